@@ -1,4 +1,4 @@
-"""The activations, one record each.
+"""Records of the activations.
 
 Graph, C code, NumPy reference, ONNX export, initialization of weights, and settings all read this table.
 CONTRIBUTING.md says how to add one. Nothing here loads Theano or NumPy, so that settings can read the table quickly.
@@ -37,7 +37,7 @@ class Activation:
     name : str
         Value of the setting, and of the attribute in model files.
     is_hidden, is_code : bool
-        True if hidden layers, or the features, can have it.
+        Whether hidden layers, or the features, can use the activation.
     value : callable
         ``value(m, z)`` returns the outputs for inputs `z`, using the functions of a `Math`. Its constants are floats.
     gradient : callable
@@ -48,7 +48,7 @@ class Activation:
     c_gradient : str
         `gradient` as a C expression of the vectors ``gradient`` and ``out``.
     onnx : str or None
-        Operator of ONNX; None if none is needed.
+        Operator of ONNX; None if the activation needs no operator.
     onnx_attributes : mapping
         Attributes of the operator.
     scale_weights : callable
@@ -110,7 +110,7 @@ def _rectifier(name: str, slope: float) -> Activation:
         name=name,
         is_hidden=True,
         is_code=False,
-        # This comparison keeps NaN.
+        # This comparison propagates NaN.
         value=lambda m, z: m.where(z < 0.0, slope * z, z),
         # The switch selects a number. If it selected between d and slope * d, Theano would compute two products.
         gradient=lambda m, d, a: d * m.where(a > 0.0, 1.0, slope),

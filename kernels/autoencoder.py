@@ -40,7 +40,8 @@ class Autoencoder:
     network : Network
         Description of the network.
     minimum, scale : ndarray of shape (n_inputs,), float32 or float64; optional
-        The scaling ``x = (r - minimum) * scale``, computed in their dtype. Without them, rows must be scaled already.
+        The scaling ``x = (r - minimum) * scale``, computed in the dtype of these arrays. If they are missing, the rows
+        must be scaled already.
     maximum : ndarray of shape (n_inputs,), optional
         End of the range that `encode_checked` expects; `minimum` is its start.
 
@@ -94,11 +95,11 @@ class Autoencoder:
     # -- the graph --
 
     def scaling(self) -> tuple[Any, ...]:
-        """Return the shared minimum and scale; nothing if rows are scaled already."""
+        """Return the shared minimum and scale; an empty tuple if rows are scaled already."""
         return self._scaling
 
     def scaled(self, rows: Any) -> Any:
-        """Return symbolic scaled rows, float32, of symbolic rows of any dtype."""
+        """Scale symbolic rows of any dtype, and return them as float32."""
         if not self._scaling:
             return rows.astype("float32")
         minimum, scale = self._scaling
@@ -113,7 +114,7 @@ class Autoencoder:
     # -- functions --
 
     def uses_ops(self, dtype: np.dtype) -> bool:
-        """Return whether the Ops of `kernels.ops` compute rows of this dtype; Theano computes bool and float16."""
+        """Return whether the Ops of `kernels.ops` support rows of this dtype; bool and float16 need Theano's graph."""
         return self._uses_ops and dtype.name in ops.DTYPES
 
     def _functions(self, dtype: np.dtype) -> OpFunctions | GraphFunctions:
@@ -153,14 +154,14 @@ class Autoencoder:
         Returns
         -------
         ndarray of int64
-            Positions of rows that contain NaN, Inf or a value outside the range, and of rows whose features are not
-            finite, which very large weights can cause in a linear code or in hidden layers. Rows with a negative zero
-            may be included.
+            Positions of the rows that contain NaN, Inf or a value outside the range, and of the rows whose features
+            are not finite. Very large weights in a linear code or in hidden layers can cause such features. Rows with
+            a negative zero may be included.
 
         Raises
         ------
         ValueError
-            If the autoencoder has no range.
+            If the autoencoder was created without a range.
         """
         if self._limits is None:
             raise ValueError("the Autoencoder has no range to check rows with, expected minimum, scale and maximum")

@@ -77,7 +77,7 @@ class Device:
     name : str
         Manufacturer's name of the processor or card.
     reason : str
-        Why `used` is not `requested`; empty if it is.
+        Reason why `used` differs from `requested`; empty if they are equal.
     place : str
         Bus address of a CUDA card, as its driver reports it; empty for other devices.
     free : int
@@ -152,7 +152,7 @@ def start(require: bool = False) -> Device:
     Returns
     -------
     Device
-        Device of all products of this process from now on.
+        Device that computes all products of this process from now on.
 
     Raises
     ------
@@ -248,9 +248,10 @@ def n_cores() -> int:
 def use_cores_for(n_flops: int) -> None:
     """Set the number of BLAS threads for products of `n_flops` floating-point operations each: one, or all cores.
 
-    A second core gains nothing for a product of 13 million operations (0.72 and 0.70 ms per step), and a quarter for
-    one of 50 million. BLAS threads wait for each other by spinning, so steps of many small products become ten times
-    slower if another process uses one of the cores. ``OPENBLAS_NUM_THREADS`` in the environment takes precedence.
+    A second core does not speed up products of 13 million operations (0.72 and 0.70 ms per step). It speeds up products
+    of 50 million operations by a quarter. BLAS threads wait for each other by spinning, so steps of many small products
+    become ten times slower if another process uses one of the cores. ``OPENBLAS_NUM_THREADS`` in the environment takes
+    precedence.
     """
     if "OPENBLAS_NUM_THREADS" in os.environ or is_active():
         return
@@ -279,7 +280,7 @@ def _start_once() -> tuple[Device, Exception | None]:
     -------
     device : Device
     error : Exception or None
-        Why the requested device cannot be used.
+        Reason why the requested device cannot be used; None if it can be used.
     """
     load()  # before `requested_device`, which imports parts of Theano
     requested = requested_device()
@@ -328,7 +329,7 @@ def _fall_back(device: Device) -> Device:
 
 
 def is_active() -> bool:
-    """Return whether a device other than the CPU is in use."""
+    """Return whether a device is in use instead of the CPU."""
     if _start_once.cache_info().currsize == 0:
         return False
     device, _ = _start_once()
@@ -360,7 +361,7 @@ def _activate(device: str) -> None:
 
 
 def _deactivate() -> None:
-    """Undo what ``theano.gpuarray.use`` does once a device is open."""
+    """Undo the changes that ``theano.gpuarray.use`` makes after it has opened a device."""
     import theano.gpuarray
 
     theano.compile.optdb.remove_tags("gpuarray_opt", "fast_run", "fast_compile")
@@ -369,14 +370,14 @@ def _deactivate() -> None:
 
 
 def _probe() -> None:
-    """Compile and run a product on the active device; check that it runs on the device, and its value.
+    """Compile and run a product; check its value, and that it ran on the active device.
 
     Raises
     ------
     DeviceUnavailable
     """
     theano = load()
-    # The matrices are not square, and one side is not a power of two, in order to detect swapped or padded sides.
+    # To detect swapped or padded sides, the matrices are not square, and one side is not a power of two.
     values = np.arange(12, dtype=np.float32)
     left = values.reshape(3, 4)
     right = values.reshape(4, 3)

@@ -1,4 +1,4 @@
-"""The number of calls of compiled functions that are running on a device other than the CPU."""
+"""Count of the running calls of compiled functions on a device; calls on the CPU are not counted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["InFlightCalls", "on_device"]
 
 
 class InFlightCalls:
-    """A context for each call, in any thread, which counts the running calls.
+    """A context manager that counts the running calls of all threads.
 
     Attributes
     ----------

@@ -1,4 +1,4 @@
-"""The directory of compiled code: a private, writable one; otherwise a temporary one."""
+"""Choice of the directory for compiled code: the compile cache or, if it cannot be used, a temporary directory."""
 
 from __future__ import annotations
 
@@ -46,8 +46,7 @@ class CompileCacheUnavailable(RuntimeError):
 def default_cache() -> str:
     """Return the path of a private directory for code compiled with these versions of Theano and NumPy.
 
-    The name that Theano gives to the directory below it contains neither version, nor what `kernels.compatibility` adds
-    to the code.
+    Theano creates a subdirectory in it, whose name contains neither version, nor that of `kernels.compatibility`.
     """
     from importlib.metadata import version
 
@@ -58,7 +57,7 @@ def default_cache() -> str:
 class SettledCache(MetaPathFinder):
     """An import hook that chooses compiler and compile cache while Theano is imported.
 
-    Theano chooses its cache, and then compiles and runs code there, all during its import.
+    During its import, Theano chooses its cache, and then compiles code and runs it from there.
     """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
@@ -88,8 +87,8 @@ def _prepare_cache() -> None:
 def _write_keys_atomically(cmodule: Any) -> None:
     """Make ``theano.gof.cmodule`` write the file with a module's keys atomically.
 
-    Theano overwrites this file, and reads it without a lock. A process that read an empty file would remove the module
-    as broken, although other processes had loaded it and still had keys to write.
+    Theano overwrites this file, and reads it without a lock. If a process read an empty file, it would remove the
+    module as broken, although other processes had loaded it and still had keys to write.
     """
 
     def save_pkl(self: Any) -> None:
@@ -100,7 +99,7 @@ def _write_keys_atomically(cmodule: Any) -> None:
         except BaseException as error:
             Path(temporary).unlink(missing_ok=True)
             if isinstance(error, pickle.PicklingError):
-                Path(self.key_pkl).unlink(missing_ok=True)  # so Theano knows that there are no keys
+                Path(self.key_pkl).unlink(missing_ok=True)  # so that Theano finds no keys
             raise
         os.replace(temporary, self.key_pkl)
 
@@ -122,7 +121,7 @@ def _choose_cache(config: Any) -> None:
 
 
 def _reason_of(error: Exception) -> str:
-    """Return the operating system's text for an error, which Theano wraps in a ValueError."""
+    """Return the operating system's text for an error that Theano may have wrapped in a ValueError."""
     cause = error
     if isinstance(error.__context__, OSError):
         cause = error.__context__
@@ -142,14 +141,14 @@ def make_temporary_cache(cache: str, why: str) -> str:
     Parameters
     ----------
     cache : str
-        Path of the compile cache that it replaces.
+        Path of the compile cache that the directory replaces.
     why : str
         Reason why that cache cannot be used.
 
     Raises
     ------
     CompileCacheUnavailable
-        If the temporary directory cannot be used, either.
+        If the temporary directory cannot be used either.
     """
     try:
         directory = str(private_directory("shardpress-compiled-"))
@@ -197,7 +196,7 @@ def _can_hold_temporary_files() -> bool:
         folder = tempfile.gettempdir()
         has_room = _free_bytes(folder) >= _MIN_FREE_BYTES
         return has_room and untrusted_above(os.path.join(folder, "any")) is None
-    except FileNotFoundError:  # none of the directories that Python tries is writable
+    except FileNotFoundError:  # Python found no writable directory
         return False
 
 

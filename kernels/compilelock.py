@@ -49,7 +49,7 @@ class _Lock:
         self.n_lock += 1
 
     def release(self) -> None:
-        """Undo one call. The file stays, because otherwise two processes could lock different files."""
+        """Undo one call. The file is not removed, because two processes could then lock different files."""
         self.n_lock -= 1
         if self.n_lock == 0:
             os.close(self._descriptor)  # this unlocks
@@ -127,7 +127,8 @@ def _wait(descriptor: int, directory: str, seconds: float) -> None:
     Raises
     ------
     CompileLockHeld
-        If one other process holds the lock for more than `seconds`. Several waiting processes can take longer.
+        If one other process holds the lock for more than `seconds`. The total wait can be longer if several
+        processes take the lock before this one.
     """
     begin = time.monotonic()
     start = begin  # when the current owner took the lock

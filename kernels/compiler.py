@@ -1,4 +1,4 @@
-"""The C++ compiler as Theano calls it: checks, its working directory, its time and its errors."""
+"""Checks of the C++ compiler, and control of Theano's calls: working directory, duration and errors."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ def check_compiler(config: Any) -> None:
 
 
 class WatchedCompiler:
-    """A replacement for Theano's function that runs the compiler. It measures the time.
+    """A replacement for Theano's function that runs the compiler; it measures the duration of compilations.
 
-    There is one per process. Theano compiles one module at a time, under a lock.
+    A process has one instance. Theano compiles one module at a time, under a lock.
 
     Parameters
     ----------
@@ -129,7 +129,7 @@ class WatchedCompiler:
         program, *arguments = command
         if os.sep in program:
             program = os.path.abspath(program)
-        # In the current directory the linker would use a libgcc_s.so.1 of another user.
+        # If the linker ran in the current directory, it would use a libgcc_s.so.1 that another user has put there.
         return self._run([program, *arguments], env=_environment(), cwd=self._config.compiledir, **options)
 
 
@@ -156,8 +156,8 @@ def _watched() -> WatchedCompiler | None:
 def check_processor_flags(cmodule: Any, config: Any) -> None:
     """Check that the compiler has reported the flags of this machine's processor.
 
-    Theano makes this query once per process. If it fails, for example because of a limit on processes, Theano compiles
-    for any processor of the architecture without a warning, and the last bits of the features differ.
+    Theano queries the compiler once per process. If the query fails, for example because of a limit on processes,
+    Theano compiles for any processor of the architecture without a warning, and the last bits of the features differ.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def check_processor_flags(cmodule: Any, config: Any) -> None:
     Raises
     ------
     CompilerFailed
-        If it has not reported them, and the user's flags name no processor.
+        If the compiler has not reported the flags, and the user's flags name no processor.
     """
     is_gcc = "g++" in config.cxx and "clang" not in config.cxx
     if not is_gcc or platform.machine() != "x86_64":
@@ -203,7 +203,7 @@ def seconds_spent() -> float:
 
 
 def silence_compiler(cmodule: Any) -> None:
-    """Keep ``theano.gof.cmodule`` from printing commands that failed, because the errors contain them."""
+    """Keep ``theano.gof.cmodule`` from printing commands that failed; the errors contain these commands."""
 
     def print_unless_error(*words: object, **options: Any) -> None:
         if options.get("file") is not sys.stderr:

@@ -44,7 +44,7 @@ _HINTS = {
     "Missing Blas": "no BLAS for this device (OpenCL needs libclblast.so, CUDA libcublas.so)",
     "INVALID_OPTION": "libgpuarray alone does not support this card (shardpress setup-gpu installs a fix)",
 }
-"""The usual remedy, by a part of the error's text."""
+"""Hint at the usual cause, by a part of the error's text."""
 
 
 class OutOfDeviceMemory(RuntimeError):

@@ -1,4 +1,4 @@
-"""Theano's settings while it is imported: our defaults, and the user's settings, which override them."""
+"""Settings for the import of Theano: our defaults, and the user's settings, which override them."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def _suggest(name: str, known: Iterable[str]) -> str:
 class NoScipy(MetaPathFinder):
     """An import hook that hides SciPy.
 
-    Theano imports SciPy for operations that this model does not use, which takes 0.5 s.
+    Theano would import SciPy for operations that this model does not use. The import takes 0.5 s.
     """
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:

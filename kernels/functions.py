@@ -66,7 +66,7 @@ class OpFunctions:
         self._idle: dict[tuple[Any, str], list[Any]] = defaultdict(list)
         self._n_running = 0
         self._lock = threading.Lock()  # protects `_idle` and `_n_running`
-        self._turns = threading.Semaphore(backend.n_cores())  # more calls at once would only slow each other down
+        self._call_slots = threading.Semaphore(backend.n_cores())  # more concurrent calls would not be faster
 
     def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
         """Compute features, and check rows if `inside` is given.
@@ -77,7 +77,7 @@ class OpFunctions:
         out : ndarray of shape (n_rows, n_features), float32
             Array to fill with the features.
         inside : ndarray of shape (n_rows,), bool, optional
-            Array to fill with whether each row lies within the limits and has finite features.
+            Array to fill: True for each row that is within the limits and has finite features.
         """
         inputs = [*self._parameters, self._share]
         if inside is None:
@@ -102,7 +102,7 @@ class OpFunctions:
         self, op: Any, inputs: Sequence[Any], dtype: np.dtype, targets: Sequence[np.ndarray]
     ) -> Iterator[tuple[Any, np.ndarray]]:
         """Yield a compiled function and a number of threads for one call. Concurrent calls cannot share a function."""
-        with self._turns:
+        with self._call_slots:
             with self._lock:
                 idle = self._idle[op, dtype.name]
                 function = idle.pop() if idle else self._compile(op, inputs, dtype, targets)
@@ -119,7 +119,7 @@ class OpFunctions:
         rows = backend.matrix(dtype, "rows")
         places = [tensor.TensorType(target.dtype.name, (False,) * target.ndim)() for target in targets]
         results = op(rows, *inputs, *places, *self._scaling, return_list=True)
-        # Without `mutable` and `borrow` Theano would copy the arrays that are to be filled.
+        # Without `mutable` and `borrow`, Theano would copy the arrays instead of filling them.
         mutable = [theano.In(place, mutable=True) for place in places]
         outputs = [theano.Out(result, borrow=True) for result in results]
         return backend.compile_function([rows, self._share, *mutable], outputs)
@@ -138,7 +138,7 @@ class GraphFunctions:
     Parameters
     ----------
     features, errors : callable
-        Return the symbolic features, and the symbolic errors, of symbolic rows.
+        Functions that return the symbolic features, and the symbolic errors, of symbolic rows.
     limits : tuple of two ndarrays of shape (n_inputs,), or None
         Range that `encode` checks rows against.
     flops_per_row : int
@@ -159,7 +159,7 @@ class GraphFunctions:
         self._fill(self._features, rows, out)
         if inside is not None and self._limits is not None:
             low, high = self._limits
-            # Sums that a device splits can end in Inf - Inf. Those of `kernels.ops` are sequential or exact.
+            # A device splits sums, which can then end in Inf - Inf. The sums of `kernels.ops` are sequential or exact.
             inside[:] = reference.are_within(rows, low, high) & np.isfinite(out).all(axis=1)
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:

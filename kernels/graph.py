@@ -1,4 +1,4 @@
-"""A network as a graph of Theano: functions of its description, its variables by name, and symbolic rows.
+"""Graphs of Theano that compute a network, from its description, its variables by name, and symbolic rows.
 
 `kernels.reference` contains the same mathematics in NumPy, with the same names.
 """
@@ -26,7 +26,7 @@ MATH = Math(tensor.switch, tensor.exp, tensor.log1p, tensor.tanh, tensor.nnet.si
 
 
 def forward(network: Network, x: Any, variables: Variables) -> list[Any]:
-    """Return the output of every layer for symbolic scaled rows: from the rows to the features."""
+    """Return the scaled rows, followed by the output of every layer for them; the last one is the features."""
     a = [x]
     for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
         z = tensor.dot(a[-1], variables[W]) + variables[b_hidden]
@@ -60,7 +60,7 @@ def cost_and_gradients(
 ) -> tuple[Any, list[Any]]:
     """Return the symbolic cost of scaled rows, and its gradients in the order of the parameters.
 
-    The gradients are written out, because Theano's own would sum those of the biases in float64. The factor
+    The gradients are written out, because Theano would compute the sums for the biases in float64. The factor
     ``c = 2 / (number of entries)`` is kept out of the matrices, so that the products can apply it. One layer of
     sigmoids, for example, has::
 
@@ -79,12 +79,12 @@ def cost_and_gradients(
     variables : mapping of variables
         Parameters by name.
     n_rows : scalar variable, float32, optional
-        Number of rows, if it is known without `x`.
+        Number of rows; by default the length of `x`.
     """
     a = forward(network, visible, variables)
     s = _decode(network, a[-1], variables)
     d = s[0] - x
-    # Averaged over columns and then over rows, because a single float32 sum over all entries loses digits.
+    # The mean is taken over columns and then over rows. A single float32 sum over all entries would lose digits.
     cost = tensor.mean(_row_means(d**2), acc_dtype="float32")
     d, found = _decoder_gradients(network, d, a[-1], s, variables)
     found |= _encoder_gradients(network, d, a, found, variables)
@@ -138,7 +138,7 @@ def _encoder_gradients(
 
 
 def _decode(network: Network, h: Any, variables: Variables) -> list[Any]:
-    """Return the output of every mirror for symbolic features: from the reconstruction to the last mirror's input."""
+    """Return the outputs of all mirrors for symbolic features, from the reconstruction to the last mirror's input."""
     start = h
     if network.gain:
         start = (h - np.float32(network.center)) * variables["gain"]

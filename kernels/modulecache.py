@@ -39,7 +39,7 @@ def read_records_on_demand(cmodule: Any) -> None:
             key : tuple
                 Theano's key of the module.
             lnk : CLinker
-                Generates and compiles the code.
+                Linker that generates and compiles the code.
             keep_lock : bool
                 Whether to keep the lock of the cache.
             """
@@ -50,14 +50,14 @@ def read_records_on_demand(cmodule: Any) -> None:
             return super().module_from_key(key, lnk, keep_lock)
 
         def refresh(self, age_thresh_use: float | None = None, **options: Any) -> list[str]:
-            """Read the records of modules that this process needs, and leave old or incomplete ones to Theano."""
+            """Read the records of modules that this process needs, and let Theano handle old or incomplete ones."""
             max_age = self.age_thresh_use if age_thresh_use is None else age_thresh_use
             self._libraries = _recent_libraries(self.dirname, max_age, self._libraries)
             needed = {f"{code_hash}.so" for code_hash in self._hashes}
             others = {record for record, library in self._libraries.items() if library not in needed}
             skipped = others - self.loaded_key_pkl
-            # Theano skips records in this set as already read. At the end it looks for modules that are gone, and
-            # expects only records that it has really read in the set.
+            # Theano treats the records in this set as read, and skips them. At the end it looks for removed modules.
+            # For this step, the set must contain only records that Theano has really read.
             self.loaded_key_pkl |= skipped
             try:
                 return list(super().refresh(age_thresh_use, **options))
@@ -68,7 +68,7 @@ def read_records_on_demand(cmodule: Any) -> None:
 
 
 def _recent_libraries(directory: str, max_age: float, known: dict[str, str]) -> dict[str, str]:
-    """Return the names of the libraries of complete modules used in the last `max_age` seconds, by their records."""
+    """Return the library name of each complete module used in the last `max_age` seconds, by the path of its record."""
     oldest = time.time() - max_age
     recent = {}
     try:

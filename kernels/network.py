@@ -1,4 +1,4 @@
-"""The description of an autoencoder that graph, C code, NumPy reference and model files use.
+"""The description of an autoencoder, which the graph, the C code, the NumPy reference and model files use.
 
 Layers 1 to n lead from the columns to the features. Each layer has a mirror in the decoder, with the same weights,
 transposed::
@@ -8,7 +8,8 @@ transposed::
     s_n = h, or (h - center) * gain
     s_(l-1) = g_l(s_l . W_l^T + b_output_l)                  s_0 = y, the reconstruction
 
-Every f and g is the activation of the hidden layers, except that ``f_n`` is that of the code, and ``g_1`` is linear.
+Every f and g is the activation of the hidden layers, with two exceptions: ``f_n`` is the activation of the features,
+and ``g_1`` is linear.
 This module does not load Theano, so every package can import it.
 """
 
@@ -76,14 +77,14 @@ class Network:
 
     @property
     def n_weights(self) -> int:
-        """Number of entries of all matrices. A layer needs two operations per row and entry, and so does its mirror."""
+        """Number of entries of all matrices. A layer and its mirror each need two operations per row and entry."""
         return sum(n * m for n, m in pairwise(self.widths))
 
     @property
     def layers(self) -> tuple[tuple[str, str, str], ...]:
         """Names of the weights, the bias and the mirror's bias of each layer.
 
-        If there are several layers, names end with the number of the layer, starting at 1.
+        In a network of several layers, names end with the number of the layer, starting at 1.
         """
         if self.n_layers == 1:
             return (("W", "b_hidden", "b_output"),)

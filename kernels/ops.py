@@ -30,7 +30,7 @@ DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 1
 """Names of the dtypes that rows can have."""
 
 _FOLDER = Path(__file__).parent / "native"
-# A header comes after those that it depends on.
+# A header comes after the headers that it depends on.
 _HEADERS = (
     "vectors",
     "transpose",
@@ -78,7 +78,7 @@ class _Native(theano.Op):
     changed : range
         Positions of the inputs that are changed.
     inplace : bool
-        Whether they are changed in place.
+        Whether these inputs are changed in place.
 
     Attributes
     ----------
@@ -146,7 +146,7 @@ class _Native(theano.Op):
         raise NotImplementedError
 
     def c_code(self, node: Any, name: str, inputs: Sequence[str], outputs: Sequence[str], sub: Any) -> str:
-        """Return C code that makes outputs of the changed inputs, or of copies of them, and calls the native code."""
+        """Return C code that uses the changed inputs, or copies of them, as outputs, and calls the native code."""
         arrays = list(inputs)
         lines = ["int done = 0;"]
         n_new = len(self.new_types)
@@ -160,7 +160,7 @@ class _Native(theano.Op):
         return "\n".join(lines)
 
     def _output_of_input(self, array: str, output: str, fail: str) -> list[str]:
-        """Return C statements that make an output of an input, or of its copy."""
+        """Return C statements that use an input, or its copy, as an output."""
         release = f"Py_XDECREF({output});"  # the output of the previous call
         if self.inplace:
             return [release, f"{output} = {array}; Py_INCREF({output});"]
@@ -223,10 +223,10 @@ def _activation_macros(prefix: str, activation: Activation) -> dict[str, str]:
 
 
 def _dtype_macros(rows: Any, scaling: Sequence[Any], network: dict[str, Any]) -> dict[str, Any]:
-    """Return all macros: those for the dtypes of rows and scaling, and those of the network."""
+    """Return all macros: the macros for the dtypes of rows and scaling, and the macros of the network."""
     row = _c_type(rows)
     scale = _c_type(scaling[0]) if scaling else "float"
-    # The bits of Inf, NaN and negative numbers, read as unsigned integers, are larger than those of all other numbers.
+    # The bits of Inf, NaN and negative numbers, read as unsigned integers, are larger than the bits of all others.
     bits = "npy_uint64" if scale == "npy_float64" else "npy_uint32"
     return {
         "ROW": row,
@@ -254,8 +254,8 @@ class Encode(_Native):
     network : Network
     checked : bool
         Also check rows: ``(rows, *parameters, n_threads, maximum, out, inside, *scaling) -> out, inside``. `inside`,
-        (n_rows,), bool, is true if all values of a row are between minimum and maximum, which excludes NaN and Inf, and
-        all of its features are finite.
+        (n_rows,), bool, is true if all values of a row are between minimum and maximum, and all of its features are
+        finite. NaN and Inf are outside the range.
     """
 
     __props__ = ("network", "checked", "inplace")
@@ -320,7 +320,7 @@ class _StepInputs(NamedTuple):
     """First inputs of a `Step`: arrays for NumPy, names of variables for C."""
 
     rows: Any
-    numbers: Any  # None if the minibatch is given as rows
+    numbers: Any  # None if `rows` is the minibatch
     noise: Any  # None without corruption
     learning_rate: Any
     rate: Any
@@ -342,7 +342,7 @@ class Step(_Native):
         Fraction of the entries that the network does not see. If it is not 0, the input `noise` (n_rows, n_inputs),
         uint8, selects them.
     resident : bool
-        Whether the rows of the minibatch are given as numbers, int64, of `rows`.
+        Whether the minibatch is given as the numbers, int64, of its rows in `rows`.
     """
 
     __props__ = ("network", "rule", "corruption", "resident", "inplace")
@@ -441,7 +441,7 @@ class Step(_Native):
 
 
 def _number(scalar: str, dtype: str = "npy_int64") -> str:
-    """Return a C expression of the value of a NumPy array without dimensions."""
+    """Return a C expression for the value of a NumPy array without dimensions."""
     return f"*({dtype} *)PyArray_DATA({scalar})"
 
 

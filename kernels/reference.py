@@ -31,13 +31,13 @@ Parameters = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
     """Return scaled rows, rounded to float32.
 
-    The C code that multiplies bytes as integers does not round them, so its results differ by this rounding.
+    The C code that multiplies bytes as integers does not round scaled rows, so its results differ by this rounding.
 
     Parameters
     ----------
     rows : ndarray of shape (n_rows, n_inputs), any real dtype
     scaling : sequence of two ndarrays of shape (n_inputs,), or empty
-        Minimum and scale. Rows are scaled in their dtype.
+        Minimum and scale. Rows are scaled in the dtype of these arrays.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def are_within(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarra
 
 
 def threshold(corruption: float) -> int:
-    """Return how many of the 256 values of a byte of noise hide an entry."""
+    """Return how many of the 256 values of a noise byte hide an entry."""
     return round(256 * corruption)
 
 

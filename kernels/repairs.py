@@ -1,4 +1,4 @@
-"""Fixes for faults of Theano in the code that it generates for devices, and in the versions of code in its cache."""
+"""Fixes for errors of Theano in the code that it generates for devices, and in the versions of code in its cache."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["repair_code_versions", "repair_generated_code", "repair_module_versi
 def repair_code_versions(op_module: Any) -> None:
     """Give Ops whose C code comes from files the same version in each process.
 
-    Theano uses ``hash`` of their text, which differs between processes. Without the fix, the code of such Ops, for
-    example ``DimShuffle``, is compiled again at each start, and the cache of modules grows without bound.
+    Theano uses the ``hash`` of the text of these files, which differs between processes. Without the fix, the code of
+    such Ops, for example ``DimShuffle``, is compiled again at each start, and the cache of modules grows without bound.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def repair_code_versions(op_module: Any) -> None:
 def repair_module_versions(linker_module: Any) -> None:
     """Keep the compiled code of Ops without properties for other processes.
 
-    Theano adds the tuple ``__props__`` of each Op to the version of its module, and takes an empty tuple for a missing
+    Theano adds the tuple ``__props__`` of each Op to the version of its module, and treats an empty tuple as a missing
     version. Without the fix, the code of such Ops, for example ``GpuDot22`` and ``HostFromGpu``, is compiled again at
     each start.
 
@@ -61,7 +61,7 @@ def repair_module_versions(linker_module: Any) -> None:
 
 
 def repair_generated_code() -> None:
-    """Repair generated code before it is compiled. Code that was compiled without the repair is not used again."""
+    """Fix generated code before it is compiled. Code that was compiled without the fix is not used again."""
     from theano.gpuarray.elemwise import GpuCAReduceCPY
     from theano.gpuarray.subtensor import GpuAdvancedSubtensor1
 
@@ -81,7 +81,7 @@ def _room_for_every_argument(node: Any, code: str) -> str:
 
 
 def _no_wait_for_the_index(_node: Any, code: str) -> str:
-    """Do not wait for the device in each step in order to check the row numbers.
+    """Remove the check of the row numbers, for which each step would wait for the device.
 
     All row numbers are valid, since they come from a permutation of the rows. The kernel itself ignores numbers that
     are too large, so it never reads outside the rows.

@@ -1,7 +1,7 @@
-"""The update rules, one record each, which graph, C code and settings use.
+"""Records of the update rules, which the graph, the C code and the settings use.
 
-`kernels.updates` applies them to variables of Theano, `kernels.ops` to NumPy arrays and in C. CONTRIBUTING.md says how
-to add a rule. Nothing here loads Theano or NumPy, so that settings can read the table quickly.
+`kernels.updates` applies the rules to variables of Theano; `kernels.ops` applies them to NumPy arrays and in C.
+CONTRIBUTING.md says how to add a rule. Nothing here loads Theano or NumPy, so that settings can read the table quickly.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class UpdateRule:
     Attributes
     ----------
     name : str
-        Value of the setting, and name in checkpoints.
+        Value of the setting, and name of the rule in checkpoints.
     learning_rate : float
         Default of the setting; docs/training.md lists the measurements.
     states : tuple of str
@@ -32,8 +32,8 @@ class UpdateRule:
     c : str
         `update` as C statements for the element ``i`` of ``p``, ``g`` and the states, float32.
     corrected_rate : callable or None
-        ``corrected_rate(sqrt, learning_rate, decay, step)`` returns the rate of a step, counted from 1. None if it is
-        the learning rate.
+        ``corrected_rate(sqrt, learning_rate, decay, step)`` returns the rate of a step, counted from 1. None if the
+        rate is the learning rate.
     """
 
     name: str
@@ -52,7 +52,7 @@ def _float32(value: float) -> Any:
 
 
 def _momentum(p: Any, g: Any, rate: Any, decay: Any, velocity: Any) -> tuple[Any, ...]:
-    """Classical momentum: ``v <- decay v - rate g ;  p <- p + v``.
+    """Apply classical momentum: ``v <- decay v - rate g ;  p <- p + v``.
 
     Source: Sutskever, Martens, Dahl and Hinton, "On the importance of initialization and momentum in deep learning",
     2013, equations 1 and 2.
@@ -62,9 +62,9 @@ def _momentum(p: Any, g: Any, rate: Any, decay: Any, velocity: Any) -> tuple[Any
 
 
 def _nesterov(p: Any, g: Any, rate: Any, decay: Any, velocity: Any) -> tuple[Any, ...]:
-    """Nesterov momentum: ``v <- decay v - rate g ;  p <- p + decay v - rate g``.
+    """Apply Nesterov momentum: ``v <- decay v - rate g ;  p <- p + decay v - rate g``.
 
-    The stored parameters are those at the look-ahead point, where the gradient is computed. Source: Bengio,
+    The stored parameters are the parameters at the look-ahead point, where the gradient is computed. Source: Bengio,
     Boulanger-Lewandowski and Pascanu, "Advances in optimizing recurrent networks", 2013, equations 6 and 7.
     """
     velocity = decay * velocity - rate * g
@@ -75,10 +75,10 @@ _BETA2 = 0.999
 
 
 def _adam(p: Any, g: Any, rate: Any, decay: Any, mean: Any, square: Any) -> tuple[Any, ...]:
-    """Adam with ``beta1 = decay``, ``beta2 = 0.999``, ``epsilon = 1e-8``; `_adam_rate` applies the bias corrections.
+    """Apply Adam with ``beta1 = decay``, ``beta2 = 0.999``, ``epsilon = 1e-8``; `_adam_rate` corrects the bias.
 
     Source: Kingma and Ba, "Adam: a method for stochastic optimization", 2015, in the order of computation given at the
-    end of section 2, which takes the bias corrections into the learning rate.
+    end of section 2, where the learning rate includes the bias corrections.
     """
     beta2 = _float32(_BETA2)
     mean = decay * mean + (_float32(1) - decay) * g
@@ -92,7 +92,7 @@ def _adam_rate(sqrt: Callable[[Any], Any], learning_rate: Any, decay: Any, step:
 
 
 def _rmsprop(p: Any, g: Any, rate: Any, decay: Any, square: Any) -> tuple[Any, ...]:
-    """RMSProp with the running square's decay: ``p <- p - rate g / sqrt(square + epsilon)``, ``epsilon = 1e-6``.
+    """Apply RMSProp with the running square's decay: ``p <- p - rate g / sqrt(square + epsilon)``, ``epsilon = 1e-6``.
 
     Source: Tieleman and Hinton, "Lecture 6.5: rmsprop", Neural Networks for Machine Learning, 2012.
     """

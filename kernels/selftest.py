@@ -1,4 +1,4 @@
-"""Self-tests for `shardpress doctor`: a compilation that uses no cache, and the speed of the device."""
+"""Self-tests for `shardpress doctor`: compilation without the cache, and the speed of the device."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ _MIN_SECONDS = 0.2
 
 
 class _Copy(theano.Op):
-    """An Op that copies a vector and has C code only, so it needs a working compiler with headers and linker.
+    """An Op that copies a vector in C only, so it needs a working compiler with headers and linker.
 
-    It has no version, so compiled code is never reused.
+    The Op has no version, so its compiled code is never reused.
     """
 
     __props__ = ()
@@ -60,7 +60,7 @@ def time_compilation() -> float:
     Raises
     ------
     RuntimeError
-        If it ran without being compiled, or its result is wrong.
+        If the function ran without being compiled, or its result is wrong.
     kernels.compiler.CompilerFailed
     """
     start = time.monotonic()
@@ -84,16 +84,16 @@ def flops() -> float:
 
 
 def bytes_per_second() -> tuple[float, float]:
-    """Return the bytes per second of copies to the active device, which is not the CPU, and back."""
+    """Return the bytes per second of copies to the active device and back; the device must not be the CPU."""
     values = np.random.default_rng(0).integers(0, 256, (_N_BYTES // _WIDTH, _WIDTH), dtype=np.uint8)
     variable = backend.shared(values, name="values")
 
     def wait() -> None:
         variable.get_value(borrow=True, return_internal_type=True).sync()
 
-    copies_there = _calls_per_second(lambda: variable.set_value(values), wait)
-    copies_back = _calls_per_second(variable.get_value, wait)
-    return _N_BYTES * copies_there, _N_BYTES * copies_back
+    uploads = _calls_per_second(lambda: variable.set_value(values), wait)
+    downloads = _calls_per_second(variable.get_value, wait)
+    return _N_BYTES * uploads, _N_BYTES * downloads
 
 
 def _calls_per_second(call: Callable[[], object], wait: Callable[[], object]) -> float:
@@ -102,9 +102,9 @@ def _calls_per_second(call: Callable[[], object], wait: Callable[[], object]) ->
     Parameters
     ----------
     call : callable
-        Starts work, which a device may finish after the call.
+        Function that starts work, which a device may finish after the call.
     wait : callable
-        Returns when all work is done.
+        Function that returns when all work is done.
     """
     call()  # the first call may compile and allocate
     wait()

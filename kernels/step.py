@@ -20,7 +20,7 @@ vm = theano.gof.vm
 __all__ = ["TrainingStep"]
 
 _PRODUCTS_PER_LAYER = 3
-"""Matrix products per layer in a step, including those for the gradients."""
+"""Number of matrix products per layer in a step, including the products for the gradients."""
 
 
 class TrainingStep:
@@ -35,11 +35,11 @@ class TrainingStep:
     dtype : dtype
         Dtype of the rows.
     resident : ndarray of shape (n_rows, n_inputs), `dtype`, or `upload.Pieces` of it, optional
-        All rows, to be kept on the device; pieces are allowed for a device with its own memory. If given, minibatches
-        are row numbers (int64), otherwise rows.
+        All rows, to be kept on the device; pieces are allowed for a device with its own memory. If `resident` is given,
+        minibatches are row numbers (int64), otherwise rows.
     corruption : float
-        Fraction of the entries to hide: they are 0 in the input of the network, but not in the rows that it has to
-        reconstruct. The noise of each step selects them, see `kernels.reference.masked`.
+        Fraction of the entries to hide. Hidden entries are 0 in the input of the network, but not in the rows that it
+        has to reconstruct. The noise of each step selects these entries, see `kernels.reference.masked`.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class TrainingStep:
         self._functions: dict[bool, Any] = {}  # with (True) and without the computation of the cost
 
     def n_at_once(self, batch_size: int) -> int:
-        """Return how many minibatches of `batch_size` rows to give to `begin` at once: 1 on the CPU."""
+        """Return how many minibatches of `batch_size` rows to pass to `begin` at once: 1 on the CPU."""
         step_flops_per_row = _PRODUCTS_PER_LAYER * self._flops_per_row
         n_fitting = upload.n_minibatches_at_once(batch_size, self.row_bytes, step_flops_per_row)
         return min(self._feed.max_minibatches, n_fitting)
@@ -78,7 +78,7 @@ class TrainingStep:
     def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
         """Set the minibatches of the next steps.
 
-        A device with its own memory receives all of them at once, while it may still work on earlier steps.
+        A device with its own memory receives all minibatches at once, while it may still work on earlier steps.
 
         Parameters
         ----------
@@ -86,7 +86,7 @@ class TrainingStep:
             Rows of consecutive minibatches, or row numbers if the rows are resident. The last minibatch can be smaller.
             The CPU uses the array in place.
         noise : ndarray of shape (n, n_inputs), uint8, C order, or None
-            Random bytes that select the entries to hide. Required with corruption, and refused without.
+            Random bytes that select the entries to hide. They are required with corruption, and refused without it.
         batch_size : int
             Number of rows of a minibatch.
 
@@ -122,7 +122,7 @@ class TrainingStep:
             return float(np.asarray(outputs[0])) if with_cost else None
 
     def compile(self) -> None:
-        """Compile the functions that the first steps would otherwise compile."""
+        """Compile the functions now, so that the first steps do not have to."""
         self._function(False)
         self._function(True)
 
@@ -194,7 +194,7 @@ class _Feed(Protocol):
     Attributes
     ----------
     max_minibatches : int
-        Largest number of minibatches that `begin` may receive.
+        Largest number of minibatches that `begin` accepts.
     symbols : list
         Variables of the arrays of one minibatch.
     inputs : list
@@ -222,13 +222,13 @@ class _Feed(Protocol):
 
 
 class _HostFeed:
-    """Minibatches in host memory, which are inputs of a function that is called for each of them."""
+    """Minibatches in host memory; a function is called for each minibatch, and receives it as input."""
 
     def __init__(self, kinds: Sequence[_ArrayKind]) -> None:
         self.max_minibatches = 1  # so that a minibatch is still in the caches when it is used
         self.symbols = [_symbol_of(kind) for kind in kinds]
         self.inputs = self.symbols
-        # A shared variable instead of an input, so that each call passes only the minibatch.
+        # This is a shared variable instead of an input, so that each call passes only the minibatch.
         self.learning_rate = theano.shared(np.float32(0), name="learning_rate")
         self.n_rows = None
         self.updates = Updates()
@@ -348,13 +348,13 @@ class _Minibatch:
     Attributes
     ----------
     rows : matrix variable
-        The rows of the minibatch, or all rows if `numbers` is given.
+        Rows of the minibatch, or all rows if `numbers` is given.
     numbers : vector variable, int64, or None
         Numbers of the minibatch's rows among all rows.
     noise : matrix variable, uint8, or None
-        None without corruption.
+        Random bytes that select the entries to hide; None without corruption.
     n_rows, learning_rate : variables
-        As in `_Feed`.
+        Variables of the `_Feed`.
     corruption : float
     """
 

@@ -17,7 +17,7 @@ _ALL_USERS = 2**32 - 1  # number of user ids that the initial user namespace map
 
 
 class UntrustedDirectory(PermissionError):
-    """Error for a private directory whose parent lets other users replace it."""
+    """Error for a private directory that other users could replace."""
 
 
 def private_directory(prefix: str) -> Path:
@@ -88,14 +88,14 @@ def _target_of(link: str) -> Path:
 
 
 def _trusted_users() -> set[int]:
-    """Return the ids of the users who can replace any file of this process anyway: its own user and root."""
+    """Return the ids of the users who can always replace the files of this process: its own user and root."""
     trusted = {0, os.geteuid()}
     try:
         lines = Path("/proc/self/uid_map").read_text().splitlines()
         n_mapped = sum(int(line.split()[2]) for line in lines)
         if n_mapped < _ALL_USERS:
-            # In a user namespace, for example of Apptainer, root of the machine appears as this user, like all users
-            # that are not mapped.
+            # In a user namespace, for example of Apptainer, files of unmapped users appear to belong to the overflow
+            # user. Root of the machine can be unmapped.
             trusted.add(int(Path("/proc/sys/kernel/overflowuid").read_text()))
     except (OSError, ValueError, IndexError):
         pass  # /proc is not available

@@ -20,7 +20,7 @@ __all__ = ["Rule", "Updates", "rate_of", "states_of", "updates_of"]
 Updates = OrderedDict[Any, Any]
 """Shared variables and their next values. Theano warns about a plain dict."""
 
-_ONE = np.float32(1)  # Python's 1 would turn a NumPy float32 into a float64
+_ONE = np.float32(1)  # Python's 1 would convert a NumPy float32 to float64
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Rule:
     momentum : float
         Decay rate of the rule's running average.
     weight_decay : float
-        Before a step, every matrix is multiplied by 1 - `weight_decay` times the learning rate; biases and gains are
-        not. The decay is decoupled from the gradients, so adam does not scale it. Source: Loshchilov and Hutter,
-        "Decoupled weight decay regularization", 2019, algorithm 2.
+        Factor of the decay: before a step, every matrix is multiplied by 1 - `weight_decay` times the learning rate.
+        Biases and gains do not decay. The decay is decoupled from the gradients, so adam does not scale it. Source:
+        Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
     """
 
     name: str
@@ -45,7 +45,7 @@ class Rule:
 
 
 def states_of(rule: Rule, parameter: Any) -> list[Any]:
-    """Return a shared array of zeros for each state of the rule; its name contains those of parameter and state."""
+    """Return a shared array of zeros for each state of the rule, named after the parameter and the state."""
     zeros = np.zeros(parameter.get_value(borrow=True).shape, dtype=np.float32)
     return [theano.shared(zeros, name=f"{parameter.name}.{state}") for state in RULES[rule.name].states]  # copies
 
@@ -62,7 +62,7 @@ def rate_of(rule: Rule, learning_rate: Any, updates: Updates) -> Any:
 
 
 def updates_of(rule: Rule, gradients: Sequence[Any], parameters: Sequence[Any], learning_rate: Any) -> Updates:
-    """Return the updates of the parameters, and of the rule's own states, in a step.
+    """Return the updates of the parameters and of the rule's states in a step.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Copies of rows and minibatches to the memory of a device other than the CPU."""
+"""Copies of rows and minibatches to the memory of the active device, which is not the CPU."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kernels import MOST_RESIDENT, backend
 __all__ = ["MAX_MINIBATCHES", "Pieces", "TwoBuffers", "n_minibatches_at_once", "upload_rows"]
 
 # A copy to the device takes as long as several kernels of a step, and may wait until the device is idle. Therefore
-# several minibatches are sent at once, but no more than a slow device processes in a second or two, because signals and
-# progress reports have to wait for it.
+# several minibatches are sent at once. Their number is limited to what a slow device processes in a second or two,
+# because signals and progress reports have to wait for the device.
 MAX_MINIBATCHES = 32
 """Largest number of minibatches that are sent at once."""
 _MAX_BYTES = 2**24
@@ -83,9 +83,9 @@ def _check_size(n_bytes: int) -> None:
 
 
 class TwoBuffers:
-    """Two buffers in the memory of the active device, which receive arrays in turn.
+    """Two buffers in the memory of the active device, which receive arrays alternately.
 
-    One array can be copied while steps use the other. Arrays of the same kind reuse the memory.
+    One buffer can be filled while steps use the other. Arrays of the same dtype and row shape reuse the memory.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class TwoBuffers:
         self._other: Any = None
 
     def put(self, array: np.ndarray) -> Any:
-        """Return a copy of an array of shape (n, ...) on the device. It is valid until the second next call."""
+        """Copy an array of shape (n, ...) to the device; the copy is valid until the call after the next one."""
         buffer = self._next
         if buffer is None or not _has_room(buffer, array):
             buffer = _empty(array.shape, array.dtype)

@@ -45,7 +45,7 @@ class ChildProcess(subprocess.Popen[bytes]):
 
     The two processes share a pipe, the lifeline: this process holds one end, and the child holds the other. Nothing is
     ever written to the pipe. When this process ends, the kernel closes its end of the pipe, and kills the child and all
-    other processes of its process group. The child needs no thread for this. The thread that started the child may end
+    other processes of its process group. The child needs no thread for this. The thread that started the child can end
     earlier.
 
     Parameters
@@ -176,15 +176,15 @@ def _reports_in(output: bytes) -> dict[str, Any]:
 
 
 def environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return environment variables without those that change what Python imports or runs."""
+    """Return environment variables without the variables that change what Python imports or runs."""
     return {name: value for name, value in environment.items() if not name.startswith("PYTHON")}
 
 
 def import_path() -> list[str]:
-    """Return the directories from which a child imports modules.
+    """Return the import path of a child process.
 
-    They are the safe directories of this process, so that both processes import the same packages. The directory of
-    shardpress follows the standard library.
+    The path contains the safe directories of this process, so that both processes import the same packages. The
+    directory of shardpress follows the standard library.
     """
     unsafe = {_STARTED_IN, _current_directory(), _script_directory()}
     standard = os.path.dirname(os.__file__)

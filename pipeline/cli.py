@@ -105,7 +105,7 @@ def _set_level(config: Config) -> None:
         level = logging.WARNING
     elif config.results.verbose:
         level = logging.DEBUG
-    for name in ("pipeline", "kernels"):  # details that Theano and Dask log are of no use to users
+    for name in ("pipeline", "kernels"):  # users do not need the details that Theano and Dask log
         logging.getLogger(name).setLevel(level)
 
 

@@ -68,7 +68,7 @@ _COMPILE_CACHE = "the compile cache (base_compiledir in THEANO_FLAGS, by default
 # Theano and the compiler report a full disk in many ways, but their messages contain one of these texts.
 _DISK_FULL = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))
 _DOCTOR = "Run `shardpress doctor` to see what is missing"
-_WITHOUT = "about 100 times as long"
+_SLOWDOWN = "about 100 times as long"  # without a compiler
 
 
 def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> Autoencoder:
@@ -146,8 +146,8 @@ def device_speeds(device: Device) -> dict[str, Any]:
     if device.used == "cpu":
         speeds["blas"] = str(backend.load().config.blas.ldflags)
     else:
-        there, back = selftest.bytes_per_second()
-        speeds["bytes_per_second"] = {"there": there, "back": back}
+        to_device, to_host = selftest.bytes_per_second()
+        speeds["bytes_per_second"] = {"there": to_device, "back": to_host}
     return speeds
 
 
@@ -312,7 +312,7 @@ def start_device(is_required: bool = False) -> Device:
 
 
 def _check_for_compiler(settings: Any) -> None:
-    """Raise an error if there is no compiler, unless the user has set ``cxx=``.
+    """Raise an error if no compiler is available, unless the user has set ``cxx=``.
 
     Theano itself would only log a warning, and then run in Python.
     """
@@ -326,7 +326,7 @@ def _check_for_compiler(settings: Any) -> None:
                 "again. If it fails again, run g++ -v to find the cause."
             )
         raise DeviceError(
-            f"no C++ compiler: g++ was not found. Without a compiler, a run takes {_WITHOUT}. {_advice()}, or run "
+            f"no C++ compiler: g++ was not found. Without a compiler, a run takes {_SLOWDOWN}. {_advice()}, or run "
             "without a compiler with THEANO_FLAGS=cxx= (an empty value)."
         )
-    log.warning("cxx is empty in THEANO_FLAGS or .theanorc: without a C++ compiler this run takes %s", _WITHOUT)
+    log.warning("cxx is empty in THEANO_FLAGS or .theanorc: without a C++ compiler this run takes %s", _SLOWDOWN)

@@ -1,7 +1,7 @@
 """Error classes, one for each kind of failure. Their exit codes follow ``sysexits.h``.
 
-An error message states where the error occurred (file, dataset, rows), what was found, what was expected, and what to
-do.
+An error message states where the error occurred (file, dataset, rows), what was found, what was expected, and what
+the user can do.
 """
 
 from __future__ import annotations
@@ -53,90 +53,90 @@ class ShardpressError(Exception):
 
 
 class UsageError(ShardpressError):
-    """The command line is invalid."""
+    """Error in the command line."""
 
     exit_code = 64
 
 
 class DataError(ShardpressError):
-    """The content of an input file is not as expected."""
+    """Unexpected content of an input file."""
 
     exit_code = 65
 
 
 class TrainingDiverged(DataError):
-    """The cost became NaN or grew without bound."""
+    """Divergence of a training run: the cost became NaN or grew without bound."""
 
 
 class NoInput(ShardpressError):
-    """An input file does not exist or cannot be opened."""
+    """Input file that does not exist or cannot be opened."""
 
     exit_code = 66
 
 
 class DeviceError(ShardpressError):
-    """The device or the compiler is not available."""
+    """Unavailable device or compiler."""
 
     exit_code = 69
 
 
 class SystemLimit(ShardpressError):
-    """A limit of the operating system is reached, for example the maximum number of open files or processes."""
+    """Limit of the operating system that is reached, for example the maximum number of open files or processes."""
 
     exit_code = 71
 
 
 class CannotCreate(ShardpressError):
-    """The output cannot be created at the requested path."""
+    """Output that cannot be created at the requested path."""
 
     exit_code = 73
 
 
 class ReadFailed(ShardpressError):
-    """The storage failed during a read. The data may be intact."""
+    """Failure of the storage during a read. The data may be intact."""
 
     exit_code = 74
 
 
 class WriteFailed(ShardpressError):
-    """A write failed: the disk is full, a quota is used up, or the storage failed."""
+    """Failed write: the disk is full, a quota is used up, or the storage failed."""
 
     exit_code = 74
 
 
 class TryAgain(ShardpressError):
-    """A temporary failure: the same command can succeed later."""
+    """Temporary failure. The same command can succeed later."""
 
     exit_code = 75
 
 
 class DeviceLost(TryAgain):
-    """The device has failed, and this process can no longer use it."""
+    """Failure of the device. This process can no longer use the device."""
 
     why = ""
     """Reason for the failure, without advice."""
 
 
 class NewerFormat(ShardpressError):
-    """A file was written by a later version of shardpress."""
+    """File that was written by a later version of shardpress."""
 
     exit_code = 76
 
 
 class NotPermitted(ShardpressError):
-    """File permissions deny access, or allow other users to write to files that must be private."""
+    """File permissions that deny access, or that allow other users to write to private files."""
 
     exit_code = 77
 
 
 class ConfigError(ShardpressError):
-    """Some settings are invalid. The message lists all of them."""
+    """Invalid settings. The message lists all of them."""
 
     exit_code = 78
 
 
 class VerificationFailed(ShardpressError):
-    """Output files have changed, or contain features that do not match the input rows."""
+    """Output files that have changed, or that contain features that do not match the input rows."""
 
     exit_code = 79  # sysexits.h defines codes up to 78
 

@@ -102,7 +102,7 @@ class Features:
     """Features of a finished run as lazy Dask arrays.
 
     ``features[valid].compute_chunk_sizes()`` selects the features of good rows. Without ``compute_chunk_sizes``, Dask
-    does not know how many good rows there are.
+    does not know the number of good rows.
 
     Attributes
     ----------
@@ -164,7 +164,7 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
 
 
 def _output_of(directory: Path) -> Path:
-    """Return the output directory of an index. `directory` contains the index, and may be below ``published/``."""
+    """Return the output directory of an index. `directory` contains the index, and can be below ``published/``."""
     return directory.parents[1] if directory.parent.name == PUBLISHED else directory
 
 

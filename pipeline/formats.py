@@ -73,9 +73,9 @@ class Digested:
 
 def digest(pieces: Iterable[bytes | memoryview]) -> str:
     """Return the BLAKE3 digest of a file's bytes in hexadecimal digits."""
-    passing = Digested(pieces)
-    deque(passing, maxlen=0)  # consumes all pieces
-    return passing.blake3
+    content = Digested(pieces)
+    deque(content, maxlen=0)  # consumes all pieces
+    return content.blake3
 
 
 def missing_value(dtype: np.dtype) -> Any:
@@ -199,7 +199,7 @@ def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
         if list(arrays) != names:
             raise ValueError(f"holds arrays {_few(list(arrays))}, expected {_few(names)}")
         return arrays, about
-    except MemoryError:  # the file did not cause this error, because the memory for it is bounded
+    except MemoryError:  # not caused by the file, because the memory for the file is bounded
         raise
     except Exception as error:  # NumPy and zipfile raise many kinds of errors for damaged files
         raise ValueError(f"not an array file of shardpress: {error}") from error

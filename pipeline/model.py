@@ -1,8 +1,8 @@
 """The fitted model: named arrays, its files, and an encoder in NumPy.
 
 No file uses pickle. ``model.h5`` stores the scaling and the weights separately, and describes the network.
-``encoder.npz`` stores one affine map per layer, and the first map includes the scaling. The README has a short NumPy
-loop that applies these maps.
+``encoder.npz`` stores one affine map per layer, and the first map includes the scaling. The README contains a short
+NumPy loop that applies these maps.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Model:
 
         - ``offset`` (n_inputs,), if present, is subtracted from integer rows first.
         - ``fill`` (n_inputs,) then replaces NaN. It is NaN itself if the model does not impute values.
-        - ``low`` and ``high`` (n_inputs,) are the limits to which values are clipped. They are infinite if the model
+        - ``low`` and ``high`` (n_inputs,) are the limits for clipping values. They are infinite if the model
           does not clip values.
         - ``slopes`` (n_layers,) are the slopes of the activations for negative inputs, and 1 for linear layers.
         - ``is_sigmoid`` states whether the features are outputs of a sigmoid.
@@ -215,8 +215,8 @@ def load_model(path: str | Path) -> Model:
     NoInput
         If the file does not exist.
     DataError
-        If the file is not a model, or has changed since it was written. Also if arrays are missing, have wrong shapes
-        or are not finite; the message names these arrays.
+        If the file is not a model, or has changed since it was written. If arrays are missing, have wrong shapes or
+        are not finite. The message names these arrays.
     NewerFormat
         If the file was written by a later version of shardpress.
     ReadFailed, NotPermitted, SystemLimit

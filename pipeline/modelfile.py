@@ -32,7 +32,7 @@ FORMAT = "shardpress-model/2"
 COLUMNS = "columns"
 """Name of the dataset that describes the columns, as JSON."""
 _NAME = "model.h5"
-_WANTED = "expected a model.h5 or an output directory that contains one"
+_EXPECTED = "expected a model.h5 or an output directory that contains one"
 _FORGED = "The file is damaged or forged: do not use it."
 _MOST_METADATA = MOST_JSON_BYTES + 2**22  # maximum number of bytes to read in addition to the arrays
 _MOST_WIDTHS = 300
@@ -50,8 +50,8 @@ class StoredModel:
     ----------
     network : Network
     arrays : mapping of str to ndarray
-        ``minimum``, ``maximum`` and the parameters of the network. Also ``fill``, ``clips`` and ``offset``, if the
-        file contains them. Shapes and dtypes are as expected, and all values are finite.
+        ``minimum``, ``maximum`` and the parameters of the network. A file can also contain ``fill``, ``clips`` and
+        ``offset``. Shapes and dtypes are as expected, and all values are finite.
     about : mapping
         Description of how the model was made, as plain values.
     fingerprint : str
@@ -116,7 +116,7 @@ def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
         path = path / (entry.file if entry else _NAME)
     where = f"model={printable(path)}"
     if "\0" in str(path):
-        raise NoInput(f"{where}: not the name of a file, {_WANTED}")
+        raise NoInput(f"{where}: not the name of a file, {_EXPECTED}")
     return with_retries(lambda: _read(path, entry, where), where)
 
 
@@ -128,7 +128,7 @@ def _read(path: Path, entry: Entry | None, where: str) -> StoredModel:
                 _check_digest(descriptor, identity.size, entry, where)
             return _stored(descriptor, identity.size, where)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoInput(f"{where}: does not exist, {_WANTED}") from error
+        raise NoInput(f"{where}: does not exist, {_EXPECTED}") from error
     except OSError as error:
         meaning = translated_error(error, where)
         if isinstance(meaning, ReadFailed):
@@ -148,7 +148,7 @@ def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
         what = f"it has {size} bytes, expected {entry.n_bytes}"
     raise DataError(
         f"{where}: {what} according to {MANIFEST}. The file has changed since it was written. Use an intact copy. "
-        "If a run is about to finish there, try again afterwards."
+        "If a run is about to finish in this directory, try again afterwards."
     )
 
 
@@ -301,7 +301,7 @@ def _check_kind(dataset: Dataset, name: str, shape: tuple[int, ...], dtype: type
 
 
 def _description_of_columns(contents: Contents, n_inputs: int, where: str) -> Dataset:
-    """Return the header of the dataset that describes the columns. Its length may vary up to a limit."""
+    """Return the header of the dataset that describes the columns. Its length can vary up to a limit."""
     dataset = _dataset(contents, COLUMNS, where)
     found = np.dtype(dataset.dtype[0])
     most_bytes = _MOST_COLUMN_BYTES * (n_inputs + 1)

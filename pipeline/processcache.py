@@ -43,7 +43,7 @@ class ProcessCache(Generic[_Key, _Value]):
             return self._get(key)
 
     def get_or_make(self, key: _Key, make: Callable[[], _Value]) -> _Value:
-        """Return the value of a key. If there is none, make the value while other threads wait."""
+        """Return the value of a key. If the key has no value, make the value while other threads wait."""
         with self._lock:
             value = self._get(key)
             if value is None:

@@ -43,7 +43,7 @@ class Progress:
     done : int
         Number of units that an earlier run has completed. Rates do not include these units.
     clock : callable
-        Returns the time in seconds.
+        Function that returns the time in seconds.
     """
 
     def __init__(

@@ -61,8 +61,8 @@ def stoppable() -> Iterator[None]:
 def check() -> None:
     """Raise `Stopped` if a signal has been received. Long loops call this function.
 
-    The signal handler also raises `Stopped`, to interrupt waiting. This function is needed in addition, because
-    exceptions that are raised within callbacks of h5py are lost.
+    The signal handler also raises `Stopped`, to interrupt waiting. This function is also needed, because h5py
+    loses exceptions that are raised within its callbacks.
     """
     if _caught:
         raise Stopped(_caught[0])

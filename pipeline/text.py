@@ -29,7 +29,7 @@ def duration(seconds: float, decimals_below: float = 0.0) -> str:
 
 
 def exact_duration(seconds: float) -> str:
-    """Return a duration of less than an hour to the second: ``4.2 s``, ``40 s``, ``12 min 5 s`` or ``3 h 5 min``."""
+    """Return a duration, with seconds if it is shorter than an hour: ``4.2 s``, ``12 min 5 s`` or ``3 h 5 min``."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     if seconds < 60:

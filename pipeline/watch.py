@@ -123,7 +123,7 @@ def bottleneck(states: Mapping[str, int], n_device_calls: int, n_cores: int) -> 
     n_device_calls : int
         Number of calls in progress on a device other than the CPU.
     n_cores : int
-        Number of cores that this process may use.
+        Number of cores that are available to this process.
     """
     if not states:
         return None

@@ -1,4 +1,4 @@
-"""Test shardpress on a machine with a CUDA card: doctor, tests, a whole run, races, and one page of results.
+"""Test shardpress on a machine with a CUDA card: doctor, tests, a whole run, benchmarks, and one page of results.
 
     make card                                     into card/NAME OF THE CARD/, in at most nine minutes
     .venv/bin/python scripts/card.py --quick      small sizes, a fraction of the data, one epoch
@@ -67,7 +67,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def name_of(device: str) -> str:
-    """Return the name of the card, from a process that opens it."""
+    """Return the name of the card, which a child process reads."""
     env = {**os.environ, **theano_on(device)}
     done = subprocess.run([sys.executable, "-c", NAME], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -100,7 +100,7 @@ def steps(folder: Path, device: str, quick: bool) -> dict[str, Step]:
         "classify": (("scripts/classify.py", "--features", features, "--test", encoded), on_cpu),
         "cpu": ((*extract, train, "--output", cpu_features, "--model", features), on_cpu),
         "agree": (("-m", "tests.support.compare_features", features, cpu_features, device), {}),
-        "races": ((*races(device, quick), "--output", folder / "bench"), {}),
+        "races": ((*benchmark_command(device, quick), "--output", folder / "bench"), {}),
     }
 
 
@@ -111,8 +111,8 @@ def inputs(quick: bool) -> tuple[str, str]:
     return "data/fashion-mnist-train-*.h5", "data/fashion-mnist-test"
 
 
-def races(device: str, quick: bool) -> list[str]:
-    """Return the command of the races."""
+def benchmark_command(device: str, quick: bool) -> list[str]:
+    """Return the command that compares shardpress with other programs on the card."""
     command = ["scripts/benchmarks/run.py", "races", "device", "--device", device]
     if not PEERS.exists():
         command.append("--without-peers")
@@ -159,7 +159,7 @@ def run_until(words: Sequence[str], env: Mapping[str, str], log: IO[str], end: f
 
 
 def page(name: str, folder: Path, names: Sequence[str]) -> str:
-    """Return the page: how each step ended, and the last lines of its output."""
+    """Return the page, which shows how each step ended and the last lines of its output."""
     lines = [f"# {name}", "", "| step | seconds | exit code |", "|---|---|---|"]
     logs: list[str] = []
     for step in names:

@@ -3,7 +3,7 @@
     python scripts/doctor.py
     THEANO_FLAGS=device=cuda python scripts/doctor.py       check for a run on this device
 
-It runs with any Python, with or without packages, and reports missing packages.
+The script runs with any Python, with or without packages, and reports missing packages.
 """
 
 import sys

@@ -8,7 +8,7 @@
 Settings can also be given in a YAML file (--config) or in the environment (SHARDPRESS_EPOCHS=5). Flags take precedence
 over the environment, and the environment over the file. report.json, next to the features, describes the run.
 
-docs/training.md explains the settings of a training, docs/inputs.md lists the input files that can be read, and
+docs/training.md explains the settings of the training, docs/inputs.md lists the input files that can be read, and
 docs/reliability.md describes what happens when a run is interrupted.
 """
 

@@ -7,7 +7,7 @@
     python scripts/make_data.py fashion-mnist-test   # data/fashion-mnist-test/
     python scripts/make_data.py synthetic --rows 2000000 --columns 784 --shards 8 --layout gzip
 
-A set that exists with the same parameters is not written again, except with `--force`. A directory holds one set:
+A set that exists with the same parameters is not written again, except with `--force`. A directory contains one set:
 shards of an earlier call that do not belong to the new set are removed. Files that other programs wrote are never
 changed. Exit codes: 0 success, 64 wrong usage, 65 invalid source file, 66 missing source file, 73 a shard cannot be
 written, 130 interrupted.
@@ -44,7 +44,7 @@ CANNOT_CREATE = 73
 INTERRUPTED = 130
 
 MADE_BY = "shardpress make_data"
-VERSION = 1  # increment it if the rows of a set change: shards of earlier versions are then written again
+VERSION = 1  # increment it if the rows of a set change, so that existing shards are written again
 FASHION_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 FASHION_HINT = "to install Fashion-MNIST on Debian: apt-get install dataset-fashion-mnist"
 SETS = ("default", "fashion-mnist", "fashion-mnist-test", "digits", "donuts", "synthetic")
@@ -65,7 +65,7 @@ class MakeDataError(Exception):
 
 @dataclass(frozen=True)
 class Table:
-    """Rows that `read(start, stop)` returns as (stop - start, n_inputs), together with their labels, uint8."""
+    """Rows and labels; `read(start, stop)` returns rows of shape (stop - start, n_inputs), and labels, uint8."""
 
     n_rows: int
     n_inputs: int
@@ -101,7 +101,7 @@ def arrays(X: np.ndarray, y: np.ndarray) -> Table:
 
 
 def read_idx(path: Path, rank: int) -> np.ndarray:
-    """Read a gzipped idx file: two zero bytes, type 8 (uint8), the rank, a big-endian uint32 per axis, values.
+    """Read a gzipped idx file: two zero bytes, type 8 (uint8), the rank, a big-endian uint32 for each axis, values.
 
     Raises
     ------
@@ -160,8 +160,8 @@ def load_donuts(seed: int) -> Table:
     Columns 0 and 1 are the position, with a uniform angle and a radius of 1 (label 0) or 2.5 (label 1), whose standard
     deviation is 0.3. Columns 2 and 3 are each one coordinate minus half of the other, plus noise with a standard
     deviation of 0.04. The cross term makes the rows vary more than twice as much in one of two directions as in the
-    other, so that the reference network learns as slowly as published. The remaining cost comes from the noise, which
-    two features cannot represent, and more from the nonlinearity of the sigmoid.
+    other, so that the reference network learns as slowly as published. A part of the remaining cost comes from
+    the noise, which two features cannot represent. A larger part comes from the nonlinearity of the sigmoid.
     """
     random = np.random.default_rng(seed)
     y = random.permutation(np.repeat(np.array([0, 1], np.uint8), 1000))
@@ -174,7 +174,7 @@ def load_donuts(seed: int) -> Table:
 
 @dataclass(frozen=True)
 class Clusters:
-    """Ten overlapping clusters in 16 dimensions, seen through a random matrix, plus noise, in [0, 1].
+    """Ten overlapping clusters in 16 dimensions, multiplied by a random matrix, plus noise, in [0, 1].
 
     Every tile of rows has its own random stream, so that a row depends only on the seed, its number and the width.
     """
@@ -199,7 +199,7 @@ class Clusters:
 
     @cached_property
     def mixing(self) -> np.ndarray:
-        """Matrix that turns 16 dimensions into columns."""
+        """Matrix that maps 16 dimensions to the columns."""
         return self.stream(1).standard_normal((16, self.n_inputs), np.float32) * np.float32(0.025)
 
     def tile(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -229,7 +229,7 @@ def load_synthetic(seed: int, n_rows: int, n_inputs: int, dtype: np.dtype) -> Ta
 
 
 def as_dtype(X: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Turn values in [0, 1] into another dtype."""
+    """Convert values in [0, 1] to another dtype."""
     if dtype.kind == "b":
         return X > 0.5
     if dtype.kind in "iu":
@@ -319,13 +319,13 @@ def storage(piece: Piece, table: Table, n_rows: int) -> tuple[dict, int]:
     width = min(25, table.n_inputs) if piece.layout == "columns" else table.n_inputs
     height = max(1, min(n_rows, most, CHUNK_BYTES // (width * table.dtype.itemsize)))
     compression = {"chunked": None, "columns": "gzip"}.get(piece.layout, piece.layout)
-    # Blocks consist of whole chunks, because a chunk that two blocks share would be compressed twice.
+    # Blocks consist of whole chunks. If two blocks shared a chunk, it would be compressed twice.
     return {"chunks": (height, width), "compression": compression}, most // height * height
 
 
 @contextlib.contextmanager
 def delay_interrupt() -> Iterator[None]:
-    """Delay Ctrl-C until a write is over, because an exception in a weak reference callback of h5py would be lost."""
+    """Delay Ctrl-C until a write is complete. An exception in a weak reference callback of h5py would be lost."""
     pressed = []
     handler = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:
@@ -380,7 +380,7 @@ def cannot_write(path: Path, error: Exception) -> MakeDataError:
 
 
 def need_room(path: Path, n_bytes: int) -> None:
-    """Stop if the disk has too little space: HDF5 ends the process if the disk fills up while it writes chunks."""
+    """Stop if the disk has too little space. HDF5 ends the process if a disk fills up while it writes chunks."""
     free = shutil.disk_usage(path.parent).free
     if free < n_bytes:
         room = f"needs {n_bytes / 1e6:,.1f} MB, but only {free / 1e6:,.1f} MB are free"

@@ -31,13 +31,16 @@ TITLES = ("rows: {} columns", "{} features of each row", "rows reconstructed fro
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draw, and return the exit code."""
+    """Draw the picture, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--features", default="sample/fashion-mnist/features", help="output of a finished run (default: %(default)s)"
     )
     parser.add_argument(
-        "--input", nargs="+", default=["data/fashion-mnist-train-*.h5"], help="its input files (default: %(default)s)"
+        "--input",
+        nargs="+",
+        default=["data/fashion-mnist-train-*.h5"],
+        help="input files of that run (default: %(default)s)",
     )
     parser.add_argument("--output", default="sample/fashion-mnist/picture.png", help="PNG file (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -60,8 +63,8 @@ def images(features: str, patterns: Sequence[str]) -> list[np.ndarray]:
     firsts = first_rows(shards)
     rows = np.concatenate([read(block_of(shards, firsts, number, number + 1)) for number in numbers.tolist()])
     codes = found.features[numbers].compute()
-    again = model.decode(codes)
-    return [square(line) for line in (model.scaler.transform(rows), codes, again)]
+    reconstruction = model.decode(codes)
+    return [square(line) for line in (model.scaler.transform(rows), codes, reconstruction)]
 
 
 def square(rows: np.ndarray) -> np.ndarray:

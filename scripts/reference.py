@@ -4,7 +4,7 @@
     python scripts/reference.py                      train 10,000 epochs; print a table, write reference/reference.png
     THEANO_FLAGS=device=opencl0:0 python scripts/reference.py --epochs 600
 
-It runs `scripts/extract.py` with the flags in FLAGS.
+The script runs `scripts/extract.py` with the flags in FLAGS.
 """
 
 import sys
@@ -42,7 +42,7 @@ PUBLISHED = {
     9500: 1.208e-4,
 }
 
-# `run` adds the batch size: all rows are one minibatch.
+# `run` adds the batch size, so that all rows are one minibatch.
 SETTINGS = {
     "--n-features": "2",
     "--optimizer": "momentum",
@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def table(costs: Sequence[float]) -> str:
-    """Return a table of our costs and the published costs, at the epochs that both have."""
+    """Return a table of our costs and the published costs, at the epochs with a published cost."""
     lines = [f"{'epoch':>6}  {'published':>10}  {'ours':>10}"]
     for epoch, published in PUBLISHED.items():
         if epoch < len(costs):

@@ -4,8 +4,8 @@
     python scripts/report_check.py features/report.html --pictures shots/
 
 Each page must log nothing, request nothing, contain no empty picture, fit the width of a phone, and pass axe-core.
-`--pictures` writes screenshots of the page on a desktop, on a phone, in dark colours and in print. It needs Chromium
-(Debian: chromium) and axe-core (npm: axe-core); `--axe` is the path of its axe.min.js.
+`--pictures` writes screenshots of the page on a desktop, on a phone, in dark colours and in print. The script
+needs Chromium (Debian: chromium) and axe-core (npm: axe-core); `--axe` is the path of its axe.min.js.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ QUIET = (
     "--no-first-run",
     "--disable-default-apps",
     "--mute-audio",
-    "--host-resolver-rules=MAP * ~NOTFOUND",  # no requests to its vendor
+    "--host-resolver-rules=MAP * ~NOTFOUND",  # no requests to the vendor of Chromium
     "--hide-scrollbars",
     "--virtual-time-budget=10000",
     "--disable-features=Translate,OptimizationHints,MediaRouter",
@@ -42,7 +42,7 @@ DARK = "--blink-settings=preferredColorScheme=0"
 # Width and flags of each view.
 VIEWS: dict[str, tuple[int, list[str]]] = {"desktop": (1280, []), "phone": (390, []), "dark": (1280, [DARK])}
 
-# This script examines the page. It is added at the end of the body, so that it does not examine itself.
+# JavaScript that examines the page. It is added at the end of the body, so that it does not examine itself.
 PROBE = """
 <script>
 (async () => {
@@ -163,7 +163,7 @@ class Browser:
         self._program = program
 
     def console_lines(self, page: Path) -> list[str]:
-        """Return what a page logs to the console."""
+        """Return the lines that a page logs to the console."""
         done = self._run([*QUIET, "--enable-logging=stderr", "--dump-dom"], page)
         return [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 

@@ -1,4 +1,4 @@
-"""Check the architecture: which package may import which, and how large functions may be."""
+"""Tests of the architecture: the imports that are allowed between packages, and the size of functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-# Each package or module of `pipeline` may import itself, the common modules, and those listed here.
+# A package or module of `pipeline` is allowed to import itself, the common modules, and the modules in ALLOWED_IMPORTS.
 COMMON = [
     "childprocess",
     "columns",
@@ -25,9 +25,9 @@ COMMON = [
     "signals",
     "text",
 ]
-# Modules without Theano, which all of the pipeline may import.
+# Modules without Theano, which every package of `pipeline` is allowed to import.
 PLAIN = ["kernels.activations", "kernels.network", "kernels.reference", "kernels.rules", "kernels.trust"]
-MAY_IMPORT = {
+ALLOWED_IMPORTS = {
     **{each: [] for each in ("progress", "watch", *COMMON, "gpu", "hdf5", "output")},
     "cluster": ["gpu.driver"],
     "shards": ["hdf5", "output.records"],
@@ -84,17 +84,19 @@ MAY_IMPORT = {
         "model",
         "output.disk",
     ],
-    # setup.py installs it next to pipeline, under its own name.
+    # setup.py installs this package next to pipeline, under its own name.
     "shardpress": ["commands", "features", "interop.estimator", "model"],
 }
 
 ROOT = Path(__file__).parents[1]
-PIPELINE = sorted(path for ending in ("py", "pyi") for path in (ROOT / "pipeline").rglob(f"*.{ending}"))  # C has a .pyi
+# A module in C has a .pyi file.
+PIPELINE = sorted(path for ending in ("py", "pyi") for path in (ROOT / "pipeline").rglob(f"*.{ending}"))
 KERNELS = sorted((ROOT / "kernels").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
-# Largest number of AST nodes in a function. Lower it if the code becomes simpler. Ruff limits parameters and branches.
+# Largest number of AST nodes in a function. Lower the limit if the code becomes simpler. Ruff limits the numbers of
+# parameters and branches.
 MOST_NODES = 680
-# Too slow to load for a command line with a typing error.
+# Packages that take too long to load only to report a wrong command line.
 HEAVY = ["theano", "pygpu", "scipy", "sklearn", "matplotlib", "distributed", "pandas", "numpy", "dask", "h5py", "tqdm"]
 
 
@@ -103,7 +105,7 @@ def is_type_checking(node: ast.AST) -> bool:
 
 
 def statements(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield every node below, except for the code of type checkers."""
+    """Yield every node below a node, except for code that only type checkers read."""
     for child in ast.iter_child_nodes(node):
         if not is_type_checking(child):
             yield child
@@ -145,11 +147,11 @@ def our_imports(source: str) -> list[str]:
 
 
 def wrong_imports(module: str, source: str) -> list[str]:
-    """Return the imports of a module that its package does not allow."""
+    """Return the imports of a module that are not allowed in its package."""
     package = module.removeprefix("pipeline.").split(".")[0]
     if package == "kernels":
         return [each for each in our_imports(source) if not each.startswith("kernels")]
-    allowed = [package, *COMMON, *PLAIN, *MAY_IMPORT.get(package, [])]
+    allowed = [package, *COMMON, *PLAIN, *ALLOWED_IMPORTS.get(package, [])]
     ours = [each.removeprefix("pipeline.") for each in our_imports(source)]
     of_kernels = [each for each, _ in imports(source) if each.split(".")[0] in ("theano", "pygpu") or each[0] == "."]
     return of_kernels + [each for each in ours if not any(f"{each}.".startswith(f"{name}.") for name in allowed)]
@@ -168,7 +170,7 @@ def test_the_table_names_every_package() -> None:
     packages = {
         module_of(path).split(".")[1] for path in PIPELINE if path.parent != ROOT / "pipeline" or path.stem[0] != "_"
     }
-    assert set(MAY_IMPORT) == packages
+    assert set(ALLOWED_IMPORTS) == packages
 
 
 def test_a_package_imports_what_the_table_allows() -> None:
@@ -206,7 +208,7 @@ def test_a_wrong_import_is_found(module: str, source: str) -> None:
     assert len(wrong_imports(module, source)) == 1
 
 
-def test_imports_go_one_way() -> None:
+def test_imports_have_no_cycles() -> None:
     graph = {module_of(path): set(our_imports(path.read_text())) for path in PIPELINE + KERNELS}
     TopologicalSorter(graph).prepare()
 
@@ -220,7 +222,7 @@ def test_a_run_does_not_import_its_dry_run() -> None:
     assert users == set()
 
 
-def test_scripts_leave_theano_to_the_kernels() -> None:
+def test_scripts_do_not_import_theano() -> None:
     found = {path.name: [module for module, _ in imports(path.read_text())] for path in SCRIPTS}
     assert {
         name for name, modules in found.items() if {"theano", "pygpu"} & {each.split(".")[0] for each in modules}

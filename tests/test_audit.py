@@ -1,4 +1,4 @@
-"""Tests of the audit, which fails tests that do more than their marks say."""
+"""Tests of the audit, which fails tests that do more than their marks allow."""
 
 from __future__ import annotations
 

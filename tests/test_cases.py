@@ -1,4 +1,4 @@
-"""Tests of the loops over cases."""
+"""Tests of the decorators that run a test for several cases."""
 
 import numpy as np
 import pytest

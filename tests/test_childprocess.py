@@ -1,4 +1,4 @@
-"""Tests of child processes: they import nothing that other users can write to, and end with their parent."""
+"""Tests of child processes: they import no files that other users can write, and they end with their parent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_children_do_not_import_from_unsafe_places(tmp_path: Path, monkeypatch: 
     assert import_path() == before
 
 
-def test_children_import_from_where_this_process_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_children_use_the_import_path_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     path = import_path()
     assert path.index(str(tmp_path)) < path.index(str(REPOSITORY))
@@ -35,9 +35,9 @@ def test_children_import_from_where_this_process_does(tmp_path: Path, monkeypatc
 
 
 def test_a_removed_current_directory_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "gone").mkdir()
-    monkeypatch.chdir(tmp_path / "gone")
-    (tmp_path / "gone").rmdir()
+    (tmp_path / "removed").mkdir()
+    monkeypatch.chdir(tmp_path / "removed")
+    (tmp_path / "removed").rmdir()
     assert str(REPOSITORY) in import_path()
 
 
@@ -52,7 +52,7 @@ def test_variables_of_python_are_not_inherited() -> None:
     assert environment_of_child(inherited) == {"HOME": "/h", "MYPYTHON": "1"}
 
 
-# Starts a child and prints the process ids of the child and of a process that the child has started.
+# Program that starts a child and prints the process ids of the child and of a process that the child has started.
 PARENT = """
 import subprocess, sys
 from pathlib import Path

@@ -142,7 +142,7 @@ def test_the_dataset_flag_names_one_of_several(tmp_path: Path, caplog: pytest.Lo
     assert main(["--input", path, "--output", str(tmp_path / "out"), "--dataset", "right", "--epochs", "1"]) == 0
 
 
-def test_an_unexpected_error_asks_for_a_report(
+def test_an_unexpected_error_requests_a_report(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object) -> None:
@@ -173,7 +173,7 @@ def test_help_names_existing_pages(capsys: pytest.CaptureFixture[str]) -> None:
     assert [page for page in pages if not (ROOT / page).exists()] == []
 
 
-def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_equals_the_version_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0

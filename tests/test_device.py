@@ -1,4 +1,4 @@
-"""Tests of errors of Theano and its compiler: users see one of our errors, which says what to do."""
+"""Tests of errors of Theano and its compiler: they become our errors, which say what to do."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_device_errors_become_errors_with_advice(
 
 
 def test_a_failing_disk_is_recognized_in_an_error_of_theano() -> None:
-    """Theano raises an assertion error while it handles the system's error."""
+    # Theano raises an assertion error while it handles the error of the system.
     words = f"file=/cache/x: {os.strerror(errno.EIO)}"
     failed = AssertionError("Input/output error")
     failed.__context__ = OSError(errno.EIO, os.strerror(errno.EIO), "/cache/x")

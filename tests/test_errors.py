@@ -1,4 +1,4 @@
-"""Tests of errors: every failure has its exit code, and no file name can forge a line of the log."""
+"""Tests of errors: every class of errors has its exit code, and file names cannot forge lines of the log."""
 
 import errno
 import os

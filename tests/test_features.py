@@ -1,4 +1,4 @@
-"""Tests of `open_features`: lazy arrays equal to the parts, and an error if a part does not match the manifest."""
+"""Tests of `open_features`: lazy arrays equal the parts, and a part that does not match the manifest is an error."""
 
 from functools import partial
 from pathlib import Path
@@ -65,8 +65,8 @@ def test_objects_in_place_of_datasets_are_refused_by_name(output):
     directory = output(3, 4)
     path = directory / "parts/part-00001.h5"
     whole = path.read_bytes()
-    spoiled = {"features": "manifest", "valid": "'valid'"}
-    for name, phrase in spoiled.items():
+    phrases = {"features": "manifest", "valid": "'valid'"}
+    for name, phrase in phrases.items():
         for thing in (None, 3.0, h5py.Empty("f4"), np.dtype("f4")):
             path.write_bytes(whole)
             with h5py.File(path, "a") as file:

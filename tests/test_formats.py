@@ -1,4 +1,4 @@
-"""Tests of file formats: values are restored exactly, and damaged, forged or newer files are refused."""
+"""Tests of file formats: values are restored exactly; damaged, forged and newer files are refused."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def random_value(rng: random.Random, depth: int = 0) -> Any:
 
 
 def equals_exactly(found: Any, expected: Any) -> bool:
-    """Return whether values are equal and of the same type: 1, 1.0 and True differ."""
+    """Return whether values are equal and have the same type; 1, 1.0 and True differ."""
     return json.dumps(found) == json.dumps(expected)
 
 
@@ -204,7 +204,7 @@ def test_arrays_can_hold_nan_but_plain_values_cannot() -> None:
 
 
 def test_a_changed_byte_of_an_archive_is_refused_or_harmless() -> None:
-    """The remaining bytes, such as a date in the archive, are covered by the BLAKE3 digest of the commit record."""
+    # The remaining bytes, such as a date in the archive, are covered by the BLAKE3 digest of the commit record.
     arrays = {"W": np.arange(6, dtype=np.float32).reshape(2, 3)}
     data = pack(arrays, {"step": 3})
     n_refused = 0

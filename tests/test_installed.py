@@ -17,8 +17,8 @@ from tests.support.interpreters import REPOSITORY, environment
 from tests.support.logged import mentions
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
-# Contestants are started by bench.py, in other environments; the checks of pages and of missing packages work with any
-# Python.
+# Scripts that work without our packages: the benchmarks start contestants.py in other environments, and the other two
+# scripts work with any Python.
 OTHERS = ("contestants.py", "report_check.py", "doctor.py")
 STARTED = [path for path in SCRIPTS if "__main__" in path.read_text() and path.name not in OTHERS]
 OLDEST = (3, 6)
@@ -159,7 +159,7 @@ def test_system_packages_and_unreadable_folders_are_harmless(monkeypatch, tmp_pa
     assert packages.unmet_requirements(found | listed) == []
 
 
-def test_the_first_of_two_versions_on_the_path_counts(tmp_path, monkeypatch):
+def test_the_first_of_two_versions_on_the_path_is_used(tmp_path, monkeypatch):
     for version in ("1.0", "2.0"):
         (tmp_path / version / f"Some_Thing-{version}.dist-info").mkdir(parents=True)
     monkeypatch.setattr(sys, "path", [str(tmp_path / "1.0"), str(tmp_path / "2.0"), str(tmp_path / "nowhere")])

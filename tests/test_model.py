@@ -1,4 +1,4 @@
-"""Tests of the model: scaling that keeps digits, files that are restored exactly, and a NumPy encoder as reference."""
+"""Tests of the model: scaling loses no digits, files are restored exactly, and encoders equal simple formulas."""
 
 import io
 import math
@@ -27,7 +27,7 @@ NETWORKS = [
 ]
 FIRST = NETWORKS[0]
 DEEP = NETWORKS[-1]
-MIDNIGHT = 1_600_000_000  # seconds since 1970, a column far from zero
+TIMESTAMP = 1_600_000_000  # seconds since 1970, a column far from zero
 
 
 def scaler_of(rows):
@@ -99,7 +99,7 @@ def test_encode_and_decode_equal_the_formulas(network):
 
 
 def encoded_as_shown(tmp_path, rows):
-    """Return features of rows, computed by the Python code in the README in the folder of an ``encoder.npz``."""
+    """Return features of rows, computed by the Python code of the README from ``encoder.npz`` in a folder."""
     page = (REPOSITORY / "README.md").read_text()
     (lines,) = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "encoder.npz" in block]
     found = {"rows": rows}
@@ -109,19 +109,19 @@ def encoded_as_shown(tmp_path, rows):
 
 def test_the_folded_encoder_needs_only_numpy(tmp_path):
     for network in NETWORKS:
-        for offset in (0, 0.5, MIDNIGHT):
+        for offset in (0, 0.5, TIMESTAMP):
             rows = offset + 100 * np.random.default_rng(2).random((40, 4))
             rows[:, 3] = offset
             model = model_of(network, scaler_of(rows))
             (tmp_path / "encoder.npz").write_bytes(model.to_npz())
-            # encode rounds scaled rows to float32, as a device does; folded weights do not.
+            # `encode` rounds scaled rows to float32, like a device. Folded weights avoid this rounding.
             found = encoded_as_shown(tmp_path, rows.reshape(40, 2, 2))
             np.testing.assert_allclose(found, model.encode(rows), atol=1e-5, err_msg=f"{network}, {offset}")
 
 
 def cleaning_model(network, seed=0):
     """Return a model that imputes and clips, and rows with missing values and outliers."""
-    rows = MIDNIGHT + 100 * np.random.default_rng(seed).standard_normal((200, 4))
+    rows = TIMESTAMP + 100 * np.random.default_rng(seed).standard_normal((200, 4))
     low, high = np.quantile(rows, (0.1, 0.9), axis=0)
     rows[np.random.default_rng(1).random(rows.shape) < 0.1] = np.nan
     return model_of(network, Scaler(low, high, np.nanmedian(rows, axis=0).clip(low, high), clips=True)), rows
@@ -194,7 +194,7 @@ def test_the_fingerprint_depends_on_network_and_arrays_only(model):
 
 @pytest.fixture
 def broken(model, tmp_path):
-    """Return a function that writes the model's file with changes: arrays by name (None removes) and attributes."""
+    """Return a function that writes the model's file with changed attributes and arrays; None removes an array."""
 
     def write(changes, attributes=()):
         path = tmp_path / "model.h5"
@@ -215,15 +215,15 @@ def test_a_model_with_a_damaged_array_is_refused_by_its_name(broken, model, dama
     arrays = {**model.parameters, "minimum": model.scaler.minimum, "maximum": model.scaler.maximum}
     assert set(arrays) == {"minimum", "maximum", *model.network.shapes}
     for name, good in arrays.items():
-        spoiled = good.copy()
-        spoiled.flat[-1] = {"inf": np.inf}.get(damage, np.nan)
+        not_finite = good.copy()
+        not_finite.flat[-1] = {"inf": np.inf}.get(damage, np.nan)
         changed = {
             "missing": None,
             "shape": good[None],
             "dtype": good.astype(np.float16),
             "byte order": good.astype(good.dtype.newbyteorder(">")),
-            "nan": spoiled,
-            "inf": spoiled,
+            "nan": not_finite,
+            "inf": not_finite,
             "strings": np.full(good.shape, b"1"),
         }[damage]
         with refused(65, "model.h5", name):

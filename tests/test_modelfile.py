@@ -1,4 +1,4 @@
-"""Tests of model files from elsewhere: none opens another file, takes unbounded memory, or is used when damaged."""
+"""Tests of untrusted model files: they open no other file, take limited memory, and are refused if damaged."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ from pipeline.errors import ShardpressError
 from pipeline.model import load_model
 
 def peak():
-    with open("/proc/self/status") as status:  # ru_maxrss would begin with the value of the parent
+    with open("/proc/self/status") as status:  # ru_maxrss would start at the value of the parent process
         return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 
 load_model(sys.argv[1])
@@ -87,7 +87,7 @@ def test_hostile_models_take_little_memory(tmp_path: Path) -> None:
     )
     found: dict[str, tuple[int, float]] = json.loads(result.stdout)
     assert {path: code for path, (code, _) in found.items()} == expected
-    # The largest description is 16 MiB, as bytes and as text; a larger one is not read at all.
+    # The largest description has 16 MiB, and is in memory as bytes and as text. Larger descriptions are not read.
     too_much = {path: n_mebibytes for path, (_, n_mebibytes) in found.items() if n_mebibytes > 64}
     assert too_much == {}
 
@@ -187,7 +187,7 @@ def test_a_model_is_compared_with_the_manifest(output: Path) -> None:
             load_model(path)
 
 
-def test_a_model_elsewhere_needs_no_manifest(output: Path, tmp_path: Path) -> None:
+def test_a_copied_model_needs_no_manifest(output: Path, tmp_path: Path) -> None:
     change_about(output / "model.h5")
     copy = tmp_path / "model.h5"
     copy.write_bytes((output / "model.h5").read_bytes())
@@ -221,7 +221,7 @@ def test_a_manifest_of_another_program_is_ignored(tmp_path: Path) -> None:
 def test_a_run_that_finishes_while_loading_does_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str
 ) -> None:
-    """The manifest is replaced after it was read and before the model is read."""
+    # The manifest is replaced after it was read and before the model is read.
     path = write_output(tmp_path, old)
     read_manifest = modelfile.read_manifest
     n_reads = []

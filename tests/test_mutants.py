@@ -1,4 +1,4 @@
-"""Tests of the table of mutations: it matches the code, and a sample of mutations is caught."""
+"""Tests of the table of mutations: the table matches the code, and tests catch a sample of the mutations."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_module_that_cannot_be_copied_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_a_sample_of_mutations_is_caught() -> None:
-    """`make soak` plants all of them."""
+    # `make soak` tests all mutations.
     mutations = sample(3)
     found = list(plant_all(mutations))
     assert [result.mutation for result in found] == mutations
@@ -119,7 +119,7 @@ def test_a_sample_of_mutations_is_caught() -> None:
 
 @pytest.mark.process
 def test_a_mutation_that_no_test_sees_survives(capsys: pytest.CaptureFixture) -> None:
-    """The output and the exit code report it."""
+    # The output and the exit code report the survivor.
     file = "pipeline/signals.py"
     docstring = (REPOSITORY / file).read_text().splitlines()[0]
     unnoticed = Mutation(

@@ -1,4 +1,4 @@
-"""Tests of the package: importing it loads little, and libhdf5's environment is cleaned before libhdf5 is loaded."""
+"""Tests of the package: its import loads few modules, and cleans the environment of libhdf5 before loading libhdf5."""
 
 import os
 import subprocess
@@ -24,7 +24,8 @@ print(loaded, cleaned, [name for name in ("dask", "kernels.backend") if name in 
 @pytest.mark.process
 def test_public_names_are_imported_on_demand():
     environment = {**os.environ, "HDF5_DRIVER": "core", "HDF5_PLUGIN_PATH": "/elsewhere"}
-    command = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{IMPORTS}"]  # no .pth loads more
+    # The option -S ignores .pth files, which would load more modules.
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{IMPORTS}"]
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[] {'HDF5_PLUGIN_PRELOAD': '::'} []"
 

@@ -1,4 +1,4 @@
-"""Tests of the process cache: each value is made once, in any thread, and dropped when others replace it."""
+"""Tests of the process cache: each value is made once for all threads, and is dropped when newer values replace it."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_key_is_new_once() -> None:
     assert len(cache) == 2
 
 
-def test_the_last_value_is_taken_out_first() -> None:
+def test_pop_last_removes_the_newest_value() -> None:
     cache = ProcessCache[str, int]()
     cache.put("a", 1)
     cache.put("b", 2)
@@ -76,7 +76,7 @@ def test_the_last_value_is_taken_out_first() -> None:
 
 @pytest.mark.process
 def test_a_fork_finds_a_free_lock_and_the_values() -> None:
-    """The fork happens while another thread makes a value."""
+    # The process forks while another thread makes a value.
     cache = ProcessCache[str, int]()
     cache.put("a", 1)
     is_making = threading.Event()

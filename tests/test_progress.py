@@ -20,13 +20,13 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def lines(caplog):
-    """Return a function that gives the lines of the log so far."""
+    """Return a function that returns the lines of the log so far."""
     caplog.set_level("INFO", "pipeline")
     return lambda: [record.getMessage() for record in caplog.records]
 
 
 def run_pass(total, seconds, **options):
-    """Advance a progress bar unit by unit, with a clock that takes `seconds` for all units."""
+    """Advance a progress bar unit by unit, with a fake clock; all units together take `seconds`."""
     now = [0.0]
     with Progress("scan", total, "rows", clock=lambda: now[0], **options) as progress:
         for _ in range(total - options.get("done", 0)):

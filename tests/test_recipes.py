@@ -66,13 +66,13 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start programs outside the checkout, because they would import its code."""
+    """Start programs outside the checkout. Inside, they would import its code instead of the copy."""
     monkeypatch.chdir(tmp_path)
 
 
 def in_tree(tree: Path, code: str, warnings: str = "error", **variables: str | None) -> EndedProcess:
-    """Return the result of a program that uses the copy."""
-    path = f"{tree}:{REPOSITORY}"  # the second entry has the helpers of tests
+    """Run a program that uses the copy of the code, and return the result."""
+    path = f"{tree}:{REPOSITORY}"  # the second entry contains the helpers of tests
     ended = run_python(code, warnings, PYTHONPATH=path, **variables)
     assert ended.code == 0, ended.stderr
     return ended
@@ -235,7 +235,7 @@ STEPS = """
 
 
 @pytest.mark.process
-def test_a_new_optimizer_takes_steps_as_numpy_does(tree: Path) -> None:
+def test_steps_of_a_new_optimizer_equal_numpy(tree: Path) -> None:
     found = in_tree(tree, STEPS).facts
     assert found["settings"] == ["adagrad", 0.01]
     assert found["moved"] > 0.1
@@ -350,12 +350,12 @@ COMMANDS = """
     model = Model(Scaler(np.zeros(7), np.ones(7)), Network((7, 3)), parameters)
     Path("model.h5").write_bytes(model.to_hdf5())
     for arguments in (["weights", "."], [], ["completion", "bash"], ["weights", "--help"]):
-        with redirect_stdout(StringIO()) as said:
+        with redirect_stdout(StringIO()) as output:
             try:
                 code = main(arguments)
             except SystemExit as ended:
                 code = ended.code
-        facts[" ".join(arguments)] = [code, said.getvalue()]
+        facts[" ".join(arguments)] = [code, output.getvalue()]
 """
 
 

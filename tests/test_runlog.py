@@ -1,4 +1,4 @@
-"""Tests of the run's log: it is in the output directory, complete from the first line, and never stops a run."""
+"""Tests of the log of a run: the log is complete, is written to the output directory, and never stops the run."""
 
 import errno
 import logging

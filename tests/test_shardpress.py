@@ -19,7 +19,7 @@ COMMAND = Path(sys.executable).parent / "shardpress"
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a working directory with files of the user."""
+    """Return a working directory with files of the user that are named like our packages."""
     for name in ("pipeline.py", "kernels.py"):
         (tmp_path / name).write_text("THEIRS = True\nprint('theirs was loaded')\n")
     return tmp_path
@@ -53,7 +53,7 @@ def test_files_named_like_our_modules_break_nothing(folder: Path) -> None:
     )
     commands = {
         "the command": start(folder, COMMAND, "version"),
-        "the command on a path of theirs": start(folder, COMMAND, "version", PYTHONPATH=str(folder)),
+        "the command with their PYTHONPATH": start(folder, COMMAND, "version", PYTHONPATH=str(folder)),
         "the module": start(folder, sys.executable, "-m", "shardpress", "version"),
     }
     assert {name: (done.stdout.split()[0], done.stderr) for name, done in commands.items()} == dict.fromkeys(

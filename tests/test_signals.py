@@ -1,4 +1,4 @@
-"""Tests of signals: the first one stops the run at the next safe point, a second one ends the process."""
+"""Tests of signals: the first signal stops the run at the next safe point, and a second one ends the process."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ def test_a_signal_raises_stopped_and_handlers_are_restored(number: int) -> None:
         os.kill(os.getpid(), number)
     assert caught.value.number == number
     again = pickle.loads(pickle.dumps(caught.value))
-    assert (type(again), again.number, str(again)) == (Stopped, number, str(caught.value)), "from another process"
+    assert (type(again), again.number, str(again)) == (Stopped, number, str(caught.value)), (
+        "it can be sent to another process"
+    )
     assert not isinstance(caught.value, Exception)
     assert [signal.getsignal(each) for each in SIGNALS] == before
 
@@ -118,12 +120,12 @@ def test_a_signal_after_deferred_work_raises_at_once(error: type[Exception] | No
 
 def test_deferral_in_another_thread_does_not_affect_the_main_one() -> None:
     has_begun = threading.Event()
-    over = threading.Event()
+    may_end = threading.Event()
 
     def work() -> None:
         with deferred():
             has_begun.set()
-            over.wait(60)
+            may_end.wait(60)
 
     thread = threading.Thread(target=work)
     with stoppable():
@@ -131,7 +133,7 @@ def test_deferral_in_another_thread_does_not_affect_the_main_one() -> None:
         has_begun.wait(60)
         with pytest.raises(Stopped):
             os.kill(os.getpid(), signal.SIGINT)
-        over.set()
+        may_end.set()
         thread.join()
 
 

@@ -1,4 +1,4 @@
-"""Tests of the bottleneck of a run, which is derived from the states of its threads."""
+"""Tests of the bottleneck of a run, which the watch derives from the states of the threads."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def test_states_are_read_for_any_thread_name(tmp_path: Path) -> None:
     for (thread, name), state in zip(names.items(), "RSDR", strict=True):
         (tmp_path / thread).mkdir()
         (tmp_path / thread / "stat").write_text(f"{thread} ({name}) {state} 1 2 3\n")
-    (tmp_path / "4").mkdir()  # has ended meanwhile
+    (tmp_path / "4").mkdir()  # a thread that has ended meanwhile
     assert thread_states(tmp_path) == {"S": 1, "D": 1, "R": 1}
     assert thread_states(tmp_path / "none") == {}
 
 
 def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> None:
-    """Only these two threads are compared, since threads of other tests may come and go."""
+    # Only these two threads are examined, because threads of other tests can start and end.
     is_over = threading.Event()
 
     def compute() -> None:

@@ -7,7 +7,7 @@ static inline Vector choose(IntVector where, Vector a, Vector b)
 /* exp(x) for x clipped to [-87, 88], computed as in Cephes (S. Moshier, expf.c): if n is the integer nearest to
  * x / log(2) and f the remainder, then exp(x) = 2^n exp(f), and exp(f) is approximated by a polynomial.
  *
- * Always inlined, so that a sum with its last product is rounded in the same way everywhere. */
+ * The function is always inlined, so that a sum with its last product is rounded in the same way everywhere. */
 static inline __attribute__((always_inline)) Vector exponential(Vector x)
 {
     const float shift = 12582912; /* 1.5 * 2^23: after adding it, the lowest bits hold the nearest integer */

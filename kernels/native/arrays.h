@@ -29,7 +29,7 @@ static int are_row_numbers(PyArrayObject *numbers, npy_intp n_rows)
     return 1;
 }
 
-/* Row numbers, minimum and scale may be missing. */
+/* Set the rows. Row numbers, minimum and scale can be NULL. */
 static int take_rows(Rows *rows, PyArrayObject *values, PyArrayObject *numbers, PyArrayObject *minimum,
                      PyArrayObject *scale)
 {
@@ -61,7 +61,7 @@ static int take_layer(Weights *w, long n_inputs, PyArrayObject *const *given, co
     return 1;
 }
 
-/* Parameters in the order of NAMES: three for each layer, then the gain. */
+/* Set the parameters, which are in the order of NAMES: three for each layer, then the gain. */
 static int take_model(Model *m, const Rows *rows, PyArrayObject *const *parameters)
 {
     static const char *const names[] = {NAMES};

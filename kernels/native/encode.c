@@ -9,24 +9,24 @@ typedef struct {
     Folded folded;
     int is_folded; /* whether rows are multiplied without scaling */
     Digits digits;
-    npy_uint8 *last_tile;  /* of rows of bytes, padded with zeros, because groups extend beyond rows */
+    npy_uint8 *last_tile;  /* last tile of rows of bytes, padded with zeros because groups extend past rows */
     npy_uint8 *low, *high; /* the range of each column's bytes */
-    long n_begun;
+    long n_started;
     Share share;
 } Encoding;
 
 /* If the sum of a single layer overflows, a bounded code returns one of its limits, so its features are finite. */
 #define IS_ALWAYS_FINITE (N_LAYERS == 1 && CODE_IS_BOUNDED)
 
-static int may_fold(const Encoding *e) { return ROWS_ARE_FLOATS && e->model.layers[0].n_features <= MOST_FOLDED; }
+static int can_fold(const Encoding *e) { return ROWS_ARE_FLOATS && e->model.layers[0].n_features <= MOST_FOLDED; }
 
-static int may_multiply_bytes(const Encoding *e) { return multiplies_bytes && e->rows.minimum; }
+static int can_multiply_bytes(const Encoding *e) { return multiplies_bytes && e->rows.minimum; }
 
-/* Largest number of tiles of a batch, of floats or of bytes. */
+/* Return the largest number of tiles in a batch of floats or of bytes. */
 static long most_tiles(const Encoding *e)
 {
     long of_bytes = pieces(BYTES_BATCH * BYTES_HEIGHT, TILE_HEIGHT);
-    return may_multiply_bytes(e) && of_bytes > e->model.batch ? of_bytes : e->model.batch;
+    return can_multiply_bytes(e) && of_bytes > e->model.batch ? of_bytes : e->model.batch;
 }
 
 static void lay_out_encoding(void *job, Memory *memory)
@@ -38,9 +38,9 @@ static void lay_out_encoding(void *job, Memory *memory)
     for (int l = 0; l < N_LAYERS; l++)
         m->levels[l].in.out = reserve(memory, size_of_level(&m->levels[l]));
     e->sums = reserve_sums(m, most_tiles(e), memory);
-    if (may_fold(e))
+    if (can_fold(e))
         lay_out_folded(&e->folded, &m->layers[0], memory);
-    if (may_multiply_bytes(e)) {
+    if (can_multiply_bytes(e)) {
         lay_out_digits(&e->digits, &m->layers[0], &e->rows, memory);
         e->last_tile = (npy_uint8 *)reserve(memory, BYTES_HEIGHT * e->digits.n_groups);
         e->low = (npy_uint8 *)reserve(memory, e->digits.n_groups);
@@ -73,7 +73,7 @@ static int are_finite(const float *values, long n)
 }
 
 /* Compute all layers after the first one for a batch. */
-static void go_on(const Encoding *e, const Batch *b)
+static void encode_remaining_layers(const Encoding *e, const Batch *b)
 {
     const Model *m = b->model;
     long n_features = m->levels[N_LAYERS].width;
@@ -83,10 +83,10 @@ static void go_on(const Encoding *e, const Batch *b)
         e->inside[i] &= are_finite(e->out + i * n_features, n_features);
 }
 
-/* Batches of one thread. */
+/* Return the batch of one thread, which `set_rows` moves to other rows. */
 static Batch batch_of(Encoding *e)
 {
-    long self = __atomic_fetch_add(&e->n_begun, 1, __ATOMIC_RELAXED);
+    long self = __atomic_fetch_add(&e->n_started, 1, __ATOMIC_RELAXED);
     Batch b = {&e->model, &e->rows, 0, 0, 0, self * most_tiles(e) * TILE_HEIGHT, e->sums + self * e->model.n_sums, e};
     return b;
 }
@@ -100,8 +100,9 @@ static void set_rows(Batch *b, long first, long n_rows)
 
 /* -- the first layer, in floats ------------------------------------------------------------------------------- */
 
-/* Rows to multiply in place, or copies if they do not fill the batch's tiles, because whole tiles are read. */
-static Matrix as_they_are(const Encoding *e, const Batch *b, Matrix x)
+/* Return the rows of a batch to multiply without scaling. Whole tiles are read, so rows that do not fill the last tile
+ * are copied. If requested, check the rows. */
+static Matrix unscaled_rows(const Encoding *e, const Batch *b, Matrix x)
 {
     Rows unscaled = e->rows;
     unscaled.minimum = 0;
@@ -115,12 +116,12 @@ static Matrix as_they_are(const Encoding *e, const Batch *b, Matrix x)
     return rows;
 }
 
-/* The rows of a batch to multiply and, if requested, which of them are within their range. */
+/* Return the rows of a batch to multiply. If requested, check which of them are within their range. */
 static Matrix prepare(const Encoding *e, const Batch *b)
 {
     Matrix x = rows_in(b, 0, e->model.levels[0].in.out);
     if (e->is_folded)
-        return as_they_are(e, b, x);
+        return unscaled_rows(e, b, x);
     if (e->inside)
         for (long i = 0; i < b->n_rows; i++)
             e->inside[b->first + i] = scale_row(b->rows, b->first + i, (float *)x.at + i * x.row, x.strip, 1);
@@ -134,28 +135,28 @@ static void encode_some(void *job)
     Encoding *e = (Encoding *)job;
     Batch b = batch_of(e);
     long start, stop, next, end;
-    for (int there = take(&e->share, &next, &end); there;) {
+    for (int has_piece = take(&e->share, &next, &end); has_piece;) {
         start = next;
         next = stop = least(start + e->model.batch, end);
-        if (stop == end) /* the next batch is taken early, in order to prefetch it */
-            there = take(&e->share, &next, &end);
+        if (stop == end) /* take the next batch early, in order to prefetch it */
+            has_piece = take(&e->share, &next, &end);
         set_rows(&b, start * TILE_HEIGHT, (stop - start) * TILE_HEIGHT);
         multiply_batch(&b, prepare(e, &b), &e->model.layers[0].in, 1, next * TILE_HEIGHT, finish_of(1));
-        go_on(e, &b);
+        encode_remaining_layers(e, &b);
     }
 }
 
 static void encode_floats(Encoding *e)
 {
-    e->is_folded = may_fold(e) && fold(&e->folded, &e->model.layers[0], &e->rows);
+    e->is_folded = can_fold(e) && fold(&e->folded, &e->model.layers[0], &e->rows);
     pack(&e->model, 0, e->n_threads);
     e->share = share_of(pieces(e->rows.n_rows, TILE_HEIGHT), 8 * e->model.batch, e->n_threads);
-    together(e->n_threads, encode_some, e);
+    run_in_team(e->n_threads, encode_some, e);
 }
 
 /* -- the first layer, in bytes -------------------------------------------------------------------------------- */
 
-/* One tile of rows, `step` bytes apart. */
+/* Return a tile of rows, which are `step` bytes apart. */
 static const npy_uint8 *rows_of_bytes(const Encoding *e, long tile, long *step)
 {
     int is_last = (tile + 1) * BYTES_HEIGHT >= e->rows.n_rows;
@@ -187,7 +188,7 @@ static void encode_some_bytes(void *job)
         for (; start < stop; start += BYTES_BATCH) {
             set_rows(&b, start * BYTES_HEIGHT, least(BYTES_BATCH, stop - start) * BYTES_HEIGHT);
             multiply_batch_of_bytes(e, &b);
-            go_on(e, &b);
+            encode_remaining_layers(e, &b);
         }
 }
 
@@ -205,25 +206,25 @@ static void encode_bytes(Encoding *e)
         range_of_bytes(e->rows.minimum[k], e->rows.maximum[k], &e->low[k], &e->high[k]);
     pack(&e->model, 1, e->n_threads);
     e->share = share_of(pieces(e->rows.n_rows, BYTES_HEIGHT), 2 * BYTES_BATCH, e->n_threads);
-    together(e->n_threads, encode_some_bytes, e);
+    run_in_team(e->n_threads, encode_some_bytes, e);
 }
 
 /* -- both ----------------------------------------------------------------------------------------------------- */
 
-/* Fill `out`; return 0 if there is not enough memory. */
+/* Encode all rows into `out`; return 0 if there is not enough memory. */
 static int encode(Encoding *e, Memory *memory)
 {
     e->n_threads = threads_for(2 * e->rows.n_rows * size_of(&e->model), e->n_threads);
     if (!provide(memory, 0, e->n_threads, lay_out_encoding, e))
         return 0;
-    if (may_multiply_bytes(e) && pack_digits(&e->digits, e->n_threads))
+    if (can_multiply_bytes(e) && pack_digits(&e->digits, e->n_threads))
         encode_bytes(e);
     else
         encode_floats(e);
     return 1;
 }
 
-/* The same for NumPy arrays; return 0 if a Python exception is set. */
+/* Encode NumPy arrays; return 0 if a Python exception is set. */
 static int encode_arrays(Memory *memory, PyArrayObject *rows, PyArrayObject *const *parameters, long n_threads,
                          PyArrayObject *out, PyArrayObject *maximum, PyArrayObject *inside, PyArrayObject *minimum,
                          PyArrayObject *scale)

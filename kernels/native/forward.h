@@ -1,7 +1,7 @@
-/* The forward pass, in which batches of tiles of rows go through the layers. Every use of the model begins with it. */
+/* The forward pass of batches of tiles of rows through the layers. Every use of the model begins with it. */
 
-/* Rows of a right side that are used at a time. TILE_WIDTH columns of them fill a part of the L2 cache; the same number
- * of columns of a tile of rows fills a part of the L1 cache. */
+/* Number of rows of a right side that are used at a time. In TILE_WIDTH columns, they fill a part of the L2 cache. A
+ * tile of the left side has the same number of columns, which fill a part of the L1 cache. */
 #define DEPTH (STRIP * pieces(512, STRIP))
 
 /* Some tiles of rows during the forward pass. */
@@ -10,14 +10,14 @@ typedef struct {
     const Rows *rows;
     long first, n_rows, n_tiles; /* number of the first row, numbers of rows and of tiles */
     long place;                  /* position of the first row in the levels' arrays */
-    Tile *sums;                  /* the model's n_sums of them */
+    Tile *sums;                  /* array of n_sums tiles, see Model */
     void *job;
 } Batch;
 
-/* Process the sums of the tile that starts at this row of the batch and this column of this level. */
+/* Process the sums of the tile that starts at a row of the batch and a column of a level. */
 typedef void Finish(const Batch *batch, int level, long row, long column, Tile sums);
 
-/* Sums of a batch's tiles until the rest of the right side is added. */
+/* Return how many tiles of sums a batch must keep until the rest of the right side is added. */
 static long waiting_sums(const Panels *right, long n_tiles)
 {
     return right->depth > DEPTH ? n_tiles * pieces(right->width, TILE_WIDTH) : 1;
@@ -35,7 +35,7 @@ static Tile *reserve_sums(Model *m, long n_tiles, Memory *memory)
     return (Tile *)reserve(memory, memory->n_threads * m->n_sums * TILE_HEIGHT * TILE_WIDTH);
 }
 
-/* The rows of a batch in an array of a level. */
+/* Return the rows of a batch in an array of a level. */
 static Matrix rows_in(const Batch *b, int level, const float *array)
 {
     const Level *of = &b->model->levels[level];
@@ -51,7 +51,7 @@ static void scale_batch(const Batch *b)
 }
 
 /* Compute left . right, the inputs of a level. Prefetch the rows that are scaled next, from `next` on, unless `next` is
- * negative. This is done as late as possible, because the panels of W would evict them from the L2 cache. */
+ * negative. They are prefetched as late as possible, because the panels of W would evict them from the L2 cache. */
 static void multiply_batch(const Batch *b, Matrix left, const Panels *right, int level, long next, Finish *finish)
 {
     for (long k = 0; k < right->depth; k += DEPTH) {
@@ -70,7 +70,7 @@ static void multiply_batch(const Batch *b, Matrix left, const Panels *right, int
     }
 }
 
-/* a_l = f_l(a_(l-1) . W_l + b_hidden_l), whose rows are padded to whole vectors; and s_n where there is a gain. */
+/* Compute a_l = f_l(a_(l-1) . W_l + b_hidden_l) with rows padded to whole vectors and, with a gain, s_n. */
 static void finish_in(const Batch *b, int level, long row, long column, Tile sums)
 {
     const Level *to = &b->model->levels[level];
@@ -85,7 +85,7 @@ static void finish_in(const Batch *b, int level, long row, long column, Tile sum
         }
 }
 
-/* s_(l-1) = g_l(s_l . W_l^T + b_output_l), of hidden levels. */
+/* Compute s_(l-1) = g_l(s_l . W_l^T + b_output_l) of a hidden level. */
 static void finish_back(const Batch *b, int level, long row, long column, Tile sums)
 {
     const Level *to = &b->model->levels[level];
@@ -97,7 +97,7 @@ static void finish_back(const Batch *b, int level, long row, long column, Tile s
 }
 
 /* Take scaled rows through all layers, and back to the hidden level next to the columns. */
-static void go_in_and_back(const Batch *b, long next)
+static void forward_pass(const Batch *b, long next)
 {
     const Model *m = b->model;
     const Level *levels = m->levels;

@@ -1,8 +1,8 @@
 /* Rows of bytes: their products with the digits of V, and checks of their range.
  *
- * An instruction multiplies four bytes by four digits in each lane, where floats have one product. With three digits
- * for a weight, the rate is four thirds of that of floats. Only this file uses an instruction that some processors
- * lack. On these, and for rows of another dtype, nothing here is called.
+ * An instruction multiplies four bytes by four digits in each lane; with floats it computes one product. With three
+ * digits for a weight, the rate is four thirds of the rate of floats. Only this file uses an instruction that some
+ * processors lack. On such processors, and for rows of another dtype, no function of this file is called.
  */
 #if ROWS_ARE_BYTES && VECTOR_BYTES == 64 && defined(__AVX512VNNI__)
 #define ADD_PRODUCTS "vpdpbusd %2, %1, %0"
@@ -14,7 +14,7 @@
 #define BYTES_HEIGHT 1
 #endif
 
-/* Tiles of rows that are multiplied with LANES columns of digits one after another. */
+/* Number of tiles of rows that are multiplied with LANES columns of digits one after another. */
 #define BYTES_BATCH (96 / BYTES_HEIGHT)
 
 /* In each lane, add the products of four bytes and four digits. With gcc's built-in function, sums move between
@@ -30,7 +30,7 @@ static const int multiplies_bytes = 0;
 static inline void add_products(IntVector *sums, IntVector bytes, IntVector digits) {}
 #endif
 
-/* A row's sums, for each digit. */
+/* Sums of a row, for each digit. */
 typedef int ByteSums[N_DIGITS + 1][LANES];
 
 static inline IntVector four_bytes(const npy_uint8 *from)
@@ -42,11 +42,11 @@ static inline IntVector four_bytes(const npy_uint8 *from)
 
 static inline IntVector factors_at(const npy_int8 *digits) { return *(const IntVector *)digits; }
 
-/* rows . digits, of BYTES_HEIGHT rows that are `step` bytes apart. */
+/* Compute rows . digits for BYTES_HEIGHT rows that are `step` bytes apart. */
 static void multiply_bytes(ByteSums *sums, const npy_uint8 *rows, long step, const npy_int8 *digits, long n_groups)
 {
     IntVector kept[BYTES_HEIGHT][N_DIGITS] = {{{0}}};
-#pragma GCC unroll 1 /* gcc moves sums to memory and back where it unrolls */
+#pragma GCC unroll 1 /* if gcc unrolled this loop, it would move sums to memory and back */
     for (long group = 0; group < n_groups; group++, rows += N_BYTES, digits += N_DIGITS * N_BYTES * LANES) {
         IntVector factors[N_DIGITS];
 #pragma GCC unroll 3
@@ -65,7 +65,7 @@ static void multiply_bytes(ByteSums *sums, const npy_uint8 *rows, long step, con
             *(IntVector *)sums[i][j] = kept[i][j];
 }
 
-/* The same with fourth digits, for the groups that have any. */
+/* Compute the products with fourth digits, for the groups that have any. */
 static void multiply_fourth(ByteSums *sums, const npy_uint8 *rows, long step, const npy_int8 *digits, const int *where,
                             int n)
 {
@@ -80,7 +80,7 @@ static void multiply_fourth(ByteSums *sums, const npy_uint8 *rows, long step, co
         *(IntVector *)sums[i][N_DIGITS] = kept[i];
 }
 
-/* Output of the first layer for a row, in LANES columns from f on. */
+/* Compute the output of the first layer for a row, in LANES columns from f on. */
 static inline void finish_bytes(const Digits *d, ByteSums sums, long f, float *out)
 {
     float z[LANES];
@@ -90,7 +90,7 @@ static inline void finish_bytes(const Digits *d, ByteSums sums, long f, float *o
     store_some(out + f, activate(1, load(z)), d->weights->n_features - f);
 }
 
-/* The same for a tile of rows, `step` bytes apart; outputs are `out_row` floats apart. */
+/* Compute the output of the first layer for a tile of rows, `step` bytes apart; outputs are `out_row` floats apart. */
 static void tile_of_bytes(
     const Digits *d, const npy_uint8 *rows, long step, long n_rows, long f, float *out, long out_row)
 {
@@ -101,7 +101,8 @@ static void tile_of_bytes(
         finish_bytes(d, sums[i], f, out + i * out_row);
 }
 
-/* The bytes within a column's range, whose ends need not be whole numbers. No byte is within it if an end is NaN. */
+/* Find the smallest and largest byte in the range of a column, whose ends need not be whole numbers. No byte is in the
+ * range if an end is NaN. */
 static void range_of_bytes(SCALING minimum, SCALING maximum, npy_uint8 *low, npy_uint8 *high)
 {
     double first = ceil(minimum), last = floor(maximum);

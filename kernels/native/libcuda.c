@@ -33,7 +33,7 @@ typedef void *Handle;               /* context, stream, event, module, function 
 
 static void *driver;
 static Handle context, several = &several; /* the entered context; `several` if it is ambiguous */
-static int reads_pageable_memory;          /* whether a card of this process does */
+static int reads_pageable_memory;          /* whether a card of this process reads pageable memory itself */
 static int log_file = -1;
 
 static int enter(void);
@@ -63,7 +63,7 @@ static int logged(const char *name, size_t bytes, int result)
 #define DRIVER(name, parameters, arguments, bytes)                                                                     \
     static int driver_##name parameters                                                                                \
     {                                                                                                                  \
-        static int(*real) parameters; /* threads that race here find the same value */                                 \
+        static int(*real) parameters; /* concurrent threads find the same value */                                     \
                                                                                                                        \
         if (!real)                                                                                                     \
             *(void **)&real = dlsym(driver, #name);                                                                    \
@@ -114,7 +114,7 @@ int cuCtxPushCurrent_v2(Handle entered)
 
 NEEDS_CONTEXT(cuCtxGetDevice, (int *device), (device))
 
-/* Return whether this thread had no context, and now has one. It is kept, since the next count can be wrong, too. */
+/* Return whether this thread had no context, and now has one. It stays, since later counts can be wrong too. */
 static int enter(void)
 {
     int device;

@@ -1,7 +1,7 @@
 /* Memory that a compiled function keeps between its calls, because new pages would cost as much time as some products.
  *
- * Wide rows, of W or of raw data, are in different pages, and the TLB of a processor holds few pages. Huge pages, if
- * the system provides them, made a step up to 1.35 times as fast before activations were stored in strips.
+ * Wide rows of W or of raw data are in different pages, and the TLB of a processor holds few pages. Before activations
+ * were stored in strips, huge pages made a step up to 1.35 times as fast, if the system provided them.
  */
 #include <sys/mman.h>
 
@@ -12,7 +12,7 @@ typedef struct {
     long used, n_rows, n_threads; /* numbers of rows and threads of the layout */
 } Memory;
 
-/* Return the next `n` floats, at the start of a cache line. Before there is memory, they are only counted. */
+/* Return the next `n` floats, at the start of a cache line. Before memory is allocated, only count them. */
 static float *reserve(Memory *memory, long n)
 {
     float *place = memory->start ? memory->start + memory->used : 0;
@@ -20,8 +20,8 @@ static float *reserve(Memory *memory, long n)
     return place;
 }
 
-/* Let `lay_out(job, memory)` set all pointers of a job of this number of rows; return 0 if there is not enough memory.
- * Padding after rows is 0 from the first call on, since the layout does not change as long as it is large enough. */
+/* Let `lay_out(job, memory)` set all pointers of a job with this number of rows; return 0 if memory is insufficient.
+ * Padding after rows is 0 in all calls, since the layout does not change as long as it is large enough. */
 static int provide(Memory *memory, long n_rows, long n_threads, void (*lay_out)(void *job, Memory *memory), void *job)
 {
     void *start;

@@ -1,12 +1,14 @@
 /* The model: its layers, packed for products, and the activations at each level of units.
  *
- * kernels/network.py has the mathematics. Level 0 is the columns, level l the output of layer l, level N_LAYERS the
- * features. Macros say which network is compiled: N_LAYERS and HAS_GAIN; HIDDEN_VALUE, HIDDEN_GRADIENT, CODE_VALUE and
- * CODE_GRADIENT, the expressions of kernels/activations.py; CENTER, the code's value at 0; CODE_IS_BOUNDED.
+ * kernels/network.py lists the equations. Level 0 is the columns, level l is the output of layer l, and level N_LAYERS
+ * is the features. Macros define the network that is compiled: N_LAYERS and HAS_GAIN; HIDDEN_VALUE, HIDDEN_GRADIENT,
+ * CODE_VALUE and CODE_GRADIENT, the expressions of kernels/activations.py; CENTER, the code's value at 0; and
+ * CODE_IS_BOUNDED.
  */
 
-/* Tiles of rows that go through a panel one after another. More tiles pay if a layer does not stay in the L2 cache next
- * to everything else and is fetched for each batch, unless it is so narrow that the batch itself would not stay there. */
+/* Numbers of tiles of rows that go through a panel one after another. A large batch is faster if a layer does not stay
+ * in the L2 cache and is fetched for each batch. It is not faster if the layer is so narrow that the batch itself would
+ * not stay in the cache. */
 #define SMALL_BATCH 4
 #define LARGE_BATCH 12
 #define IS_LARGE(n_inputs, n_features) ((n_features) > 128 && (n_inputs) * (n_features) > 1 << 17)
@@ -17,7 +19,7 @@ typedef struct {
     long depth, width; /* numbers of rows and columns */
 } Panels;
 
-/* One layer; n_inputs and n_features are those of the layer. */
+/* One layer, from n_inputs to n_features units. */
 typedef struct {
     const float *W, *b_hidden, *b_output;
     long n_inputs, n_features;
@@ -48,7 +50,7 @@ typedef struct {
 
 /* -- units ---------------------------------------------------------------------------------------------------- */
 
-/* Outputs of the units of a level, from their inputs. */
+/* Return the outputs of the units of a level for their inputs. */
 static inline Vector activate(int level, Vector z)
 {
     if (level < N_LAYERS)
@@ -56,7 +58,7 @@ static inline Vector activate(int level, Vector z)
     return CODE_VALUE(z);
 }
 
-/* Turn a gradient at the outputs of units into one at their inputs. */
+/* Convert a gradient at the outputs of units to one at their inputs. */
 static inline Vector times_slope(int level, Vector gradient, Vector out)
 {
     if (level < N_LAYERS)
@@ -75,16 +77,16 @@ static void lay_out_panels(Panels *p, long depth, long width, Memory *memory)
     p->width = width;
 }
 
-/* Rows an odd number of cache lines apart do not all map to the same few cache sets. */
+/* Round n up to an odd number of cache lines. Rows at this distance do not all map to the same few cache sets. */
 static long odd_lines(long n) { return (pieces(n, LINE) | 1) * LINE; }
 
-/* Floats of a row of sums. */
+/* Return the number of floats of a row of sums. */
 static long padded(const Level *level) { return round_up(level->width, LINE); }
 
-/* Floats of an array of a level. */
+/* Return the number of floats of an array of a level. */
 static long size_of_level(const Level *level) { return pieces(level->width, STRIP) * level->strip; }
 
-/* Position of an element in such an array. */
+/* Return the position of an element in an array of a level. */
 static long place_of(const Level *level, long row, long column)
 {
     return column / STRIP * level->strip + row * level->row + column % STRIP;
@@ -118,7 +120,7 @@ static void lay_out_model(Model *m, Memory *memory, int with_back)
         m->levels[l].width = l == 0 ? m->layers[0].n_inputs : m->layers[l - 1].n_features;
 }
 
-/* LANES rows of W, from k on. */
+/* Pack LANES rows of W, from k on. */
 static void pack_rows(const Weights *w, long k)
 {
     long height = least(LANES, w->n_inputs - k), left = k / TILE_WIDTH * TILE_WIDTH;
@@ -145,7 +147,7 @@ static void pack_layer(Weights *w, long n_threads)
     memcpy(w->bias_hidden, w->b_hidden, w->n_features * sizeof(float));
     memcpy(w->bias_output, w->b_output, w->n_inputs * sizeof(float));
     w->share = share_of(pieces(w->n_inputs, LANES), 8, n_threads);
-    together(n_threads, pack_some, w);
+    run_in_team(n_threads, pack_some, w);
 }
 
 /* Pack all layers except the first ones, which are packed already. */
@@ -157,7 +159,7 @@ static void pack(Model *m, int first, long n_threads)
         memcpy(m->padded_gain, m->gain, m->levels[N_LAYERS].width * sizeof(float));
 }
 
-/* Multiplications for the forward pass of one row. */
+/* Return the number of multiplications for the forward pass of one row. */
 static double size_of(const Model *m)
 {
     double n = 0;

@@ -28,19 +28,19 @@ static inline void look_ahead(const Soon *soon, long k)
  * times as fast with AVX2, and 0.97 to 0.99 times with AVX-512. */
 enum { UNROLLED = TILE_VECTORS == 2 ? 4 : 2 };
 
-/* sums += left . right, or sums = left . right. The rows of the right side are `step` floats apart.
+/* Compute sums += left . right, or sums = left . right. The rows of the right side are `step` floats apart.
  *
- * The left side is passed by address. As a value it would be read in one piece just after it was written in four parts,
- * and the processor would wait until all earlier stores, those of the previous tile, are in the cache. */
+ * The left side is passed by address. A value would be read in one piece just after it was written in four parts. The
+ * processor would then wait until all stores of the previous tile are in the cache. */
 static inline __attribute__((always_inline)) void multiply_vectors(
-    Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, const int n_vectors)
+    Tile sums, int zero, const Matrix *left, const float *right, long step, long depth, const Soon *soon, const int n_vectors)
 {
     Vector kept[TILE_HEIGHT][TILE_VECTORS];
 #pragma GCC unroll 6
     for (int i = 0; i < TILE_HEIGHT; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < n_vectors; j++)
-            kept[i][j] = anew ? (Vector){0} : load(&sums[i][j * LANES]);
+            kept[i][j] = zero ? (Vector){0} : load(&sums[i][j * LANES]);
     const float *strip = left->at;
     const long row = left->row, left_step = left->step;
     for (long start = 0; start < depth; start += STRIP, strip += left->strip) {
@@ -68,27 +68,27 @@ static inline __attribute__((always_inline)) void multiply_vectors(
             store(&sums[i][j * LANES], kept[i][j]);
 }
 
-/* The same for the remaining columns, in as few vectors as possible. */
+/* Multiply the remaining columns, in as few vectors as possible. */
 static inline __attribute__((always_inline)) void multiply_columns(
-    Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, long n_columns)
+    Tile sums, int zero, const Matrix *left, const float *right, long step, long depth, const Soon *soon, long n_columns)
 {
     long n_vectors = least(TILE_VECTORS, pieces(n_columns, LANES));
     if (n_vectors == 1)
-        multiply_vectors(sums, anew, left, right, step, depth, soon, 1);
+        multiply_vectors(sums, zero, left, right, step, depth, soon, 1);
     else if (n_vectors == 2)
-        multiply_vectors(sums, anew, left, right, step, depth, soon, 2);
+        multiply_vectors(sums, zero, left, right, step, depth, soon, 2);
     else if (n_vectors == 3)
-        multiply_vectors(sums, anew, left, right, step, depth, soon, least(3, TILE_VECTORS));
+        multiply_vectors(sums, zero, left, right, step, depth, soon, least(3, TILE_VECTORS));
     else
-        multiply_vectors(sums, anew, left, right, step, depth, soon, TILE_VECTORS);
+        multiply_vectors(sums, zero, left, right, step, depth, soon, TILE_VECTORS);
 }
 
 /* Code without prefetching is separate, because a test for each line costs a tenth of a product with AVX2. */
 static void multiply(
-    Tile sums, int anew, const Matrix *left, const float *right, long step, long depth, const Soon *soon, long n_columns)
+    Tile sums, int zero, const Matrix *left, const float *right, long step, long depth, const Soon *soon, long n_columns)
 {
     if (soon)
-        multiply_columns(sums, anew, left, right, step, depth, soon, n_columns);
+        multiply_columns(sums, zero, left, right, step, depth, soon, n_columns);
     else
-        multiply_columns(sums, anew, left, right, step, depth, 0, n_columns);
+        multiply_columns(sums, zero, left, right, step, depth, 0, n_columns);
 }

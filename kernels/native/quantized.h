@@ -14,9 +14,9 @@
  *
  * Floats are rounded after every product: a sum S = m 2^e, 1 <= m < 2, to multiples of 2^(e - 23), with an rms error of
  * 2^(e - 23) / sqrt(12). If sizes are distributed evenly on a logarithmic scale, 1 / m^2 is 3 / (8 log 2), or 0.54, on
- * average; with 1/2 the square of the error is 2^-46 S^2 / 24. If terms have both signs, S^2 is about the sum of their
- * squares. The term of column k of n is part of n - k sums, and its scaled value x_k was rounded before. The rms error
- * is
+ * average. With 1/2 as this average, the square of the error is 2^-46 S^2 / 24. If terms have both signs, S^2 is about
+ * the sum of their squares. The term of column k of n is part of n - k sums, and its scaled value x_k was rounded
+ * before. The rms error is
  *
  *     2^-23 / sqrt(24) * sqrt(sum over k of (n - k + 1) (x_k W_k)^2).
  *
@@ -31,15 +31,15 @@
 #define N_DIGITS 3 /* of every element */
 #define LARGEST_OF_3 8355711.0    /* 127 * (2^16 + 2^8 + 1) */
 #define LARGEST_OF_4 2130706432.0 /* 127 * 2^24, and a little less than four digits hold */
-/* The part of V that may have fourth digits. With this part, integers still have half of the gain without fourth
- * digits. */
+/* Largest fraction of V that can have fourth digits. At this fraction, integers still save half of the time that they
+ * save without fourth digits. */
 #define MOST_FOURTH 0.5
 /* With more inputs, a sum of bytes times digits could exceed 2^31. */
 #define MOST_INPUTS 65536
 
 /* Results of earlier calls; all 0 in new memory. */
 typedef struct {
-    int is_there, in_integers;
+    int is_filled, in_integers;
 } Packed;
 
 typedef struct {
@@ -47,7 +47,7 @@ typedef struct {
     const Rows *rows;
     npy_int8 *digits;      /* blocks of LANES columns; in each, groups of N_BYTES rows of V */
     npy_int8 *fourth;      /* the same, without groups that are all 0 */
-    int *n_fourth, *where; /* for each block of columns, the number of these groups, and which they are */
+    int *n_fourth, *where; /* for each block of columns, the number and the positions of these groups */
     double *unit, *bias;
     long n_groups;
     double ranges;  /* sum of the squares of the columns' ranges */
@@ -84,14 +84,15 @@ static void lay_out_digits(Digits *d, const Weights *w, const Rows *rows, Memory
     d->scale = (SCALING *)reserve(memory, n_scaling);
 }
 
-/* An element of V; 0 beyond its end. */
+/* Return an element of V; 0 past its end. */
 static inline double element(const Digits *d, long k, long f)
 {
     const Weights *w = d->weights;
     return k < w->n_inputs && f < w->n_features ? (double)d->rows->scale[k] * w->W[k * w->n_features + f] : 0;
 }
 
-/* A column's unit: the largest one, or the smallest that three digits allow if that is less; 0 if four are too few. */
+/* Return the unit of a column: the smaller of the largest unit and the smallest one for three digits; 0 if four digits
+ * are too few. */
 static double unit_of(const Digits *d, long f)
 {
     const Weights *w = d->weights;
@@ -139,7 +140,7 @@ static int split_group(const Digits *d, long group, long f, npy_int8 *fourth)
     return any;
 }
 
-/* Write LANES columns from f on; return 0 if digits cannot represent them. */
+/* Pack LANES columns from f on; return 0 if digits cannot represent them. */
 static int pack_columns(const Digits *d, long f)
 {
     const Weights *w = d->weights;
@@ -169,8 +170,8 @@ static void pack_digits_some(void *job)
                 __atomic_store_n(&d->are_enough, 0, __ATOMIC_RELAXED);
 }
 
-/* Return 0 if floats must be used for the product. */
-static int pack_anew(Digits *d, long n_threads)
+/* Write V in digits; return 0 if floats must be used for the product. */
+static int repack(Digits *d, long n_threads)
 {
     const Weights *w = d->weights;
     long n_panels = pieces(w->n_features, LANES), n_fourth = 0;
@@ -180,7 +181,7 @@ static int pack_anew(Digits *d, long n_threads)
             d->ranges += 1 / ((double)d->rows->scale[k] * d->rows->scale[k]);
     d->are_enough = w->n_inputs <= MOST_INPUTS;
     d->share = share_of(d->are_enough ? n_panels : 0, 1, n_threads);
-    together(n_threads, pack_digits_some, d);
+    run_in_team(n_threads, pack_digits_some, d);
     for (long i = 0; i < n_panels; i++)
         n_fourth += d->n_fourth[i];
     return d->are_enough && n_fourth <= MOST_FOURTH * n_panels * d->n_groups;
@@ -195,18 +196,18 @@ static int is_copy(void *copy, const void *values, long n_bytes)
     return 0;
 }
 
-/* Write V in digits, unless it is unchanged since the previous call: the comparison costs a hundredth of writing.
+/* Write V in digits, unless it is unchanged since the previous call. The comparison costs a hundredth of writing.
  * Return 0 if floats must be used for the product. */
 static int pack_digits(Digits *d, long n_threads)
 {
     const Weights *w = d->weights;
-    int is_same = d->packed->is_there;
+    int is_same = d->packed->is_filled;
     is_same &= is_copy(d->W, w->W, w->n_inputs * w->n_features * sizeof(float));
     is_same &= is_copy(d->b_hidden, w->b_hidden, w->n_features * sizeof(float));
     is_same &= is_copy(d->minimum, d->rows->minimum, w->n_inputs * sizeof(SCALING));
     is_same &= is_copy(d->scale, d->rows->scale, w->n_inputs * sizeof(SCALING));
     if (!is_same)
-        d->packed->in_integers = pack_anew(d, n_threads);
-    d->packed->is_there = 1;
+        d->packed->in_integers = repack(d, n_threads);
+    d->packed->is_filled = 1;
     return d->packed->in_integers;
 }

@@ -5,7 +5,7 @@ typedef struct {
     float *out;
     long n_threads;
     Tile *sums;
-    long n_begun;
+    long n_started;
     Share share;
 } Errors;
 
@@ -43,32 +43,32 @@ static void finish_error(const Batch *b, int level, long row, long k, Tile sums)
 static void errors_some(void *job)
 {
     Errors *e = (Errors *)job;
-    long self = __atomic_fetch_add(&e->n_begun, 1, __ATOMIC_RELAXED);
+    long self = __atomic_fetch_add(&e->n_started, 1, __ATOMIC_RELAXED);
     Batch b = {&e->model, &e->rows, 0, 0, 0, self * e->model.batch * TILE_HEIGHT, e->sums + self * e->model.n_sums, e};
     for (long start, stop; take(&e->share, &start, &stop);) {
         b.first = start * TILE_HEIGHT;
         b.n_tiles = stop - start;
         b.n_rows = least(b.n_tiles * TILE_HEIGHT, e->rows.n_rows - b.first);
         scale_batch(&b);
-        go_in_and_back(&b, stop * TILE_HEIGHT);
+        forward_pass(&b, stop * TILE_HEIGHT);
         multiply_batch(&b, rows_in(&b, 1, e->model.levels[1].back.out), &e->model.layers[0].back, 0, -1, finish_error);
     }
 }
 
-/* Fill `out`; return 0 if there is not enough memory. */
+/* Compute the errors of all rows into `out`; return 0 if there is not enough memory. */
 static int errors(Errors *e, Memory *memory)
 {
     e->n_threads = threads_for(4 * e->rows.n_rows * size_of(&e->model), e->n_threads);
     if (!provide(memory, 0, e->n_threads, lay_out_errors, e))
         return 0;
     pack(&e->model, 0, e->n_threads);
-    e->n_begun = 0;
+    e->n_started = 0;
     e->share = share_of(pieces(e->rows.n_rows, TILE_HEIGHT), e->model.batch, e->n_threads);
-    together(e->n_threads, errors_some, e);
+    run_in_team(e->n_threads, errors_some, e);
     return 1;
 }
 
-/* The same for NumPy arrays; return 0 if a Python exception is set. */
+/* Compute the errors for NumPy arrays; return 0 if a Python exception is set. */
 static int errors_arrays(Memory *memory, PyArrayObject *rows, PyArrayObject *const *parameters, long n_threads,
                          PyArrayObject *out, PyArrayObject *minimum, PyArrayObject *scale)
 {

@@ -3,7 +3,7 @@ typedef struct {
     const ROW *values;
     const npy_int64 *numbers;          /* numbers of the rows, in this order; NULL for all */
     const SCALING *minimum, *scale;    /* if NULL, rows are only cast */
-    const SCALING *maximum;            /* with the minimum, the expected range of values */
+    const SCALING *maximum;            /* end of the expected range of values, which starts at the minimum */
     long n_rows, n_inputs;
 } Rows;
 
@@ -12,8 +12,8 @@ static const ROW *row_at(const Rows *rows, long i)
     return rows->values + (rows->numbers ? rows->numbers[i] : i) * rows->n_inputs;
 }
 
-/* The bits of a number. From +0 to +Inf they are in the order of the numbers; those of NaN and negative numbers are
- * larger. */
+/* Return the bits of a number. From +0 to +Inf, the bits are in the order of the numbers; the bits of NaN and negative
+ * numbers are larger. */
 static inline BITS bits_of(SCALING value)
 {
     BITS bits;
@@ -21,15 +21,15 @@ static inline BITS bits_of(SCALING value)
     return bits;
 }
 
-/* Scale some values of a row, as `scale_row`; return the worst value so far as bits. */
+/* Scale some values of a row, like `scale_row`; return the bits of the worst value so far. */
 static inline __attribute__((always_inline)) BITS scale_values(
-    const Rows *rows, long i, long start, long n, float *__restrict__ x, BITS worst, const int is_asked)
+    const Rows *rows, long i, long start, long n, float *__restrict__ x, BITS worst, const int is_checked)
 {
     const ROW *__restrict__ row = row_at(rows, i) + start;
     const SCALING *minimum = rows->minimum + start, *scale = rows->scale + start, *maximum = rows->maximum + start;
     for (long k = 0; k < n; k++) {
         SCALING value = (SCALING)row[k], above = rows->minimum ? value - minimum[k] : value;
-        if (is_asked) {
+        if (is_checked) {
             BITS low = bits_of(above), high = bits_of(maximum[k] - value);
             worst = worst > low ? worst : low;
             worst = worst > high ? worst : high;
@@ -40,18 +40,18 @@ static inline __attribute__((always_inline)) BITS scale_values(
     return worst;
 }
 
-/* Scale a row into x, whose strips are `strip` floats apart, unless x is NULL. If requested, return whether all its
- * values are between `minimum` and `maximum` (NaN and Inf are not; -0 may not be if the minimum is 0). Together with
- * scaling this costs a thirtieth of the narrowest product; in a separate pass it would cost as much as the product.
- * Whole strips have separate code, because gcc then knows their length. */
+/* Scale a row into x, whose strips are `strip` floats apart, unless x is NULL. If requested, return whether all values
+ * of the row are between `minimum` and `maximum`. NaN and Inf are not; -0 may not be if the minimum is 0. A check
+ * during scaling costs a thirtieth of the narrowest product; a separate pass would cost as much as the product. Whole
+ * strips have separate code, because gcc then knows their length. */
 static inline __attribute__((always_inline)) int scale_row(
-    const Rows *rows, long i, float *x, long strip, const int is_asked)
+    const Rows *rows, long i, float *x, long strip, const int is_checked)
 {
     BITS worst = 0;
     long start = 0;
     for (; start + STRIP <= rows->n_inputs; start += STRIP, x += x ? strip : 0)
-        worst = scale_values(rows, i, start, STRIP, x, worst, is_asked);
-    worst = scale_values(rows, i, start, rows->n_inputs - start, x, worst, is_asked);
+        worst = scale_values(rows, i, start, STRIP, x, worst, is_checked);
+    worst = scale_values(rows, i, start, rows->n_inputs - start, x, worst, is_checked);
     return worst < bits_of((SCALING)INFINITY);
 }
 
@@ -61,7 +61,7 @@ static void scale_rows(const Rows *rows, long first, long n_rows, float *x, long
         scale_row(rows, first + i, x + i * x_row, strip, 0);
 }
 
-/* The data to prefetch for scaling the tile that starts at row `first`. */
+/* Return the data to prefetch for scaling the tile that starts at row `first`. */
 static Soon soon_read(const Rows *rows, long first, long column)
 {
     Soon soon;

@@ -8,12 +8,14 @@
  *     d_n = (q_(n-1) . W_n) gain f'(h)    d_l = (d_(l+1) . W_(l+1)^T) f'(a_l)
  *
  * In the second phase, threads share the rows of each W:  dW_l = c (a_(l-1)^T . d_l + q_(l-1)^T . s_l), with
- * c = 2 / (number of entries). No sum is split between threads, so their number does not change a bit of the result.
+ * c = 2 / (number of entries). No sum is split between threads, so all bits of the result are the same for any number
+ * of threads.
  */
 
-/* Rows of a block, in whole tiles: the parts of d and s that the second phase reads have to stay in the L2 cache. */
+/* Number of rows of a block, in whole tiles. The parts of d and s that the second phase reads have to stay in the L2
+ * cache. */
 #define BLOCK_ROWS (43 * TILE_HEIGHT)
-/* Tiles of rows of W that go through a panel of d and s one after another. */
+/* Number of tiles of rows of W that go through a panel of d and s one after another. */
 #define INPUTS_BATCH 8
 /* Largest number of rows that such tiles go through at a time. Each row uses a cache line of the left and of the right
  * side, and these lines have to stay in the L1 cache from one tile to the next. */
@@ -30,7 +32,7 @@ typedef struct {
 typedef struct {
     Rows rows;
     const npy_uint8 *noise; /* a byte for each entry of the minibatch; NULL without corruption */
-    int threshold;          /* entries with bytes below it are hidden */
+    int threshold;          /* entries with smaller noise bytes are hidden */
     Model model;
     Parameter parameters[N_PARAMETERS];
     float rate, decay, cost;
@@ -39,11 +41,11 @@ typedef struct {
     float *x;                   /* scaled rows of the block */
     float *squares, *gain_sums; /* sums over the rows of each tile: of r^2 in LANES columns, of the gain's gradient */
     Tile *sums;
-    float *dW; /* for each thread n_dW: some rows of the widest W's */
+    float *dW; /* n_dW floats for each thread: room for some rows of the gradient of the widest W */
     long n_dW;
     long first, n_rows; /* first row and number of rows of the block */
     int layer;          /* layer whose gradient is next */
-    long n_begun;
+    long n_started;
     Share share;
 } Step;
 
@@ -53,8 +55,8 @@ static void lay_out_gradient(Way *way, Memory *memory, long n_tiles, const Level
     way->sums = reserve(memory, n_tiles * padded(level));
 }
 
-/* Both passes through each level. But there is no gradient at the inputs, y is not stored, and without a gain the
- * features of both passes are the same. */
+/* Lay out both passes through each level. The inputs have no gradient, and y is not stored. Without a gain
+ * the features of both passes are the same. */
 static void lay_out_levels(Step *s, Memory *memory, long n_tiles)
 {
     for (int l = 0; l <= N_LAYERS; l++) {
@@ -93,7 +95,7 @@ static void lay_out_step(void *job, Memory *memory)
 
 /* -- the first phase ------------------------------------------------------------------------------------------ */
 
-/* The input of the network is 0 where the noise is low. */
+/* Set the input of the network to 0 where the noise is low, and to x elsewhere. */
 static void mask_batch(const Step *s, const Batch *b)
 {
     const Level *columns = &s->model.levels[0];
@@ -131,7 +133,7 @@ static void finish_r(const Batch *b, int level, long row, long k, Tile sums)
     store(squares, square);
 }
 
-/* Turn a gradient at the outputs of a level in one of the passes into one at its inputs. */
+/* Convert a gradient at the outputs of a level in one of the passes to one at its inputs. */
 static void finish_gradient(const Batch *b, int level, const Way *way, long row, long column, Tile sums)
 {
     const Level *on = &b->model->levels[level];
@@ -149,13 +151,13 @@ static void finish_gradient(const Batch *b, int level, const Way *way, long row,
     }
 }
 
-/* q of a hidden level. */
+/* Compute q of a hidden level. */
 static void finish_q(const Batch *b, int level, long row, long column, Tile sums)
 {
     finish_gradient(b, level, &b->model->levels[level].back, row, column, sums);
 }
 
-/* Turn a gradient at (h - center) * gain into one at h, and store the gradient of the gain. */
+/* Convert a gradient at (h - center) * gain to one at h, and store the gradient of the gain. */
 static void through_gain(const Batch *b, long row, long column, Tile sums)
 {
     const Step *s = (const Step *)b->job;
@@ -175,7 +177,7 @@ static void through_gain(const Batch *b, long row, long column, Tile sums)
     }
 }
 
-/* d of any level. */
+/* Compute d of any level. */
 static void finish_d(const Batch *b, int level, long row, long column, Tile sums)
 {
     if (HAS_GAIN && level == N_LAYERS)
@@ -184,7 +186,7 @@ static void finish_d(const Batch *b, int level, long row, long column, Tile sums
 }
 
 /* Compute gradients from r on, through the decoder and then through the encoder. */
-static void go_with_gradients(const Batch *b, long next)
+static void backward_pass(const Batch *b, long next)
 {
     const Model *m = b->model;
     const Level *levels = m->levels;
@@ -199,23 +201,23 @@ static void rows_some(void *job)
 {
     Step *s = (Step *)job;
     Model *m = &s->model;
-    long self = __atomic_fetch_add(&s->n_begun, 1, __ATOMIC_RELAXED), x_row = m->levels[0].row;
+    long self = __atomic_fetch_add(&s->n_started, 1, __ATOMIC_RELAXED), x_row = m->levels[0].row;
     for (long start, stop; take(&s->share, &start, &stop);) {
         long place = start * TILE_HEIGHT, n_rows = least((stop - start) * TILE_HEIGHT, s->n_rows - place);
         Batch b = {m, &s->rows, s->first + place, n_rows, stop - start, place, s->sums + self * m->n_sums, s};
         scale_rows(&s->rows, b.first, n_rows, s->x + place * x_row, x_row, m->levels[0].strip);
         if (s->noise)
             mask_batch(s, &b);
-        go_in_and_back(&b, -1);
+        forward_pass(&b, -1);
         multiply_batch(&b, rows_in(&b, 1, m->levels[1].back.out), &m->layers[0].back, 0, -1, finish_r);
-        go_with_gradients(&b, s->first + stop * TILE_HEIGHT);
+        backward_pass(&b, s->first + stop * TILE_HEIGHT);
     }
 }
 
 /* -- the second phase ----------------------------------------------------------------------------------------- */
 
-/* Update n elements of a parameter and of its states, which STATE_0 and STATE_1 name, by UPDATE: the rule's statements of
- * kernels/rules.py. A missing state is NULL. */
+/* Update n elements of a parameter and of its states, whose names are STATE_0 and STATE_1. UPDATE contains the
+ * statements of the rule in kernels/rules.py. A missing state is NULL. */
 static inline void update(float *__restrict p, float *__restrict STATE_0, float *__restrict STATE_1,
                           const float *__restrict g, long n, float rate, float decay)
 {
@@ -224,7 +226,7 @@ static inline void update(float *__restrict p, float *__restrict STATE_0, float 
     }
 }
 
-/* Add sums to those of earlier blocks. After the last block they are the gradients, and are applied. */
+/* Add sums to the sums of earlier blocks. After the last block, they are the gradients, and are applied. */
 static void add_or_update(const Step *s, const Parameter *parameter, long at, float *sums, long n)
 {
     float c = 2.0f / ((float)s->rows.n_rows * (float)s->rows.n_inputs);
@@ -249,17 +251,17 @@ typedef struct {
     long start, stop, column;
 } Tiles;
 
-/* sums += left^T . right, or sums = left^T . right. */
-static void multiply_turned(const Step *s, Tile *sums, int anew, const float *left, const float *right, Tiles tiles)
+/* Compute sums += left^T . right, or sums = left^T . right. */
+static void multiply_transposed(const Step *s, Tile *sums, int zero, const float *left, const float *right, Tiles tiles)
 {
     const Level *from = &s->model.levels[s->layer], *to = from + 1;
     long chunk = pieces(s->n_rows, pieces(s->n_rows, CHUNK));
     for (long row = 0; row < s->n_rows; row += chunk)
         for (long tile = tiles.start; tile < tiles.stop; tile++) {
-            Matrix turned = {left + place_of(from, row, tile * TILE_HEIGHT), 1, from->row, STRIP * from->row};
+            Matrix transposed = {left + place_of(from, row, tile * TILE_HEIGHT), 1, from->row, STRIP * from->row};
             const float *lines = right + place_of(to, row, tiles.column);
-            multiply(sums[tile - tiles.start], anew && row == 0, &turned, lines, to->row, least(chunk, s->n_rows - row), 0,
-                     to->width - tiles.column);
+            multiply(sums[tile - tiles.start], zero && row == 0, &transposed, lines, to->row,
+                     least(chunk, s->n_rows - row), 0, to->width - tiles.column);
         }
 }
 
@@ -270,19 +272,19 @@ static void keep_tile(float *to, long row, long n_rows, long n_columns, Tile sum
         memcpy(to + i * row, sums[i], n_columns * sizeof(float));
 }
 
-/* Compute some rows of dW completely, then update the same rows of W and its state in order. Updating tile by tile would
+/* Compute some rows of dW completely, then update the same rows of W and its state in order. Updates tile by tile would
  * defeat the hardware prefetcher. */
 static void inputs_some(void *job)
 {
     Step *s = (Step *)job;
     const Level *from = &s->model.levels[s->layer], *to = from + 1;
-    float *dW = s->dW + __atomic_fetch_add(&s->n_begun, 1, __ATOMIC_RELAXED) * s->n_dW;
+    float *dW = s->dW + __atomic_fetch_add(&s->n_started, 1, __ATOMIC_RELAXED) * s->n_dW;
     Tile sums[INPUTS_BATCH];
     for (long start, stop; take(&s->share, &start, &stop);) {
         for (long f = 0; f < to->width; f += TILE_WIDTH) {
             Tiles tiles = {start, stop, f};
-            multiply_turned(s, sums, 1, from->in.out, to->in.gradient, tiles);
-            multiply_turned(s, sums, 0, from->back.gradient, to->back.out, tiles);
+            multiply_transposed(s, sums, 1, from->in.out, to->in.gradient, tiles);
+            multiply_transposed(s, sums, 0, from->back.gradient, to->back.out, tiles);
             for (long tile = start; tile < stop; tile++)
                 keep_tile(dW + (tile - start) * TILE_HEIGHT * to->width + f, to->width,
                           least(TILE_HEIGHT, from->width - tile * TILE_HEIGHT), least(TILE_WIDTH, to->width - f),
@@ -293,7 +295,7 @@ static void inputs_some(void *job)
     }
 }
 
-/* The gradient of a parameter that is a sum over rows, from the sums of all tiles. */
+/* Add the sums of all tiles to the gradient of a parameter that is a sum over rows, and update the parameter. */
 static void add_tiles(const Step *s, int parameter, float *sums, const Level *level)
 {
     for (long tile = 1; tile < pieces(s->n_rows, TILE_HEIGHT); tile++)
@@ -308,8 +310,8 @@ static void take_layer_of_block(Step *s)
 {
     const Level *from = &s->model.levels[s->layer], *to = from + 1;
     s->share = share_of(pieces(from->width, TILE_HEIGHT), INPUTS_BATCH, s->n_threads);
-    s->n_begun = 0;
-    together(s->n_threads, inputs_some, s);
+    s->n_started = 0;
+    run_in_team(s->n_threads, inputs_some, s);
     add_tiles(s, 3 * s->layer + 1, to->in.sums, to);
     add_tiles(s, 3 * s->layer + 2, from->back.sums, from);
 }
@@ -317,9 +319,9 @@ static void take_layer_of_block(Step *s)
 static void take_block(Step *s, double *cost)
 {
     long n_tiles = pieces(s->n_rows, TILE_HEIGHT);
-    s->n_begun = 0;
+    s->n_started = 0;
     s->share = (s->model.batch == LARGE_BATCH ? equal_share_of : share_of)(n_tiles, s->model.batch, s->n_threads);
-    together(s->n_threads, rows_some, s);
+    run_in_team(s->n_threads, rows_some, s);
     for (s->layer = 0; s->layer < N_LAYERS; s->layer++)
         take_layer_of_block(s);
     if (HAS_GAIN)
@@ -328,7 +330,7 @@ static void take_block(Step *s, double *cost)
         *cost += s->squares[i];
 }
 
-/* Update parameters and state in place, and set the cost before the update; return 0 if memory is insufficient. */
+/* Update parameters and state in place, and store the cost before the update; return 0 if memory is insufficient. */
 static int take_step(Step *s, Memory *memory)
 {
     double cost = 0, n_rows = s->rows.n_rows;
@@ -344,7 +346,7 @@ static int take_step(Step *s, Memory *memory)
     return 1;
 }
 
-/* A parameter with the state arrays of the rule, one or two. */
+/* Set a parameter and its state arrays; a rule has one or two. */
 static int take_parameter(Parameter *parameter, PyArrayObject *values, PyArrayObject *const *state, int n_states)
 {
     npy_intp n = PyArray_DIM(values, 0), m = PyArray_NDIM(values) > 1 ? PyArray_DIM(values, 1) : 1;
@@ -360,7 +362,7 @@ static int take_parameter(Parameter *parameter, PyArrayObject *values, PyArrayOb
     return 1;
 }
 
-/* All parameters in the order of NAMES, and the states of each. */
+/* Set all parameters, in the order of NAMES, and the states of each. */
 static int take_parameters(Step *s, PyArrayObject *const *parameters, PyArrayObject *const *states, int n_states)
 {
     if (!take_model(&s->model, &s->rows, parameters))

@@ -9,16 +9,17 @@
 #include <time.h>
 
 #define SPIN_NS 50000
-#define FLOPS_WORTH_A_THREAD 1000000 /* below 10 us of work, notifying other threads takes longer than it saves */
+/* For less than 10 us of work, notifying other threads takes longer than the time they save. */
+#define FLOPS_WORTH_A_THREAD 1000000
 
 typedef void Work(void *job);
 
 static struct {
     pthread_mutex_t in_use; /* held by the caller that runs the job */
-    pthread_mutex_t lock;   /* of all following fields */
+    pthread_mutex_t lock;   /* protects all following fields */
     pthread_cond_t wake, done;
     int n_members, n_wanted, n_working, n_asleep;
-    unsigned number; /* of the job; spinning threads watch it */
+    unsigned number; /* number of the job; spinning threads watch it */
     Work *work;
     void *job;
 } team = {PTHREAD_MUTEX_INITIALIZER, PTHREAD_MUTEX_INITIALIZER, PTHREAD_COND_INITIALIZER, PTHREAD_COND_INITIALIZER,
@@ -32,7 +33,7 @@ static long nanoseconds(void)
 }
 
 /* Pause the core, and return whether to keep spinning. */
-static int looks_on(long since)
+static int keeps_spinning(long since)
 {
     for (int i = 0; i < 8; i++)
 #if defined(__x86_64__)
@@ -48,7 +49,8 @@ static int looks_on(long since)
 static void *member(void *nothing)
 {
     for (unsigned seen = 0;;) {
-        for (long since = nanoseconds(); __atomic_load_n(&team.number, __ATOMIC_ACQUIRE) == seen && looks_on(since);)
+        for (long since = nanoseconds();
+             __atomic_load_n(&team.number, __ATOMIC_ACQUIRE) == seen && keeps_spinning(since);)
             ;
         pthread_mutex_lock(&team.lock);
         team.n_asleep++;
@@ -73,8 +75,8 @@ static void *member(void *nothing)
     return nothing;
 }
 
-/* After a fork, the child has only the thread that forked. */
-static void start_afresh(void)
+/* Reset the team in the child of a fork, which has only the thread that forked. */
+static void reset_after_fork(void)
 {
     pthread_mutex_init(&team.in_use, 0);
     pthread_mutex_init(&team.lock, 0);
@@ -84,7 +86,8 @@ static void start_afresh(void)
     team.number = 0;
 }
 
-/* Give the team this number of members, if the system allows. Python's own threads handle signals. */
+/* Start threads until the team has this number of members, if the system allows. They block all signals, which Python's
+ * own threads handle. */
 static void grow(int n_members)
 {
     static int is_registered = 0;
@@ -92,7 +95,7 @@ static void grow(int n_members)
     if (team.n_members >= n_members)
         return;
     if (!is_registered)
-        is_registered = pthread_atfork(0, 0, start_afresh) == 0;
+        is_registered = pthread_atfork(0, 0, reset_after_fork) == 0;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     for (pthread_t thread; team.n_members < n_members && pthread_create(&thread, 0, member, 0) == 0; team.n_members++)
@@ -101,7 +104,7 @@ static void grow(int n_members)
 }
 
 /* Run `work(job)` in up to `n_threads` threads at once, including the caller. */
-static void together(long n_threads, Work *work, void *job)
+static void run_in_team(long n_threads, Work *work, void *job)
 {
     if (n_threads < 2 || pthread_mutex_trylock(&team.in_use) != 0) {
         work(job);
@@ -117,7 +120,7 @@ static void together(long n_threads, Work *work, void *job)
         pthread_cond_broadcast(&team.wake);
     pthread_mutex_unlock(&team.lock);
     work(job);
-    for (long since = nanoseconds(); __atomic_load_n(&team.n_working, __ATOMIC_ACQUIRE) > 0 && looks_on(since);)
+    for (long since = nanoseconds(); __atomic_load_n(&team.n_working, __ATOMIC_ACQUIRE) > 0 && keeps_spinning(since);)
         ;
     pthread_mutex_lock(&team.lock);
     team.n_wanted = 0;
@@ -137,14 +140,14 @@ typedef struct {
     long next, end, smallest, largest, n_threads;
 } Share;
 
-/* Large pieces first, single units at the end. */
+/* Return a share with large pieces first and single units at the end. */
 static Share share_of(long n, long largest, long n_threads)
 {
     Share share = {0, n, 1, largest, n_threads};
     return share;
 }
 
-/* Equal pieces, the same number for each thread, for pieces with a fixed cost. */
+/* Return a share of equal pieces, the same number for each thread, for pieces with a fixed cost. */
 static Share equal_share_of(long n, long largest, long n_threads)
 {
     long size = pieces(n, round_up(pieces(n, largest), n_threads));

@@ -1,6 +1,6 @@
-/* Transposed blocks of LANES x LANES floats. */
+/* Transposition of blocks of LANES x LANES floats. */
 
-/* Alternating lanes of two vectors, a b a b ..., from their lower or upper halves. */
+/* Return alternating lanes of two vectors, a b a b ..., from their lower or upper halves. */
 static inline Vector interleave(Vector a, Vector b, const int upper)
 {
     IntVector order;
@@ -9,8 +9,8 @@ static inline Vector interleave(Vector a, Vector b, const int upper)
     return __builtin_shuffle(a, b, order);
 }
 
-/* Interleaving the first half of the rows with the second moves one bit of each element's position from its row number
- * to its column number. After one round for each bit of a number, rows and columns are exchanged. */
+/* Transpose a block. Interleaving the first half of the rows with the second half moves one bit of each element's
+ * position from its row number to its column number. After one round for each bit, rows and columns are exchanged. */
 static inline void transpose(float *to, long to_row, const float *from, long from_row)
 {
     Vector rows[LANES], mixed[LANES];

@@ -1,4 +1,4 @@
-/* Vectors of floats as wide as the processor's registers, and the tile of sums that fills most of these.
+/* Vectors of floats as wide as the processor's registers, and the tile of sums that fills most of the registers.
  *
  * Only gcc's vector extensions are used, so that the same code compiles for AVX-512, AVX2, SSE2 and NEON. Loads and
  * stores are of contiguous floats, which need not be aligned.
@@ -34,7 +34,7 @@ static inline Vector load(const float *from) { return *(const Vector *)from; }
 
 static inline void store(float *to, Vector values) { *(Vector *)to = values; }
 
-/* The first `n` lanes, for a row that ends before the vector does. */
+/* Store the first `n` lanes, for a row that ends before the vector. */
 static inline void store_some(float *to, Vector values, long n)
 {
     if (n >= LANES)

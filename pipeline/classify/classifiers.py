@@ -36,8 +36,8 @@ _MAX_VALUES_IN_FLOAT64 = 10**7
 _VALIDATION_SHARE = 0.1
 _MAX_VALIDATION_ROWS = 50_000
 _PIECES_PER_WINDOW = 16
-# Training stops after `_PATIENCE` passes in which the loss has not fallen by the relative amount `_MIN_FALL`. Without
-# this threshold, training on separable classes would never stop, because the loss keeps falling towards 0.
+# Training stops after `_PATIENCE` consecutive passes that do not lower the loss by the relative amount `_MIN_FALL`.
+# Without this threshold, training on separable classes would never stop, because the loss keeps falling towards 0.
 _PATIENCE = 3
 _MIN_FALL = 1e-3
 _STEPS_PER_PASS = 50

@@ -86,10 +86,10 @@ class Comparison:
         head = f"Accuracy of a logistic regression on {self.tested_on}, {self.n_classes} classes, "
         lines = [f"{head}{self.n_train} training rows:"]
         for name, outcome in self.outcomes.items():
-            doubt = ""
+            note = ""
             if not outcome.converged:
-                doubt = f" (not converged in {outcome.n_passes} passes: raise --passes)"
-            lines.append(f"  {outcome.accuracy:.4f}  on {name}{doubt}")
+                note = f" (not converged in {outcome.n_passes} passes: raise --passes)"
+            lines.append(f"  {outcome.accuracy:.4f}  on {name}{note}")
         if self.n_bad or self.n_unlabelled:
             excluded = f"{quantity(self.n_bad, 'bad row')}, {quantity(self.n_unlabelled, 'row')} without a label"
             lines.append(f"Excluded: {excluded}.")
@@ -104,7 +104,7 @@ def compare_representations(options: Options) -> Comparison:
     NoInput
         If a directory contains no finished run.
     DataError
-        If the labels cannot be used, if the features are those of another model, or if input rows have changed.
+        If the labels cannot be used, if the features were computed with another model, or if input rows have changed.
     """
     model, runs = _open_runs(options)
     codes = _codes(options, runs)
@@ -201,7 +201,7 @@ def _check_classes(options: Options, codes: np.ndarray, is_test: np.ndarray) -> 
             "one. Name the labels with --labels."
         )
     if len(np.unique(codes[is_labelled])) > n_classes:
-        log.warning("some test rows have labels that no training row has; they count as errors")
+        log.warning("some test rows have labels that no training row has; these rows count as errors")
     return n_classes
 
 

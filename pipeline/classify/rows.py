@@ -300,7 +300,7 @@ class Rows:
         wanted : ndarray of shape (n_rows,), bool
             Mask of the rows to read. Pieces without such rows are skipped.
         order : sequence of int, optional
-            Indices of the pieces in the order in which they are read.
+            Indices of the pieces in reading order.
         advance : callable
             Function that is called with the number of rows in a piece, after the caller has processed the piece.
 

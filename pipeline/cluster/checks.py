@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 _PACKAGES = ("numpy", "Theano", "scipy-openblas32", "h5py", "dask", "distributed")
 _ROOT = Path(__file__).parents[2]
 _SOURCES = ("pipeline/**/*.py", "kernels/**/*.py", "kernels/native/*")
-_NOT_A_SOURCE = "pipeline/shardpress/"  # installed separately, and without influence on results
+_NOT_A_SOURCE = "pipeline/shardpress/"  # installed separately; it does not affect results
 # A scheduler does not compute results, but it unpickles and pickles tasks.
 _NEEDED_BY_SCHEDULER = ("Python", "shardpress", "dask", "distributed")
 # Instruction sets that affect which code compilers, OpenBLAS and our kernels select.
@@ -65,7 +65,7 @@ class Probe:
     Attributes
     ----------
     directory : str
-        Current directory of the driver. Relative paths start there, so workers change to this directory.
+        Current directory of the driver. Relative paths are relative to this directory, so workers change to it.
     output : str
         Absolute path of the output directory.
     driver_file : str
@@ -176,7 +176,7 @@ def _no_answer(error: BaseException) -> str:
 
 
 def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
-    """Return an error that lists each problem once with the affected workers. Return None if there is no problem.
+    """Return an error that lists each problem once with the affected workers. Return None if no worker has a problem.
 
     Parameters
     ----------
@@ -217,7 +217,7 @@ class LateWorkerCheck(WorkerPlugin):
         self._client = client
 
     async def setup(self, worker: Worker) -> None:
-        """Check a worker. This blocks the event loop of the worker, but for less time than its heartbeats allow."""
+        """Check a worker. This blocks its event loop, but for less time than the scheduler waits for a heartbeat."""
         if not await self._is_running(worker):
             return
         problems = compare_environments(self._probe, self._driver, describe_environment(self._probe))

@@ -93,7 +93,7 @@ def retry_if_worker_lost(request: Callable[[], T], is_connected: Callable[[], bo
         except OSError as error:
             if not is_connected():
                 raise
-            log.debug("cluster: a worker was lost meanwhile: %s", error)
+            log.debug("cluster: a worker was lost during a request: %s", error)
     return request()
 
 
@@ -151,8 +151,8 @@ def wait_for_answers(client: Client, futures: Mapping[str, Future], seconds: flo
 def workers_of(client: Client) -> dict[str, dict[str, Any]]:
     """Return the scheduler's facts about its current workers. Keys are the addresses of the workers.
 
-    This function does not use `Client.scheduler_info`. The client updates that information periodically without any
-    workers, and an update could replace the answer before the method returns it.
+    This function does not use `Client.scheduler_info`. The client periodically requests the same information without
+    the workers, and such an answer can replace the complete one before the method returns.
     """
     answer = client.sync(client.scheduler.identity, n_workers=-1)  # type: ignore[union-attr]
     return dict(answer["workers"])

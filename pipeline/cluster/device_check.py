@@ -65,7 +65,7 @@ class WorkerDevice:
 def check_devices(
     client: Client, start_device: Callable[[], _Device], seconds: float
 ) -> tuple[list[WorkerDevice], dict[str, str]]:
-    """Have every current worker initialize its device, in a task.
+    """Make every current worker initialize its device in a task.
 
     Parameters
     ----------

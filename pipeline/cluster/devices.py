@@ -1,4 +1,4 @@
-"""Devices of local workers, and environments in which a worker process sees only its own card."""
+"""Devices of local workers, and environment variables that make only one card visible to a worker process."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from pipeline.cluster.threads import stop
 __all__ = ["batch_size", "compute", "reduce"]
 
 _FAN_IN = 16
-"""Number of results to merge at once. A smaller number means more tasks, and a larger one more results in memory."""
+"""Number of results to merge at once. A larger number means fewer tasks, but more results in memory."""
 _MAX_BATCH = 16
 """Largest batch size, unless the threads exceed the capacity of the scheduler."""
 _MIN_BATCHES_PER_THREAD = 16
@@ -108,7 +108,7 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: 
     Each task costs about 10 ms of processor time on the driver, the scheduler and the worker together. Batches spread
     this cost over several small tasks. In a very large graph, they also keep the scheduler from becoming the
     bottleneck. However, the results of a batch arrive and are committed together, and large batches leave threads idle
-    at the end. The batch size is limited for these reasons. docs/scaling.md has the measurements.
+    at the end. The batch size is limited for these reasons. docs/scaling.md contains the measurements.
 
     Parameters
     ----------
@@ -230,7 +230,7 @@ def _run(
             )
         except BaseException:
             # Dask does not wait for running tasks. They must end here, because the caller unlocks the output directory,
-            # and no task may write to it after that.
+            # and no task is allowed to write to it after that.
             stop(executor)
             run.wait()
             raise

@@ -33,7 +33,8 @@ class WorkerPool(Protocol):
     is_local : bool
         Whether this process executes the tasks itself.
     n_local_processes : int
-        Number of processes that share the cores and the memory of this machine. 0 if workers have their own.
+        Number of processes that share the cores and the memory of this machine. 0 if the workers have
+        their own cores and memory.
     """
 
     stats: WorkerStats
@@ -46,7 +47,8 @@ class WorkerPool(Protocol):
         Parameters
         ----------
         n_threads : int
-            Number of threads if this process executes the tasks. Workers ignore it, and use their own number.
+            Number of threads if this process executes the tasks. Workers ignore this argument, and use their
+            own number of threads.
         """
         ...
 
@@ -66,7 +68,7 @@ class LocalPool:
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
-        """Provide threads. The limit is one more task, so that a free thread does not wait for this process."""
+        """Provide threads. One more task than threads can be submitted, so that a free thread does not wait."""
         with threads(n_threads) as pool:
             yield pool, n_threads + 1
 

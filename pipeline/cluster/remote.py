@@ -40,7 +40,7 @@ def remote_workers(
     make_probe: Callable[[], Probe],
     requires_device: bool = False,
 ) -> Iterator[ClusterPool]:
-    """Provide the workers of the configured scheduler. They may join and leave at any time.
+    """Provide the workers of the configured scheduler. Workers can join and leave at any time.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def remote_workers(
     TryAgain
         If the scheduler does not answer, or if no worker joins.
     DeviceError
-        If no worker can use its device. With `requires_device`, also if any worker cannot use its device.
+        If no worker can use its device, or if `requires_device` is true and a worker cannot use its device.
     """
     address = _address(settings)
     with _close_at_end(_connect(address)) as client, disconnect_if_silent(client):

@@ -1,4 +1,4 @@
-"""Addresses and certificates of schedulers. They determine which connections are allowed, and encrypt them."""
+"""Checks of the addresses of schedulers, and certificates for encrypted connections to them."""
 
 from __future__ import annotations
 
@@ -45,8 +45,7 @@ def check_address(address: str, is_insecure: bool) -> str:
     if protocol == "tcp" and not _is_loopback(host) and not is_insecure:
         raise ConfigError(
             f"scheduler: {printable(complete)} is on another machine. Without TLS, anyone on the network can run code "
-            "as this user. Use tls:// (docs/scaling.md), or --insecure-cluster on a network that no one "
-            "else can access."
+            "as this user. Use tls:// (docs/scaling.md), or --insecure-cluster on a private network."
         )
     return complete
 

@@ -56,7 +56,7 @@ class WorkerStats:
         self._current: _StageStats | None = None
 
     def begin(self, stage: str) -> None:
-        """Start a stage, to which the next results belong. Discard earlier statistics of the same stage."""
+        """Start a stage. The next results belong to this stage. Discard its earlier statistics."""
         self._current = _StageStats(self._clock())
         self._stages[stage] = self._current
 

@@ -54,7 +54,7 @@ class ClusterExecutor(Executor):
     client : Client
         Client of the scheduler.
     stats : WorkerStats
-        Statistics to which `pipeline.cluster.executor` adds each result.
+        Statistics. `pipeline.cluster.executor` adds each result to them.
     n_remote_threads : int
         Total number of threads of the workers. It determines the size of batches.
     """
@@ -113,11 +113,11 @@ async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: C
     try:
         result = await dask_future.result()
     except Exception as raised:
-        # An error in the task itself sets the status to "error". A lost scheduler does not: either the connection
-        # breaks while the result is fetched, or the client cancels its futures.
+        # An error in the task itself sets the status to "error". If the scheduler is lost, the status is different:
+        # either the connection breaks while the result is fetched, or the client cancels its futures.
         is_lost = dask_future.status != "error" and isinstance(raised, OSError | CancelledError)
         error = _lost_connection() if is_lost else _explain(raised, function)
-    with suppress(InvalidStateError):  # `fail` was faster
+    with suppress(InvalidStateError):  # `fail` has already ended the future
         if error is None:
             future.set_result(result)
         else:
@@ -156,7 +156,8 @@ class ClusterPool:
     patience : float
         Seconds without any worker after which the run ends.
     n_local_processes : int
-        Number of workers that share the cores and the memory of this machine. 0 if workers have their own.
+        Number of workers that share the cores and the memory of this machine. 0 if the workers have
+        their own cores and memory.
     watch_interval : float
         Seconds between two checks of the connection and the workers.
     """

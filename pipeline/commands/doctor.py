@@ -17,9 +17,9 @@ DESCRIPTION = """Check everything that a run needs on this machine, and say how 
     shardpress doctor --output /scratch/features --json
 
 The output lists the steps to take in order, followed by all checks, from Python to the devices. Each device is tested
-in a child process with a time limit. The child process compiles a small model, and compares its features with those
-that NumPy computes. The exit code is 0 if a run will work, 78 if settings or packages must be fixed, and 1 if something
-else must be fixed.
+in a child process with a time limit. The child process compiles a small model, and compares its features with the
+features that NumPy computes. The exit code is 0 if a run will work, 78 if settings or packages must be fixed, and 1 if
+another fault must be fixed.
 """
 
 

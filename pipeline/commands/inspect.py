@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Describe HDF5 files: datasets, which one contains the rows and why, extras, ranges of values,
+DESCRIPTION = """Describe HDF5 files: datasets, the choice of the dataset with the rows, extras, ranges of values,
 constant columns, bad rows, and storage layouts that make reading slow.
 
     shardpress inspect shards/
@@ -34,8 +34,8 @@ is written. The exit code is 65 if a file is refused.
 """
 _BLOCK_BYTES = 2**23
 _MAX_NUMBERS = 2**16  # maximum number of columns whose ranges are included in the JSON
-_FEW = 20  # maximum number of columns for which each range is listed
-_LISTED = 10
+_MAX_RANGES = 20  # maximum number of columns whose ranges are all listed
+_MAX_LISTED = 10
 _FLOAT32_IS_ENOUGH = 1e-5  # relative to the range of a column; sensors are not more precise
 
 
@@ -140,7 +140,7 @@ def _rows_as_json(inspection: Inspection, preview: Preview) -> dict[str, Any]:
         "n_looked_at": scan.n_rows,
         "n_inputs": len(scan.minimum),
         "n_bad": len(scan.bad_rows),
-        "bad_rows": scan.bad_rows[:_LISTED].tolist(),
+        "bad_rows": scan.bad_rows[:_MAX_LISTED].tolist(),
         "unreadable": {inspection.shards[i].path: why for i, why in scan.unreadable.items()},
         **_columns_as_json(scan),
         "smaller_dtype": preview.smaller,
@@ -169,15 +169,15 @@ def _lines(inspection: Inspection, preview: Preview | None, twins: Sequence[Twin
         yield ""
     if preview is not None:
         yield from _lines_of_rows(inspection, preview)
-    for each in twins[:_LISTED]:
+    for each in twins[:_MAX_LISTED]:
         yield f"EQUAL ROWS  {each}"
-    if len(twins) > _LISTED:
-        yield f"EQUAL ROWS  {len(twins) - _LISTED} more files have the same rows as another file"
-    for refused in inspection.refused[:_LISTED]:
+    if len(twins) > _MAX_LISTED:
+        yield f"EQUAL ROWS  {len(twins) - _MAX_LISTED} more files have the same rows as another file"
+    for refused in inspection.refused[:_MAX_LISTED]:
         yield f"REFUSED  {refused['reason']}"
         yield from _table(refused["datasets"], "")
-    if len(inspection.refused) > _LISTED:
-        yield f"REFUSED  {len(inspection.refused) - _LISTED} more files"
+    if len(inspection.refused) > _MAX_LISTED:
+        yield f"REFUSED  {len(inspection.refused) - _MAX_LISTED} more files"
 
 
 def _lines_of_files(files: FileGroup) -> Iterator[str]:
@@ -185,10 +185,10 @@ def _lines_of_files(files: FileGroup) -> Iterator[str]:
     yield from _table(files.datasets, files.taken)
     yield f"  rows from: {_chosen_dataset(files)}"
     yield f"  columns: {files.columns}"
-    yield f"  extras: {short_list(map(printable, files.extras), _LISTED)}"
+    yield f"  extras: {short_list(map(printable, files.extras), _MAX_LISTED)}"
     if files.left_out:
         words = [f"{name} ({why})" for name, why in files.left_out.items()]
-        yield f"  not copied: {short_list(words, _LISTED)}"
+        yield f"  not copied: {short_list(words, _MAX_LISTED)}"
     for advice in files.faster:
         yield f"  slow to read: {advice}"
 
@@ -252,7 +252,7 @@ def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
     scan = preview.scan
     n_scanned = "all" if preview.has_all_rows else scan.n_rows
     yield f"{preview.n_rows} rows, {n_scanned} of them scanned"
-    for i, why in list(scan.unreadable.items())[:_LISTED]:
+    for i, why in list(scan.unreadable.items())[:_MAX_LISTED]:
         yield f"  UNREADABLE: {printable(inspection.shards[i].path)}: {why}"
     if len(scan.bad_rows):
         yield f"  BAD ROWS: {describe_bad_rows(inspection.shards, replace(scan, unreadable={}))}"
@@ -265,11 +265,11 @@ def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
 
 def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
     constant = columns.listed(scan.constant.nonzero()[0])
-    yield f"  constant columns: {short_list(constant, _LISTED) if constant else 'none'}"
+    yield f"  constant columns: {short_list(constant, _MAX_LISTED) if constant else 'none'}"
     if len(scan.narrow):
-        narrow = short_list(columns.listed(scan.narrow), _LISTED)
+        narrow = short_list(columns.listed(scan.narrow), _MAX_LISTED)
         yield f"  columns whose range is stretched by a few outliers: {narrow} (clip them with --clip-quantile 0.001)"
-    if len(scan.minimum) <= _FEW:
+    if len(scan.minimum) <= _MAX_RANGES:
         for i, (low, high) in enumerate(zip(scan.minimum, scan.maximum, strict=True)):
             yield f"    column {columns.numbered(i)}: {low:g} to {high:g}"
 

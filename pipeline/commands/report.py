@@ -63,7 +63,7 @@ def _write(target: str, page: str) -> None:
     path = Path(target).expanduser()
     if (path.parent / "manifest.json").exists():
         raise UsageError(
-            f"output={printable(path)}: is in the output directory of a run, which only runs may change. Choose "
+            f"output={printable(path)}: is in the output directory of a run, where only runs write files. Choose "
             "another directory."
         )
     try:

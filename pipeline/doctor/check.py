@@ -1,4 +1,4 @@
-"""Checks of `shardpress doctor`, and the page that lists what to do and all checks."""
+"""Checks of `shardpress doctor`, and the page that lists the steps to take and all checks."""
 
 from __future__ import annotations
 
@@ -19,18 +19,19 @@ _WIDTH = 120
 
 @dataclass(frozen=True)
 class Check:
-    """The result of one check.
+    """Result of one check.
 
     Attributes
     ----------
     name : str
         Subject of the check.
     status : str
-        ``fail`` stops a run, ``warn`` may stop one, ``absent`` is optional.
+        ``fail`` for a fault that stops a run, ``warn`` for a fault that can stop a run, ``absent`` for a missing part
+        that is optional, otherwise ``pass``.
     found : str
-        What the check found.
+        Finding of the check.
     fix : str
-        Advice; empty if there is nothing to do.
+        Advice, or empty if no action is needed.
     is_setting : bool
         Whether the check is about settings or packages, and not about the machine.
     """
@@ -63,14 +64,14 @@ def verdict(checks: Sequence[Check]) -> str:
 
 
 def page(checks: Sequence[Check], libraries: Mapping[str, Sequence[str]]) -> str:
-    """Return the page: what to do, all checks, and other libraries that were loaded.
+    """Return the page, which lists the steps to take, all checks, and other libraries that were loaded.
 
     Parameters
     ----------
     checks : sequence of Check
-        The checks, each after the checks that it depends on.
+        All checks. Each check follows the checks that it depends on.
     libraries : mapping
-        Files of loaded libraries by name. Those that no check mentions are listed at the end.
+        Files of loaded libraries by name. Files that no check mentions are listed at the end.
     """
     lines = [verdict(checks), "", *_steps(checks)]
     for each in checks:
@@ -89,14 +90,14 @@ def _other_libraries(checks: Sequence[Check], libraries: Mapping[str, Sequence[s
 
 
 def _steps(checks: Sequence[Check]) -> list[str]:
-    """Return the lines about what to do, in order."""
+    """Return the lines that list the steps to take, in order."""
     # Failures come first, since fixing them may remove warnings. Within each kind, a check comes after the checks
     # that it depends on.
     steps = [each for each in checks if each.status == "fail" and each.fix]
     steps += [each for each in checks if each.status == "warn" and each.fix]
     if not steps:
         return []
-    lines = ["What to do, in this order:"]
+    lines = ["Steps to take, in this order:"]
     for number, each in enumerate(steps, 1):
         lines += _wrap(f"{number:4}. ", f"{each.name}: {each.fix}")
     return [*lines, ""]

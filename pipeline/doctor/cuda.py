@@ -44,19 +44,19 @@ _NO_REPORT = {"error": "the checking process exited without a report"}
 _USERS = "pid,process_name,used_memory,gpu_bus_id"
 _EMPTY_KERNEL = b'extern "C" __global__ void nothing() {}\n'
 _PTX = 1  # CU_JIT_INPUT_PTX
-# Directories of the environment in which libgpuarray looks first, see install_pygpu.sh.
+# Directories of the environment that libgpuarray searches first, see install_pygpu.sh.
 _FOLDERS = ("lib/shardpress-gpu", "lib")
 _NO_DEVICE = 100  # CUDA_ERROR_NO_DEVICE: the driver works, but sees no card
 _JIT = "libnvidia-ptxjitcompiler.so.1"  # the driver opens it for the first kernel
 
 
 def cuda_checks(found: Mapping[str, Any], is_wanted: bool) -> Iterator[Check]:
-    """Yield the checks, each after the checks that it depends on.
+    """Yield the checks. Each check follows the checks that it depends on.
 
     Parameters
     ----------
     found : mapping
-        The reports of the child.
+        Reports of the child.
     is_wanted : bool
         Whether a run would use CUDA. Otherwise missing libraries are not a failure.
     """
@@ -206,7 +206,7 @@ def _card(name: str, facts: Mapping[str, Any], bad: Status, users: Sequence[Mapp
 
 
 def _describe_card(facts: Mapping[str, Any], users: Sequence[Mapping[str, str]]) -> str:
-    """Return name, capability, address and free memory of a card, and the processes that use it."""
+    """Return the name, capability, address and free memory of a card, and the processes that use it."""
     text = f"{facts['name']}, capability {format_version(facts['capability'])}, at {facts['place']}"
     if "free" in facts:
         text += f", {facts['free'] / 1e9:.1f} of {facts['total'] / 1e9:.1f} GB free"
@@ -246,7 +246,7 @@ def _pci_cards() -> list[str]:
 
 
 def _files(facts: Mapping[str, Any]) -> str:
-    """Return the file of a library, and the files to which it forwards all calls."""
+    """Return the file of a library. If it forwards calls to other files, also return these files."""
     first, *others = facts["files"] or ["unknown file"]
     if others:
         return f"{first}, which forwards calls to {', '.join(others)}"
@@ -257,7 +257,7 @@ def _files(facts: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    """Report facts about each library; if a call hangs or crashes, earlier reports remain."""
+    """Report facts about each library. If a call hangs or crashes, earlier reports remain."""
     _, facts = _open("libgpuarray.so.3", "libgpuarray.")
     report(libgpuarray=facts)
     cublas, facts = _open("libcublas.so", "libcublas.")
@@ -282,7 +282,10 @@ def _report_driver() -> ctypes.CDLL | None:
 
 
 def _open(name: str, prefix: str) -> tuple[ctypes.CDLL | None, dict[str, Any]]:
-    """Open a library as libgpuarray does; return it, and its files whose names start with `prefix`, or the error."""
+    """Open a library as libgpuarray does.
+
+    Return the library, and facts about it: its files whose names start with `prefix`, or the error.
+    """
     try:
         library = ctypes.CDLL(_find(name))
     except OSError as error:
@@ -304,18 +307,18 @@ def _load(name: str) -> ctypes.CDLL | None:
     return None
 
 
-def _facts_of(library: ctypes.CDLL | None, ask: Callable[[ctypes.CDLL], dict[str, Any]]) -> dict[str, Any]:
+def _facts_of(library: ctypes.CDLL | None, query: Callable[[ctypes.CDLL], dict[str, Any]]) -> dict[str, Any]:
     """Return the facts about a library, or the name of a function that it lacks."""
     if library is None:
         return {}
     try:
-        return ask(library)
+        return query(library)
     except AttributeError as error:
         return {"error": str(error)}
 
 
 def _cublas_version(cublas: ctypes.CDLL) -> dict[str, Any]:
-    """Return the version from the only function that needs no card; some libraries lack it."""
+    """Return the version, without a card. Some libraries lack the only function that needs no card."""
     version = []
     with suppress(AttributeError):
         for part in range(3):
@@ -391,7 +394,7 @@ def _cards(cuda: ctypes.CDLL, nvrtc: ctypes.CDLL | None) -> Iterator[dict[str, A
 
 
 def _card_facts(cuda: ctypes.CDLL, card: int, nvrtc: ctypes.CDLL | None) -> dict[str, Any]:
-    """Return facts about a card and its memory, and an error if it does not accept what NVRTC compiles for it."""
+    """Return facts about a card and its memory, and an error if the card does not accept a kernel from NVRTC."""
     facts = _card_identity(cuda, card)
     context = c_void_p()
     code = cuda.cuDevicePrimaryCtxRetain(byref(context), card) or cuda.cuCtxPushCurrent_v2(context)
@@ -420,7 +423,7 @@ def _card_identity(cuda: ctypes.CDLL, card: int) -> dict[str, Any]:
 
 
 def _kernel_error(cuda: ctypes.CDLL, nvrtc: ctypes.CDLL, capability: list[int]) -> dict[str, Any]:
-    """Return the error of compiling a kernel as libgpuarray does; an empty dict if it succeeds."""
+    """Compile a kernel as libgpuarray does. Return the error, or an empty dict if the compilation succeeds."""
     architecture = "compute_{}{}".format(*capability)[:10]  # libgpuarray truncates the name in this way
     ptx, error = _compile(nvrtc, b"-arch", architecture.encode())
     if error:

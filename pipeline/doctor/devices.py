@@ -58,7 +58,7 @@ def device_checks(seconds: float) -> Iterator[CheckAndFiles]:
     seconds : float
         Time limit for each device.
     """
-    if missing_proc():  # without /proc Theano cannot read our settings; `machine_checks` reports it
+    if missing_proc():  # without /proc Theano cannot read our settings; `machine_checks` reports the problem
         return
     chosen = chosen_device()
     cpu = _probe_in_child(device="cpu", chosen=chosen, seconds=seconds)
@@ -72,7 +72,7 @@ def device_checks(seconds: float) -> Iterator[CheckAndFiles]:
 
 
 def _checks_of_others(libraries: Mapping[str, Any], chosen: str, seconds: float) -> Iterator[CheckAndFiles]:
-    """Yield checks of all devices except the CPU; the chosen one comes first."""
+    """Yield checks of all devices except the CPU. The chosen device comes first."""
     reports: dict[str, Any] = {}
     if chosen != "cpu":
         reports = _probe_in_child(chosen, chosen, seconds) or {}
@@ -95,12 +95,12 @@ def chosen_device() -> str:
 
 
 def _probe_in_child(device: str, chosen: str, seconds: float) -> dict[str, Any] | None:
-    """Return the reports of a child about a device; None if Theano is not installed."""
+    """Return the reports of a child about a device, or None if Theano is not installed."""
     if find_spec("theano") is None:
         return None
     flags = [os.environ.get("THEANO_FLAGS")]
     if device != chosen:
-        flags.append(f"device={device}")  # later flags win
+        flags.append(f"device={device}")  # later flags override earlier flags
     environment = dict(os.environ)
     environment["THEANO_FLAGS"] = ",".join(filter(None, flags))
     if not environment["THEANO_FLAGS"]:
@@ -150,7 +150,8 @@ def _blas(reports: Mapping[str, Any]) -> Check:
     speed = f"{reports['flops'] / 1e9:,.0f} GFLOP/s in float32"
     if not reports["blas"]:
         fix = "remove blas.ldflags= from THEANO_FLAGS and .theanorc"
-        return Check("blas", "warn", f"Theano is not linked to a BLAS library, so NumPy's is used: {speed}", fix)
+        found = f"Theano is not linked to a BLAS library, so the library of NumPy is used: {speed}"
+        return Check("blas", "warn", found, fix)
     files = reports.get("libraries", {}).get("blas", [])
     linked = [path for path in files if ".libs" not in path]  # paths with .libs belong to NumPy's wheel
     return Check("blas", "pass", f"{speed}: {', '.join(linked) or reports['blas']}")
@@ -163,7 +164,7 @@ def _device(device: str, reports: Mapping[str, Any], is_chosen: bool) -> Check:
         return Check(device, status, reports["failed"], reports.get("fix", ""), is_setting)
     words = [
         f"{reports['name']}: compiles in {reports['seconds']:.1f} s",
-        f"features agree with NumPy's within {reports['difference']:.0e}",
+        f"features agree with NumPy within {reports['difference']:.0e}",
     ]
     if device != "cpu":
         words += _speeds(reports)
@@ -201,7 +202,7 @@ def main() -> None:
 
 
 def _probe() -> Iterator[dict[str, Any]]:
-    """Compile, compare features with NumPy's, and measure speeds; yield facts after each step."""
+    """Compile, compare features with NumPy, and measure speeds. Yield facts after each step."""
     from pipeline.device import device_speeds, start_device, time_compilation
 
     device = start_device(is_required=True)
@@ -211,7 +212,7 @@ def _probe() -> Iterator[dict[str, Any]]:
     difference = _difference_from_numpy()
     yield {"difference": difference}
     if not difference <= _TOLERANCE:
-        failed = f"its features differ from NumPy's by {difference:.1g}, expected at most {_TOLERANCE}"
+        failed = f"its features differ from the features of NumPy by {difference:.1g}, expected at most {_TOLERANCE}"
         yield {"failed": failed, "fix": _WRONG_FEATURES}
     yield device_speeds(device)
 

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from pipeline.doctor.check import Check
 from pipeline.doctor.packages import (
-    HOW_TO_GET_IT,
+    PYTHON_ADVICE,
     find_distributions,
     missing_proc,
     too_little_memory,
@@ -57,7 +57,7 @@ def machine_checks(output: str) -> Iterator[Check]:
 
 
 def _try(check: Callable[[], Check], name: str = "") -> Check:
-    """Return the result of a check. An error is a failed check, so that it does not prevent the others."""
+    """Return the result of a check. An error is a failed check, so that it does not prevent the other checks."""
     try:
         return check()
     except Exception as error:
@@ -69,7 +69,7 @@ def _python() -> Check:
     found = f"{platform.python_version()} at {sys.executable}"
     unsuitable = unsuitable_python()
     if unsuitable:
-        return Check("python", "warn", f"{found}: can read features, but not run. {unsuitable}", HOW_TO_GET_IT)
+        return Check("python", "warn", f"{found}: can read features, but not run. {unsuitable}", PYTHON_ADVICE)
     return Check("python", "pass", found)
 
 
@@ -88,7 +88,7 @@ def _packages() -> Check:
 
 
 def _version_of(name: str, module: str) -> str:
-    """Return a package's version, with its directory if that does not belong to this Python."""
+    """Return a package's version, with its directory if the directory does not belong to this Python."""
     spec = find_spec(module)
     if spec is None:
         return f"no {name}"
@@ -106,12 +106,12 @@ def _filters() -> Check:
     missing = [name for name, module in _FILTERS.items() if find_spec(module) is None]
     if not missing:
         return Check("filters", "pass", "can decode HDF5's own, zstd, lz4, bitshuffle, bzip2 and Blosc")
-    found = f"can decode HDF5's own and bzip2; for others, {', '.join(missing)} would be needed"
+    found = f"can decode HDF5's own filters and bzip2; other filters need {', '.join(missing)}"
     return Check("filters", "absent", found, "pip install 'shardpress[filters]', if files need other filters")
 
 
 def _compiler() -> Check:
-    """Check that there is a compiler with this Python's headers, and that its programs run."""
+    """Check that a compiler and the headers of this Python are installed, and that compiled programs run."""
     try:
         path = _find_compiler()
         headers = _find_headers()
@@ -131,7 +131,7 @@ def _compiler() -> Check:
 
 
 class _CompilerError(Exception):
-    """A fault of the compiler, and what to do about it."""
+    """Fault of the compiler, with advice."""
 
     def __init__(self, message: str, fix: str) -> None:
         super().__init__(message)
@@ -193,7 +193,7 @@ def _proc() -> Check:
 
 
 def _semaphores() -> Check:
-    """Check that semaphores can be created; processes of a run with --workers share them."""
+    """Check that semaphores can be created. The processes of a run with --workers share them."""
     try:
         multiprocessing.get_context("fork").Lock()
     except OSError as error:

@@ -14,7 +14,7 @@ import sys
 import sysconfig
 
 __all__ = [
-    "HOW_TO_GET_IT",
+    "PYTHON_ADVICE",
     "complaint",
     "find_distributions",
     "missing_proc",
@@ -35,7 +35,7 @@ _OLDEST = (3, 11)
 _NEWEST = (3, 14)
 _PYTHONS = "Python 3.11 to 3.14"
 # The same advice as in scripts/setup.sh, which is not part of a wheel.
-HOW_TO_GET_IT = (
+PYTHON_ADVICE = (
     "Install one from your distribution (Debian: apt-get install python3-venv python3-dev g++), with pyenv (pyenv "
     "install 3.13) or with uv (uv python install 3.13). Then create an environment with it: python3 -m venv env && "
     "env/bin/pip install shardpress && env/bin/shardpress setup-theano."
@@ -46,7 +46,7 @@ def complaint() -> str:
     """Return what is wrong with this Python and what to do, or an empty string."""
     unsuitable = unsuitable_python()
     if unsuitable:
-        return _refuse(f"{unsuitable}. {HOW_TO_GET_IT}")
+        return _refuse(f"{unsuitable}. {PYTHON_ADVICE}")
     wrong = unmet_requirements(find_distributions())
     if wrong:
         return "; ".join(wrong)
@@ -99,7 +99,10 @@ def missing_proc() -> str:
 
 
 def _program() -> str:
-    """Return the name of the program; for `shardpress` with its command, since not all commands need Theano."""
+    """Return the name of the program.
+
+    For `shardpress`, the name includes the command, because not all commands need Theano.
+    """
     name = os.path.basename(sys.argv[0])
     if name == "shardpress":
         return " ".join([name, *sys.argv[1:2]])

@@ -107,7 +107,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
     features = memory.features(len(source))
     valid = np.ones(len(source), dtype=bool)
     if task.unreadable is None:
-        with worker.turns:  # released before the part is written, because writing waits for the disk
+        with worker.readers:  # released before the part is written, because writing waits for the disk
             rows = _encode_rows(worker, task, features, valid)
     else:
         rows = _mark_unreadable(source, task.unreadable, features, valid)
@@ -185,7 +185,7 @@ def _write_part(
     settings = task.settings
     source = task.part.source
     if any(is_wide(extra, len(source)) for extra in source.shard.extras):
-        with worker.wide_turns:
+        with worker.wide_writers:
             streamed, lost = _stream_extras(source, settings.bad_data)
             entry = _write_file(worker, task, memory.stream(valid, streamed, settings.attributes, facts))
             _trim_memory()

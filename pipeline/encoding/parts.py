@@ -117,8 +117,9 @@ def plan_parts(
 ) -> tuple[list[Part], list[PartFacts]]:
     """Plan parts for all rows that are not committed yet.
 
-    Committed parts can have other sizes than `part_rows`, because the memory or the number of threads may have changed.
-    All committed parts are kept, except parts that overlap an earlier one or extend past the end of their shard.
+    The sizes of committed parts can differ from `part_rows`, because the memory or the number of threads may have
+    changed. All committed parts are kept, except parts that overlap an earlier one or extend past the end of their
+    shard.
 
     Parameters
     ----------

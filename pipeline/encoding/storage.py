@@ -23,7 +23,7 @@ _LEVEL = 1  # deflate level; level 4 takes twice as long and saves only 2.5 %
 
 
 class TooCoarse(ShardpressError):
-    """Raised when a dtype cannot store the features accurately enough."""
+    """Error of a dtype that cannot store the features accurately enough."""
 
 
 class Chunked(NamedTuple):

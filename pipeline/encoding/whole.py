@@ -157,7 +157,7 @@ def _contiguous_bytes(values: _Values, offset: int) -> Iterator[memoryview]:
 
 
 def _read_texts(name: str, values: _Values, itemsize: int = 0) -> Iterator[np.ndarray]:
-    """Yield arrays of strings with at most some megabytes each.
+    """Yield arrays of strings with at most a few megabytes each.
 
     Parameters
     ----------

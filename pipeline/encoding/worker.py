@@ -99,11 +99,11 @@ class Worker:
     encode : callable
         See `Encoder`.
     disk : Disk
-        Disk through which all files are written.
-    turns : Semaphore
+        Disk that writes all files.
+    readers : Semaphore
         Limit for the threads that read and encode. Without it, all threads would soon wait for the disk at the same
         time.
-    wide_turns : Semaphore
+    wide_writers : Semaphore
         Limit for the threads that hold wide extras in memory.
     """
 
@@ -111,8 +111,8 @@ class Worker:
         self.model = model
         self.encode = encode
         self.disk = disk
-        self.turns = threading.Semaphore(settings.n_readers or n_cores())
-        self.wide_turns = threading.Semaphore(max(1, settings.n_wide))
+        self.readers = threading.Semaphore(settings.n_readers or n_cores())
+        self.wide_writers = threading.Semaphore(max(1, settings.n_wide))
         self._settings = settings
         self._local = threading.local()
 

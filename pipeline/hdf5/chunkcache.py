@@ -68,7 +68,7 @@ class ChunkCache:
         try:
             chunk = decompress()
         except BaseException as error:
-            # Before the waiting threads resume, so that the next read decompresses the chunk again.
+            # Do this before the waiting threads resume, so that the next read decompresses the chunk again.
             self._forget(key, future)
             future.set_exception(error)
             raise

@@ -156,7 +156,7 @@ def with_retries(read: Callable[[], T], where: str) -> T:
     Parameters
     ----------
     read : callable
-        Function that opens the file anew in each call.
+        Function that opens the file in each call.
 
     Raises
     ------

@@ -15,7 +15,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.columns import Columns
-from pipeline.doctor.packages import HOW_TO_GET_IT
+from pipeline.doctor.packages import PYTHON_ADVICE
 from pipeline.errors import ConfigError, DataError, DeviceError, printable
 from pipeline.interop.applying import compute, decode, encode, has_theano, is_lazy, reconstruction_errors
 from pipeline.model import Model, load_model
@@ -103,8 +103,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     Attributes
     ----------
     model_ : Model
-        Model with the scaling, the network and the parameters. ``model_.about["training"]`` has the cost of each epoch.
-        ``Path("model.h5").write_bytes(model_.to_hdf5())`` writes a file for ``shardpress run --model model.h5``.
+        Model with the scaling, the network and the parameters. ``model_.about["training"]`` contains the cost of each
+        epoch. ``Path("model.h5").write_bytes(model_.to_hdf5())`` writes a file for ``shardpress run --model model.h5``.
     n_iter_ : int
         Number of training epochs.
     complaints_ : list of str
@@ -359,7 +359,7 @@ def _check_for_theano() -> None:
     if not has_theano():
         raise DeviceError(
             "TiedAutoencoder needs Theano for training, but Theano is not installed. A fitted estimator can transform "
-            f"without it. {HOW_TO_GET_IT}"
+            f"without Theano. {PYTHON_ADVICE}"
         )
 
 

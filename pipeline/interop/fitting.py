@@ -134,7 +134,7 @@ def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
     rows : ndarray of shape (n_rows, n_inputs)
         Rows to train on.
     config : Config
-        Settings as the user gave them.
+        Settings that the user has chosen.
 
     Raises
     ------

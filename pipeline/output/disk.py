@@ -71,7 +71,7 @@ class Disk:
         fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_DIRECT if bypasses else 0)
 
     def write(self, descriptor: int, data: memoryview) -> int:
-        """Write a part of the data, and return its number of bytes."""
+        """Write at least a part of the data, and return the number of bytes that were written."""
         return os.write(descriptor, data)
 
     def sync(self, descriptor: int) -> None:
@@ -134,7 +134,7 @@ class GuardedDisk(Disk):
     disk : Disk
         The disk that makes the changes.
     check : callable
-        Raises `TryAgain` if the path no longer refers to the directory in which the run started.
+        Function that raises `TryAgain` if the path no longer refers to the directory in which the run started.
     """
 
     def __init__(self, disk: Disk, check: Callable[[], None]) -> None:
@@ -315,7 +315,7 @@ def temporary_name(path: Path) -> Path:
 
 
 def remove(disk: Disk, path: Path) -> None:
-    """Remove a file if it exists. Raises like `publish`."""
+    """Remove a file if it exists. The function raises the same errors as `publish`."""
     try:
         disk.remove(path)
     except FileNotFoundError:
@@ -324,7 +324,7 @@ def remove(disk: Disk, path: Path) -> None:
         raise write_error(error, path, "removing it") from error
 
 
-_warned = ProcessCache[int, bool]()  # by file system: whether its warning was logged
+_warned = ProcessCache[int, bool]()  # keys are the device numbers of file systems whose warning was logged
 
 
 def sync_directory(disk: Disk, directory: Path) -> None:
@@ -337,7 +337,7 @@ def sync_directory(disk: Disk, directory: Path) -> None:
     if _is_supported(disk.sync_directory, directory):
         return
     file_system = os.stat(directory).st_dev
-    if _warned.put_if_new(file_system, True):  # once, not for each part
+    if _warned.put_if_new(file_system, True):  # one warning for all parts
         log.warning(
             "output=%s: this file system cannot sync directories, so durability after a power cut is not guaranteed",
             printable(directory),
@@ -387,7 +387,7 @@ def free_inodes(path: Path) -> int | None:
 
 
 def _advice_when_full(path: Path) -> str:
-    """Return a message about a full disk, whose inodes or bytes are used up, and what to do."""
+    """Return a message about a full disk: whether inodes or bytes are used up, and what to do."""
     try:
         n_files = os.statvfs(path.parent).f_files
         if free_inodes(path.parent) == 0:

@@ -32,14 +32,14 @@ def _pause(seconds: float) -> float:
 class GroupCommit:
     """Context that commits single results, or groups of them if they are finished faster than the disk can commit.
 
-    At its end, even after an error, everything that was added is committed.
+    When the context ends, even after an error, all results that were added are committed.
 
     Parameters
     ----------
     ledger : Ledger
         Ledger to which the results are committed.
     clock : callable
-        Returns the time in seconds.
+        Function that returns the time in seconds.
     """
 
     def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> None:

@@ -16,10 +16,11 @@ _Identity = tuple[int, int]
 
 
 def files_inside(directory: Path, paths: Sequence[Path]) -> list[Path]:
-    """Return those of `paths` that a run in `directory` could remove or replace.
+    """Return the paths that a run in `directory` could remove or replace.
 
-    A file is inside if one of its parent directories is the output directory or one of its folders, compared by device
-    and inode, or if it is another name of a file in them (a hard link, or a bind mount of a file).
+    A file is inside if one of its parent directories is the output directory or a folder of the output directory. These
+    directories are compared by device and inode. A file is also inside if it is another name of a file in them: a hard
+    link, or a bind mount of a file.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The output directory: the files in it, and the protocol by which an interrupted run resumes.
+"""The output directory: the files in it, and the protocol that lets an interrupted run resume.
 
 ::
 
@@ -17,8 +17,8 @@ The commit protocol:
 1. The run that holds the lock is the driver, and only the driver commits. Before each change it compares ``.lock``
    with the file that it has locked. If they differ, the directory was moved away or its lock was replaced; then the
    run ends with `TryAgain` and changes nothing.
-2. Results (parts, the scan, models and checkpoints) have unique names and are never overwritten. Tasks may write them;
-   a result exists as soon as a commit record names it.
+2. Results (parts, the scan, models and checkpoints) have unique names and are never overwritten. Any task can write
+   them; a result exists as soon as a commit record names it.
 3. A commit record holds the size and the BLAKE3 of the file, and the fingerprint of everything that determines the
    result. Files ``commits/<kind>-<unique>.json`` hold one or more records, and are written once.
 4. A finished run is published in one step (`pipeline.output.publication`). Readers follow its manifest and never list
@@ -80,7 +80,7 @@ class Ledger:
     directory : Path
         The output directory.
     disk : Disk
-        Makes all changes to the file system.
+        Disk that makes all changes to the file system.
     """
 
     def __init__(self, directory: Path, disk: Disk) -> None:
@@ -115,12 +115,12 @@ class Ledger:
         return Publication(self.directory, self.disk)
 
     def commit(self, *records: Record) -> None:
-        """Commit results together. If a result was committed before, that one is kept and the new file is removed.
+        """Commit results together. If a result was committed before, the earlier file is kept and the new one removed.
 
         Parameters
         ----------
         records : Record
-            Records of one kind, with files that `write` has written. Any number of them takes four syncs.
+            Records of one kind, with files that `write` has written. A commit takes four syncs for any number of these.
 
         Raises
         ------
@@ -143,7 +143,7 @@ class Ledger:
             self._sync(folder)  # a record must not be on the disk before the file that it names
         entry = self.write(f"commits/{records[0].kind}", ".json", sealed(records))
         self._sync("commits")
-        # Add them only after the sync: after a failure it is unknown whether they exist, and a later run reads them.
+        # Add records only after the sync. If it fails, it is unknown whether they exist, and a later run reads them.
         self._files[entry.file] = list(records)
         self._records |= _by_identity(records)
 
@@ -170,7 +170,7 @@ class Ledger:
             self._files[name] = rest
 
     def forget(self) -> None:
-        """Discard all results. The finished run is withdrawn first, in one step, so that no reader sees a mixture."""
+        """Discard all results. The finished run is withdrawn first, in one step, so no reader sees a part of it."""
         names = [name for name in NAMES if os.path.lexists(self.directory / name)]
         if names:
             try:
@@ -209,7 +209,7 @@ class Ledger:
         for path in self._paths():
             if is_left(path, is_replaced=bool(keep)) and path not in used:
                 self._remove(path)
-        # Publications come first: without links, a single publication would be mistaken for that of a finished run.
+        # Publications come first: without links, a single publication would be mistaken for a finished run.
         sweep_publications(self.directory, self.disk, used)
         sweep_links(self.directory, self.disk)
 
@@ -243,7 +243,7 @@ class Ledger:
     # -- reading --
 
     def records(self, kind: str | None = None, fingerprint: str | None = None) -> list[Record]:
-        """Return committed results sorted by key; only those of a kind (``part``, ``scan``) or fingerprint if given."""
+        """Return committed results sorted by key, optionally only of one kind (``part``, ``scan``) or fingerprint."""
         found = []
         for record in self._records.values():
             if kind in (None, record.kind) and fingerprint in (None, record.fingerprint):
@@ -297,10 +297,10 @@ class Ledger:
             request = os.stat(self.directory / _REQUEST)
         except OSError:
             return False
-        # A run stores its request before it trains, so an older model is that of an earlier run.
+        # A run stores its request before it trains, so an older model belongs to an earlier run.
         return model.st_mtime_ns >= request.st_mtime_ns
 
-    # -- inside --
+    # -- private --
 
     def _read_request(self) -> dict[str, Any] | None:
         try:

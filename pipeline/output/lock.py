@@ -38,7 +38,7 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     directory : Path
         Output directory. It is created with its parents if it does not exist.
     disk : Disk, optional
-        Makes all changes to the file system.
+        Disk that makes all changes to the file system.
 
     Yields
     ------
@@ -47,13 +47,13 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     Raises
     ------
     CannotCreate
-        If it cannot be created, is not a directory, or holds files that shardpress did not write.
+        If the directory cannot be created, or holds files that shardpress did not write, or the path is no directory.
     NotPermitted
-        If it cannot be written.
+        If the directory cannot be written.
     NewerFormat
-        If a later version of shardpress has written to it.
+        If a later version of shardpress has written to the directory.
     TryAgain
-        If another run holds the lock, or the file system does not support locks. Also raised inside the context,
+        If another run holds the lock, or the file system does not support locks. The context raises it as well,
         before a change, if the path no longer refers to the locked directory.
     SystemLimit
         If too many files are open.
@@ -62,7 +62,7 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     where = f"output={printable(directory)}"
     try:
         _make_directory(directory, disk)
-        _mark(directory, disk)  # before anything else is written, because it refuses directories with other files
+        _mark(directory, disk)  # the first write, because `_mark` refuses directories that contain other files
         _make_folders(directory, disk)
         descriptor = _lock(directory)
     except (PermissionError, NotPermitted) as error:
@@ -89,7 +89,7 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
 def objection(directory: Path) -> ShardpressError | None:
     """Return the error that a run would raise for an output directory, as far as it can be determined without changes.
 
-    It does not try to take the lock, since this could make another run fail.
+    The lock is not taken, since this could make another run fail.
     """
     where = f"output={printable(directory)}"
     existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
@@ -154,7 +154,7 @@ def _mark(directory: Path, disk: Disk) -> None:
 def _is_marked(directory: Path) -> bool:
     """Return whether a directory has the marker; raise `CannotCreate` if it has none and holds user files."""
     path = directory / _MARKER
-    names = os.listdir(directory)  # list before checking the marker, because another run may be creating both
+    names = os.listdir(directory)  # list first, because another run may be creating the marker and other files
     if path.exists():
         try:
             unsealed(path)
@@ -216,9 +216,9 @@ def _check_lock(directory: Path, descriptor: int) -> None:
     if found is None or (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
         state = "missing" if found is None else "a different file"
         raise TryAgain(
-            f"output={printable(directory)}: its {LOCK} is {state}, expected the file that this run locked. The "
-            "directory was moved or replaced, or the lock was removed, during the run. Nothing more is written. "
-            "Move it back if necessary, then run the same command again."
+            f"output={printable(directory)}: its {LOCK} is {state}, expected the file that this run locked. During the "
+            "run, the directory was moved or replaced, or the lock was removed. Nothing more is written. If the "
+            "directory was moved, move it back. Then run the same command again."
         )
 
 

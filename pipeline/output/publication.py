@@ -7,16 +7,17 @@ through it::
     index.h5           ->  published/current/index.h5
     published/current  ->  0123456789abcdef0123456789abcdef
 
-Renaming a new link over ``published/current`` therefore switches all files at the same moment. The steps before it
-change nothing that a reader sees, and the step after it removes files that are no longer named.
+Renaming a new link over ``published/current`` therefore switches all files at the same moment. The steps before the
+rename change nothing that a reader sees. The step after the rename removes files that the new manifest does not name.
 
 ``index.h5`` is a view of files in ``parts/``, which HDF5 looks for relative to the opened name and to the file itself.
 Therefore the file is in the output directory, as ``index-<digest>.h5``, and the publication holds a link to it. It
 can be opened by any name, including the one that ``os.path.realpath`` returns.
 
-Version 0.1.0 wrote regular files under the plain names; so does a copy that follows links (``cp -rL``). Before such
-results are replaced, `settle` replaces the files by links, in an order in which every state is consistent.
-On a file system without symbolic links, files are written as in version 0.1.0: plain files, the manifest last.
+Version 0.1.0 wrote regular files under the plain names, and a copy that follows links (``cp -rL``) contains such
+files, too. Before such results are replaced, `settle` replaces the files by links, in an order that keeps every state
+consistent. On a file system without symbolic links, files are written as in version 0.1.0: as plain files, with the
+manifest last.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ __all__ = ["Publication", "misplaced_names", "settle", "sweep_links", "sweep_pub
 
 log = logging.getLogger(__name__)
 
-_warned = ProcessCache[int, bool]()  # by file system: whether its warning was logged
+_warned = ProcessCache[int, bool]()  # keys are the device numbers of file systems whose warning was logged
 
 
 class Publication:
@@ -84,7 +85,7 @@ class Publication:
     Raises
     ------
     WriteFailed, SystemLimit, NotPermitted
-        If a file cannot be written; all methods may raise these errors as well.
+        If a file cannot be written; all methods can raise these errors.
     CannotCreate
         If ``published`` is a link.
     """
@@ -166,8 +167,8 @@ class Publication:
 def settle(directory: Path, disk: Disk, names: Iterable[str] = ()) -> None:
     """Make plain names links to the current publication, so that one switch replaces all of them.
 
-    Results that are regular files, of version 0.1.0 or of a copy, become a publication first. At every step, readers
-    see the same run as before.
+    Regular files, which version 0.1.0 or a copy has written, are first turned into a publication. At every step,
+    readers see the same run as before.
 
     Parameters
     ----------
@@ -205,7 +206,7 @@ def _not_yet_linked(directory: Path) -> set[str]:
 
 
 def _settle_without_manifest(directory: Path, disk: Disk) -> None:
-    """Prevent new links from making a run visible again whose manifest was removed."""
+    """Ensure that new links do not make a run without a manifest visible again."""
     found = manifest_path(directory)
     if found.parent != directory:
         # In a copy without links, readers have found this publication, and must still find it.
@@ -237,7 +238,7 @@ def _adopt(directory: Path, disk: Disk) -> set[str]:
     disk.make_directory(directory / folder)
     sync_directory(disk, directory / PUBLISHED)
     paths = _adopt_files(directory, disk, folder, manifest)
-    # In a copy that followed links, the manifest names the files of other plain names in a publication.
+    # In a copy that followed links, the manifest names the other files by their paths in a publication.
     others = [name for name in NAMES if name != MANIFEST and name not in paths and _is_regular(directory / name)]
     for name in others:
         _adopt_other(directory, disk, folder, name, manifest)
@@ -305,7 +306,7 @@ def _withdraw(directory: Path, disk: Disk) -> None:
     current = directory / CURRENT
     is_link = (directory / MANIFEST).is_symlink()
     published = os.readlink(current) if is_link and current.is_symlink() else None
-    # Without the manifest, this looks like a copy without links, and any publication with a manifest would be used.
+    # Without its manifest, the directory looks like a copy without links, whose publication with a manifest is used.
     for folder in publications(directory):
         if folder.name != published:
             remove(disk, folder / MANIFEST)
@@ -359,7 +360,7 @@ def _remove_publication(disk: Disk, folder: Path) -> None:
 
 
 def sweep_links(directory: Path, disk: Disk) -> None:
-    """Remove plain names that are links of shardpress and lead to no file.
+    """Remove plain names that are dangling links of shardpress.
 
     Raises
     ------
@@ -410,7 +411,7 @@ def _switch(directory: Path, disk: Disk, folder: str) -> None:
 def _make_published(directory: Path, disk: Disk) -> None:
     folder = directory / PUBLISHED
     if folder.is_symlink():
-        # A sweep removes files in it, which must not be those of another directory.
+        # A sweep removes files in this directory. Through a link, it would remove files of another directory.
         raise CannotCreate(
             f"output={printable(directory)}: its {PUBLISHED} is a symbolic link, expected a directory. "
             "Remove the link, then run the same command again."

@@ -70,7 +70,7 @@ CURRENT = f"{PUBLISHED}/current"
 FOLDERS = ("parts", "stages", "commits")
 OUTPUT = "shardpress-output/1"
 _COMMITS = "shardpress-commits/1"
-# Error numbers of an open or a read that concern the file itself.
+# Error numbers of `open` and `read` that concern the file itself.
 _ABOUT_THE_FILE = (
     errno.ENOENT,
     errno.ENOTDIR,
@@ -80,7 +80,7 @@ _ABOUT_THE_FILE = (
     errno.EACCES,
     errno.EPERM,
 )
-_PIECE = 2**20  # bytes read at once, so that verifying large parts takes no memory
+_PIECE = 2**20  # bytes read at once, so that verifying large parts takes little memory
 
 # Only files with these names are ever removed. All others belong to the user.
 _OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # written only by some runs
@@ -128,7 +128,7 @@ class Record:
     entry : Entry
         The file of the result.
     facts : dict
-        Plain values that are stored with it.
+        Plain values that are stored with the record.
     """
 
     key: str
@@ -174,9 +174,9 @@ def unsealed(path: Path, form: str = OUTPUT) -> dict[str, Any]:
     Raises
     ------
     OSError, ValueError
-        If it cannot be read or is damaged.
+        If the file cannot be read or is damaged.
     NewerFormat
-        If a later version of shardpress has written it.
+        If a later version of shardpress has written the file.
     ReadFailed, SystemLimit
         If the storage or the system fails, which does not mean that the file is damaged.
     """
@@ -196,7 +196,7 @@ def check_limits(error: OSError, path: Path) -> None:
 
 
 def check_storage(error: OSError, path: Path) -> None:
-    """Raise an error of the system, unless an error concerns the file itself, such as a missing file.
+    """Raise an error about the storage or the system, unless `error` concerns the file itself, such as a missing file.
 
     A result that is temporarily unreadable is not damaged. It is neither removed nor recomputed.
 
@@ -216,7 +216,7 @@ def check_storage(error: OSError, path: Path) -> None:
 
 
 def records_of(directory: Path, name: str) -> list[Record]:
-    """Return the records of a file, all or none; raises like `unsealed`, and `KeyError` or `TypeError`."""
+    """Return all records of a file; raise `KeyError`, `TypeError`, or an error of `unsealed` if one is invalid."""
     return [_record(content) for content in unsealed(directory / name, _COMMITS)["records"]]
 
 
@@ -224,7 +224,7 @@ def _record(content: dict[str, Any]) -> Record:
     record = Record(**{**content, "entry": Entry(**content["entry"])})
     # The files of dropped records are removed, so a record must not name any other file.
     if not _IDENTITY.fullmatch(" ".join(record.identity)) or not _RESULT.fullmatch(record.entry.file):
-        raise ValueError("its key is not that of a result")
+        raise ValueError("its key is not the key of a result")
     return record
 
 
@@ -240,9 +240,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     DataError
         If the manifest is damaged or has another format.
     NewerFormat
-        If a later version of shardpress has written it.
+        If a later version of shardpress has written the manifest.
     NotPermitted
-        If it cannot be read for lack of permission, or names files outside the directory.
+        If the user has no permission to read the manifest, or it lists files outside the directory.
     """
     path = manifest_path(directory)
     manifest, names = _load_manifest(path)
@@ -277,7 +277,7 @@ def _load_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
 
 
 def _is_allowed(name: str) -> bool:
-    """Return whether a manifest may name a file. In `PUBLISHED` it may name only files of publications, not links."""
+    """Return whether a manifest is allowed to name a file: in `PUBLISHED`, only files of publications, not links."""
     if Path(name).parts[:1] != (PUBLISHED,):
         return True
     folder, _, plain = name.rpartition("/")
@@ -288,7 +288,7 @@ def manifest_path(directory: Path) -> Path:
     """Return the path of a run's manifest, which need not exist.
 
     Some programs skip symbolic links when they copy a directory. Such a copy has neither ``manifest.json`` nor
-    ``published/current``, and its only publication is the one to which they led.
+    ``published/current``. Its only publication is the current one.
     """
     path = directory / MANIFEST
     if os.path.lexists(path) or os.path.lexists(directory / CURRENT):
@@ -331,7 +331,7 @@ def files_of(manifest: Mapping[str, Any]) -> list[str]:
 
 
 def is_index(path: str) -> bool:
-    """Return whether a path is that of an index, or of a view that an index names."""
+    """Return whether a path is the path of an index, or of a view that an index names."""
     return path.startswith("index-") and bool(_RESULT.fullmatch(path))
 
 

@@ -97,7 +97,7 @@ class Comparison:
     likeness : Likeness
         Similarity of the features, measured on a selection of the common rows.
     retrain : bool
-        Whether models trained on the features of A must be trained again on those of B.
+        Whether models trained on the features of A must be trained again on the features of B.
     verdict : str
         Summary of the result.
     """
@@ -289,7 +289,7 @@ def _read_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> tuple
     found = [piece.read(Path(a), Path(b), rows) for piece, rows in zip(pieces, selection, strict=True) if len(rows)]
     if not found:
         return np.empty((0, 0)), np.empty((0, 0))
-    return np.concatenate([of_a for of_a, _ in found]), np.concatenate([of_b for _, of_b in found])
+    return np.concatenate([features for features, _ in found]), np.concatenate([features for _, features in found])
 
 
 # -- similarity ----------------------------------------------------------------------------------------------------

@@ -223,7 +223,7 @@ def earlier_run_facts(directory: Path, fingerprint: str) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``last`` describes the last run in this directory that had a different request; None if there was none.
+        ``last`` describes the last run in this directory that had a different request, or is None.
         ``attempts`` lists the stages of the last few earlier attempts at this run.
     """
     try:

@@ -38,7 +38,7 @@ def measure(
     Parameters
     ----------
     parts : sequence of PartSource
-        Parts from which the sample was drawn.
+        Parts that contain the rows of the sample.
     categories : mapping of str to ndarray
         Categories of the extra datasets that are stored as codes.
     """
@@ -130,7 +130,7 @@ def _test_rows(sample: Sample) -> np.ndarray:
 
 
 def _error_of_mean(rows: np.ndarray) -> float:
-    """Return the mean squared error of a reconstruction in which each row is the mean of all rows."""
+    """Return the mean squared error of a reconstruction that replaces each row with the mean of all rows."""
     return float(np.square(rows - rows.mean(axis=0, dtype=np.float64)).mean())
 
 
@@ -182,7 +182,7 @@ def _labels_of_points(labels: Labels | None, chosen: np.ndarray) -> dict[str, An
 
 
 class _Plane:
-    """Plane onto which rows are projected."""
+    """Plane for the projection of rows."""
 
     def __init__(self, mean: np.ndarray, axes: np.ndarray, is_rotated: bool) -> None:
         self._mean = mean

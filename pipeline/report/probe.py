@@ -91,7 +91,7 @@ def _labels(name: str, values: np.ndarray, categories: np.ndarray | None) -> Lab
         return None
     codes = np.full(len(values), NONE)
     codes[has_label] = indices
-    names = tuple(_spelled(value, categories) for value in distinct.tolist())
+    names = tuple(_label_text(value, categories) for value in distinct.tolist())
     return Labels(name, names, codes)
 
 
@@ -112,7 +112,7 @@ def _has_label(values: np.ndarray, is_code: bool) -> np.ndarray:
     return np.asarray(values != missing_value(values.dtype))
 
 
-def _spelled(value: object, categories: np.ndarray | None) -> str:
+def _label_text(value: object, categories: np.ndarray | None) -> str:
     if categories is not None and isinstance(value, int) and value < len(categories):
         value = categories[value]
     if isinstance(value, bytes):
@@ -135,7 +135,7 @@ def accuracy(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> float:
     rows : ndarray of shape (n_rows, n_columns)
         Rows. They are standardized with the mean and standard deviation of the training rows.
     codes : ndarray of shape (n_rows,), int64
-        Class of each row; the first class is 0.
+        Class of each row. The first class is 0.
     is_test : ndarray of shape (n_rows,), bool
         Mask of the test rows. All other rows are training rows.
     """
@@ -173,7 +173,7 @@ def _ridge_weights(x: np.ndarray, targets: np.ndarray, penalties: np.ndarray = _
     x : ndarray of shape (n_rows, n_columns), float64
     targets : ndarray of shape (n_rows, n_classes), float64
     penalties : ndarray of shape (n_penalties,)
-        Candidates. The weights are those of the best candidate.
+        Candidates. The weights are computed with the best candidate.
     """
     if len(x) >= x.shape[1]:
         squares, right = _eigenvectors(x.T @ x)

@@ -124,7 +124,7 @@ def check_rows(
     directory: Path,
     parts: Sequence[PartLine],
     shard_of: Callable[[PartLine], Shard],
-    how: Preprocessing,
+    preprocessing: Preprocessing,
     n_rows: int | None = None,
 ) -> RowCheck:
     """Recompute the features of some rows from all parts, and compare them with the stored features.
@@ -138,8 +138,8 @@ def check_rows(
     shard_of : callable
         Function that returns the shard of a part. It raises `DataError`, `NoInput` or `NotPermitted` if the shard
         cannot be read.
-    how : Preprocessing
-        Preprocessing of the rows before they were encoded.
+    preprocessing : Preprocessing
+        Preprocessing of the rows before encoding.
     n_rows : int, optional
         Number of rows, selected by `select_rows`. The default is 256, or less if chunks are large.
 
@@ -156,7 +156,7 @@ def check_rows(
     for part, rows in zip(parts, selection, strict=True):
         for start in range(0, len(rows), _DEFAULT_ROWS):
             numbers = rows[start : start + _DEFAULT_ROWS]
-            results.append(_check_part(directory, part, numbers, sources, how))
+            results.append(_check_part(directory, part, numbers, sources, preprocessing))
     return _total(results, sources)
 
 
@@ -319,7 +319,7 @@ def _read_bytes(descriptor: int, offset: int, n_bytes: int) -> bytes:
 
 
 class _Sources:
-    """Shards from which the parts were made. Each shard is opened only once.
+    """Input shards of the parts. Each shard is opened only once.
 
     Attributes
     ----------
@@ -386,7 +386,7 @@ def _read_sorted(shard: Shard, numbers: np.ndarray) -> np.ndarray:
 
 
 def _check_part(
-    directory: Path, part: PartLine, numbers: np.ndarray, sources: _Sources, how: Preprocessing
+    directory: Path, part: PartLine, numbers: np.ndarray, sources: _Sources, preprocessing: Preprocessing
 ) -> RowCheck:
     """Recompute the features of some rows of a part, and compare them with the stored features."""
     try:
@@ -397,13 +397,13 @@ def _check_part(
     if shard is None:
         return RowCheck()
     rows, failures = _read_rows(part, shard, numbers)
-    # If the run could not read a row, either, the row is stored as a bad row.
+    # If the run could not read the row either, the row is stored as a bad row.
     reasons = [reason for i, reason in failures.items() if valid[i]]
     if reasons:
         sources.unreadable[part["path"]] = reasons[0]
     positions = np.delete(np.arange(len(rows)), list(failures))
     stored = _Stored(numbers, features.astype(np.float64), valid).at(positions)
-    return _compare(part["file"], stored, _expected(part, shard, rows[positions], how))
+    return _compare(part["file"], stored, _expected(part, shard, rows[positions], preprocessing))
 
 
 @dataclass(frozen=True)
@@ -451,19 +451,19 @@ class _Expected:
     may_be_bad: np.ndarray
 
 
-def _expected(part: PartLine, shard: Shard, rows: np.ndarray, how: Preprocessing) -> _Expected:
+def _expected(part: PartLine, shard: Shard, rows: np.ndarray, preprocessing: Preprocessing) -> _Expected:
     """Recompute the features of some rows of a part in float64."""
-    scaler = how.model.scaler
-    bad = bad_entries(rows, how.missing, shard.stored_dtype, scaler.fill is not None)
-    cleaned = how.cleaned(Block(shard, 0, 0), rows)
+    scaler = preprocessing.model.scaler
+    bad = bad_entries(rows, preprocessing.missing, shard.stored_dtype, scaler.fill is not None)
+    cleaned = preprocessing.cleaned(Block(shard, 0, 0), rows)
     with np.errstate(over="ignore", invalid="ignore"):  # bad rows, and rows far outside the range
-        allowed = rounding_bound(how.model, cleaned)
+        allowed = rounding_bound(preprocessing.model, cleaned)
         is_far = ~(np.abs(scaler.transform(cleaned)).max(axis=1) < _HUGE)
-        features = how.model.encode(cleaned)
+        features = preprocessing.model.encode(cleaned)
     may_be_bad = is_far | ~np.isfinite(allowed).all(axis=1)
     # If the run could not read a shard completely, all of its rows are bad, even the rows that can be read now.
     may_be_bad |= part["n_bad"] == part["n_rows"]
-    storage_error = part.get("max_error", 0.0)  # the run has measured it
+    storage_error = part.get("max_error", 0.0)  # measured by the run
     return _Expected(features, allowed + storage_error, bad.any(axis=1), may_be_bad)
 
 

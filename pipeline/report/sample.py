@@ -25,7 +25,7 @@ _MAX_ROWS = 2000
 _MAX_READS = 128
 _MIN_ROWS_PER_READ = 8
 _MAX_DECOMPRESSED_BYTES = 2**28  # takes about one second
-_MAX_OPERATIONS = 2e10  # a decoder takes about one second for them in float64
+_MAX_OPERATIONS = 2e10  # a decoder needs about one second for this number of operations in float64
 _MAX_SPAN_BYTES = 2**22  # up to this size, a single large read takes less time than many small reads
 
 
@@ -107,7 +107,7 @@ class Sample:
 
 
 def draw_sample(parts: Sequence[PartSource], spec: SampleSpec) -> Sample | None:
-    """Return short stretches of rows, spread over the data, or None if fewer than two of them are good.
+    """Return short stretches of rows, spread over the data, or None if fewer than two rows are good.
 
     The sample depends on the rows, the seed and the memory budget, but not on how the rows are divided into parts.
 

@@ -127,9 +127,9 @@ def _file_fault(directory: Path, entry: Entry) -> str | None:
 
 
 def _load_preprocessing(directory: Path, manifest: Mapping[str, Any], faults: list[Fault]) -> Preprocessing | None:
-    """Load the model and the settings with which the rows were encoded, or return None if the model is damaged.
+    """Return the model and the settings that the run used for encoding, or None if the model is damaged.
 
-    If the digest does not reveal the damage, it is added to `faults`.
+    If the digest does not reveal the damage, a fault is added to `faults`.
     """
     if any(plain_name(fault.file) == _MODEL for fault in faults):
         return None

@@ -33,9 +33,10 @@ _PART_BYTES = 2**26  # features in one file
 # the driver.
 _MANY_PARTS = 2**15
 _COPIES_IN_ENCODING = 3  # copies of the network
-_COPIES_OF_EXTRAS = 2  # numbers: as read and as written; strings: in the file's image and in the blocks being written
+_COPIES_OF_EXTRAS = 2  # numbers as read and as written; strings in the file's image and in the written blocks
 _COPIES_OF_REPLICAS = 4  # extra copies of the network with several replicas: momentum of the averaging, checkpoints
-# The rest is for the network, its copies in training, and the intermediate results of a step or a block.
+# Share of a device's free memory for rows. The rest is for the network, its copies in training, and the intermediate
+# results of a step or a block.
 _SHARE_ON_DEVICE = 0.5
 _BYTES_ON_DEVICE = 2**30  # bytes for rows if a device does not report its free memory
 _SAMPLE_BYTES = 2**26  # scaled rows for principal components, which more rows would hardly change
@@ -57,11 +58,11 @@ class Budget:
         Rows whose features are stored in one file: a multiple of `block_rows`, or of the encoder's tile if there are
         wide extras.
     resident : bool
-        Whether training may keep all rows in the host's memory.
+        Whether all training rows fit in the host's memory.
     rows_bytes : int
         Bytes of all rows, in their common dtype.
     device_bytes : int or None
-        Bytes of a device's own memory that rows may use; None for a share of the free memory.
+        Maximum bytes of rows in a device's own memory; None for a share of the free memory.
     window_rows : int
         Rows that are shuffled together. Streaming holds two windows.
     max_validation_rows : int
@@ -69,7 +70,7 @@ class Budget:
     max_sample_rows : int
         Maximum number of rows for the computation of principal components.
     n_wide : int
-        Parts with wide extras that a process writes at a time.
+        Number of parts with wide extras that a process writes at a time.
     chunk_bytes : int
         Bytes of decompressed chunks that a process keeps for further reads.
     """
@@ -207,7 +208,7 @@ def _part_rows(thread_bytes: int, storage: ResolvedStorage, n_features: int, n_r
     """Return the rows of a part, a multiple of `block_rows`, whose features take less than `thread_bytes`."""
     wanted_bytes = max(_PART_BYTES, n_rows * 4 * n_features // _MANY_PARTS)
     # A part is held as one array. The other two shares are for extras, and for a copy of extras that are longer than
-    # expected. Conversion needs a second copy of the features, and so does compression while HDF5 writes the file.
+    # expected. A second copy of the features is needed for conversion, and for compression while HDF5 writes the file.
     n_shares = 3 if storages(storage)[0].is_plain else 6
     part_bytes = min(wanted_bytes, thread_bytes // n_shares)
     n_blocks = part_bytes // (4 * n_features) // block_rows

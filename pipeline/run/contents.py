@@ -29,7 +29,7 @@ __all__ = ["check_contents", "compare_contents", "record_contents"]
 log = logging.getLogger(__name__)
 
 Contents = list[dict[str, Any]]
-"""For each shard ``file``, ``n_bytes``, ``changed`` (mtime), ``ctime_ns``, ``blake3`` and ``is_changed``."""
+"""Facts about each shard: ``file``, ``n_bytes``, ``changed`` (mtime), ``ctime_ns``, ``blake3``, ``is_changed``."""
 
 _SAME_FILE = ("file", "n_bytes", "changed")
 

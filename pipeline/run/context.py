@@ -41,11 +41,11 @@ class RunState:
     warnings : Warnings, optional
         Warnings that the run logs.
     watch : Watch, optional
-        Samples what the run waits for.
+        Sampler of what the run waits for.
     clock : callable
-        Returns the time in seconds; changes of the time of day do not affect it.
+        Function that returns the time in seconds, independently of changes of the time of day.
     compiler_clock : callable
-        Returns the seconds that the compiler has taken in this process.
+        Function that returns the seconds that the compiler has taken in this process.
 
     Attributes
     ----------

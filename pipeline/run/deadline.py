@@ -2,8 +2,8 @@
 
 The number of epochs is decided once, from the measured speed of this run, and is stored in its checkpoints. The
 learning rate decreases to its final value over these epochs. If epochs take longer later, their number is reduced; it
-is never increased. Only whole epochs are planned. If no further epoch fits, or the deadline comes within an epoch,
-training ends at a step of the current epoch, and the parameters are evaluated as at the end of an epoch.
+is never increased. Only whole epochs are planned. If no further epoch fits, or the deadline is within an epoch,
+training ends at a step of the current epoch. The parameters are then evaluated as at the end of an epoch.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _SECONDS_AFTER_ENCODING = 10.0
 _PLANNED_SHARE = 0.9
 
 # After this share of the remaining time, the first decision is made even within the first epoch. With replicas it is
-# larger, because only one replica trains the first epoch, and its speed says little about that of all replicas.
+# larger, because only one replica trains the first epoch, and its speed says little about the speed of all replicas.
 _FIRST_DECISION = 0.05
 _FIRST_DECISION_OF_REPLICAS = 0.5
 
@@ -101,7 +101,7 @@ class EncodingTime:
 
 
 class DeadlinePolicy:
-    """Limits a training run so that the run ends in time (`pipeline.training.loop.LimitPolicy`).
+    """Policy that limits a training run so that the run ends in time (see `pipeline.training.loop.LimitPolicy`).
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ class DeadlinePolicy:
         self._validation_seconds = 0.0
 
     def after_step(self, training: Training) -> Limit | None:
-        """Decide the number of epochs as soon as their speed is known; check it once per epoch; end in time."""
+        """Decide the number of epochs when their speed is known; check it once per epoch; end the training in time."""
         step_seconds = time.monotonic() - self._last_call
         n_epochs = self._planned_epochs(training)
         limit = None
@@ -179,7 +179,7 @@ class DeadlinePolicy:
         return is_speed_known or time.monotonic() - self._start >= patience * self._left_at_start
 
     def _epochs_in_time(self, training: Training, share: float) -> int:
-        """Return the number of epochs that fit in a share of the time that is left for the training.
+        """Return the number of epochs that fit in a share of the remaining training time.
 
         The current epoch counts even if only a part of it fits.
         """
@@ -286,7 +286,10 @@ def warn_if_late(ends_by: float | None) -> None:
 
 
 def _epoch_seconds(training: Training) -> float:
-    """Return the seconds of an epoch: those of the last one, or in the first one an estimate from the steps so far."""
+    """Return the duration of an epoch in seconds.
+
+    This is the duration of the last epoch. In the first epoch, it is estimated from the steps so far.
+    """
     state = training.state
     n_alone = 1 if training.replicas else 0  # one replica trains the first epoch alone
     if state.epoch > n_alone:

@@ -69,7 +69,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class EncodingStage:
-    """Encode all rows, or reuse parts of an earlier run.
+    """Stage that encodes all rows, or reuses parts of an earlier run.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class EncodingStage:
     model : Model
         The fitted model.
     unreadable : mapping of int to str
-        Reason for each shard that cannot be read, by its position in the input.
+        Reasons why shards cannot be read, by the positions of the shards in the input.
     """
 
     prepared: Prepared
@@ -269,7 +269,7 @@ class EncodingStage:
         settings = self._shared_settings(context, storage, max(len(part.source) for part in missing))
         tasks = [EncodeTask(part, settings, self.unreadable.get(part.number)) for part in missing]
         n_rows = sum(len(part.source) for part in missing)
-        # Parts of small shards are sent together, until they have about as many rows as a full part.
+        # Parts of small shards are sent together, with about the number of rows of a full part in total.
         n_small = self.prepared.budget.part_rows * len(tasks) // max(1, n_rows)
         key = self.key(storage)
         stats = context.pool.stats
@@ -369,7 +369,7 @@ def _drifted(part: PartFacts) -> PartDrift:
 
 
 class _BadRowLimit:
-    """Counts bad rows, and raises `DataError` when there are more than the settings allow."""
+    """Counter of bad rows that raises `DataError` when there are more than the settings allow."""
 
     def __init__(self, prepared: Prepared) -> None:
         self._settings = prepared.config.bad_data

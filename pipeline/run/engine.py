@@ -53,9 +53,9 @@ def run(
     command : sequence of str
         The command line, for the attributes of output files.
     disk : Disk, optional
-        Makes every change to the file system.
+        Disk that makes every change to the file system.
     on_locked : callable
-        Called with the output directory once it is locked.
+        Function that is called with the output directory once it is locked.
 
     Raises
     ------

@@ -49,7 +49,7 @@ class Request:
     Attributes
     ----------
     inputs : dict
-        For each shard its file name, dataset, shape, dtype, size in bytes and modification time.
+        File name, dataset, shape, dtype, size in bytes and modification time of each shard.
     scan, training, encoding : dict
         Settings of each stage.
     folders : list of str

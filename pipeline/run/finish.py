@@ -43,7 +43,7 @@ __all__ = ["FinishStage", "StageResults"]
 
 log = logging.getLogger(__name__)
 
-_OTHER_OPEN_FILES = 32  # open files of a process in addition to those of index.h5
+_OTHER_OPEN_FILES = 32  # open files of a process in addition to the files of index.h5
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class StageResults:
     encoded : Encoded
         The features.
     facts : mapping
-        Facts of the stages for the report; ``storage`` also goes into the manifest.
+        Facts of the stages for the report; ``storage`` is also stored in the manifest.
     """
 
     scan: Scan | None
@@ -73,7 +73,7 @@ class StageResults:
 
 @dataclass(frozen=True)
 class FinishStage:
-    """Verify, summarize, report, index and publish; or reuse the results of an earlier run.
+    """Stage that verifies, reports, indexes and publishes the results, or reuses the results of an earlier run.
 
     Attributes
     ----------
@@ -201,7 +201,7 @@ class _Finish:
             cost=_best_cost(training) if training else None,
             components=baseline.get("components"),
             mean=baseline.get("mean"),
-            seconds=state.seconds,  # the dict itself, to which the time of the single file is added later
+            seconds=state.seconds,  # the dict itself; the time of the single file is added later
             n_bad_shards=len(prepared.bad_shards) + n_unreadable,
             n_outside=sum(part.n_outside for part in self._parts),
             compiling=state.seconds_compiling,
@@ -215,7 +215,7 @@ class _Finish:
         config = prepared.config
         state = context.state
         request = prepared.request.of_all()
-        sample = self._sample()  # before the warnings are read, because a failure is one of them
+        sample = self._sample()  # before the warnings are read, because a failure adds a warning
         report = {
             "made": datetime.now().astimezone().isoformat(" ", "seconds"),
             "command": " ".join(context.command),
@@ -266,7 +266,7 @@ class _Finish:
         # The sweep comes last: until the new manifest is published, readers use the results that the old one lists.
         self._ledger.sweep(*self._kept_keys)
 
-    # -- inside --
+    # -- private --
 
     def _sample(self) -> dict[str, Any] | None:
         """Return facts about some rows and their features for the report."""
@@ -333,9 +333,9 @@ class _Finish:
         return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
     def _single_file(self, publication: Publication, n_bad: int) -> list[Entry]:
-        """Publish all rows in one file if it is requested, or if an earlier one of the same parts exists.
+        """Publish all rows in one file if that is requested, or if such a file of the same parts exists.
 
-        The file is large, so an earlier one that is intact is reused.
+        The file is large, so an intact existing file is reused.
         """
         directory = self._ledger.directory
         before = self._ledger.manifest() or {"parts": [], "files": []}  # manifest of the last finished run

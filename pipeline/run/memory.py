@@ -32,7 +32,7 @@ SCALING_BYTES = 2**24
 LIBRARY_BYTES = 24 * 2**20
 """Bytes of libraries that are loaded after the device."""
 ALLOCATOR_BYTES = 2 * SCALING_BYTES
-"""Bytes of the training that the memory allocator keeps for later stages."""
+"""Bytes that the memory allocator keeps after the training, for later stages."""
 
 
 def taken_bytes() -> int:

@@ -130,7 +130,7 @@ def prepare(config: Config) -> Prepared:
     shards = _without_wide_extras(settings, shards)
     network = network_of(settings.network, n_inputs)
     n_replicas = 0 if given_model else settings.training.replicas
-    # This may refuse the settings, so it comes before the output directory is created.
+    # This can refuse the settings, so it comes before the output directory is created.
     budget = make_budget(settings.machine, settings.storage, network, n_replicas, shards, TILE_ROWS)
     log.debug("budget: %s", budget)
     if warning := repeated_chunks(shards, budget):
@@ -176,12 +176,14 @@ def _open_inputs(config: Config, given_model: Model | None) -> tuple[tuple[Shard
         log.warning("%s This shard is left out.", error)
         refused.append({"file": str(path), "reason": str(error)})
 
-    leave = None if config.bad_data.on_bad_data == "raise" else refuse
+    on_bad_shard = None if config.bad_data.on_bad_data == "raise" else refuse
     rule = ColumnRule(config.inputs.match_columns)
     if given_model is not None:
         rule = ColumnRule(config.inputs.match_columns, given_model.columns, f"model={printable(config.inputs.model)}")
     inputs = config.inputs
-    shards = open_shards(inputs.input, inputs.dataset, leave, inputs.follow, inputs.orientation, inputs.include, rule)
+    shards = open_shards(
+        inputs.input, inputs.dataset, on_bad_shard, inputs.follow, inputs.orientation, inputs.include, rule
+    )
     if error := too_many_bad_shards(config, refused, len(shards) + len(refused)):
         raise error
     first = shards[0]

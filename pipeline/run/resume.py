@@ -1,4 +1,4 @@
-"""Results of earlier runs in the output directory: which ones are reused, and whether others may be replaced."""
+"""Results of earlier runs in the output directory: which of them are reused, and whether others can be replaced."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class EarlierResults:
     ledger : Ledger
         The output directory.
     n_threads : int
-        Threads that read files to compare digests.
+        Number of threads that read files to compare digests.
     compares_digests : bool
         Whether files are compared by their digests; otherwise by their sizes.
     is_readonly : bool
@@ -91,7 +91,8 @@ class EarlierResults:
         Parameters
         ----------
         read : callable
-            Raises `ValueError`, `DataError` or `NoInput` for a record that cannot be used.
+            Function that reads a record. It raises `ValueError`, `DataError` or `NoInput` for a record that cannot be
+        used.
         complaint : str
             Message that is logged for each such record, with the reason in place of ``%s``.
         """
@@ -106,12 +107,12 @@ class EarlierResults:
         return None
 
     def drop(self, *records: Record) -> None:
-        """Remove results, unless this is read-only."""
+        """Remove results, unless the ledger is read-only."""
         if not self._is_readonly:
             self.ledger.drop(*records)
 
     def faults(self, entries: Iterable[Entry]) -> list[str | None]:
-        """Return the fault of each of these files, and log it; None for intact ones."""
+        """Return the fault of each file, or None for an intact file; log the faults."""
         entries = list(entries)
         unchecked = [entry for entry in entries if entry not in self._faults]
         check = partial(fault_of, self.ledger.directory, digests=self._compares_digests)
@@ -180,9 +181,9 @@ def start_over(ledger: Ledger) -> None:
 
 
 def stored_deadline(ledger: Ledger, config: Config, now: Mapping[str, Any], start: float) -> dict[str, Any] | None:
-    """Return the deadline of a run that starts at `start`; None if it has none.
+    """Return the deadline of a run that starts at `start`; None if the run has no deadline.
 
-    A run that is resumed keeps the deadline of its first start, unless that has passed.
+    A run that is resumed keeps the deadline of its first start, unless that deadline has passed.
 
     Returns
     -------
@@ -207,8 +208,8 @@ def finished_manifest(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | No
     Raises
     ------
     ConfigError
-        If the directory contains results or an unfinished run with other settings or inputs, which may not be
-        replaced.
+        If the directory contains results or an unfinished run with other settings or inputs, and the settings do not
+        allow replacing them.
     """
     manifest = ledger.manifest()
     now = plain_request(prepared.request)

@@ -1,7 +1,7 @@
 """Samples of the work: the functions of a run are timed on a few rows from all over the input.
 
-`shardpress plan` uses them to estimate the time of each stage. A run with a deadline uses them to estimate the time of
-its encoding.
+`shardpress plan` uses samples to estimate the time of each stage. A run with a deadline uses them to estimate the time
+of its encoding.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Pace:
     n_bytes: int = 0
 
     def seconds_for(self, n_rows: int) -> float:
-        """Return the seconds that another number of rows would take."""
+        """Return the seconds that `n_rows` rows would take."""
         return self.seconds * n_rows / max(1, self.n_rows)
 
     def in_words(self) -> str:
@@ -103,8 +103,9 @@ class Sample:
     Attributes
     ----------
     scan, encoding : Pace
+        Measured scan and encoding.
     training : TrainingPace or None
-        None with a given model.
+        Measured training; None with a given model.
     resident : bool
         Whether training keeps all rows in memory.
     on_host : bool
@@ -177,7 +178,7 @@ def stretches(prepared: Prepared) -> list[Stretch]:
 def measure_tasks(
     tasks: Sequence[Any], n_at_once: int, n_rows_of: Callable[[Any], int], seconds: float = _SECONDS
 ) -> tuple[Pace, list[Any]]:
-    """Run tasks until `seconds` have passed, and return their pace and the results of those that ran.
+    """Run tasks until `seconds` have passed; return the pace and the results of the finished tasks.
 
     Parameters
     ----------
@@ -186,7 +187,7 @@ def measure_tasks(
     n_at_once : int
         Number of threads.
     n_rows_of : callable
-        Returns the number of rows of a result.
+        Function that returns the number of rows of a result.
     """
     found: list[Any] = []
     start = time.monotonic()
@@ -245,10 +246,10 @@ class AnonymousDisk(Disk):
         """Do nothing, since neither file has a name."""
 
     def remove(self, path: Path) -> None:
-        """Do nothing: an existing file of this name is not one of these."""
+        """Do nothing, since an existing file of this name does not belong to this disk."""
 
     def make_directory(self, path: Path) -> None:
         """Do nothing, since no file is in a directory."""
 
     def sync_directory(self, path: Path) -> None:
-        """Do nothing, since no name was added to it."""
+        """Do nothing, since no name was added to the directory."""

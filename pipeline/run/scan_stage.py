@@ -51,7 +51,7 @@ class ScanSample:
 
 @dataclass(frozen=True)
 class ScanStage:
-    """Scan the rows, or reuse the scan of an earlier run.
+    """Stage that scans the rows, or reuses the scan of an earlier run.
 
     Attributes
     ----------
@@ -203,7 +203,7 @@ class ScanStage:
 
     def _settings(self) -> ScanSettings:
         prepared = self.prepared
-        max_unreadable = None  # the first one is an error
+        max_unreadable = None  # the first unreadable shard is an error
         if prepared.allows_bad_data:
             max_unreadable = prepared.max_bad_shards - len(prepared.bad_shards)
         return ScanSettings(

@@ -31,7 +31,7 @@ class Summary:
         Validation cost of the best epoch, or its training cost if there are no validation rows. None if no model was
         trained.
     components, mean : float or None
-        The same cost for as many principal components as features, and for the column means; None if they were not
+        The same cost for `n_features` principal components, and for the column means; None if the costs were not
         computed.
     seconds : dict of str to float
         Seconds of each stage.

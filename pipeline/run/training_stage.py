@@ -45,7 +45,7 @@ _CHECKPOINTS_KEPT = 2  # more than one, because the last one could be damaged
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """Train a model, or reuse the model of an earlier run.
+    """Stage that trains a model, or reuses the model of an earlier run.
 
     Attributes
     ----------
@@ -146,7 +146,7 @@ class TrainingStage:
         checkpoint : Record or None
             The last checkpoint of an earlier run.
         ends_by : float or None
-            Deadline of the run in seconds since 1970; only as many epochs are trained as fit before it.
+            Deadline of the run in seconds since 1970; only the epochs that fit before it are counted.
         reserved : float
             Seconds before the deadline that later stages need.
         """
@@ -215,7 +215,8 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
     Raises
     ------
     TrainingDiverged
-        The last good weights are then stored in the output directory.
+        If the cost is not finite or has grown without bound. The last good weights are then stored in the output
+        directory.
     """
     context.state.model_key = key
     training = _prepared_training(prepared, context, scan)
@@ -245,13 +246,13 @@ def _train(
         _runner(prepared, context) as runner,
         training_loop(training, deadline, _checkpoints(prepared, context, key), runner) as steps,
     ):
-        place: object = training
+        progress_text: object = training
         if runner is not None:
-            place = _Place(training, context.pool.stats)
+            progress_text = _TrainingProgress(training, context.pool.stats)
         for step in steps:
             if deadline is not None:  # it may have changed the number of epochs
                 progress.expect(training.n_rows_planned)
-            progress.advance(step.n_rows, place)
+            progress.advance(step.n_rows, progress_text)
 
 
 def _prepared_training(prepared: Prepared, context: RunContext, scan: Scan) -> Training:
@@ -285,7 +286,7 @@ def _resume_latest(context: RunContext, key: str, training: Training) -> None:
 
 
 def _resume(context: RunContext, training: Training, record: Record) -> Checkpoint:
-    """Resume the training from a committed checkpoint; raise `ValueError` if it does not belong to it.
+    """Resume the training from a committed checkpoint; raise `ValueError` if it does not fit.
 
     A user who can write to the output directory can forge records. Therefore the size is checked before the file is
     read, and its content before it is used.
@@ -311,7 +312,7 @@ def _store_last_good(
 
 
 def _log_end(training: Training) -> None:
-    """Log if the training has stopped early, or if no epoch was better than the start."""
+    """Log a line if the training has stopped early, or if no epoch was better than the start."""
     state = training.state
     if state.best_epoch < 0:
         log.info("training: no epoch improved on the initial parameters; keeping them")
@@ -335,7 +336,7 @@ def _model(prepared: Prepared, scan: Scan, training: Training, about: dict[str, 
 
 
 @dataclass(frozen=True)
-class _Place:
+class _TrainingProgress:
     """Progress of a training run and the speed of its workers, formatted only when a line is logged."""
 
     training: object

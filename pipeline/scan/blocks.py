@@ -81,7 +81,7 @@ class ScanSettings:
 
     @property
     def fills(self) -> bool:
-        """Whether missing values are filled in."""
+        """True if missing values are filled in."""
         return self.impute is not None
 
 

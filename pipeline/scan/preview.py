@@ -55,7 +55,7 @@ class Preview:
 
     @property
     def has_all_rows(self) -> bool:
-        """Whether all rows were scanned."""
+        """True if all rows were scanned."""
         return self.scan.n_rows == self.n_rows
 
 

@@ -81,7 +81,7 @@ class Scan:
     n_missing : ndarray of shape (n_inputs,), int64, or None
         Number of missing values of each column in the good rows. None if missing values make a row bad.
     clips : bool
-        Whether values outside the range are clipped.
+        True if values outside the range are clipped.
     offset : ndarray of shape (n_inputs,), float64, or None
         Integers that were subtracted from the rows. All other arrays describe the differences.
     """
@@ -307,12 +307,12 @@ def _pieces_of_tasks(shards: Sequence[Shard], block_rows: int, unreadable: Mappi
     """Yield the pieces of each task in row order. Skip unreadable shards."""
     pieces = [piece for piece in pieces_of(shards, block_rows) if piece[0] not in unreadable]
     # A task has consecutive blocks, so that each file is read sequentially.
-    n_together = _n_blocks_of_a_task(len(pieces))
-    for start in range(0, len(pieces), n_together):
-        yield Pieces(pieces[start : start + n_together])
+    n_per_task = _blocks_per_task(len(pieces))
+    for start in range(0, len(pieces), n_per_task):
+        yield Pieces(pieces[start : start + n_per_task])
 
 
-def _n_blocks_of_a_task(n_blocks: int) -> int:
+def _blocks_per_task(n_blocks: int) -> int:
     n_useful = min(_MAX_BLOCKS, n_blocks // _MIN_TASKS)
     n_needed = -(-n_blocks // _MAX_TASKS)
     return max(1, n_useful, n_needed)

@@ -28,7 +28,7 @@ class Scaler:
     fill : ndarray of shape (n_inputs,), float64, or None
         Fill value of each column, within its range. None if missing values make a row bad.
     clips : bool
-        Whether values outside the range are clipped.
+        True if values outside the range are clipped.
     """
 
     minimum: np.ndarray
@@ -38,7 +38,7 @@ class Scaler:
 
     @property
     def cleans(self) -> bool:
-        """Whether missing values are filled in, or values outside the range clipped, before the scaling."""
+        """True if missing values are filled in, or values outside the range are clipped, before the scaling."""
         return self.clips or self.fill is not None
 
     @property

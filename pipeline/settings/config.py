@@ -82,11 +82,11 @@ class Setting:
     name : str
         Name of the setting; its flag, key and field have the same name.
     slice : str
-        Field of `Config` that holds it.
+        Field of `Config` that holds the setting.
     type : str
         Annotation of its field.
     default : object
-        None if it depends on other facts; a tuple if the setting takes several values.
+        Default value. None if it depends on other facts; a tuple if the setting takes several values.
     kind : Kind
         Reader and valid range of its values.
     affects : str
@@ -97,8 +97,8 @@ class Setting:
         Value that gives the behaviour of versions without this setting. With this value the setting is left out of the
         fingerprint, so that results of these versions are reused. An empty tuple if there is none.
     former_names : tuple of (str, dict), optional
-        For a renamed setting: the former key, and a mapping from current to former values. Fingerprints contain
-        the former ones.
+        Former key of a renamed setting, and a mapping from current to former values. Fingerprints contain the former
+        key and values.
     """
 
     name: str
@@ -391,7 +391,7 @@ class StorageSettings:
         None,
         one_of("float32", "float16"),
         "features",
-        "Data type of the stored features. Default: float32, or whatever --max-feature-error allows.",
+        "Data type of the stored features. Default: float32, or the smallest type that --max-feature-error allows.",
         legacy_value="float32",
     )
     compression: str | None = _setting(
@@ -556,7 +556,7 @@ def current_name(key: str, value: object) -> tuple[str, object]:
 
 
 def problems(config: Config) -> list[str]:
-    """Return a sentence for each setting that is invalid, whatever the input."""
+    """Return a sentence for each setting that is invalid for every input."""
     values = config.flat()
     wrong = []
     for name, value in values.items():

@@ -26,7 +26,7 @@ def read_configuration(path: str) -> dict[str, Any]:
     Raises
     ------
     ConfigError
-        If it cannot be read, is too long, or is not YAML of plain values.
+        If the file cannot be read, is too long, or is not YAML of plain values.
     """
     where = f"config={printable(path)}"
     try:

@@ -31,7 +31,7 @@ def _next(time: str, now: datetime) -> float:
 
 
 def in_words(ends_by: float) -> str:
-    """Return a time of day, with its date if that is not today."""
+    """Return a time of day, with its date if the date is not today."""
     moment = datetime.fromtimestamp(ends_by)
     if moment.date() == datetime.now().date():
         return f"{moment:%H:%M}"

@@ -31,8 +31,8 @@ LEARNING_RATES = {name: rule.learning_rate for name, rule in RULES.items()}
 # and its file twice.
 COPIES_IN_TRAINING = 18
 
-# With this many columns, which are usually correlated, hiding a few of them hardly increases the error. It improves
-# classifiers, and so do sigmoids. With fewer columns, each one is a large part of the row, and sigmoids saturate.
+# With this many columns, which are usually correlated, hiding a few of them hardly increases the error. Hiding columns
+# and sigmoids both improve classifiers. With fewer columns, each one is a large part of the row, and sigmoids saturate.
 MANY_INPUTS = 256
 MASKED = 0.0625
 

@@ -21,7 +21,7 @@ __all__ = ["add_settings", "convert_settings", "parse", "parser_of_settings"]
 
 ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
-_COMPLAINTS_LISTED = 50  # each line of a file that is not a configuration may cause one
+_COMPLAINTS_LISTED = 50  # each line of a file that is not a configuration can cause one
 
 # Groups of settings in --help.
 _STAGES = {
@@ -188,7 +188,7 @@ def convert_settings(
     error : type
         Error that is raised with all messages.
     spelled : callable
-        Returns the spelling of a setting's name in the source of the values.
+        Function that returns the spelling of a setting's name in the source of the values.
     """
     complaints: list[str] = []
     settings = {}

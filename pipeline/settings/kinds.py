@@ -45,17 +45,17 @@ class Kind:
     Attributes
     ----------
     read : callable
-        Converts a text to a value; raises `ValueError` with what was expected.
+        Function that converts a text to a value. It raises `ValueError` with a description of valid texts.
     metavar : str
         Placeholder of a value in ``--help``.
     is_text : bool
         Whether values are texts; a text that looks like a number needs quotes in YAML.
     is_valid : callable
-        Returns whether a value is valid.
+        Function that returns whether a value is valid.
     expected : str
         Description of valid values.
     none_texts : tuple of str
-        Texts that stand for None, if the default is None.
+        Texts that mean None, if the default is None.
     is_list : bool
         Whether a value is a list in YAML, and a text with commas elsewhere.
     """
@@ -69,7 +69,7 @@ class Kind:
     is_list: bool = False
 
     def or_none(self) -> Kind:
-        """Return the kind of a setting whose value may also be None."""
+        """Return the kind of a setting whose value can also be None."""
 
         def read(text: str) -> Any:
             if text in self.none_texts:
@@ -84,7 +84,7 @@ def parse_bytes(text: str) -> int:
 
     ``KB``, ``MB``, ``GB`` and ``TB`` are powers of 1000, all other units powers of 1024.
     """
-    # At most 18 digits, which suffices for any size: Python refuses to convert thousands of them.
+    # At most 18 digits, which suffices for any size: Python refuses to convert thousands of digits.
     match = re.fullmatch(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([KMGT]?)(i?)(B?)\s*", text, re.IGNORECASE)
     if not match or (match[3] and not match[2]):
         raise ValueError(f"{text!r}, expected bytes with a unit, like 4GiB or 500MB")
@@ -111,7 +111,7 @@ def as_typed(value: object) -> str:
 
 
 def _reader(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
-    """Return `convert` with an error that says what was expected."""
+    """Return `convert` with an error that describes valid texts."""
 
     def read(text: str) -> Any:
         try:
@@ -213,7 +213,7 @@ def size(least: int, words: str = "") -> Kind:
 # The spellings of YAML, environment variables and Python.
 _ANSWERS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
-NAME = Kind(str, is_text=True)  # an empty one is None if that is the default
+NAME = Kind(str, is_text=True)  # an empty name is None if None is the default
 ADDRESS = Kind(str, "ADDRESS", is_text=True)
 DATASET = Kind(_dataset, is_text=True)
 FILES = Kind(_path, "PATH", is_text=True)

@@ -74,7 +74,7 @@ def _lines_of_setting(setting: Setting, value: Any) -> Iterator[str]:
 
 
 def _yaml_lines(name: str, value: Any) -> list[str]:
-    """Return lines of YAML; characters that libyaml may take for the end of a line are escaped."""
+    """Return lines of YAML; characters that libyaml can interpret as the end of a line are escaped."""
     values = value if isinstance(value, list) else [value]
     is_plain = all(str(each).isprintable() for each in values)
     return yaml.safe_dump({name: value}, allow_unicode=is_plain, width=math.inf).splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Number of replicas, and how often they are averaged. Both depend on sizes only, so all machines compute the same."""
+"""Numbers of replicas and of their averages. Both depend on sizes only, so they are the same on all machines."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MAX_STEPS_PER_ROUND = 512
 
 @dataclass(frozen=True)
 class TrainingSizes:
-    """Sizes of a training that determine its number of replicas.
+    """Sizes of a training run that determine its number of replicas.
 
     Attributes
     ----------

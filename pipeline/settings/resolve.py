@@ -56,7 +56,7 @@ class ResolvedTraining(TrainingSettings):
 
     @property
     def hides_much(self) -> bool:
-        """Whether training hides so many entries that its features are not expected to have the smallest error."""
+        """Whether training hides a large share of the entries, so that other features can have a smaller error."""
         return self.corruption > MASKED
 
 
@@ -69,7 +69,7 @@ class ResolvedStorage(StorageSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Config):
-    """All settings of a run that has opened its inputs, on which some defaults depend."""
+    """All settings of a run after its inputs were opened. Some defaults depend on the inputs."""
 
     network: ResolvedNetwork
     training: ResolvedTraining
@@ -84,7 +84,7 @@ def resolve(config: Config, n_rows: int, n_inputs: int, trained_network: Network
     n_rows, n_inputs : int
         Rows and columns of all shards.
     trained_network : Network, optional
-        Network of the model that the run uses instead of training one.
+        Network of the model that the run uses instead of training a model.
     """
     if trained_network is None:
         network = _resolved_network(config, n_rows, n_inputs)
@@ -105,7 +105,7 @@ def resolve(config: Config, n_rows: int, n_inputs: int, trained_network: Network
 
 
 def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNetwork:
-    """Return the network of a run that trains one."""
+    """Return the network of a run that trains a model."""
     requested = config.network
     n_features = requested.n_features or min(64, max(1, n_inputs // 2))
     hidden = requested.hidden
@@ -221,7 +221,7 @@ def _resolved_storage(requested: StorageSettings) -> ResolvedStorage:
 
 
 def _default_hidden(memory_budget: int, n_rows: int, n_inputs: int, n_features: int) -> tuple[int, ...]:
-    """Return one hidden layer, or none if rows or memory are too few for one that can start as principal components."""
+    """Return one hidden layer, or none if rows or memory do not suffice for a layer that starts from components."""
     fits_in_memory = memory_budget // 2 // (4 * COPIES_IN_TRAINING * (n_inputs + n_features))
     largest = min(UNITS_PER_INPUT * n_inputs, n_rows // ROWS_PER_UNIT, fits_in_memory)
     smallest = 2 * n_features

@@ -3,7 +3,7 @@
     from shardpress import load_model, open_features
 
 setup.py installs this package next to `pipeline` and `kernels`. Both are loaded here by their paths, because Python
-would first find a file `pipeline.py` in the directory of a user's script or notebook.
+would first find a file `pipeline.py` in the directory of the user's script or notebook.
 """
 
 import importlib.util as _util
@@ -17,7 +17,7 @@ _ROOT = _PARENT if _os.path.exists(_os.path.join(_PARENT, "pipeline", "__init__.
 
 
 def _load(name: str) -> _ModuleType:
-    """Load a package of shardpress by its path; raise `ImportError` if another module has its name."""
+    """Load a package of shardpress by its path. Raise `ImportError` if another module has the same name."""
     path = _os.path.join(_ROOT, name, "__init__.py")
     if name in _sys.modules:
         file = getattr(_sys.modules[name], "__file__", None)

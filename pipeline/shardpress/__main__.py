@@ -1,4 +1,4 @@
-"""Entry point of `python -m shardpress` and of the console command; `shardpress` has loaded `pipeline` before."""
+"""Entry point of `python -m shardpress` and of the console command. `shardpress` has already loaded `pipeline`."""
 
 from pipeline.commands.table import shardpress
 

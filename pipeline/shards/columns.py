@@ -31,7 +31,7 @@ class ColumnRule:
         ``order``: names and numbers of all columns must agree in their order. ``name``: columns with the same names
         in another order are reordered. ``ignore``: nothing is compared.
     expected : Columns
-        Columns of a fitted model, in whose order the columns are read.
+        Columns of a fitted model. The columns of shards are read in the same order.
     where : str
         Name of that model in messages.
     """
@@ -46,7 +46,7 @@ IN_ORDER = ColumnRule()
 
 
 class ColumnCheck:
-    """Comparison of the columns of each shard with those of the model or of earlier shards.
+    """Comparison of the columns of each shard with the columns of the model or of earlier shards.
 
     Attributes
     ----------
@@ -75,12 +75,12 @@ class ColumnCheck:
         self._orders: dict[bytes, np.ndarray] = {}
 
     def order(self, shard: Shard) -> np.ndarray | None:
-        """Return the order in which to read a shard's columns; None for the order in the file.
+        """Return the order in which to read a shard's columns, or None for the order in the file.
 
         Raises
         ------
         DataError
-            If the columns differ from those of the model or of the shards before.
+            If the columns differ from the columns of the model or of earlier shards.
         """
         if self._match == "ignore":
             return None
@@ -185,12 +185,12 @@ def _in_order(columns: Columns, order: np.ndarray | None) -> Columns:
 
 
 def reordered(shard: Shard, expected: Columns) -> Shard:
-    """Return a shard whose columns are read in the order of a model's.
+    """Return a shard whose columns are read in the order of the columns of a model.
 
     Raises
     ------
     DataError
-        If it does not hold columns with the same names.
+        If the shard does not have columns with the same names.
     """
     names = shard.columns.names
     if names == expected.names:
@@ -206,7 +206,7 @@ def _positions_of(names: Sequence[str], expected: Sequence[str]) -> np.ndarray:
 
 
 def _check_same_names(shard: Shard, expected: Sequence[str], where: str) -> None:
-    """Refuse names that cannot be brought into the order of the expected ones."""
+    """Raise `DataError` unless a shard has the expected names, and all names are unique."""
     names = shard.columns.names
     _check_unique(names, str(shard))
     _check_unique(expected, where)

@@ -1,4 +1,4 @@
-"""Extras, such as labels and ids: functions that give all shards the same extras, and log them.
+"""Functions that give all shards the same extras, such as labels and ids, and log the extras.
 
 In a shard that lacks an extra, the rows get a fill value that is unlikely to be a real value. A mask marks the rows
 that have a value: ``y_present`` for ``y``.
@@ -39,8 +39,8 @@ _LONGEST = 80  # characters of a name or reason
 class _Plan:
     """Plan for reading an extra from every shard."""
 
-    fallback: Extra  # the extra of shards that lack it
-    is_common: bool  # whether its dtype holds the values of all shards; otherwise each shard keeps its own dtype
+    fallback: Extra  # used for shards that lack the extra
+    is_common: bool  # True if its dtype holds the values of all shards; otherwise each shard keeps its own dtype
 
 
 Holders = Sequence[tuple[Shard, Extra]]
@@ -48,12 +48,14 @@ Holders = Sequence[tuple[Shard, Extra]]
 
 
 def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[Shard, ...]:
-    """Return shards with the same extras: those of any shard, with dtypes that hold the values of all shards.
+    """Return shards that all have the same extras.
+
+    The result includes each extra of any shard, with a dtype that holds the values of all shards.
 
     Raises
     ------
     DataError
-        If no shard has an extra at one of the paths `include`, or if those of several shards do not fit together.
+        If no shard has an extra at one of the paths `include`, or if the extras at such a path cannot be combined.
     """
     if include:
         shards = _rename_extras(shards, include)
@@ -62,14 +64,14 @@ def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[
         return tuple(shards)  # the usual case
     plans, separate = _plans(shards)
     unified = [replace(shard, extras=tuple(_apply_plans(shard, plans))) for shard in shards]
-    # Only the first shard lists them, since they are the same for all.
+    # Only the first shard lists these names, because they are the same for all shards.
     left_out = [LeftOut(name, _NO_COMMON_DTYPE, False) for name in separate]
     unified[0] = replace(unified[0], left_out=(*left_out, *shards[0].left_out))
     return tuple(unified)
 
 
 def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
-    """Return a plan for each extra, and the names of those without a common dtype; log warnings."""
+    """Return a plan for each extra, and the names of the extras without a common dtype. Log warnings."""
     holders = _shards_by_extra(shards)
     used_names = set(holders)  # including extras that are left out, so that no mask gets the name of a dataset
     surplus = _surplus(holders)
@@ -100,7 +102,7 @@ def _shards_by_extra(shards: Sequence[Shard]) -> dict[str, list[tuple[Shard, Ext
 
 
 def _surplus(holders: Mapping[str, Holders]) -> set[str]:
-    """Return the names of the extras that exceed the limit; those that a user has named do not count."""
+    """Return the names of the extras that exceed the limit. Extras that a user has named do not count."""
     unnamed = [name for name, own in holders.items() if not own[0][1].is_named]
     return set(unnamed[MAX_EXTRAS:])
 
@@ -111,7 +113,7 @@ def _kind(extra: Extra) -> object:
 
 
 def _plan(name: str, holders: Holders, warnings: list[str]) -> _Plan | None:
-    """Return the plan for an extra that some shards have; None if it is left out."""
+    """Return the plan for an extra that some shards have, or None if the extra is left out."""
     with_rows = [own for own in holders if own[0].n_rows] or holders  # a shard without rows has no values that must fit
     kinds = _first_of_each_kind(with_rows)
     fallback = _common_extra(name, [extra for _, extra in kinds])
@@ -136,12 +138,12 @@ def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
 
 
 def _plan_separate(name: str, kinds: Holders, warnings: list[str]) -> _Plan | None:
-    """Return the plan of an extra without a common dtype; None if its values are useless without categories."""
+    """Return the plan for an extra without a common dtype, or None if it has categories and is left out."""
     first = kinds[0][1]
     difference = _difference(name, kinds)
     if first.is_named:
         raise DataError(f"{difference}. Store it with one dtype in all files, or omit --include {printable(name)}.")
-    if any(extra.categories is not None for _, extra in kinds):  # without these, codes could be mistaken for labels
+    if any(extra.categories is not None for _, extra in kinds):  # without categories, codes could look like labels
         warnings.append(f"{difference}. The extra is left out")
         return None
     warnings.append(f"{difference}. No dtype holds both, so the extra is in parts/ and not in index.h5")
@@ -149,7 +151,10 @@ def _plan_separate(name: str, kinds: Holders, warnings: list[str]) -> _Plan | No
 
 
 def _first_of_each_kind(holders: Holders) -> list[tuple[Shard, Extra]]:
-    """Return the first shard of each kind, which errors name, and its extra; sorted by the last shard of each kind."""
+    """Return the first shard of each kind with its extra, sorted by the last shard of each kind.
+
+    Errors name these shards.
+    """
     found: dict[object, tuple[Shard, Extra]] = {}
     for shard, extra in reversed(holders):
         found[_kind(extra)] = (shard, extra)
@@ -172,7 +177,7 @@ def _in_words(extra: Extra) -> str:
 
 
 def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
-    """Return all categories in the order of their first use; None if they mix texts and numbers, or are too many."""
+    """Return all categories in the order of first use, or None if they are too many or mix texts and numbers."""
     union = tuple(dict.fromkeys(each for categories in all_categories for each in categories))
     are_mixed = len({isinstance(each, str) for each in union}) > 1
     if are_mixed or not are_few(union):
@@ -203,7 +208,7 @@ def _describe_missing(fallback: Extra, lacking: Sequence[Shard], n_shards: int) 
 
 
 def _unused_name(name: str, used_names: set[str]) -> str:
-    """Return an unused name, with underscores at its end if necessary, and add it to the used ones."""
+    """Append underscores to a name until it is unused, and add the result to `used_names`."""
     while name in used_names:
         name += "_"
     used_names.add(name)
@@ -221,7 +226,7 @@ def _reason(shard: Shard, name: str) -> str | None:
 
 
 def _apply_plans(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Extra]:
-    """Yield the extras of a shard, and their masks, as planned."""
+    """Yield the extras of a shard, and their masks, according to the plans."""
     own = {extra.name: extra for extra in shard.extras if shard.n_rows}
     for plan in plans:
         fallback = plan.fallback
@@ -267,7 +272,7 @@ def _missing_error(first: Shard, path: str) -> DataError:
 
 
 def _short_names(include: Sequence[str], named: set[str], used_names: set[str]) -> dict[str, str]:
-    """Return a name for each path: its last part, or all of it if the last part is taken or not unique."""
+    """Return a name for each path: the last part, or the whole path if the last part is in use or not unique."""
     names: dict[str, str] = {}
     used_names = set(used_names)
     n_uses = Counter(path.rpartition("/")[2] for path in include)
@@ -294,7 +299,7 @@ def _with_names(shard: Shard, names: dict[str, str]) -> Shard:
 
 
 def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype | None:
-    """Return the dtype that holds all values of these dtypes exactly; None if NumPy has none."""
+    """Return the dtype that holds all values of these dtypes exactly, or None if NumPy has no such dtype."""
     first = dtypes[0]
     notes: list[Any] = [dtype.metadata or {} for dtype in dtypes]
     if all(dtype == first for dtype in dtypes) and all(note == notes[0] for note in notes):
@@ -334,8 +339,8 @@ def _holds(common: np.dtype, dtype: np.dtype) -> bool:
 
 
 def log_extras(shards: Sequence[Shard]) -> None:
-    """Log the extras, and those left out with reasons: each name once, whatever the number of shards."""
-    # The first shard is enough, since the extras of all are the same.
+    """Log the extras, and the reasons why datasets are left out. Log each name once, for any number of shards."""
+    # All shards have the same extras.
     included = [_with_categories(extra) for extra in shards[0].extras]
     left_out = _left_out(shards)
     left_out_in_words = _left_out_in_words([each for each, _ in left_out.values()])
@@ -367,7 +372,7 @@ def _warning_of(each: LeftOut, lacking: Sequence[Shard]) -> str:
 
 
 def _warn(lines: Sequence[str]) -> None:
-    """Log warnings, but not too many."""
+    """Log at most `MOST_WARNED` warnings."""
     for line in lines[:MOST_WARNED]:
         log.warning("%s", line)
     if len(lines) > MOST_WARNED:
@@ -375,7 +380,7 @@ def _warn(lines: Sequence[str]) -> None:
 
 
 def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:
-    """Return the datasets that are left out, by name: the entry of the first shard, and all these shards."""
+    """Map each dataset that is left out to the entry of the first shard, and to all shards that leave it out."""
     found: dict[str, tuple[LeftOut, list[Shard]]] = {}
     included = {extra.name for extra in shards[0].extras}
     for shard in shards:
@@ -388,13 +393,13 @@ def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]
 
 
 def why_left_out(shards: Sequence[Shard]) -> dict[str, str]:
-    """Return the reasons for datasets next to the rows that are left out, by name; a limited number of them."""
+    """Map the names of datasets that are left out to the reasons, for at most `MOST_LEFT_OUT` names."""
     some_left_out = islice(_left_out(shards).items(), MOST_LEFT_OUT)
     return {shorten(name): shorten(each.reason) for name, (each, _) in some_left_out}
 
 
 def shorten(words: str) -> str:
-    """Return a name or reason, cut so that it fits into a line."""
+    """Return a name or reason, shortened to fit into a line."""
     if len(words) > _LONGEST:
         words = words[:_LONGEST] + "..."
     return printable(words)

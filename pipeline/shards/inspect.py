@@ -1,4 +1,4 @@
-"""Descriptions of input files for users: their datasets, which one is chosen and why, and advice on faster storage.
+"""Descriptions of input files for users: datasets, the reason for the choice of the rows, and advice on storage.
 
 Files that differ only in their rows are described together. No rows are read.
 """
@@ -26,8 +26,8 @@ from pipeline.shards.vet import Selection, read_structure
 
 __all__ = ["FileGroup", "Inspection", "inspect_files"]
 
-_SMALL_PIECE = 2**16  # bytes, below which seeking takes longer than reading
-_SMALL_FILE = 2**20  # bytes, below which opening a file takes longer than reading it
+_SMALL_PIECE = 2**16  # bytes; seeking takes longer than reading fewer bytes
+_SMALL_FILE = 2**20  # bytes; opening a smaller file takes longer than reading it
 _LARGE_CHUNK = 2**24  # bytes; larger chunks are decompressed once for every slab in them
 _MANY_FILES = 1000
 _LISTED = 10  # number of refused files whose datasets are listed
@@ -44,7 +44,7 @@ class FileGroup:
     n_rows : int
         Total number of rows.
     taken, why : str
-        The dataset that holds the rows, and why it was chosen.
+        Dataset that holds the rows, and the reason for the choice.
     shape : list of int
         Shape of a row before it is flattened.
     dtype : str
@@ -84,7 +84,7 @@ class Inspection:
     Attributes
     ----------
     shards : tuple of Shard
-        Shards that can be read together; empty if no file can be used.
+        Shards that can be read together. Empty if no file can be used.
     files : list of FileGroup
     refused : list of dict
         Refused files: ``file``, ``reason``, and ``datasets`` for the first ones.
@@ -98,7 +98,7 @@ class Inspection:
 def inspect_files(
     patterns: Sequence[str], selection: Selection, followed: Sequence[str] = (), columns: ColumnRule = IN_ORDER
 ) -> Inspection:
-    """Describe every file that matches the patterns. For arguments and errors see `pipeline.shards.open.open_shards`.
+    """Describe every file that matches the patterns. See `pipeline.shards.open.open_shards` for arguments and errors.
 
     A refused file is not an error here, even if no other file remains.
     """

@@ -1,7 +1,8 @@
-"""Master files, which stack the rows of other files, as detectors, NeXus and h5py's virtual layouts write them.
+"""Master files, which stack the rows of other files. Detectors, NeXus and h5py's virtual layouts write such files.
 
-If a user has named the directory of the stacked files, they replace the master file. The child reads the master file
-once, and follows no link; its answer is checked here. Then each stacked file is a shard like any other.
+If a user gives the directory of the stacked files (`--follow`), these files replace the master file. The child reads
+the master file once and follows no link. This module checks the answer of the child. Then each stacked file is an
+ordinary shard.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _MOST_ROWS = 2**63
 _CONTIGUOUS = "expected each row from one file. Give the stacked files themselves"
 
 Box = tuple[tuple[int, int], ...]
-"""The first index along each axis, and the index after the last one."""
+"""Start and stop of a selection along each axis."""
 
 
 class Piece(NamedTuple):
-    """A file that a master names, and a dataset in it with the shape that the master expects."""
+    """A file that a master names, with the dataset in that file and the shape that the master expects."""
 
     file: str
     dataset: str
@@ -63,7 +64,8 @@ def follow_masters(
     Parameters
     ----------
     dataset : str, optional
-        The virtual dataset, external link or group of external links in the masters. By default ``X``, or the only one.
+        Path of the virtual dataset, external link or group of external links in the masters. The default is ``X``, or
+        the only such object.
     folders : sequence of str
         Directories that may contain the files.
     refuse : callable
@@ -100,7 +102,7 @@ def _real_directory(folder: str) -> str:
 
 
 def _follow(source: Source, dataset: str | None, allowed: Sequence[str]) -> list[Source]:
-    """Return the files that a file stacks; the file itself if it is not a master file."""
+    """Return the files that a file stacks, or the file itself if it is not a master file."""
     if source.blake3:  # a part of an output directory
         return [source]
     stack = _stack(source.path, dataset)
@@ -112,7 +114,7 @@ def _follow(source: Source, dataset: str | None, allowed: Sequence[str]) -> list
 
 
 def hint_at_stack(path: Path, dataset: str | None) -> str:
-    """Return advice on how to read a refused file that stacks the rows of other files; empty for other files."""
+    """Return advice on how to read a refused master file, or an empty string for other files."""
     try:
         stack = _stack(path, dataset)
         if stack is None:
@@ -163,23 +165,23 @@ def _log_stack(master: Path, stack: Stack) -> None:
 
 
 def _path_of(master: Path, piece: Piece) -> str:
-    """Return the path of a file that a master names: relative to the master, and never to HDF5's search paths."""
+    """Return the path of a file that a master names, relative to the master. Never use HDF5's search paths."""
     if piece.file == ".":
         return str(master)
     # If the master is a link, names are relative to its target, where they were written.
-    home = master.parent
+    directory = master.parent
     if master.is_symlink():
-        home = master.resolve().parent
+        directory = master.resolve().parent
     if os.path.isabs(piece.file) and not os.path.lexists(piece.file):
-        return os.path.join(home, os.path.basename(piece.file))  # written on another machine
-    return os.path.join(home, piece.file)
+        return os.path.join(directory, os.path.basename(piece.file))  # written on another machine
+    return os.path.join(directory, piece.file)
 
 
 # -- the child's answer ------------------------------------------------------------------------------------------
 
 
 def _stack(path: Path, dataset: str | None) -> Stack | None:
-    """Return the stack in a file; None if the file itself holds its rows."""
+    """Return the stack in a file, or None if the rows are stored in the file itself."""
     where = f"file={printable(path)}"
 
     def read(descriptor: int, identity: Identity, base: int) -> Any:
@@ -217,8 +219,8 @@ def _pieces_of_links(claims: Any) -> list[Piece]:
 
 
 def _pieces_of_blocks(blocks: Any, shape: tuple[int, ...], where: str) -> list[Piece]:
-    """Return the pieces of a virtual dataset, after checks: whole files that fill it from the first row to the last."""
-    # Sorted by their rows: HDF5 keeps the blocks in the order in which they were written.
+    """Return the pieces of a virtual dataset. Check that they are whole files, and that they fill all rows."""
+    # Sort the blocks by rows, because HDF5 keeps the order in which they were written.
     placed = sorted((_piece_of_block(block, shape, where) for block in blocks), key=lambda each: each[0])
     _check_complete([rows for rows, _ in placed], shape[0], where)
     return [piece for _, piece in placed]
@@ -238,7 +240,7 @@ def _check_complete(ranges: Sequence[tuple[int, int]], n_rows: int, where: str) 
 
 
 def _piece_of_block(block: Any, shape: tuple[int, ...], where: str) -> tuple[tuple[int, int], Piece]:
-    """Return the rows that a block of a virtual dataset of that shape fills, and the piece that fills them."""
+    """Return the range of rows that a block fills in a virtual dataset of this shape, and the piece of the block."""
     file_claim, path_claim, target, source = block
     file = _literal(_name(file_claim), where)
     path = normal(_name(path_claim)) or "/"
@@ -253,7 +255,7 @@ def _piece_of_block(block: Any, shape: tuple[int, ...], where: str) -> tuple[tup
 
 
 def _rows_of_target(target: Any, shape: tuple[int, ...], where: str) -> tuple[int, int]:
-    """Return the rows that a claimed box fills in a virtual dataset of that shape."""
+    """Return the range of rows that a claimed box fills in a virtual dataset of this shape."""
     box = _box(target, shape)
     if box is None or box[1:] != _whole_box(shape[1:]):
         raise DataError(
@@ -263,7 +265,7 @@ def _rows_of_target(target: Any, shape: tuple[int, ...], where: str) -> tuple[in
 
 
 def _literal(name: str, where: str) -> str:
-    """Return a file's name, in which HDF5 spells % as %%; refuse patterns."""
+    """Return a file name without HDF5's escapes, which are %% for %. Refuse name patterns."""
     if "%" in name.replace("%%", ""):
         raise DataError(
             f"{where}: stacks files by a name pattern, {printable(name)}, expected "
@@ -286,7 +288,7 @@ def _numbers(values: Any) -> tuple[int, ...]:
 
 
 def _box(claim: Any, whole: tuple[int, ...]) -> Box | None:
-    """Return a claimed box; without axes, it is all of a dataset of that shape. None if it is not a box."""
+    """Return a claimed box, or None if the claim is None. A box without axes is a whole dataset of shape `whole`."""
     if claim is None:
         return None
     box = tuple(_numbers(pair) for pair in claim)

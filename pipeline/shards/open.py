@@ -31,9 +31,9 @@ __all__ = ["open_shards"]
 log = logging.getLogger(__name__)
 
 _MOST_THREADS = 8
-_FILES_PER_THREAD = 100  # files for each thread, since starting a thread takes as long as vetting some files
-_FILES_PER_BATCH = 1000  # files that are vetted ahead, so that one bad file of many ends a run early
-_FILES_PER_TASK = 8  # files of a task, since passing a task to a thread takes half as long as vetting a file
+_FILES_PER_THREAD = 100  # minimum for another thread, because starting one takes as long as vetting some files
+_FILES_PER_BATCH = 1000  # maximum number of files to vet ahead, so that one bad file ends a run early
+_FILES_PER_TASK = 8  # passing a task to a thread takes half as long as vetting a file
 _DATASETS = 3  # datasets in a line of the log
 _FORMS = {
     "columns": "stored by columns: the rows are along the last axis",
@@ -51,7 +51,7 @@ def open_shards(
     include: Sequence[str] = (),
     columns: ColumnRule = IN_ORDER,
 ) -> tuple[Shard, ...]:
-    """Vet every file that matches `patterns`, without reading rows, and describe them in the log.
+    """Vet every file that matches `patterns`, without reading rows, and describe the shards in the log.
 
     Parameters
     ----------
@@ -60,10 +60,10 @@ def open_shards(
     dataset, orientation, include
         As in `pipeline.shards.vet.Selection`.
     on_bad_shard : callable, optional
-        Called with a file that is refused because of its content, and the error. The file is left out. Without it, the
-        error is raised.
+        Function that is called with a file that is refused because of its content, and with the error. The file is
+        left out. By default, the error is raised.
     followed : sequence of str
-        Directories of the files that master files stack. Without any, master files are refused.
+        Directories of the files that master files stack. If empty, master files are refused.
     columns : ColumnRule
         Rule for the comparison of columns.
 
@@ -114,7 +114,7 @@ def _check_any(shards: Sequence[Shard], pattern: str, n_files: int) -> None:
 
 
 def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[Shard | DataError, None, None]:
-    """Yield each shard, or the error of its file, in order; in several threads if there are many files."""
+    """Yield each shard, or the error of its file, in order. Use several threads if there are many files."""
     n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_PER_THREAD)
     with ThreadPoolExecutor(n_threads, "vet") as pool:
         for start in range(0, len(sources), _FILES_PER_BATCH):
@@ -133,7 +133,7 @@ def _open_few(sources: Sequence[Source], selection: Selection) -> list[Shard | D
             _check_as_stacked(shard, source)
             _check_as_listed(shard, source)
             opened.append(shard)
-        except DataError as error:  # the caller decides, in the order of the files, whether it ends the run
+        except DataError as error:  # the caller decides, in the order of the files, whether the error ends the run
             opened.append(error)
     return opened
 
@@ -188,21 +188,21 @@ def _accept_fitting(
     refuse: Callable[[Path, DataError], object],
     check: ColumnCheck,
 ) -> list[Shard]:
-    """Return the shards that fit those before them, and refuse the others, in the order of the files."""
+    """Return the shards that fit the accepted shards before them, and refuse the others, in the order of the files."""
     shards: list[Shard] = []
     for source, shard in zip(sources, opened, strict=True):
         signals.check()  # there may be many shards
         try:
             if isinstance(shard, DataError):
                 raise shard
-            order = check.order(shard)  # checked before the width, since this error names the missing columns
+            order = check.order(shard)  # check this before the width, because its error names the missing columns
             if shards:
                 _check_width(shard, shards[0])
         except DataError as error:
             refuse(source.path, error)
             continue
         shards.append(check.accept(shard, order))
-    if check.columns.is_known:  # including shards before the first one with names
+    if check.columns.is_known:  # also set the columns of shards before the first one with names
         return [replace(shard, columns=check.columns) for shard in shards]
     return shards
 
@@ -219,7 +219,7 @@ def _check_width(shard: Shard, first: Shard) -> None:
 
 
 def _log_shards(shards: Sequence[Shard]) -> None:
-    """Log facts about rows and extras, and possible problems: each line once, whatever the number of shards."""
+    """Log facts about rows and extras, and possible problems. Log each line once, for any number of shards."""
     first = shards[0]
     n_rows = sum(shard.n_rows for shard in shards)
     n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)

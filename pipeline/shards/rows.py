@@ -39,7 +39,7 @@ _INT64 = np.dtype(np.int64)
 
 
 def keep_chunks(max_bytes: int) -> None:
-    """Set how many bytes of decompressed chunks this process keeps for further reads."""
+    """Set the maximum size of this process's cache of decompressed chunks, in bytes."""
     CHUNKS.resize(max_bytes)
 
 
@@ -49,7 +49,7 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
     Parameters
     ----------
     out : ndarray, optional
-        Memory for the result, of its shape and dtype, C order.
+        Memory for the result, with the same shape and dtype, in C order.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def _read_ordered(block: Block, out: np.ndarray) -> None:
-    """Read rows as they are stored, with their columns in the shard's order."""
+    """Read rows as they are stored, with the columns in the shard's order."""
     _READERS[block.shard.form](block, out)
     if block.shard.order is not None:
         _reorder(out, block.shard.order)
@@ -89,7 +89,7 @@ def _reorder(rows: np.ndarray, order: np.ndarray, piece_bytes: int = _PIECE) -> 
 
 
 def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray) -> None:
-    """Read rows and subtract an offset (n_inputs,): integers exactly, in 64 bits."""
+    """Read rows and subtract an offset (n_inputs,). Integers are subtracted exactly, in 64 bits."""
     raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
     # Rows of 64 bits are read into the memory of the result.
     has_room = raw_dtype.itemsize == out.itemsize
@@ -105,7 +105,7 @@ def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray) -> None
 
 
 def _integer_differences(raw: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Return integers minus an offset (n_inputs,), int64; differences that need more bits become the nearest limit."""
+    """Subtract an offset (n_inputs,) from integers. Clip the differences to the range of int64, and return int64."""
     wide = np.dtype(np.uint64 if raw.dtype == np.uint64 else np.int64)
     raw = raw.astype(wide, copy=False)
     offsets = np.array([int(each) for each in offset], dtype=wide)
@@ -120,7 +120,7 @@ def _integer_differences(raw: np.ndarray, offset: np.ndarray) -> np.ndarray:
 
 
 def _read_stored(block: Block, out: np.ndarray, axis: int) -> None:
-    """Read rows that are one dataset, along its first or last axis."""
+    """Read rows that are stored along the first or last axis of one dataset."""
     read_values(block.shard.path, block.shard.identity, block.shard.layouts[0], block.start, out, axis)
 
 
@@ -144,7 +144,7 @@ def _read_table(block: Block, out: np.ndarray) -> None:
 
 
 def _view_of(records: np.ndarray, numbers: Numbers) -> np.ndarray:
-    """Return a view of the numbers in each record; they are adjacent, and other fields surround them."""
+    """Return a view of the numbers in each record. The numbers are adjacent, and other fields may surround them."""
     return np.ndarray(
         shape=(len(records), numbers.n),
         dtype=numbers.dtype,
@@ -159,7 +159,7 @@ def _view_of(records: np.ndarray, numbers: Numbers) -> np.ndarray:
 
 def _read_sparse(block: Block, out: np.ndarray) -> None:
     shard = block.shard
-    # One more pointer than rows, for the end of the last row.
+    # Read one more pointer than rows, for the end of the last row.
     pointers = _values(shard, shard.layouts[2], block.start, block.stop + 1, _INT64)
     _check_pointers(block, pointers)
     out[...] = 0
@@ -173,7 +173,7 @@ def _read_entries(shard: Shard, first_row: int, pointers: np.ndarray, out: np.nd
     low = int(pointers[0])
     high = int(pointers[-1])
     columns = _values(shard, indices, low, high, _INT64)
-    # The position of each entry in the rows' memory, so that one assignment fills in all of them.
+    # Compute the position of each entry in the memory of the rows, so that one assignment sets all entries.
     row_starts = np.arange(len(out)) * shard.n_inputs
     positions = np.repeat(row_starts, np.diff(pointers)) + columns
     _check_columns(shard, first_row, columns, positions)
@@ -184,7 +184,7 @@ def _ranges_of_rows(pointers: np.ndarray) -> Iterator[tuple[int, int]]:
     """Yield ranges of rows with a bounded number of entries; single rows may have more."""
     row = 0
     while row + 1 < len(pointers):
-        # The last row that ends within the bound; a row is never cut, since its columns are checked together.
+        # Find the last row that ends within the bound. Rows are not split, because their columns are checked together.
         last = max(row + 1, int(np.searchsorted(pointers, pointers[row] + _ENTRIES, side="right")) - 1)
         yield row, last
         row = last
@@ -202,14 +202,14 @@ def _check_pointers(block: Block, pointers: np.ndarray) -> None:
 
 
 def _check_columns(shard: Shard, first: int, columns: np.ndarray, positions: np.ndarray) -> None:
-    """Check that columns exist and occur once in a row, since other values would get into wrong rows or be lost."""
+    """Check that columns exist and occur once in a row. Other values would be lost or written to wrong rows."""
     if not len(columns):
         return
     if columns.min() < 0 or columns.max() >= shard.n_inputs:
         i = int(np.argmax((columns < 0) | (columns >= shard.n_inputs)))
         row = first + int(positions[i] - columns[i]) // shard.n_inputs
         raise _damaged_row(shard, row, f"an entry in column {columns[i]}")
-    if not (positions[1:] > positions[:-1]).all():  # this order is usual, and its check is far faster than sorting
+    if not (positions[1:] > positions[:-1]).all():  # this order is usual, and checking it is far faster than sorting
         _check_unique(shard, first, positions)
 
 
@@ -249,7 +249,7 @@ _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
 
 
 def read_extras(block: Block) -> dict[str, np.ndarray]:
-    """Return the extras (len(block),) of a block by name, in their dtypes; strings as objects. Raises like `read`."""
+    """Return the extras (len(block),) of a block by name, in their dtypes. Raise the same errors as `read`."""
     return {extra.name: _read_extra(block, extra) for extra in block.shard.extras}
 
 
@@ -270,7 +270,8 @@ def salvage_extras(
     dict of str to ndarray
         Values in the format of `read_extras`, with the fill value in place of lost values.
     list of dict
-        For each lost piece: ``dataset``, ``row`` (its first row and its end) and ``reason``.
+        Reports of lost pieces. Each has ``dataset``, ``row`` (first row and end of the piece), ``columns`` (empty) and
+        ``reason``.
     """
     values = {extra.name: np.full(len(block), extra.resolved_fill, extra.dtype) for extra in block.shard.extras}
     reports: list[dict[str, Any]] = []
@@ -325,7 +326,7 @@ def stream_extra(
 
 
 def _rows_at_once(shard: Shard, extra: Extra) -> int:
-    """Return how many rows of a wide extra to read at once: whole chunks, so that none is read twice."""
+    """Return the number of rows of a wide extra to read at once. They fill whole chunks, so that none is read twice."""
     n_rows = max(1, _EXTRA_PIECE // extra.value_bytes)
     if extra.layout is None or not extra.layout.chunks:
         return n_rows
@@ -340,12 +341,12 @@ def _report_lost(
     lost: Sequence[tuple[Block, DataError]],
     values: Mapping[str, np.ndarray],
 ) -> list[dict[str, Any]]:
-    """Report and log lost pieces of an extra, and clear its mask, one of the values (len(block),)."""
+    """Report and log lost pieces of an extra, and clear the mask of the extra in `values` for the lost rows."""
     reports: list[dict[str, Any]] = []
     for piece, error in lost:
         rows = [piece.start, piece.stop]
         reports.append({"dataset": layout.name, "row": rows, "columns": [], "reason": str(error)})
-        if extra.mask:  # until then, it is set for all rows of this shard
+        if extra.mask:  # before this, the mask is set for all rows of this shard
             values[extra.mask][piece.start - block.start : piece.stop - block.start] = False
     if lost:
         _log_lost(block, extra, lost)
@@ -370,7 +371,7 @@ def _salvage(
 ) -> list[tuple[Block, DataError]]:
     """Read an extra as far as possible, and return the pieces that cannot be read, with the reasons."""
     lost = []
-    # A damaged chunk loses its own values and no others, wherever the block begins.
+    # Only the values of damaged chunks are lost, independent of the start of the block.
     chunk_rows = _EXTRA_ROWS
     if layout.chunks:
         chunk_rows = layout.chunks[_axis(block.shard, layout)]
@@ -385,7 +386,7 @@ def _salvage(
 
 
 def _read_extra(block: Block, extra: Extra) -> np.ndarray:
-    """Return the values of an extra for a block, shape (len(block),); arrays for each row add their axes."""
+    """Return the values of an extra for a block: shape (len(block),), followed by the axes of array values."""
     layout = extra.layout
     if layout is None:
         return np.full(len(block), extra.resolved_fill, extra.dtype)
@@ -394,7 +395,7 @@ def _read_extra(block: Block, extra: Extra) -> np.ndarray:
     # Conversion to int64 makes unsigned codes above 2**63 negative, so they are refused.
     stored = _read_stored_extra(block, layout, layout.dtype).astype(np.int64)
     _check_codes(block, layout, stored, len(extra.codes))
-    codes = np.array([*extra.codes, -1], extra.dtype)  # so that -1 stays -1
+    codes = np.array([*extra.codes, -1], extra.dtype)  # the last entry maps -1 to -1
     return codes[stored]
 
 
@@ -414,5 +415,5 @@ def _read_stored_extra(block: Block, layout: Layout, dtype: np.dtype) -> np.ndar
 
 
 def _axis(shard: Shard, layout: Layout) -> int:
-    """Return the axis of the rows of an extra: axes of length 1 come after it, or before it, as in MATLAB."""
+    """Return the axis of the rows in an extra: 0, or -1 if axes of length 1 precede it, as in MATLAB."""
     return 0 if layout.shape[0] == shard.n_rows else -1

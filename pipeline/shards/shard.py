@@ -1,4 +1,4 @@
-"""Shards, their blocks, and the numbering of rows over all shards: plain values.
+"""Shards, blocks of rows, and the numbering of rows over all shards. All of these are plain values.
 
 No open file is passed between tasks: a shard holds the location of its rows, and each read opens and closes the file.
 An array of rows can be a shard as well, and is then processed like a file.
@@ -39,10 +39,10 @@ __all__ = [
     "with_offset",
 ]
 
-_NO_FILE = Identity(0, 0, 0, 0)  # it matches no file, so nothing is read unless a file was vetted
+_NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
 
 WIDE_BYTES = 2**22
-"""Bytes of an extra's values in one part, above which they are read and written block by block."""
+"""Maximum bytes of an extra's values in one part to read at once. Larger extras are processed block by block."""
 _NUMBER_BYTES = 8
 _LONGEST = 400  # characters of a reason
 
@@ -54,28 +54,28 @@ _READ_AS = {
 
 @dataclass(frozen=True)
 class Extra:
-    """An extra: a dataset with one value for each row, which is copied to the output.
+    """A dataset with one value for each row, which is copied to the output.
 
     Attributes
     ----------
     name : str
-        Its name in the output.
+        Name in the output.
     dtype : dtype
-        Dtype of its values as they are read.
+        Dtype of the values as they are read.
     layout : Layout or None
-        Its location; the name of the layout is the path in the file. None if the shard does not have it.
+        Location of the values. The name of the layout is the path in the file. None if the shard lacks the extra.
     fill : object
-        Value for rows without one, and in place of values that cannot be read. None for the default of the dtype.
+        Fill value for rows without a value, and for values that cannot be read. None means the default of the dtype.
     is_named : bool
-        Whether a user has named it; then it may be anywhere in the file.
+        True if a user has given the path of the extra, which may be anywhere in the file.
     categories : tuple or None
-        What each code means, if the values are codes.
+        Meaning of each code, if the values are codes.
     codes : tuple of int or None
-        For each code in the file, the code of the same category in the output. None if the values are not codes.
+        Code in the output for each code in the file. None if the values are not codes.
     mask : str or None
         Name of the extra that marks the rows with a value, if some shards lack it.
     text_bytes : int
-        Bytes of a text of any length: the average over the 1024 successive rows with the longest texts.
+        Average bytes of a variable-length string, over the 1024 successive rows with the longest strings.
     """
 
     name: str
@@ -90,19 +90,19 @@ class Extra:
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of one value; for texts of any length, the average over the rows where they are longest."""
+        """Bytes of one value, including `text_bytes` for variable-length strings."""
         return self.dtype.itemsize + self.text_bytes
 
     @property
     def resolved_fill(self) -> Any:
-        """The fill value: `fill`, or the default of the dtype."""
+        """Fill value: `fill`, or the default of the dtype."""
         if self.fill is None:
             return missing_value(self.dtype.base)  # the base dtype, if each row has an array
         return self.fill
 
     @property
     def fill_in_words(self) -> str:
-        """The fill value for a line of the log."""
+        """Fill value as text for the log."""
         value = self.resolved_fill
         if isinstance(value, bytes) and not value.strip(b"\0"):
             return "an empty text"
@@ -110,7 +110,7 @@ class Extra:
 
 
 def is_wide(extra: Extra, n_rows: int) -> bool:
-    """Return whether `n_rows` values of an extra are read and written block by block. Numbers never are."""
+    """Return whether `n_rows` values of an extra are read and written block by block. Return False for numbers."""
     return extra.value_bytes > _NUMBER_BYTES and n_rows * extra.value_bytes > WIDE_BYTES
 
 
@@ -120,7 +120,7 @@ class LeftOut:
 
     name: str
     reason: str
-    is_missed: bool  # whether a user may have expected it in the output
+    is_missed: bool  # True if a user might expect it in the output
 
 
 @dataclass(frozen=True)
@@ -130,32 +130,32 @@ class Shard:
     Attributes
     ----------
     path, dataset : str
-        The file, and the dataset with the rows.
+        Paths of the file, and of the dataset with the rows.
     shape : tuple of int
-        Shape of the rows, the number of rows first; the rank may be above 2.
+        Shape of the rows. The first item is the number of rows, and the rank may be above 2.
     stored_dtype, dtype : str
         Dtypes as stored, and as `read` returns rows: native byte order, bool as uint8, float16 as float32.
     chunk_rows : int
-        Number of rows that are cheapest to read together: those of one HDF5 chunk, 1 for contiguous storage.
+        Number of rows that are cheapest to read together: the rows of one HDF5 chunk, or 1 for contiguous storage.
     extras : tuple of Extra
         The extras.
     identity : Identity
-        Identity of the vetted file; a file that differs from it is not read.
+        Identity of the vetted file. A different file is not read.
     columns : Columns
-        Names or numbers of the columns as they are read. A pickled shard has none: they may take megabytes, and a
-        shard is part of every task.
+        Names or numbers of the columns, in the order in which they are read. They are not pickled, because they may
+        take megabytes, and every task contains a shard.
     order : ndarray of shape (n_inputs,), int32, or None
-        Position in the file of each column as it is read; None if the order is the same.
+        Position in the file of each column that is read. None if the columns are read in the order of the file.
     fill_value : float, optional
         Value that marks missing values, according to the file.
     form : str
-        Form of the rows, as in `pipeline.hdf5.forms`; ``array`` if they are in no file.
+        Form of the rows, as in `pipeline.hdf5.forms`, or ``array`` if they are not in a file.
     layouts : tuple of Layout
         Layouts of the datasets that make up the rows: one, or three for sparse rows.
     left_out : tuple of LeftOut
         Datasets next to the rows that are not extras.
     rows : ndarray of shape (n_rows, n_inputs), or None
-        The rows themselves, if they are in no file.
+        Rows in memory, if they are not in a file.
     offset : ndarray of shape (n_inputs,), float64, or None
         Integers that are subtracted exactly from every row on reading.
     """
@@ -196,7 +196,7 @@ class Shard:
 
     @property
     def band_bytes(self) -> int:
-        """Decompressed bytes of all chunks that hold one row; 0 if no compressed chunk does."""
+        """Decompressed bytes of all chunks that hold one row, or 0 for uncompressed rows, tables and sparse rows."""
         if self.form not in ("dense", "columns") or not self.layouts[0].filters:
             return 0
         axis = -1 if self.form == "columns" else 0
@@ -209,7 +209,7 @@ class Shard:
 
 
 def leave_out_extras(shard: Shard, reasons: Mapping[str, str]) -> Shard:
-    """Return the shard without the extras of these names; it lists them as left out, with the reasons."""
+    """Return the shard without the extras that `reasons` names, and list them as left out with these reasons."""
     if not reasons:
         return shard
     extras = tuple(extra for extra in shard.extras if extra.name not in reasons)
@@ -236,7 +236,7 @@ def read_dtype(stored: np.dtype) -> str:
 
 
 def with_offset(shard: Shard, offset: np.ndarray | None) -> Shard:
-    """Return the shard with an offset (n_inputs,) that is subtracted from its rows on reading; unchanged for None."""
+    """Return the shard with an offset (n_inputs,) to subtract from rows on reading. Do nothing if it is None."""
     if offset is None:
         return shard
     dtype = "float64" if np.dtype(shard.dtype).kind == "f" else "int64"
@@ -247,7 +247,7 @@ def with_offset(shard: Shard, offset: np.ndarray | None) -> Shard:
 class Block:
     """Rows ``start`` to ``stop`` of one shard, which a task reads at once.
 
-    Any process can read them. Pickled, a block takes a kilobyte and 24 bytes for each chunk of the shard.
+    Any process can read these rows. A pickled block takes a kilobyte and 24 bytes for each chunk of the shard.
     """
 
     shard: Shard
@@ -261,7 +261,7 @@ class Block:
         return f"{self.shard} rows={self.start}:{self.stop}"
 
     def cut(self, n_rows: int) -> Iterator[Block]:
-        """Yield blocks of `n_rows` rows in order; the last one may be shorter."""
+        """Yield blocks of `n_rows` rows in order. The last one may be shorter."""
         for start in range(self.start, self.stop, n_rows):
             yield Block(self.shard, start, min(start + n_rows, self.stop))
 
@@ -271,18 +271,18 @@ class Block:
 
 def row_dtype(shards: Sequence[Shard]) -> np.dtype:
     """Return the dtype that holds the rows of all shards."""
-    # NumPy promotes float32 and int32 to float64, which loses nothing.
+    # For example, NumPy promotes float32 and int32 to float64, which holds all their values.
     return np.result_type(*(np.dtype(shard.dtype) for shard in shards))
 
 
 def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
-    """Yield blocks of `block_rows` rows of every shard; the last one of each shard may be shorter."""
+    """Yield blocks of `block_rows` rows of every shard. The last block of a shard may be shorter."""
     for shard in shards:
         yield from Block(shard, 0, shard.n_rows).cut(block_rows)
 
 
 def aligned(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    """Return the pieces of a range, cut at multiples of `size`, so that the cuts do not depend on its start."""
+    """Return the pieces of a range, split at multiples of `size`. The splits do not depend on the start."""
     firsts = [start, *range((start // size + 1) * size, stop, size)]
     return zip(firsts, [*firsts[1:], stop], strict=True)
 

@@ -1,4 +1,4 @@
-"""The files to read: the files that patterns name, and the parts that the manifest of an output directory lists."""
+"""Search for input files: files that match patterns, and parts that the manifest of an output directory lists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
 _LISTED = 3  # files of a directory that are not HDF5, in a message
-_MOST_NAMES = 10_000  # names of a directory that are compared with a misspelled one
+_MOST_NAMES = 10_000  # names of a directory to compare with a misspelled name
 _MARKER = ".shardpress"
 COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
 _INDEX = "index.h5"
@@ -72,15 +72,15 @@ def find(patterns: Sequence[str]) -> list[Source]:
     NoInput
         If a pattern matches nothing, or a directory holds no such file.
     NotPermitted
-        If a directory must not be entered or listed, or a link in it leads out of it.
+        If the permissions of a directory prevent entering or listing it, or if it contains a link out of it.
     DataError
-        If a file is found twice, since its rows would count twice.
+        If a file is found twice, because its rows would be counted twice.
     """
     return distinct((source, pattern) for pattern in patterns for source in _matches(pattern))
 
 
 def distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
-    """Return sources without the patterns that name them; raise `DataError` if a file is found twice."""
+    """Return sources without the patterns that name them. Raise `DataError` if a file is found twice."""
     names: dict[object, str] = {}
     sources = []
     for source, name in named:
@@ -124,17 +124,17 @@ def _files(pattern: str) -> list[Path]:
         entries = [path / name for name in _list_directory(pattern)]
         _check_inside(pattern, entries)
         return entries
-    if os.path.lexists(pattern):  # before globs, since files may have names such as a[1].h5
-        return [path]  # even a link to another directory, since the user has named it
+    if os.path.lexists(pattern):  # check this before globs, because files may have names such as a[1].h5
+        return [path]  # links to other directories are allowed here, because the user has given the path
     entries = [Path(name) for name in glob.glob(pattern)]
-    # The user has named the part before the first wildcard, link or not.
+    # The user has given the part before the first wildcard, so this part may be a link.
     root = os.path.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
     _check_inside(root, entries)
     return entries
 
 
 def _check_reachable(pattern: str) -> None:
-    """Raise `NotPermitted` if a parent directory must not be entered; the path may exist or not."""
+    """Raise `NotPermitted` if permissions prevent entering a parent directory. The path need not exist."""
     try:
         os.lstat(pattern)
     except PermissionError as error:
@@ -196,7 +196,7 @@ def _list_directory(directory: str) -> list[str]:
 
 
 def _names_and_others(directory: str) -> tuple[list[str], list[str]]:
-    """Return the names of a directory's HDF5 files, and of everything else that is not hidden."""
+    """Return the names of a directory's HDF5 files, and of all other entries that are not hidden."""
     root_path = os.path.realpath(directory)
     names = []
     others = []

@@ -26,7 +26,7 @@ class Twins:
     first, second : Shard
         The shards in the order of the input.
     n_compared : int
-        Number of rows of each that were compared.
+        Number of rows that were compared in each shard.
     """
 
     first: Shard
@@ -61,7 +61,7 @@ def find_twins(
     Yields
     ------
     Twins
-        Each shard with the first one that is equal to it.
+        Pair of a shard and the first shard that is equal to it.
     """
     n_left = most_bytes
     for sampled in _groups_with_equal_samples(shards, most_shards):
@@ -83,7 +83,7 @@ def _pairs(equal: Sequence[Shard], n_compared: int) -> Iterator[Twins]:
 
 
 def _groups_with_equal_samples(shards: Sequence[Shard], most_shards: int | None) -> Iterator[list[Shard]]:
-    """Yield groups of shards that agree in a few of their rows."""
+    """Yield groups of shards with equal samples of rows."""
     non_empty = [shard for shard in shards if shard.n_rows]
     for alike in _group_by_key(non_empty, [_stored_key(shard) for shard in non_empty]):
         compared = alike[:most_shards]
@@ -91,7 +91,7 @@ def _groups_with_equal_samples(shards: Sequence[Shard], most_shards: int | None)
 
 
 def _group_by_key(shards: Sequence[Shard], keys: Sequence[Hashable]) -> list[list[Shard]]:
-    """Return groups of two or more shards with equal keys; shards whose key is None are left out."""
+    """Return groups of two or more shards with equal keys. Leave out shards whose key is None."""
     groups: dict[Hashable, list[Shard]] = {}
     for shard, key in zip(shards, keys, strict=True):
         if key is not None:
@@ -111,14 +111,14 @@ def _stored_key(shard: Shard) -> Hashable:
 
 
 def _sample(shard: Shard) -> Block:
-    """Return a few rows from the middle of a shard: its first ones may be padding."""
+    """Return a few rows from the middle of a shard, because the first rows may be padding."""
     n_rows = max(1, min(_SAMPLED_ROWS, _SAMPLED_BYTES // shard.row_bytes, shard.n_rows))
     start = (shard.n_rows - n_rows) // 2
     return Block(shard, start, start + n_rows)
 
 
 def _digest_of(shard: Shard, rows: Block) -> str | None:
-    """Return the digest of some rows of a shard; None if they cannot be read."""
+    """Return the digest of some rows of a shard, or None if they cannot be read."""
     n_rows = max(1, _BLOCK_BYTES // shard.row_bytes)
     try:
         return digest(read(block).tobytes() for block in rows.cut(n_rows))

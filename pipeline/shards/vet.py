@@ -52,7 +52,7 @@ class Selection:
     Attributes
     ----------
     dataset : str, optional
-        The dataset with the rows. By default ``X``, or the only one that can hold rows.
+        Path of the rows. The default is ``X``, or the only dataset that can hold rows.
     orientation : str, optional
         Axis of the rows: ``rows`` (the first one) or ``columns`` (the last one).
     include : tuple of str
@@ -65,14 +65,14 @@ class Selection:
 
 
 def vet(path: Path, selection: Selection = Selection()) -> Shard:
-    """Return a file as a shard after checking its structure; no rows are read.
+    """Check the structure of a file, and return the file as a shard. No rows are read.
 
     Raises
     ------
     DataError
-        If the file is not a shard; the message gives the reason.
+        If the file is not a shard. The message gives the reason.
     NoInput, NotPermitted, ReadFailed, SystemLimit
-        If it cannot be read.
+        If the file cannot be read.
     """
     where = f"file={printable(path)}"
 
@@ -88,7 +88,9 @@ def vet(path: Path, selection: Selection = Selection()) -> Shard:
 
 
 def read_structure(path: Path, read: Callable[[int, Identity, int], T]) -> T:
-    """Return the result of `read` for an opened file, and repeat it if the storage fails. Raises like `vet`.
+    """Return the result of `read` for an opened file, and repeat the call if the storage fails.
+
+    The errors are the same as those of `vet`.
 
     Parameters
     ----------
@@ -105,7 +107,7 @@ def read_structure(path: Path, read: Callable[[int, Identity, int], T]) -> T:
         except OSError as error:
             failure = translated_error(error, where)
             if isinstance(failure, ReadFailed):
-                raise  # `with_retries` repeats it
+                raise  # `with_retries` repeats the read
             raise failure from error
 
     return with_retries(read_once, where)
@@ -114,7 +116,7 @@ def read_structure(path: Path, read: Callable[[int, Identity, int], T]) -> T:
 def _describe(
     descriptor: int, identity: Identity, base: int, selection: Selection, where: str
 ) -> tuple[Any, list[np.ndarray]]:
-    """Return the description of a file: by the plain reader if the file is plain, otherwise by the child."""
+    """Return the description of a file, from the plain reader if the file is plain, and otherwise from the child."""
     try:
         if not selection.include:  # the plain reader reads one group only, and named extras may be in others
             plain = describe_plain(descriptor, identity.size, selection.dataset, selection.orientation, base)
@@ -147,12 +149,13 @@ def _ask_child(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, 
 
 
 def _misplaced_extras(shard: Shard, where: str, base: int) -> dict[str, str]:
-    """Return the extras that are outside the file or decompress to too much: reasons by name.
+    """Map the names of extras that are outside the file, or too large when decompressed, to the reasons.
 
     Raises
     ------
     DataError
-        If this is true of the rows, or if values overlap, since it is then unknown which values are damaged.
+        If the rows are outside the file or too large when decompressed, or if values overlap. If they overlap, it is
+        unknown which values are damaged.
     """
     size = shard.identity.size
     layouts = {extra.name: extra.layout for extra in shard.extras if extra.layout}
@@ -224,7 +227,7 @@ def _greatest_length_and_sum(pieces: Iterator[np.ndarray], group_rows: int) -> t
 
 def _shard_of(facts: Any, arrays: list[np.ndarray], path: str, identity: Identity) -> Shard:
     remaining = iter(arrays)  # in the order of the layouts
-    # Lists, since a generator would turn the StopIteration of missing arrays into RuntimeError.
+    # Use lists, because a generator would turn the StopIteration of missing arrays into RuntimeError.
     layouts = [layout_of(claim, remaining) for claim in facts["rows"]]
     extras = [_extra_of(claim, layout_of(claim["layout"], remaining)) for claim in facts["extras"]]
     form = facts["form"]
@@ -258,7 +261,7 @@ def _rows_of_layouts(form: Any, layouts: Sequence[Layout], shape: Any) -> tuple[
 def _check_extras(shard: Shard, selection: Selection) -> None:
     extras = shard.extras
     n_rows = shard.n_rows
-    # The user may name each of them as well, hence twice the number. Their layouts are claims as well.
+    # A user may also give the path of each extra, so there may be twice as many. The layouts are untrusted.
     if len(extras) > 2 * MAX_EXTRAS or not all(extra.layout and _fits(extra.layout, n_rows) for extra in extras):
         raise ValueError("invalid number or shape of extras")
     if len({(extra.name, extra.is_named) for extra in extras}) < len(extras):
@@ -280,7 +283,7 @@ def _columns(claim: Any, dtype: np.dtype, n_inputs: int, remaining: Iterator[np.
 
 
 def _column_names(claim: Any, dtype: np.dtype, n_inputs: int) -> Columns:
-    """Return the names of the columns: those of the fields of a table if the file contains no others."""
+    """Return the names of the columns. If the file has none, return the names of the fields of a table."""
     names = claim["names"]
     names_from = claim["names_from"]
     if names is None:
@@ -294,7 +297,7 @@ def _column_names(claim: Any, dtype: np.dtype, n_inputs: int) -> Columns:
 
 
 def _names_of_fields(dtype: np.dtype) -> tuple[list[str], str]:
-    """Return the names of a table's number fields, and their origin; empty for other dtypes."""
+    """Return the names of a table's number fields, and their origin. Both are empty for other dtypes."""
     numbers = numbers_of(dtype)
     if numbers is None or not numbers.names:
         return [], ""
@@ -312,7 +315,7 @@ def _extra_of(claim: Any, layout: Layout) -> Extra:
 
 
 def _with_categories(extra: Extra, categories: Any) -> Extra:
-    """Return an extra with the claimed categories, after checks; unchanged if it has none."""
+    """Check the claimed categories, and return the extra with them. Return the same extra if there are none."""
     if categories is None or extra.dtype.kind not in "iu":
         return extra
     if not isinstance(categories, list) or not _are_categories(categories) or not are_few(categories):
@@ -322,7 +325,7 @@ def _with_categories(extra: Extra, categories: Any) -> Extra:
 
 
 def code_dtype(categories: Sequence[Any]) -> np.dtype:
-    """Return the smallest dtype for the codes of these categories and for -1; codes in a file may be unsigned."""
+    """Return the smallest signed dtype for the codes of these categories and for -1."""
     return np.min_scalar_type(-max(1, len(categories)))
 
 
@@ -345,7 +348,7 @@ def _finite_number(claim: Any) -> float | None:
 
 
 def _chunk_rows(form: str, first: Layout, shape: tuple[int, ...]) -> int:
-    """Return how many rows are cheapest to read together, by the layout of the first dataset with rows."""
+    """Return the number of rows that are cheapest to read together, given the layout of the first dataset."""
     if first.chunks and form == "sparse":  # about the rows of one chunk of values
         return max(1, first.chunks[0] * shape[0] // max(1, first.shape[0]))
     if first.chunks:

@@ -103,7 +103,7 @@ def outer_step(
     velocity : mapping
         `v` by the names of parameters, float32; 0 in the first round.
     n_replicas : int
-        Two or more.
+        Number of replicas, two or more.
 
     Returns
     -------

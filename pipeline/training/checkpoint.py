@@ -26,7 +26,7 @@ class Epoch:
     epoch : int
         Number of the epoch, counted from 0.
     cost : float
-        Mean squared error per entry of scaled rows before a step, averaged over the steps for which it was computed.
+        Mean squared error per entry of scaled rows before a step, averaged over the steps with a computed error.
     validation_cost : float or None
         The same for the validation rows at the end of the epoch; None if there are no validation rows.
     seconds : float
@@ -66,7 +66,8 @@ class TrainingState:
     best_cost : float or None
         Lowest validation cost; None before the first one, because JSON has no infinity.
     best_epoch : int
-        Epoch of the best parameters, or -1 for the initial ones. Without enough validation rows it is the last epoch.
+        Epoch of the best parameters, or -1 for the initial parameters. Without enough validation rows it is the last
+        epoch.
     watch : list of float or None
         The first and the last finite cost, which reveal divergence. It is a list because JSON returns lists.
     n_epochs : int or None
@@ -139,8 +140,8 @@ class Checkpoint:
         return {key.removeprefix(start): array for key, array in self.arrays.items() if key.startswith(start)}
 
     def to_npz(self) -> bytes:
-        """Return the content of its file."""
-        # The names are those of version 0.1.0, whose checkpoints can be resumed.
+        """Return the content of the checkpoint's file."""
+        # Version 0.1.0 used the same names, so its checkpoints can be resumed.
         return pack(self.arrays, {"progress": asdict(self.state), "n_steps": self.n_steps})
 
     @classmethod
@@ -167,7 +168,7 @@ class Checkpoint:
 
 
 def _field_checks(state: TrainingState) -> dict[str, bool]:
-    """Return, for each field, whether its value is possible in any training run."""
+    """Return whether the value of each field is possible in any training run."""
     are_counts = _is_count(state.epoch) and _is_count(state.n_done)
     costs_are_possible = isinstance(state.costs, list) and all(map(_is_finite, state.costs))
     watch_is_possible = isinstance(state.watch, list) and len(state.watch) == 2

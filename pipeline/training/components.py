@@ -20,7 +20,7 @@ from pipeline.training.rows import Rows
 __all__ = ["NOTHING", "Baseline", "Components", "baseline_of", "blocks", "principal_components", "sampled"]
 
 NOTHING = 1e-3
-"""Share of the error of the mean below which an error is negligible: the error of low-rank rows is about as small."""
+"""Share of the error of the mean below which an error is negligible: the error of low-rank rows is about this small."""
 
 _MARGIN = 0.02  # share of the components' error; training runs with different seeds differ by that much
 _STANDARD_ERRORS = 2  # tolerance in standard errors, since the mean error of few rows is not exact
@@ -81,8 +81,8 @@ def principal_components(
 ) -> Components:
     """Return the first `k` principal components of rows.
 
-    They depend only on the rows and the generator, except for the rounding of BLAS, which may depend on the number of
-    its threads.
+    The components depend only on the rows and the generator, except for the rounding of BLAS, which may depend on the
+    number of its threads.
 
     Parameters
     ----------
@@ -227,7 +227,7 @@ class Baseline:
 
 
 def baseline_of(components: Components, rows: np.ndarray, scaler: Scaler, block_bytes: int = _BLOCK_BYTES) -> Baseline:
-    """Return the errors of components on rows from which they were not computed.
+    """Return the errors of components on rows that were not used to compute them.
 
     Parameters
     ----------

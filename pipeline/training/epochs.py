@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Limit", "StepResult", "Training", "rounds_of_epoch", "steps_of"]
 
-# Number of evenly spread steps of an epoch for which the cost is computed; these steps take a quarter longer.
+# Number of steps per epoch that compute the cost. They are evenly spread, and take a quarter longer.
 _COSTS_PER_EPOCH = 16
 
-# The mean error of this many rows is exact to a few percent; that of ten rows is not.
+# The mean error of this number of rows is exact to a few percent. The mean error of ten rows is not.
 _ENOUGH_ROWS = 100
 
 # Rows are scaled to [0, 1]: a training run does not recover from a cost that exceeds the first one by this factor.
 _DIVERGED = 100.0
-_SMALL = 0.01  # lower initial costs, such as those of principal components, may grow a hundredfold for a while
+_SMALL = 0.01  # lower initial costs, such as the costs of components, can grow a hundredfold for a while
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ class Training:
     order : Order
         Order of the rows.
     validation : ndarray of shape (n_validation, n_inputs)
-        Unscaled validation rows; may be empty.
+        Unscaled validation rows, possibly none.
     patience : int
         Number of epochs without a better validation cost after which the training stops; 0 for never. Short epochs
         count as in `long_epoch`.
     baseline : Baseline or None
-        Errors with which the errors of the trained model are compared.
+        Errors to compare with the errors of the trained model.
     replicas : Replicas or None
         Replicas of the autoencoder, if several train it.
     start_cost : float or None
@@ -104,7 +104,7 @@ class Training:
     state : TrainingState
         Progress.
     best : dict
-        Parameters of the best epoch so far, or the initial ones as long as no epoch was better.
+        Parameters of the best epoch so far, or the initial parameters as long as no epoch was better.
     outer : dict
         Velocity of the outer steps of the replicas, by the names of parameters; empty for one replica.
     """
@@ -142,7 +142,7 @@ class Training:
 
     @property
     def n_epochs(self) -> int:
-        """Number of epochs of the training: that of the settings, unless a deadline has limited it."""
+        """Number of epochs of the training: the configured number, unless a deadline has limited it."""
         if self.state.n_epochs is not None:
             return self.state.n_epochs
         return self.settings.epochs
@@ -175,7 +175,7 @@ class Training:
 
     @property
     def _n_pieces(self) -> int:
-        """Number of steps of an epoch, or of its shares if there are replicas."""
+        """Number of steps of an epoch, or number of its shares if there are replicas."""
         if self.replicas is None:
             return self.steps_per_epoch
         return self.replicas.rounds.n_shares
@@ -208,10 +208,10 @@ class Training:
 
     @property
     def is_watched(self) -> bool:
-        """Whether the validation cost decides which epoch is the best; otherwise the last one is.
+        """Whether the validation cost decides which epoch is the best; otherwise the last epoch counts as the best.
 
-        It does not decide if there are few validation rows, or if training learns to fill in missing entries, since
-        validation rows are complete.
+        The cost does not decide if there are few validation rows, or if training learns to fill in missing entries,
+        since validation rows are complete.
         """
         return len(self.validation) >= _ENOUGH_ROWS and not self.settings.hides_much
 
@@ -256,7 +256,7 @@ class Training:
         Raises
         ------
         ValueError
-            If it is the checkpoint of a different training run.
+            If the checkpoint belongs to a different training run.
         """
         self._check_arrays(checkpoint)
         self._check_progress(checkpoint.state)
@@ -440,7 +440,7 @@ def rounds_of_epoch(training: Training, replicas: Replicas, runner: RoundRunner 
 
 
 class _RoundSum:
-    """Results of one round, which are added one after the other, since many models would not fit into memory."""
+    """Sum of the results of one round. They are added one by one, since many models would not fit into memory."""
 
     def __init__(self, start: Weights) -> None:
         self.average = Average()

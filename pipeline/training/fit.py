@@ -33,7 +33,7 @@ __all__ = ["Sizes", "prepare_training"]
 
 log = logging.getLogger(__name__)
 
-_COMPONENTS = 5  # stream of the random generator for components; differs from all in `pipeline.training.order`
+_COMPONENTS = 5  # random stream for components; it differs from all streams in `pipeline.training.order`
 _MEAN_BYTES = 2**22  # size, as float64, of the sample of rows whose mean sets the initial biases
 
 
@@ -48,12 +48,13 @@ class Sizes:
     window_rows : int
         Number of rows that are shuffled together. Streaming holds two such windows.
     max_validation_rows : int
+        Maximum number of validation rows.
     max_sample_rows : int
-        Number of rows from which principal components are computed.
+        Maximum number of rows for the computation of principal components.
     n_threads : int
         Number of threads that read rows.
     on_device : bool
-        Whether all rows are kept in a device's own memory, and not in the host's.
+        Whether all rows are kept in a device's own memory, and not in the host's memory.
     """
 
     resident: bool
@@ -156,8 +157,8 @@ def _read_data(
     validation_numbers = _validation_numbers(
         scan, validation_settings.validation_fraction, sizes.max_validation_rows, seed
     )
-    left_out = np.union1d(scan.bad_rows, validation_numbers)  # sorted, as Order needs it
-    # A window takes whole slabs. With four or more of them, it mixes rows from different parts of the data set.
+    left_out = np.union1d(scan.bad_rows, validation_numbers)  # sorted, as `Order` requires
+    # A window takes whole slabs. With four or more slabs, it mixes rows from different parts of the data set.
     starts = slab_starts(shards, sizes.window_rows // 4)
     order = Order(starts, left_out, sizes.window_rows, seed)
     if not order.n_rows:
@@ -223,7 +224,7 @@ def _components(data: _Data, k: int, max_rows: int) -> Components:
 def _initialize(
     autoencoder: Autoencoder, data: _Data, settings: ResolvedTraining, components: Components | None
 ) -> None:
-    """Set the initial parameters, from components if there are any."""
+    """Set the initial parameters, from components if they are given."""
     if components is None:
         mean = _mean(data, settings)
     else:
@@ -240,9 +241,9 @@ def _baseline(data: _Data, components: Components | None) -> Baseline | None:
 
 
 def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
-    """Return the mean of scaled rows that determines the initial biases; None if these are 0.
+    """Return the mean of scaled rows that determines the initial biases; None if the biases are 0.
 
-    The rows do not depend on blocks, threads or budgets.
+    The choice of the rows does not depend on blocks, threads or budgets.
     """
     if settings.biases == "zero":
         return None  # as in the reference implementation
@@ -260,7 +261,7 @@ def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
 def _replicas(
     autoencoder: Autoencoder, step: TrainingStep, data: _Data, settings: ResolvedTraining, n_threads: int
 ) -> Replicas | None:
-    """Return the replicas that share the rows; None for a single one."""
+    """Return the replicas that share the rows; None for a single replica."""
     if settings.replicas <= 1:
         return None
     common = ReplicaSettings(settings, autoencoder.network, data.cleaning, data.dtype.str, n_threads)

@@ -19,7 +19,8 @@ __all__ = ["CheckpointPolicy", "LimitPolicy", "training_loop"]
 
 log = logging.getLogger(__name__)
 
-# The end of an epoch is saved only if writing takes less than a fiftieth of the time since the last checkpoint.
+# A checkpoint is saved at the end of an epoch only if writing takes less than a fiftieth of the time since the last
+# checkpoint.
 _INTERVAL_PER_WRITE = 50
 
 
@@ -29,21 +30,22 @@ class LimitPolicy(Protocol):
     def after_step(self, training: Training) -> Limit | None:
         """Return a new limit, or None to continue as before.
 
-        The loop calls it after each step, applies the limit, and saves a checkpoint of the decision at once. The time
-        of the call does not count as training time. The training must not be changed.
+        The loop calls this method after each step, applies the limit, and saves a checkpoint of the decision at once.
+        The time of the call does not count as training time. The training must not be changed.
         """
 
 
 class CheckpointPolicy:
     """Policy that decides when the checkpoints of a training run are written, and writes them.
 
-    The training loop calls it after each step and after each epoch. A checkpoint is due after a fixed time. One is also
-    written at the end of an epoch, unless epochs are so short that this would take a large share of the training time.
+    The training loop calls this policy after each step and after each epoch. A checkpoint is due after a fixed time. A
+    checkpoint is also written at the end of an epoch, unless epochs are so short that this would take a large share of
+    the training time.
 
     Parameters
     ----------
     write : callable
-        Stores a checkpoint.
+        Function that stores a checkpoint.
     seconds_between : float
         Time after which a checkpoint is due, even within an epoch.
     """
@@ -88,21 +90,21 @@ def training_loop(
     The context is an iterator over the steps, which the caller advances. A signal takes effect between two steps only.
     When the context ends, for any reason, the weights are those after a complete step:
 
-    - at the end the parameters are those of the best epoch, or the initial ones if no epoch was better;
+    - at the end the model has the parameters of the best epoch, or the initial ones if no epoch was better;
     - the same is true after `TrainingDiverged`;
     - after a signal (`pipeline.signals.Stopped`) a checkpoint of the last step is saved.
 
     After each step the loop calls `limits`, yields the step, and calls `checkpoints`. A new limit is saved at once. At
-    the end of an epoch it evaluates the model, yields the epoch, and calls `checkpoints`.
+    the end of an epoch, the loop evaluates the model, yields the epoch, and calls `checkpoints`.
 
     Parameters
     ----------
     limits : LimitPolicy, optional
-        Decides whether the training ends early.
+        Policy that decides whether the training ends early.
     checkpoints : CheckpointPolicy, optional
-        Saves checkpoints; without it none are saved.
+        Policy that saves checkpoints. By default, none are saved.
     runner : RoundRunner, optional
-        Trains the replicas, if there are several. By default, this process trains one after the other.
+        Function that trains the replicas, if there are several. By default, this process trains one after the other.
 
     Raises
     ------

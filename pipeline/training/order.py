@@ -56,7 +56,7 @@ class Order:
     left_out : ndarray of int64
         Sorted numbers of the rows that are not trained on: bad rows, and validation rows.
     window_rows : int
-        A window takes slabs until it holds this many rows.
+        Maximum number of rows of a window that consists of several slabs.
     """
 
     starts: np.ndarray
@@ -115,7 +115,7 @@ def slab_starts(
     slab_bytes: int | None = None,
     max_chunk_bytes: int = MAX_CHUNK_BYTES,
 ) -> np.ndarray:
-    """Cut every shard into slabs of about a megabyte, in whole HDF5 chunks unless those are too large.
+    """Cut every shard into slabs of about a megabyte, in whole HDF5 chunks unless the chunks are too large.
 
     A window takes whole slabs. If it holds few rows, `max_rows` keeps the slabs small compared with it.
 
@@ -148,7 +148,7 @@ def slab_starts(
 
 
 def _slab_rows(shard: Shard, slab_bytes: int, max_chunk_bytes: int) -> int:
-    """Return the number of rows of a slab, in whole chunks unless those are too large."""
+    """Return the number of rows of a slab, in whole chunks unless the chunks are too large."""
     slab_rows = max(1, slab_bytes // shard.row_bytes)
     if shard.chunk_rows * shard.row_bytes > max_chunk_bytes:
         return slab_rows
@@ -166,7 +166,7 @@ def spread_rows(
 ) -> np.ndarray:
     """Return sorted numbers of good rows that represent all rows: short runs, evenly spread over the data set.
 
-    Runs are cheap to read from a file. For validation they have another advantage: neighbours in time resemble each
+    Runs are cheap to read from a file. For validation they have another advantage: adjacent rows often resemble each
     other, and most neighbours of a validation row are validation rows as well.
 
     Parameters
@@ -181,7 +181,7 @@ def spread_rows(
         Largest number of runs.
     """
     n_runs = min(n_wanted, max_runs)
-    # Each run has a random place in its stratum, which also has an equal share of the rows that are not chosen.
+    # Each run has a random place in its stratum. Every stratum also contains an equal share of the other rows.
     lengths = _even_sizes(n_wanted, n_runs)
     gaps = _even_sizes(n_rows - n_wanted, n_runs)
     strata = np.cumsum(lengths + gaps) - (lengths + gaps)
@@ -200,7 +200,7 @@ def _even_sizes(n: int, n_parts: int) -> np.ndarray:
 def noise_of(seed: int, step: int, shape: tuple[int, int]) -> np.ndarray:
     """Return random bytes (uint8) of this shape for a step, which is counted from 0 over all epochs.
 
-    They depend on nothing else, so an interrupted training run continues with the same bytes.
+    The bytes depend on nothing else, so an interrupted training run continues with the same bytes.
     """
     n_bytes = math.prod(shape)
     # The generator's raw output: drawing numbers below 256 would take twice as long, almost as long as a step.
@@ -231,6 +231,6 @@ def learning_rate(settings: ResolvedTraining, step: int, steps_per_epoch: int, n
 
 
 def long_epoch(steps_per_epoch: int, n_epochs: int) -> int:
-    """Return the steps of an epoch; for short epochs, 1/20 of all steps, or of `LEAST_STEPS` if these are fewer."""
+    """Return the steps of an epoch, or a twentieth of all steps (of at most `LEAST_STEPS`) if that is more."""
     n_steps = min(LEAST_STEPS, n_epochs * steps_per_epoch)
     return max(steps_per_epoch, n_steps // 20)

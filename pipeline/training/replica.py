@@ -145,7 +145,7 @@ class Replica:
         self._step = step
         self._is_resident = is_resident
         # All threads share one set of parameters. Threads read their rows before they wait for the lock.
-        self._turn = threading.Lock()
+        self._lock = threading.Lock()
 
     def read(self, settings: ReplicaSettings, share: Share, blocks: Sequence[Block]) -> np.ndarray:
         """Return the rows of a share, or their numbers, one piece after the other."""
@@ -155,7 +155,7 @@ class Replica:
 
     def train(self, task: ReplicaTask, values: np.ndarray) -> ReplicaResult:
         """Take the steps of a task on the rows or numbers that `read` returned for it."""
-        with self._turn:
+        with self._lock:
             self._autoencoder.set_parameters(task.weights.parameters)
             self._step.set_state(task.weights.rule)
             costs = self._take_steps(task, values)
@@ -210,7 +210,7 @@ class Replicas:
 
     @classmethod
     def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, own_replica: Replica) -> Replicas:
-        """Create replicas. Extras are removed from the shards, because every task carries a copy of its shards."""
+        """Create replicas. Extras are removed from the shards, because every task contains a copy of its shards."""
         bare = tuple(replace(shard, extras=(), left_out=()) for shard in shards)
         return cls(rounds, settings, bare, first_rows(bare), own_replica)
 
@@ -292,7 +292,7 @@ def train_replica(task: ReplicaTask) -> ReplicaResult:
     DataError, ReadFailed, NotPermitted, SystemLimit
         If rows cannot be read.
     DeviceError, ConfigError, WriteFailed
-        Like `pipeline.device.start_device`.
+        See `pipeline.device.start_device`.
     """
     replica = _replicas.get_or_make(task.settings.key, lambda: _compiled_replica(task.settings))
     return replica.train(task, replica.read(task.settings, task.share, task.blocks))

@@ -20,8 +20,8 @@ from pipeline.training.order import Order, slab_starts
 
 __all__ = ["Rounds", "Share", "rounds_of"]
 
-# Numbers of random generators, in addition to those of `pipeline.training.order`.
-_DEAL = 7
+# Numbers of random generators, in addition to the numbers in `pipeline.training.order`.
+_DISTRIBUTION = 7
 _SHUFFLE = 8
 
 _SLABS = 16  # slabs of a share, so that its rows come from many parts of the data set
@@ -36,7 +36,7 @@ class Share:
     pieces : tuple of (int, int)
         First row of each slab and the row after its last one, numbered over all shards.
     left_out : ndarray of int64
-        Sorted numbers of those rows of the pieces that are not trained on.
+        Sorted numbers of the rows in the pieces that are not trained on.
     seed : int
         Seed of the whole training run.
     epoch, number : int
@@ -78,7 +78,7 @@ class Rounds:
     order : Order
         Order of the rows, with small slabs.
     n_rounds : int
-        Number of rounds in each epoch except the first, in which one replica trains on one share after the other.
+        Number of rounds in each epoch except the first. In the first epoch, one replica trains on all shares.
     """
 
     order: Order
@@ -96,13 +96,13 @@ class Rounds:
 
     def shares(self, epoch: int) -> Iterator[Share]:
         """Yield all shares of an epoch, round by round."""
-        for number, slabs in enumerate(self._deal_slabs(epoch)):
+        for number, slabs in enumerate(self._slabs_of_shares(epoch)):
             yield self._share(epoch, number, slabs)
 
-    def _deal_slabs(self, epoch: int) -> list[np.ndarray]:
+    def _slabs_of_shares(self, epoch: int) -> list[np.ndarray]:
         """Return the numbers of the slabs of each share, in random order."""
         starts = self.order.starts
-        rng = np.random.default_rng((self.order.seed, _DEAL, epoch))
+        rng = np.random.default_rng((self.order.seed, _DISTRIBUTION, epoch))
         slabs = rng.permutation(len(starts) - 1)
         ends = np.cumsum(np.diff(starts)[slabs])
         cuts = np.searchsorted(ends, np.linspace(0, starts[-1], self.n_shares + 1)[1:-1])

@@ -91,9 +91,10 @@ class StreamedRows:
 
 
 class DeviceRows(StreamedRows):
-    """Rows that a device keeps in its own memory. They are uploaded once, window by window, while the next one is read.
+    """Rows that a device keeps in its own memory.
 
-    An instance is iterable, as `kernels.upload.Pieces` of the rows.
+    The rows are uploaded once, window by window. While one window is uploaded, the next one is read. An instance is
+    iterable, as `kernels.upload.Pieces` of the rows.
     """
 
     def __init__(
@@ -136,7 +137,7 @@ def _numbers(order: Order, epoch: int, batch_size: int, first: int, n_each: int)
 def read_ahead(
     read: Callable[[_Item], np.ndarray], items: Iterable[_Item]
 ) -> Generator[tuple[_Item, np.ndarray], None, None]:
-    """Yield each item with the rows that `read` returns for it, and read those of the next item meanwhile.
+    """Yield each item with the rows that `read` returns for it, and meanwhile read the rows of the next item.
 
     The rows of two items are in memory at a time, if the caller releases the rows of an item before the next one.
     """
@@ -155,13 +156,14 @@ def read_ahead(
 class StepFeed:
     """Minibatches for a training step, each with its noise.
 
-    A device may take several minibatches at once. The next ones are loaded after all earlier ones have been trained on.
+    A device can take several minibatches at once. The next minibatches are loaded after all earlier ones have been
+    trained on.
 
     Parameters
     ----------
     pieces : callable
-        Called with a number of minibatches; returns the rows (n, n_inputs), or their numbers (n,), of that many
-        minibatches at once.
+        Function that is called with a number of minibatches. It returns an iterable over the rows (n, n_inputs), or
+        their numbers (n,), of this number of minibatches at a time.
     n_inputs : int
         Number of columns.
     first : int
@@ -244,7 +246,7 @@ def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> It
         last = first + (len(places) - first) // batch_size * batch_size
         for start in range(first, last, batch_size):
             yield values[places[start : start + batch_size]]
-        rest = values[places[last:]] if last < len(places) else None  # copied: it must not keep the window
+        rest = values[places[last:]] if last < len(places) else None  # a copy, which does not keep the window in memory
         del values, places  # a window is large: release it before the next one arrives
     if rest is not None:
         yield rest
@@ -259,7 +261,7 @@ def _places(starts: np.ndarray, slabs: np.ndarray, rows: np.ndarray) -> np.ndarr
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reader that reads row ranges and cleans them."""
+    """Reader of row ranges, which also cleans the rows."""
 
     shards: Sequence[Shard]
     n_threads: int

@@ -1,4 +1,4 @@
-"""Initial parameters of a network: random, or such that it computes the principal components of its rows."""
+"""Initial parameters of a network: random, or set so that it computes the principal components of its rows."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def start_of(
     ----------
     mean : ndarray of shape (n_inputs,), or None
         Mean of the scaled rows. With the initial biases the mean row is at the middle of each unit's activation, and is
-        reconstructed exactly. Otherwise wide rows would saturate every unit before it has learned anything. Without a
-        mean all biases are 0, as in the reference.
+        reconstructed exactly. Without these biases, wide rows would saturate every unit before it has learned anything.
+        If the mean is None, all biases are 0, as in the reference.
     components : Components, optional
         One component for each feature, if the network has room for them (`has_room`). Apart from the curvature of
         sigmoids, the network then reconstructs rows as their principal components do.
@@ -101,7 +101,7 @@ def _code_matrix(network: Network, rng: np.random.Generator, deviations: np.ndar
     """Return the matrix (n_features, n_features) from components to features, and the lengths of its columns.
 
     Linear features are the components. For other activations the components are rotated at random, so that each feature
-    has about the same share of the variance. Otherwise their sizes, and those of the gains, would differ a hundredfold.
+    has about the same share of the variance. Otherwise the sizes of features and gains would differ a hundredfold.
     """
     k = network.n_features
     activation = ACTIVATIONS[network.code]
@@ -122,8 +122,8 @@ def _component_weights(
     """Return weights that pass the components through every layer to the code.
 
     A rectifier passes only positive numbers, but ``f(c) - f(-c) = (1 + slope) c``. Other activations have such a factor
-    for small numbers. So each component has a unit, and its negative another one. Later hidden layers pass both on
-    unchanged, and so does the decoder. The weights of further units are random. They have no effect until the weights
+    for small numbers. Therefore each component has one unit, and its negative has another one. Later hidden layers and
+    the decoder pass both on unchanged. The weights of further units are random. They have no effect until the weights
     of the last layer, which are 0 for them, have grown.
     """
     cores = _cores(network, components, code)

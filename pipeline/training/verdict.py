@@ -22,9 +22,9 @@ _MOST_ROWS = 4096  # rows whose features are examined
 _BYTES = 2**25  # bytes of these rows, and of their features
 _MANY = 0.1  # share of the features above which a warning is given
 
-# The same number of epochs again improves the error about as much as the second half of them did, in the histories of
-# wine, digits and breast cancer (40 to 240 epochs, with and without hidden layers). With fewer than ten epochs the
-# history shows only the fall of the learning rate.
+# Training for the same number of epochs again improves the error about as much as the second half of the epochs did.
+# The histories of wine, digits and breast cancer (40 to 240 epochs, with and without hidden layers) show this. With
+# fewer than ten epochs the history shows only the fall of the learning rate.
 _STILL_IMPROVING = 0.1
 _LEAST_EPOCHS = 10
 
@@ -113,7 +113,7 @@ def _remedies(settings: ResolvedTraining, network: Network) -> str:
 def _late_improvement(history: Sequence[Mapping[str, Any]], settings: ResolvedTraining, mean: float) -> float:
     """Return the relative decrease of the error over the second half of the epochs.
 
-    It is 0 if not all epochs were trained, or if the error is negligible compared with that of the mean.
+    The result is 0 if not all epochs were trained, or if the error is negligible compared with the error of the mean.
     """
     n = settings.epochs
     if len(history) < max(n, _LEAST_EPOCHS):

@@ -1,4 +1,4 @@
-"""Tests of the classifier: accuracies on features, raw columns and principal components equal those of scikit-learn."""
+"""Tests of the classifier: accuracies on features, raw columns and principal components equal scikit-learn."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BUNDLED = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write features of two clusters of points, and of other points from the same distribution."""
+    """Return a folder with the features of two clusters of points, and of other points from the same distribution."""
     folder = tmp_path_factory.mktemp("classify")
     for name, seed in [("train", 0), ("test", 1)]:
         y = np.sort(np.random.default_rng(seed).integers(0, 2, 500))
@@ -64,7 +64,7 @@ def extract_features(folder: Path, shard: str, output: str, *flags: str) -> None
 def accuracies(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., dict[str, float]]:
-    """Run the program and return its table."""
+    """Return a function that runs the program and returns its table."""
     monkeypatch.chdir(folder)
 
     def run(*flags: str) -> dict[str, float]:
@@ -121,7 +121,7 @@ def test_out_of_core_learning_on_sorted_classes_is_the_same(
 
 
 @pytest.mark.compiler
-def test_out_of_core_moments_equal_those_of_all_rows(folder: Path) -> None:
+def test_out_of_core_moments_equal_moments_of_all_rows(folder: Path) -> None:
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(1000, 5)) * [5, 4, 3, 2, 1] + 10).astype(np.float32)
     moments = classifiers._Moments(5)
@@ -148,7 +148,7 @@ def test_missing_convergence_is_reported(accuracies: Callable[..., dict[str, flo
     [([], "2GiB"), (["--test", "b"], "2GiB"), (["--test", "b"], "100KiB")],
     ids=["held out", "test set", "test set, out of core"],
 )
-def test_distant_clouds_are_classified(
+def test_distant_clusters_are_classified(
     accuracies: Callable[..., dict[str, float]], test: list[str], budget: str
 ) -> None:
     found = accuracies("--features", "a", "--labels", "bytes", "--memory-budget", budget, *test)
@@ -193,7 +193,7 @@ def test_unreadable_label_is_no_label() -> None:
 
 
 @pytest.mark.compiler
-def test_labels_may_be_text_or_numbers_of_any_dtype(accuracies: Callable[..., dict[str, float]]) -> None:
+def test_labels_are_text_or_numbers_of_any_dtype(accuracies: Callable[..., dict[str, float]]) -> None:
     expected = accuracies("--features", "a", "--labels", "label")
     for labels in ("bytes", "flag", "whole", "byte"):
         assert accuracies("--features", "a", "--labels", labels) == expected, labels

@@ -1,4 +1,4 @@
-"""Tests of the worker checks: workers that differ from the driver are refused at the start, with all differences."""
+"""Tests of the worker checks: a worker that differs from the driver is refused, and all differences are listed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _make(folder: Path, content: str = "4f1d") -> None:
 
 
 @pytest.fixture(autouse=True)
-def at_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def restore_directory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Restore the working directory, and hide scratch directories of schedulers in other tests from `sys.path`."""
     before = os.getcwd()
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "dask-scratch-space" not in entry])
@@ -55,15 +55,15 @@ def at_home(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.chdir(before)
 
 
-@pytest.mark.process  # asks g++ for its version
-def test_equal_processes_give_equal_answers(probe: Probe) -> None:
+@pytest.mark.process  # runs g++ to get its version
+def test_equal_processes_have_equal_descriptions(probe: Probe) -> None:
     first = describe_environment(probe)
     second = describe_environment(probe)
     assert first.written_file != second.written_file
     assert compare_environments(probe, first, second) == []
 
 
-@pytest.mark.process  # asks g++ for its version
+@pytest.mark.process  # runs g++ to get its version
 def test_differences_name_both_values(probe: Probe) -> None:
     driver = describe_environment(probe)
     facts = driver.facts
@@ -78,7 +78,7 @@ def test_differences_name_both_values(probe: Probe) -> None:
         assert mentions(line, f"{name} {worker.facts[name]}", facts[name])
 
 
-@pytest.mark.process  # asks g++ for its version
+@pytest.mark.process  # runs g++ to get its version
 def test_other_files_under_the_same_paths_are_detected(probe: Probe, tmp_path: Path) -> None:
     driver = describe_environment(probe)
     driver_file = tmp_path / probe.driver_file
@@ -99,7 +99,7 @@ def test_other_files_under_the_same_paths_are_detected(probe: Probe, tmp_path: P
     assert any(mentions(line, f"output={tmp_path}", os.strerror(errno.ENOENT)) for line in found_lines)
 
 
-@pytest.mark.process  # asks g++ for its version
+@pytest.mark.process  # runs g++ to get its version
 def test_files_written_by_a_worker_must_be_visible_to_the_driver(probe: Probe, tmp_path: Path) -> None:
     driver = describe_environment(probe)
     worker = describe_environment(probe)
@@ -108,7 +108,7 @@ def test_files_written_by_a_worker_must_be_visible_to_the_driver(probe: Probe, t
     assert mentions(words, f"file={tmp_path / worker.written_file}", os.strerror(errno.ENOENT))
 
 
-@pytest.mark.process  # asks g++ for its version
+@pytest.mark.process  # runs g++ to get its version
 def test_mixed_processors_must_be_allowed(probe: Probe, monkeypatch: pytest.MonkeyPatch) -> None:
     mixed = replace(probe, mixed_processors=True)
     before = [describe_environment(each) for each in (probe, mixed)]
@@ -130,11 +130,11 @@ def test_another_checkout_of_the_same_version_is_different(tmp_path: Path) -> No
 
 def test_workers_with_equal_differences_share_a_sentence() -> None:
     assert refusal({"a": [], "b": []}) is None
-    alike = ["numpy 1.25.2, expected 1.26.4", "Python 3.12.1, expected 3.11.2"]
-    error = refusal({**{f"w{i}": alike for i in range(5)}, "x": ["it cannot be asked (OSError)"], "y": []})
+    differences = ["numpy 1.25.2, expected 1.26.4", "Python 3.12.1, expected 3.11.2"]
+    error = refusal({**{f"w{i}": differences for i in range(5)}, "x": ["it cannot be queried (OSError)"], "y": []})
     assert isinstance(error, ConfigError)
-    assert mentions(str(error), "6 of 7", "w0, w1, w2", 2, *alike, "x", "OSError")
-    assert str(error).count(alike[0]) == 1
+    assert mentions(str(error), "6 of 7", "w0, w1, w2", 2, *differences, "x", "OSError")
+    assert str(error).count(differences[0]) == 1
 
 
 def test_a_scheduler_with_other_packages_is_refused(probe: Probe) -> None:
@@ -142,10 +142,10 @@ def test_a_scheduler_with_other_packages_is_refused(probe: Probe) -> None:
         def __init__(self, **other: str) -> None:
             self.other = other
 
-        def run_on_scheduler(self, ask: Callable[[], dict[str, str]]) -> dict[str, str]:
+        def run_on_scheduler(self, function: Callable[[], dict[str, str]]) -> dict[str, str]:
             if not self.other:
                 raise ModuleNotFoundError("No module named\n'pipeline'")
-            return {**ask(), **self.other}
+            return {**function(), **self.other}
 
     for scheduler, words in (
         (Scheduler(), "ModuleNotFoundError: No module named 'pipeline'"),
@@ -163,7 +163,7 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
         _make(tmp_path / folder, content)
     os.chdir(tmp_path / "here")
     (tmp_path / "other").mkdir()
-    # Answer of a worker with another environment.
+    # With this file in its import path, a worker reports another version of h5py.
     (tmp_path / "other/sitecustomize.py").write_text(
         "import importlib.metadata as m\nv = m.version\nm.version = lambda name: '0.1' if name == 'h5py' else v(name)\n"
     )
@@ -194,7 +194,7 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
             until(lambda: mentions(caplog.text, "late"), f"a warning about it: {cluster.output('late')}")
         assert cluster.processes["late"].wait(240) == 0
         assert [each["name"] for each in workers_of(client).values()] == ["good"]
-        client.close()  # the run has ended, and its query no longer counts
+        client.close()  # the run has ended, so workers that join later are not checked
         cluster.start_worker("later", directory=tmp_path / "here", **other)
         with _client(cluster) as another:
             another.wait_for_workers(2, timeout=240)
@@ -204,8 +204,8 @@ def _client(cluster: Cluster) -> Client:
     return Client(scheduler_file=str(cluster.file), set_as_default=False, timeout=240)
 
 
-@pytest.mark.process  # asks g++ for its version
-def test_an_incomplete_answer_differs(probe: Probe) -> None:
+@pytest.mark.process  # runs g++ to get its version
+def test_an_incomplete_description_differs(probe: Probe) -> None:
     driver = describe_environment(probe)
     worker = Environment(
         {name: message for name, message in driver.facts.items() if name != "dask"},
@@ -215,7 +215,7 @@ def test_an_incomplete_answer_differs(probe: Probe) -> None:
     assert mentions(line, "dask None", driver.facts["dask"])
 
 
-@pytest.mark.process  # asks g++ for its version
+@pytest.mark.process  # runs g++ to get its version
 def test_a_worker_with_a_writable_import_path_differs(
     probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

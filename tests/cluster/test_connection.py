@@ -1,4 +1,4 @@
-"""Tests of connecting to a scheduler: every wait has a time limit, and the log says what it waits for."""
+"""Tests of waiting for a scheduler: every wait has a time limit, and the log reports the reason of the wait."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def clock() -> Clock:
 
 
 def test_a_result_ends_a_wait(clock: Clock) -> None:
-    looks: Iterator[str] = iter(["", "", "there"])
-    assert wait_until(lambda: next(looks), "it", 60, clock.monotonic, clock.sleep) == "there"
+    results: Iterator[str] = iter(["", "", "found"])
+    assert wait_until(lambda: next(results), "it", 60, clock.monotonic, clock.sleep) == "found"
     found = wait_until(lambda: 7, "it", 0, clock.monotonic, clock.sleep)
     assert found == 7, "an existing result needs no wait"
 
@@ -77,6 +77,6 @@ def test_a_query_is_not_repeated_forever() -> None:
 
 
 def test_a_lost_scheduler_ends_a_query() -> None:
-    question = FailingQuery(1)
+    query = FailingQuery(1)
     with pytest.raises(OSError, match="closed"):
-        retry_if_worker_lost(question, lambda: False)
+        retry_if_worker_lost(query, lambda: False)

@@ -1,4 +1,4 @@
-"""Tests of the device check: reports of workers, and workers that are not waited for."""
+"""Tests of the device check: reports of workers, and workers that do not answer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.cluster.device_check import WorkerDevice, check_devices
 
 
 class Answer:
-    """Future of a worker's answer: unfinished at the first check, and forever if the answer is None."""
+    """Future of a worker's answer. It is unfinished at the first check, and always unfinished if the answer is None."""
 
     def __init__(self, found: Any) -> None:
         self.found = found
@@ -34,7 +34,7 @@ class Answer:
 
 
 class Client:
-    """A client whose cached scheduler information contains only the workers of its last query: none."""
+    """Client whose cached scheduler information contains no workers, as after a query without workers."""
 
     def __init__(self, **answers: Any) -> None:
         self.answers = answers
@@ -70,7 +70,7 @@ def test_answers_are_awaited_while_the_scheduler_has_the_workers() -> None:
 
 
 class ClientWithoutWorkers(Client):
-    """A client whose workers leave when they receive a task."""
+    """Client whose workers leave when they receive a task."""
 
     def submit(self, *arguments: Any, **named: Any) -> Answer:
         self.present = {}

@@ -17,7 +17,7 @@ def test_a_worker_sees_only_its_card() -> None:
     found = worker_environment("cuda1", 2, {"THEANO_FLAGS": "floatX=float32,device=cuda0"})
     assert (found["CUDA_VISIBLE_DEVICES"], found["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
     assert found["THEANO_FLAGS"] == "floatX=float32,device=cuda0,device=cuda0", (
-        "the last one counts: its first and only"
+        "the last flag counts, and only one card is visible"
     )
 
 

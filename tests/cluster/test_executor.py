@@ -1,4 +1,4 @@
-"""Tests of executors: results are ordered and reported once in the calling thread, and no task is left running."""
+"""Tests of executors: results are ordered and reported once in the calling thread, and no task outlives a call."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def run(tasks: Sequence[Any], n: int, done: Callable[[Any], object] | None = Non
 
 @dataclass(frozen=True)
 class Rows:
-    """An argument of a task: plain values, and lists that Dask would search for lazy values."""
+    """Argument of a task: plain values, and lists that Dask would search for lazy values."""
 
     start: int
     names: list[str]
@@ -52,17 +52,17 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Found:
+class Summary:
     text: str
     rows: np.ndarray
 
 
-def look(rows: Rows) -> Found:
-    return Found(f"{rows.start}{''.join(rows.names)}", np.arange(rows.start, rows.start + len(rows.others)))
+def summarize(rows: Rows) -> Summary:
+    return Summary(f"{rows.start}{''.join(rows.names)}", np.arange(rows.start, rows.start + len(rows.others)))
 
 
-def join(found: Sequence[Found]) -> Found:
-    return Found("".join(each.text for each in found), np.concatenate([each.rows for each in found]))
+def join(found: Sequence[Summary]) -> Summary:
+    return Summary("".join(each.text for each in found), np.concatenate([each.rows for each in found]))
 
 
 def break_at(i: int) -> int:
@@ -72,7 +72,7 @@ def break_at(i: int) -> int:
 
 
 def end_after_failure(where: tuple[str, int]) -> None:
-    """Raise an error in the first task; in the other one, wait for that moment and then create a file."""
+    """Raise an error in task 1. In task 0, wait until task 1 is about to fail, and then create a file."""
     folder, i = where
     if i:
         Path(folder, "pipe").write_text("now")
@@ -83,7 +83,7 @@ def end_after_failure(where: tuple[str, int]) -> None:
 
 @pytest.fixture(scope="module", params=["threads", "processes", "cluster"])
 def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]:
-    """Return a function that makes executors of one kind; each can be used until its first error."""
+    """Return a function that returns executors of one kind. Each executor can be used until its first error."""
     if request.param == "threads":
         with ExitStack() as stack:
             yield lambda: stack.enter_context(threads(2))
@@ -105,10 +105,10 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Callable[[], Executor]]
 def test_every_executor_gives_the_same_results(executor: Callable[[], Executor]) -> None:
     rows = [Rows(i, [f"task-{i}", "x"], (Rows(0, []),) * (i % 3)) for i in range(40)]
     reported: list[str] = []
-    found = compute([(look, each) for each in rows], executor(), 2, lambda each: reported.append(each.text))
+    found = compute([(summarize, each) for each in rows], executor(), 2, lambda each: reported.append(each.text))
     assert [each.text for each in found] == [f"{i}task-{i}x" for i in range(40)]
     assert sorted(reported) == sorted(each.text for each in found)
-    merged = reduce([(look, each) for each in rows], join, executor(), 2)
+    merged = reduce([(summarize, each) for each in rows], join, executor(), 2)
     assert merged.text == "".join(each.text for each in found)
     assert np.array_equal(merged.rows, join(found).rows)
     with pytest.raises(ValueError, match="broken at 3"):
@@ -117,7 +117,7 @@ def test_every_executor_gives_the_same_results(executor: Callable[[], Executor])
 
 @pytest.mark.slow
 def test_an_error_waits_for_running_tasks(executor: Callable[[], Executor], tmp_path: Path) -> None:
-    """After the error the output directory is released, so no task may still write to it."""
+    """After the error, the caller unlocks the output directory, and no task is allowed to write to it any more."""
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ValueError, match="broken"):
         compute([(end_after_failure, (str(tmp_path), i)) for i in range(2)], executor(), 2)
@@ -125,7 +125,7 @@ def test_an_error_waits_for_running_tasks(executor: Callable[[], Executor], tmp_
 
 
 def test_arguments_are_passed_unchanged(executor: Callable[[], Executor]) -> None:
-    """If Dask searched the argument, a text that equals the name of a task would be replaced by its result."""
+    """If Dask searched the argument, a text that equals the name of a task would be replaced by a result."""
     names = [f"task-{10**12 - i}" for i in range(1, 4)]
     assert compute([(tuple, names)] * 3, executor(), 2) == [tuple(names)] * 3
 
@@ -145,16 +145,16 @@ def test_a_scan_is_equal_on_every_executor(executor: Callable[[], Executor], tmp
 def test_results_are_ordered_and_reported_once_in_the_caller(n_threads: int) -> None:
     for n_tasks in SIZES:
         reported: list[int] = []
-        by = set[threading.Thread]()
+        callers = set[threading.Thread]()
 
-        def report(result: int, reported: list[int] = reported, by: set[threading.Thread] = by) -> None:
+        def report(result: int, reported: list[int] = reported, callers: set[threading.Thread] = callers) -> None:
             reported.append(result)
-            by.add(threading.current_thread())
+            callers.add(threading.current_thread())
 
         results = run([(square, i) for i in range(n_tasks)], n_threads, report)
         assert results == [i * i for i in range(n_tasks)], f"{n_tasks} tasks"
         assert sorted(reported) == results, f"{n_tasks} tasks"
-        assert by <= {threading.current_thread()}
+        assert callers <= {threading.current_thread()}
 
 
 def test_tasks_start_in_order() -> None:
@@ -176,7 +176,7 @@ def test_a_result_is_reported_as_soon_as_it_exists() -> None:
 
 
 def test_concurrent_computations_keep_their_results_apart() -> None:
-    """One computation runs inside a callback of another, and a third one in another thread at the same time."""
+    """One computation runs inside a callback of another, while a third computation runs in another thread."""
     reported: dict[str, list[int]] = {"outer": [], "inner": [], "aside": []}
 
     def report(result: int) -> None:
@@ -240,21 +240,21 @@ def test_an_error_of_the_callback_stops_the_remaining_tasks() -> None:
 
 
 def test_a_signal_stops_and_waits_for_running_tasks() -> None:
-    at_work = []
+    events = []
 
     def work(_: int) -> None:
-        at_work.append(1)
+        events.append(1)
         try:
-            if len(at_work) == 2:
+            if len(events) == 2:
                 os.kill(os.getpid(), signal.SIGTERM)
             while True:
                 check()
         finally:
-            at_work.append(-1)
+            events.append(-1)
 
     with stoppable(), pytest.raises(Stopped):
         run([(work, i) for i in range(20)], 2)
-    assert sum(at_work) == 0
+    assert sum(events) == 0
 
 
 # -- batches -------------------------------------------------------------------------------------------------------
@@ -325,7 +325,7 @@ def test_few_results_are_held_while_merging() -> None:
 
     with threads(1) as pool:
         reduce([(Result, i) for i in range(1000)], Result, pool, 1)
-    assert max(most) < 100, "of 1000"
+    assert max(most) < 100, "results of 1000 tasks"
 
 
 # -- independence of the environment -------------------------------------------------------------------------------
@@ -344,19 +344,19 @@ with threads(2) as pool:
     try:
         compute([(int, "x")], pool, 1)
     except ValueError:
-        print("as it was")
+        print("error raised")
 """
 
 
 @pytest.mark.process
 def test_the_environment_does_not_choose_the_executor() -> None:
-    """It also avoids importing distributed (0.1 s), which Dask does to look up the name of a scheduler."""
+    """Without an explicit executor, Dask would import distributed (0.1 s) to look up the name of a scheduler."""
     settings = {"SCHEDULER": "processes", "POOL": "3", "NUM_WORKERS": "99", "CHUNKSIZE": "50", "CACHE": "7"}
     environment = {**os.environ, **{f"DASK_{name}": value for name, value in settings.items()}}
     environment["DASK_RERUN_EXCEPTIONS_LOCALLY"] = "True"
     command = [sys.executable, "-c", HOSTILE]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    assert result.stdout.split("\n")[:2] == [f"{[3] * 20} 60 {{'dask'}} False", "as it was"], result.stderr
+    assert result.stdout.split("\n")[:2] == [f"{[3] * 20} 60 {{'dask'}} False", "error raised"], result.stderr
 
 
 def test_threads_do_not_copy_arrays() -> None:

@@ -1,4 +1,4 @@
-"""Tests of retiring workers: a worker whose device is lost leaves, and the others do its tasks."""
+"""Tests of retiring workers: a worker whose device is lost leaves, and other workers run its tasks."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from tests.support.clusters import until
 from tests.support.helpers import refused
 from tests.support.logged import mentions
 
-HAS_FAILED = threading.Event()  # device of worker 0; the others wait for its failure, so that worker 0 gets tasks
+HAS_FAILED = threading.Event()  # set when worker 0 fails; other workers wait for this, so that worker 0 gets tasks
 
 
 def work(i: int) -> tuple[int, object]:
-    """Fail on worker 0 from the seventh task on, as if its card were lost; earlier results stay valid."""
+    """Return a square and the name of the worker. On worker 0, fail from task 6 on, as if the card were lost."""
     worker = get_worker()
     if worker.name == 0 and i > 5:
         HAS_FAILED.set()
-        lost = DeviceLost(f"{worker.name}: no more. Run the same command again.")
+        lost = DeviceLost(f"{worker.name}: its card is lost. Run the same command again.")
         lost.why = "the device is lost: CUDA_ERROR_ECC_UNCORRECTABLE"
         raise lost
     if i > 5:

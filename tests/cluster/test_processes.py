@@ -1,4 +1,4 @@
-"""Tests of local workers: which ones a run keeps if some have no device."""
+"""Tests of local workers: a run keeps only the workers that can use their devices."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.logged import mentions
 
 
 class Process:
-    """A process that exits when its standard input is closed."""
+    """Process that exits when its standard input is closed."""
 
     def __init__(self) -> None:
         self.stdin = self
@@ -55,9 +55,9 @@ def keep_usable(
     """Return the names of the usable workers, and the names of the processes that are kept."""
     monkeypatch.setattr(processes, "check_devices", lambda *_: (list(found), dict(failed)))
     present: Any = {f"{i}": Process() for i in range(len(found) + len(failed))}
-    everyone = dict(present)
+    all_processes = dict(present)
     usable_workers = _keep_usable(None, present, device_names(settings.devices, {}), lambda: None, requires_device)  # type: ignore[arg-type]
-    assert {name for name, each in everyone.items() if each.is_over} == everyone.keys() - present.keys()
+    assert {name for name, each in all_processes.items() if each.is_over} == all_processes.keys() - present.keys()
     return [each["name"] for each in usable_workers], set(present)
 
 
@@ -65,11 +65,11 @@ def test_workers_with_their_devices_are_kept(monkeypatch: pytest.MonkeyPatch) ->
     found = [device(0, place="0000:3b:00.0"), device(1, place="0000:5e:00.0"), device(2, place="0000:3b:00.0")]
     settings = ClusterSettings(workers=3, devices=("cuda0", "cuda1"))
     assert keep_usable(monkeypatch, found, settings) == (["0", "1", "2"], {"0", "1", "2"}), (
-        "two of them share the first card"
+        "two workers share the first card"
     )
 
 
-def test_a_worker_on_the_card_of_another_is_dismissed(
+def test_a_worker_on_the_card_of_another_worker_is_ended(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = [device(0, place="0000:3b:00.0"), device(1, place="0000:3b:00.0")]
@@ -77,7 +77,7 @@ def test_a_worker_on_the_card_of_another_is_dismissed(
     assert mentions(caplog.text, "worker 1 of 2", "cuda1", "worker 0", "cuda0")
 
 
-def test_a_worker_without_device_or_answer_is_dismissed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_without_device_or_answer_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [device(0), device(1, reason="no driver")]
     settings = ClusterSettings(workers=3)
     assert keep_usable(monkeypatch, found, settings, {"2": "its process gave no answer"}) == (["0"], {"0"})

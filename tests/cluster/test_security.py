@@ -1,4 +1,4 @@
-"""Tests of the certificates with which a run connects to a scheduler, and of schedulers that it refuses."""
+"""Tests of the certificates for a connection to a scheduler, and of schedulers that a run refuses."""
 
 from __future__ import annotations
 
@@ -52,4 +52,4 @@ def test_certificates_come_from_the_configuration_of_dask(tmp_path: Path, monkey
         monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TLS__{name}", str(tmp_path / "nowhere.pem"))
     with refused(78, str(tmp_path / "nowhere.pem"), "No such file"):
         dask_security("tls://head-node:8786")
-    assert dask_security("tcp://127.0.0.1:8786").require_encryption is False, "it needs no certificates"
+    assert dask_security("tcp://127.0.0.1:8786").require_encryption is False, "tcp needs no certificates"

@@ -15,23 +15,23 @@ from tests.support.logged import mentions
 
 
 @dataclass(frozen=True)
-class Made:
-    by: str
+class Result:
+    process: str
     n_rows: int
 
 
-def make(n_rows: int) -> Made:
-    return Made(process_name(), n_rows)
+def make(n_rows: int) -> Result:
+    return Result(process_name(), n_rows)
 
 
-def merge(found: list[Made]) -> Made:
-    return Made("", sum(each.n_rows for each in found))
+def merge(found: list[Result]) -> Result:
+    return Result("", sum(each.n_rows for each in found))
 
 
 @pytest.mark.process
 def test_results_count_for_the_process_that_made_them() -> None:
     stats = WorkerStats()
-    found = list[Made]()
+    found = list[Result]()
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         pool.stats = stats  # type: ignore[attr-defined]
         stats.begin("scan")
@@ -43,9 +43,9 @@ def test_results_count_for_the_process_that_made_them() -> None:
     assert summaries.pop("here:1") == {**known[0], "stages": {}}
     scan = [worker["stages"]["scan"] for worker in summaries.values() if "scan" in worker["stages"]]
     assert (sum(done["n_tasks"] for done in scan), sum(done["n_rows"] for done in scan)) == (40, merged.n_rows)
-    for by in {result.by for result in found}:
-        rows = [result.n_rows for result in found if result.by == by]
-        encoding = summaries[by]["stages"]["encoding"]
+    for process in {result.process for result in found}:
+        rows = [result.n_rows for result in found if result.process == process]
+        encoding = summaries[process]["stages"]["encoding"]
         assert (encoding["n_tasks"], encoding["n_rows"]) == (len(rows), sum(rows))
     assert process_name() not in summaries
 
@@ -64,7 +64,7 @@ def test_the_log_shows_the_speed_of_workers(speeds: list[int], facts: tuple[str,
     stats = WorkerStats(clock=lambda: now)
     stats.begin("scan")
     for i, speed in enumerate(speeds):
-        stats.add(f"node:{i}", Made("", 2 * speed))
+        stats.add(f"node:{i}", Result("", 2 * speed))
     now += 2
     assert mentions(str(stats), *facts)
     assert (str(stats) == "") == (not facts)

@@ -28,7 +28,7 @@ from tests.support.logged import mentions
 
 
 class FakeFuture:
-    """A future with the interface of Dask's client."""
+    """Future with the interface of Dask's futures."""
 
     def __init__(self) -> None:
         self.future: Future[Any] = Future()
@@ -41,17 +41,17 @@ class FakeFuture:
         return "error" if self.future.exception() and not self.has_result else "finished"
 
     async def result(self) -> Any:
-        return self.future.result()  # in a thread of its own
+        return self.future.result()  # in a separate thread
 
 
 class Client:
-    """A client of a scheduler whose workers do nothing on their own."""
+    """Client of a scheduler whose workers do nothing."""
 
     def __init__(self, n_workers: int = 1) -> None:
         self.status = "running"
         self.n_workers = n_workers
-        self.taken_back = False
-        self.loop = self  # runs each call in a thread of its own
+        self.has_cancelled = False
+        self.loop = self  # runs each call in a separate thread
         self.scheduler = self
 
     def add_callback(self, function: Any, *arguments: Any) -> None:
@@ -66,9 +66,9 @@ class Client:
     def work(self, future: Future[Any], function: Any) -> None:
         pass
 
-    def cancel(self, all_asked: list[FakeFuture]) -> None:
-        self.taken_back = True
-        for each in all_asked:
+    def cancel(self, all_pending: list[FakeFuture]) -> None:
+        self.has_cancelled = True
+        for each in all_pending:
             each.future.cancel()
 
     def scheduler_info(self, n_workers: int) -> dict[str, int]:
@@ -85,7 +85,7 @@ def run(client: Any, n: int = 3, patience: float = 60.0) -> Any:
 
 
 def test_a_scheduler_lost_without_an_answer_can_be_retried() -> None:
-    """A run whose scheduler was killed between two rounds used to end with a KeyError (exit code 70)."""
+    """If a scheduler was killed between two rounds, the run used to end with a KeyError (exit code 70)."""
 
     class SilentClient(Client):
         def scheduler_info(self, n_workers: int) -> dict[str, int]:
@@ -110,10 +110,10 @@ def test_results_and_errors_are_passed_unchanged() -> None:
             future.set_exception(self.error)
 
     assert run(ComputingClient(), 40) == list(range(40))
-    breaks = FailingClient(DataError("bad"))
+    failing = FailingClient(DataError("bad"))
     with refused(65, "bad"):
-        run(breaks)
-    assert breaks.taken_back
+        run(failing)
+    assert failing.has_cancelled
     with pytest.raises(ConnectionResetError):  # a connection of the task itself, for example to a file server
         run(FailingClient(ConnectionResetError()))
 
@@ -150,7 +150,7 @@ def test_a_lost_scheduler_ends_the_run_which_can_be_resumed() -> None:
     with refused(75, "scheduler"):
         run(LosingResults())
     silent = Client()
-    silent.status = "closed"  # without notifying any process
+    silent.status = "closed"  # without a notification
     with refused(75, "scheduler"):
         run(silent)
 
@@ -174,11 +174,11 @@ def test_a_signal_ends_a_run_that_waits_for_workers() -> None:
     client = InterruptedClient()
     with stoppable(), pytest.raises(Stopped):
         run(client)
-    assert client.taken_back
+    assert client.has_cancelled
 
 
 def test_a_result_counts_even_if_its_worker_dies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The part exists, and the run used to end with an internal error."""
+    """The part exists, but the run used to end with an internal error."""
     result = DaskFuture._result
 
     async def lose(self: DaskFuture, raiseit: bool = True) -> Any:
@@ -197,20 +197,20 @@ def test_a_result_counts_even_if_its_worker_dies(monkeypatch: pytest.MonkeyPatch
 
 
 class SilentClient(Client):
-    """A client of a scheduler that receives queries and never answers, as if it were stopped."""
+    """Client of a scheduler that receives queries but never answers, as if its process were suspended."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_given_up = threading.Event()
+        self.is_aborted = threading.Event()
         self.scheduler_comm = self.rpc = self
 
     async def identity(self, n_workers: int) -> dict[str, int]:
-        self.is_given_up.wait(60)
-        raise CommClosedError("given up")
+        self.is_aborted.wait(60)
+        raise CommClosedError("aborted")
 
     def abort(self) -> None:
         self.status = "connecting"
-        self.is_given_up.set()
+        self.is_aborted.set()
 
     async def close(self) -> None:
         pass
@@ -220,7 +220,7 @@ def test_a_scheduler_that_does_not_answer_counts_as_lost(caplog: pytest.LogCaptu
     client: Any = SilentClient()
     with connection.disconnect_if_silent(client, interval=0.01, max_silence=0.05), refused(75, "scheduler"):
         run(client)
-    assert client.is_given_up.is_set()
+    assert client.is_aborted.is_set()
     assert mentions(caplog.text, "cluster:", "scheduler")
 
 

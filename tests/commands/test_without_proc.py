@@ -1,4 +1,4 @@
-"""Tests of commands on a system without /proc: each of them reports that it cannot work."""
+"""Tests of commands on a system without /proc: each command ends with an error."""
 
 from __future__ import annotations
 

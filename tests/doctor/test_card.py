@@ -1,4 +1,4 @@
-"""Tests of all CUDA checks together, on an emulated card without a fault and with one fault each."""
+"""Tests of all CUDA checks together, on an emulated card without a fault, and with one fault at a time."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def test_working_card_passes_every_check(tmp_path: Path) -> None:
     assert "3.1 GB" in found["card0"]["found"]
     assert re.search(r"[\d,]+ GFLOP/s.*[\d.]+ GB/s", found["cuda"]["found"])
     assert "cuda0" not in found, "it is the same card"
-    for check_name, begins in (("driver", "libcuda."), ("nvrtc", "libnvrtc."), ("cublas", "libcublas.")):
-        assert begins in found[check_name]["found"]
-        assert any(Path(path).name.startswith(begins) for path in answer["libraries"]["cuda"])
+    for check_name, prefix in (("driver", "libcuda."), ("nvrtc", "libnvrtc."), ("cublas", "libcublas.")):
+        assert prefix in found[check_name]["found"]
+        assert any(Path(path).name.startswith(prefix) for path in answer["libraries"]["cuda"])
 
 
 def checks_by_name(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Any]:

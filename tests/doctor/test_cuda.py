@@ -1,4 +1,4 @@
-"""Tests of each CUDA check: it reports the fault and what to do."""
+"""Tests of each CUDA check: it reports the fault with advice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.doctor.check import Check
 from pipeline.doctor.cuda import cuda_checks, newest_ptx
 
 CARD = {"name": "NVIDIA T4", "place": "0000:01:00.0", "capability": [7, 5], "free": 14 * 10**9, "total": 16 * 10**9}
-WHOLE: dict[str, Any] = {
+WORKING: dict[str, Any] = {
     "libgpuarray": {"files": ["/venv/lib/libgpuarray.so.3.0"]},
     "cublas": {"files": ["/venv/libcublas.so.12"], "version": [12, 6, 4]},
     "nvrtc": {"files": ["/venv/libnvrtc.so.12"], "version": [12, 6], "ptx": [8, 5]},
@@ -24,7 +24,7 @@ MISSING = {"error": "libcuda.so: cannot open shared object file"}
 
 
 @pytest.fixture(autouse=True)
-def no_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def hide_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Hide the cards and drivers of this machine."""
     monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
     monkeypatch.setattr(cuda, "_PCI_DEVICES", str(tmp_path))
@@ -32,7 +32,7 @@ def no_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def found_of(is_wanted: bool = True, **changed: Any) -> dict[str, Check]:
-    found = deepcopy(WHOLE) | changed
+    found = deepcopy(WORKING) | changed
     checks = {each.name: each for each in cuda_checks(found, is_wanted) if each.name != "pygpu"}
     assert all(each.fix for each in checks.values() if each.status in ("fail", "warn"))
     return checks
@@ -72,18 +72,18 @@ def test_newest_ptx_of_each_version_of_cuda_is_known(version: tuple[int, int], p
 
 @pytest.mark.parametrize("driver", [[12, 4], [13, 0]])
 def test_ptx_newer_than_the_driver_is_a_fault(driver: list[int]) -> None:
-    newer = {**WHOLE["nvrtc"], "ptx": [9, 1]}
-    check = found_of(nvrtc=newer, driver={**WHOLE["driver"], "version": driver})["nvrtc"]
+    newer = {**WORKING["nvrtc"], "ptx": [9, 1]}
+    check = found_of(nvrtc=newer, driver={**WORKING["driver"], "version": driver})["nvrtc"]
     assert check.status == "fail"
     assert "NVRTC" in check.fix
     for version, ptx in (([12, 5], [8, 5]), ([12, 6], [8, 5])):  # NVRTC may be newer if its PTX is not
-        changed = {"driver": {**WHOLE["driver"], "version": version}, "nvrtc": {**WHOLE["nvrtc"], "ptx": ptx}}
+        changed = {"driver": {**WORKING["driver"], "version": version}, "nvrtc": {**WORKING["nvrtc"], "ptx": ptx}}
         assert found_of(**changed)["nvrtc"].status == "pass"
 
 
 def test_missing_driver_is_the_only_finding_unless_requested(tmp_path: Path) -> None:
     missing = {"driver": MISSING, "nvrtc": MISSING, "cublas": MISSING, "card0": None}
-    nothing = {name: value for name, value in {**WHOLE, **missing}.items() if value}
+    nothing = {name: value for name, value in {**WORKING, **missing}.items() if value}
     checks = cuda_checks(nothing, is_wanted=False)
     found = {each.name: each for each in checks if each.name not in ("pygpu", "libgpuarray")}
     assert found == {"driver": Check("driver", "absent", found["driver"].found)}
@@ -112,17 +112,17 @@ def test_faults_of_cuda_are_warnings_unless_it_is_requested() -> None:
     ],
 )
 def test_driver_that_fails_to_start_or_sees_no_card_fails(driver: dict[str, Any], phrase: str) -> None:
-    check = found_of(driver={**WHOLE["driver"], **driver})["driver"]
+    check = found_of(driver={**WORKING["driver"], **driver})["driver"]
     assert check.status == "fail"
     assert phrase in check.found
     assert "--gpus all" in check.fix
 
 
 def test_disabled_jit_of_the_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_card = {**WHOLE["driver"], "n_cards": 0, "jit": False}
+    no_card = {**WORKING["driver"], "n_cards": 0, "jit": False}
     check = found_of(driver=no_card)["kernels"]
     assert "libnvidia-ptxjitcompiler.so.1" in check.found
-    assert "kernels" not in found_of(driver={**WHOLE["driver"], "jit": False}), (
+    assert "kernels" not in found_of(driver={**WORKING["driver"], "jit": False}), (
         "a card works, so the driver works as well"
     )
     monkeypatch.setenv("CUDA_DISABLE_PTX_JIT", "1")
@@ -150,7 +150,7 @@ def test_card_that_accepts_no_kernel_comes_with_a_fix(answers: dict[str, Any], f
     assert fix in check.fix
 
 
-def test_hanging_driver_keeps_the_findings_made_before() -> None:
+def test_hanging_driver_keeps_earlier_findings() -> None:
     found = found_of(driver={"files": ["/usr/lib/libcuda.so.570"]}, failed="no answer within 60 s")
     assert (found["cuda"].status, found["cuda"].found) == ("fail", "no answer within 60 s")
     assert "PTX 8.5" in found["nvrtc"].found
@@ -165,7 +165,7 @@ def test_processes_on_a_card_are_named_by_nvidia_smi(monkeypatch: pytest.MonkeyP
     program.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    check = {each.name: each for each in cuda_checks(WHOLE, is_wanted=True)}["card0"]
+    check = {each.name: each for each in cuda_checks(WORKING, is_wanted=True)}["card0"]
     for part in ("16.0 GB", "python3 (4711)", "2000 MiB"):
         assert part in check.found
     assert "4712" not in check.found

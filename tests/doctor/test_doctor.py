@@ -1,4 +1,4 @@
-"""Tests of `shardpress doctor`: faults come first, with what to do. Each test breaks something."""
+"""Tests of `shardpress doctor`: faults come first, with advice. Most tests break a part of the environment."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMAND = Path(sys.executable).parent / "shardpress"
 
 
 def doctor(folder: Path, *flags: str, **variables: str | Path | None) -> tuple[int, dict[str, Any]]:
-    """Return the exit code and the checks by name; standard output must contain nothing else."""
+    """Return the exit code and the checks by name. Standard output must contain only JSON."""
     env = environment(**{"PYTHONPATH": None, **variables})
     command = [COMMAND, "doctor", "--json", *flags]
     result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
@@ -75,7 +75,7 @@ def test_working_machine_passes_with_devices_and_library_files(tmp_path: Path) -
     assert found["driver"]["status"] in ("pass", "absent"), "CUDA was not requested"
     assert all(Path(path).exists() for paths in found["libraries"].values() for path in paths)
     assert {"blas", "hdf5"} <= set(found["libraries"])
-    assert list(tmp_path.iterdir()) == [], "it leaves no files"
+    assert list(tmp_path.iterdir()) == [], "doctor leaves no files"
 
 
 @pytest.mark.process
@@ -130,7 +130,7 @@ def test_broken_packages_are_named_with_the_command_to_run(tmp_path: Path) -> No
     assert "<2,>=1.26.4" in found["packages"]["found"]
     assert found["packages"]["fix"].endswith(" install 'numpy<2,>=1.26.4'")
     assert "half installed" in found["cpu"]["found"]
-    assert found["compiler"]["status"] == "pass", "the others are checked"
+    assert found["compiler"]["status"] == "pass", "the other checks still run"
 
 
 @pytest.mark.process
@@ -140,15 +140,15 @@ def test_broken_packages_are_named_with_the_command_to_run(tmp_path: Path) -> No
         ("time.sleep(100)", " 2 s"),
         ("os.abort()", " -6"),
         ("sys.exit('odd version')", " 1: odd version"),
-        ("tell(done=True); os.abort()", ""),
+        ("send(done=True); os.abort()", ""),
     ],
 )
 def test_hanging_or_crashing_device_keeps_earlier_findings(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, program: str, words: str
 ) -> None:
     """Findings from before the crash are reported."""
-    source = "import json, os, sys, time\ndef tell(**found): print(json.dumps(found), flush=True)\ndef main():\n"
-    (tmp_path / "odd_device.py").write_text(f"{source}    print('1', 'noise'); tell(name='Card'); {program}\n")
+    source = "import json, os, sys, time\ndef send(**found): print(json.dumps(found), flush=True)\ndef main():\n"
+    (tmp_path / "odd_device.py").write_text(f"{source}    print('1', 'noise'); send(name='Card'); {program}\n")
     monkeypatch.syspath_prepend(tmp_path)
     found = collect_reports("odd_device", 2 if "sleep" in program else 60)
     assert ("failed" in found) == bool(words)

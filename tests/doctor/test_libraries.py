@@ -1,4 +1,4 @@
-"""Tests of the queries of CUDA libraries, with small libraries that answer as the real ones do."""
+"""Tests of the queries of CUDA libraries, with small libraries that answer like the real libraries."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SOURCE = r"""
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-static int number(const char *name, int otherwise) { return getenv(name) ? atoi(getenv(name)) : otherwise; }
-static char ptx[99], asked[99];
+static int number(const char *name, int fallback) { return getenv(name) ? atoi(getenv(name)) : fallback; }
+static char ptx[99], requested[99];
 
 int cuDriverGetVersion(int *v) { *v = number("FAKE_CUDA", 12080); return 0; }
 int cuInit(unsigned f) { if (getenv("FAKE_HANGS")) pause(); return number("FAKE_INIT", 0); }
@@ -45,9 +45,9 @@ int cuLinkComplete(void *s, void **b, size_t *n) { *b = ptx; return 0; }
 int nvrtcVersion(int *a, int *b) { *a = 12; *b = number("FAKE_NVRTC", 8); return 0; }
 int nvrtcCreateProgram(void **p, const char *s, const char *n, int k, void *h, void *i) { *p = ptx; return 0; }
 int nvrtcCompileProgram(void *p, int n, const char **options) {
-    strcpy(asked, n ? options[1] : "");
+    strcpy(requested, n ? options[1] : "");
     sprintf(ptx, "//\n.version 8.%d\n.target sm_52\n", number("FAKE_PTX", 7));
-    return !strcmp(asked, "compute_10") ? 5 : 0;
+    return !strcmp(requested, "compute_10") ? 5 : 0;
 }
 const char *nvrtcGetErrorString(int code) { return code == 5 ? "NVRTC_ERROR_INVALID_OPTION" : "?"; }
 int nvrtcGetPTXSize(void *p, size_t *n) { *n = strlen(ptx) + 1; return 0; }
@@ -138,7 +138,7 @@ def test_driver_with_a_versioned_name_only_is_found(folder: Path) -> None:
 
 
 def test_both_files_of_a_forwarding_library_are_named(folder: Path, library: Path) -> None:
-    """Our library has a name without version, the real one a name with version."""
+    """Our library has a name without a version, and the real library has a name with a version."""
     real = folder / "real" / "libcuda.so.570.1"
     real.parent.mkdir()
     shutil.copy(library, real)
@@ -154,7 +154,7 @@ def test_both_files_of_a_forwarding_library_are_named(folder: Path, library: Pat
 
 
 def test_missing_libraries_are_reported_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Also on a machine that has the libraries: files that cannot be loaded come before them on the search path."""
+    """If this machine has the libraries, files that cannot be loaded come before them on the search path."""
     for name in ("libcuda.so", "libcuda.so.1", "libnvrtc.so", "libcublas.so"):
         (tmp_path / name).write_bytes(b"not a library")
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))

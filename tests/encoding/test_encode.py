@@ -1,4 +1,4 @@
-"""Tests of encoding: the features of each row are in their place, in whole files or none."""
+"""Tests of encoding: the features of each row are in their place, and every file is complete."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.support.logged import mentions
 
 
 def double(rows: np.ndarray, out: np.ndarray) -> None:
-    """Replaces the device: two features, twice the first two columns."""
+    """Encode rows without a device: the two features are twice the first two columns."""
     out[:] = 2 * rows[:, :2]
 
 
@@ -139,7 +139,7 @@ def test_the_error_about_bad_rows_names_their_place(tmp_path: Path) -> None:
         encode(shards, tmp_path, 2, 4)
 
 
-def test_an_interrupt_leaves_whole_files_or_none(tmp_path: Path) -> None:
+def test_an_interrupt_leaves_only_complete_files(tmp_path: Path) -> None:
     calls = []
 
     def interrupted(rows: np.ndarray, out: np.ndarray) -> None:

@@ -109,7 +109,7 @@ def test_an_index_opens_no_part(tmp_path):
 
 
 def test_views_of_many_parts_are_made_one_at_a_time():
-    """HDF5 takes 20 kB for each part of a view: 2 GB for 100,000 parts. An index may contain views of views."""
+    """HDF5 takes 20 kB for each part of a view: 2 GB for 100,000 parts. An index can contain views of views."""
     requested = []
 
     def viewed(i):

@@ -122,7 +122,7 @@ def test_an_attribute_names_the_source_of_a_part():
         {"path": "größe/0.h5", "n_rows": 3, "share": 0.5, "none": None, "is": True, "nested": {"a": [1, 2, 3]}},
         {"path": name + "\\udcff.h5", "dataset": "a\0b"},
         {"path": name * 4096, "dataset": name * 4096},
-        *({"path": "x" * n} for n in range(240, 260)),  # lengths around the one to which it is padded
+        *({"path": "x" * n} for n in range(240, 260)),  # lengths around the padded length
     ]
     for source in sources:
         with h5py.File(io.BytesIO(part_bytes(feature_rows(3), np.ones(3, bool), {}, {}, source))) as file:
@@ -201,7 +201,7 @@ def test_unsupported_text_is_an_error_in_every_part():
 
 def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
     layouts = []
-    memory = PartMemory(4, 2)  # may be the first one of the process
+    memory = PartMemory(4, 2)  # created first, because it can be the first of the process, which causes one more layout
     monkeypatch.setattr(module, "lay_out", lambda *arguments: layouts.append(1) or lay_out(*arguments))
     for i in range(5):
         memory.file(np.ones(3, bool), {"y": np.arange(3)}, {}, {"n_rows": 10**i, "path": f"größe/{'x' * i}.h5"})
@@ -316,7 +316,7 @@ def test_a_part_with_an_extra_named_x_is_a_valid_shard(tmp_path):
 @pytest.mark.process
 @pytest.mark.parametrize("kind", ["ragged", "reference"])
 def test_every_extra_dataset_can_be_written(tmp_path, kind):
-    """An extra that cannot be written is left out when the shards are vetted, before the training."""
+    """An extra that cannot be written is left out when the shards are checked, before the training."""
     path = write_shard(tmp_path / "x.h5", numbered(3))
     with h5py.File(path, "a") as file:
         dtype = h5py.ref_dtype if kind == "reference" else h5py.vlen_dtype(np.int32)

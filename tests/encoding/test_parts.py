@@ -1,4 +1,4 @@
-"""Tests of parts: which rows are still to be encoded, and the facts of encoded ones."""
+"""Tests of parts: rows that are not encoded yet, and facts about encoded parts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_part_is_restored_from_its_record(tmp_path: Path) -> None:
 
 
 def test_a_record_of_the_previous_version_can_be_read() -> None:
-    """It lists bad rows even where there are none."""
+    """Such a record has a list of bad rows even if the list is empty."""
     found = part(3, 5, 9)
     assert PartFacts.from_record(Record("part-000003-000000000005", "", found.entry, {**FACTS, "bad": []})) == found
 

@@ -117,14 +117,14 @@ def test_a_served_model_is_used_and_dropped_at_the_end(compiled: list[Any]) -> N
 
 
 @pytest.mark.parametrize(("requested", "n"), [(2, 2), (0, 3)])
-def test_the_number_of_readers_is_requested_or_that_of_cores(
+def test_the_number_of_readers_defaults_to_the_cores(
     settings: EncodeSettings, monkeypatch: pytest.MonkeyPatch, requested: int, n: int
 ) -> None:
     """The number of cores of the driver is not used for an external worker."""
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    turns = Worker(replace(settings, n_readers=requested), MODEL, encode_nothing, Disk()).turns
-    assert [turns.acquire(blocking=False) for _ in range(4)] == [i < n for i in range(4)]
+    readers = Worker(replace(settings, n_readers=requested), MODEL, encode_nothing, Disk()).readers
+    assert [readers.acquire(blocking=False) for _ in range(4)] == [i < n for i in range(4)]
 
 
 def test_a_thread_reuses_its_memory(settings: EncodeSettings) -> None:

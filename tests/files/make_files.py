@@ -1,6 +1,6 @@
-"""Write the files in this directory again, with the software that they come from.
+"""Write the files in this directory again, with the original software.
 
-It runs in an environment with the packages that README.md names: python tests/files/make_files.py
+Run this program in an environment with the packages that README.md names: python tests/files/make_files.py
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KINDS = np.array(["b", "a", "c"])[ROWS[:, 0] % 3]
 
 
 def filtered() -> None:
-    """Write one file for each filter of a plugin, rows and labels, in the oldest format."""
+    """Write one file with rows and labels for each filter of a plugin, in the oldest format."""
     ways = {
         "zstd": hdf5plugin.Zstd(),
         "zstd-shuffle": {"shuffle": True, "fletcher32": True, **hdf5plugin.Zstd()},
@@ -110,9 +110,9 @@ def records() -> None:
 
 
 def matlab() -> None:
-    """Write a MATLAB 7.3 file: a user block, rows in columns, and labels in a column of their own."""
-    held = {"X": ROWS.astype("f8"), "y": np.arange(60.0)}
-    hdf5storage.savemat(str(HERE / "matlab.mat"), held, format="7.3", oned_as="column", store_python_metadata=False)
+    """Write a MATLAB 7.3 file: a user block, rows in columns, and labels in a separate column."""
+    arrays = {"X": ROWS.astype("f8"), "y": np.arange(60.0)}
+    hdf5storage.savemat(str(HERE / "matlab.mat"), arrays, format="7.3", oned_as="column", store_python_metadata=False)
 
 
 def netcdf() -> None:

@@ -1,4 +1,4 @@
-"""Tests that kernels compile for every card: the kernels of one network here, of all networks in `make soak`."""
+"""Tests that the kernels of one network compile for every card. `make soak` compiles the kernels of all networks."""
 
 from __future__ import annotations
 

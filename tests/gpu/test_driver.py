@@ -1,4 +1,4 @@
-"""Tests of queries of the driver in a child process, with libraries that answer as NVIDIA's do, or do not."""
+"""Tests of queries of the driver in a child process, with fake libraries that work or fail."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.process
 
 
 @pytest.fixture(autouse=True)
-def found_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def use_fake_libraries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make libraries in the folder take precedence over a driver of this machine."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
 
@@ -32,7 +32,7 @@ def test_driver_that_crashes_later_still_reports_its_version(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("code", ["", "int cuDriverGetVersion(int *version) { return 34; }", "this is no library"])
 def test_library_that_is_no_driver_is_none(tmp_path: Path, code: str) -> None:
-    """Not a driver: a library without answers, a toolkit's stub for linking, and a file that cannot be loaded."""
+    """The file is an empty library, a stub for linking from a CUDA toolkit, or a file that cannot be loaded."""
     if code.startswith("this"):
         (tmp_path / "libcuda.so.1").write_text(code)
     else:

@@ -9,7 +9,7 @@ from pipeline.errors import DeviceError, UsageError
 from pipeline.gpu.driver import Driver
 from pipeline.gpu.fitting import choose_packages, parse_version
 
-# Available versions of both.
+# Available versions of both packages.
 NVRTC = {"-cu12": "12.0.76 12.0.140 12.1.105 12.2.140 12.4.127 12.6.85 12.8.93 12.9.86", "": "13.0.88 13.1.115 13.5.37"}
 CUBLAS = {
     "-cu12": "12.0.2.224 12.1.3.1 12.2.5.6 12.4.5.8 12.6.4.1 12.8.5.5 12.9.3.13",

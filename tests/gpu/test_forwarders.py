@@ -1,4 +1,4 @@
-"""Tests of the workarounds for libgpuarray: each of them fails if the real library is opened by its own name."""
+"""Tests of the workarounds for libgpuarray. Each fault occurs if the real library is opened directly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import ctypes
 from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from tests.support.cuda.calls import CUDA, Card, call, code_of
-def elsewhere(*arguments):
+def in_thread(*arguments):
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(code_of, *arguments).result()
 """
@@ -83,11 +83,11 @@ def work():
     facts["found"] = float(card.download(place, np.zeros(16, np.float32)).mean())
     call("cuCtxPopCurrent_v2", None)
     facts["twice"] = code_of(call, "cuCtxPopCurrent_v2", None)
-facts["code"] = elsewhere(work)
+facts["code"] = in_thread(work)
 """
 
 
-def test_thread_without_a_context_is_given_one_once() -> None:
+def test_thread_without_a_context_gets_one_once() -> None:
     ours, without = with_and_without(THREAD)
     assert ours == {"found": 1, "twice": 201, "code": 0}
     assert without == {"code": 201}
@@ -99,7 +99,7 @@ other = ctypes.c_void_p()
 call("cuDevicePrimaryCtxRetain", ctypes.byref(other), 1)
 call("cuCtxPushCurrent_v2", other)
 call("cuCtxPushCurrent_v2", card.context)
-facts["code"] = elsewhere(card.allocate, 4)
+facts["code"] = in_thread(card.allocate, 4)
 """
 
 
@@ -109,7 +109,7 @@ def test_no_context_is_chosen_among_several_or_none(code: str) -> None:
     assert ours == without == {"code": 201}
 
 
-def test_other_functions_are_those_of_the_driver() -> None:
+def test_other_functions_are_forwarded_to_the_driver() -> None:
     ours, without = with_and_without('Card(); facts["code"] = CUDA.cuCtxSynchronize()')
     assert ours == without == {"code": 0}
 
@@ -159,7 +159,7 @@ for name in ("libnvrtc.so", "libnvrtc.so.12"):
 def test_truncated_architecture_is_replaced_by_compute_90(tmp_path: Path) -> None:
     for path in Path(sysconfig.get_path("purelib"), "nvidia/cuda_nvrtc/lib").iterdir():
         (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "libnvrtc.so").symlink_to("libnvrtc.so.12")  # earlier set-ups left this link
+    (tmp_path / "libnvrtc.so").symlink_to("libnvrtc.so.12")  # earlier versions of setup-gpu left this link
     build_forwarders(tmp_path)
     found = run_python(NVRTC.replace("FOLDER", str(tmp_path))).facts
     whole = {"75": [0, "sm_75"], "90": [0, "sm_90"], "100": [0, "sm_100"]}

@@ -1,4 +1,4 @@
-"""Tests of `shardpress setup-gpu` in a virtual environment with wheels from a folder: once, again, and interrupted."""
+"""Tests of `shardpress setup-gpu` with wheels from a folder: new, repeated and interrupted installations."""
 
 from __future__ import annotations
 
@@ -30,15 +30,17 @@ def venv(tmp_path: Path) -> Environment:
 
 @pytest.fixture(scope="module")
 def no_driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a library that is found before this machine's driver and is not a driver."""
+    """Return a folder with a library that hides the driver of this machine, and that is not a driver."""
     folder = tmp_path_factory.mktemp("nothing")
     library(folder / "libcuda.so.1", "int cuDriverGetVersion(int *version) { return 34; }")
     return folder
 
 
-def set_up(venv: Environment, *arguments: str | Path, near: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run `setup-gpu` with the driver in a folder."""
-    return venv.run("python", "-m", "shardpress", "setup-gpu", *arguments, LD_LIBRARY_PATH=near)
+def set_up(
+    venv: Environment, *arguments: str | Path, library_path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `setup-gpu`. `library_path` is the folder of the driver."""
+    return venv.run("python", "-m", "shardpress", "setup-gpu", *arguments, LD_LIBRARY_PATH=library_path)
 
 
 def libraries(venv: Environment) -> dict[str, str]:
@@ -52,15 +54,15 @@ def versions(venv: Environment) -> list[str]:
 
 
 def test_no_driver_installs_widely_usable_libraries(venv: Environment, source: Path, no_driver: Path) -> None:
-    result = set_up(venv, "--from", source, near=no_driver)
+    result = set_up(venv, "--from", source, library_path=no_driver)
     assert result.returncode == 0, result.stderr
-    environment, cuda, pygpu, takes, found, following = result.stdout.splitlines()
+    environment, cuda, pygpu, requirements, found, following = result.stdout.splitlines()
     assert environment == f"environment  {venv.path}"
     assert cuda.startswith("CUDA ")
     assert "12.0" in cuda
     assert pygpu.startswith("pygpu        0.7.6")
-    assert "nvidia-cuda-nvrtc-cu12>=12,<12.1" in takes
-    assert "nvidia-cublas-cu12>=12,<13" in takes
+    assert "nvidia-cuda-nvrtc-cu12>=12,<12.1" in requirements
+    assert "nvidia-cublas-cu12>=12,<13" in requirements
     folder = venv.path / "lib/shardpress-gpu"
     assert "nvidia-cublas-cu12 12.9.3.13" in found
     assert "nvidia-cuda-nvrtc-cu12 12.0.140" in found
@@ -82,16 +84,16 @@ def test_no_driver_installs_widely_usable_libraries(venv: Environment, source: P
 def test_repeated_set_up_changes_libraries_with_the_driver(venv: Environment, source: Path, tmp_path: Path) -> None:
     file = driver(tmp_path / "driver", (12, 4), (8, 0))
     folder = venv.path / "lib/shardpress-gpu"
-    first = set_up(venv, "--from", source, near=file.parent)
+    first = set_up(venv, "--from", source, library_path=file.parent)
     assert f"CUDA 12.4 ({file})" in first.stdout
     assert versions(venv) == ["12.4.127", "12.4.5.8"]
     inode = folder.stat().st_ino
-    again = set_up(venv, "--from", tmp_path, near=file.parent)
+    again = set_up(venv, "--from", tmp_path, library_path=file.parent)
     lines = [line for line in first.stdout.splitlines() if not line.startswith("installing ")]
     assert (again.stdout.splitlines(), again.stderr) == (lines, ""), "no wheel is needed"
     assert folder.stat().st_ino == inode
     driver(file.parent, (13, 0), (8, 0))
-    assert set_up(venv, "--from", source, near=file.parent).returncode == 0
+    assert set_up(venv, "--from", source, library_path=file.parent).returncode == 0
     assert versions(venv) == ["13.0.2.14", "13.0.88"]
     assert libraries(venv)["libnvrtc.so.13"] == "libnvrtc.so.13"
     assert not [name for name in libraries(venv) if name.endswith(".12")]
@@ -120,7 +122,7 @@ def test_incomplete_installation_is_repaired(venv: Environment, source: Path) ->
 
 def test_too_old_driver_is_refused_before_installation(venv: Environment, source: Path, tmp_path: Path) -> None:
     file = driver(tmp_path / "driver", (11, 4))
-    result = set_up(venv, "--from", source, near=file.parent)
+    result = set_up(venv, "--from", source, library_path=file.parent)
     assert (result.returncode, result.stdout) == (69, "")
     assert result.stderr.startswith(f"DeviceError: {file}: ")
     assert "CUDA 11.4, expected 12.0" in result.stderr
@@ -139,9 +141,9 @@ def test_failed_installation_keeps_the_earlier_one(venv: Environment, source: Pa
     assert libraries(venv) == whole
 
 
-def test_libraries_found_first_are_warned_about(venv: Environment, source: Path, tmp_path: Path) -> None:
+def test_libraries_found_first_cause_a_warning(venv: Environment, source: Path, tmp_path: Path) -> None:
     toolkit = library(tmp_path / "toolkit/libnvrtc.so").parent
-    result = set_up(venv, "--from", source, near=toolkit)
+    result = set_up(venv, "--from", source, library_path=toolkit)
     warning = result.stdout.splitlines()[-2]
     assert "LD_LIBRARY_PATH" in warning
     assert str(toolkit) in warning

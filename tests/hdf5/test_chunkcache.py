@@ -58,7 +58,7 @@ def test_each_chunk_is_decompressed_once_for_all_blocks(tmp_path, decompressions
 
 def test_chunks_that_do_not_fit_are_decompressed_for_each_block(tmp_path, decompressions):
     shard = shard_of(tmp_path, (50, 2))
-    CHUNKS.resize(2 * 50 * 2 * 8 - 1)  # two of them contain the rows
+    CHUNKS.resize(2 * 50 * 2 * 8 - 1)  # two chunks contain each row
     found = np.concatenate([read(block) for block in blocks(shard, 25)])
     np.testing.assert_array_equal(found, numbered(N_ROWS, 4))
     assert len(decompressions) == 2 * 4
@@ -112,7 +112,7 @@ def test_failure_reaches_all_waiting_threads_and_is_not_cached():
         go.set()
         with pytest.raises(ValueError, match="damaged"):
             first.result()
-    assert second.exception() is not None or bytes(second.result()) == b"never"  # it may have come too late to wait
+    assert second.exception() is not None or bytes(second.result()) == b"never"  # it may have started too late to wait
     cache = ChunkCache(100)
     with pytest.raises(ValueError, match="damaged"):
         cache.get("a", 10, fail)

@@ -1,4 +1,4 @@
-"""Tests of a file's extras: which datasets are copied, which are left out, and how that is reported."""
+"""Tests of a file's extras: which datasets are copied, which are left out, and how both are reported."""
 
 import h5py
 import numpy as np
@@ -20,7 +20,7 @@ N = 6
 
 @pytest.fixture(params=PLAIN, ids=["plain", "child"])
 def add(request, tmp_path, caplog):
-    """Add datasets next to (N, 2) rows and open the file by either reader; log records before that are dropped."""
+    """Return a function that adds datasets next to (N, 2) rows, and opens the file with one of the readers."""
     path = write_shard(tmp_path / "x.h5", numbered(N))
     caplog.set_level("INFO", "pipeline")
 
@@ -108,7 +108,7 @@ def test_labels_of_another_length_are_warned_about(add, caplog, shape):
 
 @pytest.mark.parametrize("shape", [(), (1,), (2,), (1, 1), (N, 2), (3, N), (0, 0)])
 def test_datasets_of_other_shapes_cause_no_warning(add, caplog, shape):
-    """One value in all, one for each column, or several for each row."""
+    """The datasets have one value in total, one for each column, or several for each row."""
     assert names(add(z=np.zeros(shape))) == ()
     assert not warnings_of(caplog)
 
@@ -137,7 +137,7 @@ def test_extra_whose_name_is_not_utf8_is_left_out(add, caplog):
     assert "dataset=la\\udcff: " in warnings_of(caplog)[0]
 
 
-def test_damaged_header_of_an_extra_costs_this_extra_alone(tmp_path, caplog):
+def test_damaged_header_of_an_extra_affects_only_this_extra(tmp_path, caplog):
     path = write_shard(tmp_path / "x.h5", numbered(N), extras={"y": range(N), "z": range(N)})
     with h5py.File(path) as file:
         place = h5py.h5o.get_info(file["y"].id).addr

@@ -1,4 +1,4 @@
-"""Tests with damaged files: each is read or refused with a message, within bounds, and none reaches another file."""
+"""Tests with damaged files: each is read or refused with a message, within bounds, and no other file is opened."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def test_damaged_files_are_read_or_refused_in_bounds():
 
 
 def test_files_with_repaired_checksums_are_read_or_refused():
-    """Each change reaches the parser, because the checksum is right."""
+    """Each change reaches the parser, because the checksum is correct."""
     outcome = fuzz(120, seed=2, in_structures=True)
     assert outcome.faults == []
     assert sum(outcome.counts.values()) == 120
@@ -35,7 +35,7 @@ def test_files_with_repaired_checksums_are_read_or_refused():
 
 
 def test_checksummed_structures_of_all_kinds_are_found(tmp_path):
-    """They include all kinds that h5py writes, and only whole ones."""
+    """The structures include all kinds that h5py writes, and all of them are complete."""
     corpus = make_corpus(tmp_path, hostile.secret(tmp_path))
     found = {each.name for content, structures in checksummed(corpus) for each in structures}
     trees_and_heaps = {"BTHD", "BTLF", "BTIN", "FRHP", "FHDB", "FHIB"}

@@ -120,7 +120,7 @@ def test_chunks_allocated_early_are_found_without_an_index(tmp_path, libver, chu
     "filtered", [("set_shuffle",), ("set_deflate",), ("set_fletcher32",), ("set_shuffle", "set_deflate")]
 )
 def test_edge_chunks_stored_without_filters_are_read(tmp_path, filtered):
-    """HDF5 marks them by a property that h5py does not know, not by filter masks."""
+    """HDF5 marks these chunks by a property that h5py does not support, not by filter masks."""
     rows = numbered(5, 3, dtype=np.int32)
     created = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     created.set_chunk((2, 2))
@@ -240,7 +240,7 @@ def test_wrong_checksum_is_reported_with_its_rows(tmp_path):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Replace a system call of the reader: ``calls("preadv", act)``."""
+    """Return a function that replaces a system call of the reader: ``calls("preadv", act)``."""
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
 
     def replace(name, act):
@@ -251,7 +251,7 @@ def calls(monkeypatch):
 
 
 def failing(number, times):
-    """Return a function whose first `times` calls raise an error and later ones succeed, and the list of calls."""
+    """Return a function that raises an error in its first `times` calls, and the list of calls."""
     calls_made = []
 
     def act(real, *arguments):

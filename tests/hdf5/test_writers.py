@@ -1,4 +1,4 @@
-"""Tests with files of other software (tests/files): their rows and labels are read, or an error says what to write."""
+"""Tests with files of other software (tests/files): rows and labels are read, or refused with advice."""
 
 from itertools import product
 from pathlib import Path

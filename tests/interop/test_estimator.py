@@ -49,7 +49,7 @@ def same_models(one: TiedAutoencoder, other: Any) -> bool:
 
 @pytest.mark.process
 def test_all_checks_of_scikit_learn_pass() -> None:
-    """They run in a child process, because one check needs a variable that is read when SciPy is imported."""
+    """The checks run in a child process, because one check needs a variable that is read when SciPy is imported."""
     ended = run_python(
         """
         from sklearn.utils.estimator_checks import check_estimator
@@ -70,7 +70,7 @@ def test_parameters_are_settings_with_their_defaults() -> None:
     for name, value in TiedAutoencoder().get_params().items():
         assert value == SETTINGS[{"random_state": "seed"}.get(name, name)].default, name
     deciding = {name for name, setting in SETTINGS.items() if setting.affects in ("scan", "model")}
-    # Special values can mark missing ones in a shard; an array uses NaN.
+    # In a shard, a special value can mark missing values. An array uses NaN.
     assert deciding - set(TiedAutoencoder().get_params()) == {"seed", "missing_value"}
 
 
@@ -135,7 +135,7 @@ def test_example_of_the_readme_runs() -> None:
 
 
 class Recorder:
-    """A callback that stops a training run after its second epoch."""
+    """Callback that stops the training after its second epoch."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -280,7 +280,7 @@ def test_frames_and_any_memory_order_give_the_same_bits() -> None:
     for other in (frame, np.asfortranarray(x), x[::-1][::-1], x.tolist()):
         model = of_frame if other is frame else fitted
         assert model.transform(other).tobytes() == fitted.transform(x).tobytes()
-    for n in (1, 7):  # for any rows around it
+    for n in (1, 7):  # the result does not depend on other rows
         assert fitted.transform(x[-n:]).tobytes() == fitted.transform(x)[-n:].tobytes()
 
 

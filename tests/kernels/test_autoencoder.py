@@ -46,7 +46,7 @@ both_ways = pytest.mark.usefixtures("path")
 
 @pytest.fixture
 def cost_and_gradients(rng):
-    """Return an autoencoder, scaled rows, and [cost, gradients] of our graph and of Theano's differentiation."""
+    """Return an autoencoder, scaled rows, and [cost, gradients] from our graph and from Theano's differentiation."""
     autoencoder = random_autoencoder(rng)
     x = rng.random((11, N_INPUTS), dtype=np.float32)
     symbol = theano.tensor.fmatrix()
@@ -82,7 +82,7 @@ def test_gradients_equal_those_of_theano(cost_and_gradients):
 def test_scaling_and_encoding_every_dtype_equals_numpy(rng, dtype, working):
     rows = random_rows(rng, 40, dtype)
     if working is None:
-        rows //= rows.dtype.type(rows.max() // 4 or 1)  # unscaled: otherwise sigmoids would saturate
+        rows //= rows.dtype.type(rows.max() // 4 or 1)  # large unscaled values would saturate the sigmoids
     minimum, scale = scaling_of(rows, working)
     autoencoder = random_autoencoder(rng, minimum=minimum, scale=scale)
     symbol = theano.tensor.TensorType(dtype.name, (False, False))()
@@ -128,7 +128,7 @@ DEEP = Network((100, 40, 24), "leaky-relu", "linear", gain=True)
 
 @pytest.fixture(params=[WIDE, DEEP], ids=["wide", "deep"])
 def images(rng, request):
-    """Return an autoencoder of some width or depth, and rows of three tiles and a fraction."""
+    """Return a wide or a deep autoencoder, and rows that fill three tiles and a part of a fourth one."""
     rows = rng.integers(0, 256, (3 * TILE_ROWS + 5, 100), dtype=np.uint8)
     return random_autoencoder(rng, request.param, *scaling_of(rows, "float32")), rows
 

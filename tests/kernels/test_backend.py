@@ -1,4 +1,4 @@
-"""Tests of loading Theano: the fallback if the requested device is missing, and the number of cores for products."""
+"""Tests of the backend: the fallback if the requested device is missing, and the number of cores for products."""
 
 import ctypes
 from importlib.util import find_spec

@@ -1,7 +1,7 @@
 """Tests of silent errors of a card: copies, and sums over shapes that its kernels divide in different ways.
 
-With TEST_CARD=full they use the machine's card and sizes that only a card is fast enough for; otherwise the emulated
-card.
+With TEST_CARD=full, the tests use the machine's card, and sizes that only a card computes fast enough. Otherwise they
+use the emulated card.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tests.support.interpreters import REPOSITORY, environment
 
 pytestmark = pytest.mark.process
 
-# Sizes around those of warps, blocks, and the number of values that a block sums.
+# Sizes near the size of a warp, the size of a block, and the number of values that a block sums.
 SIZES = [1, 2, 3, 31, 32, 33, 63, 64, 65, 255, 256, 257, 511, 512, 513, 1023, 1024, 1025, 4095, 4096, 4097]
 SMALL_SIZES = [1, 2, 31, 33, 65, 257]
 
@@ -54,11 +54,11 @@ class Pieces:
         return 2**32 // 784 + 1
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        raise AssertionError("asked for")
+        raise AssertionError("the rows were read")
 
 
 def test_rows_of_more_than_4_gib_are_refused() -> None:
-    """libgpuarray counts bytes in 32 bits, and returned wrong values for larger arrays."""
+    # libgpuarray counts bytes in 32 bits, and returns wrong values for larger arrays.
     with pytest.raises(ValueError, match=r"4294967600 bytes.*4294967296"):
         upload_rows(Pieces(), 784, np.dtype(np.uint8), "rows")
 

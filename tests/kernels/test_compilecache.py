@@ -1,4 +1,4 @@
-"""Tests of the compile cache: a missing directory for compiled code, and whose code is trusted."""
+"""Tests of the compile cache: missing directories, and protection against code of other users."""
 
 import errno
 import os
@@ -26,7 +26,7 @@ def test_lack_of_space_names_both_places_and_reasons(monkeypatch: pytest.MonkeyP
 
 
 def test_compile_cache_replaces_a_missing_temporary_directory():
-    """This happens in a read-only container, or if the disk of all usual directories is full."""
+    # In a read-only container, or on a full disk, Python finds no temporary directory.
     code = """
     import tempfile
     tempfile._candidate_tempdir_list = lambda: ["/proc/nowhere"]
@@ -38,7 +38,8 @@ def test_compile_cache_replaces_a_missing_temporary_directory():
 
 
 def test_key_of_a_module_is_replaced_atomically(tmp_path):
-    """Theano reads the key without a lock; it used to delete a module with an empty key while others used it."""
+    # Theano reads the file of keys without a lock. It would delete a module whose file is empty, although other
+    # processes use the module.
     (tmp_path / "key.pkl").write_text("before")
     code = f"""
     import os, pickle
@@ -138,9 +139,9 @@ except UnsafeCompileCache as error:
 
 @pytest.fixture
 def trap(tmp_path):
-    """Return a cache whose code creates a file when it runs, in the modules that Theano imports first."""
+    """Return a cache and a path: modules in the cache, which Theano would import first, create a file at this path."""
     cache = tmp_path / "base" / "cache"
-    marker = tmp_path / "told"
+    marker = tmp_path / "marker"
     for name in ("lazylinker_ext", "cutils_ext"):
         (cache / name).mkdir(parents=True, mode=0o700)
         (cache / name / "__init__.py").write_text(f"open({str(marker)!r}, 'w').close()\n")
@@ -194,12 +195,12 @@ def test_cache_in_a_directory_of_another_user_is_refused(trap):
 
 
 def test_library_in_the_current_directory_is_not_linked(tmp_path, monkeypatch):
-    """GNU ld reads libgcc_s.so.1 from there, which can name any object file."""
+    # GNU ld would read libgcc_s.so.1 from the current directory. Such a file can name any object file.
     planted = tmp_path / "planted"
     cache = tmp_path / "cache"
     planted.mkdir()
     cache.mkdir()
-    (planted / "libgcc_s.so.1").write_text(f"INPUT({planted}/not-there.o)\n")
+    (planted / "libgcc_s.so.1").write_text(f"INPUT({planted}/missing.o)\n")
     (cache / "module.cpp").write_text("int f() { return 1; }\n")
     monkeypatch.chdir(planted)
 

@@ -63,13 +63,13 @@ def test_wait_ends_with_the_holder_of_the_lock(cache: Path) -> None:
     check_lockable(str(cache))  # a lock that is held does not make the cache unusable
     with pytest.raises(CompileLockHeld, match=rf"pid 7 on elsewhere.*{cache}.* 0 s"):
         get_lock()
-    os.close(holder)  # this happens when the holder dies
+    os.close(holder)  # the system closes the file when the holder ends
     with lock_ctx():
         assert (cache / ".lock").read_text() == f"pid {os.getpid()} on {os.uname().nodename}"
 
 
 def test_wait_is_unlimited_while_the_holder_changes(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each holder may keep the lock for as long as the setting allows, so the whole wait may be longer."""
+    # Each holder can keep the lock for as long as the setting allows, so the whole wait can be longer.
     holder = os.open(cache / ".lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(holder, fcntl.LOCK_EX)
     n_steps = 0
@@ -79,7 +79,7 @@ def test_wait_is_unlimited_while_the_holder_changes(cache: Path, monkeypatch: py
     def step(_: float) -> None:
         nonlocal n_steps
         n_steps += 1
-        os.utime(holder, ns=(n_steps, n_steps))  # the next holder does this when it writes its identity
+        os.utime(holder, ns=(n_steps, n_steps))  # the next holder changes the time when it writes its name
         if n_steps == n_owners:
             os.close(holder)
 

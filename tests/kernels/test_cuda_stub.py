@@ -1,4 +1,4 @@
-"""Tests of the emulated CUDA card: its errors, delayed copies, results, and faults on demand."""
+"""Tests of the emulated CUDA card: results, delayed copies, errors, and faults on demand."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_missing_barrier_gives_a_wrong_result() -> None:
 
 @pytest.mark.parametrize(("barrier", "code"), [("__syncthreads()", 0), ("", EXIT_CODE)])
 def test_thread_sanitizer_reports_a_missing_barrier(barrier: str, code: int) -> None:
-    """`python -m tests.support.thread_sanitizer` runs every kernel of ours, Theano's and libgpuarray's this way."""
+    # `python -m tests.support.thread_sanitizer` runs all kernels of shardpress, Theano and libgpuarray in the same way.
     ended = run_sanitized(f'{BEGIN}barrier = "{barrier}"{SUMS}')
     assert ended.code == code, ended.stderr
     assert ("data race" in ended.stderr) is bool(code), ended.stderr
@@ -121,7 +121,7 @@ facts["after"] = bool((found == 7).all())
 
 
 def test_synchronous_download_is_complete_on_return() -> None:
-    """The driver behaves like this up to CUDA 12.1."""
+    # Drivers up to CUDA 12.1 copy synchronously.
     assert facts_of(READ) == {"before": True, "after": True}
 
 
@@ -185,7 +185,7 @@ facts["popped"] = code_of(card.allocate, 4)
     assert facts == {"here": 0, "elsewhere": 201, "with one": 0, "popped": 201}
 
 
-# NVRTC 12.9 writes PTX 8.8; it is also refused for an architecture that the card does not have.
+# NVRTC 12.9 writes PTX 8.8, which older drivers refuse. PTX for an architecture that the card lacks is also refused.
 @pytest.mark.parametrize(
     ("driver", "architecture", "expected"),
     [

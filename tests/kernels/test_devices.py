@@ -1,7 +1,7 @@
 """Tests of the whole pygpu path on two emulated GPUs, compared with the CPU and NumPy.
 
-The GPUs are OpenCL on the processor, and the emulated CUDA card. With TEST_CARD=full the machine's card replaces the
-latter.
+The GPUs are OpenCL on the processor, and the emulated CUDA card. With TEST_CARD=full, the machine's card replaces the
+emulated card.
 
 Sample: rows of 5 dtypes and two networks of several layers; with TEST_CASES=all rows of all 10 dtypes, and in addition
 a network of one layer with a gain.
@@ -51,8 +51,8 @@ def run(device, folder):
     arrays = folder / "arrays.npz"
     facts = folder / "facts.json"
     command = [sys.executable, "-W", "error", "tests/support/device_child.py", arrays, facts]
-    # The CPU also runs Theano's own graph: test_autoencoder.py compares our Ops with the same reference. The emulated
-    # driver delays copies as current drivers do, and our own libraries are in front of it.
+    # The CPU also runs Theano's own graph, because test_autoencoder.py compares our Ops with the same reference. The
+    # emulated driver delays copies, like current drivers. Our own libraries wrap this driver.
     card = stub.card(hold="downloads") if device == CUDA else {}
     env = environment(THEANO_FLAGS=f"device={device},optimizer_excluding=fused", **card)
     result = subprocess.run(command, env=env, cwd=REPOSITORY, capture_output=True, text=True, check=False)
@@ -64,7 +64,7 @@ def run(device, folder):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Return the runs by device; each run is made when it is first requested."""
+    """Return the runs by device; each run takes place when it is first requested."""
 
     class Runs(dict):
         def __missing__(self, device):
@@ -75,7 +75,7 @@ def runs(tmp_path_factory):
 
 
 def device_or_skip(request):
-    """Return the device of a fixture, or skip the test with what is missing."""
+    """Return the device of a fixture, or skip the test with the name of the missing component."""
     needs = {OPENCL: "opencl", CUDA: "pygpu"}
     if request.param in needs:
         request.getfixturevalue(needs[request.param])
@@ -141,7 +141,7 @@ def test_step_uploads_nothing_but_scalars(runs, gpu):
 
 
 def oracle_training(rule):
-    """Repeat the training run in NumPy and float64; return the parameters, and the costs that were requested."""
+    """Repeat the training in NumPy and float64; return the parameters and the requested costs."""
     rows = child.make_rows()
     x_all = child.make_scaler(rows).transform(rows).astype(np.float64)
     p = {name: array.astype(np.float64) for name, array in child.start_of(child.NETWORK).items()}
@@ -164,7 +164,7 @@ def oracle_training(rule):
 def test_costs_and_parameters_of_training_equal_numpy(runs, device, label):
     arrays = runs[device].arrays
     p, costs = oracle_training(label.split()[0])
-    assert costs[-1] < 0.1 * costs[0]  # it learns
+    assert costs[-1] < 0.1 * costs[0]  # the network learns
     assert_close(arrays[f"{label} costs"], costs, device, "float32", "cost")
     for name, expected in p.items():
         assert_close(arrays[f"{label} {name}"], expected, device, "float32", "parameters")
@@ -213,7 +213,7 @@ def test_features_and_errors_equal_numpy(runs, device, name):
 
 @each("name", child.NETWORKS)
 def test_products_of_every_network_are_compiled_for_the_device(runs, gpu, name):
-    """Each layer has one product for encoding, one for decoding, one or two for the error, and two for its gradient."""
+    # Each layer has one product for encoding, one for decoding, one or two for the error, and two for its gradient.
     n_layers = child.NETWORKS[name].n_layers
     for kind, expected in [(f"step {name} with cost", 6 * n_layers - 1), (f"encode {name}", n_layers)]:
         found = products(runs[gpu].graphs[kind])
@@ -289,7 +289,7 @@ def test_repaired_reductions_have_room_for_every_argument(opencl, runs, name):
 
 @each("name", REDUCTIONS)
 def test_unrepaired_reductions_write_after_the_end(opencl, runs, name):
-    """If this fails, Theano has fixed the bug, and our fix can be removed."""
+    # If this test fails, Theano has fixed the bug, and our fix can be removed.
     room, need = argument_lengths(runs[OPENCL].reductions[name]["original"])
     assert room < need
 

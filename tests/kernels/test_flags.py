@@ -1,4 +1,4 @@
-"""Tests of Theano's settings: which ones take precedence, and which are refused."""
+"""Tests of Theano's settings: their precedence, and the refusal of invalid ones."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from tests.support.interpreters import run_python
 
 pytestmark = pytest.mark.process
 
-# Cards that do not exist: the fallback shows which setting was read, without delay.
+# Cards that do not exist. The fallback shows without delay which setting was read.
 FILE = "cuda101"
 OTHER_FILE = "cuda102"
 FLAG = "cuda103"
@@ -19,7 +19,7 @@ FLAG = "cuda103"
 START = "from kernels import backend\ndevice = backend.start()\n"
 
 
-# ---- which device: as Theano itself reads it
+# ---- the device, as Theano itself reads it from the settings
 
 
 @dataclass
@@ -46,7 +46,7 @@ SETTINGS = {
         OTHER_FILE, {"a": naming(FILE), "b": naming(OTHER_FILE)}, {"THEANORC": "{home}/a:{home}/b"}
     ),
     "files-without-a-device": Settings(
-        FILE, {"a": naming(FILE), "b": "[global]\nfloatX = float32\n"}, {"THEANORC": "~/a:{home}/b:{home}/not-there"}
+        FILE, {"a": naming(FILE), "b": "[global]\nfloatX = float32\n"}, {"THEANORC": "~/a:{home}/b:{home}/missing"}
     ),
     "THEANORC-replaces-the-file-at-home": Settings(
         "cpu", {".theanorc": naming(FILE), "empty": ""}, {"THEANORC": "{home}/empty"}
@@ -58,7 +58,7 @@ SETTINGS = {
     "a-comment-in-flags": Settings(FLAG, variables={"THEANO_FLAGS": f"device={FLAG}#,device={FILE}"}),
 }
 
-# Theano alone, until it has read its settings: later modules would open the device and need a compiler.
+# Import Theano alone, until it has read its settings. Later modules would open the device and need a compiler.
 DEVICE_OF_THEANO = """
 import builtins, sys
 import numpy as np
@@ -91,10 +91,9 @@ def devices(tmp_path_factory):
         assert (by_backend.code, by_theano.code) == (0, 0), by_backend.stderr + by_theano.stderr
         return by_backend.facts, by_theano.facts
 
-    run_python(
-        DEVICE_OF_BACKEND
-    )  # fills a cold compile cache; otherwise the others would wait for its lock for 5 to 10 s at a time
-    # Not in the threads: two that request the first folder of a session concurrently may get different roots.
+    # This fills a cold compile cache. Otherwise the other processes would wait for its lock for 5 to 10 s at a time.
+    run_python(DEVICE_OF_BACKEND)
+    # The folders are not created in the threads, because two concurrent first requests could get different roots.
     homes = [tmp_path_factory.mktemp("home") for _ in SETTINGS]
     with ThreadPoolExecutor(2) as pool:
         return dict(zip(SETTINGS, pool.map(read, SETTINGS.values(), homes), strict=True))
@@ -104,7 +103,8 @@ def devices(tmp_path_factory):
 def test_device_is_read_from_flags_and_files_as_theano_reads_it(devices, case):
     by_backend, by_theano = devices[case]
     assert by_backend["device"] == by_theano["device"] == SETTINGS[case].expected
-    assert by_backend["imported with"] == "cpu"  # Theano would log a failure and could not be queried again
+    # With another device, Theano would log a failure and could not be queried again.
+    assert by_backend["imported with"] == "cpu"
 
 
 @each("device, phrase", [("gpu0", "device=cuda"), ("abacus", 'start with one of "cpu", "opencl" or "cuda"')])
@@ -265,7 +265,7 @@ def test_environment_is_restored_after_loading_or_a_failure(tmp_path, flags):
 
 
 def test_gpu_of_a_parent_process_is_ignored():
-    """Theano refuses to start a device when it inherits this variable."""
+    # Theano would refuse to start a device when it inherits this variable.
     code = START + "import os\nfacts |= {'reason': device.reason, 'left': 'THEANO_GPU_IS_ALREADY_ACTIVE' in os.environ}"
     ended = run_python(code, THEANO_FLAGS=f"device={FLAG}", THEANO_GPU_IS_ALREADY_ACTIVE="Yes")
     assert "subprocess" not in ended.facts["reason"]

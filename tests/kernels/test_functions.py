@@ -28,7 +28,7 @@ pytestmark = pytest.mark.compiler
 @pytest.mark.parametrize("fuses", [True, False])
 @each("network", [Network((100, 24)), Network((100, 30, 24), "leaky-relu", "linear")])
 def test_any_number_of_threads_can_encode_concurrently(monkeypatch, fuses, network):
-    """The first call compiles; some rows have a dtype that no Op supports."""
+    # The first call compiles. Some rows have a dtype that no Op supports.
     monkeypatch.setattr(backend, "uses_ops", lambda: fuses)
     minimum = np.full(100, 10, np.float32)
     autoencoder = Autoencoder(network, minimum, np.full(100, 1 / 80, np.float32), minimum + np.float32(80))
@@ -109,7 +109,7 @@ def test_concurrent_calls_are_limited_to_cores_or_one_in_theano(monkeypatch, fus
 
 @pytest.fixture
 def device(monkeypatch):
-    """Return a device whose memory holds a given number of rows and fails as pygpu does; at first it holds all rows."""
+    """Simulate a device with little memory; return a list whose last item is the number of rows that fit."""
     monkeypatch.setattr(backend, "uses_ops", lambda: False)
     rows_that_fit = [TILE_ROWS]
     compiled = backend.compile_function

@@ -41,9 +41,9 @@ def test_networks_equal_the_reference_in_float32_throughout(rng, name):
     assert_close(errors, reference.row_errors(network, x, p), "cpu", "float32", "cost")
     expected_cost, expected = reference.gradients(network, x, reference.masked(x, bytes_, 0.3), p)
     assert_close(cost, expected_cost, "cpu", "float32", "cost")
-    for found, gradient, of in zip(gradients, expected, network.shapes, strict=True):
+    for found, gradient, parameter in zip(gradients, expected, network.shapes, strict=True):
         assert found.dtype == np.float32
-        with case(of):
+        with case(parameter):
             assert_close(found, gradient, "cpu", "float32", "gradients")
 
 

@@ -1,7 +1,7 @@
-"""Tests of the C kernels with the instruction sets that this machine's processor has.
+"""Tests of the C kernels with the instruction sets of this machine's processor.
 
-Sample: the core of `test_ops` with sse2 and that of `test_ops_networks` with avx2, in addition to the processor's best;
-with TEST_CASES=all both files with every instruction set.
+Sample: core tests of `test_ops` with sse2, and of `test_ops_networks` with avx2, in addition to the best instruction
+set; with TEST_CASES=all, core tests of both files with every instruction set.
 """
 
 import os
@@ -31,16 +31,16 @@ COMPILED = "from tests.support.compiler import macros\nfacts['macros'] = sorted(
 
 def skip_if_missing(name):
     """Skip an instruction set that the processor lacks, or that the test session excludes."""
-    lacks = missing(name)
+    missing_flags = missing(name)
     requested = os.environ.get("TEST_ISA")
-    if lacks:
-        pytest.skip(f"missing on this machine: a processor with {', '.join(lacks)}")
+    if missing_flags:
+        pytest.skip(f"missing on this machine: a processor with {', '.join(missing_flags)}")
     if requested not in (None, name):
         pytest.skip(f"TEST_ISA={requested} selects another instruction set")
 
 
-# Tests of the basis: products, sigmoid, gradients, rows of bytes and floats. Other tests compile much more code; a run
-# of all tests with TEST_ISA includes them.
+# Core tests: products, sigmoid, gradients, rows of bytes and floats. Other tests compile much more code; a run of all
+# tests with TEST_ISA includes these tests.
 CORE = {  # for each file, words in test names
     "test_ops.py": ["edge", "bytes", "floats", "same_bits", "finite", "sigmoid", "nan", "after_the_last_row"],
     "test_ops_networks.py": ["every_option"],
@@ -57,10 +57,10 @@ def run_tests_with(name, *arguments):
 
 @pytest.mark.parametrize(("name", "file"), list(product(INSTRUCTION_SETS, CORE)) if ALL_CASES else SAMPLE)
 def test_kernels_are_correct_with_every_instruction_set(name, file):
-    """The rest of a test run uses only the processor's best instruction set."""
+    # All other tests use only the best instruction set of the processor.
     skip_if_missing(name)
     if os.environ.get("TEST_ISA"):
-        return  # then this run already has the same tests
+        return  # this run already includes the same tests
     path = REPOSITORY / "tests/kernels" / file
     words = CORE[file]
     result = run_tests_with(name, str(path), "-k", " or ".join(words))
@@ -73,11 +73,11 @@ def test_kernels_are_correct_with_every_instruction_set(name, file):
 
 @pytest.mark.parametrize("name", INSTRUCTION_SETS)
 def test_compiler_uses_the_requested_instruction_set(name):
-    """This includes the processes of the benchmark, and those of tests that choose nothing else."""
+    # The requested instruction set also applies to the processes of the benchmark and of other tests.
     skip_if_missing(name)
-    defined, too_much = MACROS[name]
+    defined, forbidden = MACROS[name]
     found = set(run_python(COMPILED, **limits(name)).facts["macros"])
-    assert (defined in found, too_much in found) == (True, False)
+    assert (defined in found, forbidden in found) == (True, False)
     if os.environ.get("TEST_ISA"):
         for flags in (None, "optimizer=fast_compile"):
             assert set(run_python(COMPILED, THEANO_FLAGS=flags).facts["macros"]) == found
@@ -92,7 +92,7 @@ def test_unknown_instruction_set_is_refused(requested):
 
 
 def test_instruction_sets_cover_all_vectors_of_the_kernels():
-    """And every instruction that the kernels name."""
+    # The kernels use these macros to choose vectors and instructions.
     text = "".join(path.read_text() for path in (REPOSITORY / "kernels/native").iterdir())
     named = set(re.findall(r"defined\((__(?:AVX|SSE)\w+__)\)", text))
     assert named <= {"__AVX__", *(defined for defined, _ in MACROS.values())}

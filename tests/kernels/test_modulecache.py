@@ -1,4 +1,4 @@
-"""Tests of the cache of compiled modules: a process reads only the records that it needs."""
+"""Tests of the cache of compiled modules: a process reads only the necessary records."""
 
 import os
 import time
@@ -28,7 +28,7 @@ facts["n_compiled"] = cache.stats[2]
 
 
 def compile_in(cache: Path, *names: str) -> dict[str, Any]:
-    """Compile expressions by name in a process of its own."""
+    """Compile the named expressions in a new process."""
     return dict(run_python(f"NAMES = {names!r}\n" + COMPILE.strip(), THEANO_FLAGS=f"base_compiledir={cache}").facts)
 
 

@@ -1,4 +1,4 @@
-"""Tests of the CPU Ops against their NumPy reference: all edges of tiles, any number of threads, any adjacent rows.
+"""Tests of the CPU Ops against their NumPy reference: at all edges of tiles, for any number of threads and other rows.
 
 Sample: if a test combines dtypes, rules, shapes or layouts, each value occurs in one combination; with TEST_CASES=all,
 all combinations are tested.
@@ -166,7 +166,7 @@ def test_every_rule_equals_its_numpy_reference(rng, rule):
 @each("working, dtype", cross(["float32", "float64"], ["u1", "f8", "f4", "i8", "i2"]))
 @each("n_inputs", [1, 15, 64, 100])
 def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, working, dtype, n_inputs):
-    """Some rows have one value just outside the range, in any column, or NaN or Inf; others are just inside."""
+    # Some rows contain one value just outside the range, in any column, or NaN or Inf. Other rows are just inside it.
     monkeypatch.setattr("kernels.backend.uses_ops", lambda: not optimizer)
     low = np.full(n_inputs, 10, working)
     high = np.full(n_inputs, 90, working)
@@ -201,7 +201,7 @@ NETWORKS = [Network((9, 4)), Network((9, 5, 4), "leaky-relu", "linear", gain=Tru
 
 @each("inplace, network", cross([False, True], NETWORKS))
 def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
-    """Theano calls `perform` if it is configured without C."""
+    # Theano calls `perform` if it is configured without a C compiler.
     parameters = [rng.normal(0, 1 / 3, shape).astype(np.float32) for shape in network.shapes.values()]
     rows = rng.random((20, 9), dtype=np.float32)
     noise = rng.integers(0, 256, (14, 9), dtype=np.uint8)
@@ -228,7 +228,7 @@ def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
 
 
 def outputs_of(op, arrays, use_c):
-    """Return what an Op computes from copies of arrays; an Op that does not work in place must not change them."""
+    """Return the outputs of an Op for copies of arrays; only an in-place Op is allowed to change the copies."""
     copies = [array.copy() for array in arrays]
     variables = [theano.tensor.TensorType(array.dtype, (False,) * array.ndim)() for array in arrays]
     node = op(*variables, return_list=True)[0].owner
@@ -316,7 +316,8 @@ def test_features_of_bytes_are_as_exact_as_those_of_floats(rng, columns, weights
     + [(n, "even", n > 20) for n in (10, 100, 1000)],
 )
 def test_bytes_use_integer_products_where_these_are_exact(rng, n_inputs, columns, in_integers):
-    """Values of other dtypes are multiplied as floats, and so are bytes if the processor lacks the instruction."""
+    # Values of other dtypes are multiplied as floats. Bytes are multiplied as floats if the processor lacks the
+    # instruction.
     rows, *scaling = hard_columns(columns, rng, n_inputs)
     autoencoder = autoencoder_of(random_parameters(rng, n_inputs, 60), *scaling)
     of_bytes = autoencoder.encode(rows)
@@ -338,7 +339,7 @@ def test_bytes_use_float_products_if_parameters_are_not_finite(rng, where, bad):
 
 @each("n_inputs", [65_535, 65_536, 65_537, 140_001])
 def test_sums_of_bytes_do_not_overflow(n_inputs):
-    """All bytes and all weights are the largest of either sign; so are their digits."""
+    # All bytes are 255, and the digits of the weights are the largest of either sign.
     rows = np.full((7, n_inputs), 255, np.uint8)
     scaling = (np.zeros(n_inputs, "f4"), np.full(n_inputs, 1 / 255, "f4"))
     W = np.array([1, -1, 1 - 2**-16], np.float32) / np.full((n_inputs, 1), n_inputs, np.float32)
@@ -352,7 +353,7 @@ def test_sums_of_bytes_do_not_overflow(n_inputs):
 
 @each("name", ["W", "b_hidden", "minimum", "scale"])
 def test_changed_parameter_is_noticed_between_calls(rng, name):
-    """Data derived from the parameters is reused as long as they stay the same."""
+    # Data derived from the parameters is reused while the parameters stay the same.
     rows, *scaling = hard_columns("even", rng)
     parameters = random_parameters(rng, 300, 60)
     autoencoder = autoencoder_of(parameters, *scaling)
@@ -373,7 +374,7 @@ def test_changed_parameter_is_noticed_between_calls(rng, name):
 
 @each("n_inputs", [1, 3, 63, 64, 65, 100, 785])
 def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
-    """One column has each kind of limits in turn: whole numbers or fractions, in the range of a byte or not, or NaN."""
+    # The limits of one column are varied: whole numbers or fractions, inside or outside the range of a byte, or NaN.
     rows = rng.integers(50, 200, (256, n_inputs), dtype=np.uint8)
     whole = [(low, high) for low in (-1, 0, 1, 254, 255, 256) for high in (-1, 0, 1, 254, 255, 256)]
     others = [(-0.5, 254.5), (0.5, 255.5), (254.5, 300.0), (-3e38, 3e38), (100, 99), (99.5, 100.4), (99.5, 99.6)]
@@ -396,7 +397,7 @@ def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
 @pytest.mark.process
 @each("dtype", ["uint8", "float32"])
 def test_no_memory_is_read_after_the_last_row(dtype):
-    """Rows end at the end of a page, and the next page must not be accessed."""
+    # The rows end at the end of a page. The next page cannot be accessed.
     code = f"""
     import ctypes, mmap
     import numpy as np
@@ -429,7 +430,8 @@ def test_no_memory_is_read_after_the_last_row(dtype):
 @each("offset", [0, 0.5, -1, 1, 1.5, 1000])
 @each("n_features", [8, 64, 65])
 def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, offset):
-    """Other rows are scaled first, like rows of other dtypes; with more than 64 features all rows are scaled first."""
+    # If a column begins far from 0, rows are scaled first, like rows of other dtypes. With more than 64 features, all
+    # rows are scaled first.
     width = np.exp(rng.normal(size=300)).astype(np.float32)
     low = (offset * width).astype(np.float32)
     scale = 1 / width
@@ -472,7 +474,7 @@ def test_floats_are_scaled_if_parameters_cannot_be_folded(rng, where, bad):
 
 @each("dtype", [np.uint8, np.float32])
 @each("n_inputs, n_features", [(101, 24), (786, 65), (599, 17), (9, 64)])
-def test_row_gives_the_same_bits_next_to_any_rows(rng, n_inputs, n_features, dtype):
+def test_row_gives_the_same_bits_next_to_any_other_rows(rng, n_inputs, n_features, dtype):
     rows = rng.integers(0, 256, (203, n_inputs)).astype(dtype)
     scaling = scaling_of(rows, "float32")
     parameters = random_parameters(rng, n_inputs, n_features)
@@ -553,7 +555,7 @@ def test_row_that_is_not_finite_affects_no_other(rng, bad, n_inputs, n_features)
 
 
 def test_nan_of_any_bit_pattern_stays_nan():
-    """The exponential adds to the bits of its argument."""
+    # The function `exponential` in C adds to the bits of its argument, which could turn NaN into a number.
     bits = np.array([0x7FC00000, 0x7FC00001, 0x7F800001, 0xFFC00001, 0x7FFFFFFF, 0xFFFFFFFF], dtype=np.uint32)
     autoencoder = autoencoder_of({"W": np.ones((1, 20)), "b_hidden": np.zeros(20), "b_output": np.zeros(1)})
     assert np.isnan(autoencoder.encode(bits.view(np.float32)[:, None])).all()
@@ -621,7 +623,7 @@ def test_features_are_written_to_arrays_of_any_layout(rng, order):
     assert_same_bits(np.ascontiguousarray(out), autoencoder.encode(rows))
 
 
-def test_rows_may_be_unaligned_strided_and_read_only(rng):
+def test_rows_can_be_unaligned_strided_and_read_only(rng):
     autoencoder = autoencoder_of(random_parameters(rng, 50, 21))
     rows = rng.random((33, 50), dtype=np.float32)
     expected = autoencoder.encode(rows)
@@ -630,16 +632,16 @@ def test_rows_may_be_unaligned_strided_and_read_only(rng):
         assert_same_bits(autoencoder.encode(same), expected)
 
 
-def test_parameters_may_have_any_memory_order(rng):
+def test_parameters_can_have_any_memory_order(rng):
     parameters = random_parameters(rng, 50, 21)
     rows = rng.random((33, 50), dtype=np.float32)
     expected = autoencoder_of(parameters).encode(rows)
-    turned = parameters | {"W": np.asfortranarray(parameters["W"])}
-    assert_same_bits(autoencoder_of(turned).encode(rows), expected)
+    fortran_order = parameters | {"W": np.asfortranarray(parameters["W"])}
+    assert_same_bits(autoencoder_of(fortran_order).encode(rows), expected)
 
 
 def test_short_minibatch_after_a_long_one_is_independent(rng):
-    """A compiled step reuses its memory, and the padding after the rows must stay 0."""
+    # A compiled step reuses its memory. The padding after the rows must stay 0.
     parameters = random_parameters(rng, 70, 33)
     minibatches = rng.random((4, 300, 70), dtype=np.float32)
     sizes = [7, 300, 1, 299]
@@ -697,29 +699,29 @@ def test_other_dtypes_are_computed_by_theano(rng):
 
 
 def test_other_python_threads_run_during_a_call(rng):
-    """Threads do not switch on their own in this test, so another one runs only if the encoder releases the lock."""
+    # The interpreter does not switch threads in this test. The other thread runs only if the encoder releases the lock.
     parameters = random_parameters(rng, 784, 256)
     rows = rng.random((3_000, 784), dtype=np.float32)
     autoencoder = autoencoder_of(parameters, n_threads=1)
-    turns = [0]
+    n_yields = [0]
     stop = threading.Event()
     autoencoder.encode(rows)
 
-    def take_turns():
+    def yield_repeatedly():
         while not stop.is_set():
-            turns[0] += 1
+            n_yields[0] += 1
             os.sched_yield()  # releases the lock
 
-    thread = threading.Thread(target=take_turns)
+    thread = threading.Thread(target=yield_repeatedly)
     before = sys.getswitchinterval()
     thread.start()
     sys.setswitchinterval(10**6)
     try:
         meanwhile = 0
-        for _ in range(1000):  # a busy machine may have no core for it during one call
-            seen = turns[0]
+        for _ in range(1000):  # a busy machine may have no core for the thread during one call
+            before_call = n_yields[0]
             autoencoder.encode(rows)
-            meanwhile += turns[0] - seen
+            meanwhile += n_yields[0] - before_call
             if meanwhile:
                 break
     finally:
@@ -753,7 +755,7 @@ def test_child_of_a_fork_has_its_own_threads():
 
 @pytest.mark.process
 def test_idle_threads_sleep():
-    """Each check for work yields the core to other waiting threads, for as long as a busy machine needs."""
+    # The loop yields the core to other threads after each check, because a busy machine may need some time.
     code = """
     import os
     from pathlib import Path

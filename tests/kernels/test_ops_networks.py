@@ -1,6 +1,6 @@
-"""Tests of the CPU Ops on networks of several layers against the NumPy reference; `test_ops` has all other tests.
+"""Tests of the CPU Ops on networks of several layers against the NumPy reference; `test_ops` contains all other tests.
 
-Sample: each network gets rows of one dtype; with TEST_CASES=all of both.
+Sample: each network encodes rows of one dtype; with TEST_CASES=all, rows of both dtypes.
 """
 
 import numpy as np
@@ -18,8 +18,8 @@ from tests.support.tolerances import assert_close
 
 pytestmark = pytest.mark.compiler
 
-# Sizes on both sides of the width of a tile (8, 16 or 64 columns), of the 512 rows of W that are processed at a time,
-# and of the size of W from which more rows are processed at once.
+# Sizes below and above three limits: the width of a tile (8, 16 or 64 columns), the 512 rows of W that are processed at
+# a time, and the size of W from which batches have more rows.
 NETWORKS = [
     Network((65, 33), code="linear", gain=True),
     Network((64, 17), gain=True),
@@ -47,7 +47,7 @@ def float64(parameters):
 
 
 def scaling_of(network):
-    """Return minimum, scale and maximum of bytes."""
+    """Return the minimum, scale and maximum of each column for bytes."""
     n = network.n_inputs
     return np.zeros(n, np.float32), np.full(n, 1 / 255, np.float32), np.full(n, 255, np.float32)
 
@@ -93,7 +93,7 @@ def test_cost_and_gradients_equal_numpy_at_tile_edges(rng, network, corruption):
 
 
 def test_network_with_every_option_equals_numpy(rng):
-    """One network has all options; one for each option, with every instruction set, would compile for minutes."""
+    # One network has all options. Separate networks for all options and instruction sets would compile for minutes.
     check_features_and_errors(rng, NETWORKS[3], "uint8")
     check_cost_and_gradients(rng, NETWORKS[3], 0.25)
 
@@ -117,7 +117,7 @@ def check_cost_and_gradients(rng, network, corruption):
 
 @each("rule, decay", [("adam", 0.0), *((rule, 0.5) for rule in RULES)])
 def test_every_rule_equals_its_numpy_reference(rng, rule, decay):
-    """Weight decay shrinks only matrices, by the learning rate and not by adam's corrected one."""
+    # Weight decay shrinks only matrices. It uses the learning rate, not the corrected rate of adam.
     network = Network((70, 40, 9), "leaky-relu", gain=True)
     parameters = random_parameters(rng, network)
     expected = float64(parameters)
@@ -176,7 +176,7 @@ def test_training_gives_the_same_bits_with_any_threads_and_place(rng, network):
 
 
 def test_no_weight_decay_gives_the_same_bits_as_a_negligible_one(rng):
-    """One training has no weight decay, the other so little that it vanishes in float32."""
+    # One step has no weight decay. The other has a weight decay that vanishes in float32.
     network = Network((70, 40, 9))
     parameters = random_parameters(rng, network)
     rows, _ = random_rows(rng, 100, network)
@@ -196,7 +196,7 @@ def test_no_weight_decay_gives_the_same_bits_as_a_negligible_one(rng):
 @each("dtype", ["uint8", "float32"])
 @each("network", [Network((20, 3), code="linear"), Network((20, 40, 3), "leaky-relu", "linear"), Network((20, 40, 3))])
 def test_rows_with_features_that_are_not_finite_are_reported(rng, network, dtype):
-    """All sums are finite, except in the rows where a column with huge weights is not zero."""
+    # All sums are finite, except in the rows in which a column with huge weights is not zero.
     parameters = random_parameters(rng, network)
     rows, _ = random_rows(rng, 60, network, dtype)
     parameters[network.layers[0][0]][4] = 3e38

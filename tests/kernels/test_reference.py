@@ -1,4 +1,4 @@
-"""Tests of the NumPy reference of all networks, against the formulas of one layer and finite differences."""
+"""Tests of the NumPy reference of all networks, against explicit formulas and finite differences."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def cost(network, x, corrupted, parameters):
 
 
 def differences(network, x, corrupted, parameters, width=1e-6):
-    """Return central finite differences of the cost by each entry, so small that no unit crosses its kink."""
+    """Return central finite differences of the cost for each entry; no unit crosses a kink because `width` is small."""
     found = {name: np.zeros_like(array) for name, array in parameters.items()}
     for name, array in parameters.items():
         for i in np.ndindex(array.shape):
@@ -58,7 +58,7 @@ def test_one_layer_equals_its_formulas(rng):
 
 
 def test_stacked_layers_and_their_decoder_equal_their_formulas(rng):
-    """Each formula is written out: leaky units, a linear code, and the gain."""
+    # The formulas of leaky units, a linear code and the gain are written out.
     network = Network((7, 6, 3), "leaky-relu", "linear", gain=True)
     x = rng.random((5, 7))
     p = float64_parameters(rng, network)
@@ -85,7 +85,7 @@ def test_gain_of_one_shifts_the_reconstruction_by_half_a_weight(rng):
     np.testing.assert_allclose(z, y - p["W"].sum(axis=1) / 2, rtol=1e-12)
 
 
-def test_parameters_may_be_given_in_order_or_by_name(rng):
+def test_parameters_can_be_given_in_order_or_by_name(rng):
     for network in NETWORKS.values():
         x = rng.random((5, 7))
         p = float64_parameters(rng, network)

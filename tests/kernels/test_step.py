@@ -1,4 +1,4 @@
-"""Tests of training steps against slow, simple NumPy loops, and against each other."""
+"""Tests of training steps against slow, simple NumPy loops, and of variants of steps against each other."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def test_momentum_steps_equal_a_numpy_loop(rng):
 
 @each("corruption", [0.0, 0.5])
 def test_steps_on_several_minibatches_equal_single_steps(rng, corruption):
-    """On the CPU only one minibatch is requested at a time, because it is then still in the cache."""
+    # The CPU requests one minibatch at a time, because this minibatch is still in the cache.
     rows = random_rows(rng, 10, np.dtype("f4"))
     noise = rng.integers(0, 256, (10, N_INPUTS), dtype=np.uint8)
     start = random_autoencoder(rng).parameters()
@@ -87,7 +87,7 @@ def test_steps_on_several_minibatches_equal_single_steps(rng, corruption):
 
 
 def test_minibatches_at_once_are_limited_by_size_and_time(rng):
-    """Half a second of a processor with 64 GFLOP/s: a device that is slower than that is not used for training."""
+    # The limit is half a second of work at 64 GFLOP/s. Slower devices are not used for training.
     step = step_of(random_autoencoder(rng), dtype="f4", corruption=0.5)
     assert step.n_at_once(1) == 1, "on the CPU"
     assert step.row_bytes == 5 * N_INPUTS
@@ -131,7 +131,7 @@ def test_resident_and_streamed_rows_train_the_same_bits(rng, dtype):
 @pytest.mark.process
 @each("rule", RULES)
 def test_every_rule_with_every_option_equals_numpy(rng, rule):
-    """Weight decay, corrupted rows, and the cost."""
+    # The options are weight decay, corrupted rows, and the cost.
     network = NETWORKS["three"]
     corruption = 0.25
     weight_decay = 0.5
@@ -150,7 +150,7 @@ def test_every_rule_with_every_option_equals_numpy(rng, rule):
 
 
 @pytest.mark.process
-def test_resident_and_streamed_rows_are_corrupted_alike(rng):
+def test_resident_and_streamed_rows_are_corrupted_equally(rng):
     rows = random_rows(rng, 300, np.dtype("u1"))
     network = NETWORKS["three"]
     minimum, scale = scaler_of(rows).arrays(rows.dtype)
@@ -201,11 +201,11 @@ def test_training_resumed_from_saved_state_is_the_same(rng, rule):
     saved_state = step.state()
     expected = train_some(autoencoder, step, minibatches[5:])
 
-    again = Autoencoder(NETWORK)
-    again.set_parameters(saved_parameters)
-    step = step_of(again, rule)
+    resumed = Autoencoder(NETWORK)
+    resumed.set_parameters(saved_parameters)
+    step = step_of(resumed, rule)
     step.set_state(saved_state)
-    assert_same_arrays(train_some(again, step, minibatches[5:]), expected)
+    assert_same_arrays(train_some(resumed, step, minibatches[5:]), expected)
 
 
 def test_saved_arrays_are_copies(rng):

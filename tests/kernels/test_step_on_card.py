@@ -1,4 +1,4 @@
-"""Tests of the driver calls of a training step: it does not wait, and transfers only the necessary data."""
+"""Tests of the driver calls of a training step: the step does not wait, and transfers only the necessary data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.process
 
 NOISE = N_EACH * child.BATCH * child.N_INPUTS  # bytes of a piece
 PIECE = {"streamed": NOISE, "uploaded": 8 * N_EACH * child.BATCH}  # bytes: rows with one byte per entry, or row numbers
-SCALARS = 16  # bytes for each step: its rate, its length and the rule's count
+SCALARS = 16  # bytes for each step: learning rate, number of rows, and step count of the rule
 WAITING = ("Synchronize", "DtoH", "download")
 
 
@@ -29,7 +29,7 @@ def uploads(calls: list[str]) -> list[int]:
 
 
 @pytest.mark.parametrize(("place", "more_flags"), [("streamed", ""), ("uploaded", ""), ("uploaded", ",linker=vm")])
-def test_steps_do_not_wait_and_have_their_minibatches_uploaded(
+def test_steps_do_not_wait_and_minibatches_are_uploaded_before(
     pygpu: None, tmp_path: Path, place: str, more_flags: str
 ) -> None:
     log = tmp_path / "log"
@@ -42,7 +42,7 @@ def test_steps_do_not_wait_and_have_their_minibatches_uploaded(
     pieces = [calls for name, calls in sections if name == "piece"]
     with_cost, first, *others, _ = (calls for name, calls in sections if name == "steps")
     assert len(pieces) == len(STEPS_PER_CALL)
-    assert any("DtoH" in call for call in with_cost), "so the log shows waits"
+    assert any("DtoH" in call for call in with_cost), "the log shows waits, so the test works"
     assert first
     for n, calls in zip(list(chain.from_iterable(STEPS_PER_CALL))[2:], others, strict=True):
         assert [call for call in calls if any(word in call for word in WAITING)] == []

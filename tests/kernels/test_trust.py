@@ -1,4 +1,4 @@
-"""Tests of the detection of directories that other users can replace, at any level of their path."""
+"""Tests of the detection of directories that other users can replace, at any level of the path."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_targets_of_links_are_checked(folders: Path) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="missing on this machine: root, who can make directories for other users")
 @pytest.mark.parametrize("mode", [0o755, 0o1777])
 def test_directory_of_another_user_is_not_trusted(folders: Path, mode: int) -> None:
-    """Not even a sticky one: its owner can rename everything in it."""
+    # A sticky directory is not trusted either, because its owner can rename everything in it.
     os.chown(folders / "a", OTHER_USER, -1)
     (folders / "a").chmod(mode)
     problem = str(untrusted_above(folders / "a/b/c"))

@@ -14,13 +14,13 @@ RATES = [0.1] * 5 + [0.02] * 5
 
 BETA2 = float(np.float32(0.999))  # the relative error of 1 - 0.999 in float32 is 1e-5
 
-# State that each rule keeps for each parameter, and state that it keeps once.
+# State that each rule keeps for each parameter, and state that it keeps only once.
 STATE = {"momentum": ["velocity"], "nesterov": ["velocity"], "adam": ["mean", "square"], "rmsprop": ["square"]}
 ONCE = {"adam": ["step"]}
 
 
 def momentum_loop(p, gradients, rates, decay):
-    """Apply the design's formula: ``v <- momentum * v - learning_rate * d cost / d p ;  p <- p + v``."""
+    """Apply classical momentum: ``v <- momentum * v - learning_rate * d cost / d p ;  p <- p + v``."""
     v = np.zeros_like(p)
     for g, rate in zip(gradients, rates, strict=True):
         for i in np.ndindex(p.shape):
@@ -84,7 +84,7 @@ def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
     rng = np.random.default_rng(1)
     start = rng.normal(size=(3, 2))
     gradients = rng.normal(size=(N_STEPS, 3, 2)).astype(np.float32)
-    gradients[:, 0, 0] = 0  # a weight that no row affects: no rule may divide by its zero
+    gradients[:, 0, 0] = 0  # the gradient of a weight that no row affects; no rule must divide by this 0
     start = start.astype(np.float32)
     parameter = shared_parameter(start)
     gradient = theano.tensor.fmatrix()

@@ -1,4 +1,4 @@
-"""Tests of writing: files are whole or absent whatever fails, and other users' files are never changed."""
+"""Tests of writing: files are complete or absent after any failure, and files of other users are never changed."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class Answering(RecordingDisk):
-    """Disk whose first writes have given results: a maximal number of bytes, or an error. Later writes succeed."""
+    """Disk whose first writes have predefined results: a maximum number of bytes, or an error. Later writes succeed."""
 
     def __init__(self, *answers: int | OSError) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Answering(RecordingDisk):
         return do(arguments[0], arguments[1][:answer]) if answer else 0
 
 
-# -- a good disk -------------------------------------------------------------------------------------------------
+# -- writing -------------------------------------------------------------------------------------------------
 
 
 def test_a_published_file_is_whole_and_alone(tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_the_page_cache_is_used_if_it_cannot_be_bypassed(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "answers",
     [
-        (OSError(errno.EINVAL, "wants larger multiples"),),
-        (PAGE, OSError(errno.EINVAL, "wants larger multiples")),
+        (OSError(errno.EINVAL, "requires larger multiples"),),
+        (PAGE, OSError(errno.EINVAL, "requires larger multiples")),
         (PAGE, 7 * PAGE),
         (PAGE + 1,),
         (InterruptedError(), 5),
@@ -126,13 +126,13 @@ def test_the_page_cache_is_used_if_it_cannot_be_bypassed(tmp_path: Path) -> None
     ids=["EINVAL", "EINVAL later", "half-way", "in a page", "interrupted"],
 )
 def test_an_interrupted_bypass_of_the_cache_is_completed(tmp_path: Path, answers: tuple[int | OSError, ...]) -> None:
-    class ThroughIt(Answering):
-        """Disk without direct I/O: a write that ends within a page only reaches the cache."""
+    class Cached(Answering):
+        """Disk that always writes through the page cache, so writes can end within a page."""
 
         def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
             os.fstat(descriptor)
 
-    publish(ThroughIt(*answers), tmp_path / "part.h5", large())
+    publish(Cached(*answers), tmp_path / "part.h5", large())
     assert contents(tmp_path) == {"part.h5": bytes(large())}
 
 
@@ -248,7 +248,7 @@ def test_a_missing_folder_is_a_write_error(tmp_path: Path) -> None:
 
 
 def failing(act: Callable[[], object]) -> list[Any]:
-    """Return exit code and message of the error that `act` raises."""
+    """Return the exit code and the message of the error that `act` raises."""
     try:
         act()
     except ShardpressError as error:
@@ -325,7 +325,7 @@ def test_a_directory_without_permission_is_refused(open_path: Path, act: str) ->
 
 @pytest.fixture(params=["symbolic", "hard"])
 def victim(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """Return a foreign file to which ``part.h5`` is a link."""
+    """Return a foreign file that ``part.h5`` links to."""
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     {"symbolic": os.symlink, "hard": os.link}[request.param](victim, tmp_path / "part.h5")

@@ -30,7 +30,7 @@ class Clock:
 
 
 class Slow(RecordingDisk):
-    """Disk on which a commit takes 1/64 s: half for the names of results, half for that of the record."""
+    """Disk on which a commit takes 1/64 s: half to sync the names of results, half to sync the name of the record."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ def test_fast_results_share_a_record_file(ledger: Ledger, clock: Clock) -> None:
 def test_no_result_waits_longer_than_a_second(ledger: Ledger, clock: Clock) -> None:
     with GroupCommit(ledger, clock.monotonic) as group:
         record = make_record(ledger, 0)
-        ledger.disk = SlowerStill(clock)
+        ledger.disk = VerySlow(clock)
         group.add(record)
         group.add(make_record(ledger, 1))
         clock.now += 1
@@ -103,7 +103,7 @@ def test_no_result_waits_longer_than_a_second(ledger: Ledger, clock: Clock) -> N
         assert n_committed(ledger) == 3
 
 
-class SlowerStill(Slow):
+class VerySlow(Slow):
     """Disk on which a commit takes a minute."""
 
     def sync_directory(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests of recognizing files inside an output directory, whatever their paths."""
+"""Tests of the detection of files inside an output directory, by any of their paths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.ledgers import commit
 
 
 def published(ledger: Ledger) -> Path:
-    """Finish a run; return its part."""
+    """Finish a run; return the path of its part."""
     record = commit(ledger)
     publication = ledger.publication()
     publication.write("model.h5", b"model")

@@ -27,7 +27,7 @@ from tests.support.ledgers import (
     reopen,
 )
 
-# In every folder, and with names similar to ours.
+# Files of a user in every folder, with names similar to the names of results.
 FOREIGN = [
     "notes.txt",
     "novel.writing",
@@ -235,7 +235,7 @@ def test_a_dropped_result_can_be_committed_again(ledger: Ledger) -> None:
 
 
 def test_a_manifest_is_removed_durably_before_its_files(tmp_path: Path) -> None:
-    """If a run starts over, a reader must find an unfinished run, never a mixture."""
+    """If a run starts over, a reader must find an unfinished run, never some files of the old one."""
     recording = RecordingDisk()
     with locked(tmp_path, recording) as ledger:
         commit(ledger)

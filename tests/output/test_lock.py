@@ -34,7 +34,7 @@ from tests.support.ledgers import (
 )
 
 
-def lock_and_let_go(directory: Path, disk: Disk | None = None) -> None:
+def lock_and_release(directory: Path, disk: Disk | None = None) -> None:
     """Lock a directory and release it at once."""
     with locked(directory, disk):
         pass
@@ -45,27 +45,27 @@ def lock_and_let_go(directory: Path, disk: Disk | None = None) -> None:
 
 @pytest.mark.parametrize("name", ["new", "new/and/deep", "with space\nand größe"])
 def test_a_new_directory_is_created_with_its_parents(tmp_path: Path, name: str) -> None:
-    lock_and_let_go(tmp_path / name)
+    lock_and_release(tmp_path / name)
     assert sorted(os.listdir(tmp_path / name)) == [".lock", ".shardpress", "commits", "parts", "stages"]
 
 
 def test_new_directories_are_synced_before_they_are_used(tmp_path: Path) -> None:
     recording = RecordingDisk()
     synced = [tmp_path]
-    lock_and_let_go(tmp_path / "new" / "out", recording)
-    processes = []
+    lock_and_release(tmp_path / "new" / "out", recording)
+    created = []
     for name, path in recording.calls:
         if name == "make_directory":
             assert Path(str(path)).parent in synced
-            processes.append(path)
+            created.append(path)
         elif name == "sync_directory":
-            synced += [each for each in processes if Path(str(each)).parent == path]
-    assert set(processes) == set(synced) - {tmp_path} > {tmp_path / "new", tmp_path / "new" / "out"}
+            synced += [each for each in created if Path(str(each)).parent == path]
+    assert set(created) == set(synced) - {tmp_path} > {tmp_path / "new", tmp_path / "new" / "out"}
 
 
 def test_an_empty_or_aborted_output_directory_is_accepted(tmp_path: Path) -> None:
     fill(tmp_path, f".shardpress.{HEX}.writing")
-    lock_and_let_go(tmp_path)
+    lock_and_release(tmp_path)
     with locked(tmp_path) as ledger:
         ledger.sweep()
     assert contents(tmp_path) == {}
@@ -75,7 +75,7 @@ def test_an_empty_or_aborted_output_directory_is_accepted(tmp_path: Path) -> Non
 def test_a_directory_with_foreign_files_is_refused_and_unchanged(tmp_path: Path, names: list[str]) -> None:
     before = fill(tmp_path, *names)
     with refused(73, f"output={tmp_path}", "--output"):
-        lock_and_let_go(tmp_path)
+        lock_and_release(tmp_path)
     assert contents(tmp_path) == before
     assert not (tmp_path / ".shardpress").exists()
 
@@ -85,7 +85,7 @@ def test_an_output_that_is_no_directory_is_refused(tmp_path: Path, name: str) ->
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "dangling").symlink_to("nowhere")
     with refused(73, f"output={tmp_path / name}", "--output"):
-        lock_and_let_go(tmp_path / name)
+        lock_and_release(tmp_path / name)
     assert contents(tmp_path) == {"file": b"x"}
 
 
@@ -94,7 +94,7 @@ def test_an_output_that_is_no_directory_is_refused(tmp_path: Path, name: str) ->
 def test_a_directory_without_permission_is_refused(open_path: Path, name: str) -> None:
     folder = open_path / "closed"
     folder.mkdir(mode=0o555)
-    exit_code, sentence = without_privileges(lambda: lock_and_let_go(folder / name))
+    exit_code, sentence = without_privileges(lambda: lock_and_release(folder / name))
     assert exit_code == 77, sentence
     assert f"output={folder / name}" in sentence
     assert "--output" in sentence
@@ -105,32 +105,32 @@ def test_an_output_that_cannot_be_created_is_an_error(tmp_path: Path, name: str)
     codes = {errno.EROFS: 73, errno.ENOSPC: 73, errno.EIO: 73, errno.EACCES: 77, errno.EPERM: 77}
     for code, exit_code in codes.items():
         with refused(exit_code, f"output={tmp_path / 'out'}", os.strerror(code), "--output"):
-            lock_and_let_go(tmp_path / "out", BrokenDisk(code, name))
+            lock_and_release(tmp_path / "out", BrokenDisk(code, name))
 
 
 @pytest.mark.parametrize("name", ["create", "sync_directory"])
 def test_too_many_open_files_are_a_system_limit(tmp_path: Path, name: str) -> None:
     with refused(71, str(tmp_path), os.strerror(errno.EMFILE), "ulimit -n"):
-        lock_and_let_go(tmp_path / "out", BrokenDisk(errno.EMFILE, name))
+        lock_and_release(tmp_path / "out", BrokenDisk(errno.EMFILE, name))
 
 
 def test_a_directory_that_cannot_be_synced_is_refused(tmp_path: Path) -> None:
     with refused(73, os.strerror(errno.EIO)):
-        lock_and_let_go(tmp_path, BrokenDisk(errno.EIO, "sync_directory"))
+        lock_and_release(tmp_path, BrokenDisk(errno.EIO, "sync_directory"))
 
 
 @pytest.mark.process
 def test_an_unreadable_parent_directory_is_accepted(open_path: Path) -> None:
     (open_path / "closed").mkdir()
     (open_path / "closed").chmod(0o333)
-    assert without_privileges(lambda: lock_and_let_go(open_path / "closed" / "out")) == (0, "")
+    assert without_privileges(lambda: lock_and_release(open_path / "closed" / "out")) == (0, "")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", seal("shardpress-output/0", {})])
 def test_a_damaged_marker_still_marks_the_directory_as_ours(tmp_path: Path, content: bytes) -> None:
     fill(tmp_path, "notes.txt")
     (tmp_path / ".shardpress").write_bytes(content)
-    lock_and_let_go(tmp_path)
+    lock_and_release(tmp_path)
 
 
 @pytest.mark.parametrize("name", [".shardpress", MANIFEST, f"commits/part-{NOW[:32]}.json"])
@@ -150,22 +150,22 @@ def test_files_of_a_later_version_are_refused_and_unchanged(ledger: Ledger, name
 def test_a_second_run_is_refused_and_names_the_first(tmp_path: Path) -> None:
     who = (f"pid {os.getpid()}", platform.node(), time.strftime("%Y-"))
     with locked(tmp_path), refused(75, f"output={tmp_path}: ", *who):
-        lock_and_let_go(tmp_path)
-    lock_and_let_go(tmp_path)
+        lock_and_release(tmp_path)
+    lock_and_release(tmp_path)
 
 
 def test_a_failed_run_releases_its_lock(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), locked(tmp_path):
         raise ZeroDivisionError
-    lock_and_let_go(tmp_path)
+    lock_and_release(tmp_path)
 
 
 def test_a_run_that_cannot_start_releases_its_lock(tmp_path: Path) -> None:
-    lock_and_let_go(tmp_path)
+    lock_and_release(tmp_path)
     (tmp_path / "commits").rmdir()
     with refused(73, os.strerror(errno.ENOSPC)):
-        lock_and_let_go(tmp_path, BrokenDisk(errno.ENOSPC, "make_directory"))
-    lock_and_let_go(tmp_path)
+        lock_and_release(tmp_path, BrokenDisk(errno.ENOSPC, "make_directory"))
+    lock_and_release(tmp_path)
 
 
 HOLDER = """
@@ -185,10 +185,10 @@ def test_a_killed_run_releases_its_lock(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], **pipes) as holder:
         assert holder.stdout.readline() == b"held\n"
         with refused(75, f"pid {holder.pid} "):
-            lock_and_let_go(tmp_path)
+            lock_and_release(tmp_path)
         holder.kill()
     assert holder.returncode == -signal.SIGKILL
-    lock_and_let_go(tmp_path)
+    lock_and_release(tmp_path)
 
 
 @pytest.mark.process
@@ -197,14 +197,14 @@ def test_a_child_that_outlives_a_run_does_not_keep_its_lock(tmp_path: Path) -> N
     with locked(tmp_path):
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, close_fds=False)
     try:
-        lock_and_let_go(tmp_path)
+        lock_and_release(tmp_path)
     finally:
         child.communicate()
 
 
 @pytest.mark.process
 def test_only_one_of_many_runs_gets_the_directory(tmp_path: Path) -> None:
-    lock_and_let_go(tmp_path)
+    lock_and_release(tmp_path)
     descriptor = os.open(tmp_path / ".lock", os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     children = []
@@ -221,18 +221,18 @@ def test_only_one_of_many_runs_gets_the_directory(tmp_path: Path) -> None:
     os.close(descriptor)
 
 
-@pytest.mark.parametrize("is_before", [True, False], ids=["before it looks", "after it has looked"])
+@pytest.mark.parametrize("is_before", [True, False], ids=["before the listing", "after the listing"])
 def test_a_run_that_starts_at_the_same_moment_is_not_foreign(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_before: bool
 ) -> None:
     def listing(directory: Path) -> list[str]:
         monkeypatch.undo()
         names = os.listdir(directory)
-        lock_and_let_go(tmp_path)
+        lock_and_release(tmp_path)
         return os.listdir(directory) if is_before else names
 
     monkeypatch.setattr(os, "listdir", listing)
-    lock_and_let_go(tmp_path)
+    lock_and_release(tmp_path)
 
 
 def test_sweeping_during_the_start_of_another_run_is_harmless(tmp_path: Path) -> None:
@@ -245,7 +245,7 @@ def test_sweeping_during_the_start_of_another_run_is_harmless(tmp_path: Path) ->
                     ledger.sweep()
             return do(*arguments)
 
-    lock_and_let_go(tmp_path, Late())
+    lock_and_release(tmp_path, Late())
     assert contents(tmp_path) == {}
     assert (tmp_path / ".shardpress").exists()
 
@@ -257,40 +257,40 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(fcntl, "flock", fail)
     with refused(75, f"output={tmp_path}: ", os.strerror(code)):
-        lock_and_let_go(tmp_path)
+        lock_and_release(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["ftruncate", "pwrite"])
 def test_a_full_disk_does_not_prevent_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """Only the kernel's lock matters; the text in the file is for people."""
+    """Only the kernel's lock matters; the text in the file only informs users."""
 
     def fail(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    lock_and_let_go(tmp_path)
+    lock_and_release(tmp_path)
     monkeypatch.setattr(os, name, fail)
     with locked(tmp_path), refused(75, f"output={tmp_path}: "):
-        lock_and_let_go(tmp_path)
+        lock_and_release(tmp_path)
 
 
 @pytest.mark.parametrize("make", [os.symlink, os.link], ids=["symbolic", "hard"])
 def test_a_link_in_place_of_the_lock_is_refused(tmp_path: Path, make: Callable[[Path, Path], None]) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
-    lock_and_let_go(tmp_path / "out")
+    lock_and_release(tmp_path / "out")
     (tmp_path / "out" / ".lock").unlink()
     make(victim, tmp_path / "out" / ".lock")
     with refused(73, f"output={tmp_path / 'out'}", ".lock", "--output"):
-        lock_and_let_go(tmp_path / "out")
+        lock_and_release(tmp_path / "out")
     assert victim.read_bytes() == b"precious"
 
 
 def test_a_fifo_in_place_of_the_lock_is_refused(tmp_path: Path) -> None:
-    lock_and_let_go(tmp_path / "out")
+    lock_and_release(tmp_path / "out")
     (tmp_path / "out" / ".lock").unlink()
     os.mkfifo(tmp_path / "out" / ".lock")
     with refused(73, f"output={tmp_path / 'out'}", ".lock is a FIFO or a device, expected a regular file"):
-        lock_and_let_go(tmp_path / "out")
+        lock_and_release(tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["parts", "stages", "commits"])
@@ -299,11 +299,11 @@ def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str, targe
     victim = tmp_path / "victim"
     if target_exists:
         fill(victim, f"{KEY}-{HEX}.h5")
-    lock_and_let_go(tmp_path / "out")
+    lock_and_release(tmp_path / "out")
     (tmp_path / "out" / name).rmdir()
     (tmp_path / "out" / name).symlink_to(victim)
     with refused(73, f"output={tmp_path / 'out'}: ", name, "link"):
-        lock_and_let_go(tmp_path / "out")
+        lock_and_release(tmp_path / "out")
     assert victim.exists() == target_exists
     if target_exists:
         assert set(contents(victim)) == {f"{KEY}-{HEX}.h5"}
@@ -312,6 +312,6 @@ def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str, targe
 def test_the_output_itself_can_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "large").mkdir()
     (tmp_path / "parts").symlink_to("large")
-    lock_and_let_go(tmp_path / "parts")
-    lock_and_let_go(tmp_path / "parts" / "below")
+    lock_and_release(tmp_path / "parts")
+    lock_and_release(tmp_path / "parts" / "below")
     assert (tmp_path / "large" / "below" / ".shardpress").exists()

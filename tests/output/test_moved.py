@@ -90,7 +90,7 @@ def test_an_error_in_a_lost_directory_is_reported_as_the_loss(tmp_path: Path) ->
     with refused(75, ".lock"), locked(directory):
         move(directory)
         error = DataError("a part is missing")
-        error.add_note("how far it came")
+        error.add_note("progress of the run")
         raise error
 
 
@@ -99,12 +99,12 @@ def test_reporting_the_loss_keeps_notes_of_the_error(tmp_path: Path) -> None:
         with locked(tmp_path / "out"):
             move_only(tmp_path / "out")
             error = DataError("a part is missing")
-            error.add_note("how far it came")
+            error.add_note("progress of the run")
             raise error
 
     with pytest.raises(TryAgain) as caught:
         run()
-    assert caught.value.__notes__ == ["how far it came"]
+    assert caught.value.__notes__ == ["progress of the run"]
 
 
 def test_a_lock_that_is_replaced_while_locking_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

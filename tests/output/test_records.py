@@ -1,4 +1,4 @@
-"""Tests of files, records and the manifest: damaged ones are ignored and named."""
+"""Tests of files, records and the manifest: damaged files are ignored and reported with their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixtures: a finished run of the stand-in."""
+"""Fixtures: a workspace for runs with the stand-in, and an output directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tests of comparing two runs on their common rows: which rows these are, and the results."""
+"""Tests of comparing two runs: the choice of their common rows, and the results."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_run_equals_itself_and_a_run_with_other_parts(workspace: Workspace, out:
         assert (found.likeness.change, found.retrain, found.n_common, found.n_changed) == (0, False, N_ROWS, 0)
 
 
-def test_common_pieces_equal_those_of_a_pairwise_search() -> None:
+def test_common_pieces_equal_a_pairwise_search() -> None:
     rng = np.random.default_rng(0)
 
     def cut(n_rows: int, path: str) -> list[dict[str, Any]]:
@@ -104,8 +104,8 @@ def test_rows_bad_in_both_runs_are_not_compared(workspace: Workspace, out: Path,
     rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
     rows[4] = np.nan
     workspace.add_shard("3.h5", rows)
-    leave = ["--on-bad-data", "skip", "--max-bad-rows", "50%"]
-    assert workspace.run(out, *leave) == 0
+    flags = ["--on-bad-data", "skip", "--max-bad-rows", "50%"]
+    assert workspace.run(out, *flags) == 0
     assert compare(str(out), str(out)).likeness.n_rows == N_ROWS + 19
 
 
@@ -113,10 +113,10 @@ def test_rows_bad_in_one_run_are_not_compared(workspace: Workspace, out: Path, t
     rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
     rows[4, 1] = 0.5
     workspace.add_shard("3.h5", rows)
-    leave = ["--on-bad-data", "skip", "--max-bad-rows", "50%"]
+    flags = ["--on-bad-data", "skip", "--max-bad-rows", "50%"]
     other = tmp_path / "other"
-    assert workspace.run(out, *leave) == 0
-    assert workspace.run(other, *leave, "--missing-value", "0.5") == 0
+    assert workspace.run(out, *flags) == 0
+    assert workspace.run(other, *flags, "--missing-value", "0.5") == 0
     for a, b in ((out, other), (other, out)):
         assert compare(str(a), str(b)).likeness.n_rows == N_ROWS + 19
 

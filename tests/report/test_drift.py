@@ -1,4 +1,4 @@
-"""Tests of drift in the report: sums over parts and shards, the largest values first, and their uncertainty."""
+"""Tests of drift in the report: sums over parts and shards, the order, and a note if counts are lower bounds."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ def test_permuted_and_scaled_units_are_matched() -> None:
 def test_matching_is_optimal() -> None:
     B = A @ RNG.normal(size=(6, 5))
     _, _, sizes = match_units(A, B)
-    every = np.abs(np.corrcoef(A.T, B.T)[:6, 6:])
-    best = max(sum(every[row, column] for column, row in enumerate(rows)) for rows in permutations(range(6), 5))
+    correlations = np.abs(np.corrcoef(A.T, B.T)[:6, 6:])
+    best = max(sum(correlations[row, column] for column, row in enumerate(rows)) for rows in permutations(range(6), 5))
     np.testing.assert_allclose(sizes.sum(), best)
 
 
@@ -44,15 +44,15 @@ def test_alignment_and_neighbours_are_invariant_to_rotation() -> None:
     assert found.correlation < 0.95
 
 
-def test_alignment_equals_that_of_the_kernels_of_rows() -> None:
-    """Kornblith et al. first define it as HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = A A', L = B B'."""
+def test_alignment_equals_its_definition_by_kernels() -> None:
+    """Kornblith et al. define CKA as HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = A A' and L = B B'."""
     B = np.tanh(A @ RNG.normal(size=(6, 9)))
     center = np.eye(len(A)) - 1 / len(A)
     K, L = (center @ each @ each.T @ center for each in (A, B))
     np.testing.assert_allclose(linear_cka(A, B), (K * L).sum() / np.sqrt((K * K).sum() * (L * L).sum()))
 
 
-def test_neighbours_equal_those_of_a_loop() -> None:
+def test_neighbours_equal_the_result_of_a_loop() -> None:
     B = A + RNG.normal(size=A.shape)
     shared = 0
     for i in range(len(A)):

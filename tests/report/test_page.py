@@ -101,7 +101,7 @@ def test_attention_section_comes_first_and_is_bounded(report: dict[str, Any]) ->
 
 
 def test_attention_section_is_empty_only_without_tables(report: dict[str, Any]) -> None:
-    """A few rows outside the range are no warning, but have a table."""
+    """A few rows outside the range cause no warning, but are listed in a table."""
     without_warnings = report | {"warnings": {"n": 0, "first": []}, "bad": {}, "taken_over": []}
     (nothing,) = page_of(without_warnings | {"drift": None}).sections[0].items
     assert isinstance(nothing, str)
@@ -164,7 +164,7 @@ def test_a_renamed_setting_is_no_change(report: dict[str, Any]) -> None:
     before = {name: value for name, value in now.items() if name != "include"} | {"carry": now["include"]}
     section = change({**report, "last": {**report["last"], "config": before}})
     assert section is not None
-    assert len(section.items) == 1  # the table of results, without one of settings
+    assert len(section.items) == 1  # the table of results, without a table of settings
 
 
 def test_page_says_what_each_stage_waited_for(report: dict[str, Any]) -> None:
@@ -172,13 +172,13 @@ def test_page_says_what_each_stage_waited_for(report: dict[str, Any]) -> None:
     shares = {"device": 0.0, "processor": 0.15, "disk": 0.845, "other": 0.005}
     stages = {"scan": {**stage, "bound_by": shares}, "training": {**stage, "bound_by": {}}, "encoding": stage}
     page = html_of(page_of({**report, "stages": stages}))
-    assert page.count("disk 84 %, processor 15 %<") == 1  # the bottleneck of the others is unknown
+    assert page.count("disk 84 %, processor 15 %<") == 1  # the bottleneck of the other stages is unknown
     assert page.count(">60 %<") == 3
     Parsed(page)
 
 
 def test_workers_are_listed_slowest_first(report: dict[str, Any]) -> None:
-    """A worker that died has no device any more, and one that joined late has no scan time."""
+    """A worker that died has no device, and a worker that joined late has no scan time."""
     worker = {"host": "node-1", "pid": 7, "device": "cuda0"}
     done = {"n_tasks": 5, "n_rows": 1000, "seconds": 10.0}
     workers = [

@@ -1,4 +1,4 @@
-"""Tests of the allowed rounding error: more than float32 causes in any order of summation, and little more."""
+"""Tests of the allowed rounding error: float32 never exceeds it in any order of summation, and it is small."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def model_of(network: Network, rng: np.random.Generator) -> Model:
 
 
 def encode_in_one_chain(model: Model, rows: np.ndarray) -> np.ndarray:
-    """Return float32 features whose sums add one term after another, the least exact order."""
+    """Return float32 features whose sums add one term after another, which is the least accurate order."""
     a = model.scaler.transform(rows)
     for (weights, bias, _), kind in zip(model.network.layers, model.network.activations, strict=True):
         W = model.parameters[weights]

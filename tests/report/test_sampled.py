@@ -117,7 +117,7 @@ LABELS = {
     "bools": ({"ok": np.arange(60) % 2 == 0}, ("ok", ("False", "True"))),
     "ids": ({"row_id": np.arange(60)}, None),
     "measurements": ({"y": np.linspace(0, 1, 60)}, None),
-    "one alone": ({"y": np.zeros(60, int)}, None),
+    "one label": ({"y": np.zeros(60, int)}, None),
     "a mask": ({"y_present": np.arange(60) % 2 == 0}, None),
 }
 
@@ -149,7 +149,7 @@ def test_probe_finds_labels_in_features_but_not_in_noise() -> None:
 
 
 def random_rows(n_rows: int, n_columns: int, rank: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Return centred rows, of a lower rank if that is given, and targets."""
+    """Return centred rows and targets. `rank` is the rank of the rows. By default, they have full rank."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(n_rows, n_columns))
     if rank is not None:
@@ -202,7 +202,7 @@ def test_probe_with_more_columns_than_rows_generalizes() -> None:
 def test_penalty_minimizes_generalized_cross_validation_error(n_rows: int, n_columns: int, rank: int | None) -> None:
     x, targets = random_rows(n_rows, n_columns, rank)
     errors = []
-    for penalty in probe._PENALTIES:  # the slow way: with the matrix that maps targets to predictions
+    for penalty in probe._PENALTIES:  # use the matrix that maps targets to predictions, which is slow
         inverse = np.linalg.inv(x.T @ x + penalty * n_rows * np.eye(n_columns))
         predict = x @ inverse @ x.T + 1 / n_rows
         residuals = targets - predict @ targets

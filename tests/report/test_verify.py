@@ -30,7 +30,7 @@ N_ROWS = sum(SIZES)
 
 
 def rewrite_manifest(out: Path, manifest: dict[str, Any], *kinds: str) -> None:
-    """Rewrite the manifest with the present digests of the parts, as if the run had written them."""
+    """Rewrite the manifest with the current digests of the parts, as if the run had written these parts."""
     from pipeline.formats import digest
 
     for line in [line for kind in kinds or ("parts",) for line in manifest[kind]]:
@@ -123,7 +123,7 @@ def test_damaged_model_is_neither_used_nor_verified(workspace: Workspace, out: P
 
 
 def test_model_that_contradicts_its_fingerprint_is_a_fault(workspace: Workspace, out: Path) -> None:
-    """Its digest matches the manifest, as if the run had written it."""
+    """The digest of the model matches the manifest, as if the run had written this model."""
     assert workspace.run(out) == 0
     flip_weight(out)
     manifest = read_manifest(out)
@@ -162,7 +162,7 @@ def test_validity_of_rows_is_verified(workspace: Workspace, out: Path) -> None:
         assert fault.fault.startswith("row 1: ")
         found.add(fault.fault)
         path.write_bytes(whole)
-    assert len(found) == 2  # one fault for a good row stored as bad, another one for the reverse
+    assert len(found) == 2  # the texts differ for a good row stored as bad, and a bad row stored as good
 
 
 def test_good_rows_stored_as_bad_are_a_fault(workspace: Workspace, out: Path) -> None:
@@ -281,13 +281,13 @@ def test_verification_does_not_need_theano(workspace: Workspace, out: Path) -> N
 def test_rows_of_a_partly_unreadable_shard_are_no_fault(
     workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of its rows are stored as bad, but most of them can be read if only these are requested."""
+    """All of its rows are stored as bad, but most of them can be read if only these rows are requested."""
     monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
     rows = np.random.default_rng(3).normal(size=(64, 4)).astype(np.float32)
     path = write_shard(workspace.shards / "3.h5", rows, extras={"y": np.arange(64)}, chunks=(8, 4), fletcher32=True)
     damaged = Path(path).read_bytes().replace(rows[24:32].tobytes(), rows[16:24].tobytes())
     Path(path).write_bytes(damaged)
-    leave = ["--on-bad-data", "skip", "--max-bad-rows", "100%", "--max-bad-shards", "100%"]
-    assert workspace.run(out, *leave) == 0
+    flags = ["--on-bad-data", "skip", "--max-bad-rows", "100%", "--max-bad-shards", "100%"]
+    assert workspace.run(out, *flags) == 0
     found = verify(str(out), 1000)
     assert (found.faults, found.unchecked, found.rows.n_rows, found.rows.n_bad) == ((), (), N_ROWS, 56)

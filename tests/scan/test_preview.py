@@ -1,4 +1,4 @@
-"""Tests of the preview: statistics of all rows equal NumPy's, and those of some rows are within their bound."""
+"""Tests of the preview: statistics of all rows equal NumPy's, and a preview of some rows has a bounded size."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ROWS[:, 2] = 7
 ROWS[[3, 500], [0, 1]] = np.nan, np.inf
 
 
-def look(folder: Path, n_bytes: int | None, seed: int = 0) -> Preview:
+def preview(folder: Path, n_bytes: int | None, seed: int = 0) -> Preview:
     paths = [write_shard(folder / f"{i}.h5", part) for i, part in enumerate(np.split(ROWS, [300, 310]))]
     return preview_rows(open_shards(paths), ScanSettings(16), 2, n_bytes, seed)
 
 
-def test_a_look_at_all_rows_equals_numpy(tmp_path: Path) -> None:
-    found = look(tmp_path, None)
+def test_preview_of_all_rows_equals_numpy(tmp_path: Path) -> None:
+    found = preview(tmp_path, None)
     good = np.delete(ROWS, [3, 500], axis=0)
     assert found.has_all_rows
     assert found.scan.bad_rows.tolist() == [3, 500]
@@ -32,13 +32,13 @@ def test_a_look_at_all_rows_equals_numpy(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.scan.maximum, good.max(axis=0))
 
 
-def test_a_look_at_some_rows_is_bounded_and_reproducible(tmp_path: Path) -> None:
-    found = look(tmp_path, 16 * 100)
+def test_preview_of_some_rows_is_bounded_and_reproducible(tmp_path: Path) -> None:
+    found = preview(tmp_path, 16 * 100)
     assert found.n_rows == 1000
     assert not found.has_all_rows
     assert 0 < found.scan.n_rows <= 100
-    again = look(tmp_path, 16 * 100)
-    other = look(tmp_path, 16 * 100, seed=1)
+    again = preview(tmp_path, 16 * 100)
+    other = preview(tmp_path, 16 * 100, seed=1)
     np.testing.assert_array_equal(found.scan.minimum, again.scan.minimum)
     assert (found.scan.minimum != other.scan.minimum).any()
 

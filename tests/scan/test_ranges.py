@@ -28,7 +28,7 @@ def shards_of(folder, *arrays):
 
 
 def slow_scan(arrays):
-    """Return range and mean of the good rows in float64, and the numbers of bad rows, row by row."""
+    """Return the minimum and maximum of the good rows in float64, and the numbers of the bad rows."""
     rows = [row for rows in arrays for row in rows.astype(np.float64)]
     bad = [i for i, row in enumerate(rows) if not np.isfinite(row).all()]
     good = np.array([row for i, row in enumerate(rows) if i not in bad])
@@ -71,7 +71,7 @@ def test_bad_rows_are_numbered_globally_and_left_out_of_ranges(tmp_path, sign):
 
 
 def test_bad_rows_keep_their_numbers_if_blocks_share_a_task(tmp_path, monkeypatch):
-    """Above the limit of tasks each task has several blocks; bad rows must keep their numbers."""
+    """Above the maximum number of tasks, each task has several blocks."""
     monkeypatch.setattr(module, "_MAX_TASKS", 3)
     arrays = [numbered(11, dtype=np.float32), numbered(6, first=11, dtype=np.float32)]
     arrays[0][7] = np.nan
@@ -80,7 +80,7 @@ def test_bad_rows_keep_their_numbers_if_blocks_share_a_task(tmp_path, monkeypatc
 
 
 def test_results_of_a_task_do_not_depend_on_later_blocks(tmp_path):
-    """Blocks reuse the same memory; files of one task may have different dtypes."""
+    """Blocks reuse the same memory, and files of one task may have different dtypes."""
     arrays = [numbered(5, dtype=np.float64), numbered(7, first=5, dtype=np.float32), numbered(3, first=12, dtype="u1")]
     arrays[1][2] = np.nan
     shards = shards_of(tmp_path, *arrays)
@@ -108,7 +108,7 @@ def test_extreme_ranges_are_exact(tmp_path, rows):
 
 
 @pytest.mark.parametrize("block_rows", [1, 2])
-def test_the_error_about_a_range_beyond_float64_names_the_column(tmp_path, block_rows):
+def test_error_about_a_range_that_overflows_names_the_column(tmp_path, block_rows):
     shards = shards_of(tmp_path, np.array([[0, 1.7e308], [1, -1.7e308]]))
     with refused(65, f"file={tmp_path / '0.h5'}", "columns 1", "float64"):
         check_usable(shards, scanned(shards, block_rows, 1))
@@ -231,7 +231,7 @@ def test_a_missing_value_is_found_in_the_dtype_of_its_file(tmp_path, dtype, miss
     ],
 )
 def test_a_missing_value_outside_the_dtype_is_never_found(tmp_path, dtype, missing):
-    """It is neither wrapped around, nor rounded to 0 or Inf."""
+    """The missing value is neither wrapped around, nor rounded to 0 or Inf."""
     wrapped = [int(missing) % 2**bits for bits in (8, 16, 64) if float(missing).is_integer()]
     values = [0, 1, *(value for value in (-1, 241, 0x7FFF, *wrapped) if dtype != "?" and _fits(value, dtype))]
     (shard,) = shards_of(tmp_path, np.array(values, dtype=object).astype(dtype)[:, None])
@@ -259,7 +259,7 @@ def test_rows_that_are_all_missing_are_refused(tmp_path):
 
 
 def rows_with_gaps(rng, n, dtype, missing):
-    """Return rows with a third of the values missing, some rows whole, and one with Inf if the dtype has it."""
+    """Return rows with a third of the values missing, and the bad rows: those without values, and one with Inf."""
     rows = (100 * rng.standard_normal((n, 5))).astype(dtype)
     rows[:, 4] = missing
     rows[rng.random(rows.shape) < 0.3] = missing
@@ -348,7 +348,7 @@ def test_a_scan_with_imputation_is_restored_from_its_file(tmp_path):
 
 
 def random_shards(folder, rng, options):
-    """Return shards of random sizes, some with NaN, some damaged; their rows, and which are damaged."""
+    """Return shards of random sizes (some with NaN, some damaged), their rows, and the indices of the damaged ones."""
     sizes = rng.integers(0, 12, 6)
     arrays = [numbered(size, first=sum(sizes[:i]), dtype=np.float32) for i, size in enumerate(sizes)]
     for rows in arrays:

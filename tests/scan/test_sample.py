@@ -1,4 +1,4 @@
-"""Tests of the sample: of bounded size, spread over all rows, and independent of block boundaries."""
+"""Tests of the sample: it has a bounded size, covers all rows, and does not depend on block boundaries."""
 
 import itertools
 

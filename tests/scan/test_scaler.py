@@ -1,4 +1,4 @@
-"""Tests of scaling: it keeps digits, and equals scikit-learn's."""
+"""Tests of scaling: digits are kept, and the results equal scikit-learn's."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from sklearn.preprocessing import MinMaxScaler
 
 from pipeline.scan.scaler import Scaler
 
-MIDNIGHT = 1_600_000_000  # seconds since 1970, a column far from zero
+TIMESTAMP = 1_600_000_000  # seconds since 1970, a column far from zero
 
 
 def scaler_of(rows):
@@ -15,7 +15,7 @@ def scaler_of(rows):
 
 
 def scikit_learns(scaler):
-    """Return scikit-learn's scaler, changed for constant columns, which it scales by 1 and shifts."""
+    """Return scikit-learn's scaler, modified to map constant columns to 0."""
     other = MinMaxScaler().fit(np.stack([scaler.minimum, scaler.maximum]))
     constant = scaler.scale == 0
     other.scale_[constant] = 0
@@ -45,8 +45,8 @@ def test_a_constant_column_becomes_0_for_new_values_too():
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint32, np.float64])
 def test_columns_far_from_zero_keep_their_digits(dtype):
-    """float32 holds 1.6e9 in steps of 128, which would leave two values of these hundred."""
-    rows = np.arange(MIDNIGHT - 50, MIDNIGHT + 51).astype(dtype)[:, None]
+    """Near 1.6e9, float32 numbers are 128 apart. Only two of these values would remain distinct."""
+    rows = np.arange(TIMESTAMP - 50, TIMESTAMP + 51).astype(dtype)[:, None]
     np.testing.assert_allclose(scaler_of(rows).transform(rows)[:, 0], np.arange(101) / 100, rtol=1e-7)
 
 

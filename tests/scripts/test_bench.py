@@ -1,4 +1,4 @@
-"""Tests of the benchmark: results are compared before timing, contestants alternate, and limits are checked."""
+"""Tests of the benchmark: results are compared before timing, measurements alternate, and limits are checked."""
 
 from __future__ import annotations
 
@@ -22,63 +22,63 @@ from scripts.benchmarks.instruction_sets import hide, limits
 
 
 class Fake:
-    """A contestant that takes the given seconds and records its turns in a list."""
+    """A program under comparison that takes the given seconds and records each measurement in a list."""
 
-    def __init__(self, name: str, seconds: list[float], result: float, turns: list[str]) -> None:
+    def __init__(self, name: str, seconds: list[float], result: float, order: list[str]) -> None:
         self.name = name
         self.about = f"about {name}"
         self._seconds = iter([9.0, *seconds])
         self._result = result
-        self._turns = turns
+        self._order = order
 
     def prepare(self, case: str, folder: Path, **sizes: Any) -> bool:
         np.savez(folder / f"{self.name}.npz", features=np.full(3, self._result))
         return True
 
     def seconds(self, times: int = 1) -> float:
-        self._turns.append(self.name)
+        self._order.append(self.name)
         return next(self._seconds)
 
 
-Race = Callable[..., tuple[dict[str, float], list[str]]]
+Comparison = Callable[..., tuple[dict[str, float], list[str]]]
 
 
 @pytest.fixture
-def race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Race:
-    """Run a race of contestants with these seconds and results; return their ratios and the turns that count."""
+def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comparison:
+    """Return a function that compares fake programs; it returns their ratios and the order of the measurements."""
 
     def run(seconds: dict[str, list[float]], results: dict[str, float] | None = None) -> Any:
-        turns: list[str] = []
+        order: list[str] = []
 
         @contextmanager
         def fakes(names: list[str], **variables: str) -> Iterator[list[Fake]]:
-            yield [Fake(name, seconds[name], (results or {}).get(name, 1.0), turns) for name in names]
+            yield [Fake(name, seconds[name], (results or {}).get(name, 1.0), order) for name in names]
 
         monkeypatch.setattr(racing, "contestants", fakes)
         runner = bench.Bench(tmp_path, 3, 1.0, "cuda", True)
         ratios = runner.race("encode", "some rows", list(seconds), {}, (0.0, 1e-4))
-        return ratios, turns[len(seconds) :]
+        return ratios, order[len(seconds) :]  # without the warm-up
 
     return run
 
 
-def test_ratios_are_medians_over_alternating_rounds(race: Race) -> None:
-    ratios, turns = race({"ours": [1.0, 2.0, 4.0], "jax": [3.0, 3.0, 4.0]})
-    assert turns == ["ours", "jax"] * 3
+def test_ratios_are_medians_over_alternating_rounds(compare: Comparison) -> None:
+    ratios, order = compare({"ours": [1.0, 2.0, 4.0], "jax": [3.0, 3.0, 4.0]})
+    assert order == ["ours", "jax"] * 3
     assert ratios == {"ours": 2.0, "jax": 1.5}
 
 
-def test_different_results_are_refused_before_timing(race: Race) -> None:
+def test_different_results_are_refused_before_timing(compare: Comparison) -> None:
     with pytest.raises(RuntimeError, match=r"jax: .*0\.5"):
-        race({"ours": [1.0], "jax": [1.0]}, {"jax": 1.5})
+        compare({"ours": [1.0], "jax": [1.0]}, {"jax": 1.5})
     with pytest.raises(RuntimeError, match="blas: "):
-        race({"ours": [1.0], "blas": [1.0], "jax": [1.0]}, {"blas": 1.5})
-    # Its model is different.
-    race({"ours": [1.0] * 3, "sklearn": [1.0] * 3}, {"sklearn": 1.5})
+        compare({"ours": [1.0], "blas": [1.0], "jax": [1.0]}, {"blas": 1.5})
+    # The model of scikit-learn is different, so its results are not compared.
+    compare({"ours": [1.0] * 3, "sklearn": [1.0] * 3}, {"sklearn": 1.5})
 
 
-def test_peer_with_deviating_results_is_left_out(race: Race, capsys: pytest.CaptureFixture[str]) -> None:
-    found, _ = race({"ours": [1.0] * 3, "jax": [2.0] * 3, "torch": [9.0] * 3}, {"torch": np.nan})
+def test_peer_with_deviating_results_is_left_out(compare: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+    found, _ = compare({"ours": [1.0] * 3, "jax": [2.0] * 3, "torch": [9.0] * 3}, {"torch": np.nan})
     assert found == {"ours": 1.0, "jax": 2.0}
     assert "torch: " in capsys.readouterr().out
 
@@ -94,7 +94,7 @@ def test_demand_is_compared_with_the_best_peer_without_blas(tmp_path: Path, caps
 
 
 @pytest.mark.process
-def test_race_runs_and_a_missing_card_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_benchmark_runs_and_a_missing_card_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["step", "device", "--device", "cuda7", "--without-peers", "--rounds", "1", "--output", str(tmp_path)]
     assert run.main(["races", *flags]) == 0
     assert re.search(r"^.*\bdevice: .*\bcuda7\b", capsys.readouterr().out, re.MULTILINE)
@@ -110,8 +110,8 @@ def test_race_runs_and_a_missing_card_is_named(tmp_path: Path, capsys: pytest.Ca
     assert device["case"] == "device"
 
 
-def test_all_contestants_use_the_same_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """This includes the processes that run the whole program."""
+def test_all_programs_use_the_same_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Processes that run the whole program also use this instruction set.
     found: list[dict[str, str]] = []
 
     def started(*arguments: Any, env: dict[str, str], **options: Any) -> None:
@@ -154,11 +154,11 @@ def test_drawn_shapes_depend_on_the_seed_and_are_not_round() -> None:
 def test_peer_that_exits_early_is_left_out_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """PyTorch does so if it was built without support for the card."""
-    ends = tmp_path / "python"
-    ends.write_text("#!/bin/sh\necho 'a warning' >&2; echo 'no CUDA' >&2; exit 1\n")
-    ends.chmod(0o755)
-    monkeypatch.setattr(racing, "PEERS", ends)
+    # PyTorch exits early if it was built without support for the card.
+    fake_python = tmp_path / "python"
+    fake_python.write_text("#!/bin/sh\necho 'a warning' >&2; echo 'no CUDA' >&2; exit 1\n")
+    fake_python.chmod(0o755)
+    monkeypatch.setattr(racing, "PEERS", fake_python)
     with racing.contestants(["torch"]) as (torch,):
         torch._process.wait()
         assert not torch.prepare("square", tmp_path, n=8)
@@ -169,17 +169,17 @@ def test_peer_that_exits_early_is_left_out_with_its_reason(
 def test_openblas_uses_the_requested_instruction_set(tmp_path: Path) -> None:
     with racing.contestants(["blas"], **limits("sse2")) as (blas,):
         blas.prepare("square", tmp_path, n=8)
-    assert blas.about.split()[-1] in ("Katmai", "Prescott")  # they are equal
+    assert blas.about.split()[-1] in ("Katmai", "Prescott")  # both have the same kernels
 
 
-_ASK = """
+_CPUID_PROGRAM = """
 #include <cpuid.h>
 #include <stdio.h>
 int main(void)
 {
     for (unsigned leaf = 0, a, b, c, d; leaf < 8; leaf++) {
         __cpuid_count(leaf, 0, a, b, c, d);
-        if (leaf != 1) /* which also says on what core */
+        if (leaf != 1) /* leaf 1 also contains the number of the core */
             printf("%u %x %x %x %x\\n", leaf, a, b, c, d);
     }
 }
@@ -189,14 +189,14 @@ int main(void)
 @pytest.mark.process
 def test_hiding_instructions_changes_no_other_processor_facts(tmp_path: Path) -> None:
     library = hide("avx2", tmp_path)
-    program = tmp_path / "ask"
+    program = tmp_path / "cpuid"
     assert (library is None) == ("cpuid_fault" not in Path("/proc/cpuinfo").read_text().split())
-    program.with_suffix(".c").write_text(_ASK)
+    program.with_suffix(".c").write_text(_CPUID_PROGRAM)
     subprocess.run(["gcc", "-o", str(program), f"{program}.c"], check=True)
-    # Cores of one processor can differ.
-    ask = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), str(program)]
+    # The program runs on one core, because the cores of a processor can differ.
+    command = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), str(program)]
     before, after = (
-        [line.split() for line in subprocess.check_output(ask, env=env, text=True).splitlines()]
+        [line.split() for line in subprocess.check_output(command, env=env, text=True).splitlines()]
         for env in ({**os.environ}, os.environ | ({"LD_PRELOAD": str(library)} if library else {}))
     )
     assert before[:-1] == after[:-1]
@@ -233,7 +233,7 @@ def test_shards_of_every_layout_hold_the_same_rows(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_peak_memory_is_that_of_the_program_alone(tmp_path: Path) -> None:
-    """It does not include the process that started the program."""
+    # The memory of the process that started the program is not included.
     shards = programs.make_shards(tmp_path / "shards", 200, 1, dtype="u1", n_inputs=8)
     heap = np.ones(2**29, np.uint8)
     _, peak = programs.extract("--input", shards, "--output", tmp_path / "out", "--epochs", 1)

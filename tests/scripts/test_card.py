@@ -1,4 +1,4 @@
-"""Tests of scripts/card.py: it resumes after the last finished step, and reports how each step ended."""
+"""Tests of scripts/card.py: the script resumes after the last finished step, and reports how each step ended."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def test_step_stopped_by_the_time_limit_is_repeated(tmp_path: Path) -> None:
     assert run_step(tmp_path, "started", wait, {}, time.monotonic() + 2) is None
     assert run_step(tmp_path, "late", wait, {}, time.monotonic() - 1) is None
     assert list(tmp_path.glob("*.json")) == []
-    assert run_step(tmp_path, "late", ("-c", "print('there')"), {}, time.monotonic() + DEADLINE) == 0
+    assert run_step(tmp_path, "late", ("-c", "print('the output')"), {}, time.monotonic() + DEADLINE) == 0
     text = page("A card", tmp_path, ["started", "late"])
     assert re.search(r"^\| started \| 0 \| \D+ \|$", text, re.MULTILINE)
-    assert "    there" in text
+    assert "    the output" in text
 
 
 def test_every_step_is_an_existing_file_or_a_module(tmp_path: Path) -> None:

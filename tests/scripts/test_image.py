@@ -1,4 +1,4 @@
-"""Tests of docs/Dockerfile without building an image; `make image-check` runs its steps."""
+"""Tests of docs/Dockerfile without building an image; `make image-check` runs the steps of the file."""
 
 from __future__ import annotations
 

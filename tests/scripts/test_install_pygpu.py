@@ -1,4 +1,4 @@
-"""Tests of scripts/install_pygpu.sh: it installs Debian packages into an environment, from a folder or from apt."""
+"""Tests of scripts/install_pygpu.sh, which installs Debian packages into an environment, from a folder or from apt."""
 
 from __future__ import annotations
 
@@ -24,20 +24,26 @@ pytestmark = [
 SCRIPT = REPOSITORY / "scripts/install_pygpu.sh"
 PREFIX = Path(sys.prefix)
 SITE = Path(sysconfig.get_path("purelib"))
-# Content of Debian's packages, as far as it is installed here.
+# Content of Debian's packages, limited to files that are installed here.
 PACKAGES = {
     "python3-pygpu": {"usr/lib/python3/dist-packages": [SITE / "pygpu", *SITE.glob("pygpu-*.egg-info")]},
     "libgpuarray3": {"usr/lib": [PREFIX / "lib/libgpuarray.so.3", PREFIX / "lib/libgpuarray.so.3.0"]},
     "libgpuarray-dev": {"usr/lib": [PREFIX / "lib/libgpuarray.so"], "usr/include": [PREFIX / "include/gpuarray"]},
 }
-# libgpuarray's message about a driver shows which file it has opened.
-ASK = "import pygpu\ntry:\n    pygpu.gpuarray.count_devices('cuda', 0)\nexcept Exception as error:\n    print(error)"
+# The message of libgpuarray about a driver shows which file libgpuarray has opened.
+PRINT_DRIVER_ERROR = """
+import pygpu
+try:
+    pygpu.gpuarray.count_devices("cuda", 0)
+except Exception as error:
+    print(error)
+"""
 
 APT_GET = """#!/bin/bash
 case $* in
     indextargets*) echo https://own.example/debian/ trixie main; echo https://own.example/s trixie-security main ;;
     *download*) cp {debs}/*.deb . ;;
-    *update) for each; do case $each in *sourcelist=*) cp "${{each#*sourcelist=}}" {asked} ;; esac; done ;;
+    *update) for each; do case $each in *sourcelist=*) cp "${{each#*sourcelist=}}" {sources} ;; esac; done ;;
 esac
 """
 
@@ -67,7 +73,7 @@ def target(tmp_path: Path) -> Environment:
 
 
 def install(target: Environment, *arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run the script, from where a wheel installs it."""
+    """Run the script in the directory in which a wheel installs it."""
     shutil.copy(SCRIPT, target.path / "bin")
     return target.run("install_pygpu.sh", *arguments, **variables)
 
@@ -78,7 +84,7 @@ def files(target: Environment) -> set[Path]:
 
 @pytest.mark.parametrize("has_dpkg", [True, False])
 def test_packages_in_a_directory_are_installed(target: Environment, debs: Path, tmp_path: Path, has_dpkg: bool) -> None:
-    """Packages are unpacked with or without dpkg; libgpuarray then searches our directory first."""
+    # Packages are unpacked with or without dpkg. Afterwards libgpuarray searches our directory first.
     variables = {}
     if not has_dpkg:
         for program in ("bash", "dirname", "mktemp", "chmod", "mkdir", "head", "ar", "tar", "xz", "cp", "rm", "mv"):
@@ -93,14 +99,14 @@ def test_packages_in_a_directory_are_installed(target: Environment, debs: Path, 
         "include/gpuarray",
         *(f"lib/libgpuarray.so{end}" for end in ("", ".3", ".3.0")),
     }
-    assert "undefined symbol" not in target.run("python", "-c", ASK).stdout
+    assert "undefined symbol" not in target.run("python", "-c", PRINT_DRIVER_ERROR).stdout
     for folder, message in (("lib", "pygpu/../../../libcuda.so"), ("lib/shardpress-gpu", "/shardpress-gpu/libcuda.so")):
         library(target.path / folder / "libcuda.so")
-        assert f"{message}: undefined symbol" in target.run("python", "-c", ASK).stdout
-    again = files(target)
+        assert f"{message}: undefined symbol" in target.run("python", "-c", PRINT_DRIVER_ERROR).stdout
+    files_before = files(target)
     (line,) = install(target).stdout.splitlines()
     assert str(target.path) in line
-    assert files(target) == again
+    assert files(target) == files_before
 
 
 def test_earlier_installation_gets_the_search_path(target: Environment, debs: Path) -> None:
@@ -123,13 +129,13 @@ def test_incomplete_installation_is_repaired(target: Environment, debs: Path) ->
 def test_debian_12_is_taken_from_the_own_source_or_a_mirror(
     target: Environment, debs: Path, tmp_path: Path, mirror: str | None
 ) -> None:
-    """An apt-get that prints its sources, and has the requested packages, replaces the real one."""
+    # A fake apt-get prints its sources, stores the source list that it receives, and copies the packages.
     program = target.path / "bin/apt-get"
-    program.write_text(APT_GET.format(debs=debs, asked=tmp_path / "asked"))
+    program.write_text(APT_GET.format(debs=debs, sources=tmp_path / "sources"))
     program.chmod(0o755)
     result = install(target, *(["--mirror", mirror] if mirror else []))
     assert result.returncode == 0, result.stderr
-    (line,) = (tmp_path / "asked").read_text().splitlines()
+    (line,) = (tmp_path / "sources").read_text().splitlines()
     assert line.startswith("deb ")
     assert line.endswith(f"{mirror or 'https://own.example/debian/'} bookworm main")
 

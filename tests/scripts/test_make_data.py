@@ -1,4 +1,4 @@
-"""Tests of scripts/make_data.py: its shards are reproducible and complete, and never replace foreign files."""
+"""Tests of scripts/make_data.py: shards are reproducible and complete, and never replace foreign files."""
 
 import errno
 import gzip
@@ -46,7 +46,7 @@ def out(tmp_path):
 
 
 def make(out, *arguments):
-    """Run the script, which must succeed."""
+    """Run the script, and check that it succeeds."""
     assert make_data.main([*map(str, arguments), "--output", str(out)]) == 0
 
 
@@ -61,7 +61,7 @@ def contents(folder):
 
 
 def stamps(folder):
-    """Return inode and modification time of every file, which show whether it was written again."""
+    """Return the inode and modification time of every file; they change if the file is written again."""
     return {n: ((folder / n).stat().st_ino, (folder / n).stat().st_mtime_ns) for n in names(folder)}
 
 
@@ -133,7 +133,7 @@ def test_donuts_are_two_noisy_rings_with_correlated_columns(out):
 
 
 def test_cost_of_the_reference_network_falls_as_published(out):
-    """Run the reference experiment in plain NumPy up to epoch 1000; all of it would take too long here."""
+    """Run the reference experiment in plain NumPy up to epoch 1000; the whole experiment would take too long."""
     make(out, "donuts")
     X = load(out)
     costs = reference_costs((X - X.min(axis=0)) / np.ptp(X, axis=0), epochs=1001)
@@ -239,7 +239,7 @@ def test_synthetic_rows_have_few_principal_components(out):
     assert variances[16:].min() > 0  # the noise remains
 
 
-# ---- written once, always the same
+# ---- files are written once, and are always the same
 
 
 @pytest.mark.slow
@@ -319,7 +319,7 @@ def test_interrupt_during_a_write_is_deferred():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-# ---- one consistent default set
+# ---- the default set is consistent
 
 
 def test_digits_replace_missing_fashion_mnist(no_fashion, out, capsys):
@@ -389,7 +389,7 @@ LABELS_OF_20 = np.zeros(20, np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("name", "spoil", "phrase"),
+    ("name", "damage", "phrase"),
     [
         (LABELS, lambda p: write_idx(p, LABELS_OF_20, magic=b"\0\0\x0d\1"), "00000d01"),
         (LABELS, lambda p: write_idx(p, LABELS_OF_20, shape=(4, 5)), "00000802"),
@@ -403,10 +403,10 @@ LABELS_OF_20 = np.zeros(20, np.uint8)
         (IMAGES, lambda p: p.write_bytes(p.read_bytes()[:-20]), "gzip"),
     ],
 )
-def test_bad_source_file_is_named_and_changes_nothing(fashion, out, capsys, name, spoil, phrase):
+def test_bad_source_file_is_named_and_changes_nothing(fashion, out, capsys, name, damage, phrase):
     make(out, "digits")
     before = stamps(out)
-    spoil(fashion / name)
+    damage(fashion / name)
     assert make_data.main(["--output", str(out)]) == make_data.BAD_DATA
     error = capsys.readouterr().err
     assert name in error

@@ -1,4 +1,4 @@
-"""Tests of the wheel: its content, and reading with a later Python, NumPy 2 and no Theano."""
+"""Tests of the wheel: its content, and its use to read outputs with a later Python, NumPy 2 and no Theano."""
 
 import json
 import os
@@ -41,7 +41,7 @@ print(json.dumps({
     "transformed": shardpress.TiedAutoencoder.from_run(sys.argv[1]).transform(rows).tolist(),  # loads scikit-learn
 }))
 """
-RUN_ONLY = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # SciPy, if it is installed, is loaded by Dask
+RUN_ONLY = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # Dask loads SciPy if it is installed
 
 ROWS = np.linspace(-1, 2, 12).reshape(4, 3)
 FEATURES = np.arange(8, dtype=np.float32).reshape(4, 2)
@@ -51,7 +51,7 @@ Y = np.array([3, 1, 2, 0])
 
 @pytest.fixture
 def output(tmp_path):
-    """Return a finished output directory of two parts, and rows for its model."""
+    """Return a finished output directory with two parts, and write rows for its model next to it."""
     directory = tmp_path / "out"
     files = ["parts/part-0.h5", "parts/part-1.h5"]
     W = np.array([[1, -900], [0, 0.5], [-2, 1]], np.float32)
@@ -86,7 +86,7 @@ def wheel(tmp_path_factory):
 IGNORED = shutil.ignore_patterns("*.so", "__pycache__")
 
 
-def test_wheel_holds_all_packages_and_nothing_else(wheel):
+def test_wheel_contains_all_packages_and_nothing_else(wheel):
     assert re.fullmatch(r"shardpress-[\d.]+-cp311-abi3-linux_\w+\.whl", wheel.name), "one wheel for 3.11 and later"
     folders = [REPOSITORY / name for name in ("pipeline", "kernels")]
     paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
@@ -104,7 +104,7 @@ def test_wheel_holds_all_packages_and_nothing_else(wheel):
 
 @pytest.fixture
 def later_python(wheel, tmp_path):
-    """Start a later Python with the wheel, next to a file with the name of one of our packages; skip without it."""
+    """Return a function that runs a later Python with the wheel, next to a file named like one of our packages."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "pipeline.py").write_text("raise SystemExit('theirs')")
 
@@ -163,7 +163,7 @@ def test_commands_without_theano_work_in_later_pythons(finished_run, later_pytho
 
 
 def test_failed_environment_is_removed(tmp_path):
-    """Otherwise the tests in it would fail instead of being skipped."""
+    # If the environment remained, the tests that use it would fail instead of being skipped.
     tools = tmp_path / "bin"
     script = tmp_path / "scripts/readers.sh"
     tools.mkdir()

@@ -1,4 +1,4 @@
-"""Tests of the reference run of the model: its costs on two donuts, as numbers and as a plot.
+"""Tests of the reference run of the model on two donuts: its costs as numbers and as a plot.
 
 Sample: 101 epochs on OpenCL; with TEST_CASES=all 501 epochs.
 """
@@ -70,15 +70,15 @@ def test_costs_on_opencl_equal_those_on_the_cpu(tmp_path: Path, opencl: None) ->
         features[device] = open_features(tmp_path / device).features.compute()
     assert list(found["cpu"]) == [epoch for epoch in reference.PUBLISHED if epoch < EPOCHS]
     assert found["opencl0:0"] == pytest.approx(found["cpu"], rel=1e-3)
-    # Rounding errors accumulate in all steps of the training.
+    # Rounding errors accumulate over all training steps.
     assert np.allclose(features["opencl0:0"], features["cpu"], rtol=0, atol=1e-3)
 
 
 def test_reference_flags_set_every_model_setting() -> None:
-    """Defaults may change, but the settings of the reference must not."""
+    # The defaults can change, but the settings of the reference run must not.
     model = {each.name for each in SETTINGS.values() if each.affects == "model"}
     named = {flag.removeprefix("--").replace("-", "_") for flag in reference.FLAGS if flag.startswith("--")}
-    assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "without validation there is no patience"
+    assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "patience needs validation rows"
     settings = resolve(parse(reference.FLAGS, {}, ""), 2000, 4)
     assert network_of(settings.network, 4) == Network((4, 2))
     since = {each.name for each in SETTINGS.values() if each.legacy_value != ()} | {"hidden"}

@@ -1,4 +1,4 @@
-"""Tests of the scaling benchmark: tasks like those of a run, and a local cluster that is removed afterwards."""
+"""Tests of the scaling benchmark: its tasks are like the tasks of a run, and its local cluster is removed."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_benchmark_cluster_listens_on_loopback_and_is_removed(tmp_path: Path) ->
             client.wait_for_workers(1, timeout=60)
             assert compute([(abs, -i) for i in range(9)], client.get_executor(pure=False), 4) == [*range(9)]
         processes = [psutil.Process(pid) for pid in (cluster.scheduler, *cluster.workers)]
-        ports = [each.laddr.ip for one in processes for each in one.net_connections() if each.status == "LISTEN"]
-        assert set(ports) == {"127.0.0.1"}
+        connections = [each for process in processes for each in process.net_connections()]
+        assert {each.laddr.ip for each in connections if each.status == "LISTEN"} == {"127.0.0.1"}
         assert processor_seconds(cluster.scheduler) > 0
-    assert not any(psutil.pid_exists(one.pid) for one in processes)
+    assert not any(psutil.pid_exists(process.pid) for process in processes)

@@ -1,4 +1,4 @@
-"""Tests of the cluster simulation: it matches simple cases computed by hand, and never exceeds its bounds."""
+"""Tests of the cluster simulation: results match simple cases computed by hand, and stay within bounds."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def test_without_overhead_time_is_work_divided_by_cores() -> None:
         assert found.seconds == pytest.approx(seconds), (n_workers, cores, threads)
         assert found.bottleneck == "cores"
     assert simulate_tasks(Task(1.0), 60, Cluster(4, 1, 1, shared_cores=2), NO_COSTS).seconds == pytest.approx(30)
-    # A thread that waits for a disk leaves its core to another thread, if there is one.
+    # While a thread waits for a disk, another thread can use its core.
     assert simulate_tasks(Task(1.0, wait=1.0), 60, Cluster(1, 1, 1), NO_COSTS).seconds == pytest.approx(120)
     assert simulate_tasks(Task(1.0, wait=1.0), 60, Cluster(1, 1, 2), NO_COSTS).seconds == pytest.approx(61)
 
 
 @pytest.mark.slow
 def test_serial_resource_bounds_the_time() -> None:
-    """The busiest resource is never idle, and each task takes its minimal time."""
+    # The busiest resource is never idle, and each task takes its minimal time.
     many_workers = Cluster(100, 2)
     for costs, task, cluster, name, least in (
         (replace(NO_COSTS, driver_task=0.01), Task(0.01), many_workers, "driver", 20.0),
@@ -90,8 +90,8 @@ def test_check_reports_too_large_differences(tmp_path: Path, capsys: Any) -> Non
     costs = tmp_path / "costs.json"
     measured = tmp_path / "measured.json"
     costs.write_text(json.dumps({"costs": {"load": 0.1, "found": asdict(COSTS)}}))  # in the format of `scaling`
-    for off, code in ((1.0, 0), (1.3, 1)):
-        stages["encoding"]["seconds"] = 5.1 * off
+    for factor, code in ((1.0, 0), (1.3, 1)):
+        stages["encoding"]["seconds"] = 5.1 * factor
         measured.write_text(json.dumps({"crowds": {"found": {"cores": 2, "by workers": {"1": stages}}}}))
         assert run.main(["simulate", "--costs", str(costs), "--check", str(measured)]) == code
         assert "| 1 | encoding |" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Tests of settings: all invalid ones are reported at once with what was expected, and defaults are filled in."""
+"""Tests of settings: all invalid settings are reported at once with the expected values, and defaults are filled in."""
 
 import pytest
 
@@ -94,7 +94,7 @@ def test_defaults_follow_the_data_and_other_settings():
     for n_rows, epochs in ((178, 182), (400, 84), (1500, 42), (60_000, 20)):
         assert resolve(Config(), n_rows, 4).training.epochs == epochs
         assert resolve(Config.of(batch_size=10_000), n_rows, 4).training.epochs == epochs, (
-            "larger ones make no training longer"
+            "larger minibatches do not add epochs"
         )
     for rule, rate in LEARNING_RATES.items():
         assert resolve(Config.of(optimizer=rule), 100, 4).training.learning_rate == rate
@@ -113,7 +113,7 @@ def test_the_default_hidden_layer_follows_rows_and_columns():
     assert hidden(60_000, 784, n_features=300) == (600,), "a unit for each component, and one for its negative"
     assert hidden(60_000, 8) == (64,), "at most what narrow rows can use"
     assert hidden(1200, 784) == (300,), "at most what few rows can train"
-    assert hidden(200, 784) == (), "none that could not start from components"
+    assert hidden(200, 784) == (), "no layer that could not start from components"
     assert hidden(200, 784, hidden=(9,)) == (9,)
     assert hidden(60_000, 784, memory_budget=2**25) == (274,), "at most what fits into half of the memory"
 
@@ -129,7 +129,7 @@ def test_sigmoids_have_a_gain_by_default():
         assert resolve(Config.of(code_activation=code), 100, 8).network.decoder_gain is gain
     assert resolve(Config.of(code_activation="sigmoid", decoder_gain=False), 100, 8).network.decoder_gain is False
     codes = [resolve(Config(), 100, n_inputs).network.code_activation for n_inputs in (255, 256)]
-    assert codes == ["linear", "sigmoid"], "an outlier of few columns is a large part of a row"
+    assert codes == ["linear", "sigmoid"], "with few columns, an outlier is a large part of a row"
 
 
 def test_a_given_model_determines_the_network():
@@ -147,7 +147,7 @@ def test_the_settings_describe_a_network():
     )
     without_hidden = config.changed(hidden=(), code_activation="sigmoid", decoder_gain=False)
     assert network_of(resolve(without_hidden, 100, 784).network, 784) == Network((784, 7)), (
-        "without hidden layers theirs is none"
+        "without hidden layers, their activation is ignored"
     )
 
 

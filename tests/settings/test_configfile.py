@@ -133,7 +133,7 @@ except ConfigError as error:
 @pytest.mark.process
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_with_little_work_and_memory(file, name):
-    """It is measured in a child process, in function calls (a scanner in Python makes 8 million) and KiB."""
+    """A child process measures function calls (a scanner in Python makes 8 million) and memory in KiB."""
     command = [sys.executable, "-c", MEASURE, file(BOMBS[name])[1]]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     code, n_letters, n_calls, memory = map(int, result.stdout.split())

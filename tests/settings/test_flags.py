@@ -1,4 +1,4 @@
-"""Tests of settings from four sources: their precedence, and every mistake is named with what was expected."""
+"""Tests of settings from four sources: the order of precedence, and errors that name the expected values."""
 
 import json
 
@@ -76,7 +76,7 @@ SAMPLES = {
 }
 
 
-REQUIRED_VALUES = {  # values that others require
+REQUIRED_VALUES = {  # for each setting, the settings that it requires
     **{name: {"scheduler": "a"} for name in ("insecure_cluster", "mixed_processors")},
     "dashboard": {"workers": 1},
 }

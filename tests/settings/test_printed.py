@@ -1,4 +1,4 @@
-"""Tests of printed settings: they are read back unchanged, for all values."""
+"""Tests of printed settings: they are read back unchanged for all values."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_printed_settings_can_be_read_again(seed: int, file: Callable[[str], lis
     draw = random.Random(seed)
     for _ in range(30):
         chosen = {each.name: some_value(each, draw) for each in SETTINGS.values() if draw.random() < 0.5}
-        while wrong := problems(Config.of(**chosen)):  # two that exclude each other, or one that requires another
+        while wrong := problems(Config.of(**chosen)):  # settings that exclude each other, or that require another one
             chosen.pop(wrong[0].split(":")[0].split(" and ")[0])
         config = Config.of(**chosen)
         assert parse(file(as_yaml(config, _STAGES)), {}, "") == config

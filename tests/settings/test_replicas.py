@@ -37,11 +37,11 @@ def test_replicas_have_enough_steps_and_rounds() -> None:
     sizes = product([999, 57_000, 10**6, 10**9], [2, 20, 300], [300, 10**4, 10**8])
     for requested, (n_rows, epochs, window_rows), batch_size in product([2, 3, 8, 64], sizes, [1, 128]):
         with case(requested, n_rows, epochs, window_rows, batch_size):
-            sizes_of_it = TrainingSizes(n_rows, epochs, window_rows)
-            n = fitting_replicas(requested, batch_size, sizes_of_it)
+            training_sizes = TrainingSizes(n_rows, epochs, window_rows)
+            n = fitting_replicas(requested, batch_size, training_sizes)
             assert n <= requested
             if n > 1:
-                n_rounds = rounds_in_epoch(n, batch_size, sizes_of_it)
+                n_rounds = rounds_in_epoch(n, batch_size, training_sizes)
                 assert n_rounds * (epochs - 1) >= 70
                 assert (epochs - 1) * n_rows >= 2000 * n * batch_size
                 assert n_rows <= n * n_rounds * min(512 * batch_size, window_rows), "a task of a second or two"

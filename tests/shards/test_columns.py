@@ -35,7 +35,7 @@ def opened(paths: list[Path], dataset: str | None = None, rule: ColumnRule | Non
 
 
 def two(folder: Path, kind: str) -> tuple[list[Path], str | None]:
-    """Write two files of one kind; the second one has the same columns in another order."""
+    """Write two files of one kind. The second one has the same columns in another order."""
     write, dataset = named_columns.SOURCES[kind]
     paths = [folder / "0.h5", folder / "1.h5"]
     write(paths[0], ROWS, NAMES)
@@ -290,7 +290,7 @@ def test_names_take_bounded_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_damaged_heap_of_names_costs_the_names_alone(tmp_path: Path) -> None:
+def test_damaged_heap_of_names_affects_only_the_names(tmp_path: Path) -> None:
     path = tmp_path / "x.h5"
     named_columns.anndata(path, ROWS, NAMES)
     data = path.read_bytes()

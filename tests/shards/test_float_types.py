@@ -1,4 +1,4 @@
-"""Tests of floating-point types that NumPy does not have: HDF5 converts types of up to 64 bits; others are refused."""
+"""Tests of floating-point types that NumPy does not have: HDF5 converts types of up to 64 bits."""
 
 from __future__ import annotations
 

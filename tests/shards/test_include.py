@@ -1,4 +1,4 @@
-"""Tests of extras that are named, in any group, and of codes with categories."""
+"""Tests of extras that a user names, in any group, and of codes with categories."""
 
 import json
 
@@ -35,7 +35,7 @@ def categorical(codes, categories, name="obs/kind"):
 
 
 def earlier(codes, categories):
-    """Return the extras of an AnnData categorical before version 0.7."""
+    """Return the extras of a categorical as AnnData wrote it before version 0.7."""
     return {"obs/kind": np.array(codes, "i1"), "obs/__categories/kind": np.array(categories, object)}
 
 
@@ -75,7 +75,7 @@ def test_named_datasets_are_extras_in_any_group(shards):
     assert values(opened, "a") == [10, 11, 12, 13]
 
 
-def test_extra_may_be_named_explicitly(shards):
+def test_extra_can_be_named_explicitly(shards):
     assert names(shards({"y": range(N)}, include=["y"])[0]) == ("y",)
 
 
@@ -113,7 +113,7 @@ def test_file_is_searched_once_for_a_missing_name(tmp_path, monkeypatch):
     assert reason.endswith(" y")
 
 
-def test_named_extra_may_be_missing_in_some_shards(shards, caplog):
+def test_named_extra_can_be_missing_in_some_shards(shards, caplog):
     opened = shards({"obs/kind": range(N)}, {}, include=["obs/kind"])
     assert names(opened[0]) == ("kind", "kind_present")
     assert values(opened, "kind_present") == [True] * N + [False] * N
@@ -173,7 +173,7 @@ def test_codes_are_read_with_their_categories(shards, write):
 
 
 @pytest.mark.parametrize("categories", [[3, 5], [0.5, 1.5]])
-def test_categories_may_be_numbers(shards, categories):
+def test_categories_can_be_numbers(shards, categories):
     assert categories_of(shards(categorical([1, 0, -1, 1], categories))) == [categories[i] for i in (1, 0)] + [
         None,
         categories[1],
@@ -264,7 +264,7 @@ def test_long_category_among_many_takes_no_memory(tmp_path, caplog):
     assert "dataset=id: 65536 categories of dtype |S1000" in caplog.text
 
 
-def test_too_large_category_costs_the_extra_alone(tmp_path, caplog):
+def test_too_large_category_affects_only_the_extra(tmp_path, caplog):
     extras = {"y": range(N), "kind": [0] * N, "__categories/kind": np.array([1, 2**63], "u8")}
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), extras=extras)])
     assert names(shard) == ("y",)

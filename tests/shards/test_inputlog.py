@@ -12,7 +12,7 @@ from tests.support.helpers import csr, numbered, numbered_shards, some_rows, wri
 
 
 @pytest.mark.process
-def test_names_of_datasets_other_than_x_are_logged(tmp_path, caplog):
+def test_names_of_datasets_are_logged_unless_they_are_x(tmp_path, caplog):
     caplog.set_level("INFO", "pipeline")
     paths = [write_shard(tmp_path / f"{name[-1]}.h5", numbered(3), name) for name in ("X", "g/a", "b", "c")]
     open_shards(paths[:1])
@@ -31,7 +31,7 @@ def test_shards_without_rows_are_warned_about(tmp_path, caplog):
 
 @pytest.mark.process
 def test_file_open_for_writing_is_warned_about(tmp_path, caplog):
-    """h5py does so, and so does any program that locks what it writes."""
+    """h5py locks the files that it writes, and so do some other programs."""
     paths = [write_shard(tmp_path / f"{i}.h5", numbered(3)) for i in range(3)]
     with h5py.File(paths[1], "a"), open(paths[2], "a") as open_file:
         fcntl.flock(open_file, fcntl.LOCK_EX)

@@ -18,7 +18,7 @@ from tests.support.helpers import csr, numbered, some_rows, write_csr, write_sha
 pytestmark = pytest.mark.process
 
 
-def look(*paths: Path | str, dataset: str | None = None, orientation: str | None = None) -> Inspection:
+def inspect_paths(*paths: Path | str, dataset: str | None = None, orientation: str | None = None) -> Inspection:
     return inspect_files([str(path) for path in paths], Selection(dataset, orientation))
 
 
@@ -32,7 +32,7 @@ def test_every_dataset_is_listed_as_h5py_has_it(tmp_path: Path) -> None:
         file["nothing"] = h5py.Empty("f4")
         file["records"] = np.zeros(5, [("a", "i4"), ("b", "f8")])
         file["soft"] = h5py.SoftLink("/X")
-    (files,) = look(path).files
+    (files,) = inspect_paths(path).files
     facts = {each["name"]: each for each in files.datasets}
     assert "soft link" in facts.pop("soft")["what"]
     found: dict[str, Any] = {}
@@ -54,7 +54,7 @@ def test_external_links_are_listed_and_never_opened(tmp_path: Path) -> None:
     for place in ("dataset", "group"):
         path = hostile.external_link(tmp_path, secret, place)[0]
         with hostile.opens(secret) as counts, case(place):
-            (refused,) = look(path).refused
+            (refused,) = inspect_paths(path).refused
             assert str(path) in refused["reason"]
             assert any("external link" in each["what"] for each in refused["datasets"])
         assert counts == [0]
@@ -65,11 +65,11 @@ def test_equal_files_are_grouped_and_bad_files_listed(tmp_path: Path) -> None:
         write_shard(tmp_path / f"{i}.h5", numbered(n_rows), extras={"y": np.arange(n_rows)})
     write_shard(tmp_path / "3.h5", numbered(4, dtype="f4"), extras={"y": np.arange(4)})
     (tmp_path / "4.h5").write_text("no HDF5")
-    found = look(tmp_path)
+    found = inspect_paths(tmp_path)
     assert [(len(files.names), files.n_rows) for files in found.files] == [(3, 21), (1, 4)]
     assert [files.extras for files in found.files] == [["y"], ["y"]]
     assert [Path(refused["file"]).name for refused in found.refused] == ["4.h5"]
-    assert look(tmp_path / "4.h5").shards == ()
+    assert inspect_paths(tmp_path / "4.h5").shards == ()
 
 
 def test_reason_for_the_chosen_dataset_is_given(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_reason_for_the_chosen_dataset_is_given(tmp_path: Path) -> None:
     reasons = ((other, None, "only"), (preferred, None, "named X"), (preferred, "rows", "--dataset"))
     for path, dataset, why in reasons:
         with case(path, dataset):
-            assert why in look(path, dataset=dataset).files[0].why
+            assert why in inspect_paths(path, dataset=dataset).files[0].why
 
 
 @each(
@@ -96,13 +96,13 @@ def test_reason_for_the_chosen_dataset_is_given(tmp_path: Path) -> None:
 )
 def test_faster_storage_is_suggested(tmp_path: Path, options: dict[str, Any], dtype: str, expected: list[str]) -> None:
     path = write_shard(tmp_path / "a.h5", np.zeros((150_000, 32), dtype), **options)
-    (files,) = look(path).files
+    (files,) = inspect_paths(path).files
     assert len(files.faster) == len(expected)
     assert all(words in facts for words, facts in zip(expected, files.faster, strict=True))
 
 
 def test_form_of_the_rows_is_reported(tmp_path: Path) -> None:
-    columns = look(write_shard(tmp_path / "a.h5", numbered(5, 3)), orientation="columns").files[0]
+    columns = inspect_paths(write_shard(tmp_path / "a.h5", numbered(5, 3)), orientation="columns").files[0]
     assert columns.form == "columns"
     assert "columns" in columns.faster[0]
-    assert look(write_csr(tmp_path / "b.h5", csr(some_rows()), (61, 6))).files[0].form == "sparse"
+    assert inspect_paths(write_csr(tmp_path / "b.h5", csr(some_rows()), (61, 6))).files[0].form == "sparse"

@@ -1,4 +1,4 @@
-"""Tests of master files: the files that they stack are read if they are in an allowed directory, and no others."""
+"""Tests of master files: the files that they stack are read only if they are in an allowed directory."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ N_ROWS = 3
 
 @pytest.fixture
 def raw(tmp_path):
-    """Write the files to be stacked: rows in a dataset other than X, with their numbers."""
+    """Write the files to be stacked. They contain rows in the dataset entry/data, and the row numbers."""
     folder = tmp_path / "raw"
     folder.mkdir()
     for i in range(N_FILES):
@@ -38,7 +38,7 @@ def raw(tmp_path):
 
 
 def sources(folder="raw", n=N_FILES):
-    """Return the virtual sources of these files."""
+    """Return the virtual sources for the files of `raw`."""
     return [h5py.VirtualSource(f"{folder}/run_{i + 1}.h5", "entry/data", (N_ROWS, 2, 1)) for i in range(n)]
 
 
@@ -60,7 +60,7 @@ def rows_of(found):
 
 
 def links(path, names, group="entry/data", dataset="/entry/data"):
-    """Write a master with a group of external links by these names."""
+    """Write a master with a group of external links. `names` maps their names to target files."""
     with h5py.File(path, "w") as file:
         for name, target in names.items():
             file[f"{group}/{name}"] = h5py.ExternalLink(target, dataset)
@@ -68,7 +68,7 @@ def links(path, names, group="entry/data", dataset="/entry/data"):
 
 
 def eiger(path):
-    """Write a master as detectors of Dectris do: ordered by number, which differs from the alphabetical order."""
+    """Write a master like detectors of Dectris. The order by number differs from the alphabetical order."""
     return links(path, {f"data_{i + 1}": f"raw/run_{i + 1}.h5" for i in range(N_FILES)})
 
 
@@ -105,7 +105,7 @@ def test_extras_come_from_the_files_and_not_from_the_master(tmp_path, raw, caplo
     assert ": n, time" in caplog.text
 
 
-def test_master_may_be_mixed_with_shards(tmp_path, raw):
+def test_master_can_be_mixed_with_shards(tmp_path, raw):
     shard = write_shard(tmp_path / "own.h5", numbered(2))
     found = open_shards([shard, eiger(tmp_path / "master.h5")], followed=[str(raw)])
     assert [found[0].path, len(found)] == [shard, 1 + N_FILES]
@@ -326,7 +326,7 @@ OUTSIDE = ["/etc/passwd", "../secret.h5", "raw/../../secret.h5", "link.h5", "fol
 @pytest.mark.parametrize("kind", ["virtual", "links"])
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_master_opens_nothing_outside_the_named_directories(tmp_path, kind, name):
-    """Neither its path nor links out of the directories of the file lead to another directory."""
+    """Neither paths in the master nor links in the directory lead to files outside."""
     secret = hostile.secret(tmp_path)
     inside = tmp_path / "inside"
     inside.mkdir()

@@ -271,7 +271,7 @@ def test_rows_are_read_into_a_given_array(tmp_path, form):
 
 
 @pytest.mark.process
-def test_index_of_a_table_may_have_any_type(tmp_path):
+def test_index_of_a_table_can_have_any_type(tmp_path):
     for options, index in product(
         [{}, CHUNKED], ["S3", h5py.opaque_dtype(np.dtype("M8[ns]")), h5py.enum_dtype({"a": 0})]
     ):
@@ -354,7 +354,7 @@ def test_lost_values_of_a_damaged_extra_do_not_depend_on_blocks(tmp_path, caplog
         file.create_dataset("y", data=np.arange(12), chunks=(4,), fletcher32=True)
         file["z"] = np.arange(12)
     damage(path, "y", 1)
-    shard, _ = open_shards([path, write_shard(tmp_path / "b.h5", numbered(2))])  # no extras there: a mask is added
+    shard, _ = open_shards([path, write_shard(tmp_path / "b.h5", numbered(2))])  # lacks extras
     with refused(65, f"file={path} dataset=y rows=0:12"):
         read_extras(Block(shard, 0, 12))
     lowest = np.iinfo(np.int64).min
@@ -386,7 +386,7 @@ def test_salvaging_can_be_stopped(tmp_path):
 
 
 @pytest.mark.process
-def test_sparse_columns_may_be_unsorted_and_of_any_integer_type(tmp_path):
+def test_sparse_columns_can_be_unsorted_and_any_integer_type(tmp_path):
     for index, scramble in product(["<i4", "<i8", "<u4", ">u8", "<u2"], [False, True]):
         with case(index, scramble):
             rows = some_rows()

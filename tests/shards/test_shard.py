@@ -1,4 +1,4 @@
-"""Tests of shards and blocks: plain values, with arithmetic over all rows."""
+"""Tests of shards, blocks, and the numbering of rows over all shards."""
 
 import pickle
 from itertools import product

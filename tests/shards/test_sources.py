@@ -99,8 +99,8 @@ def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplo
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "named.h5").touch()  # files with this suffix are not opened
     opened = []
-    open_it = FILES.open
-    monkeypatch.setattr(FILES, "open", lambda path: opened.append(os.path.basename(path)) or open_it(path))
+    real_open = FILES.open
+    monkeypatch.setattr(FILES, "open", lambda path: opened.append(os.path.basename(path)) or real_open(path))
     found = [source.path.name for source in find([str(tmp_path)])]
     assert found == ["a.nc", "b.h5ad", "c", "d.2024", "f.mat", "link", "named.h5"]
     assert sorted(opened) == ["a.nc", "c", "d.2024", "f.mat", "link", "notes.txt"]
@@ -109,7 +109,7 @@ def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplo
 
 @pytest.mark.process
 def test_unreadable_file_in_a_directory_is_left_out(open_path, caplog):
-    def look():
+    def check():
         assert [source.path.name for source in find([str(open_path)])] == ["a.nc"]
         assert f"file={open_path}/b.nc: " in caplog.text
         assert "Permission denied" in caplog.text
@@ -117,12 +117,12 @@ def test_unreadable_file_in_a_directory_is_left_out(open_path, caplog):
     for name in ("a.nc", "b.nc"):
         write_shard(open_path / name, numbered(3))
     (open_path / "b.nc").chmod(0)
-    assert without_privileges(look) == (0, "")
+    assert without_privileges(check) == (0, "")
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["", "/a.h5", "/*.h5"])
-def test_path_in_a_locked_directory_is_not_called_missing(open_path, name):
+def test_path_in_a_locked_directory_is_not_reported_as_missing(open_path, name):
     (open_path / "locked/in").mkdir(parents=True)
     write_shard(open_path / "locked/in/a.h5", numbered(3))
     (open_path / "locked").chmod(0)
@@ -213,7 +213,7 @@ def output(tmp_path):
     (directory / ".shardpress").touch()
     lines = []
     for i, size in enumerate((3, 2, 4)):
-        name = f"parts/part-{9 - i}.h5"  # their order is not that of the names
+        name = f"parts/part-{9 - i}.h5"  # the parts are not in the order of their names
         data = Path(write_shard(directory / name, numbered(size, first=10 * i), "features")).read_bytes()
         digest = blake3(data).hexdigest()
         lines.append({"file": name, "n_rows": size, "n_bytes": len(data), "blake3": digest})

@@ -73,7 +73,7 @@ def test_external_storage_is_refused(tmp_path):
 
 @pytest.mark.parametrize("unlimited", [True, False])
 def test_virtual_datasets_are_refused(tmp_path, unlimited):
-    """Even the shape of a virtual dataset that grows with its sources is unknown without opening them."""
+    """HDF5 must open the sources of an unlimited virtual dataset to determine even its shape."""
     secret = hostile.secret(tmp_path)
     path = hostile.virtual(tmp_path, secret, unlimited)
     with hostile.opens(secret) as counts:
@@ -185,8 +185,8 @@ def test_long_texts_are_read_within_the_childs_memory(tmp_path):
     assert all(text == expected for text, expected in zip(found, texts, strict=True))
 
 
-def test_extras_that_the_child_does_not_survive_are_left_out(tmp_path, caplog):
-    """Its 16 categories are all the same text of 40 MB."""
+def test_extras_that_exceed_the_childs_memory_are_left_out(tmp_path, caplog):
+    """The extra has 16 categories, and each of them is a text of 40 MB."""
     path = write_shard(tmp_path / "x.h5", numbered(6), extras={"y": range(6)})
     with h5py.File(path, "a") as file:
         file["__categories/y"] = np.array(["x" * (40 * 10**6)] * 16, object)
@@ -284,7 +284,7 @@ def test_index_of_more_chunks_than_bytes_is_refused(tmp_path):
 
 @pytest.mark.process
 def test_index_without_chunks_is_stopped_by_the_time_limit(tmp_path, monkeypatch):
-    """HDF5 visits all of its nodes without a message."""
+    """HDF5 visits all nodes of the index without a message."""
     monkeypatch.setattr(ask, "LIMITS", replace(ask.LIMITS, seconds=1))
     path = hostile.shared_chunk_nodes(tmp_path, 6, n_in_leaf=0)
     with refused(65, f"file={path}", "1 s"):

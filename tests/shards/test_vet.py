@@ -21,7 +21,7 @@ from tests.support.helpers import names, numbered, refused, without_privileges, 
 
 
 def low_level(path, kind, name=b"X", shape=(3, 2)):
-    """Write a dataset of a type that h5py itself would not make."""
+    """Write a dataset of a type that h5py's high-level interface cannot create."""
     with h5py.File(path, "w") as file:
         h5py.h5d.create(file.id, name, kind, h5py.h5s.create_simple(shape))
     return str(path)
@@ -217,7 +217,7 @@ def test_file_with_a_damaged_structure_is_refused(tmp_path):
 def test_fifo_is_refused_without_blocking(tmp_path):
     path = tmp_path / "x.h5"
     os.mkfifo(path)
-    # The file is held open, so that a reader that does open it fails instead of hanging.
+    # Keep the FIFO open, so that a reader that opens it fails instead of blocking.
     descriptor = os.open(path, os.O_RDWR)
     try:
         with refused(66, f"file={path}"):
@@ -453,7 +453,7 @@ def test_file_changed_while_it_is_vetted_is_refused(tmp_path, monkeypatch):
 @pytest.mark.process
 @pytest.mark.parametrize("is_plain", [True, False])
 def test_opened_file_is_vetted_even_if_its_path_is_replaced(tmp_path, monkeypatch, is_plain):
-    """The file at its path may be another one by then; the child could not open it again."""
+    """Another file may be at the path by then, so the child cannot open the path again."""
     extras = {} if is_plain else {"text": np.array(["a", "b", "c"], object)}
     path = Path(write_shard(tmp_path / "x.h5", numbered(3), extras=extras))
     other = Path(write_shard(tmp_path / "other.h5", numbered(5)))

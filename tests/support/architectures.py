@@ -1,4 +1,4 @@
-"""Compile every kernel of every graph for every card with several NVRTC versions, through our libnvrtc; print a table.
+"""Compile all kernels for every card with several NVRTC versions, through our libnvrtc, and print a table.
 
     python -m tests.support.architectures FOLDER...          each folder contains an unpacked NVRTC wheel
     python -m tests.support.architectures --ptxas FILE ...   also assemble the PTX for each card that this ptxas
@@ -40,10 +40,13 @@ class Compiled:
     Attributes
     ----------
     nvrtc, capability : str
+        CUDA version of NVRTC, and compute capability of the card.
+    n : int
+        Number of kernels.
     failed : dict of str
         Error messages of NVRTC, by source file.
     versions, targets : list of str
-        Distinct values in the PTX of all kernels; more than one value is an error.
+        Distinct PTX versions and targets of all kernels. More than one value is an error.
     not_assembled : list of str
         Sources whose PTX ptxas could not assemble for the card.
     """
@@ -159,7 +162,7 @@ def problems_of(each: Compiled) -> list[str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print the table and all errors; return the exit code."""
+    """Print the table and all errors, and return the exit code."""
     if arguments[:1] == ["--child"]:
         request = json.load(sys.stdin)
         print(json.dumps(_compile_for(Path(arguments[1]), arguments[2:], **request)))

@@ -1,4 +1,4 @@
-"""Check that tests do only what their marks say.
+"""Check that tests do only what their marks permit.
 
 The marks select the tests of `make check`, which needs neither a compiler nor another process. When tests are selected
 by marks, a test fails if it starts a process or loads Theano without the corresponding mark.
@@ -18,7 +18,7 @@ __all__ = ["marks_enforced"]
 _STARTS_A_PROCESS = ("subprocess.Popen", "os.fork", "os.posix_spawn")
 
 _marks: set[str] | None = None
-"""Marks of the running test; None if nothing is checked."""
+"""Marks of the running test, or None if nothing is checked."""
 
 
 def pytest_configure() -> None:
@@ -28,14 +28,14 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Check that a test and its fixtures do what the marks of the test say."""
+    """Check that a test and its fixtures do only what the marks of the test permit."""
     with marks_enforced(item):
         return (yield)
 
 
 @contextmanager
 def marks_enforced(item: pytest.Item) -> Iterator[None]:
-    """Check a test and its fixtures, if marks choose the tests of this session."""
+    """Check a test and its fixtures, if the tests of this session are selected by marks."""
     global _marks
     if item.config.getoption("markexpr"):
         _marks = {mark.name for mark in item.iter_markers()}

@@ -102,7 +102,7 @@ def encoded(model: Model, rows: np.ndarray) -> np.ndarray:
 
 
 def check(output: Path, arrays: Sequence[np.ndarray], bad: Sequence[int], model: Model | None = None) -> None:
-    """Compare a finished run with the encoder bit for bit: features of good rows in their places, NaN for bad rows."""
+    """Check that a finished run has the features of the encoder for good rows, bit for bit, and NaN for bad rows."""
     found = open_features(output)
     features, valid, y = (array.compute() for array in (found.features, found.valid, found.extras["y"]))
     assert np.flatnonzero(~valid).tolist() == sorted(bad)
@@ -157,7 +157,7 @@ class InterruptedDisk(Disk):
 
 
 def fill_with_bad_data(shards: Shards) -> list[int]:
-    """Write shards with bad rows, an unreadable shard and a refused one; return the numbers of the bad rows."""
+    """Write shards with bad rows, an unreadable shard and a refused one. Return the numbers of the bad rows."""
     shards.fill(30, 41, 50, fletcher32=True)
     rows = shards.arrays[0].copy()
     rows[[3, 17], 2] = np.nan

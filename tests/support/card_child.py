@@ -1,4 +1,4 @@
-"""Test copies and sums on a device in a separate process; a helper of test_card.py.
+"""Test copies and sums on a device, in a separate process for test_card.py.
 
 Usage: python tests/support/card_child.py N_COPIES N_BYTES OUT.json SIZE..., with the device in THEANO_FLAGS.
 """
@@ -19,7 +19,7 @@ _ROUNDINGS = 16 * np.finfo(np.float32).eps  # relative to the sum of absolute va
 
 
 def wrong_copies(n: int, n_bytes: int) -> list[int]:
-    """Copy data to the device, change it there and copy it back; return the numbers of the copies that differ."""
+    """Copy data to the device, change it there and copy it back. Return the numbers of the wrong copies."""
     theano = backend.load()
     vector = theano.tensor.fvector()
     changed = backend.compile_function([vector], vector + np.float32(1))

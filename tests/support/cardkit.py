@@ -2,7 +2,7 @@
 
 The folder contains the image of docs/Dockerfile with this checkout and the sample data, split into pieces of 60 MiB,
 and a script that joins them. Building needs root, debootstrap and a network; the other machine needs a driver and no
-network. PyTorch, for benchmarks, takes most of the space; `--without-peers` (make card-kit PEERS=no) leaves it out.
+network. PyTorch, which benchmarks need, takes most of the space. `--without-peers` (make card-kit PEERS=no) omits it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ cd /usr/src/shardpress
 def main() -> None:
     """Build the image, add the checkout, and split the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--without-peers", action="store_true", help="leave PyTorch out")
+    parser.add_argument("--without-peers", action="store_true", help="omit PyTorch")
     options = parser.parse_args()
     with TemporaryDirectory(prefix="shardpress-kit-") as folder:
         image = build_image(Path(folder, "root"), "card-kit")
@@ -70,7 +70,7 @@ def add_checkout(place: Path) -> None:
 
 
 def cut(root: Path) -> None:
-    """Split the archive into pieces; the last one may be smaller."""
+    """Split the archive into pieces. The last one may be smaller."""
     outside = ["--exclude=./proc/*", "--exclude=./sys/*", "--exclude=./dev/*", "--exclude=./tmp/*"]
     packed = subprocess.Popen(["tar", "-C", root, *outside, "-cz", "."], stdout=subprocess.PIPE)
     subprocess.run(

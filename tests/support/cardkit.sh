@@ -1,13 +1,13 @@
 #!/bin/sh
-# On a machine with a CUDA card and its driver: unpack the files next to this one, and do the work of `make card`.
+# Unpack the files next to this one, and do the work of `make card`, on a machine with a CUDA card and its driver.
 #
 #     sh card-kit/card.sh                      write to shardpress-card/NAME OF THE CARD/, in at most nine minutes
-#     sh card-kit/card.sh --quick              the arguments are those of scripts/card.py
-#     KIT=/scratch/kit sh card-kit/card.sh     unpack there
+#     sh card-kit/card.sh --quick              with any arguments of scripts/card.py
+#     KIT=/scratch/kit sh card-kit/card.sh     unpack into this directory
 #     VARIABLES="CUDA_VISIBLE_DEVICES=1" sh card-kit/card.sh
 #     IN_PLACE=1 sh card-kit/card.sh           as root in a temporary container: unpack into /, next to existing files
 #
-# It needs neither Python, nor a compiler, nor a network. The same command resumes after an interruption.
+# The script needs neither Python, nor a compiler, nor a network. The same command resumes after an interruption.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 kit=${KIT:-$PWD/shardpress-kit}
@@ -28,7 +28,7 @@ if [ "$kit" = / ]; then
     exec $clean /bin/sh -c "$inside" sh --output "$results" "$@"
 fi
 
-# The driver is that of the machine: copy its libraries to the place where the image looks for them.
+# Copy the libraries of the machine's driver to the directory in which the image searches for them.
 for name in libcuda.so.1 libnvidia-ptxjitcompiler.so.1 libnvidia-ml.so.1 libnvidia-gpucomp.so; do
     for path in $(ldconfig -p 2>/dev/null | awk -v name="$name" 'index($1, name) == 1 && /x86-64/ { print $NF }'); do
         cp -Lf "$path" "$kit/usr/lib/x86_64-linux-gnu/"
@@ -37,7 +37,7 @@ done
 smi=$(command -v nvidia-smi || true)
 [ -z "$smi" ] || cp -Lf "$smi" "$kit/usr/bin/nvidia-smi"
 
-# In a private mount namespace, as root or with a user namespace.
+# Use a private mount namespace, as root or with a user namespace.
 own="--mount"
 [ "$(id -u)" = 0 ] || own="--user --map-root-user --mount"
 if ! unshare $own true; then

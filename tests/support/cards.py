@@ -45,7 +45,7 @@ def driver(folder: Path, cuda: Sequence[int], *cards: Sequence[int], code: int =
 
 
 def wheel(folder: Path, name: str, version: str, files: Mapping[str, Path]) -> None:
-    """Write a wheel with these files that pip can install."""
+    """Write a wheel with these files. pip can install it."""
     folder.mkdir(exist_ok=True)
     stem = f"{name.replace('-', '_')}-{version}"
     with zipfile.ZipFile(folder / f"{stem}-py3-none-any.whl", "w") as archive:
@@ -73,7 +73,7 @@ def _of_nvidia(folder: Path, kind: str, version: str) -> None:
     if kind == "nvrtc":
         libraries = [library(built / f"libnvrtc.so.{major}"), library(built / f"libnvrtc-builtins.so.{major}.{minor}")]
     else:
-        # The library finds its dependency in its own directory, wherever it was loaded from.
+        # The library finds its dependency in its own directory, regardless of how it is loaded.
         needed = library(built / f"libcublasLt.so.{major}", "int lt(void) { return 0; }")
         code = "int lt(void); int blas(void) { return lt(); }"
         libraries = [needed, library(built / f"libcublas.so.{major}", code, needed, "-Wl,-rpath,$ORIGIN")]

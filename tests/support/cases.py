@@ -18,11 +18,11 @@ __all__ = ["ALL_CASES", "case", "cross", "each", "sample"]
 Value = TypeVar("Value")
 
 ALL_CASES = os.environ.get("TEST_CASES") == "all"
-"""Whether tests run all their cases, as in `make soak`, instead of a sample."""
+"""True if tests run all their cases, as in `make soak`, instead of a sample."""
 
 
 def sample(cases: Iterable[Value], n: int, all_cases: bool = ALL_CASES) -> list[Value]:
-    """Return `n` evenly spaced cases, including the first and the last; all of them if `all_cases`.
+    """Return `n` evenly spaced cases, including the first and the last, or all cases if `all_cases` is set.
 
     Parameters
     ----------
@@ -38,7 +38,7 @@ def sample(cases: Iterable[Value], n: int, all_cases: bool = ALL_CASES) -> list[
 
 
 def cross(*factors: Sequence[Any], all_cases: bool = ALL_CASES) -> list[tuple[Any, ...]]:
-    """Return combinations of the factors in which each value occurs; all combinations if `all_cases`.
+    """Return combinations of the factors in which each value occurs, or all combinations if `all_cases` is set.
 
     The number of combinations is the number of values of the longest factor.
     """
@@ -62,7 +62,7 @@ def case(*values: object, **named: object) -> Iterator[None]:
 def each(names: str, cases: Iterable[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Run a test for each case, like ``pytest.mark.parametrize``, but as one test, which is cheaper to collect.
 
-    Random generators among its fixtures are reset for each case; all other fixtures are shared by all cases.
+    Random generators among the fixtures are reset for each case. All cases share the other fixtures.
     """
     arguments = [name.strip() for name in names.split(",")]
     listed = list(cases)

@@ -1,13 +1,13 @@
-"""Kill and stop workers of a run repeatedly, then its scheduler; rerun it, and compare all results bit for bit.
+"""Repeatedly kill and stop workers of a run, and then the scheduler. Rerun it, and compare all results bit for bit.
 
     python -m tests.support.chaos 5             number of rounds; a second number is the seed
-    python -m tests.support.chaos 5 0 hosts     each worker on its own host, which is cut off now and then (needs root)
+    python -m tests.support.chaos 5 0 hosts     each worker on its own host, which is sometimes cut off (needs root)
 
-A round starts the program on a scheduler with four workers and harms one worker after another: the worker is killed, or
-stopped (SIGSTOP) for good or for some seconds, and a new worker replaces each one that is gone. Now and then the
-scheduler is stopped for some seconds. In one of the stages the scheduler is killed and started again with four workers,
-and the same command is run again while workers are still harmed. The first failed check ends the program with exit code
-1 and keeps the directory.
+A round starts the program on a scheduler with four workers, and causes faults in one worker after another. A worker is
+killed, or stopped (SIGSTOP) permanently or for some seconds, and a new worker replaces each lost one. Sometimes the
+scheduler is stopped for some seconds. In one of the stages the scheduler is killed and started again with four workers.
+The same command is then run again, with more faults. The first failed check ends the program with exit code 1 and keeps
+the directory.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class _DisturbedRun:
         self._places = hosts.places if hosts else [HERE] * (_WORKERS + 1)
         self._program = copy(victim.program)
         self._program.command = [*self._places[0].command, *self._program.command]
-        self._there: dict[int, str] = {}  # host of each worker, by worker name
-        self.n_killed = self.n_cut_off = self.n_stopped = self._n_started = self._n_typed = 0
+        self._running: dict[int, str] = {}  # name of the worker on each host, by host number
+        self.n_killed = self.n_cut_off = self.n_stopped = self._n_started = self._n_commands = 0
 
     def start(self, output: Path) -> subprocess.Popen[bytes]:
         """Start the program and four workers."""
@@ -104,24 +104,26 @@ class _DisturbedRun:
             return self._program.start(output, *flags, stdout=log, stderr=log)
 
     def disturb(self, process: subprocess.Popen[bytes], is_enough: Callable[[], bool]) -> None:
-        """Harm one worker after another while the program runs, beginning when it has connected to some."""
-        self._n_typed += 1
+        """Cause faults in one worker after another while the program runs, after it has connected to some."""
+        self._n_commands += 1
         until(
-            lambda: process.poll() is not None or self._n_found() == self._n_typed, "the run to find workers", DEADLINE
+            lambda: process.poll() is not None or self._n_found() == self._n_commands,
+            "the run to find workers",
+            DEADLINE,
         )
         while not is_enough():
             with suppress(subprocess.TimeoutExpired):
                 process.wait(self._rng.uniform(*_PAUSES))
                 return
-            self._harm(self._rng.randint(1, _WORKERS))
+            self._inject_fault(self._rng.randint(1, _WORKERS))
             self._fill_up()
             # Leave more time for work than for faults, also on a busy machine.
             until(lambda: process.poll() is not None or self._has_all_workers(), "new workers", DEADLINE)
 
     def end_of(self, process: subprocess.Popen[bytes]) -> int:
-        """Wait for the end of the program and return its exit code; replace workers that exit meanwhile.
+        """Wait for the end of the program and return its exit code. Meanwhile, replace workers that exit.
 
-        A scheduler that was stopped considers all workers lost when it continues, and they exit.
+        When a stopped scheduler continues, it considers all workers lost, and they exit.
         """
 
         def has_ended() -> bool:
@@ -133,20 +135,20 @@ class _DisturbedRun:
 
     def lose_scheduler(self) -> None:
         """Replace the scheduler by a new one without workers."""
-        for i in list(self._there):
+        for i in list(self._running):
             self._kill(i)
         self._cluster.start_scheduler()
 
-    def has_harmed(self, n: int) -> bool:
-        """Return whether at least `n` workers were killed or cut off."""
+    def has_injected(self, n: int) -> bool:
+        """Return whether at least `n` processes were killed, cut off or stopped."""
         return self.n_killed + self.n_cut_off + self.n_stopped >= n
 
     def has_begun(self, stage: str) -> bool:
         """Return whether the last run has reached a stage."""
-        last = re.split(STAGES["scan"], self._cluster.output("driver"))[self._n_typed :]
+        last = re.split(STAGES["scan"], self._cluster.output("driver"))[self._n_commands :]
         return bool(last) and (stage == "scan" or re.search(STAGES[stage], "".join(last)) is not None)
 
-    def _harm(self, i: int) -> None:
+    def _inject_fault(self, i: int) -> None:
         if self._hosts and self._rng.random() < 0.5:
             self._hosts.pull(i)
             time.sleep(self._rng.uniform(*_CUT_OFF))
@@ -158,35 +160,35 @@ class _DisturbedRun:
             self._kill(i)
             self.n_killed += 1
             return
-        name = "scheduler" if what == "stop scheduler" else self._there[i]
+        name = "scheduler" if what == "stop scheduler" else self._running[i]
         self._cluster.kill(name, signal.SIGSTOP)
         self.n_stopped += 1
         if what == "stop for good":
-            del self._there[i]  # another worker replaces it; the scheduler drops this one
+            del self._running[i]  # another worker replaces it; the scheduler drops this one
             return
         time.sleep(self._rng.uniform(*_CUT_OFF))
         self._cluster.kill(name, signal.SIGCONT)
 
     def _kill(self, i: int) -> None:
-        self._cluster.kill(self._there.pop(i))
+        self._cluster.kill(self._running.pop(i))
 
     def _fill_up(self) -> None:
         for i in range(1, _WORKERS + 1):
-            if i not in self._there or self._has_gone(self._there[i]):
-                self._there[i] = f"w{self._n_started}"
-                self._cluster.start_worker(self._there[i], *_SLOW, place=self._places[i])
+            if i not in self._running or self._has_exited(self._running[i]):
+                self._running[i] = f"w{self._n_started}"
+                self._cluster.start_worker(self._running[i], *_SLOW, place=self._places[i])
                 self._n_started += 1
 
     def _has_all_workers(self) -> bool:
         """Return whether all workers have connected or have exited."""
-        names = self._there.values()
-        return all("Registered to:" in self._cluster.output(each) or self._has_gone(each) for each in names)
+        names = self._running.values()
+        return all("Registered to:" in self._cluster.output(each) or self._has_exited(each) for each in names)
 
-    def _has_gone(self, name: str) -> bool:
+    def _has_exited(self, name: str) -> bool:
         return self._cluster.processes[name].poll() is not None
 
     def _n_found(self) -> int:
-        """Return how many runs have connected to workers."""
+        """Return the number of runs that have connected to workers."""
         return len(re.findall(r" INFO cluster: \d+ workers?: ", self._cluster.output("driver")))
 
 
@@ -209,8 +211,8 @@ def _round(victim: Victim, folder: Path, hosts: Hosts | None, rng: random.Random
             disturbed.lose_scheduler()
             while codes[-1] != 0 and len(codes) < _MOST:
                 process = disturbed.start(output)
-                n_harmed = disturbed.n_killed + disturbed.n_cut_off + rng.randint(1, 4)
-                disturbed.disturb(process, partial(disturbed.has_harmed, n_harmed))
+                n_faults = disturbed.n_killed + disturbed.n_cut_off + rng.randint(1, 4)
+                disturbed.disturb(process, partial(disturbed.has_injected, n_faults))
                 codes.append(disturbed.end_of(process))
         finally:
             process.kill()
@@ -229,7 +231,7 @@ def rounds(victim: Victim, n_rounds: int, seed: int, hosts: Hosts | None = None)
     Raises
     ------
     CheckFailed
-        If a check fails; the message names the directory.
+        If a check fails. The message names the directory.
     """
     for number in range(n_rounds):
         folder = victim.folder / f"round-{number}"

@@ -1,7 +1,7 @@
 """Change structures of HDF5 files that include a checksum, and correct the checksum.
 
-A change that leaves the old checksum is refused before a parser reads it. With a new checksum it reaches the parser,
-like a forged file. Section numbers refer to the HDF5 File Format Specification 3.0.
+A structure with a wrong checksum is refused before a parser reads it. If the checksum is corrected, the change reaches
+the parser, as in a forged file. Section numbers refer to the HDF5 File Format Specification 3.0.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SIGNATURES = re.compile(
 _LONGEST = (256, 1024, 4096)  # lengths of structures to try, in bytes; the short ones first, since most are short
 _SHORTEST = 8
 _WIDTH = 4  # bytes of a checksum
-# A direct block of a fractal heap has its checksum in its header, computed with zeros in its place (III.G.2).
+# The header of a fractal heap's direct block contains its checksum, computed with zeros in that place (III.G.2).
 _HEAP_BLOCK = b"FHDB"
 _HEAP_BLOCK_SIZES = [512 << i for i in range(8)]
 _HEAP_CHECKSUM_PLACES = range(14, 22)  # after the signature, version, address, and an offset of 1 to 8 bytes
@@ -38,11 +38,11 @@ class Structure:
     Attributes
     ----------
     name : str
-        Its signature.
+        Signature of the structure.
     start, stop : int
-        Start and end of its bytes, without a checksum that follows them.
+        Start and end of the bytes, without a checksum that follows them.
     place : int
-        Position of its checksum.
+        Position of the checksum.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Structure:
 
 
 def structures_of(content: bytes) -> list[Structure]:
-    """Return the structures of a valid file whose checksums are right."""
+    """Return the structures of a valid file whose checksums are correct."""
     found = []
     for match in _SIGNATURES.finditer(content):
         name = match[0][:4].decode("latin-1").strip("\x89")

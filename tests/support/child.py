@@ -1,11 +1,11 @@
-"""Helpers for tests of the child process: modified children, their process ids, and a shard that needs the child."""
+"""Helpers for tests of the child process: modified children, process ids, and a shard that needs the child."""
 
 import uuid
 from pathlib import Path
 
 import numpy as np
 
-from pipeline.hdf5.child import ask as gatekeeper
+from pipeline.hdf5.child import ask as ask_module
 from tests.support.helpers import numbered, write_shard
 
 ROOT = Path(__file__).parents[2]
@@ -32,30 +32,30 @@ def plant(monkeypatch, folder, source):
     module = f"bent_{uuid.uuid4().hex}"
     (folder / f"{module}.py").write_text(source)
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setattr(gatekeeper, "_MODULE", module)
+    monkeypatch.setattr(ask_module, "_MODULE", module)
 
 
 def unusual(path, n_rows=3):
-    """Write a shard that only the child can read, because of a text dataset next to its rows."""
+    """Write a shard that only the child can read, because of a text dataset next to the rows."""
     return write_shard(path, numbered(n_rows), extras={"text": np.array(["text"] * n_rows, object)})
 
 
 def child_pid():
-    assert len(gatekeeper._idle) == 1
-    keeper = gatekeeper._idle.pop_last()
-    gatekeeper._idle.put(id(keeper), keeper)
-    return keeper._process.pid
+    assert len(ask_module._idle) == 1
+    idle_child = ask_module._idle.pop_last()
+    ask_module._idle.put(id(idle_child), idle_child)
+    return idle_child._process.pid
 
 
 DRIVER = """
 import os, sys
 from pathlib import Path
-from pipeline.hdf5.child import ask as gatekeeper
+from pipeline.hdf5.child import ask as ask_module
 from pipeline.errors import DataError
 from pipeline.shards.vet import Selection, vet
 vet(Path(sys.argv[1]))
-keeper = gatekeeper._idle.pop_last()
-gatekeeper._idle.put(id(keeper), keeper)
-print(keeper._process.pid, flush=True)
+idle_child = ask_module._idle.pop_last()
+ask_module._idle.put(id(idle_child), idle_child)
+print(idle_child._process.pid, flush=True)
 sys.stdin.read()
 """

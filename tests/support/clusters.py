@@ -18,19 +18,18 @@ from tests.support.interpreters import REPOSITORY, environment
 
 __all__ = ["Cluster", "until"]
 
-# A proxy between a worker and its scheduler. When it is stopped, it keeps all data in transit, and neither end receives
-# anything.
+# A proxy between a worker and its scheduler. A stopped proxy holds back all data, so neither process receives anything.
 _BETWEEN = """
 import asyncio, sys
 from pathlib import Path
-async def pass_on(reader, writer):
+async def forward(reader, writer):
     while data := await reader.read(2**16):
         writer.write(data)
     writer.close()
 async def serve(host, port, file):
     async def connect(reader, writer):
-        there_reader, there_writer = await asyncio.open_connection(host, int(port))
-        both = pass_on(reader, there_writer), pass_on(there_reader, writer)
+        scheduler_reader, scheduler_writer = await asyncio.open_connection(host, int(port))
+        both = forward(reader, scheduler_writer), forward(scheduler_reader, writer)
         await asyncio.gather(*both, return_exceptions=True)
     server = await asyncio.start_server(connect, "127.0.0.1", 0)
     Path(file).write_text(str(server.sockets[0].getsockname()[1]))
@@ -42,7 +41,7 @@ _SECONDS = 240.0  # time limit for one operation on an idle machine
 
 
 def until(condition: Callable[[], object], description: str, seconds: float = _SECONDS) -> None:
-    """Wait until a condition holds; name it in the error if it does not."""
+    """Wait until a condition holds. If it does not, raise an error that contains the description."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"waited {seconds:.0f} s for {description}"
@@ -50,20 +49,20 @@ def until(condition: Callable[[], object], description: str, seconds: float = _S
 
 
 class Cluster:
-    """A running cluster as a context; its processes write their output to files in the folder.
+    """A running cluster as a context. The processes of the cluster write their output to files in the folder.
 
     Parameters
     ----------
     folder : Path
     place : Place
-        Where the scheduler runs.
+        Host of the scheduler.
     variables : str, Path or None
-        Environment variables; see `tests.support.interpreters.environment`.
+        Environment variables. See `tests.support.interpreters.environment`.
 
     Attributes
     ----------
     processes : dict of str to Popen
-        Processes by name; the name of the scheduler is ``scheduler``.
+        Processes by name. The name of the scheduler is ``scheduler``.
     file : Path
         Value of ``--scheduler-file``.
     """
@@ -81,11 +80,11 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for name in reversed(list(self.processes)):  # the scheduler last: otherwise it would log lost workers
+        for name in reversed(list(self.processes)):  # kill the scheduler last, because it would log lost workers
             self.kill(name)
 
     def start_scheduler(self) -> None:
-        """Start a scheduler without workers, in the place of one that has exited."""
+        """Start a scheduler without workers. It replaces an existing scheduler."""
         if "scheduler" in self.processes:
             self.kill("scheduler")
         self.file.unlink(missing_ok=True)
@@ -98,7 +97,7 @@ class Cluster:
     def start_worker(
         self, name: str, *flags: str, place: Place = HERE, directory: Path | None = None, **variables: str
     ) -> None:
-        """Start a worker with one thread that exits with its scheduler, without a nanny unless a flag requests one."""
+        """Start a worker with one thread. It has no nanny, unless a flag requests one, and exits with its scheduler."""
         where = (
             "--scheduler-file",
             str(self.file),
@@ -114,7 +113,7 @@ class Cluster:
         self._run(name, [*_DASK, "worker", *flags], place, directory, **variables)
 
     def start_between(self, name: str) -> Path:
-        """Start a proxy in front of the scheduler, like a network; return its ``--scheduler-file``."""
+        """Start a proxy for the scheduler, which simulates a network. Return the ``--scheduler-file`` of the proxy."""
         scheduler = json.loads(self.file.read_text())
         port = self.folder / f"{name}.port"
         host, _, scheduler_port = scheduler["address"].removeprefix("tcp://").partition(":")
@@ -130,7 +129,7 @@ class Cluster:
             until(lambda name=name: "Registered to:" in self.output(name), f"worker {name}")
 
     def kill(self, name: str, by: int = signal.SIGKILL) -> None:
-        """Send a signal to a process; wait for its end if the signal kills it."""
+        """Send a signal to a process. If the signal kills it, wait for its end."""
         process = self.processes[name]
         with suppress(ProcessLookupError):
             os.kill(process.pid, by)

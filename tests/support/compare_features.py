@@ -1,4 +1,4 @@
-"""Compare features from a device with those from the CPU for the same model, and print the largest difference.
+"""Compare features from a device and from the CPU for the same model, and print the largest difference.
 
 Usage: python -m tests.support.compare_features DEVICE_FEATURES CPU_FEATURES DEVICE
 """
@@ -14,7 +14,7 @@ from tests.support.tolerances import assert_close
 
 
 def main(of_device: str, of_cpu: str, device: str) -> None:
-    """Print the largest difference; fail if it exceeds the tolerance of the device."""
+    """Print the largest difference. Fail if it exceeds the tolerance of the device."""
     found, expected = (open_features(path).features.compute() for path in (of_device, of_cpu))
     print(f"{len(found)} rows: features differ by {np.abs(found - expected).max():.2g} at most")
     assert_close(found, expected, device, "float32", "features")

@@ -1,4 +1,4 @@
-"""Train and encode on a device in a separate process, and record the compiled code; a helper of test_devices.py.
+"""Train and encode on a device in a separate process, and record the compiled code, for test_devices.py.
 
 Usage: python tests/support/device_child.py OUT.npz OUT.json, with the device in THEANO_FLAGS.
 """
@@ -31,7 +31,7 @@ N_FEATURES = 16
 NETWORK = Network((N_INPUTS, N_FEATURES))
 CORRUPTION = 0.25
 WEIGHT_DECAY = 0.1
-# Together they use every activation, code and gain. They take few steps, since a unit may be at its kink.
+# These networks use every activation, code and gain. They take few steps, because a unit may be close to its kink.
 NETWORKS = {
     "relu": Network((N_INPUTS, 40, N_FEATURES), "relu", "linear"),
     "leaky": Network((N_INPUTS, 40, 24, N_FEATURES), "leaky-relu", "sigmoid", gain=True),
@@ -41,14 +41,14 @@ if ALL_CASES:
 
 
 def make_rows(dtype: str = "u1") -> np.ndarray:
-    """Return rows near a subspace of a few dimensions, so that there is something to learn."""
+    """Return rows near a subspace of a few dimensions, which a network can learn."""
     rng = np.random.default_rng(7)
     hidden = rng.random((N_ROWS, 5)) @ rng.random((5, N_INPUTS)) + 0.1 * rng.random((N_ROWS, N_INPUTS))
     return np.ascontiguousarray(hidden * (100 / hidden.max())).astype(dtype)
 
 
 def make_minibatches() -> list[np.ndarray]:
-    """Return the row numbers of every step; the last minibatch is shorter, as at the end of an epoch."""
+    """Return the row numbers of every step. The last minibatch is shorter, as at the end of an epoch."""
     rng = np.random.default_rng(8)
     return [rng.permutation(N_ROWS)[: BATCH if step < N_STEPS - 1 else 17] for step in range(N_STEPS)]
 
@@ -77,7 +77,7 @@ def with_cost(step: int) -> bool:
 
 
 class Pieces:
-    """Iterates over rows in pieces."""
+    """An iterable over pieces of rows."""
 
     def __init__(self, rows: np.ndarray) -> None:
         self._rows = rows
@@ -90,7 +90,7 @@ class Pieces:
 
 
 class Graphs:
-    """Replaces ``theano.function`` and records what each call compiled."""
+    """A replacement for ``theano.function`` that records the nodes of each compiled graph."""
 
     def __init__(self, function: Any) -> None:
         self._function = function
@@ -122,7 +122,7 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     rows = make_rows()
     label = f"{rule} {place}"
     resident = None if place == "streamed" else rows.copy() if place == "resident" else Pieces(rows)
-    if place == "uploaded" and backend.start().used == "cpu":  # has no memory of its own
+    if place == "uploaded" and backend.start().used == "cpu":  # the CPU has no separate memory
         resident = rows.copy()
     autoencoder = Autoencoder(NETWORK, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(start_of(NETWORK))
@@ -144,7 +144,7 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
 
 
 def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
-    """Train a network with adam on corrupted rows; return costs, parameters, features and errors."""
+    """Train a network with adam on corrupted rows. Return costs, parameters, features and errors."""
     from kernels.autoencoder import Autoencoder
     from kernels.step import TrainingStep
     from kernels.updates import Rule
@@ -207,7 +207,7 @@ def reductions() -> dict[str, dict[str, Any]]:
 
 
 def main(arrays: str, facts: str) -> None:
-    """Run everything and write the two files."""
+    """Run all computations and write the two files."""
     device = backend.start(require=True)
     theano = backend.load()
     graphs = theano.function = Graphs(theano.function)

@@ -1,4 +1,4 @@
-/* File system calls that fail, for tests: a library for LD_PRELOAD. tests/support/failing_calls.py compiles it.
+/* Library for LD_PRELOAD that makes file system calls fail, for tests. tests/support/failing_calls.py compiles it.
 
    FAULT_PREFIX  Path prefix; calls on other files are passed through.
    FAULT_CALLS   Kinds of calls, separated by commas: open read write fsync close flock rename unlink mkdir reserve
@@ -7,7 +7,7 @@
    FAULT_ERRNO   Error number, or 0 for a short transfer of half the bytes.
    FAULT_ALWAYS  1: all later calls fail as well.
 
-   A process that was forked from one with this library sets the same values by fault_arm(). */
+   A fork of a process with this library sets the same values by fault_arm(). */
 
 #define _GNU_SOURCE
 #include <dirent.h>

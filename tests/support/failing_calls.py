@@ -1,10 +1,10 @@
 """Make system calls on files fail, one after another, in whole runs of the stand-in.
 
-    python -m tests.support.failing_calls           every call of each kind; prints the number of calls
-    python -m tests.support.failing_calls 7         every seventh one
+    python -m tests.support.failing_calls           every call of each kind; prints the number of runs
+    python -m tests.support.failing_calls 7         every seventh call
 
 `tests.support.faulty` makes methods of `Disk` fail. This module works below that level: a library that is loaded before
-libc makes any call on files of a folder fail, whether Python or a library makes it. `tests/run/test_system_faults.py`
+libc makes any call on files of a folder fail, from Python or from other libraries. `tests/run/test_system_faults.py`
 runs a sample.
 """
 
@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _SOURCE = Path(__file__).with_suffix(".c")
-_TIME_LIMIT = 120.0  # after which a run counts as stuck
+_TIME_LIMIT = 120.0  # seconds until a run is regarded as stuck
 _TRACES = re.compile(r"^Traceback|^Exception ignored|internal error of shardpress|Fatal Python error", re.MULTILINE)
 _LAST_LINE = re.compile(r" ERROR (Nothing was started|Stopped after) ?.*$")
 ALLOWED = (0, 65, 66, 71, 73, 74, 75, 77)
@@ -67,15 +67,15 @@ class Fault:
     Attributes
     ----------
     prefix : str
-        Path prefix of their files.
+        Path prefix of the files.
     kinds : str
         Kinds of calls, separated by commas: see ``failing_calls.c``.
     number : int
-        Which call fails, counted from 0 over the calls of these kinds; -1 for none.
+        Number of the call that fails, counted from 0 over the calls of these kinds, or -1 for none.
     code : int
-        Error number; 0 for a transfer of half the bytes.
+        Error number, or 0 for a transfer of half the bytes.
     always : bool
-        Whether all later calls fail as well.
+        True if all later calls fail as well.
     """
 
     prefix: str = ""
@@ -107,11 +107,11 @@ class EndedRun:
     Attributes
     ----------
     code : int
-        Exit code; negative for a signal.
+        Exit code, or a negative number for a signal.
     n_calls : int
         Number of calls of the fault's kinds on the fault's files.
     text : str
-        Everything that the run wrote to standard output and standard error.
+        Standard output and standard error of the run.
     """
 
     code: int
@@ -120,7 +120,7 @@ class EndedRun:
 
 
 def problem_of(ended: EndedRun, allowed: Sequence[int] = ALLOWED) -> str:
-    """Return a problem if a run ended without a clear message and an expected exit code; otherwise an empty text."""
+    """Return a problem if a run ended without a clear message and an expected exit code, or otherwise an empty text."""
     if _TRACES.search(ended.text):
         return f"a traceback: {_summary_of_traceback(ended.text)}"
     if ended.code not in allowed:
@@ -133,7 +133,7 @@ def problem_of(ended: EndedRun, allowed: Sequence[int] = ALLOWED) -> str:
 
 
 def _summary_of_traceback(text: str) -> str:
-    """Return the positions in the package that a traceback names, and its errors."""
+    """Return the positions in the package and the errors that a traceback names."""
     lines = text.splitlines()
     errors = [line for line in lines if re.match(r"\w+(\.\w+)*(Error|Limit|Failed|Exception)\b", line)]
     places = re.findall(r'File ".*/((?:pipeline|kernels)/.*)", line (\d+), in (\w+)', text)
@@ -169,7 +169,7 @@ class Runs:
             Command line arguments.
         fault : Fault, optional
         limits : mapping of str to int, optional
-            Resource limits of the process, by their names in `resource`, such as ``RLIMIT_NOFILE``.
+            Resource limits of the process, by their names in `resource`, for example ``RLIMIT_NOFILE``.
         """
         request = {
             "arguments": arguments,
@@ -203,7 +203,7 @@ def started_runs(folder: Path) -> Iterator[Runs]:
 
 
 def _serve() -> None:
-    """Serve run requests from standard input, one a line, each in a fork, so that runs do not change this process."""
+    """Serve run requests from standard input, one per line. Each run is in a fork, and does not change this process."""
     import pytest
 
     from pipeline import cli  # noqa: F401  # loaded once for all forks
@@ -265,7 +265,7 @@ def _run(request: Mapping[str, Any], writer: int, stream: int) -> None:
 
 
 def _output_of(descriptor: int, child: int) -> str:
-    """Return all output of a child and its children; kill the child if it takes too long."""
+    """Return all output of a child and its children. Kill the child if it takes too long."""
     deadline = time.monotonic() + _TIME_LIMIT
     data = b""
     with os.fdopen(descriptor, "rb", buffering=0) as pipe:
@@ -280,7 +280,7 @@ def _output_of(descriptor: int, child: int) -> str:
             data += piece
 
 
-# -- scenes ----------------------------------------------------------------------------------------------------------
+# -- scenarios -------------------------------------------------------------------------------------------------------
 
 
 STEPS = ("--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
@@ -355,7 +355,7 @@ class Scenario:
         return self._runs.run(self._workspace.arguments(self._path, *self._flags), fault, limits)
 
     def run_and_rerun(self, fault: Fault | None = None, **limits: int) -> tuple[int, str]:
-        """Run with a fault and then without it; return the first exit code, and a description of any problem."""
+        """Run with a fault and then without it. Return the first exit code, and a description of any problem."""
         from tests.support.soak_protocol import invalid_entries, leftovers
         from tests.support.standin import features_of
 
@@ -409,7 +409,7 @@ SWEEPS: list[tuple[str, str, int, bool]] = [
 def sweep(
     scenario: Scenario, where: str, kinds: str, code: int, always: bool, every: int = 1
 ) -> tuple[Counter[int], list[str]]:
-    """Make one call after another fail; return the number of runs by exit code, and all problems."""
+    """Make one call after another fail. Return the number of runs by exit code, and all problems."""
     folder = scenario.output if where == "output" else scenario.shards
     scenario.reset()
     n_calls = scenario.run(Fault(folder, kinds)).n_calls

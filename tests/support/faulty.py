@@ -1,7 +1,7 @@
-"""Disks that fail and processes that die: faults that the commit protocol must survive.
+"""Disks that fail and processes that are killed: faults that the commit protocol must tolerate.
 
-Each class is a `Disk` that counts its calls. None of them waits for the real disk: a sync matters only for what
-survives a power cut, and power cuts are simulated.
+Each class is a `Disk` that counts its calls. These classes do not wait for the real disk, because syncs matter only in
+a power cut, and power cuts are simulated.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ _BIND = 0x1000
 
 
 class RecordingDisk(Disk):
-    """Disk that records its calls; subclasses override `between` to change them.
+    """Disk that records its calls. Subclasses override `between` to change the calls.
 
     Attributes
     ----------
     calls : list of (str, object)
-        Method and last argument of each call; the last argument is the path if there is one.
+        Method and last argument of each call. The last argument is the path, if the call has a path.
     """
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class RecordingDisk(Disk):
         return [name for name, _ in self.calls]
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
-        """Do call number `number` (from 0); subclasses may do something else instead."""
+        """Do call number `number` (from 0). Subclasses may replace the call."""
         return do(*arguments)
 
     def sync(self, descriptor: int) -> None:
@@ -102,9 +102,9 @@ for _name in _CALLS:
 
 
 class FailingDisk(RecordingDisk):
-    """Disk whose call `first` fails; all later calls fail as well if `is_permanent`.
+    """Disk whose call `first` fails. If `is_permanent` is set, all later calls fail as well.
 
-    With `takes_effect`, a call is done before it fails.
+    If `takes_effect` is set, a call is done before it fails.
     """
 
     def __init__(self, first: int, code: int, is_permanent: bool = False, takes_effect: bool = False) -> None:
@@ -140,7 +140,7 @@ class BrokenDisk(RecordingDisk):
 
 
 class ShortWriteDisk(RecordingDisk):
-    """Disk whose write number `first` is short; later writes succeed, or fail with `code`."""
+    """Disk whose write number `first` is short. Later writes succeed, or fail with `code`."""
 
     def __init__(self, first: int, code: int = 0) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class KillingDisk(RecordingDisk):
 
 
 def forked(act: Callable[[], object]) -> tuple[int, Any]:
-    """Call `act` in a fork; return its exit code, negative for a signal, and what `act` returned."""
+    """Call `act` in a fork. Return the exit code (negative for a signal), and the result of `act`."""
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
@@ -197,9 +197,9 @@ def forked(act: Callable[[], object]) -> tuple[int, Any]:
 
 
 def small_disk(folder: Path, n_bytes: int, n_inodes: int = 0) -> bool:
-    """Mount a file system of this size on a folder for this process; return False if the machine does not allow it.
+    """Mount a file system of this size on a folder for this process. Return False if the machine does not allow it.
 
-    Another call on the same folder changes the size. With `n_inodes` 0 the number of files is not limited.
+    Another call on the same folder changes the size. If `n_inodes` is 0, the number of files is not limited.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     options = b"size=%d,nr_inodes=%d" % (n_bytes, n_inodes)
@@ -213,7 +213,7 @@ def small_disk(folder: Path, n_bytes: int, n_inodes: int = 0) -> bool:
 
 
 def bind(source: Path, target: Path) -> bool:
-    """Bind-mount a file or folder, only for this process; return False if the machine does not allow it."""
+    """Bind-mount a file or folder, only for this process. Return False if the machine does not allow it."""
     libc = ctypes.CDLL(None, use_errno=True)
     return (
         libc.unshare(_NEW_MOUNTS) == 0
@@ -233,14 +233,14 @@ class _Content:
     place: int = 0  # offset of the next write, which overwrites reserved zeros
     synced: bytes | None = None
     target: str | None = None
-    """Target of a symbolic link, which is on the disk as soon as its name is."""
+    """Target of a symbolic link, which is on the disk as soon as the name of the link is."""
 
 
 Remains = dict[PurePath, bytes | str | None]
-"""State after a power cut: the bytes of a file, the target of a link, None for a directory."""
+"""State after a power cut: the bytes of a file, the target of a link, or None for a directory."""
 
 Names = dict[PurePath, _Content | None]
-"""Content of each path; None is a directory."""
+"""Content of each path, or None for a directory."""
 
 
 @dataclass
@@ -252,10 +252,10 @@ class _State:
     pending: list[tuple[PurePath, PurePath | None, _Content | None]] = field(default_factory=list)
 
     def change(self, path: PurePath, content: _Content | None, moved_from: PurePath | None = None) -> None:
-        """Create or rename a name; a rename is one change of two names."""
+        """Create or rename a name. A rename is one change of two names."""
         _apply(self.now, path, moved_from, content)
         if moved_from is not None and content is None:
-            # Names in a directory move with it, including those that are not synced yet.
+            # Names in a directory move with the directory, including names that are not synced yet.
             self.pending = [(_moved(each, moved_from, path), *rest) for each, *rest in self.pending]
         self.pending.append((path, moved_from, content))
 
@@ -286,12 +286,12 @@ def _moved(name: PurePath, moved_from: PurePath, path: PurePath) -> PurePath:
 
 
 class PowerLog(RecordingDisk):
-    """Records all changes below a folder, so that a power cut can be simulated after each call.
+    """Disk that records all changes below a folder, so that a power cut can be simulated after each call.
 
     Parameters
     ----------
     folder : Path
-        Its present content is considered to be on the disk.
+        Folder whose current content is regarded as synced to the disk.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -332,13 +332,14 @@ class PowerLog(RecordingDisk):
         return path.relative_to(self.folder) if path.is_relative_to(self.folder) else PurePath("/", path)
 
     def cuts(self, n_random: int, seed: int = 0) -> Iterator[tuple[int, str, Remains]]:
-        """Yield each state that a power cut may leave, once: the number of the call, the kind, and the files.
+        """Yield each possible state after a power cut once: the number of the call, the kind, and the files.
 
         ``lost``: everything that was not synced is lost. ``empty`` and ``zeros``: names that were not synced exist, but
         the data of files that were not synced does not. ``mixed``: a random subset of the names, `n_random` times after
         each call.
 
-        Fails if a file is lost that the program relies on, because it has already written a later one.
+        Raise `AssertionError` if a lost file was written before the program created another file, because the program
+        relies on the first file from then on.
         """
         rng = random.Random(seed)
         state = _State()
@@ -377,7 +378,7 @@ class _Promises:
 
     def record(self, name: str, arguments: tuple[Any, ...]) -> None:
         path = arguments[-1] if name == "replace" else arguments[0]
-        # The names in a publication are synced together, before the switch to it.
+        # The names in a publication are synced together, before the publication becomes current.
         if path.parent.name in ("parts", "stages") or path.parent.parent.name == "published":
             return
         if name == "replace":
@@ -435,7 +436,7 @@ def _file(state: _State, path: PurePath) -> _Content:
 
 
 def _remains(names: Names, unsynced: Callable[[_Content], bytes]) -> Remains:
-    """Return files and directories with their remaining content; the content of a lost directory is lost."""
+    """Return files and directories with their remaining content. Files in a lost directory are lost."""
     remains: Remains = {}
     for path, content in sorted(names.items(), key=lambda item: len(item[0].parts)):
         is_in_directory = path.parent == PurePath() or (path.parent in remains and remains[path.parent] is None)

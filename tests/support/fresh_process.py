@@ -1,4 +1,4 @@
-"""Run tasks in a fresh process that has only what pickle transfers."""
+"""Run tasks in a fresh process, which receives only pickled data."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ for data in pickle.load(sys.stdin.buffer):
 
 
 def run_in_fresh_process(tasks: Sequence[tuple[Callable[[Any], Any], Any]]) -> list[Any]:
-    """Return the results of tasks in a fresh process; each task and each result is pickled separately."""
+    """Return the results of tasks in a fresh process. Each task and each result is pickled separately."""
     request = pickle.dumps([pickle.dumps(task) for task in tasks])
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM]
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""Damage small HDF5 files at random; check that each is read or refused, within bounds and without side effects.
+"""Damage small HDF5 files at random. Check that each is read or refused, within bounds and without side effects.
 
 python -m tests.support.fuzzing 10000                 number of files; a second number is the seed
 python -m tests.support.fuzzing 10000 0 structures    damage inside structures, whose checksums are repaired
@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import ShardpressError
-from pipeline.hdf5.child import ask as gatekeeper
+from pipeline.hdf5.child import ask as ask_module
 from pipeline.hdf5.child.ask import ask
 from pipeline.hdf5.plain.describe import describe_plain
 from pipeline.hdf5.superblock import signature_at
@@ -54,9 +54,9 @@ class Outcome:
     faults : list of str
         Unexpected errors, which must not occur.
     n_opens : int
-        How often the secret file was opened.
+        Number of times that the secret file was opened.
     most : Work
-        Highest counts of the driver's work for one file; each count is a separate maximum.
+        Highest counts of the driver's work for one file. Each count is a separate maximum.
     n_bytes : int
         Largest growth of the driver's memory.
     """
@@ -74,11 +74,12 @@ def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
     Parameters
     ----------
     in_structures : bool
-        Damage structures that have a checksum, and correct it, so that every change reaches the parser.
+        True to damage structures that have a checksum, and to correct the checksum, so that every change reaches the
+        parser.
     """
     outcome = Outcome()
-    before = gatekeeper.LIMITS
-    gatekeeper.LIMITS = replace(before, seconds=SECONDS)
+    before = ask_module.LIMITS
+    ask_module.LIMITS = replace(before, seconds=SECONDS)
     try:
         with tempfile.TemporaryDirectory(prefix="shardpress-fuzz-") as folder:
             secret = hostile.secret(Path(folder))
@@ -95,7 +96,7 @@ def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
             outcome.n_opens = opens[0]
             outcome.n_bytes = _peak() - at_start
     finally:
-        gatekeeper.LIMITS = before
+        ask_module.LIMITS = before
     return outcome
 
 
@@ -109,7 +110,7 @@ def _try(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[st
 
 
 def _outcome_of(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[str]) -> str:
-    """Return what happened to a file: ``accepted``, or a kind of error."""
+    """Return the outcome for a file: ``accepted``, or a kind of error."""
     if _readers_differ(path):
         outcome.faults.append(f"{i}: the reader in Python and HDF5 describe it differently")
     try:
@@ -156,7 +157,8 @@ def _readers_differ(path: Path) -> bool:
 def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
     """Return whether HDF5 reads different rows from the same file.
 
-    HDF5 may refuse the file. It also returns zeros if damage makes its search miss a chunk that its list of chunks has.
+    HDF5 may refuse the file. If the index is damaged, HDF5 may list a chunk but not find it when reading, and return
+    zeros.
     """
     shard = block.shard
     layout = block.shard.layouts[0]
@@ -174,7 +176,7 @@ def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
 
 
 def _kind(error: ShardpressError) -> str:
-    """Return the class of an error and the gist of its message."""
+    """Return the class of an error and a few words of its message."""
     sentence = str(error).partition(": ")[2]
     points = ["not an HDF5 file", "truncated", "not closed", "crashed", "memory limit", "took more than", "malformed"]
     points += ["inconsistent", "structure cannot be read", "not allowed", "never written", "overlap", "decompress to"]
@@ -201,7 +203,7 @@ def stacked_files(folder: Path) -> Path:
 
 
 def make_corpus(folder: Path, secret: Path) -> list[bytes]:
-    """Return small valid files of all layouts, filters and versions; some link to the secret file."""
+    """Return small valid files of all layouts, filters and versions. Some of them link to the secret file."""
     text = np.array([f"row {i}" for i in range(30)], object)
 
     def everything(file: h5py.File, **options: Any) -> None:
@@ -227,7 +229,7 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
             file["a/b/c/rows"].attrs[f"attribute {i}"] = "x" * i
 
     def labelled(file: h5py.File) -> None:
-        """Write every kind of dataset that may be next to the rows or be named."""
+        """Write every kind of dataset that may be next to the rows or may be requested by name."""
         file["X"] = ROWS
         file["y"] = np.zeros((30, 1))
         file["short"] = np.arange(29)
@@ -345,7 +347,7 @@ def open_all(corpus: list[bytes], folder: Path, followed: list[str]) -> None:
 
 
 def mutant(corpus: list[bytes], rng: np.random.Generator) -> bytes:
-    """Return one of the files, damaged once or several times; most metadata checksums are corrected."""
+    """Return one of the files, damaged once or several times, usually with corrected metadata checksums."""
     content = bytearray(corpus[rng.integers(len(corpus))])
     for _ in range(rng.integers(1, 5)):
         _DAMAGES[rng.integers(len(_DAMAGES))](content, corpus, rng)
@@ -464,7 +466,7 @@ def correct_checksums(content: bytearray) -> None:
 
 
 def lookup3(data: bytes) -> int:
-    """Return Bob Jenkins's hash of 2006, which HDF5 uses for metadata."""
+    """Return the lookup3 hash by Bob Jenkins (2006), which HDF5 uses for metadata."""
     mask = 0xFFFFFFFF
 
     def rotated(value: int, by: int) -> int:

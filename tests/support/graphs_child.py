@@ -1,7 +1,7 @@
-"""Run every graph on the device of THEANO_FLAGS: encode rows of each dtype and train each network by each rule.
+"""Run every graph on the device of THEANO_FLAGS: encode rows of each dtype and train each network with each rule.
 
-python -m tests.support.graphs_child            all of them
-python -m tests.support.graphs_child leaky      one network, trained by adam
+python -m tests.support.graphs_child            all graphs
+python -m tests.support.graphs_child leaky      one network, trained with adam
 """
 
 from __future__ import annotations

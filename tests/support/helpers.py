@@ -1,4 +1,4 @@
-"""Helpers of several tests: shards, expected errors, and a user without root privileges."""
+"""Helpers of several tests: shards, expected errors, and calls without root privileges."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UNPRIVILEGED = 65534
 
 
 def write_shard(path: Path, rows: Any, name: str = "X", extras: Mapping[str, Any] | None = None, **options: Any) -> str:
-    """Write an HDF5 file with one dataset of rows and extras; `options` are passed to h5py's ``create_dataset``."""
+    """Write an HDF5 file with rows and extras. `options` are passed to ``create_dataset`` of h5py for the rows."""
     with h5py.File(path, "w") as file:
         file.create_dataset(name, data=rows, **options)
         for extra, values in (extras or {}).items():
@@ -39,7 +39,7 @@ def numbered(n_rows: int, n_inputs: int = 2, first: int = 0, dtype: Any = np.int
 
 
 def numbered_shards(folder: Path, *sizes: int, **options: Any) -> tuple[Shard, ...]:
-    """Write shards of these sizes whose rows contain their number over all shards."""
+    """Write shards of these sizes. Each row contains its number over all shards."""
     for i, size in enumerate(sizes):
         write_shard(folder / f"{i}.h5", numbered(size, first=sum(sizes[:i])), **options)
     return open_shards([str(folder / f"{i}.h5") for i in range(len(sizes))])
@@ -57,7 +57,7 @@ def scanned(
     advance: Callable[[int], object] = lambda n_rows: None,
     **settings: Any,
 ) -> Scan:
-    """Return the scan of shards, made in threads."""
+    """Scan shards in threads, and return the scan."""
     with threads(n_threads) as pool:
         return scan(shards, ScanSettings(block_rows, **settings), pool, n_threads, advance)
 
@@ -93,7 +93,7 @@ def write_csr(path: Path, parts: Sequence[np.ndarray], shape: tuple[int, ...], *
 
 @contextmanager
 def refused(exit_code: int, *phrases: str) -> Iterator[None]:
-    """Expect one of our errors, with this exit code and all these phrases on one line of its message."""
+    """Expect a `ShardpressError` with this exit code. Its message must be one line and contain these phrases."""
     with pytest.raises(ShardpressError) as caught:
         yield
     sentence = str(caught.value)
@@ -103,7 +103,7 @@ def refused(exit_code: int, *phrases: str) -> Iterator[None]:
 
 
 def without_privileges(act: Callable[[], object]) -> tuple[int, str]:
-    """Return exit code and message of the error that `act` raises without root privileges; (0, "") without an error."""
+    """Call `act` without root privileges. Return the exit code and message of its error, or (0, "") for success."""
     if os.getuid() != 0:
         return _outcome(act)
     reader, writer = os.pipe()

@@ -1,4 +1,4 @@
-"""Write malicious or damaged files and return their paths; count how often a file is opened."""
+"""Write malicious or damaged files and return their paths, and count how often a file is opened."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 @contextmanager
 def opens(path: Path) -> Iterator[list[int]]:
-    """Count how often any process opens a file in the context (by inotify); the count is in the list at the end."""
+    """Count how often any process opens a file in the context (by inotify). The list finally contains the count."""
     watch = _LIBC.inotify_init1(os.O_NONBLOCK)
     assert watch >= 0
     assert _LIBC.inotify_add_watch(watch, os.fsencode(path), _IN_OPEN) >= 0
@@ -41,7 +41,7 @@ def opens(path: Path) -> Iterator[list[int]]:
 
 
 def secret(folder: Path) -> Path:
-    """Write a shard that no run was given."""
+    """Write a shard that is not an input of any run."""
     path = folder / "secret.h5"
     with h5py.File(path, "w") as file:
         file["X"] = file["group/X"] = ROWS
@@ -53,7 +53,7 @@ def secret(folder: Path) -> Path:
 
 
 def external_link(folder: Path, target: Path, place: str) -> tuple[Path, str]:
-    """Write a file whose dataset, or a group on its path, is in another file; return also the name of the dataset."""
+    """Write a file whose dataset, or a group on its path, is in another file. Also return the name of the dataset."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
         if place == "dataset":
@@ -76,7 +76,7 @@ def external_extra(folder: Path, target: Path) -> Path:
 
 
 def soft_link(folder: Path, target: str) -> Path:
-    """Write a dataset that is a soft link, to something or nothing."""
+    """Write a dataset that is a soft link. The target need not exist."""
     path = folder / "x.h5"
     with h5py.File(path, "w") as file:
         file["rows"] = ROWS
@@ -138,7 +138,7 @@ def nested(folder: Path, depth: int) -> Path:
 
 
 def crowded(folder: Path, n: int, group: str = "/", libver: str = "latest") -> Path:
-    """Write very many names of one small object next to the rows."""
+    """Write many names of one small object next to the rows."""
     path = folder / "x.h5"
     with h5py.File(path, "w", libver=libver) as file:
         file["X"] = ROWS
@@ -182,7 +182,7 @@ def moved(folder: Path, offset: int, name: str = "X") -> Path:
 
 
 def of_another_chunk_rank(folder: Path, rank: int) -> Path:
-    """Write a matrix whose chunks have `rank` dimensions, including that of the element (CVE-2026-19025)."""
+    """Write a matrix whose chunks have `rank` dimensions, including the dimension of the element (CVE-2026-19025)."""
     return edited(plain(folder, chunks=(3, 2)), struct.pack("<BBB", 3, 2, 3), struct.pack("<BBB", 3, 2, rank))
 
 
@@ -205,9 +205,9 @@ def endless_chunk_index(folder: Path) -> Path:
 
 
 def shared_chunk_nodes(folder: Path, n_levels: int, n_in_leaf: int = 6) -> Path:
-    """Write a chunk tree with one node at each level, to which all 64 entries of its parent point.
+    """Write a chunk tree with one node at each level. All 64 entries of the parent node point to it.
 
-    Its chunks are outside the dataset; with `n_in_leaf` 0 it has no chunks.
+    The chunks are outside the dataset. If `n_in_leaf` is 0, the tree has no chunks.
     """
     path = plain(folder, chunks=(1, 2))
     content = bytearray(path.read_bytes())
@@ -223,7 +223,7 @@ def shared_chunk_nodes(folder: Path, n_levels: int, n_in_leaf: int = 6) -> Path:
 
 
 def shared_name_nodes(folder: Path, n_levels: int) -> Path:
-    """Write a root group whose name tree has one node at each level, to which all 32 entries of its parent point."""
+    """Write a root group whose name tree has one node at each level. All 32 entries of the parent node point to it."""
     path = plain(folder)
     content = bytearray(path.read_bytes())
     leaf = content.index(b"TREE\0")
@@ -248,7 +248,7 @@ def _with_shared_nodes(content: bytearray, leaf: int, kind: int, n_levels: int, 
 
 
 def endless_header(folder: Path) -> Path:
-    """Write an object header whose continuation is itself."""
+    """Write an object header with a continuation that refers to the header itself."""
     path = folder / "x.h5"
     with h5py.File(path, "w", libver="earliest") as file:
         dataset = file.create_dataset("X", data=ROWS)
@@ -262,7 +262,7 @@ def endless_header(folder: Path) -> Path:
 
 
 def left_open(folder: Path) -> Path:
-    """Write a file that looks as if its writer had been killed."""
+    """Write a file, and kill the writer before it closes the file."""
     path = folder / "x.h5"
     program = (
         "import os, sys, h5py, numpy; file = h5py.File(sys.argv[1], 'w', libver='latest'); "
@@ -288,7 +288,7 @@ const void *H5PLget_plugin_info(void) { return 0; }
 
 
 def plugin(folder: Path) -> dict[str, str]:
-    """Build a plugin that creates a file when it is loaded; return it and the environment in which HDF5 loads it."""
+    """Build a plugin that creates a file when it is loaded. Return the environment in which HDF5 loads the plugin."""
     (folder / "plugin.c").write_text(_PLUGIN)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", folder / "libplugin.so", folder / "plugin.c"], check=True)
     return {"HDF5_PLUGIN_PATH": str(folder), "CANARY": str(folder / "loaded")}

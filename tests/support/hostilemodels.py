@@ -31,7 +31,7 @@ def model_of(network: Network = NETWORK, seed: int = 0) -> Model:
 
 
 def write_model(folder: Path, name: str = "model.h5", seed: int = 0) -> Path:
-    """Write a sound model."""
+    """Write a valid model."""
     path = folder / name
     path.write_bytes(model_of(seed=seed).to_hdf5())
     return path
@@ -64,7 +64,7 @@ def external_link(folder: Path) -> Path:
 
 
 def soft_link(folder: Path) -> Path:
-    """Write a matrix that is a soft link to itself."""
+    """Write a matrix that is a soft link to another dataset in the file."""
 
     def change(file: h5py.File) -> None:
         file.move("W_1", "moved")
@@ -172,7 +172,7 @@ def many_widths(folder: Path) -> Path:
 
 
 def layers_without_end(folder: Path) -> Path:
-    """Write a network of 8,000 layers, which fits into an attribute of the oldest format."""
+    """Write a network of 8,000 layers, whose widths fit into an attribute of the oldest format."""
     return _changed(folder, lambda file: file.attrs.__setitem__("widths", np.full(8000, 4)))
 
 
@@ -217,7 +217,7 @@ def other_shape(folder: Path) -> Path:
 
 
 def missing_array(folder: Path) -> Path:
-    """Leave out the matrix."""
+    """Write a model without the matrix."""
     return _replaced(folder, lambda file: None)
 
 
@@ -248,7 +248,7 @@ def other_weights(folder: Path) -> Path:
 
 
 def no_fingerprint(folder: Path) -> Path:
-    """Leave out the fingerprint."""
+    """Write a model without the fingerprint."""
     return _changed(folder, lambda file: file.attrs.__delitem__("fingerprint"))
 
 
@@ -322,4 +322,4 @@ HOSTILE: Mapping[str, tuple[Callable[[Path], Path], int]] = {
     **{make.__name__: (make, 66) for make in _NO_INPUT},
     "later_format": (later_format, 76),
 }
-"""Functions that write hostile models, by name, each with the exit code of the refusal."""
+"""Functions that write malicious models, by name, each with the exit code of the refusal."""

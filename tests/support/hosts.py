@@ -1,4 +1,4 @@
-"""Several hosts on this machine: Linux network namespaces around a bridge. They need root."""
+"""Several hosts on this machine: Linux network namespaces that a bridge connects. They need root."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Place:
     Attributes
     ----------
     command : tuple of str
-        Words before the command of the process.
+        Prefix of the command of the process.
     address : str
     """
 
@@ -29,12 +29,12 @@ HERE = Place((), "127.0.0.1")
 
 
 class Hosts:
-    """Hosts that exist as long as the context lasts.
+    """Hosts that exist for the duration of the context.
 
     Parameters
     ----------
     n : int
-        Number of hosts in addition to the first one, to which all cables lead.
+        Number of hosts in addition to the first one, which is connected to all others.
 
     Attributes
     ----------
@@ -74,11 +74,11 @@ class Hosts:
             _ip(f"-n {name} link set plug up")
 
     def pull(self, i: int) -> None:
-        """Unplug the cable of a host: no data passes, and neither end is notified."""
+        """Disconnect a host from the network, as if its cable were unplugged. Neither end is notified."""
         _ip(f"-n {self._names[0]} link set cable{i} nomaster")
 
     def plug(self, i: int) -> None:
-        """Plug the cable in again."""
+        """Connect a host to the network again."""
         _ip(f"-n {self._names[0]} link set cable{i} master middle")
 
 

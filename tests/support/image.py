@@ -1,6 +1,6 @@
 """Run the steps of docs/Dockerfile in a chroot of a plain Debian and test the result: `make image-check`.
 
-This needs root, debootstrap and a network. The steps are done as in Docker, as far as this Dockerfile uses them.
+This needs root, debootstrap and a network. Only the kinds of steps that this Dockerfile contains are supported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CERTIFICATES = "etc/certificates-of-the-machine.crt"
 
 
 def steps(text: str) -> Iterator[tuple[str, str]]:
-    """Return the name and the arguments of each step, joined into one line."""
+    """Yield the name and the arguments of each step. Continuation lines are joined."""
     lines = re.sub(r"^#.*\n", "", text, flags=re.M).replace("\\\n", " ")
     for line in filter(None, lines.splitlines()):
         name, _, arguments = line.partition(" ")
@@ -59,7 +59,7 @@ class Image:
         self.entrypoint: list[str] = []
 
     def do(self, name: str, arguments: str) -> None:
-        """Do one step."""
+        """Execute one step."""
         print(f"{name} {arguments}", flush=True)
         if name == "FROM":
             subprocess.run(["debootstrap", "--variant=minbase", SUITES[arguments], self.root, mirror()], check=True)
@@ -109,10 +109,10 @@ class Image:
         return found | ({"PIP_CERT": f"/{CERTIFICATES}"} if (self.root / CERTIFICATES).exists() else {})
 
 
-def build_image(root: Path, what_for: str) -> Image:
+def build_image(root: Path, target: str) -> Image:
     """Build the image of docs/Dockerfile in a new folder."""
     if os.geteuid() or shutil.which("debootstrap") is None:
-        sys.exit(f"{what_for}: needs root, and debootstrap (Debian: apt-get install debootstrap)")
+        sys.exit(f"{target}: needs root, and debootstrap (Debian: apt-get install debootstrap)")
     image = Image(root)
     for name, arguments in steps(DOCKERFILE.read_text()):
         image.do(name, arguments)
@@ -120,7 +120,7 @@ def build_image(root: Path, what_for: str) -> Image:
 
 
 def main() -> None:
-    """Build the image and use it, without a driver."""
+    """Build the image, and run the program in it without a driver."""
     with TemporaryDirectory(prefix="shardpress-image-") as folder:
         image = build_image(Path(folder, "root"), "image-check")
         print("Content:", flush=True)

@@ -15,7 +15,7 @@ __all__ = ["REPOSITORY", "EndedProcess", "environment", "run_python"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Later test runs reuse compiled code, whatever home directory a test gives its processes.
+# Later test runs reuse compiled code, even if a test sets another home directory for its processes.
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 
 _PROGRAM = """
@@ -33,7 +33,7 @@ class EndedProcess:
     Attributes
     ----------
     facts : dict
-        Values that its code put into ``facts``; empty if it raised an exception.
+        Values that the code stored in ``facts``. Empty if the code raised an exception.
     stderr : str
     code : int
         Exit code.
@@ -45,7 +45,7 @@ class EndedProcess:
 
 
 def environment(**variables: str | Path | None) -> dict[str, str]:
-    """Return the environment without the developer's Theano settings; `variables` replaces values, and None removes."""
+    """Return the environment without the developer's Theano settings, and with `variables`. None removes a variable."""
     env = {name: value for name, value in os.environ.items() if "THEANO" not in name}
     # A home directory that does not exist has no settings file.
     env |= {"HOME": "/nonexistent", "XDG_CACHE_HOME": str(_CACHE), "PYTHONPATH": str(REPOSITORY)}

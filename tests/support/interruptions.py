@@ -1,4 +1,4 @@
-"""Stop runs of the stand-in on purpose, damage their files, and compare the results."""
+"""Interrupt runs of the stand-in, damage their files, and compare the results."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class FullDisk(RecordingDisk):
 
 
 def undisturbed_features(workspace: Workspace, *flags: str) -> bytes:
-    """Return the features of an undisturbed run over the present shards."""
+    """Return the features of an undisturbed run over the current shards."""
     output = workspace.folder / f"fresh{len(list(workspace.folder.iterdir()))}"
     assert workspace.run(output, *flags) == 0
     return features_of(output)
@@ -65,14 +65,14 @@ def stamps(output: Path) -> dict[str, tuple[int, int]]:
 
 
 def results(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the entries of results that are written once; a run that finishes again rewrites all other files."""
+    """Return the entries of results that are written once. A run that finishes again rewrites all other files."""
     return {name: each for name, each in found.items() if "/" in name and not name.startswith("published/")}
 
 
 def finished_stamps(output: Path) -> dict[str, tuple[int, int]]:
     """Return the stamps of finished results, without parts that were unfinished when the run ended."""
-    not_kept = unreferenced(output)
-    return {name: stamp for name, stamp in stamps(output).items() if name not in not_kept}
+    unfinished = unreferenced(output)
+    return {name: stamp for name, stamp in stamps(output).items() if name not in unfinished}
 
 
 def parts(output: Path) -> list[str]:

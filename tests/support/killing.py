@@ -2,8 +2,8 @@
 
     python -m tests.support.killing 200         number of rounds; a second number is the seed
 
-A round starts the program in a new directory, kills it in one of its phases, checks the remains, and repeats the
-command until it ends; every third round also kills the repeated runs. Rounds cycle through the phases and through
+A round starts the program in a new directory, kills it in one of its phases, checks the output directory, and repeats
+the command until it ends. Every third round also kills the repeated runs. Rounds cycle through the phases and through
 moments within them. The first failed check ends the program with exit code 1 and keeps the directory.
 
 `tests/run/test_killing.py` runs a few rounds.
@@ -85,9 +85,9 @@ _SETTINGS = (
     "2",
 )
 _COMPLAINTS = re.compile(r" (WARNING|ERROR|CRITICAL) |^Traceback|^Exception ignored")
-# Theano's message when a process was killed while it compiled; it continues at once.
+# Theano's message if a process was killed during compilation. Theano then continues at once.
 _HARMLESS = re.compile(r"Overriding existing lock by dead process")
-_SECONDS = 300.0  # time limit; afterwards a run counts as stuck
+_SECONDS = 300.0  # time limit; afterwards a run is regarded as stuck
 
 
 class CheckFailed(AssertionError):
@@ -109,7 +109,7 @@ class EndedRun:
     seconds : float
         Duration.
     sent : float
-        When the signal was sent, if one was.
+        Time when the signal was sent, in seconds from the start of the run. 0 if no signal was sent.
     """
 
     code: int
@@ -120,7 +120,7 @@ class EndedRun:
 
     @property
     def phase(self) -> str:
-        """Last phase that began."""
+        """Name of the last phase that began."""
         return list(self.phase_starts)[-1]
 
     def has_line(self, pattern: str) -> bool:
@@ -135,7 +135,7 @@ class Program:
     ----------
     arguments : sequence of str
     variables : str, Path or None
-        Environment variables; see `tests.support.interpreters.environment`.
+        Environment variables. See `tests.support.interpreters.environment`.
     """
 
     def __init__(self, arguments: Sequence[str], **variables: str | Path | None) -> None:
@@ -143,7 +143,7 @@ class Program:
         self.environment = environment(**variables)
 
     def start(self, output: Path, *flags: str, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a process with all its output in one pipe; `options` are passed to ``Popen``."""
+        """Start a process with all its output in one pipe. `options` are passed to ``Popen``."""
         usual = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         command = [*self.command, "--output", str(output), *flags]
         return subprocess.Popen(command, cwd=REPOSITORY, env=self.environment, **{**usual, **options})
@@ -161,7 +161,7 @@ class Program:
         at : str, optional
             Phase in which to send the signal, or a pattern of the log line after which to send it.
         delay : float
-            Seconds between that and the signal.
+            Seconds between the start of this phase, or this log line, and the signal.
         by : int
             Signal to send.
 
@@ -230,15 +230,15 @@ class Kill:
     Attributes
     ----------
     phase : str
-        Phase in which it was actually killed.
+        Phase in which the run was killed.
     is_rerun : bool
-        Whether the run resumed after an earlier kill.
+        True if the run resumed after an earlier kill.
     n_checkpoints, n_parts : int
         Number of committed results.
     n_half : int
         Number of half-written files.
     is_complete : bool
-        Whether there was a manifest.
+        True if a manifest existed.
     """
 
     phase: str
@@ -257,7 +257,7 @@ class Victim:
     folder : Path
         Folder of the shards and all outputs.
     flags : sequence of str
-        Additional arguments of its runs.
+        Additional arguments of the runs.
     variables : str, Path or None
         Environment variables, as for `Program`.
 
@@ -266,7 +266,7 @@ class Victim:
     undisturbed : Path
         Output of the undisturbed run.
     features : str
-        Digest of its features.
+        Digest of the features of the undisturbed run.
     n_rows : int
     seconds : dict of str to float
         Latest duration of each phase of a run.
@@ -277,7 +277,7 @@ class Victim:
         self.undisturbed = folder / "undisturbed"
         _write_shards(folder / "shards")
         self.program = Program(["--input", str(folder / "shards"), *_SETTINGS, *flags], **variables)
-        self._must_end(self.program.run(folder / "first"), folder / "first")  # may have to compile first
+        self._must_end(self.program.run(folder / "first"), folder / "first")  # this run may have to compile
         ended = self.program.run(self.undisturbed)
         self._must_end(ended, self.undisturbed)
         self.features = features_of(self.undisturbed)
@@ -287,9 +287,9 @@ class Victim:
         self.seconds = _lengths(ended)
 
     def round(self, output: Path, phases: Sequence[str], rng: random.Random) -> tuple[list[Kill], float]:
-        """Kill one run after another in these phases, and let the last one end.
+        """Kill one run after another in these phases, and then run the program to its end.
 
-        A chosen moment may be after the end of a run, and a resumed run may skip a phase; then fewer runs are killed.
+        Fewer runs are killed if a chosen moment is after the end of a run, or if a resumed run skips a phase.
 
         Returns
         -------
@@ -330,7 +330,7 @@ class Victim:
         return ended
 
     def inspect(self, ended: EndedRun, output: Path, is_rerun: bool = False) -> Kill:
-        """Check what a killed run has left: only whole results, with or without a manifest."""
+        """Check that the output of a killed run contains only complete results, with or without a manifest."""
         if ended.code != -signal.SIGKILL:
             raise CheckFailed(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
         _must_be_nothing("damaged results", _damaged_results(output))
@@ -347,11 +347,11 @@ class Victim:
         )
 
     def check(self, output: Path) -> None:
-        """Check that a finished output has the bits of the undisturbed one, and no other files."""
+        """Check that a finished output has the bits of the undisturbed output, and no other files."""
         _must_be_nothing("damaged results", _damaged_results(output))
         _must_be_nothing("unreferenced files", leftovers(output))
         if features_of(output) != self.features:
-            raise CheckFailed("the features are not those of an undisturbed run")
+            raise CheckFailed("the features differ from the features of an undisturbed run")
 
     def _must_end(self, ended: EndedRun, output: Path) -> None:
         if ended.code != 0:
@@ -368,7 +368,7 @@ def _lengths(ended: EndedRun) -> dict[str, float]:
 
 
 def _write_shards(folder: Path) -> None:
-    """Write many small shards, so that there are many parts; with labels, some compressed, one that needs the child."""
+    """Write many small shards with labels, for runs with many parts. Some are compressed, and one needs the child."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     directions = rng.normal(size=(5, 64))
@@ -380,7 +380,7 @@ def _write_shards(folder: Path) -> None:
 
 
 def features_of(output: Path) -> str:
-    """Return a digest of all values of a finished run, both part by part and through the index."""
+    """Return a digest of all values of a finished run, as read from the index and from each part."""
     manifest = read_manifest(output)
     digest = sha256(manifest["model"].encode())
     for name in ("index.h5", *(part["file"] for part in manifest["parts"])):
@@ -435,7 +435,7 @@ def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill
     Raises
     ------
     CheckFailed
-        If a check fails; the message names the directory.
+        If a check fails. The message names the directory.
     """
     phases = list(victim.seconds)
     for number in range(n_rounds):
@@ -458,7 +458,7 @@ def rounds(victim: Victim, n_rounds: int, seed: int) -> Iterator[tuple[list[Kill
 
 
 def table(found: Sequence[tuple[list[Kill], float]]) -> str:
-    """Return a table of kills by phase; its last column counts only the first kill of each round."""
+    """Return a table of kills by phase. The last column includes only the first kill of each round."""
     columns = ("phase", "kills", "of reruns", "checkpoints", "parts", "half-written", "complete", "slowest end")
     lines = [columns]
     for phase in PHASES:
@@ -491,7 +491,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="shardpress-killing-"))
     found: list[tuple[list[Kill], float]] = []
     try:
-        # A separate compile cache, so that a run killed while it compiles does not affect other processes.
+        # Use a separate compile cache, so that a run killed during compilation does not affect other processes.
         victim = Victim(folder, XDG_CACHE_HOME=folder / "cache")
         lengths = ", ".join(f"{phase} {seconds:.2f} s" for phase, seconds in victim.seconds.items())
         print(f"an undisturbed run: {lengths}", flush=True)

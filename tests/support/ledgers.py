@@ -77,7 +77,7 @@ def commit_together(ledger: Ledger, *keys: str, made_from: str = NOW) -> list[Re
 
 
 def reopen(ledger: Ledger) -> Ledger:
-    """Return the ledger as a later run opens it."""
+    """Open the directory of a ledger again, as a later run does."""
     return Ledger(ledger.directory, ledger.disk)
 
 

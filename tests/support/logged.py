@@ -1,4 +1,4 @@
-"""Match the messages of a run. Most tests match places and numbers; words about earlier results are only here."""
+"""Match the messages of a run. Only this module matches the words of messages about earlier results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def reuses_anything(log: str) -> bool:
 
 
 def resumed_step(log: str) -> int | None:
-    """Return the step after which the training resumed, or None if it did not."""
+    """Return the step after which the training resumed, or None if the training did not resume."""
     found = re.search(r"training: resuming after step (\d+) of an earlier run", log)
     return int(found[1]) if found else None
 

@@ -1,4 +1,4 @@
-"""Complete training runs."""
+"""Helpers for complete training runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def train(
     runner: RoundRunner | None = None,
     watch: Callable[[StepResult], object] | None = None,
 ) -> TrainingState:
-    """Take all steps.
+    """Take all training steps, and return the final state.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Autoencoders with random parameters, rows of every dtype, and the model in slow, simple NumPy."""
+"""Autoencoders with random parameters, rows of every dtype, and a slow, simple implementation in NumPy."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def oracle_gradients(p, x, width=1e-5):
 
 
 def oracle_scaled(rows, minimum, scale):
-    """Return scaled rows as the design defines them, in the working dtype of `minimum`."""
+    """Scale rows in the dtype of `minimum`, and return them as float32."""
     if minimum is None:
         return rows.astype(np.float32)
     return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
@@ -87,7 +87,7 @@ def random_autoencoder(rng, network=NETWORK, minimum=None, scale=None):
 
 
 def random_rows(rng, n_rows, dtype, n_inputs=N_INPUTS):
-    """Return rows over the whole range of a dtype, including both ends; floats over several powers of ten."""
+    """Return rows over the whole range of an integer dtype, or over several powers of ten for floats."""
     if dtype.kind == "f":
         return (rng.normal(size=(n_rows, n_inputs)) * 10.0 ** rng.integers(-2, 4, n_inputs)).astype(dtype)
     info = np.iinfo(dtype)
@@ -102,7 +102,7 @@ def scaler_of(rows):
 
 
 def scaling_of(rows, working):
-    """Return minimum and scale in a dtype; None for both if rows are not scaled."""
+    """Return the minimum and the scale in a dtype. Both are None if rows are not scaled."""
     if working is None:
         return None, None
     scaler = scaler_of(rows)

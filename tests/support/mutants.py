@@ -5,7 +5,7 @@
     python -m tests.support.mutants NAME...    the named mutations
 
 The table is `tests.support.mutations`. The exit code is 1 if a mutation survives, or if one of its tests fails without
-it. The checkout itself is never written to, and neither is the compile cache of the user.
+the mutation. This program never writes to the checkout itself, or to the compile cache of the user.
 
 `tests/test_mutants.py` checks the table and plants a sample of three.
 """
@@ -52,11 +52,11 @@ class Result:
     Attributes
     ----------
     caught_by : str
-        The first test that failed; empty if there was none.
+        First test that failed. Empty if no test failed.
     seconds : float
         Duration of the test run.
     problem : str
-        Why the mutation could not be tested; empty if it was.
+        Reason why the mutation could not be tested. Empty if it was tested.
     """
 
     mutation: Mutation
@@ -74,8 +74,8 @@ class Result:
 def copy_remaining(source: Path, target: Path, copy_file: Callable[[str, str], object] = shutil.copy2) -> None:
     """Copy a directory, without the entries that another process removes in the meantime.
 
-    Theano takes no lock when a process ends and removes its modules without a version, nor when it writes the record of
-    a module under a temporary name like ``key.pkl.4711``.
+    Theano takes no lock when a process ends and removes its modules without a version. It also takes no lock when it
+    writes the record of a module under a temporary name like ``key.pkl.4711``.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def copy_remaining(source: Path, target: Path, copy_file: Callable[[str, str], o
 
 
 class Sources:
-    """The files of a copy. One of them can be mutated at a time."""
+    """Files of a copy. One of them can be mutated at a time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -99,12 +99,12 @@ class Sources:
 
     @contextmanager
     def apply(self, mutation: Mutation) -> Iterator[None]:
-        """Apply a mutation to its file for as long as the context lasts.
+        """Apply a mutation to its file for the duration of the context.
 
         Raises
         ------
         Failed
-            If its text does not occur exactly once in the file.
+            If the text of the mutation does not occur exactly once in the file.
         """
         path = self.root / mutation.file
         original = path.read_text()
@@ -125,7 +125,7 @@ class Sources:
 
 
 class Sandbox:
-    """A copy of the checkout in which tests run: with its own virtual environment, home and compile cache.
+    """A copy of the checkout in which tests run, with a separate virtual environment, home and compile cache.
 
     The virtual environment consists of links to the packages of the current one. Only our own packages are found in the
     copy, also by child processes with a cleaned environment.
@@ -135,8 +135,8 @@ class Sandbox:
     folder : Path
         An empty directory.
     copies_cache : bool
-        Whether to start with the content of the user's compile cache. It takes a minute to copy, and saves minutes in
-        tests that compile.
+        True to start with the content of the user's compile cache. Copying takes a minute, and saves minutes in tests
+        that compile.
 
     Raises
     ------
@@ -168,7 +168,8 @@ class Sandbox:
         tests : sequence of str
             Files or node ids.
         keeps_cache : bool
-            Let later runs use what this one compiles. Without it, compiled code is thrown away, as it may be mutated.
+            True to let later runs use the code that this run compiles. By default, compiled code is deleted, because it
+            may be mutated.
 
         Returns
         -------
@@ -179,7 +180,7 @@ class Sandbox:
         Raises
         ------
         Failed
-            If pytest ends in another way, for example because a test does not exist, or does not end in time.
+            If pytest ends with another exit code, for example because a test does not exist, or does not end in time.
         """
         options = ["-x", "-q", "-rfE", "--tb=no", "--no-header", "-p", "no:randomly", "-p", "no:cacheprovider"]
         start = time.monotonic()
@@ -192,7 +193,7 @@ class Sandbox:
         return failures, seconds
 
     def _run_command(self, command: Sequence[str], cache: Path) -> tuple[int, str]:
-        """Run a command in the copy; return its exit code and what it printed."""
+        """Run a command in the copy. Return its exit code and its output."""
         variables = {
             "HOME": self._folder / "home",
             "TMPDIR": self._folder / "tmp",
@@ -226,17 +227,17 @@ class Sandbox:
 
     @contextmanager
     def _compile_cache(self, is_kept: bool) -> Iterator[Path]:
-        """Provide the compile cache of this copy, or a copy of it that ends with the context."""
+        """Provide the compile cache of this copy, or a temporary copy of the cache."""
         cache = self._folder / "cache"
         if is_kept:
             yield cache
             return
-        passing = self._folder / "passing-cache"
-        shutil.copytree(cache, passing)
+        temporary = self._folder / "temporary-cache"
+        shutil.copytree(cache, temporary)
         try:
-            yield passing
+            yield temporary
         finally:
-            shutil.rmtree(passing, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _copy_cache(self) -> None:
         """Copy the content of the user's compile cache."""
@@ -305,7 +306,7 @@ def select(arguments: Sequence[str], table: Sequence[Mutation] = MUTATIONS) -> l
     Raises
     ------
     SystemExit
-        For a name that is not in the table, and without any argument.
+        If a name is not in the table, or if there are no arguments.
     """
     if list(arguments) == ["all"]:
         return list(table)
@@ -358,7 +359,7 @@ def _try_mutation(sandbox: Sandbox, mutation: Mutation) -> Result:
 
 
 def main(arguments: Sequence[str], table: Sequence[Mutation] = MUTATIONS) -> int:
-    """Plant the selected mutations of a table and print a line for each; return the exit code."""
+    """Plant the selected mutations of a table, print a line for each, and return the exit code."""
     mutations = []
     for mutation in select(arguments, table):
         if _is_used_here(mutation):

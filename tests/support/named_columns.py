@@ -14,7 +14,7 @@ Write = Callable[[Path, np.ndarray, Sequence[str]], None]
 
 
 def anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """Write an AnnData file: `var` is a group with an attribute that names the dataset of names."""
+    """Write an AnnData file. Its `var` is a group with an attribute that names the dataset of names."""
     with h5py.File(path, "w") as file:
         file["X"] = rows
         _variables(file.create_group("var"), names)
@@ -62,7 +62,7 @@ def layered_anndata(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
 
 
 def attribute(path: Path, rows: np.ndarray, names: Sequence[str]) -> None:
-    """Write a file of h5py with the attribute that docs/inputs.md recommends."""
+    """Write a file with h5py, with the attribute that docs/inputs.md recommends."""
     with h5py.File(path, "w") as file:
         file["X"] = rows
         file["X"].attrs["columns"] = list(names)
@@ -98,7 +98,7 @@ SOURCES: dict[str, tuple[Write, str | None]] = {
     "frame": (frame, "df"),
     "netcdf": (netcdf_texts, None),
 }
-"""Functions that write each kind of file, with the dataset that a user has to name."""
+"""Functions that write each kind of file, and the dataset that a user must specify, or None."""
 
 
 def with_coordinate(path: Path, rows: np.ndarray, values: object, name: str = "wavelength") -> None:

@@ -1,4 +1,4 @@
-"""Networks that use one option or several, random parameters, and a NumPy training loop."""
+"""Networks with various options, random parameters, and a NumPy training loop."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def numpy_steps(
     rate: float,
     weight_decay: float = 0.0,
 ) -> tuple[dict[str, np.ndarray], list[float]]:
-    """Take float64 steps on scaled rows and corrupted copies; return the parameters and the cost before each step."""
+    """Take float64 steps on scaled rows and corrupted copies. Return the parameters and the cost before each step."""
     p = {name: array.astype(np.float64) for name, array in parameters.items()}
     state = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in p.items()}
     costs = []
@@ -62,7 +62,7 @@ def numpy_steps(
 def numpy_update(
     rule: str, count: int, rate: float, p: np.ndarray, g: np.ndarray, first: np.ndarray, second: np.ndarray
 ) -> None:
-    """Take one step of a rule in place: `first` is a velocity or adam's mean, `second` a mean of squares."""
+    """Take one step of a rule in place. `first` is a velocity or adam's mean, and `second` is a mean of squares."""
     if rule in ("momentum", "nesterov"):
         first[:] = DECAY * first - rate * g
         p += first if rule == "momentum" else DECAY * first - rate * g

@@ -1,11 +1,11 @@
-"""Kill runs with two workers while they start, and check that no process of theirs survives.
+"""Kill runs with two workers while they start, and check that none of their processes survives.
 
     python -m tests.support.orphans 40         number of moments; a second number is the seed
 
-First an undisturbed run is observed: when its first child, the programs of its workers and the workers appear, and when
-it is connected to them. Each further run is killed (SIGKILL) some time after one of these events, before the next one.
-Its processes are recognized by an environment variable, regardless of their current parent. The first survivor ends the
-program with exit code 1.
+First an undisturbed run is observed. The events are the start of its first child, of the programs of its workers and of
+the workers, and the connection to all workers. Each further run is killed (SIGKILL) some time after one of these
+events, before the next one. An environment variable identifies the processes of a run, regardless of their current
+parent. The first survivor ends the program with exit code 1.
 
 `tests/run/test_orphans.py` kills one run at each event.
 """
@@ -43,7 +43,7 @@ class StartedRun:
     ----------
     process : Popen
     temporary : Path
-        Temporary directory of this run alone.
+        Temporary directory that only this run uses.
     """
 
     def __init__(self, folder: Path, shards: Path) -> None:
@@ -62,20 +62,20 @@ class StartedRun:
         return self._log.read_text(errors="replace")
 
     def commands(self) -> dict[int, str]:
-        """Return the command line of each process of the run, itself included, by process id."""
+        """Return the command line of each process of the run, including the driver, by process id."""
         found = {}
         for folder in Path("/proc").iterdir():
-            with suppress(OSError):  # it has exited, or belongs to another user
+            with suppress(OSError):  # the process has exited, or belongs to another user
                 if folder.name.isdecimal() and self._mark.encode() in (folder / "environ").read_bytes():
                     found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         return found
 
     def children(self) -> dict[int, str]:
-        """Return the command line of each process of the run except itself."""
+        """Return the command line of each process of the run, except for the driver."""
         return {pid: command for pid, command in self.commands().items() if pid != self.process.pid}
 
     def n_running(self, words: str) -> int:
-        """Return how many children have these words in their command lines."""
+        """Return the number of children that have these words in their command lines."""
         return sum(words in command for command in self.children().values())
 
 
@@ -89,7 +89,7 @@ EVENTS: dict[str, Callable[[StartedRun], object]] = {
 
 @contextmanager
 def start(folder: Path, shards: Path) -> Iterator[StartedRun]:
-    """Start a run; kill all its processes at the end of the context."""
+    """Start a run. Kill all its processes at the end of the context."""
     run = StartedRun(folder, shards)
     try:
         yield run
@@ -110,7 +110,7 @@ def write_input(folder: Path) -> Path:
 
 
 def kill_at(run: StartedRun, event: str, delay: float = 0.0) -> dict[int, str]:
-    """Kill a run some seconds after an event, and return what is still running `SECONDS` later."""
+    """Kill a run some seconds after an event. Return the processes that still run `SECONDS` later."""
     until(lambda: run.process.poll() is not None or EVENTS[event](run), event)
     with suppress(subprocess.TimeoutExpired):
         run.process.wait(delay)
@@ -123,11 +123,11 @@ def kill_at(run: StartedRun, event: str, delay: float = 0.0) -> dict[int, str]:
 
 
 def _delays(folder: Path, shards: Path) -> dict[str, float]:
-    """Return how many seconds pass between each event of an undisturbed run and the next one."""
+    """Return the seconds between each event of an undisturbed run and the next event."""
     times = []
     with start(folder, shards) as run:
-        for event, is_so in EVENTS.items():
-            until(lambda is_so=is_so: is_so(run), event)
+        for event, has_occurred in EVENTS.items():
+            until(lambda has_occurred=has_occurred: has_occurred(run), event)
             times.append(time.monotonic())
         run.process.wait()
         times.append(time.monotonic())

@@ -34,7 +34,7 @@ def model_of(n_inputs: int, n_features: int, low: float = 0.0, high: float = 1.0
 
 
 def make_parts(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **extras: Any) -> list[PartSource]:
-    """Write a shard of rows with extras, and return parts of their features; rows with NaN are bad."""
+    """Write a shard of rows with extras, and return parts of their features. Rows with NaN are bad."""
     with h5py.File(folder / "rows.h5", "w") as file:
         file["X"] = rows
         for name, values in extras.items():
@@ -106,7 +106,7 @@ def largest(folder: Path) -> dict[str, Any]:
 
 
 class Parsed(HTMLParser):
-    """Elements of a page in their order, each with its attributes, its parents and its own text."""
+    """Elements of a page in their order, each with its attributes, its parents and the text directly in it."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Parsed(HTMLParser):
             self._open[-1][1].append(data)
 
     def named(self, tag: str) -> list[tuple[dict[str, str | None], str]]:
-        """Return attributes and own text of each element of a tag."""
+        """Return the attributes of each element of a tag, and the text that is directly in the element."""
         return [(attributes, "".join(words).strip()) for name, attributes, _, words in self.elements if name == tag]
 
 

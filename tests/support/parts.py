@@ -28,7 +28,7 @@ def feature_rows(n_rows, first=0, n_features=2):
 
 
 def extras_of(arrays):
-    """Return the extras as a shard declares them."""
+    """Return an `Extra` for each array, as in a shard."""
     return [Extra(name, np.dtype((a.dtype, a.shape[1:])) if a.ndim > 1 else a.dtype) for name, a in arrays.items()]
 
 
@@ -69,7 +69,7 @@ def shapes_in(path):
 
 
 def index_of(directory, files, attributes, most=None):
-    """Return the bytes of an index over the parts in a directory, and write the files that it needs there."""
+    """Return the bytes of an index of parts, and write the files of the index to the directory."""
     categories = {f"{CATEGORIES}/{name}": found for name, found in categories_of(directory / files[0]).items()}
 
     def viewed(file):
@@ -81,7 +81,7 @@ def index_of(directory, files, attributes, most=None):
 
 
 def finished(directory, *sizes, extras=None, most=None):
-    """Write a finished output directory with parts of these sizes; each has an extra named y."""
+    """Write a finished output directory with parts of these sizes. Each part has an extra named y."""
     with locked(directory) as ledger:
         lines = []
         for i, size in enumerate(sizes):

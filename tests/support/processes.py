@@ -35,7 +35,7 @@ class Small:
 
     @property
     def with_model(self) -> list[str]:
-        """Flags of a run that encodes with the model of the undisturbed run, which halves compilation."""
+        """Flags of a run that encodes with the model of the undisturbed run. This halves the time for compilation."""
         return ["--model", str(self.output)]
 
     def program(self, **variables: str | Path | None) -> Program:
@@ -51,7 +51,7 @@ def ends_well(process: subprocess.Popen[bytes]) -> str:
 
 
 def patch_program(small: Small, program: str) -> Program:
-    """Return the program, started by a script that patches it first."""
+    """Return a `Program` that a script patches before it starts."""
     found = small.program()
     found.command[found.command.index("scripts/extract.py")] = "-c"
     found.command.insert(found.command.index("-c") + 1, program)
@@ -59,7 +59,7 @@ def patch_program(small: Small, program: str) -> Program:
 
 
 def arguments_of(pid: int) -> list[str]:
-    """Return the command line of a process; empty if it has exited."""
+    """Return the command line of a process, or an empty list if it has exited."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")[:-1]
     except OSError:

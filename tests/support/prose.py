@@ -59,7 +59,7 @@ def findings(path: Path) -> Iterator[tuple[int, str]]:
 
 
 def main() -> int:
-    """Print all findings; return 1 if there are too many."""
+    """Print all findings. Return 1 if there are too many."""
     files = [path for folder in CODE for path in sorted((ROOT / folder).rglob("*.py"))]
     files += [path for pattern in DOCUMENTS for path in sorted(ROOT.glob(pattern))]
     n_findings = 0

@@ -1,10 +1,10 @@
 """Make the disk read-only in the middle of a run, as ext4 does after an error. This needs root and a loop device.
 
-    python -m tests.support.readonly_disk         before each disk call of a run; prints the number of calls
+    python -m tests.support.readonly_disk         before each disk call of a run; prints the number of runs by exit code
     python -m tests.support.readonly_disk 20      before every twentieth call
 
-The file system is real: ext4 in a file, in a separate mount namespace. ``mount -o remount,abort`` aborts
-its journal. Afterwards it is checked (e2fsck) and mounted again, and the same command is run again.
+The file system is a real one: ext4 in a file, in a separate mount namespace. ``mount -o remount,abort`` aborts the
+journal. Afterwards the file system is checked (e2fsck) and mounted again, and the same command is run again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _PRIVATE = 0x44000  # MS_REC | MS_PRIVATE of Linux
 
 
 def reason_to_skip() -> str:
-    """Return why this machine cannot run the test; empty if it can."""
+    """Return the reason why this machine cannot run the test, or an empty text if it can."""
     if os.getuid() != 0:
         return "only root can mount a file system"
     lacking = [name for name in ("mkfs.ext4", "e2fsck", "mount", "umount") if shutil.which(name) is None]
@@ -70,7 +70,7 @@ class _FileSystem:
         _run("mount", "-o", "loop", str(self._image), str(self.path))
 
     def abort(self) -> None:
-        """Turn the file system read-only, as after a disk error."""
+        """Make the file system read-only, as after a disk error."""
         _run("mount", "-o", "remount,abort", str(self.path))
 
     def repair(self) -> None:
@@ -82,7 +82,7 @@ class _FileSystem:
 
 
 class _Aborting(RecordingDisk):
-    """Disk whose file system turns read-only right before call number `number`.
+    """Disk whose file system becomes read-only right before call number `number`.
 
     Attributes
     ----------
@@ -114,7 +114,7 @@ def _run(*command: str) -> None:
 
 
 def abort_at_calls(folder: Path, every: int) -> dict[str, int]:
-    """Abort the file system of one run after another; return the number of runs by exit code.
+    """Abort the file system of one run after another. Return the number of runs by exit code.
 
     The file system is mounted in this process, so call this function in a fork.
     """

@@ -23,7 +23,7 @@ SHARING = [
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Return a scheduler that assigns single tests, and whole files only if their tests share a fixture.
 
-    The files with the most tests come first, so that none of them is left for the end.
+    The files with the most tests come first, so that no long file starts at the end.
     """
     from xdist.scheduler import LoadScopeScheduling
 

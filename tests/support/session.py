@@ -30,7 +30,7 @@ def pytest_collection_finish() -> None:
 
 
 def _restore_signals() -> None:
-    """Handle signals that a shell ignores for tests in the background; otherwise each run of a test ignores them."""
+    """Handle signals that a shell ignores for background processes, because runs of tests would ignore them as well."""
     handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
     for number, handler in handlers.items():
         if signal.getsignal(number) == signal.SIG_IGN:

@@ -11,6 +11,6 @@ __all__ = ["settings_of"]
 
 
 def settings_of(**values: Any) -> Settings:
-    """Return settings with these values; all others are the defaults for many rows of a thousand columns."""
+    """Return settings with these values. All others are the defaults for many rows of a thousand columns."""
     # Otherwise some values, such as the number of replicas, would be adapted to the number of rows.
     return resolve(Config.of(**values), 10**6, 1000).changed(**values)

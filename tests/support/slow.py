@@ -1,4 +1,4 @@
-"""Delay each block of a worker, so that tests find it working: for ``dask worker --preload``."""
+"""Delay each block of a worker, so that tests find the worker busy. For ``dask worker --preload``."""
 
 from __future__ import annotations
 

@@ -1,13 +1,13 @@
 """Inject every disk error, kill and power cut into whole runs.
 
-    python -m tests.support.soak_protocol                every kill of every kind of run; all other faults of a new run,
-    and every seventh of the other kinds
-    python -m tests.support.soak_protocol 1              everything, which takes many hours
+    python -m tests.support.soak_protocol                every kill of every kind of run; other faults: all of them in
+    a new run, and every seventh in the other kinds of runs
+    python -m tests.support.soak_protocol 1              all faults, which takes many hours
     python -m tests.support.soak_protocol 7 overwrite    one kind of run only
 
-It prints the number of faults. Kinds of runs are tried at the same time, one on each processor.
+The program prints the number of faults. It tests several kinds of runs at the same time, one on each processor.
 
-`tests/run/test_protocol.py` runs a sample of them.
+`tests/run/test_protocol.py` injects a sample of these faults.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ Selection = slice | Sequence[int]
 """Numbers of calls: a slice, or a list."""
 
 ALLOWED_CODES = (0, 71, 73, 74)
-# Three steps, with a checkpoint after each: the first checkpoint is deleted before the third is written.
+# Three steps, each followed by a checkpoint. The first checkpoint is deleted before the third is written.
 STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
 ANOTHER_OUTPUT = "{another output}"
 # Flags of an earlier, finished run in the same directory, and of the run that is disturbed.
@@ -75,7 +75,7 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "together": (None, STEPS),
     "single file": (None, (*STEPS, "--single-file")),
     "single file afterwards": (STEPS, (*STEPS, "--single-file")),
-    # Files that only the earlier run has, and a single file that is published again.
+    # The earlier run has files that the later one lacks.
     "single file before": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
     "version 0.1.0": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
     "version 0.1.0, restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
@@ -154,7 +154,7 @@ class Scenario:
             return self.workspace.run(output, *self.flags, disk=disk or RecordingDisk())
 
     def check(self, output: Path, label: str) -> None:
-        """Check that no result is incomplete and that a rerun gives the undisturbed result; then clean up."""
+        """Check that no result is incomplete and that a rerun gives the undisturbed result. Then clean up."""
         assert invalid_entries(output) == [], label
         self.check_readers(output, label)
         assert self.run(output) == 0, label
@@ -171,12 +171,12 @@ class Scenario:
             return
         visible = run_seen_by_readers(output)
         assert visible in {None, self._run_after, *self._runs_before}, label
-        # Nothing is readable only if the run discards everything first.
+        # No run is readable only if there was no earlier run, or if the run first discards all results.
         assert visible is not None or self._before is None or "--restart" in self.flags, label
 
 
 def invalid_entries(output: Path) -> list[str]:
-    """Return the entries of commit records and manifest that files do not match, without using the program's ledger."""
+    """Return entries of commit records and manifest that do not match their files. Do not use the program's ledger."""
     named = [record["entry"] for record in records(output)]
     manifest = _manifest(output)
     return [entry["file"] for entry in [*named, *manifest["parts"], *manifest["files"]] if not _as_named(output, entry)]
@@ -198,12 +198,12 @@ def named(output: Path) -> list[str]:
 
 
 def run_seen_by_readers(output: Path) -> str | None:
-    """Return the run that every reader sees, by the digest of its features and its settings; None for no run.
+    """Return the run that every reader sees, as a digest of features and settings. Return None for no run.
 
     Raises
     ------
     AssertionError
-        If two readers see different runs, or one of them a damaged run.
+        If two readers see different runs, or if a reader sees a damaged run.
     """
     try:
         manifest = read_manifest(output)
@@ -218,7 +218,7 @@ def run_seen_by_readers(output: Path) -> str | None:
     report = read_report(output)
     assert report["fingerprints"] == {"request": manifest["fingerprint"], "model": manifest["model"]}
     assert load_model(published_file(output, "model.h5")).fingerprint == manifest["model"]
-    # In a copy that has lost its links, the publication has also lost the link to its index.
+    # If a copy lacks the symbolic links, the publication also lacks the link to its index.
     if os.path.lexists(manifest_path(output).resolve().with_name("index.h5")):
         # HDF5's lock is off, because the run may have parts open in the same process.
         with reading(output / "index.h5") as index:
@@ -271,7 +271,7 @@ def _as_named(output: Path, entry: dict[str, Any]) -> bool:
 
 
 def unreferenced(output: Path) -> set[str]:
-    """Return half-written files, and results that neither a record nor the manifest names."""
+    """Return half-written files, and results that are in no record and not in the manifest."""
     named = {record["entry"]["file"] for record in records(output)}
     named |= {entry["file"] for entry in _manifest(output)["files"]}
     current = output / "published/current"
@@ -294,7 +294,7 @@ def leftovers(output: Path) -> list[str]:
 
 
 class ObservedDisk(RecordingDisk):
-    """Disk that calls `look` after each call that changes a name; readers see no other changes."""
+    """Disk that calls `look` after each call that changes a name. Readers cannot see other changes."""
 
     def __init__(self, look: Callable[[str], None]) -> None:
         super().__init__()
@@ -308,7 +308,7 @@ class ObservedDisk(RecordingDisk):
 
 
 def watch_readers(scenario: Scenario) -> list[str | None]:
-    """Run all readers after each change of a run; return the runs that they see, in order of time."""
+    """Run all readers after each change of a run. Return the runs that they see, in order of time."""
     output = scenario.new_output()
     visible = [run_seen_by_readers(output)] if output.exists() else [None]
     faults: list[str] = []
@@ -338,7 +338,7 @@ def _select(items: Sequence[Item], selection: Selection) -> Sequence[Item]:
 def fail_every_call(
     scenario: Scenario, code: int, is_permanent: bool, takes_effect: bool = False, selection: Selection = slice(None)
 ) -> Counter[int]:
-    """Make each call fail in turn; return the number of runs by exit code."""
+    """Make each call fail in turn. Return the number of runs by exit code."""
     codes = Counter[int]()
     for number in _select(range(len(scenario.calls)), selection):
         output = scenario.new_output()
@@ -352,7 +352,7 @@ def fail_every_call(
 
 
 def fail_every_write(scenario: Scenario, code: int = 0, selection: Selection = slice(None)) -> Counter[int]:
-    """Shorten each write in turn, and with a code let later ones fail; return the number of runs by exit code."""
+    """Shorten each write in turn. If `code` is not 0, later writes fail. Return the number of runs by exit code."""
     codes = Counter[int]()
     n_writes = [name for name, _ in scenario.calls].count("write")
     for number in _select(range(n_writes), selection):
@@ -365,7 +365,7 @@ def fail_every_write(scenario: Scenario, code: int = 0, selection: Selection = s
 
 
 def kill_at_every_call(scenario: Scenario, after: bool, selection: Selection = slice(None)) -> int:
-    """Kill the run (SIGKILL) right before or right after each call; return the number of kills."""
+    """Kill the run (SIGKILL) right before or right after each call. Return the number of kills."""
     numbers = _select(range(len(scenario.calls)), selection)
     for number in numbers:
         output = scenario.new_output()
@@ -377,7 +377,7 @@ def kill_at_every_call(scenario: Scenario, after: bool, selection: Selection = s
 
 
 def cut_power(scenario: Scenario, n_random: int, selection: slice = slice(None)) -> Counter[str]:
-    """Cut the power after each call; return the number of distinct states of each kind."""
+    """Cut the power after each call. Return the number of distinct states of each kind."""
     log = PowerLog(scenario.new_output().parent)
     assert scenario.run(log.folder / "out", log) == 0
     kinds = Counter[str]()
@@ -391,7 +391,7 @@ def cut_power(scenario: Scenario, n_random: int, selection: slice = slice(None))
 
 
 def several_faults(scenario: Scenario, n_sequences: int, seed: int = 0) -> Counter[str]:
-    """Disturb several runs in a row at random before an undisturbed one; return the number of faults of each kind."""
+    """Disturb several runs in a row at random before an undisturbed one. Return the number of faults of each kind."""
     rng = random.Random(seed)
     kinds = Counter[str]()
     for sequence in range(n_sequences):
@@ -422,7 +422,7 @@ def several_faults(scenario: Scenario, n_sequences: int, seed: int = 0) -> Count
 
 
 def _after_power_cut(scenario: Scenario, output: Path, rng: random.Random) -> Path:
-    """Cut the power at a random call and return the output to resume, whose earlier results are all on the disk."""
+    """Cut the power at a random call, and return the output to resume. Assume that earlier results are on the disk."""
     log = PowerLog(output.parent)
     assert scenario.run(output, log) == 0
     cuts = [*log.cuts(1, rng.randrange(1000))]
@@ -470,14 +470,14 @@ def _experiments(scenario: Scenario, step: int) -> Iterator[tuple[str, Callable[
 
 
 def try_kind(kind: str, step: int) -> None:
-    """Print how many faults of each kind a kind of run survives; raise `AssertionError` at the first failure."""
+    """Print how many faults of each kind a kind of run survives. Raise `AssertionError` at the first failure."""
     logging.getLogger().addHandler(logging.NullHandler())
     with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
         install(monkeypatch)
         scenario = Scenario(Path(folder) / kind, kind)
         which = "all" if step == 1 else f"one in {step}"
         names = dict(Counter(name for name, _ in scenario.calls))
-        print(f"{kind}: {len(scenario.calls)} calls: {names}; {which} of the faults other than kills", flush=True)
+        print(f"{kind}: {len(scenario.calls)} calls: {names}; {which} of the faults except kills", flush=True)
         for label, inject in _experiments(scenario, step):
             start = time.monotonic()
             found = inject()
@@ -485,7 +485,7 @@ def try_kind(kind: str, step: int) -> None:
 
 
 def _try_in_a_process(kind: str, step: int) -> int:
-    """Test a kind of run in a child process; return its exit code after its output is printed."""
+    """Test a kind of run in a child process. Print the output of the process, and return its exit code."""
     command = [sys.executable, "-m", "tests.support.soak_protocol", str(step), kind]
     result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     print(result.stdout, end="", flush=True)
@@ -493,7 +493,7 @@ def _try_in_a_process(kind: str, step: int) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Test all kinds of runs, or one; return 1 if a run does not survive."""
+    """Test all kinds of runs, or one. Return 1 if a run does not survive."""
     step = int(arguments[0]) if arguments else 7
     if len(arguments) > 1:
         try_kind(arguments[1], step)

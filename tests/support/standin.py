@@ -1,6 +1,6 @@
 """Run the whole program in a tenth of a second.
 
-NumPy replaces the device, parts are tiny, shards are vetted once, and nothing is synced. Everything else is the real
+NumPy replaces the device, parts are tiny, shards are vetted once, and nothing is synced. All other code is the real
 program, from the command line to the commit. The stand-in computes a real autoencoder. Equal rows give bitwise equal
 results, regardless of block size, threads and interruptions.
 """
@@ -65,7 +65,7 @@ class Autoencoder:
         return ((rows.astype(self._minimum.dtype) - self._minimum) * self._scale).astype(np.float32)
 
     def code(self, x: np.ndarray) -> np.ndarray:
-        # No BLAS, because its rounding would depend on the number of rows.
+        # Do not use BLAS, because its rounding would depend on the number of rows.
         sums = (x[:, :, None] * self._parameters["W"]).sum(axis=1) + self._parameters["b_hidden"]
         return 1 / (1 + np.exp(-sums))
 
@@ -140,7 +140,7 @@ class TrainingStep:
         self._state = checked(values, self._shapes)
 
     def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
-        """Take a step on one minibatch. Tests replace this method to count steps, or to have them fail."""
+        """Take a step on one minibatch. Tests replace this method to count steps, or to make them fail."""
         rows = minibatch if self._resident is None else self._resident[minibatch]
         rate = np.float32(learning_rate)
         x = self._autoencoder.scaled(rows)
@@ -158,7 +158,7 @@ class TrainingStep:
 
 
 def checked(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Return copies of the values as float32; raise an error for other names or shapes."""
+    """Return copies of the values as float32. Raise `ValueError` if their names or shapes are different."""
     found = {name: np.shape(array) for name, array in values.items()}
     if found != dict(shapes):
         raise ValueError(f"found arrays with shapes {found}, expected arrays with shapes {dict(shapes)}")
@@ -193,11 +193,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)
     monkeypatch.setattr(prepare, "open_shards", _remembering(open_shards))
     for user in (context, fingerprints):
-        monkeypatch.setattr(user, "version", cache(version))  # uncached, it parses a metadata file on every call
+        monkeypatch.setattr(user, "version", cache(version))  # without a cache, each call parses a metadata file
 
 
 def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
-    """Vet files again only when they change: vetting takes time, and is tested elsewhere."""
+    """Return a function that vets files again only if they change. Vetting takes time, and has its own tests."""
     known: dict[object, Any] = {}
 
     def vet_once(patterns: tuple[str, ...], *rest: Any, **settings: Any) -> Any:

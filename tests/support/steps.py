@@ -1,4 +1,4 @@
-"""Single steps of training."""
+"""Helpers for single training steps."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def take_step(
     with_cost: bool = False,
     noise: np.ndarray | None = None,
 ) -> float | None:
-    """Take one step on a minibatch; return the cost before it if `with_cost`."""
+    """Take one step on a minibatch. If `with_cost` is set, return the cost before the step."""
     step.begin(minibatch, noise, len(minibatch))
     return step.take([learning_rate], with_cost)

@@ -1,4 +1,4 @@
-"""Take training steps on the emulated card in a separate process; a helper of test_step_on_card.py.
+"""Take training steps on the emulated card, in a separate process for test_step_on_card.py.
 
 Usage: python tests/support/steps_child.py streamed|uploaded LOG, with the device in THEANO_FLAGS, and the stub's log.
 """
@@ -23,14 +23,14 @@ STEPS_PER_CALL = ((1, 2), (1, 1, 1), (3,), (2, 1))  # number of steps in each pi
 
 
 def check_alternating_uploads() -> None:
-    """Check that uploaded data stays while the next piece is uploaded, also if the one after that is smaller."""
+    """Check that uploaded data stay unchanged while the next piece is uploaded, also if a later piece is smaller."""
     buffers = TwoBuffers()
     arrays = [np.full((length, 2), number, np.uint8) for number, length in enumerate((5, 7, 4, 7))]
     first, second = map(buffers.put, arrays[:2])
     assert [np.asarray(each).tolist() for each in (first, second)] == [each.tolist() for each in arrays[:2]]
     third = buffers.put(arrays[2])
     assert np.asarray(third).tolist() == arrays[2].tolist()
-    assert np.asarray(first).tolist() == [[2, 2]] * 4 + [[0, 0]], "it reuses the memory of the first one"
+    assert np.asarray(first).tolist() == [[2, 2]] * 4 + [[0, 0]], "the third piece reuses the memory of the first one"
     assert np.asarray(second).tolist() == arrays[1].tolist()
     assert np.asarray(buffers.put(arrays[3])).tolist() == arrays[3].tolist()
     assert np.asarray(second).tolist() == arrays[3].tolist()
@@ -69,7 +69,7 @@ def check_steps_in_one_call(step: TrainingStep, autoencoder: Autoencoder, rows: 
 
 
 def main(place: str, log: str) -> None:
-    """Take the steps, the first one with its cost; mark each step and each upload in the log."""
+    """Take the steps, the first one with its cost. Mark each step and each upload in the log."""
     backend.start(require=True)
     check_alternating_uploads()
     rows = child.make_rows()

@@ -1,9 +1,9 @@
 """Run every kernel of every graph under ThreadSanitizer, with one thread of the machine per thread of a block.
 
-    python -m tests.support.thread_sanitizer            all networks; with names of networks, only these
+    python -m tests.support.thread_sanitizer            all networks, or only the named ones
 
-It reports two threads of a block that access the same place without a barrier between them, if one of them writes; then
-the exit code is 1. Blocks run one after another, so it finds no conflicts between blocks.
+The program reports two threads of a block that access the same address without a barrier between the accesses, if one
+of them writes. The exit code is then 1. Blocks run one after another, so conflicts between blocks are not found.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.interpreters import EndedProcess, run_python
 __all__ = ["EXIT_CODE", "run_sanitized"]
 
 EXIT_CODE = 66  # exit code of a process with findings
-# Arguments of personality(2): one that changes nothing, and ADDR_NO_RANDOMIZE.
+# Arguments of personality(2): a value that changes nothing, and ADDR_NO_RANDOMIZE.
 _ASK = 0xFFFFFFFF
 _NO_RANDOMIZE = 0x0040000
 _ALONE = """
@@ -37,7 +37,7 @@ def run_sanitized(code: str, **variables: str) -> EndedProcess:
     """Run `code` as `run_python` does, on the emulated card with ThreadSanitizer in its kernels."""
     found = subprocess.run(["g++", "-print-file-name=libtsan.so"], capture_output=True, text=True, check=True)
     card = stub.variables(forwarded=True, threads=1)
-    # The sanitizer's `dlopen` does not know where a library looks for others.
+    # The sanitizer's `dlopen` ignores the search path of a library for other libraries.
     card["LD_LIBRARY_PATH"] = f"{card['LD_LIBRARY_PATH']}:{stub.nvrtc().parent}"
     options = f"exitcode={EXIT_CODE}:report_signal_unsafe=0"
     with _one_layout():

@@ -1,7 +1,7 @@
 """Tolerances between two computations of one quantity, for every device and dtype. There are no other tolerances.
 
-Each entry bounds the largest difference as a fraction of the largest expected value. The expected values
-are those of the NumPy reference in float64, or of the CPU. The reasons count roundings of float32, eps = 6e-8, for at
+Each entry bounds the largest difference as a fraction of the largest expected value. The expected values come from the
+NumPy reference in float64, or from the CPU. The reasons count roundings of float32, eps = 6e-8, for at
 most 784 columns and the few hundred rows of the tests: BLAS and OpenCL sum in their own order, which changes a sum of
 n products by about eps sqrt(n) of its size. Each number includes a factor of about ten for other processors and
 libraries.
@@ -24,7 +24,7 @@ TOLERANCES = {
     ("cpu", "float32", "features"): 5e-6,
     ("opencl", "float32", "features"): 5e-6,
     ("cuda", "float32", "features"): 5e-6,
-    # Sums over the features; their products may cancel.
+    # Sums of products over the features, which may cancel.
     ("cpu", "float32", "reconstruction"): 5e-6,
     ("opencl", "float32", "reconstruction"): 5e-6,
     ("cuda", "float32", "reconstruction"): 5e-6,

@@ -29,8 +29,8 @@ from tests.support.killing import features_of
 
 __all__ = ["LIMITS", "Limited"]
 
-_SECONDS = 300.0  # time limit; afterwards a run counts as stuck
-_FREE_USER = 42_424  # an unused user id, since limits of processes count all processes of a user
+_SECONDS = 300.0  # time limit; afterwards a run is regarded as stuck
+_FREE_USER = 42_424  # an unused user id, because the limit on processes counts all processes of a user
 _MIB = 2**20
 LIMITS: dict[str, Sequence[int]] = {
     "RLIMIT_NOFILE": (7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 20, 24, 32, 48, 64, 96, 128),
@@ -68,7 +68,7 @@ class Limited:
         self._features = features_of(folder / "undisturbed")
 
     def run_and_rerun(self, name: str, value: int) -> tuple[int, str]:
-        """Run under a limit and then without it; return the first exit code, and a description of any problem."""
+        """Run under a limit and then without it. Return the first exit code, and a description of any problem."""
         output = self._folder / "out"
         shutil.rmtree(output, ignore_errors=True)
         ended = self._run(output, name, value)
@@ -91,7 +91,7 @@ class Limited:
             if name:
                 resource.setrlimit(getattr(resource, name), (value, value))
 
-        # Output goes to a pipe, since files may be limited to no size.
+        # Use a pipe for the output, because the limit on file sizes may be 0.
         pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         with subprocess.Popen(
             command, cwd=REPOSITORY, env=environment(**variables), preexec_fn=limit, **pipes
@@ -105,7 +105,7 @@ class Limited:
         return EndedRun(process.returncode, -1, raw.decode(errors="replace"))
 
     def _their_cache(self) -> Path:
-        """Return a copy of the compile cache that belongs to the other user; one of root's would be refused."""
+        """Return a copy of the compile cache that belongs to the other user. A cache of root would be refused."""
         cache = self._folder / "cache"
         if not cache.exists():
             own_cache = Path(environment()["XDG_CACHE_HOME"]) / "shardpress"
@@ -131,7 +131,7 @@ def _as_another_user() -> list[str]:
 
 
 def _skipped(name: str) -> str:
-    """Return why a limit cannot be tried here; empty if it can."""
+    """Return the reason why a limit cannot be tested here, or an empty text if it can."""
     if name != "RLIMIT_NPROC":
         return ""
     if os.getuid() != 0:

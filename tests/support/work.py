@@ -16,7 +16,7 @@ __all__ = ["Work", "count_work"]
 
 @dataclass
 class Work:
-    """Amount of work.
+    """Counts of operations.
 
     Attributes
     ----------

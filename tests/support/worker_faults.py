@@ -1,8 +1,8 @@
 """Inject faults into Dask workers: load this module with ``dask worker --preload``.
 
-The environment variable ``WORKER_FAULTS`` is a JSON object. It maps the name of a shard to the fault of the worker that
-begins to encode its rows. If ``WORKER_FAULTS_ONCE`` names a folder, each fault happens in one worker only; otherwise in
-every worker that begins to encode the shard. The device is the stand-in, as in the driver.
+The environment variable ``WORKER_FAULTS`` is a JSON object. It maps the name of a shard to a fault, which occurs in the
+worker that begins to encode the shard. If ``WORKER_FAULTS_ONCE`` names a folder, each fault occurs in only one worker.
+Otherwise it occurs in every worker that begins to encode the shard. The device is the stand-in, as in the driver.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ FAULTS: dict[str, Callable[[], object]] = {
 
 
 def _cut_off(between: int) -> None:
-    """Cut the worker off from the scheduler for a while; the worker continues its work."""
+    """Cut the worker off from the scheduler for some seconds. The worker continues its work."""
     os.kill(between, signal.SIGSTOP)
     threading.Timer(SECONDS, os.kill, (between, signal.SIGCONT)).start()
 

@@ -99,7 +99,7 @@ class Trained(NamedTuple):
 
 
 class Rig:
-    """A tiny training on the real kernels, compiled once, that can be stopped and resumed."""
+    """A tiny training run on the real kernels, compiled once, that can be stopped and resumed."""
 
     def __init__(self, shards: Sequence[Shard], name: str, resident: bool) -> None:
         from kernels.autoencoder import Autoencoder
@@ -161,7 +161,7 @@ class Rig:
         return start_of(self.autoencoder.network, np.random.default_rng(seed), None)
 
     def interrupted(self, stop: int, checkpoint: Checkpoint | None = None, **settings: Any) -> Trained | Checkpoint:
-        """Return the checkpoint of a stopped training, or its result if it ended before."""
+        """Return the checkpoint of a stopped training run, or its result if it ended before the stop."""
         found: list[Checkpoint] = []
         try:
             return self.train(checkpoint, stop, found.append, **settings)
@@ -273,7 +273,7 @@ def test_training_resumes_from_every_checkpoint(make_rig: Any) -> None:
     assert_same(training.train(checkpoints[-1], stop=1), expected)  # no steps are left
 
 
-def test_a_checkpoint_of_another_training_is_refused(make_rig: Any) -> None:
+def test_a_checkpoint_of_another_training_run_is_refused(make_rig: Any) -> None:
     training = make_rig("momentum", True)
     checkpoint = training.interrupted(3)
     assert isinstance(checkpoint, Checkpoint)

@@ -100,7 +100,7 @@ def test_equal_seeds_give_equal_components_with_fixed_signs(shape: tuple[int, in
     assert one.components.tobytes() == other.components.tobytes()
     assert one.deviations.tobytes() == other.deviations.tobytes()
     assert (one.components.max(axis=0) >= -one.components.min(axis=0)).all()
-    np.testing.assert_allclose(third.components, one.components, atol=1e-3)  # the signs do not follow those of the rows
+    np.testing.assert_allclose(third.components, one.components, atol=1e-3)  # signs of rows do not matter
 
 
 # -- the sample --------------------------------------------------------------------------------------------------------

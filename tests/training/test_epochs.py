@@ -41,7 +41,7 @@ ENOUGH_ROWS = np.zeros((100, 1))
 
 
 class Numbered:
-    """Replaces rows: minibatches are their numbers."""
+    """Stand-in for rows whose minibatches are row numbers."""
 
     resident = None
 
@@ -53,7 +53,7 @@ class Numbered:
 
 
 class Counting:
-    """Replaces an autoencoder and its step: the parameter counts the steps, and costs are given in advance."""
+    """Stand-in for an autoencoder and its step. The parameter counts the steps, and the costs are predefined."""
 
     def __init__(self, costs: Sequence[float] = (), validation_costs: Sequence[float] = ()) -> None:
         self._costs = itertools.chain(costs, itertools.repeat(1.0))
@@ -281,7 +281,7 @@ def test_progress_names_step_epoch_and_costs() -> None:
 
 
 def test_short_epochs_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Otherwise saves would take longer than short epochs. By this clock a save takes 10 s, a step 1 s."""
+    """Otherwise saves would take longer than short epochs. In this test a save takes 10 s and a step takes 1 s."""
     now = [0.0]
     monkeypatch.setattr("pipeline.training.loop.time.monotonic", lambda: now[0])
 
@@ -302,7 +302,7 @@ def test_short_epochs_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 class Slow(Counting):
-    """Takes a second for each call."""
+    """Stand-in that takes a second for each call."""
 
     def __init__(self, clock: list[float]) -> None:
         super().__init__()
@@ -335,7 +335,7 @@ def test_seconds_of_an_epoch_exclude_the_time_between_steps(monkeypatch: pytest.
 
 
 class Limiting:
-    """Returns a limit after one of the steps."""
+    """Policy that returns a limit after one of the steps."""
 
     def __init__(self, number: int, limit: Limit) -> None:
         self._number = number
@@ -357,7 +357,7 @@ def limited_training(number: int, limit: Limit, device: Any = None) -> tuple[Tra
 
 
 class Saving(CheckpointPolicy):
-    """Saves only what the loop requires at once."""
+    """Policy that saves only checkpoints that the loop requires at once."""
 
     def __init__(self, found: list[Checkpoint]) -> None:
         super().__init__(found.append)
@@ -366,7 +366,7 @@ class Saving(CheckpointPolicy):
         pass
 
 
-def test_a_limit_shortens_a_training_and_its_schedule() -> None:
+def test_a_limit_shortens_a_training_run_and_its_schedule() -> None:
     device = Counting()
     ended, found = limited_training(2, Limit(3), device)
     assert len(ended.state.history) == 3
@@ -377,7 +377,7 @@ def test_a_limit_shortens_a_training_and_its_schedule() -> None:
 
 
 @pytest.mark.parametrize(("number", "ended_at", "n_epochs"), [(1, 1, 1), (3, 1, 2), (4, None, 2)])
-def test_a_training_ends_with_the_step_of_a_limit(number: int, ended_at: int | None, n_epochs: int) -> None:
+def test_a_training_run_ends_with_the_step_of_a_limit(number: int, ended_at: int | None, n_epochs: int) -> None:
     device = Counting()
     ended, found = limited_training(number, Limit(n_epochs, ends_here=True), device)
     assert device.n_steps == number == ended.n_steps_done
@@ -392,7 +392,7 @@ def test_a_training_ends_with_the_step_of_a_limit(number: int, ended_at: int | N
     assert resumed.best == ended.best
 
 
-def test_a_loop_that_its_caller_leaves_keeps_the_best_weights() -> None:
+def test_a_loop_ended_by_its_caller_keeps_the_best_weights() -> None:
     device = Counting()
     abandoned = training(device, CONFIG)
     n_steps = []

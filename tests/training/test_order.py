@@ -1,4 +1,4 @@
-"""Tests of the order of training rows, which only the seed determines, and of the choice of validation rows."""
+"""Tests of the order of training rows, which depends only on seed and epoch, and of the choice of validation rows."""
 
 from itertools import product
 

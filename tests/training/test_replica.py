@@ -85,7 +85,7 @@ def result_of(
 
 @pytest.fixture
 def numpy_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Use NumPy as device."""
+    """Use NumPy as the device."""
     standin.install(monkeypatch)
     monkeypatch.setattr(module, "start_device", lambda: None)
     module._replicas.clear()
@@ -153,7 +153,7 @@ def test_divergence_of_a_replica_names_its_share(
         train(training_of(shards))
 
 
-def test_a_task_of_a_share_carries_no_rows(numpy_device: None, shards: Any) -> None:
+def test_a_task_of_a_share_contains_no_rows(numpy_device: None, shards: Any) -> None:
     training = training_of(shards)
     assert training.replicas is not None
     shares = next(training.replicas.rounds.rounds(1))
@@ -220,7 +220,7 @@ def test_processes_train_equally_in_any_order_of_tasks(shards: Any) -> None:
 @pytest.mark.compiler
 @pytest.mark.process
 def test_workers_that_die_or_join_in_training_change_no_bit(shards: Any, tmp_path: Path) -> None:
-    """A round begins when one of the two workers is killed; another worker joins later."""
+    """One of the two workers is killed at the start of a round; another worker joins later."""
     expected = result_of(training_of(shards, DEEP))
     n_rounds = count(1)
     with Cluster(tmp_path / "cluster") as cluster, quiet_dask():

@@ -1,4 +1,4 @@
-"""Tests of the shares of an epoch: each row is in one share, sizes are similar, and they can start at any round."""
+"""Tests of the shares of an epoch: each row is in one share, sizes are similar, and an epoch can start at any round."""
 
 from itertools import product
 
@@ -53,7 +53,7 @@ def test_only_the_first_epoch_is_trained_by_one_replica():
 
 
 def test_a_share_lists_its_rows_in_order():
-    """Files are read in order, and the shuffled order of a share depends on this one."""
+    """Files are read in order, and the shuffled order of a share depends on this order."""
     shared = rounds(200, 3, 4, left_out=np.arange(0, 200, 7))
     for share in shared.shares(1):
         assert len(share.pieces) > 1

@@ -97,7 +97,7 @@ def join(batches: list[np.ndarray]) -> np.ndarray:
 @pytest.mark.parametrize("corruption", [0.0, 0.5])
 @pytest.mark.parametrize("n_rows", [1, 4, 11, 12])
 def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n_rows: int) -> None:
-    """Rows and noise are the same, however many minibatches a device takes at a time."""
+    """Rows and noise do not depend on the number of minibatches that a device takes at a time."""
     config = settings_of(**{**ONE_LAYER, "corruption": corruption}, batch_size=4, seed=3)
     rows = numbered(n_rows)
 

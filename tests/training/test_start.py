@@ -1,4 +1,4 @@
-"""Tests of initial parameters: random as published, or chosen so that reconstructions equal those of components."""
+"""Tests of initial parameters: random as published, or set so that the network reconstructs rows as components do."""
 
 from __future__ import annotations
 

@@ -43,6 +43,6 @@ def test_a_duplicate_repeats_an_earlier_feature(n_compared: int) -> None:
     features[:, 2] = 0.3 + features[:, 0] / 2
     features[:, 3] = 1 - features[:, 0]  # equal to the previous one up to the sign
     features[:, 7] = features[:, 6]
-    features[:, 5] = 0.5  # dead ones are all equal, and counted as dead
+    features[:, 5] = 0.5  # dead features are all equal, but count only as dead
     found = count_units(features, "sigmoid", n_compared)
     assert (found.duplicate, found.dead) == (3, 1)

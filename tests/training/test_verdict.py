@@ -1,4 +1,4 @@
-"""Tests of the verdict on a training run, and of the rows from which it is computed."""
+"""Tests of the quality measures of a trained model, and of the rows that they are computed from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Rows:
 
 
 class Passing:
-    """Replaces an autoencoder; its features are two of the columns."""
+    """Stand-in for an autoencoder whose features are two of the columns."""
 
     network = Network((4, 2))
 
@@ -120,7 +120,7 @@ def history(costs: Sequence[float], validation: Sequence[float | None] | None = 
     return {"history": [{"cost": cost, "validation_cost": each} for cost, each in pairs]}
 
 
-def test_a_training_that_still_improves_causes_a_warning() -> None:
+def test_a_training_run_that_still_improves_causes_a_warning() -> None:
     falling = np.linspace(1, 0.5, 20)
     flat = np.concatenate([np.linspace(1, 0.5, 10), np.full(10, 0.48)])
     (warning,) = warnings_about(history(falling), epochs=20)
@@ -128,9 +128,9 @@ def test_a_training_that_still_improves_causes_a_warning() -> None:
     assert "--epochs" in warning
     assert warnings_about(history(flat), epochs=20) == []
     assert warnings_about(history(falling), epochs=21) == [], "validation stopped the training"
-    assert warnings_about(history(falling[:9]), epochs=9) == [], "too few to tell"
+    assert warnings_about(history(falling[:9]), epochs=9) == [], "too few epochs to decide"
     assert warnings_about({"baseline": BASELINE, **history(1e-4 * falling)}, epochs=20) == [], (
-        "negligible compared with the mean's"
+        "negligible compared with the error of the mean"
     )
     assert warnings_about(history([0.0] * 20), epochs=20) == []
     assert warnings_about(history(falling, list(flat)), epochs=20) == [], "the training overfits"

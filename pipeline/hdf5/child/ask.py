@@ -51,9 +51,9 @@ class Limits:
         Elapsed time in seconds. It is much longer than the CPU time, so that a busy machine does not refuse intact
         files.
     memory : int
-        Bytes of address space in addition to the size of the child before the request. This is enough for the largest
-        chunk index (100 MB, twice while it is sent), HDF5's metadata cache (32 MB), and one chunk of 64 MiB before and
-        after decompression.
+        Bytes of address space in addition to the size of the child before the request. The largest chunk index takes
+        100 MB, and twice as much while it is sent. HDF5's metadata cache takes 32 MB, and one chunk takes 64 MiB before
+        and after decompression.
     answer_bytes : int
         Maximum size of the answer in bytes.
     silent : float
@@ -252,7 +252,7 @@ def ask(
 
 
 def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
-    """Return the answer of a child. No file can kill a child or a fork, so try a second child if one is killed."""
+    """Return the answer of a child. Try a second child if the first one is killed, because no file can cause that."""
     for _ in range(2):
         child = _idle_or_new(where)
         try:

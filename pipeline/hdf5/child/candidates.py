@@ -111,7 +111,7 @@ class _Candidate(NamedTuple):
 
 
 def choose(file: h5py.File, orientation: str | None) -> str:
-    """Return ``X`` if the root group has it, or else the path of the only candidate.
+    """Return ``X`` if the root group has it, or otherwise the path of the only candidate.
 
     Candidates are numeric datasets of rank 2 or more. In files without such datasets, tables and sparse matrices are
     candidates as well.
@@ -196,10 +196,10 @@ def _table_candidate(dataset: h5py.Dataset, stored: np.dtype) -> _Candidate:
 
 
 def _likely_candidates(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
-    """Return the candidates that may be the rows. Return only dense ones if one of these has several columns.
+    """Return the candidates that may be the rows. If a dense one has several columns, return only dense candidates.
 
-    A single column is regarded as an extra if wider rows of the same number are in its group. Single numbers and
-    records are ignored.
+    A single column is regarded as an extra if its group contains a wider candidate with the same number of rows. Single
+    numbers and records are ignored.
     """
     oriented = {name: candidate.oriented(orientation) for name, candidate in candidates.items()}
     wider = {(split(name)[0], candidate.n_rows) for name, candidate in oriented.items() if candidate.n_inputs > 1}
@@ -213,7 +213,7 @@ def _likely_candidates(candidates: dict[str, _Candidate], orientation: str | Non
 def _may_be_meant(name: str, candidate: _Candidate, wider: set[tuple[str, int]]) -> bool:
     """Return whether a candidate may be the rows.
 
-    `wider` has the group and the number of rows of each candidate with several columns.
+    `wider` contains the group and the number of rows of each candidate with several columns.
     """
     if candidate.form == "none":
         return False
@@ -487,7 +487,7 @@ def _written_shape(group: Any) -> np.ndarray | None:
 
 
 def _is_by_columns(group: Any, shape: tuple[int, int], n_pointers: int) -> bool | None:
-    """Return whether a sparse matrix is stored by columns (CSC). Return None if attributes and sizes do not tell."""
+    """Return whether a sparse matrix is stored by columns (CSC). Return None if this is unknown."""
     for key in (b"encoding-type", b"h5sparse_format"):
         word = attribute(group, key, _is_short)
         if word is not None:

@@ -1,7 +1,7 @@
 """Functions of the child that find column names and coordinates.
 
-A coordinate has one number for each column. If names or coordinates are unusable, the answer notes the reason, and the
-rows are read without them. Links are never followed.
+A coordinate has one number for each column. If names or coordinates are unusable, the answer contains the reason, and
+the rows are read without them. Links are never followed.
 """
 
 import re

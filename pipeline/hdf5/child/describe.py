@@ -116,7 +116,7 @@ def _is_one_number(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 def values(
     file: h5py.File, name: str, start: int, stop: int, axis: int = 0, n_texts: int = _TEXTS
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Read values along the first or last axis of a dataset: as many as fit into one answer, but at least one.
+    """Read values along the first or last axis of a dataset: the values that fit into one answer, but at least one.
 
     Strings are read `n_texts` at a time, because their lengths are unknown before reading.
 

@@ -59,7 +59,7 @@ def find_extras(
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """Return up to `most` extras in the group of the rows, and the objects that are skipped.
 
-    `rows` and `shape` are the path and shape of the rows. Arrays are appended to `arrays`, like in `layout_claim`. Each
+    `rows` and `shape` are the path and shape of the rows. Arrays are appended to `arrays`, as in `layout_claim`. Each
     skipped object has a name, a reason, and a flag: True if a user might expect the object in the output.
     """
     extras: list[dict[str, Any]] = []
@@ -232,7 +232,7 @@ def count_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
 
 
 def _categories_of(parent: Any, name: bytes, path: str) -> list[Any] | None:
-    """Return the categories of a dataset in the group `__categories` next to it, or None if it has none there."""
+    """Return the categories of a dataset from the group `__categories` next to it, or None if it has none."""
     group = CATEGORIES.encode()
     if not parent.links.exists(group) or link_of(parent, group):
         return None
@@ -258,7 +258,7 @@ def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
 
 
 def _check_categories(dataset: h5py.Dataset, path: str, most: int = MOST_CATEGORIES) -> bool:
-    """Refuse a dataset that cannot list categories, or has more than `most`. Return whether they are strings."""
+    """Refuse a dataset that cannot list categories, or lists more than `most`. Return whether they are strings."""
     place = outside_storage(dataset)
     if place:
         raise Refused(f"{place}, expected categories in the file itself", path)

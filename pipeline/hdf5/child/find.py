@@ -152,7 +152,7 @@ def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
 
 
 def objects(root: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the path and the object for everything below a group, once and depth first, without internal groups."""
+    """Yield the path and the object of each object below a group, depth first. Skip internal groups and repetitions."""
     yield from _Walk(root).below(root, b"", 1)
 
 

@@ -54,7 +54,7 @@ def _chunked(
 
 
 def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, list[int]]]) -> str:
-    """Return ``chunked`` if chunks can be read without libhdf5, or else ``asked``. Refuse values that need a plugin."""
+    """Return ``chunked`` if libhdf5 is not needed, and otherwise ``asked``. Refuse values that need a plugin."""
     is_readable = is_plain(dataset, dataset.dtype) and _has_usual_order(dataset)
     if is_readable and not any(code in ASKED for code, _ in filters):
         return "chunked"
@@ -215,8 +215,8 @@ def _position_in(grid: tuple[int, ...], cell: list[int]) -> int:
 def _has_usual_order(dataset: h5py.Dataset) -> bool:
     """Return whether HDF5 lists correct chunk positions for a dataset.
 
-    If the only unlimited axis is not the first one, HDF5 1.10 to 2.0 numbers the chunks along that axis first, but
-    lists positions as if the numbers were in C order.
+    The positions are wrong if the only unlimited axis is not the first one. HDF5 1.10 to 2.0 then numbers the chunks
+    along that axis first, but lists positions as if the numbers were in C order.
     """
     unlimited = [axis for axis, most in enumerate(dataset.maxshape) if most is None]
     return len(unlimited) != 1 or unlimited[0] == 0

@@ -1,4 +1,4 @@
-"""Program of the child process, which forks for each request. The fork can read one file and nothing else.
+"""Program of the child process, which forks for each request. The fork can read only one file.
 
 `ask` starts this program, which loads h5py once. Each fork has limits on memory and time, and exits after one answer.
 If a file makes libhdf5 fail, only that fork is affected.

@@ -1,8 +1,7 @@
 """Read groups of plain files: the root group, links, and arrays that are stored contiguously.
 
-Groups with links other than hard links are rejected. So are arrays with external storage, virtual datasets, chunks and
-filters. Arrays are read from their offsets without libhdf5, so that a file takes no more memory
-than its own size.
+Groups with soft or external links are rejected, and so are virtual datasets and arrays with external storage, chunks or
+filters. Arrays are read from their offsets without libhdf5, so that a file takes no more memory than its own size.
 """
 
 import struct

@@ -123,7 +123,7 @@ def checksum(data: bytes) -> bytes:
 
 
 def _mix_words(words: tuple[int, ...], start: int) -> tuple[int, int, int]:
-    """Mix words into the state, three at a time. This loop takes most of the time that reading plain metadata takes."""
+    """Mix words into the state, three at a time. Most of the time for reading metadata is spent here."""
     m = _MASK
     a = b = c = start
     for i in range(0, len(words), 3):

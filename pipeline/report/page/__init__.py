@@ -1,1 +1,1 @@
-"""The page: from the plain values of report.json to HTML or text."""
+"""Conversion of the plain values of report.json to a page in HTML or text."""

@@ -30,16 +30,16 @@ log = logging.getLogger(__name__)
 
 _TEXT_WIDTH = 100
 _KINDS = {Table: "table", Figure: "figure", Command: "command"}
-"""Names of the kinds of items in page.html; all others are ``words``."""
+"""Names of the kinds of items in page.html. All other items are ``words``."""
 
 
 def page_of(report: Mapping[str, Any]) -> Page:
-    """Return the page of a report; facts that an earlier version did not write are left out.
+    """Return the page of a report. Facts that an earlier version did not write are left out.
 
     Raises
     ------
     KeyError, TypeError, ValueError
-        If it is not a report.
+        If the values are not a report.
     """
     sections = [make(report) for make in (action_needed, quality, change, time_spent, steps, settings)]
     n_notices, _ = notices(report)
@@ -60,7 +60,7 @@ def report_bytes(report: Mapping[str, Any]) -> bytes:
 
 
 def page_bytes(report: Mapping[str, Any]) -> bytes:
-    """Return the content of report.html; if it cannot be built, return a page that says so, and log a warning."""
+    """Return the content of report.html. If it cannot be built, log a warning, and return a page with the reason."""
     try:
         # The values are used as report.json returns them, so that a page that is built later is identical.
         plain = json.loads(report_bytes(report))
@@ -81,11 +81,11 @@ def read_report(directory: str | Path) -> dict[str, Any]:
     Raises
     ------
     NoInput
-        If it does not exist.
+        If the file does not exist.
     NotPermitted
-        If it cannot be read.
+        If the file cannot be read.
     DataError
-        If it is not JSON, or not a report.
+        If the file is not JSON, or not a report.
     """
     path = published_file(Path(directory), "report.json")
     where = f"file={printable(path)}"
@@ -113,7 +113,7 @@ def _read(path: Path, where: str) -> bytes:
 def read_page(directory: str | Path) -> Page:
     """Return the page of an output directory.
 
-    It raises the errors of `read_report`, and `DataError` if the file is not a report.
+    This function raises the errors of `read_report`, and `DataError` if the file is not a report.
     """
     report = read_report(directory)
     try:
@@ -151,7 +151,7 @@ def _kind(item: Item) -> str:
 
 
 def text_of(page: Page) -> str:
-    """Return a page as plain text, for mail and terminals: figures become the tables with their numbers."""
+    """Return a page as plain text, for mail and terminals. Tables with the same numbers replace the figures."""
     lines = [page.title, "", "", "Summary", "=======", "", *wrap(page.verdict, _TEXT_WIDTH)]
     for section in page.sections:
         lines += ["", "", section.title, "=" * len(section.title)]

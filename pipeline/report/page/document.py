@@ -31,7 +31,7 @@ class Table:
 
     @classmethod
     def of(cls, caption: str, columns: str, rows: Sequence[Sequence[object]]) -> Table:
-        """Return a table; `columns` are its headings, separated by commas."""
+        """Return a table. `columns` contains its headings, separated by commas."""
         headings = tuple(heading.strip() for heading in columns.split(","))
         return cls(caption, headings, tuple(tuple(map(str, row)) for row in rows))
 
@@ -43,13 +43,13 @@ class Figure:
     Attributes
     ----------
     description : str
-        Description for users who cannot see it.
+        Description for users who cannot see the picture.
     svg : str
-        Markup; all text in it is escaped.
+        SVG markup with escaped text.
     table : Table
-        The numbers in the picture.
+        Table of the numbers in the picture.
     note : str
-        A remark.
+        Remark below the picture, or empty.
     """
 
     title: str
@@ -68,12 +68,12 @@ class Command:
 
 
 Item = str | Table | Figure | Command
-"""An item of a section; a str is a paragraph."""
+"""Item of a section. A str is a paragraph."""
 
 
 @dataclass(frozen=True)
 class Section:
-    """Items under a heading; figures are side by side if there is space."""
+    """Items under a heading. Figures are next to each other if the page is wide enough."""
 
     title: str
     items: tuple[Item, ...]
@@ -86,9 +86,9 @@ class Page:
     Attributes
     ----------
     verdict : str
-        The run in one sentence.
+        Summary of the run in one sentence.
     has_warnings : bool
-        Whether there are warnings.
+        Whether the page contains warnings.
     """
 
     title: str

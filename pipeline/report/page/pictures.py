@@ -1,4 +1,4 @@
-"""The figures of a page, made from plain numbers; each has a table with these numbers."""
+"""Figures of a page. Each figure is drawn from plain numbers, and has a table with these numbers."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def _scales_of_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str,
     n_epochs = max(map(len, lines.values()))
     values = [value for line in lines.values() for value in line]
     x = Scale(0.5, n_epochs + 0.5, _LEFT, _RIGHT, is_whole=True)
-    return x, Scale.over([*values, *levels.values()], _BOTTOM, _TOP, may_log=True)
+    return x, Scale.over([*values, *levels.values()], _BOTTOM, _TOP, allows_log=True)
 
 
 def _curve(line: Sequence[float], x: Scale, y: Scale, stroke: str) -> list[Element]:
@@ -119,9 +119,9 @@ def _table_of_curves(title: str, lines: Mapping[str, Sequence[float]]) -> Table:
 # -- bars ----------------------------------------------------------------------------------------------------------
 
 
-def bars(title: str, values: Mapping[str, float], spelled: Callable[[float], str] = number, note: str = "") -> Figure:
-    """Draw a bar for each value, from 0."""
-    texts = [(name, spelled(value)) for name, value in values.items()]
+def bars(title: str, values: Mapping[str, float], to_text: Callable[[float], str] = number, note: str = "") -> Figure:
+    """Draw one bar for each value, starting at 0."""
+    texts = [(name, to_text(value)) for name, value in values.items()]
     description = "; ".join(f"{name}: {value}" for name, value in texts) + "."
     size = (_WIDTH, 16 + 30.0 * len(values))
     return _figure(title, description, _draw_bars(values, texts), Table.of(title, "name, value", texts), note, size)
@@ -137,7 +137,7 @@ def _draw_bars(values: Mapping[str, float], texts: Sequence[tuple[str, str]]) ->
 
 
 def _bar(name: str, value: str, ends: tuple[float, float], i: int) -> list[Element]:
-    """Draw bar `i`, its name before it and its value after it."""
+    """Draw bar `i` between its name and its value."""
     left, right = ends
     top = 8 + 30 * i
     width = max(right - left, 1)
@@ -253,9 +253,9 @@ def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int],
     Parameters
     ----------
     pairs : sequence of mapping
-        For each row, its images in Base64 and its label and error.
+        Images of each row in Base64, with its label and error.
     shape : sequence of int
-        Shape of the images; images of features are always square.
+        Shape of the images of rows. Images of features are always square.
     lines : mapping of str to str
         Keys of the images in `pairs`, and their names.
     """
@@ -282,12 +282,12 @@ def _short_labels(pairs: Sequence[Mapping[str, Any]], y: float) -> list[Element]
 
 
 def _tiles(data: Sequence[str], shape: Sequence[int] | None, top: float) -> list[Element]:
-    """Draw images side by side."""
+    """Draw images next to each other."""
     return [image(_pixels(each, shape), (i * _TILE_STEP, top, _TILE, _TILE)) for i, each in enumerate(data)]
 
 
 def _pixels(data: str, shape: Sequence[int] | None) -> np.ndarray:
-    """Return the image in a Base64 string; it is square if `shape` is None."""
+    """Return the image in a Base64 string. The image is square if `shape` is None."""
     values = np.frombuffer(b64decode(data), np.uint8)
     if shape is None:
         side = int(np.sqrt(len(values)))

@@ -1,4 +1,4 @@
-"""The sections about the run: changes since the last one, times, next steps, settings and digests."""
+"""The sections about the run: changes since the last run, times, next steps, settings and digests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["change", "settings", "steps", "time_spent"]
 _NOT_OF_RESULTS = ("overwrite", "restart", "quiet", "verbose")  # settings that do not affect results
 _HEADS = "stage, time, rows, bytes, CPU use, waiting for"
 _MIN_SHARE = 0.01  # smaller shares of a stage's time are not listed
-_MAX_WORKERS = 10  # report.json lists all
+_MAX_WORKERS = 10  # report.json lists all workers
 _STAGES = ["scan", "training", "encoding"]  # stages that run on workers
 _MAX_ROWS = 40  # rows of a table whose length depends on the run
 _MAX_VALUES = 5  # values of a setting that is a list
@@ -39,7 +39,7 @@ _SUMMARY = {
 
 
 def change(report: Mapping[str, Any]) -> Section | None:
-    """Return what changed since the last run with this output directory; None if there was none."""
+    """Return the section that compares this run with the last run, or None if the report describes no last run."""
     last = report.get("last")
     if not last:
         return None
@@ -53,16 +53,16 @@ def change(report: Mapping[str, Any]) -> Section | None:
 
 def _changed_numbers(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows = []
-    for name, (key, spelled) in _SUMMARY.items():
-        rows.append((name, _spelled_or_dash(before.get(key), spelled), _spelled_or_dash(now.get(key), spelled)))
+    for name, (key, to_text) in _SUMMARY.items():
+        rows.append((name, _text_or_dash(before.get(key), to_text), _text_or_dash(now.get(key), to_text)))
     rows.append(("time", _total_time(before), _total_time(now)))
     return rows
 
 
-def _spelled_or_dash(value: Any, spelled: Callable[[Any], str]) -> str:
+def _text_or_dash(value: Any, to_text: Callable[[Any], str]) -> str:
     if value is None:
         return "-"
-    return spelled(value)
+    return to_text(value)
 
 
 def _total_time(summary: Mapping[str, Any]) -> str:
@@ -117,9 +117,9 @@ def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]
 
 
 def _epochs(report: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
-    """Yield a line about all epochs, including those before the run was resumed.
+    """Yield a line about all epochs, including the epochs before the run was resumed.
 
-    Its time excludes compilation and the evaluation of the result.
+    The time does not include compilation and the evaluation of the result.
     """
     history = report.get("training", {}).get("history")
     inputs = report.get("inputs")
@@ -153,7 +153,7 @@ def _waited_for(stage: Mapping[str, Any]) -> str:
 
 
 def _workers(cluster: Mapping[str, Any]) -> Iterator[Table]:
-    """Yield a table of workers; the slowest ones first, since the run waits for them."""
+    """Yield a table of workers. The slowest workers come first, because the run waits for them."""
     workers = cluster.get("workers")
     if not workers:
         return
@@ -174,7 +174,7 @@ def _title_of_workers(n: int) -> str:
 def _worker(worker: Mapping[str, Any], stages: Sequence[str]) -> tuple[str, ...]:
     work = worker["stages"]
     n_tasks = sum(stage["n_tasks"] for stage in work.values())
-    paces = [_spelled_or_dash(work.get(name), lambda stage: count(_pace(stage))) for name in stages]
+    paces = [_text_or_dash(work.get(name), lambda stage: count(_pace(stage))) for name in stages]
     name = cut(f"{worker['name']} on {worker['host']}", 40)
     return name, cut(worker["device"] or "-", 40), count(n_tasks), *paces
 

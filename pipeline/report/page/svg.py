@@ -30,8 +30,8 @@ def colour(i: int) -> str:
 
 
 def element(name: str, *children: Element, content: str = "", **attributes: Any) -> Element:
-    """Return an SVG element; underscores in the names of attributes become hyphens."""
-    plain = {key.rstrip("_").replace("_", "-"): _spelled(value) for key, value in attributes.items()}
+    """Return an SVG element. Underscores in the names of attributes become hyphens."""
+    plain = {key.rstrip("_").replace("_", "-"): _plain_text(value) for key, value in attributes.items()}
     found = ElementTree.Element(name, plain)
     found.text = content or None
     found.extend(children)
@@ -39,7 +39,7 @@ def element(name: str, *children: Element, content: str = "", **attributes: Any)
 
 
 def picture(size: tuple[float, float], title: str, description: str, *children: Element) -> str:
-    """Return the markup of a picture with a title and a description, which scales with the page."""
+    """Return the markup of a picture that has a title and a description, and that scales with the page."""
     name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     width, height = size
     root = element(
@@ -49,7 +49,7 @@ def picture(size: tuple[float, float], title: str, description: str, *children: 
         *children,
         role="img",
         aria_labelledby=f"{name}-title {name}-desc",
-        viewBox=f"0 0 {_spelled(width)} {_spelled(height)}",
+        viewBox=f"0 0 {_plain_text(width)} {_plain_text(height)}",
         width=width,
         height=height,
     )
@@ -63,7 +63,7 @@ def text(x: float, y: float, content: str, anchor: str = "start", **attributes: 
 
 def polyline(xs: Sequence[float], ys: Sequence[float], stroke: str, **attributes: Any) -> Element:
     """Return points joined by lines."""
-    points = " ".join(f"{_spelled(x)},{_spelled(y)}" for x, y in zip(xs, ys, strict=True))
+    points = " ".join(f"{_plain_text(x)},{_plain_text(y)}" for x, y in zip(xs, ys, strict=True))
     return element("polyline", points=points, fill="none", stroke=stroke, **attributes)
 
 
@@ -89,11 +89,14 @@ class Scale:
     is_whole: bool = False
 
     @classmethod
-    def over(cls, values: Sequence[float], start: float, end: float, may_log: bool = False) -> Scale:
-        """Return a scale for all values, with a margin; logarithmic if allowed and the values span over a decade."""
+    def over(cls, values: Sequence[float], start: float, end: float, allows_log: bool = False) -> Scale:
+        """Return a scale for all values, with a margin.
+
+        The scale is logarithmic if `allows_log` is true and the values span more than a decade.
+        """
         low = min(values)
         high = max(values)
-        if may_log and low > 0 and high / low > 10:
+        if allows_log and low > 0 and high / low > 10:
             return cls(low / 1.1, high * 1.1, start, end, is_log=True)
         margin = 0.04 * (high - low) or abs(high) or 1.0
         return cls(low - margin, high + margin, start, end)
@@ -135,14 +138,14 @@ def _round_step(step: float) -> float:
     return unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - step))
 
 
-def axes(x: Scale, y: Scale, x_name: str, spelled: Callable[[float], str] = "{:.3g}".format) -> list[Element]:
-    """Return the lines of both axes, their ticks, and the name of the horizontal one."""
+def axes(x: Scale, y: Scale, x_name: str, to_text: Callable[[float], str] = "{:.3g}".format) -> list[Element]:
+    """Return the lines of both axes, their ticks, and the name of the horizontal axis."""
     corner = _path((x.start, y.end), (x.start, y.start), (x.end, y.start))
     elements = [element("path", d=corner, class_="axis", fill="none")]
     for tick in y.ticks():
-        elements += _grid_line(x, y(tick), spelled(tick))
+        elements += _grid_line(x, y(tick), to_text(tick))
     for tick in x.ticks():
-        elements.append(text(x(tick), y.start + 15, spelled(tick), "middle"))
+        elements.append(text(x(tick), y.start + 15, to_text(tick), "middle"))
     elements.append(text(x.end, y.start + 29, x_name, "end"))
     return elements
 
@@ -153,10 +156,10 @@ def _grid_line(x: Scale, height: float, label: str) -> list[Element]:
 
 
 def _path(*points: tuple[float, float]) -> str:
-    return "M" + "L".join(f"{_spelled(x)} {_spelled(y)}" for x, y in points)
+    return "M" + "L".join(f"{_plain_text(x)} {_plain_text(y)}" for x, y in points)
 
 
-def _spelled(value: object) -> str:
+def _plain_text(value: object) -> str:
     if isinstance(value, (int, float, np.floating, np.integer)):
         return f"{float(value):.1f}".removesuffix(".0")
     return str(value)

@@ -1,4 +1,4 @@
-"""A run in one sentence, and the section about what needs attention: warnings, bad data and drift."""
+"""Summary of a run in one sentence, and the section about warnings, bad data and drift."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pipeline.text import exact_duration
 __all__ = ["action_needed", "drift", "notices", "verdict"]
 
 _MAX_LISTED = 10
-_SAME = 0.02  # relative difference of errors below which they are equal; another seed alone can change them by this
+_SAME = 0.02  # errors with a smaller relative difference count as equal; another seed can cause this difference
 _NEGLIGIBLE = 1e-3  # fraction of the mean's error; the same as `NOTHING` in `pipeline.training.components`
 _ACTIONS = {
     "pass": "were encoded unchanged",
@@ -61,11 +61,11 @@ def _error_and_baseline(summary: Mapping[str, Any]) -> str:
     return f"The reconstruction error is {percent(abs(gain))} {side} the error of {baseline}. "
 
 
-# -- what needs attention ------------------------------------------------------------------------------------------
+# -- warnings and problems ------------------------------------------------------------------------------------------
 
 
 def notices(report: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """Return the number of warnings, and the first ones, each with advice in a sentence or two."""
+    """Return the number of warnings, and the texts of the first warnings with their advice."""
     warnings = report.get("warnings")
     if warnings:
         n = warnings["n"]
@@ -98,7 +98,7 @@ def _warnings_of_summary(report: Mapping[str, Any]) -> Iterator[str]:
 
 
 def action_needed(report: Mapping[str, Any]) -> Section:
-    """Return the section about what needs attention: the number of items of each kind, and the first ten."""
+    """Return the section about warnings and problems: the number of each kind, and the first ten."""
     items = [*_warnings(report), *_bad_data(report.get("bad", {})), *drift(report.get("drift"))]
     gave_up = report["summary"].get("gave_up")
     if gave_up:
@@ -139,7 +139,7 @@ def _bad_row(facts: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _first(listed: Sequence[object], n: int) -> str:
-    """Return the number of items, and if not all of them are listed, how many are."""
+    """Return the number of items. If only some of them are listed, also return the number of listed items."""
     if n <= len(listed):
         return count(n)
     return f"the first {len(listed)} of {count(n)}"
@@ -149,7 +149,7 @@ def _first(listed: Sequence[object], n: int) -> str:
 
 
 def drift(facts: Mapping[str, Any] | None) -> Iterator[Item]:
-    """Yield rows outside the range of a given model, by column and by shard; no items if there are none."""
+    """Yield a sentence and tables about rows outside the range of a given model. Yield nothing if no row is outside."""
     if not facts or not facts["n_outside"]:
         return
     yield _drift_sentence(facts)
@@ -175,7 +175,7 @@ def _drift_sentence(facts: Mapping[str, Any]) -> str:
 
 
 def _drift_of_column(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    is_constant = facts["high"] <= facts["low"]  # distances in units of its range are meaningless
+    is_constant = facts["high"] <= facts["low"]  # distances in units of an empty range are meaningless
     return (
         column(facts),
         count(facts["n_values"]),

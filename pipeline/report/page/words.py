@@ -40,17 +40,17 @@ def cut(text: object, most: int = 300) -> str:
 
 
 def column(facts: Mapping[str, Any]) -> str:
-    """Return the number of a column with its name, if that is known."""
+    """Return the number of a column, with its name if the name is known."""
     if facts["column"] is None:
         return "-"
-    name = facts.get("name")  # reports of earlier versions have none
+    name = facts.get("name")  # reports of earlier versions contain no names
     if not name:
         return str(facts["column"])
     return f"{facts['column']} {cut(name, 24)}"
 
 
 def path(text: object, most: int = 80) -> str:
-    """Return a file's path like `cut`, but keep the end of a long path, which distinguishes files."""
+    """Return the path of a file like `cut`, but keep the end of a long path, because the end distinguishes files."""
     clean = printable(text)
     if len(clean) > most:
         return f"…{clean[1 - most :]}"

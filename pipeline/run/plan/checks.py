@@ -76,7 +76,7 @@ class Findings:
     warnings: list[str] = field(default_factory=list)
 
     def attempt(self, check: Callable[[], T]) -> T | None:
-        """Return the result of `check`; None if it raises an error, which is then a problem."""
+        """Return the result of `check`; None if it raises an error, which is added to the problems."""
         try:
             return check()
         except ShardpressError as error:
@@ -85,7 +85,7 @@ class Findings:
 
 
 class _WarningCollector(logging.Handler):
-    """Collects the messages of warnings."""
+    """Handler that collects the messages of warnings."""
 
     def __init__(self, warnings: list[str]) -> None:
         super().__init__(logging.WARNING)
@@ -229,7 +229,7 @@ class Reusable:
     has_scan : bool
         Whether the scan of an earlier run can be reused.
     model : Model or None
-        The trained model, or the given one.
+        The trained model, or the given model.
     checkpoint : Record or None
         The last checkpoint of an unfinished training run.
     ends_by : float or None
@@ -237,7 +237,7 @@ class Reusable:
     n_encoded, n_bytes : int
         Rows with committed features, and the bytes of their files.
     why : dict of str to str
-        For ``scan``, ``training`` and ``encoding``: what is reused, or why nothing can be reused.
+        Reused results of ``scan``, ``training`` and ``encoding``, or the reason why nothing can be reused.
     """
 
     is_complete: bool = False
@@ -258,7 +258,7 @@ class _UnchangingDisk(Disk):
 
 
 def open_readonly(directory: Path) -> Ledger | None:
-    """Return an output directory without its lock and without changing it; None if it does not exist yet."""
+    """Return the ledger of an output directory without locking or changing it; None if it does not exist yet."""
     if not all(os.path.isdir(directory / name) for name in FOLDERS):
         return None
     return Ledger(directory, _UnchangingDisk())
@@ -267,8 +267,8 @@ def open_readonly(directory: Path) -> Ledger | None:
 def reusable_results(ledger: Ledger, prepared: Prepared) -> Reusable:
     """Return the results in a directory that a run would reuse.
 
-    Files are compared by size only; with ``--verify digests`` a run also compares their digests. Whether the other
-    results may be replaced is checked by `pipeline.run.resume.finished_manifest`.
+    Files are compared by size only; with ``--verify digests`` a run also compares their digests. The function
+    `pipeline.run.resume.finished_manifest` checks whether the settings allow replacing the other results.
     """
     if prepared.config.results.restart:
         return Reusable(why=dict.fromkeys(_DECIDES, "--restart discards all results"))

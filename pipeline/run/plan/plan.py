@@ -64,7 +64,7 @@ class Plan:
     disk : dict
         ``n_bytes`` that the run would write and keep, ``free`` bytes now, and ``left`` bytes afterwards.
     earlier : dict of str to str
-        For each stage, the results of an earlier run that it reuses, or why it reuses none.
+        Results of an earlier run that each stage reuses, or the reason why it reuses none.
     problems : list of dict
         Errors that would stop the run: ``kind``, ``exit_code``, ``words``.
     warnings : list of str
@@ -99,7 +99,7 @@ def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
     config : Config
         Settings of the run.
     report_step : callable
-        Called with a few words before each step.
+        Function that is called with a few words before each step.
     """
     facts: dict[str, Any] = {}
     with captured_warnings() as findings:
@@ -126,7 +126,7 @@ def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
 
 
 def _warnings_of_load() -> Iterator[str]:
-    """Warn if other processes keep the machine busy: they may not do so during the run."""
+    """Yield a warning if other processes keep the machine busy, since they might end before the run."""
     load = os.getloadavg()[0]
     n_cores = len(os.sched_getaffinity(0))
     if load > _BUSY * n_cores:

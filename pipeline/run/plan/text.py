@@ -51,7 +51,7 @@ def _stages(plan: Plan) -> Iterator[str]:
         yield f"{stage.name:12} {duration(stage.seconds, _DECIMALS_BELOW):>12}   {stage.what}"
     if plan.stages:
         end = time.strftime("%a %H:%M", time.localtime(time.time() + plan.seconds))
-        yield f"{'total':12} {duration(plan.seconds, _DECIMALS_BELOW):>12}   started now, it would end on {end}"
+        yield f"{'total':12} {duration(plan.seconds, _DECIMALS_BELOW):>12}   a run that starts now ends on {end}"
 
 
 def _resources(plan: Plan) -> Iterator[str]:

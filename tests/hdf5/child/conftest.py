@@ -2,24 +2,24 @@
 
 import pytest
 
-from pipeline.hdf5.child import ask as gatekeeper
+from pipeline.hdf5.child import ask as ask_module
 from tests.support.child import MODIFIED_CHILD, plant, unusual
 
 
 @pytest.fixture
 def fresh():
-    """Stop the child of earlier tests, and the modified child of this one."""
-    gatekeeper.retire()
+    """Stop the child of earlier tests, and afterwards the child of this test."""
+    ask_module.retire()
     yield
-    gatekeeper.retire()
+    ask_module.retire()
 
 
 @pytest.fixture
 def child_runs(fresh, monkeypatch, tmp_path_factory):
-    """Replace what the child does when it describes a file."""
+    """Return a function that replaces the description of files in the child."""
 
     def use(*lines):
-        gatekeeper.retire()
+        ask_module.retire()
         source = MODIFIED_CHILD.format(lines="\n    ".join(lines))
         plant(monkeypatch, tmp_path_factory.mktemp("child"), source)
 

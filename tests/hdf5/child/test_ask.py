@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.hdf5.child import ask as gatekeeper
+from pipeline.hdf5.child import ask as ask_module
 from pipeline.hdf5.child.ask import LIMITS, ask
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read, read_extras
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.process
 
 
 def answer_about(path, dataset=None, limits=None):
-    """Return what the child answers about a file, before the answer is checked."""
+    """Return the unchecked answer of the child about a file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         return ask("describe", descriptor, [dataset], f"file={path}", limits)
@@ -55,7 +55,7 @@ def answer_about(path, dataset=None, limits=None):
         ("raise ValueError('x' * 10**6)", "xxx..."),
     ],
 )
-def test_failure_of_the_child_costs_this_file_alone(path, child_runs, act, phrase):
+def test_failure_of_the_child_affects_only_this_file(path, child_runs, act, phrase):
     child_runs("if dataset == 'evil':", f"    {act}", "return {}, []")
     with refused(65, f"file={path}", phrase):
         answer_about(path, "evil", replace(LIMITS, seconds=1))
@@ -79,7 +79,7 @@ def test_child_that_only_sleeps_is_stopped(path, child_runs):
 
 def test_time_limit_grows_with_the_file_size():
     for n_bytes, seconds, patience in ((0, 10, 100), (22_000, 10, 100), (50 * 2**20, 60, 600), (2**40, 120, 1200)):
-        limits = gatekeeper._limits_of(n_bytes, LIMITS)
+        limits = ask_module._limits_of(n_bytes, LIMITS)
         assert limits["seconds"] == pytest.approx(seconds, rel=0.01), n_bytes
         assert limits["patience"] == pytest.approx(patience, rel=0.01), n_bytes
         assert limits["memory"] == LIMITS.memory
@@ -238,7 +238,7 @@ def test_concurrent_queries_are_answered_concurrently(tmp_path, fresh):
     for thread in threads:
         thread.join()
     assert found == {i: text.tolist() for i in range(8)}
-    assert 1 <= len(gatekeeper._idle) <= 8
+    assert 1 <= len(ask_module._idle) <= 8
 
 
 def test_fork_of_the_driver_has_its_own_child(path, fresh):

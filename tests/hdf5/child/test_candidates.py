@@ -17,7 +17,7 @@ MIXED = np.zeros(4, [("index", "<i8"), ("values_block_0", "<f8", (3,)), ("values
 
 
 def write(path, contents, attributes=()):
-    """Write a file with these values under these names; None makes a group."""
+    """Write a file with values by name. None creates a group."""
     with h5py.File(path, "w") as file:
         for name, values in contents.items():
             file.create_group(name) if values is None else file.create_dataset(name, data=values)

@@ -1,4 +1,4 @@
-"""Tests of the child's sandbox: it reads one file and reaches nothing else."""
+"""Tests of the child's sandbox: the child can access only one file."""
 
 import os
 import subprocess
@@ -160,7 +160,7 @@ except (OSError, KeyError, *([] if sys.argv[1] == "bare" else [DataError])) as e
 
 @pytest.mark.parametrize("by", ["filter", "connector"])
 def test_planted_plugin_is_not_loaded(tmp_path, by):
-    """Neither this process nor the child loads it. Plain h5py loads it, which shows that the plugin works."""
+    """Neither this process nor the child loads the plugin. Plain h5py loads it, which shows that it works."""
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
         dataset = file.create_dataset("X", (4, 2), "i4", chunks=(4, 2), compression=300 if by == "never" else None)

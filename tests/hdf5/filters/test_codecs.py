@@ -1,4 +1,4 @@
-"""Tests of filters that usually need plugins: undone without a plugin and within bounds, or refused with advice."""
+"""Tests of filters that usually need plugins: they are decoded without a plugin, or refused with advice."""
 
 import struct
 from contextlib import suppress
@@ -70,7 +70,7 @@ def test_other_filters_are_refused_with_ways_to_convert_the_file(name, words):
 
 
 @pytest.mark.process
-def test_text_with_a_registered_filter_is_left_out_alone(caplog):
+def test_only_the_text_with_a_registered_filter_is_left_out(caplog):
     (shard,) = open_shards([str(path_of("text"))])
     np.testing.assert_array_equal(read(Block(shard, 0, 60)), ROWS)
     assert [*read_extras(Block(shard, 0, 60))] == ["y"]
@@ -99,7 +99,7 @@ def test_missing_package_is_named(new_child, monkeypatch, tmp_path, name, advice
 
 
 def first_chunk(name):
-    """Return bytes, filters and size of the first chunk."""
+    """Return the stored bytes, the filters and the decoded size of the first chunk."""
     (shard,) = open_shards([str(path_of(name))])
     layout = shard.layouts[0]
     offset, size, mask = layout.index[:, 0].tolist()
@@ -185,7 +185,7 @@ def test_invalid_bitshuffle_parameters_are_an_error(values):
 
 
 def bits_sorted(data, n_block, itemsize):
-    """Return bitshuffled data by a slow version of the published algorithm (Masui et al., 2015)."""
+    """Bitshuffle data with a slow version of the published algorithm (Masui et al., 2015)."""
     shuffled = bytearray()
     n = len(data) // itemsize
     for first in range(0, n, n_block):

@@ -11,7 +11,7 @@ GUARD = 64
 
 
 def decompress_slowly(data):
-    """Decompress byte by byte, as the format is defined; return None for a damaged stream."""
+    """Decompress byte by byte, as the format is defined. Return None for a damaged stream."""
     out = bytearray()
     i = 0
     while i < len(data):

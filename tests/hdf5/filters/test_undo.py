@@ -1,4 +1,4 @@
-"""Tests of HDF5's own filters: each is undone as HDF5 does it, or refused."""
+"""Tests of HDF5's own filters: each is inverted as in HDF5, or refused."""
 
 from itertools import product
 

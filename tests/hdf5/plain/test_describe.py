@@ -1,4 +1,4 @@
-"""Tests of the Python reader of plain files: its answers equal the child's or are absent; plain files get an answer."""
+"""Tests of the Python reader of plain files: each answer equals the child's, and plain files get one."""
 
 import os
 import struct
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import ShardpressError
-from pipeline.hdf5.child import ask as gatekeeper
+from pipeline.hdf5.child import ask as ask_module
 from pipeline.hdf5.child.ask import LIMITS, ask
 from pipeline.hdf5.files import FILES
 from pipeline.hdf5.limits import MOST_ITEM
@@ -175,7 +175,7 @@ def test_datasets_that_are_no_extras_do_not_matter(tmp_path, libver):
             file[name] = value
         file.create_dataset("unwritten", (4, 4), "f4")
         file.create_group("group")["deeper"] = h5py.SoftLink("nowhere")
-        file["names"] = np.zeros(30, h5py.string_dtype("utf-8", 5))  # this one does
+        file["names"] = np.zeros(30, h5py.string_dtype("utf-8", 5))  # this dataset is an extra
         for i in range(7):
             file["X"].attrs[f"attribute {i}"] = (i, "text", ["a"] * i, np.zeros(i, "f4"), b"bytes")[i % 5]
             file.attrs[f"attribute {i}"] = np.zeros(i, "i4,f4")
@@ -259,7 +259,7 @@ def test_unusual_structures_are_left_to_the_child(tmp_path, change, libver):
     assert_left_to_the_child(tmp_path / "x.h5", dataset)
 
 
-def test_extra_with_too_long_values_is_left_out_alone(tmp_path):
+def test_only_the_extra_with_too_long_values_is_left_out(tmp_path):
     path = write_shard(tmp_path / "x.h5", numbered(2), extras={"long": np.zeros(2, f"S{MOST_ITEM + 1}")})
     (shard,) = open_shards([path])
     (long,) = shard.left_out
@@ -359,7 +359,7 @@ def with_few_bytes_changed(content, rng):
 
 
 def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path):
-    """In 57,000 such files no answer differed from the child's; this test repeats some of them."""
+    """All answers were equal in an earlier test with 57,000 such files. This test uses fewer files."""
     corpus = plain_corpus(tmp_path)
     counts = Counter()
     path = tmp_path / "x.h5"
@@ -404,8 +404,8 @@ def test_circular_structures_are_given_up_soon(tmp_path):
 
 
 @pytest.mark.parametrize("value", [0, 1, 47, 10**6, 2**31, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1])
-def test_any_number_in_the_metadata_costs_bounded_work(tmp_path, value):
-    """Counts, sizes and positions: memory, reads and loops do not follow the claims of a file."""
+def test_any_number_in_the_metadata_causes_bounded_work(tmp_path, value):
+    """Memory, reads and loops do not depend on the counts, sizes and positions that a file claims."""
     path = hostile.plain(tmp_path, chunks=(3, 2))
     content = path.read_bytes()
     for place in range(0, 2000, 4):
@@ -454,10 +454,10 @@ def test_plain_files_need_no_child(tmp_path, monkeypatch):
     def refuse():
         raise AssertionError("a child was started")
 
-    gatekeeper.retire()
-    monkeypatch.setattr(gatekeeper, "_Child", refuse)
+    ask_module.retire()
+    monkeypatch.setattr(ask_module, "_Child", refuse)
     assert sum(shard.n_rows for shard in open_shards([str(tmp_path)])) == 750
-    assert len(gatekeeper._idle) == 0
+    assert len(ask_module._idle) == 0
 
 
 @pytest.mark.process

@@ -13,7 +13,7 @@ struct Handle {
     int pointer_mode = 0; // 0: scalars are on the host and read at the call; 1: on the device
 };
 
-// Return the scalar, which is read when the stream executes the call.
+// Scalar argument of a call, which is read when the stream executes the call.
 template <class T> struct Scalar {
     T value;
     const T *place;
@@ -25,7 +25,7 @@ template <class T> struct Scalar {
 
 char letter(int operation) { return operation ? 'T' : 'N'; }
 
-Status turn(const Handle *handle, std::function<void()> work)
+Status push(const Handle *handle, std::function<void()> work)
 {
     return enqueue(handle->stream, true, std::move(work)) == SUCCESS ? OK : EXECUTION_FAILED;
 }
@@ -51,9 +51,9 @@ ROUTINES(double, d)
         Handle *handle, int ta, int tb, int m, int n, int k, const T *alpha, const T *A, int lda, const T *B, int ldb, \
         const T *beta, T *C, int ldc)                                                                                  \
     {                                                                                                                  \
-        tell("cublas" #S "gemm_v2 %d %d %d\n", m, n, k);                                                               \
+        note("cublas" #S "gemm_v2 %d %d %d\n", m, n, k);                                                               \
         Scalar<T> a(handle, alpha), b(handle, beta);                                                                   \
-        return turn(handle, [=] {                                                                                      \
+        return push(handle, [=] {                                                                                      \
             char of_a = letter(ta), of_b = letter(tb);                                                                 \
             T alpha = a(), beta = b();                                                                                 \
             scipy_##t##gemm_(&of_a, &of_b, &m, &n, &k, &alpha, A, &lda, B, &ldb, &beta, C, &ldc);                      \
@@ -63,9 +63,9 @@ ROUTINES(double, d)
         Handle *handle, int ta, int m, int n, const T *alpha, const T *A, int lda, const T *x, int incx,               \
         const T *beta, T *y, int incy)                                                                                 \
     {                                                                                                                  \
-        tell("cublas" #S "gemv_v2 %d %d\n", m, n);                                                                     \
+        note("cublas" #S "gemv_v2 %d %d\n", m, n);                                                                     \
         Scalar<T> a(handle, alpha), b(handle, beta);                                                                   \
-        return turn(handle, [=] {                                                                                      \
+        return push(handle, [=] {                                                                                      \
             char of_a = letter(ta);                                                                                    \
             T alpha = a(), beta = b();                                                                                 \
             scipy_##t##gemv_(&of_a, &m, &n, &alpha, A, &lda, x, &incx, &beta, y, &incy);                               \
@@ -74,9 +74,9 @@ ROUTINES(double, d)
     STUB_API Status cublas##S##ger_v2(                                                                                 \
         Handle *handle, int m, int n, const T *alpha, const T *x, int incx, const T *y, int incy, T *A, int lda)       \
     {                                                                                                                  \
-        tell("cublas" #S "ger_v2 %d %d\n", m, n);                                                                      \
+        note("cublas" #S "ger_v2 %d %d\n", m, n);                                                                      \
         Scalar<T> a(handle, alpha);                                                                                    \
-        return turn(handle, [=] {                                                                                      \
+        return push(handle, [=] {                                                                                      \
             T alpha = a();                                                                                             \
             scipy_##t##ger_(&m, &n, &alpha, x, &incx, y, &incy, A, &lda);                                              \
         });                                                                                                            \
@@ -84,8 +84,8 @@ ROUTINES(double, d)
     STUB_API Status cublas##S##dot_v2(                                                                                 \
         Handle *handle, int n, const T *x, int incx, const T *y, int incy, T *result)                                  \
     {                                                                                                                  \
-        tell("cublas" #S "dot_v2 %d\n", n);                                                                            \
-        Status status = turn(handle, [=] { *result = scipy_##t##dot_(&n, x, &incx, y, &incy); });                      \
+        note("cublas" #S "dot_v2 %d\n", n);                                                                            \
+        Status status = push(handle, [=] { *result = scipy_##t##dot_(&n, x, &incx, y, &incy); });                      \
         return status == OK && !handle->pointer_mode && cuStreamSynchronize(handle->stream) ? EXECUTION_FAILED         \
                                                                                             : status;                  \
     }                                                                                                                  \
@@ -93,9 +93,9 @@ ROUTINES(double, d)
         Handle *handle, int ta, int tb, int m, int n, int k, const T *alpha, const T *const A[], int lda,              \
         const T *const B[], int ldb, const T *beta, T *const C[], int ldc, int n_batches)                              \
     {                                                                                                                  \
-        tell("cublas" #S "gemmBatched %d %d %d %d\n", m, n, k, n_batches);                                             \
+        note("cublas" #S "gemmBatched %d %d %d %d\n", m, n, k, n_batches);                                             \
         Scalar<T> a(handle, alpha), b(handle, beta);                                                                   \
-        return turn(handle, [=] {                                                                                      \
+        return push(handle, [=] {                                                                                      \
             char of_a = letter(ta), of_b = letter(tb);                                                                 \
             T alpha = a(), beta = b();                                                                                 \
             for (int i = 0; i < n_batches; i++)                                                                        \
@@ -106,9 +106,9 @@ ROUTINES(double, d)
         Handle *handle, int ta, int tb, int m, int n, int k, const T *alpha, const T *A, int lda, long long stride_a,  \
         const T *B, int ldb, long long stride_b, const T *beta, T *C, int ldc, long long stride_c, int n_batches)      \
     {                                                                                                                  \
-        tell("cublas" #S "gemmStridedBatched %d %d %d %d\n", m, n, k, n_batches);                                      \
+        note("cublas" #S "gemmStridedBatched %d %d %d %d\n", m, n, k, n_batches);                                      \
         Scalar<T> a(handle, alpha), b(handle, beta);                                                                   \
-        return turn(handle, [=] {                                                                                      \
+        return push(handle, [=] {                                                                                      \
             char of_a = letter(ta), of_b = letter(tb);                                                                 \
             T alpha = a(), beta = b();                                                                                 \
             for (int i = 0; i < n_batches; i++)                                                                        \

@@ -15,7 +15,7 @@ PTX = 1  # CU_JIT_INPUT_PTX
 
 
 class CudaError(RuntimeError):
-    """A call that returned an error number."""
+    """Raised if a call returns an error number."""
 
     def __init__(self, name: str, code: int) -> None:
         super().__init__(f"{name}: {code}")
@@ -23,14 +23,14 @@ class CudaError(RuntimeError):
 
 
 def call(name: str, *arguments: object) -> None:
-    """Call the driver; raise `CudaError` if it returns an error."""
+    """Call the driver. Raise `CudaError` if it returns an error."""
     code = getattr(CUDA, name)(*arguments)
     if code:
         raise CudaError(name, code)
 
 
 def code_of(function: Callable[..., object], *arguments: object) -> int:
-    """Return the error number of the first failing call of a function; 0 if none fails."""
+    """Return the error number of the first failing call of a function, or 0 if no call fails."""
     try:
         function(*arguments)
     except CudaError as error:
@@ -43,7 +43,7 @@ def pointer(value: int | None = None) -> ctypes.c_void_p:
 
 
 class Card:
-    """The first card; by default, its context is made current in this thread."""
+    """The first card. By default, its context is made current in this thread."""
 
     def __init__(self, with_context: bool = True) -> None:
         device = ctypes.c_int()
@@ -120,7 +120,7 @@ def link_ptx(ptx: bytes) -> bytes:
 
 
 def compile_ptx(source: str, architecture: str) -> bytes:
-    """Compile a kernel by NVRTC; raise `ValueError` with its log if it fails."""
+    """Compile a kernel with NVRTC. If this fails, raise `ValueError` with the log."""
     program = pointer()
     size = ctypes.c_size_t()
     assert NVRTC.nvrtcCreateProgram(ctypes.byref(program), source.encode(), None, 0, None, None) == 0

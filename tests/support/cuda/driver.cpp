@@ -1,16 +1,17 @@
 // libcuda: the functions of the driver that libgpuarray loads, with host memory as device memory.
 //
-// These variables describe the card; each has a default:
+// These environment variables describe the card. Each has a default:
 //     STUB_CAPABILITY=9.0           compute capability
 //     STUB_MEMORY=8192              memory in MiB
 //     STUB_DRIVER=12.9              CUDA version of the driver
-//     STUB_CARDS=1                  number of cards, of which CUDA_VISIBLE_DEVICES may hide some
-//     STUB_HOLD=downloads,uploads   copies between device and pageable memory are done when a call waits for the
-//                                   stream, not before; CUDA guarantees no more since 12.2. A card with delayed
-//                                   uploads reports that it can read pageable memory
-//     STUB_OOM_AT=N                 the Nth allocation, counted from 1, finds no memory
-//     STUB_LOST_AT=N                the Nth launch loses the card: it fails when it is executed, as do all later calls
-//     STUB_LOG=FILE                 a line for each call
+//     STUB_CARDS=1                  number of cards; CUDA_VISIBLE_DEVICES may hide some of them
+//     STUB_HOLD=downloads,uploads   copies between device and pageable memory are delayed until a call waits for the
+//                                   stream, as CUDA allows since 12.2; a card with delayed uploads reports that it
+//                                   can read pageable memory
+//     STUB_OOM_AT=N                 the Nth allocation, counted from 1, fails because memory is exhausted
+//     STUB_LOST_AT=N                the Nth launch fails when it is executed, and so do all later calls, as if the
+//                                   card were lost
+//     STUB_LOG=FILE                 file to which each call is logged
 //     STUB_BLIND=1                  launches do nothing, and no kernel is compiled for the host
 //     STUB_THREADS=1                threads of a block are threads of the machine, under ThreadSanitizer
 // Launches are always asynchronous.
@@ -98,7 +99,7 @@ struct State {
     Result lost = SUCCESS;
 };
 
-// Never destroyed, since Python's shutdown has no fixed order.
+// The state is never destroyed, because Python's shutdown has no fixed order.
 State &state = *new State;
 thread_local std::vector<Context *> contexts;
 
@@ -115,7 +116,7 @@ Result entered(const char *name, Needs needs)
         result = INVALID_CONTEXT;
     else if (needs == CONTEXT && state.lost)
         result = state.lost;
-    tell("%s%s\n", name, result == SUCCESS ? "" : result == INVALID_CONTEXT ? " without a context" : " failed");
+    note("%s%s\n", name, result == SUCCESS ? "" : result == INVALID_CONTEXT ? " without a context" : " failed");
     return result;
 }
 
@@ -155,7 +156,7 @@ Result run_all()
 Result push(void *handle, std::function<void()> work)
 {
     Stream *stream = stream_of(handle);
-    if (stream == &state.legacy) // it waits for all others
+    if (stream == &state.legacy) // the legacy stream waits for all other streams
         run_all();
     stream->queue.push_back(std::move(work));
     stream->n_queued++;
@@ -208,7 +209,7 @@ Result enqueue(void *stream, bool is_launch, std::function<void()> work)
     return push(stream, [is_last, work] {
         if (is_last) {
             state.lost = ECC_UNCORRECTABLE;
-            tell("the card is lost\n");
+            note("the card is lost\n");
         } else
             work();
     });
@@ -329,7 +330,7 @@ STUB_API Result cuDeviceGetAttribute(int *value, int attribute, int)
         {5, 2147483647}, {6, 65535}, {7, 65535},  // blocks of a grid
         {8, 48 << 10},                            // shared memory of a block, in bytes
         {10, 32},                                 // threads of a warp
-        {16, 2},                                  // multiprocessors: few, since each block costs time here
+        {16, 2},                                  // multiprocessors: few, because each block takes time here
         {41, 1},                                  // unified addressing
     };
     auto [major, minor] = version("STUB_CAPABILITY", {9, 0});
@@ -506,7 +507,7 @@ STUB_API Result cuLaunchKernel(
     struct {
         unsigned grid[3], block[3], shared_bytes;
     } launch{{grid_x, grid_y, grid_z}, {block_x, block_y, block_z}, shared_bytes};
-    tell("launch %s %u %u %u, %u %u %u\n", kernel->name.c_str(), grid_x, grid_y, grid_z, block_x, block_y, block_z);
+    note("launch %s %u %u %u, %u %u %u\n", kernel->name.c_str(), grid_x, grid_y, grid_z, block_x, block_y, block_z);
     size_t n_threads = size_t(block_x) * block_y * block_z;
     if (extra || !n_threads || n_threads > 1024 || block_z > 64 || shared_bytes > 48 << 10 ||
         !(grid_x && grid_y && grid_z) || grid_x > 2147483647 || grid_y > 65535 || grid_z > 65535)
@@ -537,7 +538,7 @@ STUB_API Result cuMemGetInfo_v2(size_t *free, size_t *total)
 STUB_API Result cuMemAlloc_v2(std::uintptr_t *place, size_t n_bytes)
 {
     ENTER(CONTEXT)
-    tell("allocate %zu\n", n_bytes);
+    note("allocate %zu\n", n_bytes);
     if (!n_bytes)
         return INVALID_VALUE;
     if (++state.n_allocations == number("STUB_OOM_AT", 0) || state.n_bytes + n_bytes > total_memory())
@@ -573,7 +574,7 @@ STUB_API Result cuMemFreeHost(std::uintptr_t place)
 STUB_API Result cuMemcpyHtoDAsync_v2(std::uintptr_t to, const void *from, size_t n_bytes, void *stream)
 {
     ENTER(CONTEXT)
-    tell("upload %zu\n", n_bytes);
+    note("upload %zu\n", n_bytes);
     if (!lies_in(state.memory, to, n_bytes))
         return INVALID_VALUE;
     if (holds("uploads") || lies_in(state.pinned, from, n_bytes))
@@ -587,7 +588,7 @@ STUB_API Result cuMemcpyHtoDAsync_v2(std::uintptr_t to, const void *from, size_t
 STUB_API Result cuMemcpyHtoD_v2(std::uintptr_t to, const void *from, size_t n_bytes)
 {
     ENTER(CONTEXT)
-    tell("upload %zu\n", n_bytes);
+    note("upload %zu\n", n_bytes);
     if (!lies_in(state.memory, to, n_bytes))
         return INVALID_VALUE;
     if (Result failed = run_all())
@@ -599,7 +600,7 @@ STUB_API Result cuMemcpyHtoD_v2(std::uintptr_t to, const void *from, size_t n_by
 STUB_API Result cuMemcpyDtoHAsync_v2(void *to, std::uintptr_t from, size_t n_bytes, void *stream)
 {
     ENTER(CONTEXT)
-    tell("download %zu\n", n_bytes);
+    note("download %zu\n", n_bytes);
     if (!lies_in(state.memory, from, n_bytes))
         return INVALID_VALUE;
     push(stream, [=] { memcpy(to, reinterpret_cast<const void *>(from), n_bytes); });
@@ -610,7 +611,7 @@ STUB_API Result cuMemcpyDtoHAsync_v2(void *to, std::uintptr_t from, size_t n_byt
 STUB_API Result cuMemcpyDtoH_v2(void *to, std::uintptr_t from, size_t n_bytes)
 {
     ENTER(CONTEXT)
-    tell("download %zu\n", n_bytes);
+    note("download %zu\n", n_bytes);
     if (!lies_in(state.memory, from, n_bytes))
         return INVALID_VALUE;
     if (Result failed = run_all())
@@ -672,7 +673,7 @@ STUB_API Result cuStreamDestroy_v2(Stream *stream)
     for (size_t i = 0; i < state.streams.size(); i++)
         if (state.streams[i] == stream)
             state.streams.erase(state.streams.begin() + i);
-    return SUCCESS; // but not deleted: an event may still refer to it
+    return SUCCESS; // the stream is not deleted, because an event may still refer to it
 }
 
 STUB_API Result cuStreamSynchronize(void *stream)

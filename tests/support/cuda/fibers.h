@@ -1,7 +1,8 @@
-// Runs the threads of a block as fibers: each has its own stack, and a barrier switches to the stack of the next one.
+// Run the threads of a block as fibers. Each fiber has its own stack, and a barrier switches to the stack of the next
+// fiber.
 //
-// Between barriers they alternately run in ascending and in descending order. If a barrier is missing, one of the two
-// orders gives a wrong result.
+// Between barriers the fibers alternately run in ascending and in descending order. If a barrier is missing, one of the
+// two orders gives a wrong result.
 #pragma once
 
 namespace stub {
@@ -19,7 +20,7 @@ static dim3 thread_index;
 static Fiber fibers[max_threads], *running;
 static void *scheduler;
 
-// Switch to another stack and store the top of the present one in `*from`. Only the registers that a function must
+// Switch to another stack and store the top of the current one in `*from`. Only the registers that a function must
 // preserve are saved.
 extern "C" __attribute__((visibility("hidden"))) void stub_switch(void **from, void *to);
 asm(R"(

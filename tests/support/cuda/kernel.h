@@ -40,7 +40,7 @@ static dim3 block_index, block_size, grid_size;
 alignas(64) static char shared[shared_bytes]; // replaces `extern __shared__`, whose declaration the driver rewrites
 static void (*body)(void **), **arguments;
 
-// The index of a thread in its block, from its number.
+// Return the index of a thread in its block, given its number.
 static dim3 place_of(unsigned i)
 {
     return {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
@@ -98,8 +98,8 @@ template <class... Types, void (*kernel)(Types...)> struct Of<kernel> {
 
 } // namespace stub
 
-// The symbols that the driver looks up for a kernel: the sizes of its arguments, terminated by 0, and the function that
-// runs it. All other symbols are hidden, because kernels of other libraries have the same names.
+// Define the symbols that the driver looks up for a kernel: the sizes of its arguments, terminated by 0, and the
+// function that runs it. All other symbols are hidden, because kernels of other libraries have the same names.
 #define STUB_ENTRY(kernel, has_barriers)                                                                               \
     STUB_FOUND const size_t *const stub_sizes_##kernel = stub::Of<kernel>::sizes;                                      \
     STUB_FOUND void stub_run_##kernel(const stub::Launch &launch, void **values)                                       \

@@ -88,7 +88,7 @@ bool run(std::vector<std::string> words, const std::string &log)
     return !status && waitpid(child, &status, 0) == child && status == 0;
 }
 
-// Return the library of a program, which is compiled unless it exists; empty if the program does not compile.
+// Return the library of a program, and compile it unless it exists. Return "" if the program does not compile.
 std::string compiled(const std::string &program, const std::string &flags)
 {
     std::string name = std::string(STUB_FOLDER) + "/" + digest(program), library = name + ".so";
@@ -102,8 +102,8 @@ std::string compiled(const std::string &program, const std::string &flags)
     command.insert(command.end(), {"-o", name + ".so", name + ".cpp"});
     if (!run(command, name + ".log") || rename((name + ".so").c_str(), library.c_str())) {
         std::ifstream log(name + ".log");
-        std::string said((std::istreambuf_iterator<char>(log)), {});
-        fprintf(stderr, "stub of CUDA: %s.cpp does not compile for the host: %s\n", name.c_str(), said.c_str());
+        std::string errors((std::istreambuf_iterator<char>(log)), {});
+        fprintf(stderr, "stub of CUDA: %s.cpp does not compile for the host: %s\n", name.c_str(), errors.c_str());
         return "";
     }
     rename((name + ".cpp").c_str(), (std::string(STUB_FOLDER) + "/" + digest(program) + ".cpp").c_str());
@@ -136,7 +136,7 @@ Result refusal(const std::string &ptx, Version cuda, Version capability)
     return target > 10 * capability.first + capability.second ? NO_BINARY_FOR_GPU : SUCCESS;
 }
 
-// Kernels that do nothing.
+// Return a module of kernels that do nothing.
 Module *blind(const std::vector<std::string> &names)
 {
     static const size_t no_arguments[] = {0};

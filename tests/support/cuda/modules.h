@@ -29,7 +29,7 @@ Version ptx_of(Version cuda);
 // Return SUCCESS, or the error that a driver of this CUDA version reports for the PTX on a card of this capability.
 Result refusal(const std::string &ptx, Version cuda, Version capability);
 
-// Load a module; return null if its source does not compile for the host. The errors are in stderr.
+// Load a module. Return null, and write errors to stderr, if its source does not compile for the host.
 Module *load(const std::string &ptx);
 
 void unload(Module *module);

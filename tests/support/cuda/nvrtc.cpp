@@ -1,8 +1,8 @@
 // libnvrtc: calls the real library, and appends the source of each program to its PTX as a comment, which the driver
 // stub reads.
 //
-// STUB_NVRTC names the real library; the default is the one that the stub was built with. STUB_SOURCES names a folder
-// to which every source is written.
+// STUB_NVRTC is the path of the real library. The default is the library that the stub was built with. STUB_SOURCES is
+// a folder to which every source is written.
 
 #include <cstring>
 #include <dlfcn.h>
@@ -27,7 +27,7 @@ template <class Function> Function real(const char *name, Function)
             fprintf(stderr, "stub of NVRTC: %s\n", dlerror());
             abort();
         }
-        tell("nvrtc %s\n", path);
+        note("nvrtc %s\n", path);
         return found;
     }();
     return reinterpret_cast<Function>(dlsym(library, name));
@@ -81,7 +81,7 @@ STUB_API int nvrtcCompileProgram(void *program, int n_options, const char *const
     for (int i = 0; i < n_options; i++)
         all += std::string(" ") + options[i];
     int result = REAL(nvrtcCompileProgram)(program, n_options, options);
-    tell("nvrtcCompileProgram%s: %d\n", all.c_str(), result);
+    note("nvrtcCompileProgram%s: %d\n", all.c_str(), result);
     return result;
 }
 

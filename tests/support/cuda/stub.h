@@ -1,4 +1,4 @@
-// Shared by the stub's libraries: queueing work in a stream, and the log of calls for tests.
+// Functions that the stub's libraries share: they queue work in a stream, and log calls for tests.
 #pragma once
 
 #include <cstdio>
@@ -27,7 +27,7 @@ enum Result {
 
 #define STUB_API extern "C" __attribute__((visibility("default")))
 
-// Queue work in a stream; it is executed when a call waits for the stream. A launch counts for STUB_LOST_AT.
+// Queue work in a stream. It is executed when a call waits for the stream. STUB_LOST_AT counts only launches.
 __attribute__((visibility("default"))) Result enqueue(void *stream, bool is_launch, std::function<void()> work);
 
 // Return the value of an environment variable, or null if it is unset or empty.
@@ -49,7 +49,7 @@ inline FILE *log_file()
     return file;
 }
 
-template <class... Values> void tell(const char *format, Values... values)
+template <class... Values> void note(const char *format, Values... values)
 {
     if (log_file())
         fprintf(log_file(), format, values...);

@@ -1,6 +1,6 @@
 """Build the libraries of the emulated card once, and return the environment variables of a process that uses them.
 
-The head of ``driver.cpp`` lists its settings, which are environment variables.
+The head of ``driver.cpp`` lists the settings of the card, which are environment variables.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def nvrtc() -> Path:
 
 @cache
 def built(folder: Path | None = None) -> Path:
-    """Return the directory of the stub's libraries; compile them unless they exist.
+    """Return the directory of the stub's libraries. Compile the libraries unless they exist.
 
     Parameters
     ----------
     folder : Path, optional
-        Directory of the libraries and of the kernels that they compile; by default all tests share one.
+        Directory of the libraries and of the kernels that they compile. By default, all tests share one directory.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def variables(forwarded: bool = False, **settings: str | Path | int | None) -> d
     Parameters
     ----------
     forwarded : bool
-        Whether the project's ``libcuda.so`` and ``libnvrtc.so`` forward to the stub, as they do to NVIDIA's libraries.
+        True if the project's ``libcuda.so`` and ``libnvrtc.so`` forward to the stub instead of NVIDIA's libraries.
     settings : str, Path, int or None
         Settings of the stub, without their prefix ``STUB_``: ``capability="12.0", oom_at=3``.
     """
@@ -88,9 +88,9 @@ def variables(forwarded: bool = False, **settings: str | Path | int | None) -> d
 
 
 def card(**settings: str | Path | int | None) -> dict[str, str | None]:
-    """Return `variables` with ``forwarded``; nothing with TEST_CARD, so that the card of the machine is used.
+    """Return `variables` with ``forwarded``, or nothing with TEST_CARD, so that the card of the machine is used.
 
-    TEST_CARD is ``quick``, or ``full`` for sizes that only a real card is fast enough for.
+    TEST_CARD is ``quick``, or ``full`` for large sizes, for which only a real card is fast enough.
     """
     return {} if "TEST_CARD" in os.environ else variables(True, **settings)
 
@@ -115,7 +115,7 @@ def _build(place: Path) -> None:
         _compile(forwarded, name, words, _kernels(place.parent))
         for link in (direct / name, direct / f"{name.partition('.so')[0]}.so"):
             _link(link, forwarded / name)
-    _link(forwarded / "libcublas.so", forwarded / "libcublas.so.12")  # the project has no library of its own for cuBLAS
+    _link(forwarded / "libcublas.so", forwarded / "libcublas.so.12")  # the project does not replace cuBLAS
     build_forwarders(forwarded)
 
 

@@ -1,5 +1,5 @@
-// Runs the threads of a block as threads of the machine, for ThreadSanitizer. It reports two threads that access the
-// same address without a barrier between the accesses, if one of them writes.
+// Run the threads of a block as threads of the machine, for ThreadSanitizer. The sanitizer reports two threads that
+// access the same address without a barrier between the accesses, if one of them writes.
 #pragma once
 
 #include <condition_variable>
@@ -12,16 +12,16 @@ namespace stub {
 constexpr bool are_watched = true; // threads may conflict even in kernels without barriers
 static thread_local dim3 thread_index;
 static std::mutex lock;
-static std::condition_variable all_are_there;
+static std::condition_variable all_have_arrived;
 static int n_running, n_waiting;
 static long n_barriers;
 
-static void let_go_when_all_wait() // the caller holds the lock
+static void release_if_all_wait() // the caller holds the lock
 {
     if (n_waiting && n_waiting == n_running) {
         n_waiting = 0;
         n_barriers++;
-        all_are_there.notify_all();
+        all_have_arrived.notify_all();
     }
 }
 
@@ -30,8 +30,8 @@ static void wait_for_the_others()
     std::unique_lock<std::mutex> guard(lock);
     long before = n_barriers;
     n_waiting++;
-    let_go_when_all_wait();
-    all_are_there.wait(guard, [before] { return n_barriers != before; });
+    release_if_all_wait();
+    all_have_arrived.wait(guard, [before] { return n_barriers != before; });
 }
 
 static void run_together(int n_threads)
@@ -44,7 +44,7 @@ static void run_together(int n_threads)
             body(arguments);
             std::lock_guard<std::mutex> guard(lock);
             n_running--; // barriers do not wait for threads that have returned
-            let_go_when_all_wait();
+            release_if_all_wait();
         });
     for (std::thread &thread : threads)
         thread.join();
