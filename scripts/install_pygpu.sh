@@ -134,11 +134,14 @@ if [ ! -x "$python" ] || [ ! -x "$patchelf" ]; then
     exit 66
 fi
 site_packages=$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+version=$("$python" -I -c 'import sysconfig; print(sysconfig.get_python_version())')
 
 if import_pygpu >/dev/null; then
     # An earlier version of this script set another path.
     if [ -f "$venv/lib/libgpuarray.so.3.0" ]; then set_rpath "$venv/lib/libgpuarray.so.3.0"; fi
     echo "pygpu is installed in $venv"
+elif [ "$version" != 3.11 ]; then
+    cannot "Debian 12's build is for Python 3.11, and $venv has Python $version."
 else
     echo "Installing pygpu from Debian 12's packages into $venv"
     tmp=$(mktemp -d)

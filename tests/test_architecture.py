@@ -28,7 +28,9 @@ COMMON = [
 # Modules without Theano, which every package of `pipeline` is allowed to import.
 PLAIN = ["kernels.activations", "kernels.network", "kernels.reference", "kernels.rules", "kernels.trust"]
 ALLOWED_IMPORTS = {
-    **{each: [] for each in ("progress", "watch", *COMMON, "gpu", "hdf5", "output")},
+    **{each: [] for each in ("pip", "progress", "watch", *COMMON, "hdf5", "output")},
+    "gpu": ["pip"],
+    "theano_installer": ["doctor.packages", "pip"],
     "cluster": ["gpu.driver"],
     "shards": ["hdf5", "output.records"],
     "scan": ["shards", "cluster"],
@@ -83,6 +85,7 @@ ALLOWED_IMPORTS = {
         "interop",
         "model",
         "output.disk",
+        "theano_installer",
     ],
     # setup.py installs this package next to pipeline, under its own name.
     "shardpress": ["commands", "features", "interop.estimator", "model"],

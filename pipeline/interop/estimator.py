@@ -15,7 +15,7 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.columns import Columns
-from pipeline.doctor.packages import PYTHON_ADVICE
+from pipeline.doctor.packages import missing_theano, unsuitable_python
 from pipeline.errors import ConfigError, DataError, DeviceError, printable
 from pipeline.interop.applying import compute, decode, encode, has_theano, is_lazy, reconstruction_errors
 from pipeline.model import Model, load_model
@@ -358,8 +358,8 @@ def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:
 def _check_for_theano() -> None:
     if not has_theano():
         raise DeviceError(
-            "TiedAutoencoder needs Theano for training, but Theano is not installed. A fitted estimator can transform "
-            f"without Theano. {PYTHON_ADVICE}"
+            "TiedAutoencoder needs Theano for training. A fitted estimator can transform without Theano. "
+            f"{unsuitable_python() or missing_theano()}"
         )
 
 

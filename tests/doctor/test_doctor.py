@@ -122,13 +122,13 @@ def test_invalid_theano_settings_are_reported_once(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_broken_packages_are_named_with_the_command_to_run(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
-    (broken / "numpy-2.4.6.dist-info").mkdir(parents=True)
+    (broken / "numpy-2.6.1.dist-info").mkdir(parents=True)
     (broken / "numpy.py").write_text("raise ImportError('half installed')")
     code, found = doctor(tmp_path, PYTHONPATH=broken)
     assert code == 78
-    assert found["packages"]["found"].startswith("numpy 2.4.6 ")
-    assert "<2,>=1.26.4" in found["packages"]["found"]
-    assert found["packages"]["fix"].endswith(" install 'numpy<2,>=1.26.4'")
+    assert found["packages"]["found"].startswith("numpy 2.6.1 ")
+    assert "<2.6,>=1.26.4" in found["packages"]["found"]
+    assert found["packages"]["fix"].endswith(" install 'numpy<2.6,>=1.26.4'")
     assert "half installed" in found["cpu"]["found"]
     assert found["compiler"]["status"] == "pass", "the other checks still run"
 
