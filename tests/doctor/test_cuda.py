@@ -76,7 +76,7 @@ def test_ptx_newer_than_the_driver_is_a_fault(driver: list[int]) -> None:
     check = found_of(nvrtc=newer, driver={**WORKING["driver"], "version": driver})["nvrtc"]
     assert check.status == "fail"
     assert "NVRTC" in check.fix
-    for version, ptx in (([12, 5], [8, 5]), ([12, 6], [8, 5])):  # NVRTC may be newer if its PTX is not
+    for version, ptx in (([12, 5], [8, 5]), ([12, 6], [8, 5])):  # a newer NVRTC is accepted if its PTX is not newer
         changed = {"driver": {**WORKING["driver"], "version": version}, "nvrtc": {**WORKING["nvrtc"], "ptx": ptx}}
         assert found_of(**changed)["nvrtc"].status == "pass"
 

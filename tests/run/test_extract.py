@@ -1,4 +1,7 @@
-"""Tests of the whole program on the CPU: the same rows give the same features in every way."""
+"""Tests of the whole program on the CPU: the same rows give the same features in every way.
+
+Sample: each dtype with one of two networks, and two of three signals; with TEST_CASES=all every combination.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from pipeline.features import open_features
 from pipeline.model import load_model
 from pipeline.output.disk import Disk
 from scripts.extract import main
+from tests.support.cases import cross, sample
 from tests.support.helpers import write_shard
 from tests.support.logged import COMPLETE, mentions
 from tests.support.tolerances import TOLERANCES
@@ -34,11 +38,10 @@ def rows(n_rows: int, n_inputs: int = 12, dtype: Any = np.float32, seed: int = 1
     return (20 * found + 100).clip(0, 255).astype(dtype)
 
 
-@pytest.fixture
-def shards(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write two shards, longer than a tile of the encoder, with labels."""
-    folder = tmp_path / "shards"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("shards")
     x = rows(3500)
     for i, part in enumerate((x[:2100], x[2100:])):
         write_shard(folder / f"{i}.h5", part, extras={"y": np.arange(len(part)) % 3})
@@ -47,6 +50,18 @@ def shards(tmp_path: Path) -> Path:
 
 def features(folder: Path, output: Path, *flags: str) -> np.ndarray:
     assert main(["--input", str(folder), "--output", str(output), *QUICK, *flags]) == 0
+    return features_in(output)
+
+
+@pytest.fixture(scope="module")
+def finished(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the output of a finished run over the shards, which tests only read."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    features(shards, output)
+    return output
+
+
+def features_in(output: Path) -> np.ndarray:
     return np.asarray(open_features(output).features.compute())
 
 
@@ -54,8 +69,8 @@ def features(folder: Path, output: Path, *flags: str) -> np.ndarray:
 
 
 @pytest.mark.process
-def test_equal_seeds_give_equal_bits(shards: Path, tmp_path: Path) -> None:
-    first = features(shards, tmp_path / "a")
+def test_equal_seeds_give_equal_bits(shards: Path, finished: Path, tmp_path: Path) -> None:
+    first = features_in(finished)
     second = features(shards, tmp_path / "b")
     assert first.tobytes() == second.tobytes()
     assert not np.array_equal(first, features(shards, tmp_path / "c", "--seed", "1"))
@@ -64,8 +79,10 @@ def test_equal_seeds_give_equal_bits(shards: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "flags", [["--block-rows", "1"], ["--block-rows", "1500"], ["--threads", "1"], ["--threads", "5"]], ids=" ".join
 )
-def test_block_size_and_threads_do_not_change_a_bit(shards: Path, tmp_path: Path, flags: list[str]) -> None:
-    assert features(shards, tmp_path / "a").tobytes() == features(shards, tmp_path / "b", *flags).tobytes()
+def test_block_size_and_threads_do_not_change_a_bit(
+    shards: Path, finished: Path, tmp_path: Path, flags: list[str]
+) -> None:
+    assert features_in(finished).tobytes() == features(shards, tmp_path / "b", *flags).tobytes()
 
 
 def test_streamed_and_resident_rows_give_equal_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -85,42 +102,41 @@ def test_streamed_and_resident_rows_give_equal_features(tmp_path: Path, caplog: 
 @pytest.mark.parametrize(
     "options", [{"chunks": (100, 5), "compression": "gzip"}, {"compression": "lzf", "shuffle": True}]
 )
-def test_the_storage_of_rows_does_not_change_a_bit(shards: Path, tmp_path: Path, options: dict) -> None:
+def test_the_storage_of_rows_does_not_change_a_bit(shards: Path, finished: Path, tmp_path: Path, options: dict) -> None:
     stored = tmp_path / "stored"
     stored.mkdir()
     for path in shards.iterdir():
         with h5py.File(path) as file:
             write_shard(stored / path.name, file["X"][:], extras={"y": file["y"][:]}, **options)
-    assert features(shards, tmp_path / "a").tobytes() == features(stored, tmp_path / "b").tobytes()
+    assert features_in(finished).tobytes() == features(stored, tmp_path / "b").tobytes()
 
 
-def test_a_given_model_gives_the_same_features_without_training(shards: Path, tmp_path: Path) -> None:
-    trained = features(shards, tmp_path / "a")
-    encoded = features(shards, tmp_path / "b", "--model", str(tmp_path / "a"))
-    assert trained.tobytes() == encoded.tobytes()
+def test_a_given_model_gives_the_same_features_without_training(shards: Path, finished: Path, tmp_path: Path) -> None:
+    encoded = features(shards, tmp_path / "b", "--model", str(finished))
+    assert features_in(finished).tobytes() == encoded.tobytes()
     assert "training" not in json.loads((tmp_path / "b" / "report.json").read_text())
 
 
-def test_features_can_be_the_input_of_a_run(shards: Path, tmp_path: Path) -> None:
-    features(shards, tmp_path / "a")
-    again = features(tmp_path / "a" / "parts", tmp_path / "b", "--n-features", "2")
+def test_features_can_be_the_input_of_a_run(finished: Path, tmp_path: Path) -> None:
+    again = features(finished / "parts", tmp_path / "b", "--n-features", "2")
     assert again.shape == (3500, 2)
 
 
 # -- correct features --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", ["uint8", "float32", "float64", "int64"])
-def test_features_equal_the_numpy_encoder(tmp_path: Path, dtype: str) -> None:
+DEEP = ["--hidden", "12,11", "--activation", "leaky-relu", "--decoder-gain", "--start", "components"]
+DEEP += ["--corruption", "0.2", "--weight-decay", "0.01"]
+
+
+@pytest.mark.parametrize(("dtype", "flags"), cross(["uint8", "float32", "float64", "int64"], [[], DEEP]))
+def test_features_equal_the_numpy_encoder(tmp_path: Path, dtype: str, flags: list[str]) -> None:
     x = rows(1500, dtype=dtype)
     write_shard(tmp_path / "x.h5", x)
-    deep = ("--hidden", "12,11", "--activation", "leaky-relu", "--decoder-gain", "--start", "components")
-    for flags in ((), (*deep, "--corruption", "0.2", "--weight-decay", "0.01")):
-        found = features(tmp_path / "x.h5", tmp_path / f"out{len(flags)}", *flags)
-        model = load_model(tmp_path / f"out{len(flags)}")
-        tolerance = TOLERANCES["cpu", "float32", "features"]
-        assert model.network.n_layers == (3 if flags else 2)
-        assert np.allclose(found, model.encode(x), rtol=0, atol=tolerance)
+    found = features(tmp_path / "x.h5", tmp_path / "out", *flags)
+    model = load_model(tmp_path / "out")
+    assert model.network.n_layers == (3 if flags else 2)
+    assert np.allclose(found, model.encode(x), rtol=0, atol=TOLERANCES["cpu", "float32", "features"])
 
 
 def test_the_default_settings_learn(tmp_path: Path) -> None:
@@ -133,10 +149,9 @@ def test_the_default_settings_learn(tmp_path: Path) -> None:
     assert np.mean((y - scaled) ** 2) < 0.2 * scaled.var(axis=0).mean()
 
 
-def test_labels_and_features_have_the_same_order_in_the_index(shards: Path, tmp_path: Path) -> None:
-    found = features(shards, tmp_path / "out")
-    with h5py.File(tmp_path / "out" / "index.h5") as index:
-        assert np.array_equal(index["features"][:], found)
+def test_labels_and_features_have_the_same_order_in_the_index(finished: Path) -> None:
+    with h5py.File(finished / "index.h5") as index:
+        assert np.array_equal(index["features"][:], features_in(finished))
         assert np.array_equal(index["y"][:], np.concatenate([np.arange(2100) % 3, np.arange(1400) % 3]))
         assert index["valid"][:].all()
         assert json.loads(index.attrs["config"])["n_features"] == 5
@@ -172,12 +187,13 @@ def test_bad_rows_stop_a_run_before_training(tmp_path: Path, caplog: pytest.LogC
     assert not (tmp_path / "out" / "manifest.json").exists()
 
 
-def test_bad_rows_stop_a_run_with_a_given_model(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    features(shards, tmp_path / "a")
+def test_bad_rows_stop_a_run_with_a_given_model(
+    finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     x = rows(1500)
     x[1100, 3] = -np.inf
     write_shard(tmp_path / "x.h5", x)
-    flags = ["--input", str(tmp_path / "x.h5"), "--output", str(tmp_path / "b"), "--model", str(tmp_path / "a")]
+    flags = ["--input", str(tmp_path / "x.h5"), "--output", str(tmp_path / "b"), "--model", str(finished)]
     assert main(flags) == 65
     assert mentions(caplog.text, f"file={tmp_path / 'x.h5'}", "-inf", 1100, 3)
 
@@ -235,18 +251,20 @@ class Interrupted(Disk):
 
 
 def test_an_interrupt_exits_with_130_and_leaves_no_partial_file(
-    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shards: Path, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     out = tmp_path / "out"
     flags = ["--input", str(shards), "--output", str(out), "--threads", "1", *QUICK]
     assert run_cli("", flags, Interrupted()) == 130
     assert len(list((out / "parts").iterdir())) == 1
     assert not (out / "manifest.json").exists()
-    assert features(shards, out, "--threads", "1").tobytes() == features(shards, tmp_path / "b").tobytes()
+    assert features(shards, out, "--threads", "1").tobytes() == features_in(finished).tobytes()
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", sample([signal.SIGINT, signal.SIGTERM, signal.SIGHUP], 2), ids=lambda each: each.name
+)
 def test_a_signal_ends_a_process_cleanly(shards: Path, tmp_path: Path, number: int) -> None:
     """The shell or scheduler that waits for the process sees which signal ended it."""
     command = [sys.executable, "scripts/extract.py", "--input", str(shards), "--output", str(tmp_path / "out")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import shutil
 import signal
 from pathlib import Path
@@ -19,14 +18,10 @@ PHASES = ("start", "scan", "training", "encoding", "finishing")
 
 @pytest.mark.process
 def test_a_run_killed_in_any_phase_resumes_with_the_same_bits(victim: Victim) -> None:
-    found = list(rounds(victim, len(PHASES), seed=1))
+    """One of the runs is killed again: the seed chooses the one that is killed in training, while it encodes."""
+    found = list(rounds(victim, len(PHASES), seed=9))
     assert [kills[0].is_rerun for kills, _ in found] == [False] * len(PHASES)
-
-
-@pytest.mark.process
-def test_a_run_killed_repeatedly_resumes_with_the_same_bits(victim: Victim, tmp_path: Path) -> None:
-    kills, _ = victim.round(tmp_path / "out", ["training", "training", "encoding"], random.Random(1))
-    assert [kill.is_rerun for kill in kills] == [False, True, True][: len(kills)]
+    assert all(kill.is_rerun for kills, _ in found for kill in kills[1:])
 
 
 # -- the checks themselves ---------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def test_a_run_whose_directory_was_moved_stops_and_harms_no_run(workspace: Works
     assert run_seen_by_readers(out) is not None
     assert invalid_entries(out) == leftovers(out) == []
     assert workspace.run(out, *STEPS, *OTHER) == 0
-    assert workspace.run(old, *STEPS) == 0, "it can be resumed in the new place"
+    assert workspace.run(old, *STEPS) == 0, "the moved run can be resumed"
     assert features_of(old) != features_of(out)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -10,10 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.run.training_stage import TrainingStage
+from tests.support import standin
 from tests.support.helpers import write_shard
+from tests.support.interruptions import undisturbed_features
 from tests.support.killing import Program, Victim, features_of
 from tests.support.logged import COMPLETE, STARTED_NOTHING, mentions
 from tests.support.processes import DEADLINE, LAST_LINE, Small, ends_well, patch_program
+from tests.support.standin import Workspace
 
 pytestmark = pytest.mark.process
 
@@ -97,8 +102,8 @@ def test_environment_variables_of_theano_are_logged(small: Small, tmp_path: Path
 
 
 def test_a_finished_run_is_recognized_within_two_seconds(victim: Victim) -> None:
-    seconds = []
-    for _ in range(3):  # processor time of the fastest of three runs, because the machine may be busy
+    seconds: list[float] = []  # processor time
+    while len(seconds) < 3 and min(seconds, default=2) >= 2:  # up to three runs, because the machine may be busy
         process = victim.program.start(victim.undisturbed)
         assert process.stdout is not None
         outputs = process.stdout.read().decode()
@@ -111,27 +116,19 @@ def test_a_finished_run_is_recognized_within_two_seconds(victim: Victim) -> None
     assert min(seconds) < 2
 
 
-INTERNAL_ERROR = """
-from pipeline.run.training_stage import TrainingStage
-from pipeline.signals import leave
-from scripts.extract import main
-def broken(*_):
-    raise AssertionError("impossible")
-TrainingStage.make = broken
-leave(main())
-"""
+def test_an_internal_error_asks_for_a_report(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise AssertionError("impossible")
 
-
-def test_an_internal_error_asks_for_a_report(small: Small, tmp_path: Path) -> None:
-    ended = patch_program(small, INTERNAL_ERROR).run(tmp_path / "out")
-    assert ended.code == 70
-    assert ended.has_line(" CRITICAL .*\\breport\\b")
-    assert LAST_LINE.search(ended.lines[-1])
-    log = (tmp_path / "out" / "run.log").read_text()
-    assert " CRITICAL " in log
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingStage, "make", broken)
+        assert workspace.run(out) == 70
+    log = (out / "run.log").read_text()
+    assert re.search(r" CRITICAL .*\breport\b", log)
     assert "AssertionError: impossible" in log
-    assert small.program().run(tmp_path / "out").code == 0
-    assert features_of(tmp_path / "out") == small.features
+    assert LAST_LINE.search(log.splitlines()[-1])
+    assert workspace.run(out) == 0
+    assert standin.features_of(out) == undisturbed_features(workspace)
 
 
 def no_input(folder: Path) -> list[str]:

@@ -378,7 +378,7 @@ def test_readers_see_whole_results_while_runs_replace_them(workspace: Workspace,
     reader.start()
     try:
         n_runs = 0
-        while not wrong and (n_runs < 10 or visible != whole):
+        while not wrong and (n_runs < 6 or visible != whole):
             assert workspace.run(out, *([], OTHER)[n_runs % 2], "--overwrite") == 0
             n_runs += 1
     finally:

@@ -1,4 +1,8 @@
-"""Tests of stopping real processes: by signals, or because their log or terminal was closed."""
+"""Tests of stopping real processes: by signals, or because their log or terminal was closed.
+
+Sample: two of three levels of the log, and two of three ways to lose the standard streams; with TEST_CASES=all every
+one.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cases import sample
 from tests.support.interpreters import REPOSITORY
 from tests.support.killing import EndedRun, Victim, committed, features_of
 from tests.support.logged import mentions, resumed_step
@@ -25,11 +30,18 @@ pytestmark = pytest.mark.process
 # -- signals ----------------------------------------------------------------------------------------------------------
 
 
+def with_model(victim: Victim) -> tuple[str, ...]:
+    return "--model", str(victim.undisturbed)
+
+
 def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[EndedRun, Path]:
-    """Return a run that received signals after some, but not all, of its parts were committed."""
+    """Return a run that received signals after some, but not all, of its parts were committed.
+
+    It encodes with a given model, since training would only delay it.
+    """
     for attempt in range(20):
         output = folder / str(attempt)
-        process = victim.program.start(output)
+        process = victim.program.start(output, *with_model(victim))
         deadline = time.monotonic() + DEADLINE
         while not list(output.glob("commits/part-*")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -52,7 +64,7 @@ def check_stopped_run(victim: Victim, folder: Path, number: signal.Signals) -> N
     assert 0 < int(last[2]) < victim.n_rows
     assert not ended.has_line("Traceback")
     assert list(output.rglob("*.writing")) == []
-    victim.resume(output)
+    victim.resume(output, *with_model(victim))
 
 
 def test_sigterm_while_encoding_can_be_resumed(victim: Victim, tmp_path: Path) -> None:
@@ -67,7 +79,7 @@ def test_a_second_sigint_ends_the_run_at_once(victim: Victim, tmp_path: Path) ->
     ended, output = stopped_while_encoding(victim, tmp_path, signal.SIGINT, signal.SIGINT)
     assert ended.code == -signal.SIGINT
     assert not ended.has_line("Traceback")
-    victim.resume(output)
+    victim.resume(output, *with_model(victim))
 
 
 def test_sigterm_in_training_saves_a_checkpoint(victim: Victim, tmp_path: Path) -> None:
@@ -136,7 +148,7 @@ def test_a_run_with_nohup_survives_its_terminal(victim: Victim, tmp_path: Path) 
 # -- no reader of the log ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["--quiet", "--no-quiet", "--verbose"])
+@pytest.mark.parametrize("mode", sample(["--quiet", "--no-quiet", "--verbose"], 2))
 def test_a_closed_pipe_of_the_log_does_not_stop_the_run(small: Small, tmp_path: Path, mode: str) -> None:
     process = small.program().start(tmp_path / "out", mode)
     assert process.stdout is not None
@@ -150,7 +162,7 @@ def test_a_closed_pipe_of_the_log_does_not_stop_the_run(small: Small, tmp_path: 
     assert "Traceback" not in log
 
 
-@pytest.mark.parametrize("streams", [">&- 2>&-", "<&- >&- 2>&-", ">/dev/full 2>&1"])
+@pytest.mark.parametrize("streams", sample(["<&- >&- 2>&-", ">&- 2>&-", ">/dev/full 2>&1"], 2))
 def test_unusable_standard_streams_do_not_stop_the_run(small: Small, tmp_path: Path, streams: str) -> None:
     program = small.program()
     output = tmp_path / "out"

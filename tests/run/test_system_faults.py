@@ -1,4 +1,8 @@
-"""Tests of whole runs with failing system calls and under system limits: a sample of ``make soak``."""
+"""Tests of whole runs with failing system calls and under system limits: a sample of ``make soak``.
+
+Sample: every 1st to 149th call, and three or four values of each limit; `tests.support.failing_calls` and
+`tests.support.ulimits` inject all.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.cases import sample
 from tests.support.failing_calls import EndedRun, Fault, Runs, Scenario, problem_of, started_runs, sweep
 from tests.support.faulty import forked
 from tests.support.readonly_disk import abort_at_calls, reason_to_skip
@@ -44,15 +49,15 @@ def scenario(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 @pytest.mark.parametrize(
     ("kind", "where", "calls", "code", "always", "every"),
     [
-        ("new", "output", EVERY_CHANGE, errno.EIO, False, 43),
-        ("new", "output", EVERY_CHANGE, errno.EROFS, True, 71),
-        ("new", "output", EVERY_CALL, errno.EIO, True, 97),
-        ("new", "output", "read", errno.EIO, False, 17),
-        ("new", "shards", "read", errno.EIO, True, 17),
+        ("new", "output", EVERY_CHANGE, errno.EIO, False, 89),
+        ("new", "output", EVERY_CHANGE, errno.EROFS, True, 109),
+        ("new", "output", EVERY_CALL, errno.EIO, True, 149),
+        ("new", "output", "read", errno.EIO, False, 37),
+        ("new", "shards", "read", errno.EIO, True, 29),
         ("new", "shards", "list", errno.EIO, True, 1),
-        ("resumed", "output", "read", errno.EIO, False, 9),
-        ("resumed", "output", "stat", errno.EIO, True, 11),
-        ("finished", "output", "read", errno.EIO, True, 9),
+        ("resumed", "output", "read", errno.EIO, False, 29),
+        ("resumed", "output", "stat", errno.EIO, True, 31),
+        ("finished", "output", "read", errno.EIO, True, 19),
     ],
 )
 def test_calls_that_fail_lose_nothing(
@@ -82,14 +87,14 @@ def test_inputs_need_no_locks(scenario: Callable[[str], Scenario]) -> None:
     assert scenario("new").run(fault).n_calls == 0
 
 
-@pytest.mark.parametrize("limit", [12, 14, 17, 20, 24, 32])
+@pytest.mark.parametrize("limit", sample([12, 14, 17, 20, 24, 32], 3))
 def test_a_low_limit_of_open_files_ends_a_run_with_a_message(scenario: Callable[[str], Scenario], limit: int) -> None:
     code, wrong = scenario("new").run_and_rerun(RLIMIT_NOFILE=limit)
     assert wrong == ""
     assert code in (0, 71)
 
 
-@pytest.mark.parametrize("limit", [0, 1, 100, 3000, 10_000, 40_000])
+@pytest.mark.parametrize("limit", sample([0, 1, 100, 3000, 10_000, 40_000], 4))
 def test_a_limit_of_file_sizes_ends_a_run_with_a_message(scenario: Callable[[str], Scenario], limit: int) -> None:
     code, wrong = scenario("new").run_and_rerun(RLIMIT_FSIZE=limit)
     assert wrong == ""
@@ -100,7 +105,7 @@ def test_a_disk_that_turns_read_only_loses_nothing(tmp_path: Path) -> None:
     """The disk is a real one; it turns read-only at a sample of moments."""
     if why := reason_to_skip():
         pytest.skip(why)
-    code, codes = forked(lambda: abort_at_calls(tmp_path, every=40))
+    code, codes = forked(lambda: abort_at_calls(tmp_path, every=58))
     assert code == 0
     assert sum(codes.values()) >= 4
     assert set(codes) <= {"73", "74"}

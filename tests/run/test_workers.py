@@ -116,8 +116,7 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
     small: Small, tmp_path: Path, certificates: dict[str, str]
 ) -> None:
     with Cluster(tmp_path / "cluster", **certificates, DASK_DISTRIBUTED__COMM__DEFAULT_SCHEME="tls") as cluster:
-        for i in range(3):
-            cluster.start_worker(f"w{i}")
+        cluster.start_worker("w0")
         address = json.loads(cluster.file.read_text())["address"]
         assert address.startswith("tls://127.0.0.1:")
         host, port = address.removeprefix("tls://").split(":")
@@ -130,7 +129,7 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
     assert features_of(tmp_path / "out") == small.features
     reported = json.loads((tmp_path / "out" / "report.json").read_text())["cluster"]
     assert (reported["kind"], reported["address"]) == ("scheduler", address)
-    assert {worker["name"] for worker in reported["workers"]} >= {"w0"}
+    assert {worker["name"] for worker in reported["workers"]} == {"w0"}
 
 
 def test_another_machine_without_tls_is_refused_at_the_start(small: Small, tmp_path: Path) -> None:

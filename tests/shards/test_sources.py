@@ -262,7 +262,7 @@ def test_flipped_bit_in_a_part_is_found_by_its_digest(output):
     assert ([shard.n_rows for shard in shards], left_out) == ([3, 4], ["part-8.h5"])
 
 
-def test_part_of_another_size_than_in_the_manifest_is_refused(output):
+def test_part_with_a_size_different_from_the_manifest_is_refused(output):
     for key, value, phrase in [("n_rows", 5, "2 rows, expected 5"), ("n_bytes", 5, "expected 5")]:
         with case(key, value, phrase):
             directory = output(lambda lines, key=key, value=value: [lines[0], {**lines[1], key: value}, lines[2]])

@@ -91,7 +91,7 @@ def virtual_dataset(folder: Path) -> Path:
 # -- excessive sizes --------------------------------------------------------------------------------------------------
 
 
-def _of_widths(folder: Path, widths: tuple[int, ...], create: Callable[[h5py.File], object]) -> Path:
+def _with_widths(folder: Path, widths: tuple[int, ...], create: Callable[[h5py.File], object]) -> Path:
     def change(file: h5py.File) -> None:
         file.attrs["widths"] = list(widths)
         create(file)
@@ -102,7 +102,7 @@ def _of_widths(folder: Path, widths: tuple[int, ...], create: Callable[[h5py.Fil
 def compressed(folder: Path) -> Path:
     """Write a matrix of zeros, compressed a thousandfold."""
     zeros = np.zeros((2**10, 2**12), "<f4")
-    return _of_widths(
+    return _with_widths(
         folder,
         (2**10, 2**12, 3),
         lambda file: file.create_dataset("W_1", data=zeros, chunks=zeros.shape, compression="gzip"),
@@ -112,13 +112,15 @@ def compressed(folder: Path) -> Path:
 def never_written(folder: Path) -> Path:
     """Write a matrix of 8 GiB in chunks that were never written."""
     shape = (2**16, 2**15)
-    return _of_widths(folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4", chunks=(2**10, 2**10)))
+    return _with_widths(
+        folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4", chunks=(2**10, 2**10))
+    )
 
 
 def never_allocated(folder: Path) -> Path:
     """Write only the header of a contiguous matrix of 8 TiB."""
     shape = (2**20, 2**21)
-    return _of_widths(folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4"))
+    return _with_widths(folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4"))
 
 
 def forged_shape(folder: Path) -> Path:

@@ -315,15 +315,15 @@ class Victim:
         shutil.rmtree(output)
         return kills, seconds
 
-    def resume(self, output: Path) -> EndedRun:
-        """Run the same command again to its end, and check its results.
+    def resume(self, output: Path, *flags: str) -> EndedRun:
+        """Run the same command, with the same additional flags, again to its end, and check its results.
 
         Raises
         ------
         CheckFailed
         """
         before = committed(output)
-        ended = self.program.run(output)
+        ended = self.program.run(output, *flags)
         self._must_end(ended, output)
         self.check(output)
         _must_use(before, ended, output)

@@ -125,18 +125,25 @@ class Scenario:
         self._n_records = len(records(output))
         self._names = named(output)
 
-    def calls_of_each_kind(self) -> list[int]:
+    def calls_of_each_kind(self, other: Scenario | None = None) -> list[int]:
         """Return the number of one call of each kind. Calls of a kind have the same method and the same kind of file.
 
-        If a kind has several calls, the first, the last or a middle one is chosen in turn.
+        If a kind has several calls, the first, the last or a middle one is chosen in turn. Kinds of calls that the run
+        `other` has as well are left out.
         """
+        known = other.calls_by_kind() if other else {}
+        numbers = [same for kind, same in self.calls_by_kind().items() if kind not in known]
+        return sorted(same[turn % len(same)] for turn, same in enumerate(numbers))
+
+    def calls_by_kind(self) -> dict[tuple[str, str], list[int]]:
+        """Return the numbers of the calls of each kind."""
         numbers: dict[tuple[str, str], list[int]] = {}
         for number, (name, argument) in enumerate(self.calls):
             file = ""
             if not isinstance(argument, memoryview):
                 file = re.sub("[0-9a-f]{32}|[0-9]+", "#", Path(str(argument)).name)
             numbers.setdefault((name, file), []).append(number)
-        return sorted(same[turn % len(same)] for turn, same in enumerate(numbers.values()))
+        return numbers
 
     def new_output(self) -> Path:
         """Return an output directory in the state before the run."""
