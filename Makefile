@@ -1,4 +1,5 @@
-# make run and make test need only Python 3.11 and a C++ compiler. They create .venv themselves.
+# make run and make test need only Python 3.11 to 3.14 and a C++ compiler. They create .venv themselves. PYTHON=3.13
+# chooses a version.
 
 # Tests start hundreds of processes. Without bytecode files each would compile the modules of the checkout again.
 export PYTHONDONTWRITEBYTECODE =
@@ -130,6 +131,8 @@ clean: ## remove virtual environments and caches; keep data/, sample/ and featur
 	rm -rf .venv .venv-peers .venv-readers .report-check .nvrtc build pipeline/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
+export PYTHON
+
 $(STAMP): setup.py pipeline/hdf5/filters/lzf.c pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
 	scripts/setup.sh
 
@@ -157,4 +160,10 @@ $(STAMP): setup.py pipeline/hdf5/filters/lzf.c pyproject.toml constraints.txt sc
 # A virtual environment is unusable after a move of the checkout or the loss of its interpreter: create it again.
 ifneq "$(shell test -x $(PYTHON_OF_VENV) && cat $(STAMP) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(STAMP)
+else ifdef PYTHON
+# Create it again if it has another version of Python, too.
+VERSION_OF_VENV := $(shell $(PYTHON_OF_VENV) -c 'import sys; print("%d.%d" % sys.version_info[:2], sys._base_executable)')
+ifeq "$(filter $(PYTHON),$(VERSION_OF_VENV))" ""
+.PHONY: $(STAMP)
+endif
 endif
