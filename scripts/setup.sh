@@ -151,6 +151,10 @@ find_python() {
 }
 
 choose_python() {
+    if [[ ${PYTHON:-} == 3.* && " ${versions[*]} " != *" $PYTHON "* ]]; then
+        say "PYTHON=$PYTHON, expected one of ${versions[*]}, or the path of an interpreter" >&2
+        exit 64
+    fi
     find_python && return
     # Debian's own version. Its packages without a number may be installed without the modules that venv needs.
     if [ -z "${PYTHON:-}" ] && can_install && apt_install python3 python3-venv python3-dev && find_python; then
