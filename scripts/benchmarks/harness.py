@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -171,8 +171,9 @@ class Program:
         """Do the work a number of times, and return the mean seconds."""
         assert self._process.stdin is not None
         time.sleep(_PAUSE_SECONDS)
-        self._process.stdin.write(f"{times}\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # the missing answer is reported below
+            self._process.stdin.write(f"{times}\n")
+            self._process.stdin.flush()
         return float(self._read_line()) / times
 
     def __enter__(self) -> Program:

@@ -228,9 +228,7 @@ def test_shards_of_every_layout_hold_the_same_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_peak_memory_is_that_of_the_program_alone(tmp_path: Path) -> None:
+def test_peak_memory_is_that_of_the_program_alone() -> None:
     """It does not include the process that started the program."""
-    shards = bench.make_shards(tmp_path / "shards", 200, 1, dtype="u1", n_inputs=8)
-    heap = np.ones(2**29, np.uint8)
-    peak = bench.extract("--input", shards, "--output", tmp_path / "out", "--epochs", 1)
-    assert 2**26 < peak < len(heap)
+    heap = np.ones(2**27, np.uint8)
+    assert 2**23 < bench.extract("--version") < len(heap)
