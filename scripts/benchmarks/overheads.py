@@ -39,7 +39,7 @@ Pair = dict[str, Callable[[], float]]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    add_options(parser, "overheads", 5)
+    add_options(parser, "overheads", 5, CASES)
     parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the data (default: %(default)s)")
 
 
@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
     shards = synthetic_shards(folder, options.gigabytes, 8)
     print(f"{options.gigabytes} GB of float32, {backend.start()}, {options.rounds} rounds", flush=True)
     results = {}
-    for name, (case, factor) in CASES.items():
+    for name in options.cases or CASES:
+        case, factor = CASES[name]
         pair = case(folder, shards)
         interleave(pair, 1)  # warms the caches
         results[name] = interleave(pair, factor * options.rounds)
@@ -131,5 +132,5 @@ def digest_files(folder: Path) -> None:
 CASES: dict[str, tuple[Callable[[Path, Path], Pair], int]] = {
     "encoding": (encoding, 5),
     "training": (training, 1),
-    "finished run": (finished_run, 1),
+    "finished-run": (finished_run, 1),
 }

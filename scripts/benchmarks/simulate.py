@@ -138,8 +138,8 @@ class World:
         """Wait for a resource and use it for some time."""
         if seconds <= 0:
             return
-        with self.resources[name].request(priority=1) as turn:
-            yield turn
+        with self.resources[name].request(priority=1) as request:
+            yield request
             if name in ("driver", "scheduler") and self.cluster.shared_cores:
                 # Driver and scheduler also need a core. The kernel prefers processes that have slept.
                 with self.resources["cores"].request(priority=0) as core:
