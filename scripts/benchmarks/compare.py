@@ -421,8 +421,10 @@ def growth(bench: Bench) -> None:
     n_rows = int(GROWTH_ROWS * bench.size)
     cases = {
         "rows x1": (n_rows, 4),
+        "rows x4": (4 * n_rows, 4),
         "rows x16": (16 * n_rows, 4),
         "1 shard": (4 * n_rows, 1),
+        "10 shards": (4 * n_rows, 10),
         "1000 shards": (4 * n_rows, 1000),
     }
     seconds = {}
