@@ -88,7 +88,7 @@ soak-architectures:
 
 bench: setup .venv-peers/.complete ## compare speed with JAX, PyTorch and scikit-learn
 	$(PYTHON_OF_VENV) scripts/make_data.py
-	$(PYTHON_OF_VENV) scripts/benchmarks/run.py races
+	$(PYTHON_OF_VENV) scripts/benchmarks/run.py compare
 
 overheads: setup ## measure the cost of checks, digests and syncs
 	$(PYTHON_OF_VENV) scripts/benchmarks/run.py overheads

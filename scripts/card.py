@@ -1,4 +1,4 @@
-"""Test shardpress on a machine with a CUDA card: doctor, tests, a whole run, benchmarks, and one page of results.
+"""Test shardpress on a machine with a CUDA card: doctor, tests, a run, a comparison, and one page of results.
 
     make card                                     into card/NAME OF THE CARD/, in at most nine minutes
     .venv/bin/python scripts/card.py --quick      small sizes, a fraction of the data, one epoch
@@ -26,7 +26,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO
 
-from scripts.benchmarks.race import PEERS
+from scripts.benchmarks.harness import PEERS
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/kernels/test_card.py", "tests/kernels/test_devices.py")
@@ -100,7 +100,7 @@ def steps(folder: Path, device: str, quick: bool) -> dict[str, Step]:
         "classify": (("scripts/classify.py", "--features", features, "--test", encoded), on_cpu),
         "cpu": ((*extract, train, "--output", cpu_features, "--model", features), on_cpu),
         "agree": (("-m", "tests.support.compare_features", features, cpu_features, device), {}),
-        "races": ((*benchmark_command(device, quick), "--output", folder / "bench"), {}),
+        "compare": ((*comparison(device, quick), "--output", folder / "bench"), {}),
     }
 
 
@@ -111,9 +111,9 @@ def inputs(quick: bool) -> tuple[str, str]:
     return "data/fashion-mnist-train-*.h5", "data/fashion-mnist-test"
 
 
-def benchmark_command(device: str, quick: bool) -> list[str]:
-    """Return the command that compares shardpress with other programs on the card."""
-    command = ["scripts/benchmarks/run.py", "races", "device", "--device", device]
+def comparison(device: str, quick: bool) -> list[str]:
+    """Return the command of the speed comparison."""
+    command = ["scripts/benchmarks/run.py", "compare", "device", "--device", device]
     if not PEERS.exists():
         command.append("--without-peers")
     if quick:

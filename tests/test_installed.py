@@ -20,9 +20,8 @@ from tests.support.interpreters import REPOSITORY, environment
 from tests.support.logged import mentions
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
-# Scripts that work without our packages: the benchmarks start contestants.py in other environments, and the other two
-# scripts work with any Python.
-OTHERS = ("contestants.py", "report_check.py", "doctor.py")
+# The checks of pages and of missing packages work with any Python.
+OTHERS = ("report_check.py", "doctor.py")
 STARTED = [path for path in SCRIPTS if "__main__" in path.read_text() and path.name not in OTHERS]
 OLDEST = (3, 6)
 

@@ -16,7 +16,7 @@ from distributed.deploy.subprocess import SubprocessCluster
 
 from pipeline.cluster.stats import WorkerStats
 from pipeline.cluster.workers import ClusterExecutor
-from scripts.benchmarks.common import ROOT
+from scripts.benchmarks.harness import ROOT
 
 # The HTTP server would listen on every interface by default.
 _DASHBOARD = "127.0.0.1:0"
@@ -33,7 +33,7 @@ class LocalCluster:
 
 @contextmanager
 def local_cluster(folder: Path, n_workers: int, **variables: str) -> Iterator[LocalCluster]:
-    """Start a scheduler and workers with additional environment variables; end them at the end of the context."""
+    """Start a scheduler and workers with additional environment variables; end them with the context."""
     # A run refuses workers in directories that other users can write.
     options = {"dashboard_address": _DASHBOARD, "local_directory": str(folder.resolve()), "memory_limit": 0}
     with patch.dict(os.environ, {"PYTHONPATH": str(ROOT), **variables}):

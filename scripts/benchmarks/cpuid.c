@@ -1,4 +1,4 @@
-/* If preloaded, hides instructions beyond AVX2 from a process, for races in which all programs are limited to AVX2.
+/* If preloaded, hides instructions beyond AVX2 from a process, to compare programs that are all limited to AVX2.
  *
  * JAX's products come from a library that has no setting for this and asks the processor with `cpuid`. If Linux and the
  * processor can make this instruction fail (cpuid_fault in /proc/cpuinfo), it fails, and the handler below answers

@@ -3,8 +3,8 @@
     run.py overheads                      2 GB of synthetic rows in overheads/
     run.py overheads --gigabytes 0.2 --rounds 3
 
-The two contestants of each pair take turns, and the result is the ratio of their times. The cheap one writes the same
-files without a digest, a sync or a record, or trains without checkpoints.
+Each case measures two programs alternately, and prints the ratio of their times. The first one writes the same files
+without a digest, a sync or a record, or trains without checkpoints.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from statistics import median
 from unittest.mock import patch
 
 from kernels import backend
@@ -29,18 +28,19 @@ from pipeline.output.records import Entry
 from pipeline.run.engine import run as run_pipeline
 from pipeline.settings.config import Config
 from pipeline.training.loop import CheckpointPolicy
-from scripts.benchmarks.common import fresh, median_ratio, script, seconds_of, synthetic_shards, take_turns
+from scripts.benchmarks.harness import add_options, fresh, interleave, print_times, script, seconds_of, synthetic_shards
 from scripts.benchmarks.tasks import compute_and_commit, encoding_tasks
 
 N_WRITERS = len(os.sched_getaffinity(0)) + 2  # the default of a run
 
+Pair = dict[str, Callable[[], float]]
+"""Two programs, which return their seconds."""
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
-    add = parser.add_argument
-    add("--gigabytes", type=float, default=2.0, help="size of the data (default: %(default)s)")
-    add("--rounds", type=int, default=5, help="turns of each contestant (default: %(default)s)")
-    add("--output", type=Path, default=Path("overheads"), help="working directory (default: %(default)s)")
+    add_options(parser, "overheads", 5, CASES)
+    parser.add_argument("--gigabytes", type=float, default=2.0, help="size of the data (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,47 +48,34 @@ def run(options: argparse.Namespace) -> int:
     folder = options.output.resolve()
     shards = synthetic_shards(folder, options.gigabytes, 8)
     print(f"{options.gigabytes} GB of float32, {backend.start()}, {options.rounds} rounds", flush=True)
-    seconds = {
-        # Encoding takes a fraction of a second, so a slow moment of the disk matters.
-        "encoding": compare(encoders(folder, shards), 5 * options.rounds),
-        "training": compare(trainings(folder, shards), options.rounds),
-        "finished run": compare(finished_runs(folder, shards), options.rounds),
-    }
-    (folder / "overheads.json").write_text(json.dumps(seconds, indent=1))
-    for name, pair in seconds.items():
-        print_pair(name, pair)
+    results = {}
+    for name in options.cases or CASES:
+        case, factor = CASES[name]
+        pair = case(folder, shards)
+        interleave(pair, 1)  # warms the caches
+        results[name] = interleave(pair, factor * options.rounds)
+        print(name)
+        print_times(results[name])
+    (folder / "overheads.json").write_text(json.dumps(results, indent=1))
     return 0
 
 
-def compare(contestants: dict[str, Callable[[], float]], n_rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each contestant in each round, after a round to warm up."""
-    take_turns(contestants, 1)
-    return take_turns(contestants, n_rounds)
-
-
-def print_pair(name: str, seconds: dict[str, list[float]]) -> None:
-    """Print the medians of a cheap and a safe contestant, their ratio and their difference."""
-    for contestant, each in seconds.items():
-        print(f"{name} {contestant}: {median(each):.3f} s ({min(each):.3f} to {max(each):.3f})")
-    cheap, safe = seconds.values()
-    difference = median(safe) - median(cheap)
-    print(f"{name}: ratio {median_ratio(safe, cheap):.3f}, difference {difference:+.3f} s", flush=True)
-
-
-def encoders(folder: Path, shards: Path) -> dict[str, Callable[[], float]]:
-    """Return two ways to encode shards: with plain writes, and with the durable protocol."""
+def encoding(folder: Path, shards: Path) -> Pair:
+    """Encode shards with plain writes, and with the durable protocol."""
     tasks = encoding_tasks(folder, shards, encode_part)
     parts = Path(tasks[0][1].settings.directory) / "parts"
 
-    def encode(is_durable: bool) -> float:
+    def encode_plainly() -> float:
+        fresh(parts).mkdir()
+        with threads(N_WRITERS) as pool, patch("pipeline.encoding.encode.write_result", write_plainly):
+            return seconds_of(lambda: compute(tasks, pool, N_WRITERS))
+
+    def encode_durably() -> float:
         fresh(parts).mkdir()
         with threads(N_WRITERS) as pool:
-            if is_durable:
-                return seconds_of(lambda: compute_and_commit(folder, tasks, pool, N_WRITERS))
-            with patch("pipeline.encoding.encode.write_result", write_plainly):
-                return seconds_of(lambda: compute(tasks, pool, N_WRITERS))
+            return seconds_of(lambda: compute_and_commit(folder, tasks, pool, N_WRITERS))
 
-    return {"with plain writes": partial(encode, False), "with the durable protocol": partial(encode, True)}
+    return {"with plain writes": encode_plainly, "with the durable protocol": encode_durably}
 
 
 def write_plainly(directory: Path, disk: Disk, stem: str, suffix: str, data: memoryview) -> Entry:
@@ -97,8 +84,8 @@ def write_plainly(directory: Path, disk: Disk, stem: str, suffix: str, data: mem
     return Entry(stem, len(data), "")
 
 
-def trainings(folder: Path, shards: Path) -> dict[str, Callable[[], float]]:
-    """Return two ways to train two epochs: without checkpoints, and with them."""
+def training(folder: Path, shards: Path) -> Pair:
+    """Train two epochs without checkpoints, and with them."""
     config = Config.of(
         input=(str(shards),),
         output=str(folder / "trained"),
@@ -121,8 +108,8 @@ def trainings(folder: Path, shards: Path) -> dict[str, Callable[[], float]]:
     return {"without checkpoints": partial(train, False), "with checkpoints": partial(train, True)}
 
 
-def finished_runs(folder: Path, shards: Path) -> dict[str, Callable[[], float]]:
-    """Return two contestants: computing the digests of all files of a finished run, and repeating the run."""
+def finished_run(folder: Path, shards: Path) -> Pair:
+    """Compute the digests of all files of a finished run, and repeat the run."""
     output = folder / "finished"
     command = ("extract.py", "--quiet", "--overwrite", "--epochs", 1, "--input", shards, "--output", output)
     script(*command)
@@ -138,3 +125,12 @@ def digest_files(folder: Path) -> None:
         if path.is_file():
             with path.open("rb") as file:
                 digest(iter(partial(file.read, 2**20), b""))
+
+
+# Each case, and the factor of its number of rounds. Encoding takes a fraction of a second, so a slow moment of the disk
+# matters.
+CASES: dict[str, tuple[Callable[[Path, Path], Pair], int]] = {
+    "encoding": (encoding, 5),
+    "training": (training, 1),
+    "finished-run": (finished_run, 1),
+}

@@ -32,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 from pipeline.features import open_features
 from pipeline.model import load_model
 from pipeline.scan.scaler import Scaler
-from scripts.benchmarks.common import one_of, print_head, print_row, report_of, script
+from scripts.benchmarks.harness import one_of, print_head, print_row, report_of, script
 
 FOLDER = Path("quality")
 TEST_SHARE = 0.2
@@ -176,10 +176,22 @@ def load(path: Path) -> Rows:
 
 def measure(name: str, seed: int, settings: Sequence[str]) -> Numbers:
     """Train on a data set, encode its test rows, store the numbers of the run and return them."""
-    output, test_output = extract(name, seed, settings)
+    train_file, test_file = data_files(name)
+    output = FOLDER / name / "features"
+    test_output = FOLDER / name / "features-test"
+    run_quietly = partial(script, "extract.py", "--quiet", "--restart")
+    sizes = ("--n-features", SETS[name][1], "--seed", seed, "--memory-budget", "8GiB")
+    run_quietly("--input", train_file, "--output", output, *sizes, *settings)
+    run_quietly("--input", test_file, "--output", test_output, "--model", output)
+    model = load_model(output)
     report = report_of(output)
+    _, classes = load(train_file)
+    test_rows, test_classes = load(test_file)
+    features = open_features(output).features.compute()
+    test_features = open_features(test_output).features.compute()
     numbers: Numbers = {
-        **judge(name, output, test_output),
+        "error": squared_error(scale(test_rows, model.scaler), model.decode(test_features)),
+        "probe": probe((features, classes), (test_features, test_classes)),
         "epochs": len(report["training"]["history"]),
         "seconds": report["summary"]["seconds"]["training"],
         "rows_per_second": report["summary"]["n_rows"] / report["summary"]["seconds"]["encoding"],
@@ -190,53 +202,27 @@ def measure(name: str, seed: int, settings: Sequence[str]) -> Numbers:
     return numbers
 
 
-def extract(name: str, seed: int, settings: Sequence[str]) -> tuple[Path, Path]:
-    """Train on a data set, encode it and its test rows, and return both output directories."""
-    train_file, test_file = data_files(name)
-    output = FOLDER / name / "features"
-    test_output = FOLDER / name / "features-test"
-    run_quietly = partial(script, "extract.py", "--quiet", "--restart")
-    sizes = ("--n-features", SETS[name][1], "--seed", seed, "--memory-budget", "8GiB")
-    run_quietly("--input", train_file, "--output", output, *sizes, *settings)
-    run_quietly("--input", test_file, "--output", test_output, "--model", output)
-    return output, test_output
-
-
-def judge(name: str, output: Path, test_output: Path) -> Numbers:
-    """Return the error and the probe accuracy of the features of a run."""
-    model = load_model(output)
-    (_, classes), (test_rows, test_classes) = (load(path) for path in data_files(name))
-    features, test_features = (open_features(each).features.compute() for each in (output, test_output))
-    error = squared_error(scale(test_rows, model.scaler), model.decode(test_features))
-    return {"error": error, "probe": probe((features, classes), (test_features, test_classes))}
-
-
 def judge_baselines(name: str) -> Numbers:
     """Return errors and probes of principal components, the mean and the raw columns, which are computed only once."""
     path = FOLDER / name / "baselines.json"
-    if not path.exists():
-        train, test = (load(each) for each in data_files(name))
-        path.write_text(json.dumps(compute_baselines(train, test, SETS[name][1])))
-    return dict(json.loads(path.read_text()))
-
-
-def compute_baselines(train: Rows, test: Rows, n_components: int) -> Numbers:
-    """Return errors and probes of principal components, the mean and the raw columns."""
-    rows, classes = train
-    test_rows, test_classes = test
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    (rows, classes), (test_rows, test_classes) = (load(each) for each in data_files(name))
     scaler = Scaler(rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64))
     rows = scale(rows, scaler)
     test_rows = scale(test_rows, scaler)
     sample = rows[: MAX_PCA_BYTES // (4 * rows.shape[1])]
-    pca = PCA(min(n_components, len(sample)), svd_solver="randomized", iterated_power=7, random_state=0).fit(sample)
-    codes = pca.transform(rows)
+    n_components = min(SETS[name][1], len(sample))
+    pca = PCA(n_components, svd_solver="randomized", iterated_power=7, random_state=0).fit(sample)
     test_codes = pca.transform(test_rows)
-    return {
+    numbers = {
         "pca_error": squared_error(test_rows, pca.inverse_transform(test_codes)),
         "mean_error": squared_error(test_rows, sample.mean(axis=0, dtype=np.float64)),
-        "pca_probe": probe((codes, classes), (test_codes, test_classes)),
+        "pca_probe": probe((pca.transform(rows), classes), (test_codes, test_classes)),
         "raw_probe": probe((rows, classes), (test_rows, test_classes)),
     }
+    path.write_text(json.dumps(numbers))
+    return numbers
 
 
 def scale(rows: np.ndarray, scaler: Scaler) -> np.ndarray:

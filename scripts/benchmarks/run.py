@@ -1,10 +1,10 @@
 """Run one of the benchmarks of shardpress.
 
-    make bench                                                    all races, after setting up the peers' environment
-    .venv/bin/python scripts/benchmarks/run.py races step encode  some of the races
-    .venv/bin/python scripts/benchmarks/run.py races --help       description and options of a benchmark
+    make bench                                                      all comparisons, after setting up the environment
+    .venv/bin/python scripts/benchmarks/run.py compare step encode  some of the comparisons
+    .venv/bin/python scripts/benchmarks/run.py compare --help       description and options of a benchmark
 
-races      speed, compared with JAX, PyTorch and scikit-learn
+compare    speed, compared with JAX, PyTorch and scikit-learn
 overheads  costs of the durable protocol and of checkpoints
 scaling    costs and gains of several processes
 simulate   predicted time of a run on 1 to 1,000 workers, from measured costs
@@ -23,7 +23,7 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
-NAMES = ("races", "overheads", "scaling", "simulate", "quality")
+NAMES = ("compare", "overheads", "scaling", "simulate", "quality")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

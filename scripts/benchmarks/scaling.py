@@ -40,23 +40,17 @@ from pipeline.scan.ranges import scan
 from pipeline.shards.open import open_shards
 from pipeline.training.averaging import Average, Weights, outer_step
 from scripts.benchmarks.cluster import LocalCluster, executor_on, local_cluster, processor_seconds
-from scripts.benchmarks.common import (
+from scripts.benchmarks.harness import (
+    add_options,
     fresh,
+    interleave,
     median_ratio,
-    one_of,
     report_of,
     script,
     seconds_of,
     synthetic_shards,
-    take_turns,
 )
-from scripts.benchmarks.tasks import (
-    FINGERPRINT,
-    compute_and_commit,
-    empty_part,
-    encoding_tasks,
-    trained_model,
-)
+from scripts.benchmarks.tasks import FINGERPRINT, compute_and_commit, empty_part, encoding_tasks, trained_model
 
 SMALL_GIGABYTES = 0.03
 BLOCK_ROWS = 2688  # about 8 MiB, as in a run
@@ -69,31 +63,25 @@ Numbers = dict[str, float]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the options."""
+    add_options(parser, "scaling", 3, MEASUREMENTS)
     add = parser.add_argument
-    names = ", ".join(MEASUREMENTS)
-    add("what", nargs="*", type=one_of(MEASUREMENTS), metavar="WHAT", help=f"some of {names} (default: all, in order)")
     add("--gigabytes", type=float, default=1.25, help="size of the data (default: %(default)s)")
-    add("--rounds", type=int, default=3, help="turns of each contestant (default: %(default)s)")
     add("--tasks", type=int, default=3000, help="empty tasks that measure the overhead (default: %(default)s)")
     add("--parts", type=int, default=100_000, help="parts of the driver's largest run (default: %(default)s)")
-    add("--output", type=Path, default=Path("scaling"), help="working directory (default: %(default)s)")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print and store the results, and return the exit code."""
     options.output.mkdir(parents=True, exist_ok=True)
     print(f"{start()}, load {os.getloadavg()[0]:.1f}", flush=True)
-    for name in options.what or MEASUREMENTS:
-        store(options.output / "scaling.json", name, MEASUREMENTS[name](options))
+    file = options.output / "scaling.json"
+    for name in options.cases or MEASUREMENTS:
+        found = MEASUREMENTS[name](options)
+        print(f"{name}: {json.dumps(found, indent=1)}", flush=True)
+        results = json.loads(file.read_text()) if file.exists() else {}
+        results[name] = {"load": os.getloadavg()[0], "found": found}
+        file.write_text(json.dumps(results, indent=1))
     return 0
-
-
-def store(file: Path, name: str, found: Any) -> None:
-    """Print a result and add it to the file of results."""
-    results = json.loads(file.read_text()) if file.exists() else {}
-    results[name] = {"load": os.getloadavg()[0], "found": found}
-    file.write_text(json.dumps(results, indent=1))
-    print(f"{name}: {json.dumps(found, indent=1)}", flush=True)
 
 
 def measure(work: Callable[[Callable[[object], None]], object], cluster: LocalCluster | None = None) -> Numbers:
@@ -164,12 +152,11 @@ def drive(folder: Path, shards: Path, n_parts: int, cluster: LocalCluster) -> di
         index_bytes = sum(len(data) for _, data in index_files(parts, shapes_of, {}, {}))
     with step("manifest", steps), locked(folder / "committed") as ledger:
         ledger.finish({}, {"parts": [part.line() for part in parts]})
-    return {"n_parts": len(parts), **steps, "index_bytes": index_bytes, **sizes_of_results(folder / "committed")}
-
-
-def sizes_of_results(output: Path) -> dict[str, int]:
-    """Return the sizes of the manifest and of the records."""
+    output = folder / "committed"
     return {
+        "n_parts": len(parts),
+        **steps,
+        "index_bytes": index_bytes,
         "manifest_bytes": (output / "manifest.json").stat().st_size,
         "records_bytes": sum(path.stat().st_size for path in (output / "commits").iterdir()),
     }
@@ -195,29 +182,24 @@ def step(name: str, steps: dict[str, Numbers]) -> Iterator[None]:
     }
 
 
-def workers(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure scan and encoding with two threads and with two workers, and the ratio of their speeds."""
-    return compare_with_threads(options, 8)
-
-
 def shards(options: argparse.Namespace) -> dict[str, Any]:
     """Measure the same as `workers` with more shards of the same total size."""
     return {f"{n_shards} shards": compare_with_threads(options, n_shards) for n_shards in (100, 1000)}
 
 
-def compare_with_threads(options: argparse.Namespace, n_shards: int) -> dict[str, Any]:
-    """Return the seconds of each stage in all turns, and the ratios of the speeds of workers and threads."""
+def compare_with_threads(options: argparse.Namespace, n_shards: int = 8) -> dict[str, Any]:
+    """Measure scan and encoding with two threads and with two workers, and the ratio of their speeds."""
     folder = synthetic_shards(options.output, options.gigabytes, n_shards)
     model = trained_model(options.output, folder)
     encode = partial(seconds_by_stage, options.output / "features", folder, model)
-    contestants = {"threads": partial(encode, "--threads", 2), "workers": partial(encode, "--workers", 2)}
-    take_turns(contestants, 1)  # warms the caches
-    turns = take_turns(contestants, options.rounds)
+    programs = {"threads": partial(encode, "--threads", 2), "workers": partial(encode, "--workers", 2)}
+    interleave(programs, 1)  # warms the caches
+    rounds = interleave(programs, options.rounds)
     ratios = {}
     for stage in ("scan", "encoding", "total"):
-        seconds = {name: [turn[stage] for turn in each] for name, each in turns.items()}
+        seconds = {name: [each[stage] for each in numbers] for name, numbers in rounds.items()}
         ratios[stage] = median_ratio(seconds["threads"], seconds["workers"])
-    return {**turns, "speed of workers / threads": ratios}
+    return {**rounds, "speed of workers / threads": ratios}
 
 
 def seconds_by_stage(output: Path, shards: Path, model: Path, *flags: object) -> Numbers:
@@ -231,9 +213,10 @@ def seconds_by_stage(output: Path, shards: Path, model: Path, *flags: object) ->
 def crowds(options: argparse.Namespace) -> dict[str, Any]:
     """Measure scan and encoding by 1 to 4 workers of one thread, which share the cores of this machine."""
     shards = synthetic_shards(options.output, options.gigabytes, 64)
-    contestants = {str(n): partial(crowd, options.output, shards, n) for n in (1, 2, 3, 4)}
-    turns = take_turns(contestants, options.rounds)
-    medians = {n: {stage: medians_of([turn[stage] for turn in each]) for stage in each[0]} for n, each in turns.items()}
+    programs = {str(n): partial(crowd, options.output, shards, n) for n in (1, 2, 3, 4)}
+    medians: dict[str, dict[str, Numbers]] = {}
+    for n, rounds in interleave(programs, options.rounds).items():
+        medians[n] = {stage: medians_of([each[stage] for each in rounds]) for stage in ("scan", "encoding")}
     return {"cores": len(os.sched_getaffinity(0)), "by workers": medians}
 
 
@@ -254,9 +237,9 @@ def scan_and_encode(folder: Path, shards: Path, executor: Executor, cluster: Loc
     return {"scan": {**scanned, "n_rows": n_rows}, "encoding": {**encoded, "n_rows": n_rows}}
 
 
-def medians_of(turns: Sequence[Numbers]) -> Numbers:
-    """Return the median of each number over some turns."""
-    return {name: median(turn[name] for turn in turns) for name in turns[0]}
+def medians_of(rounds: Sequence[Numbers]) -> Numbers:
+    """Return the median of each number over some rounds."""
+    return {name: median(each[name] for each in rounds) for name in rounds[0]}
 
 
 def costs(options: argparse.Namespace) -> dict[str, Any]:
@@ -264,8 +247,9 @@ def costs(options: argparse.Namespace) -> dict[str, Any]:
     results = json.loads((options.output / "scaling.json").read_text())
     task = results["overhead"]["found"]["scheduler"]
     alone = results["crowds"]["found"]["by workers"]["1"]
-    turns = results["workers"]["found"]["workers"]
+    rounds = results["workers"]["found"]["workers"]
     model = load_model(trained_model(options.output, synthetic_shards(options.output, options.gigabytes, 8)))
+    many_shards = synthetic_shards(options.output, options.gigabytes, 1000)
     return {
         "driver_task": task["driver_seconds"],
         "scheduler_task": task["scheduler_seconds"],
@@ -275,8 +259,8 @@ def costs(options: argparse.Namespace) -> dict[str, Any]:
         **stage_costs("scan", alone["scan"], task["processor_seconds"]),
         **stage_costs("encode", alone["encoding"], task["processor_seconds"]),
         "train_row": seconds_per_training_row(options),
-        "start": median(turn["total"] - turn["scan"] - turn["encoding"] for turn in turns),
-        "shard": seconds_per_shard(options),
+        "start": median(each["total"] - each["scan"] - each["encoding"] for each in rounds),
+        "shard": seconds_of(lambda: open_shards([str(many_shards)])) / 1000,
         "row_bytes": 4 * model.n_inputs,
         "feature_bytes": 4 * model.n_features,
         "state_bytes": 3 * sum(array.nbytes for array in model.parameters.values()),
@@ -314,12 +298,6 @@ def seconds_per_training_row(options: argparse.Namespace) -> float:
     return float(report["stages"]["training"]["processor_seconds"] / n_rows)
 
 
-def seconds_per_shard(options: argparse.Namespace) -> float:
-    """Return the seconds that opening one of 1,000 shards takes."""
-    folder = synthetic_shards(options.output, options.gigabytes, 1000)
-    return seconds_of(lambda: open_shards([str(folder)])) / 1000
-
-
 def seconds_per_replica(model: Model) -> float:
     """Return the driver's seconds to average the weights of one replica."""
     moments = {f"{name}_{i}": array for i in (1, 2) for name, array in model.parameters.items()}
@@ -339,7 +317,7 @@ def seconds_per_replica(model: Model) -> float:
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace], Any]] = {
     "overhead": overhead,
     "driver": driver,
-    "workers": workers,
+    "workers": compare_with_threads,
     "shards": shards,
     "crowds": crowds,
     "costs": costs,

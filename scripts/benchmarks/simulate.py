@@ -24,7 +24,7 @@ from typing import Any
 import simpy
 
 from pipeline.cluster.executor import batch_size
-from scripts.benchmarks.common import ROOT, print_head, print_row
+from scripts.benchmarks.harness import ROOT, print_head, print_row
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
 MAX_SIMULATED_TASKS = 4000  # in addition to TURNS tasks per thread
@@ -103,10 +103,6 @@ class Task:
     driver_seconds: float = 0.0
     wait: float = 0.0
 
-    def times(self, n: int) -> Task:
-        """Return a batch of such tasks."""
-        return Task(**{name: n * value for name, value in asdict(self).items()})
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -142,8 +138,8 @@ class World:
         """Wait for a resource and use it for some time."""
         if seconds <= 0:
             return
-        with self.resources[name].request(priority=1) as turn:
-            yield turn
+        with self.resources[name].request(priority=1) as request:
+            yield request
             if name in ("driver", "scheduler") and self.cluster.shared_cores:
                 # Driver and scheduler also need a core. The kernel prefers processes that have slept.
                 with self.resources["cores"].request(priority=0) as core:
@@ -193,7 +189,8 @@ def simulate(task: Task, n_tasks: int, cluster: Cluster, costs: Costs) -> Stage:
 def simulate_batches(task: Task, n_tasks: int, n_small: int, cluster: Cluster, costs: Costs) -> Stage:
     """Predict the time of tasks that are sent in batches, as in a run."""
     n = batch_size(n_tasks, cluster.n_threads, n_small)
-    return simulate(task.times(n), math.ceil(n_tasks / n), cluster, costs)
+    batch = Task(**{name: n * value for name, value in asdict(task).items()})
+    return simulate(batch, math.ceil(n_tasks / n), cluster, costs)
 
 
 @dataclass(frozen=True)

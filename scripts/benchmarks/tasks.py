@@ -20,7 +20,7 @@ from pipeline.run.context import versions
 from pipeline.run.encoding_stage import EncodingStage
 from pipeline.run.prepare import Prepared, prepare
 from pipeline.settings.config import Config
-from scripts.benchmarks.common import fresh, script
+from scripts.benchmarks.harness import fresh, script
 
 FINGERPRINT = "0" * 64
 

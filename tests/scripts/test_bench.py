@@ -1,4 +1,4 @@
-"""Tests of the benchmark: results are compared before timing, measurements alternate, and limits are checked."""
+"""Tests of the comparison: results are compared before timing, measurements alternate, and limits are checked."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,113 +15,111 @@ import h5py
 import numpy as np
 import pytest
 
-from scripts.benchmarks import programs, run
-from scripts.benchmarks import race as racing
-from scripts.benchmarks import races as bench
+from scripts.benchmarks import compare as bench
+from scripts.benchmarks import harness, run
 from scripts.benchmarks.instruction_sets import hide, limits
 
 
-class Fake:
-    """A program under comparison that takes the given seconds and records each measurement in a list."""
+class FakeProgram:
+    """A program that takes the given seconds and records its measurements in a list."""
 
-    def __init__(self, name: str, seconds: list[float], result: float, order: list[str]) -> None:
+    def __init__(self, name: str, seconds: list[float], measured: list[str]) -> None:
         self.name = name
         self.about = f"about {name}"
         self._seconds = iter([9.0, *seconds])
-        self._result = result
-        self._order = order
-
-    def prepare(self, case: str, folder: Path, **sizes: Any) -> bool:
-        np.savez(folder / f"{self.name}.npz", features=np.full(3, self._result))
-        return True
+        self._measured = measured
 
     def seconds(self, times: int = 1) -> float:
-        self._order.append(self.name)
+        self._measured.append(self.name)
         return next(self._seconds)
 
+    def __enter__(self) -> FakeProgram:
+        return self
 
-Comparison = Callable[..., tuple[dict[str, float], list[str]]]
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+Compare = Callable[..., tuple[dict[str, float], list[str]]]
 
 
 @pytest.fixture
-def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Comparison:
-    """Return a function that compares fake programs; it returns their ratios and the order of the measurements."""
+def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Compare:
+    """Compare programs with these seconds and results; return their ratios and the order of the measurements."""
 
     def run(seconds: dict[str, list[float]], results: dict[str, float] | None = None) -> Any:
-        order: list[str] = []
+        measured: list[str] = []
 
-        @contextmanager
-        def fakes(names: list[str], **variables: str) -> Iterator[list[Fake]]:
-            yield [Fake(name, seconds[name], (results or {}).get(name, 1.0), order) for name in names]
+        def start(name: str, case: str, **sizes: Any) -> FakeProgram:
+            np.savez(tmp_path / f"{name}.npz", features=np.full(3, (results or {}).get(name, 1.0)))
+            return FakeProgram(name, seconds[name], measured)
 
-        monkeypatch.setattr(racing, "contestants", fakes)
-        runner = bench.Bench(tmp_path, 3, 1.0, "cuda", True)
-        ratios = runner.race("encode", "some rows", list(seconds), {}, (0.0, 1e-4))
-        return ratios, order[len(seconds) :]  # without the warm-up
+        runner = bench.Bench(tmp_path, 3)
+        monkeypatch.setattr(runner, "start", start)
+        ratios = runner.compare("encode", "some rows", list(seconds), {}, (0.0, 1e-4))
+        return ratios, measured[len(seconds) :]
 
     return run
 
 
-def test_ratios_are_medians_over_alternating_rounds(compare: Comparison) -> None:
-    ratios, order = compare({"ours": [1.0, 2.0, 4.0], "jax": [3.0, 3.0, 4.0]})
-    assert order == ["ours", "jax"] * 3
+def test_ratios_are_medians_over_alternating_rounds(compare: Compare) -> None:
+    ratios, measured = compare({"ours": [1.0, 2.0, 4.0], "jax": [3.0, 3.0, 4.0]})
+    assert measured == ["ours", "jax"] * 3
     assert ratios == {"ours": 2.0, "jax": 1.5}
 
 
-def test_different_results_are_refused_before_timing(compare: Comparison) -> None:
+def test_different_results_are_refused_before_timing(compare: Compare) -> None:
     with pytest.raises(RuntimeError, match=r"jax: .*0\.5"):
         compare({"ours": [1.0], "jax": [1.0]}, {"jax": 1.5})
     with pytest.raises(RuntimeError, match="blas: "):
         compare({"ours": [1.0], "blas": [1.0], "jax": [1.0]}, {"blas": 1.5})
-    # The model of scikit-learn is different, so its results are not compared.
+    # Its model is different.
     compare({"ours": [1.0] * 3, "sklearn": [1.0] * 3}, {"sklearn": 1.5})
 
 
-def test_peer_with_deviating_results_is_left_out(compare: Comparison, capsys: pytest.CaptureFixture[str]) -> None:
+def test_peer_with_deviating_results_is_left_out(compare: Compare, capsys: pytest.CaptureFixture[str]) -> None:
     found, _ = compare({"ours": [1.0] * 3, "jax": [2.0] * 3, "torch": [9.0] * 3}, {"torch": np.nan})
     assert found == {"ours": 1.0, "jax": 2.0}
     assert "torch: " in capsys.readouterr().out
 
 
-def test_demand_is_compared_with_the_best_peer_without_blas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runner = bench.Bench(tmp_path, 1, 1.0, "cuda", True)
-    runner.demand_of_peers("step", {"ours": 0.1, "blas": 0.5, "jax": 1.2, "torch": 3.0}, 1.25)
-    runner.demand("peak", 1.04, most=1.05)
-    runner.print_demands()
+def test_requirement_concerns_the_fastest_peer_not_blas(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runner = bench.Bench(tmp_path, 1)
+    runner.require_of_peers("step", {"ours": 0.1, "blas": 0.5, "jax": 1.2, "torch": 3.0}, 1.25)
+    runner.require("peak", 1.04, most=1.05)
+    runner.print_requirements()
     first, second = capsys.readouterr().out.splitlines()[-2:]
     assert first.split() == ["step", "vs", "jax", ">=", "1.25", "1.20", "NOT", "REACHED"]
     assert second.split() == ["peak", "<=", "1.05", "1.04"]
 
 
 @pytest.mark.process
-def test_benchmark_runs_and_a_missing_card_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_comparison_runs_and_a_missing_card_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "SHAPES", bench.SHAPES[:1])
     flags = ["step", "device", "--device", "cuda7", "--without-peers", "--rounds", "1", "--output", str(tmp_path)]
-    assert run.main(["races", *flags]) == 0
+    assert run.main(["compare", *flags]) == 0
     assert re.search(r"^.*\bdevice: .*\bcuda7\b", capsys.readouterr().out, re.MULTILINE)
-    found = json.loads((tmp_path / "bench.json").read_text())
-    *steps, device = found["results"]
-    assert [result["what"] for result in steps] == [
-        "784 -> 64, minibatch 512",
-        "784 -> 256, minibatch 512",
-        "4096 -> 256, minibatch 256",
-    ]
-    assert all(set(result["seconds"]) == {"ours", "blas"} for result in steps)
-    assert steps[0]["about"]["blas"].startswith("OpenBLAS, ")
+    step, device = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert step["what"] == "784 -> 64, minibatch 512"
+    assert set(step["seconds"]) == {"ours", "blas"}
+    assert step["about"]["blas"].startswith("OpenBLAS, ")
     assert device["case"] == "device"
 
 
 def test_all_programs_use_the_same_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Processes that run the whole program also use this instruction set.
+    """This includes the processes that run the whole program."""
     found: list[dict[str, str]] = []
 
     def started(*arguments: Any, env: dict[str, str], **options: Any) -> None:
         found.append(env)
         raise InterruptedError
 
-    runner = bench.Bench(tmp_path, 1, 1.0, "cuda", True, "avx2")
+    runner = bench.Bench(tmp_path, 1, isa="avx2")
     monkeypatch.setattr(subprocess, "Popen", started)
     monkeypatch.setattr(subprocess, "run", started)
-    cases = [case for case in bench.CASES.values() if case is not programs.files]
+    cases = [case for case in bench.CASES.values() if case is not bench.files]
     for case in cases:
         with pytest.raises(InterruptedError):
             case(runner)
@@ -141,8 +139,7 @@ def test_drawn_shapes_depend_on_the_seed_and_are_not_round() -> None:
         assert shapes != bench.draw_shapes(seed + 1)
         assert len(shapes) == 10
         for shape in shapes:
-            n_inputs = shape.n_inputs
-            n_features = shape.n_features
+            n_inputs, n_features = shape.network.widths
             batch_size = shape.batch_size
             assert 20 <= n_inputs <= 5000
             assert 3 <= n_features <= min(300, n_inputs - 1)
@@ -154,22 +151,21 @@ def test_drawn_shapes_depend_on_the_seed_and_are_not_round() -> None:
 def test_peer_that_exits_early_is_left_out_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # PyTorch exits early if it was built without support for the card.
-    fake_python = tmp_path / "python"
-    fake_python.write_text("#!/bin/sh\necho 'a warning' >&2; echo 'no CUDA' >&2; exit 1\n")
-    fake_python.chmod(0o755)
-    monkeypatch.setattr(racing, "PEERS", fake_python)
-    with racing.contestants(["torch"]) as (torch,):
-        torch._process.wait()
-        assert not torch.prepare("square", tmp_path, n=8)
-    assert re.fullmatch(r"  torch .*: no CUDA\n", capsys.readouterr().out)
+    """PyTorch does so if it was built without support for the card."""
+    ends = tmp_path / "python"
+    ends.write_text("#!/bin/sh\necho 'a warning' >&2; echo 'no CUDA' >&2; exit 1\n")
+    ends.chmod(0o755)
+    monkeypatch.setattr(harness, "PEERS", ends)
+    runner = bench.Bench(tmp_path, 1)
+    with ExitStack() as stack:
+        assert runner.start_all(stack, "square", ["torch"], {"n": 8}) == []
+    assert re.fullmatch(r"  not measured: torch .*: no CUDA\. See .*torch\.log\n", capsys.readouterr().out)
 
 
 @pytest.mark.process
 def test_openblas_uses_the_requested_instruction_set(tmp_path: Path) -> None:
-    with racing.contestants(["blas"], **limits("sse2")) as (blas,):
-        blas.prepare("square", tmp_path, n=8)
-    assert blas.about.split()[-1] in ("Katmai", "Prescott")  # both have the same kernels
+    with bench.Bench(tmp_path, 1, variables=limits("sse2")).start("blas", "square", n=8) as blas:
+        assert blas.about.split()[-1] in ("Katmai", "Prescott")  # they are equal
 
 
 _CPUID_PROGRAM = """
@@ -212,7 +208,7 @@ def test_missing_instruction_set_is_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench, "missing", lambda name: ["avx512f"])
-    assert run.main(["races", "--isa", "avx512", "--without-peers"]) == 2
+    assert run.main(["compare", "--isa", "avx512", "--without-peers"]) == 2
     error = capsys.readouterr().err
     assert "--isa avx512: " in error
     assert "avx512f" in error
@@ -220,10 +216,10 @@ def test_missing_instruction_set_is_refused(
 
 @pytest.mark.process
 def test_shards_of_every_layout_hold_the_same_rows(tmp_path: Path) -> None:
-    plain = programs.make_shards(tmp_path / "plain", 5000, 2, dtype="u1")
-    for i, (name, (options, _, _)) in enumerate(programs.LAYOUTS.items()):
-        shards = programs.make_shards(tmp_path / str(i), 5000, 2, **options)
-        programs.evict(shards)
+    plain = bench.make_shards(tmp_path / "plain", 4096, 2, dtype="u1")
+    for i, (name, (options, _, _)) in enumerate(bench.LAYOUTS.items()):
+        shards = bench.make_shards(tmp_path / str(i), 4096, 2, **options)
+        bench.drop_from_page_cache(shards)
         for path in sorted(shards.iterdir()):
             with h5py.File(path) as file, h5py.File(plain / path.name) as expected:
                 assert file["X"].dtype == options["dtype"], name
@@ -232,9 +228,7 @@ def test_shards_of_every_layout_hold_the_same_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_peak_memory_is_that_of_the_program_alone(tmp_path: Path) -> None:
-    # The memory of the process that started the program is not included.
-    shards = programs.make_shards(tmp_path / "shards", 200, 1, dtype="u1", n_inputs=8)
-    heap = np.ones(2**29, np.uint8)
-    _, peak = programs.extract("--input", shards, "--output", tmp_path / "out", "--epochs", 1)
-    assert 2**26 < peak < len(heap)
+def test_peak_memory_is_that_of_the_program_alone() -> None:
+    """It does not include the process that started the program."""
+    heap = np.ones(2**27, np.uint8)
+    assert 2**23 < bench.extract("--version") < len(heap)

@@ -1,0 +1,475 @@
+"""Compare shardpress with JAX, PyTorch and scikit-learn, on the same work and in the same run.
+
+    make bench                       sets up the peers' environment and runs every case
+    run.py compare step encode       some of the cases
+    run.py compare --quick           smaller data, fewer rounds
+    run.py compare shapes --seed 1   shapes drawn from another seed
+    run.py compare --isa avx2        as on a processor without more than that, for all programs
+    run.py compare --one-core        one core and its processor time, on a machine that others use
+    run.py compare device            on a CUDA card (--device cuda1: another one)
+
+Each program under comparison is a separate process (peers.py), and the peers have their own virtual environment. The
+results of the programs are compared first. Then the programs are measured alternately. A ratio is the median, over the
+rounds, of the peer's seconds divided by ours, so above 1 shardpress is faster. A table at the end compares the ratios
+with the required ones, and all numbers are written to bench.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import copy
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import h5py
+import numpy as np
+
+from kernels.network import Network
+from scripts.benchmarks.harness import (
+    PEERS,
+    ROOT,
+    Bench,
+    add_options,
+    environment,
+    fresh,
+    interleave,
+    median_ratio,
+    report_of,
+    seconds_of,
+)
+from scripts.benchmarks.instruction_sets import INSTRUCTION_SETS, missing
+
+IN_MEMORY = ("ours", "blas", "jax", "torch", "torch-compile")
+ON_CARD = ("ours", "torch", "torch-compile", "torch-graphs")
+ON_FILES = ("ours", "jax", "torch", "sklearn")
+TRAINED = ("ours", "jax", "torch", "torch-compile")
+SGEMM_SIZE = 2048
+ENCODE_ROWS = 8192
+GROWTH_ROWS = 400_000
+DTYPES = ("float32", "uint8")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A network, the rows of a minibatch, and the required ratios to the peers and to the products through BLAS."""
+
+    network: Network
+    batch_size: int
+    step: float = 1.05
+    step_products: float = 0.85
+    encode: float = 1.05
+    encode_bytes: float = 1.5
+
+    def __str__(self) -> str:
+        return " -> ".join(map(str, self.network.widths))
+
+
+SHAPES = (
+    Shape(Network((784, 64)), 512, step=1.25, step_products=0.75, encode=1.1),
+    Shape(Network((784, 256)), 512),
+    Shape(Network((4096, 256)), 256),
+)
+# The network of `--hidden 512`, with two sizes of minibatches.
+DEEP = [Shape(Network((784, 512, 64), "relu", "linear"), n, 1.15, encode=1.15, encode_bytes=1.15) for n in (128, 512)]
+GZIP = {"dtype": "u1", "compression": "gzip", "compression_opts": 4}
+# Dtype and layout of the files, number of rows, and the required ratio.
+LAYOUTS: dict[str, tuple[dict[str, Any], int, float]] = {
+    "contiguous float32": ({"dtype": "f4"}, 1_600_000, 1.5),
+    "contiguous uint8": ({"dtype": "u1"}, 1_600_000, 1.5),
+    "gzip uint8": ({**GZIP, "chunks": (256, 784)}, 400_000, 1.8),
+    "lzf float32": ({"dtype": "f4", "chunks": (64, 784), "compression": "lzf"}, 400_000, 1.5),
+    "badly chunked": ({**GZIP, "chunks": (2048, 25)}, 400_000, 1.5),
+}
+# The program prints its own peak memory, because the peak that the kernel reports for a child includes the memory of
+# this process at the start.
+_PROGRAM = """
+import atexit, sys
+from scripts.extract import main
+
+def print_peak():
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+
+atexit.register(print_peak)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the options."""
+    add_options(parser, "bench", 9, CASES)
+    add = parser.add_argument
+    add("--size", type=float, default=1.0, help="factor of the number of rows in files (default: %(default)s)")
+    add("--quick", action="store_true", help="same as --rounds 3 --size 0.1")
+    add("--device", default="cuda", help="device of the case of that name (default: %(default)s)")
+    add("--isa", choices=INSTRUCTION_SETS, help="restrict all programs to this instruction set")
+    add("--seed", type=int, default=0, help="seed of the case shapes (default: %(default)s)")
+    add("--one-core", action="store_true", help="use one core, and measure its processor time")
+    add("--without-peers", action="store_true", help="run only shardpress and BLAS")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the cases, print tables, write bench.json, and return the exit code."""
+    if options.isa and missing(options.isa):
+        lacks = ", ".join(missing(options.isa))
+        print(f"--isa {options.isa}: this machine's processor lacks {lacks}", file=sys.stderr)
+        return 2
+    if not PEERS.exists() and not options.without_peers:
+        print("the peers' environment is missing. Run: make bench", file=sys.stderr)
+        return 2
+    if options.quick:
+        options.rounds = 3
+        options.size = 0.1
+    if options.one_core:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # inherited by all processes
+        os.environ["BENCH_CLOCK"] = "process"
+    machine = {
+        "processor": processor_name(),
+        "isa": options.isa,
+        "seed": options.seed,
+        "cores": len(os.sched_getaffinity(0)),
+        "one core": options.one_core,
+    }
+    print(", ".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
+    with_peers = not options.without_peers
+    bench = Bench(options.output, options.rounds, options.size, options.device, options.seed, with_peers, options.isa)
+    for name in options.cases or CASES:
+        CASES[name](bench)
+    bench.print_requirements()
+    results = {**machine, "results": bench.results, "requirements": bench.requirements}
+    (options.output / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
+    return 0
+
+
+def processor_name() -> str:
+    """Return the name of the processor."""
+    found = re.search(r"^model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return found[1] if found else platform.machine()
+
+
+def step(bench: Bench) -> None:
+    """Take a training step."""
+    for shape in SHAPES:
+        ratios = compare_steps(bench, shape)
+        bench.require(f"step {shape} vs its five products through BLAS", ratios["blas"], shape.step_products)
+
+
+def encode(bench: Bench) -> None:
+    """Encode rows in memory."""
+    for shape in SHAPES:
+        for dtype in DTYPES:
+            compare_encoders(bench, shape, dtype)
+
+
+def networks(bench: Bench) -> None:
+    """Take a step and encode with a hidden layer between columns and features."""
+    for shape in DEEP:
+        compare_steps(bench, shape)
+    for dtype in DTYPES:
+        compare_encoders(bench, DEEP[0], dtype)
+        compare_with_sgemm(bench, DEEP[0], dtype, 0.85)
+
+
+def shapes(bench: Bench) -> None:
+    """Take a step and encode with shapes that the kernels were not tuned for."""
+    for shape in draw_shapes(bench.seed):
+        compare_steps(bench, shape)
+        compare_encoders(bench, shape, "float32")
+
+
+def roofline(bench: Bench) -> None:
+    """Compare the encoder with the machine's SGEMM."""
+    for shape in SHAPES:
+        for dtype in DTYPES:
+            compare_with_sgemm(bench, shape, dtype, 0.9)
+
+
+def device(bench: Bench) -> None:
+    """Take a step and encode on a card; PyTorch runs eagerly, compiled, and with CUDA graphs."""
+    bench = copy(bench)
+    flags = [bench.variables.get("THEANO_FLAGS"), f"device={bench.device}"]
+    bench.variables = {
+        **bench.variables,
+        "THEANO_FLAGS": ",".join(filter(None, flags)),
+        "PEER_DEVICE": "cuda" if bench.device.startswith("cuda") else "cpu",
+    }
+    program = "from kernels import backend; device = backend.start(); print(device.used, device, sep='\\n')"
+    env = environment(**bench.variables)
+    *_, used, name = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, env=env, text=True).splitlines()
+    if used != bench.device:
+        print(f"\ndevice: skipped, since {bench.device} cannot be used: {name}", flush=True)
+        bench.results.append({"case": "device", "skipped": name})
+        return
+    if bench.with_peers:
+        n = 8192
+        rate = 2 * n**3 / measure_alone(bench, "torch", "square", 10, n=n)
+        print(f"\ndevice: SGEMM of PyTorch at {n}^3 {rate / 1e9:.0f} GFLOP/s", flush=True)
+    for shape in SHAPES:
+        compare_steps(bench, shape, name)
+        for dtype in DTYPES:
+            rate = ENCODE_ROWS / compare_encoders(bench, shape, dtype, name)["ours"]
+            row_bytes = shape.network.n_inputs * np.dtype(dtype).itemsize + 4 * shape.network.n_features
+            gflops = rate * row_flops(shape) / 1e9
+            print(f"  ours: {rate:,.0f} rows/s, {rate * row_bytes / 1e9:.2f} GB/s over the bus, {gflops:.0f} GFLOP/s")
+
+
+def compare_steps(bench: Bench, shape: Shape, card: str = "") -> dict[str, float]:
+    """Compare a training step with momentum and tied weights, and return the ratios."""
+    rng = np.random.default_rng(0)
+    x = rng.random((shape.batch_size, shape.network.n_inputs), dtype=np.float32)
+    write_input(bench.folder, rng, shape.network, x=x)
+    return compare_in_memory(bench, "step", shape, f"minibatch {shape.batch_size}", shape.step, card)
+
+
+def compare_encoders(bench: Bench, shape: Shape, dtype: str, card: str = "") -> dict[str, float]:
+    """Compare the encoding of rows in memory, including the scaling, and return the ratios."""
+    write_pixels(bench.folder, shape.network, dtype)
+    least = shape.encode_bytes if dtype == "uint8" else shape.encode
+    return compare_in_memory(bench, "encode", shape, dtype, least, card)
+
+
+def compare_in_memory(
+    bench: Bench, case: str, shape: Shape, what: str, least: float, card: str = ""
+) -> dict[str, float]:
+    """Compare programs on the processor and require a ratio, or compare them on a card."""
+    what = f"{shape}, {what}"
+    sizes = {"network": asdict(shape.network)}
+    if card:
+        return bench.compare(case, f"{what}, on {card}", ON_CARD, sizes, (0.0, 1e-3), 0.3)
+    ratios = bench.compare(case, what, IN_MEMORY, sizes, (0.0, 1e-4), 0.3)
+    bench.require_of_peers(f"{case} {what}", ratios, least)
+    return ratios
+
+
+def write_pixels(folder: Path, network: Network, dtype: str) -> None:
+    """Write the input of an encoder."""
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (ENCODE_ROWS, network.n_inputs)).astype(dtype)
+    minimum = np.zeros(network.n_inputs, np.float32)
+    scale = np.full(network.n_inputs, 1 / 255, dtype=np.float32)
+    write_input(folder, rng, network, rows=rows, minimum=minimum, scale=scale)
+
+
+def write_input(folder: Path, rng: np.random.Generator, network: Network, **arrays: np.ndarray) -> None:
+    """Write the input of a case in memory: random weights, zero biases, and other arrays."""
+    parameters = {}
+    for name, shape in network.shapes.items():
+        values = np.zeros(shape)
+        if len(shape) > 1:
+            values = rng.normal(size=shape) / np.sqrt(sum(shape))
+        parameters[name] = values.astype(np.float32)
+    np.savez(folder / "input.npz", **parameters, **arrays)
+
+
+def compare_with_sgemm(bench: Bench, shape: Shape, dtype: str, least: float) -> None:
+    """Require a fraction of SGEMM's FLOP/s from the encoder; both are measured alternately."""
+    write_pixels(bench.folder, shape.network, dtype)
+    encoder = bench.start("ours", "encode", network=asdict(shape.network))
+    sgemm = bench.start("blas", "square", n=SGEMM_SIZE)
+    with encoder, sgemm:
+        seconds = interleave({"ours": partial(encoder.seconds, 40), "blas": partial(sgemm.seconds, 10)}, bench.rounds)
+    rates = {
+        "encoder": [ENCODE_ROWS * row_flops(shape) / each for each in seconds["ours"]],
+        "SGEMM": [2 * SGEMM_SIZE**3 / each for each in seconds["blas"]],
+    }
+    share = median_ratio(rates["encoder"], rates["SGEMM"])
+    gflops = ", ".join(f"{name} {median(each) / 1e9:.0f} GFLOP/s" for name, each in rates.items())
+    print(f"roofline {shape}, {dtype}: {gflops}, ratio {share:.2f}", flush=True)
+    bench.require(f"encode {shape}, {dtype} vs SGEMM at {SGEMM_SIZE}^3", share, least)
+    bench.results.append({"case": "roofline", "what": f"{shape}, {dtype}", "rates": rates})
+
+
+def row_flops(shape: Shape) -> int:
+    """Return the operations that encode a row."""
+    return 2 * sum(a * b for a, b in pairwise(shape.network.widths))
+
+
+def measure_alone(bench: Bench, name: str, case: str, times: int, **sizes: Any) -> float:
+    """Return the median seconds of one program's work, without a comparison."""
+    with bench.start(name, case, **sizes) as program:
+        return median(program.seconds(times) for _ in range(bench.rounds))
+
+
+def draw_shapes(seed: int, n: int = 10) -> list[Shape]:
+    """Return random shapes without round numbers, small and large ones equally often."""
+    rng = np.random.default_rng(seed)
+    ranges = np.log([(20, 5000), (3, 300), (128, 512)])
+    found: list[Shape] = []
+    while len(found) < n:
+        numbers = [round(float(np.exp(rng.uniform(*limits)))) for limits in ranges]
+        is_round = any(number % unit == 0 for number in numbers for unit in (6, 8, 10))
+        n_inputs, n_features, batch_size = numbers
+        if n_features < n_inputs and not is_round:
+            found.append(Shape(Network((n_inputs, n_features)), batch_size))
+    return found
+
+
+def extract(*flags: object, **variables: str) -> int:
+    """Run scripts/extract.py, and return its peak memory in bytes."""
+    command = [sys.executable, "-c", _PROGRAM, "--quiet", *map(str, flags)]
+    printed = subprocess.check_output(command, cwd=ROOT, env=environment(**variables), text=True)
+    return 1024 * int(printed.split()[-1])
+
+
+def make_shards(folder: Path, n_rows: int, n_shards: int, dtype: str, n_inputs: int = 784, **layout: Any) -> Path:
+    """Write rows that compress like images: half of the pixels are 0, and the others are smooth."""
+    fresh(folder).mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    base = rng.normal(size=(64, n_inputs)).cumsum(axis=1).astype(np.float32)
+    for i in range(n_shards):
+        n = (i + 1) * n_rows // n_shards - i * n_rows // n_shards
+        with h5py.File(folder / f"{i:04d}.h5", "w") as file:
+            X = file.create_dataset("X", (n, n_inputs), dtype, **layout)
+            for start in range(0, n, 8192):
+                stop = min(start + 8192, n)
+                weights = rng.normal(size=(stop - start, 8)).astype(np.float32)
+                mixed = weights @ base[rng.integers(0, len(base), 8)]
+                X[start:stop] = np.clip(4 * mixed + 0.5, 0, 255).astype(np.uint8)
+    return folder
+
+
+def fitted_model(bench: Bench) -> Path:
+    """Train a model with one layer of sigmoids, like the peers' model."""
+    shards = make_shards(bench.folder / "shards-small", 20_000, 1, dtype="u1")
+    output = fresh(bench.folder / "model")
+    one_layer = ("--hidden", "none", "--code-activation", "sigmoid", "--decoder-gain", "no")
+    extract("--input", shards, "--output", output, "--epochs", 1, *one_layer, **bench.variables)
+    return output
+
+
+def files(bench: Bench) -> None:
+    """Encode files, with a warm and a cold page cache."""
+    model = fitted_model(bench)
+    for name, (layout, most_rows, least) in LAYOUTS.items():
+        n_rows = int(most_rows * bench.size)
+        shards = make_shards(bench.folder / "shards", n_rows, 4, **layout)
+        sizes = {"shards": str(shards), "model": str(model)}
+        what = f"{name}, {n_rows} rows, page cache"
+        ratios = bench.compare("encode_files", f"{what} warm", ON_FILES, sizes, (0.0, 1e-3))
+        drop = partial(drop_from_page_cache, shards)
+        bench.compare("encode_files", f"{what} cold", ON_FILES, sizes, (0.0, 1e-3), before=drop)
+        shutil.rmtree(shards)
+        bench.require_of_peers(f"files, {name},", ratios, least)
+        if name.startswith("contiguous"):
+            network = Network((784, 64))
+            write_pixels(bench.folder, network, layout["dtype"])
+            rate_in_memory = ENCODE_ROWS / measure_alone(bench, "ours", "encode", 40, network=asdict(network))
+            rate = n_rows / ratios["ours"]
+            bench.require(f"files, {name}, vs our rate in memory", rate / rate_in_memory, 0.7)
+
+
+def drop_from_page_cache(shards: Path) -> None:
+    """Ask the kernel to drop files from the page cache."""
+    for path in shards.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def train(bench: Bench) -> None:
+    """Scan and train 5 epochs, in memory and streamed; the costs of the models must be similar."""
+    data = ROOT / "data"
+    if any(data.glob("fashion-mnist-train-*.h5")):
+        compare_trainings(bench, data, "Fashion-MNIST, in memory", 2**31)
+    else:
+        shards = make_shards(bench.folder / "shards-train", 60_000, 4, dtype="u1")
+        compare_trainings(bench, shards, "60000 rows, in memory", 2**31)
+    n_rows = int(500_000 * bench.size)
+    shards = make_shards(bench.folder / "shards-train", n_rows, 4, dtype="u1")
+    compare_trainings(bench, shards, f"{n_rows} rows, streamed", 2**27)
+
+
+def compare_trainings(bench: Bench, shards: Path, what: str, memory: int) -> None:
+    """Compare training runs on some shards with a memory budget."""
+    sizes = {"shards": str(shards), "epochs": 5, "batch_size": 512, "memory": memory}
+    ratios = bench.compare("train_files", what, TRAINED, sizes, (0.1, 0.0))
+    bench.require_of_peers(f"training, {what},", ratios, 1.2)
+
+
+def startup(bench: Bench) -> None:
+    """Measure a whole process that trains four steps, with a cold and a warm compile cache."""
+    shards = make_shards(bench.folder / "shards-tiny", 2000, 1, dtype="u1")
+    cache = bench.folder / "cache"
+    flags = ("--input", shards, "--output", bench.folder / "tiny", "--epochs", 1, "--batch-size", 512, "--restart")
+    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
+    for _ in range(min(3, bench.rounds)):
+        fresh(cache)
+        for each in seconds.values():
+            each.append(seconds_of(lambda: extract(*flags, XDG_CACHE_HOME=str(cache), **bench.variables)))
+    for name, most in (("warm", 4.0), ("cold", 40.0)):
+        what = f"start-up, {name} compile cache, a whole tiny run, s"
+        print(f"{what}: {median(seconds[name]):.2f}", flush=True)
+        bench.require(what, median(seconds[name]), most=most)
+    bench.results.append({"case": "startup", "seconds": seconds})
+
+
+def growth(bench: Bench) -> None:
+    """Measure time per row and peak memory with more rows, and with more shards of the same rows."""
+    model = fitted_model(bench)
+    folder = fresh(bench.folder / "growth")
+    n_rows = int(GROWTH_ROWS * bench.size)
+    cases = {
+        "rows x1": (n_rows, 4),
+        "rows x4": (4 * n_rows, 4),
+        "rows x16": (16 * n_rows, 4),
+        "1 shard": (4 * n_rows, 1),
+        "10 shards": (4 * n_rows, 10),
+        "1000 shards": (4 * n_rows, 1000),
+    }
+    seconds = {}
+    peaks = {}
+    for name, sizes in cases.items():
+        seconds[name], peaks[name] = encode_shards(bench, folder / name, model, *sizes)
+        print(f"growth, {name}: {seconds[name]:.3g} s per row, peak {peaks[name]:.3g} bytes", flush=True)
+    shutil.rmtree(folder)
+    bench.results.append({"case": "growth", "seconds per row": seconds, "peak": peaks})
+    bench.require("growth of time per row, x1 to x16", seconds["rows x16"] / seconds["rows x1"], most=1.1)
+    bench.require("growth of time per row, 1 to 1000 shards", seconds["1000 shards"] / seconds["1 shard"], most=1.1)
+    bench.require("growth of peak memory, x1 to x16", peaks["rows x16"] / peaks["rows x1"], most=1.05)
+
+
+def encode_shards(bench: Bench, folder: Path, model: Path, n_rows: int, n_shards: int) -> tuple[float, float]:
+    """Encode new shards several times; return the medians of the seconds per row and of the peak memory."""
+    shards = make_shards(folder / "shards", n_rows, n_shards, dtype="u1")
+    seconds = []
+    peaks = []
+    for i in range(min(5, bench.rounds)):
+        output = folder / str(i)
+        flags = ("--input", shards, "--model", model, "--memory-budget", "512MiB", "--output", output)
+        peaks.append(extract(*flags, **bench.variables))
+        seconds.append(sum(report_of(output)["summary"]["seconds"].values()) / n_rows)
+        empty_files(output)
+    empty_files(shards)
+    return median(seconds), median(peaks)
+
+
+def empty_files(folder: Path) -> None:
+    """Truncate all files. Removing them would slow down the next run, because ext4 searches recently freed inodes."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            os.truncate(path, 0)
+
+
+CASES: dict[str, Callable[[Bench], None]] = {
+    "step": step,
+    "encode": encode,
+    "networks": networks,
+    "shapes": shapes,
+    "roofline": roofline,
+    "files": files,
+    "train": train,
+    "startup": startup,
+    "growth": growth,
+    "device": device,
+}

@@ -1,0 +1,336 @@
+"""Harness of the benchmarks: sample data, programs under comparison, interleaved measurements, ratios and tables."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+
+import numpy as np
+
+from scripts.benchmarks.instruction_sets import hide, limits
+
+ROOT = Path(__file__).resolve().parents[2]
+PEERS = ROOT / ".venv-peers/bin/python"
+OWN = ("ours", "blas")  # programs that run without the peers' environment
+N_COLUMNS = 784
+# Threads of BLAS and OpenMP keep spinning for a while after their work, which would disturb the next program.
+_PAUSE_SECONDS = 0.2
+# Variables that must not influence the choice of kernels and threads, so that each program works as for a user.
+_UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
+
+Result = TypeVar("Result")
+Arrays = dict[str, np.ndarray]
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """Return the `type` of an argument that is one of some names; `choices` would refuse an empty list."""
+
+    def name(text: str) -> str:
+        if text not in names:
+            raise argparse.ArgumentTypeError(f"{text!r}, expected one of {', '.join(names)}")
+        return text
+
+    return name
+
+
+def add_options(parser: argparse.ArgumentParser, folder: str, rounds: int, cases: Iterable[str] = ()) -> None:
+    """Add the options that several benchmarks have."""
+    if cases:
+        text = f"some of {', '.join(cases)} (default: all, in this order)"
+        parser.add_argument("cases", nargs="*", type=one_of(cases), metavar="CASE", help=text)
+    text = "number of measurements of each program (default: %(default)s)"
+    parser.add_argument("--rounds", type=int, default=rounds, help=text)
+    text = "working directory (default: %(default)s)"
+    parser.add_argument("--output", type=Path, default=Path(folder), help=text)
+
+
+def interleave(calls: Mapping[str, Callable[[], Result]], n_rounds: int) -> dict[str, list[Result]]:
+    """Make all calls in each round, and return the results of each.
+
+    Disturbances by other processes then affect all of them equally.
+    """
+    results: dict[str, list[Result]] = {name: [] for name in calls}
+    for _ in range(n_rounds):
+        for name, call in calls.items():
+            results[name].append(call())
+    return results
+
+
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
+    """Return the median, over the rounds, of the ratio of two measurements."""
+    return median(a / b for a, b in zip(numerators, denominators, strict=True))
+
+
+def print_times(seconds: Mapping[str, Sequence[float]], about: Mapping[str, str] | None = None) -> dict[str, float]:
+    """Print the times of several programs, and return the ratio of each to the first one."""
+    first, *_ = seconds.values()
+    ratios = {name: median_ratio(each, first) for name, each in seconds.items()}
+    for name, each in seconds.items():
+        times = f"{median(each) * 1e3:10.3f} ms ({min(each) * 1e3:.3f} to {max(each) * 1e3:.3f})"
+        print(f"  {name:26} {times}  ratio {ratios[name]:.3f}  {about.get(name, '') if about else ''}", flush=True)
+    return ratios
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Return the seconds that a call takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def print_head(*titles: str) -> None:
+    """Print the head of a table in Markdown."""
+    print_row(*titles)
+    print(f"{'|---' * len(titles)}|", flush=True)
+
+
+def print_row(*cells: object) -> None:
+    """Print a row of a table in Markdown."""
+    print(f"| {' | '.join(map(str, cells))} |", flush=True)
+
+
+def fresh(folder: Path) -> Path:
+    """Remove a directory if it exists, and return its path."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def script(name: str, *arguments: object, **variables: str) -> None:
+    """Run a program of scripts/ with additional environment variables, and discard its output."""
+    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, arguments)]
+    subprocess.run(command, check=True, env={**os.environ, **variables}, stdout=subprocess.DEVNULL)
+
+
+def report_of(output: Path) -> dict[str, Any]:
+    """Return the report of a run."""
+    return dict(json.loads((output / "report.json").read_text()))
+
+
+def synthetic_shards(folder: Path, gigabytes: float, n_shards: int) -> Path:
+    """Write shards of random float32 rows, and return their directory."""
+    target = folder / f"shards-{n_shards}-{gigabytes:g}"
+    n_rows = int(gigabytes * 1e9 / (4 * N_COLUMNS))
+    size = ("--rows", n_rows, "--columns", N_COLUMNS, "--shards", n_shards)
+    script("make_data.py", "synthetic", *size, "--output", target)
+    return target
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Return the environment of a child process, with additional variables."""
+    inherited = {name: value for name, value in os.environ.items() if name not in _UNSET}
+    return {**inherited, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", **variables}
+
+
+class Program:
+    """A process that does the work of one case on request; see peers.py.
+
+    Attributes
+    ----------
+    about : str
+        Version of the program, and the hardware that it uses.
+    """
+
+    def __init__(self, name: str, case: str, folder: Path, sizes: Mapping[str, Any], env: Mapping[str, str]) -> None:
+        self.name = name
+        self._log = folder / f"{name}.log"
+        python = sys.executable if name in OWN else str(PEERS)
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [python, "-m", "scripts.benchmarks.peers", name, case, str(folder), json.dumps(sizes)],
+                cwd=ROOT,
+                env=env,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.about = self._read_line()
+
+    def _read_line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.communicate()  # waits, and closes the pipes
+            last_line = self._log.read_text().strip().rpartition("\n")[2]
+            raise RuntimeError(f"{self.name} exited before it answered: {last_line}. See {self._log}")
+        return line.strip()
+
+    def seconds(self, times: int = 1) -> float:
+        """Do the work a number of times, and return the mean seconds."""
+        assert self._process.stdin is not None
+        time.sleep(_PAUSE_SECONDS)
+        with suppress(BrokenPipeError):  # the missing answer is reported below
+            self._process.stdin.write(f"{times}\n")
+            self._process.stdin.flush()
+        return float(self._read_line()) / times
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Close standard input, and wait until the process has ended."""
+        self._process.communicate()
+
+
+@dataclass
+class Bench:
+    """Compares programs, and keeps the measurements and the requirements."""
+
+    folder: Path  # working directory
+    rounds: int  # number of measurements of each program
+    size: float = 1.0  # factor of the number of rows in files
+    device: str = "cuda"  # device of the case `device`
+    seed: int = 0  # seed of the case `shapes`
+    with_peers: bool = True  # whether JAX, PyTorch and scikit-learn are measured
+    isa: str | None = None  # instruction set that all programs are restricted to
+    variables: dict[str, str] = field(default_factory=dict)  # environment variables of all programs
+    results: list[dict[str, Any]] = field(default_factory=list)
+    requirements: list[dict[str, Any]] = field(default_factory=list)
+    jax_preload: Path | None = None  # library that restricts JAX; the other programs have variables for that
+
+    def __post_init__(self) -> None:
+        self.folder = self.folder.resolve()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # PyTorch would reuse code compiled for another instruction set, and crash or return wrong results.
+        self.variables["TORCHINDUCTOR_CACHE_DIR"] = str(self.folder / f"inductor-{self.isa or 'native'}")
+        if self.isa:
+            self.variables.update(limits(self.isa))
+            self.jax_preload = hide(self.isa, self.folder)
+            if self.jax_preload is None:
+                print("JAX may use more instructions, because this processor cannot hide them", flush=True)
+
+    def start(self, name: str, case: str, **sizes: Any) -> Program:
+        """Start a program, which prepares a case and writes its result."""
+        env = environment(**self.variables)
+        if name == "jax" and self.jax_preload is not None:
+            env["LD_PRELOAD"] = str(self.jax_preload)
+        return Program(name, case, self.folder, sizes, env)
+
+    def compare(
+        self,
+        case: str,
+        what: str,
+        names: Sequence[str],
+        sizes: dict[str, Any],
+        tolerance: tuple[float, float],
+        seconds: float = 0.0,
+        before: Callable[[], object] = lambda: None,
+    ) -> dict[str, float]:
+        """Compare the results of programs, measure them interleaved, and print their times.
+
+        Parameters
+        ----------
+        case, sizes : str, dict
+            The method of the programs, and its arguments.
+        what : str
+            Description of the case.
+        names : sequence of str
+            Programs, ``ours`` first.
+        tolerance : (float, float)
+            Relative and absolute tolerance of the results.
+        seconds : float
+            Approximate length of a measurement; short work is repeated.
+        before : callable
+            Called before each measurement.
+
+        Returns
+        -------
+        dict of str to float
+            Ratio of each program's seconds to ours, and our seconds.
+        """
+        print(f"\n{case} {what}", flush=True)
+        with ExitStack() as stack:
+            programs = self.start_all(stack, case, names, sizes)
+            self._remove_deviating(programs, *tolerance)
+            calls = {each.name: partial(measure, each, repetitions(each, seconds), before) for each in programs}
+            found = interleave(calls, self.rounds)
+        about = {each.name: each.about for each in programs}
+        ratios = print_times(found, about)
+        self.results.append({"case": case, "what": what, "seconds": found, "ratios": ratios, "about": about})
+        return {**ratios, "ours": median(found["ours"])}
+
+    def start_all(self, stack: ExitStack, case: str, names: Sequence[str], sizes: dict[str, Any]) -> list[Program]:
+        """Start programs; a peer that cannot do the work is left out."""
+        started = []
+        for name in names:
+            if name not in OWN and not self.with_peers:
+                continue
+            try:
+                started.append(stack.enter_context(self.start(name, case, **sizes)))
+            except RuntimeError as error:
+                if name in OWN:
+                    raise
+                print(f"  not measured: {error}", flush=True)
+        return started
+
+    def _remove_deviating(self, programs: list[Program], relative: float, absolute: float) -> None:
+        """Remove the peers whose results differ from ours; raise `RuntimeError` if all differ, or if BLAS does."""
+        expected = dict(np.load(self.folder / "ours.npz"))
+        others = [each for each in programs if each.name not in ("ours", "sklearn")]  # scikit-learn has another model
+        wrong = {}
+        for program in others:
+            results = dict(np.load(self.folder / f"{program.name}.npz"))
+            difference = find_difference(results, expected, relative, absolute)
+            if difference:
+                wrong[program.name] = f"{program.name}: {difference}"
+                programs.remove(program)
+        has_equal_peer = any(each.name not in wrong and each.name != "blas" for each in others)
+        if "blas" in wrong or (wrong and not has_equal_peer):
+            raise RuntimeError("; ".join(wrong.values()))
+        for sentence in wrong.values():
+            print(f"  not measured: {sentence}", flush=True)
+
+    def require(self, what: str, found: float, least: float | None = None, most: float | None = None) -> None:
+        """Store a measured number with the required minimum or maximum."""
+        reached = found <= most if least is None else found >= least
+        self.requirements.append({"what": what, "found": found, "least": least, "most": most, "reached": bool(reached)})
+
+    def require_of_peers(self, what: str, ratios: dict[str, float], least: float) -> None:
+        """Require a minimum ratio to the fastest peer, if any was measured."""
+        peers = {name: ratio for name, ratio in ratios.items() if name not in OWN}
+        if peers:
+            fastest = min(peers, key=lambda name: peers[name])
+            self.require(f"{what} vs {fastest}", peers[fastest], least)
+
+    def print_requirements(self) -> None:
+        """Print required and measured numbers."""
+        print("\nrequired, measured")
+        for line in self.requirements:
+            bound = f"<= {line['most']}" if line["least"] is None else f">= {line['least']}"
+            verdict = "" if line["reached"] else "  NOT REACHED"
+            print(f"  {line['what']:62} {bound:>8} {line['found']:8.2f} {verdict}")
+
+
+def find_difference(arrays: Arrays, expected: Arrays, relative: float, absolute: float) -> str:
+    """Return a description of an array that differs from the expected one; empty if none does."""
+    for key in arrays.keys() & expected.keys():
+        if not np.allclose(arrays[key], expected[key], rtol=relative, atol=absolute):
+            difference = np.abs(arrays[key].astype(np.float64) - expected[key]).max()
+            return f"{key} differs from ours by {difference:.3g}"
+    return ""
+
+
+def measure(program: Program, times: int, before: Callable[[], object]) -> float:
+    """Call `before`, and return the seconds of a program."""
+    before()
+    return program.seconds(times)
+
+
+def repetitions(program: Program, seconds: float) -> int:
+    """Return how often a program can do its work in about `seconds`."""
+    once = program.seconds()
+    if once < seconds:
+        once = min(once, program.seconds())
+    return max(1, round(seconds / max(once, 1e-6)))
