@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Create .venv-readers/<version> for each later Python of this machine, with a wheel of this checkout and its
-# dependencies only. Without such a Python or without a network, the tests that need it are skipped.
+# dependencies only, and .venv-readers/<version>-run, which also has Theano. Without such a Python or without a network,
+# the tests that need it are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -24,6 +25,15 @@ install_packages() {
     ".venv-readers/$1/bin/pip" "${quiet[@]}" install --only-binary :all: .venv-readers/*.whl
 }
 
+# The environment for runs finds all packages but Theano in the environment for readers.
+install_theano() {
+    local reader=$PWD/.venv-readers/$1 environment=$PWD/.venv-readers/$1-run
+    echo "readers: installing Theano for Python $1"
+    "$reader/bin/python" -m venv --without-pip "$environment" &&
+        echo "$reader/lib/python$1/site-packages" >"$environment/lib/python$1/site-packages/reader.pth" &&
+        "$environment/bin/python" -m shardpress setup-theano >/dev/null
+}
+
 quiet=(--quiet --no-input --disable-pip-version-check)
 rm -rf .venv-readers build # build/ may contain files that are no longer part of the code
 mkdir .venv-readers
@@ -31,6 +41,10 @@ mkdir .venv-readers
     echo "readers: cannot build a wheel" >&2
 for version in 3.12 3.13 3.14; do
     # The tests would use the interpreter of an incomplete environment.
-    { make_venv "$version" && install_packages "$version"; } || rm -rf ".venv-readers/$version"
+    if make_venv "$version" && install_packages "$version"; then
+        install_theano "$version" || rm -rf ".venv-readers/$version-run"
+    else
+        rm -rf ".venv-readers/$version"
+    fi
 done
 touch .venv-readers/.complete

@@ -1,0 +1,94 @@
+"""Tests of runs in later versions of Python, with their newest NumPy: the results are equal to those of this Python."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from scripts import extract
+from tests.support.helpers import write_shard
+from tests.support.interpreters import REPOSITORY
+
+pytestmark = [pytest.mark.process, pytest.mark.compiler, pytest.mark.slow]
+
+VERSIONS = ("3.12", "3.13", "3.14")
+FLAGS = ("--epochs", "2", "--include", "y", "--quiet")
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    values = np.random.default_rng(0).normal(size=(3, 700, 24))
+    for i, rows in enumerate(values.astype(np.float32)):
+        write_shard(folder / f"{i}.h5", rows, extras={"y": np.arange(700) % 3})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(shards: Path) -> Path:
+    """Return the output of a run in this Python."""
+    output = shards.with_name("expected")
+    assert extract.main(["--input", str(shards), "--output", str(output), *FLAGS]) == 0
+    return output
+
+
+@pytest.fixture(params=VERSIONS)
+def start(request: pytest.FixtureRequest, shards: Path) -> Start:
+    """Return a function that starts a run in another version of Python."""
+    python = REPOSITORY / f".venv-readers/{request.param}-run/bin/python"
+    if not python.exists():
+        pytest.skip(f"no Python {request.param} with Theano; scripts/readers.sh can create one")
+
+    def start(output: Path, *flags: str) -> subprocess.Popen[str]:
+        command = [python, REPOSITORY / "scripts/extract.py", "--input", shards, "--output", output, *FLAGS, *flags]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+    return start
+
+
+def finish(run: subprocess.Popen[str]) -> None:
+    output, _ = run.communicate()
+    assert run.returncode == 0, output
+
+
+def arrays(path: Path) -> dict[str, bytes]:
+    """Return the bytes of all datasets of a file."""
+    found: dict[str, bytes] = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: found.update({name: np.asarray(item[()]).tobytes()} if hasattr(item, "shape") else {})
+        )
+    return found
+
+
+def assert_equal(output: Path, expected: Path) -> None:
+    for name in ("model.h5", "index.h5"):
+        assert arrays(output / name) == arrays(expected / name), name
+
+
+def test_results_do_not_depend_on_the_python(start: Start, expected: Path, tmp_path: Path) -> None:
+    finish(start(tmp_path / "out"))
+    assert_equal(tmp_path / "out", expected)
+    finish(start(tmp_path / "with workers", "--workers", "2"))
+    assert_equal(tmp_path / "with workers", expected)
+
+
+def test_a_killed_run_is_resumed(start: Start, expected: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    run = start(output)
+    while run.poll() is None and not any((output / "parts").glob("*.h5")):
+        time.sleep(0.01)
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    finish(start(output))
+    assert_equal(output, expected)
