@@ -3,8 +3,8 @@
 The GPUs are OpenCL on the processor, and the emulated CUDA card. With TEST_CARD=full the machine's card replaces the
 latter.
 
-Sample: rows of 5 dtypes and two networks of several layers; with TEST_CASES=all rows of all 10 dtypes, and in addition
-a network of one layer with a gain.
+Sample: rows of 5 dtypes, two of four training runs of one layer, and one network of several layers on each GPU, and two
+on the CPU; with TEST_CASES=all 10 dtypes, four training runs and three networks on each device.
 """
 
 import json
@@ -132,8 +132,8 @@ def test_rows_are_uploaded_in_their_own_dtype(runs, gpu, dtype):
 
 
 def test_step_uploads_nothing_but_scalars(runs, gpu):
-    for place, kind in product(("streamed", "resident", "uploaded"), ("with cost", "without cost")):
-        graph = runs[gpu].graphs[f"step momentum {place} {kind}"]
+    for label, kind in product(LABELS, ("with cost", "without cost")):
+        graph = runs[gpu].graphs[f"step {label} {kind}"]
         assert [node for node in graph if node["op"] == "GpuFromHost" and node["ndim"]] == []
 
 
@@ -190,35 +190,36 @@ def trained_by_numpy():
     }
 
 
-@each("name", child.NETWORKS)
-def test_training_on_corrupted_rows_equals_numpy(runs, trained_by_numpy, device, name):
+def test_training_on_corrupted_rows_equals_numpy(runs, trained_by_numpy, device):
     arrays = runs[device].arrays
-    p, costs = trained_by_numpy[name]
-    assert costs[-1] < 0.5 * costs[0]
-    assert_close(arrays[f"{name} costs"], costs, device, "float32", "cost")
-    for parameter, expected in p.items():
-        with case(parameter):
-            assert_close(arrays[f"{name} {parameter}"], expected, device, "float32", "parameters")
+    for name in child.networks_of(device):
+        p, costs = trained_by_numpy[name]
+        assert costs[-1] < 0.5 * costs[0]
+        assert_close(arrays[f"{name} costs"], costs, device, "float32", "cost")
+        for parameter, expected in p.items():
+            with case(name, parameter):
+                assert_close(arrays[f"{name} {parameter}"], expected, device, "float32", "parameters")
 
 
-@each("name", child.NETWORKS)
-def test_features_and_errors_equal_numpy(runs, device, name):
-    network = child.NETWORKS[name]
+def test_features_and_errors_equal_numpy(runs, device):
     rows = child.make_rows()
-    arrays = {key.removeprefix(f"{name} "): array.astype(np.float64) for key, array in runs[device].arrays.items()}
     x = child.make_scaler(rows).transform(rows).astype(np.float64)
-    assert_close(arrays["features"], reference.code(network, x, arrays), device, "float32", "features")
-    assert_close(arrays["errors"], reference.row_errors(network, x, arrays), device, "float32", "cost")
+    stored = runs[device].arrays
+    for name, network in child.networks_of(device).items():
+        arrays = {key.removeprefix(f"{name} "): array.astype(np.float64) for key, array in stored.items()}
+        with case(name):
+            assert_close(arrays["features"], reference.code(network, x, arrays), device, "float32", "features")
+            assert_close(arrays["errors"], reference.row_errors(network, x, arrays), device, "float32", "cost")
 
 
-@each("name", child.NETWORKS)
-def test_products_of_every_network_are_compiled_for_the_device(runs, gpu, name):
+def test_products_of_every_network_are_compiled_for_the_device(runs, gpu):
     """Each layer has one product for encoding, one for decoding, one or two for the error, and two for its gradient."""
-    n_layers = child.NETWORKS[name].n_layers
-    for kind, expected in [(f"step {name} with cost", 6 * n_layers - 1), (f"encode {name}", n_layers)]:
-        found = products(runs[gpu].graphs[kind])
-        assert set(found) <= {"GpuDot22", "GpuGemm"}
-        assert len(found) == expected
+    for name, network in child.networks_of(gpu).items():
+        n_layers = network.n_layers
+        for kind, expected in [(f"step {name} with cost", 6 * n_layers - 1), (f"encode {name}", n_layers)]:
+            found = products(runs[gpu].graphs[kind])
+            assert set(found) <= {"GpuDot22", "GpuGemm"}
+            assert len(found) == expected
 
 
 @each("label", LABELS)
@@ -252,9 +253,10 @@ def test_reconstructions_and_their_errors_equal_numpy(runs, device):
 
 def test_resident_and_streamed_rows_give_the_same_bits(runs, device):
     arrays = runs[device].arrays
-    for name in ("costs", "W", "b_hidden", "b_output", "features"):
-        for place in ("resident", "uploaded"):
-            np.testing.assert_array_equal(arrays[f"momentum {place} {name}"], arrays[f"momentum streamed {name}"])
+    for label in LABELS:
+        rule = label.split()[0]
+        for name in ("costs", "W", "b_hidden", "b_output", "features"):
+            np.testing.assert_array_equal(arrays[f"{label} {name}"], arrays[f"{rule} streamed {name}"])
 
 
 @each("dtype", child.DTYPES)
