@@ -1,6 +1,6 @@
 """Tests of the README: its commands run in order, and the features of Fashion-MNIST are as good as it says.
 
-Sample: the sample run trains for 4 epochs, after which the features are good enough; with TEST_CASES=all for the number
+Sample: the sample run trains for 3 epochs, after which the features are good enough; with TEST_CASES=all for the number
 of epochs in the README.
 """
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.process
 
 PAGE = (REPOSITORY / "README.md").read_text()
 BLOCKS = re.findall(r"(?:^    \S.*\n)+", re.sub(r"^```.*?^```$", "", PAGE, flags=re.M | re.S), re.M)
-EPOCHS: dict[str, str | None] = {} if ALL_CASES else {"SHARDPRESS_EPOCHS": "4"}
+EPOCHS: dict[str, str | None] = {} if ALL_CASES else {"SHARDPRESS_EPOCHS": "3"}
 PYTHON = re.findall(r"^```python\n(.*?)```$", PAGE, re.M | re.S)
 # The project is already set up here. The test suite cannot run inside itself, so it is replaced by one of its files.
 MAKE = """#!/bin/sh

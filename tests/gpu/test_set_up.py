@@ -1,4 +1,7 @@
-"""Tests of `shardpress setup-gpu` with wheels from a folder: new, repeated and interrupted installations."""
+"""Tests of `shardpress setup-gpu` in a virtual environment with wheels from a folder: once, again, and interrupted.
+
+Sample: 4 of 7 kinds of incomplete installations; with TEST_CASES=all each of them.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cards import Environment, driver, library, wheels
+from tests.support.cases import each, sample
 
 pytestmark = pytest.mark.process
 
@@ -104,7 +108,7 @@ def test_incomplete_installation_is_repaired(venv: Environment, source: Path) ->
     assert set_up(venv, "--from", source, "--for", "12.4").returncode == 0
     folder = venv.path / "lib/shardpress-gpu"
     whole = libraries(venv)
-    for broken in (
+    kinds = (
         lambda: (folder / "nvidia/cublas/lib/libcublasLt.so.12").unlink(),
         lambda: (folder / "nvidia/cuda_nvrtc/lib/libnvrtc.so.12").write_bytes(b"\x7fELF"),
         lambda: (folder / "libcublas.so").unlink(),
@@ -112,8 +116,9 @@ def test_incomplete_installation_is_repaired(venv: Environment, source: Path) ->
         lambda: shutil.rmtree(folder),
         lambda: folder.rename(folder.with_name("shardpress-gpu.new")),
         lambda: folder.rename(folder.with_name("shardpress-gpu.old")),
-    ):
-        broken()
+    )
+    for damage in sample(kinds, 4):
+        damage()
         result = set_up(venv, "--from", source, "--for", "12.4")
         assert result.returncode == 0, result.stderr
         assert libraries(venv) == whole
@@ -149,8 +154,8 @@ def test_libraries_found_first_cause_a_warning(venv: Environment, source: Path, 
     assert str(toolkit) in warning
 
 
-@pytest.mark.parametrize(
-    ("arguments", "phrase"),
+@each(
+    "arguments, phrase",
     [
         (["--for", "11.8"], "argument --for: CUDA 11.8, expected 12.0"),
         (["--for", "12"], "argument --for: '12', expected"),

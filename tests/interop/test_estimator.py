@@ -1,4 +1,7 @@
-"""Tests of the estimator: scikit-learn's checks, the bits of a run, and arrays of every kind."""
+"""Tests of the estimator: scikit-learn's checks, the bits of a run, and arrays of every kind.
+
+Sample: scikit-learn checks the estimator with its defaults; with TEST_CASES=all also one that fills and clips.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ from pipeline.interop import applying
 from pipeline.interop.applying import compute
 from pipeline.run.engine import run
 from pipeline.settings.config import SETTINGS, Config
-from tests.support.cases import case, each
+from tests.support.cases import ALL_CASES, case, each
 from tests.support.helpers import refused, write_shard
 from tests.support.interpreters import REPOSITORY, run_python
 
@@ -47,20 +50,26 @@ def same_models(one: TiedAutoencoder, other: Any) -> bool:
 # -- scikit-learn ------------------------------------------------------------------------------------------------
 
 
+CHECKED: dict[str, dict[str, Any]] = {"plain": {}}
+if ALL_CASES:
+    CHECKED["filling"] = {"impute": "median", "clip_quantile": 0.01}
+
+
 @pytest.mark.process
 def test_all_checks_of_scikit_learn_pass() -> None:
     """The checks run in a child process, because one check needs a variable that is read when SciPy is imported."""
     ended = run_python(
-        """
+        f"""
         from sklearn.utils.estimator_checks import check_estimator
         from pipeline import TiedAutoencoder
-        for name, options in {"plain": {}, "filling": {"impute": "median", "clip_quantile": 0.01}}.items():
+        for name, options in {CHECKED}.items():
             done = check_estimator(TiedAutoencoder(epochs=2, **options), on_fail=None, on_skip=None)
             facts[name] = [(one["check_name"], one["status"], repr(one["exception"])) for one in done]
         """,
         SCIPY_ARRAY_API="1",
     )
     assert ended.code == 0, ended.stderr
+    assert list(ended.facts) == list(CHECKED)
     for name, done in ended.facts.items():
         assert len(done) > 45, name
         assert [check for check in done if check[1] != "passed"] == [], name

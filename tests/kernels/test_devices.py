@@ -3,8 +3,9 @@
 The GPUs are OpenCL on the processor, and the emulated CUDA card. With TEST_CARD=full, the machine's card replaces the
 emulated card.
 
-Sample: rows of 5 dtypes and two networks of several layers; with TEST_CASES=all rows of all 10 dtypes, and in addition
-a network of one layer with a gain.
+Sample: rows of 5 dtypes; one layer that is trained once on OpenCL, and twice on the other devices; one network of
+several layers on each GPU, and two on the CPU. With TEST_CASES=all, each device gets 10 dtypes, four training runs and
+three networks.
 """
 
 import json
@@ -21,7 +22,7 @@ from kernels import reference
 from kernels.network import Network
 from pipeline.model import Model
 from tests.support import device_child as child
-from tests.support.cases import case, each
+from tests.support.cases import ALL_CASES, case, each
 from tests.support.cuda import stub
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.networks import numpy_steps, numpy_update
@@ -31,7 +32,6 @@ pytestmark = pytest.mark.process
 
 OPENCL = "opencl0:0"
 CUDA = "cuda"
-LABELS = [" ".join(training) for training in child.TRAININGS]
 
 
 @dataclass
@@ -74,6 +74,11 @@ def runs(tmp_path_factory):
     return Runs()
 
 
+def labels_of(device):
+    """Return the labels of the training runs of one layer."""
+    return [" ".join(training) for training in child.trainings_of(device)]
+
+
 def device_or_skip(request):
     """Return the device of a fixture, or skip the test with the name of the missing component."""
     needs = {OPENCL: "opencl", CUDA: "pygpu"}
@@ -106,15 +111,15 @@ def products(graph):
     return [node["op"] for node in graph if re.search(r"Dot|Gem[mv]|Ger(?!m)", node["op"])]
 
 
-@each("label", LABELS)
 @each("kind, n_products", [("step {} with cost", 5), ("step {} without cost", 5), ("encode {}", 1)])
-def test_every_product_is_compiled_for_the_device(runs, gpu, label, kind, n_products):
-    found = products(runs[gpu].graphs[kind.format(label)])
-    assert len(found) == n_products
-    assert set(found) <= {"GpuDot22", "GpuGemm"}
-    on_cpu = products(runs["cpu"].graphs[kind.format(label)])
-    assert len(on_cpu) == n_products  # the pattern includes products on the CPU
-    assert set(on_cpu) <= {"Dot22", "Gemm"}
+def test_every_product_is_compiled_for_the_device(runs, gpu, kind, n_products):
+    for label in labels_of(gpu):
+        found = products(runs[gpu].graphs[kind.format(label)])
+        assert len(found) == n_products
+        assert set(found) <= {"GpuDot22", "GpuGemm"}
+        on_cpu = products(runs["cpu"].graphs[kind.format(label)])
+        assert len(on_cpu) == n_products  # the pattern includes products on the CPU
+        assert set(on_cpu) <= {"Dot22", "Gemm"}
 
 
 def test_only_scalars_are_computed_on_the_cpu(runs, gpu):
@@ -132,8 +137,8 @@ def test_rows_are_uploaded_in_their_own_dtype(runs, gpu, dtype):
 
 
 def test_step_uploads_nothing_but_scalars(runs, gpu):
-    for place, kind in product(("streamed", "resident", "uploaded"), ("with cost", "without cost")):
-        graph = runs[gpu].graphs[f"step momentum {place} {kind}"]
+    for label, kind in product(labels_of(gpu), ("with cost", "without cost")):
+        graph = runs[gpu].graphs[f"step {label} {kind}"]
         assert [node for node in graph if node["op"] == "GpuFromHost" and node["ndim"]] == []
 
 
@@ -160,14 +165,15 @@ def oracle_training(rule):
     return p, np.array(costs)
 
 
-@each("label", LABELS)
-def test_costs_and_parameters_of_training_equal_numpy(runs, device, label):
+def test_costs_and_parameters_of_training_equal_numpy(runs, device):
     arrays = runs[device].arrays
-    p, costs = oracle_training(label.split()[0])
-    assert costs[-1] < 0.1 * costs[0]  # the network learns
-    assert_close(arrays[f"{label} costs"], costs, device, "float32", "cost")
-    for name, expected in p.items():
-        assert_close(arrays[f"{label} {name}"], expected, device, "float32", "parameters")
+    for label in labels_of(device):
+        p, costs = oracle_training(label.split()[0])
+        assert costs[-1] < 0.1 * costs[0]  # it learns
+        with case(label):
+            assert_close(arrays[f"{label} costs"], costs, device, "float32", "cost")
+            for name, expected in p.items():
+                assert_close(arrays[f"{label} {name}"], expected, device, "float32", "parameters")
 
 
 @pytest.fixture(scope="module")
@@ -190,59 +196,58 @@ def trained_by_numpy():
     }
 
 
-@each("name", child.NETWORKS)
-def test_training_on_corrupted_rows_equals_numpy(runs, trained_by_numpy, device, name):
+def test_training_on_corrupted_rows_equals_numpy(runs, trained_by_numpy, device):
     arrays = runs[device].arrays
-    p, costs = trained_by_numpy[name]
-    assert costs[-1] < 0.5 * costs[0]
-    assert_close(arrays[f"{name} costs"], costs, device, "float32", "cost")
-    for parameter, expected in p.items():
-        with case(parameter):
-            assert_close(arrays[f"{name} {parameter}"], expected, device, "float32", "parameters")
+    for name in child.networks_of(device):
+        p, costs = trained_by_numpy[name]
+        assert costs[-1] < 0.5 * costs[0]
+        assert_close(arrays[f"{name} costs"], costs, device, "float32", "cost")
+        for parameter, expected in p.items():
+            with case(name, parameter):
+                assert_close(arrays[f"{name} {parameter}"], expected, device, "float32", "parameters")
 
 
-@each("name", child.NETWORKS)
-def test_features_and_errors_equal_numpy(runs, device, name):
-    network = child.NETWORKS[name]
+def test_features_and_errors_equal_numpy(runs, device):
     rows = child.make_rows()
-    arrays = {key.removeprefix(f"{name} "): array.astype(np.float64) for key, array in runs[device].arrays.items()}
     x = child.make_scaler(rows).transform(rows).astype(np.float64)
-    assert_close(arrays["features"], reference.code(network, x, arrays), device, "float32", "features")
-    assert_close(arrays["errors"], reference.row_errors(network, x, arrays), device, "float32", "cost")
+    stored = runs[device].arrays
+    for name, network in child.networks_of(device).items():
+        arrays = {key.removeprefix(f"{name} "): array.astype(np.float64) for key, array in stored.items()}
+        with case(name):
+            assert_close(arrays["features"], reference.code(network, x, arrays), device, "float32", "features")
+            assert_close(arrays["errors"], reference.row_errors(network, x, arrays), device, "float32", "cost")
 
 
-@each("name", child.NETWORKS)
-def test_products_of_every_network_are_compiled_for_the_device(runs, gpu, name):
-    # Each layer has one product for encoding, one for decoding, one or two for the error, and two for its gradient.
-    n_layers = child.NETWORKS[name].n_layers
-    for kind, expected in [(f"step {name} with cost", 6 * n_layers - 1), (f"encode {name}", n_layers)]:
-        found = products(runs[gpu].graphs[kind])
-        assert set(found) <= {"GpuDot22", "GpuGemm"}
-        assert len(found) == expected
+def test_products_of_every_network_are_compiled_for_the_device(runs, gpu):
+    """Each layer has one product for encoding, one for decoding, one or two for the error, and two for its gradient."""
+    for name, network in child.networks_of(gpu).items():
+        n_layers = network.n_layers
+        for kind, expected in [(f"step {name} with cost", 6 * n_layers - 1), (f"encode {name}", n_layers)]:
+            found = products(runs[gpu].graphs[kind])
+            assert set(found) <= {"GpuDot22", "GpuGemm"}
+            assert len(found) == expected
 
 
-@each("label", LABELS)
-def test_costs_and_features_of_training_equal_the_cpu(runs, gpu, label):
+def test_costs_and_features_of_training_equal_the_cpu(runs, gpu):
     arrays = runs[gpu].arrays
     expected = runs["cpu"].arrays
-    for name, quantity in (("costs", "cost"), ("features", "features")):
+    for label, (name, quantity) in product(labels_of(gpu), (("costs", "cost"), ("features", "features"))):
         assert_close(arrays[f"{label} {name}"], expected[f"{label} {name}"], gpu, "float32", quantity)
 
 
-@each("label", LABELS)
-def test_features_equal_the_numpy_encoder_of_the_model(runs, device, label):
+def test_features_equal_the_numpy_encoder_of_the_model(runs, device):
     arrays = runs[device].arrays
     rows = child.make_rows()
-    p = {name: arrays[f"{label} {name}"] for name in ("W", "b_hidden", "b_output")}
-    features = arrays[f"{label} features"]
-    assert features.shape == (child.N_ROWS, child.N_FEATURES)
-    assert_close(
-        features, Model(child.make_scaler(rows), Network(p["W"].shape), p).encode(rows), device, "float32", "features"
-    )
+    for label in labels_of(device):
+        p = {name: arrays[f"{label} {name}"] for name in ("W", "b_hidden", "b_output")}
+        features = arrays[f"{label} features"]
+        assert features.shape == (child.N_ROWS, child.N_FEATURES)
+        expected = Model(child.make_scaler(rows), Network(p["W"].shape), p).encode(rows)
+        assert_close(features, expected, device, "float32", "features")
 
 
 def test_reconstructions_and_their_errors_equal_numpy(runs, device):
-    arrays = {name.removeprefix("momentum streamed "): array for name, array in runs[device].arrays.items()}
+    arrays = {name.removeprefix("momentum uploaded "): array for name, array in runs[device].arrays.items()}
     rows = child.make_rows()
     decoded = arrays["features"].astype(np.float64) @ arrays["W"].T.astype(np.float64) + arrays["b_output"]
     assert_close(arrays["decoded"], decoded, device, "float32", "reconstruction")
@@ -250,11 +255,13 @@ def test_reconstructions_and_their_errors_equal_numpy(runs, device):
     assert_close(arrays["errors"], errors, device, "float32", "cost")
 
 
+@pytest.mark.parametrize("device", ["cpu", OPENCL, CUDA] if ALL_CASES else ["cpu", CUDA], indirect=True)
 def test_resident_and_streamed_rows_give_the_same_bits(runs, device):
     arrays = runs[device].arrays
-    for name in ("costs", "W", "b_hidden", "b_output", "features"):
-        for place in ("resident", "uploaded"):
-            np.testing.assert_array_equal(arrays[f"momentum {place} {name}"], arrays[f"momentum streamed {name}"])
+    first, *others = (label for label in labels_of(device) if label.startswith("momentum"))
+    assert others
+    for label, name in product(others, ("costs", "W", "b_hidden", "b_output", "features")):
+        np.testing.assert_array_equal(arrays[f"{label} {name}"], arrays[f"{first} {name}"])
 
 
 @each("dtype", child.DTYPES)

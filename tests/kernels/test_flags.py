@@ -1,12 +1,18 @@
-"""Tests of Theano's settings: their precedence, and the refusal of invalid ones."""
+"""Tests of Theano's settings: which ones take precedence, and which are refused.
+
+Sample: Theano alone reads 4 of the 12 settings of a device; with TEST_CASES=all each of them.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
+from configparser import RawConfigParser
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from tests.support.cases import each
+from kernels import backend
+from kernels.flags import UnknownFlag, check_flags
+from tests.support.cases import each, sample
 from tests.support.interpreters import run_python
 
 pytestmark = pytest.mark.process
@@ -72,39 +78,42 @@ except ImportError:
 """
 
 DEVICE_OF_BACKEND = """
-from kernels import backend
-facts["device"] = backend.start().requested
+from kernels import backend, flags
 facts["imported with"] = backend.load().config.device
+facts["device"] = flags.requested_device()
 """
 
 
 @pytest.fixture(scope="module")
 def devices(tmp_path_factory):
-    """Return the devices that our backend and Theano alone choose for each of the settings."""
+    """Return the devices that our backend chooses for each of the settings, and Theano alone for some of them."""
 
-    def read(settings, home):
-        for name, text in settings.files.items():
-            (home / name).write_text(text)
+    read_by_theano = sample(SETTINGS, 4)
+
+    def read(name, home):
+        settings = SETTINGS[name]
+        for file, text in settings.files.items():
+            (home / file).write_text(text)
         variables = {name: value.format(home=home) for name, value in settings.variables.items()}
-        by_backend = run_python(DEVICE_OF_BACKEND, HOME=home, **variables)
-        by_theano = run_python(DEVICE_OF_THEANO, warnings="ignore", HOME=home, **variables)
-        assert (by_backend.code, by_theano.code) == (0, 0), by_backend.stderr + by_theano.stderr
-        return by_backend.facts, by_theano.facts
+        ended = [run_python(DEVICE_OF_BACKEND, HOME=home, **variables)]
+        if name in read_by_theano:
+            ended.append(run_python(DEVICE_OF_THEANO, warnings="ignore", HOME=home, **variables))
+        assert not any(each.code for each in ended), ended
+        return [each.facts for each in ended]
 
     # This fills a cold compile cache. Otherwise the other processes would wait for its lock for 5 to 10 s at a time.
     run_python(DEVICE_OF_BACKEND)
     # The folders are not created in the threads, because two concurrent first requests could get different roots.
     homes = [tmp_path_factory.mktemp("home") for _ in SETTINGS]
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(SETTINGS, pool.map(read, SETTINGS.values(), homes), strict=True))
+        return dict(zip(SETTINGS, pool.map(read, SETTINGS, homes), strict=True))
 
 
 @each("case", SETTINGS)
 def test_device_is_read_from_flags_and_files_as_theano_reads_it(devices, case):
-    by_backend, by_theano = devices[case]
-    assert by_backend["device"] == by_theano["device"] == SETTINGS[case].expected
-    # With another device, Theano would log a failure and could not be queried again.
-    assert by_backend["imported with"] == "cpu"
+    by_backend, *by_theano = devices[case]
+    assert {each["device"] for each in (by_backend, *by_theano)} == {SETTINGS[case].expected}
+    assert by_backend["imported with"] == "cpu"  # Theano would log a failure and could not be queried again
 
 
 @each("device, phrase", [("gpu0", "device=cuda"), ("abacus", 'start with one of "cpu", "opencl" or "cuda"')])
@@ -131,6 +140,17 @@ except UnknownFlag as error:
 """
 
 
+def assert_refused(place, phrases):
+    """Check that the settings are refused with a place and phrases, or are valid if there are no phrases."""
+    if phrases is None:
+        check_flags()
+        return
+    with pytest.raises(UnknownFlag) as refused:
+        check_flags()
+    assert [phrase for phrase in [place, *phrases] if phrase not in str(refused.value)] == []
+
+
+@pytest.mark.compiler
 @each(
     "flags, phrases",
     [
@@ -142,12 +162,13 @@ except UnknownFlag as error:
         (",device='cpu',", None),
     ],
 )
-def test_unknown_flag_is_an_error_that_names_the_nearest(flags, phrases):
-    found = run_python(REFUSING, THEANO_FLAGS=flags).facts.get("error")
-    assert (found is None) == (phrases is None)
-    assert [phrase for phrase in ["THEANO_FLAGS", *(phrases or [])] if found and phrase not in found] == []
+def test_unknown_flag_is_an_error_that_names_the_nearest(monkeypatch, flags, phrases):
+    backend.load()
+    monkeypatch.setenv("THEANO_FLAGS", flags)
+    assert_refused("THEANO_FLAGS", phrases)
 
 
+@pytest.mark.compiler
 @each(
     "text, phrases",
     [
@@ -159,11 +180,19 @@ def test_unknown_flag_is_an_error_that_names_the_nearest(flags, phrases):
         ("[DEFAULT]\nmine = 1\n[global]\nfloatX = float32\n[gcc]\ncxxflags = -O%(mine)s\n", None),
     ],
 )
-def test_unknown_option_in_a_file_is_an_error(tmp_path, text, phrases):
-    (tmp_path / "mine").write_text(text)
-    found = run_python(REFUSING, THEANORC=tmp_path / "mine").facts.get("error")
-    assert (found is None) == (phrases is None)
-    assert [phrase for phrase in [".theanorc", *(phrases or [])] if found and phrase not in found] == []
+def test_unknown_option_in_a_file_is_an_error(monkeypatch, text, phrases):
+    read = RawConfigParser()  # as in Theano
+    read.read_string(text)
+    monkeypatch.setattr(backend.load().configparser, "theano_raw_cfg", read)
+    assert_refused(".theanorc", phrases)
+
+
+def test_unknown_names_are_refused_when_theano_is_loaded(tmp_path):
+    (tmp_path / "mine").write_text("[global]\ndevcie = cuda\n")
+    for settings, words in (({"THEANO_FLAGS": "cuda"}, "'cuda'"), ({"THEANORC": tmp_path / "mine"}, "'devcie'")):
+        assert words in run_python(REFUSING, **settings).facts["error"]
+    valid = run_python(REFUSING, THEANO_FLAGS="device=cpu # as it was")
+    assert (valid.code, valid.facts) == (0, {})
 
 
 def test_scipy_is_not_loaded_with_theano_but_can_be_imported():
@@ -265,8 +294,13 @@ def test_environment_is_restored_after_loading_or_a_failure(tmp_path, flags):
 
 
 def test_gpu_of_a_parent_process_is_ignored():
-    # Theano would refuse to start a device when it inherits this variable.
-    code = START + "import os\nfacts |= {'reason': device.reason, 'left': 'THEANO_GPU_IS_ALREADY_ACTIVE' in os.environ}"
+    """Theano refuses to start a device when it inherits this variable."""
+    code = START + (
+        "import os\n"
+        "facts |= {'requested': device.requested, 'reason': device.reason}\n"
+        "facts['left'] = 'THEANO_GPU_IS_ALREADY_ACTIVE' in os.environ"
+    )
     ended = run_python(code, THEANO_FLAGS=f"device={FLAG}", THEANO_GPU_IS_ALREADY_ACTIVE="Yes")
+    assert ended.facts["requested"] == FLAG
     assert "subprocess" not in ended.facts["reason"]
     assert not ended.facts["left"]

@@ -37,11 +37,18 @@ def modules(cache: Path) -> set[Path]:
     return {library.parent for library in cache.glob("*/tmp*/*.so")}
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """Return a cache with the modules of all expressions, and what the process that filled it reports."""
+    cache = tmp_path_factory.mktemp("cache")
+    return cache, compile_in(cache, "plus", "times", "scalar")
+
+
 @pytest.mark.process
 @pytest.mark.compiler
-def test_a_process_reads_the_records_of_its_own_modules(tmp_path: Path) -> None:
-    first = compile_in(tmp_path, "plus", "times")
-    second = compile_in(tmp_path, "times")
+def test_a_process_reads_the_records_of_its_own_modules(filled: tuple[Path, dict[str, Any]]) -> None:
+    cache, first = filled
+    second = compile_in(cache, "times")
     assert first["n_read"] == first["n_compiled"] > second["n_read"] > 0
     assert second["n_compiled"] == 0
     assert second["times"] == first["times"] == [6]
@@ -49,9 +56,9 @@ def test_a_process_reads_the_records_of_its_own_modules(tmp_path: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.compiler
-def test_code_without_properties_is_compiled_once(tmp_path: Path) -> None:
-    first = compile_in(tmp_path, "scalar")
-    second = compile_in(tmp_path, "scalar")
+def test_code_without_properties_is_compiled_once(filled: tuple[Path, dict[str, Any]]) -> None:
+    cache, first = filled
+    second = compile_in(cache, "scalar")
     assert first["scalar"] == second["scalar"] == 2
     assert first["n_compiled"] > second["n_compiled"] == 0
 

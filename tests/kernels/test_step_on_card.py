@@ -1,4 +1,7 @@
-"""Tests of the driver calls of a training step: the step does not wait, and transfers only the necessary data."""
+"""Tests of the driver calls of a training step: it does not wait, and transfers only the necessary data.
+
+Sample: each place of the rows with one of Theano's two linkers; with TEST_CASES=all resident rows with both.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import device_child as child
+from tests.support.cases import ALL_CASES
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.steps_child import N_EACH, STEPS_PER_CALL
@@ -19,7 +23,8 @@ pytestmark = pytest.mark.process
 
 NOISE = N_EACH * child.BATCH * child.N_INPUTS  # bytes of a piece
 PIECE = {"streamed": NOISE, "uploaded": 8 * N_EACH * child.BATCH}  # bytes: rows with one byte per entry, or row numbers
-SCALARS = 16  # bytes for each step: learning rate, number of rows, and step count of the rule
+SCALARS = 16  # bytes for each step: its rate, its length and the rule's count
+CASES = [("streamed", ""), ("uploaded", ",linker=vm"), ("uploaded", "")]
 WAITING = ("Synchronize", "DtoH", "download")
 
 
@@ -28,8 +33,8 @@ def uploads(calls: list[str]) -> list[int]:
     return [int(call.split()[1]) for call in calls if call.startswith("upload ")]
 
 
-@pytest.mark.parametrize(("place", "more_flags"), [("streamed", ""), ("uploaded", ""), ("uploaded", ",linker=vm")])
-def test_steps_do_not_wait_and_minibatches_are_uploaded_before(
+@pytest.mark.parametrize(("place", "more_flags"), CASES if ALL_CASES else CASES[:2])
+def test_steps_do_not_wait_and_have_their_minibatches_uploaded(
     pygpu: None, tmp_path: Path, place: str, more_flags: str
 ) -> None:
     log = tmp_path / "log"

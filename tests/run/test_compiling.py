@@ -9,11 +9,12 @@ import signal
 import time
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.faulty import forked, small_disk
-from tests.support.killing import features_of
+from tests.support.killing import EndedRun, features_of
 from tests.support.processes import DEADLINE, LAST_LINE, Small, arguments_of, descendants
 
 pytestmark = pytest.mark.process
@@ -146,24 +147,36 @@ def test_a_signal_removes_the_temporary_compile_cache(small: Small, tmp_path: Pa
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["XDG_CACHE_HOME", "TMPDIR"])
-def test_a_full_compile_cache_or_temporary_directory_is_avoided(small: Small, tmp_path: Path, name: str) -> None:
-    """On a file system with hardly any space, if the machine allows mounting one."""
-    (tmp_path / "full").mkdir()
-    variables = {"XDG_CACHE_HOME": tmp_path / "cache", "TMPDIR": tmp_path, name: tmp_path / "full"}
+def run_on_full_disk(small: Small, folder: Path, name: str, **options: Any) -> EndedRun | None:
+    """Run with a variable that names a file system with hardly any space; return None if none can be mounted."""
+    (folder / "full").mkdir()
+    variables = {"XDG_CACHE_HOME": folder / "cache", "TMPDIR": folder, name: folder / "full"}
 
     def act() -> object:
-        if not small_disk(tmp_path / "full", 2**12):
+        if not small_disk(folder / "full", 2**12):
             return "not allowed"
-        return asdict(small.program(**variables).run(tmp_path / "out", *small.with_model))
+        return asdict(small.program(**variables).run(folder / "out", *small.with_model, **options))
 
     code, ended = forked(act)
     assert code == 0
-    if ended != "not allowed":
-        assert ended["code"] == 0, ended["lines"]
-        warnings = [line for line in ended["lines"] if " WARNING " in line and str(tmp_path) in line]
-        assert len(warnings) == (name == "XDG_CACHE_HOME")
+    return None if ended == "not allowed" else EndedRun(**ended)
+
+
+def test_a_full_temporary_directory_is_avoided(small: Small, tmp_path: Path) -> None:
+    ended = run_on_full_disk(small, tmp_path, "TMPDIR")
+    if ended is not None:
+        assert ended.code == 0, ended.lines
+        assert not ended.has_line(rf" WARNING .*{tmp_path}")
         assert features_of(tmp_path / "out") == small.features
+
+
+def test_a_temporary_compile_cache_replaces_a_full_one(small: Small, tmp_path: Path) -> None:
+    """The run ends when this has been logged: it continues as with an unusable cache."""
+    warning = rf" WARNING .* {tmp_path}/full/.* {tmp_path}/shard"
+    ended = run_on_full_disk(small, tmp_path, "XDG_CACHE_HOME", at=warning, by=signal.SIGTERM)
+    if ended is not None:
+        assert ended.code == -signal.SIGTERM, ended.lines
+        assert sum(" WARNING " in line for line in ended.lines) == 1
 
 
 def test_a_full_compile_cache_ends_the_run(small: Small, tmp_path: Path) -> None:

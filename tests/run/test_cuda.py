@@ -1,4 +1,7 @@
-"""Tests of whole runs on the emulated CUDA card: their results, and their end after each fault of a card."""
+"""Tests of whole runs on the emulated CUDA card: their results, and their end after each fault of a card.
+
+Sample: a fraction of the memory above the limit, and a size; with TEST_CASES=all also a fraction below the limit.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.device import TILE_ROWS
+from tests.support.cases import ALL_CASES
 from tests.support.clusters import Cluster, until
 from tests.support.cuda.stub import variables
 from tests.support.device_child import make_rows
@@ -25,6 +29,7 @@ from tests.support.tolerances import assert_close
 pytestmark = pytest.mark.process
 
 
+PREALLOCATED = [("0.5", 400), ("0.99", 760), ("300", 300)]  # flag, and the resulting MiB on a card with 800
 LAUNCHES_AT_START = 4  # number of kernel launches before a worker gets its first part
 
 
@@ -123,7 +128,7 @@ def test_a_card_gives_the_features_of_the_cpu(on_cpu: Path, undisturbed: Undistu
     assert_close(features(undisturbed.output), features(on_cpu), "cuda", "float32", "parameters")
 
 
-@pytest.mark.parametrize(("preallocate", "expected"), [("0.5", 400), ("0.99", 760), ("300", 300)])
+@pytest.mark.parametrize(("preallocate", "expected"), PREALLOCATED if ALL_CASES else PREALLOCATED[1:])
 def test_preallocated_memory_counts_as_free(pygpu: None, preallocate: str, expected: int) -> None:
     """Otherwise hardly any memory would count as free; rows may use half of the free memory."""
     code = "from kernels import backend; facts['free'] = backend.start(require=True).free >> 20"
@@ -134,7 +139,7 @@ def test_preallocated_memory_counts_as_free(pygpu: None, preallocate: str, expec
 def test_a_run_allocates_from_preallocated_memory(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     program = on_card(shards, log=tmp_path / "log")
     program.environment["THEANO_FLAGS"] = "device=cuda,gpuarray.preallocate=64"
-    assert program.run(tmp_path / "out").code == 0
+    assert program.run(tmp_path / "out", "--model", str(undisturbed.output)).code == 0
     np.testing.assert_array_equal(features(tmp_path / "out"), features(undisturbed.output))
     sizes = [int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines() if line[:9] == "allocate "]
     assert max(sizes) == 64 << 20

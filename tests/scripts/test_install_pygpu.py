@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cards import Environment, library
+from tests.support.cases import each
 from tests.support.interpreters import REPOSITORY
 
 pytestmark = [
@@ -52,7 +53,7 @@ esac
 def debs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("debs")
     for package, contents in PACKAGES.items():
-        with tarfile.open(folder / "data.tar.xz", "w:xz") as data:
+        with tarfile.open(folder / "data.tar.xz", "w:xz", preset=0) as data:
             for place, paths in contents.items():
                 for path in paths:
                     data.add(
@@ -149,7 +150,7 @@ def test_missing_package_is_reported_with_alternatives(target: Environment, tmp_
     assert not (target.site / "pygpu").exists()
 
 
-@pytest.mark.parametrize("arguments", [["--from"], ["--cuda"], ["a", "b"], ["--mirror", "x", "a", "b"]])
+@each("arguments", [["--from"], ["--cuda"], ["a", "b"], ["--mirror", "x", "a", "b"]])
 def test_invalid_arguments_are_refused(target: Environment, arguments: list[str]) -> None:
     result = install(target, *arguments)
     assert result.returncode == 64
