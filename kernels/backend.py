@@ -113,6 +113,8 @@ def load() -> ModuleType:
         If the compile cache belongs to another user, or other users can write to it.
     kernels.compilecache.CompileCacheUnavailable
         If neither the compile cache nor a temporary directory can be used.
+    kernels.theanofiles.TheanoChanged
+        If the files of Theano differ from version 1.0.5, and Python is newer than 3.11.
     kernels.compiler.CompilerMissing, kernels.compiler.CompilerFailed
         If the configured compiler cannot be started, or fails; also if it does not report the processor's flags.
     ValueError

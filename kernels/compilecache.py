@@ -24,6 +24,7 @@ from kernels import compilelock
 from kernels.compatibility import adapt_compiler, fingerprint_adaptation
 from kernels.compiler import check_compiler, silence_compiler, watch_compiler
 from kernels.modulecache import read_records_on_demand
+from kernels.theanofiles import TheanoChanged, changes_in_words, repair_command
 from kernels.trust import private_directory, untrusted_above
 
 __all__ = ["CompileCacheUnavailable", "SettledCache", "UnsafeCompileCache", "default_cache"]
@@ -80,8 +81,26 @@ def _prepare_cache() -> None:
     watch_compiler(sys.modules["theano.misc.windows"], config)
     sys.modules["theano.gof.compilelock"] = compilelock
     _choose_cache(config)
+    if not any(Path(config.compiledir).glob("tmp*")):  # nothing has been compiled with these files of Theano
+        _check_theano()
     if not _can_hold_temporary_files():
         tempfile.tempdir = config.compiledir
+
+
+def _check_theano() -> None:
+    """Report files of Theano that differ from version 1.0.5, which `kernels.compatibility` was written for.
+
+    Raises
+    ------
+    TheanoChanged
+        If Python is newer than 3.11: Theano works there only with these adaptations.
+    """
+    changes = changes_in_words()
+    if not changes:
+        return
+    if sys.version_info >= (3, 12):
+        raise TheanoChanged(f"{changes}. Run: {repair_command()}")
+    log.warning("%s. To replace them, run: %s", changes, repair_command())
 
 
 def _write_keys_atomically(cmodule: Any) -> None:

@@ -182,7 +182,7 @@ def theanos_errors() -> Iterator[None]:
 
 def _by_class(error: Exception) -> ShardpressError | None:
     """Translate an error class of the kernels. Return None for other errors."""
-    from kernels import backend, compilecache, compilelock
+    from kernels import backend, compilecache, compilelock, theanofiles
 
     match error:
         case MemoryError():  # host memory only; a lack of device memory has no error class
@@ -193,6 +193,8 @@ def _by_class(error: Exception) -> ShardpressError | None:
             return _compiler_failed(error)
         case compiler.CompilerMissing():
             return DeviceError(f"THEANO_FLAGS or .theanorc: {error}. {_advice()}.")
+        case theanofiles.TheanoChanged():
+            return DeviceError(f"{error}.")
         case compilelock.CompileLockHeld():
             return DeviceError(_own_message(error))
         case compilecache.UnsafeCompileCache():

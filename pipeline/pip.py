@@ -14,11 +14,13 @@ from pipeline.errors import DeviceError
 __all__ = ["main", "pip_install"]
 
 
-def pip_install(*arguments: str, source: Path | None = None, python_path: Path | None = None) -> None:
+def pip_install(packages: str, *arguments: str, source: Path | None = None, python_path: Path | None = None) -> None:
     """Run ``pip install`` in a child process, which writes its messages to this process's output.
 
     Parameters
     ----------
+    packages : str
+        Names of the packages, for messages.
     arguments : str
         Options and requirements.
     source : Path, optional
@@ -41,7 +43,7 @@ def pip_install(*arguments: str, source: Path | None = None, python_path: Path |
     pip = ChildProcess(__name__, str(python_path or ""), *command, stdin=None)  # pip may ask for a password
     pip.answer()
     if pip.returncode:
-        raise DeviceError(f"pip {' '.join(command)} failed; its messages above give the reason.")
+        raise DeviceError(f"pip could not install {packages}; its messages above give the reason.")
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from kernels.theanofiles import changed_files
 from pipeline.doctor.packages import unsuitable_python
 from pipeline.errors import DeviceError, NotPermitted
 from pipeline.pip import pip_install
@@ -52,7 +53,7 @@ def set_up(source: Path | None = None) -> Iterator[str]:
         raise DeviceError(f"Theano cannot be installed in {sys.executable}: {unsuitable}.")
     folder = sysconfig.get_path("purelib")
     yield f"environment  {sys.prefix}"
-    if _installed_version() != _VERSION:
+    if _installed_version() != _VERSION or changed_files():
         if not os.access(folder, os.W_OK):
             raise NotPermitted(f"{folder} cannot be written. Use a virtual environment that you own.")
         yield f"installing   Theano {_VERSION} from its source archive (half a minute)"
@@ -74,9 +75,10 @@ def _install(source: Path | None) -> None:
         tools = folder / "tools"
         build = folder / "build.txt"
         build.write_text(_SETUPTOOLS)
-        pip_install("--no-compile", "--require-hashes", "--target", str(tools), "-r", str(build), source=source)
+        target = ("--no-compile", "--require-hashes", "--target", str(tools))
+        pip_install("setuptools", *target, "-r", str(build), source=source)
         (tools / "sitecustomize.py").write_text(_SITECUSTOMIZE)
         theano = folder / "theano.txt"
         theano.write_text(_THEANO)
-        options = ("--no-deps", "--no-build-isolation", "--require-hashes", "--no-cache-dir")
-        pip_install(*options, "-r", str(theano), source=source, python_path=tools)
+        options = ("--no-deps", "--no-build-isolation", "--require-hashes", "--no-cache-dir", "--force-reinstall")
+        pip_install("Theano", *options, "-r", str(theano), source=source, python_path=tools)

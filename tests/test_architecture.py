@@ -26,7 +26,14 @@ COMMON = [
     "text",
 ]
 # Modules without Theano, which every package of `pipeline` is allowed to import.
-PLAIN = ["kernels.activations", "kernels.network", "kernels.reference", "kernels.rules", "kernels.trust"]
+PLAIN = [
+    "kernels.activations",
+    "kernels.network",
+    "kernels.reference",
+    "kernels.rules",
+    "kernels.theanofiles",
+    "kernels.trust",
+]
 ALLOWED_IMPORTS = {
     **{each: [] for each in ("pip", "progress", "watch", *COMMON, "hdf5", "output")},
     "gpu": ["pip"],

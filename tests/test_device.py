@@ -14,6 +14,7 @@ from kernels.compilelock import CompileLockHeld
 from kernels.compiler import CompilerFailed, CompilerMissing
 from kernels.faults import OutOfDeviceMemory
 from kernels.network import Network
+from kernels.theanofiles import TheanoChanged
 from pipeline.device import autoencoder_of, theanos_errors, training_step_of
 from pipeline.errors import (
     DataError,
@@ -63,6 +64,7 @@ FULL = os.strerror(errno.ENOSPC)
             ("THEANO_FLAGS", "cxx=odd is not there"),
         ),
         (CompileCacheUnavailable("no room"), WriteFailed, ("no room",)),
+        (TheanoChanged("3 files differ"), DeviceError, ("3 files differ",)),
         (UnsafeCompileCache("others may write"), NotPermitted, ("others may write",)),
         (DeviceUnavailable("no cuda"), DeviceError, ("no cuda", "`shardpress doctor`", "THEANO_FLAGS=device=cpu")),
     ],

@@ -364,6 +364,6 @@ def test_a_new_command_runs_and_is_listed_and_completed(tree: Path, tmp_path: Pa
     found = in_tree(tree, COMMANDS).facts
     assert {code for code, _ in found.values()} == {0}
     assert found["weights ."][1] == "21\n"
-    assert "weights     print the number of weights of a model" in found[""][1]
+    assert "weights      print the number of weights of a model" in found[""][1]
     assert "weights" in found["completion bash"][1]
     assert found["weights --help"][1].startswith("Count the weights of a model.\n\n    shardpress weights features\n")

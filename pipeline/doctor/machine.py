@@ -22,6 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
+from kernels.theanofiles import changes_in_words, repair_command
 from pipeline.doctor.check import Check
 from pipeline.doctor.packages import (
     PYTHON_ADVICE,
@@ -84,6 +85,9 @@ def _packages() -> Check:
         found = [each.partition(": ")[0] for each in wrong]
         fixes = [each.partition(": ")[2] for each in wrong]
         return Check("packages", "fail", "; ".join(found), "; ".join(fixes), is_setting=True)
+    changes = changes_in_words()
+    if changes and find_spec("theano") is not None:
+        return Check("packages", "fail", changes, repair_command(), is_setting=True)
     return Check("packages", "pass", ", ".join(_version_of(name, module) for name, module in _IMPORTED.items()))
 
 

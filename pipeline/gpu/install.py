@@ -144,7 +144,7 @@ def _unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> N
     old = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    pip_install("--no-deps", "--target", str(new), *requirements, source=source)
+    pip_install(" and ".join(requirements), "--no-deps", "--target", str(new), *requirements, source=source)
     (new / _REQUIREMENTS).write_text("\n".join(requirements) + "\n")
     if not _is_complete(new, requirements):
         raise DeviceError(f"{new}: {' or '.join(_OPENED)} was installed, but cannot be loaded. Run shardpress doctor.")

@@ -39,6 +39,10 @@ _ENCODING = 1
 _STAGES = ("scan", "training", "encoding")
 _LISTED = 10  # differences that a message lists
 _FOLDERS = 3  # directories that a message lists
+# Results are equal, bit for bit, with all supported versions of NumPy (`tests/run/test_pythons.py`). Therefore a run
+# can be resumed after an update of NumPy or Python. Runs of version 0.1.0 recorded this version. Change it if a later
+# version of NumPy gives other results.
+_NUMPY = "1.26.4"
 _CURRENT_KEYS = {"riders": "extras"}  # fingerprint keys kept from version 0.1.0, and their names in messages
 
 
@@ -128,7 +132,7 @@ def _training_request(settings: Settings, shards: Sequence[Shard], budget: Budge
         # A run with a deadline measures how many epochs fit. A run without one must not reuse that model. A second run
         # with a deadline resumes with the number of epochs that the first one decided on.
         training["by_deadline"] = True
-    training["versions"] = {name: version(name) for name in ("numpy", "Theano")}
+    training["versions"] = {"numpy": _NUMPY, "Theano": version("Theano")}
     training["format"] = _TRAINING
     return training
 

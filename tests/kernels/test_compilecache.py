@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from kernels import compilecache
+from kernels.compatibility import fingerprint_adaptation
 from kernels.compilecache import CompileCacheUnavailable
 from kernels.compiler import watch_compiler
 from tests.support.interpreters import run_python
@@ -124,7 +125,7 @@ def test_name_of_the_compile_cache_has_theano_and_numpy_versions(tmp_path):
     import numpy as np
 
     name = Path(run_python(BASE, XDG_CACHE_HOME=tmp_path).facts["base"]).name
-    assert name == f"theano-1.0.5-numpy-{np.__version__}"
+    assert name == f"theano-1.0.5-{fingerprint_adaptation()}-numpy-{np.__version__}"
 
 
 UNSAFE = """

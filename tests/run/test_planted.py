@@ -112,6 +112,6 @@ def test_no_command_runs_modules_of_the_current_directory(trap: Trap) -> None:
 
 def test_pip_is_not_taken_from_the_current_directory(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trap.folder)
-    child = ChildProcess("pipeline.gpu.install", "pip", "--version", stdout=subprocess.PIPE)
+    child = ChildProcess("pipeline.pip", "", "--version", stdout=subprocess.PIPE)
     stdout, _, _ = child.answer()
     assert (child.returncode, stdout[:4], trap.executed()) == (0, b"pip ", [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -64,10 +65,13 @@ def finish(run: subprocess.Popen[str]) -> None:
 def arrays(path: Path) -> dict[str, bytes]:
     """Return the bytes of all datasets of a file."""
     found: dict[str, bytes] = {}
+
+    def add(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if isinstance(item, h5py.Dataset):
+            found[name] = np.asarray(item[()]).tobytes()
+
     with h5py.File(path) as file:
-        file.visititems(
-            lambda name, item: found.update({name: np.asarray(item[()]).tobytes()} if hasattr(item, "shape") else {})
-        )
+        file.visititems(add)
     return found
 
 
@@ -91,4 +95,13 @@ def test_a_killed_run_is_resumed(start: Start, expected: Path, tmp_path: Path) -
     run.send_signal(signal.SIGKILL)
     run.communicate()
     finish(start(output))
+    assert_equal(output, expected)
+
+
+def test_a_finished_run_is_not_repeated(start: Start, expected: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(expected, output, symlinks=True)
+    model = (output / "model.h5").stat()
+    finish(start(output))
+    assert (output / "model.h5").stat() == model
     assert_equal(output, expected)

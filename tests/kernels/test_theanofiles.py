@@ -1,0 +1,53 @@
+"""Tests of the check that the files of Theano are those of version 1.0.5."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from kernels import compilecache, theanofiles
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return a copy of the files of Theano that are checked."""
+    spec = find_spec("theano")
+    assert spec is not None
+    assert spec.origin is not None
+    for name in theanofiles._DIGESTS:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(Path(spec.origin).parent / name, tmp_path / name)
+    return tmp_path
+
+
+def test_the_installed_theano_is_unchanged() -> None:
+    assert theanofiles.changed_files() == []
+
+
+def test_changed_and_missing_files_are_named(folder: Path) -> None:
+    assert theanofiles.changed_files(folder) == []
+    with open(folder / "gof/cmodule.py", "a") as file:
+        file.write("# a patch\n")
+    (folder / "tensor/blas.py").unlink()
+    assert theanofiles.changed_files(folder) == ["gof/cmodule.py", "tensor/blas.py"]
+
+
+@pytest.mark.parametrize(("version", "is_refused"), [((3, 11), False), ((3, 12), True), ((3, 14), True)])
+def test_changed_theano_is_refused_in_later_pythons(
+    version: tuple[int, int], is_refused: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(theanofiles, "changed_files", lambda: ["gof/cc.py"])
+    monkeypatch.setattr(sys, "version_info", version)
+    if is_refused:
+        with pytest.raises(theanofiles.TheanoChanged, match=r"gof/cc\.py.* setup-theano"):
+            compilecache._check_theano()
+        return
+    with caplog.at_level(logging.WARNING):
+        compilecache._check_theano()
+    assert "gof/cc.py" in caplog.text
+    assert "setup-theano" in caplog.text
