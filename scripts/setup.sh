@@ -88,7 +88,7 @@ system_packages() {
 
 # --- Python ----------------------------------------------------------------------------------------------------------
 
-# pygpu is available for 3.11 only, so this version comes first.
+# Debian 12 has a build of pygpu for 3.11, so this version comes first.
 versions=(3.11 3.13 3.14 3.12)
 
 # Print the paths of interpreters of version $1.

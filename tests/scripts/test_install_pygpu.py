@@ -126,6 +126,22 @@ def test_incomplete_installation_is_repaired(target: Environment, debs: Path) ->
     assert target.run("python", "-c", "import pygpu").returncode == 0
 
 
+@pytest.mark.parametrize(("content", "reason"), [(None, "has no libgpuarray_0.7.6.orig.tar.gz"), (b"other", "SHA-256")])
+def test_build_needs_the_archive_of_the_version(
+    target: Environment, debs: Path, tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    # Debian's build of pygpu does not work with NumPy 2.
+    (target.site / "numpy.py").write_text('__version__ = "2.5.5"\n')
+    folder = Path(shutil.copytree(debs, tmp_path / "from"))
+    if content is not None:
+        (folder / "libgpuarray_0.7.6.orig.tar.gz").write_bytes(content)
+    result = install(target, "--from", folder)
+    assert result.returncode == 69
+    assert reason in result.stderr
+    assert not (target.site / "pygpu").exists()
+    assert not (target.path / "lib/libgpuarray.so.3.0").exists()
+
+
 @pytest.mark.parametrize("mirror", [None, "https://mirror.example/debian"])
 def test_debian_12_is_taken_from_the_own_source_or_a_mirror(
     target: Environment, debs: Path, tmp_path: Path, mirror: str | None
@@ -136,16 +152,16 @@ def test_debian_12_is_taken_from_the_own_source_or_a_mirror(
     program.chmod(0o755)
     result = install(target, *(["--mirror", mirror] if mirror else []))
     assert result.returncode == 0, result.stderr
-    (line,) = (tmp_path / "sources").read_text().splitlines()
-    assert line.startswith("deb ")
-    assert line.endswith(f"{mirror or 'https://own.example/debian/'} bookworm main")
+    lines = (tmp_path / "sources").read_text().splitlines()
+    assert [line.partition(" ")[0] for line in lines] == ["deb", "deb-src"]
+    assert all(line.endswith(f"{mirror or 'https://own.example/debian/'} bookworm main") for line in lines)
 
 
 def test_missing_package_is_reported_with_alternatives(target: Environment, tmp_path: Path) -> None:
     result = install(target, "--from", tmp_path)
     assert result.returncode == 69
     assert str(tmp_path) in result.stderr.splitlines()[0]
-    assert "python3-pygpu_*.deb" in result.stderr.splitlines()[0]
+    assert "libgpuarray3_*.deb" in result.stderr.splitlines()[0]
     assert "--mirror" in result.stderr
     assert not (target.site / "pygpu").exists()
 
