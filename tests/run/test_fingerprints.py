@@ -166,6 +166,7 @@ BEFORE = {  # first sixteen digits of fingerprints of the version that listed se
 
 def test_fingerprints_of_earlier_versions_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "version", lambda name: "1.2.3")
+    monkeypatch.setattr(module, "_NUMPY", "1.2.3")
     training = {
         **{"n_features": 3, "epochs": 7, "batch_size": 32, "optimizer": "momentum", "learning_rate": 0.5},
         **{"schedule": "constant", "biases": "zero", "momentum": 0.8, "seed": 5},
@@ -193,13 +194,14 @@ def test_format_numbers_change_the_stages_that_depend_on_them(monkeypatch: pytes
     assert affected_stages(request(), before) == expected[name]
 
 
-@pytest.mark.parametrize("package", ["numpy", "Theano"])
-def test_versions_of_libraries_change_the_model(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+@pytest.mark.parametrize(("package", "affected"), [("numpy", set()), ("Theano", {"model", "all"})])
+def test_version_of_theano_changes_the_model(monkeypatch: pytest.MonkeyPatch, package: str, affected: set[str]) -> None:
+    # Results do not depend on the version of NumPy.
     before = request()
     version = module.version
     monkeypatch.setattr(module, "version", lambda name: "9.9" if name == package else version(name))
-    assert affected_stages(request(), before) == {"model", "all"}
-    assert package in differences(plain(before), plain(request()))
+    assert affected_stages(request(), before) == affected
+    assert (package in differences(plain(before), plain(request()))) is bool(affected)
 
 
 def test_a_memory_budget_matters_only_if_it_limits_the_rows() -> None:

@@ -127,10 +127,9 @@ def test_incomplete_installation_is_repaired(target: Environment, debs: Path) ->
 
 
 @pytest.mark.parametrize(("content", "reason"), [(None, "has no libgpuarray_0.7.6.orig.tar.gz"), (b"other", "SHA-256")])
-def test_build_needs_the_archive_of_the_version(
-    target: Environment, debs: Path, tmp_path: Path, content: bytes | None, reason: str
-) -> None:
+def test_build_needs_the_archive_of_the_version(debs: Path, tmp_path: Path, content: bytes | None, reason: str) -> None:
     # Debian's build of pygpu does not work with NumPy 2.
+    target = Environment(tmp_path / "env", "pygpu", "numpy")
     (target.site / "numpy.py").write_text('__version__ = "2.5.5"\n')
     folder = Path(shutil.copytree(debs, tmp_path / "from"))
     if content is not None:
