@@ -153,7 +153,7 @@ $(STAMP): setup.py pipeline/hdf5/filters/lzf.c pyproject.toml constraints.txt sc
 	npm install --silent --no-save --prefix .report-check axe-core@4
 	touch $@
 
-# Later Pythons with a wheel and its dependencies; the tests use the code of the checkout.
+# Later Pythons with a wheel and its dependencies, and with Theano. The tests use the code of the checkout.
 .venv-readers/.complete: scripts/readers.sh setup.py | setup
 	scripts/readers.sh
 
