@@ -10,13 +10,13 @@ pytestmark = pytest.mark.process
 
 
 def test_damaged_files_are_read_or_refused_in_bounds():
-    outcome = fuzz(150, seed=1)
+    outcome = fuzz(100, seed=1)
     assert outcome.faults == []
-    assert sum(outcome.counts.values()) == 150
+    assert sum(outcome.counts.values()) == 100
     # A master may name a missing file, or one outside the allowed folder.
     kinds = {kind.partition(":")[0] for kind in outcome.counts}
     assert {"accepted", "DataError"} <= kinds <= {"accepted", "DataError", "NoInput", "NotPermitted"}
-    assert 10 < outcome.counts["accepted"] < 100
+    assert 7 < outcome.counts["accepted"] < 70
     assert outcome.n_opens == 0
     assert outcome.n_bytes < 2**27
     most = outcome.most
@@ -25,11 +25,11 @@ def test_damaged_files_are_read_or_refused_in_bounds():
 
 def test_files_with_repaired_checksums_are_read_or_refused():
     """Each change reaches the parser, because the checksum is right."""
-    outcome = fuzz(60, seed=2, in_structures=True)
+    outcome = fuzz(40, seed=2, in_structures=True)
     assert outcome.faults == []
-    assert sum(outcome.counts.values()) == 60
-    assert outcome.counts["accepted"] > 7
-    assert sum(count for kind, count in outcome.counts.items() if kind != "accepted") > 25
+    assert sum(outcome.counts.values()) == 40
+    assert outcome.counts["accepted"] > 4
+    assert sum(count for kind, count in outcome.counts.items() if kind != "accepted") > 16
     assert outcome.n_opens == 0
     assert outcome.n_bytes < 2**27
 
