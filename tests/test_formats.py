@@ -141,7 +141,7 @@ def test_nested_json_of_any_depth_is_a_value_error(depth: int) -> None:
         unseal(FORM, nested)
 
 
-@pytest.mark.parametrize("depth", [500, 600, 700, 800, 900])
+@pytest.mark.parametrize("depth", [101, 500, 600, 700, 800, 900])
 def test_deep_nesting_with_a_valid_digest_is_a_value_error(depth: int) -> None:
     nested: list[Any] = []
     for _ in range(depth):

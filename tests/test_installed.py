@@ -105,13 +105,14 @@ def test_this_environment_meets_every_requirement():
 
 
 def test_markers_and_extras_are_read_in_every_spelling(tmp_path):
+    later = f"3.{sys.version_info[1] + 1}"
     (tmp_path / "METADATA").write_text(
-        """Requires-Dist: one >=1
-Requires-Dist: two[array]>=2,<3; python_version < "3.12"
-Requires-Dist: three (==3.0) ; python_version < '3.12'
-Requires-Dist: four>=4; python_version >= "3.12"
+        f"""Requires-Dist: one >=1
+Requires-Dist: two[array]>=2,<3; python_version < "{later}"
+Requires-Dist: three (==3.0) ; python_version < '{later}'
+Requires-Dist: four>=4; python_version >= "{later}"
 Requires-Dist: five; extra == "test"
-Requires-Dist: six>=6; python_version < "3.12" and extra == "test"
+Requires-Dist: six>=6; python_version < "{later}" and extra == "test"
 """
     )
     wrong = packages.unmet_requirements({"shardpress": str(tmp_path), "three": "three-2.0.dist-info"})

@@ -138,7 +138,7 @@ def test_libgpuarray_computes_on_cards_with_unknown_architecture(capability: str
     )
     ours, without = with_and_without(code, capability=capability)
     assert ours == {"right": True}
-    assert "NVRTC_ERROR_INVALID_OPTION" in without["error"]
+    assert set(without) == {"error"}  # the message depends on the build of pygpu
 
 
 NVRTC = r"""

@@ -95,7 +95,8 @@ def plant(folder: Path, canaries: Path) -> None:
 def test_planted_modules_are_executed_without_protection(tmp_path: Path) -> None:
     plant(tmp_path, tmp_path)
     subprocess.run([sys.executable, "-c", "import json"], cwd=tmp_path, capture_output=True, check=False)
-    assert (tmp_path / "json").exists()
+    # Python 3.13 imports linecache before the program runs.
+    assert (tmp_path / "json").exists() or (tmp_path / "linecache").exists()
 
 
 def test_no_command_runs_modules_of_the_current_directory(trap: Trap) -> None:

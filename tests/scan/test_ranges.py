@@ -239,8 +239,9 @@ def test_a_missing_value_outside_the_dtype_is_never_found(tmp_path, dtype, missi
 
 
 def _fits(value, dtype):
-    info = np.iinfo(dtype) if dtype[0] in "iu" else np.finfo(dtype)
-    return info.min <= value <= info.max
+    if dtype[0] in "iu":
+        return np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+    return abs(value) <= float(np.finfo(dtype).max)
 
 
 def test_nan_and_the_missing_value_are_both_bad():
