@@ -4,11 +4,11 @@
 #     scripts/install_pygpu.sh [--from DIR | --mirror URL] [VENV]      (default of VENV: .venv of the checkout)
 #     VENV/bin/install_pygpu.sh [--from DIR | --mirror URL] [VENV]     (as installed by a wheel; default: its own)
 #
-# pygpu is not on PyPI. Debian 12 (bookworm) has libgpuarray, and a build of pygpu for Python 3.11 and NumPy 1. For other
-# versions, pygpu is built here from Debian's source archive, which needs a C compiler. The packages are downloaded from
-# the package source of this machine (for bookworm, whatever release the machine runs) or from another mirror of Debian,
-# or taken from a directory with the packages. `shardpress setup-gpu` installs the libraries that a CUDA card needs in
-# addition.
+# pygpu is not on PyPI. Debian 12 (bookworm) has libgpuarray, and a build of pygpu for Python 3.11 and NumPy 1. For
+# other versions, pygpu is built here from Debian's source archive, which needs a C compiler. The packages are downloaded
+# from the package source of this machine (for bookworm, whatever release the machine runs) or from another mirror of
+# Debian, or taken from a directory with the packages. `shardpress setup-gpu` installs the libraries that a CUDA card
+# needs in addition.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd -P)
@@ -117,16 +117,17 @@ unpack() {
 debian_build_loads() {
     LD_LIBRARY_PATH=$tmp/root/usr/lib "$python" -I -B -W ignore -c \
         'import sys; sys.path.insert(0, sys.argv[1]); import pygpu' "$tmp/root/usr/lib/python3/dist-packages" \
-        >>"$tmp/build.log" 2>&1
+        >/dev/null 2>&1
 }
 
 # Compile a module of pygpu, with the variables of build_pygpu.
-build_module() (
-    cd "$source" || return # `python -m` imports from this directory first; it is ours
-    PYTHONPATH=$tools "$python" -m cython -2 "pygpu/$1.pyx" || return
-    "${CC:-gcc}" -O2 -fPIC -shared -w -DGPUARRAY_SHARED -Ipygpu "-I$headers" "-I$numpy_headers" \
-        "-I$tmp/root/usr/include" -o "pygpu/$1$suffix" "pygpu/$1.c" "-L$tmp/root/usr/lib" -lgpuarray
-)
+build_module() {
+    local cython='import sys; sys.path.insert(0, sys.argv.pop(1)); import Cython.Compiler.Main as cython'
+    cython+='; cython.setuptools_main()'
+    "$python" -I -c "$cython" "$tools" -2 -I "$source" "$source/pygpu/$1.pyx" || return
+    "${CC:-gcc}" -O2 -fPIC -shared -w -DGPUARRAY_SHARED "-I$source/pygpu" "-I$headers" "-I$numpy_headers" \
+        "-I$tmp/root/usr/include" -o "$source/pygpu/$1$suffix" "$source/pygpu/$1.c" "-L$tmp/root/usr/lib" -lgpuarray
+}
 
 # Build pygpu from the archive in directory $1, against the unpacked libgpuarray, in place of Debian's build.
 build_pygpu() {
@@ -142,8 +143,9 @@ build_pygpu() {
     tar -xzf "$1/$archive" -C "$source" --strip-components=1
     "${pip[@]}" "$cython" || cannot "pip cannot install $cython (output above)."
     # NumPy 2 refuses copy=False if a copy is necessary, and calls __array__ with a second argument.
-    sed -i 's/ndmin=ndmin, copy=False)/ndmin=ndmin, copy=None if numpy.__version__[0] != "1" else False)/
-            s/def __array__(self, ldtype=None):/def __array__(self, ldtype=None, copy=None):/' "$source/pygpu/gpuarray.pyx"
+    sed -i "$source/pygpu/gpuarray.pyx" \
+        -e 's/ndmin=ndmin, copy=False)/ndmin=ndmin, copy=None if numpy.__version__[0] != "1" else False)/' \
+        -e 's/def __array__(self, ldtype=None):/def __array__(self, ldtype=None, copy=None):/'
     suffix=$("$python" -I -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
     headers=$("$python" -I -c 'import sysconfig; print(sysconfig.get_path("include"))')
     numpy_headers=$("$python" -I -c 'import numpy; print(numpy.get_include())')
