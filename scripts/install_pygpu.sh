@@ -5,7 +5,7 @@
 #     VENV/bin/install_pygpu.sh [--from DIR | --mirror URL] [VENV]     (as installed by a wheel; default: its own)
 #
 # pygpu is not on PyPI. Debian 12 (bookworm) has libgpuarray, and a build of pygpu for Python 3.11 and NumPy 1. For
-# other versions, pygpu is built here from Debian's source archive, which needs a C compiler. The packages are downloaded
+# other versions, pygpu is built here from Debian's source archive with a C compiler. The packages are downloaded
 # from the package source of this machine (for bookworm, whatever release the machine runs) or from another mirror of
 # Debian, or taken from a directory with the packages. `shardpress setup-gpu` installs the libraries that a CUDA card
 # needs in addition.
