@@ -21,7 +21,8 @@ from tests.support.interpreters import REPOSITORY
 pytestmark = [pytest.mark.process, pytest.mark.compiler, pytest.mark.slow]
 
 VERSIONS = ("3.12", "3.13", "3.14")
-FLAGS = ("--epochs", "2", "--include", "y", "--quiet")
+# Principal components are computed with the BLAS of NumPy, which differs between versions of NumPy.
+FLAGS = ("--epochs", "2", "--include", "y", "--start", "random", "--quiet")
 Start = Callable[..., subprocess.Popen[str]]
 
 
