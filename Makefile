@@ -104,7 +104,7 @@ card: setup ## test a CUDA card in nine minutes: doctor, tests, a run and benchm
 	$(PYTHON_OF_VENV) scripts/card.py
 
 # PEERS=no leaves out PyTorch, which is four fifths of the size.
-card-kit: setup ## pack `make card` for a machine without network and Python 3.11; needs root, debootstrap
+card-kit: setup ## pack `make card` for a machine without network and Python; needs root, debootstrap
 	$(PYTHON_OF_VENV) scripts/make_data.py
 	$(PYTHON_OF_VENV) -m tests.support.cardkit $(if $(filter no,$(PEERS)),--without-peers)
 

@@ -47,7 +47,8 @@ class CompileCacheUnavailable(RuntimeError):
 def default_cache() -> str:
     """Return the path of a private directory for code compiled with these versions of Theano and NumPy.
 
-    Theano creates a subdirectory in it, whose name contains neither version, nor that of `kernels.compatibility`.
+    The name also contains a hash of `kernels.compatibility`, which adds to the code. The name of the subdirectory that
+    Theano creates contains none of the three.
     """
     from importlib.metadata import version
 
@@ -93,7 +94,7 @@ def _check_theano() -> None:
     Raises
     ------
     TheanoChanged
-        If Python is newer than 3.11: Theano works there only with these adaptations.
+        If Python is newer than 3.11: Theano works there only with the adaptations of `kernels.compatibility`.
     """
     changes = changes_in_words()
     if not changes:

@@ -7,6 +7,7 @@ Theano, so every package can import it.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -73,7 +74,7 @@ def changes_in_words() -> str:
 
 def repair_command() -> str:
     """Return the command that installs the files again."""
-    return f"{sys.executable} -m shardpress setup-theano"
+    return f"{shlex.quote(sys.executable)} -m shardpress setup-theano"
 
 
 def _digest_of(path: Path) -> str:

@@ -35,7 +35,7 @@ _compiled: ProcessCache[tuple[str, str], Autoencoder] = ProcessCache(_MAX_COMPIL
 
 @cache
 def has_theano() -> bool:
-    """Return whether Theano is installed. Theano does not support Python 3.12 and later."""
+    """Return whether Theano is installed. Features can also be computed without Theano, in NumPy."""
     return find_spec("theano") is not None
 
 

@@ -41,7 +41,7 @@ class RunState:
     warnings : Warnings, optional
         Warnings that the run logs.
     watch : Watch, optional
-        Sampler of what the run waits for.
+        Thread that samples the bottleneck of the run.
     clock : callable
         Function that returns the time in seconds, independently of changes of the time of day.
     compiler_clock : callable
