@@ -65,11 +65,12 @@ def changed_files(folder: Path | None = None) -> list[str]:
 
 
 def changes_in_words() -> str:
-    """Return the number of changed files and one of them, or an empty string."""
+    """Return a phrase with the number of changed files and one of them, or an empty string."""
     changed = changed_files()
     if not changed:
         return ""
-    return f"{len(changed)} files of Theano differ from version 1.0.5, for example theano/{changed[0]}"
+    n_changed = f"{len(changed)} of {len(_DIGESTS)} checked files"
+    return f"Theano differs from version 1.0.5 in {n_changed}, for example theano/{changed[0]}"
 
 
 def repair_command() -> str:
