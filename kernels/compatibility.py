@@ -216,9 +216,8 @@ class _Casts(dict[Any, Callable[[Any], np.ndarray]]):
 
 def _array(values: Any, dtype: Any = None, copy: bool = True, **options: Any) -> np.ndarray:
     """Return an array; with ``copy=False`` it is a copy only if necessary, as in NumPy 1."""
-    if _HAS_NUMPY_2 and not copy:
-        return np.array(values, dtype=dtype, copy=None, **options)  # type: ignore[call-overload]
-    return np.array(values, dtype=dtype, copy=copy, **options)
+    options["copy"] = None if _HAS_NUMPY_2 and not copy else copy
+    return np.array(values, dtype=dtype, **options)
 
 
 def _asarray(values: Any, dtype: Any = None, order: Any = None) -> np.ndarray:

@@ -174,7 +174,8 @@ def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:
     buffer = io.BytesIO()
     # Also store the names: if the central directory is damaged, arrays can disappear without an error.
     text = np.frombuffer(json.dumps([list(arrays), about], allow_nan=False).encode(), dtype=np.uint8)
-    np.savez(buffer, **{_ABOUT: text}, **arrays)
+    members: dict[str, Any] = {_ABOUT: text, **arrays}
+    np.savez(buffer, **members)
     return buffer.getvalue()
 
 

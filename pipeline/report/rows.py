@@ -544,7 +544,7 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
             if activation.n_roundings > 0:
                 sizes = np.abs(a)
                 if activation.limits is not None:
-                    sizes = np.float32(max(map(abs, activation.limits)))
+                    sizes = np.asarray(max(map(abs, activation.limits)), dtype=np.float32)
                 error = error + np.float32(activation.n_roundings * _EPS) * sizes
     return np.maximum(error, _MIN_ERROR).astype(np.float64)
 

@@ -93,7 +93,7 @@ class ScanStage:
             log.info(
                 "scan: %s with integers above 2^53, which float64 cannot represent exactly; scanning again with "
                 "each column's minimum subtracted",
-                quantity(np.count_nonzero(offset), "column"),
+                quantity(int(np.count_nonzero(offset)), "column"),
             )
             with_offset = ScanStage(self.prepared.with_offset(offset))
             scan = replace(with_offset._scan(context), offset=offset)
