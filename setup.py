@@ -31,10 +31,9 @@ READER = [
     "shtab>=1.7",  # writes the scripts of `shardpress completion`
     "tqdm>=4.66",
 ]
-# Packages for a run. They are small, so there is no smaller installation for readers.
+# Packages for a run. They are small, so there is no smaller installation for readers. `shardpress setup-theano`
+# installs Theano: pip cannot build its archive in Python 3.12 and later, and readers do not need it.
 RUN = [
-    # Its archive cannot be built by pip in later versions of Python; there, `shardpress setup-theano` installs it.
-    "Theano==1.0.5; python_version < '3.12'",
     "cryptography>=42",  # TLS certificates for the workers of a run
     "dask[distributed]>=2026.1",
     "scipy-openblas32>=0.3.27",

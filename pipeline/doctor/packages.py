@@ -28,9 +28,8 @@ __all__ = [
 _MIN_ADDRESS_SPACE = 360 * 2**20
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _COMPARED = {"<": operator.lt, ">=": operator.ge, "==": operator.eq}
-# Lines with other markers belong to extras.
-_MARKER = r"(?: *; *python_version *([<>=]+) *.([\d.]+).)?"
-_REQUIREMENT = r"^Requires-Dist: ([\w.-]+)(?:\[.*?\])? *\(?([^ ;()\n]*)\)?" + _MARKER + "$"
+# Lines with a marker belong to extras.
+_REQUIREMENT = r"^Requires-Dist: ([\w.-]+)(?:\[.*?\])? *\(?([^ ;()\n]*)\)?$"
 _OLDEST = (3, 11)
 _NEWEST = (3, 14)
 _PYTHONS = "Python 3.11 to 3.14"
@@ -161,14 +160,9 @@ def unmet_requirements(found: "dict[str, str]") -> "list[str]":
 
 
 def _requirements(metadata: str) -> "list[tuple[str, str]]":
-    """Return the names and version ranges that a distribution requires in this Python."""
+    """Return the names and version ranges that a distribution requires."""
     with open(os.path.join(metadata, "METADATA"), encoding="utf-8") as file:
-        lines = re.findall(_REQUIREMENT, file.read(), re.M)
-    requirements = []
-    for name, ranges, operation, bound in lines:
-        if not operation or _COMPARED[operation](sys.version_info[:2], _numbers(bound)):
-            requirements.append((name, ranges))
-    return requirements
+        return re.findall(_REQUIREMENT, file.read(), re.M)
 
 
 def _normal(name: str) -> str:
