@@ -38,7 +38,7 @@ def test_copied_files_exist_and_are_sufficient(tmp_path: Path) -> None:
 
 def test_image_is_set_up_for_a_card() -> None:
     every = {name: [arguments for each, arguments in STEPS if each == name] for name, _ in STEPS}
-    assert every["FROM"] == ["debian:12"]
+    assert every["FROM"] == ["debian:13"]
     assert any(arguments.startswith("/opt/shardpress/bin/shardpress setup-gpu ") for arguments in every["RUN"])
     assert "THEANO_FLAGS=device=cuda" in every["ENV"]
     assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in every["ENV"]

@@ -38,9 +38,12 @@ def main() -> None:
     """Build the image, add the checkout, and split the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--without-peers", action="store_true", help="omit PyTorch")
+    parser.add_argument(
+        "--from", dest="gpu_files", type=Path, metavar="DIR", help="directory with the files for the GPU"
+    )
     options = parser.parse_args()
     with TemporaryDirectory(prefix="shardpress-kit-") as folder:
-        image = build_image(Path(folder, "root"), "card-kit")
+        image = build_image(Path(folder, "root"), "card-kit", options.gpu_files)
         add_checkout(image.root / CHECKOUT)
         image.run("/bin/sh", "-ec", INSTALL)
         if not options.without_peers:

@@ -24,7 +24,7 @@ from tests.support.interpreters import REPOSITORY
 __all__ = ["Image", "build_image", "mirror", "steps"]
 
 DOCKERFILE = REPOSITORY / "docs/Dockerfile"
-SUITES = {"debian:12": "bookworm"}
+SUITES = {"debian:13": "trixie"}
 # Use a private mount namespace, so that nothing stays mounted.
 CHROOT = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
 # Settings of this machine's package sources, for pip in the chroot.
@@ -49,10 +49,19 @@ def mirror() -> str:
 
 
 class Image:
-    """A folder that becomes the image."""
+    """A folder that becomes the image.
 
-    def __init__(self, root: Path) -> None:
+    Parameters
+    ----------
+    root : Path
+        New folder.
+    gpu_files : Path, optional
+        Directory with the files for the GPU. By default they are downloaded.
+    """
+
+    def __init__(self, root: Path, gpu_files: Path | None = None) -> None:
         self.root = root
+        self.gpu_files = gpu_files
         self.environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
         self.arguments: dict[str, str] = {}
         self.folder = "/"
@@ -68,6 +77,9 @@ class Image:
             key, _, value = arguments.partition("=")
             values = self.arguments if name == "ARG" else self.environment
             values[key] = Template(value).substitute(self.environment)
+            if key == "SETUP_GPU" and self.gpu_files:
+                shutil.copytree(self.gpu_files, self.root / "tmp/gpu-files")
+                values[key] = "--from /tmp/gpu-files"
         elif name == "COPY":
             self._copy(*arguments.split())
         elif name == "RUN":
@@ -109,11 +121,11 @@ class Image:
         return found | ({"PIP_CERT": f"/{CERTIFICATES}"} if (self.root / CERTIFICATES).exists() else {})
 
 
-def build_image(root: Path, target: str) -> Image:
+def build_image(root: Path, target: str, gpu_files: Path | None = None) -> Image:
     """Build the image of docs/Dockerfile in a new folder."""
     if os.geteuid() or shutil.which("debootstrap") is None:
         sys.exit(f"{target}: needs root, and debootstrap (Debian: apt-get install debootstrap)")
-    image = Image(root)
+    image = Image(root, gpu_files)
     for name, arguments in steps(DOCKERFILE.read_text()):
         image.do(name, arguments)
     return image
@@ -121,10 +133,11 @@ def build_image(root: Path, target: str) -> Image:
 
 def main() -> None:
     """Build the image, and run the program in it without a driver."""
+    gpu_files = Path(sys.argv[1]) if len(sys.argv) > 1 else None
     with TemporaryDirectory(prefix="shardpress-image-") as folder:
-        image = build_image(Path(folder, "root"), "image-check")
+        image = build_image(Path(folder, "root"), "image-check", gpu_files)
         print("Content:", flush=True)
-        again = image.run(*image.entrypoint, "setup-gpu")
+        again = image.run(*image.entrypoint, "setup-gpu", *image.arguments["SETUP_GPU"].split())
         assert "no driver was found" in again.stdout, again.stdout
         doctor = image.run(*image.entrypoint, "doctor", check=False)
         assert doctor.returncode == 1, "the requested device does not exist"
