@@ -8,7 +8,7 @@ PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu run reference check test soak bench overheads scaling simulate card card-kit report-check image-check
+.PHONY: help setup gpu run reference check test test-pygpu soak bench overheads scaling simulate card card-kit report-check image-check
 .PHONY: lint format clean
 
 help: ## list the targets
@@ -38,6 +38,9 @@ check: lint ## run linters, type checks, and the quick tests (no compiler, no ot
 
 test: setup .venv-readers/.complete ## run all tests; ISA=avx2 restricts the instruction set
 	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto
+
+test-pygpu: setup ## run the tests that need pygpu only
+	$(PYTHON_OF_VENV) -m pytest --numprocesses auto -m pygpu
 
 SOAK_TARGETS := soak-tests soak-failing-calls soak-protocol soak-killing soak-thread-sanitizer soak-chaos \
 	soak-readonly-disk soak-mutants soak-orphans soak-fuzzing soak-structures soak-ulimits soak-architectures
@@ -103,10 +106,10 @@ card: setup ## test a CUDA card in nine minutes: doctor, tests, a run and benchm
 	$(PYTHON_OF_VENV) scripts/make_data.py
 	$(PYTHON_OF_VENV) scripts/card.py
 
-# PEERS=no leaves out PyTorch, which is four fifths of the size.
+# PEERS=no leaves out PyTorch, which is four fifths of the size. FROM=DIR takes the files for the GPU from a directory.
 card-kit: setup ## pack `make card` for a machine without network and Python; needs root, debootstrap
 	$(PYTHON_OF_VENV) scripts/make_data.py
-	$(PYTHON_OF_VENV) -m tests.support.cardkit $(if $(filter no,$(PEERS)),--without-peers)
+	$(PYTHON_OF_VENV) -m tests.support.cardkit $(if $(filter no,$(PEERS)),--without-peers) $(if $(FROM),--from $(FROM))
 
 report-check: setup .report-check/.complete ## open reports in headless Chromium; needs chromium and npm
 	$(PYTHON_OF_VENV) scripts/make_data.py digits
@@ -114,8 +117,9 @@ report-check: setup .report-check/.complete ## open reports in headless Chromium
 	$(PYTHON_OF_VENV) -m tests.support.pages .report-check/largest/report.html
 	$(PYTHON_OF_VENV) scripts/report_check.py .report-check/*/report.html --pictures .report-check/pictures
 
+# FROM=DIR takes the files for the GPU from a directory.
 image-check: setup ## run the steps of docs/Dockerfile in a chroot; needs root, debootstrap and a network
-	$(PYTHON_OF_VENV) -m tests.support.image
+	$(PYTHON_OF_VENV) -m tests.support.image $(FROM)
 
 lint: setup ## run ruff and mypy, and check the style of prose
 	.venv/bin/ruff check

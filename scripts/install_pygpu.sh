@@ -37,6 +37,7 @@ cannot() {
     cat >&2 <<END
 pygpu cannot be installed: $1
 shardpress works without it, on the CPU. Other ways to install pygpu:
+  - In a checkout: run make setup PYTHON=3.11. For this version, Debian 12 has a compiled package.
   - On Ubuntu: run sudo apt-get install debian-archive-keyring, then this script with --mirror and a mirror of Debian.
   - On other systems: run apt-get download python3-pygpu libgpuarray3 libgpuarray-dev and apt-get source --download-only
     libgpuarray on Debian 12 (a machine or a container), then this script with --from and the directory of the files.

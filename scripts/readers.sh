@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Create .venv-readers/<version> for each later Python of this machine, with a wheel of this checkout and its
-# dependencies only, and .venv-readers/<version>-run, which also has Theano. Without such a Python or without a network,
-# the tests that need it are skipped.
+# Create .venv-readers/<version> for each supported Python of this machine, with a wheel of this checkout and its
+# dependencies only, and .venv-readers/<version>-run, which also has Theano. The tests use those whose version is not
+# the version of .venv. Without such a Python or without a network, these tests are skipped.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -39,7 +39,7 @@ rm -rf .venv-readers build # build/ may contain files that are no longer part of
 mkdir .venv-readers
 .venv/bin/python -m pip "${quiet[@]}" wheel --no-deps --no-build-isolation --wheel-dir .venv-readers . ||
     echo "readers: cannot build a wheel" >&2
-for version in 3.12 3.13 3.14; do
+for version in 3.11 3.12 3.13 3.14; do
     # The tests would use the interpreter of an incomplete environment.
     if make_venv "$version" && install_packages "$version"; then
         install_theano "$version" || rm -rf ".venv-readers/$version-run"

@@ -3,8 +3,8 @@
 #
 #     scripts/setup.sh            (or: make setup)
 #
-# The script takes the first Python that it finds, of versions 3.11, 3.13, 3.14 and 3.12 in this order. PYTHON=3.13 or
-# PYTHON=/path/to/python3.13 chooses one. It can be run again at any time.
+# The script takes the newest Python that it finds, from 3.14 to 3.11. PYTHON=3.13 or PYTHON=/path/to/python3.13 chooses
+# one. It can be run again at any time, and then keeps the Python of .venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$(pwd -P)
@@ -88,8 +88,7 @@ system_packages() {
 
 # --- Python ----------------------------------------------------------------------------------------------------------
 
-# Debian 12 has a build of pygpu for 3.11, so this version comes first.
-versions=(3.11 3.13 3.14 3.12)
+versions=(3.14 3.13 3.12 3.11)
 
 # Print the paths of interpreters of version $1.
 interpreters() {

@@ -38,6 +38,13 @@ facts["missing"] = missing()
 """
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need pygpu."""
+    for item in items:
+        if {"opencl", "pygpu"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker("pygpu")
+
+
 def pytest_collection_finish() -> None:
     """Exempt the objects of modules and tests from garbage collection, which each training run triggers."""
     gc.collect()
@@ -83,7 +90,7 @@ def opencl() -> None:
 
 @pytest.fixture(scope="session")
 def pygpu() -> None:
-    """Skip a test of the emulated card if pygpu is missing; fail instead with REQUIRE_OPENCL=1."""
+    """Skip a test that needs pygpu only if it is missing; fail instead with REQUIRE_OPENCL=1."""
     if importlib.util.find_spec("pygpu") is None:
         stop = pytest.fail if os.environ.get("REQUIRE_OPENCL") == "1" else pytest.skip
         stop("missing on this machine: pygpu (scripts/install_pygpu.sh)")

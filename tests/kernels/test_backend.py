@@ -1,7 +1,6 @@
 """Tests of the backend: the fallback if the requested device is missing, and the number of cores for products."""
 
 import ctypes
-from importlib.util import find_spec
 
 import pytest
 
@@ -22,7 +21,7 @@ def has_nvidia_driver():
     return True
 
 
-needs_pygpu = pytest.mark.skipif(find_spec("pygpu") is None, reason="pygpu is not installed")
+needs_pygpu = pytest.mark.usefixtures("pygpu")
 without_a_card = pytest.mark.skipif(has_nvidia_driver(), reason="this machine has an NVIDIA driver")
 
 

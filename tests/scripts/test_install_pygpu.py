@@ -8,7 +8,6 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,7 @@ from tests.support.interpreters import REPOSITORY
 
 pytestmark = [
     pytest.mark.process,
-    pytest.mark.skipif(find_spec("pygpu") is None, reason="pygpu is not installed"),
+    pytest.mark.usefixtures("pygpu"),
 ]
 
 SCRIPT = REPOSITORY / "scripts/install_pygpu.sh"

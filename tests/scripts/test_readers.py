@@ -1,4 +1,4 @@
-"""Tests of the wheel: its content, and its use to read outputs with a later Python, NumPy 2 and no Theano."""
+"""Tests of the wheel: its content, and its use to read outputs with other versions of Python, NumPy 2 and no Theano."""
 
 import json
 import os
@@ -17,12 +17,11 @@ from pipeline.output.lock import locked
 from pipeline.scan.scaler import Scaler
 from scripts import extract
 from tests.support.helpers import write_shard
-from tests.support.interpreters import REPOSITORY
+from tests.support.interpreters import OTHER_PYTHONS, REPOSITORY, SUPPORTED_PYTHONS
 from tests.support.parts import index_of, part_bytes
 
 pytestmark = pytest.mark.process
 
-VERSIONS = ("3.12", "3.13", "3.14")
 SOURCES = ("pipeline", "kernels", "scripts", "setup.py", "pyproject.toml", "README.md", "MANIFEST.in")
 PROGRAM = """
 import json, sys
@@ -103,24 +102,24 @@ def test_wheel_contains_all_packages_and_nothing_else(wheel):
 
 
 @pytest.fixture
-def later_python(wheel, tmp_path):
-    """Return a function that runs a later Python with the wheel, next to a file named like one of our packages."""
+def other_python(wheel, tmp_path):
+    """Return a function that runs another Python with the wheel, next to a file named like one of our packages."""
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     (tmp_path / "pipeline.py").write_text("raise SystemExit('theirs')")
 
-    def later_python(version, *command):
+    def other_python(version, *command):
         python = REPOSITORY / ".venv-readers" / version / "bin/python"
         if not python.exists():
             pytest.skip(f"no Python {version} with NumPy 2, h5py and Dask; scripts/readers.sh can create one")
         env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
         return subprocess.run([python, *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
-    return later_python
+    return other_python
 
 
-@pytest.mark.parametrize("version", VERSIONS)
-def test_features_and_models_are_read_by_later_pythons(output, later_python, version):
-    result = later_python(version, "-W", "error", "-c", PROGRAM, output, output.parent / "rows.npy")
+@pytest.mark.parametrize("version", OTHER_PYTHONS)
+def test_features_and_models_are_read_by_other_pythons(output, other_python, version):
+    result = other_python(version, "-W", "error", "-c", PROGRAM, output, output.parent / "rows.npy")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["numpy"] >= "2"
@@ -143,10 +142,10 @@ def finished_run(tmp_path_factory):
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("version", VERSIONS)
-def test_commands_without_theano_work_in_later_pythons(finished_run, later_python, version):
+@pytest.mark.parametrize("version", OTHER_PYTHONS)
+def test_commands_without_theano_work_in_other_pythons(finished_run, other_python, version):
     outputs = {
-        name: later_python(version, "-m", "shardpress", name, *flags)
+        name: other_python(version, "-m", "shardpress", name, *flags)
         for name, flags in {
             "verify": [finished_run],
             "report": [finished_run, "--text"],
@@ -171,7 +170,7 @@ def test_failed_environment_is_removed(tmp_path):
     shutil.copy(REPOSITORY / "scripts/readers.sh", script)
     for tool in ("bash", "dirname", "mkdir", "rm", "touch"):
         (tools / tool).symlink_to(shutil.which(tool))
-    for version in ("3.12", "3.13", "3.14"):
+    for version in SUPPORTED_PYTHONS:
         python = tools / f"python{version}"
         python.write_text('#!/bin/sh\ntest "$2" != venv || { mkdir -p "$4/bin"; touch "$4/bin/python"; exit 1; }\n')
         python.chmod(0o755)

@@ -11,9 +11,13 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-__all__ = ["REPOSITORY", "EndedProcess", "environment", "run_python"]
+__all__ = ["OTHER_PYTHONS", "REPOSITORY", "SUPPORTED_PYTHONS", "EndedProcess", "environment", "run_python"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+SUPPORTED_PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+# Supported versions without this one. scripts/readers.sh creates environments for those that the machine has.
+OTHER_PYTHONS = tuple(version for version in SUPPORTED_PYTHONS if version != "{}.{}".format(*sys.version_info))
 
 # Later test runs reuse compiled code, even if a test sets another home directory for its processes.
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
