@@ -69,12 +69,16 @@ class ClusterExecutor(Executor):
         self._group = f"task-{uuid4().hex}"
         self._numbers = count()
         self._pending: set[Future[Any]] = set()
+        self._failure: BaseException | None = None
 
     def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
         """Submit a task. The returned future is not a Dask future, so that `fail` can end it."""
         future: Future[Any] = Future()
         self._pending.add(future)
         future.add_done_callback(self._pending.discard)
+        if self._failure is not None:  # checked after the future was added, so that `fail` cannot miss it
+            self._end(future, self._failure)
+            return future
         key = (self._group, next(self._numbers))
         dask_future = self._client.submit(run_or_retire, function, *arguments, key=key, **named)
         self._dask_futures.add(dask_future)
@@ -83,10 +87,14 @@ class ClusterExecutor(Executor):
         return future
 
     def fail(self, error: BaseException) -> None:
-        """End all pending tasks with an error."""
+        """End all pending tasks, and all tasks that are submitted later, with an error."""
+        self._failure = error
         for future in set(self._pending):
-            with suppress(InvalidStateError):  # the result has just arrived
-                future.set_exception(error)
+            self._end(future, error)
+
+    def _end(self, future: Future[Any], error: BaseException) -> None:
+        with suppress(InvalidStateError):  # the result has just arrived
+            future.set_exception(error)
 
     def stop(self) -> None:
         """Cancel all tasks. Workers finish the tasks that are already running, and the results are ignored."""

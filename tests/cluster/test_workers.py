@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from concurrent.futures import Future
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -20,7 +21,8 @@ from distributed.comm import CommClosedError
 from pipeline.cluster import connection, workers
 from pipeline.cluster.device_check import run_or_retire
 from pipeline.cluster.executor import compute
-from pipeline.cluster.workers import ClusterPool
+from pipeline.cluster.stats import WorkerStats
+from pipeline.cluster.workers import ClusterExecutor, ClusterPool
 from pipeline.errors import DataError
 from pipeline.signals import Stopped, stoppable
 from tests.support.helpers import refused
@@ -94,6 +96,16 @@ def test_a_scheduler_lost_without_an_answer_can_be_retried() -> None:
 
     with refused(75, "scheduler"):
         run(SilentClient())
+
+
+def test_tasks_that_are_submitted_after_a_failure_fail_too() -> None:
+    """A run waited forever if the connection was lost just before its first task was submitted."""
+    executor = ClusterExecutor(Client(), WorkerStats())
+    before = executor.submit(partial(abs, -1))
+    executor.fail(ConnectionResetError())
+    after = executor.submit(partial(abs, -2))
+    for future in (before, after):
+        assert isinstance(future.exception(timeout=0), ConnectionResetError)
 
 
 def test_results_and_errors_are_passed_unchanged() -> None:
