@@ -1,8 +1,8 @@
 """The model: the parameters of a network on the device, float32, and the functions that need no training.
 
-For rows ``r`` as they are stored in the shards, with each column's minimum and scale::
+For rows ``r`` as they are stored in the shards, with each column's center and scale::
 
-    x = (r - minimum) * scale              (n_rows, n_inputs)     scaled to [0, 1]
+    x = (r - center) * scale               (n_rows, n_inputs)     scaled, for example to [0, 1]
     h = code(x)                            (n_rows, n_features)   the features
     y = reconstruction(h)                  (n_rows, n_inputs)
     cost = mean((x - y)^2)                 over all entries
@@ -39,11 +39,11 @@ class Autoencoder:
     ----------
     network : Network
         Description of the network.
-    minimum, scale : ndarray of shape (n_inputs,), float32 or float64; optional
-        The scaling ``x = (r - minimum) * scale``, computed in the dtype of these arrays. If they are missing, the rows
+    center, scale : ndarray of shape (n_inputs,), float32 or float64; optional
+        The scaling ``x = (r - center) * scale``, computed in the dtype of these arrays. If they are missing, the rows
         must be scaled already.
-    maximum : ndarray of shape (n_inputs,), optional
-        End of the range that `encode_checked` expects; `minimum` is its start.
+    limits : tuple of two ndarrays of shape (n_inputs,), optional
+        Smallest and largest value of each column that `encode_checked` expects.
 
     Attributes
     ----------
@@ -57,19 +57,20 @@ class Autoencoder:
     def __init__(
         self,
         network: Network,
-        minimum: np.ndarray | None = None,
+        center: np.ndarray | None = None,
         scale: np.ndarray | None = None,
-        maximum: np.ndarray | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.network = network
         self.shared = _share_zeros(network)
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
         self._scaling: tuple[Any, ...] = ()
         self._limits: Limits | None = None
-        if minimum is not None and scale is not None:
-            self._scaling = (_share_copy(minimum, "minimum"), _share_copy(scale, "scale"))
-            if maximum is not None:
-                self._limits = (minimum, maximum.astype(minimum.dtype))
+        if center is not None and scale is not None:
+            self._scaling = (_share_copy(center, "center"), _share_copy(scale, "scale"))
+            if limits is not None:
+                low, high = limits
+                self._limits = (low.astype(center.dtype), high.astype(center.dtype))
         self._uses_ops = backend.uses_ops()
         parameters = list(self.shared.values())
         self._op_functions = OpFunctions(network, parameters, self._scaling, self._limits, self.n_threads)
@@ -95,15 +96,15 @@ class Autoencoder:
     # -- the graph --
 
     def scaling(self) -> tuple[Any, ...]:
-        """Return the shared minimum and scale; an empty tuple if rows are scaled already."""
+        """Return the shared center and scale; an empty tuple if rows are scaled already."""
         return self._scaling
 
     def scaled(self, rows: Any) -> Any:
         """Scale symbolic rows of any dtype, and return them as float32."""
         if not self._scaling:
             return rows.astype("float32")
-        minimum, scale = self._scaling
-        return ((rows.astype(minimum.dtype) - minimum) * scale).astype("float32")
+        center, scale = self._scaling
+        return ((rows.astype(center.dtype) - center) * scale).astype("float32")
 
     def _features_of(self, rows: Any) -> Any:
         return graph.code(self.network, self.scaled(rows), self.shared)
@@ -164,7 +165,7 @@ class Autoencoder:
             If the autoencoder was created without a range.
         """
         if self._limits is None:
-            raise ValueError("the Autoencoder has no range to check rows with, expected minimum, scale and maximum")
+            raise ValueError("the Autoencoder has no range to check rows with, expected center, scale and limits")
         inside = np.empty(len(rows), dtype=bool)
         self._functions(rows.dtype).encode(rows, out, inside)
         return np.flatnonzero(~inside)

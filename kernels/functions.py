@@ -42,9 +42,9 @@ class OpFunctions:
     parameters : sequence of shared variables
         Parameters in the order of the network's shapes.
     scaling : sequence of shared vectors
-        Minimum and scale; empty if rows are scaled already.
+        Center and scale; empty if rows are scaled already.
     limits : tuple of two ndarrays of shape (n_inputs,), or None
-        Range that `encode` checks rows against. Its start must be the minimum of the scaling.
+        Range that `encode` checks rows against, in the dtype of the scaling.
     n_threads : shared scalar, int64
         Number of threads that all calls together use.
     """
@@ -60,7 +60,10 @@ class OpFunctions:
         self._network = network
         self._parameters = parameters
         self._scaling = scaling
-        self._maximum = None if limits is None else backend.shared(limits[1], name="maximum")
+        self._limits = []
+        if limits is not None:
+            low, high = limits
+            self._limits = [backend.shared(low, name="low"), backend.shared(high, name="high")]
         self._n_threads = n_threads
         self._share = tensor.lscalar("n_threads")  # number of threads of one call
         self._idle: dict[tuple[Any, str], list[Any]] = defaultdict(list)
@@ -83,7 +86,7 @@ class OpFunctions:
         if inside is None:
             self._fill(ops.Encode(self._network), inputs, rows, [out])
         else:
-            self._fill(ops.Encode(self._network, checked=True), [*inputs, self._maximum], rows, [out, inside])
+            self._fill(ops.Encode(self._network, checked=True), [*inputs, *self._limits], rows, [out, inside])
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Fill `out` (n_rows,), float32, with the mean squared error of each row's reconstruction."""

@@ -67,7 +67,7 @@ class _Native(theano.Op):
     """An Op whose first input is the rows, and whose C code is a file of the directory ``native``.
 
     Its inputs include all parameters of the network, in the order of the network's shapes. The last inputs are the
-    scaling: minimum and scale, or nothing. Some inputs are changed, and are returned as the last outputs. By default an
+    scaling: center and scale, or nothing. Some inputs are changed, and are returned as the last outputs. By default an
     Op changes copies of them, as Theano requires; an optimization then lets it change them in place.
 
     Parameters
@@ -253,9 +253,9 @@ class Encode(_Native):
     ----------
     network : Network
     checked : bool
-        Also check rows: ``(rows, *parameters, n_threads, maximum, out, inside, *scaling) -> out, inside``. `inside`,
-        (n_rows,), bool, is true if all values of a row are between minimum and maximum, and all of its features are
-        finite. NaN and Inf are outside the range.
+        Also check rows: ``(rows, *parameters, n_threads, low, high, out, inside, *scaling) -> out, inside``. `inside`,
+        (n_rows,), bool, is true if all values of a row are between low and high, and all of its features are finite.
+        NaN and Inf are outside the range.
     """
 
     __props__ = ("network", "checked", "inplace")
@@ -264,7 +264,7 @@ class Encode(_Native):
     def __init__(self, network: Network, checked: bool = False, inplace: bool = False) -> None:
         self.checked = checked
         n_changed = 2 if checked else 1  # out and inside
-        n_others = 5 if checked else 3
+        n_others = 6 if checked else 3
         n_inputs = len(network.shapes) + n_others
         super().__init__(network, n_inputs, range(n_inputs - n_changed, n_inputs), inplace)
 
@@ -273,9 +273,9 @@ class Encode(_Native):
         (rows,), parameters, last = self.split(inputs, 1)
         code = reference.code(self.network, reference.scaled(rows, scaling), parameters)
         if self.checked:
-            _, maximum, out, inside = last
+            _, low, high, out, inside = last
             out[:] = code
-            inside[:] = reference.are_within(rows, scaling[0], maximum) & np.isfinite(out).all(axis=1)
+            inside[:] = reference.are_within(rows, low, high) & np.isfinite(out).all(axis=1)
         else:
             _, out = last
             out[:] = code
@@ -285,11 +285,11 @@ class Encode(_Native):
         """Encode in C."""
         (rows,), parameters, last = self.split(inputs, 1)
         if self.checked:
-            n_threads, maximum, out, inside = last
-            targets = [out, maximum, inside]
+            n_threads, low, high, out, inside = last
+            targets = [out, low, high, inside]
         else:
             n_threads, out = last
-            targets = [out, "NULL", "NULL"]
+            targets = [out, "NULL", "NULL", "NULL"]
         arguments = [memory, rows, "parameters", _number(n_threads), *targets, *scaling]
         return f"{_array('parameters', parameters)} done = encode_arrays({', '.join(arguments)});"
 

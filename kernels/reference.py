@@ -37,7 +37,7 @@ def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
     ----------
     rows : ndarray of shape (n_rows, n_inputs), any real dtype
     scaling : sequence of two ndarrays of shape (n_inputs,), or empty
-        Minimum and scale. Rows are scaled in the dtype of these arrays.
+        Center and scale. Rows are scaled in the dtype of these arrays.
 
     Returns
     -------
@@ -45,8 +45,8 @@ def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
     """
     if not scaling:
         return rows.astype(np.float32).astype(np.float64)
-    minimum, scale = scaling
-    return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32).astype(np.float64)
+    center, scale = scaling
+    return ((rows.astype(center.dtype) - center) * scale).astype(np.float32).astype(np.float64)
 
 
 def are_within(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

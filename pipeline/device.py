@@ -75,8 +75,8 @@ def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> Autoenc
     """Return an autoencoder on the device for rows of `dtype`. Its parameters are not set yet."""
     from kernels.autoencoder import Autoencoder
 
-    minimum, scale = scaler.arrays(dtype)
-    return Autoencoder(network, minimum, scale, scaler.maximum.astype(minimum.dtype))
+    shift, scale = scaler.arrays(dtype)
+    return Autoencoder(network, shift, scale, (scaler.minimum, scaler.maximum))
 
 
 def training_step_of(

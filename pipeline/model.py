@@ -24,7 +24,7 @@ from kernels.network import Network
 from kernels.reference import activated
 from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError, NoInput, printable
-from pipeline.modelfile import COLUMNS, FORMAT, listed_model, read_model_file
+from pipeline.modelfile import COLUMNS, FORMAT, RANGE_FORMAT, listed_model, read_model_file
 from pipeline.output.records import Entry
 from pipeline.scan.scaler import Scaler
 
@@ -109,14 +109,14 @@ class Model:
         """
         maps = [(self._wide(W), self._wide(b_hidden)) for W, b_hidden, _ in self.network.layers]
         W = self.scaler.scale[:, None] * maps[0][0]
-        return [(W, maps[0][1] - self.scaler.minimum @ W), *maps[1:]]
+        return [(W, maps[0][1] - self.scaler.shift @ W), *maps[1:]]
 
     def to_hdf5(self) -> bytes:
         """Return the bytes of ``model.h5``."""
         # The file is built in memory, because only `Disk` writes files. The earliest HDF5 format stores all groups in
         # one simple form, which is the only one that `pipeline.modelfile` reads.
         with h5py.File.in_memory(libver="earliest") as file:
-            file.attrs["format"] = FORMAT
+            file.attrs["format"] = RANGE_FORMAT if self.scaler.factor is None else FORMAT
             file.attrs["fingerprint"] = self.fingerprint
             file.attrs.update(_network_attributes(self.network))
             file.attrs["about"] = json.dumps(self.about)
@@ -180,6 +180,9 @@ class Model:
             scaling["fill"] = self.scaler.fill
         if self.scaler.clips:
             scaling["clips"] = np.array(True)
+        if self.scaler.center is not None and self.scaler.factor is not None:
+            scaling["center"] = self.scaler.center
+            scaling["factor"] = self.scaler.factor
         if self.offset is not None:
             scaling["offset"] = self.offset
         return {**scaling, **weights}
@@ -239,7 +242,14 @@ def _read_model(path: Path, entry: Entry | None) -> Model:
     arrays = stored.arrays
     clips = bool(arrays.get("clips", False))
     model = Model(
-        scaler=Scaler(arrays["minimum"], arrays["maximum"], arrays.get("fill"), clips),
+        scaler=Scaler(
+            arrays["minimum"],
+            arrays["maximum"],
+            arrays.get("fill"),
+            clips,
+            arrays.get("center"),
+            arrays.get("factor"),
+        ),
         network=stored.network,
         parameters={name: arrays[name] for name in stored.network.shapes},
         about=stored.about,

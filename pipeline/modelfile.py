@@ -26,9 +26,11 @@ from pipeline.hdf5.plain.datasets import Dataset, value_of
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.output.records import MANIFEST, Entry, read_manifest
 
-__all__ = ["COLUMNS", "FORMAT", "StoredModel", "listed_model", "read_model_file"]
+__all__ = ["COLUMNS", "FORMAT", "RANGE_FORMAT", "StoredModel", "listed_model", "read_model_file"]
 
-FORMAT = "shardpress-model/2"
+FORMAT = "shardpress-model/3"
+RANGE_FORMAT = "shardpress-model/2"
+"""Format of models that scale each column's range to [0, 1]. Version 0.1.0 reads it."""
 COLUMNS = "columns"
 """Name of the dataset that describes the columns, as JSON."""
 _NAME = "model.h5"
@@ -50,8 +52,8 @@ class StoredModel:
     ----------
     network : Network
     arrays : mapping of str to ndarray
-        ``minimum``, ``maximum`` and the parameters of the network. A file can also contain ``fill``, ``clips`` and
-        ``offset``. Shapes and dtypes are as expected, and all values are finite.
+        ``minimum``, ``maximum`` and the parameters of the network. A file can also contain ``fill``, ``clips``,
+        ``offset``, and both ``center`` and ``factor``. Shapes and dtypes are as expected, and all values are finite.
     about : mapping
         Description of how the model was made, as plain values.
     fingerprint : str
@@ -253,9 +255,9 @@ def _check_format(found: str, where: str) -> None:
 
     This check comes first, because the other attributes of a newer format would look damaged.
     """
-    if found == FORMAT:
+    if found in (RANGE_FORMAT, FORMAT):
         return
-    what = f"{where}: its format is {printable(repr(found[:_QUOTED]))}, expected {FORMAT!r}"
+    what = f"{where}: its format is {printable(repr(found[:_QUOTED]))}, expected {RANGE_FORMAT!r} or {FORMAT!r}"
     name, _, version = FORMAT.partition("/")
     number = re.fullmatch(rf"{name}/([0-9]{{1,9}})", found)
     if number and int(number[1]) > int(version):
@@ -282,6 +284,8 @@ def _expected_arrays(contents: Contents, network: Network, where: str) -> dict[s
     required: dict[str, tuple[tuple[int, ...], type]] = {"minimum": each_column, "maximum": each_column}
     for name, shape in network.shapes.items():
         required[name] = (shape, np.float32)
+    if "center" in contents.addresses or "factor" in contents.addresses:
+        required |= {"center": each_column, "factor": each_column}
     missing = [name for name in required if name not in contents.addresses]
     if missing:
         names = f"arrays {short_list(missing, _MAX_NAMES)} are missing, expected {short_list(required, _MAX_NAMES)}"

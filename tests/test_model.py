@@ -138,6 +138,31 @@ def test_encoders_impute_and_clip_equally(tmp_path):
         np.testing.assert_allclose(encoded_as_shown(tmp_path, rows), model.encode(rows), atol=1e-5)
 
 
+def test_another_scaling_is_applied_stored_and_fingerprinted(tmp_path):
+    rng = np.random.default_rng(4)
+    rows = rng.normal(size=(30, 4)) * [1, 10, 0, 3] + 5
+    for network in NETWORKS:
+        of_range = model_of(network, scaler_of(rows))
+        model = replace(of_range, scaler=of_range.scaler.with_factors(rows.mean(axis=0), np.array([1, 0.1, 0, 0.5])))
+        assert model.fingerprint != of_range.fingerprint
+        np.testing.assert_allclose(model.encode(rows), slow_encode(model, rows))
+        (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+        (tmp_path / "encoder.npz").write_bytes(model.to_npz())
+        found = load_model(tmp_path)
+        assert found.fingerprint == model.fingerprint
+        np.testing.assert_array_equal(found.encode(rows), model.encode(rows))
+        np.testing.assert_allclose(encoded_as_shown(tmp_path, rows), model.encode(rows), atol=1e-5)
+
+
+def test_a_scaling_is_complete(tmp_path):
+    model = model_of(FIRST, SCALER.with_factors(np.zeros(4), np.ones(4)))
+    (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+    with h5py.File(tmp_path / "model.h5", "a") as file:
+        del file["center"]
+    with refused(65, "model.h5", "center"):
+        load_model(tmp_path)
+
+
 def test_imputation_and_clipping_are_stored_and_fingerprinted(tmp_path):
     model, rows = cleaning_model(FIRST)
     scalers = [replace(model.scaler, fill=fill, clips=clips) for fill in (None, rows[0] * 0) for clips in (False, True)]
@@ -151,10 +176,20 @@ def test_imputation_and_clipping_are_stored_and_fingerprinted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "array"), [("fill", np.full(4, np.nan)), ("fill", np.zeros(3)), ("clips", np.zeros(4))], ids=str
+    ("name", "array"),
+    [
+        ("fill", np.full(4, np.nan)),
+        ("fill", np.zeros(3)),
+        ("clips", np.zeros(4)),
+        ("center", np.zeros(3)),
+        ("factor", np.full(4, np.inf)),
+    ],
+    ids=str,
 )
-def test_invalid_imputation_or_clipping_is_refused(tmp_path, name, array):
-    (tmp_path / "model.h5").write_bytes(cleaning_model(FIRST)[0].to_hdf5())
+def test_invalid_cleaning_or_scaling_is_refused(tmp_path, name, array):
+    model, _ = cleaning_model(FIRST)
+    scaler = model.scaler.with_factors(np.zeros(4), np.ones(4))
+    (tmp_path / "model.h5").write_bytes(replace(model, scaler=scaler).to_hdf5())
     with h5py.File(tmp_path / "model.h5", "a") as file:
         del file[name]
         file[name] = array

@@ -29,19 +29,19 @@ static int are_row_numbers(PyArrayObject *numbers, npy_intp n_rows)
     return 1;
 }
 
-/* Set the rows. Row numbers, minimum and scale can be NULL. */
-static int take_rows(Rows *rows, PyArrayObject *values, PyArrayObject *numbers, PyArrayObject *minimum,
+/* Set the rows. Row numbers, center and scale can be NULL. */
+static int take_rows(Rows *rows, PyArrayObject *values, PyArrayObject *numbers, PyArrayObject *center,
                      PyArrayObject *scale)
 {
     npy_intp n_rows = PyArray_DIM(values, 0), n_inputs = PyArray_DIM(values, 1);
     if (!is_as(values, "the array of rows", n_rows, n_inputs) || (numbers && !are_row_numbers(numbers, n_rows)))
         return 0;
-    if (minimum && (!is_as(minimum, "minimum", n_inputs, 1) || !is_as(scale, "scale", n_inputs, 1)))
+    if (center && (!is_as(center, "center", n_inputs, 1) || !is_as(scale, "scale", n_inputs, 1)))
         return 0;
     rows->values = (const ROW *)PyArray_DATA(values);
     rows->numbers = numbers ? (const npy_int64 *)PyArray_DATA(numbers) : 0;
-    rows->minimum = minimum ? (const SCALING *)PyArray_DATA(minimum) : 0;
-    rows->scale = minimum ? (const SCALING *)PyArray_DATA(scale) : 0;
+    rows->center = center ? (const SCALING *)PyArray_DATA(center) : 0;
+    rows->scale = center ? (const SCALING *)PyArray_DATA(scale) : 0;
     rows->n_rows = numbers ? PyArray_DIM(numbers, 0) : n_rows;
     rows->n_inputs = n_inputs;
     return 1;

@@ -20,7 +20,7 @@ typedef struct {
 
 static int can_fold(const Encoding *e) { return ROWS_ARE_FLOATS && e->model.layers[0].n_features <= MOST_FOLDED; }
 
-static int can_multiply_bytes(const Encoding *e) { return multiplies_bytes && e->rows.minimum; }
+static int can_multiply_bytes(const Encoding *e) { return multiplies_bytes && e->rows.center; }
 
 /* Return the largest number of tiles in a batch of floats or of bytes. */
 static long most_tiles(const Encoding *e)
@@ -105,7 +105,7 @@ static void set_rows(Batch *b, long first, long n_rows)
 static Matrix unscaled_rows(const Encoding *e, const Batch *b, Matrix x)
 {
     Rows unscaled = e->rows;
-    unscaled.minimum = 0;
+    unscaled.center = 0;
     if (e->inside)
         check_rows(b->rows, b->first, b->n_rows, e->inside + b->first);
     if (b->n_rows < b->n_tiles * TILE_HEIGHT) {
@@ -203,7 +203,7 @@ static void encode_bytes(Encoding *e)
 {
     copy_last_tile(e);
     for (long k = 0; e->inside && k < e->rows.n_inputs; k++)
-        range_of_bytes(e->rows.minimum[k], e->rows.maximum[k], &e->low[k], &e->high[k]);
+        range_of_bytes(e->rows.low[k], e->rows.high[k], &e->low[k], &e->high[k]);
     pack(&e->model, 1, e->n_threads);
     e->share = share_of(pieces(e->rows.n_rows, BYTES_HEIGHT), 2 * BYTES_BATCH, e->n_threads);
     run_in_team(e->n_threads, encode_some_bytes, e);
@@ -226,20 +226,22 @@ static int encode(Encoding *e, Memory *memory)
 
 /* Encode NumPy arrays; return 0 if a Python exception is set. */
 static int encode_arrays(Memory *memory, PyArrayObject *rows, PyArrayObject *const *parameters, long n_threads,
-                         PyArrayObject *out, PyArrayObject *maximum, PyArrayObject *inside, PyArrayObject *minimum,
-                         PyArrayObject *scale)
+                         PyArrayObject *out, PyArrayObject *low, PyArrayObject *high, PyArrayObject *inside,
+                         PyArrayObject *center, PyArrayObject *scale)
 {
     Encoding e;
     int done;
     memset(&e, 0, sizeof e);
-    if (!take_rows(&e.rows, rows, 0, minimum, scale) || !take_model(&e.model, &e.rows, parameters) ||
+    if (!take_rows(&e.rows, rows, 0, center, scale) || !take_model(&e.model, &e.rows, parameters) ||
         !is_as(out, "out", e.rows.n_rows, e.model.layers[N_LAYERS - 1].n_features))
         return 0;
     e.out = (float *)PyArray_DATA(out);
-    if (maximum) {
-        if (!is_as(maximum, "maximum", e.rows.n_inputs, 1) || !is_as(inside, "inside", e.rows.n_rows, 1))
+    if (low) {
+        if (!is_as(low, "low", e.rows.n_inputs, 1) || !is_as(high, "high", e.rows.n_inputs, 1) ||
+            !is_as(inside, "inside", e.rows.n_rows, 1))
             return 0;
-        e.rows.maximum = (const SCALING *)PyArray_DATA(maximum);
+        e.rows.low = (const SCALING *)PyArray_DATA(low);
+        e.rows.high = (const SCALING *)PyArray_DATA(high);
         e.inside = (npy_bool *)PyArray_DATA(inside);
     }
     e.n_threads = n_threads;

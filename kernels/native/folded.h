@@ -1,12 +1,12 @@
 /* The scaling is folded into W, so that rows of floats are multiplied without being scaled:
  *
- *     ((r - minimum) * scale) . W + b_hidden  =  r . V + (b_hidden - minimum . V)        V = scale * W
+ *     ((r - center) * scale) . W + b_hidden  =  r . V + (b_hidden - center . V)        V = scale * W
  *
  * Folding saves the time to scale rows, which is a tenth of the time of the narrowest product. It also avoids the
  * rounding of scaled values. But if the range of a column is far from 0, the terms of the sum and its rounding error
- * are larger. Therefore V is used only if |minimum| <= 1 / scale for each column: the minimum is no further from 0 than
+ * are larger. Therefore V is used only if |center| <= 1 / scale for each column: the center is no further from 0 than
  * the range is wide. Then the largest terms are at most twice as large, and the terms of a mean row at most three
- * times. V is rounded before it is multiplied by minimum, so that its rounding affects r - minimum only.
+ * times. V is rounded before it is multiplied by center, so that its rounding affects r - center only.
  *
  * Scaling is 1 / n_features of the work. Folding made 784 -> 64 1.05 to 1.18 times as fast, with vectors of any width.
  * It made 784 -> 256 0.97 times as fast on Zen 4.
@@ -28,12 +28,12 @@ static void lay_out_folded(Folded *folded, const Weights *w, Memory *memory)
 /* Replace W and b_hidden by V and its bias; return 0 if they cannot be replaced. */
 static int fold(Folded *folded, Weights *w, const Rows *rows)
 {
-    const SCALING *minimum = rows->minimum, *scale = rows->scale;
+    const SCALING *center = rows->center, *scale = rows->scale;
     double *__restrict__ sums = folded->sums;
-    if (!minimum)
+    if (!center)
         return 1;
     for (long k = 0; k < w->n_inputs; k++)
-        if (!(fabs((double)minimum[k] * scale[k]) <= 1))
+        if (!(fabs((double)center[k] * scale[k]) <= 1))
             return 0;
     memset(sums, 0, w->n_features * sizeof(double));
     for (long k = 0; k < w->n_inputs; k++) {
@@ -41,7 +41,7 @@ static int fold(Folded *folded, Weights *w, const Rows *rows)
         float *__restrict__ to = folded->V + k * w->n_features;
         for (long f = 0; f < w->n_features; f++) {
             to[f] = (float)((double)scale[k] * from[f]);
-            sums[f] += (double)minimum[k] * to[f];
+            sums[f] += (double)center[k] * to[f];
         }
     }
     for (long f = 0; f < w->n_features; f++) {
@@ -57,7 +57,7 @@ static int fold(Folded *folded, Weights *w, const Rows *rows)
 /* Check the range of a tile of rows, as `scale_row` does for one row. Six concurrent reads hide memory latency. */
 static void check_tile(const Rows *rows, long first, npy_bool *inside)
 {
-    const float *low = (const float *)rows->minimum, *high = (const float *)rows->maximum;
+    const float *low = (const float *)rows->low, *high = (const float *)rows->high;
     UnsignedVector worst[TILE_HEIGHT] = {{0}};
     for (long k = 0; k < rows->n_inputs; k += LANES) {
         long at = least(k, rows->n_inputs - LANES); /* the last vector may overlap the one before */

@@ -1,6 +1,6 @@
 /* W and the scaling as integers, for products with rows of bytes.
  *
- *     ((r - minimum) * scale) . W + b_hidden  =  r . V + (b_hidden - minimum . V)        V = scale * W
+ *     ((r - center) * scale) . W + b_hidden  =  r . V + (b_hidden - center . V)        V = scale * W
  *
  * Each column of V is rounded to integer multiples q of its own unit, and q is written in digits of 8 bits, from -128
  * to 127:  q = d0 + 2^8 d1 + 2^16 d2 + 2^24 d3. Sums of bytes times digits are exact, in any order, so the rounding of
@@ -8,9 +8,9 @@
  * not 0.
  *
  * Choice of the unit u. Rounding to multiples of u has an error between -u/2 and u/2. The rounded values are multiplied
- * by r and by minimum, so the rms error of the sum is
+ * by r and by center, so the rms error of the sum is
  *
- *     u / sqrt(12) * sqrt(sum over k of (r_k - minimum_k)^2).
+ *     u / sqrt(12) * sqrt(sum over k of (r_k - center_k)^2).
  *
  * Floats are rounded after every product: a sum S = m 2^e, 1 <= m < 2, to multiples of 2^(e - 23), with an rms error of
  * 2^(e - 23) / sqrt(12). If sizes are distributed evenly on a logarithmic scale, 1 / m^2 is 3 / (8 log 2), or 0.54, on
@@ -21,7 +21,7 @@
  *     2^-23 / sqrt(24) * sqrt(sum over k of (n - k + 1) (x_k W_k)^2).
  *
  * Both errors grow with the row. They are compared for a row at the upper end of its range, where x_k is 1 and r_k -
- * minimum_k is 1 / scale_k. A few large weights can dominate the sum of squares, and rows may be near 0 in just these
+ * center_k is 1 / scale_k. A few large weights can dominate the sum of squares, and rows may be near 0 in just these
  * columns. Therefore the mean of |W_k|, weighted by n - k + 1, replaces each |W_k|, which makes the sum smaller. The
  * largest unit is the one for which both errors are equal. It is too small for three digits if there are few inputs,
  * and for columns whose range is much narrower than that of the others. If too many fourth digits would be needed, or a
@@ -54,7 +54,7 @@ typedef struct {
     int are_enough; /* whether digits can represent all of V */
     Packed *packed;
     float *W, *b_hidden; /* copies of the packed values */
-    SCALING *minimum, *scale;
+    SCALING *center, *scale;
     Share share;
 } Digits;
 
@@ -80,7 +80,7 @@ static void lay_out_digits(Digits *d, const Weights *w, const Rows *rows, Memory
     d->packed = (Packed *)reserve(memory, LINE);
     d->W = reserve(memory, w->n_inputs * w->n_features);
     d->b_hidden = reserve(memory, w->n_features);
-    d->minimum = (SCALING *)reserve(memory, n_scaling);
+    d->center = (SCALING *)reserve(memory, n_scaling);
     d->scale = (SCALING *)reserve(memory, n_scaling);
 }
 
@@ -133,7 +133,7 @@ static int split_group(const Digits *d, long group, long f, npy_int8 *fourth)
         long k = group * N_BYTES + i % N_BYTES, column = f + i / N_BYTES;
         long q = lrint(element(d, k, column) / d->unit[column]);
         if (k < d->weights->n_inputs)
-            d->bias[column] -= d->rows->minimum[k] * (q * d->unit[column]);
+            d->bias[column] -= d->rows->center[k] * (q * d->unit[column]);
         fourth[i] = split(q, to + i);
         any |= fourth[i] != 0;
     }
@@ -204,7 +204,7 @@ static int pack_digits(Digits *d, long n_threads)
     int is_same = d->packed->is_filled;
     is_same &= is_copy(d->W, w->W, w->n_inputs * w->n_features * sizeof(float));
     is_same &= is_copy(d->b_hidden, w->b_hidden, w->n_features * sizeof(float));
-    is_same &= is_copy(d->minimum, d->rows->minimum, w->n_inputs * sizeof(SCALING));
+    is_same &= is_copy(d->center, d->rows->center, w->n_inputs * sizeof(SCALING));
     is_same &= is_copy(d->scale, d->rows->scale, w->n_inputs * sizeof(SCALING));
     if (!is_same)
         d->packed->in_integers = repack(d, n_threads);

@@ -70,12 +70,12 @@ static int errors(Errors *e, Memory *memory)
 
 /* Compute the errors for NumPy arrays; return 0 if a Python exception is set. */
 static int errors_arrays(Memory *memory, PyArrayObject *rows, PyArrayObject *const *parameters, long n_threads,
-                         PyArrayObject *out, PyArrayObject *minimum, PyArrayObject *scale)
+                         PyArrayObject *out, PyArrayObject *center, PyArrayObject *scale)
 {
     Errors e;
     int done;
     memset(&e, 0, sizeof e);
-    if (!take_rows(&e.rows, rows, 0, minimum, scale) || !take_model(&e.model, &e.rows, parameters) ||
+    if (!take_rows(&e.rows, rows, 0, center, scale) || !take_model(&e.model, &e.rows, parameters) ||
         !is_as(out, "out", e.rows.n_rows, 1))
         return 0;
     e.out = (float *)PyArray_DATA(out);

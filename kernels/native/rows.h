@@ -1,9 +1,9 @@
-/* Rows as stored in the shards, of type ROW, and scaled rows: (row - minimum) * scale, computed in SCALING. */
+/* Rows as stored in the shards, of type ROW, and scaled rows: (row - center) * scale, computed in SCALING. */
 typedef struct {
     const ROW *values;
     const npy_int64 *numbers;          /* numbers of the rows, in this order; NULL for all */
-    const SCALING *minimum, *scale;    /* if NULL, rows are only cast */
-    const SCALING *maximum;            /* end of the expected range of values, which starts at the minimum */
+    const SCALING *center, *scale;    /* if NULL, rows are only cast */
+    const SCALING *low, *high;         /* the expected range of values */
     long n_rows, n_inputs;
 } Rows;
 
@@ -26,22 +26,23 @@ static inline __attribute__((always_inline)) BITS scale_values(
     const Rows *rows, long i, long start, long n, float *__restrict__ x, BITS worst, const int is_checked)
 {
     const ROW *__restrict__ row = row_at(rows, i) + start;
-    const SCALING *minimum = rows->minimum + start, *scale = rows->scale + start, *maximum = rows->maximum + start;
+    const SCALING *center = rows->center + start, *scale = rows->scale + start;
+    const SCALING *low = rows->low + start, *high = rows->high + start;
     for (long k = 0; k < n; k++) {
-        SCALING value = (SCALING)row[k], above = rows->minimum ? value - minimum[k] : value;
+        SCALING value = (SCALING)row[k];
         if (is_checked) {
-            BITS low = bits_of(above), high = bits_of(maximum[k] - value);
-            worst = worst > low ? worst : low;
-            worst = worst > high ? worst : high;
+            BITS above = bits_of(value - low[k]), below = bits_of(high[k] - value);
+            worst = worst > above ? worst : above;
+            worst = worst > below ? worst : below;
         }
         if (x)
-            x[k] = (float)(rows->minimum ? above * scale[k] : value);
+            x[k] = (float)(rows->center ? (value - center[k]) * scale[k] : value);
     }
     return worst;
 }
 
 /* Scale a row into x, whose strips are `strip` floats apart, unless x is NULL. If requested, return whether all values
- * of the row are between `minimum` and `maximum`. NaN and Inf are not; -0 may not be if the minimum is 0. A check
+ * of the row are between `low` and `high`. NaN and Inf are not; -0 may not be if `low` is 0. A check
  * during scaling costs a thirtieth of the narrowest product; a separate pass would cost as much as the product. Whole
  * strips have separate code, because gcc then knows their length. */
 static inline __attribute__((always_inline)) int scale_row(

@@ -105,9 +105,7 @@ def decode(model: Model, features: Any) -> Any:
     if is_lazy(features):
         return _apply_lazily(partial(decode, model), features, model.n_inputs, np.float64)
     rows = np.empty((len(features), model.n_inputs))
-    low = model.scaler.minimum
-    width = model.scaler.maximum - low
-    return _by_blocks(lambda block, out: np.copyto(out, model.decode(block) * width + low), features, rows)
+    return _by_blocks(lambda block, out: np.copyto(out, model.scaler.restore(model.decode(block))), features, rows)
 
 
 def _encode_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:

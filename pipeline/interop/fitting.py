@@ -149,7 +149,8 @@ def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
     settings = resolve(config, n_rows, n_inputs)
     _refuse([*unsuitable_settings(settings, n_rows, n_inputs)])
     budget = _budget(settings, shards)
-    scan_settings = _scan_settings(budget, settings.bad_data.clip_quantile, settings.bad_data.impute)
+    bad_data = settings.bad_data
+    scan_settings = _scan_settings(budget, bad_data.clip_quantile, bad_data.impute, settings.scaling.scale)
     ranges = _scan(shards, scan_settings, budget)
     check_usable(shards, ranges)
     return _fit(shards, ranges, settings, budget)
@@ -236,11 +237,25 @@ def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, bu
     """Scan the rows, and replace the ranges and fill values in the result with the values of a given scaler."""
     impute = None if scaler.fill is None else "median"
     result = _scan(shards, _scan_settings(budget, settings.bad_data.clip_quantile, impute), budget)
-    return replace(result, minimum=scaler.minimum, maximum=scaler.maximum, fill=scaler.fill, clips=scaler.clips)
+    return replace(
+        result,
+        minimum=scaler.minimum,
+        maximum=scaler.maximum,
+        fill=scaler.fill,
+        clips=scaler.clips,
+        center=scaler.center,
+        factor=scaler.factor,
+    )
 
 
-def _scan_settings(budget: Budget, clip_quantile: float, impute: str | None) -> ScanSettings:
-    return ScanSettings(budget.block_rows, clip_quantile=clip_quantile, impute=impute, chunk_bytes=budget.chunk_bytes)
+def _scan_settings(budget: Budget, clip_quantile: float, impute: str | None, scale: str = "range") -> ScanSettings:
+    return ScanSettings(
+        budget.block_rows,
+        clip_quantile=clip_quantile,
+        impute=impute,
+        scale=scale,
+        chunk_bytes=budget.chunk_bytes,
+    )
 
 
 def _scan(shards: tuple[Shard, ...], scan_settings: ScanSettings, budget: Budget) -> Scan:

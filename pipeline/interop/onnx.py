@@ -26,8 +26,8 @@ def input_dtype(model: Model) -> np.dtype:
 
     The dtype is float32 if it can hold the ranges of the columns exactly. Otherwise it is float64.
     """
-    minimum, _ = model.scaler.arrays(np.dtype(np.float32))
-    return minimum.dtype
+    shift, _ = model.scaler.arrays(np.dtype(np.float32))
+    return shift.dtype
 
 
 def encoder_onnx(model: Model) -> bytes:
@@ -115,15 +115,14 @@ def _add_scaling(graph: _Graph, model: Model, dtype: np.dtype) -> str:
     from onnx import TensorProto
 
     scaler = model.scaler
-    minimum = scaler.minimum.astype(dtype)
     x = "rows"
     if scaler.fill is not None:
         is_missing = graph.add("IsNaN", x)
         x = graph.add("Where", is_missing, scaler.fill.astype(dtype), x)
     if scaler.clips:
-        x = graph.add("Max", x, minimum)
+        x = graph.add("Max", x, scaler.minimum.astype(dtype))
         x = graph.add("Min", x, scaler.maximum.astype(dtype))
-    x = graph.add("Sub", x, minimum)
+    x = graph.add("Sub", x, scaler.shift.astype(dtype))
     x = graph.add("Mul", x, scaler.scale.astype(dtype))
     if dtype == np.float32:
         return x

@@ -91,6 +91,11 @@ class Prepared:
         return None if self.given_model.scaler.fill is None else "median"
 
     @property
+    def scale(self) -> str:
+        """Scaling of the columns that the scan computes. A given model has its own scaling."""
+        return self.config.scaling.scale if self.given_model is None else "range"
+
+    @property
     def max_bad_rows(self) -> int:
         """Number of bad rows that are allowed."""
         return n_allowed(self.config.bad_data.max_bad_rows, self.n_rows) if self.allows_bad_data else 0

@@ -212,6 +212,7 @@ class ScanStage:
             max_unreadable=max_unreadable,
             clip_quantile=prepared.config.bad_data.clip_quantile,
             impute=prepared.impute,
+            scale=prepared.scale,
             chunk_bytes=prepared.budget.chunk_bytes,
         )
 

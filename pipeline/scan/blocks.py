@@ -68,6 +68,8 @@ class ScanSettings:
     impute : str, optional
         Column statistic that replaces missing values, ``mean`` or ``median``. If None, rows with missing values are
         bad.
+    scale : str
+        Scaling of the columns, see `pipeline.scan.scaling.scaled_as`.
     chunk_bytes : int
         Size of the cache of decompressed chunks in each process, in bytes.
     """
@@ -77,6 +79,7 @@ class ScanSettings:
     max_unreadable: int | None = None
     clip_quantile: float = 0.0
     impute: str | None = None
+    scale: str = "range"
     chunk_bytes: int = 0
 
     @property

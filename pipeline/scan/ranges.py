@@ -27,6 +27,7 @@ from pipeline.scan.blocks import (
 )
 from pipeline.scan.sample import INNER, LARGE_SAMPLE, SMALL_SAMPLE, means, quantiles, spread, stride_of
 from pipeline.scan.scaler import Scaler, bad_entries
+from pipeline.scan.scaling import scaled_as
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, block_of, first_rows, row_dtype
 
@@ -53,7 +54,7 @@ _USUAL_BLOCKS = 128  # blocks (about 1 GB) that take half a second, like a typic
 _COLUMNS = 10  # columns to name in a message
 _EXACT = 2.0**53  # float64 holds all integers up to this one exactly
 _WIDEST = 2.0**62  # smaller differences fit into 64 bits for any minimum
-_ARRAYS = ("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset")
+_ARRAYS = ("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset", "center", "factor")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class Scan:
         True if values outside the range are clipped.
     offset : ndarray of shape (n_inputs,), float64, or None
         Integers that were subtracted from the rows. All other arrays describe the differences.
+    center, factor : ndarray of shape (n_inputs,), float64, or None
+        Shift and scale of each column, see `Scaler`. None if the range is scaled to [0, 1].
     """
 
     n_rows: int
@@ -97,6 +100,8 @@ class Scan:
     n_missing: np.ndarray | None = None
     clips: bool = False
     offset: np.ndarray | None = None
+    center: np.ndarray | None = None
+    factor: np.ndarray | None = None
 
     @property
     def n_good(self) -> int:
@@ -110,8 +115,8 @@ class Scan:
 
     @property
     def scaler(self) -> Scaler:
-        """Scaler that maps these ranges to [0, 1]."""
-        return Scaler(self.minimum, self.maximum, self.fill, self.clips)
+        """Scaling of the columns."""
+        return Scaler(self.minimum, self.maximum, self.fill, self.clips, self.center, self.factor)
 
     @property
     def narrow(self) -> np.ndarray:
@@ -195,6 +200,7 @@ def _field_checks(scan_result: Scan) -> dict[str, bool]:
         "bad_rows": has_bad_rows,
         "inner": _is_array(scan_result.inner, np.float64, (2, *shape)),
         "fill": _is_fill(scan_result.fill, shape),
+        "center or factor": _is_scaling(scan_result.center, scan_result.factor, shape),
         "n_missing": _are_counts(scan_result.n_missing, shape),
         "unreadable": _are_reasons(scan_result.unreadable),
     }
@@ -211,6 +217,13 @@ def _is_fill(fill: np.ndarray | None, shape: tuple[int, ...]) -> bool:
     if fill is None:
         return True
     return _is_array(fill, np.float64, shape) and bool(np.isfinite(fill).all())
+
+
+def _is_scaling(center: np.ndarray | None, factor: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+    if center is None or factor is None:
+        return center is None and factor is None
+    are_arrays = _is_array(center, np.float64, shape) and _is_array(factor, np.float64, shape)
+    return are_arrays and bool(np.isfinite(center).all() and np.isfinite(factor).all() and (factor >= 0).all())
 
 
 def _are_counts(counts: np.ndarray | None, shape: tuple[int, ...]) -> bool:
@@ -299,7 +312,8 @@ def _check_unreadable(stats: BlockStats, known: BlockStats, n_shards: int, limit
 def scan_task(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequence[Piece]], BlockStats]:
     """Return the function that scans the pieces of a task."""
     n_rows = sum(shard.n_rows for shard in shards)
-    n_values = LARGE_SAMPLE if settings.clip_quantile or settings.fills else SMALL_SAMPLE
+    needs_values = settings.clip_quantile or settings.fills or settings.scale != "range"
+    n_values = LARGE_SAMPLE if needs_values else SMALL_SAMPLE
     return partial(scan_pieces, settings, stride_of(n_rows, shards[0].n_inputs, n_values))
 
 
@@ -332,6 +346,9 @@ def scan_from_stats(stats: BlockStats, settings: ScanSettings, dtype: np.dtype) 
         unreadable=stats.unreadable,
         clips=settings.clip_quantile > 0,
     )
+    if settings.scale != "range" and scan.n_good:
+        scaled = scaled_as(settings.scale, scaler, stats.sample)
+        scan = replace(scan, center=scaled.center, factor=scaled.factor)
     if settings.impute is None:
         return scan
     return replace(scan, fill=_fill(stats.sample, settings.impute, scaler, dtype), n_missing=stats.n_missing)

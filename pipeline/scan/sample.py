@@ -11,7 +11,17 @@ import numpy as np
 
 from pipeline.scan.scaler import Scaler
 
-__all__ = ["INNER", "LARGE_SAMPLE", "SMALL_SAMPLE", "means", "quantiles", "sample_positions", "spread", "stride_of"]
+__all__ = [
+    "INNER",
+    "LARGE_SAMPLE",
+    "SMALL_SAMPLE",
+    "means",
+    "moments",
+    "quantiles",
+    "sample_positions",
+    "spread",
+    "stride_of",
+]
 
 SMALL_SAMPLE = 2**17
 """Number of values (1 MiB) in a sample that determines only the spread of columns."""
@@ -108,15 +118,43 @@ def spread(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
     subset = sample[::step]
     if not len(subset):
         return np.full(sample.shape[1], np.nan)
-    low, high = quantiles(subset, max(_OUTER, 1.5 / len(subset)))
-    values = np.clip(subset, low, high)
+    return _moments(_without_outliers(subset), scaler)[1]
+
+
+def moments(sample: np.ndarray, scaler: Scaler) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each column without outliers, both (n_inputs,), float64.
+
+    Outliers are winsorized as in `spread`, unless the other values are equal. A column that varies has a deviation
+    above 0: if its values in the sample are equal, it is the width of the range, and the mean is the minimum.
+    """
+    mean = np.zeros(sample.shape[1])
+    deviation = np.zeros(sample.shape[1])
+    size = max(1, _SORTED_VALUES // max(1, len(sample)))
+    for start in range(0, sample.shape[1], size):
+        columns = slice(start, start + size)
+        values = sample[:, columns]
+        ranges = Scaler(scaler.minimum[columns], scaler.maximum[columns])
+        if len(values):
+            mean[columns], deviation[columns] = _moments(_without_outliers(values), ranges)
+            plain_mean, plain_deviation = _moments(values, ranges)
+            is_rare = deviation[columns] == 0  # nearly all values are equal
+            mean[columns][is_rare] = plain_mean[is_rare]
+            deviation[columns][is_rare] = plain_deviation[is_rare]
+    deviation[deviation == 0] = 1
+    width = scaler.maximum - scaler.minimum
+    return scaler.minimum + mean * width, deviation * width
+
+
+def _without_outliers(values: np.ndarray) -> np.ndarray:
+    """Replace the outermost thousandth of each column's values at either end, at least one value, by the next one."""
+    low, high = quantiles(values, max(_OUTER, 1.5 / len(values)))
+    return np.clip(values, low, high)
+
+
+def _moments(values: np.ndarray, scaler: Scaler) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each scaled column; 0 for columns without values. Ignore NaN."""
+    n = np.maximum(1, (~np.isnan(values)).sum(axis=0))
     with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
         scaled = (np.clip(values, scaler.minimum, scaler.maximum) - scaler.minimum) * scaler.scale
-        return _standard_deviation(scaled)
-
-
-def _standard_deviation(values: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of each column. Ignore NaN, and return 0 for columns without values."""
-    n = np.maximum(1, (~np.isnan(values)).sum(axis=0))
-    mean = np.nansum(values, axis=0) / n
-    return np.asarray(np.sqrt(np.nansum((values - mean) ** 2, axis=0) / n))
+        mean = np.nansum(scaled, axis=0) / n
+        return mean, np.sqrt(np.nansum((scaled - mean) ** 2, axis=0) / n)

@@ -1,10 +1,10 @@
-"""Min-max scaling with equal results on the device and in NumPy, cleaning of rows, and detection of bad entries."""
+"""Scaling of columns with equal results on the device and in NumPy, cleaning of rows, and detection of bad entries."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,9 +17,10 @@ __all__ = ["Cleaning", "Scaler", "bad_entries", "bad_rows", "missing_entries"]
 
 @dataclass(frozen=True)
 class Scaler:
-    """Min-max scaling of every column to [0, 1]: ``x = (r - minimum) * scale``. Constant columns become 0.
+    """Affine scaling of every column: ``x = (r - shift) * scale``. Constant columns become 0.
 
-    scikit-learn computes ``r * scale + offset`` instead, which loses digits in columns with values far from zero.
+    By default, each column's range is scaled to [0, 1]. scikit-learn computes ``r * scale + offset`` instead, which
+    loses digits in columns with values far from zero.
 
     Attributes
     ----------
@@ -29,12 +30,20 @@ class Scaler:
         Fill value of each column, within its range. None if missing values make a row bad.
     clips : bool
         True if values outside the range are clipped.
+    center, factor : ndarray of shape (n_inputs,), float64, or None
+        Shift and scale of each column, which replace those of the range. `factor` is 0 for constant columns.
     """
 
     minimum: np.ndarray
     maximum: np.ndarray
     fill: np.ndarray | None = None
     clips: bool = False
+    center: np.ndarray | None = None
+    factor: np.ndarray | None = None
+
+    def with_factors(self, center: np.ndarray, factor: np.ndarray) -> Scaler:
+        """Return a scaler with another shift and scale of each column."""
+        return replace(self, center=center, factor=factor)
 
     @property
     def cleans(self) -> bool:
@@ -42,28 +51,37 @@ class Scaler:
         return self.clips or self.fill is not None
 
     @property
+    def shift(self) -> np.ndarray:
+        """Value of each column that becomes 0, shape (n_inputs,), float64."""
+        if self.center is None:
+            return self.minimum
+        return self.center
+
+    @property
     def scale(self) -> np.ndarray:
-        """Reciprocal of each column's range, shape (n_inputs,), float64. It is 0 for constant columns."""
+        """Factor of each column, shape (n_inputs,), float64. It is 0 for constant columns."""
+        if self.factor is not None:
+            return self.factor
         # Use half the range, because a range from -1.7e308 to 1.7e308 overflows. The reciprocal of a subnormal range
         # overflows as well.
         half = self.maximum / 2 - self.minimum / 2
         return np.divide(0.5, half, out=np.zeros_like(half), where=half >= np.finfo(np.float64).tiny)
 
     def arrays(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """Return `minimum` and `scale` in the dtype in which rows of `dtype` are scaled.
+        """Return `shift` and `scale` in the dtype in which rows of `dtype` are scaled.
 
         The dtype is float32 if it holds rows and ranges exactly and scales as normal numbers. Otherwise it is float64.
         """
         scale = self.scale
         is_narrow = np.can_cast(dtype, np.float32) and self._fits_float32(scale)
         working = np.float32 if is_narrow else np.float64
-        return self.minimum.astype(working), scale.astype(working)
+        return self.shift.astype(working), scale.astype(working)
 
     def _fits_float32(self, scale: np.ndarray) -> bool:
-        """Return whether float32 holds the minimum and maximum exactly, and ranges and scales as normal numbers."""
+        """Return whether float32 holds the range and the shift exactly, and ranges and scales as normal numbers."""
         varies = scale > 0
         with np.errstate(over="ignore", under="ignore"):
-            is_exact = _are_exact_in_float32(self.minimum) and _are_exact_in_float32(self.maximum)
+            is_exact = all(_are_exact_in_float32(array) for array in (self.minimum, self.maximum, self.shift))
             scales = scale.astype(np.float32)[varies]
             ranges = (self.maximum - self.minimum).astype(np.float32)[varies]
         # Subnormal numbers have fewer digits, and processors handle them slowly.
@@ -109,8 +127,15 @@ class Scaler:
         The result has the same bits as on the device, unless the device folds the scaling into ``W``.
         """
         rows = self.cleaned(rows)
-        minimum, scale = self.arrays(rows.dtype)
-        return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
+        shift, scale = self.arrays(rows.dtype)
+        return ((rows.astype(shift.dtype) - shift) * scale).astype(np.float32)
+
+    def restore(self, x: np.ndarray) -> np.ndarray:
+        """Return unscaled rows (n_rows, n_inputs), float64, for scaled rows. Constant columns get their value."""
+        width = self.maximum - self.minimum
+        if self.factor is not None:
+            width = np.divide(1, self.factor, out=np.zeros_like(self.factor), where=self.factor > 0)
+        return np.asarray(x * width + self.shift)
 
 
 def _are_exact_in_float32(values: np.ndarray) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from kernels.activations import CODES, HIDDEN
 from kernels.rules import RULES
-from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS
+from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS, SCALES
 from pipeline.settings.kinds import (
     ADDRESS,
     DATASET,
@@ -46,6 +46,7 @@ __all__ = [
     "MachineSettings",
     "NetworkSettings",
     "ResultSettings",
+    "ScalingSettings",
     "Setting",
     "StorageSettings",
     "TimingSettings",
@@ -169,6 +170,20 @@ class InputSettings:
     )
     model: str | None = _setting(
         None, FILES, "inputs", "Encode with this model.h5, or with the model of this output directory; train nothing."
+    )
+
+
+@dataclass(frozen=True)
+class ScalingSettings:
+    """Scaling of the columns."""
+
+    scale: str = _setting(
+        "range",
+        one_of(*SCALES),
+        "scan",
+        "Scale each column to [0, 1] (range) or to mean 0 and variance 1 (std), divide all columns by one number "
+        "(common), or leave them as they are (none).",
+        legacy_value="range",
     )
 
 
@@ -486,6 +501,7 @@ class Config:
     """All settings of a run, in slices. Each module receives the slice that it uses."""
 
     inputs: InputSettings = field(default_factory=InputSettings)
+    scaling: ScalingSettings = field(default_factory=ScalingSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     validation: ValidationSettings = field(default_factory=ValidationSettings)

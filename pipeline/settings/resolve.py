@@ -92,6 +92,7 @@ def resolve(config: Config, n_rows: int, n_inputs: int, trained_network: Network
         network = _network_of_model(config.network, trained_network)
     return Settings(
         inputs=config.inputs,
+        scaling=config.scaling,
         network=network,
         training=_resolved_training(config, network, n_rows, n_inputs),
         validation=config.validation,

@@ -75,8 +75,7 @@ class ReplicaSettings:
         """Key shared by all settings that can use the same compiled step."""
         scaler = self.cleaning.scaler
         arrays = [scaler.minimum, scaler.maximum]
-        if scaler.fill is not None:
-            arrays.append(scaler.fill)
+        arrays += [array for array in (scaler.fill, scaler.center, scaler.factor) if array is not None]
         content = digest(each.tobytes() for each in arrays)
         return self.training, self.network, self.dtype, self.cleaning.missing, scaler.clips, content
 

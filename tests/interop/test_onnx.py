@@ -63,6 +63,14 @@ def test_onnx_encoder_imputes_and_clips(network: Network) -> None:
     np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
 
 
+@each("network", NETWORKS)
+def test_onnx_encoder_applies_another_scaling(network: Network) -> None:
+    rows = 100 * np.random.default_rng(1).standard_normal((200, 4))
+    model = model_of(network, rows)
+    model = replace(model, scaler=model.scaler.with_factors(rows.mean(axis=0), np.array([1, 0.1, 0, 0.02])))
+    np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
+
+
 def test_onnx_file_names_its_model() -> None:
     model = model_of(NETWORKS[0], np.eye(4))
     loaded = onnx.load_model_from_string(encoder_onnx(model))

@@ -83,11 +83,11 @@ def test_scaling_and_encoding_every_dtype_equals_numpy(rng, dtype, working):
     rows = random_rows(rng, 40, dtype)
     if working is None:
         rows //= rows.dtype.type(rows.max() // 4 or 1)  # large unscaled values would saturate the sigmoids
-    minimum, scale = scaling_of(rows, working)
-    autoencoder = random_autoencoder(rng, minimum=minimum, scale=scale)
+    center, scale = scaling_of(rows, working)
+    autoencoder = random_autoencoder(rng, center=center, scale=scale)
     symbol = theano.tensor.TensorType(dtype.name, (False, False))()
     x = theano.function([symbol], autoencoder.scaled(symbol))(rows)
-    expected_x = oracle_scaled(rows, minimum, scale)
+    expected_x = oracle_scaled(rows, center, scale)
     assert x.dtype == np.float32
     assert_close(x, expected_x, "cpu", working or "float32", "scaled")
 

@@ -30,8 +30,8 @@ pytestmark = pytest.mark.compiler
 def test_any_number_of_threads_can_encode_concurrently(monkeypatch, fuses, network):
     # The first call compiles. Some rows have a dtype that no Op supports.
     monkeypatch.setattr(backend, "uses_ops", lambda: fuses)
-    minimum = np.full(100, 10, np.float32)
-    autoencoder = Autoencoder(network, minimum, np.full(100, 1 / 80, np.float32), minimum + np.float32(80))
+    center = np.full(100, 10, np.float32)
+    autoencoder = Autoencoder(network, center, np.full(100, 1 / 80, np.float32), (center, center + 80))
     autoencoder.set_parameters(random_parameters(np.random.default_rng(0), network))
     rows = np.random.default_rng(1).integers(0, 100, (2 * TILE_ROWS + 9, 100))
     jobs = [(rows + i).astype(dtype) for i in range(5) for dtype in ("u1", "f4", "?")]

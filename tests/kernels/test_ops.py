@@ -43,8 +43,8 @@ def random_parameters(rng, n_inputs, n_features):
     return {name: rng.normal(0, 1 / np.sqrt(n_inputs), shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def autoencoder_of(parameters, minimum=None, scale=None, n_threads=2):
-    autoencoder = Autoencoder(Network(parameters["W"].shape), minimum, scale)
+def autoencoder_of(parameters, center=None, scale=None, n_threads=2):
+    autoencoder = Autoencoder(Network(parameters["W"].shape), center, scale)
     autoencoder.set_parameters(parameters)
     autoencoder.n_threads.set_value(np.int64(n_threads))
     assert autoencoder.uses_ops(np.dtype("f4"))
@@ -182,7 +182,8 @@ def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, workin
     for row, value in outside.items():
         rows[row, rng.integers(n_inputs)] = value
     parameters = random_parameters(rng, n_inputs, 3)
-    autoencoder = Autoencoder(Network((n_inputs, 3)), low, 1 / (high - low), high)
+    center = np.full(n_inputs, 47, working)
+    autoencoder = Autoencoder(Network((n_inputs, 3)), center, 1 / (high - low), (low, high))
     autoencoder.set_parameters(parameters)
     out = np.empty((60, 3), np.float32)
     assert autoencoder.encode_checked(rows, out).tolist() == sorted(outside)
@@ -192,7 +193,7 @@ def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, workin
 
 
 def test_checking_rows_requires_a_range():
-    with pytest.raises(ValueError, match=r"minimum.*scale.*maximum"):
+    with pytest.raises(ValueError, match=r"center.*scale.*limits"):
         Autoencoder(Network((3, 2))).encode_checked(np.zeros((1, 3), np.float32), np.empty((1, 2), np.float32))
 
 
@@ -210,12 +211,12 @@ def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
     states = [np.zeros_like(array) for array in parameters for _ in RULES["adam"].states]
     scaling = scaling_of(rows, "float32")
     numbers = np.arange(3, 17)
-    edge = np.full(9, 0.9, np.float32)
+    limits = [np.full(9, 0.1, np.float32), np.full(9, 0.9, np.float32)]
     checked = [np.empty((20, 4), np.float32), np.empty(20, bool)]
     rule = Rule("adam", 0.9, weight_decay=0.1)
     cases = [
         (ops.Encode, (), [rows, *parameters, one, np.empty((20, 4), np.float32), *scaling]),
-        (ops.Encode, (True,), [rows, *parameters, one, edge, *checked, *scaling]),
+        (ops.Encode, (True,), [rows, *parameters, one, *limits, *checked, *scaling]),
         (ops.Errors, (), [rows, *parameters, one, np.empty(20, np.float32), *scaling]),
         (ops.Step, (rule, 0.3, True), [rows, numbers, noise, *rates, one, *parameters, *states, *scaling]),
         (ops.Step, (rule, 0.0, False), [rows, *rates, one, *parameters, *states, *scaling]),
@@ -254,7 +255,7 @@ def has_products_of_bytes():
 
 
 def hard_columns(kind, rng, n_inputs=300):
-    """Return bytes, and the minimum and scale of their columns."""
+    """Return bytes, and the center and scale of their columns."""
     low = np.zeros(n_inputs)
     high = np.full(n_inputs, 255)
     if kind == "far from zero":
@@ -326,14 +327,14 @@ def test_bytes_use_integer_products_where_these_are_exact(rng, n_inputs, columns
 
 
 @each("bad", [np.nan, np.inf, -np.inf])
-@each("where", ["W", "b_hidden", "minimum", "scale"])
+@each("where", ["W", "b_hidden", "center", "scale"])
 def test_bytes_use_float_products_if_parameters_are_not_finite(rng, where, bad):
-    rows, minimum, scale = hard_columns("even", rng)
+    rows, center, scale = hard_columns("even", rng)
     parameters = random_parameters(rng, 300, 60)
-    for name, array in {**parameters, "minimum": minimum, "scale": scale}.items():
+    for name, array in {**parameters, "center": center, "scale": scale}.items():
         if name == where:
             array.flat[37] = bad
-    autoencoder = autoencoder_of(parameters, minimum, scale)
+    autoencoder = autoencoder_of(parameters, center, scale)
     assert_same_bits(autoencoder.encode(rows), autoencoder.encode(rows.astype(np.uint16)))
 
 
@@ -351,7 +352,7 @@ def test_sums_of_bytes_do_not_overflow(n_inputs):
     np.testing.assert_allclose(autoencoder.encode(rows), expected, rtol=0, atol=tolerance)
 
 
-@each("name", ["W", "b_hidden", "minimum", "scale"])
+@each("name", ["W", "b_hidden", "center", "scale"])
 def test_changed_parameter_is_noticed_between_calls(rng, name):
     # Data derived from the parameters is reused while the parameters stay the same.
     rows, *scaling = hard_columns("even", rng)
@@ -359,7 +360,7 @@ def test_changed_parameter_is_noticed_between_calls(rng, name):
     autoencoder = autoencoder_of(parameters, *scaling)
     before = autoencoder.encode(rows)
     assert_same_bits(autoencoder.encode(rows), before)
-    variables = dict(zip(["minimum", "scale"], autoencoder.scaling(), strict=True)) | autoencoder.shared
+    variables = dict(zip(["center", "scale"], autoencoder.scaling(), strict=True)) | autoencoder.shared
     changed = variables[name].get_value()
     changed.flat[-1] *= 3
     changed.flat[-1] += 1
@@ -381,16 +382,18 @@ def test_bytes_are_compared_with_ranges_of_any_numbers(rng, n_inputs):
     nothing = [(np.nan, 255), (0, np.nan), (np.nan, np.nan)]
     parameters = random_parameters(rng, n_inputs, 5)
     for low, high in whole + others + nothing:
-        minimum = np.full(n_inputs, 50, np.float32)
-        maximum = np.full(n_inputs, 199, np.float32)
+        lowest = np.full(n_inputs, 50, np.float32)
+        highest = np.full(n_inputs, 199, np.float32)
         column = rng.integers(n_inputs)
-        minimum[column] = low
-        maximum[column] = high
+        lowest[column] = low
+        highest[column] = high
         rows[:, column] = np.arange(256)
-        autoencoder = Autoencoder(Network((n_inputs, 5)), minimum, np.full(n_inputs, 1 / 149, np.float32), maximum)
+        center = np.full(n_inputs, 120.5, np.float32)
+        scale = np.full(n_inputs, 1 / 149, np.float32)
+        autoencoder = Autoencoder(Network((n_inputs, 5)), center, scale, (lowest, highest))
         autoencoder.set_parameters(parameters)
         found = autoencoder.encode_checked(rows, np.empty((256, 5), np.float32))
-        np.testing.assert_array_equal(found, np.flatnonzero(~reference.are_within(rows, minimum, maximum)))
+        np.testing.assert_array_equal(found, np.flatnonzero(~reference.are_within(rows, lowest, highest)))
         rows[:, column] = 100
 
 
@@ -411,7 +414,7 @@ def test_no_memory_is_read_after_the_last_row(dtype):
     rng = np.random.default_rng(0)
     for n_inputs in (7, 97, 98, 99, 100):
         zeros = np.zeros(n_inputs, np.float32)
-        autoencoder = Autoencoder(Network((n_inputs, 20)), zeros, zeros + np.float32(1 / 255), zeros + np.float32(255))
+        autoencoder = Autoencoder(Network((n_inputs, 20)), zeros, zeros + np.float32(1 / 255), (zeros, zeros + 255))
         autoencoder.set_parameters(start_of(autoencoder.network, rng, None))
         for n_rows in range(1, 20):
             rows = rng.integers(0, 256, (n_rows, n_inputs)).astype(dtype)
@@ -454,16 +457,16 @@ def test_rows_of_floats_are_not_scaled_if_columns_begin_near_0(rng, n_features, 
 
 
 @each("bad", [np.nan, np.inf, 3e38])
-@each("where", ["W", "b_hidden", "minimum", "scale"])
+@each("where", ["W", "b_hidden", "center", "scale"])
 def test_floats_are_scaled_if_parameters_cannot_be_folded(rng, where, bad):
     rows = rng.random((50, 30), dtype=np.float32)
     parameters = random_parameters(rng, 30, 8)
-    minimum = np.zeros(30, np.float32)
+    center = np.zeros(30, np.float32)
     scale = np.full(30, 2, np.float32)
-    for name, array in {**parameters, "minimum": minimum, "scale": scale}.items():
+    for name, array in {**parameters, "center": center, "scale": scale}.items():
         if name == where:
             array.flat[7] = bad
-    autoencoder = autoencoder_of(parameters, minimum, scale)
+    autoencoder = autoencoder_of(parameters, center, scale)
     found = autoencoder.encode(rows)
     scaled_first = autoencoder.encode(rows.astype(np.float64))
     np.testing.assert_allclose(found, scaled_first, rtol=0, atol=1e-6)
@@ -665,7 +668,7 @@ def test_arrays_of_wrong_shapes_are_refused_by_name(rng):
         autoencoder.encode(np.zeros((4, 6), np.float32))
     with pytest.raises(ValueError, match=r"\bout\b.*\(5, 3\).*\(4, 3\)"):
         autoencoder.encode(np.zeros((4, 5), np.float32), np.zeros((5, 3), np.float32))
-    with pytest.raises(ValueError, match=r"\bminimum\b.*\(4, 1\).*\(5, 1\)"):
+    with pytest.raises(ValueError, match=r"\bcenter\b.*\(4, 1\).*\(5, 1\)"):
         autoencoder_of(random_parameters(rng, 5, 3), np.zeros(4), np.ones(5)).encode(np.zeros((4, 5), np.float32))
 
 

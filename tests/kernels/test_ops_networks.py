@@ -47,9 +47,9 @@ def float64(parameters):
 
 
 def scaling_of(network):
-    """Return the minimum, scale and maximum of each column for bytes."""
-    n = network.n_inputs
-    return np.zeros(n, np.float32), np.full(n, 1 / 255, np.float32), np.full(n, 255, np.float32)
+    """Return the center, the scale and the limits of each column for bytes."""
+    zeros = np.zeros(network.n_inputs, np.float32)
+    return zeros, zeros + np.float32(1 / 255), (zeros, zeros + 255)
 
 
 def autoencoder_of(network, parameters, n_threads=2):

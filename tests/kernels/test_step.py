@@ -39,15 +39,15 @@ WIDE = Network((30, 8))
 @pytest.mark.process
 def test_momentum_steps_equal_a_numpy_loop(rng):
     rows = random_rows(rng, 24, np.dtype("u1"))
-    minimum, scale = scaling_of(rows, "float32")
-    autoencoder = random_autoencoder(rng, minimum=minimum, scale=scale)
+    center, scale = scaling_of(rows, "float32")
+    autoencoder = random_autoencoder(rng, center=center, scale=scale)
     p = float64(autoencoder.parameters())
     v = {name: np.zeros_like(array) for name, array in p.items()}
     step = step_of(autoencoder, dtype="u1")
     for number in range(20):
         minibatch = rows[rng.permutation(24)[:8]]
         rate = 0.1 if number < 10 else 0.05
-        x = oracle_scaled(minibatch, minimum, scale).astype(np.float64)
+        x = oracle_scaled(minibatch, center, scale).astype(np.float64)
         cost = take_step(step, minibatch, rate, with_cost=True)
         assert_close(cost, oracle_cost(p, x), "cpu", "float32", "cost")
         for name, gradient in oracle_gradients(p, x).items():
@@ -120,11 +120,11 @@ def train_some(autoencoder, step, minibatches, with_cost=lambda number: False):
 @each("dtype", ["u1", "f4", "f8"])
 def test_resident_and_streamed_rows_train_the_same_bits(rng, dtype):
     rows = random_rows(rng, 300, np.dtype(dtype), 30)
-    minimum, scale = scaler_of(rows).arrays(rows.dtype)
+    center, scale = scaler_of(rows).arrays(rows.dtype)
     numbers = [rng.permutation(300)[:64] for _ in range(12)] + [np.array([299], dtype=np.int64)]
     results = []
     for resident in (None, rows.copy()):
-        autoencoder = random_autoencoder(np.random.default_rng(5), WIDE, minimum, scale)
+        autoencoder = random_autoencoder(np.random.default_rng(5), WIDE, center, scale)
         step = step_of(autoencoder, dtype=dtype, resident=resident)
         minibatches = numbers if resident is not None else [rows[n] for n in numbers]
         results.append(train_some(autoencoder, step, minibatches))
@@ -156,12 +156,12 @@ def test_every_rule_with_every_option_equals_numpy(rng, rule):
 def test_resident_and_streamed_rows_are_corrupted_equally(rng):
     rows = random_rows(rng, 300, np.dtype("u1"))
     network = NETWORKS["three"]
-    minimum, scale = scaler_of(rows).arrays(rows.dtype)
+    center, scale = scaler_of(rows).arrays(rows.dtype)
     numbers = rng.integers(0, 300, (9, 64))
     noise = rng.integers(0, 256, (9, 64, N_INPUTS), dtype=np.uint8)
     results = []
     for resident in (None, rows.copy()):
-        autoencoder = random_autoencoder(np.random.default_rng(5), network, minimum, scale)
+        autoencoder = random_autoencoder(np.random.default_rng(5), network, center, scale)
         step = step_of(autoencoder, "adam", "u1", resident, corruption=0.25)
         for chosen, own in zip(numbers, noise, strict=True):
             take_step(step, rows[chosen] if resident is None else chosen, 0.01, noise=own)

@@ -198,6 +198,8 @@ def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None
         ["--on-bad-data", "skip", "--max-bad-rows", "50%", "--missing-value", "0.5"],
         ["--impute", "median", "--missing-value", "0.5"],
         ["--clip-quantile", "0.1"],
+        ["--scale", "std"],
+        ["--scale", "common"],
         ["--storage-dtype", "float16"],
         ["--max-feature-error", "0.01"],
     ],

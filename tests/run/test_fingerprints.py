@@ -101,6 +101,7 @@ AFFECTED_STAGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"missing_value": -9999.0}, set(STAGES)),
     ({"impute": "mean"}, set(STAGES)),
     ({"clip_quantile": 0.001}, set(STAGES)),
+    ({"scale": "std"}, set(STAGES)),
     ({"on_drift": "clip"}, {"features", "all"}),
     ({"block_rows": 16}, set()),
     ({"threads": 1}, set()),

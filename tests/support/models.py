@@ -66,11 +66,11 @@ def oracle_gradients(p, x, width=1e-5):
     return gradients
 
 
-def oracle_scaled(rows, minimum, scale):
-    """Scale rows in the dtype of `minimum`, and return them as float32."""
-    if minimum is None:
+def oracle_scaled(rows, center, scale):
+    """Scale rows in the dtype of `center`, and return them as float32."""
+    if center is None:
         return rows.astype(np.float32)
-    return ((rows.astype(minimum.dtype) - minimum) * scale).astype(np.float32)
+    return ((rows.astype(center.dtype) - center) * scale).astype(np.float32)
 
 
 # ---- inputs
@@ -80,8 +80,8 @@ def float64(arrays):
     return {name: array.astype(np.float64) for name, array in arrays.items()}
 
 
-def random_autoencoder(rng, network=NETWORK, minimum=None, scale=None):
-    autoencoder = Autoencoder(network, minimum, scale)
+def random_autoencoder(rng, network=NETWORK, center=None, scale=None):
+    autoencoder = Autoencoder(network, center, scale)
     autoencoder.set_parameters(random_parameters(rng, network))
     return autoencoder
 
@@ -102,7 +102,7 @@ def scaler_of(rows):
 
 
 def scaling_of(rows, working):
-    """Return the minimum and the scale in a dtype. Both are None if rows are not scaled."""
+    """Return the center and the scale in a dtype. Both are None if rows are not scaled."""
     if working is None:
         return None, None
     scaler = scaler_of(rows)

@@ -395,8 +395,8 @@ _REST = (
     Mutation(
         "exported-encoder-adds-the-minimum",
         "pipeline/model.py",
-        "maps[0][1] - self.scaler.minimum @ W",
-        "maps[0][1] + self.scaler.minimum @ W",
+        "maps[0][1] - self.scaler.shift @ W",
+        "maps[0][1] + self.scaler.shift @ W",
         ("tests/test_model.py::test_the_folded_encoder_needs_only_numpy",),
     ),
     Mutation(
@@ -419,9 +419,9 @@ _INTEROP = (
     ),
     Mutation(
         "decoded-rows-lack-the-minimum",
-        "pipeline/interop/applying.py",
-        "model.decode(block) * width + low",
-        "model.decode(block) * width",
+        "pipeline/scan/scaler.py",
+        "np.asarray(x * width + self.shift)",
+        "np.asarray(x * width)",
         ("tests/interop/test_applying.py::test_decoded_features_are_rows_in_original_units",),
     ),
 )

@@ -45,13 +45,17 @@ class Autoencoder:
     """Replacement for `kernels.autoencoder.Autoencoder` with the methods that the pipeline uses."""
 
     def __init__(
-        self, network: Network, minimum: np.ndarray, scale: np.ndarray, maximum: np.ndarray | None = None
+        self,
+        network: Network,
+        center: np.ndarray,
+        scale: np.ndarray,
+        limits: tuple[np.ndarray, np.ndarray] | None = None,
     ) -> None:
         self.network = network
         self.n_features = network.n_features
-        self._minimum = minimum
+        self._center = center
         self._scale = scale
-        self._maximum = maximum
+        self._limits = limits
         self._shapes = network.shapes
         self.set_parameters({name: np.zeros(shape) for name, shape in self._shapes.items()})
 
@@ -62,7 +66,7 @@ class Autoencoder:
         self._parameters = checked(values, self._shapes)
 
     def scaled(self, rows: np.ndarray) -> np.ndarray:
-        return ((rows.astype(self._minimum.dtype) - self._minimum) * self._scale).astype(np.float32)
+        return ((rows.astype(self._center.dtype) - self._center) * self._scale).astype(np.float32)
 
     def code(self, x: np.ndarray) -> np.ndarray:
         # Do not use BLAS, because its rounding would depend on the number of rows.
@@ -81,8 +85,9 @@ class Autoencoder:
 
     def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
         self.encode(rows, out)
-        assert self._maximum is not None
-        return np.flatnonzero(~((rows >= self._minimum) & (rows <= self._maximum)).all(axis=1))
+        assert self._limits is not None
+        low, high = self._limits
+        return np.flatnonzero(~((rows >= low) & (rows <= high)).all(axis=1))
 
     def errors(self, rows: np.ndarray) -> np.ndarray:
         return (self.residual(self.scaled(rows)) ** 2).mean(axis=1)

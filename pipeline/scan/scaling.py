@@ -1,0 +1,66 @@
+"""The scaling of columns, computed from the sample of a scan."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.scan.sample import moments
+from pipeline.scan.scaler import Scaler
+
+__all__ = ["scaled_as"]
+
+# Standard deviation of scaled columns. It is about that of values spread evenly over [0, 1], so that the defaults of
+# the training fit all scalings.
+_DEVIATION = 0.25
+_LARGEST = (
+    20.0  # width of a range in standard deviations; wider ranges count as so many, since rare values could diverge
+)
+_CLOSE = 0.01  # tolerated error of a center in standard deviations, if float32 holds the rounded center
+
+
+def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
+    """Return the scaler for a setting `scale`.
+
+    Parameters
+    ----------
+    scale : str
+        ``range`` scales each column's range to [0, 1]. ``std`` scales each column to mean 0 and variance 1. ``common``
+        subtracts the means, and divides all columns by the root mean square of their standard deviations. ``none``
+        leaves the columns as they are. ``auto`` chooses ``range`` or ``std``, see `chosen_scale`.
+    scaler : Scaler
+        Range of each column.
+    sample : ndarray of shape (n, n_inputs), float64
+        Sampled rows; NaN is ignored. Means and deviations are computed without outliers, see `moments`.
+    """
+    if scale == "auto":
+        scale = chosen_scale(scaler, sample)
+    if scale == "range":
+        return scaler
+    is_constant = scaler.minimum == scaler.maximum
+    if scale == "none":
+        center = np.zeros(len(scaler.minimum))
+        factor = np.where(is_constant, 0.0, 1.0)
+        return scaler.with_factors(center, factor)
+    mean, deviation = moments(sample, scaler)
+    if scale == "common":
+        deviation = np.where(is_constant, deviation, _root_mean_square(deviation[~is_constant]))
+    deviation = np.maximum(deviation, (scaler.maximum - scaler.minimum) / _LARGEST)
+    factor = np.divide(_DEVIATION, deviation, out=np.zeros_like(deviation), where=~is_constant)
+    return scaler.with_factors(_short(mean, deviation), factor)
+
+
+def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
+    return "range"
+
+
+def _root_mean_square(values: np.ndarray) -> np.float64:
+    largest = values.max()  # squares of very large or small values would overflow or vanish
+    return np.float64(largest * np.sqrt(np.square(values / largest).mean()))
+
+
+def _short(center: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Round centers to float32 where this hardly matters: rows of float32 are then scaled in float32."""
+    with np.errstate(over="ignore"):
+        rounded = center.astype(np.float32).astype(np.float64)
+    is_close = np.abs(rounded - center) <= _CLOSE * deviation
+    return np.where(is_close, rounded, center)

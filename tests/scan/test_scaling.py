@@ -1,0 +1,139 @@
+"""Tests of the choice of factors: they equal scikit-learn's, and depend on no block, thread or outlier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.preprocessing import StandardScaler
+
+from pipeline.scan.ranges import Scan
+from pipeline.scan.scaler import Scaler
+from pipeline.scan.scaling import scaled_as
+from pipeline.shards.open import open_shards
+from pipeline.shards.shard import Shard
+from tests.support.cases import case, each
+from tests.support.helpers import scanned, write_shard
+
+SCALES = ("std", "common", "none")
+DEVIATION = 0.25  # of scaled columns
+
+
+def rows_of(n_rows: int = 500, dtype: str = "f8", seed: int = 0) -> np.ndarray:
+    """Return columns of different sizes; the last one is constant."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n_rows, 5)) * [1, 30, 0.01, 5, 0] + [0, 1000, 3, -7, 42]
+    return rows.astype(dtype)
+
+
+def scaler_for(rows: np.ndarray, scale: str) -> Scaler:
+    wide = rows.astype(np.float64)
+    return scaled_as(scale, Scaler(wide.min(axis=0), wide.max(axis=0)), wide)
+
+
+def shards_of(folder: Path, *arrays: np.ndarray) -> tuple[Shard, ...]:
+    return tuple(open_shards([write_shard(folder / f"{i}.h5", rows) for i, rows in enumerate(arrays)]))
+
+
+def test_std_equals_the_standard_scaler_of_scikit_learn() -> None:
+    rows = rows_of()
+    expected = StandardScaler().fit_transform(rows[:, :4])
+    found = scaler_for(rows, "std").transform(rows)
+    assert found.dtype == np.float32
+    # The outermost values are winsorized, which changes the moments of 500 normal values by less than 2 %.
+    np.testing.assert_allclose(found[:, :4], DEVIATION * expected, rtol=0.02, atol=0.02)
+    np.testing.assert_array_equal(found[:, 4], 0)
+
+
+def test_common_divides_all_columns_by_one_number() -> None:
+    rows = rows_of()
+    scaler = scaler_for(rows, "common")
+    assert len(set(scaler.scale[:4])) == 1
+    assert scaler.scale[4] == 0
+    x = scaler.transform(rows).astype(np.float64)
+    np.testing.assert_allclose(x.mean(axis=0), 0, atol=0.01)
+    np.testing.assert_allclose(np.sqrt(x[:, :4].var(axis=0).mean()), DEVIATION, rtol=0.02)
+
+
+def test_none_only_converts_to_float32() -> None:
+    rows = rows_of()
+    np.testing.assert_array_equal(scaler_for(rows, "none").transform(rows)[:, :4], rows[:, :4].astype(np.float32))
+
+
+def test_range_keeps_the_scaling_to_0_and_1() -> None:
+    rows = rows_of()
+    assert scaler_for(rows, "range").factor is None
+
+
+def test_outliers_hardly_change_the_factors() -> None:
+    rows = rows_of(5000)
+    factors = scaler_for(rows, "std").scale[:4]
+    deviations = rows.std(axis=0)
+    rows[17] = rows[18] + 12 * deviations
+    np.testing.assert_allclose(scaler_for(rows, "std").scale[:4], factors, rtol=0.02)
+    rows[17] = rows[18] + 100 * deviations
+    largest = np.abs(scaler_for(rows, "std").transform(rows)).max()
+    assert largest <= 20 * DEVIATION, "rare values stay bounded"
+
+
+def test_columns_with_rare_values_are_finite() -> None:
+    rows = np.zeros((4000, 3))
+    rows[5, 0] = 1  # the sample contains the only other value
+    rows[::2, 1] = 7
+    whole = Scaler(np.zeros(3), np.array([1.0, 7.0, 3.0]))  # only rows outside the sample vary in the last column
+    for scale in ("std", "common"):
+        scaler = scaled_as(scale, whole, rows)
+        assert np.isfinite(scaler.transform(rows)).all()
+        assert (scaler.scale > 0).all()
+        assert (scaler.scale <= 20 * DEVIATION).all()
+
+
+@each("scale", SCALES)
+def test_restored_rows_equal_the_rows(scale: str) -> None:
+    rows = rows_of()
+    scaler = scaler_for(rows, scale)
+    if scale == "none":
+        rows = rows[:, :4]
+        scaler = scaler_for(rows, scale)
+    np.testing.assert_allclose(scaler.restore(scaler.transform(rows).astype(np.float64)), rows, rtol=1e-6, atol=1e-6)
+
+
+@each("dtype", ["u1", "i2", "f4"])
+def test_narrow_rows_are_scaled_in_float32(dtype: str) -> None:
+    rows = (rows_of() % 200).astype(dtype)
+    for scale in SCALES:
+        shift, factor = scaler_for(rows, scale).arrays(np.dtype(dtype))
+        assert (shift.dtype, factor.dtype) == (np.float32, np.float32), scale
+
+
+@each("dtype", ["i8", "f8"])
+def test_columns_far_from_zero_keep_their_digits(dtype: str) -> None:
+    rows = np.arange(1_600_000_000, 1_600_000_101).astype(dtype)[:, None]
+    x = scaler_for(rows, "std").transform(rows)[:, 0]
+    np.testing.assert_allclose(np.diff(x), np.diff(x).mean(), rtol=1e-4)
+
+
+@pytest.mark.process
+def test_blocks_and_threads_change_no_bit(tmp_path: Path) -> None:
+    rows = rows_of(97, "f4")
+    rows[11, 2] = np.nan
+    shards = shards_of(tmp_path, rows[:40], rows[40:])
+    for scale in SCALES:
+        expected = scanned(shards, 1000, 1, scale=scale)
+        assert Scan.from_npz(expected.to_npz()).to_npz() == expected.to_npz()
+        good = np.delete(rows, 11, axis=0)
+        np.testing.assert_array_equal(expected.scaler.scale, scaler_for(good, scale).scale)
+        for block_rows, n_threads in ((1, 3), (7, 2), (40, 2)):
+            with case(scale=scale, block_rows=block_rows, n_threads=n_threads):
+                assert scanned(shards, block_rows, n_threads, scale=scale).to_npz() == expected.to_npz()
+
+
+@pytest.mark.process
+def test_an_invalid_scaling_in_a_file_is_refused(tmp_path: Path) -> None:
+    found = scanned(shards_of(tmp_path, rows_of(50)), 10, 1, scale="std")
+    wrong_arrays = {"nan": np.full(5, np.nan), "short": np.ones(4), "negative": -np.ones(5)}
+    for name, factor in wrong_arrays.items():
+        object.__setattr__(found, "factor", factor)
+        with pytest.raises(ValueError, match="center or factor"), case(name):
+            Scan.from_npz(found.to_npz())
