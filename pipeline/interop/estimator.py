@@ -89,8 +89,9 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         early.
     impute : {"mean", "median"}, optional
         Column statistic that replaces NaN. By default, NaN raises an error.
-    scale : {"range", "std", "common", "none"}
-        Scaling of the columns: each to [0, 1], each to mean 0 and variance 1, all divided by one number, or none.
+    scale : {"auto", "range", "std", "common", "none"}
+        Scaling of the columns: each to [0, 1], each to the same variance, all divided by one number, or none. "auto"
+        chooses one of the first three.
     clip_quantile : float
         Fraction of each column's values to clip at either end, so that outliers do not widen the range.
     shuffle_window : int or str
@@ -142,7 +143,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     validation_fraction: float = 0.05
     patience: int = 5
     impute: str | None = None
-    scale: str = "range"
+    scale: str = "auto"
     clip_quantile: float = 0.0
     shuffle_window: int = 256 * 2**20
     memory_budget: int = 2 * 2**30

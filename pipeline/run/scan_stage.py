@@ -27,6 +27,7 @@ __all__ = ["ScanSample", "ScanStage"]
 
 log = logging.getLogger(__name__)
 
+_SCALINGS = {"std": "each column to the same variance", "common": "all columns are divided by one number"}
 _COLUMNS_LISTED = 10  # columns that a message lists
 
 
@@ -126,6 +127,7 @@ class ScanStage:
         self.check_bad_rows(scan)
         if self.prepared.given_model is None:
             self.check_usable(scan)
+            self._log_scaling(scan)
             self._warn_of_few_rows(scan)
             self._warn_of_narrow_columns(scan)
         self._log_imputed_values(scan)
@@ -231,6 +233,14 @@ class ScanStage:
         limit = f" --max-bad-rows {n_bad}" if n_bad > n_allowed(settings.max_bad_rows, scan.n_rows) else ""
         return f"{', '.join(advice)}, or leave these rows out with --on-bad-data {mode}{limit}."
 
+    def _log_scaling(self, scan: Scan) -> None:
+        if self.prepared.config.scaling.scale == "auto" and scan.scale != "range":
+            log.info(
+                "scaling: %s (--scale %s), because most columns have rare values that are much larger than the others",
+                _SCALINGS[scan.scale],
+                scan.scale,
+            )
+
     def _warn_of_few_rows(self, scan: Scan) -> None:
         n_features = self.prepared.config.network.n_features
         n_inputs = self.prepared.n_inputs
@@ -249,7 +259,7 @@ class ScanStage:
     def _warn_of_narrow_columns(self, scan: Scan) -> None:
         """Warn about columns in which outliers widen the range so much that ordinary values hardly differ."""
         columns = scan.narrow
-        if not len(columns):
+        if scan.scale != "range" or not len(columns):
             return
         names = self.prepared.columns
         worst = int(columns[0])

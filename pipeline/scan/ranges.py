@@ -27,7 +27,7 @@ from pipeline.scan.blocks import (
 )
 from pipeline.scan.sample import INNER, LARGE_SAMPLE, SMALL_SAMPLE, means, quantiles, spread, stride_of
 from pipeline.scan.scaler import Scaler, bad_entries
-from pipeline.scan.scaling import scaled_as
+from pipeline.scan.scaling import SCALES, chosen_scale, scaled_as
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, block_of, first_rows, row_dtype
 
@@ -85,6 +85,8 @@ class Scan:
         True if values outside the range are clipped.
     offset : ndarray of shape (n_inputs,), float64, or None
         Integers that were subtracted from the rows. All other arrays describe the differences.
+    scale : str
+        Scaling of the columns, see `pipeline.scan.scaling.scaled_as`.
     center, factor : ndarray of shape (n_inputs,), float64, or None
         Shift and scale of each column, see `Scaler`. None if the range is scaled to [0, 1].
     """
@@ -100,6 +102,7 @@ class Scan:
     n_missing: np.ndarray | None = None
     clips: bool = False
     offset: np.ndarray | None = None
+    scale: str = "range"
     center: np.ndarray | None = None
     factor: np.ndarray | None = None
 
@@ -131,7 +134,10 @@ class Scan:
 
     def summary(self) -> dict[str, Any]:
         """Return plain values for reports."""
-        summary: dict[str, Any] = {"narrow_columns": {int(i): float(self.spread[i]) for i in self.narrow}}
+        summary: dict[str, Any] = {
+            "scale": self.scale,
+            "narrow_columns": {int(i): float(self.spread[i]) for i in self.narrow},
+        }
         if self.n_missing is not None:
             summary["filled"] = {int(i): int(self.n_missing[i]) for i in np.flatnonzero(self.n_missing)}
         return summary
@@ -139,7 +145,8 @@ class Scan:
     def to_npz(self) -> bytes:
         """Return this scan as the content of an NPZ file."""
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
-        return pack(arrays, {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()], "clips": self.clips})
+        about = {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()], "clips": self.clips}
+        return pack(arrays, {**about, "scale": self.scale})
 
     @classmethod
     def from_npz(cls, data: bytes) -> Scan:
@@ -155,7 +162,13 @@ class Scan:
             unknown = np.full((2, len(arrays["minimum"])), np.nan)
             arrays = {"spread": unknown[0], "inner": unknown, **arrays}
             unreadable = dict(about["unreadable"])
-            found = cls(about["n_rows"], **arrays, unreadable=unreadable, clips=bool(about.get("clips", False)))
+            found = cls(
+                about["n_rows"],
+                **arrays,
+                unreadable=unreadable,
+                clips=bool(about.get("clips", False)),
+                scale=about.get("scale", "range"),
+            )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"is not a scan: {error!r}") from error
         wrong = [name for name, is_possible in _field_checks(found).items() if not is_possible]
@@ -200,6 +213,7 @@ def _field_checks(scan_result: Scan) -> dict[str, bool]:
         "bad_rows": has_bad_rows,
         "inner": _is_array(scan_result.inner, np.float64, (2, *shape)),
         "fill": _is_fill(scan_result.fill, shape),
+        "scale": scan_result.scale in SCALES,
         "center or factor": _is_scaling(scan_result.center, scan_result.factor, shape),
         "n_missing": _are_counts(scan_result.n_missing, shape),
         "unreadable": _are_reasons(scan_result.unreadable),
@@ -347,8 +361,9 @@ def scan_from_stats(stats: BlockStats, settings: ScanSettings, dtype: np.dtype) 
         clips=settings.clip_quantile > 0,
     )
     if settings.scale != "range" and scan.n_good:
-        scaled = scaled_as(settings.scale, scaler, stats.sample)
-        scan = replace(scan, center=scaled.center, factor=scaled.factor)
+        scale = chosen_scale(scaler, stats.sample) if settings.scale == "auto" else settings.scale
+        scaled = scaled_as(scale, scaler, stats.sample)
+        scan = replace(scan, scale=scale, center=scaled.center, factor=scaled.factor)
     if settings.impute is None:
         return scan
     return replace(scan, fill=_fill(stats.sample, settings.impute, scaler, dtype), n_missing=stats.n_missing)

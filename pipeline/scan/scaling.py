@@ -7,7 +7,10 @@ import numpy as np
 from pipeline.scan.sample import moments
 from pipeline.scan.scaler import Scaler
 
-__all__ = ["scaled_as"]
+__all__ = ["SCALES", "chosen_scale", "scaled_as"]
+
+SCALES = ("range", "std", "common", "none")
+"""Scalings of `scaled_as`."""
 
 # Standard deviation of scaled columns. It is about that of values spread evenly over [0, 1], so that the defaults of
 # the training fit all scalings.
@@ -15,6 +18,14 @@ _DEVIATION = 0.25
 _LARGEST = (
     20.0  # width of a range in standard deviations; wider ranges count as so many, since rare values could diverge
 )
+# A column that uses its range has a standard deviation of at least this share of it: 0.29 if its values are spread
+# evenly, 0.1 or more if they are normal. With the ranges of counts and of other heavy tails, ordinary values differ
+# little. docs/training.md has the measurements.
+_USES_RANGE = 0.1
+# Columns of one kind, such as the channels of a spectrum, have similar deviations. Those of counts differ more.
+_SIMILAR = 5.0
+_SIMILAR_COUNTS = 100.0
+_MOST = 0.9  # share of columns
 _CLOSE = 0.01  # tolerated error of a center in standard deviations, if float32 holds the rounded center
 
 
@@ -26,14 +37,12 @@ def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
     scale : str
         ``range`` scales each column's range to [0, 1]. ``std`` scales each column to mean 0 and variance 1. ``common``
         subtracts the means, and divides all columns by the root mean square of their standard deviations. ``none``
-        leaves the columns as they are. ``auto`` chooses ``range`` or ``std``, see `chosen_scale`.
+        leaves the columns as they are.
     scaler : Scaler
         Range of each column.
     sample : ndarray of shape (n, n_inputs), float64
         Sampled rows; NaN is ignored. Means and deviations are computed without outliers, see `moments`.
     """
-    if scale == "auto":
-        scale = chosen_scale(scaler, sample)
     if scale == "range":
         return scaler
     is_constant = scaler.minimum == scaler.maximum
@@ -50,7 +59,22 @@ def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
 
 
 def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
-    return "range"
+    """Return the scaling of `scaled_as` that suits the columns.
+
+    It is ``range`` if the median column uses its range. Otherwise it is ``common`` for columns of one kind, like counts
+    and spectra, whose differences in size are information, and ``std`` for other columns.
+    """
+    width = scaler.maximum - scaler.minimum
+    varies = width > 0
+    if not varies.any():
+        return "range"
+    _, deviation = moments(sample, scaler)
+    if np.median(deviation[varies] / width[varies]) >= _USES_RANGE:
+        return "range"
+    low, high = np.quantile(deviation[varies], (1 - _MOST, _MOST))
+    have_zeros = np.mean(scaler.minimum[varies] == 0) >= _MOST
+    most_different = _SIMILAR_COUNTS if have_zeros else _SIMILAR
+    return "common" if high <= most_different * low else "std"
 
 
 def _root_mean_square(values: np.ndarray) -> np.float64:

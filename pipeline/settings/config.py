@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from kernels.activations import CODES, HIDDEN
 from kernels.rules import RULES
-from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS, SCALES
+from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS
 from pipeline.settings.kinds import (
     ADDRESS,
     DATASET,
@@ -178,11 +178,11 @@ class ScalingSettings:
     """Scaling of the columns."""
 
     scale: str = _setting(
-        "range",
-        one_of(*SCALES),
+        "auto",
+        one_of("auto", "range", "std", "common", "none"),
         "scan",
-        "Scale each column to [0, 1] (range) or to mean 0 and variance 1 (std), divide all columns by one number "
-        "(common), or leave them as they are (none).",
+        "Scale each column to [0, 1] (range) or to the same variance (std), divide all columns by one number (common), "
+        "leave them as they are (none), or choose one of the first three (auto).",
         legacy_value="range",
     )
 

@@ -14,12 +14,8 @@ __all__ = [
     "MOST_UNITS",
     "RATED_INPUTS",
     "ROWS_PER_UNIT",
-    "SCALES",
     "UNITS_PER_INPUT",
 ]
-
-SCALES = ("range", "std", "common", "none")
-"""Values of the setting `scale`, see `pipeline.scan.scaling`."""
 
 # Default units of the hidden layer: see `resolve._default_hidden`.
 MOST_UNITS = 512

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from pipeline.scan.ranges import Scan
 from pipeline.scan.scaler import Scaler
-from pipeline.scan.scaling import scaled_as
+from pipeline.scan.scaling import chosen_scale, scaled_as
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard
 from tests.support.cases import case, each
@@ -87,6 +87,28 @@ def test_columns_with_rare_values_are_finite() -> None:
         assert np.isfinite(scaler.transform(rows)).all()
         assert (scaler.scale > 0).all()
         assert (scaler.scale <= 20 * DEVIATION).all()
+
+
+def test_auto_keeps_ranges_that_columns_use() -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (500, 20)).astype(np.float64)
+    units = rng.normal(size=(500, 20)) * 10.0 ** np.arange(-10, 10)
+    for rows in (pixels, units):
+        assert chosen_scale(Scaler(rows.min(axis=0), rows.max(axis=0)), rows) == "range"
+
+
+def test_auto_divides_counts_and_spectra_by_one_number() -> None:
+    rng = np.random.default_rng(0)
+    abundances = rng.gamma(0.5, size=50) * 10
+    counts = rng.poisson(rng.gamma(0.2, abundances, (2000, 50))).astype(np.float64)
+    spectra = rng.lognormal(0, 1.5, (2000, 1)) * (2 + rng.normal(size=(2000, 50)))
+    for rows in (counts, spectra):
+        assert chosen_scale(Scaler(rows.min(axis=0), rows.max(axis=0)), rows) == "common"
+
+
+def test_auto_standardizes_heavy_tails_in_different_units() -> None:
+    rows = np.random.default_rng(0).standard_t(2, (5000, 8)) * 10.0 ** np.arange(8)
+    assert chosen_scale(Scaler(rows.min(axis=0), rows.max(axis=0)), rows) == "std"
 
 
 @each("scale", SCALES)

@@ -480,8 +480,8 @@ _KERNELS = (
     Mutation(
         "values-above-the-range-are-not-reported",
         "kernels/native/rows.h",
-        "worst = worst > high ? worst : high;",
-        "worst = worst > high ? worst : worst;",
+        "worst = worst > below ? worst : below;",
+        "worst = worst > below ? worst : worst;",
         ("tests/kernels/test_ops.py::test_rows_outside_the_range_are_reported[]",),
     ),
     Mutation(
