@@ -44,6 +44,7 @@ PUBLISHED = {
 
 # `run` adds the batch size, so that all rows are one minibatch.
 SETTINGS = {
+    "--scale": "range",
     "--n-features": "2",
     "--optimizer": "momentum",
     "--learning-rate": "0.1",

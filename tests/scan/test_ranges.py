@@ -342,7 +342,7 @@ def test_a_scan_with_imputation_is_restored_from_its_file(tmp_path):
     assert again.to_npz() == found.to_npz()
     assert again.scaler.clips
     np.testing.assert_array_equal(again.scaler.fill, found.fill)
-    assert again.summary() == {"narrow_columns": {}, "filled": {1: 1}}
+    assert again.summary() == {"scale": "range", "narrow_columns": {}, "filled": {1: 1}}
 
 
 # -- shards that cannot be read ----------------------------------------------------------------------------------

@@ -14,10 +14,10 @@ __all__ = ["DECAY", "NETWORKS", "ONE_LAYER", "numpy_steps", "numpy_update", "ran
 
 DECAY = 0.9  # decay of the running averages of all rules
 
-# Settings that reproduce the networks and the initialization of earlier versions.
+# Settings that reproduce the networks, the initialization and the scaling of earlier versions.
 ONE_LAYER: dict[str, Any] = {
     **{"hidden": (), "code_activation": "sigmoid", "decoder_gain": False},
-    **{"corruption": 0.0, "start": "random", "replicas": 1},
+    **{"corruption": 0.0, "start": "random", "replicas": 1, "scale": "range"},
 }
 
 # All networks have 7 columns and 3 features.

@@ -172,7 +172,7 @@ def checked(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ..
 
 # Settings that the stand-in supports, with the initialization of earlier versions.
 NETWORK = {
-    **{"hidden": "none", "code_activation": "sigmoid", "decoder_gain": "no", "corruption": "0"},
+    **{"hidden": "none", "code_activation": "sigmoid", "decoder_gain": "no", "corruption": "0", "scale": "range"},
     **{"start": "random", "learning_rate": "0.003"},
 }
 
