@@ -27,6 +27,7 @@ from pipeline.errors import DataError, NoInput, printable
 from pipeline.modelfile import COLUMNS, FORMAT, RANGE_FORMAT, listed_model, read_model_file
 from pipeline.output.records import Entry
 from pipeline.scan.scaler import Scaler
+from pipeline.shards.preparation import Preparation
 
 __all__ = ["Model", "load_model"]
 
@@ -48,6 +49,8 @@ class Model:
     offset : ndarray of shape (n_inputs,), float64, or None
         Integers to subtract from integer rows before `encode`, in the dtype of the rows: see
         `pipeline.shards.shard.with_offset`. None if float64 represents all values of the columns exactly.
+    preparation : Preparation or None
+        Preparation of rows before they are scaled.
     columns : Columns
         Names or numbers of the columns, in order, if they are known. The fingerprint does not include them, because
         features do not depend on the names of columns.
@@ -59,6 +62,7 @@ class Model:
     about: Mapping[str, Any] = field(default_factory=dict)
     offset: np.ndarray | None = None
     columns: Columns = NO_COLUMNS
+    preparation: Preparation | None = None
 
     @property
     def n_inputs(self) -> int:
@@ -77,16 +81,28 @@ class Model:
         digest = sha256()
         if self.network != Network((self.n_inputs, self.n_features)):  # the only network that format 1 supported
             digest.update(json.dumps(_network_attributes(self.network)).encode())
+        if self.preparation is not None:
+            digest.update(json.dumps(_preparation_attributes(self.preparation)).encode())
         for name, array in self._arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Return the features (n_rows, n_features) of unscaled rows (n_rows, n_inputs) of any real dtype.
+        """Return the features (n_rows, n_features) of rows (n_rows, n_inputs) of any real dtype, as they are stored.
 
         All computations are in float64. Tests compare the results of devices with this reference.
         """
+        return self.encode_prepared(self.prepared(rows))
+
+    def prepared(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows (n_rows, n_inputs) after their preparation, which precedes the scaling."""
+        if self.preparation is None:
+            return rows
+        return self.preparation.apply(rows)
+
+    def encode_prepared(self, rows: np.ndarray) -> np.ndarray:
+        """Return the features (n_rows, n_features), float64, of rows that are prepared, but not scaled."""
         a = self.scaler.transform(rows).astype(np.float64)
         for (W, b_hidden, _), kind in zip(self.network.layers, self.network.activations, strict=True):
             a = activated(kind, a @ self._wide(W) + self._wide(b_hidden))
@@ -116,9 +132,11 @@ class Model:
         # The file is built in memory, because only `Disk` writes files. The earliest HDF5 format stores all groups in
         # one simple form, which is the only one that `pipeline.modelfile` reads.
         with h5py.File.in_memory(libver="earliest") as file:
-            file.attrs["format"] = RANGE_FORMAT if self.scaler.factor is None else FORMAT
+            file.attrs["format"] = self._format
             file.attrs["fingerprint"] = self.fingerprint
             file.attrs.update(_network_attributes(self.network))
+            if self.preparation is not None:
+                file.attrs.update(_preparation_attributes(self.preparation))
             file.attrs["about"] = json.dumps(self.about)
             for name, array in self._arrays().items():
                 file[name] = array
@@ -127,12 +145,21 @@ class Model:
             file.flush()
             return bytes(file.id.get_file_image())
 
+    @property
+    def _format(self) -> str:
+        """Format of the file. Version 0.1.0 reads models without the arrays and attributes of a later format."""
+        if self.scaler.factor is None and self.preparation is None:
+            return RANGE_FORMAT
+        return FORMAT
+
     def to_npz(self) -> bytes:
         """Return the bytes of ``encoder.npz``.
 
         The arrays ``W_1``, ``b_1`` and so on are the maps of `folded`. The other arrays describe how to apply them:
 
         - ``offset`` (n_inputs,), if present, is subtracted from integer rows first.
+        - ``row_scale`` and ``transform``, if present, describe the preparation that follows: see `Preparation`. The
+          array ``fill`` is then called ``fill_prepared``, so that programs without this preparation fail.
         - ``fill`` (n_inputs,) then replaces NaN. It is NaN itself if the model does not impute values.
         - ``low`` and ``high`` (n_inputs,) are the limits for clipping values. They are infinite if the model
           does not clip values.
@@ -155,6 +182,9 @@ class Model:
             high = scaler.maximum
         fill = np.full(self.n_inputs, np.nan) if scaler.fill is None else scaler.fill
         arrays = {"low": low, "high": high, "fill": fill}
+        if self.preparation is not None:
+            arrays = {"low": low, "high": high, "fill_prepared": fill}
+            arrays |= {name: np.array(value) for name, value in _preparation_attributes(self.preparation).items()}
         for i, (W, b) in enumerate(self.folded(), 1):
             arrays[f"W_{i}"] = W
             arrays[f"b_{i}"] = b
@@ -199,6 +229,12 @@ def _network_attributes(network: Network) -> dict[str, Any]:
         "code": network.code,
         "gain": network.gain,
     }
+
+
+def _preparation_attributes(preparation: Preparation) -> dict[str, str]:
+    """Return the attributes of a model file that describe a preparation."""
+    attributes = {"row_scale": preparation.row_scale, "transform": preparation.transform}
+    return {name: value for name, value in attributes.items() if value is not None}
 
 
 def load_model(path: str | Path) -> Model:
@@ -255,6 +291,7 @@ def _read_model(path: Path, entry: Entry | None) -> Model:
         about=stored.about,
         offset=arrays.get("offset"),
         columns=stored.columns,
+        preparation=stored.preparation,
     )
     if model.fingerprint != stored.fingerprint:
         raise DataError(

@@ -25,6 +25,7 @@ from pipeline.hdf5.plain.contents import Contents, read_arrays, read_contents
 from pipeline.hdf5.plain.datasets import Dataset, value_of
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.output.records import MANIFEST, Entry, read_manifest
+from pipeline.shards.preparation import ROW_SCALES, TRANSFORMS, Preparation, preparation_of
 
 __all__ = ["COLUMNS", "FORMAT", "RANGE_FORMAT", "StoredModel", "listed_model", "read_model_file"]
 
@@ -60,6 +61,8 @@ class StoredModel:
         Fingerprint that the file stores.
     columns : Columns
         Names or numbers of the columns, if the file has them.
+    preparation : Preparation or None
+        Preparation of the rows, if the file has one.
     """
 
     network: Network
@@ -67,6 +70,7 @@ class StoredModel:
     about: Mapping[str, Any]
     fingerprint: str
     columns: Columns
+    preparation: Preparation | None
 
 
 def listed_model(path: Path) -> Entry | None:
@@ -169,6 +173,7 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
         columns = NO_COLUMNS
         if description is not None:
             columns = Columns.from_json(description.tobytes(), network.n_inputs)
+        preparation = _preparation(contents, where)
         fingerprint = _text(contents, "fingerprint", where)
         about = parse_bounded(_text(contents, "about", where))
     except (OSError, MemoryError, ShardpressError):
@@ -180,7 +185,7 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
         ) from error
     _check_finite(arrays, where)
     _check_about(about, where)
-    return StoredModel(network, arrays, about, fingerprint, columns)
+    return StoredModel(network, arrays, about, fingerprint, columns, preparation)
 
 
 def _check_about(about: Any, where: str) -> None:
@@ -248,6 +253,19 @@ def _network(contents: Contents, where: str) -> Network:
             f"1, an activation in {HIDDEN} and a code in {CODES}. {_FORGED}"
         )
     return network
+
+
+def _preparation(contents: Contents, where: str) -> Preparation | None:
+    """Return the preparation that the file describes, or None."""
+    values: dict[str, str | None] = {}
+    for name, known in (("row_scale", ROW_SCALES), ("transform", TRANSFORMS)):
+        values[name] = _text(contents, name, where) if name in contents.attributes else None
+        if values[name] not in (None, *known):
+            raise DataError(
+                f"{where}: attribute {name} is {printable(repr(values[name]))[:_QUOTED]}, expected one of "
+                f"{', '.join(known)}. {_FORGED}"
+            )
+    return preparation_of(values["row_scale"], values["transform"])
 
 
 def _check_format(found: str, where: str) -> None:

@@ -14,6 +14,7 @@ from pipeline.columns import Columns
 from pipeline.model import Model, load_model
 from pipeline.modelfile import FORMAT
 from pipeline.scan.scaler import Scaler
+from pipeline.shards.preparation import Preparation
 from tests.support.cases import each
 from tests.support.helpers import refused
 from tests.support.interpreters import REPOSITORY
@@ -152,6 +153,35 @@ def test_another_scaling_is_applied_stored_and_fingerprinted(tmp_path):
         assert found.fingerprint == model.fingerprint
         np.testing.assert_array_equal(found.encode(rows), model.encode(rows))
         np.testing.assert_allclose(encoded_as_shown(tmp_path, rows), model.encode(rows), atol=1e-5)
+
+
+def test_a_preparation_is_applied_stored_and_fingerprinted(tmp_path):
+    rows = np.random.default_rng(4).gamma(0.5, 20, (30, 4))
+    fingerprints = set()
+    for preparation in (None, Preparation("total"), Preparation("max", "log1p"), Preparation(None, "log1p")):
+        prepared = rows if preparation is None else preparation.apply(rows)
+        model = replace(model_of(DEEP, scaler_of(prepared)), preparation=preparation)
+        np.testing.assert_allclose(model.encode(rows), slow_encode(model, prepared))
+        (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+        found = load_model(tmp_path)
+        assert (found.preparation, found.fingerprint) == (preparation, model.fingerprint)
+        np.testing.assert_array_equal(found.encode(rows), model.encode(rows))
+        fingerprints.add(replace(model, scaler=SCALER).fingerprint)
+        (tmp_path / "encoder.npz").write_bytes(model.to_npz())
+        if preparation is not None:
+            with pytest.raises(KeyError, match="fill"):  # instead of wrong features
+                encoded_as_shown(tmp_path, rows)
+    assert len(fingerprints) == 4
+
+
+@pytest.mark.parametrize("name", ["row_scale", "transform"])
+def test_an_unknown_preparation_is_refused(tmp_path, name):
+    model = replace(model_of(FIRST), preparation=Preparation("total", "log1p"))
+    (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+    with h5py.File(tmp_path / "model.h5", "a") as file:
+        file.attrs[name] = "eval"
+    with refused(65, "model.h5", name, "eval"):
+        load_model(tmp_path)
 
 
 def test_a_scaling_is_complete(tmp_path):

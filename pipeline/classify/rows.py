@@ -19,7 +19,7 @@ from pipeline.model import Model
 from pipeline.scan.scaler import Cleaning
 from pipeline.shards.columns import reordered
 from pipeline.shards.rows import read
-from pipeline.shards.shard import Block, Shard, with_offset
+from pipeline.shards.shard import Block, Shard, with_offset, with_preparation
 from pipeline.shards.vet import Selection, vet
 
 __all__ = [
@@ -320,7 +320,8 @@ class Rows:
 
     def _read_piece(self, piece: Piece, chosen: np.ndarray) -> RowsRead:
         scaler = self.model.scaler
-        block = replace(piece.raw, shard=with_offset(piece.raw.shard, self.model.offset))
+        shard = with_offset(piece.raw.shard, self.model.offset)
+        block = replace(piece.raw, shard=with_preparation(shard, self.model.preparation))
         raw = Cleaning(scaler, piece.missing).cleaned(block, read(block))[chosen]
         features = read(piece.encoded)[chosen]
         _check(self.model, piece, raw[:1], features[:1])
@@ -380,7 +381,7 @@ def _check(model: Model, piece: Piece, raw: np.ndarray, features: np.ndarray) ->
     low = model.scaler.minimum.astype(np.float64)
     high = model.scaler.maximum.astype(np.float64)
     clipped = np.clip(raw.astype(np.float64), low, high)
-    if not any(np.allclose(model.encode(rows), features, atol=_TOLERANCE) for rows in (raw, clipped)):
+    if not any(np.allclose(model.encode_prepared(rows), features, atol=_TOLERANCE) for rows in (raw, clipped)):
         raise DataError(
             f"{piece.raw}: the rows differ from the rows that file={printable(piece.encoded.shard.path)} was made "
             "from. Run shardpress run again."

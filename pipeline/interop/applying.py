@@ -47,6 +47,8 @@ def keep_compiled(model: Model, dtype: np.dtype, autoencoder: Autoencoder) -> No
 def _on_device(model: Model, stored: np.dtype) -> Autoencoder:
     """Return a model that is compiled for rows with the dtype `stored`."""
     dtype = np.dtype(read_dtype(stored))
+    if model.preparation is not None:
+        dtype = model.preparation.dtype(dtype)
     autoencoder = _compiled.get((model.fingerprint, dtype.name))
     if autoencoder is None:
         start_device()
@@ -79,7 +81,7 @@ def encode(model: Model, rows: Any) -> Any:
         return _by_blocks(partial(_encode_in_numpy, model), rows, features)
     with theanos_errors():
         encode_block = _on_device(model, rows.dtype).encode_checked  # a run uses the same compiled function
-        return _by_blocks(lambda block, out: encode_block(model.scaler.cleaned(block), out), rows, features)
+        return _by_blocks(lambda block, out: encode_block(_cleaned(model, block), out), rows, features)
 
 
 def reconstruction_errors(model: Model, rows: Any) -> Any:
@@ -94,18 +96,29 @@ def reconstruction_errors(model: Model, rows: Any) -> Any:
         return _by_blocks(partial(_errors_in_numpy, model), rows, errors)
     with theanos_errors():
         errors_of_block = _on_device(model, rows.dtype).errors
-        return _by_blocks(lambda block, out: np.copyto(out, errors_of_block(model.scaler.cleaned(block))), rows, errors)
+        return _by_blocks(lambda block, out: np.copyto(out, errors_of_block(_cleaned(model, block))), rows, errors)
+
+
+def _cleaned(model: Model, rows: np.ndarray) -> np.ndarray:
+    """Return rows as the device receives them."""
+    return model.scaler.cleaned(model.prepared(rows))
 
 
 def decode(model: Model, features: Any) -> Any:
     """Return the unscaled float64 rows (n_rows, n_inputs) that the model reconstructs from features.
 
-    For a Dask array, the result is lazy.
+    Row scaling is not undone, since features do not contain the size of a row. For a Dask array, the result is lazy.
     """
     if is_lazy(features):
         return _apply_lazily(partial(decode, model), features, model.n_inputs, np.float64)
     rows = np.empty((len(features), model.n_inputs))
-    return _by_blocks(lambda block, out: np.copyto(out, model.scaler.restore(model.decode(block))), features, rows)
+    return _by_blocks(partial(_decode_block, model), features, rows)
+
+
+def _decode_block(model: Model, features: np.ndarray, out: np.ndarray) -> None:
+    out[...] = model.scaler.restore(model.decode(features))
+    if model.preparation is not None:
+        out[...] = model.preparation.restore(out)
 
 
 def _encode_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:
@@ -113,8 +126,9 @@ def _encode_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:
 
 
 def _errors_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:
+    rows = model.prepared(rows)
     x = model.scaler.transform(rows)
-    reconstructions = model.decode(model.encode(rows))
+    reconstructions = model.decode(model.encode_prepared(rows))
     out[...] = np.square(x - reconstructions).mean(axis=1)
 
 

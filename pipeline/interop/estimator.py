@@ -89,6 +89,10 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         early.
     impute : {"mean", "median"}, optional
         Column statistic that replaces NaN. By default, NaN raises an error.
+    row_scale : {"total", "median", "norm", "max"}, optional
+        Size by which each row is divided before the columns are scaled. With "total", each row gets a total of 10,000.
+    value_transform : {"log1p"}, optional
+        Transformation of all values before the columns are scaled: ``sign(x) * log(1 + abs(x))``.
     scale : {"auto", "range", "std", "common", "none"}
         Scaling of the columns: each to [0, 1], each to the same variance, all divided by one number, or none. "auto"
         chooses one of the first three.
@@ -143,6 +147,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     validation_fraction: float = 0.05
     patience: int = 5
     impute: str | None = None
+    row_scale: str | None = None
+    value_transform: str | None = None
     scale: str = "auto"
     clip_quantile: float = 0.0
     shuffle_window: int = 256 * 2**20
@@ -294,6 +300,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         """Convert the parameters to the settings of a run, with the rules for values in a configuration file."""
         parameters = self.get_params(deep=False)
         seed = parameters.pop("random_state")
+        parameters["transform"] = parameters.pop("value_transform")  # `transform` is a method of estimators
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
@@ -355,6 +362,7 @@ def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:
         "activation": network.activation,
         "code_activation": network.code,
         "decoder_gain": network.gain,
+        "value_transform": config.get("transform"),
         "random_state": config.get("seed", 0),
     }
 

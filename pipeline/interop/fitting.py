@@ -23,7 +23,8 @@ from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, scan
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config, problems
 from pipeline.settings.resolve import Settings, network_of, resolve, unsuitable_settings
-from pipeline.shards.shard import Shard, array_shard, row_dtype
+from pipeline.shards.preparation import Preparation, preparation_of
+from pipeline.shards.shard import Shard, array_shard, row_dtype, with_preparation
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training
 from pipeline.training.fit import prepare_training
@@ -40,6 +41,7 @@ class Fit:
     training: Training
     config: Settings
     scaler: Scaler
+    preparation: Preparation | None
     dtype: np.dtype
     device: str
 
@@ -68,7 +70,8 @@ class Fit:
             "config": self.config.flat(),
             "device": self.device,
         }
-        return Model(self.scaler, training.autoencoder.network, training.best, facts)
+        network = training.autoencoder.network
+        return Model(self.scaler, network, training.best, facts, preparation=self.preparation)
 
     def complaints(self, model: Model) -> list[str]:
         """Return the warnings that a run would log about this model."""
@@ -143,9 +146,10 @@ def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
     DataError
         If rows are not finite, or if no model can be trained on them.
     """
-    shards = (array_shard(rows),)
-    n_rows, n_inputs = shards[0].shape
     _refuse(problems(config))
+    preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
+    shards = (with_preparation(array_shard(rows), preparation),)
+    n_rows, n_inputs = shards[0].shape
     settings = resolve(config, n_rows, n_inputs)
     _refuse([*unsuitable_settings(settings, n_rows, n_inputs)])
     budget = _budget(settings, shards)
@@ -189,7 +193,7 @@ def prepare_partial_fit(rows: np.ndarray, config: Config, model: Model | None, c
 
 def _fit_from(model: Model, rows: np.ndarray, config: Config) -> Fit:
     """Prepare training that starts with the parameters and the scaling of a model."""
-    shards = (array_shard(rows),)
+    shards = (with_preparation(array_shard(rows), model.preparation),)
     config = _like_model(config, model, len(rows))
     settings = resolve(config, len(rows), model.n_inputs, model.network)
     budget = _budget(settings, shards)
@@ -230,7 +234,7 @@ def _fit(shards: tuple[Shard, ...], ranges: Scan, settings: Settings, budget: Bu
             settings.bad_data.missing_value,
             budget.sizes(device),
         )
-    return Fit(training, settings, ranges.scaler, dtype, str(device))
+    return Fit(training, settings, ranges.scaler, shards[0].preparation, dtype, str(device))
 
 
 def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, budget: Budget) -> Scan:

@@ -13,6 +13,7 @@ import numpy as np
 from kernels.activations import ACTIVATIONS
 from pipeline.errors import DataError, DeviceError
 from pipeline.model import Model
+from pipeline.shards.preparation import Preparation
 
 __all__ = ["encoder_onnx", "input_dtype"]
 
@@ -41,12 +42,18 @@ def encoder_onnx(model: Model) -> bytes:
     DeviceError
         If the package ``onnx`` is not installed.
     DataError
-        If the model was trained on whole numbers above 2^53, which the ONNX input would round.
+        If the model was trained on whole numbers above 2^53, which the ONNX input would round, or divides rows by
+        their median.
     """
     if model.offset is not None:
         raise DataError(
             "the model was trained on whole numbers above 2^53, which the input of an ONNX file would round. Encode "
             "such rows with `shardpress run --model`."
+        )
+    if model.preparation is not None and model.preparation.row_scale == "median":
+        raise DataError(
+            "the model divides rows by their median, for which ONNX has no operator. Train with another --row-scale, "
+            "or encode such rows with `shardpress run --model`."
         )
     try:
         from onnx import checker, helper
@@ -116,6 +123,8 @@ def _add_scaling(graph: _Graph, model: Model, dtype: np.dtype) -> str:
 
     scaler = model.scaler
     x = "rows"
+    if model.preparation is not None:
+        x = _add_preparation(graph, model.preparation, dtype)
     if scaler.fill is not None:
         is_missing = graph.add("IsNaN", x)
         x = graph.add("Where", is_missing, scaler.fill.astype(dtype), x)
@@ -127,6 +136,34 @@ def _add_scaling(graph: _Graph, model: Model, dtype: np.dtype) -> str:
     if dtype == np.float32:
         return x
     return graph.add("Cast", x, to=TensorProto.FLOAT)
+
+
+def _add_preparation(graph: _Graph, preparation: Preparation, dtype: np.dtype) -> str:
+    """Add row scaling and the transformation of values. Return the name of the result."""
+    x = "rows"
+    one = np.array(1, dtype)
+    if preparation.row_scale is not None:
+        present = graph.add("Where", graph.add("IsNaN", x), np.array(0, dtype), x)
+        absolute = graph.add("Abs", present)
+        size = _add_size(graph, preparation.row_scale, absolute)
+        factor = graph.add("Div", np.array(preparation.target, dtype), size)
+        is_positive = graph.add("Greater", size, np.array(0, dtype))
+        is_finite = graph.add("Less", size, np.array(np.inf, dtype))
+        is_usable = graph.add("And", is_positive, is_finite)
+        x = graph.add("Mul", x, graph.add("Where", is_usable, factor, one))
+    if preparation.transform == "log1p":
+        increased = graph.add("Add", graph.add("Abs", x), one)
+        x = graph.add("Mul", graph.add("Sign", x), graph.add("Log", increased))
+    return x
+
+
+def _add_size(graph: _Graph, row_scale: str, absolute: str) -> str:
+    """Add the size (n_rows, 1) of each row, from its absolute values. Return the name of the result."""
+    if row_scale == "max":
+        return graph.add("ReduceMax", absolute, axes=[1])
+    if row_scale == "norm":
+        return graph.add("ReduceL2", absolute, axes=[1])
+    return graph.add("ReduceSum", absolute, np.array([1], np.int64))
 
 
 def _add_layers(graph: _Graph, model: Model, x: str) -> str:

@@ -459,7 +459,7 @@ def _expected(part: PartLine, shard: Shard, rows: np.ndarray, preprocessing: Pre
     with np.errstate(over="ignore", invalid="ignore"):  # bad rows, and rows far outside the range
         allowed = rounding_bound(preprocessing.model, cleaned)
         is_far = ~(np.abs(scaler.transform(cleaned)).max(axis=1) < _HUGE)
-        features = preprocessing.model.encode(cleaned)
+        features = preprocessing.model.encode_prepared(cleaned)
     may_be_bad = is_far | ~np.isfinite(allowed).all(axis=1)
     # If the run could not read a shard completely, all of its rows are bad, even the rows that can be read now.
     may_be_bad |= part["n_bad"] == part["n_rows"]

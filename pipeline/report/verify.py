@@ -15,7 +15,7 @@ from pipeline.model import Model, load_model
 from pipeline.output.records import Entry, fault_of, plain_name, published_file, read_manifest
 from pipeline.report.rows import Fault, PartLine, Preprocessing, RowCheck, check_rows
 from pipeline.shards.columns import reordered
-from pipeline.shards.shard import Shard, with_offset
+from pipeline.shards.shard import Shard, with_offset, with_preparation
 from pipeline.shards.vet import Selection, vet
 
 __all__ = ["Verification", "verify"]
@@ -172,7 +172,7 @@ class _Inputs:
             raise DataError("the file has changed since the run")
         if "column_order" in before:
             shard = reordered(shard, self._model.columns)
-        return with_offset(shard, self._model.offset)
+        return with_preparation(with_offset(shard, self._model.offset), self._model.preparation)
 
     def _path(self, part: PartLine) -> Path:
         path = Path(part["path"])

@@ -24,7 +24,8 @@ from pipeline.settings.kinds import as_typed, n_allowed
 from pipeline.settings.resolve import Settings, network_of, resolve, unsuitable_settings
 from pipeline.shards.columns import ColumnRule
 from pipeline.shards.open import open_shards
-from pipeline.shards.shard import Shard, leave_out_extras, with_offset
+from pipeline.shards.preparation import Preparation, preparation_of
+from pipeline.shards.shard import Shard, leave_out_extras, with_offset, with_preparation
 
 __all__ = ["Prepared", "prepare", "too_many_bad_shards"]
 
@@ -197,7 +198,11 @@ def _open_inputs(config: Config, given_model: Model | None) -> tuple[tuple[Shard
             f"{first}: shape {first.shape} has a single column, which cannot be compressed. Expected two or more "
             "columns. Name another dataset with --dataset."
         )
-    return shards, refused
+    if given_model is None:
+        preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
+    else:
+        preparation = given_model.preparation
+    return tuple(with_preparation(shard, preparation) for shard in shards), refused
 
 
 def too_many_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> DataError | None:
@@ -255,6 +260,11 @@ def _contradictions(settings: Settings, given_model: Model, model: str) -> Itera
     for name, is_trained_with, value in scaling:
         if value and not is_trained_with:
             yield f"{model}: was trained without {name}, found {name} {value}; omit this setting"
+    preparation = given_model.preparation or Preparation()
+    for name in ("row_scale", "transform"):
+        value = getattr(settings.scaling, name)
+        if value not in (None, getattr(preparation, name)):
+            yield f"{model}: was trained with {name} {getattr(preparation, name)}, found {value}; omit this setting"
 
 
 def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]:

@@ -332,7 +332,15 @@ def _facts(prepared: Prepared, context: RunContext, training: Training) -> dict[
 
 def _model(prepared: Prepared, scan: Scan, training: Training, about: dict[str, Any]) -> Model:
     """Return the best model of a training run."""
-    return Model(scan.scaler, training.autoencoder.network, training.best, about, scan.offset, prepared.columns)
+    return Model(
+        scan.scaler,
+        training.autoencoder.network,
+        training.best,
+        about,
+        scan.offset,
+        prepared.columns,
+        prepared.shards[0].preparation,
+    )
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ or how many epochs fit before a deadline.
 _EXCLUSIVE = (
     *(("overwrite", "restart"), ("quiet", "verbose"), ("storage_dtype", "max_feature_error")),
     *(("workers", "scheduler"), ("workers", "scheduler_file"), ("scheduler", "scheduler_file")),
+    *(("row_scale", "missing_value"), ("transform", "missing_value")),  # prepared values cannot be compared with it
     *(("devices", "scheduler"), ("devices", "scheduler_file")),  # workers of a scheduler have their own devices
 )
 """Pairs of settings that exclude each other."""
@@ -184,6 +185,21 @@ class ScalingSettings:
         "Scale each column to [0, 1] (range) or to the same variance (std), divide all columns by one number (common), "
         "leave them as they are (none), or choose one of the first three (auto).",
         legacy_value="range",
+    )
+    row_scale: str | None = _setting(
+        None,
+        one_of("total", "median", "norm", "max"),
+        "scan",
+        "Divide each row by its total, and multiply it by 10,000 (total), or divide it by its median, its Euclidean "
+        "norm (norm) or its largest absolute value (max), before the columns are scaled.",
+        legacy_value=None,
+    )
+    transform: str | None = _setting(
+        None,
+        one_of("log1p"),
+        "scan",
+        "Replace each value x by sign(x) log(1 + |x|), after --row-scale and before the columns are scaled.",
+        legacy_value=None,
     )
 
 

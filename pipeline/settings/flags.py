@@ -29,7 +29,7 @@ _STAGES = {
     "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value", "impute"),
     "model": (
         *("model", "n_features", "hidden", "activation", "code_activation", "decoder_gain"),
-        *("start", "biases", "scale", "clip_quantile", "on_drift"),
+        *("start", "biases", "row_scale", "transform", "scale", "clip_quantile", "on_drift"),
     ),
     "training": (
         *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "corruption", "weight_decay"),

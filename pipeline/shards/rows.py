@@ -66,11 +66,25 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
     if out is None:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
     if len(block):  # an empty block needs no file
-        if shard.offset is None:
-            _read_ordered(block, out)
-        else:
+        if shard.preparation is not None:
+            _read_converted(block, out)
+            shard.preparation.apply_in_place(out)
+        elif shard.offset is not None:
             _read_with_offset(block, shard.offset, out)
+        else:
+            _read_ordered(block, out)
     return out
+
+
+def _read_converted(block: Block, out: np.ndarray) -> None:
+    """Read rows into an array of another dtype."""
+    raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
+    if raw_dtype == out.dtype:
+        _read_ordered(block, out)
+        return
+    raw = np.empty(out.shape, raw_dtype)
+    _read_ordered(block, raw)
+    out[...] = raw
 
 
 def _read_ordered(block: Block, out: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from pipeline.hdf5.chunkcache import band_bytes
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.limits import MOST_LEFT_OUT
+from pipeline.shards.preparation import Preparation
 
 __all__ = [
     "WIDE_BYTES",
@@ -37,6 +38,7 @@ __all__ = [
     "read_dtype",
     "row_dtype",
     "with_offset",
+    "with_preparation",
 ]
 
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
@@ -158,6 +160,8 @@ class Shard:
         Rows in memory, if they are not in a file.
     offset : ndarray of shape (n_inputs,), float64, or None
         Integers that are subtracted exactly from every row on reading.
+    preparation : Preparation or None
+        Preparation of the rows on reading.
     """
 
     path: str
@@ -176,6 +180,7 @@ class Shard:
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
     rows: np.ndarray | None = field(default=None, compare=False, repr=False)
     offset: np.ndarray | None = field(default=None, compare=False, repr=False)
+    preparation: Preparation | None = None
 
     def __str__(self) -> str:
         return f"file={printable(self.path)} dataset={printable(self.dataset)}"
@@ -241,6 +246,13 @@ def with_offset(shard: Shard, offset: np.ndarray | None) -> Shard:
         return shard
     dtype = "float64" if np.dtype(shard.dtype).kind == "f" else "int64"
     return replace(shard, offset=offset, dtype=dtype)
+
+
+def with_preparation(shard: Shard, preparation: Preparation | None) -> Shard:
+    """Return the shard with a preparation of its rows on reading. Do nothing if it is None."""
+    if preparation is None:
+        return shard
+    return replace(shard, preparation=preparation, dtype=preparation.dtype(np.dtype(shard.dtype)).name)
 
 
 @dataclass(frozen=True)

@@ -75,12 +75,15 @@ def test_all_checks_of_scikit_learn_pass() -> None:
         assert [check for check in done if check[1] != "passed"] == [], name
 
 
+RENAMED = {"random_state": "seed", "value_transform": "transform"}
+
+
 def test_parameters_are_settings_with_their_defaults() -> None:
     for name, value in TiedAutoencoder().get_params().items():
-        assert value == SETTINGS[{"random_state": "seed"}.get(name, name)].default, name
+        assert value == SETTINGS[RENAMED.get(name, name)].default, name
     deciding = {name for name, setting in SETTINGS.items() if setting.affects in ("scan", "model")}
     # In a shard, a special value can mark missing values. An array uses NaN.
-    assert deciding - set(TiedAutoencoder().get_params()) == {"seed", "missing_value"}
+    assert deciding - set(TiedAutoencoder().get_params()) == {"seed", "missing_value", "transform"}
 
 
 def test_numpy_numbers_and_texts_are_valid_parameters() -> None:

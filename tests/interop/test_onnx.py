@@ -13,6 +13,7 @@ from kernels.network import Network
 from pipeline.interop.onnx import encoder_onnx
 from pipeline.model import Model
 from pipeline.scan.scaler import Scaler
+from pipeline.shards.preparation import Preparation
 from tests.support.cases import each
 from tests.support.helpers import refused
 
@@ -69,6 +70,22 @@ def test_onnx_encoder_applies_another_scaling(network: Network) -> None:
     model = model_of(network, rows)
     model = replace(model, scaler=model.scaler.with_factors(rows.mean(axis=0), np.array([1, 0.1, 0, 0.02])))
     np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
+
+
+def test_onnx_encoder_prepares_rows() -> None:
+    rows = np.random.default_rng(1).gamma(0.5, 20, (200, 4)) * [1, -1, 1, 1]
+    rows[3] = 0
+    for row_scale in (None, "total", "norm", "max"):
+        for transform in (None, "log1p"):
+            preparation = Preparation(row_scale, transform)
+            model = replace(model_of(NETWORKS[0], preparation.apply(rows)), preparation=preparation)
+            np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
+
+
+def test_a_preparation_without_an_operator_is_refused() -> None:
+    model = replace(model_of(NETWORKS[0], np.eye(4)), preparation=Preparation("median"))
+    with refused(65, "median"):
+        encoder_onnx(model)
 
 
 def test_onnx_file_names_its_model() -> None:

@@ -200,6 +200,7 @@ def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None
         ["--clip-quantile", "0.1"],
         ["--scale", "std"],
         ["--scale", "common"],
+        ["--row-scale", "norm", "--transform", "log1p"],
         ["--storage-dtype", "float16"],
         ["--max-feature-error", "0.01"],
     ],

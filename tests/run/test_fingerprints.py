@@ -102,6 +102,8 @@ AFFECTED_STAGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"impute": "mean"}, set(STAGES)),
     ({"clip_quantile": 0.001}, set(STAGES)),
     ({"scale": "std"}, set(STAGES)),
+    ({"row_scale": "total"}, set(STAGES)),
+    ({"transform": "log1p"}, set(STAGES)),
     ({"on_drift": "clip"}, {"features", "all"}),
     ({"block_rows": 16}, set()),
     ({"threads": 1}, set()),

@@ -51,6 +51,8 @@ SAMPLES = {
     "max_bad_shards": ("5", "0.5%", "7"),
     "missing_value": (-1.0, -2.0, -3.0),
     "impute": ("mean", "median", "mean"),
+    "row_scale": ("total", "median", "norm"),
+    "transform": ("log1p", "log1p", "log1p"),
     "scale": ("std", "common", "none"),
     "clip_quantile": (0.1, 0.25, 0.4),
     "on_drift": ("clip", "raise", "clip"),

@@ -1,0 +1,119 @@
+"""Preparation of rows on reading: each row is divided by its size, and values are transformed.
+
+These steps come before the scaling of columns, which sees their results only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+__all__ = ["ROW_SCALES", "TRANSFORMS", "Preparation", "preparation_of"]
+
+_TOTAL = 10_000.0  # the usual total of the counts of a cell
+
+
+def _total(rows: np.ndarray) -> np.ndarray:
+    return np.abs(rows).sum(axis=1, dtype=np.float64)
+
+
+def _median(rows: np.ndarray) -> np.ndarray:
+    return np.abs(np.median(rows, axis=1))
+
+
+def _norm(rows: np.ndarray) -> np.ndarray:
+    return np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1))
+
+
+def _maximum(rows: np.ndarray) -> np.ndarray:
+    return np.abs(rows).max(axis=1, initial=0)
+
+
+_SIZES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "total": _total,
+    "median": _median,
+    "norm": _norm,
+    "max": _maximum,
+}
+
+ROW_SCALES = tuple(_SIZES)
+"""Values of the setting `row_scale`."""
+TRANSFORMS = ("log1p",)
+"""Values of the setting `transform`."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Row scaling and transformation of values.
+
+    Attributes
+    ----------
+    row_scale : str or None
+        ``total`` scales each row to a sum of absolute values of 10,000. ``median``, ``norm`` and ``max`` divide each
+        row by the absolute value of its median, by its Euclidean norm, or by its largest absolute value. A row whose
+        size is 0 or not finite stays as it is. NaN is ignored.
+    transform : str or None
+        ``log1p`` replaces each value ``x`` by ``sign(x) * log(1 + abs(x))``.
+    """
+
+    row_scale: str | None = None
+    transform: str | None = None
+
+    @property
+    def target(self) -> float:
+        """Size of the scaled rows."""
+        return _TOTAL if self.row_scale == "total" else 1.0
+
+    def dtype(self, stored: np.dtype) -> np.dtype:
+        """Return the dtype of prepared rows: float32 if it holds the values that are read, otherwise float64."""
+        return np.dtype(np.float32 if np.can_cast(stored, np.float32) else np.float64)
+
+    def apply(self, rows: np.ndarray) -> np.ndarray:
+        """Return the prepared rows of rows (n_rows, n_inputs) of any real dtype. `rows` is not changed."""
+        prepared = rows.astype(self.dtype(rows.dtype))
+        self.apply_in_place(prepared)
+        return prepared
+
+    def apply_in_place(self, rows: np.ndarray) -> None:
+        """Prepare rows (n_rows, n_inputs), float32 or float64, in place. The bits of a row depend on this row only."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            if self.row_scale is not None:
+                rows *= self._factors(rows).astype(rows.dtype)[:, None]
+            if self.transform == "log1p":
+                _log1p_in_place(rows)
+
+    def restore(self, rows: np.ndarray) -> np.ndarray:
+        """Undo the transformation of values in rows (n_rows, n_inputs), float64. Row scaling cannot be undone."""
+        if self.transform == "log1p":
+            with np.errstate(over="ignore"):
+                return np.copysign(np.expm1(np.abs(rows)), rows)
+        return rows
+
+    def _factors(self, rows: np.ndarray) -> np.ndarray:
+        """Return the factor of each row, shape (n_rows,), float64."""
+        assert self.row_scale is not None
+        size_of = _SIZES[self.row_scale]
+        sizes = size_of(rows).astype(np.float64)
+        for i in np.flatnonzero(np.isnan(sizes)):
+            present = rows[i][~np.isnan(rows[i])]
+            sizes[i] = size_of(present[None])[0] if len(present) else 0
+        return np.divide(self.target, sizes, out=np.ones_like(sizes), where=np.isfinite(sizes) & (sizes > 0))
+
+
+def preparation_of(row_scale: str | None, transform: str | None) -> Preparation | None:
+    """Return the preparation for two settings; None if rows stay as they are."""
+    if row_scale is None and transform is None:
+        return None
+    return Preparation(row_scale, transform)
+
+
+def _log1p_in_place(rows: np.ndarray) -> None:
+    is_negative = rows < 0
+    if not is_negative.any():
+        np.log1p(rows, out=rows)
+        return
+    np.abs(rows, out=rows)
+    np.log1p(rows, out=rows)
+    np.negative(rows, out=rows, where=is_negative)
