@@ -35,7 +35,7 @@ PLAIN = [
     "kernels.trust",
 ]
 ALLOWED_IMPORTS = {
-    **{each: [] for each in ("pip", "progress", "watch", *COMMON, "hdf5", "output")},
+    **{each: [] for each in ("labels", "pip", "progress", "watch", *COMMON, "hdf5", "output")},
     "gpu": ["pip"],
     "theano_installer": ["doctor.packages", "pip"],
     "cluster": ["gpu.driver"],
@@ -49,6 +49,7 @@ ALLOWED_IMPORTS = {
     "encoding": ["hdf5", "shards", "scan", "cluster", "model", "device", "features", "output.records", "output.disk"],
     "report": [
         "features",
+        "labels",
         "model",
         "output.records",
         "scan",
@@ -58,6 +59,7 @@ ALLOWED_IMPORTS = {
     ],
     # Only this package commits results and shows progress; the packages above report row counts to their caller.
     "run": [
+        "labels",
         "progress",
         "output",
         "shards",
@@ -77,7 +79,7 @@ ALLOWED_IMPORTS = {
     "interop": ["shards", "scan", "cluster", "model", "device", "training", "run.budget", "doctor.packages"],
     "doctor": ["scan.scaler", "model", "device", "gpu.driver"],
     "installed": ["doctor.packages"],
-    "classify": ["progress", "shards", "scan", "model", "features"],
+    "classify": ["labels", "progress", "shards", "scan", "model", "features"],
     "commands": [
         "cli",
         "installed",

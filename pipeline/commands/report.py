@@ -11,12 +11,13 @@ from pipeline.errors import CannotCreate, UsageError, printable
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Write the report of a finished run from its output directory. No input file is read.
+DESCRIPTION = """Write the report of a finished run from its output directory. Only --labels reads input files.
 
     shardpress report features                          write features-report.html to the current directory
     shardpress report features --output run.html        write another file; - is standard output
     shardpress report features --text | mail -s features me@example.org
     shardpress report features --json | jq .summary.cost
+    shardpress report features --labels obs/cell_type   judge the features by other labels
 
 A run writes the same page to its output directory, as report.html.
 """
@@ -26,6 +27,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
         "directory", nargs="?", default="features", help="Output directory of a finished run. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="NAME",
+        help="Extra with the labels by which the features are judged. A sample of rows is read again from the input "
+        "files. Default: the labels that the run has used.",
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
@@ -39,12 +46,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page as HTML, or print the report as text or JSON."""
-    from pipeline.report.page.build import read_page, read_report
+    from pipeline.report.page.build import checked_page, read_report
 
+    report = read_report(options.directory)
+    if options.labels is not None:
+        from pipeline.report.relabel import with_labels
+
+        checked_page(report, options.directory)
+        report = with_labels(report, options.directory, options.labels)
     if options.json:
-        print_json(read_report(options.directory))
+        print_json(report)
         return 0
-    page = read_page(options.directory)
+    page = checked_page(report, options.directory)
     if options.text:
         from pipeline.report.page.build import text_of
 

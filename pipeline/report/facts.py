@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.errors import ShardpressError, printable
 from pipeline.features import categories_of
-from pipeline.report.measures import measure
+from pipeline.report.measures import LabelChoice, measure
 from pipeline.report.sample import PartSource, SampleSpec, draw_sample
 from pipeline.scan.drift import Outside, farthest
 from pipeline.scan.ranges import Scan
@@ -243,7 +243,7 @@ def _facts_of_report(report: Mapping[str, Any], fingerprint: str) -> dict[str, A
     return {"last": report.get("last"), "attempts": attempts[-_MAX_EARLIER_RUNS:]}
 
 
-def sample_facts(parts: Sequence[PartSource], spec: SampleSpec) -> dict[str, Any] | None:
+def sample_facts(parts: Sequence[PartSource], spec: SampleSpec, choice: LabelChoice) -> dict[str, Any] | None:
     """Return measurements of a sample of rows, or None if there are too few rows or if a measurement fails.
 
     A failure is only logged as a warning, because the features are already complete.
@@ -252,7 +252,7 @@ def sample_facts(parts: Sequence[PartSource], spec: SampleSpec) -> dict[str, Any
         sample = draw_sample(parts, spec)
         if sample is None:
             return None
-        return measure(sample, parts, spec.model, categories_of(parts[0].file))
+        return measure(sample, parts, spec.model, categories_of(parts[0].file), choice)
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}")
         log.warning("report: measuring a sample of rows failed, so its figures are missing: %s", reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,14 +11,18 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.errors import printable
+from pipeline.labels import LABELS_IN_WORDS, Labels, labels_of
 from pipeline.model import Model
-from pipeline.report.probe import NONE, Labels, accuracy, labels_of
+from pipeline.report.baselines import probe_facts
 from pipeline.report.sample import PartSource, Sample
 from pipeline.shards.shard import Shard
 from pipeline.training.components import Components, principal_components
 from pipeline.training.verdict import count_units
 
-__all__ = ["measure"]
+__all__ = ["LabelChoice", "measure"]
+
+log = logging.getLogger(__name__)
 
 _N_BINS = 24
 _QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
@@ -27,13 +32,33 @@ _N_PAIRS = 8
 _MAX_SIDE = 32  # maximum number of pixels per side of an image
 _MAX_VALUES = 96  # maximum number of values of a row that is drawn as a line
 _MIN_PIXELS = 49  # minimum length of rows to treat as square images; shorter rows are more likely measurements
-_MIN_TEST_ROWS = 30  # minimum number of test rows of the probe; with fewer, an accuracy would be meaningless
+_SHOWN_RANGE = (0.001, 0.999)  # quantiles of the values in an image that are black and white
+
+
+@dataclass(frozen=True)
+class LabelChoice:
+    """Settings that determine which extra dataset contains the labels.
+
+    Attributes
+    ----------
+    include : tuple of str
+        Paths of ``--include``; the first ones that can be labels are preferred.
+    named : str or None
+        Dataset of ``--labels``. No other dataset is tried.
+    """
+
+    include: tuple[str, ...] = ()
+    named: str | None = None
 
 
 def measure(
-    sample: Sample, parts: Sequence[PartSource], model: Model, categories: Mapping[str, np.ndarray]
+    sample: Sample,
+    parts: Sequence[PartSource],
+    model: Model,
+    categories: Mapping[str, np.ndarray],
+    choice: LabelChoice = LabelChoice(),
 ) -> dict[str, Any]:
-    """Return all measurements.
+    """Return all measurements. Log a warning if the dataset of ``--labels`` cannot be used.
 
     Parameters
     ----------
@@ -41,14 +66,23 @@ def measure(
         Parts that contain the rows of the sample.
     categories : mapping of str to ndarray
         Categories of the extra datasets that are stored as codes.
+    choice : LabelChoice
+        Choice of the dataset with the labels.
     """
-    labels = labels_of(sample.extras, categories)
+    labels = labels_of(sample.extras, categories, choice.include, choice.named)
+    if labels is None and choice.named is not None:
+        log.warning(
+            "labels=%s: %d rows contain no usable labels, expected %s; the report does without",
+            printable(choice.named),
+            len(sample.rows),
+            LABELS_IN_WORDS,
+        )
     is_test = _test_rows(sample)
     n_components = min(max(2, model.n_features), model.n_inputs)
     components = principal_components(sample.scaled[~is_test], n_components, np.random.default_rng(0))
     facts = _reconstruction_facts(_Reconstruction.of(sample, parts, model, labels), components)
     if labels is not None:
-        facts["probe"] = _probe(sample, components, labels, is_test)
+        facts["probe"] = probe_facts(sample, components, labels, is_test)
     return facts
 
 
@@ -226,11 +260,24 @@ def _pairs(decoded: _Reconstruction) -> dict[str, Any]:
 
 def _images_of_rows(numbers: Sequence[int], decoded: _Reconstruction, shape: tuple[int, ...]) -> list[dict[str, Any]]:
     features = _scaled_to_range(decoded.sample.features)
+    low, high = _shown_range(decoded.sample.scaled[list(numbers)])
     images = []
     for i in numbers:
-        row = _image(decoded.sample.scaled[i], shape)
-        images.append({"input": row, "again": _image(decoded.rows[i], shape), "code": _square_image(features[i])})
+        row = (decoded.sample.scaled[i] - low) / (high - low)
+        again = (decoded.rows[i] - low) / (high - low)
+        images.append({"input": _image(row, shape), "again": _image(again, shape), "code": _square_image(features[i])})
     return images
+
+
+def _shown_range(rows: np.ndarray) -> tuple[float, float]:
+    """Return the values that are drawn black and white. A few outliers do not determine them."""
+    low, high = np.quantile(rows, _SHOWN_RANGE).tolist()
+    if low == high:
+        low = float(rows.min())
+        high = float(rows.max())
+    if low == high:
+        high = low + 1
+    return low, high
 
 
 def _with_locations(
@@ -327,56 +374,3 @@ def _encoded_bytes(values: np.ndarray) -> str:
 
 def _rounded(values: np.ndarray) -> list[Any]:
     return list(np.round(values.astype(np.float64), 4).tolist())
-
-
-# -- the probe -----------------------------------------------------------------------------------------------------
-
-
-def _probe(sample: Sample, components: Components, labels: Labels, is_test: np.ndarray) -> dict[str, Any] | None:
-    """Return the accuracy of a linear classifier on features, on principal components and on raw columns.
-
-    Return None if there are too few rows, or only one label.
-    """
-    has_label = labels.codes != NONE
-    split = _Split(labels.codes[has_label], is_test[has_label])
-    if split.n_test < _MIN_TEST_ROWS or len(np.unique(split.train_codes)) < 2:
-        return None
-    rows = sample.scaled[has_label]
-    features = sample.features[has_label]
-    n_components = min(features.shape[1], components.components.shape[1], len(split.train_codes))
-    projected = (rows - components.mean) @ components.components[:, :n_components]
-    return {
-        "labels": labels.name,
-        "n_train": len(split.train_codes),
-        "n_test": split.n_test,
-        "n_components": n_components,
-        "commonest": split.share_of_commonest(),
-        "features": split.accuracy(features),
-        "components": split.accuracy(projected),
-        "columns": split.accuracy(rows),
-    }
-
-
-@dataclass(frozen=True)
-class _Split:
-    """Classes of rows (n_rows,), and a mask of the test rows (n_rows,)."""
-
-    codes: np.ndarray
-    is_test: np.ndarray
-
-    @property
-    def train_codes(self) -> np.ndarray:
-        return self.codes[~self.is_test]
-
-    @property
-    def n_test(self) -> int:
-        return int(self.is_test.sum())
-
-    def share_of_commonest(self) -> float:
-        """Return the share of test rows that belong to the most frequent class of the training rows."""
-        commonest = np.bincount(self.train_codes).argmax()
-        return float((self.codes[self.is_test] == commonest).mean())
-
-    def accuracy(self, rows: np.ndarray) -> float:
-        """Return the accuracy of a linear classifier on rows (n_rows, n_columns)."""
-        return accuracy(rows, self.codes, self.is_test)

@@ -1,132 +1,16 @@
-"""Linear probe: find the extra dataset with the labels, and measure the accuracy of a ridge classifier."""
+"""Linear probe: a ridge classifier that is trained on some rows and tested on others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-
 import numpy as np
 
-from pipeline.formats import missing_value
+__all__ = ["are_correct", "standardized"]
 
-__all__ = ["NONE", "Labels", "accuracy", "labels_of"]
-
-NONE = -1
-"""Code of a row without a label."""
-_USUAL_NAMES = ("y", "label", "labels", "target", "targets", "class", "classes")
-_MAX_LABELS = 50  # more labels could not be distinguished on a page
 _PENALTIES = 10.0 ** np.arange(-3, 5)  # relative to the variance of a column times the number of rows
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Labels of rows.
-
-    Attributes
-    ----------
-    name : str
-        Name of the dataset.
-    names : tuple of str
-        Distinct labels in sorted order.
-    codes : ndarray of shape (n_rows,), int64
-        For each row, the index of its label in `names`, or `NONE`.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    codes: np.ndarray
-
-    def name_of(self, row: int) -> str | None:
-        """Return the label of a row, or None if the row has no label."""
-        code = int(self.codes[row])
-        if code == NONE:
-            return None
-        return self.names[code]
-
-
-# -- labels --------------------------------------------------------------------------------------------------------
-
-
-def labels_of(extras: Mapping[str, np.ndarray], categories: Mapping[str, np.ndarray]) -> Labels | None:
-    """Find labels in the extra datasets.
-
-    Datasets with a usual name, such as ``y``, are tried first, then the others in the order of their names.
-
-    Parameters
-    ----------
-    extras : mapping of str to ndarray of shape (n_rows,)
-        Values of the extra datasets.
-    categories : mapping of str to ndarray
-        Categories of the extra datasets that are stored as codes.
-
-    Returns
-    -------
-    Labels or None
-        None if no dataset contains labels.
-    """
-    for name in sorted(extras, key=lambda name: (_rank(name), name)):
-        if name.endswith("_present"):
-            continue
-        labels = _labels(name, extras[name], categories.get(name))
-        if labels is not None:
-            return labels
-    return None
-
-
-def _rank(name: str) -> int:
-    plain = name.rsplit("/", 1)[-1].lower()
-    if plain in _USUAL_NAMES:
-        return _USUAL_NAMES.index(plain)
-    return len(_USUAL_NAMES)
-
-
-def _labels(name: str, values: np.ndarray, categories: np.ndarray | None) -> Labels | None:
-    """Return the values as labels, or None if they look like measurements or identifiers."""
-    if values.dtype.kind not in "biufO" or not len(values) or _has_fractions(values):
-        return None
-    has_label = _has_label(values, is_code=categories is not None)
-    distinct, indices = np.unique(values[has_label], return_inverse=True)
-    # Each identifier occurs only once or twice.
-    if not 2 <= len(distinct) <= min(_MAX_LABELS, len(values) // 3):
-        return None
-    codes = np.full(len(values), NONE)
-    codes[has_label] = indices
-    names = tuple(_label_text(value, categories) for value in distinct.tolist())
-    return Labels(name, names, codes)
-
-
-def _has_fractions(values: np.ndarray) -> bool:
-    return values.dtype.kind == "f" and not np.array_equal(values, np.rint(values), equal_nan=True)
-
-
-def _has_label(values: np.ndarray, is_code: bool) -> np.ndarray:
-    """Return a mask of the values that are not missing, bool (n_rows,)."""
-    if values.dtype.kind == "b":
-        return np.ones(len(values), dtype=bool)
-    if values.dtype.kind == "f":
-        return ~np.isnan(values)
-    if values.dtype == object:
-        return np.asarray(values != "")
-    if is_code:
-        return np.asarray(values != -1)
-    return np.asarray(values != missing_value(values.dtype))
-
-
-def _label_text(value: object, categories: np.ndarray | None) -> str:
-    if categories is not None and isinstance(value, int) and value < len(categories):
-        value = categories[value]
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "replace")
-    if isinstance(value, float):
-        return str(int(value))
-    return str(value)
-
-
-# -- the classifier ------------------------------------------------------------------------------------------------
-
-
-def accuracy(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> float:
-    """Return the share of test rows that a ridge classifier assigns to the correct class.
+def are_correct(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> np.ndarray:
+    """Return a mask of the test rows that a ridge classifier assigns to the correct class, bool (n_test,).
 
     scikit-learn's `RidgeClassifierCV` is equally accurate, but importing it takes longer than making the whole report.
 
@@ -140,15 +24,15 @@ def accuracy(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> float:
         Mask of the test rows. All other rows are training rows.
     """
     is_train = ~is_test
-    x = _standardized(rows, is_train)
+    x = standardized(rows, is_train)
     targets = np.eye(codes.max() + 1)[codes[is_train]]
     offset = targets.mean(axis=0)
     weights = _ridge_weights(x[is_train], targets - offset)
     scores = x[is_test] @ weights + offset
-    return float((scores.argmax(axis=1) == codes[is_test]).mean())
+    return np.asarray(scores.argmax(axis=1) == codes[is_test])
 
 
-def _standardized(rows: np.ndarray, is_train: np.ndarray) -> np.ndarray:
+def standardized(rows: np.ndarray, is_train: np.ndarray) -> np.ndarray:
     """Standardize rows in float64, so that training rows have mean 0 and standard deviation 1 in each column.
 
     Columns that are constant in the training rows become 0.

@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, NoInput, ReadFailed, printable, quantity
-from pipeline.model import Model, load_model
+from pipeline.model import load_model
 from pipeline.output.records import Entry, fault_of, plain_name, published_file, read_manifest
-from pipeline.report.rows import Fault, PartLine, Preprocessing, RowCheck, check_rows
-from pipeline.shards.columns import reordered
-from pipeline.shards.shard import Shard, with_offset, with_preparation
-from pipeline.shards.vet import Selection, vet
+from pipeline.report.inputs import Inputs, preprocessing_of
+from pipeline.report.rows import Fault, Preprocessing, RowCheck, check_rows
 
 __all__ = ["Verification", "verify"]
 
@@ -93,7 +91,7 @@ def verify(output: str, n_rows: int | None = None) -> Verification:
         return Verification(output, len(entries), n_bytes, faults=tuple(faults), unchecked=(_NOT_ENCODED,))
     wrong_files = {each.file for each in faults}
     parts = [part for part in manifest["parts"] if part["file"] not in wrong_files]
-    inputs = _Inputs(manifest, preprocessing.model)
+    inputs = Inputs(manifest, preprocessing.model)
     rows = check_rows(directory, parts, inputs.shard, preprocessing, n_rows)
     return Verification(output, len(entries), n_bytes, rows, (*faults, *rows.faults), rows.unchecked)
 
@@ -139,44 +137,4 @@ def _load_preprocessing(directory: Path, manifest: Mapping[str, Any], faults: li
         # The file matches its digest in the manifest, but its content is invalid.
         faults.append(Fault(_MODEL, str(error)))
         return None
-    config = manifest["config"]
-    on_drift = config.get("on_drift", config.get("out_of_range"))  # earlier versions used the second name
-    clips = bool(config.get("model")) and on_drift == "clip"
-    return Preprocessing(model, config.get("missing_value"), clips)
-
-
-class _Inputs:
-    """Input shards of a run, which are opened at the paths in the manifest or in the input directories."""
-
-    def __init__(self, manifest: Mapping[str, Any], model: Model) -> None:
-        request = manifest["request"]
-        self._shards = request["inputs"]["shards"]
-        self._folders = request.get("folders", [])
-        self._orientation = manifest["config"].get("orientation")
-        self._model = model
-
-    def shard(self, part: PartLine) -> Shard:
-        """Return the shard of a part.
-
-        Raises
-        ------
-        NoInput
-            If the input file no longer exists.
-        DataError
-            If the input file has changed.
-        """
-        before = self._shards[part["shard"]]
-        shard = vet(self._path(part), Selection(part["dataset"], self._orientation))
-        identity = shard.identity
-        if (identity.size, identity.mtime_ns) != (before["n_bytes"], before["changed"]):
-            raise DataError("the file has changed since the run")
-        if "column_order" in before:
-            shard = reordered(shard, self._model.columns)
-        return with_preparation(with_offset(shard, self._model.offset), self._model.preparation)
-
-    def _path(self, part: PartLine) -> Path:
-        path = Path(part["path"])
-        for candidate in (path, *(Path(folder) / path.name for folder in self._folders)):
-            if candidate.is_file():
-                return candidate
-        raise NoInput(f"the file no longer exists at this path or in {', '.join(map(printable, self._folders))}")
+    return preprocessing_of(manifest, model)

@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, ClassVar
 
@@ -24,6 +24,8 @@ from pipeline.model import Model
 from pipeline.output.publication import Publication
 from pipeline.output.records import SINGLE_FILE, Entry, fault_of, plain_name
 from pipeline.report.facts import bad_data_facts, earlier_run_facts, input_facts, sample_facts
+from pipeline.report.judgment import judge, judgment_facts
+from pipeline.report.measures import LabelChoice
 from pipeline.report.page.build import page_bytes, report_bytes
 from pipeline.report.rows import Preprocessing, RowCheck, check_rows
 from pipeline.report.sample import PartSource, SampleSpec, largest_sample
@@ -124,8 +126,9 @@ class FinishStage:
         assert self.results is not None
         finish = _Finish(self.prepared, self.results, context)
         verification = finish.verify()
-        summary = finish.summarize()
-        report = finish.report(summary, verification)
+        sample = finish.sample()
+        summary = finish.summarize(sample)
+        report = finish.report(summary, verification, sample)
         finish.publish(summary, verification, report)
         return summary
 
@@ -183,14 +186,28 @@ class _Finish:
             "operations with THEANO_FLAGS=optimizer_excluding=fused."
         )
 
-    def summarize(self) -> Summary:
-        """Return the numbers of the run."""
+    def sample(self) -> dict[str, Any] | None:
+        """Return facts about some rows and their features for the report. Log a warning if they are incomplete."""
+        config = self._prepared.config
+        folder = self._ledger.directory
+        sources = []
+        for part in self._parts:
+            block = Block(self._prepared.shards[part.shard], part.start, part.stop)
+            sources.append(PartSource(block, folder / part.entry.file))
+        preprocessing = self._preprocessing
+        spec = SampleSpec(
+            self._model, preprocessing.missing, preprocessing.clips, config.machine.memory_budget, config.training.seed
+        )
+        return sample_facts(sources, spec, LabelChoice(config.inputs.include, config.inputs.labels))
+
+    def summarize(self, sample: Mapping[str, Any] | None) -> Summary:
+        """Return the numbers of the run, with a judgment of the features from a sample."""
         prepared = self._prepared
         training = {} if prepared.given_model is not None else self._model.about["training"]
         baseline = training.get("baseline") or {}  # version 0.1.0 did not store it
         n_unreadable = len(self._scan.unreadable) if self._scan else 0
         state = self._context.state
-        return Summary(
+        summary = Summary(
             output=prepared.config.results.output,
             n_rows=sum(part.n_rows for part in self._parts),
             n_inputs=self._model.n_inputs,
@@ -207,15 +224,18 @@ class _Finish:
             compiling=state.seconds_compiling,
             gave_up=gave_up(training),
         )
+        judgment = judge(asdict(summary), sample, prepared.config.flat())
+        return replace(summary, judgment=judgment.remark)
 
-    def report(self, summary: Summary, verification: Mapping[str, Any]) -> dict[str, Any]:
+    def report(
+        self, summary: Summary, verification: Mapping[str, Any], sample: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
         """Return the content of report.json. Its size does not grow with the number of rows, shards or warnings."""
         prepared = self._prepared
         context = self._context
         config = prepared.config
         state = context.state
         request = prepared.request.of_all()
-        sample = self._sample()  # before the warnings are read, because a failure adds a warning
         report = {
             "made": datetime.now().astimezone().isoformat(" ", "seconds"),
             "command": " ".join(context.command),
@@ -234,6 +254,7 @@ class _Finish:
             "bad": bad_data_facts(prepared.shards, prepared.bad_shards, self._scan, config.bad_data.missing_value),
             **earlier_run_facts(self._ledger.directory, request),
             "sample": sample,
+            "judgment": judgment_facts(judge(asdict(summary), sample, config.flat())),
             **self._facts,
         }
         state.end_stage("report")
@@ -267,20 +288,6 @@ class _Finish:
         self._ledger.sweep(*self._kept_keys)
 
     # -- private --
-
-    def _sample(self) -> dict[str, Any] | None:
-        """Return facts about some rows and their features for the report."""
-        config = self._prepared.config
-        folder = self._ledger.directory
-        sources = []
-        for part in self._parts:
-            block = Block(self._prepared.shards[part.shard], part.start, part.stop)
-            sources.append(PartSource(block, folder / part.entry.file))
-        preprocessing = self._preprocessing
-        spec = SampleSpec(
-            self._model, preprocessing.missing, preprocessing.clips, config.machine.memory_budget, config.training.seed
-        )
-        return sample_facts(sources, spec)
 
     def _stages(self) -> dict[str, dict[str, Any]]:
         """Return the times of each finished stage, and its rows and bytes if it processed all of them."""

@@ -13,7 +13,8 @@ import numpy as np
 from pipeline.cluster.pool import check_settings
 from pipeline.columns import Columns
 from pipeline.device import TILE_ROWS
-from pipeline.errors import ConfigError, DataError, printable
+from pipeline.errors import ConfigError, DataError, printable, short_list
+from pipeline.labels import extra_of
 from pipeline.model import Model, load_model
 from pipeline.output.inside import files_inside
 from pipeline.run.budget import Budget, make_budget, repeated_chunks, too_wide
@@ -30,6 +31,8 @@ from pipeline.shards.shard import Shard, leave_out_extras, with_offset, with_pre
 __all__ = ["Prepared", "prepare", "too_many_bad_shards"]
 
 log = logging.getLogger(__name__)
+
+_MAX_NAMES = 20  # extras that a message lists
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def prepare(config: Config) -> Prepared:
     _log_settings(config, settings, given_model)
     _refuse(_complaints(settings, shards, given_model))
     shards = _without_wide_extras(settings, shards)
+    _check_labels(settings.inputs.labels, shards)
     network = network_of(settings.network, n_inputs)
     n_replicas = 0 if given_model else settings.training.replicas
     # This can refuse the settings, so it comes before the output directory is created.
@@ -143,6 +147,18 @@ def prepare(config: Config) -> Prepared:
         log.warning("%s", warning)
     request = request_of(settings, shards, given_model, budget)
     return Prepared(settings, shards, bad_shards, given_model, budget, request)
+
+
+def _check_labels(labels: str | None, shards: Sequence[Shard]) -> None:
+    """Raise `ConfigError` if no extra has the name of the labels."""
+    names = [extra.name for extra in shards[0].extras]
+    if labels is None or extra_of(labels, names) is not None:
+        return
+    known = short_list(sorted(names), _MAX_NAMES)
+    raise ConfigError(
+        f"labels: {printable(labels)}, expected one of the extras ({printable(known)}). To copy a dataset of another "
+        f"group, use --include {printable(labels)}."
+    )
 
 
 def _log_settings(config: Config, settings: Settings, given_model: Model | None) -> None:

@@ -230,9 +230,11 @@ def plain_request(request: Request) -> dict[str, Any]:
 def is_acceptable(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     """Return whether a finished run satisfies settings that do not determine its results.
 
-    These are the limits on bad data and the optional files.
+    These are the limits on bad data, the optional files, and the labels of the report.
     """
     config = prepared.config
+    if config.inputs.labels not in (None, manifest["config"].get("labels")):
+        return False
     summary = manifest["summary"]
     files = {plain_name(line["file"]) for line in manifest["files"]}
     if config.bad_data.on_bad_data == "quarantine" and QUARANTINE not in files:

@@ -43,6 +43,8 @@ class Summary:
         Seconds of the compiler, which stages do not include.
     gave_up : str
         A sentence about the epochs that a deadline prevented, or an empty string.
+    judgment : str
+        Sentences on the features compared with baselines, or an empty string.
     before : bool
         Whether an earlier run had finished everything.
     """
@@ -63,6 +65,7 @@ class Summary:
     mean: float | None = None
     compiling: float = 0.0
     gave_up: str = ""
+    judgment: str = ""
 
     def __str__(self) -> str:
         verb = "Already complete" if self.before else "Done"
@@ -91,6 +94,8 @@ class Summary:
 
     def _remarks(self) -> str:
         remarks = []
+        if self.judgment:
+            remarks.append(self.judgment)
         if self.n_bad:
             remarks.append(f"{quantity(self.n_bad, 'bad row')} with NaN features.")
         if self.n_bad_shards:

@@ -169,6 +169,14 @@ class InputSettings:
         "the same length are copied anyway.",
         former_names=("carry", {}),
     )
+    labels: str | None = _setting(
+        None,
+        DATASET,
+        "nothing",
+        "Extra with the labels, for the report: it compares the accuracy of a classifier on the features and on "
+        "principal components. Default: the first usable one of --include, y, label, target, class, or any other; "
+        "none that is named like a batch or an id.",
+    )
     model: str | None = _setting(
         None, FILES, "inputs", "Encode with this model.h5, or with the model of this output directory; train nothing."
     )

@@ -25,7 +25,7 @@ _COMPLAINTS_LISTED = 50  # each line of a file that is not a configuration can c
 
 # Groups of settings in --help.
 _STAGES = {
-    "input": ("input", "follow", "dataset", "orientation", "match_columns", "include"),
+    "input": ("input", "follow", "dataset", "orientation", "match_columns", "include", "labels"),
     "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value", "impute"),
     "model": (
         *("model", "n_features", "hidden", "activation", "code_activation", "decoder_gain"),

@@ -102,7 +102,7 @@ def test_attention_section_comes_first_and_is_bounded(report: dict[str, Any]) ->
 
 def test_attention_section_is_empty_only_without_tables(report: dict[str, Any]) -> None:
     """A few rows outside the range cause no warning, but are listed in a table."""
-    without_warnings = report | {"warnings": {"n": 0, "first": []}, "bad": {}, "taken_over": []}
+    without_warnings = report | {"warnings": {"n": 0, "first": []}, "bad": {}, "taken_over": [], "sample": None}
     (nothing,) = page_of(without_warnings | {"drift": None}).sections[0].items
     assert isinstance(nothing, str)
     assert nothing not in page_of(without_warnings).sections[0].items
@@ -221,8 +221,8 @@ def test_page_without_a_sample_says_why(report: dict[str, Any]) -> None:
 @each(
     "error, components, mean, numbers",
     [
-        (0.0077, 0.0104, 0.0873, ["26 % below", "4 principal components"]),
-        (0.0120, 0.0104, 0.0873, ["15 % above", "4 principal components"]),
+        (0.0077, 0.0104, 0.0873, ["26 % better", "4 principal components"]),
+        (0.0120, 0.0104, 0.0873, ["15 % worse", "4 principal components"]),
         (0.0103, 0.0104, 0.0873, ["4 principal components"]),
         (8e-6, 3e-6, 0.123, ["4 principal components"]),
         (0.01, None, None, ["0.01"]),

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.report import probe
 from pipeline.report.measures import measure
-from pipeline.report.probe import NONE, accuracy, labels_of
+from pipeline.report.probe import are_correct
 from pipeline.report.sample import Sample, SampleSpec, draw_sample
 from tests.support.cases import each
 from tests.support.pages import make_parts, model_of
@@ -109,32 +109,6 @@ def test_rows_of_image_shape_are_shown_as_images(
     assert pairs["shape"] == expected
 
 
-LABELS = {
-    "integers": ({"y": np.arange(60) % 3}, ("y", ("0", "1", "2"))),
-    "texts": ({"kind": np.array(["b", "a"] * 30, object)}, ("kind", ("a", "b"))),
-    "whole floats": ({"y": np.arange(60) % 2 + 0.0}, ("y", ("0", "1"))),
-    "a usual name first": ({"a": np.arange(60) % 2, "target": np.arange(60) % 3}, ("target", ("0", "1", "2"))),
-    "bools": ({"ok": np.arange(60) % 2 == 0}, ("ok", ("False", "True"))),
-    "ids": ({"row_id": np.arange(60)}, None),
-    "measurements": ({"y": np.linspace(0, 1, 60)}, None),
-    "one label": ({"y": np.zeros(60, int)}, None),
-    "a mask": ({"y_present": np.arange(60) % 2 == 0}, None),
-}
-
-
-@each("extras, expected", LABELS.values())
-def test_labels_are_distinguished_from_other_extras(extras: dict[str, np.ndarray], expected: object) -> None:
-    found = labels_of(extras, {})
-    assert (found and (found.name, found.names)) == expected
-
-
-def test_codes_are_named_by_category_and_missing_ones_ignored() -> None:
-    found = labels_of({"y": np.array([0, 1, -1] * 5)}, {"y": np.array([b"cat", b"dog"], object)})
-    assert found is not None
-    assert found.names == ("cat", "dog")
-    assert found.codes.tolist() == [0, 1, NONE] * 5
-
-
 def test_probe_finds_labels_in_features_but_not_in_noise() -> None:
     rng = np.random.default_rng(0)
     codes = np.arange(900) % 3
@@ -146,6 +120,10 @@ def test_probe_finds_labels_in_features_but_not_in_noise() -> None:
     clear[:, 7] = 3.0
     assert accuracy(clear, codes, is_test) == 1.0
     assert 0.2 < accuracy(noise, codes, is_test) < 0.47  # three standard errors around a third
+
+
+def accuracy(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> float:
+    return float(are_correct(rows, codes, is_test).mean())
 
 
 def random_rows(n_rows: int, n_columns: int, rank: int | None = None) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.features import open_features
 from pipeline.output.records import read_manifest
-from pipeline.report.page.build import read_page, text_of
+from pipeline.report.page.build import checked_page, read_report, text_of
 from pipeline.report.verify import verify
 from tests.support.interruptions import FullDisk, stamps
 from tests.support.logged import mentions, reuses
@@ -41,7 +41,7 @@ def test_stored_features_differ_by_the_reported_error(workspace: Workspace, out:
                 np.testing.assert_array_equal(file["features"], found)
                 assert f'"max_error": {storage["max_error"]}' in file.attrs["storage"]
         assert not verify(str(output), 1000).faults
-        assert f" as {storage['dtype']}" in text_of(read_page(output))
+        assert f" as {storage['dtype']}" in text_of(checked_page(read_report(output), output))
 
 
 def test_features_that_need_more_than_float16_are_float32(workspace: Workspace, out: Path, caplog: Any) -> None:

@@ -19,6 +19,7 @@ SAMPLES = {
     "orientation": ("rows", "columns", "rows"),
     "match_columns": ("name", "ignore", "order"),
     "include": (("a",), ("b/c", "d"), ("e", "f")),
+    "labels": ("a", "b/c", "d"),
     "output": ("a", "b", "c"),
     "model": ("a", "b", "c"),
     "n_features": (1, 2, 3),

@@ -18,13 +18,13 @@ from pipeline.output.records import published_file
 from pipeline.report.page.document import Command, Figure, Item, Page, Table
 from pipeline.report.page.quality import quality
 from pipeline.report.page.run import change, settings, steps, time_spent
-from pipeline.report.page.verdict import action_needed, notices, verdict
+from pipeline.report.page.verdict import action_needed, status, verdict
 from pipeline.report.page.words import cut
 
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["html_of", "page_bytes", "page_of", "read_page", "read_report", "report_bytes", "text_of"]
+__all__ = ["checked_page", "html_of", "page_bytes", "page_of", "read_report", "report_bytes", "text_of"]
 
 log = logging.getLogger(__name__)
 
@@ -42,11 +42,12 @@ def page_of(report: Mapping[str, Any]) -> Page:
         If the values are not a report.
     """
     sections = [make(report) for make in (action_needed, quality, change, time_spent, steps, settings)]
-    n_notices, _ = notices(report)
+    state = status(report)
     return Page(
         title=f"shardpress: {cut(Path(report['config']['output']).name, 60)}",
         verdict=verdict(report),
-        has_warnings=n_notices > 0,
+        status=state,
+        is_good=state == "OK",
         sections=tuple(section for section in sections if section is not None and section.items),
     )
 
@@ -110,12 +111,14 @@ def _read(path: Path, where: str) -> bytes:
         raise NotPermitted(f"{where}: {error.strerror}, expected permission to read the file") from error
 
 
-def read_page(directory: str | Path) -> Page:
-    """Return the page of an output directory.
+def checked_page(report: Mapping[str, Any], directory: str | Path) -> Page:
+    """Return the page of a report that was read from an output directory.
 
-    This function raises the errors of `read_report`, and `DataError` if the file is not a report.
+    Raises
+    ------
+    DataError
+        If the values are not a report.
     """
-    report = read_report(directory)
     try:
         return page_of(report)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -152,7 +155,7 @@ def _kind(item: Item) -> str:
 
 def text_of(page: Page) -> str:
     """Return a page as plain text, for mail and terminals. Tables with the same numbers replace the figures."""
-    lines = [page.title, "", "", "Summary", "=======", "", *wrap(page.verdict, _TEXT_WIDTH)]
+    lines = [page.title, "", "", "Summary", "=======", "", *wrap(f"{page.status}. {page.verdict}", _TEXT_WIDTH)]
     for section in page.sections:
         lines += ["", "", section.title, "=" * len(section.title)]
         for item in section.items:

@@ -86,12 +86,15 @@ class Page:
     Attributes
     ----------
     verdict : str
-        Summary of the run in one sentence.
-    has_warnings : bool
-        Whether the page contains warnings.
+        Summary of the run in a few sentences.
+    status : str
+        State of the run in one or two words.
+    is_good : bool
+        Whether there are no warnings, and nothing speaks against the features.
     """
 
     title: str
     verdict: str
-    has_warnings: bool
+    status: str
+    is_good: bool
     sections: tuple[Section, ...]

@@ -71,23 +71,30 @@ def _probe(sample: Mapping[str, Any]) -> Iterator[Item]:
     probe = sample.get("probe")
     if not probe:
         return
-    accuracies = {
-        "features": probe["features"],
-        f"{probe['n_components']} components": probe["components"],
-        "raw columns": probe["columns"],
-        "most frequent label": probe["commonest"],
+    n = probe["n_components"]
+    names = {
+        "features": f"{n} features",
+        "components": f"{n} components",
+        "standardized": f"{n} components, standardized",
+        "columns": "raw columns",
+        "commonest": "most frequent label",
     }
-    largest_deviation = max(_deviation(share, probe["n_test"]) for share in accuracies.values())
+    accuracies = {names[key]: probe[key] for key in names if key in probe}  # earlier versions measured fewer
     note = (
         f"A ridge classifier, trained on the labels {cut(probe['labels'], 40)} of {count(probe['n_train'])} rows and "
-        f"tested on {count(probe['n_test'])} other rows. Margin of error: {percent(2 * largest_deviation)}."
+        f"tested on {count(probe['n_test'])} other rows.{_note_on_margins(probe)}"
     )
-    yield bars("Accuracy of a linear probe", accuracies, percent, note)
+    yield bars("Accuracy of a linear classifier", accuracies, percent, note)
 
 
-def _deviation(share: float, n: int) -> float:
-    """Return the standard deviation of a fraction of `n` independent rows."""
-    return (share * (1 - share) / n) ** 0.5
+def _note_on_margins(probe: Mapping[str, Any]) -> str:
+    margins = probe.get("margins")
+    if not margins:
+        return ""
+    return (
+        f" Error bars of the differences from the features, two standard errors of paired differences: at most "
+        f"{percent(max(margins.values()))}."
+    )
 
 
 def _points(sample: Mapping[str, Any]) -> Iterator[Item]:

@@ -194,8 +194,10 @@ def steps(report: Mapping[str, Any]) -> Section:
     config = report["config"]
     output = shlex.quote(cut(config["output"], 120))
     commands: list[Item] = []
-    if (report.get("sample") or {}).get("probe"):
-        commands.append(Command("Train a classifier on the features", f"shardpress classify --features {output}"))
+    probe = (report.get("sample") or {}).get("probe")
+    if probe:
+        line = f"shardpress classify --features {output} --labels {shlex.quote(cut(probe['labels'], 120))}"
+        commands.append(Command("Train a classifier on the features", line))
     if config.get("model") is None:
         line = f"shardpress run --model {output} --input NEW --output {output}-new"
         commands.append(Command("Encode other shards with this model", line))

@@ -1,4 +1,4 @@
-"""Summary of a run in one sentence, and the section about warnings, bad data and drift."""
+"""Summary of a run in a few sentences, and the section about warnings, bad data and drift."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pipeline.errors import quantity
+from pipeline.report.judgment import Judgment, judge
 from pipeline.report.page.document import Item, Section, Table
 from pipeline.report.page.words import column, count, cut, number, path, percent
 from pipeline.text import exact_duration
 
-__all__ = ["action_needed", "drift", "notices", "verdict"]
+__all__ = ["action_needed", "drift", "judgment", "notices", "status", "verdict"]
 
 _MAX_LISTED = 10
-_SAME = 0.02  # errors with a smaller relative difference count as equal; another seed can cause this difference
-_NEGLIGIBLE = 1e-3  # fraction of the mean's error; the same as `NOTHING` in `pipeline.training.components`
 _ACTIONS = {
     "pass": "were encoded unchanged",
     "clip": "were clipped to this range",
@@ -23,42 +22,35 @@ _ACTIONS = {
 
 
 def verdict(report: Mapping[str, Any]) -> str:
-    """Return one sentence about the run."""
+    """Return a few sentences about the run and its features."""
     summary = report["summary"]
+    found = judgment(report)
     n_notices, _ = notices(report)
-    end = "No action is needed."
+    end = ""
     if n_notices:
         end = f"There {'is' if n_notices == 1 else 'are'} {quantity(n_notices, 'warning')}."
+    elif found.is_good:
+        end = "No action is needed."
     columns = f"{count(summary['n_rows'])} rows of {count(summary['n_inputs'])} columns"
     features = quantity(summary["n_features"], "feature")
     duration = exact_duration(sum(summary["seconds"].values()))
-    return f"Encoded {columns} into {features} per row in {duration}. {_error(report)}{end}"
+    parts = (f"Encoded {columns} into {features} per row in {duration}.", found.text, end)
+    return " ".join(part for part in parts if part)
 
 
-def _error(report: Mapping[str, Any]) -> str:
-    """Return a sentence on the reconstruction error, compared with the error of principal components if it is known."""
-    summary = report["summary"]
-    cost = summary.get("cost")
-    if cost is not None and summary.get("components") is not None:
-        return _error_and_baseline(summary)
-    error = (report.get("sample") or {}).get("mean_error", cost)
-    if error is None:
-        return ""
-    return f"The mean squared reconstruction error is {number(error)}. "
+def judgment(report: Mapping[str, Any]) -> Judgment:
+    """Return the judgment of the features, for reports of all versions."""
+    return judge(report["summary"], report.get("sample"), report.get("config", {}))
 
 
-def _error_and_baseline(summary: Mapping[str, Any]) -> str:
-    error = summary["cost"]
-    components = summary["components"]
-    baseline = f"{summary['n_features']} principal components"
-    negligible = _NEGLIGIBLE * (summary.get("mean") or 0.0)
-    if abs(error - components) < max(_SAME * components, negligible):
-        return f"The reconstruction error is about the same as with {baseline}. "
-    gain = 0.0
-    if components:
-        gain = 1 - error / components
-    side = "below" if gain > 0 else "above"
-    return f"The reconstruction error is {percent(abs(gain))} {side} the error of {baseline}. "
+def status(report: Mapping[str, Any]) -> str:
+    """Return the state of the run in one or two words."""
+    n_notices, _ = notices(report)
+    if n_notices:
+        return "Action needed"
+    if not judgment(report).is_good:
+        return "Check the features"
+    return "OK"
 
 
 # -- warnings and problems ------------------------------------------------------------------------------------------
@@ -100,6 +92,9 @@ def _warnings_of_summary(report: Mapping[str, Any]) -> Iterator[str]:
 def action_needed(report: Mapping[str, Any]) -> Section:
     """Return the section about warnings and problems: the number of each kind, and the first ten."""
     items = [*_warnings(report), *_bad_data(report.get("bad", {})), *drift(report.get("drift"))]
+    found = judgment(report)
+    if not found.is_good:
+        items.append(f"The features are no better than a baseline, see the summary. {found.suggestion}")
     gave_up = report["summary"].get("gave_up")
     if gave_up:
         items.append(cut(gave_up))

@@ -1,0 +1,73 @@
+"""Tests of labels: which extra is chosen, and how its values become codes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.labels import NONE, candidates, extra_of, first_included, labels_of
+from tests.support.cases import each
+
+LABELS = {
+    "integers": ({"y": np.arange(60) % 3}, ("y", ("0", "1", "2"))),
+    "texts": ({"kind": np.array(["b", "a"] * 30, object)}, ("kind", ("a", "b"))),
+    "whole floats": ({"y": np.arange(60) % 2 + 0.0}, ("y", ("0", "1"))),
+    "a usual name first": ({"a": np.arange(60) % 2, "target": np.arange(60) % 3}, ("target", ("0", "1", "2"))),
+    "bools": ({"ok": np.arange(60) % 2 == 0}, ("ok", ("False", "True"))),
+    "ids": ({"row_id": np.arange(60)}, None),
+    "measurements": ({"y": np.linspace(0, 1, 60)}, None),
+    "one label": ({"y": np.zeros(60, int)}, None),
+    "a mask": ({"y_present": np.arange(60) % 2 == 0}, None),
+    "a batch": (
+        {"batch": np.arange(60) % 2, "batch_y": np.arange(60) % 2, "y": np.arange(60) % 3},
+        ("y", ("0", "1", "2")),
+    ),
+    "batches and ids": ({"batchId": np.arange(60) % 2, "CV-fold": np.arange(60) % 2, "id": np.arange(60) % 9}, None),
+    "names that contain a word": ({"kidney": np.arange(60) % 2}, ("kidney", ("0", "1"))),
+}
+
+
+@each("extras, expected", LABELS.values())
+def test_labels_are_distinguished_from_other_extras(extras: dict[str, np.ndarray], expected: object) -> None:
+    found = labels_of(extras, {})
+    assert (found and (found.name, found.names)) == expected
+
+
+def test_codes_are_named_by_category_and_missing_ones_ignored() -> None:
+    found = labels_of({"y": np.array([0, 1, -1] * 5)}, {"y": np.array([b"cat", b"dog"], object)})
+    assert found is not None
+    assert found.names == ("cat", "dog")
+    assert found.codes.tolist() == [0, 1, NONE] * 5
+
+
+def test_included_labels_come_first_unless_they_are_batches() -> None:
+    kinds = np.arange(60) % 3
+    extras = {"batch": kinds, "cell_type": kinds, "y": kinds, "depth": np.linspace(0, 1, 60)}
+    for include, expected in (
+        (["obs/batch", "obs/cell_type"], "cell_type"),
+        (["obs/depth", "obs/cell_type"], "cell_type"),
+        (["obs/batch"], "y"),
+        ([], "y"),
+    ):
+        found = labels_of(extras, {}, include)
+        assert found is not None
+        assert found.name == expected
+    assert candidates(list(extras), ["obs/cell_type"]) == ["cell_type", "y", "depth"]
+    assert first_included(list(extras), ["obs/cell_type"]) == ["cell_type", "y"]
+
+
+def test_named_labels_are_used_even_if_they_are_a_batch_but_no_others() -> None:
+    many = np.arange(600) % 100
+    extras = {"obs_batch": np.arange(600) % 2, "types": many, "y": many % 3, "depth": np.linspace(0, 1, 600)}
+    for named, n_labels in (("obs/batch", 2), ("types", 100), ("obs/y", 3)):
+        found = labels_of(extras, {}, named=named)
+        assert found is not None
+        assert len(found.names) == n_labels
+    assert labels_of(extras, {}, named="depth") is None
+    assert labels_of(extras, {}, named="other") is None
+
+
+def test_paths_are_resolved_as_extras_are_named() -> None:
+    assert extra_of("obs/kind", ["kind"]) == "kind"
+    assert extra_of("obs/kind", ["kind", "obs_kind"]) == "obs_kind"
+    assert extra_of("kind", ["kind"]) == "kind"
+    assert extra_of("obs/kind", ["obs"]) is None
