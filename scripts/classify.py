@@ -1,6 +1,6 @@
 """Train a scikit-learn classifier on features, and print its accuracy.
 
-    python scripts/classify.py                     features/, labels "y"
+    python scripts/classify.py                     features/, labels "y", or the only extra with labels
     python scripts/classify.py --features compact --labels y --test more
 
 `shardpress classify` does the same. The classifier is a logistic regression on standardized columns, trained until it

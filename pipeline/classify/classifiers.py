@@ -1,7 +1,7 @@
-"""Logistic regression on three representations of the same rows, in memory or out of core.
+"""Logistic regression on four representations of the same rows, in memory or out of core.
 
 All classifiers are multinomial, and are trained on standardized columns with scikit-learn's default penalty. In memory,
-scikit-learn's `LogisticRegression` is fitted until it converges. Out of core, each pass over the files trains all three
+scikit-learn's `LogisticRegression` is fitted until it converges. Out of core, each pass over the files trains all four
 classifiers, and a classifier is trained until its loss on held-out rows stops falling.
 """
 
@@ -73,7 +73,7 @@ def fits_in_memory(rows: Rows, n_classes: int, memory_budget: int) -> bool:
     """Return whether the rows fit in memory, together with the copies and scores that scikit-learn makes."""
     n_rows = len(rows.train) + len(rows.test)
     n_inputs = rows.model.n_inputs
-    width = 4 * n_inputs + 2 * rows.model.n_features + 2 * n_classes
+    width = 4 * n_inputs + 3 * rows.model.n_features + 2 * n_classes
     return n_rows * width * _dtype(n_rows * n_inputs).itemsize <= memory_budget
 
 
@@ -83,9 +83,15 @@ def _dtype(n_values: int) -> np.dtype:
     return np.dtype(np.float32)
 
 
-def _names(rows: Rows, n_components: int) -> tuple[str, str, str]:
+def _names(rows: Rows, n_components: int) -> tuple[str, str, str, str]:
     model = rows.model
-    return f"{model.n_features} features", f"{n_components} principal components", f"{model.n_inputs} raw columns"
+    components = f"{n_components} principal components"
+    return (
+        f"{model.n_features} features",
+        components,
+        f"{components} of standardized columns",
+        f"{model.n_inputs} raw columns",
+    )
 
 
 # -- in memory -----------------------------------------------------------------------------------------------------
@@ -95,13 +101,20 @@ def _in_memory(rows: Rows, max_passes: int, seed: int) -> dict[str, Outcome]:
     n_train = len(rows.train)
     features, raw, codes = _load(rows)
     n_components = min(rows.model.n_features, n_train)  # not more than the number of training rows
-    pca = PCA(n_components, random_state=seed).fit(raw[:n_train])
-    tables = (features, pca.transform(raw), raw)
+    components = _components(raw, n_train, n_components, seed)
+    raw = StandardScaler(copy=False).fit(raw[:n_train]).transform(raw)
+    standardized = _components(raw, n_train, n_components, seed)
+    tables = (features, components, standardized, raw)
     tolerance = 1e-4 if raw.dtype == np.float64 else 1e-3
     outcomes = {}
-    for name, table in zip(_names(rows, pca.n_components_), tables, strict=True):
+    for name, table in zip(_names(rows, components.shape[1]), tables, strict=True):
         outcomes[name] = _fit_and_test(name, table, codes, n_train, tolerance, max_passes)
     return outcomes
+
+
+def _components(rows: np.ndarray, n_train: int, n_components: int, seed: int) -> np.ndarray:
+    """Return the principal components of rows (n_rows, n_inputs). The first `n_train` rows determine them."""
+    return np.asarray(PCA(n_components, random_state=seed).fit(rows[:n_train]).transform(rows))
 
 
 def _load(rows: Rows) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -281,16 +294,21 @@ def _check_budget(n_inputs: int, memory_budget: int) -> None:
 
 
 def _maps(rows: Rows, scaler: StandardScaler, moments: _Moments) -> Maps:
-    """Return functions that compute standardized features, principal components and raw columns."""
+    """Return functions that compute standardized features, two kinds of principal components, and raw columns."""
     mean, covariance = moments.result()
     n_components = min(rows.model.n_features, moments.n_rows)
     to_components = _largest_components(covariance, n_components).astype(np.float32)
-    to_columns = _inverse_root(np.diagonal(covariance)).astype(np.float32)
+    scales = _inverse_root(np.diagonal(covariance))
+    to_columns = scales.astype(np.float32)
+    covariance *= scales[:, None]  # in place, because the matrix can be large
+    covariance *= scales
+    to_standardized = (scales[:, None] * _largest_components(covariance, n_components)).astype(np.float32)
     mean = mean.astype(np.float32)
-    of_features, of_components, of_columns = _names(rows, n_components)
+    of_features, of_components, of_standardized, of_columns = _names(rows, n_components)
     return {
         of_features: lambda features, raw: scaler.transform(features),
         of_components: lambda features, raw: (raw - mean) @ to_components,
+        of_standardized: lambda features, raw: (raw - mean) @ to_standardized,
         of_columns: lambda features, raw: (raw - mean) * to_columns,
     }
 

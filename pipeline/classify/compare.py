@@ -1,14 +1,15 @@
-"""Comparison of three representations of the rows of finished runs, by the accuracy of a classifier."""
+"""Comparison of four representations of the rows of finished runs, by the accuracy of a classifier."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from pipeline.classify.choice import label_name
 from pipeline.classify.classifiers import Outcome, compare
 from pipeline.classify.rows import LEFT_OUT, Piece, Rows, classes_of, cut_into_pieces, has_label, held_out, labels_of
 from pipeline.errors import DataError, printable, quantity
@@ -32,8 +33,8 @@ class Options:
         Output directory of a run.
     test : str or None
         Output directory with the test rows. By default, a fifth of the rows of each class is held out.
-    labels : str
-        Name of the extra dataset with the labels.
+    labels : str or None
+        Name of the extra dataset with the labels. By default, it is chosen by `label_name`.
     passes : int
         Maximum number of passes over the training rows.
     memory_budget : int
@@ -44,7 +45,7 @@ class Options:
 
     features: str
     test: str | None
-    labels: str
+    labels: str | None
     passes: int
     memory_budget: int
     seed: int
@@ -65,6 +66,8 @@ class Comparison:
     ----------
     outcomes : dict of str to Outcome
         Outcome for each representation, by its name.
+    labels : str
+        Name of the extra dataset with the labels.
     tested_on : str
         Description of the test rows.
     n_classes : int
@@ -76,6 +79,7 @@ class Comparison:
     """
 
     outcomes: dict[str, Outcome]
+    labels: str
     tested_on: str
     n_classes: int
     n_train: int
@@ -83,7 +87,7 @@ class Comparison:
     n_unlabelled: int
 
     def __str__(self) -> str:
-        head = f"Accuracy of a logistic regression on {self.tested_on}, {self.n_classes} classes, "
+        head = f"Accuracy of a logistic regression on {self.tested_on}, {self.n_classes} classes of {self.labels}, "
         lines = [f"{head}{self.n_train} training rows:"]
         for name, outcome in self.outcomes.items():
             note = ""
@@ -97,7 +101,7 @@ class Comparison:
 
 
 def compare_representations(options: Options) -> Comparison:
-    """Train a classifier on three representations of the same rows.
+    """Train a classifier on four representations of the same rows.
 
     Raises
     ------
@@ -107,7 +111,9 @@ def compare_representations(options: Options) -> Comparison:
         If the labels cannot be used, if the features were computed with another model, or if input rows have changed.
     """
     model, runs = _open_runs(options)
-    codes = _codes(options, runs)
+    name = label_name(options.features, runs[0], options.labels)
+    options = replace(options, labels=name)  # for messages
+    codes = _codes(options, runs, name)
     is_valid = np.concatenate([run.valid.compute() for run in runs])
     n_unlabelled = int((codes[is_valid] == LEFT_OUT).sum())
     codes[~is_valid] = LEFT_OUT
@@ -116,6 +122,7 @@ def compare_representations(options: Options) -> Comparison:
     rows = Rows(_pieces(options, runs, model), model, codes, is_test)
     return Comparison(
         outcomes=compare(rows, int(codes.max()) + 1, options.memory_budget, options.passes, options.seed),
+        labels=name,
         tested_on=_describe_test_rows(len(rows.test), options.test),
         n_classes=n_classes,
         n_train=len(rows.train),
@@ -147,13 +154,13 @@ def _test_rows(options: Options, runs: Sequence[Features], codes: np.ndarray) ->
     return np.arange(len(codes)) >= n_train
 
 
-def _codes(options: Options, runs: Sequence[Features]) -> np.ndarray:
+def _codes(options: Options, runs: Sequence[Features], name: str) -> np.ndarray:
     """Return the class of each row, or LEFT_OUT for a row without a label."""
     labels = []
     masks = []
     for directory, run in zip(options.directories, runs, strict=True):
-        labels.append(labels_of(directory, run, options.labels))
-        masks.append(has_label(run, options.labels))
+        labels.append(labels_of(directory, run, name))
+        masks.append(has_label(run, name))
     _, classes = classes_of([values[mask] for values, mask in zip(labels, masks, strict=True)])
     codes = np.full(sum(map(len, labels)), LEFT_OUT, dtype=np.int64)
     codes[np.concatenate(masks)] = classes

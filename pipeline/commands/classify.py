@@ -14,10 +14,11 @@ __all__ = ["DESCRIPTION", "configure", "run"]
 
 DESCRIPTION = """Measure how useful features are: train a scikit-learn classifier on them, and print its accuracy.
 
-    shardpress classify                     features/, labels "y"
+    shardpress classify                     features/, labels "y", or the only extra with labels
     shardpress classify --features compact --labels y --test more
 
-For comparison, the same classifier is also trained on the raw columns, and on the same number of principal components.
+For comparison, the same classifier is also trained on the raw columns, and on the same number of principal components
+of the columns with the run's scaling, and of standardized columns (mean 0 and unit variance).
 The classifier is a logistic regression on standardized columns, and is trained until it converges. Rows that do not fit
 in the memory budget are read again in every pass (out of core). Without --test, a fifth of the rows of each class is
 held out.
@@ -38,7 +39,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="Output directory with the features of test rows. Default: hold out a fifth of the rows.",
     )
     parser.add_argument(
-        "--labels", metavar="NAME", default="y", help="Extra dataset with the labels. Default: %(default)s."
+        "--labels",
+        metavar="NAME",
+        help="Extra dataset with the labels. Default: the --labels of the run, the first usable one of its --include, "
+        "y, label, target or class, or the only usable one.",
     )
     parser.add_argument(
         "--passes",

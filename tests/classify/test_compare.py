@@ -22,8 +22,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from pipeline.classify import classifiers
+from pipeline.classify.choice import label_name
 from pipeline.classify.rows import LEFT_OUT, Rows, classes_of, cut_into_pieces, has_label, held_out
 from pipeline.columns import NO_COLUMNS
+from pipeline.errors import DataError
 from pipeline.features import Features, open_features
 from pipeline.model import load_model
 from pipeline.scan.scaler import Scaler
@@ -74,7 +76,7 @@ def accuracies(
     def run(*flags: str) -> dict[str, float]:
         assert main(list(flags)) == 0
         rows = re.findall(r"^  ([\d.]+)  on (.*)$", capsys.readouterr().out, re.MULTILINE)
-        assert len(rows) == 3
+        assert len(rows) == 4
         return {name: float(value) for value, name in rows}
 
     return run
@@ -88,8 +90,13 @@ def scikit_learn_accuracies(x: np.ndarray, y: np.ndarray, encoded: np.ndarray) -
     is_test = held_out(classes_of([y])[1], seed=0)
     raw = MinMaxScaler().fit_transform(x)
     components = PCA(encoded.shape[1]).fit(raw[~is_test]).transform(raw)
+    standard = StandardScaler().fit(raw[~is_test]).transform(raw)
+    standardized = PCA(encoded.shape[1]).fit(standard[~is_test]).transform(standard)
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    return [model.fit(t[~is_test], y[~is_test]).score(t[is_test], y[is_test]) for t in (encoded, components, raw)]
+    return [
+        model.fit(t[~is_test], y[~is_test]).score(t[is_test], y[is_test])
+        for t in (encoded, components, standardized, raw)
+    ]
 
 
 @pytest.mark.process
@@ -156,7 +163,12 @@ def test_distant_clusters_are_classified(
     accuracies: Callable[..., dict[str, float]], test: list[str], budget: str
 ) -> None:
     found = accuracies("--features", "a", "--labels", "bytes", "--memory-budget", budget, *test)
-    assert list(found) == ["3 features", "3 principal components", "10 raw columns"]
+    assert list(found) == [
+        "3 features",
+        "3 principal components",
+        "3 principal components of standardized columns",
+        "10 raw columns",
+    ]
     assert min(found.values()) > 0.97
 
 
@@ -194,6 +206,31 @@ def test_renamed_mask_of_labels_is_used() -> None:
 def test_unreadable_label_is_no_label() -> None:
     labels = da.from_array(np.array([0, -(2**15), 1], "<i2"))
     assert has_label(Features(None, None, {"y": labels}, {}), "y").tolist() == [True, False, True]
+
+
+def run_with(config: dict[str, Any], **extras: np.ndarray) -> Features:
+    arrays = {name: da.from_array(values) for name, values in extras.items()}
+    return Features(None, None, arrays, {"config": config})
+
+
+def test_default_labels_are_included_or_usual_or_the_only_usable_ones() -> None:
+    kinds = np.arange(300) % 3
+    texts = np.array(["a", "b", "c"], object)[kinds]
+    numbers = np.linspace(0, 1, 300)
+    for config, extras, expected in (
+        ({}, {"y": kinds, "a": kinds}, "y"),
+        ({}, {"batch": kinds, "kind": texts, "score": numbers}, "kind"),
+        ({"include": ["obs/batch", "obs/b", "obs/a"]}, {"batch": kinds, "a": kinds, "b": texts, "y": kinds}, "b"),
+        ({"include": ["obs/a"], "labels": "obs/batch"}, {"batch": kinds, "a": kinds}, "batch"),
+    ):
+        run = run_with(config, **extras)
+        assert label_name("out", run, None) == expected
+        assert label_name("out", run, "obs/other") == "obs/other"
+        assert label_name("out", run, f"obs/{expected}") == expected
+    for extras, names in (({"a": kinds, "b": texts}, "a, b"), ({"score": numbers, "batch": kinds}, "batch")):
+        with pytest.raises(DataError) as caught:
+            label_name("out", run_with({}, **extras), None)
+        assert names in str(caught.value)
 
 
 @pytest.mark.compiler

@@ -1,0 +1,66 @@
+"""Choice of the extra that contains the labels of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from pipeline.errors import DataError, printable
+from pipeline.features import Features
+from pipeline.labels import candidates, extra_of, first_included, labels_in
+
+__all__ = ["label_name"]
+
+_MAX_ROWS = 100_000  # rows that are examined, spread over all rows
+
+
+def label_name(directory: str, run: Features, named: str | None) -> str:
+    """Return the name of the extra with the labels.
+
+    Parameters
+    ----------
+    directory : str
+        Output directory of the run.
+    run : Features
+        The opened run.
+    named : str or None
+        Name of an extra, or the path of its dataset. By default, the labels of the run are used. If it names none, the
+        first usable extra of ``--include`` or with a usual name is used, and otherwise the only usable extra.
+
+    Raises
+    ------
+    DataError
+        If no extra is named, and if none or several extras can contain labels.
+    """
+    config = run.manifest["config"]
+    names = list(run.extras)
+    named = named or config.get("labels")
+    if named is not None:
+        return extra_of(named, names) or named
+    include = config.get("include", ())
+    preferred = first_included(names, include)
+    for name in preferred:
+        if _has_labels(run, name):
+            return name
+    others = [name for name in candidates(names, include) if name not in preferred]
+    usable = [name for name in others if _has_labels(run, name)]
+    if len(usable) == 1:
+        return usable[0]
+    raise DataError(
+        f"features={printable(directory)}: {_found(usable)}, expected one extra with labels among {sorted(names)}. "
+        "Name the labels with --labels. To copy other datasets, use shardpress run --include GROUP/NAME."
+    )
+
+
+def _found(usable: Sequence[str]) -> str:
+    if not usable:
+        return "no extra contains labels"
+    return f"{len(usable)} extras can contain labels ({printable(', '.join(sorted(usable)))})"
+
+
+def _has_labels(run: Features, name: str) -> bool:
+    """Return whether an extra contains labels, from some of its values."""
+    values = run.extras[name]
+    values = np.asarray(values[:: max(1, len(values) // _MAX_ROWS)].compute())
+    return values.ndim == 1 and labels_in(name, values, run.categories.get(name)) is not None
