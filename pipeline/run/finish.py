@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import resource
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -238,6 +239,8 @@ class _Finish:
         request = prepared.request.of_all()
         report = {
             "made": datetime.now().astimezone().isoformat(" ", "seconds"),
+            "host": socket.gethostname(),
+            "directory": str(self._ledger.directory.resolve()),
             "command": " ".join(context.command),
             "config": config.flat(),
             "device": asdict(context.device),

@@ -17,9 +17,14 @@ from pipeline.report.page.svg import COLOURS
 from pipeline.report.page.verdict import action_needed, notices, verdict
 from pipeline.report.page.words import cut, path
 from tests.support.cases import each
+from tests.support.logged import mentions
 from tests.support.pages import Parsed, largest
 
 BACKGROUNDS = ("#ffffff", "#14181d")
+SUMMARY = {
+    **{"n_rows": 10, "n_inputs": 9, "n_features": 4, "seconds": {"scan": 1.0}, "device": "cpu"},
+    **{"cost": 0.5, "components": 0.7, "mean": 1.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -238,3 +243,33 @@ def test_verdict_compares_the_error_with_components(
     assert [number for number in numbers if number not in found] == []
     assert ("%" in found) == ("%" in numbers[0])
     assert ("components" in found) == (components is not None)
+
+
+def test_tables_that_repeat_figures_are_folded(report: dict[str, Any], html: str) -> None:
+    page = page_of(report)
+    items = [item for section in page.sections for item in section.items]
+    folded = [around for tag, _, around, _ in Parsed(html).elements if tag == "table" and "details" in around]
+    assert len(folded) == sum(isinstance(item, Figure) for item in items) > 0
+    assert len(Parsed(html).named("table")) == len(folded) + sum(isinstance(item, Table) for item in items)
+
+
+def test_title_contains_full_path_host_and_date(report: dict[str, Any]) -> None:
+    found = {**report, "directory": "/data/runs/a/features", "host": "node-7", "made": "2026-11-27 18:30:00+01:00"}
+    page = html_of(page_of(found))
+    ((_, title),) = Parsed(page).named("title")[:1]
+    ((_, heading),) = Parsed(page).named("h1")
+    assert mentions(title, "/data/runs/a/features", "node-7", "2026-11-27")
+    assert mentions(heading, "/data/runs/a/features")
+    assert mentions(text_of(page_of(found)), "node-7", "2026-11-27")
+    before = {name: value for name, value in report.items() if name not in ("directory", "host", "made")}
+    assert page_of(before).origin == ""
+    Parsed(html_of(page_of(before)))
+
+
+def test_numbers_are_never_broken(html: str) -> None:
+    (_, style), *_ = Parsed(html).named("style")
+    rules = re.findall(r"([^{}]*\bn\b[^{}]*)\{([^}]*white-space[^}]*)\}", style)
+    assert [words.strip() for _, words in rules] == ["white-space: nowrap;"]
+    verdict_of_page = page_of({"summary": SUMMARY, "config": {"output": "x"}}).verdict
+    assert " %" in verdict_of_page
+    assert " %" not in html_of(page_of({"summary": SUMMARY, "config": {"output": "x"}})).split("verdict")[-1][:400]

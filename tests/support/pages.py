@@ -81,6 +81,8 @@ def largest(folder: Path) -> dict[str, Any]:
     column |= {"excess": 1e300, "n_shards": 10**6}
     return {
         "made": "now",
+        "host": "h<b>" * 99,
+        "directory": "/d<b>" * 99,
         "command": "extract.py " + "/a/path " * 10_000,
         "config": config,
         "device": {"reason": "r" * 9999},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.resources import files
@@ -19,7 +20,7 @@ from pipeline.report.page.document import Command, Figure, Item, Page, Table
 from pipeline.report.page.quality import quality
 from pipeline.report.page.run import change, settings, steps, time_spent
 from pipeline.report.page.verdict import action_needed, status, verdict
-from pipeline.report.page.words import cut
+from pipeline.report.page.words import cut, path
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -29,6 +30,7 @@ __all__ = ["checked_page", "html_of", "page_bytes", "page_of", "read_report", "r
 log = logging.getLogger(__name__)
 
 _TEXT_WIDTH = 100
+_MAX_PATH = 120  # characters of a path in the title
 _KINDS = {Table: "table", Figure: "figure", Command: "command"}
 """Names of the kinds of items in page.html. All other items are ``words``."""
 
@@ -44,12 +46,21 @@ def page_of(report: Mapping[str, Any]) -> Page:
     sections = [make(report) for make in (action_needed, quality, change, time_spent, steps, settings)]
     state = status(report)
     return Page(
-        title=f"shardpress: {cut(Path(report['config']['output']).name, 60)}",
+        title=f"shardpress: {path(report.get('directory') or report['config']['output'], _MAX_PATH)}",
+        origin=_origin(report),
         verdict=verdict(report),
         status=state,
         is_good=state == "OK",
         sections=tuple(section for section in sections if section is not None and section.items),
     )
+
+
+def _origin(report: Mapping[str, Any]) -> str:
+    """Return the host and the date of the run; empty for reports of earlier versions that contain neither."""
+    host = report.get("host")
+    made = report.get("made")
+    words = [f"on {cut(host, 60)}" if host else "", cut(made, 30) if made else ""]
+    return ", ".join(word for word in words if word)
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
@@ -142,8 +153,14 @@ def _template() -> Template:
 
     folder = files("pipeline.report.page")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["joined"] = _joined
     environment.globals["style"] = (folder / "page.css").read_text()
     return environment.from_string((folder / "page.html").read_text())
+
+
+def _joined(words: str) -> str:
+    """Return a text in which lines do not break between a number and its unit or sign."""
+    return re.sub(r"(?<=\d) (?=%)|(?<=±) (?=\d)", "\N{NO-BREAK SPACE}", words)
 
 
 def _kind(item: Item) -> str:
@@ -155,7 +172,15 @@ def _kind(item: Item) -> str:
 
 def text_of(page: Page) -> str:
     """Return a page as plain text, for mail and terminals. Tables with the same numbers replace the figures."""
-    lines = [page.title, "", "", "Summary", "=======", "", *wrap(f"{page.status}. {page.verdict}", _TEXT_WIDTH)]
+    lines = [
+        page.title,
+        page.origin,
+        "",
+        "Summary",
+        "=======",
+        "",
+        *wrap(f"{page.status}. {page.verdict}", _TEXT_WIDTH),
+    ]
     for section in page.sections:
         lines += ["", "", section.title, "=" * len(section.title)]
         for item in section.items:

@@ -85,6 +85,10 @@ class Page:
 
     Attributes
     ----------
+    title : str
+        Name of the program, and the full path of the output directory.
+    origin : str
+        Host and date of the run, or an empty string.
     verdict : str
         Summary of the run in a few sentences.
     status : str
@@ -94,6 +98,7 @@ class Page:
     """
 
     title: str
+    origin: str
     verdict: str
     status: str
     is_good: bool

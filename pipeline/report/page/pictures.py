@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from pipeline.report.page.document import Figure, Table
-from pipeline.report.page.svg import Element, Scale, axes, colour, element, image, picture, polyline, text
+from pipeline.report.page.svg import (
+    COMPARED,
+    FEATURES,
+    LABELS,
+    Element,
+    Scale,
+    axes,
+    element,
+    image,
+    picture,
+    polyline,
+    text,
+)
 from pipeline.report.page.words import count, cut, number, path
 
 __all__ = ["bars", "curves", "histogram", "images", "profiles", "scatter", "thinned"]
@@ -22,16 +34,23 @@ _RIGHT = _WIDTH - 12.0
 _TOP = 24.0
 _BOTTOM = _HEIGHT - 40.0
 
-_MAX_POINTS = 200  # points per curve
+_LETTER = 7.6  # width of a letter on a phone, where text is larger
+_MAX_POINTS = 80  # points per curve
 _MAX_POINTS_IN_TABLE = 10
-_MAX_LABELS = 12  # labels with a name in the figure
+_MAX_LABELS = 12  # labels with a colour and a name; all others are drawn like rows without a label
+_CAPS = ("round", "square")  # ends of lines, and so the shapes of points
+_LEGEND_COLUMNS = 3
+_LEGEND_STEP = 20.0
 
 _TILE = 56.0  # width and height of an image
 _TILE_STEP = _TILE + 6
+_LARGE = "font-size:15px"  # the figure of images is wider than others, and so is drawn smaller
+_DOTTED: dict[str, Any] = {"stroke_dasharray": "2 3"}
+_DASHED: dict[str, Any] = {"stroke_dasharray": "5 4", "stroke_width": 2}
 _PROFILE_WIDTH = 200.0
 _PROFILE_HEIGHT = 96.0
 _PROFILE_STEP = _PROFILE_HEIGHT + 22
-_PROFILE_COLOURS = {"input": 0, "again": 1}
+_PROFILE_COLOURS = {"input": COMPARED, "again": FEATURES}
 
 
 def thinned(n: int, most: int) -> list[int]:
@@ -55,7 +74,10 @@ def _figure(
 
 
 def curves(title: str, lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> Figure:
-    """Draw values over epochs, and constant levels to compare them with."""
+    """Draw values over epochs, and constant levels to compare them with.
+
+    The last line is the one that counts, and is drawn solid. The others are dotted, and levels are dashed.
+    """
     elements = _draw_curves(lines, levels)
     return _figure(title, _describe_curves(lines, levels), elements, _table_of_curves(title, lines))
 
@@ -63,10 +85,16 @@ def curves(title: str, lines: Mapping[str, Sequence[float]], levels: Mapping[str
 def _draw_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> list[Element]:
     x, y = _scales_of_curves(lines, levels)
     elements = axes(x, y, "epoch", number)
-    for i, (name, line) in enumerate(lines.items()):
-        elements += _curve(line, x, y, colour(i))
-        elements += _legend(x.start + 90 * i, _TOP - 10, name, colour(i))
-    return [*elements, *_levels(levels, x, y)]
+    left = x.start
+    for name, line in lines.items():
+        style: dict[str, Any] = {} if name == list(lines)[-1] else _DOTTED
+        elements += _curve(line, x, y, style)
+        elements += _legend(left, _TOP - 10, name, FEATURES, **style)
+        left += 90
+    for name, level in levels.items():
+        elements.append(polyline((x.start, x.end), (y(level), y(level)), COMPARED, **_DASHED))
+        elements += _legend(left, _TOP - 10, name, COMPARED, **_DASHED)
+    return elements
 
 
 def _scales_of_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> tuple[Scale, Scale]:
@@ -76,29 +104,20 @@ def _scales_of_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str,
     return x, Scale.over([*values, *levels.values()], _BOTTOM, _TOP, allows_log=True)
 
 
-def _curve(line: Sequence[float], x: Scale, y: Scale, stroke: str) -> list[Element]:
+def _curve(line: Sequence[float], x: Scale, y: Scale, style: Mapping[str, Any]) -> list[Element]:
     chosen = thinned(len(line), _MAX_POINTS)
     xs = [x(i + 1) for i in chosen]
     ys = [y(line[i]) for i in chosen]
-    elements = [polyline(xs, ys, stroke, stroke_width=2)]
-    if len(line) < 20:
-        elements += [element("circle", cx=cx, cy=cy, r=2.5, fill=stroke) for cx, cy in zip(xs, ys, strict=True)]
+    elements = [polyline(xs, ys, FEATURES, stroke_width=2, **style)]
+    if len(line) == 1:
+        elements.append(element("circle", cx=xs[0], cy=ys[0], r=3, fill=FEATURES))
     return elements
 
 
-def _levels(levels: Mapping[str, float], x: Scale, y: Scale) -> list[Element]:
-    """Draw constants as dashed lines with their names."""
-    elements = []
-    for i, (name, level) in enumerate(levels.items()):
-        height = y(level)
-        elements.append(polyline((x.start, x.end), (height, height), colour(9 - i), stroke_dasharray="5 4"))
-        elements.append(text(x.start + 6, height - 4, name))
-    return elements
-
-
-def _legend(x: float, y: float, name: str, stroke: str) -> list[Element]:
+def _legend(x: float, y: float, name: str, stroke: str, **style: Any) -> list[Element]:
     """Draw the name of a line, in the colour of other text, because not all colours of lines are readable."""
-    return [polyline((x, x + 16), (y - 4, y - 4), stroke, stroke_width=3), text(x + 21, y, name)]
+    line = polyline((x, x + 16), (y - 4, y - 4), stroke, **{"stroke_width": 3, **style})
+    return [line, text(x + 21, y, name)]
 
 
 def _describe_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> str:
@@ -119,31 +138,40 @@ def _table_of_curves(title: str, lines: Mapping[str, Sequence[float]]) -> Table:
 # -- bars ----------------------------------------------------------------------------------------------------------
 
 
-def bars(title: str, values: Mapping[str, float], to_text: Callable[[float], str] = number, note: str = "") -> Figure:
-    """Draw one bar for each value, starting at 0."""
+def bars(
+    title: str,
+    values: Mapping[str, float],
+    colours: Sequence[str],
+    to_text: Callable[[float], str] = number,
+    note: str = "",
+) -> Figure:
+    """Draw one bar for each value, starting at 0. The last colour is used for all other bars."""
     texts = [(name, to_text(value)) for name, value in values.items()]
     description = "; ".join(f"{name}: {value}" for name, value in texts) + "."
     size = (_WIDTH, 16 + 30.0 * len(values))
-    return _figure(title, description, _draw_bars(values, texts), Table.of(title, "name, value", texts), note, size)
+    fills = [colours[min(i, len(colours) - 1)] for i in range(len(texts))]
+    return _figure(
+        title, description, _draw_bars(values, texts, fills), Table.of(title, "name, value", texts), note, size
+    )
 
 
-def _draw_bars(values: Mapping[str, float], texts: Sequence[tuple[str, str]]) -> list[Element]:
-    left = 10 + 7.2 * max(len(name) for name in values)
-    x = Scale(0, max(values.values()) or 1, left, _WIDTH - 66)
+def _draw_bars(values: Mapping[str, float], texts: Sequence[tuple[str, str]], fills: Sequence[str]) -> list[Element]:
+    left = 12 + _LETTER * max(len(name) for name in values)
+    x = Scale(0, max(values.values()) or 1, left, _WIDTH - 76)
     elements: list[Element] = []
     for i, (name, text_of_value) in enumerate(texts):
-        elements += _bar(name, text_of_value, (x.start, x(values[name])), i)
+        elements += _bar((name, text_of_value), (x.start, x(values[name])), 8 + 30 * i, fills[i])
     return elements
 
 
-def _bar(name: str, value: str, ends: tuple[float, float], i: int) -> list[Element]:
-    """Draw bar `i` between its name and its value."""
+def _bar(words: tuple[str, str], ends: tuple[float, float], top: float, fill: str) -> list[Element]:
+    """Draw a bar between its name and its value."""
+    name, value = words
     left, right = ends
-    top = 8 + 30 * i
     width = max(right - left, 1)
     return [
         text(left - 8, top + 16, name, "end"),
-        element("rect", x=left, y=top, width=width, height=22, fill=colour(i), rx=2),
+        element("rect", x=left, y=top, width=width, height=22, fill=fill, rx=2),
         text(left + width + 6, top + 16, value),
     ]
 
@@ -173,75 +201,98 @@ def _draw_bins(edges: Sequence[float], counts: Sequence[int], x_name: str) -> li
 
 def _bin(left: float, right: float, top: float, bottom: float) -> Element:
     width = max(right - left - 1, 0.5)
-    return element("rect", x=left + 0.5, y=top, width=width, height=bottom - top, fill=colour(0))
+    return element("rect", x=left + 0.5, y=top, width=width, height=bottom - top, fill=FEATURES)
 
 
 # -- points --------------------------------------------------------------------------------------------------------
 
 
-def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[str]) -> Figure:
-    """Draw points (n, 2) in the colours of their labels, and the name of each label at the median of its points."""
-    groups = [_Group(code, _label(code, names), points[codes == code]) for code in sorted(set(codes.tolist()))]
-    colours = ""
-    if names:
-        colours = f", coloured by {len(groups)} labels"
-    description = f"{count(len(points))} rows{colours}."
-    has_names = bool(names) and len(groups) <= _MAX_LABELS
-    rows = [group.table_row() for group in groups[:_MAX_LABELS]]
-    table = Table.of(_title_of_medians(title, names, len(groups)), "label, rows, x, y", rows)
-    return _figure(title, description, _draw_groups(groups, points, has_names), table)
+def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[str], colour: str) -> Figure:
+    """Draw points (n, 2) in the colours of their labels, with a legend. A few outliers are drawn at the frame.
 
-
-def _draw_groups(groups: Sequence[_Group], points: np.ndarray, has_names: bool) -> list[Element]:
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the labels; empty if the rows have none.
+    colour : str
+        Colour of the points if the rows have no labels.
+    """
+    groups = _groups(points, codes, names, colour)
     x = Scale.over(points[:, 0].tolist(), 8, _WIDTH - 8)
     y = Scale.over(points[:, 1].tolist(), _HEIGHT - 8, 8)
-    frame = element("rect", x=1, y=1, width=_WIDTH - 2, height=_HEIGHT - 2, class_="axis", fill="none")
-    elements = [frame, *(group.dots(x, y) for group in groups)]
-    if has_names:
-        elements += [group.name_at_median(x, y) for group in groups]
+    n_outside = sum(not (x.holds(a) and y.holds(b)) for a, b in points.tolist())
+    colours = ""
+    if names:
+        colours = f", coloured by {len(set(codes.tolist()))} labels"
+    note = ""
+    if n_outside:
+        note = f"{count(n_outside)} of {count(len(points))} rows are outside the frame, and are drawn at its edge."
+    bottom = _HEIGHT
+    elements = [
+        element("rect", x=1, y=1, width=_WIDTH - 2, height=_HEIGHT - 2, class_="axis", fill="none"),
+        *(group.dots(x, y) for group in groups),
+    ]
+    if names:
+        elements += _legend_of_points(groups)
+        bottom += 10 + _LEGEND_STEP * -(-len(groups) // _LEGEND_COLUMNS)
+    table = Table.of(f"{title}: median of each label", "label, rows, x, y", [group.table_row() for group in groups])
+    description = f"{count(len(points))} rows{colours}."
+    return _figure(title, description, elements, table, note, (_WIDTH, bottom))
+
+
+def _groups(points: np.ndarray, codes: np.ndarray, names: Sequence[str], colour: str) -> list[_Group]:
+    """Return the points of each label. Rare labels, and points without a label, are drawn first, in one group."""
+    if not names:
+        return [_Group("all", points, colour, _CAPS[0])]
+    sizes = np.bincount(codes[codes >= 0], minlength=len(names))
+    most_frequent = np.argsort(-sizes, kind="stable")[:_MAX_LABELS].tolist()
+    shown = sorted(code for code in most_frequent if sizes[code])
+    groups = []
+    others = points[~np.isin(codes, shown)]
+    if len(others):
+        name = "no label" if (sizes > 0).sum() <= len(shown) else "all others"
+        groups.append(_Group(name, others, COMPARED, _CAPS[0]))
+    for i, code in enumerate(shown):
+        cap = _CAPS[i // len(LABELS) % len(_CAPS)]
+        groups.append(_Group(names[code], points[codes == code], LABELS[i % len(LABELS)], cap))
+    return groups
+
+
+def _legend_of_points(groups: Sequence[_Group]) -> list[Element]:
+    elements = []
+    for i, group in enumerate(groups):
+        line, column = divmod(i, _LEGEND_COLUMNS)
+        left = 8 + column * (_WIDTH - 8) / _LEGEND_COLUMNS
+        top = _HEIGHT + 20 + _LEGEND_STEP * line
+        elements.append(group.path(f"M{left:.0f} {top - 4:.0f}h0", width=8))
+        elements.append(text(left + 10, top, cut(group.label, 14)))
     return elements
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Points (n, 2) with the same label."""
+    """Points (n, 2) with the same label, and how they are drawn."""
 
-    code: int
     label: str
     points: np.ndarray
-
-    def median(self) -> tuple[float, float]:
-        a, b = np.median(self.points, axis=0).tolist()
-        return a, b
+    colour: str
+    cap: str
 
     def dots(self, x: Scale, y: Scale) -> Element:
-        """Draw the points as one path of lines of length 0, whose round ends look like dots."""
-        line = "".join(f"M{x(a):.0f} {y(b):.0f}h0" for a, b in self.points)
-        return element("path", d=line, stroke=colour(self.code), class_="dots", fill="none", stroke_width=4.5)
+        """Draw the points as one path of lines of length 0, whose ends look like dots or squares."""
+        return self.path("".join(f"M{x(a):.0f} {y(b):.0f}h0" for a, b in self.points))
 
-    def name_at_median(self, x: Scale, y: Scale) -> Element:
-        a, b = self.median()
-        return text(x(a), y(b), cut(self.label, 16), "middle", class_="halo", font_weight="bold")
+    def path(self, line: str, width: float = 4.5) -> Element:
+        """Draw a path in the colour and shape of the group."""
+        if self.cap == "square":
+            width *= 0.9  # a square of the same width looks larger
+        style: dict[str, Any] = {"stroke": self.colour, "stroke_width": width, "stroke_linecap": self.cap}
+        return element("path", d=line, class_="dots", **style)
 
     def table_row(self) -> tuple[str, str, str, str]:
-        a, b = self.median()
+        """Return the label, the number of points and their median."""
+        a, b = np.median(self.points, axis=0).tolist()
         return cut(self.label, 24), count(len(self.points)), number(a), number(b)
-
-
-def _label(code: int, names: Sequence[str]) -> str:
-    if 0 <= code < len(names):
-        return names[code]
-    if names:
-        return "no label"
-    return "all"
-
-
-def _title_of_medians(title: str, names: Sequence[str], n_labels: int) -> str:
-    if not names:
-        return f"{title}: median"
-    if n_labels <= _MAX_LABELS:
-        return f"{title}: median of each label"
-    return f"{title}: medians of the first {_MAX_LABELS} of {n_labels} labels"
 
 
 # -- rows and their reconstructions --------------------------------------------------------------------------------
@@ -260,11 +311,11 @@ def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int],
         Keys of the images in `pairs`, and their names.
     """
     elements: list[Element] = []
-    top = 16.0
+    top = 20.0
     for key, name in lines.items():
-        elements.append(text(0, top - 4, name))
+        elements.append(text(0, top - 5, name, style=_LARGE))
         elements += _tiles([pair[key] for pair in pairs], None if key == "code" else shape, top)
-        top += _TILE_STEP + 16
+        top += _TILE_STEP + 20
     elements += _short_labels(pairs, top - 8)
     description = f"{len(pairs)} rows as images, above their features and reconstructions; errors in the table."
     return _figure(title, description, elements, _table_of_pairs(title, pairs), size=(len(pairs) * _TILE_STEP, top))
@@ -276,8 +327,8 @@ def _short_labels(pairs: Sequence[Mapping[str, Any]], y: float) -> list[Element]
     for i, pair in enumerate(pairs):
         label = number(pair["error"])
         if pair.get("label") is not None:
-            label = cut(pair["label"], 9)
-        elements.append(text(i * _TILE_STEP + _TILE / 2, y, label, "middle"))
+            label = cut(pair["label"], 7)
+        elements.append(text(i * _TILE_STEP + _TILE / 2, y, label, "middle", style=_LARGE))
     return elements
 
 
@@ -298,9 +349,11 @@ def _pixels(data: str, shape: Sequence[int] | None) -> np.ndarray:
 def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw rows as lines over their columns, and their reconstructions."""
     elements: list[Element] = []
+    values = [value for pair in pairs for key in _PROFILE_COLOURS for value in pair[key]]
+    ends = Scale.over(values, 0, 1)  # the same for all rows, so that they can be compared
     for i, pair in enumerate(pairs):
         line, side = divmod(i, 2)
-        elements += _profile(pair, left=side * (_PROFILE_WIDTH + 20), top=line * _PROFILE_STEP + 14)
+        elements += _profile(pair, side * (_PROFILE_WIDTH + 20), line * _PROFILE_STEP + 14, ends)
     n_lines = -(-len(pairs) // 2)
     bottom = n_lines * _PROFILE_STEP + 20
     elements += _legend_of_profiles(bottom - 4)
@@ -310,27 +363,27 @@ def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _legend_of_profiles(y: float) -> list[Element]:
-    row = _legend(0, y, "scaled row", colour(_PROFILE_COLOURS["input"]))
-    reconstruction = _legend(140, y, "reconstruction", colour(_PROFILE_COLOURS["again"]))
+    row = _legend(0, y, "scaled row", _PROFILE_COLOURS["input"])
+    reconstruction = _legend(140, y, "reconstruction", _PROFILE_COLOURS["again"])
     return [*row, *reconstruction]
 
 
-def _profile(pair: Mapping[str, Any], left: float, top: float) -> list[Element]:
+def _profile(pair: Mapping[str, Any], left: float, top: float, ends: Scale) -> list[Element]:
     """Draw a row and its reconstruction, with its label and error above them."""
     words = f"error {number(pair['error'])}"
     if pair.get("label") is not None:
-        words = f"{cut(pair['label'], 14)}, {words}"
+        words = f"{cut(pair['label'], 10)}, {words}"
     width = _PROFILE_WIDTH
     frame = element("rect", x=left, y=top, width=width, height=_PROFILE_HEIGHT, class_="axis", fill="none")
-    lines = [_profile_line(pair[key], left, top, colour(i)) for key, i in _PROFILE_COLOURS.items()]
+    y = replace(ends, start=top + _PROFILE_HEIGHT, end=top)
+    lines = [_profile_line(pair[key], left, y, stroke) for key, stroke in _PROFILE_COLOURS.items()]
     return [frame, *lines, text(left, top - 4, words)]
 
 
-def _profile_line(values: Sequence[float], left: float, top: float, stroke: str) -> Element:
+def _profile_line(values: Sequence[float], left: float, y: Scale, stroke: str) -> Element:
     x = Scale(0, max(len(values) - 1, 1), left, left + _PROFILE_WIDTH)
-    y = Scale(-0.05, 1.05, top + _PROFILE_HEIGHT, top)
     xs = [x(column) for column in range(len(values))]
-    ys = [y(value) for value in np.clip(values, -0.05, 1.05)]
+    ys = [y(value) for value in values]
     return polyline(xs, ys, stroke, stroke_width=1.6)
 
 

@@ -9,9 +9,12 @@ import numpy as np
 
 from pipeline.report.page.document import Item, Section, Table
 from pipeline.report.page.pictures import bars, curves, histogram, images, profiles, scatter
+from pipeline.report.page.svg import COMPARED, FEATURES
 from pipeline.report.page.words import column, count, cut, number, path, percent
 
 __all__ = ["quality"]
+
+_COLOURS = (FEATURES, COMPARED)  # of the first bar, and of all others
 
 
 def quality(report: Mapping[str, Any]) -> Section:
@@ -61,10 +64,12 @@ def _errors(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[It
     if None not in values:
         names = (features, f"{summary['n_features']} components", "column means")
         note = "Measured on validation rows; lower is better. Components are principal components."
-        yield bars(title, dict(zip(names, values, strict=True)), note=note)
+        yield bars(title, dict(zip(names, values, strict=True)), _COLOURS, note=note)
     elif sample:
         errors = {features: sample["mean_error"], "column means": sample["of_mean"]}
-        yield bars(title, errors, note=f"Measured on a sample of {count(sample['n_rows'])} rows; lower is better.")
+        yield bars(
+            title, errors, _COLOURS, note=f"Measured on a sample of {count(sample['n_rows'])} rows; lower is better."
+        )
 
 
 def _probe(sample: Mapping[str, Any]) -> Iterator[Item]:
@@ -84,7 +89,12 @@ def _probe(sample: Mapping[str, Any]) -> Iterator[Item]:
         f"A ridge classifier, trained on the labels {cut(probe['labels'], 40)} of {count(probe['n_train'])} rows and "
         f"tested on {count(probe['n_test'])} other rows.{_note_on_margins(probe)}"
     )
-    yield bars("Accuracy of a linear classifier", accuracies, percent, note)
+    yield bars("Accuracy of a linear classifier", accuracies, _COLOURS, _percent, note)
+
+
+def _percent(share: float) -> str:
+    """Return an accuracy with one decimal, as in the summary."""
+    return f"{100 * share:.1f} %"
 
 
 def _note_on_margins(probe: Mapping[str, Any]) -> str:
@@ -109,7 +119,8 @@ def _points(sample: Mapping[str, Any]) -> Iterator[Item]:
         "reconstructions": f"Reconstructed rows ({axes['inputs']})",
     }
     for key, title in titles.items():
-        yield scatter(title, np.array(points[key]), codes, points["names"])
+        colour = COMPARED if key == "inputs" else FEATURES
+        yield scatter(title, np.array(points[key]), codes, points["names"], colour)
 
 
 def _pairs(sample: Mapping[str, Any]) -> Iterator[Item]:
@@ -135,12 +146,12 @@ def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
     )
     title = f"Worst rows of a sample of {count(sample['n_rows'])} rows"
     worst = [_worst_row(row) for row in sample["worst"]]
-    yield Table.of(title, "file, row, label, error, column with the largest error", worst)
+    yield Table.of(title, "file, row, label, error, worst column", worst)
 
 
 def _worst_row(row: Mapping[str, Any]) -> tuple[str, ...]:
     label = cut(row["label"] or "-", 24)
-    return path(row["file"]), count(row["row"]), label, number(row["error"]), column(row)
+    return path(row["file"], 40), count(row["row"]), label, number(row["error"]), column(row)
 
 
 def _units(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.report.page.document import Command, Item, Section, Table
 from pipeline.report.page.pictures import bars
+from pipeline.report.page.svg import TIMES
 from pipeline.report.page.words import count, cut, number, path, percent
 from pipeline.settings.config import Config, current_name
 from pipeline.text import exact_duration, size
@@ -84,7 +85,7 @@ def time_spent(report: Mapping[str, Any]) -> Section:
     cluster = report.get("cluster") or {}
     items: list[Item] = []
     if seconds:
-        items.append(bars("Time by stage", seconds, exact_duration))
+        items.append(bars("Time by stage", seconds, [TIMES], exact_duration))
     items += _rates_of_stages(report, has_workers=bool(cluster.get("workers")))
     items += _workers(cluster)
     attempts = report.get("attempts", report.get("sittings", []))  # version 0.1.0 wrote the other name

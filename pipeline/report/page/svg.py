@@ -14,19 +14,37 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-__all__ = ["COLOURS", "Element", "Scale", "axes", "colour", "element", "image", "picture", "polyline", "text"]
+__all__ = [
+    "COLOURS",
+    "COMPARED",
+    "FEATURES",
+    "LABELS",
+    "TIMES",
+    "Element",
+    "Scale",
+    "axes",
+    "element",
+    "image",
+    "picture",
+    "polyline",
+    "text",
+]
 
-COLOURS = (
-    *("#3b7dd8", "#d9660f", "#2b8f4a", "#d6404c", "#9a5fd0"),
-    *("#1788a0", "#c9498f", "#8a7a10", "#a5683a", "#7d7d7d"),
-)
+# Each colour has one meaning on the whole page.
+FEATURES = "#3b7dd8"
+"""Colour of features, and of everything that is computed from them."""
+COMPARED = "#7d7d7d"
+"""Colour of everything that features are compared with: input rows, baselines, rows without a label."""
+TIMES = "#1788a0"
+"""Colour of times."""
+LABELS = ("#d9660f", "#2b8f4a", "#9a5fd0", "#d6404c", "#8a7a10", "#c9498f", "#a5683a")
+"""Colours of labels. More labels are distinguished by the shape of their points."""
+COLOURS = (FEATURES, COMPARED, TIMES, *LABELS)
 
 Element = ElementTree.Element
 
-
-def colour(i: int) -> str:
-    """Return the colour of series `i`."""
-    return COLOURS[i % len(COLOURS)]
+_LIMITS = (0.01, 0.99)  # quantiles of the values that determine the ends of an axis
+_WIDENING = 0.5  # share of the distance between these quantiles by which an axis is longer at each end
 
 
 def element(name: str, *children: Element, content: str = "", **attributes: Any) -> Element:
@@ -90,24 +108,27 @@ class Scale:
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, allows_log: bool = False) -> Scale:
-        """Return a scale for all values, with a margin.
+        """Return a scale for values, with a margin. A few outliers are beyond its ends.
 
         The scale is logarithmic if `allows_log` is true and the values span more than a decade.
         """
-        low = min(values)
-        high = max(values)
+        low, high = _ends(values)
         if allows_log and low > 0 and high / low > 10:
             return cls(low / 1.1, high * 1.1, start, end, is_log=True)
         margin = 0.04 * (high - low) or abs(high) or 1.0
         return cls(low - margin, high + margin, start, end)
 
     def __call__(self, value: float) -> float:
-        """Return the position of a value."""
+        """Return the position of a value. Values beyond the ends have the positions of the ends."""
         if self.is_log:
-            share = _share(math.log(value), math.log(self.low), math.log(self.high))
+            share = _share(math.log(max(value, self.low)), math.log(self.low), math.log(self.high))
         else:
             share = _share(value, self.low, self.high)
-        return self.start + share * (self.end - self.start)
+        return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
+
+    def holds(self, value: float) -> bool:
+        """Return whether a value is between the ends."""
+        return self.low <= value <= self.high
 
     def ticks(self) -> list[float]:
         """Return two to six round values."""
@@ -126,6 +147,13 @@ class Scale:
         ticks = [factor * 10.0**exponent for exponent in range(first, last + 1) for factor in factors]
         inside = [tick for tick in ticks if self.low <= tick <= self.high]
         return inside[:: max(1, (last - first) // 5)]
+
+
+def _ends(values: Sequence[float]) -> tuple[float, float]:
+    """Return the range of values without outliers. It contains all values of usual distributions."""
+    low, high = np.quantile(values, _LIMITS).tolist()
+    widening = _WIDENING * (high - low)
+    return max(min(values), low - widening), min(max(values), high + widening)
 
 
 def _share(value: float, low: float, high: float) -> float:

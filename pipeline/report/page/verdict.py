@@ -73,7 +73,7 @@ def _sentence(line: str) -> str:
     is_place = "=" in line.split(" ")[0]
     if not is_place:
         line = line[:1].upper() + line[1:]
-    return cut(line, 600)
+    return cut(line, 500)
 
 
 def _warnings_of_summary(report: Mapping[str, Any]) -> Iterator[str]:
@@ -126,7 +126,7 @@ def _bad_data(bad: Mapping[str, Any]) -> Iterator[Item]:
     shards = bad.get("shards", {}).get("first")
     if shards:
         title = f"Bad shards: {_first(shards, bad['shards']['n'])}"
-        yield Table.of(title, "file, reason", [(path(each["file"]), cut(each["reason"], 200)) for each in shards])
+        yield Table.of(title, "file, reason", [(path(each["file"]), cut(each["reason"], 160)) for each in shards])
 
 
 def _bad_row(facts: Mapping[str, Any]) -> tuple[str, ...]:
