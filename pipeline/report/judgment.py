@@ -87,7 +87,9 @@ def judge(summary: Mapping[str, Any], sample: Mapping[str, Any] | None, config: 
         classifier = _classifier_sentence(probe, better, is_useless, summary["n_inputs"])
     is_good = not (explains_little or better or is_useless)
     suggestion = ""
-    if not is_good:
+    if is_useless and not better and _are_columns_useless(sample["probe"]):
+        suggestion = "The raw columns do no better. Try other labels with --labels."
+    elif not is_good:
         suggestion = _suggestion(config, summary, better)
     return Judgment(is_good, _error_sentence(summary, sample), classifier, explained, suggestion, better)
 
@@ -159,6 +161,11 @@ def _better_baselines(probe: Mapping[str, Any]) -> tuple[str, ...]:
     known = [name for name in BASELINES if name in probe]
     better = [name for name in known if _difference(probe, name) > _margin(probe, name)]
     return tuple(sorted(better, key=lambda name: -probe[name]))
+
+
+def _are_columns_useless(probe: Mapping[str, Any]) -> bool:
+    """Return whether the classifier is not more accurate on the raw columns than the most frequent label, either."""
+    return bool(probe["columns"] - probe["commonest"] <= _margin(probe, "commonest"))
 
 
 def _classifier_sentence(probe: Mapping[str, Any], better: Sequence[str], is_useless: bool, n_inputs: int) -> str:

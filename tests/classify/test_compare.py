@@ -209,7 +209,7 @@ def test_unreadable_label_is_no_label() -> None:
 
 
 def run_with(config: dict[str, Any], **extras: np.ndarray) -> Features:
-    arrays = {name: da.from_array(values) for name, values in extras.items()}
+    arrays = {name: da.from_array(values, chunks=-1) for name, values in extras.items()}
     return Features(None, None, arrays, {"config": config})
 
 

@@ -181,6 +181,12 @@ def test_suggested_flags_differ_from_the_settings_of_the_run() -> None:
         found = judged(probe_of(0.5, standardized=0.7), {**SETTINGS, **config})
         assert found.suggestion
         assert "--scale" not in found.suggestion
+    guesses = probe_of(0.59, 0.59, components=0.59, standardized=0.59, columns=0.6)
+    assert "--labels" in judged(guesses).suggestion
+    assert (
+        "--n-features 16"
+        in judged({**guesses, "columns": 0.66, "margins": {**guesses["margins"], "columns": 0.1}}).suggestion
+    )
     wide = judge({**SUMMARY, **ERRORS, "n_features": 19}, {"probe": probe_of(0.5, columns=0.7)}, SETTINGS)
     assert "--n-features" not in wide.suggestion
 

@@ -94,7 +94,7 @@ def action_needed(report: Mapping[str, Any]) -> Section:
     items = [*_warnings(report), *_bad_data(report.get("bad", {})), *drift(report.get("drift"))]
     found = judgment(report)
     if not found.is_good:
-        items.append(f"The features are no better than a baseline, see the summary. {found.suggestion}")
+        items.append(f"The features need attention, see the summary. {found.suggestion}")
     gave_up = report["summary"].get("gave_up")
     if gave_up:
         items.append(cut(gave_up))
