@@ -169,29 +169,35 @@ def _are_columns_useless(probe: Mapping[str, Any]) -> bool:
 
 
 def _classifier_sentence(probe: Mapping[str, Any], better: Sequence[str], is_useless: bool, n_inputs: int) -> str:
-    labels = printable(probe["labels"])[:_MAX_NAME]
+    classifier = f"A linear classifier of {printable(probe['labels'])[:_MAX_NAME]}"
     rows = f"{probe['n_test']:,} held-out rows"
     on_features = _percent(probe["features"])
     if better:
-        other = _baseline_in_words(better[0], probe, n_inputs)
-        difference = f"{_percent(_difference(probe, better[0]))} ± {_percent(_margin(probe, better[0]))}"
+        name = better[0]
+        other = _baseline_in_words(name, probe, n_inputs)
+        difference = f"{_percent(_difference(probe, name))} ± {_percent(_margin(probe, name))}"
         return (
-            f"A linear classifier of {labels} is more accurate on {other}: {_percent(probe[better[0]])} of {rows}, "
-            f"compared with {on_features} on the features (difference: {difference})."
+            f"{classifier} is more accurate on {other}: {_percent(probe[name])} of {rows}, compared with "
+            f"{on_features} on the features (difference: {difference})."
         )
     if is_useless:
         return (
-            f"A linear classifier of {labels} is no more accurate on the features than the most frequent label: "
-            f"{on_features} of {rows}, compared with {_percent(probe['commonest'])}."
+            f"{classifier} is no more accurate on the features than the most frequent label: {on_features} of {rows}, "
+            f"compared with {_percent(probe['commonest'])}."
         )
+    return f"{classifier} {_comparison(probe, n_inputs, rows)}"
+
+
+def _comparison(probe: Mapping[str, Any], n_inputs: int, rows: str) -> str:
+    """Return how the classifier does on the features, compared with the better kind of principal components."""
     name = max((name for name in ("components", "standardized") if name in probe), key=lambda name: float(probe[name]))
     other = _baseline_in_words(name, probe, n_inputs)
     verb = "does no better on them than on"
     if -_difference(probe, name) > _margin(probe, name):
         verb = "also does better on them than on"
     return (
-        f"A linear classifier of {labels} {verb} {other}: {on_features} of {rows}, compared with "
-        f"{_percent(probe[name])} (± {_percent(_margin(probe, name))})."
+        f"{verb} {other}: {_percent(probe['features'])} of {rows}, compared with {_percent(probe[name])} "
+        f"(± {_percent(_margin(probe, name))})."
     )
 
 

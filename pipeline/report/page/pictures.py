@@ -220,13 +220,9 @@ def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[s
     groups = _groups(points, codes, names, colour)
     x = Scale.over(points[:, 0].tolist(), 8, _WIDTH - 8)
     y = Scale.over(points[:, 1].tolist(), _HEIGHT - 8, 8)
-    n_outside = sum(not (x.holds(a) and y.holds(b)) for a, b in points.tolist())
     colours = ""
     if names:
         colours = f", coloured by {len(set(codes.tolist()))} labels"
-    note = ""
-    if n_outside:
-        note = f"{count(n_outside)} of {count(len(points))} rows are outside the frame, and are drawn at its edge."
     bottom = _HEIGHT
     elements = [
         element("rect", x=1, y=1, width=_WIDTH - 2, height=_HEIGHT - 2, class_="axis", fill="none"),
@@ -237,7 +233,15 @@ def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[s
         bottom += 10 + _LEGEND_STEP * -(-len(groups) // _LEGEND_COLUMNS)
     table = Table.of(f"{title}: median of each label", "label, rows, x, y", [group.table_row() for group in groups])
     description = f"{count(len(points))} rows{colours}."
-    return _figure(title, description, elements, table, note, (_WIDTH, bottom))
+    return _figure(title, description, elements, table, _note_on_outliers(points, x, y), (_WIDTH, bottom))
+
+
+def _note_on_outliers(points: np.ndarray, x: Scale, y: Scale) -> str:
+    """Return how many points (n, 2) are outside the frame, or an empty string if all are inside."""
+    n_outside = sum(not (x.holds(a) and y.holds(b)) for a, b in points.tolist())
+    if not n_outside:
+        return ""
+    return f"{count(n_outside)} of {count(len(points))} rows are outside the frame, and are drawn at its edge."
 
 
 def _groups(points: np.ndarray, codes: np.ndarray, names: Sequence[str], colour: str) -> list[_Group]:
