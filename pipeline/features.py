@@ -9,7 +9,8 @@
    - ``valid`` (n_rows,), bool: false for bad rows. The features of bad rows are NaN.
    - Extras under their own names. All parts have the same extras. If a shard lacks an extra, its parts hold
      `missing_value` or the code -1 instead, and ``NAME_present`` is false for these rows.
-   - The group ``__categories``: the categories of extras that are stored as codes.
+   - The attribute ``categories`` of each extra that is stored as codes (`pipeline.hdf5.categories`). Version 0.1.0
+     wrote the categories as datasets in the group ``__categories``.
    - The attribute ``source``: the source file and the row range, as JSON.
 2. ``index.h5`` is a virtual dataset over all parts, in the order of the input rows. An attribute warns that the file
    is only a view: without the parts, HDF5 returns only missing values (`missing_value`). With more than 1,000 parts,
@@ -32,7 +33,8 @@ import h5py
 import numpy as np
 
 from pipeline.errors import DataError, printable
-from pipeline.hdf5.forms import CATEGORIES
+from pipeline.hdf5.categories import array_of, read_categories
+from pipeline.hdf5.forms import CATEGORIES, text
 from pipeline.output.records import INDEX, MANIFEST, PUBLISHED, read_manifest
 
 __all__ = [
@@ -59,12 +61,25 @@ Shape = tuple[tuple[int, ...], np.dtype]
 
 
 def categories_of(path: Path) -> dict[str, np.ndarray]:
-    """Return the stored categories in a part or a single file. The keys are the names of the extras."""
+    """Return the categories in a part or a single file as numbers or str. The keys are the names of the extras."""
     with reading(path) as file:
-        group = file.get(CATEGORIES)
-        if not isinstance(group, h5py.Group):
-            return {}
-        return {name: dataset[()] for name, dataset in group.items()}
+        categories = _categories_of_version_0_1(file)
+        for name, item in file.items():
+            values = read_categories(item.id) if isinstance(item, h5py.Dataset) else None
+            if values is not None:
+                categories[name] = array_of(values)
+    return categories
+
+
+def _categories_of_version_0_1(file: h5py.File) -> dict[str, np.ndarray]:
+    group = file.get(CATEGORIES)
+    if not isinstance(group, h5py.Group):
+        return {}
+    return {name: array_of([_decoded(each) for each in dataset[()].tolist()]) for name, dataset in group.items()}
+
+
+def _decoded(category: Any) -> Any:
+    return text(category) if isinstance(category, bytes) else category
 
 
 def common_dtypes(parts: Sequence[Mapping[str, Shape]]) -> dict[str, np.dtype]:
@@ -214,19 +229,14 @@ def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[st
     features = arrays.pop(FEATURES)
     valid = arrays.pop(VALID)
     first_path, _ = parts[0]
-    return Features(features, valid, arrays, manifest, _decoded_categories(first_path))
+    return Features(features, valid, arrays, manifest, _readable_categories(first_path))
 
 
-def _decoded_categories(path: Path) -> dict[str, np.ndarray]:
-    """Return the categories in a file, with strings decoded to str."""
+def _readable_categories(path: Path) -> dict[str, np.ndarray]:
     try:
-        categories = categories_of(path)
+        return categories_of(path)
     except FAILURES as error:
         raise DataError(f"file={printable(path)}: its categories cannot be read: {error}. {_REPEAT}") from error
-    for name, values in categories.items():
-        if values.dtype.kind == "S":
-            categories[name] = np.char.decode(values, "utf-8", "surrogateescape")
-    return categories
 
 
 def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:

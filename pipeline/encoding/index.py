@@ -17,6 +17,7 @@ import numpy as np
 from pipeline.encoding.template import describe, write_attributes
 from pipeline.features import Shape, common_dtypes
 from pipeline.formats import digest, missing_value
+from pipeline.hdf5.categories import ATTRIBUTE
 from pipeline.output.records import INDEX
 
 __all__ = ["index_files"]
@@ -32,7 +33,7 @@ _File = tuple[str, Mapping[str, Shape]]
 def index_files(
     parts: Sequence[_Part],
     file_of: Callable[[_Part], _File],
-    categories: Mapping[str, np.ndarray],
+    categories: Mapping[str, np.ndarray | str],
     attributes: Mapping[str, Any],
     most: int | None = None,
 ) -> Iterator[tuple[str, bytes]]:
@@ -47,8 +48,8 @@ def index_files(
     file_of : callable
         Function that returns the file of a part: its path relative to the output directory, and the shape and dtype of
         each dataset.
-    categories : mapping of str to ndarray
-        Categories of extras that are stored as codes. Keys are paths in the file.
+    categories : mapping of str to ndarray or str
+        Values of the attribute ``categories`` of datasets, from `attribute_value`.
     attributes : mapping
         Attributes of ``index.h5``. Nested values are written as JSON.
     most : int, optional
@@ -75,15 +76,15 @@ def index_files(
     yield INDEX, _view(files, categories, attributes)
 
 
-def _view(files: Sequence[_File], categories: Mapping[str, np.ndarray], attributes: Mapping[str, Any]) -> bytes:
+def _view(files: Sequence[_File], categories: Mapping[str, np.ndarray | str], attributes: Mapping[str, Any]) -> bytes:
     """Return the bytes of a view that concatenates the datasets of files."""
     with h5py.File.in_memory() as file:
         describe(file, {**attributes, "view": _VIEW})
         for name, shape in _joined_shapes(files).items():
             sources = [(path, shapes[name][0]) for path, shapes in files]
             _write_virtual(file, name, shape, sources)
-        for path, values in categories.items():
-            file.create_dataset(path, data=values)
+            if name in categories:
+                write_attributes(file[name], {ATTRIBUTE: categories[name]})
         file.flush()  # otherwise the image would lack the content of HDF5's cache
         return bytes(file.id.get_file_image())
 

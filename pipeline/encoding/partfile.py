@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.encoding.storage import PLAIN, Chunked, Storage
 from pipeline.encoding.template import SOURCE, Streamed, Template, lay_out
 from pipeline.features import FEATURES, VALID, Shape
+from pipeline.hdf5.categories import attribute_value
 from pipeline.hdf5.forms import CATEGORIES
 from pipeline.output.disk import PAGE, Pieces
 from pipeline.shards.shard import Extra, is_wide
@@ -145,7 +146,7 @@ class PartMemory:
             return self._templates[key]
         is_compressed = self._storage.compression != "none" and arrays[VALID].shape[0] > 0
         shapes, written = self._datasets(arrays, is_compressed)
-        template = lay_out(shapes, written, attributes, n_source)
+        template = lay_out(shapes, written, attributes, n_source, self._categories)
         offset = template.place_of(FEATURES)
         if offset not in (None, self._offset):
             raise RuntimeError(f"HDF5 puts features at byte {offset}, expected {self._offset} as in an empty file")
@@ -173,7 +174,6 @@ class PartMemory:
                 written[name] = values
             else:
                 shapes[name] = (values.shape, values.dtype)
-        written |= self._categories
         if is_compressed:
             written[FEATURES] = Chunked(self._stored_features(n_rows), self._storage.compression)
         return shapes, written
@@ -235,26 +235,10 @@ def part_shapes(n_rows: int, n_features: int, extras: Sequence[Extra], dtype: np
     return shapes
 
 
-def stored_categories(extras: Sequence[Extra]) -> dict[str, np.ndarray]:
-    """Return the categories of extras that are stored as codes. Keys are paths in the file."""
+def stored_categories(extras: Sequence[Extra]) -> dict[str, np.ndarray | str]:
+    """Return the attributes with the categories of extras that are stored as codes, by the name of the dataset."""
     names = _stored_names(extra.name for extra in extras)
-    return {
-        f"{CATEGORIES}/{names[extra.name]}": _category_array(extra.categories)
-        for extra in extras
-        if extra.categories is not None
-    }
-
-
-def _category_array(categories: Sequence[Any]) -> np.ndarray:
-    """Return categories as an array.
-
-    Strings become UTF-8 strings of a fixed length, which HDF5 stores identically in every file.
-    """
-    if not all(isinstance(each, str) for each in categories):
-        return np.array(categories)
-    texts = [each.encode("utf-8", "surrogateescape") for each in categories]
-    n_bytes = max([1, *map(len, texts)])
-    return np.array(texts, h5py.string_dtype("utf-8", n_bytes))
+    return {names[extra.name]: attribute_value(extra.categories) for extra in extras if extra.categories is not None}
 
 
 def _with_stored_names(extras: Mapping[str, _Values]) -> dict[str, _Values]:
@@ -266,7 +250,7 @@ def _with_stored_names(extras: Mapping[str, _Values]) -> dict[str, _Values]:
 def _stored_names(extras: Iterable[str]) -> dict[str, str]:
     """Map the name of each extra to the name of its dataset. They differ only if the format reserves the name."""
     names = {name: name for name in extras}
-    reserved = {FEATURES, VALID, CATEGORIES}
+    reserved = {FEATURES, VALID, CATEGORIES}  # version 0.1.0 of `open_features` reads the last one
     used_names = reserved | names.keys()
     for name in reserved & names.keys():
         while names[name] in used_names:

@@ -22,11 +22,11 @@ import numpy as np
 
 from pipeline.encoding.storage import Chunked, write_chunked
 from pipeline.features import Shape
+from pipeline.hdf5.categories import ATTRIBUTE, FORMAT
 from pipeline.output.disk import PAGE
 
 __all__ = ["SOURCE", "Streamed", "Template", "describe", "lay_out", "write_attributes"]
 
-FORMAT = "shardpress-features/1"
 SOURCE = "/source"
 """Key of the attribute ``source`` in mappings of values. It differs from dataset names, which contain no slash."""
 _PAGE = 2**16  # page size of an image in bytes; smaller pages are slow with megabytes of strings
@@ -130,6 +130,7 @@ def lay_out(
     written: Mapping[str, np.ndarray | Chunked | Streamed],
     attributes: Mapping[str, Any],
     n_source: int = 0,
+    categories: Mapping[str, np.ndarray | str] | None = None,
 ) -> Template:
     """Let HDF5 lay out a file, and return the layout without the values.
 
@@ -146,6 +147,8 @@ def lay_out(
     n_source : int
         Size of the attribute ``source`` in bytes. The layout refers to the attribute as `SOURCE`. If the size is 0, the
         file does not have the attribute.
+    categories : mapping of str to ndarray or str, optional
+        Values of the attribute ``categories`` of datasets, from `attribute_value`.
     """
     image = _Image()
     # HDF5 does not report where it stores an attribute, so write random bytes, which occur nowhere else in the file.
@@ -154,6 +157,8 @@ def lay_out(
         offsets = {name: _allocate(file, name, shape) for name, shape in shapes.items()}
         for name, values in written.items():
             _write_dataset(file, name, values)
+        for name, value in (categories or {}).items():
+            write_attributes(file[name], {ATTRIBUTE: value})
         describe(file, attributes)
         if n_source:
             _write_source(file, mark)
@@ -228,17 +233,21 @@ def _allocate(file: h5py.File, name: str, shape: Shape) -> int | None:
 
 
 def describe(file: h5py.File, attributes: Mapping[str, Any]) -> None:
-    """Write the format and attributes of a file. Numbers and strings are written unchanged, other values as JSON."""
+    """Write the format and attributes of a file, as in `write_attributes`."""
     write_attributes(file, {"format": FORMAT, **attributes})
 
 
 def write_attributes(item: h5py.File | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
-    """Write attributes. This takes half as long as with `h5py.File.attrs`."""
+    """Write attributes. Numbers, strings and arrays are written unchanged, other values as JSON.
+
+    This takes half as long as with `h5py.File.attrs`.
+    """
     scalar = h5py.h5s.create(h5py.h5s.SCALAR)
     for key, value in attributes.items():
-        stored = np.asarray(value) if isinstance(value, (int, float)) else _text(value)
+        stored = np.asarray(value) if isinstance(value, (int, float, np.ndarray)) else _text(value)
         stored_type = h5py.h5t.py_create(stored.dtype, logical=True)
-        h5py.h5a.create(item.id, key.encode(), stored_type, scalar).write(stored)
+        space = h5py.h5s.create_simple(stored.shape) if stored.ndim else scalar
+        h5py.h5a.create(item.id, key.encode(), stored_type, space).write(stored)
 
 
 def _text(value: object) -> np.ndarray:

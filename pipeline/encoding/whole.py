@@ -21,8 +21,8 @@ from pipeline import signals
 from pipeline.encoding.template import Template, lay_out
 from pipeline.errors import ReadFailed, printable
 from pipeline.features import FAILURES, Shape, categories_of, common_dtypes, reading
+from pipeline.hdf5.categories import attribute_value
 from pipeline.hdf5.files import read_into
-from pipeline.hdf5.forms import CATEGORIES
 from pipeline.output.disk import Pieces
 
 __all__ = ["single_file"]
@@ -74,8 +74,9 @@ def single_file(directory: Path, files: Sequence[str], attributes: Mapping[str, 
     names = common_dtypes([{name: (values.shape, values.dtype) for name, values in part.items()} for part in parts])
     columns = {name: [part[name] for part in parts] for name in names}
     shapes = {name: _joined_shape(name, column) for name, column in columns.items()}
-    categories = {f"{CATEGORIES}/{name}": found for name, found in categories_of(directory / files[0]).items()}
-    template = lay_out(shapes, categories, attributes)
+    found = categories_of(directory / files[0])
+    categories = {name: attribute_value(found[name].tolist()) for name in found.keys() & shapes.keys()}
+    template = lay_out(shapes, {}, attributes, categories=categories)
     return Pieces(template.n_bytes, _pieces(template, columns, shapes))
 
 
@@ -86,7 +87,7 @@ def _datasets(path: Path) -> dict[str, _Values]:
             return {
                 key: _Values(path, item.shape, item.dtype, item.id.get_offset())
                 for key, item in part.items()
-                if key != CATEGORIES
+                if isinstance(item, h5py.Dataset)
             }
     except FAILURES as error:
         raise _unreadable(path, error) from error

@@ -408,5 +408,5 @@ def test_runs_in_one_process_keep_their_own_categories(tmp_path: Path) -> None:
         for shard, settings in zip(shards, both, strict=True):
             (part,), _ = plan_parts([shard], 8, [])
             with h5py.File(Path(settings.directory) / encode_part(EncodeTask(part, settings)).entry.file) as file:
-                found += [file["__categories/kind"][:].tolist()]
+                found += [file["kind"].attrs["categories"].tolist()]
     assert found == [[b"a", b"b"], [b"c", b"d"]]

@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import ShardpressError
+from pipeline.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
 from pipeline.hdf5.child import ask as ask_module
 from pipeline.hdf5.child.ask import ask
 from pipeline.hdf5.plain.describe import describe_plain
@@ -243,6 +244,14 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         file["obs/kind/codes"] = np.arange(30, dtype="i1") % 3 - 1
         file["obs/kind/categories"] = np.array(["T cell", "B cell"], object)
 
+    def coded(file: h5py.File) -> None:
+        """Write codes whose categories are in attributes, as in a part."""
+        file["X"] = ROWS
+        file.attrs["format"] = FORMAT
+        for name, categories in (("kind", ["no", "ß"]), ("clone", list(map(str, range(20_000))))):
+            file[name] = np.arange(30, dtype="i1") % 3 - 1
+            file[name].attrs[ATTRIBUTE] = attribute_value(categories)
+
     def elsewhere(file: h5py.File) -> None:
         layout = h5py.VirtualLayout((6, 2), "<i4")
         layout[:] = h5py.VirtualSource(secret, "X", (6, 2))
@@ -308,6 +317,7 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         lambda file: plain(file, chunks=(7, 1), compression="gzip", shuffle=True, maxshape=(None, 2)),
         deep,
         labelled,
+        coded,
         elsewhere,
         compact,
         master,

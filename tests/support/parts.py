@@ -10,7 +10,7 @@ from pipeline.encoding.index import index_files
 from pipeline.encoding.partfile import PartMemory
 from pipeline.encoding.storage import PLAIN
 from pipeline.features import categories_of
-from pipeline.hdf5.forms import CATEGORIES
+from pipeline.hdf5.categories import attribute_value
 from pipeline.output.lock import locked
 from pipeline.shards.shard import Extra
 from tests.support.helpers import numbered
@@ -65,12 +65,13 @@ def part(n_rows=3, first=0, extras=None, attributes=None, n_features=2):
 def shapes_in(path):
     """Return shape and dtype of each dataset in a part, as HDF5 reads them."""
     with h5py.File(path) as file:
-        return {name: (item.shape, item.dtype) for name, item in file.items() if name != CATEGORIES}
+        return {name: (item.shape, item.dtype) for name, item in file.items() if isinstance(item, h5py.Dataset)}
 
 
 def index_of(directory, files, attributes, most=None):
     """Return the bytes of an index of parts, and write the files of the index to the directory."""
-    categories = {f"{CATEGORIES}/{name}": found for name, found in categories_of(directory / files[0]).items()}
+    found = categories_of(directory / files[0])
+    categories = {name: attribute_value(values.tolist()) for name, values in found.items()}
 
     def viewed(file):
         return file, shapes_in(directory / file)

@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import short_list
+from pipeline.hdf5.categories import holds_features, read_categories
 from pipeline.hdf5.child.find import (
     LISTED,
     Refused,
@@ -94,7 +95,7 @@ def _leave_out(left_out: list[list[Any]], name: bytes, error: Exception) -> None
 
 
 def _claim(dataset: h5py.Dataset, parent: Any, name: bytes, path: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    categories = _categories_of(parent, name, path)
+    categories = _categories_of(parent, dataset, name, path)
     layout = layout_claim(dataset, path, arrays)
     return {"name": text(name), "layout": layout, "categories": categories, "is_named": False}
 
@@ -194,7 +195,7 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
     """Return the dataset with one value for each row, the path, and the categories if the values are codes."""
     dataset = as_dataset(item)
     if dataset is not None:
-        return dataset, path, _categories_of(parent, parts_of(path)[-1], path)
+        return dataset, path, _categories_of(parent, dataset, parts_of(path)[-1], path)
     codes = own_dataset(item, b"codes")
     categories = own_dataset(item, b"categories")
     if codes is not None and categories is not None:
@@ -231,8 +232,20 @@ def count_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
     return n
 
 
-def _categories_of(parent: Any, name: bytes, path: str) -> list[Any] | None:
-    """Return the categories of a dataset from the group `__categories` next to it, or None if it has none."""
+def _categories_of(parent: Any, dataset: h5py.Dataset, name: bytes, path: str) -> list[Any] | None:
+    """Return the categories of a dataset, or None if it has none.
+
+    They are in the dataset's attribute in features of shardpress, or in the group `__categories` next to the dataset.
+    """
+    if dataset.dtype.kind in "iu" and holds_features(parent):
+        categories = read_categories(dataset.id)
+        if categories is not None:
+            _check_size(categories, path)
+            return categories
+    return _neighbouring_categories(parent, name, path)
+
+
+def _neighbouring_categories(parent: Any, name: bytes, path: str) -> list[Any] | None:
     group = CATEGORIES.encode()
     if not parent.links.exists(group) or link_of(parent, group):
         return None
@@ -252,9 +265,13 @@ def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
         categories = [text(each) for each in categories]
     elif dataset.dtype.kind == "u" and max(categories, default=0) >= _MOST_NUMBER:
         raise Refused(f"category {max(categories)}, expected numbers below {_MOST_NUMBER}", path)
+    _check_size(categories, path)
+    return categories
+
+
+def _check_size(categories: list[Any], path: str) -> None:
     if not are_few(categories):
         raise Refused(f"categories that take more than {MOST_PADDED} bytes when padded to the longest one", path)
-    return categories
 
 
 def _check_categories(dataset: h5py.Dataset, path: str, most: int = MOST_CATEGORIES) -> bool:

@@ -12,7 +12,16 @@ from pipeline.hdf5.layout import grid_of
 from pipeline.hdf5.limits import MOST_CHUNK_BYTES, MOST_ITEM, SMALLEST
 from pipeline.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Kind, Messages, Metadata, NotPlain, expect, leaves
 
-__all__ = ["Attribute", "Dataset", "attribute_of", "attributes_of", "dataset_of", "layout_claim", "value_of"]
+__all__ = [
+    "Attribute",
+    "Dataset",
+    "attribute_name",
+    "attribute_of",
+    "attributes_of",
+    "dataset_of",
+    "layout_claim",
+    "value_of",
+]
 
 _UNLIMITED = 2**64 - 1
 
@@ -357,6 +366,13 @@ def attributes_of(header: Messages) -> dict[str, Attribute]:
     by_name = {attribute.name.decode(): attribute for attribute in attributes}
     expect(len(by_name) == len(attributes))
     return by_name
+
+
+def attribute_name(message: bytes) -> bytes:
+    """Return the name in an attribute message, whatever the type of its value."""
+    version, _, size = struct.unpack_from("<BBH", message)
+    place = 8 if version == 1 else 9
+    return message[place : place + size].rstrip(b"\0")
 
 
 def attribute_of(message: bytes) -> Attribute:

@@ -30,7 +30,7 @@ from pipeline.hdf5.forms import (
     variables_of,
 )
 from pipeline.hdf5.plain.contents import links, root
-from pipeline.hdf5.plain.datasets import Dataset, attribute_of, dataset_of, layout_claim
+from pipeline.hdf5.plain.datasets import Dataset, attribute_name, attribute_of, dataset_of, layout_claim
 from pipeline.hdf5.plain.metadata import MOST_BYTES, Kind, Metadata, NotPlain, expect, is_group, messages
 
 __all__ = ["describe_plain"]
@@ -192,11 +192,16 @@ def _find_extras(
         if name == rows_name:
             continue
         if other is not None and has_one_for_each_row(other.shape, shape[0]) and is_utf8(name):
+            expect(not _may_have_categories(other))
             layout = layout_claim(file, other, sibling(rows, text(name)), arrays)
             extras.append({"name": text(name), "layout": layout, "categories": None, "is_named": False})
         else:
             _leave_out(left_out, name, other, shape)
     return extras, left_out
+
+
+def _may_have_categories(dataset: Dataset) -> bool:
+    return any(attribute_name(message) == b"categories" for message in dataset.header.get(Kind.ATTRIBUTE, []))
 
 
 def _leave_out(left_out: list[list[Any]], name: bytes, other: Dataset | None, shape: tuple[int, ...]) -> None:
