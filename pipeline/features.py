@@ -33,6 +33,7 @@ import h5py
 import numpy as np
 
 from pipeline.errors import DataError, printable
+from pipeline.frames import data_frame, import_pandas
 from pipeline.hdf5.categories import array_of, read_categories
 from pipeline.hdf5.forms import CATEGORIES, text
 from pipeline.output.records import INDEX, MANIFEST, PUBLISHED, read_manifest
@@ -138,6 +139,37 @@ class Features:
     extras: dict[str, Any]
     manifest: dict[str, Any] = field(repr=False)
     categories: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def to_pandas(self, only_valid: bool = False) -> Any:
+        """Read all rows into a pandas DataFrame.
+
+        The columns are ``feature0``, ``feature1`` and so on, then ``valid``, then the extras. Extras that are stored as
+        codes become categoricals. The index is the extra ``_index`` (the names of AnnData's cells) or ``index`` (the
+        index of a pandas table), or numbers if there is no such extra. An extra with the name of another column gets
+        the prefix ``source_``.
+
+        Parameters
+        ----------
+        only_valid : bool
+            True to omit the bad rows and the column ``valid``.
+
+        Returns
+        -------
+        pandas.DataFrame
+
+        Raises
+        ------
+        DeviceError
+            If pandas is not installed.
+        """
+        import dask
+
+        import_pandas()  # before the rows are read, which can take long
+        features, valid, extras = dask.compute(self.features, self.valid, self.extras)
+        if not only_valid:
+            return data_frame(features, valid, extras, self.categories)
+        chosen = {name: values[valid] for name, values in extras.items()}
+        return data_frame(features[valid], None, chosen, self.categories)
 
     def __repr__(self) -> str:
         kinds = {name: "str" if array.dtype == object else array.dtype for name, array in self.extras.items()}

@@ -44,7 +44,8 @@ ALLOWED_IMPORTS = {
     "modelfile": ["hdf5", "output.records"],
     "model": ["modelfile", "output.records", "scan.scaler"],
     "device": ["scan.scaler", "kernels"],
-    "features": ["hdf5.categories", "hdf5.forms", "output.records"],
+    "frames": [],
+    "features": ["frames", "hdf5.categories", "hdf5.forms", "output.records"],
     "training": ["shards", "scan", "cluster", "model", "device"],
     "encoding": ["hdf5", "shards", "scan", "cluster", "model", "device", "features", "output.records", "output.disk"],
     "report": [

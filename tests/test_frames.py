@@ -1,0 +1,117 @@
+"""Tests of data frames: they have the values of the features and the extras, and pandas is optional."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline.features import Features, open_features
+from tests.support.cases import case
+from tests.support.helpers import refused
+from tests.support.parts import finished
+
+N = 4
+FEATURES = np.arange(2 * N, dtype=np.float32).reshape(N, 2)
+VALID = np.array([True, False, True, True])
+
+
+def opened(extras: dict[str, np.ndarray], categories: dict[str, list[object]] | None = None) -> Features:
+    arrays = {name: da.from_array(values, chunks=N) for name, values in extras.items()}
+    names = {name: np.array(values) for name, values in (categories or {}).items()}
+    return Features(da.from_array(FEATURES), da.from_array(VALID), arrays, {}, names)
+
+
+def test_columns_are_features_then_valid_then_extras() -> None:
+    found = opened({"y": np.arange(N, dtype=">i8"), "name": np.array(["a", "", "ö", "b"], object)}).to_pandas()
+    expected = pd.DataFrame(FEATURES, columns=["feature0", "feature1"])
+    expected = expected.assign(valid=VALID, y=np.arange(N), name=["a", "", "ö", "b"])
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_only_valid_rows_can_be_chosen() -> None:
+    every = opened({"y": np.arange(N), "_index": np.array(["a", "b", "c", "d"], object)})
+    found = every.to_pandas(only_valid=True)
+    pd.testing.assert_frame_equal(found, every.to_pandas()[VALID].drop(columns="valid"))
+    assert found.index.tolist() == ["a", "c", "d"]
+
+
+def test_codes_become_categoricals() -> None:
+    codes = np.array([1, -1, 0, 1], "i1")
+    for categories in (["T cell", "ß", "unused"], [0.5, 1.5], [3, 5]):
+        with case(categories):
+            found = opened({"kind": codes}, {"kind": categories}).to_pandas()["kind"]
+            expected = pd.Categorical([categories[1], None, categories[0], categories[1]], categories)
+            pd.testing.assert_series_equal(found, pd.Series(expected, name="kind"))
+
+
+def test_categories_that_pandas_refuses_become_values() -> None:
+    for categories in (["a", "a"], [0.5, np.nan]):
+        with case(categories):
+            found = opened({"kind": np.array([0, -1, 0, 0])}, {"kind": categories}).to_pandas()["kind"]
+            assert [None if pd.isna(each) else each for each in found] == [categories[0], None, *categories[:1] * 2]
+
+
+def test_names_of_rows_become_the_index() -> None:
+    cells = np.array(["c1", "c0", "c1", "c2"], object)
+    numbers = np.arange(10, 14)
+    for extras, index, columns in [
+        ({"_index": cells}, cells, []),
+        ({"index": numbers}, numbers, []),
+        ({"_index": cells, "index": numbers}, cells, ["index"]),
+        ({"index": np.zeros((N, 2))}, range(N), ["index"]),
+        ({}, range(N), []),
+    ]:
+        with case(list(extras)):
+            found = opened(extras).to_pandas()
+            assert found.index.tolist() == list(index)
+            assert list(found)[3:] == columns
+
+
+def test_columns_have_different_names() -> None:
+    extras = {"feature0": np.arange(N), "valid": np.arange(N), "source_valid": np.arange(N), "feature2": np.arange(N)}
+    found = opened(extras).to_pandas()
+    names = ["feature0", "feature1", "valid", "source_feature0", "source_source_valid", "source_valid", "feature2"]
+    assert list(found) == names
+    assert found["valid"].tolist() == VALID.tolist()
+
+
+def test_arrays_and_records_become_objects() -> None:
+    records = np.array([(1, b"a")] * N, [("number", int), ("text", "S1")])
+    found = opened({"place": np.arange(2 * N).reshape(N, 2), "record": records}).to_pandas()
+    assert [each.tolist() for each in found["place"]] == np.arange(2 * N).reshape(N, 2).tolist()
+    assert found["record"].tolist() == [(1, b"a")] * N
+
+
+def test_bytes_that_are_not_utf8_are_escaped() -> None:
+    names = np.array(["a\udcff", "b", "c", "d"], object)
+    found = opened({"name": names, "kind": np.zeros(N, "i1")}, {"kind": ["\udcff"]}).to_pandas()
+    assert found["name"].tolist() == ["a\\udcff", "b", "c", "d"]
+    assert found["kind"].tolist() == ["\\udcff"] * N
+
+
+@pytest.mark.process
+def test_frame_of_an_output_has_its_rows(tmp_path: Path) -> None:
+    found = open_features(finished(tmp_path / "out", 3, 4))
+    frame = found.to_pandas()
+    np.testing.assert_array_equal(frame[["feature0", "feature1"]], found.features)
+    assert frame["y"].tolist() == list(range(7))
+    assert frame["valid"].tolist() == found.valid.compute().tolist()
+
+
+def test_missing_pandas_is_reported_before_the_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    unread = Features(None, None, {}, {})
+    with refused(69, "pandas", "pip install pandas"):
+        unread.to_pandas()
+
+
+@pytest.mark.process
+def test_features_are_opened_without_pandas() -> None:
+    program = "import sys; from shardpress import open_features; assert 'pandas' not in sys.modules"
+    subprocess.run([sys.executable, "-I", "-c", program], check=True)
