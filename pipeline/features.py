@@ -144,9 +144,9 @@ class Features:
         """Read all rows into a pandas DataFrame.
 
         The columns are ``feature0``, ``feature1`` and so on, then ``valid``, then the extras. Extras that are stored as
-        codes become categoricals. The index is the extra ``_index`` (the names of AnnData's cells) or ``index`` (the
-        index of a pandas table), or numbers if there is no such extra. An extra with the name of another column gets
-        the prefix ``source_``.
+        codes become categoricals. The index is the extra ``_index`` (the names of AnnData's cells), ``index``, or
+        ``axis1`` (the index of a pandas frame in fixed format), or numbers if there is no such extra. An extra with the
+        name of another column gets the prefix ``source_``.
 
         Parameters
         ----------

@@ -11,8 +11,8 @@ from pipeline.errors import DeviceError
 
 __all__ = ["INDEXES", "data_frame", "import_pandas"]
 
-INDEXES = ("_index", "index")
-"""Names of extras that hold the names of the rows: in AnnData's group `obs`, and in tables of pandas."""
+INDEXES = ("_index", "index", "axis1")
+"""Names of extras that hold the names of the rows: of AnnData, in general, and of frames of pandas in fixed format."""
 _VALID = "valid"
 
 

@@ -28,7 +28,9 @@ __all__ = [
     "A_GROUP",
     "CATEGORIES",
     "NOT_UTF8",
+    "OBSERVATIONS",
     "PREFERRED",
+    "ROW_NAMES",
     "VARIABLES",
     "Numbers",
     "are_few",
@@ -36,6 +38,7 @@ __all__ = [
     "has_one_for_each_row",
     "is_coordinate",
     "is_number",
+    "is_requested",
     "is_utf8",
     "items_of",
     "leave_out",
@@ -43,6 +46,7 @@ __all__ = [
     "normal",
     "numbers_of",
     "parts_of",
+    "row_names_of",
     "rows_of",
     "sibling",
     "split",
@@ -55,6 +59,10 @@ PREFERRED = "X"
 """Default name of the dataset with the rows."""
 VARIABLES = "var"
 """Name of AnnData's group with one entry for each column. Early versions of AnnData wrote a table."""
+OBSERVATIONS = "obs"
+"""Name of AnnData's group with one entry for each row."""
+ROW_NAMES = "_index"
+"""Name of the extra with the names of the rows, from AnnData's group with one entry for each row."""
 CATEGORIES = "__categories"
 """Name of the group with the categories of coded datasets in the same parent group (early versions of AnnData)."""
 A_GROUP = "a group"
@@ -62,6 +70,7 @@ NOT_UTF8 = "its name is not UTF-8"
 
 _INDEX = "index"  # record field that holds the index of a pandas frame, not a column
 _LAYERS = b"layers"  # AnnData's group of other matrices with the same columns as `X`
+_SAME_ROWS = (_LAYERS, b"obsm", b"raw")  # AnnData's groups of other matrices with the same rows as `X`
 _BLOCK = "_values"  # suffix of a dataset with a block of a pandas frame in fixed format
 _ITEMS = "_items"  # suffix of the dataset with the column names of that block
 _NUMBER_SIZES = {"b": (1,), "u": (1, 2, 4, 8), "i": (1, 2, 4, 8), "f": (2, 4, 8)}
@@ -237,6 +246,22 @@ def variables_of(dataset: str) -> str:
     if groups and groups[-1] == _LAYERS:
         del groups[-1]
     return text(b"/".join([*groups, VARIABLES.encode()]))
+
+
+def row_names_of(dataset: str) -> str:
+    """Return the path under which the names of the rows are copied, from AnnData's group `obs` for a matrix.
+
+    The dataset with the names can have another name in the file (see `child.extras`).
+    """
+    groups = parts_of(dataset)[:-1]
+    if groups and groups[-1] in _SAME_ROWS:
+        del groups[-1]
+    return text(b"/".join([*groups, OBSERVATIONS.encode(), ROW_NAMES.encode()]))
+
+
+def is_requested(path: str, include: Sequence[str]) -> bool:
+    """Return whether a path, or a group that contains it, is one of the paths that a user has given."""
+    return any(path == each or path.startswith(f"{each}/") for each in include)
 
 
 def items_of(dataset: str) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from pipeline.model import Model
 from pipeline.run.budget import Budget
 from pipeline.settings.config import current_name, fingerprint_values
 from pipeline.settings.resolve import Settings
+from pipeline.shards.extras import row_names_in
 from pipeline.shards.shard import Shard
 
 __all__ = ["CONTENTS", "Request", "differences", "other_inputs", "other_settings", "request_of"]
@@ -36,6 +37,7 @@ _SCAN = 1
 _TRAINING = 1
 _ENCODING = 1
 
+_UNFINGERPRINTED = ("folders", "row_names")  # parts of a request that do not identify a run
 _STAGES = ("scan", "training", "encoding")
 _LISTED = 10  # differences that a message lists
 _FOLDERS = 3  # directories that a message lists
@@ -59,6 +61,9 @@ class Request:
         Settings of each stage.
     folders : list of str
         Directories of the shards. They are not part of a fingerprint, so that a data set can be moved between two runs.
+    row_names : list of str
+        Extras that are copied although they are neither next to the rows nor requested. They are part of the
+        fingerprint of the features only: version 0.1.0 did not copy them, and its finished runs stay complete.
     """
 
     inputs: dict[str, Any]
@@ -66,6 +71,7 @@ class Request:
     training: dict[str, Any]
     encoding: dict[str, Any]
     folders: list[str]
+    row_names: list[str] = field(default_factory=list)
 
     def of_scan(self) -> str:
         """Return the fingerprint of the scan."""
@@ -85,11 +91,12 @@ class Request:
 
     def of_features(self, model: str) -> str:
         """Return the fingerprint of the features, given the fingerprint of the model."""
-        return fingerprint("features", self.inputs, self.scan, self.encoding, model)
+        key = fingerprint("features", self.inputs, self.scan, self.encoding, model)
+        return fingerprint(key, self.row_names) if self.row_names else key
 
     def of_all(self) -> str:
         """Return the fingerprint of the whole request."""
-        return fingerprint("run", {name: value for name, value in asdict(self).items() if name != "folders"})
+        return fingerprint("run", {name: value for name, value in asdict(self).items() if name not in _UNFINGERPRINTED})
 
 
 def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None, budget: Budget) -> Request:
@@ -116,6 +123,7 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
         training=training,
         encoding={**fingerprint_values(settings, "features"), "format": _ENCODING},
         folders=sorted({os.path.realpath(os.path.dirname(shard.path)) for shard in shards}),
+        row_names=row_names_in(shards, settings.inputs.include),
     )
 
 

@@ -165,8 +165,9 @@ class InputSettings:
         (),
         DATASET,
         "features",
-        "Copy these datasets to the output as extras, for example obs/cell_type. Datasets next to the rows that have "
-        "the same length are copied anyway.",
+        "Copy these datasets, or all columns of these groups, to the output as extras, for example obs/cell_type or "
+        "obs. Datasets next to the rows that have the same length, and the names of AnnData's cells, are always "
+        "copied.",
         former_names=("carry", {}),
     )
     labels: str | None = _setting(

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError, printable, quantity, short_list
-from pipeline.hdf5.forms import A_GROUP, are_few, normal
+from pipeline.hdf5.forms import A_GROUP, are_few, is_requested, normal
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
 from pipeline.shards.shard import Extra, LeftOut, Shard
 from pipeline.shards.vet import code_dtype
 
-__all__ = ["common_dtype", "log_extras", "shorten", "unify_extras", "why_left_out"]
+__all__ = ["common_dtype", "log_extras", "row_names_in", "shorten", "unify_extras", "why_left_out"]
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +56,13 @@ def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[
     ------
     DataError
         If no shard has an extra at one of the paths `include`, or if the extras at such a path cannot be combined.
+        If the path is a group, extras that cannot be combined are left out instead.
     """
-    if include:
-        shards = _rename_extras(shards, include)
+    shards, required = _rename_extras(shards, include)
     kinds = {tuple((extra.name, _kind(extra)) for extra in shard.extras) for shard in shards}
     if len(kinds) == 1:
         return tuple(shards)  # the usual case
-    plans, separate = _plans(shards)
+    plans, separate = _plans(shards, required)
     unified = [replace(shard, extras=tuple(_apply_plans(shard, plans))) for shard in shards]
     # Only the first shard lists these names, because they are the same for all shards.
     left_out = [LeftOut(name, _NO_COMMON_DTYPE, False) for name in separate]
@@ -70,8 +70,11 @@ def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[
     return tuple(unified)
 
 
-def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
-    """Return a plan for each extra, and the names of the extras without a common dtype. Log warnings."""
+def _plans(shards: Sequence[Shard], required: frozenset[str]) -> tuple[list[_Plan], list[str]]:
+    """Return a plan for each extra, and the names of the extras without a common dtype. Log warnings.
+
+    `required` are the names of extras that must have a common dtype.
+    """
     holders = _shards_by_extra(shards)
     used_names = set(holders)  # including extras that are left out, so that no mask gets the name of a dataset
     surplus = _surplus(holders)
@@ -81,7 +84,7 @@ def _plans(shards: Sequence[Shard]) -> tuple[list[_Plan], list[str]]:
     for name, own in holders.items():
         if name in surplus:
             continue
-        plan = _plan(name, own, warnings)
+        plan = _plan(name, own, name in required, warnings)
         if plan is None or not plan.is_common:
             separate.append(name)
         if plan is not None:
@@ -112,13 +115,13 @@ def _kind(extra: Extra) -> object:
     return extra.dtype, repr(extra.dtype.metadata), extra.categories, extra.is_named
 
 
-def _plan(name: str, holders: Holders, warnings: list[str]) -> _Plan | None:
+def _plan(name: str, holders: Holders, is_required: bool, warnings: list[str]) -> _Plan | None:
     """Return the plan for an extra that some shards have, or None if the extra is left out."""
     with_rows = [own for own in holders if own[0].n_rows] or holders  # a shard without rows has no values that must fit
     kinds = _first_of_each_kind(with_rows)
     fallback = _common_extra(name, [extra for _, extra in kinds])
     if fallback is None:
-        return _plan_separate(name, kinds, warnings)
+        return _plan_separate(name, kinds, is_required, warnings)
     return _Plan(fallback, is_common=True)
 
 
@@ -137,11 +140,11 @@ def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
     return Extra(name, code_dtype(categories), fill=-1, is_named=is_named, categories=categories)
 
 
-def _plan_separate(name: str, kinds: Holders, warnings: list[str]) -> _Plan | None:
+def _plan_separate(name: str, kinds: Holders, is_required: bool, warnings: list[str]) -> _Plan | None:
     """Return the plan for an extra without a common dtype, or None if it has categories and is left out."""
     first = kinds[0][1]
     difference = _difference(name, kinds)
-    if first.is_named:
+    if is_required:
         raise DataError(f"{difference}. Store it with one dtype in all files, or omit --include {printable(name)}.")
     if any(extra.categories is not None for _, extra in kinds):  # without categories, codes could look like labels
         warnings.append(f"{difference}. The extra is left out")
@@ -252,17 +255,33 @@ def _apply_plan(extra: Extra, plan: _Plan) -> Extra:
 # -- extras that a user has named ----------------------------------------------------------------------------------
 
 
-def _rename_extras(shards: Sequence[Shard], include: Sequence[str]) -> list[Shard]:
-    """Return the shards with the final names of the extras at the paths `include`."""
+def _rename_extras(shards: Sequence[Shard], include: Sequence[str]) -> tuple[Sequence[Shard], frozenset[str]]:
+    """Return the shards with the final names of the named extras, and the names of the extras at the paths `include`.
+
+    Extras in groups that a user has given, and the names of rows, are not at these paths.
+    """
     extras = [extra for shard in shards for extra in shard.extras]
-    named = {extra.name for extra in extras if extra.is_named}
+    named = list(dict.fromkeys(extra.name for extra in extras if extra.is_named))
     others = [extra for extra in extras if not extra.is_named]
-    found = named | {normal(extra.layout.name) for extra in others if extra.layout}
+    found = [*named, *(normal(extra.layout.name) for extra in others if extra.layout)]
     for path in include:
-        if path not in found:
+        if not any(is_requested(each, [path]) for each in found):
             raise _missing_error(shards[0], path)
-    names = _short_names(include, named, {extra.name for extra in others})
-    return [_with_names(shard, names) for shard in shards]
+    if not named:
+        return shards, frozenset()
+    paths = [path for path in include if path in named]
+    names = _short_names(paths, named, {extra.name for extra in others})
+    return [_with_names(shard, names) for shard in shards], frozenset(names[path] for path in paths)
+
+
+def row_names_in(shards: Sequence[Shard], include: Sequence[str]) -> list[str]:
+    """Return the names of the extras that hold the names of rows, except for those that a user has requested."""
+    found = set()
+    for shard in shards:
+        for extra in shard.extras:
+            if extra.is_named and extra.layout and not is_requested(normal(extra.layout.name), include):
+                found.add(extra.name)
+    return sorted(found)
 
 
 def _missing_error(first: Shard, path: str) -> DataError:
@@ -271,19 +290,26 @@ def _missing_error(first: Shard, path: str) -> DataError:
     return DataError(f"{where}: {printable(reason)}. Choose one with --include.")
 
 
-def _short_names(include: Sequence[str], named: set[str], used_names: set[str]) -> dict[str, str]:
-    """Return a name for each path: the last part, or the whole path if the last part is in use or not unique."""
+def _short_names(first: Sequence[str], paths: Sequence[str], used_names: set[str]) -> dict[str, str]:
+    """Return a name for each path: the last part, or the whole path if the last part is in use or not unique.
+
+    The names of the paths `first` do not depend on the other paths.
+    """
     names: dict[str, str] = {}
     used_names = set(used_names)
-    n_uses = Counter(path.rpartition("/")[2] for path in include)
-    for path in include:
-        if path not in named:
-            continue
-        name = path.rpartition("/")[2]
-        if name in used_names or n_uses[name] > 1:
+    n_uses = Counter(_last_part(path) for path in paths)
+    n_uses_in_first = Counter(_last_part(path) for path in first)
+    for path in dict.fromkeys([*first, *paths]):
+        name = _last_part(path)
+        n = n_uses_in_first[name] if path in first else n_uses[name]
+        if name in used_names or n > 1:
             name = path.replace("/", "_")
         names[path] = _unused_name(name, used_names)
     return names
+
+
+def _last_part(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _with_names(shard: Shard, names: dict[str, str]) -> Shard:

@@ -25,7 +25,7 @@ from pipeline.errors import DataError, NoInput, ReadFailed, printable
 from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.files import Identity, opened, translated_error, with_retries
-from pipeline.hdf5.forms import are_few, has_one_for_each_row, numbers_of, rows_of
+from pipeline.hdf5.forms import are_few, has_one_for_each_row, is_requested, numbers_of, row_names_of, rows_of
 from pipeline.hdf5.layout import Layout, check_places, layout_of
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_COLUMN_NAMES, MOST_LEFT_OUT, MOST_TEXT_BYTES, MOST_WORDS
 from pipeline.hdf5.plain.describe import describe_plain
@@ -56,7 +56,7 @@ class Selection:
     orientation : str, optional
         Axis of the rows: ``rows`` (the first one) or ``columns`` (the last one).
     include : tuple of str
-        Paths, from the root, of extras anywhere in the file.
+        Paths, from the root, of extras anywhere in the file, or of groups with extras.
     """
 
     dataset: str | None = None
@@ -261,12 +261,15 @@ def _rows_of_layouts(form: Any, layouts: Sequence[Layout], shape: Any) -> tuple[
 def _check_extras(shard: Shard, selection: Selection) -> None:
     extras = shard.extras
     n_rows = shard.n_rows
-    # A user may also give the path of each extra, so there may be twice as many. The layouts are untrusted.
-    if len(extras) > 2 * MAX_EXTRAS or not all(extra.layout and _fits(extra.layout, n_rows) for extra in extras):
+    # A user may also give the paths of extras or groups, each with as many extras. The layouts are untrusted.
+    if len(extras) > (2 + len(selection.include)) * MAX_EXTRAS or not all(
+        extra.layout and _fits(extra.layout, n_rows) for extra in extras
+    ):
         raise ValueError("invalid number or shape of extras")
     if len({(extra.name, extra.is_named) for extra in extras}) < len(extras):
         raise ValueError("repeated names of extras")
-    if not {extra.name for extra in extras if extra.is_named} <= set(selection.include):
+    expected = (*selection.include, row_names_of(shard.dataset))
+    if not all(is_requested(extra.name, expected) for extra in extras if extra.is_named):
         raise ValueError("unexpected named extras")
 
 

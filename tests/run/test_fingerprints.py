@@ -19,6 +19,7 @@ from pipeline.model import Model
 from pipeline.run import fingerprints as module
 from pipeline.run.budget import make_budget
 from pipeline.run.fingerprints import Request, differences, request_of
+from pipeline.run.resume import plain_request
 from pipeline.scan.scaler import Scaler
 from pipeline.settings import replicas
 from pipeline.settings.config import SETTINGS, Affected, Config, Setting
@@ -308,6 +309,17 @@ def test_differences_name_settings_with_both_values() -> None:
     now = request(CONFIG.changed(epochs=3, seed=7, missing_value=-1.0, on_drift="clip"))
     words = differences(plain(request()), plain(now))
     assert words == "missing_value None -> -1.0; epochs 20 -> 3; seed 0 -> 7; on_drift pass -> clip"
+
+
+def test_names_of_rows_make_other_parts_of_the_same_run() -> None:
+    """Finished runs of version 0.1.0, which did not copy the names of rows, stay complete."""
+    names = replace(Y, name="_index", layout=replace(Y.layout, name="obs/_index"), is_named=True)
+    shards = tuple(replace(shard, extras=(Y, names)) for shard in SHARDS)
+    now = request(shards=shards)
+    assert affected_stages(now) == {"features"}
+    assert plain_request(now) == plain_request(request())
+    requested = CONFIG.changed(include=("obs/_index",))
+    assert affected_stages(request(requested, shards), request(requested)) == set()
 
 
 def test_many_differences_are_abridged() -> None:

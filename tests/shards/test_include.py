@@ -147,9 +147,9 @@ def test_links_to_named_datasets_are_refused(tmp_path, link, place):
         open_shards([path], include=["obs/kind"])
 
 
-def test_group_that_is_no_categorical_is_an_error(shards):
+def test_group_without_values_for_the_rows_is_an_error(shards):
     with refused(65, "dataset=obs: a group"):
-        shards({"obs/kind": range(N)}, include=["obs"])
+        shards({"obs/short": range(3), "obs/deep/kind": range(N)}, include=["obs"])
 
 
 @pytest.mark.parametrize("values", [np.arange(N), np.array(["a", "b", "c", "d"], object)], ids=["numbers", "texts"])
@@ -160,6 +160,124 @@ def test_masked_array_is_an_extra_if_nothing_is_masked(shards, values):
         shards({"obs/kind/values": values, "obs/kind/mask": np.arange(N) == 2})
     with refused(65, "dataset=obs/kind/mask: "):
         shards({"obs/kind/values": values, "obs/kind/mask": np.arange(N)})
+
+
+# -- all columns of a group, and the names of the rows ---------------------------------------------------------------
+
+CELLS = np.array(["c0", "c1", "ö", "c3"], object)
+
+
+def observations(name="_index", **columns):
+    """Return the extras of AnnData's group `obs`, with the names of the rows in the dataset `name`."""
+    return {f"obs/{name}": CELLS, **{f"obs/{column}": found for column, found in columns.items()}}
+
+
+def test_usable_columns_of_a_group_are_extras(shards, caplog):
+    extras = {
+        "obs/n": range(N),
+        "obs/short": range(3),
+        "obs/deep/x": range(N),
+        **categorical([0, 1, -1, 0], ["a", "b"]),
+    }
+    extras |= {"obs/masked/values": np.arange(N), "obs/masked/mask": np.arange(N) == 1, "y": range(N)}
+    opened = shards(extras, include=["obs"])
+    assert names(opened[0]) == ("y", "kind", "n")
+    assert categories_of(opened) == ["a", "b", None, "a"]
+    left_out = {each.name: each.is_missed for each in opened[0].left_out}
+    assert left_out == {"obs/deep": False, "obs/masked": True, "obs/short": True, "obs": False}
+    assert "dataset=obs/masked: 1 values are missing" in caplog.text
+
+
+def test_paths_in_an_included_group_are_one_extra(shards):
+    extras = {"obs/n": range(N), **categorical([0] * N, ["a"])}
+    for include in (["obs", "obs/kind"], ["obs/kind", "obs"], ["obs", "obs"]):
+        with case(include):
+            assert set(names(shards(extras, include=include)[0])) == {"n", "kind"}
+
+
+def test_group_of_the_rows_can_be_included(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(N), extras={"data/y": range(N)})
+    with h5py.File(path, "a") as file:
+        file.move("X", "data/X")
+    (shard,) = open_shards([path], dataset="data/X", include=["data"])
+    assert names(shard) == ("y",)
+
+
+def test_columns_of_groups_have_different_names(shards):
+    extras = {"a/y": range(N), "a/z": range(N), "b/y": range(N), "c/z": range(N)}
+    assert names(shards(extras, include=["a", "b", "c/z"])[0]) == ("z", "a_y", "a_z", "b_y")
+
+
+def test_columns_that_only_some_shards_have_get_a_mask(shards):
+    opened = shards(observations(a=range(N), b=range(N)), observations(a=range(N)), include=["obs"])
+    assert names(opened[0]) == ("_index", "a", "b", "b_present")
+    assert values(opened, "b_present") == [True] * N + [False] * N
+
+
+def test_columns_of_a_group_with_several_dtypes_are_only_in_the_parts(shards, caplog):
+    opened = shards(observations(a=range(N)), observations(a=np.full(N, "x", object)), include=["obs"])
+    assert names(opened[0]) == ("_index", "a")
+    assert "a is int64 from file=" in caplog.text
+
+
+def test_names_of_rows_are_copied_by_default(shards):
+    for name in ("_index", "index"):
+        with case(name):
+            opened = shards(observations(name, n=range(N)), include=[])
+            assert names(opened[0]) == ("_index",)
+            assert [each.decode() for each in values(opened, "_index")] == CELLS.tolist()
+    opened = shards(observations(), {"y": range(N)}, include=[])
+    assert set(names(opened[0])) == {"y", "y_present", "_index", "_index_present"}
+
+
+def test_an_attribute_can_name_the_dataset_with_the_names_of_rows(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(N), extras=observations("cell_id", n=range(N)))
+    with h5py.File(path, "a") as file:
+        file["obs"].attrs["_index"] = "cell_id"
+    assert names(open_shards([path])[0]) == ("_index",)
+    assert names(open_shards([path], include=["obs"])[0]) == ("_index", "n")
+    assert names(open_shards([path], include=["obs/cell_id"])[0]) == ("cell_id",)
+
+
+def test_names_of_rows_of_other_matrices_are_in_the_same_group(tmp_path):
+    path = write_shard(tmp_path / "x.h5", numbered(N), extras=observations())
+    with h5py.File(path, "a") as file:
+        for dataset in ("layers/counts", "raw/X", "obsm/X_pca", "mod/X"):
+            file[dataset] = numbered(N)
+    for dataset in ("layers/counts", "raw/X", "obsm/X_pca"):
+        with case(dataset):
+            assert names(open_shards([path], dataset=dataset)[0]) == ("_index",)
+    assert names(open_shards([path], dataset="mod/X")[0]) == ()
+
+
+def test_names_of_rows_do_not_rename_other_extras(shards):
+    extras = {**observations(), "meta/_index": range(N)}
+    assert names(shards(extras, include=["meta/_index"])[0]) == ("_index", "obs__index")
+    assert names(shards({**observations(), "_index": range(N)}, include=[])[0]) == ("_index", "obs__index")
+    assert names(shards(extras, include=["obs/_index"])[0]) == ("_index",)
+
+
+def test_unusable_names_of_rows_are_ignored(tmp_path, caplog):
+    odd = {
+        "short": lambda group: group.create_dataset("_index", data=["a"]),
+        "soft link": lambda group: group.__setitem__("_index", h5py.SoftLink("/y")),
+        "external link": lambda group: group.__setitem__("_index", h5py.ExternalLink("other.h5", "/y")),
+        "elsewhere": lambda group: group.attrs.__setitem__("_index", "../y"),
+        "not there": lambda group: group.attrs.__setitem__("_index", "none"),
+        "number": lambda group: group.attrs.__setitem__("_index", 5),
+        "group": lambda group: group.create_group("_index"),
+        "references": lambda group: group.create_dataset("_index", (N,), h5py.ref_dtype),
+        "unwritten": lambda group: group.create_dataset("_index", (N,), "i4"),
+    }
+    for name, write in odd.items():
+        with case(name):
+            path = write_shard(tmp_path / "x.h5", numbered(N), extras={"y": range(N)})
+            with h5py.File(path, "a") as file:
+                write(file.create_group("obs"))
+            assert names(open_shards([path])[0]) == ("y",)
+    path = write_shard(tmp_path / "x.h5", numbered(N), extras={"obs": range(N)})
+    assert names(open_shards([path])[0]) == ("obs",)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
 
 
 # -- categories -----------------------------------------------------------------------------------------------------
@@ -320,6 +438,21 @@ def test_codes_and_categories_are_in_every_output(tmp_path, monkeypatch):
     parts = open_shards([str(tmp_path / "out")])
     assert {extra.categories for shard in parts for extra in shard.extras if extra.name == "kind"} == {("x", "ü", "z")}
     assert not any(each.is_missed for shard in parts for each in shard.left_out)
+
+
+def test_names_of_rows_are_the_index_of_the_data_frame(tmp_path, monkeypatch):
+    install(monkeypatch)
+    rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
+    cells = [f"cell {i}" for i in range(60)]
+    extras = {"obs/_index": np.array(cells, object), **categorical(np.arange(60) % 2, ["a", "b"]), "obs/n": range(60)}
+    path = write_shard(tmp_path / "x.h5", rows, extras=extras)
+    flags = ["--input", path, "--output", str(tmp_path / "out"), "--epochs", "1", "--include", "obs", "--single-file"]
+    assert main("", flags) == 0
+    for output in (tmp_path / "out", tmp_path / "out" / "single.h5"):
+        frame = open_features(output).to_pandas()
+        assert frame.index.tolist() == cells
+        assert list(frame) == [f"feature{i}" for i in range(frame.shape[1] - 3)] + ["valid", "kind", "n"]
+        assert frame["kind"].tolist() == ["a", "b"] * 30
 
 
 def test_naming_extras_changes_neither_scan_nor_model(tmp_path, monkeypatch, caplog):

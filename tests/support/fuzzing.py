@@ -239,6 +239,7 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         file["__categories/y"] = np.array(["no", "yes"], object)
         file["code"] = np.zeros(30, "i1")
         file["__categories/code"] = [0.5]
+        file["obs/_index"] = text
         file["obs/whole/values"] = np.arange(30)
         file["obs/whole/mask"] = np.zeros(30, bool)
         file["obs/kind/codes"] = np.arange(30, dtype="i1") % 3 - 1

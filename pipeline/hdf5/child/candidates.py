@@ -385,7 +385,11 @@ def _no_rows_in_group(group: Any, name: str) -> str:
     candidates = _candidates_below(group)
     listed = short_list((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
     if group.links.exists(b"block1_values"):
-        return f"a pandas frame with several dtypes ({listed}). {_WRITE_ROWS} (df.to_numpy()), or choose one of these."
+        return (
+            f"a pandas frame with several dtypes ({listed}). Each of these blocks has the columns of one dtype. "
+            f"{_WRITE_ROWS} (df.to_numpy()), and labels next to it. If you choose one block with --dataset, the "
+            "columns of the other blocks, perhaps labels, are left out."
+        )
     if _is_matlab_sparse(group):
         return f"a sparse matrix of MATLAB, expected a full matrix. {_WRITE_ROWS} (full(X))."
     if not candidates:

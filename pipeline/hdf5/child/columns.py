@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from pipeline.hdf5.child.candidates import Rows
-from pipeline.hdf5.child.extras import count_set, is_netcdf_dimension
+from pipeline.hdf5.child.extras import count_set, index_of, is_netcdf_dimension
 from pipeline.hdf5.child.find import (
     Refused,
     as_dataset,
@@ -41,7 +41,7 @@ from pipeline.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_
 __all__ = ["find_columns"]
 
 _BATCH_NAMES = 1024  # names to read at a time, because lengths are unknown before reading
-_SHORT = 1024  # bytes of an attribute that names a dataset
+_SHORT = 1024  # bytes of an attribute that names a dataset; `child.extras` has the same limit
 _STORAGE = re.compile(r"errno = \d", re.IGNORECASE)  # in HDF5's message if the storage fails
 
 _Names = tuple[str, list[str]]
@@ -144,7 +144,7 @@ def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None
         return _table_names(h5py.Dataset(item), path, n_inputs)
     if not isinstance(item, h5py.h5g.GroupID):
         return None
-    index = _index_of(item)
+    index = index_of(item)
     if index is None:
         return None
     return _names_at(file, under(path, index), n_inputs)
@@ -163,18 +163,6 @@ def _names_at(file: h5py.File, path: str, n_inputs: int) -> _Names | None:
     if values is None or mask is None or count_set(mask, f"{path}/mask", n_inputs):
         return None
     return path, _texts(values, f"{path}/values", n_inputs)
-
-
-def _index_of(group: Any) -> str | None:
-    """Return the name of the dataset that is the index of a group."""
-    name = attribute(group, b"_index", _is_short_text)
-    if name is not None:
-        return _as_text(name.item())
-    return next((each for each in ("_index", "index") if group.links.exists(each.encode())), None)
-
-
-def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    return shape == () and h5py.check_string_dtype(dtype) is not None and dtype.itemsize <= _SHORT
 
 
 def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Names | None:

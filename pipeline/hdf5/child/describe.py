@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.hdf5.child.candidates import Rows, choose, find
 from pipeline.hdf5.child.columns import find_columns
-from pipeline.hdf5.child.extras import find_extras, find_named
+from pipeline.hdf5.child.extras import find_extras, find_named, find_row_names
 from pipeline.hdf5.child.find import Refused, attribute, dtype_of, link_of, locate, names_in, objects, outside_storage
 from pipeline.hdf5.child.layouts import filters_of, layout_claim
 from pipeline.hdf5.child.stacked import virtual_shape
@@ -49,7 +49,7 @@ def describe(
     orientation : str, optional
         ``rows`` if the rows are along the first axis, or ``columns`` if they are along the last one.
     include : sequence of str
-        Absolute paths of additional extras.
+        Absolute paths of additional extras, or of groups with extras.
     has_extras : bool
         False to ignore the extras next to the rows, because they have exceeded the limits of the child.
 
@@ -93,8 +93,10 @@ def _extras(
     # An extra that is requested by path and is also next to the rows is included only once.
     included = {sibling(normal(rows.name), extra["name"]) for extra in extras}
     others = [path for path in include if path not in included]
-    named, missing = find_named(file, others, rows.shape, arrays)
-    return extras + named, [*missing, *left_out][:MOST_LEFT_OUT]
+    used = {normal(path) for path, _ in rows.parts} | {normal(each["layout"]["name"]) for each in extras}
+    named, missing = find_named(file, others, rows.shape, arrays, used)
+    row_names = find_row_names(file, rows.name, rows.shape, arrays, used) if has_extras else []
+    return extras + named + row_names, [*missing, *left_out][:MOST_LEFT_OUT]
 
 
 def _fill_value(rows: h5py.Dataset) -> float | None:

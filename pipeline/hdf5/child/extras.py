@@ -28,22 +28,28 @@ from pipeline.hdf5.forms import (
     A_GROUP,
     CATEGORIES,
     NOT_UTF8,
+    ROW_NAMES,
     are_few,
     has_one_for_each_row,
+    is_requested,
     is_utf8,
     leave_out,
     misfit,
+    normal,
     parts_of,
+    row_names_of,
     sibling,
+    split,
     text,
 )
 from pipeline.hdf5.layout import max_decompressed
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_WORDS
 
-__all__ = ["count_set", "find_extras", "find_named", "is_netcdf_dimension"]
+__all__ = ["count_set", "find_extras", "find_named", "find_row_names", "index_of", "is_netcdf_dimension"]
 
 _MOST_NUMBER = 2**63  # unsigned categories must be smaller, because they are stored as signed integers
 _AT_ONCE = 2**22  # values of a mask to read at a time
+_SHORT = 1024  # bytes of an attribute that names a dataset
 
 _DIMENSION = b"This is a netCDF dimension but not a netCDF variable"
 
@@ -156,29 +162,137 @@ def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 
 
 def find_named(
-    file: h5py.File, paths: Sequence[str], shape: tuple[int, ...], arrays: list[np.ndarray]
+    file: h5py.File, paths: Sequence[str], shape: tuple[int, ...], arrays: list[np.ndarray], used: set[str]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return the extras at the given paths, and the paths that do not exist, in the format of `find_extras`.
+    """Return the extras at the given paths, and the paths that cannot be used, in the format of `find_extras`.
 
     If a path is a group with codes and categories, as in AnnData, the codes are included. If a path is a group with
-    values and a mask, the values are included unless the mask hides some of them.
+    values and a mask, the values are included unless the mask hides some of them. Any other group stands for all
+    objects in it that can be extras, except for the datasets at the paths `used`. The paths of all included datasets
+    are added to `used`.
 
     Raises
     ------
     Refused
-        If the object at a path cannot be an extra.
+        If the object at a path cannot be an extra, or if a group contains none.
     """
     extras: list[dict[str, Any]] = []
-    missing: list[list[Any]] = []
+    left_out: list[list[Any]] = []
+    groups: list[tuple[str, Any]] = []
     for path in paths:
         found = resolve(file, path, if_link="{link}; it cannot be copied")
         if found is None:
             possible = _possible_extras(file, shape[0])
-            missing.append([path, f"does not exist; datasets with one value for each row: {possible}", True])
+            left_out.append([path, f"does not exist; datasets with one value for each row: {possible}", True])
+            continue
+        parent, item = found
+        if isinstance(item, h5py.h5g.GroupID) and not _is_column(item):
+            groups.append((path, item))
         else:
-            parent, item = found
             extras.append(_named_extra(parent, item, path, shape, arrays))
-    return extras, missing
+            used.add(normal(extras[-1]["layout"]["name"]))
+    for path, group in groups:  # after the paths of single extras, which they can contain
+        extras += _extras_of_group(group, path, shape, arrays, used, left_out)
+    return extras, left_out
+
+
+def _is_column(group: Any) -> bool:
+    """Return whether a group is one column of AnnData: codes and categories, or values and a mask."""
+    return any(
+        all(group.links.exists(part) for part in parts) for parts in ((b"codes", b"categories"), (b"values", b"mask"))
+    )
+
+
+def _extras_of_group(
+    group: Any, path: str, shape: tuple[int, ...], arrays: list[np.ndarray], used: set[str], left_out: list[list[Any]]
+) -> list[dict[str, Any]]:
+    """Return the extras in a group that a user has given, except for the datasets at the paths `used`.
+
+    The paths of the extras are added to `used`, and the reasons for which other objects are skipped to `left_out`.
+    """
+    extras: list[dict[str, Any]] = []
+    index = index_of(group)
+    for name in names_in(group):
+        if name == CATEGORIES.encode():
+            continue
+        own_path = f"{path}/{text(name)}"
+        n_arrays = len(arrays)
+        try:
+            if len(extras) == MAX_EXTRAS:
+                raise Refused(f"more than {MAX_EXTRAS} extras")
+            claim = _member(group, name, own_path, shape, arrays)
+        except Exception as error:
+            _leave_out(left_out, own_path.encode("utf-8", "surrogateescape"), error)
+            continue
+        if not _is_new(claim, used):
+            del arrays[n_arrays:]
+            continue
+        if text(name) == index:
+            claim["name"] = f"{path}/{ROW_NAMES}"
+        extras.append(claim)
+    if not extras and not any(is_requested(each, [path]) for each in used):
+        raise Refused("a group without a dataset with one value for each row, or a categorical", path)
+    return extras
+
+
+def _is_new(claim: dict[str, Any], used: set[str]) -> bool:
+    """Return whether the dataset of an extra is not at one of the paths `used`, and add it to these paths."""
+    path = normal(claim["layout"]["name"])
+    if path in used:
+        return False
+    used.add(path)
+    return True
+
+
+def _member(group: Any, name: bytes, path: str, shape: tuple[int, ...], arrays: list[np.ndarray]) -> dict[str, Any]:
+    """Return an object in a group as an extra."""
+    link = link_of(group, name)
+    if link:
+        raise Refused(link)
+    if not is_utf8(name):
+        raise Refused(NOT_UTF8)
+    item = h5py.h5o.open(group, name)
+    if isinstance(item, h5py.h5g.GroupID) and not _is_column(item):
+        raise _Unexpected(A_GROUP)
+    return _named_extra(group, item, path, shape, arrays)
+
+
+def find_row_names(
+    file: h5py.File, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray], used: set[str]
+) -> list[dict[str, Any]]:
+    """Return the names of the rows in AnnData's group `obs` as an extra, unless they are at one of the paths `used`.
+
+    No user has requested them, so nothing is reported if they cannot be used.
+    """
+    path = row_names_of(rows)
+    n_arrays = len(arrays)
+    try:
+        found = resolve(file, split(path)[0], if_link="{link}")
+        group = None if found is None else found[1]
+        index = index_of(group) if isinstance(group, h5py.h5g.GroupID) else None
+        if index is None or "/" in index:
+            return []
+        claim = _member(group, index.encode("utf-8", "surrogateescape"), sibling(path, index), shape, arrays)
+    except Exception as error:
+        _leave_out([], b"", error)
+        return []
+    if not _is_new(claim, used):
+        del arrays[n_arrays:]
+        return []
+    return [{**claim, "name": path}]
+
+
+def index_of(group: Any) -> str | None:
+    """Return the name of the dataset that is the index of a group."""
+    name = attribute(group, b"_index", _is_path)
+    if name is not None:
+        value = name.item()
+        return text(value) if isinstance(value, bytes) else str(value)
+    return next((each for each in ("_index", "index") if group.links.exists(each.encode())), None)
+
+
+def _is_path(shape: tuple[int, ...], dtype: np.dtype) -> bool:
+    return shape == () and h5py.check_string_dtype(dtype) is not None and dtype.itemsize <= _SHORT
 
 
 def _named_extra(parent: Any, item: Any, path: str, shape: tuple[int, ...], arrays: list[np.ndarray]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pipeline.hdf5.forms import (
     A_GROUP,
     CATEGORIES,
     NOT_UTF8,
+    OBSERVATIONS,
     PREFERRED,
     has_one_for_each_column,
     has_one_for_each_row,
@@ -95,7 +96,7 @@ def _description(
     shape = rows.shape
     if orientation == "columns":
         shape = (rows.shape[-1], *rows.shape[:-1])
-    expect(prod(shape[1:]), CATEGORIES.encode() not in group.links, not _may_name_columns(group, dataset, shape))
+    expect(prod(shape[1:]), CATEGORIES.encode() not in group.links, not _may_have_names(group, dataset, shape))
     arrays: list[np.ndarray] = []
     layout = layout_claim(file, rows, dataset, arrays)
     extras, left_out = _find_extras(file, group, dataset, name, shape, arrays)
@@ -160,12 +161,15 @@ def _has_notable_attributes(rows: Dataset, orientation: str | None) -> bool:
     return not notable.isdisjoint(names)
 
 
-def _may_name_columns(group: _Group, dataset: str, shape: tuple[int, ...]) -> bool:
-    """Return whether the file may have column names or a coordinate in a place that `child.columns` searches."""
+def _may_have_names(group: _Group, dataset: str, shape: tuple[int, ...]) -> bool:
+    """Return whether the file may have names or a coordinate in a place that the child searches.
+
+    These are names of columns (`child.columns`) and of rows (`child.extras`).
+    """
     variables = parts_of(variables_of(dataset))
     is_in_group = len(variables) == len(parts_of(dataset))
     names = group.links if is_in_group else group.parent_links
-    if variables[-1] in names:
+    if variables[-1] in names or OBSERVATIONS.encode() in {*group.links, *group.parent_links}:
         return True
     items = items_of(dataset)
     if items is not None and parts_of(items)[-1] in group.links:
