@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["compute", "decode", "encode", "has_theano", "is_lazy", "keep_compiled", "reconstruction_errors"]
 
 _BLOCK_ROWS = 8 * TILE_ROWS  # whole tiles, as in a run
+_SPARSE_BLOCK = 2**26  # bytes of sparse rows that are made dense at a time
 _MAX_COMPILED = 4
 
 
@@ -67,7 +68,8 @@ def encode(model: Model, rows: Any) -> Any:
     Parameters
     ----------
     rows : array of shape (n_rows, n_inputs), any real dtype
-        Unscaled rows. A Dask array is encoded block by block when the result is computed.
+        Unscaled rows: a NumPy array, a CSR matrix, or a Dask array, which is encoded block by block when the result is
+        computed.
 
     Returns
     -------
@@ -76,7 +78,7 @@ def encode(model: Model, rows: Any) -> Any:
     """
     if is_lazy(rows):
         return _apply_lazily(partial(_apply_to_block, encode, model), rows, model.n_features, np.float32)
-    features = np.empty((len(rows), model.n_features), dtype=np.float32)
+    features = np.empty((rows.shape[0], model.n_features), dtype=np.float32)
     if not has_theano():
         return _by_blocks(partial(_encode_in_numpy, model), rows, features)
     with theanos_errors():
@@ -91,7 +93,7 @@ def reconstruction_errors(model: Model, rows: Any) -> Any:
     """
     if is_lazy(rows):
         return _apply_lazily(partial(_apply_to_block, reconstruction_errors, model), rows, None, np.float32)
-    errors = np.empty(len(rows), dtype=np.float32)
+    errors = np.empty(rows.shape[0], dtype=np.float32)
     if not has_theano():
         return _by_blocks(partial(_errors_in_numpy, model), rows, errors)
     with theanos_errors():
@@ -132,13 +134,24 @@ def _errors_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:
     out[...] = np.square(x - reconstructions).mean(axis=1)
 
 
-def _by_blocks(fill: Callable[[np.ndarray, np.ndarray], object], rows: np.ndarray, out: np.ndarray) -> np.ndarray:
+def _by_blocks(fill: Callable[[np.ndarray, np.ndarray], object], rows: Any, out: np.ndarray) -> np.ndarray:
     """Fill `out` with a few thousand rows at a time, so that intermediate results need little memory."""
-    dtype = read_dtype(rows.dtype)
-    for start in range(0, len(rows), _BLOCK_ROWS):
-        here = slice(start, start + _BLOCK_ROWS)
-        fill(np.ascontiguousarray(rows[here], dtype=dtype), out[here])
+    dtype = np.dtype(read_dtype(rows.dtype))
+    is_dense = isinstance(rows, np.ndarray)
+    n_rows = _BLOCK_ROWS
+    if not is_dense:
+        n_rows = _n_rows_of_sparse_block(rows.shape[1] * dtype.itemsize)
+    for start in range(0, rows.shape[0], n_rows):
+        here = slice(start, start + n_rows)
+        block = rows[here] if is_dense else rows[here].toarray()
+        fill(np.ascontiguousarray(block, dtype=dtype), out[here])
     return out
+
+
+def _n_rows_of_sparse_block(row_bytes: int) -> int:
+    """Return the number of sparse rows to make dense at a time: whole tiles, because sparse rows can be very wide."""
+    n_tiles = _SPARSE_BLOCK // (row_bytes * TILE_ROWS)
+    return min(_BLOCK_ROWS, max(1, n_tiles) * TILE_ROWS)
 
 
 # -- Dask arrays ---------------------------------------------------------------------------------------------------

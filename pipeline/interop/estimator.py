@@ -164,9 +164,10 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
 
         Parameters
         ----------
-        X : array-like of shape (n_rows, n_inputs)
-            Rows, for example a NumPy array, a pandas DataFrame or a Dask array. Each block of a Dask array is computed
-            once. A Dask array that exceeds half the memory budget is stored in a temporary file (in ``TMPDIR``).
+        X : {array-like, sparse matrix} of shape (n_rows, n_inputs)
+            Rows, for example a NumPy array, a pandas DataFrame, a SciPy sparse matrix or a Dask array. Sparse rows are
+            made dense block by block. Each block of a Dask array is computed once. A Dask array that exceeds half the
+            memory budget is stored in a temporary file (in ``TMPDIR``).
         y : object
             Ignored.
 
@@ -196,7 +197,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
 
         Parameters
         ----------
-        X : array-like of shape (n_rows, n_inputs)
+        X : {array-like, sparse matrix} of shape (n_rows, n_inputs)
             Rows. The first call needs at least two rows.
         y : object
             Ignored.
@@ -250,7 +251,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
 
         Parameters
         ----------
-        X : array-like of shape (n_rows, n_inputs)
+        X : {array-like, sparse matrix} of shape (n_rows, n_inputs)
             Rows. A Dask array is encoded block by block when the result is computed.
 
         Returns
@@ -288,6 +289,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     def __sklearn_tags__(self) -> Any:
         """Return the tags of the estimator."""
         tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
         tags.input_tags.allow_nan = self.impute is not None
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
@@ -314,6 +316,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             self,
             X,
             reset=reset,
+            accept_sparse="csr",  # other sparse matrices are converted
             dtype=_DTYPES,
             ensure_all_finite="allow-nan" if self._fills(reset) else True,
             ensure_min_samples=min_rows,

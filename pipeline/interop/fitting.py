@@ -129,12 +129,12 @@ class Epochs:
         return bool(must_stop)
 
 
-def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
+def prepare_fit(rows: Any, config: Config) -> Fit:
     """Prepare the training of a new model.
 
     Parameters
     ----------
-    rows : ndarray of shape (n_rows, n_inputs)
+    rows : ndarray or CSR matrix of shape (n_rows, n_inputs)
         Rows to train on.
     config : Config
         Settings that the user has chosen.
@@ -160,7 +160,7 @@ def prepare_fit(rows: np.ndarray, config: Config) -> Fit:
     return _fit(shards, ranges, settings, budget)
 
 
-def prepare_partial_fit(rows: np.ndarray, config: Config, model: Model | None, checkpoint: Checkpoint | None) -> Fit:
+def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoint: Checkpoint | None) -> Fit:
     """Prepare one more pass over these rows with a constant learning rate.
 
     Parameters
@@ -191,11 +191,12 @@ def prepare_partial_fit(rows: np.ndarray, config: Config, model: Model | None, c
     return fit
 
 
-def _fit_from(model: Model, rows: np.ndarray, config: Config) -> Fit:
+def _fit_from(model: Model, rows: Any, config: Config) -> Fit:
     """Prepare training that starts with the parameters and the scaling of a model."""
-    shards = (with_preparation(array_shard(rows), model.preparation),)
-    config = _like_model(config, model, len(rows))
-    settings = resolve(config, len(rows), model.n_inputs, model.network)
+    shards = (array_shard(rows),)
+    n_rows, _ = rows.shape
+    config = _like_model(config, model, n_rows)
+    settings = resolve(config, n_rows, model.n_inputs, model.network)
     budget = _budget(settings, shards)
     fit = _fit(shards, _scan_with(model.scaler, shards, settings, budget), settings, budget)
     fit.training.autoencoder.set_parameters(model.parameters)

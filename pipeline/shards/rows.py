@@ -246,8 +246,15 @@ def _damaged_row(shard: Shard, row: int, problem: str) -> DataError:
 
 
 def _read_array(block: Block, out: np.ndarray) -> None:
-    assert block.shard.rows is not None
-    out[...] = block.shard.rows[block.start : block.stop]
+    shard = block.shard
+    if isinstance(shard.rows, np.ndarray):
+        out[...] = shard.rows[block.start : block.stop]
+        return
+    # A CSR matrix of SciPy, whose `toarray` returns a copy: a few rows at a time need little memory.
+    n_rows = max(1, _PIECE // (shard.n_inputs * shard.rows.dtype.itemsize))
+    for start in range(0, len(block), n_rows):
+        stop = min(start + n_rows, len(block))
+        out[start:stop] = shard.rows[block.start + start : block.start + stop].toarray()
 
 
 _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {

@@ -178,7 +178,7 @@ class Shard:
     form: str = "dense"
     layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
-    rows: np.ndarray | None = field(default=None, compare=False, repr=False)
+    rows: Any = field(default=None, compare=False, repr=False)
     offset: np.ndarray | None = field(default=None, compare=False, repr=False)
     preparation: Preparation | None = None
 
@@ -222,8 +222,11 @@ def leave_out_extras(shard: Shard, reasons: Mapping[str, str]) -> Shard:
     return replace(shard, extras=extras, left_out=(*left_out, *shard.left_out)[:MOST_LEFT_OUT])
 
 
-def array_shard(rows: np.ndarray) -> Shard:
-    """Return rows (n_rows, n_inputs) of any real dtype as a shard; they are copied only when they are read."""
+def array_shard(rows: Any) -> Shard:
+    """Return rows (n_rows, n_inputs) of any real dtype as a shard; they are copied only when they are read.
+
+    The rows are a NumPy array or a CSR matrix of SciPy.
+    """
     return Shard(
         path="<array>",
         dataset="X",

@@ -9,6 +9,7 @@ import errno
 import os
 import pickle
 import re
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import dask.array as da
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse
 from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.datasets import load_digits
@@ -24,6 +26,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
 from pipeline import TiedAutoencoder, load_model, open_features
+from pipeline.device import TILE_ROWS
 from pipeline.interop import applying
 from pipeline.interop.applying import compute
 from pipeline.run.engine import run
@@ -251,6 +254,62 @@ def test_lazy_arrays_are_fitted_and_encoded_by_block() -> None:
     back = fitted.inverse_transform(found[:2000])
     features = found[:2000].compute()
     np.testing.assert_allclose(back.compute(), fitted.inverse_transform(features))
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "i4", "u1", "?"])
+def test_sparse_rows_give_the_bits_of_dense_rows(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    x = (rng.integers(1, 9, (300, 9)) * (rng.random((300, 9)) < 0.4)).astype(dtype)
+    fitted = TiedAutoencoder(**QUICK).fit(x)
+    for kind in ("csr", "csc", "coo", "lil", "bsr", "dok"):
+        for make in (getattr(scipy.sparse, f"{kind}_matrix"), getattr(scipy.sparse, f"{kind}_array")):
+            with case(make.__name__):
+                sparse = make(x)
+                assert fitted.transform(sparse).tobytes() == fitted.transform(x).tobytes()
+                assert fitted.score_samples(sparse).tobytes() == fitted.score_samples(x).tobytes()
+    for make in (scipy.sparse.csr_array, scipy.sparse.csc_matrix):
+        assert same_models(TiedAutoencoder(**QUICK).fit(make(x)), fitted)
+    one = TiedAutoencoder(**QUICK).partial_fit(x).partial_fit(x)
+    assert same_models(TiedAutoencoder(**QUICK).partial_fit(make(x)).partial_fit(make(x)), one)
+
+
+def test_repeated_entries_of_sparse_rows_are_added() -> None:
+    x = rows(dtype=np.float32)
+    fitted = TiedAutoencoder(**QUICK).fit(x)
+    columns = np.tile(np.arange(9), 2)
+    halves = [np.r_[row / 2, row / 2] for row in x]
+    indptr = np.arange(0, 18 * len(x) + 1, 18)
+    twice = scipy.sparse.csr_array((np.concatenate(halves), np.tile(columns, len(x)), indptr), x.shape)
+    assert fitted.transform(twice).tobytes() == fitted.transform(x).tobytes()
+
+
+def test_unusable_sparse_rows_are_refused() -> None:
+    x = rows()
+    fitted = TiedAutoencoder(**QUICK).fit(x)
+    x[50, 2] = np.nan
+    for estimator in (fitted.transform, TiedAutoencoder(**QUICK).fit):
+        with pytest.raises(ValueError, match="NaN"):
+            estimator(scipy.sparse.csr_array(x))
+    with pytest.raises(ValueError, match="9 features"):
+        fitted.transform(scipy.sparse.csr_array(rows()[:, :4]))
+    filling = TiedAutoencoder(**QUICK, impute="mean").fit(x)
+    assert same_models(TiedAutoencoder(**QUICK, impute="mean").fit(scipy.sparse.csr_array(x)), filling)
+
+
+def test_wide_sparse_rows_are_made_dense_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_rows = 6 * TILE_ROWS
+    x = scipy.sparse.random_array((n_rows, 400), density=0.01, rng=np.random.default_rng(0), format="csr")
+    fitted = TiedAutoencoder(n_features=3, epochs=1, batch_size=512).fit(x)
+    dense = x.toarray()
+    monkeypatch.setattr(applying, "_SPARSE_BLOCK", dense[:TILE_ROWS].nbytes)
+    tracemalloc.start()
+    try:
+        found = fitted.transform(x)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < dense.nbytes
+    assert found.tobytes() == fitted.transform(dense).tobytes()
 
 
 def test_lazy_rows_with_nan_or_unknown_length_are_refused() -> None:
