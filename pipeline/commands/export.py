@@ -1,4 +1,4 @@
-"""`shardpress export`: write the encoder of a model for other runtimes."""
+"""`shardpress export`: write the encoder of a model, or the features of a run, for other programs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pipeline.errors import printable
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Write the encoder of a model for other runtimes. It takes unscaled rows, like those in shards.
+DESCRIPTION = """Write the encoder of a model, or the features of a run, for other programs.
 
-    shardpress export --onnx encoder.onnx                     the model of the run in features/
-    shardpress export model.h5 --onnx encoder.onnx            a model file
+    shardpress export --onnx encoder.onnx                     the encoder of the run in features/
+    shardpress export model.h5 --onnx encoder.onnx            the encoder in a model file
+    shardpress export features --obsm features.h5ad           the features, for AnnData and scanpy
 
-For NumPy, a run writes encoder.npz to its output directory; the README shows how to use it.
+The encoder takes unscaled rows, like those in shards. For NumPy, a run writes encoder.npz to its output directory; the
+README shows how to use it.
 """
 
 
@@ -24,24 +26,36 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "output",
         nargs="?",
         default="features",
-        help="Output directory of a finished run, or a model.h5. Default: features.",
+        help="Output directory of a finished run, or a model.h5 (for --onnx). Default: features.",
     )
-    parser.add_argument(
+    formats = parser.add_mutually_exclusive_group(required=True)
+    formats.add_argument(
         "--onnx",
         metavar="FILE",
-        required=True,
         help="Write an ONNX model to this file; needs pip install 'shardpress[onnx]'.",
+    )
+    formats.add_argument(
+        "--obsm",
+        metavar="FILE",
+        help="Write the features to a new AnnData file, as obsm/X_shardpress with the names of the rows.",
     )
 
 
 def run(options: argparse.Namespace) -> int:
     """Write the file, and print how to use it."""
+    if options.onnx is not None:
+        _export_encoder(options.output, Path(options.onnx))
+    else:
+        _export_features(options.output, Path(options.obsm))
+    return 0
+
+
+def _export_encoder(output: str, path: Path) -> None:
     from pipeline.interop.onnx import encoder_onnx, input_dtype
     from pipeline.model import load_model
     from pipeline.output.disk import Disk, publish
 
-    path = Path(options.onnx)
-    model = load_model(options.output)
+    model = load_model(output)
     data = encoder_onnx(model)
     publish(Disk(), path, data)
     print(
@@ -49,4 +63,19 @@ def run(options: argparse.Namespace) -> int:
         f"Output: features (n, {model.n_features}) float32. "
         f'Run it with onnxruntime.InferenceSession("{printable(path)}").run(["features"], {{"rows": rows}}).'
     )
-    return 0
+
+
+def _export_features(output: str, path: Path) -> None:
+    from pipeline.features import open_features
+    from pipeline.interop.anndata import KEY, export_anndata
+
+    features = open_features(output)
+    left_out = export_anndata(features, path)
+    n_rows, n_features = features.features.shape
+    without = ""
+    if left_out:
+        without = f" Left out, because a column of obs cannot hold their values: {printable(', '.join(left_out))}."
+    print(
+        f"Wrote {printable(path)}: {n_rows} rows x {n_features} features.{without} Add them to your data with "
+        f'adata.obsm["{KEY}"] = anndata.read_h5ad("{printable(path)}")[adata.obs_names].obsm["{KEY}"].'
+    )

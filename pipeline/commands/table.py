@@ -56,7 +56,7 @@ COMMANDS = {
     "classify": Command("after a run", "compare classifiers on features, raw columns and principal components"),
     "compare": Command("after a run", "compare the features of two runs"),
     "verify": Command("after a run", "check files against digests, and features against input rows"),
-    "export": Command("after a run", "write the encoder as an ONNX file"),
+    "export": Command("after a run", "write the encoder or the features for other programs"),
     "doctor": Command(_SET_UP, "check this machine, and say what to fix"),
     "setup-theano": Command(_SET_UP, "install Theano, which training and encoding need"),
     "setup-gpu": Command(_SET_UP, "install pygpu and the CUDA libraries that fit the driver"),

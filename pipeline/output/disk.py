@@ -35,6 +35,7 @@ __all__ = [
     "free_inodes",
     "publish",
     "publish_copy",
+    "publish_from",
     "publish_link",
     "remove",
     "sync_directory",
@@ -264,6 +265,44 @@ def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_s
             sync_directory(disk, path.parent)
     except OSError as error:
         raise write_error(error, path, f"writing {len(data)} bytes") from error
+
+
+def publish_from(disk: Disk, path: Path, write: Callable[[Path], object]) -> None:
+    """Write a complete file with a library that needs a path, or replace an existing file atomically.
+
+    Parameters
+    ----------
+    disk : Disk
+    path : Path
+    write : callable
+        Function that writes the file at the path that it is given. `OSError` and `RuntimeError` mean that writing has
+        failed; other errors are raised unchanged.
+
+    Raises
+    ------
+    WriteFailed, SystemLimit, NotPermitted
+        If the file cannot be written. Then `path` is unchanged.
+    """
+    temporary = temporary_name(path)
+    try:
+        descriptor = disk.create(temporary)
+        try:
+            write(temporary)
+            disk.sync(descriptor)
+            disk.replace(temporary, path)
+        except BaseException:  # also after a signal: no other process knows the name
+            with suppress(OSError, TryAgain):
+                disk.remove(temporary)
+            raise
+        finally:
+            disk.close(descriptor)
+        sync_directory(disk, path.parent)
+    except OSError as error:
+        raise write_error(error, path, "writing it") from error
+    except RuntimeError as error:  # from h5py, if closing the file fails
+        raise WriteFailed(
+            f"file={printable(path)}: {error}. Check the disk, then run the same command again."
+        ) from error
 
 
 def publish_link(disk: Disk, target: str, path: Path) -> None:
