@@ -129,7 +129,8 @@ class Features:
     extras : dict of str to dask.array.Array of shape (n_rows,)
         Extras, such as labels and ids. Strings are Python objects of type str.
     manifest : dict
-        The manifest of the run, or the attributes of a single file.
+        The manifest of the run, or the attributes of a single file. For several runs, ``runs`` lists their manifests,
+        next to the totals ``n_rows`` and ``n_bad``.
     categories : dict of str to ndarray
         Categories of the extras that are stored as codes. Code i refers to entry i, and -1 to a missing value.
     """
@@ -181,13 +182,15 @@ class Features:
         )
 
 
-def open_features(path: str | Path, block_rows: int = 65536) -> Features:
-    """Open the features in an output directory, or in a single file.
+def open_features(path: str | Path | Sequence[str | Path], block_rows: int = 65536) -> Features:
+    """Open the features in an output directory, in a single file, or in several of them.
 
     Parameters
     ----------
-    path : str or Path
-        An output directory, its ``index.h5``, or a ``single.h5`` in any directory.
+    path : str, Path or sequence of these
+        An output directory, its ``index.h5``, or a ``single.h5`` in any directory. The rows of several runs are
+        concatenated in the order of the paths. The runs must have one encoder. The result has the extras that all runs
+        have with one kind of values, and codes refer to the categories of all runs.
     block_rows : int
         Maximum number of rows in a Dask chunk.
 
@@ -200,14 +203,90 @@ def open_features(path: str | Path, block_rows: int = 65536) -> Features:
     NoInput
         If the directory contains no finished run.
     DataError
-        If a part is missing or differs from the manifest, or if an index was copied without its parts.
+        If a part is missing or differs from the manifest, if an index was copied without its parts, or if the runs have
+        different encoders.
     """
+    if not isinstance(path, (str, Path)):
+        return _joined([(str(each), open_features(each, block_rows)) for each in path])
     found = Path(path)
     if not found.is_file():
         return _open_directory(found, block_rows)
     if found.name == INDEX and (found.parent / MANIFEST).exists():
         return _open_directory(_output_of(found.parent), block_rows)
     return _open_file(found, block_rows)
+
+
+# -- several runs ------------------------------------------------------------------------------------------------
+
+
+def _joined(runs: Sequence[tuple[str, Features]]) -> Features:
+    """Return the rows of several runs, given with their paths."""
+    import dask.array as da
+
+    if not runs:
+        raise DataError("no paths of features, expected at least one")
+    _check_encoders(runs)
+    opened = [run for _, run in runs]
+    first, *others = opened
+    extras = {}
+    categories = {}
+    for name in first.extras:
+        if all(name in other.extras for other in others) and _are_alike(name, opened):
+            arrays, found = _common_codes(name, opened)
+            extras[name] = da.concatenate(arrays)
+            if found is not None:
+                categories[name] = found
+    manifests = [run.manifest for run in opened]
+    manifest: dict[str, Any] = {"runs": manifests, "n_rows": sum(len(run.features) for run in opened)}
+    if all("n_bad" in each for each in manifests):
+        manifest["n_bad"] = sum(int(each["n_bad"]) for each in manifests)
+    features = da.concatenate([run.features for run in opened])
+    valid = da.concatenate([run.valid for run in opened])
+    return Features(features, valid, extras, manifest, categories)
+
+
+def _check_encoders(runs: Sequence[tuple[str, Features]]) -> None:
+    """Raise `DataError` unless all runs were encoded by one model. Models have fingerprints."""
+    first_path, first = runs[0]
+    expected = first.manifest.get("model")
+    for path, run in runs[1:]:
+        found = run.manifest.get("model")
+        if found is None or found != expected:
+            raise DataError(
+                f"features={printable(path)}: made by the encoder {printable(str(found))}, expected the encoder "
+                f"{printable(str(expected))} of features={printable(first_path)}. Encode the rows again with "
+                f"shardpress run --model {printable(first_path)}."
+            )
+
+
+def _are_alike(name: str, runs: Sequence[Features]) -> bool:
+    """Return whether the values of an extra can be concatenated: they have one kind of dtype, or of categories."""
+    has_categories = {name in run.categories for run in runs}
+    kinds = {run.extras[name].dtype.kind for run in runs}
+    if True in has_categories:
+        kinds = {run.categories[name].dtype.kind for run in runs if name in run.categories}
+    shapes = {run.extras[name].shape[1:] for run in runs}
+    return len(has_categories) == len(kinds) == len(shapes) == 1
+
+
+def _common_codes(name: str, runs: Sequence[Features]) -> tuple[list[Any], np.ndarray | None]:
+    """Return an extra of each run. If it consists of codes, they refer to the categories that follow, of all runs."""
+    arrays = [run.extras[name] for run in runs]
+    if name not in runs[0].categories:
+        return arrays, None
+    lists = [run.categories[name].tolist() for run in runs]
+    if all(each == lists[0] for each in lists):
+        return arrays, runs[0].categories[name]
+    union = list(dict.fromkeys(category for each in lists for category in each))
+    dtype = np.min_scalar_type(-max(1, len(union)))
+    positions = {category: i for i, category in enumerate(union)}
+    for i, each in enumerate(lists):
+        codes = np.array([*(positions[category] for category in each), -1], dtype)  # the last entry maps -1 to -1
+        arrays[i] = arrays[i].map_blocks(codes.take, dtype=dtype, meta=codes[:0])
+    return arrays, array_of(union)
+
+
+# -- one run -----------------------------------------------------------------------------------------------------
 
 
 def _output_of(directory: Path) -> Path:

@@ -35,7 +35,7 @@ from pipeline.run.deadline import gave_up, warn_if_late
 from pipeline.run.encoding_stage import Encoded
 from pipeline.run.memory import block_bytes, peak_bytes, trained_network_bytes
 from pipeline.run.prepare import Prepared
-from pipeline.run.resume import QUARANTINE, EarlierResults, finished_manifest, is_acceptable
+from pipeline.run.resume import QUARANTINE, EarlierResults, finished_manifest, is_acceptable, plain_request
 from pipeline.run.summary import Summary
 from pipeline.scan.ranges import Scan
 from pipeline.settings.resolve import network_of
@@ -283,7 +283,7 @@ class _Finish:
             "files": [asdict(entry) for entry in entries],
             "parts": [part.line() for part in self._parts],
         }
-        self._ledger.finish(asdict(prepared.request), manifest, publication)
+        self._ledger.finish(plain_request(prepared.request), manifest, publication)
         warn_if_late(self._context.state.ends_by)
         if not prepared.config.results.single_file:
             _warn_of_many_parts(len(self._parts))

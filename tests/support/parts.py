@@ -81,7 +81,7 @@ def index_of(directory, files, attributes, most=None):
     return data
 
 
-def finished(directory, *sizes, extras=None, most=None):
+def finished(directory, *sizes, extras=None, most=None, manifest=None):
     """Write a finished output directory with parts of these sizes. Each part has an extra named y."""
     with locked(directory) as ledger:
         lines = []
@@ -91,7 +91,7 @@ def finished(directory, *sizes, extras=None, most=None):
             lines.append({"file": f"parts/part-{i:05d}.h5", "n_rows": size})
             ledger.replace(lines[-1]["file"], part(size, first, part_extras))
         index_of(directory, [line["file"] for line in lines], {}, most)
-        ledger.finish({}, {"parts": lines})
+        ledger.finish({}, {**(manifest or {}), "parts": lines})
     return directory
 
 

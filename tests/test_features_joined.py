@@ -1,0 +1,96 @@
+"""Tests of `open_features` with several runs: one table if they have one encoder, otherwise an error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import features as module
+from pipeline.features import Features, open_features
+from tests.support.cases import case
+from tests.support.helpers import refused
+from tests.support.parts import feature_rows, finished
+
+
+def run(extras: dict[str, np.ndarray], categories: dict[str, list[object]] | None = None) -> Features:
+    n_rows = max(map(len, extras.values()))
+    arrays = {name: da.from_array(values, chunks=2) for name, values in extras.items()}
+    names = {name: np.array(values) for name, values in (categories or {}).items()}
+    features = da.zeros((n_rows, 2), dtype=np.float32)
+    return Features(features, da.ones(n_rows, dtype=bool), arrays, {"model": "m", "n_bad": 1}, names)
+
+
+def joined(*runs: Features) -> Features:
+    return module._joined([(str(i), each) for i, each in enumerate(runs)])
+
+
+@pytest.mark.process
+def test_rows_of_several_runs_are_concatenated(tmp_path: Path) -> None:
+    paths = [finished(tmp_path / f"{i}", *sizes, manifest={"model": "m"}) for i, sizes in enumerate([(3, 4), (2,)])]
+    for order in ([0, 1], [1, 0], [0], [0, 0]):
+        with case(order):
+            found = open_features([paths[i] for i in order], block_rows=2)
+            single = [open_features(paths[i]) for i in order]
+            np.testing.assert_array_equal(found.features, np.concatenate([feature_rows((7, 2)[i]) for i in order]))
+            np.testing.assert_array_equal(found.valid, np.concatenate([each.valid for each in single]))
+            np.testing.assert_array_equal(found.extras["y"], np.concatenate([each.extras["y"] for each in single]))
+            assert found.manifest["runs"] == [each.manifest for each in single]
+            assert found.manifest["n_rows"] == len(found.features)
+    assert max(found.features.chunks[0]) <= 2
+
+
+@pytest.mark.process
+def test_different_encoders_are_refused_with_both_runs(tmp_path: Path) -> None:
+    one = finished(tmp_path / "one", 3, manifest={"model": "m1"})
+    for i, manifest in enumerate(({"model": "m2"}, {})):
+        other = finished(tmp_path / f"other{i}", 3, manifest=manifest)
+        with refused(65, f"features={one}", f"features={other}", "m1", "--model"):
+            open_features([one, other])
+        with refused(65, f"features={one}", f"features={other}"):
+            open_features([str(other), str(one)])
+    with refused(65, "no paths"):
+        open_features([])
+
+
+def test_codes_refer_to_the_categories_of_all_runs() -> None:
+    lists: list[list[object]] = [["b", "a"], ["a", "c"], ["b", "a"], ["c"]]
+    codes = [np.array(each, "i1") for each in ([1, -1, 0], [1, 0, -1], [0], [-1])]
+    runs = [run({"kind": each}, {"kind": names}) for each, names in zip(codes, lists, strict=True)]
+    found = joined(*runs)
+    expected = ["a", None, "b", "c", "a", None, "b", None]
+    frame = found.to_pandas()
+    assert [None if pd.isna(each) else each for each in frame["kind"]] == expected
+    assert found.categories["kind"].tolist() == ["b", "a", "c"]
+    same = joined(runs[0], runs[2])
+    assert same.categories["kind"].tolist() == ["b", "a"]
+    assert same.extras["kind"].compute().tolist() == [1, -1, 0, 0]
+
+
+def test_many_categories_of_several_runs_need_wider_codes() -> None:
+    runs = [run({"kind": np.array([99, -1], "i1")}, {"kind": [f"{i} {j}" for j in range(100)]}) for i in range(3)]
+    found = joined(*runs)
+    codes = found.extras["kind"].compute()
+    assert codes.dtype == found.extras["kind"].dtype == np.int16
+    assert [found.categories["kind"][code] for code in codes[::2]] == ["0 99", "1 99", "2 99"]
+    assert codes[1::2].tolist() == [-1] * 3
+
+
+def test_extras_of_different_kinds_are_left_out() -> None:
+    number = np.zeros(2, "i4")
+    text = np.array(["a", "b"], object)
+    for one, other, expected in [
+        (run({"y": number}), run({"y": number.astype("i8")}), {"y"}),
+        (run({"y": number}), run({"y": text}), set()),
+        (run({"y": number}), run({"z": number}), set()),
+        (run({"y": number}, {"y": ["a"]}), run({"y": number}), set()),
+        (run({"y": number}, {"y": ["a"]}), run({"y": number}, {"y": [0.5]}), set()),
+        (run({"y": np.zeros((2, 3))}), run({"y": np.zeros((2, 2))}), set()),
+    ]:
+        with case(one.extras, other.extras):
+            for found in (joined(one, other), joined(other, one)):
+                assert set(found.extras) == expected
+                assert found.manifest["n_bad"] == 2
