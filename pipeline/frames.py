@@ -12,7 +12,7 @@ from pipeline.errors import DeviceError
 __all__ = ["INDEXES", "data_frame", "import_pandas"]
 
 INDEXES = ("_index", "index", "axis1")
-"""Names of extras that hold the names of the rows: of AnnData, in general, and of frames of pandas in fixed format."""
+"""Names of extras that hold the names of the rows: of AnnData, and of pandas frames in table and fixed format."""
 _VALID = "valid"
 
 

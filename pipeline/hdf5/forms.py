@@ -22,11 +22,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipeline.hdf5.limits import MOST_CATEGORIES, MOST_COLUMNS, MOST_LEFT_OUT, MOST_PADDED
+from pipeline.hdf5.limits import MOST_CATEGORIES, MOST_COLUMNS, MOST_ITEM, MOST_LEFT_OUT, MOST_PADDED
 
 __all__ = [
     "A_GROUP",
     "CATEGORIES",
+    "INDEX_FIELD",
     "NOT_UTF8",
     "OBSERVATIONS",
     "PREFERRED",
@@ -36,6 +37,7 @@ __all__ = [
     "are_few",
     "has_one_for_each_column",
     "has_one_for_each_row",
+    "index_dtype",
     "is_coordinate",
     "is_number",
     "is_requested",
@@ -63,12 +65,13 @@ OBSERVATIONS = "obs"
 """Name of AnnData's group with one entry for each row."""
 ROW_NAMES = "_index"
 """Name of the extra with the names of the rows, from AnnData's group with one entry for each row."""
+INDEX_FIELD = "index"
+"""Name of the record field that holds the index of a pandas frame, not a column."""
 CATEGORIES = "__categories"
 """Name of the group with the categories of coded datasets in the same parent group (early versions of AnnData)."""
 A_GROUP = "a group"
 NOT_UTF8 = "its name is not UTF-8"
 
-_INDEX = "index"  # record field that holds the index of a pandas frame, not a column
 _LAYERS = b"layers"  # AnnData's group of other matrices with the same columns as `X`
 _SAME_ROWS = (_LAYERS, b"obsm", b"raw")  # AnnData's groups of other matrices with the same rows as `X`
 _BLOCK = "_values"  # suffix of a dataset with a block of a pandas frame in fixed format
@@ -157,10 +160,29 @@ def numbers_of(record: np.dtype) -> Numbers | None:
 
 def _fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
     """Return the offset, name and dtype of each field of a record, without a leading field `index`."""
-    fields = sorted((offset, name, dtype) for name, (dtype, offset, *_) in (record.fields or {}).items())
-    if len(fields) > 1 and fields[0][1] == _INDEX:
+    fields = _all_fields_in_order(record)
+    if _begins_with_index(fields):
         return fields[1:]
     return fields
+
+
+def _all_fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
+    return sorted((offset, name, dtype) for name, (dtype, offset, *_) in (record.fields or {}).items())
+
+
+def _begins_with_index(fields: Sequence[tuple[int, str, np.dtype]]) -> bool:
+    return len(fields) > 1 and fields[0][1] == INDEX_FIELD
+
+
+def index_dtype(record: np.dtype) -> np.dtype | None:
+    """Return the dtype of a leading field `index`. None if there is none, or if it holds no number or string."""
+    fields = _all_fields_in_order(record)
+    if not _begins_with_index(fields):
+        return None
+    _, _, dtype = fields[0]
+    if dtype.kind not in "biufS" or not 0 < dtype.itemsize <= MOST_ITEM:
+        return None
+    return dtype
 
 
 def rows_of(

@@ -150,11 +150,16 @@ def _read_table(block: Block, out: np.ndarray) -> None:
     (layout,) = block.shard.layouts
     numbers = numbers_of(layout.dtype)
     assert numbers is not None
-    chunk = layout.chunks[0] if layout.chunks else 1
-    size = max(1, _PIECE // layout.dtype.itemsize // chunk) * chunk  # whole chunks, so that none is read twice
-    for start, stop in aligned(block.start, block.stop, size):
+    for start, stop in _pieces_of_table(block, layout):
         records = _values(block.shard, layout, start, stop, layout.dtype)
         out[start - block.start : stop - block.start] = _view_of(records, numbers)
+
+
+def _pieces_of_table(block: Block, layout: Layout) -> Iterator[tuple[int, int]]:
+    """Return ranges of records of a few megabytes. They are whole chunks, so that none is read twice."""
+    chunk = layout.chunks[0] if layout.chunks else 1
+    size = max(1, _PIECE // layout.dtype.itemsize // chunk) * chunk
+    return aligned(block.start, block.stop, size)
 
 
 def _view_of(records: np.ndarray, numbers: Numbers) -> np.ndarray:
@@ -411,6 +416,8 @@ def _read_extra(block: Block, extra: Extra) -> np.ndarray:
     layout = extra.layout
     if layout is None:
         return np.full(len(block), extra.resolved_fill, extra.dtype)
+    if extra.record_field is not None:
+        return _read_field(block, layout, extra.record_field, extra.dtype)
     if extra.codes is None:
         return _read_stored_extra(block, layout, extra.dtype)
     # Conversion to int64 makes unsigned codes above 2**63 negative, so they are refused.
@@ -418,6 +425,15 @@ def _read_extra(block: Block, extra: Extra) -> np.ndarray:
     _check_codes(block, layout, stored, len(extra.codes))
     codes = np.array([*extra.codes, -1], extra.dtype)  # the last entry maps -1 to -1
     return codes[stored]
+
+
+def _read_field(block: Block, layout: Layout, name: str, dtype: np.dtype) -> np.ndarray:
+    """Return one field of the records of a table for a block: shape (len(block),)."""
+    values = np.empty(len(block), dtype)
+    for start, stop in _pieces_of_table(block, layout):
+        records = _values(block.shard, layout, start, stop, layout.dtype)
+        values[start - block.start : stop - block.start] = records[name]
+    return values
 
 
 def _check_codes(block: Block, layout: Layout, stored: np.ndarray, n_categories: int) -> None:

@@ -76,6 +76,8 @@ class Extra:
         Code in the output for each code in the file. None if the values are not codes.
     mask : str or None
         Name of the extra that marks the rows with a value, if some shards lack it.
+    record_field : str or None
+        Field of the records at the layout that holds the values. None if the layout holds the values themselves.
     text_bytes : int
         Average bytes of a variable-length string, over the 1024 successive rows with the longest strings.
     """
@@ -88,6 +90,7 @@ class Extra:
     categories: tuple[Any, ...] | None = field(default=None, repr=False)
     codes: tuple[int, ...] | None = field(default=None, repr=False)
     mask: str | None = None
+    record_field: str | None = field(default=None, compare=False)
     text_bytes: int = field(default=0, compare=False, repr=False)
 
     @property

@@ -25,7 +25,17 @@ from pipeline.errors import DataError, NoInput, ReadFailed, printable
 from pipeline.hdf5.child.ask import ask, checking_answer
 from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.files import Identity, opened, translated_error, with_retries
-from pipeline.hdf5.forms import are_few, has_one_for_each_row, is_requested, numbers_of, row_names_of, rows_of
+from pipeline.hdf5.forms import (
+    INDEX_FIELD,
+    are_few,
+    has_one_for_each_row,
+    index_dtype,
+    is_requested,
+    numbers_of,
+    row_names_of,
+    rows_of,
+    sibling,
+)
 from pipeline.hdf5.layout import Layout, check_places, layout_of
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_COLUMN_NAMES, MOST_LEFT_OUT, MOST_TEXT_BYTES, MOST_WORDS
 from pipeline.hdf5.plain.describe import describe_plain
@@ -82,7 +92,7 @@ def vet(path: Path, selection: Selection = Selection()) -> Shard:
             shard = _shard_of(facts, arrays, str(path), identity)
             _check_extras(shard, selection)
         shard = leave_out_extras(shard, _misplaced_extras(shard, where, base))
-        return _measure_all_texts(shard, descriptor)
+        return _with_index_of_table(_measure_all_texts(shard, descriptor))
 
     return read_structure(path, read)
 
@@ -220,6 +230,22 @@ def _greatest_length_and_sum(pieces: Iterator[np.ndarray], group_rows: int) -> t
         greatest_sum = max(greatest_sum, int(sums.max(initial=0)))
         rest = lengths[n_whole:]
     return longest, max(greatest_sum, int(rest.sum()))
+
+
+def _with_index_of_table(shard: Shard) -> Shard:
+    """Return a shard with a leading field `index` of its records as an extra, which is a pandas frame's index.
+
+    The extra counts as named, so that it is not part of the identity of the rows, as in version 0.1.0.
+    """
+    if shard.form != "table":
+        return shard
+    (layout,) = shard.layouts
+    dtype = index_dtype(layout.dtype)
+    name = sibling(shard.dataset, INDEX_FIELD)
+    if dtype is None or any(extra.name == name for extra in shard.extras):
+        return shard
+    extra = Extra(name, dtype, layout, is_named=True, record_field=INDEX_FIELD)
+    return replace(shard, extras=(*shard.extras, extra))
 
 
 # -- from a description to a shard, with checks ----------------------------------------------------------------------

@@ -287,6 +287,47 @@ def test_index_of_a_table_can_have_any_type(tmp_path):
 
 
 @pytest.mark.process
+def test_index_of_a_table_is_an_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_PIECE", 200)
+    texts = np.array([f"row {i}".encode() for i in range(61)])
+    for options, index in product([{}, CHUNKED], [np.arange(61) - 5, np.arange(61) / 3, texts]):
+        with case(options, index.dtype):
+            records = np.zeros(61, [("index", index.dtype), ("a", "<f8"), ("b", "<f8")])
+            records["index"] = index
+            with h5py.File(tmp_path / "x.h5", "w") as file:
+                file.create_dataset("df/table", data=records, **options)
+            (shard,) = open_shards([str(tmp_path / "x.h5")])
+            (extra,) = shard.extras
+            assert (extra.name, extra.dtype) == ("index", index.dtype)
+            for block_rows in (1, 7, 60, 61):
+                found = [read_extras(block)["index"] for block in blocks([shard], block_rows)]
+                np.testing.assert_array_equal(np.concatenate(found), index)
+
+
+@pytest.mark.process
+def test_indexes_of_several_tables_get_one_dtype(tmp_path):
+    for i, dtype in enumerate(("S3", "S5")):
+        records = np.zeros(3, [("index", dtype), ("a", "<f8"), ("b", "<f8")])
+        records["index"] = [b"a", b"b", b"c"]
+        with h5py.File(tmp_path / f"{i}.h5", "w") as file:
+            file["df/table"] = records
+            file["df/index" if i else "df/y"] = [1, 2, 3]
+    one, other = open_shards([str(tmp_path / "0.h5"), str(tmp_path / "1.h5")])
+    assert {extra.name for extra in one.extras} == {"y", "y_present", "index", "index_present", "df_index"}
+    for shard in (one, other):
+        assert read_extras(Block(shard, 1, 3))["df_index"].tolist() == [b"b", b"c"]
+
+
+@pytest.mark.process
+def test_index_that_is_no_number_or_text_is_ignored(tmp_path):
+    for odd in (h5py.opaque_dtype(np.dtype("M8[ns]")), np.dtype(("<i8", (2,))), np.dtype("c16")):
+        with case(odd):
+            with h5py.File(tmp_path / "x.h5", "w") as file:
+                file["X"] = np.zeros(3, [("index", odd), ("a", "<f8"), ("b", "<f8")])
+            assert opened(tmp_path / "x.h5", "table").extras == ()
+
+
+@pytest.mark.process
 @pytest.mark.compiler
 @pytest.mark.parametrize("form", FORMS)
 def test_run_over_any_form_makes_the_same_features(tmp_path, form):
