@@ -166,7 +166,7 @@ def labels_in(
     limit : int
         Maximum number of distinct labels.
     """
-    if values.dtype.kind not in "biufO" or not len(values) or _has_fractions(values):
+    if values.dtype.kind not in "biufO" or not len(values) or _has_fractions(values) or _is_mixed(values):
         return None
     has_label = _has_label(values, is_code=categories is not None)
     distinct, indices = np.unique(values[has_label], return_inverse=True)
@@ -180,6 +180,11 @@ def labels_in(
 
 def _has_fractions(values: np.ndarray) -> bool:
     return values.dtype.kind == "f" and not np.array_equal(values, np.rint(values), equal_nan=True)
+
+
+def _is_mixed(values: np.ndarray) -> bool:
+    """Return whether values are not all strings or all numbers: shards can store a dataset in different ways."""
+    return values.dtype == object and not all(isinstance(value, str) for value in values)
 
 
 def _has_label(values: np.ndarray, is_code: bool) -> np.ndarray:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.errors import DataError, printable
+from pipeline.errors import DataError, printable, short_list
 from pipeline.features import Features
 from pipeline.labels import candidates, extra_of, first_included, labels_in
 
 __all__ = ["label_name"]
 
+_MAX_LISTED = 5  # datasets that a message lists
 _MAX_ROWS = 100_000  # rows that are examined, spread over all rows
 
 
@@ -48,8 +49,9 @@ def label_name(directory: str, run: Features, named: str | None) -> str:
     if len(usable) == 1:
         return usable[0]
     raise DataError(
-        f"features={printable(directory)}: {_found(usable)}, expected one extra with labels among {sorted(names)}. "
-        "Name the labels with --labels. To copy other datasets, use shardpress run --include GROUP/NAME."
+        f"features={printable(directory)}: {_found(usable)}, expected one extra with labels among {sorted(names)}."
+        f"{_left_out(run)} Name the labels with --labels. To copy other datasets, use shardpress run --include "
+        "GROUP/NAME."
     )
 
 
@@ -57,6 +59,14 @@ def _found(usable: Sequence[str]) -> str:
     if not usable:
         return "no extra contains labels"
     return f"{len(usable)} extras can contain labels ({printable(', '.join(sorted(usable)))})"
+
+
+def _left_out(run: Features) -> str:
+    """Return a sentence about the datasets that are not in the index, or an empty string."""
+    reasons = [f"{name} ({reason})" for name, reason in run.manifest.get("left_out", {}).items()]
+    if not reasons:
+        return ""
+    return f" Left out: {printable(short_list(reasons, _MAX_LISTED))}."
 
 
 def _has_labels(run: Features, name: str) -> bool:
