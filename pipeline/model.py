@@ -26,8 +26,8 @@ from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError, NoInput, printable
 from pipeline.modelfile import COLUMNS, FORMAT, RANGE_FORMAT, listed_model, read_model_file
 from pipeline.output.records import Entry
+from pipeline.preparation import Preparation
 from pipeline.scan.scaler import Scaler
-from pipeline.shards.preparation import Preparation
 
 __all__ = ["Model", "load_model"]
 

@@ -25,7 +25,7 @@ from pipeline.hdf5.plain.contents import Contents, read_arrays, read_contents
 from pipeline.hdf5.plain.datasets import Dataset, value_of
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.output.records import MANIFEST, Entry, read_manifest
-from pipeline.shards.preparation import ROW_SCALES, TRANSFORMS, Preparation, preparation_of
+from pipeline.preparation import ROW_SCALES, TRANSFORMS, Preparation, preparation_of
 
 __all__ = ["COLUMNS", "FORMAT", "RANGE_FORMAT", "StoredModel", "listed_model", "read_model_file"]
 

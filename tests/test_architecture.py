@@ -19,6 +19,7 @@ COMMON = [
     "commandline",
     "errors",
     "formats",
+    "preparation",
     "processcache",
     "runlog",
     "settings",

@@ -13,8 +13,8 @@ from kernels.network import Network
 from pipeline.columns import Columns
 from pipeline.model import Model, load_model
 from pipeline.modelfile import FORMAT
+from pipeline.preparation import Preparation
 from pipeline.scan.scaler import Scaler
-from pipeline.shards.preparation import Preparation
 from tests.support.cases import each
 from tests.support.helpers import refused
 from tests.support.interpreters import REPOSITORY

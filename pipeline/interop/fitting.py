@@ -17,13 +17,13 @@ from pipeline.device import TILE_ROWS, autoencoder_of, start_device, theanos_err
 from pipeline.errors import ConfigError, DataError
 from pipeline.interop.applying import keep_compiled
 from pipeline.model import Model
+from pipeline.preparation import Preparation, preparation_of
 from pipeline.run.budget import Budget, make_budget
 from pipeline.scan.blocks import ScanSettings
 from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, scan
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config, problems
 from pipeline.settings.resolve import Settings, network_of, resolve, unsuitable_settings
-from pipeline.shards.preparation import Preparation, preparation_of
 from pipeline.shards.shard import Shard, array_shard, row_dtype, with_preparation
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training
@@ -193,7 +193,7 @@ def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoi
 
 def _fit_from(model: Model, rows: Any, config: Config) -> Fit:
     """Prepare training that starts with the parameters and the scaling of a model."""
-    shards = (array_shard(rows),)
+    shards = (with_preparation(array_shard(rows), model.preparation),)
     n_rows, _ = rows.shape
     config = _like_model(config, model, n_rows)
     settings = resolve(config, n_rows, model.n_inputs, model.network)

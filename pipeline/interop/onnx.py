@@ -13,7 +13,7 @@ import numpy as np
 from kernels.activations import ACTIVATIONS
 from pipeline.errors import DataError, DeviceError
 from pipeline.model import Model
-from pipeline.shards.preparation import Preparation
+from pipeline.preparation import Preparation
 
 __all__ = ["encoder_onnx", "input_dtype"]
 

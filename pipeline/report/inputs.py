@@ -10,7 +10,7 @@ from pipeline.errors import DataError, NoInput, printable
 from pipeline.model import Model
 from pipeline.report.rows import PartLine, Preprocessing
 from pipeline.shards.columns import reordered
-from pipeline.shards.shard import Shard, with_offset
+from pipeline.shards.shard import Shard, with_offset, with_preparation
 from pipeline.shards.vet import Selection, vet
 
 __all__ = ["Inputs", "preprocessing_of"]
@@ -51,7 +51,7 @@ class Inputs:
             raise DataError("the file has changed since the run")
         if "column_order" in before:
             shard = reordered(shard, self._model.columns)
-        return with_offset(shard, self._model.offset)
+        return with_preparation(with_offset(shard, self._model.offset), self._model.preparation)
 
     def _path(self, part: PartLine) -> Path:
         path = Path(part["path"])

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, DataError, printable, short_list
 from pipeline.labels import extra_of
 from pipeline.model import Model, load_model
 from pipeline.output.inside import files_inside
+from pipeline.preparation import Preparation, preparation_of
 from pipeline.run.budget import Budget, make_budget, repeated_chunks, too_wide
 from pipeline.run.fingerprints import Request, request_of
 from pipeline.settings.config import Config, problems
@@ -25,7 +26,6 @@ from pipeline.settings.kinds import as_typed, n_allowed
 from pipeline.settings.resolve import Settings, network_of, resolve, unsuitable_settings
 from pipeline.shards.columns import ColumnRule
 from pipeline.shards.open import open_shards
-from pipeline.shards.preparation import Preparation, preparation_of
 from pipeline.shards.shard import Shard, leave_out_extras, with_offset, with_preparation
 
 __all__ = ["Prepared", "prepare", "too_many_bad_shards"]

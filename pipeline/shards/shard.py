@@ -20,7 +20,7 @@ from pipeline.hdf5.chunkcache import band_bytes
 from pipeline.hdf5.files import Identity
 from pipeline.hdf5.layout import Layout
 from pipeline.hdf5.limits import MOST_LEFT_OUT
-from pipeline.shards.preparation import Preparation
+from pipeline.preparation import Preparation
 
 __all__ = [
     "WIDE_BYTES",

@@ -12,8 +12,8 @@ import pytest
 from kernels.network import Network
 from pipeline.interop.onnx import encoder_onnx
 from pipeline.model import Model
+from pipeline.preparation import Preparation
 from pipeline.scan.scaler import Scaler
-from pipeline.shards.preparation import Preparation
 from tests.support.cases import each
 from tests.support.helpers import refused
 

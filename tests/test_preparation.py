@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.preparation import ROW_SCALES, TRANSFORMS, Preparation
 from pipeline.shards.open import open_shards
-from pipeline.shards.preparation import ROW_SCALES, TRANSFORMS, Preparation
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, with_preparation
 from tests.support.cases import case, each
