@@ -34,6 +34,7 @@ is written. The exit code is 65 if a file is refused.
 """
 _BLOCK_BYTES = 2**23
 _MAX_NUMBERS = 2**16  # maximum number of columns whose ranges are included in the JSON
+_NARROW = 40  # columns; docs/training.md has measurements
 _MAX_RANGES = 20  # maximum number of columns whose ranges are all listed
 _MAX_LISTED = 10
 _FLOAT32_IS_ENOUGH = 1e-5  # relative to the range of a column; sensors are not more precise
@@ -261,6 +262,10 @@ def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
         yield f"  values from {scan.minimum.min():g} to {scan.maximum.max():g}; bad rows: {n_bad}"
         yield from _lines_of_columns(inspection.shards[0].columns, scan)
         yield from _lines_of_dtypes(inspection, preview)
+        yield from (f"  hint: {hint}" for hint in scan.hints)
+        n_inputs = len(scan.minimum)
+        if n_inputs < _NARROW:
+            yield f"  hint: with {n_inputs} columns, classifiers usually do better on the columns than on features"
 
 
 def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:

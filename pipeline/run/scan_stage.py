@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from pipeline.errors import DataError, quantity, short_list
+from pipeline.errors import DataError, printable, quantity, short_list
 from pipeline.output.records import Record
 from pipeline.progress import Progress
 from pipeline.run.context import RunContext
@@ -128,6 +128,8 @@ class ScanStage:
         if self.prepared.given_model is None:
             self.check_usable(scan)
             self._log_scaling(scan)
+            for hint in scan.hints:
+                log.info("hint: %s", printable(hint))
             self._warn_of_few_rows(scan)
             self._warn_of_narrow_columns(scan)
         self._log_imputed_values(scan)

@@ -25,6 +25,7 @@ from pipeline.scan.blocks import (
     scan_pieces,
     stats_of_unreadable,
 )
+from pipeline.scan.hints import hints_of
 from pipeline.scan.sample import INNER, LARGE_SAMPLE, SMALL_SAMPLE, means, quantiles, spread, stride_of
 from pipeline.scan.scaler import Scaler, bad_entries
 from pipeline.scan.scaling import SCALES, chosen_scale, scaled_as
@@ -87,6 +88,8 @@ class Scan:
         Integers that were subtracted from the rows. All other arrays describe the differences.
     scale : str
         Scaling of the columns, see `pipeline.scan.scaling.scaled_as`.
+    hints : tuple of str
+        Sentences about rows that other settings would suit better.
     center, factor : ndarray of shape (n_inputs,), float64, or None
         Shift and scale of each column, see `Scaler`. None if the range is scaled to [0, 1].
     """
@@ -103,6 +106,7 @@ class Scan:
     clips: bool = False
     offset: np.ndarray | None = None
     scale: str = "range"
+    hints: tuple[str, ...] = ()
     center: np.ndarray | None = None
     factor: np.ndarray | None = None
 
@@ -146,7 +150,7 @@ class Scan:
         """Return this scan as the content of an NPZ file."""
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         about = {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()], "clips": self.clips}
-        return pack(arrays, {**about, "scale": self.scale})
+        return pack(arrays, {**about, "scale": self.scale, "hints": [*self.hints]})
 
     @classmethod
     def from_npz(cls, data: bytes) -> Scan:
@@ -168,6 +172,7 @@ class Scan:
                 unreadable=unreadable,
                 clips=bool(about.get("clips", False)),
                 scale=about.get("scale", "range"),
+                hints=tuple(about.get("hints", ())),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"is not a scan: {error!r}") from error
@@ -214,6 +219,7 @@ def _field_checks(scan_result: Scan) -> dict[str, bool]:
         "inner": _is_array(scan_result.inner, np.float64, (2, *shape)),
         "fill": _is_fill(scan_result.fill, shape),
         "scale": scan_result.scale in SCALES,
+        "hints": all(isinstance(hint, str) for hint in scan_result.hints),
         "center or factor": _is_scaling(scan_result.center, scan_result.factor, shape),
         "n_missing": _are_counts(scan_result.n_missing, shape),
         "unreadable": _are_reasons(scan_result.unreadable),
@@ -359,6 +365,7 @@ def scan_from_stats(stats: BlockStats, settings: ScanSettings, dtype: np.dtype) 
         inner=quantiles(stats.sample, INNER),
         unreadable=stats.unreadable,
         clips=settings.clip_quantile > 0,
+        hints=hints_of(stats.sample),
     )
     if settings.scale != "range" and scan.n_good:
         scale = chosen_scale(scaler, stats.sample) if settings.scale == "auto" else settings.scale

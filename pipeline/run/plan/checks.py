@@ -208,6 +208,7 @@ def check_rows(stage: ScanStage, scan: Scan, findings: Findings) -> bool:
     findings.attempt(lambda: stage.check_bad_rows(scan))
     if prepared.given_model is None:
         findings.attempt(lambda: stage.check_usable(scan))
+        findings.warnings += [f"hint: {printable(hint)}" for hint in scan.hints]
     if scan.n_rows < prepared.n_rows:
         where = f"in a sample of {scan.n_rows} of {prepared.n_rows} rows: "
         found = findings.problems[n_before:]

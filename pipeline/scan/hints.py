@@ -1,0 +1,102 @@
+"""Hints about rows that other settings would suit better, from the sample of a scan."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["hints_of"]
+
+_MIN_ROWS = 20  # fewer sampled rows say little
+_MIN_COUNTED = 50  # columns; narrower tables of whole numbers are rarely counts of many kinds
+_MIN_ZEROS = 0.5  # share of zeros among the counts of single cells, words or reads
+_MAX_SATURATED = 0.05  # share of columns that reach the largest value; pixels do, counts do not
+_SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 999.0, 9999.0, 99999.0, 999999.0)
+_MIN_SENTINELS = 3  # sampled rows
+_FAR = 3.0  # distance from the other values, in widths of their range
+_MIN_CHANNELS = 100  # columns of a spectrum
+_SMOOTH = 0.9  # correlation of neighbouring channels
+_BRIGHTER = 2.0  # ratio between the medians of bright and of faint rows
+_MOST = 0.9  # share of rows
+_MOST_VALUES = 2**20  # values to examine
+
+
+def hints_of(sample: np.ndarray) -> tuple[str, ...]:
+    """Return sentences about rows that other settings would suit better.
+
+    Parameters
+    ----------
+    sample : ndarray of shape (n, n_inputs), float64
+        Sampled rows after their preparation; missing values are NaN.
+    """
+    step = max(1, sample.size // _MOST_VALUES)
+    rows = sample[::step]
+    if len(rows) < _MIN_ROWS:
+        return ()
+    hints = [_sentinels(rows)]
+    if _are_counts(rows):
+        zeros = np.mean(rows == 0)
+        hints.append(
+            f"the rows look like counts (whole numbers, {100 * zeros:.0f} % zeros): --row-scale total --transform "
+            "log1p usually gives better features"
+        )
+    elif _are_spectra(rows):
+        hints.append(
+            "the rows look like spectra of different brightness: --row-scale median usually gives better features"
+        )
+    return tuple(hint for hint in hints if hint)
+
+
+def _are_counts(rows: np.ndarray) -> bool:
+    is_present = ~np.isnan(rows)
+    present = rows[is_present]
+    if rows.shape[1] < _MIN_COUNTED or not present.size or present.min() < 0:
+        return False
+    if not np.array_equal(present, np.rint(present)) or np.mean(present == 0) < _MIN_ZEROS:
+        return False
+    largest = rows.max(axis=0, where=is_present, initial=0)
+    return bool(np.mean(largest == largest.max()) <= _MAX_SATURATED)
+
+
+def _are_spectra(rows: np.ndarray) -> bool:
+    """Return whether neighbouring columns are similar, and positive rows differ in brightness."""
+    if rows.shape[1] < _MIN_CHANNELS or np.isnan(rows).any():
+        return False
+    medians = np.median(rows, axis=1)
+    low, high = np.quantile(medians, (1 - _MOST, _MOST))
+    if low <= 0 or high < _BRIGHTER * low:
+        return False
+    shapes = rows / np.where(medians > 0, medians, 1)[:, None]
+    similarities = [_correlation(shapes[:, i], shapes[:, i + 1]) for i in range(shapes.shape[1] - 1)]
+    return bool(np.median(similarities) >= _SMOOTH)
+
+
+def _correlation(left: np.ndarray, right: np.ndarray) -> float:
+    left = left - left.mean()
+    right = right - right.mean()
+    size = np.sqrt(np.square(left).sum() * np.square(right).sum())
+    return float(left @ right / size) if size > 0 else 0.0
+
+
+def _sentinels(rows: np.ndarray) -> str:
+    """Return a hint about values like -999 that are far from the other values of their column."""
+    for value in _SENTINELS:
+        columns = [column for column, values in enumerate(rows.T) if _is_sentinel(values, value)]
+        if columns:
+            return (
+                f"the value {value:g} is far from the others in {len(columns)} columns, and may mark missing values: "
+                f"--missing-value {value:g} --impute median replaces it"
+            )
+    return ""
+
+
+def _is_sentinel(values: np.ndarray, value: float) -> bool:
+    is_value = values == value
+    if is_value.sum() < _MIN_SENTINELS:
+        return False
+    others = values[~is_value & ~np.isnan(values)]
+    if len(others) < _MIN_SENTINELS:
+        return False
+    low = others.min()
+    high = others.max()
+    distance = low - value if value < low else value - high
+    return bool(distance > _FAR * (high - low))

@@ -1,0 +1,75 @@
+"""Tests of hints: rows that other settings would suit are recognized, and others are not."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.scan.hints import hints_of
+
+RNG_SEED = 0
+
+
+def counts(rng: np.random.Generator) -> np.ndarray:
+    abundances = rng.gamma(0.5, size=200) * 3
+    return rng.poisson(rng.gamma(0.3, abundances, (500, 200))).astype(np.float64)
+
+
+def spectra(rng: np.random.Generator) -> np.ndarray:
+    channels = np.linspace(0, 6, 300)
+    shapes = 3 + np.sin(channels + rng.uniform(0, 6, (500, 1))) + 0.02 * rng.normal(size=(500, 300))
+    return shapes * rng.lognormal(0, 1, (500, 1))
+
+
+def pixels(rng: np.random.Generator) -> np.ndarray:
+    rows = np.clip(rng.normal(0, 200, (500, 196)).round(), 0, 255)
+    rows[:, :20] = 0
+    return rows
+
+
+def table(rng: np.random.Generator) -> np.ndarray:
+    return rng.normal(size=(500, 60)) * 10.0 ** rng.integers(-3, 4, 60)
+
+
+def test_counts_are_recognized() -> None:
+    (hint,) = hints_of(counts(np.random.default_rng(RNG_SEED)))
+    assert "--row-scale total --transform log1p" in hint
+
+
+def test_spectra_are_recognized() -> None:
+    (hint,) = hints_of(spectra(np.random.default_rng(RNG_SEED)))
+    assert "--row-scale median" in hint
+
+
+def test_prepared_rows_need_no_hint() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    of_cells = counts(rng) + 1e-9
+    totals = of_cells.sum(axis=1, keepdims=True)
+    of_stars = spectra(rng)
+    for rows in (np.log1p(1e4 * of_cells / totals), of_stars / np.median(of_stars, axis=1, keepdims=True)):
+        assert hints_of(rows) == ()
+
+
+def test_pixels_and_tables_need_no_hint() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    assert hints_of(pixels(rng)) == ()
+    assert hints_of(table(rng)) == ()
+
+
+def test_sentinels_are_named_with_the_number_of_columns() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    rows = 10 * table(rng)[:, :8] / np.abs(table(rng)).max()
+    rows[rng.random(rows.shape) < 0.1] = -999
+    (hint,) = hints_of(rows)
+    assert "-999" in hint
+    assert "8 columns" in hint
+    assert "--missing-value -999 --impute median" in hint
+    near = rng.normal(-999, 5, (500, 8)).round()  # -999 is an ordinary value here
+    assert hints_of(near) == ()
+
+
+def test_few_rows_and_missing_values_are_harmless() -> None:
+    assert hints_of(np.empty((0, 5))) == ()
+    rows = np.full((50, 200), np.nan)
+    assert hints_of(rows) == ()
+    rows[:, 0] = 1
+    assert hints_of(rows) == ()
