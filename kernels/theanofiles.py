@@ -74,8 +74,8 @@ def changes_in_words() -> str:
 
 
 def repair_command() -> str:
-    """Return the command that installs the files again."""
-    return f"{shlex.quote(sys.executable)} -m shardpress setup-theano"
+    """Return the command that installs the files again. It imports nothing from the current directory."""
+    return f"{shlex.quote(sys.executable)} -I -m shardpress setup-theano"
 
 
 def _digest_of(path: Path) -> str:

@@ -75,7 +75,7 @@ def test_missing_theano_is_reported_with_the_command_that_installs_it(monkeypatc
     monkeypatch.setattr(packages, "find_distributions", dict)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     message = packages.complaint()
-    assert message.endswith(f" {shlex.quote(sys.executable)} -m shardpress setup-theano")
+    assert message.endswith(f" {shlex.quote(sys.executable)} -I -m shardpress setup-theano")
     assert "Theano" in message
 
 

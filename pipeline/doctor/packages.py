@@ -67,7 +67,8 @@ def missing_theano() -> str:
     """Return what to do if Theano is not installed, as the end of a sentence about this Python."""
     if _in_checkout():
         return f"shardpress needs {_PYTHONS} with the packages that make setup installs. {_what_to_type()}"
-    return f"Theano is not installed. Run: {shlex.quote(sys.executable)} -m shardpress setup-theano"
+    # With -I, Python imports nothing from the current directory.
+    return f"Theano is not installed. Run: {shlex.quote(sys.executable)} -I -m shardpress setup-theano"
 
 
 def _refuse(reason: str) -> str:

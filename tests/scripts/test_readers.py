@@ -158,7 +158,7 @@ def test_commands_without_theano_work_in_other_pythons(finished_run, other_pytho
     assert codes == {**dict.fromkeys(outputs, 0), "run": 69}, {name: done.stderr for name, done in outputs.items()}
     assert "files" in outputs["verify"].stdout
     assert "1.0000  on 4 features" in outputs["classify"].stdout
-    assert outputs["run"].stderr.endswith(" -m shardpress setup-theano\n")
+    assert outputs["run"].stderr.endswith(" -I -m shardpress setup-theano\n")
 
 
 def test_failed_environment_is_removed(tmp_path):
