@@ -32,14 +32,17 @@ def hints_of(sample: np.ndarray) -> tuple[str, ...]:
     rows = sample[::step]
     if len(rows) < _MIN_ROWS:
         return ()
-    hints = [_sentinels(rows)]
-    if _are_counts(rows):
+    with np.errstate(over="ignore", invalid="ignore"):  # of very large values
+        hints = [_sentinels(rows)]
+        are_counts = _are_counts(rows)
+        are_spectra = _are_spectra(rows)
+    if are_counts:
         zeros = np.mean(rows == 0)
         hints.append(
             f"the rows look like counts (whole numbers, {100 * zeros:.0f} % zeros): --row-scale total --transform "
             "log1p usually gives better features"
         )
-    elif _are_spectra(rows):
+    elif are_spectra:
         hints.append(
             "the rows look like spectra of different brightness: --row-scale median usually gives better features"
         )

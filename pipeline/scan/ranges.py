@@ -368,8 +368,9 @@ def scan_from_stats(stats: BlockStats, settings: ScanSettings, dtype: np.dtype) 
         hints=hints_of(stats.sample),
     )
     if settings.scale != "range" and scan.n_good:
-        scale = chosen_scale(scaler, stats.sample) if settings.scale == "auto" else settings.scale
-        scaled = scaled_as(scale, scaler, stats.sample)
+        with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
+            scale = chosen_scale(scaler, stats.sample) if settings.scale == "auto" else settings.scale
+            scaled = scaled_as(scale, scaler, stats.sample)
         scan = replace(scan, scale=scale, center=scaled.center, factor=scaled.factor)
     if settings.impute is None:
         return scan

@@ -54,7 +54,8 @@ def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
     if scale == "common":
         deviation = np.where(is_constant, deviation, _root_mean_square(deviation[~is_constant]))
     deviation = np.maximum(deviation, (scaler.maximum - scaler.minimum) / _LARGEST)
-    factor = np.divide(_DEVIATION, deviation, out=np.zeros_like(deviation), where=~is_constant)
+    is_usable = ~is_constant & (deviation >= np.finfo(np.float64).tiny)  # otherwise the factor could overflow
+    factor = np.divide(_DEVIATION, deviation, out=np.zeros_like(deviation), where=is_usable)
     return scaler.with_factors(_short(mean, deviation), factor)
 
 

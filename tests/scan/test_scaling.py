@@ -77,6 +77,15 @@ def test_outliers_hardly_change_the_factors() -> None:
     assert largest <= 20 * DEVIATION, "rare values stay bounded"
 
 
+def test_a_column_of_subnormal_numbers_becomes_0() -> None:
+    rows = rows_of()
+    rows[:, 1] *= 1e-320
+    for scale in ("std", "common"):
+        x = scaler_for(rows, scale).transform(rows)
+        assert np.isfinite(x).all()
+    assert not scaler_for(rows, "std").transform(rows)[:, 1].any()
+
+
 def test_columns_with_rare_values_are_finite() -> None:
     rows = np.zeros((4000, 3))
     rows[5, 0] = 1  # the sample contains the only other value
@@ -149,6 +158,15 @@ def test_blocks_and_threads_change_no_bit(tmp_path: Path) -> None:
         for block_rows, n_threads in ((1, 3), (7, 2), (40, 2)):
             with case(scale=scale, block_rows=block_rows, n_threads=n_threads):
                 assert scanned(shards, block_rows, n_threads, scale=scale).to_npz() == expected.to_npz()
+
+
+@pytest.mark.process
+def test_extreme_values_cause_no_warning(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).choice([-1.7e308, 0, 1e-308, 3, 1.7e308], (60, 120))
+    rows[0] = 1.7e308
+    rows[1] = -1.7e308
+    for scale in ("auto", *SCALES):
+        assert scanned(shards_of(tmp_path, rows), 10, 1, scale=scale).n_good == 60
 
 
 @pytest.mark.process
