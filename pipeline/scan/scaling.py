@@ -43,17 +43,17 @@ def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
     sample : ndarray of shape (n, n_inputs), float64
         Sampled rows; NaN is ignored. Means and deviations are computed without outliers, see `moments`.
     """
-    if scale == "range":
-        return scaler
     is_constant = scaler.minimum == scaler.maximum
+    if scale == "range" or is_constant.all():
+        return scaler
     if scale == "none":
         center = np.zeros(len(scaler.minimum))
         factor = np.where(is_constant, 0.0, 1.0)
         return scaler.with_factors(center, factor)
     mean, deviation = moments(sample, scaler)
+    deviation = np.maximum(deviation, (scaler.maximum - scaler.minimum) / _LARGEST)
     if scale == "common":
         deviation = np.where(is_constant, deviation, _root_mean_square(deviation[~is_constant]))
-    deviation = np.maximum(deviation, (scaler.maximum - scaler.minimum) / _LARGEST)
     is_usable = ~is_constant & (deviation >= np.finfo(np.float64).tiny)  # otherwise the factor could overflow
     factor = np.divide(_DEVIATION, deviation, out=np.zeros_like(deviation), where=is_usable)
     return scaler.with_factors(_short(mean, deviation), factor)

@@ -48,6 +48,9 @@ def test_std_equals_the_standard_scaler_of_scikit_learn() -> None:
 
 def test_common_divides_all_columns_by_one_number() -> None:
     rows = rows_of()
+    rows[3, 2] = 1e6
+    assert len(set(scaler_for(rows, "common").scale[:4])) == 1
+    rows = rows_of()
     scaler = scaler_for(rows, "common")
     assert len(set(scaler.scale[:4])) == 1
     assert scaler.scale[4] == 0
@@ -158,6 +161,12 @@ def test_blocks_and_threads_change_no_bit(tmp_path: Path) -> None:
         for block_rows, n_threads in ((1, 3), (7, 2), (40, 2)):
             with case(scale=scale, block_rows=block_rows, n_threads=n_threads):
                 assert scanned(shards, block_rows, n_threads, scale=scale).to_npz() == expected.to_npz()
+
+
+@pytest.mark.process
+def test_rows_that_are_all_equal_are_scanned(tmp_path: Path) -> None:
+    for scale in ("auto", *SCALES):
+        assert scanned(shards_of(tmp_path, np.ones((60, 3))), 10, 1, scale=scale).constant.all()
 
 
 @pytest.mark.process
