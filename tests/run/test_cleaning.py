@@ -123,12 +123,20 @@ def test_clipping_equals_a_run_over_clipped_rows(shards: Shards) -> None:
 
 
 @pytest.mark.process
-def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--clip-quantile", "0.02", "--impute", "mean"],
+        ["--impute", "mean", "--row-scale", "total", "--transform", "log1p", "--scale", "std"],
+        ["--impute", "median", "--row-scale", "norm", "--scale", "common"],
+    ],
+    ids=lambda flags: flags[-2],
+)
+def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_path: Path, flags: list[str]) -> None:
     rows = rows_with_gaps(np.float32, np.nan, 0, n=300)
     rows[np.random.default_rng(1).random(rows.shape) < 0.3] = 0
     shards.add(rows[:120])
     shards.add(rows[120:])
-    flags = ["--clip-quantile", "0.02", "--impute", "mean"]
     assert shards.run(*flags) == 0
     for block_rows, n_threads in ((4, 1), (64, 3), (1000, 2)):
         output = tmp_path / f"{block_rows}"
