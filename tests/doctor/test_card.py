@@ -22,6 +22,7 @@ pytestmark = [pytest.mark.process, pytest.mark.compiler]
 COMMAND = Path(sys.executable).parent / "shardpress"
 
 
+@pytest.mark.usefixtures("pygpu")
 def test_working_card_passes_every_check(tmp_path: Path) -> None:
     flags = {"THEANO_FLAGS": "device=cuda", "PYTHONPATH": None, "CUDA_DISABLE_PTX_JIT": None}
     env = environment(**flags, **variables(capability="8.6", memory=3000))

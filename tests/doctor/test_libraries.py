@@ -153,6 +153,7 @@ def test_both_files_of_a_forwarding_library_are_named(folder: Path, library: Pat
     assert check.found.endswith(str(real))
 
 
+@pytest.mark.usefixtures("pygpu")
 def test_missing_libraries_are_reported_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """If this machine has the libraries, files that cannot be loaded come before them on the search path."""
     for name in ("libcuda.so", "libcuda.so.1", "libnvrtc.so", "libcublas.so"):

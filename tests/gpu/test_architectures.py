@@ -14,6 +14,7 @@ pytestmark = pytest.mark.process
 WHEEL = Path(sysconfig.get_path("purelib"))
 
 
+@pytest.mark.usefixtures("pygpu")
 def test_kernels_compile_for_old_and_new_cards(tmp_path: Path) -> None:
     sources = collect(tmp_path, "leaky")
     assert len(sources) > 50

@@ -47,6 +47,7 @@ facts["right"] = bool((found == 2 * np.arange(1000)).all())
 """
 
 
+@pytest.mark.usefixtures("pygpu")
 def test_downloads_of_libgpuarray_are_complete_on_return() -> None:
     ours, without = with_and_without(PYGPU, hold="downloads")
     assert (ours, without) == ({"right": True}, {"right": False})
@@ -131,6 +132,7 @@ def test_calls_are_logged_on_request(tmp_path: Path) -> None:
 # ---- NVRTC
 
 
+@pytest.mark.usefixtures("pygpu")
 @pytest.mark.parametrize("capability", ["10.0", "10.3", "12.0", "12.1"])
 def test_libgpuarray_computes_on_cards_with_unknown_architecture(capability: str) -> None:
     code = (

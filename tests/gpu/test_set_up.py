@@ -57,6 +57,7 @@ def versions(venv: Environment) -> list[str]:
     return sorted(path.stem.split("-")[1] for path in venv.path.glob("lib/shardpress-gpu/*.dist-info"))
 
 
+@pytest.mark.usefixtures("pygpu")
 def test_no_driver_installs_widely_usable_libraries(venv: Environment, source: Path, no_driver: Path) -> None:
     result = set_up(venv, "--from", source, library_path=no_driver)
     assert result.returncode == 0, result.stderr
@@ -85,6 +86,7 @@ def test_no_driver_installs_widely_usable_libraries(venv: Environment, source: P
     assert not list(venv.site.glob("nvidia*")), "other packages may need other versions"
 
 
+@pytest.mark.usefixtures("pygpu")
 def test_repeated_set_up_changes_libraries_with_the_driver(venv: Environment, source: Path, tmp_path: Path) -> None:
     file = driver(tmp_path / "driver", (12, 4), (8, 0))
     folder = venv.path / "lib/shardpress-gpu"
@@ -104,6 +106,7 @@ def test_repeated_set_up_changes_libraries_with_the_driver(venv: Environment, so
     assert [path.name for path in folder.parent.glob("shardpress-gpu*")] == [folder.name]
 
 
+@pytest.mark.usefixtures("pygpu")
 def test_incomplete_installation_is_repaired(venv: Environment, source: Path) -> None:
     assert set_up(venv, "--from", source, "--for", "12.4").returncode == 0
     folder = venv.path / "lib/shardpress-gpu"
@@ -134,6 +137,7 @@ def test_too_old_driver_is_refused_before_installation(venv: Environment, source
     assert not (venv.path / "lib/shardpress-gpu").exists()
 
 
+@pytest.mark.usefixtures("pygpu")
 def test_failed_installation_keeps_the_earlier_one(venv: Environment, source: Path, tmp_path: Path) -> None:
     assert set_up(venv, "--from", source, "--for", "12.4").returncode == 0
     whole = libraries(venv)
@@ -146,6 +150,7 @@ def test_failed_installation_keeps_the_earlier_one(venv: Environment, source: Pa
     assert libraries(venv) == whole
 
 
+@pytest.mark.usefixtures("pygpu")
 def test_libraries_found_first_cause_a_warning(venv: Environment, source: Path, tmp_path: Path) -> None:
     toolkit = library(tmp_path / "toolkit/libnvrtc.so").parent
     result = set_up(venv, "--from", source, library_path=toolkit)
