@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pipeline.errors import UsageError
 
@@ -21,9 +21,11 @@ class Parser(argparse.ArgumentParser):
         First part of the ``--help`` page, with examples.
     argument_default : object
         Same as for `argparse.ArgumentParser`.
+    options : dict
+        Other arguments of `argparse.ArgumentParser`. From Python 3.14 on, the parsers of commands receive ``color``.
     """
 
-    def __init__(self, prog: str = "", description: str = "", argument_default: object = None) -> None:
+    def __init__(self, prog: str = "", description: str = "", argument_default: object = None, **options: Any) -> None:
         super().__init__(
             prog=prog,
             description=description,
@@ -32,6 +34,7 @@ class Parser(argparse.ArgumentParser):
             argument_default=argument_default,
             allow_abbrev=False,  # a later version could make an abbreviation ambiguous
             add_help=False,  # the help text of argparse would begin with a lower-case letter
+            **options,
         )
         self.add_argument("-h", "--help", action="help", default=argparse.SUPPRESS, help="Print this page and exit.")
 

@@ -347,5 +347,5 @@ def test_hostile_archives_take_little_memory(name: str) -> None:
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert peak < 4 * len(data) + 2**20
+    assert peak < 5 * len(data) + 2**20  # Python 3.14 needs 4.6 times the data
     assert len(str(caught.value)) < 2000
