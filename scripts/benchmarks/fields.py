@@ -131,7 +131,9 @@ def blood() -> Rows:
 def cells() -> Rows:
     """Return simulated counts of 1,000 genes in 8 types of cells and 3 batches."""
     rng = np.random.default_rng(0)
-    n_rows, n_genes, n_types = MAX_ROWS, 1000, 8
+    n_rows = MAX_ROWS
+    n_genes = 1000
+    n_types = 8
     base = rng.gamma(0.4, 1.0, n_genes)
     folds = np.exp(rng.normal(0, 1, (n_types, n_genes)) * (rng.random((n_types, n_genes)) < 0.08))
     batches = np.exp(rng.normal(0, 0.25, (3, n_genes)))
@@ -144,7 +146,10 @@ def cells() -> Rows:
 def stars() -> Rows:
     """Return simulated spectra of 500 channels with 6 sets of lines, redshifts, slopes and brightnesses."""
     rng = np.random.default_rng(1)
-    n_rows, n_channels, n_classes, n_lines = 8000, 500, 6, 12
+    n_rows = 8000
+    n_channels = 500
+    n_classes = 6
+    n_lines = 12
     channels = np.linspace(4000, 7000, n_channels)
     classes = rng.integers(n_classes, size=n_rows)
     lines = rng.uniform(4000, 7000, (n_classes, n_lines))
