@@ -15,9 +15,9 @@ SCALES = ("range", "std", "common", "none")
 # Standard deviation of scaled columns. It is about that of values spread evenly over [0, 1], so that the defaults of
 # the training fit all scalings.
 _DEVIATION = 0.25
-_LARGEST = (
-    20.0  # width of a range in standard deviations; wider ranges count as so many, since rare values could diverge
-)
+# Largest width of a range in standard deviations. For a wider range, a larger deviation is assumed, because training
+# could diverge on very large values.
+_LARGEST = 20.0
 # A column that uses its range has a standard deviation of at least this share of it: 0.29 if its values are spread
 # evenly, 0.1 or more if they are normal. With the ranges of counts and of other heavy tails, ordinary values differ
 # little. docs/training.md has the measurements.
@@ -35,9 +35,9 @@ def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
     Parameters
     ----------
     scale : str
-        ``range`` scales each column's range to [0, 1]. ``std`` scales each column to mean 0 and variance 1. ``common``
-        subtracts the means, and divides all columns by the root mean square of their standard deviations. ``none``
-        leaves the columns as they are.
+        ``range`` scales each column's range to [0, 1]. ``std`` scales each column to mean 0 and a standard deviation of
+        1/4. ``common`` subtracts the means, and multiplies all columns by one factor, so that the root mean square of
+        their standard deviations is 1/4. ``none`` leaves the columns as they are.
     scaler : Scaler
         Range of each column.
     sample : ndarray of shape (n, n_inputs), float64
