@@ -73,9 +73,15 @@ def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
     if np.median(deviation[varies] / width[varies]) >= _USES_RANGE:
         return "range"
     low, high = np.quantile(deviation[varies], (1 - _MOST, _MOST))
-    have_zeros = np.mean(scaler.minimum[varies] == 0) >= _MOST
-    most_different = _SIMILAR_COUNTS if have_zeros else _SIMILAR
+    most_different = _SIMILAR_COUNTS if _are_counts(scaler.minimum[varies], sample) else _SIMILAR
     return "common" if high <= most_different * low else "std"
+
+
+def _are_counts(minimum: np.ndarray, sample: np.ndarray) -> bool:
+    """Return whether nearly all columns have the minimum 0, and all sampled values are whole numbers."""
+    if np.mean(minimum == 0) < _MOST:
+        return False
+    return bool(np.array_equal(sample, np.rint(sample), equal_nan=True))
 
 
 def _root_mean_square(values: np.ndarray) -> np.float64:
