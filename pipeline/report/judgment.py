@@ -59,7 +59,12 @@ class Judgment:
         return " ".join(part for part in (self.classifier, self.explained, self.suggestion) if part)
 
 
-def judge(summary: Mapping[str, Any], sample: Mapping[str, Any] | None, config: Mapping[str, Any]) -> Judgment:
+def judge(
+    summary: Mapping[str, Any],
+    sample: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    scan: Mapping[str, Any] | None = None,
+) -> Judgment:
     """Return the judgment of the features of a run.
 
     Parameters
@@ -70,8 +75,12 @@ def judge(summary: Mapping[str, Any], sample: Mapping[str, Any] | None, config: 
         Measurements of a sample of rows. Reports of earlier versions contain fewer of them.
     config : mapping
         Settings of the run.
+    scan : mapping or None
+        Facts about the scan, with the chosen scaling as ``scale``. Without a scan, the setting is used.
     """
     sample = sample or {}
+    if scan and "scale" in scan:
+        config = {**config, "scale": scan["scale"]}
     share = _explained_share(summary, sample)
     explains_little = share is not None and share < _LITTLE
     explained = ""

@@ -58,7 +58,7 @@ def with_labels(report: Mapping[str, Any], directory: str | Path, labels: str) -
     facts = measure(sample, parts, spec.model, categories_of(parts[0].file), LabelChoice(named=labels))
     _check_labels(facts, folder, labels)
     new = {**report, "sample": facts, "config": {**report["config"], "labels": labels}}
-    return {**new, "judgment": judgment_facts(judge(new["summary"], facts, new["config"]))}
+    return {**new, "judgment": judgment_facts(judge(new["summary"], facts, new["config"], new.get("scan")))}
 
 
 def _parts(folder: Path, manifest: Mapping[str, Any], spec: SampleSpec) -> list[PartSource]:

@@ -225,7 +225,7 @@ class _Finish:
             compiling=state.seconds_compiling,
             gave_up=gave_up(training),
         )
-        judgment = judge(asdict(summary), sample, prepared.config.flat())
+        judgment = judge(asdict(summary), sample, prepared.config.flat(), self._facts.get("scan"))
         return replace(summary, judgment=judgment.remark)
 
     def report(
@@ -257,7 +257,7 @@ class _Finish:
             "bad": bad_data_facts(prepared.shards, prepared.bad_shards, self._scan, config.bad_data.missing_value),
             **earlier_run_facts(self._ledger.directory, request),
             "sample": sample,
-            "judgment": judgment_facts(judge(asdict(summary), sample, config.flat())),
+            "judgment": judgment_facts(judge(asdict(summary), sample, config.flat(), self._facts.get("scan"))),
             **self._facts,
         }
         state.end_stage("report")

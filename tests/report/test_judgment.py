@@ -181,6 +181,10 @@ def test_suggested_flags_differ_from_the_settings_of_the_run() -> None:
         found = judged(probe_of(0.5, standardized=0.7), {**SETTINGS, **config})
         assert found.suggestion
         assert "--scale" not in found.suggestion
+    of_auto = {**SETTINGS, "scale": "auto"}
+    for chosen, is_suggested in (("range", True), ("common", True), ("std", False)):
+        found = judge({**SUMMARY, **ERRORS}, {"probe": probe_of(0.5, standardized=0.7)}, of_auto, {"scale": chosen})
+        assert ("--scale std" in found.suggestion) == is_suggested, chosen
     guesses = probe_of(0.59, 0.59, components=0.59, standardized=0.59, columns=0.6)
     assert "--labels" in judged(guesses).suggestion
     assert (

@@ -40,7 +40,7 @@ def verdict(report: Mapping[str, Any]) -> str:
 
 def judgment(report: Mapping[str, Any]) -> Judgment:
     """Return the judgment of the features, for reports of all versions."""
-    return judge(report["summary"], report.get("sample"), report.get("config", {}))
+    return judge(report["summary"], report.get("sample"), report.get("config", {}), report.get("scan"))
 
 
 def status(report: Mapping[str, Any]) -> str:
