@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 from kernels.activations import CODES, HIDDEN
 from kernels.rules import RULES
+from pipeline.preparation import ROW_SCALES, TRANSFORMS
 from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS
 from pipeline.settings.kinds import (
     ADDRESS,
@@ -197,7 +198,7 @@ class ScalingSettings:
     )
     row_scale: str | None = _setting(
         None,
-        one_of("total", "median", "norm", "max"),
+        one_of(*ROW_SCALES),
         "scan",
         "Divide each row by its total, and multiply it by 10,000 (total), or divide it by its median, its Euclidean "
         "norm (norm) or its largest absolute value (max), before the columns are scaled.",
@@ -205,7 +206,7 @@ class ScalingSettings:
     )
     transform: str | None = _setting(
         None,
-        one_of("log1p"),
+        one_of(*TRANSFORMS),
         "scan",
         "Replace each value x by sign(x) log(1 + |x|), after --row-scale and before the columns are scaled.",
         legacy_value=None,
