@@ -125,7 +125,7 @@ def moments(sample: np.ndarray, scaler: Scaler) -> tuple[np.ndarray, np.ndarray]
     """Return the mean and the standard deviation of each column without outliers, both (n_inputs,), float64.
 
     Outliers are winsorized as in `spread`, unless the other values are equal. A column that varies has a deviation
-    above 0: if its values in the sample are equal, it is the width of the range, and the mean is the minimum.
+    above 0: if its values in the sample are equal, the deviation is the width of the range.
     """
     mean = np.zeros(sample.shape[1])
     deviation = np.zeros(sample.shape[1])
