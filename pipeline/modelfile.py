@@ -17,6 +17,7 @@ import numpy as np
 
 from kernels.activations import CODES, HIDDEN
 from kernels.network import Network
+from pipeline.choices import ROW_SCALES, TRANSFORMS
 from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError, NewerFormat, NoInput, ReadFailed, ShardpressError, printable, short_list
 from pipeline.formats import MOST_JSON_BYTES, digest, parse_bounded
@@ -25,7 +26,7 @@ from pipeline.hdf5.plain.contents import Contents, read_arrays, read_contents
 from pipeline.hdf5.plain.datasets import Dataset, value_of
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.output.records import MANIFEST, Entry, read_manifest
-from pipeline.preparation import ROW_SCALES, TRANSFORMS, Preparation, preparation_of
+from pipeline.preparation import Preparation, preparation_of
 
 __all__ = ["COLUMNS", "FORMAT", "RANGE_FORMAT", "StoredModel", "listed_model", "read_model_file"]
 

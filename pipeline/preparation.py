@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ROW_SCALES", "TRANSFORMS", "Preparation", "preparation_of"]
+__all__ = ["Preparation", "preparation_of"]
 
 _TOTAL = 10_000.0  # the usual total of the counts of a cell
 
@@ -37,11 +37,6 @@ _SIZES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "norm": _norm,
     "max": _maximum,
 }
-
-ROW_SCALES = tuple(_SIZES)
-"""Values of the setting `row_scale`."""
-TRANSFORMS = ("log1p",)
-"""Values of the setting `transform`."""
 
 
 @dataclass(frozen=True)

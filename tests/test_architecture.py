@@ -15,6 +15,7 @@ import pytest
 # A package or module of `pipeline` is allowed to import itself, the common modules, and the modules in ALLOWED_IMPORTS.
 COMMON = [
     "childprocess",
+    "choices",
     "columns",
     "commandline",
     "errors",
@@ -297,6 +298,32 @@ def test_functions_stay_small() -> None:
     sizes = {name: n_nodes(function) for name, function in functions()}
     too_large = {name: n for name, n in sizes.items() if n > MOST_NODES}
     assert too_large == {}
+
+
+def loaded_by(module: str) -> set[str]:
+    """Return the modules that an import of one of our modules loads: ours, and those that ours import."""
+    loaded: set[str] = set()
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        file = file_of(name)
+        if name in loaded:
+            continue
+        loaded.add(name)
+        if file is None:
+            continue
+        outside_functions = ast.Module(
+            [node for node in parsed(file).body if not isinstance(node, ast.FunctionDef | ast.ClassDef)], []
+        )
+        source = ast.unparse(outside_functions)
+        waiting += [name for name, _ in imports(source)] + our_imports(source)
+    return loaded
+
+
+def test_modules_of_the_command_line_import_no_heavy_library() -> None:
+    loaded = loaded_by("pipeline.cli")
+    assert "pipeline.settings.config" in loaded
+    assert {name.split(".")[0] for name in loaded} & set(HEAVY) == set()
 
 
 @pytest.mark.process

@@ -9,7 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.preparation import ROW_SCALES, TRANSFORMS, Preparation
+from pipeline.choices import ROW_SCALES, TRANSFORMS
+from pipeline.preparation import Preparation
 from pipeline.shards.open import open_shards
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, with_preparation

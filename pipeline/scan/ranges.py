@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.choices import SCALES
 from pipeline.cluster.executor import reduce
 from pipeline.columns import Columns
 from pipeline.errors import DataError, printable, quantity, short_list
@@ -28,7 +29,7 @@ from pipeline.scan.blocks import (
 from pipeline.scan.hints import hints_of
 from pipeline.scan.sample import INNER, LARGE_SAMPLE, SMALL_SAMPLE, means, quantiles, spread, stride_of
 from pipeline.scan.scaler import Scaler, bad_entries
-from pipeline.scan.scaling import SCALES, chosen_scale, scaled_as
+from pipeline.scan.scaling import chosen_scale, scaled_as
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, block_of, first_rows, row_dtype
 

@@ -7,10 +7,7 @@ import numpy as np
 from pipeline.scan.sample import moments
 from pipeline.scan.scaler import Scaler
 
-__all__ = ["SCALES", "chosen_scale", "scaled_as"]
-
-SCALES = ("range", "std", "common", "none")
-"""Scalings of `scaled_as`."""
+__all__ = ["chosen_scale", "scaled_as"]
 
 # Standard deviation of scaled columns. It is about that of values spread evenly over [0, 1], so that the defaults of
 # the training fit all scalings.

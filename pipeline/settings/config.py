@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 
 from kernels.activations import CODES, HIDDEN
 from kernels.rules import RULES
-from pipeline.preparation import ROW_SCALES, TRANSFORMS
+from pipeline.choices import ROW_SCALES, SCALES, TRANSFORMS
 from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS
 from pipeline.settings.kinds import (
     ADDRESS,
@@ -190,7 +190,7 @@ class ScalingSettings:
 
     scale: str = _setting(
         "auto",
-        one_of("auto", "range", "std", "common", "none"),
+        one_of("auto", *SCALES),
         "scan",
         "Scale each column to [0, 1] (range) or to the same variance (std), divide all columns by one number (common), "
         "leave them as they are (none), or choose one of the first three (auto).",

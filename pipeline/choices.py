@@ -1,0 +1,10 @@
+"""Names that settings and stages share. This module loads no library, because the command line imports it."""
+
+__all__ = ["ROW_SCALES", "SCALES", "TRANSFORMS"]
+
+SCALES = ("range", "std", "common", "none")
+"""Scalings of columns."""
+ROW_SCALES = ("total", "median", "norm", "max")
+"""Sizes that rows are divided by."""
+TRANSFORMS = ("log1p",)
+"""Transformations of values."""
