@@ -30,7 +30,8 @@ class UpdateRule:
         gradient `g`. `decay` is the setting ``momentum``, so that all rules have the same two settings. All arguments
         are float32, from NumPy or Theano; constants in the code are `_float32`, which keeps the results float32.
     c : str
-        `update` as C statements for the element ``i`` of ``p``, ``g`` and the states, float32.
+        `update` as C statements for the element ``i`` of ``p``, ``g`` and the states, float32. A sum of two products is
+        written as ``fused(a, b, c)``, which is ``a * b + c``.
     corrected_rate : callable or None
         ``corrected_rate(sqrt, learning_rate, decay, step)`` returns the rate of a step, counted from 1. None if the
         rate is the learning rate.
@@ -113,7 +114,7 @@ _RECORDS = (
         states=("velocity",),
         update=_momentum,
         c="""
-            velocity[i] = decay * velocity[i] - rate * g[i];
+            velocity[i] = fused(decay, velocity[i], -rate * g[i]);
             p[i] += velocity[i];
         """,
     ),
@@ -123,8 +124,8 @@ _RECORDS = (
         states=("velocity",),
         update=_nesterov,
         c="""
-            velocity[i] = decay * velocity[i] - rate * g[i];
-            p[i] += decay * velocity[i] - rate * g[i];
+            velocity[i] = fused(decay, velocity[i], -rate * g[i]);
+            p[i] += fused(decay, velocity[i], -rate * g[i]);
         """,
     ),
     UpdateRule(
@@ -134,8 +135,8 @@ _RECORDS = (
         update=_adam,
         c="""
             const float beta2 = 0.999f;
-            mean[i] = decay * mean[i] + (1.0f - decay) * g[i];
-            square[i] = beta2 * square[i] + (1.0f - beta2) * (g[i] * g[i]);
+            mean[i] = fused(decay, mean[i], (1.0f - decay) * g[i]);
+            square[i] = fused(beta2, square[i], (1.0f - beta2) * (g[i] * g[i]));
             p[i] -= rate * mean[i] / (__builtin_sqrtf(square[i]) + 1e-8f);
         """,
         corrected_rate=_adam_rate,
@@ -146,7 +147,7 @@ _RECORDS = (
         states=("square",),
         update=_rmsprop,
         c="""
-            square[i] = decay * square[i] + (1.0f - decay) * (g[i] * g[i]);
+            square[i] = fused(decay, square[i], (1.0f - decay) * (g[i] * g[i]));
             p[i] -= rate * g[i] / __builtin_sqrtf(square[i] + 1e-6f);
         """,
     ),

@@ -216,6 +216,18 @@ static void rows_some(void *job)
 
 /* -- the second phase ----------------------------------------------------------------------------------------- */
 
+/* a * b + c, rounded once if the processor can do this. Where an expression adds two products, the compiler could
+ * otherwise fuse the one in a vectorized loop and the other one in the remaining elements, which depend on the number of
+ * threads. g++ 16 does so. */
+static inline __attribute__((always_inline)) float fused(float a, float b, float c)
+{
+#ifdef __FP_FAST_FMAF
+    return __builtin_fmaf(a, b, c);
+#else
+    return a * b + c;
+#endif
+}
+
 /* Update n elements of a parameter and of its states, whose names are STATE_0 and STATE_1. UPDATE contains the
  * statements of the rule in kernels/rules.py. A missing state is NULL. */
 static inline void update(float *__restrict p, float *__restrict STATE_0, float *__restrict STATE_1,

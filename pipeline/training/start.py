@@ -23,6 +23,8 @@ _NEARLY_LINEAR = 0.25
 
 # Size of the random weights of surplus hidden units, relative to the usual size.
 _REST = 1.0
+# Bits of the largest entry of a rounded array. The rounded components of images are orthonormal within 0.0001.
+_SHORT = 12
 
 
 def start_of(
@@ -43,9 +45,20 @@ def start_of(
     if components is None:
         weights = [_random_weights(network, rng, layer) for layer in range(network.n_layers)]
         return _all_parameters(network, weights, mean, np.ones(network.n_features))
-    code, scales = _code_matrix(network, rng, components.deviations)
-    weights = _component_weights(network, rng, components.components, code)
+    code, scales = _code_matrix(network, rng, _rounded(components.deviations))
+    weights = _component_weights(network, rng, _rounded(components.components), code)
     return _all_parameters(network, weights, components.mean, scales)
+
+
+def _rounded(array: np.ndarray) -> np.ndarray:
+    """Round numbers to `_SHORT` bits of the largest one.
+
+    Versions of NumPy's BLAS, and numbers of its threads, give components that differ in the last bits. Rounding makes
+    them equal, except for the rare number that lies halfway between two rounded ones.
+    """
+    _, exponent = np.frexp(np.abs(array).max())
+    unit = np.ldexp(1.0, exponent - _SHORT)
+    return np.asarray(np.round(array / unit) * unit + 0.0)  # 0.0 instead of -0.0
 
 
 def has_room(network: Network) -> bool:
@@ -107,7 +120,7 @@ def _code_matrix(network: Network, rng: np.random.Generator, deviations: np.ndar
     activation = ACTIVATIONS[network.code]
     if activation.slope == 1:
         return np.eye(k), np.ones(k)
-    rotation = np.linalg.qr(rng.standard_normal((k, k)))[0]
+    rotation = _rounded(np.linalg.qr(rng.standard_normal((k, k)))[0])
     rotated = np.sqrt(np.square(deviations) @ np.square(rotation))
     lengths = np.divide(_NEARLY_LINEAR, rotated, out=np.ones(k), where=rotated > 0)
     scales = lengths
