@@ -444,7 +444,7 @@ _KERNELS = (
     Mutation(
         "nesterov-in-c-is-plain-momentum",
         "kernels/rules.py",
-        "p[i] += decay * velocity[i] - rate * g[i];",
+        "p[i] += fused(decay, velocity[i], -rate * g[i]);",
         "p[i] += velocity[i];",
         ("tests/kernels/test_ops.py::test_every_rule_equals_its_numpy_reference[nesterov]",),
     ),
