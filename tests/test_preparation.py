@@ -72,6 +72,8 @@ def test_each_row_is_prepared_by_itself(preparation: Preparation) -> None:
     for n in (1, 2, 64):
         found = np.concatenate([preparation.apply(rows[i : i + n]) for i in range(0, len(rows), n)])
         np.testing.assert_array_equal(found.view(np.uint32), expected.view(np.uint32))
+    turned = preparation.apply(np.asfortranarray(rows))
+    np.testing.assert_array_equal(turned.view(np.uint32), expected.view(np.uint32))
     assert preparation.apply(rows[:0]).shape == (0, 97)
 
 
