@@ -18,6 +18,12 @@ _SMOOTH = 0.9  # correlation of neighbouring channels
 _BRIGHTER = 2.0  # ratio between the medians of bright and of faint rows
 _MOST = 0.9  # share of rows
 _MOST_VALUES = 2**20  # values to examine
+# Largest distance from the median of a column, in standard deviations, that is a heavy tail. In 10 public tables, at
+# most a quarter of the columns exceed it; in a table of word frequencies almost all do.
+_HEAVY = 10.0
+_MIN_HEAVY = 0.5  # share of columns
+_SHORTER = 0.7  # ratio of the median tails after and before a logarithm that helps
+_NARROW = 20  # columns; docs/training.md compares features of narrow tables with their columns
 
 
 def hints_of(sample: np.ndarray) -> tuple[str, ...]:
@@ -33,20 +39,37 @@ def hints_of(sample: np.ndarray) -> tuple[str, ...]:
     if len(rows) < _MIN_ROWS:
         return ()
     with np.errstate(over="ignore", invalid="ignore"):  # of very large values
-        hints = [_sentinels(rows)]
-        are_counts = _are_counts(rows)
-        are_spectra = _are_spectra(rows)
-    if are_counts:
+        hints = (_sentinels(rows), _form(rows), _width(rows))
+    return tuple(hint for hint in hints if hint)
+
+
+def _form(rows: np.ndarray) -> str:
+    """Return a hint about rows of a form that another preparation would suit better."""
+    if _are_counts(rows):
         zeros = np.mean(rows == 0)
-        hints.append(
+        return (
             f"the rows look like counts (whole numbers, {100 * zeros:.0f} % zeros): --row-scale total --transform "
             "log1p usually gives better features"
         )
-    elif are_spectra:
-        hints.append(
-            "the rows look like spectra of different brightness: --row-scale median usually gives better features"
+    if _are_spectra(rows):
+        return "the rows look like spectra of different brightness: --row-scale median usually gives better features"
+    if _have_heavy_tails(rows):
+        return (
+            "most columns have a few values that are far larger than the others: --transform log1p usually gives "
+            "better features"
         )
-    return tuple(hint for hint in hints if hint)
+    return ""
+
+
+def _width(rows: np.ndarray) -> str:
+    """Return a hint about rows that are not worth compressing."""
+    n_inputs = rows.shape[1]
+    if n_inputs >= _NARROW:
+        return ""
+    return (
+        f"the rows have only {n_inputs} columns: a classifier may do better on the columns themselves, or with "
+        f"--n-features {n_inputs}"
+    )
 
 
 def _are_counts(rows: np.ndarray) -> bool:
@@ -71,6 +94,24 @@ def _are_spectra(rows: np.ndarray) -> bool:
     shapes = rows / np.where(medians > 0, medians, 1)[:, None]
     similarities = [_correlation(shapes[:, i], shapes[:, i + 1]) for i in range(shapes.shape[1] - 1)]
     return bool(np.median(similarities) >= _SMOOTH)
+
+
+def _have_heavy_tails(rows: np.ndarray) -> bool:
+    """Return whether most columns have rare values far from the others, which a logarithm would bring closer."""
+    tails = _tails(rows)
+    shorter = _tails(np.log1p(np.abs(rows)) * np.sign(rows))
+    return bool(np.mean(tails > _HEAVY) >= _MIN_HEAVY and np.median(shorter) <= _SHORTER * np.median(tails))
+
+
+def _tails(rows: np.ndarray) -> np.ndarray:
+    """Return the largest distance of a value from the median of its column, in standard deviations (n_inputs,)."""
+    tails = np.zeros(rows.shape[1])
+    for column, values in enumerate(rows.T):
+        present = values[~np.isnan(values)]
+        deviation = present.std() if len(present) >= _MIN_ROWS else 0.0
+        if np.isfinite(deviation) and deviation > 0:
+            tails[column] = np.abs(present - np.median(present)).max() / deviation
+    return tails
 
 
 def _correlation(left: np.ndarray, right: np.ndarray) -> float:

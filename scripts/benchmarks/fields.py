@@ -215,6 +215,10 @@ HINTED = {
     "particles": {"impute": "median"},
     "cells": {"row_scale": "total", "value_transform": "log1p"},
     "stars": {"row_scale": "median"},
+    "spambase": {"value_transform": "log1p"},
+    "letter": {"n_features": 16},
+    "segment": {"n_features": 19},
+    "vehicle": {"n_features": 18},
 }
 """Parameters of `TiedAutoencoder` that correspond to the flags of the scan's hints."""
 
@@ -260,7 +264,7 @@ def _representations(name: str, train: np.ndarray, seed: int) -> Iterator[tuple[
     pca = PCA(n_components, random_state=seed)
     yield "features", TiedAutoencoder(n_features=width, random_state=seed)
     if name in HINTED:
-        hinted = TiedAutoencoder(n_features=width, random_state=seed, **HINTED[name])
+        hinted = TiedAutoencoder(**({"n_features": width, "random_state": seed} | HINTED[name]))
         replaced = FunctionTransformer(_without_sentinels) if name == "particles" else FunctionTransformer()
         yield "features, hinted flags", make_pipeline(replaced, hinted)
     yield "components, [0, 1]", make_pipeline(MinMaxScaler(), pca)

@@ -41,7 +41,10 @@ if TYPE_CHECKING:
 __all__ = ["Plan", "make_plan"]
 
 _BUSY = 0.75  # load per core above which the machine is busy
-_REPORT_SECONDS = 0.5  # estimate; the report measures a bounded number of rows
+# Estimates for the report, which measures a bounded number of rows. Its classifiers and components take longer on wide
+# rows.
+_REPORT_SECONDS = 0.5
+_REPORT_SECONDS_PER_COLUMN = 0.0025
 
 
 @dataclass(frozen=True)
@@ -261,7 +264,8 @@ def estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> l
         training = TrainingStage(prepared, ()).estimate(sample, reusable.checkpoint, ends_by, reserved)
         estimates.append(_reused(training, reusable) if reusable.model is not None else training)
     what = "verification of some rows, and a sample for the report"
-    return [*estimates, encoding, StageEstimate("report", _REPORT_SECONDS, what)]
+    report_seconds = _REPORT_SECONDS + _REPORT_SECONDS_PER_COLUMN * prepared.n_inputs
+    return [*estimates, encoding, StageEstimate("report", report_seconds, what)]
 
 
 def _reused(estimate: StageEstimate, reusable: Reusable) -> StageEstimate:
