@@ -21,7 +21,6 @@ from pipeline.scan import ranges
 from pipeline.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, stats_of_unreadable
 from pipeline.scan.ranges import Scan, scan_bytes
 from pipeline.settings.kinds import n_allowed
-from pipeline.shards.shard import row_dtype
 
 __all__ = ["ScanSample", "ScanStage"]
 
@@ -181,7 +180,7 @@ class ScanStage:
         readable = [each for each in found if each[0].number not in unreadable]
         # As in a run, all rows of an unreadable shard count as bad.
         part = merge_stats([stats_of_unreadable(shards, unreadable), *(part for _, part in readable)])
-        scan = ranges.scan_from_stats(part, settings, row_dtype(shards))
+        scan = ranges.scan_from_stats(part, settings, shards)
         return ScanSample(pace, scan, [stretch for stretch, _ in readable])
 
     def estimate(self, sample: Sample) -> StageEstimate:

@@ -26,20 +26,22 @@ _SHORTER = 0.7  # ratio of the median tails after and before a logarithm that he
 _NARROW = 20  # columns; docs/training.md compares features of narrow tables with their columns
 
 
-def hints_of(sample: np.ndarray) -> tuple[str, ...]:
+def hints_of(sample: np.ndarray, n_rows: int) -> tuple[str, ...]:
     """Return sentences about rows that other settings would suit better.
 
     Parameters
     ----------
     sample : ndarray of shape (n, n_inputs), float64
         Sampled rows after their preparation; missing values are NaN.
+    n_rows : int
+        Number of all rows.
     """
     step = max(1, sample.size // _MOST_VALUES)
     rows = sample[::step]
     if len(rows) < _MIN_ROWS:
         return ()
     with np.errstate(over="ignore", invalid="ignore"):  # of very large values
-        hints = (_sentinels(rows), _form(rows), _width(rows))
+        hints = (_sentinels(rows), _form(rows), _width(rows, n_rows))
     return tuple(hint for hint in hints if hint)
 
 
@@ -61,9 +63,15 @@ def _form(rows: np.ndarray) -> str:
     return ""
 
 
-def _width(rows: np.ndarray) -> str:
-    """Return a hint about rows that are not worth compressing."""
+def _width(rows: np.ndarray, n_rows: int) -> str:
+    """Return a hint about rows that are not worth compressing, or too few for rows that are not trained on."""
     n_inputs = rows.shape[1]
+    if n_rows < n_inputs:
+        # Features of rows that were not trained on vary less, so that new rows resemble them more than the others.
+        return (
+            f"there are fewer rows ({n_rows}) than columns ({n_inputs}): --validation-fraction 0 trains on all rows, "
+            "and usually gives better features for nearest neighbours"
+        )
     if n_inputs >= _NARROW:
         return ""
     return (

@@ -13,7 +13,7 @@ from pipeline.errors import DataError
 from pipeline.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, pieces_of
 from pipeline.scan.ranges import Scan, scan_from_stats, scan_task
 from pipeline.shards.rows import read
-from pipeline.shards.shard import Block, Shard, row_dtype
+from pipeline.shards.shard import Block, Shard
 
 __all__ = ["Preview", "preview_rows", "smaller_dtypes"]
 
@@ -88,7 +88,7 @@ def preview_rows(
         results = compute(tasks, pool, n_threads, lambda result: advance(result[0].n_rows))
     stats = merge_stats([each for each, _ in results])
     return Preview(
-        scan=scan_from_stats(stats, settings, row_dtype(shards)),
+        scan=scan_from_stats(stats, settings, shards),
         n_rows=sum(shard.n_rows for shard in shards),
         smaller=_first_common([dtypes for _, dtypes in results]),
     )

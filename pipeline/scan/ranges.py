@@ -296,7 +296,7 @@ def scan(
     while True:  # at most twice, unless more files become unreadable
         found = _stats_of_others(shards, settings, known, executor, n_at_once, advance)
         if len(found.unreadable) == len(known.unreadable):
-            return scan_from_stats(found, settings, row_dtype(shards))
+            return scan_from_stats(found, settings, shards)
         # Check the limit before rows are read again, because that may take hours.
         _check_unreadable(found, known, len(shards), settings.max_unreadable or 0)
         known = stats_of_unreadable(shards, found.unreadable)
@@ -353,8 +353,8 @@ def _blocks_per_task(n_blocks: int) -> int:
     return max(1, n_useful, n_needed)
 
 
-def scan_from_stats(stats: BlockStats, settings: ScanSettings, dtype: np.dtype) -> Scan:
-    """Return the scan for the statistics of all rows, which were read as `dtype`."""
+def scan_from_stats(stats: BlockStats, settings: ScanSettings, shards: Sequence[Shard]) -> Scan:
+    """Return the scan for the statistics of all rows of shards, or of some of their rows."""
     minimum, maximum = _scaled_range(stats, settings)
     scaler = Scaler(minimum, maximum)
     scan = Scan(
@@ -366,7 +366,7 @@ def scan_from_stats(stats: BlockStats, settings: ScanSettings, dtype: np.dtype) 
         inner=quantiles(stats.sample, INNER),
         unreadable=stats.unreadable,
         clips=settings.clip_quantile > 0,
-        hints=hints_of(stats.sample),
+        hints=hints_of(stats.sample, sum(shard.n_rows for shard in shards)),
     )
     if settings.scale != "range" and scan.n_good:
         with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
@@ -375,7 +375,9 @@ def scan_from_stats(stats: BlockStats, settings: ScanSettings, dtype: np.dtype) 
         scan = replace(scan, scale=scale, center=scaled.center, factor=scaled.factor)
     if settings.impute is None:
         return scan
-    return replace(scan, fill=_fill(stats.sample, settings.impute, scaler, dtype), n_missing=stats.n_missing)
+    return replace(
+        scan, fill=_fill(stats.sample, settings.impute, scaler, row_dtype(shards)), n_missing=stats.n_missing
+    )
 
 
 def _scaled_range(stats: BlockStats, settings: ScanSettings) -> tuple[np.ndarray, np.ndarray]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.scan.hints import hints_of
+from pipeline.scan import hints
 
 RNG_SEED = 0
+MANY = 10**6  # number of rows of a data set
+
+
+def hints_of(sample: np.ndarray, n_rows: int = MANY) -> tuple[str, ...]:
+    return hints.hints_of(sample, n_rows)
 
 
 def counts(rng: np.random.Generator) -> np.ndarray:
@@ -80,6 +85,13 @@ def test_heavy_tails_are_recognized() -> None:
 def test_narrow_tables_are_recognized() -> None:
     (hint,) = hints_of(np.random.default_rng(RNG_SEED).normal(size=(500, 7)))
     assert "--n-features 7" in hint
+
+
+def test_fewer_rows_than_columns_are_recognized() -> None:
+    rows = np.random.default_rng(RNG_SEED).normal(size=(60, 70))
+    (hint,) = hints_of(rows, n_rows=60)
+    assert "--validation-fraction 0" in hint
+    assert hints_of(rows, n_rows=71) == ()
 
 
 def test_few_rows_and_missing_values_are_harmless() -> None:
