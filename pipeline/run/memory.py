@@ -24,8 +24,8 @@ __all__ = [
     "trained_network_bytes",
 ]
 
-NETWORK_COPIES = 10
-"""Copies of the network's parameters during training, including Adam's states and the best parameters."""
+NETWORK_COPIES = 11
+"""Copies of the network's parameters during training, including Adam's states, the best and the first parameters."""
 _COPIES_ON_DEVICE = 5  # parameters, Adam's states, gradients, and one more while they are updated
 SCALING_BYTES = 2**24
 """Bytes of one block of rows in float64, with everything computed from it, during the search for components."""

@@ -36,6 +36,11 @@ _COSTS_PER_EPOCH = 16
 # The mean error of this number of rows is exact to a few percent. The mean error of ten rows is not.
 _ENOUGH_ROWS = 100
 
+# A few rows decide only whether the training made the reconstruction clearly worse: by this number of standard errors of
+# the mean difference between the errors of a row before and after the training.
+_FEW_ROWS = 10
+_STANDARD_ERRORS = 2
+
 # Rows are scaled to [0, 1]: a training run does not recover from a cost that exceeds the first one by this factor.
 _DIVERGED = 100.0
 _SMALL = 0.01  # lower initial costs, such as the costs of components, can grow a hundredfold for a while
@@ -130,6 +135,7 @@ class Training:
         self.outer = {}
         if self.replicas is not None:
             self.outer = {name: np.zeros_like(array) for name, array in self.best.items()}
+        self._start = self.best
 
     def __str__(self) -> str:
         state = self.state
@@ -352,6 +358,22 @@ class Training:
             state.best_cost = validation_cost
         state.start_next_epoch(epoch)
         return epoch
+
+    def finish(self) -> None:
+        """Set the parameters of the best epoch, or the initial ones if the training made the model clearly worse."""
+        self.autoencoder.set_parameters(self.best)
+        if self.is_watched or len(self.validation) < _FEW_ROWS or self.settings.hides_much:
+            return  # the best epoch was chosen with the initial parameters in view, or cannot be judged
+        errors = self.autoencoder.errors(self.validation).astype(np.float64)
+        self.autoencoder.set_parameters(self._start)
+        with np.errstate(invalid="ignore", over="ignore"):  # an initial error may be infinite
+            excess = errors - self.autoencoder.errors(self.validation)
+            tolerance = _STANDARD_ERRORS * excess.std() / np.sqrt(len(excess))
+            is_worse = excess.mean() > tolerance
+        if is_worse:
+            self.best = self._start
+            self.state.best_epoch = -1
+        self.autoencoder.set_parameters(self.best)
 
     def _is_best(self, validation_cost: float | None) -> bool:
         """Return whether an epoch with this cost is the best one so far."""

@@ -91,7 +91,7 @@ def training_loop(
     When the context ends, for any reason, the weights are those after a complete step:
 
     - at the end the model has the parameters of the best epoch, or the initial ones if no epoch was better;
-    - the same is true after `TrainingDiverged`;
+    - after `TrainingDiverged` it has the parameters of the best epoch so far;
     - after a signal (`pipeline.signals.Stopped`) a checkpoint of the last step is saved.
 
     After each step the loop calls `limits`, yields the step, and calls `checkpoints`. A new limit is saved at once. At
@@ -121,7 +121,7 @@ def training_loop(
         except signals.Stopped:  # save even if a checkpoint was just written: no step is lost
             loop.save()
             raise
-    training.autoencoder.set_parameters(training.best)
+    training.finish()
 
 
 class _Loop:

@@ -60,6 +60,7 @@ class Counting:
         self._validation_costs = iter(validation_costs)
         self.n_steps = 0.0
         self.rates = []
+        self.growth = 0.0
 
     def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
         self.n_steps += 1
@@ -86,6 +87,11 @@ class Counting:
 
     def cost(self, rows: np.ndarray) -> float:
         return next(self._validation_costs)
+
+    def errors(self, rows: np.ndarray) -> np.ndarray:
+        """Return errors around 1 that grow by `growth` with each step."""
+        noise = np.random.default_rng(int(self.n_steps)).normal(0, 0.01, len(rows))
+        return (1 + self.growth * self.n_steps + noise).astype(np.float32)
 
 
 def training(device: Any, config: Settings, validation: np.ndarray = NO_ROWS, n_rows: int = 8) -> Training:
@@ -133,6 +139,15 @@ def test_training_keeps_a_start_that_is_not_improved() -> None:
     assert trained.best_epoch == -1
     assert len(trained.history) == 6, "it continues while it improves, even if it remains worse than at its start"
     assert device.n_steps == 0
+
+
+def test_few_rows_keep_the_start_if_training_makes_them_clearly_worse() -> None:
+    for growth, n_steps in ((0.1, 0), (0.0, 12), (-0.01, 12)):
+        device = Counting(validation_costs=[0.5] * 7)
+        device.growth = growth
+        trained = run(device, validation=FEW_ROWS)
+        assert trained.best_epoch == (-1 if growth > 0 else 5)
+        assert device.n_steps == n_steps
 
 
 def test_a_start_that_is_not_finite_is_never_the_best() -> None:
