@@ -36,8 +36,8 @@ _COSTS_PER_EPOCH = 16
 # The mean error of this number of rows is exact to a few percent. The mean error of ten rows is not.
 _ENOUGH_ROWS = 100
 
-# A few rows decide only whether the training made the reconstruction clearly worse: by this number of standard errors of
-# the mean difference between the errors of a row before and after the training.
+# A few rows decide only whether the training made the reconstruction clearly worse: by this number of standard errors
+# of the mean difference between the errors of a row before and after the training.
 _FEW_ROWS = 10
 _STANDARD_ERRORS = 2
 
