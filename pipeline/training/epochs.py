@@ -105,7 +105,7 @@ class Training:
     replicas : Replicas or None
         Replicas of the autoencoder, if several train it.
     start_cost : float or None
-        Cost of the validation rows at the start; None if it does not decide which epoch is the best.
+        Cost of the validation rows at the start; None if it has not decided which epoch is the best.
     state : TrainingState
         Progress.
     best : dict
@@ -367,11 +367,13 @@ class Training:
         errors = self.autoencoder.errors(self.validation).astype(np.float64)
         self.autoencoder.set_parameters(self._start)
         with np.errstate(invalid="ignore", over="ignore"):  # an initial error may be infinite
-            excess = errors - self.autoencoder.errors(self.validation)
+            start_errors = self.autoencoder.errors(self.validation).astype(np.float64)
+            excess = errors - start_errors
             tolerance = _STANDARD_ERRORS * excess.std() / np.sqrt(len(excess))
             is_worse = excess.mean() > tolerance
         if is_worse:
             self.best = self._start
+            self.start_cost = float(start_errors.mean())
             self.state.best_epoch = -1
         self.autoencoder.set_parameters(self.best)
 

@@ -145,9 +145,11 @@ def test_few_rows_keep_the_start_if_training_makes_them_clearly_worse() -> None:
     for growth, n_steps in ((0.1, 0), (0.0, 12), (-0.01, 12)):
         device = Counting(validation_costs=[0.5] * 7)
         device.growth = growth
-        trained = run(device, validation=FEW_ROWS)
-        assert trained.best_epoch == (-1 if growth > 0 else 5)
+        trained = training(device, CONFIG, FEW_ROWS)
+        state = train(trained)
+        assert state.best_epoch == (-1 if growth > 0 else 5)
         assert device.n_steps == n_steps
+        assert trained.start_cost == (pytest.approx(1, abs=0.01) if growth > 0 else None)
 
 
 def test_a_start_that_is_not_finite_is_never_the_best() -> None:
