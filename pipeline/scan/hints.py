@@ -23,6 +23,7 @@ _MOST_VALUES = 2**20  # values to examine
 _HEAVY = 10.0
 _MIN_HEAVY = 0.5  # share of columns
 _SHORTER = 0.7  # ratio of the median tails after and before a logarithm that helps
+_LEAST_INPUTS = 3  # columns; from fewer there is only one feature
 _NARROW = 20  # columns; docs/training.md compares features of narrow tables with their columns
 
 
@@ -72,11 +73,11 @@ def _width(rows: np.ndarray, n_rows: int) -> str:
             f"there are fewer rows ({n_rows}) than columns ({n_inputs}): --validation-fraction 0 trains on all rows, "
             "and usually gives better features for nearest neighbours"
         )
-    if n_inputs >= _NARROW:
+    if n_inputs >= _NARROW or n_inputs < _LEAST_INPUTS:
         return ""
     return (
-        f"the rows have only {n_inputs} columns: a classifier may do better on the columns themselves, or with "
-        f"--n-features {n_inputs}"
+        f"the rows have only {n_inputs} columns: a classifier may do better on the columns themselves, or on more "
+        f"features (up to --n-features {n_inputs - 1})"
     )
 
 

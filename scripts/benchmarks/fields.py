@@ -219,9 +219,9 @@ HINTED = {
     "OSULeaf": {"validation_fraction": 0},
     "ACSF1": {"validation_fraction": 0},
     "spambase": {"value_transform": "log1p"},
-    "letter": {"n_features": 16},
-    "segment": {"n_features": 19},
-    "vehicle": {"n_features": 18},
+    "letter": {"n_features": 15},
+    "segment": {"n_features": 18},
+    "vehicle": {"n_features": 17},
 }
 """Parameters of `TiedAutoencoder` that correspond to the flags of the scan's hints."""
 
