@@ -267,7 +267,7 @@ def test_resident_and_streamed_rows_give_the_same_bits(runs, device):
 @each("dtype", child.DTYPES)
 def test_features_of_every_dtype_equal_numpy(runs, device, dtype):
     rows = child.make_rows(dtype)[:50]
-    expected = Model(child.make_scaler(rows), child.NETWORK, child.start_of(child.NETWORK)).encode(rows)
+    expected = Model(child.make_scaler_of(dtype, rows), child.NETWORK, child.start_of(child.NETWORK)).encode(rows)
     assert_close(runs[device].arrays[f"{dtype} features"], expected, device, "float32", "features")
 
 

@@ -88,6 +88,16 @@ def make_scaler(rows: np.ndarray) -> Scaler:
     return Scaler(rows.min(axis=0).astype(np.float64), rows.max(axis=0).astype(np.float64))
 
 
+def make_scaler_of(dtype: str, rows: np.ndarray) -> Scaler:
+    """Return the scaling of rows in a dtype: of two dtypes, to the same variance instead of [0, 1]."""
+    scaler = make_scaler(rows)
+    if dtype not in ("i2", "f4"):
+        return scaler
+    deviation = rows.std(axis=0, dtype=np.float64)
+    factor = np.divide(0.25, deviation, out=np.zeros_like(deviation), where=deviation > 0)
+    return scaler.with_factors(rows.mean(axis=0, dtype=np.float64), factor)
+
+
 def with_cost(step: int) -> bool:
     """Return whether a step computes the cost, so that one training run uses both compiled functions."""
     return step % 3 == 0
@@ -191,7 +201,7 @@ def encode_every_dtype(graphs: Graphs) -> dict[str, np.ndarray]:
     found = {}
     for dtype in DTYPES:
         rows = make_rows(dtype)[:50]
-        autoencoder = Autoencoder(NETWORK, *make_scaler(rows).arrays(rows.dtype))
+        autoencoder = Autoencoder(NETWORK, *make_scaler_of(dtype, rows).arrays(rows.dtype))
         autoencoder.set_parameters(start_of(NETWORK))
         graphs.label = f"encode {dtype}"
         found[f"{dtype} features"] = autoencoder.encode(rows)
