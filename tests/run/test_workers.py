@@ -79,6 +79,13 @@ def test_local_workers_give_equal_bits_and_refuse_other_clients(small: Small, tm
     assert [line for line in output.splitlines() if " INFO " not in line and not line.startswith("Done: ")] == []
 
 
+def test_workers_prepare_and_scale_rows_alike(small: Small, tmp_path: Path) -> None:
+    flags = ("--row-scale", "norm", "--transform", "log1p", "--scale", "std")
+    assert small.program().run(tmp_path / "alone", *flags).code == 0
+    assert small.program().run(tmp_path / "workers", *flags, "--workers", "2").code == 0
+    assert features_of(tmp_path / "workers") == features_of(tmp_path / "alone") != small.features
+
+
 def test_processes_that_share_cores_share_the_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """More readers at a time would only evict each other's rows from the caches."""
     install(monkeypatch)
