@@ -16,6 +16,8 @@
    is only a view: without the parts, HDF5 returns only missing values (`missing_value`). With more than 1,000 parts,
    the index refers to files ``index-<digest>.h5``. Each of these files covers 1,000 parts.
 3. ``manifest.json`` lists the parts in the same order.
+4. ``parquet`` is a folder of links to the Parquet files of all parts (`pipeline.encoding.parquet`), if they are
+   requested.
 
 ``index.h5``, ``manifest.json`` and the other files next to ``parts/`` are links to files of the last finished run. A
 single rename replaces all of them (`pipeline.output.publication`).
@@ -48,6 +50,7 @@ __all__ = [
     "common_dtypes",
     "open_features",
     "reading",
+    "shapes_of",
 ]
 
 FEATURES = "features"
@@ -318,7 +321,7 @@ def _open_file(path: Path, block_rows: int) -> Features:
             # Without the parts of a virtual dataset, HDF5 would return missing values instead of an error.
             if file[FEATURES].is_virtual:
                 raise DataError(f"{where}: has no values, because the parts that it refers to are missing. {_WHOLE}")
-            shapes = _shapes(file)
+            shapes = shapes_of(file)
             manifest = {**file.attrs, "n_rows": file[FEATURES].shape[0]}
     except FAILURES as error:
         raise DataError(f"{where}: contains no readable features: {error}. {_WHOLE}") from error
@@ -351,7 +354,7 @@ def _readable_categories(path: Path) -> dict[str, np.ndarray]:
 
 
 def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
-    """Return the result of `_shapes` for a part. Raise `DataError` if the part does not match the manifest."""
+    """Return the result of `shapes_of` for a part. Raise `DataError` if the part does not match the manifest."""
     try:
         os.stat(path)  # HDF5 does not distinguish between a missing and a damaged file
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -360,7 +363,7 @@ def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
         ) from error
     try:
         with reading(path) as file:
-            shapes = _shapes(file)
+            shapes = shapes_of(file)
             n_found = file[FEATURES].shape[0]
     except FAILURES as error:
         raise DataError(
@@ -373,7 +376,7 @@ def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
     return shapes
 
 
-def _shapes(file: h5py.File) -> dict[str, Shape]:
+def shapes_of(file: h5py.File) -> dict[str, Shape]:
     """Return the shape and dtype of each dataset with one value per row. All strings have the dtype object."""
     n_rows = file[FEATURES].shape[0]
     shapes: dict[str, Shape] = {}

@@ -25,7 +25,7 @@ from pipeline.hdf5.categories import attribute_value
 from pipeline.hdf5.files import read_into
 from pipeline.output.disk import Pieces
 
-__all__ = ["single_file"]
+__all__ = ["single_file", "unreadable"]
 
 _PIECE = 2**22  # bytes to copy at once; signals are handled between two pieces
 _PIECE_TEXTS = 2**14  # strings to read at once; each takes about 50 bytes in addition to its characters
@@ -90,7 +90,7 @@ def _datasets(path: Path) -> dict[str, _Values]:
                 if isinstance(item, h5py.Dataset)
             }
     except FAILURES as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _joined_shape(name: str, column: Sequence[_Values]) -> Shape:
@@ -154,7 +154,7 @@ def _contiguous_bytes(values: _Values, offset: int) -> Iterator[memoryview]:
                 read_into(file.fileno(), piece, offset + start)
                 yield piece
     except OSError as error:
-        raise _unreadable(values.path, error) from error
+        raise unreadable(values.path, error) from error
 
 
 def _read_texts(name: str, values: _Values, itemsize: int = 0) -> Iterator[np.ndarray]:
@@ -185,10 +185,11 @@ def _read_rows(name: str, values: _Values, start: int, n_rows: int) -> np.ndarra
             rows: np.ndarray = part[name][start : start + n_rows]
             return rows
     except FAILURES as error:
-        raise _unreadable(values.path, error) from error
+        raise unreadable(values.path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> ReadFailed:
+def unreadable(path: Path, error: Exception) -> ReadFailed:
+    """Return the error for a committed part that cannot be read."""
     return ReadFailed(
         f"file={printable(path)}: cannot be read again: {error}. Run the same command again without --verify sizes to "
         "recompute damaged files."
