@@ -51,21 +51,28 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 class Digested:
-    """Iterable that yields the pieces of a file, and computes their BLAKE3 digest.
+    """Iterable that yields the pieces of a file, counts their bytes, and computes their BLAKE3 digest.
 
     BLAKE3 is used because SHA-256 takes five times as long. Source: Aumasson, Neves, O'Connor and Wilcox-O'Hearn,
     "BLAKE3: one function, fast everywhere", 2020.
+
+    Attributes
+    ----------
+    n_bytes : int
+        Total size of the pieces so far.
     """
 
     def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
         from blake3 import blake3  # imported here, because programs that only open features do not need it
 
+        self.n_bytes = 0
         self._pieces = pieces
         self._hash = blake3()
 
     def __iter__(self) -> Iterator[bytes | memoryview]:
         for piece in self._pieces:
             self._hash.update(piece)
+            self.n_bytes += memoryview(piece).nbytes
             yield piece
 
     @property
