@@ -8,13 +8,14 @@ PLOT = ["matplotlib"]
 # Codecs for files that were written with HDF5 plugins.
 FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
 ONNX = ["onnx>=1.16"]
+PARQUET = ["pyarrow>=18"]  # for shardpress run --format parquet
 # Packages that read features and models, for tests.
-DOWNSTREAM = ["onnxruntime", "pandas", "polars", "pyarrow"]
+DOWNSTREAM = ["onnxruntime", "pandas", "polars"]
 SIMULATE = ["simpy>=4"]  # for scripts/benchmarks/run.py simulate
 NVRTC = ["nvidia-cuda-nvrtc-cu12"]  # for the CUDA stub of the tests; shardpress setup-gpu installs it for cards
 TEST = [
     *("mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff", "setuptools"),
-    *(*FILTERS, *PLOT, *ONNX, *DOWNSTREAM, *SIMULATE, *NVRTC),
+    *(*FILTERS, *PLOT, *ONNX, *PARQUET, *DOWNSTREAM, *SIMULATE, *NVRTC),
 ]
 
 # Packages that read features: each command that neither trains nor encodes needs only these.
@@ -82,5 +83,5 @@ setup(
     entry_points={"console_scripts": ["shardpress = shardpress.__main__:shardpress"]},
     python_requires=">=3.11",
     install_requires=[*READER, *RUN],
-    extras_require={"test": TEST, "plot": PLOT, "filters": FILTERS, "onnx": ONNX},
+    extras_require={"test": TEST, "plot": PLOT, "filters": FILTERS, "onnx": ONNX, "parquet": PARQUET},
 )

@@ -49,7 +49,18 @@ ALLOWED_IMPORTS = {
     "frames": [],
     "features": ["frames", "hdf5.categories", "hdf5.forms", "output.records"],
     "training": ["shards", "scan", "cluster", "model", "device"],
-    "encoding": ["hdf5", "shards", "scan", "cluster", "model", "device", "features", "output.records", "output.disk"],
+    "encoding": [
+        "hdf5",
+        "shards",
+        "scan",
+        "cluster",
+        "model",
+        "device",
+        "features",
+        "frames",
+        "output.records",
+        "output.disk",
+    ],
     "report": [
         "features",
         "labels",
@@ -71,6 +82,7 @@ ALLOWED_IMPORTS = {
         "model",
         "device",
         "features",
+        "frames",
         "training",
         "encoding",
         "hdf5.files",
@@ -125,7 +137,20 @@ SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 # parameters and branches.
 MOST_NODES = 680
 # Packages that take too long to load only to report a wrong command line.
-HEAVY = ["theano", "pygpu", "scipy", "sklearn", "matplotlib", "distributed", "pandas", "numpy", "dask", "h5py", "tqdm"]
+HEAVY = [
+    "theano",
+    "pygpu",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "distributed",
+    "pandas",
+    "pyarrow",
+    "numpy",
+    "dask",
+    "h5py",
+    "tqdm",
+]
 
 
 def is_type_checking(node: ast.AST) -> bool:

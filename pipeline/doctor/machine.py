@@ -47,7 +47,7 @@ _FEW_FILES = 256
 
 def python_checks() -> Iterator[Check]:
     """Yield the checks of Python, packages and compiler."""
-    yield from map(_try, (_python, _packages, _filters, _compiler))
+    yield from map(_try, (_python, _packages, _filters, _parquet, _compiler))
 
 
 def machine_checks(output: str) -> Iterator[Check]:
@@ -112,6 +112,13 @@ def _filters() -> Check:
         return Check("filters", "pass", "can decode HDF5's own, zstd, lz4, bitshuffle, bzip2 and Blosc")
     found = f"can decode HDF5's own filters and bzip2; other filters need {', '.join(missing)}"
     return Check("filters", "absent", found, "pip install 'shardpress[filters]', if files need other filters")
+
+
+def _parquet() -> Check:
+    if find_spec("pyarrow") is None:
+        fix = "pip install 'shardpress[parquet]', to run with --format parquet"
+        return Check("parquet", "absent", "cannot write Parquet files, which need pyarrow", fix)
+    return Check("parquet", "pass", f"can write Parquet files: {_version_of('pyarrow', 'pyarrow')}")
 
 
 def _compiler() -> Check:

@@ -83,6 +83,11 @@ class PartFacts:
     bad: tuple[dict[str, Any], ...] = ()
     outside: tuple[Outside, ...] = ()
 
+    @property
+    def key(self) -> str:
+        """Name of the part, as in `Part.key`."""
+        return _key(self.shard, self.start)
+
     @classmethod
     def from_record(cls, record: Record) -> PartFacts:
         """Return the facts that the method `record` stored in a commit record."""
@@ -100,7 +105,7 @@ class PartFacts:
             facts["bad"] = list(self.bad)
         if self.outside:
             facts["outside"] = list(self.outside)
-        return Record(_key(self.shard, self.start), fingerprint, self.entry, facts)
+        return Record(self.key, fingerprint, self.entry, facts)
 
     def line(self) -> dict[str, Any]:
         """Return the part's line in the manifest, which omits the lists."""

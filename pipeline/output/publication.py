@@ -12,7 +12,8 @@ rename change nothing that a reader sees. The step after the rename removes file
 
 ``index.h5`` is a view of files in ``parts/``, which HDF5 looks for relative to the opened name and to the file itself.
 Therefore the file is in the output directory, as ``index-<digest>.h5``, and the publication holds a link to it. It
-can be opened by any name, including the one that ``os.path.realpath`` returns.
+can be opened by any name, including the one that ``os.path.realpath`` returns. ``parquet`` is a folder of links to the
+Parquet files in ``parts/``, so a program that reads the whole folder finds the files of one run only.
 
 Version 0.1.0 wrote regular files under the plain names, and a copy that follows links (``cp -rL``) contains such
 files, too. Before such results are replaced, `settle` replaces the files by links, in an order that keeps every state
@@ -53,12 +54,14 @@ from pipeline.output.records import (
     MANIFEST,
     NAMES,
     OUTPUT,
+    PARQUET,
     PUBLISHED,
     Entry,
     fault_of,
     files_of,
     is_index,
     is_left,
+    is_parquet,
     manifest_path,
     plain_name,
     publications,
@@ -118,6 +121,30 @@ class Publication:
         publish_copy(self._disk, self._directory / entry.file, self._directory / file)
         self._names.append(name)
         return Entry(file, entry.n_bytes, entry.blake3)
+
+    def link_folder(self, name: str, files: Iterable[str]) -> None:
+        """Publish a folder of links to files of the output directory, if the file system has symbolic links.
+
+        Raises
+        ------
+        CannotCreate
+            If the output directory contains a directory of that name with files of a user.
+        """
+        if not self._has_links:
+            return
+        if _has_other_files(self._directory / name):
+            raise CannotCreate(
+                f"output={printable(self._directory / name)}: contains files that shardpress did not write, expected "
+                "no directory of this name. Move it elsewhere, then run the same command again."
+            )
+        folder = f"{self._folder}/{name}"
+        path = self._directory / folder
+        _change(path, "making it", partial(self._disk.make_directory, path))
+        for file in files:
+            link = path / Path(file).name
+            _change(link, "linking it", partial(self._disk.symlink, f"../../../{file}", link))
+        self._sync(folder)
+        self._names.append(name)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest and make this publication the one that readers see."""
@@ -184,7 +211,9 @@ def settle(directory: Path, disk: Disk, names: Iterable[str] = ()) -> None:
 
 def _settle(directory: Path, disk: Disk, names: set[str]) -> None:
     _make_published(directory, disk)
-    _move_copy_aside(directory, disk)
+    _move_copy_aside(directory / CURRENT, disk, directory / PUBLISHED)
+    if not _has_other_files(directory / PARQUET):
+        _move_copy_aside(directory / PARQUET, disk, directory / PUBLISHED)
     if not os.path.lexists(directory / MANIFEST):
         _settle_without_manifest(directory, disk)
     elif not (directory / MANIFEST).is_symlink():
@@ -219,12 +248,18 @@ def _settle_without_manifest(directory: Path, disk: Disk) -> None:
         sync_directory(disk, directory / CURRENT)
 
 
-def _move_copy_aside(directory: Path, disk: Disk) -> None:
-    """Rename ``current`` if it is a directory, as in a copy that followed links. The next sweep removes it."""
-    current = directory / CURRENT
-    if current.is_dir() and not current.is_symlink():
-        disk.replace(current, directory / PUBLISHED / uuid.uuid4().hex)
-        sync_directory(disk, directory / PUBLISHED)
+def _move_copy_aside(path: Path, disk: Disk, published: Path) -> None:
+    """Move a directory away that is a link in the original of this copy. The next sweep removes it."""
+    if path.is_dir() and not path.is_symlink():
+        disk.replace(path, published / uuid.uuid4().hex)
+        sync_directory(disk, published)
+
+
+def _has_other_files(path: Path) -> bool:
+    """Return whether a path is a directory with files that are not copies of Parquet files of parts."""
+    if not path.is_dir() or path.is_symlink():
+        return False
+    return not all(is_parquet(f"parts/{name}") for name in os.listdir(path))
 
 
 def _adopt(directory: Path, disk: Disk) -> set[str]:
@@ -347,9 +382,18 @@ def _remove_publication(disk: Disk, folder: Path) -> None:
     # Remove the manifest first, since a publication without one is never taken for a finished run.
     remove(disk, folder / MANIFEST)
     sync_directory(disk, folder)
+    links = folder / PARQUET
+    if links.is_dir() and not links.is_symlink():
+        _remove_own_files(disk, links)
+    _remove_own_files(disk, folder)
+
+
+def _remove_own_files(disk: Disk, folder: Path) -> None:
+    """Remove the files of shardpress in a directory, and the directory if it holds no others."""
     for name in sorted(os.listdir(folder)):
         path = folder / name
-        if (name in NAMES or is_left(name)) and (path.is_symlink() or not path.is_dir()):
+        is_own = name in NAMES or is_left(name) or is_parquet(f"parts/{name}")
+        if is_own and (path.is_symlink() or not path.is_dir()):
             remove(disk, path)
     with suppress(FileNotFoundError):
         try:
@@ -380,11 +424,24 @@ def misplaced_names(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
         name = INDEX if is_index(file) else plain_name(file)
         if name != file and name in NAMES:
             entries.setdefault(name, []).append(Entry(file, line["n_bytes"], line["blake3"]))
-    misplaced = []
+    misplaced = _misplaced_folders(directory, manifest)
     for name, candidates in entries.items():
         if not any(_leads_to(directory, name, entry) for entry in candidates):
             misplaced.append(name)
     return misplaced
+
+
+def _misplaced_folders(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """Return the folder of links to Parquet files if one of its links is missing."""
+    if not any(str(line["file"]).startswith(f"{PUBLISHED}/") for line in manifest["files"]):
+        return []  # a file system without links
+    for line in manifest["files"]:
+        file = str(line["file"])
+        if is_parquet(file):
+            name = f"{PARQUET}/{Path(file).name}"
+            if not _leads_to(directory, name, Entry(file, line["n_bytes"], line["blake3"])):
+                return [PARQUET]
+    return []
 
 
 def _leads_to(directory: Path, name: str, entry: Entry) -> bool:

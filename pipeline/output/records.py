@@ -26,6 +26,7 @@ __all__ = [
     "MANIFEST",
     "NAMES",
     "OUTPUT",
+    "PARQUET",
     "PUBLISHED",
     "RECORDS",
     "SINGLE_FILE",
@@ -37,6 +38,7 @@ __all__ = [
     "files_of",
     "is_index",
     "is_left",
+    "is_parquet",
     "manifest_path",
     "plain_name",
     "publications",
@@ -53,6 +55,8 @@ LAST_GOOD = "model-last-good.h5"
 """Model of the last finite parameters of a training run that diverged."""
 INDEX = "index.h5"
 SINGLE_FILE = "single.h5"
+PARQUET = "parquet"
+"""Folder of links to the Parquet files of all parts."""
 NAMES = (
     MANIFEST,
     "model.h5",
@@ -62,8 +66,9 @@ NAMES = (
     "report.html",
     "quarantine.jsonl",
     SINGLE_FILE,
+    PARQUET,
 )
-"""Names in the output directory of the files that a finished run publishes together."""
+"""Names in the output directory of the files, and of one folder, that a finished run publishes together."""
 PUBLISHED = "published"
 CURRENT = f"{PUBLISHED}/current"
 """The symbolic link whose target is the publication that readers see."""
@@ -86,9 +91,11 @@ _PIECE = 2**20  # bytes read at once, so that verifying large parts takes little
 _OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # written only by some runs
 _TOP = (
     r"\.shardpress|(manifest|run|report)\.json|report\.html|(model|model-last-good|index|single)\.h5|encoder\.npz"
-    r"|quarantine\.jsonl"
+    r"|quarantine\.jsonl|parquet"
 )
-_RESULT = re.compile(r"(parts/part|index|stages/(scan|checkpoint|model|probe))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt)")
+_RESULT = re.compile(
+    r"(parts/part|index|stages/(scan|checkpoint|model|probe))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt|parquet)"
+)
 RECORDS = re.compile(r"commits/[a-z]+-[0-9a-f]{32}\.json")
 """Pattern for the names of files of commit records."""
 _TEMPORARY = re.compile(rf"({_TOP}|{CURRENT}|{_RESULT.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
@@ -156,8 +163,8 @@ def write_result(directory: Path, disk: Disk, stem: str, suffix: str, data: byte
     # The directory is synced before the record is written, once for a group of results.
     if isinstance(data, Pieces):
         content = Digested(data.pieces)
-        publish(disk, directory / name, Pieces(len(data), content), name_is_synced=False)
-        return Entry(name, len(data), content.blake3)
+        publish(disk, directory / name, Pieces(data.n_bytes, content), name_is_synced=False)
+        return Entry(name, content.n_bytes, content.blake3)
     publish(disk, directory / name, data, name_is_synced=False)
     return Entry(name, len(data), digest([data]))
 
@@ -333,6 +340,11 @@ def files_of(manifest: Mapping[str, Any]) -> list[str]:
 def is_index(path: str) -> bool:
     """Return whether a path is the path of an index, or of a view that an index names."""
     return path.startswith("index-") and bool(_RESULT.fullmatch(path))
+
+
+def is_parquet(path: str) -> bool:
+    """Return whether a path in a manifest is the path of the Parquet file of a part."""
+    return path.endswith(".parquet") and bool(_RESULT.fullmatch(path))
 
 
 def is_left(path: str, is_replaced: bool = False) -> bool:

@@ -23,7 +23,7 @@ from pipeline.errors import VerificationFailed, printable, quantity
 from pipeline.features import Shape
 from pipeline.model import Model
 from pipeline.output.publication import Publication
-from pipeline.output.records import SINGLE_FILE, Entry, fault_of, plain_name
+from pipeline.output.records import PARQUET, SINGLE_FILE, Entry, fault_of, plain_name
 from pipeline.report.facts import bad_data_facts, earlier_run_facts, input_facts, sample_facts
 from pipeline.report.judgment import judge, judgment_facts
 from pipeline.report.measures import LabelChoice
@@ -34,6 +34,7 @@ from pipeline.run.context import RunContext, versions
 from pipeline.run.deadline import gave_up, warn_if_late
 from pipeline.run.encoding_stage import Encoded
 from pipeline.run.memory import block_bytes, peak_bytes, trained_network_bytes
+from pipeline.run.parquet_stage import PARQUET_BYTES, parquet_key, write_parquet_files
 from pipeline.run.prepare import Prepared
 from pipeline.run.resume import QUARANTINE, EarlierResults, finished_manifest, is_acceptable, plain_request
 from pipeline.run.summary import Summary
@@ -127,6 +128,7 @@ class FinishStage:
         assert self.results is not None
         finish = _Finish(self.prepared, self.results, context)
         verification = finish.verify()
+        finish.write_parquet_files()
         sample = finish.sample()
         summary = finish.summarize(sample)
         report = finish.report(summary, verification, sample)
@@ -134,12 +136,16 @@ class FinishStage:
         return summary
 
     def memory_bytes(self, resident: bool) -> int:
-        """Return the bytes of the report's sample, and of memory that the allocator keeps after the encoding."""
+        """Return the bytes of the report's sample, and of memory that the allocator keeps after the encoding.
+
+        If Parquet files are requested, the rows of which one group is written can need more than the sample.
+        """
         prepared = self.prepared
         network = network_of(prepared.config.network, prepared.n_inputs)
         blocks = prepared.budget.n_writers * block_bytes(prepared)
         _, sample_bytes = largest_sample(network, prepared.config.machine.memory_budget)
-        return trained_network_bytes(prepared) + blocks + sample_bytes
+        parquet_bytes = PARQUET_BYTES if prepared.config.results.format == "parquet" else 0
+        return trained_network_bytes(prepared) + blocks + max(sample_bytes, parquet_bytes)
 
 
 class _Finish:
@@ -151,7 +157,9 @@ class _Finish:
         self._ledger = context.ledger
         self._scan = results.scan
         self._model = results.model
+        self._encoded = results.encoded
         self._parts = results.encoded.parts
+        self._parquet_files: list[Entry] = []
         self._facts = results.facts
         self._features_key = results.encoded.key
         # These results stay in the directory, so that a later run can reuse them.
@@ -173,6 +181,12 @@ class _Finish:
         self._context.state.end_stage("verification")
         log.info("verification: %s", checked)
         return asdict(checked)
+
+    def write_parquet_files(self) -> None:
+        """Write the Parquet files of the parts if they are requested, or if the finished run has such files."""
+        self._parquet_files = write_parquet_files(self._prepared, self._encoded, self._context)
+        if self._parquet_files:
+            self._kept_keys.append(parquet_key(self._features_key))
 
     def _verification_error(self, checked: RowCheck) -> VerificationFailed:
         """Drop the parts in which features differ, and return the error that reports them."""
@@ -268,6 +282,9 @@ class _Finish:
         prepared = self._prepared
         publication = self._ledger.publication()
         entries = [publication.write(name, data) for name, data in self._files(report)]
+        entries += self._parquet_files
+        if self._parquet_files:
+            publication.link_folder(PARQUET, [entry.file for entry in self._parquet_files])
         entries += self._single_file(publication, summary.n_bad)
         manifest = {
             **self._attributes,

@@ -14,6 +14,7 @@ from pipeline.cluster.pool import check_settings
 from pipeline.columns import Columns
 from pipeline.device import TILE_ROWS
 from pipeline.errors import ConfigError, DataError, printable, short_list
+from pipeline.frames import import_pyarrow
 from pipeline.labels import extra_of
 from pipeline.model import Model, load_model
 from pipeline.output.inside import files_inside
@@ -124,11 +125,15 @@ def prepare(config: Config) -> Prepared:
     ------
     ConfigError
         For settings that are invalid, in general or for these inputs.
+    DeviceError
+        If Parquet files are requested, and pyarrow is not installed.
     ShardpressError
         For inputs or a model that cannot be used.
     """
     _refuse(problems(config))  # before the inputs, which can take minutes to open
     check_settings(config.cluster)
+    if config.results.format == "parquet":
+        import_pyarrow()
     given_model = load_model(config.inputs.model) if config.inputs.model else None
     shards, bad_shards = _open_inputs(config, given_model)
     n_rows = sum(shard.n_rows for shard in shards)

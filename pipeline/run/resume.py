@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, DataError, NoInput, printable
 from pipeline.formats import MOST_JSON_BYTES
 from pipeline.output.ledger import Ledger
 from pipeline.output.publication import misplaced_names
-from pipeline.output.records import SINGLE_FILE, Entry, Record, fault_of, plain_name
+from pipeline.output.records import SINGLE_FILE, Entry, Record, fault_of, is_parquet, plain_name
 from pipeline.run.fingerprints import Request, differences, other_inputs, other_settings
 from pipeline.run.prepare import Prepared
 from pipeline.settings.config import Config
@@ -244,6 +244,8 @@ def is_acceptable(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     if config.bad_data.on_bad_data == "quarantine" and QUARANTINE not in files:
         return False
     if config.results.single_file and SINGLE_FILE not in files:
+        return False
+    if config.results.format == "parquet" and not any(map(is_parquet, files)):
         return False
     # The numbers of rows and shards are equal, because the requests are.
     if summary["n_bad"] > prepared.max_bad_rows or summary["n_bad_shards"] > prepared.max_bad_shards:

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.encoding.storage import storages
 from pipeline.errors import WriteFailed, printable
 from pipeline.output.ledger import Ledger
+from pipeline.output.records import Record
 from pipeline.run.prepare import Prepared
 from pipeline.run.resume import n_rows_in
 
-__all__ = ["bytes_needed", "check_space", "inode_error", "space_error"]
+__all__ = ["Written", "bytes_missing", "check_space", "copies_missing", "inode_error", "parquet_records", "space_error"]
 
 log = logging.getLogger(__name__)
 
 _OTHER_FILES = 8  # files that a run creates after its parts: commits, manifest, index.h5, model.h5, and so on
+_FLOAT32_BYTES = 4
 _LEAST_COMPRESSED = 4  # compression ratio that is assumed before any features are known
+
+
+@dataclass(frozen=True)
+class Written:
+    """Committed files that a run reuses.
+
+    Attributes
+    ----------
+    n_rows, n_bytes : int
+        Rows with committed features, and the bytes of their parts.
+    copies : sequence of Record
+        Committed Parquet files.
+    """
+
+    n_rows: int = 0
+    n_bytes: int = 0
+    copies: Sequence[Record] = ()
 
 
 def check_space(ledger: Ledger, prepared: Prepared) -> None:
@@ -29,16 +50,16 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
         return
     # Existing parts may belong to this model, whose fingerprint is known only after the training.
     records = ledger.records("part")
-    n_written = sum(record.entry.n_bytes for record in records)
-    if shortage := space_error(prepared, n_written, free):
+    written = Written(n_rows_in(records), _size_of(records), parquet_records(ledger, prepared))
+    if shortage := space_error(prepared, written, free):
         raise shortage
-    if shortage := inode_error(prepared, n_rows_in(records), n_free_inodes):
+    if shortage := inode_error(prepared, written, n_free_inodes):
         raise shortage
 
 
-def space_error(prepared: Prepared, n_written: int, free: int) -> WriteFailed | None:
-    """Return an error if `free` bytes are too few for the features; `n_written` bytes are already written."""
-    needed = bytes_needed(prepared) - n_written
+def space_error(prepared: Prepared, written: Written, free: int) -> WriteFailed | None:
+    """Return an error if `free` bytes are too few for the features that are not written yet."""
+    needed = bytes_missing(prepared, written)
     if needed <= free:
         return None
     output = Path(prepared.config.results.output)
@@ -48,23 +69,26 @@ def space_error(prepared: Prepared, n_written: int, free: int) -> WriteFailed | 
     )
 
 
-def inode_error(prepared: Prepared, n_encoded: int, n_free: int | None) -> WriteFailed | None:
+def inode_error(prepared: Prepared, written: Written, n_free: int | None) -> WriteFailed | None:
     """Return an error if a run needs more new files than the file system can create, otherwise None.
 
     Parameters
     ----------
-    n_encoded : int
-        Rows whose features are committed already.
+    prepared : Prepared
+    written : Written
+        Files that exist already.
     n_free : int or None
         Number of files that can still be created; None if the file system has no such limit.
     """
-    n_missing = prepared.n_rows - n_encoded
-    if n_free is None or n_missing <= 0:
-        return None
     part_rows = prepared.budget.part_rows
     n_parts = sum(-(-shard.n_rows // part_rows) for shard in prepared.shards)
-    n_needed = -(-n_parts * n_missing // prepared.n_rows) + _OTHER_FILES
-    if n_needed <= n_free:
+    n_missing = max(0, prepared.n_rows - written.n_rows)
+    n_new = -(-n_parts * n_missing // max(1, prepared.n_rows))
+    if prepared.config.results.format == "parquet":
+        # The folder of links to all Parquet files is new in every run.
+        n_new += max(0, n_parts - len(written.copies)) + n_parts
+    n_needed = n_new + _OTHER_FILES
+    if n_free is None or n_new == 0 or n_needed <= n_free:
         return None
     output = Path(prepared.config.results.output)
     return WriteFailed(
@@ -73,19 +97,45 @@ def inode_error(prepared: Prepared, n_encoded: int, n_free: int | None) -> Write
     )
 
 
-def bytes_needed(prepared: Prepared) -> int:
-    """Return the minimum size of all features and extras in bytes.
+def bytes_missing(prepared: Prepared, written: Written) -> int:
+    """Return the minimum number of bytes of the features, extras and copies that are not written yet.
 
     Models and digests are not counted, because they are small.
     """
     config = prepared.config
     storage = storages(config.storage)[0]
-    extras_bytes = 1 + sum(extra.dtype.itemsize for extra in prepared.shards[0].extras)  # 1 for `valid`
+    extras_bytes = _extras_bytes(prepared)
     feature_bytes = storage.itemsize * config.network.n_features
     part_bytes = feature_bytes
     if storage.compression != "none":
         part_bytes = feature_bytes // _LEAST_COMPRESSED
-    row_bytes = part_bytes + extras_bytes
+    n_missing = max(0, prepared.n_rows * (part_bytes + extras_bytes) - written.n_bytes)
+    return n_missing + copies_missing(prepared, written)
+
+
+def copies_missing(prepared: Prepared, written: Written) -> int:
+    """Return the minimum number of bytes of the copies that are not written yet: single file and Parquet files."""
+    config = prepared.config
+    n_features = config.network.n_features
+    n_bytes = 0
     if config.results.single_file:
-        row_bytes += feature_bytes + extras_bytes
-    return prepared.n_rows * row_bytes
+        n_bytes += prepared.n_rows * (storages(config.storage)[0].itemsize * n_features + _extras_bytes(prepared))
+    if config.results.format == "parquet":
+        # Extras are compressed, and can take little space.
+        n_bytes += max(0, prepared.n_rows * _FLOAT32_BYTES * n_features - _size_of(written.copies))
+    return n_bytes
+
+
+def parquet_records(ledger: Ledger, prepared: Prepared) -> list[Record]:
+    """Return the records of committed Parquet files if the run is to write such files, otherwise none."""
+    return ledger.records("parquet") if prepared.config.results.format == "parquet" else []
+
+
+def _size_of(records: Sequence[Record]) -> int:
+    """Return the total size of the files of records in bytes."""
+    return sum(record.entry.n_bytes for record in records)
+
+
+def _extras_bytes(prepared: Prepared) -> int:
+    """Return the bytes of the extras of a row, and of `valid`."""
+    return 1 + sum(extra.dtype.itemsize for extra in prepared.shards[0].extras)

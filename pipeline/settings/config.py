@@ -517,9 +517,21 @@ class ResultSettings:
     )
     restart: bool = _switch("Discard all results in the output directory and start over.")
     overwrite: bool = _switch("Allow replacing results that were made from the same input with other settings.")
+    format: str = _setting(
+        "hdf5",
+        one_of("hdf5", "parquet"),
+        "nothing",
+        "Format of the features. parquet also writes a Parquet file of each part, for pandas, Polars, DuckDB and "
+        "Spark; it needs the package pyarrow.",
+    )
     single_file: bool = _switch("Also write all rows to one self-contained file, single.h5.")
     quiet: bool = _switch("Print only warnings, errors and the summary.")
     verbose: bool = _switch("Print details as well.")
+
+    @property
+    def n_copies(self) -> int:
+        """Number of times that all rows are written in addition to the parts."""
+        return int(self.single_file) + int(self.format == "parquet")
 
 
 @dataclass(frozen=True)

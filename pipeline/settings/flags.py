@@ -37,7 +37,7 @@ _STAGES = {
         *("validation_fraction", "patience", "baseline", "shuffle_window"),
     ),
     "output": (
-        *("output", "storage_dtype", "compression", "max_feature_error", "single_file"),
+        *("output", "storage_dtype", "compression", "max_feature_error", "format", "single_file"),
         *("checkpoint_minutes", "verify", "restart", "overwrite"),
     ),
     "machine": ("block_rows", "threads", "memory_budget", "device_memory_budget", "require_device"),

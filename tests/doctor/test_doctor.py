@@ -241,6 +241,13 @@ def test_compiler_must_build_a_program_that_runs(
     assert check.fix
 
 
+def test_missing_pyarrow_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert machine._parquet().status == "pass"
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    check = machine._parquet()
+    assert (check.status, "shardpress[parquet]" in check.fix) == ("absent", True)
+
+
 def test_unwritable_output_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(dir: Path) -> None:
         raise OSError(30, "Read-only file system")

@@ -115,6 +115,7 @@ def test_power_can_be_cut_after_some_calls(scenario: Callable[[str], Scenario]) 
 
 
 AFTERWARDS = "single file afterwards"
+PARQUET_AFTERWARDS = "parquet afterwards"
 # Kinds that differ only in how their results are published.
 PUBLISHING = ("single file before", "version 0.1.0", "version 0.1.0, restart", "copy without links", "lost links")
 # Kinds whose readers `make check` tests as well.
@@ -129,7 +130,7 @@ def test_all_readers_see_one_run_after_every_change(scenario: Callable[[str], Sc
     if "restart" in kind:
         assert len(visible_runs) == 3
         assert visible_runs[1] is None
-    elif kind == AFTERWARDS:
+    elif kind in (AFTERWARDS, PARQUET_AFTERWARDS):
         assert len(visible_runs) == 1
     else:
         assert len(visible_runs) == 2
@@ -145,7 +146,9 @@ def test_replacing_results_can_be_disturbed(scenario: Callable[[str], Scenario],
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("new", AFTERWARDS, *PUBLISHING)])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in KINDS if kind not in ("new", AFTERWARDS, PARQUET_AFTERWARDS, *PUBLISHING)]
+)
 def test_other_kinds_of_runs_can_be_disturbed(scenario: Callable[[str], Scenario], kind: str) -> None:
     assert fail_every_call(scenario(kind), errno.ENOSPC, True, selection=every(96)).total() > 1
     assert fail_every_call(scenario(kind), errno.EIO, False, selection=every(96, first=32)).total() > 1
@@ -162,6 +165,16 @@ def test_writing_a_single_file_can_be_disturbed(scenario: Callable[[str], Scenar
     assert fail_every_write(scenario(AFTERWARDS), errno.ENOSPC, selection=every(4, first=2)).total() > 1
     assert kill_at_every_call(scenario(AFTERWARDS), after=True, selection=calls[::2]) > 5
     assert cut_power(scenario(AFTERWARDS), n_random=1, selection=every(9)).total() > 5
+
+
+@pytest.mark.process
+def test_writing_parquet_files_can_be_disturbed(scenario: Callable[[str], Scenario]) -> None:
+    """A call of each kind is disturbed, except for the kinds of calls of a first run."""
+    calls = scenario(PARQUET_AFTERWARDS).calls_of_each_kind(scenario("new"))
+    assert fail_every_call(scenario(PARQUET_AFTERWARDS), errno.ENOSPC, True, selection=calls).total() > 10
+    assert fail_every_write(scenario(PARQUET_AFTERWARDS), errno.ENOSPC, selection=every(4)).total() > 1
+    assert kill_at_every_call(scenario(PARQUET_AFTERWARDS), after=True, selection=calls[::2]) > 5
+    assert cut_power(scenario(PARQUET_AFTERWARDS), n_random=1, selection=every(9)).total() > 5
 
 
 @pytest.mark.process

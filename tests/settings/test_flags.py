@@ -74,6 +74,7 @@ SAMPLES = {
     "restart": (True, False, True),
     "require_device": (True, False, True),
     "overwrite": (True, False, True),
+    "format": ("parquet", "hdf5", "parquet"),
     "single_file": (True, False, True),
     "quiet": (True, False, True),
     "verbose": (True, False, True),

@@ -279,6 +279,13 @@ _RUN = (
         "if n_bad > limit + 1:",
         ("tests/run/test_bad_rows.py::test_the_limit_of_bad_rows_is_exact",),
     ),
+    Mutation(
+        "parquet-files-of-other-parts-are-reused",
+        "pipeline/run/parquet_stage.py",
+        'context.earlier.drop(*(record for record in records if record.facts.get("part") not in digests))',
+        "pass",
+        ("tests/run/test_parquet.py::test_the_parquet_file_of_a_damaged_part_is_rewritten",),
+    ),
 )
 
 _SETTINGS = (

@@ -30,14 +30,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pytest
+from pyarrow import parquet
 
 from pipeline.errors import NoInput
 from pipeline.features import open_features, reading
 from pipeline.formats import digest, seal, unseal
 from pipeline.model import load_model
 from pipeline.output import groupcommit
-from pipeline.output.records import NAMES, manifest_path, plain_name, published_file, read_manifest
+from pipeline.output.records import NAMES, is_parquet, manifest_path, plain_name, published_file, read_manifest
 from pipeline.report.page.build import read_report
 from pipeline.report.verify import verify
 from tests.support.faulty import FailingDisk, KillingDisk, PowerLog, RecordingDisk, ShortWriteDisk, forked, materialize
@@ -77,6 +79,9 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "single file afterwards": (STEPS, (*STEPS, "--single-file")),
     # The earlier run has files that the later one lacks.
     "single file before": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
+    "parquet": (None, (*STEPS, "--format", "parquet")),
+    "parquet afterwards": (STEPS, (*STEPS, "--format", "parquet")),
+    "parquet before": ((*STEPS, "--seed", "1", "--format", "parquet"), (*STEPS, "--overwrite", "--format", "parquet")),
     "version 0.1.0": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
     "version 0.1.0, restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "copy without links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
@@ -234,6 +239,11 @@ def run_seen_by_readers(output: Path) -> str | None:
         names = {plain_name(entry["file"]) for entry in manifest["files"]}
         for name in ("single.h5", "quarantine.jsonl"):
             assert name not in names or (output / name).exists(), name
+        assert any(map(is_parquet, names)) == (output / "parquet").exists()
+    if (output / "parquet").exists():
+        table = parquet.read_table(output / "parquet")
+        columns = [table[f"feature{i}"] for i in range(features.shape[1])]
+        assert np.stack(columns, axis=1).tobytes() == features.tobytes()
     if (output / "single.h5").exists():
         with reading(output / "single.h5") as single:
             assert single["features"][()].tobytes() == features.tobytes()

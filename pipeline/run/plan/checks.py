@@ -33,7 +33,7 @@ from pipeline.run.resume import (
     stored_deadline,
 )
 from pipeline.run.scan_stage import ScanStage
-from pipeline.run.space import inode_error, space_error
+from pipeline.run.space import Written, inode_error, parquet_records, space_error
 from pipeline.run.training_stage import TrainingStage
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config
@@ -159,10 +159,12 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
         reusable = reusable_results(ledger, prepared)
         if not prepared.config.results.restart:
             findings.attempt(lambda: finished_manifest(ledger, prepared))
+    if reusable.is_complete:
+        return reusable  # a finished run writes nothing
     free = free_bytes(directory)
-    shortages = [inode_error(prepared, reusable.n_encoded, _n_free_inodes(directory))]
+    shortages = [inode_error(prepared, reusable.written, _n_free_inodes(directory))]
     if free is not None:
-        shortages.insert(0, space_error(prepared, reusable.n_bytes, free))
+        shortages.insert(0, space_error(prepared, reusable.written, free))
     findings.problems += [error for error in shortages if error is not None]
     return reusable
 
@@ -235,8 +237,8 @@ class Reusable:
         The last checkpoint of an unfinished training run.
     ends_by : float or None
         Deadline of the run, in seconds since 1970.
-    n_encoded, n_bytes : int
-        Rows with committed features, and the bytes of their files.
+    written : Written
+        Committed features and Parquet files.
     why : dict of str to str
         Reused results of ``scan``, ``training`` and ``encoding``, or the reason why nothing can be reused.
     """
@@ -246,8 +248,7 @@ class Reusable:
     model: Model | None = None
     checkpoint: Record | None = None
     ends_by: float | None = None
-    n_encoded: int = 0
-    n_bytes: int = 0
+    written: Written = field(default_factory=Written)
     why: dict[str, str] = field(default_factory=lambda: dict.fromkeys(_DECIDES, _NOTHING))
 
 
@@ -275,9 +276,8 @@ def reusable_results(ledger: Ledger, prepared: Prepared) -> Reusable:
         return Reusable(why=dict.fromkeys(_DECIDES, "--restart discards all results"))
     manifest = ledger.manifest(warn=False) or {}
     if manifest.get("fingerprint") == prepared.request.of_all() and is_acceptable(manifest, prepared):
-        n_bytes = sum(part["n_bytes"] for part in manifest["parts"])
         why = dict.fromkeys(_DECIDES, "finished by an earlier run")
-        return Reusable(is_complete=True, has_scan=True, n_encoded=prepared.n_rows, n_bytes=n_bytes, why=why)
+        return Reusable(is_complete=True, has_scan=True, written=Written(prepared.n_rows), why=why)
     return _reusable_stages(ledger, prepared, ledger.request() or manifest.get("request"))
 
 
@@ -298,6 +298,7 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
     else:
         parts = EncodingStage(prepared, model, unreadable).committed(earlier).parts
     n_encoded = sum(part.n_rows for part in parts)
+    n_bytes = sum(part.entry.n_bytes for part in parts)
 
     reused = {"training": _reused_training(prepared, model, checkpoint)}
     if has_scan:
@@ -310,8 +311,7 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
         model=model,
         checkpoint=checkpoint,
         ends_by=deadline.get("ends_by"),
-        n_encoded=n_encoded,
-        n_bytes=sum(part.entry.n_bytes for part in parts),
+        written=Written(n_encoded, n_bytes, parquet_records(ledger, prepared)),
         why={stage: reused.get(stage) or _why_not(stage, before, prepared) for stage in _DECIDES},
     )
 

@@ -27,7 +27,7 @@ from pipeline.run.plan.checks import (
 from pipeline.run.prepare import Prepared
 from pipeline.run.sample import AnonymousDisk, Sample, StageEstimate, stretches
 from pipeline.run.scan_stage import ScanStage
-from pipeline.run.space import bytes_needed
+from pipeline.run.space import bytes_missing, copies_missing
 from pipeline.run.training_sample import sample_training
 from pipeline.run.training_stage import TrainingStage
 from pipeline.settings.config import Config
@@ -157,7 +157,7 @@ def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, A
             "batch_size": config.training.batch_size,
             "replicas": config.training.replicas,
         },
-        "disk": _disk(prepared, reusable, max(0, bytes_needed(prepared) - reusable.n_bytes)),
+        "disk": _disk(prepared, reusable, bytes_missing(prepared, reusable.written)),
         "earlier": reusable.why,
     }
 
@@ -187,9 +187,9 @@ def _facts_of_sample(
     if sample is None:
         return facts
     if prepared.config.storage.compression != "none":  # the sample shows how far features can be compressed
-        n_rows = prepared.n_rows - reusable.n_encoded
+        n_rows = prepared.n_rows - reusable.written.n_rows
         n_bytes = sample.encoding.n_bytes * n_rows // max(1, sample.encoding.n_rows)
-        facts["disk"] = _disk(prepared, reusable, n_bytes)
+        facts["disk"] = _disk(prepared, reusable, n_bytes + copies_missing(prepared, reusable.written))
     return {**facts, "stages": estimate_stages(prepared, reusable, sample)}
 
 
@@ -254,11 +254,11 @@ def estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> l
     if prepared.is_scanned:
         scanning = ScanStage(prepared).estimate(sample)
         estimates.append(_reused(scanning, reusable) if reusable.has_scan else scanning)
-    encoding = estimate_encoding(sample, prepared.n_rows - reusable.n_encoded)
-    if reusable.n_encoded == prepared.n_rows:
+    encoding = estimate_encoding(sample, prepared.n_rows - reusable.written.n_rows)
+    if reusable.written.n_rows == prepared.n_rows:
         encoding = _reused(encoding, reusable)
     if sample.training is not None:
-        reserved = reserved_seconds(encoding.seconds, prepared.config.results.single_file)
+        reserved = reserved_seconds(encoding.seconds, prepared.config.results.n_copies)
         reserved += sum(estimate.seconds for estimate in estimates)
         ends_by = reusable.ends_by or deadline_of(prepared.config.timing, time.time())
         training = TrainingStage(prepared, ()).estimate(sample, reusable.checkpoint, ends_by, reserved)
