@@ -422,7 +422,7 @@ def misplaced_names(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
     for line in manifest["files"]:
         file = str(line["file"])
         name = INDEX if is_index(file) else plain_name(file)
-        if name != file and name in NAMES:
+        if name in NAMES:
             entries.setdefault(name, []).append(Entry(file, line["n_bytes"], line["blake3"]))
     misplaced = _misplaced_folders(directory, manifest)
     for name, candidates in entries.items():

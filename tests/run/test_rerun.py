@@ -5,6 +5,7 @@ Sample: parts are damaged in every way, and each other file in two ways; with TE
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline.features import open_features
 from pipeline.formats import seal
 from pipeline.output.records import read_manifest
 from tests.support.cases import ALL_CASES
-from tests.support.faulty import RecordingDisk
+from tests.support.faulty import BrokenDisk, RecordingDisk
 from tests.support.interruptions import (
     DAMAGE,
     OTHER,
@@ -63,6 +64,15 @@ def test_a_finished_run_is_verified_and_nothing_is_written(
     assert recording.calls == []
     assert stamps(out) == before
     assert mentions((out / "run.log").read_text(), COMPLETE, 55, 4, 2)
+
+
+def test_a_finished_run_without_links_is_complete(workspace: Workspace, out: Path) -> None:
+    """On a file system without symbolic links, the index is a file next to the views that it refers to."""
+    assert workspace.run(out, disk=BrokenDisk(errno.EOPNOTSUPP, "symlink")) == 0
+    assert len(list(out.glob("index-*.h5"))) > 1
+    recording = RecordingDisk()
+    assert workspace.run(out, disk=recording) == 0
+    assert recording.calls == []
 
 
 @pytest.mark.slow
