@@ -98,6 +98,15 @@ def test_names_of_rows_are_the_index_of_pandas(tmp_path: Path) -> None:
             assert set(extras) < set(arrow_parquet.read_table(part.with_suffix(".parquet")).column_names)
 
 
+def test_any_name_of_a_categorical_keeps_unused_categories(tmp_path: Path) -> None:
+    for name in ("cell.type", "obs/kind", "a b", "ö", 'list.element."x"'):
+        with case(name):
+            extras = {name.replace("/", "|"): np.zeros(N, np.int8)}
+            (stored,) = extras
+            part = write_part(tmp_path / "part.h5", extras, {stored: ["a", "unused"]})
+            assert pd.read_parquet(copied(part))[stored].dtype == pd.CategoricalDtype(["a", "unused"])
+
+
 def test_numeric_or_equal_categories_are_values(tmp_path: Path) -> None:
     codes = np.array([1, -1, 0, 0, 0, 1, 1], np.int8)
     for categories in ([3, 5], [0.5, 1.5], ["a", "a"], [True, False]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import sys
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pipeline.features import open_features
 from pipeline.output.records import read_manifest
 from pipeline.report.verify import verify
 from tests.support.cases import ALL_CASES
-from tests.support.faulty import RecordingDisk
+from tests.support.faulty import BrokenDisk, RecordingDisk
 from tests.support.helpers import write_shard
 from tests.support.interruptions import DAMAGE, OTHER, STEPS, FullDisk, flip, parts, results, stamps
 from tests.support.logged import mentions, reuses
@@ -189,6 +190,16 @@ def test_a_copy_that_followed_links_is_complete_and_can_be_replaced(workspace: W
     assert workspace.run(copy) == 0
     assert (copy / "parquet").is_symlink()
     assert_complete(copy)
+
+
+def test_a_file_system_without_links_has_no_folder_of_links(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out, *PARQUET, disk=BrokenDisk(errno.EOPNOTSUPP, "symlink")) == 0
+    assert not (out / "parquet").exists()
+    frames = [pd.read_parquet(path) for path in sorted(out.glob("parts/*.parquet"))]
+    pd.testing.assert_frame_equal(pd.concat(frames, ignore_index=True), open_features(out).to_pandas())
+    recording = RecordingDisk()
+    assert workspace.run(out, *PARQUET, disk=recording) == 0
+    assert recording.calls == []
 
 
 @pytest.mark.parametrize("flags", [[], ["--restart"]], ids=["first run", "restart"])
