@@ -30,8 +30,8 @@ from pipeline.output.disk import Pieces
 
 __all__ = ["parquet_file"]
 
-_GROUP_BYTES = 2**22  # a group of rows has about half of these bytes up to all of them
-_TEXT_ROWS = 2**10  # rows to read at once if the part contains strings; the memory budget allows for so many strings
+_GROUP_BYTES = 2**22  # size of a group of rows, which can also be about half as large
+_TEXT_ROWS = 2**10  # rows to read at once if there are strings; the memory budget has room for the longest ones
 _TEXT_BYTES = 8  # bytes of a string that are counted in advance
 _MAX_DICTIONARY_BYTES = 2**30  # more than all allowed categories take; otherwise Parquet would drop unused ones
 
