@@ -71,6 +71,22 @@ class Columns:
             return f"{_cut(self.values_from)} {self.values[column]:g}"
         return None
 
+    def name_of_input(self, i: int, n_columns: int, indicators: np.ndarray | None) -> tuple[int, str | None]:
+        """Return the column of an input of a network, and the name of the input: see `Scaler`.
+
+        Parameters
+        ----------
+        i : int
+            Number of the input. The columns come first, then the missing indicators.
+        indicators : ndarray of shape (n_indicators,), int64, or None
+            Numbers of the columns that have an indicator.
+        """
+        if indicators is None or i < n_columns:
+            return i, self.name_of(i)
+        column = int(indicators[i - n_columns])
+        name = self.name_of(column)
+        return column, "is missing" if name is None else f"{name} is missing"
+
     def numbered(self, column: int) -> str:
         """Return the index of a column with its name, for example ``17 (GAPDH)``."""
         name = self.name_of(column)

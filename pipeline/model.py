@@ -46,7 +46,7 @@ class Model:
         Parameters of the network, with the names and shapes in ``network.shapes``.
     about : mapping
         Description of how the model was made, as plain values that JSON can represent.
-    offset : ndarray of shape (n_inputs,), float64, or None
+    offset : ndarray of shape (n_columns,), float64, or None
         Integers to subtract from integer rows before `encode`, in the dtype of the rows: see
         `pipeline.shards.shard.with_offset`. None if float64 represents all values of the columns exactly.
     preparation : Preparation or None
@@ -66,8 +66,13 @@ class Model:
 
     @property
     def n_inputs(self) -> int:
-        """Number of columns of the rows."""
+        """Number of inputs of the network: columns of the rows, and missing indicators."""
         return self.network.n_inputs
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns of the rows."""
+        return self.scaler.n_columns
 
     @property
     def n_features(self) -> int:
@@ -89,21 +94,21 @@ class Model:
         return digest.hexdigest()
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
-        """Return the features (n_rows, n_features) of rows (n_rows, n_inputs) of any real dtype, as they are stored.
+        """Return the features (n_rows, n_features) of rows (n_rows, n_columns) of any real dtype, as they are stored.
 
         All computations are in float64. Tests compare the results of devices with this reference.
         """
-        return self.encode_prepared(self.prepared(rows))
+        return self.encode_cleaned(self.scaler.cleaned(self.prepared(rows)))
 
     def prepared(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows (n_rows, n_inputs) after their preparation, which precedes the scaling."""
+        """Return rows (n_rows, n_columns) after their preparation, which precedes the scaling."""
         if self.preparation is None:
             return rows
         return self.preparation.apply(rows)
 
-    def encode_prepared(self, rows: np.ndarray) -> np.ndarray:
-        """Return the features (n_rows, n_features), float64, of rows that are prepared, but not scaled."""
-        a = self.scaler.transform(rows).astype(np.float64)
+    def encode_cleaned(self, rows: np.ndarray) -> np.ndarray:
+        """Return the features (n_rows, n_features), float64, of cleaned rows (n_rows, n_inputs)."""
+        a = self.scaler.scaled(rows).astype(np.float64)
         for (W, b_hidden, _), kind in zip(self.network.layers, self.network.activations, strict=True):
             a = activated(kind, a @ self._wide(W) + self._wide(b_hidden))
         return a
@@ -148,7 +153,8 @@ class Model:
     @property
     def _format(self) -> str:
         """Format of the file. Version 0.1.0 reads models without the arrays and attributes of a later format."""
-        if self.scaler.factor is None and self.preparation is None:
+        scaler = self.scaler
+        if scaler.factor is None and scaler.indicators is None and self.preparation is None:
             return RANGE_FORMAT
         return FORMAT
 
@@ -157,10 +163,12 @@ class Model:
 
         The arrays ``W_1``, ``b_1`` and so on are the maps of `folded`. The other arrays describe how to apply them:
 
-        - ``offset`` (n_inputs,), if present, is subtracted from integer rows first.
+        - ``offset`` (n_columns,), if present, is subtracted from integer rows first.
         - ``row_scale`` and ``transform``, if present, describe the preparation that follows: see `Preparation`. The
           array ``fill`` is then called ``fill_prepared``, so that programs without this preparation fail.
-        - ``fill`` (n_inputs,) then replaces NaN. It is NaN itself if the model does not impute values.
+        - ``fill`` (n_columns,) then replaces NaN. It is NaN itself if the model does not impute values.
+        - ``indicators`` (n_indicators,), if present, are the numbers of the columns whose masks of NaN are appended to
+          the filled rows. Programs that do not append them fail, because the rows are then too short.
         - ``low`` and ``high`` (n_inputs,) are the limits for clipping values. They are infinite if the model
           does not clip values.
         - ``slopes`` (n_layers,) are the slopes of the activations for negative inputs, and 1 for linear layers.
@@ -180,7 +188,7 @@ class Model:
         if scaler.clips:
             low = scaler.minimum
             high = scaler.maximum
-        fill = np.full(self.n_inputs, np.nan) if scaler.fill is None else scaler.fill
+        fill = np.full(self.n_columns, np.nan) if scaler.fill is None else scaler.fill
         arrays = {"low": low, "high": high, "fill": fill}
         if self.preparation is not None:
             arrays = {"low": low, "high": high, "fill_prepared": fill}
@@ -190,6 +198,8 @@ class Model:
             arrays[f"b_{i}"] = b
         if self.offset is not None:
             arrays["offset"] = self.offset
+        if scaler.indicators is not None:
+            arrays["indicators"] = scaler.indicators
         return {**arrays, **self._activations()}
 
     def _activations(self) -> dict[str, np.ndarray]:
@@ -215,6 +225,8 @@ class Model:
             scaling["factor"] = self.scaler.factor
         if self.offset is not None:
             scaling["offset"] = self.offset
+        if self.scaler.indicators is not None:
+            scaling["indicators"] = self.scaler.indicators
         return {**scaling, **weights}
 
     def _wide(self, name: str) -> np.ndarray:
@@ -285,6 +297,7 @@ def _read_model(path: Path, entry: Entry | None) -> Model:
             clips,
             arrays.get("center"),
             arrays.get("factor"),
+            arrays.get("indicators"),
         ),
         network=stored.network,
         parameters={name: arrays[name] for name in stored.network.shapes},

@@ -35,6 +35,7 @@ RANGE_FORMAT = "shardpress-model/2"
 """Format of models that scale each column's range to [0, 1]. Version 0.1.0 reads it."""
 COLUMNS = "columns"
 """Name of the dataset that describes the columns, as JSON."""
+_INDICATORS = "indicators"
 _NAME = "model.h5"
 _EXPECTED = "expected a model.h5 or an output directory that contains one"
 _FORGED = "The file is damaged or forged: do not use it."
@@ -55,7 +56,8 @@ class StoredModel:
     network : Network
     arrays : mapping of str to ndarray
         ``minimum``, ``maximum`` and the parameters of the network. A file can also contain ``fill``, ``clips``,
-        ``offset``, and both ``center`` and ``factor``. Shapes and dtypes are as expected, and all values are finite.
+        ``offset``, ``indicators``, and both ``center`` and ``factor``. Shapes and dtypes are as expected, all values
+        are finite, and indicators belong to existing columns.
     about : mapping
         Description of how the model was made, as plain values.
     fingerprint : str
@@ -171,9 +173,10 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
         datasets = _datasets(contents, network, where)
         arrays = read_arrays(descriptor, size, base, datasets, where)
         description = arrays.pop(COLUMNS, None)
+        n_columns = network.n_inputs - len(arrays.get(_INDICATORS, ()))
         columns = NO_COLUMNS
         if description is not None:
-            columns = Columns.from_json(description.tobytes(), network.n_inputs)
+            columns = Columns.from_json(description.tobytes(), n_columns)
         preparation = _preparation(contents, where)
         fingerprint = _text(contents, "fingerprint", where)
         about = parse_bounded(_text(contents, "about", where))
@@ -185,6 +188,8 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
             f"shardpress writes them. {_FORGED}"
         ) from error
     _check_finite(arrays, where)
+    if _INDICATORS in arrays:
+        _check_indicators(arrays[_INDICATORS], n_columns, where)
     _check_about(about, where)
     return StoredModel(network, arrays, about, fingerprint, columns, preparation)
 
@@ -299,18 +304,42 @@ def _datasets(contents: Contents, network: Network, where: str) -> dict[str, Dat
 
 def _expected_arrays(contents: Contents, network: Network, where: str) -> dict[str, tuple[tuple[int, ...], type]]:
     """Return the shape and dtype of each array that a network requires, and of each optional array in the file."""
-    each_column = ((network.n_inputs,), np.float64)
-    required: dict[str, tuple[tuple[int, ...], type]] = {"minimum": each_column, "maximum": each_column}
+    n_indicators = _n_indicators(contents, network, where)
+    each_input = ((network.n_inputs,), np.float64)
+    each_column = ((network.n_inputs - n_indicators,), np.float64)
+    required: dict[str, tuple[tuple[int, ...], type]] = {"minimum": each_input, "maximum": each_input}
     for name, shape in network.shapes.items():
         required[name] = (shape, np.float32)
     if "center" in contents.addresses or "factor" in contents.addresses:
-        required |= {"center": each_column, "factor": each_column}
+        required |= {"center": each_input, "factor": each_input}
+    if n_indicators:
+        required |= {"fill": each_column, _INDICATORS: ((n_indicators,), np.int64)}
     missing = [name for name in required if name not in contents.addresses]
     if missing:
         names = f"arrays {short_list(missing, _MAX_NAMES)} are missing, expected {short_list(required, _MAX_NAMES)}"
         raise DataError(f"{where}: {names}. {_FORGED}")
     optional = {"fill": each_column, "clips": ((), np.bool_), "offset": each_column}
     return required | {name: kind for name, kind in optional.items() if name in contents.addresses}
+
+
+def _n_indicators(contents: Contents, network: Network, where: str) -> int:
+    """Return the number of missing indicators. Each column has at most one."""
+    if _INDICATORS not in contents.addresses:
+        return 0
+    shape = _dataset(contents, _INDICATORS, where).shape
+    most = network.n_inputs // 2
+    if len(shape) != 1 or not 1 <= shape[0] <= most:
+        raise DataError(f"{where}: array {_INDICATORS} has the shape {shape}, expected 1 to {most} columns. {_FORGED}")
+    return shape[0]
+
+
+def _check_indicators(indicators: np.ndarray, n_columns: int, where: str) -> None:
+    """Raise `DataError` unless indicators are sorted, unique numbers of columns."""
+    if indicators[0] < 0 or indicators[-1] >= n_columns or not (indicators[1:] > indicators[:-1]).all():
+        raise DataError(
+            f"{where}: array {_INDICATORS} has invalid values, expected increasing numbers of the {n_columns} columns. "
+            f"{_FORGED}"
+        )
 
 
 def _check_kind(dataset: Dataset, name: str, shape: tuple[int, ...], dtype: type, where: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from kernels.network import Network
 from pipeline.columns import Columns
 from pipeline.model import Model, load_model
-from pipeline.modelfile import FORMAT
+from pipeline.modelfile import FORMAT, RANGE_FORMAT
 from pipeline.preparation import Preparation
 from pipeline.scan.scaler import Scaler
 from tests.support.cases import each
@@ -137,6 +137,82 @@ def test_encoders_impute_and_clip_equally(tmp_path):
         )
         (tmp_path / "encoder.npz").write_bytes(model.to_npz())
         np.testing.assert_allclose(encoded_as_shown(tmp_path, rows), model.encode(rows), atol=1e-5)
+
+
+INDICATORS = np.array([1, 3])
+EXTENDED = [Network((6, 3)), Network((6, 7, 3), "relu", "linear")]
+
+
+def test_indicators_are_applied_stored_and_fingerprinted(tmp_path):
+    for network in EXTENDED:
+        for factors in (None, (np.zeros(4), np.ones(4))):
+            plain, rows = cleaning_model(FIRST)
+            scaler = plain.scaler if factors is None else plain.scaler.with_factors(*factors)
+            columns = Columns(("a", "b", "c", "d"), "columns")
+            model = replace(model_of(network, scaler.with_indicators(INDICATORS)), columns=columns)
+            assert (model.n_columns, model.n_inputs) == (4, 6)
+            extended = np.hstack([scaler.cleaned(rows), np.isnan(rows)[:, INDICATORS]])
+            np.testing.assert_array_equal(model.encode(rows), model.encode_cleaned(extended))
+            (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+            with h5py.File(tmp_path / "model.h5") as file:
+                assert file.attrs["format"] == FORMAT
+            with h5py.File(io.BytesIO(plain.to_hdf5())) as file:
+                assert file.attrs["format"] == RANGE_FORMAT
+            found = load_model(tmp_path)
+            assert found.fingerprint == model.fingerprint
+            assert found.columns.names == columns.names
+            np.testing.assert_array_equal(found.encode(rows), model.encode(rows))
+            others = [replace(model, scaler=scaler.with_indicators(np.array(each))) for each in ([0, 3], [1, 2])]
+            assert len({model.fingerprint, *(each.fingerprint for each in others)}) == 3
+            (tmp_path / "encoder.npz").write_bytes(model.to_npz())
+            with pytest.raises(ValueError, match="6"):  # instead of wrong features
+                encoded_as_shown(tmp_path, rows)
+
+
+def test_the_folded_encoder_appends_indicators():
+    for network in EXTENDED:
+        plain, rows = cleaning_model(FIRST)
+        model = model_of(network, plain.scaler.with_indicators(INDICATORS))
+        encoder = np.load(io.BytesIO(model.to_npz()))
+        filled = np.where(np.isnan(rows), encoder["fill"], rows)
+        h = np.clip(np.hstack([filled, np.isnan(rows)[:, encoder["indicators"]]]), encoder["low"], encoder["high"])
+        for i, slope in enumerate(encoder["slopes"], 1):
+            z = h @ encoder[f"W_{i}"] + encoder[f"b_{i}"]
+            h = np.where(z < 0, slope * z, z)
+        h = 1 / (1 + np.exp(-h)) if encoder["is_sigmoid"] else h
+        np.testing.assert_allclose(h, model.encode(rows), atol=1e-5)
+
+
+INVALID_INDICATORS = [
+    np.array([3, 1]),
+    np.array([1, 1]),
+    np.array([-1, 3]),
+    np.array([1, 4]),
+    np.array([1, 2], np.int32),
+    np.array([1.0, 2.0]),
+    np.array([], np.int64),
+    np.array([0, 1, 2]),
+    np.array([0, 1, 2, 3]),
+    np.array([[1, 3]]),
+    np.int64(1),
+]
+
+
+def test_invalid_indicators_are_refused(tmp_path):
+    plain, _ = cleaning_model(FIRST)
+    model = model_of(EXTENDED[0], plain.scaler.with_indicators(INDICATORS))
+    for indicators in INVALID_INDICATORS:
+        (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+        with h5py.File(tmp_path / "model.h5", "a") as file:
+            del file["indicators"]
+            file["indicators"] = indicators
+        with refused(65, "model.h5", "indicators"):
+            load_model(tmp_path)
+    (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+    with h5py.File(tmp_path / "model.h5", "a") as file:
+        del file["fill"]
+    with refused(65, "model.h5", "fill"):
+        load_model(tmp_path)
 
 
 def test_another_scaling_is_applied_stored_and_fingerprinted(tmp_path):

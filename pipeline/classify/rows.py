@@ -325,7 +325,7 @@ class Rows:
         raw = Cleaning(scaler, piece.missing).cleaned(block, read(block))[chosen]
         features = read(piece.encoded)[chosen]
         _check(self.model, piece, raw[:1], features[:1])
-        return RowsRead(piece.first + chosen, features, scaler.transform(raw))
+        return RowsRead(piece.first + chosen, features, scaler.scaled(raw))
 
 
 def cut_into_pieces(
@@ -377,11 +377,11 @@ def _shard(path: str, dataset: str, orientation: str | None, columns: Columns | 
 
 
 def _check(model: Model, piece: Piece, raw: np.ndarray, features: np.ndarray) -> None:
-    """Raise `DataError` unless the features were made from the raw rows, either unchanged or clipped to the range."""
+    """Raise `DataError` unless the features were made from these cleaned rows, or from rows clipped to the range."""
     low = model.scaler.minimum.astype(np.float64)
     high = model.scaler.maximum.astype(np.float64)
     clipped = np.clip(raw.astype(np.float64), low, high)
-    if not any(np.allclose(model.encode_prepared(rows), features, atol=_TOLERANCE) for rows in (raw, clipped)):
+    if not any(np.allclose(model.encode_cleaned(rows), features, atol=_TOLERANCE) for rows in (raw, clipped)):
         raise DataError(
             f"{piece.raw}: the rows differ from the rows that file={printable(piece.encoded.shard.path)} was made "
             "from. Run shardpress run again."

@@ -59,7 +59,7 @@ def _export_encoder(output: str, path: Path) -> None:
     data = encoder_onnx(model)
     publish(Disk(), path, data)
     print(
-        f"Wrote {printable(path)} ({len(data)} bytes). Input: rows (n, {model.n_inputs}) {input_dtype(model)}. "
+        f"Wrote {printable(path)} ({len(data)} bytes). Input: rows (n, {model.n_columns}) {input_dtype(model)}. "
         f"Output: features (n, {model.n_features}) float32. "
         f'Run it with onnxruntime.InferenceSession("{printable(path)}").run(["features"], {{"rows": rows}}).'
     )

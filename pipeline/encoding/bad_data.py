@@ -94,7 +94,7 @@ class BadData:
         ----------
         block : Block
             Position of the rows in their shard.
-        rows : pair of ndarray of shape (len(block), n_inputs)
+        rows : pair of ndarray of shape (len(block), n_columns) and (len(block), n_inputs)
             The rows as read, and the rows after cleaning. If the rows need no cleaning, both are the same array.
         features : ndarray of shape (len(block), n_features), float32
             Features of these rows. The array is changed in place.

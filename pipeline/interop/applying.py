@@ -67,7 +67,7 @@ def encode(model: Model, rows: Any) -> Any:
 
     Parameters
     ----------
-    rows : array of shape (n_rows, n_inputs), any real dtype
+    rows : array of shape (n_rows, n_columns), any real dtype
         Unscaled rows: a NumPy array, a CSR matrix, or a Dask array, which is encoded block by block when the result is
         computed.
 
@@ -107,13 +107,13 @@ def _cleaned(model: Model, rows: np.ndarray) -> np.ndarray:
 
 
 def decode(model: Model, features: Any) -> Any:
-    """Return the unscaled float64 rows (n_rows, n_inputs) that the model reconstructs from features.
+    """Return the unscaled float64 rows (n_rows, n_columns) that the model reconstructs from features.
 
     Row scaling is not undone, since features do not contain the size of a row. For a Dask array, the result is lazy.
     """
     if is_lazy(features):
-        return _apply_lazily(partial(decode, model), features, model.n_inputs, np.float64)
-    rows = np.empty((len(features), model.n_inputs))
+        return _apply_lazily(partial(decode, model), features, model.n_columns, np.float64)
+    rows = np.empty((len(features), model.n_columns))
     return _by_blocks(partial(_decode_block, model), features, rows)
 
 
@@ -128,9 +128,9 @@ def _encode_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:
 
 
 def _errors_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:
-    rows = model.prepared(rows)
-    x = model.scaler.transform(rows)
-    reconstructions = model.decode(model.encode_prepared(rows))
+    rows = _cleaned(model, rows)
+    x = model.scaler.scaled(rows)
+    reconstructions = model.decode(model.encode_cleaned(rows))
     out[...] = np.square(x - reconstructions).mean(axis=1)
 
 

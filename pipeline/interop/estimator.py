@@ -89,6 +89,9 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         early.
     impute : {"mean", "median"}, optional
         Column statistic that replaces NaN. By default, NaN raises an error.
+    missing_indicator : bool
+        Whether to add a column for each column with NaN, which is 1 where the value is NaN and 0 elsewhere. This
+        requires `impute`.
     row_scale : {"total", "median", "norm", "max"}, optional
         Size by which each row is divided before the columns are scaled. With "total", each row gets a total of 10,000.
     value_transform : {"log1p"}, optional
@@ -147,6 +150,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     validation_fraction: float = 0.05
     patience: int = 5
     impute: str | None = None
+    missing_indicator: bool = False
     row_scale: str | None = None
     value_transform: str | None = None
     scale: str = "auto"
@@ -239,7 +243,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
                 "Encode such rows with `shardpress run --model`."
             )
         estimator = cls(**_parameters_of(model, cls().get_params()))
-        estimator._set(**estimator._fitted_attributes(model), n_features_in_=model.n_inputs)
+        estimator._set(**estimator._fitted_attributes(model), n_features_in_=model.n_columns)
         if model.columns.names:  # scikit-learn compares these names with the columns of a data frame
             estimator._set(feature_names_in_=np.array(model.columns.names, dtype=object))
         return estimator
@@ -263,6 +267,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     def inverse_transform(self, X: Any) -> Any:
         """Return the float64 rows (n_rows, n_inputs) that the model reconstructs from features (n_rows, n_features).
 
+        Missing values are not restored, even if the model has missing indicators.
         For a Dask array, the result is lazy.
         """
         check_is_fitted(self)

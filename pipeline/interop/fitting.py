@@ -23,7 +23,7 @@ from pipeline.scan.blocks import ScanSettings
 from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, scan
 from pipeline.scan.scaler import Scaler
 from pipeline.settings.config import Config, problems
-from pipeline.settings.resolve import Settings, network_of, resolve, unsuitable_settings
+from pipeline.settings.resolve import Settings, max_network_inputs, network_of, resolve, unsuitable_settings
 from pipeline.shards.shard import Shard, array_shard, row_dtype, with_preparation
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training
@@ -155,6 +155,7 @@ def prepare_fit(rows: Any, config: Config) -> Fit:
     budget = _budget(settings, shards)
     bad_data = settings.bad_data
     scan_settings = _scan_settings(budget, bad_data.clip_quantile, bad_data.impute, settings.scaling.scale)
+    scan_settings = replace(scan_settings, missing_indicator=bad_data.missing_indicator)
     ranges = _scan(shards, scan_settings, budget)
     check_usable(shards, ranges)
     return _fit(shards, ranges, settings, budget)
@@ -196,7 +197,7 @@ def _fit_from(model: Model, rows: Any, config: Config) -> Fit:
     shards = (with_preparation(array_shard(rows), model.preparation),)
     n_rows, _ = rows.shape
     config = _like_model(config, model, n_rows)
-    settings = resolve(config, n_rows, model.n_inputs, model.network)
+    settings = resolve(config, n_rows, model.n_columns, model.network)
     budget = _budget(settings, shards)
     fit = _fit(shards, _scan_with(model.scaler, shards, settings, budget), settings, budget)
     fit.training.autoencoder.set_parameters(model.parameters)
@@ -225,7 +226,7 @@ def _fit(shards: tuple[Shard, ...], ranges: Scan, settings: Settings, budget: Bu
     device = start_device()
     dtype = row_dtype(shards)
     with theanos_errors():
-        autoencoder = autoencoder_of(ranges.scaler, network_of(settings.network, len(ranges.minimum)), dtype)
+        autoencoder = autoencoder_of(ranges.scaler, network_of(settings.network, ranges.scaler.n_inputs), dtype)
         training = prepare_training(
             autoencoder,
             shards,
@@ -242,14 +243,16 @@ def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, bu
     """Scan the rows, and replace the ranges and fill values in the result with the values of a given scaler."""
     impute = None if scaler.fill is None else "median"
     result = _scan(shards, _scan_settings(budget, settings.bad_data.clip_quantile, impute), budget)
+    columns = scaler.without_indicators()
     return replace(
         result,
-        minimum=scaler.minimum,
-        maximum=scaler.maximum,
-        fill=scaler.fill,
-        clips=scaler.clips,
-        center=scaler.center,
-        factor=scaler.factor,
+        minimum=columns.minimum,
+        maximum=columns.maximum,
+        fill=columns.fill,
+        clips=columns.clips,
+        center=columns.center,
+        factor=columns.factor,
+        indicators=scaler.indicators,
     )
 
 
@@ -275,7 +278,7 @@ def _scan(shards: tuple[Shard, ...], scan_settings: ScanSettings, budget: Budget
 
 
 def _budget(settings: Settings, shards: tuple[Shard, ...]) -> Budget:
-    network = network_of(settings.network, shards[0].n_inputs)
+    network = network_of(settings.network, max_network_inputs(settings, shards[0].n_inputs))
     return make_budget(settings.machine, settings.storage, network, settings.training.replicas, shards, TILE_ROWS)
 
 

@@ -34,7 +34,7 @@ def input_dtype(model: Model) -> np.dtype:
 def encoder_onnx(model: Model) -> bytes:
     """Return the content of ``encoder.onnx``.
 
-    The input ``rows`` has the shape (n_rows, n_inputs) and the dtype `input_dtype`. The output ``features`` has the
+    The input ``rows`` has the shape (n_rows, n_columns) and the dtype `input_dtype`. The output ``features`` has the
     shape (n_rows, n_features) and the dtype float32. The metadata contain the fingerprint of the model.
 
     Raises
@@ -79,7 +79,7 @@ def _encoder_graph(model: Model) -> Any:
     dtype = input_dtype(model)
     scaled = _add_scaling(graph, model, dtype)
     features = _add_layers(graph, model, scaled)
-    rows_info = _tensor_info("rows", dtype, model.n_inputs)
+    rows_info = _tensor_info("rows", dtype, model.n_columns)
     features_info = _tensor_info(features, np.dtype(np.float32), model.n_features)
     return helper.make_graph(graph.nodes, "encoder", [rows_info], [features_info], graph.constants)
 
@@ -119,7 +119,7 @@ class _Graph:
 
 def _add_scaling(graph: _Graph, model: Model, dtype: np.dtype) -> str:
     """Add cleaning and scaling of the rows. Return the name of the float32 result."""
-    from onnx import TensorProto
+    from onnx import TensorProto, helper
 
     scaler = model.scaler
     x = "rows"
@@ -128,6 +128,10 @@ def _add_scaling(graph: _Graph, model: Model, dtype: np.dtype) -> str:
     if scaler.fill is not None:
         is_missing = graph.add("IsNaN", x)
         x = graph.add("Where", is_missing, scaler.fill.astype(dtype), x)
+        if scaler.indicators is not None:
+            chosen = graph.add("Gather", is_missing, scaler.indicators, axis=1)
+            indicators = graph.add("Cast", chosen, to=helper.np_dtype_to_tensor_dtype(dtype))
+            x = graph.add("Concat", x, indicators, axis=1)
     if scaler.clips:
         x = graph.add("Max", x, scaler.minimum.astype(dtype))
         x = graph.add("Min", x, scaler.maximum.astype(dtype))

@@ -124,9 +124,13 @@ class _Reconstruction:
         return {"file": shard.path, "dataset": shard.dataset, "row": int(self.sample.rows[i]), "label": label}
 
     def worst_column(self, i: int) -> dict[str, Any]:
-        """Return the number and name of the column with the largest error in row `i`. The name can be None."""
-        column = int(self.squares[i].argmax())
-        return {"column": column, "name": self.shard.columns.name_of(column)}
+        """Return the number and name of the column with the largest error in row `i`. The name can be None.
+
+        The name of a missing indicator ends with "is missing".
+        """
+        worst = int(self.squares[i].argmax())
+        column, name = self.shard.columns.name_of_input(worst, self.model.n_columns, self.model.scaler.indicators)
+        return {"column": column, "name": name}
 
     @property
     def shard(self) -> Shard:
@@ -248,11 +252,15 @@ class _Plane:
 
 
 def _pairs(decoded: _Reconstruction) -> dict[str, Any]:
-    """Return a few rows with their features and reconstructions, as images if the rows are images."""
+    """Return a few rows with their features and reconstructions, as images if the rows are images.
+
+    Missing indicators are not shown.
+    """
     shape = _image_shape(decoded.shard)
     numbers = _typical_rows(decoded.errors, decoded.labels)
     if shape is None:
-        lines = [{"input": _line(decoded.sample.scaled[i]), "again": _line(decoded.rows[i])} for i in numbers]
+        n = decoded.model.n_columns
+        lines = [{"input": _line(decoded.sample.scaled[i, :n]), "again": _line(decoded.rows[i, :n])} for i in numbers]
         return {"shape": None, "rows": _with_locations(lines, numbers, decoded)}
     images = _images_of_rows(numbers, decoded, shape)
     return {"shape": list(_shrunk(np.zeros(shape)).shape), "rows": _with_locations(images, numbers, decoded)}
@@ -260,11 +268,12 @@ def _pairs(decoded: _Reconstruction) -> dict[str, Any]:
 
 def _images_of_rows(numbers: Sequence[int], decoded: _Reconstruction, shape: tuple[int, ...]) -> list[dict[str, Any]]:
     features = _scaled_to_range(decoded.sample.features)
-    low, high = _shown_range(decoded.sample.scaled[list(numbers)])
+    n = decoded.model.n_columns
+    low, high = _shown_range(decoded.sample.scaled[list(numbers), :n])
     images = []
     for i in numbers:
-        row = (decoded.sample.scaled[i] - low) / (high - low)
-        again = (decoded.rows[i] - low) / (high - low)
+        row = (decoded.sample.scaled[i, :n] - low) / (high - low)
+        again = (decoded.rows[i, :n] - low) / (high - low)
         images.append({"input": _image(row, shape), "again": _image(again, shape), "code": _square_image(features[i])})
     return images
 

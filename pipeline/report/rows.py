@@ -458,8 +458,8 @@ def _expected(part: PartLine, shard: Shard, rows: np.ndarray, preprocessing: Pre
     cleaned = preprocessing.cleaned(Block(shard, 0, 0), rows)
     with np.errstate(over="ignore", invalid="ignore"):  # bad rows, and rows far outside the range
         allowed = rounding_bound(preprocessing.model, cleaned)
-        is_far = ~(np.abs(scaler.transform(cleaned)).max(axis=1) < _HUGE)
-        features = preprocessing.model.encode_prepared(cleaned)
+        is_far = ~(np.abs(scaler.scaled(cleaned)).max(axis=1) < _HUGE)
+        features = preprocessing.model.encode_cleaned(cleaned)
     may_be_bad = is_far | ~np.isfinite(allowed).all(axis=1)
     # If the run could not read a shard completely, all of its rows are bad, even the rows that can be read now.
     may_be_bad |= part["n_bad"] == part["n_rows"]
@@ -522,7 +522,7 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
     model : Model
         Model that has encoded the rows.
     rows : ndarray of shape (n_rows, n_inputs)
-        Unscaled rows.
+        Cleaned rows.
 
     Returns
     -------
@@ -532,7 +532,7 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
     network = model.network
     # Compute in float32, so that only one large matrix is copied at a time. A bound needs few digits.
     with np.errstate(over="ignore", invalid="ignore"):
-        a = model.scaler.transform(rows)
+        a = model.scaler.scaled(rows)
         error = np.float32(_SAFETY * _EPS) * (np.abs(a) + 1)
         for (weights, bias, _), kind in zip(network.layers, network.activations, strict=True):
             W = model.parameters[weights]

@@ -278,7 +278,7 @@ def _scaled_rows(block: Block, good: _GoodRows, spec: SampleSpec) -> np.ndarray:
     blocks = [Block(block.shard, block.start + place.start, block.start + place.stop) for place in good.places]
     rows = np.concatenate([read(each) for each in blocks])
     cleaned = spec.cleaned(block, rows)
-    return spec.model.scaler.transform(cleaned[good.is_good])
+    return spec.model.scaler.scaled(cleaned[good.is_good])
 
 
 def _values(item: h5py.Dataset, places: Sequence[_Place]) -> list[np.ndarray]:

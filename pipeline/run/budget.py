@@ -147,7 +147,7 @@ def make_budget(
     ConfigError
         If the budget is too small for one tile of rows per thread, or the network needs more than half of it.
     """
-    row_bytes = _row_bytes(shards)
+    row_bytes = _row_bytes(shards, network.n_inputs)
     n_rows = sum(shard.n_rows for shard in shards)
     n_threads = machine.threads or len(os.sched_getaffinity(0))  # a batch system may grant fewer cores than exist
     # Two more threads keep the processor busy while parts are written. If only one thread is allowed, none are added.
@@ -159,7 +159,7 @@ def make_budget(
     wanted_rows = machine.block_rows or min(_BLOCK_BYTES, thread_bytes) // row_bytes
     n_tiles = max(1, -(-wanted_rows // tile_rows))
     block_rows = n_tiles * tile_rows  # only the last tile of a shard is padded
-    _check_blocks(machine, memory, shards, n_threads, block_rows, tile_rows)
+    _check_blocks(machine, memory, shards, row_bytes, n_threads, block_rows, tile_rows)
 
     part_rows = _part_rows(thread_bytes, storage, network.n_features, n_rows, block_rows)
     part_rows, n_wide = _for_extras(shards, part_rows, n_writers, memory // 4, tile_rows)
@@ -173,23 +173,28 @@ def make_budget(
         device_bytes=machine.device_memory_budget,
         window_rows=max(1, min(machine.shuffle_window, memory // 8) // row_bytes),
         max_validation_rows=memory // 16 // row_bytes,
-        max_sample_rows=max(1, min(_SAMPLE_BYTES, memory // 8) // (4 * shards[0].n_inputs)),  # scaled, in float32
+        max_sample_rows=max(1, min(_SAMPLE_BYTES, memory // 8) // (4 * network.n_inputs)),  # scaled, in float32
         n_wide=n_wide,
         chunk_bytes=memory // 8,
     )
 
 
-def _row_bytes(shards: Sequence[Shard]) -> int:
-    """Return the bytes of one row in its file or in memory, whichever is larger."""
+def _row_bytes(shards: Sequence[Shard], n_inputs: int) -> int:
+    """Return the bytes of one row of `n_inputs` columns in its file or in memory, whichever is larger."""
     stored = max(np.dtype(shard.stored_dtype).itemsize for shard in shards)
-    return shards[0].n_inputs * max(row_dtype(shards).itemsize, stored)
+    return n_inputs * max(row_dtype(shards).itemsize, stored)
 
 
 def _check_blocks(
-    machine: MachineSettings, memory: int, shards: Sequence[Shard], n_threads: int, block_rows: int, tile_rows: int
+    machine: MachineSettings,
+    memory: int,
+    shards: Sequence[Shard],
+    row_bytes: int,
+    n_threads: int,
+    block_rows: int,
+    tile_rows: int,
 ) -> None:
     """Raise `ConfigError` if the blocks of all threads do not fit in a quarter of the memory budget."""
-    row_bytes = _row_bytes(shards)
     # Only existing rows take memory: a file may have fewer rows than a tile, and there may be fewer blocks than
     # threads.
     held_rows = min(block_rows, max(shard.n_rows for shard in shards))

@@ -39,7 +39,6 @@ from pipeline.run.prepare import Prepared
 from pipeline.run.resume import QUARANTINE, EarlierResults, finished_manifest, is_acceptable, plain_request
 from pipeline.run.summary import Summary
 from pipeline.scan.ranges import Scan
-from pipeline.settings.resolve import network_of
 from pipeline.shards.extras import why_left_out
 from pipeline.shards.shard import Block
 
@@ -141,7 +140,7 @@ class FinishStage:
         If Parquet files are requested, the rows of which one group is written can need more than the sample.
         """
         prepared = self.prepared
-        network = network_of(prepared.config.network, prepared.n_inputs)
+        network = prepared.max_network
         blocks = prepared.budget.n_writers * block_bytes(prepared)
         _, sample_bytes = largest_sample(network, prepared.config.machine.memory_budget)
         parquet_bytes = PARQUET_BYTES if prepared.config.results.format == "parquet" else 0
@@ -225,7 +224,7 @@ class _Finish:
         summary = Summary(
             output=prepared.config.results.output,
             n_rows=sum(part.n_rows for part in self._parts),
-            n_inputs=self._model.n_inputs,
+            n_inputs=self._model.n_columns,
             n_features=self._model.n_features,
             n_bad=sum(part.n_bad for part in self._parts),
             n_parts=len(self._parts),

@@ -6,7 +6,6 @@ import re
 
 from pipeline.run.budget import large_chunks
 from pipeline.run.prepare import Prepared
-from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 
 __all__ = [
@@ -62,7 +61,7 @@ def _from_proc(path: str, name: str) -> int:
 def block_bytes(prepared: Prepared) -> int:
     """Return the bytes of one block of rows."""
     n_rows = min(prepared.budget.block_rows, max(shard.n_rows for shard in prepared.shards))
-    return n_rows * prepared.n_inputs * row_dtype(prepared.shards).itemsize
+    return n_rows * prepared.max_network.n_inputs * row_dtype(prepared.shards).itemsize
 
 
 def chunk_bytes(prepared: Prepared) -> int:
@@ -72,7 +71,7 @@ def chunk_bytes(prepared: Prepared) -> int:
 
 def network_bytes(prepared: Prepared) -> int:
     """Return the bytes of the network's parameters."""
-    return 4 * network_of(prepared.config.network, prepared.n_inputs).n_weights
+    return 4 * prepared.max_network.n_weights
 
 
 def trained_network_bytes(prepared: Prepared) -> int:
@@ -85,8 +84,8 @@ def trained_network_bytes(prepared: Prepared) -> int:
 def device_bytes(prepared: Prepared, resident: bool, tile_rows: int) -> int:
     """Return the bytes of rows, network and activations on a device with its own memory, excluding its driver."""
     config = prepared.config
-    network = network_of(config.network, prepared.n_inputs)
-    row_bytes = prepared.n_inputs * row_dtype(prepared.shards).itemsize
+    network = prepared.max_network
+    row_bytes = network.n_inputs * row_dtype(prepared.shards).itemsize
     rows = prepared.n_rows * row_bytes if resident and prepared.given_model is None else 0
     # The activations of each layer in the encoder and in the decoder, and their gradients.
     n_rows_at_once = max(config.training.batch_size, tile_rows)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kernels.network import Network
 from pipeline.cluster.pool import check_settings
 from pipeline.columns import Columns
 from pipeline.device import TILE_ROWS
@@ -24,7 +25,7 @@ from pipeline.run.fingerprints import Request, request_of
 from pipeline.settings.config import Config, problems
 from pipeline.settings.deadline import deadline_of
 from pipeline.settings.kinds import as_typed, n_allowed
-from pipeline.settings.resolve import Settings, network_of, resolve, unsuitable_settings
+from pipeline.settings.resolve import Settings, max_network_inputs, network_of, resolve, unsuitable_settings
 from pipeline.shards.columns import ColumnRule
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard, leave_out_extras, with_offset, with_preparation
@@ -72,6 +73,11 @@ class Prepared:
     def n_inputs(self) -> int:
         """Columns of the inputs."""
         return self.shards[0].n_inputs
+
+    @property
+    def max_network(self) -> Network:
+        """The network of a given model, or the largest network that the run could train: see `max_network_inputs`."""
+        return _max_network(self.config, self.n_inputs, self.given_model)
 
     @property
     def columns(self) -> Columns:
@@ -143,7 +149,7 @@ def prepare(config: Config) -> Prepared:
     _refuse(_complaints(settings, shards, given_model))
     shards = _without_wide_extras(settings, shards)
     _check_labels(settings.inputs.labels, shards)
-    network = network_of(settings.network, n_inputs)
+    network = _max_network(settings, n_inputs, given_model)
     n_replicas = 0 if given_model else settings.training.replicas
     # This can refuse the settings, so it comes before the output directory is created.
     budget = make_budget(settings.machine, settings.storage, network, n_replicas, shards, TILE_ROWS)
@@ -152,6 +158,12 @@ def prepare(config: Config) -> Prepared:
         log.warning("%s", warning)
     request = request_of(settings, shards, given_model, budget)
     return Prepared(settings, shards, bad_shards, given_model, budget, request)
+
+
+def _max_network(settings: Settings, n_columns: int, given_model: Model | None) -> Network:
+    if given_model is None:
+        return network_of(settings.network, max_network_inputs(settings, n_columns))
+    return network_of(settings.network, given_model.n_inputs)
 
 
 def _check_labels(labels: str | None, shards: Sequence[Shard]) -> None:
@@ -250,9 +262,9 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given_model: Model 
         yield from unsuitable_settings(settings, sum(shard.n_rows for shard in shards), first.n_inputs)
     else:
         model = f"model={printable(settings.inputs.model)}"
-        if given_model.n_inputs != first.n_inputs:
+        if given_model.n_columns != first.n_inputs:
             found = f"found {first.n_inputs} in file={printable(first.path)}"
-            yield f"{model}: expects {given_model.n_inputs} columns, {found}"
+            yield f"{model}: expects {given_model.n_columns} columns, {found}"
         n_features = settings.network.n_features
         if given_model.n_features != n_features:
             yield f"{model}: has {given_model.n_features} features, found n_features {n_features}; omit this setting"
@@ -277,10 +289,11 @@ def _contradictions(settings: Settings, given_model: Model, model: str) -> Itera
     scaling = [
         ("impute", given_model.scaler.fill is not None, settings.bad_data.impute),
         ("clip_quantile", given_model.scaler.clips, settings.bad_data.clip_quantile),
+        ("missing_indicator", given_model.scaler.indicators is not None, settings.bad_data.missing_indicator),
     ]
     for name, is_trained_with, value in scaling:
         if value and not is_trained_with:
-            yield f"{model}: was trained without {name}, found {name} {value}; omit this setting"
+            yield f"{model}: was trained without {name}, found {name} {as_typed(value)}; omit this setting"
     preparation = given_model.preparation or Preparation()
     for name in ("row_scale", "transform"):
         value = getattr(settings.scaling, name)

@@ -217,6 +217,7 @@ class ScanStage:
             impute=prepared.impute,
             scale=prepared.scale,
             chunk_bytes=prepared.budget.chunk_bytes,
+            missing_indicator=prepared.given_model is None and prepared.config.bad_data.missing_indicator,
         )
 
     def _advice_on_bad_rows(self, scan: Scan) -> str:
@@ -291,3 +292,5 @@ class ScanStage:
             quantity(int((scan.n_missing > 0).sum()), "column"),
             value,
         )
+        if scan.indicators is not None:
+            log.info("scan: added %s", quantity(len(scan.indicators), "missing indicator"))

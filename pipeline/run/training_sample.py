@@ -66,7 +66,7 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     """
     config = prepared.config
     budget = prepared.budget
-    network = network_of(config.network, prepared.n_inputs)
+    network = network_of(config.network, scan.scaler.n_inputs)
     reading, sample = _read(prepared, scan)
     autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
     beginning, components = measure_seconds(lambda: _initialize(prepared, scan, sample, autoencoder))
@@ -134,7 +134,7 @@ def _initialize(prepared: Prepared, scan: Scan, sample: np.ndarray, autoencoder:
     """Set the initial parameters; return the principal components, or None if they are not needed."""
     settings = prepared.config.training
     network = autoencoder.network
-    scaled = scan.scaler.transform(sample[: prepared.budget.max_sample_rows])
+    scaled = scan.scaler.scaled(sample[: prepared.budget.max_sample_rows])
     rng = np.random.default_rng(settings.seed)
     is_start = settings.start == "components" and has_room(network)
     components = None

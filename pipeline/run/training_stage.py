@@ -126,13 +126,14 @@ class TrainingStage:
         budget = prepared.budget
         config = prepared.config
         n_rows = prepared.n_rows
-        row_bytes = prepared.n_inputs * row_dtype(prepared.shards).itemsize
+        n_inputs = prepared.max_network.n_inputs
+        row_bytes = n_inputs * row_dtype(prepared.shards).itemsize
         n_validated = min(round(config.validation.validation_fraction * n_rows), budget.max_validation_rows)
         rows = n_rows * row_bytes if resident else 0
         windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes + ALLOCATOR_BYTES
         sample = 0
         if config.training.start == "components" or config.validation.baseline:
-            sample = min(budget.max_sample_rows, n_rows) * 4 * prepared.n_inputs + SCALING_BYTES
+            sample = min(budget.max_sample_rows, n_rows) * 4 * n_inputs + SCALING_BYTES
         network = NETWORK_COPIES * network_bytes(prepared)
         return chunk_bytes(prepared) + rows + n_validated * row_bytes + max(sample, windows) + network
 
@@ -256,7 +257,7 @@ def _train(
 
 
 def _prepared_training(prepared: Prepared, context: RunContext, scan: Scan) -> Training:
-    network = network_of(prepared.config.network, prepared.n_inputs)
+    network = network_of(prepared.config.network, scan.scaler.n_inputs)
     autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
     sizes = prepared.budget.sizes(context.device)
     if _uses_workers(prepared, context):  # workers read their rows themselves

@@ -72,6 +72,8 @@ class ScanSettings:
         Scaling of the columns, see `pipeline.scan.scaling.scaled_as`.
     chunk_bytes : int
         Size of the cache of decompressed chunks in each process, in bytes.
+    missing_indicator : bool
+        True if each column with missing values gets an indicator.
     """
 
     block_rows: int
@@ -81,6 +83,7 @@ class ScanSettings:
     impute: str | None = None
     scale: str = "range"
     chunk_bytes: int = 0
+    missing_indicator: bool = False
 
     @property
     def fills(self) -> bool:

@@ -56,7 +56,10 @@ _USUAL_BLOCKS = 128  # blocks (about 1 GB) that take half a second, like a typic
 _COLUMNS = 10  # columns to name in a message
 _EXACT = 2.0**53  # float64 holds all integers up to this one exactly
 _WIDEST = 2.0**62  # smaller differences fit into 64 bits for any minimum
-_ARRAYS = ("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset", "center", "factor")
+_ARRAYS = (
+    *("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset", "center", "factor"),
+    "indicators",
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ class Scan:
         Sentences about rows that other settings would suit better.
     center, factor : ndarray of shape (n_inputs,), float64, or None
         Shift and scale of each column, see `Scaler`. None if the range is scaled to [0, 1].
+    indicators : ndarray of shape (n_indicators,), int64, or None
+        Sorted numbers of the columns that get a missing indicator. None if no column gets one.
     """
 
     n_rows: int
@@ -110,6 +115,7 @@ class Scan:
     hints: tuple[str, ...] = ()
     center: np.ndarray | None = None
     factor: np.ndarray | None = None
+    indicators: np.ndarray | None = None
 
     @property
     def n_good(self) -> int:
@@ -123,8 +129,9 @@ class Scan:
 
     @property
     def scaler(self) -> Scaler:
-        """Scaling of the columns."""
-        return Scaler(self.minimum, self.maximum, self.fill, self.clips, self.center, self.factor)
+        """Scaling of the columns and of the missing indicators."""
+        columns = Scaler(self.minimum, self.maximum, self.fill, self.clips, self.center, self.factor)
+        return columns.with_indicators(self.indicators)
 
     @property
     def narrow(self) -> np.ndarray:
@@ -219,6 +226,7 @@ def _field_checks(scan_result: Scan) -> dict[str, bool]:
         "bad_rows": has_bad_rows,
         "inner": _is_array(scan_result.inner, np.float64, (2, *shape)),
         "fill": _is_fill(scan_result.fill, shape),
+        "indicators": _are_indicators(scan_result.indicators, scan_result.n_missing),
         "scale": scan_result.scale in SCALES,
         "hints": all(isinstance(hint, str) for hint in scan_result.hints),
         "center or factor": _is_scaling(scan_result.center, scan_result.factor, shape),
@@ -251,6 +259,15 @@ def _are_counts(counts: np.ndarray | None, shape: tuple[int, ...]) -> bool:
     if counts is None:
         return True
     return _is_array(counts, np.int64, shape) and bool((counts >= 0).all())
+
+
+def _are_indicators(indicators: np.ndarray | None, n_missing: np.ndarray | None) -> bool:
+    """Return whether the columns with indicators are those with missing values."""
+    if indicators is None:
+        return True
+    if n_missing is None or indicators.dtype != np.int64:
+        return False
+    return len(indicators) > 0 and np.array_equal(indicators, np.flatnonzero(n_missing))
 
 
 def _are_reasons(unreadable: Mapping[int, str]) -> bool:
@@ -375,9 +392,11 @@ def scan_from_stats(stats: BlockStats, settings: ScanSettings, shards: Sequence[
         scan = replace(scan, scale=scale, center=scaled.center, factor=scaled.factor)
     if settings.impute is None:
         return scan
-    return replace(
-        scan, fill=_fill(stats.sample, settings.impute, scaler, row_dtype(shards)), n_missing=stats.n_missing
-    )
+    fill = _fill(stats.sample, settings.impute, scaler, row_dtype(shards))
+    indicators = None
+    if settings.missing_indicator and stats.n_missing.any():
+        indicators = np.flatnonzero(stats.n_missing)
+    return replace(scan, fill=fill, n_missing=stats.n_missing, indicators=indicators)
 
 
 def _scaled_range(stats: BlockStats, settings: ScanSettings) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,10 @@ __all__ = ["Cleaning", "Scaler", "bad_entries", "bad_rows", "missing_entries"]
 
 @dataclass(frozen=True)
 class Scaler:
-    """Affine scaling of every column: ``x = (r - shift) * scale``. Constant columns become 0.
+    """Affine scaling of every input of the network: ``x = (r - shift) * scale``. Constant columns become 0.
+
+    The inputs are the columns of the rows. If there are missing indicators, they follow the columns: each is 1 where
+    the value of a column is missing, and 0 elsewhere.
 
     By default, each column's range is scaled to [0, 1]. scikit-learn computes ``r * scale + offset`` instead, which
     loses digits in columns with values far from zero.
@@ -25,13 +28,17 @@ class Scaler:
     Attributes
     ----------
     minimum, maximum : ndarray of shape (n_inputs,), float64
-        Range of each column in the training rows.
-    fill : ndarray of shape (n_inputs,), float64, or None
+        Range of each column in the training rows. The range of an indicator is 0 to 1.
+    fill : ndarray of shape (n_columns,), float64, or None
         Fill value of each column, within its range. None if missing values make a row bad.
     clips : bool
         True if values outside the range are clipped.
     center, factor : ndarray of shape (n_inputs,), float64, or None
-        Shift and scale of each column, which replace those of the range. `factor` is 0 for constant columns.
+        Shift and scale of each column, which replace those of the range. `factor` is 0 for constant columns. They are
+        0 and 1 for an indicator.
+    indicators : ndarray of shape (n_indicators,), int64, or None
+        Sorted numbers of the columns that have an indicator. None if there are no indicators, in which case the inputs
+        are the columns.
     """
 
     minimum: np.ndarray
@@ -40,6 +47,51 @@ class Scaler:
     clips: bool = False
     center: np.ndarray | None = None
     factor: np.ndarray | None = None
+    indicators: np.ndarray | None = None
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of columns and indicators."""
+        return len(self.minimum)
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns of the rows."""
+        return self.n_inputs if self.indicators is None else self.n_inputs - len(self.indicators)
+
+    def with_indicators(self, indicators: np.ndarray | None) -> Scaler:
+        """Return a scaler with an indicator of each of these columns. `self` must have no indicators."""
+        if indicators is None:
+            return self
+        zeros = np.zeros(len(indicators))
+        ones = np.ones(len(indicators))
+        center = self.center
+        factor = self.factor
+        if center is not None and factor is not None:
+            center = np.concatenate([center, zeros])
+            factor = np.concatenate([factor, ones])
+        return replace(
+            self,
+            minimum=np.concatenate([self.minimum, zeros]),
+            maximum=np.concatenate([self.maximum, ones]),
+            center=center,
+            factor=factor,
+            indicators=indicators,
+        )
+
+    def without_indicators(self) -> Scaler:
+        """Return the scaler of the columns."""
+        if self.indicators is None:
+            return self
+        n = self.n_columns
+        return replace(
+            self,
+            minimum=self.minimum[:n],
+            maximum=self.maximum[:n],
+            center=None if self.center is None else self.center[:n],
+            factor=None if self.factor is None else self.factor[:n],
+            indicators=None,
+        )
 
     def with_factors(self, center: np.ndarray, factor: np.ndarray) -> Scaler:
         """Return a scaler with another shift and scale of each column."""
@@ -95,19 +147,26 @@ class Scaler:
         return _to_dtype(self.minimum, dtype, math.ceil), _to_dtype(self.maximum, dtype, math.floor)
 
     def cleaned(self, rows: np.ndarray, to_fill: np.ndarray | None = None) -> np.ndarray:
-        """Fill and clip rows (n_rows, n_inputs) in their own dtype. Return the same array if nothing changes.
+        """Fill and clip rows (n_rows, n_columns) in their own dtype, and append the indicators.
 
         Clipping also replaces Inf. The caller finds bad rows in the rows as they were read.
 
         Parameters
         ----------
-        to_fill : ndarray of shape (n_rows, n_inputs), bool, optional
+        to_fill : ndarray of shape (n_rows, n_columns), bool, optional
             Mask of the entries to fill in. By default, NaN entries are filled in.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_inputs)
+            The same array if nothing changes.
         """
         if self.fill is not None:
             is_missing = np.isnan(rows) if to_fill is None else to_fill
             if is_missing.any():
                 rows = np.where(is_missing, _to_dtype(self.fill, rows.dtype, round), rows)
+            if self.indicators is not None:
+                rows = np.concatenate([rows, is_missing[:, self.indicators]], axis=1, dtype=rows.dtype)
         if self.clips:
             return self._clipped(rows)
         return rows
@@ -122,20 +181,27 @@ class Scaler:
         return clipped
 
     def transform(self, rows: np.ndarray) -> np.ndarray:
-        """Clean and scale rows (n_rows, n_inputs) of any real dtype, and return them as float32.
+        """Clean and scale rows (n_rows, n_columns) of any real dtype. Return float32 of shape (n_rows, n_inputs)."""
+        return self.scaled(self.cleaned(rows))
+
+    def scaled(self, rows: np.ndarray) -> np.ndarray:
+        """Scale cleaned rows (n_rows, n_inputs) of any real dtype, and return them as float32.
 
         The result has the same bits as on the device, unless the device folds the scaling into ``W``.
         """
-        rows = self.cleaned(rows)
         shift, scale = self.arrays(rows.dtype)
         return ((rows.astype(shift.dtype) - shift) * scale).astype(np.float32)
 
     def restore(self, x: np.ndarray) -> np.ndarray:
-        """Return unscaled rows (n_rows, n_inputs), float64, for scaled rows. Constant columns get their value."""
-        width = self.maximum - self.minimum
-        if self.factor is not None:
-            width = np.divide(1, self.factor, out=np.zeros_like(self.factor), where=self.factor > 0)
-        return np.asarray(x * width + self.shift)
+        """Return unscaled rows (n_rows, n_columns), float64, for scaled rows (n_rows, n_inputs).
+
+        Constant columns get their value.
+        """
+        columns = self.without_indicators()
+        width = columns.maximum - columns.minimum
+        if columns.factor is not None:
+            width = np.divide(1, columns.factor, out=np.zeros_like(columns.factor), where=columns.factor > 0)
+        return np.asarray(x[:, : self.n_columns] * width + columns.shift)
 
 
 def _are_exact_in_float32(values: np.ndarray) -> bool:
@@ -149,7 +215,7 @@ def _are_normal(values: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Filling and clipping of rows after they are read.
+    """Filling and clipping of rows after they are read, and their extension by missing indicators.
 
     Attributes
     ----------
@@ -163,7 +229,10 @@ class Cleaning:
     missing: float | None = None
 
     def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
-        """Clean the rows (len(block), n_inputs) of a block. Return the same array if nothing changes."""
+        """Return the cleaned rows (len(block), n_inputs) of a block, given its rows (len(block), n_columns).
+
+        The result is the same array if nothing changes.
+        """
         to_fill = None
         if self.scaler.fill is not None and self.missing is not None:
             to_fill = missing_entries(rows, self.missing, block.shard.stored_dtype)

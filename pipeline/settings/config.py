@@ -406,6 +406,14 @@ class BadDataSettings:
         "rows with missing values are bad.",
         legacy_value=None,
     )
+    missing_indicator: bool = _setting(
+        False,
+        YES_OR_NO,
+        "scan",
+        "With --impute, add a column for each column with missing values, which is 1 where the value is missing and 0 "
+        "elsewhere.",
+        legacy_value=False,
+    )
     clip_quantile: float = _setting(
         0.0,
         number(lambda share: 0 <= share < 0.5, "from 0 to below 0.5"),
@@ -620,6 +628,11 @@ def problems(config: Config) -> list[str]:
     for pair in _EXCLUSIVE:
         if all(values[name] for name in pair):
             wrong.append(f"{' and '.join(pair)}: both are set, expected at most one of them")
+    if config.bad_data.missing_indicator and config.bad_data.impute is None:
+        wrong.append(
+            "missing_indicator: set without impute, expected impute mean or median, because rows with missing values "
+            "are bad otherwise. Set impute, or remove missing_indicator."
+        )
     return wrong + _without_cluster(config.cluster)
 
 

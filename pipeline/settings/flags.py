@@ -26,7 +26,7 @@ _COMPLAINTS_LISTED = 50  # each line of a file that is not a configuration can c
 # Groups of settings in --help.
 _STAGES = {
     "input": ("input", "follow", "dataset", "orientation", "match_columns", "include", "labels"),
-    "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value", "impute"),
+    "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value", "impute", "missing_indicator"),
     "model": (
         *("model", "n_features", "hidden", "activation", "code_activation", "decoder_gain"),
         *("start", "biases", "row_scale", "transform", "scale", "clip_quantile", "on_drift"),

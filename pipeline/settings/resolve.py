@@ -28,6 +28,7 @@ __all__ = [
     "ResolvedStorage",
     "ResolvedTraining",
     "Settings",
+    "max_network_inputs",
     "network_of",
     "resolve",
     "unsuitable_settings",
@@ -241,8 +242,16 @@ def unsuitable_settings(settings: Settings, n_rows: int, n_inputs: int) -> Itera
         yield f"batch_size: {batch_size}, expected 1 to {n_rows} for these rows"
 
 
+def max_network_inputs(settings: Config, n_columns: int) -> int:
+    """Return the largest number of inputs of a network that is trained on rows of `n_columns` columns.
+
+    Only the scan finds out which columns get a missing indicator.
+    """
+    return 2 * n_columns if settings.bad_data.missing_indicator else n_columns
+
+
 def network_of(settings: ResolvedNetwork, n_inputs: int) -> Network:
-    """Return the network that is trained on rows of `n_inputs` columns."""
+    """Return the network that is trained on rows of `n_inputs` columns and missing indicators."""
     widths = (n_inputs, *settings.hidden, settings.n_features)
     activation = settings.activation
     if not settings.hidden:

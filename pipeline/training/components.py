@@ -72,7 +72,7 @@ def sampled(rows: Rows, order: Order, scaler: Scaler, most: int, block_bytes: in
     scaled = np.empty((len(numbers), len(scaler.minimum)), dtype=np.float32)
     # Scale in blocks, since the memory does not hold a second copy of the sample in its own dtype.
     for block in blocks(len(scaled), scaled.shape[1], block_bytes):
-        scaled[block] = scaler.transform(rows.take(numbers[block]))
+        scaled[block] = scaler.scaled(rows.take(numbers[block]))
     return scaled
 
 
@@ -232,14 +232,14 @@ def baseline_of(components: Components, rows: np.ndarray, scaler: Scaler, block_
     Parameters
     ----------
     rows : ndarray of shape (n_rows, n_inputs)
-        Unscaled rows, at least one.
+        Cleaned rows, at least one.
     block_bytes : int
         Bytes of rows in float64 that are scaled at once.
     """
     mean = np.empty(len(rows))
     residual = np.empty(len(rows))
     for block in blocks(len(rows), rows.shape[1], block_bytes):
-        centred = scaler.transform(rows[block]) - components.mean
+        centred = scaler.scaled(rows[block]) - components.mean
         mean[block] = np.square(centred).mean(axis=1)
         # By Pythagoras, since components are orthonormal. Rounding may make the residual of explained rows negative.
         explained = np.square(centred @ components.components).sum(axis=1) / rows.shape[1]

@@ -252,7 +252,7 @@ def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
     sample = data.rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, settings.seed))
     if not len(sample):
         return None
-    return np.asarray(scan.scaler.transform(sample).mean(axis=0, dtype=np.float64))
+    return np.asarray(scan.scaler.scaled(sample).mean(axis=0, dtype=np.float64))
 
 
 # -- replicas ------------------------------------------------------------------------------------------------------

@@ -67,15 +67,16 @@ class ReplicaSettings:
 
     @property
     def n_inputs(self) -> int:
-        """Number of columns."""
-        return len(self.cleaning.scaler.minimum)
+        """Number of columns and missing indicators."""
+        return self.cleaning.scaler.n_inputs
 
     @property
     def key(self) -> object:
         """Key shared by all settings that can use the same compiled step."""
         scaler = self.cleaning.scaler
         arrays = [scaler.minimum, scaler.maximum]
-        arrays += [array for array in (scaler.fill, scaler.center, scaler.factor) if array is not None]
+        optional = (scaler.fill, scaler.center, scaler.factor, scaler.indicators)
+        arrays += [array for array in optional if array is not None]
         content = digest(each.tobytes() for each in arrays)
         return self.training, self.network, self.dtype, self.cleaning.missing, scaler.clips, content
 

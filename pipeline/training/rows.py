@@ -275,7 +275,10 @@ class _Reader:
         """Return the rows of ranges, each within one shard, one after the other."""
         numbers = first_rows(self.shards)
         blocks = [block_of(self.shards, numbers, *piece) for piece in pieces]
-        return rows_of(blocks, row_dtype(self.shards), self.shards[0].n_inputs, self.cleaning, self.n_threads)
+        n_inputs = self.shards[0].n_inputs
+        if self.cleaning is not None:
+            n_inputs = self.cleaning.scaler.n_inputs
+        return rows_of(blocks, row_dtype(self.shards), n_inputs, self.cleaning, self.n_threads)
 
 
 def rows_of(

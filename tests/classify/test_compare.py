@@ -359,6 +359,20 @@ def test_raw_rows_are_imputed_and_clipped_as_in_the_run(
 
 
 @pytest.mark.compiler
+def test_raw_rows_include_missing_indicators(tmp_path: Path, accuracies: Callable[..., dict[str, float]]) -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(600) % 2
+    x = rng.normal(size=(600, 6)).astype(np.float32)
+    x[(rng.random(600) < 0.95) == y, 2] = np.nan  # nothing else differs between the classes
+    write_shard(tmp_path / "x.h5", x, extras={"y": y})
+    flags = ["--impute", "median", "--n-features", "5", "--epochs", "3"]
+    extract_features(tmp_path, "x.h5", "plain", *flags)
+    assert max(accuracies("--features", str(tmp_path / "plain")).values()) < 0.7
+    extract_features(tmp_path, "x.h5", "out", *flags, "--missing-indicator")
+    assert max(accuracies("--features", str(tmp_path / "out")).values()) > 0.9
+
+
+@pytest.mark.compiler
 def test_each_row_is_read_once_for_any_piece_size(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = open_features(folder / "a")
     model = load_model(folder / "a")

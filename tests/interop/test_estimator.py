@@ -296,6 +296,74 @@ def test_unusable_sparse_rows_are_refused() -> None:
     assert same_models(TiedAutoencoder(**QUICK, impute="mean").fit(scipy.sparse.csr_array(x)), filling)
 
 
+def rows_with_gaps(seed: int = 0) -> np.ndarray:
+    """Return rows with zeros, and with NaN in columns 2 and 7."""
+    rng = np.random.default_rng(seed)
+    x = rows()
+    x[rng.random(x.shape) < 0.3] = 0
+    x[:, [2, 7]] = np.where(rng.random((len(x), 2)) < 0.2, np.nan, x[:, [2, 7]])
+    return x
+
+
+def test_indicators_equal_appended_columns() -> None:
+    x = rows_with_gaps()
+    for options in ({}, {"scale": "range", "clip_quantile": 0.05}, {"row_scale": "max"}):
+        with case(options):
+            settings = {**QUICK, "hidden": (6,), "impute": "median", **options}
+            fitted = TiedAutoencoder(**settings, missing_indicator=True).fit(x)
+            model = fitted.model_
+            assert model.scaler.indicators.tolist() == [2, 7]
+            assert (fitted.n_features_in_, model.n_inputs) == (9, 11)
+            sparse = scipy.sparse.csr_array(x)
+            assert same_models(TiedAutoencoder(**settings, missing_indicator=True).fit(sparse), fitted)
+            features = fitted.transform(x)
+            assert fitted.transform(sparse).tobytes() == features.tobytes()
+            filled = TiedAutoencoder(**settings).fit(x).model_.scaler.cleaned(model.prepared(x))
+            appended = np.hstack([filled, np.isnan(x)[:, [2, 7]]])
+            np.testing.assert_allclose(features, model.encode_cleaned(appended), rtol=1e-4, atol=1e-5)
+            errors = np.square(model.scaler.scaled(appended) - model.decode(features)).mean(axis=1)
+            np.testing.assert_allclose(-fitted.score_samples(x), errors, rtol=1e-3)
+            assert fitted.inverse_transform(features).shape == x.shape
+
+
+def test_a_fit_with_indicators_equals_a_fit_on_appended_columns() -> None:
+    x = rows_with_gaps()
+    settings = {**QUICK, "hidden": (6,), "scale": "range", "learning_rate": 0.01}
+    fitted = TiedAutoencoder(**settings, impute="median", missing_indicator=True).fit(x)
+    appended = np.hstack([np.where(np.isnan(x), fitted.model_.scaler.fill, x), np.isnan(x)[:, [2, 7]]])
+    assert fitted.transform(x).tobytes() == TiedAutoencoder(**settings).fit_transform(appended).tobytes()
+
+
+def test_new_gaps_get_no_indicator() -> None:
+    x = rows_with_gaps()
+    fitted = TiedAutoencoder(**QUICK, impute="mean", missing_indicator=True).fit(x)
+    later = x.copy()
+    later[3, 0] = np.nan
+    filled = x.copy()
+    filled[3, 0] = fitted.model_.scaler.fill[0]
+    assert fitted.transform(later).tobytes() == fitted.transform(filled).tobytes()
+    fitted.partial_fit(later)
+    assert fitted.model_.scaler.indicators.tolist() == [2, 7]
+    whole = rows()
+    plain = TiedAutoencoder(**QUICK, impute="mean").fit(whole)
+    assert same_models(TiedAutoencoder(**QUICK, impute="mean", missing_indicator=True).fit(whole), plain)
+
+
+def test_a_loaded_model_with_indicators_goes_on(tmp_path: Path) -> None:
+    x = rows_with_gaps()
+    fitted = TiedAutoencoder(**QUICK, impute="mean", missing_indicator=True, random_state=1).fit(x)
+    (tmp_path / "model.h5").write_bytes(fitted.model_.to_hdf5())
+    loaded = TiedAutoencoder.from_run(tmp_path / "model.h5")
+    assert (loaded.missing_indicator, loaded.n_features_in_) == (True, 9)
+    assert loaded.transform(x).tobytes() == fitted.transform(x).tobytes()
+    assert same_models(loaded.partial_fit(x), fitted.partial_fit(x))
+
+
+def test_indicators_require_imputation() -> None:
+    with pytest.raises(ValueError, match=r"missing_indicator.*impute"):
+        TiedAutoencoder(**QUICK, missing_indicator=True).fit(rows())
+
+
 def test_wide_sparse_rows_are_made_dense_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
     n_rows = 6 * TILE_ROWS
     x = scipy.sparse.random_array((n_rows, 400), density=0.01, rng=np.random.default_rng(0), format="csr")
@@ -373,7 +441,8 @@ def test_model_with_column_names_refuses_other_columns(tmp_path: Path) -> None:
 def test_numpy_replaces_a_missing_theano(monkeypatch: pytest.MonkeyPatch) -> None:
     x = rows(9000)
     x[::7, 3] = np.nan
-    for options in ({}, {"impute": "mean", "clip_quantile": 0.1, "hidden": (8,), "code_activation": "sigmoid"}):
+    filling = {"impute": "mean", "clip_quantile": 0.1, "hidden": (8,), "code_activation": "sigmoid"}
+    for options in ({}, filling, {**filling, "missing_indicator": True}):
         with case(options):
             values = x if options else np.nan_to_num(x)
             fitted = TiedAutoencoder(**QUICK, **options).fit(values)

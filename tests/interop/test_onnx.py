@@ -64,6 +64,17 @@ def test_onnx_encoder_imputes_and_clips(network: Network) -> None:
     np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
 
 
+@each("network", [Network((6, 3)), Network((6, 8, 3), "relu", "linear")])
+def test_onnx_encoder_appends_indicators(network: Network) -> None:
+    rows = 100 * np.random.default_rng(1).standard_normal((200, 4))
+    low, high = np.quantile(rows, (0.1, 0.9), axis=0)
+    rows[np.random.default_rng(2).random(rows.shape) < 0.1] = np.nan
+    for clips in (False, True):
+        scaler = Scaler(low, high, (low + high) / 2, clips).with_indicators(np.array([1, 3]))
+        model = replace(model_of(network, np.ones((2, 6))), scaler=scaler)
+        np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
+
+
 @each("network", NETWORKS)
 def test_onnx_encoder_applies_another_scaling(network: Network) -> None:
     rows = 100 * np.random.default_rng(1).standard_normal((200, 4))

@@ -129,6 +129,7 @@ def test_clipping_equals_a_run_over_clipped_rows(shards: Shards) -> None:
         ["--clip-quantile", "0.02", "--impute", "mean"],
         ["--impute", "mean", "--row-scale", "total", "--transform", "log1p", "--scale", "std"],
         ["--impute", "median", "--row-scale", "norm", "--scale", "common"],
+        ["--impute", "mean", "--missing-indicator", "--clip-quantile", "0.02", "--scale", "std"],
     ],
     ids=lambda flags: flags[-2],
 )

@@ -101,6 +101,7 @@ AFFECTED_STAGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"shuffle_window": 8000}, {"model", "all"}),
     ({"missing_value": -9999.0}, set(STAGES)),
     ({"impute": "mean"}, set(STAGES)),
+    ({"missing_indicator": True}, set(STAGES)),
     ({"clip_quantile": 0.001}, set(STAGES)),
     ({"scale": "std"}, set(STAGES)),
     ({"row_scale": "total"}, set(STAGES)),

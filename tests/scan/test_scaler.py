@@ -112,6 +112,33 @@ def test_cleaning_keeps_the_dtype_and_unchanged_rows(dtype):
     assert outside.tolist() == [[0, 3], [90, 1]]
 
 
+@pytest.mark.parametrize("dtype", ["u1", "i2", "i8", "u8", "f4", "f8"])
+def test_indicators_follow_the_columns(dtype):
+    rows = np.array([[0, 3], [7, 9], [90, 5]], dtype)
+    to_fill = np.array([[False, True], [False, False], [True, False]])
+    for columns in ([0], [1], [0, 1]):
+        plain = cleaning()
+        scaler = plain.with_indicators(np.array(columns))
+        assert (scaler.n_columns, scaler.n_inputs) == (2, 2 + len(columns))
+        cleaned = scaler.cleaned(rows, to_fill)
+        assert cleaned.dtype == rows.dtype
+        np.testing.assert_array_equal(cleaned, np.hstack([plain.cleaned(rows, to_fill), to_fill[:, columns]]))
+        np.testing.assert_array_equal(scaler.scaled(cleaned)[:, 2:], to_fill[:, columns])
+        np.testing.assert_array_equal(scaler.scaled(cleaned)[:, :2], plain.scaled(plain.cleaned(rows, to_fill)))
+        assert scaler.cleaned(rows[:0], to_fill[:0]).shape == (0, scaler.n_inputs)
+
+
+def test_indicators_keep_their_values_in_any_scaling():
+    rows = np.array([[np.nan, 4], [1, 3]], np.float32)
+    for plain in (cleaning(clips=False), cleaning(clips=False).with_factors(np.array([1.0, 2.0]), np.array([0.5, 0]))):
+        scaler = plain.with_indicators(np.array([0]))
+        x = scaler.transform(rows)
+        assert x[:, 2].tolist() == [1, 0]
+        np.testing.assert_array_equal(scaler.restore(x), plain.restore(plain.transform(rows)))
+        for name in ("minimum", "maximum", "center", "factor", "indicators"):
+            np.testing.assert_array_equal(getattr(scaler.without_indicators(), name), getattr(plain, name))
+
+
 def test_nan_is_imputed_by_default_and_kept_without_a_fill():
     rows = np.array([[np.nan, 99], [1, np.nan]], np.float32)
     assert cleaning().cleaned(rows).tolist() == [[0.25, 9], [1, 3.5]]

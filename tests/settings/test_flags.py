@@ -52,6 +52,7 @@ SAMPLES = {
     "max_bad_shards": ("5", "0.5%", "7"),
     "missing_value": (-1.0, -2.0, -3.0),
     "impute": ("mean", "median", "mean"),
+    "missing_indicator": (True, False, True),
     "row_scale": ("total", "median", "norm"),
     "transform": ("log1p", "log1p", "log1p"),
     "scale": ("std", "common", "none"),
@@ -84,13 +85,14 @@ SAMPLES = {
 REQUIRED_VALUES = {  # for each setting, the settings that it requires
     **{name: {"scheduler": "a"} for name in ("insecure_cluster", "mixed_processors")},
     "dashboard": {"workers": 1},
+    "missing_indicator": {"impute": "mean"},
 }
 LISTS = ("hidden", "devices")  # commas separate the values in one word
 
 
 def flags(name, value):
     flag = "--" + name.replace("_", "-")
-    if name in ("decoder_gain", "baseline"):
+    if name in ("decoder_gain", "baseline", "missing_indicator"):
         return [flag] if value is True else [flag, word(name, value)]
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-")]

@@ -427,8 +427,8 @@ _INTEROP = (
     Mutation(
         "decoded-rows-lack-the-minimum",
         "pipeline/scan/scaler.py",
-        "np.asarray(x * width + self.shift)",
-        "np.asarray(x * width)",
+        "x[:, : self.n_columns] * width + columns.shift",
+        "x[:, : self.n_columns] * width",
         ("tests/interop/test_applying.py::test_decoded_features_are_rows_in_original_units",),
     ),
 )

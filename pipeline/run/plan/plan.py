@@ -32,7 +32,6 @@ from pipeline.run.training_sample import sample_training
 from pipeline.run.training_stage import TrainingStage
 from pipeline.settings.config import Config
 from pipeline.settings.deadline import deadline_of
-from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 
 if TYPE_CHECKING:
@@ -151,7 +150,7 @@ def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, A
             "columns": str(prepared.columns),
         },
         "model": {
-            "widths": list(network_of(config.network, prepared.n_inputs).widths),
+            "widths": list(prepared.max_network.widths),
             "epochs": 0 if prepared.given_model else config.training.epochs,
             "steps_per_epoch": -(-n_train // config.training.batch_size),
             "batch_size": config.training.batch_size,
@@ -167,7 +166,7 @@ def _disk(prepared: Prepared, reusable: Reusable, feature_bytes: int) -> dict[st
     n_bytes = 0
     if not reusable.is_complete:
         # encoder.npz is in float64; a trained model.h5 is written twice.
-        n_weights = network_of(prepared.config.network, prepared.n_inputs).n_weights
+        n_weights = prepared.max_network.n_weights
         n_copies = 2 if prepared.given_model is None else 1
         n_bytes = feature_bytes + n_weights * (8 + 4 * n_copies)
     free = free_bytes(Path(prepared.config.results.output))
