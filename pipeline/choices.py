@@ -6,5 +6,5 @@ SCALES = ("range", "std", "common", "none")
 """Scalings of columns."""
 ROW_SCALES = ("total", "median", "norm", "max")
 """Sizes that rows are divided by."""
-TRANSFORMS = ("log1p",)
+TRANSFORMS = ("log1p", "rank")
 """Transformations of values."""

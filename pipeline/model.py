@@ -27,6 +27,7 @@ from pipeline.errors import DataError, NoInput, printable
 from pipeline.modelfile import COLUMNS, FORMAT, RANGE_FORMAT, listed_model, read_model_file
 from pipeline.output.records import Entry
 from pipeline.preparation import Preparation
+from pipeline.scan.ranks import RankTables
 from pipeline.scan.scaler import Scaler
 
 __all__ = ["Model", "load_model"]
@@ -166,6 +167,8 @@ class Model:
         - ``offset`` (n_columns,), if present, is subtracted from integer rows first.
         - ``row_scale`` and ``transform``, if present, describe the preparation that follows: see `Preparation`. The
           array ``fill`` is then called ``fill_prepared``, so that programs without this preparation fail.
+        - ``knots`` and ``ranks`` (n_columns, n_knots), if present, are the tables that replace values by ranks: see
+          `RankTables`. All arrays below describe ranks.
         - ``fill`` (n_columns,) then replaces NaN. It is NaN itself if the model does not impute values.
         - ``indicators`` (n_indicators,), if present, are the numbers of the columns whose masks of NaN are appended to
           the filled rows. Programs that do not append them fail, because the rows are then too short.
@@ -200,6 +203,9 @@ class Model:
             arrays["offset"] = self.offset
         if scaler.indicators is not None:
             arrays["indicators"] = scaler.indicators
+        if scaler.tables is not None:
+            arrays["knots"] = scaler.tables.knots
+            arrays["ranks"] = scaler.tables.ranks
         return {**arrays, **self._activations()}
 
     def _activations(self) -> dict[str, np.ndarray]:
@@ -227,6 +233,9 @@ class Model:
             scaling["offset"] = self.offset
         if self.scaler.indicators is not None:
             scaling["indicators"] = self.scaler.indicators
+        if self.scaler.tables is not None:
+            scaling["knots"] = self.scaler.tables.knots
+            scaling["ranks"] = self.scaler.tables.ranks
         return {**scaling, **weights}
 
     def _wide(self, name: str) -> np.ndarray:
@@ -289,6 +298,7 @@ def _read_model(path: Path, entry: Entry | None) -> Model:
     stored = read_model_file(path, entry)
     arrays = stored.arrays
     clips = bool(arrays.get("clips", False))
+    tables = RankTables(arrays["knots"], arrays["ranks"]) if "knots" in arrays else None
     model = Model(
         scaler=Scaler(
             arrays["minimum"],
@@ -298,6 +308,7 @@ def _read_model(path: Path, entry: Entry | None) -> Model:
             arrays.get("center"),
             arrays.get("factor"),
             arrays.get("indicators"),
+            tables,
         ),
         network=stored.network,
         parameters={name: arrays[name] for name in stored.network.shapes},

@@ -27,6 +27,7 @@ from pipeline.hdf5.plain.datasets import Dataset, value_of
 from pipeline.hdf5.superblock import check_superblock
 from pipeline.output.records import MANIFEST, Entry, read_manifest
 from pipeline.preparation import Preparation, preparation_of
+from pipeline.scan.ranks import MAX_KNOTS, are_tables
 
 __all__ = ["COLUMNS", "FORMAT", "RANGE_FORMAT", "StoredModel", "listed_model", "read_model_file"]
 
@@ -56,8 +57,8 @@ class StoredModel:
     network : Network
     arrays : mapping of str to ndarray
         ``minimum``, ``maximum`` and the parameters of the network. A file can also contain ``fill``, ``clips``,
-        ``offset``, ``indicators``, and both ``center`` and ``factor``. Shapes and dtypes are as expected, all values
-        are finite, and indicators belong to existing columns.
+        ``offset``, ``indicators``, both ``center`` and ``factor``, and both ``knots`` and ``ranks``. Shapes and dtypes
+        are as expected, all values are finite, indicators belong to existing columns, and knots and ranks increase.
     about : mapping
         Description of how the model was made, as plain values.
     fingerprint : str
@@ -170,14 +171,14 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
         base = check_superblock(descriptor, size, where)
         contents = read_contents(descriptor, size, base, _MOST_METADATA)
         network = _network(contents, where)
-        datasets = _datasets(contents, network, where)
+        preparation = _preparation(contents, where)
+        datasets = _datasets(contents, network, preparation, where)
         arrays = read_arrays(descriptor, size, base, datasets, where)
         description = arrays.pop(COLUMNS, None)
         n_columns = network.n_inputs - len(arrays.get(_INDICATORS, ()))
         columns = NO_COLUMNS
         if description is not None:
             columns = Columns.from_json(description.tobytes(), n_columns)
-        preparation = _preparation(contents, where)
         fingerprint = _text(contents, "fingerprint", where)
         about = parse_bounded(_text(contents, "about", where))
     except (OSError, MemoryError, ShardpressError):
@@ -188,6 +189,8 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
             f"shardpress writes them. {_FORGED}"
         ) from error
     _check_finite(arrays, where)
+    if "knots" in arrays:
+        _check_tables(arrays, where)
     if _INDICATORS in arrays:
         _check_indicators(arrays[_INDICATORS], n_columns, where)
     _check_about(about, where)
@@ -289,10 +292,13 @@ def _check_format(found: str, where: str) -> None:
     raise DataError(what)
 
 
-def _datasets(contents: Contents, network: Network, where: str) -> dict[str, Dataset]:
+def _datasets(contents: Contents, network: Network, preparation: Preparation | None, where: str) -> dict[str, Dataset]:
     """Return the headers of all arrays, after checking that shapes and dtypes match the network."""
     datasets = {}
     expected = _expected_arrays(contents, network, where)
+    if preparation is not None and preparation.transform == "rank":
+        n_columns = network.n_inputs - _n_indicators(contents, network, where)
+        expected |= _expected_tables(contents, n_columns, where)
     for name in expected:
         datasets[name] = _dataset(contents, name, where)
     for name, (shape, dtype) in expected.items():
@@ -320,6 +326,27 @@ def _expected_arrays(contents: Contents, network: Network, where: str) -> dict[s
         raise DataError(f"{where}: {names}. {_FORGED}")
     optional = {"fill": each_column, "clips": ((), np.bool_), "offset": each_column}
     return required | {name: kind for name, kind in optional.items() if name in contents.addresses}
+
+
+def _expected_tables(contents: Contents, n_columns: int, where: str) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Return the shape and dtype of the arrays of `RankTables`. All columns have the same number of knots."""
+    shape = _dataset(contents, "knots", where).shape
+    n_knots = shape[-1] if len(shape) == 2 else 0
+    if not 1 <= n_knots <= MAX_KNOTS:
+        raise DataError(
+            f"{where}: array knots has the shape {shape}, expected ({n_columns}, 1 to {MAX_KNOTS}). {_FORGED}"
+        )
+    kind = ((n_columns, n_knots), np.float64)
+    return {"knots": kind, "ranks": kind}
+
+
+def _check_tables(arrays: Mapping[str, np.ndarray], where: str) -> None:
+    """Raise `DataError` unless the tables of all columns increase."""
+    if not are_tables(arrays["knots"], arrays["ranks"]):
+        raise DataError(
+            f"{where}: arrays knots and ranks have invalid values, expected increasing knots with increasing ranks "
+            f"between 0 and 1. {_FORGED}"
+        )
 
 
 def _n_indicators(contents: Contents, network: Network, where: str) -> int:

@@ -49,7 +49,7 @@ _SIZES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 @dataclass(frozen=True)
 class Preparation:
-    """Row scaling and transformation of values.
+    """Row scaling and transformation of values on reading.
 
     Attributes
     ----------
@@ -58,7 +58,8 @@ class Preparation:
         row by the absolute value of its median, by its Euclidean norm, or by its largest absolute value. A row whose
         size is 0 or not finite stays as it is. NaN is ignored.
     transform : str or None
-        ``log1p`` replaces each value ``x`` by ``sign(x) * log(1 + abs(x))``.
+        ``log1p`` replaces each value ``x`` by ``sign(x) * log(1 + abs(x))``. ``rank`` only converts rows to floats:
+        ranks need tables from the scan, which belong to the scaler (see `pipeline.scan.scaler.Scaler`).
     """
 
     row_scale: str | None = None

@@ -14,6 +14,7 @@ from pipeline.columns import Columns
 from pipeline.model import Model, load_model
 from pipeline.modelfile import FORMAT, RANGE_FORMAT
 from pipeline.preparation import Preparation
+from pipeline.scan.ranks import rank_tables
 from pipeline.scan.scaler import Scaler
 from tests.support.cases import each
 from tests.support.helpers import refused
@@ -213,6 +214,55 @@ def test_invalid_indicators_are_refused(tmp_path):
         del file["fill"]
     with refused(65, "model.h5", "fill"):
         load_model(tmp_path)
+
+
+def ranking_model():
+    """Return a model that ranks, fills in and clips values, and rows with missing values."""
+    rows = np.random.default_rng(3).gamma(0.5, 20, (400, 4)).round(1)
+    rows[np.random.default_rng(1).random(rows.shape) < 0.1] = np.nan
+    scaler = Scaler(np.full(4, 0.1), np.full(4, 0.9), np.full(4, 0.5), clips=True, tables=rank_tables(rows))
+    return replace(
+        model_of(EXTENDED[0], scaler.with_indicators(INDICATORS)), preparation=Preparation(None, "rank")
+    ), rows
+
+
+def test_ranks_are_applied_stored_and_fingerprinted(tmp_path):
+    model, rows = ranking_model()
+    tables = model.scaler.tables
+    ranks = np.stack([np.interp(rows[:, i], tables.knots[i], tables.ranks[i], 0, 1) for i in range(4)], axis=1)
+    plain = replace(model, scaler=replace(model.scaler, tables=None), preparation=None)
+    np.testing.assert_allclose(model.encode(rows), plain.encode(ranks), atol=1e-6)
+    (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+    found = load_model(tmp_path)
+    assert found.fingerprint == model.fingerprint != plain.fingerprint
+    np.testing.assert_array_equal(found.encode(rows), model.encode(rows))
+    other = replace(model, scaler=replace(model.scaler, tables=rank_tables(rows[:300])))
+    assert other.fingerprint != model.fingerprint
+    encoder = np.load(io.BytesIO(model.to_npz()))
+    assert str(encoder["transform"]) == "rank"
+    np.testing.assert_array_equal(encoder["knots"], tables.knots)
+    np.testing.assert_array_equal(encoder["ranks"], tables.ranks)
+    (tmp_path / "encoder.npz").write_bytes(model.to_npz())
+    with pytest.raises(KeyError, match="fill"):  # instead of wrong features
+        encoded_as_shown(tmp_path, rows)
+
+
+def test_invalid_tables_are_refused(tmp_path):
+    model, _ = ranking_model()
+    tables = model.scaler.tables
+    changes = {
+        "knots": [tables.knots[:, ::-1], tables.knots[:3], tables.knots[0], np.zeros((4, 0)), np.zeros((4, 257)), None],
+        "ranks": [tables.ranks + 1, tables.ranks[:, :-1], tables.ranks.astype(np.float32), tables.ranks * np.nan, None],
+    }
+    for name, arrays in changes.items():
+        for array in arrays:
+            (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+            with h5py.File(tmp_path / "model.h5", "a") as file:
+                del file[name]
+                if array is not None:
+                    file[name] = array
+            with refused(65, "model.h5", name):
+                load_model(tmp_path)
 
 
 def test_another_scaling_is_applied_stored_and_fingerprinted(tmp_path):

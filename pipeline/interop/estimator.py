@@ -94,8 +94,9 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         requires `impute`.
     row_scale : {"total", "median", "norm", "max"}, optional
         Size by which each row is divided before the columns are scaled. With "total", each row gets a total of 10,000.
-    value_transform : {"log1p"}, optional
-        Transformation of all values before the columns are scaled: ``sign(x) * log(1 + abs(x))``.
+    value_transform : {"log1p", "rank"}, optional
+        Transformation of all values before the columns are scaled: ``sign(x) * log(1 + abs(x))``, or the rank among the
+        values of the column, from 0 to 1.
     scale : {"auto", "range", "std", "common", "none"}
         Scaling of the columns: each to [0, 1], each to the same variance, all divided by one number, or none. "auto"
         chooses one of the first three.

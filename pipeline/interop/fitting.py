@@ -155,7 +155,11 @@ def prepare_fit(rows: Any, config: Config) -> Fit:
     budget = _budget(settings, shards)
     bad_data = settings.bad_data
     scan_settings = _scan_settings(budget, bad_data.clip_quantile, bad_data.impute, settings.scaling.scale)
-    scan_settings = replace(scan_settings, missing_indicator=bad_data.missing_indicator)
+    scan_settings = replace(
+        scan_settings,
+        missing_indicator=bad_data.missing_indicator,
+        ranks=settings.scaling.transform == "rank",
+    )
     ranges = _scan(shards, scan_settings, budget)
     check_usable(shards, ranges)
     return _fit(shards, ranges, settings, budget)
@@ -253,6 +257,8 @@ def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, bu
         center=columns.center,
         factor=columns.factor,
         indicators=scaler.indicators,
+        knots=None if scaler.tables is None else scaler.tables.knots,
+        ranks=None if scaler.tables is None else scaler.tables.ranks,
     )
 
 

@@ -42,8 +42,8 @@ def encoder_onnx(model: Model) -> bytes:
     DeviceError
         If the package ``onnx`` is not installed.
     DataError
-        If the model was trained on whole numbers above 2^53, which the ONNX input would round, or divides rows by
-        their median.
+        If the model was trained on whole numbers above 2^53, which the ONNX input would round, if it divides rows by
+        their median, or if it replaces values by ranks.
     """
     if model.offset is not None:
         raise DataError(
@@ -53,6 +53,11 @@ def encoder_onnx(model: Model) -> bytes:
     if model.preparation is not None and model.preparation.row_scale == "median":
         raise DataError(
             "the model divides rows by their median, for which ONNX has no operator. Train with another --row-scale, "
+            "or encode such rows with `shardpress run --model`."
+        )
+    if model.scaler.tables is not None:
+        raise DataError(
+            "the model replaces values by their ranks, for which ONNX has no operator. Train with another --transform, "
             "or encode such rows with `shardpress run --model`."
         )
     try:

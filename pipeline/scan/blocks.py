@@ -74,6 +74,8 @@ class ScanSettings:
         Size of the cache of decompressed chunks in each process, in bytes.
     missing_indicator : bool
         True if each column with missing values gets an indicator.
+    ranks : bool
+        True if values are replaced by their ranks.
     """
 
     block_rows: int
@@ -84,6 +86,7 @@ class ScanSettings:
     scale: str = "range"
     chunk_bytes: int = 0
     missing_indicator: bool = False
+    ranks: bool = False
 
     @property
     def fills(self) -> bool:

@@ -27,6 +27,7 @@ from pipeline.scan.blocks import (
     stats_of_unreadable,
 )
 from pipeline.scan.hints import hints_of
+from pipeline.scan.ranks import MAX_KNOTS, RankTables, are_tables, rank_tables
 from pipeline.scan.sample import INNER, LARGE_SAMPLE, SMALL_SAMPLE, means, quantiles, spread, stride_of
 from pipeline.scan.scaler import Scaler, bad_entries
 from pipeline.scan.scaling import chosen_scale, scaled_as
@@ -58,7 +59,7 @@ _EXACT = 2.0**53  # float64 holds all integers up to this one exactly
 _WIDEST = 2.0**62  # smaller differences fit into 64 bits for any minimum
 _ARRAYS = (
     *("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset", "center", "factor"),
-    "indicators",
+    *("indicators", "knots", "ranks"),
 )
 
 
@@ -98,6 +99,9 @@ class Scan:
         Shift and scale of each column, see `Scaler`. None if the range is scaled to [0, 1].
     indicators : ndarray of shape (n_indicators,), int64, or None
         Sorted numbers of the columns that get a missing indicator. None if no column gets one.
+    knots, ranks : ndarray of shape (n_inputs, n_knots), float64, or None
+        Tables that replace values by ranks, see `RankTables`. All other arrays then describe ranks. None if values are
+        not replaced.
     """
 
     n_rows: int
@@ -116,6 +120,8 @@ class Scan:
     center: np.ndarray | None = None
     factor: np.ndarray | None = None
     indicators: np.ndarray | None = None
+    knots: np.ndarray | None = None
+    ranks: np.ndarray | None = None
 
     @property
     def n_good(self) -> int:
@@ -130,7 +136,10 @@ class Scan:
     @property
     def scaler(self) -> Scaler:
         """Scaling of the columns and of the missing indicators."""
-        columns = Scaler(self.minimum, self.maximum, self.fill, self.clips, self.center, self.factor)
+        tables = None
+        if self.knots is not None and self.ranks is not None:
+            tables = RankTables(self.knots, self.ranks)
+        columns = Scaler(self.minimum, self.maximum, self.fill, self.clips, self.center, self.factor, tables=tables)
         return columns.with_indicators(self.indicators)
 
     @property
@@ -203,7 +212,11 @@ class Scan:
 
 def scan_bytes(shards: Sequence[Shard]) -> int:
     """Return the largest possible size of a scan's arrays in bytes."""
-    numbers = (len(_ARRAYS) + 1) * shards[0].n_inputs + sum(shard.n_rows for shard in shards)
+    n_each = len(_ARRAYS) + 1
+    preparation = shards[0].preparation
+    if preparation is not None and preparation.transform == "rank":
+        n_each += 2 * MAX_KNOTS
+    numbers = n_each * shards[0].n_inputs + sum(shard.n_rows for shard in shards)
     return numbers * np.dtype(np.float64).itemsize
 
 
@@ -227,6 +240,7 @@ def _field_checks(scan_result: Scan) -> dict[str, bool]:
         "inner": _is_array(scan_result.inner, np.float64, (2, *shape)),
         "fill": _is_fill(scan_result.fill, shape),
         "indicators": _are_indicators(scan_result.indicators, scan_result.n_missing),
+        "knots or ranks": _are_optional_tables(scan_result.knots, scan_result.ranks, shape),
         "scale": scan_result.scale in SCALES,
         "hints": all(isinstance(hint, str) for hint in scan_result.hints),
         "center or factor": _is_scaling(scan_result.center, scan_result.factor, shape),
@@ -268,6 +282,14 @@ def _are_indicators(indicators: np.ndarray | None, n_missing: np.ndarray | None)
     if n_missing is None or indicators.dtype != np.int64:
         return False
     return len(indicators) > 0 and np.array_equal(indicators, np.flatnonzero(n_missing))
+
+
+def _are_optional_tables(knots: np.ndarray | None, ranks: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+    if knots is None or ranks is None:
+        return knots is None and ranks is None
+    is_shaped = knots.ndim == 2 and knots.shape[:1] == shape and 1 <= knots.shape[1] <= MAX_KNOTS
+    are_arrays = is_shaped and _is_array(knots, np.float64, knots.shape) and _is_array(ranks, np.float64, knots.shape)
+    return are_arrays and are_tables(knots, ranks)
 
 
 def _are_reasons(unreadable: Mapping[int, str]) -> bool:
@@ -350,7 +372,7 @@ def _check_unreadable(stats: BlockStats, known: BlockStats, n_shards: int, limit
 def scan_task(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequence[Piece]], BlockStats]:
     """Return the function that scans the pieces of a task."""
     n_rows = sum(shard.n_rows for shard in shards)
-    needs_values = settings.clip_quantile or settings.fills or settings.scale != "range"
+    needs_values = settings.clip_quantile or settings.fills or settings.ranks or settings.scale != "range"
     n_values = LARGE_SAMPLE if needs_values else SMALL_SAMPLE
     return partial(scan_pieces, settings, stride_of(n_rows, shards[0].n_inputs, n_values))
 
@@ -372,6 +394,10 @@ def _blocks_per_task(n_blocks: int) -> int:
 
 def scan_from_stats(stats: BlockStats, settings: ScanSettings, shards: Sequence[Shard]) -> Scan:
     """Return the scan for the statistics of all rows of shards, or of some of their rows."""
+    tables = None
+    if settings.ranks:
+        tables = rank_tables(stats.sample)
+        stats = _ranked(stats, tables, row_dtype(shards))
     minimum, maximum = _scaled_range(stats, settings)
     scaler = Scaler(minimum, maximum)
     scan = Scan(
@@ -384,6 +410,8 @@ def scan_from_stats(stats: BlockStats, settings: ScanSettings, shards: Sequence[
         unreadable=stats.unreadable,
         clips=settings.clip_quantile > 0,
         hints=hints_of(stats.sample, sum(shard.n_rows for shard in shards)),
+        knots=None if tables is None else tables.knots,
+        ranks=None if tables is None else tables.ranks,
     )
     if settings.scale != "range" and scan.n_good:
         with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
@@ -397,6 +425,13 @@ def scan_from_stats(stats: BlockStats, settings: ScanSettings, shards: Sequence[
     if settings.missing_indicator and stats.n_missing.any():
         indicators = np.flatnonzero(stats.n_missing)
     return replace(scan, fill=fill, n_missing=stats.n_missing, indicators=indicators)
+
+
+def _ranked(stats: BlockStats, tables: RankTables, dtype: np.dtype) -> BlockStats:
+    """Return the statistics of the ranks of rows of `dtype`. They need no second pass, because ranks are monotone."""
+    minimum, maximum = tables.apply(np.stack([stats.minimum, stats.maximum]))
+    sample = tables.apply(stats.sample).astype(dtype).astype(np.float64)
+    return replace(stats, minimum=minimum, maximum=maximum, sample=sample)
 
 
 def _scaled_range(stats: BlockStats, settings: ScanSettings) -> tuple[np.ndarray, np.ndarray]:

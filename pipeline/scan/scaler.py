@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.scan.ranks import RankTables
+
 if TYPE_CHECKING:
     from pipeline.shards.shard import Block
 
@@ -39,6 +41,9 @@ class Scaler:
     indicators : ndarray of shape (n_indicators,), int64, or None
         Sorted numbers of the columns that have an indicator. None if there are no indicators, in which case the inputs
         are the columns.
+    tables : RankTables or None
+        Tables that replace values by ranks, before anything else. All other attributes then describe ranks. None if
+        values are not replaced.
     """
 
     minimum: np.ndarray
@@ -48,6 +53,7 @@ class Scaler:
     center: np.ndarray | None = None
     factor: np.ndarray | None = None
     indicators: np.ndarray | None = None
+    tables: RankTables | None = None
 
     @property
     def n_inputs(self) -> int:
@@ -99,8 +105,8 @@ class Scaler:
 
     @property
     def cleans(self) -> bool:
-        """True if missing values are filled in, or values outside the range are clipped, before the scaling."""
-        return self.clips or self.fill is not None
+        """True if values are replaced by ranks, filled in or clipped before the scaling."""
+        return self.clips or self.fill is not None or self.tables is not None
 
     @property
     def shift(self) -> np.ndarray:
@@ -147,7 +153,7 @@ class Scaler:
         return _to_dtype(self.minimum, dtype, math.ceil), _to_dtype(self.maximum, dtype, math.floor)
 
     def cleaned(self, rows: np.ndarray, to_fill: np.ndarray | None = None) -> np.ndarray:
-        """Fill and clip rows (n_rows, n_columns) in their own dtype, and append the indicators.
+        """Rank, fill and clip rows (n_rows, n_columns) in their own dtype, and append the indicators.
 
         Clipping also replaces Inf. The caller finds bad rows in the rows as they were read.
 
@@ -161,6 +167,8 @@ class Scaler:
         ndarray of shape (n_rows, n_inputs)
             The same array if nothing changes.
         """
+        if self.tables is not None:
+            rows = self.tables.apply(rows)
         if self.fill is not None:
             is_missing = np.isnan(rows) if to_fill is None else to_fill
             if is_missing.any():
@@ -201,7 +209,10 @@ class Scaler:
         width = columns.maximum - columns.minimum
         if columns.factor is not None:
             width = np.divide(1, columns.factor, out=np.zeros_like(columns.factor), where=columns.factor > 0)
-        return np.asarray(x[:, : self.n_columns] * width + columns.shift)
+        rows = np.asarray(x[:, : self.n_columns] * width + columns.shift)
+        if self.tables is not None:
+            return self.tables.restore(rows)
+        return rows
 
 
 def _are_exact_in_float32(values: np.ndarray) -> bool:
@@ -215,7 +226,7 @@ def _are_normal(values: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Filling and clipping of rows after they are read, and their extension by missing indicators.
+    """Ranking, filling and clipping of rows after they are read, and their extension by missing indicators.
 
     Attributes
     ----------

@@ -208,7 +208,8 @@ class ScalingSettings:
         None,
         one_of(*TRANSFORMS),
         "scan",
-        "Replace each value x by sign(x) log(1 + |x|), after --row-scale and before the columns are scaled.",
+        "After --row-scale and before the columns are scaled, replace each value x by sign(x) log(1 + |x|) (log1p), or "
+        "by its rank among the values of its column, from 0 to 1 (rank).",
         legacy_value=None,
     )
 

@@ -77,6 +77,8 @@ class ReplicaSettings:
         arrays = [scaler.minimum, scaler.maximum]
         optional = (scaler.fill, scaler.center, scaler.factor, scaler.indicators)
         arrays += [array for array in optional if array is not None]
+        if scaler.tables is not None:
+            arrays += [scaler.tables.knots, scaler.tables.ranks]
         content = digest(each.tobytes() for each in arrays)
         return self.training, self.network, self.dtype, self.cleaning.missing, scaler.clips, content
 
