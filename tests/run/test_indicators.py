@@ -64,6 +64,7 @@ def test_indicators_equal_a_run_over_appended_columns(shards: Shards) -> None:
             assert not verify(str(gaps.output), 1000).faults
 
 
+@pytest.mark.slow
 def test_a_given_model_appends_the_indicators_of_its_training(shards: Shards, tmp_path: Path) -> None:
     shards.add(gaps_in_two_columns())
     for i, flags in enumerate(([], ["--clip-quantile", "0.05"], ["--scale", "std"])):
@@ -86,6 +87,7 @@ def test_a_given_model_appends_the_indicators_of_its_training(shards: Shards, tm
                 assert not verify(str(given), 1000).faults
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits(shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pipeline")
     shards.add(gaps_in_two_columns()[:50])
@@ -104,6 +106,7 @@ def test_a_resumed_run_has_the_same_bits(shards: Shards, tmp_path: Path, caplog:
         assert resumed_step(caplog.text) is None
 
 
+@pytest.mark.slow
 def test_replicas_and_streamed_rows_have_indicators(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

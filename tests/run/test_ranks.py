@@ -119,6 +119,7 @@ def test_rows_with_inf_stay_bad(shards: Shards, tmp_path: Path) -> None:
     assert features_of(tmp_path / "again") == features_of(shards.output)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_ranks(shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "pipeline")
     shards.add(rows_with_gaps(np.float32, np.nan, 0, n=50))
