@@ -60,7 +60,8 @@ def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
     """Return the scaling of `scaled_as` that suits the columns.
 
     It is ``range`` if the median column uses its range. Otherwise it is ``common`` for columns of one kind, like counts
-    and spectra, whose differences in size are information, and ``std`` for other columns.
+    and spectra, whose differences in size are information, and ``std`` for other columns. But if `scaled_as` would
+    assume a larger deviation for almost all columns, ``std`` would only stretch the ranges, so it is ``range``.
     """
     width = scaler.maximum - scaler.minimum
     varies = width > 0
@@ -71,7 +72,10 @@ def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
         return "range"
     low, high = np.quantile(deviation[varies], (1 - _MOST, _MOST))
     most_different = _SIMILAR_COUNTS if _are_counts(scaler.minimum[varies], sample) else _SIMILAR
-    return "common" if high <= most_different * low else "std"
+    if high <= most_different * low:
+        return "common"
+    is_wide = width[varies] > _LARGEST * deviation[varies]
+    return "range" if np.mean(is_wide) >= _MOST else "std"
 
 
 def _are_counts(minimum: np.ndarray, sample: np.ndarray) -> bool:
