@@ -23,6 +23,8 @@ from tests.support.logged import mentions, reuses
 from tests.support.soak_protocol import invalid_entries, leftovers, records, without_links
 from tests.support.standin import Workspace, features_of
 
+pytestmark = pytest.mark.slow
+
 PARQUET = ["--format", "parquet"]
 WITH_AND_WITHOUT = pytest.mark.parametrize("flags", [[], PARQUET], ids=["without the flag", "with the flag"])
 
