@@ -44,7 +44,7 @@ CATEGORIES = {"kind": ("T cell", "b", "\udcff", "unused")}
 def write_part(
     path: Path, extras: Mapping[str, np.ndarray], categories: Categories | None = None, storage: Storage = PLAIN
 ) -> Path:
-    """Write a part with `N` rows, of which one is bad, and return its path."""
+    """Write a part with `N` rows, one of them bad, and return its path."""
     n_rows = len(next(iter(extras.values()), np.empty(N)))
     described = [replace(extra, categories=(categories or {}).get(extra.name)) for extra in extras_of(extras)]
     memory = PartMemory(n_rows, 2, described, storage)

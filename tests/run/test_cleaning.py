@@ -19,10 +19,10 @@ import pytest
 from pipeline.features import open_features
 from pipeline.model import Model, load_model
 from pipeline.output.records import read_manifest
-from tests.support.bad_shards import EACH_MODE, NO_LIMITS, Shards, check, errors, quarantined
+from tests.support.bad_shards import EACH_MODE, NO_LIMITS, InterruptedDisk, Shards, check, errors, quarantined
 from tests.support.cases import ALL_CASES, case, sample
 from tests.support.helpers import csr, write_csr
-from tests.support.logged import mentions
+from tests.support.logged import mentions, resumed_step
 from tests.support.tolerances import assert_close
 
 # Storage dtype of rows, the value for missing entries, and the position of the columns.
@@ -74,6 +74,23 @@ def cleaned_rows(rows: np.ndarray, missing: float, model: Model) -> np.ndarray:
 
 def features_of(output: Path) -> bytes:
     return bytes(open_features(output).features.compute().tobytes())
+
+
+def check_resumption(shards: Shards, flags: list[str], folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Check that interrupted runs are resumed with the same features, and that a finished run is not repeated."""
+    caplog.set_level("INFO", "pipeline")
+    flags = [*flags, "--checkpoint-minutes", "0", "--epochs", "4"]
+    assert shards.run(*flags) == 0
+    for kind, number in (("stages", 1), ("stages", 8), ("parts", 1)):
+        output = folder / f"{kind}-{number}"
+        assert shards.run(*flags, output=output, disk=InterruptedDisk(kind, number)) == 130
+        caplog.clear()
+        assert shards.run(*flags, output=output) == 0
+        assert (resumed_step(caplog.text) is not None) == (number == 8)
+        assert features_of(output) == features_of(shards.output)
+        caplog.clear()
+        assert shards.run(*flags, output=output) == 0
+        assert resumed_step(caplog.text) is None
 
 
 def flags_of(missing: float) -> list[str]:

@@ -15,11 +15,11 @@ from pipeline.features import open_features
 from pipeline.model import load_model
 from pipeline.report.verify import verify
 from pipeline.settings import replicas
-from tests.run.test_cleaning import KINDS, cleaned_rows, features_of, flags_of, rows_with_gaps
-from tests.support.bad_shards import InterruptedDisk, Shards, errors
+from tests.run.test_cleaning import KINDS, check_resumption, cleaned_rows, features_of, flags_of, rows_with_gaps
+from tests.support.bad_shards import Shards, errors
 from tests.support.cases import case
 from tests.support.helpers import write_shard
-from tests.support.logged import mentions, resumed_step
+from tests.support.logged import mentions
 
 # These settings do not depend on the number of columns.
 FLAGS = ["--hidden", "none", "--learning-rate", "0.01", "--scale", "range"]
@@ -89,21 +89,9 @@ def test_a_given_model_appends_the_indicators_of_its_training(shards: Shards, tm
 
 @pytest.mark.slow
 def test_a_resumed_run_has_the_same_bits(shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "pipeline")
     shards.add(gaps_in_two_columns()[:50])
     shards.add(gaps_in_two_columns(seed=1))
-    flags = [*INDICATING, "--checkpoint-minutes", "0", "--epochs", "4"]
-    assert shards.run(*flags) == 0
-    for folder, number in (("stages", 1), ("stages", 8), ("parts", 1)):
-        output = tmp_path / f"{folder}-{number}"
-        assert shards.run(*flags, output=output, disk=InterruptedDisk(folder, number)) == 130
-        caplog.clear()
-        assert shards.run(*flags, output=output) == 0
-        assert (resumed_step(caplog.text) is not None) == (number == 8)
-        assert features_of(output) == features_of(shards.output)
-        caplog.clear()
-        assert shards.run(*flags, output=output) == 0
-        assert resumed_step(caplog.text) is None
+    check_resumption(shards, INDICATING, tmp_path, caplog)
 
 
 @pytest.mark.slow

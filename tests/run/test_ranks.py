@@ -13,11 +13,11 @@ from pipeline.interop.onnx import encoder_onnx
 from pipeline.model import Model, load_model
 from pipeline.report.verify import verify
 from pipeline.scan import ranges, sample
-from tests.run.test_cleaning import features_of, rows_with_gaps
-from tests.support.bad_shards import NO_LIMITS, InterruptedDisk, Shards, check, errors
+from tests.run.test_cleaning import check_resumption, features_of, rows_with_gaps
+from tests.support.bad_shards import NO_LIMITS, Shards, check, errors
 from tests.support.cases import case
 from tests.support.helpers import csr, refused, write_csr, write_shard
-from tests.support.logged import mentions, resumed_step
+from tests.support.logged import mentions
 
 RANKED = ["--transform", "rank"]
 CLEANED = ["--impute", "mean", "--missing-indicator", "--clip-quantile", "0.02"]
@@ -121,18 +121,9 @@ def test_rows_with_inf_stay_bad(shards: Shards, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_resumed_run_has_the_same_ranks(shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "pipeline")
     shards.add(rows_with_gaps(np.float32, np.nan, 0, n=50))
     shards.add(rows_with_gaps(np.float32, np.nan, 0, seed=1))
-    flags = [*RANKED, *CLEANED, "--checkpoint-minutes", "0", "--epochs", "4"]
-    assert shards.run(*flags) == 0
-    for folder, number in (("stages", 1), ("stages", 8), ("parts", 1)):
-        output = tmp_path / f"{folder}-{number}"
-        assert shards.run(*flags, output=output, disk=InterruptedDisk(folder, number)) == 130
-        caplog.clear()
-        assert shards.run(*flags, output=output) == 0
-        assert (resumed_step(caplog.text) is not None) == (number == 8)
-        assert features_of(output) == features_of(shards.output)
+    check_resumption(shards, [*RANKED, *CLEANED], tmp_path, caplog)
 
 
 @pytest.mark.process
