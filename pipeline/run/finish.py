@@ -137,7 +137,7 @@ class FinishStage:
     def memory_bytes(self, resident: bool) -> int:
         """Return the bytes of the report's sample, and of memory that the allocator keeps after the encoding.
 
-        If Parquet files are requested, the rows of which one group is written can need more than the sample.
+        Parquet files are written before the sample is read, and can need more memory than the sample.
         """
         prepared = self.prepared
         network = prepared.max_network
