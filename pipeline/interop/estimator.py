@@ -55,7 +55,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     activation : str
         Activation of the hidden layers. ``shardpress run --help`` lists the values.
     code_activation : str, optional
-        Activation of the features. The default is "sigmoid", or "linear" for fewer than 256 columns.
+        Activation of the features. The default is "sigmoid", or "linear" for fewer than 256 columns or
+        if some rows are much larger than the others.
     decoder_gain : bool, optional
         Whether the decoder learns one scale factor per feature. The default is True for sigmoid features.
     start : {"components", "random"}

@@ -230,7 +230,8 @@ def _fit(shards: tuple[Shard, ...], ranges: Scan, settings: Settings, budget: Bu
     device = start_device()
     dtype = row_dtype(shards)
     with theanos_errors():
-        autoencoder = autoencoder_of(ranges.scaler, network_of(settings.network, ranges.scaler.n_inputs), dtype)
+        network = network_of(settings.network, ranges.scaler.n_inputs, has_huge_rows=ranges.has_huge_rows)
+        autoencoder = autoencoder_of(ranges.scaler, network, dtype)
         training = prepare_training(
             autoencoder,
             shards,

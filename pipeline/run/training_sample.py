@@ -66,7 +66,7 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     """
     config = prepared.config
     budget = prepared.budget
-    network = network_of(config.network, scan.scaler.n_inputs)
+    network = network_of(config.network, scan.scaler.n_inputs, has_huge_rows=scan.has_huge_rows)
     reading, sample = _read(prepared, scan)
     autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
     beginning, components = measure_seconds(lambda: _initialize(prepared, scan, sample, autoencoder))

@@ -257,7 +257,7 @@ def _train(
 
 
 def _prepared_training(prepared: Prepared, context: RunContext, scan: Scan) -> Training:
-    network = network_of(prepared.config.network, scan.scaler.n_inputs)
+    network = network_of(prepared.config.network, scan.scaler.n_inputs, has_huge_rows=scan.has_huge_rows)
     autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
     sizes = prepared.budget.sizes(context.device)
     if _uses_workers(prepared, context):  # workers read their rows themselves

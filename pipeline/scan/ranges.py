@@ -28,7 +28,16 @@ from pipeline.scan.blocks import (
 )
 from pipeline.scan.hints import hints_of
 from pipeline.scan.ranks import MAX_KNOTS, RankTables, are_tables, rank_tables
-from pipeline.scan.sample import INNER, LARGE_SAMPLE, SMALL_SAMPLE, means, quantiles, spread, stride_of
+from pipeline.scan.sample import (
+    INNER,
+    LARGE_SAMPLE,
+    SMALL_SAMPLE,
+    has_huge_rows,
+    means,
+    quantiles,
+    spread,
+    stride_of,
+)
 from pipeline.scan.scaler import Scaler, bad_entries
 from pipeline.scan.scaling import chosen_scale, scaled_as
 from pipeline.shards.rows import read
@@ -95,6 +104,8 @@ class Scan:
         Scaling of the columns, see `pipeline.scan.scaling.scaled_as`.
     hints : tuple of str
         Sentences about rows that other settings would suit better.
+    has_huge_rows : bool
+        Whether some rows are much larger than the others, see `pipeline.scan.sample.has_huge_rows`.
     center, factor : ndarray of shape (n_inputs,), float64, or None
         Shift and scale of each column, see `Scaler`. None if the range is scaled to [0, 1].
     indicators : ndarray of shape (n_indicators,), int64, or None
@@ -117,6 +128,7 @@ class Scan:
     offset: np.ndarray | None = None
     scale: str = "range"
     hints: tuple[str, ...] = ()
+    has_huge_rows: bool = False
     center: np.ndarray | None = None
     factor: np.ndarray | None = None
     indicators: np.ndarray | None = None
@@ -167,7 +179,8 @@ class Scan:
         """Return this scan as the content of an NPZ file."""
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         about = {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()], "clips": self.clips}
-        return pack(arrays, {**about, "scale": self.scale, "hints": [*self.hints]})
+        choices = {"scale": self.scale, "hints": [*self.hints], "has_huge_rows": self.has_huge_rows}
+        return pack(arrays, about | choices)
 
     @classmethod
     def from_npz(cls, data: bytes) -> Scan:
@@ -190,6 +203,7 @@ class Scan:
                 clips=bool(about.get("clips", False)),
                 scale=about.get("scale", "range"),
                 hints=tuple(about.get("hints", ())),
+                has_huge_rows=bool(about.get("has_huge_rows", False)),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"is not a scan: {error!r}") from error
@@ -413,11 +427,12 @@ def scan_from_stats(stats: BlockStats, settings: ScanSettings, shards: Sequence[
         knots=None if tables is None else tables.knots,
         ranks=None if tables is None else tables.ranks,
     )
-    if settings.scale != "range" and scan.n_good:
+    if scan.n_good:
         with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
             scale = chosen_scale(scaler, stats.sample) if settings.scale == "auto" else settings.scale
             scaled = scaled_as(scale, scaler, stats.sample)
-        scan = replace(scan, scale=scale, center=scaled.center, factor=scaled.factor)
+            huge = has_huge_rows(stats.sample, scaled)
+        scan = replace(scan, scale=scale, center=scaled.center, factor=scaled.factor, has_huge_rows=huge)
     if settings.impute is None:
         return scan
     fill = _fill(stats.sample, settings.impute, scaler, row_dtype(shards))

@@ -15,6 +15,7 @@ __all__ = [
     "INNER",
     "LARGE_SAMPLE",
     "SMALL_SAMPLE",
+    "has_huge_rows",
     "means",
     "moments",
     "quantiles",
@@ -34,6 +35,10 @@ INNER = 0.1
 _OUTER = 0.001  # fraction of each column's values to exclude from the spread at either end
 _SORTED_VALUES = 2**18  # number of values to copy and sort at once
 _LEAST_ROWS = 32  # smallest number of sampled rows, for any number of columns
+# A row of this size, as a multiple of the root mean square, moves the inputs of sigmoids out of their nearly linear
+# middle (`pipeline.training.start`). Among images, log-normalized counts and time series, the thousandth largest row
+# has a size of 1.1 to 3.7; among raw counts and spectra of different brightness, of 4.8 and 8.7.
+_HUGE = 4.0
 
 
 def stride_of(n_rows: int, n_inputs: int, n_values: int) -> int:
@@ -106,6 +111,34 @@ def means(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
             total += np.nansum((values - scaler.minimum) * scaler.scale, axis=0)
         scaled_means = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
         return scaler.minimum + scaled_means * (scaler.maximum - scaler.minimum)
+
+
+def has_huge_rows(sample: np.ndarray, scaler: Scaler) -> bool:
+    """Return whether some rows are much larger than the others.
+
+    The size of a row is the distance of its scaled values from their means. Some rows are huge if one row in a thousand
+    is more than four times as large as the root mean square of all sizes. The largest row counts if there are fewer.
+
+    Parameters
+    ----------
+    sample : ndarray of shape (n, n_inputs), float64
+        Sampled rows. NaN counts as the mean of its column.
+    """
+    if not len(sample):
+        return False
+    squares = _squared_sizes(sample, scaler)
+    return bool(np.quantile(squares, 1 - _OUTER, method="higher") > _HUGE**2 * squares.mean())
+
+
+def _squared_sizes(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
+    """Return the squared distance of each scaled row from the mean row, shape (n,)."""
+    mean = means(sample, Scaler(scaler.minimum, scaler.maximum))
+    squares = np.empty(len(sample))
+    size = max(1, _SORTED_VALUES // sample.shape[1])
+    for start in range(0, len(sample), size):
+        values = np.clip(sample[start : start + size], scaler.minimum, scaler.maximum)
+        squares[start : start + size] = np.nansum(((values - mean) * scaler.scale) ** 2, axis=1)
+    return squares
 
 
 def spread(sample: np.ndarray, scaler: Scaler) -> np.ndarray:

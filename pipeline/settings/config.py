@@ -235,7 +235,8 @@ class NetworkSettings:
         None,
         one_of(*CODES),
         "model",
-        f"Activation of the features. Default: sigmoid, or linear for fewer than {MANY_INPUTS} columns.",
+        f"Activation of the features. Default: sigmoid, or linear for fewer than {MANY_INPUTS} columns or if some rows "
+        "are much larger than the others.",
         legacy_value="sigmoid",
     )
     decoder_gain: bool | None = _setting(

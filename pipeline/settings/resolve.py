@@ -37,12 +37,13 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedNetwork(NetworkSettings):
-    """Layers of the autoencoder, with all defaults resolved."""
+    """Layers of the autoencoder, with the defaults resolved that do not depend on the scan.
+
+    `code_activation` and `decoder_gain` are None if `network_of` chooses them.
+    """
 
     n_features: int
     hidden: tuple[int, ...]
-    code_activation: str
-    decoder_gain: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,11 +115,11 @@ def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNet
     if hidden is None:
         hidden = _default_hidden(config.machine.memory_budget, n_rows, n_inputs, n_features)
     code_activation = requested.code_activation
-    if code_activation is None:
-        code_activation = "sigmoid" if n_inputs >= MANY_INPUTS else "linear"
+    if code_activation is None and n_inputs < MANY_INPUTS:
+        code_activation = "linear"
     decoder_gain = requested.decoder_gain
-    if decoder_gain is None:
-        decoder_gain = ACTIVATIONS[code_activation].limits is not None  # so that its units need not saturate
+    if decoder_gain is None and code_activation is not None:
+        decoder_gain = _needs_gain(code_activation)
     return ResolvedNetwork(
         n_features=n_features,
         hidden=hidden,
@@ -126,6 +127,11 @@ def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNet
         code_activation=code_activation,
         decoder_gain=decoder_gain,
     )
+
+
+def _needs_gain(code_activation: str) -> bool:
+    """Return whether features need a gain in the decoder, so that their units need not saturate."""
+    return ACTIVATIONS[code_activation].limits is not None
 
 
 def _network_of_model(requested: NetworkSettings, trained: Network) -> ResolvedNetwork:
@@ -250,10 +256,23 @@ def max_network_inputs(settings: Config, n_columns: int) -> int:
     return 2 * n_columns if settings.bad_data.missing_indicator else n_columns
 
 
-def network_of(settings: ResolvedNetwork, n_inputs: int) -> Network:
-    """Return the network that is trained on rows of `n_inputs` columns and missing indicators."""
+def network_of(settings: ResolvedNetwork, n_inputs: int, *, has_huge_rows: bool = False) -> Network:
+    """Return the network that is trained on rows of `n_inputs` columns and missing indicators.
+
+    Parameters
+    ----------
+    has_huge_rows : bool
+        Whether some rows are so large that they would saturate sigmoids (`pipeline.scan.sample.has_huge_rows`). Only
+        the scan finds this out. It does not change the number of weights.
+    """
     widths = (n_inputs, *settings.hidden, settings.n_features)
     activation = settings.activation
     if not settings.hidden:
         activation = HIDDEN[0]  # the activation of hidden layers makes no difference without them
-    return Network(widths, activation, settings.code_activation, settings.decoder_gain)
+    code_activation = settings.code_activation
+    if code_activation is None:
+        code_activation = "linear" if has_huge_rows else "sigmoid"
+    decoder_gain = settings.decoder_gain
+    if decoder_gain is None:
+        decoder_gain = _needs_gain(code_activation)
+    return Network(widths, activation, code_activation, decoder_gain)

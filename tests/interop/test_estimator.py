@@ -222,6 +222,15 @@ def test_partial_fits_equal_epochs_at_a_constant_rate() -> None:
     assert same_models(clone(estimator).partial_fit(x).fit(x).partial_fit(x), clone(estimator).fit(x).partial_fit(x))
 
 
+def test_rows_of_very_different_sizes_get_linear_features() -> None:
+    rng = np.random.default_rng(0)
+    shapes = rng.random((400, 256))
+    bright = shapes * rng.lognormal(0, 1.5, (400, 1))
+    codes = [TiedAutoencoder(**QUICK).fit(x).model_.network.code for x in (shapes, bright)]
+    assert codes == ["sigmoid", "linear"]
+    assert TiedAutoencoder(**QUICK, code_activation="sigmoid").fit(bright).model_.network.code == "sigmoid"
+
+
 def test_partial_fit_after_fit_keeps_the_scaling() -> None:
     x = rows()
     fitted = TiedAutoencoder(**QUICK, start="random").fit(x)

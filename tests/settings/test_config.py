@@ -128,8 +128,19 @@ def test_sigmoids_have_a_gain_by_default():
     for code, gain in (("sigmoid", True), ("linear", False)):
         assert resolve(Config.of(code_activation=code), 100, 8).network.decoder_gain is gain
     assert resolve(Config.of(code_activation="sigmoid", decoder_gain=False), 100, 8).network.decoder_gain is False
-    codes = [resolve(Config(), 100, n_inputs).network.code_activation for n_inputs in (255, 256)]
-    assert codes == ["linear", "sigmoid"], "with few columns, an outlier is a large part of a row"
+
+
+def test_features_are_linear_for_few_columns_and_for_huge_rows():
+    def code_and_gain(n_inputs, has_huge_rows, **settings):
+        resolved = resolve(Config.of(**settings), 100, n_inputs)
+        network = network_of(resolved.network, n_inputs, has_huge_rows=has_huge_rows)
+        return network.code, network.gain
+
+    assert code_and_gain(255, False) == ("linear", False), "an outlier is a large part of a row"
+    assert code_and_gain(256, False) == ("sigmoid", True)
+    assert code_and_gain(256, True) == ("linear", False), "huge rows saturate sigmoids"
+    assert code_and_gain(256, True, code_activation="sigmoid") == ("sigmoid", True)
+    assert code_and_gain(256, True, decoder_gain=True) == ("linear", True)
 
 
 def test_a_given_model_determines_the_network():
