@@ -22,6 +22,7 @@ COMMON = [
     "formats",
     "preparation",
     "processcache",
+    "rowmath",
     "runlog",
     "settings",
     "signals",

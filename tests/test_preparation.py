@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import subprocess
+import sysconfig
 from itertools import product
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline import rowmath
 from pipeline.choices import ROW_SCALES, TRANSFORMS
 from pipeline.preparation import Preparation
 from pipeline.shards.open import open_shards
@@ -16,6 +20,7 @@ from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, with_preparation
 from tests.support.cases import case, each
 from tests.support.helpers import csr, write_csr, write_shard
+from tests.support.interpreters import REPOSITORY
 
 PREPARATIONS = [Preparation(*values) for values in product((None, *ROW_SCALES), (None, *TRANSFORMS))][1:]
 DTYPES = ("u1", "?", "i2", "i4", "f2", "f4", "f8")
@@ -75,6 +80,84 @@ def test_each_row_is_prepared_by_itself(preparation: Preparation) -> None:
     turned = preparation.apply(np.asfortranarray(rows))
     np.testing.assert_array_equal(turned.view(np.uint32), expected.view(np.uint32))
     assert preparation.apply(rows[:0]).shape == (0, 97)
+
+
+@each("dtype", ["f4", "f8"])
+def test_logarithms_are_exact_to_two_units(dtype: str) -> None:
+    limits = np.finfo(dtype)
+    rng = np.random.default_rng(0)
+    exponents = rng.uniform(np.log10(float(limits.tiny)), np.log10(float(limits.max)), 100_000)
+    special = [0, limits.smallest_subnormal, limits.tiny, 2**0.5 - 1, 1, 2**24, 2**53, limits.max / 2, limits.max]
+    values = np.concatenate([10**exponents, rng.uniform(0, 3, 100_000), special]).astype(dtype)
+    found = Preparation(None, "log1p").apply(np.stack([values, -values]))
+    exact = np.log1p(values.astype(np.longdouble))
+    assert np.abs((found[0] - exact) / np.spacing(exact.astype(dtype))).max() < 2
+    np.testing.assert_array_equal(found[1], -found[0])
+
+
+@each("dtype", ["f4", "f8"])
+def test_medians_equal_numpy(dtype: str) -> None:
+    rng = np.random.default_rng(0)
+    wide = np.exp(8 * rng.normal(size=(50, 1001)))
+    kinds = {
+        "normal": rng.normal(size=wide.shape),
+        "counts": rng.poisson(1, wide.shape),
+        "negative": -wide,
+        "two values": rng.choice([-1e-30, 1e30], wide.shape),
+        "signed zeros": rng.choice([-0.0, 0.0, 1.0], wide.shape),
+        "wide": wide,
+        "steps": np.geomspace(1e-37, 1e37, 1001) * np.ones((50, 1)),
+    }
+    for name, n_columns in product(kinds, (1, 2, 3, 8, 57, 1000, 1001)):
+        rows = kinds[name][:, :n_columns].astype(dtype)
+        rows[rng.random(rows.shape) < 0.05] = np.nan
+        rows[0] = rows[0, 0]
+        expected = np.array([slow_row(Preparation("median"), row) for row in rows])
+        with case(name, n_columns), np.errstate(over="ignore"):
+            found = Preparation("median").apply(rows)
+            np.testing.assert_allclose(found, expected.astype(dtype), rtol=4 * np.finfo(dtype).eps)
+
+
+@pytest.mark.compiler
+def test_all_instruction_sets_give_the_same_bits(tmp_path: Path) -> None:
+    """The module chooses the widest vectors of the processor. Here it is compiled without vectors."""
+    path = tmp_path / "rowmath.so"
+    options = ["-O1", "-DCLONES=", "-ffp-contract=off", "-fPIC", "-shared", f"-I{sysconfig.get_path('include')}"]
+    subprocess.run(["cc", *options, str(REPOSITORY / "pipeline/rowmath.c"), "-o", str(path)], check=True)
+    spec = importlib.util.spec_from_file_location("rowmath", path)
+    assert spec is not None
+    plain = importlib.util.module_from_spec(spec)
+    rng = np.random.default_rng(0)
+    for kind, takes_logarithm, dtype in product(("none", *ROW_SCALES), (False, True), ("f4", "f8")):
+        for n_columns in (1, 16, 57, 1000):
+            rows = (rng.normal(size=(50, n_columns)) * 10 ** rng.uniform(-30, 30, (50, n_columns))).astype(dtype)
+            rows[rng.random(rows.shape) < 0.01] = np.nan
+            expected = rows.copy()
+            plain.prepare(rows, kind, 1e4, takes_logarithm)
+            rowmath.prepare(expected, kind, 1e4, takes_logarithm)
+            with case(kind, takes_logarithm, dtype, n_columns):
+                np.testing.assert_array_equal(rows, expected)
+
+
+def test_rows_of_extreme_sizes_stay_as_they_are() -> None:
+    for dtype in ("f4", "f8"):
+        limits = np.finfo(dtype)
+        rows = np.array([[0, 0], [limits.smallest_subnormal, 0], [1, np.inf]], dtype)
+        for row_scale in ("total", "norm", "max"):
+            np.testing.assert_array_equal(Preparation(row_scale).apply(rows), rows)
+
+
+def test_unsuitable_arrays_are_refused() -> None:
+    rows = np.ones((4, 3), np.float32)
+    for wrong in (rows.astype(np.int32), rows.astype(np.float16), rows[0], rows[None], None):
+        with pytest.raises(TypeError):
+            rowmath.prepare(wrong, "total", 1.0, False)
+    for wrong in (rows.T[:2], rows[:, :2], np.broadcast_to(rows[0], rows.shape)):
+        with pytest.raises((ValueError, BufferError)):
+            rowmath.prepare(wrong, "total", 1.0, False)
+    with pytest.raises(ValueError, match="mean"):
+        rowmath.prepare(rows, "mean", 1.0, False)
+    np.testing.assert_array_equal(rows, np.ones((4, 3)))
 
 
 def test_the_transformation_is_undone() -> None:

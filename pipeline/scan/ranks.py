@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+
+from pipeline import rowmath
 
 __all__ = ["MAX_KNOTS", "RankTables", "are_tables", "rank_tables"]
 
@@ -14,7 +16,6 @@ MAX_KNOTS = 256
 """Largest number of knots of a column."""
 
 _SMALL = 2.0**-32  # factor of knots, because their distance divided by that of their ranks could overflow
-_Interpolate = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,16 +38,15 @@ class RankTables:
 
         Values below the first knot get 0, and values above the last knot get 1.
         """
-        return self._by_columns(_ranks_of_values, rows)
+        found = np.array(rows, order="C")
+        rowmath.replace_by_ranks(found, np.ascontiguousarray(self.knots), np.ascontiguousarray(self.ranks))
+        return found
 
     def restore(self, rows: np.ndarray) -> np.ndarray:
         """Return values, float64, for ranks (n_rows, n_columns), float64. They lie between the first and last knot."""
-        return self._by_columns(_values_of_ranks, rows)
-
-    def _by_columns(self, interpolate: _Interpolate, rows: np.ndarray) -> np.ndarray:
         found = np.empty_like(rows)
         for column, (knots, ranks) in enumerate(self._columns()):
-            found[:, column] = interpolate(rows[:, column], knots, ranks)
+            found[:, column] = np.interp(rows[:, column], ranks, knots * _SMALL) / _SMALL
         return found
 
     def _columns(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -58,17 +58,6 @@ class RankTables:
     def _lengths(self) -> list[int]:
         """Number of different knots of each column."""
         return (1 + (np.diff(self.knots, axis=1) > 0).sum(axis=1)).tolist()
-
-
-def _ranks_of_values(values: np.ndarray, knots: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    # Halves, because the difference of two knots could overflow.
-    found = np.interp(values.astype(np.float64) / 2, knots / 2, ranks, left=0, right=1)
-    found[np.isnan(values)] = np.nan  # NumPy returns the rank of the knot if there is only one
-    return found
-
-
-def _values_of_ranks(values: np.ndarray, knots: np.ndarray, ranks: np.ndarray) -> np.ndarray:
-    return np.interp(values, ranks, knots * _SMALL) / _SMALL
 
 
 def rank_tables(sample: np.ndarray) -> RankTables:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from scipy.stats import rankdata
 
+from pipeline import rowmath
 from pipeline.scan.ranks import MAX_KNOTS, RankTables, are_tables, rank_tables
 from tests.support.cases import case
 
@@ -57,6 +59,37 @@ def test_large_samples_have_nearly_the_ranks_of_scipy() -> None:
         np.testing.assert_allclose(found, expected, atol=3 / MAX_KNOTS)
         for column in (2, 4):  # few values
             np.testing.assert_allclose(found[:, column], expected[:, column], atol=1e-7)
+
+
+def test_ranks_are_interpolated_as_documented() -> None:
+    """docs/training.md describes the tables of `encoder.npz` by `np.interp`."""
+    for n, dtype in ((5, np.float32), (200, np.float64), (5000, np.float32), (5000, np.float64)):
+        sample = columns_of(n)
+        tables = rank_tables(sample)
+        rows = np.concatenate([sample, 1.5 * columns_of(3000), np.full((1, 7), np.inf), np.full((1, 7), -np.inf)])
+        rows = rows.astype(dtype)
+        found = tables.apply(rows)
+        for i in range(7):
+            expected = np.interp(rows[:, i], tables.knots[i], tables.ranks[i], left=0, right=1).astype(dtype)
+            expected[np.isnan(rows[:, i])] = np.nan
+            with case(n, dtype.__name__, i):
+                np.testing.assert_allclose(found[:, i], expected, rtol=4 * np.finfo(dtype).eps)
+
+
+def test_unsuitable_tables_are_refused() -> None:
+    rows = np.ones((4, 3))
+    knots = np.zeros((3, 5))
+    for wrong in (knots[:2], np.zeros((3, 0)), np.zeros((3, 4)), np.zeros((4, 5))):
+        with pytest.raises(ValueError, match="3 columns"):
+            rowmath.replace_by_ranks(rows, knots, wrong)
+        with pytest.raises(ValueError, match="3 columns"):
+            rowmath.replace_by_ranks(rows, wrong, knots)
+    for wrong in (knots.astype(np.float32), knots[0], None):
+        with pytest.raises(TypeError):
+            rowmath.replace_by_ranks(rows, knots, wrong)
+        with pytest.raises(TypeError):
+            rowmath.replace_by_ranks(rows, wrong, knots)
+    np.testing.assert_array_equal(rows, np.ones((4, 3)))
 
 
 def test_an_empty_sample_has_tables() -> None:
