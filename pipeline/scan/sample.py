@@ -35,10 +35,10 @@ INNER = 0.1
 _OUTER = 0.001  # fraction of each column's values to exclude from the spread at either end
 _SORTED_VALUES = 2**18  # number of values to copy and sort at once
 _LEAST_ROWS = 32  # smallest number of sampled rows, for any number of columns
-# A row of this size, as a multiple of the root mean square, moves the inputs of sigmoids out of their nearly linear
-# middle (`pipeline.training.start`). Among images, log-normalized counts and time series, the thousandth largest row
-# has a size of 1.1 to 3.7; among raw counts and spectra of different brightness, of 4.8 and 8.7.
-_HUGE = 4.0
+# Size of a huge row, as a multiple of the root mean square. Among images, log-normalized counts and time series, the
+# thousandth largest row has a size of 1.1 to 2.1; among raw counts and spectra of different brightness, of 2.5 to 11.
+_HUGE = 2.3
+_ENOUGH_ROWS = 200  # the largest of fewer rows says little about a thousandth of the rows
 
 
 def stride_of(n_rows: int, n_inputs: int, n_values: int) -> int:
@@ -117,14 +117,15 @@ def has_huge_rows(sample: np.ndarray, scaler: Scaler) -> bool:
     """Return whether some rows are much larger than the others.
 
     The size of a row is the distance of its scaled values from their means. Some rows are huge if one row in a thousand
-    is more than four times as large as the root mean square of all sizes. The largest row counts if there are fewer.
+    is more than 2.3 times as large as the root mean square of all sizes. Of fewer rows, the largest one counts. With
+    fewer than 200 rows, none counts as huge.
 
     Parameters
     ----------
     sample : ndarray of shape (n, n_inputs), float64
         Sampled rows. NaN counts as the mean of its column.
     """
-    if not len(sample):
+    if len(sample) < _ENOUGH_ROWS:
         return False
     squares = _squared_sizes(sample, scaler)
     return bool(np.quantile(squares, 1 - _OUTER, method="higher") > _HUGE**2 * squares.mean())

@@ -19,9 +19,7 @@ _LARGEST = 20.0
 # evenly, 0.1 or more if they are normal. With the ranges of counts and of other heavy tails, ordinary values differ
 # little. docs/training.md has the measurements.
 _USES_RANGE = 0.1
-# Columns of one kind, such as the channels of a spectrum, have similar deviations. Those of counts differ more.
-_SIMILAR = 5.0
-_SIMILAR_COUNTS = 100.0
+_SIMILAR = 5.0  # ratio of the deviations of columns of one kind, such as the channels of a spectrum
 _MOST = 0.9  # share of columns
 _CLOSE = 0.01  # tolerated error of a center in standard deviations, if float32 holds the rounded center
 
@@ -59,9 +57,10 @@ def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
 def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
     """Return the scaling of `scaled_as` that suits the columns.
 
-    It is ``range`` if the median column uses its range. Otherwise it is ``common`` for columns of one kind, like counts
-    and spectra, whose differences in size are information, and ``std`` for other columns. But if `scaled_as` would
-    assume a larger deviation for almost all columns, ``std`` would only stretch the ranges, so it is ``range``.
+    It is ``range`` if the median column uses its range. Otherwise it is ``common`` for columns of one kind, like
+    spectra, whose differences in size are information, and ``std`` for counts and for other columns. But if `scaled_as`
+    would assume a larger deviation for almost all columns other than counts, ``std`` would only stretch the ranges, so
+    it is ``range``.
     """
     width = scaler.maximum - scaler.minimum
     varies = width > 0
@@ -70,9 +69,10 @@ def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
     _, deviation = moments(sample, scaler)
     if np.median(deviation[varies] / width[varies]) >= _USES_RANGE:
         return "range"
+    if _are_counts(scaler.minimum[varies], sample):
+        return "std"
     low, high = np.quantile(deviation[varies], (1 - _MOST, _MOST))
-    most_different = _SIMILAR_COUNTS if _are_counts(scaler.minimum[varies], sample) else _SIMILAR
-    if high <= most_different * low:
+    if high <= _SIMILAR * low:
         return "common"
     is_wide = width[varies] > _LARGEST * deviation[varies]
     return "range" if np.mean(is_wide) >= _MOST else "std"

@@ -109,13 +109,22 @@ def test_auto_keeps_ranges_that_columns_use() -> None:
         assert chosen_scale(Scaler(rows.min(axis=0), rows.max(axis=0)), rows) == "range"
 
 
-def test_auto_divides_counts_and_spectra_by_one_number() -> None:
+def test_auto_divides_spectra_by_one_number() -> None:
+    rng = np.random.default_rng(0)
+    spectra = rng.lognormal(0, 1.5, (2000, 1)) * (2 + rng.normal(size=(2000, 50)))
+    assert chosen_scale(Scaler(spectra.min(axis=0), spectra.max(axis=0)), spectra) == "common"
+
+
+def test_auto_standardizes_counts() -> None:
+    """Also counts that are similar, or so rare that their ranges are wider than 20 deviations."""
     rng = np.random.default_rng(0)
     abundances = rng.gamma(0.5, size=50) * 10
-    counts = rng.poisson(rng.gamma(0.2, abundances, (2000, 50))).astype(np.float64)
-    spectra = rng.lognormal(0, 1.5, (2000, 1)) * (2 + rng.normal(size=(2000, 50)))
-    for rows in (counts, spectra):
-        assert chosen_scale(Scaler(rows.min(axis=0), rows.max(axis=0)), rows) == "common"
+    different = rng.poisson(rng.gamma(0.2, abundances, (2000, 50)))
+    similar = rng.poisson(rng.gamma(0.2, 5.0, (2000, 50)))
+    rare = rng.poisson(0.002, (2000, 50))
+    for rows in (different, similar, rare):
+        rows = rows.astype(np.float64)
+        assert chosen_scale(Scaler(rows.min(axis=0), rows.max(axis=0)), rows) == "std"
 
 
 def test_auto_standardizes_tails_in_different_units_unless_all_are_extreme() -> None:
