@@ -1,8 +1,8 @@
-/* Preparation of rows: each row is divided by its size, and logarithms are taken.
+/* Preparation of rows: each row is divided by its size, and values are replaced by their logarithms or ranks.
  *
- * NumPy needs several passes over the rows, and its logarithms differ between processors in their last bits. These
- * functions use only operations that IEEE 754 defines exactly, in a fixed order, and give the same bits on all
- * processors. This needs -ffp-contract=off.
+ * NumPy takes two to ten times as long, and its logarithms differ between processors in their last bits. These functions
+ * use only operations that IEEE 754 defines exactly, in a fixed order, and give the same bits on all processors. This
+ * needs -ffp-contract=off.
  */
 #define PY_SSIZE_T_CLEAN
 #define Py_LIMITED_API 0x030B0000
