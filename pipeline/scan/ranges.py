@@ -30,8 +30,7 @@ from pipeline.scan.hints import hints_of
 from pipeline.scan.ranks import MAX_KNOTS, RankTables, are_tables, rank_tables
 from pipeline.scan.sample import (
     INNER,
-    LARGE_SAMPLE,
-    SMALL_SAMPLE,
+    SAMPLED_VALUES,
     has_huge_rows,
     means,
     quantiles,
@@ -386,9 +385,7 @@ def _check_unreadable(stats: BlockStats, known: BlockStats, n_shards: int, limit
 def scan_task(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequence[Piece]], BlockStats]:
     """Return the function that scans the pieces of a task."""
     n_rows = sum(shard.n_rows for shard in shards)
-    needs_values = settings.clip_quantile or settings.fills or settings.ranks or settings.scale != "range"
-    n_values = LARGE_SAMPLE if needs_values else SMALL_SAMPLE
-    return partial(scan_pieces, settings, stride_of(n_rows, shards[0].n_inputs, n_values))
+    return partial(scan_pieces, settings, stride_of(n_rows, shards[0].n_inputs, SAMPLED_VALUES))
 
 
 def _pieces_of_tasks(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[Pieces]:

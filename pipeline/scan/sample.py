@@ -13,8 +13,7 @@ from pipeline.scan.scaler import Scaler
 
 __all__ = [
     "INNER",
-    "LARGE_SAMPLE",
-    "SMALL_SAMPLE",
+    "SAMPLED_VALUES",
     "has_huge_rows",
     "means",
     "moments",
@@ -24,14 +23,13 @@ __all__ = [
     "stride_of",
 ]
 
-SMALL_SAMPLE = 2**17
-"""Number of values (1 MiB) in a sample that determines only the spread of columns."""
-LARGE_SAMPLE = 2**22
-"""Number of values (32 MiB) in a sample that determines the scaling. A merge of two halves takes twice the memory."""
+SAMPLED_VALUES = 2**22
+"""Number of values (32 MiB) in a sample. A merge of two halves takes twice the memory."""
 
 INNER = 0.1
 """Lower quantile of the central values of a column. The upper quantile is 1 - INNER."""
 
+_SPREAD_VALUES = 2**17  # number of values that determine the spread of columns
 _OUTER = 0.001  # fraction of each column's values to exclude from the spread at either end
 _SORTED_VALUES = 2**18  # number of values to copy and sort at once
 _LEAST_ROWS = 32  # smallest number of sampled rows, for any number of columns
@@ -148,7 +146,7 @@ def spread(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
     Outliers are winsorized: the outermost thousandth of the values at either end, but at least one value, is replaced
     by the next value. Otherwise a single row of a small sample could determine the result.
     """
-    step = max(1, sample.size // SMALL_SAMPLE)
+    step = max(1, sample.size // _SPREAD_VALUES)
     subset = sample[::step]
     if not len(subset):
         return np.full(sample.shape[1], np.nan)

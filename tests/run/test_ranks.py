@@ -45,8 +45,7 @@ def test_ranks_equal_a_run_over_ranked_rows(shards: Shards, monkeypatch: pytest.
         (np.int32, 0, []),
     ]
     for n_sampled in (2**22, 200):  # all rows, or a part of them
-        monkeypatch.setattr(ranges, "LARGE_SAMPLE", n_sampled)
-        monkeypatch.setattr(ranges, "SMALL_SAMPLE", n_sampled)
+        monkeypatch.setattr(ranges, "SAMPLED_VALUES", n_sampled)
         monkeypatch.setattr(sample, "_LEAST_ROWS", 8)
         for i, (dtype, missing, flags) in enumerate(kinds):
             with case(n_sampled=n_sampled, dtype=dtype, flags=flags):

@@ -323,7 +323,7 @@ def test_clipped_ranges_are_quantiles_and_contain_the_fill(tmp_path):
 
 def test_quantiles_of_a_sample_are_within_five_standard_errors(tmp_path, monkeypatch):
     """The limit is five standard errors of the rank, for sorted, periodic and random columns."""
-    monkeypatch.setattr(module, "LARGE_SAMPLE", 3 * 2000)
+    monkeypatch.setattr(module, "SAMPLED_VALUES", 3 * 2000)
     n = 100_000
     q = 0.02
     values = np.arange(n) / n
