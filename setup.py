@@ -47,7 +47,7 @@ RUN = [
 LZF = Extension(
     "pipeline.hdf5.filters.lzf", ["pipeline/hdf5/filters/lzf.c"], py_limited_api=True, extra_compile_args=["-O3"]
 )
-# The first flag is needed for equal results on all processors; the others only let the compiler use vectors.
+# Results are equal on all processors because of -ffp-contract=off. The other flags let the compiler use vectors.
 EXACT = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 ROWMATH = Extension(
     "pipeline.rowmath",
