@@ -10,9 +10,10 @@ import onnxruntime
 import pytest
 
 from kernels.network import Network
-from pipeline.interop.onnx import encoder_onnx
+from pipeline.interop.onnx import encoder_onnx, input_dtype
 from pipeline.model import Model
 from pipeline.preparation import Preparation
+from pipeline.scan.ranks import rank_tables
 from pipeline.scan.scaler import Scaler
 from tests.support.cases import each
 from tests.support.helpers import refused
@@ -84,19 +85,50 @@ def test_onnx_encoder_applies_another_scaling(network: Network) -> None:
 
 
 def test_onnx_encoder_prepares_rows() -> None:
-    rows = np.random.default_rng(1).gamma(0.5, 20, (200, 4)) * [1, -1, 1, 1]
-    rows[3] = 0
-    for row_scale in (None, "total", "norm", "max"):
-        for transform in (None, "log1p"):
-            preparation = Preparation(row_scale, transform)
-            model = replace(model_of(NETWORKS[0], preparation.apply(rows)), preparation=preparation)
-            np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
+    for n_columns in (1, 4, 5):
+        rows = np.random.default_rng(1).gamma(0.5, 20, (200, n_columns)) * [1, -1, 1, 1, 1][:n_columns]
+        rows[3] = 0
+        for row_scale in (None, "total", "norm", "max", "median"):
+            for transform in (None, "log1p"):
+                preparation = Preparation(row_scale, transform)
+                model = model_of(Network((n_columns, 3)), preparation.apply(rows))
+                model = replace(model, preparation=preparation)
+                np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
 
 
-def test_a_preparation_without_an_operator_is_refused() -> None:
-    model = replace(model_of(NETWORKS[0], np.eye(4)), preparation=Preparation("median"))
-    with refused(65, "median"):
-        encoder_onnx(model)
+@each("row_scale", ["total", "norm", "max", "median"])
+def test_onnx_encoder_scales_rows_with_missing_values(row_scale: str) -> None:
+    rows = np.random.default_rng(1).standard_normal((200, 6))
+    rows[np.random.default_rng(2).random(rows.shape) < 0.3] = np.nan
+    rows[7] = np.nan
+    rows[8, 1:] = np.nan
+    preparation = Preparation(row_scale)
+    low, high = np.nanquantile(preparation.apply(rows), (0, 1), axis=0)
+    model = model_of(Network((6, 3)), np.ones((2, 6)))
+    model = replace(model, scaler=Scaler(low, high, (low + high) / 2), preparation=preparation)
+    np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
+
+
+@each("dtype", [np.float32, np.float64])
+def test_onnx_encoder_replaces_values_by_ranks(dtype: type) -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.standard_cauchy((3000, 4))
+    rows[:, 1] = rng.integers(0, 3, len(rows))
+    rows[:, 2] = 7
+    rows[:, 3] += MIDNIGHT
+    sample = rows.astype(dtype).astype(np.float64)
+    tables = rank_tables(sample)
+    ranked = tables.apply(sample)
+    network = Network((4, 3))
+    model = model_of(network, ranked)
+    scaler = replace(model.scaler, fill=np.full(4, 0.5), tables=tables)
+    model = replace(model, scaler=scaler, preparation=Preparation(None, "rank"))
+    rows = sample[:300]
+    rows[0] = -1e30
+    rows[1] = 1e30
+    rows[2] = np.nan
+    assert input_dtype(model) == dtype
+    np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
 
 
 def test_onnx_file_names_its_model() -> None:
