@@ -17,9 +17,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.conditions import fulfils
 from pipeline.formats import missing_value
+from pipeline.settings.condition import Condition
 
-__all__ = ["LABELS_IN_WORDS", "NONE", "Labels", "candidates", "extra_of", "first_included", "labels_in", "labels_of"]
+__all__ = [
+    "LABELS_IN_WORDS",
+    "NONE",
+    "Labels",
+    "candidates",
+    "extra_of",
+    "first_included",
+    "fitted_in",
+    "is_mask",
+    "labels_in",
+    "labels_of",
+]
 
 NONE = -1
 """Code of a row without a label."""
@@ -114,6 +127,39 @@ def _is_batch(name: str) -> bool:
     """Return whether a word of the name, such as ``id`` in ``row_id`` and ``rowId``, describes a batch or a row."""
     words = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
     return not _BATCH_NAMES.isdisjoint(re.split(r"[^a-z]+", words))
+
+
+def fitted_in(
+    fit_on: str, name: str, extras: Mapping[str, np.ndarray], categories: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Return a mask of the rows on which a run has trained its model, according to the extras in its output.
+
+    Parameters
+    ----------
+    fit_on : str
+        Condition of ``--fit-on``.
+    name : str
+        Name of its extra.
+    extras : mapping of str to ndarray of shape (n_rows,)
+        This extra, its mask if there is one, and possibly others.
+    categories : mapping of str to ndarray
+        Categories of the extras that are stored as codes.
+
+    Returns
+    -------
+    ndarray of shape (n_rows,), bool
+    """
+    is_fitted = fulfils(Condition.parse(fit_on), extras[name], categories.get(name))
+    for other, values in extras.items():
+        if is_mask(other, values.dtype, name):
+            is_fitted = is_fitted & values  # rows of shards without the extra have a fill value
+    return is_fitted
+
+
+def is_mask(other: str, dtype: np.dtype, name: str) -> bool:
+    """Return whether another extra of a dtype marks the rows that have a value of the extra `name`."""
+    # If the input already contains a dataset with the name of the mask, underscores are added to the name of the mask.
+    return other.rstrip("_") == f"{name}_present" and dtype.kind == "b"
 
 
 # -- labels --------------------------------------------------------------------------------------------------------

@@ -54,9 +54,14 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(autouse=True, scope="module")
 def same_environment() -> Iterator[None]:
     """Check that the tests of a module restore all environment variables, which later tests inherit."""
-    before = {**os.environ, "PYTEST_CURRENT_TEST": ""}
+    before = _environment()
     yield
-    assert {**os.environ, "PYTEST_CURRENT_TEST": ""} == before
+    assert _environment() == before
+
+
+def _environment() -> dict[str, str]:
+    """Return the environment variables, except for those that pytest and the first import of scikit-learn set."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_CURRENT", "KMP_"))}
 
 
 @pytest.fixture(autouse=True, scope="module")

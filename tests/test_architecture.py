@@ -18,6 +18,7 @@ COMMON = [
     "choices",
     "columns",
     "commandline",
+    "conditions",
     "errors",
     "formats",
     "preparation",

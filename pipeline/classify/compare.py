@@ -14,7 +14,9 @@ from pipeline.classify.classifiers import Outcome, compare
 from pipeline.classify.rows import LEFT_OUT, Piece, Rows, classes_of, cut_into_pieces, has_label, held_out, labels_of
 from pipeline.errors import DataError, printable, quantity
 from pipeline.features import Features, open_features
+from pipeline.labels import extra_of, fitted_in, is_mask
 from pipeline.model import Model, load_model
+from pipeline.settings.condition import Condition
 
 __all__ = ["Comparison", "Options", "compare_representations"]
 
@@ -32,7 +34,8 @@ class Options:
     features : str
         Output directory of a run.
     test : str or None
-        Output directory with the test rows. By default, a fifth of the rows of each class is held out.
+        Output directory with the test rows. By default, the test rows are those that ``--fit-on`` has left out or, if
+        the run has used all rows, a fifth of the rows of each class.
     labels : str or None
         Name of the extra dataset with the labels. By default, it is chosen by `label_name`.
     passes : int
@@ -117,13 +120,13 @@ def compare_representations(options: Options) -> Comparison:
     is_valid = np.concatenate([run.valid.compute() for run in runs])
     n_unlabelled = int((codes[is_valid] == LEFT_OUT).sum())
     codes[~is_valid] = LEFT_OUT
-    is_test = _test_rows(options, runs, codes)
+    is_test, test_rows_in_words = _test_rows(options, runs, codes)
     n_classes = _check_classes(options, codes, is_test)
     rows = Rows(_pieces(options, runs, model), model, codes, is_test)
     return Comparison(
         outcomes=compare(rows, int(codes.max()) + 1, options.memory_budget, options.passes, options.seed),
         labels=name,
-        tested_on=_describe_test_rows(len(rows.test), options.test),
+        tested_on=test_rows_in_words.format(n=len(rows.test)),
         n_classes=n_classes,
         n_train=len(rows.train),
         n_bad=int((~is_valid).sum()),
@@ -140,18 +143,34 @@ def _open_runs(options: Options) -> tuple[Model, list[Features]]:
     return model, runs
 
 
-def _describe_test_rows(n: int, directory: str | None) -> str:
-    if directory:
-        return f"the {n} rows of {directory}"
-    return f"{n} held-out rows"
+def _test_rows(options: Options, runs: Sequence[Features], codes: np.ndarray) -> tuple[np.ndarray, str]:
+    """Return a mask of the test rows, bool (n_rows,), and a description with their number as ``{n}``."""
+    if options.test:
+        n_train = len(runs[0].valid)
+        return np.arange(len(codes)) >= n_train, f"the {{n}} rows of {_escaped(options.test)}"
+    run = runs[0]
+    fit_on = run.manifest["config"].get("fit_on")
+    if fit_on is not None:
+        is_fitted = _fitted_rows(run, fit_on)
+        if (codes[~is_fitted] != LEFT_OUT).any():
+            return ~is_fitted, f"the {{n}} rows that --fit-on '{_escaped(fit_on)}' has left out"
+    return held_out(codes, options.seed), "{n} held-out rows"
 
 
-def _test_rows(options: Options, runs: Sequence[Features], codes: np.ndarray) -> np.ndarray:
-    """Return a mask of the test rows, bool (n_rows,)."""
-    if not options.test:
-        return held_out(codes, options.seed)
-    n_train = len(runs[0].valid)
-    return np.arange(len(codes)) >= n_train
+def _fitted_rows(run: Features, fit_on: str) -> np.ndarray:
+    """Return a mask of the rows that the model was trained on, bool (n_rows,)."""
+    name = extra_of(Condition.parse(fit_on).name, list(run.extras))
+    if name is None:  # the output lacks the extra, so that no row is known to be left out
+        return np.ones(len(run.valid), dtype=bool)
+    extras = {}
+    for other, values in run.extras.items():
+        if other == name or is_mask(other, values.dtype, name):
+            extras[other] = np.asarray(values.compute())
+    return fitted_in(fit_on, name, extras, run.categories)
+
+
+def _escaped(text: str) -> str:
+    return printable(text).replace("{", "{{").replace("}", "}}")
 
 
 def _codes(options: Options, runs: Sequence[Features], name: str) -> np.ndarray:

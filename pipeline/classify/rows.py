@@ -15,6 +15,7 @@ from pipeline.columns import Columns
 from pipeline.errors import DataError, printable, quantity
 from pipeline.features import Features
 from pipeline.formats import missing_value
+from pipeline.labels import is_mask
 from pipeline.model import Model
 from pipeline.scan.scaler import Cleaning
 from pipeline.shards.columns import reordered
@@ -113,17 +114,12 @@ def has_label(run: Features, name: str) -> np.ndarray:
     labels = run.extras[name]
     if name in run.categories:
         return np.asarray(labels.compute()) >= 0
-    masks = [values.compute() for other, values in run.extras.items() if _is_mask(other, values.dtype, name)]
+    masks = [values.compute() for other, values in run.extras.items() if is_mask(other, values.dtype, name)]
     if masks:
         return np.asarray(np.logical_and.reduce(masks))
     if labels.dtype.kind != "i":
         return np.ones(len(labels), dtype=bool)
     return np.asarray(labels.compute() != missing_value(labels.dtype))  # marks labels that could not be read
-
-
-def _is_mask(other: str, dtype: np.dtype, name: str) -> bool:
-    # If the input already contains a dataset with the name of the mask, underscores are added to the name of the mask.
-    return other.rstrip("_") == f"{name}_present" and dtype.kind == "b"
 
 
 def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:

@@ -20,8 +20,8 @@ DESCRIPTION = """Measure how useful features are: train a scikit-learn classifie
 For comparison, the same classifier is also trained on the raw columns, and on the same number of principal components
 of the columns with the run's scaling, and of standardized columns (mean 0 and unit variance).
 The classifier is a logistic regression on standardized columns, and is trained until it converges. Rows that do not fit
-in the memory budget are read again in every pass (out of core). Without --test, a fifth of the rows of each class is
-held out.
+in the memory budget are read again in every pass (out of core). Without --test, the test rows are those that the run
+has left out with --fit-on, or a fifth of the rows of each class.
 """
 
 
@@ -36,7 +36,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--test",
         metavar="DIRECTORY",
-        help="Output directory with the features of test rows. Default: hold out a fifth of the rows.",
+        help="Output directory with the features of test rows. Default: the rows that --fit-on has left out, or a "
+        "fifth of the rows.",
     )
     parser.add_argument(
         "--labels",

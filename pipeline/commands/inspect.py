@@ -151,7 +151,7 @@ def _rows_as_json(inspection: Inspection, preview: Preview) -> dict[str, Any]:
 def _columns_as_json(scan: Scan) -> dict[str, Any]:
     """Return constant columns, narrow columns and ranges. Ranges are empty if no row is good."""
     narrow = scan.narrow.tolist()
-    if not scan.n_good:
+    if not scan.n_fitted:
         return {"constant_columns": [], "narrow_columns": narrow, "minimum": [], "maximum": []}
     return {
         "constant_columns": scan.constant.nonzero()[0].tolist(),
@@ -257,7 +257,7 @@ def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
         yield f"  UNREADABLE: {printable(inspection.shards[i].path)}: {why}"
     if len(scan.bad_rows):
         yield f"  BAD ROWS: {describe_bad_rows(inspection.shards, replace(scan, unreadable={}))}"
-    if scan.n_good:
+    if scan.n_fitted:
         n_bad = len(scan.bad_rows) or "none"
         yield f"  values from {scan.minimum.min():g} to {scan.maximum.max():g}; bad rows: {n_bad}"
         yield from _lines_of_columns(inspection.shards[0].columns, scan)

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import printable
-from pipeline.labels import LABELS_IN_WORDS, Labels, labels_of
+from pipeline.labels import LABELS_IN_WORDS, Labels, extra_of, fitted_in, labels_of
 from pipeline.model import Model
 from pipeline.report.baselines import probe_facts
 from pipeline.report.sample import PartSource, Sample
+from pipeline.settings.condition import Condition
 from pipeline.shards.shard import Shard
 from pipeline.training.components import Components, principal_components
 from pipeline.training.verdict import count_units
@@ -37,7 +38,7 @@ _SHOWN_RANGE = (0.001, 0.999)  # quantiles of the values in an image that are bl
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """Settings that determine which extra dataset contains the labels.
+    """Settings that determine which extra dataset contains the labels, and on which rows classifiers are tested.
 
     Attributes
     ----------
@@ -45,10 +46,13 @@ class LabelChoice:
         Paths of ``--include``; the first ones that can be labels are preferred.
     named : str or None
         Dataset of ``--labels``. No other dataset is tried.
+    fit_on : str or None
+        Condition of ``--fit-on``. Classifiers are trained on the rows that it selects, and tested on the others.
     """
 
     include: tuple[str, ...] = ()
     named: str | None = None
+    fit_on: str | None = None
 
 
 def measure(
@@ -67,7 +71,7 @@ def measure(
     categories : mapping of str to ndarray
         Categories of the extra datasets that are stored as codes.
     choice : LabelChoice
-        Choice of the dataset with the labels.
+        Choice of the labels and of the test rows.
     """
     labels = labels_of(sample.extras, categories, choice.include, choice.named)
     if labels is None and choice.named is not None:
@@ -77,7 +81,7 @@ def measure(
             len(sample.rows),
             LABELS_IN_WORDS,
         )
-    is_test = _test_rows(sample)
+    is_test = _test_rows(sample, categories, choice.fit_on)
     n_components = min(max(2, model.n_features), model.n_inputs)
     components = principal_components(sample.scaled[~is_test], n_components, np.random.default_rng(0))
     facts = _reconstruction_facts(_Reconstruction.of(sample, parts, model, labels), components)
@@ -153,11 +157,19 @@ def _reconstruction_facts(decoded: _Reconstruction, components: Components) -> d
     }
 
 
-def _test_rows(sample: Sample) -> np.ndarray:
-    """Return a mask of the test rows, bool (n_rows,), which are about a third of all rows.
+def _test_rows(sample: Sample, categories: Mapping[str, np.ndarray], fit_on: str | None) -> np.ndarray:
+    """Return a mask of the test rows, bool (n_rows,).
 
-    Test rows are whole stretches if possible, because neighbouring rows are similar.
+    Rows that the model was not trained on are test rows. Without such rows, about a third of all rows are. They are
+    whole stretches if possible, because neighbouring rows are similar.
     """
+    name = None
+    if fit_on is not None:
+        name = extra_of(Condition.parse(fit_on).name, list(sample.extras))
+    if fit_on is not None and name is not None:
+        is_fitted = fitted_in(fit_on, name, sample.extras, categories)
+        if 2 <= is_fitted.sum() < len(is_fitted):
+            return ~is_fitted
     stretches = np.unique(sample.stretches)
     if len(stretches) < 3:
         return np.arange(len(sample.rows)) % 3 == 2

@@ -55,7 +55,8 @@ def with_labels(report: Mapping[str, Any], directory: str | Path, labels: str) -
             f"features={printable(folder)}: no sample of rows, expected two good rows and enough memory for the model"
         )
     _check_extra(sample, folder, labels)
-    facts = measure(sample, parts, spec.model, categories_of(parts[0].file), LabelChoice(named=labels))
+    choice = LabelChoice(named=labels, fit_on=config.get("fit_on"))
+    facts = measure(sample, parts, spec.model, categories_of(parts[0].file), choice)
     _check_labels(facts, folder, labels)
     new = {**report, "sample": facts, "config": {**report["config"], "labels": labels}}
     return {**new, "judgment": judgment_facts(judge(new["summary"], facts, new["config"], new.get("scan")))}

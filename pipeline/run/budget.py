@@ -23,7 +23,7 @@ from pipeline.training.order import MAX_CHUNK_BYTES
 if TYPE_CHECKING:
     from kernels.backend import Device
 
-__all__ = ["Budget", "extras_bytes", "large_chunks", "make_budget", "repeated_chunks", "too_wide"]
+__all__ = ["Budget", "extras_bytes", "large_chunks", "make_budget", "n_threads_of", "repeated_chunks", "too_wide"]
 
 # With smaller blocks and parts (2 or 4 MB, and 8 or 16 MB), an encoding that takes 680 ms took 760 to 980 ms.
 _BLOCK_BYTES = 2**23  # rows that are read at once
@@ -111,6 +111,11 @@ class Budget:
         )
 
 
+def n_threads_of(machine: MachineSettings) -> int:
+    """Return the number of threads. A batch system may grant fewer cores than exist."""
+    return machine.threads or len(os.sched_getaffinity(0))
+
+
 def make_budget(
     machine: MachineSettings,
     storage: ResolvedStorage,
@@ -149,7 +154,7 @@ def make_budget(
     """
     row_bytes = _row_bytes(shards, network.n_inputs)
     n_rows = sum(shard.n_rows for shard in shards)
-    n_threads = machine.threads or len(os.sched_getaffinity(0))  # a batch system may grant fewer cores than exist
+    n_threads = n_threads_of(machine)
     # Two more threads keep the processor busy while parts are written. If only one thread is allowed, none are added.
     n_writers = n_threads + 2 if n_threads > 1 else 1
     network_bytes = _network_bytes(network, n_replicas, machine.memory_budget)

@@ -167,7 +167,7 @@ class EncodingStage:
             "max_error": max(part.max_error or 0.0 for part in encoded.parts),
             "n_bytes": sum(part.entry.n_bytes for part in encoded.parts),
         }
-        if prepared.given_model is None:
+        if not prepared.has_other_rows:
             return {"storage": storage}
         drifted = [_drifted(part) for part in encoded.parts]
         return {"storage": storage, "drift": drift_facts(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
@@ -222,7 +222,7 @@ class EncodingStage:
             part_rows=part_rows,
             n_readers=budget.n_threads,
             bad_data=bad_data,
-            has_range=prepared.given_model is not None and not scaler.clips,  # clipped rows are never outside
+            has_range=prepared.has_other_rows and not scaler.clips,  # clipped rows are never outside
             storage=storages(prepared.config.storage)[0],
             n_wide=budget.n_wide,
             chunk_bytes=budget.chunk_bytes,

@@ -20,8 +20,10 @@ import numpy as np
 
 from pipeline.errors import printable
 from pipeline.formats import fingerprint
+from pipeline.labels import extra_of
 from pipeline.model import Model
 from pipeline.run.budget import Budget
+from pipeline.settings.condition import Condition
 from pipeline.settings.config import current_name, fingerprint_values
 from pipeline.settings.resolve import Settings
 from pipeline.shards.extras import row_names_in
@@ -115,6 +117,8 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
     """
     scan = {**fingerprint_values(settings, "scan"), "format": _SCAN}
     training = {"model": model.fingerprint} if model is not None else _training_request(settings, shards, budget)
+    if settings.inputs.fit_on is not None:
+        scan["fit_on_datasets"] = _datasets_of(settings.inputs.fit_on, shards)
     if model is not None and model.scaler.fill is not None:
         scan["filled"] = True  # rows with missing values are not bad if the model fills these in
     return Request(
@@ -125,6 +129,13 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
         folders=sorted({os.path.realpath(os.path.dirname(shard.path)) for shard in shards}),
         row_names=row_names_in(shards, settings.inputs.include),
     )
+
+
+def _datasets_of(fit_on: str, shards: Sequence[Shard]) -> list[str]:
+    """Return the paths of the datasets that select the rows to fit to."""
+    name = extra_of(Condition.parse(fit_on).name, [extra.name for extra in shards[0].extras])
+    layouts = [extra.layout for shard in shards for extra in shard.extras if extra.name == name]
+    return sorted({layout.name for layout in layouts if layout is not None})
 
 
 def _training_request(settings: Settings, shards: Sequence[Shard], budget: Budget) -> dict[str, Any]:

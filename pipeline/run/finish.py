@@ -212,7 +212,9 @@ class _Finish:
         spec = SampleSpec(
             self._model, preprocessing.missing, preprocessing.clips, config.machine.memory_budget, config.training.seed
         )
-        return sample_facts(sources, spec, LabelChoice(config.inputs.include, config.inputs.labels))
+        inputs = config.inputs
+        choice = LabelChoice(inputs.include, inputs.labels, inputs.fit_on)
+        return sample_facts(sources, spec, choice)
 
     def summarize(self, sample: Mapping[str, Any] | None) -> Summary:
         """Return the numbers of the run, with a judgment of the features from a sample."""
@@ -382,7 +384,7 @@ class _Finish:
 def _preprocessing_of(prepared: Prepared, model: Model) -> Preprocessing:
     """Return how the rows were encoded, for the verification and the report."""
     settings = prepared.config.bad_data
-    clips = prepared.given_model is not None and settings.on_drift == "clip"
+    clips = prepared.has_other_rows and settings.on_drift == "clip"
     return Preprocessing(model, settings.missing_value, clips)
 
 

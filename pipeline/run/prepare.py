@@ -22,6 +22,7 @@ from pipeline.output.inside import files_inside
 from pipeline.preparation import Preparation, preparation_of
 from pipeline.run.budget import Budget, make_budget, repeated_chunks, too_wide
 from pipeline.run.fingerprints import Request, request_of
+from pipeline.run.fitted import fitted_rows
 from pipeline.settings.config import Config, problems
 from pipeline.settings.deadline import deadline_of
 from pipeline.settings.kinds import as_typed, n_allowed
@@ -55,6 +56,8 @@ class Prepared:
         Sizes that keep the run within its memory.
     request : Request
         Everything that determines the results.
+    fitted : ndarray of shape (n_rows,), bool, or None
+        Mask of the rows that ``--fit-on`` selects. None if all rows are used.
     """
 
     config: Settings
@@ -63,11 +66,25 @@ class Prepared:
     given_model: Model | None
     budget: Budget
     request: Request
+    fitted: np.ndarray | None = None
 
     @property
     def n_rows(self) -> int:
         """Rows of all shards."""
         return sum(shard.n_rows for shard in self.shards)
+
+    @property
+    def n_fitted(self) -> int:
+        """Number of rows, including bad ones, that the scan and the training use."""
+        if self.fitted is None:
+            return self.n_rows
+        return int(np.count_nonzero(self.fitted))
+
+    def not_fitted(self) -> np.ndarray:
+        """Return the sorted numbers (int64) of the rows that the scan and the training do not use."""
+        if self.fitted is None:
+            return np.empty(0, dtype=np.int64)
+        return np.flatnonzero(~self.fitted)
 
     @property
     def n_inputs(self) -> int:
@@ -88,6 +105,11 @@ class Prepared:
     def allows_bad_data(self) -> bool:
         """Whether bad rows and shards are left out instead of ending the run."""
         return self.config.bad_data.on_bad_data != "raise"
+
+    @property
+    def has_other_rows(self) -> bool:
+        """Whether some of the encoded rows may differ from all rows that the model was trained on."""
+        return self.given_model is not None or self.fitted is not None
 
     @property
     def is_scanned(self) -> bool:
@@ -142,11 +164,12 @@ def prepare(config: Config) -> Prepared:
         import_pyarrow()
     given_model = load_model(config.inputs.model) if config.inputs.model else None
     shards, bad_shards = _open_inputs(config, given_model)
-    n_rows = sum(shard.n_rows for shard in shards)
+    fitted = fitted_rows(config, shards)
+    n_fitted = sum(shard.n_rows for shard in shards) if fitted is None else int(np.count_nonzero(fitted))
     n_inputs = shards[0].n_inputs
-    settings = resolve(config, n_rows, n_inputs, given_model.network if given_model else None)
+    settings = resolve(config, n_fitted, n_inputs, given_model.network if given_model else None)
     _log_settings(config, settings, given_model)
-    _refuse(_complaints(settings, shards, given_model))
+    _refuse(_complaints(settings, shards, given_model, n_fitted))
     shards = _without_wide_extras(settings, shards)
     _check_labels(settings.inputs.labels, shards)
     network = _max_network(settings, n_inputs, given_model)
@@ -157,7 +180,7 @@ def prepare(config: Config) -> Prepared:
     if warning := repeated_chunks(shards, budget):
         log.warning("%s", warning)
     request = request_of(settings, shards, given_model, budget)
-    return Prepared(settings, shards, bad_shards, given_model, budget, request)
+    return Prepared(settings, shards, bad_shards, given_model, budget, request, fitted)
 
 
 def _max_network(settings: Settings, n_columns: int, given_model: Model | None) -> Network:
@@ -255,11 +278,11 @@ def _refuse(complaints: Iterable[str]) -> None:
         raise ConfigError(words)
 
 
-def _complaints(settings: Settings, shards: Sequence[Shard], given_model: Model | None) -> Iterator[str]:
+def _complaints(settings: Settings, shards: Sequence[Shard], given_model: Model | None, n_fitted: int) -> Iterator[str]:
     """Yield a sentence for each conflict between the settings, the inputs and a given model."""
     first = shards[0]
     if given_model is None:
-        yield from unsuitable_settings(settings, sum(shard.n_rows for shard in shards), first.n_inputs)
+        yield from unsuitable_settings(settings, n_fitted, first.n_inputs)
     else:
         model = f"model={printable(settings.inputs.model)}"
         if given_model.n_columns != first.n_inputs:

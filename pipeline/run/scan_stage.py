@@ -168,12 +168,12 @@ class ScanStage:
         budget = self.prepared.budget
         # Unreadable shards are recorded, and do not stop the sample.
         settings = replace(self._settings(), max_unreadable=len(shards))
-        look = ranges.scan_task(shards, settings)
+        look = ranges.scan_task(shards, settings, self.prepared.fitted)
 
         def scan_stretch(stretch: Stretch) -> tuple[Stretch, BlockStats]:
             blocks = stretch.block.cut(budget.block_rows)
-            pieces: list[Piece] = [(stretch.number, stretch.first_row, block) for block in blocks]
-            return stretch, look(pieces)
+            pieces = [Piece(stretch.number, stretch.first_row, block) for block in blocks]
+            return stretch, look([piece.with_fitted(self.prepared.fitted) for piece in pieces])
 
         tasks = [(scan_stretch, stretch) for stretch in stretches]
         pace, found = measure_tasks(tasks, budget.n_threads, lambda each: len(each[0].block))
@@ -181,7 +181,7 @@ class ScanStage:
         readable = [each for each in found if each[0].number not in unreadable]
         # As in a run, all rows of an unreadable shard count as bad.
         part = merge_stats([stats_of_unreadable(shards, unreadable), *(part for _, part in readable)])
-        scan = ranges.scan_from_stats(part, settings, shards)
+        scan = ranges.scan_from_stats(part, settings, shards, self.prepared.fitted)
         return ScanSample(pace, scan, [stretch for stretch, _ in readable])
 
     def estimate(self, sample: Sample) -> StageEstimate:
@@ -201,9 +201,11 @@ class ScanStage:
             context.pool.executor(prepared.budget.n_threads) as (executor, n_at_once),
         ):
             stats.begin("scan")
-            return ranges.scan(
-                prepared.shards, settings, executor, n_at_once, lambda n_rows: progress.advance(n_rows, stats)
-            )
+
+            def advance(n_rows: int) -> None:
+                progress.advance(n_rows, stats)
+
+            return ranges.scan(prepared.shards, settings, executor, n_at_once, advance, prepared.fitted)
 
     def _settings(self) -> ScanSettings:
         prepared = self.prepared
@@ -230,7 +232,7 @@ class ScanStage:
         # With a given model, --impute has no effect: the model either imputes values already, or never does.
         if prepared.given_model is None and ranges.misses_values(prepared.shards, scan, settings.missing_value):
             advice.append("fill in missing values with --impute median")
-        if not scan.n_good:
+        if not scan.n_fitted:
             return f"Without these rows, no usable rows would remain. {', or '.join(advice)}."
         n_bad = len(scan.bad_rows)
         mode = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
@@ -255,13 +257,13 @@ class ScanStage:
     def _warn_of_few_rows(self, scan: Scan) -> None:
         n_features = self.prepared.config.network.n_features
         n_inputs = self.prepared.n_inputs
-        if scan.n_good >= n_features:
+        if scan.n_fitted >= n_features:
             return
         advice = " If the rows are stored as columns, use --orientation columns." if n_inputs > scan.n_rows else ""
         log.warning(
             "%s of %d columns, fewer than the %d features: the model can memorize the rows, and may not generalize to "
             "other rows. Provide more rows, or lower --n-features.%s",
-            quantity(scan.n_good, "usable row"),
+            quantity(scan.n_fitted, "usable row"),
             n_inputs,
             n_features,
             advice,

@@ -75,7 +75,7 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     rows: Any = resident_rows if resident else _Streamed(resident_rows)
     compiling, step = measure_seconds(lambda: _compile(autoencoder, prepared, rows))
 
-    n_validated = min(round(config.validation.validation_fraction * prepared.n_rows), budget.max_validation_rows)
+    n_validated = min(round(config.validation.validation_fraction * prepared.n_fitted), budget.max_validation_rows)
     validation = sample[: max(1, min(len(sample) // 2, n_validated))]
     seconds_validating, _ = measure_seconds(lambda: autoencoder.cost(validation))
     baseline = None
@@ -84,8 +84,8 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
         baseline = Pace(len(validation), seconds)
 
     starts = slab_starts(prepared.shards, budget.window_rows // 4)
-    validation_numbers = np.arange(n_validated)  # any rows: only their number matters here
-    order = Order(starts, validation_numbers, budget.window_rows, config.training.seed)
+    left_out = np.arange(prepared.n_rows - prepared.n_fitted + n_validated)  # any rows: only their number matters here
+    order = Order(starts, left_out, budget.window_rows, config.training.seed)
     watched = validation if n_validated else validation[:0]
     training = Training(autoencoder, step, rows, order, watched, config.training)
     pace = TrainingPace(

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from pipeline.cluster.pool import LocalPool
 from pipeline.cluster.stats import WorkerStats
 from pipeline.device import autoencoder_of
@@ -40,6 +42,7 @@ __all__ = ["TrainingStage"]
 
 log = logging.getLogger(__name__)
 
+_NUMBER_BYTES = 8  # number of a row that is left out
 _CHECKPOINTS_KEPT = 2  # more than one, because the last one could be damaged
 
 
@@ -98,7 +101,9 @@ class TrainingStage:
         assert self.scan is not None
         prepared = self.prepared
         self._warn_of_idle_devices(context)
-        model = _trained(prepared, context, self.key(), self.scan)
+        # Training leaves out bad rows and the rows that it must not see in the same way.
+        left_out = np.union1d(self.scan.bad_rows, prepared.not_fitted())
+        model = _trained(prepared, context, self.key(), replace(self.scan, bad_rows=left_out))
         entry = context.ledger.write("stages/model", ".h5", model.to_hdf5())
         context.ledger.commit(Record("model", self.key(), entry))
         # Checkpoints are dropped only now: until the model is committed, a run resumes from them.
@@ -129,13 +134,14 @@ class TrainingStage:
         n_inputs = prepared.max_network.n_inputs
         row_bytes = n_inputs * row_dtype(prepared.shards).itemsize
         n_validated = min(round(config.validation.validation_fraction * n_rows), budget.max_validation_rows)
+        left_out = _NUMBER_BYTES * (n_rows - prepared.n_fitted)
         rows = n_rows * row_bytes if resident else 0
         windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes + ALLOCATOR_BYTES
         sample = 0
         if config.training.start == "components" or config.validation.baseline:
             sample = min(budget.max_sample_rows, n_rows) * 4 * n_inputs + SCALING_BYTES
         network = NETWORK_COPIES * network_bytes(prepared)
-        return chunk_bytes(prepared) + rows + n_validated * row_bytes + max(sample, windows) + network
+        return chunk_bytes(prepared) + rows + left_out + n_validated * row_bytes + max(sample, windows) + network
 
     def estimate(
         self, sample: Sample, checkpoint: Record | None, ends_by: float | None, reserved: float

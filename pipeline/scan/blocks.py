@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,18 +26,50 @@ __all__ = [
     "stats_of_unreadable",
 ]
 
-Piece = tuple[int, int, Block]
-"""Index of a shard in the input, global number of the shard's first row, and one block of the shard."""
-
 _NO_ROWS = np.empty(0, dtype=np.int64)
+
+
+class Piece(NamedTuple):
+    """A block of rows for a scan.
+
+    Attributes
+    ----------
+    number : int
+        Index of the shard in the input.
+    first_row : int
+        Global number of the shard's first row.
+    block : Block
+        Block of the shard.
+    packed : ndarray of uint8, or None
+        Bits, as from `np.packbits`, that tell which rows of the block to fit to. None if all of them are used.
+    """
+
+    number: int
+    first_row: int
+    block: Block
+    packed: np.ndarray | None = None
+
+    def with_fitted(self, fitted: np.ndarray | None) -> Piece:
+        """Return the piece with its part of a mask of all rows (n_rows,), bool."""
+        if fitted is None:
+            return self
+        first = self.first_row + self.block.start
+        return self._replace(packed=np.packbits(fitted[first : first + len(self.block)]))
+
+    @property
+    def is_fitted(self) -> np.ndarray | None:
+        """Mask of the rows to fit to, shape (len(block),), bool. None if all rows are used."""
+        if self.packed is None:
+            return None
+        return np.unpackbits(self.packed, count=len(self.block)).astype(bool)
 
 
 class Pieces(tuple[Piece, ...]):
     """Consecutive pieces that one task scans."""
 
     def __str__(self) -> str:
-        first = self[0][2]
-        last = self[-1][2]
+        first = self[0].block
+        last = self[-1].block
         if first == last:
             return str(first)
         return f"{first} to {last}"
@@ -47,7 +80,7 @@ def pieces_of(shards: Sequence[Shard], block_rows: int) -> list[Piece]:
     starts = first_rows(shards).tolist()
     pieces = []
     for number, shard in enumerate(shards):
-        pieces += [(number, starts[number], block) for block in Block(shard, 0, shard.n_rows).cut(block_rows)]
+        pieces += [Piece(number, starts[number], block) for block in Block(shard, 0, shard.n_rows).cut(block_rows)]
     return pieces
 
 
@@ -102,19 +135,22 @@ class BlockStats:
     ----------
     n_rows : int
         Number of rows, including bad rows.
+    n_fitted : int
+        Number of the good rows to fit to. The following statistics, except for `bad_rows`, describe only these rows.
     minimum, maximum : ndarray of shape (n_inputs,), float64
-        Range of each column over the good rows. If no row is good, they are Inf and -Inf.
+        Range of each column. If there is no row to fit to, they are Inf and -Inf.
     bad_rows : ndarray of int64
         Sorted global numbers of the bad rows.
     n_missing : ndarray of shape (n_inputs,), int64
-        Number of missing values of each column in the good rows.
+        Number of missing values of each column.
     sample : ndarray of shape (n, n_inputs), float64
-        Sample of the good rows. Missing values are NaN.
+        Sample of the rows. Missing values are NaN.
     unreadable : dict of int to str
         Reason why each unreadable shard cannot be read. Keys are the indices of the shards in the input.
     """
 
     n_rows: int
+    n_fitted: int
     minimum: np.ndarray
     maximum: np.ndarray
     bad_rows: np.ndarray
@@ -136,18 +172,20 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) ->
     stats = []
     memory = np.empty(0)
     keep_chunks(settings.chunk_bytes)
-    for number, first_row, block in pieces:
+    for piece in pieces:
         check()
+        block = piece.block
         memory = _memory_for(block, memory)
         try:
             # Reuse the memory of the last block, because new pages would take half as long as the scan of a block.
             rows = read(block, memory[: len(block)])
-            stats.append(_stats_of_rows(settings, stride, first_row + block.start, block, rows))
+            stats.append(_stats_of_rows(settings, stride, piece, rows))
         except DataError as error:
             if settings.max_unreadable is None:
                 raise
             # `scan` discards this pass, and with it the statistics of the other blocks of this shard.
-            stats.append(_without_good_rows(len(block), block.shard.n_inputs, _NO_ROWS, {number: str(error)}))
+            reasons = {piece.number: str(error)}
+            stats.append(_without_fitted_rows(len(block), block.shard.n_inputs, _NO_ROWS, reasons))
     return merge_stats(stats)
 
 
@@ -164,13 +202,14 @@ def stats_of_unreadable(shards: Sequence[Shard], unreadable: Mapping[int, str]) 
     firsts = first_rows(shards)
     numbers = [np.arange(firsts[i], firsts[i + 1]) for i in sorted(unreadable)]
     bad = np.concatenate([_NO_ROWS, *numbers])
-    return _without_good_rows(len(bad), shards[0].n_inputs, bad, unreadable)
+    return _without_fitted_rows(len(bad), shards[0].n_inputs, bad, unreadable)
 
 
 def merge_stats(stats: Sequence[BlockStats]) -> BlockStats:
     """Merge the statistics of blocks, which must be in row order."""
     return BlockStats(
         n_rows=sum(each.n_rows for each in stats),
+        n_fitted=sum(each.n_fitted for each in stats),
         minimum=np.minimum.reduce([each.minimum for each in stats]),
         maximum=np.maximum.reduce([each.maximum for each in stats]),
         bad_rows=np.sort(np.concatenate([each.bad_rows for each in stats])),
@@ -189,35 +228,47 @@ def _first_reasons(stats: Sequence[BlockStats]) -> dict[int, str]:
     return dict(sorted(reasons.items()))
 
 
-def _stats_of_rows(settings: ScanSettings, stride: int, first_row: int, block: Block, rows: np.ndarray) -> BlockStats:
-    stored = block.shard.stored_dtype
+def _stats_of_rows(settings: ScanSettings, stride: int, piece: Piece, rows: np.ndarray) -> BlockStats:
+    first_row = piece.first_row + piece.block.start
+    stored = piece.block.shard.stored_dtype
     bad = _NO_ROWS
     n_missing = np.zeros(rows.shape[1], dtype=np.int64)
     minimum = rows.min(axis=0)  # in the dtype of the rows, because a conversion would copy the block
     maximum = rows.max(axis=0)
     # NaN and Inf propagate into the minimum or maximum, so most blocks need no second check.
-    if settings.missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all()):
+    may_be_bad = settings.missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all())
+    if may_be_bad:
         bad = bad_rows(rows, settings.missing, stored, settings.fills)
-        if len(bad) == len(rows):  # the minimum of an empty array is undefined
-            return _without_good_rows(len(rows), rows.shape[1], first_row + bad)
-        minimum, maximum, n_missing = _range_and_missing(settings, rows, bad, stored)
+    left_out = _left_out(bad, piece.is_fitted)
+    if len(left_out) == len(rows):  # the minimum of an empty array is undefined
+        return _without_fitted_rows(len(rows), rows.shape[1], first_row + bad)
+    if may_be_bad or len(left_out):
+        minimum, maximum, n_missing = _range_and_missing(settings, rows, left_out, stored)
     return BlockStats(
         n_rows=len(rows),
+        n_fitted=len(rows) - len(left_out),
         minimum=minimum.astype(np.float64),
         maximum=maximum.astype(np.float64),
         bad_rows=first_row + bad,
         n_missing=n_missing,
-        sample=_sample(settings, stride, first_row, rows, bad, stored),
+        sample=_sample(settings, stride, first_row, rows, left_out, stored),
     )
 
 
+def _left_out(bad: np.ndarray, is_fitted: np.ndarray | None) -> np.ndarray:
+    """Return the sorted positions (int64) of the rows that are bad or not fitted to."""
+    if is_fitted is None:
+        return bad
+    return np.union1d(bad, np.flatnonzero(~is_fitted))
+
+
 def _range_and_missing(
-    settings: ScanSettings, rows: np.ndarray, bad: np.ndarray, stored: str
+    settings: ScanSettings, rows: np.ndarray, left_out: np.ndarray, stored: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the minimum, maximum and number of missing values of each column in the good rows."""
+    """Return the minimum, maximum and number of missing values of each column in the other rows, which are good."""
     good = rows
-    if len(bad):
-        good = np.delete(rows, bad, axis=0)
+    if len(left_out):
+        good = np.delete(rows, left_out, axis=0)
     if not settings.fills:
         return good.min(axis=0), good.max(axis=0), np.zeros(rows.shape[1], dtype=np.int64)
     is_missing = missing_entries(good, settings.missing, stored)
@@ -226,10 +277,10 @@ def _range_and_missing(
 
 
 def _sample(
-    settings: ScanSettings, stride: int, first_row: int, rows: np.ndarray, bad: np.ndarray, stored: str
+    settings: ScanSettings, stride: int, first_row: int, rows: np.ndarray, left_out: np.ndarray, stored: str
 ) -> np.ndarray:
-    """Return the sampled good rows as float64, with NaN for missing values."""
-    positions = np.setdiff1d(sample_positions(first_row, len(rows), stride), bad)
+    """Return the sampled rows, except those that are left out, as float64 with NaN for missing values."""
+    positions = np.setdiff1d(sample_positions(first_row, len(rows), stride), left_out)
     chosen = rows[positions]
     sample = chosen.astype(np.float64)
     if settings.fills:
@@ -256,12 +307,13 @@ def _limits_of(dtype: np.dtype) -> tuple[float, float]:
     return limits.min, limits.max
 
 
-def _without_good_rows(
+def _without_fitted_rows(
     n_rows: int, n_inputs: int, bad_rows: np.ndarray, unreadable: Mapping[int, str] | None = None
 ) -> BlockStats:
-    """Return statistics of rows that are all bad. They do not change the range in a merge."""
+    """Return statistics of rows that are bad or not fitted to. They do not change the range in a merge."""
     return BlockStats(
         n_rows=n_rows,
+        n_fitted=0,
         minimum=np.full(n_inputs, np.inf),
         maximum=np.full(n_inputs, -np.inf),
         bad_rows=bad_rows,

@@ -82,9 +82,9 @@ class Scan:
     minimum, maximum : ndarray of shape (n_inputs,), float64
         Range of each column in the good rows. With clipping, this is the range between two quantiles.
     bad_rows : ndarray of int64
-        Sorted global numbers of the bad rows. A row is bad if it contains NaN, Inf or the missing value. If missing
-        values are filled in, a row is bad if it contains Inf, or if all values are missing. All rows of unreadable
-        shards are bad.
+        Sorted global numbers of the bad rows, including those that `n_selected` does not count. A row is bad if it
+        contains NaN, Inf or the missing value. If missing values are filled in, a row is bad if it contains Inf, or if
+        all values are missing. All rows of unreadable shards are bad.
     spread : ndarray of shape (n_inputs,), float64
         Standard deviation of each scaled column without outliers. It is NaN in files from earlier versions.
     inner : ndarray of shape (2, n_inputs), float64
@@ -112,6 +112,9 @@ class Scan:
     knots, ranks : ndarray of shape (n_inputs, n_knots), float64, or None
         Tables that replace values by ranks, see `RankTables`. All other arrays then describe ranks. None if values are
         not replaced.
+    n_selected : int or None
+        Number of the good rows that ``--fit-on`` selects. All arrays except for `bad_rows` describe only these rows.
+        None if they describe all good rows.
     """
 
     n_rows: int
@@ -133,10 +136,13 @@ class Scan:
     indicators: np.ndarray | None = None
     knots: np.ndarray | None = None
     ranks: np.ndarray | None = None
+    n_selected: int | None = None
 
     @property
-    def n_good(self) -> int:
-        """Number of good rows."""
+    def n_fitted(self) -> int:
+        """Number of rows that the ranges describe."""
+        if self.n_selected is not None:
+            return self.n_selected
         return self.n_rows - len(self.bad_rows)
 
     @property
@@ -179,7 +185,8 @@ class Scan:
         arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
         about = {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()], "clips": self.clips}
         choices = {"scale": self.scale, "hints": [*self.hints], "has_huge_rows": self.has_huge_rows}
-        return pack(arrays, about | choices)
+        selected = {} if self.n_selected is None else {"n_selected": self.n_selected}
+        return pack(arrays, about | choices | selected)
 
     @classmethod
     def from_npz(cls, data: bytes) -> Scan:
@@ -203,6 +210,7 @@ class Scan:
                 scale=about.get("scale", "range"),
                 hints=tuple(about.get("hints", ())),
                 has_huge_rows=bool(about.get("has_huge_rows", False)),
+                n_selected=about.get("n_selected"),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"is not a scan: {error!r}") from error
@@ -243,13 +251,14 @@ def _field_checks(scan_result: Scan) -> dict[str, bool]:
     has_bad_rows = has_rows and _are_numbers(scan_result.bad_rows, scan_result.n_rows)
     arrays = (scan_result.minimum, scan_result.maximum, scan_result.spread)
     have_one_shape = len(shape) == 1 and all(_is_array(array, np.float64, shape) for array in arrays)
-    # A scan without good rows has no range.
-    has_no_range = has_bad_rows and scan_result.n_good == 0
+    has_selected = has_bad_rows and _is_selected(scan_result)
+    has_no_range = has_selected and scan_result.n_fitted == 0
     return {
         "n_rows": has_rows,
         "minimum, maximum or spread": have_one_shape,
         "range": has_no_range or (have_one_shape and _is_range(scan_result.minimum, scan_result.maximum)),
         "bad_rows": has_bad_rows,
+        "n_selected": has_selected,
         "inner": _is_array(scan_result.inner, np.float64, (2, *shape)),
         "fill": _is_fill(scan_result.fill, shape),
         "indicators": _are_indicators(scan_result.indicators, scan_result.n_missing),
@@ -267,6 +276,13 @@ def _are_numbers(rows: np.ndarray, n_rows: int) -> bool:
     if rows.dtype != np.int64 or rows.ndim != 1:
         return False
     return bool((np.diff(rows, prepend=-1, append=n_rows) > 0).all())
+
+
+def _is_selected(scan_result: Scan) -> bool:
+    """Return whether the number of selected rows is possible."""
+    n_selected = scan_result.n_selected
+    n_good = scan_result.n_rows - len(scan_result.bad_rows)
+    return n_selected is None or (type(n_selected) is int and 0 <= n_selected <= n_good)
 
 
 def _is_fill(fill: np.ndarray | None, shape: tuple[int, ...]) -> bool:
@@ -326,6 +342,7 @@ def scan(
     executor: Executor,
     n_at_once: int,
     advance: Callable[[int], object] = lambda n_rows: None,
+    fitted: np.ndarray | None = None,
 ) -> Scan:
     """Scan all rows. If some shards are unreadable, scan the other shards again without them.
 
@@ -338,6 +355,8 @@ def scan(
         Number of concurrent tasks.
     advance : callable
         Called with the number of rows of each finished task, and with a negative number before rows are read again.
+    fitted : ndarray of shape (n_rows,), bool, optional
+        Mask of the rows that the ranges describe. By default, they describe all good rows.
 
     Raises
     ------
@@ -346,9 +365,9 @@ def scan(
     """
     known = stats_of_unreadable(shards, {})
     while True:  # at most twice, unless more files become unreadable
-        found = _stats_of_others(shards, settings, known, executor, n_at_once, advance)
+        found = _stats_of_others(shards, settings, known, executor, n_at_once, advance, fitted)
         if len(found.unreadable) == len(known.unreadable):
-            return scan_from_stats(found, settings, shards)
+            return scan_from_stats(found, settings, shards, fitted)
         # Check the limit before rows are read again, because that may take hours.
         _check_unreadable(found, known, len(shards), settings.max_unreadable or 0)
         known = stats_of_unreadable(shards, found.unreadable)
@@ -362,10 +381,11 @@ def _stats_of_others(
     executor: Executor,
     n_at_once: int,
     advance: Callable[[int], object],
+    fitted: np.ndarray | None,
 ) -> BlockStats:
     """Scan the readable shards, and merge the result with `known`, the statistics of unreadable shards."""
-    task = scan_task(shards, settings)
-    tasks = [(task, pieces) for pieces in _pieces_of_tasks(shards, settings.block_rows, known.unreadable)]
+    task = scan_task(shards, settings, fitted)
+    tasks = [(task, pieces) for pieces in _pieces_of_tasks(shards, settings.block_rows, known.unreadable, fitted)]
     if not tasks:  # no shard can be read
         return known
     n_small = _USUAL_BLOCKS // len(tasks[0][1])
@@ -382,15 +402,25 @@ def _check_unreadable(stats: BlockStats, known: BlockStats, n_shards: int, limit
         )
 
 
-def scan_task(shards: Sequence[Shard], settings: ScanSettings) -> Callable[[Sequence[Piece]], BlockStats]:
+def scan_task(
+    shards: Sequence[Shard], settings: ScanSettings, fitted: np.ndarray | None = None
+) -> Callable[[Sequence[Piece]], BlockStats]:
     """Return the function that scans the pieces of a task."""
-    n_rows = sum(shard.n_rows for shard in shards)
-    return partial(scan_pieces, settings, stride_of(n_rows, shards[0].n_inputs, SAMPLED_VALUES))
+    # The fewer rows are fitted to, the larger is the part of them that the sample needs.
+    return partial(scan_pieces, settings, stride_of(_n_fitted(shards, fitted), shards[0].n_inputs, SAMPLED_VALUES))
 
 
-def _pieces_of_tasks(shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str]) -> Iterator[Pieces]:
+def _n_fitted(shards: Sequence[Shard], fitted: np.ndarray | None) -> int:
+    if fitted is None:
+        return sum(shard.n_rows for shard in shards)
+    return int(np.count_nonzero(fitted))
+
+
+def _pieces_of_tasks(
+    shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str], fitted: np.ndarray | None
+) -> Iterator[Pieces]:
     """Yield the pieces of each task in row order. Skip unreadable shards."""
-    pieces = [piece for piece in pieces_of(shards, block_rows) if piece[0] not in unreadable]
+    pieces = [piece.with_fitted(fitted) for piece in pieces_of(shards, block_rows) if piece.number not in unreadable]
     # A task has consecutive blocks, so that each file is read sequentially.
     n_per_task = _blocks_per_task(len(pieces))
     for start in range(0, len(pieces), n_per_task):
@@ -403,7 +433,9 @@ def _blocks_per_task(n_blocks: int) -> int:
     return max(1, n_useful, n_needed)
 
 
-def scan_from_stats(stats: BlockStats, settings: ScanSettings, shards: Sequence[Shard]) -> Scan:
+def scan_from_stats(
+    stats: BlockStats, settings: ScanSettings, shards: Sequence[Shard], fitted: np.ndarray | None = None
+) -> Scan:
     """Return the scan for the statistics of all rows of shards, or of some of their rows."""
     tables = None
     if settings.ranks:
@@ -420,11 +452,12 @@ def scan_from_stats(stats: BlockStats, settings: ScanSettings, shards: Sequence[
         inner=quantiles(stats.sample, INNER),
         unreadable=stats.unreadable,
         clips=settings.clip_quantile > 0,
-        hints=hints_of(stats.sample, sum(shard.n_rows for shard in shards)),
+        hints=hints_of(stats.sample, _n_fitted(shards, fitted)),
         knots=None if tables is None else tables.knots,
         ranks=None if tables is None else tables.ranks,
+        n_selected=None if fitted is None else stats.n_fitted,
     )
-    if scan.n_good:
+    if scan.n_fitted:
         with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
             scale = chosen_scale(scaler, stats.sample) if settings.scale == "auto" else settings.scale
             scaled = scaled_as(scale, scaler, stats.sample)
@@ -494,7 +527,7 @@ def offset_for(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray | None:
     ndarray of shape (n_inputs,), float64, or None
         0 for columns that need no offset.
     """
-    if not scan_result.n_good or row_dtype(shards).name not in ("int64", "uint64"):
+    if not scan_result.n_fitted or row_dtype(shards).name not in ("int64", "uint64"):
         return None
     largest = np.maximum(np.abs(scan_result.minimum), np.abs(scan_result.maximum))
     needs_offset = (largest > _EXACT) & (scan_result.maximum - scan_result.minimum < _WIDEST)
@@ -512,19 +545,19 @@ def check_usable(shards: Sequence[Shard], scan_result: Scan, missing: float | No
     Raises
     ------
     DataError
-        If there are fewer than two good rows, if all are equal, or if the range of a column overflows float64.
+        If there are fewer than two rows to fit to, if all are equal, or if the range of a column overflows float64.
     """
     first = shards[0]
-    if not scan_result.n_good:
+    if not scan_result.n_fitted:
         raise _no_usable_rows(shards, scan_result, missing)
-    if scan_result.n_good == 1:
+    if scan_result.n_fitted == 1:
         raise DataError(
             f"{first}: found 1 usable row of {scan_result.n_rows}, expected at least two rows to train on. Provide "
             "more rows, or encode with a fitted model (--model)."
         )
     if scan_result.constant.all():
         raise DataError(
-            f"{first}: all {scan_result.n_good} usable rows are equal, expected columns that vary. Choose another "
+            f"{first}: all {scan_result.n_fitted} usable rows are equal, expected columns that vary. Choose another "
             "dataset with --dataset, or provide other rows."
         )
     _check_finite_ranges(first, scan_result)
@@ -559,7 +592,7 @@ def _log_useless_columns(columns: Columns, scan_result: Scan) -> None:
         log.info("scan: %s set to 0: %s", quantity(len(constant), "constant column"), listed)
     if scan_result.n_missing is None:
         return
-    empty = np.flatnonzero(scan_result.n_missing == scan_result.n_good)
+    empty = np.flatnonzero(scan_result.n_missing == scan_result.n_fitted)
     if len(empty):
         listed = short_list(columns.listed(empty), _COLUMNS)
         log.warning("%s without any value, set to 0: %s", quantity(len(empty), "column"), listed)

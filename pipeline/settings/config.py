@@ -18,6 +18,7 @@ from pipeline.choices import ROW_SCALES, SCALES, TRANSFORMS
 from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS
 from pipeline.settings.kinds import (
     ADDRESS,
+    CONDITION,
     DATASET,
     DEVICES,
     EXACT_NUMBER,
@@ -70,6 +71,7 @@ or how many epochs fit before a deadline.
 _EXCLUSIVE = (
     *(("overwrite", "restart"), ("quiet", "verbose"), ("storage_dtype", "max_feature_error")),
     *(("workers", "scheduler"), ("workers", "scheduler_file"), ("scheduler", "scheduler_file")),
+    ("fit_on", "model"),
     *(("row_scale", "missing_value"), ("transform", "missing_value")),  # prepared values cannot be compared with it
     *(("devices", "scheduler"), ("devices", "scheduler_file")),  # workers of a scheduler have their own devices
 )
@@ -178,6 +180,14 @@ class InputSettings:
         "Extra with the labels, for the report: it compares the accuracy of a classifier on the features and on "
         "principal components. Default: the first usable one of --include, y, label, target, class, or any other; "
         "none that is named like a batch or an id.",
+    )
+    fit_on: str | None = _setting(
+        None,
+        CONDITION,
+        "scan",
+        "Scan and train only on rows whose extra fulfils this condition, for example 'split==train', 'split in "
+        "train,val' or 'quality>0.5' (in quotes, for the shell). All rows are encoded.",
+        legacy_value=None,
     )
     model: str | None = _setting(
         None, FILES, "inputs", "Encode with this model.h5, or with the model of this output directory; train nothing."
@@ -428,8 +438,8 @@ class BadDataSettings:
         "pass",
         one_of("clip", "pass", "raise"),
         "features",
-        "With --model, what to do with rows outside the range of its training data: count them (pass), clip them to "
-        "the range (clip), or stop (raise).",
+        "With --model or --fit-on, what to do with rows outside the range of the rows that the model was trained on: "
+        "count them (pass), clip them to the range (clip), or stop (raise).",
         former_names=("out_of_range", {"pass": "allow"}),
     )
 

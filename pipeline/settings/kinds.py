@@ -12,9 +12,11 @@ from fractions import Fraction
 from typing import Any
 
 from pipeline.errors import printable
+from pipeline.settings.condition import Condition
 
 __all__ = [
     "ADDRESS",
+    "CONDITION",
     "DATASET",
     "DEVICES",
     "EXACT_NUMBER",
@@ -215,6 +217,7 @@ _ANSWERS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 
 NAME = Kind(str, is_text=True)  # an empty name is None if None is the default
 ADDRESS = Kind(str, "ADDRESS", is_text=True)
+CONDITION = Kind(lambda text: str(Condition.parse(text)), "CONDITION", is_text=True)
 DATASET = Kind(_dataset, is_text=True)
 FILES = Kind(_path, "PATH", is_text=True)
 FOLDERS = Kind(_path, "DIR", is_text=True)

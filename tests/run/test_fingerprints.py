@@ -144,6 +144,8 @@ def other_value(setting: Setting) -> Any:
         return not now if isinstance(now, bool) else now * 2 + 1 if isinstance(now, int) else now / 2 or 0.5
     if setting.name == "hidden":
         return (7,)
+    if setting.name == "fit_on":
+        return "other == 7"
     return ("other",) if isinstance(now, tuple) else "7" if setting.type == "str" else 7
 
 

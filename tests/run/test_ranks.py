@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from pipeline.features import open_features
@@ -16,7 +17,7 @@ from pipeline.scan import ranges, sample
 from tests.run.test_cleaning import check_resumption, features_of, rows_with_gaps
 from tests.support.bad_shards import NO_LIMITS, Shards, check, errors
 from tests.support.cases import case
-from tests.support.helpers import csr, refused, write_csr, write_shard
+from tests.support.helpers import csr, write_csr, write_shard
 from tests.support.logged import mentions
 
 RANKED = ["--transform", "rank"]
@@ -153,8 +154,9 @@ def test_a_given_model_with_another_transformation_is_refused(
     assert mentions(errors(caplog), "transform", "rank")
 
 
-def test_onnx_cannot_rank(shards: Shards) -> None:
+def test_an_exported_encoder_ranks_the_rows_of_a_run(shards: Shards) -> None:
     shards.fill(60)
     assert shards.run(*RANKED) == 0
-    with refused(65, "rank", "--transform"):
-        encoder_onnx(load_model(shards.output))
+    session = onnxruntime.InferenceSession(encoder_onnx(load_model(shards.output)), providers=["CPUExecutionProvider"])
+    (found,) = session.run(["features"], {"rows": shards.arrays[0]})
+    np.testing.assert_allclose(found, open_features(shards.output).features.compute(), atol=1e-5)

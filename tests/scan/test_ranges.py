@@ -11,7 +11,7 @@ from pipeline.cluster.executor import reduce
 from pipeline.formats import pack
 from pipeline.hdf5.files import FILES
 from pipeline.scan import ranges as module
-from pipeline.scan.blocks import ScanSettings, merge_stats, scan_pieces
+from pipeline.scan.blocks import Piece, ScanSettings, merge_stats, scan_pieces
 from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, readable
 from pipeline.scan.scaler import bad_entries, bad_rows
 from pipeline.shards.open import open_shards
@@ -37,7 +37,7 @@ def slow_scan(arrays):
 
 def check(found, arrays):
     minimum, maximum, bad = slow_scan(arrays)
-    assert (found.n_rows, found.n_good) == (sum(map(len, arrays)), sum(map(len, arrays)) - len(bad))
+    assert (found.n_rows, found.n_fitted) == (sum(map(len, arrays)), sum(map(len, arrays)) - len(bad))
     assert {found.minimum.dtype, found.maximum.dtype} == {np.dtype(np.float64)}
     assert found.bad_rows.dtype == np.int64
     np.testing.assert_array_equal(found.minimum, minimum)
@@ -85,7 +85,7 @@ def test_results_of_a_task_do_not_depend_on_later_blocks(tmp_path):
     arrays[1][2] = np.nan
     shards = shards_of(tmp_path, *arrays)
     firsts = (0, 5, 12)
-    pieces = [(i, firsts[i], block) for i, shard in enumerate(shards) for block in blocks([shard], 2)]
+    pieces = [Piece(i, firsts[i], block) for i, shard in enumerate(shards) for block in blocks([shard], 2)]
     joint = scan_pieces(ScanSettings(2), 1, pieces)
     separate = merge_stats([scan_pieces(ScanSettings(2), 1, [piece]) for piece in pieces])
     for name in ("minimum", "maximum", "bad_rows", "sample"):
@@ -213,7 +213,7 @@ def test_a_missing_value_is_found_in_the_dtype_of_its_file(tmp_path, dtype, miss
     for block_rows in (1, 3, 100):
         with case(block_rows=block_rows):
             found = scanned([shard], block_rows, 2, missing=missing)
-            assert (found.bad_rows.tolist(), found.n_good) == ([2, 5], 5)
+            assert (found.bad_rows.tolist(), found.n_fitted) == ([2, 5], 5)
             np.testing.assert_array_equal((found.minimum, found.maximum), (good.min(axis=0), good.max(axis=0)))
             assert mentions(describe_bad_rows([shard], found, missing), "2 of 7", missing)
 
@@ -445,7 +445,7 @@ def test_a_scan_is_restored_from_its_file(tmp_path, n_bad):
 def test_a_scan_of_an_earlier_version_has_no_narrow_columns():
     arrays = {"minimum": np.zeros(2), "maximum": np.ones(2), "bad_rows": np.arange(1)}
     found = Scan.from_npz(pack(arrays, {"n_rows": 9, "unreadable": []}))
-    assert (found.n_good, found.narrow.tolist()) == (8, [])
+    assert (found.n_fitted, found.narrow.tolist()) == (8, [])
 
 
 def _pickled():
@@ -495,3 +495,27 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path, monkeypatch)
     remote = run_in_fresh_process(tasks)
     assert [plain_values(each) for each in remote] == [plain_values(each) for each in local]
     assert (found.bad_rows.tolist(), list(found.unreadable)) == ([3, *range(9, 14), 21], [1])
+
+
+def test_ranges_of_selected_rows_are_those_of_a_file_with_these_rows(tmp_path):
+    rng = np.random.default_rng(0)
+    values = rng.normal(0, 50, (40, 3)).astype(np.float32)
+    values[::7, 1] = np.nan
+    values[11] = np.inf
+    is_fitted = rng.random(40) < 0.5
+    is_fitted[20:28] = False
+    folders = [tmp_path / name for name in ("all", "selected")]
+    for folder in folders:
+        folder.mkdir()
+    shards = shards_of(folders[0], values[:9], values[9:9], values[9:])
+    selected = shards_of(folders[1], values[is_fitted])
+    settings = {"impute": "median", "scale": "std", "missing_indicator": True}
+    expected = scanned(selected, 100, **settings)
+    for block_rows, n_threads in product((1, 3, 8, 50), (1, 3)):
+        with case(block_rows=block_rows, n_threads=n_threads):
+            found = scanned(shards, block_rows, n_threads, fitted=is_fitted, **settings)
+            found = Scan.from_npz(found.to_npz())
+            assert (found.n_rows, found.bad_rows.tolist()) == (40, [11])
+            assert found.n_fitted == expected.n_fitted
+            for name in ("minimum", "maximum", "spread", "inner", "fill", "n_missing", "center", "factor"):
+                np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))

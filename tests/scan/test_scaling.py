@@ -188,7 +188,7 @@ def test_extreme_values_cause_no_warning(tmp_path: Path) -> None:
     rows[0] = 1.7e308
     rows[1] = -1.7e308
     for scale in ("auto", *SCALES):
-        assert scanned(shards_of(tmp_path, rows), 10, 1, scale=scale).n_good == 60
+        assert scanned(shards_of(tmp_path, rows), 10, 1, scale=scale).n_fitted == 60
 
 
 @pytest.mark.process

@@ -20,6 +20,7 @@ SAMPLES = {
     "match_columns": ("name", "ignore", "order"),
     "include": (("a",), ("b/c", "d"), ("e", "f")),
     "labels": ("a", "b/c", "d"),
+    "fit_on": ("a == b", "c/d < 1", "e in f,g"),
     "output": ("a", "b", "c"),
     "model": ("a", "b", "c"),
     "n_features": (1, 2, 3),

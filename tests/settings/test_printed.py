@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.settings.config import SETTINGS, Config, Setting, problems
 from pipeline.settings.flags import _STAGES, parse
-from pipeline.settings.kinds import DEVICES, EXACT_NUMBER, LIMIT, TIME, WIDTHS, YES_OR_NO
+from pipeline.settings.kinds import CONDITION, DEVICES, EXACT_NUMBER, LIMIT, TIME, WIDTHS, YES_OR_NO
 from pipeline.settings.printed import as_yaml, summary_line
 from tests.support.logged import mentions
 
@@ -71,6 +71,7 @@ def some_value(setting: Setting, draw: random.Random) -> Any:
     of_kind[TIME.metavar] = ["06:00", "12:30", "2030-01-31 06:00"]
     of_kind |= {EXACT_NUMBER.metavar: NUMBERS, "N": [n for n in NUMBERS if isinstance(n, int)]}
     of_kind[DEVICES.metavar] = [("all",), ("cuda0", "cuda12"), ("opencl0:0", "cpu")]
+    of_kind[CONDITION.metavar] = ["split == train", "n < 1e5", "on in off,2024_01"]
     of_kind |= {"BYTES": [2**24, 2**24 + 1, 2**30, 10**9]}
     values = of_kind.get(kind.metavar, TEXTS)
     if setting.name == "missing_value":

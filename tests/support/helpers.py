@@ -55,11 +55,12 @@ def scanned(
     block_rows: int,
     n_threads: int = 1,
     advance: Callable[[int], object] = lambda n_rows: None,
+    fitted: np.ndarray | None = None,
     **settings: Any,
 ) -> Scan:
     """Scan shards in threads, and return the scan."""
     with threads(n_threads) as pool:
-        return scan(shards, ScanSettings(block_rows, **settings), pool, n_threads, advance)
+        return scan(shards, ScanSettings(block_rows, **settings), pool, n_threads, advance, fitted)
 
 
 def names(shard: Shard) -> tuple[str, ...]:

@@ -192,9 +192,23 @@ _SCAN = (
     Mutation(
         "missing-values-widen-the-range",
         "pipeline/scan/blocks.py",
-        "if settings.missing is not None or not (np.isfinite",
-        "if not (np.isfinite",
+        "may_be_bad = settings.missing is not None or not (np.isfinite",
+        "may_be_bad = not (np.isfinite",
         ("tests/scan/test_ranges.py::test_a_missing_value_is_found_in_the_dtype_of_its_file",),
+    ),
+    Mutation(
+        "rows-that-are-left-out-widen-the-range",
+        "pipeline/scan/blocks.py",
+        "if may_be_bad or len(left_out):",
+        "if may_be_bad:",
+        ("tests/run/test_fit_on.py::test_the_range_is_that_of_the_selected_rows",),
+    ),
+    Mutation(
+        "rows-that-are-left-out-are-trained-on",
+        "pipeline/run/training_stage.py",
+        "np.union1d(self.scan.bad_rows, prepared.not_fitted())",
+        "self.scan.bad_rows",
+        ("tests/run/test_fit_on.py::test_rows_that_are_left_out_do_not_change_the_model",),
     ),
     Mutation(
         "bad-rows-keep-numbers-of-lost-shards",

@@ -215,7 +215,7 @@ def check_rows(stage: ScanStage, scan: Scan, findings: Findings) -> bool:
         where = f"in a sample of {scan.n_rows} of {prepared.n_rows} rows: "
         found = findings.problems[n_before:]
         findings.problems[n_before:] = [type(error)(f"{where}{error}") for error in found]
-    return scan.n_good > 1 and not scan.constant.all()
+    return scan.n_fitted > 1 and not scan.constant.all()
 
 
 # -- results of an earlier run -----------------------------------------------------------------------------------------

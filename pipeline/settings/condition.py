@@ -1,0 +1,69 @@
+"""Conditions that select rows by the values of an extra, such as ``split == train``."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["Condition"]
+
+_COMPARISON = re.compile(r"(.+?)\s*(==|!=|<=|>=|<|>)\s*(.+)", re.DOTALL)
+_MEMBERSHIP = re.compile(r"(.+?)\s+(not\s+in|in)\s+(.+)", re.DOTALL)
+_EXPECTED = "a comparison like split==train, 'split in train,val' or 'quality>0.5'"
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A comparison of an extra with one or more values.
+
+    Attributes
+    ----------
+    name : str
+        Name of the extra, or the path of its dataset.
+    operator : str
+        ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in`` or ``not in``.
+    values : tuple of str
+        Values as a user has typed them: one, or several for ``in`` and ``not in``.
+    """
+
+    name: str
+    operator: str
+    values: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Condition:
+        """Return the condition that a text describes.
+
+        Raises
+        ------
+        ValueError
+            If the text is not a condition. The message describes conditions.
+        """
+        text = text.strip()
+        match = _COMPARISON.fullmatch(text) or _MEMBERSHIP.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r}, expected {_EXPECTED}")
+        name, operator, value = match.groups()
+        operator = " ".join(operator.split())
+        values = [value]
+        if operator in ("in", "not in"):
+            values = _without_brackets(value).split(",")
+        unquoted = tuple(_without_quotes(each.strip()) for each in values)
+        if "" in unquoted or any(each.startswith("=") for each in unquoted):
+            raise ValueError(f"{text!r}, expected {_EXPECTED}")
+        return cls(_without_quotes(name.strip()), operator, unquoted)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.operator} {','.join(self.values)}"
+
+
+def _without_brackets(text: str) -> str:
+    if (text[0], text[-1]) in (("(", ")"), ("[", "]"), ("{", "}")):
+        return text[1:-1]
+    return text
+
+
+def _without_quotes(text: str) -> str:
+    if len(text) > 2 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    return text
