@@ -322,7 +322,7 @@ def _log_end(training: Training) -> None:
     """Log a line if the training has stopped early, or if no epoch was better than the start."""
     state = training.state
     if state.best_epoch < 0:
-        log.info("training: no epoch improved on the initial parameters; keeping them")
+        log.info("training: no epoch reduced the error of the initial parameters enough; keeping them")
     elif len(state.history) < training.n_epochs:
         log.info("training: stopped early; epoch %d was the best", state.best_epoch)
 

@@ -22,6 +22,7 @@ from pipeline.training.epochs import Limit, StepResult, Training
 from pipeline.training.loop import CheckpointPolicy, training_loop
 from pipeline.training.order import Order, learning_rate
 from tests.support import standin
+from tests.support.cases import case
 from tests.support.loops import train
 from tests.support.networks import ONE_LAYER
 from tests.support.settings import settings_of
@@ -139,6 +140,15 @@ def test_training_keeps_a_start_that_is_not_improved() -> None:
     assert trained.best_epoch == -1
     assert len(trained.history) == 6, "it continues while it improves, even if it remains worse than at its start"
     assert device.n_steps == 0
+
+
+def test_a_small_improvement_does_not_replace_components() -> None:
+    for start, lowest, best_epoch in (("components", 0.99, -1), ("components", 0.97, 2), ("random", 0.99, 2)):
+        with case(start, lowest):
+            device = Counting(validation_costs=[1, 0.999, 0.998, lowest, 0.999, 0.999, 0.999])
+            config = CONFIG.changed(start=start, patience=0)
+            assert run(device, config, ENOUGH_ROWS).best_epoch == best_epoch
+            assert device.n_steps == 2 * (best_epoch + 1)
 
 
 def test_few_rows_keep_the_start_if_training_makes_them_clearly_worse() -> None:
