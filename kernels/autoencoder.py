@@ -72,8 +72,8 @@ class Autoencoder:
                 low, high = limits
                 self._limits = (low.astype(center.dtype), high.astype(center.dtype))
         self._uses_ops = backend.uses_ops()
-        parameters = list(self.shared.values())
-        self._op_functions = OpFunctions(network, parameters, self._scaling, self._limits, self.n_threads)
+        parameters = [self.shared[name] for name in network.encoder.shapes]
+        self._op_functions = OpFunctions(network.encoder, parameters, self._scaling, self._limits, self.n_threads)
         flops_per_row = 2 * network.n_weights
         self._graph_functions = GraphFunctions(self._features_of, self._errors_of, self._limits, flops_per_row)
 

@@ -6,23 +6,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from kernels import backend
 from kernels.activations import ACTIVATIONS, Math
-from kernels.network import Network
+from kernels.network import Head, Network
 from kernels.reference import threshold
 
 theano = backend.load()
 tensor = theano.tensor
 
-__all__ = ["MATH", "code", "cost_and_gradients", "forward", "masked", "reconstruction", "row_errors"]
+__all__ = ["MATH", "Targets", "code", "error_and_gradients", "forward", "masked", "reconstruction", "row_errors"]
 
 Variables = Mapping[str, Any]
 
 MATH = Math(tensor.switch, tensor.exp, tensor.log1p, tensor.tanh, tensor.nnet.sigmoid)
+
+
+class Targets(NamedTuple):
+    """Variables of the targets of a minibatch.
+
+    Attributes
+    ----------
+    values : vector variable, float32
+        Targets of the rows, see `kernels.reference.Targets`.
+    factor : scalar variable, float32
+        Half the number of columns times the weight of the mean loss.
+    """
+
+    values: Any
+    factor: Any
 
 
 def forward(network: Network, x: Any, variables: Variables) -> list[Any]:
@@ -55,10 +70,12 @@ def masked(x: Any, noise: Any, corruption: float) -> Any:
     return tensor.switch(noise < np.int16(threshold(corruption)), np.float32(0), x)
 
 
-def cost_and_gradients(
-    network: Network, x: Any, visible: Any, variables: Variables, n_rows: Any = None
+def error_and_gradients(
+    network: Network, x: Any, visible: Any, variables: Variables, n_rows: Any = None, targets: Targets | None = None
 ) -> tuple[Any, list[Any]]:
-    """Return the symbolic cost of scaled rows, and its gradients in the order of the parameters.
+    """Return the symbolic mean squared error of scaled rows, and the gradients of the cost by parameter.
+
+    The cost is the mean squared error. With a head, it also includes the weighted mean loss of the targets.
 
     The gradients are written out, because Theano would compute the sums for the biases in float64. The factor
     ``c = 2 / (number of entries)`` is kept out of the matrices, so that the products can apply it. One layer of
@@ -80,18 +97,40 @@ def cost_and_gradients(
         Parameters by name.
     n_rows : scalar variable, float32, optional
         Number of rows; by default the length of `x`.
+    targets : Targets, optional
+        The targets, if the network has a head.
     """
     a = forward(network, visible, variables)
     s = _decode(network, a[-1], variables)
     d = s[0] - x
     # The mean is taken over columns and then over rows. A single float32 sum over all entries would lose digits.
-    cost = tensor.mean(_row_means(d**2), acc_dtype="float32")
+    error = tensor.mean(_row_means(d**2), acc_dtype="float32")
     d, found = _decoder_gradients(network, d, a[-1], s, variables)
+    if network.head is not None and targets is not None:
+        # The factor cancels c, which all gradients are multiplied by.
+        errors = targets.factor * _head_errors(network.head, a[-1], targets.values, variables)
+        found["W_head"] = tensor.dot(a[-1].T, errors)
+        found["b_head"] = _sum_rows(errors)
+        d = d + tensor.dot(errors, variables["W_head"].T)
     found |= _encoder_gradients(network, d, a, found, variables)
     if n_rows is None:
         n_rows = x.shape[0].astype("float32")
     c = np.float32(2 / network.n_inputs) / n_rows
-    return cost, [c * found[name] for name in network.shapes]
+    return error, [c * found[name] for name in network.shapes]
+
+
+def _head_errors(head: Head, h: Any, targets: Any, variables: Variables) -> Any:
+    """Return the derivatives of the losses with respect to the outputs of the head, for symbolic features."""
+    z = tensor.dot(h, variables["W_head"]) + variables["b_head"]
+    targets = targets.dimshuffle(0, "x")
+    if head.kind == "numbers":
+        return tensor.switch(tensor.isnan(targets), np.float32(0), z - targets)
+    # Theano's softmax has no version for OpenCL.
+    shares = tensor.exp(z - tensor.max(z, axis=1, keepdims=True))
+    shares = shares / tensor.sum(shares, axis=1, keepdims=True, acc_dtype="float32")
+    classes = np.arange(head.n_outputs, dtype=np.float32)
+    is_class = tensor.switch(tensor.eq(targets, classes), np.float32(1), np.float32(0))
+    return tensor.switch(targets >= np.float32(0), shares - is_class, np.float32(0))
 
 
 def _decoder_gradients(

@@ -10,17 +10,45 @@ transposed::
 
 Every f and g is the activation of the hidden layers, with two exceptions: ``f_n`` is the activation of the features,
 and ``g_1`` is linear.
+
+A network can have a linear head, which predicts the target t of a row during training, and is not part of the model
+that encodes rows::
+
+    z = h . W_head + b_head
+    loss = log(sum_j exp(z_j)) - z_t                         if the targets are numbers of classes
+    loss = (z - t)^2 / 2                                     if the targets are numbers
+
+The loss of a row without a target is 0. Such a row has the class -1, or the number NaN.
 This module does not load Theano, so every package can import it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from kernels.activations import ACTIVATIONS
 
-__all__ = ["Network"]
+__all__ = ["HEADS", "Head", "Network"]
+
+HEADS = ("classes", "numbers")
+"""Kinds of targets that a head can predict."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A linear head on the features.
+
+    Attributes
+    ----------
+    kind : str
+        ``classes`` for a softmax with cross entropy, or ``numbers`` for a squared error.
+    n_outputs : int
+        Number of classes; 1 for numbers.
+    """
+
+    kind: str
+    n_outputs: int
 
 
 @dataclass(frozen=True)
@@ -38,12 +66,20 @@ class Network:
     gain : bool
         Whether the decoder learns a factor for each feature, so that sigmoids can reach the range of the data without
         saturating.
+    head : Head or None
+        Head that predicts targets during training.
     """
 
     widths: tuple[int, ...]
     activation: str = "relu"
     code: str = "sigmoid"
     gain: bool = False
+    head: Head | None = None
+
+    @property
+    def encoder(self) -> Network:
+        """The same network without a head."""
+        return replace(self, head=None)
 
     @property
     def n_inputs(self) -> int:
@@ -93,10 +129,13 @@ class Network:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each parameter by name: layer by layer, the gain last. All parameters are float32."""
+        """Shape of each parameter by name: layer by layer, then gain and head. All parameters are float32."""
         shapes: dict[str, tuple[int, ...]] = {}
         for names, (n, m) in zip(self.layers, pairwise(self.widths), strict=True):
             shapes |= zip(names, [(n, m), (m,), (n,)], strict=True)
         if self.gain:
             shapes["gain"] = (self.n_features,)
+        if self.head is not None:
+            shapes["W_head"] = (self.n_features, self.head.n_outputs)
+            shapes["b_head"] = (self.head.n_outputs,)
         return shapes

@@ -182,6 +182,8 @@ class _Native(theano.Op):
             "CODE_IS_BOUNDED": int(code.limits is not None),
             "CENTER": f"{code.middle}f",
             "HAS_GAIN": int(self.network.gain),
+            "HAS_HEAD": int(self.network.head is not None),
+            "TARGETS_ARE_CLASSES": int(self.network.head is not None and self.network.head.kind == "classes"),
             "NAMES": ", ".join(names),
         }
 
@@ -322,16 +324,19 @@ class _StepInputs(NamedTuple):
     rows: Any
     numbers: Any  # None if `rows` is the minibatch
     noise: Any  # None without corruption
+    targets: Any  # None without a head
+    target_factor: Any
     learning_rate: Any
     rate: Any
     n_threads: Any
 
 
 class Step(_Native):
-    """A step of training: ``(rows, *numbers, *noise, learning_rate, rate, n_threads, *parameters, *states, *scaling)``.
+    """A step of training.
 
-    The outputs are the cost of the minibatch before the step, the new parameters, and the new states of the rule in
-    the order of the parameters. Their bits do not depend on the number of threads.
+    The inputs are ``(rows, *numbers, *noise, *targets, learning_rate, rate, n_threads, *parameters, *states,
+    *scaling)``. The outputs are the mean squared error of the minibatch before the step, the new parameters, and the
+    new states of the rule in the order of the parameters. Their bits do not depend on the number of threads.
 
     Parameters
     ----------
@@ -343,6 +348,9 @@ class Step(_Native):
         uint8, selects them.
     resident : bool
         Whether the minibatch is given as the numbers, int64, of its rows in `rows`.
+
+    A network with a head has two inputs `targets`: the targets (n_rows,), float32, and the factor of
+    `kernels.graph.Targets`.
     """
 
     __props__ = ("network", "rule", "corruption", "resident", "inplace")
@@ -353,7 +361,7 @@ class Step(_Native):
         self.rule = rule
         self.corruption = float(corruption)
         self.resident = resident
-        self._n_first = 4 + bool(corruption) + resident
+        self._n_first = 4 + bool(corruption) + resident + 2 * (network.head is not None)
         n_changed = len(network.shapes) * (1 + len(RULES[rule.name].states))
         end = self._n_first + n_changed
         super().__init__(network, end, range(self._n_first, end), inplace)
@@ -374,9 +382,10 @@ class Step(_Native):
 
     def _name_inputs(self, first: Sequence[Any]) -> _StepInputs:
         rows, *optional, learning_rate, rate, n_threads = first
-        numbers = optional[0] if self.resident else None
-        noise = optional[-1] if self.corruption else None
-        return _StepInputs(rows, numbers, noise, learning_rate, rate, n_threads)
+        numbers = optional.pop(0) if self.resident else None
+        noise = optional.pop(0) if self.corruption else None
+        targets, target_factor = optional or (None, None)
+        return _StepInputs(rows, numbers, noise, targets, target_factor, learning_rate, rate, n_threads)
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Take a step in NumPy."""
@@ -400,7 +409,11 @@ class Step(_Native):
         visible = x
         if named.noise is not None:
             visible = reference.masked(x, named.noise, self.corruption)
-        return reference.gradients(self.network, x, visible, parameters)
+        targets = None
+        if named.targets is not None:
+            weight = float(named.target_factor) * 2 / self.network.n_inputs
+            targets = reference.Targets(named.targets, weight)
+        return reference.gradients(self.network, x, visible, parameters, targets)
 
     def _update(self, arrays: Sequence[np.ndarray], gradient: np.ndarray, learning_rate: float, rate: float) -> None:
         """Update a parameter and its states in place."""
@@ -423,6 +436,8 @@ class Step(_Native):
         ]
         if named.noise is not None:
             calls.append(f"take_noise(&step, {named.noise}, {reference.threshold(self.corruption)})")
+        if named.targets is not None:
+            calls.append(f"take_targets(&step, {named.targets}, {_number(named.target_factor, 'float')})")
         return f"""
             {_array("parameters", parameters)}
             {_array("states", states)}

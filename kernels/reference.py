@@ -6,26 +6,45 @@ Parameters are given by name, or in the order of the network's `shapes`. `kernel
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from kernels.activations import ACTIVATIONS, Math
-from kernels.network import Network
+from kernels.network import Head, Network
 
 __all__ = [
     "MATH",
+    "Targets",
     "activated",
     "are_within",
     "code",
     "forward",
     "gradients",
+    "head_errors",
     "masked",
     "row_errors",
     "scaled",
+    "target_losses",
     "threshold",
 ]
 
 Parameters = Mapping[str, np.ndarray] | Sequence[np.ndarray]
+
+
+class Targets(NamedTuple):
+    """Targets of the rows of a minibatch.
+
+    Attributes
+    ----------
+    values : ndarray of shape (n_rows,), float32
+        Number of the class of each row, or -1; or a number, or NaN. See `kernels.network`.
+    weight : float
+        Factor of the mean loss, which is added to the mean squared error.
+    """
+
+    values: np.ndarray
+    weight: float
 
 
 def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
@@ -131,10 +150,39 @@ def row_errors(network: Network, x: np.ndarray, parameters: Parameters) -> np.nd
     return np.mean((s[0] - x) ** 2, axis=1)
 
 
+def target_losses(head: Head, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return the loss of each row for outputs of the head: shape (n_rows,), 0 for rows without a target.
+
+    Parameters
+    ----------
+    z : ndarray of shape (n_rows, n_outputs)
+    targets : ndarray of shape (n_rows,)
+    """
+    if head.kind == "numbers":
+        return np.where(np.isnan(targets), 0, (z[:, 0] - targets) ** 2 / 2)
+    largest = z.max(axis=1)
+    log_sums = largest + np.log(np.exp(z - largest[:, None]).sum(axis=1))
+    has_target = targets >= 0
+    classes = np.where(has_target, targets, 0).astype(np.int64)
+    return np.where(has_target, log_sums - z[np.arange(len(z)), classes], 0)
+
+
+def head_errors(head: Head, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return the derivatives of the losses with respect to the outputs of the head: shape (n_rows, n_outputs)."""
+    targets = targets[:, None]
+    if head.kind == "numbers":
+        return np.where(np.isnan(targets), 0, z - targets)
+    shares = np.exp(z - z.max(axis=1, keepdims=True))
+    shares = shares / shares.sum(axis=1, keepdims=True)
+    return (targets >= 0) * (shares - (targets == np.arange(head.n_outputs)))
+
+
 def gradients(
-    network: Network, x: np.ndarray, visible: np.ndarray, parameters: Parameters
+    network: Network, x: np.ndarray, visible: np.ndarray, parameters: Parameters, targets: Targets | None = None
 ) -> tuple[float, list[np.ndarray]]:
-    """Return the cost of scaled rows, and its gradients in the order of the parameters.
+    """Return the mean squared error of scaled rows, and the gradients of the cost in the order of the parameters.
+
+    The cost is the mean squared error. With a head, it also includes the weighted mean loss of the targets.
 
     Parameters
     ----------
@@ -144,10 +192,12 @@ def gradients(
     visible : ndarray of shape (n_rows, n_inputs)
         The rows that the network sees: `x`, or `x` with hidden entries.
     parameters : mapping or sequence of ndarray
+    targets : Targets, optional
+        The targets, if the network has a head.
 
     Returns
     -------
-    cost : float
+    error : float
         Mean squared error over all entries.
     gradients : list of ndarray
         Gradients, in the shapes of the parameters.
@@ -155,11 +205,17 @@ def gradients(
     named = _named(network, parameters)
     a, s = forward(network, visible, named)
     d = s[0] - x
-    cost = float(np.mean(d**2))
-    d, found = _decoder_gradients(network, d, a[-1], s, named)
-    found |= _encoder_gradients(network, d, a, found, named)
+    error = float(np.mean(d**2))
     c = 2 / x.size  # factor from the derivative of the mean
-    return cost, [c * found[name] for name in network.shapes]
+    d, found = _decoder_gradients(network, d, a[-1], s, named)
+    if network.head is not None and targets is not None:
+        z = a[-1] @ named["W_head"] + named["b_head"]
+        errors = head_errors(network.head, z, targets.values) * (targets.weight / len(x) / c)
+        found["W_head"] = a[-1].T @ errors
+        found["b_head"] = errors.sum(axis=0)
+        d = d + errors @ named["W_head"].T
+    found |= _encoder_gradients(network, d, a, found, named)
+    return error, [c * found[name] for name in network.shapes]
 
 
 def _decoder_gradients(

@@ -40,11 +40,13 @@ class TrainingStep:
     corruption : float
         Fraction of the entries to hide. Hidden entries are 0 in the input of the network, but not in the rows that it
         has to reconstruct. The noise of each step selects these entries, see `kernels.reference.masked`.
+    target_weight : float
+        Factor of the mean loss of the targets, if the network has a head, which is added to the mean squared error.
 
     Attributes
     ----------
     row_bytes : int
-        Bytes of one row of a minibatch (or of its row number) and of its noise.
+        Bytes of one row of a minibatch (or of its row number), of its noise and of its target.
     """
 
     def __init__(
@@ -54,15 +56,22 @@ class TrainingStep:
         dtype: np.dtype,
         resident: np.ndarray | upload.Pieces | None = None,
         corruption: float = 0.0,
+        target_weight: float = 0.0,
     ) -> None:
-        n_inputs = autoencoder.network.n_inputs
-        kinds = _kinds_of_arrays(n_inputs, dtype, resident is not None, corruption > 0)
+        network = autoencoder.network
+        n_inputs = network.n_inputs
+        has_targets = network.head is not None
+        kinds = _kinds_of_arrays(n_inputs, dtype, resident is not None, corruption > 0, has_targets)
         self.row_bytes = sum(kind.row_bytes for kind in kinds)
+        self._names = [kind.name for kind in kinds]
         self._flops_per_row = 2 * autoencoder.network.n_weights  # for the products of all layers
         self._uses_ops = autoencoder.uses_ops(dtype)
         self._feed = _make_feed(kinds)
         all_rows = _place_resident(resident, n_inputs, dtype)
-        minibatch = _Minibatch.of(self._feed, all_rows, corruption)
+        target_factor = None
+        if has_targets:  # a variable, so that code is compiled once for all weights
+            target_factor = theano.shared(np.float32(target_weight * n_inputs / 2), name="target_factor")
+        minibatch = _Minibatch.of(self._feed, all_rows, corruption, target_factor)
         build = _build_with_op if self._uses_ops else _build_with_graph
         self._cost, self._updates = build(autoencoder, rule, minibatch)
         self._state = _state_among(self._updates, autoencoder)
@@ -75,7 +84,9 @@ class TrainingStep:
         n_fitting = upload.n_minibatches_at_once(batch_size, self.row_bytes, step_flops_per_row)
         return min(self._feed.max_minibatches, n_fitting)
 
-    def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
+    def begin(
+        self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int, targets: np.ndarray | None = None
+    ) -> None:
         """Set the minibatches of the next steps.
 
         A device with its own memory receives all minibatches at once, while it may still work on earlier steps.
@@ -89,18 +100,21 @@ class TrainingStep:
             Random bytes that select the entries to hide. They are required with corruption, and refused without it.
         batch_size : int
             Number of rows of a minibatch.
+        targets : ndarray of shape (n,), float32, C order, or None
+            Targets of the rows, see `kernels.network`. They are required with a head, and refused without it.
 
         Raises
         ------
         ValueError
-            If noise is missing, or is given without corruption.
+            If noise or targets are missing, or are given without corruption or a head.
         """
-        arrays = [minibatches] if noise is None else [minibatches, noise]
-        if len(arrays) != len(self._feed.symbols):
-            raise ValueError(_noise_message(noise))
+        named = {"minibatch": minibatches, "noise": noise, "targets": targets}
+        arrays = {name: array for name, array in named.items() if array is not None}
+        if list(arrays) != self._names:
+            raise ValueError(f"found the arrays {', '.join(arrays)}, expected {', '.join(self._names)}")
         if not self._uses_ops:  # Ops choose their number of threads themselves
             backend.use_cores_for(batch_size * self._flops_per_row)
-        self._feed.begin(arrays, batch_size)
+        self._feed.begin(list(arrays.values()), batch_size)
 
     def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> float | None:
         """Take one step for each learning rate, on the next minibatches that `begin` has set.
@@ -147,12 +161,6 @@ class TrainingStep:
         return self._functions[with_cost]
 
 
-def _noise_message(noise: np.ndarray | None) -> str:
-    if noise is None:
-        return "noise is missing, expected an array of noise because the step has corruption"
-    return "noise was given, expected None because the step has no corruption"
-
-
 # ---- minibatches
 
 
@@ -168,14 +176,18 @@ class _ArrayKind(NamedTuple):
         return self.dtype.itemsize * math.prod(self.row_shape)
 
 
-def _kinds_of_arrays(n_inputs: int, dtype: np.dtype, is_resident: bool, has_noise: bool) -> list[_ArrayKind]:
-    """Return the kinds of the arrays of a minibatch: rows or their numbers, and noise."""
+def _kinds_of_arrays(
+    n_inputs: int, dtype: np.dtype, is_resident: bool, has_noise: bool, has_targets: bool
+) -> list[_ArrayKind]:
+    """Return the kinds of the arrays of a minibatch: rows or their numbers, noise, and targets."""
     if is_resident:
         kinds = [_ArrayKind("minibatch", np.dtype(np.int64), ())]
     else:
         kinds = [_ArrayKind("minibatch", dtype, (n_inputs,))]
     if has_noise:
         kinds.append(_ArrayKind("noise", np.dtype(np.uint8), (n_inputs,)))
+    if has_targets:
+        kinds.append(_ArrayKind("targets", np.dtype(np.float32), ()))
     return kinds
 
 
@@ -356,6 +368,8 @@ class _Minibatch:
     n_rows, learning_rate : variables
         Variables of the `_Feed`.
     corruption : float
+    targets : graph.Targets or None
+        Targets of the rows, and their factor; None without a head.
     """
 
     rows: Any
@@ -364,22 +378,30 @@ class _Minibatch:
     n_rows: Any
     learning_rate: Any
     corruption: float
+    targets: graph.Targets | None
 
     @classmethod
-    def of(cls, feed: _Feed, all_rows: Any, corruption: float) -> _Minibatch:
-        """Return the variables of the minibatches of a feed; `all_rows` is None if they are not resident."""
+    def of(cls, feed: _Feed, all_rows: Any, corruption: float, target_factor: Any) -> _Minibatch:
+        """Return the variables of the minibatches of a feed.
+
+        `all_rows` is None if they are not resident, and `target_factor` is None without a head.
+        """
         rows = feed.symbols[0]
         numbers = None
         if all_rows is not None:
             numbers = rows
             rows = all_rows
         noise = feed.symbols[1] if corruption else None
-        return cls(rows, numbers, noise, feed.n_rows, feed.learning_rate, corruption)
+        targets = None
+        if target_factor is not None:
+            targets = graph.Targets(feed.symbols[-1], target_factor)
+        return cls(rows, numbers, noise, feed.n_rows, feed.learning_rate, corruption, targets)
 
     @property
     def arrays(self) -> list[Any]:
-        """The existing variables among rows, numbers and noise."""
-        return [array for array in (self.rows, self.numbers, self.noise) if array is not None]
+        """The existing variables among rows, numbers, noise, and targets with their factor."""
+        arrays = [array for array in (self.rows, self.numbers, self.noise) if array is not None]
+        return [*arrays, *(self.targets or ())]
 
 
 def _state_among(updates: Updates, autoencoder: Autoencoder) -> dict[str, Any]:
@@ -411,6 +433,8 @@ def _build_with_graph(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatc
     visible = x
     if minibatch.noise is not None:
         visible = graph.masked(x, minibatch.noise, minibatch.corruption)
-    cost, gradients = graph.cost_and_gradients(autoencoder.network, x, visible, autoencoder.shared, minibatch.n_rows)
+    cost, gradients = graph.error_and_gradients(
+        autoencoder.network, x, visible, autoencoder.shared, minibatch.n_rows, minibatch.targets
+    )
     parameters = list(autoencoder.shared.values())
     return cost, updates_of(rule, gradients, parameters, minibatch.learning_rate)

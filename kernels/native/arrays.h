@@ -47,32 +47,35 @@ static int take_rows(Rows *rows, PyArrayObject *values, PyArrayObject *numbers, 
     return 1;
 }
 
-static int take_layer(Weights *w, long n_inputs, PyArrayObject *const *given, const char *const *names)
+/* Set the weights, the bias and, unless it has no mirror, the mirror's bias of a layer. */
+static int take_layer(Weights *w, long n_inputs, PyArrayObject *const *given, const char *const *names, int has_mirror)
 {
     npy_intp n_features = PyArray_DIM(given[0], 1);
     if (!is_as(given[0], names[0], n_inputs, n_features) || !is_as(given[1], names[1], n_features, 1) ||
-        !is_as(given[2], names[2], n_inputs, 1))
+        (has_mirror && !is_as(given[2], names[2], n_inputs, 1)))
         return 0;
     w->W = (const float *)PyArray_DATA(given[0]);
     w->b_hidden = (const float *)PyArray_DATA(given[1]);
-    w->b_output = (const float *)PyArray_DATA(given[2]);
+    w->b_output = has_mirror ? (const float *)PyArray_DATA(given[2]) : 0;
     w->n_inputs = n_inputs;
     w->n_features = n_features;
     return 1;
 }
 
-/* Set the parameters, which are in the order of NAMES: three for each layer, then the gain. */
+/* Set the parameters, which are in the order of NAMES: three for each layer, then the gain, then two of the head. */
 static int take_model(Model *m, const Rows *rows, PyArrayObject *const *parameters)
 {
     static const char *const names[] = {NAMES};
     long n = rows->n_inputs;
     for (int l = 0; l < N_LAYERS; l++) {
-        if (!take_layer(&m->layers[l], n, parameters + 3 * l, names + 3 * l))
+        if (!take_layer(&m->layers[l], n, parameters + 3 * l, names + 3 * l, 1))
             return 0;
         n = m->layers[l].n_features;
     }
     if (HAS_GAIN && !is_as(parameters[3 * N_LAYERS], names[3 * N_LAYERS], n, 1))
         return 0;
     m->gain = HAS_GAIN ? (const float *)PyArray_DATA(parameters[3 * N_LAYERS]) : 0;
+    if (HAS_HEAD)
+        return take_layer(&m->layers[N_LAYERS], n, parameters + FIRST_OF_HEAD, names + FIRST_OF_HEAD, 0);
     return 1;
 }

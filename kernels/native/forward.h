@@ -27,7 +27,7 @@ static long waiting_sums(const Panels *right, long n_tiles)
 static Tile *reserve_sums(Model *m, long n_tiles, Memory *memory)
 {
     m->n_sums = 1;
-    for (int l = 0; l < N_LAYERS; l++) {
+    for (int l = 0; l < N_MATRICES; l++) {
         long in = waiting_sums(&m->layers[l].in, n_tiles), back = waiting_sums(&m->layers[l].back, n_tiles);
         m->n_sums = in > m->n_sums ? in : m->n_sums;
         m->n_sums = back > m->n_sums ? back : m->n_sums;

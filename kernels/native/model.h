@@ -1,10 +1,12 @@
 /* The model: its layers, packed for products, and the activations at each level of units.
  *
  * kernels/network.py lists the equations. Level 0 is the columns, level l is the output of layer l, and level N_LAYERS
- * is the features. Macros define the network that is compiled: N_LAYERS and HAS_GAIN; HIDDEN_VALUE, HIDDEN_GRADIENT,
- * CODE_VALUE and CODE_GRADIENT, the expressions of kernels/activations.py; CENTER, the code's value at 0; and
- * CODE_IS_BOUNDED.
+ * is the features. A head is one more layer, from the features to the outputs of the head, without a mirror. Macros
+ * define the network that is compiled: N_LAYERS, HAS_GAIN and HAS_HEAD; HIDDEN_VALUE, HIDDEN_GRADIENT, CODE_VALUE and
+ * CODE_GRADIENT, the expressions of kernels/activations.py; CENTER, the code's value at 0; and CODE_IS_BOUNDED.
  */
+#define N_MATRICES (N_LAYERS + HAS_HEAD)
+#define FIRST_OF_HEAD (3 * N_LAYERS + HAS_GAIN) /* position of the head among the parameters */
 
 /* Numbers of tiles of rows that go through a panel one after another. A large batch is faster if a layer does not stay
  * in the L2 cache and is fetched for each batch. It is not faster if the layer is so narrow that the batch itself would
@@ -21,7 +23,7 @@ typedef struct {
 
 /* One layer, from n_inputs to n_features units. */
 typedef struct {
-    const float *W, *b_hidden, *b_output;
+    const float *W, *b_hidden, *b_output; /* b_output is NULL without a mirror */
     long n_inputs, n_features;
     Panels in, back;                  /* W, and W transposed, which is NULL if it is not needed */
     float *bias_hidden, *bias_output; /* padded with zeros */
@@ -40,10 +42,10 @@ typedef struct {
 } Level;
 
 typedef struct {
-    Weights layers[N_LAYERS];
+    Weights layers[N_MATRICES];
     const float *gain;
     float *padded_gain; /* padded with zeros */
-    Level levels[N_LAYERS + 1];
+    Level levels[N_MATRICES + 1];
     long batch;  /* largest number of tiles of rows in a batch */
     long n_sums; /* number of tiles of sums that a batch needs */
 } Model;
@@ -95,7 +97,7 @@ static long place_of(const Level *level, long row, long column)
 /* Lay out all levels, for arrays of this number of rows. */
 static void lay_out_rows(Model *m, long n_rows)
 {
-    for (int l = 0; l <= N_LAYERS; l++) {
+    for (int l = 0; l <= N_MATRICES; l++) {
         m->levels[l].row = odd_lines(least(m->levels[l].width, STRIP));
         m->levels[l].strip = n_rows * m->levels[l].row;
     }
@@ -105,7 +107,7 @@ static void lay_out_rows(Model *m, long n_rows)
 static void lay_out_model(Model *m, Memory *memory, int with_back)
 {
     m->batch = SMALL_BATCH;
-    for (int l = 0; l < N_LAYERS; l++) {
+    for (int l = 0; l < N_MATRICES; l++) {
         Weights *w = &m->layers[l];
         if (IS_LARGE(w->n_inputs, w->n_features))
             m->batch = LARGE_BATCH;
@@ -116,7 +118,7 @@ static void lay_out_model(Model *m, Memory *memory, int with_back)
         w->bias_output = reserve(memory, round_up(w->n_inputs, TILE_WIDTH));
     }
     m->padded_gain = reserve(memory, round_up(m->layers[N_LAYERS - 1].n_features, TILE_WIDTH));
-    for (int l = 0; l <= N_LAYERS; l++)
+    for (int l = 0; l <= N_MATRICES; l++)
         m->levels[l].width = l == 0 ? m->layers[0].n_inputs : m->layers[l - 1].n_features;
 }
 
@@ -145,7 +147,8 @@ static void pack_some(void *job)
 static void pack_layer(Weights *w, long n_threads)
 {
     memcpy(w->bias_hidden, w->b_hidden, w->n_features * sizeof(float));
-    memcpy(w->bias_output, w->b_output, w->n_inputs * sizeof(float));
+    if (w->b_output)
+        memcpy(w->bias_output, w->b_output, w->n_inputs * sizeof(float));
     w->share = share_of(pieces(w->n_inputs, LANES), 8, n_threads);
     run_in_team(n_threads, pack_some, w);
 }
@@ -153,7 +156,7 @@ static void pack_layer(Weights *w, long n_threads)
 /* Pack all layers except the first ones, which are packed already. */
 static void pack(Model *m, int first, long n_threads)
 {
-    for (int l = first; l < N_LAYERS; l++)
+    for (int l = first; l < N_MATRICES; l++)
         pack_layer(&m->layers[l], n_threads);
     if (HAS_GAIN)
         memcpy(m->padded_gain, m->gain, m->levels[N_LAYERS].width * sizeof(float));
@@ -163,7 +166,7 @@ static void pack(Model *m, int first, long n_threads)
 static double size_of(const Model *m)
 {
     double n = 0;
-    for (int l = 0; l < N_LAYERS; l++)
+    for (int l = 0; l < N_MATRICES; l++)
         n += (double)m->layers[l].n_inputs * m->layers[l].n_features;
     return n;
 }

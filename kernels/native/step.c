@@ -7,6 +7,9 @@
  *     q_0 = r                             q_l = (q_(l-1) . W_l) g'(s_l)
  *     d_n = (q_(n-1) . W_n) gain f'(h)    d_l = (d_(l+1) . W_(l+1)^T) f'(a_l)
  *
+ * A head with outputs z and weights V adds e . V^T to the gradient with respect to h, where e is the derivative of the
+ * loss with respect to z times a factor that cancels c. Its own gradient is dV = c h^T . e.
+ *
  * In the second phase, threads share the rows of each W:  dW_l = c (a_(l-1)^T . d_l + q_(l-1)^T . s_l), with
  * c = 2 / (number of entries). No sum is split between threads, so all bits of the result are the same for any number
  * of threads.
@@ -20,7 +23,7 @@
 /* Largest number of rows that such tiles go through at a time. Each row uses a cache line of the left and of the right
  * side, and these lines have to stay in the L1 cache from one tile to the next. */
 #define CHUNK 132
-#define N_PARAMETERS (3 * N_LAYERS + HAS_GAIN)
+#define N_PARAMETERS (FIRST_OF_HEAD + 2 * HAS_HEAD)
 
 typedef struct {
     float *values, *state[2];
@@ -33,6 +36,8 @@ typedef struct {
     Rows rows;
     const npy_uint8 *noise; /* a byte for each entry of the minibatch; NULL without corruption */
     int threshold;          /* entries with smaller noise bytes are hidden */
+    const float *targets;   /* the target of each row of the minibatch; NULL without a head */
+    float target_factor;
     Model model;
     Parameter parameters[N_PARAMETERS];
     float rate, decay, cost;
@@ -55,10 +60,15 @@ static void lay_out_gradient(Way *way, Memory *memory, long n_tiles, const Level
     way->sums = reserve(memory, n_tiles * padded(level));
 }
 
-/* Lay out both passes through each level. The inputs have no gradient, and y is not stored. Without a gain
- * the features of both passes are the same. */
+/* Lay out both passes through each level. The inputs have no gradient, and y is not stored. Without a gain the features
+ * of both passes are the same. A head stores z and then e in the gradient of its outputs, and e . V^T in the other
+ * gradient of the features. */
 static void lay_out_levels(Step *s, Memory *memory, long n_tiles)
 {
+    if (HAS_HEAD) {
+        lay_out_gradient(&s->model.levels[N_MATRICES].in, memory, n_tiles, &s->model.levels[N_MATRICES]);
+        lay_out_gradient(&s->model.levels[N_LAYERS].back, memory, n_tiles, &s->model.levels[N_LAYERS]);
+    }
     for (int l = 0; l <= N_LAYERS; l++) {
         Level *level = &s->model.levels[l];
         long n = size_of_level(level);
@@ -86,7 +96,7 @@ static void lay_out_step(void *job, Memory *memory)
         s->parameters[i].before = reserve(memory, s->parameters[i].n);
     s->sums = reserve_sums(&s->model, s->model.batch, memory);
     s->n_dW = 0;
-    for (int l = 1; l <= N_LAYERS; l++) {
+    for (int l = 1; l <= N_MATRICES; l++) {
         long n = INPUTS_BATCH * TILE_HEIGHT * s->model.levels[l].width;
         s->n_dW = n > s->n_dW ? n : s->n_dW;
     }
@@ -151,6 +161,86 @@ static void finish_gradient(const Batch *b, int level, const Way *way, long row,
     }
 }
 
+/* Store z in place of e. */
+static void finish_z(const Batch *b, int level, long row, long column, Tile sums)
+{
+    const Level *outputs = &b->model->levels[level];
+    const float *bias = b->model->layers[level - 1].bias_hidden + column;
+    float *z = outputs->in.gradient + place_of(outputs, b->place + row, column);
+    for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++, z += outputs->row)
+        for (long j = 0; j < least(TILE_WIDTH, outputs->width - column); j += LANES)
+            store(z + j, load(&sums[i][j]) + load(bias + j));
+}
+
+/* Convert the outputs of a row to factor * (softmax(z) - the class as 0 and 1). Each sum has a fixed order. */
+static void find_errors_of_class(float *z, const Level *outputs, long target, float factor)
+{
+    float largest = -INFINITY, sum = 0;
+    for (long j = 0; j < outputs->width; j++) {
+        float output = z[place_of(outputs, 0, j)];
+        largest = output > largest ? output : largest;
+    }
+    for (long start = 0; start < outputs->width; start += STRIP) {
+        float *strip = z + place_of(outputs, 0, start);
+        long n = least(STRIP, outputs->width - start);
+        for (long j = 0; j < n; j += LANES)
+            store(strip + j, exponential(load(strip + j) - largest));
+        for (long j = 0; j < n; j++)
+            sum += strip[j];
+    }
+    for (long j = 0; j < outputs->width; j++)
+        z[place_of(outputs, 0, j)] *= factor / sum;
+    z[place_of(outputs, 0, target)] -= factor;
+}
+
+/* Convert z of a row to e, which is 0 without a target. */
+static void find_errors_of_head(const Batch *b, long row)
+{
+    const Step *s = (const Step *)b->job;
+    const Level *outputs = &b->model->levels[N_MATRICES];
+    float *z = outputs->in.gradient + place_of(outputs, b->place + row, 0), target = s->targets[b->first + row];
+    if (TARGETS_ARE_CLASSES && target >= 0)
+        find_errors_of_class(z, outputs, (long)target, s->target_factor);
+    else if (!TARGETS_ARE_CLASSES && target == target)
+        z[0] = s->target_factor * (z[0] - target);
+    else
+        for (long j = 0; j < outputs->width; j++)
+            z[place_of(outputs, 0, j)] = 0;
+}
+
+/* Add e over the rows of each tile. */
+static void add_errors_of_head(const Batch *b)
+{
+    const Level *outputs = &b->model->levels[N_MATRICES];
+    for (long row = 0; row < b->n_rows; row += TILE_HEIGHT) {
+        float *sums = outputs->in.sums + (b->place + row) / TILE_HEIGHT * padded(outputs);
+        for (long j = 0; j < outputs->width; j++) {
+            float sum = 0;
+            for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++)
+                sum += outputs->in.gradient[place_of(outputs, b->place + row + i, j)];
+            sums[j] = sum;
+        }
+    }
+}
+
+static void keep_gradient_of_head(const Batch *b, int level, long row, long column, Tile sums)
+{
+    const Level *features = &b->model->levels[level];
+    float *gradient = features->back.gradient + place_of(features, b->place + row, column);
+    for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++, gradient += features->row)
+        for (long j = 0; j < least(TILE_WIDTH, features->width - column); j += LANES)
+            store(gradient + j, load(&sums[i][j]));
+}
+
+static void add_gradient_of_head(const Batch *b, long row, long column, Tile sums)
+{
+    const Level *features = &b->model->levels[N_LAYERS];
+    const float *gradient = features->back.gradient + place_of(features, b->place + row, column);
+    for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++, gradient += features->row)
+        for (long j = 0; j < least(TILE_WIDTH, features->width - column); j += LANES)
+            store(&sums[i][j], load(&sums[i][j]) + load(gradient + j));
+}
+
 /* Compute q of a hidden level. */
 static void finish_q(const Batch *b, int level, long row, long column, Tile sums)
 {
@@ -182,7 +272,22 @@ static void finish_d(const Batch *b, int level, long row, long column, Tile sums
 {
     if (HAS_GAIN && level == N_LAYERS)
         through_gain(b, row, column, sums);
+    if (HAS_HEAD && level == N_LAYERS)
+        add_gradient_of_head(b, row, column, sums);
     finish_gradient(b, level, &b->model->levels[level].in, row, column, sums);
+}
+
+/* Compute e, and the gradient of the head with respect to the features. */
+static void pass_through_head(const Batch *b)
+{
+    const Model *m = b->model;
+    const Weights *head = &m->layers[N_MATRICES - 1];
+    const Level *features = &m->levels[N_LAYERS], *outputs = &m->levels[N_MATRICES];
+    multiply_batch(b, rows_in(b, N_LAYERS, features->in.out), &head->in, N_MATRICES, -1, finish_z);
+    for (long row = 0; row < b->n_rows; row++)
+        find_errors_of_head(b, row);
+    add_errors_of_head(b);
+    multiply_batch(b, rows_in(b, N_MATRICES, outputs->in.gradient), &head->back, N_LAYERS, -1, keep_gradient_of_head);
 }
 
 /* Compute gradients from r on, through the decoder and then through the encoder. */
@@ -209,6 +314,8 @@ static void rows_some(void *job)
         if (s->noise)
             mask_batch(s, &b);
         forward_pass(&b, -1);
+        if (HAS_HEAD)
+            pass_through_head(&b);
         multiply_batch(&b, rows_in(&b, 1, m->levels[1].back.out), &m->layers[0].back, 0, -1, finish_r);
         backward_pass(&b, s->first + stop * TILE_HEIGHT);
     }
@@ -284,6 +391,9 @@ static void keep_tile(float *to, long row, long n_rows, long n_columns, Tile sum
         memcpy(to + i * row, sums[i], n_columns * sizeof(float));
 }
 
+/* Return the position of the weights of a layer, or of the head, among the parameters. */
+static int first_parameter_of(int layer) { return layer < N_LAYERS ? 3 * layer : FIRST_OF_HEAD; }
+
 /* Compute some rows of dW completely, then update the same rows of W and its state in order. Updates tile by tile would
  * defeat the hardware prefetcher. */
 static void inputs_some(void *job)
@@ -296,14 +406,15 @@ static void inputs_some(void *job)
         for (long f = 0; f < to->width; f += TILE_WIDTH) {
             Tiles tiles = {start, stop, f};
             multiply_transposed(s, sums, 1, from->in.out, to->in.gradient, tiles);
-            multiply_transposed(s, sums, 0, from->back.gradient, to->back.out, tiles);
+            if (s->layer < N_LAYERS)
+                multiply_transposed(s, sums, 0, from->back.gradient, to->back.out, tiles);
             for (long tile = start; tile < stop; tile++)
                 keep_tile(dW + (tile - start) * TILE_HEIGHT * to->width + f, to->width,
                           least(TILE_HEIGHT, from->width - tile * TILE_HEIGHT), least(TILE_WIDTH, to->width - f),
                           sums[tile - start]);
         }
         long first = start * TILE_HEIGHT, n_rows = least(stop * TILE_HEIGHT, from->width) - first;
-        add_or_update(s, &s->parameters[3 * s->layer], first * to->width, dW, n_rows * to->width);
+        add_or_update(s, &s->parameters[first_parameter_of(s->layer)], first * to->width, dW, n_rows * to->width);
     }
 }
 
@@ -324,8 +435,9 @@ static void take_layer_of_block(Step *s)
     s->share = share_of(pieces(from->width, TILE_HEIGHT), INPUTS_BATCH, s->n_threads);
     s->n_started = 0;
     run_in_team(s->n_threads, inputs_some, s);
-    add_tiles(s, 3 * s->layer + 1, to->in.sums, to);
-    add_tiles(s, 3 * s->layer + 2, from->back.sums, from);
+    add_tiles(s, first_parameter_of(s->layer) + 1, to->in.sums, to);
+    if (s->layer < N_LAYERS)
+        add_tiles(s, 3 * s->layer + 2, from->back.sums, from);
 }
 
 static void take_block(Step *s, double *cost)
@@ -334,7 +446,7 @@ static void take_block(Step *s, double *cost)
     s->n_started = 0;
     s->share = (s->model.batch == LARGE_BATCH ? equal_share_of : share_of)(n_tiles, s->model.batch, s->n_threads);
     run_in_team(s->n_threads, rows_some, s);
-    for (s->layer = 0; s->layer < N_LAYERS; s->layer++)
+    for (s->layer = 0; s->layer < N_MATRICES; s->layer++)
         take_layer_of_block(s);
     if (HAS_GAIN)
         add_tiles(s, 3 * N_LAYERS, s->gain_sums, &s->model.levels[N_LAYERS]);
@@ -391,6 +503,22 @@ static int take_noise(Step *s, PyArrayObject *noise, int threshold)
         return 0;
     s->noise = (const npy_uint8 *)PyArray_DATA(noise);
     s->threshold = threshold;
+    return 1;
+}
+
+static int take_targets(Step *s, PyArrayObject *targets, float factor)
+{
+    const Weights *head = &s->model.layers[N_MATRICES - 1];
+    if (!is_as(targets, "the targets", s->rows.n_rows, 1))
+        return 0;
+    s->targets = (const float *)PyArray_DATA(targets);
+    s->target_factor = factor;
+    for (long i = 0; TARGETS_ARE_CLASSES && i < s->rows.n_rows; i++)
+        if (!(s->targets[i] < head->n_features)) {
+            PyErr_Format(PyExc_ValueError, "the target of row %ld of the minibatch, expected a class below %ld", i,
+                         head->n_features);
+            return 0;
+        }
     return 1;
 }
 

@@ -45,20 +45,20 @@ both_ways = pytest.mark.usefixtures("path")
 
 
 @pytest.fixture
-def cost_and_gradients(rng):
+def error_and_gradients(rng):
     """Return an autoencoder, scaled rows, and [cost, gradients] from our graph and from Theano's differentiation."""
     autoencoder = random_autoencoder(rng)
     x = rng.random((11, N_INPUTS), dtype=np.float32)
     symbol = theano.tensor.fmatrix()
-    cost, gradients = graph.cost_and_gradients(autoencoder.network, symbol, symbol, autoencoder.shared)
+    cost, gradients = graph.error_and_gradients(autoencoder.network, symbol, symbol, autoencoder.shared)
     by_theano = theano.grad(cost, list(autoencoder.shared.values()))
     values = theano.function([symbol], [cost, *gradients, *by_theano])(x)
     return autoencoder, x, values[:4], [values[0], *values[4:]]
 
 
 @pytest.mark.process
-def test_gradients_equal_central_finite_differences(cost_and_gradients):
-    autoencoder, x, (cost, *gradients), _ = cost_and_gradients
+def test_gradients_equal_central_finite_differences(error_and_gradients):
+    autoencoder, x, (cost, *gradients), _ = error_and_gradients
     p = float64(autoencoder.parameters())
     assert_close(cost, oracle_cost(p, x), "cpu", "float32", "cost")
     for gradient, (name, expected) in zip(gradients, oracle_gradients(p, x).items(), strict=True):
@@ -67,8 +67,8 @@ def test_gradients_equal_central_finite_differences(cost_and_gradients):
         assert_close(gradient, expected, "cpu", "float32", "gradients")
 
 
-def test_gradients_equal_those_of_theano(cost_and_gradients):
-    _, _, by_graph, by_theano = cost_and_gradients
+def test_gradients_equal_those_of_theano(error_and_gradients):
+    _, _, by_graph, by_theano = error_and_gradients
     for gradient, expected in zip(by_graph, by_theano, strict=True):
         assert_close(gradient, expected, "cpu", "float32", "gradients")
 

@@ -25,7 +25,7 @@ def test_networks_equal_the_reference_in_float32_throughout(rng, name):
     autoencoder, p = random_model(rng, network)
     noise = theano.tensor.TensorType("uint8", (False, False))()
     shared = autoencoder.shared
-    cost, gradients = graph.cost_and_gradients(network, rows, graph.masked(rows, noise, 0.3), shared)
+    cost, gradients = graph.error_and_gradients(network, rows, graph.masked(rows, noise, 0.3), shared)
     h = graph.code(network, rows, shared)
     results = [h, graph.reconstruction(network, h, shared), graph.row_errors(network, rows, shared), cost, *gradients]
     types = {variable.dtype for variable in theano.gof.graph.ancestors(results) if variable.ndim}

@@ -105,7 +105,7 @@ def test_features_of_bytes_equal_numpy_at_tile_edges(rng, n_inputs, n_features):
 
 
 @each("n_inputs, n_features", WIDTHS)
-def test_cost_and_gradients_equal_numpy_at_tile_edges(rng, n_inputs, n_features):
+def test_error_and_gradients_equal_numpy_at_tile_edges(rng, n_inputs, n_features):
     parameters = random_parameters(rng, n_inputs, n_features)
     autoencoder = autoencoder_of(parameters)
     step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"))

@@ -88,17 +88,17 @@ def check_features_and_errors(rng, network, dtype):
 
 
 @each("network, corruption", [*((network, 0.0) for network in NETWORKS), (NETWORKS[0], 0.25), (NETWORKS[3], 0.25)])
-def test_cost_and_gradients_equal_numpy_at_tile_edges(rng, network, corruption):
-    check_cost_and_gradients(rng, network, corruption)
+def test_error_and_gradients_equal_numpy_at_tile_edges(rng, network, corruption):
+    check_error_and_gradients(rng, network, corruption)
 
 
 def test_network_with_every_option_equals_numpy(rng):
     # One network has all options. Separate networks for all options and instruction sets would compile for minutes.
     check_features_and_errors(rng, NETWORKS[3], "uint8")
-    check_cost_and_gradients(rng, NETWORKS[3], 0.25)
+    check_error_and_gradients(rng, NETWORKS[3], 0.25)
 
 
-def check_cost_and_gradients(rng, network, corruption):
+def check_error_and_gradients(rng, network, corruption):
     parameters = random_parameters(rng, network)
     autoencoder = autoencoder_of(network, parameters)
     step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"), corruption=corruption)
