@@ -80,7 +80,11 @@ def autoencoder_of(scaler: Scaler, network: Network, dtype: np.dtype) -> Autoenc
 
 
 def training_step_of(
-    autoencoder: Autoencoder, settings: ResolvedTraining, dtype: np.dtype, resident: np.ndarray | Pieces | None
+    autoencoder: Autoencoder,
+    settings: ResolvedTraining,
+    dtype: np.dtype,
+    resident: np.ndarray | Pieces | None,
+    target_weight: float = 0.0,
 ) -> TrainingStep:
     """Return a compiled training step.
 
@@ -94,12 +98,14 @@ def training_step_of(
     resident : ndarray of shape (n_rows, n_inputs), Pieces or None
         All rows, if the device keeps them in memory; minibatches are then row numbers. A device with its own memory
         can receive the rows in pieces.
+    target_weight : float
+        Factor of the mean loss of the targets, if the network has a head.
     """
     from kernels.step import TrainingStep
     from kernels.updates import Rule
 
     rule = Rule(settings.optimizer, settings.momentum, settings.weight_decay)
-    step = TrainingStep(autoencoder, rule, dtype, resident, settings.corruption)
+    step = TrainingStep(autoencoder, rule, dtype, resident, settings.corruption, target_weight)
     step.compile()  # compile now, so that the measured training time does not include the compilation
     return step
 

@@ -80,6 +80,10 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         least 256 columns, otherwise 0.
     weight_decay : float
         Factor for shrinking the weights. Each step shrinks them by this factor times the learning rate.
+    target_weight : float, optional
+        If it is set, `fit` also trains a linear function of the features to predict `y`: classes (strings or whole
+        numbers) or numbers (floats). It is the weight of its loss compared with the reconstruction; 1 suits most data.
+        The default is to ignore `y`.
     replicas : int, optional
         Number of copies of the model that train separately and are averaged many times per epoch. The default is 1, or
         8 if one device would take hours. `partial_fit` always uses 1.
@@ -148,6 +152,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     momentum: float = 0.9
     corruption: float | None = None
     weight_decay: float = 0.0
+    target_weight: float | None = None
     replicas: int | None = None
     validation_fraction: float = 0.05
     patience: int = 5
@@ -174,13 +179,14 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             Rows, for example a NumPy array, a pandas DataFrame, a SciPy sparse matrix or a Dask array. Sparse rows are
             made dense block by block. Each block of a Dask array is computed once. A Dask array that exceeds half the
             memory budget is stored in a temporary file (in ``TMPDIR``).
-        y : object
-            Ignored.
+        y : array-like of shape (n_rows,), optional
+            Targets. They are ignored unless `target_weight` is set. Rows whose target is NaN, None, an empty string or
+            -1 are used for the reconstruction only.
 
         Raises
         ------
         ValueError
-            If parameters or rows are invalid, or if the training diverges.
+            If parameters, rows or targets are invalid, or if the training diverges.
         DeviceError
             If Theano is not installed, or if the device or a compiler cannot be used.
         """
@@ -190,7 +196,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         with _as_value_errors():
             config = self._config()
             rows = self._rows(compute(X, config.machine.memory_budget // 2), reset=True, min_rows=2)
-            fit = prepare_fit(rows, config)
+            fit = prepare_fit(rows, config, self._targets(y, rows.shape[0]))
             return self._set_fitted(fit, Epochs(self, fit, {"X": X, "y": y}).run())
 
     @_with_callbacks
@@ -206,7 +212,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         X : {array-like, sparse matrix} of shape (n_rows, n_inputs)
             Rows. The first call needs at least two rows.
         y : object
-            Ignored.
+            Ignored, because later rows could have other classes.
         """
         _check_for_theano()
         from pipeline.interop.fitting import Epochs, prepare_partial_fit
@@ -220,7 +226,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             checkpoint = None
             if state is not None:
                 checkpoint = Checkpoint.from_npz(state)
-            fit = prepare_partial_fit(rows, self._config(), model, checkpoint)
+            config = self._config().changed(target_weight=None)
+            fit = prepare_partial_fit(rows, config, model, checkpoint)
             self._set_fitted(fit, Epochs(self, fit, {"X": X, "y": y}).run())
             self._checkpoint = fit.training.checkpoint().to_npz()
         return self
@@ -314,6 +321,17 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             seed = check_random_state(seed).randint(2**31 - 1)
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in parameters.items()}
         return Config.of(**convert_settings({**plain, "seed": seed}, "", ConfigError))
+
+    def _targets(self, y: Any, n_rows: int) -> Any:
+        """Return the targets of `fit`; None if they are ignored."""
+        if self.target_weight is None:
+            return None
+        if y is None:
+            raise ValueError("target_weight is set, but y is None. Pass the targets as y, or remove target_weight.")
+        targets = np.asarray(compute(y))
+        if targets.shape not in ((n_rows,), (n_rows, 1)):
+            raise ValueError(f"y has the shape {targets.shape}, expected ({n_rows},), one target for each row of X")
+        return targets.reshape(n_rows)
 
     def _rows(self, X: Any, reset: bool, min_rows: int = 1) -> Any:
         """Validate rows with scikit-learn, and return them."""

@@ -29,6 +29,7 @@ from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training
 from pipeline.training.fit import prepare_training
 from pipeline.training.loop import training_loop
+from pipeline.training.targets import Targets, targets_of
 from pipeline.training.verdict import complaints, measured
 
 __all__ = ["Epochs", "Fit", "prepare_fit", "prepare_partial_fit"]
@@ -70,8 +71,9 @@ class Fit:
             "config": self.config.flat(),
             "device": self.device,
         }
-        network = training.autoencoder.network
-        return Model(self.scaler, network, training.best, facts, preparation=self.preparation)
+        network = training.autoencoder.network.encoder
+        parameters = {name: training.best[name] for name in network.shapes}
+        return Model(self.scaler, network, parameters, facts, preparation=self.preparation)
 
     def complaints(self, model: Model) -> list[str]:
         """Return the warnings that a run would log about this model."""
@@ -129,7 +131,7 @@ class Epochs:
         return bool(must_stop)
 
 
-def prepare_fit(rows: Any, config: Config) -> Fit:
+def prepare_fit(rows: Any, config: Config, y: Any = None) -> Fit:
     """Prepare the training of a new model.
 
     Parameters
@@ -138,6 +140,8 @@ def prepare_fit(rows: Any, config: Config) -> Fit:
         Rows to train on.
     config : Config
         Settings that the user has chosen.
+    y : array-like of shape (n_rows,), optional
+        Targets of a head. NaN, None, an empty string and -1 mean that a row has no target.
 
     Raises
     ------
@@ -146,6 +150,10 @@ def prepare_fit(rows: Any, config: Config) -> Fit:
     DataError
         If rows are not finite, or if no model can be trained on them.
     """
+    targets = None
+    if y is not None:
+        targets = _targets(y)
+        config = config.changed(target=targets.name)
     _refuse(problems(config))
     preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
     shards = (with_preparation(array_shard(rows), preparation),)
@@ -162,7 +170,22 @@ def prepare_fit(rows: Any, config: Config) -> Fit:
     )
     ranges = _scan(shards, scan_settings, budget)
     check_usable(shards, ranges)
-    return _fit(shards, ranges, settings, budget)
+    return _fit(shards, ranges, settings, budget, targets)
+
+
+def _targets(y: Any) -> Targets:
+    """Return the targets of an array (n_rows,)."""
+    values = np.asarray(y)
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64)
+        known = np.isfinite(values)
+    elif values.dtype.kind in "iub":
+        values = values.astype(np.int64)
+        known = values != -1
+    else:
+        values = np.array(["" if value is None or value != value else str(value) for value in values], dtype=object)
+        known = np.asarray(values != "")
+    return targets_of("y", [values], [known], len(values))
 
 
 def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoint: Checkpoint | None) -> Fit:
@@ -226,20 +249,23 @@ def _like_model(config: Config, model: Model, n_rows: int) -> Config:
     )
 
 
-def _fit(shards: tuple[Shard, ...], ranges: Scan, settings: Settings, budget: Budget) -> Fit:
+def _fit(
+    shards: tuple[Shard, ...], ranges: Scan, settings: Settings, budget: Budget, targets: Targets | None = None
+) -> Fit:
     device = start_device()
     dtype = row_dtype(shards)
     with theanos_errors():
         network = network_of(settings.network, ranges.scaler.n_inputs, has_huge_rows=ranges.has_huge_rows)
+        if targets is not None:
+            network = replace(network, head=targets.head)
         autoencoder = autoencoder_of(ranges.scaler, network, dtype)
         training = prepare_training(
             autoencoder,
             shards,
             ranges,
-            settings.training,
-            settings.validation,
-            settings.bad_data.missing_value,
+            settings,
             budget.sizes(device),
+            targets,
         )
     return Fit(training, settings, ranges.scaler, shards[0].preparation, dtype, str(device))
 

@@ -20,9 +20,10 @@ from pipeline.labels import extra_of
 from pipeline.model import Model, load_model
 from pipeline.output.inside import files_inside
 from pipeline.preparation import Preparation, preparation_of
-from pipeline.run.budget import Budget, make_budget, repeated_chunks, too_wide
+from pipeline.run.budget import Budget, make_budget, n_threads_of, repeated_chunks, too_wide
 from pipeline.run.fingerprints import Request, request_of
 from pipeline.run.fitted import fitted_rows
+from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config, problems
 from pipeline.settings.deadline import deadline_of
 from pipeline.settings.kinds import as_typed, n_allowed
@@ -30,6 +31,7 @@ from pipeline.settings.resolve import Settings, max_network_inputs, network_of, 
 from pipeline.shards.columns import ColumnRule
 from pipeline.shards.open import open_shards
 from pipeline.shards.shard import Shard, leave_out_extras, with_offset, with_preparation
+from pipeline.training.targets import Targets, read_targets
 
 __all__ = ["Prepared", "prepare", "too_many_bad_shards"]
 
@@ -58,6 +60,8 @@ class Prepared:
         Everything that determines the results.
     fitted : ndarray of shape (n_rows,), bool, or None
         Mask of the rows that ``--fit-on`` selects. None if all rows are used.
+    targets : Targets or None
+        Targets that a head learns to predict (``--target``).
     """
 
     config: Settings
@@ -67,6 +71,7 @@ class Prepared:
     budget: Budget
     request: Request
     fitted: np.ndarray | None = None
+    targets: Targets | None = None
 
     @property
     def n_rows(self) -> int:
@@ -94,7 +99,17 @@ class Prepared:
     @property
     def max_network(self) -> Network:
         """The network of a given model, or the largest network that the run could train: see `max_network_inputs`."""
-        return _max_network(self.config, self.n_inputs, self.given_model)
+        return self._with_head(_max_network(self.config, self.n_inputs, self.given_model))
+
+    def network_for(self, scan: Scan) -> Network:
+        """Return the network that is trained after a scan, with its head."""
+        network = network_of(self.config.network, scan.scaler.n_inputs, has_huge_rows=scan.has_huge_rows)
+        return self._with_head(network)
+
+    def _with_head(self, network: Network) -> Network:
+        if self.targets is None:
+            return network
+        return replace(network, head=self.targets.head)
 
     @property
     def columns(self) -> Columns:
@@ -172,6 +187,7 @@ def prepare(config: Config) -> Prepared:
     _refuse(_complaints(settings, shards, given_model, n_fitted))
     shards = _without_wide_extras(settings, shards)
     _check_labels(settings.inputs.labels, shards)
+    targets = _read_targets(settings, shards, fitted)
     network = _max_network(settings, n_inputs, given_model)
     n_replicas = 0 if given_model else settings.training.replicas
     # This can refuse the settings, so it comes before the output directory is created.
@@ -180,7 +196,7 @@ def prepare(config: Config) -> Prepared:
     if warning := repeated_chunks(shards, budget):
         log.warning("%s", warning)
     request = request_of(settings, shards, given_model, budget)
-    return Prepared(settings, shards, bad_shards, given_model, budget, request, fitted)
+    return Prepared(settings, shards, bad_shards, given_model, budget, request, fitted, targets)
 
 
 def _max_network(settings: Settings, n_columns: int, given_model: Model | None) -> Network:
@@ -191,14 +207,38 @@ def _max_network(settings: Settings, n_columns: int, given_model: Model | None) 
 
 def _check_labels(labels: str | None, shards: Sequence[Shard]) -> None:
     """Raise `ConfigError` if no extra has the name of the labels."""
+    if labels is not None:
+        _name_of_extra("labels", labels, shards)
+
+
+def _name_of_extra(setting: str, path: str, shards: Sequence[Shard]) -> str:
+    """Return the name of the extra that a setting contains. Raise `ConfigError` if there is none."""
     names = [extra.name for extra in shards[0].extras]
-    if labels is None or extra_of(labels, names) is not None:
-        return
-    known = short_list(sorted(names), _MAX_NAMES)
-    raise ConfigError(
-        f"labels: {printable(labels)}, expected one of the extras ({printable(known)}). To copy a dataset of another "
-        f"group, use --include {printable(labels)}."
-    )
+    name = extra_of(path, names)
+    if name is None:
+        known = short_list(sorted(names), _MAX_NAMES)
+        raise ConfigError(
+            f"{setting}: {printable(path)}, expected one of the extras ({printable(known)}). To copy a dataset of "
+            f"another group, use --include {printable(path)}."
+        )
+    return name
+
+
+def _read_targets(settings: Settings, shards: Sequence[Shard], fitted: np.ndarray | None) -> Targets | None:
+    """Return the targets of ``--target``, or None. Log what the head predicts, and warn if all rows train it."""
+    if settings.training.target is None:
+        return None
+    name = _name_of_extra("target", settings.training.target, shards)
+    targets = read_targets(name, shards, fitted, n_threads_of(settings.machine))
+    what = f"{targets.head.n_outputs} classes" if targets.classes else "a number"
+    log.info("target: %s, %s, known for %.3g %% of the rows", printable(name), what, 100 * targets.share)
+    if fitted is None:
+        log.warning(
+            "target: all rows with a value of %s train the features, so that a classifier tested on any of them seems "
+            "better than it is. Keep test rows apart with --fit-on, for example --fit-on 'split==train'.",
+            printable(name),
+        )
+    return targets
 
 
 def _log_settings(config: Config, settings: Settings, given_model: Model | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,13 @@ from pipeline.run.prepare import Prepared
 from pipeline.run.sample import Pace, TrainingPace, measure_seconds
 from pipeline.scan.ranges import Scan, readable
 from pipeline.scan.scaler import Cleaning
-from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.components import baseline_of, principal_components
 from pipeline.training.epochs import Training, steps_of
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import ResidentRows, Rows, StreamedRows
 from pipeline.training.start import has_room, start_of
+from pipeline.training.targets import Supervision
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -66,7 +67,7 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     """
     config = prepared.config
     budget = prepared.budget
-    network = network_of(config.network, scan.scaler.n_inputs, has_huge_rows=scan.has_huge_rows)
+    network = prepared.network_for(scan)
     reading, sample = _read(prepared, scan)
     autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
     beginning, components = measure_seconds(lambda: _initialize(prepared, scan, sample, autoencoder))
@@ -87,7 +88,8 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     left_out = np.arange(prepared.n_rows - prepared.n_fitted + n_validated)  # any rows: only their number matters here
     order = Order(starts, left_out, budget.window_rows, config.training.seed)
     watched = validation if n_validated else validation[:0]
-    training = Training(autoencoder, step, rows, order, watched, config.training)
+    supervision = _any_targets(prepared, len(sample))
+    training = Training(autoencoder, step, rows, order, watched, config.training, supervision=supervision)
     pace = TrainingPace(
         n_rows=order.n_rows,
         n_validated=n_validated,
@@ -98,7 +100,21 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
         steps=_measure_steps(training, len(sample)),
         validation=Pace(len(validation), seconds_validating),
     )
-    return pace, Model(scan.scaler, network, autoencoder.parameters(), {}), autoencoder
+    return pace, _model(scan, autoencoder), autoencoder
+
+
+def _any_targets(prepared: Prepared, n_rows: int) -> Supervision | None:
+    """Return the targets of the first rows for a sample of this size: their values do not change the time of a step."""
+    if prepared.targets is None:
+        return None
+    targets = replace(prepared.targets, values=np.resize(prepared.targets.values, n_rows))
+    return Supervision(targets, targets.values, 0.0)
+
+
+def _model(scan: Scan, autoencoder: Autoencoder) -> Model:
+    network = autoencoder.network.encoder
+    parameters = autoencoder.parameters()
+    return Model(scan.scaler, network, {name: parameters[name] for name in network.shapes}, {})
 
 
 def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:

@@ -29,7 +29,6 @@ from pipeline.run.resume import EarlierResults, load_at_most, step_of
 from pipeline.run.sample import Sample, StageEstimate, TrainingPace
 from pipeline.scan.ranges import Scan
 from pipeline.settings.deadline import in_words
-from pipeline.settings.resolve import network_of
 from pipeline.shards.shard import row_dtype
 from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.epochs import Training
@@ -263,7 +262,7 @@ def _train(
 
 
 def _prepared_training(prepared: Prepared, context: RunContext, scan: Scan) -> Training:
-    network = network_of(prepared.config.network, scan.scaler.n_inputs, has_huge_rows=scan.has_huge_rows)
+    network = prepared.network_for(scan)
     autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
     sizes = prepared.budget.sizes(context.device)
     if _uses_workers(prepared, context):  # workers read their rows themselves
@@ -272,10 +271,9 @@ def _prepared_training(prepared: Prepared, context: RunContext, scan: Scan) -> T
         autoencoder,
         prepared.shards,
         scan,
-        prepared.config.training,
-        prepared.config.validation,
-        prepared.config.bad_data.missing_value,
+        prepared.config,
         sizes,
+        prepared.targets,
     )
 
 
@@ -329,8 +327,9 @@ def _log_end(training: Training) -> None:
 
 def _facts(prepared: Prepared, context: RunContext, training: Training) -> dict[str, Any]:
     """Return the facts about the training that the model's file stores."""
+    target = {} if prepared.targets is None else {"target": prepared.targets.facts()}
     return {
-        "training": {**training.state.summary(), **measured(training)},
+        "training": {**training.state.summary(), **measured(training), **target},
         "config": prepared.config.flat(),
         "versions": versions(),
         "device": str(context.device),
@@ -338,11 +337,12 @@ def _facts(prepared: Prepared, context: RunContext, training: Training) -> dict[
 
 
 def _model(prepared: Prepared, scan: Scan, training: Training, about: dict[str, Any]) -> Model:
-    """Return the best model of a training run."""
+    """Return the best model of a training run, without its head."""
+    network = training.autoencoder.network.encoder
     return Model(
         scan.scaler,
-        training.autoencoder.network,
-        training.best,
+        network,
+        {name: training.best[name] for name in network.shapes},
         about,
         scan.offset,
         prepared.columns,

@@ -15,7 +15,15 @@ from typing import Any, Literal, Self
 from kernels.activations import CODES, HIDDEN
 from kernels.rules import RULES
 from pipeline.choices import ROW_SCALES, SCALES, TRANSFORMS
-from pipeline.settings.defaults import EPOCHS, LEARNING_RATES, LEAST_STEPS, MANY_INPUTS, MASKED, RATED_INPUTS
+from pipeline.settings.defaults import (
+    EPOCHS,
+    LEARNING_RATES,
+    LEAST_STEPS,
+    MANY_INPUTS,
+    MASKED,
+    RATED_INPUTS,
+    TARGET_WEIGHT,
+)
 from pipeline.settings.kinds import (
     ADDRESS,
     CONDITION,
@@ -71,7 +79,7 @@ or how many epochs fit before a deadline.
 _EXCLUSIVE = (
     *(("overwrite", "restart"), ("quiet", "verbose"), ("storage_dtype", "max_feature_error")),
     *(("workers", "scheduler"), ("workers", "scheduler_file"), ("scheduler", "scheduler_file")),
-    ("fit_on", "model"),
+    *(("fit_on", "model"), ("target", "model")),
     *(("row_scale", "missing_value"), ("transform", "missing_value")),  # prepared values cannot be compared with it
     *(("devices", "scheduler"), ("devices", "scheduler_file")),  # workers of a scheduler have their own devices
 )
@@ -324,6 +332,22 @@ class TrainingSettings:
         "model",
         "Shrink the weights by this factor times the learning rate in each step.",
         legacy_value=0.0,
+    )
+    target: str | None = _setting(
+        None,
+        DATASET,
+        "model",
+        "Extra with classes (strings or whole numbers) or numbers (floats) that a linear function of the features "
+        "learns to predict during training. Rows without a value are used for the reconstruction only. Use it with "
+        "--fit-on, because features of the rows that they were trained on are too good.",
+        legacy_value=None,
+    )
+    target_weight: float | None = _setting(
+        None,
+        number(lambda weight: 0 < weight < math.inf, "a finite number above 0"),
+        "model",
+        f"Weight of the --target, compared with the reconstruction. Default: {TARGET_WEIGHT}.",
+        legacy_value=None,
     )
     replicas: int | None = _setting(
         None,
@@ -640,6 +664,8 @@ def problems(config: Config) -> list[str]:
     for pair in _EXCLUSIVE:
         if all(values[name] for name in pair):
             wrong.append(f"{' and '.join(pair)}: both are set, expected at most one of them")
+    if config.training.target_weight is not None and config.training.target is None:
+        wrong.append("target_weight: set without target, expected both. Set target, or remove target_weight.")
     if config.bad_data.missing_indicator and config.bad_data.impute is None:
         wrong.append(
             "missing_indicator: set without impute, expected impute mean or median, because rows with missing values "

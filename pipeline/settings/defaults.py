@@ -14,6 +14,7 @@ __all__ = [
     "MOST_UNITS",
     "RATED_INPUTS",
     "ROWS_PER_UNIT",
+    "TARGET_WEIGHT",
     "UNITS_PER_INPUT",
 ]
 
@@ -35,6 +36,9 @@ COPIES_IN_TRAINING = 18
 # and sigmoids both improve classifiers. With fewer columns, each one is a large part of the row, and sigmoids saturate.
 MANY_INPUTS = 256
 MASKED = 0.0625
+
+# Weight of the mean loss of targets, compared with the variance of the columns.
+TARGET_WEIGHT = 1.0
 
 # These epochs are enough for large data; for small data they would be too few steps.
 EPOCHS = 20

@@ -33,7 +33,7 @@ _STAGES = {
     ),
     "training": (
         *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "corruption", "weight_decay"),
-        *("fit_on", "replicas", "finish_by", "max_hours", "seed"),
+        *("fit_on", "target", "target_weight", "replicas", "finish_by", "max_hours", "seed"),
         *("validation_fraction", "patience", "baseline", "shuffle_window"),
     ),
     "output": (

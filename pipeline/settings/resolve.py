@@ -19,6 +19,7 @@ from pipeline.settings.defaults import (
     MOST_UNITS,
     RATED_INPUTS,
     ROWS_PER_UNIT,
+    TARGET_WEIGHT,
     UNITS_PER_INPUT,
 )
 from pipeline.settings.replicas import TrainingSizes, fitting_replicas, usual_replicas
@@ -178,6 +179,8 @@ def _resolved_training(config: Config, network: ResolvedNetwork, n_rows: int, n_
         momentum=requested.momentum,
         corruption=corruption,
         weight_decay=requested.weight_decay,
+        target=requested.target,
+        target_weight=requested.target_weight or (TARGET_WEIGHT if requested.target else None),
         replicas=_replicas(requested.replicas, network, n_inputs, batch_size, sizes),
         seed=requested.seed,
     )

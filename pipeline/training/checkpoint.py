@@ -31,16 +31,30 @@ class Epoch:
         The same for the validation rows at the end of the epoch; None if there are no validation rows.
     seconds : float
         Duration.
+    loss : float or None
+        Mean loss of the targets of the validation rows, times its weight; None without a head.
+    accuracy : float or None
+        Share of the validation rows that the head assigns to the right class.
     """
 
     epoch: int
     cost: float
     validation_cost: float | None
     seconds: float
+    loss: float | None = None
+    accuracy: float | None = None
+
+    @property
+    def objective(self) -> float | None:
+        """Quantity whose minimum decides which epoch is the best; None without validation rows."""
+        if self.validation_cost is None:
+            return None
+        return self.validation_cost + (self.loss or 0.0)
 
     def __str__(self) -> str:
         validation = "" if self.validation_cost is None else f", validation {self.validation_cost:.4g}"
-        return f"cost {self.cost:.4g}{validation}"
+        accuracy = "" if self.accuracy is None else f", accuracy {self.accuracy:.3f}"
+        return f"cost {self.cost:.4g}{validation}{accuracy}"
 
 
 @dataclass
@@ -64,7 +78,7 @@ class TrainingState:
     history : list of Epoch
         Finished epochs.
     best_cost : float or None
-        Lowest validation cost; None before the first one, because JSON has no infinity.
+        Lowest objective of the validation rows (see `Epoch`); None before the first one, because JSON has no infinity.
     best_epoch : int
         Epoch of the best parameters, or -1 for the initial parameters. Without enough validation rows it is the last
         epoch.
@@ -193,7 +207,8 @@ def _is_possible_epoch(number: int, epoch: Epoch) -> bool:
     """Return whether a line of the history is possible for the epoch `number`."""
     validation_cost = epoch.validation_cost
     is_numbered = _is_count(epoch.epoch) and epoch.epoch == number
-    has_costs = _is_finite(epoch.cost) and (validation_cost is None or _is_finite(validation_cost))
+    optional = (validation_cost, epoch.loss, epoch.accuracy)
+    has_costs = _is_finite(epoch.cost) and all(value is None or _is_finite(value) for value in optional)
     return is_numbered and has_costs and _is_duration(epoch.seconds)
 
 

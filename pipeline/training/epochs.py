@@ -22,7 +22,8 @@ from pipeline.training.components import Baseline
 from pipeline.training.order import Order, learning_rate, long_epoch
 from pipeline.training.replica import ReplicaResult, Replicas, RoundRunner
 from pipeline.training.rounds import Share
-from pipeline.training.rows import Rows, StepFeed
+from pipeline.training.rows import Rows, StepFeed, numbers_of
+from pipeline.training.targets import Supervision
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -108,6 +109,8 @@ class Training:
         Errors to compare with the errors of the trained model.
     replicas : Replicas or None
         Replicas of the autoencoder, if several train it.
+    supervision : Supervision or None
+        Targets of the rows, if the network has a head.
     start_cost : float or None
         Cost of the validation rows at the start; None if it has not decided which epoch is the best.
     state : TrainingState
@@ -127,6 +130,7 @@ class Training:
     patience: int = 0
     baseline: Baseline | None = None
     replicas: Replicas | None = None
+    supervision: Supervision | None = None
     start_cost: float | None = field(init=False)
     state: TrainingState = field(init=False)
     best: dict[str, np.ndarray] = field(init=False)
@@ -230,7 +234,7 @@ class Training:
         """Whether all epochs are done, or validation has not improved for too long."""
         if self.state.epoch >= self.n_epochs:
             return True
-        costs = [epoch.validation_cost or 0.0 for epoch in self.state.history[self._n_patient_epochs :]]
+        costs = [epoch.objective or 0.0 for epoch in self.state.history[self._n_patient_epochs :]]
         if not (self.is_watched and self.patience and costs):
             return False
         n_steps = (len(costs) - 1 - int(np.argmin(costs))) * self.steps_per_epoch
@@ -248,6 +252,8 @@ class Training:
         if not self.is_watched:
             return None
         cost = self.autoencoder.cost(self.validation)
+        if self.supervision is not None:
+            cost += self._validate_targets()[0] or 0.0
         if not math.isfinite(cost):
             return None
         return cost
@@ -354,12 +360,13 @@ class Training:
         start = time.monotonic()
         state = self.state
         validation_cost = self._validate()
+        loss, accuracy = self._validate_targets()
         seconds = state.seconds + time.monotonic() - start
-        epoch = Epoch(state.epoch, float(np.mean(state.costs)), validation_cost, seconds)
-        if self._is_best(validation_cost):
+        epoch = Epoch(state.epoch, float(np.mean(state.costs)), validation_cost, seconds, loss, accuracy)
+        if self._is_best(epoch.objective):
             self.best = self.autoencoder.parameters()
             state.best_epoch = state.epoch
-            state.best_cost = validation_cost
+            state.best_cost = epoch.objective
         state.start_next_epoch(epoch)
         return epoch
 
@@ -372,7 +379,7 @@ class Training:
         if self._has_hardly_improved():
             self._keep_start()
         self.autoencoder.set_parameters(self.best)
-        if self.is_watched or len(self.validation) < _FEW_ROWS or self.settings.hides_much:
+        if self.is_watched or len(self.validation) < _FEW_ROWS or self.settings.hides_much or self.supervision:
             return  # the best epoch was chosen with the initial parameters in view, or cannot be judged
         errors = self.autoencoder.errors(self.validation).astype(np.float64)
         self.autoencoder.set_parameters(self._start)
@@ -389,7 +396,7 @@ class Training:
     def _has_hardly_improved(self) -> bool:
         """Return whether training from principal components has hardly reduced the validation cost."""
         best_cost = self.state.best_cost
-        if self.start_cost is None or best_cost is None or self.settings.start != "components":
+        if self.start_cost is None or best_cost is None or self.settings.start != "components" or self.supervision:
             return False
         return best_cost > (1 - _LEAST_IMPROVEMENT) * self.start_cost
 
@@ -397,10 +404,17 @@ class Training:
         self.best = self._start
         self.state.best_epoch = -1
 
-    def _is_best(self, validation_cost: float | None) -> bool:
-        """Return whether an epoch with this cost is the best one so far."""
+    def _is_best(self, objective: float | None) -> bool:
+        """Return whether an epoch with this objective is the best one so far."""
         state = self.state
-        return not self.is_watched or state.best_cost is None or (validation_cost or 0.0) < state.best_cost
+        return not self.is_watched or state.best_cost is None or (objective or 0.0) < state.best_cost
+
+    def _validate_targets(self) -> tuple[float | None, float | None]:
+        """Return the weighted loss of the validation rows, and the accuracy of the head; None without a head."""
+        if self.supervision is None or not len(self.validation):
+            return None, None
+        loss, accuracy = self.supervision.validate(self.autoencoder, self.validation)
+        return self.supervision.weight * loss, accuracy
 
     def _validate(self) -> float | None:
         """Return the cost of the validation rows; None if there are none."""
@@ -454,7 +468,14 @@ def _feed_from(training: Training, order: Order, epoch: int, n_done: int) -> Ste
         return training.rows.minibatches(order, epoch, batch_size, n_done, n_each)
 
     first_step = epoch * training.steps_per_epoch + n_done
-    return StepFeed(training.step, pieces, training.settings, training.validation.shape[1], first_step)
+    targets = None
+    if training.supervision is not None:
+        values = training.supervision.targets.values
+
+        def targets(n_each: int) -> Iterator[np.ndarray]:
+            return (values[numbers] for numbers in numbers_of(order, epoch, batch_size, n_done, n_each))
+
+    return StepFeed(training.step, pieces, training.settings, training.validation.shape[1], first_step, targets)
 
 
 def _learning_rates(training: Training, first: int, n_steps: int) -> list[float]:

@@ -14,8 +14,8 @@ from pipeline.device import training_step_of
 from pipeline.errors import DataError, quantity
 from pipeline.scan.ranges import Scan, readable
 from pipeline.scan.scaler import Cleaning
-from pipeline.settings.config import ValidationSettings
-from pipeline.settings.resolve import ResolvedTraining
+from pipeline.settings.defaults import TARGET_WEIGHT
+from pipeline.settings.resolve import ResolvedTraining, Settings
 from pipeline.shards.shard import Shard, row_dtype
 from pipeline.training.components import Baseline, Components, baseline_of, principal_components, sampled
 from pipeline.training.epochs import Training
@@ -24,6 +24,7 @@ from pipeline.training.replica import Replica, Replicas, ReplicaSettings
 from pipeline.training.rounds import rounds_of
 from pipeline.training.rows import DeviceRows, ResidentRows, Rows, StreamedRows
 from pipeline.training.start import has_room, start_of
+from pipeline.training.targets import Supervision, Targets
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -87,6 +88,8 @@ class _Data:
         Source of the rows.
     validation : ndarray of shape (n_validation, n_inputs)
         Rows that the model is not trained on.
+    validation_numbers : ndarray of shape (n_validation,), int64
+        Numbers of these rows.
     """
 
     shards: tuple[Shard, ...]
@@ -95,6 +98,7 @@ class _Data:
     order: Order
     rows: Rows
     validation: np.ndarray
+    validation_numbers: np.ndarray
 
     @property
     def dtype(self) -> np.dtype:
@@ -106,28 +110,38 @@ def prepare_training(
     autoencoder: Autoencoder,
     shards: Sequence[Shard],
     scan: Scan,
-    settings: ResolvedTraining,
-    validation_settings: ValidationSettings,
-    missing_value: float | None,
+    config: Settings,
     sizes: Sizes,
+    targets: Targets | None = None,
 ) -> Training:
     """Choose the rows, read the rows that stay in memory, initialize the parameters, and compile the step.
+
+    Parameters
+    ----------
+    targets : Targets, optional
+        Targets of all rows, if the network has a head.
 
     Raises
     ------
     DataError
         If no row is left to train on, or rows cannot be read.
     """
+    settings = config.training
     readable_shards, readable_scan = readable(shards, scan)
-    data = _read_data(readable_shards, readable_scan, settings.seed, validation_settings, missing_value, sizes)
+    data = _read_data(readable_shards, readable_scan, config, sizes)
     _log_data(data, settings, sizes)
-    has_baseline = validation_settings.baseline and len(data.validation) > 0
+    has_baseline = config.validation.baseline and len(data.validation) > 0
     starts_from_components = _starts_from_components(autoencoder.network, settings)
     components = None
     if starts_from_components or has_baseline:
         components = _components(data, autoencoder.network.n_features, sizes.max_sample_rows)
     _initialize(autoencoder, data, settings, components if starts_from_components else None)
-    step = training_step_of(autoencoder, settings, data.dtype, data.rows.resident)
+    supervision = None
+    if targets is not None:
+        readable_targets = targets.of_shards(shards, list(scan.unreadable))
+        supervision = _supervision(data, readable_targets, settings)
+    target_weight = 0.0 if supervision is None else supervision.weight
+    step = training_step_of(autoencoder, settings, data.dtype, data.rows.resident, target_weight)
     autoencoder.errors(data.validation[:0])  # compile now, before the training time is measured
     return Training(
         autoencoder=autoencoder,
@@ -136,9 +150,10 @@ def prepare_training(
         order=data.order,
         validation=data.validation,
         settings=settings,
-        patience=validation_settings.patience,
+        patience=config.validation.patience,
         baseline=_baseline(data, components) if has_baseline else None,
-        replicas=_replicas(autoencoder, step, data, settings, sizes.n_threads),
+        replicas=_replicas(autoencoder, step, data, settings, sizes.n_threads, supervision),
+        supervision=supervision,
     )
 
 
@@ -148,14 +163,13 @@ def prepare_training(
 def _read_data(
     shards: tuple[Shard, ...],
     scan: Scan,
-    seed: int,
-    validation_settings: ValidationSettings,
-    missing_value: float | None,
+    config: Settings,
     sizes: Sizes,
 ) -> _Data:
     """Choose the rows of a training run and of its validation, and read the rows that stay in memory."""
+    seed = config.training.seed
     validation_numbers = _validation_numbers(
-        scan, validation_settings.validation_fraction, sizes.max_validation_rows, seed
+        scan, config.validation.validation_fraction, sizes.max_validation_rows, seed
     )
     left_out = np.union1d(scan.bad_rows, validation_numbers)  # sorted, as `Order` requires
     # A window takes whole slabs. With four or more slabs, it mixes rows from different parts of the data set.
@@ -164,9 +178,9 @@ def _read_data(
     if not order.n_rows:
         counts = f"{scan.n_rows} rows, {len(scan.bad_rows)} bad, {len(validation_numbers)} for validation"
         raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
-    cleaning = Cleaning(scan.scaler, missing_value)
+    cleaning = Cleaning(scan.scaler, config.bad_data.missing_value)
     rows = _rows(shards, cleaning, sizes)
-    return _Data(shards, scan, cleaning, order, rows, validation=rows.take(validation_numbers))
+    return _Data(shards, scan, cleaning, order, rows, rows.take(validation_numbers), validation_numbers)
 
 
 def _validation_numbers(scan: Scan, fraction: float, most: int, seed: int) -> np.ndarray:
@@ -247,24 +261,50 @@ def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
     """
     if settings.biases == "zero":
         return None  # as in the reference implementation
-    scan = data.scan
-    n_wanted = min(scan.n_rows, max(1, _MEAN_BYTES // (8 * len(scan.scaler.minimum))))
-    sample = data.rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, settings.seed))
+    sample = _scaled_sample(data, settings)
     if not len(sample):
         return None
-    return np.asarray(scan.scaler.scaled(sample).mean(axis=0, dtype=np.float64))
+    return np.asarray(sample.mean(axis=0, dtype=np.float64))
+
+
+def _scaled_sample(data: _Data, settings: ResolvedTraining) -> np.ndarray:
+    """Return some scaled rows (n, n_inputs), float32, spread over all rows."""
+    scan = data.scan
+    n_wanted = min(scan.n_rows, max(1, _MEAN_BYTES // (8 * len(scan.scaler.minimum))))
+    return scan.scaler.scaled(data.rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, settings.seed)))
+
+
+def _supervision(data: _Data, targets: Targets, settings: ResolvedTraining) -> Supervision:
+    """Return the training of a head.
+
+    The loss is weighted by the variance of a scaled entry, so that its weight compared with the reconstruction does not
+    depend on the scaling. It is averaged over the rows with a target.
+    """
+    sample = _scaled_sample(data, settings)
+    variance = float(sample.var(axis=0, dtype=np.float64).mean()) if len(sample) else 1.0
+    weight = (settings.target_weight or TARGET_WEIGHT) * variance / targets.share
+    # Versions of NumPy may add numbers in another order. Rounding makes the weights equal.
+    return Supervision(targets, targets.values[data.validation_numbers], float(f"{weight:.3g}"))
 
 
 # -- replicas ------------------------------------------------------------------------------------------------------
 
 
 def _replicas(
-    autoencoder: Autoencoder, step: TrainingStep, data: _Data, settings: ResolvedTraining, n_threads: int
+    autoencoder: Autoencoder,
+    step: TrainingStep,
+    data: _Data,
+    settings: ResolvedTraining,
+    n_threads: int,
+    supervision: Supervision | None,
 ) -> Replicas | None:
     """Return the replicas that share the rows; None for a single replica."""
     if settings.replicas <= 1:
         return None
-    common = ReplicaSettings(settings, autoencoder.network, data.cleaning, data.dtype.str, n_threads)
+    target_weight = 0.0 if supervision is None else supervision.weight
+    targets = None if supervision is None else supervision.targets.values
+    network = autoencoder.network
+    common = ReplicaSettings(settings, network, data.cleaning, data.dtype.str, n_threads, target_weight)
     rounds = rounds_of(data.order, data.shards, settings)
     log.info(
         "training: one replica in the first epoch, then %d replicas that are averaged %s per epoch",
@@ -272,4 +312,4 @@ def _replicas(
         quantity(rounds.n_rounds, "time"),
     )
     own_replica = Replica(autoencoder, step, is_resident=data.rows.resident is not None)
-    return Replicas.of(rounds, data.shards, common, own_replica)
+    return Replicas.of(rounds, data.shards, common, own_replica, targets)

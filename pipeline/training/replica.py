@@ -57,6 +57,8 @@ class ReplicaSettings:
         A dtype that holds the rows of all shards.
     n_threads : int
         Number of threads that read a share.
+    target_weight : float
+        Factor of the mean loss of the targets, if the network has a head.
     """
 
     training: ResolvedTraining
@@ -64,6 +66,7 @@ class ReplicaSettings:
     cleaning: Cleaning
     dtype: str
     n_threads: int
+    target_weight: float = 0.0
 
     @property
     def n_inputs(self) -> int:
@@ -80,7 +83,8 @@ class ReplicaSettings:
         if scaler.tables is not None:
             arrays += [scaler.tables.knots, scaler.tables.ranks]
         content = digest(each.tobytes() for each in arrays)
-        return self.training, self.network, self.dtype, self.cleaning.missing, scaler.clips, content
+        facts = (self.training, self.network, self.target_weight, self.dtype, self.cleaning.missing, scaler.clips)
+        return *facts, content
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,8 @@ class ReplicaTask:
         Learning rate of each step.
     first_noise : int
         Noise seed of the first step; it increases by 1 per step.
+    targets : ndarray of shape (n,), float32, or None
+        Targets of the rows of all blocks, if the network has a head.
     """
 
     settings: ReplicaSettings
@@ -105,6 +111,7 @@ class ReplicaTask:
     blocks: tuple[Block, ...]
     rates: tuple[float, ...]
     first_noise: int
+    targets: np.ndarray | None = None
 
     def __str__(self) -> str:
         rows = str(self.blocks[0]) if self.blocks else "no rows"
@@ -184,10 +191,11 @@ class Replica:
         """Return the minibatches of a task."""
         training = task.settings.training
 
-        def pieces(n_each: int) -> Iterator[np.ndarray]:
-            return cut([(values, task.share.places())], n_each * training.batch_size)
+        def pieces_of(array: np.ndarray) -> Callable[[int], Iterator[np.ndarray]]:
+            return lambda n_each: cut([(array, task.share.places())], n_each * training.batch_size)
 
-        return StepFeed(self._step, pieces, training, task.settings.n_inputs, task.first_noise)
+        targets = None if task.targets is None else pieces_of(task.targets)
+        return StepFeed(self._step, pieces_of(values), training, task.settings.n_inputs, task.first_noise, targets)
 
 
 @dataclass(frozen=True)
@@ -202,6 +210,8 @@ class Replicas:
         Number of the first row of each shard.
     own_replica : Replica
         The replica of this process.
+    targets : ndarray of shape (n_rows,), float32, or None
+        Targets of all rows, if the network has a head.
     """
 
     rounds: Rounds
@@ -209,12 +219,20 @@ class Replicas:
     shards: tuple[Shard, ...]
     firsts: np.ndarray
     own_replica: Replica
+    targets: np.ndarray | None = None
 
     @classmethod
-    def of(cls, rounds: Rounds, shards: Sequence[Shard], settings: ReplicaSettings, own_replica: Replica) -> Replicas:
+    def of(
+        cls,
+        rounds: Rounds,
+        shards: Sequence[Shard],
+        settings: ReplicaSettings,
+        own_replica: Replica,
+        targets: np.ndarray | None = None,
+    ) -> Replicas:
         """Create replicas. Extras are removed from the shards, because every task contains a copy of its shards."""
         bare = tuple(replace(shard, extras=(), left_out=()) for shard in shards)
-        return cls(rounds, settings, bare, first_rows(bare), own_replica)
+        return cls(rounds, settings, bare, first_rows(bare), own_replica, targets)
 
     def task(self, share: Share, weights: Weights, n_epochs: int, steps_per_epoch: int) -> ReplicaTask:
         """Return the task of training on a share.
@@ -236,6 +254,7 @@ class Replicas:
             rates=self._rates(share, n_epochs, steps_per_epoch),
             # Shares never reuse noise seeds, because no share has more than `steps_per_epoch` steps.
             first_noise=(share.epoch * self.rounds.n_shares + share.number) * steps_per_epoch,
+            targets=None if self.targets is None else self.targets[share.numbers()],
         )
 
     def _blocks(self, share: Share) -> tuple[Block, ...]:
@@ -308,4 +327,5 @@ def _compiled_replica(settings: ReplicaSettings) -> Replica:
     start_device()
     dtype = np.dtype(settings.dtype)
     autoencoder = autoencoder_of(settings.cleaning.scaler, settings.network, dtype)
-    return Replica(autoencoder, training_step_of(autoencoder, settings.training, dtype, None))
+    step = training_step_of(autoencoder, settings.training, dtype, None, settings.target_weight)
+    return Replica(autoencoder, step)

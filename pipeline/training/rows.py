@@ -21,7 +21,17 @@ from pipeline.training.order import Order, noise_of, slab_starts
 if TYPE_CHECKING:
     from kernels.step import TrainingStep
 
-__all__ = ["DeviceRows", "ResidentRows", "Rows", "StepFeed", "StreamedRows", "cut", "read_ahead", "rows_of"]
+__all__ = [
+    "DeviceRows",
+    "ResidentRows",
+    "Rows",
+    "StepFeed",
+    "StreamedRows",
+    "cut",
+    "numbers_of",
+    "read_ahead",
+    "rows_of",
+]
 
 _Item = TypeVar("_Item")
 
@@ -47,7 +57,7 @@ class ResidentRows:
         self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
     ) -> Iterator[np.ndarray]:
         """Yield the minibatches of an epoch from number `first` on, `n_each` at a time: row numbers (n,), int64."""
-        return _numbers(order, epoch, batch_size, first, n_each)
+        return numbers_of(order, epoch, batch_size, first, n_each)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Return single rows (n, n_inputs), unscaled, by their numbers (n,)."""
@@ -122,14 +132,15 @@ class DeviceRows(StreamedRows):
         self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
     ) -> Iterator[np.ndarray]:
         """Yield the minibatches of an epoch from number `first` on, `n_each` at a time: row numbers (n,), int64."""
-        return _numbers(order, epoch, batch_size, first, n_each)
+        return numbers_of(order, epoch, batch_size, first, n_each)
 
 
 Rows = ResidentRows | StreamedRows
 """Source of training rows. The classes have the same methods."""
 
 
-def _numbers(order: Order, epoch: int, batch_size: int, first: int, n_each: int) -> Iterator[np.ndarray]:
+def numbers_of(order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1) -> Iterator[np.ndarray]:
+    """Yield the numbers (n,), int64, of the rows of the minibatches of an epoch from number `first` on."""
     windows = order.windows(epoch, first * batch_size)
     return cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), n_each * batch_size)
 
@@ -154,7 +165,7 @@ def read_ahead(
 
 
 class StepFeed:
-    """Minibatches for a training step, each with its noise.
+    """Minibatches for a training step, each with its noise and targets.
 
     A device can take several minibatches at once. The next minibatches are loaded after all earlier ones have been
     trained on.
@@ -168,6 +179,8 @@ class StepFeed:
         Number of columns.
     first : int
         Number of the first step, on which the noise depends.
+    targets : callable, optional
+        Function like `pieces` for the targets (n,) of the same rows, if the network has a head.
     """
 
     def __init__(
@@ -177,9 +190,12 @@ class StepFeed:
         settings: ResolvedTraining,
         n_inputs: int,
         first: int,
+        targets: Callable[[int], Iterable[np.ndarray]] | None = None,
     ) -> None:
+        n_each = step.n_at_once(settings.batch_size)
         self._step = step
-        self._pieces = iter(pieces(step.n_at_once(settings.batch_size)))
+        self._pieces = iter(pieces(n_each))
+        self._targets = None if targets is None else iter(targets(n_each))
         self._settings = settings
         self._batch_size = settings.batch_size
         self._n_inputs = n_inputs
@@ -219,7 +235,8 @@ class StepFeed:
         noise = None
         if self._settings.corruption:
             noise = self._noise()
-        self._step.begin(piece, noise, size)
+        targets = None if self._targets is None else next(self._targets)
+        self._step.begin(piece, noise, size, targets)
         self._next_step += len(self._lengths)
 
     def _noise(self) -> np.ndarray:
