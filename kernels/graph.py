@@ -33,11 +33,14 @@ class Targets(NamedTuple):
     values : vector variable, float32
         Targets of the rows, see `kernels.reference.Targets`.
     factor : scalar variable, float32
-        Half the number of columns times the weight of the mean loss.
+        Half the number of columns, times the weight of the mean loss and the scale of the outputs.
+    scale : scalar variable, float32
+        Scale of the outputs.
     """
 
     values: Any
     factor: Any
+    scale: Any
 
 
 def forward(network: Network, x: Any, variables: Variables) -> list[Any]:
@@ -108,7 +111,7 @@ def error_and_gradients(
     d, found = _decoder_gradients(network, d, a[-1], s, variables)
     if network.head is not None and targets is not None:
         # The factor cancels c, which all gradients are multiplied by.
-        errors = targets.factor * _head_errors(network.head, a[-1], targets.values, variables)
+        errors = targets.factor * _head_errors(network.head, a[-1], targets, variables)
         found["W_head"] = tensor.dot(a[-1].T, errors)
         found["b_head"] = _sum_rows(errors)
         d = d + tensor.dot(errors, variables["W_head"].T)
@@ -119,18 +122,18 @@ def error_and_gradients(
     return error, [c * found[name] for name in network.shapes]
 
 
-def _head_errors(head: Head, h: Any, targets: Any, variables: Variables) -> Any:
+def _head_errors(head: Head, h: Any, targets: Targets, variables: Variables) -> Any:
     """Return the derivatives of the losses with respect to the outputs of the head, for symbolic features."""
-    z = tensor.dot(h, variables["W_head"]) + variables["b_head"]
-    targets = targets.dimshuffle(0, "x")
+    z = targets.scale * (tensor.dot(h, variables["W_head"]) + variables["b_head"])
+    values = targets.values.dimshuffle(0, "x")
     if head.kind == "numbers":
-        return tensor.switch(tensor.isnan(targets), np.float32(0), z - targets)
+        return tensor.switch(tensor.isnan(values), np.float32(0), z - values)
     # Theano's softmax has no version for OpenCL.
     shares = tensor.exp(z - tensor.max(z, axis=1, keepdims=True))
     shares = shares / tensor.sum(shares, axis=1, keepdims=True, acc_dtype="float32")
     classes = np.arange(head.n_outputs, dtype=np.float32)
-    is_class = tensor.switch(tensor.eq(targets, classes), np.float32(1), np.float32(0))
-    return tensor.switch(targets >= np.float32(0), shares - is_class, np.float32(0))
+    is_class = tensor.switch(tensor.eq(values, classes), np.float32(1), np.float32(0))
+    return tensor.switch(values >= np.float32(0), shares - is_class, np.float32(0))
 
 
 def _decoder_gradients(

@@ -14,11 +14,12 @@ and ``g_1`` is linear.
 A network can have a linear head, which predicts the target t of a row during training, and is not part of the model
 that encodes rows::
 
-    z = h . W_head + b_head
+    z = scale (h . W_head + b_head)
     loss = log(sum_j exp(z_j)) - z_t                         if the targets are numbers of classes
     loss = (z - t)^2 / 2                                     if the targets are numbers
 
-The loss of a row without a target is 0. Such a row has the class -1, or the number NaN.
+The loss of a row without a target is 0. Such a row has the class -1, or the number NaN. The scale is a constant for
+which weights of about 1 are suitable, so that they can be learned at the same rate as all others.
 This module does not load Theano, so every package can import it.
 """
 
@@ -26,10 +27,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from kernels.activations import ACTIVATIONS
 
-__all__ = ["HEADS", "Head", "Network"]
+__all__ = ["HEADS", "Head", "Network", "TargetLoss"]
 
 HEADS = ("classes", "numbers")
 """Kinds of targets that a head can predict."""
@@ -49,6 +51,21 @@ class Head:
 
     kind: str
     n_outputs: int
+
+
+class TargetLoss(NamedTuple):
+    """Numbers that determine the loss of the targets.
+
+    Attributes
+    ----------
+    weight : float
+        Factor of the mean loss, which is added to the mean squared error of the reconstruction.
+    scale : float
+        Scale of the head's outputs.
+    """
+
+    weight: float
+    scale: float
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from kernels import backend, reference
 from kernels.activations import ACTIVATIONS, Activation
-from kernels.network import Network
+from kernels.network import Network, TargetLoss
 from kernels.rules import RULES, UpdateRule
 from kernels.updates import Rule
 
@@ -326,6 +326,7 @@ class _StepInputs(NamedTuple):
     noise: Any  # None without corruption
     targets: Any  # None without a head
     target_factor: Any
+    target_scale: Any
     learning_rate: Any
     rate: Any
     n_threads: Any
@@ -349,8 +350,7 @@ class Step(_Native):
     resident : bool
         Whether the minibatch is given as the numbers, int64, of its rows in `rows`.
 
-    A network with a head has two inputs `targets`: the targets (n_rows,), float32, and the factor of
-    `kernels.graph.Targets`.
+    A network with a head has three inputs `targets`, as in `kernels.graph.Targets`.
     """
 
     __props__ = ("network", "rule", "corruption", "resident", "inplace")
@@ -361,7 +361,7 @@ class Step(_Native):
         self.rule = rule
         self.corruption = float(corruption)
         self.resident = resident
-        self._n_first = 4 + bool(corruption) + resident + 2 * (network.head is not None)
+        self._n_first = 4 + bool(corruption) + resident + 3 * (network.head is not None)
         n_changed = len(network.shapes) * (1 + len(RULES[rule.name].states))
         end = self._n_first + n_changed
         super().__init__(network, end, range(self._n_first, end), inplace)
@@ -384,8 +384,8 @@ class Step(_Native):
         rows, *optional, learning_rate, rate, n_threads = first
         numbers = optional.pop(0) if self.resident else None
         noise = optional.pop(0) if self.corruption else None
-        targets, target_factor = optional or (None, None)
-        return _StepInputs(rows, numbers, noise, targets, target_factor, learning_rate, rate, n_threads)
+        targets, factor, scale = optional or (None, None, None)
+        return _StepInputs(rows, numbers, noise, targets, factor, scale, learning_rate, rate, n_threads)
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Take a step in NumPy."""
@@ -411,8 +411,9 @@ class Step(_Native):
             visible = reference.masked(x, named.noise, self.corruption)
         targets = None
         if named.targets is not None:
-            weight = float(named.target_factor) * 2 / self.network.n_inputs
-            targets = reference.Targets(named.targets, weight)
+            scale = float(named.target_scale)
+            weight = float(named.target_factor) * 2 / self.network.n_inputs / scale
+            targets = reference.Targets(named.targets, TargetLoss(weight, scale))
         return reference.gradients(self.network, x, visible, parameters, targets)
 
     def _update(self, arrays: Sequence[np.ndarray], gradient: np.ndarray, learning_rate: float, rate: float) -> None:
@@ -437,7 +438,8 @@ class Step(_Native):
         if named.noise is not None:
             calls.append(f"take_noise(&step, {named.noise}, {reference.threshold(self.corruption)})")
         if named.targets is not None:
-            calls.append(f"take_targets(&step, {named.targets}, {_number(named.target_factor, 'float')})")
+            numbers = f"{_number(named.target_factor, 'float')}, {_number(named.target_scale, 'float')}"
+            calls.append(f"take_targets(&step, {named.targets}, {numbers})")
         return f"""
             {_array("parameters", parameters)}
             {_array("states", states)}

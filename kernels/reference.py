@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kernels.activations import ACTIVATIONS, Math
-from kernels.network import Head, Network
+from kernels.network import Head, Network, TargetLoss
 
 __all__ = [
     "MATH",
@@ -22,6 +22,7 @@ __all__ = [
     "forward",
     "gradients",
     "head_errors",
+    "head_outputs",
     "masked",
     "row_errors",
     "scaled",
@@ -39,12 +40,11 @@ class Targets(NamedTuple):
     ----------
     values : ndarray of shape (n_rows,), float32
         Number of the class of each row, or -1; or a number, or NaN. See `kernels.network`.
-    weight : float
-        Factor of the mean loss, which is added to the mean squared error.
+    loss : TargetLoss
     """
 
     values: np.ndarray
-    weight: float
+    loss: TargetLoss
 
 
 def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
@@ -150,6 +150,11 @@ def row_errors(network: Network, x: np.ndarray, parameters: Parameters) -> np.nd
     return np.mean((s[0] - x) ** 2, axis=1)
 
 
+def head_outputs(h: np.ndarray, parameters: Mapping[str, np.ndarray], scale: float) -> np.ndarray:
+    """Return the outputs (n_rows, n_outputs) of the head for features (n_rows, n_features)."""
+    return scale * (h @ parameters["W_head"] + parameters["b_head"])
+
+
 def target_losses(head: Head, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return the loss of each row for outputs of the head: shape (n_rows,), 0 for rows without a target.
 
@@ -209,8 +214,9 @@ def gradients(
     c = 2 / x.size  # factor from the derivative of the mean
     d, found = _decoder_gradients(network, d, a[-1], s, named)
     if network.head is not None and targets is not None:
-        z = a[-1] @ named["W_head"] + named["b_head"]
-        errors = head_errors(network.head, z, targets.values) * (targets.weight / len(x) / c)
+        weight, scale = targets.loss
+        z = head_outputs(a[-1], named, scale)
+        errors = head_errors(network.head, z, targets.values) * (weight * scale / len(x) / c)
         found["W_head"] = a[-1].T @ errors
         found["b_head"] = errors.sum(axis=0)
         d = d + errors @ named["W_head"].T

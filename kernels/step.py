@@ -11,6 +11,7 @@ import numpy as np
 
 from kernels import backend, graph, ops, upload
 from kernels.autoencoder import Autoencoder, get_values, set_values
+from kernels.network import Network, TargetLoss
 from kernels.updates import Rule, Updates, rate_of, states_of, updates_of
 
 theano = backend.load()
@@ -40,8 +41,8 @@ class TrainingStep:
     corruption : float
         Fraction of the entries to hide. Hidden entries are 0 in the input of the network, but not in the rows that it
         has to reconstruct. The noise of each step selects these entries, see `kernels.reference.masked`.
-    target_weight : float
-        Factor of the mean loss of the targets, if the network has a head, which is added to the mean squared error.
+    loss : TargetLoss, optional
+        Loss of the targets. It is required if the network has a head.
 
     Attributes
     ----------
@@ -56,22 +57,18 @@ class TrainingStep:
         dtype: np.dtype,
         resident: np.ndarray | upload.Pieces | None = None,
         corruption: float = 0.0,
-        target_weight: float = 0.0,
+        loss: TargetLoss | None = None,
     ) -> None:
         network = autoencoder.network
         n_inputs = network.n_inputs
-        has_targets = network.head is not None
-        kinds = _kinds_of_arrays(n_inputs, dtype, resident is not None, corruption > 0, has_targets)
+        kinds = _kinds_of_arrays(n_inputs, dtype, resident is not None, corruption > 0, network.head is not None)
         self.row_bytes = sum(kind.row_bytes for kind in kinds)
         self._names = [kind.name for kind in kinds]
         self._flops_per_row = 2 * autoencoder.network.n_weights  # for the products of all layers
         self._uses_ops = autoencoder.uses_ops(dtype)
         self._feed = _make_feed(kinds)
         all_rows = _place_resident(resident, n_inputs, dtype)
-        target_factor = None
-        if has_targets:  # a variable, so that code is compiled once for all weights
-            target_factor = theano.shared(np.float32(target_weight * n_inputs / 2), name="target_factor")
-        minibatch = _Minibatch.of(self._feed, all_rows, corruption, target_factor)
+        minibatch = _Minibatch.of(self._feed, all_rows, corruption, _target_scalars(network, loss))
         build = _build_with_op if self._uses_ops else _build_with_graph
         self._cost, self._updates = build(autoencoder, rule, minibatch)
         self._state = _state_among(self._updates, autoencoder)
@@ -159,6 +156,14 @@ class TrainingStep:
             outputs = [self._cost] if with_cost else []
             self._functions[with_cost] = backend.compile_function(self._feed.inputs, outputs, updates=self._updates)
         return self._functions[with_cost]
+
+
+def _target_scalars(network: Network, loss: TargetLoss | None) -> list[Any]:
+    """Return the factor and the scale of `graph.Targets`: variables, so that code is compiled once for all values."""
+    if network.head is None or loss is None:
+        return []
+    factor = np.float32(loss.weight * loss.scale * network.n_inputs / 2)
+    return [theano.shared(factor, name="target_factor"), theano.shared(np.float32(loss.scale), name="target_scale")]
 
 
 # ---- minibatches
@@ -381,10 +386,10 @@ class _Minibatch:
     targets: graph.Targets | None
 
     @classmethod
-    def of(cls, feed: _Feed, all_rows: Any, corruption: float, target_factor: Any) -> _Minibatch:
+    def of(cls, feed: _Feed, all_rows: Any, corruption: float, target_scalars: Sequence[Any]) -> _Minibatch:
         """Return the variables of the minibatches of a feed.
 
-        `all_rows` is None if they are not resident, and `target_factor` is None without a head.
+        `all_rows` is None if they are not resident, and `target_scalars` is empty without a head.
         """
         rows = feed.symbols[0]
         numbers = None
@@ -393,8 +398,8 @@ class _Minibatch:
             rows = all_rows
         noise = feed.symbols[1] if corruption else None
         targets = None
-        if target_factor is not None:
-            targets = graph.Targets(feed.symbols[-1], target_factor)
+        if target_scalars:
+            targets = graph.Targets(feed.symbols[-1], *target_scalars)
         return cls(rows, numbers, noise, feed.n_rows, feed.learning_rate, corruption, targets)
 
     @property

@@ -19,7 +19,7 @@ import numpy as np
 import kernels
 from kernels import compiler
 from kernels.calls import on_device
-from kernels.network import Network
+from kernels.network import Network, TargetLoss
 from pipeline.errors import (
     STORAGE,
     ConfigError,
@@ -84,7 +84,7 @@ def training_step_of(
     settings: ResolvedTraining,
     dtype: np.dtype,
     resident: np.ndarray | Pieces | None,
-    target_weight: float = 0.0,
+    loss: TargetLoss | None = None,
 ) -> TrainingStep:
     """Return a compiled training step.
 
@@ -98,14 +98,14 @@ def training_step_of(
     resident : ndarray of shape (n_rows, n_inputs), Pieces or None
         All rows, if the device keeps them in memory; minibatches are then row numbers. A device with its own memory
         can receive the rows in pieces.
-    target_weight : float
-        Factor of the mean loss of the targets, if the network has a head.
+    loss : TargetLoss, optional
+        Loss of the targets, if the network has a head.
     """
     from kernels.step import TrainingStep
     from kernels.updates import Rule
 
     rule = Rule(settings.optimizer, settings.momentum, settings.weight_decay)
-    step = TrainingStep(autoencoder, rule, dtype, resident, settings.corruption, target_weight)
+    step = TrainingStep(autoencoder, rule, dtype, resident, settings.corruption, loss)
     step.compile()  # compile now, so that the measured training time does not include the compilation
     return step
 

@@ -37,7 +37,7 @@ typedef struct {
     const npy_uint8 *noise; /* a byte for each entry of the minibatch; NULL without corruption */
     int threshold;          /* entries with smaller noise bytes are hidden */
     const float *targets;   /* the target of each row of the minibatch; NULL without a head */
-    float target_factor;
+    float target_factor, target_scale;
     Model model;
     Parameter parameters[N_PARAMETERS];
     float rate, decay, cost;
@@ -164,12 +164,13 @@ static void finish_gradient(const Batch *b, int level, const Way *way, long row,
 /* Store z in place of e. */
 static void finish_z(const Batch *b, int level, long row, long column, Tile sums)
 {
+    const Step *s = (const Step *)b->job;
     const Level *outputs = &b->model->levels[level];
     const float *bias = b->model->layers[level - 1].bias_hidden + column;
     float *z = outputs->in.gradient + place_of(outputs, b->place + row, column);
     for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++, z += outputs->row)
         for (long j = 0; j < least(TILE_WIDTH, outputs->width - column); j += LANES)
-            store(z + j, load(&sums[i][j]) + load(bias + j));
+            store(z + j, (load(&sums[i][j]) + load(bias + j)) * s->target_scale);
 }
 
 /* Convert the outputs of a row to factor * (softmax(z) - the class as 0 and 1). Each sum has a fixed order. */
@@ -506,13 +507,14 @@ static int take_noise(Step *s, PyArrayObject *noise, int threshold)
     return 1;
 }
 
-static int take_targets(Step *s, PyArrayObject *targets, float factor)
+static int take_targets(Step *s, PyArrayObject *targets, float factor, float scale)
 {
     const Weights *head = &s->model.layers[N_MATRICES - 1];
     if (!is_as(targets, "the targets", s->rows.n_rows, 1))
         return 0;
     s->targets = (const float *)PyArray_DATA(targets);
     s->target_factor = factor;
+    s->target_scale = scale;
     for (long i = 0; TARGETS_ARE_CLASSES && i < s->rows.n_rows; i++)
         if (!(s->targets[i] < head->n_features)) {
             PyErr_Format(PyExc_ValueError, "the target of row %ld of the minibatch, expected a class below %ld", i,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from kernels.network import TargetLoss
 from pipeline.device import autoencoder_of, training_step_of
 from pipeline.errors import DataError
 from pipeline.model import Model
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["sample_training"]
 
 _SECONDS = 1.5  # duration of the measured steps
+_NO_LOSS = TargetLoss(0.0, 1.0)
 _UNTIMED_STEPS = 3  # first steps, whose data are not yet in the processor's caches
 
 
@@ -108,7 +110,7 @@ def _any_targets(prepared: Prepared, n_rows: int) -> Supervision | None:
     if prepared.targets is None:
         return None
     targets = replace(prepared.targets, values=np.resize(prepared.targets.values, n_rows))
-    return Supervision(targets, targets.values, 0.0)
+    return Supervision(targets, targets.values, _NO_LOSS)
 
 
 def _model(scan: Scan, autoencoder: Autoencoder) -> Model:
@@ -164,7 +166,7 @@ def _initialize(prepared: Prepared, scan: Scan, sample: np.ndarray, autoencoder:
 def _compile(autoencoder: Autoencoder, prepared: Prepared, rows: Rows) -> Any:
     """Compile the functions that a run compiles before its first epoch; return the training step."""
     dtype = row_dtype(prepared.shards)
-    step = training_step_of(autoencoder, prepared.config.training, dtype, rows.resident)
+    step = training_step_of(autoencoder, prepared.config.training, dtype, rows.resident, _NO_LOSS)
     autoencoder.errors(np.empty((0, autoencoder.network.n_inputs), dtype))
     compile_encoder(autoencoder, dtype)
     return step

@@ -413,8 +413,7 @@ class Training:
         """Return the weighted loss of the validation rows, and the accuracy of the head; None without a head."""
         if self.supervision is None or not len(self.validation):
             return None, None
-        loss, accuracy = self.supervision.validate(self.autoencoder, self.validation)
-        return self.supervision.weight * loss, accuracy
+        return self.supervision.validate(self.autoencoder, self.validation)
 
     def _validate(self) -> float | None:
         """Return the cost of the validation rows; None if there are none."""

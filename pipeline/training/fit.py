@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.network import Network
+from kernels.network import Network, TargetLoss
 from pipeline.device import training_step_of
 from pipeline.errors import DataError, quantity
 from pipeline.scan.ranges import Scan, readable
@@ -35,6 +35,7 @@ __all__ = ["Sizes", "prepare_training"]
 log = logging.getLogger(__name__)
 
 _COMPONENTS = 5  # random stream for components; it differs from all streams in `pipeline.training.order`
+_SPREAD = 4.0  # deviation of the outputs of a head
 _MEAN_BYTES = 2**22  # size, as float64, of the sample of rows whose mean sets the initial biases
 
 
@@ -139,9 +140,9 @@ def prepare_training(
     supervision = None
     if targets is not None:
         readable_targets = targets.of_shards(shards, list(scan.unreadable))
-        supervision = _supervision(data, readable_targets, settings)
-    target_weight = 0.0 if supervision is None else supervision.weight
-    step = training_step_of(autoencoder, settings, data.dtype, data.rows.resident, target_weight)
+        supervision = _supervision(autoencoder, data, readable_targets, settings)
+    loss = None if supervision is None else supervision.loss
+    step = training_step_of(autoencoder, settings, data.dtype, data.rows.resident, loss)
     autoencoder.errors(data.validation[:0])  # compile now, before the training time is measured
     return Training(
         autoencoder=autoencoder,
@@ -269,22 +270,38 @@ def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
 
 def _scaled_sample(data: _Data, settings: ResolvedTraining) -> np.ndarray:
     """Return some scaled rows (n, n_inputs), float32, spread over all rows."""
+    return data.scan.scaler.scaled(_sample(data, settings))
+
+
+def _sample(data: _Data, settings: ResolvedTraining) -> np.ndarray:
+    """Return some unscaled rows (n, n_inputs), spread over all rows."""
     scan = data.scan
     n_wanted = min(scan.n_rows, max(1, _MEAN_BYTES // (8 * len(scan.scaler.minimum))))
-    return scan.scaler.scaled(data.rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, settings.seed)))
+    return data.rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, settings.seed))
 
 
-def _supervision(data: _Data, targets: Targets, settings: ResolvedTraining) -> Supervision:
-    """Return the training of a head.
+def _supervision(autoencoder: Autoencoder, data: _Data, targets: Targets, settings: ResolvedTraining) -> Supervision:
+    """Return the training of a head, given an initialized autoencoder.
 
     The loss is weighted by the variance of a scaled entry, so that its weight compared with the reconstruction does not
-    depend on the scaling. It is averaged over the rows with a target.
+    depend on the scaling. It is averaged over the rows with a target. The scale is such that outputs with weights of 1
+    vary by about `_SPREAD`.
     """
-    sample = _scaled_sample(data, settings)
-    variance = float(sample.var(axis=0, dtype=np.float64).mean()) if len(sample) else 1.0
+    sample = _sample(data, settings)
+    variance = _mean_variance(data.scan.scaler.scaled(sample))
     weight = (settings.target_weight or TARGET_WEIGHT) * variance / targets.share
-    # Versions of NumPy may add numbers in another order. Rounding makes the weights equal.
-    return Supervision(targets, targets.values[data.validation_numbers], float(f"{weight:.3g}"))
+    deviation = np.sqrt(_mean_variance(autoencoder.encode(sample)))
+    # Processors round features in different ways. Rounding makes the numbers equal.
+    scale = 2.0 ** np.round(np.log2(_SPREAD / deviation))
+    loss = TargetLoss(float(f"{weight:.3g}"), float(scale))
+    return Supervision(targets, targets.values[data.validation_numbers], loss)
+
+
+def _mean_variance(sample: np.ndarray) -> float:
+    """Return the mean variance of the columns; 1 if they do not vary."""
+    if not len(sample):
+        return 1.0
+    return float(sample.var(axis=0, dtype=np.float64).mean()) or 1.0
 
 
 # -- replicas ------------------------------------------------------------------------------------------------------
@@ -301,10 +318,10 @@ def _replicas(
     """Return the replicas that share the rows; None for a single replica."""
     if settings.replicas <= 1:
         return None
-    target_weight = 0.0 if supervision is None else supervision.weight
+    loss = None if supervision is None else supervision.loss
     targets = None if supervision is None else supervision.targets.values
     network = autoencoder.network
-    common = ReplicaSettings(settings, network, data.cleaning, data.dtype.str, n_threads, target_weight)
+    common = ReplicaSettings(settings, network, data.cleaning, data.dtype.str, n_threads, loss)
     rounds = rounds_of(data.order, data.shards, settings)
     log.info(
         "training: one replica in the first epoch, then %d replicas that are averaged %s per epoch",

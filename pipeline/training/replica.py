@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kernels.network import Network
+from kernels.network import Network, TargetLoss
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import check
 from pipeline.device import autoencoder_of, start_device, theanos_errors, training_step_of
@@ -57,8 +57,8 @@ class ReplicaSettings:
         A dtype that holds the rows of all shards.
     n_threads : int
         Number of threads that read a share.
-    target_weight : float
-        Factor of the mean loss of the targets, if the network has a head.
+    loss : TargetLoss or None
+        Loss of the targets, if the network has a head.
     """
 
     training: ResolvedTraining
@@ -66,7 +66,7 @@ class ReplicaSettings:
     cleaning: Cleaning
     dtype: str
     n_threads: int
-    target_weight: float = 0.0
+    loss: TargetLoss | None = None
 
     @property
     def n_inputs(self) -> int:
@@ -83,7 +83,7 @@ class ReplicaSettings:
         if scaler.tables is not None:
             arrays += [scaler.tables.knots, scaler.tables.ranks]
         content = digest(each.tobytes() for each in arrays)
-        facts = (self.training, self.network, self.target_weight, self.dtype, self.cleaning.missing, scaler.clips)
+        facts = (self.training, self.network, self.loss, self.dtype, self.cleaning.missing, scaler.clips)
         return *facts, content
 
 
@@ -327,5 +327,5 @@ def _compiled_replica(settings: ReplicaSettings) -> Replica:
     start_device()
     dtype = np.dtype(settings.dtype)
     autoencoder = autoencoder_of(settings.cleaning.scaler, settings.network, dtype)
-    step = training_step_of(autoencoder, settings.training, dtype, None, settings.target_weight)
+    step = training_step_of(autoencoder, settings.training, dtype, None, settings.loss)
     return Replica(autoencoder, step)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kernels.network import Head
-from kernels.reference import target_losses
+from kernels.network import Head, TargetLoss
+from kernels.reference import head_outputs, target_losses
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.errors import ConfigError, printable
@@ -75,16 +75,15 @@ class Supervision:
         Targets of all rows that can be read.
     validation : ndarray of shape (n_validation,), float32
         Targets of the validation rows.
-    weight : float
-        Factor of the mean loss, which is added to the mean squared error.
+    loss : TargetLoss
     """
 
     targets: Targets
     validation: np.ndarray
-    weight: float
+    loss: TargetLoss
 
     def validate(self, autoencoder: Autoencoder, rows: np.ndarray) -> tuple[float, float | None]:
-        """Return the mean loss of the validation rows, and the share of them that is assigned to the right class.
+        """Return the weighted mean loss of the validation rows, and the share of them that the head assigns correctly.
 
         Rows without a target have a loss of 0, as in a training step. The share is None for numbers, and if no row has
         a class.
@@ -92,8 +91,8 @@ class Supervision:
         head = self.targets.head
         parameters = autoencoder.parameters()
         features = autoencoder.encode(rows).astype(np.float64)
-        z = features @ parameters["W_head"].astype(np.float64) + parameters["b_head"]
-        loss = float(target_losses(head, z, self.validation).mean())
+        z = head_outputs(features, parameters, self.loss.scale)
+        loss = self.loss.weight * float(target_losses(head, z, self.validation).mean())
         has_target = self.validation >= 0
         if head.kind == "numbers" or not has_target.any():
             return loss, None

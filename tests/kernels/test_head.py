@@ -5,7 +5,7 @@ import pytest
 
 from kernels import graph, reference
 from kernels.autoencoder import Autoencoder, theano
-from kernels.network import Head, Network
+from kernels.network import Head, Network, TargetLoss
 from kernels.step import TrainingStep
 from kernels.updates import Rule
 from tests.support.cases import case, each
@@ -26,7 +26,7 @@ LARGE = [
     Network((64, 20), gain=True, head=Head("numbers", 1)),
 ]
 HEIGHTS = [1, 5, 6, 25, 97, 259, 600]
-WEIGHT = 0.3
+LOSS = TargetLoss(weight=0.3, scale=2.5)
 
 
 @pytest.fixture
@@ -49,14 +49,14 @@ def float64(parameters):
 def cost(network, x, visible, parameters, targets):
     """Return the error of the reconstruction plus the weighted mean loss, written out row by row."""
     a, s = reference.forward(network, visible, parameters)
-    z = a[-1] @ parameters["W_head"] + parameters["b_head"]
+    z = LOSS.scale * (a[-1] @ parameters["W_head"] + parameters["b_head"])
     losses = []
     for outputs, target in zip(z, targets, strict=True):
         if network.head.kind == "numbers":
             losses.append(0 if np.isnan(target) else (outputs[0] - target) ** 2 / 2)
         else:
             losses.append(0 if target < 0 else -np.log(np.exp(outputs[int(target)]) / np.exp(outputs).sum()))
-    return np.mean((s[0] - x) ** 2) + WEIGHT * np.mean(losses)
+    return np.mean((s[0] - x) ** 2) + LOSS.weight * np.mean(losses)
 
 
 def small_model(rng, network):
@@ -79,7 +79,7 @@ def test_gradients_equal_finite_differences(rng, name):
     visible = reference.masked(x, rng.integers(0, 256, x.shape, dtype=np.uint8), 0.3)
     targets = targets_of(rng, network, 9)
     p = float64(random_parameters(rng, network))
-    error, gradients = reference.gradients(network, x, visible, p, reference.Targets(targets, WEIGHT))
+    error, gradients = reference.gradients(network, x, visible, p, reference.Targets(targets, LOSS))
     assert error == pytest.approx(np.mean((reference.forward(network, visible, p)[1][0] - x) ** 2), rel=1e-12)
     for (parameter, array), gradient in zip(p.items(), gradients, strict=True):
         assert gradient.any()
@@ -131,7 +131,7 @@ def test_the_graph_equals_the_reference_in_float32_throughout(rng, name):
     p = float64(autoencoder.parameters())
     rows = theano.tensor.fmatrix()
     values = theano.tensor.fvector()
-    targets = graph.Targets(values, np.float32(WEIGHT * 7 / 2))
+    targets = graph.Targets(values, np.float32(LOSS.weight * LOSS.scale * 7 / 2), np.float32(LOSS.scale))
     results = graph.error_and_gradients(network, rows, rows, autoencoder.shared, targets=targets)
     outputs = [results[0], *results[1]]
     types = {variable.dtype for variable in theano.gof.graph.ancestors(outputs) if variable.ndim}
@@ -139,7 +139,7 @@ def test_the_graph_equals_the_reference_in_float32_throughout(rng, name):
     x = rng.random((11, 7), dtype=np.float32)
     t = targets_of(rng, network, 11)
     error, *gradients = theano.function([rows, values], outputs)(x, t)
-    expected_error, expected = reference.gradients(network, x, x, p, reference.Targets(t, WEIGHT))
+    expected_error, expected = reference.gradients(network, x, x, p, reference.Targets(t, LOSS))
     assert_close(error, expected_error, "cpu", "float32", "cost")
     for found, gradient in zip(gradients, expected, strict=True):
         assert_close(found, gradient, "cpu", "float32", "gradients")
@@ -167,7 +167,7 @@ def take(step, minibatch, targets, rate, noise=None):
 def test_a_step_equals_numpy_at_tile_edges(rng, network, corruption):
     parameters = small_model(rng, network)
     autoencoder = model_of(network, parameters)
-    step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"), None, corruption, WEIGHT)
+    step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"), None, corruption, LOSS)
     for n_rows in HEIGHTS:
         with case(n_rows):
             rows = rng.integers(0, 256, (n_rows, network.n_inputs)).astype(np.float32)
@@ -178,7 +178,7 @@ def test_a_step_equals_numpy_at_tile_edges(rng, network, corruption):
             autoencoder.set_parameters(parameters)
             found_error = take(step, rows, targets, -1.0, noise)
             error, gradients = reference.gradients(
-                network, x, visible, float64(parameters), reference.Targets(targets, WEIGHT)
+                network, x, visible, float64(parameters), reference.Targets(targets, LOSS)
             )
             assert_close(found_error, error, "cpu", "float32", "cost")
             # Without momentum and with a rate of -1 the velocity is the gradient.
@@ -196,7 +196,7 @@ def test_threads_and_the_place_of_rows_change_no_bit(rng, network):
     results = []
     for n_threads, resident in [(1, rows), (2, rows), (4, rows), (2, None)]:
         autoencoder = model_of(network, parameters, n_threads)
-        step = TrainingStep(autoencoder, Rule("adam", 0.9, 0.1), rows.dtype, resident, target_weight=WEIGHT)
+        step = TrainingStep(autoencoder, Rule("adam", 0.9, 0.1), rows.dtype, resident, loss=LOSS)
         for numbers, own in zip(minibatches, targets, strict=True):
             take(step, rows[numbers] if resident is None else numbers, own, 0.01)
         results.append([*autoencoder.parameters().values(), *step.state().values()])
@@ -213,7 +213,7 @@ def test_without_targets_the_head_has_no_influence(rng):
     found = []
     for each_network in (network, network.encoder):
         autoencoder = model_of(each_network, {name: parameters[name] for name in each_network.shapes})
-        step = TrainingStep(autoencoder, Rule("adam", 0.9), rows.dtype, target_weight=WEIGHT)
+        step = TrainingStep(autoencoder, Rule("adam", 0.9), rows.dtype, loss=LOSS)
         targets = np.full(100, -1, np.float32) if each_network.head else None
         found.append((take(step, rows, targets, 0.01), autoencoder.parameters()))
     assert found[0][0] == found[1][0]
@@ -229,7 +229,7 @@ def test_a_head_learns_its_targets_and_the_encoder_does_not_depend_on_it(rng):
     rows = rng.integers(0, 256, (400, 20)).astype(np.float32)
     rows[:, 0] = 80 * classes
     autoencoder = model_of(network, small_model(rng, network))
-    step = TrainingStep(autoencoder, Rule("adam", 0.9), rows.dtype, target_weight=1.0)
+    step = TrainingStep(autoencoder, Rule("adam", 0.9), rows.dtype, loss=TargetLoss(1.0, 1.0))
     for _ in range(400):
         take(step, rows, classes.astype(np.float32), 0.01)
     p = autoencoder.parameters()
@@ -245,7 +245,7 @@ def test_a_head_learns_its_targets_and_the_encoder_does_not_depend_on_it(rng):
 @pytest.mark.compiler
 def test_missing_and_wrong_targets_are_refused(rng):
     network = Network((5, 3), head=Head("classes", 3))
-    step = TrainingStep(model_of(network, small_model(rng, network)), Rule("adam", 0.9), np.dtype("f4"))
+    step = TrainingStep(model_of(network, small_model(rng, network)), Rule("adam", 0.9), np.dtype("f4"), loss=LOSS)
     rows = np.zeros((4, 5), np.float32)
     for targets, words in (
         (None, "targets"),
