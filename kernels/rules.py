@@ -35,6 +35,8 @@ class UpdateRule:
     corrected_rate : callable or None
         ``corrected_rate(sqrt, learning_rate, decay, step)`` returns the rate of a step, counted from 1. None if the
         rate is the learning rate.
+    is_scale_free : bool
+        Whether updates hardly depend on the scale of the gradients.
     """
 
     name: str
@@ -43,6 +45,7 @@ class UpdateRule:
     update: Callable[..., tuple[Any, ...]]
     c: str
     corrected_rate: Callable[..., Any] | None = None
+    is_scale_free: bool = False
 
 
 def _float32(value: float) -> Any:
@@ -140,6 +143,7 @@ _RECORDS = (
             p[i] -= rate * mean[i] / (__builtin_sqrtf(square[i]) + 1e-8f);
         """,
         corrected_rate=_adam_rate,
+        is_scale_free=True,
     ),
     UpdateRule(
         name="rmsprop",
@@ -150,6 +154,7 @@ _RECORDS = (
             square[i] = fused(decay, square[i], (1.0f - decay) * (g[i] * g[i]));
             p[i] -= rate * g[i] / __builtin_sqrtf(square[i] + 1e-6f);
         """,
+        is_scale_free=True,
     ),
 )
 

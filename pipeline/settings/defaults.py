@@ -14,6 +14,7 @@ __all__ = [
     "MOST_UNITS",
     "RATED_INPUTS",
     "ROWS_PER_UNIT",
+    "TARGET_RATE",
     "TARGET_WEIGHT",
     "UNITS_PER_INPUT",
 ]
@@ -39,6 +40,9 @@ MASKED = 0.0625
 
 # Weight of the mean loss of targets, compared with the variance of the columns.
 TARGET_WEIGHT = 1.0
+# Factor of the learning rate if a head learns targets, for fewer than `MANY_INPUTS` columns. With 784 columns, the
+# training diverged at this rate.
+TARGET_RATE = 5.0
 
 # These epochs are enough for large data; for small data they would be too few steps.
 EPOCHS = 20

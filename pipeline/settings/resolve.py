@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kernels.activations import ACTIVATIONS, HIDDEN
 from kernels.network import Network
+from kernels.rules import RULES
 from pipeline.settings.config import Config, MachineSettings, NetworkSettings, StorageSettings, TrainingSettings
 from pipeline.settings.defaults import (
     COPIES_IN_TRAINING,
@@ -19,6 +20,7 @@ from pipeline.settings.defaults import (
     MOST_UNITS,
     RATED_INPUTS,
     ROWS_PER_UNIT,
+    TARGET_RATE,
     TARGET_WEIGHT,
     UNITS_PER_INPUT,
 )
@@ -163,7 +165,7 @@ def _resolved_training(config: Config, network: ResolvedNetwork, n_rows: int, n_
         epochs = _default_epochs(n_rows, n_trained)
     learning_rate = requested.learning_rate
     if learning_rate is None:
-        learning_rate = LEARNING_RATES[requested.optimizer] * min(1.0, RATED_INPUTS / n_inputs)
+        learning_rate = _default_learning_rate(requested, n_inputs)
     corruption = requested.corruption
     if corruption is None:
         corruption = _default_corruption(network, n_inputs)
@@ -184,6 +186,13 @@ def _resolved_training(config: Config, network: ResolvedNetwork, n_rows: int, n_
         replicas=_replicas(requested.replicas, network, n_inputs, batch_size, sizes),
         seed=requested.seed,
     )
+
+
+def _default_learning_rate(requested: TrainingSettings, n_inputs: int) -> float:
+    rate = LEARNING_RATES[requested.optimizer] * min(1.0, RATED_INPUTS / n_inputs)
+    if requested.target is not None and n_inputs < MANY_INPUTS and RULES[requested.optimizer].is_scale_free:
+        return TARGET_RATE * rate
+    return rate
 
 
 def _default_batch_size(n_rows: int) -> int:

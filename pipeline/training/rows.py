@@ -235,8 +235,10 @@ class StepFeed:
         noise = None
         if self._settings.corruption:
             noise = self._noise()
-        targets = None if self._targets is None else next(self._targets)
-        self._step.begin(piece, noise, size, targets)
+        if self._targets is None:
+            self._step.begin(piece, noise, size)
+        else:
+            self._step.begin(piece, noise, size, next(self._targets))
         self._next_step += len(self._lengths)
 
     def _noise(self) -> np.ndarray:

@@ -248,7 +248,7 @@ def _results(
             start = time.monotonic()
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)
-                transformer.fit(train)
+                transformer.fit(train, train_classes)
             seconds = time.monotonic() - start
             scores = list(
                 _scores(transformer.transform(train), train_classes, transformer.transform(test), test_classes)
@@ -266,6 +266,7 @@ def _representations(name: str, train: np.ndarray, seed: int) -> Iterator[tuple[
     n_components = min(width, len(train) - 1)
     pca = PCA(n_components, random_state=seed)
     yield "features", TiedAutoencoder(n_features=width, random_state=seed)
+    yield "features, target", TiedAutoencoder(n_features=width, target_weight=1.0, random_state=seed)
     if name in HINTED:
         hinted = TiedAutoencoder(**({"n_features": width, "random_state": seed} | HINTED[name]))
         replaced = FunctionTransformer(_without_sentinels) if name == "particles" else FunctionTransformer()

@@ -86,7 +86,7 @@ def test_parameters_are_settings_with_their_defaults() -> None:
         assert value == SETTINGS[RENAMED.get(name, name)].default, name
     deciding = {name for name, setting in SETTINGS.items() if setting.affects in ("scan", "model")}
     # In a shard, a special value can mark missing values. An array uses NaN, and has no extras.
-    assert deciding - set(TiedAutoencoder().get_params()) == {"seed", "missing_value", "transform", "fit_on"}
+    assert deciding - set(TiedAutoencoder().get_params()) == {"seed", "missing_value", "transform", "fit_on", "target"}
 
 
 def test_numpy_numbers_and_texts_are_valid_parameters() -> None:

@@ -38,6 +38,8 @@ SAMPLES = {
     "momentum": (0.1, 0.25, 0.5),
     "corruption": (0.1, 0.25, 0.5),
     "weight_decay": (0.1, 0.25, 0.5),
+    "target": ("a", "b/c", "d"),
+    "target_weight": (0.1, 0.25, 0.5),
     "replicas": (1, 2, 8),
     "seed": (1, 2, 3),
     "validation_fraction": (0.1, 0.25, 0.5),
@@ -83,7 +85,7 @@ SAMPLES = {
 }
 
 
-REQUIRED_VALUES = {  # for each setting, the settings that it requires
+REQUIRED_VALUES = {"target_weight": {"target": "y"},   # for each setting, the settings that it requires
     **{name: {"scheduler": "a"} for name in ("insecure_cluster", "mixed_processors")},
     "dashboard": {"workers": 1},
     "missing_indicator": {"impute": "mean"},

@@ -23,8 +23,9 @@ import h5py
 import numpy as np
 import pytest
 
+from kernels import reference
 from kernels.backend import Device
-from kernels.network import Network
+from kernels.network import Network, TargetLoss
 from pipeline import cli
 from pipeline.encoding import index as index_of_parts
 from pipeline.output import groupcommit
@@ -115,13 +116,16 @@ class TrainingStep:
         dtype: np.dtype,
         resident: np.ndarray | None = None,
         corruption: float = 0.0,
+        loss: TargetLoss | None = None,
     ) -> None:
+        self._loss = loss
         self._autoencoder = autoencoder
         self._momentum = np.float32(rule.momentum)
         self._resident = resident
         self._shapes = {f"{name}_velocity": array.shape for name, array in autoencoder.parameters().items()}
         self.set_state({name: np.zeros(shape) for name, shape in self._shapes.items()})
         self._minibatches: Iterator[np.ndarray] = iter(())
+        self._targets: Iterator[np.ndarray] = iter(())
 
     def compile(self) -> None:
         pass
@@ -129,8 +133,14 @@ class TrainingStep:
     def n_at_once(self, batch_size: int) -> int:
         return 3  # more than one, as on a device
 
-    def begin(self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int) -> None:
-        self._minibatches = iter([minibatches[i : i + batch_size] for i in range(0, len(minibatches), batch_size)])
+    def begin(
+        self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int, targets: np.ndarray | None = None
+    ) -> None:
+        starts = range(0, len(minibatches), batch_size)
+        self._minibatches = iter([minibatches[i : i + batch_size] for i in starts])
+        if targets is not None:
+            assert targets.shape == minibatches.shape[:1]
+            self._targets = iter([targets[i : i + batch_size] for i in starts])
 
     def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> float | None:
         cost = None
@@ -153,13 +163,28 @@ class TrainingStep:
         h = self._autoencoder.code(x)
         dy = self._autoencoder.residual(x)
         dh = dy @ parameters["W"] * h * (1 - h)
-        gradients = {"W": x.T @ dh + dy.T @ h, "b_hidden": dh.sum(axis=0), "b_output": dy.sum(axis=0)}
+        of_head = self._gradients_of_head(h, parameters, x.size)
+        if of_head:
+            dh += of_head.pop("h") * h * (1 - h)
+        gradients = {"W": x.T @ dh + dy.T @ h, "b_hidden": dh.sum(axis=0), "b_output": dy.sum(axis=0), **of_head}
         for name, gradient in gradients.items():
             velocity = self._momentum * self._state[f"{name}_velocity"] - rate * gradient / np.float32(x.size)
             self._state[f"{name}_velocity"] = velocity
             parameters[name] += velocity
         self._autoencoder.set_parameters(parameters)
         return float((dy**2).mean(dtype=np.float64)) if with_cost else None
+
+    def _gradients_of_head(
+        self, h: np.ndarray, parameters: Mapping[str, np.ndarray], n_entries: int
+    ) -> dict[str, np.ndarray]:
+        """Return the gradients of the next targets, including those of the features `h`; nothing without a head."""
+        head = self._autoencoder.network.head
+        if head is None or self._loss is None:
+            return {}
+        z = reference.head_outputs(h, parameters, self._loss.scale)
+        errors = reference.head_errors(head, z, next(self._targets))
+        errors *= self._loss.weight * self._loss.scale * n_entries / len(h)
+        return {"W_head": h.T @ errors, "b_head": errors.sum(axis=0), "h": errors @ parameters["W_head"].T}
 
 
 def checked(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

@@ -56,8 +56,7 @@ def scan_of(rows: np.ndarray, bad: list[int]) -> Scan:
 def training_of(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, sizes: Sizes = SIZES) -> Training:
     network = network_of(config.network, len(scan.minimum))
     autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), network, np.dtype(np.float32))
-    missing_value = config.bad_data.missing_value
-    return prepare_training(autoencoder, shards, scan, config.training, config.validation, missing_value, sizes)
+    return prepare_training(autoencoder, shards, scan, config, sizes)
 
 
 @pytest.mark.process

@@ -68,10 +68,7 @@ def training_of(shards: tuple[Shard, ...], config: Settings = CONFIG, **sizes: A
     autoencoder = autoencoder_of(
         Scaler(scan.minimum, scan.maximum), network_of(config.network, 5), np.dtype(np.float32)
     )
-    missing_value = config.bad_data.missing_value
-    return prepare_training(
-        autoencoder, shards, scan, config.training, config.validation, missing_value, replace(SIZES, **sizes)
-    )
+    return prepare_training(autoencoder, shards, scan, config, replace(SIZES, **sizes))
 
 
 def result_of(

@@ -1,0 +1,223 @@
+"""Tests of `--target`: targets train the features of the selected rows, and no other row's target has any influence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.features import open_features
+from pipeline.model import Model, load_model
+from pipeline.report.verify import verify
+from pipeline.settings import replicas
+from tests.run.test_cleaning import check_resumption, features_of
+from tests.support import standin
+from tests.support.bad_shards import NO_LIMITS, Shards, errors
+from tests.support.cases import case
+from tests.support.damage import damage
+from tests.support.helpers import write_shard
+from tests.support.logged import mentions
+
+N = 200
+ON_TRAIN = ["--fit-on", "split==train"]
+# The stand-in for the kernels always applies momentum.
+LEARNING = ["--target", "kind", "--optimizer", "momentum", "--learning-rate", "0.05", "--epochs", "6"]
+
+ON_SCORE = ["--target", "score", "--optimizer", "momentum"]
+
+
+def add(shards: Shards, seed: int = 0, n: int = N, **changes: Any) -> dict[str, np.ndarray]:
+    """Add two shards whose third column depends on the extra `kind`, and return all values."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 3, n)
+    rows = rng.normal(size=(n, 4)).astype(np.float32)
+    rows[:, 2] += kind
+    values = {"rows": rows, "kind": kind, "split": np.where(rng.random(n) < 0.7, b"train", b"test"), "y": np.arange(n)}
+    values |= changes
+    for i, part in enumerate((slice(0, n // 3), slice(n // 3, None))):
+        extras = {name: array[part] for name, array in values.items() if name != "rows"}
+        write_shard(shards.folder / f"{i}.h5", values["rows"][part], extras=extras)
+        shards.arrays.append(values["rows"][part])
+    return values
+
+
+def same(one: Model, other: Model) -> bool:
+    return all(np.array_equal(array, other.parameters[name]) for name, array in one.parameters.items())
+
+
+def test_the_model_has_no_head_but_says_what_it_was_trained_for(shards: Shards) -> None:
+    add(shards)
+    assert shards.run(*ON_TRAIN, *LEARNING) == 0
+    model = load_model(shards.output)
+    assert model.network.head is None
+    assert set(model.parameters) == {"W", "b_hidden", "b_output"}
+    target = model.about["training"]["target"]
+    assert (target["name"], target["kind"], target["n_classes"]) == ("kind", "classes", 3)
+    history = model.about["training"]["history"]
+    assert len(history) == 6
+    assert all(0 <= epoch["accuracy"] <= 1 and epoch["loss"] > 0 for epoch in history)
+    assert not verify(str(shards.output), 1000).faults
+    summary = json.loads((shards.output / "report.json").read_bytes())["summary"]
+    assert summary["cost"] == pytest.approx(history[-1]["validation_cost"])
+
+
+def test_targets_change_the_features(shards: Shards, tmp_path: Path) -> None:
+    add(shards)
+    models = []
+    for name, flags in (("with", LEARNING), ("without", LEARNING[2:]), ("strong", [*LEARNING, "--target-weight", "5"])):
+        assert shards.run(*ON_TRAIN, *flags, output=tmp_path / name) == 0
+        models.append(load_model(tmp_path / name))
+    assert not any(same(models[i], models[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+
+
+def test_targets_of_rows_that_are_left_out_have_no_influence(shards: Shards) -> None:
+    values = add(shards)
+    is_test = values["split"] == b"test"
+    other = shards.another("other")
+    kinds = np.where(is_test, 2 - values["kind"], values["kind"])
+    kinds[is_test.argmax()] = 77  # a class that no training row has
+    add(other, kind=kinds)
+    for some in (shards, other):
+        assert some.run(*ON_TRAIN, *LEARNING) == 0
+    assert load_model(shards.output).about["training"]["target"]["n_classes"] == 3
+    assert same(load_model(shards.output), load_model(other.output))
+
+
+def test_rows_without_a_target_are_used_for_the_reconstruction(shards: Shards, tmp_path: Path) -> None:
+    score = np.random.default_rng(0).normal(size=N)
+    score[::2] = np.nan
+    values = add(shards, score=score)
+    assert shards.run(*ON_SCORE, output=tmp_path / "some") == 0
+    target = load_model(tmp_path / "some").about["training"]["target"]
+    assert (target["kind"], target["share"]) == ("numbers", pytest.approx(0.5))
+    other = shards.another("other")
+    rows = values["rows"].copy()
+    rows[1] += 3  # in the range of the others
+    add(other, score=score, rows=np.clip(rows, values["rows"].min(axis=0), values["rows"].max(axis=0)))
+    assert other.run(*ON_SCORE) == 0
+    assert not same(load_model(tmp_path / "some"), load_model(other.output))
+
+
+@pytest.mark.slow
+def test_a_resumed_run_has_the_same_bits(shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    add(shards)
+    check_resumption(shards, [*ON_TRAIN, *LEARNING], tmp_path, caplog)
+
+
+@pytest.mark.slow
+def test_blocks_threads_and_the_order_of_reading_change_no_bit(shards: Shards, tmp_path: Path) -> None:
+    add(shards)
+    for i, window in enumerate(([], ["--shuffle-window", "500"])):
+        results = []
+        for j, flags in enumerate((["--threads", "1"], ["--threads", "3", "--block-rows", "3"])):
+            output = tmp_path / f"{i}-{j}"
+            assert shards.run(*ON_TRAIN, *LEARNING, *window, *flags, output=output) == 0
+            results.append(features_of(output))
+        assert results[0] == results[1]
+    # Without a window, all rows are in memory; otherwise they are streamed.
+    assert not same(load_model(tmp_path / "0-0"), load_model(tmp_path / "1-0"))
+
+
+def test_each_row_is_trained_with_its_own_target(
+    shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_MIN_STEPS", 2), ("_MIN_ROUNDS", 6), ("_MIN_STEPS_PER_ROUND", 1)):
+        monkeypatch.setattr(replicas, name, value)
+    values = add(shards, n=600)
+    column = values["rows"][:, 1].astype(np.float64)
+    add(shards, n=600, score=column)  # the target of a row is its second column
+    is_train = values["split"] == b"train"
+    mean = column[is_train].mean()
+    deviation = column[is_train].std()
+    n_checked = []
+    begin = standin.TrainingStep.begin
+
+    def check(self: Any, minibatches: np.ndarray, noise: Any, batch_size: int, targets: np.ndarray) -> None:
+        rows = minibatches if self._resident is None else self._resident[minibatches]
+        np.testing.assert_allclose(targets, (rows[:, 1] - mean) / deviation, atol=1e-5)
+        n_checked.append(len(rows))
+        begin(self, minibatches, noise, batch_size, targets)
+
+    monkeypatch.setattr(standin.TrainingStep, "begin", check)
+    streamed = ["--shuffle-window", "2000"]
+    for i, flags in enumerate(([], streamed, ["--replicas", "2"], ["--replicas", "2", *streamed])):
+        with case(flags):
+            n_checked.clear()
+            settings = [*ON_SCORE, "--batch-size", "4", "--epochs", "4", *flags]
+            assert shards.run(*ON_TRAIN, *settings, output=tmp_path / str(i)) == 0
+            assert sum(n_checked) >= 4 * 0.9 * is_train.sum()
+
+
+@pytest.mark.process
+@pytest.mark.compiler
+@pytest.mark.slow
+def test_worker_processes_learn_the_same_targets(tmp_path: Path) -> None:
+    from pipeline import cli
+
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    some = Shards.__new__(Shards)
+    some.folder = folder
+    some.arrays = []
+    add(some, n=9000)
+    results = []
+    for name, flags in (("alone", []), ("workers", ["--workers", "2"])):
+        settings = ["--n-features", "2", "--epochs", "2", "--replicas", "2", *ON_TRAIN, "--target", "kind", *flags]
+        assert cli.main("", ["--input", str(folder), "--output", str(tmp_path / name), *settings]) == 0
+        results.append(features_of(tmp_path / name))
+    assert results[0] == results[1]
+
+
+def test_unreadable_shards_keep_the_targets_of_the_others(shards: Shards, tmp_path: Path) -> None:
+    values = add(shards)
+    third = {"kind": np.full(30, 1), "split": np.full(30, b"train"), "y": np.arange(30)}
+    write_shard(shards.folder / "00.h5", values["rows"][:30], extras=third, chunks=(10, 4), fletcher32=True)
+    damage(shards.folder / "00.h5", "X", 1)
+    flags = [*ON_TRAIN, *LEARNING, "--on-bad-data", "skip", *NO_LIMITS]
+    assert shards.run(*flags) == 0
+    found = open_features(shards.output)
+    assert np.flatnonzero(~found.valid.compute()).tolist() == list(range(66, 96))
+    history = load_model(shards.output).about["training"]["history"]
+    assert history[-1]["accuracy"] is not None
+
+
+def test_training_on_all_rows_is_warned_of(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    add(shards)
+    assert shards.run(*LEARNING) == 0
+    assert mentions(caplog.text, "WARNING", "target", "kind", "--fit-on")
+    caplog.clear()
+    assert shards.run(*LEARNING, *ON_TRAIN, "--overwrite") == 0
+    assert not mentions(caplog.text, "WARNING", "target", "--fit-on")
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "words"),
+    [
+        (["--target", "sort"], 78, ["target", "sort", "kind, split, y"]),
+        (["--target", "same"], 78, ["target", "same", "only one value"]),
+        (["--target-weight", "2"], 64, ["target_weight", "target"]),
+        (["--target", "kind", "--target-weight", "0"], 64, ["target_weight", "above 0"]),
+        (["--target", "kind", "--model", "m"], 64, ["target and model"]),
+    ],
+)
+def test_useless_targets_are_refused(
+    shards: Shards, caplog: pytest.LogCaptureFixture, flags: list[str], code: int, words: list[str]
+) -> None:
+    extra = {} if "sort" in flags else {"same": np.ones(N, dtype=np.int64)}
+    add(shards, **extra)
+    assert shards.run(*flags) == code
+    assert mentions(errors(caplog), *words)
+
+
+def test_a_plan_measures_the_training_of_a_head(shards: Shards, capsys: Any) -> None:
+    from pipeline.commands.table import main as command
+
+    add(shards)
+    flags = ["--input", str(shards.folder), "--output", str(shards.output), "--n-features", "2", *ON_TRAIN]
+    assert command(["plan", *flags, "--target", "kind"]) == 0
+    assert mentions(capsys.readouterr().out, "no problems found")
+    assert not h5py.is_hdf5(str(shards.output / "index.h5"))

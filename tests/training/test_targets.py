@@ -1,0 +1,116 @@
+"""Tests of targets: their classes and numbers, for values of any kind in any shards."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from kernels.network import Head
+from pipeline.shards.open import open_shards
+from pipeline.training.targets import MAX_CLASSES, Targets, read_targets, targets_of
+from tests.support.cases import case, each
+from tests.support.helpers import refused
+
+NAMES = ("b", "a", "", "c", "a", "b")
+
+
+def read(folder: Path, *parts: Any, fitted: np.ndarray | None = None) -> Targets:
+    """Write the values to files with rows, and return their targets. None means a file without the values."""
+    for i, values in enumerate(parts):
+        with h5py.File(folder / f"{i}.h5", "w") as file:
+            file["X"] = np.random.default_rng(i).random((3 if values is None else len(values), 2))
+            if values is not None:
+                file["y"] = values
+    return read_targets("y", open_shards([str(folder / "*.h5")]), fitted, 2)
+
+
+@each("kind", ["fixed", "variable", "padded"])
+def test_strings_are_classes_in_sorted_order(tmp_path: Path, kind: str) -> None:
+    values: Any = np.array([name.encode() for name in NAMES], dtype={"padded": "S7"}.get(kind, "S1"))
+    if kind == "variable":
+        values = np.array(NAMES, dtype=object)
+    targets = read(tmp_path, values[:2], values[2:])
+    assert targets.head == Head("classes", 3)
+    assert targets.classes == ("a", "b", "c")
+    assert targets.values.tolist() == [1, 0, -1, 2, 0, 1]
+    assert targets.values.dtype == np.float32
+    assert targets.share == pytest.approx(5 / 6)
+
+
+@each("dtype", ["i8", "u1", "?", ">i4", "f4", "f8"])
+def test_few_whole_numbers_are_classes(tmp_path: Path, dtype: str) -> None:
+    values = np.array([1, 0, 0, 1, 1]).astype(dtype)
+    targets = read(tmp_path, values[:3], values[3:])
+    assert targets.head == Head("classes", 2)
+    assert targets.values.tolist() == [1, 0, 0, 1, 1]
+    assert len(targets.classes) == 2
+
+
+def test_classes_do_not_depend_on_the_order_of_shards(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in "ab"]
+    for folder in folders:
+        folder.mkdir()
+    one = read(folders[0], np.array([30, 10]), np.array([20, 10]))
+    other = read(folders[1], np.array([20, 10]), np.array([30, 10]))
+    assert one.classes == other.classes == ("10", "20", "30")
+    assert one.values.tolist() == [2, 0, 1, 0]
+
+
+def test_floats_are_numbers_with_mean_zero_and_deviation_one(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(1e6, 0.5, 400)
+    values[[3, 7]] = [np.nan, np.inf]
+    targets = read(tmp_path, values[:10], values[10:])
+    assert targets.head == Head("numbers", 1)
+    assert not targets.classes
+    assert np.flatnonzero(np.isnan(targets.values)).tolist() == [3, 7]
+    present = np.delete(values, [3, 7])
+    np.testing.assert_allclose(np.delete(targets.values, [3, 7]), (present - present.mean()) / present.std(), rtol=1e-5)
+    many = np.arange(60.0)
+    assert targets_of("age", [many], [np.ones(60, dtype=bool)], 60).head.kind == "numbers"
+
+
+def test_rows_that_are_left_out_and_shards_without_values_have_no_target(tmp_path: Path) -> None:
+    fitted = np.array([True, False, True, True, True, True, True, False])
+    targets = read(tmp_path, np.array([5, 6, 7]), None, np.array([7, 9]), fitted=fitted)
+    assert targets.classes == ("5", "7")
+    assert targets.values.tolist() == [0, -1, 1, -1, -1, -1, 1, -1]
+    assert targets.share == pytest.approx(3 / 6)
+    kept = targets.of_shards(open_shards([str(tmp_path / "*.h5")]), [0])
+    assert kept.values.tolist() == [-1, -1, -1, 1, -1]
+
+
+def test_categories_are_classes(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5ad", "w") as file:
+        file["X"] = np.random.default_rng(0).random((5, 3))
+        group = file.create_group("obs")
+        group.attrs["_index"] = "_index"
+        group["_index"] = np.array([f"c{i}" for i in range(5)], dtype=object)
+        codes = group.create_group("kind")
+        codes.attrs["encoding-type"] = "categorical"
+        codes["codes"] = np.array([1, 0, -1, 1, 0], np.int8)
+        codes["categories"] = np.array(["T", "B"], dtype=object)
+    shards = open_shards([str(tmp_path / "a.h5ad")], include=("obs/kind",))
+    targets = read_targets("kind", shards, None, 1)
+    assert targets.classes == ("B", "T")
+    assert targets.values.tolist() == [0, 1, -1, 0, 1]
+
+
+def test_values_that_cannot_be_targets_are_refused(tmp_path: Path) -> None:
+    for i, (values, words) in enumerate(
+        [
+            (np.full(9, 3), "only one value"),
+            (np.full(9, np.nan), "no value"),
+            (np.full(9, 0.5), "does not vary"),
+            (np.array([-1e308, 1e308, 0.5]), "overflows"),
+            (np.arange(MAX_CLASSES + 1), "1000"),
+            (np.array([f"id{i}" for i in range(MAX_CLASSES + 1)], dtype=object), "1000"),
+        ]
+    ):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        with case(words), refused(78, words):
+            read(folder, values)
