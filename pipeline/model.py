@@ -80,6 +80,19 @@ class Model:
         """Number of features."""
         return self.network.n_features
 
+    @property
+    def target(self) -> dict[str, str | None] | None:
+        """The extra whose values trained the features, and the condition that selected the rows; otherwise None.
+
+        The keys are ``name`` and ``fit_on``. The condition is None if all rows were used.
+        """
+        training = self.about.get("training")
+        target = training.get("target") if isinstance(training, Mapping) else None
+        if not isinstance(target, Mapping):
+            return None
+        fit_on = target.get("fit_on")
+        return {"name": str(target.get("name")), "fit_on": None if fit_on is None else str(fit_on)}
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 digest of the network and the arrays. Models with equal fingerprints compute equal features."""

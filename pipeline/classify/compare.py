@@ -144,8 +144,15 @@ def _open_runs(options: Options) -> tuple[Model, list[Features]]:
 
 
 def _test_rows(options: Options, runs: Sequence[Features], codes: np.ndarray) -> tuple[np.ndarray, str]:
-    """Return a mask of the test rows, bool (n_rows,), and a description with their number as ``{n}``."""
+    """Return a mask of the test rows, bool (n_rows,), and a description with their number as ``{n}``.
+
+    Raises
+    ------
+    DataError
+        If the features are supervised, and targets of the test rows have trained them.
+    """
     if options.test:
+        _check_targets(options.test, runs[1])
         n_train = len(runs[0].valid)
         return np.arange(len(codes)) >= n_train, f"the {{n}} rows of {_escaped(options.test)}"
     run = runs[0]
@@ -154,7 +161,19 @@ def _test_rows(options: Options, runs: Sequence[Features], codes: np.ndarray) ->
         is_fitted = _fitted_rows(run, fit_on)
         if (codes[~is_fitted] != LEFT_OUT).any():
             return ~is_fitted, f"the {{n}} rows that --fit-on '{_escaped(fit_on)}' has left out"
+    _check_targets(options.features, run)
     return held_out(codes, options.seed), "{n} held-out rows"
+
+
+def _check_targets(directory: str, run: Features) -> None:
+    """Raise `DataError` if a run has trained its features with targets of rows that would be test rows."""
+    name = run.manifest["config"].get("target")
+    if name is not None:
+        raise DataError(
+            f"features={printable(directory)}: targets ({printable(name)}) of these rows have trained the features, "
+            "so that they cannot test a classifier. Train on some rows with --fit-on, or encode other rows with "
+            f"shardpress run --model {printable(directory)}, and name them with --test."
+        )
 
 
 def _fitted_rows(run: Features, fit_on: str) -> np.ndarray:

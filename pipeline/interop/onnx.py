@@ -6,6 +6,7 @@ columns, and the layers are computed in float32.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,8 @@ def encoder_onnx(model: Model) -> bytes:
     """Return the content of ``encoder.onnx``.
 
     The input ``rows`` has the shape (n_rows, n_columns) and the dtype `input_dtype`. The output ``features`` has the
-    shape (n_rows, n_features) and the dtype float32. The metadata contain the fingerprint of the model.
+    shape (n_rows, n_features) and the dtype float32. The metadata contain the fingerprint of the model and, if values
+    of an extra trained the features, its name and the condition that selected the rows (``target``).
 
     Raises
     ------
@@ -66,7 +68,10 @@ def encoder_onnx(model: Model) -> bytes:
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
     )
-    helper.set_model_props(found, {"fingerprint": model.fingerprint})
+    properties = {"fingerprint": model.fingerprint}
+    if model.target is not None:
+        properties["target"] = json.dumps(model.target)
+    helper.set_model_props(found, properties)
     checker.check_model(found, full_check=True)
     return bytes(found.SerializeToString())
 

@@ -87,6 +87,8 @@ def judge(
     if explains_little:
         explained = f"The features explain only {_percent(max(share or 0.0, 0.0))} of the variance."
     probe = sample.get("probe")
+    if probe and config.get("target") and not config.get("fit_on"):
+        probe = {**probe, "has_trained": True}
     better: tuple[str, ...] = ()
     is_useless = False
     classifier = ""
@@ -179,6 +181,11 @@ def _are_columns_useless(probe: Mapping[str, Any]) -> bool:
 
 def _classifier_sentence(probe: Mapping[str, Any], better: Sequence[str], is_useless: bool, n_inputs: int) -> str:
     classifier = f"A linear classifier of {printable(probe['labels'])[:_MAX_NAME]}"
+    if probe.get("has_trained"):
+        return (
+            "The features were trained with targets of all rows (--target without --fit-on), so that no row can tell "
+            "how well a classifier does on new ones."
+        )
     rows = f"{probe['n_test']:,} held-out rows"
     on_features = _percent(probe["features"])
     if better:

@@ -147,13 +147,16 @@ class RunContext:
 
     def attributes(self, prepared: Prepared, model: Model) -> dict[str, Any]:
         """Return the attributes of every output file that `model` makes."""
-        return {
+        attributes = {
             "command": " ".join(self.command),
             "config": prepared.config.flat(),
             "device": self.devices,
             "versions": versions(),
             "model": model.fingerprint,
         }
+        if model.target is not None:
+            attributes["target"] = model.target
+        return attributes
 
     def progress_in_words(self, n_rows: int) -> str:
         """Return a sentence about the progress of an unfinished run of `n_rows` rows."""

@@ -261,6 +261,7 @@ class _Finish:
             "device": asdict(context.device),
             "versions": versions(),
             "fingerprints": {"request": request, "model": self._model.fingerprint},
+            "target": self._model.target,
             "inputs": input_facts(prepared.shards),
             "summary": asdict(summary),
             "verification": verification,

@@ -327,7 +327,9 @@ def _log_end(training: Training) -> None:
 
 def _facts(prepared: Prepared, context: RunContext, training: Training) -> dict[str, Any]:
     """Return the facts about the training that the model's file stores."""
-    target = {} if prepared.targets is None else {"target": prepared.targets.facts()}
+    target = {}
+    if prepared.targets is not None:
+        target = {"target": {**prepared.targets.facts(), "fit_on": prepared.config.inputs.fit_on}}
     return {
         "training": {**training.state.summary(), **measured(training), **target},
         "config": prepared.config.flat(),

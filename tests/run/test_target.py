@@ -8,9 +8,12 @@ from typing import Any
 
 import h5py
 import numpy as np
+import onnx
 import pytest
 
+from pipeline.commands.table import main as command
 from pipeline.features import open_features
+from pipeline.interop.onnx import encoder_onnx
 from pipeline.model import Model, load_model
 from pipeline.report.verify import verify
 from pipeline.settings import replicas
@@ -214,10 +217,55 @@ def test_useless_targets_are_refused(
 
 
 def test_a_plan_measures_the_training_of_a_head(shards: Shards, capsys: Any) -> None:
-    from pipeline.commands.table import main as command
-
     add(shards)
     flags = ["--input", str(shards.folder), "--output", str(shards.output), "--n-features", "2", *ON_TRAIN]
     assert command(["plan", *flags, "--target", "kind"]) == 0
     assert mentions(capsys.readouterr().out, "no problems found")
     assert not h5py.is_hdf5(str(shards.output / "index.h5"))
+
+
+def test_random_labels_score_at_chance_on_rows_that_are_left_out(shards: Shards, capsys: Any) -> None:
+    """The rows contain no information about the labels, which the features could only have memorized."""
+    rng = np.random.default_rng(0)
+    n = 900
+    values = {"rows": rng.normal(size=(n, 4)).astype(np.float32), "kind": rng.integers(0, 2, n)}
+    add(shards, n=n, **values)
+    assert shards.run(*ON_TRAIN, *LEARNING, "--labels", "kind", "--target-weight", "5") == 0
+    assert command(["classify", "--features", str(shards.output), "--json"]) == 0
+    text = capsys.readouterr().out
+    outcomes = json.loads(text[text.index("{") :])["outcomes"]
+    accuracy = next(outcome["accuracy"] for name, outcome in outcomes.items() if name.endswith("features"))
+    assert abs(accuracy - 0.5) < 0.1
+    probe = json.loads((shards.output / "report.json").read_bytes())["sample"]["probe"]
+    assert abs(probe["features"] - 0.5) < 0.1
+
+
+def test_supervised_features_are_marked_and_not_scored_on_their_rows(
+    shards: Shards, tmp_path: Path, capsys: Any
+) -> None:
+    add(shards)
+    for name, flags, fit_on in (("all", [], None), ("some", ON_TRAIN, "split == train")):
+        output = tmp_path / name
+        assert shards.run(*LEARNING, *flags, "--labels", "kind", output=output) == 0
+        mark = {"name": "kind", "fit_on": fit_on}
+        assert open_features(output).manifest["target"] == mark
+        with h5py.File(output / "index.h5") as file:
+            assert json.loads(file.attrs["target"]) == mark
+        assert json.loads((output / "report.json").read_bytes())["target"] == mark
+        assert mentions((output / "report.html").read_text(), "supervised", "kind")
+        exported = onnx.load_model_from_string(encoder_onnx(load_model(output)))
+        properties = {each.key: each.value for each in exported.metadata_props}
+        assert json.loads(properties["target"]) == mark
+        assert command(["classify", "--features", str(output)]) == (65 if fit_on is None else 0)
+    assert mentions(capsys.readouterr().err, "DataError", "kind", "--fit-on", "--test")
+    judgment = json.loads((tmp_path / "all" / "report.json").read_bytes())["judgment"]
+    assert mentions(judgment["classifier"], "--fit-on")
+
+    # Other rows with the same model can test a classifier, even if all rows have trained the features.
+    other = shards.another("other")
+    add(other, seed=5)
+    assert other.run("--model", str(tmp_path / "all"), output=tmp_path / "new") == 0
+    assert open_features(tmp_path / "new").manifest["target"] == {"name": "kind", "fit_on": None}
+    arguments = ["classify", "--features", str(tmp_path / "all"), "--labels", "kind"]
+    assert command([*arguments, "--test", str(tmp_path / "new")]) == 0
+    assert command([*arguments, "--test", str(tmp_path / "all")]) == 65

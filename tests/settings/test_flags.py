@@ -85,10 +85,11 @@ SAMPLES = {
 }
 
 
-REQUIRED_VALUES = {"target_weight": {"target": "y"},   # for each setting, the settings that it requires
+REQUIRED_VALUES = {  # for each setting, the settings that it requires
     **{name: {"scheduler": "a"} for name in ("insecure_cluster", "mixed_processors")},
     "dashboard": {"workers": 1},
     "missing_indicator": {"impute": "mean"},
+    "target_weight": {"target": "y"},
 }
 LISTS = ("hidden", "devices")  # commas separate the values in one word
 

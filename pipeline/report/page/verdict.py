@@ -34,8 +34,17 @@ def verdict(report: Mapping[str, Any]) -> str:
     columns = f"{count(summary['n_rows'])} rows of {count(summary['n_inputs'])} columns"
     features = quantity(summary["n_features"], "feature")
     duration = exact_duration(sum(summary["seconds"].values()))
-    parts = (f"Encoded {columns} into {features} per row in {duration}.", found.text, end)
+    parts = (f"Encoded {columns} into {features} per row in {duration}.", _supervision(report), found.text, end)
     return " ".join(part for part in parts if part)
+
+
+def _supervision(report: Mapping[str, Any]) -> str:
+    """Return a sentence about the targets that trained the features, or an empty string."""
+    target = report.get("target")
+    if not target:
+        return ""
+    rows = "of all rows" if target["fit_on"] is None else f"of the rows with {cut(target['fit_on'])}"
+    return f"The features are supervised: the values of {cut(target['name'])} {rows} trained them."
 
 
 def judgment(report: Mapping[str, Any]) -> Judgment:
