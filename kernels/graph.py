@@ -109,17 +109,18 @@ def error_and_gradients(
     # The mean is taken over columns and then over rows. A single float32 sum over all entries would lose digits.
     error = tensor.mean(_row_means(d**2), acc_dtype="float32")
     d, found = _decoder_gradients(network, d, a[-1], s, variables)
-    if network.head is not None and targets is not None:
-        # The factor cancels c, which all gradients are multiplied by.
-        errors = targets.factor * _head_errors(network.head, a[-1], targets, variables)
-        found["W_head"] = tensor.dot(a[-1].T, errors)
-        found["b_head"] = _sum_rows(errors)
-        d = d + tensor.dot(errors, variables["W_head"].T)
-    found |= _encoder_gradients(network, d, a, found, variables)
+    of_head: dict[str, Any] = {}
     if n_rows is None:
         n_rows = x.shape[0].astype("float32")
     c = np.float32(2 / network.n_inputs) / n_rows
-    return error, [c * found[name] for name in network.shapes]
+    if network.head is not None and targets is not None:
+        errors = targets.factor * _head_errors(network.head, a[-1], targets, variables)
+        # With c outside of this product, Theano would compute shapes on the host.
+        of_head = {"W_head": tensor.dot(a[-1].T, c * errors), "b_head": _sum_rows(c * errors)}
+        d = d + tensor.dot(errors, variables["W_head"].T)
+    found |= _encoder_gradients(network, d, a, found, variables)
+    gradients = {name: c * gradient for name, gradient in found.items()} | of_head
+    return error, [gradients[name] for name in network.shapes]
 
 
 def _head_errors(head: Head, h: Any, targets: Targets, variables: Variables) -> Any:
@@ -128,9 +129,7 @@ def _head_errors(head: Head, h: Any, targets: Targets, variables: Variables) -> 
     values = targets.values.dimshuffle(0, "x")
     if head.kind == "numbers":
         return tensor.switch(tensor.isnan(values), np.float32(0), z - values)
-    # Theano's softmax has no version for OpenCL.
-    shares = tensor.exp(z - tensor.max(z, axis=1, keepdims=True))
-    shares = shares / tensor.sum(shares, axis=1, keepdims=True, acc_dtype="float32")
+    shares = tensor.nnet.softmax(z)
     classes = np.arange(head.n_outputs, dtype=np.float32)
     is_class = tensor.switch(tensor.eq(values, classes), np.float32(1), np.float32(0))
     return tensor.switch(values >= np.float32(0), shares - is_class, np.float32(0))

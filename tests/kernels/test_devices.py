@@ -176,6 +176,12 @@ def test_costs_and_parameters_of_training_equal_numpy(runs, device):
                 assert_close(arrays[f"{label} {name}"], expected, device, "float32", "parameters")
 
 
+def targets_of(network, step):
+    """Return the targets of a step for the reference; None without a head."""
+    targets = child.make_targets(network, step)
+    return None if targets is None else reference.Targets(targets, child.LOSS)
+
+
 @pytest.fixture(scope="module")
 def trained_by_numpy():
     """Repeat `device_child.train_network` in NumPy and float64; return parameters and costs of each network."""
@@ -191,6 +197,7 @@ def trained_by_numpy():
             "adam",
             child.RATES["adam"],
             child.WEIGHT_DECAY,
+            [targets_of(network, step) for step in range(child.N_NETWORK_STEPS)],
         )
         for name, network in child.NETWORKS.items()
     }
@@ -219,10 +226,15 @@ def test_features_and_errors_equal_numpy(runs, device):
 
 
 def test_products_of_every_network_are_compiled_for_the_device(runs, gpu):
-    """Each layer has one product for encoding, one for decoding, one or two for the error, and two for its gradient."""
+    """Each layer has one product for encoding, one for decoding, one or two for the error, and two for its gradient.
+
+    A head has four: its outputs, the gradient of the features, and its own gradient, which Theano computes twice because
+    it merges one copy with the running average of adam.
+    """
     for name, network in child.networks_of(gpu).items():
         n_layers = network.n_layers
-        for kind, expected in [(f"step {name} with cost", 6 * n_layers - 1), (f"encode {name}", n_layers)]:
+        n_of_head = 4 * (network.head is not None)
+        for kind, expected in [(f"step {name} with cost", 6 * n_layers - 1 + n_of_head), (f"encode {name}", n_layers)]:
             found = products(runs[gpu].graphs[kind])
             assert set(found) <= {"GpuDot22", "GpuGemm"}
             assert len(found) == expected

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from kernels import backend
-from kernels.network import Network
+from kernels.network import Head, Network, TargetLoss
 from pipeline.scan.scaler import Scaler
 from tests.support.cases import ALL_CASES
 from tests.support.networks import DECAY
@@ -32,10 +32,11 @@ N_FEATURES = 16
 NETWORK = Network((N_INPUTS, N_FEATURES))
 CORRUPTION = 0.25
 WEIGHT_DECAY = 0.1
-# Together they use every activation and code. They take few steps, since a unit may be at its kink.
+LOSS = TargetLoss(weight=0.02, scale=2.0)
+# Together they use every activation, code and head. They take few steps, since a unit may be at its kink.
 NETWORKS = {
-    "relu": Network((N_INPUTS, 40, N_FEATURES), "relu", "linear", gain=True),
-    "leaky": Network((N_INPUTS, 40, 24, N_FEATURES), "leaky-relu", "sigmoid", gain=True),
+    "relu": Network((N_INPUTS, 40, N_FEATURES), "relu", "linear", gain=True, head=Head("classes", 5)),
+    "leaky": Network((N_INPUTS, 40, 24, N_FEATURES), "leaky-relu", "sigmoid", gain=True, head=Head("numbers", 1)),
 }
 if ALL_CASES:
     NETWORKS["gain"] = Network((N_INPUTS, N_FEATURES), gain=True)
@@ -73,6 +74,17 @@ def make_minibatches() -> list[np.ndarray]:
 def make_noise(step: int) -> np.ndarray:
     """Return the noise of a whole minibatch."""
     return np.random.default_rng([8, step]).integers(0, 256, (BATCH, N_INPUTS), dtype=np.uint8)
+
+
+def make_targets(network: Network, step: int) -> np.ndarray | None:
+    """Return the targets of a minibatch, of which some are missing; None without a head."""
+    if network.head is None:
+        return None
+    rng = np.random.default_rng([10, step])
+    is_missing = rng.random(BATCH) < 0.2
+    if network.head.kind == "numbers":
+        return np.where(is_missing, np.nan, rng.normal(size=BATCH)).astype(np.float32)
+    return np.where(is_missing, -1, rng.integers(0, network.head.n_outputs, BATCH)).astype(np.float32)
 
 
 def start_of(network: Network) -> dict[str, np.ndarray]:
@@ -180,11 +192,11 @@ def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
     network = NETWORKS[name]
     autoencoder = Autoencoder(network, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(start_of(network))
-    step = TrainingStep(autoencoder, Rule("adam", DECAY, WEIGHT_DECAY), rows.dtype, corruption=CORRUPTION)
+    step = TrainingStep(autoencoder, Rule("adam", DECAY, WEIGHT_DECAY), rows.dtype, None, CORRUPTION, LOSS)
     graphs.label = f"step {name}"
     minibatches = make_minibatches()[:N_NETWORK_STEPS]
     costs = [
-        take_step(step, rows[chosen], RATES["adam"], with_cost=True, noise=make_noise(i))
+        take_step(step, rows[chosen], RATES["adam"], True, make_noise(i), make_targets(network, i))
         for i, chosen in enumerate(minibatches)
     ]
     graphs.label = f"encode {name}"

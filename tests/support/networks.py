@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,13 +44,18 @@ def numpy_steps(
     rule: str,
     rate: float,
     weight_decay: float = 0.0,
+    targets: Sequence[reference.Targets | None] = (),
 ) -> tuple[dict[str, np.ndarray], list[float]]:
-    """Take float64 steps on scaled rows and corrupted copies. Return the parameters and the cost before each step."""
+    """Take float64 steps on scaled rows and corrupted copies. Return the parameters and the cost before each step.
+
+    With a head, `targets` contains the targets of each minibatch.
+    """
     p = {name: array.astype(np.float64) for name, array in parameters.items()}
     state = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in p.items()}
     costs = []
     for count, (x, corrupted) in enumerate(minibatches, start=1):
-        cost, gradients = reference.gradients(network, x, corrupted, p)
+        own = targets[count - 1] if targets else None
+        cost, gradients = reference.gradients(network, x, corrupted, p, own)
         costs.append(cost)
         for (name, array), gradient in zip(p.items(), gradients, strict=True):
             if array.ndim == 2:  # weight decay does not apply to biases and gains
