@@ -228,8 +228,8 @@ def test_features_and_errors_equal_numpy(runs, device):
 def test_products_of_every_network_are_compiled_for_the_device(runs, gpu):
     """Each layer has one product for encoding, one for decoding, one or two for the error, and two for its gradient.
 
-    A head has four: its outputs, the gradient of the features, and its own gradient, which Theano computes twice because
-    it merges one copy with the running average of adam.
+    A head has four: its outputs, the gradient of the features, and its own gradient. Theano computes the latter twice,
+    because it merges one copy with the running average of adam.
     """
     for name, network in child.networks_of(gpu).items():
         n_layers = network.n_layers

@@ -121,10 +121,24 @@ _TRAINING = (
         ("tests/training/test_checkpoint.py::test_invalid_checkpoints_are_refused",),
     ),
     Mutation(
+        "targets-of-other-rows-are-learned",
+        "pipeline/training/targets.py",
+        "has_target &= fitted",
+        "has_target |= fitted",
+        ("tests/run/test_target.py::test_targets_of_rows_that_are_left_out_have_no_influence",),
+    ),
+    Mutation(
+        "targets-meet-other-rows",
+        "pipeline/training/epochs.py",
+        "values[numbers] for numbers in",
+        "values[::-1][numbers] for numbers in",
+        ("tests/run/test_target.py::test_each_row_is_trained_with_its_own_target",),
+    ),
+    Mutation(
         "last-epoch-counts-as-the-best",
         "pipeline/training/epochs.py",
-        "(validation_cost or 0.0) < state.best_cost",
-        "(validation_cost or 0.0) < math.inf",
+        "(objective or 0.0) < state.best_cost",
+        "(objective or 0.0) < math.inf",
         ("tests/training/test_epochs.py::test_early_stopping_restores_the_best_weights",),
     ),
 )

@@ -28,6 +28,7 @@ def read(folder: Path, *parts: Any, fitted: np.ndarray | None = None) -> Targets
     return read_targets("y", open_shards([str(folder / "*.h5")]), fitted, 2)
 
 
+@pytest.mark.process
 @each("kind", ["fixed", "variable", "padded"])
 def test_strings_are_classes_in_sorted_order(tmp_path: Path, kind: str) -> None:
     values: Any = np.array([name.encode() for name in NAMES], dtype={"padded": "S7"}.get(kind, "S1"))
@@ -83,6 +84,7 @@ def test_rows_that_are_left_out_and_shards_without_values_have_no_target(tmp_pat
     assert kept.values.tolist() == [-1, -1, -1, 1, -1]
 
 
+@pytest.mark.process
 def test_categories_are_classes(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5ad", "w") as file:
         file["X"] = np.random.default_rng(0).random((5, 3))
@@ -99,6 +101,7 @@ def test_categories_are_classes(tmp_path: Path) -> None:
     assert targets.values.tolist() == [0, 1, -1, 0, 1]
 
 
+@pytest.mark.process
 def test_values_that_cannot_be_targets_are_refused(tmp_path: Path) -> None:
     for i, (values, words) in enumerate(
         [
