@@ -142,6 +142,7 @@ def test_bad_rows_count_whether_or_not_they_are_selected(shards: Shards) -> None
     assert np.flatnonzero(~open_features(shards.output).valid.compute()).tolist() == sorted(bad)
 
 
+@pytest.mark.slow
 def test_a_shard_without_the_extra_is_encoded_only(shards: Shards) -> None:
     rows = some_rows()
     add_split(shards, rows, np.ones(len(rows), dtype=bool))
@@ -170,6 +171,7 @@ def test_a_damaged_extra_leaves_its_shard_out(shards: Shards, caplog: pytest.Log
     assert open_features(shards.output).valid.compute().all()
 
 
+@pytest.mark.slow
 def test_rows_outside_the_selected_ones_are_counted_or_clipped(shards: Shards, tmp_path: Path) -> None:
     rows = some_rows()
     train = is_train(len(rows))
@@ -188,6 +190,7 @@ def test_rows_outside_the_selected_ones_are_counted_or_clipped(shards: Shards, t
     assert shards.run(*ON_TRAIN, "--on-drift", "raise", output=tmp_path / "raise") == 65
 
 
+@pytest.mark.slow
 def test_another_condition_trains_another_model(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     rows = some_rows()
     add_split(shards, rows, is_train(len(rows)))
@@ -228,6 +231,7 @@ def test_a_given_model_is_not_fitted(shards: Shards, caplog: pytest.LogCaptureFi
     assert mentions(errors(caplog), "fit_on and model")
 
 
+@pytest.mark.slow
 def test_report_and_classify_test_on_the_rows_that_are_left_out(shards: Shards, capsys: Any) -> None:
     rows = some_rows(n=300)
     train = is_train(len(rows))

@@ -68,6 +68,7 @@ def test_the_model_has_no_head_but_says_what_it_was_trained_for(shards: Shards) 
     assert summary["cost"] == pytest.approx(history[-1]["validation_cost"])
 
 
+@pytest.mark.slow
 def test_targets_change_the_features(shards: Shards, tmp_path: Path) -> None:
     add(shards)
     models = []
@@ -224,6 +225,7 @@ def test_a_plan_measures_the_training_of_a_head(shards: Shards, capsys: Any) -> 
     assert not h5py.is_hdf5(str(shards.output / "index.h5"))
 
 
+@pytest.mark.slow
 def test_random_labels_score_at_chance_on_rows_that_are_left_out(shards: Shards, capsys: Any) -> None:
     """The rows contain no information about the labels, which the features could only have memorized."""
     rng = np.random.default_rng(0)
@@ -240,6 +242,7 @@ def test_random_labels_score_at_chance_on_rows_that_are_left_out(shards: Shards,
     assert abs(probe["features"] - 0.5) < 0.1
 
 
+@pytest.mark.slow
 def test_supervised_features_are_marked_and_not_scored_on_their_rows(
     shards: Shards, tmp_path: Path, capsys: Any
 ) -> None:
