@@ -66,8 +66,11 @@ class Fit:
             Facts about the training, in addition to the summary of the training state.
         """
         training = self.training
+        target = {}
+        if training.supervision is not None:
+            target = {"target": {**training.supervision.targets.facts(), "fit_on": None}}
         facts = {
-            "training": {**training.state.summary(), **(about or {})},
+            "training": {**training.state.summary(), **(about or {}), **target},
             "config": self.config.flat(),
             "device": self.device,
         }

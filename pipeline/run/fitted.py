@@ -1,4 +1,4 @@
-"""The rows that ``--fit-on`` selects for the scan and the training."""
+"""Extras that a setting names, and the rows that ``--fit-on`` selects for the scan and the training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.settings.config import Config
 from pipeline.shards.selection import check_condition, selected_rows
 from pipeline.shards.shard import Extra, Shard, first_rows
 
-__all__ = ["fitted_rows"]
+__all__ = ["fitted_rows", "name_of_extra"]
 
 log = logging.getLogger(__name__)
 
@@ -70,16 +70,22 @@ def fitted_rows(config: Config, shards: Sequence[Shard]) -> np.ndarray | None:
     return selected
 
 
-def _name_of(condition: Condition, shards: Sequence[Shard]) -> str:
-    """Return the name of the extra of a condition. Raise `ConfigError` if its values cannot be compared."""
+def name_of_extra(setting: str, path: str, shards: Sequence[Shard]) -> str:
+    """Return the name of the extra that a setting names, for example by its path. Raise `ConfigError` without it."""
     names = [extra.name for extra in shards[0].extras]
-    name = extra_of(condition.name, names)
+    name = extra_of(path, names)
     if name is None:
         known = short_list(sorted(names), _MAX_NAMES)
         raise ConfigError(
-            f"fit_on: {printable(condition.name)}, expected one of the extras ({printable(known)}). To use a dataset "
-            f"of another group, add --include {printable(condition.name)}."
+            f"{setting}: {printable(path)}, expected one of the extras ({printable(known)}). To use a dataset of "
+            f"another group, add --include {printable(path)}."
         )
+    return name
+
+
+def _name_of(condition: Condition, shards: Sequence[Shard]) -> str:
+    """Return the name of the extra of a condition. Raise `ConfigError` if its values cannot be compared."""
+    name = name_of_extra("fit_on", condition.name, shards)
     try:
         for shard in shards:
             check_condition(_extra(shard, name), condition)

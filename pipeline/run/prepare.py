@@ -14,15 +14,14 @@ from kernels.network import Network
 from pipeline.cluster.pool import check_settings
 from pipeline.columns import Columns
 from pipeline.device import TILE_ROWS
-from pipeline.errors import ConfigError, DataError, printable, short_list
+from pipeline.errors import ConfigError, DataError, printable
 from pipeline.frames import import_pyarrow
-from pipeline.labels import extra_of
 from pipeline.model import Model, load_model
 from pipeline.output.inside import files_inside
 from pipeline.preparation import Preparation, preparation_of
 from pipeline.run.budget import Budget, make_budget, n_threads_of, repeated_chunks, too_wide
 from pipeline.run.fingerprints import Request, request_of
-from pipeline.run.fitted import fitted_rows
+from pipeline.run.fitted import fitted_rows, name_of_extra
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config, problems
 from pipeline.settings.deadline import deadline_of
@@ -36,8 +35,6 @@ from pipeline.training.targets import Targets, read_targets
 __all__ = ["Prepared", "prepare", "too_many_bad_shards"]
 
 log = logging.getLogger(__name__)
-
-_MAX_NAMES = 20  # extras that a message lists
 
 
 @dataclass(frozen=True)
@@ -208,27 +205,14 @@ def _max_network(settings: Settings, n_columns: int, given_model: Model | None) 
 def _check_labels(labels: str | None, shards: Sequence[Shard]) -> None:
     """Raise `ConfigError` if no extra has the name of the labels."""
     if labels is not None:
-        _name_of_extra("labels", labels, shards)
-
-
-def _name_of_extra(setting: str, path: str, shards: Sequence[Shard]) -> str:
-    """Return the name of the extra that a setting contains. Raise `ConfigError` if there is none."""
-    names = [extra.name for extra in shards[0].extras]
-    name = extra_of(path, names)
-    if name is None:
-        known = short_list(sorted(names), _MAX_NAMES)
-        raise ConfigError(
-            f"{setting}: {printable(path)}, expected one of the extras ({printable(known)}). To copy a dataset of "
-            f"another group, use --include {printable(path)}."
-        )
-    return name
+        name_of_extra("labels", labels, shards)
 
 
 def _read_targets(settings: Settings, shards: Sequence[Shard], fitted: np.ndarray | None) -> Targets | None:
     """Return the targets of ``--target``, or None. Log what the head predicts, and warn if all rows train it."""
     if settings.training.target is None:
         return None
-    name = _name_of_extra("target", settings.training.target, shards)
+    name = name_of_extra("target", settings.training.target, shards)
     targets = read_targets(name, shards, fitted, n_threads_of(settings.machine))
     what = f"{targets.head.n_outputs} classes" if targets.classes else "a number"
     log.info("target: %s, %s, known for %.3g %% of the rows", printable(name), what, 100 * targets.share)

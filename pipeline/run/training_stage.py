@@ -133,14 +133,16 @@ class TrainingStage:
         n_inputs = prepared.max_network.n_inputs
         row_bytes = n_inputs * row_dtype(prepared.shards).itemsize
         n_validated = min(round(config.validation.validation_fraction * n_rows), budget.max_validation_rows)
-        left_out = _NUMBER_BYTES * (n_rows - prepared.n_fitted)
+        numbers = _NUMBER_BYTES * (n_rows - prepared.n_fitted)
+        if prepared.targets is not None:
+            numbers += prepared.targets.values.nbytes
         rows = n_rows * row_bytes if resident else 0
         windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes + ALLOCATOR_BYTES
         sample = 0
         if config.training.start == "components" or config.validation.baseline:
             sample = min(budget.max_sample_rows, n_rows) * 4 * n_inputs + SCALING_BYTES
         network = NETWORK_COPIES * network_bytes(prepared)
-        return chunk_bytes(prepared) + rows + left_out + n_validated * row_bytes + max(sample, windows) + network
+        return chunk_bytes(prepared) + rows + numbers + n_validated * row_bytes + max(sample, windows) + network
 
     def estimate(
         self, sample: Sample, checkpoint: Record | None, ends_by: float | None, reserved: float

@@ -81,8 +81,8 @@ def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Ne
         Facts from `measured`, and the history. Models of earlier versions may lack some of them.
     """
     baseline = about.get("baseline")
-    # Training with strong corruption aims at other features, not at a smaller error.
-    if baseline and baseline["is_worse"] and not settings.hides_much:
+    # Training with strong corruption or with targets aims at other features, not at a smaller error.
+    if baseline and baseline["is_worse"] and not settings.hides_much and settings.target is None:
         yield (
             f"the features reconstruct the validation rows worse than {baseline['n_components']} principal "
             f"components, whose mean squared error is {baseline['components']:.3g}. {_remedies(settings, network)} "

@@ -244,6 +244,60 @@ def test_partial_fit_after_fit_keeps_the_scaling() -> None:
         fitted.partial_fit(x[:, :8])
 
 
+# -- targets -----------------------------------------------------------------------------------------------------
+
+
+def some_targets(kind: str, n_rows: int = 120) -> np.ndarray:
+    """Return targets, of which some are missing."""
+    rng = np.random.default_rng(1)
+    if kind == "numbers":
+        numbers = rng.normal(size=n_rows)
+        numbers[::5] = np.nan
+        return numbers
+    classes = rng.integers(0, 3, n_rows)
+    if kind == "texts":
+        return np.array(["", "a", "b"], dtype=object)[classes]
+    return classes
+
+
+@pytest.mark.slow
+@each("kind", ["classes", "texts", "numbers"])
+def test_targets_give_the_same_bits_as_a_run(tmp_path: Path, kind: str) -> None:
+    x = rows()
+    y = some_targets(kind)
+    shard = write_shard(tmp_path / f"{kind}.h5", x, extras={"y": y})
+    output = tmp_path / kind
+    run(Config.of(input=(shard,), output=str(output), target="y", target_weight=2.0, **QUICK), ["run"])
+    fitted = TiedAutoencoder(**QUICK, target_weight=2).fit(x, y)
+    assert same_models(fitted, load_model(output))
+    assert fitted.model_.network.head is None
+    assert TiedAutoencoder.from_run(output).target_weight == 2
+
+
+def test_targets_are_ignored_without_a_weight_and_matter_with_one() -> None:
+    x = rows()
+    y = some_targets("classes")
+    plain = TiedAutoencoder(**QUICK).fit(x)
+    assert same_models(TiedAutoencoder(**QUICK).fit(x, y), plain)
+    learned = TiedAutoencoder(**QUICK, target_weight=1).fit(x, y)
+    assert not same_models(learned, plain)
+    missing = np.where(np.arange(120) % 2, y, -1)
+    assert not same_models(TiedAutoencoder(**QUICK, target_weight=1).fit(x, missing), learned)
+    assert same_models(TiedAutoencoder(**QUICK, target_weight=1).fit(x, y[:, None]), learned)
+    assert learned.model_.target == {"name": "y", "fit_on": None}
+    assert plain.model_.target is None
+    assert clone(learned).target_weight == 1
+
+
+def test_wrong_targets_are_refused() -> None:
+    x = rows()
+    for y, words in ((None, "y is None"), (np.zeros(7), "120"), (np.ones(120), "only one value")):
+        with case(words), pytest.raises(ValueError, match=words):
+            TiedAutoencoder(**QUICK, target_weight=1).fit(x, y)
+    with pytest.raises(ValueError, match="target_weight"):
+        TiedAutoencoder(**QUICK, target_weight=-1).fit(x, some_targets("classes"))
+
+
 # -- kinds of arrays ---------------------------------------------------------------------------------------------
 
 

@@ -106,6 +106,7 @@ def test_features_worse_than_components_cause_a_warning() -> None:
     (warning,) = warnings_about(WORSE)
     assert mentions(warning, "20 principal components", "0.01")
     assert warnings_about(WORSE, corruption=0.25) == [], "corruption is expected to increase the error"
+    assert warnings_about(WORSE, target="y") == [], "targets are expected to increase the error"
 
 
 def test_advice_omits_settings_that_are_already_used() -> None:
