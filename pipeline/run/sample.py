@@ -84,6 +84,8 @@ class TrainingPace:
         Training steps.
     validation : Pace
         Evaluation of validation rows.
+    components : tuple of (int, float)
+        Numbers of principal components, and the mean squared error of the sampled rows when reconstructed from them.
     """
 
     n_rows: int
@@ -94,6 +96,7 @@ class TrainingPace:
     baseline: Pace | None
     steps: Pace
     validation: Pace
+    components: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, islice, takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from pipeline.run.sample import Pace, TrainingPace, measure_seconds
 from pipeline.scan.ranges import Scan, readable
 from pipeline.scan.scaler import Cleaning
 from pipeline.shards.shard import row_dtype
-from pipeline.training.components import baseline_of, principal_components
+from pipeline.training.components import Components, baseline_of, principal_components
 from pipeline.training.epochs import Training, steps_of
 from pipeline.training.order import Order, slab_starts
 from pipeline.training.rows import ResidentRows, Rows, StreamedRows
@@ -101,6 +101,7 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
         baseline=baseline,
         steps=_measure_steps(training, len(sample)),
         validation=Pace(len(validation), seconds_validating),
+        components=tuple(_errors_of_components(scan.scaler.scaled(sample[: budget.max_sample_rows]), components)),
     )
     return pace, _model(scan, autoencoder), autoencoder
 
@@ -148,16 +149,27 @@ def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
     return Pace(len(numbers), seconds), rows if is_good.all() else rows[is_good]
 
 
-def _initialize(prepared: Prepared, scan: Scan, sample: np.ndarray, autoencoder: Autoencoder) -> Any:
-    """Set the initial parameters; return the principal components, or None if they are not needed."""
+def _errors_of_components(scaled: np.ndarray, components: Components) -> Iterator[tuple[int, float]]:
+    """Yield numbers of components, and the mean squared errors of scaled rows when reconstructed from them.
+
+    The numbers are 0 (the mean row), powers of two from 8 on, and the number of features.
+    """
+    variance = float(scaled.var(axis=0, dtype=np.float64).sum())
+    explained = np.cumsum([0.0, *components.deviations**2])
+    n_features = len(components.deviations)
+    powers = takewhile(lambda n: n < n_features, (2**i for i in range(3, 64)))
+    for n in (0, *powers, n_features):
+        yield n, max(0.0, variance - float(explained[n])) / scaled.shape[1]
+
+
+def _initialize(prepared: Prepared, scan: Scan, sample: np.ndarray, autoencoder: Autoencoder) -> Components:
+    """Set the initial parameters, and return the principal components."""
     settings = prepared.config.training
     network = autoencoder.network
     scaled = scan.scaler.scaled(sample[: prepared.budget.max_sample_rows])
     rng = np.random.default_rng(settings.seed)
     is_start = settings.start == "components" and has_room(network)
-    components = None
-    if is_start or prepared.config.validation.baseline:
-        components = principal_components(scaled, network.n_features, rng)
+    components = principal_components(scaled, network.n_features, rng)
     start = start_of(network, rng, scaled.mean(axis=0), components if is_start else None)
     autoencoder.set_parameters(start)
     return components

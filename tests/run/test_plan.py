@@ -231,6 +231,21 @@ def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path) -> N
             assert fits is None or training.what.startswith(f"{fits} of")
 
 
+def test_a_plan_lists_the_errors_of_components(workspace: Workspace, out: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(300, 3)) @ rng.normal(size=(3, 20))).astype(np.float32)
+    rows += 0.1 * rng.normal(size=rows.shape).astype(np.float32)
+    for path in workspace.shards.iterdir():
+        path.unlink()
+    workspace.add_shard("0.h5", rows)
+    found = make_plan_of(workspace, out, "--n-features", "10", "--start", "random", "--baseline", "no")
+    scaled = (rows - rows.min(axis=0)) / (rows.max(axis=0) - rows.min(axis=0))
+    values = np.linalg.svd(scaled - scaled.mean(axis=0), compute_uv=False) ** 2
+    expected = [[n, values[n:].sum() / rows.size] for n in (0, 8, 10)]
+    np.testing.assert_allclose(found.components, expected, rtol=1e-4)
+    assert mentions(" ".join(plan_text(found, "out").split()), "components", f"{expected[1][1]:.3g} with 8")
+
+
 def test_the_command_prints_text_or_json(workspace: Workspace, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--dry-run", *workspace.arguments(out)]) == 0
     page = capsys.readouterr().out

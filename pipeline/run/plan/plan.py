@@ -57,6 +57,8 @@ class Plan:
         if the inputs cannot be used.
     model : dict
         ``widths`` of the network, ``epochs``, ``steps_per_epoch``, ``batch_size``.
+    components : list of list
+        Numbers of principal components, and the mean squared error of sampled rows when reconstructed from them.
     device : str
         Device that would compute; empty if nothing has to be computed, or no device can be started.
     stages : list of StageEstimate
@@ -76,6 +78,7 @@ class Plan:
     input: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
     device: str = ""
+    components: list[list[float]] = field(default_factory=list)
     stages: list[StageEstimate] = field(default_factory=list)
     memory: dict[str, int | None] = field(default_factory=dict)
     disk: dict[str, int | None] = field(default_factory=dict)
@@ -178,7 +181,7 @@ def _facts_of_sample(
 ) -> dict[str, Any]:
     """Return the fields of a plan that need the device or a sample of the work."""
     resident = prepared.budget.keeps_rows(device)
-    facts = {"device": str(device), "memory": _memory(prepared, device, findings)}
+    facts: dict[str, Any] = {"device": str(device), "memory": _memory(prepared, device, findings)}
     with theanos_errors():
         sample = findings.attempt(
             lambda: _sample_stages(prepared, resident, device.used == "cpu", findings, report_step)
@@ -189,6 +192,8 @@ def _facts_of_sample(
         n_rows = prepared.n_rows - reusable.written.n_rows
         n_bytes = sample.encoding.n_bytes * n_rows // max(1, sample.encoding.n_rows)
         facts["disk"] = _disk(prepared, reusable, n_bytes + copies_missing(prepared, reusable.written))
+    if sample.training is not None:
+        facts["components"] = [[n, error] for n, error in sample.training.components]
     return {**facts, "stages": estimate_stages(prepared, reusable, sample)}
 
 

@@ -19,7 +19,14 @@ _DECIMALS_BELOW = 10.0  # seconds
 
 def plan_text(plan: Plan, output: str) -> str:
     """Return a plan as text; `output` is the name of the output directory."""
-    blocks = [_summary(plan, output), _stages(plan), _resources(plan), _earlier(plan), _problems(plan)]
+    blocks = [
+        _summary(plan, output),
+        _components(plan),
+        _stages(plan),
+        _resources(plan),
+        _earlier(plan),
+        _problems(plan),
+    ]
     texts = ["\n".join(block) for block in blocks]
     return "\n\n".join(text for text in texts if text)
 
@@ -35,6 +42,15 @@ def _summary(plan: Plan, output: str) -> Iterator[str]:
         yield f"columns: {inputs['columns']}"
     if plan.device:
         yield f"device {plan.device}"
+
+
+def _components(plan: Plan) -> Iterator[str]:
+    """Yield the error of principal components by their number, from which a user can choose a number of features."""
+    if plan.components:
+        (_, mean), *others = plan.components
+        errors = [f"{mean:.3g} with none (the mean)", *(f"{error:.3g} with {n:.0f}" for n, error in others)]
+        words = f"mean squared error of a sample, in scaled units: {', '.join(errors)}"
+        yield from _filled("components", words)
 
 
 def _training(model: Mapping[str, Any]) -> str:
