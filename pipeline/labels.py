@@ -2,7 +2,7 @@
 
 If no dataset is named, the candidates are tried in this order:
 
-1. the datasets of ``--include``, in the order of that option;
+1. the dataset of ``--target``, then the datasets of ``--include``, in the order of that option;
 2. the datasets with a usual name: y, label, labels, target, targets, class, classes;
 3. the others, in alphabetical order.
 

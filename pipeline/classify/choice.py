@@ -27,7 +27,8 @@ def label_name(directory: str, run: Features, named: str | None) -> str:
         The opened run.
     named : str or None
         Name of an extra, or the path of its dataset. By default, the labels of the run are used. If it names none, the
-        first usable extra of ``--include`` or with a usual name is used, and otherwise the only usable extra.
+        first usable extra of ``--target``, of ``--include`` or with a usual name is used, and otherwise the only
+        usable extra.
 
     Raises
     ------
@@ -39,7 +40,9 @@ def label_name(directory: str, run: Features, named: str | None) -> str:
     named = named or config.get("labels")
     if named is not None:
         return extra_of(named, names) or named
-    include = config.get("include", ())
+    include = [*config.get("include", ())]
+    if config.get("target") is not None:
+        include.insert(0, config["target"])
     preferred = first_included(names, include)
     for name in preferred:
         if _has_labels(run, name):

@@ -101,7 +101,7 @@ def judge(
     if is_useless and not better and _are_columns_useless(sample["probe"]):
         suggestion = "The raw columns do no better. Try other labels with --labels."
     elif not is_good:
-        suggestion = _suggestion(config, summary, better)
+        suggestion = _suggestion(config, summary, better, probe["labels"] if probe else None)
     return Judgment(is_good, _error_sentence(summary, sample), classifier, explained, suggestion, better)
 
 
@@ -233,11 +233,15 @@ def _percent(share: float) -> str:
 # -- suggestions ---------------------------------------------------------------------------------------------------
 
 
-def _suggestion(config: Mapping[str, Any], summary: Mapping[str, Any], better: Sequence[str]) -> str:
+def _suggestion(
+    config: Mapping[str, Any], summary: Mapping[str, Any], better: Sequence[str], labels: str | None
+) -> str:
     """Return a sentence with the flags to try, given the baselines that are better."""
     if config.get("model") is not None:
         return "Try a model that is trained on rows like these (without --model)."
     flags = list(_flags(config, summary, better))
+    if labels is not None and "columns" in better and not config.get("target"):
+        flags.append(f"--target {printable(labels)[:_MAX_NAME]} (with --fit-on)")
     if not flags:
         return "Consider the baseline instead of these features."
     return f"Try {_joined(flags)}."

@@ -213,7 +213,10 @@ class _Finish:
             self._model, preprocessing.missing, preprocessing.clips, config.machine.memory_budget, config.training.seed
         )
         inputs = config.inputs
-        choice = LabelChoice(inputs.include, inputs.labels, inputs.fit_on)
+        include = inputs.include
+        if config.training.target is not None:
+            include = (config.training.target, *include)
+        choice = LabelChoice(include, inputs.labels, inputs.fit_on)
         return sample_facts(sources, spec, choice)
 
     def summarize(self, sample: Mapping[str, Any] | None) -> Summary:

@@ -168,7 +168,8 @@ def test_text_names_the_better_baseline_and_its_numbers() -> None:
 
 def test_suggested_flags_differ_from_the_settings_of_the_run() -> None:
     for baseline, config, flags in (
-        ("columns", {}, ["--n-features 16"]),
+        ("columns", {}, ["--n-features 16", "--target kind", "--fit-on"]),
+        ("columns", {"target": "kind", "fit_on": "split == train"}, ["--n-features 16"]),
         ("standardized", {"scale": "std"}, ["--clip-quantile 0.001"]),
         ("standardized", {"scale": "range", "clip_quantile": 0.01}, ["--scale std"]),
         ("components", {}, ["--epochs 40", "--hidden none"]),

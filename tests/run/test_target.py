@@ -232,13 +232,14 @@ def test_random_labels_score_at_chance_on_rows_that_are_left_out(shards: Shards,
     n = 900
     values = {"rows": rng.normal(size=(n, 4)).astype(np.float32), "kind": rng.integers(0, 2, n)}
     add(shards, n=n, **values)
-    assert shards.run(*ON_TRAIN, *LEARNING, "--labels", "kind", "--target-weight", "5") == 0
+    assert shards.run(*ON_TRAIN, *LEARNING, "--target-weight", "5") == 0
     assert command(["classify", "--features", str(shards.output), "--json"]) == 0
     text = capsys.readouterr().out
     outcomes = json.loads(text[text.index("{") :])["outcomes"]
     accuracy = next(outcome["accuracy"] for name, outcome in outcomes.items() if name.endswith("features"))
     assert abs(accuracy - 0.5) < 0.1
     probe = json.loads((shards.output / "report.json").read_bytes())["sample"]["probe"]
+    assert probe["labels"] == "kind"
     assert abs(probe["features"] - 0.5) < 0.1
 
 
@@ -249,7 +250,7 @@ def test_supervised_features_are_marked_and_not_scored_on_their_rows(
     add(shards)
     for name, flags, fit_on in (("all", [], None), ("some", ON_TRAIN, "split == train")):
         output = tmp_path / name
-        assert shards.run(*LEARNING, *flags, "--labels", "kind", output=output) == 0
+        assert shards.run(*LEARNING, *flags, output=output) == 0
         mark = {"name": "kind", "fit_on": fit_on}
         assert open_features(output).manifest["target"] == mark
         with h5py.File(output / "index.h5") as file:

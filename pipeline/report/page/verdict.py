@@ -43,8 +43,8 @@ def _supervision(report: Mapping[str, Any]) -> str:
     target = report.get("target")
     if not target:
         return ""
-    rows = "of all rows" if target["fit_on"] is None else f"of the rows with {cut(target['fit_on'])}"
-    return f"The features are supervised: the values of {cut(target['name'])} {rows} trained them."
+    rows = "all rows" if target["fit_on"] is None else f"the rows with {cut(target['fit_on'])}"
+    return f"The features are supervised: they were trained with the values of {cut(target['name'])} in {rows}."
 
 
 def judgment(report: Mapping[str, Any]) -> Judgment:
