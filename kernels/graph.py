@@ -74,7 +74,13 @@ def masked(x: Any, noise: Any, corruption: float) -> Any:
 
 
 def error_and_gradients(
-    network: Network, x: Any, visible: Any, variables: Variables, n_rows: Any = None, targets: Targets | None = None
+    network: Network,
+    x: Any,
+    visible: Any,
+    variables: Variables,
+    n_rows: Any = None,
+    targets: Targets | None = None,
+    kept: Any = None,
 ) -> tuple[Any, list[Any]]:
     """Return the symbolic mean squared error of scaled rows, and the gradients of the cost by parameter.
 
@@ -102,13 +108,19 @@ def error_and_gradients(
         Number of rows; by default the length of `x`.
     targets : Targets, optional
         The targets, if the network has a head.
+    kept : vector variable, float32, optional
+        Number of the first features of each row that the decoder gets, if the network is nested.
     """
     a = forward(network, visible, variables)
-    s = _decode(network, a[-1], variables)
+    mask = None
+    if kept is not None:
+        positions = np.arange(network.n_features, dtype=np.float32)
+        mask = tensor.switch(positions < kept.dimshuffle(0, "x"), np.float32(1), np.float32(0))
+    s = _decode(network, a[-1], variables, mask)
     d = s[0] - x
     # The mean is taken over columns and then over rows. A single float32 sum over all entries would lose digits.
     error = tensor.mean(_row_means(d**2), acc_dtype="float32")
-    d, found = _decoder_gradients(network, d, a[-1], s, variables)
+    d, found = _decoder_gradients(network, d, a[-1], s, variables, mask)
     of_head: dict[str, Any] = {}
     if n_rows is None:
         n_rows = x.shape[0].astype("float32")
@@ -136,7 +148,7 @@ def _head_errors(head: Head, h: Any, targets: Targets, variables: Variables) -> 
 
 
 def _decoder_gradients(
-    network: Network, d: Any, h: Any, s: Sequence[Any], variables: Variables
+    network: Network, d: Any, h: Any, s: Sequence[Any], variables: Variables, mask: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Propagate derivatives `d` of the reconstruction back to the features.
 
@@ -153,6 +165,8 @@ def _decoder_gradients(
         found[W] = tensor.dot(d.T, s[i + 1])
         found[b_output] = _sum_rows(d)
         d = tensor.dot(d, variables[W])
+    if mask is not None:
+        d = d * mask
     if network.gain:
         found["gain"] = _sum_rows(d * (h - np.float32(network.center)))
         d = d * variables["gain"]
@@ -178,11 +192,13 @@ def _encoder_gradients(
     return found
 
 
-def _decode(network: Network, h: Any, variables: Variables) -> list[Any]:
+def _decode(network: Network, h: Any, variables: Variables, mask: Any = None) -> list[Any]:
     """Return the outputs of all mirrors for symbolic features, from the reconstruction to the last mirror's input."""
     start = h
     if network.gain:
         start = (h - np.float32(network.center)) * variables["gain"]
+    if mask is not None:
+        start = start * mask
     s = [start]
     mirrors = list(zip(network.layers, network.mirrors, strict=True))
     for (W, _, b_output), kind in reversed(mirrors):

@@ -11,6 +11,10 @@ transposed::
 Every f and g is the activation of the hidden layers, with two exceptions: ``f_n`` is the activation of the features,
 and ``g_1`` is linear.
 
+A nested network learns features of which the first ones are useful by themselves. In training, s_n then keeps only the
+first k features of a row, and the others are 0. k differs between rows and steps, and is often the number of features.
+Source: Rippel, Gelbart and Adams, "Learning ordered representations with nested dropout", 2014.
+
 A network can have a linear head, which predicts the target t of a row during training, and is not part of the model
 that encodes rows::
 
@@ -85,6 +89,8 @@ class Network:
         saturating.
     head : Head or None
         Head that predicts targets during training.
+    nested : bool
+        Whether the decoder gets only the first features of some rows during training.
     """
 
     widths: tuple[int, ...]
@@ -92,11 +98,12 @@ class Network:
     code: str = "sigmoid"
     gain: bool = False
     head: Head | None = None
+    nested: bool = False
 
     @property
     def encoder(self) -> Network:
-        """The same network without a head."""
-        return replace(self, head=None)
+        """The same network without a head, and for all features."""
+        return replace(self, head=None, nested=False)
 
     @property
     def n_inputs(self) -> int:

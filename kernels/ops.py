@@ -183,6 +183,7 @@ class _Native(theano.Op):
             "CENTER": f"{code.middle}f",
             "HAS_GAIN": int(self.network.gain),
             "HAS_HEAD": int(self.network.head is not None),
+            "IS_NESTED": int(self.network.nested),
             "TARGETS_ARE_CLASSES": int(self.network.head is not None and self.network.head.kind == "classes"),
             "NAMES": ", ".join(names),
         }
@@ -324,6 +325,7 @@ class _StepInputs(NamedTuple):
     rows: Any
     numbers: Any  # None if `rows` is the minibatch
     noise: Any  # None without corruption
+    kept: Any  # None unless nested
     targets: Any  # None without a head
     target_factor: Any
     target_scale: Any
@@ -335,7 +337,7 @@ class _StepInputs(NamedTuple):
 class Step(_Native):
     """A step of training.
 
-    The inputs are ``(rows, *numbers, *noise, *targets, learning_rate, rate, n_threads, *parameters, *states,
+    The inputs are ``(rows, *numbers, *noise, *kept, *targets, learning_rate, rate, n_threads, *parameters, *states,
     *scaling)``. The outputs are the mean squared error of the minibatch before the step, the new parameters, and the
     new states of the rule in the order of the parameters. Their bits do not depend on the number of threads.
 
@@ -350,7 +352,8 @@ class Step(_Native):
     resident : bool
         Whether the minibatch is given as the numbers, int64, of its rows in `rows`.
 
-    A network with a head has three inputs `targets`, as in `kernels.graph.Targets`.
+    A nested network has the input `kept` (n_rows,), float32. A network with a head has three inputs `targets`, as in
+    `kernels.graph.Targets`.
     """
 
     __props__ = ("network", "rule", "corruption", "resident", "inplace")
@@ -361,7 +364,7 @@ class Step(_Native):
         self.rule = rule
         self.corruption = float(corruption)
         self.resident = resident
-        self._n_first = 4 + bool(corruption) + resident + 3 * (network.head is not None)
+        self._n_first = 4 + bool(corruption) + resident + network.nested + 3 * (network.head is not None)
         n_changed = len(network.shapes) * (1 + len(RULES[rule.name].states))
         end = self._n_first + n_changed
         super().__init__(network, end, range(self._n_first, end), inplace)
@@ -384,8 +387,9 @@ class Step(_Native):
         rows, *optional, learning_rate, rate, n_threads = first
         numbers = optional.pop(0) if self.resident else None
         noise = optional.pop(0) if self.corruption else None
+        kept = optional.pop(0) if self.network.nested else None
         targets, factor, scale = optional or (None, None, None)
-        return _StepInputs(rows, numbers, noise, targets, factor, scale, learning_rate, rate, n_threads)
+        return _StepInputs(rows, numbers, noise, kept, targets, factor, scale, learning_rate, rate, n_threads)
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Take a step in NumPy."""
@@ -414,7 +418,7 @@ class Step(_Native):
             scale = float(named.target_scale)
             weight = float(named.target_factor) * 2 / self.network.n_inputs / scale
             targets = reference.Targets(named.targets, TargetLoss(weight, scale))
-        return reference.gradients(self.network, x, visible, parameters, targets)
+        return reference.gradients(self.network, x, visible, parameters, targets, named.kept)
 
     def _update(self, arrays: Sequence[np.ndarray], gradient: np.ndarray, learning_rate: float, rate: float) -> None:
         """Update a parameter and its states in place."""
@@ -437,6 +441,8 @@ class Step(_Native):
         ]
         if named.noise is not None:
             calls.append(f"take_noise(&step, {named.noise}, {reference.threshold(self.corruption)})")
+        if named.kept is not None:
+            calls.append(f"take_kept(&step, {named.kept})")
         if named.targets is not None:
             numbers = f"{_number(named.target_factor, 'float')}, {_number(named.target_scale, 'float')}"
             calls.append(f"take_targets(&step, {named.targets}, {numbers})")

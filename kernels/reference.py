@@ -19,6 +19,7 @@ __all__ = [
     "activated",
     "are_within",
     "code",
+    "first_features",
     "forward",
     "gradients",
     "head_errors",
@@ -126,11 +127,13 @@ def _encode(network: Network, x: np.ndarray, parameters: Mapping[str, np.ndarray
     return a
 
 
-def _decode(network: Network, h: np.ndarray, parameters: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def _decode(
+    network: Network, h: np.ndarray, parameters: Mapping[str, np.ndarray], mask: np.ndarray | float = 1.0
+) -> list[np.ndarray]:
     start = h
     if network.gain:
         start = (h - network.center) * parameters["gain"]
-    s = [start]
+    s = [start * mask]
     mirrors = list(zip(network.layers, network.mirrors, strict=True))
     for (W, _, b_output), kind in reversed(mirrors):
         z = s[0] @ parameters[W].T + parameters[b_output]
@@ -182,8 +185,20 @@ def head_errors(head: Head, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return (targets >= 0) * (shares - (targets == np.arange(head.n_outputs)))
 
 
+def first_features(kept: np.ndarray | None, n_features: int) -> np.ndarray | float:
+    """Return a mask (n_rows, n_features) of the first `kept` (n_rows,) features of each row; 1 if all are kept."""
+    if kept is None:
+        return 1.0
+    return (np.arange(n_features) < kept[:, None]).astype(np.float64)
+
+
 def gradients(
-    network: Network, x: np.ndarray, visible: np.ndarray, parameters: Parameters, targets: Targets | None = None
+    network: Network,
+    x: np.ndarray,
+    visible: np.ndarray,
+    parameters: Parameters,
+    targets: Targets | None = None,
+    kept: np.ndarray | None = None,
 ) -> tuple[float, list[np.ndarray]]:
     """Return the mean squared error of scaled rows, and the gradients of the cost in the order of the parameters.
 
@@ -199,6 +214,8 @@ def gradients(
     parameters : mapping or sequence of ndarray
     targets : Targets, optional
         The targets, if the network has a head.
+    kept : ndarray of shape (n_rows,), optional
+        Number of the first features of each row that the decoder gets, if the network is nested.
 
     Returns
     -------
@@ -208,11 +225,13 @@ def gradients(
         Gradients, in the shapes of the parameters.
     """
     named = _named(network, parameters)
-    a, s = forward(network, visible, named)
+    a = _encode(network, visible, named)
+    mask = first_features(kept, network.n_features)
+    s = _decode(network, a[-1], named, mask)
     d = s[0] - x
     error = float(np.mean(d**2))
     c = 2 / x.size  # factor from the derivative of the mean
-    d, found = _decoder_gradients(network, d, a[-1], s, named)
+    d, found = _decoder_gradients(network, d, a[-1], s, named, mask)
     if network.head is not None and targets is not None:
         weight, scale = targets.loss
         z = head_outputs(a[-1], named, scale)
@@ -225,7 +244,12 @@ def gradients(
 
 
 def _decoder_gradients(
-    network: Network, d: np.ndarray, h: np.ndarray, s: Sequence[np.ndarray], parameters: Mapping[str, np.ndarray]
+    network: Network,
+    d: np.ndarray,
+    h: np.ndarray,
+    s: Sequence[np.ndarray],
+    parameters: Mapping[str, np.ndarray],
+    mask: np.ndarray | float,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Propagate derivatives `d` of the reconstruction back to the features.
 
@@ -242,6 +266,7 @@ def _decoder_gradients(
         found[W] = d.T @ s[i + 1]
         found[b_output] = d.sum(axis=0)
         d = d @ parameters[W]
+    d = d * mask
     if network.gain:
         found["gain"] = (d * (h - network.center)).sum(axis=0)
         d = d * parameters["gain"]

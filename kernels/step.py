@@ -61,14 +61,14 @@ class TrainingStep:
     ) -> None:
         network = autoencoder.network
         n_inputs = network.n_inputs
-        kinds = _kinds_of_arrays(n_inputs, dtype, resident is not None, corruption > 0, network.head is not None)
+        kinds = _kinds_of_arrays(network, dtype, resident is not None, corruption > 0)
         self.row_bytes = sum(kind.row_bytes for kind in kinds)
         self._names = [kind.name for kind in kinds]
         self._flops_per_row = 2 * autoencoder.network.n_weights  # for the products of all layers
         self._uses_ops = autoencoder.uses_ops(dtype)
         self._feed = _make_feed(kinds)
         all_rows = _place_resident(resident, n_inputs, dtype)
-        minibatch = _Minibatch.of(self._feed, all_rows, corruption, _target_scalars(network, loss))
+        minibatch = _Minibatch.of(self._feed, self._names, all_rows, corruption, _target_scalars(network, loss))
         build = _build_with_op if self._uses_ops else _build_with_graph
         self._cost, self._updates = build(autoencoder, rule, minibatch)
         self._state = _state_among(self._updates, autoencoder)
@@ -82,7 +82,12 @@ class TrainingStep:
         return min(self._feed.max_minibatches, n_fitting)
 
     def begin(
-        self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int, targets: np.ndarray | None = None
+        self,
+        minibatches: np.ndarray,
+        noise: np.ndarray | None,
+        batch_size: int,
+        targets: np.ndarray | None = None,
+        kept: np.ndarray | None = None,
     ) -> None:
         """Set the minibatches of the next steps.
 
@@ -99,13 +104,16 @@ class TrainingStep:
             Number of rows of a minibatch.
         targets : ndarray of shape (n,), float32, C order, or None
             Targets of the rows, see `kernels.network`. They are required with a head, and refused without it.
+        kept : ndarray of shape (n,), float32, C order, or None
+            Number of the first features of each row that the decoder gets. They are required for a nested network, and
+            refused for others.
 
         Raises
         ------
         ValueError
-            If noise or targets are missing, or are given without corruption or a head.
+            If an array is missing, or is given without corruption, a head or nesting.
         """
-        named = {"minibatch": minibatches, "noise": noise, "targets": targets}
+        named = {"minibatch": minibatches, "noise": noise, "kept": kept, "targets": targets}
         arrays = {name: array for name, array in named.items() if array is not None}
         if list(arrays) != self._names:
             raise ValueError(f"found the arrays {', '.join(arrays)}, expected {', '.join(self._names)}")
@@ -181,17 +189,18 @@ class _ArrayKind(NamedTuple):
         return self.dtype.itemsize * math.prod(self.row_shape)
 
 
-def _kinds_of_arrays(
-    n_inputs: int, dtype: np.dtype, is_resident: bool, has_noise: bool, has_targets: bool
-) -> list[_ArrayKind]:
-    """Return the kinds of the arrays of a minibatch: rows or their numbers, noise, and targets."""
+def _kinds_of_arrays(network: Network, dtype: np.dtype, is_resident: bool, has_noise: bool) -> list[_ArrayKind]:
+    """Return the kinds of the arrays of a minibatch: rows or their numbers, noise, kept features, and targets."""
+    n_inputs = network.n_inputs
     if is_resident:
         kinds = [_ArrayKind("minibatch", np.dtype(np.int64), ())]
     else:
         kinds = [_ArrayKind("minibatch", dtype, (n_inputs,))]
     if has_noise:
         kinds.append(_ArrayKind("noise", np.dtype(np.uint8), (n_inputs,)))
-    if has_targets:
+    if network.nested:
+        kinds.append(_ArrayKind("kept", np.dtype(np.float32), ()))
+    if network.head is not None:
         kinds.append(_ArrayKind("targets", np.dtype(np.float32), ()))
     return kinds
 
@@ -375,6 +384,8 @@ class _Minibatch:
     corruption : float
     targets : graph.Targets or None
         Targets of the rows, and their factor; None without a head.
+    kept : vector variable, float32, or None
+        Number of the features of each row that the decoder gets; None unless the network is nested.
     """
 
     rows: Any
@@ -384,28 +395,40 @@ class _Minibatch:
     learning_rate: Any
     corruption: float
     targets: graph.Targets | None
+    kept: Any
 
     @classmethod
-    def of(cls, feed: _Feed, all_rows: Any, corruption: float, target_scalars: Sequence[Any]) -> _Minibatch:
-        """Return the variables of the minibatches of a feed.
+    def of(
+        cls, feed: _Feed, names: Sequence[str], all_rows: Any, corruption: float, scalars: Sequence[Any]
+    ) -> _Minibatch:
+        """Return the variables of the minibatches of a feed, whose arrays have these names.
 
-        `all_rows` is None if they are not resident, and `target_scalars` is empty without a head.
+        `all_rows` is None if they are not resident, and `scalars` of the targets is empty without a head.
         """
-        rows = feed.symbols[0]
+        arrays = dict(zip(names, feed.symbols, strict=True))
+        rows = arrays["minibatch"]
         numbers = None
         if all_rows is not None:
             numbers = rows
             rows = all_rows
-        noise = feed.symbols[1] if corruption else None
         targets = None
-        if target_scalars:
-            targets = graph.Targets(feed.symbols[-1], *target_scalars)
-        return cls(rows, numbers, noise, feed.n_rows, feed.learning_rate, corruption, targets)
+        if scalars:
+            targets = graph.Targets(arrays["targets"], *scalars)
+        return cls(
+            rows=rows,
+            numbers=numbers,
+            noise=arrays.get("noise"),
+            n_rows=feed.n_rows,
+            learning_rate=feed.learning_rate,
+            corruption=corruption,
+            targets=targets,
+            kept=arrays.get("kept"),
+        )
 
     @property
     def arrays(self) -> list[Any]:
-        """The existing variables among rows, numbers, noise, and targets with their factor."""
-        arrays = [array for array in (self.rows, self.numbers, self.noise) if array is not None]
+        """The existing variables among rows, numbers, noise, kept features, and targets with their factor."""
+        arrays = [array for array in (self.rows, self.numbers, self.noise, self.kept) if array is not None]
         return [*arrays, *(self.targets or ())]
 
 
@@ -439,7 +462,7 @@ def _build_with_graph(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatc
     if minibatch.noise is not None:
         visible = graph.masked(x, minibatch.noise, minibatch.corruption)
     cost, gradients = graph.error_and_gradients(
-        autoencoder.network, x, visible, autoencoder.shared, minibatch.n_rows, minibatch.targets
+        autoencoder.network, x, visible, autoencoder.shared, minibatch.n_rows, minibatch.targets, minibatch.kept
     )
     parameters = list(autoencoder.shared.values())
     return cost, updates_of(rule, gradients, parameters, minibatch.learning_rate)

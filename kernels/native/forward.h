@@ -82,7 +82,18 @@ static void finish_in(const Batch *b, int level, long row, long column, Tile sum
             store(to->in.out + place + j, out);
             if (HAS_GAIN && level == N_LAYERS)
                 store(to->back.out + place + j, (out - CENTER) * load(gain + j));
+            else if (DECODER_INPUT_DIFFERS && level == N_LAYERS)
+                store(to->back.out + place + j, out);
         }
+}
+
+/* Set s_n to 0 after the first features of each row. */
+static void drop_last_features(const Batch *b)
+{
+    const Level *features = &b->model->levels[N_LAYERS];
+    for (long row = 0; row < b->n_rows; row++)
+        for (long k = (long)b->model->kept[b->first + row]; k < features->width; k++)
+            features->back.out[place_of(features, b->place + row, k)] = 0;
 }
 
 /* Compute s_(l-1) = g_l(s_l . W_l^T + b_output_l) of a hidden level. */
@@ -104,6 +115,8 @@ static void forward_pass(const Batch *b, long next)
     for (int l = 1; l <= N_LAYERS; l++)
         multiply_batch(b, rows_in(b, l - 1, levels[l - 1].in.out), &m->layers[l - 1].in, l, l == 1 ? next : -1,
                        finish_in);
+    if (IS_NESTED)
+        drop_last_features(b);
     for (int l = N_LAYERS; l > 1; l--)
         multiply_batch(b, rows_in(b, l, levels[l].back.out), &m->layers[l - 1].back, l - 1, -1, finish_back);
 }

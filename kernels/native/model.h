@@ -2,9 +2,10 @@
  *
  * kernels/network.py lists the equations. Level 0 is the columns, level l is the output of layer l, and level N_LAYERS
  * is the features. A head is one more layer, from the features to the outputs of the head, without a mirror. Macros
- * define the network that is compiled: N_LAYERS, HAS_GAIN and HAS_HEAD; HIDDEN_VALUE, HIDDEN_GRADIENT, CODE_VALUE and
+ * define the network that is compiled: N_LAYERS, HAS_GAIN, HAS_HEAD and IS_NESTED; HIDDEN_VALUE, HIDDEN_GRADIENT, CODE_VALUE and
  * CODE_GRADIENT, the expressions of kernels/activations.py; CENTER, the code's value at 0; and CODE_IS_BOUNDED.
  */
+#define DECODER_INPUT_DIFFERS (HAS_GAIN || IS_NESTED) /* from the features */
 #define N_MATRICES (N_LAYERS + HAS_HEAD)
 #define FIRST_OF_HEAD (3 * N_LAYERS + HAS_GAIN) /* position of the head among the parameters */
 
@@ -44,6 +45,7 @@ typedef struct {
 typedef struct {
     Weights layers[N_MATRICES];
     const float *gain;
+    const float *kept;  /* number of the first features of each row that the decoder gets; NULL unless nested */
     float *padded_gain; /* padded with zeros */
     Level levels[N_MATRICES + 1];
     long batch;  /* largest number of tiles of rows in a batch */

@@ -60,8 +60,8 @@ static void lay_out_gradient(Way *way, Memory *memory, long n_tiles, const Level
     way->sums = reserve(memory, n_tiles * padded(level));
 }
 
-/* Lay out both passes through each level. The inputs have no gradient, and y is not stored. Without a gain the features
- * of both passes are the same. A head stores z and then e in the gradient of its outputs, and e . V^T in the other
+/* Lay out both passes through each level. The inputs have no gradient, and y is not stored. Without a gain, and
+ * unless the network is nested, the features of both passes are the same. A head stores z and then e in the gradient of its outputs, and e . V^T in the other
  * gradient of the features. */
 static void lay_out_levels(Step *s, Memory *memory, long n_tiles)
 {
@@ -74,7 +74,7 @@ static void lay_out_levels(Step *s, Memory *memory, long n_tiles)
         long n = size_of_level(level);
         level->in.out = l > 0 || s->noise ? reserve(memory, n) : s->x;
         if (l > 0)
-            level->back.out = l < N_LAYERS || HAS_GAIN ? reserve(memory, n) : level->in.out;
+            level->back.out = l < N_LAYERS || DECODER_INPUT_DIFFERS ? reserve(memory, n) : level->in.out;
         if (l > 0)
             lay_out_gradient(&level->in, memory, n_tiles, level);
         if (l < N_LAYERS)
@@ -268,9 +268,21 @@ static void through_gain(const Batch *b, long row, long column, Tile sums)
     }
 }
 
+/* Set gradients at s_n to 0 after the first features of each row. */
+static void drop_last_gradients(const Batch *b, long row, long column, Tile sums)
+{
+    for (long i = 0; i < least(TILE_HEIGHT, b->n_rows - row); i++) {
+        long n_kept = (long)b->model->kept[b->first + row + i] - column;
+        for (long j = n_kept > 0 ? n_kept : 0; j < TILE_WIDTH; j++)
+            sums[i][j] = 0;
+    }
+}
+
 /* Compute d of any level. */
 static void finish_d(const Batch *b, int level, long row, long column, Tile sums)
 {
+    if (IS_NESTED && level == N_LAYERS)
+        drop_last_gradients(b, row, column, sums);
     if (HAS_GAIN && level == N_LAYERS)
         through_gain(b, row, column, sums);
     if (HAS_HEAD && level == N_LAYERS)
@@ -519,6 +531,19 @@ static int take_targets(Step *s, PyArrayObject *targets, float factor, float sca
         if (!(s->targets[i] < head->n_features)) {
             PyErr_Format(PyExc_ValueError, "the target of row %ld of the minibatch, expected a class below %ld", i,
                          head->n_features);
+            return 0;
+        }
+    return 1;
+}
+
+static int take_kept(Step *s, PyArrayObject *kept)
+{
+    if (!is_as(kept, "the numbers of kept features", s->rows.n_rows, 1))
+        return 0;
+    s->model.kept = (const float *)PyArray_DATA(kept);
+    for (long i = 0; i < s->rows.n_rows; i++)
+        if (!(s->model.kept[i] >= 0)) {
+            PyErr_Format(PyExc_ValueError, "row %ld of the minibatch keeps fewer than 0 features", i);
             return 0;
         }
     return 1;

@@ -59,6 +59,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         if some rows are much larger than the others.
     decoder_gain : bool, optional
         Whether the decoder learns one scale factor per feature. The default is True for sigmoid features.
+    nested : bool
+        Whether the first 8, 16, 32, ... features are useful by themselves. The features are then linear.
     start : {"components", "random"}
         Initial weights: "components" uses principal components of the rows, and "random" uses random numbers.
     epochs : int, optional
@@ -142,6 +144,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     activation: str = "relu"
     code_activation: str | None = None
     decoder_gain: bool | None = None
+    nested: bool = False
     start: str = "components"
     epochs: int | None = None
     batch_size: int | None = None

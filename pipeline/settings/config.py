@@ -265,6 +265,14 @@ class NetworkSettings:
         "yes for sigmoid features.",
         legacy_value=False,
     )
+    nested: bool = _setting(
+        False,
+        YES_OR_NO,
+        "model",
+        "Train features of which the first 8, 16, 32, ... are useful by themselves, so that their number can be chosen "
+        "afterwards. The features are linear.",
+        legacy_value=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -666,6 +674,10 @@ def problems(config: Config) -> list[str]:
             wrong.append(f"{' and '.join(pair)}: both are set, expected at most one of them")
     if config.training.target_weight is not None and config.training.target is None:
         wrong.append("target_weight: set without target, expected both. Set target, or remove target_weight.")
+    if config.network.nested and config.network.code_activation not in (None, "linear"):
+        wrong.append(
+            f"code_activation: {config.network.code_activation} with nested, expected linear. Remove one of them."
+        )
     if config.bad_data.missing_indicator and config.bad_data.impute is None:
         wrong.append(
             "missing_indicator: set without impute, expected impute mean or median, because rows with missing values "

@@ -118,7 +118,7 @@ def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNet
     if hidden is None:
         hidden = _default_hidden(config.machine.memory_budget, n_rows, n_inputs, n_features)
     code_activation = requested.code_activation
-    if code_activation is None and n_inputs < MANY_INPUTS:
+    if code_activation is None and (n_inputs < MANY_INPUTS or requested.nested):
         code_activation = "linear"
     decoder_gain = requested.decoder_gain
     if decoder_gain is None and code_activation is not None:
@@ -129,6 +129,7 @@ def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNet
         activation=requested.activation,
         code_activation=code_activation,
         decoder_gain=decoder_gain,
+        nested=requested.nested,
     )
 
 
@@ -287,4 +288,4 @@ def network_of(settings: ResolvedNetwork, n_inputs: int, *, has_huge_rows: bool 
     decoder_gain = settings.decoder_gain
     if decoder_gain is None:
         decoder_gain = _needs_gain(code_activation)
-    return Network(widths, activation, code_activation, decoder_gain)
+    return Network(widths, activation, code_activation, decoder_gain, nested=settings.nested)

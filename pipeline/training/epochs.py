@@ -22,7 +22,7 @@ from pipeline.training.components import Baseline
 from pipeline.training.order import Order, learning_rate, long_epoch
 from pipeline.training.replica import ReplicaResult, Replicas, RoundRunner
 from pipeline.training.rounds import Share
-from pipeline.training.rows import Rows, StepFeed, numbers_of
+from pipeline.training.rows import Rows, StepFeed, n_nested_features, numbers_of
 from pipeline.training.targets import Supervision
 
 if TYPE_CHECKING:
@@ -474,7 +474,9 @@ def _feed_from(training: Training, order: Order, epoch: int, n_done: int) -> Ste
         def targets(n_each: int) -> Iterator[np.ndarray]:
             return (values[numbers] for numbers in numbers_of(order, epoch, batch_size, n_done, n_each))
 
-    return StepFeed(training.step, pieces, training.settings, training.validation.shape[1], first_step, targets)
+    n_inputs = training.validation.shape[1]
+    n_nested = n_nested_features(training.autoencoder.network)
+    return StepFeed(training.step, pieces, training.settings, n_inputs, first_step, targets, n_nested)
 
 
 def _learning_rates(training: Training, first: int, n_steps: int) -> list[float]:

@@ -26,6 +26,7 @@ from pipeline.shards.shard import Shard
 __all__ = [
     "MAX_CHUNK_BYTES",
     "Order",
+    "kept_features",
     "learning_rate",
     "long_epoch",
     "noise_of",
@@ -35,6 +36,7 @@ __all__ = [
 
 _SLAB_BYTES = 2**20  # long enough that seeking costs little, short enough that a window holds many slabs
 MAX_CHUNK_BYTES = 2**24  # larger chunks span several slabs, and are decompressed for each window
+_SHARE_OF_WHOLE = 0.5  # share of the rows that keep all features in a nested network
 _MAX_RUNS = 512  # reads of a file for the validation, for any number of rows
 
 # Each purpose has its own generator; these numbers, in addition to the seed, make them independent.
@@ -43,6 +45,7 @@ _VALIDATION = 2
 _SLABS = 3
 _SAMPLE = 4
 _NOISE = 6
+_KEPT = 9
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,17 @@ def noise_of(seed: int, step: int, shape: tuple[int, int]) -> np.ndarray:
     # The generator's raw output: drawing numbers below 256 would take twice as long, almost as long as a step.
     random_words = np.random.SFC64((seed, _NOISE, step)).random_raw(-(-n_bytes // 8))
     return random_words.view(np.uint8)[:n_bytes].reshape(shape)
+
+
+def kept_features(seed: int, step: int, n_rows: int, n_features: int) -> np.ndarray:
+    """Return how many of the first features the decoder gets for each row of a step: (n_rows,), float32.
+
+    Half of the rows keep all features. The others keep a random number, from 1 on. Like noise, the numbers depend only
+    on the seed and the step.
+    """
+    rng = np.random.default_rng((seed, _KEPT, step))
+    kept = rng.integers(1, n_features + 1, n_rows)
+    return np.where(rng.random(n_rows) < _SHARE_OF_WHOLE, n_features, kept).astype(np.float32)
 
 
 def learning_rate(settings: ResolvedTraining, step: int, steps_per_epoch: int, n_epochs: int) -> float:

@@ -29,7 +29,7 @@ from pipeline.shards.shard import Block, Shard, block_of, first_rows
 from pipeline.training.averaging import Weights
 from pipeline.training.order import learning_rate
 from pipeline.training.rounds import Rounds, Share
-from pipeline.training.rows import StepFeed, cut, read_ahead, rows_of
+from pipeline.training.rows import StepFeed, cut, n_nested_features, read_ahead, rows_of
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -195,7 +195,9 @@ class Replica:
             return lambda n_each: cut([(array, task.share.places())], n_each * training.batch_size)
 
         targets = None if task.targets is None else pieces_of(task.targets)
-        return StepFeed(self._step, pieces_of(values), training, task.settings.n_inputs, task.first_noise, targets)
+        n_nested = n_nested_features(task.settings.network)
+        n_inputs = task.settings.n_inputs
+        return StepFeed(self._step, pieces_of(values), training, n_inputs, task.first_noise, targets, n_nested)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from kernels.network import Network
 from pipeline.cluster.executor import compute
 from pipeline.cluster.threads import threads
 from pipeline.scan.scaler import Cleaning
 from pipeline.settings.resolve import ResolvedTraining
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, Shard, block_of, first_rows, row_dtype
-from pipeline.training.order import Order, noise_of, slab_starts
+from pipeline.training.order import Order, kept_features, noise_of, slab_starts
 
 if TYPE_CHECKING:
     from kernels.step import TrainingStep
@@ -28,6 +29,7 @@ __all__ = [
     "StepFeed",
     "StreamedRows",
     "cut",
+    "n_nested_features",
     "numbers_of",
     "read_ahead",
     "rows_of",
@@ -181,6 +183,8 @@ class StepFeed:
         Number of the first step, on which the noise depends.
     targets : callable, optional
         Function like `pieces` for the targets (n,) of the same rows, if the network has a head.
+    n_features : int, optional
+        Number of features, if the network is nested.
     """
 
     def __init__(
@@ -191,12 +195,14 @@ class StepFeed:
         n_inputs: int,
         first: int,
         targets: Callable[[int], Iterable[np.ndarray]] | None = None,
+        n_features: int | None = None,
     ) -> None:
         n_each = step.n_at_once(settings.batch_size)
         self._step = step
         self._pieces = iter(pieces(n_each))
         self._targets = None if targets is None else iter(targets(n_each))
         self._settings = settings
+        self._n_features = n_features
         self._batch_size = settings.batch_size
         self._n_inputs = n_inputs
         self._next_step = first  # number of the first step on minibatches that are not loaded yet
@@ -235,11 +241,19 @@ class StepFeed:
         noise = None
         if self._settings.corruption:
             noise = self._noise()
-        if self._targets is None:
-            self._step.begin(piece, noise, size)
-        else:
-            self._step.begin(piece, noise, size, next(self._targets))
+        more = {}
+        if self._targets is not None:
+            more["targets"] = next(self._targets)
+        if self._n_features is not None:
+            more["kept"] = self._kept(self._n_features)
+        self._step.begin(piece, noise, size, **more)
         self._next_step += len(self._lengths)
+
+    def _kept(self, n_features: int) -> np.ndarray:
+        """Return the number of features that the decoder gets for each row of the loaded minibatches."""
+        seed = self._settings.seed
+        each = [kept_features(seed, self._next_step + i, n, n_features) for i, n in enumerate(self._lengths)]
+        return np.concatenate(each)
 
     def _noise(self) -> np.ndarray:
         """Return the noise of the loaded minibatches."""
@@ -249,6 +263,11 @@ class StepFeed:
         if len(each) == 1:
             return each[0]
         return np.concatenate(each)
+
+
+def n_nested_features(network: Network) -> int | None:
+    """Return the number of features of a nested network, or None for other networks."""
+    return network.n_features if network.nested else None
 
 
 def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[np.ndarray]:
