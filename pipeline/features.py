@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,9 @@ class Features:
         )
 
 
-def open_features(path: str | Path | Sequence[str | Path], block_rows: int = 65536) -> Features:
+def open_features(
+    path: str | Path | Sequence[str | Path], block_rows: int = 65536, n_features: int | None = None
+) -> Features:
     """Open the features in an output directory, in a single file, or in several of them.
 
     Parameters
@@ -196,6 +198,8 @@ def open_features(path: str | Path | Sequence[str | Path], block_rows: int = 655
         have with one kind of values, and codes refer to the categories of all runs.
     block_rows : int
         Maximum number of rows in a Dask chunk.
+    n_features : int, optional
+        Number of the first features to return. The features must have been trained with ``--nested``.
 
     Returns
     -------
@@ -206,9 +210,11 @@ def open_features(path: str | Path | Sequence[str | Path], block_rows: int = 655
     NoInput
         If the directory contains no finished run.
     DataError
-        If a part is missing or differs from the manifest, if an index was copied without its parts, or if the runs have
-        different encoders.
+        If a part is missing or differs from the manifest, if an index was copied without its parts, if the runs have
+        different encoders, or if `n_features` is given for features that are not nested or too few.
     """
+    if n_features is not None:
+        return _first_features(open_features(path, block_rows), n_features, str(path))
     if not isinstance(path, (str, Path)):
         return _joined([(str(each), open_features(each, block_rows)) for each in path])
     found = Path(path)
@@ -217,6 +223,20 @@ def open_features(path: str | Path | Sequence[str | Path], block_rows: int = 655
     if found.name == INDEX and (found.parent / MANIFEST).exists():
         return _open_directory(_output_of(found.parent), block_rows)
     return _open_file(found, block_rows)
+
+
+def _first_features(opened: Features, n_features: int, path: str) -> Features:
+    """Return the first features of nested features."""
+    width = opened.features.shape[1]
+    manifests = opened.manifest.get("runs", [opened.manifest])
+    if not all(manifest.get("nested") for manifest in manifests):
+        raise DataError(
+            f"features={printable(path)}: trained without --nested, so that the first {n_features} features are not "
+            "useful by themselves. Train with --nested, or with another --n-features."
+        )
+    if not 1 <= n_features <= width:
+        raise DataError(f"features={printable(path)}: has {width} features, found n_features={n_features}")
+    return replace(opened, features=opened.features[:, :n_features])
 
 
 # -- several runs ------------------------------------------------------------------------------------------------

@@ -81,6 +81,12 @@ class Model:
         return self.network.n_features
 
     @property
+    def is_nested(self) -> bool:
+        """Whether the first features are useful by themselves (``--nested``)."""
+        config = self.about.get("config")
+        return isinstance(config, Mapping) and config.get("nested") is True
+
+    @property
     def target(self) -> dict[str, str | None] | None:
         """The extra whose values trained the features, and the condition that selected the rows; otherwise None.
 

@@ -147,7 +147,7 @@ class RunContext:
 
     def attributes(self, prepared: Prepared, model: Model) -> dict[str, Any]:
         """Return the attributes of every output file that `model` makes."""
-        attributes = {
+        attributes: dict[str, Any] = {
             "command": " ".join(self.command),
             "config": prepared.config.flat(),
             "device": self.devices,
@@ -156,6 +156,8 @@ class RunContext:
         }
         if model.target is not None:
             attributes["target"] = model.target
+        if model.is_nested:
+            attributes["nested"] = True
         return attributes
 
     def progress_in_words(self, n_rows: int) -> str:

@@ -28,6 +28,7 @@ SAMPLES = {
     "activation": ("leaky-relu", "relu", "leaky-relu"),
     "code_activation": ("linear", "sigmoid", "linear"),
     "decoder_gain": (True, False, True),
+    "nested": (True, False, True),
     "start": ("components", "random", "components"),
     "epochs": (1, 2, 3),
     "batch_size": (1, 2, 3),

@@ -134,8 +134,14 @@ class TrainingStep:
         return 3  # more than one, as on a device
 
     def begin(
-        self, minibatches: np.ndarray, noise: np.ndarray | None, batch_size: int, targets: np.ndarray | None = None
+        self,
+        minibatches: np.ndarray,
+        noise: np.ndarray | None,
+        batch_size: int,
+        targets: np.ndarray | None = None,
+        kept: np.ndarray | None = None,
     ) -> None:
+        assert kept is None, "the stand-in cannot train nested features"
         starts = range(0, len(minibatches), batch_size)
         self._minibatches = iter([minibatches[i : i + batch_size] for i in starts])
         if targets is not None:

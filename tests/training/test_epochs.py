@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from kernels.network import Network
 from pipeline.errors import TrainingDiverged
 from pipeline.settings.resolve import Settings
 from pipeline.signals import Stopped, stoppable
@@ -55,6 +56,8 @@ class Numbered:
 
 class Counting:
     """Stand-in for an autoencoder and its step. The parameter counts the steps, and the costs are predefined."""
+
+    network = Network((1, 1))
 
     def __init__(self, costs: Sequence[float] = (), validation_costs: Sequence[float] = ()) -> None:
         self._costs = itertools.chain(costs, itertools.repeat(1.0))

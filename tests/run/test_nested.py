@@ -1,0 +1,77 @@
+"""Tests of `--nested`: the first features are useful by themselves, and can be read alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+
+from pipeline import cli
+from pipeline.errors import DataError
+from pipeline.features import open_features
+from pipeline.model import load_model
+from tests.run.test_cleaning import features_of
+from tests.support.helpers import write_shard
+from tests.support.logged import mentions
+
+pytestmark = [pytest.mark.compiler, pytest.mark.process, pytest.mark.slow]
+
+NESTED = ["--nested", "yes", "--n-features", "24", "--epochs", "10", "--scale", "range"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a shard of digits, and the features of a nested run."""
+    folder = tmp_path_factory.mktemp("nested")
+    write_shard(folder / "digits.h5", load_digits().data, extras={"y": load_digits().target})
+    assert run(folder, "out", *NESTED) == 0
+    return folder
+
+
+def run(folder: Path, output: str, *flags: str) -> int:
+    return cli.main("", ["--input", str(folder / "digits.h5"), "--output", str(folder / output), *flags])
+
+
+def test_first_features_reconstruct_rows_better_than_components(folder: Path) -> None:
+    model = load_model(folder / "out")
+    assert (model.is_nested, model.network.nested, model.network.code) == (True, False, "linear")
+    scaled = model.scaler.transform(load_digits().data).astype(np.float64)
+    features = open_features(folder / "out").features.compute().astype(np.float64)
+    pca = PCA(24).fit(scaled)
+    scores = pca.transform(scaled)
+    for n in (8, 16, 24):
+        first = np.where(np.arange(24) < n, features, 0)
+        error = np.square(model.decode(first) - scaled).mean()
+        of_components = np.square(scores[:, :n] @ pca.components_[:n] + pca.mean_ - scaled).mean()
+        assert error < 0.97 * of_components
+
+
+def test_first_features_can_be_read_alone(folder: Path) -> None:
+    whole = open_features(folder / "out")
+    first = open_features(folder / "out", n_features=8)
+    np.testing.assert_array_equal(first.features.compute(), whole.features.compute()[:, :8])
+    assert first.extras.keys() == whole.extras.keys()
+    with pytest.raises(DataError, match="24"):
+        open_features(folder / "out", n_features=25)
+    assert run(folder, "again", "--model", str(folder / "out")) == 0
+    two = open_features([folder / "out", folder / "again"], n_features=8)
+    assert two.features.shape == (2 * len(load_digits().data), 8)
+    assert run(folder, "plain", "--n-features", "24", "--epochs", "1") == 0
+    with pytest.raises(DataError, match="--nested"):
+        open_features(folder / "plain", n_features=8)
+
+
+def test_streamed_rows_and_threads_change_no_bit(folder: Path) -> None:
+    results = []
+    for i, flags in enumerate((["--threads", "1"], ["--threads", "3"], ["--memory-budget", "16MiB"])):
+        assert run(folder, f"same-{i}", *NESTED, "--epochs", "2", *flags) == 0
+        results.append(features_of(folder / f"same-{i}"))
+    assert results[0] == results[1] == results[2]
+
+
+def test_nested_features_are_linear(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert run(folder, "sigmoid", *NESTED, "--code-activation", "sigmoid") == 64
+    assert mentions(caplog.text, "code_activation", "nested", "linear")
