@@ -54,6 +54,7 @@ SETTINGS = {
     "--activation": "relu",
     "--code-activation": "sigmoid",
     "--decoder-gain": "no",
+    "--nested": "no",
     "--corruption": "0",
     "--weight-decay": "0",
     "--start": "random",

@@ -82,7 +82,8 @@ def test_reference_flags_set_every_model_setting() -> None:
     # The defaults can change, but the settings of the reference run must not.
     model = {each.name for each in SETTINGS.values() if each.affects == "model"}
     named = {flag.removeprefix("--").replace("-", "_") for flag in reference.FLAGS if flag.startswith("--")}
-    assert model - named - {"epochs", "batch_size", "seed"} == {"patience"}, "patience needs validation rows"
+    # Patience needs validation rows, and a target needs an extra.
+    assert model - named - {"epochs", "batch_size", "seed"} == {"patience", "target", "target_weight"}
     settings = resolve(parse(reference.FLAGS, {}, ""), 2000, 4)
     assert network_of(settings.network, 4) == Network((4, 2))
     since = {each.name for each in SETTINGS.values() if each.legacy_value != ()} | {"hidden"}
