@@ -131,6 +131,16 @@ def test_worker_processes_train_on_the_same_rows(tmp_path: Path) -> None:
     assert features_of(tmp_path / "alone") == features_of(tmp_path / "workers")
 
 
+def test_a_plan_counts_the_steps_of_the_selected_rows(shards: Shards, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = some_rows()
+    train = is_train(len(rows))
+    add_split(shards, rows, train)
+    flags = ["--n-features", "2", "--batch-size", "8", "--validation-fraction", "0", *ON_TRAIN]
+    assert command(["plan", "--json", "--input", str(shards.folder), "--output", str(shards.output), *flags]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    assert planned["model"]["steps_per_epoch"] == -(-np.count_nonzero(train) // 8)
+
+
 def test_bad_rows_count_whether_or_not_they_are_selected(shards: Shards) -> None:
     rows = some_rows()
     train = is_train(len(rows))

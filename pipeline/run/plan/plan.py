@@ -142,7 +142,7 @@ def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, A
     """Return the fields of a plan that need no computation."""
     shards = prepared.shards
     config = prepared.config
-    n_train = prepared.n_rows - round(config.validation.validation_fraction * prepared.n_rows)
+    n_train = prepared.n_fitted - round(config.validation.validation_fraction * prepared.n_fitted)
     return {
         "input": {
             "n_shards": len(shards),
