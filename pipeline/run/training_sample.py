@@ -83,12 +83,9 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     seconds_validating, _ = measure_seconds(lambda: autoencoder.cost(validation))
     baseline = None
     if config.validation.baseline and n_validated:
-        seconds, _ = measure_seconds(lambda: baseline_of(components, validation, scan.scaler))
-        baseline = Pace(len(validation), seconds)
+        baseline = _measure_baseline(components, validation, scan)
 
-    starts = slab_starts(prepared.shards, budget.window_rows // 4)
-    left_out = np.arange(prepared.n_rows - prepared.n_fitted + n_validated)  # any rows: only their number matters here
-    order = Order(starts, left_out, budget.window_rows, config.training.seed)
+    order = _order(prepared, n_validated)
     watched = validation if n_validated else validation[:0]
     supervision = _any_targets(prepared, len(sample))
     training = Training(autoencoder, step, rows, order, watched, config.training, supervision=supervision)
@@ -104,6 +101,19 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
         components=tuple(_errors_of_components(scan.scaler.scaled(sample[: budget.max_sample_rows]), components)),
     )
     return pace, _model(scan, autoencoder), autoencoder
+
+
+def _measure_baseline(components: Components, validation: np.ndarray, scan: Scan) -> Pace:
+    """Return the pace of computing the errors of principal components for validation rows."""
+    seconds, _ = measure_seconds(lambda: baseline_of(components, validation, scan.scaler))
+    return Pace(len(validation), seconds)
+
+
+def _order(prepared: Prepared, n_validated: int) -> Order:
+    """Return an order of as many rows as training has. It may be of other rows: only their number matters here."""
+    starts = slab_starts(prepared.shards, prepared.budget.window_rows // 4)
+    left_out = np.arange(prepared.n_rows - prepared.n_fitted + n_validated)
+    return Order(starts, left_out, prepared.budget.window_rows, prepared.config.training.seed)
 
 
 def _any_targets(prepared: Prepared, n_rows: int) -> Supervision | None:
