@@ -11,8 +11,8 @@ transposed::
 Every f and g is the activation of the hidden layers, with two exceptions: ``f_n`` is the activation of the features,
 and ``g_1`` is linear.
 
-A nested network learns features of which the first ones are useful by themselves. In training, s_n then keeps only the
-first k features of a row, and the others are 0. k differs between rows and steps, and is often the number of features.
+In a nested network, the first features can be used without the others. In training, s_n then keeps only the first k
+features of a row, and the others are 0. k differs between rows and steps, and is often the number of features.
 Source: Rippel, Gelbart and Adams, "Learning ordered representations with nested dropout", 2014.
 
 A network can have a linear head, which predicts the target t of a row during training, and is not part of the model

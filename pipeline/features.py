@@ -231,8 +231,8 @@ def _first_features(opened: Features, n_features: int, path: str) -> Features:
     manifests = opened.manifest.get("runs", [opened.manifest])
     if not all(manifest.get("nested") for manifest in manifests):
         raise DataError(
-            f"features={printable(path)}: trained without --nested, so that the first {n_features} features are not "
-            "useful by themselves. Train with --nested, or with another --n-features."
+            f"features={printable(path)}: trained without --nested, so the first {n_features} features cannot be "
+            "used without the others. Train with --nested, or with another --n-features."
         )
     if not 1 <= n_features <= width:
         raise DataError(f"features={printable(path)}: has {width} features, found n_features={n_features}")

@@ -82,7 +82,7 @@ class Model:
 
     @property
     def is_nested(self) -> bool:
-        """Whether the first features are useful by themselves (``--nested``)."""
+        """Whether the first features can be used without the others (``--nested``)."""
         config = self.about.get("config")
         return isinstance(config, Mapping) and config.get("nested") is True
 

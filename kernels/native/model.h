@@ -2,8 +2,9 @@
  *
  * kernels/network.py lists the equations. Level 0 is the columns, level l is the output of layer l, and level N_LAYERS
  * is the features. A head is one more layer, from the features to the outputs of the head, without a mirror. Macros
- * define the network that is compiled: N_LAYERS, HAS_GAIN, HAS_HEAD and IS_NESTED; HIDDEN_VALUE, HIDDEN_GRADIENT, CODE_VALUE and
- * CODE_GRADIENT, the expressions of kernels/activations.py; CENTER, the code's value at 0; and CODE_IS_BOUNDED.
+ * define the network that is compiled: N_LAYERS, HAS_GAIN, HAS_HEAD and IS_NESTED; HIDDEN_VALUE, HIDDEN_GRADIENT,
+ * CODE_VALUE and CODE_GRADIENT, the expressions of kernels/activations.py; CENTER, the code's value at 0; and
+ * CODE_IS_BOUNDED.
  */
 #define DECODER_INPUT_DIFFERS (HAS_GAIN || IS_NESTED) /* from the features */
 #define N_MATRICES (N_LAYERS + HAS_HEAD)

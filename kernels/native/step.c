@@ -60,9 +60,9 @@ static void lay_out_gradient(Way *way, Memory *memory, long n_tiles, const Level
     way->sums = reserve(memory, n_tiles * padded(level));
 }
 
-/* Lay out both passes through each level. The inputs have no gradient, and y is not stored. Without a gain, and
- * unless the network is nested, the features of both passes are the same. A head stores z and then e in the gradient of its outputs, and e . V^T in the other
- * gradient of the features. */
+/* Lay out both passes through each level. The inputs have no gradient, and y is not stored. Without a gain, and unless
+ * the network is nested, the features of both passes are the same. A head stores z and then e in the gradient of its
+ * outputs, and e . V^T in the other gradient of the features. */
 static void lay_out_levels(Step *s, Memory *memory, long n_tiles)
 {
     if (HAS_HEAD) {

@@ -60,7 +60,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     decoder_gain : bool, optional
         Whether the decoder learns one scale factor per feature. The default is True for sigmoid features.
     nested : bool
-        Whether the first 8, 16, 32, ... features are useful by themselves. The features are then linear.
+        Whether the first 8, 16, 32, ... features can be used without the others. The features are then linear.
     start : {"components", "random"}
         Initial weights: "components" uses principal components of the rows, and "random" uses random numbers.
     epochs : int, optional

@@ -29,7 +29,7 @@ class Graph:
         return name
 
     def add_first(self, op: str, *inputs: str | np.ndarray, **attributes: Any) -> str:
-        """Add an operator with two results, of which the second one is not used. Return the name of the first one."""
+        """Add an operator with two results. Return the name of the first one; the second one is not used."""
         name = self.add(op, *inputs, **attributes)
         self.nodes[-1].output.append(f"{name}_unused")
         return name

@@ -120,7 +120,7 @@ class Prepared:
 
     @property
     def has_other_rows(self) -> bool:
-        """Whether some of the encoded rows may differ from all rows that the model was trained on."""
+        """Whether the run may encode rows that the model was not trained on."""
         return self.given_model is not None or self.fitted is not None
 
     @property

@@ -269,7 +269,7 @@ class NetworkSettings:
         False,
         YES_OR_NO,
         "model",
-        "Train features of which the first 8, 16, 32, ... are useful by themselves, so that their number can be chosen "
+        "Train features whose first 8, 16, 32, ... can be used without the others, so that their number can be chosen "
         "afterwards. The features are linear.",
         legacy_value=False,
     )

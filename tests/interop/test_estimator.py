@@ -248,7 +248,7 @@ def test_partial_fit_after_fit_keeps_the_scaling() -> None:
 
 
 def some_targets(kind: str, n_rows: int = 120) -> np.ndarray:
-    """Return targets, of which some are missing."""
+    """Return targets. Some are missing."""
     rng = np.random.default_rng(1)
     if kind == "numbers":
         numbers = rng.normal(size=n_rows)

@@ -35,7 +35,7 @@ def rng():
 
 
 def targets_of(rng, network, n_rows, missing=0.3):
-    """Return targets, of which some are missing."""
+    """Return targets. Some are missing."""
     is_missing = rng.random(n_rows) < missing
     if network.head.kind == "numbers":
         return np.where(is_missing, np.nan, rng.normal(size=n_rows)).astype(np.float32)

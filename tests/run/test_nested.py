@@ -1,4 +1,4 @@
-"""Tests of `--nested`: the first features are useful by themselves, and can be read alone."""
+"""Tests of `--nested`: the first features can be read and used without the others."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def make_noise(step: int) -> np.ndarray:
 
 
 def make_targets(network: Network, step: int) -> np.ndarray | None:
-    """Return the targets of a minibatch, of which some are missing; None without a head."""
+    """Return the targets of a minibatch, or None without a head. Some targets are missing."""
     if network.head is None:
         return None
     rng = np.random.default_rng([10, step])
