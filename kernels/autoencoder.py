@@ -3,12 +3,13 @@
 For rows ``r`` as they are stored in the shards, with each column's center and scale::
 
     x = (r - center) * scale               (n_rows, n_inputs)     scaled, for example to [0, 1]
-    h = code(x)                            (n_rows, n_features)   the features
+    h = code(x)                            (n_rows, n_features)   the code
     y = reconstruction(h)                  (n_rows, n_inputs)
     cost = mean((x - y)^2)                 over all entries
 
-`kernels.network` defines code and reconstruction. The scaling is part of the graph, so rows are sent to the device in
-their own dtype (one byte per value for images), and are cast and scaled there.
+`kernels.network` defines code and reconstruction, and which layer computes the features that are written. The scaling
+is part of the graph, so rows are sent to the device in their own dtype (one byte per value for images), and are cast
+and scaled there.
 
 On the CPU, the Ops of `kernels.ops` replace most of the graph, see `backend.uses_ops`.
 """
@@ -73,7 +74,7 @@ class Autoencoder:
                 self._limits = (low.astype(center.dtype), high.astype(center.dtype))
         self._uses_ops = backend.uses_ops()
         parameters = [self.shared[name] for name in network.encoder.shapes]
-        self._op_functions = OpFunctions(network.encoder, parameters, self._scaling, self._limits, self.n_threads)
+        self._op_functions = OpFunctions(network, parameters, self._scaling, self._limits, self.n_threads)
         flops_per_row = 2 * network.n_weights
         self._graph_functions = GraphFunctions(self._features_of, self._errors_of, self._limits, flops_per_row)
 
@@ -107,7 +108,7 @@ class Autoencoder:
         return ((rows.astype(center.dtype) - center) * scale).astype("float32")
 
     def _features_of(self, rows: Any) -> Any:
-        return graph.code(self.network, self.scaled(rows), self.shared)
+        return graph.features(self.network, self.scaled(rows), self.shared)
 
     def _errors_of(self, rows: Any) -> Any:
         return graph.row_errors(self.network, self.scaled(rows), self.shared)
@@ -129,17 +130,17 @@ class Autoencoder:
         Parameters
         ----------
         rows : ndarray of shape (n_rows, n_inputs), any real dtype of native byte order, C order
-        out : ndarray of shape (n_rows, n_features), float32, optional
+        out : ndarray of shape (n_rows, n_outputs), float32, optional
             Array to fill and return.
 
         Returns
         -------
-        ndarray of shape (n_rows, n_features), float32
+        ndarray of shape (n_rows, n_outputs), float32
             The bits of a row's features do not depend on other rows, if calls start at multiples of `TILE_ROWS` rows
             of the same shard.
         """
         if out is None:
-            out = np.empty((len(rows), self.network.n_features), dtype=np.float32)
+            out = np.empty((len(rows), self.network.n_outputs), dtype=np.float32)
         self._functions(rows.dtype).encode(rows, out)
         return out
 
@@ -149,7 +150,7 @@ class Autoencoder:
         Parameters
         ----------
         rows : ndarray of shape (n_rows, n_inputs), any real dtype of native byte order, C order
-        out : ndarray of shape (n_rows, n_features), float32
+        out : ndarray of shape (n_rows, n_outputs), float32
             Array to fill with the features.
 
         Returns

@@ -40,7 +40,7 @@ class OpFunctions:
     ----------
     network : Network
     parameters : sequence of shared variables
-        Parameters in the order of the network's shapes.
+        Parameters of the network's encoder, in the order of its shapes.
     scaling : sequence of shared vectors
         Center and scale; empty if rows are scaled already.
     limits : tuple of two ndarrays of shape (n_inputs,), or None
@@ -57,7 +57,8 @@ class OpFunctions:
         limits: Limits | None,
         n_threads: Any,
     ) -> None:
-        self._network = network
+        self._encoder = network.encoder
+        self._output = network.output
         self._parameters = parameters
         self._scaling = scaling
         self._limits = []
@@ -77,20 +78,20 @@ class OpFunctions:
         Parameters
         ----------
         rows : ndarray of shape (n_rows, n_inputs)
-        out : ndarray of shape (n_rows, n_features), float32
+        out : ndarray of shape (n_rows, n_outputs), float32
             Array to fill with the features.
         inside : ndarray of shape (n_rows,), bool, optional
             Array to fill: True for each row that is within the limits and has finite features.
         """
-        inputs = [*self._parameters, self._share]
+        inputs = [*self._parameters[: len(self._output.shapes)], self._share]
         if inside is None:
-            self._fill(ops.Encode(self._network), inputs, rows, [out])
+            self._fill(ops.Encode(self._output), inputs, rows, [out])
         else:
-            self._fill(ops.Encode(self._network, checked=True), [*inputs, *self._limits], rows, [out, inside])
+            self._fill(ops.Encode(self._output, checked=True), [*inputs, *self._limits], rows, [out, inside])
 
     def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
         """Fill `out` (n_rows,), float32, with the mean squared error of each row's reconstruction."""
-        self._fill(ops.Errors(self._network), [*self._parameters, self._share], rows, [out])
+        self._fill(ops.Errors(self._encoder), [*self._parameters, self._share], rows, [out])
 
     def _fill(self, op: Any, inputs: Sequence[Any], rows: np.ndarray, targets: Sequence[np.ndarray]) -> None:
         """Fill arrays with the results of an Op: in place if their memory layout allows it."""

@@ -57,6 +57,11 @@ def code(network: Network, x: Any, variables: Variables) -> Any:
     return forward(network, x, variables)[-1]
 
 
+def features(network: Network, x: Any, variables: Variables) -> Any:
+    """Return the written features of symbolic scaled rows."""
+    return forward(network, x, variables)[network.output.n_layers]
+
+
 def reconstruction(network: Network, h: Any, variables: Variables) -> Any:
     """Return the scaled rows that the decoder computes from symbolic features."""
     return _decode(network, h, variables)[0]

@@ -11,6 +11,8 @@ transposed::
 Every f and g is the activation of the hidden layers, with two exceptions: ``f_n`` is the activation of the features,
 and ``g_1`` is linear.
 
+The features that are written are a_n, or the outputs a_(n-1) of the last hidden layer, which are usually more numerous.
+
 In a nested network, the first features can be used without the others. In training, s_n then keeps only the first k
 features of a row, and the others are 0. k differs between rows and steps, and is often the number of features.
 Source: Rippel, Gelbart and Adams, "Learning ordered representations with nested dropout", 2014.
@@ -35,10 +37,13 @@ from typing import NamedTuple
 
 from kernels.activations import ACTIVATIONS
 
-__all__ = ["HEADS", "Head", "Network", "TargetLoss"]
+__all__ = ["HEADS", "OUTPUT_LAYERS", "Head", "Network", "TargetLoss"]
 
 HEADS = ("classes", "numbers")
 """Kinds of targets that a head can predict."""
+
+OUTPUT_LAYERS = ("code", "hidden")
+"""Layers whose outputs can be written: the last layer of the encoder, or the last hidden layer."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class Network:
         Head that predicts targets during training.
     nested : bool
         Whether the decoder gets only the first features of some rows during training.
+    output_layer : str
+        Layer whose outputs are written as features, one of `OUTPUT_LAYERS`.
     """
 
     widths: tuple[int, ...]
@@ -99,11 +106,19 @@ class Network:
     gain: bool = False
     head: Head | None = None
     nested: bool = False
+    output_layer: str = "code"
 
     @property
     def encoder(self) -> Network:
         """The same network without a head, and for all features."""
         return replace(self, head=None, nested=False)
+
+    @property
+    def output(self) -> Network:
+        """The network that computes the written features as its code. Its parameters are the first ones of this one."""
+        if self.output_layer == "code":
+            return self.encoder
+        return Network(self.widths[:-1], self.activation, code=self.activation)
 
     @property
     def n_inputs(self) -> int:
@@ -112,8 +127,13 @@ class Network:
 
     @property
     def n_features(self) -> int:
-        """Number of features."""
+        """Number of features of the code, which the decoder gets."""
         return self.widths[-1]
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of features that are written."""
+        return self.output.n_features
 
     @property
     def n_layers(self) -> int:
@@ -150,6 +170,13 @@ class Network:
             return (("W", "b_hidden", "b_output"),)
         numbers = range(1, self.n_layers + 1)
         return tuple((f"W_{i}", f"b_hidden_{i}", f"b_output_{i}") for i in numbers)
+
+    @property
+    def output_layers(self) -> tuple[tuple[str, str, str], ...]:
+        """Names of the weights, the bias and the activation of each layer that computes the written features."""
+        names = zip(self.layers, self.activations, strict=True)
+        layers = [(weights, bias, activation) for (weights, bias, _), activation in names]
+        return tuple(layers[: self.output.n_layers])
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -142,9 +142,15 @@ def _decode(
 
 
 def code(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
-    """Return the features of scaled rows: shape (n_rows, n_features)."""
+    """Return the code of scaled rows: shape (n_rows, n_features)."""
     a, _ = forward(network, x, parameters)
     return a[-1]
+
+
+def features(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
+    """Return the written features of scaled rows: shape (n_rows, n_outputs)."""
+    a, _ = forward(network, x, parameters)
+    return a[network.output.n_layers]
 
 
 def row_errors(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:

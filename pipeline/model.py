@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -77,8 +77,8 @@ class Model:
 
     @property
     def n_features(self) -> int:
-        """Number of features."""
-        return self.network.n_features
+        """Number of features that are written."""
+        return self.network.n_outputs
 
     @property
     def is_nested(self) -> bool:
@@ -104,7 +104,8 @@ class Model:
         """SHA-256 digest of the network and the arrays. Models with equal fingerprints compute equal features."""
         # `about` is not included: equal weights compute equal features, even if two training runs made them.
         digest = sha256()
-        if self.network != Network((self.n_inputs, self.n_features)):  # the only network that format 1 supported
+        of_first_format = Network((self.n_inputs, self.network.n_features))
+        if self.network != of_first_format:  # which had no attributes
             digest.update(json.dumps(_network_attributes(self.network)).encode())
         if self.preparation is not None:
             digest.update(json.dumps(_preparation_attributes(self.preparation)).encode())
@@ -112,6 +113,29 @@ class Model:
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return digest.hexdigest()
+
+    def with_first_features(self, n_features: int) -> Model:
+        """Return a nested model that computes only the first features of the code, and decodes them.
+
+        Raises
+        ------
+        DataError
+            If the model is not nested, or has fewer features.
+        """
+        if not self.is_nested:
+            raise DataError(
+                f"the model was trained without --nested, so its first {n_features} features cannot be used without "
+                "the others. Train with --nested, or omit n_features."
+            )
+        if not 1 <= n_features <= self.network.n_features:
+            raise DataError(f"the model has {self.network.n_features} features, found n_features {n_features}")
+        network = replace(self.network, widths=(*self.network.widths[:-1], n_features))
+        weights, bias, _ = network.layers[-1]
+        parameters = dict(self.parameters)
+        for name in (weights, bias, "gain"):
+            if name in parameters:  # the last axis is that of the features
+                parameters[name] = np.ascontiguousarray(parameters[name][..., :n_features])
+        return replace(self, network=network, parameters=parameters)
 
     def encode(self, rows: np.ndarray) -> np.ndarray:
         """Return the features (n_rows, n_features) of rows (n_rows, n_columns) of any real dtype, as they are stored.
@@ -129,26 +153,34 @@ class Model:
     def encode_cleaned(self, rows: np.ndarray) -> np.ndarray:
         """Return the features (n_rows, n_features), float64, of cleaned rows (n_rows, n_inputs)."""
         a = self.scaler.scaled(rows).astype(np.float64)
-        for (W, b_hidden, _), kind in zip(self.network.layers, self.network.activations, strict=True):
+        for W, b_hidden, kind in self.network.output_layers:
             a = activated(kind, a @ self._wide(W) + self._wide(b_hidden))
         return a
 
     def decode(self, features: np.ndarray) -> np.ndarray:
         """Decode features (n_rows, n_features). Return scaled rows (n_rows, n_inputs) in float64."""
         network = self.network
-        s = features.astype(np.float64)
+        s = self._code_of(features.astype(np.float64))
         if network.gain:
             s = (s - network.center) * self._wide("gain")
         for (W, _, b_output), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
             s = activated(kind, s @ self._wide(W).T + self._wide(b_output))
         return s
 
-    def folded(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return the affine map of each layer, which precedes the activation: a matrix and a vector, in float64.
+    def _code_of(self, features: np.ndarray) -> np.ndarray:
+        """Return the code (n_rows, n_features of the network), float64, of written features."""
+        network = self.network
+        names = list(zip(network.layers, network.activations, strict=True))
+        for (W, b_hidden, _), kind in names[network.output.n_layers :]:
+            features = activated(kind, features @ self._wide(W) + self._wide(b_hidden))
+        return features
 
-        The first map includes the scaling, so its input is unscaled rows.
+    def folded(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the affine map of each layer that computes features: a matrix and a vector, in float64.
+
+        The activation follows the map. The first map includes the scaling, so its input is unscaled rows.
         """
-        maps = [(self._wide(W), self._wide(b_hidden)) for W, b_hidden, _ in self.network.layers]
+        maps = [(self._wide(W), self._wide(b_hidden)) for W, b_hidden, _ in self.network.output_layers]
         W = self.scaler.scale[:, None] * maps[0][0]
         return [(W, maps[0][1] - self.scaler.shift @ W), *maps[1:]]
 
@@ -174,7 +206,8 @@ class Model:
     def _format(self) -> str:
         """Format of the file. Version 0.1.0 reads models without the arrays and attributes of a later format."""
         scaler = self.scaler
-        if scaler.factor is None and scaler.indicators is None and self.preparation is None:
+        has_new_scaling = scaler.factor is not None or scaler.indicators is not None or self.preparation is not None
+        if not has_new_scaling and self.network.output_layer == "code":
             return RANGE_FORMAT
         return FORMAT
 
@@ -229,13 +262,14 @@ class Model:
 
     def _activations(self) -> dict[str, np.ndarray]:
         """Return the arrays of ``encoder.npz`` that describe the activations."""
-        *hidden, code = [ACTIVATIONS[kind].slope for kind in self.network.activations]
-        is_sigmoid = self.network.code == "sigmoid"
+        activations = [activation for _, _, activation in self.network.output_layers]
+        *hidden, last = [ACTIVATIONS[activation].slope for activation in activations]
+        is_sigmoid = activations[-1] == "sigmoid"
         if is_sigmoid:
-            code = 1.0  # the input of the sigmoid is linear
-        slopes = [*hidden, code]
+            last = 1.0  # the input of the sigmoid is linear
+        slopes = [*hidden, last]
         if None in slopes:
-            return {"activations": np.array(self.network.activations)}
+            return {"activations": np.array(activations)}
         return {"slopes": np.array(slopes), "is_sigmoid": np.array(is_sigmoid)}
 
     def _arrays(self) -> dict[str, np.ndarray]:
@@ -263,12 +297,15 @@ class Model:
 
 def _network_attributes(network: Network) -> dict[str, Any]:
     """Return the attributes of a model file that describe a network."""
-    return {
+    attributes = {
         "widths": list(network.widths),
         "activation": network.activation,
         "code": network.code,
         "gain": network.gain,
     }
+    if network.output_layer != "code":
+        attributes["output_layer"] = network.output_layer
+    return attributes
 
 
 def _preparation_attributes(preparation: Preparation) -> dict[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from kernels.activations import CODES, HIDDEN
-from kernels.network import Network
+from kernels.network import OUTPUT_LAYERS, Network
 from pipeline.choices import ROW_SCALES, TRANSFORMS
 from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError, NewerFormat, NoInput, ReadFailed, ShardpressError, printable, short_list
@@ -254,12 +254,20 @@ def _network(contents: Contents, where: str) -> Network:
     gain = _numbers(contents, "gain", "b", 0, where)
     activation = _text(contents, "activation", where)
     code = _text(contents, "code", where)
-    network = Network(tuple(widths.tolist()), activation, code, bool(gain))
-    known = activation in HIDDEN and code in CODES
+    output_layer = "code"
+    if "output_layer" in contents.attributes:
+        output_layer = _text(contents, "output_layer", where)
+    network = Network(tuple(widths.tolist()), activation, code, bool(gain), output_layer=output_layer)
+    known = activation in HIDDEN and code in CODES and output_layer in OUTPUT_LAYERS
     if not known or not 2 <= len(widths) <= _MOST_WIDTHS or min(network.widths) < 1:
         raise DataError(
             f"{where}: its network is {printable(network)[:_QUOTED]}, expected 2 to {_MOST_WIDTHS} widths of at least "
-            f"1, an activation in {HIDDEN} and a code in {CODES}. {_FORGED}"
+            f"1, an activation in {HIDDEN}, a code in {CODES} and an output_layer in {OUTPUT_LAYERS}. {_FORGED}"
+        )
+    if output_layer == "hidden" and len(widths) < 3:
+        raise DataError(
+            f"{where}: its output_layer is hidden, but its network has no hidden layer, only the widths "
+            f"{list(network.widths)}. {_FORGED}"
         )
     return network
 

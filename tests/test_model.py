@@ -25,6 +25,8 @@ NETWORKS = [
     Network((4, 3), gain=True),
     Network((4, 3), code="linear"),
     Network((4, 6, 3), "relu", "linear"),
+    Network((4, 7, 2), "leaky-relu", output_layer="hidden"),
+    Network((4, 6, 5, 2), "relu", gain=True, output_layer="hidden"),
     Network((4, 6, 5, 2), "leaky-relu", "sigmoid", gain=True),
 ]
 FIRST = NETWORKS[0]
@@ -72,15 +74,24 @@ def slow_encode(model, rows):
     p = model.parameters
     network = model.network
     found = model.scaler.transform(rows).tolist()
-    for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
-        found = slow_layer(kind, found, p[W], p[b_hidden])
+    for number in range(n_written(network)):
+        W, b_hidden, _ = network.layers[number]
+        found = slow_layer(network.activations[number], found, p[W], p[b_hidden])
     return found
+
+
+def n_written(network):
+    """Return the number of layers that compute the written features."""
+    return network.n_layers - (network.output_layer == "hidden")
 
 
 def slow_decode(model, features):
     p = model.parameters
     network = model.network
     found = features.tolist()
+    if network.output_layer == "hidden":
+        W, b_hidden, _ = network.layers[-1]
+        found = slow_layer(network.code, found, p[W], p[b_hidden])
     if network.gain:
         found = [[(h - network.center) * float(g) for h, g in zip(row, p["gain"], strict=True)] for row in found]
     for number in range(network.n_layers, 0, -1):
@@ -94,10 +105,10 @@ def test_encode_and_decode_equal_the_formulas(network):
     model = model_of(network)
     for n_rows in (1, 7):
         features = model.encode(np.random.default_rng(1).normal(size=(n_rows, 4)))
-        assert (features.shape, features.dtype) == ((n_rows, network.n_features), np.float64)
+        assert (features.shape, features.dtype) == ((n_rows, model.n_features), np.float64)
         np.testing.assert_allclose(features, slow_encode(model, np.random.default_rng(1).normal(size=(n_rows, 4))))
         np.testing.assert_allclose(model.decode(features), slow_decode(model, features), rtol=1e-6, atol=1e-12)
-    assert model.encode(np.empty((0, 4))).shape == (0, network.n_features)
+    assert model.encode(np.empty((0, 4))).shape == (0, network.widths[n_written(network)])
 
 
 def encoded_as_shown(tmp_path, rows):
@@ -119,6 +130,58 @@ def test_the_folded_encoder_needs_only_numpy(tmp_path):
             # `encode` rounds scaled rows to float32, like a device. Folded weights avoid this rounding.
             found = encoded_as_shown(tmp_path, rows.reshape(40, 2, 2))
             np.testing.assert_allclose(found, model.encode(rows), atol=1e-5, err_msg=f"{network}, {offset}")
+
+
+def test_the_output_layer_is_stored_and_fingerprinted(tmp_path):
+    fingerprints = set()
+    for network in NETWORKS:
+        for layer in ("code", "hidden"):
+            if layer == "hidden" and network.n_layers == 1:
+                continue
+            model = model_of(replace(network, output_layer=layer))
+            (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+            with h5py.File(tmp_path / "model.h5") as file:
+                assert file.attrs["format"] == (FORMAT if layer == "hidden" else RANGE_FORMAT)
+            found = load_model(tmp_path)
+            assert (found.network, found.fingerprint) == (model.network, model.fingerprint)
+            fingerprints.add(model.fingerprint)
+    assert len(fingerprints) == 3 + 2 * 4
+
+
+@pytest.mark.parametrize("layer", ["both", ""])
+def test_an_unknown_output_layer_is_refused(tmp_path, layer):
+    (tmp_path / "model.h5").write_bytes(model_of(DEEP).to_hdf5())
+    with h5py.File(tmp_path / "model.h5", "a") as file:
+        file.attrs["output_layer"] = layer
+    with refused(65, "model.h5", "output_layer"):
+        load_model(tmp_path)
+
+
+def test_a_network_without_hidden_layers_cannot_write_them(tmp_path):
+    (tmp_path / "model.h5").write_bytes(model_of(FIRST).to_hdf5())
+    with h5py.File(tmp_path / "model.h5", "a") as file:
+        file.attrs["output_layer"] = "hidden"
+    with refused(65, "model.h5", "hidden"):
+        load_model(tmp_path)
+
+
+def test_first_features_are_those_of_the_whole_model():
+    rows = np.random.default_rng(1).normal(size=(9, 4))
+    for network in (Network((4, 3), code="linear"), Network((4, 6, 5, 3), "relu", "linear", gain=True)):
+        model = replace(model_of(network), about={"config": {"nested": True}})
+        features = model.encode(rows)
+        for n in (1, 2, 3):
+            first = model.with_first_features(n)
+            assert (first.n_features, first.is_nested) == (n, True)
+            np.testing.assert_allclose(first.encode(rows), features[:, :n])
+            without_others = np.where(np.arange(3) < n, features, 0)
+            np.testing.assert_allclose(first.decode(features[:, :n]), model.decode(without_others))
+        assert model.with_first_features(3).fingerprint == model.fingerprint != first.with_first_features(1).fingerprint
+        for n in (0, 4):
+            with refused(65, "n_features"):
+                model.with_first_features(n)
+        with refused(65, "--nested"):
+            model_of(network).with_first_features(2)
 
 
 def cleaning_model(network, seed=0):

@@ -100,7 +100,7 @@ def _names(rows: Rows, n_components: int) -> tuple[str, str, str, str]:
 def _in_memory(rows: Rows, max_passes: int, seed: int) -> dict[str, Outcome]:
     n_train = len(rows.train)
     features, raw, codes = _load(rows)
-    n_components = min(rows.model.n_features, n_train)  # not more than the number of training rows
+    n_components = _n_components(rows.model, n_train)
     components = _components(raw, n_train, n_components, seed)
     raw = StandardScaler(copy=False).fit(raw[:n_train]).transform(raw)
     standardized = _components(raw, n_train, n_components, seed)
@@ -110,6 +110,11 @@ def _in_memory(rows: Rows, max_passes: int, seed: int) -> dict[str, Outcome]:
     for name, table in zip(_names(rows, components.shape[1]), tables, strict=True):
         outcomes[name] = _fit_and_test(name, table, codes, n_train, tolerance, max_passes)
     return outcomes
+
+
+def _n_components(model: Model, n_train: int) -> int:
+    """Return the number of principal components to compare with: that of the features, if there are as many."""
+    return min(model.n_features, model.n_inputs, n_train)
 
 
 def _components(rows: np.ndarray, n_train: int, n_components: int, seed: int) -> np.ndarray:
@@ -296,7 +301,7 @@ def _check_budget(n_inputs: int, memory_budget: int) -> None:
 def _maps(rows: Rows, scaler: StandardScaler, moments: _Moments) -> Maps:
     """Return functions that compute standardized features, two kinds of principal components, and raw columns."""
     mean, covariance = moments.result()
-    n_components = min(rows.model.n_features, moments.n_rows)
+    n_components = _n_components(rows.model, moments.n_rows)
     to_components = _largest_components(covariance, n_components).astype(np.float32)
     scales = _inverse_root(np.diagonal(covariance))
     to_columns = scales.astype(np.float32)

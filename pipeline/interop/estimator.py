@@ -48,7 +48,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     Parameters
     ----------
     n_features : int, optional
-        Number of features. The default is 64, or half the number of columns if there are fewer than 128 columns.
+        Number of features of the code. The default is 64, or half the number of columns if there are fewer than 128
+        columns.
     hidden : tuple of int, optional
         Number of units in each hidden layer. The default is one layer with 512 units, or fewer for narrow data or few
         rows. Use ``()`` for no hidden layer.
@@ -61,6 +62,9 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         Whether the decoder learns one scale factor per feature. The default is True for sigmoid features.
     nested : bool
         Whether the first 8, 16, 32, ... features can be used without the others. The features are then linear.
+    output_layer : {"code", "hidden"}, optional
+        Layer whose outputs are the features: the code with `n_features` features (the default), or the last hidden
+        layer, which is usually wider.
     start : {"components", "random"}
         Initial weights: "components" uses principal components of the rows, and "random" uses random numbers.
     epochs : int, optional
@@ -145,6 +149,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     code_activation: str | None = None
     decoder_gain: bool | None = None
     nested: bool = False
+    output_layer: str | None = None
     start: str = "components"
     epochs: int | None = None
     batch_size: int | None = None
@@ -393,6 +398,7 @@ def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:
         "activation": network.activation,
         "code_activation": network.code,
         "decoder_gain": network.gain,
+        "output_layer": network.output_layer,
         "value_transform": config.get("transform"),
         "random_state": config.get("seed", 0),
     }

@@ -244,8 +244,9 @@ def _like_model(config: Config, model: Model, n_rows: int) -> Config:
     if batch_size is not None:
         batch_size = min(batch_size, n_rows)
     return config.changed(
-        n_features=model.n_features,
+        n_features=model.network.n_features,
         hidden=model.network.widths[1:-1],
+        output_layer=model.network.output_layer,
         batch_size=batch_size,
         start="random",
         biases="zero",

@@ -96,9 +96,9 @@ def _tensor_info(name: str, dtype: np.dtype, width: int) -> Any:
 
 def _add_layers(graph: Graph, model: Model, x: str) -> str:
     """Add the layers of the encoder. Return the name of the result, which is ``features``."""
-    network = model.network
-    for i, ((weights, bias, _), kind) in enumerate(zip(network.layers, network.activations, strict=True), 1):
-        name = "features" if i == network.n_layers else None
+    layers = model.network.output_layers
+    for i, (weights, bias, kind) in enumerate(layers, 1):
+        name = "features" if i == len(layers) else None
         W = np.asarray(model.parameters[weights], np.float32)
         b = np.asarray(model.parameters[bias], np.float32)
         activation = ACTIVATIONS[kind]

@@ -125,6 +125,11 @@ def _explained_share(summary: Mapping[str, Any], sample: Mapping[str, Any]) -> f
     return float(1 - error / mean)
 
 
+def _code_width(summary: Mapping[str, Any]) -> int:
+    """Return the number of features that the decoder gets. Summaries of earlier versions do not include it."""
+    return int(summary.get("n_components") or summary["n_features"])
+
+
 def _error_sentence(summary: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
     cost = summary.get("cost")
     if cost is not None and summary.get("components") is not None:
@@ -138,7 +143,7 @@ def _error_sentence(summary: Mapping[str, Any], sample: Mapping[str, Any]) -> st
 def _error_and_components(summary: Mapping[str, Any]) -> str:
     error = summary["cost"]
     components = summary["components"]
-    baseline = f"{summary['n_features']} principal components"
+    baseline = f"{_code_width(summary)} principal components"
     negligible = _NEGLIGIBLE * (summary.get("mean") or 0.0)
     if abs(error - components) < max(_SAME * components, negligible):
         return f"The features reconstruct rows about as well as {baseline}."
@@ -252,8 +257,9 @@ def _flags(config: Mapping[str, Any], summary: Mapping[str, Any], better: Sequen
     if "standardized" in better:
         yield from _flags_of_scaling(config)
     if "columns" in better or not better:
-        n_features = min(2 * summary["n_features"], summary["n_inputs"] - 1)
-        if n_features > summary["n_features"]:
+        width = _code_width(summary)
+        n_features = min(2 * width, summary["n_inputs"] - 1)
+        if n_features > width:
             yield f"--n-features {n_features}"
     if "components" in better or not better:
         if config.get("epochs"):

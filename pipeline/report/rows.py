@@ -529,12 +529,11 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
     ndarray of shape (n_rows, n_features), float64
         Inf or NaN where float32 overflows.
     """
-    network = model.network
     # Compute in float32, so that only one large matrix is copied at a time. A bound needs few digits.
     with np.errstate(over="ignore", invalid="ignore"):
         a = model.scaler.scaled(rows)
         error = np.float32(_SAFETY * _EPS) * (np.abs(a) + 1)
-        for (weights, bias, _), kind in zip(network.layers, network.activations, strict=True):
+        for weights, bias, kind in model.network.output_layers:
             W = model.parameters[weights]
             b = model.parameters[bias]
             error = np.hypot(np.sqrt(error**2 @ W**2), _error_of_layer(a, W, b))

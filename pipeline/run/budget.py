@@ -166,7 +166,7 @@ def make_budget(
     block_rows = n_tiles * tile_rows  # only the last tile of a shard is padded
     _check_blocks(machine, memory, shards, row_bytes, n_threads, block_rows, tile_rows)
 
-    part_rows = _part_rows(thread_bytes, storage, network.n_features, n_rows, block_rows)
+    part_rows = _part_rows(thread_bytes, storage, network.n_outputs, n_rows, block_rows)
     part_rows, n_wide = _for_extras(shards, part_rows, n_writers, memory // 4, tile_rows)
     return Budget(
         n_threads=n_threads,

@@ -334,7 +334,7 @@ def encoding_bytes(prepared: Prepared) -> int:
     """Return the maximum memory of the encoding in bytes, which does not depend on the model."""
     budget = prepared.budget
     largest_shard = max(shard.n_rows for shard in prepared.shards)
-    part_bytes = min(budget.part_rows, largest_shard) * (4 * prepared.config.network.n_features + 1)
+    part_bytes = min(budget.part_rows, largest_shard) * (4 * prepared.config.network.n_outputs + 1)
     writers = budget.n_writers * (block_bytes(prepared) + part_bytes)
     extras = min(budget.n_wide, budget.n_writers) * extras_bytes(prepared.shards, budget.part_rows)
     return trained_network_bytes(prepared) + writers + extras + chunk_bytes(prepared)
@@ -356,7 +356,7 @@ def compile_encoder(encoder: Autoencoder, dtype: np.dtype) -> None:
     """Compile the encoder for rows of a dtype, by encoding no rows."""
     network = encoder.network
     nothing = np.empty((0, network.n_inputs), dtype)
-    encoder.encode_checked(nothing, np.empty((0, network.n_features), dtype=np.float32))
+    encoder.encode_checked(nothing, np.empty((0, network.n_outputs), dtype=np.float32))
 
 
 def _rows_in_words(parts: Sequence[PartFacts]) -> str:

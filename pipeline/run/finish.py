@@ -242,6 +242,7 @@ class _Finish:
             n_outside=sum(part.n_outside for part in self._parts),
             compiling=state.seconds_compiling,
             gave_up=gave_up(training),
+            n_components=self._model.network.n_features,
         )
         judgment = judge(asdict(summary), sample, prepared.config.flat(), self._facts.get("scan"))
         return replace(summary, judgment=judgment.remark)
@@ -344,7 +345,7 @@ class _Finish:
 
     def _index(self) -> Iterator[tuple[str, bytes]]:
         shards = self._prepared.shards
-        n_features = self._prepared.config.network.n_features
+        n_features = self._prepared.config.network.n_outputs
         dtype = np.dtype(self._attributes["storage"]["dtype"])
 
         def shapes_of(part: PartFacts) -> tuple[str, dict[str, Shape]]:

@@ -174,7 +174,7 @@ def prepare(config: Config) -> Prepared:
     check_settings(config.cluster)
     if config.results.format == "parquet":
         import_pyarrow()
-    given_model = load_model(config.inputs.model) if config.inputs.model else None
+    given_model = _load_given_model(config)
     shards, bad_shards = _open_inputs(config, given_model)
     fitted = fitted_rows(config, shards)
     n_fitted = sum(shard.n_rows for shard in shards) if fitted is None else int(np.count_nonzero(fitted))
@@ -194,6 +194,25 @@ def prepare(config: Config) -> Prepared:
         log.warning("%s", warning)
     request = request_of(settings, shards, given_model, budget)
     return Prepared(settings, shards, bad_shards, given_model, budget, request, fitted, targets)
+
+
+def _load_given_model(config: Config) -> Model | None:
+    """Return the model of ``--model``, with the requested output layer and number of features; otherwise None."""
+    if not config.inputs.model:
+        return None
+    model = load_model(config.inputs.model)
+    layer = config.network.output_layer
+    n_features = config.network.n_features
+    if layer == "hidden" and model.network.n_layers == 1:
+        raise ConfigError(
+            f"model={printable(config.inputs.model)}: has no hidden layer, expected one for output_layer hidden. Omit "
+            "this setting."
+        )
+    if layer is not None:
+        model = replace(model, network=replace(model.network, output_layer=layer))
+    if n_features is not None and model.is_nested and n_features < model.network.n_features:
+        model = model.with_first_features(n_features)
+    return model
 
 
 def _max_network(settings: Settings, n_columns: int, given_model: Model | None) -> Network:
@@ -313,8 +332,11 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given_model: Model 
             found = f"found {first.n_inputs} in file={printable(first.path)}"
             yield f"{model}: expects {given_model.n_columns} columns, {found}"
         n_features = settings.network.n_features
-        if given_model.n_features != n_features:
-            yield f"{model}: has {given_model.n_features} features, found n_features {n_features}; omit this setting"
+        if given_model.network.n_features != n_features:
+            has = f"has {given_model.network.n_features} features"
+            if not given_model.is_nested:
+                has += " and was trained without --nested"
+            yield f"{model}: {has}, found n_features {n_features}; omit this setting"
         yield from _contradictions(settings, given_model, model)
     now = time.time()
     if (deadline_of(settings.timing, now) or now) < now:

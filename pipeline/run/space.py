@@ -105,7 +105,7 @@ def bytes_missing(prepared: Prepared, written: Written) -> int:
     config = prepared.config
     storage = storages(config.storage)[0]
     extras_bytes = _extras_bytes(prepared)
-    feature_bytes = storage.itemsize * config.network.n_features
+    feature_bytes = storage.itemsize * config.network.n_outputs
     part_bytes = feature_bytes
     if storage.compression != "none":
         part_bytes = feature_bytes // _LEAST_COMPRESSED
@@ -116,7 +116,7 @@ def bytes_missing(prepared: Prepared, written: Written) -> int:
 def copies_missing(prepared: Prepared, written: Written) -> int:
     """Return the minimum number of bytes of the copies that are not written yet: single file and Parquet files."""
     config = prepared.config
-    n_features = config.network.n_features
+    n_features = config.network.n_outputs
     n_bytes = 0
     if config.results.single_file:
         n_bytes += prepared.n_rows * (storages(config.storage)[0].itemsize * n_features + _extras_bytes(prepared))

@@ -31,8 +31,7 @@ class Summary:
         Validation cost of the best epoch, or its training cost if there are no validation rows. None if no model was
         trained.
     components, mean : float or None
-        The same cost for `n_features` principal components, and for the column means; None if the costs were not
-        computed.
+        The same cost for principal components, and for the column means; None if the costs were not computed.
     seconds : dict of str to float
         Seconds of each stage.
     n_bad_shards : int
@@ -47,6 +46,8 @@ class Summary:
         Sentences on the features compared with baselines, or an empty string.
     before : bool
         Whether an earlier run had finished everything.
+    n_components : int or None
+        Number of principal components that were compared: the width of the code. None means `n_features`.
     """
 
     output: str
@@ -66,6 +67,7 @@ class Summary:
     compiling: float = 0.0
     gave_up: str = ""
     judgment: str = ""
+    n_components: int | None = None
 
     def __str__(self) -> str:
         verb = "Already complete" if self.before else "Done"
@@ -88,7 +90,7 @@ class Summary:
             return ""
         baseline = ""
         if self.components is not None and self.mean is not None:
-            components = quantity(self.n_features, "principal component")
+            components = quantity(self.n_components or self.n_features, "principal component")
             baseline = f" ({components}: {self.components:.3g}, the mean: {self.mean:.3g})"
         return f" Mean squared error {self.cost:.3g} in scaled units{baseline}."
 

@@ -76,8 +76,8 @@ def _width(rows: np.ndarray, n_rows: int) -> str:
     if n_inputs >= _NARROW or n_inputs < _LEAST_INPUTS:
         return ""
     return (
-        f"the rows have only {n_inputs} columns: a classifier may do better on the columns themselves, or on more "
-        f"features (up to --n-features {n_inputs - 1})"
+        f"the rows have only {n_inputs} columns: a classifier may do better on the columns themselves, on wide "
+        f"features (--output-layer hidden), or on more features (up to --n-features {n_inputs - 1})"
     )
 
 

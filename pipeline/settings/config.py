@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self
 
 from kernels.activations import CODES, HIDDEN
+from kernels.network import OUTPUT_LAYERS
 from kernels.rules import RULES
 from pipeline.choices import ROW_SCALES, SCALES, TRANSFORMS
 from pipeline.settings.defaults import (
@@ -237,7 +238,11 @@ class NetworkSettings:
     """The layers of the autoencoder."""
 
     n_features: int | None = _setting(  # the default depends on the inputs: see `resolve`
-        None, whole(1), "model", "Number of features. Default: 64, or half the columns if there are fewer than 128."
+        None,
+        whole(1),
+        "model",
+        "Number of features of the code. Default: 64, or half the columns if there are fewer than 128. With a --model "
+        "that was trained with --nested: the number of its first features to write.",
     )
     hidden: tuple[int, ...] | None = _setting(
         None,
@@ -245,6 +250,14 @@ class NetworkSettings:
         "model",
         "Number of units in each hidden layer between columns and features, or none. Default: one layer of 512, or "
         "fewer for narrow data or few rows.",
+    )
+    output_layer: str | None = _setting(
+        None,
+        one_of(*OUTPUT_LAYERS),
+        "model",
+        "Layer whose outputs are the features: the code, which is as wide as --n-features, or the last hidden layer, "
+        "which is usually wider (hidden). Default: code, or the layer of --model.",
+        legacy_value="code",
     )
     activation: str = _setting(
         "relu", one_of(*HIDDEN), "model", "Activation of the hidden layers.", legacy_value="relu"
@@ -678,6 +691,13 @@ def problems(config: Config) -> list[str]:
         wrong.append(
             f"code_activation: {config.network.code_activation} with nested, expected linear. Remove one of them."
         )
+    if config.network.nested and config.network.output_layer == "hidden":
+        wrong.append(
+            "output_layer: hidden with nested, expected code, because only the features of the code are nested. Remove "
+            "one of them."
+        )
+    if config.network.output_layer == "hidden" and config.network.hidden == ():
+        wrong.append("output_layer: hidden without hidden layers, expected one. Set hidden, or remove output_layer.")
     if config.bad_data.missing_indicator and config.bad_data.impute is None:
         wrong.append(
             "missing_indicator: set without impute, expected impute mean or median, because rows with missing values "

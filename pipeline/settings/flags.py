@@ -28,7 +28,7 @@ _STAGES = {
     "input": ("input", "follow", "dataset", "orientation", "match_columns", "include", "labels"),
     "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value", "impute", "missing_indicator"),
     "model": (
-        *("model", "n_features", "hidden", "activation", "code_activation", "decoder_gain", "nested"),
+        *("model", "n_features", "hidden", "activation", "code_activation", "decoder_gain", "nested", "output_layer"),
         *("start", "biases", "row_scale", "transform", "scale", "clip_quantile", "on_drift"),
     ),
     "training": (

@@ -47,6 +47,12 @@ class ResolvedNetwork(NetworkSettings):
 
     n_features: int
     hidden: tuple[int, ...]
+    output_layer: str
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of features that are written."""
+        return self.hidden[-1] if self.output_layer == "hidden" else self.n_features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +121,11 @@ def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNet
     requested = config.network
     n_features = requested.n_features or min(64, max(1, n_inputs // 2))
     hidden = requested.hidden
+    output_layer = requested.output_layer or "code"
     if hidden is None:
-        hidden = _default_hidden(config.machine.memory_budget, n_rows, n_inputs, n_features)
+        # Wide features of narrow rows are useful, although a code needs few units per input.
+        units_per_input = UNITS_PER_INPUT if output_layer == "code" else MOST_UNITS
+        hidden = _default_hidden(config.machine.memory_budget, n_rows, n_inputs, n_features, units_per_input)
     code_activation = requested.code_activation
     if code_activation is None and (n_inputs < MANY_INPUTS or requested.nested):
         code_activation = "linear"
@@ -130,6 +139,7 @@ def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNet
         code_activation=code_activation,
         decoder_gain=decoder_gain,
         nested=requested.nested,
+        output_layer=output_layer,
     )
 
 
@@ -152,6 +162,8 @@ def _network_of_model(requested: NetworkSettings, trained: Network) -> ResolvedN
         activation=trained.activation,
         code_activation=requested.code_activation or trained.code,
         decoder_gain=decoder_gain,
+        nested=requested.nested,
+        output_layer=requested.output_layer or trained.output_layer,
     )
 
 
@@ -241,10 +253,12 @@ def _resolved_storage(requested: StorageSettings) -> ResolvedStorage:
     )
 
 
-def _default_hidden(memory_budget: int, n_rows: int, n_inputs: int, n_features: int) -> tuple[int, ...]:
+def _default_hidden(
+    memory_budget: int, n_rows: int, n_inputs: int, n_features: int, units_per_input: int
+) -> tuple[int, ...]:
     """Return one hidden layer, or none if rows or memory do not suffice for a layer that starts from components."""
     fits_in_memory = memory_budget // 2 // (4 * COPIES_IN_TRAINING * (n_inputs + n_features))
-    largest = min(UNITS_PER_INPUT * n_inputs, n_rows // ROWS_PER_UNIT, fits_in_memory)
+    largest = min(units_per_input * n_inputs, n_rows // ROWS_PER_UNIT, fits_in_memory)
     smallest = 2 * n_features
     if largest < smallest:
         return ()
@@ -257,6 +271,8 @@ def unsuitable_settings(settings: Settings, n_rows: int, n_inputs: int) -> Itera
     batch_size = settings.training.batch_size
     if n_features >= n_inputs:
         yield f"n_features: {n_features}, expected 1 to {n_inputs - 1} for these rows"
+    if settings.network.output_layer == "hidden" and not settings.network.hidden:
+        yield f"output_layer: hidden, expected code, since {n_rows} rows are too few for a hidden layer; or set hidden"
     if batch_size > n_rows:
         yield f"batch_size: {batch_size}, expected 1 to {n_rows} for these rows"
 
@@ -288,4 +304,11 @@ def network_of(settings: ResolvedNetwork, n_inputs: int, *, has_huge_rows: bool 
     decoder_gain = settings.decoder_gain
     if decoder_gain is None:
         decoder_gain = _needs_gain(code_activation)
-    return Network(widths, activation, code_activation, decoder_gain, nested=settings.nested)
+    return Network(
+        widths,
+        activation,
+        code_activation,
+        decoder_gain,
+        nested=settings.nested,
+        output_layer=settings.output_layer,
+    )

@@ -152,19 +152,19 @@ def _unit_warnings(units: Units, network: Network) -> Iterator[str]:
 
 
 def _units(training: Training, most_rows: int) -> Units:
-    """Count the units of the trained model, from their values for some rows."""
-    network = training.autoencoder.network
+    """Count the units that compute the written features, from their values for some rows."""
+    output = training.autoencoder.network.output
     rows = _sample(training, most_rows)
-    features = np.empty((len(rows), network.n_features), dtype=np.float32)
+    features = np.empty((len(rows), output.n_features), dtype=np.float32)
     # Use the function that will encode the rows of the shards, so that no other function has to be compiled.
     training.autoencoder.encode_checked(np.ascontiguousarray(rows), features)
-    return count_units(features, network.code)
+    return count_units(features, output.code)
 
 
 def _sample(training: Training, most_rows: int) -> np.ndarray:
     """Return at most `most_rows` rows: validation rows if there are enough, otherwise training rows."""
     validation = training.validation
-    row_bytes = max(validation.itemsize * validation.shape[1], 4 * training.autoencoder.network.n_features)
+    row_bytes = max(validation.itemsize * validation.shape[1], 4 * training.autoencoder.network.n_outputs)
     most = min(most_rows, max(2, _BYTES // row_bytes))
     if training.is_watched:  # these are in memory
         stride = -(-len(validation) // most)
@@ -180,7 +180,7 @@ def count_units(features: np.ndarray, code: str, n_compared: int = _COMPARED) ->
     features : ndarray of shape (n_rows, n_features), float32
         Features of two rows or more.
     code : str
-        Activation of the code.
+        Activation of the features.
     n_compared : int
         Number of features that are compared at once with all earlier ones.
     """

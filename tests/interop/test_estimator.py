@@ -210,9 +210,10 @@ def test_fitted_model_encodes_shards_in_a_run(tmp_path: Path) -> None:
     assert same_models(TiedAutoencoder.from_run(tmp_path / "out").partial_fit(x), fitted.partial_fit(x))
 
 
-def test_partial_fits_equal_epochs_at_a_constant_rate() -> None:
+@pytest.mark.parametrize("nested", [False, True])
+def test_partial_fits_equal_epochs_at_a_constant_rate(nested: bool) -> None:
     x = rows()
-    settings = {"n_features": 3, "corruption": 0.25, "random_state": 5}
+    settings = {"n_features": 3, "corruption": 0.25, "nested": nested, "random_state": 5}
     whole = TiedAutoencoder(**settings, epochs=3, schedule="constant", validation_fraction=0, patience=0).fit(x)
     estimator = TiedAutoencoder(**settings)
     for n in range(1, 4):

@@ -24,6 +24,7 @@ NETWORKS = [
     Network((4, 3), code="linear", gain=True),
     Network((4, 6, 3), "relu", "linear"),
     Network((4, 6, 5, 2), "leaky-relu", "sigmoid", gain=True),
+    Network((4, 6, 3), "leaky-relu", output_layer="hidden"),
 ]
 
 
@@ -52,7 +53,7 @@ def test_onnx_runtime_gives_the_features_of_the_model(network: Network) -> None:
         model = model_of(network, rows)
         for n in (0, 1, 50):
             found = run(model, rows[:n])
-            assert (found.shape, found.dtype) == ((n, network.n_features), np.float32)
+            assert (found.shape, found.dtype) == ((n, model.n_features), np.float32)
             np.testing.assert_allclose(found, model.encode(rows[:n]), rtol=1e-5, atol=1e-5)
 
 

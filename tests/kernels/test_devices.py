@@ -197,7 +197,7 @@ def trained_by_numpy():
             "adam",
             child.RATES["adam"],
             child.WEIGHT_DECAY,
-            [targets_of(network, step) for step in range(child.N_NETWORK_STEPS)],
+            [(targets_of(network, step), child.make_kept(network, step)) for step in range(child.N_NETWORK_STEPS)],
         )
         for name, network in child.NETWORKS.items()
     }
@@ -221,7 +221,7 @@ def test_features_and_errors_equal_numpy(runs, device):
     for name, network in child.networks_of(device).items():
         arrays = {key.removeprefix(f"{name} "): array.astype(np.float64) for key, array in stored.items()}
         with case(name):
-            assert_close(arrays["features"], reference.code(network, x, arrays), device, "float32", "features")
+            assert_close(arrays["features"], reference.features(network, x, arrays), device, "float32", "features")
             assert_close(arrays["errors"], reference.row_errors(network, x, arrays), device, "float32", "cost")
 
 
@@ -234,7 +234,8 @@ def test_products_of_every_network_are_compiled_for_the_device(runs, gpu):
     for name, network in child.networks_of(gpu).items():
         n_layers = network.n_layers
         n_of_head = 4 * (network.head is not None)
-        for kind, expected in [(f"step {name} with cost", 6 * n_layers - 1 + n_of_head), (f"encode {name}", n_layers)]:
+        n_of_step = 6 * n_layers - 1 + n_of_head
+        for kind, expected in [(f"step {name} with cost", n_of_step), (f"encode {name}", network.output.n_layers)]:
             found = products(runs[gpu].graphs[kind])
             assert set(found) <= {"GpuDot22", "GpuGemm"}
             assert len(found) == expected

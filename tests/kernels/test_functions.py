@@ -26,7 +26,14 @@ pytestmark = pytest.mark.compiler
 
 @pytest.mark.process
 @pytest.mark.parametrize("fuses", [True, False])
-@each("network", [Network((100, 24)), Network((100, 30, 24), "leaky-relu", "linear")])
+@each(
+    "network",
+    [
+        Network((100, 24)),
+        Network((100, 30, 24), "leaky-relu", "linear"),
+        Network((100, 24, 9), "leaky-relu", output_layer="hidden"),
+    ],
+)
 def test_any_number_of_threads_can_encode_concurrently(monkeypatch, fuses, network):
     # The first call compiles. Some rows have a dtype that no Op supports.
     monkeypatch.setattr(backend, "uses_ops", lambda: fuses)

@@ -26,6 +26,7 @@ NETWORKS = [
     Network((2049, 129, 8)),
     Network((70, 513, 66), "leaky-relu", "linear", gain=True),
     Network((5, 20, 16, 3, 1), "leaky-relu"),
+    Network((65, 130, 9), "leaky-relu", gain=True, output_layer="hidden"),
 ]
 HEIGHTS = [1, 5, 6, 25, 97, 259]
 
@@ -83,7 +84,7 @@ def check_features_and_errors(rng, network, dtype):
     p = float64(parameters)
     for n_rows in [0, *HEIGHTS]:
         rows, x = random_rows(rng, n_rows, network, dtype)
-        assert_close(autoencoder.encode(rows), reference.code(network, x, p), "cpu", "float32", "features")
+        assert_close(autoencoder.encode(rows), reference.features(network, x, p), "cpu", "float32", "features")
         assert_close(autoencoder.errors(rows), reference.row_errors(network, x, p), "cpu", "float32", "cost")
 
 

@@ -138,6 +138,8 @@ def other_value(setting: Setting) -> Any:
     """Return a value that differs from the setting's value in CONFIG."""
     now = CONFIG.flat()[setting.name]
     kind = setting.kind
+    if setting.name == "output_layer":
+        return "hidden"  # the other value is the default
     if kind.metavar.startswith("{") and not isinstance(now, bool):
         return next(each for each in kind.metavar.strip("{}").split(",") if each != now)
     if isinstance(now, (bool, int, float)):

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
 from pipeline import cli
+from pipeline.commands.table import main
 from pipeline.errors import DataError
 from pipeline.features import open_features
 from pipeline.model import load_model
@@ -62,6 +63,20 @@ def test_first_features_can_be_read_alone(folder: Path) -> None:
     assert run(folder, "plain", "--n-features", "24", "--epochs", "1") == 0
     with pytest.raises(DataError, match="--nested"):
         open_features(folder / "plain", n_features=8)
+
+
+def test_a_model_can_write_its_first_features(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert run(folder, "first", "--model", str(folder / "out"), "--n-features", "8") == 0
+    first = open_features(folder / "first")
+    whole = open_features(folder / "out")
+    np.testing.assert_allclose(first.features.compute(), whole.features.compute()[:, :8], atol=1e-5)
+    assert open_features(folder / "first", n_features=4).features.shape[1] == 4
+    assert main(["verify", str(folder / "first")]) == 0
+    assert run(folder, "more", "--model", str(folder / "out"), "--n-features", "25") == 78
+    assert run(folder, "flat", "--n-features", "24", "--epochs", "1") == 0
+    assert run(folder, "less", "--model", str(folder / "flat"), "--n-features", "8") == 78
+    assert mentions(caplog.text, "has 24 features", "n_features 25")
+    assert mentions(caplog.text, "trained without --nested", "n_features 8")
 
 
 def test_streamed_rows_and_threads_change_no_bit(folder: Path) -> None:

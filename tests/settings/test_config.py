@@ -165,6 +165,7 @@ def test_the_settings_describe_a_network():
 def test_settings_that_are_given_are_kept():
     config = Config.of(
         n_features=3,
+        output_layer="hidden",
         hidden=(9,),
         code_activation="linear",
         decoder_gain=True,

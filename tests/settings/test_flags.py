@@ -29,6 +29,7 @@ SAMPLES = {
     "code_activation": ("linear", "sigmoid", "linear"),
     "decoder_gain": (True, False, True),
     "nested": (True, False, True),
+    "output_layer": ("hidden", "code", "hidden"),
     "start": ("components", "random", "components"),
     "epochs": (1, 2, 3),
     "batch_size": (1, 2, 3),

@@ -33,10 +33,25 @@ NETWORK = Network((N_INPUTS, N_FEATURES))
 CORRUPTION = 0.25
 WEIGHT_DECAY = 0.1
 LOSS = TargetLoss(weight=0.02, scale=2.0)
-# Together they use every activation, code and head. They take few steps, since a unit may be at its kink.
+# Together they use every activation, code, head and output layer. They take few steps, since a unit may be at its kink.
 NETWORKS = {
-    "relu": Network((N_INPUTS, 40, N_FEATURES), "relu", "linear", gain=True, head=Head("classes", 5)),
-    "leaky": Network((N_INPUTS, 40, 24, N_FEATURES), "leaky-relu", "sigmoid", gain=True, head=Head("numbers", 1)),
+    "relu": Network(
+        (N_INPUTS, 40, N_FEATURES),
+        activation="relu",
+        code="linear",
+        gain=True,
+        head=Head("classes", 5),
+        nested=True,
+        output_layer="hidden",
+    ),
+    "leaky": Network(
+        (N_INPUTS, 40, 24, N_FEATURES),
+        activation="leaky-relu",
+        code="sigmoid",
+        gain=True,
+        head=Head("numbers", 1),
+        nested=True,
+    ),
 }
 if ALL_CASES:
     NETWORKS["gain"] = Network((N_INPUTS, N_FEATURES), gain=True)
@@ -85,6 +100,14 @@ def make_targets(network: Network, step: int) -> np.ndarray | None:
     if network.head.kind == "numbers":
         return np.where(is_missing, np.nan, rng.normal(size=BATCH)).astype(np.float32)
     return np.where(is_missing, -1, rng.integers(0, network.head.n_outputs, BATCH)).astype(np.float32)
+
+
+def make_kept(network: Network, step: int) -> np.ndarray | None:
+    """Return how many of the first features the decoder gets for each row of a minibatch; None without nesting."""
+    if not network.nested:
+        return None
+    rng = np.random.default_rng([11, step])
+    return np.where(rng.random(BATCH) < 0.5, N_FEATURES, rng.integers(0, N_FEATURES, BATCH)).astype(np.float32)
 
 
 def start_of(network: Network) -> dict[str, np.ndarray]:
@@ -196,7 +219,15 @@ def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
     graphs.label = f"step {name}"
     minibatches = make_minibatches()[:N_NETWORK_STEPS]
     costs = [
-        take_step(step, rows[chosen], RATES["adam"], True, make_noise(i), make_targets(network, i))
+        take_step(
+            step,
+            rows[chosen],
+            RATES["adam"],
+            with_cost=True,
+            noise=make_noise(i),
+            targets=make_targets(network, i),
+            kept=make_kept(network, i),
+        )
         for i, chosen in enumerate(minibatches)
     ]
     graphs.label = f"encode {name}"

@@ -44,18 +44,19 @@ def numpy_steps(
     rule: str,
     rate: float,
     weight_decay: float = 0.0,
-    targets: Sequence[reference.Targets | None] = (),
+    more: Sequence[tuple[reference.Targets | None, np.ndarray | None]] = (),
 ) -> tuple[dict[str, np.ndarray], list[float]]:
     """Take float64 steps on scaled rows and corrupted copies. Return the parameters and the cost before each step.
 
-    With a head, `targets` contains the targets of each minibatch.
+    `more` contains for each minibatch the targets of a head, or None, and for a nested network the number of the first
+    features of each row that the decoder gets, or None.
     """
     p = {name: array.astype(np.float64) for name, array in parameters.items()}
     state = {name: (np.zeros_like(array), np.zeros_like(array)) for name, array in p.items()}
     costs = []
     for count, (x, corrupted) in enumerate(minibatches, start=1):
-        own = targets[count - 1] if targets else None
-        cost, gradients = reference.gradients(network, x, corrupted, p, own)
+        targets, kept = more[count - 1] if more else (None, None)
+        cost, gradients = reference.gradients(network, x, corrupted, p, targets, kept)
         costs.append(cost)
         for (name, array), gradient in zip(p.items(), gradients, strict=True):
             if array.ndim == 2:  # weight decay does not apply to biases and gains

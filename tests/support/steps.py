@@ -19,7 +19,8 @@ def take_step(
     with_cost: bool = False,
     noise: np.ndarray | None = None,
     targets: np.ndarray | None = None,
+    kept: np.ndarray | None = None,
 ) -> float | None:
     """Take one step on a minibatch. If `with_cost` is set, return the cost before the step."""
-    step.begin(minibatch, noise, len(minibatch), targets)
+    step.begin(minibatch, noise, len(minibatch), targets, kept)
     return step.take([learning_rate], with_cost)

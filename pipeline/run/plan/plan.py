@@ -154,6 +154,7 @@ def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, A
         },
         "model": {
             "widths": list(prepared.max_network.widths),
+            "n_features": config.network.n_outputs,
             "epochs": 0 if prepared.given_model else config.training.epochs,
             "steps_per_epoch": -(-n_train // config.training.batch_size),
             "batch_size": config.training.batch_size,

@@ -36,7 +36,7 @@ def _summary(plan: Plan, output: str) -> Iterator[str]:
     if inputs:
         n_rows = quantity(inputs["n_rows"], "row")
         rows = f"{n_rows} x {inputs['n_inputs']} columns {inputs['dtype']} ({size(inputs['n_bytes'])})"
-        n_features = plan.model["widths"][-1]
+        n_features = plan.model["n_features"]
         yield f"{quantity(inputs['n_shards'], 'shard')}, {rows} -> {n_features} features in {printable(output)}"
         yield f"network {' x '.join(map(str, plan.model['widths']))}, {_training(plan.model)}"
         yield f"columns: {inputs['columns']}"

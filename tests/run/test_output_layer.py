@@ -1,0 +1,111 @@
+"""Tests of `--output-layer`: the outputs of the last hidden layer can be written instead of the code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from pipeline import cli
+from pipeline.commands.table import main
+from pipeline.features import open_features
+from pipeline.interop.estimator import TiedAutoencoder
+from pipeline.model import load_model
+from tests.run.test_cleaning import features_of
+from tests.support.helpers import write_shard
+from tests.support.logged import mentions
+
+pytestmark = [pytest.mark.compiler, pytest.mark.process, pytest.mark.slow]
+
+ROWS = load_digits().data
+HIDDEN = ["--output-layer", "hidden", "--hidden", "48", "--n-features", "6", "--epochs", "4"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a shard of digits, and the output of a run that writes its hidden layer."""
+    folder = tmp_path_factory.mktemp("hidden")
+    write_shard(folder / "digits.h5", ROWS, extras={"y": load_digits().target})
+    assert run(folder, "out", *HIDDEN) == 0
+    return folder
+
+
+def run(folder: Path, output: str, *flags: str) -> int:
+    return cli.main("", ["--input", str(folder / "digits.h5"), "--output", str(folder / output), *flags])
+
+
+def test_features_are_outputs_of_the_hidden_layer(folder: Path) -> None:
+    model = load_model(folder / "out")
+    assert (model.network.widths, model.n_features) == ((64, 48, 6), 48)
+    features = open_features(folder / "out").features.compute()
+    assert features.shape == (len(ROWS), 48)
+    x = model.scaler.transform(ROWS).astype(np.float64)
+    expected = np.maximum(x @ model.parameters["W_1"] + model.parameters["b_hidden_1"], 0)
+    np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5)
+    error = np.square(model.decode(features) - x).mean()
+    report = json.loads((folder / "out/report.json").read_text())
+    assert error == pytest.approx(report["sample"]["mean_error"], rel=0.1)
+    assert (report["summary"]["n_features"], report["summary"]["n_components"]) == (48, 6)
+    assert main(["verify", str(folder / "out")]) == 0
+    assert main(["classify", "--features", str(folder / "out")]) == 0
+
+
+def test_the_code_of_the_same_model_can_be_written(folder: Path) -> None:
+    plain = [flag for flag in HIDDEN if flag not in ("--output-layer", "hidden")]
+    assert run(folder, "plain", *plain) == 0
+    model = ["--model", str(folder / "out")]
+    assert run(folder, "code", *model, "--output-layer", "code") == 0
+    assert features_of(folder / "code") == features_of(folder / "plain")
+    assert run(folder, "again", *model) == 0
+    assert features_of(folder / "again") == features_of(folder / "out")
+    assert run(folder, "other", "--model", str(folder / "plain"), "--output-layer", "hidden") == 0
+    assert features_of(folder / "other") == features_of(folder / "out")
+
+
+def test_streamed_rows_and_threads_change_no_bit(folder: Path) -> None:
+    results = {features_of(folder / "out")}
+    for i, flags in enumerate((["--threads", "1"], ["--threads", "3"], ["--memory-budget", "16MiB"])):
+        assert run(folder, f"same-{i}", *HIDDEN, *flags) == 0
+        results.add(features_of(folder / f"same-{i}"))
+    assert len(results) == 1
+
+
+def test_the_estimator_transforms_rows_in_the_same_way(folder: Path) -> None:
+    features = open_features(folder / "out").features.compute()
+    estimator = TiedAutoencoder.from_run(folder / "out")
+    assert (estimator.output_layer, estimator.n_features) == ("hidden", 6)
+    np.testing.assert_array_equal(estimator.transform(ROWS), features)
+    names = estimator.get_feature_names_out()
+    assert len(names) == 48
+    fitted = TiedAutoencoder(output_layer="hidden", hidden=(48,), n_features=6, epochs=4).fit(ROWS)
+    np.testing.assert_array_equal(fitted.transform(ROWS), features)
+    restored = fitted.inverse_transform(features)
+    assert np.square(restored - ROWS).mean() < 0.5 * ROWS.var(axis=0).mean()
+    more = fitted.partial_fit(ROWS).transform(ROWS)
+    assert more.shape == features.shape
+    assert np.abs(more - features).max() > 0
+
+
+def test_narrow_rows_get_many_hidden_features(folder: Path) -> None:
+    write_shard(folder / "narrow.h5", np.tile(ROWS[:, 10:16], (2, 1)))
+    output = str(folder / "narrow")
+    flags = ["--input", str(folder / "narrow.h5"), "--output", output, "--output-layer", "hidden", "--epochs", "1"]
+    assert cli.main("", flags) == 0
+    assert open_features(output).features.shape == (2 * len(ROWS), 512)
+
+
+def test_a_network_without_hidden_layers_is_refused(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for flags in (["--hidden", "none"], ["--nested", "yes"]):
+        assert run(folder, "none", "--output-layer", "hidden", *flags) == 64
+    assert run(folder, "flat", "--hidden", "none", "--epochs", "1") == 0
+    assert run(folder, "none", "--model", str(folder / "flat"), "--output-layer", "hidden") == 78
+    assert mentions(caplog.text, "output_layer", "hidden without hidden layers")
+    assert mentions(caplog.text, "output_layer", "hidden with nested")
+    assert mentions(caplog.text, "no hidden layer", "output_layer")
+    write_shard(folder / "few.h5", ROWS[:20])
+    few = ["--input", str(folder / "few.h5"), "--output", str(folder / "few"), "--output-layer", "hidden"]
+    assert cli.main("", few) == 78
+    assert not (folder / "none").exists()
