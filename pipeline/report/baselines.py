@@ -17,12 +17,65 @@ from pipeline.report.probe import are_correct, standardized
 from pipeline.report.sample import Sample
 from pipeline.training.components import Components, principal_components
 
-__all__ = ["BASELINES", "probe_facts"]
+__all__ = ["BASELINES", "Split", "probe_facts"]
 
 BASELINES = ("components", "standardized", "columns")
 """Keys of the baselines: principal components of the scaled and of the standardized columns, and the columns."""
 _MIN_TEST_ROWS = 30  # with fewer rows, an accuracy would be meaningless
 _STANDARD_ERRORS = 2
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows with a label, divided into training rows and test rows.
+
+    Attributes
+    ----------
+    has_label : ndarray of shape (n_rows,), bool
+        Mask of the rows with a label among all rows.
+    codes : ndarray of shape (n_labelled,), int64
+        Class of each row with a label.
+    is_test : ndarray of shape (n_labelled,), bool
+        Mask of the test rows among the rows with a label.
+    """
+
+    has_label: np.ndarray
+    codes: np.ndarray
+    is_test: np.ndarray
+
+    @classmethod
+    def of(cls, labels: Labels, is_test: np.ndarray) -> Split | None:
+        """Divide rows. `is_test` (n_rows,) is a mask of all rows. Return None if there are too few rows or classes."""
+        has_label = labels.codes != NONE
+        split = cls(has_label, labels.codes[has_label], is_test[has_label])
+        if split.n_test < _MIN_TEST_ROWS or len(np.unique(split.train_codes)) < 2:
+            return None
+        return split
+
+    @property
+    def train_codes(self) -> np.ndarray:
+        """Classes of the training rows."""
+        return self.codes[~self.is_test]
+
+    @property
+    def n_test(self) -> int:
+        """Number of test rows."""
+        return int(self.is_test.sum())
+
+    def are_commonest(self) -> np.ndarray:
+        """Return a mask of the test rows that belong to the most frequent class of the training rows."""
+        commonest = np.bincount(self.train_codes).argmax()
+        return np.asarray(self.codes[self.is_test] == commonest)
+
+    def are_correct(self, rows: np.ndarray) -> np.ndarray:
+        """Return a mask of the test rows that a linear classifier assigns correctly.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_labelled, n_columns)
+            Rows with a label.
+        """
+        return are_correct(rows, self.codes, self.is_test)
 
 
 def probe_facts(sample: Sample, components: Components, labels: Labels, is_test: np.ndarray) -> dict[str, Any] | None:
@@ -45,12 +98,11 @@ def probe_facts(sample: Sample, components: Components, labels: Labels, is_test:
         None if there are too few rows, or only one label. ``commonest`` is the accuracy of the most frequent label.
         ``margins`` contains the error bar of the difference between each accuracy and the accuracy on features.
     """
-    has_label = labels.codes != NONE
-    split = _Split(labels.codes[has_label], is_test[has_label])
-    if split.n_test < _MIN_TEST_ROWS or len(np.unique(split.train_codes)) < 2:
+    split = Split.of(labels, is_test)
+    if split is None:
         return None
-    rows = sample.scaled[has_label]
-    features = sample.features[has_label]
+    rows = sample.scaled[split.has_label]
+    features = sample.features[split.has_label]
     n_components = min(features.shape[1], components.components.shape[1], len(split.train_codes))
     on_features = split.are_correct(features)
     others = {
@@ -96,28 +148,3 @@ def _margins(on_features: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[
         differences = correct.astype(np.float64) - on_features
         margins[name] = float(_STANDARD_ERRORS * differences.std() / np.sqrt(len(differences)))
     return margins
-
-
-@dataclass(frozen=True)
-class _Split:
-    """Classes of rows (n_rows,), and a mask of the test rows (n_rows,)."""
-
-    codes: np.ndarray
-    is_test: np.ndarray
-
-    @property
-    def train_codes(self) -> np.ndarray:
-        return self.codes[~self.is_test]
-
-    @property
-    def n_test(self) -> int:
-        return int(self.is_test.sum())
-
-    def are_commonest(self) -> np.ndarray:
-        """Return a mask of the test rows that belong to the most frequent class of the training rows."""
-        commonest = np.bincount(self.train_codes).argmax()
-        return np.asarray(self.codes[self.is_test] == commonest)
-
-    def are_correct(self, rows: np.ndarray) -> np.ndarray:
-        """Return a mask of the test rows that a linear classifier on rows (n_rows, n_columns) assigns correctly."""
-        return are_correct(rows, self.codes, self.is_test)

@@ -16,6 +16,7 @@ from pipeline.labels import LABELS_IN_WORDS, Labels, extra_of, fitted_in, labels
 from pipeline.model import Model
 from pipeline.report.baselines import probe_facts
 from pipeline.report.sample import PartSource, Sample
+from pipeline.report.widths import width_facts
 from pipeline.settings.condition import Condition
 from pipeline.shards.shard import Shard
 from pipeline.training.components import Components, principal_components
@@ -82,9 +83,11 @@ def measure(
             LABELS_IN_WORDS,
         )
     is_test = _test_rows(sample, categories, choice.fit_on)
-    n_components = min(max(2, model.n_features), model.n_inputs)
+    n_components = min(max(2, model.n_features), model.n_inputs)  # hidden layers can be wider than the rows
     components = principal_components(sample.scaled[~is_test], n_components, np.random.default_rng(0))
     facts = _reconstruction_facts(_Reconstruction.of(sample, parts, model, labels), components)
+    if model.is_nested:
+        facts["widths"] = width_facts(sample, model, components, labels, is_test)
     if labels is not None:
         facts["probe"] = probe_facts(sample, components, labels, is_test)
     return facts
@@ -151,7 +154,7 @@ def _reconstruction_facts(decoded: _Reconstruction, components: Components) -> d
         "of_mean": _error_of_mean(sample.scaled),
         "errors": _distribution(errors),
         "worst": _worst_rows(decoded),
-        "units": asdict(count_units(sample.features, decoded.model.network.code)),
+        "units": asdict(count_units(sample.features, decoded.model.network.output.code)),
         "points": _points(decoded, components),
         "pairs": _pairs(decoded),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,7 +58,7 @@ def make_parts(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **e
 def largest(folder: Path) -> dict[str, Any]:
     """Return a report.json of noisy colour images, with long names, many epochs and every kind of warning."""
     rng = np.random.default_rng(0)
-    model = model_of(32 * 32 * 3, 256)
+    model = replace(model_of(32 * 32 * 3, 256), about={"config": {"nested": True}})
     n = 200
     names = [f"{i}<script>&\"' " + "x" * 200 for i in range(40)]
     parts = make_parts(

@@ -25,7 +25,7 @@ from pipeline.report.page.svg import (
 )
 from pipeline.report.page.words import count, cut, number, path
 
-__all__ = ["bars", "curves", "histogram", "images", "profiles", "scatter", "thinned"]
+__all__ = ["bars", "curves", "histogram", "images", "profiles", "scatter", "thinned", "widths"]
 
 _WIDTH = 420.0
 _HEIGHT = 260.0
@@ -133,6 +133,35 @@ def _table_of_curves(title: str, lines: Mapping[str, Sequence[float]]) -> Table:
     for i in thinned(n_epochs, _MAX_POINTS_IN_TABLE):
         rows.append([i + 1, *(number(line[i]) for line in lines.values())])
     return Table.of(title, ", ".join(["epoch", *lines]), rows)
+
+
+# -- widths --------------------------------------------------------------------------------------------------------
+
+
+def widths(
+    title: str,
+    numbers: Sequence[int],
+    lines: Mapping[str, Sequence[float]],
+    to_text: Callable[[float], str] = number,
+    note: str = "",
+) -> Figure:
+    """Draw one line for the features, and one for a baseline, over numbers of features."""
+    x = Scale(numbers[0] / 1.2, numbers[-1] * 1.2, _LEFT, _RIGHT, is_log=True)
+    y = Scale.over([value for line in lines.values() for value in line], _BOTTOM, _TOP, allows_log=True)
+    elements = axes(x, y, "number of features", to_text, x_text=number)
+    xs = [x(n) for n in numbers]
+    left = x.start
+    for (name, line), colour in zip(lines.items(), (FEATURES, COMPARED), strict=True):
+        ys = [y(value) for value in line]
+        elements.append(polyline(xs, ys, colour, stroke_width=2))
+        elements += [element("circle", cx=cx, cy=cy, r=3, fill=colour) for cx, cy in zip(xs, ys, strict=True)]
+        elements += _legend(left, _TOP - 10, name, colour)
+        left += 90
+    rows = [(n, *map(to_text, values)) for n, *values in zip(numbers, *lines.values(), strict=True)]
+    ends = [f"{name} from {to_text(line[0])} to {to_text(line[-1])}" for name, line in lines.items()]
+    description = f"{numbers[0]} to {numbers[-1]} features: {'; '.join(ends)}."
+    table = Table.of(title, ", ".join(["features", *lines]), rows)
+    return _figure(title, description, elements, table, note=note)
 
 
 # -- bars ----------------------------------------------------------------------------------------------------------

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from pipeline.report.page.document import Item, Section, Table
-from pipeline.report.page.pictures import bars, curves, histogram, images, profiles, scatter
+from pipeline.report.page.pictures import bars, curves, histogram, images, profiles, scatter, widths
 from pipeline.report.page.svg import COMPARED, FEATURES
 from pipeline.report.page.words import column, count, cut, number, path, percent
 
@@ -22,7 +22,8 @@ def quality(report: Mapping[str, Any]) -> Section:
     sample = report.get("sample") or {}
     items = [
         *_errors(report, sample),
-        *_probe(sample),
+        *_probe(report, sample),
+        *_widths(sample),
         *_points(sample),
         *_costs(report),
         *_pairs(sample),
@@ -59,10 +60,11 @@ def _errors(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[It
     """Yield the reconstruction error on validation rows, or on the sample if there are no validation rows."""
     summary = report["summary"]
     title = "Reconstruction error (mean squared error in scaled units)"
-    features = f"{summary['n_features']} features"
+    features = _features_in_words(report)
     values = [summary.get(key) for key in ("cost", "components", "mean")]
     if None not in values:
-        names = (features, f"{summary['n_features']} components", "column means")
+        n_components = summary.get("n_components") or summary["n_features"]
+        names = (features, f"{n_components} components", "column means")
         note = "Measured on validation rows; lower is better. Components are principal components."
         yield bars(title, dict(zip(names, values, strict=True)), _COLOURS, note=note)
     elif sample:
@@ -72,13 +74,39 @@ def _errors(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[It
         )
 
 
-def _probe(sample: Mapping[str, Any]) -> Iterator[Item]:
+def _features_in_words(report: Mapping[str, Any]) -> str:
+    return f"{report['summary']['n_features']} features"
+
+
+def _widths(sample: Mapping[str, Any]) -> Iterator[Item]:
+    """Yield the error and the accuracy of the first features of a nested model by their number."""
+    found = sample.get("widths")
+    if not found:
+        return
+    numbers = [facts["n_features"] for facts in found]
+    lines = {"features": "error", "components": "components"}
+    note = (
+        "Mean squared reconstruction errors in scaled units of the rows from which the principal components were "
+        "computed. Lower is better."
+    )
+    yield widths("Error by number of features", numbers, _lines(found, lines), note=note)
+    if "accuracy" in found[0]:
+        lines = {"features": "accuracy", "components": "components_accuracy"}
+        note = "Accuracies of a linear classifier on test rows of the sample. Higher is better."
+        yield widths("Accuracy by number of features", numbers, _lines(found, lines), _percent, note)
+
+
+def _lines(found: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> dict[str, list[float]]:
+    return {name: [facts[key] for facts in found] for name, key in keys.items()}
+
+
+def _probe(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
     probe = sample.get("probe")
     if not probe:
         return
     n = probe["n_components"]
     names = {
-        "features": f"{n} features",
+        "features": _features_in_words(report),
         "components": f"{n} components",
         "standardized": f"{n} components, standardized",
         "columns": "raw columns",

@@ -166,14 +166,24 @@ def _round_step(step: float) -> float:
     return unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - step))
 
 
-def axes(x: Scale, y: Scale, x_name: str, to_text: Callable[[float], str] = "{:.3g}".format) -> list[Element]:
-    """Return the lines of both axes, their ticks, and the name of the horizontal axis."""
+def axes(
+    x: Scale,
+    y: Scale,
+    x_name: str,
+    y_text: Callable[[float], str] = "{:.3g}".format,
+    x_text: Callable[[float], str] | None = None,
+) -> list[Element]:
+    """Return the lines of both axes, their ticks, and the name of the horizontal axis.
+
+    `y_text` and `x_text` format the ticks of each axis. By default, `y_text` formats both.
+    """
+    x_text = x_text or y_text
     corner = _path((x.start, y.end), (x.start, y.start), (x.end, y.start))
     elements = [element("path", d=corner, class_="axis", fill="none")]
     for tick in y.ticks():
-        elements += _grid_line(x, y(tick), to_text(tick))
+        elements += _grid_line(x, y(tick), y_text(tick))
     for tick in x.ticks():
-        elements.append(text(x(tick), y.start + 15, to_text(tick), "middle"))
+        elements.append(text(x(tick), y.start + 15, x_text(tick), "middle"))
     elements.append(text(x.end, y.start + 29, x_name, "end"))
     return elements
 
