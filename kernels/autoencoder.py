@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import backend, graph, ops
+from kernels import backend, graph, ops, reference
 from kernels.functions import GraphFunctions, Limits, OpFunctions
 from kernels.network import Network
 
@@ -143,6 +143,11 @@ class Autoencoder:
             out = np.empty((len(rows), self.network.n_outputs), dtype=np.float32)
         self._functions(rows.dtype).encode(rows, out)
         return out
+
+    def code(self, rows: np.ndarray) -> np.ndarray:
+        """Return the code of rows (n_rows, n_features), float64, from which the decoder and a head compute."""
+        written = self.encode(rows).astype(np.float64)
+        return reference.code_of(self.network, written, self.parameters())
 
     def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Compute features like `encode`, and return which rows are bad.

@@ -153,6 +153,15 @@ def features(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndar
     return a[network.output.n_layers]
 
 
+def code_of(network: Network, written: np.ndarray, parameters: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the code (n_rows, n_features) of written features (n_rows, n_outputs)."""
+    h = written
+    layers = list(zip(network.layers, network.activations, strict=True))
+    for (W, b_hidden, _), kind in layers[network.output.n_layers :]:
+        h = activated(kind, h @ parameters[W] + parameters[b_hidden])
+    return h
+
+
 def row_errors(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
     """Return the mean squared error of the reconstruction of each scaled row: shape (n_rows,)."""
     _, s = forward(network, x, parameters)

@@ -21,7 +21,7 @@ import numpy as np
 
 from kernels.activations import ACTIVATIONS
 from kernels.network import Network
-from kernels.reference import activated
+from kernels.reference import activated, code_of
 from pipeline.columns import NO_COLUMNS, Columns
 from pipeline.errors import DataError, NoInput, printable
 from pipeline.modelfile import COLUMNS, FORMAT, RANGE_FORMAT, listed_model, read_model_file
@@ -160,20 +160,12 @@ class Model:
     def decode(self, features: np.ndarray) -> np.ndarray:
         """Decode features (n_rows, n_features). Return scaled rows (n_rows, n_inputs) in float64."""
         network = self.network
-        s = self._code_of(features.astype(np.float64))
+        s = code_of(network, features.astype(np.float64), self.parameters)
         if network.gain:
             s = (s - network.center) * self._wide("gain")
         for (W, _, b_output), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
             s = activated(kind, s @ self._wide(W).T + self._wide(b_output))
         return s
-
-    def _code_of(self, features: np.ndarray) -> np.ndarray:
-        """Return the code (n_rows, n_features of the network), float64, of written features."""
-        network = self.network
-        names = list(zip(network.layers, network.activations, strict=True))
-        for (W, b_hidden, _), kind in names[network.output.n_layers :]:
-            features = activated(kind, features @ self._wide(W) + self._wide(b_hidden))
-        return features
 
     def folded(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the affine map of each layer that computes features: a matrix and a vector, in float64.

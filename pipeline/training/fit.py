@@ -294,7 +294,7 @@ def _supervision(autoencoder: Autoencoder, data: _Data, targets: Targets, settin
     weight = (settings.target_weight or TARGET_WEIGHT) * variance / targets.share
     scale = 1.0
     if RULES[settings.optimizer].is_scale_free:
-        deviation = math.sqrt(_mean_variance(autoencoder.encode(sample)))
+        deviation = math.sqrt(_mean_variance(autoencoder.code(sample)))
         scale = 2.0 ** round(math.log2(_SPREAD / deviation))
     # Processors round features in different ways. Rounding makes the numbers equal.
     loss = TargetLoss(float(f"{weight:.3g}"), scale)

@@ -90,8 +90,7 @@ class Supervision:
         """
         head = self.targets.head
         parameters = autoencoder.parameters()
-        features = autoencoder.encode(rows).astype(np.float64)
-        z = head_outputs(features, parameters, self.loss.scale)
+        z = head_outputs(autoencoder.code(rows), parameters, self.loss.scale)
         loss = self.loss.weight * float(target_losses(head, z, self.validation).mean())
         has_target = self.validation >= 0
         if head.kind == "numbers" or not has_target.any():

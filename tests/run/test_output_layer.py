@@ -109,3 +109,12 @@ def test_a_network_without_hidden_layers_is_refused(folder: Path, caplog: pytest
     few = ["--input", str(folder / "few.h5"), "--output", str(folder / "few"), "--output-layer", "hidden"]
     assert cli.main("", few) == 78
     assert not (folder / "none").exists()
+
+
+def test_a_target_trains_the_code_of_the_written_features(folder: Path) -> None:
+    assert run(folder, "target", *HIDDEN, "--target", "y") == 0
+    assert open_features(folder / "target").features.shape == (len(ROWS), 48)
+    about = load_model(folder / "target").about["training"]
+    assert about["history"][-1]["accuracy"] > 0.3
+    assert main(["verify", str(folder / "target")]) == 0
+    assert features_of(folder / "target") != features_of(folder / "out")
