@@ -34,7 +34,6 @@ is written. The exit code is 65 if a file is refused.
 """
 _BLOCK_BYTES = 2**23
 _MAX_NUMBERS = 2**16  # maximum number of columns whose ranges are included in the JSON
-_NARROW = 40  # columns; docs/training.md has measurements
 _MAX_RANGES = 20  # maximum number of columns whose ranges are all listed
 _MAX_LISTED = 10
 _FLOAT32_IS_ENOUGH = 1e-5  # relative to the range of a column; sensors are not more precise
@@ -263,9 +262,6 @@ def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
         yield from _lines_of_columns(inspection.shards[0].columns, scan)
         yield from _lines_of_dtypes(inspection, preview)
         yield from (f"  hint: {hint}" for hint in scan.hints)
-        n_inputs = len(scan.minimum)
-        if n_inputs < _NARROW:
-            yield f"  hint: with {n_inputs} columns, classifiers usually do better on the columns than on features"
 
 
 def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
@@ -287,8 +283,8 @@ def _lines_of_dtypes(inspection: Inspection, preview: Preview) -> Iterator[str]:
     smaller = np.dtype(preview.smaller) if preview.smaller else stored
     if smaller.itemsize < stored.itemsize:
         yield (
-            f"  slow to read: {preview.smaller} would hold every scanned value in {smaller.itemsize} bytes instead of "
-            f"{stored.itemsize}"
+            f"  slow to read: {preview.smaller} would hold every scanned value in {quantity(smaller.itemsize, 'byte')} "
+            f"instead of {stored.itemsize}"
         )
     elif stored == np.float64 and preview.float32_error < _FLOAT32_IS_ENOUGH:
         yield (

@@ -24,7 +24,7 @@ _HEAVY = 10.0
 _MIN_HEAVY = 0.5  # share of columns
 _SHORTER = 0.7  # ratio of the median tails after and before a logarithm that helps
 _LEAST_INPUTS = 3  # columns; from fewer there is only one feature
-_NARROW = 20  # columns; docs/training.md compares features of narrow tables with their columns
+_NARROW = 40  # columns; docs/training.md compares features of narrow tables with their columns
 
 
 def hints_of(sample: np.ndarray, n_rows: int) -> tuple[str, ...]:

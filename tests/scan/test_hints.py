@@ -62,19 +62,19 @@ def test_pixels_and_tables_need_no_hint() -> None:
 
 def test_sentinels_are_named_with_the_number_of_columns() -> None:
     rng = np.random.default_rng(RNG_SEED)
-    rows = 10 * table(rng)[:, :25] / np.abs(table(rng)).max()
+    rows = 10 * table(rng)[:, :45] / np.abs(table(rng)).max()
     rows[rng.random(rows.shape) < 0.1] = -999
     (hint,) = hints_of(rows)
     assert "-999" in hint
-    assert "25 columns" in hint
+    assert "45 columns" in hint
     assert "--missing-value -999 --impute median" in hint
-    near = rng.normal(-999, 5, (500, 25)).round()  # -999 is an ordinary value here
+    near = rng.normal(-999, 5, (500, 45)).round()  # -999 is an ordinary value here
     assert hints_of(near) == ()
 
 
 def test_heavy_tails_are_recognized() -> None:
     rng = np.random.default_rng(RNG_SEED)
-    rows = np.exp(2 * rng.normal(size=(1000, 30)))
+    rows = np.exp(2 * rng.normal(size=(1000, 50)))
     rows[::5, 3] = np.nan
     (hint,) = hints_of(rows)
     assert "--transform log1p" in hint
@@ -85,6 +85,8 @@ def test_heavy_tails_are_recognized() -> None:
 def test_narrow_tables_are_recognized() -> None:
     (hint,) = hints_of(np.random.default_rng(RNG_SEED).normal(size=(500, 7)))
     assert "--n-features 6" in hint
+    assert "--output-layer hidden" in hint
+    assert hints_of(np.random.default_rng(RNG_SEED).normal(size=(500, 40))) == ()
 
 
 def test_fewer_rows_than_columns_are_recognized() -> None:

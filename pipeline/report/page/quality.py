@@ -66,6 +66,8 @@ def _errors(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[It
         n_components = summary.get("n_components") or summary["n_features"]
         names = (features, f"{n_components} components", "column means")
         note = "Measured on validation rows; lower is better. Components are principal components."
+        if n_components != summary["n_features"]:
+            note += f" Rows are reconstructed from the code of {n_components} features."
         yield bars(title, dict(zip(names, values, strict=True)), _COLOURS, note=note)
     elif sample:
         errors = {features: sample["mean_error"], "column means": sample["of_mean"]}
