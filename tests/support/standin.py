@@ -69,19 +69,22 @@ class Autoencoder:
     def scaled(self, rows: np.ndarray) -> np.ndarray:
         return ((rows.astype(self._center.dtype) - self._center) * self._scale).astype(np.float32)
 
-    def code(self, x: np.ndarray) -> np.ndarray:
+    def code(self, rows: np.ndarray) -> np.ndarray:
+        return self.encode(rows).astype(np.float64)
+
+    def code_of_scaled(self, x: np.ndarray) -> np.ndarray:
         # Do not use BLAS, because its rounding would depend on the number of rows.
         sums = (x[:, :, None] * self._parameters["W"]).sum(axis=1) + self._parameters["b_hidden"]
         return 1 / (1 + np.exp(-sums))
 
     def residual(self, x: np.ndarray) -> np.ndarray:
-        products = self.code(x)[:, None, :] * self._parameters["W"]
+        products = self.code_of_scaled(x)[:, None, :] * self._parameters["W"]
         return products.sum(axis=2) + self._parameters["b_output"] - x
 
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         out = np.empty((len(rows), self.n_features), dtype=np.float32) if out is None else out
         with np.errstate(invalid="ignore", over="ignore"):
-            out[:] = self.code(self.scaled(rows))
+            out[:] = self.code_of_scaled(self.scaled(rows))
         return out
 
     def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -166,7 +169,7 @@ class TrainingStep:
         rate = np.float32(learning_rate)
         x = self._autoencoder.scaled(rows)
         parameters = self._autoencoder.parameters()
-        h = self._autoencoder.code(x)
+        h = self._autoencoder.code_of_scaled(x)
         dy = self._autoencoder.residual(x)
         dh = dy @ parameters["W"] * h * (1 - h)
         of_head = self._gradients_of_head(h, parameters, x.size)

@@ -1,0 +1,61 @@
+"""Tests that nested and wide features with a target have the same bits on all paths, with the compiled kernels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from pipeline import cli
+from pipeline.output.disk import Disk
+from tests.run.test_cleaning import features_of
+from tests.support.bad_shards import InterruptedDisk
+from tests.support.helpers import write_shard
+
+pytestmark = [pytest.mark.compiler, pytest.mark.process, pytest.mark.slow]
+
+KINDS = {
+    "nested": ["--nested", "yes"],
+    "wide": ["--output-layer", "hidden", "--hidden", "48"],
+}
+COMMON = ["--n-features", "16", "--target", "y", "--epochs", "2", "--checkpoint-minutes", "0"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with shards of digits: few for one process, and many for replicas."""
+    folder = tmp_path_factory.mktemp("digits")
+    data = load_digits()
+    for name, n_copies in (("few", 1), ("many", 5)):
+        (folder / name).mkdir()
+        rows = np.tile(data.data, (n_copies, 1)).astype(np.uint8)
+        labels = np.tile(data.target, n_copies)
+        for i, part in enumerate(np.array_split(np.arange(len(rows)), 2)):
+            write_shard(folder / f"{name}/{i}.h5", rows[part], extras={"y": labels[part]})
+    return folder
+
+
+def run(shards: Path, output: Path, kind: str, *flags: str, disk: Disk | None = None) -> int:
+    return cli.main("", ["--input", str(shards), "--output", str(output), *COMMON, *KINDS[kind], *flags], disk)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_has_the_same_bits(folder: Path, tmp_path: Path, kind: str) -> None:
+    shards = folder / "few"
+    assert run(shards, tmp_path / "whole", kind) == 0
+    for n_files in (5, 9):
+        output = tmp_path / f"interrupted-{n_files}"
+        assert run(shards, output, kind, disk=InterruptedDisk("stages", n_files)) == 130
+        assert run(shards, output, kind) == 0
+        assert features_of(output) == features_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_worker_processes_train_the_same_replicas(folder: Path, tmp_path: Path, kind: str) -> None:
+    results = []
+    for name, flags in (("alone", []), ("workers", ["--workers", "2"])):
+        assert run(folder / "many", tmp_path / name, kind, "--replicas", "2", *flags) == 0
+        results.append(features_of(tmp_path / name))
+    assert results[0] == results[1]
