@@ -19,6 +19,8 @@ __all__ = [
     "activated",
     "are_within",
     "code",
+    "code_of",
+    "features",
     "first_features",
     "forward",
     "gradients",
