@@ -55,6 +55,7 @@ SETTINGS = {
     "--code-activation": "sigmoid",
     "--decoder-gain": "no",
     "--nested": "no",
+    "--output-layer": "code",
     "--corruption": "0",
     "--weight-decay": "0",
     "--start": "random",
