@@ -36,8 +36,9 @@ reference: setup ## run the reference model on two donuts, and plot its features
 check: lint ## run linters, type checks, and the quick tests (no compiler, no other processes)
 	$(PYTHON_OF_VENV) -m pytest --numprocesses auto -m "not process and not compiler and not slow"
 
+# Many tests wait for other processes, so two tests run at a time on each core.
 test: setup .venv-readers/.complete ## run all tests; ISA=avx2 restricts the instruction set
-	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses auto
+	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses $$((2 * $$(nproc)))
 
 test-pygpu: setup ## run the tests that need pygpu only
 	$(PYTHON_OF_VENV) -m pytest --numprocesses auto -m pygpu
