@@ -34,6 +34,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from pipeline.alignment import LinearMap, load_map
 from pipeline.errors import DataError, printable
 from pipeline.frames import data_frame, import_pandas
 from pipeline.hdf5.categories import array_of, read_categories
@@ -186,7 +187,10 @@ class Features:
 
 
 def open_features(
-    path: str | Path | Sequence[str | Path], block_rows: int = 65536, n_features: int | None = None
+    path: str | Path | Sequence[str | Path],
+    block_rows: int = 65536,
+    n_features: int | None = None,
+    as_of: str | Path | None = None,
 ) -> Features:
     """Open the features in an output directory, in a single file, or in several of them.
 
@@ -200,6 +204,9 @@ def open_features(
         Maximum number of rows in a Dask chunk.
     n_features : int, optional
         Number of the first features to return. The features must have been trained with ``--nested``.
+    as_of : str or Path, optional
+        File of a linear map that ``shardpress compare --map`` wrote. The features are mapped to those of the other
+        encoder, so that classifiers that were trained on these can be used. The manifest then names the other encoder.
 
     Returns
     -------
@@ -211,8 +218,11 @@ def open_features(
         If the directory contains no finished run.
     DataError
         If a part is missing or differs from the manifest, if an index was copied without its parts, if the runs have
-        different encoders, or if `n_features` is given for features that are not nested or too few.
+        different encoders, if `n_features` is given for features that are not nested or too few, or if `as_of` is a map
+        of another encoder.
     """
+    if as_of is not None:
+        return _mapped(open_features(path, block_rows, n_features), load_map(as_of), str(path), str(as_of))
     if n_features is not None:
         return _first_features(open_features(path, block_rows), n_features, str(path))
     if not isinstance(path, (str, Path)):
@@ -237,6 +247,26 @@ def _first_features(opened: Features, n_features: int, path: str) -> Features:
     if not 1 <= n_features <= width:
         raise DataError(f"features={printable(path)}: has {width} features, found n_features={n_features}")
     return replace(opened, features=opened.features[:, :n_features])
+
+
+def _mapped(opened: Features, to_other: LinearMap, path: str, map_path: str) -> Features:
+    """Return the features mapped to those of another encoder."""
+    where = f"features={printable(path)}"
+    for manifest in opened.manifest.get("runs", [opened.manifest]):
+        encoder = manifest.get("model")
+        if encoder != to_other.encoder_from:
+            raise DataError(
+                f"{where}: made by the encoder {printable(str(encoder))}, but map={printable(map_path)} is for the "
+                f"encoder {printable(to_other.encoder_from)}. Fit a map with shardpress compare --map."
+            )
+    n_from, n_to = to_other.W.shape
+    width = opened.features.shape[1]
+    if width != n_from:
+        raise DataError(f"{where}: has {width} features, but map={printable(map_path)} expects {n_from}")
+    chunks = (opened.features.chunks[0], (n_to,))
+    meta = np.empty((0, n_to), np.float32)
+    features = opened.features.map_blocks(to_other.apply, chunks=chunks, dtype=np.float32, meta=meta)
+    return replace(opened, features=features, manifest={**opened.manifest, "model": to_other.encoder_to})
 
 
 # -- several runs ------------------------------------------------------------------------------------------------

@@ -49,7 +49,8 @@ ALLOWED_IMPORTS = {
     "model": ["modelfile", "output.records", "scan.ranks", "scan.scaler"],
     "device": ["scan.scaler", "kernels"],
     "frames": [],
-    "features": ["frames", "hdf5.categories", "hdf5.forms", "output.records"],
+    "alignment": [],
+    "features": ["alignment", "frames", "hdf5.categories", "hdf5.forms", "output.records"],
     "training": ["shards", "scan", "cluster", "model", "device"],
     "encoding": [
         "hdf5",
@@ -64,6 +65,7 @@ ALLOWED_IMPORTS = {
         "output.disk",
     ],
     "report": [
+        "alignment",
         "features",
         "labels",
         "model",

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from pathlib import Path
 
 from pipeline.commands.parsing import add_json_flag, print_json, whole_number
+from pipeline.errors import printable
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
@@ -13,10 +15,14 @@ DESCRIPTION = """Compare the features of two runs: how similar they are, and whe
 
     shardpress compare features features-new
     shardpress compare features features-new --rows 20000      compare 20,000 rows instead of 4,096
+    shardpress compare features features-new --map map.npz     also write a linear map from features-new to features
     shardpress compare features features-new --json
 
 Rows with the same file name and row number are compared. Labels and other extras are ignored. The runs can have
-different numbers of features. Nothing is written, and Theano is not needed.
+different numbers of features. Only --map writes a file, and Theano is not needed.
+
+A classifier that was trained on the features of A can be used for rows of B after the map:
+open_features("features-new", as_of="map.npz").
 """
 
 
@@ -27,16 +33,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rows", type=whole_number, metavar="N", help="Number of rows to compare, spread over the data. Default: 4096."
     )
+    parser.add_argument(
+        "--map", metavar="FILE", help="File to write: a linear map from the features of B to the features of A."
+    )
     add_json_flag(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Compare two outputs, and print the result. The exit code is 0 for any result."""
-    from pipeline.report.compare import compare
+    from pipeline.output.disk import Disk, publish
+    from pipeline.report.compare import align, compare
 
     comparison = compare(options.a, options.b, options.rows)
+    alignment = None
+    if options.map is not None:
+        alignment = align(options.a, options.b, options.rows)
+        publish(Disk(), Path(options.map), alignment.map.to_npz())
     if options.json:
-        print_json(asdict(comparison))
-    else:
-        print(comparison)
+        facts = None if alignment is None else alignment.facts()
+        print_json({**asdict(comparison), "map": facts})
+        return 0
+    print(comparison)
+    if alignment is not None:
+        print(f"  linear map           {alignment}; written to {printable(options.map)}")
     return 0

@@ -13,11 +13,22 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.alignment import Alignment, fit_map
 from pipeline.errors import DataError, printable, quantity
 from pipeline.output.records import read_manifest
 from pipeline.report.rows import PartLine, read_features, select_rows
 
-__all__ = ["Comparison", "Likeness", "compare", "likeness", "linear_cka", "match_units", "neighbour_overlap", "verdict"]
+__all__ = [
+    "Comparison",
+    "Likeness",
+    "align",
+    "compare",
+    "likeness",
+    "linear_cka",
+    "match_units",
+    "neighbour_overlap",
+    "verdict",
+]
 
 _ROWS = 4096
 _BYTES = 2**26  # maximum size of the features of each run, in float64
@@ -167,9 +178,7 @@ def compare(a: str, b: str, n_rows: int | None = None) -> Comparison:
     manifest_b = read_manifest(Path(b))
     pieces = list(_common(manifest_a["parts"], manifest_b["parts"]))
     n_features = (manifest_a["n_features"], manifest_b["n_features"])
-    if not n_rows:
-        n_rows = min(_ROWS, _BYTES // (8 * max(n_features)))
-    found = _likeness_of_pieces(a, b, pieces, n_rows)
+    found = _likeness_of_pieces(a, b, pieces, n_rows or _default_rows(n_features))
     retrain, sentence = verdict(found)
     changed_files = _changed_files(manifest_a, manifest_b)
     return Comparison(
@@ -182,6 +191,28 @@ def compare(a: str, b: str, n_rows: int | None = None) -> Comparison:
         retrain=retrain,
         verdict=sentence,
     )
+
+
+def align(a: str, b: str, n_rows: int | None = None) -> Alignment:
+    """Fit a linear map from the features of B to those of A, on the rows that `compare` would compare.
+
+    Raises
+    ------
+    NoInput
+        If a directory contains no finished run.
+    DataError
+        If too few rows have features in both runs, or if a part cannot be read.
+    """
+    manifest_a = read_manifest(Path(a))
+    manifest_b = read_manifest(Path(b))
+    pieces = list(_common(manifest_a["parts"], manifest_b["parts"]))
+    n_features = (manifest_a["n_features"], manifest_b["n_features"])
+    features_a, features_b = _read_pieces(a, b, pieces, n_rows or _default_rows(n_features))
+    return fit_map(features_b, features_a, str(manifest_b["model"]), str(manifest_a["model"]))
+
+
+def _default_rows(n_features: tuple[int, int]) -> int:
+    return min(_ROWS, _BYTES // (8 * max(n_features)))
 
 
 def _likeness_of_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> Likeness:
