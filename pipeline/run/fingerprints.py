@@ -43,6 +43,8 @@ _UNFINGERPRINTED = ("folders", "row_names")  # parts of a request that do not id
 _STAGES = ("scan", "training", "encoding")
 _LISTED = 10  # differences that a message lists
 _FOLDERS = 3  # directories that a message lists
+_FILES = 3  # changed files that a message lists; more are summarized
+_IN_WORDS = {"n_bytes": "size", "changed": "modification time", CONTENTS: "contents"}
 # A run can be resumed after an update of NumPy or Python. With all supported versions of NumPy, results are equal bit
 # for bit (`tests/run/test_pythons.py`), except for the rounding of principal components, which depends on the BLAS of
 # NumPy and on the processor. Runs of version 0.1.0 recorded this version. Change it if a later NumPy gives other
@@ -188,7 +190,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], stages: Seque
     """Return the differences between two requests in words, for the files and some stages; empty if there are none."""
     changes = list(_changed_files(_shards(before), _shards(now)))
     for stage in stages:
-        changes += _changes(before.get(stage, {}), now[stage])
+        changes += _changes(before.get(stage, {}), now[stage]).values()
     folders_before = _folders_in_words(before)
     folders_now = _folders_in_words(now)
     if changes and folders_before and folders_before != folders_now:
@@ -242,10 +244,13 @@ def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[st
     names_before = [shard["file"] for shard in before]
     names_now = [shard["file"] for shard in now]
     if names_before == names_now:
-        for name, shard_before, shard_now in zip(names_now, before, now, strict=True):
-            changes = "; ".join(_changes(shard_before, shard_now))
-            if changes:
-                yield f"input {printable(name)} ({changes})"
+        found = [_changes(*pair) for pair in zip(before, now, strict=True)]
+        changes = {name: each for name, each in zip(names_now, found, strict=True) if each}
+        if len(changes) > _FILES:
+            yield f"{len(changes)} of {len(now)} inputs ({'; '.join(_common_changes(list(changes.values())))})"
+            return
+        for name, each in changes.items():
+            yield f"input {printable(name)} ({'; '.join(each.values())})"
         return
     removed = set(names_before) - set(names_now)
     added = set(names_now) - set(names_before)
@@ -255,21 +260,34 @@ def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[st
         yield "the order of the inputs changed"
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a phrase for each value that differs: current keys first, then keys that no longer exist."""
+def _common_changes(changes: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yield a phrase for each key that differs in some of many files."""
+    for key in dict.fromkeys(key for each in changes for key in each):
+        phrases = [each[key] for each in changes if key in each]
+        if len(phrases) == len(changes) and len(set(phrases)) == 1:
+            yield phrases[0]
+        else:
+            word = _IN_WORDS.get(key, current_name(key, None)[0])
+            yield f"{word} of {len(phrases)} {'file' if len(phrases) == 1 else 'files'}"
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return a phrase for each key whose value differs: current keys first, then keys that no longer exist."""
+    found = {}
     for key in {**now, **before}:
         value_before = before.get(key)
         value_now = now.get(key)
         if value_before == value_now:
             continue
         if key == CONTENTS:
-            yield "its contents changed although its modification time did not"
+            found[key] = "its contents changed although its modification time did not"
             continue
         name, value_before = current_name(key, value_before)
         _, value_now = current_name(key, value_now)
         in_words = _time if key == "changed" else printable
         name = _CURRENT_KEYS.get(name, name)
-        yield f"{name} {in_words(value_before)} -> {in_words(value_now)}"
+        found[key] = f"{name} {in_words(value_before)} -> {in_words(value_now)}"
+    return found
 
 
 def _time(nanoseconds: object) -> str:

@@ -252,6 +252,28 @@ def test_a_changed_input_changes_every_stage_and_is_named() -> None:
         assert found.isprintable(), kind
 
 
+def test_many_changed_inputs_are_summarized() -> None:
+    shards = tuple(replace(SHARDS[0], path=f"/data/{i}.h5") for i in range(300))
+    added = Extra("z", np.dtype("i8"))
+    now = tuple(
+        replace(
+            shard,
+            extras=(*shard.extras, added),
+            identity=replace(shard.identity, size=10**5 + i, mtime_ns=2 * 10**18 + i),
+        )
+        for i, shard in enumerate(shards)
+    )
+    found = differences(plain(request(shards=shards)), plain(request(shards=now)))
+    for words in ("300 of 300 inputs", "size of 300 files", "time of 300 files", "extras ['y'] -> ['y', 'z']"):
+        assert words in found
+    assert len(found) < 150
+    one = (*now[:298], replace(shards[298], stored_dtype="<f8"), shards[299])
+    found = differences(plain(request(shards=shards)), plain(request(shards=one)))
+    assert "299 of 300 inputs" in found
+    assert "dtype of 1 file" in found
+    assert "b.h5" in differences(plain(request()), plain(request(shards=changed(shape=(9, 4))(SHARDS))))
+
+
 def test_moving_the_input_changes_nothing() -> None:
     moved_identity = replace(FILE, inode=5, device=6)
     moved = tuple(
