@@ -6,6 +6,7 @@ is chosen by rows that are held out. A map file contains the arrays ``W`` and ``
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ _PENALTIES = 10.0 ** np.arange(-8, 2)  # relative to the variance of a standardi
 _HELD_OUT = 3  # one row of this number is held out
 _MIN_ROWS = 6
 _MOST_BYTES = 2**30  # of a file; a map of 8,000 features to as many takes half of it
+_QUOTED = 300  # characters of an error about a file
+_FINGERPRINT = re.compile("[0-9a-f]{64}")
 _OTHER_FILE = "Expected a file that `shardpress compare --map` wrote"
 
 
@@ -170,11 +173,10 @@ def load_map(path: str | Path) -> LinearMap:
         raise DataError(f"{where}: more than {_MOST_BYTES} bytes. {_OTHER_FILE}.")
     try:
         arrays, about = unpack(data)
-        if about["format"] != _FORMAT:
-            raise ValueError(f"its format is {about['format']!r}")
-        found = LinearMap(arrays["W"], arrays["b"], str(about["encoder_from"]), str(about["encoder_to"]))
+        _check_about(about)
+        found = LinearMap(arrays["W"], arrays["b"], about["encoder_from"], about["encoder_to"])
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{where}: not a map: {printable(error)}. {_OTHER_FILE}.") from error
+        raise DataError(f"{where}: not a map: {printable(error)[:_QUOTED]}. {_OTHER_FILE}.") from error
     is_possible = found.W.ndim == 2 and found.b.shape == found.W.shape[1:] and 0 not in found.W.shape
     is_finite = all(array.dtype == np.float64 and np.isfinite(array).all() for array in (found.W, found.b))
     if not is_possible or not is_finite:
@@ -183,3 +185,12 @@ def load_map(path: str | Path) -> LinearMap:
             f"shapes (n_from, n_to) and (n_to,). {_OTHER_FILE}."
         )
     return found
+
+
+def _check_about(about: Any) -> None:
+    """Raise `ValueError`, `KeyError` or `TypeError` unless plain values describe a map of two encoders."""
+    if about["format"] != _FORMAT:
+        raise ValueError(f"its format is {about['format']!r}")
+    for name in ("encoder_from", "encoder_to"):
+        if not _FINGERPRINT.fullmatch(about[name]):
+            raise ValueError(f"{name} is not a fingerprint")

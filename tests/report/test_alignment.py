@@ -78,11 +78,13 @@ def test_a_map_file_is_restored(tmp_path: Path, rng: np.random.Generator) -> Non
         np.testing.assert_allclose(x @ stored["W"] + stored["b"], found.apply(x), rtol=1e-5, atol=1e-6)
 
 
-ABOUT = {"format": "shardpress-map/1", "encoder_from": "b", "encoder_to": "a"}
+ABOUT = {"format": "shardpress-map/1", "encoder_from": "b" * 64, "encoder_to": "a" * 64}
 BAD_FILES = {
     "other": b"PK\x03\x04 not a map",
     "format": pack({"W": np.ones((2, 2)), "b": np.ones(2)}, {**ABOUT, "format": "shardpress-map/9"}),
     "no encoder": pack({"W": np.ones((2, 2)), "b": np.ones(2)}, {"format": "shardpress-map/1"}),
+    "long encoder": pack({"W": np.ones((2, 2)), "b": np.ones(2)}, {**ABOUT, "encoder_to": "a" * 10**6}),
+    "no text": pack({"W": np.ones((2, 2)), "b": np.ones(2)}, {**ABOUT, "encoder_to": 7}),
     "no constant": pack({"W": np.ones((2, 2))}, ABOUT),
     "shape": pack({"W": np.ones((2, 2)), "b": np.ones(3)}, ABOUT),
     "vector": pack({"W": np.ones(2), "b": np.ones(())}, ABOUT),
