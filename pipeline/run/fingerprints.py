@@ -29,7 +29,7 @@ from pipeline.settings.resolve import Settings
 from pipeline.shards.extras import row_names_in
 from pipeline.shards.shard import Shard
 
-__all__ = ["CONTENTS", "Request", "differences", "other_inputs", "other_settings", "request_of"]
+__all__ = ["CONTENTS", "Request", "differences", "has_added_inputs", "other_inputs", "other_settings", "request_of"]
 
 CONTENTS = "contents"
 """Key of the digest of a shard's file, if it was changed in place without a new modification time."""
@@ -209,6 +209,11 @@ def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         return True
     is_moved = not set(now["folders"]) & set(before.get("folders", now["folders"]))
     return is_moved and not set(_file_identities(before)) & set(_file_identities(now))
+
+
+def has_added_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether files were added to those of an earlier request, and none of these has changed."""
+    return set(_file_identities(before)) < set(_file_identities(now))
 
 
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from pipeline.formats import MOST_JSON_BYTES
 from pipeline.output.ledger import Ledger
 from pipeline.output.publication import misplaced_names
 from pipeline.output.records import SINGLE_FILE, Entry, Record, fault_of, is_parquet, plain_name
-from pipeline.run.fingerprints import Request, differences, other_inputs, other_settings
+from pipeline.run.fingerprints import Request, differences, has_added_inputs, other_inputs, other_settings
 from pipeline.run.prepare import Prepared
 from pipeline.settings.config import Config
 from pipeline.settings.deadline import deadline_of, in_words
@@ -271,10 +271,18 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
             "results with --restart. (--overwrite replaces only results of the same files.)"
         )
     if not config.results.overwrite:
-        raise ConfigError(
-            f"{where}: contains the results of a different run: {changed}. Choose another --output, or replace them "
-            "with --overwrite (results that are still valid are reused) or --restart."
+        advice = (
+            "Choose another --output, or replace them with --overwrite (results that are still valid are reused) or "
+            "--restart."
         )
+        if has_added_inputs(before, now):
+            # Training again takes long and gives other features, which earlier classifiers cannot use.
+            advice = (
+                f"To encode only the new files with the same model, use --model {printable(ledger.directory)} with "
+                "their --input and another --output; open_features([...]) then joins both outputs. To train again on "
+                "all files, use --overwrite."
+            )
+        raise ConfigError(f"{where}: contains the results of a different run: {changed}. {advice}")
     log.info("%s: replacing the earlier results, which differ: %s", where, changed)
 
 

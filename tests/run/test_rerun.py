@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 
+from pipeline import cli
 from pipeline.features import open_features
 from pipeline.formats import seal
 from pipeline.output.records import read_manifest
@@ -21,6 +23,7 @@ from tests.support.faulty import BrokenDisk, RecordingDisk
 from tests.support.interruptions import (
     DAMAGE,
     OTHER,
+    SIZES,
     STEPS,
     FullDisk,
     flip,
@@ -37,7 +40,7 @@ from tests.support.soak_protocol import (
     run_seen_by_readers,
     without_links,
 )
-from tests.support.standin import Workspace, features_of
+from tests.support.standin import UnsyncedDisk, Workspace, features_of
 
 
 def some_damage(*files: str) -> list[tuple[str, list[str]]]:
@@ -280,3 +283,26 @@ def test_a_single_file_is_removed_with_its_results(workspace: Workspace, out: Pa
     assert not (out / "single.h5").exists()
     assert workspace.run(out, "--overwrite", *SINGLE) == 0
     assert single(out)[0] == open_features(out).features.compute().tobytes()
+
+
+def test_a_new_shard_is_encoded_with_the_earlier_model(
+    workspace: Workspace, out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert workspace.run(out) == 0
+    before = stamps(out)
+    new = workspace.add_shard("z.h5", np.random.default_rng(5).normal(size=(30, 4)).astype(np.float32))
+    assert workspace.run(out) == 78
+    assert stamps(out) == before
+    assert mentions(caplog.text, "z.h5", "--model", out, "--overwrite")
+    # The advice can be followed.
+    more = tmp_path / "more"
+    assert cli.main("", ["--input", str(new), "--model", str(out), "--output", str(more)], UnsyncedDisk()) == 0
+    joined = open_features([out, more])
+    assert joined.features.shape[0] == sum(SIZES) + 30
+    caplog.clear()
+    assert workspace.run(out, "--learning-rate", "0.5", "--seed", "3") == 78
+    assert mentions(caplog.text, "z.h5", "--model", out)
+    new.unlink()
+    caplog.clear()
+    assert workspace.run(out, "--seed", "3") == 78
+    assert "--model" not in caplog.records[-2].message
