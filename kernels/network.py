@@ -172,7 +172,7 @@ class Network:
         return tuple((f"W_{i}", f"b_hidden_{i}", f"b_output_{i}") for i in numbers)
 
     @property
-    def output_layers(self) -> tuple[tuple[str, str, str], ...]:
+    def feature_layers(self) -> tuple[tuple[str, str, str], ...]:
         """Names of the weights, the bias and the activation of each layer that computes the written features."""
         names = zip(self.layers, self.activations, strict=True)
         layers = [(weights, bias, activation) for (weights, bias, _), activation in names]

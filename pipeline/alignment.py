@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import DataError, NoInput, ReadFailed, printable
+from pipeline.errors import DataError, NoInput, printable
 from pipeline.formats import pack, unpack
+from pipeline.hdf5.files import opened, read_at, with_retries
 
 __all__ = ["Alignment", "LinearMap", "fit_map", "load_map"]
 
@@ -155,22 +156,14 @@ def load_map(path: str | Path) -> LinearMap:
     Raises
     ------
     NoInput
-        If the file does not exist.
+        If the file does not exist, or is not a regular file.
     DataError
         If it is not a map of finite numbers.
-    ReadFailed
+    ReadFailed, NotPermitted, SystemLimit
         If it cannot be read.
     """
     where = f"map={printable(path)}"
-    try:
-        with Path(path).open("rb") as file:
-            data = file.read(_MOST_BYTES + 1)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoInput(f"{where}: {error.strerror}. {_OTHER_FILE}.") from error
-    except OSError as error:
-        raise ReadFailed(f"{where}: {error.strerror}. {_OTHER_FILE}.") from error
-    if len(data) > _MOST_BYTES:
-        raise DataError(f"{where}: more than {_MOST_BYTES} bytes. {_OTHER_FILE}.")
+    data = with_retries(lambda: _read(str(path), where), where)
     try:
         arrays, about = unpack(data)
         _check_about(about)
@@ -185,6 +178,17 @@ def load_map(path: str | Path) -> LinearMap:
             f"shapes (n_from, n_to) and (n_to,). {_OTHER_FILE}."
         )
     return found
+
+
+def _read(path: str, where: str) -> bytes:
+    """Read the file once. Raise `OSError` if the storage fails."""
+    try:
+        with opened(path) as (descriptor, identity):
+            if identity.size > _MOST_BYTES:
+                raise DataError(f"{where}: {identity.size} bytes, expected at most {_MOST_BYTES}. {_OTHER_FILE}.")
+            return read_at(descriptor, 0, identity.size)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoInput(f"{where}: {error.strerror}. {_OTHER_FILE}.") from error
 
 
 def _check_about(about: Any) -> None:

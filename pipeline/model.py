@@ -105,7 +105,7 @@ class Model:
         # `about` is not included: equal weights compute equal features, even if two training runs made them.
         digest = sha256()
         of_first_format = Network((self.n_inputs, self.network.n_features))
-        if self.network != of_first_format:  # which had no attributes
+        if self.network != of_first_format:  # files of the first format did not describe the network
             digest.update(json.dumps(_network_attributes(self.network)).encode())
         if self.preparation is not None:
             digest.update(json.dumps(_preparation_attributes(self.preparation)).encode())
@@ -153,7 +153,7 @@ class Model:
     def encode_cleaned(self, rows: np.ndarray) -> np.ndarray:
         """Return the features (n_rows, n_features), float64, of cleaned rows (n_rows, n_inputs)."""
         a = self.scaler.scaled(rows).astype(np.float64)
-        for W, b_hidden, kind in self.network.output_layers:
+        for W, b_hidden, kind in self.network.feature_layers:
             a = activated(kind, a @ self._wide(W) + self._wide(b_hidden))
         return a
 
@@ -172,7 +172,7 @@ class Model:
 
         The activation follows the map. The first map includes the scaling, so its input is unscaled rows.
         """
-        maps = [(self._wide(W), self._wide(b_hidden)) for W, b_hidden, _ in self.network.output_layers]
+        maps = [(self._wide(W), self._wide(b_hidden)) for W, b_hidden, _ in self.network.feature_layers]
         W = self.scaler.scale[:, None] * maps[0][0]
         return [(W, maps[0][1] - self.scaler.shift @ W), *maps[1:]]
 
@@ -254,7 +254,7 @@ class Model:
 
     def _activations(self) -> dict[str, np.ndarray]:
         """Return the arrays of ``encoder.npz`` that describe the activations."""
-        activations = [activation for _, _, activation in self.network.output_layers]
+        activations = [activation for _, _, activation in self.network.feature_layers]
         *hidden, last = [ACTIVATIONS[activation].slope for activation in activations]
         is_sigmoid = activations[-1] == "sigmoid"
         if is_sigmoid:

@@ -49,7 +49,7 @@ ALLOWED_IMPORTS = {
     "model": ["modelfile", "output.records", "scan.ranks", "scan.scaler"],
     "device": ["scan.scaler", "kernels"],
     "frames": [],
-    "alignment": [],
+    "alignment": ["hdf5.files"],
     "features": ["alignment", "frames", "hdf5.categories", "hdf5.forms", "output.records"],
     "training": ["shards", "scan", "cluster", "model", "device"],
     "encoding": [

@@ -96,7 +96,7 @@ def _tensor_info(name: str, dtype: np.dtype, width: int) -> Any:
 
 def _add_layers(graph: Graph, model: Model, x: str) -> str:
     """Add the layers of the encoder. Return the name of the result, which is ``features``."""
-    layers = model.network.output_layers
+    layers = model.network.feature_layers
     for i, (weights, bias, kind) in enumerate(layers, 1):
         name = "features" if i == len(layers) else None
         W = np.asarray(model.parameters[weights], np.float32)

@@ -533,7 +533,7 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         a = model.scaler.scaled(rows)
         error = np.float32(_SAFETY * _EPS) * (np.abs(a) + 1)
-        for weights, bias, kind in model.network.output_layers:
+        for weights, bias, kind in model.network.feature_layers:
             W = model.parameters[weights]
             b = model.parameters[bias]
             error = np.hypot(np.sqrt(error**2 @ W**2), _error_of_layer(a, W, b))
