@@ -50,8 +50,9 @@ ALLOWED_IMPORTS = {
     "device": ["scan.scaler", "kernels"],
     "frames": [],
     "alignment": ["hdf5.files"],
+    "ridge": [],
     "features": ["alignment", "frames", "hdf5.categories", "hdf5.forms", "output.records"],
-    "training": ["shards", "scan", "cluster", "model", "device"],
+    "training": ["shards", "scan", "cluster", "model", "device", "ridge"],
     "encoding": [
         "hdf5",
         "shards",
@@ -70,6 +71,7 @@ ALLOWED_IMPORTS = {
         "labels",
         "model",
         "output.records",
+        "ridge",
         "scan",
         "shards",
         "training.components",

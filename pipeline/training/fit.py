@@ -22,6 +22,7 @@ from pipeline.shards.shard import Shard, row_dtype
 from pipeline.training.components import Baseline, Components, baseline_of, principal_components, sampled
 from pipeline.training.epochs import Training
 from pipeline.training.order import Order, slab_starts, spread_rows
+from pipeline.training.pseudolabels import with_pseudo_labels
 from pipeline.training.replica import Replica, Replicas, ReplicaSettings
 from pipeline.training.rounds import rounds_of
 from pipeline.training.rows import DeviceRows, ResidentRows, Rows, StreamedRows
@@ -142,7 +143,7 @@ def prepare_training(
     supervision = None
     if targets is not None:
         readable_targets = targets.of_shards(shards, list(scan.unreadable))
-        supervision = _supervision(autoencoder, data, readable_targets, settings)
+        supervision = _supervision(autoencoder, data, readable_targets, settings, sizes.max_sample_rows)
     loss = None if supervision is None else supervision.loss
     step = training_step_of(autoencoder, settings, data.dtype, data.rows.resident, loss)
     autoencoder.errors(data.validation[:0])  # compile now, before the training time is measured
@@ -282,13 +283,20 @@ def _sample(data: _Data, settings: ResolvedTraining) -> np.ndarray:
     return data.rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, settings.seed))
 
 
-def _supervision(autoencoder: Autoencoder, data: _Data, targets: Targets, settings: ResolvedTraining) -> Supervision:
+def _supervision(
+    autoencoder: Autoencoder, data: _Data, targets: Targets, settings: ResolvedTraining, max_sample_rows: int
+) -> Supervision:
     """Return the training of a head, given an initialized autoencoder.
 
     The loss is weighted by the variance of a scaled entry, so that its weight compared with the reconstruction does not
     depend on the scaling. It is averaged over the rows with a target. The scale is such that outputs with weights of 1
     vary by about `_SPREAD`. With rules whose updates depend on the scale of gradients, it would make training diverge.
     """
+    validation = targets.values[data.validation_numbers]  # known targets only
+    left_out = np.union1d(data.scan.bad_rows, data.validation_numbers)
+    # The classifier needs the rows in float64, and a copy of them.
+    max_rows = max(2, max_sample_rows // 4)
+    targets = with_pseudo_labels(targets, data.rows, data.scan.scaler, left_out, max_rows, settings.seed)
     sample = _sample(data, settings)
     variance = _mean_variance(data.scan.scaler.scaled(sample))
     weight = (settings.target_weight or TARGET_WEIGHT) * variance / targets.share
@@ -298,7 +306,7 @@ def _supervision(autoencoder: Autoencoder, data: _Data, targets: Targets, settin
         scale = 2.0 ** round(math.log2(_SPREAD / deviation))
     # Processors round features in different ways. Rounding makes the numbers equal.
     loss = TargetLoss(float(f"{weight:.3g}"), scale)
-    return Supervision(targets, targets.values[data.validation_numbers], loss)
+    return Supervision(targets, validation, loss)
 
 
 def _mean_variance(sample: np.ndarray) -> float:

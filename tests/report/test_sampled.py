@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.report import probe
+from pipeline import ridge
 from pipeline.report.measures import measure
 from pipeline.report.probe import are_correct
 from pipeline.report.sample import Sample, SampleSpec, draw_sample
@@ -150,14 +150,14 @@ def test_ridge_weights_solve_the_normal_equations(n_rows: int, n_columns: int, r
     x, targets = random_rows(n_rows, n_columns, rank)
     for penalty in (1e-3, 0.1, 10.0):
         weights = np.linalg.solve(x.T @ x + penalty * n_rows * np.eye(n_columns), x.T @ targets)
-        found = probe._ridge_weights(x, targets, np.array([penalty]))
+        found = ridge.ridge_weights(x, targets, np.array([penalty]))
         np.testing.assert_allclose(found, weights, rtol=1e-6, atol=1e-8)
 
 
 def test_ridge_weights_of_constant_columns_are_zero() -> None:
     for shape in ((5, 3), (3, 5)):
         _, targets = random_rows(*shape)
-        assert not probe._ridge_weights(np.zeros(shape), targets).any()
+        assert not ridge.ridge_weights(np.zeros(shape), targets).any()
 
 
 def test_probe_of_constant_columns_predicts_the_commonest_class() -> None:
@@ -180,7 +180,7 @@ def test_probe_with_more_columns_than_rows_generalizes() -> None:
 def test_penalty_minimizes_generalized_cross_validation_error(n_rows: int, n_columns: int, rank: int | None) -> None:
     x, targets = random_rows(n_rows, n_columns, rank)
     errors = []
-    for penalty in probe._PENALTIES:  # use the matrix that maps targets to predictions, which is slow
+    for penalty in ridge._PENALTIES:  # use the matrix that maps targets to predictions, which is slow
         inverse = np.linalg.inv(x.T @ x + penalty * n_rows * np.eye(n_columns))
         predict = x @ inverse @ x.T + 1 / n_rows
         residuals = targets - predict @ targets
@@ -188,10 +188,10 @@ def test_penalty_minimizes_generalized_cross_validation_error(n_rows: int, n_col
     squares, eigenvectors = np.linalg.eigh(x @ x.T)
     squares = np.maximum(squares, 0)
     found = []
-    for penalty in probe._PENALTIES:
+    for penalty in ridge._PENALTIES:
         shrinkage = squares / (squares + penalty * n_rows)
-        found.append(probe._validation_error(shrinkage, eigenvectors.T @ targets, targets))
+        found.append(ridge._validation_error(shrinkage, eigenvectors.T @ targets, targets))
     np.testing.assert_allclose(found, errors, rtol=1e-5)
-    best = probe._PENALTIES[np.argmin(errors)]
+    best = ridge._PENALTIES[np.argmin(errors)]
     weights = np.linalg.solve(x.T @ x + best * n_rows * np.eye(n_columns), x.T @ targets)
-    np.testing.assert_allclose(probe._ridge_weights(x, targets), weights, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(ridge.ridge_weights(x, targets), weights, rtol=1e-6, atol=1e-8)

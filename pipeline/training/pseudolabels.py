@@ -1,0 +1,118 @@
+"""Pseudo-labels: estimated classes of rows without a target, if only a few rows have one.
+
+A head that learns the classes of a few rows fits these rows too closely. It therefore also learns the classes that a
+ridge classifier of the columns assigns to other rows, as far as the classifier is confident.
+
+Source: Lee, "Pseudo-label: the simple and efficient semi-supervised learning method for deep neural networks", 2013.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from pipeline.ridge import ridge_weights
+from pipeline.scan.scaler import Scaler
+from pipeline.training.components import blocks
+from pipeline.training.rows import Rows
+from pipeline.training.targets import Targets
+
+__all__ = ["with_pseudo_labels"]
+
+log = logging.getLogger(__name__)
+
+_FEW = 0.2  # share of rows with a target above which no others are estimated
+_CONFIDENT = 0.7  # share of the estimated classes that are used
+_DIGITS = 4  # of the confidence: processors round scores in different ways, but must choose the same rows
+_SALT = 11  # of the seed
+_NO_CLASS = -1
+
+
+@dataclass(frozen=True, eq=False)
+class _Classifier:
+    """A linear classifier of scaled rows: the matrix (n_inputs, n_classes) and the constants (n_classes,)."""
+
+    W: np.ndarray
+    b: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, classes: np.ndarray, n_classes: int) -> _Classifier:
+        """Fit a classifier to scaled rows (n_rows, n_inputs) and the numbers of their classes (n_rows,)."""
+        mean = rows.mean(axis=0, dtype=np.float64)
+        deviation = rows.std(axis=0, dtype=np.float64)
+        is_constant = deviation <= 1e-9 * deviation.max()
+        scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=~is_constant)
+        targets = np.eye(n_classes)[classes]
+        offset = targets.mean(axis=0)
+        W = scale[:, None] * ridge_weights((rows - mean) * scale, targets - offset)
+        return cls(W, offset - mean @ W)
+
+    def classify(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the class of each scaled row, and the confidence: the distance of the two largest scores."""
+        scores = rows @ self.W + self.b
+        classes = scores.argmax(axis=1)
+        largest = np.partition(scores, -2, axis=1)
+        return classes, np.round(largest[:, -1] - largest[:, -2], _DIGITS)
+
+
+def with_pseudo_labels(
+    targets: Targets, rows: Rows, scaler: Scaler, left_out: np.ndarray, max_rows: int, seed: int
+) -> Targets:
+    """Return targets with the estimated classes of rows without a target.
+
+    Parameters
+    ----------
+    targets : Targets
+        Targets of all rows. They are returned unchanged if they are numbers or not few, or if the rows to train on have
+        only one class.
+    rows : Rows
+        Source of the rows.
+    scaler : Scaler
+    left_out : ndarray of shape (n,), int64
+        Sorted numbers of the rows that are not trained on. Their targets are neither used nor estimated.
+    max_rows : int
+        Maximum number of rows in memory.
+    seed : int
+    """
+    if targets.head.kind != "classes" or targets.share >= _FEW:
+        return targets
+    is_trained_on = np.ones(len(targets.values), dtype=bool)
+    is_trained_on[left_out] = False
+    has_target = targets.values >= 0
+    known = np.flatnonzero(is_trained_on & has_target)
+    if len(known) > max_rows:
+        known = np.sort(np.random.default_rng((seed, _SALT)).choice(known, max_rows, replace=False))
+    classes = targets.values[known].astype(np.int64)
+    if len(np.unique(classes)) < 2:
+        return targets
+    classifier = _Classifier.of(scaler.scaled(rows.take(known)), classes, targets.head.n_outputs)
+    is_other = is_trained_on & ~has_target
+    if not is_other.any():
+        return targets
+    estimates = list(_estimates(classifier, rows, scaler, is_other))
+    confidence = np.concatenate([each for _, each in estimates])
+    least = np.quantile(confidence, 1 - _CONFIDENT, method="lower")
+    found = [np.where(confident >= least, estimated, _NO_CLASS) for estimated, confident in estimates]
+    values = targets.values.copy()
+    values[is_other] = np.concatenate(found)
+    share = float(np.count_nonzero(values[is_trained_on] >= 0) / np.count_nonzero(is_trained_on))
+    log.info(
+        "target: known for only a few rows; a linear classifier of the columns estimates it for others, in total for "
+        "%.3g %% of the rows",
+        100 * share,
+    )
+    return replace(targets, values=values, share=share)
+
+
+def _estimates(
+    classifier: _Classifier, rows: Rows, scaler: Scaler, is_chosen: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the classes (int16) and confidences (float32) of the chosen rows, block by block."""
+    for block in blocks(len(is_chosen), len(scaler.minimum)):
+        numbers = block.start + np.flatnonzero(is_chosen[block])
+        if len(numbers):
+            classes, confidence = classifier.classify(scaler.scaled(rows.take(numbers)))
+            yield classes.astype(np.int16), confidence.astype(np.float32)

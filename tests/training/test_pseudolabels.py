@@ -1,0 +1,120 @@
+"""Tests of pseudo-labels: classes of rows without a target are estimated if only a few rows have one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.preprocessing import StandardScaler
+
+from kernels.network import Head
+from pipeline.scan.scaler import Scaler
+from pipeline.training import pseudolabels
+from pipeline.training.pseudolabels import with_pseudo_labels
+from pipeline.training.targets import Targets
+
+N = 1000
+NOTHING = np.empty(0, np.int64)
+
+
+class Array:
+    """Rows in memory. The rows that have been read are recorded."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self._values = values
+        self.taken: list[int] = []
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        assert (np.diff(numbers) > 0).all()
+        self.taken += numbers.tolist()
+        return self._values[numbers]
+
+
+def clusters(n_classes: int = 3) -> tuple[np.ndarray, np.ndarray, Scaler]:
+    """Return rows in overlapping clusters, their classes and a scaling to [0, 1]."""
+    rng = np.random.default_rng(1)
+    classes = rng.integers(0, n_classes, N)
+    rows = (rng.normal(size=(N, 6)) + 2 * np.eye(6)[classes]).astype(np.float32)
+    rows[:, 5] = 7  # a constant column
+    wide = rows.astype(np.float64)
+    return rows, classes, Scaler(wide.min(axis=0), wide.max(axis=0))
+
+
+def targets_of(classes: np.ndarray, known: np.ndarray, n_classes: int = 3) -> Targets:
+    values = np.full(N, -1, np.float32)
+    values[known] = classes[known]
+    return Targets("y", Head("classes", n_classes), values, ("a", "b", "c"), len(known) / N)
+
+
+def estimate(
+    rows: np.ndarray, scaler: Scaler, targets: Targets, left_out: np.ndarray = NOTHING, **more: Any
+) -> Targets:
+    return with_pseudo_labels(targets, Array(rows), scaler, left_out, **{"max_rows": N, "seed": 0, **more})  # type: ignore[arg-type]
+
+
+def test_confident_rows_get_the_class_of_a_ridge_classifier() -> None:
+    rows, classes, scaler = clusters()
+    known = np.arange(0, N, 20)
+    targets = targets_of(classes, known)
+    found = estimate(rows, scaler, targets)
+    np.testing.assert_array_equal(found.values[known], targets.values[known])
+    others = np.setdiff1d(np.arange(N), known)
+    is_estimated = found.values[others] >= 0
+    assert is_estimated.mean() == pytest.approx(0.7, abs=0.01)
+    assert found.share == pytest.approx(0.05 + 0.95 * 0.7, abs=0.01)
+    x = StandardScaler().fit(scaler.scaled(rows[known])).transform(scaler.scaled(rows))
+    expected = RidgeClassifierCV(10.0 ** np.arange(-2, 5)).fit(x[known], classes[known]).predict(x[others])
+    assert (found.values[others] == expected)[is_estimated].mean() > 0.98
+    right = found.values[others] == classes[others]
+    assert right[is_estimated].mean() > (expected == classes[others]).mean() + 0.03  # confident rows are easier
+    assert found.head == targets.head
+
+
+def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, classes, scaler = clusters()
+    targets = targets_of(classes, np.arange(0, N, 20))
+    expected = estimate(rows, scaler, targets).values
+    for size in (1, 7, 999, N):
+        monkeypatch.setattr(
+            pseudolabels, "blocks", lambda n, width, size=size: (slice(i, min(i + size, n)) for i in range(0, n, size))
+        )
+        np.testing.assert_array_equal(estimate(rows, scaler, targets).values, expected)
+
+
+def test_rows_that_are_left_out_have_no_influence() -> None:
+    rows, classes, scaler = clusters()
+    known = np.arange(0, N, 10)
+    left_out = np.arange(3, N, 4)
+    read = Array(rows)
+    found = with_pseudo_labels(targets_of(classes, known), read, scaler, left_out, N, 0)  # type: ignore[arg-type]
+    assert set(read.taken).isdisjoint(left_out.tolist())
+    changed = rows.copy()
+    changed[left_out] = np.nan
+    other_classes = classes.copy()
+    other_classes[left_out] = 2
+    again = estimate(changed, scaler, targets_of(other_classes, known), left_out)
+    trained_on = np.setdiff1d(np.arange(N), left_out)
+    np.testing.assert_array_equal(found.values[trained_on], again.values[trained_on])
+    without_target = np.setdiff1d(left_out, known)
+    assert (found.values[without_target] == -1).all()
+
+
+def test_memory_limits_the_rows_of_the_classifier() -> None:
+    rows, classes, scaler = clusters()
+    known = np.arange(0, N, 10)
+    found = estimate(rows, scaler, targets_of(classes, known), max_rows=30)
+    assert (found.values >= 0).mean() > 0.7
+    np.testing.assert_array_equal(found.values[known], classes[known])
+
+
+def test_other_targets_are_unchanged() -> None:
+    rows, classes, scaler = clusters()
+    many = targets_of(classes, np.arange(0, N, 5))
+    few = targets_of(classes, np.arange(0, N, 20))
+    one_class = replace(few, values=np.where(few.values == 1, 1, -1).astype(np.float32), share=0.02)
+    numbers = replace(few, head=Head("numbers", 1))
+    for targets in (many, one_class, numbers):
+        assert estimate(rows, scaler, targets) is targets
