@@ -1,4 +1,7 @@
-"""Tests that nested and wide features with a target have the same bits on all paths, with the compiled kernels."""
+"""Tests that features with a target have the same bits on all paths, with the compiled kernels.
+
+The kinds are nested features, wide features, and a target that only a few rows have, so that others are estimated.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from pipeline import cli
+from pipeline.model import load_model
 from pipeline.output.disk import Disk
 from tests.run.test_cleaning import features_of
 from tests.support.bad_shards import InterruptedDisk
@@ -17,10 +21,11 @@ from tests.support.helpers import write_shard
 pytestmark = [pytest.mark.compiler, pytest.mark.process, pytest.mark.slow]
 
 KINDS = {
-    "nested": ["--nested", "yes"],
-    "wide": ["--output-layer", "hidden", "--hidden", "48"],
+    "nested": ["--target", "y", "--nested", "yes"],
+    "wide": ["--target", "y", "--output-layer", "hidden", "--hidden", "48"],
+    "few": ["--target", "few"],
 }
-COMMON = ["--n-features", "16", "--target", "y", "--epochs", "2", "--checkpoint-minutes", "0"]
+COMMON = ["--n-features", "16", "--epochs", "2", "--checkpoint-minutes", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).mkdir()
         rows = np.tile(data.data, (n_copies, 1)).astype(np.uint8)
         labels = np.tile(data.target, n_copies)
+        few = np.where(np.arange(len(rows)) % 20 == 3, labels, np.nan)
         for i, part in enumerate(np.array_split(np.arange(len(rows)), 2)):
-            write_shard(folder / f"{name}/{i}.h5", rows[part], extras={"y": labels[part]})
+            write_shard(folder / f"{name}/{i}.h5", rows[part], extras={"y": labels[part], "few": few[part]})
     return folder
 
 
@@ -59,3 +65,13 @@ def test_worker_processes_train_the_same_replicas(folder: Path, tmp_path: Path, 
         assert run(folder / "many", tmp_path / name, kind, "--replicas", "2", *flags) == 0
         results.append(features_of(tmp_path / name))
     assert results[0] == results[1]
+
+
+def test_threads_and_blocks_estimate_the_same_targets(folder: Path, tmp_path: Path) -> None:
+    results = set()
+    for i, flags in enumerate((["--threads", "1"], ["--threads", "3", "--block-rows", "100"])):
+        assert run(folder / "few", tmp_path / str(i), "few", *flags) == 0
+        results.add(features_of(tmp_path / str(i)))
+    assert len(results) == 1
+    about = load_model(tmp_path / "0").about["training"]["target"]
+    assert about["share"] == pytest.approx(0.05, abs=0.001)
