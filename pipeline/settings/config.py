@@ -359,7 +359,8 @@ class TrainingSettings:
         DATASET,
         "model",
         "Extra with classes (strings or whole numbers) or numbers (floats) that a linear function of the features "
-        "learns to predict during training. Rows without a value are used for the reconstruction only. Use it with "
+        "learns to predict during training. Rows without a value are used for the reconstruction only. If fewer than "
+        "20 % of the rows have a class, a linear classifier of the columns estimates the class of others. Use it with "
         "--fit-on, because features of the rows that they were trained on are too good.",
         legacy_value=None,
     )
