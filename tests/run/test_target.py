@@ -78,13 +78,20 @@ def test_targets_change_the_features(shards: Shards, tmp_path: Path) -> None:
     assert not any(same(models[i], models[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_targets_of_rows_that_are_left_out_have_no_influence(shards: Shards) -> None:
+@pytest.mark.parametrize("stride", [1, 10])
+def test_rows_and_targets_that_are_left_out_have_no_influence(shards: Shards, stride: int) -> None:
+    """With a target for each tenth row, the classes of other rows are estimated."""
     values = add(shards)
     is_test = values["split"] == b"test"
+    has_target = np.arange(N) % stride == 0
+    kinds = np.where(has_target, values["kind"], np.nan)
+    add(shards, kind=kinds)
     other = shards.another("other")
-    kinds = np.where(is_test, 2 - values["kind"], values["kind"])
+    kinds = np.where(is_test, 2 - kinds, kinds)
     kinds[is_test.argmax()] = 77  # a class that no training row has
-    add(other, kind=kinds)
+    rows = values["rows"].copy()
+    rows[is_test] += 5
+    add(other, kind=kinds, rows=rows)
     for some in (shards, other):
         assert some.run(*ON_TRAIN, *LEARNING) == 0
     assert load_model(shards.output).about["training"]["target"]["n_classes"] == 3
