@@ -23,7 +23,9 @@ pytestmark = pytest.mark.process
 
 NOISE = N_EACH * child.BATCH * child.N_INPUTS  # bytes of a piece
 PIECE = {"streamed": NOISE, "uploaded": 8 * N_EACH * child.BATCH}  # bytes: rows with one byte per entry, or row numbers
-SCALARS = 16  # bytes for each step: its rate, its length and the rule's count
+NUMBERS = 4 * N_EACH * child.BATCH  # bytes of the targets, and of the numbers of features that the decoder gets
+N_OF_HEAD = 4  # products of a head, see test_devices.py
+SCALARS = 20  # bytes for each step: its rate, its length, the rule's count and the factor of the head's errors
 CASES = [("streamed", ""), ("uploaded", ",linker=vm"), ("uploaded", "")]
 WAITING = ("Synchronize", "DtoH", "download")
 
@@ -53,9 +55,9 @@ def test_steps_do_not_wait_and_have_their_minibatches_uploaded(
         assert [call for call in calls if any(word in call for word in WAITING)] == []
         assert not any(call.startswith("cuMemAlloc") for call in calls), "no memory is allocated"
         n_products = len([call for call in calls if call.startswith("cublasSgemm")])
-        assert n_products == n * (6 * child.NETWORKS["relu"].n_layers - 1)
+        assert n_products == n * (6 * child.NETWORKS["relu"].n_layers - 1 + N_OF_HEAD)
         assert sum(uploads(calls)) <= n * SCALARS
     for i, calls in enumerate(pieces):
-        assert sorted(uploads(calls)) == sorted([PIECE[place], NOISE])
+        assert sorted(uploads(calls)) == sorted([PIECE[place], NOISE, NUMBERS, NUMBERS])
         assert [call for call in calls if any(word in call for word in WAITING)] == []
         assert i < 2 or not any(call.startswith("cuMemAlloc") for call in calls), "memory for two pieces is allocated"

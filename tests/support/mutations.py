@@ -125,7 +125,7 @@ _TRAINING = (
         "pipeline/training/targets.py",
         "has_target &= fitted",
         "has_target |= fitted",
-        ("tests/run/test_target.py::test_targets_of_rows_that_are_left_out_have_no_influence",),
+        ("tests/run/test_target.py::test_rows_and_targets_that_are_left_out_have_no_influence",),
     ),
     Mutation(
         "targets-meet-other-rows",

@@ -12,6 +12,7 @@ import numpy as np
 
 from kernels import backend
 from kernels.autoencoder import Autoencoder
+from kernels.network import Network
 from kernels.step import TrainingStep
 from kernels.updates import Rule
 from kernels.upload import TwoBuffers
@@ -20,6 +21,13 @@ from tests.support.steps import take_step
 
 N_EACH = 3
 STEPS_PER_CALL = ((1, 2), (1, 1, 1), (3,), (2, 1))  # number of steps in each piece
+
+
+def make_others(network: Network) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the noise, the targets and the numbers of features that the decoder gets, for the rows of a piece."""
+    each = [(child.make_noise(i), child.make_targets(network, i), child.make_kept(network, i)) for i in range(N_EACH)]
+    noise, targets, kept = (np.concatenate(arrays) for arrays in zip(*each, strict=True))
+    return noise, targets, kept
 
 
 def check_alternating_uploads() -> None:
@@ -39,7 +47,7 @@ def check_alternating_uploads() -> None:
 def check_steps_in_one_call(step: TrainingStep, autoencoder: Autoencoder, rows: np.ndarray, is_resident: bool) -> None:
     """Check that several steps in one call give the same bits as single calls, also with a smaller last minibatch."""
     numbers = np.concatenate(child.make_minibatches()[:N_EACH])[:-17]
-    noise = np.concatenate([child.make_noise(i) for i in range(N_EACH)])[:-17]
+    noise, targets, kept = (array[:-17] for array in make_others(autoencoder.network))
     piece = numbers if is_resident else rows[numbers]
     rates = [0.02, 0.01, 0.005]
     start = autoencoder.parameters()
@@ -48,10 +56,10 @@ def check_steps_in_one_call(step: TrainingStep, autoencoder: Autoencoder, rows: 
     def take_one_by_one() -> None:
         for i, rate in enumerate(rates):
             batch = slice(i * child.BATCH, (i + 1) * child.BATCH)
-            take_step(step, piece[batch], rate, noise=noise[batch])
+            take_step(step, piece[batch], rate, noise=noise[batch], targets=targets[batch], kept=kept[batch])
 
     def take_in_calls(*calls: list[float]) -> None:
-        step.begin(piece, noise, child.BATCH)
+        step.begin(piece, noise, child.BATCH, targets, kept)
         for each in calls:
             step.take(each)
 
@@ -77,17 +85,16 @@ def main(place: str, log: str) -> None:
     autoencoder = Autoencoder(network, *child.make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(child.start_of(network))
     resident = None if place == "streamed" else child.Pieces(rows)
-    step = TrainingStep(
-        autoencoder, Rule("adam", child.DECAY), rows.dtype, resident=resident, corruption=child.CORRUPTION
-    )
+    rule = Rule("adam", child.DECAY)
+    step = TrainingStep(autoencoder, rule, rows.dtype, resident, child.CORRUPTION, child.LOSS)
     numbers = np.concatenate([child.make_minibatches()[0]] * N_EACH)
-    noise = np.concatenate([child.make_noise(i) for i in range(N_EACH)])
+    noise, targets, kept = make_others(network)
     piece = rows[numbers] if resident is None else numbers
     rate = child.RATES["adam"]
     with open(log, "a", buffering=1) as file:
         for i, at_once in enumerate(STEPS_PER_CALL):
             file.write("piece\n")
-            step.begin(piece, noise, child.BATCH)
+            step.begin(piece, noise, child.BATCH, targets, kept)
             for j, n in enumerate(at_once):
                 file.write("steps\n")
                 step.take([rate] * n, with_cost=i + j == 0)
