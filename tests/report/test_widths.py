@@ -19,7 +19,7 @@ from tests.support.pages import make_parts, model_of
 
 RNG = np.random.default_rng(5)
 CLASSES = RNG.integers(0, 4, 600)
-# 24 columns, the later ones of which vary less. The classes differ in the last column only.
+# 24 columns. Later columns vary less. The classes differ in the last column only.
 ROWS = RNG.normal(size=(600, 24)) * np.geomspace(1, 0.1, 24)
 ROWS[:, -1] += 0.25 * CLASSES
 ROWS = (0.5 + ROWS / 20).astype(np.float32)

@@ -50,9 +50,10 @@ def targets_of(classes: np.ndarray, known: np.ndarray, n_classes: int = 3) -> Ta
 
 
 def estimate(
-    rows: np.ndarray, scaler: Scaler, targets: Targets, left_out: np.ndarray = NOTHING, **more: Any
+    rows: np.ndarray, scaler: Scaler, targets: Targets, left_out: np.ndarray = NOTHING, max_rows: int = N
 ) -> Targets:
-    return with_pseudo_labels(targets, Array(rows), scaler, left_out, **{"max_rows": N, "seed": 0, **more})  # type: ignore[arg-type]
+    source: Any = Array(rows)
+    return with_pseudo_labels(targets, source, scaler, left_out, max_rows, seed=0)
 
 
 def test_confident_rows_get_the_class_of_a_ridge_classifier() -> None:
@@ -88,9 +89,9 @@ def test_rows_that_are_left_out_have_no_influence() -> None:
     rows, classes, scaler = clusters()
     known = np.arange(0, N, 10)
     left_out = np.arange(3, N, 4)
-    read = Array(rows)
-    found = with_pseudo_labels(targets_of(classes, known), read, scaler, left_out, N, 0)  # type: ignore[arg-type]
-    assert set(read.taken).isdisjoint(left_out.tolist())
+    source: Any = Array(rows)
+    found = with_pseudo_labels(targets_of(classes, known), source, scaler, left_out, N, seed=0)
+    assert set(source.taken).isdisjoint(left_out.tolist())
     changed = rows.copy()
     changed[left_out] = np.nan
     other_classes = classes.copy()
