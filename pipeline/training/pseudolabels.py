@@ -9,7 +9,6 @@ Source: Lee, "Pseudo-label: the simple and efficient semi-supervised learning me
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -51,11 +50,14 @@ class _Classifier:
         return cls(W, offset - mean @ W)
 
     def classify(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the class of each scaled row, and the confidence: the distance of the two largest scores."""
+        """Return the class of each scaled row, int16, and its confidence, float32.
+
+        The confidence is the difference between the two largest scores.
+        """
         scores = rows @ self.W + self.b
-        classes = scores.argmax(axis=1)
         largest = np.partition(scores, -2, axis=1)
-        return classes, np.round(largest[:, -1] - largest[:, -2], _DIGITS)
+        confidence = np.round(largest[:, -1] - largest[:, -2], _DIGITS)
+        return scores.argmax(axis=1).astype(np.int16), confidence.astype(np.float32)
 
 
 def with_pseudo_labels(
@@ -74,7 +76,7 @@ def with_pseudo_labels(
     left_out : ndarray of shape (n,), int64
         Sorted numbers of the rows that are not trained on. Their targets are neither used nor estimated.
     max_rows : int
-        Maximum number of rows in memory.
+        Maximum number of rows in memory, with as many numbers as a row has columns.
     seed : int
     """
     if targets.head.kind != "classes" or targets.share >= _FEW:
@@ -83,8 +85,11 @@ def with_pseudo_labels(
     is_trained_on[left_out] = False
     has_target = targets.values >= 0
     known = np.flatnonzero(is_trained_on & has_target)
-    if len(known) > max_rows:
-        known = np.sort(np.random.default_rng((seed, _SALT)).choice(known, max_rows, replace=False))
+    n_inputs = len(scaler.minimum)
+    widest = max(n_inputs, targets.head.n_outputs)  # there can be more scores than columns
+    n_most = max(2, max_rows * n_inputs // widest)
+    if len(known) > n_most:
+        known = np.sort(np.random.default_rng((seed, _SALT)).choice(known, n_most, replace=False))
     classes = targets.values[known].astype(np.int64)
     if len(np.unique(classes)) < 2:
         return targets
@@ -92,7 +97,11 @@ def with_pseudo_labels(
     is_other = is_trained_on & ~has_target
     if not is_other.any():
         return targets
-    estimates = list(_estimates(classifier, rows, scaler, is_other))
+    estimates = []
+    for block in blocks(len(is_other), widest):
+        numbers = block.start + np.flatnonzero(is_other[block])
+        if len(numbers):
+            estimates.append(classifier.classify(scaler.scaled(rows.take(numbers))))
     confidence = np.concatenate([each for _, each in estimates])
     least = np.quantile(confidence, 1 - _CONFIDENT, method="lower")
     found = [np.where(confident >= least, estimated, _NO_CLASS) for estimated, confident in estimates]
@@ -105,14 +114,3 @@ def with_pseudo_labels(
         100 * share,
     )
     return replace(targets, values=values, share=share)
-
-
-def _estimates(
-    classifier: _Classifier, rows: Rows, scaler: Scaler, is_chosen: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the classes (int16) and confidences (float32) of the chosen rows, block by block."""
-    for block in blocks(len(is_chosen), len(scaler.minimum)):
-        numbers = block.start + np.flatnonzero(is_chosen[block])
-        if len(numbers):
-            classes, confidence = classifier.classify(scaler.scaled(rows.take(numbers)))
-            yield classes.astype(np.int16), confidence.astype(np.float32)
