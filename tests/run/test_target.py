@@ -80,7 +80,7 @@ def test_targets_change_the_features(shards: Shards, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stride", [1, 10])
 def test_rows_and_targets_that_are_left_out_have_no_influence(shards: Shards, stride: int) -> None:
-    """With a target for each tenth row, the classes of other rows are estimated."""
+    """If only each tenth row has a target, the classes of other rows are estimated."""
     values = add(shards)
     is_test = values["split"] == b"test"
     has_target = np.arange(N) % stride == 0
