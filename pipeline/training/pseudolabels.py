@@ -84,29 +84,12 @@ def with_pseudo_labels(
     is_trained_on = np.ones(len(targets.values), dtype=bool)
     is_trained_on[left_out] = False
     has_target = targets.values >= 0
-    known = np.flatnonzero(is_trained_on & has_target)
-    n_inputs = len(scaler.minimum)
-    widest = max(n_inputs, targets.head.n_outputs)  # there can be more scores than columns
-    n_most = max(2, max_rows * n_inputs // widest)
-    if len(known) > n_most:
-        known = np.sort(np.random.default_rng((seed, _SALT)).choice(known, n_most, replace=False))
-    classes = targets.values[known].astype(np.int64)
-    if len(np.unique(classes)) < 2:
-        return targets
-    classifier = _Classifier.of(scaler.scaled(rows.take(known)), classes, targets.head.n_outputs)
     is_other = is_trained_on & ~has_target
-    if not is_other.any():
+    classifier = _fitted(targets, rows, scaler, np.flatnonzero(is_trained_on & has_target), max_rows, seed)
+    if classifier is None or not is_other.any():
         return targets
-    estimates = []
-    for block in blocks(len(is_other), widest):
-        numbers = block.start + np.flatnonzero(is_other[block])
-        if len(numbers):
-            estimates.append(classifier.classify(scaler.scaled(rows.take(numbers))))
-    confidence = np.concatenate([each for _, each in estimates])
-    least = np.quantile(confidence, 1 - _CONFIDENT, method="lower")
-    found = [np.where(confident >= least, estimated, _NO_CLASS) for estimated, confident in estimates]
     values = targets.values.copy()
-    values[is_other] = np.concatenate(found)
+    values[is_other] = _confident_classes(classifier, rows, scaler, is_other)
     share = float(np.count_nonzero(values[is_trained_on] >= 0) / np.count_nonzero(is_trained_on))
     log.info(
         "target: known for only a few rows; a linear classifier of the columns estimates it for others, in total for "
@@ -114,3 +97,31 @@ def with_pseudo_labels(
         100 * share,
     )
     return replace(targets, values=values, share=share)
+
+
+def _fitted(
+    targets: Targets, rows: Rows, scaler: Scaler, known: np.ndarray, max_rows: int, seed: int
+) -> _Classifier | None:
+    """Return a classifier that is fitted to the `known` rows, or to some of them; None if they have only one class."""
+    n_inputs = len(scaler.minimum)
+    n_classes = targets.head.n_outputs
+    n_most = max(2, max_rows * n_inputs // max(n_inputs, n_classes))  # there can be more classes than columns
+    if len(known) > n_most:
+        known = np.sort(np.random.default_rng((seed, _SALT)).choice(known, n_most, replace=False))
+    classes = targets.values[known].astype(np.int64)
+    if len(np.unique(classes)) < 2:
+        return None
+    return _Classifier.of(scaler.scaled(rows.take(known)), classes, n_classes)
+
+
+def _confident_classes(classifier: _Classifier, rows: Rows, scaler: Scaler, is_chosen: np.ndarray) -> np.ndarray:
+    """Return the classes of the chosen rows, int16 (n_chosen,), or -1 where the classifier is not confident."""
+    found = []
+    for block in blocks(len(is_chosen), max(classifier.W.shape)):
+        numbers = block.start + np.flatnonzero(is_chosen[block])
+        if len(numbers):
+            found.append(classifier.classify(scaler.scaled(rows.take(numbers))))
+    classes = np.concatenate([each for each, _ in found])
+    confidence = np.concatenate([each for _, each in found])
+    least = np.quantile(confidence, 1 - _CONFIDENT, method="lower")
+    return np.where(confidence >= least, classes, np.int16(_NO_CLASS))
