@@ -117,8 +117,11 @@ def seal(form: str, content: Mapping[str, Any]) -> bytes:
     """
     # Serialize and parse the content first, so that the digest matches the values that `unseal` parses.
     body = json.loads(json.dumps({"format": form, **content}))
-    sealed = {**body, _SEAL: fingerprint(body)}
-    return (json_lines(sealed) + "\n").encode()
+    return _with_seal(body, fingerprint(body))
+
+
+def _with_seal(body: Mapping[str, Any], seal_digest: str) -> bytes:
+    return (json_lines({**body, _SEAL: seal_digest}) + "\n").encode()
 
 
 def json_lines(value: Any, margin: str = "\n") -> str:
@@ -156,11 +159,13 @@ def unseal(form: str, data: bytes) -> dict[str, Any]:
     _check_version(form, content.get("format"))
     if content.get("format") != form:
         raise ValueError(f"format {content.get('format')!r}, expected format {form!r}")
-    if content.pop(_SEAL, None) != fingerprint(content):
+    found = content.pop(_SEAL, None)
+    expected = fingerprint(content)
+    if found != expected:
         raise ValueError("its digest does not match its content")
-    content.pop("format")
-    # The digest does not detect added spaces or repeated keys.
-    if seal(form, content) != data:
+    # The digest does not detect added spaces or repeated keys. The format comes first, and the digest last.
+    body = {"format": content.pop("format"), **content}
+    if _with_seal(body, expected) != data:
         raise ValueError("its JSON is not in the form that shardpress writes")
     return content
 

@@ -57,6 +57,7 @@ from pipeline.output.records import (
     check_storage,
     files_of,
     is_left,
+    manifest_path,
     plain_name,
     read_manifest,
     records_of,
@@ -86,6 +87,8 @@ class Ledger:
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.directory = directory
         self.disk = disk
+        self._manifest: dict[str, Any] = {}
+        self._read_stamp: tuple[int, ...] | None = None  # of the parsed manifest
         self._files: dict[str, list[Record]] = {}  # records by the file that holds them
         for name in sorted(os.listdir(directory / "commits")):
             self._read_records(f"commits/{name}")
@@ -263,9 +266,16 @@ class Ledger:
         return data
 
     def manifest(self, warn: bool = True) -> dict[str, Any] | None:
-        """Return the manifest of a finished run; None if there is none or it is damaged."""
+        """Return the manifest of a finished run; None if there is none or it is damaged.
+
+        It is parsed again only if the file has changed, since that takes a second for ten thousand parts.
+        """
+        stamp = self._manifest_stamp()
         try:
-            return read_manifest(self.directory)
+            if stamp is None or stamp != self._read_stamp:
+                self._manifest = read_manifest(self.directory)
+                self._read_stamp = stamp
+            return dict(self._manifest)
         except NoInput:
             return None
         except DataError as error:
@@ -301,6 +311,14 @@ class Ledger:
         return model.st_mtime_ns >= request.st_mtime_ns
 
     # -- private --
+
+    def _manifest_stamp(self) -> tuple[int, ...] | None:
+        """Return facts that change when another manifest is published; None if there is no manifest."""
+        try:
+            status = os.stat(manifest_path(self.directory))
+        except OSError:
+            return None
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
     def _read_request(self) -> dict[str, Any] | None:
         try:

@@ -437,7 +437,7 @@ _REST = (
     Mutation(
         "sealed-files-may-have-a-key-twice",
         "pipeline/formats.py",
-        "if seal(form, content) != data:",
+        "if _with_seal(body, expected) != data:",
         "if len(seal(form, content)) > len(data):",
         ("tests/test_formats.py::test_a_repeated_key_is_refused",),
     ),
