@@ -26,22 +26,23 @@ single rename replaces all of them (`pipeline.output.publication`).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
 from pipeline.alignment import LinearMap, load_map
-from pipeline.errors import DataError, printable
+from pipeline.errors import DataError, printable, short_list
 from pipeline.frames import data_frame, import_pandas
 from pipeline.hdf5.categories import array_of, read_categories
 from pipeline.hdf5.forms import CATEGORIES, text
 from pipeline.output.records import INDEX, MANIFEST, PUBLISHED, read_manifest
 
 __all__ = [
+    "APPEND_ID",
     "FAILURES",
     "FEATURES",
     "VALID",
@@ -56,7 +57,10 @@ __all__ = [
 
 FEATURES = "features"
 VALID = "valid"
+APPEND_ID = "append_id"
+"""Extra with the number of the append that encoded each row: 0 for the rows of the run that trained the model."""
 _WHOLE = "Copy the whole directory, with published/ and parts/, or the file that --single-file writes."
+_NAMED = 10  # appends that a message names
 _REPEAT = "Run the command of that run again, which recomputes damaged files."
 # h5py raises OSError and RuntimeError. The other errors occur if a dataset is missing, or if a group has its name.
 FAILURES = (OSError, RuntimeError, LookupError, ValueError, AttributeError, TypeError)
@@ -191,6 +195,7 @@ def open_features(
     block_rows: int = 65536,
     n_features: int | None = None,
     as_of: str | Path | None = None,
+    appends: int | Collection[int] | None = None,
 ) -> Features:
     """Open the features in an output directory, in a single file, or in several of them.
 
@@ -207,6 +212,9 @@ def open_features(
     as_of : str or Path, optional
         File of a linear map that ``shardpress compare --map`` wrote. The features are mapped to those of the other
         encoder, so that classifiers that were trained on these can be used. The manifest then names the other encoder.
+    appends : int or collection of int, optional
+        Numbers of the appends (``--append``) whose rows are returned; 0 stands for the rows of the run that trained the
+        model. By default, all rows are returned, and the extra ``append_id`` contains the number of each row.
 
     Returns
     -------
@@ -218,21 +226,34 @@ def open_features(
         If the directory contains no finished run.
     DataError
         If a part is missing or differs from the manifest, if an index was copied without its parts, if the runs have
-        different encoders, if `n_features` is given for features that are not nested or too few, or if `as_of` is a map
-        of another encoder.
+        different encoders, if `n_features` is given for features that are not nested or too few, if `as_of` is a map of
+        another encoder, or if there are no rows of `appends`.
     """
-    if as_of is not None:
-        return _mapped(open_features(path, block_rows, n_features), load_map(as_of), str(path), str(as_of))
+    if isinstance(appends, int):
+        appends = [appends]
+    if isinstance(path, (str, Path)):
+        opened = _open_one(Path(path), block_rows, appends)
+    else:
+        opened = _joined([(str(each), _open_one(Path(each), block_rows, appends)) for each in path])
     if n_features is not None:
-        return _first_features(open_features(path, block_rows), n_features, str(path))
-    if not isinstance(path, (str, Path)):
-        return _joined([(str(each), open_features(each, block_rows)) for each in path])
-    found = Path(path)
-    if not found.is_file():
-        return _open_directory(found, block_rows)
-    if found.name == INDEX and (found.parent / MANIFEST).exists():
-        return _open_directory(_output_of(found.parent), block_rows)
-    return _open_file(found, block_rows)
+        opened = _first_features(opened, n_features, str(path))
+    if as_of is not None:
+        opened = _mapped(opened, load_map(as_of), str(path), str(as_of))
+    return opened
+
+
+def _open_one(path: Path, block_rows: int, appends: Collection[int] | None) -> Features:
+    """Open the features in an output directory, or in a single file."""
+    if not path.is_file():
+        return _open_directory(path, block_rows, appends)
+    if path.name == INDEX and (path.parent / MANIFEST).exists():
+        return _open_directory(_output_of(path.parent), block_rows, appends)
+    if appends is not None:
+        raise DataError(
+            f"file={printable(path)}: does not contain the numbers of appends, expected the output directory. Open "
+            "that, or omit appends."
+        )
+    return _open_file(path, block_rows)
 
 
 def _first_features(opened: Features, n_features: int, path: str) -> Features:
@@ -347,21 +368,62 @@ def _output_of(directory: Path) -> Path:
     return directory.parents[1] if directory.parent.name == PUBLISHED else directory
 
 
-def _open_directory(directory: Path, block_rows: int) -> Features:
+def _open_directory(directory: Path, block_rows: int, appends: Collection[int] | None) -> Features:
     # Do not list the files in parts/ instead: an interrupted run may have left additional files there.
     manifest = read_manifest(directory)
     try:
-        files = [(directory / part["file"], int(part["n_rows"])) for part in manifest["parts"]]
+        lines = [
+            _PartLine(directory / part["file"], int(part["n_rows"]), _append_id(part)) for part in manifest["parts"]
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"features={printable(directory)}: its manifest has an invalid list of parts: {error!r}. {_REPEAT}"
         ) from error
-    if not files:
+    if not lines:
         raise DataError(
             f"features={printable(directory)}: its manifest lists no parts, expected at least one. {_REPEAT}"
         )
-    parts = [(path, _check_part(path, n_rows)) for path, n_rows in files]
-    return _opened(parts, manifest, block_rows)
+    if appends is not None:
+        lines = _lines_of(appends, lines, directory)
+        manifest = {**manifest, "n_rows": sum(line.n_rows for line in lines)}
+    parts = [(line.path, _check_part(line.path, line.n_rows)) for line in lines]
+    latest = max(lines, key=lambda line: line.append_id)  # it has the categories of all rows
+    opened = _opened(parts, manifest, block_rows, latest.path)
+    if "appends" in manifest and APPEND_ID not in opened.extras:
+        opened.extras[APPEND_ID] = _lazy_append_ids(lines, block_rows)
+    return opened
+
+
+class _PartLine(NamedTuple):
+    """Facts about a part from the manifest."""
+
+    path: Path
+    n_rows: int
+    append_id: int
+
+
+def _append_id(part: Mapping[str, Any]) -> int:
+    """Return the number of the append that encoded a part."""
+    return int(part.get(APPEND_ID, 0))
+
+
+def _lines_of(appends: Collection[int], lines: Sequence[_PartLine], directory: Path) -> list[_PartLine]:
+    """Return the parts of some appends."""
+    selected = [line for line in lines if line.append_id in appends]
+    if not selected:
+        known = short_list(map(str, sorted({line.append_id for line in lines})), _NAMED)
+        raise DataError(
+            f"features={printable(directory)}: has no rows of appends={sorted(appends)}, expected numbers of its "
+            f"appends: {known}."
+        )
+    return selected
+
+
+def _lazy_append_ids(lines: Sequence[_PartLine], block_rows: int) -> Any:
+    """Return the number of the append of each row as a Dask array."""
+    import dask.array as da
+
+    return da.concatenate([da.full(line.n_rows, line.append_id, dtype=np.int32, chunks=block_rows) for line in lines])
 
 
 def _open_file(path: Path, block_rows: int) -> Features:
@@ -375,10 +437,13 @@ def _open_file(path: Path, block_rows: int) -> Features:
             manifest = {**file.attrs, "n_rows": file[FEATURES].shape[0]}
     except FAILURES as error:
         raise DataError(f"{where}: contains no readable features: {error}. {_WHOLE}") from error
-    return _opened([(path, shapes)], manifest, block_rows)
+    return _opened([(path, shapes)], manifest, block_rows, path)
 
 
-def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[str, Any], block_rows: int) -> Features:
+def _opened(
+    parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[str, Any], block_rows: int, categorized: Path
+) -> Features:
+    """Return the rows of some files with their datasets. `categorized` is the file with the categories of all rows."""
     import dask.array as da  # imported here, because it takes longer to load than all other modules
 
     for path, shapes in parts:
@@ -392,8 +457,7 @@ def _opened(parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[st
         arrays[name] = da.concatenate(pieces)
     features = arrays.pop(FEATURES)
     valid = arrays.pop(VALID)
-    first_path, _ = parts[0]
-    return Features(features, valid, arrays, manifest, _readable_categories(first_path))
+    return Features(features, valid, arrays, manifest, _readable_categories(categorized))
 
 
 def _readable_categories(path: Path) -> dict[str, np.ndarray]:

@@ -1,4 +1,4 @@
-"""``index.h5``, a view that presents all parts as one file. It contains no values.
+"""``index.h5``, a view that presents all parts as one file. It contains no values, except the numbers of appends.
 
 HDF5 needs 20 kB of memory per part to create a view, and 4 kB per part to open one of its datasets. Therefore the index
 of very many parts refers to smaller views, ``index-<digest>.h5``, with `_MOST` parts each. HDF5 opens a smaller view
@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 
 from pipeline.encoding.template import describe, write_attributes
-from pipeline.features import Shape, common_dtypes
+from pipeline.features import APPEND_ID, Shape, common_dtypes
 from pipeline.formats import digest, missing_value
 from pipeline.hdf5.categories import ATTRIBUTE
 from pipeline.output.records import INDEX
@@ -24,6 +24,7 @@ __all__ = ["index_files"]
 
 _VIEW = "The values are in parts/. Copy the whole directory, or the file that --single-file writes."
 _MOST = 1000
+_CHUNK_ROWS = 2**20  # rows in a chunk of the numbers of appends
 
 _Part = TypeVar("_Part")
 _File = tuple[str, Mapping[str, Shape]]
@@ -36,6 +37,7 @@ def index_files(
     categories: Mapping[str, np.ndarray | str],
     attributes: Mapping[str, Any],
     most: int | None = None,
+    append_ids: Sequence[tuple[int, int]] | None = None,
 ) -> Iterator[tuple[str, bytes]]:
     """Create the files of an index without opening the parts.
 
@@ -54,6 +56,9 @@ def index_files(
         Attributes of ``index.h5``. Nested values are written as JSON.
     most : int, optional
         Largest number of parts in one view, by default `_MOST`.
+    append_ids : sequence of (int, int), optional
+        Number of the append that encoded each part, and the number of its rows, for the dataset `APPEND_ID`. By
+        default, there is no such dataset.
 
     Yields
     ------
@@ -73,10 +78,15 @@ def index_files(
             name = f"index-{digest([data])[:32]}.h5"  # the digest of the content makes the name unique
             yield name, data
             files.append((name, _joined_shapes(group)))
-    yield INDEX, _view(files, categories, attributes)
+    yield INDEX, _view(files, categories, attributes, append_ids)
 
 
-def _view(files: Sequence[_File], categories: Mapping[str, np.ndarray | str], attributes: Mapping[str, Any]) -> bytes:
+def _view(
+    files: Sequence[_File],
+    categories: Mapping[str, np.ndarray | str],
+    attributes: Mapping[str, Any],
+    append_ids: Sequence[tuple[int, int]] | None = None,
+) -> bytes:
     """Return the bytes of a view that concatenates the datasets of files."""
     with h5py.File.in_memory() as file:
         describe(file, {**attributes, "view": _VIEW})
@@ -85,8 +95,34 @@ def _view(files: Sequence[_File], categories: Mapping[str, np.ndarray | str], at
             _write_virtual(file, name, shape, sources)
             if name in categories:
                 write_attributes(file[name], {ATTRIBUTE: categories[name]})
+        if append_ids is not None:
+            _write_append_ids(file, append_ids)
         file.flush()  # otherwise the image would lack the content of HDF5's cache
         return bytes(file.id.get_file_image())
+
+
+def _write_append_ids(file: h5py.File, append_ids: Sequence[tuple[int, int]]) -> None:
+    """Write the number of the append of each row, unless an extra has this name.
+
+    Long runs of equal numbers compress to almost nothing.
+    """
+    if APPEND_ID in file:
+        return
+    n_rows = sum(n for _, n in append_ids)
+    dataset = file.create_dataset(
+        APPEND_ID,
+        (n_rows,),
+        np.int32,
+        chunks=(max(1, min(n_rows, _CHUNK_ROWS)),),
+        compression="gzip",
+        shuffle=True,
+        track_times=False,
+    )
+    numbers = np.array([number for number, _ in append_ids], np.int32)
+    ends = np.cumsum([n for _, n in append_ids])
+    for start in range(0, n_rows, _CHUNK_ROWS):
+        rows = np.arange(start, min(n_rows, start + _CHUNK_ROWS))
+        dataset[start : start + len(rows)] = numbers[np.searchsorted(ends, rows, side="right")]
 
 
 def _joined_shapes(files: Sequence[_File]) -> dict[str, Shape]:

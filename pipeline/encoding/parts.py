@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 from pipeline.output.records import Entry, Record
@@ -15,6 +15,8 @@ __all__ = ["MAX_LISTED_COLUMNS", "Part", "PartFacts", "plan_parts"]
 MAX_LISTED_COLUMNS = 20
 """Largest number of columns outside the range to store in a part's record. A run can have thousands of records."""
 
+_LISTS = ("bad", "outside")  # fields that are stored in commit records only
+
 
 @dataclass(frozen=True)
 class Part:
@@ -23,7 +25,7 @@ class Part:
     Attributes
     ----------
     number : int
-        Index of the shard in the input.
+        Number of the shard: its index in the input, or in the order of arrival if shards were appended.
     source : Block
         Rows of the part.
     """
@@ -54,7 +56,7 @@ class PartFacts:
     n_outside : int
         Number of good rows with values outside the range of the model's training rows.
     shard : int
-        Index of the shard in the input.
+        Number of the shard, as in `Part`.
     path, dataset : str
         File of the shard, and the dataset with its rows.
     start, stop : int
@@ -67,6 +69,8 @@ class PartFacts:
         The ``row``, ``columns`` and ``reason`` of each bad row. Empty without quarantine.
     outside : tuple of Outside
         Columns with values outside the range, the farthest first.
+    append_id : int or None
+        Number of the append that encoded the part, from 1 on. None for parts of the run that trained the model.
     """
 
     entry: Entry
@@ -82,6 +86,7 @@ class PartFacts:
     max_error: float | None = None
     bad: tuple[dict[str, Any], ...] = ()
     outside: tuple[Outside, ...] = ()
+    append_id: int | None = None
 
     @property
     def key(self) -> str:
@@ -107,18 +112,25 @@ class PartFacts:
             facts["outside"] = list(self.outside)
         return Record(self.key, fingerprint, self.entry, facts)
 
+    @classmethod
+    def from_line(cls, line: Mapping[str, Any]) -> PartFacts:
+        """Return the facts in a part's line of a manifest."""
+        entry = Entry(line["file"], line["n_bytes"], line["blake3"])
+        known = {field.name for field in fields(cls)} - {"entry", *_LISTS}
+        return cls(entry, **{name: value for name, value in line.items() if name in known})
+
     def line(self) -> dict[str, Any]:
         """Return the part's line in the manifest, which omits the lists."""
         return {**vars(self.entry), **self._numbers()}
 
     def _numbers(self) -> dict[str, Any]:
         """Return all facts that are not None, except the file and the lists."""
-        left_out = ("entry", "bad", "outside")
+        left_out = ("entry", *_LISTS)
         return {name: value for name, value in vars(self).items() if name not in left_out and value is not None}
 
 
 def plan_parts(
-    shards: Sequence[Shard], part_rows: int, committed: Sequence[PartFacts]
+    shards: Sequence[Shard], part_rows: int, committed: Sequence[PartFacts], numbers: Sequence[int] | None = None
 ) -> tuple[list[Part], list[PartFacts]]:
     """Plan parts for all rows that are not committed yet.
 
@@ -133,6 +145,8 @@ def plan_parts(
         Largest number of rows of a new part.
     committed : sequence of PartFacts
         Committed parts of earlier runs.
+    numbers : sequence of int, optional
+        Number of each shard, see `Part`. By default, its index.
 
     Returns
     -------
@@ -144,7 +158,9 @@ def plan_parts(
     parts_of_shard = _by_shard(committed)
     missing: list[Part] = []
     overlapping: list[PartFacts] = []
-    for number, shard in enumerate(shards):
+    if numbers is None:
+        numbers = range(len(shards))
+    for number, shard in zip(numbers, shards, strict=True):
         gaps, unused = _gaps(shard, parts_of_shard.get(number, []))
         overlapping += unused
         for start, stop in gaps:

@@ -24,7 +24,7 @@ from pipeline.run.fingerprints import CONTENTS
 from pipeline.run.prepare import Prepared
 from pipeline.shards.shard import Shard
 
-__all__ = ["check_contents", "compare_contents", "record_contents"]
+__all__ = ["Contents", "check_contents", "compare_contents", "digest_of", "record_contents"]
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,13 @@ def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> 
 
 
 def record_contents(prepared: Prepared, ledger: Ledger) -> None:
-    """Store digests of the input files, unless they are already stored or never compared (``--verify sizes``)."""
-    if prepared.config.results.verify != "digests" or _describes(ledger.contents(), prepared.shards):
+    """Store digests of the input files, unless they are already stored or never compared (``--verify sizes``).
+
+    An append stores the digests of the files that it encodes, in addition to those of the other files.
+    """
+    if prepared.config.results.verify != "digests":
+        return
+    if prepared.finished is None and _stored_lines(ledger, prepared):
         return
     digests = _digests(prepared.shards, prepared.budget.n_threads)
     contents = [_line(shard, found) for shard, found in zip(prepared.shards, digests, strict=True)]
@@ -83,7 +88,8 @@ def record_contents(prepared: Prepared, ledger: Ledger) -> None:
                 "ruled out",
                 printable(shard.path),
             )
-    ledger.set_contents(contents)
+    kept = [] if prepared.finished is None else prepared.finished.contents
+    ledger.set_contents([*kept, *contents])
 
 
 def check_contents(prepared: Prepared, ledger: Ledger) -> None:
@@ -94,13 +100,13 @@ def check_contents(prepared: Prepared, ledger: Ledger) -> None:
     DataError
         If the contents of a file changed during the run.
     """
-    contents = ledger.contents()
-    if prepared.config.results.verify != "digests" or not _describes(contents, prepared.shards):
+    contents = _stored_lines(ledger, prepared)
+    if prepared.config.results.verify != "digests" or not contents:
         return
     for shard, line in zip(prepared.shards, contents, strict=True):
         if line["blake3"] is None or _ctime_of(shard) in (None, line["ctime_ns"]):
             continue
-        if _digest_of((shard.path, shard.identity)) != line["blake3"]:
+        if digest_of((shard.path, shard.identity)) != line["blake3"]:
             raise DataError(
                 f"file={printable(shard.path)}: its contents changed during the run, although its modification time "
                 "did not. Input files must not change during a run. Run the same command again once no other process "
@@ -109,16 +115,24 @@ def check_contents(prepared: Prepared, ledger: Ledger) -> None:
         log.debug("file=%s: its ctime has changed; the contents are the same", printable(shard.path))
 
 
+def _stored_lines(ledger: Ledger, prepared: Prepared) -> Contents:
+    """Return the stored facts about the shards of a run or an append; empty if there are none."""
+    contents = ledger.contents()
+    if prepared.finished is not None:
+        contents = contents[len(prepared.finished.contents) :]
+    return contents if _describes(contents, prepared.shards) else []
+
+
 def _digests(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
     """Return the digest of each shard's file, or None if it is unknown. A file with several shards is read once."""
     files = {shard.path: shard.identity for shard in shards}
     with threads(n_threads) as pool:
-        found = compute([(_digest_of, each) for each in files.items()], pool, n_threads)
+        found = compute([(digest_of, each) for each in files.items()], pool, n_threads)
     by_path = dict(zip(files, found, strict=True))
     return [by_path[shard.path] for shard in shards]
 
 
-def _digest_of(file: tuple[str, Identity]) -> str | None:
+def digest_of(file: tuple[str, Identity]) -> str | None:
     """Return the digest of a file; None if it has been replaced since it was opened.
 
     The shard of a replaced file is then treated as bad.

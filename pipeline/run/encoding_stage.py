@@ -78,7 +78,7 @@ class EncodingStage:
     model : Model
         The fitted model.
     unreadable : mapping of int to str
-        Reasons why shards cannot be read, by the positions of the shards in the input.
+        Reasons why shards cannot be read, by the numbers of the shards.
     """
 
     prepared: Prepared
@@ -89,8 +89,10 @@ class EncodingStage:
 
     def key(self, storage: Storage | None = None) -> str:
         """Return the fingerprint of the features in a storage format, by default in the first one to try."""
-        first = storages(self.prepared.config.storage)[0]
+        first = self._storages()[0]
         key = self.prepared.request.of_features(self.model.fingerprint)
+        if self.prepared.finished is not None:
+            key = fingerprint(key, "append", list(self.prepared.numbers))
         unreadable = sorted(self.unreadable)
         is_listed = self.prepared.config.bad_data.on_bad_data == "quarantine"  # otherwise parts do not list bad rows
         if unreadable or is_listed:
@@ -108,7 +110,7 @@ class EncodingStage:
 
     def committed(self, earlier: EarlierResults) -> Encoded:
         """Return the parts of an earlier run in the last storage format that it used."""
-        for storage in reversed(storages(self.prepared.config.storage)):
+        for storage in reversed(self._storages()):
             encoded = self._committed_as(earlier, storage)
             if encoded.parts:
                 return encoded
@@ -123,13 +125,22 @@ class EncodingStage:
             If there are more bad rows than the settings allow.
         """
         encoder = encoder_of(self.prepared, self.model)
-        *smaller, last = storages(self.prepared.config.storage)
+        *smaller, last = self._storages()
         for storage in smaller:
             try:
                 return self._encode_as(context, encoder, storage)
             except TooCoarse as error:  # a sample cannot rule this out, because a single row can be far outside
                 log.info("encoding: starting again with %s, because %s", last.dtype, error)
-        return self._encode_as(context, encoder, last)
+        try:
+            return self._encode_as(context, encoder, last)
+        except TooCoarse as error:
+            if self.prepared.finished is None:
+                raise
+            raise DataError(
+                f"output={printable(context.ledger.directory)}: the new features cannot be stored like the earlier "
+                f"ones: {error}. Encode all files again with --overwrite, or write these rows to another --output with "
+                "--model."
+            ) from error
 
     def describe(self, encoded: Encoded) -> str:
         """Describe the reused parts."""
@@ -169,7 +180,7 @@ class EncodingStage:
         }
         if not prepared.has_other_rows:
             return {"storage": storage}
-        drifted = [_drifted(part) for part in encoded.parts]
+        drifted = [_drifted(part, prepared.position(part.shard)) for part in encoded.parts]
         return {"storage": storage, "drift": drift_facts(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
 
     def memory_bytes(self, resident: bool) -> int:
@@ -188,7 +199,7 @@ class EncodingStage:
         disk : Disk
             Disk that discards the files after they are written.
         """
-        *smaller, last = storages(self.prepared.config.storage)
+        *smaller, last = self._storages()
         for storage in smaller:
             with suppress(TooCoarse):
                 return self._sample_as(encoder, stretches, disk, storage)
@@ -223,24 +234,38 @@ class EncodingStage:
             n_readers=budget.n_threads,
             bad_data=bad_data,
             has_range=prepared.has_other_rows and not scaler.clips,  # clipped rows are never outside
-            storage=storages(prepared.config.storage)[0],
+            storage=self._storages()[0],
             n_wide=budget.n_wide,
             chunk_bytes=budget.chunk_bytes,
         )
 
     # -- private --
 
+    def _storages(self) -> list[Storage]:
+        """Return the storage formats to try. Appended features have the dtype of the earlier ones."""
+        found = storages(self.prepared.config.storage)
+        if self.prepared.finished is None:
+            return found
+        return [storage for storage in found if storage.dtype == self.prepared.finished.storage_dtype] or found
+
+    def _missing(self, parts: Sequence[PartFacts]) -> tuple[list[Part], list[PartFacts]]:
+        """Return the parts to encode, and committed parts that cannot be used, as `plan_parts` does."""
+        prepared = self.prepared
+        return plan_parts(prepared.shards, prepared.budget.part_rows, parts, prepared.numbers)
+
     def _committed_as(self, earlier: EarlierResults, storage: Storage) -> Encoded:
         """Return the parts of an earlier run in one storage format; drop parts that overlap others."""
         key = self.key(storage)
+        if self.prepared.finished is not None and self.prepared.finished.reused:
+            return Encoded(key, list(self.prepared.finished.reused))
         parts = [PartFacts.from_record(record) for record in earlier.records("part", key)]
-        _, overlapping = plan_parts(self.prepared.shards, self.prepared.budget.part_rows, parts)
+        _, overlapping = self._missing(parts)
         earlier.drop(*(part.record(key) for part in overlapping))
         return Encoded(key, [part for part in parts if part not in overlapping])
 
     def _encode_as(self, context: RunContext, encoder: Autoencoder, storage: Storage) -> Encoded:
         encoded = self._committed_as(context.earlier, storage)
-        missing, _ = plan_parts(self.prepared.shards, self.prepared.budget.part_rows, encoded.parts)
+        missing, _ = self._missing(encoded.parts)
         context.state.features_key = encoded.key
         if encoded.parts:
             rows = _rows_in_words(encoded.parts)
@@ -272,6 +297,7 @@ class EncodingStage:
         # Parts of small shards are sent together, with about the number of rows of a full part in total.
         n_small = self.prepared.budget.part_rows * len(tasks) // max(1, n_rows)
         key = self.key(storage)
+        append_id = None if self.prepared.finished is None else self.prepared.finished.append_id
         stats = context.pool.stats
         with (
             serving(settings, self.model, encoder.encode_checked, context.ledger.disk),
@@ -284,7 +310,7 @@ class EncodingStage:
 
             def commit(part: PartFacts) -> None:
                 limit.count(part)  # before the commit: a part that exceeds the limit is not committed
-                group.add(part.record(key))
+                group.add(replace(part, append_id=append_id).record(key))
                 progress.advance(part.n_rows, stats)
 
             stats.begin(self.name)
@@ -363,9 +389,10 @@ def _rows_in_words(parts: Sequence[PartFacts]) -> str:
     return f"{quantity(sum(part.n_rows for part in parts), 'row')} in {quantity(len(parts), 'part')}"
 
 
-def _drifted(part: PartFacts) -> PartDrift:
+def _drifted(part: PartFacts, position: int) -> PartDrift:
+    """Return the drift of a part of the shard at a position in the inputs."""
     is_whole = len(part.outside) < MAX_LISTED_COLUMNS and all(one.n_values for one in part.outside)
-    return PartDrift(part.shard, part.n_rows, part.n_outside, part.outside, is_whole)
+    return PartDrift(position, part.n_rows, part.n_outside, part.outside, is_whole)
 
 
 class _BadRowLimit:

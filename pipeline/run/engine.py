@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -15,12 +16,14 @@ from pipeline.device import is_compiling, n_device_calls, start_device, theanos_
 from pipeline.output.disk import Disk
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
+from pipeline.run.append import check_finished, open_finished
+from pipeline.run.budget import n_threads_of
 from pipeline.run.contents import check_contents, compare_contents, record_contents
 from pipeline.run.context import RunContext, RunState
 from pipeline.run.encoding_stage import EncodingStage
 from pipeline.run.finish import FinishStage, StageResults
 from pipeline.run.prepare import Prepared, prepare
-from pipeline.run.resume import EarlierResults, plain_request, start_over, stored_deadline
+from pipeline.run.resume import EarlierResults, drop_replaced, plain_request, start_over, stored_deadline
 from pipeline.run.scan_stage import ScanStage
 from pipeline.run.space import check_space
 from pipeline.run.stage import load_or_make
@@ -36,6 +39,8 @@ if TYPE_CHECKING:
     from pipeline.cluster.checks import Probe
 
 __all__ = ["run"]
+
+log = logging.getLogger(__name__)
 
 
 def run(
@@ -64,6 +69,11 @@ def run(
     """
     with collect_warnings() as warnings, watching(n_device_calls, is_compiling) as watch:
         state = RunState(warnings, watch)
+        if config.results.append:
+            check_finished(config)  # before the directory is locked, because that would create it
+            with locked(Path(config.results.output), disk) as ledger:
+                on_locked(ledger.directory)
+                return _append_in(ledger, config, state, command)
         prepared = prepare(config)
         with locked(Path(config.results.output), disk) as ledger:
             on_locked(ledger.directory)
@@ -89,7 +99,32 @@ def _run_in(ledger: Ledger, prepared: Prepared, state: RunState, command: Sequen
     if finished is not None:
         state.end_stage("verification")
         return replace(finished, seconds=state.seconds)
+    return _compute(ledger, prepared, earlier, state, command)
 
+
+def _append_in(ledger: Ledger, config: Config, state: RunState, command: Sequence[str]) -> Summary:
+    """Append new files to the finished run in a locked output directory."""
+    ledger.sweep()
+    n_threads = n_threads_of(config.machine)
+    # The earlier parts are compared by size only, because reading all of them could take longer than the append.
+    finished = open_finished(config, ledger, EarlierResults(ledger, n_threads, compares_digests=False))
+    drop_replaced(ledger, finished.manifest)  # an append may have been killed after it had published
+    if not finished.sources:
+        ledger.sweep(*finished.manifest["kept"])
+        log.info("append: the results contain all files of --input; there is nothing to append")
+        state.end_stage("verification")
+        summary = Summary.of_manifest(finished.manifest, config.results.output)
+        return replace(summary, seconds=state.seconds)
+    prepared = prepare(finished.config, finished)
+    earlier = EarlierResults(ledger, n_threads, config.results.verify == "digests")
+    return _compute(ledger, prepared, earlier, state, command)
+
+
+def _compute(
+    ledger: Ledger, prepared: Prepared, earlier: EarlierResults, state: RunState, command: Sequence[str]
+) -> Summary:
+    """Start the device and the workers, and run the stages."""
+    config = prepared.config
     check_space(ledger, prepared)
     # Theano takes seconds to start, and a finished run does not need it.
     device = start_device(config.machine.require_device)
@@ -146,13 +181,16 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
     else:
         model = prepared.given_model
         prepared = prepared.with_offset(model.offset)
+    if prepared.finished is not None:
+        record_contents(prepared, context.ledger)
 
-    encoding = EncodingStage(prepared, model, unreadable)
+    encoding = EncodingStage(prepared, model, prepared.by_number(unreadable))
     encoded = load_or_make(encoding, context)
     context.state.features_key = encoded.key  # also set for reused features, for the message of a run that fails later
     facts.update(encoding.facts(encoded))
 
-    record_contents(prepared, context.ledger)
+    if prepared.finished is None:
+        record_contents(prepared, context.ledger)
     check_contents(prepared, context.ledger)
     results = StageResults(scan, model, prepared.request.of_model(unreadable), encoded, facts)
     return FinishStage(prepared, results).make(context)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.errors import printable
+from pipeline.errors import printable, quantity
 from pipeline.formats import fingerprint
 from pipeline.labels import extra_of
 from pipeline.model import Model
@@ -29,10 +29,22 @@ from pipeline.settings.resolve import Settings
 from pipeline.shards.extras import row_names_in
 from pipeline.shards.shard import Shard
 
-__all__ = ["CONTENTS", "Request", "differences", "has_added_inputs", "other_inputs", "other_settings", "request_of"]
+__all__ = [
+    "CONTENTS",
+    "DROPPED",
+    "Request",
+    "differences",
+    "has_all_inputs",
+    "other_inputs",
+    "other_settings",
+    "request_of",
+]
 
 CONTENTS = "contents"
 """Key of the digest of a shard's file, if it was changed in place without a new modification time."""
+
+DROPPED = "dropped_by"
+"""Key in the identity of a shard: the append that removed its rows from the results."""
 
 # Format numbers. Increment them when the same settings give different results.
 _SCAN = 1
@@ -189,6 +201,8 @@ def order_digest(order: np.ndarray) -> str:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], stages: Sequence[str] = _STAGES) -> str:
     """Return the differences between two requests in words, for the files and some stages; empty if there are none."""
     changes = list(_changed_files(_shards(before), _shards(now)))
+    if n_appended := _n_appended(before):
+        changes.insert(0, f"{quantity(n_appended, 'input')} appended to a model that was trained on the others")
     for stage in stages:
         changes += _changes(before.get(stage, {}), now[stage]).values()
     folders_before = _folders_in_words(before)
@@ -211,9 +225,13 @@ def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return is_moved and not set(_file_identities(before)) & set(_file_identities(now))
 
 
-def has_added_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether files were added to those of an earlier request, and none of these has changed."""
-    return set(_file_identities(before)) < set(_file_identities(now))
+def has_all_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether two requests differ in their files, and no file of the earlier one is missing or has changed.
+
+    This includes files that were appended: a run without ``--append`` trains on all files.
+    """
+    has_all = set(_file_identities(before)) <= set(_file_identities(now))
+    return has_all and (_n_appended(before) > 0 or len(_shards(before)) < len(_shards(now)))
 
 
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
@@ -222,7 +240,16 @@ def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
 
 
 def _shards(request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return list(request.get("inputs", {}).get("shards", []))
+    """Return the identities of the shards, except for those whose rows were removed from the results."""
+    shards = request.get("inputs", {}).get("shards", [])
+    return [shard for shard in shards if DROPPED not in shard]
+
+
+def _n_appended(request: Mapping[str, Any]) -> int:
+    """Return the number of shards that were appended after the training."""
+    inputs = request.get("inputs", {})
+    shards = inputs.get("shards", [])
+    return len(_shards({"inputs": {"shards": shards[inputs.get("n_trained", len(shards)) :]}}))
 
 
 def _folders_in_words(request: Mapping[str, Any]) -> str:

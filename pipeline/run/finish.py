@@ -7,9 +7,10 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.errors import VerificationFailed, printable, quantity
 from pipeline.features import Shape
 from pipeline.model import Model
 from pipeline.output.publication import Publication
-from pipeline.output.records import PARQUET, SINGLE_FILE, Entry, fault_of, plain_name
+from pipeline.output.records import PARQUET, SINGLE_FILE, Entry, fault_of, files_of, plain_name
 from pipeline.report.facts import bad_data_facts, earlier_run_facts, input_facts, sample_facts
 from pipeline.report.judgment import judge, judgment_facts
 from pipeline.report.measures import LabelChoice
@@ -33,14 +34,22 @@ from pipeline.report.sample import PartSource, SampleSpec, largest_sample
 from pipeline.run.context import RunContext, versions
 from pipeline.run.deadline import gave_up, warn_if_late
 from pipeline.run.encoding_stage import Encoded
+from pipeline.run.finished import FinishedRun
 from pipeline.run.memory import block_bytes, peak_bytes, trained_network_bytes
 from pipeline.run.parquet_stage import PARQUET_BYTES, parquet_key, write_parquet_files
 from pipeline.run.prepare import Prepared
-from pipeline.run.resume import QUARANTINE, EarlierResults, finished_manifest, is_acceptable, plain_request
+from pipeline.run.resume import (
+    QUARANTINE,
+    EarlierResults,
+    drop_replaced,
+    finished_manifest,
+    is_acceptable,
+    plain_request,
+)
 from pipeline.run.summary import Summary
 from pipeline.scan.ranges import Scan
 from pipeline.shards.extras import why_left_out
-from pipeline.shards.shard import Block
+from pipeline.shards.shard import Block, Shard
 
 __all__ = ["FinishStage", "StageResults"]
 
@@ -93,7 +102,7 @@ class FinishStage:
 
     def key(self) -> str:
         """Return the fingerprint of the whole request."""
-        return self.prepared.request.of_all()
+        return self.prepared.whole_request.of_all()
 
     def load(self, earlier: EarlierResults) -> Summary | None:
         """Return the summary of a finished run with the same request whose files are intact, or None.
@@ -158,11 +167,14 @@ class _Finish:
         self._model = results.model
         self._encoded = results.encoded
         self._parts = results.encoded.parts
+        self._all_parts = _all_parts(prepared, self._parts)
         self._parquet_files: list[Entry] = []
         self._facts = results.facts
         self._features_key = results.encoded.key
         # These results stay in the directory, so that a later run can reuse them.
         self._kept_keys = [prepared.request.of_scan(), results.model_key, results.encoded.key]
+        if prepared.finished is not None:
+            self._kept_keys = [*prepared.finished.manifest["kept"], results.encoded.key]
         self._attributes = {**context.attributes(prepared, results.model), "storage": results.facts["storage"]}
         self._preprocessing = _preprocessing_of(prepared, results.model)
 
@@ -170,7 +182,7 @@ class _Finish:
         """Recompute the features of some rows, compare them with the stored ones, and drop parts that differ."""
         lines = [part.line() for part in self._parts]
         checked = check_rows(
-            self._ledger.directory, lines, lambda part: self._prepared.shards[part["shard"]], self._preprocessing
+            self._ledger.directory, lines, lambda part: self._shard(part["shard"]), self._preprocessing
         )
         self._ledger.check()
         if checked.faults:
@@ -183,7 +195,7 @@ class _Finish:
 
     def write_parquet_files(self) -> None:
         """Write the Parquet files of the parts if they are requested, or if the finished run has such files."""
-        self._parquet_files = write_parquet_files(self._prepared, self._encoded, self._context)
+        self._parquet_files = write_parquet_files(self._prepared, self._encoded.key, self._all_parts, self._context)
         if self._parquet_files:
             self._kept_keys.append(parquet_key(self._features_key))
 
@@ -206,7 +218,7 @@ class _Finish:
         folder = self._ledger.directory
         sources = []
         for part in self._parts:
-            block = Block(self._prepared.shards[part.shard], part.start, part.stop)
+            block = Block(self._shard(part.shard), part.start, part.stop)
             sources.append(PartSource(block, folder / part.entry.file))
         preprocessing = self._preprocessing
         spec = SampleSpec(
@@ -228,11 +240,11 @@ class _Finish:
         state = self._context.state
         summary = Summary(
             output=prepared.config.results.output,
-            n_rows=sum(part.n_rows for part in self._parts),
+            n_rows=sum(part.n_rows for part in self._all_parts),
             n_inputs=self._model.n_columns,
             n_features=self._model.n_features,
-            n_bad=sum(part.n_bad for part in self._parts),
-            n_parts=len(self._parts),
+            n_bad=sum(part.n_bad for part in self._all_parts),
+            n_parts=len(self._all_parts),
             device=self._context.devices,
             cost=_best_cost(training) if training else None,
             components=baseline.get("components"),
@@ -240,6 +252,7 @@ class _Finish:
             seconds=state.seconds,  # the dict itself; the time of the single file is added later
             n_bad_shards=len(prepared.bad_shards) + n_unreadable,
             n_outside=sum(part.n_outside for part in self._parts),
+            appended=self._appended(),
             compiling=state.seconds_compiling,
             gave_up=gave_up(training),
             n_components=self._model.network.n_features,
@@ -255,7 +268,7 @@ class _Finish:
         context = self._context
         config = prepared.config
         state = context.state
-        request = prepared.request.of_all()
+        request = prepared.whole_request.of_all()
         report = {
             "made": datetime.now().astimezone().isoformat(" ", "seconds"),
             "host": socket.gethostname(),
@@ -294,7 +307,7 @@ class _Finish:
         entries += self._single_file(publication, summary.n_bad)
         manifest = {
             **self._attributes,
-            "fingerprint": prepared.request.of_all(),
+            "fingerprint": prepared.whole_request.of_all(),
             "kept": self._kept_keys,
             "n_rows": summary.n_rows,
             "n_features": summary.n_features,
@@ -304,16 +317,51 @@ class _Finish:
             "summary": asdict(summary),
             "verification": verification,
             "files": [asdict(entry) for entry in entries],
-            "parts": [part.line() for part in self._parts],
+            "parts": [part.line() for part in self._all_parts],
         }
-        self._ledger.finish(plain_request(prepared.request), manifest, publication)
+        if prepared.finished is not None:
+            manifest |= self._append_facts(prepared.finished, summary)
+        self._ledger.finish(plain_request(prepared.whole_request), manifest, publication)
         warn_if_late(self._context.state.ends_by)
         if not prepared.config.results.single_file:
-            _warn_of_many_parts(len(self._parts))
+            _warn_of_many_parts(len(self._all_parts))
+        if prepared.finished is not None:
+            drop_replaced(self._ledger, manifest)
         # The sweep comes last: until the new manifest is published, readers use the results that the old one lists.
         self._ledger.sweep(*self._kept_keys)
 
     # -- private --
+
+    def _shard(self, number: int) -> Shard:
+        """Return the shard with a number."""
+        return self._prepared.shards[self._prepared.position(number)]
+
+    def _appended(self) -> dict[str, int] | None:
+        """Return the numbers of files and rows that an append has added and removed, or None for another run."""
+        finished = self._prepared.finished
+        if finished is None:
+            return None
+        return {
+            "n_new": finished.n_new,
+            "n_changed": finished.n_changed,
+            "n_dropped": len(finished.dropped),
+            "n_rows": 0 if finished.reused else sum(part.n_rows for part in self._parts),
+        }
+
+    def _append_facts(self, finished: FinishedRun, summary: Summary) -> dict[str, Any]:
+        """Return the entries of the manifest that an append keeps or extends."""
+        before = finished.manifest
+        names_now = {Path(bad["file"]).name for bad in self._prepared.bad_shards}
+        names_now |= {Path(shard.path).name for shard in self._prepared.shards}
+        bad_shards = [bad for bad in before["bad_shards"] if Path(bad["file"]).name not in names_now]
+        append = {"id": finished.append_id, "made": datetime.now().astimezone().isoformat(" ", "seconds")}
+        return {
+            # The settings of the training stay, and those of the features are the same.
+            "config": {**before["config"], "input": list(self._prepared.config.inputs.input)},
+            "bad_shards": [*bad_shards, *self._prepared.bad_shards],
+            "left_out": {**before.get("left_out", {}), **why_left_out(self._prepared.shards)},
+            "appends": [*finished.appends, {**append, **(summary.appended or {})}],
+        }
 
     def _stages(self) -> dict[str, dict[str, Any]]:
         """Return the times of each finished stage, and its rows and bytes if it processed all of them."""
@@ -344,15 +392,21 @@ class _Finish:
             yield QUARANTINE, self._quarantine()
 
     def _index(self) -> Iterator[tuple[str, bytes]]:
-        shards = self._prepared.shards
+        first = self._prepared.shards[0]
         n_features = self._prepared.config.network.n_outputs
         dtype = np.dtype(self._attributes["storage"]["dtype"])
+        encoded = {part.shard for part in self._parts}
 
         def shapes_of(part: PartFacts) -> tuple[str, dict[str, Shape]]:
-            return part.entry.file, part_shapes(part.n_rows, n_features, shards[part.shard].extras, dtype)
+            # Appended shards have the extras of the earlier parts that are in the index.
+            extras = self._shard(part.shard).extras if part.shard in encoded else first.extras
+            return part.entry.file, part_shapes(part.n_rows, n_features, extras, dtype)
 
-        categories = stored_categories(shards[0].extras)  # the same in all shards
-        return index_files(self._parts, shapes_of, categories, self._attributes)
+        categories = stored_categories(first.extras)  # the same in all shards
+        append_ids = None
+        if self._prepared.finished is not None:
+            append_ids = [(part.append_id or 0, part.n_rows) for part in self._all_parts]
+        return index_files(self._all_parts, shapes_of, categories, self._attributes, append_ids=append_ids)
 
     def _quarantine(self) -> bytes:
         """Return one line of JSON for each bad shard and each bad row."""
@@ -360,8 +414,10 @@ class _Finish:
         lines: list[dict[str, Any]] = []
         for bad in self._prepared.bad_shards:
             lines.append({**bad, "dataset": None, "row": None, "columns": []})
-        for part in self._parts:
-            for bad in part.bad:
+        # Parts of an extended run come from its manifest, which has no lists of bad rows.
+        lists = {record.entry.file: record.facts.get("bad", ()) for record in self._ledger.records("part")}
+        for part in self._all_parts:
+            for bad in part.bad or lists.get(part.entry.file, ()):
                 lines.append({"file": part.path, "dataset": part.dataset, **_with_names(bad, columns)})
         return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
@@ -372,18 +428,26 @@ class _Finish:
         """
         directory = self._ledger.directory
         before = self._ledger.manifest() or {"parts": [], "files": []}  # manifest of the last finished run
-        is_same = [line["blake3"] for line in before["parts"]] == [part.entry.blake3 for part in self._parts]
+        is_same = [line["blake3"] for line in before["parts"]] == [part.entry.blake3 for part in self._all_parts]
         earlier = [Entry(**line) for line in before["files"] if is_same and plain_name(line["file"]) == SINGLE_FILE]
         if earlier and not fault_of(directory, earlier[0]):
             return [publication.reuse(SINGLE_FILE, earlier[0])]
-        if not earlier and not self._prepared.config.results.single_file:
+        is_kept = self._prepared.finished is not None and SINGLE_FILE in map(plain_name, files_of(before))
+        if not earlier and not is_kept and not self._prepared.config.results.single_file:
             return []
         attributes = {**self._attributes, "n_bad": n_bad}
-        content = single_file(directory, [part.entry.file for part in self._parts], attributes)
+        content = single_file(directory, [part.entry.file for part in self._all_parts], attributes)
         entry = publication.write(SINGLE_FILE, content)
         self._context.state.end_stage("single file")
         log.info("single file: %s, %.1f MB", printable(directory / SINGLE_FILE), entry.n_bytes / 1e6)
         return [entry]
+
+
+def _all_parts(prepared: Prepared, parts: Sequence[PartFacts]) -> list[PartFacts]:
+    """Return the parts of the results in the order of the rows: encoded ones, and those of an extended run."""
+    if prepared.finished is None:
+        return list(parts)
+    return sorted([*prepared.finished.parts, *parts], key=lambda part: part.key)
 
 
 def _preprocessing_of(prepared: Prepared, model: Model) -> Preprocessing:

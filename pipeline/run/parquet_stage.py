@@ -7,7 +7,7 @@ its Parquet file is written again, too.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,7 +22,6 @@ from pipeline.output.ledger import Ledger
 from pipeline.output.records import Entry, Record, is_parquet, write_result
 from pipeline.progress import Progress
 from pipeline.run.context import RunContext
-from pipeline.run.encoding_stage import Encoded
 from pipeline.run.prepare import Prepared
 from pipeline.shards.shard import Shard
 
@@ -42,8 +41,19 @@ def parquet_key(features_key: str) -> str:
     return fingerprint(features_key, _KIND, _VERSION)
 
 
-def write_parquet_files(prepared: Prepared, encoded: Encoded, context: RunContext) -> list[Entry]:
+def write_parquet_files(
+    prepared: Prepared, features_key: str, parts: Sequence[PartFacts], context: RunContext
+) -> list[Entry]:
     """Write and commit the Parquet files that are missing or damaged.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    features_key : str
+        Fingerprint of the features that this run has encoded.
+    parts : sequence of PartFacts
+        All parts of the results. After an append, earlier ones have other fingerprints.
+    context : RunContext
 
     Returns
     -------
@@ -61,26 +71,31 @@ def write_parquet_files(prepared: Prepared, encoded: Encoded, context: RunContex
         If a file cannot be written or committed.
     """
     is_requested = prepared.config.results.format == "parquet"
-    if not is_requested and not _are_published(context.ledger, encoded.parts):
+    earlier = prepared.finished.parts if prepared.finished is not None else parts
+    if not is_requested and not _are_published(context.ledger, earlier):
         return []
-    key = parquet_key(encoded.key)
-    files = _committed_files(context, key, encoded.parts)
-    missing = [part for part in encoded.parts if part.entry.blake3 not in files]
+    key = parquet_key(features_key)
+    if prepared.finished is None:
+        _drop_others(context, key, parts)
+        files = _committed_files(context, [key], parts)
+    else:  # files of replaced parts are published until the append is
+        files = _committed_files(context, [*prepared.finished.manifest["kept"], key], parts)
+    missing = [part for part in parts if part.entry.blake3 not in files]
     if missing:
         if not is_requested and not _can_write():
             return []
-        files = {**files, **_write(missing, _common_names(prepared.shards, encoded.parts), key, context)}
+        files = {**files, **_write(missing, _common_names(prepared, parts), key, context)}
         n_bytes = sum(entry.n_bytes for entry in files.values())
         log.info("parquet: %s, %.1f MB", quantity(len(files), "file"), n_bytes / 1e6)
         context.state.end_stage(_KIND)
-    return [files[part.entry.blake3] for part in encoded.parts]
+    return [files[part.entry.blake3] for part in parts]
 
 
 def _are_published(ledger: Ledger, parts: Sequence[PartFacts]) -> bool:
-    """Return whether the last finished run has Parquet files of the same parts."""
+    """Return whether the last finished run has these parts, and Parquet files."""
     manifest = ledger.manifest() or {"parts": [], "files": []}
-    digests = [line["blake3"] for line in manifest["parts"]]
-    is_same = digests == [part.entry.blake3 for part in parts]
+    digests = {line["blake3"] for line in manifest["parts"]}
+    is_same = digests >= {part.entry.blake3 for part in parts}
     return is_same and any(is_parquet(line["file"]) for line in manifest["files"])
 
 
@@ -94,12 +109,18 @@ def _can_write() -> bool:
     return True
 
 
-def _committed_files(context: RunContext, key: str, parts: Sequence[PartFacts]) -> dict[str, Entry]:
-    """Return the committed Parquet files by the digests of their parts. Drop those of other parts."""
+def _committed_files(context: RunContext, keys: Iterable[str], parts: Sequence[PartFacts]) -> dict[str, Entry]:
+    """Return the committed Parquet files with some fingerprints by the digests of their parts."""
+    digests = {part.entry.blake3 for part in parts}
+    records = [record for key in keys for record in context.earlier.records(_KIND, key)]
+    return {record.facts["part"]: record.entry for record in records if record.facts.get("part") in digests}
+
+
+def _drop_others(context: RunContext, key: str, parts: Sequence[PartFacts]) -> None:
+    """Drop the Parquet files of other parts."""
     digests = {part.entry.blake3 for part in parts}
     records = context.earlier.records(_KIND, key)
     context.earlier.drop(*(record for record in records if record.facts.get("part") not in digests))
-    return {record.facts["part"]: record.entry for record in records if record.facts.get("part") in digests}
 
 
 def _write(parts: Sequence[PartFacts], names: Mapping[str, object], key: str, context: RunContext) -> dict[str, Entry]:
@@ -122,10 +143,12 @@ def _write(parts: Sequence[PartFacts], names: Mapping[str, object], key: str, co
     return files
 
 
-def _common_names(shards: Sequence[Shard], parts: Sequence[PartFacts]) -> dict[str, np.dtype]:
+def _common_names(prepared: Prepared, parts: Sequence[PartFacts]) -> dict[str, np.dtype]:
     """Return the datasets that all parts have with the same dtype, as `open_features` does."""
+    if prepared.finished is not None:  # the new shards have the extras that all earlier parts have
+        return common_dtypes([_shapes_in(prepared.shards[0])])
     numbers = sorted({part.shard for part in parts})
-    return common_dtypes([_shapes_in(shards[number]) for number in numbers])
+    return common_dtypes([_shapes_in(prepared.shards[number]) for number in numbers])
 
 
 def _shapes_in(shard: Shard) -> dict[str, Shape]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.output.inside import files_inside
 from pipeline.preparation import Preparation, preparation_of
 from pipeline.run.budget import Budget, make_budget, n_threads_of, repeated_chunks, too_wide
 from pipeline.run.fingerprints import Request, request_of
+from pipeline.run.finished import FinishedRun
 from pipeline.run.fitted import fitted_rows, name_of_extra
 from pipeline.scan.ranges import Scan
 from pipeline.settings.config import Config, problems
@@ -28,7 +30,7 @@ from pipeline.settings.deadline import deadline_of
 from pipeline.settings.kinds import as_typed, n_allowed
 from pipeline.settings.resolve import Settings, max_network_inputs, network_of, resolve, unsuitable_settings
 from pipeline.shards.columns import ColumnRule
-from pipeline.shards.open import open_shards
+from pipeline.shards.open import find_sources, open_sources
 from pipeline.shards.shard import Shard, leave_out_extras, with_offset, with_preparation
 from pipeline.training.targets import Targets, read_targets
 
@@ -59,6 +61,8 @@ class Prepared:
         Mask of the rows that ``--fit-on`` selects. None if all rows are used.
     targets : Targets or None
         Targets that a head learns to predict (``--target``).
+    finished : FinishedRun or None
+        The finished run that the shards are appended to.
     """
 
     config: Settings
@@ -69,6 +73,29 @@ class Prepared:
     request: Request
     fitted: np.ndarray | None = None
     targets: Targets | None = None
+    finished: FinishedRun | None = None
+
+    @property
+    def numbers(self) -> Sequence[int]:
+        """Number of each shard in the results: its index, or its place in the order of arrival after appends."""
+        if self.finished is None:
+            return range(len(self.shards))
+        return self.finished.numbers
+
+    def position(self, number: int) -> int:
+        """Return the position in `shards` of the shard with a number."""
+        return bisect_left(self.numbers, number)  # the numbers are sorted
+
+    def by_number(self, reasons: Mapping[int, str]) -> dict[int, str]:
+        """Return reasons, given by the positions of shards, by their numbers."""
+        return {self.numbers[position]: reason for position, reason in reasons.items()}
+
+    @property
+    def whole_request(self) -> Request:
+        """Everything that determines all results, including those of the finished run that an append extends."""
+        if self.finished is None:
+            return self.request
+        return self.finished.request(self.request)
 
     @property
     def n_rows(self) -> int:
@@ -158,8 +185,15 @@ class Prepared:
         return replace(self, shards=tuple(with_offset(shard, offset) for shard in self.shards))
 
 
-def prepare(config: Config) -> Prepared:
+def prepare(config: Config, finished: FinishedRun | None = None) -> Prepared:
     """Open the inputs, resolve the settings and divide the memory. Nothing is written.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run, or of an append.
+    finished : FinishedRun, optional
+        The finished run that an append extends. Only the files that the append encodes are opened.
 
     Raises
     ------
@@ -174,8 +208,10 @@ def prepare(config: Config) -> Prepared:
     check_settings(config.cluster)
     if config.results.format == "parquet":
         import_pyarrow()
-    given_model = _load_given_model(config)
-    shards, bad_shards = _open_inputs(config, given_model)
+    given_model = _load_given_model(config) if finished is None else finished.model
+    shards, bad_shards = _open_inputs(config, given_model, finished)
+    if finished is not None:
+        finished = finished.without({Path(bad["file"]) for bad in bad_shards})
     fitted = fitted_rows(config, shards)
     n_fitted = sum(shard.n_rows for shard in shards) if fitted is None else int(np.count_nonzero(fitted))
     n_inputs = shards[0].n_inputs
@@ -184,7 +220,7 @@ def prepare(config: Config) -> Prepared:
     _refuse(_complaints(settings, shards, given_model, n_fitted))
     shards = _without_wide_extras(settings, shards)
     _check_labels(settings.inputs.labels, shards)
-    targets = _read_targets(settings, shards, fitted)
+    targets = _read_targets(settings, shards, fitted) if given_model is None else None
     network = _max_network(settings, n_inputs, given_model)
     n_replicas = 0 if given_model else settings.training.replicas
     # This can refuse the settings, so it comes before the output directory is created.
@@ -193,7 +229,7 @@ def prepare(config: Config) -> Prepared:
     if warning := repeated_chunks(shards, budget):
         log.warning("%s", warning)
     request = request_of(settings, shards, given_model, budget)
-    return Prepared(settings, shards, bad_shards, given_model, budget, request, fitted, targets)
+    return Prepared(settings, shards, bad_shards, given_model, budget, request, fitted, targets, finished)
 
 
 def _load_given_model(config: Config) -> Model | None:
@@ -273,7 +309,9 @@ def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple
     return tuple(leave_out_extras(shard, reasons) for shard in shards) if reasons else shards
 
 
-def _open_inputs(config: Config, given_model: Model | None) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
+def _open_inputs(
+    config: Config, given_model: Model | None, finished: FinishedRun | None
+) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
     """Return the shards, and the files that were refused and are left out."""
     refused: list[dict[str, str]] = []
 
@@ -282,13 +320,17 @@ def _open_inputs(config: Config, given_model: Model | None) -> tuple[tuple[Shard
         refused.append({"file": str(path), "reason": str(error)})
 
     on_bad_shard = None if config.bad_data.on_bad_data == "raise" else refuse
-    rule = ColumnRule(config.inputs.match_columns)
-    if given_model is not None:
-        rule = ColumnRule(config.inputs.match_columns, given_model.columns, f"model={printable(config.inputs.model)}")
     inputs = config.inputs
-    shards = open_shards(
-        inputs.input, inputs.dataset, on_bad_shard, inputs.follow, inputs.orientation, inputs.include, rule
-    )
+    rule = ColumnRule(inputs.match_columns)
+    if given_model is not None:
+        rule = ColumnRule(inputs.match_columns, given_model.columns, _model_name(config))
+    if finished is None:
+        sources = find_sources(inputs.input, inputs.dataset, on_bad_shard, inputs.follow)
+        like = None
+    else:
+        sources = list(finished.sources)
+        like = finished.part
+    shards = open_sources(sources, inputs.dataset, on_bad_shard, inputs.orientation, inputs.include, rule, like)
     if error := too_many_bad_shards(config, refused, len(shards) + len(refused)):
         raise error
     first = shards[0]
@@ -302,6 +344,11 @@ def _open_inputs(config: Config, given_model: Model | None) -> tuple[tuple[Shard
     else:
         preparation = given_model.preparation
     return tuple(with_preparation(shard, preparation) for shard in shards), refused
+
+
+def _model_name(config: Config) -> str:
+    """Return the given model, or the model that an append uses, for messages."""
+    return f"model={printable(config.inputs.model or config.results.output)}"
 
 
 def too_many_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> DataError | None:
@@ -327,7 +374,7 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given_model: Model 
     if given_model is None:
         yield from unsuitable_settings(settings, n_fitted, first.n_inputs)
     else:
-        model = f"model={printable(settings.inputs.model)}"
+        model = _model_name(settings)
         if given_model.n_columns != first.n_inputs:
             found = f"found {first.n_inputs} in file={printable(first.path)}"
             yield f"{model}: expects {given_model.n_columns} columns, {found}"

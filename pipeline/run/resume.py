@@ -18,7 +18,7 @@ from pipeline.formats import MOST_JSON_BYTES
 from pipeline.output.ledger import Ledger
 from pipeline.output.publication import misplaced_names
 from pipeline.output.records import SINGLE_FILE, Entry, Record, fault_of, is_parquet, plain_name
-from pipeline.run.fingerprints import Request, differences, has_added_inputs, other_inputs, other_settings
+from pipeline.run.fingerprints import Request, differences, has_all_inputs, other_inputs, other_settings
 from pipeline.run.prepare import Prepared
 from pipeline.settings.config import Config
 from pipeline.settings.deadline import deadline_of, in_words
@@ -27,7 +27,9 @@ __all__ = [
     "QUARANTINE",
     "EarlierResults",
     "checkpoint_in_words",
+    "drop_replaced",
     "finished_manifest",
+    "has_requested_files",
     "is_acceptable",
     "load_at_most",
     "n_rows_in",
@@ -43,6 +45,7 @@ T = TypeVar("T")
 
 QUARANTINE = "quarantine.jsonl"
 _MAX_COMPLAINT = 1000  # characters of an error that a warning quotes
+_SIZES_PER_TASK = 100  # files whose sizes a task compares
 _ARCHIVE_BYTES = 2**20  # maximum size of a .npz file in addition to its arrays
 
 
@@ -115,9 +118,13 @@ class EarlierResults:
         """Return the fault of each file, or None for an intact file; log the faults."""
         entries = list(entries)
         unchecked = [entry for entry in entries if entry not in self._faults]
-        check = partial(fault_of, self.ledger.directory, digests=self._compares_digests)
+        check = partial(_faults_of, self.ledger.directory, digests=self._compares_digests)
+        # A size takes less time than a task.
+        n_per_task = 1 if self._compares_digests else _SIZES_PER_TASK
+        batches = [unchecked[start : start + n_per_task] for start in range(0, len(unchecked), n_per_task)]
         with threads(self._n_threads) as pool:
-            found = compute([(check, entry) for entry in unchecked], pool, self._n_threads)
+            results = compute([(check, batch) for batch in batches], pool, self._n_threads)
+        found = [fault for batch in results for fault in batch]
         self._faults.update(zip(unchecked, found, strict=True))
         if not self._is_readonly:
             self.ledger.check()
@@ -136,6 +143,11 @@ class EarlierResults:
                 printable(self.ledger.directory / name),
             )
         return not any(faults) and not misplaced
+
+
+def _faults_of(directory: Path, entries: Sequence[Entry], digests: bool) -> list[str | None]:
+    """Return the fault of each file, or None for an intact file."""
+    return [fault_of(directory, entry, digests) for entry in entries]
 
 
 def load_at_most(ledger: Ledger, record: Record, array_bytes: int) -> bytes:
@@ -202,6 +214,19 @@ def stored_deadline(ledger: Ledger, config: Config, now: Mapping[str, Any], star
     return {**requested, "ends_by": ends_by}
 
 
+def drop_replaced(ledger: Ledger, manifest: Mapping[str, Any]) -> None:
+    """Remove parts that an append has replaced, and their Parquet files, once its manifest is published.
+
+    They have the fingerprints of parts that stay, so a sweep does not remove them.
+    """
+    kept = set(manifest["kept"])
+    files = {part["file"] for part in manifest["parts"]}
+    digests = {part["blake3"] for part in manifest["parts"]}
+    parts = [record for record in ledger.records("part") if record.entry.file not in files]
+    copies = [record for record in ledger.records("parquet") if record.facts.get("part") not in digests]
+    ledger.drop(*(record for record in [*parts, *copies] if record.fingerprint in kept))
+
+
 def finished_manifest(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | None:
     """Return the manifest of a finished run with the same request, or None. Nothing is changed.
 
@@ -239,19 +264,24 @@ def is_acceptable(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     config = prepared.config
     if config.inputs.labels not in (None, manifest["config"].get("labels")):
         return False
+    if not has_requested_files(manifest, config):
+        return False
     summary = manifest["summary"]
-    files = {plain_name(line["file"]) for line in manifest["files"]}
-    if config.bad_data.on_bad_data == "quarantine" and QUARANTINE not in files:
-        return False
-    if config.results.single_file and SINGLE_FILE not in files:
-        return False
-    if config.results.format == "parquet" and not any(map(is_parquet, files)):
-        return False
     # The numbers of rows and shards are equal, because the requests are.
     if summary["n_bad"] > prepared.max_bad_rows or summary["n_bad_shards"] > prepared.max_bad_shards:
         return False
     # Files are compared by name only, because they may have been moved to another directory.
     return _names(manifest["bad_shards"]) == _names(prepared.bad_shards)
+
+
+def has_requested_files(manifest: Mapping[str, Any], config: Config) -> bool:
+    """Return whether a finished run has the optional files that the settings request."""
+    files = {plain_name(line["file"]) for line in manifest["files"]}
+    if config.bad_data.on_bad_data == "quarantine" and QUARANTINE not in files:
+        return False
+    if config.results.single_file and SINGLE_FILE not in files:
+        return False
+    return config.results.format != "parquet" or any(map(is_parquet, files))
 
 
 def _names(bad_shards: Sequence[Mapping[str, str]]) -> list[str]:
@@ -275,12 +305,12 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
             "Choose another --output, or replace them with --overwrite (results that are still valid are reused) or "
             "--restart."
         )
-        if has_added_inputs(before, now):
+        if has_all_inputs(before, now):
             # Training again takes long and gives other features, which earlier classifiers cannot use.
             advice = (
-                f"To encode only the new files with the same model, use --model {printable(ledger.directory)} with "
-                "their --input and another --output; open_features([...]) then joins both outputs. To train again on "
-                "all files, use --overwrite."
+                "To encode only new files, with the same model, use --append. To write their features to another "
+                f"--output, use --model {printable(ledger.directory)} with their --input. To train again on all files, "
+                "use --overwrite."
             )
         raise ConfigError(f"{where}: contains the results of a different run: {changed}. {advice}")
     log.info("%s: replacing the earlier results, which differ: %s", where, changed)

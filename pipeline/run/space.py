@@ -49,7 +49,8 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
         log.debug("output=%s: the free space is unknown: %s", printable(ledger.directory), error)
         return
     # Existing parts may belong to this model, whose fingerprint is known only after the training.
-    records = ledger.records("part")
+    kept = set() if prepared.finished is None else {part.entry.file for part in prepared.finished.parts}
+    records = [record for record in ledger.records("part") if record.entry.file not in kept]
     written = Written(n_rows_in(records), _size_of(records), parquet_records(ledger, prepared))
     if shortage := space_error(prepared, written, free):
         raise shortage

@@ -48,6 +48,9 @@ class Summary:
         Whether an earlier run had finished everything.
     n_components : int or None
         Number of principal components that were compared: the width of the code. None means `n_features`.
+    appended : dict of str to int, optional
+        For an append, the number of files that are new, have changed and were removed (``n_new``, ``n_changed``,
+        ``n_dropped``), and the number of rows that were encoded (``n_rows``).
     """
 
     output: str
@@ -68,9 +71,12 @@ class Summary:
     gave_up: str = ""
     judgment: str = ""
     n_components: int | None = None
+    appended: dict[str, int] | None = None
 
     def __str__(self) -> str:
         verb = "Already complete" if self.before else "Done"
+        if self.appended is not None and not self.before:
+            verb = self._appended_in_words(self.appended)
         rows = quantity(self.n_rows, "row")
         features = quantity(self.n_features, "feature")
         parts = quantity(self.n_parts, "part")
@@ -84,6 +90,20 @@ class Summary:
         """Return the summary of a finished run, without times; `output` is the directory that contains it now."""
         stored = manifest["summary"]
         return cls(**{**stored, "output": output, "seconds": {}, "compiling": 0.0, "before": True})
+
+    @staticmethod
+    def _appended_in_words(appended: Mapping[str, int]) -> str:
+        """Return what an append has changed."""
+        words = []
+        if appended["n_new"]:
+            words.append(f"Added {quantity(appended['n_new'], 'file')}")
+        if appended["n_changed"]:
+            words.append(f"Replaced {quantity(appended['n_changed'], 'changed file')}")
+        if appended["n_dropped"]:
+            words.append(f"Removed {quantity(appended['n_dropped'], 'file')}")
+        encoded = f"{quantity(appended['n_rows'], 'row')} encoded. " if appended["n_rows"] else ""
+        changes = ", ".join(words).capitalize() or "Added the requested files"
+        return f"{changes}. {encoded}Now"
 
     def _errors(self) -> str:
         if self.cost is None:

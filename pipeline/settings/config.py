@@ -79,6 +79,7 @@ or how many epochs fit before a deadline.
 
 _EXCLUSIVE = (
     *(("overwrite", "restart"), ("quiet", "verbose"), ("storage_dtype", "max_feature_error")),
+    *(("append", "overwrite"), ("append", "restart")),
     *(("workers", "scheduler"), ("workers", "scheduler_file"), ("scheduler", "scheduler_file")),
     *(("fit_on", "model"), ("target", "model")),
     *(("row_scale", "missing_value"), ("transform", "missing_value")),  # prepared values cannot be compared with it
@@ -583,6 +584,20 @@ class ResultSettings:
     )
     restart: bool = _switch("Discard all results in the output directory and start over.")
     overwrite: bool = _switch("Allow replacing results that were made from the same input with other settings.")
+    append: bool = _switch(
+        "Encode new and changed files with the model in the output directory, and add their features to the finished "
+        "results."
+    )
+    drop_missing: bool = _switch(
+        "With --append, remove the rows of files that are no longer in the input from the results."
+    )
+    on_append_drift: str = _setting(
+        "warn",
+        one_of("warn", "fail"),
+        "nothing",
+        "With --append, what to do if the new rows differ so much from the rows of the training that a new model is "
+        "needed: publish their features with a warning (warn), or end without publishing them (fail).",
+    )
     format: str = _setting(
         "hdf5",
         one_of("hdf5", "parquet"),
@@ -704,7 +719,19 @@ def problems(config: Config) -> list[str]:
             "missing_indicator: set without impute, expected impute mean or median, because rows with missing values "
             "are bad otherwise. Set impute, or remove missing_indicator."
         )
-    return wrong + _without_cluster(config.cluster)
+    return wrong + _without_append(config.results) + _without_cluster(config.cluster)
+
+
+def _without_append(results: ResultSettings) -> list[str]:
+    """Return a sentence for each setting of an append that was given without it."""
+    given = {"drop_missing": results.drop_missing, "on_append_drift": results.on_append_drift != "warn"}
+    if results.append:
+        return []
+    return [
+        f"{name}: set without append, expected both. Set append, or remove {name}."
+        for name, is_given in given.items()
+        if is_given
+    ]
 
 
 def _without_cluster(cluster: ClusterSettings) -> list[str]:

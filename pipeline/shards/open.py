@@ -20,13 +20,13 @@ from pipeline.hdf5.files import writers
 from pipeline.hdf5.forms import PREFERRED
 from pipeline.hdf5.values import file_digest
 from pipeline.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
-from pipeline.shards.extras import log_extras, shorten, unify_extras
+from pipeline.shards.extras import fit_extras, log_extras, shorten, unify_extras
 from pipeline.shards.master import follow_masters, hint_at_stack
 from pipeline.shards.shard import Shard, row_dtype
 from pipeline.shards.sources import COPY_AGAIN, Source, find
 from pipeline.shards.vet import Selection, vet
 
-__all__ = ["open_shards"]
+__all__ = ["find_sources", "open_shards", "open_sources"]
 
 log = logging.getLogger(__name__)
 
@@ -79,30 +79,67 @@ def open_shards(
     NoInput, NotPermitted, ReadFailed, SystemLimit
         If a file cannot be read.
     """
+    sources = find_sources(patterns, dataset, on_bad_shard, followed)
+    return open_sources(sources, dataset, on_bad_shard, orientation, include, columns)
 
-    def refuse(path: Path, error: DataError) -> None:
-        if on_bad_shard is None:
-            raise error
-        on_bad_shard(path, error)
 
+def find_sources(
+    patterns: Sequence[str],
+    dataset: str | None = None,
+    on_bad_shard: Callable[[Path, DataError], object] | None = None,
+    followed: Sequence[str] = (),
+) -> list[Source]:
+    """Return the files that `open_shards` opens, without opening them, except for master files."""
     sources = find(patterns)
     if followed:
-        sources = follow_masters(sources, dataset, followed, refuse)
+        sources = follow_masters(sources, dataset, followed, partial(_refuse, on_bad_shard))
+    return sources
+
+
+def open_sources(
+    sources: Sequence[Source],
+    dataset: str | None = None,
+    on_bad_shard: Callable[[Path, DataError], object] | None = None,
+    orientation: str | None = None,
+    include: Sequence[str] = (),
+    columns: ColumnRule = IN_ORDER,
+    like: Shard | None = None,
+) -> tuple[Shard, ...]:
+    """Vet files and describe the shards in the log, as `open_shards` does.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        Files from `find_sources`.
+    like : Shard, optional
+        Part of a finished run whose extras the shards must have, see `pipeline.shards.extras.fit_extras`.
+    """
     selection = Selection(dataset, orientation, tuple(dict.fromkeys(include)))
     check = ColumnCheck(columns)
     with closing(_open_all(sources, selection)) as opened:  # after an error, no more files are opened
-        fitting = _accept_fitting(sources, opened, refuse, check)
-    _check_any(fitting, patterns[0], len(sources))
-    shards = unify_extras(fitting, selection.include)
+        fitting = _accept_fitting(sources, opened, partial(_refuse, on_bad_shard), check)
+    _check_any(fitting, sources)
+    if like is None:
+        shards = unify_extras(fitting, selection.include)
+    else:
+        shards = fit_extras(fitting, like, selection.include)
     _log_shards(shards)
     check.log()
     return shards
 
 
-def _check_any(shards: Sequence[Shard], pattern: str, n_files: int) -> None:
+def _refuse(on_bad_shard: Callable[[Path, DataError], object] | None, path: Path, error: DataError) -> None:
+    """Report a file that is refused because of its content, or raise the error."""
+    if on_bad_shard is None:
+        raise error
+    on_bad_shard(path, error)
+
+
+def _check_any(shards: Sequence[Shard], sources: Sequence[Source]) -> None:
     if not shards:
         raise DataError(
-            f"input={printable(pattern)}: none of {n_files} files can be used as a shard. See the reasons above."
+            f"input: none of {quantity(len(sources), 'file')} can be used as a shard; the first one is "
+            f"file={printable(sources[0].path)}. See the reasons above."
         )
     if not any(shard.n_rows for shard in shards):
         raise DataError(

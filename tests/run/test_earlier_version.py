@@ -92,3 +92,17 @@ def test_an_unfinished_run_is_resumed(earlier: Workspace, stage: str, caplog: py
     assert earlier.run(output, *STEPS, disk=recording) == 0
     assert recording.calls == []
     assert features_of(output) == bits
+
+
+@pytest.mark.process
+def test_a_finished_run_can_be_appended_to(earlier: Workspace) -> None:
+    output = earlier.folder / "finished"
+    before = open_features(output).features.compute()
+    rows = np.random.default_rng(1).normal(size=(7, 4)).astype(np.float32)
+    earlier.add_shard("3.h5", rows)
+    assert earlier.run(output, *STEPS, "--append") == 0
+    opened = open_features(output)
+    np.testing.assert_array_equal(opened.features[:55].compute(), before)
+    assert opened.extras["append_id"].compute().tolist() == [0] * 55 + [1] * 7
+    assert run_seen_by_readers(output) is not None
+    assert invalid_entries(output) == leftovers(output) == []

@@ -117,9 +117,10 @@ def test_power_can_be_cut_after_some_calls(scenario: Callable[[str], Scenario]) 
 AFTERWARDS = "single file afterwards"
 PARQUET_AFTERWARDS = "parquet afterwards"
 # Kinds that differ only in how their results are published.
+APPENDS = ("append", "append parquet")
 PUBLISHING = ("single file before", "version 0.1.0", "version 0.1.0, restart", "copy without links", "lost links")
 # Kinds whose readers `make check` tests as well.
-QUICK = ("new", "overwrite")
+QUICK = ("new", "overwrite", "append")
 
 
 @pytest.mark.parametrize(
@@ -147,13 +148,23 @@ def test_replacing_results_can_be_disturbed(scenario: Callable[[str], Scenario],
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if kind not in ("new", AFTERWARDS, PARQUET_AFTERWARDS, *PUBLISHING)]
+    "kind", [kind for kind in KINDS if kind not in ("new", AFTERWARDS, PARQUET_AFTERWARDS, *APPENDS, *PUBLISHING)]
 )
 def test_other_kinds_of_runs_can_be_disturbed(scenario: Callable[[str], Scenario], kind: str) -> None:
     assert fail_every_call(scenario(kind), errno.ENOSPC, True, selection=every(96)).total() > 1
     assert fail_every_call(scenario(kind), errno.EIO, False, selection=every(96, first=32)).total() > 1
     assert kill_at_every_call(scenario(kind), after=True, selection=every(96, first=64)) > 0
     assert cut_power(scenario(kind), n_random=1, selection=every(80)).total() > 1
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", APPENDS)
+def test_appending_can_be_disturbed(scenario: Callable[[str], Scenario], kind: str) -> None:
+    """Appends differ from other runs in the order of their changes, so every seventh call is disturbed."""
+    assert kill_at_every_call(scenario(kind), after=True, selection=every(7)) > 10
+    assert fail_every_call(scenario(kind), errno.ENOSPC, True, selection=every(14, first=3)).total() > 5
+    assert fail_every_call(scenario(kind), errno.EIO, False, selection=every(14, first=10)).total() > 5
+    assert cut_power(scenario(kind), n_random=1, selection=every(28)).total() > 3
 
 
 @pytest.mark.process

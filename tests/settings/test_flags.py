@@ -80,6 +80,9 @@ SAMPLES = {
     "restart": (True, False, True),
     "require_device": (True, False, True),
     "overwrite": (True, False, True),
+    "append": (True, False, True),
+    "drop_missing": (True, False, True),
+    "on_append_drift": ("fail", "warn", "fail"),
     "format": ("parquet", "hdf5", "parquet"),
     "single_file": (True, False, True),
     "quiet": (True, False, True),
@@ -92,6 +95,7 @@ REQUIRED_VALUES = {  # for each setting, the settings that it requires
     "dashboard": {"workers": 1},
     "missing_indicator": {"impute": "mean"},
     "target_weight": {"target": "y"},
+    **{name: {"append": True} for name in ("drop_missing", "on_append_drift")},
 }
 LISTS = ("hidden", "devices")  # commas separate the values in one word
 

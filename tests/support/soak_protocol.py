@@ -86,6 +86,9 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "version 0.1.0, restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "copy without links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     "lost links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
+    # A new file, a changed one, and one that is gone.
+    "append": (STEPS, (*STEPS, "--append", "--drop-missing")),
+    "append parquet": ((*STEPS, "--format", "parquet"), (*STEPS, "--append", "--drop-missing")),
     # During the run, the output contains a copy of the model for the workers.
     "given model": (None, ("--quiet", "--model", ANOTHER_OUTPUT)),
 }
@@ -120,6 +123,8 @@ class Scenario:
                 with_plain_files(folder / "before")
             if kind == "lost links":
                 without_links(folder / "before")
+            if kind.startswith("append"):
+                self._change_inputs()
             self._runs_before = {run_seen_by_readers(folder / "before")}
         disk = RecordingDisk()
         output = self.new_output()
@@ -129,6 +134,13 @@ class Scenario:
         self._run_after = run_seen_by_readers(output)
         self._n_records = len(records(output))
         self._names = named(output)
+
+    def _change_inputs(self) -> None:
+        """Add a file, change one and remove one."""
+        rng = np.random.default_rng(1)
+        for name in ("3.h5", "2.h5"):
+            self.workspace.add_shard(name, rng.normal(size=(9, 4)).astype(np.float32))
+        (self.workspace.shards / "0.h5").unlink()
 
     def calls_of_each_kind(self, other: Scenario | None = None) -> list[int]:
         """Return the number of one call of each kind. Calls of a kind have the same method and the same kind of file.

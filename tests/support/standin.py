@@ -33,7 +33,8 @@ from pipeline.output.disk import Disk
 from pipeline.output.records import INDEX, read_manifest
 from pipeline.run import budget, context, engine, fingerprints, prepare
 from pipeline.run.plan import plan
-from pipeline.shards.open import open_shards
+from pipeline.shards.open import open_sources
+from pipeline.shards.sources import Source
 from tests.support.helpers import write_shard
 
 __all__ = ["Autoencoder", "Rule", "TrainingStep", "UnsyncedDisk", "Workspace", "features_of", "install"]
@@ -230,7 +231,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index_of_parts, "_MOST", 2)  # so that an index of three parts is already nested
     # Commit each part separately, even if several arrive at once.
     monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)
-    monkeypatch.setattr(prepare, "open_shards", _remembering(open_shards))
+    monkeypatch.setattr(prepare, "open_sources", _remembering(open_sources))
     for user in (context, fingerprints):
         monkeypatch.setattr(user, "version", cache(version))  # without a cache, each call parses a metadata file
 
@@ -239,20 +240,28 @@ def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that vets files again only if they change. Vetting takes time, and has its own tests."""
     known: dict[object, Any] = {}
 
-    def vet_once(patterns: tuple[str, ...], *rest: Any, **settings: Any) -> Any:
-        if not all(os.path.isdir(pattern) for pattern in patterns):
-            return vet(patterns, *rest, **settings)
-        found = [(entry.path, entry.stat()) for pattern in patterns for entry in os.scandir(pattern)]
-        files = (
-            (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-            for path, status in sorted(found)
-        )
-        key = (patterns, rest, *sorted(settings.items()), *files)
+    def vet_once(sources: Sequence[Source], dataset: str | None, refuse: Any, *rest: Any) -> Any:
+        stamps = _stamps(sources)
+        *others, like = rest
+        if stamps is None or refuse is not None or like is not None:  # errors and appends are not repeated often
+            return vet(sources, dataset, refuse, *rest)
+        key = (stamps, dataset, *others)
         if key not in known:
-            known[key] = vet(patterns, *rest, **settings)
+            known[key] = vet(sources, dataset, refuse, *rest)
         return known[key]
 
     return vet_once
+
+
+def _stamps(sources: Sequence[Source]) -> tuple[object, ...] | None:
+    """Return facts that change if files change, or None if a file does not exist."""
+    try:
+        found = [(source.path, os.stat(source.path)) for source in sources]
+    except OSError:
+        return None
+    return tuple(
+        (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for path, status in found
+    )
 
 
 class UnsyncedDisk(Disk):

@@ -13,16 +13,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.encoding.parts import PartFacts
-from pipeline.errors import DataError, ShardpressError, TryAgain, printable
+from pipeline.errors import DataError, NoInput, ShardpressError, TryAgain, printable, quantity
 from pipeline.hdf5.files import writers
 from pipeline.model import Model
 from pipeline.output.disk import Disk, free_inodes
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import LOCK, objection
 from pipeline.output.records import FOLDERS, Record
+from pipeline.run.append import check_finished, open_finished
+from pipeline.run.budget import n_threads_of
 from pipeline.run.contents import compare_contents
 from pipeline.run.encoding_stage import EncodingStage
 from pipeline.run.fingerprints import differences
+from pipeline.run.finished import FinishedRun
 from pipeline.run.prepare import Prepared, prepare, too_many_bad_shards
 from pipeline.run.resume import (
     EarlierResults,
@@ -111,9 +114,15 @@ def captured_warnings() -> Iterator[Findings]:
 
 
 def check_inputs(config: Config, findings: Findings) -> Prepared | None:
-    """Return the prepared run; None if the settings or the inputs are invalid."""
+    """Return the prepared run; None if the settings or the inputs are invalid, or if there is nothing to append."""
+    finished = None
+    if config.results.append:
+        finished = findings.attempt(lambda: _finished_run(config))
+        if finished is None or not finished.sources:
+            return None
+        config = finished.config
     lenient = config.changed(on_bad_data="skip", max_bad_shards="100%")  # so that all bad shards are found
-    prepared = findings.attempt(lambda: prepare(lenient))
+    prepared = findings.attempt(lambda: prepare(lenient, finished))
     if config.bad_data.on_bad_data == "raise":
         left_out = [words for words in findings.warnings if words.endswith(_LEFT_OUT)]
         findings.problems += [DataError(words.removesuffix(_LEFT_OUT)) for words in left_out]
@@ -127,6 +136,19 @@ def check_inputs(config: Config, findings: Findings) -> Prepared | None:
             findings.problems.append(error)
     findings.attempt(lambda: _warn_of_twins(prepared, findings))
     return replace(prepared, config=replace(prepared.config, bad_data=config.bad_data))
+
+
+def _finished_run(config: Config) -> FinishedRun:
+    """Return the finished run that an append would extend."""
+    check_finished(config)
+    ledger = open_readonly(Path(config.results.output))
+    if ledger is None:
+        raise NoInput(
+            f"output={printable(config.results.output)}: lacks some of its directories, expected a complete output "
+            "directory. Copy the whole directory again."
+        )
+    earlier = EarlierResults(ledger, n_threads_of(config.machine), compares_digests=False, is_readonly=True)
+    return open_finished(config, ledger, earlier)
 
 
 def _warn_of_twins(prepared: Prepared, findings: Findings) -> None:
@@ -157,7 +179,7 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
     if ledger is not None:
         prepared, _ = compare_contents(ledger, prepared, reads=False)
         reusable = reusable_results(ledger, prepared)
-        if not prepared.config.results.restart:
+        if not prepared.config.results.restart and prepared.finished is None:
             findings.attempt(lambda: finished_manifest(ledger, prepared))
     if reusable.is_complete:
         return reusable  # a finished run writes nothing
@@ -296,11 +318,15 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
     if model is None:
         checkpoint = training.last_checkpoint(earlier)
     else:
-        parts = EncodingStage(prepared, model, unreadable).committed(earlier).parts
+        parts = EncodingStage(prepared, model, prepared.by_number(unreadable)).committed(earlier).parts
     n_encoded = sum(part.n_rows for part in parts)
     n_bytes = sum(part.entry.n_bytes for part in parts)
 
     reused = {"training": _reused_training(prepared, model, checkpoint)}
+    if prepared.finished is not None:
+        n_kept = sum(part.n_rows for part in prepared.finished.parts)
+        reused["scan"] = "only new and changed files, to count bad rows" if prepared.is_scanned else "not needed"
+        reused["encoding"] = f"only new and changed files; the features of {quantity(n_kept, 'row')} stay"
     if has_scan:
         reused["scan"] = "finished by an earlier run"
     if n_encoded:
@@ -317,6 +343,8 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
 
 
 def _reused_training(prepared: Prepared, model: Model | None, checkpoint: Record | None) -> str:
+    if prepared.finished is not None:
+        return "the model of the finished run is used (--append)"
     if prepared.given_model is not None:
         return "the model is given (--model)"
     if model is not None:

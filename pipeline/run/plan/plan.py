@@ -111,6 +111,8 @@ def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
         start = time.monotonic()
         report_step("checking the inputs and the output")
         prepared = check_inputs(config, findings)
+        if prepared is None and config.results.append and not findings.problems:
+            facts["earlier"] = {"encoding": "the results contain all files of --input; there is nothing to append"}
         if prepared is not None:
             reusable = check_output(prepared, findings)
             facts = _facts_without_sample(prepared, reusable)

@@ -1,0 +1,126 @@
+"""A finished run that an append extends, with the changes of the append."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.encoding.parts import PartFacts
+from pipeline.model import Model
+from pipeline.run.fingerprints import DROPPED, Request
+from pipeline.settings.config import Config
+from pipeline.shards.shard import Shard
+from pipeline.shards.sources import Source
+
+__all__ = ["FinishedRun"]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """The finished run that an append extends, and what the append changes.
+
+    Shards are numbered in the order in which they arrived. A number is never used again.
+
+    Attributes
+    ----------
+    config : Config
+        Settings of the append, with those of the finished run for everything that its rows depend on.
+    manifest : dict
+        Manifest of the finished run.
+    model : Model
+        Model of the finished run.
+    parts : tuple of PartFacts
+        Parts that stay, in row order.
+    part : Shard or None
+        One of these parts as a shard, with the extras of the index. None if no part stays.
+    sources : tuple of Source
+        Files to encode: new ones, changed ones, and those whose parts are damaged.
+    numbers : tuple of int
+        Number of each source.
+    dropped : tuple of int
+        Numbers of the shards whose rows are removed.
+    reused : tuple of PartFacts
+        Parts of the only source, if nothing is encoded: an append then only removes rows or adds files.
+    contents : list of dict
+        Facts about the contents of the files that stay, as `pipeline.run.contents` stores them.
+    """
+
+    config: Config
+    manifest: dict[str, Any]
+    model: Model
+    parts: tuple[PartFacts, ...]
+    part: Shard | None
+    sources: tuple[Source, ...]
+    numbers: tuple[int, ...]
+    dropped: tuple[int, ...]
+    contents: list[dict[str, Any]]
+    reused: tuple[PartFacts, ...] = ()
+
+    @property
+    def identities(self) -> list[dict[str, Any]]:
+        """Identity of each shard by its number, as the request of the finished run stores it."""
+        return list(self.manifest["request"]["inputs"]["shards"])
+
+    @property
+    def appends(self) -> list[dict[str, Any]]:
+        """Facts about the earlier appends, in order."""
+        return list(self.manifest.get("appends", []))
+
+    @property
+    def append_id(self) -> int:
+        """Number of this append, from 1 on."""
+        return 1 + len(self.appends)
+
+    @property
+    def n_new(self) -> int:
+        """Number of sources that are new."""
+        n_before = len(self.identities)
+        return sum(number >= n_before for number in self.numbers)
+
+    @property
+    def n_changed(self) -> int:
+        """Number of sources whose rows replace earlier ones."""
+        return 0 if self.reused else len(self.numbers) - self.n_new
+
+    @property
+    def storage_dtype(self) -> str:
+        """Dtype of the stored features."""
+        return str(self.manifest.get("storage", {}).get("dtype", "float32"))
+
+    def request(self, added: Request) -> Request:
+        """Return the request of the extended run, given the request of the new shards only."""
+        before = self.manifest["request"]
+        shards = self.identities
+        for number in self.dropped:
+            shards[number] = {**shards[number], DROPPED: self.append_id}
+        for number, identity in zip(self.numbers, added.inputs["shards"], strict=True):
+            shards[number : number + 1] = [identity]  # adds it if the number is new
+        n_trained = before["inputs"].get("n_trained", len(before["inputs"]["shards"]))
+        return Request(
+            inputs={"shards": shards, "n_trained": n_trained},
+            scan=before["scan"],
+            training=before["training"],
+            encoding=before["encoding"],
+            folders=sorted({*before.get("folders", []), *added.folders}),
+        )
+
+    def without(self, refused: Collection[Path]) -> FinishedRun:
+        """Return a copy without sources that cannot be read. The rows of a changed one are removed."""
+        n_before = len(self.identities)
+        sources = []
+        numbers = []
+        dropped = list(self.dropped)
+        next_number = n_before
+        for number, source in zip(self.numbers, self.sources, strict=True):
+            if source.path in refused:
+                if number < n_before:
+                    dropped.append(number)
+                continue
+            if number >= n_before:
+                number = next_number
+                next_number += 1
+            sources.append(source)
+            numbers.append(number)
+        return replace(self, sources=tuple(sources), numbers=tuple(numbers), dropped=tuple(sorted(dropped)))
