@@ -19,7 +19,7 @@ from pipeline.report.rows import Preprocessing
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block
 
-__all__ = ["PartSource", "Sample", "SampleSpec", "draw_sample", "largest_sample"]
+__all__ = ["PartSource", "Sample", "SampleSpec", "draw_sample", "largest_sample", "max_stretches"]
 
 _MAX_ROWS = 2000
 _MAX_READS = 128
@@ -95,7 +95,7 @@ class Sample:
     rows : ndarray of shape (n_rows,), int64
         Number of each row in its dataset.
     stretches : ndarray of shape (n_rows,), int64
-        Number of the stretch that contains each row. A stretch is a range of neighbouring rows of the input.
+        Number of the stretch that contains each row, ascending. A stretch is a range of neighbouring rows of the input.
     """
 
     scaled: np.ndarray
@@ -106,10 +106,22 @@ class Sample:
     stretches: np.ndarray
 
 
-def draw_sample(parts: Sequence[PartSource], spec: SampleSpec) -> Sample | None:
+def draw_sample(
+    parts: Sequence[PartSource], spec: SampleSpec, stretches: Sequence[tuple[int, int]] | None = None
+) -> Sample | None:
     """Return short stretches of rows, spread over the data, or None if fewer than two rows are good.
 
     The sample depends on the rows, the seed and the memory budget, but not on how the rows are divided into parts.
+
+    Parameters
+    ----------
+    parts : sequence of PartSource
+        All parts, in the order of their rows.
+    spec : SampleSpec
+    stretches : sequence of (int, int), optional
+        Stretches to read instead of randomly chosen ones, for example held-out rows: sorted and disjoint pairs of a
+        first row and the row after the last one, numbered over all parts. The caller limits their number (see
+        `max_stretches`) and their rows (see `SampleSpec.n_rows`).
 
     Raises
     ------
@@ -120,8 +132,11 @@ def draw_sample(parts: Sequence[PartSource], spec: SampleSpec) -> Sample | None:
     """
     if not parts or spec.n_rows < 2:
         return None
+    first_rows = np.cumsum([0, *(len(part.block) for part in parts)]).tolist()
+    if stretches is None:
+        stretches = list(_random_stretches(first_rows[-1], parts, spec))
     samples = []
-    for i, places in groupby(_places(parts, spec), key=lambda place: place.part):
+    for i, places in groupby(_places(first_rows, stretches), key=lambda place: place.part):
         sample = _sample_of_part(parts[i], list(places), spec)
         if sample is not None:
             samples.append(sample)
@@ -164,10 +179,12 @@ class _Place(NamedTuple):
         return self.stop - self.start
 
 
-def _places(parts: Sequence[PartSource], spec: SampleSpec) -> Iterator[_Place]:
-    """Yield the rows of all stretches, divided at the boundaries between parts."""
-    first_rows = np.cumsum([0, *(len(part.block) for part in parts)]).tolist()
-    for number, (start, stop) in enumerate(_stretches(first_rows[-1], parts, spec)):
+def _places(first_rows: Sequence[int], stretches: Sequence[tuple[int, int]]) -> Iterator[_Place]:
+    """Yield the rows of all stretches, divided at the boundaries between parts.
+
+    `first_rows` contains the first row of each part, and the number of rows at the end.
+    """
+    for number, (start, stop) in enumerate(stretches):
         first_part = bisect_right(first_rows, start) - 1
         end_part = bisect_left(first_rows, stop)
         for i in range(first_part, end_part):
@@ -178,7 +195,7 @@ def _places(parts: Sequence[PartSource], spec: SampleSpec) -> Iterator[_Place]:
                 yield _Place(i, begin - offset, end - offset, number)
 
 
-def _stretches(n_rows: int, parts: Sequence[PartSource], spec: SampleSpec) -> Iterator[tuple[int, int]]:
+def _random_stretches(n_rows: int, parts: Sequence[PartSource], spec: SampleSpec) -> Iterator[tuple[int, int]]:
     """Divide the rows into equal ranges, and yield one stretch at a random position in each range.
 
     A stretch is a pair of numbers: its first row, and the row after its last one.
@@ -199,11 +216,23 @@ def _edges(n: int, n_ranges: int) -> list[int]:
 
 
 def _n_stretches(n_rows: int, parts: Sequence[PartSource]) -> int:
-    """Return the number of stretches that can be read within the limits of this module."""
+    """Return the number of random stretches for a sample of `n_rows` rows."""
+    return max(1, min(n_rows // _MIN_ROWS_PER_READ, max_stretches(parts)))
+
+
+def max_stretches(parts: Sequence[PartSource], max_reads: int = _MAX_READS) -> int:
+    """Return the largest number of stretches that can be read in about a second, at least 1.
+
+    Parameters
+    ----------
+    parts : sequence of PartSource
+        One part or more.
+    max_reads : int
+        Largest number of reads if chunks are small.
+    """
     shards = [part.block.shard for part in parts]
     chunk_bytes = max(shard.chunk_rows * shard.row_bytes for shard in shards)
-    n = min(n_rows // _MIN_ROWS_PER_READ, _MAX_READS, _MAX_DECOMPRESSED_BYTES // chunk_bytes)
-    return max(1, n)
+    return max(1, min(max_reads, _MAX_DECOMPRESSED_BYTES // chunk_bytes))
 
 
 # -- reading -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,597 @@
+"""Tests of the verdict on new rows: stored statistics, estimates against slow ones, and rates of false alarms and hits.
+
+Models are linear networks of principal components, which need no training.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from kernels.network import Network
+from pipeline import formats
+from pipeline.columns import NO_COLUMNS, Columns
+from pipeline.formats import pack, unpack
+from pipeline.model import Model
+from pipeline.report.moments import moments_of_halves, t_quantile
+from pipeline.report.newrows import Verdict, judge_new_rows
+from pipeline.report.reference import Reference, held_out_stretches
+from pipeline.report.sample import Sample, SampleSpec, draw_sample, max_stretches
+from pipeline.scan.ranges import Scan
+from pipeline.scan.scaler import Scaler
+from pipeline.training.components import principal_components
+from pipeline.training.fit import _validation_numbers
+from pipeline.training.order import spread_rows
+from tests.support.cases import case, each, sample
+from tests.support.pages import make_parts, model_of
+
+NO_ROWS = np.empty(0, dtype=np.int64)
+NAMED = Columns(tuple(f"column-{i}-end" for i in range(20)), "names")
+ARRAYS = [field.name for field in fields(Reference) if field.type == "np.ndarray"]
+SEEDS = sample(range(400), 100)
+
+
+# -- rows, models and samples --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Mixture:
+    """Three clusters of rows with correlated columns, whose deviations are normal or have heavy tails."""
+
+    centers: np.ndarray
+    mixing: np.ndarray
+    has_heavy_tails: bool
+
+    @classmethod
+    def of(cls, rng: np.random.Generator, n_columns: int, has_heavy_tails: bool) -> Mixture:
+        spectrum = np.geomspace(3, 0.1, n_columns) / np.sqrt(n_columns)
+        mixing = rng.normal(size=(3, n_columns, n_columns)) * spectrum
+        return cls(rng.normal(0, 1.5, (3, n_columns)), mixing, has_heavy_tails)
+
+    def draw(self, rng: np.random.Generator, n_rows: int) -> np.ndarray:
+        clusters = rng.integers(0, 3, n_rows)
+        shape = (n_rows, self.centers.shape[1])
+        noise = rng.standard_t(3, shape) if self.has_heavy_tails else rng.normal(size=shape)
+        return self.centers[clusters] + np.einsum("ni,nij->nj", noise, self.mixing[clusters])
+
+
+def components_model(rows: np.ndarray, n_features: int, trained_on: np.ndarray | None = None) -> Model:
+    """Return a linear model of principal components, and a scaler for the range of all rows."""
+    scaler = Scaler(rows.min(axis=0), rows.max(axis=0))
+    scaled = scaler.scaled(rows if trained_on is None else trained_on)
+    found = principal_components(scaled, n_features, np.random.default_rng(0))
+    parameters = {
+        "W": found.components.astype(np.float32),
+        "b_hidden": (-found.mean @ found.components).astype(np.float32),
+        "b_output": found.mean.astype(np.float32),
+    }
+    return Model(scaler, Network((rows.shape[1], n_features), code="linear"), parameters)
+
+
+def sample_of(model: Model, rows: np.ndarray, stretch_rows: int = 8) -> Sample:
+    """Return a sample of consecutive rows, in stretches of equal length."""
+    numbers = np.arange(len(rows))
+    features = model.encode(rows).astype(np.float32)
+    return Sample(model.scaler.scaled(rows), features, {}, np.zeros_like(numbers), numbers, numbers // stretch_rows)
+
+
+def judged(reference: Reference, model: Model, rows: np.ndarray, columns: Columns = NO_COLUMNS) -> Verdict:
+    """Return the verdict on rows, all of which are in the sample."""
+    scaler = model.scaler
+    n_outside = int(((rows < scaler.minimum) | (rows > scaler.maximum)).any(axis=1).sum())
+    return judge_new_rows(reference, sample_of(model, rows), model, columns, n_outside, len(rows))
+
+
+def small_case(n_rows: int = 400, n_columns: int = 6, n_features: int = 3) -> tuple[Model, np.ndarray, Reference]:
+    """Return a model, rows of its distribution, and the reference of the first half of these rows."""
+    rng = np.random.default_rng(3)
+    rows = Mixture.of(rng, n_columns, has_heavy_tails=False).draw(rng, 2 * n_rows)
+    model = components_model(rows, n_features)
+    return model, rows, Reference.of(sample_of(model, rows[:n_rows]), model, True, 2 * n_rows)
+
+
+def as_json(verdict: Verdict) -> Any:
+    return json.loads(json.dumps(verdict.facts(), allow_nan=False))
+
+
+# -- stored references ---------------------------------------------------------------------------------------------
+
+
+@each("n_rows, n_columns, n_features", [(2, 3, 2), (400, 6, 3), (2000, 50, 40), (30, 1, 1)])
+def test_reference_survives_storage_within_its_bound(n_rows: int, n_columns: int, n_features: int) -> None:
+    model, rows, reference = small_case(n_rows, n_columns, n_features)
+    data = reference.to_npz()
+    assert len(data) <= Reference.max_bytes(model)
+    found = Reference.from_npz(data, model)
+    for field in fields(Reference):
+        np.testing.assert_array_equal(getattr(found, field.name), getattr(reference, field.name), strict=True)
+    assert judged(found, model, rows[n_rows:]) == judged(reference, model, rows[n_rows:])
+
+
+def changed(reference: Reference, **changes: Any) -> bytes:
+    """Return a stored reference with other values of some fields, which can be of any type."""
+    arrays, numbers = unpack(reference.to_npz())
+    for name, value in changes.items():
+        target = arrays if isinstance(value, np.ndarray) else numbers
+        target[name] = value
+    return pack(arrays, numbers)
+
+
+@each("name", ARRAYS)
+def test_arrays_of_wrong_shape_type_or_value_are_refused(name: str) -> None:
+    model, _, reference = small_case()
+    array = getattr(reference, name)
+    bad = array.copy()
+    for value in (np.nan, np.inf, -np.inf, 1e200):
+        bad.flat[-1] = value
+        with case(value), pytest.raises(ValueError, match=name):
+            Reference.from_npz(changed(reference, **{name: bad}), model)
+    for wrong in (array[..., :-1], array[None], array.astype(np.float32), np.zeros(array.shape, dtype=bool)):
+        with case(wrong.shape, wrong.dtype), pytest.raises(ValueError, match="not a reference of this model"):
+            Reference.from_npz(changed(reference, **{name: wrong}), model)
+
+
+WRONG_NUMBERS = {
+    "n_rows": (1, -5, True, 400.0, "400", None, 10**40),
+    "n_groups": (0, 401, 3.0, [50]),
+    "is_held_out": (1, None, "yes"),
+    "error": (-1.0, 1e300, 1, "0", None),
+    "error_variance": (-1.0, {}, True),
+    "outside_share": (-0.1, 1.1, None),
+    "outside_rows": (0.0, -1.0, "many"),
+    "outside_cluster": (0.5, None),
+}
+
+
+@each("name, values", WRONG_NUMBERS.items())
+def test_wrong_numbers_are_refused(name: str, values: tuple[Any, ...]) -> None:
+    model, _, reference = small_case()
+    for value in values:
+        with case(value), pytest.raises(ValueError, match=name):
+            Reference.from_npz(changed(reference, **{name: value}), model)
+
+
+def test_other_files_and_other_models_are_refused() -> None:
+    model, _, reference = small_case()
+    data = reference.to_npz()
+    arrays, numbers = unpack(data)
+    pickled = io.BytesIO()
+    np.savez(pickled, about=np.array([{}], dtype=object), allow_pickle=True)
+    not_finite = io.BytesIO()
+    text = json.dumps([list(arrays), {**numbers, "error": float("nan")}]).encode()
+    members: dict[str, Any] = {formats._ABOUT: np.frombuffer(text, dtype=np.uint8), **arrays}
+    np.savez(not_finite, **members)
+    hostile = {
+        "empty": b"",
+        "cut": data[:-100],
+        "too long": data + bytes(Reference.max_bytes(model)),
+        "pickled": pickled.getvalue(),
+        "NaN in JSON": not_finite.getvalue(),
+        "no arrays": pack({}, numbers),
+        "no numbers": pack(arrays, {}),
+        "list of numbers": pack(arrays, [1, 2]),
+        "one array more": pack({**arrays, "more": np.zeros(2)}, numbers),
+        "wide": pack({**arrays, "basis": np.zeros((3, 33))}, numbers),
+        "list in place of an array": pack(
+            {k: v for k, v in arrays.items() if k != "basis"}, {**numbers, "basis": [[1]]}
+        ),
+    }
+    for name, content in hostile.items():
+        with case(name), pytest.raises(ValueError, match=r"not a reference|not an array file"):
+            Reference.from_npz(content, model)
+    for other in (small_case(n_columns=7)[0], small_case(n_features=2)[0]):
+        with pytest.raises(ValueError, match="model"):
+            Reference.from_npz(data, other)
+
+
+# -- small and degenerate samples ----------------------------------------------------------------------------------
+
+
+def test_too_few_rows_are_not_judged() -> None:
+    model, rows, reference = small_case()
+    one = sample_of(model, rows[:1])
+    for few in (None, sample_of(model, rows[:0]), one):
+        verdict = judge_new_rows(reference, few, model, NO_COLUMNS, 0, 1)
+        facts = as_json(verdict)
+        assert facts.pop("verdict") == "keep"
+        assert len(facts.pop("reasons")) == 1
+        assert (facts.pop("n_rows"), facts.pop("n_sampled"), facts.pop("stuck_columns")) == (1, 0, [])
+        assert set(facts.values()) == {None}
+        assert len(facts) == 7
+    with pytest.raises(ValueError, match="rows"):
+        Reference.of(sample_of(model, rows[:0]), model, True)
+    with pytest.raises(ValueError, match="row"):
+        Reference.of(one, model, True)
+
+
+@each("n_reference, n_new", [(2, 2), (3, 9), (9, 3), (10, 31), (40, 2), (400, 2), (400, 4), (127, 128), (33, 400)])
+def test_few_rows_give_finite_numbers_and_no_alarm(n_reference: int, n_new: int) -> None:
+    model, rows, _ = small_case()
+    reference = Reference.of(sample_of(model, rows[:n_reference]), model, True, len(rows))
+    assert reference.basis.shape[1] <= n_reference // 10
+    Reference.from_npz(reference.to_npz(), model)
+    verdict = judged(reference, model, rows[-n_new:])
+    assert as_json(verdict)["verdict"] == "keep"
+    has_shifts = reference.basis.shape[1] > 0 and n_new >= 4
+    assert (verdict.mean_shift is not None) == (verdict.covariance_shift is not None) == has_shifts
+
+
+def test_few_long_stretches_are_divided_into_blocks() -> None:
+    model, rows, _ = small_case()
+    for n_rows, stretch_rows, n_groups in [(30, 10, 30), (40, 10, 4), (800, 300, 67), (800, 200, 4)]:
+        with case(n_rows, stretch_rows):
+            reference = Reference.of(sample_of(model, rows[:n_rows], stretch_rows), model, True, len(rows))
+            assert reference.n_groups == n_groups
+            assert judged(reference, model, rows[400:]).verdict == "keep"
+
+
+def test_features_that_do_not_vary_have_no_shift() -> None:
+    model, rows, _ = small_case()
+    constant = replace(model, parameters={**model.parameters, "W": np.zeros_like(model.parameters["W"])})
+    reference = Reference.of(sample_of(constant, rows[:400]), constant, True)
+    assert reference.basis.shape == (3, 0)
+    verdict = judged(Reference.from_npz(reference.to_npz(), constant), constant, rows[400:])
+    assert (verdict.verdict, verdict.mean_shift, verdict.covariance_shift) == ("keep", None, None)
+
+
+def test_features_of_lower_rank_use_fewer_directions() -> None:
+    model, rows, _ = small_case()
+    W = model.parameters["W"].copy()
+    W[:, 2] = W[:, 0] - W[:, 1]
+    dependent = replace(model, parameters={**model.parameters, "W": W})
+    reference = Reference.of(sample_of(dependent, rows[:400]), dependent, True, 800)
+    assert reference.basis.shape == (3, 2)
+    assert judged(reference, dependent, rows[400:]).mean_shift is not None
+
+
+def test_equal_rows_and_exact_models_give_no_alarm() -> None:
+    model, rows, _ = small_case(n_columns=4, n_features=4)  # reconstructs all rows
+    for values in (rows, np.repeat(rows[:1], 800, axis=0)):
+        reference = Reference.of(sample_of(model, values[:400]), model, True, 800)
+        assert judged(reference, model, values[400:]).verdict == "keep"
+
+
+def test_rows_far_away_give_finite_numbers() -> None:
+    model, rows, reference = small_case()
+    for factor in (1e6, 1e30):
+        verdict = judged(reference, model, rows[400:] * factor)
+        assert as_json(verdict)["verdict"] == "retrain"
+        assert verdict.error_ratio is not None
+        assert verdict.error_ratio > 1e6
+
+
+def test_training_rows_as_reference_cannot_cause_retraining() -> None:
+    model, rows, reference = small_case()
+    reference = replace(reference, error=reference.error / 10, error_variance=reference.error_variance / 100)
+    assert judged(reference, model, rows[400:]).verdict == "retrain"
+    assert judged(replace(reference, is_held_out=False), model, rows[400:]).verdict == "watch"
+
+
+# -- estimates -----------------------------------------------------------------------------------------------------
+
+
+def half_moments(coordinates: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the covariance of the coordinates, with loops over rows and groups."""
+    n_rows, p = coordinates.shape
+    mean = sum(coordinates) / n_rows
+    covariance = np.zeros((p, p))
+    for row in coordinates:
+        covariance += np.outer(row - mean, row - mean) / n_rows
+    numbers = sorted(set(groups.tolist()))
+    for number in numbers:
+        total = sum(row - mean for row, group in zip(coordinates, groups, strict=True) if group == number)
+        covariance += len(numbers) / (len(numbers) - 1) * np.outer(total, total) / n_rows**2
+    return mean, covariance
+
+
+def slow_shifts(old: Sample, new: Sample) -> tuple[float, float]:
+    """Return the shifts of the mean and of the covariance, from the eigenvectors of the covariance of features."""
+    features = old.features.astype(np.float64)
+    variances, axes = np.linalg.eigh(np.cov(features.T, bias=True))
+    basis = axes / np.sqrt(variances)
+    moments = []
+    for each_sample in (old, new):
+        coordinates = np.clip((each_sample.features - features.mean(axis=0)) @ basis, -4, 4)
+        for parity in (0, 1):
+            is_in_half = each_sample.stretches % 2 == parity
+            moments.append(half_moments(coordinates[is_in_half], each_sample.stretches[is_in_half]))
+    mean_square = (moments[2][0] - moments[0][0]) @ (moments[3][0] - moments[1][0])
+    covariance_square = ((moments[2][1] - moments[0][1]) * (moments[3][1] - moments[1][1])).sum()
+    return float(np.sqrt(max(0, mean_square))), float(np.sqrt(max(0, covariance_square)))
+
+
+@each("factor, offset", [(1.0, 0.0), (1.0, 2.0), (2.0, 0.5), (40.0, 0.0)])
+def test_shifts_agree_with_a_slow_implementation(factor: float, offset: float) -> None:
+    model, rows, reference = small_case()
+    new = rows[400:700] * factor
+    new[:, 1] += offset
+    verdict = judged(reference, model, new)
+    expected = slow_shifts(sample_of(model, rows[:400]), sample_of(model, new))
+    assert (verdict.mean_shift, verdict.covariance_shift) == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_squared_shifts_are_unbiased_and_their_noise_is_not_underestimated() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.arange(96) // 8
+    means = []
+    covariances = []
+    noises = []
+    for _ in range(300):
+        # Rows of a group have a common part.
+        halves = moments_of_halves(rng.normal(0, 0.5, (12, 3))[groups] + rng.normal(size=(96, 3)), groups)
+        means.append(halves[0].mean @ halves[1].mean)
+        deviations = [half.covariance - 1.25 * np.eye(3) for half in halves]
+        covariances.append((deviations[0] * deviations[1]).sum())
+        noises.append([(halves[0].mean_noise * halves[1].mean_noise), halves[0].covariance_noise])
+    for squares in (np.array(means), np.array(covariances)):
+        assert abs(squares.mean()) < 4 * squares.std() / np.sqrt(300)
+    mean_noise, covariance_noise = np.mean(noises, axis=0)
+    assert np.std(means) < np.sqrt(mean_noise) * 1.1
+    assert np.std(covariances) < covariance_noise * 1.1
+
+
+def test_error_ratio_is_that_of_the_mean_errors() -> None:
+    model, rows, reference = small_case()
+    new = rows[400:] * 1.2
+    verdict = judged(reference, model, new)
+    errors = []
+    for each_rows in (rows[:400], new):
+        scaled = model.scaler.scaled(each_rows)
+        errors.append(np.square(scaled - model.decode(model.encode(each_rows))).mean())
+    assert verdict.error_ratio == pytest.approx(errors[1] / errors[0], rel=1e-4)
+    assert verdict.error_ratio_low is not None
+    assert verdict.error_ratio_high is not None
+    assert verdict.error_ratio_low < verdict.error_ratio < verdict.error_ratio_high
+
+
+def test_quantiles_of_the_t_distribution_match_tables() -> None:
+    for dof, expected in {3: 3.182, 5: 2.571, 10: 2.228, 30: 2.042, 1e9: 1.960}.items():
+        assert t_quantile(dof) == pytest.approx(expected, rel=0.01)
+
+
+def test_shares_of_values_and_changes_agree_with_counting() -> None:
+    model, rows, _ = small_case()
+    values = np.round(rows[:200])
+    found = Reference.of(sample_of(model, values), model, True)
+    for column in range(6):
+        firsts = values[::8, column].tolist()
+        assert found.mode_share[column] == Counter(firsts).most_common(1)[0][1] / 25
+        changes = [values[i, column] != values[i - 1, column] for i in range(200) if i % 8]
+        assert found.change_share[column] == pytest.approx(np.mean(changes))
+
+
+def test_expected_share_outside_is_right_for_other_rows() -> None:
+    rng = np.random.default_rng(0)
+    expected = []
+    found = []
+    for _ in range(60):
+        rows = rng.normal(size=(1300, 6))
+        model = components_model(rows[:300], 2)
+        expected.append(Reference.of(sample_of(model, rows[:100]), model, True, 300).outside_share)
+        found.append(((rows[300:] < model.scaler.minimum) | (rows[300:] > model.scaler.maximum)).any(axis=1).mean())
+    assert np.mean(expected) == pytest.approx(np.mean(found), rel=0.15)
+
+
+def test_rows_of_few_values_are_not_expected_outside() -> None:
+    rows = np.random.default_rng(0).integers(0, 4, (400, 6)).astype(np.float64)
+    model = components_model(rows, 3)
+    reference = Reference.of(sample_of(model, rows), model, True)
+    assert reference.outside_share == 0
+
+
+@each("n_outside, verdict", [(0, "keep"), (2, "keep"), (40, "watch"), (200, "retrain")])
+def test_rows_outside_the_range_are_counted_exactly(n_outside: int, verdict: str) -> None:
+    model, rows, reference = small_case()
+    found = judge_new_rows(reference, sample_of(model, rows[400:]), model, NO_COLUMNS, n_outside, 400)
+    assert found.verdict == verdict
+    assert found.outside_share == n_outside / 400
+    assert found.reference_outside_share == reference.outside_share
+
+
+def test_columns_that_rarely_change_are_not_stuck() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(800, 4))
+    rows[:, 1] = np.arange(800) // 80  # like a date
+    rows[:, 2] = rng.random(800) < 0.01  # like a rare event
+    rows[:, 3] = rng.random(800) < 0.5  # like a switch
+    model = components_model(rows, 2)
+    reference = Reference.of(sample_of(model, rows[:400]), model, True, 800)
+    new = rows[400:].copy()
+    new[:] = new[0]
+    assert judged(reference, model, new).stuck_columns == ((0, None), (3, None))
+
+
+def test_constant_missing_indicators_are_not_stuck() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(800, 3))
+    rows[rng.random((800, 3)) < 0.5] = np.nan
+    scaler = Scaler(np.full(3, -5.0), np.full(3, 5.0), fill=np.zeros(3)).with_indicators(np.arange(3))
+    network = Network((6, 2), code="linear")
+    parameters = {name: np.full(shape, 0.1, dtype=np.float32) for name, shape in network.shapes.items()}
+    model = Model(scaler, network, parameters)
+    scaled = scaler.transform(rows)
+    complete = scaler.transform(np.nan_to_num(rows[400:]))
+    samples = []
+    for values in (scaled[:400], complete):
+        numbers = np.arange(400)
+        features = (values @ parameters["W"]).astype(np.float32)
+        samples.append(Sample(values, features, {}, numbers, numbers, numbers // 8))
+    verdict = judge_new_rows(Reference.of(samples[0], model, True, 800), samples[1], model, NAMED, 0, 400)
+    assert verdict.stuck_columns == ()
+    assert any("is missing" in reason for reason in verdict.reasons)
+
+
+# -- held-out rows -------------------------------------------------------------------------------------------------
+
+
+def is_held_out(stretches: list[tuple[int, int]], rows: np.ndarray) -> bool:
+    return set(numbers_of(stretches)) <= set(rows.tolist())
+
+
+def numbers_of(stretches: list[tuple[int, int]]) -> list[int]:
+    return [row for start, stop in stretches for row in range(start, stop)]
+
+
+@each("n_rows, n_validated", [(50, 1), (50, 49), (1000, 50), (1000, 600), (100_000, 5000), (10**6, 50_000)])
+def test_stretches_are_validation_rows_within_the_limits(n_rows: int, n_validated: int) -> None:
+    held_out = spread_rows(n_rows, NO_ROWS, n_validated, seed=5)
+    for n_wanted in (1, 2, 127, 128, 129, 2000):
+        for n_most in (1, 128, 512):
+            with case(n_wanted, n_most):
+                stretches = held_out_stretches(held_out, n_wanted, n_most)
+                numbers = numbers_of(stretches)
+                assert 1 <= len(stretches) <= n_most
+                assert len(numbers) <= n_wanted
+                assert numbers == sorted(set(numbers))
+                assert is_held_out(stretches, held_out)
+    wanted = held_out_stretches(held_out, 2000)
+    assert len(numbers_of(wanted)) >= min(n_validated, 128)
+    assert held_out_stretches(held_out, 0) == held_out_stretches(NO_ROWS, 100) == []
+
+
+def test_held_out_rows_are_those_of_the_training() -> None:
+    range_ = np.zeros(3)
+    bad_rows = np.array([7, 8, 500, 900], dtype=np.int64)
+    scan = Scan(2000, range_, range_ + 1, bad_rows, range_, np.zeros((2, 3)))
+    for fraction, most in ((0.05, 10**6), (0.3, 10**6), (0.3, 100), (0.0, 100)):
+        with case(fraction, most):
+            of_training = _validation_numbers(scan, fraction, most, seed=3)
+            held_out = spread_rows(2000, NO_ROWS, min(round(fraction * 2000), most), 3)
+            np.testing.assert_array_equal(np.setdiff1d(held_out, bad_rows), of_training)
+            assert is_held_out(held_out_stretches(held_out, 300), np.union1d(of_training, bad_rows))
+
+
+def test_given_stretches_are_sampled_for_any_division_into_parts(tmp_path: Path) -> None:
+    rows = np.random.default_rng(1).random((3000, 4)).astype(np.float32)
+    rows[[60, 61, 2000], 2] = np.nan
+    spec = SampleSpec(model_of(4, 2))
+    stretches = [(0, 5), (58, 63), (95, 120), (2000, 2001), (2990, 3000)]
+    good = np.setdiff1d(numbers_of(stretches), [60, 61, 2000])
+    for part_rows in (3000, 100, 7):
+        folder = tmp_path / str(part_rows)
+        folder.mkdir()
+        parts = make_parts(folder, spec.model, rows, part_rows)
+        found = draw_sample(parts, spec, stretches)
+        assert found is not None
+        np.testing.assert_array_equal(found.rows, good)
+        np.testing.assert_array_equal(found.scaled, rows[good])
+        expected = np.searchsorted([stop for _, stop in stretches], good, side="right")
+        np.testing.assert_array_equal(found.stretches, expected)
+        assert draw_sample(parts, spec, [(60, 62)]) is None
+        assert draw_sample(parts, spec, []) is None
+        assert 1 <= max_stretches(parts, 5) <= 5 < max_stretches(parts) <= 128
+
+
+# -- rates of false alarms and hits --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """Model of a distribution, the reference of 2,000 held-out rows, and a generator for new rows."""
+
+    model: Model
+    reference: Reference
+    mixture: Mixture
+    deviations: np.ndarray
+    seed: int
+
+    def draw(self, n_rows: int) -> tuple[np.ndarray, np.random.Generator]:
+        """Return new rows of the same distribution, and a generator for their changes."""
+        rng = np.random.default_rng((self.seed, n_rows))
+        return self.mixture.draw(rng, n_rows), rng
+
+    def judge(self, rows: np.ndarray) -> Verdict:
+        return judged(self.reference, self.model, rows, NAMED)
+
+
+@lru_cache(maxsize=2 * len(SEEDS))
+def scene(seed: int, has_heavy_tails: bool = False) -> Scene:
+    rng = np.random.default_rng(seed)
+    mixture = Mixture.of(rng, 20, has_heavy_tails)
+    rows = mixture.draw(rng, 4000)
+    model = components_model(rows, 8, trained_on=rows[2000:])
+    reference = Reference.of(sample_of(model, rows[:2000], 16), model, True, len(rows))
+    return Scene(model, reference, mixture, rows.std(axis=0), seed)
+
+
+def n_found(is_found: Callable[[Scene], bool], has_heavy_tails: bool = False) -> int:
+    """Return for how many seeds of 100 a function is true, extrapolated from the tested seeds."""
+    found = [is_found(scene(seed, has_heavy_tails)) for seed in SEEDS]
+    return round(100 * sum(found) / len(found))
+
+
+@pytest.mark.slow
+@each("n_rows, has_heavy_tails", [(500, False), (500, True), (50, False), (50, True), (20, False)])
+def test_rows_of_the_same_distribution_are_kept(n_rows: int, has_heavy_tails: bool) -> None:
+    verdicts = []
+
+    def is_alarm(one: Scene) -> bool:
+        verdicts.append(one.judge(one.draw(n_rows)[0]))
+        return verdicts[-1].verdict != "keep"
+
+    assert n_found(is_alarm, has_heavy_tails) <= 5
+    covers = [(v.error_ratio_low or 0) <= 1 <= (v.error_ratio_high or 0) for v in verdicts]
+    assert np.mean(covers) >= 0.85
+
+
+@pytest.mark.slow
+@each("n_rows", [50, 500])
+def test_rows_with_shifted_columns_are_found(n_rows: int) -> None:
+    def is_found(one: Scene) -> bool:
+        rows, rng = one.draw(n_rows)
+        columns = rng.choice(20, 4, replace=False)
+        rows[:, columns] += 1.5 * one.deviations[columns]
+        verdict = one.judge(rows)
+        names_columns = any(NAMED.names[i] in reason for reason in verdict.reasons for i in columns.tolist())
+        return verdict.verdict != "keep" and (verdict.mean_shift or 0) > 0.5 and names_columns
+
+    assert n_found(is_found) >= 95
+
+
+@pytest.mark.slow
+@each("n_rows", [50, 500])
+def test_rows_rotated_in_feature_space_are_found(n_rows: int) -> None:
+    def is_found(one: Scene) -> bool:
+        rows, rng = one.draw(n_rows)
+        rotation = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+        codes = one.model.encode(rows)
+        change = one.model.decode(codes @ rotation) - one.model.decode(codes)
+        verdict = one.judge(one.model.scaler.restore(one.model.scaler.scaled(rows) + change))
+        return verdict.verdict != "keep" and (verdict.covariance_shift or 0) > 1
+
+    assert n_found(is_found) >= 95
+
+
+@pytest.mark.slow
+@each("n_rows", [50, 500])
+def test_one_stuck_column_is_found_and_named(n_rows: int) -> None:
+    def is_found(one: Scene) -> bool:
+        rows, rng = one.draw(n_rows)
+        stuck = int(rng.integers(20))
+        rows[:, stuck] = rows[0, stuck]
+        verdict = one.judge(rows)
+        is_named = any(NAMED.names[stuck] in reason for reason in verdict.reasons)
+        return verdict.verdict != "keep" and verdict.stuck_columns == ((stuck, NAMED.names[stuck]),) and is_named
+
+    assert n_found(is_found) >= 95
+
+
+@pytest.mark.slow
+def test_a_part_of_the_training_rows_is_watched_but_not_trained_again() -> None:
+    def is_watched(one: Scene) -> bool:
+        rng = np.random.default_rng(one.seed)
+        part = replace(one.mixture, centers=one.mixture.centers[[0, 0, 0]], mixing=one.mixture.mixing[[0, 0, 0]])
+        verdict = one.judge(part.draw(rng, 500))
+        # A part whose rows are harder to reconstruct can need another model.
+        return verdict.verdict == "watch" or (verdict.error_ratio or 0) > 1.5
+
+    assert n_found(is_watched) >= 95
