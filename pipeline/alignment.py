@@ -50,6 +50,12 @@ class LinearMap:
         """Return the mapped features (n_rows, n_to), float32. Rows of NaN stay NaN."""
         return np.asarray(features.astype(np.float64) @ self.W + self.b, dtype=np.float32)
 
+    def then(self, other: LinearMap) -> LinearMap:
+        """Return the map that applies this map, and then another one. Raise `ValueError` if they do not fit."""
+        if self.encoder_to != other.encoder_from or self.W.shape[1] != other.W.shape[0]:
+            raise ValueError(f"a map to {self.encoder_to} cannot precede a map from {other.encoder_from}")
+        return LinearMap(self.W @ other.W, self.b @ other.W + other.b, self.encoder_from, other.encoder_to)
+
     def to_npz(self) -> bytes:
         """Return the content of a map file."""
         encoders = {"format": _FORMAT, "encoder_from": self.encoder_from, "encoder_to": self.encoder_to}

@@ -21,6 +21,7 @@ __all__ = [
     "NoInput",
     "NotPermitted",
     "ReadFailed",
+    "RowsDrifted",
     "ShardpressError",
     "SystemLimit",
     "TrainingDiverged",
@@ -139,6 +140,12 @@ class VerificationFailed(ShardpressError):
     """Output files that have changed, or that contain features that do not match the input rows."""
 
     exit_code = 79  # sysexits.h defines codes up to 78
+
+
+class RowsDrifted(ShardpressError):
+    """New rows that differ so much from the rows of the training that the settings do not allow publishing them."""
+
+    exit_code = 80
 
 
 def quantity(n: int, noun: str) -> str:

@@ -39,7 +39,7 @@ from pipeline.errors import DataError, printable, short_list
 from pipeline.frames import data_frame, import_pandas
 from pipeline.hdf5.categories import array_of, read_categories
 from pipeline.hdf5.forms import CATEGORIES, text
-from pipeline.output.records import INDEX, MANIFEST, PUBLISHED, read_manifest
+from pipeline.output.records import INDEX, MANIFEST, PUBLISHED, Entry, fault_of, read_generation, read_manifest
 
 __all__ = [
     "APPEND_ID",
@@ -50,6 +50,7 @@ __all__ = [
     "Shape",
     "categories_of",
     "common_dtypes",
+    "find_map",
     "open_features",
     "reading",
     "shapes_of",
@@ -194,8 +195,9 @@ def open_features(
     path: str | Path | Sequence[str | Path],
     block_rows: int = 65536,
     n_features: int | None = None,
-    as_of: str | Path | None = None,
+    as_of: int | str | Path | None = None,
     appends: int | Collection[int] | None = None,
+    generation: int | None = None,
 ) -> Features:
     """Open the features in an output directory, in a single file, or in several of them.
 
@@ -209,12 +211,15 @@ def open_features(
         Maximum number of rows in a Dask chunk.
     n_features : int, optional
         Number of the first features to return. The features must have been trained with ``--nested``.
-    as_of : str or Path, optional
-        File of a linear map that ``shardpress compare --map`` wrote. The features are mapped to those of the other
-        encoder, so that classifiers that were trained on these can be used. The manifest then names the other encoder.
+    as_of : int, str or Path, optional
+        Generation to whose features the features are mapped, so that classifiers that were trained on these can be
+        used: the number of a generation (``--retrain``), another output directory (``--align-to``), or a file that
+        ``shardpress compare --map`` wrote. The manifest then names the other encoder.
     appends : int or collection of int, optional
         Numbers of the appends (``--append``) whose rows are returned; 0 stands for the rows of the run that trained the
         model. By default, all rows are returned, and the extra ``append_id`` contains the number of each row.
+    generation : int, optional
+        Number of an earlier generation whose features are returned, if the output directory still contains them.
 
     Returns
     -------
@@ -226,34 +231,123 @@ def open_features(
         If the directory contains no finished run.
     DataError
         If a part is missing or differs from the manifest, if an index was copied without its parts, if the runs have
-        different encoders, if `n_features` is given for features that are not nested or too few, if `as_of` is a map of
-        another encoder, or if there are no rows of `appends`.
+        different encoders, if `n_features` is given for features that are not nested or too few, if there is no map to
+        `as_of`, or if there are no rows of `appends` or `generation`.
     """
-    if isinstance(appends, int):
-        appends = [appends]
+    selection = _Selection(block_rows, [appends] if isinstance(appends, int) else appends, generation)
     if isinstance(path, (str, Path)):
-        opened = _open_one(Path(path), block_rows, appends)
+        opened = _open_one(Path(path), selection)
     else:
-        opened = _joined([(str(each), _open_one(Path(each), block_rows, appends)) for each in path])
+        opened = _joined([(str(each), _open_one(Path(each), selection)) for each in path])
     if n_features is not None:
         opened = _first_features(opened, n_features, str(path))
     if as_of is not None:
-        opened = _mapped(opened, load_map(as_of), str(path), str(as_of))
+        opened = _as_of(opened, as_of, path)
     return opened
 
 
-def _open_one(path: Path, block_rows: int, appends: Collection[int] | None) -> Features:
+class _Selection(NamedTuple):
+    """Arguments of `open_features` that select rows."""
+
+    block_rows: int
+    appends: Collection[int] | None
+    generation: int | None
+
+
+def _open_one(path: Path, selection: _Selection) -> Features:
     """Open the features in an output directory, or in a single file."""
     if not path.is_file():
-        return _open_directory(path, block_rows, appends)
+        return _open_directory(path, selection)
     if path.name == INDEX and (path.parent / MANIFEST).exists():
-        return _open_directory(_output_of(path.parent), block_rows, appends)
-    if appends is not None:
+        return _open_directory(_output_of(path.parent), selection)
+    if selection.appends is not None or selection.generation is not None:
         raise DataError(
-            f"file={printable(path)}: does not contain the numbers of appends, expected the output directory. Open "
-            "that, or omit appends."
+            f"file={printable(path)}: does not contain the numbers of appends or generations, expected the output "
+            "directory. Open that, or omit appends and generation."
         )
-    return _open_file(path, block_rows)
+    return _open_file(path, selection.block_rows)
+
+
+def _as_of(opened: Features, as_of: int | str | Path, path: str | Path | Sequence[str | Path]) -> Features:
+    """Return the features mapped to those of another generation, of another output directory, or by a map file."""
+    if not isinstance(as_of, int) and Path(as_of).is_file():
+        return _mapped(opened, load_map(as_of), str(path), str(as_of))
+    if not isinstance(path, (str, Path)):
+        raise DataError(
+            f"as_of={printable(as_of)}: expected a map file for several outputs. Fit one with compare --map."
+        )
+    found = _find_map(_directory_of(path), opened.manifest, as_of)
+    if found is None:
+        return opened
+    return _mapped(opened, found, str(path), str(as_of))
+
+
+def _directory_of(path: str | Path) -> Path:
+    """Return the output directory of a path that `open_features` accepts."""
+    found = Path(path)
+    return _output_of(found.parent) if found.name == INDEX else found
+
+
+def find_map(path: str | Path, as_of: int | str | Path, encoder: str) -> LinearMap | None:
+    """Return the map from the features of a finished run to those of another encoder.
+
+    Parameters
+    ----------
+    path : str or Path
+        Output directory.
+    as_of : int, str or Path
+        As in `open_features`.
+    encoder : str
+        Fingerprint of the encoder of the run.
+
+    Returns
+    -------
+    LinearMap or None
+        None if the run has this encoder itself.
+
+    Raises
+    ------
+    NoInput, DataError
+        If there is no such run or map, or if the map belongs to another encoder.
+    """
+    if not isinstance(as_of, int) and Path(as_of).is_file():
+        found: LinearMap | None = load_map(as_of)
+    else:
+        directory = _directory_of(path)
+        found = _find_map(directory, read_manifest(directory), as_of)
+    if found is not None and found.encoder_from != encoder:
+        raise DataError(
+            f"as_of={printable(as_of)}: a map of the encoder {found.encoder_from}, expected {encoder} as in "
+            f"{printable(path)}. Fit a map with shardpress compare --map."
+        )
+    return found
+
+
+def _find_map(directory: Path, manifest: Mapping[str, Any], as_of: int | str | Path) -> LinearMap | None:
+    if isinstance(as_of, int) and as_of == manifest.get("generation", 1):
+        return None
+    model = None if isinstance(as_of, int) else read_manifest(Path(as_of)).get("model")
+    if model is not None and model == manifest.get("model"):
+        return None
+    line = _map_line(manifest, as_of, model, directory)
+    fault = fault_of(directory, Entry(**line))
+    if fault is not None:
+        raise DataError(f"{fault}. {_REPEAT}")
+    return load_map(directory / line["file"])
+
+
+def _map_line(manifest: Mapping[str, Any], as_of: int | str | Path, model: object, directory: Path) -> dict[str, Any]:
+    """Return the entry of a map in a manifest: to a generation, or to an encoder."""
+    maps = manifest.get("maps", [])
+    for each in maps:
+        if each["model"] == model or (model is None and each["generation"] == as_of):
+            return dict(each["file"])
+    known = [manifest.get("generation", 1), *(each["generation"] for each in maps if each["generation"] is not None)]
+    raise DataError(
+        f"features={printable(directory)}: no map to as_of={printable(as_of)}, expected one of the generations "
+        f"{short_list(map(str, sorted(known)), _NAMED)}, or an output directory that --align-to named. Fit a map with "
+        "shardpress compare --map."
+    )
 
 
 def _first_features(opened: Features, n_features: int, path: str) -> Features:
@@ -368,9 +462,11 @@ def _output_of(directory: Path) -> Path:
     return directory.parents[1] if directory.parent.name == PUBLISHED else directory
 
 
-def _open_directory(directory: Path, block_rows: int, appends: Collection[int] | None) -> Features:
+def _open_directory(directory: Path, selection: _Selection) -> Features:
     # Do not list the files in parts/ instead: an interrupted run may have left additional files there.
     manifest = read_manifest(directory)
+    if selection.generation is not None:
+        manifest = _generation(directory, manifest, selection.generation)
     try:
         lines = [
             _PartLine(directory / part["file"], int(part["n_rows"]), _append_id(part)) for part in manifest["parts"]
@@ -383,15 +479,30 @@ def _open_directory(directory: Path, block_rows: int, appends: Collection[int] |
         raise DataError(
             f"features={printable(directory)}: its manifest lists no parts, expected at least one. {_REPEAT}"
         )
-    if appends is not None:
-        lines = _lines_of(appends, lines, directory)
+    if selection.appends is not None:
+        lines = _lines_of(selection.appends, lines, directory)
         manifest = {**manifest, "n_rows": sum(line.n_rows for line in lines)}
     parts = [(line.path, _check_part(line.path, line.n_rows)) for line in lines]
     latest = max(lines, key=lambda line: line.append_id)  # it has the categories of all rows
-    opened = _opened(parts, manifest, block_rows, latest.path)
+    opened = _opened(parts, manifest, selection.block_rows, latest.path)
     if "appends" in manifest and APPEND_ID not in opened.extras:
-        opened.extras[APPEND_ID] = _lazy_append_ids(lines, block_rows)
+        opened.extras[APPEND_ID] = _lazy_append_ids(lines, selection.block_rows)
     return opened
+
+
+def _generation(directory: Path, manifest: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return the manifest of a generation."""
+    if number == manifest.get("generation", 1):
+        return manifest
+    earlier = manifest.get("generations", [])
+    for each in earlier:
+        if each["generation"] == number:
+            return read_generation(directory, each["manifest"])
+    known = [*(each["generation"] for each in earlier), manifest.get("generation", 1)]
+    raise DataError(
+        f"features={printable(directory)}: no longer contains generation={number}, expected one of "
+        f"{short_list(map(str, known), _NAMED)}. Keep more of them with --keep-generations."
+    )
 
 
 class _PartLine(NamedTuple):

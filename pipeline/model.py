@@ -203,7 +203,7 @@ class Model:
             return RANGE_FORMAT
         return FORMAT
 
-    def to_npz(self) -> bytes:
+    def to_npz(self, to_other: tuple[np.ndarray, np.ndarray] | None = None) -> bytes:
         """Return the bytes of ``encoder.npz``.
 
         The arrays ``W_1``, ``b_1`` and so on are the maps of `folded`. The other arrays describe how to apply them:
@@ -223,12 +223,19 @@ class Model:
 
         If a layer has another activation, the array ``activations`` (n_layers,) with the names of all activations
         replaces ``slopes`` and ``is_sigmoid``. Programs that expect slopes then fail instead of computing wrong values.
+
+        The array ``encoder`` is the fingerprint of the model.
+
+        Parameters
+        ----------
+        to_other : (ndarray, ndarray), optional
+            Matrix and constant of a map to the features of another model, which become the last layer.
         """
         buffer = io.BytesIO()
-        np.savez(buffer, **self._encoder_arrays())
+        np.savez(buffer, **self._encoder_arrays(to_other))
         return buffer.getvalue()
 
-    def _encoder_arrays(self) -> dict[str, Any]:
+    def _encoder_arrays(self, to_other: tuple[np.ndarray, np.ndarray] | None) -> dict[str, Any]:
         scaler = self.scaler
         low = np.full(self.n_inputs, -np.inf)
         high = np.full(self.n_inputs, np.inf)
@@ -240,7 +247,10 @@ class Model:
         if self.preparation is not None:
             arrays = {"low": low, "high": high, "fill_prepared": fill}
             arrays |= {name: np.array(value) for name, value in _preparation_attributes(self.preparation).items()}
-        for i, (W, b) in enumerate(self.folded(), 1):
+        maps = self.folded()
+        if to_other is not None:
+            maps.append(to_other)
+        for i, (W, b) in enumerate(maps, 1):
             arrays[f"W_{i}"] = W
             arrays[f"b_{i}"] = b
         if self.offset is not None:
@@ -250,11 +260,13 @@ class Model:
         if scaler.tables is not None:
             arrays["knots"] = scaler.tables.knots
             arrays["ranks"] = scaler.tables.ranks
-        return {**arrays, **self._activations()}
+        return {**arrays, **self._activations(to_other is not None), "encoder": np.array(self.fingerprint)}
 
-    def _activations(self) -> dict[str, np.ndarray]:
+    def _activations(self, has_map: bool) -> dict[str, np.ndarray]:
         """Return the arrays of ``encoder.npz`` that describe the activations."""
         activations = [activation for _, _, activation in self.network.feature_layers]
+        if has_map:
+            activations.append("linear")
         *hidden, last = [ACTIVATIONS[activation].slope for activation in activations]
         is_sigmoid = activations[-1] == "sigmoid"
         if is_sigmoid:

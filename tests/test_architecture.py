@@ -79,6 +79,7 @@ ALLOWED_IMPORTS = {
     ],
     # Only this package commits results and shows progress; the packages above report row counts to their caller.
     "run": [
+        "alignment",
         "labels",
         "progress",
         "output",
@@ -98,6 +99,7 @@ ALLOWED_IMPORTS = {
     ],
     "cli": ["run", "output.disk"],
     "interop": [
+        "alignment",
         "doctor.packages",
         "shards",
         "scan",

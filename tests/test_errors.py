@@ -25,6 +25,7 @@ SYSEXITS = {
     "NotPermitted": 77,
     "ConfigError": 78,
     "VerificationFailed": 79,  # the first one that sysexits does not use
+    "RowsDrifted": 80,
 }
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.alignment import LinearMap
 from pipeline.device import TILE_ROWS, autoencoder_of, start_device, theanos_errors
 from pipeline.errors import WriteFailed, printable
 from pipeline.model import Model
@@ -23,7 +24,7 @@ from pipeline.shards.shard import read_dtype
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
 
-__all__ = ["compute", "decode", "encode", "has_theano", "is_lazy", "keep_compiled", "reconstruction_errors"]
+__all__ = ["compute", "decode", "encode", "has_theano", "is_lazy", "keep_compiled", "mapped", "reconstruction_errors"]
 
 _BLOCK_ROWS = 8 * TILE_ROWS  # whole tiles, as in a run
 _SPARSE_BLOCK = 2**26  # bytes of sparse rows that are made dense at a time
@@ -115,6 +116,13 @@ def decode(model: Model, features: Any) -> Any:
         return _apply_lazily(partial(decode, model), features, model.n_columns, np.float64)
     rows = np.empty((len(features), model.n_columns))
     return _by_blocks(partial(_decode_block, model), features, rows)
+
+
+def mapped(to_other: LinearMap, features: Any) -> Any:
+    """Return features mapped to those of another model, float32. For a Dask array, the result is lazy."""
+    if is_lazy(features):
+        return _apply_lazily(to_other.apply, features, to_other.W.shape[1], np.float32)
+    return to_other.apply(features)
 
 
 def _decode_block(model: Model, features: np.ndarray, out: np.ndarray) -> None:

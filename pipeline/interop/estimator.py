@@ -14,10 +14,12 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pipeline.alignment import LinearMap
 from pipeline.columns import Columns
 from pipeline.doctor.packages import missing_theano, unsuitable_python
 from pipeline.errors import ConfigError, DataError, DeviceError, printable
-from pipeline.interop.applying import compute, decode, encode, has_theano, is_lazy, reconstruction_errors
+from pipeline.features import find_map
+from pipeline.interop.applying import compute, decode, encode, has_theano, is_lazy, mapped, reconstruction_errors
 from pipeline.model import Model, load_model
 from pipeline.settings.config import Config
 from pipeline.settings.flags import convert_settings
@@ -241,16 +243,24 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         return self
 
     @classmethod
-    def from_run(cls, path: str | Path) -> Self:
+    def from_run(cls, path: str | Path, as_of: int | str | Path | None = None) -> Self:
         """Return a fitted estimator with the model of a finished run or of a file ``model.h5``.
 
         This does not require Theano. If the run used ``--missing-value``, rows for the estimator must contain NaN
         instead of that value.
 
+        Parameters
+        ----------
+        path : str or Path
+            An output directory or a model file.
+        as_of : int, str or Path, optional
+            `transform` maps the features to those of this generation, other output directory or map file, as
+            `open_features` does. `path` must then be an output directory.
+
         Raises
         ------
         NoInput, DataError
-            If the model does not exist or cannot be read.
+            If the model does not exist or cannot be read, or if there is no such map.
         """
         model = load_model(path)
         if model.offset is not None:
@@ -261,6 +271,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             )
         estimator = cls(**_parameters_of(model, cls().get_params()))
         estimator._set(**estimator._fitted_attributes(model), n_features_in_=model.n_columns)
+        if as_of is not None:
+            estimator._set(map_=find_map(path, as_of, model.fingerprint))
         if model.columns.names:  # scikit-learn compares these names with the columns of a data frame
             estimator._set(feature_names_in_=np.array(model.columns.names, dtype=object))
         return estimator
@@ -279,7 +291,9 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         -------
         array of shape (n_rows, n_features), float32
         """
-        return self._apply(encode, X)
+        features = self._apply(encode, X)
+        to_other = self._map()
+        return features if to_other is None else mapped(to_other, features)
 
     def inverse_transform(self, X: Any) -> Any:
         """Return the float64 rows (n_rows, n_inputs) that the model reconstructs from features (n_rows, n_features).
@@ -288,6 +302,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         For a Dask array, the result is lazy.
         """
         check_is_fitted(self)
+        if self._map() is not None:
+            raise ValueError("as_of was given, so transform returns the features of another model. Omit as_of.")
         features = X
         if not is_lazy(X):
             features = check_array(X, dtype=[np.float32, np.float64], input_name="X")
@@ -318,7 +334,12 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
 
     @property
     def _n_features_out(self) -> int:
-        return int(self.model_.n_features)
+        to_other = self._map()
+        return int(self.model_.n_features if to_other is None else to_other.W.shape[1])
+
+    def _map(self) -> LinearMap | None:
+        """Return the map to the features of another model, or None."""
+        return getattr(self, "map_", None)
 
     def _config(self) -> Config:
         """Convert the parameters to the settings of a run, with the rules for values in a configuration file."""
@@ -376,6 +397,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         names = getattr(self, "feature_names_in_", None)
         if names is not None:
             model = replace(model, columns=Columns(tuple(names), "feature_names_in_"))
+        if hasattr(self, "map_"):  # it belongs to the model of `from_run`
+            del self.map_
         if hasattr(self, "_checkpoint"):  # it belongs to an earlier call of `partial_fit`
             del self._checkpoint
         return self._set(**self._fitted_attributes(model), complaints_=fit.complaints(model))

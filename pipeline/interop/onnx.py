@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from kernels.activations import ACTIVATIONS
+from pipeline.alignment import LinearMap
 from pipeline.errors import DataError, DeviceError
 from pipeline.interop.onnxgraph import Graph
 from pipeline.interop.onnxrows import add_scaling
@@ -37,12 +38,18 @@ def input_dtype(model: Model) -> np.dtype:
     return shift.dtype
 
 
-def encoder_onnx(model: Model) -> bytes:
+def encoder_onnx(model: Model, to_other: LinearMap | None = None) -> bytes:
     """Return the content of ``encoder.onnx``.
 
     The input ``rows`` has the shape (n_rows, n_columns) and the dtype `input_dtype`. The output ``features`` has the
     shape (n_rows, n_features) and the dtype float32. The metadata contain the fingerprint of the model and, if values
     of an extra trained the features, its name and the condition that selected the rows (``target``).
+
+    Parameters
+    ----------
+    model : Model
+    to_other : LinearMap, optional
+        Map to the features of another encoder. The metadata then also contain its fingerprint (``as_of``).
 
     Raises
     ------
@@ -63,7 +70,7 @@ def encoder_onnx(model: Model) -> bytes:
             f"{error}. The export needs the package onnx. Install it: pip install 'shardpress[onnx]'."
         ) from error
     found = helper.make_model(
-        _encoder_graph(model),
+        _encoder_graph(model, to_other),
         producer_name="shardpress",
         opset_imports=[helper.make_opsetid("", _OPSET)],
         ir_version=_IR_VERSION,
@@ -71,20 +78,27 @@ def encoder_onnx(model: Model) -> bytes:
     properties = {"fingerprint": model.fingerprint}
     if model.target is not None:
         properties["target"] = json.dumps(model.target)
+    if to_other is not None:
+        properties["as_of"] = to_other.encoder_to
     helper.set_model_props(found, properties)
     checker.check_model(found, full_check=True)
     return bytes(found.SerializeToString())
 
 
-def _encoder_graph(model: Model) -> Any:
+def _encoder_graph(model: Model, to_other: LinearMap | None) -> Any:
     from onnx import helper
 
     graph = Graph()
     dtype = input_dtype(model)
     scaled = add_scaling(graph, model, dtype)
-    features = _add_layers(graph, model, scaled)
+    features = _add_layers(graph, model, scaled, "features" if to_other is None else None)
+    n_features = model.n_features
+    if to_other is not None:
+        W = to_other.W.astype(np.float32)
+        features = graph.add("Gemm", features, W, to_other.b.astype(np.float32), named="features")
+        n_features = W.shape[1]
     rows_info = _tensor_info("rows", dtype, model.n_columns)
-    features_info = _tensor_info(features, np.dtype(np.float32), model.n_features)
+    features_info = _tensor_info(features, np.dtype(np.float32), n_features)
     return helper.make_graph(graph.nodes, "encoder", [rows_info], [features_info], graph.constants)
 
 
@@ -94,11 +108,11 @@ def _tensor_info(name: str, dtype: np.dtype, width: int) -> Any:
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), ["n_rows", width])
 
 
-def _add_layers(graph: Graph, model: Model, x: str) -> str:
-    """Add the layers of the encoder. Return the name of the result, which is ``features``."""
+def _add_layers(graph: Graph, model: Model, x: str, last_name: str | None) -> str:
+    """Add the layers of the encoder. Return the name of the result: `last_name`, or any name if it is None."""
     layers = model.network.feature_layers
     for i, (weights, bias, kind) in enumerate(layers, 1):
-        name = "features" if i == len(layers) else None
+        name = last_name if i == len(layers) else None
         W = np.asarray(model.parameters[weights], np.float32)
         b = np.asarray(model.parameters[bias], np.float32)
         activation = ACTIVATIONS[kind]

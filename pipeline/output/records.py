@@ -43,6 +43,7 @@ __all__ = [
     "plain_name",
     "publications",
     "published_file",
+    "read_generation",
     "read_manifest",
     "records_of",
     "sealed",
@@ -94,7 +95,7 @@ _TOP = (
     r"|quarantine\.jsonl|parquet"
 )
 _RESULT = re.compile(
-    r"(parts/part|index|stages/(scan|checkpoint|model|probe))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt|parquet)"
+    r"(parts/part|index|stages/(scan|checkpoint|model|probe|reference|map|generation))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt|json|parquet)"
 )
 RECORDS = re.compile(r"commits/[a-z]+-[0-9a-f]{32}\.json")
 """Pattern for the names of files of commit records."""
@@ -129,7 +130,8 @@ class Record:
     Attributes
     ----------
     key : str
-        Name of the result: ``scan``, ``model``, ``checkpoint-<step>``, ``part-<shard>-<row>``.
+        Name of the result: ``scan``, ``model``, ``reference``, ``checkpoint-<step>``, ``part-<shard>-<row>``,
+        ``generation-<number>``, ``map-<number>``.
     fingerprint : str
         Fingerprint of everything that determines the result.
     entry : Entry
@@ -251,7 +253,28 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     NotPermitted
         If the user has no permission to read the manifest, or it lists files outside the directory.
     """
-    path = manifest_path(directory)
+    return _checked_manifest(manifest_path(directory))
+
+
+def read_generation(directory: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest of an earlier generation. It raises like `read_manifest`.
+
+    Parameters
+    ----------
+    entry : mapping
+        The manifest's file in the current manifest.
+    """
+    name = str(entry["file"])
+    if not _RESULT.fullmatch(name):
+        raise NotPermitted(
+            f"output={printable(directory)}: its manifest names {printable(name)} as that of an earlier generation, "
+            "expected a file that shardpress wrote. Do not use this output."
+        )
+    return _checked_manifest(directory / name)
+
+
+def _checked_manifest(path: Path) -> dict[str, Any]:
+    """Return a manifest that names only files inside the directory."""
     manifest, names = _load_manifest(path)
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts or not _is_allowed(name):

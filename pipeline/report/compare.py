@@ -22,6 +22,7 @@ __all__ = [
     "Comparison",
     "Likeness",
     "align",
+    "align_manifests",
     "compare",
     "likeness",
     "linear_cka",
@@ -203,11 +204,29 @@ def align(a: str, b: str, n_rows: int | None = None) -> Alignment:
     DataError
         If too few rows have features in both runs, or if a part cannot be read.
     """
-    manifest_a = read_manifest(Path(a))
-    manifest_b = read_manifest(Path(b))
-    pieces = list(_common(manifest_a["parts"], manifest_b["parts"]))
+    return align_manifests((a, read_manifest(Path(a))), (b, read_manifest(Path(b))), n_rows)
+
+
+def align_manifests(
+    a: tuple[str, Mapping[str, Any]], b: tuple[str, Mapping[str, Any]], n_rows: int | None = None
+) -> Alignment:
+    """Fit a linear map from the features of B to those of A, as `align` does.
+
+    Rows of files that have changed between the two runs are not used.
+
+    Parameters
+    ----------
+    a, b : (str, mapping)
+        The output directory and the manifest of each run, of which ``parts``, ``n_features``, ``model`` and ``request``
+        are used.
+    """
+    directory_a, manifest_a = a
+    directory_b, manifest_b = b
+    changed_files = _changed_files(manifest_a, manifest_b)
+    common = _common(manifest_a["parts"], manifest_b["parts"])
+    pieces = [piece for piece in common if piece.name not in changed_files]
     n_features = (manifest_a["n_features"], manifest_b["n_features"])
-    features_a, features_b = _read_pieces(a, b, pieces, n_rows or _default_rows(n_features))
+    features_a, features_b = _read_pieces(directory_a, directory_b, pieces, n_rows or _default_rows(n_features))
     return fit_map(features_b, features_a, str(manifest_b["model"]), str(manifest_a["model"]))
 
 
@@ -310,7 +329,7 @@ def _changed_files(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
 
 
 def _file_states(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    shards = manifest["request"]["inputs"]["shards"]
+    shards = manifest["request"]["inputs"]["shards"]  # changed files that were read again come later
     return {shard["file"]: (shard["n_bytes"], shard["changed"]) for shard in shards}
 
 

@@ -158,8 +158,8 @@ class EncodingStage:
         for part in encoded.parts:
             limit.count(part)
         n_outside = sum(part.n_outside for part in encoded.parts)
-        if n_outside <= _MANY_OUTSIDE * encoded.n_rows:
-            return
+        if self.prepared.finished is not None or n_outside <= _MANY_OUTSIDE * encoded.n_rows:
+            return  # the verdict on the rows of an append includes their range
         worst = farthest((column for part in encoded.parts for column in part.outside), _COLUMNS_LISTED)
         log.warning(
             "%d of %d rows are outside the range of the model's training rows, farthest in %s. Their features may "

@@ -22,6 +22,7 @@ from pipeline.run.contents import check_contents, compare_contents, record_conte
 from pipeline.run.context import RunContext, RunState
 from pipeline.run.encoding_stage import EncodingStage
 from pipeline.run.finish import FinishStage, StageResults
+from pipeline.run.generations import kept_keys
 from pipeline.run.prepare import Prepared, prepare
 from pipeline.run.resume import EarlierResults, drop_replaced, plain_request, start_over, stored_deadline
 from pipeline.run.scan_stage import ScanStage
@@ -93,7 +94,7 @@ def _run_in(ledger: Ledger, prepared: Prepared, state: RunState, command: Sequen
         state.ends_by = _store_request(ledger, prepared, state.began)
     elif ledger.request() == plain_request(prepared.request):
         # Otherwise a run with other settings has begun to replace the results, and can be resumed.
-        ledger.sweep(*(ledger.manifest() or {}).get("kept", ()))
+        ledger.sweep(*kept_keys(ledger.manifest() or {}))
     if contents:
         ledger.set_contents(contents)
     if finished is not None:
@@ -110,7 +111,7 @@ def _append_in(ledger: Ledger, config: Config, state: RunState, command: Sequenc
     finished = open_finished(config, ledger, EarlierResults(ledger, n_threads, compares_digests=False))
     drop_replaced(ledger, finished.manifest)  # an append may have been killed after it had published
     if not finished.sources:
-        ledger.sweep(*finished.manifest["kept"])
+        ledger.sweep(*kept_keys(finished.manifest))
         log.info("append: the results contain all files of --input; there is nothing to append")
         state.end_stage("verification")
         summary = Summary.of_manifest(finished.manifest, config.results.output)

@@ -20,7 +20,7 @@ from pipeline.encoding.index import index_files
 from pipeline.encoding.partfile import part_shapes, stored_categories
 from pipeline.encoding.parts import PartFacts
 from pipeline.encoding.whole import single_file
-from pipeline.errors import VerificationFailed, printable, quantity
+from pipeline.errors import RowsDrifted, VerificationFailed, printable, quantity
 from pipeline.features import Shape
 from pipeline.model import Model
 from pipeline.output.publication import Publication
@@ -28,6 +28,7 @@ from pipeline.output.records import PARQUET, SINGLE_FILE, Entry, fault_of, files
 from pipeline.report.facts import bad_data_facts, earlier_run_facts, input_facts, sample_facts
 from pipeline.report.judgment import judge, judgment_facts
 from pipeline.report.measures import LabelChoice
+from pipeline.report.newrows import Verdict
 from pipeline.report.page.build import page_bytes, report_bytes
 from pipeline.report.rows import Preprocessing, RowCheck, check_rows
 from pipeline.report.sample import PartSource, SampleSpec, largest_sample
@@ -35,7 +36,16 @@ from pipeline.run.context import RunContext, versions
 from pipeline.run.deadline import gave_up, warn_if_late
 from pipeline.run.encoding_stage import Encoded
 from pipeline.run.finished import FinishedRun
+from pipeline.run.generations import (
+    Generations,
+    generation_of,
+    kept_keys,
+    next_generation,
+    same_generation,
+    with_map_to,
+)
 from pipeline.run.memory import block_bytes, peak_bytes, trained_network_bytes
+from pipeline.run.new_rows import reference_key, verdict_on
 from pipeline.run.parquet_stage import PARQUET_BYTES, parquet_key, write_parquet_files
 from pipeline.run.prepare import Prepared
 from pipeline.run.resume import (
@@ -55,6 +65,7 @@ __all__ = ["FinishStage", "StageResults"]
 
 log = logging.getLogger(__name__)
 
+_MAX_APPENDS = 200  # appends in the report; the manifest lists all of them
 _OTHER_OPEN_FILES = 32  # open files of a process in addition to the files of index.h5
 
 
@@ -132,12 +143,16 @@ class FinishStage:
         ------
         VerificationFailed
             If stored features differ from recomputed ones.
+        RowsDrifted
+            If appended rows differ from the rows of the training, and the settings do not allow that.
         """
         assert self.results is not None
         finish = _Finish(self.prepared, self.results, context)
         verification = finish.verify()
         finish.write_parquet_files()
         sample = finish.sample()
+        finish.judge_new_rows()
+        finish.count_generations()
         summary = finish.summarize(sample)
         report = finish.report(summary, verification, sample)
         finish.publish(summary, verification, report)
@@ -177,6 +192,9 @@ class _Finish:
             self._kept_keys = [*prepared.finished.manifest["kept"], results.encoded.key]
         self._attributes = {**context.attributes(prepared, results.model), "storage": results.facts["storage"]}
         self._preprocessing = _preprocessing_of(prepared, results.model)
+        self._verdict: Verdict | None = None
+        self._generations = Generations()
+        self._made = datetime.now().astimezone().isoformat(" ", "seconds")
 
     def verify(self) -> dict[str, Any]:
         """Recompute the features of some rows, compare them with the stored ones, and drop parts that differ."""
@@ -215,21 +233,83 @@ class _Finish:
     def sample(self) -> dict[str, Any] | None:
         """Return facts about some rows and their features for the report. Log a warning if they are incomplete."""
         config = self._prepared.config
-        folder = self._ledger.directory
-        sources = []
-        for part in self._parts:
-            block = Block(self._shard(part.shard), part.start, part.stop)
-            sources.append(PartSource(block, folder / part.entry.file))
-        preprocessing = self._preprocessing
-        spec = SampleSpec(
-            self._model, preprocessing.missing, preprocessing.clips, config.machine.memory_budget, config.training.seed
-        )
         inputs = config.inputs
         include = inputs.include
         if config.training.target is not None:
             include = (config.training.target, *include)
         choice = LabelChoice(include, inputs.labels, inputs.fit_on)
-        return sample_facts(sources, spec, choice)
+        return sample_facts(self._sources(), self._sample_spec(), choice)
+
+    def judge_new_rows(self) -> None:
+        """Compare the rows that an append has encoded with the rows of the training. Log the verdict.
+
+        Raises
+        ------
+        RowsDrifted
+            If a new model is needed, and the settings do not allow that.
+        """
+        finished = self._prepared.finished
+        if finished is None or finished.reused:
+            return
+        found = verdict_on(self._sources(), self._parts, self._sample_spec(), self._prepared, self._context)
+        self._verdict = found
+        self._kept_keys.append(reference_key(finished))
+        self._context.state.end_stage("verdict")
+        if found is None:
+            return
+        words = " ".join(found.reasons)
+        if found.verdict == "keep":
+            log.info("append: verdict on the new rows: keep the model. %s", words)
+            return
+        if found.verdict == "retrain" and self._prepared.config.results.on_append_drift == "fail":
+            raise RowsDrifted(
+                f"output={printable(self._ledger.directory)}: verdict on the new rows: retrain. {words} Their features "
+                "are not published (--on-append-drift fail). Check the new files. To publish the features, append with "
+                "--on-append-drift warn; to train again on all files, use --overwrite."
+            )
+        log.warning("append: verdict on the new rows: %s. %s", found.verdict, words)
+
+    def count_generations(self) -> None:
+        """Determine the generation, and fit maps from its features to those of earlier ones and of `--align-to`."""
+        results = self._prepared.config.results
+        before = self._ledger.manifest()
+        if before is None:
+            found = Generations()
+        elif before["model"] == self._model.fingerprint:
+            found = same_generation(before)
+        elif results.retrain:
+            found = next_generation(self._ledger, before, self._features(), results.keep_generations)
+        else:
+            found = Generations(generation_of(before) + 1)
+        if results.align_to is not None:
+            found = with_map_to(self._ledger, found, results.align_to, self._features())
+        self._generations = found
+        self._context.state.end_stage("maps")
+
+    def _features(self) -> dict[str, Any]:
+        """Return the entries of the manifest that describe the features, before it is published."""
+        return {
+            "parts": [part.line() for part in self._all_parts],
+            "n_features": self._model.n_features,
+            "model": self._model.fingerprint,
+            "request": plain_request(self._prepared.whole_request),
+        }
+
+    def _sources(self) -> list[PartSource]:
+        """Return the encoded parts with their rows."""
+        folder = self._ledger.directory
+        sources = []
+        for part in self._parts:
+            block = Block(self._shard(part.shard), part.start, part.stop)
+            sources.append(PartSource(block, folder / part.entry.file))
+        return sources
+
+    def _sample_spec(self) -> SampleSpec:
+        config = self._prepared.config
+        preprocessing = self._preprocessing
+        return SampleSpec(
+            self._model, preprocessing.missing, preprocessing.clips, config.machine.memory_budget, config.training.seed
+        )
 
     def summarize(self, sample: Mapping[str, Any] | None) -> Summary:
         """Return the numbers of the run, with a judgment of the features from a sample."""
@@ -252,7 +332,8 @@ class _Finish:
             seconds=state.seconds,  # the dict itself; the time of the single file is added later
             n_bad_shards=len(prepared.bad_shards) + n_unreadable,
             n_outside=sum(part.n_outside for part in self._parts),
-            appended=self._appended(),
+            appended=None if prepared.finished is None else self._append_counts(),
+            verdict=None if self._verdict is None else self._verdict.verdict,
             compiling=state.seconds_compiling,
             gave_up=gave_up(training),
             n_components=self._model.network.n_features,
@@ -270,7 +351,7 @@ class _Finish:
         state = context.state
         request = prepared.whole_request.of_all()
         report = {
-            "made": datetime.now().astimezone().isoformat(" ", "seconds"),
+            "made": self._made,
             "host": socket.gethostname(),
             "directory": str(self._ledger.directory.resolve()),
             "command": " ".join(context.command),
@@ -293,6 +374,9 @@ class _Finish:
             "judgment": judgment_facts(judge(asdict(summary), sample, config.flat(), self._facts.get("scan"))),
             **self._facts,
         }
+        report["generations"] = self._generations.facts()
+        if prepared.finished is not None:
+            report["appends"] = self._appends(prepared.finished)[-_MAX_APPENDS:]
         state.end_stage("report")
         return report
 
@@ -305,10 +389,13 @@ class _Finish:
         if self._parquet_files:
             publication.link_folder(PARQUET, [entry.file for entry in self._parquet_files])
         entries += self._single_file(publication, summary.n_bad)
+        generations = self._generations
+        entries += generations.entries
         manifest = {
             **self._attributes,
             "fingerprint": prepared.whole_request.of_all(),
-            "kept": self._kept_keys,
+            **generations.facts(),
+            "kept": [*dict.fromkeys([*self._kept_keys, *generations.keys])],
             "n_rows": summary.n_rows,
             "n_features": summary.n_features,
             "n_bad": summary.n_bad,
@@ -320,7 +407,7 @@ class _Finish:
             "parts": [part.line() for part in self._all_parts],
         }
         if prepared.finished is not None:
-            manifest |= self._append_facts(prepared.finished, summary)
+            manifest |= self._append_facts(prepared.finished)
         self._ledger.finish(plain_request(prepared.whole_request), manifest, publication)
         warn_if_late(self._context.state.ends_by)
         if not prepared.config.results.single_file:
@@ -328,7 +415,7 @@ class _Finish:
         if prepared.finished is not None:
             drop_replaced(self._ledger, manifest)
         # The sweep comes last: until the new manifest is published, readers use the results that the old one lists.
-        self._ledger.sweep(*self._kept_keys)
+        self._ledger.sweep(*kept_keys(manifest))
 
     # -- private --
 
@@ -336,11 +423,10 @@ class _Finish:
         """Return the shard with a number."""
         return self._prepared.shards[self._prepared.position(number)]
 
-    def _appended(self) -> dict[str, int] | None:
-        """Return the numbers of files and rows that an append has added and removed, or None for another run."""
+    def _append_counts(self) -> dict[str, int]:
+        """Return the numbers of files and rows that an append has added, replaced and removed."""
         finished = self._prepared.finished
-        if finished is None:
-            return None
+        assert finished is not None
         return {
             "n_new": finished.n_new,
             "n_changed": finished.n_changed,
@@ -348,20 +434,27 @@ class _Finish:
             "n_rows": 0 if finished.reused else sum(part.n_rows for part in self._parts),
         }
 
-    def _append_facts(self, finished: FinishedRun, summary: Summary) -> dict[str, Any]:
+    def _append_facts(self, finished: FinishedRun) -> dict[str, Any]:
         """Return the entries of the manifest that an append keeps or extends."""
         before = finished.manifest
         names_now = {Path(bad["file"]).name for bad in self._prepared.bad_shards}
         names_now |= {Path(shard.path).name for shard in self._prepared.shards}
         bad_shards = [bad for bad in before["bad_shards"] if Path(bad["file"]).name not in names_now]
-        append = {"id": finished.append_id, "made": datetime.now().astimezone().isoformat(" ", "seconds")}
         return {
             # The settings of the training stay, and those of the features are the same.
             "config": {**before["config"], "input": list(self._prepared.config.inputs.input)},
             "bad_shards": [*bad_shards, *self._prepared.bad_shards],
             "left_out": {**before.get("left_out", {}), **why_left_out(self._prepared.shards)},
-            "appends": [*finished.appends, {**append, **(summary.appended or {})}],
+            "appends": self._appends(finished),
         }
+
+    def _appends(self, finished: FinishedRun) -> list[dict[str, Any]]:
+        """Return facts about all appends, including this one."""
+        drift = None if self._verdict is None else self._verdict.facts()
+        return [
+            *finished.appends,
+            {"id": finished.append_id, "made": self._made, **self._append_counts(), "drift": drift},
+        ]
 
     def _stages(self) -> dict[str, dict[str, Any]]:
         """Return the times of each finished stage, and its rows and bytes if it processed all of them."""

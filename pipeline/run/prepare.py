@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, DataError, printable
 from pipeline.frames import import_pyarrow
 from pipeline.model import Model, load_model
 from pipeline.output.inside import files_inside
+from pipeline.output.records import read_manifest
 from pipeline.preparation import Preparation, preparation_of
 from pipeline.run.budget import Budget, make_budget, n_threads_of, repeated_chunks, too_wide
 from pipeline.run.fingerprints import Request, request_of
@@ -208,6 +209,8 @@ def prepare(config: Config, finished: FinishedRun | None = None) -> Prepared:
     check_settings(config.cluster)
     if config.results.format == "parquet":
         import_pyarrow()
+    if config.results.align_to is not None:
+        read_manifest(Path(config.results.align_to))  # before the training, which can take hours
     given_model = _load_given_model(config) if finished is None else finished.model
     shards, bad_shards = _open_inputs(config, given_model, finished)
     if finished is not None:

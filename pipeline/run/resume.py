@@ -295,12 +295,16 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
     """
     where = f"output={printable(ledger.directory)}"
     changed = differences(before, now)
-    if other_inputs(before, now):
-        raise ConfigError(
-            f"{where}: contains the results of other input files: {changed}. Choose another --output, or discard the "
-            "results with --restart. (--overwrite replaces only results of the same files.)"
+    results = config.results
+    if other_inputs(before, now) and not (results.retrain and results.drop_missing):
+        advice = (
+            "Choose another --output, or discard the results with --restart. (--overwrite replaces only results of "
         )
-    if not config.results.overwrite:
+        advice += "the same files.)"
+        if results.retrain:
+            advice = "Add these files to --input, or train without them with --drop-missing."
+        raise ConfigError(f"{where}: contains the results of other input files: {changed}. {advice}")
+    if not (results.overwrite or results.retrain):
         advice = (
             "Choose another --output, or replace them with --overwrite (results that are still valid are reused) or "
             "--restart."
@@ -309,8 +313,8 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
             # Training again takes long and gives other features, which earlier classifiers cannot use.
             advice = (
                 "To encode only new files, with the same model, use --append. To write their features to another "
-                f"--output, use --model {printable(ledger.directory)} with their --input. To train again on all files, "
-                "use --overwrite."
+                f"--output, use --model {printable(ledger.directory)} with their --input. To train a new generation on "
+                "all files, use --retrain; to replace the results, --overwrite."
             )
         raise ConfigError(f"{where}: contains the results of a different run: {changed}. {advice}")
     log.info("%s: replacing the earlier results, which differ: %s", where, changed)

@@ -11,6 +11,13 @@ from pipeline.errors import quantity
 __all__ = ["Summary"]
 
 
+_VERDICTS = {
+    "keep": "The new rows are like the rows of the training: keep the model.",
+    "watch": "The new rows differ from the rows of the training: watch them (see the report).",
+    "retrain": "The new rows differ so much from the rows of the training that a new model is needed (see the report).",
+}
+
+
 @dataclass(frozen=True)
 class Summary:
     """The result of a run in numbers; as a string, the last line of its log.
@@ -51,6 +58,8 @@ class Summary:
     appended : dict of str to int, optional
         For an append, the number of files that are new, have changed and were removed (``n_new``, ``n_changed``,
         ``n_dropped``), and the number of rows that were encoded (``n_rows``).
+    verdict : str, optional
+        For an append, the verdict on the new rows: ``keep``, ``watch`` or ``retrain``.
     """
 
     output: str
@@ -72,6 +81,7 @@ class Summary:
     judgment: str = ""
     n_components: int | None = None
     appended: dict[str, int] | None = None
+    verdict: str | None = None
 
     def __str__(self) -> str:
         verb = "Already complete" if self.before else "Done"
@@ -116,6 +126,8 @@ class Summary:
 
     def _remarks(self) -> str:
         remarks = []
+        if self.verdict is not None:
+            remarks.append(_VERDICTS[self.verdict])
         if self.judgment:
             remarks.append(self.judgment)
         if self.n_bad:

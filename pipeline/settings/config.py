@@ -79,7 +79,13 @@ or how many epochs fit before a deadline.
 
 _EXCLUSIVE = (
     *(("overwrite", "restart"), ("quiet", "verbose"), ("storage_dtype", "max_feature_error")),
-    *(("append", "overwrite"), ("append", "restart")),
+    *(
+        ("append", "overwrite"),
+        ("append", "restart"),
+        ("retrain", "append"),
+        ("retrain", "restart"),
+        ("retrain", "model"),
+    ),
     *(("workers", "scheduler"), ("workers", "scheduler_file"), ("scheduler", "scheduler_file")),
     *(("fit_on", "model"), ("target", "model")),
     *(("row_scale", "missing_value"), ("transform", "missing_value")),  # prepared values cannot be compared with it
@@ -589,7 +595,7 @@ class ResultSettings:
         "results."
     )
     drop_missing: bool = _switch(
-        "With --append, remove the rows of files that are no longer in the input from the results."
+        "With --append or --retrain, remove the rows of files that are no longer in the input from the results."
     )
     on_append_drift: str = _setting(
         "warn",
@@ -597,6 +603,20 @@ class ResultSettings:
         "nothing",
         "With --append, what to do if the new rows differ so much from the rows of the training that a new model is "
         "needed: publish their features with a warning (warn), or end without publishing them (fail).",
+    )
+    retrain: bool = _switch(
+        "Train a new model on all files, and publish it with its features as the next generation. Earlier generations "
+        "are kept, see --keep-generations."
+    )
+    keep_generations: int = _setting(
+        2, whole(1), "nothing", "With --retrain, number of generations to keep, including the new one."
+    )
+    align_to: str | None = _setting(
+        None,
+        FOLDER,
+        "nothing",
+        "Fit a linear map from the new features to those of the run in this output directory, for classifiers that "
+        "were trained on them; see open_features(as_of=...).",
     )
     format: str = _setting(
         "hdf5",
@@ -723,15 +743,15 @@ def problems(config: Config) -> list[str]:
 
 
 def _without_append(results: ResultSettings) -> list[str]:
-    """Return a sentence for each setting of an append that was given without it."""
-    given = {"drop_missing": results.drop_missing, "on_append_drift": results.on_append_drift != "warn"}
-    if results.append:
-        return []
-    return [
-        f"{name}: set without append, expected both. Set append, or remove {name}."
-        for name, is_given in given.items()
-        if is_given
-    ]
+    """Return a sentence for each setting of an append or a new generation that was given without it."""
+    found = []
+    if results.drop_missing and not (results.append or results.retrain):
+        found.append(_without("drop_missing", "append or retrain"))
+    if results.on_append_drift != "warn" and not results.append:
+        found.append("on_append_drift: set without append, expected both. Set append, or remove on_append_drift.")
+    if results.keep_generations != 2 and not results.retrain:
+        found.append("keep_generations: set without retrain, expected both. Set retrain, or remove keep_generations.")
+    return found
 
 
 def _without_cluster(cluster: ClusterSettings) -> list[str]:

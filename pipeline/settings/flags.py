@@ -39,6 +39,7 @@ _STAGES = {
     "output": (
         *("output", "storage_dtype", "compression", "max_feature_error", "format", "single_file"),
         *("checkpoint_minutes", "verify", "restart", "overwrite", "append", "drop_missing", "on_append_drift"),
+        *("retrain", "keep_generations", "align_to"),
     ),
     "machine": ("block_rows", "threads", "memory_budget", "device_memory_budget", "require_device"),
     "cluster": (

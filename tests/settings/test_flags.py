@@ -83,6 +83,9 @@ SAMPLES = {
     "append": (True, False, True),
     "drop_missing": (True, False, True),
     "on_append_drift": ("fail", "warn", "fail"),
+    "retrain": (True, False, True),
+    "keep_generations": (1, 3, 4),
+    "align_to": ("a", "b", "c"),
     "format": ("parquet", "hdf5", "parquet"),
     "single_file": (True, False, True),
     "quiet": (True, False, True),
@@ -96,6 +99,7 @@ REQUIRED_VALUES = {  # for each setting, the settings that it requires
     "missing_indicator": {"impute": "mean"},
     "target_weight": {"target": "y"},
     **{name: {"append": True} for name in ("drop_missing", "on_append_drift")},
+    "keep_generations": {"retrain": True},
 }
 LISTS = ("hidden", "devices")  # commas separate the values in one word
 

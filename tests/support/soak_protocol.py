@@ -89,6 +89,7 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     # A new file, a changed one, and one that is gone.
     "append": (STEPS, (*STEPS, "--append", "--drop-missing")),
     "append parquet": ((*STEPS, "--format", "parquet"), (*STEPS, "--append", "--drop-missing")),
+    "retrain": ((*STEPS, "--seed", "1"), (*STEPS, "--retrain")),
     # During the run, the output contains a copy of the model for the workers.
     "given model": (None, ("--quiet", "--model", ANOTHER_OUTPUT)),
 }

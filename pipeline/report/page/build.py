@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pipeline.errors import DataError, NoInput, NotPermitted, printable
 from pipeline.formats import json_lines
 from pipeline.output.records import published_file
+from pipeline.report.page.appends import appends
 from pipeline.report.page.document import Command, Figure, Item, Page, Table
+from pipeline.report.page.generations import generations
 from pipeline.report.page.quality import quality
 from pipeline.report.page.run import change, settings, steps, time_spent
 from pipeline.report.page.verdict import action_needed, status, verdict
@@ -43,7 +45,9 @@ def page_of(report: Mapping[str, Any]) -> Page:
     KeyError, TypeError, ValueError
         If the values are not a report.
     """
-    sections = [make(report) for make in (action_needed, quality, change, time_spent, steps, settings)]
+    sections = [
+        make(report) for make in (action_needed, appends, generations, quality, change, time_spent, steps, settings)
+    ]
     state = status(report)
     return Page(
         title=f"shardpress: {path(report.get('directory') or report['config']['output'], _MAX_PATH)}",

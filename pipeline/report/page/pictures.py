@@ -73,18 +73,25 @@ def _figure(
 # -- curves --------------------------------------------------------------------------------------------------------
 
 
-def curves(title: str, lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> Figure:
-    """Draw values over epochs, and constant levels to compare them with.
+def curves(
+    title: str,
+    lines: Mapping[str, Sequence[float]],
+    levels: Mapping[str, float],
+    x_name: str = "epoch",
+    note: str = "",
+) -> Figure:
+    """Draw values over epochs or other counted steps, and constant levels to compare them with.
 
     The last line is the one that counts, and is drawn solid. The others are dotted, and levels are dashed.
     """
-    elements = _draw_curves(lines, levels)
-    return _figure(title, _describe_curves(lines, levels), elements, _table_of_curves(title, lines))
+    elements = _draw_curves(lines, levels, x_name)
+    table = _table_of_curves(title, lines, x_name)
+    return _figure(title, _describe_curves(lines, levels, x_name), elements, table, note=note)
 
 
-def _draw_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> list[Element]:
+def _draw_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float], x_name: str) -> list[Element]:
     x, y = _scales_of_curves(lines, levels)
-    elements = axes(x, y, "epoch", number)
+    elements = axes(x, y, x_name, number)
     left = x.start
     for name, line in lines.items():
         style: dict[str, Any] = {} if name == list(lines)[-1] else _DOTTED
@@ -94,6 +101,7 @@ def _draw_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, floa
     for name, level in levels.items():
         elements.append(polyline((x.start, x.end), (y(level), y(level)), COMPARED, **_DASHED))
         elements += _legend(left, _TOP - 10, name, COMPARED, **_DASHED)
+        left += 90
     return elements
 
 
@@ -120,19 +128,19 @@ def _legend(x: float, y: float, name: str, stroke: str, **style: Any) -> list[El
     return [line, text(x + 21, y, name)]
 
 
-def _describe_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> str:
-    n_epochs = max(map(len, lines.values()))
+def _describe_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float], x_name: str) -> str:
+    n_steps = max(map(len, lines.values()))
     ends = [f"{name} from {number(line[0])} to {number(line[-1])}" for name, line in lines.items()]
     constants = [f"{name} {number(level)}" for name, level in levels.items()]
-    return f"{count(n_epochs)} epochs: {'; '.join([*ends, *constants])}."
+    return f"{count(n_steps)} {x_name}s: {'; '.join([*ends, *constants])}."
 
 
-def _table_of_curves(title: str, lines: Mapping[str, Sequence[float]]) -> Table:
+def _table_of_curves(title: str, lines: Mapping[str, Sequence[float]], x_name: str) -> Table:
     n_epochs = max(map(len, lines.values()))
     rows = []
     for i in thinned(n_epochs, _MAX_POINTS_IN_TABLE):
         rows.append([i + 1, *(number(line[i]) for line in lines.values())])
-    return Table.of(title, ", ".join(["epoch", *lines]), rows)
+    return Table.of(title, ", ".join([x_name, *lines]), rows)
 
 
 # -- widths --------------------------------------------------------------------------------------------------------

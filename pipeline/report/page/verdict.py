@@ -100,7 +100,9 @@ def _warnings_of_summary(report: Mapping[str, Any]) -> Iterator[str]:
 
 def action_needed(report: Mapping[str, Any]) -> Section:
     """Return the section about warnings and problems: the number of each kind, and the first ten."""
-    items = [*_warnings(report), *_bad_data(report.get("bad", {})), *drift(report.get("drift"))]
+    items = [*_warnings(report), *_bad_data(report.get("bad", {}))]
+    if not report.get("appends"):  # the section about appended rows includes their drift
+        items += drift(report.get("drift"))
     found = judgment(report)
     if not found.is_good:
         items.append(f"The features need attention, see the summary. {found.suggestion}")

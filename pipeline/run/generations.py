@@ -1,0 +1,184 @@
+"""Generations: models that replace each other in one output directory, and maps between their features.
+
+A generation is a trained model with its features. A run with ``--retrain`` publishes the next one. The manifests of
+earlier generations that are kept become results of their own, and their parts stay. A linear map leads from the
+features of a generation to those of each earlier one, even after that one has been removed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.alignment import Alignment, LinearMap, load_map
+from pipeline.errors import DataError, NoInput, printable
+from pipeline.formats import fingerprint, seal
+from pipeline.output.ledger import Ledger
+from pipeline.output.records import OUTPUT, Entry, Record, fault_of, read_manifest
+from pipeline.report.compare import align_manifests
+
+__all__ = ["Generations", "generation_of", "kept_keys", "next_generation", "same_generation", "with_map_to"]
+
+log = logging.getLogger(__name__)
+
+Manifest = Mapping[str, Any]
+"""A manifest; of features that are about to be published, its ``parts``, ``n_features``, ``model`` and ``request``."""
+
+
+@dataclass(frozen=True)
+class Generations:
+    """The generation that is published, and what is kept of earlier ones.
+
+    Attributes
+    ----------
+    number : int
+        Number of the generation, from 1 on.
+    earlier : tuple of dict
+        Facts about each earlier generation that is kept: ``generation``, ``model``, ``n_rows``, ``kept`` (the
+        fingerprints of its results) and ``manifest`` (an entry).
+    maps : tuple of dict
+        Facts about each map from the features of this generation: ``generation`` (to which it leads, or None for
+        another output), ``model``, ``r2``, ``summary`` and ``file`` (an entry).
+    keys : tuple of str
+        Fingerprints of the new maps and manifests.
+    """
+
+    number: int = 1
+    earlier: tuple[dict[str, Any], ...] = ()
+    maps: tuple[dict[str, Any], ...] = ()
+    keys: tuple[str, ...] = field(default=())
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Files of the manifests and maps."""
+        lines = [*(each["manifest"] for each in self.earlier), *(each["file"] for each in self.maps)]
+        return [Entry(**line) for line in lines]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the entries of the manifest. A first generation without maps has none, as in earlier versions."""
+        if self.number == 1 and not self.maps:
+            return {}
+        return {"generation": self.number, "generations": list(self.earlier), "maps": list(self.maps)}
+
+
+def generation_of(manifest: Manifest) -> int:
+    """Return the number of the generation that a manifest describes."""
+    return int(manifest.get("generation", 1))
+
+
+def kept_keys(manifest: Manifest) -> list[str]:
+    """Return the fingerprints of all results that a manifest keeps, including those of earlier generations."""
+    earlier = [key for each in manifest.get("generations", []) for key in each["kept"]]
+    return [*manifest.get("kept", []), *earlier]
+
+
+def same_generation(manifest: Manifest) -> Generations:
+    """Return the generation of a finished run that is extended or published again."""
+    earlier = tuple(manifest.get("generations", []))
+    return Generations(generation_of(manifest), earlier, tuple(manifest.get("maps", [])))
+
+
+def next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: int) -> Generations:
+    """Keep the finished run as an earlier generation, and fit maps from the new features to those of earlier ones.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        The output directory.
+    before : mapping
+        Manifest of the finished run.
+    new : mapping
+        The features that are about to be published.
+    n_kept : int
+        Number of generations to keep, including the new one.
+    """
+    number = generation_of(before)
+    found = Generations(number + 1, tuple(before.get("generations", [])))
+    if n_kept > 1:
+        entry, key = _kept_manifest(ledger, before, number)
+        facts = {"generation": number, "model": before["model"], "n_rows": before["n_rows"], "kept": before["kept"]}
+        earlier = (*found.earlier, {**facts, "manifest": asdict(entry)})
+        found = replace(found, earlier=earlier[-(n_kept - 1) :], keys=(key,))
+    else:
+        found = replace(found, earlier=())
+    alignment = _aligned(ledger.directory, before, ledger.directory, new)
+    if alignment is None:
+        return found
+    found = _with_map(ledger, found, alignment.map, number, alignment)
+    for older, to_older in _earlier_maps(ledger.directory, before):
+        found = _with_map(ledger, found, alignment.map.then(to_older), older, None)
+    return found
+
+
+def with_map_to(ledger: Ledger, found: Generations, other: str, new: Manifest) -> Generations:
+    """Return the generation with a map to the features of another output directory.
+
+    If there are too few common rows, a warning is logged, because the features are complete without the map.
+    """
+    manifest = read_manifest(Path(other))
+    if any(each["model"] == manifest["model"] for each in found.maps):
+        return found
+    alignment = _aligned(Path(other), manifest, ledger.directory, new)
+    if alignment is None:
+        return found
+    return _with_map(ledger, found, alignment.map, None, alignment)
+
+
+# -- files ---------------------------------------------------------------------------------------------------------
+
+
+def _kept_manifest(ledger: Ledger, before: Manifest, number: int) -> tuple[Entry, str]:
+    """Store the manifest of the finished run as a result; return its entry and fingerprint."""
+    key = fingerprint("generation", number, before["fingerprint"], before["model"])
+    content = {name: value for name, value in before.items() if name != "format"}
+    entry = ledger.write("stages/generation", ".json", seal(OUTPUT, content))
+    return _commit(ledger, Record(f"generation-{number}", key, entry)), key
+
+
+def _with_map(
+    ledger: Ledger, found: Generations, linear: LinearMap, number: int | None, alignment: Alignment | None
+) -> Generations:
+    """Store a map as a result, and return the generation with it."""
+    key = fingerprint("map", linear.encoder_from, linear.encoder_to)
+    entry = ledger.write("stages/map", ".npz", linear.to_npz())
+    entry = _commit(ledger, Record(f"map-{number or 0}", key, entry))
+    facts = {"generation": number, "model": linear.encoder_to, "file": asdict(entry)}
+    if alignment is not None:
+        facts |= {**alignment.facts(), "summary": str(alignment)}
+    return replace(found, maps=(*found.maps, facts), keys=(*found.keys, key))
+
+
+def _commit(ledger: Ledger, record: Record) -> Entry:
+    """Commit a result, and return its file: that of an earlier, interrupted run if that has committed it already."""
+    ledger.commit(record)
+    (committed,) = [each for each in ledger.records(record.kind, record.fingerprint) if each.key == record.key]
+    return committed.entry
+
+
+def _aligned(directory_a: Path, a: Manifest, directory_b: Path, b: Manifest) -> Alignment | None:
+    """Return the map from the features of B to those of A; None if there are too few common rows."""
+    where = f"output={printable(directory_a)} generation={generation_of(a)}"
+    try:
+        alignment = align_manifests((str(directory_a), a), (str(directory_b), b))
+    except DataError as error:
+        log.warning("%s: no map leads to its features: %s", where, error)
+        return None
+    log.info("map to the features of %s: %s", where, alignment)
+    return alignment
+
+
+def _earlier_maps(directory: Path, before: Manifest) -> Iterator[tuple[int, LinearMap]]:
+    """Yield the maps of the finished run to generations before it. A damaged one is left out."""
+    for each in before.get("maps", []):
+        if each["generation"] is None:
+            continue
+        fault = fault_of(directory, Entry(**each["file"]))
+        try:
+            if fault is not None:
+                raise DataError(fault)
+            yield int(each["generation"]), load_map(directory / each["file"]["file"])
+        except (DataError, NoInput) as error:
+            log.warning("generation=%s: no map leads to its features: %s", each["generation"], error)

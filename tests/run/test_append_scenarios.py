@@ -1,0 +1,181 @@
+"""A month of appends: rows that do not change, and rows that change in three ways.
+
+A run over twenty files trains the model. Then one file arrives, and then ten more, all with the same distribution: the
+verdict is *keep*. A file whose values are shifted, one whose rows are rotated in the space of the features, and one
+with a column that is stuck at one value are found, and the reason names what has changed.
+
+Sample: a few seeds; with TEST_CASES=all, a hundred seeds with at most five false alarms and at least 95 hits per kind.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.encoding import index
+from pipeline.output.records import read_manifest
+from pipeline.report.page.build import page_of, read_report, text_of
+from pipeline.run import budget
+from tests.support.cases import ALL_CASES
+from tests.support.standin import Workspace, features_of
+
+N_ROWS = 200  # rows of a file
+N_COLUMNS = 12
+FLAGS = ("--n-features", "4", "--epochs", "4", "--validation-fraction", "0.1", "--block-rows", "1024", "--quiet")
+SEEDS = range(100) if ALL_CASES else range(3)
+STUCK = 7
+DEVIATIONS = np.array([3.0, 2.0, 1.0, 0.5])  # standard deviations of the causes of the rows
+
+
+class Source:
+    """A source of rows, which depend on four causes, as a machine with sensors would have.
+
+    Parameters
+    ----------
+    seed : int
+        Seed of the rows and of their dependence on the causes.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng((seed, 1))
+        self._mixing = np.random.default_rng((seed, 2)).normal(size=(len(DEVIATIONS), N_COLUMNS))
+
+    def rows(self, kind: str = "unchanged") -> np.ndarray:
+        """Return the rows of a file: float32, shape (N_ROWS, N_COLUMNS)."""
+        causes = DEVIATIONS * self._rng.normal(size=(N_ROWS, len(DEVIATIONS)))
+        if kind == "rotated":  # the weakest cause now varies like the strongest one, and vice versa
+            causes = causes[:, ::-1]
+        rows = causes @ self._mixing + 0.3 * self._rng.normal(size=(N_ROWS, N_COLUMNS))
+        if kind == "shifted":
+            rows[:, :4] += 2 * np.abs(self._mixing[0, :4]) * DEVIATIONS[0]
+        if kind == "foreign":  # rows of another machine, which do not depend on the causes
+            rows = 5 * self._rng.normal(size=rows.shape)
+        if kind == "stuck":
+            rows[:, STUCK] = rows[0, STUCK]
+        return rows.astype(np.float32)
+
+
+class Month:
+    """Runs into one output directory, while files arrive."""
+
+    def __init__(self, workspace: Workspace, output: Path, source: Source) -> None:
+        self._workspace = workspace
+        self._output = output
+        self._source = source
+        self._n_files = 0
+
+    def train(self, n_files: int) -> None:
+        """Train a model on the first files."""
+        self.arrive(n_files)
+        assert self._workspace.run(self._output, *FLAGS) == 0
+
+    def arrive(self, n_files: int, kind: str = "unchanged") -> None:
+        """Add files to the input."""
+        for _ in range(n_files):
+            self._workspace.add_shard(f"{self._n_files:02d}.h5", self._source.rows(kind))
+            self._n_files += 1
+
+    def run_append(self, *flags: str) -> int:
+        """Append the files that have arrived; return the exit code."""
+        return self._workspace.run(self._output, *FLAGS, "--append", *flags)
+
+    def append(self, n_files: int, kind: str = "unchanged") -> dict[str, Any]:
+        """Append files, and return the verdict on their rows."""
+        self.arrive(n_files, kind)
+        assert self.run_append() == 0
+        found: dict[str, Any] = read_manifest(self._output)["appends"][-1]["drift"]
+        return found
+
+
+@pytest.fixture(autouse=True)
+def large_parts(monkeypatch: pytest.MonkeyPatch, make_workspace: Callable[..., Workspace]) -> None:
+    """Give each file one part, and all parts one index. The stand-in makes them as small as possible."""
+    monkeypatch.setattr(budget, "_PART_BYTES", 2**20)
+    monkeypatch.setattr(index, "_MOST", 1000)
+
+
+def names_the_shift(found: dict[str, Any]) -> bool:
+    return found["mean_shift"] > 0.5 or found["outside_share"] > 0.1
+
+
+def names_the_rotation(found: dict[str, Any]) -> bool:
+    return bool(found["covariance_shift"] > 1)
+
+
+def names_the_column(found: dict[str, Any]) -> bool:
+    return STUCK in [column["column"] for column in found["stuck_columns"]]
+
+
+REASONS = {"shifted": names_the_shift, "rotated": names_the_rotation, "stuck": names_the_column}
+
+
+def test_a_month_of_appends(make_workspace: Callable[..., Workspace], tmp_path: Path) -> None:
+    month = Month(make_workspace(), tmp_path / "features", Source(seed=0))
+    month.train(n_files=20)
+    assert month.append(n_files=1)["verdict"] == "keep"
+    assert month.append(n_files=10)["verdict"] == "keep"
+
+    shifted = month.append(n_files=1, kind="shifted")
+    assert shifted["verdict"] in ("watch", "retrain")
+    assert names_the_shift(shifted)
+
+    rotated = month.append(n_files=1, kind="rotated")
+    assert rotated["verdict"] in ("watch", "retrain")
+    assert names_the_rotation(rotated)
+
+    stuck = month.append(n_files=1, kind="stuck")
+    assert stuck["verdict"] in ("watch", "retrain")
+    assert names_the_column(stuck)
+
+    assert month.append(n_files=1)["verdict"] == "keep"  # earlier drift does not move the reference
+
+
+def test_an_append_can_end_before_drifted_rows_are_published(
+    make_workspace: Callable[..., Workspace], tmp_path: Path
+) -> None:
+    output = tmp_path / "features"
+    month = Month(make_workspace(), output, Source(seed=0))
+    month.train(n_files=20)
+    month.arrive(n_files=1, kind="foreign")
+    before = features_of(output)
+    assert month.run_append("--on-append-drift", "fail") == 80
+    assert features_of(output) == before
+    assert month.run_append("--on-append-drift", "warn") == 0
+    assert read_manifest(output)["appends"][-1]["drift"]["verdict"] == "retrain"
+
+
+def test_the_report_lists_the_verdicts(make_workspace: Callable[..., Workspace], tmp_path: Path) -> None:
+    output = tmp_path / "features"
+    month = Month(make_workspace(), output, Source(seed=0))
+    month.train(n_files=20)
+    month.append(n_files=1)
+    month.append(n_files=1, kind="stuck")
+    text = text_of(page_of(read_report(output)))
+    assert "Appended rows" in text
+    assert "Verdict on the last append (200 rows): watch" in text
+    assert f"olumn {STUCK}" in text
+
+
+@pytest.mark.slow
+def test_verdicts_are_reliable(make_workspace: Callable[..., Workspace], tmp_path: Path) -> None:
+    """The shares of false alarms and of hits; `SEEDS` says how many months there are."""
+    false_alarms = 0
+    hits = Counter[str]()
+    for seed in SEEDS:
+        folder = tmp_path / f"{seed}"
+        folder.mkdir()
+        month = Month(Workspace(folder), folder / "features", Source(seed))
+        month.train(n_files=20)
+        unchanged = [month.append(n_files=1), month.append(n_files=10)]
+        false_alarms += any(found["verdict"] != "keep" for found in unchanged)
+        for kind, is_right in REASONS.items():
+            found = month.append(n_files=1, kind=kind)
+            hits[kind] += found["verdict"] != "keep" and is_right(found)
+    print(f"{len(SEEDS)} seeds: {false_alarms} false alarms; hits: {dict(hits)}")
+    assert false_alarms <= 0.05 * len(SEEDS)
+    assert min(hits[kind] for kind in REASONS) >= 0.95 * len(SEEDS)

@@ -1,0 +1,228 @@
+"""Tests of generations: ``--retrain`` publishes the next one, and maps lead back to the features of earlier ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.alignment import load_map
+from pipeline.errors import DataError, NotPermitted
+from pipeline.features import open_features
+from pipeline.formats import seal
+from pipeline.output.records import OUTPUT, manifest_path, read_manifest
+from tests.support.faulty import RecordingDisk
+from tests.support.interruptions import flip, stamps
+from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
+from tests.support.standin import Workspace
+
+RETRAIN = ("--retrain", "--seed", "1")
+
+
+@pytest.fixture
+def runs(make_workspace: Callable[..., Workspace]) -> Workspace:
+    """Return a data set whose four columns depend on two causes, which two features can represent."""
+    runs = make_workspace()
+    add(runs, "0.h5", n_rows=40)
+    add(runs, "1.h5", n_rows=30)
+    return runs
+
+
+@pytest.fixture
+def first(runs: Workspace, out: Path) -> Path:
+    """Return the output directory of the first generation."""
+    assert runs.run(out) == 0
+    return out
+
+
+def add(runs: Workspace, name: str, n_rows: int = 12) -> Path:
+    causes = np.random.default_rng(n_rows).uniform(size=(n_rows, 2))
+    rows = causes @ np.array([[1.0, 0.5, -0.5, 0.0], [0.0, 0.5, 0.5, 1.0]])
+    return runs.add_shard(name, rows.astype(np.float32))
+
+
+def features(output: Path, **options: object) -> np.ndarray:
+    return np.asarray(open_features(output, **options).features.compute())  # type: ignore[arg-type]
+
+
+def residual(mapped: np.ndarray, expected: np.ndarray) -> float:
+    """Return the unexplained share of the variance."""
+    return float(np.square(mapped - expected).sum() / np.square(expected - expected.mean(axis=0)).sum())
+
+
+def test_a_new_model_becomes_the_next_generation(runs: Workspace, first: Path) -> None:
+    before = features(first)
+    model = read_manifest(first)["model"]
+    add(runs, "2.h5")
+    assert runs.run(first, *RETRAIN) == 0
+    manifest = read_manifest(first)
+    assert manifest["generation"] == 2
+    assert manifest["model"] != model
+    assert features(first).shape == (82, 2)
+    np.testing.assert_array_equal(features(first, generation=1), before)
+    np.testing.assert_array_equal(features(first, generation=2), features(first))
+    assert run_seen_by_readers(first) is not None
+    assert invalid_entries(first) == leftovers(first) == []
+
+
+def test_features_can_be_read_as_those_of_an_earlier_generation(runs: Workspace, first: Path) -> None:
+    before = features(first)
+    assert runs.run(first, *RETRAIN) == 0
+    assert residual(features(first), before) > 0.5
+    assert residual(features(first, as_of=1), before) < 0.1
+    np.testing.assert_array_equal(features(first, as_of=2), features(first))
+    assert open_features(first, as_of=1).manifest["model"] == open_features(first, generation=1).manifest["model"]
+
+
+def test_the_same_command_again_changes_nothing(runs: Workspace, first: Path) -> None:
+    assert runs.run(first, *RETRAIN) == 0
+    before = stamps(first)
+    recording = RecordingDisk()
+    assert runs.run(first, *RETRAIN, disk=recording) == 0
+    assert recording.calls == []
+    assert stamps(first) == before
+
+
+def test_without_results_a_run_trains_the_first_generation(runs: Workspace, out: Path) -> None:
+    assert runs.run(out, "--retrain") == 0
+    assert "generation" not in read_manifest(out)
+
+
+def test_old_generations_are_removed_but_maps_lead_to_them(runs: Workspace, first: Path) -> None:
+    expected = features(first)
+    for seed in ("1", "2"):
+        assert runs.run(first, "--retrain", "--seed", seed) == 0
+    manifest = read_manifest(first)
+    assert [each["generation"] for each in manifest["generations"]] == [2]
+    assert len(features(first, generation=2)) == 70
+    with pytest.raises(DataError, match="generation=1"):
+        open_features(first, generation=1)
+    assert residual(features(first, as_of=1), expected) < 0.2
+    assert invalid_entries(first) == leftovers(first) == []
+    n_parts = len(list((first / "parts").iterdir()))
+    assert runs.run(first, "--retrain", "--seed", "3", "--keep-generations", "1") == 0
+    assert read_manifest(first)["generations"] == []
+    assert len(list((first / "parts").iterdir())) == n_parts // 2
+    assert features(first, as_of=2).shape == (70, 2)
+
+
+def test_a_composed_map_applies_one_after_the_other(runs: Workspace, first: Path) -> None:
+    to_first = []
+    for seed in ("1", "2"):
+        assert runs.run(first, "--retrain", "--seed", seed) == 0
+        maps = {each["generation"]: first / each["file"]["file"] for each in read_manifest(first)["maps"]}
+        to_first.append(load_map(maps[1]))
+    to_second = load_map(maps[2])
+    rows = features(first)
+    np.testing.assert_allclose(to_first[1].apply(rows), to_first[0].apply(to_second.apply(rows)), atol=1e-5)
+
+
+def test_appends_belong_to_the_new_generation(runs: Workspace, first: Path) -> None:
+    assert runs.run(first, *RETRAIN) == 0
+    earlier = features(first, generation=1)
+    mapped = features(first, as_of=1)
+    add(runs, "2.h5")
+    assert runs.run(first, *RETRAIN[1:], "--append") == 0
+    manifest = read_manifest(first)
+    assert manifest["generation"] == 2
+    assert len(manifest["appends"]) == 1
+    np.testing.assert_array_equal(features(first, generation=1), earlier)
+    np.testing.assert_array_equal(features(first, as_of=1)[:70], mapped)
+    assert features(first, as_of=1).shape == (82, 2)
+    assert invalid_entries(first) == leftovers(first) == []
+
+
+def test_appends_of_an_earlier_generation_are_kept(runs: Workspace, first: Path) -> None:
+    add(runs, "2.h5")
+    assert runs.run(first, "--append") == 0
+    assert runs.run(first, *RETRAIN) == 0
+    assert "appends" not in read_manifest(first)
+    assert open_features(first, generation=1, appends=1).features.shape == (12, 2)
+
+
+def test_missing_files_are_refused_unless_they_are_dropped(runs: Workspace, first: Path) -> None:
+    before = stamps(first)
+    (runs.shards / "0.h5").unlink()
+    assert runs.run(first, *RETRAIN) == 78
+    assert stamps(first) == before
+    assert runs.run(first, *RETRAIN, "--drop-missing") == 0
+    assert len(features(first)) == 30
+    assert len(features(first, generation=1)) == 70
+
+
+def test_overwritten_results_have_another_number_and_no_map(runs: Workspace, first: Path) -> None:
+    """A classifier of the first model must not get features of the second one under the same number."""
+    assert runs.run(first, "--overwrite", "--seed", "1") == 0
+    with pytest.raises(DataError, match="as_of=1"):
+        open_features(first, as_of=1)
+    assert len(features(first, as_of=2)) == 70
+
+
+def test_too_few_common_rows_give_no_map(runs: Workspace, first: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for path in list(runs.shards.iterdir()):
+        path.unlink()
+    add(runs, "new.h5", n_rows=50)
+    assert runs.run(first, *RETRAIN, "--drop-missing") == 0
+    assert any(record.levelname == "WARNING" and "no map" in record.message for record in caplog.records)
+    with pytest.raises(DataError, match="as_of=1"):
+        open_features(first, as_of=1)
+
+
+# -- other output directories --------------------------------------------------------------------------------------
+
+
+def test_features_can_be_read_as_those_of_another_output(runs: Workspace, first: Path) -> None:
+    other = runs.folder / "other"
+    assert runs.run(other, "--seed", "1", "--align-to", str(first)) == 0
+    assert residual(features(other), features(first)) > 0.5
+    assert residual(features(other, as_of=first), features(first)) < 0.1
+    np.testing.assert_array_equal(features(first, as_of=first), features(first))
+    add(runs, "2.h5")
+    assert runs.run(other, "--seed", "1", "--append") == 0
+    assert features(other, as_of=first).shape == (82, 2)
+
+
+def test_an_output_without_results_is_refused_before_the_training(runs: Workspace, out: Path) -> None:
+    assert runs.run(out, "--align-to", str(runs.folder / "nothing")) == 66
+    assert not out.exists()
+
+
+def test_an_output_without_common_rows_gives_no_map(runs: Workspace, first: Path) -> None:
+    for path in list(runs.shards.iterdir()):
+        path.unlink()
+    add(runs, "new.h5", n_rows=50)
+    other = runs.folder / "other"
+    assert runs.run(other, "--align-to", str(first)) == 0
+    with pytest.raises(DataError, match="no map"):
+        open_features(other, as_of=first)
+
+
+def test_outputs_without_a_map_are_refused(runs: Workspace, first: Path) -> None:
+    other = runs.folder / "other"
+    assert runs.run(other, "--seed", "1") == 0
+    with pytest.raises(DataError, match="no map"):
+        open_features(other, as_of=first)
+    with pytest.raises(DataError, match="map file"):
+        open_features([first, first], as_of=1)
+
+
+# -- damaged and forged files --------------------------------------------------------------------------------------
+
+
+def test_a_damaged_map_is_refused(runs: Workspace, first: Path) -> None:
+    assert runs.run(first, *RETRAIN) == 0
+    flip(first / read_manifest(first)["maps"][0]["file"]["file"])
+    with pytest.raises(DataError, match="digest"):
+        open_features(first, as_of=1)
+
+
+def test_a_forged_manifest_cannot_name_other_files(runs: Workspace, first: Path) -> None:
+    assert runs.run(first, *RETRAIN) == 0
+    manifest = read_manifest(first)
+    manifest["generations"][0]["manifest"]["file"] = "../secret.json"
+    path = manifest_path(first).resolve()
+    path.write_bytes(seal(OUTPUT, manifest))
+    with pytest.raises(NotPermitted):
+        open_features(first, generation=1)
