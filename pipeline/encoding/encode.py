@@ -23,7 +23,8 @@ from pipeline.encoding.partfile import PartMemory
 from pipeline.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts
 from pipeline.encoding.template import Streamed
 from pipeline.encoding.worker import EncodeSettings, Worker, check_place, worker_of
-from pipeline.errors import DataError
+from pipeline.errors import DataError, ReadFailed, printable
+from pipeline.features import FAILURES, FEATURES, VALID, reading
 from pipeline.model import Model
 from pipeline.output.disk import GuardedDisk, Pieces
 from pipeline.output.records import Entry, write_result
@@ -47,11 +48,14 @@ class EncodeTask:
     settings : EncodeSettings
     unreadable : str or None
         Reason why the part's shard cannot be read, or None if it can be read. All rows of an unreadable shard are bad.
+    earlier : PartFacts or None
+        An earlier part with the same rows, whose features are copied.
     """
 
     part: Part
     settings: EncodeSettings
     unreadable: str | None = None
+    earlier: PartFacts | None = None
 
     def __str__(self) -> str:
         return str(self.part.source)
@@ -106,12 +110,16 @@ def encode_part(task: EncodeTask) -> PartFacts:
     memory = worker.part_memory(source.shard)
     features = memory.features(len(source))
     valid = np.ones(len(source), dtype=bool)
-    if task.unreadable is None:
+    if task.earlier is not None:
+        rows = _copy_features(Path(settings.directory), task.earlier, features, valid)
+    elif task.unreadable is None:
         with worker.readers:  # released before the part is written, because writing waits for the disk
             rows = _encode_rows(worker, task, features, valid)
     else:
         rows = _mark_unreadable(source, task.unreadable, features, valid)
     error = memory.store(len(source))
+    if error is not None and task.earlier is not None:
+        error = task.earlier.max_error  # copied features are rounded already
     facts = _facts(task, valid, rows.n_outside, error)
     entry, lost = _write_part(worker, task, memory, valid, facts)
     # Wide extras are read during the writing, so `lost` is complete only after it.
@@ -144,6 +152,27 @@ def _mark_unreadable(source: Block, reason_text: str, features: np.ndarray, vali
     valid[:] = False
     reason = {"row": [source.start, source.stop], "columns": [], "reason": reason_text}
     return _RowFacts(bad=[reason])
+
+
+def _copy_features(directory: Path, earlier: PartFacts, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
+    """Copy the features and the marks of bad rows from an earlier part. Return its facts about rows.
+
+    Raises
+    ------
+    ReadFailed
+        If the file of the part cannot be read.
+    """
+    path = directory / earlier.entry.file
+    try:
+        with reading(path) as file:
+            features[:] = file[FEATURES][()]
+            valid[:] = file[VALID][()]
+    except FAILURES as error:
+        raise ReadFailed(
+            f"file={printable(path)}: its features cannot be copied: {printable(str(error))}. Run shardpress verify, "
+            "and delete damaged parts; they are then encoded again."
+        ) from error
+    return _RowFacts(earlier.n_outside, list(earlier.bad), list(earlier.outside))
 
 
 def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray) -> _RowFacts:

@@ -5,7 +5,7 @@ one at a time, and large chunks are cached. Values are converted piece by piece.
 values that are not plain, such as variable-length strings.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -23,7 +23,7 @@ from pipeline.hdf5.filters.codecs import decode_chunk
 from pipeline.hdf5.layout import Layout, bytes_of, grid_of
 from pipeline.hdf5.limits import SMALLEST
 
-__all__ = ["file_digest", "read_values", "text_lengths"]
+__all__ = ["dataset_digest", "file_digest", "read_values", "text_lengths"]
 
 _PIECE = 2**20  # bytes
 _LINE = 2**17  # bytes to read from one line at a time
@@ -104,6 +104,45 @@ def file_digest(path: str, identity: Identity) -> str:
                 yield piece
 
     return with_retries(lambda: digest(pieces()), f"file={printable(path)}")
+
+
+def dataset_digest(path: str, identity: Identity, layouts: Sequence[Layout]) -> str | None:
+    """Return the hexadecimal BLAKE3 digest of some datasets as they are stored, or None if only libhdf5 can read them.
+
+    The digest depends on the names, shapes, dtypes, filters and stored bytes of the datasets. It does not depend on
+    other datasets in the file, or on where the bytes are stored. It raises the same errors as `read_values`.
+    """
+    if any(layout.kind == "asked" for layout in layouts):
+        return None
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        with opened(path, identity) as (descriptor, _):
+            for layout in layouts:
+                dtype = layout.dtype.str if layout.dtype.names is None else str(layout.dtype)
+                yield repr((layout.name, layout.shape, dtype, layout.kind, layout.chunks, layout.filters)).encode()
+                yield layout.data
+                for offset, n_bytes in _extents(layout):
+                    yield from _stored_bytes(descriptor, offset, n_bytes)
+
+    return with_retries(lambda: digest(pieces()), f"file={printable(path)}")
+
+
+def _extents(layout: Layout) -> Iterator[tuple[int, int]]:
+    """Yield offset and size of the stored bytes of a dataset in logical order."""
+    if layout.kind == "contiguous":
+        yield layout.offset, layout.n_bytes
+    elif layout.index is not None:
+        for offset, n_bytes, _ in layout.index.T.tolist():
+            yield offset, n_bytes
+
+
+def _stored_bytes(descriptor: int, offset: int, n_bytes: int) -> Iterator[bytes | memoryview]:
+    """Yield the size of an extent, and its bytes."""
+    yield n_bytes.to_bytes(8, "little")
+    for start in range(0, n_bytes, _PIECE):
+        piece = memoryview(bytearray(min(_PIECE, n_bytes - start)))
+        read_into(descriptor, piece, offset + start)
+        yield piece
 
 
 def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Iterator[np.ndarray] | None:

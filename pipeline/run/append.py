@@ -16,7 +16,8 @@ from pipeline.hdf5.files import FILES, Identity
 from pipeline.model import Model, load_model
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import manifest_path, published_file
-from pipeline.run.contents import Contents, digest_of
+from pipeline.run.contents import Contents
+from pipeline.run.digests import digest_of
 from pipeline.run.fingerprints import DROPPED
 from pipeline.run.finished import FinishedRun
 from pipeline.run.resume import EarlierResults, has_requested_files
@@ -95,14 +96,18 @@ def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> Fi
     lines, edited = _check_contents(ledger.contents(), found.unchanged, config.results.verify == "digests")
     changed = {**found.changed, **{number: found.unchanged[number] for number in edited}}
     _log_changed(changed)
-    for number in _damaged(parts, earlier):
-        if number in found.unchanged:
-            changed[number] = found.unchanged[number]
+    damaged = _damaged(parts, earlier)
+    changed |= {number: source for number, source in found.unchanged.items() if number in damaged}
+    with_parts = [number for number in found.changed if number not in damaged]
     dropped = _dropped(found.missing, shards, config, directory)
     sources = {**changed, **dict(enumerate(found.new, len(shards)))}
+    copied = {}
+    if set(config.inputs.include) != set(_stored_settings(manifest).get("include", ())):
+        copied = {number: source for number, source in found.unchanged.items() if number not in changed}
+    sources |= copied
     reused: tuple[PartFacts, ...] = ()
     if not sources and (dropped or not has_requested_files(manifest, config)):
-        number = _with_rows(parts, found.unchanged)
+        number = _with_rows(parts, found.unchanged)  # a run needs an input
         sources = {number: found.unchanged[number]}
         reused = tuple(part for part in parts if part.shard == number)
     _log_new(found.new, parts)
@@ -119,6 +124,8 @@ def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> Fi
         dropped=dropped,
         contents=[line for number, line in sorted(lines.items()) if number not in sources],
         reused=reused,
+        copies={number: tuple(part for part in parts if part.shard == number) for number in copied},
+        row_digests=_row_digests(ledger.contents(), shards, with_parts),
     )
 
 
@@ -128,6 +135,20 @@ def _with_rows(parts: Sequence[PartFacts], unchanged: Mapping[int, Source]) -> i
         if part.shard in unchanged:
             return part.shard
     raise DataError("--drop-missing would remove all rows, expected a file that stays. Discard all with --restart.")
+
+
+def _row_digests(contents: Contents, shards: Sequence[Mapping[str, Any]], changed: Iterable[int]) -> dict[int, str]:
+    """Return the digests of the rows of changed files when they were encoded, as far as they are known."""
+    stored: dict[_Key, list[dict[str, Any]]] = defaultdict(list)
+    for line in contents:
+        stored[line["file"], line["n_bytes"], line["changed"]].append(line)
+    found = {}
+    for number in changed:
+        shard = shards[number]
+        lines = stored[shard["file"], shard["n_bytes"], shard["changed"]]
+        if len(lines) == 1 and lines[0].get("rows") is not None:  # two files can have the same key
+            found[number] = lines[0]["rows"]
+    return found
 
 
 # -- settings ------------------------------------------------------------------------------------------------------
@@ -141,15 +162,18 @@ def _with_settings_of(config: Config, manifest: Mapping[str, Any], directory: Pa
     ConfigError
         If a setting that affects the results was given with another value.
     """
-    stored: dict[str, Any] = dict(current_name(name, value) for name, value in manifest["config"].items())
+    stored = _stored_settings(manifest)
     values = config.flat()
     conflicts = []
     inherited = {}
     for name, setting in SETTINGS.items():
         if name not in stored or name == "replicas":  # the number of replicas is reduced to what the rows allow
             continue
-        value = tuple(stored[name]) if isinstance(stored[name], list) else stored[name]
+        value = stored[name]
         is_default = values[name] == setting.default
+        if name == "include":
+            inherited[name] = tuple(dict.fromkeys([*value, *values[name]]))  # extras can be added to the results
+            continue
         if setting.affects in _OF_RESULTS and not is_default and values[name] != value:
             conflicts.append(f"{name} {as_typed(value)}, found {as_typed(values[name])}")
         if is_default and (setting.affects == "features" or name in _INHERITED):
@@ -160,6 +184,12 @@ def _with_settings_of(config: Config, manifest: Mapping[str, Any], directory: Pa
             f"{'; '.join(conflicts)}. Omit these settings, or choose another --output with --model."
         )
     return config.changed(**inherited, fit_on=None)  # the new rows are only encoded
+
+
+def _stored_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a finished run by their current names."""
+    stored = dict(current_name(name, value) for name, value in manifest["config"].items())
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
 
 def _model_of(config: Config, manifest: Mapping[str, Any], directory: Path) -> Model:
@@ -262,7 +292,7 @@ def _log_changed(changed: Mapping[int, Source]) -> None:
     """Log the files that have changed since they were encoded, in one line."""
     if changed:
         names = [printable(changed[number].path.name) for number in sorted(changed)]
-        log.info("append: %s changed, encoding again: %s", quantity(len(names), "file"), short_list(names, _NAMED))
+        log.info("append: %s changed: %s", quantity(len(names), "file"), short_list(names, _NAMED))
 
 
 def _log_new(new: Sequence[Source], parts: Sequence[PartFacts]) -> None:
@@ -339,7 +369,7 @@ def _current_line(source: Source, line: dict[str, Any]) -> tuple[dict[str, Any],
     if line["blake3"] is None or status.st_ctime_ns == line["ctime_ns"]:
         return line, True
     identity = Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    found = digest_of((str(source.path), identity))
+    found = digest_of(str(source.path), identity)
     return {**line, "ctime_ns": status.st_ctime_ns, "blake3": found}, found in (None, line["blake3"])
 
 

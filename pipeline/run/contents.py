@@ -14,22 +14,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.executor import compute
-from pipeline.cluster.threads import threads
-from pipeline.errors import DataError, NoInput, printable
-from pipeline.hdf5.files import FILES, Identity
-from pipeline.hdf5.values import file_digest
+from pipeline.errors import DataError, printable
+from pipeline.hdf5.files import FILES
 from pipeline.output.ledger import Ledger
+from pipeline.run.digests import digest_of, digests_of_rows, file_digests
 from pipeline.run.fingerprints import CONTENTS
 from pipeline.run.prepare import Prepared
 from pipeline.shards.shard import Shard
 
-__all__ = ["Contents", "check_contents", "compare_contents", "digest_of", "record_contents"]
+__all__ = ["Contents", "check_contents", "compare_contents", "record_contents"]
 
 log = logging.getLogger(__name__)
 
 Contents = list[dict[str, Any]]
-"""Facts about each shard: ``file``, ``n_bytes``, ``changed`` (mtime), ``ctime_ns``, ``blake3``, ``is_changed``."""
+"""Facts about each shard: ``file``, ``n_bytes``, ``changed`` (mtime), ``ctime_ns``, ``blake3``, ``is_changed``.
+
+``rows`` is the digest of the dataset with the rows, or None if it is unknown. It stays the same if a program adds
+another dataset to the file, for example labels.
+"""
 
 _SAME_FILE = ("file", "n_bytes", "changed")
 
@@ -58,13 +60,14 @@ def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> 
     moved = [i for i, shard in enumerate(shards) if shard.identity.ctime_ns != stored[i]["ctime_ns"]]
     if not reads or prepared.config.results.verify != "digests":
         moved = []
-    digests = _digests([shards[i] for i in moved], prepared.budget.n_threads)
+    digests = file_digests([shards[i] for i in moved], prepared.budget.n_threads)
     contents = list(stored)
     for i, found in zip(moved, digests, strict=True):
         is_equal = stored[i]["blake3"] in (None, found)
         words = "the contents are the same" if is_equal else "the contents changed"
         log.debug("file=%s: its ctime has changed; %s", printable(shards[i].path), words)
-        contents[i] = _line(shards[i], found, is_changed=stored[i]["is_changed"] or not is_equal)
+        line = _line(shards[i], found, is_changed=stored[i]["is_changed"] or not is_equal)
+        contents[i] = {**line, "rows": stored[i].get("rows") if is_equal else None}
     return _marked(prepared, contents), contents
 
 
@@ -77,8 +80,11 @@ def record_contents(prepared: Prepared, ledger: Ledger) -> None:
         return
     if prepared.finished is None and _stored_lines(ledger, prepared):
         return
-    digests = _digests(prepared.shards, prepared.budget.n_threads)
-    contents = [_line(shard, found) for shard, found in zip(prepared.shards, digests, strict=True)]
+    digests = file_digests(prepared.shards, prepared.budget.n_threads)
+    row_digests = digests_of_rows(prepared.shards, prepared.budget.n_threads)
+    contents = []
+    for shard, found, rows in zip(prepared.shards, digests, row_digests, strict=True):
+        contents.append({**_line(shard, found), "rows": rows})
     for shard, line in zip(prepared.shards, contents, strict=True):
         ctime_ns = _ctime_of(shard)
         if ctime_ns not in (None, shard.identity.ctime_ns):
@@ -106,7 +112,7 @@ def check_contents(prepared: Prepared, ledger: Ledger) -> None:
     for shard, line in zip(prepared.shards, contents, strict=True):
         if line["blake3"] is None or _ctime_of(shard) in (None, line["ctime_ns"]):
             continue
-        if digest_of((shard.path, shard.identity)) != line["blake3"]:
+        if digest_of(shard.path, shard.identity) != line["blake3"]:
             raise DataError(
                 f"file={printable(shard.path)}: its contents changed during the run, although its modification time "
                 "did not. Input files must not change during a run. Run the same command again once no other process "
@@ -121,27 +127,6 @@ def _stored_lines(ledger: Ledger, prepared: Prepared) -> Contents:
     if prepared.finished is not None:
         contents = contents[len(prepared.finished.contents) :]
     return contents if _describes(contents, prepared.shards) else []
-
-
-def _digests(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
-    """Return the digest of each shard's file, or None if it is unknown. A file with several shards is read once."""
-    files = {shard.path: shard.identity for shard in shards}
-    with threads(n_threads) as pool:
-        found = compute([(digest_of, each) for each in files.items()], pool, n_threads)
-    by_path = dict(zip(files, found, strict=True))
-    return [by_path[shard.path] for shard in shards]
-
-
-def digest_of(file: tuple[str, Identity]) -> str | None:
-    """Return the digest of a file; None if it has been replaced since it was opened.
-
-    The shard of a replaced file is then treated as bad.
-    """
-    path, identity = file
-    try:
-        return file_digest(path, identity)
-    except (DataError, NoInput):
-        return None
 
 
 def _line(shard: Shard, blake3: str | None, is_changed: bool = False) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from pipeline.run.prepare import Prepared
 from pipeline.run.resume import EarlierResults
 from pipeline.run.sample import Pace, Sample, StageEstimate, Stretch, measure_tasks
 from pipeline.scan.drift import farthest
-from pipeline.shards.shard import row_dtype
+from pipeline.shards.shard import Block, row_dtype
 
 if TYPE_CHECKING:
     from kernels.autoencoder import Autoencoder
@@ -92,7 +92,8 @@ class EncodingStage:
         first = self._storages()[0]
         key = self.prepared.request.of_features(self.model.fingerprint)
         if self.prepared.finished is not None:
-            key = fingerprint(key, "append", list(self.prepared.numbers))
+            copied = sorted(self.prepared.finished.copies)
+            key = fingerprint(key, "append", list(self.prepared.numbers), copied)
         unreadable = sorted(self.unreadable)
         is_listed = self.prepared.config.bad_data.on_bad_data == "quarantine"  # otherwise parts do not list bad rows
         if unreadable or is_listed:
@@ -249,9 +250,31 @@ class EncodingStage:
         return [storage for storage in found if storage.dtype == self.prepared.finished.storage_dtype] or found
 
     def _missing(self, parts: Sequence[PartFacts]) -> tuple[list[Part], list[PartFacts]]:
-        """Return the parts to encode, and committed parts that cannot be used, as `plan_parts` does."""
+        """Return the parts to encode or copy, and committed parts that cannot be used, as `plan_parts` does."""
         prepared = self.prepared
-        return plan_parts(prepared.shards, prepared.budget.part_rows, parts, prepared.numbers)
+        missing, overlapping = plan_parts(prepared.shards, prepared.budget.part_rows, parts, prepared.numbers)
+        copies = {} if prepared.finished is None else prepared.finished.copies
+        if not copies:
+            return missing, overlapping
+        missing = [part for part in missing if part.number not in copies]
+        committed = {part.key for part in parts}
+        for number, earlier_parts in copies.items():
+            shard = prepared.shards[prepared.position(number)]
+            copied = [Part(number, Block(shard, part.start, part.stop)) for part in earlier_parts]
+            missing += [part for part in copied if part.key not in committed]
+        return sorted(missing, key=lambda part: part.key), overlapping
+
+    def _earlier_parts(self, context: RunContext) -> dict[str, PartFacts]:
+        """Return the parts whose features are copied, by their names, with the lists of their records."""
+        finished = self.prepared.finished
+        if finished is None or not finished.copies:
+            return {}
+        records = {record.entry.file: record for record in context.ledger.records("part")}
+        found = {}
+        for part in [part for parts in finished.copies.values() for part in parts]:
+            record = records.get(part.entry.file)
+            found[part.key] = part if record is None else PartFacts.from_record(record)
+        return found
 
     def _committed_as(self, earlier: EarlierResults, storage: Storage) -> Encoded:
         """Return the parts of an earlier run in one storage format; drop parts that overlap others."""
@@ -292,7 +315,10 @@ class EncodingStage:
             for dtype in sorted({shard.dtype for shard in self.prepared.shards}):
                 compile_encoder(encoder, np.dtype(dtype))  # before the progress bar starts to count
         settings = self._shared_settings(context, storage, max(len(part.source) for part in missing))
-        tasks = [EncodeTask(part, settings, self.unreadable.get(part.number)) for part in missing]
+        earlier = self._earlier_parts(context)
+        tasks = []
+        for part in missing:
+            tasks.append(EncodeTask(part, settings, self.unreadable.get(part.number), earlier.get(part.key)))
         n_rows = sum(len(part.source) for part in missing)
         # Parts of small shards are sent together, with about the number of rows of a full part in total.
         n_small = self.prepared.budget.part_rows * len(tasks) // max(1, n_rows)
@@ -310,7 +336,8 @@ class EncodingStage:
 
             def commit(part: PartFacts) -> None:
                 limit.count(part)  # before the commit: a part that exceeds the limit is not committed
-                group.add(replace(part, append_id=append_id).record(key))
+                number = earlier[part.key].append_id if part.key in earlier else append_id
+                group.add(replace(part, append_id=number).record(key))
                 progress.advance(part.n_rows, stats)
 
             stats.begin(self.name)

@@ -33,8 +33,8 @@ __all__ = [
     "CONTENTS",
     "DROPPED",
     "Request",
+    "can_append",
     "differences",
-    "has_all_inputs",
     "other_inputs",
     "other_settings",
     "request_of",
@@ -225,13 +225,21 @@ def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     return is_moved and not set(_file_identities(before)) & set(_file_identities(now))
 
 
-def has_all_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Return whether two requests differ in their files, and no file of the earlier one is missing or has changed.
+def can_append(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether ``--append`` could extend the results of an earlier request.
 
-    This includes files that were appended: a run without ``--append`` trains on all files.
+    No file of the earlier request is missing, and either files or extras differ. The settings of the training are not
+    compared, because some of them depend on the number of rows.
     """
-    has_all = set(_file_identities(before)) <= set(_file_identities(now))
-    return has_all and (_n_appended(before) > 0 or len(_shards(before)) < len(_shards(now)))
+    are_same = _file_identities(before) == _file_identities(now)
+    has_other_extras = _without_extras(before) == _without_extras(now) and before["encoding"] != now["encoding"]
+    return not other_inputs(before, now) and (not are_same or _n_appended(before) > 0 or has_other_extras)
+
+
+def _without_extras(request: Mapping[str, Any]) -> list[Any]:
+    """Return the settings of all stages, except for the extras that a user has named."""
+    encoding = {name: value for name, value in request["encoding"].items() if current_name(name, None)[0] != "include"}
+    return [request["scan"], request["training"], encoding]
 
 
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -190,6 +190,7 @@ class _Finish:
         self._kept_keys = [prepared.request.of_scan(), results.model_key, results.encoded.key]
         if prepared.finished is not None:
             self._kept_keys = [*prepared.finished.manifest["kept"], results.encoded.key]
+            self._kept_keys.append(reference_key(prepared.finished))
         self._attributes = {**context.attributes(prepared, results.model), "storage": results.facts["storage"]}
         self._preprocessing = _preprocessing_of(prepared, results.model)
         self._verdict: Verdict | None = None
@@ -238,7 +239,7 @@ class _Finish:
         if config.training.target is not None:
             include = (config.training.target, *include)
         choice = LabelChoice(include, inputs.labels, inputs.fit_on)
-        return sample_facts(self._sources(), self._sample_spec(), choice)
+        return sample_facts(self._sources(self._parts), self._sample_spec(), choice)
 
     def judge_new_rows(self) -> None:
         """Compare the rows that an append has encoded with the rows of the training. Log the verdict.
@@ -251,9 +252,11 @@ class _Finish:
         finished = self._prepared.finished
         if finished is None or finished.reused:
             return
-        found = verdict_on(self._sources(), self._parts, self._sample_spec(), self._prepared, self._context)
+        new = [part for part in self._parts if part.shard not in finished.copies]
+        if not new:
+            return
+        found = verdict_on(self._sources(new), new, self._sample_spec(), self._prepared, self._context)
         self._verdict = found
-        self._kept_keys.append(reference_key(finished))
         self._context.state.end_stage("verdict")
         if found is None:
             return
@@ -295,11 +298,11 @@ class _Finish:
             "request": plain_request(self._prepared.whole_request),
         }
 
-    def _sources(self) -> list[PartSource]:
-        """Return the encoded parts with their rows."""
+    def _sources(self, parts: Sequence[PartFacts]) -> list[PartSource]:
+        """Return encoded parts with their rows."""
         folder = self._ledger.directory
         sources = []
-        for part in self._parts:
+        for part in parts:
             block = Block(self._shard(part.shard), part.start, part.stop)
             sources.append(PartSource(block, folder / part.entry.file))
         return sources
@@ -427,22 +430,25 @@ class _Finish:
         """Return the numbers of files and rows that an append has added, replaced and removed."""
         finished = self._prepared.finished
         assert finished is not None
+        new = [part for part in self._parts if part.shard not in finished.copies]
         return {
             "n_new": finished.n_new,
             "n_changed": finished.n_changed,
             "n_dropped": len(finished.dropped),
-            "n_rows": 0 if finished.reused else sum(part.n_rows for part in self._parts),
+            "n_copied": len(finished.copies),
+            "n_rows": 0 if finished.reused else sum(part.n_rows for part in new),
         }
 
     def _append_facts(self, finished: FinishedRun) -> dict[str, Any]:
         """Return the entries of the manifest that an append keeps or extends."""
         before = finished.manifest
+        inputs = self._prepared.config.inputs
         names_now = {Path(bad["file"]).name for bad in self._prepared.bad_shards}
         names_now |= {Path(shard.path).name for shard in self._prepared.shards}
         bad_shards = [bad for bad in before["bad_shards"] if Path(bad["file"]).name not in names_now]
         return {
             # The settings of the training stay, and those of the features are the same.
-            "config": {**before["config"], "input": list(self._prepared.config.inputs.input)},
+            "config": {**before["config"], "input": list(inputs.input), "include": list(inputs.include)},
             "bad_shards": [*bad_shards, *self._prepared.bad_shards],
             "left_out": {**before.get("left_out", {}), **why_left_out(self._prepared.shards)},
             "appends": self._appends(finished),

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.encoding.parts import PartFacts
 from pipeline.model import Model
 from pipeline.run.fingerprints import DROPPED, Request
-from pipeline.settings.config import Config
+from pipeline.settings.config import SETTINGS, Config
 from pipeline.shards.shard import Shard
 from pipeline.shards.sources import Source
 
@@ -41,8 +41,13 @@ class FinishedRun:
         Number of each source.
     dropped : tuple of int
         Numbers of the shards whose rows are removed.
+    copies : mapping of int to tuple of PartFacts
+        Parts whose features are copied instead of computed, by the numbers of their shards: the rows are the same, but
+        the extras can differ.
     reused : tuple of PartFacts
         Parts of the only source, if nothing is encoded: an append then only removes rows or adds files.
+    row_digests : mapping of int to str
+        Digests of the rows of changed files when they were encoded, by their numbers, if they are known.
     contents : list of dict
         Facts about the contents of the files that stay, as `pipeline.run.contents` stores them.
     """
@@ -56,7 +61,9 @@ class FinishedRun:
     numbers: tuple[int, ...]
     dropped: tuple[int, ...]
     contents: list[dict[str, Any]]
+    copies: Mapping[int, tuple[PartFacts, ...]] = field(default_factory=dict)
     reused: tuple[PartFacts, ...] = ()
+    row_digests: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def identities(self) -> list[dict[str, Any]]:
@@ -82,7 +89,7 @@ class FinishedRun:
     @property
     def n_changed(self) -> int:
         """Number of sources whose rows replace earlier ones."""
-        return 0 if self.reused else len(self.numbers) - self.n_new
+        return 0 if self.reused else len(self.numbers) - self.n_new - len(self.copies)
 
     @property
     def storage_dtype(self) -> str:
@@ -102,9 +109,22 @@ class FinishedRun:
             inputs={"shards": shards, "n_trained": n_trained},
             scan=before["scan"],
             training=before["training"],
-            encoding=before["encoding"],
+            encoding={**before["encoding"], **_extras_in(added.encoding)},
             folders=sorted({*before.get("folders", []), *added.folders}),
         )
+
+    def copying(self, digests: Mapping[int, str | None]) -> FinishedRun:
+        """Return a copy that copies the features of changed files whose rows are the same.
+
+        Parameters
+        ----------
+        digests : mapping of int to str or None
+            Current digests of the rows of the files in `row_digests`.
+        """
+        same = [number for number, found in digests.items() if found == self.row_digests[number]]
+        parts = [PartFacts.from_line(line) for line in self.manifest["parts"]]
+        found = {number: tuple(part for part in parts if part.shard == number) for number in same}
+        return replace(self, copies={**self.copies, **found})
 
     def without(self, refused: Collection[Path]) -> FinishedRun:
         """Return a copy without sources that cannot be read. The rows of a changed one are removed."""
@@ -124,3 +144,10 @@ class FinishedRun:
             sources.append(source)
             numbers.append(number)
         return replace(self, sources=tuple(sources), numbers=tuple(numbers), dropped=tuple(sorted(dropped)))
+
+
+def _extras_in(encoding: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the extras that a user has named, from the settings of the features in a request."""
+    former = SETTINGS["include"].former_names
+    key = "include" if former is None else former[0]
+    return {key: encoding[key]} if key in encoding else {}

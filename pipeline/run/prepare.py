@@ -15,13 +15,14 @@ from kernels.network import Network
 from pipeline.cluster.pool import check_settings
 from pipeline.columns import Columns
 from pipeline.device import TILE_ROWS
-from pipeline.errors import ConfigError, DataError, printable
+from pipeline.errors import ConfigError, DataError, printable, quantity
 from pipeline.frames import import_pyarrow
 from pipeline.model import Model, load_model
 from pipeline.output.inside import files_inside
 from pipeline.output.records import read_manifest
 from pipeline.preparation import Preparation, preparation_of
 from pipeline.run.budget import Budget, make_budget, n_threads_of, repeated_chunks, too_wide
+from pipeline.run.digests import digests_of_rows
 from pipeline.run.fingerprints import Request, request_of
 from pipeline.run.finished import FinishedRun
 from pipeline.run.fitted import fitted_rows, name_of_extra
@@ -215,6 +216,7 @@ def prepare(config: Config, finished: FinishedRun | None = None) -> Prepared:
     shards, bad_shards = _open_inputs(config, given_model, finished)
     if finished is not None:
         finished = finished.without({Path(bad["file"]) for bad in bad_shards})
+        finished = _with_copies(finished, shards, n_threads_of(config.machine))
     fitted = fitted_rows(config, shards)
     n_fitted = sum(shard.n_rows for shard in shards) if fitted is None else int(np.count_nonzero(fitted))
     n_inputs = shards[0].n_inputs
@@ -347,6 +349,17 @@ def _open_inputs(
     else:
         preparation = given_model.preparation
     return tuple(with_preparation(shard, preparation) for shard in shards), refused
+
+
+def _with_copies(finished: FinishedRun, shards: Sequence[Shard], n_threads: int) -> FinishedRun:
+    """Return the finished run, with the changed files whose rows have stayed the same. Log their number."""
+    by_number = dict(zip(finished.numbers, shards, strict=True))
+    numbers = [number for number in finished.row_digests if number in by_number]
+    digests = digests_of_rows([by_number[number] for number in numbers], n_threads)
+    finished = finished.copying(dict(zip(numbers, digests, strict=True)))
+    if finished.copies:
+        log.info("append: copying the features of %s with the same rows", quantity(len(finished.copies), "file"))
+    return finished
 
 
 def _model_name(config: Config) -> str:

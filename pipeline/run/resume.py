@@ -18,7 +18,7 @@ from pipeline.formats import MOST_JSON_BYTES
 from pipeline.output.ledger import Ledger
 from pipeline.output.publication import misplaced_names
 from pipeline.output.records import SINGLE_FILE, Entry, Record, fault_of, is_parquet, plain_name
-from pipeline.run.fingerprints import Request, differences, has_all_inputs, other_inputs, other_settings
+from pipeline.run.fingerprints import Request, can_append, differences, other_inputs, other_settings
 from pipeline.run.prepare import Prepared
 from pipeline.settings.config import Config
 from pipeline.settings.deadline import deadline_of, in_words
@@ -309,12 +309,12 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
             "Choose another --output, or replace them with --overwrite (results that are still valid are reused) or "
             "--restart."
         )
-        if has_all_inputs(before, now):
+        if can_append(before, now):
             # Training again takes long and gives other features, which earlier classifiers cannot use.
             advice = (
-                "To encode only new files, with the same model, use --append. To write their features to another "
-                f"--output, use --model {printable(ledger.directory)} with their --input. To train a new generation on "
-                "all files, use --retrain; to replace the results, --overwrite."
+                "To encode only new and changed files, with the same model, or to add extras, use --append. To write "
+                f"the features of new files to another --output, use --model {printable(ledger.directory)} with their "
+                "--input. To train a new generation on all files, use --retrain; to replace the results, --overwrite."
             )
         raise ConfigError(f"{where}: contains the results of a different run: {changed}. {advice}")
     log.info("%s: replacing the earlier results, which differ: %s", where, changed)

@@ -56,8 +56,8 @@ class Summary:
     n_components : int or None
         Number of principal components that were compared: the width of the code. None means `n_features`.
     appended : dict of str to int, optional
-        For an append, the number of files that are new, have changed and were removed (``n_new``, ``n_changed``,
-        ``n_dropped``), and the number of rows that were encoded (``n_rows``).
+        For an append, the number of files that are new, have changed, were copied and were removed (``n_new``,
+        ``n_changed``, ``n_copied``, ``n_dropped``), and the number of rows that were encoded (``n_rows``).
     verdict : str, optional
         For an append, the verdict on the new rows: ``keep``, ``watch`` or ``retrain``.
     """
@@ -109,6 +109,8 @@ class Summary:
             words.append(f"Added {quantity(appended['n_new'], 'file')}")
         if appended["n_changed"]:
             words.append(f"Replaced {quantity(appended['n_changed'], 'changed file')}")
+        if appended["n_copied"]:
+            words.append(f"Copied the features of {quantity(appended['n_copied'], 'file')}")
         if appended["n_dropped"]:
             words.append(f"Removed {quantity(appended['n_dropped'], 'file')}")
         encoded = f"{quantity(appended['n_rows'], 'row')} encoded. " if appended["n_rows"] else ""
