@@ -28,7 +28,10 @@ from pipeline.features import FAILURES, FEATURES, VALID, Shape, categories_of, r
 from pipeline.frames import VALID_COLUMN, ColumnNames, name_columns, to_encodable, to_native
 from pipeline.output.disk import Pieces
 
-__all__ = ["parquet_file"]
+__all__ = ["ENCODER", "parquet_file"]
+
+ENCODER = "shardpress.encoder"
+"""Key of the fingerprint of the encoder in the metadata of the schema."""
 
 _GROUP_BYTES = 2**22  # size of a group of rows, which can also be about half as large
 _TEXT_ROWS = 2**10  # rows to read at once if there are strings; the memory budget has room for the longest ones
@@ -46,11 +49,14 @@ class _Part:
         Shape and dtype of each dataset that becomes columns. All strings have the dtype object.
     categories : dict of str to ndarray
         Categories of the extras that are stored as codes.
+    encoder : str
+        Fingerprint of the encoder.
     """
 
     path: Path
     shapes: dict[str, Shape]
     categories: dict[str, np.ndarray]
+    encoder: str
 
     @property
     def n_rows(self) -> int:
@@ -98,7 +104,8 @@ def parquet_file(path: Path, names: Collection[str]) -> Pieces:
     try:
         with reading(path) as file:
             shapes = {name: shape for name, shape in shapes_of(file).items() if name in names}
-        part = _Part(path, shapes, categories_of(path))
+            encoder = str(file.attrs.get("model", ""))
+        part = _Part(path, shapes, categories_of(path), encoder)
     except FAILURES as error:
         raise unreadable(path, error) from error
     return Pieces(None, _pieces(part))
@@ -158,6 +165,8 @@ def _groups(part: _Part) -> Iterator[pa.Table]:
     for values in _blocks(part):
         signals.check()
         table = _table(values, part.categories, names)
+        metadata = {**(table.schema.metadata or {}), ENCODER: part.encoder}
+        table = table.replace_schema_metadata(metadata)
         tables.append(table)
         n_bytes += table.nbytes
         if n_bytes >= _GROUP_BYTES // 2:

@@ -18,10 +18,13 @@ from pipeline.features import FAILURES, Features
 from pipeline.frames import INDEXES
 from pipeline.output.disk import Disk, publish_from
 
-__all__ = ["KEY", "export_anndata"]
+__all__ = ["ENCODER", "KEY", "export_anndata"]
 
 KEY = "X_shardpress"
 """Name of the features in ``obsm``."""
+
+ENCODER = "shardpress_encoder"
+"""Name of the fingerprint of the encoder in ``uns``."""
 
 _VALID = "valid"
 _INDEX = "_index"
@@ -35,6 +38,7 @@ def export_anndata(features: Features, path: Path, disk: Disk | None = None) -> 
 
     The file has no matrix ``X``. ``obs`` contains the column ``valid`` and the extras: text, numbers, and categoricals
     for extras that are stored as codes. The names of the rows are an extra that is named like an index, or row numbers.
+    ``uns`` contains the fingerprint of the encoder, as `ENCODER`.
 
     Returns
     -------
@@ -68,6 +72,7 @@ def _write(file: h5py.File, features: Features) -> list[str]:
     for name in _GROUPS:
         _encode(file.create_group(name), "dict", "0.1.0")
     _write_array(file["obsm"], KEY, features.features)
+    _write_encoder(file["uns"], features)
     variables = _create_frame(file, "var", [])
     _encode(variables.create_dataset(_INDEX, (0,), _TEXTS), "string-array", "0.2.0")
 
@@ -79,6 +84,15 @@ def _write(file: h5py.File, features: Features) -> list[str]:
     for name, array in columns.items():
         _write_column(observations, name, array, features.categories.get(name))
     return [name for name in features.extras if name != index and name not in columns]
+
+
+def _write_encoder(group: h5py.Group, features: Features) -> None:
+    """Write the fingerprint of the encoder, so that features of several files are not mixed by mistake."""
+    manifests = features.manifest.get("runs", [features.manifest])
+    encoder = features.manifest.get("model", manifests[0].get("model"))
+    if encoder is not None:
+        dataset = group.create_dataset(ENCODER, data=str(encoder), dtype=_TEXTS)
+        _encode(dataset, "string", "0.2.0")
 
 
 def _is_column(array: Any) -> bool:

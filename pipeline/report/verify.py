@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, NoInput, ReadFailed, printable, quantity
+from pipeline.features import FAILURES, reading
 from pipeline.model import load_model
-from pipeline.output.records import Entry, fault_of, plain_name, published_file, read_manifest
+from pipeline.output.records import Entry, fault_of, plain_name, published_file, read_generation, read_manifest
 from pipeline.report.inputs import Inputs, preprocessing_of
 from pipeline.report.rows import Fault, Preprocessing, RowCheck, check_rows
 
@@ -83,8 +85,10 @@ def verify(output: str, n_rows: int | None = None) -> Verification:
     """
     directory = Path(output)
     manifest = read_manifest(directory)
-    entries = [_entry(line) for line in (*manifest["parts"], *manifest["files"])]
+    earlier = _earlier_parts(directory, manifest)
+    entries = [_entry(line) for line in (*manifest["parts"], *manifest["files"], *earlier)]
     faults = _file_faults(directory, entries)
+    faults += _other_encoders(directory, manifest, {fault.file for fault in faults})
     n_bytes = sum(entry.n_bytes for entry in entries)
     preprocessing = _load_preprocessing(directory, manifest, faults)
     if preprocessing is None:
@@ -94,6 +98,33 @@ def verify(output: str, n_rows: int | None = None) -> Verification:
     inputs = Inputs(manifest, preprocessing.model)
     rows = check_rows(directory, parts, inputs.shard, preprocessing, n_rows)
     return Verification(output, len(entries), n_bytes, rows, (*faults, *rows.faults), rows.unchecked)
+
+
+def _earlier_parts(directory: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the lines of the parts of earlier generations. A damaged manifest is reported like any other file."""
+    parts = []
+    for each in manifest.get("generations", []):
+        with suppress(DataError, NoInput):
+            parts += read_generation(directory, each["manifest"])["parts"]
+    return parts
+
+
+def _other_encoders(directory: Path, manifest: Mapping[str, Any], wrong_files: Collection[str]) -> list[Fault]:
+    """Return a fault for each part that another encoder has made according to its attributes."""
+    faults = []
+    for line in manifest["parts"]:
+        if line["file"] in wrong_files:
+            continue
+        try:
+            with reading(directory / line["file"]) as file:
+                encoder = file.attrs.get("model")
+        except FAILURES as error:
+            faults.append(Fault(line["file"], f"cannot be read: {error}"))
+            continue
+        if encoder is not None and encoder != manifest["model"]:
+            expected = f"expected {manifest['model']} as in the manifest"
+            faults.append(Fault(line["file"], f"contains features of the encoder {encoder}, {expected}"))
+    return faults
 
 
 def _entry(line: Mapping[str, Any]) -> Entry:

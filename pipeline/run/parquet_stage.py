@@ -33,7 +33,7 @@ PARQUET_BYTES = 2**26
 """Maximum memory in bytes of pyarrow and of a group of rows: 43 MB were measured, and files of libraries are mapped."""
 
 _KIND = "parquet"
-_VERSION = 1  # version of the content of the files; another version writes all of them again
+_VERSION = 2  # version of the content of the files; another version writes all of them again
 
 
 def parquet_key(features_key: str) -> str:

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from pipeline.alignment import load_map
 from pipeline.errors import DataError, NotPermitted
 from pipeline.features import open_features
 from pipeline.formats import seal
+from pipeline.interop.anndata import export_anndata
 from pipeline.output.records import OUTPUT, manifest_path, read_manifest
+from pipeline.report.verify import verify
 from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import flip, stamps
 from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
@@ -226,3 +230,42 @@ def test_a_forged_manifest_cannot_name_other_files(runs: Workspace, first: Path)
     path.write_bytes(seal(OUTPUT, manifest))
     with pytest.raises(NotPermitted):
         open_features(first, generation=1)
+
+
+# -- features name their encoder -----------------------------------------------------------------------------------
+
+
+def test_a_part_of_another_encoder_is_a_fault(runs: Workspace, first: Path) -> None:
+    """Its digest in the manifest is right, as if a program had copied the part and its line from another output."""
+    other = runs.folder / "other"
+    assert runs.run(other, "--seed", "1") == 0
+    manifest = read_manifest(first)
+    line = read_manifest(other)["parts"][0]
+    (first / line["file"]).write_bytes((other / line["file"]).read_bytes())
+    manifest["parts"][0] = line
+    manifest_path(first).resolve().write_bytes(seal(OUTPUT, manifest))
+    found = verify(str(first))
+    assert any(fault.file == line["file"] and "encoder" in fault.fault for fault in found.faults)
+
+
+def test_damaged_parts_of_an_earlier_generation_are_a_fault(runs: Workspace, first: Path) -> None:
+    part = read_manifest(first)["parts"][0]["file"]
+    assert runs.run(first, *RETRAIN) == 0
+    assert not verify(str(first)).faults
+    flip(first / part)
+    assert [fault.file for fault in verify(str(first)).faults] == [part]
+
+
+def test_exported_files_name_the_encoder(runs: Workspace, first: Path) -> None:
+    assert runs.run(first, *RETRAIN, "--format", "parquet") == 0
+    manifest = read_manifest(first)
+    (table, *_) = sorted((first / "parquet").iterdir())
+    assert parquet.read_schema(table).metadata[b"shardpress.encoder"].decode() == manifest["model"]
+    with np.load(first / "encoder.npz", allow_pickle=False) as encoder:
+        assert encoder["encoder"] == manifest["model"]
+    earlier = read_manifest(first)["generations"][0]["model"]
+    for as_of, expected in ((None, manifest["model"]), (1, earlier)):
+        path = runs.folder / f"{as_of}.h5ad"
+        export_anndata(open_features(first, as_of=as_of), path)
+        with h5py.File(path) as file:
+            assert file["uns/shardpress_encoder"].asstr()[()] == expected
