@@ -5,8 +5,7 @@ The result states how similar the features are, and whether models trained on th
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from pipeline.alignment import Alignment, fit_map
 from pipeline.errors import DataError, printable, quantity
 from pipeline.output.records import read_manifest
-from pipeline.report.rows import PartLine, read_features, select_rows
+from pipeline.report.commonrows import Piece, all_pieces, changed_files, common_pieces, default_rows, read_pieces
 
 __all__ = [
     "Comparison",
@@ -31,8 +30,6 @@ __all__ = [
     "verdict",
 ]
 
-_ROWS = 4096
-_BYTES = 2**26  # maximum size of the features of each run, in float64
 _NEIGHBOURS = 10
 _NEIGHBOUR_ROWS = 2048  # maximum number of rows in the search for neighbours, which computes all pairwise distances
 _MIN_SPREAD = 0.01  # minimum spread of a column, relative to the spread of all columns
@@ -177,17 +174,17 @@ def compare(a: str, b: str, n_rows: int | None = None) -> Comparison:
     """
     manifest_a = read_manifest(Path(a))
     manifest_b = read_manifest(Path(b))
-    pieces = list(_common(manifest_a["parts"], manifest_b["parts"]))
+    pieces = list(all_pieces(manifest_a["parts"], manifest_b["parts"]))
     n_features = (manifest_a["n_features"], manifest_b["n_features"])
-    found = _likeness_of_pieces(a, b, pieces, n_rows or _default_rows(n_features))
+    found = _likeness_of_pieces(a, b, pieces, n_rows or default_rows(n_features))
     retrain, sentence = verdict(found)
-    changed_files = _changed_files(manifest_a, manifest_b)
+    changed = changed_files(manifest_a, manifest_b)
     return Comparison(
         a=a,
         b=b,
         n_features=n_features,
         n_common=sum(piece.n_rows for piece in pieces),
-        n_changed=len(changed_files & {piece.name for piece in pieces}),
+        n_changed=len(changed & {piece.name for piece in pieces}),
         likeness=found,
         retrain=retrain,
         verdict=sentence,
@@ -222,21 +219,15 @@ def align_manifests(
     """
     directory_a, manifest_a = a
     directory_b, manifest_b = b
-    changed_files = _changed_files(manifest_a, manifest_b)
-    common = _common(manifest_a["parts"], manifest_b["parts"])
-    pieces = [piece for piece in common if piece.name not in changed_files]
+    pieces = common_pieces(manifest_a, manifest_b)
     n_features = (manifest_a["n_features"], manifest_b["n_features"])
-    features_a, features_b = _read_pieces(directory_a, directory_b, pieces, n_rows or _default_rows(n_features))
+    features_a, features_b = read_pieces(directory_a, directory_b, pieces, n_rows or default_rows(n_features))
     return fit_map(features_b, features_a, str(manifest_b["model"]), str(manifest_a["model"]))
 
 
-def _default_rows(n_features: tuple[int, int]) -> int:
-    return min(_ROWS, _BYTES // (8 * max(n_features)))
-
-
-def _likeness_of_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> Likeness:
+def _likeness_of_pieces(a: str, b: str, pieces: Sequence[Piece], n_rows: int) -> Likeness:
     """Return the similarity of up to `n_rows` rows. Raise `DataError` if fewer than two are valid in both runs."""
-    features_a, features_b = _read_pieces(a, b, pieces, n_rows)
+    features_a, features_b = read_pieces(a, b, pieces, n_rows)
     if len(features_a) < 2:
         n_found = quantity(len(features_a), "row")
         raise DataError(
@@ -244,102 +235,6 @@ def _likeness_of_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -
             "expected at least two, from input files with the same names and datasets. Compare runs on the same files."
         )
     return likeness(features_a, features_b)
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """Consecutive rows of one input file that are in one part of A and in one part of B.
-
-    Attributes
-    ----------
-    name : str
-        Name of the input file.
-    parts : tuple of str
-        Files of the two parts.
-    starts : tuple of int
-        Number of the first row within each part.
-    n_rows : int
-        Number of rows.
-    """
-
-    name: str
-    parts: tuple[str, str]
-    starts: tuple[int, int]
-    n_rows: int
-
-    @classmethod
-    def of(cls, a: PartLine, b: PartLine) -> _Piece:
-        """Return the rows that are in both of two parts."""
-        start = max(a["start"], b["start"])
-        stop = min(a["stop"], b["stop"])
-        return cls(
-            name=Path(a["path"]).name,
-            parts=(a["file"], b["file"]),
-            starts=(start - a["start"], start - b["start"]),
-            n_rows=stop - start,
-        )
-
-    def read(self, a: Path, b: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read some rows of both runs. Return the features of rows that are valid in both."""
-        features_a, valid_a = read_features(a / self.parts[0], rows + self.starts[0])
-        features_b, valid_b = read_features(b / self.parts[1], rows + self.starts[1])
-        is_valid = valid_a & valid_b
-        return features_a[is_valid], features_b[is_valid]
-
-
-def _common(a: Sequence[PartLine], b: Sequence[PartLine]) -> Iterator[_Piece]:
-    """Yield pieces that contain all common rows, in the order of A."""
-    by_name = _has_unique_names(a) and _has_unique_names(b)
-    parts_of_file: dict[tuple[str, str], list[PartLine]] = {}
-    for part in sorted(b, key=lambda part: part["start"]):
-        parts_of_file.setdefault(_source(part, by_name), []).append(part)
-    for part in a:
-        others = parts_of_file.get(_source(part, by_name), [])
-        for other in _overlapping(part, others):
-            yield _Piece.of(part, other)
-
-
-def _overlapping(part: PartLine, others: Sequence[PartLine]) -> Sequence[PartLine]:
-    """Return the parts in `others` that overlap a part. All are from the same file, and `others` is sorted by start."""
-    first = bisect_right(others, part["start"], key=lambda other: other["stop"])  # fast even with thousands of parts
-    last = bisect_left(others, part["stop"], key=lambda other: other["start"])
-    return others[first:last]
-
-
-def _source(part: PartLine, by_name: bool) -> tuple[str, str]:
-    """Return the key that identifies a source across runs.
-
-    If the names of files are unique, the key does not include the directory.
-    """
-    path = part["path"]
-    return Path(path).name if by_name else path, part["dataset"]
-
-
-def _has_unique_names(parts: Sequence[PartLine]) -> bool:
-    names = {_source(part, by_name=True) for part in parts}
-    paths = {_source(part, by_name=False) for part in parts}
-    return len(names) == len(paths)
-
-
-def _changed_files(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
-    """Return the names of input files whose size or modification time differs between two manifests."""
-    before = _file_states(a)
-    now = _file_states(b)
-    return {name for name in before.keys() & now.keys() if before[name] != now[name]}
-
-
-def _file_states(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    shards = manifest["request"]["inputs"]["shards"]  # changed files that were read again come later
-    return {shard["file"]: (shard["n_bytes"], shard["changed"]) for shard in shards}
-
-
-def _read_pieces(a: str, b: str, pieces: Sequence[_Piece], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features of A and of B for up to `n_rows` rows. Rows that are bad in either run are left out."""
-    selection = select_rows([piece.n_rows for piece in pieces], n_rows)
-    found = [piece.read(Path(a), Path(b), rows) for piece, rows in zip(pieces, selection, strict=True) if len(rows)]
-    if not found:
-        return np.empty((0, 0)), np.empty((0, 0))
-    return np.concatenate([features for features, _ in found]), np.concatenate([features for _, features in found])
 
 
 # -- similarity ----------------------------------------------------------------------------------------------------

@@ -152,7 +152,7 @@ class FinishStage:
         finish.write_parquet_files()
         sample = finish.sample()
         finish.judge_new_rows()
-        finish.count_generations()
+        finish.count_generations((sample or {}).get("probe"))
         summary = finish.summarize(sample)
         report = finish.report(summary, verification, sample)
         finish.publish(summary, verification, report)
@@ -272,20 +272,27 @@ class _Finish:
             )
         log.warning("append: verdict on the new rows: %s. %s", found.verdict, words)
 
-    def count_generations(self) -> None:
-        """Determine the generation, and fit maps from its features to those of earlier ones and of `--align-to`."""
+    def count_generations(self, probe: Mapping[str, Any] | None) -> None:
+        """Determine the generation, and fit maps from its features to those of earlier ones and of `--align-to`.
+
+        Parameters
+        ----------
+        probe : mapping or None
+            Facts about the classifier of the report, whose labels are used again.
+        """
         results = self._prepared.config.results
+        labels = None if probe is None else str(probe["labels"])
         before = self._ledger.manifest()
         if before is None:
             found = Generations()
         elif before["model"] == self._model.fingerprint:
             found = same_generation(before)
         elif results.retrain:
-            found = next_generation(self._ledger, before, self._features(), results.keep_generations)
+            found = next_generation(self._ledger, before, self._features(), results.keep_generations, labels)
         else:
             found = Generations(generation_of(before) + 1)
         if results.align_to is not None:
-            found = with_map_to(self._ledger, found, results.align_to, self._features())
+            found = with_map_to(self._ledger, found, results.align_to, self._features(), labels)
         self._generations = found
         self._context.state.end_stage("maps")
 

@@ -19,6 +19,7 @@ from pipeline.formats import fingerprint, seal
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import OUTPUT, Entry, Record, fault_of, read_manifest
 from pipeline.report.compare import align_manifests
+from pipeline.report.mapquality import Run, kept_accuracy
 
 __all__ = ["Generations", "generation_of", "kept_keys", "next_generation", "same_generation", "with_map_to"]
 
@@ -41,7 +42,8 @@ class Generations:
         fingerprints of its results) and ``manifest`` (an entry).
     maps : tuple of dict
         Facts about each map from the features of this generation: ``generation`` (to which it leads, or None for
-        another output), ``model``, ``r2``, ``summary`` and ``file`` (an entry).
+        another output), ``model``, ``file`` (an entry) and, unless it is composed of others, ``r2``, ``summary`` and
+        ``classifier`` (see `kept_accuracy`).
     keys : tuple of str
         Fingerprints of the new maps and manifests.
     """
@@ -81,7 +83,7 @@ def same_generation(manifest: Manifest) -> Generations:
     return Generations(generation_of(manifest), earlier, tuple(manifest.get("maps", [])))
 
 
-def next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: int) -> Generations:
+def next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: int, labels: str | None) -> Generations:
     """Keep the finished run as an earlier generation, and fit maps from the new features to those of earlier ones.
 
     Parameters
@@ -94,6 +96,8 @@ def next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: int
         The features that are about to be published.
     n_kept : int
         Number of generations to keep, including the new one.
+    labels : str or None
+        Extra with the labels of a classifier, to measure the accuracy that it keeps.
     """
     number = generation_of(before)
     found = Generations(number + 1, tuple(before.get("generations", [])))
@@ -104,16 +108,18 @@ def next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: int
         found = replace(found, earlier=earlier[-(n_kept - 1) :], keys=(key,))
     else:
         found = replace(found, earlier=())
-    alignment = _aligned(ledger.directory, before, ledger.directory, new)
+    run_before = (str(ledger.directory), before)
+    run_now = (str(ledger.directory), new)
+    alignment = _aligned(run_before, run_now)
     if alignment is None:
         return found
-    found = _with_map(ledger, found, alignment.map, number, alignment)
+    found = _with_map(ledger, found, alignment.map, number, _quality(run_before, run_now, alignment, labels))
     for older, to_older in _earlier_maps(ledger.directory, before):
-        found = _with_map(ledger, found, alignment.map.then(to_older), older, None)
+        found = _with_map(ledger, found, alignment.map.then(to_older), older, {})
     return found
 
 
-def with_map_to(ledger: Ledger, found: Generations, other: str, new: Manifest) -> Generations:
+def with_map_to(ledger: Ledger, found: Generations, other: str, new: Manifest, labels: str | None) -> Generations:
     """Return the generation with a map to the features of another output directory.
 
     If there are too few common rows, a warning is logged, because the features are complete without the map.
@@ -121,10 +127,11 @@ def with_map_to(ledger: Ledger, found: Generations, other: str, new: Manifest) -
     manifest = read_manifest(Path(other))
     if any(each["model"] == manifest["model"] for each in found.maps):
         return found
-    alignment = _aligned(Path(other), manifest, ledger.directory, new)
+    run_now = (str(ledger.directory), new)
+    alignment = _aligned((other, manifest), run_now)
     if alignment is None:
         return found
-    return _with_map(ledger, found, alignment.map, None, alignment)
+    return _with_map(ledger, found, alignment.map, None, _quality((other, manifest), run_now, alignment, labels))
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
@@ -139,15 +146,13 @@ def _kept_manifest(ledger: Ledger, before: Manifest, number: int) -> tuple[Entry
 
 
 def _with_map(
-    ledger: Ledger, found: Generations, linear: LinearMap, number: int | None, alignment: Alignment | None
+    ledger: Ledger, found: Generations, linear: LinearMap, number: int | None, quality: Mapping[str, Any]
 ) -> Generations:
-    """Store a map as a result, and return the generation with it."""
+    """Store a map as a result, and return the generation with it and with facts about its quality."""
     key = fingerprint("map", linear.encoder_from, linear.encoder_to)
     entry = ledger.write("stages/map", ".npz", linear.to_npz())
     entry = _commit(ledger, Record(f"map-{number or 0}", key, entry))
-    facts = {"generation": number, "model": linear.encoder_to, "file": asdict(entry)}
-    if alignment is not None:
-        facts |= {**alignment.facts(), "summary": str(alignment)}
+    facts = {"generation": number, "model": linear.encoder_to, "file": asdict(entry), **quality}
     return replace(found, maps=(*found.maps, facts), keys=(*found.keys, key))
 
 
@@ -158,16 +163,32 @@ def _commit(ledger: Ledger, record: Record) -> Entry:
     return committed.entry
 
 
-def _aligned(directory_a: Path, a: Manifest, directory_b: Path, b: Manifest) -> Alignment | None:
+def _aligned(a: Run, b: Run) -> Alignment | None:
     """Return the map from the features of B to those of A; None if there are too few common rows."""
-    where = f"output={printable(directory_a)} generation={generation_of(a)}"
+    directory, manifest = a
+    where = f"output={printable(directory)} generation={generation_of(manifest)}"
     try:
-        alignment = align_manifests((str(directory_a), a), (str(directory_b), b))
+        alignment = align_manifests(a, b)
     except DataError as error:
         log.warning("%s: no map leads to its features: %s", where, error)
         return None
     log.info("map to the features of %s: %s", where, alignment)
     return alignment
+
+
+def _quality(a: Run, b: Run, alignment: Alignment, labels: str | None) -> dict[str, Any]:
+    """Return facts about a map: R2 of each feature and, with labels, the accuracy that a classifier keeps."""
+    facts = {**alignment.facts(), "summary": str(alignment)}
+    found = None if labels is None else kept_accuracy(a, b, alignment.map, labels)
+    if found is None:
+        return facts
+    log.info(
+        "map: a linear classifier of %s that was trained on the earlier features keeps %.1f %% of %.1f %% accuracy",
+        printable(labels),
+        100 * found["mapped"],
+        100 * found["accuracy"],
+    )
+    return {**facts, "classifier": found}
 
 
 def _earlier_maps(directory: Path, before: Manifest) -> Iterator[tuple[int, LinearMap]]:

@@ -14,7 +14,8 @@ import pytest
 
 from pipeline.commands.table import main
 from pipeline.features import open_features
-from pipeline.report.compare import Likeness, _common, compare, verdict
+from pipeline.report.commonrows import all_pieces
+from pipeline.report.compare import Likeness, compare, verdict
 from tests.support.helpers import refused
 from tests.support.interruptions import SIZES
 from tests.support.standin import Workspace
@@ -65,7 +66,7 @@ def test_common_pieces_equal_a_pairwise_search() -> None:
         ]
         found = {
             (piece.name, starts[piece.parts[0]] + piece.starts[0] + i): piece.parts
-            for piece in _common(a, b)
+            for piece in all_pieces(a, b)
             for i in range(piece.n_rows)
         }
         assert found == {row: (pairs[0][row], pairs[1][row]) for row in pairs[0].keys() & pairs[1].keys()}

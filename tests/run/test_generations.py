@@ -16,6 +16,7 @@ from pipeline.features import open_features
 from pipeline.formats import seal
 from pipeline.interop.anndata import export_anndata
 from pipeline.output.records import OUTPUT, manifest_path, read_manifest
+from pipeline.report.page.build import page_of, read_report, text_of
 from pipeline.report.verify import verify
 from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import flip, stamps
@@ -269,3 +270,16 @@ def test_exported_files_name_the_encoder(runs: Workspace, first: Path) -> None:
         export_anndata(open_features(first, as_of=as_of), path)
         with h5py.File(path) as file:
             assert file["uns/shardpress_encoder"].asstr()[()] == expected
+
+
+def test_the_report_says_what_a_classifier_keeps(runs: Workspace, out: Path) -> None:
+    for name, n_rows in (("0.h5", 140), ("1.h5", 130)):
+        path = add(runs, name, n_rows)
+        with h5py.File(path, "r+") as file:
+            file["y"][...] = file["X"][:, 0] > 0.5
+    assert runs.run(out) == 0
+    assert runs.run(out, *RETRAIN) == 0
+    (found,) = read_manifest(out)["maps"]
+    assert found["classifier"]["labels"] == "y"
+    assert found["classifier"]["mapped"] > 0.95 * found["classifier"]["accuracy"] > 0.8
+    assert "accuracy of mapped features" in text_of(page_of(read_report(out)))

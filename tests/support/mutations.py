@@ -70,9 +70,9 @@ _REPORT = (
     ),
     Mutation(
         "compare-uses-rows-that-are-bad-in-one-run",
-        "pipeline/report/compare.py",
-        "is_valid = valid_a & valid_b",
-        "is_valid = valid_a",
+        "pipeline/report/commonrows.py",
+        "return features_a, features_b, valid_a & valid_b",
+        "return features_a, features_b, valid_a",
         ("tests/report/test_compare.py::test_rows_bad_in_one_run_are_not_compared",),
     ),
 )

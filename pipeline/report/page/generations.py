@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pipeline.report.page.document import Item, Section, Table
-from pipeline.report.page.words import count, cut, number
+from pipeline.report.page.words import count, cut, number, percent
 
 __all__ = ["generations"]
 
 _MAX_ROWS = 40  # generations in a table
 _ENCODER = 12  # characters of a fingerprint
-_HEADS = "generation, encoder, mean R2, lowest R2, rows"
+_HEADS = "generation, encoder, mean R2, lowest R2, accuracy before, accuracy of mapped features"
 
 
 def generations(report: Mapping[str, Any]) -> Section | None:
@@ -31,8 +31,9 @@ def _items(found: Mapping[str, Any]) -> Iterator[Item]:
         return
     yield (
         "open_features(..., as_of=N) maps the features to those of generation N, for classifiers that were trained on "
-        "them. R2 is the share of the variance of a feature that the map explains on held-out rows; a classifier keeps "
-        "its accuracy if it is close to 1. A map over several generations is composed, and has no R2 of its own."
+        "them. R2 is the share of the variance of a feature that the map explains on held-out rows. The accuracies are "
+        "those of a linear classifier that was trained on the other features. A map over several generations is "
+        "composed, and has no numbers of its own."
     )
     yield Table.of("Maps", _HEADS, [_row(each) for each in found["maps"][:_MAX_ROWS]])
 
@@ -42,5 +43,9 @@ def _row(each: Mapping[str, Any]) -> tuple[str, ...]:
     encoder = cut(each["model"][:_ENCODER])
     known = [value for value in each.get("r2", []) if value is not None]
     if not known:
-        return name, encoder, "-", "-", "-"
-    return name, encoder, number(sum(known) / len(known)), number(min(known)), count(each["n_rows"])
+        return name, encoder, "-", "-", "-", "-"
+    r2 = (number(sum(known) / len(known)), number(min(known)))
+    found = each.get("classifier")
+    if not found:
+        return name, encoder, *r2, "-", "-"
+    return name, encoder, *r2, percent(found["accuracy"]), percent(found["mapped"])
