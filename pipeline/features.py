@@ -35,11 +35,12 @@ import h5py
 import numpy as np
 
 from pipeline.alignment import LinearMap, load_map
+from pipeline.asof import directory_of, map_of, output_of
 from pipeline.errors import DataError, printable, short_list
 from pipeline.frames import data_frame, import_pandas
 from pipeline.hdf5.categories import array_of, read_categories
 from pipeline.hdf5.forms import CATEGORIES, text
-from pipeline.output.records import INDEX, MANIFEST, PUBLISHED, Entry, fault_of, read_generation, read_manifest
+from pipeline.output.records import INDEX, MANIFEST, read_generation, read_manifest
 
 __all__ = [
     "APPEND_ID",
@@ -50,7 +51,6 @@ __all__ = [
     "Shape",
     "categories_of",
     "common_dtypes",
-    "find_map",
     "open_features",
     "reading",
     "shapes_of",
@@ -259,7 +259,7 @@ def _open_one(path: Path, selection: _Selection) -> Features:
     if not path.is_file():
         return _open_directory(path, selection)
     if path.name == INDEX and (path.parent / MANIFEST).exists():
-        return _open_directory(_output_of(path.parent), selection)
+        return _open_directory(output_of(path.parent), selection)
     if selection.appends is not None or selection.generation is not None:
         raise DataError(
             f"file={printable(path)}: does not contain the numbers of appends or generations, expected the output "
@@ -276,78 +276,10 @@ def _as_of(opened: Features, as_of: int | str | Path, path: str | Path | Sequenc
         raise DataError(
             f"as_of={printable(as_of)}: expected a map file for several outputs. Fit one with compare --map."
         )
-    found = _find_map(_directory_of(path), opened.manifest, as_of)
+    found = map_of(directory_of(path), opened.manifest, as_of)
     if found is None:
         return opened
     return _mapped(opened, found, str(path), str(as_of))
-
-
-def _directory_of(path: str | Path) -> Path:
-    """Return the output directory of a path that `open_features` accepts."""
-    found = Path(path)
-    return _output_of(found.parent) if found.name == INDEX else found
-
-
-def find_map(path: str | Path, as_of: int | str | Path, encoder: str) -> LinearMap | None:
-    """Return the map from the features of a finished run to those of another encoder.
-
-    Parameters
-    ----------
-    path : str or Path
-        Output directory.
-    as_of : int, str or Path
-        As in `open_features`.
-    encoder : str
-        Fingerprint of the encoder of the run.
-
-    Returns
-    -------
-    LinearMap or None
-        None if the run has this encoder itself.
-
-    Raises
-    ------
-    NoInput, DataError
-        If there is no such run or map, or if the map belongs to another encoder.
-    """
-    if not isinstance(as_of, int) and Path(as_of).is_file():
-        found: LinearMap | None = load_map(as_of)
-    else:
-        directory = _directory_of(path)
-        found = _find_map(directory, read_manifest(directory), as_of)
-    if found is not None and found.encoder_from != encoder:
-        raise DataError(
-            f"as_of={printable(as_of)}: a map of the encoder {found.encoder_from}, expected {encoder} as in "
-            f"{printable(path)}. Fit a map with shardpress compare --map."
-        )
-    return found
-
-
-def _find_map(directory: Path, manifest: Mapping[str, Any], as_of: int | str | Path) -> LinearMap | None:
-    if isinstance(as_of, int) and as_of == manifest.get("generation", 1):
-        return None
-    model = None if isinstance(as_of, int) else read_manifest(Path(as_of)).get("model")
-    if model is not None and model == manifest.get("model"):
-        return None
-    line = _map_line(manifest, as_of, model, directory)
-    fault = fault_of(directory, Entry(**line))
-    if fault is not None:
-        raise DataError(f"{fault}. {_REPEAT}")
-    return load_map(directory / line["file"])
-
-
-def _map_line(manifest: Mapping[str, Any], as_of: int | str | Path, model: object, directory: Path) -> dict[str, Any]:
-    """Return the entry of a map in a manifest: to a generation, or to an encoder."""
-    maps = manifest.get("maps", [])
-    for each in maps:
-        if each["model"] == model or (model is None and each["generation"] == as_of):
-            return dict(each["file"])
-    known = [manifest.get("generation", 1), *(each["generation"] for each in maps if each["generation"] is not None)]
-    raise DataError(
-        f"features={printable(directory)}: no map to as_of={printable(as_of)}, expected one of the generations "
-        f"{short_list(map(str, sorted(known)), _NAMED)}, or an output directory that --align-to named. Fit a map with "
-        "shardpress compare --map."
-    )
 
 
 def _first_features(opened: Features, n_features: int, path: str) -> Features:
@@ -455,11 +387,6 @@ def _common_codes(name: str, runs: Sequence[Features]) -> tuple[list[Any], np.nd
 
 
 # -- one run -----------------------------------------------------------------------------------------------------
-
-
-def _output_of(directory: Path) -> Path:
-    """Return the output directory of an index. `directory` contains the index, and can be below ``published/``."""
-    return directory.parents[1] if directory.parent.name == PUBLISHED else directory
 
 
 def _open_directory(directory: Path, selection: _Selection) -> Features:

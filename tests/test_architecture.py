@@ -51,7 +51,8 @@ ALLOWED_IMPORTS = {
     "frames": [],
     "alignment": ["hdf5.files"],
     "ridge": [],
-    "features": ["alignment", "frames", "hdf5.categories", "hdf5.forms", "output.records"],
+    "asof": ["alignment", "output.records"],
+    "features": ["alignment", "asof", "frames", "hdf5.categories", "hdf5.forms", "output.records"],
     "training": ["shards", "scan", "cluster", "model", "device", "ridge"],
     "encoding": [
         "hdf5",
@@ -100,6 +101,7 @@ ALLOWED_IMPORTS = {
     "cli": ["run", "output.disk"],
     "interop": [
         "alignment",
+        "asof",
         "doctor.packages",
         "shards",
         "scan",
@@ -116,6 +118,7 @@ ALLOWED_IMPORTS = {
     "installed": ["doctor.packages"],
     "classify": ["labels", "progress", "shards", "scan", "model", "features"],
     "commands": [
+        "asof",
         "cli",
         "installed",
         "classify",

@@ -67,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _export_encoder(output: str, path: Path, as_of: int | str | None) -> None:
-    from pipeline.features import find_map
+    from pipeline.asof import find_map
     from pipeline.interop.onnx import encoder_onnx, input_dtype
     from pipeline.model import load_model
     from pipeline.output.disk import Disk, publish
@@ -85,7 +85,7 @@ def _export_encoder(output: str, path: Path, as_of: int | str | None) -> None:
 
 
 def _export_arrays(output: str, path: Path, as_of: int | str | None) -> None:
-    from pipeline.features import find_map
+    from pipeline.asof import find_map
     from pipeline.model import load_model
     from pipeline.output.disk import Disk, publish
 

@@ -15,10 +15,10 @@ from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.alignment import LinearMap
+from pipeline.asof import find_map
 from pipeline.columns import Columns
 from pipeline.doctor.packages import missing_theano, unsuitable_python
 from pipeline.errors import ConfigError, DataError, DeviceError, printable
-from pipeline.features import find_map
 from pipeline.interop.applying import compute, decode, encode, has_theano, is_lazy, mapped, reconstruction_errors
 from pipeline.model import Model, load_model
 from pipeline.settings.config import Config

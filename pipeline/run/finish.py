@@ -20,7 +20,7 @@ from pipeline.encoding.index import index_files
 from pipeline.encoding.partfile import part_shapes, stored_categories
 from pipeline.encoding.parts import PartFacts
 from pipeline.encoding.whole import single_file
-from pipeline.errors import RowsDrifted, VerificationFailed, printable, quantity
+from pipeline.errors import VerificationFailed, printable, quantity
 from pipeline.features import Shape
 from pipeline.model import Model
 from pipeline.output.publication import Publication
@@ -36,16 +36,9 @@ from pipeline.run.context import RunContext, versions
 from pipeline.run.deadline import gave_up, warn_if_late
 from pipeline.run.encoding_stage import Encoded
 from pipeline.run.finished import FinishedRun
-from pipeline.run.generations import (
-    Generations,
-    generation_of,
-    kept_keys,
-    next_generation,
-    same_generation,
-    with_map_to,
-)
+from pipeline.run.generations import Generations, count_generations, kept_keys
 from pipeline.run.memory import block_bytes, peak_bytes, trained_network_bytes
-from pipeline.run.new_rows import reference_key, verdict_on
+from pipeline.run.new_rows import check_verdict, reference_key, verdict_on
 from pipeline.run.parquet_stage import PARQUET_BYTES, parquet_key, write_parquet_files
 from pipeline.run.prepare import Prepared
 from pipeline.run.resume import (
@@ -250,27 +243,15 @@ class _Finish:
             If a new model is needed, and the settings do not allow that.
         """
         finished = self._prepared.finished
-        if finished is None or finished.reused:
+        if finished is None:
             return
-        new = [part for part in self._parts if part.shard not in finished.copies]
+        new = finished.encoded(self._parts)
         if not new:
             return
-        found = verdict_on(self._sources(new), new, self._sample_spec(), self._prepared, self._context)
-        self._verdict = found
+        self._verdict = verdict_on(self._sources(new), new, self._sample_spec(), self._prepared, self._context)
         self._context.state.end_stage("verdict")
-        if found is None:
-            return
-        words = " ".join(found.reasons)
-        if found.verdict == "keep":
-            log.info("append: verdict on the new rows: keep the model. %s", words)
-            return
-        if found.verdict == "retrain" and self._prepared.config.results.on_append_drift == "fail":
-            raise RowsDrifted(
-                f"output={printable(self._ledger.directory)}: verdict on the new rows: retrain. {words} Their features "
-                "are not published (--on-append-drift fail). Check the new files. To publish the features, append with "
-                "--on-append-drift warn; to train again on all files, use --overwrite."
-            )
-        log.warning("append: verdict on the new rows: %s. %s", found.verdict, words)
+        if self._verdict is not None:
+            check_verdict(self._verdict, self._ledger.directory, self._prepared.config.results.on_append_drift)
 
     def count_generations(self, probe: Mapping[str, Any] | None) -> None:
         """Determine the generation, and fit maps from its features to those of earlier ones and of `--align-to`.
@@ -280,21 +261,11 @@ class _Finish:
         probe : mapping or None
             Facts about the classifier of the report, whose labels are used again.
         """
-        results = self._prepared.config.results
         labels = None if probe is None else str(probe["labels"])
-        before = self._ledger.manifest()
-        if before is None:
-            found = Generations()
-        elif before["model"] == self._model.fingerprint:
-            found = same_generation(before)
-        elif results.retrain:
-            found = next_generation(self._ledger, before, self._features(), results.keep_generations, labels)
-        else:
-            found = Generations(generation_of(before) + 1)
-        if results.align_to is not None:
-            found = with_map_to(self._ledger, found, results.align_to, self._features(), labels)
-        self._generations = found
-        self._context.state.end_stage("maps")
+        results = self._prepared.config.results
+        self._generations = count_generations(self._ledger, self._features(), results, labels)
+        if self._generations.keys:
+            self._context.state.end_stage("maps")
 
     def _features(self) -> dict[str, Any]:
         """Return the entries of the manifest that describe the features, before it is published."""
@@ -342,7 +313,7 @@ class _Finish:
             seconds=state.seconds,  # the dict itself; the time of the single file is added later
             n_bad_shards=len(prepared.bad_shards) + n_unreadable,
             n_outside=sum(part.n_outside for part in self._parts),
-            appended=None if prepared.finished is None else self._append_counts(),
+            appended=None if prepared.finished is None else prepared.finished.counts(self._parts),
             verdict=None if self._verdict is None else self._verdict.verdict,
             compiling=state.seconds_compiling,
             gave_up=gave_up(training),
@@ -433,19 +404,6 @@ class _Finish:
         """Return the shard with a number."""
         return self._prepared.shards[self._prepared.position(number)]
 
-    def _append_counts(self) -> dict[str, int]:
-        """Return the numbers of files and rows that an append has added, replaced and removed."""
-        finished = self._prepared.finished
-        assert finished is not None
-        new = [part for part in self._parts if part.shard not in finished.copies]
-        return {
-            "n_new": finished.n_new,
-            "n_changed": finished.n_changed,
-            "n_dropped": len(finished.dropped),
-            "n_copied": len(finished.copies),
-            "n_rows": 0 if finished.reused else sum(part.n_rows for part in new),
-        }
-
     def _append_facts(self, finished: FinishedRun) -> dict[str, Any]:
         """Return the entries of the manifest that an append keeps or extends."""
         before = finished.manifest
@@ -466,7 +424,7 @@ class _Finish:
         drift = None if self._verdict is None else self._verdict.facts()
         return [
             *finished.appends,
-            {"id": finished.append_id, "made": self._made, **self._append_counts(), "drift": drift},
+            {"id": finished.append_id, "made": self._made, **finished.counts(self._parts), "drift": drift},
         ]
 
     def _stages(self) -> dict[str, dict[str, Any]]:

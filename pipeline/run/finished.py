@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,20 @@ class FinishedRun:
     def n_changed(self) -> int:
         """Number of sources whose rows replace earlier ones."""
         return 0 if self.reused else len(self.numbers) - self.n_new - len(self.copies)
+
+    def encoded(self, parts: Sequence[PartFacts]) -> list[PartFacts]:
+        """Return the parts of an append whose features were computed, not copied."""
+        return [] if self.reused else [part for part in parts if part.shard not in self.copies]
+
+    def counts(self, parts: Sequence[PartFacts]) -> dict[str, int]:
+        """Return the numbers of files that an append has added, replaced, copied and removed, and of encoded rows."""
+        return {
+            "n_new": self.n_new,
+            "n_changed": self.n_changed,
+            "n_copied": len(self.copies),
+            "n_dropped": len(self.dropped),
+            "n_rows": sum(part.n_rows for part in self.encoded(parts)),
+        }
 
     @property
     def storage_dtype(self) -> str:

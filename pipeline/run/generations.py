@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.alignment import Alignment, LinearMap, load_map
-from pipeline.errors import DataError, NoInput, printable
+from pipeline.errors import DataError, printable
 from pipeline.formats import fingerprint, seal
 from pipeline.output.ledger import Ledger
 from pipeline.output.records import OUTPUT, Entry, Record, fault_of, read_manifest
 from pipeline.report.compare import align_manifests
 from pipeline.report.mapquality import Run, kept_accuracy
+from pipeline.settings.config import ResultSettings
 
-__all__ = ["Generations", "generation_of", "kept_keys", "next_generation", "same_generation", "with_map_to"]
+__all__ = ["Generations", "count_generations", "kept_keys"]
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ class Generations:
         return {"generation": self.number, "generations": list(self.earlier), "maps": list(self.maps)}
 
 
-def generation_of(manifest: Manifest) -> int:
+def _generation_of(manifest: Manifest) -> int:
     """Return the number of the generation that a manifest describes."""
     return int(manifest.get("generation", 1))
 
@@ -77,13 +78,48 @@ def kept_keys(manifest: Manifest) -> list[str]:
     return [*manifest.get("kept", []), *earlier]
 
 
-def same_generation(manifest: Manifest) -> Generations:
-    """Return the generation of a finished run that is extended or published again."""
-    earlier = tuple(manifest.get("generations", []))
-    return Generations(generation_of(manifest), earlier, tuple(manifest.get("maps", [])))
+def _same_generation(directory: Path, manifest: Manifest) -> Generations:
+    """Return the generation of a finished run that is extended or published again, without damaged maps."""
+    earlier = [each for each in manifest.get("generations", []) if _is_intact(directory, each["manifest"])]
+    maps = [each for each in manifest.get("maps", []) if _is_intact(directory, each["file"])]
+    return Generations(_generation_of(manifest), tuple(earlier), tuple(maps))
 
 
-def next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: int, labels: str | None) -> Generations:
+def _is_intact(directory: Path, line: Mapping[str, Any]) -> bool:
+    fault = fault_of(directory, Entry(**line))
+    if fault is not None:
+        log.warning("%s; it is removed from the results", fault)
+    return fault is None
+
+
+def count_generations(ledger: Ledger, new: Manifest, results: ResultSettings, labels: str | None) -> Generations:
+    """Determine the generation of new features, and fit maps to those of earlier ones and of `--align-to`.
+
+    Parameters
+    ----------
+    ledger : Ledger
+        The output directory.
+    new : mapping
+        The features that are about to be published.
+    results : ResultSettings
+    labels : str or None
+        Extra with the labels of a classifier, to measure the accuracy that it keeps.
+    """
+    before = ledger.manifest()
+    if before is None:
+        found = Generations()
+    elif before["model"] == new["model"]:
+        found = _same_generation(ledger.directory, before)
+    elif results.retrain:
+        found = _next_generation(ledger, before, new, results.keep_generations, labels)
+    else:
+        found = Generations(_generation_of(before) + 1)
+    if results.align_to is None:
+        return found
+    return _with_map_to(ledger, found, results.align_to, new, labels)
+
+
+def _next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: int, labels: str | None) -> Generations:
     """Keep the finished run as an earlier generation, and fit maps from the new features to those of earlier ones.
 
     Parameters
@@ -99,7 +135,7 @@ def next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: int
     labels : str or None
         Extra with the labels of a classifier, to measure the accuracy that it keeps.
     """
-    number = generation_of(before)
+    number = _generation_of(before)
     found = Generations(number + 1, tuple(before.get("generations", [])))
     if n_kept > 1:
         entry, key = _kept_manifest(ledger, before, number)
@@ -119,7 +155,7 @@ def next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: int
     return found
 
 
-def with_map_to(ledger: Ledger, found: Generations, other: str, new: Manifest, labels: str | None) -> Generations:
+def _with_map_to(ledger: Ledger, found: Generations, other: str, new: Manifest, labels: str | None) -> Generations:
     """Return the generation with a map to the features of another output directory.
 
     If there are too few common rows, a warning is logged, because the features are complete without the map.
@@ -166,7 +202,7 @@ def _commit(ledger: Ledger, record: Record) -> Entry:
 def _aligned(a: Run, b: Run) -> Alignment | None:
     """Return the map from the features of B to those of A; None if there are too few common rows."""
     directory, manifest = a
-    where = f"output={printable(directory)} generation={generation_of(manifest)}"
+    where = f"output={printable(directory)} generation={_generation_of(manifest)}"
     try:
         alignment = align_manifests(a, b)
     except DataError as error:
@@ -192,14 +228,7 @@ def _quality(a: Run, b: Run, alignment: Alignment, labels: str | None) -> dict[s
 
 
 def _earlier_maps(directory: Path, before: Manifest) -> Iterator[tuple[int, LinearMap]]:
-    """Yield the maps of the finished run to generations before it. A damaged one is left out."""
-    for each in before.get("maps", []):
-        if each["generation"] is None:
-            continue
-        fault = fault_of(directory, Entry(**each["file"]))
-        try:
-            if fault is not None:
-                raise DataError(fault)
+    """Yield the intact maps of the finished run to generations before it."""
+    for each in _same_generation(directory, before).maps:
+        if each["generation"] is not None:
             yield int(each["generation"]), load_map(directory / each["file"]["file"])
-        except (DataError, NoInput) as error:
-            log.warning("generation=%s: no map leads to its features: %s", each["generation"], error)

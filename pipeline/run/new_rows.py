@@ -7,12 +7,13 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from pipeline.encoding.parts import PartFacts
-from pipeline.errors import DataError, NoInput, printable
+from pipeline.errors import DataError, NoInput, RowsDrifted, printable
 from pipeline.formats import fingerprint
 from pipeline.output.records import Record
 from pipeline.report.inputs import Inputs
@@ -26,7 +27,7 @@ from pipeline.run.resume import load_at_most
 from pipeline.shards.shard import Block
 from pipeline.training.order import spread_rows
 
-__all__ = ["reference_key", "verdict_on"]
+__all__ = ["check_verdict", "reference_key", "verdict_on"]
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,27 @@ def verdict_on(
         reason = printable(f"{type(error).__name__}: {error}")
         log.warning("append: the new rows could not be compared with the training rows: %s", reason)
         return None
+
+
+def check_verdict(found: Verdict, directory: Path, on_append_drift: str) -> None:
+    """Log a verdict.
+
+    Raises
+    ------
+    RowsDrifted
+        If a new model is needed, and the settings do not allow publishing the features of such rows.
+    """
+    words = " ".join(found.reasons)
+    if found.verdict == "keep":
+        log.info("append: verdict on the new rows: keep the model. %s", words)
+        return
+    if found.verdict == "retrain" and on_append_drift == "fail":
+        raise RowsDrifted(
+            f"output={printable(directory)}: verdict on the new rows: retrain. {words} Their features are not "
+            "published (--on-append-drift fail). Check the new files. To publish the features, append with "
+            "--on-append-drift warn; to train a new model on all files, use --retrain."
+        )
+    log.warning("append: verdict on the new rows: %s. %s", found.verdict, words)
 
 
 def _reference(finished: FinishedRun, spec: SampleSpec, context: RunContext) -> Reference | None:

@@ -18,12 +18,25 @@ import numpy as np
 from pipeline.errors import DataError, printable, quantity, short_list
 from pipeline.hdf5.forms import A_GROUP, are_few, is_requested, normal
 from pipeline.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
-from pipeline.shards.shard import Extra, LeftOut, Shard, leave_out_extras
+from pipeline.shards.shard import Extra, LeftOut, Shard
 from pipeline.shards.vet import code_dtype
 
-__all__ = ["common_dtype", "fit_extras", "log_extras", "row_names_in", "shorten", "unify_extras", "why_left_out"]
+__all__ = [
+    "MASK",
+    "common_dtype",
+    "log_extras",
+    "rename_extras",
+    "row_names_in",
+    "shorten",
+    "unify_extras",
+    "unify_renamed",
+    "why_left_out",
+]
 
 log = logging.getLogger(__name__)
+
+MASK = "_present"
+"""End of the name of a mask."""
 
 MOST_WARNED = 10
 """Number of warnings about extras."""
@@ -33,8 +46,6 @@ _FILES = 3  # files that a warning names
 _NAMED = 20  # extras in a line of the log
 _LEFT_OUT = 10  # left out extras in a line of the log
 _LONGEST = 80  # characters of a name or reason
-_MASK = "_present"  # end of the name of a mask
-_NOT_IN_EARLIER = "the earlier rows do not have it"
 
 
 @dataclass(frozen=True)
@@ -60,11 +71,11 @@ def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[
         If no shard has an extra at one of the paths `include`, or if the extras at such a path cannot be combined.
         If the path is a group, extras that cannot be combined are left out instead.
     """
-    shards, required = _rename_extras(shards, include)
-    return _unified(shards, required)
+    shards, required = rename_extras(shards, include)
+    return unify_renamed(shards, required)
 
 
-def _unified(shards: Sequence[Shard], required: frozenset[str]) -> tuple[Shard, ...]:
+def unify_renamed(shards: Sequence[Shard], required: frozenset[str]) -> tuple[Shard, ...]:
     """Return shards that all have the same extras, given shards whose extras have their final names."""
     kinds = {tuple((extra.name, _kind(extra)) for extra in shard.extras) for shard in shards}
     if len(kinds) == 1:
@@ -75,95 +86,6 @@ def _unified(shards: Sequence[Shard], required: frozenset[str]) -> tuple[Shard, 
     left_out = [LeftOut(name, _NO_COMMON_DTYPE, False) for name in separate]
     unified[0] = replace(unified[0], left_out=(*left_out, *shards[0].left_out))
     return tuple(unified)
-
-
-def fit_extras(shards: Sequence[Shard], part: Shard, include: Sequence[str] = ()) -> tuple[Shard, ...]:
-    """Return shards that have the extras of an earlier part, so that their rows can be added to its run.
-
-    Further extras are left out with a warning. The codes of an extra refer to the categories of the part, followed by
-    new ones.
-
-    Parameters
-    ----------
-    shards : sequence of Shard
-        New shards.
-    part : Shard
-        A part of the finished run, as a shard, with the extras of its index.
-    include : sequence of str
-        Paths of extras that a user has given.
-
-    Raises
-    ------
-    DataError
-        If a shard lacks an extra, or if its values do not fit into the dtype of the part.
-    """
-    shards, _ = _rename_extras(shards, include)
-    masks = {extra.name for extra in part.extras if _is_mask(extra, part.extras)}
-    expected = [extra for extra in part.extras if extra.name not in masks]
-    required = {extra.name for extra in expected if f"{extra.name}{_MASK}" not in masks}
-    for shard in shards:
-        _check_has_all(shard, required, part)
-    shards = _without_others(shards, {extra.name for extra in expected}, masks)
-    named = {extra.name for shard in shards for extra in shard.extras if extra.is_named}
-    model = tuple(replace(extra, is_named=extra.name in named) for extra in expected)
-    # The part comes first, so that its categories keep their codes.
-    unified = _unified([replace(part, extras=model), *shards], frozenset())[1:]
-    fitted = [_with_masks(shard, masks) for shard in unified]
-    for extra in part.extras:
-        _check_dtype(extra, fitted[0], part)
-    return tuple(fitted)
-
-
-def _is_mask(extra: Extra, extras: Sequence[Extra]) -> bool:
-    """Return whether an extra of a part marks the rows that have a value of another extra."""
-    others = {each.name for each in extras}
-    return extra.dtype == np.dtype(bool) and extra.name.endswith(_MASK) and extra.name.removesuffix(_MASK) in others
-
-
-def _check_has_all(shard: Shard, required: Iterable[str], part: Shard) -> None:
-    missing = sorted(set(required) - {extra.name for extra in shard.extras})
-    if missing and shard.n_rows:
-        raise DataError(
-            f"{shard}: lacks {quantity(len(missing), 'extra')} of the earlier rows (file={printable(part.path)}), "
-            f"expected {printable(short_list(missing, _NAMED))}. Add it to the file, for example with missing values; "
-            "or write these rows to another --output with --model."
-        )
-
-
-def _without_others(shards: Sequence[Shard], expected: set[str], masks: set[str]) -> list[Shard]:
-    """Return the shards without the extras that the earlier rows do not have. Log a warning if there are any."""
-    fitting = []
-    others: dict[str, str] = {}
-    for shard in shards:
-        surplus = {extra.name: _NOT_IN_EARLIER for extra in shard.extras if extra.name not in expected | masks}
-        others |= surplus
-        fitting.append(leave_out_extras(shard, surplus))
-    if others:
-        log.warning(
-            "%s left out, because the earlier rows have no such values: %s. To add it to all rows, encode all files "
-            "again with --model and another --output.",
-            quantity(len(others), "extra"),
-            short_list(map(shorten, others), _NAMED),
-        )
-    return fitting
-
-
-def _with_masks(shard: Shard, masks: Iterable[str]) -> Shard:
-    """Return a shard with a mask for each extra that some of the earlier rows lack."""
-    names = {extra.name for extra in shard.extras}
-    added = [Extra(mask, np.dtype(bool), fill=True) for mask in sorted(masks) if mask not in names]
-    return replace(shard, extras=(*shard.extras, *added))
-
-
-def _check_dtype(expected: Extra, shard: Shard, part: Shard) -> None:
-    found = next((extra for extra in shard.extras if extra.name == expected.name), None)
-    if found is None or found.dtype != expected.dtype:
-        has = "cannot be combined with" if found is None else f"has values of dtype {found.dtype}, but"
-        raise DataError(
-            f"{shard}: extra {shorten(expected.name)} {has} the earlier rows (file={printable(part.path)}), expected "
-            f"values of dtype {expected.dtype}. Convert it in the file, or write these rows to another --output with "
-            "--model."
-        )
 
 
 def _plans(shards: Sequence[Shard], required: frozenset[str]) -> tuple[list[_Plan], list[str]]:
@@ -293,7 +215,7 @@ def _with_mask(
     lacking = [shard for shard in shards if id(shard) not in holder_ids and shard.n_rows]
     if not lacking:
         return plan
-    fallback = replace(plan.fallback, mask=_unused_name(f"{plan.fallback.name}{_MASK}", used_names))
+    fallback = replace(plan.fallback, mask=_unused_name(f"{plan.fallback.name}{MASK}", used_names))
     warnings.append(_describe_missing(fallback, lacking, len(shards)))
     return replace(plan, fallback=fallback)
 
@@ -351,7 +273,7 @@ def _apply_plan(extra: Extra, plan: _Plan) -> Extra:
 # -- extras that a user has named ----------------------------------------------------------------------------------
 
 
-def _rename_extras(shards: Sequence[Shard], include: Sequence[str]) -> tuple[Sequence[Shard], frozenset[str]]:
+def rename_extras(shards: Sequence[Shard], include: Sequence[str]) -> tuple[Sequence[Shard], frozenset[str]]:
     """Return the shards with the final names of the named extras, and the names of the extras at the paths `include`.
 
     Extras in groups that a user has given, and the names of rows, are not at these paths.

@@ -19,8 +19,9 @@ from pipeline.hdf5.child.find import Refused
 from pipeline.hdf5.files import writers
 from pipeline.hdf5.forms import PREFERRED
 from pipeline.hdf5.values import file_digest
+from pipeline.shards.appending import fit_extras
 from pipeline.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
-from pipeline.shards.extras import fit_extras, log_extras, shorten, unify_extras
+from pipeline.shards.extras import log_extras, shorten, unify_extras
 from pipeline.shards.master import follow_masters, hint_at_stack
 from pipeline.shards.shard import Shard, row_dtype
 from pipeline.shards.sources import COPY_AGAIN, Source, find
@@ -112,7 +113,7 @@ def open_sources(
     sources : sequence of Source
         Files from `find_sources`.
     like : Shard, optional
-        Part of a finished run whose extras the shards must have, see `pipeline.shards.extras.fit_extras`.
+        Part of a finished run whose extras the shards must have, see `pipeline.shards.appending.fit_extras`.
     """
     selection = Selection(dataset, orientation, tuple(dict.fromkeys(include)))
     check = ColumnCheck(columns)

@@ -56,6 +56,7 @@ def numpy_features(encoder: np.lib.npyio.NpzFile, rows: np.ndarray) -> np.ndarra
     return np.asarray(h)
 
 
+@pytest.mark.compiler
 @each("network", NETWORKS)
 def test_the_estimator_maps_its_features(network: Network, tmp_path: Path) -> None:
     files = Files(tmp_path, network)

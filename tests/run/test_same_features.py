@@ -75,3 +75,19 @@ def test_threads_and_blocks_estimate_the_same_targets(folder: Path, tmp_path: Pa
     assert len(results) == 1
     about = load_model(tmp_path / "0").about["training"]["target"]
     assert about["share"] == pytest.approx(0.05, abs=0.001)
+
+
+@pytest.mark.parametrize("flags", [["--threads", "1"], ["--threads", "3"], ["--workers", "2"]], ids=" ".join)
+def test_appends_give_the_bits_of_one_run_with_the_model(tmp_path: Path, flags: list[str]) -> None:
+    digits = load_digits()
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    rows = digits.data.astype(np.uint8)
+    first, second, third = np.array_split(np.arange(len(rows)), 3)
+    common = ["--input", str(shards), *COMMON, *flags]
+    for name, part in (("0.h5", first), ("1.h5", second), ("2.h5", third)):
+        write_shard(shards / name, rows[part], extras={"y": digits.target[part]})
+        append = ["--append"] if (tmp_path / "out").exists() else []
+        assert cli.main("", [*common, "--output", str(tmp_path / "out"), *append]) == 0
+    assert cli.main("", [*common, "--output", str(tmp_path / "whole"), "--model", str(tmp_path / "out")]) == 0
+    assert features_of(tmp_path / "out") == features_of(tmp_path / "whole")
