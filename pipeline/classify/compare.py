@@ -13,7 +13,7 @@ from pipeline.classify.choice import label_name
 from pipeline.classify.classifiers import Outcome, compare
 from pipeline.classify.rows import LEFT_OUT, Piece, Rows, classes_of, cut_into_pieces, has_label, held_out, labels_of
 from pipeline.errors import DataError, printable, quantity
-from pipeline.features import Features, open_features
+from pipeline.features import APPEND_ID, Features, open_features
 from pipeline.labels import extra_of, fitted_in, is_mask
 from pipeline.model import Model, load_model
 from pipeline.settings.condition import Condition
@@ -158,11 +158,22 @@ def _test_rows(options: Options, runs: Sequence[Features], codes: np.ndarray) ->
     run = runs[0]
     fit_on = run.manifest["config"].get("fit_on")
     if fit_on is not None:
-        is_fitted = _fitted_rows(run, fit_on)
+        is_fitted = _fitted_rows(run, fit_on) & ~_appended_rows(run)
         if (codes[~is_fitted] != LEFT_OUT).any():
             return ~is_fitted, f"the {{n}} rows that --fit-on '{_escaped(fit_on)}' has left out"
+    is_appended = _appended_rows(run)
+    has_targets = run.manifest["config"].get("target") is not None
+    if has_targets and (codes[is_appended] != LEFT_OUT).any():
+        return is_appended, "the {n} rows that were appended after the training"
     _check_targets(options.features, run)
     return held_out(codes, options.seed), "{n} held-out rows"
+
+
+def _appended_rows(run: Features) -> np.ndarray:
+    """Return a mask of the rows that were appended after the training, bool (n_rows,)."""
+    if "appends" not in run.manifest:
+        return np.zeros(len(run.valid), dtype=bool)
+    return np.asarray(run.extras[APPEND_ID].compute() > 0)
 
 
 def _check_targets(directory: str, run: Features) -> None:

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.classify.compare import Options, compare_representations
 from pipeline.encoding import encode as encode_module
 from pipeline.errors import DataError
 from pipeline.features import open_features
@@ -522,3 +523,23 @@ def test_the_digest_of_rows_ignores_other_datasets(tmp_path: Path, options: dict
         del file["X"]
         file.create_dataset("X", data=rows.reshape(10, 8), **({} if not options else {"chunks": (5, 4)}))
     assert digests_of_rows(open_shards([str(path)], "X"), 1) != [before]
+
+
+# -- classifiers ---------------------------------------------------------------------------------------------------
+
+
+def test_appended_rows_test_classifiers_of_supervised_features(runs: Workspace, out: Path) -> None:
+    for path in sorted(runs.shards.iterdir()):
+        with h5py.File(path, "r+") as file:
+            file["y"][...] = file["X"][:, 0] > 0
+    assert runs.run(out, "--target", "y") == 0
+    options = Options(str(out), test=None, labels="y", passes=20, memory_budget=2**28, seed=0)
+    with pytest.raises(DataError, match="targets"):
+        compare_representations(options)
+    path = add(runs, "3.h5", n_rows=30)
+    with h5py.File(path, "r+") as file:
+        file["y"][...] = file["X"][:, 0] > 0
+    assert runs.run(out, "--append") == 0
+    found = compare_representations(options)
+    assert found.tested_on.startswith("the 30 rows")
+    assert found.n_train == sum(N_ROWS)
