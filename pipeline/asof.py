@@ -16,9 +16,9 @@ _NAMED = 10  # generations that a message names
 
 
 def directory_of(path: str | Path) -> Path:
-    """Return the output directory of a path that `open_features` accepts."""
+    """Return the output directory of a path, which is the directory itself, or its index or model."""
     found = Path(path)
-    return output_of(found.parent) if found.name == INDEX else found
+    return output_of(found.parent) if found.name in (INDEX, "model.h5") else found
 
 
 def find_map(path: str | Path, as_of: int | str | Path, encoder: str) -> LinearMap | None:

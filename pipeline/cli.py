@@ -121,11 +121,8 @@ def _report_failure(error: ShardpressError, run_log: RunLog) -> int:
 
 def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: RunLog) -> Summary:
     # Log this before slow imports, so that the user immediately sees that the run has started, and its settings.
-    log.info(
-        "shardpress %s: %s; other settings have their defaults (--verbose lists them)",
-        version("shardpress"),
-        summary_line(config),
-    )
+    others = "are those of the finished run" if config.results.append else "have their defaults (--verbose lists them)"
+    log.info("shardpress %s: %s; other settings %s", version("shardpress"), summary_line(config), others)
     import dask
 
     from pipeline.run.engine import run

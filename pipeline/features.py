@@ -279,7 +279,10 @@ def _as_of(opened: Features, as_of: int | str | Path, path: str | Path | Sequenc
     found = map_of(directory_of(path), opened.manifest, as_of)
     if found is None:
         return opened
-    return _mapped(opened, found, str(path), str(as_of))
+    mapped = _mapped(opened, found, str(path), str(as_of))
+    if isinstance(as_of, int):
+        mapped.manifest["generation"] = as_of
+    return mapped
 
 
 def _first_features(opened: Features, n_features: int, path: str) -> Features:

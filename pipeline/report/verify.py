@@ -60,7 +60,16 @@ class Verification:
         n_right = self.n_files - len({each.file for each in self.faults})
         n_files = quantity(self.n_files, "file")
         files = f"{n_right} of {n_files} match their digests ({self.n_bytes / 1e6:.1f} MB, BLAKE3)"
-        return f"{printable(self.output)}: {result}. {files}; {self.rows}."
+        return f"{printable(self.output)}: {result}. {files}; {self.rows}.{self._advice()}"
+
+    def _advice(self) -> str:
+        """Return how to repair the results, if parts have faults."""
+        if not any(each.file.startswith("parts/") for each in self.faults):
+            return ""
+        return (
+            " Run the same command again to recompute parts. If files were appended, delete the wrong files first, and "
+            "run it with --append."
+        )
 
 
 def verify(output: str, n_rows: int | None = None) -> Verification:

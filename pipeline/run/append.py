@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from pipeline.features import FAILURES, VALID, reading
 from pipeline.hdf5.files import FILES, Identity
 from pipeline.model import Model, load_model
 from pipeline.output.ledger import Ledger
-from pipeline.output.records import manifest_path, published_file
+from pipeline.output.publication import misplaced_names
+from pipeline.output.records import Entry, manifest_path, published_file
 from pipeline.run.contents import Contents
 from pipeline.run.digests import digest_of
 from pipeline.run.fingerprints import DROPPED
 from pipeline.run.finished import FinishedRun
-from pipeline.run.resume import EarlierResults, has_requested_files
+from pipeline.run.resume import EarlierResults, has_requested_files, lacks_map
 from pipeline.settings.config import SETTINGS, Config, current_name
 from pipeline.settings.kinds import as_typed
 from pipeline.shards.open import find_sources
@@ -84,11 +86,11 @@ def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> Fi
     manifest = ledger.manifest()
     if manifest is None:
         raise DataError(
-            f"output={printable(directory)}: its manifest cannot be used (see the warning above). Run the same command "
-            "without --append, which repairs the results."
+            f"output={printable(directory)}: its manifest cannot be used (see the warning above). Restore "
+            "manifest.json from a copy. Without it, the same command without --append trains a new model."
         )
     config = _with_settings_of(config, manifest, directory)
-    model = _model_of(config, manifest, directory)
+    model = _model_of(config, manifest, ledger)
     files = find_sources(config.inputs.input, config.inputs.dataset, None, config.inputs.follow)
     shards = manifest["request"]["inputs"]["shards"]
     parts = [PartFacts.from_line(line) for line in manifest["parts"]]
@@ -106,7 +108,7 @@ def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> Fi
         copied = {number: source for number, source in found.unchanged.items() if number not in changed}
     sources |= copied
     reused: tuple[PartFacts, ...] = ()
-    if not sources and (dropped or not has_requested_files(manifest, config)):
+    if not sources and (dropped or not _is_complete(manifest, config, ledger, earlier)):
         number = _with_rows(parts, found.unchanged)  # a run needs an input
         sources = {number: found.unchanged[number]}
         reused = tuple(part for part in parts if part.shard == number)
@@ -127,6 +129,14 @@ def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> Fi
         copies={number: tuple(part for part in parts if part.shard == number) for number in copied},
         row_digests=_row_digests(ledger.contents(), shards, with_parts),
     )
+
+
+def _is_complete(manifest: Mapping[str, Any], config: Config, ledger: Ledger, earlier: EarlierResults) -> bool:
+    """Return whether a finished run has all requested files and maps, and none of its files is missing."""
+    if not has_requested_files(manifest, config) or lacks_map(manifest, config):
+        return False
+    faults = earlier.faults(Entry(line["file"], line["n_bytes"], line["blake3"]) for line in manifest["files"])
+    return not any(faults) and not misplaced_names(ledger.directory, manifest)
 
 
 def _with_rows(parts: Sequence[PartFacts], unchanged: Mapping[int, Source]) -> int:
@@ -192,9 +202,24 @@ def _stored_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
 
-def _model_of(config: Config, manifest: Mapping[str, Any], directory: Path) -> Model:
+def _load_model(ledger: Ledger) -> Model:
+    """Return the published model or, if its file is damaged, the result of the training that it was copied from."""
+    path = published_file(ledger.directory, "model.h5")
+    try:
+        return load_model(path)
+    except (DataError, NoInput) as error:
+        for record in ledger.records("model"):
+            with suppress(DataError, NoInput):
+                model = load_model(ledger.directory / record.entry.file)
+                log.warning("%s; it is written again", error)
+                return model
+        raise
+
+
+def _model_of(config: Config, manifest: Mapping[str, Any], ledger: Ledger) -> Model:
     """Return the model of a finished run. Raise `ConfigError` if `--model` is another one."""
-    model = load_model(published_file(directory, "model.h5"))
+    directory = ledger.directory
+    model = _load_model(ledger)
     if model.fingerprint != manifest["model"]:
         raise DataError(
             f"output={printable(directory)}: model.h5 is the encoder {model.fingerprint}, expected "
@@ -376,14 +401,12 @@ def _current_line(source: Source, line: dict[str, Any]) -> tuple[dict[str, Any],
 def _part_as_shard(directory: Path, part: PartFacts) -> Shard:
     """Return a part as a shard with the extras that are in the index."""
     shard = vet(directory / part.entry.file, Selection("features"))
+    names = {extra.name for extra in shard.extras}
     index = published_file(directory, "index.h5")
     try:
         with reading(index) as file:
             names = set(file)
     except FAILURES as error:
-        raise DataError(
-            f"file={printable(index)}: cannot be read: {error}. Run the command of the finished run again, which "
-            "writes it again."
-        ) from error
+        log.warning("file=%s: cannot be read: %s; it is written again", printable(index), error)
     extras = tuple(extra for extra in shard.extras if extra.name != VALID and extra.name in names)
     return replace(shard, extras=extras)

@@ -23,7 +23,7 @@ from pipeline.run.context import RunContext, RunState
 from pipeline.run.encoding_stage import EncodingStage
 from pipeline.run.finish import FinishStage, StageResults
 from pipeline.run.generations import kept_keys
-from pipeline.run.prepare import Prepared, prepare
+from pipeline.run.prepare import NothingToAppend, Prepared, prepare
 from pipeline.run.resume import EarlierResults, drop_replaced, plain_request, start_over, stored_deadline
 from pipeline.run.scan_stage import ScanStage
 from pipeline.run.space import check_space
@@ -105,18 +105,23 @@ def _run_in(ledger: Ledger, prepared: Prepared, state: RunState, command: Sequen
 
 def _append_in(ledger: Ledger, config: Config, state: RunState, command: Sequence[str]) -> Summary:
     """Append new files to the finished run in a locked output directory."""
-    ledger.sweep()
     n_threads = n_threads_of(config.machine)
     # The earlier parts are compared by size only, because reading all of them could take longer than the append.
     finished = open_finished(config, ledger, EarlierResults(ledger, n_threads, compares_digests=False))
+    ledger.sweep()  # only now, because it would remove files that a damaged manifest names
     drop_replaced(ledger, finished.manifest)  # an append may have been killed after it had published
+    complete = Summary.of_manifest(finished.manifest, config.results.output)
     if not finished.sources:
         ledger.sweep(*kept_keys(finished.manifest))
         log.info("append: the results contain all files of --input; there is nothing to append")
         state.end_stage("verification")
-        summary = Summary.of_manifest(finished.manifest, config.results.output)
-        return replace(summary, seconds=state.seconds)
-    prepared = prepare(finished.config, finished)
+        return replace(complete, seconds=state.seconds)
+    try:
+        prepared = prepare(finished.config, finished)
+    except NothingToAppend as error:
+        log.warning("append: %s", error)
+        state.end_stage("verification")
+        return replace(complete, seconds=state.seconds)
     earlier = EarlierResults(ledger, n_threads, config.results.verify == "digests")
     return _compute(ledger, prepared, earlier, state, command)
 

@@ -314,7 +314,7 @@ class _Finish:
             n_bad_shards=len(prepared.bad_shards) + n_unreadable,
             n_outside=sum(part.n_outside for part in self._parts),
             appended=None if prepared.finished is None else prepared.finished.counts(self._parts),
-            verdict=None if self._verdict is None else self._verdict.verdict,
+            verdict=self._verdict.verdict if self._verdict is not None and self._verdict.n_sampled else None,
             compiling=state.seconds_compiling,
             gave_up=gave_up(training),
             n_components=self._model.network.n_features,

@@ -161,7 +161,7 @@ def _with_map_to(ledger: Ledger, found: Generations, other: str, new: Manifest, 
     If there are too few common rows, a warning is logged, because the features are complete without the map.
     """
     manifest = read_manifest(Path(other))
-    if any(each["model"] == manifest["model"] for each in found.maps):
+    if manifest["model"] == new["model"] or any(each["model"] == manifest["model"] for each in found.maps):
         return found
     run_now = (str(ledger.directory), new)
     alignment = _aligned((other, manifest), run_now)
@@ -219,7 +219,8 @@ def _quality(a: Run, b: Run, alignment: Alignment, labels: str | None) -> dict[s
     if found is None:
         return facts
     log.info(
-        "map: a linear classifier of %s that was trained on the earlier features keeps %.1f %% of %.1f %% accuracy",
+        "map: a linear classifier of %s that was trained on the other features has an accuracy of %.1f %% on mapped "
+        "features, and of %.1f %% on the other ones",
         printable(labels),
         100 * found["mapped"],
         100 * found["accuracy"],

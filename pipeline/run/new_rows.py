@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -73,6 +74,7 @@ def verdict_on(
     try:
         reference = _reference(finished, spec, context)
         if reference is None:
+            log.warning("append: the new rows are not compared with earlier rows, because too few of those can be read")
             return None
         sample = draw_sample(sources, spec)
         n_outside = sum(part.n_outside for part in parts)
@@ -139,7 +141,14 @@ def _new_reference(finished: FinishedRun, spec: SampleSpec, context: RunContext)
     sample = draw_sample(sources, spec, stretches)
     if sample is None or len(sample.rows) < 2:
         return None
-    return Reference.of(sample, finished.model, is_held_out, n_rows)
+    reference = Reference.of(sample, finished.model, is_held_out, n_rows)
+    config = finished.manifest["config"]
+    if config.get("fit_on") is None and config.get("model") is None:
+        return reference
+    # Not all of these rows determined the range, so those outside were counted.
+    n_good = sum(part.n_rows - part.n_bad for part in trained)
+    n_outside = sum(part.n_outside for part in trained)
+    return replace(reference, outside_share=n_outside / n_good, outside_rows=float(n_good))
 
 
 def _held_out(manifest: Mapping[str, Any], n_rows: int) -> np.ndarray | None:

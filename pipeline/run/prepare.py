@@ -32,13 +32,17 @@ from pipeline.settings.deadline import deadline_of
 from pipeline.settings.kinds import as_typed, n_allowed
 from pipeline.settings.resolve import Settings, max_network_inputs, network_of, resolve, unsuitable_settings
 from pipeline.shards.columns import ColumnRule
-from pipeline.shards.open import find_sources, open_sources
+from pipeline.shards.open import check_any, find_sources, open_sources
 from pipeline.shards.shard import Shard, leave_out_extras, with_offset, with_preparation
 from pipeline.training.targets import Targets, read_targets
 
-__all__ = ["Prepared", "prepare", "too_many_bad_shards"]
+__all__ = ["NothingToAppend", "Prepared", "prepare", "too_many_bad_shards"]
 
 log = logging.getLogger(__name__)
+
+
+class NothingToAppend(DataError):
+    """All new files were refused, and the settings allow that."""
 
 
 @dataclass(frozen=True)
@@ -336,9 +340,18 @@ def _open_inputs(
         sources = list(finished.sources)
         like = finished.part
     shards = open_sources(sources, inputs.dataset, on_bad_shard, inputs.orientation, inputs.include, rule, like)
-    if error := too_many_bad_shards(config, refused, len(shards) + len(refused)):
+    n_others = 0 if finished is None else len(finished.identities) - len(finished.copies)
+    if error := too_many_bad_shards(config, refused, len(shards) + len(refused) + n_others):
         raise error
+    if finished is not None and not shards:
+        raise NothingToAppend("none of the new files can be used; see the reasons above")
+    check_any(shards, sources)
     first = shards[0]
+    if finished is not None and first.n_inputs != finished.model.n_columns:
+        raise DataError(
+            f"{first}: has {first.n_inputs} columns, expected {finished.model.n_columns} as in the finished run. Give "
+            "files with the same columns, or use another --output."
+        )
     if first.n_inputs == 1:
         raise DataError(
             f"{first}: shape {first.shape} has a single column, which cannot be compressed. Expected two or more "

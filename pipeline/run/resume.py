@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, DataError, NoInput, printable
 from pipeline.formats import MOST_JSON_BYTES
 from pipeline.output.ledger import Ledger
 from pipeline.output.publication import misplaced_names
-from pipeline.output.records import SINGLE_FILE, Entry, Record, fault_of, is_parquet, plain_name
+from pipeline.output.records import SINGLE_FILE, Entry, Record, fault_of, is_parquet, plain_name, read_manifest
 from pipeline.run.fingerprints import Request, can_append, differences, other_inputs, other_settings
 from pipeline.run.prepare import Prepared
 from pipeline.settings.config import Config
@@ -31,6 +31,7 @@ __all__ = [
     "finished_manifest",
     "has_requested_files",
     "is_acceptable",
+    "lacks_map",
     "load_at_most",
     "n_rows_in",
     "plain_request",
@@ -264,7 +265,7 @@ def is_acceptable(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     config = prepared.config
     if config.inputs.labels not in (None, manifest["config"].get("labels")):
         return False
-    if not has_requested_files(manifest, config):
+    if not has_requested_files(manifest, config) or lacks_map(manifest, config):
         return False
     summary = manifest["summary"]
     # The numbers of rows and shards are equal, because the requests are.
@@ -282,6 +283,15 @@ def has_requested_files(manifest: Mapping[str, Any], config: Config) -> bool:
     if config.results.single_file and SINGLE_FILE not in files:
         return False
     return config.results.format != "parquet" or any(map(is_parquet, files))
+
+
+def lacks_map(manifest: Mapping[str, Any], config: Config) -> bool:
+    """Return whether a finished run has no map to the features of `--align-to`."""
+    if config.results.align_to is None:
+        return False
+    model = read_manifest(Path(config.results.align_to))["model"]
+    known = [manifest["model"], *(each["model"] for each in manifest.get("maps", []))]
+    return model not in known
 
 
 def _names(bad_shards: Sequence[Mapping[str, str]]) -> list[str]:

@@ -128,7 +128,7 @@ class Summary:
 
     def _remarks(self) -> str:
         remarks = []
-        if self.verdict is not None:
+        if self.verdict is not None and not self.before:
             remarks.append(_VERDICTS[self.verdict])
         if self.judgment:
             remarks.append(self.judgment)

@@ -9,14 +9,14 @@ from dataclasses import replace
 import numpy as np
 
 from pipeline.errors import DataError, printable, quantity, short_list
-from pipeline.shards.extras import MASK, rename_extras, shorten, unify_renamed
+from pipeline.shards.extras import MASK, common_dtype, existing_paths, rename_extras, shorten, unify_renamed
 from pipeline.shards.shard import Extra, Shard, leave_out_extras
 
 __all__ = ["fit_extras"]
 
 log = logging.getLogger(__name__)
 
-_NOT_IN_EARLIER = "the earlier rows do not have it"
+_NOT_IN_EARLIER = "the earlier rows do not have it; --append --include adds it to all rows"
 _NAMED = 20  # extras that a message names
 
 
@@ -40,12 +40,13 @@ def fit_extras(shards: Sequence[Shard], part: Shard, include: Sequence[str] = ()
     DataError
         If a shard lacks an extra, or if its values do not fit into the dtype of the part.
     """
-    shards, _ = rename_extras(shards, include)
+    shards, _ = rename_extras(shards, existing_paths(shards, include))
     masks = {extra.name for extra in part.extras if _is_mask(extra, part.extras)}
     expected = [extra for extra in part.extras if extra.name not in masks]
     required = {extra.name for extra in expected if f"{extra.name}{MASK}" not in masks}
     for shard in shards:
         _check_has_all(shard, required, part)
+        _check_values(shard, expected, part)
     shards = _without_others(shards, {extra.name for extra in expected}, masks)
     named = {extra.name for shard in shards for extra in shard.extras if extra.is_named}
     model = tuple(replace(extra, is_named=extra.name in named) for extra in expected)
@@ -74,20 +75,11 @@ def _check_has_all(shard: Shard, required: Iterable[str], part: Shard) -> None:
 
 
 def _without_others(shards: Sequence[Shard], expected: set[str], masks: set[str]) -> list[Shard]:
-    """Return the shards without the extras that the earlier rows do not have. Log a warning if there are any."""
+    """Return the shards without the extras that the earlier rows do not have. They are listed as left out."""
     fitting = []
-    others: dict[str, str] = {}
     for shard in shards:
         surplus = {extra.name: _NOT_IN_EARLIER for extra in shard.extras if extra.name not in expected | masks}
-        others |= surplus
         fitting.append(leave_out_extras(shard, surplus))
-    if others:
-        log.warning(
-            "%s left out, because the earlier rows have no such values: %s. To add it to all rows, use --include with "
-            "its name.",
-            quantity(len(others), "extra"),
-            short_list(map(shorten, others), _NAMED),
-        )
     return fitting
 
 
@@ -98,12 +90,38 @@ def _with_masks(shard: Shard, masks: Iterable[str]) -> Shard:
     return replace(shard, extras=(*shard.extras, *added))
 
 
+def _check_values(shard: Shard, expected: Sequence[Extra], part: Shard) -> None:
+    """Raise `DataError` if the values of an extra do not fit into the dtype of the part, or only one has categories."""
+    own = {extra.name: extra for extra in shard.extras if shard.n_rows}
+    for extra in expected:
+        found = own.get(extra.name)
+        if found is None:
+            continue
+        are_alike = (extra.categories is None) == (found.categories is None)
+        if extra.categories is None and found.categories is None:
+            are_alike = common_dtype([extra.dtype, found.dtype]) == extra.dtype
+        if not are_alike:
+            raise _dtype_error(shard, found, extra, part)
+
+
 def _check_dtype(expected: Extra, shard: Shard, part: Shard) -> None:
+    """Raise `DataError` if an extra of a fitted shard has another dtype than in the part, for example longer codes."""
     found = next((extra for extra in shard.extras if extra.name == expected.name), None)
     if found is None or found.dtype != expected.dtype:
-        has = "cannot be combined with" if found is None else f"has values of dtype {found.dtype}, but"
-        raise DataError(
-            f"{shard}: extra {shorten(expected.name)} {has} the earlier rows (file={printable(part.path)}), expected "
-            f"values of dtype {expected.dtype}. Convert it in the file, or write these rows to another --output with "
-            "--model."
-        )
+        raise _dtype_error(shard, found, expected, part)
+
+
+def _dtype_error(shard: Shard, found: Extra | None, expected: Extra, part: Shard) -> DataError:
+    return DataError(
+        f"{shard}: extra {shorten(expected.name)} has {_values_of(found)}, but the earlier rows "
+        f"(file={printable(part.path)}) have {_values_of(expected)}. Convert it in the file, or write these rows to "
+        "another --output with --model."
+    )
+
+
+def _values_of(extra: Extra | None) -> str:
+    if extra is None:
+        return "values that cannot be combined"
+    if extra.categories is not None:
+        return f"codes of {len(extra.categories)} categories"
+    return f"values of dtype {extra.dtype}"

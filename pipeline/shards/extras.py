@@ -24,6 +24,7 @@ from pipeline.shards.vet import code_dtype
 __all__ = [
     "MASK",
     "common_dtype",
+    "existing_paths",
     "log_extras",
     "rename_extras",
     "row_names_in",
@@ -281,15 +282,27 @@ def rename_extras(shards: Sequence[Shard], include: Sequence[str]) -> tuple[Sequ
     extras = [extra for shard in shards for extra in shard.extras]
     named = list(dict.fromkeys(extra.name for extra in extras if extra.is_named))
     others = [extra for extra in extras if not extra.is_named]
-    found = [*named, *(normal(extra.layout.name) for extra in others if extra.layout)]
     for path in include:
-        if not any(is_requested(each, [path]) for each in found):
+        if path not in existing_paths(shards, [path]):
             raise _missing_error(shards[0], path)
     if not named:
         return shards, frozenset()
     paths = [path for path in include if path in named]
     names = _short_names(paths, named, {extra.name for extra in others})
     return [_with_names(shard, names) for shard in shards], frozenset(names[path] for path in paths)
+
+
+def existing_paths(shards: Sequence[Shard], include: Sequence[str]) -> list[str]:
+    """Return the paths of a user at which at least one shard has an extra."""
+    found = _paths_of(shards)
+    return [path for path in include if any(is_requested(each, [path]) for each in found)]
+
+
+def _paths_of(shards: Sequence[Shard]) -> list[str]:
+    """Return the paths of all extras. Those that a user has named still have their paths as names."""
+    extras = [extra for shard in shards for extra in shard.extras]
+    named = list(dict.fromkeys(extra.name for extra in extras if extra.is_named))
+    return [*named, *(normal(extra.layout.name) for extra in extras if not extra.is_named and extra.layout)]
 
 
 def row_names_in(shards: Sequence[Shard], include: Sequence[str]) -> list[str]:

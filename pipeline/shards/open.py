@@ -27,7 +27,7 @@ from pipeline.shards.shard import Shard, row_dtype
 from pipeline.shards.sources import COPY_AGAIN, Source, find
 from pipeline.shards.vet import Selection, vet
 
-__all__ = ["find_sources", "open_shards", "open_sources"]
+__all__ = ["check_any", "find_sources", "open_shards", "open_sources"]
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,9 @@ def open_shards(
         If a file cannot be read.
     """
     sources = find_sources(patterns, dataset, on_bad_shard, followed)
-    return open_sources(sources, dataset, on_bad_shard, orientation, include, columns)
+    shards = open_sources(sources, dataset, on_bad_shard, orientation, include, columns)
+    check_any(shards, sources)
+    return shards
 
 
 def find_sources(
@@ -106,7 +108,7 @@ def open_sources(
     columns: ColumnRule = IN_ORDER,
     like: Shard | None = None,
 ) -> tuple[Shard, ...]:
-    """Vet files and describe the shards in the log, as `open_shards` does.
+    """Vet files and describe the shards in the log, as `open_shards` does. Return nothing if all files are refused.
 
     Parameters
     ----------
@@ -119,7 +121,8 @@ def open_sources(
     check = ColumnCheck(columns)
     with closing(_open_all(sources, selection)) as opened:  # after an error, no more files are opened
         fitting = _accept_fitting(sources, opened, partial(_refuse, on_bad_shard), check)
-    _check_any(fitting, sources)
+    if not fitting:
+        return ()
     if like is None:
         shards = unify_extras(fitting, selection.include)
     else:
@@ -136,7 +139,8 @@ def _refuse(on_bad_shard: Callable[[Path, DataError], object] | None, path: Path
     on_bad_shard(path, error)
 
 
-def _check_any(shards: Sequence[Shard], sources: Sequence[Source]) -> None:
+def check_any(shards: Sequence[Shard], sources: Sequence[Source]) -> None:
+    """Raise `DataError` if all files were refused, or if the shards have no rows."""
     if not shards:
         raise DataError(
             f"input: none of {quantity(len(sources), 'file')} can be used as a shard; the first one is "

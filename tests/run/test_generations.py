@@ -189,6 +189,19 @@ def test_features_can_be_read_as_those_of_another_output(runs: Workspace, first:
     assert features(other, as_of=first).shape == (82, 2)
 
 
+def test_a_map_can_be_added_to_a_complete_run(runs: Workspace, first: Path) -> None:
+    other = runs.folder / "other"
+    assert runs.run(other, "--seed", "1") == 0
+    for flags in (["--seed", "1"], ["--append"]):
+        output = runs.folder / flags[0]
+        assert runs.run(output, "--seed", "1") == 0
+        assert runs.run(output, *flags, "--align-to", str(first)) == 0
+        assert residual(features(output, as_of=first), features(first)) < 0.1
+        before = stamps(output)
+        assert runs.run(output, *flags, "--align-to", str(first)) == 0
+        assert stamps(output) == before
+
+
 def test_an_output_without_results_is_refused_before_the_training(runs: Workspace, out: Path) -> None:
     assert runs.run(out, "--align-to", str(runs.folder / "nothing")) == 66
     assert not out.exists()

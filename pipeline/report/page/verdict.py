@@ -34,7 +34,12 @@ def verdict(report: Mapping[str, Any]) -> str:
     columns = f"{count(summary['n_rows'])} rows of {count(summary['n_inputs'])} columns"
     features = quantity(summary["n_features"], "feature")
     duration = exact_duration(sum(summary["seconds"].values()))
-    parts = (f"Encoded {columns} into {features} per row in {duration}.", _supervision(report), found.text, end)
+    done = f"Encoded {columns} into {features} per row in {duration}."
+    appended = summary.get("appended")
+    if appended:
+        new = f"Encoded {quantity(appended['n_rows'], 'row')} in {duration} and added them to the results"
+        done = f"{new}, which have {columns} and {features} per row."
+    parts = (done, _supervision(report), found.text, end)
     return " ".join(part for part in parts if part)
 
 
