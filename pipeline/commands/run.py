@@ -13,6 +13,8 @@ DESCRIPTION = """Extract features from HDF5 shards: scan them, train an autoenco
     shardpress run --input shards/ --n-features 32 --output compact
     shardpress run --dry-run                               estimate time and memory, like shardpress plan
     shardpress run --model features --input new.h5 --output more     encode with an existing model
+    shardpress run --append                                encode new files, and add them to features/
+    shardpress run --retrain                               train again on all files, and keep the earlier features
 
 An interrupted run resumes when the same command is run again. Settings can also be given in a YAML file (--config) and
 in environment variables (SHARDPRESS_EPOCHS=5); flags override variables, and variables override the file. report.html

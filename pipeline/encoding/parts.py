@@ -116,8 +116,7 @@ class PartFacts:
     def from_line(cls, line: Mapping[str, Any]) -> PartFacts:
         """Return the facts in a part's line of a manifest."""
         entry = Entry(line["file"], line["n_bytes"], line["blake3"])
-        known = {field.name for field in fields(cls)} - {"entry", *_LISTS}
-        return cls(entry, **{name: value for name, value in line.items() if name in known})
+        return cls(entry, **{name: value for name, value in line.items() if name in _IN_LINES})
 
     def line(self) -> dict[str, Any]:
         """Return the part's line in the manifest, which omits the lists."""
@@ -127,6 +126,10 @@ class PartFacts:
         """Return all facts that are not None, except the file and the lists."""
         left_out = ("entry", *_LISTS)
         return {name: value for name, value in vars(self).items() if name not in left_out and value is not None}
+
+
+_IN_LINES = frozenset(field.name for field in fields(PartFacts)) - {"entry", *_LISTS}
+"""Names of the facts in a line of a manifest, in addition to those of the entry."""
 
 
 def plan_parts(

@@ -88,7 +88,9 @@ class Ledger:
         self.directory = directory
         self.disk = disk
         self._manifest: dict[str, Any] = {}
-        self._read_stamp: tuple[int, ...] | None = None  # of the parsed manifest
+        self._manifest_stamp: tuple[int, ...] | None = None
+        self._request: dict[str, Any] = {}
+        self._request_stamp: tuple[int, ...] | None = None
         self._files: dict[str, list[Record]] = {}  # records by the file that holds them
         for name in sorted(os.listdir(directory / "commits")):
             self._read_records(f"commits/{name}")
@@ -270,11 +272,11 @@ class Ledger:
 
         It is parsed again only if the file has changed, since that takes a second for ten thousand parts.
         """
-        stamp = self._manifest_stamp()
+        stamp = _stamp(manifest_path(self.directory))
         try:
-            if stamp is None or stamp != self._read_stamp:
+            if stamp is None or stamp != self._manifest_stamp:
                 self._manifest = read_manifest(self.directory)
-                self._read_stamp = stamp
+                self._manifest_stamp = stamp
             return dict(self._manifest)
         except NoInput:
             return None
@@ -312,17 +314,15 @@ class Ledger:
 
     # -- private --
 
-    def _manifest_stamp(self) -> tuple[int, ...] | None:
-        """Return facts that change when another manifest is published; None if there is no manifest."""
-        try:
-            status = os.stat(manifest_path(self.directory))
-        except OSError:
-            return None
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
     def _read_request(self) -> dict[str, Any] | None:
+        """Return the content of run.json, which is parsed again only if the file has changed."""
+        path = self.directory / _REQUEST
+        stamp = _stamp(path)
         try:
-            return unsealed(self.directory / _REQUEST)
+            if stamp is None or stamp != self._request_stamp:
+                self._request = unsealed(path)
+                self._request_stamp = stamp
+            return dict(self._request)
         except (OSError, ValueError):
             return None
 
@@ -351,6 +351,15 @@ class Ledger:
             sync_directory(self.disk, self.directory / folder)
         except OSError as error:
             raise write_error(error, self.directory / folder, "syncing it") from error
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    """Return facts that change when a file is replaced; None if there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _by_identity(records: Sequence[Record]) -> dict[tuple[str, str], Record]:

@@ -95,7 +95,8 @@ def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> Fi
     shards = manifest["request"]["inputs"]["shards"]
     parts = [PartFacts.from_line(line) for line in manifest["parts"]]
     found = _compare(shards, parts, files)
-    lines, edited = _check_contents(ledger.contents(), found.unchanged, config.results.verify == "digests")
+    contents = ledger.contents()
+    lines, edited = _check_contents(contents, found.unchanged, config.results.verify == "digests")
     changed = {**found.changed, **{number: found.unchanged[number] for number in edited}}
     _log_changed(changed)
     damaged = _damaged(parts, earlier)
@@ -127,7 +128,7 @@ def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> Fi
         contents=[line for number, line in sorted(lines.items()) if number not in sources],
         reused=reused,
         copies={number: tuple(part for part in parts if part.shard == number) for number in copied},
-        row_digests=_row_digests(ledger.contents(), shards, with_parts),
+        row_digests=_row_digests(contents, shards, with_parts),
     )
 
 
