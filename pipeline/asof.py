@@ -8,7 +8,7 @@ from typing import Any
 
 from pipeline.alignment import LinearMap, load_map
 from pipeline.errors import DataError, printable, short_list
-from pipeline.output.records import INDEX, PUBLISHED, Entry, fault_of, read_manifest
+from pipeline.output.records import INDEX, PUBLISHED, fault_of, read_manifest, result_entry
 
 __all__ = ["directory_of", "find_map", "map_of", "output_of"]
 
@@ -63,11 +63,17 @@ def map_of(directory: Path, manifest: Mapping[str, Any], as_of: int | str | Path
     model = None if isinstance(as_of, int) else read_manifest(Path(as_of)).get("model")
     if model is not None and model == manifest.get("model"):
         return None
-    line = _map_line(manifest, as_of, model, directory)
-    fault = fault_of(directory, Entry(**line))
+    try:
+        line = _map_line(manifest, as_of, model, directory)
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"features={printable(directory)}: its manifest has an invalid list of maps: {error!r}"
+        ) from error
+    entry = result_entry(directory, line)
+    fault = fault_of(directory, entry)
     if fault is not None:
         raise DataError(f"{fault}. Fit another map with shardpress compare --map.")
-    return load_map(directory / line["file"])
+    return load_map(directory / entry.file)
 
 
 def _map_line(manifest: Mapping[str, Any], as_of: int | str | Path, model: object, directory: Path) -> dict[str, Any]:

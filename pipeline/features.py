@@ -425,10 +425,15 @@ def _generation(directory: Path, manifest: dict[str, Any], number: int) -> dict[
     if number == manifest.get("generation", 1):
         return manifest
     earlier = manifest.get("generations", [])
-    for each in earlier:
-        if each["generation"] == number:
-            return read_generation(directory, each["manifest"])
-    known = [*(each["generation"] for each in earlier), manifest.get("generation", 1)]
+    try:
+        lines = {int(each["generation"]): each["manifest"] for each in earlier}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"features={printable(directory)}: its manifest has an invalid list of generations: {error!r}. {_REPEAT}"
+        ) from error
+    if number in lines:
+        return read_generation(directory, lines[number])
+    known = [*lines, manifest.get("generation", 1)]
     raise DataError(
         f"features={printable(directory)}: no longer contains generation={number}, expected one of "
         f"{short_list(map(str, known), _NAMED)}. Keep more of them with --keep-generations."

@@ -46,6 +46,7 @@ __all__ = [
     "read_generation",
     "read_manifest",
     "records_of",
+    "result_entry",
     "sealed",
     "unsealed",
     "write_result",
@@ -264,13 +265,29 @@ def read_generation(directory: Path, entry: Mapping[str, Any]) -> dict[str, Any]
     entry : mapping
         The manifest's file in the current manifest.
     """
-    name = str(entry["file"])
-    if not _RESULT.fullmatch(name):
+    return _checked_manifest(directory / result_entry(directory, entry).file)
+
+
+def result_entry(directory: Path, line: Mapping[str, Any]) -> Entry:
+    """Return the entry of a result that a manifest names in addition to its parts and files.
+
+    Raises
+    ------
+    NotPermitted
+        If it is not the name of a result, which would be in the output directory.
+    DataError
+        If the line is malformed.
+    """
+    try:
+        entry = Entry(str(line["file"]), int(line["n_bytes"]), str(line["blake3"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"output={printable(directory)}: its manifest has an invalid entry: {error!r}") from error
+    if not _RESULT.fullmatch(entry.file):
         raise NotPermitted(
-            f"output={printable(directory)}: its manifest names {printable(name)} as that of an earlier generation, "
-            "expected a file that shardpress wrote. Do not use this output."
+            f"output={printable(directory)}: its manifest names {printable(entry.file)}, expected a result that "
+            "shardpress wrote. Do not use this output."
         )
-    return _checked_manifest(directory / name)
+    return entry
 
 
 def _checked_manifest(path: Path) -> dict[str, Any]:

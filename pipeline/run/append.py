@@ -82,18 +82,29 @@ def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> Fi
     DataError
         If the manifest or the model is damaged.
     """
-    directory = ledger.directory
     manifest = ledger.manifest()
     if manifest is None:
         raise DataError(
-            f"output={printable(directory)}: its manifest cannot be used (see the warning above). Restore "
+            f"output={printable(ledger.directory)}: its manifest cannot be used (see the warning above). Restore "
             "manifest.json from a copy. Without it, the same command without --append trains a new model."
         )
+    try:
+        return _compared(config, manifest, ledger, earlier)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"output={printable(ledger.directory)}: its manifest is not one that shardpress wrote: {error!r}. Restore "
+            "manifest.json from a copy."
+        ) from error
+
+
+def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier: EarlierResults) -> FinishedRun:
+    """Return the finished run with the changes of an append, given its manifest."""
+    directory = ledger.directory
     config = _with_settings_of(config, manifest, directory)
     model = _model_of(config, manifest, ledger)
     files = find_sources(config.inputs.input, config.inputs.dataset, None, config.inputs.follow)
     shards = manifest["request"]["inputs"]["shards"]
-    parts = [PartFacts.from_line(line) for line in manifest["parts"]]
+    parts = _parts_of(manifest)
     found = _compare(shards, parts, files)
     contents = ledger.contents()
     lines, edited = _check_contents(contents, found.unchanged, config.results.verify == "digests")
@@ -130,6 +141,18 @@ def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> Fi
         copies={number: tuple(part for part in parts if part.shard == number) for number in copied},
         row_digests=_row_digests(contents, shards, with_parts),
     )
+
+
+def _parts_of(manifest: Mapping[str, Any]) -> list[PartFacts]:
+    """Return the parts of a finished run. Raise `TypeError` if their facts or those of its appends are invalid."""
+    parts = [PartFacts.from_line(line) for line in manifest["parts"]]
+    for part in parts:
+        numbers = (part.shard, part.start, part.stop, part.n_rows, part.n_bad, part.n_outside, part.append_id or 0)
+        if not all(type(number) is int for number in numbers) or not isinstance(part.path, str):
+            raise TypeError(f"invalid facts about {part.entry.file}")
+    if not isinstance(manifest.get("appends", []), list):
+        raise TypeError("invalid facts about appends")
+    return parts
 
 
 def _is_complete(manifest: Mapping[str, Any], config: Config, ledger: Ledger, earlier: EarlierResults) -> bool:
@@ -188,6 +211,8 @@ def _with_settings_of(config: Config, manifest: Mapping[str, Any], directory: Pa
         if setting.affects in _OF_RESULTS and not is_default and values[name] != value:
             conflicts.append(f"{name} {as_typed(value)}, found {as_typed(values[name])}")
         if is_default and (setting.affects == "features" or name in _INHERITED):
+            if not setting.kind.is_valid(value):
+                raise ValueError(f"invalid setting {name}")
             inherited[name] = value
     if conflicts:
         raise ConfigError(

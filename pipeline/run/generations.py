@@ -17,7 +17,7 @@ from pipeline.alignment import Alignment, LinearMap, load_map
 from pipeline.errors import DataError, printable
 from pipeline.formats import fingerprint, seal
 from pipeline.output.ledger import Ledger
-from pipeline.output.records import OUTPUT, Entry, Record, fault_of, read_manifest
+from pipeline.output.records import OUTPUT, Entry, Record, fault_of, read_manifest, result_entry
 from pipeline.report.compare import align_manifests
 from pipeline.report.mapquality import Run, kept_accuracy
 from pipeline.settings.config import ResultSettings
@@ -86,7 +86,7 @@ def _same_generation(directory: Path, manifest: Manifest) -> Generations:
 
 
 def _is_intact(directory: Path, line: Mapping[str, Any]) -> bool:
-    fault = fault_of(directory, Entry(**line))
+    fault = fault_of(directory, result_entry(directory, line))
     if fault is not None:
         log.warning("%s; it is removed from the results", fault)
     return fault is None

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,8 +16,9 @@ from pipeline.classify.compare import Options, compare_representations
 from pipeline.encoding import encode as encode_module
 from pipeline.errors import DataError
 from pipeline.features import open_features
+from pipeline.formats import seal
 from pipeline.output.lock import locked
-from pipeline.output.records import read_manifest
+from pipeline.output.records import OUTPUT, manifest_path, read_manifest
 from pipeline.run.digests import digests_of_rows
 from pipeline.shards.open import open_shards
 from tests.support.cases import case
@@ -407,6 +409,30 @@ def test_a_damaged_manifest_is_reported_without_harm(runs: Workspace, finished: 
     flip((finished / "manifest.json").resolve())
     before = stamps(finished)
     assert runs.run(finished, "--append") == 65
+    assert stamps(finished) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["request"].pop("inputs"),
+        lambda manifest: manifest["request"]["inputs"].update(shards=[3]),
+        lambda manifest: manifest["parts"][0].pop("path"),
+        lambda manifest: manifest["parts"][0].update(shard="x"),
+        lambda manifest: manifest.update(config=[]),
+        lambda manifest: manifest["config"].update(missing_value=[1, {}]),
+        lambda manifest: manifest.update(appends=3),
+    ],
+)
+def test_a_forged_manifest_is_refused(
+    runs: Workspace, finished: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    manifest = read_manifest(finished)
+    change(manifest)
+    manifest_path(finished).resolve().write_bytes(seal(OUTPUT, manifest))
+    add(runs, "3.h5")
+    before = stamps(finished)
+    assert runs.run(finished, "--append") in (65, 78)
     assert stamps(finished) == before
 
 

@@ -236,14 +236,30 @@ def test_a_damaged_map_is_refused(runs: Workspace, first: Path) -> None:
         open_features(first, as_of=1)
 
 
-def test_a_forged_manifest_cannot_name_other_files(runs: Workspace, first: Path) -> None:
+@pytest.mark.parametrize("name", ["../secret.npz", "/etc/passwd", "run.json", "published/current/model.h5"])
+def test_a_forged_manifest_cannot_name_other_files(runs: Workspace, first: Path, name: str) -> None:
     assert runs.run(first, *RETRAIN) == 0
     manifest = read_manifest(first)
-    manifest["generations"][0]["manifest"]["file"] = "../secret.json"
-    path = manifest_path(first).resolve()
-    path.write_bytes(seal(OUTPUT, manifest))
+    manifest["generations"][0]["manifest"]["file"] = name
+    manifest["maps"][0]["file"]["file"] = name
+    manifest_path(first).resolve().write_bytes(seal(OUTPUT, manifest))
     with pytest.raises(NotPermitted):
         open_features(first, generation=1)
+    with pytest.raises(NotPermitted):
+        open_features(first, as_of=1)
+    add(runs, "2.h5")
+    assert runs.run(first, *RETRAIN[1:], "--append") == 77
+
+
+@pytest.mark.parametrize("field", ["generations", "maps"])
+@pytest.mark.parametrize("value", [[1], [{}], [{"generation": 1}], [{"generation": 1, "model": "a", "file": 3}], 7])
+def test_malformed_lists_are_refused(runs: Workspace, first: Path, field: str, value: object) -> None:
+    assert runs.run(first, *RETRAIN) == 0
+    manifest = {**read_manifest(first), field: value}
+    manifest_path(first).resolve().write_bytes(seal(OUTPUT, manifest))
+    argument = {"generations": "generation", "maps": "as_of"}[field]
+    with pytest.raises(DataError):
+        open_features(first, **{argument: 1})  # type: ignore[arg-type]
 
 
 # -- features name their encoder -----------------------------------------------------------------------------------
