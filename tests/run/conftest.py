@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from pipeline.scan import blocks
+from tests.support.appends import N_ROWS
 from tests.support.bad_shards import Shards, Silent
 from tests.support.helpers import write_shard
 from tests.support.interruptions import SIZES, undisturbed_features
@@ -28,6 +29,19 @@ def make_workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     before = os.getcwd()
     yield partial(Workspace, tmp_path)
     os.chdir(before)
+
+
+@pytest.fixture
+def growing(make_workspace: Callable[..., Workspace]) -> Workspace:
+    """Return a data set to which tests append files."""
+    return make_workspace(*N_ROWS)
+
+
+@pytest.fixture
+def finished(growing: Workspace, out: Path) -> Path:
+    """Return the output directory of a finished run over the data set `growing`."""
+    assert growing.run(out) == 0
+    return out
 
 
 @pytest.fixture(scope="session")

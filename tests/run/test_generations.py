@@ -23,6 +23,8 @@ from tests.support.interruptions import flip, stamps
 from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
 from tests.support.standin import Workspace
 
+pytestmark = pytest.mark.slow
+
 RETRAIN = ("--retrain", "--seed", "1")
 
 

@@ -1,0 +1,162 @@
+"""Tests of ``--append``: extras that are added to finished results without encoding rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.encoding import encode as encode_module
+from pipeline.features import open_features
+from pipeline.output.records import read_manifest
+from pipeline.run.digests import digests_of_rows
+from pipeline.shards.open import open_shards
+from tests.support.appends import N_ROWS, add, add_extra, ids_of, parts_of
+from tests.support.faulty import RecordingDisk
+from tests.support.helpers import write_shard
+from tests.support.interruptions import stamps
+from tests.support.logged import mentions
+from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
+from tests.support.standin import Workspace
+
+pytestmark = pytest.mark.slow
+
+
+# -- labels that are added later -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail if rows are encoded."""
+
+    def encode(*_arguments: object) -> None:
+        raise AssertionError("rows were encoded")
+
+    monkeypatch.setattr(encode_module, "_encode_rows", encode)
+
+
+@pytest.mark.parametrize(
+    "storage", [[], ["--storage-dtype", "float16"], ["--max-feature-error", "0.01"], ["--compression", "gzip"]]
+)
+def test_labels_written_into_the_files_are_copied_without_encoding(
+    growing: Workspace, out: Path, request: pytest.FixtureRequest, storage: list[str]
+) -> None:
+    assert growing.run(out, *storage) == 0
+    before = open_features(out).features.compute()
+    errors = [part.get("max_error") for part in read_manifest(out)["parts"]]
+    for number, path in enumerate(sorted(growing.shards.iterdir())):
+        add_extra(path, "z", np.full(N_ROWS[number], number))
+    request.getfixturevalue("not_encoded")
+    assert growing.run(out) == 78
+    assert mentions((out / "run.log").read_text(), "--append")
+    assert growing.run(out, "--append") == 0
+    opened = open_features(out)
+    np.testing.assert_array_equal(opened.features.compute(), before)
+    assert opened.features.dtype == before.dtype
+    assert [part.get("max_error") for part in read_manifest(out)["parts"]] == errors
+    assert opened.extras["z"].compute().tolist() == [0] * 20 + [1] * 9 + [2] * 15
+    assert ids_of(out) == [0] * 44
+    assert read_manifest(out)["appends"][-1]["n_copied"] == 3
+    assert run_seen_by_readers(out) is not None
+    assert invalid_entries(out) == leftovers(out) == []
+    recording = RecordingDisk()
+    assert growing.run(out, "--append", disk=recording) == 0
+    assert recording.calls == []
+
+
+@pytest.mark.process
+def test_extras_can_be_included_later_without_encoding(
+    growing: Workspace, out: Path, request: pytest.FixtureRequest
+) -> None:
+    for number, path in enumerate(sorted(growing.shards.iterdir())):
+        add_extra(path, "obs/z", np.full(N_ROWS[number], number))
+    assert growing.run(out) == 0
+    before = open_features(out).features.compute()
+    request.getfixturevalue("not_encoded")
+    assert growing.run(out, "--include", "obs/z") == 78
+    assert mentions((out / "run.log").read_text(), "--append")
+    assert growing.run(out, "--append", "--include", "obs/z") == 0
+    opened = open_features(out)
+    np.testing.assert_array_equal(opened.features.compute(), before)
+    assert opened.extras["z"].compute().tolist() == [0] * 20 + [1] * 9 + [2] * 15
+    assert set(opened.extras) == {"y", "z", "append_id"}
+    recording = RecordingDisk()
+    for flags in ([], ["--include", "obs/z"]):  # the extra is kept without the flag
+        assert growing.run(out, "--append", *flags, disk=recording) == 0
+    assert recording.calls == []
+
+
+@pytest.mark.process
+def test_an_extra_that_does_not_exist_is_refused(growing: Workspace, finished: Path) -> None:
+    before = stamps(finished)
+    assert growing.run(finished, "--append", "--include", "obs/nothing") == 65
+    assert stamps(finished) == before
+
+
+@pytest.mark.process
+def test_labels_of_some_files_are_copied_with_a_mask(growing: Workspace, finished: Path) -> None:
+    add_extra(growing.shards / "1.h5", "obs/z", np.arange(9))
+    assert growing.run(finished, "--append", "--include", "obs/z") == 0
+    opened = open_features(finished)
+    assert opened.extras["z_present"].compute().tolist() == [False] * 20 + [True] * 9 + [False] * 15
+    assert opened.extras["z"].compute()[20:29].tolist() == list(range(9))
+    add(growing, "3.h5", n_rows=2)  # without the extra
+    assert growing.run(finished, "--append") == 0
+    assert open_features(finished).extras["z_present"].compute().tolist()[-2:] == [False, False]
+
+
+def test_changed_rows_are_encoded_again_despite_new_labels(growing: Workspace, finished: Path) -> None:
+    for number, path in enumerate(sorted(growing.shards.iterdir())):
+        add_extra(path, "z", np.arange(N_ROWS[number]))
+    with h5py.File(growing.shards / "1.h5", "r+") as file:
+        file["X"][0, 0] += 1
+    before = open_features(finished).features.compute()
+    assert growing.run(finished, "--append") == 0
+    after = open_features(finished).features.compute()
+    assert np.flatnonzero((before != after).any(axis=1)).tolist() == [20]
+    assert ids_of(finished) == [0] * 20 + [1] * 9 + [0] * 15
+    facts = read_manifest(finished)["appends"][-1]
+    assert (facts["n_copied"], facts["n_changed"], facts["n_rows"]) == (2, 1, 9)
+
+
+def test_bad_rows_and_drift_are_copied(growing: Workspace, out: Path) -> None:
+    with h5py.File(growing.shards / "1.h5", "r+") as file:
+        file["X"][4, 2] = np.nan
+    assert growing.run(out, "--on-bad-data", "quarantine", "--max-bad-rows", "1") == 0
+    lines = (out / "quarantine.jsonl").read_text()
+    for number, path in enumerate(sorted(growing.shards.iterdir())):
+        add_extra(path, "z", np.arange(N_ROWS[number]))
+    assert growing.run(out, "--append") == 0
+    assert (out / "quarantine.jsonl").read_text() == lines
+    assert np.flatnonzero(~open_features(out).valid.compute()).tolist() == [24]
+
+
+def test_a_damaged_part_is_not_copied(growing: Workspace, finished: Path) -> None:
+    expected = open_features(finished).features.compute()
+    (finished / parts_of(finished)[0]).write_bytes(b"damaged")
+    for number, path in enumerate(sorted(growing.shards.iterdir())):
+        add_extra(path, "z", np.arange(N_ROWS[number]))
+    assert growing.run(finished, "--append") == 0
+    np.testing.assert_array_equal(open_features(finished).features.compute(), expected)
+    assert read_manifest(finished)["appends"][-1]["n_copied"] == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"chunks": (4, 4)}, {"chunks": (5, 2), "compression": "gzip"}])
+def test_the_digest_of_rows_ignores_other_datasets(tmp_path: Path, options: dict[str, object]) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 4))
+    path = tmp_path / "0.h5"
+    write_shard(path, rows, **options)
+    (before,) = digests_of_rows(open_shards([str(path)]), 1)
+    assert before is not None
+    add_extra(path, "y", np.arange(20))
+    assert digests_of_rows(open_shards([str(path)]), 1) == [before]
+    with h5py.File(path, "r+") as file:
+        file["X"][7, 2] += 1
+    assert digests_of_rows(open_shards([str(path)]), 1) != [before]
+    with h5py.File(path, "r+") as file:
+        file["X"][7] = rows[7]
+        del file["X"]
+        file.create_dataset("X", data=rows.reshape(10, 8), **({} if not options else {"chunks": (5, 4)}))
+    assert digests_of_rows(open_shards([str(path)], "X"), 1) != [before]

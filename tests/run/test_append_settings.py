@@ -1,0 +1,305 @@
+"""Tests of ``--append``: settings and files of the finished run, and inputs that are refused."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from pipeline.classify.compare import Options, compare_representations
+from pipeline.errors import DataError
+from pipeline.features import open_features
+from pipeline.formats import seal
+from pipeline.output.lock import locked
+from pipeline.output.records import OUTPUT, manifest_path, read_manifest
+from tests.support.appends import N_ROWS, add, ids_of, parts_of, write
+from tests.support.interruptions import flip, stamps
+from tests.support.logged import COMPLETE, mentions
+from tests.support.soak_protocol import run_seen_by_readers
+from tests.support.standin import Workspace
+
+pytestmark = pytest.mark.slow
+
+
+# -- settings and files of the finished run ------------------------------------------------------------------------
+
+
+def test_settings_of_the_finished_run_are_kept(growing: Workspace, out: Path) -> None:
+    for path in growing.shards.iterdir():
+        with h5py.File(path, "r+") as file:
+            file["X"][0] = -999
+    assert growing.run(out, "--missing-value", "-999", "--on-bad-data", "quarantine", "--max-bad-rows", "9") == 0
+    path = add(growing, "3.h5")
+    with h5py.File(path, "r+") as file:
+        file["X"][2] = -999
+    assert growing.run(out, "--append") == 0
+    assert np.flatnonzero(~open_features(out).valid.compute()).tolist() == [0, 20, 29, 46]
+    lines = (out / "quarantine.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    assert read_manifest(out)["config"]["missing_value"] == -999
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [["--seed", "1"], ["--storage-dtype", "float16"], ["--on-drift", "clip"], ["--append", "--overwrite"]],
+    ids=lambda flags: flags[-1],
+)
+def test_other_settings_are_refused(growing: Workspace, finished: Path, flags: list[str]) -> None:
+    add(growing, "3.h5")
+    before = stamps(finished)
+    assert growing.run(finished, "--append", *flags) in (64, 78)
+    assert stamps(finished) == before
+
+
+def test_another_model_is_refused(growing: Workspace, finished: Path) -> None:
+    other = growing.folder / "other"
+    assert growing.run(other, "--seed", "1") == 0
+    add(growing, "3.h5")
+    assert growing.run(finished, "--append", "--model", str(other)) == 78
+    assert growing.run(finished, "--append", "--model", str(shutil.copy(finished / "model.h5", growing.folder))) == 0
+
+
+def test_results_of_a_given_model_can_be_extended(growing: Workspace, finished: Path) -> None:
+    again = growing.folder / "again"
+    assert growing.run(again, "--model", str(finished)) == 0
+    add(growing, "3.h5")
+    assert growing.run(again, "--append", "--model", str(finished)) == 0
+    assert ids_of(again) == [0] * 44 + [1] * 7
+
+
+def test_float16_features_stay_float16(growing: Workspace, out: Path) -> None:
+    assert growing.run(out, "--max-feature-error", "0.001") == 0
+    add(growing, "3.h5")
+    assert growing.run(out, "--append") == 0
+    assert open_features(out).features.dtype == np.float16
+
+
+def test_optional_files_are_kept_up_to_date(growing: Workspace, out: Path) -> None:
+    assert growing.run(out, "--format", "parquet", "--single-file") == 0
+    add(growing, "3.h5")
+    assert growing.run(out, "--append") == 0
+    assert run_seen_by_readers(out) is not None  # compares the Parquet files and the single file with the features
+    assert (out / "single.h5").exists()
+    assert len(list((out / "parquet").iterdir())) == len(parts_of(out))
+
+
+def test_optional_files_can_be_added(growing: Workspace, finished: Path) -> None:
+    before = parts_of(finished)
+    assert growing.run(finished, "--append", "--format", "parquet", "--single-file") == 0
+    assert parts_of(finished) == before
+    assert run_seen_by_readers(finished) is not None
+    assert (finished / "single.h5").exists()
+
+
+def test_a_run_without_append_names_it(growing: Workspace, finished: Path) -> None:
+    path = add(growing, "3.h5")
+    assert growing.run(finished) == 78
+    assert mentions((finished / "run.log").read_text(), "--append", "--model", "--overwrite")
+    assert growing.run(finished, "--append") == 0
+    assert growing.run(finished) == 78  # it would train on all files
+    path.unlink()
+    assert growing.run(finished) == 78
+    assert growing.run(finished, "--overwrite") in (0, 78)
+
+
+# -- refused files and directories ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("n_inputs", "extras", "words"),
+    [
+        (5, {"y": np.arange(6)}, "columns"),
+        (4, {}, "y"),
+        (4, {"y": np.arange(6.0)}, "float64"),
+        (4, {"y": np.array([b"a"] * 6)}, "S1"),
+    ],
+    ids=["another width", "no extra", "an extra of another dtype", "an extra of text"],
+)
+def test_files_that_do_not_fit_are_refused(
+    growing: Workspace, finished: Path, n_inputs: int, extras: dict[str, object], words: str
+) -> None:
+    write(growing.shards / "3.h5", n_inputs, **extras)
+    before = stamps(finished)
+    assert growing.run(finished, "--append") == 65
+    text = (finished / "run.log").read_text()
+    assert mentions(text, "3.h5")
+    assert mentions(text, words)
+    assert stamps(finished) == before
+
+
+def test_further_extras_are_left_out(growing: Workspace, finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(growing.shards / "3.h5", y=np.arange(6), z=np.arange(6))
+    assert growing.run(finished, "--append") == 0
+    assert any(record.levelname == "WARNING" and "z" in record.message for record in caplog.records)
+    assert set(open_features(finished).extras) == {"y", "append_id"}
+
+
+def test_rows_without_a_value_stay_marked(growing: Workspace, out: Path) -> None:
+    write(growing.shards / "2.h5")  # without labels
+    assert growing.run(out) == 0
+    assert open_features(out).extras["y_present"].compute().tolist() == [True] * 29 + [False] * 6
+    add(growing, "3.h5", n_rows=2)
+    write(growing.shards / "4.h5")
+    assert growing.run(out, "--append") == 0
+    assert open_features(out).extras["y_present"].compute().tolist()[35:] == [True] * 2 + [False] * 6
+
+
+def test_a_refused_new_file_can_be_left_out(growing: Workspace, out: Path) -> None:
+    flags = ("--on-bad-data", "skip", "--max-bad-shards", "1")
+    assert growing.run(out, *flags) == 0
+    (growing.shards / "3.h5").write_bytes(b"bad")
+    add(growing, "4.h5")
+    assert growing.run(out, "--append", *flags) == 0
+    assert [Path(bad["file"]).name for bad in read_manifest(out)["bad_shards"]] == ["3.h5"]
+    add(growing, "3.h5", n_rows=5)  # repaired
+    assert growing.run(out, "--append", *flags) == 0
+    assert read_manifest(out)["bad_shards"] == []
+    assert ids_of(out) == [0] * 44 + [1] * 7 + [2] * 5
+
+
+def test_a_directory_without_a_finished_run_is_refused(growing: Workspace, out: Path) -> None:
+    assert growing.run(out, "--append") == 66
+    assert not out.exists()
+    out.mkdir()
+    assert growing.run(out, "--append") == 66
+    assert list(out.iterdir()) == []
+
+
+def test_a_second_append_at_the_same_time_is_refused(growing: Workspace, finished: Path) -> None:
+    add(growing, "3.h5")
+    with locked(finished):
+        assert growing.run(finished, "--append") == 75
+    assert growing.run(finished, "--append") == 0
+
+
+def test_an_append_during_a_read_changes_no_value(growing: Workspace, finished: Path) -> None:
+    opened = open_features(finished)
+    before = opened.features[:5].compute()
+    add(growing, "3.h5")
+    assert growing.run(finished, "--append") == 0
+    np.testing.assert_array_equal(opened.features[:5].compute(), before)
+    assert opened.features.compute().shape == (44, 2)
+
+
+def test_a_damaged_model_is_replaced_by_the_result_of_the_training(growing: Workspace, finished: Path) -> None:
+    expected = (finished / "model.h5").read_bytes()
+    flip((finished / "model.h5").resolve())
+    add(growing, "3.h5")
+    assert growing.run(finished, "--append") == 0
+    assert (finished / "model.h5").read_bytes() == expected
+    flip((finished / "model.h5").resolve())
+    flip(next((finished / "stages").glob("model-*.h5")))
+    add(growing, "4.h5")
+    assert growing.run(finished, "--append") == 65
+
+
+@pytest.mark.parametrize("name", ["index.h5", "encoder.npz", "report.html"])
+@pytest.mark.parametrize("has_new_file", [False, True])
+def test_missing_files_of_the_finished_run_are_written_again(
+    growing: Workspace, finished: Path, name: str, has_new_file: bool
+) -> None:
+    (finished / name).resolve().unlink()
+    if has_new_file:
+        add(growing, "3.h5")
+    assert growing.run(finished, "--append") == 0
+    assert run_seen_by_readers(finished) is not None
+    assert (finished / name).exists()
+
+
+def test_a_damaged_manifest_is_reported_without_harm(growing: Workspace, finished: Path) -> None:
+    flip((finished / "manifest.json").resolve())
+    before = stamps(finished)
+    assert growing.run(finished, "--append") == 65
+    assert stamps(finished) == before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["request"].pop("inputs"),
+        lambda manifest: manifest["request"]["inputs"].update(shards=[3]),
+        lambda manifest: manifest["parts"][0].pop("path"),
+        lambda manifest: manifest["parts"][0].update(shard="x"),
+        lambda manifest: manifest.update(config=[]),
+        lambda manifest: manifest["config"].update(missing_value=[1, {}]),
+        lambda manifest: manifest.update(appends=3),
+    ],
+)
+def test_a_forged_manifest_is_refused(
+    growing: Workspace, finished: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    manifest = read_manifest(finished)
+    change(manifest)
+    manifest_path(finished).resolve().write_bytes(seal(OUTPUT, manifest))
+    add(growing, "3.h5")
+    before = stamps(finished)
+    assert growing.run(finished, "--append") in (65, 78)
+    assert stamps(finished) == before
+
+
+def test_only_bad_new_files_leave_the_results_complete(growing: Workspace, out: Path) -> None:
+    flags = ("--on-bad-data", "skip", "--max-bad-shards", "50%")
+    assert growing.run(out, *flags) == 0
+    (growing.shards / "3.h5").write_bytes(b"bad")
+    before = stamps(out)
+    assert growing.run(out, "--append", *flags) == 0
+    assert stamps(out) == before
+    assert mentions((out / "run.log").read_text(), COMPLETE, 44)
+    assert growing.run(out, "--append", "--on-bad-data", "skip", "--max-bad-shards", "0") == 65
+
+
+def test_a_single_new_row_is_not_judged(growing: Workspace, finished: Path) -> None:
+    add(growing, "3.h5", n_rows=1)
+    assert growing.run(finished, "--append") == 0
+    manifest = read_manifest(finished)
+    assert manifest["summary"]["verdict"] is None
+    assert "few" in manifest["appends"][-1]["drift"]["reasons"][0]
+
+
+def test_rows_outside_the_range_are_expected_if_some_rows_did_not_determine_it(growing: Workspace, out: Path) -> None:
+    """With ``--fit-on``, rows like those that were left out are no drift."""
+    rng = np.random.default_rng(3)
+
+    def mixed(name: str, n_rows: int) -> None:
+        path = add(growing, name, n_rows, seed=len(name))
+        is_wide = rng.random(n_rows) < 0.5
+        with h5py.File(path, "r+") as file:
+            file["X"][...] = rng.normal(size=(n_rows, 4)) * np.where(is_wide, 2, 1)[:, None]
+            file["y"][...] = is_wide
+
+    for path in list(growing.shards.iterdir()):
+        path.unlink()
+    mixed("0.h5", 1200)
+    flags = ("--fit-on", "y == 0")
+    assert growing.run(out, *flags) == 0
+    mixed("1.h5", 600)
+    assert growing.run(out, "--append", *flags) == 0
+    drift = read_manifest(out)["appends"][-1]["drift"]
+    assert drift["outside_share"] > 0.1
+    assert abs(drift["outside_share"] - drift["reference_outside_share"]) < 0.1
+    assert drift["verdict"] == "keep"
+
+
+# -- classifiers ---------------------------------------------------------------------------------------------------
+
+
+def test_appended_rows_test_classifiers_of_supervised_features(growing: Workspace, out: Path) -> None:
+    for path in sorted(growing.shards.iterdir()):
+        with h5py.File(path, "r+") as file:
+            file["y"][...] = file["X"][:, 0] > 0
+    assert growing.run(out, "--target", "y") == 0
+    options = Options(str(out), test=None, labels="y", passes=20, memory_budget=2**28, seed=0)
+    with pytest.raises(DataError, match="targets"):
+        compare_representations(options)
+    path = add(growing, "3.h5", n_rows=30)
+    with h5py.File(path, "r+") as file:
+        file["y"][...] = file["X"][:, 0] > 0
+    assert growing.run(out, "--append") == 0
+    found = compare_representations(options)
+    assert found.tested_on.startswith("the 30 rows")
+    assert found.n_train == sum(N_ROWS)
