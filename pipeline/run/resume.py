@@ -307,12 +307,13 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
     changed = differences(before, now)
     results = config.results
     if other_inputs(before, now) and not (results.retrain and results.drop_missing):
-        advice = (
-            "Choose another --output, or discard the results with --restart. (--overwrite replaces only results of "
-        )
-        advice += "the same files.)"
         if results.retrain:
             advice = "Add these files to --input, or train without them with --drop-missing."
+        else:
+            advice = (
+                "Choose another --output, or discard the results with --restart. (--overwrite replaces only results of "
+                "the same files.)"
+            )
         raise ConfigError(f"{where}: contains the results of other input files: {changed}. {advice}")
     if not (results.overwrite or results.retrain):
         advice = (

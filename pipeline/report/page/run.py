@@ -199,6 +199,8 @@ def steps(report: Mapping[str, Any]) -> Section:
     if probe:
         line = f"shardpress classify --features {output} --labels {shlex.quote(cut(probe['labels'], 120))}"
         commands.append(Command("Train a classifier on the features", line))
+    line = f"shardpress run --append --input INPUT --output {output}"
+    commands.append(Command("Add new files of the input to these features", line))
     if config.get("model") is None:
         line = f"shardpress run --model {output} --input NEW --output {output}-new"
         commands.append(Command("Encode other shards with this model", line))
