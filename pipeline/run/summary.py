@@ -128,10 +128,10 @@ class Summary:
 
     def _remarks(self) -> str:
         remarks = []
-        if self.verdict is not None and not self.before:
-            remarks.append(_VERDICTS[self.verdict])
         if self.judgment:
             remarks.append(self.judgment)
+        if self.verdict is not None and not self.before:
+            remarks.append(_VERDICTS[self.verdict])
         if self.n_bad:
             remarks.append(f"{quantity(self.n_bad, 'bad row')} with NaN features.")
         if self.n_bad_shards:
