@@ -315,6 +315,7 @@ class _Finish:
             n_outside=sum(part.n_outside for part in self._parts),
             appended=None if prepared.finished is None else prepared.finished.counts(self._parts),
             verdict=self._verdict.verdict if self._verdict is not None and self._verdict.n_sampled else None,
+            generation=self._generations.number if self._generations.number > 1 else None,
             compiling=state.seconds_compiling,
             gave_up=gave_up(training),
             n_components=self._model.network.n_features,

@@ -60,6 +60,8 @@ class Summary:
         ``n_changed``, ``n_copied``, ``n_dropped``), and the number of rows that were encoded (``n_rows``).
     verdict : str, optional
         For an append, the verdict on the new rows: ``keep``, ``watch`` or ``retrain``.
+    generation : int, optional
+        Number of the generation, if it is not the first one.
     """
 
     output: str
@@ -82,6 +84,7 @@ class Summary:
     n_components: int | None = None
     appended: dict[str, int] | None = None
     verdict: str | None = None
+    generation: int | None = None
 
     def __str__(self) -> str:
         verb = "Already complete" if self.before else "Done"
@@ -128,6 +131,8 @@ class Summary:
 
     def _remarks(self) -> str:
         remarks = []
+        if self.generation is not None:
+            remarks.append(f"These are the features of generation {self.generation}.")
         if self.judgment:
             remarks.append(self.judgment)
         if self.verdict is not None and not self.before:

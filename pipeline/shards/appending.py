@@ -16,7 +16,7 @@ __all__ = ["fit_extras"]
 
 log = logging.getLogger(__name__)
 
-_NOT_IN_EARLIER = "the earlier rows do not have it; --append --include adds it to all rows"
+_NOT_IN_EARLIER = "not in the earlier rows (--append --include adds it to all rows)"
 _NAMED = 20  # extras that a message names
 
 
