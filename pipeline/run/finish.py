@@ -32,6 +32,7 @@ from pipeline.report.newrows import Verdict
 from pipeline.report.page.build import page_bytes, report_bytes
 from pipeline.report.rows import Preprocessing, RowCheck, check_rows
 from pipeline.report.sample import PartSource, SampleSpec, largest_sample
+from pipeline.run.all_ranges import ranges_of_all_rows
 from pipeline.run.context import RunContext, versions
 from pipeline.run.deadline import gave_up, warn_if_late
 from pipeline.run.encoding_stage import Encoded
@@ -184,6 +185,8 @@ class _Finish:
         if prepared.finished is not None:
             self._kept_keys = [*prepared.finished.manifest["kept"], results.encoded.key]
             self._kept_keys.append(reference_key(prepared.finished))
+            if results.scan is not None:
+                self._kept_keys.append(prepared.request.of_scan())
         self._attributes = {**context.attributes(prepared, results.model), "storage": results.facts["storage"]}
         self._preprocessing = _preprocessing_of(prepared, results.model)
         self._verdict: Verdict | None = None
@@ -359,6 +362,7 @@ class _Finish:
         report["generations"] = self._generations.facts()
         if prepared.finished is not None:
             report["appends"] = self._appends(prepared.finished)[-_MAX_APPENDS:]
+            report["ranges"] = ranges_of_all_rows(self._ledger, prepared.finished, self._scan)
         state.end_stage("report")
         return report
 

@@ -158,8 +158,14 @@ class Prepared:
 
     @property
     def is_scanned(self) -> bool:
-        """Whether the run scans its rows: to train a model, or to count bad rows before a part is written."""
-        return self.given_model is None or self.allows_bad_data
+        """Whether the run scans its rows.
+
+        The scan is needed to train a model, to count bad rows before a part is written, and to find the ranges of
+        appended rows. Rows whose features are copied are not scanned.
+        """
+        if self.finished is not None and (self.finished.copies or self.finished.reused):
+            return self.allows_bad_data and len(self.finished.copies) < len(self.shards)
+        return self.given_model is None or self.allows_bad_data or self.finished is not None
 
     @property
     def impute(self) -> str | None:

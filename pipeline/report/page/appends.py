@@ -9,7 +9,7 @@ from pipeline.errors import quantity
 from pipeline.report.page.document import Item, Section, Table
 from pipeline.report.page.pictures import curves
 from pipeline.report.page.verdict import drift
-from pipeline.report.page.words import count, cut, number, percent
+from pipeline.report.page.words import column, count, cut, number, percent
 
 __all__ = ["appends"]
 
@@ -29,7 +29,8 @@ def appends(report: Mapping[str, Any]) -> Section | None:
     found = report.get("appends")
     if not found:
         return None
-    return Section("Appended rows", (*_last_verdict(found[-1]), *drift(report.get("drift")), *_history(found)))
+    items = [*_last_verdict(found[-1]), *drift(report.get("drift")), *_ranges(report.get("ranges")), *_history(found)]
+    return Section("Appended rows", tuple(items))
 
 
 def _last_verdict(last: Mapping[str, Any]) -> Iterator[Item]:
@@ -40,6 +41,18 @@ def _last_verdict(last: Mapping[str, Any]) -> Iterator[Item]:
     yield f"Verdict on the last append ({quantity(last['n_rows'], 'row')}): {_VERDICTS[verdict['verdict']]}"
     for reason in verdict["reasons"]:
         yield cut(reason, 500)
+
+
+def _ranges(found: Mapping[str, Any] | None) -> Iterator[Item]:
+    """Yield the ranges that columns would have if the model were trained again on all rows."""
+    if not found or not found["n_columns"]:
+        return
+    rows = []
+    for each in found["columns"]:
+        trained = f"{number(each['low'])} to {number(each['high'])}"
+        rows.append((column(each), trained, f"{number(each['all_low'])} to {number(each['all_high'])}"))
+    title = f"Columns with a wider range in all rows: {count(found['n_columns'])}"
+    yield Table.of(title, "column, training range, range of all rows", rows)
 
 
 def _history(found: Sequence[Mapping[str, Any]]) -> Iterator[Item]:
