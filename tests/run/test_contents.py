@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.hdf5.files import opened
 from pipeline.hdf5.values import file_digest
-from pipeline.run import contents
+from pipeline.run import digests
 from pipeline.run.encoding_stage import EncodingStage
 from pipeline.run.scan_stage import ScanStage
 from tests.support.interruptions import STEPS, FullDisk, results, stamps, undisturbed_features
@@ -46,7 +46,7 @@ def digested_paths(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.append(path)
         return file_digest(path, identity)
 
-    monkeypatch.setattr(contents, "file_digest", digest_and_count)
+    monkeypatch.setattr(digests, "file_digest", digest_and_count)
     return paths
 
 
