@@ -228,24 +228,19 @@ def _stored_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
 
-def _load_model(ledger: Ledger) -> Model:
-    """Return the published model or, if its file is damaged, the result of the training that it was copied from."""
-    path = published_file(ledger.directory, "model.h5")
-    try:
-        return load_model(path)
-    except (DataError, NoInput) as error:
-        for record in ledger.records("model"):
+def _load_model(manifest: Mapping[str, Any], ledger: Ledger) -> Model:
+    """Return the model that the training has stored or, without one, the published copy of a given model."""
+    for record in ledger.records("model"):
+        if record.fingerprint in manifest["kept"]:
             with suppress(DataError, NoInput):
-                model = load_model(ledger.directory / record.entry.file)
-                log.warning("%s; it is written again", error)
-                return model
-        raise
+                return load_model(ledger.directory / record.entry.file)
+    return load_model(published_file(ledger.directory, "model.h5"))
 
 
 def _model_of(config: Config, manifest: Mapping[str, Any], ledger: Ledger) -> Model:
     """Return the model of a finished run. Raise `ConfigError` if `--model` is another one."""
     directory = ledger.directory
-    model = _load_model(ledger)
+    model = _load_model(manifest, ledger)
     if model.fingerprint != manifest["model"]:
         raise DataError(
             f"output={printable(directory)}: model.h5 is the encoder {model.fingerprint}, expected "

@@ -40,6 +40,8 @@ def digest_of(path: str, identity: Identity) -> str | None:
 
 def digests_of_rows(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
     """Return the digest of the dataset with the rows of each shard, or None if it is unknown."""
+    if not shards:
+        return []
     with threads(n_threads) as pool:
         return compute([(_digest_of_rows, shard) for shard in shards], pool, n_threads)
 

@@ -123,9 +123,11 @@ class EarlierResults:
         # A size takes less time than a task.
         n_per_task = 1 if self._compares_digests else _SIZES_PER_TASK
         batches = [unchecked[start : start + n_per_task] for start in range(0, len(unchecked), n_per_task)]
-        with threads(self._n_threads) as pool:
-            results = compute([(check, batch) for batch in batches], pool, self._n_threads)
-        found = [fault for batch in results for fault in batch]
+        found: list[str | None] = []
+        if batches:  # starting a pool takes as long as comparing many sizes
+            with threads(self._n_threads) as pool:
+                results = compute([(check, batch) for batch in batches], pool, self._n_threads)
+            found = [fault for batch in results for fault in batch]
         self._faults.update(zip(unchecked, found, strict=True))
         if not self._is_readonly:
             self.ledger.check()
