@@ -104,7 +104,8 @@ def _view(
 def _write_append_ids(file: h5py.File, append_ids: Sequence[tuple[int, int]]) -> None:
     """Write the number of the append of each row, unless an extra has this name.
 
-    Long runs of equal numbers compress to almost nothing.
+    Chunks in which all numbers are 0 are not written: 0 is the fill value. The time therefore depends on the number of
+    appended rows. Long runs of equal numbers compress to almost nothing.
     """
     if APPEND_ID in file:
         return
@@ -119,10 +120,14 @@ def _write_append_ids(file: h5py.File, append_ids: Sequence[tuple[int, int]]) ->
         track_times=False,
     )
     numbers = np.array([number for number, _ in append_ids], np.int32)
-    ends = np.cumsum([n for _, n in append_ids])
+    bounds = np.cumsum([0, *(n for _, n in append_ids)])
     for start in range(0, n_rows, _CHUNK_ROWS):
-        rows = np.arange(start, min(n_rows, start + _CHUNK_ROWS))
-        dataset[start : start + len(rows)] = numbers[np.searchsorted(ends, rows, side="right")]
+        stop = min(n_rows, start + _CHUNK_ROWS)
+        first = np.searchsorted(bounds, start, side="right") - 1
+        end = np.searchsorted(bounds, stop, side="left")
+        if numbers[first:end].any():
+            lengths = np.diff(np.clip(bounds[first : end + 1], start, stop))
+            dataset[start:stop] = np.repeat(numbers[first:end], lengths)
 
 
 def _joined_shapes(files: Sequence[_File]) -> dict[str, Shape]:

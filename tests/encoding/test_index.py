@@ -133,3 +133,29 @@ def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path):
     with h5py.File(directory / "index.h5") as file:
         assert np.isnan(file["features"][:]).any(axis=1).tolist() == [4 <= i < 6 for i in range(10)]
         assert file["y"][:].tolist() == [0, 1, 2, 3, *2 * [missing_value(np.dtype(int))], 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "lengths", "n_stored"),
+    [
+        ([0, 0, 0, 1], [9, 3, 4, 1], 1),
+        ([2, 0, 0, 2, 1], [3, 0, 21, 2, 7], 3),
+        ([0, 0], [20, 5], 0),
+        ([1, 2, 3], [1, 1, 1], 1),
+    ],
+    ids=["appended", "mixed", "none", "short"],
+)
+def test_the_index_tells_which_append_encoded_each_row(monkeypatch, numbers, lengths, n_stored):
+    monkeypatch.setattr("pipeline.encoding.index._CHUNK_ROWS", 8)
+    parts = list(enumerate(lengths))
+
+    def viewed(part):
+        number, n_rows = part
+        return f"parts/{number}.h5", part_shapes(n_rows, 2, (), np.dtype("float32"))
+
+    append_ids = list(zip(numbers, lengths, strict=True))
+    (data,) = dict(index_files(parts, viewed, {}, {}, append_ids=append_ids)).values()
+    with h5py.File.in_memory(data) as index:
+        dataset = index["append_id"]
+        np.testing.assert_array_equal(dataset[()], np.repeat(numbers, lengths))
+        assert dataset.id.get_num_chunks() == n_stored  # chunks of zeros take no time and no space
