@@ -181,12 +181,12 @@ class _Finish:
         self._facts = results.facts
         self._features_key = results.encoded.key
         # These results stay in the directory, so that a later run can reuse them.
-        self._kept_keys = [prepared.request.of_scan(), results.model_key, results.encoded.key]
+        self._kept_keys = [prepared.scan_key, results.model_key, results.encoded.key]
         if prepared.finished is not None:
             self._kept_keys = [*prepared.finished.manifest["kept"], results.encoded.key]
             self._kept_keys.append(reference_key(prepared.finished))
             if results.scan is not None:
-                self._kept_keys.append(prepared.request.of_scan())
+                self._kept_keys.append(prepared.scan_key)
         self._attributes = {**context.attributes(prepared, results.model), "storage": results.facts["storage"]}
         self._preprocessing = _preprocessing_of(prepared, results.model)
         self._verdict: Verdict | None = None

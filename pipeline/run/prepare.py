@@ -16,6 +16,7 @@ from pipeline.cluster.pool import check_settings
 from pipeline.columns import Columns
 from pipeline.device import TILE_ROWS
 from pipeline.errors import ConfigError, DataError, printable, quantity
+from pipeline.formats import fingerprint
 from pipeline.frames import import_pyarrow
 from pipeline.model import Model, load_model
 from pipeline.output.inside import files_inside
@@ -166,6 +167,13 @@ class Prepared:
         if self.finished is not None and (self.finished.copies or self.finished.reused):
             return self.allows_bad_data and len(self.finished.copies) < len(self.shards)
         return self.given_model is None or self.allows_bad_data or self.finished is not None
+
+    @property
+    def scan_key(self) -> str:
+        """Fingerprint of the inputs and the settings that determine the scan."""
+        key = self.request.of_scan()
+        # A training must not use the scan of an append, which lacks what only the training needs.
+        return key if self.finished is None else fingerprint(key, "append")
 
     @property
     def impute(self) -> str | None:

@@ -65,7 +65,7 @@ class ScanStage:
 
     def key(self) -> str:
         """Return the fingerprint of the inputs and the settings that determine the scan."""
-        return self.prepared.request.of_scan()
+        return self.prepared.scan_key
 
     def load(self, earlier: EarlierResults) -> Scan | None:
         """Return the scan of an earlier run, or None."""
@@ -155,8 +155,11 @@ class ScanStage:
         ranges.check_usable(self.prepared.shards, scan, self.prepared.config.bad_data.missing_value)
 
     def facts(self, scan: Scan) -> dict[str, Any]:
-        """Return facts about the rows for the report."""
-        return {"scan": scan.summary()}
+        """Return facts about the rows for the report. The scaling is that of the model."""
+        facts = scan.summary()
+        if self.prepared.given_model is not None:
+            facts["scale"] = self.prepared.given_model.scaler.scale_setting
+        return {"scan": facts}
 
     def memory_bytes(self, resident: bool) -> int:
         """Return the bytes of the blocks that the threads hold."""
@@ -222,6 +225,7 @@ class ScanStage:
             chunk_bytes=prepared.budget.chunk_bytes,
             missing_indicator=prepared.given_model is None and prepared.config.bad_data.missing_indicator,
             ranks=prepared.given_model is None and prepared.config.scaling.transform == "rank",
+            for_training=prepared.finished is None,
         )
 
     def _advice_on_bad_rows(self, scan: Scan) -> str:

@@ -109,6 +109,9 @@ class ScanSettings:
         True if each column with missing values gets an indicator.
     ranks : bool
         True if values are replaced by their ranks.
+    for_training : bool
+        False if no model will be trained on the rows. The scan then lacks everything that depends on a sample of the
+        rows, except for clipped ranges and fill values.
     """
 
     block_rows: int
@@ -120,6 +123,7 @@ class ScanSettings:
     chunk_bytes: int = 0
     missing_indicator: bool = False
     ranks: bool = False
+    for_training: bool = True
 
     @property
     def fills(self) -> bool:

@@ -86,9 +86,10 @@ class Scan:
         contains NaN, Inf or the missing value. If missing values are filled in, a row is bad if it contains Inf, or if
         all values are missing. All rows of unreadable shards are bad.
     spread : ndarray of shape (n_inputs,), float64
-        Standard deviation of each scaled column without outliers. It is NaN in files from earlier versions.
+        Standard deviation of each scaled column without outliers. It is NaN in files from earlier versions and for
+        appended rows.
     inner : ndarray of shape (2, n_inputs), float64
-        Bounds of the central 80 % of each column's values. They are NaN in files from earlier versions.
+        Bounds of the central 80 % of each column's values. They are NaN if the spread is NaN.
     unreadable : dict of int to str
         Reason why each unreadable shard cannot be read. Keys are the indices of the shards in the input.
     fill : ndarray of shape (n_inputs,), float64, or None
@@ -443,21 +444,22 @@ def scan_from_stats(
         stats = _ranked(stats, tables, row_dtype(shards))
     minimum, maximum = _scaled_range(stats, settings)
     scaler = Scaler(minimum, maximum)
+    unknown = np.full((2, len(minimum)), np.nan)
     scan = Scan(
         n_rows=stats.n_rows,
         minimum=minimum,
         maximum=maximum,
         bad_rows=stats.bad_rows,
-        spread=spread(stats.sample, scaler),
-        inner=quantiles(stats.sample, INNER),
+        spread=spread(stats.sample, scaler) if settings.for_training else unknown[0],
+        inner=quantiles(stats.sample, INNER) if settings.for_training else unknown,
         unreadable=stats.unreadable,
         clips=settings.clip_quantile > 0,
-        hints=hints_of(stats.sample, _n_fitted(shards, fitted)),
+        hints=hints_of(stats.sample, _n_fitted(shards, fitted)) if settings.for_training else (),
         knots=None if tables is None else tables.knots,
         ranks=None if tables is None else tables.ranks,
         n_selected=None if fitted is None else stats.n_fitted,
     )
-    if scan.n_fitted:
+    if scan.n_fitted and settings.for_training:
         with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
             scale = chosen_scale(scaler, stats.sample) if settings.scale == "auto" else settings.scale
             scaled = scaled_as(scale, scaler, stats.sample)

@@ -104,6 +104,18 @@ class Scaler:
         return replace(self, center=center, factor=factor)
 
     @property
+    def scale_setting(self) -> str:
+        """Value of the setting ``scale`` that gives this scaling, see `pipeline.scan.scaling.scaled_as`."""
+        if self.center is None or self.factor is None:
+            return "range"
+        n = self.n_columns
+        varies = self.factor[:n] != 0
+        factors = np.unique(self.factor[:n][varies])
+        if len(factors) > 1:
+            return "std"
+        return "common" if self.center[:n].any() else "none"
+
+    @property
     def cleans(self) -> bool:
         """True if values are replaced by ranks, filled in or clipped before the scaling."""
         return self.clips or self.fill is not None or self.tables is not None

@@ -57,6 +57,29 @@ def test_earlier_parts_are_not_written_again(growing: Workspace, finished: Path)
     assert kept.items() <= after.items()
 
 
+@pytest.mark.parametrize("scale", ["std", "range"])
+def test_the_report_names_the_scaling_of_the_model(growing: Workspace, out: Path, scale: str) -> None:
+    """The new rows alone may suggest another one."""
+    assert growing.run(out, "--scale", scale) == 0
+    add(growing, "3.h5")
+    assert growing.run(out, "--append", "--scale", scale) == 0
+    assert read_report(out)["scan"]["scale"] == scale
+
+
+def test_a_training_does_not_use_the_scan_of_an_append(growing: Workspace, out: Path) -> None:
+    """The scan of an append lacks what only a training needs."""
+    assert growing.run(out, "--scale", "std") == 0
+    add(growing, "3.h5", n_rows=30)
+    assert growing.run(out, "--scale", "std", "--append") == 0
+    for i in range(len(N_ROWS)):
+        (growing.shards / f"{i}.h5").unlink()
+    assert growing.run(out, "--scale", "std", "--retrain", "--drop-missing") == 0
+    alone = growing.folder / "alone"
+    assert growing.run(alone, "--scale", "std") == 0
+    assert read_report(out)["scan"] == read_report(alone)["scan"]
+    assert features_of(out) == features_of(alone)
+
+
 def test_without_new_files_nothing_is_written(
     growing: Workspace, finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -442,6 +442,19 @@ def test_a_scan_is_restored_from_its_file(tmp_path, n_bad):
         np.testing.assert_array_equal(getattr(again, name), getattr(found, name), strict=True)
 
 
+def test_a_scan_without_training_has_the_same_ranges_and_bad_rows(tmp_path):
+    shards = damaged_shards(tmp_path, 2)
+    settings = {"max_unreadable": 2, "impute": "median", "scale": "auto"}
+    full = scanned(shards, 3, 1, **settings)
+    brief = scanned(shards, 3, 1, **settings, for_training=False)
+    for name in ("minimum", "maximum", "bad_rows", "fill", "n_missing"):
+        np.testing.assert_array_equal(getattr(brief, name), getattr(full, name), strict=True)
+    assert brief.unreadable == full.unreadable
+    assert (brief.hints, brief.narrow.tolist()) == ((), [])
+    assert not np.isfinite(brief.spread).any()
+    assert Scan.from_npz(brief.to_npz()).unreadable == full.unreadable
+
+
 def test_a_scan_of_an_earlier_version_has_no_narrow_columns():
     arrays = {"minimum": np.zeros(2), "maximum": np.ones(2), "bad_rows": np.arange(1)}
     found = Scan.from_npz(pack(arrays, {"n_rows": 9, "unreadable": []}))

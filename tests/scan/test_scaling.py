@@ -146,6 +146,13 @@ def test_restored_rows_equal_the_rows(scale: str) -> None:
     np.testing.assert_allclose(scaler.restore(scaler.transform(rows).astype(np.float64)), rows, rtol=1e-6, atol=1e-6)
 
 
+@each("scale", ("range", *SCALES))
+@pytest.mark.parametrize("indicators", [None, np.array([2])], ids=["plain", "indicator"])
+def test_a_scaler_tells_the_setting_that_it_follows_from(scale: str, indicators: np.ndarray | None) -> None:
+    scaler = scaler_for(rows_of(), scale).with_indicators(indicators)
+    assert scaler.scale_setting == scale
+
+
 @each("dtype", ["u1", "i2", "f4"])
 def test_narrow_rows_are_scaled_in_float32(dtype: str) -> None:
     rows = (rows_of() % 200).astype(dtype)
