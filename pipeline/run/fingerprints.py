@@ -38,6 +38,7 @@ __all__ = [
     "other_inputs",
     "other_settings",
     "request_of",
+    "shares_inputs",
 ]
 
 CONTENTS = "contents"
@@ -223,6 +224,11 @@ def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
         return True
     is_moved = not set(now["folders"]) & set(before.get("folders", now["folders"]))
     return is_moved and not set(_file_identities(before)) & set(_file_identities(now))
+
+
+def shares_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether two requests have unchanged files in common."""
+    return bool(set(_file_identities(before)) & set(_file_identities(now)))
 
 
 def can_append(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

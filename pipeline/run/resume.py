@@ -18,7 +18,7 @@ from pipeline.formats import MOST_JSON_BYTES
 from pipeline.output.ledger import Ledger
 from pipeline.output.publication import misplaced_names
 from pipeline.output.records import SINGLE_FILE, Entry, Record, fault_of, is_parquet, plain_name, read_manifest
-from pipeline.run.fingerprints import Request, can_append, differences, other_inputs, other_settings
+from pipeline.run.fingerprints import Request, can_append, differences, other_inputs, other_settings, shares_inputs
 from pipeline.run.prepare import Prepared
 from pipeline.settings.config import Config
 from pipeline.settings.deadline import deadline_of, in_words
@@ -316,6 +316,8 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
                 "Choose another --output, or discard the results with --restart. (--overwrite replaces only results of "
                 "the same files.)"
             )
+            if shares_inputs(before, now):
+                advice = f"To update the results with the same model, use --append --drop-missing. {advice}"
         raise ConfigError(f"{where}: contains the results of other input files: {changed}. {advice}")
     if not (results.overwrite or results.retrain):
         advice = (

@@ -67,10 +67,11 @@ def _is_mask(extra: Extra, extras: Sequence[Extra]) -> bool:
 def _check_has_all(shard: Shard, required: Iterable[str], part: Shard) -> None:
     missing = sorted(set(required) - {extra.name for extra in shard.extras})
     if missing and shard.n_rows:
+        them = "it" if len(missing) == 1 else "them"
         raise DataError(
             f"{shard}: lacks {quantity(len(missing), 'extra')} of the earlier rows (file={printable(part.path)}), "
-            f"expected {printable(short_list(missing, _NAMED))}. Add it to the file, for example with missing values; "
-            "or write these rows to another --output with --model."
+            f"expected {printable(short_list(missing, _NAMED))}. Add {them} to the file, for example with missing "
+            "values; or write these rows to another --output with --model."
         )
 
 

@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError
+from pipeline.errors import ConfigError, DataError
 from pipeline.features import open_features
 from pipeline.report.page.build import page_of, read_report, text_of
 from tests.support.appends import N_ROWS, add, ids_of, parts_of
@@ -185,6 +185,8 @@ def test_missing_files_are_an_error_unless_their_rows_are_dropped(growing: Works
     gone.rename(growing.folder / "0.h5")
     assert growing.run(finished, "--append") == 66
     assert mentions((finished / "run.log").read_text(), "0.h5", "--drop-missing")
+    assert growing.run(finished) == ConfigError.exit_code
+    assert mentions((finished / "run.log").read_text(), "0.h5", "--append --drop-missing")
     assert stamps(finished) == before
     assert growing.run(finished, "--append", "--drop-missing") == 0
     assert len(open_features(finished).features) == 24
