@@ -48,6 +48,8 @@ def find_map(path: str | Path, as_of: int | str | Path, encoder: str) -> LinearM
     else:
         directory = directory_of(path)
         found = map_of(directory, read_manifest(directory), as_of)
+    if found is not None and found.encoder_to == encoder:
+        return None
     if found is not None and found.encoder_from != encoder:
         raise DataError(
             f"as_of={printable(as_of)}: a map of the encoder {found.encoder_from}, expected {encoder} as in "

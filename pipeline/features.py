@@ -205,8 +205,9 @@ def open_features(
     ----------
     path : str, Path or sequence of these
         An output directory, its ``index.h5``, or a ``single.h5`` in any directory. The rows of several runs are
-        concatenated in the order of the paths. The runs must have one encoder. The result has the extras that all runs
-        have with one kind of values, and codes refer to the categories of all runs.
+        concatenated in the order of the paths. The runs must have one encoder, unless `as_of` maps their features to
+        those of one encoder. The result has the extras that all runs have with one kind of values, and codes refer to
+        the categories of all runs.
     block_rows : int
         Maximum number of rows in a Dask chunk.
     n_features : int, optional
@@ -214,7 +215,8 @@ def open_features(
     as_of : int, str or Path, optional
         Generation to whose features the features are mapped, so that classifiers that were trained on these can be
         used: the number of a generation (``--retrain``), another output directory (``--align-to``), or a file that
-        ``shardpress compare --map`` wrote. The manifest then names the other encoder.
+        ``shardpress compare --map`` wrote. The manifest then names the other encoder. Features that this encoder made
+        are not changed.
     appends : int or collection of int, optional
         Numbers of the appends (``--append``) whose rows are returned; 0 stands for the rows of the run that trained the
         model. By default, all rows are returned, and the extra ``append_id`` contains the number of each row.
@@ -234,27 +236,34 @@ def open_features(
         different encoders, if `n_features` is given for features that are not nested or too few, if there is no map to
         `as_of`, or if there are no rows of `appends` or `generation`.
     """
-    selection = _Selection(block_rows, [appends] if isinstance(appends, int) else appends, generation)
+    numbers = [appends] if isinstance(appends, int) else appends
+    selection = _Selection(block_rows, numbers, generation, n_features, as_of)
     if isinstance(path, (str, Path)):
-        opened = _open_one(Path(path), selection)
-    else:
-        opened = _joined([(str(each), _open_one(Path(each), selection)) for each in path])
-    if n_features is not None:
-        opened = _first_features(opened, n_features, str(path))
-    if as_of is not None:
-        opened = _as_of(opened, as_of, path)
-    return opened
+        return _open_one(Path(path), selection)
+    return _joined([(str(each), _open_one(Path(each), selection)) for each in path])
 
 
 class _Selection(NamedTuple):
-    """Arguments of `open_features` that select rows."""
+    """Arguments of `open_features` that select rows and features."""
 
     block_rows: int
     appends: Collection[int] | None
     generation: int | None
+    n_features: int | None
+    as_of: int | str | Path | None
 
 
 def _open_one(path: Path, selection: _Selection) -> Features:
+    """Open the selected features of one run."""
+    opened = _open_rows(path, selection)
+    if selection.n_features is not None:
+        opened = _first_features(opened, selection.n_features, path)
+    if selection.as_of is not None:
+        opened = _as_of(opened, selection.as_of, path)
+    return opened
+
+
+def _open_rows(path: Path, selection: _Selection) -> Features:
     """Open the features in an output directory, or in a single file."""
     if not path.is_file():
         return _open_directory(path, selection)
@@ -268,28 +277,26 @@ def _open_one(path: Path, selection: _Selection) -> Features:
     return _open_file(path, selection.block_rows)
 
 
-def _as_of(opened: Features, as_of: int | str | Path, path: str | Path | Sequence[str | Path]) -> Features:
+def _as_of(opened: Features, as_of: int | str | Path, path: Path) -> Features:
     """Return the features mapped to those of another generation, of another output directory, or by a map file."""
     if not isinstance(as_of, int) and Path(as_of).is_file():
-        return _mapped(opened, load_map(as_of), str(path), str(as_of))
-    if not isinstance(path, (str, Path)):
-        raise DataError(
-            f"as_of={printable(as_of)}: expected a map file for several outputs. Fit one with compare --map."
-        )
+        from_file = load_map(as_of)
+        if opened.manifest.get("model") == from_file.encoder_to:
+            return opened
+        return _mapped(opened, from_file, path, str(as_of))
     found = map_of(directory_of(path), opened.manifest, as_of)
     if found is None:
         return opened
-    mapped = _mapped(opened, found, str(path), str(as_of))
+    mapped = _mapped(opened, found, path, str(as_of))
     if isinstance(as_of, int):
         mapped.manifest["generation"] = as_of
     return mapped
 
 
-def _first_features(opened: Features, n_features: int, path: str) -> Features:
+def _first_features(opened: Features, n_features: int, path: Path) -> Features:
     """Return the first features of nested features."""
     width = opened.features.shape[1]
-    manifests = opened.manifest.get("runs", [opened.manifest])
-    if not all(manifest.get("nested") for manifest in manifests):
+    if not opened.manifest.get("nested"):
         raise DataError(
             f"features={printable(path)}: trained without --nested, so the first {n_features} features cannot be "
             "used without the others. Train with --nested, or with another --n-features."
@@ -299,16 +306,15 @@ def _first_features(opened: Features, n_features: int, path: str) -> Features:
     return replace(opened, features=opened.features[:, :n_features])
 
 
-def _mapped(opened: Features, to_other: LinearMap, path: str, map_path: str) -> Features:
+def _mapped(opened: Features, to_other: LinearMap, path: Path, map_path: str) -> Features:
     """Return the features mapped to those of another encoder."""
     where = f"features={printable(path)}"
-    for manifest in opened.manifest.get("runs", [opened.manifest]):
-        encoder = manifest.get("model")
-        if encoder != to_other.encoder_from:
-            raise DataError(
-                f"{where}: made by the encoder {printable(str(encoder))}, but map={printable(map_path)} is for the "
-                f"encoder {printable(to_other.encoder_from)}. Fit a map with shardpress compare --map."
-            )
+    encoder = opened.manifest.get("model")
+    if encoder != to_other.encoder_from:
+        raise DataError(
+            f"{where}: made by the encoder {printable(str(encoder))}, but map={printable(map_path)} is for the "
+            f"encoder {printable(to_other.encoder_from)}. Fit a map with shardpress compare --map."
+        )
     n_from, n_to = to_other.W.shape
     width = opened.features.shape[1]
     if width != n_from:
@@ -358,7 +364,8 @@ def _check_encoders(runs: Sequence[tuple[str, Features]]) -> None:
             raise DataError(
                 f"features={printable(path)}: made by the encoder {printable(str(found))}, expected the encoder "
                 f"{printable(str(expected))} of features={printable(first_path)}. Encode the rows again with "
-                f"shardpress run --model {printable(first_path)}."
+                f"shardpress run --model {printable(first_path)}; or fit a map with shardpress compare --map, and pass "
+                "it as as_of."
             )
 
 

@@ -127,8 +127,23 @@ def test_features_of_a_run_are_mapped_to_another_run(workspace: Workspace, out: 
     assert mapped.extras.keys() == raw.extras.keys()
     twice = open_features([other, other], as_of=path)
     np.testing.assert_array_equal(twice.features[: len(raw.features)].compute(), mapped.features.compute())
-    with refused(65, str(out), "encoder"):
-        open_features(out, as_of=path)
+    unchanged = open_features(out)
+    np.testing.assert_array_equal(open_features(out, as_of=path).features.compute(), unchanged.features.compute())
+
+
+def test_runs_with_different_encoders_are_joined_after_a_map(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    other, third = tmp_path / "other", tmp_path / "third"
+    path = str(tmp_path / "map.npz")
+    for directory, seed in ((out, "0"), (other, "5"), (third, "6")):
+        assert workspace.run(directory, "--seed", seed) == 0
+    assert main(["compare", str(out), str(other), "--map", path]) == 0
+    with refused(65, str(out), str(other), "encoder", "--model", "as_of"):
+        open_features([out, other])
+    both = open_features([out, other], as_of=path)
+    parts = [open_features(directory, as_of=path).features.compute() for directory in (out, other)]
+    np.testing.assert_array_equal(both.features.compute(), np.concatenate(parts))
+    with refused(65, str(third), "encoder"):
+        open_features([out, third], as_of=path)
 
 
 def test_a_map_of_the_same_run_changes_nothing(workspace: Workspace, out: Path) -> None:

@@ -189,6 +189,8 @@ def test_features_can_be_read_as_those_of_another_output(runs: Workspace, first:
     add(runs, "2.h5")
     assert runs.run(other, "--seed", "1", "--append") == 0
     assert features(other, as_of=first).shape == (82, 2)
+    n_before = len(features(first))
+    assert open_features([first, other], as_of=first).features.shape == (n_before + 82, 2)
 
 
 def test_a_map_can_be_added_to_a_complete_run(runs: Workspace, first: Path) -> None:
@@ -224,8 +226,8 @@ def test_outputs_without_a_map_are_refused(runs: Workspace, first: Path) -> None
     assert runs.run(other, "--seed", "1") == 0
     with pytest.raises(DataError, match="no map"):
         open_features(other, as_of=first)
-    with pytest.raises(DataError, match="map file"):
-        open_features([first, first], as_of=1)
+    with pytest.raises(DataError, match="no map"):
+        open_features([first, other], as_of=first)
 
 
 # -- damaged and forged files --------------------------------------------------------------------------------------
