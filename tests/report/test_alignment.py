@@ -132,7 +132,8 @@ def test_features_of_a_run_are_mapped_to_another_run(workspace: Workspace, out: 
 
 
 def test_runs_with_different_encoders_are_joined_after_a_map(workspace: Workspace, out: Path, tmp_path: Path) -> None:
-    other, third = tmp_path / "other", tmp_path / "third"
+    other = tmp_path / "other"
+    third = tmp_path / "third"
     path = str(tmp_path / "map.npz")
     for directory, seed in ((out, "0"), (other, "5"), (third, "6")):
         assert workspace.run(directory, "--seed", seed) == 0
