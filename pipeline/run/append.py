@@ -21,7 +21,7 @@ from pipeline.output.records import Entry, manifest_path, published_file
 from pipeline.run.contents import Contents
 from pipeline.run.digests import digest_of
 from pipeline.run.fingerprints import DROPPED
-from pipeline.run.finished import FinishedRun
+from pipeline.run.finished import FinishedRun, parts_by_shard
 from pipeline.run.resume import EarlierResults, has_requested_files, lacks_map
 from pipeline.settings.config import SETTINGS, Config, current_name
 from pipeline.settings.kinds import as_typed
@@ -115,15 +115,14 @@ def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier:
     with_parts = [number for number in found.changed if number not in damaged]
     dropped = _dropped(found.missing, shards, config, directory)
     sources = {**changed, **dict(enumerate(found.new, len(shards)))}
-    copied = {}
-    if set(config.inputs.include) != set(_stored_settings(manifest).get("include", ())):
-        copied = {number: source for number, source in found.unchanged.items() if number not in changed}
+    copied = _files_to_copy(config, manifest, found.unchanged, changed)
     sources |= copied
+    by_shard = parts_by_shard(parts)
     reused: tuple[PartFacts, ...] = ()
     if not sources and (dropped or not _is_complete(manifest, config, ledger, earlier)):
         number = _with_rows(parts, found.unchanged)  # a run needs an input
         sources = {number: found.unchanged[number]}
-        reused = tuple(part for part in parts if part.shard == number)
+        reused = by_shard[number]
     _log_new(found.new, parts)
     kept = tuple(part for part in parts if part.shard not in sources and part.shard not in dropped)
     latest = max(kept or reused, key=lambda part: part.append_id or 0, default=None)  # it has all categories
@@ -138,9 +137,18 @@ def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier:
         dropped=dropped,
         contents=[line for number, line in sorted(lines.items()) if number not in sources],
         reused=reused,
-        copies={number: tuple(part for part in parts if part.shard == number) for number in copied},
+        copies={number: by_shard.get(number, ()) for number in copied},
         row_digests=_row_digests(contents, shards, with_parts),
     )
+
+
+def _files_to_copy(
+    config: Config, manifest: Mapping[str, Any], unchanged: Mapping[int, Source], changed: Mapping[int, Source]
+) -> dict[int, Source]:
+    """Return the files whose features are copied, because they get other extras, by the numbers of their shards."""
+    if set(config.inputs.include) == set(_stored_settings(manifest).get("include", ())):
+        return {}
+    return {number: source for number, source in unchanged.items() if number not in changed}
 
 
 def _parts_of(manifest: Mapping[str, Any]) -> list[PartFacts]:

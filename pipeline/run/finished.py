@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pipeline.settings.config import SETTINGS, Config
 from pipeline.shards.shard import Shard
 from pipeline.shards.sources import Source
 
-__all__ = ["FinishedRun"]
+__all__ = ["FinishedRun", "parts_by_shard"]
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,8 @@ class FinishedRun:
             Current digests of the rows of the files in `row_digests`.
         """
         same = [number for number, found in digests.items() if found == self.row_digests[number]]
-        parts = [PartFacts.from_line(line) for line in self.manifest["parts"]]
-        found = {number: tuple(part for part in parts if part.shard == number) for number in same}
+        by_shard = parts_by_shard([PartFacts.from_line(line) for line in self.manifest["parts"]])
+        found = {number: by_shard.get(number, ()) for number in same}
         return replace(self, copies={**self.copies, **found})
 
     def without(self, refused: Collection[Path]) -> FinishedRun:
@@ -158,6 +159,14 @@ class FinishedRun:
             sources.append(source)
             numbers.append(number)
         return replace(self, sources=tuple(sources), numbers=tuple(numbers), dropped=tuple(sorted(dropped)))
+
+
+def parts_by_shard(parts: Sequence[PartFacts]) -> dict[int, tuple[PartFacts, ...]]:
+    """Return the parts of each shard in order, by the number of the shard."""
+    found: dict[int, list[PartFacts]] = defaultdict(list)
+    for part in parts:
+        found[part.shard].append(part)
+    return {number: tuple(of_shard) for number, of_shard in found.items()}
 
 
 def _extras_in(encoding: Mapping[str, Any]) -> dict[str, Any]:

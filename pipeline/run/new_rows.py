@@ -80,7 +80,7 @@ def verdict_on(
         n_outside = sum(part.n_outside for part in parts)
         n_good = sum(part.n_rows - part.n_bad for part in parts)
         return judge_new_rows(reference, sample, finished.model, finished.model.columns, n_outside, n_good)
-    except Exception as error:
+    except Exception as error:  # the features are complete without a verdict
         reason = printable(f"{type(error).__name__}: {error}")
         log.warning("append: the new rows could not be compared with the training rows: %s", reason)
         return None

@@ -159,7 +159,7 @@ class Prepared:
 
     @property
     def is_scanned(self) -> bool:
-        """Whether the run scans its rows.
+        """True if the run scans its rows.
 
         The scan is needed to train a model, to count bad rows before a part is written, and to find the ranges of
         appended rows. Rows whose features are copied are not scanned.

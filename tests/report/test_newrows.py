@@ -85,7 +85,7 @@ def sample_of(model: Model, rows: np.ndarray, stretch_rows: int = 8) -> Sample:
 
 
 def judged(reference: Reference, model: Model, rows: np.ndarray, columns: Columns = NO_COLUMNS) -> Verdict:
-    """Return the verdict on rows, all of which are in the sample."""
+    """Return the verdict on rows. The sample contains all of them."""
     scaler = model.scaler
     n_outside = int(((rows < scaler.minimum) | (rows > scaler.maximum)).any(axis=1).sum())
     return judge_new_rows(reference, sample_of(model, rows), model, columns, n_outside, len(rows))
