@@ -13,18 +13,26 @@ from typing import TYPE_CHECKING
 
 from pipeline.cluster.pool import open_pool
 from pipeline.device import is_compiling, n_device_calls, start_device, theanos_errors
+from pipeline.errors import ConfigError, printable, quantity
 from pipeline.output.disk import Disk
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
 from pipeline.run.append import check_finished, open_finished
 from pipeline.run.budget import n_threads_of
-from pipeline.run.contents import check_contents, compare_contents, record_contents
+from pipeline.run.contents import Contents, check_contents, compare_contents, record_contents
 from pipeline.run.context import RunContext, RunState
 from pipeline.run.encoding_stage import EncodingStage
 from pipeline.run.finish import FinishStage, StageResults
 from pipeline.run.generations import kept_keys
 from pipeline.run.prepare import NothingToAppend, Prepared, prepare
-from pipeline.run.resume import EarlierResults, drop_replaced, plain_request, start_over, stored_deadline
+from pipeline.run.resume import (
+    EarlierResults,
+    adds_extras_to,
+    drop_replaced,
+    plain_request,
+    start_over,
+    stored_deadline,
+)
 from pipeline.run.scan_stage import ScanStage
 from pipeline.run.space import check_space
 from pipeline.run.stage import load_or_make
@@ -78,13 +86,22 @@ def run(
         prepared = prepare(config)
         with locked(Path(config.results.output), disk) as ledger:
             on_locked(ledger.directory)
-            return _run_in(ledger, prepared, state, command)
+            prepared, contents = compare_contents(ledger, prepared)
+            if adds_extras_to(ledger, prepared):
+                log.info("output=%s: only extras are added to the finished results", printable(ledger.directory))
+                return _append_in(ledger, config, state, command)
+            return _run_in(ledger, prepared, contents, state, command)
 
 
-def _run_in(ledger: Ledger, prepared: Prepared, state: RunState, command: Sequence[str]) -> Summary:
-    """Run in a locked output directory."""
+def _run_in(ledger: Ledger, prepared: Prepared, contents: Contents, state: RunState, command: Sequence[str]) -> Summary:
+    """Run in a locked output directory.
+
+    Parameters
+    ----------
+    contents : list of dict
+        Facts about the contents of the input files, from `compare_contents`.
+    """
     config = prepared.config
-    prepared, contents = compare_contents(ledger, prepared)
     if config.results.restart:
         start_over(ledger)
     ledger.sweep()  # removes files of a killed run before new files need the space
@@ -104,7 +121,7 @@ def _run_in(ledger: Ledger, prepared: Prepared, state: RunState, command: Sequen
 
 
 def _append_in(ledger: Ledger, config: Config, state: RunState, command: Sequence[str]) -> Summary:
-    """Append new files to the finished run in a locked output directory."""
+    """Append new files to the finished run in a locked output directory, or add extras to its results."""
     n_threads = n_threads_of(config.machine)
     # The earlier parts are compared by size only, because reading all of them could take longer than the append.
     finished = open_finished(config, ledger, EarlierResults(ledger, n_threads, compares_digests=False))
@@ -122,8 +139,22 @@ def _append_in(ledger: Ledger, config: Config, state: RunState, command: Sequenc
         log.warning("append: %s", error)
         state.end_stage("verification")
         return replace(complete, seconds=state.seconds)
+    if not config.results.append:
+        _check_only_copies(prepared)
     earlier = EarlierResults(ledger, n_threads, config.results.verify == "digests")
     return _compute(ledger, prepared, earlier, state, command)
+
+
+def _check_only_copies(prepared: Prepared) -> None:
+    """Raise `ConfigError` if rows would be encoded, because a user has only requested other extras."""
+    assert prepared.finished is not None
+    n_changed = prepared.finished.n_changed
+    if n_changed:
+        raise ConfigError(
+            f"output={printable(prepared.config.results.output)}: the rows of {quantity(n_changed, 'file')} have "
+            "changed, or their features are damaged, expected the rows of the finished run, whose features can be "
+            "copied. To encode changed rows with the same model, use --append. To train again, use --retrain."
+        )
 
 
 def _compute(

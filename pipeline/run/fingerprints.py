@@ -7,6 +7,7 @@ determine the features. Each setting declares in `pipeline.settings.config` what
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -35,6 +36,7 @@ __all__ = [
     "Request",
     "can_append",
     "differences",
+    "may_only_add_extras",
     "other_inputs",
     "other_settings",
     "request_of",
@@ -63,7 +65,8 @@ _IN_WORDS = {"n_bytes": "size", "changed": "modification time", CONTENTS: "conte
 # NumPy and on the processor. Runs of version 0.1.0 recorded this version. Change it if a later NumPy gives other
 # results.
 _NUMPY = "1.26.4"
-_CURRENT_KEYS = {"riders": "extras"}  # fingerprint keys kept from version 0.1.0, and their names in messages
+_UNNAMED = "riders"  # key of the extras next to the rows that a user has not named
+_CURRENT_KEYS = {_UNNAMED: "extras"}  # fingerprint keys kept from version 0.1.0, and their names in messages
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,7 @@ def _identity(shard: Shard) -> dict[str, Any]:
         "dtype": shard.stored_dtype,
         "n_bytes": shard.identity.size,
         "changed": shard.identity.mtime_ns,
-        "riders": [extra.name for extra in shard.extras if not extra.is_named],
+        _UNNAMED: [extra.name for extra in shard.extras if not extra.is_named],
     }
     # These keys are added only if they differ from the default, so that runs of version 0.1.0 can be resumed.
     if shard.form != "dense":
@@ -240,6 +243,32 @@ def can_append(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     are_same = _file_identities(before) == _file_identities(now)
     has_other_extras = _without_extras(before) == _without_extras(now) and before["encoding"] != now["encoding"]
     return not other_inputs(before, now) and (not are_same or _n_appended(before) > 0 or has_other_extras)
+
+
+def may_only_add_extras(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether a request names the files and settings of an earlier one, and extras in addition.
+
+    The order of the files can differ after an append. The files may have changed, but the shapes of their rows may not.
+    """
+    extras_before = _named_extras(before)
+    extras_now = _named_extras(now)
+    # An append that has only added extras has left a request that no other command repeats.
+    has_more_extras = extras_before < extras_now or (extras_before == extras_now and not _n_appended(before))
+    has_same_settings = _without_extras(before) == _without_extras(now)
+    return has_more_extras and has_same_settings and _descriptions(before) == _descriptions(now)
+
+
+def _named_extras(request: Mapping[str, Any]) -> set[str]:
+    """Return the extras that a user has named."""
+    named = [value for name, value in request["encoding"].items() if current_name(name, None)[0] == "include"]
+    return {name for names in named for name in names}
+
+
+def _descriptions(request: Mapping[str, Any]) -> list[str]:
+    """Return name and rows of each file, without the contents, in an order that does not depend on appends."""
+    ignored = {_UNNAMED, "n_bytes", "changed", CONTENTS}
+    shards = [{name: value for name, value in shard.items() if name not in ignored} for shard in _shards(request)]
+    return sorted(json.dumps(shard, sort_keys=True) for shard in shards)
 
 
 def _without_extras(request: Mapping[str, Any]) -> list[Any]:

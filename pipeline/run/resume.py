@@ -18,7 +18,15 @@ from pipeline.formats import MOST_JSON_BYTES
 from pipeline.output.ledger import Ledger
 from pipeline.output.publication import misplaced_names
 from pipeline.output.records import SINGLE_FILE, Entry, Record, fault_of, is_parquet, plain_name, read_manifest
-from pipeline.run.fingerprints import Request, can_append, differences, other_inputs, other_settings, shares_inputs
+from pipeline.run.fingerprints import (
+    Request,
+    can_append,
+    differences,
+    may_only_add_extras,
+    other_inputs,
+    other_settings,
+    shares_inputs,
+)
 from pipeline.run.prepare import Prepared
 from pipeline.settings.config import Config
 from pipeline.settings.deadline import deadline_of, in_words
@@ -26,6 +34,7 @@ from pipeline.settings.deadline import deadline_of, in_words
 __all__ = [
     "QUARANTINE",
     "EarlierResults",
+    "adds_extras_to",
     "checkpoint_in_words",
     "drop_replaced",
     "finished_manifest",
@@ -230,6 +239,21 @@ def drop_replaced(ledger: Ledger, manifest: Mapping[str, Any]) -> None:
     ledger.drop(*(record for record in [*parts, *copies] if record.fingerprint in kept))
 
 
+def adds_extras_to(ledger: Ledger, prepared: Prepared) -> bool:
+    """Return whether a run names the files and settings of the finished run in its output, and extras in addition.
+
+    Unless rows have changed, an append can add these extras. With `--overwrite`, `--retrain` and `--restart`, a user
+    requests a new run.
+    """
+    results = prepared.config.results
+    if results.append or results.overwrite or results.retrain or results.restart or not prepared.config.inputs.include:
+        return False
+    manifest = ledger.manifest(warn=False)
+    if manifest is None or manifest["fingerprint"] == prepared.request.of_all():
+        return False
+    return may_only_add_extras(manifest["request"], plain_request(prepared.request))
+
+
 def finished_manifest(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | None:
     """Return the manifest of a finished run with the same request, or None. Nothing is changed.
 
@@ -327,7 +351,7 @@ def _check_finished(ledger: Ledger, config: Config, before: Mapping[str, Any], n
         if can_append(before, now):
             # Training again takes long and gives other features, which earlier classifiers cannot use.
             advice = (
-                "To encode only new and changed files, with the same model, or to add extras, use --append. To write "
+                "To encode only new and changed files, with the same model, use --append. To write "
                 f"the features of new files to another --output, use --model {printable(ledger.directory)} with their "
                 "--input. To train a new generation on all files, use --retrain; to replace the results, --overwrite."
             )

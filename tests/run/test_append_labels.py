@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import h5py
@@ -12,6 +13,8 @@ from pipeline.encoding import encode as encode_module
 from pipeline.features import open_features
 from pipeline.output.records import read_manifest
 from pipeline.run.digests import digests_of_rows
+from pipeline.run.plan.plan import Plan, make_plan
+from pipeline.settings.flags import parse
 from pipeline.shards.open import open_shards
 from tests.support.appends import N_ROWS, add, add_extra, ids_of, parts_of
 from tests.support.faulty import RecordingDisk
@@ -22,6 +25,10 @@ from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_
 from tests.support.standin import Workspace
 
 pytestmark = pytest.mark.slow
+
+
+def plan(workspace: Workspace, output: Path, *flags: str) -> Plan:
+    return make_plan(parse(workspace.arguments(output, *flags), os.environ, ""), lambda words: None)
 
 
 # -- labels that are added later -----------------------------------------------------------------------------------
@@ -67,25 +74,72 @@ def test_labels_written_into_the_files_are_copied_without_encoding(
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("flags", [["--append"], []], ids=["append", "plain"])
 def test_extras_can_be_included_later_without_encoding(
-    growing: Workspace, out: Path, request: pytest.FixtureRequest
+    growing: Workspace, out: Path, request: pytest.FixtureRequest, flags: list[str]
 ) -> None:
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "obs/z", np.full(N_ROWS[number], number))
     assert growing.run(out) == 0
     before = open_features(out).features.compute()
     request.getfixturevalue("not_encoded")
-    assert growing.run(out, "--include", "obs/z") == 78
-    assert mentions((out / "run.log").read_text(), "--append")
-    assert growing.run(out, "--append", "--include", "obs/z") == 0
+    assert growing.run(out, *flags, "--include", "obs/z") == 0
     opened = open_features(out)
     np.testing.assert_array_equal(opened.features.compute(), before)
     assert opened.extras["z"].compute().tolist() == [0] * 20 + [1] * 9 + [2] * 15
     assert set(opened.extras) == {"y", "z", "append_id"}
     recording = RecordingDisk()
-    for flags in ([], ["--include", "obs/z"]):  # the extra is kept without the flag
-        assert growing.run(out, "--append", *flags, disk=recording) == 0
+    for again in (["--append"], ["--append", "--include", "obs/z"], ["--include", "obs/z"]):  # append keeps the extra
+        assert growing.run(out, *again, disk=recording) == 0
     assert recording.calls == []
+
+
+def test_extras_of_appended_files_can_be_included_later(growing: Workspace, finished: Path) -> None:
+    add(growing, "0-before-others.h5", n_rows=3)
+    assert growing.run(finished, "--append") == 0
+    for path in growing.shards.iterdir():
+        with h5py.File(path, "r+") as file:
+            file["obs/z"] = np.full(len(file["X"]), len(file["X"]))
+    before = open_features(finished).features.compute()
+    assert growing.run(finished, "--append") == 0  # the rows are the same
+    assert growing.run(finished, "--include", "obs/z") == 0
+    opened = open_features(finished)
+    np.testing.assert_array_equal(opened.features.compute(), before)
+    assert opened.extras["z"].compute().tolist() == [20] * 20 + [9] * 9 + [15] * 15 + [3] * 3
+    assert growing.run(finished, "--include", "obs/z") == 78  # would train on all rows
+
+
+def test_extras_written_later_can_be_included_without_append(
+    growing: Workspace, finished: Path, not_encoded: None
+) -> None:
+    for number, path in enumerate(sorted(growing.shards.iterdir())):
+        add_extra(path, "obs/z", np.full(N_ROWS[number], number))
+    assert growing.run(finished, "--include", "obs/z") == 0
+    assert open_features(finished).extras["z"].compute().tolist() == [0] * 20 + [1] * 9 + [2] * 15
+
+
+@pytest.mark.parametrize("change", ["rows", "file"])
+def test_rows_are_not_encoded_without_append(growing: Workspace, finished: Path, change: str) -> None:
+    for number, path in enumerate(sorted(growing.shards.iterdir())):
+        add_extra(path, "obs/z", np.full(N_ROWS[number], number))
+    if change == "rows":
+        add(growing, "1.h5", n_rows=N_ROWS[1], seed=5)
+    else:
+        add(growing, "3.h5")
+    before = stamps(finished)
+    assert growing.run(finished, "--include", "y") == 78
+    assert mentions((finished / "run.log").read_text(), "--append")
+    assert stamps(finished) == before
+    assert plan(growing, finished, "--include", "y").problems[0]["exit_code"] == 78
+
+
+def test_plan_recognizes_that_only_extras_are_added(growing: Workspace, out: Path) -> None:
+    for number, path in enumerate(sorted(growing.shards.iterdir())):
+        add_extra(path, "obs/z", np.full(N_ROWS[number], number))
+    assert growing.run(out) == 0
+    found = plan(growing, out, "--include", "obs/z")
+    assert found.problems == []
+    assert {stage.name for stage in found.stages} == {"start", "encoding", "report"}
 
 
 @pytest.mark.process

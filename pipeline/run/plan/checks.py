@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,6 +29,7 @@ from pipeline.run.finished import FinishedRun
 from pipeline.run.prepare import Prepared, prepare, too_many_bad_shards
 from pipeline.run.resume import (
     EarlierResults,
+    adds_extras_to,
     checkpoint_in_words,
     finished_manifest,
     is_acceptable,
@@ -45,6 +46,7 @@ from pipeline.shards.twins import find_twins
 __all__ = [
     "Findings",
     "Reusable",
+    "adds_extras",
     "captured_warnings",
     "check_inputs",
     "check_output",
@@ -149,6 +151,19 @@ def _finished_run(config: Config) -> FinishedRun:
         )
     earlier = EarlierResults(ledger, n_threads_of(config.machine), compares_digests=False, is_readonly=True)
     return open_finished(config, ledger, earlier)
+
+
+def adds_extras(prepared: Prepared) -> bool:
+    """Return whether a run would only add extras to the finished run in its output."""
+    directory = Path(prepared.config.results.output)
+    if not prepared.config.inputs.include or objection(directory) is not None:
+        return False
+    with suppress(ShardpressError):  # `check_output` reports it
+        ledger = open_readonly(directory)
+        if ledger is not None:
+            prepared, _ = compare_contents(ledger, prepared, reads=False)
+            return adds_extras_to(ledger, prepared)
+    return False
 
 
 def _warn_of_twins(prepared: Prepared, findings: Findings) -> None:

@@ -17,6 +17,7 @@ from pipeline.run.memory import LIBRARY_BYTES, available_bytes, device_bytes, ta
 from pipeline.run.plan.checks import (
     Findings,
     Reusable,
+    adds_extras,
     captured_warnings,
     check_inputs,
     check_output,
@@ -111,6 +112,11 @@ def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
         start = time.monotonic()
         report_step("checking the inputs and the output")
         prepared = check_inputs(config, findings)
+        if prepared is not None and adds_extras(prepared):
+            appended = check_inputs(config.changed(append=True), findings)
+            if appended is None or not _has_changed_rows(appended):
+                config = config.changed(append=True)
+                prepared = appended
         if prepared is None and config.results.append and not findings.problems:
             facts["earlier"] = {"encoding": "the results contain all files of --input; there is nothing to append"}
         if prepared is not None:
@@ -130,6 +136,10 @@ def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
         {"kind": type(error).__name__, "exit_code": error.exit_code, "words": str(error)} for error in findings.problems
     ]
     return Plan(**facts, problems=problems, warnings=list(dict.fromkeys(findings.warnings)))
+
+
+def _has_changed_rows(appended: Prepared) -> bool:
+    return appended.finished is not None and appended.finished.n_changed > 0
 
 
 def _warnings_of_load() -> Iterator[str]:
