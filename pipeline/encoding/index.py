@@ -1,9 +1,9 @@
 """``index.h5``, a view that presents all parts as one file. It contains no values, except the numbers of appends.
 
 HDF5 needs 20 kB of memory per part to create a view, and 4 kB per part to open one of its datasets. Therefore the index
-of very many parts refers to smaller views, ``index-<digest>.h5``, with `_MOST` parts each. HDF5 opens a smaller view
-when its rows are read. These files are next to the index and not in ``parts/``, because programs that read all files in
-``parts/`` would find rows twice.
+of very many parts refers to smaller views, ``index-<digest>.h5``, with `views.MOST_PARTS` parts each. HDF5 opens a
+smaller view when its rows are read. These files are next to the index and not in ``parts/``, because programs that read
+all files in ``parts/`` would find rows twice.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
+from pipeline.encoding import views
 from pipeline.encoding.template import describe, write_attributes
 from pipeline.features import APPEND_ID, Shape, common_dtypes
 from pipeline.formats import digest, missing_value
 from pipeline.hdf5.categories import ATTRIBUTE
-from pipeline.output.records import INDEX
+from pipeline.output.records import INDEX, Entry
 
 __all__ = ["index_files"]
 
 _VIEW = "The values are in parts/. Copy the whole directory, or the file that --single-file writes."
-_MOST = 1000
 _CHUNK_ROWS = 2**20  # rows in a chunk of the numbers of appends
 
 _Part = TypeVar("_Part")
@@ -38,7 +38,8 @@ def index_files(
     attributes: Mapping[str, Any],
     most: int | None = None,
     append_ids: Sequence[tuple[int, int]] | None = None,
-) -> Iterator[tuple[str, bytes]]:
+    earlier: views.EarlierViews | None = None,
+) -> Iterator[tuple[str, bytes | Entry]]:
     """Create the files of an index without opening the parts.
 
     The index omits extras that are missing in some parts, or that have several dtypes.
@@ -55,29 +56,37 @@ def index_files(
     attributes : mapping
         Attributes of ``index.h5``. Nested values are written as JSON.
     most : int, optional
-        Largest number of parts in one view, by default `_MOST`.
+        Largest number of parts in one view, by default `views.MOST_PARTS`.
     append_ids : sequence of (int, int), optional
         Number of the append that encoded each part, and the number of its rows, for the dataset `APPEND_ID`. By
         default, there is no such dataset.
+    earlier : EarlierViews, optional
+        Views of a finished run, which are not created again if their parts are the same.
 
     Yields
     ------
-    tuple of (str, bytes)
-        Name relative to the output directory, and content. The files must be written in this order: ``index.h5`` is
-        the last one.
+    tuple of (str, bytes or Entry)
+        Name relative to the output directory, and content, or the entry of a view that exists. The files must be
+        written in this order: ``index.h5`` is the last one.
     """
     if most is None:
-        most = _MOST
+        most = views.MOST_PARTS
     if len(parts) <= most:
         files = [file_of(part) for part in parts]
     else:
         files = []
         for start in range(0, len(parts), most):
             group = [file_of(part) for part in parts[start : start + most]]
-            data = _view(group, {}, {})
-            name = f"index-{digest([data])[:32]}.h5"  # the digest of the content makes the name unique
-            yield name, data
-            files.append((name, _joined_shapes(group)))
+            shapes = _joined_shapes(group)
+            entry = earlier.find([path for path, _ in group], shapes) if earlier is not None else None
+            if entry is not None:
+                name = entry.file
+                yield name, entry
+            else:
+                data = _view(group, {}, {})
+                name = f"index-{digest([data])[:32]}.h5"  # the digest of the content makes the name unique
+                yield name, data
+            files.append((name, shapes))
     yield INDEX, _view(files, categories, attributes, append_ids)
 
 
@@ -158,15 +167,16 @@ def _write_virtual(file: h5py.File, name: str, shape: Shape, sources: Sequence[t
     creation = _virtual_layout(dtype)
     space = h5py.h5s.create_simple(dims)
     source_name = name.replace("%", "%%").encode()  # HDF5 interprets %
+    source_spaces = {source_dims: h5py.h5s.create_simple(source_dims) for _, source_dims in sources}
     start = 0
     for path, source_dims in sources:
         corner = (start, *(0 for _ in source_dims[1:]))
         space.select_hyperslab(corner, source_dims)
-        creation.set_virtual(space, path.encode(), source_name, h5py.h5s.create_simple(source_dims))
+        creation.set_virtual(space, path.encode(), source_name, source_spaces[source_dims])
         start += source_dims[0]
     stored_type = h5py.h5t.py_create(dtype, logical=True)
-    h5py.h5d.create(file.id, name.encode(), stored_type, space, dcpl=creation)
-    write_attributes(file[name], {"view": _VIEW})
+    dataset = h5py.Dataset(h5py.h5d.create(file.id, name.encode(), stored_type, space, dcpl=creation))
+    write_attributes(dataset, {"view": _VIEW})
 
 
 def _virtual_layout(dtype: np.dtype) -> h5py.h5p.PropDCID:

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, NoInput, NotPermitted, WriteFailed, printable
-from pipeline.formats import digest, seal
+from pipeline.formats import digest, plain_values, seal
 from pipeline.output.disk import Disk, publish, remove, sync_directory, write_error
 from pipeline.output.publication import (
     Publication,
@@ -195,7 +195,10 @@ class Ledger:
     ) -> None:
         """Publish the manifest together with the files of `publication`, which completes the run."""
         publication = publication or self.publication()
-        publication.finish({**manifest, "request": request})
+        manifest = plain_values({**manifest, "request": request})
+        publication.finish(manifest)
+        self._manifest = manifest
+        self._manifest_stamp = _stamp(manifest_path(self.directory))
 
     def sweep(self, *keep: str) -> None:
         """Remove files of interrupted writes and of results that are not committed. User files are never removed.
@@ -237,13 +240,18 @@ class Ledger:
         contents = self.contents()
         if contents:
             content["contents"] = contents
-        self.replace(_REQUEST, seal(OUTPUT, content))
+        self._write_request(content)
 
     def set_contents(self, contents: Sequence[Mapping[str, Any]]) -> None:
         """Store facts about the content of the input files next to the request, which must exist."""
         before = self._read_request()
         if before is not None and before.get("contents", []) != list(contents):
-            self.replace(_REQUEST, seal(OUTPUT, {**before, "contents": list(contents)}))
+            self._write_request({**before, "contents": list(contents)})
+
+    def _write_request(self, content: Mapping[str, Any]) -> None:
+        self.replace(_REQUEST, seal(OUTPUT, content))
+        self._request = dict(content)
+        self._request_stamp = _stamp(self.directory / _REQUEST)
 
     # -- reading --
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from pipeline.errors import DataError, NewerFormat, NoInput, NotPermitted, ReadFailed, printable
 from pipeline.formats import Digested, digest, seal, unseal
@@ -425,23 +425,25 @@ def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
     try:
         # Links are not followed, and opening a FIFO does not wait.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
-            fault = _difference(file, entry, digests)
+        try:
+            fault = _difference(descriptor, entry, digests)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         check_storage(error, path)
         fault = f"committed, but cannot be read: {error.strerror}"
     return None if fault is None else f"file={printable(path)}: {fault}"
 
 
-def _difference(file: BinaryIO, entry: Entry, digests: bool) -> str | None:
+def _difference(descriptor: int, entry: Entry, digests: bool) -> str | None:
     """Return how an open file differs from its entry."""
-    status = os.fstat(file.fileno())
+    status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         return "no longer a regular file"
     if status.st_size != entry.n_bytes:
         return f"{status.st_size} bytes, expected {entry.n_bytes} as committed"
     if digests:
-        pieces = iter(partial(file.read, _PIECE), b"")
+        pieces = iter(partial(os.read, descriptor, _PIECE), b"")
         if digest(pieces) != entry.blake3:
             return "its content has changed: the BLAKE3 digest differs from the committed one"
     return None

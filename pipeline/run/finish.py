@@ -19,6 +19,7 @@ from pipeline.columns import Columns
 from pipeline.encoding.index import index_files
 from pipeline.encoding.partfile import part_shapes, stored_categories
 from pipeline.encoding.parts import PartFacts
+from pipeline.encoding.views import EarlierViews
 from pipeline.encoding.whole import single_file
 from pipeline.errors import VerificationFailed, printable, quantity
 from pipeline.features import Shape
@@ -370,7 +371,9 @@ class _Finish:
         """Write the files that accompany the parts; the manifest comes last and makes all of them visible."""
         prepared = self._prepared
         publication = self._ledger.publication()
-        entries = [publication.write(name, data) for name, data in self._files(report)]
+        entries = []
+        for name, data in self._files(report):
+            entries.append(data if isinstance(data, Entry) else publication.write(name, data))
         entries += self._parquet_files
         if self._parquet_files:
             publication.link_folder(PARQUET, [entry.file for entry in self._parquet_files])
@@ -450,8 +453,11 @@ class _Finish:
             for stage, seconds in state.seconds.items()
         }
 
-    def _files(self, report: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-        """Yield names and contents of the files next to the parts. Each is built after the previous one is written."""
+    def _files(self, report: Mapping[str, Any]) -> Iterator[tuple[str, bytes | Entry]]:
+        """Yield names and contents of the files next to the parts. Each is built after the previous one is written.
+
+        Files that exist already are given by their entries.
+        """
         yield "model.h5", self._model.to_hdf5()
         yield "encoder.npz", self._model.to_npz()
         yield from self._index()
@@ -460,7 +466,7 @@ class _Finish:
         if self._prepared.config.bad_data.on_bad_data == "quarantine":
             yield QUARANTINE, self._quarantine()
 
-    def _index(self) -> Iterator[tuple[str, bytes]]:
+    def _index(self) -> Iterator[tuple[str, bytes | Entry]]:
         first = self._prepared.shards[0]
         n_features = self._prepared.config.network.n_outputs
         dtype = np.dtype(self._attributes["storage"]["dtype"])
@@ -473,9 +479,13 @@ class _Finish:
 
         categories = stored_categories(first.extras)  # the same in all shards
         append_ids = None
+        earlier = None
         if self._prepared.finished is not None:
             append_ids = [(part.append_id or 0, part.n_rows) for part in self._all_parts]
-        return index_files(self._all_parts, shapes_of, categories, self._attributes, append_ids=append_ids)
+            earlier = EarlierViews(self._ledger.directory, self._prepared.finished.manifest)
+        return index_files(
+            self._all_parts, shapes_of, categories, self._attributes, append_ids=append_ids, earlier=earlier
+        )
 
     def _quarantine(self) -> bytes:
         """Return one line of JSON for each bad shard and each bad row."""

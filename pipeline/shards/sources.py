@@ -122,7 +122,8 @@ def _files(pattern: str) -> list[Path]:
     path = Path(pattern)
     if os.path.isdir(pattern):
         entries = [path / name for name in _list_directory(pattern)]
-        _check_inside(pattern, entries)
+        # Only links can lead out of the directory, because these names have no slashes.
+        _check_inside(pattern, [entry for entry in entries if entry.is_symlink()])
         return entries
     if os.path.lexists(pattern):  # check this before globs, because files may have names such as a[1].h5
         return [path]  # links to other directories are allowed here, because the user has given the path

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from pipeline.encoding import index as index_module
+from pipeline.encoding import views
 from pipeline.errors import WriteFailed
 from pipeline.features import open_features
 from pipeline.formats import seal
@@ -262,7 +263,7 @@ def test_an_index_works_in_every_kind_of_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy_command: str, is_nested: bool
 ) -> None:
     if is_nested:
-        monkeypatch.setattr(index_module, "_MOST", 2)
+        monkeypatch.setattr(views, "MOST_PARTS", 2)
     expected = run(tmp_path / "out")
     copy = tmp_path / "elsewhere" / "copy"
     copy.parent.mkdir()

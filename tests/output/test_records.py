@@ -74,7 +74,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "grown": (lambda path: os.truncate(path, 5), "5 bytes, expected 4"),
     "flipped": (flip, "BLAKE3"),
     "symlink": (turn_into(lambda path: path.symlink_to(path.with_suffix(".moved"))), os.strerror(errno.ELOOP)),
-    "directory": (turn_into(Path.mkdir), os.strerror(errno.EISDIR)),
+    "directory": (turn_into(Path.mkdir), "regular file"),
     "fifo": (turn_into(os.mkfifo), "regular file"),
 }
 
@@ -183,7 +183,7 @@ def test_too_many_open_files_are_a_system_limit(ledger: Ledger, monkeypatch: pyt
         "records": lambda: reopen(ledger),
         "fault": lambda: fault_of(ledger.directory, record.entry),
         "load": lambda: ledger.load(record),
-        "manifest": ledger.manifest,
+        "manifest": reopen(ledger).manifest,
         "request": ledger.request,
     }
 
@@ -261,7 +261,8 @@ def test_a_damaged_manifest_makes_its_run_unfinished(
 def test_a_manifest_with_paths_outside_is_refused(ledger: Ledger, key: str) -> None:
     for name in ("/etc/passwd", "../victim", "parts/../../victim", "..", "a/..", "parts/\n/../x", "/", "//x"):
         ledger.finish({}, {key: [{"file": name}]})
-        for read in (lambda: read_manifest(ledger.directory), ledger.manifest, ledger.sweep):
+        reopened = reopen(ledger)
+        for read in (lambda: read_manifest(ledger.directory), reopened.manifest, reopened.sweep):
             with refused(77, f"file={ledger.directory / MANIFEST}: ", printable(f" {name}")):
                 read()
 
@@ -280,6 +281,7 @@ def test_a_storage_error_does_not_make_a_run_unfinished(ledger: Ledger, monkeypa
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     ledger.finish({}, {"parts": []})
+    reopened = reopen(ledger)
     monkeypatch.setattr(Path, "read_bytes", fail)
     with refused(74, MANIFEST, os.strerror(errno.EIO)):
-        ledger.manifest()
+        reopened.manifest()

@@ -411,7 +411,8 @@ def test_negative_code_is_no_label():
 # -- in the output --------------------------------------------------------------------------------------------------
 
 
-def test_codes_and_categories_are_in_every_output(tmp_path, monkeypatch):
+@pytest.mark.parametrize("more", [[], ["--overwrite"]], ids=["copied", "encoded"])
+def test_codes_and_categories_are_in_every_output(tmp_path, monkeypatch, more):
     install(monkeypatch)
     (tmp_path / "shards").mkdir()
     rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
@@ -422,8 +423,7 @@ def test_codes_and_categories_are_in_every_output(tmp_path, monkeypatch):
     assert main("", flags) == 0
     before = open_features(tmp_path / "out").features.compute()
     assert set(open_features(tmp_path / "out").extras) == {"y"}
-    assert main("", [*flags, "--include", "obs/kind"]) == 78  # other results
-    assert main("", [*flags, "--include", "obs/kind", "--overwrite"]) == 0
+    assert main("", [*flags, "--include", "obs/kind", *more]) == 0
     expected = [None, "x", "ü"] * 10 + [None, "ü", "z"] * 10
     for path in (tmp_path / "out", tmp_path / "out" / "single.h5"):
         found = open_features(path)

@@ -27,7 +27,7 @@ from kernels import reference
 from kernels.backend import Device
 from kernels.network import Network, TargetLoss
 from pipeline import cli
-from pipeline.encoding import index as index_of_parts
+from pipeline.encoding import views
 from pipeline.output import groupcommit
 from pipeline.output.disk import Disk
 from pipeline.output.records import INDEX, read_manifest
@@ -228,7 +228,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(starter, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
-    monkeypatch.setattr(index_of_parts, "_MOST", 2)  # so that an index of three parts is already nested
+    monkeypatch.setattr(views, "MOST_PARTS", 2)  # so that an index of three parts is already nested
     # Commit each part separately, even if several arrive at once.
     monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)
     monkeypatch.setattr(prepare, "open_sources", _remembering(open_sources))
