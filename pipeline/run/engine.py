@@ -202,8 +202,9 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
 
     scan: Scan | None = None
     facts = {}
+    scanned = prepared.without_copies()
     if prepared.is_scanned:
-        scanning = ScanStage(prepared)
+        scanning = ScanStage(scanned)
         scan = load_or_make(scanning, context)
         facts.update(scanning.facts(scan))
     unreadable = scan.unreadable if scan else {}
@@ -221,7 +222,7 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
     if prepared.finished is not None:
         record_contents(prepared, context.ledger)
 
-    encoding = EncodingStage(prepared, model, prepared.by_number(unreadable))
+    encoding = EncodingStage(prepared, model, scanned.by_number(unreadable))
     encoded = load_or_make(encoding, context)
     context.state.features_key = encoded.key  # also set for reused features, for the message of a run that fails later
     facts.update(encoding.facts(encoded))

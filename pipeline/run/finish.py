@@ -171,6 +171,7 @@ class _Finish:
 
     def __init__(self, prepared: Prepared, results: StageResults, context: RunContext) -> None:
         self._prepared = prepared
+        self._scanned = prepared.without_copies()
         self._context = context
         self._ledger = context.ledger
         self._scan = results.scan
@@ -187,7 +188,7 @@ class _Finish:
             self._kept_keys = [*prepared.finished.manifest["kept"], results.encoded.key]
             self._kept_keys.append(reference_key(prepared.finished))
             if results.scan is not None:
-                self._kept_keys.append(prepared.scan_key)
+                self._kept_keys.append(self._scanned.scan_key)
         self._attributes = {**context.attributes(prepared, results.model), "storage": results.facts["storage"]}
         self._preprocessing = _preprocessing_of(prepared, results.model)
         self._verdict: Verdict | None = None
@@ -354,7 +355,7 @@ class _Finish:
             "memory": {"peak_bytes": peak_bytes()},
             "taken_over": list(state.reused.values()),
             "warnings": {"n": state.warnings.n, "first": state.warnings.first},
-            "bad": bad_data_facts(prepared.shards, prepared.bad_shards, self._scan, config.bad_data.missing_value),
+            "bad": bad_data_facts(self._scanned.shards, prepared.bad_shards, self._scan, config.bad_data.missing_value),
             **earlier_run_facts(self._ledger.directory, request),
             "sample": sample,
             "judgment": judgment_facts(judge(asdict(summary), sample, config.flat(), self._facts.get("scan"))),
@@ -425,7 +426,14 @@ class _Finish:
             "bad_shards": [*bad_shards, *self._prepared.bad_shards],
             "left_out": {**before.get("left_out", {}), **why_left_out(self._prepared.shards)},
             "appends": self._appends(finished),
+            "scans": self._scans(finished),
         }
+
+    def _scans(self, finished: FinishedRun) -> list[dict[str, Any]]:
+        """Return the scan and the numbers of the shards of each append. Later appends need them to combine ranges."""
+        key = None if self._scan is None else self._scanned.scan_key
+        numbers = [number for number in finished.numbers if number not in finished.copies]
+        return [*finished.scans, {"scan": key, "shards": [] if finished.reused else numbers}]
 
     def _appends(self, finished: FinishedRun) -> list[dict[str, Any]]:
         """Return facts about all appends, including this one."""
@@ -437,21 +445,23 @@ class _Finish:
 
     def _stages(self) -> dict[str, dict[str, Any]]:
         """Return the times of each finished stage, and its rows and bytes if it processed all of them."""
-        prepared = self._prepared
         state = self._context.state
-        n_bytes = sum(shard.n_rows * shard.row_bytes for shard in prepared.shards)
-        whole = {"scan", "encoding"} - state.reused.keys()
-        return {
-            stage: {
+        stages = {}
+        for stage, seconds in state.seconds.items():
+            shards: Sequence[Shard] = ()
+            if stage == "scan" and stage not in state.reused:
+                shards = self._scanned.shards
+            elif stage == "encoding" and stage not in state.reused:
+                shards = self._prepared.shards
+            stages[stage] = {
                 "seconds": seconds,
                 "processor_seconds": state.processor_seconds[stage],
                 "n_cores": len(os.sched_getaffinity(0)),
                 "bound_by": state.bounds[stage],
-                "n_rows": prepared.n_rows if stage in whole else 0,
-                "n_bytes": n_bytes if stage in whole else 0,
+                "n_rows": sum(shard.n_rows for shard in shards),
+                "n_bytes": sum(shard.n_rows * shard.row_bytes for shard in shards),
             }
-            for stage, seconds in state.seconds.items()
-        }
+        return stages
 
     def _files(self, report: Mapping[str, Any]) -> Iterator[tuple[str, bytes | Entry]]:
         """Yield names and contents of the files next to the parts. Each is built after the previous one is written.

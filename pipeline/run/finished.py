@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ class FinishedRun:
         return list(self.manifest.get("appends", []))
 
     @property
+    def scans(self) -> list[dict[str, Any]]:
+        """Fingerprint of the scan of each earlier append, or None, and the numbers of the shards that it encoded."""
+        return list(self.manifest.get("scans", []))
+
+    @property
     def append_id(self) -> int:
         """Number of this append, from 1 on."""
         return 1 + len(self.appends)
@@ -140,6 +146,13 @@ class FinishedRun:
         by_shard = parts_by_shard([PartFacts.from_line(line) for line in self.manifest["parts"]])
         found = {number: by_shard.get(number, ()) for number in same}
         return replace(self, copies={**self.copies, **found})
+
+    def without_copies(self) -> FinishedRun:
+        """Return a copy without the sources whose features are copied."""
+        is_encoded = [number not in self.copies for number in self.numbers]
+        sources = tuple(compress(self.sources, is_encoded))
+        numbers = tuple(compress(self.numbers, is_encoded))
+        return replace(self, sources=sources, numbers=numbers, copies={})
 
     def without(self, refused: Collection[Path]) -> FinishedRun:
         """Return a copy without sources that cannot be read. The rows of a changed one are removed."""

@@ -7,6 +7,7 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -164,9 +165,11 @@ class Prepared:
         The scan is needed to train a model, to count bad rows before a part is written, and to find the ranges of
         appended rows. Rows whose features are copied are not scanned.
         """
-        if self.finished is not None and (self.finished.copies or self.finished.reused):
-            return self.allows_bad_data and len(self.finished.copies) < len(self.shards)
-        return self.given_model is None or self.allows_bad_data or self.finished is not None
+        if self.finished is None:
+            return self.given_model is None or self.allows_bad_data
+        if self.finished.reused:
+            return self.allows_bad_data
+        return len(self.finished.copies) < len(self.shards)
 
     @property
     def scan_key(self) -> str:
@@ -197,6 +200,19 @@ class Prepared:
         """Number of bad shards that are allowed, including those that were left out already."""
         n_shards = len(self.shards) + len(self.bad_shards)
         return n_allowed(self.config.bad_data.max_bad_shards, n_shards) if self.allows_bad_data else 0
+
+    def without_copies(self) -> Prepared:
+        """Return a copy without the shards whose features an append copies. Their rows are not scanned."""
+        if self.finished is None or not self.finished.copies:
+            return self
+        is_encoded = [number not in self.finished.copies for number in self.finished.numbers]
+        identities = list(compress(self.request.inputs["shards"], is_encoded))
+        return replace(
+            self,
+            shards=tuple(compress(self.shards, is_encoded)),
+            request=replace(self.request, inputs={"shards": identities}),
+            finished=self.finished.without_copies(),
+        )
 
     def with_offset(self, offset: np.ndarray | None) -> Prepared:
         """Return a copy whose shards subtract an offset (n_inputs,) on reading, or `self` if the offset is None."""

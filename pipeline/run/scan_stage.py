@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 _SCALINGS = {"std": "each column to the same variance", "common": "all columns are divided by one number"}
 _COLUMNS_LISTED = 10  # columns that a message lists
+_MOST_RANGE_BYTES = 2**26  # bytes of the ranges of all shards
+_SHARD_BYTES = 500  # bytes of Python objects per shard
+_RANGE_COPIES = 3  # copies in memory: of each shard, in one array, and in the stored file
 
 
 @dataclass(frozen=True)
@@ -162,15 +165,18 @@ class ScanStage:
         return {"scan": facts}
 
     def memory_bytes(self, resident: bool) -> int:
-        """Return the bytes of the blocks that the threads hold."""
-        return self.prepared.budget.n_threads * block_bytes(self.prepared) + chunk_bytes(self.prepared)
+        """Return the bytes of the blocks that the threads hold, and of the ranges of the shards."""
+        n_bytes = self.prepared.budget.n_threads * block_bytes(self.prepared) + chunk_bytes(self.prepared)
+        if self._settings().keeps_shard_ranges:
+            n_bytes += _RANGE_COPIES * self._range_bytes()
+        return n_bytes
 
     def sample(self, stretches: Sequence[Stretch]) -> ScanSample:
         """Scan some rows."""
         shards = self.prepared.shards
         budget = self.prepared.budget
         # Unreadable shards are recorded, and do not stop the sample.
-        settings = replace(self._settings(), max_unreadable=len(shards))
+        settings = replace(self._settings(), max_unreadable=len(shards), keeps_shard_ranges=False)
         look = ranges.scan_task(shards, settings, self.prepared.fitted)
 
         def scan_stretch(stretch: Stretch) -> tuple[Stretch, BlockStats]:
@@ -226,7 +232,23 @@ class ScanStage:
             missing_indicator=prepared.given_model is None and prepared.config.bad_data.missing_indicator,
             ranks=prepared.given_model is None and prepared.config.scaling.transform == "rank",
             for_training=prepared.finished is None,
+            keeps_shard_ranges=self._keeps_shard_ranges(),
         )
+
+    def _keeps_shard_ranges(self) -> bool:
+        """Return whether the scan keeps the range of each shard, so that an append can remove or replace a shard.
+
+        With clipping and ranks, the range of all rows does not follow from those of the shards.
+        """
+        settings = self.prepared.config
+        if settings.bad_data.clip_quantile or settings.scaling.transform == "rank":
+            return False
+        return self._range_bytes() <= _MOST_RANGE_BYTES
+
+    def _range_bytes(self) -> int:
+        """Return the bytes of the ranges of all shards."""
+        n_numbers = 2 * self.prepared.n_inputs
+        return len(self.prepared.shards) * (n_numbers * np.dtype(np.float64).itemsize + _SHARD_BYTES)
 
     def _advice_on_bad_rows(self, scan: Scan) -> str:
         """Return advice on bad rows, including the flags that would let the next run succeed."""

@@ -112,6 +112,8 @@ class ScanSettings:
     for_training : bool
         False if no model will be trained on the rows. The scan then lacks everything that depends on a sample of the
         rows, except for clipped ranges and fill values.
+    keeps_shard_ranges : bool
+        True if the range of each column is also kept for each shard.
     """
 
     block_rows: int
@@ -124,6 +126,7 @@ class ScanSettings:
     missing_indicator: bool = False
     ranks: bool = False
     for_training: bool = True
+    keeps_shard_ranges: bool = False
 
     @property
     def fills(self) -> bool:
@@ -151,6 +154,9 @@ class BlockStats:
         Sample of the rows. Missing values are NaN.
     unreadable : dict of int to str
         Reason why each unreadable shard cannot be read. Keys are the indices of the shards in the input.
+    shard_ranges : dict of int to ndarray of shape (2, n_inputs), float64
+        Minimum and maximum of each column in each shard with rows to fit to, by the index of the shard. Empty if they
+        are not kept.
     """
 
     n_rows: int
@@ -161,6 +167,7 @@ class BlockStats:
     n_missing: np.ndarray
     sample: np.ndarray
     unreadable: Mapping[int, str] = field(default_factory=dict)
+    shard_ranges: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> BlockStats:
@@ -220,6 +227,7 @@ def merge_stats(stats: Sequence[BlockStats]) -> BlockStats:
         n_missing=np.sum([each.n_missing for each in stats], axis=0),
         sample=np.concatenate([each.sample for each in stats]),
         unreadable=_first_reasons(stats),
+        shard_ranges=_merged_ranges(stats),
     )
 
 
@@ -230,6 +238,18 @@ def _first_reasons(stats: Sequence[BlockStats]) -> dict[int, str]:
         for number, reason in each.unreadable.items():
             reasons.setdefault(number, reason)
     return dict(sorted(reasons.items()))
+
+
+def _merged_ranges(stats: Sequence[BlockStats]) -> dict[int, np.ndarray]:
+    """Return the range of each shard, whose rows can be in several blocks."""
+    ranges: dict[int, np.ndarray] = {}
+    for each in stats:
+        for number, found in each.shard_ranges.items():
+            known = ranges.get(number)
+            if known is not None:
+                found = np.stack([np.minimum(known[0], found[0]), np.maximum(known[1], found[1])])
+            ranges[number] = found
+    return ranges
 
 
 def _stats_of_rows(settings: ScanSettings, stride: int, piece: Piece, rows: np.ndarray) -> BlockStats:
@@ -248,14 +268,17 @@ def _stats_of_rows(settings: ScanSettings, stride: int, piece: Piece, rows: np.n
         return _without_fitted_rows(len(rows), rows.shape[1], first_row + bad)
     if may_be_bad or len(left_out):
         minimum, maximum, n_missing = _range_and_missing(settings, rows, left_out, stored)
+    minimum = minimum.astype(np.float64)
+    maximum = maximum.astype(np.float64)
     return BlockStats(
         n_rows=len(rows),
         n_fitted=len(rows) - len(left_out),
-        minimum=minimum.astype(np.float64),
-        maximum=maximum.astype(np.float64),
+        minimum=minimum,
+        maximum=maximum,
         bad_rows=first_row + bad,
         n_missing=n_missing,
         sample=_sample(settings, stride, first_row, rows, left_out, stored),
+        shard_ranges={piece.number: np.stack([minimum, maximum])} if settings.keeps_shard_ranges else {},
     )
 
 

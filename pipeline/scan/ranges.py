@@ -67,7 +67,7 @@ _EXACT = 2.0**53  # float64 holds all integers up to this one exactly
 _WIDEST = 2.0**62  # smaller differences fit into 64 bits for any minimum
 _ARRAYS = (
     *("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset", "center", "factor"),
-    *("indicators", "knots", "ranks"),
+    *("indicators", "knots", "ranks", "shard_ranges"),
 )
 
 
@@ -116,6 +116,9 @@ class Scan:
     n_selected : int or None
         Number of the good rows that ``--fit-on`` selects. All arrays except for `bad_rows` describe only these rows.
         None if they describe all good rows.
+    shard_ranges : ndarray of shape (2, n_shards, n_inputs), float64, or None
+        Minimum and maximum of each column in each shard. They are Inf and -Inf for a column without values. None if
+        they are not kept.
     """
 
     n_rows: int
@@ -138,6 +141,7 @@ class Scan:
     knots: np.ndarray | None = None
     ranks: np.ndarray | None = None
     n_selected: int | None = None
+    shard_ranges: np.ndarray | None = None
 
     @property
     def n_fitted(self) -> int:
@@ -227,6 +231,8 @@ class Scan:
         if (self.n_rows, len(self.minimum)) != (n_rows, n_inputs):
             found = f"{self.n_rows} rows of {len(self.minimum)} columns"
             raise ValueError(f"contains {found}, expected {n_rows} rows of {n_inputs} columns")
+        if self.shard_ranges is not None and self.shard_ranges.shape[1] != len(shards):
+            raise ValueError(f"contains ranges of {self.shard_ranges.shape[1]} shards, expected {len(shards)}")
         if any(number >= len(shards) for number in self.unreadable):
             raise ValueError(f"refers to a shard that is not among the {len(shards)} shards of the input")
         return self
@@ -238,6 +244,7 @@ def scan_bytes(shards: Sequence[Shard]) -> int:
     preparation = shards[0].preparation
     if preparation is not None and preparation.transform == "rank":
         n_each += 2 * MAX_KNOTS
+    n_each += 2 * len(shards)  # their ranges
     numbers = n_each * shards[0].n_inputs + sum(shard.n_rows for shard in shards)
     return numbers * np.dtype(np.float64).itemsize
 
@@ -269,6 +276,7 @@ def _field_checks(scan_result: Scan) -> dict[str, bool]:
         "center or factor": _is_scaling(scan_result.center, scan_result.factor, shape),
         "n_missing": _are_counts(scan_result.n_missing, shape),
         "unreadable": _are_reasons(scan_result.unreadable),
+        "shard_ranges": _are_shard_ranges(scan_result.shard_ranges, shape),
     }
 
 
@@ -320,6 +328,13 @@ def _are_optional_tables(knots: np.ndarray | None, ranks: np.ndarray | None, sha
     is_shaped = knots.ndim == 2 and knots.shape[:1] == shape and 1 <= knots.shape[1] <= MAX_KNOTS
     are_arrays = is_shaped and _is_array(knots, np.float64, knots.shape) and _is_array(ranks, np.float64, knots.shape)
     return are_arrays and are_tables(knots, ranks)
+
+
+def _are_shard_ranges(ranges: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+    if ranges is None:
+        return True
+    is_shaped = ranges.ndim == 3 and ranges.shape == (2, ranges.shape[1], *shape)
+    return is_shaped and ranges.dtype == np.float64 and not np.isnan(ranges).any()
 
 
 def _are_reasons(unreadable: Mapping[int, str]) -> bool:
@@ -458,6 +473,7 @@ def scan_from_stats(
         knots=None if tables is None else tables.knots,
         ranks=None if tables is None else tables.ranks,
         n_selected=None if fitted is None else stats.n_fitted,
+        shard_ranges=_shard_ranges(stats, len(shards)) if settings.keeps_shard_ranges else None,
     )
     if scan.n_fitted and settings.for_training:
         with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
@@ -472,6 +488,16 @@ def scan_from_stats(
     if settings.missing_indicator and stats.n_missing.any():
         indicators = np.flatnonzero(stats.n_missing)
     return replace(scan, fill=fill, n_missing=stats.n_missing, indicators=indicators)
+
+
+def _shard_ranges(stats: BlockStats, n_shards: int) -> np.ndarray:
+    """Return the ranges of all shards as one array (2, n_shards, n_inputs)."""
+    ranges = np.empty((2, n_shards, len(stats.minimum)))
+    ranges[0] = np.inf
+    ranges[1] = -np.inf
+    for number, found in stats.shard_ranges.items():
+        ranges[:, number] = found
+    return ranges
 
 
 def _ranked(stats: BlockStats, tables: RankTables, dtype: np.dtype) -> BlockStats:
@@ -607,7 +633,7 @@ def readable(shards: Sequence[Shard], scan_result: Scan) -> tuple[tuple[Shard, .
     usable = [shard for number, shard in enumerate(shards) if number not in scan_result.unreadable]
     n_rows = sum(shard.n_rows for shard in usable)
     bad_rows = _bad_rows_of_readable(shards, scan_result)
-    return tuple(usable), replace(scan_result, n_rows=n_rows, bad_rows=bad_rows, unreadable={})
+    return tuple(usable), replace(scan_result, n_rows=n_rows, bad_rows=bad_rows, unreadable={}, shard_ranges=None)
 
 
 def _bad_rows_of_readable(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray:

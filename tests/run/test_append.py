@@ -14,7 +14,7 @@ from pipeline.encoding import views
 from pipeline.errors import ConfigError, DataError
 from pipeline.features import open_features
 from pipeline.output.records import Entry, is_index, read_manifest
-from pipeline.report.page.build import page_of, read_report, text_of
+from pipeline.report.page.build import read_report
 from tests.support.appends import N_ROWS, add, ids_of, parts_of
 from tests.support.cases import case
 from tests.support.faulty import RecordingDisk
@@ -91,21 +91,6 @@ def test_without_new_files_nothing_is_written(
     assert recording.calls == []
     assert stamps(finished) == before
     assert mentions((finished / "run.log").read_text(), COMPLETE, 44, 4, 2)
-
-
-def test_ranges_of_all_rows_need_only_the_scans_of_new_files(growing: Workspace, finished: Path) -> None:
-    widest = 0.0
-    for number, factor in enumerate((3, 1, 5), len(N_ROWS)):
-        path = add(growing, f"{number}.h5", seed=number)
-        with h5py.File(path, "r+") as file:
-            file["X"][:, 1] *= factor
-            widest = max(widest, float(file["X"][:, 1].max()))
-        assert growing.run(finished, "--append") == 0
-    ranges = read_report(finished)["ranges"]
-    (first, *_) = ranges["columns"]
-    assert first["column"] == 1
-    assert first["all_high"] == pytest.approx(max(widest, first["high"]))
-    assert "wider range" in text_of(page_of(read_report(finished)))
 
 
 @pytest.mark.parametrize("damage", [False, True], ids=["intact", "damaged"])

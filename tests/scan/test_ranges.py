@@ -12,10 +12,10 @@ from pipeline.formats import pack
 from pipeline.hdf5.files import FILES
 from pipeline.scan import ranges as module
 from pipeline.scan.blocks import Piece, ScanSettings, merge_stats, scan_pieces
-from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, readable
+from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, readable, scan_bytes
 from pipeline.scan.scaler import bad_entries, bad_rows
 from pipeline.shards.open import open_shards
-from pipeline.shards.shard import blocks
+from pipeline.shards.shard import array_shard, blocks
 from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.fresh_process import run_in_fresh_process
@@ -302,6 +302,30 @@ def test_imputed_values_equal_the_mean_or_median(tmp_path, dtype, missing, imput
             assert scanned(shards, block_rows, n_threads, **options).to_npz() == found.to_npz()
             clipped = {**options, "clip_quantile": 0.1}
             assert scanned(shards, block_rows, 2, **clipped).to_npz() == scanned(shards, 9, 1, **clipped).to_npz()
+
+
+@pytest.mark.parametrize(("block_rows", "n_threads"), [(1, 3), (4, 2), (50, 1)])
+def test_the_ranges_of_single_shards_are_kept(tmp_path, block_rows, n_threads):
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=(n, 3)) for n in (7, 1, 12, 5)]
+    arrays[0][3, 1] = 99
+    arrays[0][3, 0] = np.nan
+    arrays[1][0, 2] = np.inf  # its only row is bad
+    shards = shards_of(tmp_path, *arrays)
+    found = scanned(shards, block_rows, n_threads, keeps_shard_ranges=True)
+    expected = np.empty((2, 4, 3))
+    for number, rows in enumerate(arrays):
+        good = rows[np.isfinite(rows).all(axis=1)]
+        expected[0, number] = good.min(axis=0, initial=np.inf)
+        expected[1, number] = good.max(axis=0, initial=-np.inf)
+    again = Scan.from_npz(found.to_npz())
+    np.testing.assert_array_equal(again.shard_ranges, expected)
+    np.testing.assert_array_equal(again.shard_ranges[0].min(axis=0), found.minimum)
+    np.testing.assert_array_equal(again.shard_ranges[1].max(axis=0), found.maximum)
+    assert len(found.to_npz()) < scan_bytes(shards) + 2**14
+    with pytest.raises(ValueError, match="4 shards"):
+        again.check_fits([array_shard(np.concatenate(arrays))])
+    assert scanned(shards, block_rows).shard_ranges is None
 
 
 def test_clipped_ranges_are_quantiles_and_contain_the_fill(tmp_path):

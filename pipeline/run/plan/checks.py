@@ -321,7 +321,8 @@ def reusable_results(ledger: Ledger, prepared: Prepared) -> Reusable:
 def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, Any] | None) -> Reusable:
     """Return the results of an unfinished run, or of a run with another request, that a run would reuse."""
     earlier = EarlierResults(ledger, prepared.budget.n_threads, compares_digests=False, is_readonly=True)
-    scanning = ScanStage(prepared)
+    scanned = prepared.without_copies()
+    scanning = ScanStage(scanned)
     has_scan = scanning.load(earlier) is not None
     scan = scanning.committed(earlier)  # even if it will be repeated, because it lists the unreadable shards
     unreadable = scan.unreadable if scan else {}
@@ -333,14 +334,14 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
     if model is None:
         checkpoint = training.last_checkpoint(earlier)
     else:
-        parts = EncodingStage(prepared, model, prepared.by_number(unreadable)).committed(earlier).parts
+        parts = EncodingStage(prepared, model, scanned.by_number(unreadable)).committed(earlier).parts
     n_encoded = sum(part.n_rows for part in parts)
     n_bytes = sum(part.entry.n_bytes for part in parts)
 
     reused = {"training": _reused_training(prepared, model, checkpoint)}
     if prepared.finished is not None:
         n_kept = sum(part.n_rows for part in prepared.finished.parts)
-        reused["scan"] = "only new and changed files, to count bad rows" if prepared.is_scanned else "not needed"
+        reused["scan"] = "only new and changed files" if prepared.is_scanned else "not needed"
         reused["encoding"] = f"only new and changed files; the features of {quantity(n_kept, 'row')} stay"
     if has_scan:
         reused["scan"] = "finished by an earlier run"

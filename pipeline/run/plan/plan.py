@@ -269,7 +269,7 @@ def estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> l
     """Return the time of each stage: 0 if its result is reused, otherwise an estimate from the sample."""
     estimates = []
     if prepared.is_scanned:
-        scanning = ScanStage(prepared).estimate(sample)
+        scanning = ScanStage(prepared.without_copies()).estimate(sample)
         estimates.append(_reused(scanning, reusable) if reusable.has_scan else scanning)
     encoding = estimate_encoding(sample, prepared.n_rows - reusable.written.n_rows)
     if reusable.written.n_rows == prepared.n_rows:
