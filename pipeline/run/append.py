@@ -160,6 +160,9 @@ def _parts_of(manifest: Mapping[str, Any]) -> list[PartFacts]:
             raise TypeError(f"invalid facts about {part.entry.file}")
     if not isinstance(manifest.get("appends", []), list):
         raise TypeError("invalid facts about appends")
+    for scan in manifest.get("scans", []):
+        if not isinstance(scan["scan"], str | None) or not all(type(number) is int for number in scan["shards"]):
+            raise TypeError("invalid facts about scans")
     return parts
 
 

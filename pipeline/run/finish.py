@@ -245,7 +245,7 @@ class _Finish:
         Raises
         ------
         RowsDrifted
-            If a new model is needed, and the settings do not allow that.
+            If a new model is needed, or the rows could not be judged, and the settings do not allow that.
         """
         finished = self._prepared.finished
         if finished is None:
@@ -255,8 +255,7 @@ class _Finish:
             return
         self._verdict = verdict_on(self._sources(new), new, self._sample_spec(), self._prepared, self._context)
         self._context.state.end_stage("verdict")
-        if self._verdict is not None:
-            check_verdict(self._verdict, self._ledger.directory, self._prepared.config.results.on_append_drift)
+        check_verdict(self._verdict, self._ledger.directory, self._prepared.config.results.on_append_drift)
 
     def count_generations(self, probe: Mapping[str, Any] | None) -> None:
         """Determine the generation, and fit maps from its features to those of earlier ones and of `--align-to`.

@@ -6,7 +6,6 @@ import logging
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +24,7 @@ from pipeline.run.context import RunContext
 from pipeline.run.finished import FinishedRun
 from pipeline.run.prepare import Prepared
 from pipeline.run.resume import load_at_most
-from pipeline.shards.shard import Block
+from pipeline.shards.shard import Block, Shard
 from pipeline.training.order import spread_rows
 
 __all__ = ["check_verdict", "reference_key", "verdict_on"]
@@ -53,7 +52,7 @@ def verdict_on(
 ) -> Verdict | None:
     """Return the verdict on the rows that an append has encoded.
 
-    A failure is only logged as a warning, because the features are already complete.
+    If the rows cannot be judged, this is only logged as a warning, because the features are already complete.
 
     Parameters
     ----------
@@ -72,7 +71,7 @@ def verdict_on(
     finished = prepared.finished
     assert finished is not None
     try:
-        reference = _reference(finished, spec, context)
+        reference = _reference(prepared, spec, context)
         if reference is None:
             log.warning("append: the new rows are not compared with earlier rows, because too few of those can be read")
             return None
@@ -86,14 +85,23 @@ def verdict_on(
         return None
 
 
-def check_verdict(found: Verdict, directory: Path, on_append_drift: str) -> None:
+def check_verdict(found: Verdict | None, directory: Path, on_append_drift: str) -> None:
     """Log a verdict.
 
     Raises
     ------
     RowsDrifted
-        If a new model is needed, and the settings do not allow publishing the features of such rows.
+        If a new model is needed, or the rows could not be judged, and the settings do not allow publishing the features
+        of such rows.
     """
+    if found is None:
+        if on_append_drift == "fail":
+            raise RowsDrifted(
+                f"output={printable(directory)}: the new rows could not be judged (see the warning above), expected a "
+                "verdict. Their features are not published (--on-append-drift fail). Restore the earlier files in "
+                "--input, or publish the features with --on-append-drift warn."
+            )
+        return
     words = " ".join(found.reasons)
     if found.verdict == "keep":
         log.info("append: verdict on the new rows: keep the model. %s", words)
@@ -107,8 +115,10 @@ def check_verdict(found: Verdict, directory: Path, on_append_drift: str) -> None
     log.warning("append: verdict on the new rows: %s. %s", found.verdict, words)
 
 
-def _reference(finished: FinishedRun, spec: SampleSpec, context: RunContext) -> Reference | None:
+def _reference(prepared: Prepared, spec: SampleSpec, context: RunContext) -> Reference | None:
     """Return the statistics of earlier rows: those that an earlier append has stored, or new ones, which are stored."""
+    finished = prepared.finished
+    assert finished is not None
     key = reference_key(finished)
 
     def read(record: Record) -> Reference:
@@ -118,14 +128,16 @@ def _reference(finished: FinishedRun, spec: SampleSpec, context: RunContext) -> 
     found = context.earlier.latest(_KIND, key, read, "append: stored statistics cannot be used (%s)")
     if found is not None:
         return found
-    reference = _new_reference(finished, spec, context)
+    reference = _new_reference(prepared, finished, spec, context)
     if reference is not None:
         entry = context.ledger.write(f"stages/{_KIND}", ".npz", reference.to_npz())
         context.ledger.commit(Record(_KIND, key, entry))
     return reference
 
 
-def _new_reference(finished: FinishedRun, spec: SampleSpec, context: RunContext) -> Reference | None:
+def _new_reference(
+    prepared: Prepared, finished: FinishedRun, spec: SampleSpec, context: RunContext
+) -> Reference | None:
     """Compute the statistics of earlier rows; None if too few of them can be read."""
     parts = [PartFacts.from_line(line) for line in finished.manifest["parts"]]
     # The training numbers its rows without those of unreadable files, which are all bad.
@@ -137,7 +149,7 @@ def _new_reference(finished: FinishedRun, spec: SampleSpec, context: RunContext)
     if rows is None:
         rows = spread_rows(n_rows, _NO_ROWS, min(n_rows, spec.n_rows), spec.seed, max_runs=_MAX_STRETCHES)
     stretches = held_out_stretches(rows, spec.n_rows, _MAX_STRETCHES)
-    sources, stretches = _readable(trained, stretches, finished, context)
+    sources, stretches = _readable(trained, stretches, prepared, context)
     sample = draw_sample(sources, spec, stretches)
     if sample is None or len(sample.rows) < 2:
         return None
@@ -164,18 +176,24 @@ def _held_out(manifest: Mapping[str, Any], n_rows: int) -> np.ndarray | None:
 
 
 def _readable(
-    parts: Sequence[PartFacts], stretches: Sequence[Stretch], finished: FinishedRun, context: RunContext
+    parts: Sequence[PartFacts], stretches: Sequence[Stretch], prepared: Prepared, context: RunContext
 ) -> tuple[list[PartSource], list[Stretch]]:
     """Return the parts that contain stretches, as far as their files can be read, and the stretches in these parts."""
-    open_part = partial(_open_part, Inputs(finished.manifest, finished.model), context)
+    finished = prepared.finished
+    assert finished is not None
+    inputs = Inputs(finished.manifest, finished.model)
+    folder = context.ledger.directory
     sources: list[PartSource] = []
     found: list[Stretch] = []
     n_before = 0  # rows of the sources
     for part, pieces in _spaced(list(_by_part(parts, stretches)), _MAX_PARTS):
-        source = open_part(part)
-        if source is None:
+        if part.shard in finished.copies:  # its file has changed, for example because labels were added
+            shard: Shard | None = prepared.shards[prepared.position(part.shard)]
+        else:
+            shard = _unchanged_shard(inputs, part)
+        if shard is None:
             continue
-        sources.append(source)
+        sources.append(PartSource(Block(shard, part.start, part.stop), folder / part.entry.file))
         found += [(n_before + start, n_before + stop) for start, stop in pieces]
         n_before += part.n_rows
     return sources, found
@@ -202,11 +220,10 @@ def _spaced(items: Sequence[T], n_most: int) -> list[T]:
     return [items[number] for number in numbers]
 
 
-def _open_part(inputs: Inputs, context: RunContext, part: PartFacts) -> PartSource | None:
-    """Return a part with its rows, or None if the input file is missing or has changed."""
+def _unchanged_shard(inputs: Inputs, part: PartFacts) -> Shard | None:
+    """Return the shard of a part, or None if the input file is missing or has changed."""
     try:
-        shard = inputs.shard(part.line())
+        return inputs.shard(part.line())
     except (DataError, NoInput) as error:
         log.debug("append: file=%s: not used as a reference: %s", printable(part.path), error)
         return None
-    return PartSource(Block(shard, part.start, part.stop), context.ledger.directory / part.entry.file)

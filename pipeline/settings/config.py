@@ -602,7 +602,8 @@ class ResultSettings:
         one_of("warn", "fail"),
         "nothing",
         "With --append, what to do if the new rows differ so much from the rows of the training that a new model is "
-        "needed: publish their features with a warning (warn), or end without publishing them (fail).",
+        "needed, or cannot be compared with them: publish their features with a warning (warn), or end without "
+        "publishing them (fail).",
     )
     retrain: bool = _switch(
         "Train a new model on all files, and publish it with its features as the next generation. Earlier generations "

@@ -17,7 +17,8 @@ from pipeline.features import open_features
 from pipeline.formats import seal
 from pipeline.output.lock import locked
 from pipeline.output.records import OUTPUT, manifest_path, read_manifest
-from tests.support.appends import N_ROWS, add, ids_of, parts_of, write
+from pipeline.run import new_rows
+from tests.support.appends import N_ROWS, add, add_extra, ids_of, parts_of, write
 from tests.support.interruptions import flip, stamps
 from tests.support.logged import COMPLETE, mentions
 from tests.support.soak_protocol import run_seen_by_readers
@@ -228,6 +229,9 @@ def test_a_damaged_manifest_is_reported_without_harm(growing: Workspace, finishe
         lambda manifest: manifest.update(config=[]),
         lambda manifest: manifest["config"].update(missing_value=[1, {}]),
         lambda manifest: manifest.update(appends=3),
+        lambda manifest: manifest.update(scans=3),
+        lambda manifest: manifest.update(scans=[{"scan": "x", "shards": ["y"]}]),
+        lambda manifest: manifest.update(scans=[{"scan": ["x"], "shards": []}]),
     ],
 )
 def test_a_forged_manifest_is_refused(
@@ -251,6 +255,29 @@ def test_only_bad_new_files_leave_the_results_complete(growing: Workspace, out: 
     assert stamps(out) == before
     assert mentions((out / "run.log").read_text(), COMPLETE, 44)
     assert growing.run(out, "--append", "--on-bad-data", "skip", "--max-bad-shards", "0") == 65
+
+
+def test_rows_that_cannot_be_judged_are_not_published_with_fail(
+    growing: Workspace, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise ValueError("cannot be judged")
+
+    monkeypatch.setattr(new_rows, "judge_new_rows", fail)
+    add(growing, "3.h5")
+    assert growing.run(finished, "--append", "--on-append-drift", "fail") == 80
+    assert open_features(finished).manifest["n_rows"] == 44
+    assert growing.run(finished, "--append") == 0
+    assert open_features(finished).manifest["n_rows"] == 51
+
+
+def test_rows_are_judged_although_all_earlier_files_got_labels(growing: Workspace, finished: Path) -> None:
+    for path in growing.shards.iterdir():
+        with h5py.File(path, "r+") as file:
+            file["z"] = np.arange(len(file["X"]))
+    add_extra(add(growing, "3.h5"), "z", np.arange(7))
+    assert growing.run(finished, "--append", "--on-append-drift", "fail") == 0
+    assert read_manifest(finished)["appends"][-1]["drift"]["n_sampled"] == 7
 
 
 def test_a_single_new_row_is_not_judged(growing: Workspace, finished: Path) -> None:
