@@ -111,7 +111,7 @@ class ScanSettings:
         True if values are replaced by their ranks.
     for_training : bool
         False if no model will be trained on the rows. The scan then lacks everything that depends on a sample of the
-        rows, except for clipped ranges and fill values.
+        rows, except for clipped ranges, fill values and ranks.
     keeps_shard_ranges : bool
         True if the range of each column is also kept for each shard.
     """
@@ -132,6 +132,11 @@ class ScanSettings:
     def fills(self) -> bool:
         """True if missing values are filled in."""
         return self.impute is not None
+
+    @property
+    def needs_sample(self) -> bool:
+        """True if the scan needs a sample of the rows. Copying the sample takes as long as the rest of the scan."""
+        return self.for_training or self.fills or self.ranks or self.clip_quantile > 0
 
 
 @dataclass(frozen=True)
@@ -307,6 +312,8 @@ def _sample(
     settings: ScanSettings, stride: int, first_row: int, rows: np.ndarray, left_out: np.ndarray, stored: str
 ) -> np.ndarray:
     """Return the sampled rows, except those that are left out, as float64 with NaN for missing values."""
+    if not settings.needs_sample:
+        return np.empty((0, rows.shape[1]))
     positions = np.setdiff1d(sample_positions(first_row, len(rows), stride), left_out)
     chosen = rows[positions]
     sample = chosen.astype(np.float64)
