@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from secrets import token_hex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.pool import open_pool
 from pipeline.device import is_compiling, n_device_calls, start_device, theanos_errors
@@ -201,7 +201,7 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
     keep_chunks(prepared.budget.chunk_bytes)  # needed if the scan is reused; otherwise its tasks do the same
 
     scan: Scan | None = None
-    facts = {}
+    facts: dict[str, Any] = {}
     scanned = prepared.without_copies()
     if prepared.is_scanned:
         scanning = ScanStage(scanned)
@@ -219,6 +219,8 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
     else:
         model = prepared.given_model
         prepared = prepared.with_offset(model.offset)
+        # The report suggests other scalings, and the rows alone do not show which one the model has.
+        facts["scan"] = {**facts.get("scan", {}), "scale": model.scaler.scale_setting}
     if prepared.finished is not None:
         record_contents(prepared, context.ledger)
 

@@ -158,11 +158,8 @@ class ScanStage:
         ranges.check_usable(self.prepared.shards, scan, self.prepared.config.bad_data.missing_value)
 
     def facts(self, scan: Scan) -> dict[str, Any]:
-        """Return facts about the rows for the report. The scaling is that of the model."""
-        facts = scan.summary()
-        if self.prepared.given_model is not None:
-            facts["scale"] = self.prepared.given_model.scaler.scale_setting
-        return {"scan": facts}
+        """Return facts about the rows for the report."""
+        return {"scan": scan.summary()}
 
     def memory_bytes(self, resident: bool) -> int:
         """Return the bytes of the blocks that the threads hold, and of the ranges of the shards."""

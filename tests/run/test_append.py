@@ -61,11 +61,14 @@ def test_earlier_parts_are_not_written_again(growing: Workspace, finished: Path)
 
 @pytest.mark.parametrize("scale", ["std", "range"])
 def test_the_report_names_the_scaling_of_the_model(growing: Workspace, out: Path, scale: str) -> None:
-    """The new rows alone may suggest another one."""
+    """The new rows alone may suggest another one, and without a training there may be no scan."""
     assert growing.run(out, "--scale", scale) == 0
     add(growing, "3.h5")
     assert growing.run(out, "--append", "--scale", scale) == 0
     assert read_report(out)["scan"]["scale"] == scale
+    encoded = growing.folder / "encoded"
+    assert growing.run(encoded, "--model", str(out)) == 0
+    assert read_report(encoded)["scan"] == {"scale": scale}
 
 
 def test_a_training_does_not_use_the_scan_of_an_append(growing: Workspace, out: Path) -> None:
