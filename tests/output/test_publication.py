@@ -227,6 +227,7 @@ def as_in_0_1_0(directory: Path, *names: str) -> None:
     with_plain_files(directory)
 
 
+@pytest.mark.slow
 def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
     """Once, an unfinished publication of plain files was mistaken for a copy that has lost its links."""
     n_without_manifest = 0
@@ -244,6 +245,7 @@ def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
     assert n_without_manifest > 20
 
 
+@pytest.mark.slow
 def test_files_of_an_interrupted_run_are_not_mixed_with_another(tmp_path: Path) -> None:
     """The next run has no single.h5; otherwise readers would use the one of version 0.1.0."""
     for number in range(60):

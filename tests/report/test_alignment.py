@@ -112,6 +112,7 @@ def test_a_missing_map_file_is_reported(tmp_path: Path) -> None:
             load_map(path)
 
 
+@pytest.mark.slow
 def test_features_of_a_run_are_mapped_to_another_run(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     path = str(tmp_path / "map.npz")
@@ -131,6 +132,7 @@ def test_features_of_a_run_are_mapped_to_another_run(workspace: Workspace, out: 
     np.testing.assert_array_equal(open_features(out, as_of=path).features.compute(), unchanged.features.compute())
 
 
+@pytest.mark.slow
 def test_runs_with_different_encoders_are_joined_after_a_map(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     third = tmp_path / "third"

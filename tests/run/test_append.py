@@ -71,6 +71,7 @@ def test_the_report_names_the_scaling_of_the_model(growing: Workspace, out: Path
     assert read_report(encoded)["scan"] == {"scale": scale}
 
 
+@pytest.mark.slow
 def test_a_training_does_not_use_the_scan_of_an_append(growing: Workspace, out: Path) -> None:
     """The scan of an append lacks what only a training needs."""
     assert growing.run(out, "--scale", "std") == 0

@@ -61,6 +61,7 @@ def test_training_skips_a_damaged_checkpoint(
         assert features_of(output) == expected(), damage
 
 
+@pytest.mark.slow
 def test_training_starts_over_without_an_intact_checkpoint(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -120,7 +120,7 @@ PARQUET_AFTERWARDS = "parquet afterwards"
 APPENDS = ("append", "append parquet")
 PUBLISHING = ("single file before", "version 0.1.0", "version 0.1.0, restart", "copy without links", "lost links")
 # Kinds whose readers `make check` tests as well.
-QUICK = ("new", "overwrite", "append")
+QUICK = ("new", "append")
 
 
 @pytest.mark.parametrize(

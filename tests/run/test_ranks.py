@@ -86,6 +86,7 @@ def test_blocks_threads_and_the_form_of_files_change_no_rank(shards: Shards, tmp
     assert features_of(sparse.output) == features_of(shards.output)
 
 
+@pytest.mark.slow
 def test_a_given_model_ranks_other_rows(shards: Shards, tmp_path: Path) -> None:
     shards.add(rows_with_gaps(np.float32, np.nan, 0))
     assert shards.run(*RANKED, *CLEANED) == 0

@@ -78,7 +78,7 @@ def test_targets_change_the_features(shards: Shards, tmp_path: Path) -> None:
     assert not any(same(models[i], models[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-@pytest.mark.parametrize("stride", [1, 10])
+@pytest.mark.parametrize("stride", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_rows_and_targets_that_are_left_out_have_no_influence(shards: Shards, stride: int) -> None:
     """If only each tenth row has a target, the classes of other rows are estimated."""
     values = add(shards)
@@ -98,6 +98,7 @@ def test_rows_and_targets_that_are_left_out_have_no_influence(shards: Shards, st
     assert same(load_model(shards.output), load_model(other.output))
 
 
+@pytest.mark.slow
 def test_rows_without_a_target_are_used_for_the_reconstruction(shards: Shards, tmp_path: Path) -> None:
     score = np.random.default_rng(0).normal(size=N)
     score[::2] = np.nan
@@ -133,6 +134,7 @@ def test_blocks_threads_and_the_order_of_reading_change_no_bit(shards: Shards, t
     assert not same(load_model(tmp_path / "0-0"), load_model(tmp_path / "1-0"))
 
 
+@pytest.mark.slow
 def test_each_row_is_trained_with_its_own_target(
     shards: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
