@@ -100,6 +100,7 @@ def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> Fi
 def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier: EarlierResults) -> FinishedRun:
     """Return the finished run with the changes of an append, given its manifest."""
     directory = ledger.directory
+    _check_other_facts(manifest)
     config = _with_settings_of(config, manifest, directory)
     model = _model_of(config, manifest, ledger)
     files = find_sources(config.inputs.input, config.inputs.dataset, None, config.inputs.follow)
@@ -152,18 +153,25 @@ def _files_to_copy(
 
 
 def _parts_of(manifest: Mapping[str, Any]) -> list[PartFacts]:
-    """Return the parts of a finished run. Raise `TypeError` if their facts or those of its appends are invalid."""
+    """Return the parts of a finished run. Raise `TypeError` if their facts are invalid."""
     parts = [PartFacts.from_line(line) for line in manifest["parts"]]
     for part in parts:
         numbers = (part.shard, part.start, part.stop, part.n_rows, part.n_bad, part.n_outside, part.append_id or 0)
         if not all(type(number) is int for number in numbers) or not isinstance(part.path, str):
             raise TypeError(f"invalid facts about {part.entry.file}")
+    return parts
+
+
+def _check_other_facts(manifest: Mapping[str, Any]) -> None:
+    """Raise an error if facts that an append extends or relies on are invalid."""
     if not isinstance(manifest.get("appends", []), list):
         raise TypeError("invalid facts about appends")
     for scan in manifest.get("scans", []):
         if not isinstance(scan["scan"], str | None) or not all(type(number) is int for number in scan["shards"]):
             raise TypeError("invalid facts about scans")
-    return parts
+    for line in manifest["files"]:
+        if not (isinstance(line["file"], str) and type(line["n_bytes"]) is int and isinstance(line["blake3"], str)):
+            raise TypeError(f"invalid facts about the file {line['file']}")
 
 
 def _is_complete(manifest: Mapping[str, Any], config: Config, ledger: Ledger, earlier: EarlierResults) -> bool:

@@ -241,7 +241,7 @@ def can_append(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
     compared, because some of them depend on the number of rows.
     """
     are_same = _file_identities(before) == _file_identities(now)
-    has_other_extras = _without_extras(before) == _without_extras(now) and before["encoding"] != now["encoding"]
+    has_other_extras = _without_extras(before) == _without_extras(now) and before.get("encoding") != now["encoding"]
     return not other_inputs(before, now) and (not are_same or _n_appended(before) > 0 or has_other_extras)
 
 
@@ -260,8 +260,9 @@ def may_only_add_extras(before: Mapping[str, Any], now: Mapping[str, Any]) -> bo
 
 def _named_extras(request: Mapping[str, Any]) -> set[str]:
     """Return the extras that a user has named."""
-    named = [value for name, value in request["encoding"].items() if current_name(name, None)[0] == "include"]
-    return {name for names in named for name in names}
+    encoding = request.get("encoding", {})
+    named = [value for name, value in encoding.items() if current_name(name, None)[0] == "include"]
+    return {str(name) for names in named for name in names or ()}
 
 
 def _descriptions(request: Mapping[str, Any]) -> list[str]:
@@ -273,8 +274,9 @@ def _descriptions(request: Mapping[str, Any]) -> list[str]:
 
 def _without_extras(request: Mapping[str, Any]) -> list[Any]:
     """Return the settings of all stages, except for the extras that a user has named."""
-    encoding = {name: value for name, value in request["encoding"].items() if current_name(name, None)[0] != "include"}
-    return [request["scan"], request["training"], encoding]
+    settings = request.get("encoding", {})
+    encoding = {name: value for name, value in settings.items() if current_name(name, None)[0] != "include"}
+    return [request.get("scan"), request.get("training"), encoding]
 
 
 def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:

@@ -6,6 +6,7 @@
 
 compare    speed, compared with JAX, PyTorch and scikit-learn
 overheads  costs of the durable protocol and of checkpoints
+append     cost of adding files to finished results
 scaling    costs and gains of several processes
 simulate   predicted time of a run on 1 to 1,000 workers, from measured costs
 quality    error and accuracy of features, compared with principal components and raw columns
@@ -24,7 +25,7 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
-NAMES = ("compare", "overheads", "scaling", "simulate", "quality", "fields")
+NAMES = ("compare", "overheads", "append", "scaling", "simulate", "quality", "fields")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

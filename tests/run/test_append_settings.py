@@ -229,6 +229,8 @@ def test_a_damaged_manifest_is_reported_without_harm(growing: Workspace, finishe
         lambda manifest: manifest.update(config=[]),
         lambda manifest: manifest["config"].update(missing_value=[1, {}]),
         lambda manifest: manifest.update(appends=3),
+        lambda manifest: manifest["files"][0].update(file=3),
+        lambda manifest: manifest["files"][0].pop("n_bytes"),
         lambda manifest: manifest.update(scans=3),
         lambda manifest: manifest.update(scans=[{"scan": "x", "shards": ["y"]}]),
         lambda manifest: manifest.update(scans=[{"scan": ["x"], "shards": []}]),
