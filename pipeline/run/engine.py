@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cluster.pool import open_pool
 from pipeline.device import is_compiling, n_device_calls, start_device, theanos_errors
-from pipeline.errors import ConfigError, printable, quantity
+from pipeline.errors import ConfigError, printable, quantity, short_list
 from pipeline.output.disk import Disk
 from pipeline.output.ledger import Ledger
 from pipeline.output.lock import locked
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 log = logging.getLogger(__name__)
+
+_NAMED = 5  # files that a message names
 
 
 def run(
@@ -88,7 +90,6 @@ def run(
             on_locked(ledger.directory)
             prepared, contents = compare_contents(ledger, prepared)
             if adds_extras_to(ledger, prepared):
-                log.info("output=%s: only extras are added to the finished results", printable(ledger.directory))
                 return _append_in(ledger, config, state, command)
             return _run_in(ledger, prepared, contents, state, command)
 
@@ -141,19 +142,22 @@ def _append_in(ledger: Ledger, config: Config, state: RunState, command: Sequenc
         return replace(complete, seconds=state.seconds)
     if not config.results.append:
         _check_only_copies(prepared)
+        log.info("output=%s: adding extras to the finished results", printable(ledger.directory))
     earlier = EarlierResults(ledger, n_threads, config.results.verify == "digests")
     return _compute(ledger, prepared, earlier, state, command)
 
 
 def _check_only_copies(prepared: Prepared) -> None:
     """Raise `ConfigError` if rows would be encoded, because a user has only requested other extras."""
-    assert prepared.finished is not None
-    n_changed = prepared.finished.n_changed
-    if n_changed:
+    encoded = prepared.without_copies()
+    assert encoded.finished is not None
+    if encoded.finished.n_changed:
+        names = [printable(source.path.name) for source in encoded.finished.sources]
         raise ConfigError(
-            f"output={printable(prepared.config.results.output)}: the rows of {quantity(n_changed, 'file')} have "
-            "changed, or their features are damaged, expected the rows of the finished run, whose features can be "
-            "copied. To encode changed rows with the same model, use --append. To train again, use --retrain."
+            f"output={printable(prepared.config.results.output)}: the rows of {quantity(len(names), 'file')} have "
+            f"changed, or their features are damaged ({short_list(names, _NAMED)}), expected the rows of the finished "
+            "run, so that extras can be added. To encode changed rows with the same model, use --append. To train "
+            "again, use --retrain."
         )
 
 

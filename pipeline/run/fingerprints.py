@@ -59,14 +59,14 @@ _STAGES = ("scan", "training", "encoding")
 _LISTED = 10  # differences that a message lists
 _FOLDERS = 3  # directories that a message lists
 _FILES = 3  # changed files that a message lists; more are summarized
-_IN_WORDS = {"n_bytes": "size", "changed": "modification time", CONTENTS: "contents"}
 # A run can be resumed after an update of NumPy or Python. With all supported versions of NumPy, results are equal bit
 # for bit (`tests/run/test_pythons.py`), except for the rounding of principal components, which depends on the BLAS of
 # NumPy and on the processor. Runs of version 0.1.0 recorded this version. Change it if a later NumPy gives other
 # results.
 _NUMPY = "1.26.4"
 _UNNAMED = "riders"  # key of the extras next to the rows that a user has not named
-_CURRENT_KEYS = {_UNNAMED: "extras"}  # fingerprint keys kept from version 0.1.0, and their names in messages
+# Keys of an identity, and their names in messages.
+_IN_WORDS = {"n_bytes": "size", "changed": "modification time", CONTENTS: "contents", _UNNAMED: "extras"}
 
 
 @dataclass(frozen=True)
@@ -362,7 +362,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str
         name, value_before = current_name(key, value_before)
         _, value_now = current_name(key, value_now)
         in_words = _time if key == "changed" else printable
-        name = _CURRENT_KEYS.get(name, name)
+        name = _IN_WORDS.get(name, name)
         found[key] = f"{name} {in_words(value_before)} -> {in_words(value_now)}"
     return found
 

@@ -230,7 +230,7 @@ def changed(**options: Any) -> Callable[[tuple[Shard, ...]], tuple[Shard, ...]]:
 
 INPUTS: dict[str, tuple[Callable[[tuple[Shard, ...]], tuple[Shard, ...]], str]] = {
     "mtime": (changed(identity=replace(FILE, mtime_ns=10**18 + 1)), ":40.000000001)"),
-    "size": (changed(identity=replace(FILE, size=16001)), "b.h5 (n_bytes 16000 -> 16001)"),
+    "size": (changed(identity=replace(FILE, size=16001)), "b.h5 (size 16000 -> 16001)"),
     "rows": (changed(shape=(999, 4)), "b.h5 (shape [1000, 4] -> [999, 4]"),
     "dtype": (changed(stored_dtype=">f4"), "b.h5 (dtype <f4 -> >f4)"),
     "dataset": (changed(dataset="Y"), "b.h5 (dataset X -> Y)"),

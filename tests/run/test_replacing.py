@@ -235,8 +235,8 @@ def rewrite(workspace: Workspace) -> None:
 
 
 INPUTS: dict[str, tuple[Callable[[Workspace], object], str]] = {
-    "touched": (touch, "2.h5 (changed "),
-    "rewritten": (rewrite, "2.h5 (shape [35, 4] -> [30, 4]; n_bytes "),
+    "touched": (touch, "2.h5 (modification time "),
+    "rewritten": (rewrite, "2.h5 (shape [35, 4] -> [30, 4]; size "),
     "added": (lambda workspace: workspace.add_shard("3.h5", np.zeros((5, 4), np.float32)), "3.h5 "),
     "removed": (lambda workspace: (workspace.shards / "0.h5").unlink(), "0.h5 "),
 }
