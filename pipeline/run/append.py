@@ -1,31 +1,26 @@
-"""Appending to a finished run: its settings, and the input files that are new, changed or missing."""
+"""Appending to a finished run: its settings, its model, and the files to encode."""
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pipeline.encoding.parts import PartFacts
-from pipeline.errors import ConfigError, DataError, NoInput, printable, quantity, short_list
+from pipeline.errors import ConfigError, DataError, NoInput, printable
 from pipeline.features import FAILURES, VALID, reading
-from pipeline.hdf5.files import FILES, Identity
 from pipeline.model import Model, load_model
 from pipeline.output.ledger import Ledger
 from pipeline.output.publication import misplaced_names
-from pipeline.output.records import Entry, manifest_path, published_file
-from pipeline.run.contents import Contents
-from pipeline.run.digests import digest_of
-from pipeline.run.fingerprints import DROPPED
+from pipeline.output.records import Entry, fault_of, manifest_path, plain_name, published_file
+from pipeline.run.append_files import AppendedFiles, compare_files
 from pipeline.run.finished import FinishedRun, parts_by_shard
 from pipeline.run.resume import EarlierResults, has_requested_files, lacks_map
 from pipeline.settings.config import SETTINGS, Config, current_name
 from pipeline.settings.kinds import as_typed
-from pipeline.shards.open import find_sources
 from pipeline.shards.shard import Shard
 from pipeline.shards.sources import Source
 from pipeline.shards.vet import Selection, vet
@@ -40,9 +35,6 @@ _INHERITED = (
     *("on_bad_data", "max_bad_rows", "max_bad_shards"),
 )
 _OF_RESULTS = ("scan", "model", "features")
-_NAMED = 5  # files that a message names
-_Key = tuple[str, int, int]
-"""Name, size in bytes and modification time of a file."""
 
 
 def check_finished(config: Config) -> None:
@@ -103,29 +95,18 @@ def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier:
     _check_other_facts(manifest)
     config = _with_settings_of(config, manifest, directory)
     model = _model_of(config, manifest, ledger)
-    files = find_sources(config.inputs.input, config.inputs.dataset, None, config.inputs.follow)
-    shards = manifest["request"]["inputs"]["shards"]
     parts = _parts_of(manifest)
-    found = _compare(shards, parts, files)
-    contents = ledger.contents()
-    lines, edited = _check_contents(contents, found.unchanged, config.results.verify == "digests")
-    changed = {**found.changed, **{number: found.unchanged[number] for number in edited}}
-    _log_changed(changed)
-    damaged = _damaged(parts, earlier)
-    changed |= {number: source for number, source in found.unchanged.items() if number in damaged}
-    with_parts = [number for number in found.changed if number not in damaged]
-    dropped = _dropped(found.missing, shards, config, directory)
-    sources = {**changed, **dict(enumerate(found.new, len(shards)))}
-    copied = _files_to_copy(config, manifest, found.unchanged, changed)
-    sources |= copied
+    files = compare_files(config, manifest, parts, ledger, earlier)
+    n_before = len(manifest["request"]["inputs"]["shards"])
+    copied = _files_to_copy(config, manifest, files)
+    sources = {**files.encoded, **dict(enumerate(files.new, n_before)), **copied}
     by_shard = parts_by_shard(parts)
     reused: tuple[PartFacts, ...] = ()
-    if not sources and (dropped or not _is_complete(manifest, config, ledger, earlier)):
-        number = _with_rows(parts, found.unchanged)  # a run needs an input
-        sources = {number: found.unchanged[number]}
+    if not sources and (files.dropped or not _is_complete(manifest, config, ledger, earlier)):
+        number = _with_rows(parts, files.unchanged)  # a run needs an input
+        sources = {number: files.unchanged[number]}
         reused = by_shard[number]
-    _log_new(found.new, parts)
-    kept = tuple(part for part in parts if part.shard not in sources and part.shard not in dropped)
+    kept = tuple(part for part in parts if part.shard not in sources and part.shard not in files.dropped)
     latest = max(kept or reused, key=lambda part: part.append_id or 0, default=None)  # it has all categories
     return FinishedRun(
         config=config,
@@ -135,21 +116,19 @@ def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier:
         part=_part_as_shard(directory, latest) if latest is not None and sources else None,
         sources=tuple(sources[number] for number in sorted(sources)),
         numbers=tuple(sorted(sources)),
-        dropped=dropped,
-        contents=[line for number, line in sorted(lines.items()) if number not in sources],
+        dropped=files.dropped,
+        contents=[line for number, line in sorted(files.contents.items()) if number not in sources],
         reused=reused,
         copies={number: by_shard.get(number, ()) for number in copied},
-        row_digests=_row_digests(contents, shards, with_parts),
+        row_digests=files.row_digests,
     )
 
 
-def _files_to_copy(
-    config: Config, manifest: Mapping[str, Any], unchanged: Mapping[int, Source], changed: Mapping[int, Source]
-) -> dict[int, Source]:
+def _files_to_copy(config: Config, manifest: Mapping[str, Any], files: AppendedFiles) -> dict[int, Source]:
     """Return the files whose features are copied, because they get other extras, by the numbers of their shards."""
     if set(config.inputs.include) == set(_stored_settings(manifest).get("include", ())):
         return {}
-    return {number: source for number, source in unchanged.items() if number not in changed}
+    return {number: source for number, source in files.unchanged.items() if number not in files.encoded}
 
 
 def _parts_of(manifest: Mapping[str, Any]) -> list[PartFacts]:
@@ -188,20 +167,6 @@ def _with_rows(parts: Sequence[PartFacts], unchanged: Mapping[int, Source]) -> i
         if part.shard in unchanged:
             return part.shard
     raise DataError("--drop-missing would remove all rows, expected a file that stays. Discard all with --restart.")
-
-
-def _row_digests(contents: Contents, shards: Sequence[Mapping[str, Any]], changed: Iterable[int]) -> dict[int, str]:
-    """Return the digests of the rows of changed files when they were encoded, as far as they are known."""
-    stored: dict[_Key, list[dict[str, Any]]] = defaultdict(list)
-    for line in contents:
-        stored[line["file"], line["n_bytes"], line["changed"]].append(line)
-    found = {}
-    for number in changed:
-        shard = shards[number]
-        lines = stored[shard["file"], shard["n_bytes"], shard["changed"]]
-        if len(lines) == 1 and lines[0].get("rows") is not None:  # two files can have the same key
-            found[number] = lines[0]["rows"]
-    return found
 
 
 # -- settings ------------------------------------------------------------------------------------------------------
@@ -248,12 +213,21 @@ def _stored_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load_model(manifest: Mapping[str, Any], ledger: Ledger) -> Model:
-    """Return the model that the training has stored or, without one, the published copy of a given model."""
+    """Return the model that the training has stored or, without one, the published copy of a given model.
+
+    Digests are compared, because a changed byte need not affect the features: it would be published with the model.
+    """
+    directory = ledger.directory
     for record in ledger.records("model"):
-        if record.fingerprint in manifest["kept"]:
+        if record.fingerprint in manifest["kept"] and fault_of(directory, record.entry) is None:
             with suppress(DataError, NoInput):
-                return load_model(ledger.directory / record.entry.file)
-    return load_model(published_file(ledger.directory, "model.h5"))
+                return load_model(directory / record.entry.file)
+    for line in manifest["files"]:
+        if plain_name(line["file"]) == "model.h5":
+            fault = fault_of(directory, Entry(line["file"], line["n_bytes"], line["blake3"]))
+            if fault is not None:
+                raise DataError(f"{fault}. Restore the file from a copy, or train again with --retrain.")
+    return load_model(published_file(directory, "model.h5"))
 
 
 def _model_of(config: Config, manifest: Mapping[str, Any], ledger: Ledger) -> Model:
@@ -273,169 +247,6 @@ def _model_of(config: Config, manifest: Mapping[str, Any], ledger: Ledger) -> Mo
             f"output={printable(directory)}. Omit --model, or choose another --output."
         )
     return model
-
-
-# -- files ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Comparison:
-    """Current files, compared with the shards of a finished run.
-
-    Attributes
-    ----------
-    unchanged, changed : dict of int to Source
-        Files by the numbers of their shards.
-    new : list of Source
-        Files that are not part of the finished run.
-    missing : list of int
-        Numbers of the shards whose files were not found.
-    """
-
-    unchanged: dict[int, Source]
-    changed: dict[int, Source]
-    new: list[Source]
-    missing: list[int]
-
-
-def _compare(shards: Sequence[Mapping[str, Any]], parts: Sequence[PartFacts], sources: Sequence[Source]) -> _Comparison:
-    """Match files with the shards of a finished run: by name, size and modification time, then by name."""
-    numbers_by_key: dict[_Key, list[int]] = defaultdict(list)
-    numbers_by_name: dict[str, list[int]] = defaultdict(list)
-    for number, shard in enumerate(shards):
-        if DROPPED not in shard:
-            numbers_by_key[shard["file"], shard["n_bytes"], shard["changed"]].append(number)
-            numbers_by_name[shard["file"]].append(number)
-    paths = {part.shard: part.path for part in parts}
-    unchanged: dict[int, Source] = {}
-    others: list[Source] = []
-    for source in sources:
-        match = _best_match(source, numbers_by_key[_key_of(source)], unchanged, shards, paths)
-        if match is None:
-            others.append(source)
-        else:
-            unchanged[match] = source
-    changed: dict[int, Source] = {}
-    new: list[Source] = []
-    for source in others:
-        match = _best_match(source, numbers_by_name[source.path.name], unchanged | changed, shards, paths)
-        if match is None:
-            new.append(source)
-        else:
-            changed[match] = source
-    present = {number for numbers in numbers_by_name.values() for number in numbers}
-    return _Comparison(unchanged, changed, new, sorted(present - unchanged.keys() - changed.keys()))
-
-
-def _key_of(source: Source) -> _Key:
-    """Return the key of a file. A file that cannot be examined has no size; the error is reported when it is opened."""
-    try:
-        status = FILES.stat(source.path)
-    except OSError:
-        return source.path.name, -1, -1
-    return source.path.name, status.st_size, status.st_mtime_ns
-
-
-def _best_match(
-    source: Source,
-    candidates: Iterable[int],
-    taken: Mapping[int, Source],
-    shards: Sequence[Mapping[str, Any]],
-    paths: Mapping[int, str],
-) -> int | None:
-    """Return the number of the shard that a file is, or None. Several files can have the same name."""
-    free = [number for number in candidates if number not in taken]
-    if source.dataset is not None:  # a master file stacks several datasets of one file
-        free = [number for number in free if shards[number]["dataset"] == source.dataset]
-    for number in free:
-        if paths.get(number) == str(source.path):
-            return number
-    return free[0] if free else None
-
-
-def _log_changed(changed: Mapping[int, Source]) -> None:
-    """Log the files that have changed since they were encoded, in one line."""
-    if changed:
-        names = [printable(changed[number].path.name) for number in sorted(changed)]
-        log.info("append: %s changed: %s", quantity(len(names), "file"), short_list(names, _NAMED))
-
-
-def _log_new(new: Sequence[Source], parts: Sequence[PartFacts]) -> None:
-    if new:
-        n_shards = len({part.shard for part in parts})
-        n_rows = sum(part.n_rows for part in parts)
-        log.info(
-            "append: %s; the results contain %s of %s",
-            quantity(len(new), "new file"),
-            quantity(n_rows, "row"),
-            quantity(n_shards, "file"),
-        )
-
-
-def _damaged(parts: Sequence[PartFacts], earlier: EarlierResults) -> set[int]:
-    """Return the numbers of the shards with missing or damaged parts."""
-    faults = earlier.faults(part.entry for part in parts)
-    return {part.shard for part, fault in zip(parts, faults, strict=True) if fault}
-
-
-def _dropped(
-    missing: Sequence[int], shards: Sequence[Mapping[str, Any]], config: Config, directory: Path
-) -> tuple[int, ...]:
-    """Return the shards whose rows are removed. Raise `NoInput` if the settings do not allow that."""
-    if not missing:
-        return ()
-    names = short_list((printable(shards[number]["file"]) for number in missing), _NAMED)
-    n_files = quantity(len(missing), "file")
-    if not config.results.drop_missing:
-        raise NoInput(
-            f"output={printable(directory)}: contains the features of {n_files} that are not in --input: {names}. Add "
-            "these files to --input, or remove their rows from the results with --drop-missing."
-        )
-    log.warning("append: the rows of %s are removed from the results (--drop-missing): %s", n_files, names)
-    return tuple(missing)
-
-
-def _check_contents(
-    contents: Contents, unchanged: Mapping[int, Source], compares: bool
-) -> tuple[dict[int, dict[str, Any]], list[int]]:
-    """Compare files whose name, size and modification time are the same by ctime and digest.
-
-    Returns
-    -------
-    dict of int to dict
-        Current facts about the contents of these files, by the numbers of their shards.
-    list of int
-        Numbers of the shards whose contents have changed nevertheless.
-    """
-    lines: dict[_Key, list[dict[str, Any]]] = defaultdict(list)
-    for line in contents:
-        lines[line["file"], line["n_bytes"], line["changed"]].append(line)
-    current = {}
-    edited = []
-    for number, source in sorted(unchanged.items()):
-        stored = lines[_key_of(source)]
-        if not stored:
-            continue
-        line = stored.pop(0)
-        if compares:
-            line, is_equal = _current_line(source, line)
-            if not is_equal:
-                edited.append(number)
-        current[number] = line
-    return current, edited
-
-
-def _current_line(source: Source, line: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    """Return the facts about the contents of a file, and whether the contents are the same as before."""
-    try:
-        status = FILES.stat(source.path)
-    except OSError:
-        return line, True
-    if line["blake3"] is None or status.st_ctime_ns == line["ctime_ns"]:
-        return line, True
-    identity = Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    found = digest_of(str(source.path), identity)
-    return {**line, "ctime_ns": status.st_ctime_ns, "blake3": found}, found in (None, line["blake3"])
 
 
 def _part_as_shard(directory: Path, part: PartFacts) -> Shard:
