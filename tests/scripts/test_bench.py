@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.features import open_features
 from scripts.benchmarks import compare as bench
 from scripts.benchmarks import harness, run
 from scripts.benchmarks.instruction_sets import hide, limits
@@ -106,6 +107,16 @@ def test_comparison_runs_and_a_missing_card_is_named(
     assert set(step["seconds"]) == {"ours", "blas"}
     assert step["about"]["blas"].startswith("OpenBLAS, ")
     assert device["case"] == "device"
+
+
+@pytest.mark.process
+def test_the_benchmark_of_an_append_measures_both_programs(tmp_path: Path) -> None:
+    flags = ["--files", "3", "--rows", "20", "--rounds", "1", "--output", str(tmp_path)]
+    assert run.main(["append", *flags]) == 0
+    seconds = json.loads((tmp_path / "append.json").read_text())
+    assert [len(each) for each in seconds.values()] == [1, 1]
+    for name, n_rows in (("encoded", 200), ("output", 460)):  # ten files, and 3 + 10 + 10 files
+        assert open_features(tmp_path / name).manifest["n_rows"] == n_rows
 
 
 def test_all_programs_use_the_same_instruction_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
