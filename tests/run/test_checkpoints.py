@@ -77,6 +77,7 @@ def test_training_starts_over_without_an_intact_checkpoint(
         assert leftovers(output) == [], damage
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [["--n-features", "1"], ["--seed", "1"], ["--optimizer", "momentum"]], ids=" ".join)
 def test_a_checkpoint_of_other_settings_is_ignored(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, flags: list[str]
@@ -190,6 +191,7 @@ FORGED_SCANS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORGED_SCANS)
 def test_a_forged_scan_is_ignored(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, kind: str
