@@ -85,10 +85,10 @@ def _combined(
     removed : set of int
         Numbers of the shards whose rows were removed.
     """
-    known = set(removed)  # these numbers, and those of later scans
+    outdated = set(removed)  # shards of later scans are added: their rows were replaced
     for each in scanned:
-        is_current = [number not in known for number in each.numbers]
-        known.update(each.numbers)
+        is_current = [number not in outdated for number in each.numbers]
+        outdated.update(each.numbers)
         found = each.scan
         if found is None or len(found.minimum) != len(low) or not found.n_fitted:
             continue
@@ -110,8 +110,7 @@ def _removed(finished: FinishedRun) -> set[int]:
 def _scanned(ledger: Ledger, finished: FinishedRun, scan: Scan | None) -> list[_Scanned]:
     """Return the scan of this append, those of earlier ones, and that of the training, in this order."""
     stored = dict(_stored_scans(ledger, finished))
-    encoded = [number for number in finished.numbers if number not in finished.copies]
-    scanned = [_Scanned(() if finished.reused else encoded, scan)]
+    scanned = [_Scanned(finished.encoded_numbers, scan)]
     for line in reversed(finished.scans):
         scanned.append(_Scanned(line["shards"], stored.pop(line["scan"], None)))
     n_trained = finished.manifest["request"]["inputs"].get("n_trained", len(finished.identities))

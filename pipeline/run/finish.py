@@ -431,8 +431,7 @@ class _Finish:
     def _scans(self, finished: FinishedRun) -> list[dict[str, Any]]:
         """Return the scan and the numbers of the shards of each append. Later appends need them to combine ranges."""
         key = None if self._scan is None else self._scanned.scan_key
-        numbers = [number for number in finished.numbers if number not in finished.copies]
-        return [*finished.scans, {"scan": key, "shards": [] if finished.reused else numbers}]
+        return [*finished.scans, {"scan": key, "shards": list(finished.encoded_numbers)}]
 
     def _appends(self, finished: FinishedRun) -> list[dict[str, Any]]:
         """Return facts about all appends, including this one."""

@@ -88,6 +88,11 @@ class FinishedRun:
         return 1 + len(self.appends)
 
     @property
+    def encoded_numbers(self) -> tuple[int, ...]:
+        """Numbers of the sources whose rows are encoded, not copied or reused."""
+        return () if self.reused else self.without_copies().numbers
+
+    @property
     def n_new(self) -> int:
         """Number of sources that are new."""
         n_before = len(self.identities)
@@ -155,7 +160,7 @@ class FinishedRun:
         return replace(self, sources=sources, numbers=numbers, copies={})
 
     def without(self, refused: Collection[Path]) -> FinishedRun:
-        """Return a copy without sources that cannot be read. The rows of a changed one are removed."""
+        """Return a copy without sources that cannot be read. If they have rows in the results, these are removed."""
         n_before = len(self.identities)
         sources = []
         numbers = []
@@ -171,7 +176,14 @@ class FinishedRun:
                 next_number += 1
             sources.append(source)
             numbers.append(number)
-        return replace(self, sources=tuple(sources), numbers=tuple(numbers), dropped=tuple(sorted(dropped)))
+        remaining = set(numbers)
+        return replace(
+            self,
+            sources=tuple(sources),
+            numbers=tuple(numbers),
+            dropped=tuple(sorted(dropped)),
+            copies={number: parts for number, parts in self.copies.items() if number in remaining},
+        )
 
 
 def parts_by_shard(parts: Sequence[PartFacts]) -> dict[int, tuple[PartFacts, ...]]:

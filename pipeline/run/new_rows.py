@@ -70,8 +70,9 @@ def verdict_on(
     """
     finished = prepared.finished
     assert finished is not None
+    copied = {number: prepared.shards[prepared.position(number)] for number in finished.copies}
     try:
-        reference = _reference(prepared, spec, context)
+        reference = _reference(finished, copied, spec, context)
         if reference is None:
             log.warning("append: the new rows are not compared with earlier rows, because too few of those can be read")
             return None
@@ -87,6 +88,15 @@ def verdict_on(
 
 def check_verdict(found: Verdict | None, directory: Path, on_append_drift: str) -> None:
     """Log a verdict.
+
+    Parameters
+    ----------
+    found : Verdict or None
+        None if the rows could not be judged.
+    directory : Path
+        The output directory.
+    on_append_drift : str
+        ``warn`` or ``fail``.
 
     Raises
     ------
@@ -115,10 +125,16 @@ def check_verdict(found: Verdict | None, directory: Path, on_append_drift: str) 
     log.warning("append: verdict on the new rows: %s. %s", found.verdict, words)
 
 
-def _reference(prepared: Prepared, spec: SampleSpec, context: RunContext) -> Reference | None:
-    """Return the statistics of earlier rows: those that an earlier append has stored, or new ones, which are stored."""
-    finished = prepared.finished
-    assert finished is not None
+def _reference(
+    finished: FinishedRun, copied: Mapping[int, Shard], spec: SampleSpec, context: RunContext
+) -> Reference | None:
+    """Return the statistics of earlier rows: those that an earlier append has stored, or new ones, which are stored.
+
+    Parameters
+    ----------
+    copied : mapping of int to Shard
+        Current shards whose features are copied, by their numbers. Their files have changed, but not their rows.
+    """
     key = reference_key(finished)
 
     def read(record: Record) -> Reference:
@@ -128,7 +144,7 @@ def _reference(prepared: Prepared, spec: SampleSpec, context: RunContext) -> Ref
     found = context.earlier.latest(_KIND, key, read, "append: stored statistics cannot be used (%s)")
     if found is not None:
         return found
-    reference = _new_reference(prepared, finished, spec, context)
+    reference = _new_reference(finished, copied, spec, context)
     if reference is not None:
         entry = context.ledger.write(f"stages/{_KIND}", ".npz", reference.to_npz())
         context.ledger.commit(Record(_KIND, key, entry))
@@ -136,7 +152,7 @@ def _reference(prepared: Prepared, spec: SampleSpec, context: RunContext) -> Ref
 
 
 def _new_reference(
-    prepared: Prepared, finished: FinishedRun, spec: SampleSpec, context: RunContext
+    finished: FinishedRun, copied: Mapping[int, Shard], spec: SampleSpec, context: RunContext
 ) -> Reference | None:
     """Compute the statistics of earlier rows; None if too few of them can be read."""
     parts = [PartFacts.from_line(line) for line in finished.manifest["parts"]]
@@ -149,7 +165,7 @@ def _new_reference(
     if rows is None:
         rows = spread_rows(n_rows, _NO_ROWS, min(n_rows, spec.n_rows), spec.seed, max_runs=_MAX_STRETCHES)
     stretches = held_out_stretches(rows, spec.n_rows, _MAX_STRETCHES)
-    sources, stretches = _readable(trained, stretches, prepared, context)
+    sources, stretches = _readable(trained, stretches, finished, copied, context.ledger.directory)
     sample = draw_sample(sources, spec, stretches)
     if sample is None or len(sample.rows) < 2:
         return None
@@ -176,20 +192,20 @@ def _held_out(manifest: Mapping[str, Any], n_rows: int) -> np.ndarray | None:
 
 
 def _readable(
-    parts: Sequence[PartFacts], stretches: Sequence[Stretch], prepared: Prepared, context: RunContext
+    parts: Sequence[PartFacts],
+    stretches: Sequence[Stretch],
+    finished: FinishedRun,
+    copied: Mapping[int, Shard],
+    folder: Path,
 ) -> tuple[list[PartSource], list[Stretch]]:
     """Return the parts that contain stretches, as far as their files can be read, and the stretches in these parts."""
-    finished = prepared.finished
-    assert finished is not None
     inputs = Inputs(finished.manifest, finished.model)
-    folder = context.ledger.directory
     sources: list[PartSource] = []
     found: list[Stretch] = []
     n_before = 0  # rows of the sources
     for part, pieces in _spaced(list(_by_part(parts, stretches)), _MAX_PARTS):
-        if part.shard in finished.copies:  # its file has changed, for example because labels were added
-            shard: Shard | None = prepared.shards[prepared.position(part.shard)]
-        else:
+        shard = copied.get(part.shard)
+        if shard is None:
             shard = _unchanged_shard(inputs, part)
         if shard is None:
             continue

@@ -13,8 +13,6 @@ from pipeline.encoding import encode as encode_module
 from pipeline.features import open_features
 from pipeline.output.records import read_manifest
 from pipeline.run.digests import digests_of_rows
-from pipeline.run.plan.plan import Plan, make_plan
-from pipeline.settings.flags import parse
 from pipeline.shards.open import open_shards
 from tests.support.appends import N_ROWS, add, add_extra, ids_of, parts_of
 from tests.support.faulty import RecordingDisk
@@ -25,10 +23,6 @@ from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_
 from tests.support.standin import Workspace
 
 pytestmark = pytest.mark.slow
-
-
-def plan(workspace: Workspace, output: Path, *flags: str) -> Plan:
-    return make_plan(parse(workspace.arguments(output, *flags), os.environ, ""), lambda words: None)
 
 
 # -- labels that are added later -----------------------------------------------------------------------------------
@@ -130,14 +124,14 @@ def test_rows_are_not_encoded_without_append(growing: Workspace, finished: Path,
     assert growing.run(finished, "--include", "y") == 78
     assert mentions((finished / "run.log").read_text(), "--append")
     assert stamps(finished) == before
-    assert plan(growing, finished, "--include", "y").problems[0]["exit_code"] == 78
+    assert growing.plan(finished, "--include", "y").problems[0]["exit_code"] == 78
 
 
 def test_plan_recognizes_that_only_extras_are_added(growing: Workspace, out: Path) -> None:
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "obs/z", np.full(N_ROWS[number], number))
     assert growing.run(out) == 0
-    found = plan(growing, out, "--include", "obs/z")
+    found = growing.plan(out, "--include", "obs/z")
     assert found.problems == []
     assert {stage.name for stage in found.stages} == {"start", "encoding", "report"}
 
@@ -147,6 +141,25 @@ def test_an_extra_that_does_not_exist_is_refused(growing: Workspace, finished: P
     before = stamps(finished)
     assert growing.run(finished, "--append", "--include", "obs/nothing") == 65
     assert stamps(finished) == before
+
+
+def test_an_unreadable_file_is_not_copied(growing: Workspace, out: Path) -> None:
+    flags = ("--on-bad-data", "skip", "--max-bad-shards", "50%", "--verify", "sizes")
+    for number, path in enumerate(sorted(growing.shards.iterdir())):
+        add_extra(path, "obs/z", np.full(N_ROWS[number], number))
+    assert growing.run(out, *flags) == 0
+    damaged = growing.shards / "1.h5"
+    status = damaged.stat()
+    damaged.write_bytes(bytes(status.st_size))
+    os.utime(damaged, ns=(status.st_atime_ns, status.st_mtime_ns))  # the file seems to be unchanged
+    add(growing, "3.h5", n_rows=4)
+    add_extra(growing.shards / "3.h5", "obs/z", np.full(4, 3))
+    assert growing.run(out, "--append", "--include", "obs/z", *flags) == 0
+    opened = open_features(out)
+    assert opened.extras["z"].compute().tolist() == [0] * 20 + [2] * 15 + [3] * 4
+    facts = read_manifest(out)["appends"][-1]
+    assert (facts["n_new"], facts["n_copied"], facts["n_dropped"], facts["n_rows"]) == (1, 2, 1, 4)
+    assert run_seen_by_readers(out) is not None
 
 
 @pytest.mark.process

@@ -6,7 +6,6 @@ Sample: two of three numbers of epochs, and interruptions at three of five or si
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 from datetime import datetime, timedelta
@@ -19,10 +18,8 @@ import pytest
 
 from pipeline.output.records import read_manifest
 from pipeline.run import deadline
-from pipeline.run.plan.plan import make_plan
 from pipeline.settings.config import Config
 from pipeline.settings.deadline import deadline_of, in_words
-from pipeline.settings.flags import parse
 from pipeline.training.epochs import Limit
 from tests.support.cases import case, each, sample
 from tests.support.interruptions import STEPS, FullDisk
@@ -165,7 +162,7 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
         flags = machine.flags(3.5)
         with case(n_steps):
             assert workspace.run(out, *flags, *STEPS, disk=FullDisk("commits/checkpoint", n_steps)) == 74
-            plan = make_plan(parse(workspace.arguments(out, *flags), os.environ, ""), lambda words: None)
+            plan = workspace.plan(out, *flags)
             assert "of 3 epochs" in plan.earlier["training"]
             assert float(plan.stages[2].what.split()[0]) <= 3
             machine.epoch = 1.0  # allows many epochs now
@@ -189,7 +186,7 @@ def test_max_hours_count_from_the_first_start(
     seconds = 3600 * float(flags[flags.index("--max-hours") + 1])
     assert workspace.run(out, *flags, disk=FullDisk(kind, 1)) == 74
     monkeypatch.setattr(time, "time", lambda: now() + seconds / 2)
-    plan = make_plan(parse(workspace.arguments(out, *flags), os.environ, ""), lambda words: None)
+    plan = workspace.plan(out, *flags)
     assert any(in_words(before + seconds + later) in plan.stages[2].what for later in (0, 60))  # to the minute
     assert workspace.run(out, *flags) == 0
     ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,7 @@ from pipeline.features import open_features
 from pipeline.interop.onnx import encoder_onnx
 from pipeline.model import load_model
 from pipeline.report.verify import verify
-from pipeline.run.plan.plan import make_plan
 from pipeline.scan import ranges
-from pipeline.settings.flags import parse
 from pipeline.shards.rows import read
 from pipeline.shards.shard import Block, array_shard, with_offset
 from tests.support.cases import case
@@ -101,7 +98,7 @@ def test_a_resumed_run_reads_the_same_differences(large: Workspace, tmp_path: Pa
 
 
 def test_a_plan_accepts_large_integers(large: Workspace, tmp_path: Path) -> None:
-    plan = make_plan(parse(large.arguments(tmp_path / "out"), os.environ, ""), lambda words: None)
+    plan = large.plan(tmp_path / "out")
     assert plan.problems == []
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from contextlib import ExitStack
@@ -19,18 +18,13 @@ from pipeline.output.disk import publish
 from pipeline.output.lock import locked
 from pipeline.output.records import read_manifest
 from pipeline.run.plan import checks, plan
-from pipeline.run.plan.plan import Plan, make_plan
+from pipeline.run.plan.plan import Plan
 from pipeline.run.plan.text import plan_text
 from pipeline.run.sample import AnonymousDisk
-from pipeline.settings.flags import parse
 from tests.support.cases import case, each
 from tests.support.interruptions import OTHER, STEPS, FullDisk
 from tests.support.logged import mentions, resumed_step, resumes_encoding, reuses
 from tests.support.standin import Workspace
-
-
-def make_plan_of(workspace: Workspace, output: Path, *flags: str) -> Plan:
-    return make_plan(parse(workspace.arguments(output, *flags), os.environ, ""), lambda words: None)
 
 
 def content(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -53,15 +47,15 @@ def test_a_plan_changes_nothing(workspace: Workspace, tmp_path: Path) -> None:
         before = content(tmp_path)
         for flags in ([], OTHER, ["--restart"], ["--overwrite", *OTHER]):
             with case(state, flags):
-                assert make_plan_of(workspace, out, *flags).input["n_rows"] == 55
+                assert workspace.plan(out, *flags).input["n_rows"] == 55
                 assert content(tmp_path) == before
                 assert out.exists() == (state != "nothing yet")
 
 
 def test_a_plan_names_files_with_equal_rows(workspace: Workspace, tmp_path: Path) -> None:
-    assert not any("0.h5" in words for words in make_plan_of(workspace, tmp_path / "out").warnings)
+    assert not any("0.h5" in words for words in workspace.plan(tmp_path / "out").warnings)
     shutil.copy(workspace.shards / "0.h5", workspace.shards / "copy.h5")
-    (words,) = [words for words in make_plan_of(workspace, tmp_path / "out").warnings if "0.h5" in words]
+    (words,) = [words for words in workspace.plan(tmp_path / "out").warnings if "0.h5" in words]
     assert "copy.h5" in words
 
 
@@ -73,7 +67,7 @@ def test_a_plan_predicts_which_results_are_reused(
     for number, (kind, n_named) in enumerate(stops):
         out = tmp_path / f"out{number}"
         assert workspace.run(out, *STEPS, disk=FullDisk(kind, n_named)) == 74
-        planned_run = make_plan_of(workspace, out, *STEPS)
+        planned_run = workspace.plan(out, *STEPS)
         caplog.clear()
         assert workspace.run(out, *STEPS) == 0
         with case(kind, planned_run=planned_run.earlier, log=caplog.text):
@@ -84,18 +78,18 @@ def test_a_plan_predicts_which_results_are_reused(
             assert mentions(planned_run.earlier["training"], step) == (step is not None)
             is_resumed = resumes_encoding(caplog.text) or kind == "index.h5"
             assert is_resumed == mentions(planned_run.earlier["encoding"], "of 55")
-        assert make_plan_of(workspace, out, *STEPS).seconds == 0
+        assert workspace.plan(out, *STEPS).seconds == 0
 
 
 def test_a_plan_names_why_each_stage_is_recomputed(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out) == 0
-    planned_run = make_plan_of(workspace, out, "--overwrite", *OTHER)
+    planned_run = workspace.plan(out, "--overwrite", *OTHER)
     assert planned_run.problems == []
     assert {stage.name: stage.seconds for stage in planned_run.stages}["scan"] == 0
     assert "seed 0 -> 1" in planned_run.earlier["training"]
     assert planned_run.earlier["encoding"] == planned_run.earlier["training"]
     workspace.add_shard("9.h5", np.ones((3, 4), np.float32))
-    assert "9.h5" in make_plan_of(workspace, out, "--overwrite").earlier["scan"]
+    assert "9.h5" in workspace.plan(out, "--overwrite").earlier["scan"]
 
 
 @pytest.mark.slow
@@ -121,7 +115,7 @@ def test_a_plan_predicts_the_exit_code(workspace: Workspace, tmp_path: Path, cap
     ]
     for its, output, flags in cases:
         with case(output.name, flags):
-            planned_run = make_plan_of(its, output, *flags)
+            planned_run = its.plan(output, *flags)
             caplog.clear()
             expected = its.run(output, *flags)
             assert (planned_run.problems[0]["exit_code"] if planned_run.problems else 0) == expected
@@ -139,13 +133,13 @@ def tmp_path_of(tmp_path: Path, name: str) -> Path:
 def test_a_plan_reports_an_active_run_without_disturbing_it(workspace: Workspace, out: Path) -> None:
     with ExitStack() as stack:
         stack.enter_context(locked(out))
-        assert [problem["exit_code"] for problem in make_plan_of(workspace, out).problems] == [75]
-    assert make_plan_of(workspace, out).problems == []
+        assert [problem["exit_code"] for problem in workspace.plan(out).problems] == [75]
+    assert workspace.plan(out).problems == []
 
 
 def test_a_plan_reports_a_full_disk(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    planned_run = make_plan_of(workspace, out)
+    planned_run = workspace.plan(out)
     assert [problem["exit_code"] for problem in planned_run.problems] == [74]
     assert planned_run.disk["free"] == 100
     assert not out.exists()
@@ -154,15 +148,15 @@ def test_a_plan_reports_a_full_disk(workspace: Workspace, out: Path, monkeypatch
 
 def test_a_plan_reports_too_few_inodes(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "free_inodes", lambda path: 3)
-    assert [problem["exit_code"] for problem in make_plan_of(workspace, out).problems] == [74]
+    assert [problem["exit_code"] for problem in workspace.plan(out).problems] == [74]
     monkeypatch.setattr(checks, "free_inodes", lambda path: None)
-    assert make_plan_of(workspace, out).problems == []
+    assert workspace.plan(out).problems == []
 
 
 def test_a_plan_warns_of_insufficient_memory(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for available, n_warnings in ((10**6, 1), (10**15, 0), (0, 0)):
         monkeypatch.setattr(plan, "available_bytes", lambda available=available: available)
-        planned_run = make_plan_of(workspace, out)
+        planned_run = workspace.plan(out)
         with case(available):
             assert sum("--memory-budget" in words for words in planned_run.warnings) == n_warnings
             assert planned_run.problems == []
@@ -174,18 +168,18 @@ def test_a_plan_reports_every_problem(workspace: Workspace, out: Path) -> None:
     workspace.add_shard("9.h5", np.full((3, 4), np.nan, np.float32))
     out.mkdir()
     (out / "thesis.txt").write_text("all of it")
-    planned_run = make_plan_of(workspace, out)
+    planned_run = workspace.plan(out)
     words = "\n".join(problem["words"] for problem in planned_run.problems)
     assert [problem["exit_code"] for problem in planned_run.problems] == [65, 65, 73, 65]
     assert all(place in words for place in ("7.h5: ", "8.h5: "))
     assert mentions(words, f"file={workspace.shards}/9.h5 dataset=X", "nan", 0, 0)
-    lenient = make_plan_of(workspace, out, "--on-bad-data", "skip", "--max-bad-shards", "2", "--max-bad-rows", "3")
+    lenient = workspace.plan(out, "--on-bad-data", "skip", "--max-bad-shards", "2", "--max-bad-rows", "3")
     assert [problem["exit_code"] for problem in lenient.problems] == [73]
     assert [sum(name in warning for warning in lenient.warnings) for name in ("7.h5: ", "8.h5: ")] == [1, 1]
 
 
 def test_a_plan_predicts_the_bytes_that_are_written(workspace: Workspace, out: Path) -> None:
-    planned_run = make_plan_of(workspace, out)
+    planned_run = workspace.plan(out)
     assert workspace.run(out) == 0
     n_bytes = 0
     for part in read_manifest(out)["parts"]:
@@ -193,37 +187,37 @@ def test_a_plan_predicts_the_bytes_that_are_written(workspace: Workspace, out: P
             n_bytes += sum(file[name].nbytes for name in ("features", "valid", "y"))
     n_weights = 4 * 2  # in encoder.npz, and twice in a model.h5; biases are small in comparison
     assert planned_run.disk["n_bytes"] == n_bytes + 16 * n_weights
-    assert make_plan_of(workspace, out).disk["n_bytes"] == 0
+    assert workspace.plan(out).disk["n_bytes"] == 0
 
 
 def test_a_plan_predicts_the_bytes_of_parquet_files(
     workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags = ["--format", "parquet"]
-    n_bytes = make_plan_of(workspace, out).disk["n_bytes"]
+    n_bytes = workspace.plan(out).disk["n_bytes"]
     parquet_bytes = 55 * 2 * 4
     assert n_bytes is not None
-    assert make_plan_of(workspace, out, *flags).disk["n_bytes"] == n_bytes + parquet_bytes
+    assert workspace.plan(out, *flags).disk["n_bytes"] == n_bytes + parquet_bytes
     assert workspace.run(out) == 0
-    planned_run = make_plan_of(workspace, out, *flags)
+    planned_run = workspace.plan(out, *flags)
     assert planned_run.problems == []
     assert planned_run.stages[-2].seconds == 0, "the rows are not encoded again"
     assert workspace.run(out, *flags) == 0
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    planned_run = make_plan_of(workspace, out, *flags)
+    planned_run = workspace.plan(out, *flags)
     assert (planned_run.problems, planned_run.disk["n_bytes"]) == ([], 0)
 
 
 def test_a_plan_reports_a_missing_pyarrow(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (problem,) = make_plan_of(workspace, out, "--format", "parquet").problems
+    (problem,) = workspace.plan(out, "--format", "parquet").problems
     assert (problem["exit_code"], "pip install 'shardpress[parquet]'" in problem["words"]) == (69, True)
 
 
 def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path) -> None:
     many = ["--epochs", "1000000"]
     for hours, fits in ((1e-7, 0), (1 / 60, None)):
-        planned_run = make_plan_of(workspace, out, *many, "--max-hours", repr(hours))
+        planned_run = workspace.plan(out, *many, "--max-hours", repr(hours))
         training = next(stage for stage in planned_run.stages if stage.name == "training")
         with case(hours, training):
             assert f"of {many[1]} epochs" in training.what
@@ -238,7 +232,7 @@ def test_a_plan_lists_the_errors_of_components(workspace: Workspace, out: Path) 
     for path in workspace.shards.iterdir():
         path.unlink()
     workspace.add_shard("0.h5", rows)
-    found = make_plan_of(workspace, out, "--n-features", "10", "--start", "random", "--baseline", "no")
+    found = workspace.plan(out, "--n-features", "10", "--start", "random", "--baseline", "no")
     scaled = (rows - rows.min(axis=0)) / (rows.max(axis=0) - rows.min(axis=0))
     values = np.linalg.svd(scaled - scaled.mean(axis=0), compute_uv=False) ** 2
     expected = [[n, values[n:].sum() / rows.size] for n in (0, 8, 10)]

@@ -32,7 +32,8 @@ from pipeline.output import groupcommit
 from pipeline.output.disk import Disk
 from pipeline.output.records import INDEX, read_manifest
 from pipeline.run import budget, context, engine, fingerprints, prepare
-from pipeline.run.plan import plan
+from pipeline.run.plan import plan as planning
+from pipeline.settings.flags import parse
 from pipeline.shards.open import open_sources
 from pipeline.shards.sources import Source
 from tests.support.helpers import write_shard
@@ -224,7 +225,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, module)
     for setting, value in NETWORK.items():  # command-line flags override these
         monkeypatch.setenv(f"SHARDPRESS_{setting.upper()}", value)
-    for starter in (engine, plan):
+    for starter in (engine, planning):
         monkeypatch.setattr(starter, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
@@ -300,6 +301,10 @@ class Workspace:
         """Return the command line of a run."""
         settings = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "1"]
         return ["--input", str(self.shards), "--output", str(output), *settings, *flags]
+
+    def plan(self, output: Path, *flags: str) -> planning.Plan:
+        """Return the plan of a run."""
+        return planning.make_plan(parse(self.arguments(output, *flags), os.environ, ""), lambda words: None)
 
     def run(self, output: Path, *flags: str, disk: Disk | None = None) -> int:
         """Run the program and return its exit code."""
