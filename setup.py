@@ -45,14 +45,17 @@ RUN = [
 ]
 
 LZF = Extension(
-    "pipeline.hdf5.filters.lzf", ["pipeline/hdf5/filters/lzf.c"], py_limited_api=True, extra_compile_args=["-O3"]
+    "shardpress.hdf5.filters.lzf",
+    ["pipeline/shardpress/hdf5/filters/lzf.c"],
+    py_limited_api=True,
+    extra_compile_args=["-O3"],
 )
 # Results are equal on all processors because of -ffp-contract=off. The other flags let the compiler use vectors.
 EXACT = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 ROWMATH = Extension(
-    "pipeline.rowmath",
-    ["pipeline/rowmath.c"],
-    depends=["pipeline/rowmath.h"],
+    "shardpress.rowmath",
+    ["pipeline/shardpress/rowmath.c"],
+    depends=["pipeline/shardpress/rowmath.h"],
     py_limited_api=True,
     extra_compile_args=EXACT,
 )
@@ -78,13 +81,13 @@ setup(
         "Programming Language :: Python :: 3.14",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    packages=[*find_packages(include=["pipeline*", "kernels*"], exclude=["pipeline.shardpress"]), "shardpress"],
-    package_dir={"shardpress": "pipeline/shardpress"},
+    packages=[*find_packages("pipeline"), *find_packages("kernels")],
+    package_dir={"shardpress": "pipeline/shardpress", "shardpress_kernels": "kernels/shardpress_kernels"},
     package_data={
-        "kernels": ["native/*.c", "native/*.h"],
-        "pipeline": ["*.pyi"],
-        "pipeline.hdf5.filters": ["*.pyi"],
-        "pipeline.report.page": ["*.html", "*.css"],
+        "shardpress_kernels": ["native/*.c", "native/*.h"],
+        "shardpress": ["*.pyi"],
+        "shardpress.hdf5.filters": ["*.pyi"],
+        "shardpress.report.page": ["*.html", "*.css"],
     },
     ext_modules=[LZF, ROWMATH],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one wheel for Python 3.11 and later

@@ -11,8 +11,9 @@ the run uses scikit-learn's digits.
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the modules below
-import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
+# So that any Python finds the modules below.
+sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("", "pipeline", "kernels")]
+import shardpress.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 
@@ -30,7 +31,7 @@ from scripts.benchmarks.harness import PEERS
 
 ROOT = Path(__file__).resolve().parents[1]
 TESTS = ("tests/kernels/test_card.py", "tests/kernels/test_devices.py")
-NAME = "from kernels import backend; print(backend.start(require=True).name)"
+NAME = "from shardpress_kernels import backend; print(backend.start(require=True).name)"
 _LAST_LINES = 12  # lines of each step's output on the page
 
 Step = tuple[Sequence[object], Mapping[str, str]]

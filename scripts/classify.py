@@ -12,15 +12,16 @@ class is held out.
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the modules below
-import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
+# So that any Python finds the modules below.
+sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("pipeline", "kernels")]
+import shardpress.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 
 from collections.abc import Sequence
 
-from pipeline.commands.table import run_script
-from pipeline.signals import leave
+from shardpress.commands.table import run_script
+from shardpress.signals import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:

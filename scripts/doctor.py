@@ -9,10 +9,11 @@ The script runs with any Python, with or without packages, and reports missing p
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the modules below
+# So that any Python finds the modules below.
+sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("pipeline", "kernels")]
 
 if sys.version_info < (3, 11):  # noqa: UP036 - older versions cannot parse the modules below
-    from pipeline.doctor.packages import complaint
+    from shardpress.doctor.packages import complaint
 
     sys.stderr.write(complaint() + "\n")
     sys.exit(78)
@@ -21,8 +22,8 @@ if sys.version_info < (3, 11):  # noqa: UP036 - older versions cannot parse the 
 
 from collections.abc import Sequence
 
-from pipeline.commands.table import run_script
-from pipeline.signals import leave
+from shardpress.commands.table import run_script
+from shardpress.signals import leave
 
 
 def main(argv: Sequence[str] | None = None) -> int:

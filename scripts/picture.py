@@ -9,8 +9,9 @@ The rows must be square images with a label y. `--features`, `--input` and `--ou
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the modules below
-import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
+# So that any Python finds the modules below.
+sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("pipeline", "kernels")]
+import shardpress.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 
@@ -20,12 +21,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.errors import ShardpressError
-from pipeline.features import open_features
-from pipeline.model import load_model
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read
-from pipeline.shards.shard import block_of, first_rows
+from shardpress.errors import ShardpressError
+from shardpress.features import open_features
+from shardpress.model import load_model
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read
+from shardpress.shards.shard import block_of, first_rows
 
 TITLES = ("rows: {} columns", "{} features of each row", "rows reconstructed from their features")
 

@@ -10,8 +10,9 @@ The script runs `scripts/extract.py` with the flags in FLAGS.
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # so that any Python finds the modules below
-import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
+# So that any Python finds the modules below.
+sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("pipeline", "kernels")]
+import shardpress.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 
@@ -22,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cli import main as extract
-from pipeline.errors import NoInput, ShardpressError
-from pipeline.features import open_features
-from pipeline.model import load_model
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read
-from pipeline.shards.shard import blocks
+from shardpress.cli import main as extract
+from shardpress.errors import NoInput, ShardpressError
+from shardpress.features import open_features
+from shardpress.model import load_model
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read
+from shardpress.shards.shard import blocks
 
 # Costs of the published run of this model. Its data are not available; ours are similar.
 PUBLISHED = {

@@ -193,6 +193,11 @@ make_venv() {
     "${pip[@]}" pip
     # setuptools warns about editable installs. A Python from elsewhere would use the C compiler that it was built with.
     PYTHONWARNINGS=ignore CC=${CC:-gcc} "${pip[@]}" --build-constraint constraints.txt -e '.[test]'
+    # Python asks the finder of an editable installation last, after a directory `shardpress` next to the user's script,
+    # for example a clone. A .pth file puts the source roots on the search path.
+    local packages
+    packages=$(.venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+    printf '%s\n' "$root/pipeline" "$root/kernels" >"$packages/shardpress.pth"
     .venv/bin/python -m shardpress setup-theano >/dev/null
 }
 

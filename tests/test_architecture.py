@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-# A package or module of `pipeline` is allowed to import itself, the common modules, and the modules in ALLOWED_IMPORTS.
+# A package or module of `shardpress` is allowed to import itself, the common modules, and the modules in
+# ALLOWED_IMPORTS.
 COMMON = [
     "childprocess",
     "choices",
@@ -27,16 +28,17 @@ COMMON = [
     "runlog",
     "settings",
     "signals",
+    "sourceroots",
     "text",
 ]
-# Modules without Theano, which every package of `pipeline` is allowed to import.
+# Modules without Theano, which every package of `shardpress` is allowed to import.
 PLAIN = [
-    "kernels.activations",
-    "kernels.network",
-    "kernels.reference",
-    "kernels.rules",
-    "kernels.theanofiles",
-    "kernels.trust",
+    "shardpress_kernels.activations",
+    "shardpress_kernels.network",
+    "shardpress_kernels.reference",
+    "shardpress_kernels.rules",
+    "shardpress_kernels.theanofiles",
+    "shardpress_kernels.trust",
 ]
 ALLOWED_IMPORTS = {
     **{each: [] for each in ("labels", "pip", "progress", "watch", *COMMON, "hdf5", "output")},
@@ -47,7 +49,7 @@ ALLOWED_IMPORTS = {
     "scan": ["shards", "cluster"],
     "modelfile": ["hdf5", "output.records", "scan.ranks"],
     "model": ["modelfile", "output.records", "scan.ranks", "scan.scaler"],
-    "device": ["scan.scaler", "kernels"],
+    "device": ["scan.scaler", "shardpress_kernels"],
     "frames": [],
     "alignment": ["hdf5.files"],
     "ridge": [],
@@ -135,14 +137,17 @@ ALLOWED_IMPORTS = {
         "output.disk",
         "theano_installer",
     ],
-    # setup.py installs this package next to pipeline, under its own name.
-    "shardpress": ["commands", "features", "interop.estimator", "model"],
+    # The public API, and `python -m shardpress`.
+    "shardpress": ["features", "interop.estimator", "model"],
+    "__main__": ["commands"],
 }
 
 ROOT = Path(__file__).parents[1]
 # A module in C has a .pyi file.
-PIPELINE = sorted(path for ending in ("py", "pyi") for path in (ROOT / "pipeline").rglob(f"*.{ending}"))
-KERNELS = sorted((ROOT / "kernels").glob("*.py"))
+SOURCE_ROOTS = {"shardpress": ROOT / "pipeline", "shardpress_kernels": ROOT / "kernels"}
+PACKAGE = SOURCE_ROOTS["shardpress"] / "shardpress"
+PIPELINE = sorted(path for ending in ("py", "pyi") for path in PACKAGE.rglob(f"*.{ending}"))
+KERNELS = sorted((SOURCE_ROOTS["shardpress_kernels"] / "shardpress_kernels").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 # Largest number of AST nodes in a function. Lower the limit if the code becomes simpler. Ruff limits the numbers of
 # parameters and branches.
@@ -194,29 +199,33 @@ def imports(source: str) -> list[tuple[str, str | None]]:
 
 
 def module_of(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    (root,) = (root for root in SOURCE_ROOTS.values() if path.is_relative_to(root))
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
 
 
 def file_of(module: str) -> Path | None:
     """Return the file of one of our modules."""
-    stem = ROOT / module.replace(".", "/")
+    root = SOURCE_ROOTS.get(module.split(".")[0])
+    if root is None:
+        return None
+    stem = root / module.replace(".", "/")
     candidates = [stem.with_suffix(".py"), stem.with_suffix(".pyi"), stem / "__init__.py"]
     return next((path for path in candidates if path.exists()), None)
 
 
 def our_imports(source: str) -> list[str]:
-    """Return the modules of pipeline and kernels that a source imports."""
-    ours = [(module, name) for module, name in imports(source) if module.split(".")[0] in ("pipeline", "kernels")]
+    """Return the modules of our packages that a source imports."""
+    ours = [(module, name) for module, name in imports(source) if module.split(".")[0] in SOURCE_ROOTS]
     return [f"{module}.{name}" if name and file_of(f"{module}.{name}") else module for module, name in ours]
 
 
 def wrong_imports(module: str, source: str) -> list[str]:
     """Return the imports of a module that are not allowed in its package."""
-    package = module.removeprefix("pipeline.").split(".")[0]
-    if package == "kernels":
-        return [each for each in our_imports(source) if not each.startswith("kernels")]
+    package = module.removeprefix("shardpress.").split(".")[0]
+    if package == "shardpress_kernels":
+        return [each for each in our_imports(source) if not each.startswith("shardpress_kernels")]
     allowed = [package, *COMMON, *PLAIN, *ALLOWED_IMPORTS.get(package, [])]
-    ours = [each.removeprefix("pipeline.") for each in our_imports(source)]
+    ours = [each.removeprefix("shardpress.") for each in our_imports(source)]
     of_kernels = [each for each, _ in imports(source) if each.split(".")[0] in ("theano", "pygpu") or each[0] == "."]
     return of_kernels + [each for each in ours if not any(f"{each}.".startswith(f"{name}.") for name in allowed)]
 
@@ -231,9 +240,7 @@ def exported(path: Path) -> list[str] | None:
 
 
 def test_the_table_names_every_package() -> None:
-    packages = {
-        module_of(path).split(".")[1] for path in PIPELINE if path.parent != ROOT / "pipeline" or path.stem[0] != "_"
-    }
+    packages = {module_of(path).removeprefix("shardpress.").split(".")[0] for path in PIPELINE}
     assert set(ALLOWED_IMPORTS) == packages
 
 
@@ -245,27 +252,27 @@ def test_a_package_imports_what_the_table_allows() -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("pipeline.hdf5.values", "from pipeline.shards.shard import Shard"),
-        ("pipeline.hdf5.values", "from pipeline.output.disk import Disk"),
-        ("pipeline.output.ledger", "from pipeline.cluster.executor import compute"),
-        ("pipeline.cluster.executor", "import pipeline.run.engine"),
-        ("pipeline.shards.sources", "from pipeline.output.ledger import Ledger"),
-        ("pipeline.scan.ranges", "from pipeline import training"),
-        ("pipeline.training.fit", "from pipeline.encoding.parts import Part"),
-        ("pipeline.training.fit", "def f():\n    from kernels.autoencoder import Autoencoder"),
-        ("pipeline.encoding.encode", "from pipeline.output import ledger"),
-        ("pipeline.encoding.encode", "from pipeline.progress import Progress"),
-        ("pipeline.encoding.encode", "try:\n    from pipeline.training.fit import fit\nfinally:\n    pass"),
-        ("pipeline.features", "from pipeline.run.context import RunContext"),
-        ("pipeline.run.engine", "from pipeline import cli"),
-        ("pipeline.run.engine", "from kernels import TILE_ROWS"),
-        ("pipeline.errors", "from pipeline.model import Model"),
-        ("pipeline.installed", "from pipeline.run.engine import run"),
-        ("pipeline.doctor.packages", "from pipeline.run.engine import run"),
-        ("pipeline.device", "import theano.tensor as T"),
-        ("pipeline.model", "from pygpu import gpuarray"),
-        ("pipeline.model", "from . import scan"),
-        ("kernels.backend", "from pipeline.errors import DeviceError"),
+        ("shardpress.hdf5.values", "from shardpress.shards.shard import Shard"),
+        ("shardpress.hdf5.values", "from shardpress.output.disk import Disk"),
+        ("shardpress.output.ledger", "from shardpress.cluster.executor import compute"),
+        ("shardpress.cluster.executor", "import shardpress.run.engine"),
+        ("shardpress.shards.sources", "from shardpress.output.ledger import Ledger"),
+        ("shardpress.scan.ranges", "from shardpress import training"),
+        ("shardpress.training.fit", "from shardpress.encoding.parts import Part"),
+        ("shardpress.training.fit", "def f():\n    from shardpress_kernels.autoencoder import Autoencoder"),
+        ("shardpress.encoding.encode", "from shardpress.output import ledger"),
+        ("shardpress.encoding.encode", "from shardpress.progress import Progress"),
+        ("shardpress.encoding.encode", "try:\n    from shardpress.training.fit import fit\nfinally:\n    pass"),
+        ("shardpress.features", "from shardpress.run.context import RunContext"),
+        ("shardpress.run.engine", "from shardpress import cli"),
+        ("shardpress.run.engine", "from shardpress_kernels import TILE_ROWS"),
+        ("shardpress.errors", "from shardpress.model import Model"),
+        ("shardpress.installed", "from shardpress.run.engine import run"),
+        ("shardpress.doctor.packages", "from shardpress.run.engine import run"),
+        ("shardpress.device", "import theano.tensor as T"),
+        ("shardpress.model", "from pygpu import gpuarray"),
+        ("shardpress.model", "from . import scan"),
+        ("shardpress_kernels.backend", "from shardpress.errors import DeviceError"),
     ],
 )
 def test_a_wrong_import_is_found(module: str, source: str) -> None:
@@ -280,8 +287,8 @@ def test_imports_have_no_cycles() -> None:
 def test_a_run_does_not_import_its_dry_run() -> None:
     users = {
         module_of(path)
-        for path in (ROOT / "pipeline" / "run").glob("*.py")
-        if any(module.startswith("pipeline.run.plan") for module in our_imports(path.read_text()))
+        for path in (PACKAGE / "run").glob("*.py")
+        if any(module.startswith("shardpress.run.plan") for module in our_imports(path.read_text()))
     }
     assert users == set()
 
@@ -310,13 +317,13 @@ def test_files_import_only_exported_names() -> None:
     for path in PIPELINE + KERNELS + SCRIPTS:
         for module, name in imports(path.read_text()):
             assert name != "*", path
-            file = file_of(module) if module.split(".")[0] in ("pipeline", "kernels") else None
+            file = file_of(module)
             if file and file.stem != "__init__" and name:
                 assert name in (exported(file) or []), f"{path}: {name} of {module}"
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Yield every function of pipeline and kernels with its location."""
+    """Yield every function of our packages with its location."""
     for path in PIPELINE + KERNELS:
         for node in ast.walk(parsed(path)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
@@ -357,14 +364,14 @@ def loaded_by(module: str) -> set[str]:
 
 
 def test_modules_of_the_command_line_import_no_heavy_library() -> None:
-    loaded = loaded_by("pipeline.cli")
-    assert "pipeline.settings.config" in loaded
+    loaded = loaded_by("shardpress.cli")
+    assert "shardpress.settings.config" in loaded
     assert {name.split(".")[0] for name in loaded} & set(HEAVY) == set()
 
 
 @pytest.mark.process
 def test_the_command_line_imports_no_heavy_library() -> None:
-    program = f"import sys, pipeline.cli; print([name for name in {HEAVY} if name in sys.modules])"
+    program = f"import sys, shardpress.cli; print([name for name in {HEAVY} if name in sys.modules])"
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=120
     )

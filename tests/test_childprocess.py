@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.childprocess import ChildProcess, environment_of_child, import_path
-from tests.support.interpreters import REPOSITORY
+from shardpress.childprocess import ChildProcess, environment_of_child, import_path
+from shardpress.sourceroots import SOURCE_ROOTS
+from tests.support.interpreters import search_path
 
 
 @pytest.mark.parametrize("entry", ["", ".", "relative", "{here}", "{link}", "{here}/dask-scratch-space/worker-1"])
@@ -28,8 +29,9 @@ def test_children_do_not_import_from_unsafe_places(tmp_path: Path, monkeypatch: 
 def test_children_use_the_import_path_of_this_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     path = import_path()
-    assert path.index(str(tmp_path)) < path.index(str(REPOSITORY))
-    assert path.index(os.path.dirname(os.__file__)) < path.index(str(REPOSITORY))
+    ours = [path.index(root) for root in SOURCE_ROOTS]
+    assert path.index(str(tmp_path)) < min(ours)
+    assert path.index(os.path.dirname(os.__file__)) < min(ours)
     left_out = {each for each in sys.path if each not in path and "dask-scratch-space" not in each}
     assert left_out <= {"", os.getcwd(), str(Path(sys.argv[0]).parent)}
 
@@ -38,7 +40,7 @@ def test_a_removed_current_directory_does_no_harm(tmp_path: Path, monkeypatch: p
     (tmp_path / "removed").mkdir()
     monkeypatch.chdir(tmp_path / "removed")
     (tmp_path / "removed").rmdir()
-    assert str(REPOSITORY) in import_path()
+    assert set(SOURCE_ROOTS) <= set(import_path())
 
 
 def test_variables_of_python_are_not_inherited() -> None:
@@ -56,7 +58,7 @@ def test_variables_of_python_are_not_inherited() -> None:
 PARENT = """
 import subprocess, sys
 from pathlib import Path
-from pipeline.childprocess import ChildProcess
+from shardpress.childprocess import ChildProcess
 scratch = Path(sys.argv[2]) if len(sys.argv) > 2 else None
 child = ChildProcess(sys.argv[1], stdout=subprocess.PIPE, scratch=scratch)
 print(child.pid, child.stdout.readline().decode(), flush=True)
@@ -92,7 +94,7 @@ def test_a_scratch_directory_is_removed_after_the_parent(tmp_path: Path) -> None
 
 def _is_ended_with_parent(folder: Path, *arguments: str) -> bool:
     """Kill the parent; return whether its child and the child's process end."""
-    variables = {**os.environ, "PYTHONPATH": f"{folder}:{REPOSITORY}"}
+    variables = {**os.environ, "PYTHONPATH": f"{folder}:{search_path()}"}
     command = [sys.executable, "-c", PARENT, "stuck_child", *arguments]
     parent = subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:

@@ -148,7 +148,7 @@ def test_an_unexpected_error_requests_a_report(
     def broken(*_: object) -> None:
         raise AssertionError("impossible")
 
-    monkeypatch.setattr("pipeline.run.engine.run", broken)
+    monkeypatch.setattr("shardpress.run.engine.run", broken)
     assert main([]) == 70
     assert mentions(caplog.text, "CRITICAL", "report")
     assert "impossible" in caplog.text

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.conditions import fulfils
-from pipeline.settings.condition import Condition
+from shardpress.conditions import fulfils
+from shardpress.settings.condition import Condition
 from tests.support.cases import case, each
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {

@@ -8,15 +8,8 @@ import os
 import numpy as np
 import pytest
 
-from kernels.backend import DeviceUnavailable
-from kernels.compilecache import CompileCacheUnavailable, UnsafeCompileCache
-from kernels.compilelock import CompileLockHeld
-from kernels.compiler import CompilerFailed, CompilerMissing
-from kernels.faults import OutOfDeviceMemory
-from kernels.network import Network
-from kernels.theanofiles import TheanoChanged
-from pipeline.device import autoencoder_of, theanos_errors, training_step_of
-from pipeline.errors import (
+from shardpress.device import autoencoder_of, theanos_errors, training_step_of
+from shardpress.errors import (
     DataError,
     DeviceError,
     DeviceLost,
@@ -26,8 +19,15 @@ from pipeline.errors import (
     SystemLimit,
     WriteFailed,
 )
-from pipeline.scan.scaler import Scaler
-from pipeline.training.start import start_of
+from shardpress.scan.scaler import Scaler
+from shardpress.training.start import start_of
+from shardpress_kernels.backend import DeviceUnavailable
+from shardpress_kernels.compilecache import CompileCacheUnavailable, UnsafeCompileCache
+from shardpress_kernels.compilelock import CompileLockHeld
+from shardpress_kernels.compiler import CompilerFailed, CompilerMissing
+from shardpress_kernels.faults import OutOfDeviceMemory
+from shardpress_kernels.network import Network
+from shardpress_kernels.theanofiles import TheanoChanged
 from tests.support.logged import mentions
 from tests.support.settings import settings_of
 from tests.support.steps import take_step

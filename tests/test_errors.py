@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from pipeline import errors
-from pipeline.errors import DataError, ShardpressError, SystemLimit, printable, quantity, system_failures
+from shardpress import errors
+from shardpress.errors import DataError, ShardpressError, SystemLimit, printable, quantity, system_failures
 
 SYSEXITS = {
     "ShardpressError": 70,

@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.features import open_features
-from pipeline.output.lock import locked
+from shardpress.features import open_features
+from shardpress.output.lock import locked
 from tests.support.helpers import numbered, refused, write_shard
 from tests.support.logged import mentions
 from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, part

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline import features as module
-from pipeline.features import Features, open_features
+from shardpress import features as module
+from shardpress.features import Features, open_features
 from tests.support.cases import case
 from tests.support.helpers import refused
 from tests.support.parts import feature_rows, finished

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import NewerFormat
-from pipeline.formats import fingerprint, pack, seal, unpack, unseal
+from shardpress.errors import NewerFormat
+from shardpress.formats import fingerprint, pack, seal, unpack, unseal
 from tests.support.helpers import refused
 
 FORM = "shardpress-thing/2"

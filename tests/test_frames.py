@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.features import Features, open_features
+from shardpress.features import Features, open_features
 from tests.support.cases import case
 from tests.support.helpers import refused
 from tests.support.parts import finished

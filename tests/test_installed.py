@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from pipeline.doctor import packages
+from shardpress.doctor import packages
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.logged import mentions
 
@@ -35,7 +35,14 @@ def start(*command, **variables):
     "path",
     [
         *STARTED,
-        *(REPOSITORY / name for name in ("pipeline/installed.py", "pipeline/doctor/packages.py", "scripts/doctor.py")),
+        *(
+            REPOSITORY / name
+            for name in (
+                "pipeline/shardpress/installed.py",
+                "pipeline/shardpress/doctor/packages.py",
+                "scripts/doctor.py",
+            )
+        ),
     ],
     ids=lambda path: path.name,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.labels import NONE, candidates, extra_of, first_included, labels_of
+from shardpress.labels import NONE, candidates, extra_of, first_included, labels_of
 from tests.support.cases import each
 
 LABELS = {

@@ -9,13 +9,13 @@ import h5py
 import numpy as np
 import pytest
 
-from kernels.network import Network
-from pipeline.columns import Columns
-from pipeline.model import Model, load_model
-from pipeline.modelfile import FORMAT, RANGE_FORMAT
-from pipeline.preparation import Preparation
-from pipeline.scan.ranks import rank_tables
-from pipeline.scan.scaler import Scaler
+from shardpress.columns import Columns
+from shardpress.model import Model, load_model
+from shardpress.modelfile import FORMAT, RANGE_FORMAT
+from shardpress.preparation import Preparation
+from shardpress.scan.ranks import rank_tables
+from shardpress.scan.scaler import Scaler
+from shardpress_kernels.network import Network
 from tests.support.cases import each
 from tests.support.helpers import refused
 from tests.support.interpreters import REPOSITORY

@@ -12,11 +12,11 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import modelfile
-from pipeline.errors import DataError, NewerFormat, ShardpressError
-from pipeline.formats import digest, seal
-from pipeline.model import load_model
-from pipeline.output.records import OUTPUT
+from shardpress import modelfile
+from shardpress.errors import DataError, NewerFormat, ShardpressError
+from shardpress.formats import digest, seal
+from shardpress.model import load_model
+from shardpress.output.records import OUTPUT
 from tests.support.helpers import refused
 from tests.support.hostile import opens
 from tests.support.hostilemodels import HOSTILE, model_of, write_model
@@ -48,8 +48,8 @@ def test_no_other_file_is_opened(tmp_path: Path, name: str) -> None:
 
 LOADER = """
 import json, sys
-from pipeline.errors import ShardpressError
-from pipeline.model import load_model
+from shardpress.errors import ShardpressError
+from shardpress.model import load_model
 
 def peak():
     with open("/proc/self/status") as status:  # ru_maxrss would start at the value of the parent process

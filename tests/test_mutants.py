@@ -120,7 +120,7 @@ def test_a_sample_of_mutations_is_caught() -> None:
 @pytest.mark.process
 def test_a_mutation_that_no_test_sees_survives(capsys: pytest.CaptureFixture) -> None:
     # The output and the exit code report the survivor.
-    file = "pipeline/signals.py"
+    file = "pipeline/shardpress/signals.py"
     docstring = (REPOSITORY / file).read_text().splitlines()[0]
     unnoticed = Mutation(
         "unseen", file, docstring, docstring.replace('"""', '"""Another text. ', 1), ("tests/test_cases.py",)
@@ -131,6 +131,8 @@ def test_a_mutation_that_no_test_sees_survives(capsys: pytest.CaptureFixture) ->
 
 @pytest.mark.process
 def test_a_test_that_cannot_run_catches_nothing(capsys: pytest.CaptureFixture) -> None:
-    fault = Mutation("fault", "pipeline/signals.py", "_n_deferred -= 1", "_n_deferred -= 2", ("tests/test_gone.py",))
+    fault = Mutation(
+        "fault", "pipeline/shardpress/signals.py", "_n_deferred -= 1", "_n_deferred -= 2", ("tests/test_gone.py",)
+    )
     assert main(["fault"], (fault,)) == 1
     assert "test_gone.py" in capsys.readouterr().err

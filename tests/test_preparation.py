@@ -12,12 +12,12 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import rowmath
-from pipeline.choices import ROW_SCALES, TRANSFORMS
-from pipeline.preparation import Preparation
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read
-from pipeline.shards.shard import Block, with_preparation
+from shardpress import rowmath
+from shardpress.choices import ROW_SCALES, TRANSFORMS
+from shardpress.preparation import Preparation
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read
+from shardpress.shards.shard import Block, with_preparation
 from tests.support.cases import case, each
 from tests.support.helpers import csr, write_csr, write_shard
 from tests.support.interpreters import REPOSITORY
@@ -123,7 +123,7 @@ def test_all_instruction_sets_give_the_same_bits(tmp_path: Path) -> None:
     """The module chooses the widest vectors of the processor. Here it is compiled without vectors."""
     path = tmp_path / "rowmath.so"
     options = ["-O1", "-DCLONES=", "-ffp-contract=off", "-fPIC", "-shared", f"-I{sysconfig.get_path('include')}"]
-    subprocess.run(["cc", *options, str(REPOSITORY / "pipeline/rowmath.c"), "-o", str(path)], check=True)
+    subprocess.run(["cc", *options, str(REPOSITORY / "pipeline/shardpress/rowmath.c"), "-o", str(path)], check=True)
     spec = importlib.util.spec_from_file_location("rowmath", path)
     assert spec is not None
     plain = importlib.util.module_from_spec(spec)

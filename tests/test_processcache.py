@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipeline.processcache import ProcessCache
+from shardpress.processcache import ProcessCache
 
 
 def test_a_value_is_made_once_by_all_threads() -> None:

@@ -8,8 +8,8 @@ from contextlib import suppress
 import pytest
 from tqdm import tqdm
 
-from pipeline.progress import Progress
-from pipeline.runlog import SHOWN_BY_BAR
+from shardpress.progress import Progress
+from shardpress.runlog import SHOWN_BY_BAR
 from tests.support.logged import mentions
 
 
@@ -21,7 +21,7 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def lines(caplog):
     """Return a function that returns the lines of the log so far."""
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     return lambda: [record.getMessage() for record in caplog.records]
 
 
@@ -98,7 +98,7 @@ def test_the_last_line_shows_rate_and_note(lines):
     ],
 )
 def test_a_bar_shows_its_rate_in_its_unit(monkeypatch, caplog, total, seconds, expected):
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     now = [0.0]
     monkeypatch.setattr(sys, "stderr", Terminal())
     with Progress("training", total, "epochs", clock=lambda: now[0]) as progress:
@@ -129,7 +129,7 @@ def test_no_final_line_is_logged_after_an_error(lines):
 
 @pytest.mark.parametrize(("level", "expected"), [("INFO", True), ("WARNING", False)])
 def test_a_terminal_shows_a_bar_unless_quiet(caplog, monkeypatch, level, expected):
-    caplog.set_level(level, "pipeline")
+    caplog.set_level(level, "shardpress")
     monkeypatch.setattr(sys, "stderr", Terminal())
     with Progress("scan", 5, "rows") as progress:
         progress.advance(5, "note")

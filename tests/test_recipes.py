@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.cuda import stub
 from tests.support.helpers import write_shard
-from tests.support.interpreters import REPOSITORY, EndedProcess, run_python
+from tests.support.interpreters import REPOSITORY, EndedProcess, run_python, search_path
 
 PAGE = (REPOSITORY / "CONTRIBUTING.md").read_text()
 RECIPES = ("Add an activation", "Add a file filter", "Add an optimizer", "Add a command")
@@ -47,20 +47,20 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(REPOSITORY / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
 
     (activation,) = examples("Add an activation")
-    insert_before(root / "kernels/activations.py", "\n_RECORDS = (", f"\n{activation}\n")
-    insert_before(root / "kernels/activations.py", ")\n\nACTIVATIONS =", "    _TANH,\n")
+    insert_before(root / "kernels/shardpress_kernels/activations.py", "\n_RECORDS = (", f"\n{activation}\n")
+    insert_before(root / "kernels/shardpress_kernels/activations.py", ")\n\nACTIVATIONS =", "    _TANH,\n")
 
     decoder, line = examples("Add a file filter")
-    insert_before(root / "pipeline/hdf5/filters/codecs.py", "\nFILTERS = {", f"\n{decoder}\n")
-    insert_before(root / "pipeline/hdf5/filters/codecs.py", '}\n"""Supported filters', f"    {line}")
+    insert_before(root / "pipeline/shardpress/hdf5/filters/codecs.py", "\nFILTERS = {", f"\n{decoder}\n")
+    insert_before(root / "pipeline/shardpress/hdf5/filters/codecs.py", '}\n"""Supported filters', f"    {line}")
 
     (rule,) = examples("Add an optimizer")
-    insert_before(root / "kernels/rules.py", "\n_RECORDS = (", f"\n{rule}\n")
-    insert_before(root / "kernels/rules.py", ")\n\nRULES =", "    _ADAGRAD,\n")
+    insert_before(root / "kernels/shardpress_kernels/rules.py", "\n_RECORDS = (", f"\n{rule}\n")
+    insert_before(root / "kernels/shardpress_kernels/rules.py", ")\n\nRULES =", "    _ADAGRAD,\n")
 
     command, line = examples("Add a command")
-    (root / "pipeline/commands/weights.py").write_text(command)
-    insert_before(root / "pipeline/commands/table.py", "}\n_EXAMPLES =", f"    {line}")
+    (root / "pipeline/shardpress/commands/weights.py").write_text(command)
+    insert_before(root / "pipeline/shardpress/commands/table.py", "}\n_EXAMPLES =", f"    {line}")
     return root
 
 
@@ -72,7 +72,7 @@ def outside_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def in_tree(tree: Path, code: str, warnings: str = "error", **variables: str | None) -> EndedProcess:
     """Run a program that uses the copy of the code, and return the result."""
-    path = f"{tree}:{REPOSITORY}"  # the second entry contains the helpers of tests
+    path = f"{search_path(tree)}:{REPOSITORY}"  # the last entry contains the helpers of tests
     ended = run_python(code, warnings, PYTHONPATH=path, **variables)
     assert ended.code == 0, ended.stderr
     return ended
@@ -89,10 +89,10 @@ def test_a_recipe_names_files_that_exist(title: str) -> None:
 
 RUN = """
     import numpy as np
-    from pipeline.commands.table import main
-    from pipeline.features import open_features
-    from pipeline.interop.onnx import encoder_onnx
-    from pipeline.model import load_model
+    from shardpress.commands.table import main
+    from shardpress.features import open_features
+    from shardpress.interop.onnx import encoder_onnx
+    from shardpress.model import load_model
     import onnxruntime
 
     flags = ["--hidden", "16", "--activation", "tanh", "--code-activation", "tanh", "--n-features", "3"]
@@ -124,12 +124,12 @@ RUN = """
 
 DERIVATIVES = """
     import numpy as np
-    from kernels import reference
-    from kernels.autoencoder import Autoencoder
-    from kernels.network import Network
-    from kernels.step import TrainingStep
-    from kernels.updates import Rule
-    from pipeline.settings.flags import parse
+    from shardpress_kernels import reference
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.network import Network
+    from shardpress_kernels.step import TrainingStep
+    from shardpress_kernels.updates import Rule
+    from shardpress.settings.flags import parse
     from tests.support.networks import random_parameters
 
     config = parse(["--activation", "tanh", "--code-activation", "tanh"], {}, "")
@@ -195,13 +195,13 @@ def test_a_new_activation_has_its_derivative_everywhere(tree: Path) -> None:
 
 STEPS = """
     import numpy as np
-    from kernels import backend, reference
-    from kernels.autoencoder import Autoencoder
-    from kernels.network import Network
-    from kernels.step import TrainingStep
-    from kernels.updates import Rule
-    from pipeline.settings.flags import parse
-    from pipeline.settings.resolve import resolve
+    from shardpress_kernels import backend, reference
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.network import Network
+    from shardpress_kernels.step import TrainingStep
+    from shardpress_kernels.updates import Rule
+    from shardpress.settings.flags import parse
+    from shardpress.settings.resolve import resolve
     from tests.support.networks import random_parameters
 
     config = parse(["--optimizer", "adagrad"], {}, "")
@@ -248,9 +248,9 @@ def test_steps_of_a_new_optimizer_equal_numpy(tree: Path) -> None:
 
 ON_DEVICE = """
     import numpy as np
-    from kernels import backend, graph, reference
-    from kernels.activations import ACTIVATIONS
-    from kernels.updates import Rule, updates_of
+    from shardpress_kernels import backend, graph, reference
+    from shardpress_kernels.activations import ACTIVATIONS
+    from shardpress_kernels.updates import Rule, updates_of
 
     facts["device"] = backend.start(require=True).used
     theano = backend.load()
@@ -283,11 +283,11 @@ def test_new_records_compile_for_devices(tree: Path, device: str, request: pytes
 
 READ = """
     import numpy as np
-    from pipeline.commands.table import main
-    from pipeline.errors import ShardpressError
-    from pipeline.shards.open import open_shards
-    from pipeline.shards.rows import read
-    from pipeline.shards.shard import Block
+    from shardpress.commands.table import main
+    from shardpress.errors import ShardpressError
+    from shardpress.shards.open import open_shards
+    from shardpress.shards.rows import read
+    from shardpress.shards.shard import Block
 
     (shard,) = open_shards(["x.h5"])
     facts["kind"] = shard.layouts[0].kind
@@ -341,10 +341,10 @@ COMMANDS = """
     from io import StringIO
     from pathlib import Path
     import numpy as np
-    from kernels.network import Network
-    from pipeline.commands.table import main
-    from pipeline.model import Model
-    from pipeline.scan.scaler import Scaler
+    from shardpress_kernels.network import Network
+    from shardpress.commands.table import main
+    from shardpress.model import Model
+    from shardpress.scan.scaler import Scaler
 
     parameters = {name: np.zeros(shape, np.float32) for name, shape in Network((7, 3)).shapes.items()}
     model = Model(Scaler(np.zeros(7), np.ones(7)), Network((7, 3)), parameters)

@@ -8,7 +8,7 @@ import time
 import pytest
 from tqdm import tqdm
 
-from pipeline.runlog import SHOWN_BY_BAR, Dated, RunLog, Terminal, collect_warnings
+from shardpress.runlog import SHOWN_BY_BAR, Dated, RunLog, Terminal, collect_warnings
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def lines(folder):
 
 
 def record(text):
-    return logging.LogRecord("pipeline", logging.WARNING, "", 0, text, None, None)
+    return logging.LogRecord("shardpress", logging.WARNING, "", 0, text, None, None)
 
 
 def test_earlier_lines_are_written_when_the_directory_is_known(tmp_path, run_log):
@@ -116,7 +116,7 @@ def test_an_unwritable_directory_disables_the_log(tmp_path, run_log):
 
 
 def test_repeated_warnings_are_kept_once_but_counted() -> None:
-    log = logging.getLogger("pipeline.some.where")
+    log = logging.getLogger("shardpress.some.where")
     with collect_warnings() as warnings:
         log.info("no warning")
         for i in range(70):
@@ -132,6 +132,6 @@ def test_warnings_are_printed_without_logging_handlers(
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     with collect_warnings() as warnings:
-        logging.getLogger("kernels.backend").warning("look here")
+        logging.getLogger("shardpress_kernels.backend").warning("look here")
     assert warnings.first == ["look here"]
     assert capsys.readouterr().err == "look here\n"

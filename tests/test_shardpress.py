@@ -1,7 +1,8 @@
-"""Tests of `import shardpress`, the command and `python -m shardpress` next to files with the names of our packages."""
+"""Tests of `import shardpress` and the command, also next to files and directories with the names of our packages."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,19 +10,42 @@ from pathlib import Path
 
 import pytest
 
-import pipeline
 import shardpress
-from tests.support.interpreters import environment
-from tests.support.logged import mentions
+from tests.support.interpreters import REPOSITORY, environment
 
 COMMAND = Path(sys.executable).parent / "shardpress"
+
+IMPORTS = """
+import os, sys
+import shardpress
+loaded = [name for name in ("typing", "importlib.metadata", "numpy", "h5py", "dask") if name in sys.modules]
+cleaned = {name: value for name, value in os.environ.items() if name.startswith("HDF5_")}
+from shardpress import load_model, open_features
+import shardpress.features, shardpress.model
+assert (open_features, load_model) == (shardpress.features.open_features, shardpress.model.load_model)
+print(loaded, cleaned, [name for name in ("dask", "shardpress_kernels.backend") if name in sys.modules])
+"""
+
+# Uses modules of the user before and after shardpress, which has modules of the same names.
+SCRIPT = """
+import pipeline, settings
+from shardpress import TiedAutoencoder, open_features
+import kernels.network, text
+print([module.__file__ for module in (pipeline, settings, kernels.network, text)])
+print(sys.modules["shardpress"].__file__)
+"""
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Return a working directory with files of the user that are named like our packages."""
-    for name in ("pipeline.py", "kernels.py"):
-        (tmp_path / name).write_text("THEIRS = True\nprint('theirs was loaded')\n")
+    """Return a working directory with a user's modules, a script that uses them, and a clone of our repository."""
+    (tmp_path / "kernels").mkdir()
+    for name in ("pipeline.py", "settings.py", "text.py", "kernels/network.py"):
+        (tmp_path / name).write_text("THEIRS = True\n")
+    (tmp_path / "shardpress").mkdir()
+    for name in ("pipeline", "kernels", "scripts", "tests"):
+        (tmp_path / "shardpress" / name).symlink_to(REPOSITORY / name)
+    (tmp_path / "script.py").write_text(f"import sys\n{SCRIPT}")
     return tmp_path
 
 
@@ -31,26 +55,35 @@ def start(folder: Path, *command: str | Path, **variables: str) -> subprocess.Co
 
 
 def test_the_package_exports_the_public_names() -> None:
-    assert shardpress.open_features is pipeline.open_features
-    assert shardpress.load_model is pipeline.load_model
-    assert {"open_features", "load_model"} <= set(dir(shardpress))
+    assert {"TiedAutoencoder", "open_features", "load_model"} <= set(dir(shardpress))
     assert shardpress.__version__ == version("shardpress")
     with pytest.raises(AttributeError, match="module 'shardpress' has no attribute 'nonsense'"):
         shardpress.nonsense  # noqa: B018
 
 
 @pytest.mark.process
-def test_files_named_like_our_modules_break_nothing(folder: Path) -> None:
-    script = folder / "script.py"
-    script.write_text("from shardpress import load_model, open_features\nprint(open_features.__module__)\n")
+def test_public_names_are_imported_on_demand() -> None:
+    variables = {**os.environ, "HDF5_DRIVER": "core", "HDF5_PLUGIN_PATH": "/elsewhere"}
+    # The option -S ignores .pth files, which would load more modules.
+    command = [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}\n{IMPORTS}"]
+    result = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[] {'HDF5_PLUGIN_PRELOAD': '::'} []"
+
+
+@pytest.mark.process
+def test_scripts_import_their_own_modules_and_our_package(folder: Path) -> None:
     starts = {
-        "a script": start(folder, sys.executable, script),
-        "an import": start(folder, sys.executable, "-c", script.read_text()),
-        "a notebook": start(folder, sys.executable, "-c", script.read_text(), PYTHONPATH=str(folder)),
+        "a script": start(folder, sys.executable, "-W", "error", folder / "script.py"),
+        "an import": start(folder, sys.executable, "-W", "error", "-c", f"import sys{SCRIPT}"),
+        "a notebook": start(folder, sys.executable, "-W", "error", "-c", f"import sys{SCRIPT}", PYTHONPATH=str(folder)),
     }
-    assert {name: (done.stdout, done.stderr) for name, done in starts.items()} == dict.fromkeys(
-        starts, ("pipeline.features\n", "")
-    )
+    theirs = [str(folder / name) for name in ("pipeline.py", "settings.py", "kernels/network.py", "text.py")]
+    expected = f"{theirs}\n{REPOSITORY}/pipeline/shardpress/__init__.py\n"
+    assert {name: (done.stdout, done.stderr) for name, done in starts.items()} == dict.fromkeys(starts, (expected, ""))
+
+
+@pytest.mark.process
+def test_the_command_ignores_modules_of_the_user(folder: Path) -> None:
     commands = {
         "the command": start(folder, COMMAND, "version"),
         "the command with their PYTHONPATH": start(folder, COMMAND, "version", PYTHONPATH=str(folder)),
@@ -59,12 +92,3 @@ def test_files_named_like_our_modules_break_nothing(folder: Path) -> None:
     assert {name: (done.stdout.split()[0], done.stderr) for name, done in commands.items()} == dict.fromkeys(
         commands, ("python", "")
     )
-
-
-@pytest.mark.process
-def test_an_imported_module_named_like_ours_is_reported(folder: Path) -> None:
-    result = start(folder, sys.executable, "-c", "import pipeline\nimport shardpress")
-    assert result.returncode == 1
-    assert mentions(result.stderr, "ImportError", "'pipeline'", f"{folder}/pipeline.py")
-    result = start(folder, sys.executable, "-c", "import shardpress\nimport pipeline\npipeline.THEIRS")
-    assert mentions(result.stderr, "AttributeError", "'pipeline'", "'THEIRS'", "shardpress")

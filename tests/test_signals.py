@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from pipeline.signals import Stopped, check, deferred, leave, stoppable
+from shardpress.signals import Stopped, check, deferred, leave, stoppable
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -66,7 +66,7 @@ def test_a_new_run_starts_unstopped() -> None:
 
 TWO_SIGNALS = """
 import os, signal
-from pipeline.signals import deferred, stoppable
+from shardpress.signals import deferred, stoppable
 with stoppable():
     try:
         os.kill(os.getpid(), signal.SIGINT)
@@ -175,7 +175,7 @@ def test_an_exit_code_without_a_signal_is_used_as_it_is(code: int) -> None:
 
 @pytest.mark.process
 def test_exit_handlers_run_before_a_signal_is_raised_again() -> None:
-    code = "import atexit\nfrom pipeline.signals import leave\natexit.register(print, 'done', flush=True)\nleave(143)"
+    code = "import atexit\nfrom shardpress.signals import leave\natexit.register(print, 'done', flush=True)\nleave(143)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (-signal.SIGTERM, "done\n")
 
@@ -184,7 +184,7 @@ def test_exit_handlers_run_before_a_signal_is_raised_again() -> None:
 def test_a_signal_during_exit_handlers_causes_no_traceback() -> None:
     code = """
 import atexit, os, signal
-from pipeline.signals import leave
+from shardpress.signals import leave
 atexit.register(print, "not reached")
 atexit.register(os.kill, os.getpid(), signal.SIGINT)
 leave(143)

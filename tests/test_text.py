@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pipeline.text import duration, exact_duration, size
+from shardpress.text import duration, exact_duration, size
 
 
 @pytest.mark.parametrize(

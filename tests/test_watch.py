@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.watch import BOTTLENECKS, Watch, bottleneck, thread_states, watching
+from shardpress.watch import BOTTLENECKS, Watch, bottleneck, thread_states, watching
 from tests.support.cases import each
 
 

@@ -1,6 +1,6 @@
-"""Entry point of `python -m shardpress` and of the console command. `shardpress` has already loaded `pipeline`."""
+"""Entry point of `python -m shardpress` and of the console command."""
 
-from pipeline.commands.table import shardpress
+from shardpress.commands.table import shardpress
 
 if __name__ == "__main__":
     shardpress()

@@ -14,9 +14,9 @@ import psutil
 from distributed import Client
 from distributed.deploy.subprocess import SubprocessCluster
 
-from pipeline.cluster.stats import WorkerStats
-from pipeline.cluster.workers import ClusterExecutor
 from scripts.benchmarks.harness import ROOT
+from shardpress.cluster.stats import WorkerStats
+from shardpress.cluster.workers import ClusterExecutor
 
 # The HTTP server would listen on every interface by default.
 _DASHBOARD = "127.0.0.1:0"

@@ -36,7 +36,6 @@ from typing import Any
 import h5py
 import numpy as np
 
-from kernels.network import Head, Network
 from scripts.benchmarks.harness import (
     PEERS,
     ROOT,
@@ -50,6 +49,7 @@ from scripts.benchmarks.harness import (
     seconds_of,
 )
 from scripts.benchmarks.instruction_sets import INSTRUCTION_SETS, missing
+from shardpress_kernels.network import Head, Network
 
 IN_MEMORY = ("ours", "blas", "jax", "torch", "torch-compile")
 ON_CARD = ("ours", "torch", "torch-compile", "torch-graphs")
@@ -226,7 +226,7 @@ def device(bench: Bench) -> None:
         "THEANO_FLAGS": ",".join(filter(None, flags)),
         "PEER_DEVICE": "cuda" if bench.device.startswith("cuda") else "cpu",
     }
-    program = "from kernels import backend; device = backend.start(); print(device.used, device, sep='\\n')"
+    program = "from shardpress_kernels import backend; device = backend.start(); print(device.used, device, sep='\\n')"
     env = environment(**bench.variables)
     *_, used, name = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, env=env, text=True).splitlines()
     if used != bench.device:

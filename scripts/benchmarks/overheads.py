@@ -18,18 +18,18 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
-from kernels import backend
-from pipeline.cluster.executor import compute
-from pipeline.cluster.threads import threads
-from pipeline.encoding.encode import encode_part
-from pipeline.formats import digest
-from pipeline.output.disk import Disk
-from pipeline.output.records import Entry
-from pipeline.run.engine import run as run_pipeline
-from pipeline.settings.config import Config
-from pipeline.training.loop import CheckpointPolicy
 from scripts.benchmarks.harness import add_options, fresh, interleave, print_times, script, seconds_of, synthetic_shards
 from scripts.benchmarks.tasks import compute_and_commit, encoding_tasks
+from shardpress.cluster.executor import compute
+from shardpress.cluster.threads import threads
+from shardpress.encoding.encode import encode_part
+from shardpress.formats import digest
+from shardpress.output.disk import Disk
+from shardpress.output.records import Entry
+from shardpress.run.engine import run as run_pipeline
+from shardpress.settings.config import Config
+from shardpress.training.loop import CheckpointPolicy
+from shardpress_kernels import backend
 
 N_WRITERS = len(os.sched_getaffinity(0)) + 2  # the default of a run
 
@@ -67,7 +67,7 @@ def encoding(folder: Path, shards: Path) -> Pair:
 
     def encode_plainly() -> float:
         fresh(parts).mkdir()
-        with threads(N_WRITERS) as pool, patch("pipeline.encoding.encode.write_result", write_plainly):
+        with threads(N_WRITERS) as pool, patch("shardpress.encoding.encode.write_result", write_plainly):
             return seconds_of(lambda: compute(tasks, pool, N_WRITERS))
 
     def encode_durably() -> float:

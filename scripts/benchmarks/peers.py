@@ -26,7 +26,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from kernels.network import Head, Network, TargetLoss
+from shardpress_kernels.network import Head, Network, TargetLoss
 
 Arrays = Mapping[str, np.ndarray]
 Function = Callable[[Any], Any]
@@ -78,13 +78,13 @@ class Ours:
     """This project."""
 
     def __init__(self) -> None:
-        from kernels import backend
+        from shardpress_kernels import backend
 
         self.about = f"shardpress on {backend.start()}"
 
     def autoencoder(self, network: Network, values: Arrays, *scaling: np.ndarray) -> Any:
         """Return an autoencoder with given parameters."""
-        from kernels.autoencoder import Autoencoder
+        from shardpress_kernels.autoencoder import Autoencoder
 
         autoencoder = Autoencoder(network, *scaling)
         autoencoder.set_parameters({name: values[name] for name in autoencoder.shared})
@@ -92,8 +92,8 @@ class Ours:
 
     def step(self, folder: Path, network: Network) -> Prepared:
         """Take a training step."""
-        from kernels.step import TrainingStep
-        from kernels.updates import Rule
+        from shardpress_kernels.step import TrainingStep
+        from shardpress_kernels.updates import Rule
 
         values = load_input(folder)
         autoencoder = self.autoencoder(network, values)
@@ -130,7 +130,7 @@ class Ours:
 
     def encode_files(self, folder: Path, shards: str, model: str) -> Prepared:
         """Encode shards in a whole run."""
-        from pipeline.features import open_features
+        from shardpress.features import open_features
 
         output = folder / "ours"
         run = repeat(lambda: self.run(output, input=(shards,), model=model))
@@ -138,7 +138,7 @@ class Ours:
 
     def train_files(self, folder: Path, shards: str, epochs: int, batch_size: int, memory: int) -> Prepared:
         """Scan and train; the encoding of the run does not count."""
-        from pipeline.model import load_model
+        from shardpress.model import load_model
 
         output = folder / "ours"
         settings = {
@@ -170,8 +170,8 @@ class Ours:
 
     def run(self, output: Path, **settings: Any) -> Mapping[str, float]:
         """Run the pipeline, and return the seconds of each stage."""
-        from pipeline.run.engine import run
-        from pipeline.settings.config import Config
+        from shardpress.run.engine import run
+        from shardpress.settings.config import Config
 
         shutil.rmtree(output, ignore_errors=True)
         return run(Config.of(output=str(output), **settings), ["benchmark"]).seconds

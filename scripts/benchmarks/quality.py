@@ -29,10 +29,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.features import open_features
-from pipeline.model import load_model
-from pipeline.scan.scaler import Scaler
 from scripts.benchmarks.harness import one_of, print_head, print_row, report_of, script
+from shardpress.features import open_features
+from shardpress.model import load_model
+from shardpress.scan.scaler import Scaler
 
 FOLDER = Path("quality")
 TEST_SHARE = 0.2

@@ -16,8 +16,9 @@ fields     accuracy of three classifiers on images, tables, counts, spectra and 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # so that any Python finds the modules below
-import pipeline.installed  # noqa: F401  ends the process with a message if packages are missing
+# So that any Python finds the modules below.
+sys.path += [str(Path(__file__).resolve().parents[2] / name) for name in ("", "pipeline", "kernels")]
+import shardpress.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
 

@@ -26,19 +26,6 @@ from typing import Any
 
 import numpy as np
 
-from kernels.backend import start
-from pipeline.cluster.executor import batch_size, compute
-from pipeline.cluster.threads import threads
-from pipeline.encoding.encode import encode_part
-from pipeline.encoding.index import index_files
-from pipeline.encoding.partfile import part_shapes
-from pipeline.encoding.parts import PartFacts
-from pipeline.model import Model, load_model
-from pipeline.output.lock import locked
-from pipeline.scan.blocks import ScanSettings
-from pipeline.scan.ranges import scan
-from pipeline.shards.open import open_shards
-from pipeline.training.averaging import Average, Weights, outer_step
 from scripts.benchmarks.cluster import LocalCluster, executor_on, local_cluster, processor_seconds
 from scripts.benchmarks.harness import (
     add_options,
@@ -51,6 +38,19 @@ from scripts.benchmarks.harness import (
     synthetic_shards,
 )
 from scripts.benchmarks.tasks import FINGERPRINT, compute_and_commit, empty_part, encoding_tasks, trained_model
+from shardpress.cluster.executor import batch_size, compute
+from shardpress.cluster.threads import threads
+from shardpress.encoding.encode import encode_part
+from shardpress.encoding.index import index_files
+from shardpress.encoding.partfile import part_shapes
+from shardpress.encoding.parts import PartFacts
+from shardpress.model import Model, load_model
+from shardpress.output.lock import locked
+from shardpress.scan.blocks import ScanSettings
+from shardpress.scan.ranges import scan
+from shardpress.shards.open import open_shards
+from shardpress.training.averaging import Average, Weights, outer_step
+from shardpress_kernels.backend import start
 
 SMALL_GIGABYTES = 0.03
 BLOCK_ROWS = 2688  # about 8 MiB, as in a run

@@ -23,14 +23,14 @@ from typing import Any
 
 import simpy
 
-from pipeline.cluster.executor import batch_size
 from scripts.benchmarks.harness import ROOT, print_head, print_row
+from shardpress.cluster.executor import batch_size
 
 WORKERS = (1, 2, 4, 8, 16, 32, 64, 125, 250, 500, 1000)
 MAX_SIMULATED_TASKS = 4000  # in addition to TURNS tasks per thread
 TURNS = 12
 SHARD_BYTES = 4 * 10**9
-# The same values as in pipeline/run/budget.py, pipeline/scan/ranges.py and pipeline/settings/replicas.py.
+# The same values as in run/budget.py, scan/ranges.py and settings/replicas.py of the package.
 MIN_PART_BYTES = 2**26
 MAX_PARTS = 2**15
 SCAN_TASK_ROWS = 128 * 2688

@@ -8,19 +8,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.executor import compute
-from pipeline.encoding.encode import EncodeTask
-from pipeline.encoding.parts import PartFacts, plan_parts
-from pipeline.encoding.worker import EncodeSettings
-from pipeline.model import Model, load_model
-from pipeline.output.groupcommit import GroupCommit
-from pipeline.output.lock import locked
-from pipeline.output.records import Entry
-from pipeline.run.context import versions
-from pipeline.run.encoding_stage import EncodingStage
-from pipeline.run.prepare import Prepared, prepare
-from pipeline.settings.config import Config
 from scripts.benchmarks.harness import fresh, script
+from shardpress.cluster.executor import compute
+from shardpress.encoding.encode import EncodeTask
+from shardpress.encoding.parts import PartFacts, plan_parts
+from shardpress.encoding.worker import EncodeSettings
+from shardpress.model import Model, load_model
+from shardpress.output.groupcommit import GroupCommit
+from shardpress.output.lock import locked
+from shardpress.output.records import Entry
+from shardpress.run.context import versions
+from shardpress.run.encoding_stage import EncodingStage
+from shardpress.run.prepare import Prepared, prepare
+from shardpress.settings.config import Config
 
 FINGERPRINT = "0" * 64
 

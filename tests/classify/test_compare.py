@@ -21,16 +21,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
-from pipeline.classify import classifiers
-from pipeline.classify.choice import label_name
-from pipeline.classify.rows import LEFT_OUT, Rows, classes_of, cut_into_pieces, has_label, held_out
-from pipeline.columns import NO_COLUMNS
-from pipeline.errors import DataError
-from pipeline.features import Features, open_features
-from pipeline.model import load_model
-from pipeline.scan.scaler import Scaler
 from scripts import extract
 from scripts.classify import main
+from shardpress.classify import classifiers
+from shardpress.classify.choice import label_name
+from shardpress.classify.rows import LEFT_OUT, Rows, classes_of, cut_into_pieces, has_label, held_out
+from shardpress.columns import NO_COLUMNS
+from shardpress.errors import DataError
+from shardpress.features import Features, open_features
+from shardpress.model import load_model
+from shardpress.scan.scaler import Scaler
 from tests.support.cases import ALL_CASES, sample
 from tests.support.helpers import write_shard
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from distributed import Client
 
-from pipeline.cluster import checks
-from pipeline.cluster.checks import (
+from shardpress.cluster import checks
+from shardpress.cluster.checks import (
     Environment,
     Probe,
     check_workers,
@@ -24,10 +24,10 @@ from pipeline.cluster.checks import (
     describe_scheduler,
     refusal,
 )
-from pipeline.cluster.connection import workers_of
-from pipeline.errors import ConfigError
+from shardpress.cluster.connection import workers_of
+from shardpress.errors import ConfigError
 from tests.support.clusters import Cluster, until
-from tests.support.interpreters import REPOSITORY
+from tests.support.interpreters import search_path
 from tests.support.logged import mentions
 
 HERE = "/proc/self/cwd"  # processes with different working directories find different files under this path
@@ -118,14 +118,20 @@ def test_mixed_processors_must_be_allowed(probe: Probe, monkeypatch: pytest.Monk
 
 
 def test_another_checkout_of_the_same_version_is_different(tmp_path: Path) -> None:
-    for name in ("pipeline/run/a.py", "kernels/native/b.h", "pipeline/shardpress/c.py", "tests/d.py"):
+    roots = [str(tmp_path / "pipeline"), str(tmp_path / "kernels")]
+    files = {
+        "pipeline/shardpress/run/a.py": True,
+        "kernels/shardpress_kernels/native/b.h": True,
+        "pipeline/theirs/c.py": False,
+    }
+    for name in files:
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text("1")
-    before = checks._digest(tmp_path)
-    for name, counts in (("tests/d.py", False), ("kernels/native/b.h", True), ("pipeline/run/a.py", True)):
+    before = checks._digest(roots)
+    for name, counts in files.items():
         (tmp_path / name).write_text("2")
-        assert (checks._digest(tmp_path) != before) is counts, name
-        before = checks._digest(tmp_path)
+        assert (checks._digest(roots) != before) is counts, name
+        before = checks._digest(roots)
 
 
 def test_workers_with_equal_differences_share_a_sentence() -> None:
@@ -144,11 +150,11 @@ def test_a_scheduler_with_other_packages_is_refused(probe: Probe) -> None:
 
         def run_on_scheduler(self, function: Callable[[], dict[str, str]]) -> dict[str, str]:
             if not self.other:
-                raise ModuleNotFoundError("No module named\n'pipeline'")
+                raise ModuleNotFoundError("No module named\n'shardpress'")
             return {**function(), **self.other}
 
     for scheduler, words in (
-        (Scheduler(), "ModuleNotFoundError: No module named 'pipeline'"),
+        (Scheduler(), "ModuleNotFoundError: No module named 'shardpress'"),
         (Scheduler(numpy="1.0", dask="2020.1"), r"\bdask 2020\.1\b"),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -167,7 +173,7 @@ def test_a_worker_with_other_packages_or_another_disk_is_refused(
     (tmp_path / "other/sitecustomize.py").write_text(
         "import importlib.metadata as m\nv = m.version\nm.version = lambda name: '0.1' if name == 'h5py' else v(name)\n"
     )
-    other = {"PYTHONPATH": f"{tmp_path / 'other'}:{REPOSITORY}"}
+    other = {"PYTHONPATH": f"{tmp_path / 'other'}:{search_path()}"}
     probe = Probe(HERE, f"{HERE}", "stages/probe-0.txt", (f"{HERE}/a.h5",))
     with Cluster(tmp_path / "cluster") as cluster, _client(cluster) as client:
         cluster.start_worker("good", directory=tmp_path / "here")

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.cluster.connection import retry_if_worker_lost, wait_until
-from pipeline.signals import Stopped, stoppable
+from shardpress.cluster.connection import retry_if_worker_lost, wait_until
+from shardpress.signals import Stopped, stoppable
 from tests.support.logged import mentions
 
 
@@ -40,7 +40,7 @@ def test_a_result_ends_a_wait(clock: Clock) -> None:
 
 
 def test_a_wait_is_limited_and_logs_what_it_waits_for(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
-    with caplog.at_level(logging.INFO, logger="pipeline"):  # a quiet run in another test may have raised the level
+    with caplog.at_level(logging.INFO, logger="shardpress"):  # a quiet run in another test may have raised the level
         what = "a worker of tls://10.0.0.7:8786"
         assert wait_until(lambda: 0, what, 70, clock.monotonic, clock.sleep) == 0
     for seconds, line in zip((3, 33, 63), caplog.messages, strict=True):

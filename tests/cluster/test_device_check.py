@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import connection
-from pipeline.cluster.device_check import WorkerDevice, check_devices
+from shardpress.cluster import connection
+from shardpress.cluster.device_check import WorkerDevice, check_devices
 
 
 class Answer:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import devices
-from pipeline.cluster.devices import device_names, worker_environment
-from pipeline.gpu.driver import Driver
+from shardpress.cluster import devices
+from shardpress.cluster.devices import device_names, worker_environment
+from shardpress.gpu.driver import Driver
 from tests.support.cards import driver
 from tests.support.helpers import refused
 

@@ -19,12 +19,12 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from pipeline.cluster import executor as module
-from pipeline.cluster.executor import compute, reduce
-from pipeline.cluster.threads import check, threads
-from pipeline.scan.blocks import ScanSettings
-from pipeline.scan.ranges import scan
-from pipeline.signals import Stopped, stoppable
+from shardpress.cluster import executor as module
+from shardpress.cluster.executor import compute, reduce
+from shardpress.cluster.threads import check, threads
+from shardpress.scan.blocks import ScanSettings
+from shardpress.scan.ranges import scan
+from shardpress.signals import Stopped, stoppable
 from tests.support.helpers import numbered_shards, scanned
 
 SIZES = [0, 1, 2, 3, 15, 16, 17, 257]
@@ -332,8 +332,8 @@ def test_few_results_are_held_while_merging() -> None:
 
 HOSTILE = """
 import sys, threading
-from pipeline.cluster.executor import compute, reduce
-from pipeline.cluster.threads import threads
+from shardpress.cluster.executor import compute, reduce
+from shardpress.cluster.threads import threads
 names = set()
 def task(i):
     names.add(threading.current_thread().name.split("_")[0])

@@ -11,10 +11,10 @@ from unittest import mock
 import pytest
 from distributed import Client, LocalCluster, get_worker
 
-from pipeline.cluster.connection import workers_of
-from pipeline.cluster.executor import compute
-from pipeline.cluster.workers import ClusterPool, quiet_dask
-from pipeline.errors import DeviceLost
+from shardpress.cluster.connection import workers_of
+from shardpress.cluster.executor import compute
+from shardpress.cluster.workers import ClusterPool, quiet_dask
+from shardpress.errors import DeviceLost
 from tests.support.clusters import until
 from tests.support.helpers import refused
 from tests.support.logged import mentions

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import pool as module
-from pipeline.cluster.executor import compute
-from pipeline.cluster.pool import LocalPool, check_settings, open_pool
-from pipeline.settings.config import ClusterSettings
+from shardpress.cluster import pool as module
+from shardpress.cluster.executor import compute
+from shardpress.cluster.pool import LocalPool, check_settings, open_pool
+from shardpress.settings.config import ClusterSettings
 from tests.support.helpers import refused
 
 
@@ -44,7 +44,7 @@ def test_threads_do_the_work_by_default() -> None:
 
 @pytest.mark.process
 def test_a_run_with_threads_does_not_import_distributed() -> None:
-    program = "import sys, pipeline.run.engine; print('distributed' in sys.modules)"
+    program = "import sys, shardpress.run.engine; print('distributed' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert result.stdout == "False\n"
 

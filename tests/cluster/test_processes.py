@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import processes
-from pipeline.cluster.device_check import WorkerDevice
-from pipeline.cluster.devices import device_names
-from pipeline.cluster.processes import _environments, _keep_usable, _wait_for_start
-from pipeline.settings.config import ClusterSettings
+from shardpress.cluster import processes
+from shardpress.cluster.device_check import WorkerDevice
+from shardpress.cluster.devices import device_names
+from shardpress.cluster.processes import _environments, _keep_usable, _wait_for_start
+from shardpress.settings.config import ClusterSettings
 from tests.support.helpers import refused
 from tests.support.logged import mentions
 

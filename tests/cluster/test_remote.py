@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster import remote
-from pipeline.errors import DeviceError
+from shardpress.cluster import remote
+from shardpress.errors import DeviceError
 
 
 def test_workers_without_an_answer_count_as_unusable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster.security import check_address, dask_security
+from shardpress.cluster.security import check_address, dask_security
 from tests.support.cases import case
 from tests.support.helpers import refused
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from pipeline.cluster.executor import compute, reduce
-from pipeline.cluster.stats import WorkerStats, process_name
+from shardpress.cluster.executor import compute, reduce
+from shardpress.cluster.stats import WorkerStats, process_name
 from tests.support.cases import each
 from tests.support.logged import mentions
 

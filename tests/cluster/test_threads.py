@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from pipeline.cluster.threads import check, stop, threads
+from shardpress.cluster.threads import check, stop, threads
 
 
 def test_no_thread_is_running_after_a_pool_ends() -> None:

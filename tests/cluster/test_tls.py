@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pipeline.cluster.tls import IsolatedSecurity, IsolatedSocket
+from shardpress.cluster.tls import IsolatedSecurity, IsolatedSocket
 
 Pair = tuple[ssl.SSLSocket, ssl.SSLSocket]
 

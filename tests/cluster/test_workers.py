@@ -18,13 +18,13 @@ from distributed import Future as DaskFuture
 from distributed import KilledWorker, LocalCluster
 from distributed.comm import CommClosedError
 
-from pipeline.cluster import connection, workers
-from pipeline.cluster.device_check import run_or_retire
-from pipeline.cluster.executor import compute
-from pipeline.cluster.stats import WorkerStats
-from pipeline.cluster.workers import ClusterExecutor, ClusterPool
-from pipeline.errors import DataError
-from pipeline.signals import Stopped, stoppable
+from shardpress.cluster import connection, workers
+from shardpress.cluster.device_check import run_or_retire
+from shardpress.cluster.executor import compute
+from shardpress.cluster.stats import WorkerStats
+from shardpress.cluster.workers import ClusterExecutor, ClusterPool
+from shardpress.errors import DataError
+from shardpress.signals import Stopped, stoppable
 from tests.support.helpers import refused
 from tests.support.logged import mentions
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.table import COMMANDS, main
-from pipeline.settings.config import Config
+from shardpress.commands.table import COMMANDS, main
+from shardpress.settings.config import Config
 
 PROGRAM = """
 source "$1"; shift

@@ -9,10 +9,10 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from kernels.network import Network
-from pipeline.commands.table import main
-from pipeline.model import Model
-from pipeline.scan.scaler import Scaler
+from shardpress.commands.table import main
+from shardpress.model import Model
+from shardpress.scan.scaler import Scaler
+from shardpress_kernels.network import Network
 from tests.support.logged import mentions
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.commands.table import main
+from shardpress.commands.table import main
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
 
@@ -38,7 +38,7 @@ def test_the_page_and_the_json_have_equal_facts(tmp_path: Path, capsys: pytest.C
     report = json.loads(capsys.readouterr().out)
     assert (report["rows"]["n_bad"], report["rows"]["constant_columns"], report["rows"]["n_looked_at"]) == (1, [1], 20)
     assert report["files"][0]["extras"] == ["y"]
-    assert logging.getLogger("pipeline.progress").level == logging.NOTSET, "unchanged"
+    assert logging.getLogger("shardpress.progress").level == logging.NOTSET, "unchanged"
 
 
 def test_a_refused_file_is_listed_with_its_contents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.commands.table import main
+from shardpress.commands.table import main
 
 
 @pytest.mark.parametrize("command", [["verify", "x"], ["compare", "x", "x"]], ids=lambda command: command[0])

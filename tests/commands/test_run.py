@@ -20,7 +20,7 @@ class Refuse:
         if name.partition(".")[0] in ("numpy", "h5py", "dask", "tqdm", "scipy"):
             raise SystemExit("loads " + name)
 sys.meta_path.insert(0, Refuse())
-from pipeline.commands.table import main
+from shardpress.commands.table import main
 main(sys.argv[1:])
 """
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.commands.table import COMMANDS, load_command, main
+from shardpress.commands.table import COMMANDS, load_command, main
 
-FOLDER = Path(__file__).parents[2] / "pipeline/commands"
+FOLDER = Path(__file__).parents[2] / "pipeline/shardpress/commands"
 
 
 def test_every_command_has_a_file_and_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,6 +42,6 @@ def test_an_unknown_command_is_refused_with_a_suggestion(capsys: pytest.CaptureF
 
 @pytest.mark.process
 def test_the_help_page_does_not_import_numpy() -> None:
-    program = "import sys; from pipeline.commands.table import main; main(['--help']); print('numpy' in sys.modules)"
+    program = "import sys; from shardpress.commands.table import main; main(['--help']); print('numpy' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     assert result.stdout.endswith("False\n")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.doctor import packages
-from pipeline.doctor.devices import device_checks
+from shardpress.doctor import packages
+from shardpress.doctor.devices import device_checks
 from tests.support.helpers import numbered, write_shard
 from tests.support.interpreters import REPOSITORY, environment
 

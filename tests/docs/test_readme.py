@@ -18,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.features import open_features
-from pipeline.model import load_model
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read
-from pipeline.shards.shard import blocks
 from scripts import make_data
+from shardpress.features import open_features
+from shardpress.model import load_model
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read
+from shardpress.shards.shard import blocks
 from tests.support.cases import ALL_CASES
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment

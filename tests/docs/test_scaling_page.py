@@ -7,7 +7,7 @@ import shlex
 
 from distributed.cli import dask_scheduler, dask_worker
 
-from pipeline.settings.flags import parser_of_settings
+from shardpress.settings.flags import parser_of_settings
 from tests.support.cases import case
 from tests.support.interpreters import REPOSITORY
 

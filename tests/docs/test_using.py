@@ -19,7 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.model import load_model
+from shardpress.model import load_model
 from tests.support.cases import case
 from tests.support.interpreters import REPOSITORY
 from tests.support.parts import feature_rows, finished

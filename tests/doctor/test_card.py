@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.childprocess import collect_reports
-from pipeline.doctor import cuda
-from pipeline.doctor.cuda import cuda_checks
+from shardpress.childprocess import collect_reports
+from shardpress.doctor import cuda
+from shardpress.doctor.cuda import cuda_checks
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import environment
 
@@ -46,7 +46,7 @@ def checks_by_name(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str
     monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
     for name, value in variables(**settings).items():
         monkeypatch.setenv(name, str(value))
-    return {each.name: each for each in cuda_checks(collect_reports("pipeline.doctor.cuda", 120), is_wanted=True)}
+    return {each.name: each for each in cuda_checks(collect_reports("shardpress.doctor.cuda", 120), is_wanted=True)}
 
 
 def test_too_new_nvrtc_is_predicted_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.doctor import cuda
-from pipeline.doctor.check import Check
-from pipeline.doctor.cuda import cuda_checks, newest_ptx
+from shardpress.doctor import cuda
+from shardpress.doctor.check import Check
+from shardpress.doctor.cuda import cuda_checks, newest_ptx
 
 CARD = {"name": "NVIDIA T4", "place": "0000:01:00.0", "capability": [7, 5], "free": 14 * 10**9, "total": 16 * 10**9}
 WORKING: dict[str, Any] = {

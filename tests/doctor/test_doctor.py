@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.childprocess import collect_reports
-from pipeline.doctor import devices, machine
-from pipeline.doctor.check import Check, exit_code, page
-from pipeline.model import Model
+from shardpress.childprocess import collect_reports
+from shardpress.doctor import devices, machine
+from shardpress.doctor.check import Check, exit_code, page
+from shardpress.model import Model
 from tests.support.interpreters import REPOSITORY, environment
 
 COMMAND = Path(sys.executable).parent / "shardpress"

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.childprocess import collect_reports
-from pipeline.doctor.cuda import cuda_checks
+from shardpress.childprocess import collect_reports
+from shardpress.doctor.cuda import cuda_checks
 
 pytestmark = [pytest.mark.process, pytest.mark.compiler]
 
@@ -75,7 +75,7 @@ def folder(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def query(seconds: float = 60) -> dict[str, Any]:
-    return collect_reports("pipeline.doctor.cuda", seconds)
+    return collect_reports("shardpress.doctor.cuda", seconds)
 
 
 def test_versions_of_libraries_and_facts_of_cards_are_collected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.columns import NO_COLUMNS
-from pipeline.encoding.bad_data import BadData
-from pipeline.scan.drift import Outside
-from pipeline.scan.scaler import Scaler
-from pipeline.shards.shard import Block, Shard
+from shardpress.columns import NO_COLUMNS
+from shardpress.encoding.bad_data import BadData
+from shardpress.scan.drift import Outside
+from shardpress.scan.scaler import Scaler
+from shardpress.shards.shard import Block, Shard
 from tests.support.helpers import refused
 from tests.support.logged import mentions
 

@@ -16,23 +16,23 @@ import h5py
 import numpy as np
 import pytest
 
-from kernels.network import Network
-from pipeline.cluster.executor import compute
-from pipeline.cluster.threads import check, threads
-from pipeline.device import TILE_ROWS, autoencoder_of
-from pipeline.encoding.bad_data import BadData
-from pipeline.encoding.encode import EncodeTask, encode_part
-from pipeline.encoding.parts import PartFacts, plan_parts
-from pipeline.encoding.worker import IN_MEMORY, Encoder, EncodeSettings, serving
-from pipeline.hdf5.files import FILES
-from pipeline.model import Model
-from pipeline.output.disk import Disk
-from pipeline.output.records import fault_of, write_result
-from pipeline.scan.scaler import Scaler
-from pipeline.shards import rows as rows_module
-from pipeline.shards import shard
-from pipeline.shards.open import open_shards
-from pipeline.shards.shard import Shard
+from shardpress.cluster.executor import compute
+from shardpress.cluster.threads import check, threads
+from shardpress.device import TILE_ROWS, autoencoder_of
+from shardpress.encoding.bad_data import BadData
+from shardpress.encoding.encode import EncodeTask, encode_part
+from shardpress.encoding.parts import PartFacts, plan_parts
+from shardpress.encoding.worker import IN_MEMORY, Encoder, EncodeSettings, serving
+from shardpress.hdf5.files import FILES
+from shardpress.model import Model
+from shardpress.output.disk import Disk
+from shardpress.output.records import fault_of, write_result
+from shardpress.scan.scaler import Scaler
+from shardpress.shards import rows as rows_module
+from shardpress.shards import shard
+from shardpress.shards.open import open_shards
+from shardpress.shards.shard import Shard
+from shardpress_kernels.network import Network
 from tests.support.damage import damage
 from tests.support.fresh_process import run_in_fresh_process
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard

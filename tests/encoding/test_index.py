@@ -6,13 +6,13 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding.index import index_files
-from pipeline.encoding.partfile import PartMemory, part_shapes, stored_categories
-from pipeline.formats import missing_value
-from pipeline.output.records import is_left
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read
-from pipeline.shards.shard import Block, Extra
+from shardpress.encoding.index import index_files
+from shardpress.encoding.partfile import PartMemory, part_shapes, stored_categories
+from shardpress.formats import missing_value
+from shardpress.output.records import is_left
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read
+from shardpress.shards.shard import Block, Extra
 from tests.support.helpers import names
 from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, index_of
 
@@ -146,7 +146,7 @@ def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path):
     ids=["appended", "mixed", "none", "short"],
 )
 def test_the_index_tells_which_append_encoded_each_row(monkeypatch, numbers, lengths, n_stored):
-    monkeypatch.setattr("pipeline.encoding.index._CHUNK_ROWS", 8)
+    monkeypatch.setattr("shardpress.encoding.index._CHUNK_ROWS", 8)
     parts = list(enumerate(lengths))
 
     def viewed(part):

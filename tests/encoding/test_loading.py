@@ -12,12 +12,12 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding.partfile import PartMemory
-from pipeline.encoding.whole import single_file
-from pipeline.features import categories_of, open_features
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read_extras
-from pipeline.shards.shard import Block, Extra
+from shardpress.encoding.partfile import PartMemory
+from shardpress.encoding.whole import single_file
+from shardpress.features import categories_of, open_features
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read_extras
+from shardpress.shards.shard import Block, Extra
 from tests.support.cases import case
 from tests.support.helpers import names, write_shard
 

@@ -15,11 +15,11 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as arrow_parquet
 
-from pipeline.encoding import parquet as module
-from pipeline.encoding.parquet import parquet_file
-from pipeline.encoding.partfile import PartMemory
-from pipeline.encoding.storage import PLAIN, Storage
-from pipeline.features import open_features
+from shardpress.encoding import parquet as module
+from shardpress.encoding.parquet import parquet_file
+from shardpress.encoding.partfile import PartMemory
+from shardpress.encoding.storage import PLAIN, Storage
+from shardpress.features import open_features
 from tests.support.cases import case
 from tests.support.helpers import refused
 from tests.support.parts import extras_of, feature_rows

@@ -10,12 +10,12 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding import partfile as module
-from pipeline.encoding.partfile import PartMemory, part_shapes
-from pipeline.encoding.template import Streamed, lay_out
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block, Extra
+from shardpress.encoding import partfile as module
+from shardpress.encoding.partfile import PartMemory, part_shapes
+from shardpress.encoding.template import Streamed, lay_out
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block, Extra
 from tests.support.helpers import names, numbered, write_shard
 from tests.support.parts import (
     EXTRAS,

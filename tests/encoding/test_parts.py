@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.encoding.parts import PartFacts, plan_parts
-from pipeline.output.records import Entry, Record, records_of, sealed
-from pipeline.scan.drift import Outside
+from shardpress.encoding.parts import PartFacts, plan_parts
+from shardpress.output.records import Entry, Record, records_of, sealed
+from shardpress.scan.drift import Outside
 from tests.support.helpers import numbered_shards
 
 FACTS = {"n_rows": 4, "n_bad": 1, "n_outside": 2, "shard": 3, "path": "a.h5", "dataset": "X", "start": 5, "stop": 9}

@@ -10,12 +10,12 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding.partfile import PartMemory, part_shapes
-from pipeline.encoding.storage import PLAIN, Storage, TooCoarse
-from pipeline.encoding.whole import single_file
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block
+from shardpress.encoding.partfile import PartMemory, part_shapes
+from shardpress.encoding.storage import PLAIN, Storage, TooCoarse
+from shardpress.encoding.whole import single_file
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block
 from tests.support.parts import EXTRAS, assert_same_datasets, extras_of, feature_rows, index_of, part_bytes, shapes_in
 
 RNG = np.random.default_rng(0)

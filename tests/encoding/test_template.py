@@ -7,8 +7,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding import template as module
-from pipeline.encoding.template import SOURCE, Template, lay_out
+from shardpress.encoding import template as module
+from shardpress.encoding.template import SOURCE, Template, lay_out
 from tests.support.parts import assert_same_datasets, written_by_hdf5
 
 DTYPES = ["u1", "<i2", ">i4", "<f4", ">f8", "?", "S3", "<c8"]

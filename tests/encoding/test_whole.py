@@ -9,12 +9,12 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding import whole as module
-from pipeline.encoding.whole import single_file
-from pipeline.features import open_features
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block
+from shardpress.encoding import whole as module
+from shardpress.encoding.whole import single_file
+from shardpress.features import open_features
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block
 from tests.support.helpers import numbered, refused
 from tests.support.parts import index_of, part_bytes
 

@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.network import Network
-from pipeline.cluster.executor import compute
-from pipeline.cluster.threads import threads
-from pipeline.encoding import worker as module
-from pipeline.encoding.encode import EncodeTask
-from pipeline.encoding.parts import Part
-from pipeline.encoding.worker import IN_MEMORY, EncodeSettings, Worker, serving, worker_of
-from pipeline.errors import ReadFailed
-from pipeline.model import Model
-from pipeline.output.disk import Disk
-from pipeline.output.records import Entry, write_result
-from pipeline.scan.scaler import Scaler
-from pipeline.shards.shard import Block, Shard
+from shardpress.cluster.executor import compute
+from shardpress.cluster.threads import threads
+from shardpress.encoding import worker as module
+from shardpress.encoding.encode import EncodeTask
+from shardpress.encoding.parts import Part
+from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, Worker, serving, worker_of
+from shardpress.errors import ReadFailed
+from shardpress.model import Model
+from shardpress.output.disk import Disk
+from shardpress.output.records import Entry, write_result
+from shardpress.scan.scaler import Scaler
+from shardpress.shards.shard import Block, Shard
+from shardpress_kernels.network import Network
 
 W = np.zeros((3, 2), np.float32)
 MODEL = Model(Scaler(np.zeros(3), np.ones(3)), Network((3, 2)), {"W": W, "b_hidden": W[0], "b_output": W[:, 0]})

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.gpu.driver import Driver, find_driver
+from shardpress.gpu.driver import Driver, find_driver
 from tests.support.cards import driver, library
 
 pytestmark = pytest.mark.process

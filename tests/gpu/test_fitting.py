@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from packaging.requirements import Requirement
 
-from pipeline.errors import DeviceError, UsageError
-from pipeline.gpu.driver import Driver
-from pipeline.gpu.fitting import choose_packages, parse_version
+from shardpress.errors import DeviceError, UsageError
+from shardpress.gpu.driver import Driver
+from shardpress.gpu.fitting import choose_packages, parse_version
 
 # Available versions of both packages.
 NVRTC = {"-cu12": "12.0.76 12.0.140 12.1.105 12.2.140 12.4.127 12.6.85 12.8.93 12.9.86", "": "13.0.88 13.1.115 13.5.37"}

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import DeviceError
-from pipeline.gpu.install import build_forwarders
+from shardpress.errors import DeviceError
+from shardpress.gpu.install import build_forwarders
 from tests.support.cards import driver
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import run_python

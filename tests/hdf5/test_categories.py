@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding.template import write_attributes
-from pipeline.hdf5.categories import ATTRIBUTE, array_of, attribute_value, read_categories
+from shardpress.encoding.template import write_attributes
+from shardpress.hdf5.categories import ATTRIBUTE, array_of, attribute_value, read_categories
 from tests.support.cases import case
 
 LISTS = {

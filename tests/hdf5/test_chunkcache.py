@@ -7,13 +7,13 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.hdf5 import chunkcache, values
-from pipeline.hdf5.chunkcache import CHUNKS, ChunkCache
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read
-from pipeline.shards.shard import Block
-from pipeline.training.order import Order
-from pipeline.training.rows import StreamedRows
+from shardpress.hdf5 import chunkcache, values
+from shardpress.hdf5.chunkcache import CHUNKS, ChunkCache
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read
+from shardpress.shards.shard import Block
+from shardpress.training.order import Order
+from shardpress.training.rows import StreamedRows
 from tests.support.helpers import numbered, write_shard
 
 N_ROWS = 100

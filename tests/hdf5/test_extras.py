@@ -4,11 +4,11 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.hdf5 import limits
-from pipeline.shards import extras as extras_module
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read_extras
-from pipeline.shards.shard import Block
+from shardpress.hdf5 import limits
+from shardpress.shards import extras as extras_module
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read_extras
+from shardpress.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, write_shard
 
@@ -22,7 +22,7 @@ N = 6
 def add(request, tmp_path, caplog):
     """Return a function that adds datasets next to (N, 2) rows, and opens the file with one of the readers."""
     path = write_shard(tmp_path / "x.h5", numbered(N))
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
 
     def open_with(**datasets):
         with h5py.File(path, "a") as file:
@@ -157,7 +157,7 @@ def test_extra_left_out_of_many_shards_is_warned_about_once(tmp_path, caplog):
 
 
 def test_log_about_extras_is_bounded(tmp_path, caplog):
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     extras = {f"{i:03d}" + "x" * 300: range(5 if i % 2 else N) for i in range(300)}
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), extras=extras)])
     assert len(shard.left_out) == limits.MOST_LEFT_OUT

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from pipeline.hdf5.forms import is_utf8, normal, numbers_of, parts_of, rows_of, sibling, split, text, under
-from pipeline.hdf5.limits import MOST_COLUMNS
+from shardpress.hdf5.forms import is_utf8, normal, numbers_of, parts_of, rows_of, sibling, split, text, under
+from shardpress.hdf5.limits import MOST_COLUMNS
 
 F8 = np.dtype("<f8")
 I8 = np.dtype("<i8")

@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.hdf5.child import describe
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block
-from pipeline.shards.vet import vet
+from shardpress.errors import DataError
+from shardpress.hdf5.child import describe
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block
+from shardpress.shards.vet import vet
 from tests.support.helpers import names, numbered, refused, write_shard
 
 
@@ -32,7 +32,7 @@ def answer(tmp_path):
 
 
 def vet_forged(monkeypatch, path, facts, arrays):
-    monkeypatch.setattr("pipeline.shards.vet.ask", lambda *arguments: (facts, arrays))
+    monkeypatch.setattr("shardpress.shards.vet.ask", lambda *arguments: (facts, arrays))
     return vet(Path(path))
 
 

@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import refused, write_shard
 
@@ -94,7 +94,7 @@ def test_named_anndata_columns_are_extras():
 
 
 def test_packed_values_are_read_unscaled_with_times_as_extras(caplog):
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     (shard,) = open_shards([str(FILES / "netcdf-times.nc")])
     rows = read(Block(shard, 0, 60))
     extras = read_extras(Block(shard, 0, 60))

@@ -11,12 +11,12 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.commands.table import main
-from pipeline.errors import ReadFailed
-from pipeline.features import Features, open_features
-from pipeline.interop import anndata as module
-from pipeline.interop.anndata import export_anndata
-from pipeline.output.disk import Disk
+from shardpress.commands.table import main
+from shardpress.errors import ReadFailed
+from shardpress.features import Features, open_features
+from shardpress.interop import anndata as module
+from shardpress.interop.anndata import export_anndata
+from shardpress.output.disk import Disk
 from tests.support.cases import case
 from tests.support.helpers import refused
 from tests.support.logged import mentions

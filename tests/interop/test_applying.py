@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.network import Network
-from pipeline.interop import applying
-from pipeline.interop.estimator import TiedAutoencoder
-from pipeline.model import Model
-from pipeline.scan.scaler import Scaler
+from shardpress.interop import applying
+from shardpress.interop.estimator import TiedAutoencoder
+from shardpress.model import Model
+from shardpress.scan.scaler import Scaler
+from shardpress_kernels.network import Network
 
 NETWORK = Network((5, 2), code="linear")
 MINIMUM = np.array([-3.0, 0.0, 5.0, 100.0, -1.0])

@@ -11,12 +11,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from kernels.network import Network
-from pipeline.alignment import LinearMap
-from pipeline.commands.table import main
-from pipeline.errors import DataError
-from pipeline.interop.estimator import TiedAutoencoder
-from pipeline.model import Model
+from shardpress.alignment import LinearMap
+from shardpress.commands.table import main
+from shardpress.errors import DataError
+from shardpress.interop.estimator import TiedAutoencoder
+from shardpress.model import Model
+from shardpress_kernels.network import Network
 from tests.support.cases import each
 from tests.support.hostilemodels import model_of
 

@@ -25,12 +25,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 
-from pipeline import TiedAutoencoder, load_model, open_features
-from pipeline.device import TILE_ROWS
-from pipeline.interop import applying
-from pipeline.interop.applying import compute
-from pipeline.run.engine import run
-from pipeline.settings.config import SETTINGS, Config
+from shardpress import TiedAutoencoder, load_model, open_features
+from shardpress.device import TILE_ROWS
+from shardpress.interop import applying
+from shardpress.interop.applying import compute
+from shardpress.run.engine import run
+from shardpress.settings.config import SETTINGS, Config
 from tests.support.cases import ALL_CASES, case, each
 from tests.support.helpers import refused, write_shard
 from tests.support.interpreters import REPOSITORY, run_python
@@ -64,7 +64,7 @@ def test_all_checks_of_scikit_learn_pass() -> None:
     ended = run_python(
         f"""
         from sklearn.utils.estimator_checks import check_estimator
-        from pipeline import TiedAutoencoder
+        from shardpress import TiedAutoencoder
         for name, options in {CHECKED}.items():
             done = check_estimator(TiedAutoencoder(epochs=2, **options), on_fail=None, on_skip=None)
             facts[name] = [(one["check_name"], one["status"], repr(one["exception"])) for one in done]
@@ -559,7 +559,7 @@ def test_fitted_estimator_is_applied_without_theano(tmp_path: Path) -> None:
         import pickle, sys
         import numpy as np
         sys.modules |= dict.fromkeys(["theano", "blake3", "deflate", "tqdm"])  # as if they were not installed
-        from pipeline import TiedAutoencoder
+        from shardpress import TiedAutoencoder
         x = np.array({x.tolist()})
         for found in (pickle.load(open("{tmp_path}/fitted", "rb")), TiedAutoencoder.from_run("{tmp_path}/model.h5")):
             facts[type(found).__name__ + str(len(facts))] = found.transform(x).tolist()

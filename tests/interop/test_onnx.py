@@ -9,12 +9,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from kernels.network import Network
-from pipeline.interop.onnx import encoder_onnx, input_dtype
-from pipeline.model import Model
-from pipeline.preparation import Preparation
-from pipeline.scan.ranks import rank_tables
-from pipeline.scan.scaler import Scaler
+from shardpress.interop.onnx import encoder_onnx, input_dtype
+from shardpress.model import Model
+from shardpress.preparation import Preparation
+from shardpress.scan.ranks import rank_tables
+from shardpress.scan.scaler import Scaler
+from shardpress_kernels.network import Network
 from tests.support.cases import each
 from tests.support.helpers import refused
 

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from kernels import backend
+from shardpress_kernels import backend
 
 
 @pytest.fixture(params=["ops", "theano"])
 def path(request, monkeypatch):
-    """Run each test with the Ops of `kernels.ops`, and with Theano's own operations."""
+    """Run each test with the Ops of `shardpress_kernels.ops`, and with Theano's own operations."""
     if request.param == "theano":
         monkeypatch.setattr(backend, "uses_ops", lambda: False)
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kernels import TILE_ROWS, graph, reference
-from kernels import autoencoder as module
-from kernels.autoencoder import Autoencoder, theano
-from kernels.network import Network
-from pipeline.model import Model
+from shardpress.model import Model
+from shardpress_kernels import TILE_ROWS, graph, reference
+from shardpress_kernels import autoencoder as module
+from shardpress_kernels.autoencoder import Autoencoder, theano
+from shardpress_kernels.network import Network
 from tests.support.cases import cross, each
 from tests.support.models import (
     DTYPES,

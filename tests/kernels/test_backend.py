@@ -10,7 +10,7 @@ pytestmark = pytest.mark.process
 
 FILE = "cuda101"  # a card that does not exist
 
-START = "from kernels import backend\ndevice = backend.start()\n"
+START = "from shardpress_kernels import backend\ndevice = backend.start()\n"
 
 
 def has_nvidia_driver():
@@ -31,7 +31,7 @@ without_a_card = pytest.mark.skipif(has_nvidia_driver(), reason="this machine ha
 FALL_BACK = """
 import numpy as np
 from dataclasses import asdict
-from kernels import backend
+from shardpress_kernels import backend
 devices = [backend.start(), backend.start(False), backend.start(require=False)]
 facts["device"] = asdict(devices[0])
 facts["text"] = str(devices[0])
@@ -69,7 +69,7 @@ def test_cuda_without_a_card_computes_on_the_cpu_and_warns_once():
 
 
 REFUSED = """
-from kernels import backend
+from shardpress_kernels import backend
 for _ in range(2):
     try:
         backend.start({require})
@@ -117,17 +117,17 @@ def test_cpu_needs_no_pygpu_and_logs_nothing():
 PRODUCTS = """
 import pathlib
 import numpy as np
-from kernels.autoencoder import Autoencoder
-from kernels.network import Network
-from kernels.updates import Rule
-from kernels.step import TrainingStep
+from shardpress_kernels.autoencoder import Autoencoder
+from shardpress_kernels.network import Network
+from shardpress_kernels.updates import Rule
+from shardpress_kernels.step import TrainingStep
 autoencoder = Autoencoder(Network((5, 3)))
 rows = np.ones((4, 5), np.float32)
 autoencoder.encode(rows)
 step = TrainingStep(autoencoder, Rule("momentum", 0.9), rows.dtype)
 step.begin(rows, None, len(rows))
 step.take([0.1])
-from kernels import backend
+from shardpress_kernels import backend
 cache = backend.load().config.compiledir
 mapped = {line.split()[-1] for line in pathlib.Path("/proc/self/maps").read_text().splitlines() if ".so" in line}
 modules = [pathlib.Path(name).read_bytes() for name in mapped if name.startswith(cache)]
@@ -152,7 +152,7 @@ def test_products_run_in_the_installed_openblas():
 
 CORES = """
 import ctypes, os, scipy_openblas32
-from kernels import backend
+from shardpress_kernels import backend
 library = ctypes.CDLL(scipy_openblas32.get_lib_dir() + "/libscipy_openblas.so")
 library.scipy_openblas_set_num_threads(2)
 backend.start()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.upload import upload_rows
+from shardpress_kernels.upload import upload_rows
 from tests.support.cuda import stub
 from tests.support.interpreters import REPOSITORY, environment
 

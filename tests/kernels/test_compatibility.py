@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import compatibility
+from shardpress_kernels import compatibility
 from tests.support.interpreters import REPOSITORY, environment
 
 # Modules that Theano imports, and that Python 3.12 or later versions of packages removed.
@@ -21,7 +21,7 @@ import numpy as np
 
 before = dict(vars(np))
 its_import = builtins.__import__
-from kernels.backend import load
+from shardpress_kernels.backend import load
 
 theano = load()
 import theano.gpuarray
@@ -86,7 +86,7 @@ def test_conversions_behave_as_in_numpy_1(import_for_theano: Callable[..., Any])
 
 
 def test_the_compile_cache_depends_on_the_layer() -> None:
-    from kernels.compilecache import default_cache
+    from shardpress_kernels.compilecache import default_cache
 
     assert compatibility.fingerprint_adaptation() in default_cache()
 

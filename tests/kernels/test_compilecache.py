@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from kernels import compilecache
-from kernels.compatibility import fingerprint_adaptation
-from kernels.compilecache import CompileCacheUnavailable
-from kernels.compiler import watch_compiler
+from shardpress_kernels import compilecache
+from shardpress_kernels.compatibility import fingerprint_adaptation
+from shardpress_kernels.compilecache import CompileCacheUnavailable
+from shardpress_kernels.compiler import watch_compiler
 from tests.support.interpreters import run_python
 
 pytestmark = pytest.mark.process
@@ -31,7 +31,7 @@ def test_compile_cache_replaces_a_missing_temporary_directory():
     code = """
     import tempfile
     tempfile._candidate_tempdir_list = lambda: ["/proc/nowhere"]
-    from kernels import backend
+    from shardpress_kernels import backend
     facts |= {"cache": backend.load().config.compiledir, "temporary": tempfile.gettempdir()}
     """
     facts = run_python(code).facts
@@ -44,7 +44,7 @@ def test_key_of_a_module_is_replaced_atomically(tmp_path):
     (tmp_path / "key.pkl").write_text("before")
     code = f"""
     import os, pickle
-    from kernels import backend
+    from shardpress_kernels import backend
     backend.load()
     from theano.gof.cmodule import KeyData
     folder = {str(tmp_path)!r}
@@ -73,7 +73,7 @@ def test_key_of_a_module_is_replaced_atomically(tmp_path):
 # ---- files of libgpuarray
 
 CACHE_PATH = """
-from kernels import backend
+from shardpress_kernels import backend
 facts["path"] = backend.load().config.gpuarray.cache_path
 """
 INFORMATION = "Model: \t\t NVIDIA {}\nIRQ:   \t\t 41\nGPU UUID: \t GPU-{}\n"
@@ -105,7 +105,7 @@ def test_compile_cache_is_private_with_any_umask(tmp_path):
     code = """
     import os
     os.umask(0)
-    from kernels import backend
+    from shardpress_kernels import backend
     facts["cache"] = backend.load().config.compiledir
     """
     cache = Path(run_python(code, XDG_CACHE_HOME=tmp_path / "new").facts["cache"])
@@ -116,7 +116,7 @@ def test_compile_cache_is_private_with_any_umask(tmp_path):
 
 
 BASE = """
-from kernels import backend
+from shardpress_kernels import backend
 facts["base"] = backend.load().config.base_compiledir
 """
 
@@ -129,8 +129,8 @@ def test_name_of_the_compile_cache_has_theano_and_numpy_versions(tmp_path):
 
 
 UNSAFE = """
-from kernels import backend
-from kernels.compilecache import UnsafeCompileCache
+from shardpress_kernels import backend
+from shardpress_kernels.compilecache import UnsafeCompileCache
 try:
     backend.load()
 except UnsafeCompileCache as error:

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from kernels import compilelock
-from kernels.compilelock import CompileLockHeld, check_lockable, get_lock, lock_ctx, release_lock
+from shardpress_kernels import compilelock
+from shardpress_kernels.compilelock import CompileLockHeld, check_lockable, get_lock, lock_ctx, release_lock
 
 
 @pytest.fixture

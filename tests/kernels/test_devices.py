@@ -18,9 +18,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from kernels import reference
-from kernels.network import Network
-from pipeline.model import Model
+from shardpress.model import Model
+from shardpress_kernels import reference
+from shardpress_kernels.network import Network
 from tests.support import device_child as child
 from tests.support.cases import ALL_CASES, case, each
 from tests.support.cuda import stub

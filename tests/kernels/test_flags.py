@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kernels import backend
-from kernels.flags import UnknownFlag, check_flags
+from shardpress_kernels import backend
+from shardpress_kernels.flags import UnknownFlag, check_flags
 from tests.support.cases import each, sample
 from tests.support.interpreters import run_python
 
@@ -22,7 +22,7 @@ FILE = "cuda101"
 OTHER_FILE = "cuda102"
 FLAG = "cuda103"
 
-START = "from kernels import backend\ndevice = backend.start()\n"
+START = "from shardpress_kernels import backend\ndevice = backend.start()\n"
 
 
 # ---- the device, as Theano itself reads it from the settings
@@ -78,7 +78,7 @@ except ImportError:
 """
 
 DEVICE_OF_BACKEND = """
-from kernels import backend, flags
+from shardpress_kernels import backend, flags
 facts["imported with"] = backend.load().config.device
 facts["device"] = flags.requested_device()
 """
@@ -119,7 +119,7 @@ def test_device_is_read_from_flags_and_files_as_theano_reads_it(devices, case):
 @each("device, phrase", [("gpu0", "device=cuda"), ("abacus", 'start with one of "cpu", "opencl" or "cuda"')])
 def test_unknown_device_is_refused_with_the_message_of_theano(device, phrase):
     code = """
-    from kernels import backend
+    from shardpress_kernels import backend
     backend.load()
     try:
         backend.start()
@@ -131,8 +131,8 @@ def test_unknown_device_is_refused_with_the_message_of_theano(device, phrase):
 
 
 REFUSING = """
-from kernels import backend
-from kernels.flags import UnknownFlag
+from shardpress_kernels import backend
+from shardpress_kernels.flags import UnknownFlag
 try:
     backend.load()
 except UnknownFlag as error:
@@ -198,7 +198,7 @@ def test_unknown_names_are_refused_when_theano_is_loaded(tmp_path):
 def test_scipy_is_not_loaded_with_theano_but_can_be_imported():
     code = """
     import sys
-    from kernels import backend
+    from shardpress_kernels import backend
     backend.load()
     facts["before"] = [name for name in sys.modules if name.partition(".")[0] == "scipy"]
     import scipy.stats
@@ -210,7 +210,7 @@ def test_scipy_is_not_loaded_with_theano_but_can_be_imported():
 # ---- our defaults, which all settings of the user override
 
 CONFIG = """
-from kernels import backend
+from shardpress_kernels import backend
 config = backend.load().config
 facts |= {"floatX": config.floatX, "cxxflags": config.gcc.cxxflags, "ldflags": config.blas.ldflags}
 facts |= {"timeout": config.compile.timeout, "dnn": config.dnn.enabled, "base": config.base_compiledir}
@@ -259,7 +259,7 @@ def test_blas_is_found_in_a_path_with_spaces(tmp_path):
     folder = {str(tmp_path / "my files")!r}
     os.symlink(scipy_openblas32.get_lib_dir(), folder)
     scipy_openblas32.get_lib_dir = lambda: folder
-    from kernels import backend
+    from shardpress_kernels import backend
     theano = backend.load()
     x = theano.tensor.matrix()
     product = theano.function([x], theano.tensor.dot(x, x))
@@ -273,7 +273,7 @@ ENVIRONMENT_AROUND_LOAD = """
 import os, tempfile
 before = dict(os.environ)
 mask = os.umask(0o027)
-from kernels import backend
+from shardpress_kernels import backend
 try:
     backend.load()
 except ValueError as error:

@@ -7,13 +7,13 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
-from kernels import TILE_ROWS, backend
-from kernels.autoencoder import Autoencoder
-from kernels.calls import on_device
-from kernels.faults import OutOfDeviceMemory
-from kernels.network import Network
-from kernels.step import TrainingStep
-from kernels.updates import Rule
+from shardpress_kernels import TILE_ROWS, backend
+from shardpress_kernels.autoencoder import Autoencoder
+from shardpress_kernels.calls import on_device
+from shardpress_kernels.faults import OutOfDeviceMemory
+from shardpress_kernels.network import Network
+from shardpress_kernels.step import TrainingStep
+from shardpress_kernels.updates import Rule
 from tests.support.cases import each
 from tests.support.networks import random_parameters
 from tests.support.steps import take_step

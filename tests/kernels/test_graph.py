@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kernels import graph, reference
-from kernels.autoencoder import Autoencoder, theano
+from shardpress_kernels import graph, reference
+from shardpress_kernels.autoencoder import Autoencoder, theano
 from tests.support.cases import case, each
 from tests.support.networks import NETWORKS, random_parameters
 from tests.support.tolerances import assert_close

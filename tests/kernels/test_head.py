@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from kernels import graph, reference
-from kernels.autoencoder import Autoencoder, theano
-from kernels.network import Head, Network, TargetLoss
-from kernels.step import TrainingStep
-from kernels.updates import Rule
+from shardpress_kernels import graph, reference
+from shardpress_kernels.autoencoder import Autoencoder, theano
+from shardpress_kernels.network import Head, Network, TargetLoss
+from shardpress_kernels.step import TrainingStep
+from shardpress_kernels.updates import Rule
 from tests.support.cases import case, each
 from tests.support.networks import random_parameters
 from tests.support.tolerances import assert_close

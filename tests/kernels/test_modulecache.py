@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from kernels.modulecache import _recent_libraries
+from shardpress_kernels.modulecache import _recent_libraries
 from tests.support.interpreters import run_python
 
 COMPILE = """
-from kernels import backend
+from shardpress_kernels import backend
 theano = backend.load()
 symbol = theano.tensor.fvector()
 number = theano.tensor.iscalar()

@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from kernels import ops, reference
-from kernels.autoencoder import Autoencoder, theano
-from kernels.network import Network
-from kernels.rules import RULES
-from kernels.step import TrainingStep
-from kernels.updates import Rule
+from shardpress_kernels import ops, reference
+from shardpress_kernels.autoencoder import Autoencoder, theano
+from shardpress_kernels.network import Network
+from shardpress_kernels.rules import RULES
+from shardpress_kernels.step import TrainingStep
+from shardpress_kernels.updates import Rule
 from tests.support.cases import case, cross, each
 from tests.support.compiler import macros
 from tests.support.interpreters import run_python
@@ -167,7 +167,7 @@ def test_every_rule_equals_its_numpy_reference(rng, rule):
 @each("n_inputs", [1, 15, 64, 100])
 def test_rows_outside_the_range_are_reported(rng, monkeypatch, optimizer, working, dtype, n_inputs):
     # Some rows contain one value just outside the range, in any column, or NaN or Inf. Other rows are just inside it.
-    monkeypatch.setattr("kernels.backend.uses_ops", lambda: not optimizer)
+    monkeypatch.setattr("shardpress_kernels.backend.uses_ops", lambda: not optimizer)
     low = np.full(n_inputs, 10, working)
     high = np.full(n_inputs, 90, working)
     rows = rng.integers(11, 90, (60, n_inputs)).astype(dtype)
@@ -404,8 +404,8 @@ def test_no_memory_is_read_after_the_last_row(dtype):
     code = f"""
     import ctypes, mmap
     import numpy as np
-    from kernels.autoencoder import Autoencoder
-    from kernels.network import Network
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.network import Network
     dtype = np.dtype("{dtype}")
     page = mmap.PAGESIZE
     memory = mmap.mmap(-1, 33 * page)
@@ -583,10 +583,10 @@ def test_sigmoid_is_exact_in_float32_and_saturates():
 def test_subnormal_numbers_are_not_flushed_to_zero():
     code = """
     import numpy as np
-    from kernels.autoencoder import Autoencoder
-    from kernels.network import Network
-    from kernels.step import TrainingStep
-    from kernels.updates import Rule
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.network import Network
+    from shardpress_kernels.step import TrainingStep
+    from shardpress_kernels.updates import Rule
     autoencoder = Autoencoder(Network((5, 3)))
     rows = np.full((40, 5), 1e-40, np.float32)
     autoencoder.encode(rows)
@@ -739,9 +739,9 @@ def test_child_of_a_fork_has_its_own_threads():
     code = """
     import os
     import numpy as np
-    from kernels.autoencoder import Autoencoder
-    from kernels.network import Network
-    from pipeline.training.start import start_of
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.network import Network
+    from shardpress.training.start import start_of
     autoencoder = Autoencoder(Network((784, 64)))
     rows = np.random.default_rng(0).random((500, 784), dtype=np.float32)
     autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(0), None))
@@ -763,8 +763,8 @@ def test_idle_threads_sleep():
     import os
     from pathlib import Path
     import numpy as np
-    from kernels.autoencoder import Autoencoder
-    from kernels.network import Network
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.network import Network
     def states():
         others = [path for path in Path("/proc/self/task").iterdir() if path.name != str(os.getpid())]
         stats = [(path / "stat").read_text() for path in others]
@@ -787,8 +787,8 @@ def test_idle_threads_sleep():
 @pytest.mark.parametrize(("variables", "expected"), [({"OPENBLAS_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "5"}, 5)])
 def test_number_of_threads_set_by_the_user_is_kept(variables, expected):
     code = """
-    from kernels.autoencoder import Autoencoder
-    from kernels.network import Network
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.network import Network
     facts["threads"] = int(Autoencoder(Network((5, 3))).n_threads.get_value())
     """
     without_limits = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"))
@@ -804,9 +804,9 @@ def test_number_of_threads_set_by_the_user_is_kept(variables, expected):
 def test_flags_of_the_user_can_disable_the_ops(flags):
     code = """
     import numpy as np
-    from kernels import backend
-    from kernels.autoencoder import Autoencoder
-    from kernels.network import Network
+    from shardpress_kernels import backend
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.network import Network
     compiled = backend.compile_function
     functions = []
     backend.compile_function = lambda *arguments: functions.append(compiled(*arguments)) or functions[-1]
@@ -825,11 +825,11 @@ def test_flags_of_the_user_can_disable_the_ops(flags):
 def test_results_do_not_depend_on_in_place_optimization():
     code = """
     import numpy as np
-    from kernels.autoencoder import Autoencoder
-    from kernels.network import Network
-    from kernels.step import TrainingStep
-    from kernels.updates import Rule
-    from pipeline.training.start import start_of
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.network import Network
+    from shardpress_kernels.step import TrainingStep
+    from shardpress_kernels.updates import Rule
+    from shardpress.training.start import start_of
     rng = np.random.default_rng(0)
     autoencoder = Autoencoder(Network((50, 7)))
     rows = rng.random((40, 50), dtype=np.float32)

@@ -6,12 +6,12 @@ Sample: each network encodes rows of one dtype; with TEST_CASES=all, rows of bot
 import numpy as np
 import pytest
 
-from kernels import reference
-from kernels.autoencoder import Autoencoder
-from kernels.network import Network
-from kernels.rules import RULES
-from kernels.step import TrainingStep
-from kernels.updates import Rule
+from shardpress_kernels import reference
+from shardpress_kernels.autoencoder import Autoencoder
+from shardpress_kernels.network import Network
+from shardpress_kernels.rules import RULES
+from shardpress_kernels.step import TrainingStep
+from shardpress_kernels.updates import Rule
 from tests.support.cases import cross, each
 from tests.support.steps import take_step
 from tests.support.tolerances import assert_close

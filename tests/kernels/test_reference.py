@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kernels import reference
-from kernels.network import Network
+from shardpress_kernels import reference
+from shardpress_kernels.network import Network
 from tests.support.cases import each
 from tests.support.networks import NETWORKS, random_parameters
 

@@ -6,11 +6,11 @@ Sample: training with and without the cost is compared for two of four update ru
 import numpy as np
 import pytest
 
-from kernels import reference
-from kernels.autoencoder import Autoencoder
-from kernels.network import Network
-from kernels.rules import RULES
-from kernels.upload import n_minibatches_at_once
+from shardpress_kernels import reference
+from shardpress_kernels.autoencoder import Autoencoder
+from shardpress_kernels.network import Network
+from shardpress_kernels.rules import RULES
+from shardpress_kernels.upload import n_minibatches_at_once
 from tests.support.cases import each, sample
 from tests.support.models import (
     N_FEATURES,

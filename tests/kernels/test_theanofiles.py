@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels import compilecache, theanofiles
+from shardpress_kernels import compilecache, theanofiles
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kernels.trust import UntrustedDirectory, private_directory, untrusted_above
+from shardpress_kernels.trust import UntrustedDirectory, private_directory, untrusted_above
 
 OTHER_USER = 12345
 

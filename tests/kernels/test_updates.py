@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from kernels.rules import RULES
-from kernels.updates import Rule, theano, updates_of
+from shardpress_kernels.rules import RULES
+from shardpress_kernels.updates import Rule, theano, updates_of
 from tests.support.cases import each
 from tests.support.tolerances import assert_close
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.output.ledger import Ledger
-from pipeline.output.lock import locked
+from shardpress.output.ledger import Ledger
+from shardpress.output.lock import locked
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.errors import ShardpressError
-from pipeline.output import disk
-from pipeline.output.disk import PAGE, Disk, publish, remove
+from shardpress.errors import ShardpressError
+from shardpress.output import disk
+from shardpress.output.disk import PAGE, Disk, publish, remove
 from tests.support.faulty import BrokenDisk, RecordingDisk, forked, small_disk
 from tests.support.helpers import refused, without_privileges
 from tests.support.logged import mentions

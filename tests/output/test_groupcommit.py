@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import WriteFailed
-from pipeline.output.groupcommit import GroupCommit
-from pipeline.output.ledger import Ledger
-from pipeline.output.lock import locked
-from pipeline.output.records import Record
+from shardpress.errors import WriteFailed
+from shardpress.output.groupcommit import GroupCommit
+from shardpress.output.ledger import Ledger
+from shardpress.output.lock import locked
+from shardpress.output.records import Record
 from tests.support.faulty import RecordingDisk
 
 NOW = "0" * 64

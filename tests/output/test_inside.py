@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.output.inside import files_inside
-from pipeline.output.ledger import Ledger
+from shardpress.output.inside import files_inside
+from shardpress.output.ledger import Ledger
 from tests.support.faulty import bind, forked
 from tests.support.ledgers import commit
 

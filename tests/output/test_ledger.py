@@ -7,9 +7,9 @@ import random
 import shutil
 from pathlib import Path
 
-from pipeline.output.ledger import Ledger
-from pipeline.output.lock import locked
-from pipeline.output.records import MANIFEST, Entry, Record, fault_of, read_manifest
+from shardpress.output.ledger import Ledger
+from shardpress.output.lock import locked
+from shardpress.output.records import MANIFEST, Entry, Record, fault_of, read_manifest
 from tests.support.faulty import RecordingDisk
 from tests.support.ledgers import (
     BEFORE,

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from pipeline.formats import seal
-from pipeline.output import lock as module
-from pipeline.output.disk import Disk
-from pipeline.output.ledger import Ledger
-from pipeline.output.lock import locked
-from pipeline.output.records import MANIFEST
+from shardpress.formats import seal
+from shardpress.output import lock as module
+from shardpress.output.disk import Disk
+from shardpress.output.ledger import Ledger
+from shardpress.output.lock import locked
+from shardpress.output.records import MANIFEST
 from tests.support.faulty import BrokenDisk, RecordingDisk
 from tests.support.helpers import refused, without_privileges
 from tests.support.ledgers import (
@@ -171,7 +171,7 @@ def test_a_run_that_cannot_start_releases_its_lock(tmp_path: Path) -> None:
 HOLDER = """
 import sys
 from pathlib import Path
-from pipeline.output.lock import locked
+from shardpress.output.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.errors import DataError, TryAgain
-from pipeline.output.disk import Disk, GuardedDisk, publish
-from pipeline.output.ledger import Ledger
-from pipeline.output.lock import locked
-from pipeline.output.records import Record, read_manifest
+from shardpress.errors import DataError, TryAgain
+from shardpress.output.disk import Disk, GuardedDisk, publish
+from shardpress.output.ledger import Ledger
+from shardpress.output.lock import locked
+from shardpress.output.records import Record, read_manifest
 from tests.support.helpers import refused
 from tests.support.ledgers import KEY, NOW, OTHER, commit, contents
 

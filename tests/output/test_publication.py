@@ -14,16 +14,16 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding import index as index_module
-from pipeline.encoding import views
-from pipeline.errors import WriteFailed
-from pipeline.features import open_features
-from pipeline.formats import seal
-from pipeline.output import publication as module
-from pipeline.output.ledger import Ledger
-from pipeline.output.lock import locked
-from pipeline.output.publication import misplaced_names
-from pipeline.output.records import Entry, fault_of, manifest_path, published_file, read_manifest
+from shardpress.encoding import index as index_module
+from shardpress.encoding import views
+from shardpress.errors import WriteFailed
+from shardpress.features import open_features
+from shardpress.formats import seal
+from shardpress.output import publication as module
+from shardpress.output.ledger import Ledger
+from shardpress.output.lock import locked
+from shardpress.output.publication import misplaced_names
+from shardpress.output.records import Entry, fault_of, manifest_path, published_file, read_manifest
 from tests.support.faulty import BrokenDisk, FailingDisk, RecordingDisk
 from tests.support.helpers import refused
 from tests.support.ledgers import HEX, NOW, commit, fill

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.errors import ReadFailed, printable
-from pipeline.formats import seal
-from pipeline.output.ledger import Ledger
-from pipeline.output.lock import locked
-from pipeline.output.records import MANIFEST, fault_of, read_manifest
+from shardpress.errors import ReadFailed, printable
+from shardpress.formats import seal
+from shardpress.output.ledger import Ledger
+from shardpress.output.lock import locked
+from shardpress.output.records import MANIFEST, fault_of, read_manifest
 from tests.support.faulty import forked
 from tests.support.helpers import refused, without_privileges
 from tests.support.ledgers import (

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
-from pipeline.alignment import _ridge, fit_map, load_map
-from pipeline.commands.table import main
-from pipeline.features import open_features
-from pipeline.formats import pack
-from pipeline.report.compare import align
+from shardpress.alignment import _ridge, fit_map, load_map
+from shardpress.commands.table import main
+from shardpress.features import open_features
+from shardpress.formats import pack
+from shardpress.report.compare import align
 from tests.support.helpers import refused
 from tests.support.standin import Workspace
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.commands.table import main
-from pipeline.features import open_features
-from pipeline.report.commonrows import all_pieces
-from pipeline.report.compare import Likeness, compare, verdict
+from shardpress.commands.table import main
+from shardpress.features import open_features
+from shardpress.report.commonrows import all_pieces
+from shardpress.report.compare import Likeness, compare, verdict
 from tests.support.helpers import refused
 from tests.support.interruptions import SIZES
 from tests.support.standin import Workspace

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.report.facts import PartDrift, drift_facts
-from pipeline.report.page.document import Table
-from pipeline.report.page.verdict import drift
-from pipeline.scan.drift import outside_of
-from pipeline.scan.scaler import Scaler
+from shardpress.report.facts import PartDrift, drift_facts
+from shardpress.report.page.document import Table
+from shardpress.report.page.verdict import drift
+from shardpress.scan.drift import outside_of
+from shardpress.scan.scaler import Scaler
 from tests.support.helpers import numbered_shards
 
 RANGE = Scaler(np.zeros(30), np.ones(30))

@@ -11,15 +11,15 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import RidgeClassifier
 from sklearn.preprocessing import StandardScaler
 
-from pipeline.labels import labels_in
-from pipeline.report.baselines import probe_facts
-from pipeline.report.judgment import Judgment, judge
-from pipeline.report.measures import LabelChoice, measure
-from pipeline.report.page.build import page_of, text_of
-from pipeline.report.page.verdict import status, verdict
-from pipeline.report.sample import Sample, SampleSpec, draw_sample
-from pipeline.settings.config import Config
-from pipeline.training.components import principal_components
+from shardpress.labels import labels_in
+from shardpress.report.baselines import probe_facts
+from shardpress.report.judgment import Judgment, judge
+from shardpress.report.measures import LabelChoice, measure
+from shardpress.report.page.build import page_of, text_of
+from shardpress.report.page.verdict import status, verdict
+from shardpress.report.sample import Sample, SampleSpec, draw_sample
+from shardpress.settings.config import Config
+from shardpress.training.components import principal_components
 from tests.support.cases import each
 from tests.support.logged import mentions
 from tests.support.pages import make_parts, model_of

@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from pipeline.report.compare import likeness, linear_cka, match_units, neighbour_overlap
+from shardpress.report.compare import likeness, linear_cka, match_units, neighbour_overlap
 
 RNG = np.random.default_rng(0)
 A = RNG.normal(size=(300, 6)) * [3, 2, 2, 1, 1, 0.5] + RNG.normal(size=6)

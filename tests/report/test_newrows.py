@@ -17,20 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.network import Network
-from pipeline import formats
-from pipeline.columns import NO_COLUMNS, Columns
-from pipeline.formats import pack, unpack
-from pipeline.model import Model
-from pipeline.report.moments import moments_of_halves, t_quantile
-from pipeline.report.newrows import Verdict, judge_new_rows
-from pipeline.report.reference import Reference, held_out_stretches
-from pipeline.report.sample import Sample, SampleSpec, draw_sample, max_stretches
-from pipeline.scan.ranges import Scan
-from pipeline.scan.scaler import Scaler
-from pipeline.training.components import principal_components
-from pipeline.training.fit import _validation_numbers
-from pipeline.training.order import spread_rows
+from shardpress import formats
+from shardpress.columns import NO_COLUMNS, Columns
+from shardpress.formats import pack, unpack
+from shardpress.model import Model
+from shardpress.report.moments import moments_of_halves, t_quantile
+from shardpress.report.newrows import Verdict, judge_new_rows
+from shardpress.report.reference import Reference, held_out_stretches
+from shardpress.report.sample import Sample, SampleSpec, draw_sample, max_stretches
+from shardpress.scan.ranges import Scan
+from shardpress.scan.scaler import Scaler
+from shardpress.training.components import principal_components
+from shardpress.training.fit import _validation_numbers
+from shardpress.training.order import spread_rows
+from shardpress_kernels.network import Network
 from tests.support.cases import case, each, sample
 from tests.support.pages import make_parts, model_of
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from pipeline.report.page.build import html_of, page_bytes, page_of, report_bytes, text_of
-from pipeline.report.page.document import Figure, Table
-from pipeline.report.page.quality import quality
-from pipeline.report.page.run import change, settings, steps, time_spent
-from pipeline.report.page.svg import COLOURS
-from pipeline.report.page.verdict import action_needed, notices, verdict
-from pipeline.report.page.words import cut, path
+from shardpress.report.page.build import html_of, page_bytes, page_of, report_bytes, text_of
+from shardpress.report.page.document import Figure, Table
+from shardpress.report.page.quality import quality
+from shardpress.report.page.run import change, settings, steps, time_spent
+from shardpress.report.page.svg import COLOURS
+from shardpress.report.page.verdict import action_needed, notices, verdict
+from shardpress.report.page.words import cut, path
 from tests.support.cases import each
 from tests.support.logged import mentions
 from tests.support.pages import Parsed, largest

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.report.page.document import Figure
-from pipeline.report.page.pictures import bars, curves, profiles, scatter
-from pipeline.report.page.svg import COMPARED, FEATURES, LABELS, TIMES, Scale
+from shardpress.report.page.document import Figure
+from shardpress.report.page.pictures import bars, curves, profiles, scatter
+from shardpress.report.page.svg import COMPARED, FEATURES, LABELS, TIMES, Scale
 from tests.support.logged import mentions
 from tests.support.pages import Parsed
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from kernels.network import Network
-from pipeline.model import Model
-from pipeline.report.rows import rounding_bound
-from pipeline.scan.scaler import Scaler
+from shardpress.model import Model
+from shardpress.report.rows import rounding_bound
+from shardpress.scan.scaler import Scaler
+from shardpress_kernels.network import Network
 
 NETWORKS = [
     Network((784, 64)),

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline import ridge
-from pipeline.report.measures import measure
-from pipeline.report.probe import are_correct
-from pipeline.report.sample import Sample, SampleSpec, draw_sample
+from shardpress import ridge
+from shardpress.report.measures import measure
+from shardpress.report.probe import are_correct
+from shardpress.report.sample import Sample, SampleSpec, draw_sample
 from tests.support.cases import each
 from tests.support.pages import make_parts, model_of
 

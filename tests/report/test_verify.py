@@ -14,12 +14,12 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.commands.table import main
-from pipeline.formats import seal
-from pipeline.model import load_model
-from pipeline.output.records import OUTPUT, read_manifest
-from pipeline.report import rows as module
-from pipeline.report.verify import verify
+from shardpress.commands.table import main
+from shardpress.formats import seal
+from shardpress.model import load_model
+from shardpress.output.records import OUTPUT, read_manifest
+from shardpress.report import rows as module
+from shardpress.report.verify import verify
 from tests.support import standin
 from tests.support.bad_shards import Silent
 from tests.support.helpers import refused, write_shard
@@ -31,7 +31,7 @@ N_ROWS = sum(SIZES)
 
 def rewrite_manifest(out: Path, manifest: dict[str, Any], *kinds: str) -> None:
     """Rewrite the manifest with the current digests of the parts, as if the run had written these parts."""
-    from pipeline.formats import digest
+    from shardpress.formats import digest
 
     for line in [line for kind in kinds or ("parts",) for line in manifest[kind]]:
         data = (out / line["file"]).read_bytes()
@@ -58,13 +58,13 @@ def test_wrong_features_end_the_run_and_are_recomputed(
             found[:1, 1] += 1e-4
             return found
 
-    right = sys.modules["kernels.autoencoder"].Autoencoder
-    monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Wrong)
+    right = sys.modules["shardpress_kernels.autoencoder"].Autoencoder
+    monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", Wrong)
     assert workspace.run(out) == 79
     assert not (out / "manifest.json").exists()
     assert "row 0: feature 1 " in caplog.text
     assert "of 5 parts" in caplog.text
-    monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", right)
+    monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", right)
     assert workspace.run(out) == 0
     assert workspace.run(tmp_path / "undisturbed") == 0
     assert features_of(out) == features_of(tmp_path / "undisturbed")
@@ -209,7 +209,7 @@ def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None
 def test_verification_applies_every_encoding_setting(
     workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
-    monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
+    monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", Silent)
     rows = np.random.default_rng(2).normal(size=(20, 4)).astype(np.float32)
     rows[3, 1] = 0.5
     workspace.add_shard("3.h5", rows)
@@ -275,7 +275,7 @@ def test_unfinished_run_or_damaged_manifest_is_refused(workspace: Workspace, out
 def test_verification_does_not_need_theano(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out) == 0
     program = (
-        "import sys; sys.modules['theano'] = None; from pipeline.commands.table import main;"
+        "import sys; sys.modules['theano'] = None; from shardpress.commands.table import main;"
         f"sys.exit(main(['verify', {str(out)!r}]))"
     )
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], timeout=120).returncode == 0
@@ -285,7 +285,7 @@ def test_rows_of_a_partly_unreadable_shard_are_no_fault(
     workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of its rows are stored as bad, but most of them can be read if only these rows are requested."""
-    monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
+    monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", Silent)
     rows = np.random.default_rng(3).normal(size=(64, 4)).astype(np.float32)
     path = write_shard(workspace.shards / "3.h5", rows, extras={"y": np.arange(64)}, chunks=(8, 4), fletcher32=True)
     damaged = Path(path).read_bytes().replace(rows[24:32].tobytes(), rows[16:24].tobytes())

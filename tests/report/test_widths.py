@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from pipeline.report.measures import LabelChoice, measure
-from pipeline.report.page.document import Figure
-from pipeline.report.page.quality import quality
-from pipeline.report.probe import are_correct
-from pipeline.report.sample import SampleSpec, draw_sample
+from shardpress.report.measures import LabelChoice, measure
+from shardpress.report.page.document import Figure
+from shardpress.report.page.quality import quality
+from shardpress.report.probe import are_correct
+from shardpress.report.sample import SampleSpec, draw_sample
 from tests.support.pages import make_parts, model_of
 
 RNG = np.random.default_rng(5)

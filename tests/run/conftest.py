@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.scan import blocks
+from shardpress.scan import blocks
 from tests.support.appends import N_ROWS
 from tests.support.bad_shards import Shards, Silent
 from tests.support.helpers import write_shard
@@ -101,7 +101,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shards:
     """Return an empty folder of shards; runs over it use the stand-in."""
     install(monkeypatch)
-    monkeypatch.setattr(sys.modules["kernels.autoencoder"], "Autoencoder", Silent)
+    monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", Silent)
     return Shards(tmp_path)
 
 

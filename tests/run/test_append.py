@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding import views
-from pipeline.errors import ConfigError, DataError
-from pipeline.features import open_features
-from pipeline.output.records import Entry, is_index, read_manifest
-from pipeline.report.page.build import read_report
+from shardpress.encoding import views
+from shardpress.errors import ConfigError, DataError
+from shardpress.features import open_features
+from shardpress.output.records import Entry, is_index, read_manifest
+from shardpress.report.page.build import read_report
 from tests.support.appends import N_ROWS, add, ids_of, parts_of
 from tests.support.cases import case
 from tests.support.faulty import RecordingDisk

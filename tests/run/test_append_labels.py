@@ -9,11 +9,11 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.encoding import encode as encode_module
-from pipeline.features import open_features
-from pipeline.output.records import read_manifest
-from pipeline.run.digests import digests_of_rows
-from pipeline.shards.open import open_shards
+from shardpress.encoding import encode as encode_module
+from shardpress.features import open_features
+from shardpress.output.records import read_manifest
+from shardpress.run.digests import digests_of_rows
+from shardpress.shards.open import open_shards
 from tests.support.appends import N_ROWS, add, add_extra, ids_of, parts_of
 from tests.support.faulty import RecordingDisk
 from tests.support.helpers import write_shard

@@ -8,9 +8,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.model import load_model
-from pipeline.report.page.build import page_of, read_report, text_of
-from pipeline.run import scan_stage
+from shardpress.model import load_model
+from shardpress.report.page.build import page_of, read_report, text_of
+from shardpress.run import scan_stage
 from tests.support.appends import N_ROWS, add, add_extra
 from tests.support.standin import Workspace
 

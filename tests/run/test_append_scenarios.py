@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.encoding import views
-from pipeline.output.records import read_manifest
-from pipeline.report.page.build import page_of, read_report, text_of
-from pipeline.run import budget
+from shardpress.encoding import views
+from shardpress.output.records import read_manifest
+from shardpress.report.page.build import page_of, read_report, text_of
+from shardpress.run import budget
 from tests.support.cases import ALL_CASES
 from tests.support.standin import Workspace, features_of
 

@@ -11,13 +11,13 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.classify.compare import Options, compare_representations
-from pipeline.errors import DataError
-from pipeline.features import open_features
-from pipeline.formats import seal
-from pipeline.output.lock import locked
-from pipeline.output.records import OUTPUT, manifest_path, read_manifest
-from pipeline.run import new_rows
+from shardpress.classify.compare import Options, compare_representations
+from shardpress.errors import DataError
+from shardpress.features import open_features
+from shardpress.formats import seal
+from shardpress.output.lock import locked
+from shardpress.output.records import OUTPUT, manifest_path, read_manifest
+from shardpress.run import new_rows
 from tests.support.appends import N_ROWS, add, add_extra, ids_of, parts_of, write
 from tests.support.interruptions import flip, stamps
 from tests.support.logged import COMPLETE, mentions

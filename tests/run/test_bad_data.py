@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.model import load_model
+from shardpress.model import load_model
 from tests.support import standin
 from tests.support.bad_shards import (
     EACH_MODE,
@@ -57,7 +57,7 @@ def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(
 def test_allowing_the_bad_rows_resumes_with_the_same_scan(
     shards: Shards, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     shards.fill(30, 30)
     rows = shards.arrays[1].copy()
     rows[20] = np.nan
@@ -119,7 +119,7 @@ DAMAGE = {
 def test_training_resumes_from_the_last_intact_checkpoint(
     shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture, n_damaged: int
 ) -> None:
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     shards.fill(100)
     flags = ["--checkpoint-minutes", "0", "--epochs", "4"]
     assert shards.run(*flags, output=tmp_path / "undisturbed") == 0

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.autoencoder import Autoencoder
-from pipeline.features import open_features
-from pipeline.model import load_model
+from shardpress.features import open_features
+from shardpress.model import load_model
+from shardpress_kernels.autoencoder import Autoencoder
 from tests.support import standin
 from tests.support.bad_shards import (
     EACH_MODE,
@@ -176,7 +176,7 @@ def test_the_error_about_bad_rows_lists_the_flags_to_allow_them(
 def test_a_constant_column_becomes_0_and_is_reported_once(
     shards: Shards, caplog: pytest.LogCaptureFixture, constant: list[int]
 ) -> None:
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     shards.fill(30, 30)
     for number, rows in enumerate(shards.arrays):
         rows[:, constant] = 7.25

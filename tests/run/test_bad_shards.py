@@ -15,10 +15,10 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.features import open_features
-from pipeline.hdf5.files import FILES
-from pipeline.model import load_model
-from pipeline.output.records import read_manifest
+from shardpress.features import open_features
+from shardpress.hdf5.files import FILES
+from shardpress.model import load_model
+from shardpress.output.records import read_manifest
 from tests.support import standin
 from tests.support.bad_shards import (
     EACH_MODE,
@@ -141,7 +141,7 @@ def test_rows_need_no_range_of_their_own_with_a_given_model(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture, mode: str
 ) -> None:
     """Rows are scaled by the model's range: they may all be bad, or equal, or span an infinite range."""
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     shards.add(np.array([[1.7e308, 1, 2, np.nan], [-1.7e308, 1, 2, np.nan]]))
     assert shards.run("--on-bad-data", mode, "--model", model, *NO_LIMITS) == 0
     check(shards.output, shards.arrays, [0, 1], load_model(model))

@@ -8,13 +8,13 @@ from itertools import product
 import numpy as np
 import pytest
 
-from kernels.backend import Device
-from pipeline.errors import ConfigError
-from pipeline.hdf5.layout import Layout
-from pipeline.run.budget import extras_bytes, make_budget, repeated_chunks, too_wide
-from pipeline.settings.config import Config
-from pipeline.settings.resolve import network_of, resolve
-from pipeline.shards.shard import Extra, Shard
+from shardpress.errors import ConfigError
+from shardpress.hdf5.layout import Layout
+from shardpress.run.budget import extras_bytes, make_budget, repeated_chunks, too_wide
+from shardpress.settings.config import Config
+from shardpress.settings.resolve import network_of, resolve
+from shardpress.shards.shard import Extra, Shard
+from shardpress_kernels.backend import Device
 from tests.support.helpers import refused
 
 MiB = 2**20

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.formats import pack, unpack
-from pipeline.output.lock import locked
-from pipeline.output.records import Record
+from shardpress.formats import pack, unpack
+from shardpress.output.lock import locked
+from shardpress.output.records import Record
 from tests.support.interruptions import DAMAGE, STEPS, FullDisk
 from tests.support.logged import resumed_step, reuses
 from tests.support.soak_protocol import (

@@ -125,7 +125,7 @@ def test_the_watch_sees_a_listening_socket() -> None:
 @pytest.mark.process
 def test_the_run_forks_nothing_and_starts_only_the_gatekeeper(watch: Watch) -> None:
     assert all(n_looks < 300 for n_looks in watch.copies.values()), watch.copies
-    gatekeepers = [pid for pid, words in watch.commands.items() if words[-1] == "pipeline.hdf5.child.server"]
+    gatekeepers = [pid for pid, words in watch.commands.items() if words[-1] == "shardpress.hdf5.child.server"]
     # Processes are forked by a gatekeeper, which has neither threads nor the run's memory.
     assert {watch.parents[pid] for pid in gatekeepers} - set(gatekeepers) == {watch.pid}
     # Theano starts compilers and system tools to query their versions; none of them is Python.

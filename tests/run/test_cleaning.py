@@ -16,9 +16,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.features import open_features
-from pipeline.model import Model, load_model
-from pipeline.output.records import read_manifest
+from shardpress.features import open_features
+from shardpress.model import Model, load_model
+from shardpress.output.records import read_manifest
 from tests.support.bad_shards import EACH_MODE, NO_LIMITS, InterruptedDisk, Shards, check, errors, quarantined
 from tests.support.cases import ALL_CASES, case, sample
 from tests.support.helpers import csr, write_csr
@@ -78,7 +78,7 @@ def features_of(output: Path) -> bytes:
 
 def check_resumption(shards: Shards, flags: list[str], folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Check that interrupted runs are resumed with the same features, and that a finished run is not repeated."""
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     flags = [*flags, "--checkpoint-minutes", "0", "--epochs", "4"]
     assert shards.run(*flags) == 0
     for kind, number in (("stages", 1), ("stages", 8), ("parts", 1)):
@@ -264,7 +264,7 @@ def test_cleaning_that_a_given_model_did_not_learn_is_refused(shards: Shards, mo
 
 
 def test_the_report_counts_imputed_values_by_column(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     rows = rows_with_gaps(np.float32, np.nan, 0)
     rows[:, 1] = np.nan
     rows[:, 2] = 3

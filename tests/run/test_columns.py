@@ -10,10 +10,10 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.cli import main
-from pipeline.columns import NO_COLUMNS
-from pipeline.model import load_model
-from pipeline.report.verify import verify
+from shardpress.cli import main
+from shardpress.columns import NO_COLUMNS
+from shardpress.model import load_model
+from shardpress.report.verify import verify
 from tests.support import named_columns
 from tests.support.logged import mentions
 from tests.support.standin import install
@@ -82,7 +82,7 @@ def test_a_model_is_applied_to_its_own_columns(cells: Cells, caplog: pytest.LogC
 
 
 def test_a_model_without_column_names_is_applied_with_a_notice(cells: Cells, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     assert cells.run("same", "trained", *FLAGS) == 0
     model = replace(load_model(cells.folder / "trained"), columns=NO_COLUMNS)
     path = cells.folder / "old.h5"
@@ -95,7 +95,7 @@ def test_a_model_without_column_names_is_applied_with_a_notice(cells: Cells, cap
 
 def test_names_alone_do_not_invalidate_results(cells: Cells, caplog: pytest.LogCaptureFixture) -> None:
     assert cells.run("same", "out", *FLAGS) == 0
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     caplog.clear()
     assert cells.run("same", "out", *FLAGS, "--match-columns", "name") == 0
     assert "training:" not in caplog.text

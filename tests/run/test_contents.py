@@ -10,11 +10,11 @@ from typing import Any
 import h5py
 import pytest
 
-from pipeline.hdf5.files import opened
-from pipeline.hdf5.values import file_digest
-from pipeline.run import digests
-from pipeline.run.encoding_stage import EncodingStage
-from pipeline.run.scan_stage import ScanStage
+from shardpress.hdf5.files import opened
+from shardpress.hdf5.values import file_digest
+from shardpress.run import digests
+from shardpress.run.encoding_stage import EncodingStage
+from shardpress.run.scan_stage import ScanStage
 from tests.support.interruptions import STEPS, FullDisk, results, stamps, undisturbed_features
 from tests.support.standin import Workspace, features_of
 

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.device import TILE_ROWS
+from shardpress.device import TILE_ROWS
 from tests.support.cases import ALL_CASES
 from tests.support.clusters import Cluster, until
 from tests.support.cuda.stub import variables
@@ -131,7 +131,7 @@ def test_a_card_gives_the_features_of_the_cpu(on_cpu: Path, undisturbed: Undistu
 @pytest.mark.parametrize(("preallocate", "expected"), PREALLOCATED if ALL_CASES else PREALLOCATED[1:])
 def test_preallocated_memory_counts_as_free(pygpu: None, preallocate: str, expected: int) -> None:
     """Otherwise hardly any memory would count as free; rows may use half of the free memory."""
-    code = "from kernels import backend; facts['free'] = backend.start(require=True).free >> 20"
+    code = "from shardpress_kernels import backend; facts['free'] = backend.start(require=True).free >> 20"
     flags = f"device=cuda,gpuarray.preallocate={preallocate}"
     assert run_python(code, THEANO_FLAGS=flags, **variables(True, memory=800)).facts == {"free": expected}
 

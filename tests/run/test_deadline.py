@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.output.records import read_manifest
-from pipeline.run import deadline
-from pipeline.settings.config import Config
-from pipeline.settings.deadline import deadline_of, in_words
-from pipeline.training.epochs import Limit
+from shardpress.output.records import read_manifest
+from shardpress.run import deadline
+from shardpress.settings.config import Config
+from shardpress.settings.deadline import deadline_of, in_words
+from shardpress.training.epochs import Limit
 from tests.support.cases import case, each, sample
 from tests.support.interruptions import STEPS, FullDisk
 from tests.support.logged import mentions, resumed_step
@@ -255,7 +255,7 @@ def test_a_part_of_the_first_epoch_is_trained(
 def test_progress_never_exceeds_its_total(
     workspace: Workspace, out: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     machine.steps_take(EPOCH / STEPS_PER_EPOCH)
     for n_epochs in (0.01, 0.55, 1.55):
         caplog.clear()

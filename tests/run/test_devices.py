@@ -41,8 +41,8 @@ class Device:
         self._monkeypatch.setattr(getattr(sys.modules[self._module], self._name), self._call, self._original)
 
 
-IN_TRAINING = "kernels.step TrainingStep take_one"
-IN_ENCODING = "kernels.autoencoder Autoencoder encode_checked"
+IN_TRAINING = "shardpress_kernels.step TrainingStep take_one"
+IN_ENCODING = "shardpress_kernels.autoencoder Autoencoder encode_checked"
 
 
 def test_training_resumes_after_device_memory_ran_out(

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from pipeline.model import load_model
+from shardpress.model import load_model
 from tests.support import standin
 from tests.support.bad_shards import (
     Shards,
@@ -35,7 +35,7 @@ def test_divergence_is_reproducible_and_keeps_the_last_weights(
     shards.fill(200)
     flags = ["--optimizer", "momentum", "--epochs", "6", "--learning-rate", rate, "--checkpoint-minutes", "0"]
     if late:
-        monkeypatch.setattr(sys.modules["kernels.step"], "TrainingStep", Bursting)
+        monkeypatch.setattr(sys.modules["shardpress_kernels.step"], "TrainingStep", Bursting)
     else:
         flags += ["--schedule", "constant"]
     found = []

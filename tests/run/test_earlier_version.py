@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.features import open_features
-from pipeline.run import fingerprints
+from shardpress.features import open_features
+from shardpress.run import fingerprints
 from tests.support.faulty import RecordingDisk
 from tests.support.logged import COMPLETE, mentions, resumed_step, resumes_encoding, reuses
 from tests.support.soak_protocol import invalid_entries, leftovers, records, run_seen_by_readers

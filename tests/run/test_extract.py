@@ -16,11 +16,11 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.cli import main as run_cli
-from pipeline.features import open_features
-from pipeline.model import load_model
-from pipeline.output.disk import Disk
 from scripts.extract import main
+from shardpress.cli import main as run_cli
+from shardpress.features import open_features
+from shardpress.model import load_model
+from shardpress.output.disk import Disk
 from tests.support.cases import cross, sample
 from tests.support.helpers import write_shard
 from tests.support.logged import COMPLETE, mentions

@@ -11,20 +11,20 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
-from kernels.network import Network
-from pipeline.columns import Columns
-from pipeline.hdf5.files import Identity
-from pipeline.hdf5.layout import Layout
-from pipeline.model import Model
-from pipeline.run import fingerprints as module
-from pipeline.run.budget import make_budget
-from pipeline.run.fingerprints import Request, differences, request_of
-from pipeline.run.resume import plain_request
-from pipeline.scan.scaler import Scaler
-from pipeline.settings import replicas
-from pipeline.settings.config import SETTINGS, Affected, Config, Setting
-from pipeline.settings.resolve import network_of, resolve
-from pipeline.shards.shard import Extra, Shard
+from shardpress.columns import Columns
+from shardpress.hdf5.files import Identity
+from shardpress.hdf5.layout import Layout
+from shardpress.model import Model
+from shardpress.run import fingerprints as module
+from shardpress.run.budget import make_budget
+from shardpress.run.fingerprints import Request, differences, request_of
+from shardpress.run.resume import plain_request
+from shardpress.scan.scaler import Scaler
+from shardpress.settings import replicas
+from shardpress.settings.config import SETTINGS, Affected, Config, Setting
+from shardpress.settings.resolve import network_of, resolve
+from shardpress.shards.shard import Extra, Shard
+from shardpress_kernels.network import Network
 from tests.support.networks import ONE_LAYER
 
 # The network of earlier versions.

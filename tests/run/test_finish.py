@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.run.summary import Summary
+from shardpress.run.summary import Summary
 from tests.support.logged import COMPLETE, mentions
 from tests.support.standin import Workspace
 

@@ -10,12 +10,12 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.commands.table import main as command
-from pipeline.features import open_features
-from pipeline.model import Model, load_model
-from pipeline.output.records import read_manifest
-from pipeline.report.verify import verify
-from pipeline.settings import replicas
+from shardpress.commands.table import main as command
+from shardpress.features import open_features
+from shardpress.model import Model, load_model
+from shardpress.output.records import read_manifest
+from shardpress.report.verify import verify
+from shardpress.settings import replicas
 from tests.run.test_cleaning import check_resumption, features_of
 from tests.support.bad_shards import NO_LIMITS, Shards, encoded, errors
 from tests.support.cases import case
@@ -117,7 +117,7 @@ def test_blocks_threads_and_replicas_keep_the_rows_apart(
 @pytest.mark.compiler
 @pytest.mark.slow
 def test_worker_processes_train_on_the_same_rows(tmp_path: Path) -> None:
-    from pipeline import cli
+    from shardpress import cli
 
     folder = tmp_path / "shards"
     folder.mkdir()

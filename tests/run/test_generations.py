@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from pipeline.alignment import load_map
-from pipeline.errors import DataError, NotPermitted
-from pipeline.features import open_features
-from pipeline.formats import seal
-from pipeline.interop.anndata import export_anndata
-from pipeline.output.records import OUTPUT, manifest_path, read_manifest
-from pipeline.report.page.build import page_of, read_report, text_of
-from pipeline.report.verify import verify
+from shardpress.alignment import load_map
+from shardpress.errors import DataError, NotPermitted
+from shardpress.features import open_features
+from shardpress.formats import seal
+from shardpress.interop.anndata import export_anndata
+from shardpress.output.records import OUTPUT, manifest_path, read_manifest
+from shardpress.report.page.build import page_of, read_report, text_of
+from shardpress.report.verify import verify
 from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import flip, stamps
 from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.columns import Columns
-from pipeline.features import open_features
-from pipeline.model import load_model
-from pipeline.report.verify import verify
-from pipeline.settings import replicas
+from shardpress.columns import Columns
+from shardpress.features import open_features
+from shardpress.model import load_model
+from shardpress.report.verify import verify
+from shardpress.settings import replicas
 from tests.run.test_cleaning import KINDS, check_resumption, cleaned_rows, features_of, flags_of, rows_with_gaps
 from tests.support.bad_shards import Shards, errors
 from tests.support.cases import case
@@ -122,7 +122,7 @@ def test_replicas_and_streamed_rows_have_indicators(
 @pytest.mark.compiler
 @pytest.mark.slow
 def test_worker_processes_append_indicators(tmp_path: Path) -> None:
-    from pipeline import cli
+    from shardpress import cli
 
     folder = tmp_path / "shards"
     folder.mkdir()

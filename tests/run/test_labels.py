@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.cli import main
-from pipeline.commands.table import main as command
+from shardpress.cli import main
+from shardpress.commands.table import main as command
 from tests.support.helpers import write_shard
 from tests.support.logged import COMPLETE, mentions
 from tests.support.standin import install

@@ -9,14 +9,14 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.features import open_features
-from pipeline.interop.onnx import encoder_onnx
-from pipeline.model import load_model
-from pipeline.report.verify import verify
-from pipeline.scan import ranges
-from pipeline.shards.rows import read
-from pipeline.shards.shard import Block, array_shard, with_offset
+from shardpress.errors import DataError
+from shardpress.features import open_features
+from shardpress.interop.onnx import encoder_onnx
+from shardpress.model import load_model
+from shardpress.report.verify import verify
+from shardpress.scan import ranges
+from shardpress.shards.rows import read
+from shardpress.shards.shard import Block, array_shard, with_offset
 from tests.support.cases import case
 from tests.support.standin import Workspace, features_of
 

@@ -68,7 +68,7 @@ def test_a_run_whose_lock_was_replaced_stops_and_harms_no_run(workspace: Workspa
 def test_a_finished_run_that_is_moved_during_verification_fails(
     workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.run import resume
+    from shardpress.run import resume
 
     assert workspace.run(out) == 0
     check = resume.fault_of

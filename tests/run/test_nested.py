@@ -9,11 +9,11 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 
-from pipeline import cli
-from pipeline.commands.table import main
-from pipeline.errors import DataError
-from pipeline.features import open_features
-from pipeline.model import load_model
+from shardpress import cli
+from shardpress.commands.table import main
+from shardpress.errors import DataError
+from shardpress.features import open_features
+from shardpress.model import load_model
 from tests.run.test_cleaning import features_of
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions

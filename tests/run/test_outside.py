@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.model import load_model
-from pipeline.output.records import read_manifest
+from shardpress.model import load_model
+from shardpress.output.records import read_manifest
 from tests.support.bad_shards import (
     EACH_MODE,
     NO_LIMITS,

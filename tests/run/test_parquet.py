@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipeline.features import open_features
-from pipeline.output.records import read_manifest
-from pipeline.report.verify import verify
+from shardpress.features import open_features
+from shardpress.output.records import read_manifest
+from shardpress.report.verify import verify
 from tests.support.cases import ALL_CASES
 from tests.support.faulty import BrokenDisk, RecordingDisk
 from tests.support.helpers import write_shard

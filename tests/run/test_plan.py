@@ -13,14 +13,14 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.commands.table import main
-from pipeline.output.disk import publish
-from pipeline.output.lock import locked
-from pipeline.output.records import read_manifest
-from pipeline.run.plan import checks, plan
-from pipeline.run.plan.plan import Plan
-from pipeline.run.plan.text import plan_text
-from pipeline.run.sample import AnonymousDisk
+from shardpress.commands.table import main
+from shardpress.output.disk import publish
+from shardpress.output.lock import locked
+from shardpress.output.records import read_manifest
+from shardpress.run.plan import checks, plan
+from shardpress.run.plan.plan import Plan
+from shardpress.run.plan.text import plan_text
+from shardpress.run.sample import AnonymousDisk
 from tests.support.cases import case, each
 from tests.support.interruptions import OTHER, STEPS, FullDisk
 from tests.support.logged import mentions, resumed_step, resumes_encoding, reuses

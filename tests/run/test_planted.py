@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.childprocess import ChildProcess
+from shardpress.childprocess import ChildProcess
 from tests.support.helpers import write_shard
 from tests.support.interpreters import environment
 
@@ -113,6 +113,6 @@ def test_no_command_runs_modules_of_the_current_directory(trap: Trap) -> None:
 
 def test_pip_is_not_taken_from_the_current_directory(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trap.folder)
-    child = ChildProcess("pipeline.pip", "", "--version", stdout=subprocess.PIPE)
+    child = ChildProcess("shardpress.pip", "", "--version", stdout=subprocess.PIPE)
     stdout, _, _ = child.answer()
     assert (child.returncode, stdout[:4], trap.executed()) == (0, b"pip ", [])

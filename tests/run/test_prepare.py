@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.run.context import RunState
-from pipeline.run.prepare import prepare
-from pipeline.settings.config import Config
+from shardpress.run.context import RunState
+from shardpress.run.prepare import prepare
+from shardpress.settings.config import Config
 from tests.support.helpers import refused, write_shard
 
 

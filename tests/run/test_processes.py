@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.run.training_stage import TrainingStage
+from shardpress.run.training_stage import TrainingStage
 from tests.support import standin
 from tests.support.helpers import write_shard
 from tests.support.interruptions import undisturbed_features
@@ -34,7 +34,7 @@ def backwards():
     return now() - 100 * n
 time.time = backwards
 from scripts.extract import main
-from pipeline.signals import leave
+from shardpress.signals import leave
 leave(main())
 """
 

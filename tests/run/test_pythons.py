@@ -16,7 +16,7 @@ import pytest
 
 from scripts import extract
 from tests.support.helpers import write_shard
-from tests.support.interpreters import OTHER_PYTHONS, REPOSITORY
+from tests.support.interpreters import OTHER_PYTHONS, REPOSITORY, search_path
 
 pytestmark = [pytest.mark.process, pytest.mark.compiler, pytest.mark.slow]
 
@@ -50,7 +50,7 @@ def start(request: pytest.FixtureRequest, shards: Path) -> Start:
 
     def start(output: Path, *flags: str) -> subprocess.Popen[str]:
         command = [python, REPOSITORY / "scripts/extract.py", "--input", shards, "--output", output, *FLAGS, *flags]
-        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}  # not the installed wheel, which can be older
+        environment = {**os.environ, "PYTHONPATH": search_path()}  # not the installed wheel, which can be older
         return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     return start

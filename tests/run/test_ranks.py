@@ -9,11 +9,11 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from pipeline.features import open_features
-from pipeline.interop.onnx import encoder_onnx
-from pipeline.model import Model, load_model
-from pipeline.report.verify import verify
-from pipeline.scan import ranges, sample
+from shardpress.features import open_features
+from shardpress.interop.onnx import encoder_onnx
+from shardpress.model import Model, load_model
+from shardpress.report.verify import verify
+from shardpress.scan import ranges, sample
 from tests.run.test_cleaning import check_resumption, features_of, rows_with_gaps
 from tests.support.bad_shards import NO_LIMITS, Shards, check, errors
 from tests.support.cases import case
@@ -131,7 +131,7 @@ def test_a_resumed_run_has_the_same_ranks(shards: Shards, tmp_path: Path, caplog
 @pytest.mark.compiler
 @pytest.mark.slow
 def test_worker_processes_rank_rows(tmp_path: Path) -> None:
-    from pipeline import cli
+    from shardpress import cli
 
     folder = tmp_path / "shards"
     folder.mkdir()

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.features import open_features
-from pipeline.output.records import read_manifest
+from shardpress.errors import DataError
+from shardpress.features import open_features
+from shardpress.output.records import read_manifest
 from tests.support.cases import ALL_CASES
 from tests.support.faulty import RecordingDisk
 from tests.support.helpers import write_shard

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from pipeline.cluster.stats import WorkerStats
-from pipeline.cluster.threads import threads
-from pipeline.run import deadline, engine
-from pipeline.settings import replicas
-from pipeline.training import replica
+from shardpress.cluster.stats import WorkerStats
+from shardpress.cluster.threads import threads
+from shardpress.run import deadline, engine
+from shardpress.settings import replicas
+from shardpress.training import replica
 from tests.support.interruptions import STEPS, FullDisk
 from tests.support.logged import mentions
 from tests.support.standin import Workspace, features_of

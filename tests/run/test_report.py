@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.commands.table import main
-from pipeline.report import facts
-from pipeline.report.page import build
+from shardpress.commands.table import main
+from shardpress.report import facts
+from shardpress.report.page import build
 from tests.support.bad_shards import Shards
 from tests.support.logged import COMPLETE, mentions
 from tests.support.pages import Parsed

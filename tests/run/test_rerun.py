@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline import cli
-from pipeline.features import open_features
-from pipeline.formats import seal
-from pipeline.output.records import read_manifest
+from shardpress import cli
+from shardpress.features import open_features
+from shardpress.formats import seal
+from shardpress.output.records import read_manifest
 from tests.support.cases import ALL_CASES
 from tests.support.faulty import BrokenDisk, RecordingDisk
 from tests.support.interruptions import (

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.output.lock import locked
-from pipeline.output.records import Record
-from pipeline.run.resume import EarlierResults
+from shardpress.output.lock import locked
+from shardpress.output.records import Record
+from shardpress.run.resume import EarlierResults
 from tests.support.interruptions import FullDisk
 from tests.support.logged import n_recomputed
 from tests.support.standin import Workspace

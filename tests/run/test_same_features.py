@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from pipeline import cli
-from pipeline.model import load_model
-from pipeline.output.disk import Disk
+from shardpress import cli
+from shardpress.model import load_model
+from shardpress.output.disk import Disk
 from tests.run.test_cleaning import features_of
 from tests.support.bad_shards import InterruptedDisk
 from tests.support.helpers import write_shard

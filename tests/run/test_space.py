@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from pipeline import runlog
-from pipeline.errors import WriteFailed
-from pipeline.output.disk import Disk, publish
-from pipeline.output.lock import locked
+from shardpress import runlog
+from shardpress.errors import WriteFailed
+from shardpress.output.disk import Disk, publish
+from shardpress.output.lock import locked
 from tests.support.faulty import BrokenDisk, RecordingDisk, forked, small_disk
 from tests.support.interruptions import STEPS, FullDisk
 from tests.support.logged import STARTED_NOTHING, mentions

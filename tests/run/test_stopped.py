@@ -24,12 +24,12 @@ from tests.support.standin import features_of as features_of_standin
 pytestmark = pytest.mark.process
 
 SIZES = [16] * 6  # one part of rows each
-SHORT_PATIENCE = "from pipeline.cluster import connection; connection._MAX_SILENCE = 3.0"
+SHORT_PATIENCE = "from shardpress.cluster import connection; connection._MAX_SILENCE = 3.0"
 # A driver in a process of its own, with the stand-in as its device.
 DRIVER = """
 import sys
 import pytest
-from pipeline import cli
+from shardpress import cli
 from tests.support.standin import install
 {line}
 install(pytest.MonkeyPatch())

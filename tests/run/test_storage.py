@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.features import open_features
-from pipeline.output.records import read_manifest
-from pipeline.report.page.build import checked_page, read_report, text_of
-from pipeline.report.verify import verify
+from shardpress.features import open_features
+from shardpress.output.records import read_manifest
+from shardpress.report.page.build import checked_page, read_report, text_of
+from shardpress.report.verify import verify
 from tests.support.interruptions import FullDisk, stamps
 from tests.support.logged import mentions, reuses
 from tests.support.soak_protocol import leftovers

@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-from pipeline.commands.table import main as command
-from pipeline.features import open_features
-from pipeline.interop.onnx import encoder_onnx
-from pipeline.model import Model, load_model
-from pipeline.report.verify import verify
-from pipeline.settings import replicas
+from shardpress.commands.table import main as command
+from shardpress.features import open_features
+from shardpress.interop.onnx import encoder_onnx
+from shardpress.model import Model, load_model
+from shardpress.report.verify import verify
+from shardpress.settings import replicas
 from tests.run.test_cleaning import check_resumption, features_of
 from tests.support import standin
 from tests.support.bad_shards import NO_LIMITS, Shards, errors
@@ -169,7 +169,7 @@ def test_each_row_is_trained_with_its_own_target(
 @pytest.mark.compiler
 @pytest.mark.slow
 def test_worker_processes_learn_the_same_targets(tmp_path: Path) -> None:
-    from pipeline import cli
+    from shardpress import cli
 
     folder = tmp_path / "shards"
     folder.mkdir()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cluster import remote
+from shardpress.cluster import remote
 from tests.support.clusters import Cluster, until
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.logged import mentions
@@ -152,7 +152,7 @@ DRIVER = """
 import os, sys
 import pytest
 from pathlib import Path
-from pipeline import cli
+from shardpress import cli
 from tests.support.standin import install
 Path(os.environ["DRIVER"]).write_text(str(os.getpid()))
 install(pytest.MonkeyPatch())

@@ -16,9 +16,9 @@ import psutil
 import pytest
 from distributed import Security
 
-from pipeline.cluster.pool import LocalPool
-from pipeline.encoding.worker import EncodeSettings
-from pipeline.run import encoding_stage
+from shardpress.cluster.pool import LocalPool
+from shardpress.encoding.worker import EncodeSettings
+from shardpress.run import encoding_stage
 from tests.support.clusters import Cluster
 from tests.support.killing import features_of
 from tests.support.processes import DEADLINE, Small, ends_well

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline.training import verdict
+from shardpress.training import verdict
 from tests.support.logged import COMPLETE, mentions, reuses
 from tests.support.standin import Workspace
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.columns import Columns
-from pipeline.scan.drift import Outside, farthest, outside_of
-from pipeline.scan.scaler import Scaler
+from shardpress.columns import Columns
+from shardpress.scan.drift import Outside, farthest, outside_of
+from shardpress.scan.scaler import Scaler
 from tests.support.logged import mentions
 
 RANGE = Scaler(np.array([0.0, -1.0, 5.0, 0.0]), np.array([1.0, 2.0, 5.0, 1.0]))

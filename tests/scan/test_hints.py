@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.scan import hints
+from shardpress.scan import hints
 
 RNG_SEED = 0
 MANY = 10**6  # number of rows of a data set

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.scan.blocks import ScanSettings
-from pipeline.scan.preview import Preview, preview_rows, smaller_dtypes
-from pipeline.shards.open import open_shards
+from shardpress.scan.blocks import ScanSettings
+from shardpress.scan.preview import Preview, preview_rows, smaller_dtypes
+from shardpress.shards.open import open_shards
 from tests.support.cases import case
 from tests.support.helpers import write_shard
 

@@ -7,15 +7,15 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pipeline.cluster.executor import reduce
-from pipeline.formats import pack
-from pipeline.hdf5.files import FILES
-from pipeline.scan import ranges as module
-from pipeline.scan.blocks import Piece, ScanSettings, merge_stats, scan_pieces
-from pipeline.scan.ranges import Scan, check_usable, describe_bad_rows, readable, scan_bytes
-from pipeline.scan.scaler import bad_entries, bad_rows
-from pipeline.shards.open import open_shards
-from pipeline.shards.shard import array_shard, blocks
+from shardpress.cluster.executor import reduce
+from shardpress.formats import pack
+from shardpress.hdf5.files import FILES
+from shardpress.scan import ranges as module
+from shardpress.scan.blocks import Piece, ScanSettings, merge_stats, scan_pieces
+from shardpress.scan.ranges import Scan, check_usable, describe_bad_rows, readable, scan_bytes
+from shardpress.scan.scaler import bad_entries, bad_rows
+from shardpress.shards.open import open_shards
+from shardpress.shards.shard import array_shard, blocks
 from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.fresh_process import run_in_fresh_process
@@ -115,7 +115,7 @@ def test_error_about_a_range_that_overflows_names_the_column(tmp_path, block_row
 
 
 def test_constant_columns_are_found_and_logged(tmp_path, caplog):
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     rows = np.zeros((5, 14))
     rows[:, 3] = range(5)
     shards = shards_of(tmp_path, rows + 7)

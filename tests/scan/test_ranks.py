@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from pipeline import rowmath
-from pipeline.scan.ranks import MAX_KNOTS, RankTables, are_tables, rank_tables
+from shardpress import rowmath
+from shardpress.scan.ranks import MAX_KNOTS, RankTables, are_tables, rank_tables
 from tests.support.cases import case
 
 

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from pipeline.scan.sample import has_huge_rows, quantiles, sample_positions, stride_of
-from pipeline.scan.scaler import Scaler
+from shardpress.scan.sample import has_huge_rows, quantiles, sample_positions, stride_of
+from shardpress.scan.scaler import Scaler
 
 
 @pytest.mark.parametrize("stride", [1, 2, 7, 1000])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import MinMaxScaler
 
-from pipeline.scan.scaler import Scaler
+from shardpress.scan.scaler import Scaler
 
 TIMESTAMP = 1_600_000_000  # seconds since 1970, a column far from zero
 

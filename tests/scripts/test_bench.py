@@ -15,10 +15,10 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.features import open_features
 from scripts.benchmarks import compare as bench
 from scripts.benchmarks import harness, run
 from scripts.benchmarks.instruction_sets import hide, limits
+from shardpress.features import open_features
 
 
 class FakeProgram:

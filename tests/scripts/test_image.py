@@ -30,8 +30,8 @@ def test_copied_files_exist_and_are_sufficient(tmp_path: Path) -> None:
         "setup.py",
         "README.md",
         "scripts/install_pygpu.sh",
-        "pipeline/gpu/driver.py",
-        "kernels/native/step.c",
+        "pipeline/shardpress/gpu/driver.py",
+        "kernels/shardpress_kernels/native/step.c",
     ):
         assert (source / path).read_bytes() == (REPOSITORY / path).read_bytes()
 

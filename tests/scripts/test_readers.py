@@ -11,11 +11,11 @@ import zipfile
 import numpy as np
 import pytest
 
-from kernels.network import Network
-from pipeline.model import Model, load_model
-from pipeline.output.lock import locked
-from pipeline.scan.scaler import Scaler
 from scripts import extract
+from shardpress.model import Model, load_model
+from shardpress.output.lock import locked
+from shardpress.scan.scaler import Scaler
+from shardpress_kernels.network import Network
 from tests.support.helpers import write_shard
 from tests.support.interpreters import OTHER_PYTHONS, REPOSITORY, SUPPORTED_PYTHONS
 from tests.support.parts import index_of, part_bytes
@@ -87,18 +87,17 @@ IGNORED = shutil.ignore_patterns("*.so", "__pycache__")
 
 def test_wheel_contains_all_packages_and_nothing_else(wheel):
     assert re.fullmatch(r"shardpress-[\d.]+-cp311-abi3-linux_\w+\.whl", wheel.name), "one wheel for 3.11 and later"
-    folders = [REPOSITORY / name for name in ("pipeline", "kernels")]
-    paths = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    our_files = {str(path.relative_to(REPOSITORY)) for path in paths if "__pycache__" not in path.parts}
-    our_files = {
-        name.replace("pipeline/shardpress/", "shardpress/")
-        for name in our_files
-        if not name.endswith((".so", "/lzf.c", "/rowmath.c", "/rowmath.h"))
-    }
+    roots = [REPOSITORY / name for name in ("pipeline", "kernels")]
+    paths = [(path, root) for root in roots for path in root.rglob("*") if path.is_file()]
+    our_files = {str(path.relative_to(root)) for path, root in paths if "__pycache__" not in path.parts}
+    our_files = {name for name in our_files if not name.endswith((".so", "/lzf.c", "/rowmath.c", "/rowmath.h"))}
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     programs = {name for name in names if ".data/scripts/" in name}
     assert [name.rsplit("/", 1)[1] for name in programs] == ["install_pygpu.sh"]
-    assert names - programs == our_files | {"pipeline/rowmath.abi3.so", "pipeline/hdf5/filters/lzf.abi3.so"}
+    assert names - programs == our_files | {
+        "shardpress/rowmath.abi3.so",
+        "shardpress/hdf5/filters/lzf.abi3.so",
+    }
 
 
 @pytest.fixture
@@ -115,6 +114,29 @@ def other_python(wheel, tmp_path):
         return subprocess.run([python, *command], cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
 
     return other_python
+
+
+def test_a_script_next_to_a_clone_imports_the_wheel_and_its_own_modules(wheel, tmp_path):
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    folder = tmp_path / "work"
+    for name in ("pipeline.py", "settings.py", "kernels/__init__.py", "shardpress/pipeline/setup.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    script = folder / "script.py"
+    script.write_text(
+        "import pipeline, shardpress, kernels, settings\n"
+        "from shardpress import open_features\n"
+        "import shardpress_kernels\n"
+        "for module in (pipeline, kernels, settings, shardpress, shardpress_kernels):\n"
+        "    print(module.__file__)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    command = [sys.executable, "-W", "error", script]
+    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert result.stderr == ""
+    theirs = [folder / name for name in ("pipeline.py", "kernels/__init__.py", "settings.py")]
+    ours = [tmp_path / "site" / name / "__init__.py" for name in ("shardpress", "shardpress_kernels")]
+    assert result.stdout.splitlines() == [str(path) for path in [*theirs, *ours]]
 
 
 @pytest.mark.parametrize("version", OTHER_PYTHONS)

@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.network import Network
-from pipeline.features import open_features
-from pipeline.settings.config import SETTINGS, fingerprint_values
-from pipeline.settings.flags import parse
-from pipeline.settings.resolve import network_of, resolve
 from scripts import make_data, reference
+from shardpress.features import open_features
+from shardpress.settings.config import SETTINGS, fingerprint_values
+from shardpress.settings.flags import parse
+from shardpress.settings.resolve import network_of, resolve
+from shardpress_kernels.network import Network
 from tests.support.cases import ALL_CASES
 from tests.support.interpreters import REPOSITORY
 

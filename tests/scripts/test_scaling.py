@@ -10,17 +10,17 @@ import psutil
 import pytest
 from distributed import Client
 
-from kernels.network import Network
-from pipeline.cluster.executor import compute
-from pipeline.encoding.encode import EncodeTask, encode_part
-from pipeline.encoding.parts import plan_parts
-from pipeline.encoding.worker import IN_MEMORY, EncodeSettings, serving
-from pipeline.model import Model
-from pipeline.output.disk import Disk
-from pipeline.scan.scaler import Scaler
 from scripts.benchmarks.cluster import local_cluster, processor_seconds
 from scripts.benchmarks.scaling import seconds_per_replica
 from scripts.benchmarks.tasks import empty_part
+from shardpress.cluster.executor import compute
+from shardpress.encoding.encode import EncodeTask, encode_part
+from shardpress.encoding.parts import plan_parts
+from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, serving
+from shardpress.model import Model
+from shardpress.output.disk import Disk
+from shardpress.scan.scaler import Scaler
+from shardpress_kernels.network import Network
 from tests.support.helpers import numbered_shards
 
 

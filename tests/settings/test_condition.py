@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.settings.condition import Condition
+from shardpress.settings.condition import Condition
 from tests.support.cases import case, each
 
 CONDITIONS = {

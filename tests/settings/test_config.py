@@ -2,10 +2,10 @@
 
 import pytest
 
-from kernels.network import Network
-from pipeline.settings.config import Config, problems
-from pipeline.settings.defaults import LEARNING_RATES
-from pipeline.settings.resolve import network_of, resolve
+from shardpress.settings.config import Config, problems
+from shardpress.settings.defaults import LEARNING_RATES
+from shardpress.settings.resolve import network_of, resolve
+from shardpress_kernels.network import Network
 from tests.support.cases import case
 from tests.support.logged import mentions
 

@@ -6,8 +6,8 @@ from itertools import product
 
 import pytest
 
-from pipeline.settings.config import Config, problems
-from pipeline.settings.flags import parse
+from shardpress.settings.config import Config, problems
+from shardpress.settings.flags import parse
 from tests.support.cases import case
 from tests.support.helpers import refused
 
@@ -111,8 +111,8 @@ BOMBS = {
 MEASURE = """
 import re, sys
 from pathlib import Path
-from pipeline.settings.flags import parse
-from pipeline.errors import ConfigError
+from shardpress.settings.flags import parse
+from shardpress.errors import ConfigError
 import yaml
 n_calls = 0
 def count(frame, event, argument):

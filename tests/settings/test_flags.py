@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from pipeline.errors import ConfigError
-from pipeline.settings import flags as module
-from pipeline.settings.config import SETTINGS, Config, problems
-from pipeline.settings.flags import parse
+from shardpress.errors import ConfigError
+from shardpress.settings import flags as module
+from shardpress.settings.config import SETTINGS, Config, problems
+from shardpress.settings.flags import parse
 from tests.support.cases import case
 from tests.support.helpers import refused
 

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from pipeline.settings.kinds import n_allowed, parse_bytes
+from shardpress.settings.kinds import n_allowed, parse_bytes
 from tests.support.cases import case
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from pipeline.settings.config import SETTINGS, Config, Setting, problems
-from pipeline.settings.flags import _STAGES, parse
-from pipeline.settings.kinds import CONDITION, DEVICES, EXACT_NUMBER, LIMIT, TIME, WIDTHS, YES_OR_NO
-from pipeline.settings.printed import as_yaml, summary_line
+from shardpress.settings.config import SETTINGS, Config, Setting, problems
+from shardpress.settings.flags import _STAGES, parse
+from shardpress.settings.kinds import CONDITION, DEVICES, EXACT_NUMBER, LIMIT, TIME, WIDTHS, YES_OR_NO
+from shardpress.settings.printed import as_yaml, summary_line
 from tests.support.logged import mentions
 
 # Texts that YAML would read as other types, or cannot write unquoted.

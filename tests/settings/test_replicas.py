@@ -2,9 +2,9 @@
 
 from itertools import product
 
-from pipeline.settings.config import Config
-from pipeline.settings.replicas import TrainingSizes, fitting_replicas, rounds_in_epoch
-from pipeline.settings.resolve import resolve
+from shardpress.settings.config import Config
+from shardpress.settings.replicas import TrainingSizes, fitting_replicas, rounds_in_epoch
+from shardpress.settings.resolve import resolve
 from tests.support.cases import case, each
 
 # For 784 columns: number of rows, requested replicas, and resulting replicas.

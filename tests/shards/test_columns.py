@@ -9,16 +9,16 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.columns import Columns
-from pipeline.errors import DataError
-from pipeline.hdf5 import limits
-from pipeline.hdf5.child import columns as child
-from pipeline.hdf5.child.describe import describe
-from pipeline.hdf5.child.find import Refused
-from pipeline.shards.columns import ColumnRule
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import _reorder, read
-from pipeline.shards.shard import Block, Shard
+from shardpress.columns import Columns
+from shardpress.errors import DataError
+from shardpress.hdf5 import limits
+from shardpress.hdf5.child import columns as child
+from shardpress.hdf5.child.describe import describe
+from shardpress.hdf5.child.find import Refused
+from shardpress.shards.columns import ColumnRule
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import _reorder, read
+from shardpress.shards.shard import Block, Shard
 from tests.support import named_columns
 from tests.support.cases import case
 from tests.support.helpers import refused, some_rows, whole
@@ -330,7 +330,7 @@ def test_forged_columns_in_an_answer_are_refused(tmp_path: Path, monkeypatch: py
             with h5py.File(_plain(tmp_path)) as file:
                 answer, arrays = describe(file, None)
             answer["columns"] = {**good, **change}
-            monkeypatch.setattr("pipeline.shards.vet.describe_plain", lambda *_, a=answer, b=arrays: (a, b))
+            monkeypatch.setattr("shardpress.shards.vet.describe_plain", lambda *_, a=answer, b=arrays: (a, b))
             with refused(65, f"file={tmp_path / 'plain.h5'}"):
                 opened([tmp_path / "plain.h5"])
 

@@ -6,14 +6,14 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.cli import main
-from pipeline.features import open_features
-from pipeline.shards import extras as extras_module
-from pipeline.shards.extras import common_dtype
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read_extras
-from pipeline.shards.shard import Block
 from scripts import classify
+from shardpress.cli import main
+from shardpress.features import open_features
+from shardpress.shards import extras as extras_module
+from shardpress.shards.extras import common_dtype
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read_extras
+from shardpress.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, write_shard
 from tests.support.standin import install

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from h5py import h5t
 
-from pipeline.shards.rows import read
-from pipeline.shards.shard import Block
-from pipeline.shards.vet import Selection, vet
+from shardpress.shards.rows import read
+from shardpress.shards.shard import Block
+from shardpress.shards.vet import Selection, vet
 from tests.support.cases import case
 from tests.support.helpers import refused
 

@@ -7,17 +7,17 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.classify.rows import has_label
-from pipeline.cli import main
-from pipeline.features import Features, open_features
-from pipeline.hdf5 import limits
-from pipeline.hdf5.child import find
-from pipeline.hdf5.child.describe import describe
-from pipeline.hdf5.child.extras import _check_categories
-from pipeline.hdf5.child.find import Refused
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read_extras
-from pipeline.shards.shard import Block
+from shardpress.classify.rows import has_label
+from shardpress.cli import main
+from shardpress.features import Features, open_features
+from shardpress.hdf5 import limits
+from shardpress.hdf5.child import find
+from shardpress.hdf5.child.describe import describe
+from shardpress.hdf5.child.extras import _check_categories
+from shardpress.hdf5.child.find import Refused
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read_extras
+from shardpress.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, refused, write_shard
 from tests.support.standin import install
@@ -84,7 +84,7 @@ def test_dataset_named_twice_is_one_extra(shards):
 
 
 def test_named_extras_precede_the_limit_on_their_number(shards, monkeypatch, caplog):
-    monkeypatch.setattr("pipeline.shards.extras.MAX_EXTRAS", 1)
+    monkeypatch.setattr("shardpress.shards.extras.MAX_EXTRAS", 1)
     opened = shards({"a": range(N), "b": range(N), "obs/kind": range(N)}, {"a": range(N), "obs/kind": range(N)})
     assert names(opened[1]) == ("a", "kind")
     assert "1 more" in caplog.text
@@ -359,7 +359,7 @@ def test_too_many_or_invalid_categories_are_refused(tmp_path):
 
 
 def test_too_many_categories_in_all_shards_are_left_out(shards, monkeypatch, caplog):
-    monkeypatch.setattr("pipeline.hdf5.forms.MOST_CATEGORIES", 3)
+    monkeypatch.setattr("shardpress.hdf5.forms.MOST_CATEGORIES", 3)
     extras = [{"y": [0] * N, "__categories/y": np.array(words, object)} for words in (["a", "b"], ["c", "d"])]
     opened = shards(*extras, include=[])
     assert names(opened[0]) == ()
@@ -397,7 +397,7 @@ def test_forged_categories_in_an_answer_are_refused(tmp_path, monkeypatch):
                 facts, arrays = describe(file, None, None, ["obs/kind"])
             claims = json.loads(json.dumps(facts))
             claims["extras"][0]["categories"] = odd
-            monkeypatch.setattr("pipeline.shards.vet.ask", lambda *_, answer=(claims, arrays): answer)
+            monkeypatch.setattr("shardpress.shards.vet.ask", lambda *_, answer=(claims, arrays): answer)
             with refused(65, f"file={path}"):
                 open_shards([path], include=["obs/kind"])
 
@@ -457,7 +457,7 @@ def test_names_of_rows_are_the_index_of_the_data_frame(tmp_path, monkeypatch):
 
 def test_naming_extras_changes_neither_scan_nor_model(tmp_path, monkeypatch, caplog):
     install(monkeypatch)
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     rows = np.random.default_rng(0).normal(size=(60, 4)).astype(np.float32)
     path = write_shard(tmp_path / "x.h5", rows, extras={"labels/y": np.arange(60), "labels/z": np.arange(60)})
     flags = ["--input", path, "--output", str(tmp_path / "out"), "--epochs", "1"]

@@ -6,14 +6,14 @@ import os
 import h5py
 import pytest
 
-from pipeline.hdf5 import files
-from pipeline.shards.open import open_shards
+from shardpress.hdf5 import files
+from shardpress.shards.open import open_shards
 from tests.support.helpers import csr, numbered, numbered_shards, some_rows, write_csr, write_shard
 
 
 @pytest.mark.process
 def test_names_of_datasets_are_logged_unless_they_are_x(tmp_path, caplog):
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     paths = [write_shard(tmp_path / f"{name[-1]}.h5", numbered(3), name) for name in ("X", "g/a", "b", "c")]
     open_shards(paths[:1])
     assert "dataset" not in caplog.text
@@ -56,7 +56,7 @@ def test_unusable_list_of_locks_causes_no_warning(tmp_path, monkeypatch, content
 
 @pytest.mark.process
 def test_number_of_sparse_shards_is_logged(tmp_path, caplog):
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     write_shard(tmp_path / "0.h5", some_rows())
     for name in "12":
         path = write_csr(tmp_path / f"{name}.h5", csr(some_rows()), some_rows().shape)

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.shards.inspect import Inspection, inspect_files
-from pipeline.shards.vet import Selection
+from shardpress.shards.inspect import Inspection, inspect_files
+from shardpress.shards.vet import Selection
 from tests.support import hostile
 from tests.support.cases import case, each
 from tests.support.helpers import csr, numbered, some_rows, write_csr, write_shard

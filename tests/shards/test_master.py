@@ -7,14 +7,14 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError
-from pipeline.features import open_features
-from pipeline.hdf5.child import stacked
-from pipeline.shards import master
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block
 from scripts.extract import main
+from shardpress.errors import DataError
+from shardpress.features import open_features
+from shardpress.hdf5.child import stacked
+from shardpress.shards import master
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block
 from tests.support import hostile
 from tests.support.cases import case
 from tests.support.helpers import numbered, refused, write_shard

@@ -8,11 +8,11 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import DataError, printable
-from pipeline.hdf5.files import FILES
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block, block_of, first_rows
+from shardpress.errors import DataError, printable
+from shardpress.hdf5.files import FILES
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block, block_of, first_rows
 from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.helpers import numbered, refused, whole, write_shard
@@ -148,7 +148,7 @@ def test_bad_shards_are_left_out_and_reported_in_order(tmp_path):
 
 
 def test_first_bad_shard_is_reported_without_reading_the_rest(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.open._FILES_PER_BATCH", 10)
+    monkeypatch.setattr("shardpress.shards.open._FILES_PER_BATCH", 10)
     for i in range(300):
         (tmp_path / f"{i}.h5").write_bytes(b"bad" if i >= 3 else Path(write_shard(tmp_path / ".x", [[1]])).read_bytes())
     opened = []

@@ -11,15 +11,15 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.features import open_features
-from pipeline.hdf5 import values as hdf5_values
-from pipeline.hdf5.files import FILES
-from pipeline.run.engine import run
-from pipeline.settings.config import Config
-from pipeline.shards import rows as module
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras, salvage_extras
-from pipeline.shards.shard import Block, array_shard, blocks
+from shardpress.features import open_features
+from shardpress.hdf5 import values as hdf5_values
+from shardpress.hdf5.files import FILES
+from shardpress.run.engine import run
+from shardpress.settings.config import Config
+from shardpress.shards import rows as module
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras, salvage_extras
+from shardpress.shards.shard import Block, array_shard, blocks
 from tests.support.cases import ALL_CASES, case
 from tests.support.damage import damage
 from tests.support.helpers import (
@@ -166,7 +166,7 @@ def test_any_storage_and_any_blocks_give_the_same_rows(tmp_path):
 
 @pytest.mark.parametrize("shape", [(5, 2, 3), (5, 2, 2, 2), (5, 1, 1, 1)])
 def test_rank_above_2_is_flattened_per_row_and_logged(tmp_path, shape, caplog):
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     rows = np.arange(np.prod(shape)).reshape(shape)
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", rows, chunks=(2, *shape[1:]))])
     np.testing.assert_array_equal(whole(shard), rows.reshape(5, -1))

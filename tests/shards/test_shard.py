@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block, Shard, aligned, block_of, blocks, first_rows, row_dtype
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block, Shard, aligned, block_of, blocks, first_rows, row_dtype
 from tests.support.cases import case
 from tests.support.fresh_process import run_in_fresh_process
 from tests.support.helpers import csr, some_rows, write_csr, write_shard

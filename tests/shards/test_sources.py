@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from blake3 import blake3
 
-from pipeline.formats import seal
-from pipeline.hdf5.files import FILES
-from pipeline.shards.open import open_shards
-from pipeline.shards.sources import find
+from shardpress.formats import seal
+from shardpress.hdf5.files import FILES
+from shardpress.shards.open import open_shards
+from shardpress.shards.sources import find
 from tests.support import hostile
 from tests.support.cases import case
 from tests.support.helpers import numbered, refused, whole, without_privileges, write_shard
@@ -86,7 +86,7 @@ def test_misspelt_relative_path_is_refused_with_the_nearest(tmp_path, monkeypatc
 
 
 def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplog):
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     for name in ("a.nc", "b.h5ad", "c", "d.2024", ".hidden", "._a.h5", "sub/e.nc"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         write_shard(tmp_path / name, numbered(3))
@@ -150,7 +150,7 @@ def test_directory_that_cannot_be_listed_is_a_storage_error(tmp_path, monkeypatc
     def fail(_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("pipeline.shards.sources.os.scandir", fail)
+    monkeypatch.setattr("shardpress.shards.sources.os.scandir", fail)
     with refused(exit_code, f"input={tmp_path}: {os.strerror(number)}"):
         find([str(tmp_path)])
 

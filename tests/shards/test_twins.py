@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.commands.table import main
-from pipeline.shards.open import open_shards
-from pipeline.shards.shard import Shard
-from pipeline.shards.twins import find_twins
+from shardpress.commands.table import main
+from shardpress.shards.open import open_shards
+from shardpress.shards.shard import Shard
+from shardpress.shards.twins import find_twins
 from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.helpers import write_shard

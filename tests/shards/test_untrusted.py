@@ -6,13 +6,13 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.hdf5 import layout
-from pipeline.hdf5.child import ask
-from pipeline.hdf5.layout import Layout, check_places
-from pipeline.shards import vet
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block
+from shardpress.hdf5 import layout
+from shardpress.hdf5.child import ask
+from shardpress.hdf5.layout import Layout, check_places
+from shardpress.shards import vet
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block
 from tests.support import hostile
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, refused, write_shard

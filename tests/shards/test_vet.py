@@ -9,13 +9,13 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.hdf5.child.ask import retire
-from pipeline.hdf5.files import FILES
-from pipeline.hdf5.layout import Layout, check_places
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block
-from pipeline.shards.vet import vet
+from shardpress.hdf5.child.ask import retire
+from shardpress.hdf5.files import FILES
+from shardpress.hdf5.layout import Layout, check_places
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block
+from shardpress.shards.vet import vet
 from tests.support import hostile
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, refused, without_privileges, write_shard

@@ -7,8 +7,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipeline.features import open_features
-from pipeline.output.records import read_manifest
+from shardpress.features import open_features
+from shardpress.output.records import read_manifest
 from tests.support.helpers import write_shard
 from tests.support.standin import Workspace
 

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipeline.gpu.install import build_forwarders
+from shardpress.gpu.install import build_forwarders
 from tests.support.cuda import stub
 from tests.support.interpreters import REPOSITORY, environment
 

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipeline import cli
-from pipeline.features import open_features
-from pipeline.model import Model, load_model
-from pipeline.output.disk import Disk
-from pipeline.output.records import plain_name, read_manifest
+from shardpress import cli
+from shardpress.features import open_features
+from shardpress.model import Model, load_model
+from shardpress.output.disk import Disk
+from shardpress.output.records import plain_name, read_manifest
 from tests.support import standin
 from tests.support.damage import damage
 from tests.support.helpers import write_shard

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import backend
+from shardpress_kernels import backend
 
 _ROUNDINGS = 16 * np.finfo(np.float32).eps  # relative to the sum of absolute values, for any order of summation
 

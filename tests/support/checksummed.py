@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.hdf5.plain.metadata import checksum
+from shardpress.hdf5.plain.metadata import checksum
 
 __all__ = ["Structure", "repair", "structures_of"]
 

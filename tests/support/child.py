@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.hdf5.child import ask as ask_module
+from shardpress.hdf5.child import ask as ask_module
 from tests.support.helpers import numbered, write_shard
 
 ROOT = Path(__file__).parents[2]
@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[2]
 MODIFIED_CHILD = """
 import ctypes, os, socket, sys, time
 import numpy as np
-from pipeline.hdf5.child import server
-from pipeline.hdf5.child.describe import describe as honest
+from shardpress.hdf5.child import server
+from shardpress.hdf5.child.describe import describe as honest
 warm_up = server._warm_up
 def describe(file, dataset, *wanted):
     {lines}
@@ -50,9 +50,9 @@ def child_pid():
 DRIVER = """
 import os, sys
 from pathlib import Path
-from pipeline.hdf5.child import ask as ask_module
-from pipeline.errors import DataError
-from pipeline.shards.vet import Selection, vet
+from shardpress.hdf5.child import ask as ask_module
+from shardpress.errors import DataError
+from shardpress.shards.vet import Selection, vet
 vet(Path(sys.argv[1]))
 idle_child = ask_module._idle.pop_last()
 ask_module._idle.put(id(idle_child), idle_child)

@@ -6,7 +6,7 @@ import subprocess
 from functools import cache
 from typing import Any
 
-from kernels import backend
+from shardpress_kernels import backend
 
 __all__ = ["macros"]
 

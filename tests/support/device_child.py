@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from kernels import backend
-from kernels.network import Head, Network, TargetLoss
-from pipeline.scan.scaler import Scaler
+from shardpress.scan.scaler import Scaler
+from shardpress_kernels import backend
+from shardpress_kernels.network import Head, Network, TargetLoss
 from tests.support.cases import ALL_CASES
 from tests.support.networks import DECAY
 from tests.support.steps import take_step
@@ -176,10 +176,10 @@ def _describe(node: Any) -> dict[str, Any]:
 
 def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     """Return costs, parameters and features of one training run."""
-    from kernels.autoencoder import Autoencoder
-    from kernels.graph import reconstruction
-    from kernels.step import TrainingStep
-    from kernels.updates import Rule
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.graph import reconstruction
+    from shardpress_kernels.step import TrainingStep
+    from shardpress_kernels.updates import Rule
 
     rows = make_rows()
     label = f"{rule} {place}"
@@ -207,9 +207,9 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
 
 def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
     """Train a network with adam on corrupted rows. Return costs, parameters, features and errors."""
-    from kernels.autoencoder import Autoencoder
-    from kernels.step import TrainingStep
-    from kernels.updates import Rule
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.step import TrainingStep
+    from shardpress_kernels.updates import Rule
 
     rows = make_rows()
     network = NETWORKS[name]
@@ -239,7 +239,7 @@ def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
 
 def encode_every_dtype(graphs: Graphs) -> dict[str, np.ndarray]:
     """Return features of the first rows in every dtype, with parameters that need no training."""
-    from kernels.autoencoder import Autoencoder
+    from shardpress_kernels.autoencoder import Autoencoder
 
     found = {}
     for dtype in DTYPES:

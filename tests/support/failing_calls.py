@@ -206,9 +206,9 @@ def _serve() -> None:
     """Serve run requests from standard input, one per line. Each run is in a fork, and does not change this process."""
     import pytest
 
-    from pipeline import cli  # noqa: F401  # loaded once for all forks
-    from pipeline.hdf5.files import FILES
-    from pipeline.run import engine  # noqa: F401
+    from shardpress import cli  # noqa: F401  # loaded once for all forks
+    from shardpress.hdf5.files import FILES
+    from shardpress.run import engine  # noqa: F401
     from tests.support.standin import install
 
     install(pytest.MonkeyPatch())
@@ -233,7 +233,7 @@ def _run(request: Mapping[str, Any], writer: int, stream: int) -> None:
     """Run the program in this process, which then exits."""
     import resource
 
-    from pipeline import cli
+    from shardpress import cli
 
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)

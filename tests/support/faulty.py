@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from pipeline.output.disk import Disk
+from shardpress.output.disk import Disk
 
 __all__ = [
     "BrokenDisk",

@@ -21,15 +21,15 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.errors import ShardpressError
-from pipeline.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
-from pipeline.hdf5.child import ask as ask_module
-from pipeline.hdf5.child.ask import ask
-from pipeline.hdf5.plain.describe import describe_plain
-from pipeline.hdf5.superblock import signature_at
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block, blocks
+from shardpress.errors import ShardpressError
+from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
+from shardpress.hdf5.child import ask as ask_module
+from shardpress.hdf5.child.ask import ask
+from shardpress.hdf5.plain.describe import describe_plain
+from shardpress.hdf5.superblock import signature_at
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block, blocks
 from tests.support import hostile
 from tests.support.checksummed import Structure, repair, structures_of
 from tests.support.work import Work, count_work

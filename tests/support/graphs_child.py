@@ -11,14 +11,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from kernels import backend
-from kernels.autoencoder import Autoencoder
-from kernels.graph import reconstruction
-from kernels.network import Network
-from kernels.ops import DTYPES
-from kernels.rules import RULES
-from kernels.step import TrainingStep
-from kernels.updates import Rule
+from shardpress_kernels import backend
+from shardpress_kernels.autoencoder import Autoencoder
+from shardpress_kernels.graph import reconstruction
+from shardpress_kernels.network import Network
+from shardpress_kernels.ops import DTYPES
+from shardpress_kernels.rules import RULES
+from shardpress_kernels.step import TrainingStep
+from shardpress_kernels.updates import Rule
 from tests.support.networks import DECAY, NETWORKS, random_parameters
 from tests.support.steps import take_step
 

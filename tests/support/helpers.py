@@ -13,13 +13,13 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.cluster.threads import threads
-from pipeline.errors import ShardpressError
-from pipeline.scan.blocks import ScanSettings
-from pipeline.scan.ranges import Scan, scan
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read
-from pipeline.shards.shard import Block, Shard
+from shardpress.cluster.threads import threads
+from shardpress.errors import ShardpressError
+from shardpress.scan.blocks import ScanSettings
+from shardpress.scan.ranges import Scan, scan
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read
+from shardpress.shards.shard import Block, Shard
 
 UNPRIVILEGED = 65534
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from kernels.network import Network
-from pipeline.model import Model
-from pipeline.scan.scaler import Scaler
+from shardpress.model import Model
+from shardpress.scan.scaler import Scaler
+from shardpress_kernels.network import Network
 from tests.support.hostile import edited
 
 __all__ = ["HOSTILE", "NETWORK", "model_of", "write_model"]

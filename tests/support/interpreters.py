@@ -11,7 +11,15 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-__all__ = ["OTHER_PYTHONS", "REPOSITORY", "SUPPORTED_PYTHONS", "EndedProcess", "environment", "run_python"]
+__all__ = [
+    "OTHER_PYTHONS",
+    "REPOSITORY",
+    "SUPPORTED_PYTHONS",
+    "EndedProcess",
+    "environment",
+    "run_python",
+    "search_path",
+]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -48,11 +56,16 @@ class EndedProcess:
     code: int
 
 
+def search_path(root: Path = REPOSITORY) -> str:
+    """Return a PYTHONPATH with which a process imports the packages and the tests of a checkout."""
+    return f"{root}:{root}/pipeline:{root}/kernels"
+
+
 def environment(**variables: str | Path | None) -> dict[str, str]:
     """Return the environment without the developer's Theano settings, and with `variables`. None removes a variable."""
     env = {name: value for name, value in os.environ.items() if "THEANO" not in name}
     # A home directory that does not exist has no settings file.
-    env |= {"HOME": "/nonexistent", "XDG_CACHE_HOME": str(_CACHE), "PYTHONPATH": str(REPOSITORY)}
+    env |= {"HOME": "/nonexistent", "XDG_CACHE_HOME": str(_CACHE), "PYTHONPATH": search_path()}
     if "TEST_ISA" in env:
         env["THEANORC"] = os.environ["THEANORC"]  # set by the tests themselves
     for name, value in variables.items():

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipeline.output.records import read_manifest
+from shardpress.output.records import read_manifest
 from tests.support.faulty import RecordingDisk
 from tests.support.soak_protocol import unreferenced
 from tests.support.standin import Workspace, features_of

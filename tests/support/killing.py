@@ -31,7 +31,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from pipeline.output.records import read_manifest
+from shardpress.output.records import read_manifest
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.soak_protocol import invalid_entries, leftovers, records, run_seen_by_readers

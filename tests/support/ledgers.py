@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pipeline.formats import fingerprint
-from pipeline.output.ledger import Ledger
-from pipeline.output.records import Record
+from shardpress.formats import fingerprint
+from shardpress.output.ledger import Ledger
+from shardpress.output.records import Record
 
 __all__ = [
     "BEFORE",

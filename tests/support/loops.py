@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from pipeline.training.checkpoint import Checkpoint, TrainingState
-from pipeline.training.epochs import StepResult, Training
-from pipeline.training.loop import CheckpointPolicy, training_loop
-from pipeline.training.replica import RoundRunner
+from shardpress.training.checkpoint import Checkpoint, TrainingState
+from shardpress.training.epochs import StepResult, Training
+from shardpress.training.loop import CheckpointPolicy, training_loop
+from shardpress.training.replica import RoundRunner
 
 __all__ = ["train"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from kernels.autoencoder import Autoencoder
-from kernels.network import Network
-from kernels.step import TrainingStep
-from kernels.updates import Rule
-from pipeline.scan.scaler import Scaler
+from shardpress.scan.scaler import Scaler
+from shardpress_kernels.autoencoder import Autoencoder
+from shardpress_kernels.network import Network
+from shardpress_kernels.step import TrainingStep
+from shardpress_kernels.updates import Rule
 from tests.support.networks import DECAY, random_parameters
 
 __all__ = [

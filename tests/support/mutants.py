@@ -38,7 +38,7 @@ _FAILURE = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", re.MULTILINE)
 _TESTS_FAILED = 1  # exit code of pytest
 
 # Child processes may ignore the environment, so this check uses the strictest mode.
-_WHERE = "import kernels, pipeline, shardpress; print(kernels.__file__, pipeline.__file__, shardpress.__file__)"
+_WHERE = "import shardpress, shardpress_kernels; print(shardpress.__file__, shardpress_kernels.__file__)"
 
 
 class Failed(Exception):
@@ -245,7 +245,8 @@ class Sandbox:
         if not users.is_dir():
             return
         with ExitStack() as stack:
-            # Nothing is compiled while the lock of `kernels.compilelock` is held, so no half-written module is copied.
+            # Nothing is compiled while the lock of `shardpress_kernels.compilelock` is held, so no half-written module
+            # is copied.
             for path in users.glob("*/compiledir_*/.lock"):
                 file = stack.enter_context(path.open())
                 fcntl.flock(file, fcntl.LOCK_EX)
@@ -275,8 +276,8 @@ class Sandbox:
         for path in (old / packages).iterdir():
             if path.name == "__pycache__":
                 continue
-            if path.name.startswith("__editable__") and path.is_file():
-                # These files of the editable installation contain the location of our packages.
+            if path.name == "shardpress.pth" or (path.name.startswith("__editable__") and path.is_file()):
+                # The files of the editable installation and of set-up contain the location of our packages.
                 text = path.read_text().replace(str(REPOSITORY), str(self._root))
                 (new / packages / path.name).write_text(text)
             else:
@@ -336,7 +337,7 @@ def plant_all(mutations: Sequence[Mutation]) -> Iterator[Result]:
     """
     # Some tests leave files that cannot be removed.
     with tempfile.TemporaryDirectory(prefix="mutants-", ignore_cleanup_errors=True) as folder:
-        copies_cache = any(mutation.file.startswith("kernels/") for mutation in mutations)
+        copies_cache = any(mutation.file.startswith("kernels/shardpress_kernels/") for mutation in mutations)
         sandbox = Sandbox(Path(folder).resolve(), copies_cache)
         tests = list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
         failures, _ = sandbox.run(tests, keeps_cache=True)

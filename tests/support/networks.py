@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels import reference
-from kernels.network import Network
+from shardpress_kernels import reference
+from shardpress_kernels.network import Network
 
 __all__ = ["DECAY", "NETWORKS", "ONE_LAYER", "numpy_steps", "numpy_update", "random_parameters"]
 

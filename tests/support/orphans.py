@@ -81,7 +81,7 @@ class StartedRun:
 
 EVENTS: dict[str, Callable[[StartedRun], object]] = {
     "the first child": lambda run: run.children(),
-    "the program of a worker": lambda run: run.n_running("pipeline.cluster.processes"),
+    "the program of a worker": lambda run: run.n_running("shardpress.cluster.processes"),
     "a worker": lambda run: run.n_running("multiprocessing.spawn"),
     "all workers": lambda run: " INFO cluster: 2 workers: " in run.output(),
 }

@@ -12,16 +12,16 @@ from typing import Any
 import h5py
 import numpy as np
 
-from kernels.network import Network
-from pipeline.model import Model
-from pipeline.report.facts import input_facts
-from pipeline.report.measures import measure
-from pipeline.report.page.build import page_bytes
-from pipeline.report.sample import PartSource, SampleSpec, draw_sample
-from pipeline.scan.scaler import Scaler
-from pipeline.settings.config import Config
-from pipeline.shards.open import open_shards
-from pipeline.shards.shard import Block
+from shardpress.model import Model
+from shardpress.report.facts import input_facts
+from shardpress.report.measures import measure
+from shardpress.report.page.build import page_bytes
+from shardpress.report.sample import PartSource, SampleSpec, draw_sample
+from shardpress.scan.scaler import Scaler
+from shardpress.settings.config import Config
+from shardpress.shards.open import open_shards
+from shardpress.shards.shard import Block
+from shardpress_kernels.network import Network
 
 EMPTY = {"meta", "br", "link", "img", "hr", "input"}
 

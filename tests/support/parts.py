@@ -5,14 +5,14 @@ import io
 import h5py
 import numpy as np
 
-from pipeline.encoding import template
-from pipeline.encoding.index import index_files
-from pipeline.encoding.partfile import PartMemory
-from pipeline.encoding.storage import PLAIN
-from pipeline.features import categories_of
-from pipeline.hdf5.categories import attribute_value
-from pipeline.output.lock import locked
-from pipeline.shards.shard import Extra
+from shardpress.encoding import template
+from shardpress.encoding.index import index_files
+from shardpress.encoding.partfile import PartMemory
+from shardpress.encoding.storage import PLAIN
+from shardpress.features import categories_of
+from shardpress.hdf5.categories import attribute_value
+from shardpress.output.lock import locked
+from shardpress.shards.shard import Extra
 from tests.support.helpers import numbered
 
 EXTRAS = {

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.output.disk import Disk
+from shardpress.output.disk import Disk
 from tests.support.failing_calls import committed_files
 from tests.support.faulty import RecordingDisk, forked
 from tests.support.soak_protocol import invalid_entries, leftovers

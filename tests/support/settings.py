@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.settings.config import Config
-from pipeline.settings.resolve import Settings, resolve
+from shardpress.settings.config import Config
+from shardpress.settings.resolve import Settings, resolve
 
 __all__ = ["settings_of"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.encoding import encode
-from pipeline.scan import blocks
+from shardpress.encoding import encode
+from shardpress.scan import blocks
 
 __all__ = ["dask_setup"]
 

@@ -34,14 +34,14 @@ import numpy as np
 import pytest
 from pyarrow import parquet
 
-from pipeline.errors import NoInput
-from pipeline.features import open_features, reading
-from pipeline.formats import digest, seal, unseal
-from pipeline.model import load_model
-from pipeline.output import groupcommit
-from pipeline.output.records import NAMES, is_parquet, manifest_path, plain_name, published_file, read_manifest
-from pipeline.report.page.build import read_report
-from pipeline.report.verify import verify
+from shardpress.errors import NoInput
+from shardpress.features import open_features, reading
+from shardpress.formats import digest, seal, unseal
+from shardpress.model import load_model
+from shardpress.output import groupcommit
+from shardpress.output.records import NAMES, is_parquet, manifest_path, plain_name, published_file, read_manifest
+from shardpress.report.page.build import read_report
+from shardpress.report.verify import verify
 from tests.support.faulty import FailingDisk, KillingDisk, PowerLog, RecordingDisk, ShortWriteDisk, forked, materialize
 from tests.support.standin import Workspace, features_of, install
 

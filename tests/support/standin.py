@@ -23,19 +23,19 @@ import h5py
 import numpy as np
 import pytest
 
-from kernels import reference
-from kernels.backend import Device
-from kernels.network import Network, TargetLoss
-from pipeline import cli
-from pipeline.encoding import views
-from pipeline.output import groupcommit
-from pipeline.output.disk import Disk
-from pipeline.output.records import INDEX, read_manifest
-from pipeline.run import budget, context, engine, fingerprints, prepare
-from pipeline.run.plan import plan as planning
-from pipeline.settings.flags import parse
-from pipeline.shards.open import open_sources
-from pipeline.shards.sources import Source
+from shardpress import cli
+from shardpress.encoding import views
+from shardpress.output import groupcommit
+from shardpress.output.disk import Disk
+from shardpress.output.records import INDEX, read_manifest
+from shardpress.run import budget, context, engine, fingerprints, prepare
+from shardpress.run.plan import plan as planning
+from shardpress.settings.flags import parse
+from shardpress.shards.open import open_sources
+from shardpress.shards.sources import Source
+from shardpress_kernels import reference
+from shardpress_kernels.backend import Device
+from shardpress_kernels.network import Network, TargetLoss
 from tests.support.helpers import write_shard
 
 __all__ = ["Autoencoder", "Rule", "TrainingStep", "UnsyncedDisk", "Workspace", "features_of", "install"]
@@ -45,7 +45,7 @@ PART_BYTES = 4 * TILE_ROWS * 4 * 2  # four tiles of two features
 
 
 class Autoencoder:
-    """Replacement for `kernels.autoencoder.Autoencoder` with the methods that the pipeline uses."""
+    """Replacement for `shardpress_kernels.autoencoder.Autoencoder` with the methods that the pipeline uses."""
 
     def __init__(
         self,
@@ -104,7 +104,7 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class Rule:
-    """Replacement for `kernels.updates.Rule`, whose module loads Theano."""
+    """Replacement for `shardpress_kernels.updates.Rule`, whose module loads Theano."""
 
     name: str
     momentum: float
@@ -112,7 +112,7 @@ class Rule:
 
 
 class TrainingStep:
-    """Replacement for `kernels.step.TrainingStep`: every rule is plain momentum, and no entry is corrupted."""
+    """Replacement for the `TrainingStep` of the kernels: every rule is plain momentum, and no entry is corrupted."""
 
     def __init__(
         self,
@@ -216,9 +216,9 @@ NETWORK = {
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Install the stand-ins."""
     for name, standin in (
-        ("kernels.autoencoder", Autoencoder),
-        ("kernels.step", TrainingStep),
-        ("kernels.updates", Rule),
+        ("shardpress_kernels.autoencoder", Autoencoder),
+        ("shardpress_kernels.step", TrainingStep),
+        ("shardpress_kernels.updates", Rule),
     ):
         module = ModuleType(name)
         setattr(module, standin.__name__, standin)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from kernels.step import TrainingStep
+    from shardpress_kernels.step import TrainingStep
 
 __all__ = ["take_step"]
 

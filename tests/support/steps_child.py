@@ -10,12 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from kernels import backend
-from kernels.autoencoder import Autoencoder
-from kernels.network import Network
-from kernels.step import TrainingStep
-from kernels.updates import Rule
-from kernels.upload import TwoBuffers
+from shardpress_kernels import backend
+from shardpress_kernels.autoencoder import Autoencoder
+from shardpress_kernels.network import Network
+from shardpress_kernels.step import TrainingStep
+from shardpress_kernels.updates import Rule
+from shardpress_kernels.upload import TwoBuffers
 from tests.support import device_child as child
 from tests.support.steps import take_step
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from unittest.mock import patch
 
-from pipeline.hdf5.files import FILES
+from shardpress.hdf5.files import FILES
 
 __all__ = ["Work", "count_work"]
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
-from kernels.backend import Device
-from pipeline import device
-from pipeline.encoding import encode, worker
+from shardpress import device
+from shardpress.encoding import encode, worker
+from shardpress_kernels.backend import Device
 from tests.support.standin import install
 
 __all__ = ["SECONDS", "dask_setup"]

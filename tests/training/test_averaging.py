@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from pipeline.training.averaging import Average, Weights, outer_step
+from shardpress.training.averaging import Average, Weights, outer_step
 
 SHAPES = {"W": (3, 2), "b": (2,)}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.scan.scaler import Scaler
-from pipeline.training.components import Baseline, baseline_of, principal_components
+from shardpress.scan.scaler import Scaler
+from shardpress.training.components import Baseline, baseline_of, principal_components
 
 
 def test_baseline_errors_equal_those_of_reconstructions() -> None:

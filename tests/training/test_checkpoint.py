@@ -15,17 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from pipeline.device import training_step_of
-from pipeline.formats import pack
-from pipeline.settings.resolve import network_of
-from pipeline.shards.open import open_shards
-from pipeline.shards.shard import Shard
-from pipeline.signals import Stopped, stoppable
-from pipeline.training.checkpoint import Checkpoint, Epoch, TrainingState
-from pipeline.training.epochs import Training
-from pipeline.training.order import Order, slab_starts
-from pipeline.training.rows import ResidentRows, StreamedRows
-from pipeline.training.start import start_of
+from shardpress.device import training_step_of
+from shardpress.formats import pack
+from shardpress.settings.resolve import network_of
+from shardpress.shards.open import open_shards
+from shardpress.shards.shard import Shard
+from shardpress.signals import Stopped, stoppable
+from shardpress.training.checkpoint import Checkpoint, Epoch, TrainingState
+from shardpress.training.epochs import Training
+from shardpress.training.order import Order, slab_starts
+from shardpress.training.rows import ResidentRows, StreamedRows
+from shardpress.training.start import start_of
 from tests.support.helpers import write_shard
 from tests.support.loops import train
 from tests.support.networks import ONE_LAYER
@@ -102,7 +102,7 @@ class Rig:
     """A tiny training run on the real kernels, compiled once, that can be stopped and resumed."""
 
     def __init__(self, shards: Sequence[Shard], name: str, resident: bool) -> None:
-        from kernels.autoencoder import Autoencoder
+        from shardpress_kernels.autoencoder import Autoencoder
 
         more = DEEP if name == "deep" else {"optimizer": name}
         config = settings_of(**{**ONE_LAYER, **more}, n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6)

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.scan.scaler import Scaler
-from pipeline.training.components import Components, principal_components, sampled
-from pipeline.training.order import Order, slab_starts, spread_rows
-from pipeline.training.rows import ResidentRows, StreamedRows
+from shardpress.scan.scaler import Scaler
+from shardpress.training.components import Components, principal_components, sampled
+from shardpress.training.order import Order, slab_starts, spread_rows
+from shardpress.training.rows import ResidentRows, StreamedRows
 from tests.support.cases import case, each
 from tests.support.helpers import numbered, numbered_shards
 

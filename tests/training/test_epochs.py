@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels.network import Network
-from pipeline.errors import TrainingDiverged
-from pipeline.settings.resolve import Settings
-from pipeline.signals import Stopped, stoppable
-from pipeline.training.checkpoint import Checkpoint, TrainingState
-from pipeline.training.epochs import Limit, StepResult, Training
-from pipeline.training.loop import CheckpointPolicy, training_loop
-from pipeline.training.order import Order, learning_rate
+from shardpress.errors import TrainingDiverged
+from shardpress.settings.resolve import Settings
+from shardpress.signals import Stopped, stoppable
+from shardpress.training.checkpoint import Checkpoint, TrainingState
+from shardpress.training.epochs import Limit, StepResult, Training
+from shardpress.training.loop import CheckpointPolicy, training_loop
+from shardpress.training.order import Order, learning_rate
+from shardpress_kernels.network import Network
 from tests.support import standin
 from tests.support.cases import case
 from tests.support.loops import train
@@ -313,7 +313,7 @@ def test_progress_names_step_epoch_and_costs() -> None:
 def test_short_epochs_share_a_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     """Otherwise saves would take longer than short epochs. In this test a save takes 10 s and a step takes 1 s."""
     now = [0.0]
-    monkeypatch.setattr("pipeline.training.loop.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("shardpress.training.loop.time.monotonic", lambda: now[0])
 
     class Slow(Counting):
         def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
@@ -347,7 +347,7 @@ def test_seconds_of_an_epoch_exclude_the_time_between_steps(monkeypatch: pytest.
     """Otherwise measurements for a deadline between steps would count as training, and fewer epochs would fit."""
     clock = [0.0]
     for module in ("epochs", "loop"):
-        monkeypatch.setattr(f"pipeline.training.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))
+        monkeypatch.setattr(f"shardpress.training.{module}.time", SimpleNamespace(monotonic=lambda: clock[0]))
 
     class Measuring:
         def after_step(self, training: Training) -> Limit | None:

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from kernels import backend, upload
-from pipeline.device import autoencoder_of
-from pipeline.errors import DataError
-from pipeline.scan.ranges import Scan
-from pipeline.scan.scaler import Scaler
-from pipeline.settings.resolve import Settings, network_of
-from pipeline.shards.open import open_shards
-from pipeline.shards.shard import Shard
-from pipeline.training.epochs import Training
-from pipeline.training.fit import Sizes, prepare_training
+from shardpress.device import autoencoder_of
+from shardpress.errors import DataError
+from shardpress.scan.ranges import Scan
+from shardpress.scan.scaler import Scaler
+from shardpress.settings.resolve import Settings, network_of
+from shardpress.shards.open import open_shards
+from shardpress.shards.shard import Shard
+from shardpress.training.epochs import Training
+from shardpress.training.fit import Sizes, prepare_training
+from shardpress_kernels import backend, upload
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
 from tests.support.loops import train
@@ -139,7 +139,7 @@ def test_training_starts_at_components_if_layers_are_wide_enough(data, caplog) -
         error = training.autoencoder.cost(np.delete(rows, training.order.left_out, axis=0))
         np.testing.assert_allclose(error, np.sum(residuals**2) / x.size, rtol=1e-4)
     assert "units" not in caplog.text
-    caplog.set_level("INFO", logger="pipeline")
+    caplog.set_level("INFO", logger="shardpress")
     found, expected = (
         training_of(shards, scan, DEEP.changed(hidden=(3,), start=start)) for start in ("components", "random")
     )

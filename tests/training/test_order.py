@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pipeline.shards.shard import Shard, first_rows
-from pipeline.training.order import Order, noise_of, slab_starts, spread_rows
+from shardpress.shards.shard import Shard, first_rows
+from shardpress.training.order import Order, noise_of, slab_starts, spread_rows
 from tests.support.cases import case
 from tests.support.helpers import numbered_shards
 

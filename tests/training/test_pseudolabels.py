@@ -10,11 +10,11 @@ import pytest
 from sklearn.linear_model import RidgeClassifierCV
 from sklearn.preprocessing import StandardScaler
 
-from kernels.network import Head
-from pipeline.scan.scaler import Scaler
-from pipeline.training import pseudolabels
-from pipeline.training.pseudolabels import with_pseudo_labels
-from pipeline.training.targets import Targets
+from shardpress.scan.scaler import Scaler
+from shardpress.training import pseudolabels
+from shardpress.training.pseudolabels import with_pseudo_labels
+from shardpress.training.targets import Targets
+from shardpress_kernels.network import Head
 
 N = 1000
 NOTHING = np.empty(0, np.int64)

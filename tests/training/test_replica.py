@@ -19,22 +19,22 @@ import numpy as np
 import pytest
 from distributed import Client
 
-from pipeline.cluster.threads import threads
-from pipeline.cluster.workers import ClusterPool, quiet_dask
-from pipeline.device import autoencoder_of
-from pipeline.errors import TrainingDiverged
-from pipeline.scan.ranges import Scan
-from pipeline.scan.scaler import Scaler
-from pipeline.settings import replicas as sizes_module
-from pipeline.settings.resolve import Settings, network_of
-from pipeline.shards.open import open_shards
-from pipeline.shards.shard import Shard
-from pipeline.signals import Stopped, stoppable
-from pipeline.training import replica as module
-from pipeline.training.checkpoint import Checkpoint
-from pipeline.training.epochs import Training
-from pipeline.training.fit import Sizes, prepare_training
-from pipeline.training.replica import RoundRunner, runner_on
+from shardpress.cluster.threads import threads
+from shardpress.cluster.workers import ClusterPool, quiet_dask
+from shardpress.device import autoencoder_of
+from shardpress.errors import TrainingDiverged
+from shardpress.scan.ranges import Scan
+from shardpress.scan.scaler import Scaler
+from shardpress.settings import replicas as sizes_module
+from shardpress.settings.resolve import Settings, network_of
+from shardpress.shards.open import open_shards
+from shardpress.shards.shard import Shard
+from shardpress.signals import Stopped, stoppable
+from shardpress.training import replica as module
+from shardpress.training.checkpoint import Checkpoint
+from shardpress.training.epochs import Training
+from shardpress.training.fit import Sizes, prepare_training
+from shardpress.training.replica import RoundRunner, runner_on
 from tests.support import standin
 from tests.support.clusters import Cluster
 from tests.support.helpers import write_shard

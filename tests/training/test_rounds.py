@@ -5,9 +5,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pipeline.settings import replicas
-from pipeline.training.order import Order, slab_starts
-from pipeline.training.rounds import Rounds, rounds_of
+from shardpress.settings import replicas
+from shardpress.training.order import Order, slab_starts
+from shardpress.training.rounds import Rounds, rounds_of
 from tests.support.cases import case
 from tests.support.helpers import numbered_shards
 from tests.support.networks import ONE_LAYER

@@ -9,13 +9,13 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.hdf5.files import FILES
-from pipeline.scan.scaler import Cleaning, Scaler
-from pipeline.shards.open import open_shards
-from pipeline.training import order as order_module
-from pipeline.training import rows as module
-from pipeline.training.order import Order, noise_of, slab_starts
-from pipeline.training.rows import DeviceRows, ResidentRows, StepFeed, StreamedRows, cut
+from shardpress.hdf5.files import FILES
+from shardpress.scan.scaler import Cleaning, Scaler
+from shardpress.shards.open import open_shards
+from shardpress.training import order as order_module
+from shardpress.training import rows as module
+from shardpress.training.order import Order, noise_of, slab_starts
+from shardpress.training.rows import DeviceRows, ResidentRows, StepFeed, StreamedRows, cut
 from tests.support.cases import case
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 from tests.support.networks import ONE_LAYER

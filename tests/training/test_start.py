@@ -8,11 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from kernels.network import Network
-from pipeline.model import Model
-from pipeline.scan.scaler import Scaler
-from pipeline.training.components import Components, principal_components
-from pipeline.training.start import has_room, start_of
+from shardpress.model import Model
+from shardpress.scan.scaler import Scaler
+from shardpress.training.components import Components, principal_components
+from shardpress.training.start import has_room, start_of
+from shardpress_kernels.network import Network
 from tests.support.cases import each
 
 N_INPUTS = 12

@@ -9,9 +9,9 @@ import h5py
 import numpy as np
 import pytest
 
-from kernels.network import Head
-from pipeline.shards.open import open_shards
-from pipeline.training.targets import MAX_CLASSES, Targets, read_targets, targets_of
+from shardpress.shards.open import open_shards
+from shardpress.training.targets import MAX_CLASSES, Targets, read_targets, targets_of
+from shardpress_kernels.network import Head
 from tests.support.cases import case, each
 from tests.support.helpers import refused
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.training.verdict import Units, count_units
+from shardpress.training.verdict import Units, count_units
 
 
 def random_features(n_rows: int, n_features: int) -> np.ndarray:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from kernels.network import Network
-from pipeline.settings.config import Config
-from pipeline.settings.resolve import Settings, network_of, resolve
-from pipeline.training.components import Baseline
-from pipeline.training.epochs import Training
-from pipeline.training.order import Order
-from pipeline.training.verdict import Units, complaints, measured
+from shardpress.settings.config import Config
+from shardpress.settings.resolve import Settings, network_of, resolve
+from shardpress.training.components import Baseline
+from shardpress.training.epochs import Training
+from shardpress.training.order import Order
+from shardpress.training.verdict import Units, complaints, measured
+from shardpress_kernels.network import Network
 from tests.support.helpers import numbered
 from tests.support.logged import mentions
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.hdf5.child import ask as ask_module
+from shardpress.hdf5.child import ask as ask_module
 from tests.support.child import MODIFIED_CHILD, plant, unusual
 
 

@@ -13,12 +13,12 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.hdf5.child import ask as ask_module
-from pipeline.hdf5.child.ask import LIMITS, ask
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block
-from pipeline.shards.vet import Selection, vet
+from shardpress.hdf5.child import ask as ask_module
+from shardpress.hdf5.child.ask import LIMITS, ask
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block
+from shardpress.shards.vet import Selection, vet
 from tests.support.child import DRIVER, ROOT, child_pid, plant, unusual
 from tests.support.helpers import numbered, refused, write_shard
 
@@ -86,7 +86,7 @@ def test_time_limit_grows_with_the_file_size():
 
 
 def test_slow_file_is_named_in_the_log(path, child_runs, caplog):
-    caplog.set_level("INFO", "pipeline")
+    caplog.set_level("INFO", "shardpress")
     child_runs("return honest(file, dataset, *wanted)")
     facts, _ = answer_about(path, limits=replace(LIMITS, silent=0.0))
     assert facts["shape"] == [3, 2]
@@ -156,7 +156,7 @@ def test_failed_start_of_the_child_names_the_limits_to_raise(path, fresh, monkey
 @pytest.mark.parametrize("n", [4, 5, 6])
 def test_child_without_descriptors_is_a_system_limit(path, fresh, monkeypatch, tmp_path, n):
     limited = f"def main():\n    resource.setrlimit(resource.RLIMIT_NOFILE, ({n}, {n}))\n    server.main()\n"
-    plant(monkeypatch, tmp_path, f"import resource\nfrom pipeline.hdf5.child import server\n{limited}")
+    plant(monkeypatch, tmp_path, f"import resource\nfrom shardpress.hdf5.child import server\n{limited}")
     with refused(71, f"file={path}"):
         vet(Path(path))
 

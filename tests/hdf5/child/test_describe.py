@@ -3,9 +3,9 @@
 import h5py
 import pytest
 
-from pipeline.hdf5 import limits
-from pipeline.hdf5.child import describe, extras, find, layouts
-from pipeline.shards.open import open_shards
+from shardpress.hdf5 import limits
+from shardpress.hdf5.child import describe, extras, find, layouts
+from shardpress.shards.open import open_shards
 from tests.support import hostile
 from tests.support.helpers import numbered, refused, write_shard
 

@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.hdf5.child.ask import ask
-from pipeline.shards.vet import vet
+from shardpress.hdf5.child.ask import ask
+from shardpress.shards.vet import vet
 from tests.support import hostile
 from tests.support.child import DRIVER, ROOT, child_pid
 from tests.support.helpers import numbered, write_shard
@@ -72,9 +72,9 @@ def test_allowed_action_of_the_child_is_seen_as_allowed(path, child_runs):
 
 WITHOUT_RIGHTS = """
 import sys
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 assert int(status["CapEff"], 16) == 0
 (shard,) = open_shards([sys.argv[1]])
@@ -146,10 +146,10 @@ import os, sys
 if sys.argv[1] == "bare":
     import h5py
 else:
-    from pipeline.shards.open import open_shards
+    from shardpress.shards.open import open_shards
     left = sorted(name for name in os.environ if name.startswith("HDF5_"))
     assert left == ["HDF5_PLUGIN_PRELOAD"], left
-    from pipeline.errors import DataError
+    from shardpress.errors import DataError
     import h5py
 try:
     h5py.File(sys.argv[2])["X"][:] if sys.argv[1] == "bare" else open_shards([sys.argv[2]])

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import zstandard
 
-from pipeline.hdf5.child import ask
-from pipeline.hdf5.filters import codecs
-from pipeline.hdf5.filters.codecs import decode_chunk
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block
-from pipeline.shards.vet import vet
+from shardpress.hdf5.child import ask
+from shardpress.hdf5.filters import codecs
+from shardpress.hdf5.filters.codecs import decode_chunk
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block
+from shardpress.shards.vet import vet
 from tests.support.cases import case
 from tests.support.child import plant
 from tests.support.helpers import refused
@@ -57,7 +57,7 @@ def test_n_bit_reads_back(precision):
 
 @pytest.mark.parametrize("name", REGISTERED)
 def test_file_with_a_registered_filter_needs_no_child(name, monkeypatch):
-    monkeypatch.setattr("pipeline.shards.vet.ask", lambda *_: pytest.fail("the child was called"))
+    monkeypatch.setattr("shardpress.shards.vet.ask", lambda *_: pytest.fail("the child was called"))
     vet(path_of(name))
 
 
@@ -89,7 +89,7 @@ def test_only_the_text_with_a_registered_filter_is_left_out(caplog):
 )
 def test_missing_package_is_named(new_child, monkeypatch, tmp_path, name, advice):
     hidden = "import sys\nsys.modules.update(blosc=None, lz4=None, zstandard=None)\n"
-    plant(monkeypatch, tmp_path, f"{hidden}from pipeline.hdf5.child.server import main\n")
+    plant(monkeypatch, tmp_path, f"{hidden}from shardpress.hdf5.child.server import main\n")
     monkeypatch.setattr(codecs, "_MISSING", {code: each.packages for code, each in codecs.FILTERS.items()})
     with refused(65, str(path_of(name)), "dataset=X", f"pip install {advice}"):
         open_shards([str(path_of(name))])

@@ -4,7 +4,7 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.hdf5.filters import lzf
+from shardpress.hdf5.filters import lzf
 from tests.support.cases import case
 
 GUARD = 64

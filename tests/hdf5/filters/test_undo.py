@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from pipeline.hdf5.filters import codecs
-from pipeline.hdf5.filters.codecs import fletcher32
+from shardpress.hdf5.filters import codecs
+from shardpress.hdf5.filters.codecs import fletcher32
 from tests.support.cases import case
 
 

@@ -10,18 +10,18 @@ import h5py
 import numpy as np
 import pytest
 
-from pipeline.errors import ShardpressError
-from pipeline.hdf5.child import ask as ask_module
-from pipeline.hdf5.child.ask import LIMITS, ask
-from pipeline.hdf5.files import FILES
-from pipeline.hdf5.limits import MOST_ITEM
-from pipeline.hdf5.plain import contents, metadata
-from pipeline.hdf5.plain.describe import describe_plain
-from pipeline.hdf5.superblock import signature_at
-from pipeline.shards.open import open_shards
-from pipeline.shards.rows import read, read_extras
-from pipeline.shards.shard import Block
-from pipeline.shards.vet import vet
+from shardpress.errors import ShardpressError
+from shardpress.hdf5.child import ask as ask_module
+from shardpress.hdf5.child.ask import LIMITS, ask
+from shardpress.hdf5.files import FILES
+from shardpress.hdf5.limits import MOST_ITEM
+from shardpress.hdf5.plain import contents, metadata
+from shardpress.hdf5.plain.describe import describe_plain
+from shardpress.hdf5.superblock import signature_at
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block
+from shardpress.shards.vet import vet
 from tests.support import fuzzing, hostile
 from tests.support.cases import case
 from tests.support.helpers import numbered, refused, write_shard

@@ -14,7 +14,7 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
-from pipeline.gpu.install import build_forwarders
+from shardpress.gpu.install import build_forwarders
 from tests.support.interpreters import REPOSITORY
 
 __all__ = ["NoNvrtc", "built", "card", "nvrtc", "variables"]
@@ -57,7 +57,10 @@ def built(folder: Path | None = None) -> Path:
         A directory with two subdirectories. ``direct`` contains the file names that libgpuarray opens. ``forwarded``
         contains the names of NVIDIA's files, and the project's own libraries, which forward to them.
     """
-    our_sources = [*(REPOSITORY / "kernels/native").glob("lib*.c"), REPOSITORY / "pipeline/gpu/install.py"]
+    our_sources = [
+        *(REPOSITORY / "kernels/shardpress_kernels/native").glob("lib*.c"),
+        REPOSITORY / "pipeline/shardpress/gpu/install.py",
+    ]
     paths = [path for path in sorted([*SOURCES.iterdir(), *our_sources]) if path.suffix in (".cpp", ".h", ".c", ".py")]
     contents = b"".join(path.read_bytes() for path in paths)
     key = hashlib.sha256(contents + str(nvrtc()).encode()).hexdigest()[:16]

@@ -1,0 +1,249 @@
+"""Choice of the directory for compiled code: the compile cache or, if it cannot be used, a temporary directory."""
+
+from __future__ import annotations
+
+import atexit
+import errno
+import hashlib
+import logging
+import math
+import os
+import pickle
+import re
+import shutil
+import stat
+import sys
+import tempfile
+from importlib.abc import MetaPathFinder
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardpress_kernels import compilelock
+from shardpress_kernels.compatibility import adapt_compiler, fingerprint_adaptation
+from shardpress_kernels.compiler import check_compiler, silence_compiler, watch_compiler
+from shardpress_kernels.modulecache import read_records_on_demand
+from shardpress_kernels.theanofiles import TheanoChanged, changes_in_words, repair_command
+from shardpress_kernels.trust import private_directory, untrusted_above
+
+__all__ = ["CompileCacheUnavailable", "SettledCache", "UnsafeCompileCache", "default_cache"]
+
+log = logging.getLogger(__name__)
+
+_CARDS = Path("/proc/driver/nvidia/gpus")
+_MIN_FREE_BYTES = 2**24
+"""Smallest free space of a usable directory. A first run writes 2 MB, and the compiler needs space while it works."""
+
+
+class UnsafeCompileCache(RuntimeError):
+    """Other users can write to the compile cache, from which Theano runs code."""
+
+
+class CompileCacheUnavailable(RuntimeError):
+    """Neither the compile cache nor a temporary directory can store compiled code."""
+
+
+def default_cache() -> str:
+    """Return the path of a private directory for code compiled with these versions of Theano and NumPy.
+
+    The name also contains a hash of `shardpress_kernels.compatibility`, which adds to the code. The name of the
+    subdirectory that Theano creates contains none of the three.
+    """
+    from importlib.metadata import version
+
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "shardpress"
+    return str(root / f"theano-{version('Theano')}-{fingerprint_adaptation()}-numpy-{np.__version__}")
+
+
+class SettledCache(MetaPathFinder):
+    """An import hook that chooses compiler and compile cache while Theano is imported.
+
+    During its import, Theano chooses its cache, and then compiles code and runs it from there.
+    """
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        """Find nothing, but prepare the modules of Theano that are imported next."""
+        if fullname == "theano.gof":
+            _prepare_cache()  # Theano has read its settings, but has not compiled anything yet
+        elif fullname == "theano.gof.lazylinker_c":
+            # This is the first module that compiles.
+            cmodule = sys.modules["theano.gof.cmodule"]
+            adapt_compiler(cmodule)
+            silence_compiler(cmodule)
+            _write_keys_atomically(cmodule)
+            read_records_on_demand(cmodule)
+
+
+def _prepare_cache() -> None:
+    """Check and watch the compiler, and choose the directories of compiled code and of temporary files."""
+    config = sys.modules["theano.configdefaults"].config
+    check_compiler(config)
+    watch_compiler(sys.modules["theano.misc.windows"], config)
+    sys.modules["theano.gof.compilelock"] = compilelock
+    _choose_cache(config)
+    if not any(Path(config.compiledir).glob("tmp*")):  # nothing has been compiled with these files of Theano
+        _check_theano()
+    if not _can_hold_temporary_files():
+        tempfile.tempdir = config.compiledir
+
+
+def _check_theano() -> None:
+    """Report files of Theano that differ from version 1.0.5, which `shardpress_kernels.compatibility` was written for.
+
+    Raises
+    ------
+    TheanoChanged
+        If Python is newer than 3.11: Theano works there only with the adaptations of
+        `shardpress_kernels.compatibility`.
+    """
+    changes = changes_in_words()
+    if not changes:
+        return
+    if sys.version_info >= (3, 12):
+        raise TheanoChanged(f"{changes}. Run: {repair_command()}")
+    log.warning("%s. To replace them, run: %s", changes, repair_command())
+
+
+def _write_keys_atomically(cmodule: Any) -> None:
+    """Make ``theano.gof.cmodule`` write the file with a module's keys atomically.
+
+    Theano overwrites this file, and reads it without a lock. If a process read an empty file, it would remove the
+    module as broken, although other processes had loaded it and still had keys to write.
+    """
+
+    def save_pkl(self: Any) -> None:
+        temporary = f"{self.key_pkl}.{os.getpid()}"
+        try:
+            with open(temporary, "wb") as file:
+                pickle.dump(self, file, protocol=pickle.HIGHEST_PROTOCOL)
+        except BaseException as error:
+            Path(temporary).unlink(missing_ok=True)
+            if isinstance(error, pickle.PicklingError):
+                Path(self.key_pkl).unlink(missing_ok=True)  # so that Theano finds no keys
+            raise
+        os.replace(temporary, self.key_pkl)
+
+    cmodule.KeyData.save_pkl = save_pkl
+
+
+def _choose_cache(config: Any) -> None:
+    """Replace an unusable compile cache by a temporary one; refuse an unsafe one."""
+    try:
+        directory = Path(config.compiledir)  # Theano creates it here
+        _refuse_unsafe(directory)
+        _check_writable(directory)
+    except (OSError, ValueError) as error:
+        # Theano does not allow changing this setting.
+        type(config).compiledir.val = make_temporary_cache(config.base_compiledir, _reason_of(error))
+    # libgpuarray caches machine code under names that are the same for all cards of a generation.
+    cache = os.path.join(config.compiledir, "gpuarray_kernels", fingerprint_cards())
+    type(config.gpuarray).cache_path.default = cache
+
+
+def _reason_of(error: Exception) -> str:
+    """Return the operating system's text for an error that Theano may have wrapped in a ValueError."""
+    cause = error
+    if isinstance(error.__context__, OSError):
+        cause = error.__context__
+    return getattr(cause, "strerror", None) or str(cause)
+
+
+def fingerprint_cards(folder: Path = _CARDS) -> str:
+    """Return a hash of the models of this machine's cards, as NVIDIA's driver lists them in `folder`."""
+    text = "".join(sorted(path.read_text() for path in folder.glob("*/information")))
+    models = sorted(set(re.findall(r"^Model:\s*(.*?)\s*$", text, re.M)))
+    return hashlib.sha256("\n".join(models).encode()).hexdigest()[:16]
+
+
+def make_temporary_cache(cache: str, why: str) -> str:
+    """Create a private directory for compiled code, which is removed when the process ends.
+
+    Parameters
+    ----------
+    cache : str
+        Path of the compile cache that the directory replaces.
+    why : str
+        Reason why that cache cannot be used.
+
+    Raises
+    ------
+    CompileCacheUnavailable
+        If the temporary directory cannot be used either.
+    """
+    try:
+        directory = str(private_directory("shardpress-compiled-"))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        _check_writable(Path(directory))
+    except OSError as error:
+        raise CompileCacheUnavailable(
+            f"the compile cache {cache} cannot be used ({why}), and neither can a temporary directory ({error})"
+        ) from error
+    log.warning(
+        "the compile cache %s cannot be used: %s. Compiling into %s instead, which is removed at the end.",
+        cache,
+        why,
+        directory,
+    )
+    return directory
+
+
+def _check_writable(directory: Path) -> None:
+    """Check that the directory can be locked and written, and has enough free space.
+
+    Raises
+    ------
+    OSError
+    """
+    compilelock.check_lockable(str(directory))
+    with tempfile.TemporaryFile(dir=directory) as file:
+        file.write(bytes(4096))
+    n_free = _free_bytes(directory)
+    if n_free < _MIN_FREE_BYTES:
+        raise OSError(errno.ENOSPC, f"{n_free} bytes are free, expected at least {_MIN_FREE_BYTES}")
+
+
+def _free_bytes(directory: str | Path) -> float:
+    """Return the free bytes of a file system; infinity if it does not report them."""
+    found = os.statvfs(directory)
+    if found.f_blocks == 0:
+        return math.inf
+    return found.f_bavail * found.f_frsize
+
+
+def _can_hold_temporary_files() -> bool:
+    """Return whether the temporary directory has space for the compiler's files and other users cannot replace them."""
+    try:
+        folder = tempfile.gettempdir()
+        has_room = _free_bytes(folder) >= _MIN_FREE_BYTES
+        return has_room and untrusted_above(os.path.join(folder, "any")) is None
+    except FileNotFoundError:  # Python found no writable directory
+        return False
+
+
+def _refuse_unsafe(directory: Path) -> None:
+    """Refuse a cache that other users can write or replace, because Theano unpickles and loads its files.
+
+    Raises
+    ------
+    UnsafeCompileCache
+    OSError
+    """
+    found = directory.stat()
+    if found.st_uid != os.geteuid():
+        raise UnsafeCompileCache(
+            f"the compile cache {directory} belongs to user {found.st_uid}, expected {os.geteuid()}: Theano runs "
+            "code from this directory. Set base_compiledir in THEANO_FLAGS to a directory of your own."
+        )
+    if stat.S_IMODE(found.st_mode) & 0o077:
+        raise UnsafeCompileCache(
+            f"the compile cache {directory} has mode {stat.S_IMODE(found.st_mode):04o}, expected 0700: Theano runs "
+            f"code from this directory. Run: chmod 700 {directory}"
+        )
+    problem = untrusted_above(directory)
+    if problem is not None:
+        raise UnsafeCompileCache(
+            f"other users could replace the compile cache {directory}: {problem}. Theano runs code from this "
+            "directory. Run chmod go-w on that directory if it is yours; otherwise set base_compiledir in "
+            "THEANO_FLAGS to a directory below one of your own."
+        )

@@ -1,0 +1,214 @@
+"""Compiled functions of a model, in two implementations with one interface: the CPU's Ops, or Theano's graph.
+
+Any number of threads can call them. Rows can have any real dtype; a separate function is compiled for each dtype.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from shardpress_kernels import TILE_ROWS, backend, faults, ops, reference
+from shardpress_kernels.network import Network
+
+theano = backend.load()
+tensor = theano.tensor
+
+__all__ = ["GraphFunctions", "Limits", "OpFunctions"]
+
+log = logging.getLogger(__name__)
+
+_MIN_TILE_ROWS = 32
+"""Smallest number of rows of a tile. A device with too little memory for it cannot be used."""
+
+Limits = tuple[np.ndarray, np.ndarray]
+"""Smallest and largest expected value of each column, both of shape (n_inputs,)."""
+Expression = Callable[[Any], Any]
+"""Function that returns a symbolic result of symbolic rows."""
+
+
+class OpFunctions:
+    """Functions made of the Ops of `shardpress_kernels.ops`, for the CPU. At most one call per core runs at a time.
+
+    Parameters
+    ----------
+    network : Network
+    parameters : sequence of shared variables
+        Parameters of the network's encoder, in the order of its shapes.
+    scaling : sequence of shared vectors
+        Center and scale; empty if rows are scaled already.
+    limits : tuple of two ndarrays of shape (n_inputs,), or None
+        Range that `encode` checks rows against, in the dtype of the scaling.
+    n_threads : shared scalar, int64
+        Number of threads that all calls together use.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        parameters: Sequence[Any],
+        scaling: Sequence[Any],
+        limits: Limits | None,
+        n_threads: Any,
+    ) -> None:
+        self._encoder = network.encoder
+        self._output = network.output
+        self._parameters = parameters
+        self._scaling = scaling
+        self._limits = []
+        if limits is not None:
+            low, high = limits
+            self._limits = [backend.shared(low, name="low"), backend.shared(high, name="high")]
+        self._n_threads = n_threads
+        self._share = tensor.lscalar("n_threads")  # number of threads of one call
+        self._idle: dict[tuple[Any, str], list[Any]] = defaultdict(list)
+        self._n_running = 0
+        self._lock = threading.Lock()  # protects `_idle` and `_n_running`
+        self._call_slots = threading.Semaphore(backend.n_cores())  # more concurrent calls would not be faster
+
+    def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
+        """Compute features, and check rows if `inside` is given.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_rows, n_inputs)
+        out : ndarray of shape (n_rows, n_outputs), float32
+            Array to fill with the features.
+        inside : ndarray of shape (n_rows,), bool, optional
+            Array to fill: True for each row that is within the limits and has finite features.
+        """
+        inputs = [*self._parameters[: len(self._output.shapes)], self._share]
+        if inside is None:
+            self._fill(ops.Encode(self._output), inputs, rows, [out])
+        else:
+            self._fill(ops.Encode(self._output, checked=True), [*inputs, *self._limits], rows, [out, inside])
+
+    def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Fill `out` (n_rows,), float32, with the mean squared error of each row's reconstruction."""
+        self._fill(ops.Errors(self._encoder), [*self._parameters, self._share], rows, [out])
+
+    def _fill(self, op: Any, inputs: Sequence[Any], rows: np.ndarray, targets: Sequence[np.ndarray]) -> None:
+        """Fill arrays with the results of an Op: in place if their memory layout allows it."""
+        places = [target if target.flags.carray else np.empty(target.shape, target.dtype) for target in targets]
+        with self._borrowed(op, inputs, rows.dtype, targets) as (function, n_threads):
+            results = function(np.require(rows, requirements=["C", "A"]), n_threads, *places)
+            # Copy while the function is borrowed: if it does not work in place, it owns the memory of its results.
+            _copy_to(targets, results)
+
+    @contextmanager
+    def _borrowed(
+        self, op: Any, inputs: Sequence[Any], dtype: np.dtype, targets: Sequence[np.ndarray]
+    ) -> Iterator[tuple[Any, np.ndarray]]:
+        """Yield a compiled function and a number of threads for one call. Concurrent calls cannot share a function."""
+        with self._call_slots:
+            with self._lock:
+                idle = self._idle[op, dtype.name]
+                function = idle.pop() if idle else self._compile(op, inputs, dtype, targets)
+                self._n_running += 1
+                n_threads = max(1, int(self._n_threads.get_value()) // self._n_running)
+            try:
+                yield function, np.array(n_threads)
+            finally:
+                with self._lock:
+                    self._n_running -= 1
+                    idle.append(function)
+
+    def _compile(self, op: Any, inputs: Sequence[Any], dtype: np.dtype, targets: Sequence[np.ndarray]) -> Any:
+        rows = backend.matrix(dtype, "rows")
+        places = [tensor.TensorType(target.dtype.name, (False,) * target.ndim)() for target in targets]
+        results = op(rows, *inputs, *places, *self._scaling, return_list=True)
+        # Without `mutable` and `borrow`, Theano would copy the arrays instead of filling them.
+        mutable = [theano.In(place, mutable=True) for place in places]
+        outputs = [theano.Out(result, borrow=True) for result in results]
+        return backend.compile_function([rows, self._share, *mutable], outputs)
+
+
+def _copy_to(targets: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
+    """Copy the results that were not computed in place."""
+    for target, result in zip(targets, results, strict=True):
+        if result is not target:
+            target[...] = result
+
+
+class GraphFunctions:
+    """Functions made of Theano's graph of the model, for any device. They take rows tile by tile, one call at a time.
+
+    Parameters
+    ----------
+    features, errors : callable
+        Functions that return the symbolic features, and the symbolic errors, of symbolic rows.
+    limits : tuple of two ndarrays of shape (n_inputs,), or None
+        Range that `encode` checks rows against.
+    flops_per_row : int
+        Floating-point operations of the products for each row.
+    """
+
+    def __init__(self, features: Expression, errors: Expression, limits: Limits | None, flops_per_row: int) -> None:
+        self._features = features
+        self._errors = errors
+        self._limits = limits
+        self._flops_per_row = flops_per_row
+        self._tile_rows = TILE_ROWS
+        self._functions: dict[tuple[Expression, str], Any] = {}
+        self._lock = threading.Lock()  # a compiled function stores its inputs and results, so calls cannot overlap
+
+    def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
+        """Compute features, and check rows if `inside` is given: see `OpFunctions.encode`."""
+        self._fill(self._features, rows, out)
+        if inside is not None and self._limits is not None:
+            low, high = self._limits
+            # A device splits sums, which can then end in Inf - Inf. The sums of `shardpress_kernels.ops` are sequential
+            # or exact.
+            inside[:] = reference.are_within(rows, low, high) & np.isfinite(out).all(axis=1)
+
+    def errors(self, rows: np.ndarray, out: np.ndarray) -> None:
+        """Fill `out` (n_rows,), float32, with the mean squared error of each row's reconstruction."""
+        self._fill(self._errors, rows, out)
+
+    def _fill(self, expression: Expression, rows: np.ndarray, out: np.ndarray) -> None:
+        with self._lock:
+            function = self._function(expression, rows.dtype)
+            backend.use_cores_for(TILE_ROWS * self._flops_per_row)
+            start = 0
+            while start < len(rows):
+                try:
+                    start += self._fill_tile(function, rows[start:], out[start:])
+                except Exception as error:  # Theano and pygpu have no class for a lack of memory: see `faults`
+                    if not faults.is_out_of_memory(error):
+                        raise
+                    self._halve_tiles(rows, error)
+
+    def _fill_tile(self, function: Any, rows: np.ndarray, out: np.ndarray) -> int:
+        """Compute the first tile of `rows`; return its number of rows. A short tile is padded to the usual height."""
+        tile = rows[: self._tile_rows]
+        n_rows = len(tile)
+        n_missing = self._tile_rows - n_rows
+        if n_missing > 0:
+            padding = np.zeros((n_missing, rows.shape[1]), dtype=rows.dtype)
+            tile = np.concatenate([tile, padding])
+        with backend.device_call():
+            out[:n_rows] = np.asarray(function(tile))[:n_rows]
+        return n_rows
+
+    def _halve_tiles(self, rows: np.ndarray, error: Exception) -> None:
+        """Halve the height of tiles for all later calls. Features change only by the rounding of products."""
+        if self._tile_rows // 2 < _MIN_TILE_ROWS:
+            raise faults.OutOfDeviceMemory(
+                f"the device has too little memory for {self._tile_rows} rows of {rows.shape[1]} columns: {error}"
+            ) from error
+        self._tile_rows //= 2
+        log.warning("the device is out of memory: continuing with %d rows at a time", self._tile_rows)
+
+    def _function(self, expression: Expression, dtype: np.dtype) -> Any:
+        key = (expression, dtype.name)
+        if key not in self._functions:
+            rows = backend.matrix(dtype, "rows")
+            output = theano.Out(expression(rows), borrow=True)
+            self._functions[key] = backend.compile_function([rows], output)
+        return self._functions[key]

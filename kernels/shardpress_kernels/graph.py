@@ -1,0 +1,220 @@
+"""Graphs of Theano that compute a network, from its description, its variables by name, and symbolic rows.
+
+`shardpress_kernels.reference` contains the same mathematics in NumPy, with the same names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shardpress_kernels import backend
+from shardpress_kernels.activations import ACTIVATIONS, Math
+from shardpress_kernels.network import Head, Network
+from shardpress_kernels.reference import threshold
+
+theano = backend.load()
+tensor = theano.tensor
+
+__all__ = ["MATH", "Targets", "code", "error_and_gradients", "forward", "masked", "reconstruction", "row_errors"]
+
+Variables = Mapping[str, Any]
+
+MATH = Math(tensor.switch, tensor.exp, tensor.log1p, tensor.tanh, tensor.nnet.sigmoid)
+
+
+class Targets(NamedTuple):
+    """Variables of the targets of a minibatch.
+
+    Attributes
+    ----------
+    values : vector variable, float32
+        Targets of the rows, see `shardpress_kernels.reference.Targets`.
+    factor : scalar variable, float32
+        Half the number of columns, times the weight of the mean loss and the scale of the outputs.
+    scale : scalar variable, float32
+        Scale of the outputs.
+    """
+
+    values: Any
+    factor: Any
+    scale: Any
+
+
+def forward(network: Network, x: Any, variables: Variables) -> list[Any]:
+    """Return the scaled rows, followed by the output of every layer for them; the last one is the features."""
+    a = [x]
+    for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
+        z = tensor.dot(a[-1], variables[W]) + variables[b_hidden]
+        a.append(ACTIVATIONS[kind].value(MATH, z))
+    return a
+
+
+def code(network: Network, x: Any, variables: Variables) -> Any:
+    """Return the features of symbolic scaled rows."""
+    return forward(network, x, variables)[-1]
+
+
+def features(network: Network, x: Any, variables: Variables) -> Any:
+    """Return the written features of symbolic scaled rows."""
+    return forward(network, x, variables)[network.output.n_layers]
+
+
+def reconstruction(network: Network, h: Any, variables: Variables) -> Any:
+    """Return the scaled rows that the decoder computes from symbolic features."""
+    return _decode(network, h, variables)[0]
+
+
+def row_errors(network: Network, x: Any, variables: Variables) -> Any:
+    """Return the mean squared error of the reconstruction of each symbolic scaled row."""
+    y = reconstruction(network, code(network, x, variables), variables)
+    return _row_means((y - x) ** 2)
+
+
+def masked(x: Any, noise: Any, corruption: float) -> Any:
+    """Return symbolic scaled rows in which the entries with low bytes of noise are 0."""
+    return tensor.switch(noise < np.int16(threshold(corruption)), np.float32(0), x)
+
+
+def error_and_gradients(
+    network: Network,
+    x: Any,
+    visible: Any,
+    variables: Variables,
+    n_rows: Any = None,
+    targets: Targets | None = None,
+    kept: Any = None,
+) -> tuple[Any, list[Any]]:
+    """Return the symbolic mean squared error of scaled rows, and the gradients of the cost by parameter.
+
+    The cost is the mean squared error. With a head, it also includes the weighted mean loss of the targets.
+
+    The gradients are written out, because Theano would compute the sums for the biases in float64. The factor
+    ``c = 2 / (number of entries)`` is kept out of the matrices, so that the products can apply it. One layer of
+    sigmoids, for example, has::
+
+        dy = y - x                          dh = (dy . W) * h (1 - h)
+        dW = c (visible^T . dh + dy^T . h)
+        db_hidden = c (sum of dh over rows)
+        db_output = c (sum of dy over rows)
+
+    Parameters
+    ----------
+    network : Network
+    x : matrix variable (n_rows, n_inputs), float32
+        Scaled rows, which the network reconstructs.
+    visible : matrix variable (n_rows, n_inputs), float32
+        The rows that the network sees: `x`, or `x` with hidden entries.
+    variables : mapping of variables
+        Parameters by name.
+    n_rows : scalar variable, float32, optional
+        Number of rows; by default the length of `x`.
+    targets : Targets, optional
+        The targets, if the network has a head.
+    kept : vector variable, float32, optional
+        Number of the first features of each row that the decoder gets, if the network is nested.
+    """
+    a = forward(network, visible, variables)
+    mask = None
+    if kept is not None:
+        positions = np.arange(network.n_features, dtype=np.float32)
+        mask = tensor.switch(positions < kept.dimshuffle(0, "x"), np.float32(1), np.float32(0))
+    s = _decode(network, a[-1], variables, mask)
+    d = s[0] - x
+    # The mean is taken over columns and then over rows. A single float32 sum over all entries would lose digits.
+    error = tensor.mean(_row_means(d**2), acc_dtype="float32")
+    d, found = _decoder_gradients(network, d, a[-1], s, variables, mask)
+    of_head: dict[str, Any] = {}
+    if n_rows is None:
+        n_rows = x.shape[0].astype("float32")
+    c = np.float32(2 / network.n_inputs) / n_rows
+    if network.head is not None and targets is not None:
+        errors = targets.factor * _head_errors(network.head, a[-1], targets, variables)
+        # With c outside of this product, Theano would compute shapes on the host.
+        of_head = {"W_head": tensor.dot(a[-1].T, c * errors), "b_head": _sum_rows(c * errors)}
+        d = d + tensor.dot(errors, variables["W_head"].T)
+    found |= _encoder_gradients(network, d, a, found, variables)
+    gradients = {name: c * gradient for name, gradient in found.items()} | of_head
+    return error, [gradients[name] for name in network.shapes]
+
+
+def _head_errors(head: Head, h: Any, targets: Targets, variables: Variables) -> Any:
+    """Return the derivatives of the losses with respect to the outputs of the head, for symbolic features."""
+    z = targets.scale * (tensor.dot(h, variables["W_head"]) + variables["b_head"])
+    values = targets.values.dimshuffle(0, "x")
+    if head.kind == "numbers":
+        return tensor.switch(tensor.isnan(values), np.float32(0), z - values)
+    shares = tensor.nnet.softmax(z)
+    classes = np.arange(head.n_outputs, dtype=np.float32)
+    is_class = tensor.switch(tensor.eq(values, classes), np.float32(1), np.float32(0))
+    return tensor.switch(values >= np.float32(0), shares - is_class, np.float32(0))
+
+
+def _decoder_gradients(
+    network: Network, d: Any, h: Any, s: Sequence[Any], variables: Variables, mask: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Propagate derivatives `d` of the reconstruction back to the features.
+
+    Returns
+    -------
+    d : variable
+        Derivatives of the features.
+    gradients : dict of variables
+        Gradients of the mirrors' biases and of the gain, and the mirrors' part of the gradients of the weights.
+    """
+    found: dict[str, Any] = {}
+    for i, ((W, _, b_output), kind) in enumerate(zip(network.layers, network.mirrors, strict=True)):
+        d = ACTIVATIONS[kind].gradient(MATH, d, s[i])
+        found[W] = tensor.dot(d.T, s[i + 1])
+        found[b_output] = _sum_rows(d)
+        d = tensor.dot(d, variables[W])
+    if mask is not None:
+        d = d * mask
+    if network.gain:
+        found["gain"] = _sum_rows(d * (h - np.float32(network.center)))
+        d = d * variables["gain"]
+    return d, found
+
+
+def _encoder_gradients(
+    network: Network, d: Any, a: Sequence[Any], mirrored: Mapping[str, Any], variables: Variables
+) -> dict[str, Any]:
+    """Propagate derivatives `d` of the features back to the rows.
+
+    Returns
+    -------
+    dict of variables
+        Gradients of the layers' biases and of the weights, including the mirrors' part in `mirrored`.
+    """
+    found: dict[str, Any] = {}
+    for i, (W, b_hidden, _) in reversed(list(enumerate(network.layers))):
+        d = ACTIVATIONS[network.activations[i]].gradient(MATH, d, a[i + 1])
+        found[W] = tensor.dot(a[i].T, d) + mirrored[W]
+        found[b_hidden] = _sum_rows(d)
+        d = tensor.dot(d, variables[W].T)
+    return found
+
+
+def _decode(network: Network, h: Any, variables: Variables, mask: Any = None) -> list[Any]:
+    """Return the outputs of all mirrors for symbolic features, from the reconstruction to the last mirror's input."""
+    start = h
+    if network.gain:
+        start = (h - np.float32(network.center)) * variables["gain"]
+    if mask is not None:
+        start = start * mask
+    s = [start]
+    mirrors = list(zip(network.layers, network.mirrors, strict=True))
+    for (W, _, b_output), kind in reversed(mirrors):
+        z = tensor.dot(s[0], variables[W].T) + variables[b_output]
+        s.insert(0, ACTIVATIONS[kind].value(MATH, z))
+    return s
+
+
+def _row_means(matrix: Any) -> Any:
+    return tensor.mean(matrix, axis=1, acc_dtype="float32")
+
+
+def _sum_rows(matrix: Any) -> Any:
+    return tensor.sum(matrix, axis=0, acc_dtype="float32")

@@ -1,0 +1,490 @@
+"""The model on the CPU as three Ops: one encodes, one computes reconstruction errors, and one takes a training step.
+
+Each Op takes raw rows in their own dtype. It works tile by tile in the caches, on all cores, and releases the GIL. The
+C code is in the directory ``native``, one subject per file. Theano compiles it and caches the result.
+`shardpress_kernels.reference` contains the mathematics in NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shardpress_kernels import backend, reference
+from shardpress_kernels.activations import ACTIVATIONS, Activation
+from shardpress_kernels.network import Network, TargetLoss
+from shardpress_kernels.rules import RULES, UpdateRule
+from shardpress_kernels.updates import Rule
+
+theano: Any = backend.load()
+tensor = theano.tensor
+
+__all__ = ["DTYPES", "Encode", "Errors", "Step"]
+
+DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)) | {"float32", "float64"}
+"""Names of the dtypes that rows can have."""
+
+_FOLDER = Path(__file__).parent / "native"
+# A header comes after the headers that it depends on.
+_HEADERS = (
+    "vectors",
+    "transpose",
+    "products",
+    "activations",
+    "team",
+    "memory",
+    "rows",
+    "model",
+    "forward",
+    "folded",
+    "quantized",
+    "int8_products",
+    "arrays",
+)
+
+
+@cache
+def _source(file: str) -> str:
+    """Return the text of all headers and of one file of the directory ``native``."""
+    names = [*(f"{header}.h" for header in _HEADERS), file]
+    return "\n".join((_FOLDER / name).read_text() for name in names)
+
+
+class _Inputs(NamedTuple):
+    """Inputs of an Op without the scaling: arrays for NumPy, names of variables for C."""
+
+    first: list[Any]
+    parameters: list[Any]
+    last: list[Any]
+
+
+class _Native(theano.Op):
+    """An Op whose first input is the rows, and whose C code is a file of the directory ``native``.
+
+    Its inputs include all parameters of the network, in the order of the network's shapes. The last inputs are the
+    scaling: center and scale, or nothing. Some inputs are changed, and are returned as the last outputs. By default an
+    Op changes copies of them, as Theano requires; an optimization then lets it change them in place.
+
+    Parameters
+    ----------
+    network : Network
+    n_inputs : int
+        Number of inputs without the scaling.
+    changed : range
+        Positions of the inputs that are changed.
+    inplace : bool
+        Whether these inputs are changed in place.
+
+    Attributes
+    ----------
+    file : str
+        Name of the file in the directory ``native``.
+    new_types : tuple of types
+        Types of the outputs that are not changed inputs. These outputs come first.
+    """
+
+    __props__: tuple[str, ...] = ("network", "inplace")
+    file = ""
+    new_types: tuple[Any, ...] = ()
+
+    def __init__(self, network: Network, n_inputs: int, changed: range, inplace: bool) -> None:
+        self.network = network
+        self.n_inputs = n_inputs
+        self.changed = changed
+        self.inplace = inplace
+        if inplace:
+            # Theano then ensures that no other operation reads these inputs afterwards.
+            n_new = len(self.new_types)
+            self.destroy_map = {n_new + i: [position] for i, position in enumerate(changed)}
+
+    def split(self, inputs: Sequence[Any], n_first: int) -> _Inputs:
+        """Split inputs into the first `n_first`, the parameters, and the rest."""
+        end = n_first + len(self.network.shapes)
+        return _Inputs(list(inputs[:n_first]), list(inputs[n_first:end]), list(inputs[end:]))
+
+    def in_place(self) -> _Native:
+        """Return the same Op in the variant that changes its inputs in place."""
+        settings = {name: getattr(self, name) for name in self.__props__}
+        settings["inplace"] = True
+        return type(self)(**settings)
+
+    def make_node(self, *inputs: Any) -> Any:
+        """Apply the Op. Inputs are not checked, because only this package makes them."""
+        new = [new_type() for new_type in self.new_types]
+        changed = [inputs[i].type() for i in self.changed]
+        return theano.Apply(self, list(inputs), new + changed)
+
+    # -- in NumPy --
+
+    def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Change inputs in place, and return the new outputs."""
+        raise NotImplementedError
+
+    def perform(self, node: Any, inputs: Sequence[np.ndarray], output_storage: Any) -> None:
+        """Compute in NumPy what the C code computes."""
+        arrays = list(inputs) if self.inplace else self._copy_changed(inputs)
+        new = self.compute(arrays[: self.n_inputs], arrays[self.n_inputs :])
+        changed = [arrays[i] for i in self.changed]
+        for storage, output in zip(output_storage, [*new, *changed], strict=True):
+            storage[0] = output
+
+    def _copy_changed(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        arrays = list(inputs)
+        for i in self.changed:
+            arrays[i] = arrays[i].copy()
+        return arrays
+
+    # -- in C --
+
+    def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
+        """Return C code that changes inputs in place, allocates the new outputs, and then sets ``done`` to 1."""
+        raise NotImplementedError
+
+    def c_code(self, node: Any, name: str, inputs: Sequence[str], outputs: Sequence[str], sub: Any) -> str:
+        """Return C code that uses the changed inputs, or copies of them, as outputs, and calls the native code."""
+        arrays = list(inputs)
+        lines = ["int done = 0;"]
+        n_new = len(self.new_types)
+        for position, output in zip(self.changed, outputs[n_new:], strict=True):
+            lines += self._output_of_input(arrays[position], output, sub["fail"])
+            arrays[position] = output
+        scaling = arrays[self.n_inputs :] or ["NULL", "NULL"]
+        call = self.call(arrays[: self.n_inputs], scaling, outputs[:n_new], f"&memory_{name}")
+        lines.append(f"{{ {call} }}")  # in a block, because a jump to the failure label must not cross declarations
+        lines.append(f"if (!done) {sub['fail']}")
+        return "\n".join(lines)
+
+    def _output_of_input(self, array: str, output: str, fail: str) -> list[str]:
+        """Return C statements that use an input, or its copy, as an output."""
+        release = f"Py_XDECREF({output});"  # the output of the previous call
+        if self.inplace:
+            return [release, f"{output} = {array}; Py_INCREF({output});"]
+        return [
+            release,
+            f"{output} = (PyArrayObject *)PyArray_NewCopy({array}, NPY_CORDER);",
+            f"if (!{output}) {fail}",
+        ]
+
+    def macros(self) -> dict[str, Any]:
+        """Return the macros that describe the network to the C code. Widths are not among them."""
+        hidden = ACTIVATIONS[self.network.activation]
+        code = ACTIVATIONS[self.network.code]
+        names = [f'"{name}"' for name in self.network.shapes]
+        return {
+            "N_LAYERS": self.network.n_layers,
+            **_activation_macros("HIDDEN", hidden),
+            **_activation_macros("CODE", code),
+            "CODE_IS_BOUNDED": int(code.limits is not None),
+            "CENTER": f"{code.middle}f",
+            "HAS_GAIN": int(self.network.gain),
+            "HAS_HEAD": int(self.network.head is not None),
+            "IS_NESTED": int(self.network.nested),
+            "TARGETS_ARE_CLASSES": int(self.network.head is not None and self.network.head.kind == "classes"),
+            "NAMES": ", ".join(names),
+        }
+
+    def c_support_code_apply(self, node: Any, name: str) -> str:
+        """Return all C code for the dtypes of a node."""
+        macros = _dtype_macros(node.inputs[0], node.inputs[self.n_inputs :], self.macros())
+        defines = [f"#define {macro} {value}" for macro, value in macros.items()]
+        includes = ["#include <math.h>", "#include <stdlib.h>", "#include <string.h>"]
+        return "\n".join([*includes, *defines, _source(self.file)])
+
+    def c_code_cache_version(self) -> tuple[str, ...]:
+        """Return a version that changes with the code."""
+        macros = repr(sorted(self.macros().items()))
+        source = macros + _source(self.file)
+        return (sha256(source.encode()).hexdigest(), "1")  # 1: version of the code that `c_code` generates
+
+    def c_compile_args(self) -> list[str]:
+        """Return flags for threads, and for vectorized square roots, which cannot set errno."""
+        return ["-pthread", "-fno-math-errno"]
+
+    def c_support_code_struct(self, node: Any, name: str) -> str:
+        """Declare the memory that a compiled function keeps between its calls."""
+        return f"Memory memory_{name};"
+
+    def c_init_code_struct(self, node: Any, name: str, sub: Any) -> str:
+        """Initialize the memory as empty."""
+        return f"memset(&memory_{name}, 0, sizeof memory_{name});"
+
+    def c_cleanup_code_struct(self, node: Any, name: str) -> str:
+        """Free the memory."""
+        return f"free(memory_{name}.start);"
+
+
+def _activation_macros(prefix: str, activation: Activation) -> dict[str, str]:
+    return {
+        f"{prefix}_VALUE(z)": f"({activation.c_value})",
+        f"{prefix}_GRADIENT(gradient, out)": f"({activation.c_gradient})",
+    }
+
+
+def _dtype_macros(rows: Any, scaling: Sequence[Any], network: dict[str, Any]) -> dict[str, Any]:
+    """Return all macros: the macros for the dtypes of rows and scaling, and the macros of the network."""
+    row = _c_type(rows)
+    scale = _c_type(scaling[0]) if scaling else "float"
+    # The bits of Inf, NaN and negative numbers, read as unsigned integers, are larger than the bits of all others.
+    bits = "npy_uint64" if scale == "npy_float64" else "npy_uint32"
+    return {
+        "ROW": row,
+        "SCALING": scale,
+        "BITS": bits,
+        **network,
+        "ROWS_ARE_BYTES": int(row == "npy_uint8" and scale == "npy_float32"),
+        "ROWS_ARE_FLOATS": int(row == "npy_float32" and scale in ("float", "npy_float32")),
+    }
+
+
+def _c_type(variable: Any) -> str:
+    return str(variable.type.dtype_specs()[1])
+
+
+class Encode(_Native):
+    """``(rows, *parameters, n_threads, out, *scaling) -> out``, filled with features (n_rows, n_features), float32.
+
+    The bits of a row's features do not depend on other rows or on the number of threads. Rows of bytes that are scaled
+    in float32 are multiplied as integers if the processor has an instruction for it, and if this is at least as
+    accurate for W and the scaling: see ``native/quantized.h``. The quantized W is kept between calls.
+
+    Parameters
+    ----------
+    network : Network
+    checked : bool
+        Also check rows: ``(rows, *parameters, n_threads, low, high, out, inside, *scaling) -> out, inside``. `inside`,
+        (n_rows,), bool, is true if all values of a row are between low and high, and all of its features are finite.
+        NaN and Inf are outside the range.
+    """
+
+    __props__ = ("network", "checked", "inplace")
+    file = "encode.c"
+
+    def __init__(self, network: Network, checked: bool = False, inplace: bool = False) -> None:
+        self.checked = checked
+        n_changed = 2 if checked else 1  # out and inside
+        n_others = 6 if checked else 3
+        n_inputs = len(network.shapes) + n_others
+        super().__init__(network, n_inputs, range(n_inputs - n_changed, n_inputs), inplace)
+
+    def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Encode in NumPy."""
+        (rows,), parameters, last = self.split(inputs, 1)
+        code = reference.code(self.network, reference.scaled(rows, scaling), parameters)
+        if self.checked:
+            _, low, high, out, inside = last
+            out[:] = code
+            inside[:] = reference.are_within(rows, low, high) & np.isfinite(out).all(axis=1)
+        else:
+            _, out = last
+            out[:] = code
+        return []
+
+    def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
+        """Encode in C."""
+        (rows,), parameters, last = self.split(inputs, 1)
+        if self.checked:
+            n_threads, low, high, out, inside = last
+            targets = [out, low, high, inside]
+        else:
+            n_threads, out = last
+            targets = [out, "NULL", "NULL", "NULL"]
+        arguments = [memory, rows, "parameters", _number(n_threads), *targets, *scaling]
+        return f"{_array('parameters', parameters)} done = encode_arrays({', '.join(arguments)});"
+
+
+class Errors(_Native):
+    """``(rows, *parameters, n_threads, out, *scaling) -> out``: mean squared errors (n_rows,), float32."""
+
+    file = "reconstruction.c"
+
+    def __init__(self, network: Network, inplace: bool = False) -> None:
+        n_inputs = len(network.shapes) + 3
+        super().__init__(network, n_inputs, range(n_inputs - 1, n_inputs), inplace)
+
+    def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Compute errors in NumPy."""
+        (rows,), parameters, (_, out) = self.split(inputs, 1)
+        out[:] = reference.row_errors(self.network, reference.scaled(rows, scaling), parameters)
+        return []
+
+    def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
+        """Compute errors in C."""
+        (rows,), parameters, (n_threads, out) = self.split(inputs, 1)
+        arguments = [memory, rows, "parameters", _number(n_threads), out, *scaling]
+        return f"{_array('parameters', parameters)} done = errors_arrays({', '.join(arguments)});"
+
+
+class _StepInputs(NamedTuple):
+    """First inputs of a `Step`: arrays for NumPy, names of variables for C."""
+
+    rows: Any
+    numbers: Any  # None if `rows` is the minibatch
+    noise: Any  # None without corruption
+    kept: Any  # None unless nested
+    targets: Any  # None without a head
+    target_factor: Any
+    target_scale: Any
+    learning_rate: Any
+    rate: Any
+    n_threads: Any
+
+
+class Step(_Native):
+    """A step of training.
+
+    The inputs are ``(rows, *numbers, *noise, *kept, *targets, learning_rate, rate, n_threads, *parameters, *states,
+    *scaling)``. The outputs are the mean squared error of the minibatch before the step, the new parameters, and the
+    new states of the rule in the order of the parameters. Their bits do not depend on the number of threads.
+
+    Parameters
+    ----------
+    network : Network
+    rule : Rule
+        The update rule. The input `rate` is `shardpress_kernels.updates.rate_of` of the learning rate.
+    corruption : float
+        Fraction of the entries that the network does not see. If it is not 0, the input `noise` (n_rows, n_inputs),
+        uint8, selects them.
+    resident : bool
+        Whether the minibatch is given as the numbers, int64, of its rows in `rows`.
+
+    A nested network has the input `kept` (n_rows,), float32. A network with a head has three inputs `targets`, as in
+    `shardpress_kernels.graph.Targets`.
+    """
+
+    __props__ = ("network", "rule", "corruption", "resident", "inplace")
+    file = "step.c"
+    new_types = (tensor.fscalar,)  # the cost
+
+    def __init__(self, network: Network, rule: Rule, corruption: float, resident: bool, inplace: bool = False) -> None:
+        self.rule = rule
+        self.corruption = float(corruption)
+        self.resident = resident
+        self._n_first = 4 + bool(corruption) + resident + network.nested + 3 * (network.head is not None)
+        n_changed = len(network.shapes) * (1 + len(RULES[rule.name].states))
+        end = self._n_first + n_changed
+        super().__init__(network, end, range(self._n_first, end), inplace)
+
+    @property
+    def _record(self) -> UpdateRule:
+        # The record is not an attribute, because Theano pickles Ops for the keys of its compile cache.
+        return RULES[self.rule.name]
+
+    def macros(self) -> dict[str, Any]:
+        """Return the macros that describe the network and the rule to the C code."""
+        macros = super().macros()
+        names = [*self._record.states, "unused", "unused_too"]
+        macros["STATE_0"] = names[0]
+        macros["STATE_1"] = names[1]
+        macros["UPDATE"] = " ".join(self._record.c.split())
+        return macros
+
+    def _name_inputs(self, first: Sequence[Any]) -> _StepInputs:
+        rows, *optional, learning_rate, rate, n_threads = first
+        numbers = optional.pop(0) if self.resident else None
+        noise = optional.pop(0) if self.corruption else None
+        kept = optional.pop(0) if self.network.nested else None
+        targets, factor, scale = optional or (None, None, None)
+        return _StepInputs(rows, numbers, noise, kept, targets, factor, scale, learning_rate, rate, n_threads)
+
+    def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Take a step in NumPy."""
+        first, parameters, states = self.split(inputs, self._n_first)
+        named = self._name_inputs(first)
+        cost, gradients = self._gradients(named, parameters, scaling)
+        n_states = len(self._record.states)
+        for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+            own = states[i * n_states : (i + 1) * n_states]
+            self._update([parameter, *own], gradient, float(named.learning_rate), float(named.rate))
+        return [np.array(cost, dtype=np.float32)]
+
+    def _gradients(
+        self, named: _StepInputs, parameters: Sequence[np.ndarray], scaling: Sequence[np.ndarray]
+    ) -> tuple[float, list[np.ndarray]]:
+        """Return the cost of a minibatch and its gradients."""
+        rows = named.rows
+        if named.numbers is not None:
+            rows = rows[named.numbers]
+        x = reference.scaled(rows, scaling)
+        visible = x
+        if named.noise is not None:
+            visible = reference.masked(x, named.noise, self.corruption)
+        targets = None
+        if named.targets is not None:
+            scale = float(named.target_scale)
+            weight = float(named.target_factor) * 2 / self.network.n_inputs / scale
+            targets = reference.Targets(named.targets, TargetLoss(weight, scale))
+        return reference.gradients(self.network, x, visible, parameters, targets, named.kept)
+
+    def _update(self, arrays: Sequence[np.ndarray], gradient: np.ndarray, learning_rate: float, rate: float) -> None:
+        """Update a parameter and its states in place."""
+        parameter, *states = arrays
+        start = parameter
+        if parameter.ndim == 2:
+            start = parameter * (1 - learning_rate * self.rule.weight_decay)
+        new = self._record.update(start, gradient, rate, self.rule.momentum, *states)
+        for array, values in zip(arrays, new, strict=True):
+            array[...] = values
+
+    def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
+        """Take a step in C."""
+        first, parameters, states = self.split(inputs, self._n_first)
+        named = self._name_inputs(first)
+        (cost,) = outputs
+        calls = [
+            f"take_rows(&step.rows, {named.rows}, {named.numbers or 'NULL'}, {', '.join(scaling)})",
+            f"take_parameters(&step, parameters, states, {len(self._record.states)})",
+        ]
+        if named.noise is not None:
+            calls.append(f"take_noise(&step, {named.noise}, {reference.threshold(self.corruption)})")
+        if named.kept is not None:
+            calls.append(f"take_kept(&step, {named.kept})")
+        if named.targets is not None:
+            numbers = f"{_number(named.target_factor, 'float')}, {_number(named.target_scale, 'float')}"
+            calls.append(f"take_targets(&step, {named.targets}, {numbers})")
+        return f"""
+            {_array("parameters", parameters)}
+            {_array("states", states)}
+            Step step;
+            memset(&step, 0, sizeof step);
+            step.rate = {_number(named.rate, "float")};
+            step.decay = {self.rule.momentum!r};
+            step.shrinks = {self.rule.weight_decay!r} * {_number(named.learning_rate, "float")};
+            step.n_threads = {_number(named.n_threads)};
+            Py_XDECREF({cost});
+            {cost} = (PyArrayObject *)PyArray_SimpleNew(0, NULL, NPY_FLOAT32);
+            done = {cost} && {" && ".join(calls)} && step_arrays(&step, {memory});
+            if (done)
+                {_number(cost, "float")} = step.cost;
+        """
+
+
+def _number(scalar: str, dtype: str = "npy_int64") -> str:
+    """Return a C expression for the value of a NumPy array without dimensions."""
+    return f"*({dtype} *)PyArray_DATA({scalar})"
+
+
+def _array(name: str, values: Sequence[str]) -> str:
+    """Return a C declaration of an array of NumPy arrays."""
+    return f"PyArrayObject *{name}[] = {{{', '.join(values)}}};"
+
+
+@theano.gof.local_optimizer([Encode, Errors, Step])
+def _in_place(node: Any) -> Any:
+    """Let Ops change inputs in place if no other operation needs them."""
+    if not isinstance(node.op, _Native) or node.op.inplace:
+        return False
+    return node.op.in_place()(*node.inputs, return_list=True)
+
+
+theano.compile.optdb.register(
+    "shardpress_in_place",
+    theano.gof.TopoOptimizer(_in_place, failure_callback=theano.gof.TopoOptimizer.warn_inplace),
+    75,  # the position at which Theano registers its own in-place optimizations
+    "fast_run",
+    "inplace",
+)

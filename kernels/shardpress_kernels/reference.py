@@ -1,0 +1,338 @@
+"""The mathematics of networks in plain NumPy and float64: the reference for graphs and C code.
+
+Parameters are given by name, or in the order of the network's `shapes`. `shardpress_kernels.network` lists the
+equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from shardpress_kernels.activations import ACTIVATIONS, Math
+from shardpress_kernels.network import Head, Network, TargetLoss
+
+__all__ = [
+    "MATH",
+    "Targets",
+    "activated",
+    "are_within",
+    "code",
+    "code_of",
+    "features",
+    "first_features",
+    "forward",
+    "gradients",
+    "head_errors",
+    "head_outputs",
+    "masked",
+    "row_errors",
+    "scaled",
+    "target_losses",
+    "threshold",
+]
+
+Parameters = Mapping[str, np.ndarray] | Sequence[np.ndarray]
+
+
+class Targets(NamedTuple):
+    """Targets of the rows of a minibatch.
+
+    Attributes
+    ----------
+    values : ndarray of shape (n_rows,), float32
+        Number of the class of each row, or -1; or a number, or NaN. See `shardpress_kernels.network`.
+    loss : TargetLoss
+    """
+
+    values: np.ndarray
+    loss: TargetLoss
+
+
+def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
+    """Return scaled rows, rounded to float32.
+
+    The C code that multiplies bytes as integers does not round scaled rows, so its results differ by this rounding.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n_rows, n_inputs), any real dtype
+    scaling : sequence of two ndarrays of shape (n_inputs,), or empty
+        Center and scale. Rows are scaled in the dtype of these arrays.
+
+    Returns
+    -------
+    ndarray of shape (n_rows, n_inputs), float64
+    """
+    if not scaling:
+        return rows.astype(np.float32).astype(np.float64)
+    center, scale = scaling
+    return ((rows.astype(center.dtype) - center) * scale).astype(np.float32).astype(np.float64)
+
+
+def are_within(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Return whether all values of each row are in a range: shape (n_rows,), bool. NaN is in no range.
+
+    Parameters
+    ----------
+    rows : ndarray of shape (n_rows, n_inputs)
+    low, high : ndarray of shape (n_inputs,)
+        The range of each column. Rows are compared in the dtype of `low`.
+    """
+    with np.errstate(over="ignore"):  # a value that overflows float32 becomes Inf, which is outside
+        values = rows.astype(low.dtype, copy=False)
+    return np.asarray(((values >= low) & (values <= high)).all(axis=1))
+
+
+def threshold(corruption: float) -> int:
+    """Return how many of the 256 values of a noise byte hide an entry."""
+    return round(256 * corruption)
+
+
+def masked(x: np.ndarray, noise: np.ndarray, corruption: float) -> np.ndarray:
+    """Return scaled rows in which the entries with low bytes of noise are 0.
+
+    Source: Vincent, Larochelle, Bengio and Manzagol, "Extracting and composing robust features with denoising
+    autoencoders", 2008, section 2.3.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n_rows, n_inputs)
+    noise : ndarray of shape (n_rows, n_inputs), uint8
+    corruption : float
+        Fraction of the entries to hide.
+    """
+    return np.where(noise < threshold(corruption), 0, x)
+
+
+def forward(network: Network, x: np.ndarray, parameters: Parameters) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the outputs of every layer and of every mirror for scaled rows.
+
+    Returns
+    -------
+    a : list of ndarray of shape (n_rows, width)
+        ``a_0`` to ``a_n``: from the rows to the features.
+    s : list of ndarray of shape (n_rows, width)
+        ``s_0`` to ``s_n``: from the reconstruction to the input of the last layer's mirror.
+    """
+    named = _named(network, parameters)
+    a = _encode(network, x, named)
+    return a, _decode(network, a[-1], named)
+
+
+def _encode(network: Network, x: np.ndarray, parameters: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    a = [x]
+    for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
+        z = a[-1] @ parameters[W] + parameters[b_hidden]
+        a.append(activated(kind, z))
+    return a
+
+
+def _decode(
+    network: Network, h: np.ndarray, parameters: Mapping[str, np.ndarray], mask: np.ndarray | float = 1.0
+) -> list[np.ndarray]:
+    start = h
+    if network.gain:
+        start = (h - network.center) * parameters["gain"]
+    s = [start * mask]
+    mirrors = list(zip(network.layers, network.mirrors, strict=True))
+    for (W, _, b_output), kind in reversed(mirrors):
+        z = s[0] @ parameters[W].T + parameters[b_output]
+        s.insert(0, activated(kind, z))
+    return s
+
+
+def code(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
+    """Return the code of scaled rows: shape (n_rows, n_features)."""
+    a, _ = forward(network, x, parameters)
+    return a[-1]
+
+
+def features(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
+    """Return the written features of scaled rows: shape (n_rows, n_outputs)."""
+    a, _ = forward(network, x, parameters)
+    return a[network.output.n_layers]
+
+
+def code_of(network: Network, written: np.ndarray, parameters: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the code (n_rows, n_features) of written features (n_rows, n_outputs)."""
+    h = written
+    layers = list(zip(network.layers, network.activations, strict=True))
+    for (W, b_hidden, _), kind in layers[network.output.n_layers :]:
+        h = activated(kind, h @ parameters[W] + parameters[b_hidden])
+    return h
+
+
+def row_errors(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
+    """Return the mean squared error of the reconstruction of each scaled row: shape (n_rows,)."""
+    _, s = forward(network, x, parameters)
+    return np.mean((s[0] - x) ** 2, axis=1)
+
+
+def head_outputs(h: np.ndarray, parameters: Mapping[str, np.ndarray], scale: float) -> np.ndarray:
+    """Return the outputs (n_rows, n_outputs) of the head for features (n_rows, n_features)."""
+    return scale * (h @ parameters["W_head"] + parameters["b_head"])
+
+
+def target_losses(head: Head, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return the loss of each row for outputs of the head: shape (n_rows,), 0 for rows without a target.
+
+    Parameters
+    ----------
+    z : ndarray of shape (n_rows, n_outputs)
+    targets : ndarray of shape (n_rows,)
+    """
+    if head.kind == "numbers":
+        return np.where(np.isnan(targets), 0, (z[:, 0] - targets) ** 2 / 2)
+    largest = z.max(axis=1)
+    log_sums = largest + np.log(np.exp(z - largest[:, None]).sum(axis=1))
+    has_target = targets >= 0
+    classes = np.where(has_target, targets, 0).astype(np.int64)
+    return np.where(has_target, log_sums - z[np.arange(len(z)), classes], 0)
+
+
+def head_errors(head: Head, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return the derivatives of the losses with respect to the outputs of the head: shape (n_rows, n_outputs)."""
+    targets = targets[:, None]
+    if head.kind == "numbers":
+        return np.where(np.isnan(targets), 0, z - targets)
+    shares = np.exp(z - z.max(axis=1, keepdims=True))
+    shares = shares / shares.sum(axis=1, keepdims=True)
+    return (targets >= 0) * (shares - (targets == np.arange(head.n_outputs)))
+
+
+def first_features(kept: np.ndarray | None, n_features: int) -> np.ndarray | float:
+    """Return a mask (n_rows, n_features) of the first `kept` (n_rows,) features of each row; 1 if all are kept."""
+    if kept is None:
+        return 1.0
+    return (np.arange(n_features) < kept[:, None]).astype(np.float64)
+
+
+def gradients(
+    network: Network,
+    x: np.ndarray,
+    visible: np.ndarray,
+    parameters: Parameters,
+    targets: Targets | None = None,
+    kept: np.ndarray | None = None,
+) -> tuple[float, list[np.ndarray]]:
+    """Return the mean squared error of scaled rows, and the gradients of the cost in the order of the parameters.
+
+    The cost is the mean squared error. With a head, it also includes the weighted mean loss of the targets.
+
+    Parameters
+    ----------
+    network : Network
+    x : ndarray of shape (n_rows, n_inputs)
+        Scaled rows, which the network reconstructs.
+    visible : ndarray of shape (n_rows, n_inputs)
+        The rows that the network sees: `x`, or `x` with hidden entries.
+    parameters : mapping or sequence of ndarray
+    targets : Targets, optional
+        The targets, if the network has a head.
+    kept : ndarray of shape (n_rows,), optional
+        Number of the first features of each row that the decoder gets, if the network is nested.
+
+    Returns
+    -------
+    error : float
+        Mean squared error over all entries.
+    gradients : list of ndarray
+        Gradients, in the shapes of the parameters.
+    """
+    named = _named(network, parameters)
+    a = _encode(network, visible, named)
+    mask = first_features(kept, network.n_features)
+    s = _decode(network, a[-1], named, mask)
+    d = s[0] - x
+    error = float(np.mean(d**2))
+    c = 2 / x.size  # factor from the derivative of the mean
+    d, found = _decoder_gradients(network, d, a[-1], s, named, mask)
+    if network.head is not None and targets is not None:
+        weight, scale = targets.loss
+        z = head_outputs(a[-1], named, scale)
+        errors = head_errors(network.head, z, targets.values) * (weight * scale / len(x) / c)
+        found["W_head"] = a[-1].T @ errors
+        found["b_head"] = errors.sum(axis=0)
+        d = d + errors @ named["W_head"].T
+    found |= _encoder_gradients(network, d, a, found, named)
+    return error, [c * found[name] for name in network.shapes]
+
+
+def _decoder_gradients(
+    network: Network,
+    d: np.ndarray,
+    h: np.ndarray,
+    s: Sequence[np.ndarray],
+    parameters: Mapping[str, np.ndarray],
+    mask: np.ndarray | float,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Propagate derivatives `d` of the reconstruction back to the features.
+
+    Returns
+    -------
+    d : ndarray of shape (n_rows, n_features)
+        Derivatives of the features.
+    gradients : dict of ndarray
+        Gradients of the mirrors' biases and of the gain, and the mirrors' part of the gradients of the weights.
+    """
+    found: dict[str, np.ndarray] = {}
+    for i, ((W, _, b_output), kind) in enumerate(zip(network.layers, network.mirrors, strict=True)):
+        d = d * _derivatives(kind, s[i])
+        found[W] = d.T @ s[i + 1]
+        found[b_output] = d.sum(axis=0)
+        d = d @ parameters[W]
+    d = d * mask
+    if network.gain:
+        found["gain"] = (d * (h - network.center)).sum(axis=0)
+        d = d * parameters["gain"]
+    return d, found
+
+
+def _encoder_gradients(
+    network: Network,
+    d: np.ndarray,
+    a: Sequence[np.ndarray],
+    mirrored: Mapping[str, np.ndarray],
+    parameters: Mapping[str, np.ndarray],
+) -> dict[str, np.ndarray]:
+    """Propagate derivatives `d` of the features back to the rows.
+
+    Returns
+    -------
+    dict of ndarray
+        Gradients of the layers' biases and of the weights, including the mirrors' part in `mirrored`.
+    """
+    found: dict[str, np.ndarray] = {}
+    for i, (W, b_hidden, _) in reversed(list(enumerate(network.layers))):
+        d = d * _derivatives(network.activations[i], a[i + 1])
+        found[W] = mirrored[W] + a[i].T @ d
+        found[b_hidden] = d.sum(axis=0)
+        d = d @ parameters[W].T
+    return found
+
+
+def _named(network: Network, parameters: Parameters) -> Mapping[str, np.ndarray]:
+    if isinstance(parameters, Mapping):
+        return parameters
+    return dict(zip(network.shapes, parameters, strict=True))
+
+
+def _sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
+
+
+MATH = Math(np.where, np.exp, np.log1p, np.tanh, _sigmoid)
+
+
+def activated(kind: str, z: np.ndarray) -> np.ndarray:
+    """Return the outputs of an activation for inputs `z` of any shape, in their dtype."""
+    with np.errstate(over="ignore"):  # exp(-z) is Inf far below 0, where the sigmoid is 0
+        return np.asarray(ACTIVATIONS[kind].value(MATH, z))
+
+
+def _derivatives(kind: str, a: np.ndarray) -> np.ndarray:
+    """Return the derivatives of an activation as a function of its outputs."""
+    return np.asarray(ACTIVATIONS[kind].gradient(MATH, np.ones_like(a), a))

@@ -1,0 +1,263 @@
+"""Functions that wait for a scheduler and its workers, with time limits, log messages and handling of signals."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from distributed import Client, Future
+
+from shardpress import signals
+from shardpress.errors import quantity
+
+__all__ = [
+    "SchedulerMonitor",
+    "disconnect_if_silent",
+    "retry_if_worker_lost",
+    "submit_to_each",
+    "wait_for_answers",
+    "wait_until",
+    "workers_of",
+]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_WAIT_INTERVAL = 0.1  # seconds
+_WATCH_INTERVAL = 0.5  # seconds
+_FIRST_LOG = 3.0  # seconds
+_LOG_INTERVAL = 30.0  # seconds
+_MAX_TRIES = 5
+_MAX_SILENCE = 300.0  # seconds without an answer; Dask waits equally long for a worker
+
+
+def wait_until(
+    condition: Callable[[], T],
+    description: str,
+    seconds: float,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> T:
+    """Call a function until its result is true, and return the result.
+
+    Parameters
+    ----------
+    condition : callable
+        Function to call repeatedly.
+    description : str
+        Description of the condition for the log.
+    seconds : float
+        Time limit. After that, the last result is returned although it is false.
+    clock : callable
+        Function that returns the time in seconds.
+    sleep : callable
+        Function that waits for a number of seconds.
+
+    Raises
+    ------
+    Stopped
+        If a signal was received.
+    """
+    start = clock()
+    next_log = start + _FIRST_LOG
+    while not (result := condition()):
+        signals.check()
+        now = clock()
+        if now - start > seconds:
+            break
+        if now > next_log:
+            log.info("cluster: waiting for %s, %.0f of %.0f s", description, now - start, seconds)
+            next_log = now + _LOG_INTERVAL
+        sleep(_WAIT_INTERVAL)
+    return result
+
+
+def retry_if_worker_lost(request: Callable[[], T], is_connected: Callable[[], bool]) -> T:
+    """Send a request to all workers. Repeat the request if it fails because a worker is lost.
+
+    Parameters
+    ----------
+    request : callable
+        Function that sends the request and raises `OSError` if a worker is lost. It can be called several times.
+    is_connected : callable
+        Function that returns whether the scheduler is still connected. If it is not, the error is raised.
+    """
+    for _ in range(_MAX_TRIES - 1):
+        try:
+            return request()
+        except OSError as error:
+            if not is_connected():
+                raise
+            log.debug("cluster: a worker was lost during a request: %s", error)
+    return request()
+
+
+def submit_to_each(
+    client: Client, workers: Iterable[str], function: Callable[[Any], Any], argument: object, priority: int = 0
+) -> dict[str, Future]:
+    """Submit a call of a function to each worker.
+
+    Parameters
+    ----------
+    client : Client
+        Client of the scheduler.
+    workers : iterable of str
+        Addresses of the workers.
+    function : callable
+        Function to call on each worker.
+    argument : object
+        Argument of the function.
+    priority : int
+        Priority among the tasks of a worker. Other tasks have priority 0.
+
+    Returns
+    -------
+    dict of str to Future
+        Future of each call. Keys are the addresses of the workers.
+    """
+    futures = {}
+    for address in workers:
+        futures[address] = client.submit(
+            function, argument, workers=[address], allow_other_workers=False, pure=False, priority=priority
+        )
+    return futures
+
+
+def wait_for_answers(client: Client, futures: Mapping[str, Future], seconds: float) -> None:
+    """Wait until all futures are done, except futures of lost workers, whose tasks remain pending.
+
+    Parameters
+    ----------
+    client : Client
+        Client that submitted the tasks.
+    futures : mapping of str to Future
+        Futures as `submit_to_each` returns them.
+    seconds : float
+        Time limit.
+    """
+
+    def is_over() -> bool:
+        pending = {address for address, future in futures.items() if not future.done()}
+        return not pending or pending.isdisjoint(workers_of(client))
+
+    wait_until(is_over, f"the answers of {quantity(len(futures), 'worker')}", seconds)
+
+
+def workers_of(client: Client) -> dict[str, dict[str, Any]]:
+    """Return the scheduler's facts about its current workers. Keys are the addresses of the workers.
+
+    This function does not use `Client.scheduler_info`. The client periodically requests the same information without
+    the workers, and such an answer can replace the complete one before the method returns.
+    """
+    answer = client.sync(client.scheduler.identity, n_workers=-1)  # type: ignore[union-attr]
+    return dict(answer["workers"])
+
+
+class SchedulerMonitor:
+    """Monitor that polls a scheduler without waiting for the answers.
+
+    It detects schedulers that are suspended or cut off from the network. Their connections remain open, but they do not
+    answer.
+
+    Parameters
+    ----------
+    client : Client
+        Client that is connected to the scheduler.
+
+    Attributes
+    ----------
+    n_workers : int or None
+        Number of workers in the last answer. None before the first answer.
+    """
+
+    def __init__(self, client: Client) -> None:
+        self.n_workers: int | None = None
+        self._client = client
+        self._is_waiting = False
+        self._last_answer = time.monotonic()
+
+    def poll(self) -> float:
+        """Send a request unless an earlier one is pending, and return the seconds since the last answer."""
+        if not self._is_waiting:
+            self._is_waiting = True
+            _call_in_loop(self._client, self._request_answer)
+        return time.monotonic() - self._last_answer
+
+    async def _request_answer(self) -> None:
+        scheduler: Any = self._client.scheduler  # None if the client has been closed
+        try:
+            answer = await scheduler.identity(n_workers=0)
+            self.n_workers = int(answer["n_workers"])
+            self._last_answer = time.monotonic()
+        except Exception as error:  # the connection is lost, and the client's status also shows this
+            log.debug("cluster: the scheduler does not answer: %r", error)
+        finally:
+            self._is_waiting = False
+
+
+@contextmanager
+def disconnect_if_silent(
+    client: Client, interval: float = _WATCH_INTERVAL, max_silence: float | None = None
+) -> Iterator[None]:
+    """Within the context, close the connections of a client if the scheduler stops answering.
+
+    After that, calls that wait for the scheduler raise `OSError`, and the status of the client is no longer
+    ``running``.
+
+    Parameters
+    ----------
+    client : Client
+        Client that is connected to the scheduler.
+    interval : float
+        Seconds between two requests.
+    max_silence : float, optional
+        Seconds without an answer after which the scheduler is treated as lost. The default is five minutes.
+    """
+    if max_silence is None:
+        max_silence = _MAX_SILENCE  # read at each call, so that tests can change it for a whole run
+    ended = threading.Event()
+    arguments = (client, ended, interval, max_silence)
+    thread = threading.Thread(target=_watch, args=arguments, name="scheduler-monitor", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _watch(client: Client, ended: threading.Event, interval: float, max_silence: float) -> None:
+    """Poll a scheduler until the event is set, or until the scheduler is silent for too long."""
+    monitor = SchedulerMonitor(client)
+    last_log = 0.0  # seconds of silence at the last log message
+    while not ended.wait(interval):
+        silence = monitor.poll()
+        if silence > max_silence:
+            log.warning("cluster: the scheduler has not answered for %.0f s; treating it as lost", silence)
+            _abort_connections(client)
+            return
+        if silence < _LOG_INTERVAL:
+            last_log = 0.0
+        elif silence - last_log > _LOG_INTERVAL:
+            last_log = silence
+            log.warning("cluster: the scheduler has not answered for %.0f of %.0f s", silence, max_silence)
+
+
+def _abort_connections(client: Client) -> None:
+    async def abort() -> None:
+        if client.scheduler_comm is not None:
+            client.scheduler_comm.abort()
+        await client.rpc.close()
+
+    _call_in_loop(client, abort)
+
+
+def _call_in_loop(client: Client, function: Callable[[], Awaitable[None]]) -> None:
+    """Call a function in the event loop of a client. The loop runs in a separate thread."""
+    loop: Any = client.loop  # not None, because the client has been started
+    loop.add_callback(function)

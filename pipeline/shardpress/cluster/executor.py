@@ -1,0 +1,278 @@
+"""Run tasks on any executor of `concurrent.futures`, in the order that Dask's local scheduler chooses.
+
+A task is a function and one argument. Both must be picklable unless the executor uses threads of this process. The same
+tasks can therefore run in threads, in processes and on the workers of a cluster. Graphs are plain dictionaries, because
+`dask.delayed` costs eight times as much per task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, wait
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from dask.local import get_async
+
+from shardpress import signals
+from shardpress.cluster.stats import process_name
+from shardpress.cluster.threads import stop
+
+__all__ = ["batch_size", "compute", "reduce"]
+
+_FAN_IN = 16
+"""Number of results to merge at once. A larger number means fewer tasks, but more results in memory."""
+_MAX_BATCH = 16
+"""Largest batch size, unless the threads exceed the capacity of the scheduler."""
+_MIN_BATCHES_PER_THREAD = 16
+"""Smallest number of batches per thread, so that few threads are idle at the end."""
+_LARGE_GRAPH = 40_000
+"""Number of tasks above which batches keep the scheduler from becoming the bottleneck."""
+_SCHEDULER_CAPACITY = 600
+"""Number of threads that one scheduler can keep busy with tasks of about one second (see docs/scaling.md)."""
+_LAST_NUMBER = 10**12 - 1
+"""Largest number in the name of a task. All names have the same length, so that they sort like their numbers."""
+
+_Task = tuple[Callable[[Any], Any], Any]
+_Callback = Callable[[Any], object]
+_Graph = dict[str, tuple[Any, ...]]
+
+
+def compute(
+    tasks: Sequence[_Task], executor: Executor, n_at_once: int, done: _Callback | None = None, n_small: int = 1
+) -> list[Any]:
+    """Run tasks and return their results in the order of the tasks. The first error stops the other tasks.
+
+    No task is running when this function returns. If the function raises an error, no task is running in this process,
+    and the executor can no longer be used.
+
+    Parameters
+    ----------
+    tasks : sequence of (callable, object)
+        Functions and their arguments.
+    executor : Executor
+        Executor that uses threads, processes or a cluster. If the executor has an attribute ``stats`` (a
+        `WorkerStats`), each result is added to these statistics. If it has an attribute ``n_remote_threads`` (the
+        number of threads in other processes), small tasks are sent in batches (see `batch_size`).
+    n_at_once : int
+        Maximum number of submitted tasks. For threads and processes, use their number plus one, so that they are busy
+        while this process handles a result.
+    done : callable, optional
+        Function that is called with each result as soon as it is available, in the calling thread. If it raises an
+        error, the other tasks are stopped.
+    n_small : int
+        Number of tasks that together take about one second. 0 if each task takes longer.
+
+    Returns
+    -------
+    list
+        One result per task.
+    """
+    graph = _graph_of(tasks)
+    return list(_run(graph, list(graph), executor, n_at_once, done, n_small))
+
+
+def reduce(
+    tasks: Sequence[_Task],
+    merge: Callable[[Sequence[Any]], Any],
+    executor: Executor,
+    n_at_once: int,
+    done: _Callback | None = None,
+    n_small: int = 1,
+) -> Any:
+    """Run tasks and merge their results in order. Results are merged in groups, so that few are in memory at once.
+
+    Parameters
+    ----------
+    tasks, executor, n_at_once, done, n_small
+        See `compute`. Merged results are not passed to `done`, and merges are not counted in `n_small`.
+    merge : callable
+        Function that merges a sequence of consecutive results. It must also accept its own results.
+
+    Returns
+    -------
+    object
+        The merged result of all tasks.
+    """
+    graph = _graph_of(tasks)
+    last_key = _add_merges(graph, merge)
+    (result,) = _run(graph, [last_key], executor, n_at_once, done, n_small)
+    return result
+
+
+def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: int = _SCHEDULER_CAPACITY) -> int:
+    """Return the number of tasks to send to a remote thread at once.
+
+    Each task costs about 10 ms of processor time on the driver, the scheduler and the worker together. Batches spread
+    this cost over several small tasks. In a very large graph, they also keep the scheduler from becoming the
+    bottleneck. However, the results of a batch arrive and are committed together, and large batches leave threads idle
+    at the end. The batch size is limited for these reasons. docs/scaling.md contains the measurements.
+
+    Parameters
+    ----------
+    n_tasks : int
+        Number of tasks in the graph.
+    n_remote_threads : int
+        Number of threads in other processes. 0 if the tasks run in this process.
+    n_small : int
+        Number of tasks that together take about one second. 0 if each task takes longer.
+    capacity : int
+        Number of threads that one scheduler can keep busy with tasks of about one second.
+
+    Returns
+    -------
+    int
+        Number of tasks, at least 1.
+    """
+    if n_remote_threads == 0:
+        return 1
+
+    useful = max(n_small, n_tasks // _LARGE_GRAPH)
+    fair = n_tasks // (_MIN_BATCHES_PER_THREAD * n_remote_threads)
+    batch = min(_MAX_BATCH, useful, fair)
+
+    # If there are more threads than the scheduler can keep busy, it limits the throughput. Larger batches then cost
+    # less, although a few threads are idle at the end.
+    if n_small > 0:
+        needed = math.ceil(n_remote_threads / capacity)
+        tasks_per_thread = math.ceil(n_tasks / n_remote_threads)
+        batch = max(batch, min(needed, tasks_per_thread))
+
+    return max(1, batch)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Batch of tasks as one callable.
+
+    This object hides the tasks from distributed, which would search a list for Dask tasks and run them. ``str(batch)``
+    lists the arguments of the tasks for error messages.
+    """
+
+    function: Callable[[Any], Any]  # Dask's function that runs the tasks
+    tasks: Any  # the tasks in Dask's form
+    nodes: tuple[tuple[Any, ...], ...]  # the same tasks as nodes of our graph
+
+    def __call__(self) -> Any:
+        return self.function(self.tasks)
+
+    def __str__(self) -> str:
+        return "; ".join(_node_text(node) for node in self.nodes)
+
+
+def _node_text(node: tuple[Any, ...]) -> str:
+    if _is_merge(node):
+        return "a merge of results"
+    (task,) = node
+    return str(task.args[0])
+
+
+def _is_merge(node: tuple[Any, ...]) -> bool:
+    """Return whether a node of the graph merges results. All other nodes are tasks."""
+    return len(node) > 1
+
+
+def _graph_of(tasks: Sequence[_Task]) -> _Graph:
+    """Return a Dask graph of independent tasks."""
+    # A partial hides the argument from Dask. Otherwise Dask would search it (a list of shards, for example) for keys of
+    # other tasks.
+    keys = _task_names(0, len(tasks))
+    return {key: (partial(function, argument),) for key, (function, argument) in zip(keys, tasks, strict=True)}
+
+
+def _add_merges(graph: _Graph, merge: Callable[[Sequence[Any]], Any]) -> str:
+    """Add a tree of merges to a graph of tasks, and return the key of its root."""
+    keys = list(graph)
+    while len(keys) > 1:
+        groups = [keys[start : start + _FAN_IN] for start in range(0, len(keys), _FAN_IN)]
+        keys = _task_names(len(graph), len(groups))
+        for key, group in zip(keys, groups, strict=True):
+            graph[key] = (merge, group)
+    (root,) = keys
+    return root
+
+
+def _task_names(first: int, n: int) -> list[str]:
+    """Return names for `n` tasks. The names make Dask start the tasks in order, so that files are read sequentially.
+
+    Among equivalent tasks, Dask first starts the task whose name sorts last.
+    """
+    return [f"task-{_LAST_NUMBER - number}" for number in range(first, first + n)]
+
+
+def _run(
+    graph: _Graph,
+    keys: list[str],
+    executor: Executor,
+    n_at_once: int,
+    done: _Callback | None,
+    n_small: int,
+) -> Any:
+    """Run a graph and return the results of `keys`."""
+    run = _GraphRun(graph, executor, done)
+    n_remote_threads = getattr(executor, "n_remote_threads", 0)
+    # Pass all options, even the cache, because environment variables DASK_... set options that are omitted. Signals are
+    # deferred, because the pool would lose track of a thread if an exception were raised while the thread starts.
+    with signals.deferred():
+        try:
+            return get_async(
+                run.submit,
+                n_at_once,
+                graph,
+                keys,
+                cache={},
+                get_id=process_name,
+                chunksize=batch_size(len(graph), n_remote_threads, n_small),
+                rerun_exceptions_locally=False,
+                callbacks=[(None, None, None, run.handle_result, None)],
+            )
+        except BaseException:
+            # Dask does not wait for running tasks. They must end here, because the caller unlocks the output directory,
+            # and no task is allowed to write to it after that.
+            stop(executor)
+            run.wait()
+            raise
+
+
+class _GraphRun:
+    """State of one run of a graph: the unfinished batches, and the handling of results.
+
+    Parameters
+    ----------
+    graph : dict
+        Graph of tasks and merges.
+    executor : Executor
+        Executor that runs the graph.
+    done : callable or None
+        Function that is called with the result of each task, but not with merged results.
+    """
+
+    def __init__(self, graph: _Graph, executor: Executor, done: _Callback | None) -> None:
+        self._graph = graph
+        self._executor = executor
+        self._stats = getattr(executor, "stats", None)
+        self._done = done
+        self._pending: set[Future[Any]] = set()
+
+    def submit(self, function: Callable[[Any], Any], tasks: Any) -> Future[Any]:
+        """Submit a batch of tasks. Dask calls this method."""
+        nodes = tuple(self._graph[task[0]] for task in tasks)
+        future = self._executor.submit(_Batch(function, tasks, nodes))
+        self._pending.add(future)
+        future.add_done_callback(self._pending.discard)
+        return future
+
+    def handle_result(self, key: str, result: Any, _graph: object, _state: object, process: str) -> None:
+        """Count a result and call `done`. Dask calls this method in the thread that runs the graph."""
+        if not _is_merge(self._graph[key]):
+            if self._stats is not None:
+                self._stats.add(process, result)
+            if self._done is not None:
+                self._done(result)
+        signals.check()
+
+    def wait(self) -> None:
+        """Wait until no batch is running."""
+        wait(set(self._pending))

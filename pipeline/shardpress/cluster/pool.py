@@ -1,0 +1,150 @@
+"""Pool that executes the tasks of a run, with threads of this process or with workers in other processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from shardpress.cluster.devices import device_names, worker_environment
+from shardpress.cluster.security import check_address, is_written, read_address
+from shardpress.cluster.stats import WorkerStats
+from shardpress.cluster.threads import threads
+from shardpress.errors import ConfigError
+from shardpress.settings.config import ClusterSettings
+
+if TYPE_CHECKING:
+    from shardpress.cluster.checks import Probe
+
+__all__ = ["LocalPool", "WorkerPool", "check_settings", "open_pool"]
+
+
+class WorkerPool(Protocol):
+    """Interface of the pools that execute the tasks of a run.
+
+    Attributes
+    ----------
+    stats : WorkerStats
+        Statistics of each worker process so far. Empty without worker processes.
+    is_local : bool
+        Whether this process executes the tasks itself.
+    n_local_processes : int
+        Number of processes that share the cores and the memory of this machine. 0 if the workers have
+        their own cores and memory.
+    """
+
+    stats: WorkerStats
+    is_local: bool
+    n_local_processes: int
+
+    def executor(self, n_threads: int) -> AbstractContextManager[tuple[Executor, int]]:
+        """Provide an executor, and the maximum number of tasks to submit to it at once.
+
+        Parameters
+        ----------
+        n_threads : int
+            Number of threads if this process executes the tasks. Workers ignore this argument, and use their
+            own number of threads.
+        """
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain values for reports: ``kind``, and ``workers`` as `WorkerStats.summary` returns them."""
+        ...
+
+
+class LocalPool:
+    """Pool of threads in this process. It opens no sockets and does not import `distributed`."""
+
+    is_local = True
+    n_local_processes = 1
+
+    def __init__(self) -> None:
+        self.stats = WorkerStats()  # remains empty
+
+    @contextmanager
+    def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
+        """Provide threads. One more task than threads can be submitted, so that a free thread does not wait."""
+        with threads(n_threads) as pool:
+            yield pool, n_threads + 1
+
+    def facts(self) -> dict[str, Any]:
+        """Return the kind of the pool."""
+        return {"kind": "threads", "workers": []}
+
+
+def check_settings(settings: ClusterSettings) -> None:
+    """Check the settings of a pool as far as possible without opening a connection.
+
+    Raises
+    ------
+    ConfigError
+        If no pool can be created with these settings.
+    """
+    address = settings.scheduler
+    path = Path(settings.scheduler_file or "")
+    if not address and is_written(path):  # a scheduler may write a missing file later
+        address = read_address(path)
+    if address:
+        check_address(address, settings.insecure_cluster)
+    for device in device_names(settings.devices, os.environ):
+        worker_environment(device, 1, os.environ)
+    has_local_workers = settings.workers or settings.devices
+    if settings.dashboard and has_local_workers and find_spec("bokeh") is None:
+        raise ConfigError("dashboard: the Dask dashboard needs bokeh, which is not installed. Run: pip install bokeh")
+
+
+@contextmanager
+def open_pool(
+    settings: ClusterSettings,
+    n_threads: int,
+    start_device: Callable[[], Any],
+    make_probe: Callable[[], Probe],
+    requires_device: bool = False,
+) -> Iterator[WorkerPool]:
+    """Provide the configured pool within the context.
+
+    Parameters
+    ----------
+    settings : ClusterSettings
+        Settings of the pool.
+    n_threads : int
+        Total number of threads of all local workers.
+    start_device : callable
+        Function that initializes the configured device of a process (`shardpress.device.start_device`).
+    make_probe : callable
+        Function that returns the `Probe` for the workers. It is called before workers run any task.
+    requires_device : bool
+        Whether each worker must use its configured device.
+
+    Raises
+    ------
+    ConfigError
+        If the cluster cannot be used safely, or if its workers could compute different results from this process.
+    DeviceError
+        If no worker can use its device.
+    SystemLimit
+        If a local worker cannot be started.
+    TryAgain
+        If the scheduler or its workers do not respond.
+    """
+    has_local_workers = settings.workers or settings.devices
+    if not has_local_workers and not settings.scheduler and not settings.scheduler_file:
+        yield LocalPool()
+        return
+    # These modules import distributed, which a run with threads does not need.
+    from shardpress.cluster.processes import local_workers
+    from shardpress.cluster.remote import remote_workers
+    from shardpress.cluster.workers import quiet_dask
+
+    with quiet_dask():
+        if has_local_workers:
+            workers = local_workers(settings, n_threads, start_device, make_probe, requires_device)
+        else:
+            workers = remote_workers(settings, start_device, make_probe, requires_device)
+        with workers as pool:
+            yield pool

@@ -1,0 +1,136 @@
+"""Checks of the addresses of schedulers, and certificates for encrypted connections to them."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import dask.config
+
+from shardpress.errors import ConfigError, printable
+
+if TYPE_CHECKING:
+    from distributed import Security
+
+__all__ = ["check_address", "dask_security", "is_written", "read_address"]
+
+_TLS = "distributed.comm.tls"
+
+
+def check_address(address: str, is_insecure: bool) -> str:
+    """Check that a connection to a scheduler is allowed, and return the address with its protocol.
+
+    Parameters
+    ----------
+    address : str
+        Host and port, with or without a protocol.
+    is_insecure : bool
+        Whether to allow connections to other machines without TLS.
+
+    Raises
+    ------
+    ConfigError
+        If the address is invalid, or if other machines on the network could read and change the traffic.
+    """
+    complete = address if "://" in address else f"tcp://{address}"
+    protocol, host, port = _split(complete)
+    if not host or not port or protocol not in ("tcp", "tls"):
+        raise ConfigError(
+            f"scheduler: {printable(address)} is not a valid address, expected one like tls://host:8786 or "
+            "tcp://127.0.0.1:8786."
+        )
+    if protocol == "tcp" and not _is_loopback(host) and not is_insecure:
+        raise ConfigError(
+            f"scheduler: {printable(complete)} is on another machine. Without TLS, anyone on the network can run code "
+            "as this user. Use tls:// (docs/scaling.md), or --insecure-cluster on a private network."
+        )
+    return complete
+
+
+def _split(address: str) -> tuple[str, str | None, int | None]:
+    """Return the protocol, host and port of an address. A missing or malformed host or port is None."""
+    try:
+        parts = urlsplit(address)
+        return parts.scheme, parts.hostname, parts.port
+    except ValueError:
+        return "", None, None
+
+
+def is_written(path: Path) -> bool:
+    """Return whether a scheduler file exists and is not empty. A scheduler creates the file before it writes to it."""
+    return path.is_file() and path.stat().st_size > 0
+
+
+def read_address(path: Path) -> str:
+    """Return the address in a scheduler file.
+
+    Raises
+    ------
+    ConfigError
+        If the file is not a scheduler file.
+    """
+    try:
+        return str(json.loads(path.read_text())["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"scheduler_file={printable(path)}: {error!r}, expected a file that `dask scheduler --scheduler-file` "
+            "writes. Start the scheduler with that option, or give its address with --scheduler."
+        ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a host name, which other machines resolve
+        return host == "localhost"
+
+
+def dask_security(address: str) -> Security:
+    """Return the certificates in Dask's configuration, from its files and from ``DASK_`` variables.
+
+    This process ignores the rest of Dask's configuration.
+
+    Parameters
+    ----------
+    address : str
+        Address of the scheduler, with its protocol.
+
+    Raises
+    ------
+    ConfigError
+        If the address requires a certificate, but no usable certificate is configured.
+    """
+    # Imported here, because runs without a cluster check settings but do not connect.
+    from shardpress.cluster.tls import IsolatedSecurity
+
+    if not address.startswith("tls://"):
+        return IsolatedSecurity(require_encryption=False)
+    certificates = _configured_certificates()
+    if not certificates["tls_ca_file"] or not certificates["tls_client_cert"]:
+        raise ConfigError(
+            f"scheduler: {printable(address)} requires a certificate, but Dask's configuration names none. Set "
+            "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, ...__CLIENT__CERT and ...__CLIENT__KEY, or distributed.comm.tls "
+            "in ~/.config/dask."
+        )
+    try:
+        security = IsolatedSecurity(require_encryption=True, **certificates)
+        security.get_connection_args("client")  # reads the files
+    except OSError as error:
+        files = ", ".join(printable(path) for path in certificates.values() if path)
+        raise ConfigError(
+            f"the certificates in Dask's configuration ({files}) cannot be used: {error}. Check these files."
+        ) from error
+    return security
+
+
+def _configured_certificates() -> dict[str, Any]:
+    """Return the certificate files in Dask's configuration as parameters of `Security`. Missing files are None."""
+    configuration = dask.config.collect()
+    return {
+        "tls_ca_file": dask.config.get(f"{_TLS}.ca-file", None, configuration),
+        "tls_client_cert": dask.config.get(f"{_TLS}.client.cert", None, configuration),
+        "tls_client_key": dask.config.get(f"{_TLS}.client.key", None, configuration),
+    }

@@ -1,0 +1,44 @@
+"""The argument parser of every command line of shardpress."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from shardpress.errors import UsageError
+
+__all__ = ["Parser"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Parser with examples at the top of its ``--help`` page. It raises `UsageError` instead of exiting.
+
+    Parameters
+    ----------
+    prog : str
+        Name of the program in messages. If it is empty, messages contain no name.
+    description : str
+        First part of the ``--help`` page, with examples.
+    argument_default : object
+        Same as for `argparse.ArgumentParser`.
+    options : dict
+        Other arguments of `argparse.ArgumentParser`. From Python 3.14 on, the parsers of commands receive ``color``.
+    """
+
+    def __init__(self, prog: str = "", description: str = "", argument_default: object = None, **options: Any) -> None:
+        super().__init__(
+            prog=prog,
+            description=description,
+            usage=argparse.SUPPRESS,  # the page shows examples instead, followed by all flags
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            argument_default=argument_default,
+            allow_abbrev=False,  # a later version could make an abbreviation ambiguous
+            add_help=False,  # the help text of argparse would begin with a lower-case letter
+            **options,
+        )
+        self.add_argument("-h", "--help", action="help", default=argparse.SUPPRESS, help="Print this page and exit.")
+
+    def error(self, message: str) -> NoReturn:
+        """Raise `UsageError` with the message of an invalid argument."""
+        page = f"{self.prog} --help".strip()
+        raise UsageError(f"{message}. See {page}.")

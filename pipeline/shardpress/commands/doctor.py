@@ -1,0 +1,57 @@
+"""`shardpress doctor`: check everything that a run needs on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import asdict
+
+from shardpress.commands.parsing import add_json_flag, print_json
+
+__all__ = ["DESCRIPTION", "configure", "run"]
+
+DESCRIPTION = """Check everything that a run needs on this machine, and say how to fix what is missing.
+
+    shardpress doctor
+    THEANO_FLAGS=device=cuda shardpress doctor       check for a run on this device
+    shardpress doctor --output /scratch/features --json
+
+The output lists the steps to take in order, followed by all checks, from Python to the devices. Each device is tested
+in a child process with a time limit. The child process compiles a small model, and compares its features with the
+features that NumPy computes. The exit code is 0 if a run will work, 78 if settings or packages must be fixed, and 1 if
+another fault must be fixed.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "--output", metavar="DIR", default="features", help="Output directory to check. Default: features."
+    )
+    parser.add_argument(
+        "--seconds", metavar="N", type=float, default=300.0, help="Time limit for each device. Default: 300."
+    )
+    add_json_flag(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print all checks. Return the result of `shardpress.doctor.check.exit_code`."""
+    from shardpress.doctor.check import exit_code, page, verdict
+    from shardpress.doctor.devices import device_checks
+    from shardpress.doctor.machine import machine_checks, python_checks
+
+    print(
+        "shardpress doctor: checking; this takes a few seconds per device, half a minute the first time.",
+        file=sys.stderr,
+    )
+    checks = list(python_checks())
+    libraries: dict[str, list[str]] = {}
+    for check, loaded in device_checks(options.seconds):
+        checks.append(check)
+        libraries |= loaded
+    checks += machine_checks(options.output)
+    if options.json:
+        print_json({"verdict": verdict(checks), "checks": [asdict(each) for each in checks], "libraries": libraries})
+    else:
+        print(page(checks, libraries))
+    return exit_code(checks)

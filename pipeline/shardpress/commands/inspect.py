@@ -1,0 +1,293 @@
+"""`shardpress inspect`: describe input files, and the rows that a run would read from them."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from shardpress.commands.parsing import add_json_flag, byte_count, log_progress, print_json
+from shardpress.errors import DataError, printable, quantity, short_list
+from shardpress.settings.kinds import DATASET, EXACT_NUMBER
+
+if TYPE_CHECKING:
+    from shardpress.columns import Columns
+    from shardpress.scan.preview import Preview
+    from shardpress.scan.ranges import Scan
+    from shardpress.shards.inspect import FileGroup, Inspection
+    from shardpress.shards.twins import Twins
+
+__all__ = ["DESCRIPTION", "configure", "run"]
+
+DESCRIPTION = """Describe HDF5 files: datasets, the choice of the dataset with the rows, extras, ranges of values,
+constant columns, bad rows, and storage layouts that make reading slow.
+
+    shardpress inspect shards/
+    shardpress inspect cells.h5ad --include obs/cell_type
+    shardpress inspect 'shards/*.h5' --all --json | jq .rows.n_bad
+
+By default 256 MB of rows from all files are scanned. --all scans all rows and also finds files with equal rows. Nothing
+is written. The exit code is 65 if a file is refused.
+"""
+_BLOCK_BYTES = 2**23
+_MAX_NUMBERS = 2**16  # maximum number of columns whose ranges are included in the JSON
+_MAX_RANGES = 20  # maximum number of columns whose ranges are all listed
+_MAX_LISTED = 10
+_FLOAT32_IS_ENOUGH = 1e-5  # relative to the range of a column; sensors are not more precise
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add = parser.add_argument
+    add("shards", nargs="*", metavar="SHARDS", help="HDF5 shards: files, directories or globs. Default: data/*.h5.")
+    add("--dataset", metavar="NAME", help="Dataset that contains the rows. Default: X, or the only candidate.")
+    add("--orientation", choices=("rows", "columns"), help="Axis of the rows: the first (rows) or the last (columns).")
+    add(
+        "--match-columns",
+        choices=("order", "name", "ignore"),
+        default="order",
+        help="How to compare column names between files. Default: order.",
+    )
+    add(
+        "--include",
+        nargs="+",
+        default=[],
+        type=DATASET.read,
+        metavar="NAME",
+        help="Report these datasets as extras, too.",
+    )
+    add(
+        "--follow",
+        nargs="+",
+        default=[],
+        metavar="DIR",
+        help="Read the external files of a master file if they are in these directories.",
+    )
+    add("--missing-value", type=EXACT_NUMBER.read, metavar="X", help="Treat this value as missing, like NaN.")
+    add(
+        "--most",
+        type=byte_count,
+        default=256 * 10**6,
+        metavar="BYTES",
+        help="Scan this many bytes of rows. Default: 256MB.",
+    )
+    add("--all", action="store_true", help="Scan all rows, and find files with equal rows.")
+    add_json_flag(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Describe the files. Return 65 if a file is refused."""
+    logging.basicConfig(level=logging.ERROR, format="%(message)s")  # the output already contains the warnings
+    from shardpress.shards.columns import ColumnRule
+    from shardpress.shards.inspect import inspect_files
+    from shardpress.shards.twins import find_twins
+    from shardpress.shards.vet import Selection
+
+    selection = Selection(options.dataset, options.orientation, tuple(options.include))
+    rule = ColumnRule(options.match_columns)
+    inspection = inspect_files(options.shards or ["data/*.h5"], selection, options.follow, rule)
+    preview = None
+    if inspection.shards:
+        with log_progress():
+            preview = _preview_rows(inspection, options)
+    twins: list[Twins] = []
+    if options.all:
+        twins = list(find_twins(inspection.shards))
+    if options.json:
+        print_json(_as_json(inspection, preview, twins))
+    else:
+        print("\n".join(_lines(inspection, preview, twins)))
+    return DataError.exit_code if inspection.refused else 0
+
+
+def _preview_rows(inspection: Inspection, options: argparse.Namespace) -> Preview:
+    """Scan some of the rows, or all rows with ``--all``."""
+    from shardpress.progress import Progress
+    from shardpress.scan.blocks import ScanSettings
+    from shardpress.scan.preview import preview_rows
+
+    row_bytes = inspection.shards[0].row_bytes
+    settings = ScanSettings(max(1, _BLOCK_BYTES // row_bytes), options.missing_value)
+    n_threads = len(os.sched_getaffinity(0))
+    if not options.all:
+        return preview_rows(inspection.shards, settings, n_threads, options.most)
+    n_rows = sum(shard.n_rows for shard in inspection.shards)
+    with Progress("scanning rows", n_rows, "rows", row_bytes) as progress:
+        return preview_rows(inspection.shards, settings, n_threads, None, advance=progress.advance)
+
+
+# -- JSON ---------------------------------------------------------------------------------------------------------
+
+
+def _as_json(inspection: Inspection, preview: Preview | None, twins: Sequence[Twins]) -> dict[str, Any]:
+    rows = None if preview is None else _rows_as_json(inspection, preview)
+    equal = [[each.first.path, each.second.path] for each in twins]
+    return {
+        "files": [vars(each) for each in inspection.files],
+        "refused": inspection.refused,
+        "rows": rows,
+        "equal": equal,
+    }
+
+
+def _rows_as_json(inspection: Inspection, preview: Preview) -> dict[str, Any]:
+    scan = preview.scan
+    return {
+        "n_rows": preview.n_rows,
+        "n_looked_at": scan.n_rows,
+        "n_inputs": len(scan.minimum),
+        "n_bad": len(scan.bad_rows),
+        "bad_rows": scan.bad_rows[:_MAX_LISTED].tolist(),
+        "unreadable": {inspection.shards[i].path: why for i, why in scan.unreadable.items()},
+        **_columns_as_json(scan),
+        "smaller_dtype": preview.smaller,
+    }
+
+
+def _columns_as_json(scan: Scan) -> dict[str, Any]:
+    """Return constant columns, narrow columns and ranges. Ranges are empty if no row is good."""
+    narrow = scan.narrow.tolist()
+    if not scan.n_fitted:
+        return {"constant_columns": [], "narrow_columns": narrow, "minimum": [], "maximum": []}
+    return {
+        "constant_columns": scan.constant.nonzero()[0].tolist(),
+        "narrow_columns": narrow,
+        "minimum": scan.minimum[:_MAX_NUMBERS].tolist(),
+        "maximum": scan.maximum[:_MAX_NUMBERS].tolist(),
+    }
+
+
+# -- text ---------------------------------------------------------------------------------------------------------
+
+
+def _lines(inspection: Inspection, preview: Preview | None, twins: Sequence[Twins]) -> Iterator[str]:
+    for files in inspection.files:
+        yield from _lines_of_files(files)
+        yield ""
+    if preview is not None:
+        yield from _lines_of_rows(inspection, preview)
+    for each in twins[:_MAX_LISTED]:
+        yield f"EQUAL ROWS  {each}"
+    if len(twins) > _MAX_LISTED:
+        yield f"EQUAL ROWS  {len(twins) - _MAX_LISTED} more files have the same rows as another file"
+    for refused in inspection.refused[:_MAX_LISTED]:
+        yield f"REFUSED  {refused['reason']}"
+        yield from _table(refused["datasets"], "")
+    if len(inspection.refused) > _MAX_LISTED:
+        yield f"REFUSED  {len(inspection.refused) - _MAX_LISTED} more files"
+
+
+def _lines_of_files(files: FileGroup) -> Iterator[str]:
+    yield f"{quantity(len(files.names), 'file')} ({_names(files)}), {quantity(files.n_rows, 'row')}"
+    yield from _table(files.datasets, files.taken)
+    yield f"  rows from: {_chosen_dataset(files)}"
+    yield f"  columns: {files.columns}"
+    yield f"  extras: {short_list(map(printable, files.extras), _MAX_LISTED)}"
+    if files.left_out:
+        words = [f"{name} ({why})" for name, why in files.left_out.items()]
+        yield f"  not copied: {short_list(words, _MAX_LISTED)}"
+    for advice in files.faster:
+        yield f"  slow to read: {advice}"
+
+
+def _names(files: FileGroup) -> str:
+    """Return the names of the first and the last file."""
+    first = printable(os.path.basename(files.names[0]))
+    if len(files.names) == 1:
+        return first
+    last = printable(os.path.basename(files.names[-1]))
+    return f"{first} ... {last}"
+
+
+def _chosen_dataset(files: FileGroup) -> str:
+    """Return the name of the dataset with the rows, and the reason why it was chosen."""
+    words = printable(files.taken)
+    if files.form != "dense":
+        words += f" ({files.form})"
+    words += f", because {files.why}"
+    if len(files.shape) > 1:
+        words += f", rows of shape {tuple(files.shape)} flattened"
+    return words
+
+
+def _table(datasets: Sequence[dict[str, Any]], chosen: str) -> Iterator[str]:
+    """Yield the lines of a table of datasets. An asterisk marks the chosen dataset."""
+    if not datasets:
+        return
+    rows = [["dataset", "shape", "dtype", "stored", "filters", "bytes"], *map(_row, datasets)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        mark = "*" if row[0] == printable(chosen) else " "
+        cells = [word.ljust(width) for word, width in zip(row, widths, strict=True)]
+        yield f"  {mark} {'  '.join(cells).rstrip()}"
+
+
+def _row(dataset: dict[str, Any]) -> list[str]:
+    shape = dataset["shape"]
+    if dataset["what"]:  # not a dataset of numbers
+        return [dataset["name"], _shape_in_words(shape) if shape else "", "", dataset["what"], "", ""]
+    stored = dataset["layout"]
+    if dataset["chunks"] is not None:
+        stored = f"chunks {_times(dataset['chunks'])}"
+    filters = ", ".join(dataset["filters"]) or "-"
+    return [dataset["name"], _shape_in_words(shape), dataset["dtype"], stored, filters, f"{dataset['n_bytes']:,}"]
+
+
+def _shape_in_words(shape: Sequence[int] | None) -> str:
+    if shape is None:
+        return "none"
+    return _times(shape) or "one value"
+
+
+def _times(lengths: Sequence[int]) -> str:
+    return " x ".join(map(str, lengths))
+
+
+def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
+    from shardpress.scan.ranges import describe_bad_rows
+
+    scan = preview.scan
+    n_scanned = "all" if preview.has_all_rows else scan.n_rows
+    yield f"{preview.n_rows} rows, {n_scanned} of them scanned"
+    for i, why in list(scan.unreadable.items())[:_MAX_LISTED]:
+        yield f"  UNREADABLE: {printable(inspection.shards[i].path)}: {why}"
+    if len(scan.bad_rows):
+        yield f"  BAD ROWS: {describe_bad_rows(inspection.shards, replace(scan, unreadable={}))}"
+    if scan.n_fitted:
+        n_bad = len(scan.bad_rows) or "none"
+        yield f"  values from {scan.minimum.min():g} to {scan.maximum.max():g}; bad rows: {n_bad}"
+        yield from _lines_of_columns(inspection.shards[0].columns, scan)
+        yield from _lines_of_dtypes(inspection, preview)
+        yield from (f"  hint: {hint}" for hint in scan.hints)
+
+
+def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
+    constant = columns.listed(scan.constant.nonzero()[0])
+    yield f"  constant columns: {short_list(constant, _MAX_LISTED) if constant else 'none'}"
+    if len(scan.narrow):
+        narrow = short_list(columns.listed(scan.narrow), _MAX_LISTED)
+        yield f"  columns whose range is stretched by a few outliers: {narrow} (clip them with --clip-quantile 0.001)"
+    if len(scan.minimum) <= _MAX_RANGES:
+        for i, (low, high) in enumerate(zip(scan.minimum, scan.maximum, strict=True)):
+            yield f"    column {columns.numbered(i)}: {low:g} to {high:g}"
+
+
+def _lines_of_dtypes(inspection: Inspection, preview: Preview) -> Iterator[str]:
+    """Yield a line of advice if a smaller dtype would be sufficient."""
+    import numpy as np
+
+    stored = np.dtype(inspection.shards[0].stored_dtype)
+    smaller = np.dtype(preview.smaller) if preview.smaller else stored
+    if smaller.itemsize < stored.itemsize:
+        yield (
+            f"  slow to read: {preview.smaller} would hold every scanned value in {quantity(smaller.itemsize, 'byte')} "
+            f"instead of {stored.itemsize}"
+        )
+    elif stored == np.float64 and preview.float32_error < _FLOAT32_IS_ENOUGH:
+        yield (
+            f"  slow to read: float32 would take half the bytes, with a rounding error of {preview.float32_error:.1g} "
+            "of a column's range; training uses float32 anyway"
+        )

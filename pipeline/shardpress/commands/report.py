@@ -1,0 +1,86 @@
+"""`shardpress report`: write the report of a finished run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from shardpress.commands.parsing import print_json
+from shardpress.errors import CannotCreate, UsageError, printable
+
+__all__ = ["DESCRIPTION", "configure", "run"]
+
+DESCRIPTION = """Write the report of a finished run from its output directory. Only --labels reads input files.
+
+    shardpress report features                          write features-report.html to the current directory
+    shardpress report features --output run.html        write another file; - is standard output
+    shardpress report features --text | mail -s features me@example.org
+    shardpress report features --json | jq .summary.cost
+    shardpress report features --labels obs/cell_type   judge the features by other labels
+
+A run writes the same page to its output directory, as report.html.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "directory", nargs="?", default="features", help="Output directory of a finished run. Default: %(default)s."
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="NAME",
+        help="Extra with the labels by which the features are judged. A sample of rows is read again from the input "
+        "files. Default: the labels that the run has used.",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument(
+        "--output",
+        metavar="FILE",
+        help="Write the page to this file. Default: DIRECTORY-report.html in the current directory.",
+    )
+    form.add_argument("--text", action="store_true", help="Print the report as plain text.")
+    form.add_argument("--json", action="store_true", help="Print the numbers of the report as JSON.")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the page as HTML, or print the report as text or JSON."""
+    from shardpress.report.page.build import checked_page, read_report
+
+    report = read_report(options.directory)
+    if options.labels is not None:
+        from shardpress.report.relabel import with_labels
+
+        checked_page(report, options.directory)
+        report = with_labels(report, options.directory, options.labels)
+    if options.json:
+        print_json(report)
+        return 0
+    page = checked_page(report, options.directory)
+    if options.text:
+        from shardpress.report.page.build import text_of
+
+        print(text_of(page), end="")
+        return 0
+    from shardpress.report.page.build import html_of
+
+    _write(options.output or f"{Path(options.directory).resolve().name}-report.html", html_of(page))
+    return 0
+
+
+def _write(target: str, page: str) -> None:
+    if target == "-":
+        print(page, end="")
+        return
+    path = Path(target).expanduser()
+    if (path.parent / "manifest.json").exists():
+        raise UsageError(
+            f"output={printable(path)}: is in the output directory of a run, where only runs write files. Choose "
+            "another directory."
+        )
+    try:
+        path.write_text(page, "utf-8")
+    except OSError as error:
+        raise CannotCreate(f"output={printable(path)}: {error.strerror}, expected a writable file") from error
+    print(f"Wrote {printable(path)}.", file=sys.stderr)

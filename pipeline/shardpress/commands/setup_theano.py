@@ -1,0 +1,38 @@
+"""`shardpress setup-theano`: install Theano, which pip alone cannot build in Python 3.12 and later."""
+
+from __future__ import annotations
+
+import argparse
+
+from shardpress.commands.parsing import existing_directory
+
+__all__ = ["DESCRIPTION", "configure", "run"]
+
+DESCRIPTION = """Install Theano 1.0.5, with which models are trained and applied, into this Python environment.
+
+    shardpress setup-theano
+    shardpress setup-theano --from DIR        without a network
+
+In Python 3.12 and later, pip cannot build the archive of Theano. This command builds it, and installs nothing else. It
+uses pip with its settings, and checks the digest of each downloaded file.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "--from",
+        dest="source",
+        metavar="DIR",
+        type=existing_directory,
+        help="Use the archive of Theano and the wheel of setuptools 80.9.0 in this directory, and no network.",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Install Theano, and print a line for each step."""
+    from shardpress.theano_installer import set_up
+
+    for line in set_up(options.source):
+        print(line, flush=True)
+    return 0

@@ -1,0 +1,166 @@
+"""The table of commands, and the functions that run them.
+
+Each command is a module of this package with three public names. ``DESCRIPTION`` is the first part of the ``--help``
+page, ``configure(parser)`` adds the arguments to a parser, and ``run(options)`` returns the exit code.
+
+Every command starts quickly, because its module is imported only when it runs, and ``run`` imports all other modules
+that it needs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from types import ModuleType
+from typing import NoReturn
+
+from shardpress.commandline import Parser
+from shardpress.doctor.packages import missing_proc
+from shardpress.errors import ShardpressError, SystemLimit, UsageError, printable
+from shardpress.signals import leave
+
+__all__ = ["COMMANDS", "Command", "load_command", "main", "run_script", "shardpress"]
+
+
+@dataclass(frozen=True)
+class Command:
+    """Entry of the table of commands.
+
+    Attributes
+    ----------
+    group : str
+        Heading above the command in ``shardpress --help``.
+    summary : str
+        Description in ``shardpress --help``, which is a verb phrase of at most half a line.
+    takes_settings : bool
+        Whether the arguments are settings. `shardpress.settings.flags` parses them together with environment variables
+        and a file, so the command receives the unparsed ``arguments`` as its only option.
+    """
+
+    group: str
+    summary: str
+    takes_settings: bool = False
+
+
+_SET_UP = "set up"
+COMMANDS = {
+    "run": Command("extract features", "scan shards, train an autoencoder, and encode every row", takes_settings=True),
+    "inspect": Command("before a run", "describe HDF5 files, and the rows that a run would read from them"),
+    "plan": Command("before a run", "estimate time, memory and disk space, and list problems", takes_settings=True),
+    "report": Command("after a run", "write its report as HTML, text or JSON"),
+    "classify": Command("after a run", "compare classifiers on features, raw columns and principal components"),
+    "compare": Command("after a run", "compare the features of two runs"),
+    "verify": Command("after a run", "check files against digests, and features against input rows"),
+    "export": Command("after a run", "write the encoder or the features for other programs"),
+    "doctor": Command(_SET_UP, "check this machine, and say what to fix"),
+    "setup-theano": Command(_SET_UP, "install Theano, which training and encoding need"),
+    "setup-gpu": Command(_SET_UP, "install pygpu and the CUDA libraries that fit the driver"),
+    "completion": Command(_SET_UP, "print a script for completion in bash, zsh or fish"),
+    "version": Command(_SET_UP, "print the versions of shardpress and its dependencies"),
+}
+_EXAMPLES = (
+    "  shardpress doctor                                   check this machine",
+    "  shardpress run --input shards/ --output features    extract features; run it again to resume",
+)
+_INTERRUPTED = 130
+
+
+def shardpress() -> NoReturn:
+    """Run the command that the arguments of this process name, and exit."""
+    leave(main(sys.argv[1:]))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command that the first argument names, with the remaining arguments.
+
+    Returns
+    -------
+    int
+        Exit code of the command. If the command raises an error, the error is printed to standard error, and its exit
+        code is returned.
+    """
+    return _exit_code(lambda: _main(arguments))
+
+
+def run_script(name: str, arguments: Sequence[str], prog: str = "", description: str = "") -> int:
+    """Run a command as a program, and return its exit code.
+
+    Parameters
+    ----------
+    name : str
+        Name of the command.
+    arguments : sequence of str
+        Arguments of the command.
+    prog, description : str
+        Name of the program, and first part of its ``--help`` page. The defaults are the name and description of the
+        command.
+    """
+    return _exit_code(lambda: _run(name, arguments, prog, description))
+
+
+def load_command(name: str) -> ModuleType:
+    """Return the module of a command."""
+    return import_module(f"shardpress.commands.{name.replace('-', '_')}")
+
+
+def _exit_code(action: Callable[[], int]) -> int:
+    """Call a function, and return its result. If it raises an error, print the error, and return its exit code."""
+    try:
+        return action()
+    except ShardpressError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of standard output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+
+
+def _main(arguments: Sequence[str]) -> int:
+    name = arguments[0] if arguments else "--help"
+    if name in ("--help", "-h"):
+        print(_page())
+        return 0
+    name = _find_command(name)
+    problem = missing_proc()
+    if problem and COMMANDS[name].group != _SET_UP:
+        raise SystemLimit(problem)
+    return _run(name, arguments[1:])
+
+
+def _run(name: str, arguments: Sequence[str], prog: str = "", description: str = "") -> int:
+    command = load_command(name)
+    if COMMANDS[name].takes_settings:
+        return int(command.run(Namespace(arguments=arguments)))
+    parser = Parser(prog or f"shardpress {name}", description or command.DESCRIPTION)
+    command.configure(parser)
+    return int(command.run(parser.parse_args(arguments)))
+
+
+def _find_command(name: str) -> str:
+    """Return the name of a command. Raise `UsageError` if there is no such command."""
+    if name == "--version":
+        return "version"
+    if name in COMMANDS:
+        return name
+    suggestion = ""
+    near = get_close_matches(name, COMMANDS, 1)
+    if near:
+        suggestion = f" Did you mean {near[0]}?"
+    raise UsageError(f"shardpress has no command {printable(name)}.{suggestion} See shardpress --help.")
+
+
+def _page() -> str:
+    lines = ["Extract compact features from HDF5 shards with an autoencoder.", "", *_EXAMPLES]
+    groups = dict.fromkeys(command.group for command in COMMANDS.values())
+    for group in groups:
+        lines += ["", f"{group}:"]
+        lines += [f"  {name:12} {each.summary}" for name, each in COMMANDS.items() if each.group == group]
+    lines += ["", "shardpress COMMAND --help describes a command and its options."]
+    return "\n".join(lines)

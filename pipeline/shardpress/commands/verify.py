@@ -1,0 +1,47 @@
+"""`shardpress verify`: check output files against their digests, and features against input rows."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+from shardpress.commands.parsing import add_json_flag, print_json, whole_number
+from shardpress.errors import VerificationFailed
+
+__all__ = ["DESCRIPTION", "configure", "run"]
+
+DESCRIPTION = """Check an output directory: the size and BLAKE3 digest of each file, and the features of some rows.
+
+    shardpress verify                     check features/
+    shardpress verify /backup/features    check a copy; rows are read from the input files of the run
+    shardpress verify --rows 100000       recompute more than 256 rows
+
+Features are recomputed in float64, without Theano. Nothing is written. If an input file is missing or has changed, its
+features cannot be checked, and the output lists this file. The exit code is 0, or 79 if a check fails.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "output", nargs="?", default="features", help="Output directory of a finished run. Default: features."
+    )
+    parser.add_argument(
+        "--rows",
+        type=whole_number,
+        metavar="N",
+        help="Number of rows to recompute, spread over the data. Default: 256.",
+    )
+    add_json_flag(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Check an output, and print the result."""
+    from shardpress.report.verify import verify
+
+    verification = verify(options.output, options.rows)
+    if options.json:
+        print_json(asdict(verification))
+    else:
+        print(verification)
+    return VerificationFailed.exit_code if verification.faults else 0

@@ -1,0 +1,218 @@
+"""Handling of bad rows, and of rows outside the range of a given model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from shardpress.columns import NO_COLUMNS, Columns
+from shardpress.errors import DataError
+from shardpress.scan.drift import Outside, outside_of
+from shardpress.scan.scaler import Scaler, bad_entries, bad_rows
+from shardpress.shards.shard import Block
+
+__all__ = ["BadData", "Judgement"]
+
+_MAX_LISTED_COLUMNS = 20  # columns to list per row, because a row can have thousands of bad values
+_NO_POSITIONS = np.empty(0, dtype=np.int64)
+
+_Encode = Callable[[np.ndarray, np.ndarray], object]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Result of `BadData.judge` for one block.
+
+    Attributes
+    ----------
+    bad : ndarray of int64
+        Positions of the bad rows in the block.
+    n_outside : int
+        Number of good rows with values outside the model's range.
+    reasons : list of dict
+        The ``row``, ``columns`` and ``reason`` of each bad row. Empty without quarantine.
+    outside : list of Outside
+        Columns in which good rows have values outside the model's range.
+    """
+
+    bad: np.ndarray
+    n_outside: int
+    reasons: list[dict[str, Any]]
+    outside: list[Outside]
+
+
+@dataclass(frozen=True)
+class BadData:
+    """Settings that define which rows are bad and how to handle them.
+
+    Attributes
+    ----------
+    on_bad_data : str
+        ``raise``, ``skip`` or ``quarantine``.
+    missing : float or None
+        Value that marks missing entries, in addition to NaN.
+    on_drift : str
+        ``pass``, ``clip`` or ``raise``.
+    trained_on : Scaler or None
+        Scaler with the range of the model's training rows. None if no row can be outside this range. Tasks do not
+        include the scaler, because it is as large as a row.
+    fills : bool
+        Whether the model imputes missing values. In that case a row is bad only if it contains Inf, or if all its
+        values are missing.
+    columns : Columns
+        Names of the model's columns, for messages about a shard without names. Tasks do not include the names.
+    """
+
+    on_bad_data: str = "raise"
+    missing: float | None = None
+    on_drift: str = "pass"
+    trained_on: Scaler | None = None
+    fills: bool = False
+    columns: Columns = NO_COLUMNS
+
+    @property
+    def lists_rows(self) -> bool:
+        """Whether to list each bad row with a reason."""
+        return self.on_bad_data == "quarantine"
+
+    def judge(
+        self,
+        block: Block,
+        rows: tuple[np.ndarray, np.ndarray],
+        features: np.ndarray,
+        encode: _Encode,
+        suspects: np.ndarray | None = None,
+    ) -> Judgement:
+        """Find bad rows and rows outside the model's range, and set the features of bad rows to NaN.
+
+        A finite row is also bad if it is so far outside the range that its features overflow float32.
+
+        Parameters
+        ----------
+        block : Block
+            Position of the rows in their shard.
+        rows : pair of ndarray of shape (len(block), n_columns) and (len(block), n_inputs)
+            The rows as read, and the rows after cleaning. If the rows need no cleaning, both are the same array.
+        features : ndarray of shape (len(block), n_features), float32
+            Features of these rows. The array is changed in place.
+        encode : callable
+            Function that encodes rows and writes the features into an array. It is called as ``encode(rows, array)``.
+        suspects : ndarray of int, optional
+            Positions of the rows to examine. All other rows must contain only finite numbers in the model's range.
+            By default, all rows are examined.
+
+        Raises
+        ------
+        DataError
+            If the settings do not allow a row.
+        """
+        read, cleaned = rows
+        selected = slice(None) if suspects is None else suspects  # a slice makes no copy
+        numbers = np.arange(block.start, block.stop)[selected]
+        bad, reasons = self._find_bad(block, numbers, read[selected])
+
+        n_outside, columns = self._measure_drift(block, numbers, cleaned[selected], bad)
+        if n_outside > 0 and self.on_drift == "clip":
+            # Encode all rows again: clipping does not change rows inside the range. This case is rare, whereas a check
+            # before the first encoding would take time for every block.
+            encode(self._clip(cleaned), features)
+        overflown = np.setdiff1d(bad_rows(features[selected]), bad)
+        reasons += self._describe_overflown(block, numbers[overflown])
+        bad = numbers[np.union1d(bad, overflown)] - block.start
+        features[bad] = np.nan
+        return Judgement(bad=bad, n_outside=n_outside, reasons=reasons, outside=columns)
+
+    def _find_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
+        """Return the positions of bad rows and the reasons. `numbers` are the row numbers in the shard."""
+        if self.missing is None and rows.dtype.kind != "f":
+            return _NO_POSITIONS, []  # integers are always finite
+        is_bad = bad_entries(rows, self.missing, block.shard.stored_dtype, self.fills)
+        bad = np.flatnonzero(is_bad.any(axis=1))
+        if len(bad) > 0 and self.on_bad_data == "raise":
+            self._refuse_bad(block, numbers, rows, is_bad)
+        if not self.lists_rows:
+            return bad, []
+        return bad, [_first_reason(numbers[i], rows[i], is_bad[i]) for i in bad]
+
+    def _refuse_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray, is_bad: np.ndarray) -> NoReturn:
+        n_bad = np.count_nonzero(is_bad.any(axis=1))
+        row, column = np.argwhere(is_bad)[0]
+        where = self._place(block, numbers[row], column)
+        contents = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
+        raise DataError(
+            f"{block}: found {rows[row, column]} in {where}, expected finite numbers. {n_bad} of these rows contain "
+            f"{contents}. Fix the file, or skip any number of such rows with --on-bad-data skip --max-bad-rows 100%."
+        )
+
+    def _describe_overflown(self, block: Block, numbers: np.ndarray) -> list[dict[str, Any]]:
+        """Return a reason for each row whose features are not finite. `numbers` are the row numbers in the shard."""
+        if len(numbers) > 0 and self.on_bad_data == "raise":
+            raise DataError(
+                f"{block}: the features of row {numbers[0]} and {len(numbers) - 1} more rows overflow float32, because "
+                "the rows are too far outside the range of the model's training rows. Train a model on such rows, or "
+                "skip them with --on-bad-data skip."
+            )
+        if not self.lists_rows:
+            return []
+        return [_reason(number, _NO_POSITIONS, "overflows float32") for number in numbers]
+
+    def _measure_drift(
+        self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray
+    ) -> tuple[int, list[Outside]]:
+        """Return the number of good rows outside the model's range, and the affected columns."""
+        if self.trained_on is None or len(bad) == len(rows):
+            return 0, []
+        outside = self._find_outside(block, numbers, rows, bad, self.trained_on)
+        if len(outside) == 0:
+            return 0, []
+        return len(outside), outside_of(rows[outside], self.trained_on)
+
+    def _clip(self, rows: np.ndarray) -> np.ndarray:
+        if self.trained_on is None:
+            return rows
+        low, high = self.trained_on.edges(rows.dtype)
+        return np.clip(rows, low, high)
+
+    def _find_outside(
+        self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, trained_on: Scaler
+    ) -> np.ndarray:
+        """Return the positions of good rows outside the model's range."""
+        low = trained_on.minimum
+        high = trained_on.maximum
+        good = rows if len(bad) == 0 else np.delete(rows, bad, axis=0)
+        # Compare the extremes of the columns first. This nearly always suffices, and takes less memory than comparing
+        # all values.
+        if (good.min(axis=0) >= low).all() and (good.max(axis=0) <= high).all():
+            return _NO_POSITIONS
+        is_outside = (rows < low) | (rows > high)
+        is_outside[bad] = False
+        outside = np.flatnonzero(is_outside.any(axis=1))
+        if self.on_drift == "raise":
+            row, column = np.argwhere(is_outside)[0]
+            expected = f"{low[column]:g} to {high[column]:g}, the range of the model's training rows"
+            raise DataError(
+                f"{block}: found {rows[row, column]} in {self._place(block, numbers[row], column)}, expected "
+                f"{expected}. {len(outside)} of these rows are outside this range. Train a model on such rows, or clip "
+                "them with --on-drift clip."
+            )
+        return outside
+
+    def _place(self, block: Block, number: int, column: np.integer[Any]) -> str:
+        """Describe the row (number) and the column (number and name) for messages."""
+        # Shards in worker processes have no column names, which keeps tasks small. The model has the same names.
+        columns = block.shard.columns if block.shard.columns.is_known else self.columns
+        return f"row {number}, column {columns.numbered(int(column))}"
+
+
+def _first_reason(number: int, row: np.ndarray, is_bad: np.ndarray) -> dict[str, Any]:
+    """Return a record of a bad row with its bad columns, and the value in the first bad column as the reason."""
+    columns = np.flatnonzero(is_bad)
+    return _reason(number, columns, str(row[columns[0]]))
+
+
+def _reason(row: int, columns: np.ndarray, reason: str) -> dict[str, Any]:
+    listed = columns[:_MAX_LISTED_COLUMNS].tolist()
+    return {"row": int(row), "columns": listed, "reason": reason}

@@ -1,0 +1,273 @@
+"""Task that encodes one part: it reads rows, encodes them, finds bad rows and writes the features.
+
+A task is a plain value that any thread or process can run. The number of concurrent tasks limits the memory. While one
+task encodes, another one reads rows or waits for the disk. The features of a row depend only on that row, because every
+part and every block starts at a tile boundary of its shard.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardpress.cluster.threads import check
+from shardpress.device import theanos_errors
+from shardpress.encoding.bad_data import BadData, Judgement
+from shardpress.encoding.partfile import PartMemory
+from shardpress.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts
+from shardpress.encoding.template import Streamed
+from shardpress.encoding.worker import EncodeSettings, Worker, check_place, worker_of
+from shardpress.errors import DataError, ReadFailed, printable
+from shardpress.features import FAILURES, FEATURES, VALID, reading
+from shardpress.model import Model
+from shardpress.output.disk import GuardedDisk, Pieces
+from shardpress.output.records import Entry, write_result
+from shardpress.scan.drift import Outside, farthest
+from shardpress.scan.scaler import Cleaning
+from shardpress.shards.rows import keep_chunks, read, read_extras, salvage_extras, stream_extra
+from shardpress.shards.shard import Block, Extra, is_wide
+
+__all__ = ["EncodeTask", "encode_part"]
+
+_LIBC = ctypes.CDLL(None)
+
+
+@dataclass(frozen=True)
+class EncodeTask:
+    """Task to encode one part.
+
+    Attributes
+    ----------
+    part : Part
+    settings : EncodeSettings
+    unreadable : str or None
+        Reason why the part's shard cannot be read, or None if it can be read. All rows of an unreadable shard are bad.
+    earlier : PartFacts or None
+        An earlier part with the same rows, whose features are copied.
+    """
+
+    part: Part
+    settings: EncodeSettings
+    unreadable: str | None = None
+    earlier: PartFacts | None = None
+
+    def __str__(self) -> str:
+        return str(self.part.source)
+
+
+@dataclass
+class _RowFacts:
+    """Bad rows and drift in a part, accumulated over its blocks.
+
+    Attributes
+    ----------
+    n_outside : int
+        Number of good rows with values outside the model's range.
+    bad : list of dict
+        Reasons for bad rows, as `BadData.judge` returns them.
+    outside : list of Outside
+        Columns with values outside the model's range, the farthest first.
+    """
+
+    n_outside: int = 0
+    bad: list[dict[str, Any]] = field(default_factory=list)
+    outside: list[Outside] = field(default_factory=list)
+
+    def add(self, judgement: Judgement) -> None:
+        """Add the bad rows and the drift of a block."""
+        self.n_outside += judgement.n_outside
+        self.bad += judgement.reasons
+        self.outside = farthest([*self.outside, *judgement.outside])
+
+
+@theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
+def encode_part(task: EncodeTask) -> PartFacts:
+    """Encode a part and write its features to a file. The file is ignored until it is committed.
+
+    Raises
+    ------
+    DataError
+        If rows cannot be read, or if the settings do not allow them.
+    TooCoarse
+        If features cannot be stored with the requested accuracy.
+    WriteFailed, SystemLimit
+        If the file cannot be written.
+    TryAgain
+        If the output directory has been moved or replaced since the start of the run.
+    ReadFailed, DeviceError, ConfigError, NotPermitted
+        See `shardpress.encoding.worker.worker_of`.
+    """
+    settings = task.settings
+    source = task.part.source
+    worker = worker_of(settings)
+    keep_chunks(settings.chunk_bytes)
+    memory = worker.part_memory(source.shard)
+    features = memory.features(len(source))
+    valid = np.ones(len(source), dtype=bool)
+    if task.earlier is not None:
+        rows = _copy_features(Path(settings.directory), task.earlier, features, valid)
+    elif task.unreadable is None:
+        with worker.readers:  # released before the part is written, because writing waits for the disk
+            rows = _encode_rows(worker, task, features, valid)
+    else:
+        rows = _mark_unreadable(source, task.unreadable, features, valid)
+    error = memory.store(len(source))
+    if error is not None and task.earlier is not None:
+        error = task.earlier.max_error  # copied features are rounded already
+    facts = _facts(task, valid, rows.n_outside, error)
+    entry, lost = _write_part(worker, task, memory, valid, facts)
+    # Wide extras are read during the writing, so `lost` is complete only after it.
+    listed = [*rows.bad, *lost] if settings.bad_data.lists_rows else []
+    return PartFacts(entry, **facts, bad=tuple(listed), outside=tuple(rows.outside[:MAX_LISTED_COLUMNS]))
+
+
+def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | None) -> dict[str, Any]:
+    """Return the fields of `PartFacts` that are stored both in the part's file and in its commit record."""
+    source = task.part.source
+    facts = {
+        "n_rows": len(source),
+        "n_bad": int(len(valid) - valid.sum()),
+        "n_outside": n_outside,
+        "shard": task.part.number,
+        "path": source.shard.path,
+        "dataset": source.shard.dataset,
+        "start": source.start,
+        "stop": source.stop,
+    }
+    if error is not None:
+        facts["dtype"] = task.settings.storage.dtype
+        facts["max_error"] = error
+    return facts
+
+
+def _mark_unreadable(source: Block, reason_text: str, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
+    """Mark all rows of a part as bad, and return the facts about them."""
+    features[:] = np.nan
+    valid[:] = False
+    reason = {"row": [source.start, source.stop], "columns": [], "reason": reason_text}
+    return _RowFacts(bad=[reason])
+
+
+def _copy_features(directory: Path, earlier: PartFacts, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
+    """Copy the features and the marks of bad rows from an earlier part. Return its facts about rows.
+
+    Raises
+    ------
+    ReadFailed
+        If the file of the part cannot be read.
+    """
+    path = directory / earlier.entry.file
+    try:
+        with reading(path) as file:
+            features[:] = file[FEATURES][()]
+            valid[:] = file[VALID][()]
+    except FAILURES as error:
+        raise ReadFailed(
+            f"file={printable(path)}: its features cannot be copied: {printable(str(error))}. Run shardpress verify, "
+            "and delete damaged parts; they are then encoded again."
+        ) from error
+    return _RowFacts(earlier.n_outside, list(earlier.bad), list(earlier.outside))
+
+
+def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
+    """Encode the rows of a part into `features`, and set `valid` to False for bad rows."""
+    source = task.part.source
+    bad_data = _bad_data(worker.model, task.settings)
+    cleaning = Cleaning(worker.model.scaler, bad_data.missing)
+    # The encoder cannot find bad rows if a finite number marks missing values, or if rows are cleaned before encoding.
+    finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans
+    facts = _RowFacts()
+    for block in source.cut(task.settings.block_rows):
+        check()  # a part can take seconds, but a signal should stop the run at once
+        place = slice(block.start - source.start, block.stop - source.start)
+        rows = read(block, worker.block_memory(block))
+        cleaned = cleaning.cleaned(block, rows)
+        suspects = worker.encode(cleaned, features[place])
+        if not finds_suspects:
+            suspects = None
+        if suspects is not None and len(suspects) == 0:
+            continue
+        judgement = bad_data.judge(block, (rows, cleaned), features[place], worker.encode, suspects)
+        valid[place][judgement.bad] = False
+        facts.add(judgement)
+    return facts
+
+
+def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
+    """Return the settings for bad data, completed with facts about the model, which tasks do not include."""
+    bad_data = replace(settings.bad_data, columns=model.columns)
+    if settings.has_range:
+        bad_data = replace(bad_data, trained_on=model.scaler)
+    return bad_data
+
+
+def _write_part(
+    worker: Worker, task: EncodeTask, memory: PartMemory, valid: np.ndarray, facts: Mapping[str, Any]
+) -> tuple[Entry, list[dict[str, Any]]]:
+    """Write the file of a part from the features in `memory`. Return its entry, and reports of lost extra values."""
+    settings = task.settings
+    source = task.part.source
+    if any(is_wide(extra, len(source)) for extra in source.shard.extras):
+        with worker.wide_writers:
+            streamed, lost = _stream_extras(source, settings.bad_data)
+            entry = _write_file(worker, task, memory.stream(valid, streamed, settings.attributes, facts))
+            _trim_memory()
+        return entry, lost
+    extras, lost = _read_extras(source, settings.bad_data)
+    entry = _write_file(worker, task, memory.file(valid, extras, settings.attributes, facts))
+    return entry, lost
+
+
+def _write_file(worker: Worker, task: EncodeTask, data: memoryview | Pieces) -> Entry:
+    disk = GuardedDisk(worker.disk, partial(check_place, task.settings))
+    return write_result(Path(task.settings.directory), disk, f"parts/{task.part.key}", ".h5", data)
+
+
+def _trim_memory() -> None:
+    """Return freed memory to the system. Otherwise the allocator keeps the memory of long texts for each thread."""
+    trim = getattr(_LIBC, "malloc_trim", None)  # a function of glibc
+    if trim is not None:
+        trim(0)
+
+
+def _stream_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray | Streamed], list[dict[str, Any]]]:
+    """Return the extras of a part, and a list of reports of lost values.
+
+    Wide extras are read later. They append their reports to the same list.
+    """
+    shard = source.shard
+    narrow = tuple(extra for extra in shard.extras if not is_wide(extra, len(source)))
+    values, lost = _read_extras(replace(source, shard=replace(shard, extras=narrow)), bad_data)
+    reports = None if bad_data.on_bad_data == "raise" else lost
+    found: dict[str, np.ndarray | Streamed] = {}
+    for extra in shard.extras:  # keep this order, because a mask follows the extra whose lost values it marks
+        if extra.name in values:
+            found[extra.name] = values[extra.name]
+        else:
+            found[extra.name] = _wide_extra(source, extra, values, reports)
+    return found, lost
+
+
+def _wide_extra(
+    source: Block, extra: Extra, values: Mapping[str, np.ndarray], reports: list[dict[str, Any]] | None
+) -> Streamed:
+    """Return a wide extra of a part, which is read block by block."""
+    empty = np.empty(0, extra.dtype)  # NumPy splits a dtype of arrays into shape and dtype
+    shape = (len(source), *empty.shape[1:])
+    return Streamed(shape, empty.dtype, partial(stream_extra, source, extra, values, reports, check))
+
+
+def _read_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+    """Return the values of extras, and reports of values that are lost because they cannot be read."""
+    try:
+        return read_extras(source), []  # one read of all rows is several times faster than reads of pieces
+    except DataError:
+        if bad_data.on_bad_data == "raise":
+            raise
+        return salvage_extras(source, check)

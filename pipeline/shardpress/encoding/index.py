@@ -1,0 +1,189 @@
+"""``index.h5``, a view that presents all parts as one file. It contains no values, except the numbers of appends.
+
+HDF5 needs 20 kB of memory per part to create a view, and 4 kB per part to open one of its datasets. Therefore the index
+of very many parts refers to smaller views, ``index-<digest>.h5``, with `views.MOST_PARTS` parts each. HDF5 opens a
+smaller view when its rows are read. These files are next to the index and not in ``parts/``, because programs that read
+all files in ``parts/`` would find rows twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+
+from shardpress.encoding import views
+from shardpress.encoding.template import describe, write_attributes
+from shardpress.features import APPEND_ID, Shape, common_dtypes
+from shardpress.formats import digest, missing_value
+from shardpress.hdf5.categories import ATTRIBUTE
+from shardpress.output.records import INDEX, Entry
+
+__all__ = ["index_files"]
+
+_VIEW = "The values are in parts/. Copy the whole directory, or the file that --single-file writes."
+_CHUNK_ROWS = 2**20  # rows in a chunk of the numbers of appends
+
+_Part = TypeVar("_Part")
+_File = tuple[str, Mapping[str, Shape]]
+"""Path of a file relative to the view, and the shape and dtype of each dataset in the file."""
+
+
+def index_files(
+    parts: Sequence[_Part],
+    file_of: Callable[[_Part], _File],
+    categories: Mapping[str, np.ndarray | str],
+    attributes: Mapping[str, Any],
+    most: int | None = None,
+    append_ids: Sequence[tuple[int, int]] | None = None,
+    earlier: views.EarlierViews | None = None,
+) -> Iterator[tuple[str, bytes | Entry]]:
+    """Create the files of an index without opening the parts.
+
+    The index omits extras that are missing in some parts, or that have several dtypes.
+
+    Parameters
+    ----------
+    parts : sequence
+        All parts in row order.
+    file_of : callable
+        Function that returns the file of a part: its path relative to the output directory, and the shape and dtype of
+        each dataset.
+    categories : mapping of str to ndarray or str
+        Values of the attribute ``categories`` of datasets, from `attribute_value`.
+    attributes : mapping
+        Attributes of ``index.h5``. Nested values are written as JSON.
+    most : int, optional
+        Largest number of parts in one view, by default `views.MOST_PARTS`.
+    append_ids : sequence of (int, int), optional
+        Number of the append that encoded each part, and the number of its rows, for the dataset `APPEND_ID`. By
+        default, there is no such dataset.
+    earlier : EarlierViews, optional
+        Views of a finished run, which are not created again if their parts are the same.
+
+    Yields
+    ------
+    tuple of (str, bytes or Entry)
+        Name relative to the output directory, and content, or the entry of a view that exists. The files must be
+        written in this order: ``index.h5`` is the last one.
+    """
+    if most is None:
+        most = views.MOST_PARTS
+    if len(parts) <= most:
+        files = [file_of(part) for part in parts]
+    else:
+        files = []
+        for start in range(0, len(parts), most):
+            group = [file_of(part) for part in parts[start : start + most]]
+            shapes = _joined_shapes(group)
+            entry = earlier.find([path for path, _ in group], shapes) if earlier is not None else None
+            if entry is not None:
+                name = entry.file
+                yield name, entry
+            else:
+                data = _view(group, {}, {})
+                name = f"index-{digest([data])[:32]}.h5"  # the digest of the content makes the name unique
+                yield name, data
+            files.append((name, shapes))
+    yield INDEX, _view(files, categories, attributes, append_ids)
+
+
+def _view(
+    files: Sequence[_File],
+    categories: Mapping[str, np.ndarray | str],
+    attributes: Mapping[str, Any],
+    append_ids: Sequence[tuple[int, int]] | None = None,
+) -> bytes:
+    """Return the bytes of a view that concatenates the datasets of files."""
+    with h5py.File.in_memory() as file:
+        describe(file, {**attributes, "view": _VIEW})
+        for name, shape in _joined_shapes(files).items():
+            sources = [(path, shapes[name][0]) for path, shapes in files]
+            _write_virtual(file, name, shape, sources)
+            if name in categories:
+                write_attributes(file[name], {ATTRIBUTE: categories[name]})
+        if append_ids is not None:
+            _write_append_ids(file, append_ids)
+        file.flush()  # otherwise the image would lack the content of HDF5's cache
+        return bytes(file.id.get_file_image())
+
+
+def _write_append_ids(file: h5py.File, append_ids: Sequence[tuple[int, int]]) -> None:
+    """Write the number of the append of each row, unless an extra has this name.
+
+    Chunks in which all numbers are 0 are not written: 0 is the fill value. The time therefore depends on the number of
+    appended rows. Long runs of equal numbers compress to almost nothing.
+    """
+    if APPEND_ID in file:
+        return
+    n_rows = sum(n for _, n in append_ids)
+    dataset = file.create_dataset(
+        APPEND_ID,
+        (n_rows,),
+        np.int32,
+        chunks=(max(1, min(n_rows, _CHUNK_ROWS)),),
+        compression="gzip",
+        shuffle=True,
+        track_times=False,
+    )
+    numbers = np.array([number for number, _ in append_ids], np.int32)
+    bounds = np.cumsum([0, *(n for _, n in append_ids)])
+    for start in range(0, n_rows, _CHUNK_ROWS):
+        stop = min(n_rows, start + _CHUNK_ROWS)
+        first = np.searchsorted(bounds, start, side="right") - 1
+        end = np.searchsorted(bounds, stop, side="left")
+        if numbers[first:end].any():
+            lengths = np.diff(np.clip(bounds[first : end + 1], start, stop))
+            dataset[start:stop] = np.repeat(numbers[first:end], lengths)
+
+
+def _joined_shapes(files: Sequence[_File]) -> dict[str, Shape]:
+    """Return the shape and dtype of each dataset that all files have, after concatenation along the rows."""
+    parts = [shapes for _, shapes in files]
+    joined: dict[str, Shape] = {}
+    for name, dtype in common_dtypes(parts).items():
+        dims = [part[name][0] for part in parts]
+        n_rows = sum(shape[0] for shape in dims)
+        joined[name] = ((n_rows, *dims[0][1:]), dtype)
+    return joined
+
+
+def _write_virtual(file: h5py.File, name: str, shape: Shape, sources: Sequence[tuple[str, tuple[int, ...]]]) -> None:
+    """Create a virtual dataset. This takes half as long as with `h5py.VirtualLayout`.
+
+    Parameters
+    ----------
+    file : h5py.File
+    name : str
+        Name of the dataset, in this file and in all sources.
+    shape : Shape
+        Shape and dtype of the virtual dataset.
+    sources : sequence of (str, tuple of int)
+        Path of each file, and the shape of its dataset.
+    """
+    dims, dtype = shape
+    creation = _virtual_layout(dtype)
+    space = h5py.h5s.create_simple(dims)
+    source_name = name.replace("%", "%%").encode()  # HDF5 interprets %
+    source_spaces = {source_dims: h5py.h5s.create_simple(source_dims) for _, source_dims in sources}
+    start = 0
+    for path, source_dims in sources:
+        corner = (start, *(0 for _ in source_dims[1:]))
+        space.select_hyperslab(corner, source_dims)
+        creation.set_virtual(space, path.encode(), source_name, source_spaces[source_dims])
+        start += source_dims[0]
+    stored_type = h5py.h5t.py_create(dtype, logical=True)
+    dataset = h5py.Dataset(h5py.h5d.create(file.id, name.encode(), stored_type, space, dcpl=creation))
+    write_attributes(dataset, {"view": _VIEW})
+
+
+def _virtual_layout(dtype: np.dtype) -> h5py.h5p.PropDCID:
+    """Return the creation properties of a virtual dataset without sources."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_layout(h5py.h5d.VIRTUAL)
+    creation.set_obj_track_times(False)  # so that indexes of equal parts have equal bytes
+    if dtype.kind in "fciu":  # for other dtypes, the default fill value of HDF5 is our missing value
+        creation.set_fill_value(np.array(missing_value(dtype), dtype))
+    return creation

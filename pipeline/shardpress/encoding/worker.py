@@ -1,0 +1,199 @@
+"""State that a process keeps between parts: the model on its device, the memory of each thread, and semaphores.
+
+This state cannot be sent to another process. The process that trained the model uses its own encoder, and any other
+process loads the model from its file. Tasks contain the name of this file instead of the weights, because the weights
+would be the largest part of a task.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardpress.device import autoencoder_of, n_cores, start_device
+from shardpress.encoding.bad_data import BadData
+from shardpress.encoding.partfile import PartMemory
+from shardpress.encoding.storage import PLAIN, Storage
+from shardpress.errors import ReadFailed, TryAgain, printable
+from shardpress.model import Model, load_model
+from shardpress.output.disk import Disk
+from shardpress.output.records import Entry, fault_of
+from shardpress.processcache import ProcessCache
+from shardpress.shards.shard import Block, Shard
+
+__all__ = ["IN_MEMORY", "EncodeSettings", "Encoder", "Worker", "check_place", "serving", "worker_of"]
+
+Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
+"""Thread-safe function that writes the features of rows (n, n_inputs) into an array (n, n_features). It can return the
+positions of suspect rows. In that case all other rows contain only finite numbers in the model's range."""
+
+IN_MEMORY = Entry("", 0, "")
+"""Placeholder for the model file in tasks of the process that has the model in memory (see `serving`)."""
+
+
+@dataclass(frozen=True)
+class EncodeSettings:
+    """Settings that all parts of a run share.
+
+    Attributes
+    ----------
+    directory : str
+        Output directory.
+    model : Entry
+        File of the model in the output directory.
+    dtype : str
+        Common dtype of the rows of all shards. It determines how rows are scaled.
+    block_rows, part_rows : int
+        Maximum number of rows in a block and in a part.
+    n_readers : int
+        Number of threads in a process that read and encode at the same time. Other threads can write meanwhile. 0 means
+        the number of cores that the process uses for matrix products, which differs between machines.
+    bad_data : BadData
+    has_range : bool
+        Whether rows can have values outside the range of the model's training rows.
+    attributes : mapping
+        Attributes of every file.
+    storage : Storage
+        Storage format of the features.
+    n_wide : int
+        Number of parts with wide extras (see `shardpress.shards.shard.is_wide`) that a process can write at the same
+        time.
+    chunk_bytes : int
+        Size of the cache of decompressed chunks in each process, in bytes.
+    """
+
+    directory: str
+    model: Entry
+    dtype: str
+    block_rows: int
+    part_rows: int
+    n_readers: int
+    bad_data: BadData = field(default_factory=BadData)
+    has_range: bool = False
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    storage: Storage = PLAIN
+    n_wide: int = 1
+    chunk_bytes: int = 0
+
+    @property
+    def key(self) -> object:
+        """Key that is equal for all settings that can share one worker."""
+        sizes = (self.block_rows, self.part_rows, self.n_readers, self.n_wide)
+        return (self.model.blake3, self.dtype, *sizes, self.storage)
+
+
+class Worker:
+    """Model, device and memory of a process that encodes.
+
+    Attributes
+    ----------
+    model : Model
+    encode : callable
+        See `Encoder`.
+    disk : Disk
+        Disk that writes all files.
+    readers : Semaphore
+        Limit for the threads that read and encode. Without it, all threads would soon wait for the disk at the same
+        time.
+    wide_writers : Semaphore
+        Limit for the threads that hold wide extras in memory.
+    """
+
+    def __init__(self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> None:
+        self.model = model
+        self.encode = encode
+        self.disk = disk
+        self.readers = threading.Semaphore(settings.n_readers or n_cores())
+        self.wide_writers = threading.Semaphore(max(1, settings.n_wide))
+        self._settings = settings
+        self._local = threading.local()
+
+    def block_memory(self, block: Block) -> np.ndarray:
+        """Return this thread's array for the rows (len(block), n_inputs) of a block. It has the dtype of the shard."""
+        memory = getattr(self._local, "block", None)
+        if memory is None or memory.dtype != block.shard.dtype:  # shards can have different dtypes
+            memory = np.empty((self._settings.block_rows, block.shard.n_inputs), dtype=block.shard.dtype)
+            self._local.block = memory
+        return np.asarray(memory[: len(block)])
+
+    def part_memory(self, shard: Shard) -> PartMemory:
+        """Return this thread's memory for the file of a part."""
+        # All shards of a run have the same categories, but another run with the same model can have other categories.
+        categories = [(extra.name, extra.categories) for extra in shard.extras]
+        if getattr(self._local, "categories", None) != categories:
+            settings = self._settings
+            self._local.part = PartMemory(settings.part_rows, self.model.n_features, shard.extras, settings.storage)
+            self._local.categories = categories
+        memory: PartMemory = self._local.part
+        return memory
+
+
+_workers = ProcessCache[object, Worker](max_size=1)  # a model and its memory are large
+
+
+def worker_of(settings: EncodeSettings) -> Worker:
+    """Return the worker of this process. If necessary, create it on the device of this process.
+
+    Raises
+    ------
+    ReadFailed
+        If the model's file differs from the file that the settings describe.
+    DeviceError, ConfigError, NotPermitted, WriteFailed
+        See `shardpress.device.start_device`.
+    """
+    return _workers.get_or_make(settings.key, lambda: _new_worker(settings))
+
+
+def _new_worker(settings: EncodeSettings) -> Worker:
+    """Load the model, compile it in this process, and return a worker for it."""
+    model = _load_model(settings)
+    start_device()
+    autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))
+    autoencoder.set_parameters(model.parameters)
+    return Worker(settings, model, autoencoder.encode_checked, Disk())
+
+
+def _load_model(settings: EncodeSettings) -> Model:
+    directory = Path(settings.directory)
+    fault = fault_of(directory, settings.model)
+    if fault is not None:
+        raise ReadFailed(
+            f"{fault}. Either the model file was damaged, or this worker (on host {socket.gethostname()}) does not "
+            "see the same file system as the driver. Every worker must find the output directory under the same "
+            "path."
+        )
+    return load_model(directory / settings.model.file)
+
+
+def check_place(settings: EncodeSettings) -> None:
+    """Raise `TryAgain` if the output directory has been moved or replaced since the start of the run.
+
+    The check looks for the model's file, which has a unique name. The driver compares the device and the inode of the
+    lock instead, but these numbers differ between hosts that share a file system.
+    """
+    if settings.model == IN_MEMORY:
+        return
+    path = os.path.join(settings.directory, settings.model.file)
+    if not os.path.lexists(path):
+        raise TryAgain(
+            f"output={printable(settings.directory)}: {printable(settings.model.file)} no longer exists. The output "
+            "directory was moved or replaced during the run. Move it back, then run the same command again."
+        )
+
+
+@contextmanager
+def serving(settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> Iterator[None]:
+    """Let this process encode with an existing model and encoder within the context, so that nothing is recompiled."""
+    _workers.put(settings.key, Worker(settings, model, encode, disk))
+    try:
+        yield
+    finally:
+        _workers.clear()  # this also frees the memory of the worker's threads

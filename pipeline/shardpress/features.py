@@ -1,0 +1,577 @@
+"""The format of feature shards, and `open_features`, which reads them.
+
+1. ``parts/part-<shard>-<first row>-<unique>.h5`` holds the features of one row range of an input shard. A part is
+   itself a valid input shard. It contains:
+
+   - ``features`` (n_rows, n_features), float32: little-endian, in C order, contiguous, and aligned to 4096 bytes, so
+     that the features can be memory-mapped. With ``--storage-dtype`` and ``--compression``, features can be stored as
+     float16, or in compressed chunks of rows.
+   - ``valid`` (n_rows,), bool: false for bad rows. The features of bad rows are NaN.
+   - Extras under their own names. All parts have the same extras. If a shard lacks an extra, its parts hold
+     `missing_value` or the code -1 instead, and ``NAME_present`` is false for these rows.
+   - The attribute ``categories`` of each extra that is stored as codes (`shardpress.hdf5.categories`). Version 0.1.0
+     wrote the categories as datasets in the group ``__categories``.
+   - The attribute ``source``: the source file and the row range, as JSON.
+2. ``index.h5`` is a virtual dataset over all parts, in the order of the input rows. An attribute warns that the file
+   is only a view: without the parts, HDF5 returns only missing values (`missing_value`). With more than 1,000 parts,
+   the index refers to files ``index-<digest>.h5``. Each of these files covers 1,000 parts.
+3. ``manifest.json`` lists the parts in the same order.
+4. ``parquet`` is a folder of links to the Parquet files of all parts (`shardpress.encoding.parquet`), if they are
+   requested.
+
+``index.h5``, ``manifest.json`` and the other files next to ``parts/`` are links to files of the last finished run. A
+single rename replaces all of them (`shardpress.output.publication`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from shardpress.alignment import LinearMap, load_map
+from shardpress.asof import directory_of, map_of, output_of
+from shardpress.errors import DataError, printable, short_list
+from shardpress.frames import data_frame, import_pandas
+from shardpress.hdf5.categories import array_of, read_categories
+from shardpress.hdf5.forms import CATEGORIES, text
+from shardpress.output.records import INDEX, MANIFEST, read_generation, read_manifest
+
+__all__ = [
+    "APPEND_ID",
+    "FAILURES",
+    "FEATURES",
+    "VALID",
+    "Features",
+    "Shape",
+    "categories_of",
+    "common_dtypes",
+    "open_features",
+    "reading",
+    "shapes_of",
+]
+
+FEATURES = "features"
+VALID = "valid"
+APPEND_ID = "append_id"
+"""Extra with the number of the append that encoded each row: 0 for the rows of the run that trained the model."""
+_WHOLE = "Copy the whole directory, with published/ and parts/, or the file that --single-file writes."
+_NAMED = 10  # appends that a message names
+_REPEAT = "Run the command of that run again, which recomputes damaged files."
+# h5py raises OSError and RuntimeError. The other errors occur if a dataset is missing, or if a group has its name.
+FAILURES = (OSError, RuntimeError, LookupError, ValueError, AttributeError, TypeError)
+
+Shape = tuple[tuple[int, ...], np.dtype]
+"""Shape and dtype of a dataset."""
+
+
+def categories_of(path: Path) -> dict[str, np.ndarray]:
+    """Return the categories in a part or a single file as numbers or str. The keys are the names of the extras."""
+    with reading(path) as file:
+        categories = _categories_of_version_0_1(file)
+        for name, item in file.items():
+            values = read_categories(item.id) if isinstance(item, h5py.Dataset) else None
+            if values is not None:
+                categories[name] = array_of(values)
+    return categories
+
+
+def _categories_of_version_0_1(file: h5py.File) -> dict[str, np.ndarray]:
+    group = file.get(CATEGORIES)
+    if not isinstance(group, h5py.Group):
+        return {}
+    return {name: array_of([_decoded(each) for each in dataset[()].tolist()]) for name, dataset in group.items()}
+
+
+def _decoded(category: Any) -> Any:
+    return text(category) if isinstance(category, bytes) else category
+
+
+def common_dtypes(parts: Sequence[Mapping[str, Shape]]) -> dict[str, np.dtype]:
+    """Return the dtypes of the datasets that all parts contain with the same dtype and the same row shape."""
+    first, *others = [{name: _kind(shape) for name, shape in part.items()} for part in parts]
+    dtypes = {}
+    for name, kind in first.items():
+        if all(other.get(name) == kind for other in others):
+            _, dtype = parts[0][name]
+            dtypes[name] = dtype
+    return dtypes
+
+
+def _kind(shape: Shape) -> object:
+    """Return the properties of a dataset that must be equal in all parts.
+
+    Enumerations are included explicitly, because NumPy ignores them when it compares dtypes.
+    """
+    dims, dtype = shape
+    return dims[1:], dtype, h5py.check_enum_dtype(dtype)
+
+
+def reading(path: str | Path) -> h5py.File:
+    """Open a file without an HDF5 lock, so that a run can replace the file while it is open."""
+    try:
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "locking flag" not in str(error):
+            raise
+        return h5py.File(path, "r")  # this process has already opened the file with a lock, and both modes must agree
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of a finished run as lazy Dask arrays.
+
+    ``features[valid].compute_chunk_sizes()`` selects the features of good rows. Without ``compute_chunk_sizes``, Dask
+    does not know the number of good rows.
+
+    Attributes
+    ----------
+    features : dask.array.Array of shape (n_rows, n_features), float32
+        Features in the order of the input rows. The dtype is float16 if they are stored as float16.
+    valid : dask.array.Array of shape (n_rows,), bool
+        False for bad rows, such as rows with NaN or Inf.
+    extras : dict of str to dask.array.Array of shape (n_rows,)
+        Extras, such as labels and ids. Strings are Python objects of type str.
+    manifest : dict
+        The manifest of the run, or the attributes of a single file. For several runs, ``runs`` lists their manifests,
+        next to the totals ``n_rows`` and ``n_bad``.
+    categories : dict of str to ndarray
+        Categories of the extras that are stored as codes. Code i refers to entry i, and -1 to a missing value.
+    """
+
+    features: Any
+    valid: Any
+    extras: dict[str, Any]
+    manifest: dict[str, Any] = field(repr=False)
+    categories: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+
+    def to_pandas(self, only_valid: bool = False) -> Any:
+        """Read all rows into a pandas DataFrame.
+
+        The columns are ``feature0``, ``feature1`` and so on, then ``valid``, then the extras. Extras that are stored as
+        codes become categoricals. The index is the extra ``_index`` (the names of AnnData's cells), ``index``, or
+        ``axis1`` (the index of a pandas frame in fixed format), or numbers if there is no such extra. An extra with the
+        name of another column gets the prefix ``source_``.
+
+        Parameters
+        ----------
+        only_valid : bool
+            True to omit the bad rows and the column ``valid``.
+
+        Returns
+        -------
+        pandas.DataFrame
+
+        Raises
+        ------
+        DeviceError
+            If pandas is not installed.
+        """
+        import dask
+
+        import_pandas()  # before the rows are read, which can take long
+        features, valid, extras = dask.compute(self.features, self.valid, self.extras)
+        if not only_valid:
+            return data_frame(features, valid, extras, self.categories)
+        chosen = {name: values[valid] for name, values in extras.items()}
+        return data_frame(features[valid], None, chosen, self.categories)
+
+    def __repr__(self) -> str:
+        kinds = {name: "str" if array.dtype == object else array.dtype for name, array in self.extras.items()}
+        extras = ", ".join(f"{name} ({kind})" for name, kind in kinds.items()) or "nothing"
+        n_bad = self.manifest.get("n_bad", "an unknown number of")
+        return (
+            f"<Features: {len(self.features)} rows x {self.features.shape[1]} features, "
+            f"{n_bad} bad rows; extras: {printable(extras)}>"
+        )
+
+
+def open_features(
+    path: str | Path | Sequence[str | Path],
+    block_rows: int = 65536,
+    n_features: int | None = None,
+    as_of: int | str | Path | None = None,
+    appends: int | Collection[int] | None = None,
+    generation: int | None = None,
+) -> Features:
+    """Open the features in an output directory, in a single file, or in several of them.
+
+    Parameters
+    ----------
+    path : str, Path or sequence of these
+        An output directory, its ``index.h5``, or a ``single.h5`` in any directory. The rows of several runs are
+        concatenated in the order of the paths. The runs must have one encoder, unless `as_of` maps their features to
+        those of one encoder. The result has the extras that all runs have with one kind of values, and codes refer to
+        the categories of all runs.
+    block_rows : int
+        Maximum number of rows in a Dask chunk.
+    n_features : int, optional
+        Number of the first features to return. The features must have been trained with ``--nested``.
+    as_of : int, str or Path, optional
+        Generation to whose features the features are mapped, so that classifiers that were trained on these can be
+        used: the number of a generation (``--retrain``), another output directory (``--align-to``), or a file that
+        ``shardpress compare --map`` wrote. The manifest then names the other encoder. Features that this encoder made
+        are not changed.
+    appends : int or collection of int, optional
+        Numbers of the appends (``--append``) whose rows are returned; 0 stands for the rows of the run that trained the
+        model. By default, all rows are returned, and the extra ``append_id`` contains the number of each row.
+    generation : int, optional
+        Number of an earlier generation whose features are returned, if the output directory still contains them.
+
+    Returns
+    -------
+    Features
+
+    Raises
+    ------
+    NoInput
+        If the directory contains no finished run.
+    DataError
+        If a part is missing or differs from the manifest, if an index was copied without its parts, if the runs have
+        different encoders, if `n_features` is given for features that are not nested or too few, if there is no map to
+        `as_of`, or if there are no rows of `appends` or `generation`.
+    """
+    numbers = [appends] if isinstance(appends, int) else appends
+    selection = _Selection(block_rows, numbers, generation, n_features, as_of)
+    if isinstance(path, (str, Path)):
+        return _open_one(Path(path), selection)
+    return _joined([(str(each), _open_one(Path(each), selection)) for each in path])
+
+
+class _Selection(NamedTuple):
+    """Arguments of `open_features` that select rows and features."""
+
+    block_rows: int
+    appends: Collection[int] | None
+    generation: int | None
+    n_features: int | None
+    as_of: int | str | Path | None
+
+
+def _open_one(path: Path, selection: _Selection) -> Features:
+    """Open the selected features of one run."""
+    opened = _open_rows(path, selection)
+    if selection.n_features is not None:
+        opened = _first_features(opened, selection.n_features, path)
+    if selection.as_of is not None:
+        opened = _as_of(opened, selection.as_of, path)
+    return opened
+
+
+def _open_rows(path: Path, selection: _Selection) -> Features:
+    """Open the features in an output directory, or in a single file."""
+    if not path.is_file():
+        return _open_directory(path, selection)
+    if path.name == INDEX and (path.parent / MANIFEST).exists():
+        return _open_directory(output_of(path.parent), selection)
+    if selection.appends is not None or selection.generation is not None:
+        raise DataError(
+            f"file={printable(path)}: does not contain the numbers of appends or generations, expected the output "
+            "directory. Open that, or omit appends and generation."
+        )
+    return _open_file(path, selection.block_rows)
+
+
+def _as_of(opened: Features, as_of: int | str | Path, path: Path) -> Features:
+    """Return the features mapped to those of another generation, of another output directory, or by a map file."""
+    if not isinstance(as_of, int) and Path(as_of).is_file():
+        from_file = load_map(as_of)
+        if opened.manifest.get("model") == from_file.encoder_to:
+            return opened
+        return _mapped(opened, from_file, path, str(as_of))
+    found = map_of(directory_of(path), opened.manifest, as_of)
+    if found is None:
+        return opened
+    mapped = _mapped(opened, found, path, str(as_of))
+    if isinstance(as_of, int):
+        mapped.manifest["generation"] = as_of
+    return mapped
+
+
+def _first_features(opened: Features, n_features: int, path: Path) -> Features:
+    """Return the first features of nested features."""
+    width = opened.features.shape[1]
+    if not opened.manifest.get("nested"):
+        raise DataError(
+            f"features={printable(path)}: trained without --nested, so the first {n_features} features cannot be "
+            "used without the others. Train with --nested, or with another --n-features."
+        )
+    if not 1 <= n_features <= width:
+        raise DataError(f"features={printable(path)}: has {width} features, found n_features={n_features}")
+    return replace(opened, features=opened.features[:, :n_features])
+
+
+def _mapped(opened: Features, to_other: LinearMap, path: Path, map_path: str) -> Features:
+    """Return the features mapped to those of another encoder."""
+    where = f"features={printable(path)}"
+    encoder = opened.manifest.get("model")
+    if encoder != to_other.encoder_from:
+        raise DataError(
+            f"{where}: made by the encoder {printable(str(encoder))}, but map={printable(map_path)} is for the "
+            f"encoder {printable(to_other.encoder_from)}. Fit a map with shardpress compare --map."
+        )
+    n_from, n_to = to_other.W.shape
+    width = opened.features.shape[1]
+    if width != n_from:
+        raise DataError(f"{where}: has {width} features, but map={printable(map_path)} expects {n_from}")
+    chunks = (opened.features.chunks[0], (n_to,))
+    meta = np.empty((0, n_to), np.float32)
+    features = opened.features.map_blocks(to_other.apply, chunks=chunks, dtype=np.float32, meta=meta)
+    return replace(opened, features=features, manifest={**opened.manifest, "model": to_other.encoder_to})
+
+
+# -- several runs ------------------------------------------------------------------------------------------------
+
+
+def _joined(runs: Sequence[tuple[str, Features]]) -> Features:
+    """Return the rows of several runs, given with their paths."""
+    import dask.array as da
+
+    if not runs:
+        raise DataError("no paths of features, expected at least one")
+    _check_encoders(runs)
+    opened = [run for _, run in runs]
+    first, *others = opened
+    extras = {}
+    categories = {}
+    for name in first.extras:
+        if all(name in other.extras for other in others) and _are_alike(name, opened):
+            arrays, found = _common_codes(name, opened)
+            extras[name] = da.concatenate(arrays)
+            if found is not None:
+                categories[name] = found
+    manifests = [run.manifest for run in opened]
+    manifest: dict[str, Any] = {"runs": manifests, "n_rows": sum(len(run.features) for run in opened)}
+    if all("n_bad" in each for each in manifests):
+        manifest["n_bad"] = sum(int(each["n_bad"]) for each in manifests)
+    features = da.concatenate([run.features for run in opened])
+    valid = da.concatenate([run.valid for run in opened])
+    return Features(features, valid, extras, manifest, categories)
+
+
+def _check_encoders(runs: Sequence[tuple[str, Features]]) -> None:
+    """Raise `DataError` unless all runs were encoded by one model. Models have fingerprints."""
+    first_path, first = runs[0]
+    expected = first.manifest.get("model")
+    for path, run in runs[1:]:
+        found = run.manifest.get("model")
+        if found is None or found != expected:
+            raise DataError(
+                f"features={printable(path)}: made by the encoder {printable(str(found))}, expected the encoder "
+                f"{printable(str(expected))} of features={printable(first_path)}. Encode the rows again with "
+                f"shardpress run --model {printable(first_path)}; or fit a map with shardpress compare --map, and pass "
+                "it as as_of."
+            )
+
+
+def _are_alike(name: str, runs: Sequence[Features]) -> bool:
+    """Return whether the values of an extra can be concatenated: they have one kind of dtype, or of categories."""
+    has_categories = {name in run.categories for run in runs}
+    kinds = {run.extras[name].dtype.kind for run in runs}
+    if True in has_categories:
+        kinds = {run.categories[name].dtype.kind for run in runs if name in run.categories}
+    shapes = {run.extras[name].shape[1:] for run in runs}
+    return len(has_categories) == len(kinds) == len(shapes) == 1
+
+
+def _common_codes(name: str, runs: Sequence[Features]) -> tuple[list[Any], np.ndarray | None]:
+    """Return an extra of each run. If it consists of codes, they refer to the categories that follow, of all runs."""
+    arrays = [run.extras[name] for run in runs]
+    if name not in runs[0].categories:
+        return arrays, None
+    lists = [run.categories[name].tolist() for run in runs]
+    if all(each == lists[0] for each in lists):
+        return arrays, runs[0].categories[name]
+    union = list(dict.fromkeys(category for each in lists for category in each))
+    dtype = np.min_scalar_type(-max(1, len(union)))
+    positions = {category: i for i, category in enumerate(union)}
+    for i, each in enumerate(lists):
+        codes = np.array([*(positions[category] for category in each), -1], dtype)  # the last entry maps -1 to -1
+        arrays[i] = arrays[i].map_blocks(codes.take, dtype=dtype, meta=codes[:0])
+    return arrays, array_of(union)
+
+
+# -- one run -----------------------------------------------------------------------------------------------------
+
+
+def _open_directory(directory: Path, selection: _Selection) -> Features:
+    # Do not list the files in parts/ instead: an interrupted run may have left additional files there.
+    manifest = read_manifest(directory)
+    if selection.generation is not None:
+        manifest = _generation(directory, manifest, selection.generation)
+    try:
+        lines = [
+            _PartLine(directory / part["file"], int(part["n_rows"]), _append_id(part)) for part in manifest["parts"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"features={printable(directory)}: its manifest has an invalid list of parts: {error!r}. {_REPEAT}"
+        ) from error
+    if not lines:
+        raise DataError(
+            f"features={printable(directory)}: its manifest lists no parts, expected at least one. {_REPEAT}"
+        )
+    if selection.appends is not None:
+        lines = _lines_of(selection.appends, lines, directory)
+        manifest = {**manifest, "n_rows": sum(line.n_rows for line in lines)}
+    parts = [(line.path, _check_part(line.path, line.n_rows)) for line in lines]
+    latest = max(lines, key=lambda line: line.append_id)  # it has the categories of all rows
+    opened = _opened(parts, manifest, selection.block_rows, latest.path)
+    if "appends" in manifest and APPEND_ID not in opened.extras:
+        opened.extras[APPEND_ID] = _lazy_append_ids(lines, selection.block_rows)
+    return opened
+
+
+def _generation(directory: Path, manifest: dict[str, Any], number: int) -> dict[str, Any]:
+    """Return the manifest of a generation."""
+    if number == manifest.get("generation", 1):
+        return manifest
+    earlier = manifest.get("generations", [])
+    try:
+        lines = {int(each["generation"]): each["manifest"] for each in earlier}
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"features={printable(directory)}: its manifest has an invalid list of generations: {error!r}. {_REPEAT}"
+        ) from error
+    if number in lines:
+        return read_generation(directory, lines[number])
+    known = [*lines, manifest.get("generation", 1)]
+    raise DataError(
+        f"features={printable(directory)}: no longer contains generation={number}, expected one of "
+        f"{short_list(map(str, known), _NAMED)}. Keep more of them with --keep-generations."
+    )
+
+
+class _PartLine(NamedTuple):
+    """Facts about a part from the manifest."""
+
+    path: Path
+    n_rows: int
+    append_id: int
+
+
+def _append_id(part: Mapping[str, Any]) -> int:
+    """Return the number of the append that encoded a part."""
+    return int(part.get(APPEND_ID, 0))
+
+
+def _lines_of(appends: Collection[int], lines: Sequence[_PartLine], directory: Path) -> list[_PartLine]:
+    """Return the parts of some appends."""
+    selected = [line for line in lines if line.append_id in appends]
+    if not selected:
+        known = short_list(map(str, sorted({line.append_id for line in lines})), _NAMED)
+        raise DataError(
+            f"features={printable(directory)}: has no rows of appends={sorted(appends)}, expected numbers of its "
+            f"appends: {known}."
+        )
+    return selected
+
+
+def _lazy_append_ids(lines: Sequence[_PartLine], block_rows: int) -> Any:
+    """Return the number of the append of each row as a Dask array."""
+    import dask.array as da
+
+    return da.concatenate([da.full(line.n_rows, line.append_id, dtype=np.int32, chunks=block_rows) for line in lines])
+
+
+def _open_file(path: Path, block_rows: int) -> Features:
+    where = f"file={printable(path)}"
+    try:
+        with reading(path) as file:
+            # Without the parts of a virtual dataset, HDF5 would return missing values instead of an error.
+            if file[FEATURES].is_virtual:
+                raise DataError(f"{where}: has no values, because the parts that it refers to are missing. {_WHOLE}")
+            shapes = shapes_of(file)
+            manifest = {**file.attrs, "n_rows": file[FEATURES].shape[0]}
+    except FAILURES as error:
+        raise DataError(f"{where}: contains no readable features: {error}. {_WHOLE}") from error
+    return _opened([(path, shapes)], manifest, block_rows, path)
+
+
+def _opened(
+    parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[str, Any], block_rows: int, categorized: Path
+) -> Features:
+    """Return the rows of some files with their datasets. `categorized` is the file with the categories of all rows."""
+    import dask.array as da  # imported here, because it takes longer to load than all other modules
+
+    for path, shapes in parts:
+        if VALID not in shapes:
+            where = f"file={printable(path)}"
+            raise DataError(f"{where}: contains no dataset {VALID!r}, expected a file that --single-file has written")
+    names = common_dtypes([shapes for _, shapes in parts])
+    arrays = {}
+    for name in names:
+        pieces = [_lazy(path, name, shapes[name], block_rows) for path, shapes in parts]
+        arrays[name] = da.concatenate(pieces)
+    features = arrays.pop(FEATURES)
+    valid = arrays.pop(VALID)
+    return Features(features, valid, arrays, manifest, _readable_categories(categorized))
+
+
+def _readable_categories(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return categories_of(path)
+    except FAILURES as error:
+        raise DataError(f"file={printable(path)}: its categories cannot be read: {error}. {_REPEAT}") from error
+
+
+def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
+    """Return the result of `shapes_of` for a part. Raise `DataError` if the part does not match the manifest."""
+    try:
+        os.stat(path)  # HDF5 does not distinguish between a missing and a damaged file
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise DataError(
+            f"file={printable(path)}: the manifest lists this file, but it does not exist. {_WHOLE}"
+        ) from error
+    try:
+        with reading(path) as file:
+            shapes = shapes_of(file)
+            n_found = file[FEATURES].shape[0]
+    except FAILURES as error:
+        raise DataError(
+            f"file={printable(path)}: the manifest lists this file, but it cannot be read: {error}. {_REPEAT}"
+        ) from error
+    if n_found != n_rows:
+        raise DataError(
+            f"file={printable(path)}: has {n_found} rows, expected {n_rows} according to the manifest. {_REPEAT}"
+        )
+    return shapes
+
+
+def shapes_of(file: h5py.File) -> dict[str, Shape]:
+    """Return the shape and dtype of each dataset with one value per row. All strings have the dtype object."""
+    n_rows = file[FEATURES].shape[0]
+    shapes: dict[str, Shape] = {}
+    for name, item in file.items():
+        if isinstance(item, h5py.Dataset) and (item.shape or ())[:1] == (n_rows,):
+            is_text = h5py.check_string_dtype(item.dtype) is not None
+            shapes[name] = (item.shape, np.dtype(object) if is_text else item.dtype)
+    return shapes
+
+
+def _lazy(path: Path, name: str, shape: Shape, block_rows: int) -> Any:
+    """Return a dataset as a Dask array."""
+    import dask
+    import dask.array as da
+
+    (n_rows, *row_shape), dtype = shape
+    pieces = []
+    for start in range(0, max(n_rows, 1), block_rows):  # Dask needs at least one piece, even without rows
+        stop = min(start + block_rows, n_rows)
+        values = dask.delayed(_read_slice)(str(path), name, start, stop)
+        pieces.append(da.from_delayed(values, (stop - start, *row_shape), dtype=dtype))
+    return da.concatenate(pieces)
+
+
+def _read_slice(path: str, name: str, start: int, stop: int) -> np.ndarray:
+    # Each piece opens the file again, because Dask's threads and processes cannot share an open file.
+    with reading(path) as file:
+        values = file[name]
+        if h5py.check_string_dtype(values.dtype):
+            values = values.asstr("utf-8", "surrogateescape")
+        return np.asarray(values[start:stop])

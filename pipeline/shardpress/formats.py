@@ -1,0 +1,309 @@
+"""Serialization of plain values and arrays: JSON with a digest, and named arrays.
+
+No format uses pickle, so reading a file cannot run code. A damaged or forged file raises `ValueError`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import zipfile
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from shardpress.errors import NewerFormat
+
+__all__ = [
+    "MOST_JSON_BYTES",
+    "Digested",
+    "digest",
+    "fingerprint",
+    "json_lines",
+    "missing_value",
+    "pack",
+    "parse_bounded",
+    "plain_values",
+    "seal",
+    "unpack",
+    "unseal",
+]
+
+MOST_JSON_BYTES = 2**24
+"""Maximum number of bytes of JSON, enough for the history of 100,000 epochs that is stored with a model."""
+MOST_JSON_VALUES = 2**20
+"""Maximum number of values in JSON. Each value takes up to about 100 bytes of memory."""
+
+_MAX_DEPTH = 100
+"""Maximum nesting of JSON. The limit of Python's own parser differs between versions, and is far higher in some."""
+
+_NESTED = frozenset((dict, list))
+_encode = json.JSONEncoder().encode
+
+_SEAL = "seal"
+_ABOUT = "about"
+
+_DIRECTORY_ENTRY = b"PK\1\2"  # signature of an entry in the central directory of a ZIP archive
+_MOST_MEMBERS = 10_000
+_MAX_QUOTED = 500  # maximum number of characters that a message quotes
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class Digested:
+    """Iterable that yields the pieces of a file, counts their bytes, and computes their BLAKE3 digest.
+
+    BLAKE3 is used because SHA-256 takes five times as long. Source: Aumasson, Neves, O'Connor and Wilcox-O'Hearn,
+    "BLAKE3: one function, fast everywhere", 2020.
+
+    Attributes
+    ----------
+    n_bytes : int
+        Total size of the pieces so far.
+    """
+
+    def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
+        from blake3 import blake3  # imported here, because programs that only open features do not need it
+
+        self.n_bytes = 0
+        self._pieces = pieces
+        self._hash = blake3()
+
+    def __iter__(self) -> Iterator[bytes | memoryview]:
+        for piece in self._pieces:
+            self._hash.update(piece)
+            self.n_bytes += memoryview(piece).nbytes
+            yield piece
+
+    @property
+    def blake3(self) -> str:
+        """Digest of the pieces so far, in hexadecimal digits."""
+        return str(self._hash.hexdigest())
+
+
+def digest(pieces: Iterable[bytes | memoryview]) -> str:
+    """Return the BLAKE3 digest of a file's bytes in hexadecimal digits."""
+    content = Digested(pieces)
+    deque(content, maxlen=0)  # consumes all pieces
+    return content.blake3
+
+
+def missing_value(dtype: np.dtype) -> Any:
+    """Return the value that marks missing entries of a dtype.
+
+    It is NaN for floats, the smallest signed or the largest unsigned integer, an empty string, or False.
+    """
+    if dtype.kind in "fc":
+        return dtype.type(np.nan)
+    if dtype.kind == "i":
+        return np.iinfo(dtype).min
+    if dtype.kind == "u":
+        return np.iinfo(dtype).max
+    if dtype.hasobject:
+        return b""
+    return np.zeros((), dtype)[()]
+
+
+def fingerprint(*content: object) -> str:
+    """Return the SHA-256 digest of plain values, which are first converted to canonical JSON."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256(text.encode()).hexdigest()
+
+
+def seal(form: str, content: Mapping[str, Any]) -> bytes:
+    """Return readable JSON with a digest and the name of its format, such as ``shardpress-output/1``.
+
+    The digest covers the whole content.
+    """
+    body = plain_values({"format": form, **content})
+    return _with_seal(body, fingerprint(body))
+
+
+def plain_values(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content as `unseal` returns it: with lists instead of tuples."""
+    found: dict[str, Any] = json.loads(json.dumps(content))
+    return found
+
+
+def _with_seal(body: Mapping[str, Any], seal_digest: str) -> bytes:
+    return (json_lines({**body, _SEAL: seal_digest}) + "\n").encode()
+
+
+def json_lines(value: Any, margin: str = "\n") -> str:
+    """Return JSON with one line for each value that is not nested.
+
+    `json.dumps` with an indent takes ten times as long. The order of the checks matters for the speed, because a
+    manifest contains several small values for each part.
+    """
+    kind = type(value)
+    if kind is int:
+        return repr(value)
+    if kind is dict and not _NESTED.isdisjoint(map(type, value.values())):
+        inner = margin + " "
+        lines = [f"{inner}{_encode(key)}: {json_lines(each, inner)}" for key, each in value.items()]
+        return "{" + ",".join(lines) + margin + "}"
+    if kind is list and not _NESTED.isdisjoint(map(type, value)):
+        inner = margin + " "
+        lines = [inner + json_lines(each, inner) for each in value]
+        return "[" + ",".join(lines) + margin + "]"
+    return _encode(value)
+
+
+def unseal(form: str, data: bytes) -> dict[str, Any]:
+    """Return the content that was passed to `seal`.
+
+    Raises
+    ------
+    ValueError
+        If the data are not JSON, have another format, or have changed since they were sealed.
+    NewerFormat
+        If the data were written by a later version of shardpress.
+    """
+    content = _parse(data)
+    if not isinstance(content, dict):
+        raise ValueError(f"found a {type(content).__name__}, expected format {form!r}")
+    _check_version(form, content.get("format"))
+    if content.get("format") != form:
+        raise ValueError(f"format {content.get('format')!r}, expected format {form!r}")
+    found = content.pop(_SEAL, None)
+    expected = fingerprint(content)
+    if found != expected:
+        raise ValueError("its digest does not match its content")
+    # The digest does not detect added spaces or repeated keys. The format comes first, and the digest last.
+    body = {"format": content.pop("format"), **content}
+    if _with_seal(body, expected) != data:
+        raise ValueError("its JSON is not in the form that shardpress writes")
+    return content
+
+
+def _check_version(form: str, found: object) -> None:
+    """Raise `NewerFormat` if the data have a later version of the expected format."""
+    name, _, version = form.partition("/")
+    match = re.fullmatch(rf"{re.escape(name)}/([0-9]{{1,9}})", str(found))
+    if match and int(match[1]) > int(version):
+        raise NewerFormat(
+            f"format {found!r}, expected {form!r}: a later version of shardpress wrote it. Upgrade, or "
+            "choose another --output."
+        )
+
+
+def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:
+    """Return the bytes of an ``.npz`` file with named arrays, and with plain values as JSON."""
+    buffer = io.BytesIO()
+    # Also store the names: if the central directory is damaged, arrays can disappear without an error.
+    text = np.frombuffer(json.dumps([list(arrays), about], allow_nan=False).encode(), dtype=np.uint8)
+    members: dict[str, Any] = {_ABOUT: text, **arrays}
+    np.savez(buffer, **members)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
+    """Return the arrays and plain values that were passed to `pack`.
+
+    Memory use is bounded by the size of `data`, even if the file declares other sizes. Members must be stored without
+    compression, and no array can be larger than its member.
+
+    Raises
+    ------
+    ValueError
+        If the data do not have the form that `pack` writes.
+    """
+    try:
+        arrays = _members(data)
+        names, about = parse_bounded(arrays.pop(_ABOUT).tobytes())
+        if list(arrays) != names:
+            raise ValueError(f"holds arrays {_few(list(arrays))}, expected {_few(names)}")
+        return arrays, about
+    except MemoryError:  # not caused by the file, because the memory for the file is bounded
+        raise
+    except Exception as error:  # NumPy and zipfile raise many kinds of errors for damaged files
+        raise ValueError(f"not an array file of shardpress: {error}") from error
+
+
+def parse_bounded(text: bytes | str) -> Any:
+    """Parse JSON. Refuse text that would take too much memory.
+
+    Raises
+    ------
+    ValueError
+        If the text is too long, nested too deeply, or not JSON.
+    """
+    data = text.encode() if isinstance(text, str) else text
+    # Count the values first: a list of short values takes 50 times as much memory after parsing as its text.
+    n_values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
+    if len(data) > MOST_JSON_BYTES or n_values > MOST_JSON_VALUES:
+        expected = f"at most {MOST_JSON_BYTES} bytes and {MOST_JSON_VALUES} values"
+        raise ValueError(f"JSON of {len(data)} bytes and about {n_values} values, expected {expected}")
+    return _parse(data)
+
+
+def _parse(data: bytes) -> Any:
+    """Parse JSON. Raise `ValueError` if it is nested so deeply that recursive functions could fail."""
+    try:
+        content = json.loads(data)
+    except RecursionError as error:
+        raise ValueError("JSON that is nested too deeply") from error
+    if data.count(b"[") + data.count(b"{") <= _MAX_DEPTH:
+        return content
+    level = [content]
+    for _ in range(_MAX_DEPTH):
+        level = [child for parent in level for child in _containers(parent)]
+        if not level:
+            return content
+    raise ValueError(f"JSON that is nested more than {_MAX_DEPTH} levels deep")
+
+
+def _containers(parent: Any) -> Iterator[Any]:
+    """Yield the dicts and lists in a dict or list."""
+    values = parent.values() if isinstance(parent, dict) else parent
+    return (each for each in values if isinstance(each, (dict, list)))
+
+
+def _members(data: bytes) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz`` file as `numpy.savez` writes it."""
+    # Count the entries first: the parsed central directory takes much more memory than its bytes in the file.
+    if data.count(_DIRECTORY_ENTRY) > _MOST_MEMBERS:
+        raise ValueError(f"more than {_MOST_MEMBERS} arrays")
+    arrays: dict[str, np.ndarray] = {}
+    n_left = len(data)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for member in archive.infolist():
+            n_left -= member.file_size
+            name = member.filename.removesuffix(".npy")
+            is_new = name != member.filename and name not in arrays
+            if not is_new or not _is_stored(member) or n_left < 0:
+                raise ValueError(f"member {_few([member.filename])} is not stored as numpy.savez stores it")
+            arrays[name] = _array(archive.read(member))
+    return arrays
+
+
+def _is_stored(member: zipfile.ZipInfo) -> bool:
+    """Return whether a member of an archive is stored without compression."""
+    return member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
+
+
+def _array(content: bytes) -> np.ndarray:
+    """Return the array of numbers in an ``.npy`` file. The file must have the length that its header implies."""
+    file = io.BytesIO(content)
+    version = np.lib.format.read_magic(file)
+    if version not in _HEADERS:
+        raise ValueError(f"NPY version {version}, expected 1.0 or 2.0")
+    shape, is_fortran, dtype = _HEADERS[version](file)
+    start = file.tell()
+    n_bytes = len(content) - start
+    n_values = math.prod(shape)
+    is_plain = dtype.kind in "biuf" and all(n >= 0 for n in shape)
+    if not is_plain or n_values * dtype.itemsize != n_bytes:
+        raise ValueError(f"{n_bytes} bytes for an array of {dtype} of shape {shape}")
+    flat = np.frombuffer(content, dtype, n_values, start)
+    return flat.reshape(shape, order="F" if is_fortran else "C").copy(order="K")
+
+
+def _few(names: object) -> str:
+    """Return the names as text for a message, shortened if it is long."""
+    text = str(names)
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}..."

@@ -1,0 +1,254 @@
+"""Functions of the child that find objects in a file.
+
+Only hard links in the file itself are followed, and all searches have limits. External links, soft links, virtual
+datasets and external storage are reported, but never followed.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+
+from shardpress.errors import short_list
+from shardpress.hdf5.forms import parts_of, text
+from shardpress.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
+
+__all__ = [
+    "LISTED",
+    "Refused",
+    "as_dataset",
+    "attribute",
+    "dtype_of",
+    "first_names",
+    "identity",
+    "is_plain",
+    "link_of",
+    "listing",
+    "locate",
+    "most_entries",
+    "names_in",
+    "objects",
+    "outside_storage",
+    "own_dataset",
+    "resolve",
+]
+
+_INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # prefixes of groups: PyTables' indexes, MATLAB's cells
+LISTED = 20
+"""Number of names that a refusal lists."""
+_LEAST_ENTRY_BYTES = 4  # minimum bytes of an entry: 2 for an address, 1 for a name, and 1 to mark the end
+_TOO_MANY_NAMES = "a group lists more names than fit into the file. The file is damaged or forged: do not use it."
+
+
+class Refused(Exception):
+    """Raised to refuse a file or a dataset. The message is the reason.
+
+    Attributes
+    ----------
+    dataset : str or None
+        Path of the dataset that is the cause.
+    """
+
+    def __init__(self, reason: str, dataset: str | None = None) -> None:
+        super().__init__(reason)
+        self.dataset = dataset
+
+
+def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
+    """Return the parent group of an object, and the object. Raise `Refused` if the object does not exist."""
+    found = resolve(file, name, "{path} is {link}, expected a dataset in the file itself")
+    if found is None:
+        raise Refused(f"does not exist; the file holds {listing(file)}. Choose one with --dataset.", name)
+    return found
+
+
+def resolve(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
+    """Return the parent group of an object, and the object. Return None if the object does not exist.
+
+    Refuse soft and external links with the message `if_link`.
+    """
+    item = file.id
+    parent = file.id
+    parts = parts_of(name)
+    for i, part in enumerate(parts):
+        if not isinstance(item, h5py.h5g.GroupID) or not item.links.exists(part):
+            return None
+        link = link_of(item, part)
+        if link:
+            path = text(b"/".join(parts[: i + 1]))
+            raise Refused(if_link.format(path=path, link=link), name)
+        parent = item
+        item = h5py.h5o.open(parent, part)
+    return parent, item
+
+
+def own_dataset(group: Any, name: bytes) -> h5py.Dataset | None:
+    """Return the dataset with a name in a group. Return None for soft and external links, and for other objects."""
+    if not isinstance(group, h5py.h5g.GroupID) or not group.links.exists(name) or link_of(group, name):
+        return None
+    return as_dataset(h5py.h5o.open(group, name))
+
+
+def as_dataset(item: Any) -> h5py.Dataset | None:
+    """Return an open object as a dataset, or None if it is not a dataset."""
+    if not isinstance(item, h5py.h5d.DatasetID):
+        return None
+    return h5py.Dataset(item)
+
+
+def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype], bool]) -> np.ndarray | None:
+    """Return the value of an attribute, or None unless its shape and dtype fit.
+
+    Other attributes are not read, because they may contain pickles.
+    """
+    if not h5py.h5a.exists(item, name):
+        return None
+    attached = h5py.h5a.open(item, name)
+    dtype = dtype_of(attached)
+    if attached.shape is None or dtype is None or not fits(attached.shape, dtype):
+        return None
+    value = np.empty(attached.shape, dtype)
+    attached.read(value)
+    return value
+
+
+def link_of(group: Any, part: bytes) -> str | None:
+    """Describe a link by kind and target. Return None for hard links."""
+    kind = group.links.get_info(part).type
+    if kind == h5py.h5l.TYPE_HARD:
+        return None
+    if kind == h5py.h5l.TYPE_EXTERNAL:
+        return f"an external link (not allowed: {':'.join(map(text, group.links.get_val(part)))})"
+    if kind == h5py.h5l.TYPE_SOFT:
+        return f"a soft link (not allowed: {text(group.links.get_val(part))})"
+    return f"a link of kind {kind} (not allowed)"
+
+
+def outside_storage(dataset: h5py.Dataset) -> str | None:
+    """Describe storage in other files, which is not allowed. Return None if the values are in the file itself."""
+    properties = dataset.id.get_create_plist()
+    if properties.get_layout() == h5py.h5d.VIRTUAL:
+        return "a virtual dataset (not allowed: its values are in other files)"
+    if properties.get_external_count():
+        return f"external storage (not allowed: {text(properties.get_external(0)[0])})"
+    return None
+
+
+def dtype_of(item: Any) -> np.dtype | None:
+    """Return the dtype of a dataset or an attribute, or None if NumPy has no such type."""
+    try:
+        return item.dtype
+    except (TypeError, ValueError):  # ValueError: a floating-point type wider than any of NumPy
+        return None
+
+
+def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
+    """Return whether NumPy can use the bytes in the file without conversion."""
+    return not dtype.hasobject and dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True))
+
+
+# -- searching ---------------------------------------------------------------------------------------------------
+
+
+def objects(root: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the path and the object of each object below a group, depth first. Skip internal groups and repetitions."""
+    yield from _Walk(root).below(root, b"", 1)
+
+
+class _Walk:
+    """A walk through all objects below a group."""
+
+    def __init__(self, root: Any) -> None:
+        self._seen = {identity(root)}  # a group may contain itself or its parents
+        self._n_names = 1
+
+    def below(self, group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
+        """Yield the objects in and below a group. `prefix` is the path of the group."""
+        names = names_in(group, self._n_names)
+        self._n_names += len(names)  # total over all groups, because forged groups may share one list of names
+        for name in names:
+            item = None if link_of(group, name) else h5py.h5o.open(group, name)
+            if item is None or not self._is_new(item, name):
+                continue
+            yield text(prefix + name), item
+            if isinstance(item, h5py.h5g.GroupID):
+                if depth == MOST_DEPTH:
+                    raise Refused(f"groups are nested more than {MOST_DEPTH} deep. Choose a dataset with --dataset.")
+                yield from self.below(item, prefix + name + b"/", depth + 1)
+
+    def _is_new(self, item: Any, name: bytes) -> bool:
+        """Return whether an object has not been seen before and is not an internal group."""
+        address = identity(item)
+        if address in self._seen or (name.startswith(_INTERNAL) and isinstance(item, h5py.h5g.GroupID)):
+            return False
+        self._seen.add(address)
+        return True
+
+
+def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
+    """Return the names in a group, in order. The limits include `n_seen` names of other groups."""
+    names = first_names(group, MOST_OBJECTS - n_seen)
+    if n_seen + len(names) > MOST_OBJECTS:
+        raise Refused(f"more than {MOST_OBJECTS} objects to search. Write the rows to a separate file or group.")
+    # The limit applies to the total over all groups, because forged trees may share nodes.
+    if n_seen + len(names) > most_entries(group):
+        raise Refused(_TOO_MANY_NAMES)
+    return names
+
+
+def first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
+    """Return the first `most` + 1 names of links in a group, in order. `kind` selects one kind of links.
+
+    Raises
+    ------
+    Refused
+        If the group lists more links than fit into the file, because nodes of its tree form a cycle.
+    """
+    names: list[bytes] = []
+    n_links = 0
+    most_links = most_entries(group)
+
+    def take(name: bytes, info: Any) -> bool | None:
+        nonlocal n_links
+        n_links += 1
+        if n_links > most_links:
+            return True
+        if kind in (None, info.type):
+            names.append(name)
+        return len(names) > most or None  # True ends the iteration
+
+    group.links.iterate(take, info=True)
+    if n_links > most_links:
+        raise Refused(_TOO_MANY_NAMES)
+    return names
+
+
+def most_entries(item: Any) -> int:
+    """Return the maximum number of entries (links or chunks) that fit into the file of an object.
+
+    Each entry takes at least an address and a few more bytes. An index with more entries must list the same bytes
+    repeatedly.
+    """
+    return int(h5py.h5i.get_file_id(item).get_filesize()) // _LEAST_ENTRY_BYTES
+
+
+def identity(item: Any) -> tuple[Any, Any]:
+    """Return the file number and the address of an open object. Together they identify the object.
+
+    `h5py.h5o.get_info` is not used. It also adds up the sizes of all index nodes, and never returns if the nodes form a
+    cycle.
+    """
+    found = h5py.h5g.get_objinfo(item, b".")
+    return found.fileno, found.objno
+
+
+def listing(file: h5py.File) -> str:
+    """Return the names of the first objects in a file."""
+    names = []
+    try:
+        for name, _ in objects(file.id):
+            names.append(name)
+    except Refused:
+        return short_list(names[:LISTED], LISTED) + " and others"
+    return short_list(names, LISTED)

@@ -1,0 +1,219 @@
+"""Describe plain files without libhdf5. Most shards are simple enough for this.
+
+The child process, which runs `child.describe`, is forked for each file. This takes longer than all other work on a
+small shard. This module finds the same facts in pure Python. Its answer has the same form, and the caller checks it in
+the same way. If a file is not plain, the child must be asked instead. This module never reports a file as invalid; that
+is left to the child.
+"""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shardpress.hdf5.forms import (
+    A_GROUP,
+    CATEGORIES,
+    NOT_UTF8,
+    OBSERVATIONS,
+    PREFERRED,
+    has_one_for_each_column,
+    has_one_for_each_row,
+    is_coordinate,
+    is_utf8,
+    items_of,
+    leave_out,
+    misfit,
+    parts_of,
+    sibling,
+    text,
+    variables_of,
+)
+from shardpress.hdf5.plain.contents import links, root
+from shardpress.hdf5.plain.datasets import Dataset, attribute_name, attribute_of, dataset_of, layout_claim
+from shardpress.hdf5.plain.metadata import MOST_BYTES, Kind, Metadata, NotPlain, expect, is_group, messages
+
+__all__ = ["describe_plain"]
+
+
+class _Group(NamedTuple):
+    """Group with the rows.
+
+    Attributes
+    ----------
+    links : mapping of bytes to int
+        Addresses of the objects in the group, by name.
+    parent_links : mapping of bytes to int
+        Addresses of the objects in the parent group, by name.
+    objects : mapping of int to (Dataset or None)
+        Objects in the group, by address. None for a group.
+    """
+
+    links: Mapping[bytes, int]
+    parent_links: Mapping[bytes, int]
+    objects: Mapping[int, Dataset | None]
+
+
+def describe_plain(
+    descriptor: int,
+    size: int,
+    dataset: str | None,
+    orientation: str | None = None,
+    base: int = 0,
+    most_bytes: int = MOST_BYTES,
+) -> tuple[dict[str, Any], list[np.ndarray]] | None:
+    """Locate the rows and their extras in an open file.
+
+    The superblock at `base` must have been checked. At most `most_bytes` of metadata are read.
+
+    Returns
+    -------
+    tuple of (dict, list of ndarray), or None
+        Answer in the format of `child.describe.describe`, with lists instead of tuples. None if the child must be
+        asked.
+
+    Raises
+    ------
+    OSError
+        If reading fails.
+    """
+    try:
+        return _description(Metadata(descriptor, size, base, most_bytes), dataset, orientation)
+    except OSError:
+        raise
+    except Exception:  # the child reports the problem with the file
+        return None
+
+
+def _description(
+    file: Metadata, dataset: str | None, orientation: str | None
+) -> tuple[dict[str, Any], list[np.ndarray]]:
+    group, name = _locate(file, dataset)
+    if dataset is None:
+        dataset = text(name)
+    rows = _rows_in(group, name, orientation)
+    shape = rows.shape
+    if orientation == "columns":
+        shape = (rows.shape[-1], *rows.shape[:-1])
+    expect(prod(shape[1:]), CATEGORIES.encode() not in group.links, not _may_have_names(group, dataset, shape))
+    arrays: list[np.ndarray] = []
+    layout = layout_claim(file, rows, dataset, arrays)
+    extras, left_out = _find_extras(file, group, dataset, name, shape, arrays)
+    answer = {
+        "dataset": dataset,
+        "columns": {"names": None, "names_from": "", "values_from": None, "note": ""},
+        "fill_value": None,
+        "form": "columns" if orientation == "columns" else "dense",
+        "shape": list(shape),
+        "rows": [layout],
+        "extras": extras,
+        "left_out": left_out,
+    }
+    return answer, arrays
+
+
+def _rows_in(group: _Group, name: bytes, orientation: str | None) -> Dataset:
+    rows = group.objects[group.links[name]]
+    if rows is None:
+        raise NotPlain
+    expect(rows.is_candidate, not _has_notable_attributes(rows, orientation))
+    return rows
+
+
+def _locate(file: Metadata, dataset: str | None) -> tuple[_Group, bytes]:
+    """Return the group with the rows, and the name of the rows in the group."""
+    path = [] if dataset is None else parts_of(dataset)
+    found = links(file, root(file))
+    parent_links = found
+    for name in path[:-1]:
+        parent_links = found
+        found = links(file, messages(file, found[name]))
+    group = _Group(found, parent_links, {address: _object(file, address) for address in found.values()})
+    if dataset is None:
+        return group, _choose_rows(group)
+    return group, path[-1]
+
+
+def _object(file: Metadata, address: int) -> Dataset | None:
+    """Return the dataset at an address, or None for a group."""
+    header = messages(file, address)
+    if is_group(header):
+        return None
+    return dataset_of(header, file.end)
+
+
+def _choose_rows(group: _Group) -> bytes:
+    """Return ``X``, or the only candidate. Groups count as candidates, because they may contain candidates."""
+    preferred = PREFERRED.encode()
+    if preferred in group.links:
+        return preferred
+    (chosen,) = (address for address, item in group.objects.items() if item is None or item.is_candidate)
+    return next(name for name, address in group.links.items() if address == chosen)
+
+
+def _has_notable_attributes(rows: Dataset, orientation: str | None) -> bool:
+    """Return whether the rows have attributes that affect the answer of the child."""
+    notable = {b"columns", b"_FillValue"}
+    if not orientation:
+        notable.add(b"MATLAB_class")
+    names = {attribute_of(message).name for message in rows.header.get(Kind.ATTRIBUTE, [])}
+    return not notable.isdisjoint(names)
+
+
+def _may_have_names(group: _Group, dataset: str, shape: tuple[int, ...]) -> bool:
+    """Return whether the file may have names or a coordinate in a place that the child searches.
+
+    These are names of columns (`child.columns`) and of rows (`child.extras`).
+    """
+    variables = parts_of(variables_of(dataset))
+    is_in_group = len(variables) == len(parts_of(dataset))
+    names = group.links if is_in_group else group.parent_links
+    if variables[-1] in names or OBSERVATIONS.encode() in {*group.links, *group.parent_links}:
+        return True
+    items = items_of(dataset)
+    if items is not None and parts_of(items)[-1] in group.links:
+        return True
+    return _has_coordinate(group, shape[0], prod(shape[1:]))
+
+
+def _has_coordinate(group: _Group, n_rows: int, n_inputs: int) -> bool:
+    for name, address in group.links.items():
+        item = group.objects[address]
+        if item is not None and is_coordinate(text(name)) and has_one_for_each_column(item.shape, n_rows, n_inputs):
+            return True
+    return False
+
+
+def _find_extras(
+    file: Metadata, group: _Group, rows: str, rows_name: bytes, shape: tuple[int, ...], arrays: list[np.ndarray]
+) -> tuple[list[dict[str, Any]], list[list[Any]]]:
+    """Return the extras in the group, and the skipped objects, in the format of `child.extras.find_extras`."""
+    extras: list[dict[str, Any]] = []
+    left_out: list[list[Any]] = []
+    for name, address in group.links.items():
+        other = group.objects[address]
+        if name == rows_name:
+            continue
+        if other is not None and has_one_for_each_row(other.shape, shape[0]) and is_utf8(name):
+            expect(not _may_have_categories(other))
+            layout = layout_claim(file, other, sibling(rows, text(name)), arrays)
+            extras.append({"name": text(name), "layout": layout, "categories": None, "is_named": False})
+        else:
+            _leave_out(left_out, name, other, shape)
+    return extras, left_out
+
+
+def _may_have_categories(dataset: Dataset) -> bool:
+    return any(attribute_name(message) == b"categories" for message in dataset.header.get(Kind.ATTRIBUTE, []))
+
+
+def _leave_out(left_out: list[list[Any]], name: bytes, other: Dataset | None, shape: tuple[int, ...]) -> None:
+    """Record why an object cannot be an extra for rows of this shape."""
+    if other is None:
+        leave_out(left_out, name, A_GROUP, is_missed=False)
+    elif has_one_for_each_row(other.shape, shape[0]):
+        leave_out(left_out, name, NOT_UTF8)
+    elif other.shape:
+        reason, is_missed = misfit(other.shape, shape)
+        leave_out(left_out, name, reason, is_missed)

@@ -1,0 +1,393 @@
+"""Read values directly from the file, without libhdf5 and its global lock.
+
+Each read opens the file, and checks before and after the read that it is still the vetted file. Chunks are decompressed
+one at a time, and large chunks are cached. Values are converted piece by piece. libhdf5 in the child process reads
+values that are not plain, such as variable-length strings.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import product
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shardpress.errors import DataError, printable
+from shardpress.formats import digest
+from shardpress.hdf5.child.ask import ask, checking_answer
+from shardpress.hdf5.chunkcache import CHUNKS
+from shardpress.hdf5.files import Identity, opened, read_into, with_retries
+from shardpress.hdf5.filters.codecs import decode_chunk
+from shardpress.hdf5.layout import Layout, bytes_of, grid_of
+from shardpress.hdf5.limits import SMALLEST
+
+__all__ = ["dataset_digest", "file_digest", "read_values", "text_lengths"]
+
+_PIECE = 2**20  # bytes
+_LINE = 2**17  # bytes to read from one line at a time
+_TILE = 64  # rows to transpose at a time
+_MOST_TEXTS = 1024  # strings that the child reads at a time
+_TEXT_BYTES = 2**25  # maximum total bytes of these strings
+# Reference to a variable-length string: its length and location (HDF5 File Format Specification, IV.B).
+_REFERENCE = np.dtype([("length", "<u4"), ("address", "<u8"), ("index", "<u4")])
+
+
+class _Request(NamedTuple):
+    """Request for values from `start` along the first or last axis of a dataset."""
+
+    layout: Layout
+    start: int
+    axis: int
+    where: str
+    file: tuple[str, Identity] | None = None  # key for the chunk cache; None disables caching
+
+    def in_values_shape(self, out: np.ndarray) -> np.ndarray:
+        """Reshape a C-ordered array to the axes of the dataset, with the requested axis first."""
+        others = self.layout.shape[1:] if self.axis == 0 else self.layout.shape[:-1]
+        return out.reshape(len(out), *others, *self.layout.dtype.shape)
+
+
+def read_values(
+    path: str, identity: Identity, layout: Layout, start: int, out: np.ndarray, axis: int = 0
+) -> np.ndarray:
+    """Read values from `start` along the first or last axis of a dataset.
+
+    Parameters
+    ----------
+    path : str
+    identity : Identity
+        Identity of the vetted file.
+    layout : Layout
+        Layout of the dataset.
+    start : int
+    out : ndarray of shape (n, ...), C order
+        Array that receives n values, converted to its dtype. The other axes are those of the dataset, or have the
+        same total size. Reusing an array is faster than allocating a new one.
+    axis : int
+        0 for the first axis, -1 for the last one.
+
+    Returns
+    -------
+    ndarray
+        `out`.
+
+    Raises
+    ------
+    DataError
+        If the values are damaged, or the file is no longer the vetted file.
+    ReadFailed, NotPermitted, SystemLimit
+        If the storage, the permissions or a system limit prevent the read.
+    """
+    where = f"file={printable(path)} dataset={printable(layout.name)} rows={start}:{start + len(out)}"
+    request = _Request(layout, start, axis, where, (path, identity))
+    values = request.in_values_shape(out)
+
+    def read() -> np.ndarray:
+        with opened(path, identity) as (descriptor, _):
+            _READERS[layout.kind](descriptor, request, values)
+            return out
+
+    return with_retries(read, where)
+
+
+def file_digest(path: str, identity: Identity) -> str:
+    """Return the hexadecimal BLAKE3 digest of a file. Raise the same errors as `read_values`."""
+
+    def pieces() -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(_PIECE))
+        with opened(path, identity) as (descriptor, _):
+            for offset in range(0, identity.size, _PIECE):
+                piece = buffer[: min(_PIECE, identity.size - offset)]
+                read_into(descriptor, piece, offset)
+                yield piece
+
+    return with_retries(lambda: digest(pieces()), f"file={printable(path)}")
+
+
+def dataset_digest(path: str, identity: Identity, layouts: Sequence[Layout]) -> str | None:
+    """Return the hexadecimal BLAKE3 digest of some datasets as they are stored, or None if only libhdf5 can read them.
+
+    The digest depends on the names, shapes, dtypes, filters and stored bytes of the datasets. It does not depend on
+    other datasets in the file, or on where the bytes are stored. It raises the same errors as `read_values`.
+    """
+    if any(layout.kind == "asked" for layout in layouts):
+        return None
+
+    def pieces() -> Iterator[bytes | memoryview]:
+        with opened(path, identity) as (descriptor, _):
+            for layout in layouts:
+                dtype = layout.dtype.str if layout.dtype.names is None else str(layout.dtype)
+                yield repr((layout.name, layout.shape, dtype, layout.kind, layout.chunks, layout.filters)).encode()
+                yield layout.data
+                for offset, n_bytes in _extents(layout):
+                    yield from _stored_bytes(descriptor, offset, n_bytes)
+
+    return with_retries(lambda: digest(pieces()), f"file={printable(path)}")
+
+
+def _extents(layout: Layout) -> Iterator[tuple[int, int]]:
+    """Yield offset and size of the stored bytes of a dataset in logical order."""
+    if layout.kind == "contiguous":
+        yield layout.offset, layout.n_bytes
+    elif layout.index is not None:
+        for offset, n_bytes, _ in layout.index.T.tolist():
+            yield offset, n_bytes
+
+
+def _stored_bytes(descriptor: int, offset: int, n_bytes: int) -> Iterator[bytes | memoryview]:
+    """Yield the size of an extent, and its bytes."""
+    yield n_bytes.to_bytes(8, "little")
+    for start in range(0, n_bytes, _PIECE):
+        piece = memoryview(bytearray(min(_PIECE, n_bytes - start)))
+        read_into(descriptor, piece, offset + start)
+        yield piece
+
+
+def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Iterator[np.ndarray] | None:
+    """Measure variable-length strings without reading them.
+
+    Parameters
+    ----------
+    descriptor, size : int
+        Descriptor and size of the open file.
+    layout : Layout
+        Layout of a dataset with one string for each of `n_rows` rows. The offsets have been checked.
+
+    Returns
+    -------
+    iterator of ndarray of shape (n,), int64, or None
+        Lengths in bytes, in row order. None if only libhdf5 can determine them.
+
+    Raises
+    ------
+    DataError, OSError
+        During iteration, if a chunk is damaged or reading fails.
+    """
+    n_bytes = n_rows * _REFERENCE.itemsize
+    if layout.index is not None and layout.kind == "asked":
+        kind = "chunked"
+    elif SMALLEST <= layout.offset <= size - n_bytes:
+        kind = "contiguous"
+    else:
+        return None
+    return _lengths(descriptor, replace(layout, kind=kind, dtype=_REFERENCE), n_rows)
+
+
+def _lengths(descriptor: int, references: Layout, n_rows: int) -> Iterator[np.ndarray]:
+    """Yield the lengths of strings, given the layout of their references. Read about 1 MiB of references at a time."""
+    axis = 0 if references.shape[0] == n_rows else -1
+    at_once = _PIECE // _REFERENCE.itemsize
+    if references.chunks:
+        chunk_rows = references.chunks[axis]
+        at_once = -(-at_once // chunk_rows) * chunk_rows  # whole chunks
+    for start in range(0, n_rows, at_once):
+        values = np.empty(min(at_once, n_rows - start), dtype=_REFERENCE)
+        request = _Request(references, start, axis, "")
+        _READERS[references.kind](descriptor, request, request.in_values_shape(values))
+        yield values["length"].astype(np.int64)
+
+
+# -- contiguous --------------------------------------------------------------------------------------------------
+
+
+def _read_contiguous(descriptor: int, request: _Request, out: np.ndarray) -> None:
+    if not out.size:
+        return
+    layout = request.layout
+    if request.axis:
+        _read_lines(descriptor, layout, request.start, out.reshape(len(out), -1))
+        return
+    row_bytes = prod(layout.shape[1:]) * layout.dtype.itemsize
+    offset = layout.offset + request.start * row_bytes
+    if out.dtype == layout.dtype:
+        read_into(descriptor, bytes_of(out).data, offset)
+    else:
+        _read_converted(descriptor, layout, offset, row_bytes, out)
+
+
+def _read_converted(descriptor: int, layout: Layout, offset: int, row_bytes: int, out: np.ndarray) -> None:
+    """Read rows from an offset, and convert them to the dtype of `out` piece by piece."""
+    n_rows = max(1, _PIECE // row_bytes)
+    piece = np.empty((n_rows, *layout.shape[1:]), dtype=layout.dtype)
+    for first in range(0, len(out), n_rows):
+        part = piece[: len(out) - first]
+        read_into(descriptor, bytes_of(part).data, offset + first * row_bytes)
+        out[first : first + len(part)] = part
+
+
+def _read_lines(descriptor: int, layout: Layout, start: int, out: np.ndarray) -> None:
+    """Read rows of a dataset that has the rows along its last axis.
+
+    A line is a contiguous run of values along the last axis. Read a piece of each line, several lines at a time.
+    """
+    itemsize = layout.dtype.itemsize
+    n_lines = out.shape[1]
+    n_rows = min(len(out), max(1, _LINE // itemsize))
+    at_once = min(n_lines, max(1, _PIECE // (n_rows * itemsize)))
+    piece = np.empty((at_once, n_rows), dtype=layout.dtype)
+    for row in range(0, len(out), n_rows):
+        for line in range(0, n_lines, at_once):
+            part = piece[: n_lines - line, : len(out) - row]
+            _read_pieces_of_lines(descriptor, layout, line, start + row, part)
+            _transpose(part, out[row : row + n_rows, line : line + at_once])
+
+
+def _read_pieces_of_lines(descriptor: int, layout: Layout, first_line: int, start: int, out: np.ndarray) -> None:
+    """Read values from `start` in each of several successive lines. Each line fills one row of `out`."""
+    itemsize = layout.dtype.itemsize
+    line_length = layout.shape[-1]
+    for line, into in enumerate(out, first_line):
+        read_into(descriptor, bytes_of(into).data, layout.offset + (line * line_length + start) * itemsize)
+
+
+def _transpose(lines: np.ndarray, out: np.ndarray) -> None:
+    """Transpose in tiles that fit into the CPU cache, which is several times faster."""
+    for row in range(0, len(out), _TILE):
+        out[row : row + _TILE] = lines[:, row : row + _TILE].T
+
+
+# -- inline ------------------------------------------------------------------------------------------------------
+
+
+def _read_inline(descriptor: int, request: _Request, out: np.ndarray) -> None:
+    layout = request.layout
+    values = np.frombuffer(layout.data, dtype=layout.dtype).reshape(layout.shape)
+    out[...] = np.moveaxis(values, request.axis, 0)[request.start : request.start + len(out)]
+
+
+# -- chunked -----------------------------------------------------------------------------------------------------
+
+
+class _Part(NamedTuple):
+    """A part of one chunk.
+
+    Attributes
+    ----------
+    cell : tuple of int
+        Position of the chunk in the chunk grid.
+    source, target : tuple of slice
+        Slices of the part in the chunk, and in the values to read.
+    """
+
+    cell: tuple[int, ...]
+    source: tuple[slice, ...]
+    target: tuple[slice, ...]
+
+
+def _read_chunked(descriptor: int, request: _Request, out: np.ndarray) -> None:
+    layout = request.layout
+    grid = grid_of(layout.shape, layout.chunks)
+    values = np.moveaxis(out, 0, request.axis)  # a view with the axis order of the dataset
+    is_kept = request.file is not None and bool(layout.filters) and CHUNKS.holds(layout, request.axis)
+    for part in _parts(layout, request.start, request.start + len(out), request.axis):
+        try:
+            chunk = _chunk(descriptor, request, grid, part, is_kept)
+        except ValueError as error:
+            raise _damaged_chunk(request, part, error) from error
+        values[part.target] = np.frombuffer(chunk, dtype=layout.dtype).reshape(layout.chunks)[part.source]
+
+
+def _damaged_chunk(request: _Request, part: _Part, error: ValueError) -> DataError:
+    first = [i * n for i, n in zip(part.cell, request.layout.chunks, strict=True)]
+    return DataError(
+        f"{request.where}: the chunk at {first} cannot be read: {error}. The file is damaged: copy it again."
+    )
+
+
+def _chunk(descriptor: int, request: _Request, grid: tuple[int, ...], part: _Part, is_kept: bool) -> memoryview:
+    """Return the decompressed bytes of a chunk. Use the cache if later reads will need the rest of the chunk."""
+    layout = request.layout
+    assert layout.index is not None
+    entry = layout.index[:, np.ravel_multi_index(part.cell, grid)]
+    offset, size, mask = entry.tolist()
+    decompress = partial(_decompressed, descriptor, layout, offset, size, mask)
+    if is_kept and not _is_whole(layout, part, request.axis):
+        return CHUNKS.get((request.file, offset), layout.chunk_bytes, decompress)
+    return decompress()
+
+
+def _is_whole(layout: Layout, part: _Part, axis: int) -> bool:
+    """Return whether a part contains all rows of its chunk."""
+    chunk_rows = layout.chunks[axis]
+    n_in_chunk = min(chunk_rows, layout.shape[axis] - part.cell[axis] * chunk_rows)
+    return part.source[axis].stop - part.source[axis].start >= n_in_chunk
+
+
+def _decompressed(descriptor: int, layout: Layout, offset: int, size: int, mask: int) -> memoryview:
+    """Read and decode one chunk. Raise `ValueError` if the chunk is damaged."""
+    data = np.empty(size, dtype=np.uint8).data
+    read_into(descriptor, data, offset)
+    return decode_chunk(data, layout.filters, mask, layout.chunk_bytes)
+
+
+def _parts(layout: Layout, start: int, stop: int, axis: int = 0) -> Iterator[_Part]:
+    """Yield the parts of chunks that hold the values from `start` to `stop` along an axis."""
+    ranges = [(0, n) for n in layout.shape]
+    ranges[axis] = (start, stop)
+    axes = [_steps(low, high, size) for (low, high), size in zip(ranges, layout.chunks, strict=True)]
+    for chosen in product(*axes):
+        cell, source, target = zip(*chosen, strict=True)
+        yield _Part(cell, source, target)
+
+
+def _steps(low: int, high: int, size: int) -> list[tuple[int, slice, slice]]:
+    """Return index, slice of the chunk and slice of the range for each chunk along an axis that overlaps a range."""
+    steps: list[tuple[int, slice, slice]] = []
+    if low >= high:
+        return steps
+    for i in range(low // size, -(-high // size)):
+        start = i * size
+        first = max(low, start)
+        last = min(high, start + size)
+        steps.append((i, slice(first - start, last - start), slice(first - low, last - low)))
+    return steps
+
+
+# -- read by the child -------------------------------------------------------------------------------------------
+
+
+def _read_by_child(descriptor: int, request: _Request, out: np.ndarray) -> None:
+    """Read values that only libhdf5 can read. Repeat the request until the child has returned all values."""
+    first = 0
+    layout = request.layout
+    stop = request.start + len(out)
+    n_texts = max(1, min(_MOST_TEXTS, _TEXT_BYTES // max(1, layout.longest)))
+    while first < len(out):
+        arguments = [layout.name, request.start + first, stop, request.axis, n_texts]
+        answer, arrays = ask("values", descriptor, arguments, request.where)
+        with checking_answer(request.where):
+            values = _checked_values(answer, arrays, layout.dtype, out.shape[1:])
+            out[first : first + len(values)] = values
+        first += len(values)
+
+
+def _checked_values(answer: Any, arrays: list[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """Check an answer, and return its values. Each value has the given shape."""
+    *lengths, data = arrays
+    n = answer["n"]
+    if type(n) is not int or n < 1 or data.dtype != np.uint8:
+        raise ValueError("invalid number or dtype of values")
+    if not dtype.hasobject:
+        return data.view(dtype).reshape(n, *shape)
+    return _texts(data, lengths[0], n).reshape(n, *shape)
+
+
+def _texts(data: np.ndarray, lengths: np.ndarray, n: int) -> np.ndarray:
+    """Split concatenated bytes into `n` strings of the given lengths, after checking the lengths."""
+    ends = np.cumsum(lengths)
+    if len(ends) != n or (lengths < 0).any() or ends[-1] != len(data):
+        raise ValueError("invalid lengths of texts")
+    starts = ends - lengths
+    values = np.empty(n, dtype=object)
+    values[:] = [data[start:end].tobytes() for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
+    return values
+
+
+_READERS: dict[str, Callable[[int, _Request, np.ndarray], None]] = {
+    "contiguous": _read_contiguous,
+    "inline": _read_inline,
+    "chunked": _read_chunked,
+    "asked": _read_by_child,
+}

@@ -1,0 +1,122 @@
+"""Export of an encoder to ONNX. The graph computes features from unscaled rows, as stored in the shards.
+
+The computation is the same as on a device. Rows are cleaned and scaled in a dtype that can hold the ranges of the
+columns, and the layers are computed in float32.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from shardpress.alignment import LinearMap
+from shardpress.errors import DataError, DeviceError
+from shardpress.interop.onnxgraph import Graph
+from shardpress.interop.onnxrows import add_scaling
+from shardpress.model import Model
+from shardpress_kernels.activations import ACTIVATIONS
+
+__all__ = ["encoder_onnx", "input_dtype"]
+
+# These versions are from 2022, and all later runtimes support them.
+_OPSET = 17
+_IR_VERSION = 8
+
+
+def input_dtype(model: Model) -> np.dtype:
+    """Return the dtype of the input of `encoder_onnx`.
+
+    The dtype is float32 if it can hold the ranges of the columns and the knots of ranks exactly. Otherwise it is
+    float64.
+    """
+    tables = model.scaler.tables
+    if tables is not None and not np.array_equal(tables.knots, tables.knots.astype(np.float32)):
+        return np.dtype(np.float64)
+    shift, _ = model.scaler.arrays(np.dtype(np.float32))
+    return shift.dtype
+
+
+def encoder_onnx(model: Model, to_other: LinearMap | None = None) -> bytes:
+    """Return the content of ``encoder.onnx``.
+
+    The input ``rows`` has the shape (n_rows, n_columns) and the dtype `input_dtype`. The output ``features`` has the
+    shape (n_rows, n_features) and the dtype float32. The metadata contain the fingerprint of the model and, if values
+    of an extra trained the features, its name and the condition that selected the rows (``target``).
+
+    Parameters
+    ----------
+    model : Model
+    to_other : LinearMap, optional
+        Map to the features of another encoder. The metadata then also contain its fingerprint (``as_of``).
+
+    Raises
+    ------
+    DeviceError
+        If the package ``onnx`` is not installed.
+    DataError
+        If the model was trained on whole numbers above 2^53, which the ONNX input would round.
+    """
+    if model.offset is not None:
+        raise DataError(
+            "the model was trained on whole numbers above 2^53, which the input of an ONNX file would round. Encode "
+            "such rows with `shardpress run --model`."
+        )
+    try:
+        from onnx import checker, helper
+    except ImportError as error:
+        raise DeviceError(
+            f"{error}. The export needs the package onnx. Install it: pip install 'shardpress[onnx]'."
+        ) from error
+    found = helper.make_model(
+        _encoder_graph(model, to_other),
+        producer_name="shardpress",
+        opset_imports=[helper.make_opsetid("", _OPSET)],
+        ir_version=_IR_VERSION,
+    )
+    properties = {"fingerprint": model.fingerprint}
+    if model.target is not None:
+        properties["target"] = json.dumps(model.target)
+    if to_other is not None:
+        properties["as_of"] = to_other.encoder_to
+    helper.set_model_props(found, properties)
+    checker.check_model(found, full_check=True)
+    return bytes(found.SerializeToString())
+
+
+def _encoder_graph(model: Model, to_other: LinearMap | None) -> Any:
+    from onnx import helper
+
+    graph = Graph()
+    dtype = input_dtype(model)
+    scaled = add_scaling(graph, model, dtype)
+    features = _add_layers(graph, model, scaled, "features" if to_other is None else None)
+    n_features = model.n_features
+    if to_other is not None:
+        W = to_other.W.astype(np.float32)
+        features = graph.add("Gemm", features, W, to_other.b.astype(np.float32), named="features")
+        n_features = W.shape[1]
+    rows_info = _tensor_info("rows", dtype, model.n_columns)
+    features_info = _tensor_info(features, np.dtype(np.float32), n_features)
+    return helper.make_graph(graph.nodes, "encoder", [rows_info], [features_info], graph.constants)
+
+
+def _tensor_info(name: str, dtype: np.dtype, width: int) -> Any:
+    from onnx import helper
+
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(dtype), ["n_rows", width])
+
+
+def _add_layers(graph: Graph, model: Model, x: str, last_name: str | None) -> str:
+    """Add the layers of the encoder. Return the name of the result: `last_name`, or any name if it is None."""
+    layers = model.network.feature_layers
+    for i, (weights, bias, kind) in enumerate(layers, 1):
+        name = last_name if i == len(layers) else None
+        W = np.asarray(model.parameters[weights], np.float32)
+        b = np.asarray(model.parameters[bias], np.float32)
+        activation = ACTIVATIONS[kind]
+        x = graph.add("Gemm", x, W, b, named=name if activation.onnx is None else None)
+        if activation.onnx is not None:
+            x = graph.add(activation.onnx, x, named=name, **activation.onnx_attributes)
+    return x

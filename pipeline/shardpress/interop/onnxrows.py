@@ -1,0 +1,163 @@
+"""ONNX operators that prepare, clean and scale rows, as `shardpress.preparation` and `shardpress.scan.scaler` do."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shardpress.interop.onnxgraph import Graph
+from shardpress.model import Model
+from shardpress.preparation import Preparation
+from shardpress.scan.ranks import RankTables
+
+__all__ = ["add_scaling"]
+
+
+def add_scaling(graph: Graph, model: Model, dtype: np.dtype) -> str:
+    """Add cleaning and scaling of the rows. Return the name of the float32 result."""
+    from onnx import TensorProto, helper
+
+    scaler = model.scaler
+    x = "rows"
+    if model.preparation is not None:
+        x = _add_preparation(graph, model.preparation, dtype, model.n_columns)
+    if scaler.tables is not None:
+        x = _add_ranks(graph, scaler.tables, x, dtype)
+    if scaler.fill is not None:
+        is_missing = graph.add("IsNaN", x)
+        x = graph.add("Where", is_missing, scaler.fill.astype(dtype), x)
+        if scaler.indicators is not None:
+            chosen = graph.add("Gather", is_missing, scaler.indicators, axis=1)
+            indicators = graph.add("Cast", chosen, to=helper.np_dtype_to_tensor_dtype(dtype))
+            x = graph.add("Concat", x, indicators, axis=1)
+    if scaler.clips:
+        x = graph.add("Max", x, scaler.minimum.astype(dtype))
+        x = graph.add("Min", x, scaler.maximum.astype(dtype))
+    x = graph.add("Sub", x, scaler.shift.astype(dtype))
+    x = graph.add("Mul", x, scaler.scale.astype(dtype))
+    if dtype == np.float32:
+        return x
+    return graph.add("Cast", x, to=TensorProto.FLOAT)
+
+
+def _add_preparation(graph: Graph, preparation: Preparation, dtype: np.dtype, n_columns: int) -> str:
+    """Add row scaling and the transformation of values. Return the name of the result."""
+    x = "rows"
+    if preparation.row_scale is not None:
+        x = _add_row_scaling(graph, preparation, dtype, n_columns)
+    if preparation.transform == "log1p":
+        increased = graph.add("Add", graph.add("Abs", x), np.array(1, dtype))
+        x = graph.add("Mul", graph.add("Sign", x), graph.add("Log", increased))
+    return x
+
+
+# -- row scaling ---------------------------------------------------------------------------------------------------
+
+
+def _add_row_scaling(graph: Graph, preparation: Preparation, dtype: np.dtype, n_columns: int) -> str:
+    """Add the division of each row by its size. Return the name of the result."""
+    if preparation.row_scale == "median":
+        size = _add_median(graph, dtype, n_columns)
+    else:
+        size = _add_size(graph, preparation.row_scale, dtype)
+    factor = graph.add("Div", np.array(preparation.target, dtype), size)
+    is_positive = graph.add("Greater", size, np.array(0, dtype))
+    is_finite = graph.add("Less", size, np.array(np.inf, dtype))
+    is_factor_finite = graph.add("Less", factor, np.array(np.inf, dtype))
+    is_usable = graph.add("And", graph.add("And", is_positive, is_finite), is_factor_finite)
+    return graph.add("Mul", "rows", graph.add("Where", is_usable, factor, np.array(1, dtype)))
+
+
+def _add_size(graph: Graph, row_scale: str | None, dtype: np.dtype) -> str:
+    """Add the total, norm or maximum (n_rows, 1) of the absolute values of each row. Return the name of the result."""
+    present = graph.add("Where", graph.add("IsNaN", "rows"), np.array(0, dtype), "rows")
+    absolute = graph.add("Abs", present)
+    if row_scale == "max":
+        return graph.add("ReduceMax", absolute, axes=[1])
+    if row_scale == "norm":
+        return graph.add("ReduceL2", absolute, axes=[1])
+    return graph.add("ReduceSum", absolute, np.array([1], np.int64))
+
+
+def _add_median(graph: Graph, dtype: np.dtype, n_columns: int) -> str:
+    """Add the absolute value of the median (n_rows, 1) of each row. Return the name of the result.
+
+    The median is the mean of the two middle values, which are the same value if the number of values is odd. NaN is
+    ignored: it is sorted to the end. The median of a row of NaN is infinite, so that the row is not divided.
+    """
+    from onnx import TensorProto
+
+    one = np.array(1, np.int64)
+    two = np.array(2, np.int64)
+    is_missing = graph.add("IsNaN", "rows")
+    comparable = graph.add("Where", is_missing, np.array(np.inf, dtype), "rows")
+    in_order = graph.add_first("TopK", comparable, np.array([n_columns], np.int64), axis=1, largest=0)
+    is_present = graph.add("Cast", graph.add("Not", is_missing), to=TensorProto.INT64)
+    n_present = graph.add("ReduceSum", is_present, np.array([1], np.int64))
+    n_before_last = graph.add("Max", graph.add("Sub", n_present, one), np.array(0, np.int64))
+    lower = graph.add("Div", n_before_last, two)
+    upper = graph.add("Min", graph.add("Div", n_present, two), np.array(n_columns - 1, np.int64))
+    halves = []
+    for position in (lower, upper):
+        middle = graph.add("GatherElements", in_order, position, axis=1)
+        halves.append(graph.add("Mul", middle, np.array(0.5, dtype)))
+    return graph.add("Abs", graph.add("Add", *halves))
+
+
+# -- ranks ---------------------------------------------------------------------------------------------------------
+
+
+def _add_ranks(graph: Graph, tables: RankTables, x: str, dtype: np.dtype) -> str:
+    """Add the replacement of values by ranks, as in `RankTables.apply`. Return the name of the result.
+
+    The rows are transposed, because the operator that looks up elements needs tables with as many rows as its indices.
+    """
+    knots = tables.knots.astype(dtype)
+    ranks = tables.ranks.astype(dtype)
+    columns = graph.add("Transpose", x, perm=[1, 0])
+    at = _add_search(graph, knots, columns)
+    # Differences are those of halves, because the difference of two knots could overflow.
+    half = np.array(0.5, dtype)
+    distance = graph.add("Sub", graph.add("Mul", columns, half), graph.add("GatherElements", knots * half, at, axis=1))
+    slope = graph.add("GatherElements", _slopes(tables).astype(dtype), at, axis=1)
+    rank = graph.add("Add", graph.add("Mul", slope, distance), graph.add("GatherElements", ranks, at, axis=1))
+    is_below = graph.add("Less", columns, knots[:, :1])
+    rank = graph.add("Where", is_below, np.array(0, dtype), rank)
+    is_above = graph.add("Greater", columns, knots[:, -1:])
+    rank = graph.add("Where", is_above, np.array(1, dtype), rank)
+    return graph.add("Transpose", rank, perm=[1, 0])
+
+
+def _add_search(graph: Graph, knots: np.ndarray, columns: str) -> str:
+    """Add a binary search for the last knot that is at most each value, or the first knot.
+
+    Parameters
+    ----------
+    columns : str
+        Name of the transposed rows (n_columns, n_rows).
+
+    Returns
+    -------
+    str
+        Name of the indices (n_columns, n_rows), int64.
+    """
+    from onnx import numpy_helper
+
+    zero = np.array(0, np.int64)
+    at = graph.add("ConstantOfShape", graph.add("Shape", columns), value=numpy_helper.from_array(zero.reshape(1)))
+    n_left = knots.shape[1]
+    while n_left > 1:
+        step = np.array(n_left // 2, np.int64)
+        further = graph.add("Add", at, step)
+        is_at_most = graph.add("LessOrEqual", graph.add("GatherElements", knots, further, axis=1), columns)
+        at = graph.add("Where", is_at_most, further, at)
+        n_left -= n_left // 2
+    return at
+
+
+def _slopes(tables: RankTables) -> np.ndarray:
+    """Return the slope from each knot to the next one (n_columns, n_knots), per half distance; 0 at the last knot."""
+    slopes = np.zeros_like(tables.ranks)
+    distances = np.diff(tables.knots / 2, axis=1)
+    np.divide(np.diff(tables.ranks, axis=1), distances, out=slopes[:, :-1], where=distances > 0)
+    # A finite slope gives the rank of a knot exactly, because its distance is 0.
+    return np.minimum(slopes, np.finfo(np.float32).max)

@@ -1,0 +1,256 @@
+"""Labels of rows: the choice of the extra dataset that contains them, and their conversion to codes.
+
+If no dataset is named, the candidates are tried in this order:
+
+1. the dataset of ``--target``, then the datasets of ``--include``, in the order of that option;
+2. the datasets with a usual name: y, label, labels, target, targets, class, classes;
+3. the others, in alphabetical order.
+
+Datasets that are named after a batch or an identifier, such as ``batch`` or ``row_id``, are never chosen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from shardpress.conditions import fulfils
+from shardpress.formats import missing_value
+from shardpress.settings.condition import Condition
+
+__all__ = [
+    "LABELS_IN_WORDS",
+    "NONE",
+    "Labels",
+    "candidates",
+    "extra_of",
+    "first_included",
+    "fitted_in",
+    "is_mask",
+    "labels_in",
+    "labels_of",
+]
+
+NONE = -1
+"""Code of a row without a label."""
+_USUAL_NAMES = ("y", "label", "labels", "target", "targets", "class", "classes")
+_BATCH_NAMES = frozenset(
+    {
+        *("batch", "split", "fold", "id", "index", "plate", "run", "lane", "file"),
+        *("batches", "splits", "folds", "ids", "indices", "indexes", "plates", "runs", "lanes", "files"),
+    }
+)
+"""Words in the names of datasets that say where a row comes from, not what it is."""
+_MAX_LABELS = 50  # more labels could not be distinguished on a page
+_MAX_NAMED_LABELS = 200  # of a dataset that a user has named
+_MIN_ROWS_PER_LABEL = 3  # on average; an identifier occurs only once or twice
+LABELS_IN_WORDS = (
+    f"2 to {_MAX_NAMED_LABELS} distinct strings or whole numbers, and {_MIN_ROWS_PER_LABEL} rows or more per label on "
+    "average"
+)
+"""Description of the values that can be labels, for messages."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Labels of rows.
+
+    Attributes
+    ----------
+    name : str
+        Name of the dataset.
+    names : tuple of str
+        Distinct labels in sorted order.
+    codes : ndarray of shape (n_rows,), int64
+        For each row, the index of its label in `names`, or `NONE`.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    codes: np.ndarray
+
+    def name_of(self, row: int) -> str | None:
+        """Return the label of a row, or None if the row has no label."""
+        code = int(self.codes[row])
+        if code == NONE:
+            return None
+        return self.names[code]
+
+
+# -- choice of the dataset -----------------------------------------------------------------------------------------
+
+
+def extra_of(path: str, names: Sequence[str]) -> str | None:
+    """Return the name of the extra that ``--include`` made from the dataset at a path, or None if there is none.
+
+    An extra is named after the last component of the path, or after the whole path if that name was already used.
+    """
+    for name in (path.replace("/", "_"), path.rsplit("/", 1)[-1]):
+        if name in names:
+            return name
+    return None
+
+
+def candidates(names: Sequence[str], include: Sequence[str] = ()) -> list[str]:
+    """Return the names of the extras that can contain labels, in the order in which they are tried.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of all extras.
+    include : sequence of str
+        Paths of the datasets of ``--include``.
+    """
+    included = [name for path in include if (name := extra_of(path, names)) is not None]
+    others = sorted(names, key=lambda name: (_rank(name), name))
+    ordered = dict.fromkeys([*included, *others])
+    return [name for name in ordered if not name.endswith("_present") and not _is_batch(name)]
+
+
+def first_included(names: Sequence[str], include: Sequence[str]) -> list[str]:
+    """Return the candidates that a user has included or that have a usual name, in the order of `candidates`."""
+    included = {extra_of(path, names) for path in include}
+    return [name for name in candidates(names, include) if name in included or _rank(name) < len(_USUAL_NAMES)]
+
+
+def _rank(name: str) -> int:
+    plain = name.rsplit("/", 1)[-1].lower()
+    if plain in _USUAL_NAMES:
+        return _USUAL_NAMES.index(plain)
+    return len(_USUAL_NAMES)
+
+
+def _is_batch(name: str) -> bool:
+    """Return whether a word of the name, such as ``id`` in ``row_id`` and ``rowId``, describes a batch or a row."""
+    words = re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()
+    return not _BATCH_NAMES.isdisjoint(re.split(r"[^a-z]+", words))
+
+
+def fitted_in(
+    fit_on: str, name: str, extras: Mapping[str, np.ndarray], categories: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Return a mask of the rows on which a run has trained its model, according to the extras in its output.
+
+    Parameters
+    ----------
+    fit_on : str
+        Condition of ``--fit-on``.
+    name : str
+        Name of its extra.
+    extras : mapping of str to ndarray of shape (n_rows,)
+        This extra, its mask if there is one, and possibly others.
+    categories : mapping of str to ndarray
+        Categories of the extras that are stored as codes.
+
+    Returns
+    -------
+    ndarray of shape (n_rows,), bool
+    """
+    is_fitted = fulfils(Condition.parse(fit_on), extras[name], categories.get(name))
+    for other, values in extras.items():
+        if is_mask(other, values.dtype, name):
+            is_fitted = is_fitted & values  # rows of shards without the extra have a fill value
+    return is_fitted
+
+
+def is_mask(other: str, dtype: np.dtype, name: str) -> bool:
+    """Return whether another extra of a dtype marks the rows that have a value of the extra `name`."""
+    # If the input already contains a dataset with the name of the mask, underscores are added to the name of the mask.
+    return other.rstrip("_") == f"{name}_present" and dtype.kind == "b"
+
+
+# -- labels --------------------------------------------------------------------------------------------------------
+
+
+def labels_of(
+    extras: Mapping[str, np.ndarray],
+    categories: Mapping[str, np.ndarray],
+    include: Sequence[str] = (),
+    named: str | None = None,
+) -> Labels | None:
+    """Return the labels of rows, or None if no dataset contains labels.
+
+    Parameters
+    ----------
+    extras : mapping of str to ndarray of shape (n_rows,)
+        Values of the extra datasets.
+    categories : mapping of str to ndarray
+        Categories of the extra datasets that are stored as codes.
+    include : sequence of str
+        Paths of the datasets of ``--include``.
+    named : str, optional
+        Path or name of the dataset that a user has chosen. No other dataset is tried.
+    """
+    names = candidates(list(extras), include)
+    limit = _MAX_LABELS
+    if named is not None:
+        found = extra_of(named, list(extras))
+        names = [] if found is None else [found]
+        limit = _MAX_NAMED_LABELS
+    for name in names:
+        labels = labels_in(name, extras[name], categories.get(name), limit)
+        if labels is not None:
+            return labels
+    return None
+
+
+def labels_in(
+    name: str, values: np.ndarray, categories: np.ndarray | None = None, limit: int = _MAX_LABELS
+) -> Labels | None:
+    """Return the values of a dataset as labels, or None if they look like measurements or identifiers.
+
+    Parameters
+    ----------
+    name : str
+        Name of the dataset.
+    values : ndarray of shape (n_rows,)
+    categories : ndarray, optional
+        Categories, if the values are codes.
+    limit : int
+        Maximum number of distinct labels.
+    """
+    if values.dtype.kind not in "biufO" or not len(values) or _has_fractions(values) or _is_mixed(values):
+        return None
+    has_label = _has_label(values, is_code=categories is not None)
+    distinct, indices = np.unique(values[has_label], return_inverse=True)
+    if not 2 <= len(distinct) <= min(limit, len(values) // _MIN_ROWS_PER_LABEL):
+        return None
+    codes = np.full(len(values), NONE)
+    codes[has_label] = indices
+    names = tuple(_label_text(value, categories) for value in distinct.tolist())
+    return Labels(name, names, codes)
+
+
+def _has_fractions(values: np.ndarray) -> bool:
+    return values.dtype.kind == "f" and not np.array_equal(values, np.rint(values), equal_nan=True)
+
+
+def _is_mixed(values: np.ndarray) -> bool:
+    """Return whether values are not all strings or all numbers: shards can store a dataset in different ways."""
+    return values.dtype == object and not all(isinstance(value, str) for value in values)
+
+
+def _has_label(values: np.ndarray, is_code: bool) -> np.ndarray:
+    """Return a mask of the values that are not missing, bool (n_rows,)."""
+    if values.dtype.kind == "b":
+        return np.ones(len(values), dtype=bool)
+    if values.dtype.kind == "f":
+        return ~np.isnan(values)
+    if values.dtype == object:
+        return np.asarray(values != "")
+    if is_code:
+        return np.asarray(values != -1)
+    return np.asarray(values != missing_value(values.dtype))
+
+
+def _label_text(value: object, categories: np.ndarray | None) -> str:
+    if categories is not None and isinstance(value, int) and value < len(categories):
+        value = categories[value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    if isinstance(value, float):
+        return str(int(value))
+    return str(value)

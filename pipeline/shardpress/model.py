@@ -1,0 +1,386 @@
+"""The fitted model: named arrays, its files, and an encoder in NumPy.
+
+No file uses pickle. ``model.h5`` stores the scaling and the weights separately, and describes the network.
+``encoder.npz`` stores one affine map per layer, and the first map includes the scaling. The README contains a short
+NumPy loop that applies these maps.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from shardpress.columns import NO_COLUMNS, Columns
+from shardpress.errors import DataError, NoInput, printable
+from shardpress.modelfile import COLUMNS, FORMAT, RANGE_FORMAT, listed_model, read_model_file
+from shardpress.output.records import Entry
+from shardpress.preparation import Preparation
+from shardpress.scan.ranks import RankTables
+from shardpress.scan.scaler import Scaler
+from shardpress_kernels.activations import ACTIVATIONS
+from shardpress_kernels.network import Network
+from shardpress_kernels.reference import activated, code_of
+
+__all__ = ["Model", "load_model"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted autoencoder.
+
+    Attributes
+    ----------
+    scaler : Scaler
+        Scaling of the rows.
+    network : Network
+        Layers and activations.
+    parameters : mapping of str to ndarray, float32
+        Parameters of the network, with the names and shapes in ``network.shapes``.
+    about : mapping
+        Description of how the model was made, as plain values that JSON can represent.
+    offset : ndarray of shape (n_columns,), float64, or None
+        Integers to subtract from integer rows before `encode`, in the dtype of the rows: see
+        `shardpress.shards.shard.with_offset`. None if float64 represents all values of the columns exactly.
+    preparation : Preparation or None
+        Preparation of rows before they are scaled.
+    columns : Columns
+        Names or numbers of the columns, in order, if they are known. The fingerprint does not include them, because
+        features do not depend on the names of columns.
+    """
+
+    scaler: Scaler
+    network: Network
+    parameters: Mapping[str, np.ndarray]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    offset: np.ndarray | None = None
+    columns: Columns = NO_COLUMNS
+    preparation: Preparation | None = None
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of inputs of the network: columns of the rows, and missing indicators."""
+        return self.network.n_inputs
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns of the rows."""
+        return self.scaler.n_columns
+
+    @property
+    def n_features(self) -> int:
+        """Number of features that are written."""
+        return self.network.n_outputs
+
+    @property
+    def is_nested(self) -> bool:
+        """Whether the first features can be used without the others (``--nested``)."""
+        config = self.about.get("config")
+        return isinstance(config, Mapping) and config.get("nested") is True
+
+    @property
+    def target(self) -> dict[str, str | None] | None:
+        """The extra whose values trained the features, and the condition that selected the rows; otherwise None.
+
+        The keys are ``name`` and ``fit_on``. The condition is None if all rows were used.
+        """
+        training = self.about.get("training")
+        target = training.get("target") if isinstance(training, Mapping) else None
+        if not isinstance(target, Mapping):
+            return None
+        fit_on = target.get("fit_on")
+        return {"name": str(target.get("name")), "fit_on": None if fit_on is None else str(fit_on)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 digest of the network and the arrays. Models with equal fingerprints compute equal features."""
+        # `about` is not included: equal weights compute equal features, even if two training runs made them.
+        digest = sha256()
+        of_first_format = Network((self.n_inputs, self.network.n_features))
+        if self.network != of_first_format:  # files of the first format did not describe the network
+            digest.update(json.dumps(_network_attributes(self.network)).encode())
+        if self.preparation is not None:
+            digest.update(json.dumps(_preparation_attributes(self.preparation)).encode())
+        for name, array in self._arrays().items():
+            digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return digest.hexdigest()
+
+    def with_first_features(self, n_features: int) -> Model:
+        """Return a nested model that computes only the first features of the code, and decodes them.
+
+        Raises
+        ------
+        DataError
+            If the model is not nested, or has fewer features.
+        """
+        if not self.is_nested:
+            raise DataError(
+                f"the model was trained without --nested, so its first {n_features} features cannot be used without "
+                "the others. Train with --nested, or omit n_features."
+            )
+        if not 1 <= n_features <= self.network.n_features:
+            raise DataError(f"the model has {self.network.n_features} features, found n_features {n_features}")
+        network = replace(self.network, widths=(*self.network.widths[:-1], n_features))
+        weights, bias, _ = network.layers[-1]
+        parameters = dict(self.parameters)
+        for name in (weights, bias, "gain"):
+            if name in parameters:  # the last axis is that of the features
+                parameters[name] = np.ascontiguousarray(parameters[name][..., :n_features])
+        return replace(self, network=network, parameters=parameters)
+
+    def encode(self, rows: np.ndarray) -> np.ndarray:
+        """Return the features (n_rows, n_features) of rows (n_rows, n_columns) of any real dtype, as they are stored.
+
+        All computations are in float64. Tests compare the results of devices with this reference.
+        """
+        return self.encode_cleaned(self.scaler.cleaned(self.prepared(rows)))
+
+    def prepared(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows (n_rows, n_columns) after their preparation, which precedes the scaling."""
+        if self.preparation is None:
+            return rows
+        return self.preparation.apply(rows)
+
+    def encode_cleaned(self, rows: np.ndarray) -> np.ndarray:
+        """Return the features (n_rows, n_features), float64, of cleaned rows (n_rows, n_inputs)."""
+        a = self.scaler.scaled(rows).astype(np.float64)
+        for W, b_hidden, kind in self.network.feature_layers:
+            a = activated(kind, a @ self._wide(W) + self._wide(b_hidden))
+        return a
+
+    def decode(self, features: np.ndarray) -> np.ndarray:
+        """Decode features (n_rows, n_features). Return scaled rows (n_rows, n_inputs) in float64."""
+        network = self.network
+        s = code_of(network, features.astype(np.float64), self.parameters)
+        if network.gain:
+            s = (s - network.center) * self._wide("gain")
+        for (W, _, b_output), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
+            s = activated(kind, s @ self._wide(W).T + self._wide(b_output))
+        return s
+
+    def folded(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return the affine map of each layer that computes features: a matrix and a vector, in float64.
+
+        The activation follows the map. The first map includes the scaling, so its input is unscaled rows.
+        """
+        maps = [(self._wide(W), self._wide(b_hidden)) for W, b_hidden, _ in self.network.feature_layers]
+        W = self.scaler.scale[:, None] * maps[0][0]
+        return [(W, maps[0][1] - self.scaler.shift @ W), *maps[1:]]
+
+    def to_hdf5(self) -> bytes:
+        """Return the bytes of ``model.h5``."""
+        # The file is built in memory, because only `Disk` writes files. The earliest HDF5 format stores all groups in
+        # one simple form, which is the only one that `shardpress.modelfile` reads.
+        with h5py.File.in_memory(libver="earliest") as file:
+            file.attrs["format"] = self._format
+            file.attrs["fingerprint"] = self.fingerprint
+            file.attrs.update(_network_attributes(self.network))
+            if self.preparation is not None:
+                file.attrs.update(_preparation_attributes(self.preparation))
+            file.attrs["about"] = json.dumps(self.about)
+            for name, array in self._arrays().items():
+                file[name] = array
+            if self.columns.is_known:
+                file[COLUMNS] = np.frombuffer(self.columns.to_json(), dtype=np.uint8)
+            file.flush()
+            return bytes(file.id.get_file_image())
+
+    @property
+    def _format(self) -> str:
+        """Format of the file. Version 0.1.0 reads models without the arrays and attributes of a later format."""
+        scaler = self.scaler
+        has_new_scaling = scaler.factor is not None or scaler.indicators is not None or self.preparation is not None
+        if not has_new_scaling and self.network.output_layer == "code":
+            return RANGE_FORMAT
+        return FORMAT
+
+    def to_npz(self, to_other: tuple[np.ndarray, np.ndarray] | None = None) -> bytes:
+        """Return the bytes of ``encoder.npz``.
+
+        The arrays ``W_1``, ``b_1`` and so on are the maps of `folded`. The other arrays describe how to apply them:
+
+        - ``offset`` (n_columns,), if present, is subtracted from integer rows first.
+        - ``row_scale`` and ``transform``, if present, describe the preparation that follows: see `Preparation`. The
+          array ``fill`` is then called ``fill_prepared``, so that programs without this preparation fail.
+        - ``knots`` and ``ranks`` (n_columns, n_knots), if present, are the tables that replace values by ranks: see
+          `RankTables`. All arrays below describe ranks.
+        - ``fill`` (n_columns,) then replaces NaN. It is NaN itself if the model does not impute values.
+        - ``indicators`` (n_indicators,), if present, are the numbers of the columns whose masks of NaN are appended to
+          the filled rows. Programs that do not append them fail, because the rows are then too short.
+        - ``low`` and ``high`` (n_inputs,) are the limits for clipping values. They are infinite if the model
+          does not clip values.
+        - ``slopes`` (n_layers,) are the slopes of the activations for negative inputs, and 1 for linear layers.
+        - ``is_sigmoid`` states whether the features are outputs of a sigmoid.
+
+        If a layer has another activation, the array ``activations`` (n_layers,) with the names of all activations
+        replaces ``slopes`` and ``is_sigmoid``. Programs that expect slopes then fail instead of computing wrong values.
+
+        The array ``encoder`` is the fingerprint of the model.
+
+        Parameters
+        ----------
+        to_other : (ndarray, ndarray), optional
+            Matrix and constant of a map to the features of another model, which become the last layer.
+        """
+        buffer = io.BytesIO()
+        np.savez(buffer, **self._encoder_arrays(to_other))
+        return buffer.getvalue()
+
+    def _encoder_arrays(self, to_other: tuple[np.ndarray, np.ndarray] | None) -> dict[str, Any]:
+        scaler = self.scaler
+        low = np.full(self.n_inputs, -np.inf)
+        high = np.full(self.n_inputs, np.inf)
+        if scaler.clips:
+            low = scaler.minimum
+            high = scaler.maximum
+        fill = np.full(self.n_columns, np.nan) if scaler.fill is None else scaler.fill
+        arrays = {"low": low, "high": high, "fill": fill}
+        if self.preparation is not None:
+            arrays = {"low": low, "high": high, "fill_prepared": fill}
+            arrays |= {name: np.array(value) for name, value in _preparation_attributes(self.preparation).items()}
+        maps = self.folded()
+        if to_other is not None:
+            maps.append(to_other)
+        for i, (W, b) in enumerate(maps, 1):
+            arrays[f"W_{i}"] = W
+            arrays[f"b_{i}"] = b
+        if self.offset is not None:
+            arrays["offset"] = self.offset
+        if scaler.indicators is not None:
+            arrays["indicators"] = scaler.indicators
+        if scaler.tables is not None:
+            arrays["knots"] = scaler.tables.knots
+            arrays["ranks"] = scaler.tables.ranks
+        return {**arrays, **self._activations(to_other is not None), "encoder": np.array(self.fingerprint)}
+
+    def _activations(self, has_map: bool) -> dict[str, np.ndarray]:
+        """Return the arrays of ``encoder.npz`` that describe the activations."""
+        activations = [activation for _, _, activation in self.network.feature_layers]
+        if has_map:
+            activations.append("linear")
+        *hidden, last = [ACTIVATIONS[activation].slope for activation in activations]
+        is_sigmoid = activations[-1] == "sigmoid"
+        if is_sigmoid:
+            last = 1.0  # the input of the sigmoid is linear
+        slopes = [*hidden, last]
+        if None in slopes:
+            return {"activations": np.array(activations)}
+        return {"slopes": np.array(slopes), "is_sigmoid": np.array(is_sigmoid)}
+
+    def _arrays(self) -> dict[str, np.ndarray]:
+        weights = {name: self.parameters[name] for name in self.network.shapes}
+        scaling = {"minimum": self.scaler.minimum, "maximum": self.scaler.maximum}
+        if self.scaler.fill is not None:
+            scaling["fill"] = self.scaler.fill
+        if self.scaler.clips:
+            scaling["clips"] = np.array(True)
+        if self.scaler.center is not None and self.scaler.factor is not None:
+            scaling["center"] = self.scaler.center
+            scaling["factor"] = self.scaler.factor
+        if self.offset is not None:
+            scaling["offset"] = self.offset
+        if self.scaler.indicators is not None:
+            scaling["indicators"] = self.scaler.indicators
+        if self.scaler.tables is not None:
+            scaling["knots"] = self.scaler.tables.knots
+            scaling["ranks"] = self.scaler.tables.ranks
+        return {**scaling, **weights}
+
+    def _wide(self, name: str) -> np.ndarray:
+        return np.asarray(self.parameters[name], dtype=np.float64)
+
+
+def _network_attributes(network: Network) -> dict[str, Any]:
+    """Return the attributes of a model file that describe a network."""
+    attributes = {
+        "widths": list(network.widths),
+        "activation": network.activation,
+        "code": network.code,
+        "gain": network.gain,
+    }
+    if network.output_layer != "code":
+        attributes["output_layer"] = network.output_layer
+    return attributes
+
+
+def _preparation_attributes(preparation: Preparation) -> dict[str, str]:
+    """Return the attributes of a model file that describe a preparation."""
+    attributes = {"row_scale": preparation.row_scale, "transform": preparation.transform}
+    return {name: value for name, value in attributes.items() if value is not None}
+
+
+def load_model(path: str | Path) -> Model:
+    """Read ``model.h5``.
+
+    The file is read without libhdf5. It cannot make the program open other files, and reading it takes no more memory
+    than the size of the file. The content must match the fingerprint that the file stores. If the directory has a
+    manifest that lists the file, the file must also match the digest in the manifest.
+
+    Parameters
+    ----------
+    path : str or Path
+        A model file, or an output directory.
+
+    Raises
+    ------
+    NoInput
+        If the file does not exist.
+    DataError
+        If the file is not a model, or has changed since it was written. If arrays are missing, have wrong shapes or
+        are not finite. The message names these arrays.
+    NewerFormat
+        If the file was written by a later version of shardpress.
+    ReadFailed, NotPermitted, SystemLimit
+        If the storage or the system fails.
+    """
+    path = Path(path)
+    entry = listed_model(path)
+    try:
+        return _read_model(path, entry)
+    except (DataError, NoInput):
+        # A run that finished in the meantime has replaced both the manifest and the model.
+        new_entry = listed_model(path)
+        if new_entry == entry:
+            raise
+    return _read_model(path, new_entry)
+
+
+def _read_model(path: Path, entry: Entry | None) -> Model:
+    stored = read_model_file(path, entry)
+    arrays = stored.arrays
+    clips = bool(arrays.get("clips", False))
+    tables = RankTables(arrays["knots"], arrays["ranks"]) if "knots" in arrays else None
+    model = Model(
+        scaler=Scaler(
+            arrays["minimum"],
+            arrays["maximum"],
+            arrays.get("fill"),
+            clips,
+            arrays.get("center"),
+            arrays.get("factor"),
+            arrays.get("indicators"),
+            tables,
+        ),
+        network=stored.network,
+        parameters={name: arrays[name] for name in stored.network.shapes},
+        about=stored.about,
+        offset=arrays.get("offset"),
+        columns=stored.columns,
+        preparation=stored.preparation,
+    )
+    if model.fingerprint != stored.fingerprint:
+        raise DataError(
+            f"model={printable(path)}: its network and arrays have the fingerprint {model.fingerprint}, expected "
+            f"{printable(stored.fingerprint)[:64]} as stored in the file. The file has changed since it was written. "
+            "Use an intact copy, or train again."
+        )
+    return model

@@ -1,0 +1,418 @@
+"""Reading of model files in pure Python, without libhdf5.
+
+Users receive models from other people. Links, storage, shapes and sizes are therefore checked against the network that
+the file describes, before any content is used. If the directory has a manifest, the digest in it is checked, too.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from shardpress.choices import ROW_SCALES, TRANSFORMS
+from shardpress.columns import NO_COLUMNS, Columns
+from shardpress.errors import DataError, NewerFormat, NoInput, ReadFailed, ShardpressError, printable, short_list
+from shardpress.formats import MOST_JSON_BYTES, digest, parse_bounded
+from shardpress.hdf5.files import opened, read_at, translated_error, with_retries
+from shardpress.hdf5.plain.contents import Contents, read_arrays, read_contents
+from shardpress.hdf5.plain.datasets import Dataset, value_of
+from shardpress.hdf5.superblock import check_superblock
+from shardpress.output.records import MANIFEST, Entry, read_manifest
+from shardpress.preparation import Preparation, preparation_of
+from shardpress.scan.ranks import MAX_KNOTS, are_tables
+from shardpress_kernels.activations import CODES, HIDDEN
+from shardpress_kernels.network import OUTPUT_LAYERS, Network
+
+__all__ = ["COLUMNS", "FORMAT", "RANGE_FORMAT", "StoredModel", "listed_model", "read_model_file"]
+
+FORMAT = "shardpress-model/3"
+RANGE_FORMAT = "shardpress-model/2"
+"""Format of models that scale each column's range to [0, 1]. Version 0.1.0 reads it."""
+COLUMNS = "columns"
+"""Name of the dataset that describes the columns, as JSON."""
+_INDICATORS = "indicators"
+_NAME = "model.h5"
+_EXPECTED = "expected a model.h5 or an output directory that contains one"
+_FORGED = "The file is damaged or forged: do not use it."
+_MOST_METADATA = MOST_JSON_BYTES + 2**22  # maximum number of bytes to read in addition to the arrays
+_MOST_WIDTHS = 300
+_MOST_COLUMN_BYTES = 2**13  # bytes of JSON per column: a name has at most 1,024 bytes, and JSON may escape each
+_PIECE = 2**20  # bytes read at once for a digest
+_MAX_NAMES = 10  # maximum number of arrays that a message lists
+_QUOTED = 500  # maximum number of characters that a message quotes
+
+
+@dataclass(frozen=True, eq=False)
+class StoredModel:
+    """Content of a model file.
+
+    Attributes
+    ----------
+    network : Network
+    arrays : mapping of str to ndarray
+        ``minimum``, ``maximum`` and the parameters of the network. A file can also contain ``fill``, ``clips``,
+        ``offset``, ``indicators``, both ``center`` and ``factor``, and both ``knots`` and ``ranks``. Shapes and dtypes
+        are as expected, all values are finite, indicators belong to existing columns, and knots and ranks increase.
+    about : mapping
+        Description of how the model was made, as plain values.
+    fingerprint : str
+        Fingerprint that the file stores.
+    columns : Columns
+        Names or numbers of the columns, if the file has them.
+    preparation : Preparation or None
+        Preparation of the rows, if the file has one.
+    """
+
+    network: Network
+    arrays: Mapping[str, np.ndarray]
+    about: Mapping[str, Any]
+    fingerprint: str
+    columns: Columns
+    preparation: Preparation | None
+
+
+def listed_model(path: Path) -> Entry | None:
+    """Return the entry of a model in the manifest of its directory, or None if the manifest or the entry is missing."""
+    is_directory = os.path.isdir(path)
+    if not is_directory and path.name != _NAME:
+        return None
+    directory = path if is_directory else path.parent
+    try:
+        manifest = read_manifest(directory)
+    except NoInput:
+        return None
+    except DataError:
+        if is_directory or _is_ours(directory / MANIFEST):
+            raise
+        return None
+    for line in manifest.get("files", []):
+        if PurePosixPath(line["file"]).name == _NAME:
+            return Entry(line["file"], line.get("n_bytes"), line.get("blake3"))
+    return None
+
+
+def _is_ours(manifest: Path) -> bool:
+    """Return whether a damaged manifest was written by shardpress, not by another program."""
+    try:
+        with open(manifest, "rb") as file:
+            return b"shardpress" in file.read(2**10)
+    except OSError:
+        return True
+
+
+def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
+    """Return the content of a model file.
+
+    Parameters
+    ----------
+    path : Path
+        A model file, or an output directory.
+    entry : Entry or None
+        Result of `listed_model`. The file must have the size and digest of this entry.
+
+    Raises
+    ------
+    NoInput, DataError, NewerFormat, ReadFailed, NotPermitted, SystemLimit
+        In the same cases as in `shardpress.model.load_model`, which also checks the fingerprint.
+    """
+    if os.path.isdir(path):
+        # Use the name in the manifest: if a run was killed, ``model.h5`` may still link to the model of an earlier run.
+        path = path / (entry.file if entry else _NAME)
+    where = f"model={printable(path)}"
+    if "\0" in str(path):
+        raise NoInput(f"{where}: not the name of a file, {_EXPECTED}")
+    return with_retries(lambda: _read(path, entry, where), where)
+
+
+def _read(path: Path, entry: Entry | None, where: str) -> StoredModel:
+    """Read the file once. Raise `OSError` if the storage fails."""
+    try:
+        with opened(str(path)) as (descriptor, identity):
+            if entry is not None:
+                _check_digest(descriptor, identity.size, entry, where)
+            return _stored(descriptor, identity.size, where)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise NoInput(f"{where}: does not exist, {_EXPECTED}") from error
+    except OSError as error:
+        meaning = translated_error(error, where)
+        if isinstance(meaning, ReadFailed):
+            raise
+        raise meaning from error
+
+
+def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
+    """Raise `DataError` if the file differs from its entry in the manifest."""
+    if size == entry.n_bytes:
+        starts = range(0, size, _PIECE)
+        found = digest(read_at(descriptor, start, min(_PIECE, size - start)) for start in starts)
+        if found == entry.blake3:
+            return
+        what = f"its BLAKE3 digest is {found}, expected {entry.blake3}"
+    else:
+        what = f"it has {size} bytes, expected {entry.n_bytes}"
+    raise DataError(
+        f"{where}: {what} according to {MANIFEST}. The file has changed since it was written. Use an intact copy. "
+        "If a run is about to finish in this directory, try again afterwards."
+    )
+
+
+def _stored(descriptor: int, size: int, where: str) -> StoredModel:
+    """Return the content of an open file.
+
+    Sizes that the file declares are checked before memory is allocated. No allocation is larger than the file.
+    """
+    try:
+        base = check_superblock(descriptor, size, where)
+        contents = read_contents(descriptor, size, base, _MOST_METADATA)
+        network = _network(contents, where)
+        preparation = _preparation(contents, where)
+        datasets = _datasets(contents, network, preparation, where)
+        arrays = read_arrays(descriptor, size, base, datasets, where)
+        description = arrays.pop(COLUMNS, None)
+        n_columns = network.n_inputs - len(arrays.get(_INDICATORS, ()))
+        columns = NO_COLUMNS
+        if description is not None:
+            columns = Columns.from_json(description.tobytes(), n_columns)
+        fingerprint = _text(contents, "fingerprint", where)
+        about = parse_bounded(_text(contents, "about", where))
+    except (OSError, MemoryError, ShardpressError):
+        raise
+    except Exception as error:  # a damaged or forged file can cause any error
+        raise DataError(
+            f"{where}: cannot be read: {_reason(error)}. Expected the attributes and arrays of a model, stored as "
+            f"shardpress writes them. {_FORGED}"
+        ) from error
+    _check_finite(arrays, where)
+    if "knots" in arrays:
+        _check_tables(arrays, where)
+    if _INDICATORS in arrays:
+        _check_indicators(arrays[_INDICATORS], n_columns, where)
+    _check_about(about, where)
+    return StoredModel(network, arrays, about, fingerprint, columns, preparation)
+
+
+def _check_about(about: Any, where: str) -> None:
+    """Raise `DataError` if the attribute ``about`` does not have the form that callers rely on."""
+    is_valid = isinstance(about, dict)
+    for name in ("config", "training"):
+        is_valid = is_valid and isinstance(about.get(name, {}), dict)
+    if not is_valid or not isinstance(about.get("training", {}).get("history", []), list):
+        raise DataError(
+            f"{where}: attribute about is invalid, expected a JSON object with the objects config and training. "
+            f"{_FORGED}"
+        )
+
+
+def _reason(error: Exception) -> str:
+    """Return the reason for an error as text. Only the text of a `ValueError` is useful to users."""
+    if isinstance(error, ValueError) and str(error):
+        return printable(str(error)[:_QUOTED])
+    return "its links, storage or types are not as expected"
+
+
+def _attribute(contents: Contents, name: str, where: str) -> Any:
+    """Return the value of an attribute, which is a str or an array of numbers."""
+    if name not in contents.attributes:
+        raise DataError(f"{where}: attribute {name} is missing, expected a model that shardpress wrote")
+    try:
+        return value_of(contents.file, contents.attributes[name])
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"{where}: attribute {name} cannot be read: {_reason(error)}. {_FORGED}") from error
+
+
+def _text(contents: Contents, name: str, where: str) -> str:
+    value = _attribute(contents, name, where)
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: attribute {name} is {value.dtype} of shape {value.shape}, expected a string. {_FORGED}"
+        )
+    return value
+
+
+def _numbers(contents: Contents, name: str, kinds: str, rank: int, where: str) -> np.ndarray:
+    value = _attribute(contents, name, where)
+    if isinstance(value, str) or value.ndim != rank or value.dtype.kind not in kinds:
+        raise DataError(
+            f"{where}: attribute {name} cannot be read: expected {rank} dimensions, dtype of kind {kinds}. {_FORGED}"
+        )
+    return value
+
+
+def _network(contents: Contents, where: str) -> Network:
+    """Return the network that the file describes."""
+    form = _text(contents, "format", where)
+    _check_format(form, where)
+    widths = _numbers(contents, "widths", "iu", 1, where)
+    gain = _numbers(contents, "gain", "b", 0, where)
+    activation = _text(contents, "activation", where)
+    code = _text(contents, "code", where)
+    output_layer = "code"
+    if "output_layer" in contents.attributes:
+        output_layer = _text(contents, "output_layer", where)
+    network = Network(tuple(widths.tolist()), activation, code, bool(gain), output_layer=output_layer)
+    known = activation in HIDDEN and code in CODES and output_layer in OUTPUT_LAYERS
+    if not known or not 2 <= len(widths) <= _MOST_WIDTHS or min(network.widths) < 1:
+        raise DataError(
+            f"{where}: its network is {printable(network)[:_QUOTED]}, expected 2 to {_MOST_WIDTHS} widths of at least "
+            f"1, an activation in {HIDDEN}, a code in {CODES} and an output_layer in {OUTPUT_LAYERS}. {_FORGED}"
+        )
+    if output_layer == "hidden" and len(widths) < 3:
+        raise DataError(
+            f"{where}: its output_layer is hidden, but its network has no hidden layer, only the widths "
+            f"{list(network.widths)}. {_FORGED}"
+        )
+    return network
+
+
+def _preparation(contents: Contents, where: str) -> Preparation | None:
+    """Return the preparation that the file describes, or None."""
+    values: dict[str, str | None] = {}
+    for name, known in (("row_scale", ROW_SCALES), ("transform", TRANSFORMS)):
+        values[name] = _text(contents, name, where) if name in contents.attributes else None
+        if values[name] not in (None, *known):
+            raise DataError(
+                f"{where}: attribute {name} is {printable(repr(values[name]))[:_QUOTED]}, expected one of "
+                f"{', '.join(known)}. {_FORGED}"
+            )
+    return preparation_of(values["row_scale"], values["transform"])
+
+
+def _check_format(found: str, where: str) -> None:
+    """Raise an error if the model has another format.
+
+    This check comes first, because the other attributes of a newer format would look damaged.
+    """
+    if found in (RANGE_FORMAT, FORMAT):
+        return
+    what = f"{where}: its format is {printable(repr(found[:_QUOTED]))}, expected {RANGE_FORMAT!r} or {FORMAT!r}"
+    name, _, version = FORMAT.partition("/")
+    number = re.fullmatch(rf"{name}/([0-9]{{1,9}})", found)
+    if number and int(number[1]) > int(version):
+        raise NewerFormat(f"{what}: a later version of shardpress wrote it. Upgrade, or use another model.")
+    raise DataError(what)
+
+
+def _datasets(contents: Contents, network: Network, preparation: Preparation | None, where: str) -> dict[str, Dataset]:
+    """Return the headers of all arrays, after checking that shapes and dtypes match the network."""
+    datasets = {}
+    expected = _expected_arrays(contents, network, where)
+    if preparation is not None and preparation.transform == "rank":
+        n_columns = network.n_inputs - _n_indicators(contents, network, where)
+        expected |= _expected_tables(contents, n_columns, where)
+    for name in expected:
+        datasets[name] = _dataset(contents, name, where)
+    for name, (shape, dtype) in expected.items():
+        _check_kind(datasets[name], name, shape, dtype, where)
+    if COLUMNS in contents.addresses:
+        datasets[COLUMNS] = _description_of_columns(contents, network.n_inputs, where)
+    return datasets
+
+
+def _expected_arrays(contents: Contents, network: Network, where: str) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Return the shape and dtype of each array that a network requires, and of each optional array in the file."""
+    n_indicators = _n_indicators(contents, network, where)
+    each_input = ((network.n_inputs,), np.float64)
+    each_column = ((network.n_inputs - n_indicators,), np.float64)
+    required: dict[str, tuple[tuple[int, ...], type]] = {"minimum": each_input, "maximum": each_input}
+    for name, shape in network.shapes.items():
+        required[name] = (shape, np.float32)
+    if "center" in contents.addresses or "factor" in contents.addresses:
+        required |= {"center": each_input, "factor": each_input}
+    if n_indicators:
+        required |= {"fill": each_column, _INDICATORS: ((n_indicators,), np.int64)}
+    missing = [name for name in required if name not in contents.addresses]
+    if missing:
+        names = f"arrays {short_list(missing, _MAX_NAMES)} are missing, expected {short_list(required, _MAX_NAMES)}"
+        raise DataError(f"{where}: {names}. {_FORGED}")
+    optional = {"fill": each_column, "clips": ((), np.bool_), "offset": each_column}
+    return required | {name: kind for name, kind in optional.items() if name in contents.addresses}
+
+
+def _expected_tables(contents: Contents, n_columns: int, where: str) -> dict[str, tuple[tuple[int, ...], type]]:
+    """Return the shape and dtype of the arrays of `RankTables`. All columns have the same number of knots."""
+    shape = _dataset(contents, "knots", where).shape
+    n_knots = shape[-1] if len(shape) == 2 else 0
+    if not 1 <= n_knots <= MAX_KNOTS:
+        raise DataError(
+            f"{where}: array knots has the shape {shape}, expected ({n_columns}, 1 to {MAX_KNOTS}). {_FORGED}"
+        )
+    kind = ((n_columns, n_knots), np.float64)
+    return {"knots": kind, "ranks": kind}
+
+
+def _check_tables(arrays: Mapping[str, np.ndarray], where: str) -> None:
+    """Raise `DataError` unless the tables of all columns increase."""
+    if not are_tables(arrays["knots"], arrays["ranks"]):
+        raise DataError(
+            f"{where}: arrays knots and ranks have invalid values, expected increasing knots with increasing ranks "
+            f"between 0 and 1. {_FORGED}"
+        )
+
+
+def _n_indicators(contents: Contents, network: Network, where: str) -> int:
+    """Return the number of missing indicators. Each column has at most one."""
+    if _INDICATORS not in contents.addresses:
+        return 0
+    shape = _dataset(contents, _INDICATORS, where).shape
+    most = network.n_inputs // 2
+    if len(shape) != 1 or not 1 <= shape[0] <= most:
+        raise DataError(f"{where}: array {_INDICATORS} has the shape {shape}, expected 1 to {most} columns. {_FORGED}")
+    return shape[0]
+
+
+def _check_indicators(indicators: np.ndarray, n_columns: int, where: str) -> None:
+    """Raise `DataError` unless indicators are sorted, unique numbers of columns."""
+    if indicators[0] < 0 or indicators[-1] >= n_columns or not (indicators[1:] > indicators[:-1]).all():
+        raise DataError(
+            f"{where}: array {_INDICATORS} has invalid values, expected increasing numbers of the {n_columns} columns. "
+            f"{_FORGED}"
+        )
+
+
+def _check_kind(dataset: Dataset, name: str, shape: tuple[int, ...], dtype: type, where: str) -> None:
+    """Raise `DataError` if an array has another shape or dtype."""
+    found = np.dtype(dataset.dtype[0])
+    if dataset.shape != shape or found != dtype:
+        raise DataError(
+            f"{where}: array {name} is {found} of shape {dataset.shape}, expected finite {np.dtype(dtype)} of shape "
+            f"{shape}. {_FORGED}"
+        )
+
+
+def _description_of_columns(contents: Contents, n_inputs: int, where: str) -> Dataset:
+    """Return the header of the dataset that describes the columns. Its length can vary up to a limit."""
+    dataset = _dataset(contents, COLUMNS, where)
+    found = np.dtype(dataset.dtype[0])
+    most_bytes = _MOST_COLUMN_BYTES * (n_inputs + 1)
+    if found != np.uint8 or len(dataset.shape) != 1 or dataset.n_bytes > most_bytes:
+        raise DataError(
+            f"{where} dataset={COLUMNS}: {found} of shape {dataset.shape}, expected at most {most_bytes} bytes of "
+            f"JSON. {_FORGED}"
+        )
+    return dataset
+
+
+def _dataset(contents: Contents, name: str, where: str) -> Dataset:
+    try:
+        return contents.dataset(name)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(
+            f"{where} dataset={name}: cannot be read: {_reason(error)}. Expected numbers stored contiguously in the "
+            f"file itself. {_FORGED}"
+        ) from error
+
+
+def _check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise DataError(f"{where}: array {name} contains NaN or Inf, expected finite {array.dtype}. {_FORGED}")

@@ -1,0 +1,508 @@
+"""All changes to the file system, and the order that makes them durable.
+
+A file is written under a temporary name in the same directory, synced and then renamed; the directory is synced last. A
+file is therefore either absent or complete under its own name, even after a power cut. Tests pass a `Disk` that fails,
+or one that loses what was not synced. Two files that no result depends on are written without a `Disk`: the text in the
+lock file, and the log.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from shardpress.errors import NotPermitted, ShardpressError, SystemLimit, TryAgain, WriteFailed, printable
+from shardpress.processcache import ProcessCache
+
+__all__ = [
+    "PAGE",
+    "TEMPORARY",
+    "UNSUPPORTED",
+    "Disk",
+    "GuardedDisk",
+    "Pieces",
+    "free_inodes",
+    "publish",
+    "publish_copy",
+    "publish_from",
+    "publish_link",
+    "remove",
+    "sync_directory",
+    "temporary_name",
+    "write_error",
+]
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+TEMPORARY = ".writing"
+PAGE = 4096
+"""Alignment in bytes, in memory and in files, of direct I/O."""
+_MIN_DIRECT_BYTES = 2**17  # for smaller writes, the copy into the page cache costs little
+# Errors of file systems without reservation, sync of directories, links or direct I/O.
+UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
+
+
+class Disk:
+    """System calls that change the file system, one in each method. All of them raise `OSError`."""
+
+    def create(self, path: Path) -> int:
+        """Create a file and open it for writing. An existing file or link of this name is an error."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+    def reserve(self, descriptor: int, n_bytes: int) -> None:
+        """Reserve disk space for a file before it is written."""
+        os.posix_fallocate(descriptor, 0, n_bytes)
+
+    def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
+        """Switch direct I/O, which bypasses the page cache, on or off for an open file."""
+        # F_SETFL sets all changeable flags at once; `create` has set none.
+        fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_DIRECT if bypasses else 0)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Write at least a part of the data, and return the number of bytes that were written."""
+        return os.write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        """Flush the content of a file to the disk."""
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close a file descriptor."""
+        os.close(descriptor)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Rename a file, and replace an existing one."""
+        os.replace(source, target)
+
+    def remove(self, path: Path) -> None:
+        """Remove the name of a file."""
+        os.unlink(path)
+
+    def link(self, source: Path, path: Path) -> None:
+        """Make a hard link to a regular file; a symbolic link is not followed."""
+        os.link(source, path, follow_symlinks=False)
+
+    def symlink(self, target: str, path: Path) -> None:
+        """Make a symbolic link. An existing file of this name is an error."""
+        os.symlink(target, path)
+
+    def make_directory(self, path: Path) -> None:
+        """Make one directory."""
+        os.mkdir(path)
+
+    def remove_directory(self, path: Path) -> None:
+        """Remove one empty directory."""
+        os.rmdir(path)
+
+    def sync_directory(self, path: Path) -> None:
+        """Flush the names in a directory to the disk."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def free_bytes(self, path: Path) -> int:
+        """Return how many bytes can still be written to the file system."""
+        return shutil.disk_usage(path).free
+
+    def free_inodes(self, path: Path) -> int | None:
+        """Return how many files can still be created, or None if the file system has no such limit."""
+        return free_inodes(path)
+
+    def check(self) -> None:
+        """Raise `TryAgain` if changes are no longer allowed. A plain disk allows all changes."""
+
+
+class GuardedDisk(Disk):
+    """A disk that calls `check` before each change of a directory.
+
+    Parameters
+    ----------
+    disk : Disk
+        The disk that makes the changes.
+    check : callable
+        Function that raises `TryAgain` if the path no longer refers to the directory in which the run started.
+    """
+
+    def __init__(self, disk: Disk, check: Callable[[], None]) -> None:
+        self._disk = disk
+        self._check = check
+
+    def check(self) -> None:
+        """Raise `TryAgain` if changes are no longer allowed."""
+        self._disk.check()
+        self._check()
+
+    def create(self, path: Path) -> int:
+        """Check, then open a new file."""
+        return self._guarded(self._disk.create, path)
+
+    def reserve(self, descriptor: int, n_bytes: int) -> None:
+        """Reserve space for an open file."""
+        self._disk.reserve(descriptor, n_bytes)
+
+    def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
+        """Switch direct I/O on or off for an open file."""
+        self._disk.bypass_cache(descriptor, bypasses)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Write to an open file."""
+        return self._disk.write(descriptor, data)
+
+    def sync(self, descriptor: int) -> None:
+        """Sync an open file."""
+        self._disk.sync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close a file."""
+        self._disk.close(descriptor)
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Check, then rename."""
+        self._guarded(self._disk.replace, source, target)
+
+    def remove(self, path: Path) -> None:
+        """Check, then remove a name."""
+        self._guarded(self._disk.remove, path)
+
+    def link(self, source: Path, path: Path) -> None:
+        """Check, then make a hard link."""
+        self._guarded(self._disk.link, source, path)
+
+    def symlink(self, target: str, path: Path) -> None:
+        """Check, then make a symbolic link."""
+        self._guarded(self._disk.symlink, target, path)
+
+    def make_directory(self, path: Path) -> None:
+        """Check, then make a directory."""
+        self._guarded(self._disk.make_directory, path)
+
+    def remove_directory(self, path: Path) -> None:
+        """Check, then remove a directory."""
+        self._guarded(self._disk.remove_directory, path)
+
+    def sync_directory(self, path: Path) -> None:
+        """Check, then sync a directory."""
+        self._guarded(self._disk.sync_directory, path)
+
+    def free_bytes(self, path: Path) -> int:
+        """Return how many bytes can still be written."""
+        return self._disk.free_bytes(path)
+
+    def free_inodes(self, path: Path) -> int | None:
+        """Return how many files can still be created, or None if the file system has no such limit."""
+        return self._disk.free_inodes(path)
+
+    def _guarded(self, call: Callable[..., T], *arguments: object) -> T:
+        self.check()
+        try:
+            return call(*arguments)
+        except FileNotFoundError:
+            self.check()  # the directory may have been moved since the first check
+            raise
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Content of a file that may be larger than memory.
+
+    Attributes
+    ----------
+    n_bytes : int or None
+        Size of the file. None if it is unknown until all pieces are read; then no space is reserved.
+    pieces : iterable of bytes or memoryview
+        Consecutive pieces of the content. A piece is used before the next one is read.
+    """
+
+    n_bytes: int | None
+    pieces: Iterable[bytes | memoryview]
+
+    def __len__(self) -> int:
+        if self.n_bytes is None:
+            raise TypeError("the size is unknown until all pieces are read")
+        return self.n_bytes
+
+
+def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_synced: bool = True) -> None:
+    """Write a complete file, or replace an existing one atomically.
+
+    Parameters
+    ----------
+    disk : Disk
+    path : Path
+    data : bytes, memoryview or Pieces
+        Content. Errors from reading the pieces are raised unchanged.
+    name_is_synced : bool
+        Whether to sync the directory as well. If False, the caller must sync it before it relies on the name.
+
+    Raises
+    ------
+    WriteFailed, SystemLimit, NotPermitted
+        If the file cannot be written. Then `path` is unchanged or holds the complete new file.
+    """
+    temporary = temporary_name(path)
+    try:
+        try:
+            _fill(disk, temporary, data)
+            disk.replace(temporary, path)
+        except BaseException:  # also after a signal: no other process knows the name
+            with suppress(OSError, TryAgain):
+                disk.remove(temporary)
+            raise
+        if name_is_synced:
+            sync_directory(disk, path.parent)
+    except OSError as error:
+        n_bytes = _size_of(data)
+        doing = "writing it" if n_bytes is None else f"writing {n_bytes} bytes"
+        raise write_error(error, path, doing) from error
+
+
+def publish_from(disk: Disk, path: Path, write: Callable[[Path], object]) -> None:
+    """Write a complete file with a library that needs a path, or replace an existing file atomically.
+
+    Parameters
+    ----------
+    disk : Disk
+    path : Path
+    write : callable
+        Function that writes the file at the path that it is given. `OSError` and `RuntimeError` mean that writing has
+        failed; other errors are raised unchanged.
+
+    Raises
+    ------
+    WriteFailed, SystemLimit, NotPermitted
+        If the file cannot be written. Then `path` is unchanged.
+    """
+    temporary = temporary_name(path)
+    try:
+        descriptor = disk.create(temporary)
+        try:
+            write(temporary)
+            disk.sync(descriptor)
+            disk.replace(temporary, path)
+        except BaseException:  # also after a signal: no other process knows the name
+            with suppress(OSError, TryAgain):
+                disk.remove(temporary)
+            raise
+        finally:
+            disk.close(descriptor)
+        sync_directory(disk, path.parent)
+    except OSError as error:
+        raise write_error(error, path, "writing it") from error
+    except RuntimeError as error:  # from h5py, if closing the file fails
+        raise WriteFailed(
+            f"file={printable(path)}: {error}. Check the disk, then run the same command again."
+        ) from error
+
+
+def publish_link(disk: Disk, target: str, path: Path) -> None:
+    """Make `path` a symbolic link, and replace an existing file atomically. The directory is not synced.
+
+    Raises
+    ------
+    OSError
+    """
+    temporary = temporary_name(path)
+    try:
+        disk.symlink(target, temporary)
+        disk.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError, TryAgain):
+            disk.remove(temporary)
+        raise
+
+
+def publish_copy(disk: Disk, source: Path, path: Path) -> None:
+    """Make a hard link to a finished file, or a copy if the file system has no hard links. `path` must not exist.
+
+    The directory is not synced.
+
+    Raises
+    ------
+    WriteFailed, SystemLimit, NotPermitted
+    """
+    try:
+        disk.link(source, path)
+    except OSError as error:
+        if error.errno not in (*UNSUPPORTED, errno.EMLINK, errno.EXDEV):
+            raise write_error(error, path, f"linking {source.name} to it") from error
+        publish(disk, path, _content(source), name_is_synced=False)
+
+
+def _content(path: Path) -> Pieces:
+    def pieces() -> Iterator[bytes]:
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                yield piece
+
+    return Pieces(path.stat().st_size, pieces())
+
+
+def temporary_name(path: Path) -> Path:
+    """Return a unique name in the directory of `path`, for a file that will be renamed to `path`."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
+
+
+def remove(disk: Disk, path: Path) -> None:
+    """Remove a file if it exists. The function raises the same errors as `publish`."""
+    try:
+        disk.remove(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise write_error(error, path, "removing it") from error
+
+
+_warned = ProcessCache[int, bool]()  # keys are the device numbers of file systems whose warning was logged
+
+
+def sync_directory(disk: Disk, directory: Path) -> None:
+    """Flush the names in a directory to the disk; warn once if the file system cannot do that.
+
+    Raises
+    ------
+    OSError
+    """
+    if _is_supported(disk.sync_directory, directory):
+        return
+    file_system = os.stat(directory).st_dev
+    if _warned.put_if_new(file_system, True):  # one warning for all parts
+        log.warning(
+            "output=%s: this file system cannot sync directories, so durability after a power cut is not guaranteed",
+            printable(directory),
+        )
+
+
+def _is_supported(call: Callable[..., object], *arguments: object) -> bool:
+    """Make a call, and return whether the file system supports it."""
+    try:
+        call(*arguments)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        return False
+    return True
+
+
+def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
+    """Return the error for a failed change, with the operation and advice for the user."""
+    where = f"file={printable(path)}: {error.strerror} while {doing}"
+    retry = "then run the same command again; finished results are kept."
+    if isinstance(error, PermissionError):
+        return NotPermitted(f"{where}. Make the directory writable for this user, {retry}")
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return SystemLimit(f"{where}. Raise the limit (ulimit -n 4096), {retry}")
+    advice = {
+        errno.ENOSPC: _advice_when_full(path),
+        errno.EDQUOT: "Your disk quota is used up. Free some space",
+        errno.EFBIG: "The file-size limit is too low. Raise it (ulimit -f unlimited)",
+        errno.EROFS: "The file system is read-only. Make it writable",
+    }
+    first_step = advice.get(error.errno or 0, "Check the disk")
+    return WriteFailed(f"{where}. {first_step}, {retry}")
+
+
+def free_inodes(path: Path) -> int | None:
+    """Return how many files can still be created at a path, or None if the file system has no such limit.
+
+    Raises
+    ------
+    OSError
+        If the path cannot be examined.
+    """
+    status = os.statvfs(path)
+    # Btrfs and others report no total, since they create inodes on demand.
+    return status.f_favail if status.f_files > 0 else None
+
+
+def _advice_when_full(path: Path) -> str:
+    """Return a message about a full disk: whether inodes or bytes are used up, and what to do."""
+    try:
+        n_files = os.statvfs(path.parent).f_files
+        if free_inodes(path.parent) == 0:
+            return f"There are no free inodes ({n_files} files at most). Remove files that are not needed"
+        return f"{shutil.disk_usage(path.parent).free} bytes are free. Free some space"
+    except OSError:
+        return "The number of free bytes is unknown. Free some space"
+
+
+def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
+    """Create a file, write its content and sync it."""
+    pieces = data.pieces if isinstance(data, Pieces) else [data]
+    descriptor = disk.create(path)
+    try:
+        n_bytes = _size_of(data)
+        if n_bytes is not None:
+            _is_supported(disk.reserve, descriptor, n_bytes)  # if it is unsupported, a write reports a full disk
+        for piece in pieces:
+            _write_all(disk, descriptor, memoryview(piece))
+        # Never sync again after a failure: the kernel may have dropped the pages, and a second sync would succeed.
+        disk.sync(descriptor)
+    except BaseException:
+        with suppress(OSError):
+            disk.close(descriptor)
+        raise
+    disk.close(descriptor)
+
+
+def _size_of(data: bytes | memoryview | Pieces) -> int | None:
+    """Return the size of a file's content in bytes, or None if it is unknown."""
+    return data.n_bytes if isinstance(data, Pieces) else len(data)
+
+
+def _write_all(disk: Disk, descriptor: int, data: memoryview) -> None:
+    rest = data[_write_directly(disk, descriptor, data) :]
+    while rest:
+        rest = rest[_write_some(disk, descriptor, rest) :]
+
+
+def _write_some(disk: Disk, descriptor: int, data: memoryview) -> int:
+    """Write at least one byte, and return how many were written."""
+    while True:
+        try:
+            n_written = disk.write(descriptor, data)
+        except InterruptedError:
+            continue
+        if not n_written:
+            raise OSError(errno.EIO, "no byte was written")
+        return n_written
+
+
+def _write_directly(disk: Disk, descriptor: int, data: memoryview) -> int:
+    """Write whole pages by direct I/O as far as the file system supports it, and return the number of bytes.
+
+    For large files the copy into the page cache, and writing from there, take several times as much processor time.
+    """
+    n_bytes = len(data) // PAGE * PAGE
+    if n_bytes < _MIN_DIRECT_BYTES or not _is_aligned(data):
+        return 0
+    if not _is_supported(disk.bypass_cache, descriptor, True):
+        return 0
+    n_written = 0
+    try:
+        while n_written < n_bytes and n_written % PAGE == 0:
+            n_written += _write_some(disk, descriptor, data[n_written:n_bytes])
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # EINVAL: the file system requires another alignment
+            raise
+    disk.bypass_cache(descriptor, False)
+    return n_written
+
+
+def _is_aligned(data: memoryview) -> bool:
+    address = np.frombuffer(data, dtype=np.uint8).ctypes.data
+    return address % PAGE == 0

@@ -1,0 +1,233 @@
+"""Ownership of an output directory: it is created, marked, and locked by one run at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import platform
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+from shardpress.errors import CannotCreate, NewerFormat, NotPermitted, ShardpressError, TryAgain, WriteFailed, printable
+from shardpress.formats import seal
+from shardpress.output.disk import Disk, GuardedDisk, publish, sync_directory
+from shardpress.output.ledger import Ledger
+from shardpress.output.records import FOLDERS, OUTPUT, PUBLISHED, check_limits, is_left, unsealed
+
+__all__ = ["LOCK", "locked", "objection"]
+
+log = logging.getLogger(__name__)
+
+LOCK = ".lock"
+_MARKER = ".shardpress"
+
+
+@contextmanager
+def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
+    """Create, mark and lock an output directory for as long as the context lasts.
+
+    The kernel holds the lock and releases it when the process ends, however it ends, so no lock is ever stale.
+
+    Parameters
+    ----------
+    directory : Path
+        Output directory. It is created with its parents if it does not exist.
+    disk : Disk, optional
+        Disk that makes all changes to the file system.
+
+    Yields
+    ------
+    Ledger
+
+    Raises
+    ------
+    CannotCreate
+        If the directory cannot be created, or holds files that shardpress did not write, or the path is no directory.
+    NotPermitted
+        If the directory cannot be written.
+    NewerFormat
+        If a later version of shardpress has written to the directory.
+    TryAgain
+        If another run holds the lock, or the file system does not support locks. The context raises it as well,
+        before a change, if the path no longer refers to the locked directory.
+    SystemLimit
+        If too many files are open.
+    """
+    disk = disk or Disk()
+    where = f"output={printable(directory)}"
+    try:
+        _make_directory(directory, disk)
+        _mark(directory, disk)  # the first write, because `_mark` refuses directories that contain other files
+        _make_folders(directory, disk)
+        descriptor = _lock(directory)
+    except (PermissionError, NotPermitted) as error:
+        raise NotPermitted(f"{where}: {error}. Choose an --output that you can write to.") from error
+    except (OSError, CannotCreate, WriteFailed) as error:
+        if isinstance(error, OSError):
+            check_limits(error, directory)
+        words = str(error).removesuffix(".")
+        raise CannotCreate(f"{where}: {words}. Choose another --output.") from error
+    check = partial(_check_lock, directory, descriptor)
+    try:
+        yield Ledger(directory, GuardedDisk(disk, check))
+    except ShardpressError as error:
+        # The error may come from a directory that replaced this one; if so, report the replacement.
+        with _notes_of(error):
+            check()
+        raise
+    finally:
+        # The kernel releases the lock even if a failing disk makes `close` fail.
+        with suppress(OSError):
+            os.close(descriptor)
+
+
+def objection(directory: Path) -> ShardpressError | None:
+    """Return the error that a run would raise for an output directory, as far as it can be determined without changes.
+
+    The lock is not taken, since this could make another run fail.
+    """
+    where = f"output={printable(directory)}"
+    existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
+    if not existing.is_dir():
+        return CannotCreate(f"{where}: {printable(existing)} is not a directory. Choose another --output.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        advice = "Choose an --output that you can write to."
+        return NotPermitted(f"{where}: {printable(existing)} is not writable. {advice}")
+    if existing != directory:
+        return None
+    try:
+        _is_marked(directory)
+    except CannotCreate as error:
+        return CannotCreate(f"{where}: {error}. Choose another --output.")
+    except NewerFormat as error:
+        return error
+    return None
+
+
+def _make_directory(directory: Path, disk: Disk) -> None:
+    """Create a directory and its parents, each synced before the next is created."""
+    if directory.is_dir():
+        return
+    _make_directory(directory.parent, disk)
+    try:
+        disk.make_directory(directory)
+    except FileExistsError:
+        if not directory.is_dir():
+            raise
+    try:
+        sync_directory(disk, directory.parent)
+    except PermissionError as error:
+        log.debug(
+            "output=%s: its parent directory is writable, but cannot be read and synced: %s",
+            printable(directory),
+            error,
+        )
+
+
+def _make_folders(directory: Path, disk: Disk) -> None:
+    for name in (*FOLDERS, PUBLISHED):
+        # A run removes files in these directories, and must not remove files elsewhere.
+        if (directory / name).is_symlink():
+            raise CannotCreate(f"its {name} is a symbolic link, expected a directory")
+    for name in FOLDERS:
+        _make_directory(directory / name, disk)
+
+
+def _mark(directory: Path, disk: Disk) -> None:
+    """Mark a directory as an output of shardpress, or refuse one that holds other files."""
+    if _is_marked(directory):
+        return
+    path = directory / _MARKER
+    try:
+        publish(disk, path, seal(OUTPUT, {}))
+    except WriteFailed as error:
+        # Another run may have written the marker meanwhile, and removed the temporary file of this one.
+        if not isinstance(error.__cause__, FileNotFoundError) or not path.exists():
+            raise
+
+
+def _is_marked(directory: Path) -> bool:
+    """Return whether a directory has the marker; raise `CannotCreate` if it has none and holds user files."""
+    path = directory / _MARKER
+    names = os.listdir(directory)  # list first, because another run may be creating the marker and other files
+    if path.exists():
+        try:
+            unsealed(path)
+        except ValueError:
+            log.debug("output=%s: its marker is damaged", printable(directory))
+        return True
+    if not all(is_left(name) for name in names):
+        raise CannotCreate("contains files that shardpress did not write, expected a new or empty directory")
+    return False
+
+
+def _lock(directory: Path) -> int:
+    """Return the descriptor that holds the lock. The text in the file only informs users."""
+    # O_CLOEXEC: a child process that outlives the run must not keep the lock.
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o640)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CannotCreate(f"its {LOCK} is a FIFO or a device, expected a regular file")
+        if status.st_nlink > 1:
+            # Truncating it would destroy the other file.
+            raise CannotCreate(f"its {LOCK} is a hard link to another file, expected a separate file")
+        _flock(directory, descriptor)
+        _check_lock(directory, descriptor)  # another run may have replaced the file before it was locked
+        owner = f"pid {os.getpid()} on {platform.node()} since {time.strftime('%Y-%m-%d %H:%M:%S')}\n"
+        with suppress(OSError):  # a full disk must not prevent a run
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, owner.encode(), 0)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _flock(directory: Path, descriptor: int) -> None:
+    """Lock an open file, or raise `TryAgain`."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = printable(os.read(descriptor, 1000).decode(errors="replace").strip())
+        raise TryAgain(
+            f"output={printable(directory)}: another run is using this directory ({holder}). Run the same command "
+            "again when it has ended, or choose another --output."
+        ) from error
+    except OSError as error:
+        raise TryAgain(
+            f"output={printable(directory)}: cannot be locked: {error.strerror}. Choose an --output on a file system "
+            "that supports locks."
+        ) from error
+
+
+def _check_lock(directory: Path, descriptor: int) -> None:
+    """Raise `TryAgain` unless the lock in `directory` is the file that this run has locked."""
+    own = os.fstat(descriptor)
+    try:
+        found = os.stat(directory / LOCK, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    if found is None or (found.st_dev, found.st_ino) != (own.st_dev, own.st_ino):
+        state = "missing" if found is None else "a different file"
+        raise TryAgain(
+            f"output={printable(directory)}: its {LOCK} is {state}, expected the file that this run locked. During the "
+            "run, the directory was moved or replaced, or the lock was removed. Nothing more is written. If the "
+            "directory was moved, move it back. Then run the same command again."
+        )
+
+
+@contextmanager
+def _notes_of(error: ShardpressError) -> Iterator[None]:
+    """Copy the notes of `error` to a `TryAgain` that is raised in the context, and chain the two."""
+    try:
+        yield
+    except TryAgain as check_error:
+        for note in getattr(error, "__notes__", ()):
+            check_error.add_note(note)
+        raise check_error from error

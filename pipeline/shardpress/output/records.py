@@ -1,0 +1,449 @@
+"""Contents of an output directory: results, commit records, the manifest, and the names of these files."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import stat
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from shardpress.errors import DataError, NewerFormat, NoInput, NotPermitted, ReadFailed, printable
+from shardpress.formats import Digested, digest, seal, unseal
+from shardpress.output.disk import TEMPORARY, Disk, Pieces, publish, write_error
+
+__all__ = [
+    "CURRENT",
+    "FOLDERS",
+    "INDEX",
+    "LAST_GOOD",
+    "MANIFEST",
+    "NAMES",
+    "OUTPUT",
+    "PARQUET",
+    "PUBLISHED",
+    "RECORDS",
+    "SINGLE_FILE",
+    "Entry",
+    "Record",
+    "check_limits",
+    "check_storage",
+    "fault_of",
+    "files_of",
+    "is_index",
+    "is_left",
+    "is_parquet",
+    "manifest_path",
+    "plain_name",
+    "publications",
+    "published_file",
+    "read_generation",
+    "read_manifest",
+    "records_of",
+    "result_entry",
+    "sealed",
+    "unsealed",
+    "write_result",
+]
+
+MANIFEST = "manifest.json"
+LAST_GOOD = "model-last-good.h5"
+"""Model of the last finite parameters of a training run that diverged."""
+INDEX = "index.h5"
+SINGLE_FILE = "single.h5"
+PARQUET = "parquet"
+"""Folder of links to the Parquet files of all parts."""
+NAMES = (
+    MANIFEST,
+    "model.h5",
+    "encoder.npz",
+    INDEX,
+    "report.json",
+    "report.html",
+    "quarantine.jsonl",
+    SINGLE_FILE,
+    PARQUET,
+)
+"""Names in the output directory of the files, and of one folder, that a finished run publishes together."""
+PUBLISHED = "published"
+CURRENT = f"{PUBLISHED}/current"
+"""The symbolic link whose target is the publication that readers see."""
+FOLDERS = ("parts", "stages", "commits")
+OUTPUT = "shardpress-output/1"
+_COMMITS = "shardpress-commits/1"
+# Error numbers of `open` and `read` that concern the file itself.
+_ABOUT_THE_FILE = (
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENXIO,
+    errno.EACCES,
+    errno.EPERM,
+)
+_PIECE = 2**20  # bytes read at once, so that verifying large parts takes little memory
+
+# Only files with these names are ever removed. All others belong to the user.
+_OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # written only by some runs
+_TOP = (
+    r"\.shardpress|(manifest|run|report)\.json|report\.html|(model|model-last-good|index|single)\.h5|encoder\.npz"
+    r"|quarantine\.jsonl|parquet"
+)
+_RESULT = re.compile(
+    r"(parts/part|index|stages/(scan|checkpoint|model|probe|reference|map|generation))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt|json|parquet)"
+)
+RECORDS = re.compile(r"commits/[a-z]+-[0-9a-f]{32}\.json")
+"""Pattern for the names of files of commit records."""
+_TEMPORARY = re.compile(rf"({_TOP}|{CURRENT}|{_RESULT.pattern}|{RECORDS.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")
+_PUBLICATION = re.compile(rf"{PUBLISHED}/[0-9a-f]{{32}}")
+_IDENTITY = re.compile(r"[a-z]+(-[0-9]+)* [0-9a-f]{64}")  # key and fingerprint
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in the output directory.
+
+    Attributes
+    ----------
+    file : str
+        Path relative to the directory.
+    n_bytes : int
+        Size.
+    blake3 : str
+        BLAKE3 digest of the content, in hexadecimal digits.
+    """
+
+    file: str
+    n_bytes: int
+    blake3: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """Commit record of one result.
+
+    Attributes
+    ----------
+    key : str
+        Name of the result: ``scan``, ``model``, ``reference``, ``checkpoint-<step>``, ``part-<shard>-<row>``,
+        ``generation-<number>``, ``map-<number>``.
+    fingerprint : str
+        Fingerprint of everything that determines the result.
+    entry : Entry
+        The file of the result.
+    facts : dict
+        Plain values that are stored with the record.
+    """
+
+    key: str
+    fingerprint: str
+    entry: Entry
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """First word of the key."""
+        return self.key.partition("-")[0]
+
+    @property
+    def identity(self) -> tuple[str, str]:
+        """Unique key of a result."""
+        return self.key, self.fingerprint
+
+
+def write_result(directory: Path, disk: Disk, stem: str, suffix: str, data: bytes | memoryview | Pieces) -> Entry:
+    """Write the file of a result under a unique name. The result exists only when a commit record names the file.
+
+    Any thread or process can call this. It raises like `shardpress.output.disk.publish`.
+    """
+    name = f"{stem}-{uuid.uuid4().hex}{suffix}"  # independent of clocks and seeds
+    # The directory is synced before the record is written, once for a group of results.
+    if isinstance(data, Pieces):
+        content = Digested(data.pieces)
+        publish(disk, directory / name, Pieces(data.n_bytes, content), name_is_synced=False)
+        return Entry(name, content.n_bytes, content.blake3)
+    publish(disk, directory / name, data, name_is_synced=False)
+    return Entry(name, len(data), digest([data]))
+
+
+def sealed(records: Sequence[Record]) -> bytes:
+    """Return the content of a file of records."""
+    content = [{**vars(record), "entry": vars(record.entry)} for record in records]
+    return seal(_COMMITS, {"records": content})
+
+
+def unsealed(path: Path, form: str = OUTPUT) -> dict[str, Any]:
+    """Return the content of a sealed file.
+
+    Raises
+    ------
+    OSError, ValueError
+        If the file cannot be read or is damaged.
+    NewerFormat
+        If a later version of shardpress has written the file.
+    ReadFailed, SystemLimit
+        If the storage or the system fails, which does not mean that the file is damaged.
+    """
+    try:
+        return unseal(form, path.read_bytes())
+    except NewerFormat as error:
+        raise NewerFormat(f"file={printable(path)}: {error}") from error
+    except OSError as error:
+        check_storage(error, path)
+        raise
+
+
+def check_limits(error: OSError, path: Path) -> None:
+    """Raise `SystemLimit` if a file could not be read because too many files are open."""
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        raise write_error(error, path, "reading it") from error
+
+
+def check_storage(error: OSError, path: Path) -> None:
+    """Raise an error about the storage or the system, unless `error` concerns the file itself, such as a missing file.
+
+    A result that is temporarily unreadable is not damaged. It is neither removed nor recomputed.
+
+    Raises
+    ------
+    ReadFailed
+        If the storage or the system fails.
+    SystemLimit
+        If too many files are open.
+    """
+    check_limits(error, path)
+    if error.errno not in _ABOUT_THE_FILE:
+        raise ReadFailed(
+            f"file={printable(path)}: {error.strerror} while reading it. Check the storage, then run the same command "
+            "again. If only this file remains unreadable, delete it; it is then recomputed."
+        ) from error
+
+
+def records_of(directory: Path, name: str) -> list[Record]:
+    """Return all records of a file; raise `KeyError`, `TypeError`, or an error of `unsealed` if one is invalid."""
+    return [_record(content) for content in unsealed(directory / name, _COMMITS)["records"]]
+
+
+def _record(content: dict[str, Any]) -> Record:
+    record = Record(**{**content, "entry": Entry(**content["entry"])})
+    # The files of dropped records are removed, so a record must not name any other file.
+    if not _IDENTITY.fullmatch(" ".join(record.identity)) or not _RESULT.fullmatch(record.entry.file):
+        raise ValueError("its key is not the key of a result")
+    return record
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest of a finished run.
+
+    Raises
+    ------
+    NoInput
+        If `directory` does not hold a finished run.
+    ReadFailed, SystemLimit
+        If the storage or the system fails.
+    DataError
+        If the manifest is damaged or has another format.
+    NewerFormat
+        If a later version of shardpress has written the manifest.
+    NotPermitted
+        If the user has no permission to read the manifest, or it lists files outside the directory.
+    """
+    return _checked_manifest(manifest_path(directory))
+
+
+def read_generation(directory: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the manifest of an earlier generation. It raises like `read_manifest`.
+
+    Parameters
+    ----------
+    entry : mapping
+        The manifest's file in the current manifest.
+    """
+    return _checked_manifest(directory / result_entry(directory, entry).file)
+
+
+def result_entry(directory: Path, line: Mapping[str, Any]) -> Entry:
+    """Return the entry of a result that a manifest names in addition to its parts and files.
+
+    Raises
+    ------
+    NotPermitted
+        If it is not the name of a result, which would be in the output directory.
+    DataError
+        If the line is malformed.
+    """
+    try:
+        entry = Entry(str(line["file"]), int(line["n_bytes"]), str(line["blake3"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"output={printable(directory)}: its manifest has an invalid entry: {error!r}") from error
+    if not _RESULT.fullmatch(entry.file):
+        raise NotPermitted(
+            f"output={printable(directory)}: its manifest names {printable(entry.file)}, expected a result that "
+            "shardpress wrote. Do not use this output."
+        )
+    return entry
+
+
+def _checked_manifest(path: Path) -> dict[str, Any]:
+    """Return a manifest that names only files inside the directory."""
+    manifest, names = _load_manifest(path)
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts or not _is_allowed(name):
+            found = f"lists the file {printable(name)}, expected only names inside the directory"
+            raise NotPermitted(f"file={printable(path)}: {found}. Do not use this output.")
+    return manifest
+
+
+def _load_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return a manifest and the files that it names."""
+    where = f"file={printable(path)}"
+    try:
+        manifest = unsealed(path)
+        return manifest, files_of(manifest)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        expected = "expected the output directory of a finished run. Check the path, or finish the run."
+        raise NoInput(f"{where}: no finished run ({error.strerror}), {expected}") from error
+    except PermissionError as error:
+        raise NotPermitted(
+            f"{where}: {error.strerror}, expected a file that you can read. As its owner, run chmod u+r on it."
+        ) from error
+    except OSError as error:
+        raise ReadFailed(f"{where}: {error.strerror}. Check the storage, then run the same command again.") from error
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not JSON: {error}") from error
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON that shardpress wrote: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{where}: has an invalid list of parts or files: {error!r}") from error
+
+
+def _is_allowed(name: str) -> bool:
+    """Return whether a manifest is allowed to name a file: in `PUBLISHED`, only files of publications, not links."""
+    if Path(name).parts[:1] != (PUBLISHED,):
+        return True
+    folder, _, plain = name.rpartition("/")
+    return plain in NAMES and bool(_PUBLICATION.fullmatch(folder))
+
+
+def manifest_path(directory: Path) -> Path:
+    """Return the path of a run's manifest, which need not exist.
+
+    Some programs skip symbolic links when they copy a directory. Such a copy has neither ``manifest.json`` nor
+    ``published/current``. Its only publication is the current one.
+    """
+    path = directory / MANIFEST
+    if os.path.lexists(path) or os.path.lexists(directory / CURRENT):
+        return path
+    found = [folder / MANIFEST for folder in publications(directory) if (folder / MANIFEST).is_file()]
+    return found[0] if len(found) == 1 else path
+
+
+def publications(directory: Path) -> list[Path]:
+    """Return the directories of all publications, finished or not. Links are not followed."""
+    folder = directory / PUBLISHED
+    if folder.is_symlink():
+        return []
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return []
+    paths = [folder / name for name in names if _PUBLICATION.fullmatch(f"{PUBLISHED}/{name}")]
+    return [path for path in paths if path.is_dir() and not path.is_symlink()]
+
+
+def published_file(directory: Path, name: str) -> Path:
+    """Return the path of a published file by its plain name, even in a copy without links."""
+    path = directory / name
+    if os.path.lexists(path):
+        return path
+    return manifest_path(directory).resolve().with_name(name)
+
+
+def plain_name(file: str) -> str:
+    """Return the plain name under which users find a file of a manifest."""
+    name = file.rpartition("/")[2]
+    return name if name in NAMES else file
+
+
+def files_of(manifest: Mapping[str, Any]) -> list[str]:
+    """Return all files that a manifest names."""
+    lines = [*manifest.get("parts", []), *manifest.get("files", [])]
+    return [str(line["file"]) for line in lines]
+
+
+def is_index(path: str) -> bool:
+    """Return whether a path is the path of an index, or of a view that an index names."""
+    return path.startswith("index-") and bool(_RESULT.fullmatch(path))
+
+
+def is_parquet(path: str) -> bool:
+    """Return whether a path in a manifest is the path of the Parquet file of a part."""
+    return path.endswith(".parquet") and bool(_RESULT.fullmatch(path))
+
+
+def is_left(path: str, is_replaced: bool = False) -> bool:
+    """Return whether a path has the name of a result or of a temporary file.
+
+    Parameters
+    ----------
+    path : str
+        Path relative to the output directory.
+    is_replaced : bool
+        Whether the finished run is being replaced. Then files that only some runs write are included.
+    """
+    if _TEMPORARY.fullmatch(path) or _RESULT.fullmatch(path):
+        return True
+    return is_replaced and path in _OPTIONAL
+
+
+def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
+    """Return the fault of a file; None if it is unchanged since it was written.
+
+    Parameters
+    ----------
+    directory : Path
+        Output directory.
+    entry : Entry
+        Size and digest of the file when it was written.
+    digests : bool
+        Whether to read the file and compare its digest, or only its size.
+
+    Raises
+    ------
+    ReadFailed
+        If the storage fails.
+    SystemLimit
+        If too many files are open.
+    """
+    path = directory / entry.file
+    try:
+        # Links are not followed, and opening a FIFO does not wait.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fault = _difference(descriptor, entry, digests)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        check_storage(error, path)
+        fault = f"committed, but cannot be read: {error.strerror}"
+    return None if fault is None else f"file={printable(path)}: {fault}"
+
+
+def _difference(descriptor: int, entry: Entry, digests: bool) -> str | None:
+    """Return how an open file differs from its entry."""
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        return "no longer a regular file"
+    if status.st_size != entry.n_bytes:
+        return f"{status.st_size} bytes, expected {entry.n_bytes} as committed"
+    if digests:
+        pieces = iter(partial(os.read, descriptor, _PIECE), b"")
+        if digest(pieces) != entry.blake3:
+            return "its content has changed: the BLAKE3 digest differs from the committed one"
+    return None

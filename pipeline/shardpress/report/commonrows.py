@@ -1,0 +1,130 @@
+"""Rows that two runs have in common: rows with the same number in the same input file."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardpress.report.rows import PartLine, read_features, select_rows
+
+__all__ = ["Piece", "all_pieces", "changed_files", "common_pieces", "default_rows", "read_pieces"]
+
+_ROWS = 4096
+_BYTES = 2**26  # maximum size of the features of each run, in float64
+
+
+def common_pieces(manifest_a: Mapping[str, Any], manifest_b: Mapping[str, Any]) -> list[Piece]:
+    """Return the common rows of two runs, without files that have changed between them."""
+    changed = changed_files(manifest_a, manifest_b)
+    common = all_pieces(manifest_a["parts"], manifest_b["parts"])
+    return [piece for piece in common if piece.name not in changed]
+
+
+def default_rows(n_features: tuple[int, int]) -> int:
+    """Return the largest number of rows to compare, given the numbers of features of two runs."""
+    return min(_ROWS, _BYTES // (8 * max(n_features)))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of one input file that are in one part of A and in one part of B.
+
+    Attributes
+    ----------
+    name : str
+        Name of the input file.
+    parts : tuple of str
+        Files of the two parts.
+    starts : tuple of int
+        Number of the first row within each part.
+    n_rows : int
+        Number of rows.
+    """
+
+    name: str
+    parts: tuple[str, str]
+    starts: tuple[int, int]
+    n_rows: int
+
+    @classmethod
+    def of(cls, a: PartLine, b: PartLine) -> Piece:
+        """Return the rows that are in both of two parts."""
+        start = max(a["start"], b["start"])
+        stop = min(a["stop"], b["stop"])
+        return cls(
+            name=Path(a["path"]).name,
+            parts=(a["file"], b["file"]),
+            starts=(start - a["start"], start - b["start"]),
+            n_rows=stop - start,
+        )
+
+    def read(self, a: Path, b: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Read some rows of both runs. Return the features of rows that are valid in both."""
+        features_a, features_b, is_valid = self.read_all(a, b, rows)
+        return features_a[is_valid], features_b[is_valid]
+
+    def read_all(self, a: Path, b: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Read some rows of both runs. Return their features, and a mask of the rows that are valid in both."""
+        features_a, valid_a = read_features(a / self.parts[0], rows + self.starts[0])
+        features_b, valid_b = read_features(b / self.parts[1], rows + self.starts[1])
+        return features_a, features_b, valid_a & valid_b
+
+
+def all_pieces(a: Sequence[PartLine], b: Sequence[PartLine]) -> Iterator[Piece]:
+    """Yield pieces that contain all common rows, in the order of A."""
+    by_name = _has_unique_names(a) and _has_unique_names(b)
+    parts_of_file: dict[tuple[str, str], list[PartLine]] = {}
+    for part in sorted(b, key=lambda part: part["start"]):
+        parts_of_file.setdefault(_source(part, by_name), []).append(part)
+    for part in a:
+        others = parts_of_file.get(_source(part, by_name), [])
+        for other in _overlapping(part, others):
+            yield Piece.of(part, other)
+
+
+def _overlapping(part: PartLine, others: Sequence[PartLine]) -> Sequence[PartLine]:
+    """Return the parts in `others` that overlap a part. All are from the same file, and `others` is sorted by start."""
+    first = bisect_right(others, part["start"], key=lambda other: other["stop"])  # fast even with thousands of parts
+    last = bisect_left(others, part["stop"], key=lambda other: other["start"])
+    return others[first:last]
+
+
+def _source(part: PartLine, by_name: bool) -> tuple[str, str]:
+    """Return the key that identifies a source across runs.
+
+    If the names of files are unique, the key does not include the directory.
+    """
+    path = part["path"]
+    return Path(path).name if by_name else path, part["dataset"]
+
+
+def _has_unique_names(parts: Sequence[PartLine]) -> bool:
+    names = {_source(part, by_name=True) for part in parts}
+    paths = {_source(part, by_name=False) for part in parts}
+    return len(names) == len(paths)
+
+
+def changed_files(a: Mapping[str, Any], b: Mapping[str, Any]) -> set[str]:
+    """Return the names of input files whose size or modification time differs between two manifests."""
+    before = _file_states(a)
+    now = _file_states(b)
+    return {name for name in before.keys() & now.keys() if before[name] != now[name]}
+
+
+def _file_states(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    shards = manifest["request"]["inputs"]["shards"]  # changed files that were read again come later
+    return {shard["file"]: (shard["n_bytes"], shard["changed"]) for shard in shards}
+
+
+def read_pieces(a: str, b: str, pieces: Sequence[Piece], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the features of A and of B for up to `n_rows` rows. Rows that are bad in either run are left out."""
+    selection = select_rows([piece.n_rows for piece in pieces], n_rows)
+    found = [piece.read(Path(a), Path(b), rows) for piece, rows in zip(pieces, selection, strict=True) if len(rows)]
+    if not found:
+        return np.empty((0, 0)), np.empty((0, 0))
+    return np.concatenate([features for features, _ in found]), np.concatenate([features for _, features in found])

@@ -1,0 +1,343 @@
+"""Comparison of the features of two runs.
+
+The result states how similar the features are, and whether models trained on the first run work on the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardpress.alignment import Alignment, fit_map
+from shardpress.errors import DataError, printable, quantity
+from shardpress.output.records import read_manifest
+from shardpress.report.commonrows import Piece, all_pieces, changed_files, common_pieces, default_rows, read_pieces
+
+__all__ = [
+    "Comparison",
+    "Likeness",
+    "align",
+    "align_manifests",
+    "compare",
+    "likeness",
+    "linear_cka",
+    "match_units",
+    "neighbour_overlap",
+    "verdict",
+]
+
+_NEIGHBOURS = 10
+_NEIGHBOUR_ROWS = 2048  # maximum number of rows in the search for neighbours, which computes all pairwise distances
+_MIN_SPREAD = 0.01  # minimum spread of a column, relative to the spread of all columns
+
+# Limits of the verdict, which are based on the measurements in docs/using.md.
+_SAME_CHANGE = 0.01
+_NEARLY_SAME_CHANGE = 0.03
+_SIMILAR_CKA = 0.9
+_SIMILAR_NEIGHBOURS = 0.6
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Similarity of features A and B of the same rows.
+
+    Attributes
+    ----------
+    n_rows : int
+    change : float or None
+        Root mean square of B - A over all columns, relative to the standard deviations of the columns of A. It is 0 if
+        A and B are equal, and None if they have different numbers of columns.
+    correlation, least_correlation : float
+        Mean and minimum absolute correlation of matched units. Units are matched one to one, so that the mean is as
+        large as possible.
+    n_units, n_in_place : int
+        Number of matched units, and number of matched units with the same position in A and B.
+    cka : float
+        Linear centered kernel alignment, from 0 to 1. It compares similarities between rows, so it does not depend on
+        the order or rotation of the units.
+    neighbours : float
+        Mean share of the ten nearest neighbours of a row in A that are also among its ten nearest neighbours in B.
+    """
+
+    n_rows: int
+    change: float | None
+    correlation: float
+    least_correlation: float
+    n_units: int
+    n_in_place: int
+    cka: float
+    neighbours: float
+
+    @property
+    def _change_text(self) -> str:
+        if self.change is None:
+            return "undefined, because the numbers of features differ"
+        return f"{self.change:.2g}"
+
+    def lines(self) -> list[str]:
+        """Return the similarity measures as lines of text."""
+        return [
+            f"  change               {self._change_text} (RMS difference in standard deviations; 0: identical)",
+            f"  matched units        mean correlation {self.correlation:.3f}, minimum {self.least_correlation:.3f}; "
+            f"{self.n_in_place} of {self.n_units} in the same position",
+            f"  linear CKA           {self.cka:.3f} (1: the same similarities between rows)",
+            f"  nearest neighbours   {100 * self.neighbours:.1f} % of the ten nearest rows shared",
+        ]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Result of comparing two runs.
+
+    Attributes
+    ----------
+    a, b : str
+        Output directories of the runs.
+    n_features : tuple of int
+        Number of features of A, and number of features of B.
+    n_common : int
+        Number of rows that have features in both runs.
+    n_changed : int
+        Number of input files with common rows whose size or modification time differs between the runs.
+    likeness : Likeness
+        Similarity of the features, measured on a selection of the common rows.
+    retrain : bool
+        Whether models trained on the features of A must be trained again on the features of B.
+    verdict : str
+        Summary of the result.
+    """
+
+    a: str
+    b: str
+    n_features: tuple[int, int]
+    n_common: int
+    n_changed: int
+    likeness: Likeness
+    retrain: bool
+    verdict: str
+
+    def __str__(self) -> str:
+        changed = ""
+        if self.n_changed:
+            changed = f"; {quantity(self.n_changed, 'file')} of the input changed between the runs"
+        n, m = self.n_features
+        lines = [
+            self.verdict,
+            f"  rows                 {self.likeness.n_rows} of {self.n_common} common rows{changed}",
+            f"  features             {n} in {printable(self.a)}, {m} in {printable(self.b)}",
+            *self.likeness.lines(),
+        ]
+        return "\n".join(lines)
+
+
+def verdict(found: Likeness) -> tuple[bool, str]:
+    """Return whether downstream models must be trained again, and a text that explains the similarity measures."""
+    keeps = "Models trained on A work on B unchanged."
+    if found.change == 0:
+        return False, f"The features are identical. {keeps}"
+    if found.change is not None and found.change < _SAME_CHANGE:
+        return False, f"The features agree up to rounding. {keeps}"
+    if found.change is not None and found.change < _NEARLY_SAME_CHANGE:
+        return False, f"The features nearly agree. {keeps} About one prediction in a hundred may change."
+    retrain = "Retrain models on B"
+    if found.cka >= _SIMILAR_CKA and found.neighbours >= _SIMILAR_NEIGHBOURS:
+        return True, f"A and B carry similar information in different coordinates. {retrain}; expect similar accuracy."
+    return True, f"A and B carry different information. {retrain}, and measure their accuracy."
+
+
+# -- common rows ---------------------------------------------------------------------------------------------------
+
+
+def compare(a: str, b: str, n_rows: int | None = None) -> Comparison:
+    """Compare the features of two runs on common rows.
+
+    Rows are common if they have the same row number in the same input file.
+
+    Parameters
+    ----------
+    a, b : str
+        Output directories of finished runs. They may be equal.
+    n_rows : int, optional
+        Maximum number of rows, selected by `select_rows`. The default is 4096, or less if there are thousands of
+        features.
+
+    Raises
+    ------
+    NoInput
+        If a directory contains no finished run.
+    DataError
+        If fewer than two rows have features in both runs, or if a part cannot be read.
+    """
+    manifest_a = read_manifest(Path(a))
+    manifest_b = read_manifest(Path(b))
+    pieces = list(all_pieces(manifest_a["parts"], manifest_b["parts"]))
+    n_features = (manifest_a["n_features"], manifest_b["n_features"])
+    found = _likeness_of_pieces(a, b, pieces, n_rows or default_rows(n_features))
+    retrain, sentence = verdict(found)
+    changed = changed_files(manifest_a, manifest_b)
+    return Comparison(
+        a=a,
+        b=b,
+        n_features=n_features,
+        n_common=sum(piece.n_rows for piece in pieces),
+        n_changed=len(changed & {piece.name for piece in pieces}),
+        likeness=found,
+        retrain=retrain,
+        verdict=sentence,
+    )
+
+
+def align(a: str, b: str, n_rows: int | None = None) -> Alignment:
+    """Fit a linear map from the features of B to those of A, on the rows that `compare` would compare.
+
+    Raises
+    ------
+    NoInput
+        If a directory contains no finished run.
+    DataError
+        If too few rows have features in both runs, or if a part cannot be read.
+    """
+    return align_manifests((a, read_manifest(Path(a))), (b, read_manifest(Path(b))), n_rows)
+
+
+def align_manifests(
+    a: tuple[str, Mapping[str, Any]], b: tuple[str, Mapping[str, Any]], n_rows: int | None = None
+) -> Alignment:
+    """Fit a linear map from the features of B to those of A, as `align` does.
+
+    Rows of files that have changed between the two runs are not used.
+
+    Parameters
+    ----------
+    a, b : (str, mapping)
+        The output directory and the manifest of each run, of which ``parts``, ``n_features``, ``model`` and ``request``
+        are used.
+    """
+    directory_a, manifest_a = a
+    directory_b, manifest_b = b
+    pieces = common_pieces(manifest_a, manifest_b)
+    n_features = (manifest_a["n_features"], manifest_b["n_features"])
+    features_a, features_b = read_pieces(directory_a, directory_b, pieces, n_rows or default_rows(n_features))
+    return fit_map(features_b, features_a, str(manifest_b["model"]), str(manifest_a["model"]))
+
+
+def _likeness_of_pieces(a: str, b: str, pieces: Sequence[Piece], n_rows: int) -> Likeness:
+    """Return the similarity of up to `n_rows` rows. Raise `DataError` if fewer than two are valid in both runs."""
+    features_a, features_b = read_pieces(a, b, pieces, n_rows)
+    if len(features_a) < 2:
+        n_found = quantity(len(features_a), "row")
+        raise DataError(
+            f"output={printable(a)} and output={printable(b)}: found {n_found} with features in both, "
+            "expected at least two, from input files with the same names and datasets. Compare runs on the same files."
+        )
+    return likeness(features_a, features_b)
+
+
+# -- similarity ----------------------------------------------------------------------------------------------------
+
+
+def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
+    """Compare two sets of features of the same rows, with shapes (n_rows, n_features) and (n_rows, m_features)."""
+    a = a.astype(np.float64)
+    b = b.astype(np.float64)
+    units_a, units_b, correlations = match_units(a, b)
+    return Likeness(
+        n_rows=len(a),
+        change=_change(a, b),
+        correlation=float(correlations.mean()),
+        least_correlation=float(correlations.min()),
+        n_units=len(correlations),
+        n_in_place=int((units_a == units_b).sum()),
+        cka=linear_cka(a, b),
+        neighbours=neighbour_overlap(a, b),
+    )
+
+
+def _change(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Return `Likeness.change`.
+
+    The spread of a column counts as at least a hundredth of the root mean square of all spreads. Otherwise rounding
+    errors in columns that hardly vary would look like large changes.
+    """
+    if a.shape != b.shape:
+        return None
+    spread = a.std(axis=0)
+    root_mean_square = float(np.sqrt(np.mean(spread**2)))
+    min_spread = max(_MIN_SPREAD * root_mean_square, float(np.finfo(float).tiny))
+    changes = (b - a) / np.maximum(spread, min_spread)
+    return float(np.sqrt(np.mean(changes**2)))
+
+
+def match_units(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Match the units of A and B one to one with the Hungarian method.
+
+    The correlation of a constant unit with any other unit counts as 0. Source: Li, Yosinski, Clune, Lipson and
+    Hopcroft, "Convergent learning", 2015, section 3.
+
+    Returns
+    -------
+    units_a, units_b : ndarray of shape (n_units,), int64
+        Indices of the matched units.
+    correlations : ndarray of shape (n_units,), float64
+        Absolute correlations of the matched units.
+    """
+    from scipy.optimize import linear_sum_assignment  # imported here, because it takes long to load
+
+    correlations = _absolute_correlations(a, b)
+    units_a, units_b = linear_sum_assignment(correlations, maximize=True)
+    return units_a, units_b, np.minimum(correlations[units_a, units_b], 1)
+
+
+def _absolute_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the absolute correlations (n_features, m_features) of all pairs of units."""
+    a = _centered(a)
+    b = _centered(b)
+    lengths = np.linalg.norm(a, axis=0)[:, None] * np.linalg.norm(b, axis=0)
+    return np.divide(np.abs(a.T @ b), lengths, out=np.zeros(lengths.shape), where=lengths > 0)
+
+
+def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the linear centered kernel alignment (CKA) of two sets of features.
+
+    It is ``|B' A|^2 / (|A' A| |B' B|)`` for centered features, in Frobenius norms. If there are fewer rows than
+    features, the result is too large. Source: Kornblith, Norouzi, Lee and Hinton, "Similarity of neural network
+    representations revisited", 2019, equation 5 with section 3.
+    """
+    a = _centered(a)
+    b = _centered(b)
+    common = float(np.linalg.norm(b.T @ a) ** 2)
+    whole = float(np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b))
+    if whole > 0:
+        return common / whole
+    return float(common > 0)  # 0 for constant features; norms of tiny features may underflow
+
+
+def neighbour_overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Return `Likeness.neighbours`, measured on at most 2,048 rows."""
+    n = min(len(a), _NEIGHBOUR_ROWS)
+    k = min(_NEIGHBOURS, n - 1)
+    if k < 1:
+        return 1.0
+    rows = np.arange(n) * len(a) // n
+    n_shared = (_nearest(a[rows], k) & _nearest(b[rows], k)).sum()
+    return float(n_shared / (n * k))
+
+
+def _nearest(features: np.ndarray, k: int) -> np.ndarray:
+    """Return a mask of the `k` nearest rows of each row, bool (n, n). If distances are equal, earlier rows are used."""
+    features = _centered(features)
+    squares = (features**2).sum(axis=1)
+    distances = squares[:, None] + squares - 2 * features @ features.T
+    np.fill_diagonal(distances, np.inf)
+    order = np.argsort(distances, axis=1, kind="stable")
+    nearest = np.zeros(distances.shape, dtype=bool)
+    np.put_along_axis(nearest, order[:, :k], True, axis=1)
+    return nearest
+
+
+def _centered(features: np.ndarray) -> np.ndarray:
+    return np.asarray(features - features.mean(axis=0))

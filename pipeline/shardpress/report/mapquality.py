@@ -1,0 +1,95 @@
+"""The accuracy that a linear classifier of one model's features keeps on mapped features of another model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from shardpress.alignment import LinearMap
+from shardpress.features import FAILURES, reading
+from shardpress.report.commonrows import Piece, common_pieces, default_rows
+from shardpress.report.probe import standardized
+from shardpress.report.rows import select_rows
+from shardpress.ridge import ridge_weights
+
+__all__ = ["Run", "kept_accuracy"]
+
+_MIN_TEST_ROWS = 30  # with fewer rows, an accuracy would be meaningless
+_MAX_CLASSES = 1000
+_TEST_SHARE = 3  # one row of this number is a test row
+
+Run = tuple[str, Mapping[str, Any]]
+"""An output directory, and its manifest or what is about to become one."""
+
+
+def kept_accuracy(a: Run, b: Run, to_a: LinearMap, label: str) -> dict[str, Any] | None:
+    """Train a linear classifier on the features of A, and test it on those of A, and on mapped features of B.
+
+    Parameters
+    ----------
+    a, b : (str, mapping)
+        Directories and manifests of the two runs.
+    to_a : LinearMap
+        Map from the features of B to those of A.
+    label : str
+        Extra of A with the labels.
+
+    Returns
+    -------
+    dict or None
+        ``labels``, ``n_test``, ``accuracy`` on the features of A, and ``mapped`` on those of B. None if there are too
+        few rows or classes.
+    """
+    features_a, features_b, values = _labelled_rows(a, b, label)
+    _, codes = np.unique(values, return_inverse=True)
+    n_classes = int(codes.max()) + 1 if len(codes) else 0
+    is_test = np.random.default_rng(0).permutation(len(codes)) % _TEST_SHARE == 0
+    if not 2 <= n_classes <= _MAX_CLASSES or is_test.sum() < _MIN_TEST_ROWS:
+        return None
+    mapped = to_a.apply(features_b)
+    # The rows of B are standardized like those of A, since a classifier includes the standardization.
+    is_train = np.concatenate([~is_test, np.zeros(len(mapped), dtype=bool)])
+    both = standardized(np.concatenate([features_a, mapped]), is_train)
+    targets = np.eye(n_classes)[codes[~is_test]]
+    offset = targets.mean(axis=0)
+    weights = ridge_weights(both[is_train], targets - offset)
+    expected = codes[is_test]
+    found = [(rows[is_test] @ weights + offset).argmax(axis=1) for rows in (both[: len(codes)], both[len(codes) :])]
+    accuracy, kept = [float((classes == expected).mean()) for classes in found]
+    return {"labels": label, "n_test": int(is_test.sum()), "accuracy": accuracy, "mapped": kept}
+
+
+def _labelled_rows(a: Run, b: Run, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the features of A and of B, and the labels, of common rows."""
+    directory_a, manifest_a = a
+    directory_b, manifest_b = b
+    pieces = common_pieces(manifest_a, manifest_b)
+    n_features = (manifest_a["n_features"], manifest_b["n_features"])
+    selection = select_rows([piece.n_rows for piece in pieces], default_rows(n_features))
+    found: list[Sequence[np.ndarray]] = []
+    for piece, rows in zip(pieces, selection, strict=True):
+        labels = _labels(Path(directory_a), piece, rows, label) if len(rows) else None
+        if labels is not None:
+            features_a, features_b, is_valid = piece.read_all(Path(directory_a), Path(directory_b), rows)
+            found.append((features_a[is_valid], features_b[is_valid], labels[is_valid]))
+    if not found:
+        return np.empty((0, 0)), np.empty((0, 0)), np.empty(0)
+    all_a, all_b, all_labels = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    return all_a, all_b, all_labels
+
+
+def _labels(directory: Path, piece: Piece, rows: np.ndarray, label: str) -> np.ndarray | None:
+    """Return the labels of some rows, or None if they cannot be read."""
+    file_of_a, _ = piece.parts
+    try:
+        with reading(directory / file_of_a) as file:
+            values = file[label]
+            if h5py.check_string_dtype(values.dtype):
+                values = values.asstr("utf-8", "replace")
+            return np.asarray(values[()])[rows + piece.starts[0]]
+    except FAILURES:
+        return None

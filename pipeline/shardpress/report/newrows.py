@@ -1,0 +1,398 @@
+"""Verdict on new rows of a finished run: whether they are like the rows that the model was trained on.
+
+A sample of the new rows is compared with the statistics of earlier rows, see `shardpress.report.reference`. The
+comparison covers the reconstruction error, the mean and the covariance of the features, the share of rows outside the
+training range, and columns that no longer vary.
+
+The sizes of the differences decide, because any difference is significant if there are enough rows. Differences that
+the noise of the samples explains are ignored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shardpress.columns import Columns
+from shardpress.errors import quantity, short_list
+from shardpress.model import Model
+from shardpress.report.moments import (
+    HalfMoments,
+    MeanEstimate,
+    Whitening,
+    estimate_mean,
+    group_rows,
+    moments_of_halves,
+    share_interval,
+    t_quantile,
+)
+from shardpress.report.reference import Reference, neighbours_differ, squared_errors
+from shardpress.report.sample import Sample
+from shardpress.training.components import NOTHING
+
+__all__ = ["Verdict", "judge_new_rows"]
+
+_VERDICTS = ("keep", "watch", "retrain")
+
+# Limits of each difference: above the first one the verdict is "watch", above the second one "retrain".
+_ERROR_RATIOS = (1.1, 1.5)
+# New rows can be like a part of the training rows, such as one class or one day. They need no other model. If this part
+# is a share s of the training rows, its mean shift is at most sqrt(1 / s - 1), and its variances are at most 1 / s
+# times as large as those of all rows. The second limits are these bounds for s = 0.1.
+_MEAN_SHIFTS = (0.5, 3.0)
+_COVARIANCE_SHIFTS = (1.0, 9.0)
+_OUTSIDE_SHARES = (0.01, 0.1)  # in addition to the expected share
+
+_NOISE_DEVIATIONS = 4.0  # squared shifts below this number of standard deviations are noise
+_STUCK_PROBABILITY = 1e-4  # probability that any column of unchanged rows seems stuck
+_MIN_ERROR = 1e-12  # mean squared error of scaled values that rounding can cause
+_MAX_LOG = 100.0  # avoids an overflow of wide confidence intervals
+_MAX_LISTED = 3  # columns in a reason
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Verdict on new rows.
+
+    Attributes
+    ----------
+    verdict : str
+        ``keep`` if the new rows are like the training rows. ``watch`` if they differ. ``retrain`` if they differ so
+        much that the model does not represent them well.
+    reasons : tuple of str
+        Sentences about the differences, or one sentence that there are none.
+    n_rows, n_sampled : int
+        Number of new good rows, and number of rows in the sample.
+    outside_share, reference_outside_share : float or None
+        Share of the new rows that are outside the training range, and the expected share.
+    error_ratio, error_ratio_low, error_ratio_high : float or None
+        Mean reconstruction error divided by that of the reference, and its confidence interval of 95 %.
+    mean_shift, covariance_shift : float or None
+        Euclidean distance between the means of the features, and Frobenius norm of the difference between their
+        covariances, both in whitened coordinates. None if they cannot be estimated.
+    stuck_columns : tuple of (int, str or None)
+        Numbers and names of the columns that no longer vary.
+    """
+
+    verdict: str
+    reasons: tuple[str, ...]
+    n_rows: int
+    n_sampled: int = 0
+    outside_share: float | None = None
+    reference_outside_share: float | None = None
+    error_ratio: float | None = None
+    error_ratio_low: float | None = None
+    error_ratio_high: float | None = None
+    mean_shift: float | None = None
+    covariance_shift: float | None = None
+    stuck_columns: tuple[tuple[int, str | None], ...] = ()
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        stuck = [{"column": column, "name": name} for column, name in self.stuck_columns]
+        return {**asdict(self), "reasons": list(self.reasons), "stuck_columns": stuck}
+
+
+def judge_new_rows(
+    reference: Reference, sample: Sample | None, model: Model, columns: Columns, n_outside: int, n_rows: int
+) -> Verdict:
+    """Return the verdict on new rows.
+
+    Parameters
+    ----------
+    reference : Reference
+        Statistics of earlier rows.
+    sample : Sample or None
+        Sample of the new rows. None if fewer than two of them are good.
+    model : Model
+        Model that encoded the new rows and those of the reference.
+    columns : Columns
+        Names of the columns.
+    n_outside, n_rows : int
+        Number of new good rows outside the training range, and number of all new good rows.
+    """
+    if sample is None or len(sample.rows) < 2:
+        return Verdict("keep", ("There are too few good new rows to judge.",), n_rows)
+    new = _NewRows.of(sample, model, reference)
+    ratio = _error_ratio(reference, new.error)
+    mean_shift = _mean_shift(reference, new.halves)
+    covariance_shift = _covariance_shift(reference, new.halves)
+    outside_share = n_outside / max(1, n_rows)
+    stuck = _stuck_columns(reference, sample, model.n_columns)
+    names = _InputNames(model, columns)
+    findings = [
+        _describe_error(ratio, reference, new, names),
+        _describe_mean(mean_shift, reference, new, names),
+        _describe_covariance(covariance_shift),
+        _describe_outside(outside_share, n_rows, reference),
+        _describe_stuck(stuck, len(sample.rows), columns),
+    ]
+    return Verdict(
+        verdict=_VERDICTS[max(finding.level for finding in findings)],
+        reasons=_reasons(findings, ratio, len(sample.rows)),
+        n_rows=n_rows,
+        n_sampled=len(sample.rows),
+        outside_share=outside_share,
+        reference_outside_share=reference.outside_share,
+        error_ratio=ratio.value,
+        error_ratio_low=ratio.low,
+        error_ratio_high=ratio.high,
+        mean_shift=mean_shift.size,
+        covariance_shift=covariance_shift.size,
+        stuck_columns=tuple((column, columns.name_of(column)) for column in stuck),
+    )
+
+
+# -- comparison ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _NewRows:
+    """Measurements of a sample of new rows.
+
+    Attributes
+    ----------
+    error : MeanEstimate
+        Mean squared reconstruction error.
+    halves : list of HalfMoments
+        Moments of the whitened coordinates of the even and of the odd groups.
+    column_mean, column_error : ndarray of shape (n_inputs,), float64
+        Mean and mean squared reconstruction error of each scaled column.
+    """
+
+    error: MeanEstimate
+    halves: list[HalfMoments]
+    column_mean: np.ndarray
+    column_error: np.ndarray
+
+    @classmethod
+    def of(cls, sample: Sample, model: Model, reference: Reference) -> _NewRows:
+        """Measure a sample, in the whitened coordinates of the reference."""
+        groups = group_rows(sample)
+        squares = squared_errors(sample, model)
+        whitening = Whitening(reference.feature_mean, reference.basis)
+        return cls(
+            error=estimate_mean(squares.mean(axis=1), groups),
+            halves=moments_of_halves(whitening.apply(sample.features), groups),
+            column_mean=sample.scaled.mean(axis=0, dtype=np.float64),
+            column_error=squares.mean(axis=0),
+        )
+
+
+class _Ratio(NamedTuple):
+    """Ratio of two means, and its confidence interval of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+
+def _error_ratio(reference: Reference, new: MeanEstimate) -> _Ratio:
+    """Return the ratio of the mean errors. The interval is symmetric for the logarithm of the ratio.
+
+    Errors below a negligible size are replaced by this size.
+    """
+    negligible = max(NOTHING * float(np.square(reference.column_deviation).mean()), _MIN_ERROR)
+    new_error = max(new.value, negligible)
+    old_error = max(reference.error, negligible)
+    # The delta method: variances of the logarithms.
+    new_variance = new.variance / new_error**2
+    old_variance = reference.error_variance / old_error**2
+    variance = new_variance + old_variance
+    # The Welch-Satterthwaite equation: degrees of freedom of a sum of estimated variances.
+    scatter = new_variance**2 / (new.n_groups - 1) + old_variance**2 / (reference.n_groups - 1)
+    dof = math.inf
+    if scatter > 0:
+        dof = variance**2 / scatter
+    factor = math.exp(min(t_quantile(dof) * math.sqrt(variance), _MAX_LOG))
+    ratio = new_error / old_error
+    return _Ratio(ratio, ratio / factor, ratio * factor)
+
+
+class _Shift(NamedTuple):
+    """Size of a shift, and whether it exceeds the noise. The size is None if it cannot be estimated."""
+
+    size: float | None
+    is_significant: bool
+
+
+def _mean_shift(reference: Reference, halves: Sequence[HalfMoments]) -> _Shift:
+    """Return the distance between the means of the whitened coordinates."""
+    if not _are_comparable(reference, halves):
+        return _Shift(None, False)
+    differences = [half.mean - mean for half, mean in zip(halves, reference.means, strict=True)]
+    noises = [half.mean_noise + noise for half, noise in zip(halves, reference.mean_noise, strict=True)]
+    return _shift(differences, noises)
+
+
+def _covariance_shift(reference: Reference, halves: Sequence[HalfMoments]) -> _Shift:
+    """Return the distance between the covariances of the whitened coordinates."""
+    if not _are_comparable(reference, halves):
+        return _Shift(None, False)
+    differences = [half.covariance - covariance for half, covariance in zip(halves, reference.covariances, strict=True)]
+    noises = [half.covariance_noise + noise for half, noise in zip(halves, reference.covariance_noise, strict=True)]
+    return _shift(differences, noises)
+
+
+def _are_comparable(reference: Reference, halves: Sequence[HalfMoments]) -> bool:
+    """Return whether there are coordinates, and each half has enough groups to estimate its noise."""
+    return reference.basis.shape[1] > 0 and all(half.n_groups >= 2 for half in halves)
+
+
+def _shift(differences: Sequence[np.ndarray], noises: Sequence[float]) -> _Shift:
+    """Return the size of a shift that was estimated twice, from independent halves of the rows.
+
+    The scalar product of the two estimates is an unbiased estimate of the squared size: noise does not add to it.
+    Without a shift, its variance is the trace of the product of the covariance matrices of the estimates. This trace is
+    at most the product of their norms, and `noises` are upper bounds of these norms.
+    """
+    square = float((differences[0] * differences[1]).sum())
+    deviation = math.sqrt(noises[0] * noises[1])
+    return _Shift(math.sqrt(max(0.0, square)), square > _NOISE_DEVIATIONS * deviation)
+
+
+def _excess_outside(reference: Reference, share: float, n_rows: int) -> float:
+    """Return a lower bound of the share of rows outside the range, minus the expected share.
+
+    Source: Newcombe, "Interval estimation for the difference between independent proportions", 1998, method 10.
+    """
+    expected = reference.outside_share
+    low, _ = share_interval(share, n_rows / reference.outside_cluster)
+    _, high = share_interval(expected, reference.outside_rows)
+    return share - expected - math.hypot(share - low, high - expected)
+
+
+def _stuck_columns(reference: Reference, sample: Sample, n_columns: int) -> list[int]:
+    """Return the columns with one value in all sampled rows, if this is improbable for rows like the reference.
+
+    A column that rarely changes from row to row, such as a date, can have one value in all new rows.
+    """
+    rows = sample.scaled[:, :n_columns]
+    is_constant = (rows == rows[0]).all(axis=0)
+    n_groups = int(group_rows(sample).max()) + 1
+    n_pairs = len(neighbours_differ(sample))
+    stuck = []
+    for column in np.flatnonzero(is_constant).tolist():
+        _, same = share_interval(float(reference.mode_share[column]), reference.n_groups)
+        change, _ = share_interval(float(reference.change_share[column]), reference.n_groups)
+        # Probabilities that an unchanged column has one value in the first rows of all groups, and in all pairs of
+        # neighbours. The larger one decides: neighbours can be more alike than groups.
+        probability = max(same**n_groups, (1 - change) ** n_pairs)
+        if probability < _STUCK_PROBABILITY / len(reference.mode_share):
+            stuck.append(column)
+    return stuck
+
+
+# -- findings in words ---------------------------------------------------------------------------------------------
+
+
+class _Finding(NamedTuple):
+    """Result of a comparison: the index of its verdict in `_VERDICTS`, and a description of the difference."""
+
+    level: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class _InputNames:
+    """Names of the inputs of a network, for messages."""
+
+    model: Model
+    columns: Columns
+
+    def largest(self, sizes: np.ndarray) -> str:
+        """Return the names of the inputs with the largest sizes (n_inputs,)."""
+        order = np.argsort(-sizes, kind="stable")[:_MAX_LISTED]
+        names = [self._name(i) for i in order.tolist()]
+        if len(names) == 1:
+            return f"column {names[0]}"
+        return f"columns {', '.join(names[:-1])} and {names[-1]}"
+
+    def _name(self, i: int) -> str:
+        if i < self.model.n_columns:
+            return self.columns.numbered(i)
+        column, name = self.columns.name_of_input(i, self.model.n_columns, self.model.scaler.indicators)
+        return f"{column} ({name})"
+
+
+def _reasons(findings: Sequence[_Finding], ratio: _Ratio, n_sampled: int) -> tuple[str, ...]:
+    """Return the descriptions of all differences, or a sentence that there are none."""
+    reasons = [finding.reason for finding in findings if finding.level]
+    if not reasons:
+        return (f"{quantity(n_sampled, 'sampled new row')}: no difference from the training rows was found.",)
+    if ratio.high < _ERROR_RATIOS[0]:
+        reasons.append(
+            f"The mean reconstruction error is not larger: {ratio.value:.3g} times that of the training rows, at most "
+            f"{ratio.high:.3g} times."
+        )
+    return tuple(reasons)
+
+
+def _level(size: float, limits: tuple[float, float]) -> int:
+    """Return how many limits a size exceeds."""
+    return sum(size > limit for limit in limits)
+
+
+def _describe_error(ratio: _Ratio, reference: Reference, new: _NewRows, names: _InputNames) -> _Finding:
+    level = _level(ratio.low, _ERROR_RATIOS)
+    kind = "held-out training rows"
+    note = ""
+    if not reference.is_held_out:
+        # The errors of training rows can be small only because the model is overfitted to them.
+        level = min(level, 1)
+        kind = "training rows"
+        note = " No rows were held out, so overfitting can explain this difference."
+    growth = names.largest(new.column_error - reference.column_error)
+    reason = (
+        f"The mean reconstruction error is {ratio.value:.3g} times that of {kind} (95 % confidence interval: "
+        f"{ratio.low:.3g} to {ratio.high:.3g}). It has grown most in {growth}.{note}"
+    )
+    return _Finding(level, reason)
+
+
+def _describe_mean(shift: _Shift, reference: Reference, new: _NewRows, names: _InputNames) -> _Finding:
+    if shift.size is None or not shift.is_significant:
+        return _Finding(0, "")
+    deviation = reference.column_deviation
+    least = max(NOTHING * float(deviation.max()), _MIN_ERROR)  # for columns that are constant in the reference
+    sizes = np.abs(new.column_mean - reference.column_mean) / np.maximum(deviation, least)
+    reason = (
+        f"The mean of the features has shifted by {shift.size:.3g} standard deviations (Mahalanobis distance). The "
+        f"means of the inputs have shifted most in {names.largest(sizes)}."
+    )
+    return _Finding(_level(shift.size, _MEAN_SHIFTS), reason)
+
+
+def _describe_covariance(shift: _Shift) -> _Finding:
+    if shift.size is None or not shift.is_significant:
+        return _Finding(0, "")
+    reason = (
+        f"Variances and correlations of the features have changed by {shift.size:.3g}; 1 corresponds to a doubled "
+        "variance in one direction."
+    )
+    return _Finding(_level(shift.size, _COVARIANCE_SHIFTS), reason)
+
+
+def _describe_outside(share: float, n_rows: int, reference: Reference) -> _Finding:
+    level = _level(_excess_outside(reference, share, n_rows), _OUTSIDE_SHARES)
+    reason = (
+        f"{100 * share:.3g} % of the new rows are outside the range of the training rows. If the rows had not changed, "
+        f"about {100 * reference.outside_share:.3g} % would be."
+    )
+    return _Finding(level, reason)
+
+
+def _describe_stuck(stuck: Sequence[int], n_sampled: int, columns: Columns) -> _Finding:
+    # Retraining does not repair a broken sensor, so any number of columns leads to "watch".
+    level = min(1, len(stuck))
+    noun = "Column" if len(stuck) == 1 else "Columns"
+    listed = short_list(columns.listed(stuck), _MAX_LISTED)
+    reason = (
+        f"{noun} {listed}: all {n_sampled} sampled new rows have the same value, but the training rows vary. Check the "
+        "source of these values before you train again, because it can explain the other differences."
+    )
+    return _Finding(level, reason)

@@ -1,0 +1,436 @@
+"""Figures of a page. Each figure is drawn from plain numbers, and has a table with these numbers."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from shardpress.report.page.document import Figure, Table
+from shardpress.report.page.svg import (
+    COMPARED,
+    FEATURES,
+    LABELS,
+    Element,
+    Scale,
+    axes,
+    element,
+    image,
+    picture,
+    polyline,
+    text,
+)
+from shardpress.report.page.words import count, cut, number, path
+
+__all__ = ["bars", "curves", "histogram", "images", "profiles", "scatter", "thinned", "widths"]
+
+_WIDTH = 420.0
+_HEIGHT = 260.0
+_LEFT = 58.0
+_RIGHT = _WIDTH - 12.0
+_TOP = 24.0
+_BOTTOM = _HEIGHT - 40.0
+
+_LETTER = 7.6  # width of a letter on a phone, where text is larger
+_MAX_POINTS = 80  # points per curve
+_MAX_POINTS_IN_TABLE = 10
+_MAX_LABELS = 12  # labels with a colour and a name; all others are drawn like rows without a label
+_CAPS = ("round", "square")  # ends of lines, and so the shapes of points
+_LEGEND_COLUMNS = 3
+_LEGEND_STEP = 20.0
+
+_TILE = 56.0  # width and height of an image
+_TILE_STEP = _TILE + 6
+_LARGE = "font-size:15px"  # the figure of images is wider than others, and so is drawn smaller
+_DOTTED: dict[str, Any] = {"stroke_dasharray": "2 3"}
+_DASHED: dict[str, Any] = {"stroke_dasharray": "5 4", "stroke_width": 2}
+_PROFILE_WIDTH = 200.0
+_PROFILE_HEIGHT = 96.0
+_PROFILE_STEP = _PROFILE_HEIGHT + 22
+_PROFILE_COLOURS = {"input": COMPARED, "again": FEATURES}
+
+
+def thinned(n: int, most: int) -> list[int]:
+    """Return at most `most` of `n` positions, evenly spread, including the first and the last one."""
+    positions = np.linspace(0, n - 1, min(n, most)).round().astype(int)
+    return sorted(set(positions.tolist()))
+
+
+def _figure(
+    title: str,
+    description: str,
+    elements: Sequence[Element],
+    table: Table,
+    note: str = "",
+    size: tuple[float, float] = (_WIDTH, _HEIGHT),
+) -> Figure:
+    return Figure(title, description, picture(size, title, description, *elements), table, note)
+
+
+# -- curves --------------------------------------------------------------------------------------------------------
+
+
+def curves(
+    title: str,
+    lines: Mapping[str, Sequence[float]],
+    levels: Mapping[str, float],
+    x_name: str = "epoch",
+    note: str = "",
+) -> Figure:
+    """Draw values over epochs or other counted steps, and constant levels to compare them with.
+
+    The last line is the one that counts, and is drawn solid. The others are dotted, and levels are dashed.
+    """
+    elements = _draw_curves(lines, levels, x_name)
+    table = _table_of_curves(title, lines, x_name)
+    return _figure(title, _describe_curves(lines, levels, x_name), elements, table, note=note)
+
+
+def _draw_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float], x_name: str) -> list[Element]:
+    x, y = _scales_of_curves(lines, levels)
+    elements = axes(x, y, x_name, number)
+    left = x.start
+    for name, line in lines.items():
+        style: dict[str, Any] = {} if name == list(lines)[-1] else _DOTTED
+        elements += _curve(line, x, y, style)
+        elements += _legend(left, _TOP - 10, name, FEATURES, **style)
+        left += 90
+    for name, level in levels.items():
+        elements.append(polyline((x.start, x.end), (y(level), y(level)), COMPARED, **_DASHED))
+        elements += _legend(left, _TOP - 10, name, COMPARED, **_DASHED)
+        left += 90
+    return elements
+
+
+def _scales_of_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> tuple[Scale, Scale]:
+    n_epochs = max(map(len, lines.values()))
+    values = [value for line in lines.values() for value in line]
+    x = Scale(0.5, n_epochs + 0.5, _LEFT, _RIGHT, is_whole=True)
+    return x, Scale.over([*values, *levels.values()], _BOTTOM, _TOP, allows_log=True)
+
+
+def _curve(line: Sequence[float], x: Scale, y: Scale, style: Mapping[str, Any]) -> list[Element]:
+    chosen = thinned(len(line), _MAX_POINTS)
+    xs = [x(i + 1) for i in chosen]
+    ys = [y(line[i]) for i in chosen]
+    elements = [polyline(xs, ys, FEATURES, stroke_width=2, **style)]
+    if len(line) == 1:
+        elements.append(element("circle", cx=xs[0], cy=ys[0], r=3, fill=FEATURES))
+    return elements
+
+
+def _legend(x: float, y: float, name: str, stroke: str, **style: Any) -> list[Element]:
+    """Draw the name of a line, in the colour of other text, because not all colours of lines are readable."""
+    line = polyline((x, x + 16), (y - 4, y - 4), stroke, **{"stroke_width": 3, **style})
+    return [line, text(x + 21, y, name)]
+
+
+def _describe_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float], x_name: str) -> str:
+    n_steps = max(map(len, lines.values()))
+    ends = [f"{name} from {number(line[0])} to {number(line[-1])}" for name, line in lines.items()]
+    constants = [f"{name} {number(level)}" for name, level in levels.items()]
+    return f"{count(n_steps)} {x_name}s: {'; '.join([*ends, *constants])}."
+
+
+def _table_of_curves(title: str, lines: Mapping[str, Sequence[float]], x_name: str) -> Table:
+    n_epochs = max(map(len, lines.values()))
+    rows = []
+    for i in thinned(n_epochs, _MAX_POINTS_IN_TABLE):
+        rows.append([i + 1, *(number(line[i]) for line in lines.values())])
+    return Table.of(title, ", ".join([x_name, *lines]), rows)
+
+
+# -- widths --------------------------------------------------------------------------------------------------------
+
+
+def widths(
+    title: str,
+    numbers: Sequence[int],
+    lines: Mapping[str, Sequence[float]],
+    to_text: Callable[[float], str] = number,
+    note: str = "",
+) -> Figure:
+    """Draw one line for the features, and one for a baseline, over numbers of features."""
+    x = Scale(numbers[0] / 1.2, numbers[-1] * 1.2, _LEFT, _RIGHT, is_log=True)
+    y = Scale.over([value for line in lines.values() for value in line], _BOTTOM, _TOP, allows_log=True)
+    elements = axes(x, y, "number of features", to_text, x_text=number)
+    xs = [x(n) for n in numbers]
+    left = x.start
+    for (name, line), colour in zip(lines.items(), (FEATURES, COMPARED), strict=True):
+        ys = [y(value) for value in line]
+        elements.append(polyline(xs, ys, colour, stroke_width=2))
+        elements += [element("circle", cx=cx, cy=cy, r=3, fill=colour) for cx, cy in zip(xs, ys, strict=True)]
+        elements += _legend(left, _TOP - 10, name, colour)
+        left += 90
+    rows = [(n, *map(to_text, values)) for n, *values in zip(numbers, *lines.values(), strict=True)]
+    ends = [f"{name} from {to_text(line[0])} to {to_text(line[-1])}" for name, line in lines.items()]
+    description = f"{numbers[0]} to {numbers[-1]} features: {'; '.join(ends)}."
+    table = Table.of(title, ", ".join(["features", *lines]), rows)
+    return _figure(title, description, elements, table, note=note)
+
+
+# -- bars ----------------------------------------------------------------------------------------------------------
+
+
+def bars(
+    title: str,
+    values: Mapping[str, float],
+    colours: Sequence[str],
+    to_text: Callable[[float], str] = number,
+    note: str = "",
+) -> Figure:
+    """Draw one bar for each value, starting at 0. The last colour is used for all other bars."""
+    texts = [(name, to_text(value)) for name, value in values.items()]
+    description = "; ".join(f"{name}: {value}" for name, value in texts) + "."
+    size = (_WIDTH, 16 + 30.0 * len(values))
+    fills = [colours[min(i, len(colours) - 1)] for i in range(len(texts))]
+    return _figure(
+        title, description, _draw_bars(values, texts, fills), Table.of(title, "name, value", texts), note, size
+    )
+
+
+def _draw_bars(values: Mapping[str, float], texts: Sequence[tuple[str, str]], fills: Sequence[str]) -> list[Element]:
+    left = 12 + _LETTER * max(len(name) for name in values)
+    x = Scale(0, max(values.values()) or 1, left, _WIDTH - 76)
+    elements: list[Element] = []
+    for i, (name, text_of_value) in enumerate(texts):
+        elements += _bar((name, text_of_value), (x.start, x(values[name])), 8 + 30 * i, fills[i])
+    return elements
+
+
+def _bar(words: tuple[str, str], ends: tuple[float, float], top: float, fill: str) -> list[Element]:
+    """Draw a bar between its name and its value."""
+    name, value = words
+    left, right = ends
+    width = max(right - left, 1)
+    return [
+        text(left - 8, top + 16, name, "end"),
+        element("rect", x=left, y=top, width=width, height=22, fill=fill, rx=2),
+        text(left + width + 6, top + 16, value),
+    ]
+
+
+def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_name: str, table: Table) -> Figure:
+    """Draw the number of values in each bin.
+
+    Parameters
+    ----------
+    table : Table
+        Quantiles of the values.
+    """
+    fullest = int(np.argmax(counts))
+    between = f"between {number(edges[fullest])} and {number(edges[fullest + 1])}"
+    description = f"{count(sum(counts))} rows; the most frequent values are {between}."
+    return _figure(title, description, _draw_bins(edges, counts, x_name), table)
+
+
+def _draw_bins(edges: Sequence[float], counts: Sequence[int], x_name: str) -> list[Element]:
+    x = Scale(edges[0], edges[-1], _LEFT, _RIGHT)
+    y = Scale(0, max(counts) * 1.05 or 1, _BOTTOM, _TOP)
+    elements = axes(x, y, x_name, number)
+    for i, n in enumerate(counts):
+        elements.append(_bin(x(edges[i]), x(edges[i + 1]), y(n), y.start))
+    return elements
+
+
+def _bin(left: float, right: float, top: float, bottom: float) -> Element:
+    width = max(right - left - 1, 0.5)
+    return element("rect", x=left + 0.5, y=top, width=width, height=bottom - top, fill=FEATURES)
+
+
+# -- points --------------------------------------------------------------------------------------------------------
+
+
+def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[str], colour: str) -> Figure:
+    """Draw points (n, 2) in the colours of their labels, with a legend. A few outliers are drawn at the frame.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Names of the labels; empty if the rows have none.
+    colour : str
+        Colour of the points if the rows have no labels.
+    """
+    groups = _groups(points, codes, names, colour)
+    x = Scale.over(points[:, 0].tolist(), 8, _WIDTH - 8)
+    y = Scale.over(points[:, 1].tolist(), _HEIGHT - 8, 8)
+    colours = ""
+    if names:
+        colours = f", coloured by {len(set(codes.tolist()))} labels"
+    bottom = _HEIGHT
+    elements = [
+        element("rect", x=1, y=1, width=_WIDTH - 2, height=_HEIGHT - 2, class_="axis", fill="none"),
+        *(group.dots(x, y) for group in groups),
+    ]
+    if names:
+        elements += _legend_of_points(groups)
+        bottom += 10 + _LEGEND_STEP * -(-len(groups) // _LEGEND_COLUMNS)
+    table = Table.of(f"{title}: median of each label", "label, rows, x, y", [group.table_row() for group in groups])
+    description = f"{count(len(points))} rows{colours}."
+    return _figure(title, description, elements, table, _note_on_outliers(points, x, y), (_WIDTH, bottom))
+
+
+def _note_on_outliers(points: np.ndarray, x: Scale, y: Scale) -> str:
+    """Return how many points (n, 2) are outside the frame, or an empty string if all are inside."""
+    n_outside = sum(not (x.holds(a) and y.holds(b)) for a, b in points.tolist())
+    if not n_outside:
+        return ""
+    return f"{count(n_outside)} of {count(len(points))} rows are outside the frame, and are drawn at its edge."
+
+
+def _groups(points: np.ndarray, codes: np.ndarray, names: Sequence[str], colour: str) -> list[_Group]:
+    """Return the points of each label. Rare labels, and points without a label, are drawn first, in one group."""
+    if not names:
+        return [_Group("all", points, colour, _CAPS[0])]
+    sizes = np.bincount(codes[codes >= 0], minlength=len(names))
+    most_frequent = np.argsort(-sizes, kind="stable")[:_MAX_LABELS].tolist()
+    shown = sorted(code for code in most_frequent if sizes[code])
+    groups = []
+    others = points[~np.isin(codes, shown)]
+    if len(others):
+        name = "no label" if (sizes > 0).sum() <= len(shown) else "all others"
+        groups.append(_Group(name, others, COMPARED, _CAPS[0]))
+    for i, code in enumerate(shown):
+        cap = _CAPS[i // len(LABELS) % len(_CAPS)]
+        groups.append(_Group(names[code], points[codes == code], LABELS[i % len(LABELS)], cap))
+    return groups
+
+
+def _legend_of_points(groups: Sequence[_Group]) -> list[Element]:
+    elements = []
+    for i, group in enumerate(groups):
+        line, column = divmod(i, _LEGEND_COLUMNS)
+        left = 8 + column * (_WIDTH - 8) / _LEGEND_COLUMNS
+        top = _HEIGHT + 20 + _LEGEND_STEP * line
+        elements.append(group.path(f"M{left:.0f} {top - 4:.0f}h0", width=8))
+        elements.append(text(left + 10, top, cut(group.label, 14)))
+    return elements
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Points (n, 2) with the same label, and how they are drawn."""
+
+    label: str
+    points: np.ndarray
+    colour: str
+    cap: str
+
+    def dots(self, x: Scale, y: Scale) -> Element:
+        """Draw the points as one path of lines of length 0, whose ends look like dots or squares."""
+        return self.path("".join(f"M{x(a):.0f} {y(b):.0f}h0" for a, b in self.points))
+
+    def path(self, line: str, width: float = 4.5) -> Element:
+        """Draw a path in the colour and shape of the group."""
+        if self.cap == "square":
+            width *= 0.9  # a square of the same width looks larger
+        style: dict[str, Any] = {"stroke": self.colour, "stroke_width": width, "stroke_linecap": self.cap}
+        return element("path", d=line, class_="dots", **style)
+
+    def table_row(self) -> tuple[str, str, str, str]:
+        """Return the label, the number of points and their median."""
+        a, b = np.median(self.points, axis=0).tolist()
+        return cut(self.label, 24), count(len(self.points)), number(a), number(b)
+
+
+# -- rows and their reconstructions --------------------------------------------------------------------------------
+
+
+def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int], lines: Mapping[str, str]) -> Figure:
+    """Draw rows as images.
+
+    Parameters
+    ----------
+    pairs : sequence of mapping
+        Images of each row in Base64, with its label and error.
+    shape : sequence of int
+        Shape of the images of rows. Images of features are always square.
+    lines : mapping of str to str
+        Keys of the images in `pairs`, and their names.
+    """
+    elements: list[Element] = []
+    top = 20.0
+    for key, name in lines.items():
+        elements.append(text(0, top - 5, name, style=_LARGE))
+        elements += _tiles([pair[key] for pair in pairs], None if key == "code" else shape, top)
+        top += _TILE_STEP + 20
+    elements += _short_labels(pairs, top - 8)
+    description = f"{len(pairs)} rows as images, above their features and reconstructions; errors in the table."
+    return _figure(title, description, elements, _table_of_pairs(title, pairs), size=(len(pairs) * _TILE_STEP, top))
+
+
+def _short_labels(pairs: Sequence[Mapping[str, Any]], y: float) -> list[Element]:
+    """Draw the label of each row, or its error if it has no label."""
+    elements = []
+    for i, pair in enumerate(pairs):
+        label = number(pair["error"])
+        if pair.get("label") is not None:
+            label = cut(pair["label"], 7)
+        elements.append(text(i * _TILE_STEP + _TILE / 2, y, label, "middle", style=_LARGE))
+    return elements
+
+
+def _tiles(data: Sequence[str], shape: Sequence[int] | None, top: float) -> list[Element]:
+    """Draw images next to each other."""
+    return [image(_pixels(each, shape), (i * _TILE_STEP, top, _TILE, _TILE)) for i, each in enumerate(data)]
+
+
+def _pixels(data: str, shape: Sequence[int] | None) -> np.ndarray:
+    """Return the image in a Base64 string. The image is square if `shape` is None."""
+    values = np.frombuffer(b64decode(data), np.uint8)
+    if shape is None:
+        side = int(np.sqrt(len(values)))
+        shape = (side, side)
+    return values.reshape(shape)
+
+
+def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw rows as lines over their columns, and their reconstructions."""
+    elements: list[Element] = []
+    values = [value for pair in pairs for key in _PROFILE_COLOURS for value in pair[key]]
+    ends = Scale.over(values, 0, 1)  # the same for all rows, so that they can be compared
+    for i, pair in enumerate(pairs):
+        line, side = divmod(i, 2)
+        elements += _profile(pair, side * (_PROFILE_WIDTH + 20), line * _PROFILE_STEP + 14, ends)
+    n_lines = -(-len(pairs) // 2)
+    bottom = n_lines * _PROFILE_STEP + 20
+    elements += _legend_of_profiles(bottom - 4)
+    description = f"{len(pairs)} rows and their reconstructions, plotted over the columns; errors in the table."
+    size = (2 * _PROFILE_WIDTH + 20, bottom)
+    return _figure(title, description, elements, _table_of_pairs(title, pairs), size=size)
+
+
+def _legend_of_profiles(y: float) -> list[Element]:
+    row = _legend(0, y, "scaled row", _PROFILE_COLOURS["input"])
+    reconstruction = _legend(140, y, "reconstruction", _PROFILE_COLOURS["again"])
+    return [*row, *reconstruction]
+
+
+def _profile(pair: Mapping[str, Any], left: float, top: float, ends: Scale) -> list[Element]:
+    """Draw a row and its reconstruction, with its label and error above them."""
+    words = f"error {number(pair['error'])}"
+    if pair.get("label") is not None:
+        words = f"{cut(pair['label'], 10)}, {words}"
+    width = _PROFILE_WIDTH
+    frame = element("rect", x=left, y=top, width=width, height=_PROFILE_HEIGHT, class_="axis", fill="none")
+    y = replace(ends, start=top + _PROFILE_HEIGHT, end=top)
+    lines = [_profile_line(pair[key], left, y, stroke) for key, stroke in _PROFILE_COLOURS.items()]
+    return [frame, *lines, text(left, top - 4, words)]
+
+
+def _profile_line(values: Sequence[float], left: float, y: Scale, stroke: str) -> Element:
+    x = Scale(0, max(len(values) - 1, 1), left, left + _PROFILE_WIDTH)
+    xs = [x(column) for column in range(len(values))]
+    ys = [y(value) for value in values]
+    return polyline(xs, ys, stroke, stroke_width=1.6)
+
+
+def _table_of_pairs(title: str, pairs: Sequence[Mapping[str, Any]]) -> Table:
+    rows = []
+    for pair in pairs:
+        label = cut(pair["label"] or "-", 24)
+        rows.append((label, path(pair["file"], 40), count(pair["row"]), number(pair["error"])))
+    return Table.of(title, "label, file, row, error", rows)

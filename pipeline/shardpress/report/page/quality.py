@@ -1,0 +1,198 @@
+"""The section about the quality of the features: errors and a baseline, pictures of rows, units, and a probe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shardpress.report.page.document import Item, Section, Table
+from shardpress.report.page.pictures import bars, curves, histogram, images, profiles, scatter, widths
+from shardpress.report.page.svg import COMPARED, FEATURES
+from shardpress.report.page.words import column, count, cut, number, path, percent
+
+__all__ = ["quality"]
+
+_COLOURS = (FEATURES, COMPARED)  # of the first bar, and of all others
+
+
+def quality(report: Mapping[str, Any]) -> Section:
+    """Return the section about the quality of the features."""
+    sample = report.get("sample") or {}
+    items = [
+        *_errors(report, sample),
+        *_probe(report, sample),
+        *_widths(sample),
+        *_points(sample),
+        *_costs(report),
+        *_pairs(sample),
+        *_rows(sample),
+        *_units(report, sample),
+        *_missing_sample(report),
+    ]
+    return Section("Quality of the features", tuple(items))
+
+
+def _missing_sample(report: Mapping[str, Any]) -> Iterator[str]:
+    if "sample" in report and not report["sample"]:
+        yield (
+            "No sample of rows is shown: there were too few good rows, the model takes too much of the memory budget, "
+            "or reading the rows again failed (see the warnings)."
+        )
+
+
+def _costs(report: Mapping[str, Any]) -> Iterator[Item]:
+    training = report.get("training", {})
+    history = training.get("history")
+    if not history:
+        return
+    lines = {"training": [epoch["cost"] for epoch in history]}
+    if history[-1]["validation_cost"] is not None:
+        lines["validation"] = [epoch["validation_cost"] for epoch in history]
+    levels = {}
+    if training.get("baseline"):
+        levels["principal components"] = training["baseline"]["components"]
+    yield curves("Training curve", lines, levels)
+
+
+def _errors(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
+    """Yield the reconstruction error on validation rows, or on the sample if there are no validation rows."""
+    summary = report["summary"]
+    title = "Reconstruction error (mean squared error in scaled units)"
+    features = _features_in_words(report)
+    values = [summary.get(key) for key in ("cost", "components", "mean")]
+    if None not in values:
+        n_components = summary.get("n_components") or summary["n_features"]
+        names = (features, f"{n_components} components", "column means")
+        note = "Measured on validation rows; lower is better. Components are principal components."
+        if n_components != summary["n_features"]:
+            note += f" Rows are reconstructed from the code of {n_components} features."
+        yield bars(title, dict(zip(names, values, strict=True)), _COLOURS, note=note)
+    elif sample:
+        errors = {features: sample["mean_error"], "column means": sample["of_mean"]}
+        yield bars(
+            title, errors, _COLOURS, note=f"Measured on a sample of {count(sample['n_rows'])} rows; lower is better."
+        )
+
+
+def _features_in_words(report: Mapping[str, Any]) -> str:
+    return f"{report['summary']['n_features']} features"
+
+
+def _widths(sample: Mapping[str, Any]) -> Iterator[Item]:
+    """Yield the error and the accuracy of the first features of a nested model by their number."""
+    found = sample.get("widths")
+    if not found:
+        return
+    numbers = [facts["n_features"] for facts in found]
+    lines = {"features": "error", "components": "components"}
+    note = (
+        "Mean squared reconstruction errors in scaled units of the rows from which the principal components were "
+        "computed. Lower is better."
+    )
+    yield widths("Error by number of features", numbers, _lines(found, lines), note=note)
+    if "accuracy" in found[0]:
+        lines = {"features": "accuracy", "components": "components_accuracy"}
+        note = "Accuracies of a linear classifier on test rows of the sample. Higher is better."
+        yield widths("Accuracy by number of features", numbers, _lines(found, lines), _percent, note)
+
+
+def _lines(found: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> dict[str, list[float]]:
+    return {name: [facts[key] for facts in found] for name, key in keys.items()}
+
+
+def _probe(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
+    probe = sample.get("probe")
+    if not probe:
+        return
+    n = probe["n_components"]
+    names = {
+        "features": _features_in_words(report),
+        "components": f"{n} components",
+        "standardized": f"{n} components, standardized",
+        "columns": "raw columns",
+        "commonest": "most frequent label",
+    }
+    accuracies = {names[key]: probe[key] for key in names if key in probe}  # earlier versions measured fewer
+    note = (
+        f"A ridge classifier, trained on the labels {cut(probe['labels'], 40)} of {count(probe['n_train'])} rows and "
+        f"tested on {count(probe['n_test'])} other rows.{_note_on_margins(probe)}"
+    )
+    yield bars("Accuracy of a linear classifier", accuracies, _COLOURS, _percent, note)
+
+
+def _percent(share: float) -> str:
+    """Return an accuracy with one decimal, as in the summary."""
+    return f"{100 * share:.1f} %"
+
+
+def _note_on_margins(probe: Mapping[str, Any]) -> str:
+    margins = probe.get("margins")
+    if not margins:
+        return ""
+    return (
+        f" Error bars of the differences from the features, two standard errors of paired differences: at most "
+        f"{percent(max(margins.values()))}."
+    )
+
+
+def _points(sample: Mapping[str, Any]) -> Iterator[Item]:
+    points = sample.get("points")
+    if not points:
+        return
+    codes = np.array(points["labels"] or [0] * len(points["inputs"]))
+    axes = points["axes"]
+    titles = {
+        "inputs": f"Input rows ({axes['inputs']})",
+        "codes": f"Features ({axes['codes']})",
+        "reconstructions": f"Reconstructed rows ({axes['inputs']})",
+    }
+    for key, title in titles.items():
+        colour = COMPARED if key == "inputs" else FEATURES
+        yield scatter(title, np.array(points[key]), codes, points["names"], colour)
+
+
+def _pairs(sample: Mapping[str, Any]) -> Iterator[Item]:
+    pairs = sample.get("pairs")
+    if not pairs or not pairs["rows"]:
+        return
+    title = "Rows and their reconstructions"
+    if pairs["shape"] is None:
+        yield profiles(title, pairs["rows"])
+        return
+    lines = {"input": "rows", "code": "features", "again": "reconstructions"}
+    yield images(title, pairs["rows"], pairs["shape"], lines)
+
+
+def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
+    if not sample:
+        return
+    errors = sample["errors"]
+    quantiles = [(percent(float(share)), number(value)) for share, value in errors["quantiles"].items()]
+    table = Table.of("Quantiles of the reconstruction error of rows", "share of rows, error below", quantiles)
+    yield histogram(
+        "Reconstruction error of rows", errors["edges"], errors["counts"], "mean squared error of a row", table
+    )
+    title = f"Worst rows of a sample of {count(sample['n_rows'])} rows"
+    worst = [_worst_row(row) for row in sample["worst"]]
+    yield Table.of(title, "file, row, label, error, worst column", worst)
+
+
+def _worst_row(row: Mapping[str, Any]) -> tuple[str, ...]:
+    label = cut(row["label"] or "-", 24)
+    return path(row["file"], 40), count(row["row"]), label, number(row["error"]), column(row)
+
+
+def _units(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
+    units = report.get("training", {}).get("units") or sample.get("units")
+    if not units:
+        return
+    of_all = f"of {units['n_features']}"
+    rows = [
+        ("nearly constant", f"{units['dead']} {of_all}"),
+        ("saturated for most rows", f"{units['saturated']} {of_all}"),
+        ("duplicate of another feature", f"{units['duplicate']} {of_all}"),
+        ("saturated activations", percent(units["saturated_share"])),
+    ]
+    yield Table.of(f"Uninformative features, measured on {count(units['n_rows'])} rows", "kind, features", rows)

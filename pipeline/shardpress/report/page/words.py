@@ -1,0 +1,57 @@
+"""Numbers and names as text of bounded length."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shardpress.errors import printable
+
+__all__ = ["column", "count", "cut", "number", "path", "percent"]
+
+
+def count(n: int | float) -> str:
+    """Return a whole number with thousands separators."""
+    return f"{round(n):,}"
+
+
+def number(value: float | None) -> str:
+    """Return a number with three significant digits, or a dash for None."""
+    if value is None:
+        return "-"
+    if 1000 <= abs(value) < 1e9:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def percent(share: float) -> str:
+    """Return a fraction as a percentage: without decimals, or with two significant digits if it is small."""
+    if abs(share) >= 0.1:
+        return f"{100 * share:.0f} %"
+    return f"{100 * share:.2g} %"
+
+
+def cut(text: object, most: int = 300) -> str:
+    """Return a text, for example from a file, cut to `most` characters, with unprintable characters escaped."""
+    clean = printable(text)
+    if len(clean) > most:
+        return f"{clean[: most - 1]}…"
+    return clean
+
+
+def column(facts: Mapping[str, Any]) -> str:
+    """Return the number of a column, with its name if the name is known."""
+    if facts["column"] is None:
+        return "-"
+    name = facts.get("name")  # reports of earlier versions contain no names
+    if not name:
+        return str(facts["column"])
+    return f"{facts['column']} {cut(name, 24)}"
+
+
+def path(text: object, most: int = 80) -> str:
+    """Return the path of a file like `cut`, but keep the end of a long path, because the end distinguishes files."""
+    clean = printable(text)
+    if len(clean) > most:
+        return f"…{clean[1 - most :]}"
+    return clean

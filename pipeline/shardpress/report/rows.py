@@ -1,0 +1,555 @@
+"""Verification of stored features: read back the features of some rows, and recompute them from the input.
+
+Features are read with HDF5, as other programs read them. They are recomputed with NumPy in float64, independently of
+the code that computed the stored features.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from shardpress.errors import DataError, NoInput, NotPermitted, printable
+from shardpress.features import FAILURES, FEATURES, VALID, reading
+from shardpress.model import Model
+from shardpress.output.records import check_storage
+from shardpress.scan.scaler import Cleaning, bad_entries
+from shardpress.shards.rows import read
+from shardpress.shards.shard import Block, Shard
+from shardpress_kernels.activations import ACTIVATIONS
+from shardpress_kernels.reference import activated
+
+__all__ = [
+    "Fault",
+    "PartLine",
+    "Preprocessing",
+    "RowCheck",
+    "check_rows",
+    "read_features",
+    "rounding_bound",
+    "select_rows",
+]
+
+_DEFAULT_ROWS = 256  # default number of rows to check; also the maximum number of rows that are checked at once
+_BYTES = 2**27  # bytes of whole chunks to read by default, which takes a fraction of a second
+_MIN_ROWS = 8  # minimum number of rows to check, even if their chunks are large
+_HUGE = 1e15  # sums of larger scaled values may overflow float32, so their rows may be stored as bad rows
+
+_EPS = 2.0**-24  # maximum relative rounding error of float32
+_SAFETY = 4.0  # see `rounding_bound`
+_MIN_ERROR = 1e-30  # avoids a bound of 0 for units whose weights are all 0
+
+PartLine = Mapping[str, Any]
+"""Line that describes a part in the manifest."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Preprocessing of input rows before they are encoded.
+
+    Attributes
+    ----------
+    missing : float or None
+        Value that marks missing entries, in addition to NaN.
+    clips : bool
+        Whether rows outside the range of the model were clipped, although the model itself does not require it.
+    """
+
+    model: Model
+    missing: float | None = None
+    clips: bool = False
+
+    def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
+        """Return the rows (n_rows, n_inputs) of a block as they were passed to the encoder, in their own dtype."""
+        scaler = self.model.scaler
+        rows = Cleaning(scaler, self.missing).cleaned(block, rows)
+        if not self.clips:
+            return rows
+        low, high = scaler.edges(rows.dtype)
+        return np.clip(rows, low, high)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Fault of an output file, or reason why an input file cannot be checked."""
+
+    file: str
+    fault: str
+
+
+@dataclass(frozen=True)
+class RowCheck:
+    """Result of recomputing the features of some rows.
+
+    Attributes
+    ----------
+    n_rows : int
+        Number of rows whose features were recomputed.
+    n_bad : int
+        Number of selected rows that are bad, and whose stored features are NaN as expected.
+    largest_difference : float
+        Largest difference between a stored and a recomputed feature.
+    of_tolerance : float
+        Largest ratio of a difference to its tolerance. It is above 1 if a feature is wrong.
+    faults : tuple of Fault
+        Parts with wrong features.
+    unchecked : tuple of Fault
+        Input files that could not be read.
+    """
+
+    n_rows: int = 0
+    n_bad: int = 0
+    largest_difference: float = 0.0
+    of_tolerance: float = 0.0
+    faults: tuple[Fault, ...] = ()
+    unchecked: tuple[Fault, ...] = ()
+
+    def __str__(self) -> str:
+        if not self.n_rows:
+            return "no row could be recomputed"
+        return (
+            f"{self.n_rows} rows recomputed in float64 differ by at most {self.largest_difference:.2g} "
+            f"({100 * self.of_tolerance:.2g} % of the tolerance)"
+        )
+
+
+def check_rows(
+    directory: Path,
+    parts: Sequence[PartLine],
+    shard_of: Callable[[PartLine], Shard],
+    preprocessing: Preprocessing,
+    n_rows: int | None = None,
+) -> RowCheck:
+    """Recompute the features of some rows from all parts, and compare them with the stored features.
+
+    Parameters
+    ----------
+    directory : Path
+        Output directory.
+    parts : sequence of mapping
+        Lines of the parts in the manifest.
+    shard_of : callable
+        Function that returns the shard of a part. It raises `DataError`, `NoInput` or `NotPermitted` if the shard
+        cannot be read.
+    preprocessing : Preprocessing
+        Preprocessing of the rows before encoding.
+    n_rows : int, optional
+        Number of rows, selected by `select_rows`. The default is 256, or less if chunks are large.
+
+    Raises
+    ------
+    ReadFailed, SystemLimit
+        If the storage or the system fails.
+    """
+    sources = _Sources(shard_of)
+    if not n_rows:
+        n_rows = _affordable_rows(parts, sources)
+    selection = select_rows([part["n_rows"] for part in parts], n_rows)
+    results = []
+    for part, rows in zip(parts, selection, strict=True):
+        for start in range(0, len(rows), _DEFAULT_ROWS):
+            numbers = rows[start : start + _DEFAULT_ROWS]
+            results.append(_check_part(directory, part, numbers, sources, preprocessing))
+    return _total(results, sources)
+
+
+def _total(results: Sequence[RowCheck], sources: _Sources) -> RowCheck:
+    """Combine the results of all parts."""
+    return RowCheck(
+        n_rows=sum(each.n_rows for each in results),
+        n_bad=sum(each.n_bad for each in results),
+        largest_difference=max((each.largest_difference for each in results), default=0.0),
+        of_tolerance=max((each.of_tolerance for each in results), default=0.0),
+        faults=tuple(fault for each in results for fault in each.faults),
+        unchecked=tuple(Fault(path, reason) for path, reason in sources.unreadable.items()),
+    )
+
+
+# -- selection of rows ---------------------------------------------------------------------------------------------
+
+
+def select_rows(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]:
+    """Select up to `n` rows, one from each of `n` equal ranges of rows.
+
+    The selection depends only on the total number of rows, on `n` and on the seed.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Number of rows in each piece.
+    n : int
+        Maximum number of rows to select.
+    seed : int
+        Seed of the random selection.
+
+    Returns
+    -------
+    list of ndarray
+        Sorted numbers of the selected rows within each piece.
+    """
+    first_rows = np.cumsum([0, *sizes])
+    n_total = int(first_rows[-1])
+    n = min(n, n_total)
+    edges = np.arange(n + 1) * n_total // max(1, n)
+    rows = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+    ends = np.searchsorted(rows, first_rows)
+    return [rows[ends[i] : ends[i + 1]] - first_rows[i] for i in range(len(sizes))]
+
+
+def _affordable_rows(parts: Sequence[PartLine], sources: _Sources) -> int:
+    """Return the number of rows that can be read in about a second.
+
+    All shards are assumed to be like the first one, and each row is assumed to be in a different chunk.
+    """
+    shard = sources.first_shard(parts)
+    if shard is None:
+        return _DEFAULT_ROWS
+    n_bytes = sum(part["n_rows"] for part in parts) * shard.row_bytes
+    if n_bytes <= _BYTES:
+        return _DEFAULT_ROWS
+    n_chunks = _BYTES // (shard.chunk_rows * shard.row_bytes)
+    return min(_DEFAULT_ROWS, max(_MIN_ROWS, n_chunks))
+
+
+# -- stored features -----------------------------------------------------------------------------------------------
+
+
+def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Read rows of a part.
+
+    Parameters
+    ----------
+    path : Path
+        File of the part.
+    rows : ndarray of shape (n,)
+        Sorted row numbers.
+
+    Returns
+    -------
+    features : ndarray of shape (n, n_features)
+        Features in the stored dtype.
+    valid : ndarray of shape (n,), bool
+        False for bad rows.
+
+    Raises
+    ------
+    DataError
+        If the part cannot be read.
+    ReadFailed, SystemLimit
+        If the storage or the system fails. The part may be intact.
+    """
+    try:
+        with reading(path) as file:
+            features = _read_features(path, file[FEATURES], rows)
+            valid = file[VALID][()]
+            return features, valid[rows]
+    except FAILURES as error:
+        number = _error_number(error)
+        if number:
+            check_storage(OSError(number, os.strerror(number)), path)
+        raise DataError(f"file={printable(path)}: cannot be read: {error}") from error
+
+
+def _error_number(error: BaseException) -> int | None:
+    """Return the error number of a failed system call, which HDF5 reports only in the text of its error."""
+    match = re.search(r"errno = (\d+), error message", str(error))
+    if match:
+        return int(match[1])
+    return getattr(error, "errno", None)
+
+
+def _read_features(path: Path, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Read rows of a dataset. HDF5 is used unless the dataset is stored contiguously."""
+    offset = features.id.get_offset()
+    if offset is None:
+        return _read_chunks(features, rows)
+    # Selecting single rows with HDF5 takes more time than reading them directly.
+    return _read_contiguous(path, offset, features, rows)
+
+
+def _read_chunks(features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Read rows of a chunked dataset. Each chunk is decompressed only once."""
+    chunk_rows = features.chunks[0] if features.chunks else 1
+    chunk_of_row = rows // chunk_rows
+    pieces = [np.empty((0, *features.shape[1:]), features.dtype)]
+    for number in np.unique(chunk_of_row):
+        start = number * chunk_rows
+        chunk = features[start : start + chunk_rows]
+        pieces.append(chunk[rows[chunk_of_row == number] - start])
+    return np.concatenate(pieces)
+
+
+def _read_contiguous(path: Path, offset: int, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
+    """Read rows of a dataset that is stored contiguously and starts at a byte offset.
+
+    The file is not memory-mapped. With a memory map, a failing disk or a truncated file would end the process with
+    SIGBUS.
+    """
+    values = np.empty((len(rows), *features.shape[1:]), features.dtype)
+    row_bytes = values[:1].nbytes
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for i, row in enumerate(rows.tolist()):
+            data = _read_bytes(descriptor, offset + row * row_bytes, row_bytes)
+            values[i] = np.frombuffer(data, features.dtype).reshape(features.shape[1:])
+    finally:
+        os.close(descriptor)
+    return values
+
+
+def _read_bytes(descriptor: int, offset: int, n_bytes: int) -> bytes:
+    """Read `n_bytes` from a file, with several system calls if necessary."""
+    data = b""
+    while len(data) < n_bytes:
+        piece = os.pread(descriptor, n_bytes - len(data), offset + len(data))
+        if not piece:
+            raise ValueError(f"the file ends at byte {offset + len(data)}")
+        data += piece
+    return data
+
+
+# -- input rows ----------------------------------------------------------------------------------------------------
+
+
+class _Sources:
+    """Input shards of the parts. Each shard is opened only once.
+
+    Attributes
+    ----------
+    unreadable : dict of str to str
+        Reason why a file cannot be read, by its path.
+    """
+
+    def __init__(self, shard_of: Callable[[PartLine], Shard]) -> None:
+        self._shard_of = shard_of
+        self._shards: dict[int, Shard | None] = {}
+        self.unreadable: dict[str, str] = {}
+
+    def shard(self, part: PartLine) -> Shard | None:
+        """Return the shard of a part, or None if the shard can no longer be read."""
+        number = part["shard"]
+        if number not in self._shards:
+            self._shards[number] = None
+            try:
+                self._shards[number] = self._shard_of(part)
+            except (DataError, NoInput, NotPermitted) as error:
+                self.unreadable[part["path"]] = str(error)
+        return self._shards[number]
+
+    def first_shard(self, parts: Sequence[PartLine]) -> Shard | None:
+        """Return the first readable shard of some parts, or None if no shard is readable."""
+        for part in parts:
+            shard = self.shard(part)
+            if shard is not None:
+                return shard
+        return None
+
+
+def _read_rows(part: PartLine, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """Read the input rows of a part from its shard.
+
+    Returns
+    -------
+    rows : ndarray of shape (n_rows, n_inputs)
+        Rows that cannot be read are 0.
+    failures : dict of int to str
+        Reason why a row cannot be read, by its position in `rows`.
+    """
+    rows = np.zeros((len(numbers), shard.n_inputs), shard.dtype)
+    failures: dict[int, str] = {}
+    rows_of_shard = numbers + part["start"]
+    chunk_of_row = rows_of_shard // shard.chunk_rows
+    for chunk in np.unique(chunk_of_row):  # so that each chunk is decompressed only once
+        positions = np.flatnonzero(chunk_of_row == chunk)
+        try:
+            rows[positions] = _read_sorted(shard, rows_of_shard[positions])
+        except DataError as error:
+            failures |= dict.fromkeys(positions.tolist(), str(error))
+    return rows, failures
+
+
+def _read_sorted(shard: Shard, numbers: np.ndarray) -> np.ndarray:
+    """Read rows with sorted numbers. The whole range from the first to the last row is read at once."""
+    first = int(numbers[0])
+    values = read(Block(shard, first, int(numbers[-1]) + 1))
+    return values[numbers - first]
+
+
+# -- comparison ----------------------------------------------------------------------------------------------------
+
+
+def _check_part(
+    directory: Path, part: PartLine, numbers: np.ndarray, sources: _Sources, preprocessing: Preprocessing
+) -> RowCheck:
+    """Recompute the features of some rows of a part, and compare them with the stored features."""
+    try:
+        features, valid = read_features(directory / part["file"], numbers)
+    except DataError as error:
+        return RowCheck(faults=(Fault(part["file"], str(error)),))
+    shard = sources.shard(part)
+    if shard is None:
+        return RowCheck()
+    rows, failures = _read_rows(part, shard, numbers)
+    # If the run could not read the row either, the row is stored as a bad row.
+    reasons = [reason for i, reason in failures.items() if valid[i]]
+    if reasons:
+        sources.unreadable[part["path"]] = reasons[0]
+    positions = np.delete(np.arange(len(rows)), list(failures))
+    stored = _Stored(numbers, features.astype(np.float64), valid).at(positions)
+    return _compare(part["file"], stored, _expected(part, shard, rows[positions], preprocessing))
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Stored features of some rows.
+
+    Attributes
+    ----------
+    numbers : ndarray of shape (n_rows,)
+        Numbers of the rows within the part.
+    features : ndarray of shape (n_rows, n_features), float64
+        Features of the rows.
+    valid : ndarray of shape (n_rows,), bool
+        False for rows that are stored as bad rows.
+    """
+
+    numbers: np.ndarray
+    features: np.ndarray
+    valid: np.ndarray
+
+    def at(self, positions: np.ndarray) -> _Stored:
+        """Return the rows at the given positions."""
+        return _Stored(self.numbers[positions], self.features[positions], self.valid[positions])
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """Expected features of some rows.
+
+    Attributes
+    ----------
+    features : ndarray of shape (n_rows, n_features), float64
+        Recomputed features.
+    allowed : ndarray of shape (n_rows, n_features), float64
+        Maximum allowed differences.
+    is_bad : ndarray of shape (n_rows,), bool
+        True for rows that must be stored as bad rows.
+    may_be_bad : ndarray of shape (n_rows,), bool
+        True for rows that are allowed to be stored as bad rows, for example because float32 can overflow.
+    """
+
+    features: np.ndarray
+    allowed: np.ndarray
+    is_bad: np.ndarray
+    may_be_bad: np.ndarray
+
+
+def _expected(part: PartLine, shard: Shard, rows: np.ndarray, preprocessing: Preprocessing) -> _Expected:
+    """Recompute the features of some rows of a part in float64."""
+    scaler = preprocessing.model.scaler
+    bad = bad_entries(rows, preprocessing.missing, shard.stored_dtype, scaler.fill is not None)
+    cleaned = preprocessing.cleaned(Block(shard, 0, 0), rows)
+    with np.errstate(over="ignore", invalid="ignore"):  # bad rows, and rows far outside the range
+        allowed = rounding_bound(preprocessing.model, cleaned)
+        is_far = ~(np.abs(scaler.scaled(cleaned)).max(axis=1) < _HUGE)
+        features = preprocessing.model.encode_cleaned(cleaned)
+    may_be_bad = is_far | ~np.isfinite(allowed).all(axis=1)
+    # If the run could not read a shard completely, all of its rows are bad, even the rows that can be read now.
+    may_be_bad |= part["n_bad"] == part["n_rows"]
+    storage_error = part.get("max_error", 0.0)  # measured by the run
+    return _Expected(features, allowed + storage_error, bad.any(axis=1), may_be_bad)
+
+
+def _compare(file: str, stored: _Stored, expected: _Expected) -> RowCheck:
+    """Compare stored features with expected features, and report the first wrong row."""
+    is_comparable = stored.valid & ~expected.is_bad & ~expected.may_be_bad
+    differences = np.where(is_comparable[:, None], np.abs(stored.features - expected.features), 0)
+    shares = np.where(is_comparable[:, None], differences / expected.allowed, 0)
+    is_left_out = _is_left_out(stored, expected)
+    is_right = stored.valid & ~expected.is_bad & (shares <= 1).all(axis=1)  # shares are 0 if a row may be bad
+    wrong = np.flatnonzero(~(is_right | is_left_out)).tolist()
+    return RowCheck(
+        n_rows=int(is_comparable.sum()),
+        n_bad=int(is_left_out.sum()),
+        largest_difference=float(differences.max(initial=0)),
+        of_tolerance=float(shares.max(initial=0)),
+        faults=tuple(Fault(file, _fault(i, stored, expected, shares)) for i in wrong[:1]),
+    )
+
+
+def _is_left_out(stored: _Stored, expected: _Expected) -> np.ndarray:
+    """Return a mask of the rows that are correctly stored as bad rows, bool (n_rows,)."""
+    is_nan = np.isnan(stored.features).all(axis=1)
+    return ~stored.valid & is_nan & (expected.is_bad | expected.may_be_bad)
+
+
+def _fault(i: int, stored: _Stored, expected: _Expected, shares: np.ndarray) -> str:
+    """Describe the fault of a row."""
+    where = f"row {stored.numbers[i]}"
+    if expected.is_bad[i]:
+        return f"{where}: has features although its input row is bad, expected NaN and valid=False"
+    if not stored.valid[i]:
+        return f"{where}: is marked as bad although its input row is good, expected features and valid=True"
+    worst = int(np.argmax(np.where(np.isnan(shares[i]), np.inf, shares[i])))
+    return f"{where}: {_difference(stored.features[i], expected.features[i], expected.allowed[i], worst)}"
+
+
+def _difference(stored: np.ndarray, expected: np.ndarray, allowed: np.ndarray, j: int) -> str:
+    return f"feature {j} is {stored[j]:.7g}, expected {expected[j]:.7g} +- {allowed[j]:.2g} (recomputed in float64)"
+
+
+def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
+    """Return a bound on the rounding errors of features that are computed in float32.
+
+    The bound limits the difference from the float64 features of `Model.encode`.
+
+    The rounding error of a sum of n products is about ``sqrt(n)`` times the rounding error of the sum of their absolute
+    values, in any order of additions. See Higham and Mary, "A new approach to probabilistic rounding error analysis",
+    2019, section 3, with lambda = 4. The errors of a layer are independent, so the next layer adds them in quadrature.
+    Integer products round each weight relative to all weights of its unit. Therefore the mean absolute value of these
+    weights is added to each weight. The measured errors of devices that sum in another order, or that fold the scaling
+    into the weights, are much smaller: see docs/reliability.md.
+
+    Parameters
+    ----------
+    model : Model
+        Model that has encoded the rows.
+    rows : ndarray of shape (n_rows, n_inputs)
+        Cleaned rows.
+
+    Returns
+    -------
+    ndarray of shape (n_rows, n_features), float64
+        Inf or NaN where float32 overflows.
+    """
+    # Compute in float32, so that only one large matrix is copied at a time. A bound needs few digits.
+    with np.errstate(over="ignore", invalid="ignore"):
+        a = model.scaler.scaled(rows)
+        error = np.float32(_SAFETY * _EPS) * (np.abs(a) + 1)
+        for weights, bias, kind in model.network.feature_layers:
+            W = model.parameters[weights]
+            b = model.parameters[bias]
+            error = np.hypot(np.sqrt(error**2 @ W**2), _error_of_layer(a, W, b))
+            a = activated(kind, a @ W + b)
+            activation = ACTIVATIONS[kind]
+            error = error * np.float32(activation.largest_slope)
+            if activation.n_roundings > 0:
+                sizes = np.abs(a)
+                if activation.limits is not None:
+                    sizes = np.asarray(max(map(abs, activation.limits)), dtype=np.float32)
+                error = error + np.float32(activation.n_roundings * _EPS) * sizes
+    return np.maximum(error, _MIN_ERROR).astype(np.float64)
+
+
+def _error_of_layer(a: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return a bound on the rounding error of ``a @ W + b`` in float32."""
+    sizes = np.abs(W)
+    sizes += sizes.mean(axis=0)
+    return np.float32(_SAFETY * _EPS * np.sqrt(len(W))) * (np.abs(a) @ sizes + np.abs(b))

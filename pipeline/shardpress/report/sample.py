@@ -1,0 +1,324 @@
+"""Sample of the rows of a run and their features, for the figures of the report."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress, groupby, pairwise
+from math import prod
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+
+from shardpress.features import FEATURES, VALID, reading
+from shardpress.report.rows import Preprocessing
+from shardpress.shards.rows import read
+from shardpress.shards.shard import Block
+from shardpress_kernels.network import Network
+
+__all__ = ["PartSource", "Sample", "SampleSpec", "draw_sample", "largest_sample", "max_stretches"]
+
+_MAX_ROWS = 2000
+_MAX_READS = 128
+_MIN_ROWS_PER_READ = 8
+_MAX_DECOMPRESSED_BYTES = 2**28  # takes about one second
+_MAX_OPERATIONS = 2e10  # a decoder needs about one second for this number of operations in float64
+_MAX_SPAN_BYTES = 2**22  # up to this size, a single large read takes less time than many small reads
+
+
+@dataclass(frozen=True)
+class PartSource:
+    """Block of rows of a shard, and the file that contains their features in the same order."""
+
+    block: Block
+    file: Path
+
+
+@dataclass(frozen=True)
+class SampleSpec(Preprocessing):
+    """Options of sampling, in addition to the preprocessing.
+
+    Attributes
+    ----------
+    memory_bytes : int
+        Host memory budget of the whole run, in bytes.
+    seed : int
+        Seed of the random selection of rows.
+    """
+
+    memory_bytes: int = 2**31
+    seed: int = 0
+
+    @property
+    def n_rows(self) -> int:
+        """Maximum number of rows in the sample; 0 if the model alone takes too much memory."""
+        return largest_sample(self.model.network, self.memory_bytes)[0]
+
+
+def largest_sample(network: Network, memory_bytes: int) -> tuple[int, int]:
+    """Return the maximum number of rows in a sample, and the memory that they take in bytes.
+
+    Parameters
+    ----------
+    network : Network
+        Network of the model.
+    memory_bytes : int
+        Host memory budget of the whole run, in bytes.
+    """
+    largest_layer = max(n * m for n, m in pairwise(network.widths))
+    if 8 * largest_layer > memory_bytes // 4:  # layers are computed in float64
+        return 0, 0
+    row_bytes = 8 * (4 * network.n_inputs + 3 * max(network.widths))
+    fits_in_memory = memory_bytes // 16 // row_bytes
+    fits_in_time = _MAX_OPERATIONS // (4 * network.n_weights)
+    n_rows = int(min(_MAX_ROWS, fits_in_memory, fits_in_time))
+    return n_rows, n_rows * row_bytes
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Good rows and their features.
+
+    Attributes
+    ----------
+    scaled : ndarray of shape (n_rows, n_inputs), float32
+        Scaled input rows.
+    features : ndarray of shape (n_rows, n_features), float32
+        Stored features, converted to float32.
+    extras : dict of str to ndarray of shape (n_rows,)
+        Extra datasets, such as labels. Strings are Python objects of type str.
+    sources : ndarray of shape (n_rows,), int64
+        Index of the `PartSource` that contains each row.
+    rows : ndarray of shape (n_rows,), int64
+        Number of each row in its dataset.
+    stretches : ndarray of shape (n_rows,), int64
+        Number of the stretch that contains each row, ascending. A stretch is a range of neighbouring rows of the input.
+    """
+
+    scaled: np.ndarray
+    features: np.ndarray
+    extras: dict[str, np.ndarray]
+    sources: np.ndarray
+    rows: np.ndarray
+    stretches: np.ndarray
+
+
+def draw_sample(
+    parts: Sequence[PartSource], spec: SampleSpec, stretches: Sequence[tuple[int, int]] | None = None
+) -> Sample | None:
+    """Return short stretches of rows, spread over the data, or None if fewer than two rows are good.
+
+    The sample depends on the rows, the seed and the memory budget, but not on how the rows are divided into parts.
+
+    Parameters
+    ----------
+    parts : sequence of PartSource
+        All parts, in the order of their rows.
+    spec : SampleSpec
+    stretches : sequence of (int, int), optional
+        Stretches to read instead of randomly chosen ones, for example held-out rows: sorted and disjoint pairs of a
+        first row and the row after the last one, numbered over all parts. The caller limits their number (see
+        `max_stretches`) and their rows (see `SampleSpec.n_rows`).
+
+    Raises
+    ------
+    DataError, ReadFailed, NotPermitted, SystemLimit
+        If rows cannot be read.
+    OSError
+        If features cannot be read.
+    """
+    if not parts or spec.n_rows < 2:
+        return None
+    first_rows = np.cumsum([0, *(len(part.block) for part in parts)]).tolist()
+    if stretches is None:
+        stretches = list(_random_stretches(first_rows[-1], parts, spec))
+    samples = []
+    for i, places in groupby(_places(first_rows, stretches), key=lambda place: place.part):
+        sample = _sample_of_part(parts[i], list(places), spec)
+        if sample is not None:
+            samples.append(sample)
+    if sum(len(sample.rows) for sample in samples) < 2:
+        return None
+    return _joined(samples)
+
+
+def _joined(samples: Sequence[Sample]) -> Sample:
+    """Join several samples. The result includes only the extra datasets that all samples have."""
+    join = np.concatenate
+    names = set.intersection(*(set(sample.extras) for sample in samples))
+    return Sample(
+        scaled=join([sample.scaled for sample in samples]),
+        features=join([sample.features for sample in samples]),
+        extras={name: join([sample.extras[name] for sample in samples]) for name in sorted(names)},
+        sources=join([sample.sources for sample in samples]),
+        rows=join([sample.rows for sample in samples]),
+        stretches=join([sample.stretches for sample in samples]),
+    )
+
+
+# -- selection of rows ---------------------------------------------------------------------------------------------
+
+
+class _Place(NamedTuple):
+    """Rows `start` to `stop` of one part, which belong to the same stretch and are read together."""
+
+    part: int
+    start: int
+    stop: int
+    stretch: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.start, self.stop)
+
+    @property
+    def n_rows(self) -> int:
+        return self.stop - self.start
+
+
+def _places(first_rows: Sequence[int], stretches: Sequence[tuple[int, int]]) -> Iterator[_Place]:
+    """Yield the rows of all stretches, divided at the boundaries between parts.
+
+    `first_rows` contains the first row of each part, and the number of rows at the end.
+    """
+    for number, (start, stop) in enumerate(stretches):
+        first_part = bisect_right(first_rows, start) - 1
+        end_part = bisect_left(first_rows, stop)
+        for i in range(first_part, end_part):
+            offset = first_rows[i]
+            begin = max(start, offset)
+            end = min(stop, first_rows[i + 1])
+            if begin < end:
+                yield _Place(i, begin - offset, end - offset, number)
+
+
+def _random_stretches(n_rows: int, parts: Sequence[PartSource], spec: SampleSpec) -> Iterator[tuple[int, int]]:
+    """Divide the rows into equal ranges, and yield one stretch at a random position in each range.
+
+    A stretch is a pair of numbers: its first row, and the row after its last one.
+    """
+    n_wanted = min(spec.n_rows, n_rows)
+    n_stretches = _n_stretches(n_wanted, parts)
+    rng = np.random.default_rng((spec.seed, 7))
+    lengths = np.diff(_edges(n_wanted, n_stretches)).tolist()
+    for (low, high), length in zip(pairwise(_edges(n_rows, n_stretches)), lengths, strict=True):
+        n = min(high - low, length)
+        first = low + int(rng.integers(0, high - low - n + 1))
+        yield first, first + n
+
+
+def _edges(n: int, n_ranges: int) -> list[int]:
+    """Return the edges that divide `n` rows into equal ranges."""
+    return np.linspace(0, n, n_ranges + 1).astype(int).tolist()
+
+
+def _n_stretches(n_rows: int, parts: Sequence[PartSource]) -> int:
+    """Return the number of random stretches for a sample of `n_rows` rows."""
+    return max(1, min(n_rows // _MIN_ROWS_PER_READ, max_stretches(parts)))
+
+
+def max_stretches(parts: Sequence[PartSource], max_reads: int = _MAX_READS) -> int:
+    """Return the largest number of stretches that can be read in about a second, at least 1.
+
+    Parameters
+    ----------
+    parts : sequence of PartSource
+        One part or more.
+    max_reads : int
+        Largest number of reads if chunks are small.
+    """
+    shards = [part.block.shard for part in parts]
+    chunk_bytes = max(shard.chunk_rows * shard.row_bytes for shard in shards)
+    return max(1, min(max_reads, _MAX_DECOMPRESSED_BYTES // chunk_bytes))
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _GoodRows:
+    """Good rows at some places of a part.
+
+    Attributes
+    ----------
+    places : sequence of _Place
+        Places with at least one good row.
+    is_good : ndarray of shape (n_rows,), bool
+        Mask of the good rows in the rows of all places.
+    """
+
+    places: Sequence[_Place]
+    is_good: np.ndarray
+
+    def values(self, item: h5py.Dataset) -> np.ndarray:
+        """Read the values of a dataset for the good rows."""
+        return np.concatenate(_values(item, self.places))[self.is_good]
+
+    def numbers(self) -> np.ndarray:
+        """Return the numbers of the good rows within the part."""
+        numbers = np.concatenate([np.arange(place.start, place.stop) for place in self.places])
+        return numbers[self.is_good]
+
+    def stretches(self) -> np.ndarray:
+        """Return the number of the stretch of each good row."""
+        lengths = [place.n_rows for place in self.places]
+        return np.repeat([place.stretch for place in self.places], lengths)[self.is_good]
+
+
+def _good_rows(valid: h5py.Dataset, places: Sequence[_Place]) -> _GoodRows | None:
+    """Return the good rows at some places, or None if no row is good, for example in an unreadable shard."""
+    flags = _values(valid, places)
+    has_good_rows = [bool(each.any()) for each in flags]
+    if not any(has_good_rows):
+        return None
+    good_places = list(compress(places, has_good_rows))
+    return _GoodRows(good_places, np.concatenate(list(compress(flags, has_good_rows))))
+
+
+def _sample_of_part(part: PartSource, places: Sequence[_Place], spec: SampleSpec) -> Sample | None:
+    """Return the good rows at some places of one part, or None if no row is good."""
+    with reading(part.file) as file:
+        good = _good_rows(file[VALID], places)
+        if good is None:
+            return None
+        features = good.values(file[FEATURES])
+        extras = {name: good.values(item) for name, item in _extras(file).items()}
+    return Sample(
+        scaled=_scaled_rows(part.block, good, spec),
+        features=features.astype(np.float32, copy=False),
+        extras=extras,
+        sources=np.full(len(features), places[0].part),
+        rows=part.block.start + good.numbers(),
+        stretches=good.stretches(),
+    )
+
+
+def _extras(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Return the extra datasets of a part that have one value per row."""
+    others = {name: file[name] for name in file if name not in (FEATURES, VALID)}
+    return {name: item for name, item in others.items() if isinstance(item, h5py.Dataset) and item.ndim == 1}
+
+
+def _scaled_rows(block: Block, good: _GoodRows, spec: SampleSpec) -> np.ndarray:
+    """Return the good input rows at some places of a block, scaled in the same way as for encoding."""
+    blocks = [Block(block.shard, block.start + place.start, block.start + place.stop) for place in good.places]
+    rows = np.concatenate([read(each) for each in blocks])
+    cleaned = spec.cleaned(block, rows)
+    return spec.model.scaler.scaled(cleaned[good.is_good])
+
+
+def _values(item: h5py.Dataset, places: Sequence[_Place]) -> list[np.ndarray]:
+    """Return the values of a dataset at each place. Strings are Python objects of type str."""
+    if h5py.check_string_dtype(item.dtype):
+        texts = item.asstr("utf-8", "replace")
+        return [np.asarray(texts[place.rows]) for place in places]
+    first = places[0].start
+    last = places[-1].stop
+    row_bytes = item.dtype.itemsize * prod(item.shape[1:])
+    if (last - first) * row_bytes > _MAX_SPAN_BYTES:
+        return [np.asarray(item[place.rows]) for place in places]
+    span = np.asarray(item[first:last])
+    return [span[place.start - first : place.stop - first] for place in places]

@@ -1,0 +1,317 @@
+"""Division of the memory budget: arithmetic on sizes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shardpress.device import MOST_RESIDENT
+from shardpress.encoding.storage import storages
+from shardpress.errors import ConfigError
+from shardpress.settings.config import MachineSettings
+from shardpress.settings.defaults import COPIES_IN_TRAINING
+from shardpress.settings.resolve import ResolvedStorage
+from shardpress.shards.shard import WIDE_BYTES, Shard, leave_out_extras, row_dtype
+from shardpress.training.fit import Sizes
+from shardpress.training.order import MAX_CHUNK_BYTES
+from shardpress_kernels.network import Network
+
+if TYPE_CHECKING:
+    from shardpress_kernels.backend import Device
+
+__all__ = ["Budget", "extras_bytes", "large_chunks", "make_budget", "n_threads_of", "repeated_chunks", "too_wide"]
+
+# With smaller blocks and parts (2 or 4 MB, and 8 or 16 MB), an encoding that takes 680 ms took 760 to 980 ms.
+_BLOCK_BYTES = 2**23  # rows that are read at once
+_PART_BYTES = 2**26  # features in one file
+# Above this number of parts, parts get larger, as far as the memory allows. Each part costs the driver and scheduler a
+# few milliseconds, and adds lines to the manifest and the index. With more parts, thousands of workers would wait for
+# the driver.
+_MANY_PARTS = 2**15
+_COPIES_IN_ENCODING = 3  # copies of the network
+_COPIES_OF_EXTRAS = 2  # numbers as read and as written; strings in the file's image and in the written blocks
+_COPIES_OF_REPLICAS = 4  # extra copies of the network with several replicas: momentum of the averaging, checkpoints
+# Share of a device's free memory for rows. The rest is for the network, its copies in training, and the intermediate
+# results of a step or a block.
+_SHARE_ON_DEVICE = 0.5
+_BYTES_ON_DEVICE = 2**30  # bytes for rows if a device does not report its free memory
+_SAMPLE_BYTES = 2**26  # scaled rows for principal components, which more rows would hardly change
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sizes that keep a run within its memory.
+
+    Attributes
+    ----------
+    n_threads : int
+        Number of Dask threads. Each of them holds a block.
+    n_writers : int
+        Number of Dask threads while encoding. Each of them holds a block and the features of a part.
+    block_rows : int
+        Rows that are read at once, a multiple of the encoder's tile.
+    part_rows : int
+        Rows whose features are stored in one file: a multiple of `block_rows`, or of the encoder's tile if there are
+        wide extras.
+    resident : bool
+        Whether all training rows fit in the host's memory.
+    rows_bytes : int
+        Bytes of all rows, in their common dtype.
+    device_bytes : int or None
+        Maximum bytes of rows in a device's own memory; None for a share of the free memory.
+    window_rows : int
+        Rows that are shuffled together. Streaming holds two windows.
+    max_validation_rows : int
+        Maximum number of validation rows.
+    max_sample_rows : int
+        Maximum number of rows for the computation of principal components.
+    n_wide : int
+        Number of parts with wide extras that a process writes at a time.
+    chunk_bytes : int
+        Bytes of decompressed chunks that a process keeps for further reads.
+    """
+
+    n_threads: int
+    n_writers: int
+    block_rows: int
+    part_rows: int
+    resident: bool
+    rows_bytes: int
+    device_bytes: int | None
+    window_rows: int
+    max_validation_rows: int
+    max_sample_rows: int
+    n_wide: int = 1
+    chunk_bytes: int = 0
+
+    def keeps_rows(self, device: Device) -> bool:
+        """Return whether training keeps all rows in device memory, or in host memory on the CPU."""
+        if device.used == "cpu":
+            return self.resident
+        most = self.device_bytes
+        if most is None:
+            most = int(device.free * _SHARE_ON_DEVICE) or _BYTES_ON_DEVICE
+        return self.rows_bytes <= min(most, MOST_RESIDENT)
+
+    def sizes(self, device: Device) -> Sizes:
+        """Return the sizes for training on a device."""
+        keeps_rows = self.keeps_rows(device)
+        on_host = device.used == "cpu"
+        return Sizes(
+            resident=keeps_rows and on_host,
+            window_rows=self.window_rows,
+            max_validation_rows=self.max_validation_rows,
+            max_sample_rows=self.max_sample_rows,
+            n_threads=self.n_threads,
+            on_device=keeps_rows and not on_host,
+        )
+
+
+def n_threads_of(machine: MachineSettings) -> int:
+    """Return the number of threads. A batch system may grant fewer cores than exist."""
+    return machine.threads or len(os.sched_getaffinity(0))
+
+
+def make_budget(
+    machine: MachineSettings,
+    storage: ResolvedStorage,
+    network: Network,
+    n_replicas: int,
+    shards: Sequence[Shard],
+    tile_rows: int,
+) -> Budget:
+    """Divide the memory budget.
+
+    - Training rows: half, if all of them fit; otherwise a quarter, for two windows.
+    - Validation rows: a sixteenth.
+    - The sample for principal components: at most an eighth.
+    - Blocks and parts of the threads: a quarter.
+    - The network and copies: the rest. If a network needs more than an eighth, the rows get less.
+
+    Parameters
+    ----------
+    machine : MachineSettings
+        The memory budget, and the number of threads and of rows in a block if they are set.
+    storage : ResolvedStorage
+        How features are stored.
+    network : Network
+        The network that is trained or given.
+    n_replicas : int
+        Number of replicas that train it; 0 for a given model.
+    shards : sequence of Shard
+        The inputs.
+    tile_rows : int
+        Rows per matrix product in the encoder. Blocks are rounded up to a multiple.
+
+    Raises
+    ------
+    ConfigError
+        If the budget is too small for one tile of rows per thread, or the network needs more than half of it.
+    """
+    row_bytes = _row_bytes(shards, network.n_inputs)
+    n_rows = sum(shard.n_rows for shard in shards)
+    n_threads = n_threads_of(machine)
+    # Two more threads keep the processor busy while parts are written. If only one thread is allowed, none are added.
+    n_writers = n_threads + 2 if n_threads > 1 else 1
+    network_bytes = _network_bytes(network, n_replicas, machine.memory_budget)
+    memory = machine.memory_budget - max(0, network_bytes - machine.memory_budget // 8)
+
+    thread_bytes = memory // 8 // n_writers  # for each thread's block; its part gets the same number of bytes
+    wanted_rows = machine.block_rows or min(_BLOCK_BYTES, thread_bytes) // row_bytes
+    n_tiles = max(1, -(-wanted_rows // tile_rows))
+    block_rows = n_tiles * tile_rows  # only the last tile of a shard is padded
+    _check_blocks(machine, memory, shards, row_bytes, n_threads, block_rows, tile_rows)
+
+    part_rows = _part_rows(thread_bytes, storage, network.n_outputs, n_rows, block_rows)
+    part_rows, n_wide = _for_extras(shards, part_rows, n_writers, memory // 4, tile_rows)
+    return Budget(
+        n_threads=n_threads,
+        n_writers=n_writers,
+        block_rows=block_rows,
+        part_rows=part_rows,
+        resident=n_rows * row_bytes <= memory // 2,
+        rows_bytes=n_rows * row_bytes,
+        device_bytes=machine.device_memory_budget,
+        window_rows=max(1, min(machine.shuffle_window, memory // 8) // row_bytes),
+        max_validation_rows=memory // 16 // row_bytes,
+        max_sample_rows=max(1, min(_SAMPLE_BYTES, memory // 8) // (4 * network.n_inputs)),  # scaled, in float32
+        n_wide=n_wide,
+        chunk_bytes=memory // 8,
+    )
+
+
+def _row_bytes(shards: Sequence[Shard], n_inputs: int) -> int:
+    """Return the bytes of one row of `n_inputs` columns in its file or in memory, whichever is larger."""
+    stored = max(np.dtype(shard.stored_dtype).itemsize for shard in shards)
+    return n_inputs * max(row_dtype(shards).itemsize, stored)
+
+
+def _check_blocks(
+    machine: MachineSettings,
+    memory: int,
+    shards: Sequence[Shard],
+    row_bytes: int,
+    n_threads: int,
+    block_rows: int,
+    tile_rows: int,
+) -> None:
+    """Raise `ConfigError` if the blocks of all threads do not fit in a quarter of the memory budget."""
+    # Only existing rows take memory: a file may have fewer rows than a tile, and there may be fewer blocks than
+    # threads.
+    held_rows = min(block_rows, max(shard.n_rows for shard in shards))
+    n_held = min(n_threads, sum(-(-shard.n_rows // block_rows) for shard in shards))
+    least = 4 * n_held * held_rows * row_bytes
+    if least > memory:
+        network_bytes = machine.memory_budget - memory
+        raise ConfigError(
+            f"memory_budget: {machine.memory_budget} bytes, expected at least {least + network_bytes} for {n_held} "
+            f"threads with blocks of {held_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower "
+            f"--threads or --block-rows (at least {tile_rows})."
+        )
+
+
+def _part_rows(thread_bytes: int, storage: ResolvedStorage, n_features: int, n_rows: int, block_rows: int) -> int:
+    """Return the rows of a part, a multiple of `block_rows`, whose features take less than `thread_bytes`."""
+    wanted_bytes = max(_PART_BYTES, n_rows * 4 * n_features // _MANY_PARTS)
+    # A part is held as one array. The other two shares are for extras, and for a copy of extras that are longer than
+    # expected. A second copy of the features is needed for conversion, and for compression while HDF5 writes the file.
+    n_shares = 3 if storages(storage)[0].is_plain else 6
+    part_bytes = min(wanted_bytes, thread_bytes // n_shares)
+    n_blocks = part_bytes // (4 * n_features) // block_rows
+    return max(1, n_blocks) * block_rows
+
+
+def extras_bytes(shards: Sequence[Shard], n_rows: int) -> int:
+    """Return the maximum memory of the extras of a part of `n_rows` rows while it is written."""
+    held_rows = min(n_rows, max(shard.n_rows for shard in shards))
+    # Extras have the same dtypes in all shards; only the lengths of strings differ.
+    widths = [extra.dtype.itemsize for extra in shards[0].extras]
+    texts = max(sum(extra.text_bytes for extra in shard.extras) for shard in shards)
+    n_bytes = sum(min(held_rows * width, WIDE_BYTES) for width in widths) + held_rows * texts
+    return _COPIES_OF_EXTRAS * n_bytes
+
+
+def _for_extras(
+    shards: Sequence[Shard], part_rows: int, n_writers: int, n_bytes: int, tile_rows: int
+) -> tuple[int, int]:
+    """Return the rows of a part and the number of parts written at a time, so that their extras fit in `n_bytes`.
+
+    Extras are rarely wide enough to make parts smaller. The minimum is one part of one tile at a time; `too_wide` finds
+    extras that do not fit even then.
+    """
+    while part_rows > tile_rows and n_writers * extras_bytes(shards, part_rows) > n_bytes:
+        half = min(part_rows, max(shard.n_rows for shard in shards)) // 2
+        part_rows = max(1, half // tile_rows) * tile_rows
+    needed = extras_bytes(shards, part_rows)
+    return part_rows, max(1, min(n_writers, n_bytes // max(1, needed)))
+
+
+def too_wide(memory_budget: int, shards: Sequence[Shard], tile_rows: int) -> dict[str, int]:
+    """Return extras that must be left out, because even the smallest part's extras exceed half of the memory budget.
+
+    The widest extra is left out first.
+
+    Returns
+    -------
+    dict of str to int
+        For each name, the memory budget in bytes that would be sufficient to keep this extra.
+    """
+    found: dict[str, int] = {}
+    while (needed := extras_bytes(shards, tile_rows)) > memory_budget // 2:
+        texts = {extra.name: 0 for extra in shards[0].extras}
+        for shard in shards:
+            for extra in shard.extras:
+                texts[extra.name] = max(texts[extra.name], extra.text_bytes)
+        widest = max(texts, key=lambda name: texts[name])
+        found[widest] = 2 * needed
+        shards = [leave_out_extras(shard, {widest: ""}) for shard in shards]
+    return found
+
+
+def large_chunks(shards: Sequence[Shard], budget: Budget) -> list[Shard]:
+    """Return shards whose compressed chunks hold more rows than are read at once."""
+    return [shard for shard in shards if shard.chunk_rows >= 2 * budget.block_rows and shard.band_bytes > 0]
+
+
+def repeated_chunks(shards: Sequence[Shard], budget: Budget) -> str | None:
+    """Return a warning if chunks are decompressed repeatedly because they exceed the budget, otherwise None."""
+    large = large_chunks(shards, budget)
+    advice = "Raise --memory-budget, or rewrite such files with smaller chunks (h5repack -l)."
+    too_large = [shard for shard in large if shard.band_bytes > budget.chunk_bytes]
+    if too_large:
+        shard = too_large[0]
+        n_times = -(-shard.chunk_rows // budget.block_rows)
+        return (
+            f"{shard}: reading one row decompresses {shard.band_bytes} bytes, because chunks hold {shard.chunk_rows} "
+            f"rows, expected at most {budget.chunk_bytes} bytes, an eighth of the memory budget ({len(too_large)} such "
+            f"files). Each chunk is decompressed about {n_times} times in every pass over the rows. {advice}"
+        )
+    n_windows = -(-sum(shard.n_rows for shard in shards) // budget.window_rows)
+    cut = [shard for shard in large if shard.chunk_rows * shard.row_bytes > MAX_CHUNK_BYTES]
+    if cut and not budget.resident and n_windows > 1:
+        most_rows = max(1, MAX_CHUNK_BYTES // cut[0].row_bytes)
+        return (
+            f"{cut[0]}: chunks hold {cut[0].chunk_rows} rows, expected at most {most_rows} ({len(cut)} such files). "
+            f"The rows do not fit in memory, so the training decompresses each chunk about {n_windows} times in every "
+            f"epoch. {advice}"
+        )
+    return None
+
+
+def _network_bytes(network: Network, n_replicas: int, memory_budget: int) -> int:
+    """Return the bytes that a run needs for its network; raise `ConfigError` if half of the budget is too small."""
+    n_copies = COPIES_IN_TRAINING if n_replicas else _COPIES_IN_ENCODING
+    needed = 4 * network.n_weights * n_copies
+    if needed > memory_budget // 2:
+        raise ConfigError(
+            f"memory_budget: {memory_budget} bytes, expected at least {2 * needed} for a network of "
+            f"{' x '.join(map(str, network.widths))} units: its {network.n_weights} weights, the optimizer's state, "
+            "and copies for checkpoints. Raise --memory-budget, or lower --hidden or --n-features."
+        )
+    if n_replicas > 1:
+        needed += 4 * network.n_weights * _COPIES_OF_REPLICAS
+    return needed

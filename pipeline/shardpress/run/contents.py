@@ -1,0 +1,167 @@
+"""Detection of input files whose contents were changed although their modification time is the same.
+
+The status change time (ctime) of such a file is new. But chmod, hard links and backups also update it, so a digest of
+the contents confirms the change. ctimes and digests are stored in ``run.json``, next to the request, and are not part
+of a fingerprint. The digest becomes part of the request only if the contents have changed, so that the results depend
+on it, as on a new modification time.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from shardpress.errors import DataError, printable
+from shardpress.hdf5.files import FILES
+from shardpress.output.ledger import Ledger
+from shardpress.run.digests import digest_of, digests_of_rows, file_digests
+from shardpress.run.fingerprints import CONTENTS
+from shardpress.run.prepare import Prepared
+from shardpress.shards.shard import Shard
+
+__all__ = ["Contents", "check_contents", "compare_contents", "record_contents"]
+
+log = logging.getLogger(__name__)
+
+Contents = list[dict[str, Any]]
+"""Facts about each shard: ``file``, ``n_bytes``, ``changed`` (mtime), ``ctime_ns``, ``blake3``, ``is_changed``.
+
+``rows`` is the digest of the dataset with the rows, or None if it is unknown. It stays the same if a program adds
+another dataset to the file, for example labels.
+"""
+
+_SAME_FILE = ("file", "n_bytes", "changed")
+
+
+def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> tuple[Prepared, Contents]:
+    """Compare the input files with the ctimes and digests that an earlier run has stored.
+
+    Parameters
+    ----------
+    reads : bool
+        Whether files with a new ctime are read. Otherwise they are assumed to be unchanged.
+
+    Returns
+    -------
+    Prepared
+        The run, whose request contains a digest of each changed file.
+    list of dict
+        Current facts about the contents; empty if nothing was stored.
+    """
+    if prepared.config.results.restart:
+        return prepared, []
+    stored = ledger.contents()
+    shards = prepared.shards
+    if not _describes(stored, shards):
+        return prepared, []
+    moved = [i for i, shard in enumerate(shards) if shard.identity.ctime_ns != stored[i]["ctime_ns"]]
+    if not reads or prepared.config.results.verify != "digests":
+        moved = []
+    digests = file_digests([shards[i] for i in moved], prepared.budget.n_threads)
+    contents = list(stored)
+    for i, found in zip(moved, digests, strict=True):
+        is_equal = stored[i]["blake3"] in (None, found)
+        words = "the contents are the same" if is_equal else "the contents changed"
+        log.debug("file=%s: its ctime has changed; %s", printable(shards[i].path), words)
+        line = _line(shards[i], found, is_changed=stored[i]["is_changed"] or not is_equal)
+        contents[i] = {**line, "rows": stored[i].get("rows") if is_equal else None}
+    return _marked(prepared, contents), contents
+
+
+def record_contents(prepared: Prepared, ledger: Ledger) -> None:
+    """Store digests of the input files, unless they are already stored or never compared (``--verify sizes``).
+
+    An append stores the digests of the files that it encodes, in addition to those of the other files.
+    """
+    if prepared.config.results.verify != "digests":
+        return
+    if prepared.finished is None and _stored_lines(ledger, prepared):
+        return
+    digests = file_digests(prepared.shards, prepared.budget.n_threads)
+    row_digests = digests_of_rows(prepared.shards, prepared.budget.n_threads)
+    contents = []
+    for shard, found, rows in zip(prepared.shards, digests, row_digests, strict=True):
+        contents.append({**_line(shard, found), "rows": rows})
+    for shard, line in zip(prepared.shards, contents, strict=True):
+        ctime_ns = _ctime_of(shard)
+        if ctime_ns not in (None, shard.identity.ctime_ns):
+            line["ctime_ns"] = ctime_ns
+            log.warning(
+                "file=%s: its ctime changed before its digest was computed, so a change of its contents cannot be "
+                "ruled out",
+                printable(shard.path),
+            )
+    kept = [] if prepared.finished is None else prepared.finished.contents
+    ledger.set_contents([*kept, *contents])
+
+
+def check_contents(prepared: Prepared, ledger: Ledger) -> None:
+    """Compare the input files with their state at the start of the run.
+
+    Raises
+    ------
+    DataError
+        If the contents of a file changed during the run.
+    """
+    contents = _stored_lines(ledger, prepared)
+    if prepared.config.results.verify != "digests" or not contents:
+        return
+    for shard, line in zip(prepared.shards, contents, strict=True):
+        if line["blake3"] is None or _ctime_of(shard) in (None, line["ctime_ns"]):
+            continue
+        if digest_of(shard.path, shard.identity) != line["blake3"]:
+            raise DataError(
+                f"file={printable(shard.path)}: its contents changed during the run, although its modification time "
+                "did not. Input files must not change during a run. Run the same command again once no other process "
+                "writes to the file."
+            )
+        log.debug("file=%s: its ctime has changed; the contents are the same", printable(shard.path))
+
+
+def _stored_lines(ledger: Ledger, prepared: Prepared) -> Contents:
+    """Return the stored facts about the shards of a run or an append; empty if there are none."""
+    contents = ledger.contents()
+    if prepared.finished is not None:
+        contents = contents[len(prepared.finished.contents) :]
+    return contents if _describes(contents, prepared.shards) else []
+
+
+def _line(shard: Shard, blake3: str | None, is_changed: bool = False) -> dict[str, Any]:
+    return {
+        "file": Path(shard.path).name,
+        "n_bytes": shard.identity.size,
+        "changed": shard.identity.mtime_ns,
+        "ctime_ns": shard.identity.ctime_ns,
+        "blake3": blake3,
+        "is_changed": is_changed,
+    }
+
+
+def _ctime_of(shard: Shard) -> int | None:
+    """Return the current ctime of a shard's file, or None if the file no longer exists."""
+    try:
+        return int(FILES.stat(shard.path).st_ctime_ns)
+    except OSError:
+        return None
+
+
+def _describes(contents: Contents, shards: Sequence[Shard]) -> bool:
+    """Return whether the stored facts are about these files, in this order."""
+    return len(contents) == len(shards) and all(map(_is_same_file, contents, shards))
+
+
+def _is_same_file(line: Mapping[str, Any], shard: Shard) -> bool:
+    now = _line(shard, None)
+    return all(line[name] == now[name] for name in _SAME_FILE)
+
+
+def _marked(prepared: Prepared, contents: Contents) -> Prepared:
+    """Return the prepared run with a digest in its request for each changed file."""
+    if not any(line["is_changed"] for line in contents):
+        return prepared
+    marks = [{CONTENTS: line["blake3"]} if line["is_changed"] else {} for line in contents]
+    shards = [{**shard, **mark} for shard, mark in zip(prepared.request.inputs["shards"], marks, strict=True)]
+    return replace(prepared, request=replace(prepared.request, inputs={"shards": shards}))

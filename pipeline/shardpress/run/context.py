@@ -1,0 +1,182 @@
+"""A run in progress: its output directory, devices, worker pool and progress."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import h5py
+
+from shardpress.cluster.pool import WorkerPool
+from shardpress.device import seconds_compiling
+from shardpress.errors import printable
+from shardpress.model import Model
+from shardpress.output.ledger import Ledger
+from shardpress.run.prepare import Prepared
+from shardpress.run.resume import EarlierResults, checkpoint_in_words, n_rows_in
+from shardpress.runlog import Warnings
+from shardpress.watch import Watch
+
+if TYPE_CHECKING:
+    from shardpress_kernels.backend import Device
+
+__all__ = ["RunContext", "RunState", "versions"]
+
+# Packages whose version can change the bits of the results or of their files.
+_PACKAGES = ("shardpress", "numpy", "Theano", "dask", "h5py", "scikit-learn")
+
+
+class RunState:
+    """Progress of a run: finished stages, reused results and warnings.
+
+    The times of stages exclude the compiler, because later runs find the kernels in the compile cache.
+
+    Parameters
+    ----------
+    warnings : Warnings, optional
+        Warnings that the run logs.
+    watch : Watch, optional
+        Thread that samples the bottleneck of the run.
+    clock : callable
+        Function that returns the time in seconds, independently of changes of the time of day.
+    compiler_clock : callable
+        Function that returns the seconds that the compiler has taken in this process.
+
+    Attributes
+    ----------
+    seconds, processor_seconds : dict of str to float
+        Wall-clock and processor seconds of each finished stage.
+    bounds : dict of str to dict
+        Shares of each finished stage's time that it spent waiting for the device, the processor or the disk; empty if
+        the stage was too short to measure.
+    model_key, features_key : str or None
+        Fingerprints of the model and the features that the run is about to make.
+    reused : dict of str to str
+        For stages that reuse results of an earlier run, a description of these results.
+    began : float
+        Start of the run, in seconds since 1970.
+    ends_by : float or None
+        Deadline of the run, in seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        warnings: Warnings | None = None,
+        watch: Watch | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        compiler_clock: Callable[[], float] = seconds_compiling,
+    ) -> None:
+        self.warnings = warnings or Warnings()
+        self.seconds: dict[str, float] = {}
+        self.processor_seconds: dict[str, float] = {}
+        self.bounds: dict[str, dict[str, float]] = {}
+        self.reused: dict[str, str] = {}
+        self.model_key: str | None = None
+        self.features_key: str | None = None
+        self.began = time.time()
+        self.ends_by: float | None = None
+        self._watch = watch
+        self._clock = clock
+        self._compiler_clock = compiler_clock
+        self._start = clock()
+        self._last = self._start
+        self._compiled_at_start = compiler_clock()
+        self._compiled = self._compiled_at_start
+        self._last_processor = time.process_time()
+
+    @property
+    def seconds_compiling(self) -> float:
+        """Seconds that the compiler has taken."""
+        return self._compiler_clock() - self._compiled_at_start
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds since the start."""
+        return self._clock() - self._start
+
+    def end_stage(self, stage: str) -> None:
+        """Record the times of a stage that has just finished."""
+        now = self._clock()
+        compiled = self._compiler_clock()
+        processor = time.process_time()
+        self.seconds[stage] = now - self._last - (compiled - self._compiled)
+        self.processor_seconds[stage] = processor - self._last_processor
+        self.bounds[stage] = self._watch.take_shares() if self._watch else {}
+        self._last = now
+        self._compiled = compiled
+        self._last_processor = processor
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Objects that the stages of a run share.
+
+    Attributes
+    ----------
+    ledger : Ledger
+        The locked output directory.
+    earlier : EarlierResults
+        Results that earlier runs left in it.
+    device : Device
+        Device of this process.
+    pool : WorkerPool
+        Workers that run the tasks.
+    state : RunState
+        Progress of the run.
+    command : sequence of str
+        The command line, for the attributes of output files.
+    """
+
+    ledger: Ledger
+    earlier: EarlierResults
+    device: Device
+    pool: WorkerPool
+    state: RunState
+    command: Sequence[str]
+
+    @property
+    def devices(self) -> str:
+        """Description of the devices that encode."""
+        of_workers = {worker["device"] for worker in self.pool.facts()["workers"]} - {None}
+        return ", ".join(sorted(of_workers)) or str(self.device)
+
+    def attributes(self, prepared: Prepared, model: Model) -> dict[str, Any]:
+        """Return the attributes of every output file that `model` makes."""
+        attributes: dict[str, Any] = {
+            "command": " ".join(self.command),
+            "config": prepared.config.flat(),
+            "device": self.devices,
+            "versions": versions(),
+            "model": model.fingerprint,
+        }
+        if model.target is not None:
+            attributes["target"] = model.target
+        if model.is_nested:
+            attributes["nested"] = True
+        return attributes
+
+    def progress_in_words(self, n_rows: int) -> str:
+        """Return a sentence about the progress of an unfinished run of `n_rows` rows."""
+        state = self.state
+        stages = ", ".join(stage for stage in state.seconds if stage != "start") or "no stage"
+        # The directory may also contain results of other settings.
+        checkpoints = self.ledger.records("checkpoint", state.model_key) if state.model_key else []
+        if checkpoints:
+            stages += f"; checkpoint: {checkpoint_in_words(checkpoints[-1])}"
+        parts = self.ledger.records("part", state.features_key) if state.features_key else []
+        return (
+            f"Stopped after {state.total_seconds:.1f} s in {printable(self.ledger.directory)}. Done: {stages}; "
+            f"{n_rows_in(parts)} of {n_rows} rows encoded."
+        )
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python, HDF5 and the packages that compute. They are cached, since a lookup takes time."""
+    packages = {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), "hdf5": h5py.version.hdf5_version, **packages}

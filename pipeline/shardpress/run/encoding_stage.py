@@ -1,0 +1,442 @@
+"""The encoding: features of every row, in parts that are committed one by one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from shardpress.cluster.executor import compute
+from shardpress.device import autoencoder_of
+from shardpress.encoding.bad_data import BadData
+from shardpress.encoding.encode import EncodeTask, encode_part
+from shardpress.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts, plan_parts
+from shardpress.encoding.storage import Storage, TooCoarse, storages
+from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, serving
+from shardpress.errors import DataError, printable, quantity
+from shardpress.formats import fingerprint
+from shardpress.model import Model
+from shardpress.output.disk import Disk
+from shardpress.output.groupcommit import GroupCommit
+from shardpress.output.records import Entry
+from shardpress.progress import Progress
+from shardpress.report.facts import PartDrift, drift_facts
+from shardpress.run.budget import extras_bytes
+from shardpress.run.context import RunContext
+from shardpress.run.memory import block_bytes, chunk_bytes, trained_network_bytes
+from shardpress.run.prepare import Prepared
+from shardpress.run.resume import EarlierResults
+from shardpress.run.sample import Pace, Sample, StageEstimate, Stretch, measure_tasks
+from shardpress.scan.drift import farthest
+from shardpress.shards.shard import Block, row_dtype
+
+if TYPE_CHECKING:
+    from shardpress_kernels.autoencoder import Autoencoder
+
+__all__ = ["Encoded", "EncodingStage", "compile_encoder", "encoder_of", "encoding_bytes", "estimate_encoding"]
+
+log = logging.getLogger(__name__)
+
+_MANY_OUTSIDE = 0.01  # fraction of the rows above which a warning is logged
+_COLUMNS_LISTED = 3  # columns that a message lists
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The encoded rows.
+
+    Attributes
+    ----------
+    key : str
+        Fingerprint of the features.
+    parts : list of PartFacts
+        The committed parts, in the order of the rows.
+    """
+
+    key: str
+    parts: list[PartFacts]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all parts."""
+        return sum(part.n_rows for part in self.parts)
+
+
+@dataclass(frozen=True)
+class EncodingStage:
+    """Stage that encodes all rows, or reuses parts of an earlier run.
+
+    Attributes
+    ----------
+    prepared : Prepared
+        The run, with shards whose rows are read minus the model's offset.
+    model : Model
+        The fitted model.
+    unreadable : mapping of int to str
+        Reasons why shards cannot be read, by the numbers of the shards.
+    """
+
+    prepared: Prepared
+    model: Model
+    unreadable: Mapping[int, str]
+
+    name: ClassVar[str] = "encoding"
+
+    def key(self, storage: Storage | None = None) -> str:
+        """Return the fingerprint of the features in a storage format, by default in the first one to try."""
+        first = self._storages()[0]
+        key = self.prepared.request.of_features(self.model.fingerprint)
+        if self.prepared.finished is not None:
+            copied = sorted(self.prepared.finished.copies)
+            key = fingerprint(key, "append", list(self.prepared.numbers), copied)
+        unreadable = sorted(self.unreadable)
+        is_listed = self.prepared.config.bad_data.on_bad_data == "quarantine"  # otherwise parts do not list bad rows
+        if unreadable or is_listed:
+            key = fingerprint(key, unreadable, is_listed)
+        if storage is not None and storage != first:
+            key = fingerprint(key, asdict(storage))
+        return key
+
+    def load(self, earlier: EarlierResults) -> Encoded | None:
+        """Return the features of an earlier run if it has encoded all rows, or None."""
+        encoded = self.committed(earlier)
+        if encoded.n_rows < self.prepared.n_rows:
+            return None
+        return encoded
+
+    def committed(self, earlier: EarlierResults) -> Encoded:
+        """Return the parts of an earlier run in the last storage format that it used."""
+        for storage in reversed(self._storages()):
+            encoded = self._committed_as(earlier, storage)
+            if encoded.parts:
+                return encoded
+        return encoded
+
+    def make(self, context: RunContext) -> Encoded:
+        """Encode the missing rows and commit their parts.
+
+        Raises
+        ------
+        DataError
+            If there are more bad rows than the settings allow.
+        """
+        encoder = encoder_of(self.prepared, self.model)
+        *smaller, last = self._storages()
+        for storage in smaller:
+            try:
+                return self._encode_as(context, encoder, storage)
+            except TooCoarse as error:  # a sample cannot rule this out, because a single row can be far outside
+                log.info("encoding: starting again with %s, because %s", last.dtype, error)
+        try:
+            return self._encode_as(context, encoder, last)
+        except TooCoarse as error:
+            if self.prepared.finished is None:
+                raise
+            raise DataError(
+                f"output={printable(context.ledger.directory)}: the new features cannot be stored like the earlier "
+                f"ones: {error}. Encode all files again with --overwrite, or write these rows to another --output with "
+                "--model."
+            ) from error
+
+    def describe(self, encoded: Encoded) -> str:
+        """Describe the reused parts."""
+        return f"the features of {_rows_in_words(encoded.parts)}"
+
+    def check(self, encoded: Encoded) -> None:
+        """Warn if many rows differ from the rows that a given model was trained on.
+
+        Raises
+        ------
+        DataError
+            If there are more bad rows than the settings allow.
+        """
+        limit = _BadRowLimit(self.prepared)
+        for part in encoded.parts:
+            limit.count(part)
+        n_outside = sum(part.n_outside for part in encoded.parts)
+        if self.prepared.finished is not None or n_outside <= _MANY_OUTSIDE * encoded.n_rows:
+            return  # the verdict on the rows of an append includes their range
+        worst = farthest((column for part in encoded.parts for column in part.outside), _COLUMNS_LISTED)
+        log.warning(
+            "%d of %d rows are outside the range of the model's training rows, farthest in %s. Their features may "
+            "be meaningless. Train a model on such rows, or choose how to treat them with --on-drift.",
+            n_outside,
+            encoded.n_rows,
+            "; ".join(one.described(self.prepared.columns) for one in worst),
+        )
+
+    def facts(self, encoded: Encoded) -> dict[str, Any]:
+        """Return facts for the report: storage of the features and, with a given model, their drift."""
+        prepared = self.prepared
+        storage = {
+            "dtype": encoded.parts[0].dtype or "float32",
+            "compression": prepared.config.storage.compression,
+            "max_error": max(part.max_error or 0.0 for part in encoded.parts),
+            "n_bytes": sum(part.entry.n_bytes for part in encoded.parts),
+        }
+        if not prepared.has_other_rows:
+            return {"storage": storage}
+        drifted = [_drifted(part, prepared.position(part.shard)) for part in encoded.parts]
+        return {"storage": storage, "drift": drift_facts(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
+
+    def memory_bytes(self, resident: bool) -> int:
+        """Return the bytes of blocks, parts and extras that the writing threads hold, and of the network."""
+        return encoding_bytes(self.prepared)
+
+    def sample(self, encoder: Autoencoder, stretches: Sequence[Stretch], disk: Disk) -> Pace:
+        """Encode some rows in the smallest storage format that is accurate enough for them.
+
+        Parameters
+        ----------
+        encoder : Autoencoder
+            The model on its device.
+        stretches : sequence of Stretch
+            Rows to encode.
+        disk : Disk
+            Disk that discards the files after they are written.
+        """
+        *smaller, last = self._storages()
+        for storage in smaller:
+            with suppress(TooCoarse):
+                return self._sample_as(encoder, stretches, disk, storage)
+        return self._sample_as(encoder, stretches, disk, last)
+
+    def settings(self, part_rows: int, directory: Path) -> EncodeSettings:
+        """Return the settings that all parts share, except for the model's file.
+
+        Parameters
+        ----------
+        part_rows : int
+            Rows of the largest part. Buffers have this size, so small runs need little memory.
+        directory : Path
+            Output directory.
+        """
+        prepared = self.prepared
+        budget = prepared.budget
+        settings = prepared.config.bad_data
+        scaler = self.model.scaler
+        bad_data = BadData(
+            on_bad_data=settings.on_bad_data,
+            missing=settings.missing_value,
+            on_drift=settings.on_drift,
+            fills=scaler.fill is not None,
+        )
+        return EncodeSettings(
+            directory=str(directory),
+            model=IN_MEMORY,
+            dtype=row_dtype(prepared.shards).name,
+            block_rows=min(part_rows, budget.block_rows),
+            part_rows=part_rows,
+            n_readers=budget.n_threads,
+            bad_data=bad_data,
+            has_range=prepared.has_other_rows and not scaler.clips,  # clipped rows are never outside
+            storage=self._storages()[0],
+            n_wide=budget.n_wide,
+            chunk_bytes=budget.chunk_bytes,
+        )
+
+    # -- private --
+
+    def _storages(self) -> list[Storage]:
+        """Return the storage formats to try. Appended features have the dtype of the earlier ones."""
+        found = storages(self.prepared.config.storage)
+        if self.prepared.finished is None:
+            return found
+        return [storage for storage in found if storage.dtype == self.prepared.finished.storage_dtype] or found
+
+    def _missing(self, parts: Sequence[PartFacts]) -> tuple[list[Part], list[PartFacts]]:
+        """Return the parts to encode or copy, and committed parts that cannot be used, as `plan_parts` does."""
+        prepared = self.prepared
+        missing, overlapping = plan_parts(prepared.shards, prepared.budget.part_rows, parts, prepared.numbers)
+        copies = {} if prepared.finished is None else prepared.finished.copies
+        if not copies:
+            return missing, overlapping
+        missing = [part for part in missing if part.number not in copies]
+        committed = {part.key for part in parts}
+        for number, earlier_parts in copies.items():
+            shard = prepared.shards[prepared.position(number)]
+            copied = [Part(number, Block(shard, part.start, part.stop)) for part in earlier_parts]
+            missing += [part for part in copied if part.key not in committed]
+        return sorted(missing, key=lambda part: part.key), overlapping
+
+    def _earlier_parts(self, context: RunContext) -> dict[str, PartFacts]:
+        """Return the parts whose features are copied, by their names, with the lists of their records."""
+        finished = self.prepared.finished
+        if finished is None or not finished.copies:
+            return {}
+        records = {record.entry.file: record for record in context.ledger.records("part")}
+        found = {}
+        for part in [part for parts in finished.copies.values() for part in parts]:
+            record = records.get(part.entry.file)
+            found[part.key] = part if record is None else PartFacts.from_record(record)
+        return found
+
+    def _committed_as(self, earlier: EarlierResults, storage: Storage) -> Encoded:
+        """Return the parts of an earlier run in one storage format; drop parts that overlap others."""
+        key = self.key(storage)
+        if self.prepared.finished is not None and self.prepared.finished.reused:
+            return Encoded(key, list(self.prepared.finished.reused))
+        parts = [PartFacts.from_record(record) for record in earlier.records("part", key)]
+        _, overlapping = self._missing(parts)
+        earlier.drop(*(part.record(key) for part in overlapping))
+        return Encoded(key, [part for part in parts if part not in overlapping])
+
+    def _encode_as(self, context: RunContext, encoder: Autoencoder, storage: Storage) -> Encoded:
+        encoded = self._committed_as(context.earlier, storage)
+        missing, _ = self._missing(encoded.parts)
+        context.state.features_key = encoded.key
+        if encoded.parts:
+            rows = _rows_in_words(encoded.parts)
+            context.state.reused[self.name] = f"the features of {rows}"
+            log.info("encoding: resuming; an earlier run has encoded %s", rows)
+        limit = _BadRowLimit(self.prepared)
+        for part in encoded.parts:  # the limit counts all bad rows of the input
+            limit.count(part)
+        if missing:
+            self._encode(context, encoder, storage, missing, limit)
+        parts = [PartFacts.from_record(record) for record in context.ledger.records("part", encoded.key)]
+        return Encoded(encoded.key, parts)
+
+    def _encode(
+        self,
+        context: RunContext,
+        encoder: Autoencoder,
+        storage: Storage,
+        missing: Sequence[Part],
+        limit: _BadRowLimit,
+    ) -> None:
+        """Encode parts and commit each one as soon as it is written."""
+        if context.pool.is_local:
+            for dtype in sorted({shard.dtype for shard in self.prepared.shards}):
+                compile_encoder(encoder, np.dtype(dtype))  # before the progress bar starts to count
+        settings = self._shared_settings(context, storage, max(len(part.source) for part in missing))
+        earlier = self._earlier_parts(context)
+        tasks = []
+        for part in missing:
+            tasks.append(EncodeTask(part, settings, self.unreadable.get(part.number), earlier.get(part.key)))
+        n_rows = sum(len(part.source) for part in missing)
+        # Parts of small shards are sent together, with about the number of rows of a full part in total.
+        n_small = self.prepared.budget.part_rows * len(tasks) // max(1, n_rows)
+        key = self.key(storage)
+        append_id = None if self.prepared.finished is None else self.prepared.finished.append_id
+        stats = context.pool.stats
+        with (
+            serving(settings, self.model, encoder.encode_checked, context.ledger.disk),
+            # Entered before the executor, so that it exits afterwards: even after an error, it commits the parts that
+            # are still waiting.
+            GroupCommit(context.ledger) as group,
+            Progress(self.name, n_rows, "rows", missing[0].source.shard.row_bytes) as progress,
+            context.pool.executor(self.prepared.budget.n_writers) as (executor, n_at_once),
+        ):
+
+            def commit(part: PartFacts) -> None:
+                limit.count(part)  # before the commit: a part that exceeds the limit is not committed
+                number = earlier[part.key].append_id if part.key in earlier else append_id
+                group.add(replace(part, append_id=number).record(key))
+                progress.advance(part.n_rows, stats)
+
+            stats.begin(self.name)
+            compute([(encode_part, task) for task in tasks], executor, n_at_once, commit, n_small)
+
+    def _shared_settings(self, context: RunContext, storage: Storage, part_rows: int) -> EncodeSettings:
+        """Return the settings that all tasks share."""
+        settings = self.settings(part_rows, context.ledger.directory)
+        n_sharing = context.pool.n_local_processes
+        n_processes = max(1, n_sharing)  # number of processes that share the memory budget
+        return replace(
+            settings,
+            model=self._model_file(context),
+            n_readers=-(-settings.n_readers // n_sharing) if n_sharing else 0,
+            attributes=context.attributes(self.prepared, self.model),
+            storage=storage,
+            n_wide=max(1, settings.n_wide // n_processes),
+            chunk_bytes=settings.chunk_bytes // n_processes,
+        )
+
+    def _model_file(self, context: RunContext) -> Entry:
+        """Return the file from which workers load the model.
+
+        It is the committed model, or a copy of a given model. The next sweep removes the copy.
+        """
+        if self.prepared.given_model is None:
+            for record in context.ledger.records("model", self.prepared.request.of_model(self.unreadable)):
+                return record.entry
+        return context.ledger.write("stages/model", ".h5", self.model.to_hdf5())
+
+    def _sample_as(self, encoder: Autoencoder, stretches: Sequence[Stretch], disk: Disk, storage: Storage) -> Pace:
+        prepared = self.prepared
+        if prepared.config.bad_data.on_bad_data == "raise":  # the scan reports bad rows
+            prepared = replace(prepared, config=prepared.config.changed(on_bad_data="skip"))
+        n_rows = min(prepared.budget.part_rows, max(len(stretch.block) for stretch in stretches))
+        settings = replace(replace(self, prepared=prepared).settings(n_rows, Path()), storage=storage)
+        parts = [Part(stretch.number, block) for stretch in stretches for block in stretch.block.cut(n_rows)]
+        for dtype in sorted({part.source.shard.dtype for part in parts}):
+            compile_encoder(encoder, np.dtype(dtype))
+        with serving(settings, self.model, encoder.encode_checked, disk):
+            tasks = [(encode_part, EncodeTask(part, settings)) for part in parts]
+            pace, found = measure_tasks(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
+        return replace(pace, n_bytes=sum(part.entry.n_bytes for part in found))
+
+
+def encoding_bytes(prepared: Prepared) -> int:
+    """Return the maximum memory of the encoding in bytes, which does not depend on the model."""
+    budget = prepared.budget
+    largest_shard = max(shard.n_rows for shard in prepared.shards)
+    part_bytes = min(budget.part_rows, largest_shard) * (4 * prepared.config.network.n_outputs + 1)
+    writers = budget.n_writers * (block_bytes(prepared) + part_bytes)
+    extras = min(budget.n_wide, budget.n_writers) * extras_bytes(prepared.shards, budget.part_rows)
+    return trained_network_bytes(prepared) + writers + extras + chunk_bytes(prepared)
+
+
+def estimate_encoding(sample: Sample, n_rows: int) -> StageEstimate:
+    """Estimate the time of encoding `n_rows` rows, which does not depend on the model."""
+    return StageEstimate(EncodingStage.name, sample.encoding.seconds_for(n_rows), sample.encoding.in_words())
+
+
+def encoder_of(prepared: Prepared, model: Model) -> Autoencoder:
+    """Return a model on the device of this process."""
+    encoder = autoencoder_of(model.scaler, model.network, row_dtype(prepared.shards))
+    encoder.set_parameters(model.parameters)
+    return encoder
+
+
+def compile_encoder(encoder: Autoencoder, dtype: np.dtype) -> None:
+    """Compile the encoder for rows of a dtype, by encoding no rows."""
+    network = encoder.network
+    nothing = np.empty((0, network.n_inputs), dtype)
+    encoder.encode_checked(nothing, np.empty((0, network.n_outputs), dtype=np.float32))
+
+
+def _rows_in_words(parts: Sequence[PartFacts]) -> str:
+    return f"{quantity(sum(part.n_rows for part in parts), 'row')} in {quantity(len(parts), 'part')}"
+
+
+def _drifted(part: PartFacts, position: int) -> PartDrift:
+    """Return the drift of a part of the shard at a position in the inputs."""
+    is_whole = len(part.outside) < MAX_LISTED_COLUMNS and all(one.n_values for one in part.outside)
+    return PartDrift(position, part.n_rows, part.n_outside, part.outside, is_whole)
+
+
+class _BadRowLimit:
+    """Counter of bad rows that raises `DataError` when there are more than the settings allow."""
+
+    def __init__(self, prepared: Prepared) -> None:
+        self._settings = prepared.config.bad_data
+        self._limit = prepared.max_bad_rows
+        self._n_bad = 0
+
+    def count(self, part: PartFacts) -> None:
+        """Count the bad rows of a part."""
+        self._n_bad += part.n_bad
+        if self._n_bad > self._limit:
+            raise DataError(
+                f"file={printable(part.path)} dataset={printable(part.dataset)} rows={part.start}:{part.stop}: "
+                f"{quantity(self._n_bad, 'bad row')} so far, expected at most {self._limit} (--max-bad-rows "
+                f"{self._settings.max_bad_rows}, --on-bad-data {self._settings.on_bad_data}). Fix the files, or "
+                "raise --max-bad-rows."
+            )

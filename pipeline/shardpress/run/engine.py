@@ -1,0 +1,240 @@
+"""A run: its stages in order. Each is loaded from an earlier run or computed."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from shardpress.cluster.pool import open_pool
+from shardpress.device import is_compiling, n_device_calls, start_device, theanos_errors
+from shardpress.errors import ConfigError, printable, quantity, short_list
+from shardpress.output.disk import Disk
+from shardpress.output.ledger import Ledger
+from shardpress.output.lock import locked
+from shardpress.run.append import check_finished, open_finished
+from shardpress.run.budget import n_threads_of
+from shardpress.run.contents import Contents, check_contents, compare_contents, record_contents
+from shardpress.run.context import RunContext, RunState
+from shardpress.run.encoding_stage import EncodingStage
+from shardpress.run.finish import FinishStage, StageResults
+from shardpress.run.generations import kept_keys
+from shardpress.run.prepare import NothingToAppend, Prepared, prepare
+from shardpress.run.resume import (
+    EarlierResults,
+    adds_extras_to,
+    drop_replaced,
+    plain_request,
+    start_over,
+    stored_deadline,
+)
+from shardpress.run.scan_stage import ScanStage
+from shardpress.run.space import check_space
+from shardpress.run.stage import load_or_make
+from shardpress.run.summary import Summary
+from shardpress.run.training_stage import TrainingStage
+from shardpress.runlog import collect_warnings
+from shardpress.scan.ranges import Scan
+from shardpress.settings.config import Config
+from shardpress.shards.rows import keep_chunks
+from shardpress.watch import watching
+
+if TYPE_CHECKING:
+    from shardpress.cluster.checks import Probe
+
+__all__ = ["run"]
+
+log = logging.getLogger(__name__)
+
+_NAMED = 5  # files that a message names
+
+
+def run(
+    config: Config,
+    command: Sequence[str],
+    disk: Disk | None = None,
+    on_locked: Callable[[Path], object] = lambda directory: None,
+) -> Summary:
+    """Scan, train and encode, or resume an interrupted run in the same directory.
+
+    Parameters
+    ----------
+    config : Config
+        Settings.
+    command : sequence of str
+        The command line, for the attributes of output files.
+    disk : Disk, optional
+        Disk that makes every change to the file system.
+    on_locked : callable
+        Function that is called with the output directory once it is locked.
+
+    Raises
+    ------
+    ShardpressError
+        One of its subclasses, for everything that a user can fix. A note describes the progress of the run.
+    """
+    with collect_warnings() as warnings, watching(n_device_calls, is_compiling) as watch:
+        state = RunState(warnings, watch)
+        if config.results.append:
+            check_finished(config)  # before the directory is locked, because that would create it
+            with locked(Path(config.results.output), disk) as ledger:
+                on_locked(ledger.directory)
+                return _append_in(ledger, config, state, command)
+        prepared = prepare(config)
+        with locked(Path(config.results.output), disk) as ledger:
+            on_locked(ledger.directory)
+            prepared, contents = compare_contents(ledger, prepared)
+            if adds_extras_to(ledger, prepared):
+                return _append_in(ledger, config, state, command)
+            return _run_in(ledger, prepared, contents, state, command)
+
+
+def _run_in(ledger: Ledger, prepared: Prepared, contents: Contents, state: RunState, command: Sequence[str]) -> Summary:
+    """Run in a locked output directory.
+
+    Parameters
+    ----------
+    contents : list of dict
+        Facts about the contents of the input files, from `compare_contents`.
+    """
+    config = prepared.config
+    if config.results.restart:
+        start_over(ledger)
+    ledger.sweep()  # removes files of a killed run before new files need the space
+    earlier = EarlierResults(ledger, prepared.budget.n_threads, config.results.verify == "digests")
+    finished = FinishStage(prepared).load(earlier)
+    if finished is None:
+        state.ends_by = _store_request(ledger, prepared, state.began)
+    elif ledger.request() == plain_request(prepared.request):
+        # Otherwise a run with other settings has begun to replace the results, and can be resumed.
+        ledger.sweep(*kept_keys(ledger.manifest() or {}))
+    if contents:
+        ledger.set_contents(contents)
+    if finished is not None:
+        state.end_stage("verification")
+        return replace(finished, seconds=state.seconds)
+    return _compute(ledger, prepared, earlier, state, command)
+
+
+def _append_in(ledger: Ledger, config: Config, state: RunState, command: Sequence[str]) -> Summary:
+    """Append new files to the finished run in a locked output directory, or add extras to its results."""
+    n_threads = n_threads_of(config.machine)
+    # The earlier parts are compared by size only, because reading all of them could take longer than the append.
+    finished = open_finished(config, ledger, EarlierResults(ledger, n_threads, compares_digests=False))
+    ledger.sweep()  # only now, because it would remove files that a damaged manifest names
+    drop_replaced(ledger, finished.manifest)  # an append may have been killed after it had published
+    complete = Summary.of_manifest(finished.manifest, config.results.output)
+    if not finished.sources:
+        ledger.sweep(*kept_keys(finished.manifest))
+        log.info("append: the results contain all files of --input; there is nothing to append")
+        state.end_stage("verification")
+        return replace(complete, seconds=state.seconds)
+    try:
+        prepared = prepare(finished.config, finished)
+    except NothingToAppend as error:
+        log.warning("append: %s", error)
+        state.end_stage("verification")
+        return replace(complete, seconds=state.seconds)
+    if not config.results.append:
+        _check_only_copies(prepared)
+        log.info("output=%s: adding extras to the finished results", printable(ledger.directory))
+    earlier = EarlierResults(ledger, n_threads, config.results.verify == "digests")
+    return _compute(ledger, prepared, earlier, state, command)
+
+
+def _check_only_copies(prepared: Prepared) -> None:
+    """Raise `ConfigError` if rows would be encoded, because a user has only requested other extras."""
+    encoded = prepared.without_copies()
+    assert encoded.finished is not None
+    if encoded.finished.n_changed:
+        names = [printable(source.path.name) for source in encoded.finished.sources]
+        raise ConfigError(
+            f"output={printable(prepared.config.results.output)}: the rows of {quantity(len(names), 'file')} have "
+            f"changed, or their features are damaged ({short_list(names, _NAMED)}), expected the rows of the finished "
+            "run, so that extras can be added. To encode changed rows with the same model, use --append. To train "
+            "again, use --retrain."
+        )
+
+
+def _compute(
+    ledger: Ledger, prepared: Prepared, earlier: EarlierResults, state: RunState, command: Sequence[str]
+) -> Summary:
+    """Start the device and the workers, and run the stages."""
+    config = prepared.config
+    check_space(ledger, prepared)
+    # Theano takes seconds to start, and a finished run does not need it.
+    device = start_device(config.machine.require_device)
+    make_probe = partial(_make_probe, prepared, ledger)
+    n_writers = prepared.budget.n_writers
+    with open_pool(config.cluster, n_writers, start_device, make_probe, config.machine.require_device) as pool:
+        state.end_stage("start")
+        context = RunContext(ledger, earlier, device, pool, state, command)
+        try:
+            with theanos_errors():
+                return _run_stages(prepared, context)
+        except BaseException as error:
+            error.add_note(context.progress_in_words(prepared.n_rows))
+            raise
+
+
+def _store_request(ledger: Ledger, prepared: Prepared, start: float) -> float | None:
+    """Store the request before the first result, so that results can be attributed to it; return the deadline."""
+    request = plain_request(prepared.request)
+    deadline = stored_deadline(ledger, prepared.config, request, start)
+    ledger.set_request(request, deadline)
+    return None if deadline is None else float(deadline["ends_by"])
+
+
+def _make_probe(prepared: Prepared, ledger: Ledger) -> Probe:
+    """Write a file that workers must see. The next sweep removes it and the workers' files, as unreferenced files."""
+    from shardpress.cluster.checks import Probe  # loads distributed, which a run with threads does not need
+
+    entry = ledger.write("stages/probe", ".txt", token_hex(8).encode())
+    inputs = (prepared.shards[0].path, prepared.shards[-1].path)
+    output = str(ledger.directory.absolute())
+    return Probe(os.getcwd(), output, entry.file, inputs, prepared.config.cluster.mixed_processors)
+
+
+def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
+    """Run the stages one after the other."""
+    keep_chunks(prepared.budget.chunk_bytes)  # needed if the scan is reused; otherwise its tasks do the same
+
+    scan: Scan | None = None
+    facts: dict[str, Any] = {}
+    scanned = prepared.without_copies()
+    if prepared.is_scanned:
+        scanning = ScanStage(scanned)
+        scan = load_or_make(scanning, context)
+        facts.update(scanning.facts(scan))
+    unreadable = scan.unreadable if scan else {}
+
+    if prepared.given_model is None:
+        assert scan is not None
+        prepared = prepared.with_offset(scan.offset)
+        record_contents(prepared, context.ledger)  # now, because the scan has left the files in the page cache
+        training = TrainingStage(prepared, tuple(unreadable), scan)
+        model = load_or_make(training, context)
+        facts.update(training.facts(model))
+    else:
+        model = prepared.given_model
+        prepared = prepared.with_offset(model.offset)
+        # The report suggests other scalings, and the rows alone do not show which one the model has.
+        facts["scan"] = {**facts.get("scan", {}), "scale": model.scaler.scale_setting}
+    if prepared.finished is not None:
+        record_contents(prepared, context.ledger)
+
+    encoding = EncodingStage(prepared, model, scanned.by_number(unreadable))
+    encoded = load_or_make(encoding, context)
+    context.state.features_key = encoded.key  # also set for reused features, for the message of a run that fails later
+    facts.update(encoding.facts(encoded))
+
+    if prepared.finished is None:
+        record_contents(prepared, context.ledger)
+    check_contents(prepared, context.ledger)
+    results = StageResults(scan, model, prepared.request.of_model(unreadable), encoded, facts)
+    return FinishStage(prepared, results).make(context)

@@ -1,0 +1,375 @@
+"""The request of a run: everything that determines its results, and fingerprints of it.
+
+Fingerprints form a chain. The inputs and the settings that affect the scan determine the scan; the scan and the
+settings that affect the model determine the model; the inputs, the model and the settings that affect the features
+determine the features. Each setting declares in `shardpress.settings.config` what it affects.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardpress.errors import printable, quantity
+from shardpress.formats import fingerprint
+from shardpress.labels import extra_of
+from shardpress.model import Model
+from shardpress.run.budget import Budget
+from shardpress.settings.condition import Condition
+from shardpress.settings.config import current_name, fingerprint_values
+from shardpress.settings.resolve import Settings
+from shardpress.shards.extras import row_names_in
+from shardpress.shards.shard import Shard
+
+__all__ = [
+    "CONTENTS",
+    "DROPPED",
+    "Request",
+    "can_append",
+    "differences",
+    "may_only_add_extras",
+    "other_inputs",
+    "other_settings",
+    "request_of",
+    "shares_inputs",
+]
+
+CONTENTS = "contents"
+"""Key of the digest of a shard's file, if it was changed in place without a new modification time."""
+
+DROPPED = "dropped_by"
+"""Key in the identity of a shard: the append that removed its rows from the results."""
+
+# Format numbers. Increment them when the same settings give different results.
+_SCAN = 1
+_TRAINING = 1
+_ENCODING = 1
+
+_UNFINGERPRINTED = ("folders", "row_names")  # parts of a request that do not identify a run
+_STAGES = ("scan", "training", "encoding")
+_LISTED = 10  # differences that a message lists
+_FOLDERS = 3  # directories that a message lists
+_FILES = 3  # changed files that a message lists; more are summarized
+# A run can be resumed after an update of NumPy or Python. With all supported versions of NumPy, results are equal bit
+# for bit (`tests/run/test_pythons.py`), except for the rounding of principal components, which depends on the BLAS of
+# NumPy and on the processor. Runs of version 0.1.0 recorded this version. Change it if a later NumPy gives other
+# results.
+_NUMPY = "1.26.4"
+_UNNAMED = "riders"  # key of the extras next to the rows that a user has not named
+# Keys of an identity, and their names in messages.
+_IN_WORDS = {"n_bytes": "size", "changed": "modification time", CONTENTS: "contents", _UNNAMED: "extras"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """Plain values that determine the results of a run.
+
+    Attributes
+    ----------
+    inputs : dict
+        File name, dataset, shape, dtype, size in bytes and modification time of each shard.
+    scan, training, encoding : dict
+        Settings of each stage.
+    folders : list of str
+        Directories of the shards. They are not part of a fingerprint, so that a data set can be moved between two runs.
+    row_names : list of str
+        Extras that are copied although they are neither next to the rows nor requested. They are part of the
+        fingerprint of the features only: version 0.1.0 did not copy them, and its finished runs stay complete.
+    """
+
+    inputs: dict[str, Any]
+    scan: dict[str, Any]
+    training: dict[str, Any]
+    encoding: dict[str, Any]
+    folders: list[str]
+    row_names: list[str] = field(default_factory=list)
+
+    def of_scan(self) -> str:
+        """Return the fingerprint of the scan."""
+        return fingerprint("scan", self.inputs, self.scan)
+
+    def of_model(self, unreadable: Iterable[int] = ()) -> str:
+        """Return the fingerprint of the training's result.
+
+        Parameters
+        ----------
+        unreadable : iterable of int
+            Positions of shards that could not be read and were not trained on.
+        """
+        key = fingerprint("model", self.of_scan(), self.training)
+        missing = sorted(unreadable)
+        return fingerprint(key, missing) if missing else key
+
+    def of_features(self, model: str) -> str:
+        """Return the fingerprint of the features, given the fingerprint of the model."""
+        key = fingerprint("features", self.inputs, self.scan, self.encoding, model)
+        return fingerprint(key, self.row_names) if self.row_names else key
+
+    def of_all(self) -> str:
+        """Return the fingerprint of the whole request."""
+        return fingerprint("run", {name: value for name, value in asdict(self).items() if name not in _UNFINGERPRINTED})
+
+
+def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None, budget: Budget) -> Request:
+    """Return the request of a run.
+
+    Parameters
+    ----------
+    settings : Settings
+        Settings with all defaults resolved.
+    shards : sequence of Shard
+        The inputs.
+    model : Model or None
+        A given model, which is not trained.
+    budget : Budget
+        Sizes that keep the run within its memory; some of them affect the results.
+    """
+    scan = {**fingerprint_values(settings, "scan"), "format": _SCAN}
+    training = {"model": model.fingerprint} if model is not None else _training_request(settings, shards, budget)
+    if settings.inputs.fit_on is not None:
+        scan["fit_on_datasets"] = _datasets_of(settings.inputs.fit_on, shards)
+    if model is not None and model.scaler.fill is not None:
+        scan["filled"] = True  # rows with missing values are not bad if the model fills these in
+    return Request(
+        inputs={"shards": [_identity(shard) for shard in shards]},
+        scan=scan,
+        training=training,
+        encoding={**fingerprint_values(settings, "features"), "format": _ENCODING},
+        folders=sorted({os.path.realpath(os.path.dirname(shard.path)) for shard in shards}),
+        row_names=row_names_in(shards, settings.inputs.include),
+    )
+
+
+def _datasets_of(fit_on: str, shards: Sequence[Shard]) -> list[str]:
+    """Return the paths of the datasets that select the rows to fit to."""
+    name = extra_of(Condition.parse(fit_on).name, [extra.name for extra in shards[0].extras])
+    layouts = [extra.layout for shard in shards for extra in shard.extras if extra.name == name]
+    return sorted({layout.name for layout in layouts if layout is not None})
+
+
+def _training_request(settings: Settings, shards: Sequence[Shard], budget: Budget) -> dict[str, Any]:
+    """Return everything that determines the model, except for the scan."""
+    n_rows = sum(shard.n_rows for shard in shards)
+    n_validated = round(settings.validation.validation_fraction * n_rows)
+    training = fingerprint_values(settings, "model")
+    # Budgets that hold all of the rows do not affect the model.
+    training["window_rows"] = budget.window_rows if budget.window_rows < n_rows else None
+    training["validation_rows"] = budget.max_validation_rows if budget.max_validation_rows < n_validated else None
+    if settings.training.start == "components":
+        training["sample_rows"] = budget.max_sample_rows if budget.max_sample_rows < n_rows else None
+    if settings.timing.finish_by or settings.timing.max_hours:
+        # A run with a deadline measures how many epochs fit. A run without one must not reuse that model. A second run
+        # with a deadline resumes with the number of epochs that the first one decided on.
+        training["by_deadline"] = True
+    training["versions"] = {"numpy": _NUMPY, "Theano": version("Theano")}
+    training["format"] = _TRAINING
+    return training
+
+
+def _identity(shard: Shard) -> dict[str, Any]:
+    """Return the facts that identify the rows of a shard."""
+    identity = {
+        "file": Path(shard.path).name,
+        "dataset": shard.dataset,
+        "shape": list(shard.shape),
+        "dtype": shard.stored_dtype,
+        "n_bytes": shard.identity.size,
+        "changed": shard.identity.mtime_ns,
+        _UNNAMED: [extra.name for extra in shard.extras if not extra.is_named],
+    }
+    # These keys are added only if they differ from the default, so that runs of version 0.1.0 can be resumed.
+    if shard.form != "dense":
+        identity["form"] = shard.form
+    if shard.order is not None:
+        identity["column_order"] = order_digest(shard.order)
+    return identity
+
+
+def order_digest(order: np.ndarray) -> str:
+    """Return the SHA-256 of the order (n_inputs,) in which a shard's columns are read."""
+    return sha256(order.astype("<i4").tobytes()).hexdigest()
+
+
+# -- comparing two requests --------------------------------------------------------------------------------------------
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], stages: Sequence[str] = _STAGES) -> str:
+    """Return the differences between two requests in words, for the files and some stages; empty if there are none."""
+    changes = list(_changed_files(_shards(before), _shards(now)))
+    if n_appended := _n_appended(before):
+        changes.insert(0, f"{quantity(n_appended, 'input')} appended to a model that was trained on the others")
+    for stage in stages:
+        changes += _changes(before.get(stage, {}), now[stage]).values()
+    folders_before = _folders_in_words(before)
+    folders_now = _folders_in_words(now)
+    if changes and folders_before and folders_before != folders_now:
+        changes.insert(0, f"the inputs are in {folders_now} instead of {folders_before}")
+    more = f" and {len(changes) - _LISTED} more" if len(changes) > _LISTED else ""
+    return "; ".join(changes[:_LISTED]) + more
+
+
+def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether an earlier request used another data set: it had files that are not requested now.
+
+    Files with the same names in other directories count as another data set if all of them differ.
+    """
+    names_now = {shard["file"] for shard in _shards(now)}
+    if any(shard["file"] not in names_now for shard in _shards(before)):
+        return True
+    is_moved = not set(now["folders"]) & set(before.get("folders", now["folders"]))
+    return is_moved and not set(_file_identities(before)) & set(_file_identities(now))
+
+
+def shares_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether two requests have unchanged files in common."""
+    return bool(set(_file_identities(before)) & set(_file_identities(now)))
+
+
+def can_append(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether ``--append`` could extend the results of an earlier request.
+
+    No file of the earlier request is missing, and either files or extras differ. The settings of the training are not
+    compared, because some of them depend on the number of rows.
+    """
+    are_same = _file_identities(before) == _file_identities(now)
+    has_other_extras = _without_extras(before) == _without_extras(now) and before.get("encoding") != now["encoding"]
+    return not other_inputs(before, now) and (not are_same or _n_appended(before) > 0 or has_other_extras)
+
+
+def may_only_add_extras(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether a request names the files and settings of an earlier one, and extras in addition.
+
+    The order of the files can differ after an append. The files may have changed, but the shapes of their rows may not.
+    """
+    extras_before = _named_extras(before)
+    extras_now = _named_extras(now)
+    # An append that has only added extras has left a request that no other command repeats.
+    has_more_extras = extras_before < extras_now or (extras_before == extras_now and not _n_appended(before))
+    has_same_settings = _without_extras(before) == _without_extras(now)
+    return has_more_extras and has_same_settings and _descriptions(before) == _descriptions(now)
+
+
+def _named_extras(request: Mapping[str, Any]) -> set[str]:
+    """Return the extras that a user has named."""
+    encoding = request.get("encoding", {})
+    named = [value for name, value in encoding.items() if current_name(name, None)[0] == "include"]
+    return {str(name) for names in named for name in names or ()}
+
+
+def _descriptions(request: Mapping[str, Any]) -> list[str]:
+    """Return name and rows of each file, without the contents, in an order that does not depend on appends."""
+    ignored = {_UNNAMED, "n_bytes", "changed", CONTENTS}
+    shards = [{name: value for name, value in shard.items() if name not in ignored} for shard in _shards(request)]
+    return sorted(json.dumps(shard, sort_keys=True) for shard in shards)
+
+
+def _without_extras(request: Mapping[str, Any]) -> list[Any]:
+    """Return the settings of all stages, except for the extras that a user has named."""
+    settings = request.get("encoding", {})
+    encoding = {name: value for name, value in settings.items() if current_name(name, None)[0] != "include"}
+    return [request.get("scan"), request.get("training"), encoding]
+
+
+def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Return whether two requests list the same files but different settings for the model or its rows."""
+    return _file_identities(before) == _file_identities(now) and _choices(before) != _choices(now)
+
+
+def _shards(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the identities of the shards, except for those whose rows were removed from the results."""
+    shards = request.get("inputs", {}).get("shards", [])
+    return [shard for shard in shards if DROPPED not in shard]
+
+
+def _n_appended(request: Mapping[str, Any]) -> int:
+    """Return the number of shards that were appended after the training."""
+    inputs = request.get("inputs", {})
+    shards = inputs.get("shards", [])
+    return len(_shards({"inputs": {"shards": shards[inputs.get("n_trained", len(shards)) :]}}))
+
+
+def _folders_in_words(request: Mapping[str, Any]) -> str:
+    return ", ".join(printable(folder) for folder in request.get("folders", [])[:_FOLDERS])
+
+
+def _file_identities(request: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Return name, size and modification time of each file, which identify it in any directory."""
+    return [(shard.get("file"), shard.get("n_bytes"), shard.get("changed")) for shard in _shards(request)]
+
+
+def _choices(request: Mapping[str, Any]) -> list[Any]:
+    """Return the settings of scan and training, and the datasets."""
+    choices: list[Any] = []
+    for stage in ("scan", "training"):
+        settings = request.get(stage, {})
+        # Versions of packages are excluded: users do not choose them, and can hardly restore earlier ones.
+        choices.append({name: value for name, value in settings.items() if name not in ("versions", "format")})
+    choices.append([shard["dataset"] for shard in _shards(request)])
+    return choices
+
+
+def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    names_before = [shard["file"] for shard in before]
+    names_now = [shard["file"] for shard in now]
+    if names_before == names_now:
+        found = [_changes(*pair) for pair in zip(before, now, strict=True)]
+        changes = {name: each for name, each in zip(names_now, found, strict=True) if each}
+        if len(changes) > _FILES:
+            yield f"{len(changes)} of {len(now)} inputs ({'; '.join(_common_changes(list(changes.values())))})"
+            return
+        for name, each in changes.items():
+            yield f"input {printable(name)} ({'; '.join(each.values())})"
+        return
+    removed = set(names_before) - set(names_now)
+    added = set(names_now) - set(names_before)
+    yield from (f"input {printable(name)} was removed" for name in names_before if name in removed)
+    yield from (f"input {printable(name)} was added" for name in names_now if name in added)
+    if sorted(names_before) == sorted(names_now):
+        yield "the order of the inputs changed"
+
+
+def _common_changes(changes: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Yield a phrase for each key that differs in some of many files."""
+    for key in dict.fromkeys(key for each in changes for key in each):
+        phrases = [each[key] for each in changes if key in each]
+        if len(phrases) == len(changes) and len(set(phrases)) == 1:
+            yield phrases[0]
+        else:
+            word = _IN_WORDS.get(key, current_name(key, None)[0])
+            yield f"{word} of {len(phrases)} {'file' if len(phrases) == 1 else 'files'}"
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """Return a phrase for each key whose value differs: current keys first, then keys that no longer exist."""
+    found = {}
+    for key in {**now, **before}:
+        value_before = before.get(key)
+        value_now = now.get(key)
+        if value_before == value_now:
+            continue
+        if key == CONTENTS:
+            found[key] = "its contents changed although its modification time did not"
+            continue
+        name, value_before = current_name(key, value_before)
+        _, value_now = current_name(key, value_now)
+        in_words = _time if key == "changed" else printable
+        name = _IN_WORDS.get(name, name)
+        found[key] = f"{name} {in_words(value_before)} -> {in_words(value_now)}"
+    return found
+
+
+def _time(nanoseconds: object) -> str:
+    """Return a modification time, in nanoseconds since 1970, as date and time."""
+    if not isinstance(nanoseconds, int):
+        return printable(nanoseconds)
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{datetime.fromtimestamp(seconds)}.{rest:09d}"

@@ -1,0 +1,98 @@
+"""Extras that a setting names, and the rows that ``--fit-on`` selects for the scan and the training."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from shardpress.cluster.executor import compute
+from shardpress.cluster.threads import threads
+from shardpress.errors import ConfigError, DataError, printable, quantity, short_list
+from shardpress.labels import extra_of
+from shardpress.run.budget import n_threads_of
+from shardpress.settings.condition import Condition
+from shardpress.settings.config import Config
+from shardpress.shards.selection import check_condition, selected_rows
+from shardpress.shards.shard import Extra, Shard, first_rows
+
+__all__ = ["fitted_rows", "name_of_extra"]
+
+log = logging.getLogger(__name__)
+
+_MAX_NAMES = 20  # extras that a message lists
+
+
+def fitted_rows(config: Config, shards: Sequence[Shard]) -> np.ndarray | None:
+    """Return a mask of the rows that ``--fit-on`` selects, or None without this setting. Read the extra of all shards.
+
+    If bad data are skipped, no row of a shard is selected whose extra cannot be read.
+
+    Returns
+    -------
+    ndarray of shape (n_rows,), bool, or None
+
+    Raises
+    ------
+    ConfigError
+        If no shard has the extra, if its values cannot be compared, or if no row is selected.
+    DataError, ReadFailed, NotPermitted, SystemLimit
+        If the extra cannot be read.
+    """
+    if config.inputs.fit_on is None:
+        return None
+    condition = Condition.parse(config.inputs.fit_on)
+    name = _name_of(condition, shards)
+    skips = config.bad_data.on_bad_data != "raise"
+    starts = first_rows(shards)
+    selected = np.zeros(int(starts[-1]), dtype=bool)
+
+    def select(number: int) -> None:
+        shard = shards[number]
+        extra = _extra(shard, name)
+        try:
+            selected[starts[number] : starts[number + 1]] = selected_rows(shard, extra, condition)
+        except DataError as error:
+            if not skips:
+                raise
+            log.warning("fit_on: no row of this shard is used: %s", error)
+
+    n_threads = n_threads_of(config.machine)
+    with threads(n_threads) as pool:
+        compute([(select, number) for number in range(len(shards))], pool, n_threads)
+    n_selected = int(np.count_nonzero(selected))
+    if not n_selected:
+        raise ConfigError(
+            f"fit_on: {printable(condition)}: selects none of {quantity(len(selected), 'row')}, expected two or more"
+        )
+    log.info("fit_on: %s: selects %d of %s", printable(condition), n_selected, quantity(len(selected), "row"))
+    return selected
+
+
+def name_of_extra(setting: str, path: str, shards: Sequence[Shard]) -> str:
+    """Return the name of the extra that a setting names, for example by its path. Raise `ConfigError` without it."""
+    names = [extra.name for extra in shards[0].extras]
+    name = extra_of(path, names)
+    if name is None:
+        known = short_list(sorted(names), _MAX_NAMES)
+        raise ConfigError(
+            f"{setting}: {printable(path)}, expected one of the extras ({printable(known)}). To use a dataset of "
+            f"another group, add --include {printable(path)}."
+        )
+    return name
+
+
+def _name_of(condition: Condition, shards: Sequence[Shard]) -> str:
+    """Return the name of the extra of a condition. Raise `ConfigError` if its values cannot be compared."""
+    name = name_of_extra("fit_on", condition.name, shards)
+    try:
+        for shard in shards:
+            check_condition(_extra(shard, name), condition)
+    except ValueError as error:
+        raise ConfigError(f"fit_on: {error}") from None
+    return name
+
+
+def _extra(shard: Shard, name: str) -> Extra:
+    return next(extra for extra in shard.extras if extra.name == name)

@@ -1,0 +1,93 @@
+"""Maximum memory that a run needs, and memory that a process has used."""
+
+from __future__ import annotations
+
+import re
+
+from shardpress.run.budget import large_chunks
+from shardpress.run.prepare import Prepared
+from shardpress.shards.shard import row_dtype
+
+__all__ = [
+    "ALLOCATOR_BYTES",
+    "LIBRARY_BYTES",
+    "NETWORK_COPIES",
+    "SCALING_BYTES",
+    "available_bytes",
+    "block_bytes",
+    "chunk_bytes",
+    "device_bytes",
+    "network_bytes",
+    "peak_bytes",
+    "taken_bytes",
+    "trained_network_bytes",
+]
+
+NETWORK_COPIES = 11
+"""Copies of the network's parameters during training, including Adam's states, the best and the first parameters."""
+_COPIES_ON_DEVICE = 5  # parameters, Adam's states, gradients, and one more while they are updated
+SCALING_BYTES = 2**24
+"""Bytes of one block of rows in float64, with everything computed from it, during the search for components."""
+LIBRARY_BYTES = 24 * 2**20
+"""Bytes of libraries that are loaded after the device."""
+ALLOCATOR_BYTES = 2 * SCALING_BYTES
+"""Bytes that the memory allocator keeps after the training, for later stages."""
+
+
+def taken_bytes() -> int:
+    """Return the bytes that this process has in memory now; 0 where the system does not report them."""
+    return _from_proc("/proc/self/status", "VmRSS")
+
+
+def peak_bytes() -> int:
+    """Return the largest number of bytes that this process has had in memory."""
+    return _from_proc("/proc/self/status", "VmHWM")
+
+
+def available_bytes() -> int:
+    """Return the bytes that processes could still allocate."""
+    return _from_proc("/proc/meminfo", "MemAvailable")
+
+
+def _from_proc(path: str, name: str) -> int:
+    try:
+        with open(path) as file:
+            found = re.search(rf"^{name}:\s+(\d+) kB", file.read(), re.MULTILINE)
+    except OSError:
+        return 0
+    return 1024 * int(found[1]) if found else 0
+
+
+def block_bytes(prepared: Prepared) -> int:
+    """Return the bytes of one block of rows."""
+    n_rows = min(prepared.budget.block_rows, max(shard.n_rows for shard in prepared.shards))
+    return n_rows * prepared.max_network.n_inputs * row_dtype(prepared.shards).itemsize
+
+
+def chunk_bytes(prepared: Prepared) -> int:
+    """Return the bytes of decompressed chunks that a process keeps for several blocks."""
+    return prepared.budget.chunk_bytes if large_chunks(prepared.shards, prepared.budget) else 0
+
+
+def network_bytes(prepared: Prepared) -> int:
+    """Return the bytes of the network's parameters."""
+    return 4 * prepared.max_network.n_weights
+
+
+def trained_network_bytes(prepared: Prepared) -> int:
+    """Return the bytes that the training, or a given model, leaves in memory for later stages."""
+    if prepared.given_model is not None:
+        return network_bytes(prepared)
+    return NETWORK_COPIES * network_bytes(prepared) + ALLOCATOR_BYTES
+
+
+def device_bytes(prepared: Prepared, resident: bool, tile_rows: int) -> int:
+    """Return the bytes of rows, network and activations on a device with its own memory, excluding its driver."""
+    config = prepared.config
+    network = prepared.max_network
+    row_bytes = network.n_inputs * row_dtype(prepared.shards).itemsize
+    rows = prepared.n_rows * row_bytes if resident and prepared.given_model is None else 0
+    # The activations of each layer in the encoder and in the decoder, and their gradients.
+    n_rows_at_once = max(config.training.batch_size, tile_rows)
+    activations = 4 * n_rows_at_once * sum(network.widths)
+    return rows + 4 * (_COPIES_ON_DEVICE * network.n_weights + activations)

@@ -1,0 +1,290 @@
+"""The dry run: time, memory and disk space of a run, results that it would reuse, and problems that would stop it."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from shardpress.device import TILE_ROWS, seconds_compiling, start_device, theanos_errors
+from shardpress.run.deadline import reserved_seconds
+from shardpress.run.encoding_stage import EncodingStage, encoder_of, encoding_bytes, estimate_encoding
+from shardpress.run.finish import FinishStage
+from shardpress.run.memory import LIBRARY_BYTES, available_bytes, device_bytes, taken_bytes
+from shardpress.run.plan.checks import (
+    Findings,
+    Reusable,
+    adds_extras,
+    captured_warnings,
+    check_inputs,
+    check_output,
+    check_rows,
+    free_bytes,
+    nearest_directory,
+)
+from shardpress.run.prepare import Prepared
+from shardpress.run.sample import AnonymousDisk, Sample, StageEstimate, stretches
+from shardpress.run.scan_stage import ScanStage
+from shardpress.run.space import bytes_missing, copies_missing
+from shardpress.run.training_sample import sample_training
+from shardpress.run.training_stage import TrainingStage
+from shardpress.settings.config import Config
+from shardpress.settings.deadline import deadline_of
+from shardpress.shards.shard import row_dtype
+
+if TYPE_CHECKING:
+    from shardpress_kernels.backend import Device
+
+__all__ = ["Plan", "make_plan"]
+
+_BUSY = 0.75  # load per core above which the machine is busy
+# Estimates for the report, which measures a bounded number of rows. Its classifiers and components take longer on wide
+# rows.
+_REPORT_SECONDS = 0.5
+_REPORT_SECONDS_PER_COLUMN = 0.0025
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Plain values that describe what a run would do.
+
+    Attributes
+    ----------
+    input : dict
+        ``n_shards``, ``n_rows``, ``n_inputs``, ``dtype``, ``n_bytes``, ``columns`` (the source of their names); empty
+        if the inputs cannot be used.
+    model : dict
+        ``widths`` of the network, ``epochs``, ``steps_per_epoch``, ``batch_size``.
+    components : list of list
+        Numbers of principal components, and the mean squared error of sampled rows when reconstructed from them.
+    device : str
+        Device that would compute; empty if nothing has to be computed, or no device can be started.
+    stages : list of StageEstimate
+        Estimates in the order of the stages; stages that could not be tried are missing.
+    memory : dict
+        ``host_bytes`` and ``device_bytes`` at the peak, the configured ``budget``, and the bytes ``available`` now.
+    disk : dict
+        ``n_bytes`` that the run would write and keep, ``free`` bytes now, and ``left`` bytes afterwards.
+    earlier : dict of str to str
+        Results of an earlier run that each stage reuses, or the reason why it reuses none.
+    problems : list of dict
+        Errors that would stop the run: ``kind``, ``exit_code``, ``words``.
+    warnings : list of str
+        Warnings that the run would log.
+    """
+
+    input: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
+    device: str = ""
+    components: list[list[float]] = field(default_factory=list)
+    stages: list[StageEstimate] = field(default_factory=list)
+    memory: dict[str, int | None] = field(default_factory=dict)
+    disk: dict[str, int | None] = field(default_factory=dict)
+    earlier: dict[str, str] = field(default_factory=dict)
+    problems: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that all stages would take."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the plan as plain values, for JSON."""
+        return {**asdict(self), "seconds": self.seconds}
+
+
+def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
+    """Check the inputs, the output and the device, and run each stage for a moment. Nothing is written.
+
+    Parameters
+    ----------
+    config : Config
+        Settings of the run.
+    report_step : callable
+        Function that is called with a few words before each step.
+    """
+    facts: dict[str, Any] = {}
+    with captured_warnings() as findings:
+        start = time.monotonic()
+        report_step("checking the inputs and the output")
+        prepared = check_inputs(config, findings)
+        if prepared is not None and adds_extras(prepared):
+            appended = check_inputs(config.changed(append=True), findings)
+            if appended is None or not _has_changed_rows(appended):
+                config = config.changed(append=True)
+                prepared = appended
+        if prepared is None and config.results.append and not findings.problems:
+            facts["earlier"] = {"encoding": "the results contain all files of --input; there is nothing to append"}
+        if prepared is not None:
+            reusable = check_output(prepared, findings)
+            facts = _facts_without_sample(prepared, reusable)
+            if not reusable.is_complete:
+                findings.warnings += _warnings_of_load()
+                report_step("starting Theano and the device")
+                device = findings.attempt(lambda: start_device(config.machine.require_device))
+                seconds = time.monotonic() - start - seconds_compiling()
+                if device is not None:
+                    facts |= _facts_of_sample(prepared, reusable, device, findings, report_step)
+                if facts.get("stages"):
+                    what = "checks of the inputs, Theano and the device"
+                    facts["stages"].insert(0, StageEstimate("start", seconds, what))
+    problems = [
+        {"kind": type(error).__name__, "exit_code": error.exit_code, "words": str(error)} for error in findings.problems
+    ]
+    return Plan(**facts, problems=problems, warnings=list(dict.fromkeys(findings.warnings)))
+
+
+def _has_changed_rows(appended: Prepared) -> bool:
+    return appended.finished is not None and appended.finished.n_changed > 0
+
+
+def _warnings_of_load() -> Iterator[str]:
+    """Yield a warning if other processes keep the machine busy, since they might end before the run."""
+    load = os.getloadavg()[0]
+    n_cores = len(os.sched_getaffinity(0))
+    if load > _BUSY * n_cores:
+        yield f"the machine is busy (load {load:.1f} on {n_cores} cores), so the estimated times may be too long"
+
+
+def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, Any]:
+    """Return the fields of a plan that need no computation."""
+    shards = prepared.shards
+    config = prepared.config
+    n_train = prepared.n_fitted - round(config.validation.validation_fraction * prepared.n_fitted)
+    return {
+        "input": {
+            "n_shards": len(shards),
+            "n_rows": prepared.n_rows,
+            "n_inputs": prepared.n_inputs,
+            "dtype": str(row_dtype(shards)),
+            "n_bytes": sum(shard.n_rows * shard.row_bytes for shard in shards),
+            "columns": str(prepared.columns),
+        },
+        "model": {
+            "widths": list(prepared.max_network.widths),
+            "n_features": config.network.n_outputs,
+            "epochs": 0 if prepared.given_model else config.training.epochs,
+            "steps_per_epoch": -(-n_train // config.training.batch_size),
+            "batch_size": config.training.batch_size,
+            "replicas": config.training.replicas,
+        },
+        "disk": _disk(prepared, reusable, bytes_missing(prepared, reusable.written)),
+        "earlier": reusable.why,
+    }
+
+
+def _disk(prepared: Prepared, reusable: Reusable, feature_bytes: int) -> dict[str, int | None]:
+    """Return the bytes that the run would write, the free bytes now, and the free bytes afterwards."""
+    n_bytes = 0
+    if not reusable.is_complete:
+        # encoder.npz is in float64; a trained model.h5 is written twice.
+        n_weights = prepared.max_network.n_weights
+        n_copies = 2 if prepared.given_model is None else 1
+        n_bytes = feature_bytes + n_weights * (8 + 4 * n_copies)
+    free = free_bytes(Path(prepared.config.results.output))
+    return {"n_bytes": n_bytes, "free": free, "left": None if free is None else free - n_bytes}
+
+
+def _facts_of_sample(
+    prepared: Prepared, reusable: Reusable, device: Device, findings: Findings, report_step: Callable[[str], object]
+) -> dict[str, Any]:
+    """Return the fields of a plan that need the device or a sample of the work."""
+    resident = prepared.budget.keeps_rows(device)
+    facts: dict[str, Any] = {"device": str(device), "memory": _memory(prepared, device, findings)}
+    with theanos_errors():
+        sample = findings.attempt(
+            lambda: _sample_stages(prepared, resident, device.used == "cpu", findings, report_step)
+        )
+    if sample is None:
+        return facts
+    if prepared.config.storage.compression != "none":  # the sample shows how far features can be compressed
+        n_rows = prepared.n_rows - reusable.written.n_rows
+        n_bytes = sample.encoding.n_bytes * n_rows // max(1, sample.encoding.n_rows)
+        facts["disk"] = _disk(prepared, reusable, n_bytes + copies_missing(prepared, reusable.written))
+    if sample.training is not None:
+        facts["components"] = [[n, error] for n, error in sample.training.components]
+    return {**facts, "stages": estimate_stages(prepared, reusable, sample)}
+
+
+def _memory(prepared: Prepared, device: Device, findings: Findings) -> dict[str, int | None]:
+    """Return the memory that the run would need at its peak; warn if less is available."""
+    in_use = taken_bytes()
+    on_host = device.used == "cpu"
+    resident = prepared.budget.keeps_rows(device)
+    stages = [ScanStage(prepared).memory_bytes(resident and on_host), encoding_bytes(prepared)]
+    stages.append(FinishStage(prepared).memory_bytes(resident and on_host))
+    if prepared.given_model is None:
+        stages.append(TrainingStage(prepared, ()).memory_bytes(resident and on_host))
+    needed = in_use + LIBRARY_BYTES + max(stages)
+    available = available_bytes()
+    if 0 < available < needed:
+        sizes = f"{needed / 1e6:.0f} MB of memory are needed at the peak, but {available / 1e6:.0f} MB are available"
+        findings.warnings.append(f"{sizes}: lower --memory-budget")
+    return {
+        "host_bytes": needed,
+        "device_bytes": None if on_host else device_bytes(prepared, resident, TILE_ROWS),
+        "budget": prepared.config.machine.memory_budget,
+        "available": available,
+    }
+
+
+def _sample_stages(
+    prepared: Prepared, resident: bool, on_host: bool, findings: Findings, report_step: Callable[[str], object]
+) -> Sample | None:
+    """Run each stage on some rows; return None if no model can be trained on them."""
+    report_step("scanning a sample")
+    scanning = ScanStage(prepared)
+    scanned = scanning.sample(stretches(prepared))
+    pace = scanned.pace  # speed of the first pass over the rows
+    offset = scanning.offset_of(scanned.scan) if prepared.given_model is None else prepared.given_model.offset
+    if offset is not None:
+        prepared = prepared.with_offset(offset)
+        scanning = ScanStage(prepared)
+        scanned = scanning.sample(stretches(prepared))
+    if not check_rows(scanning, scanned.scan, findings):
+        return None
+
+    training = None
+    if prepared.given_model is None:
+        report_step("compiling, and training on a sample")
+        training, model, encoder = sample_training(prepared, scanned.scan, resident)
+    else:
+        model = prepared.given_model
+        encoder = encoder_of(prepared, model)
+
+    report_step("encoding a sample")
+    folder = None  # nothing is written to a disk that is nearly full, not even for a moment
+    if not findings.problems:
+        folder = nearest_directory(Path(prepared.config.results.output))
+    encoding = EncodingStage(prepared, model, {})
+    encoded = encoding.sample(encoder, scanned.stretches, AnonymousDisk(folder))
+    return Sample(pace, training, encoded, resident, on_host)
+
+
+def estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> list[StageEstimate]:
+    """Return the time of each stage: 0 if its result is reused, otherwise an estimate from the sample."""
+    estimates = []
+    if prepared.is_scanned:
+        scanning = ScanStage(prepared.without_copies()).estimate(sample)
+        estimates.append(_reused(scanning, reusable) if reusable.has_scan else scanning)
+    encoding = estimate_encoding(sample, prepared.n_rows - reusable.written.n_rows)
+    if reusable.written.n_rows == prepared.n_rows:
+        encoding = _reused(encoding, reusable)
+    if sample.training is not None:
+        reserved = reserved_seconds(encoding.seconds, prepared.config.results.n_copies)
+        reserved += sum(estimate.seconds for estimate in estimates)
+        ends_by = reusable.ends_by or deadline_of(prepared.config.timing, time.time())
+        training = TrainingStage(prepared, ()).estimate(sample, reusable.checkpoint, ends_by, reserved)
+        estimates.append(_reused(training, reusable) if reusable.model is not None else training)
+    what = "verification of some rows, and a sample for the report"
+    report_seconds = _REPORT_SECONDS + _REPORT_SECONDS_PER_COLUMN * prepared.n_inputs
+    return [*estimates, encoding, StageEstimate("report", report_seconds, what)]
+
+
+def _reused(estimate: StageEstimate, reusable: Reusable) -> StageEstimate:
+    """Return the estimate of a stage whose result is reused."""
+    return StageEstimate(estimate.name, 0.0, reusable.why[estimate.name])

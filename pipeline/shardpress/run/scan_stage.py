@@ -1,0 +1,330 @@
+"""The scan: one pass over all rows that finds the range of each column and the bad rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from shardpress.errors import DataError, printable, quantity, short_list
+from shardpress.output.records import Record
+from shardpress.progress import Progress
+from shardpress.run.context import RunContext
+from shardpress.run.memory import block_bytes, chunk_bytes
+from shardpress.run.prepare import Prepared
+from shardpress.run.resume import EarlierResults, load_at_most
+from shardpress.run.sample import Pace, Sample, StageEstimate, Stretch, measure_tasks
+from shardpress.scan import ranges
+from shardpress.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, stats_of_unreadable
+from shardpress.scan.ranges import Scan, scan_bytes
+from shardpress.settings.kinds import n_allowed
+
+__all__ = ["ScanSample", "ScanStage"]
+
+log = logging.getLogger(__name__)
+
+_SCALINGS = {"std": "each column to the same variance", "common": "all columns are divided by one number"}
+_COLUMNS_LISTED = 10  # columns that a message lists
+_MOST_RANGE_BYTES = 2**26  # bytes of the ranges of all shards
+_SHARD_BYTES = 500  # bytes of Python objects per shard
+_RANGE_COPIES = 3  # copies in memory: of each shard, in one array, and in the stored file
+
+
+@dataclass(frozen=True)
+class ScanSample:
+    """A scan of some rows.
+
+    Attributes
+    ----------
+    pace : Pace
+        Rows and seconds.
+    scan : Scan
+        Scan of these rows.
+    stretches : list of Stretch
+        The readable rows.
+    """
+
+    pace: Pace
+    scan: Scan
+    stretches: list[Stretch]
+
+
+@dataclass(frozen=True)
+class ScanStage:
+    """Stage that scans the rows, or reuses the scan of an earlier run.
+
+    Attributes
+    ----------
+    prepared : Prepared
+        The run, with shards whose rows are read as they are stored.
+    """
+
+    prepared: Prepared
+
+    name: ClassVar[str] = "scan"
+
+    def key(self) -> str:
+        """Return the fingerprint of the inputs and the settings that determine the scan."""
+        return self.prepared.scan_key
+
+    def load(self, earlier: EarlierResults) -> Scan | None:
+        """Return the scan of an earlier run, or None."""
+        scan = self.committed(earlier)
+        if scan is None or not scan.unreadable:
+            return scan
+        # Unreadable files may have been repaired without a new modification time.
+        earlier.drop(*earlier.ledger.records("scan", self.key()))
+        return None
+
+    def committed(self, earlier: EarlierResults) -> Scan | None:
+        """Return the scan of an earlier run, even if it could not read some files, or None."""
+
+        def read(record: Record) -> Scan:
+            n_bytes = scan_bytes(self.prepared.shards)
+            return Scan.from_npz(load_at_most(earlier.ledger, record, n_bytes)).check_fits(self.prepared.shards)
+
+        return earlier.latest("scan", self.key(), read, "scan: the earlier scan cannot be used (%s); it is recomputed")
+
+    def make(self, context: RunContext) -> Scan:
+        """Scan all rows and commit the result. Large integers are scanned again with an offset subtracted."""
+        scan = self._scan(context)
+        offset = self.offset_of(scan)
+        if offset is not None:
+            log.info(
+                "scan: %s with integers above 2^53, which float64 cannot represent exactly; scanning again with "
+                "each column's minimum subtracted",
+                quantity(int(np.count_nonzero(offset)), "column"),
+            )
+            with_offset = ScanStage(self.prepared.with_offset(offset))
+            scan = replace(with_offset._scan(context), offset=offset)
+        entry = context.ledger.write("stages/scan", ".npz", scan.to_npz())
+        context.ledger.commit(Record("scan", self.key(), entry))
+        return scan
+
+    def offset_of(self, scan: Scan) -> np.ndarray | None:
+        """Return the offset (n_inputs,) to subtract from the rows, or None.
+
+        `scan` is a scan of the stored values. A given model has its own offset. With a configured missing value no
+        offset is used, because stored rows are compared with this value.
+        """
+        if self.prepared.given_model is not None or self.prepared.config.bad_data.missing_value is not None:
+            return None
+        return ranges.offset_for(self.prepared.shards, scan)
+
+    def describe(self, scan: Scan) -> str:
+        """Describe the reused scan."""
+        return "the scan"
+
+    def check(self, scan: Scan) -> None:
+        """Log warnings about the rows.
+
+        Raises
+        ------
+        DataError
+            If there are more bad rows than the settings allow, or no model can be trained on the rows.
+        """
+        self.check_bad_rows(scan)
+        if self.prepared.given_model is None:
+            self.check_usable(scan)
+            self._log_scaling(scan)
+            self._log_activation(scan)
+            for hint in scan.hints:
+                log.info("hint: %s", printable(hint))
+            self._warn_of_few_rows(scan)
+            self._warn_of_narrow_columns(scan)
+        self._log_imputed_values(scan)
+
+    def check_bad_rows(self, scan: Scan) -> None:
+        """Raise `DataError` if there are more bad rows than the settings allow."""
+        prepared = self.prepared
+        settings = prepared.config.bad_data
+        n_bad = len(scan.bad_rows)
+        if not n_bad:
+            return
+        words = ranges.describe_bad_rows(prepared.shards, scan, settings.missing_value)
+        limit = prepared.max_bad_rows
+        if n_bad > limit:
+            expected = "finite numbers"
+            if prepared.allows_bad_data:
+                expected = f"at most {limit} (--max-bad-rows {settings.max_bad_rows})"
+            raise DataError(f"{words}, expected {expected}. {self._advice_on_bad_rows(scan)}")
+        log.warning("%s; they are left out and get NaN features", words)
+
+    def check_usable(self, scan: Scan) -> None:
+        """Raise `DataError` if no model can be trained on the rows."""
+        ranges.check_usable(self.prepared.shards, scan, self.prepared.config.bad_data.missing_value)
+
+    def facts(self, scan: Scan) -> dict[str, Any]:
+        """Return facts about the rows for the report."""
+        return {"scan": scan.summary()}
+
+    def memory_bytes(self, resident: bool) -> int:
+        """Return the bytes of the blocks that the threads hold, and of the ranges of the shards."""
+        n_bytes = self.prepared.budget.n_threads * block_bytes(self.prepared) + chunk_bytes(self.prepared)
+        if self._settings().keeps_shard_ranges:
+            n_bytes += _RANGE_COPIES * self._range_bytes()
+        return n_bytes
+
+    def sample(self, stretches: Sequence[Stretch]) -> ScanSample:
+        """Scan some rows."""
+        shards = self.prepared.shards
+        budget = self.prepared.budget
+        # Unreadable shards are recorded, and do not stop the sample.
+        settings = replace(self._settings(), max_unreadable=len(shards), keeps_shard_ranges=False)
+        look = ranges.scan_task(shards, settings, self.prepared.fitted)
+
+        def scan_stretch(stretch: Stretch) -> tuple[Stretch, BlockStats]:
+            blocks = stretch.block.cut(budget.block_rows)
+            pieces = [Piece(stretch.number, stretch.first_row, block) for block in blocks]
+            return stretch, look([piece.with_fitted(self.prepared.fitted) for piece in pieces])
+
+        tasks = [(scan_stretch, stretch) for stretch in stretches]
+        pace, found = measure_tasks(tasks, budget.n_threads, lambda each: len(each[0].block))
+        unreadable = merge_stats([part for _, part in found]).unreadable
+        readable = [each for each in found if each[0].number not in unreadable]
+        # As in a run, all rows of an unreadable shard count as bad.
+        part = merge_stats([stats_of_unreadable(shards, unreadable), *(part for _, part in readable)])
+        scan = ranges.scan_from_stats(part, settings, shards, self.prepared.fitted)
+        return ScanSample(pace, scan, [stretch for stretch, _ in readable])
+
+    def estimate(self, sample: Sample) -> StageEstimate:
+        """Estimate the time of scanning all rows."""
+        return StageEstimate(self.name, sample.scan.seconds_for(self.prepared.n_rows), sample.scan.in_words())
+
+    # -- private --
+
+    def _scan(self, context: RunContext) -> Scan:
+        prepared = self.prepared
+        settings = self._settings()
+        n_processes = max(1, context.pool.n_local_processes)  # number of processes that share the memory budget
+        settings = replace(settings, chunk_bytes=settings.chunk_bytes // n_processes)
+        stats = context.pool.stats
+        with (
+            Progress("scan", prepared.n_rows, "rows", prepared.shards[0].row_bytes) as progress,
+            context.pool.executor(prepared.budget.n_threads) as (executor, n_at_once),
+        ):
+            stats.begin("scan")
+
+            def advance(n_rows: int) -> None:
+                progress.advance(n_rows, stats)
+
+            return ranges.scan(prepared.shards, settings, executor, n_at_once, advance, prepared.fitted)
+
+    def _settings(self) -> ScanSettings:
+        prepared = self.prepared
+        max_unreadable = None  # the first unreadable shard is an error
+        if prepared.allows_bad_data:
+            max_unreadable = prepared.max_bad_shards - len(prepared.bad_shards)
+        return ScanSettings(
+            block_rows=prepared.budget.block_rows,
+            missing=prepared.config.bad_data.missing_value,
+            max_unreadable=max_unreadable,
+            clip_quantile=prepared.config.bad_data.clip_quantile,
+            impute=prepared.impute,
+            scale=prepared.scale,
+            chunk_bytes=prepared.budget.chunk_bytes,
+            missing_indicator=prepared.given_model is None and prepared.config.bad_data.missing_indicator,
+            ranks=prepared.given_model is None and prepared.config.scaling.transform == "rank",
+            for_training=prepared.finished is None,
+            keeps_shard_ranges=self._keeps_shard_ranges(),
+        )
+
+    def _keeps_shard_ranges(self) -> bool:
+        """Return whether the scan keeps the range of each shard, so that an append can remove or replace a shard.
+
+        With clipping and ranks, the range of all rows does not follow from those of the shards.
+        """
+        settings = self.prepared.config
+        if settings.bad_data.clip_quantile or settings.scaling.transform == "rank":
+            return False
+        return self._range_bytes() <= _MOST_RANGE_BYTES
+
+    def _range_bytes(self) -> int:
+        """Return the bytes of the ranges of all shards."""
+        n_numbers = 2 * self.prepared.n_inputs
+        return len(self.prepared.shards) * (n_numbers * np.dtype(np.float64).itemsize + _SHARD_BYTES)
+
+    def _advice_on_bad_rows(self, scan: Scan) -> str:
+        """Return advice on bad rows, including the flags that would let the next run succeed."""
+        prepared = self.prepared
+        settings = prepared.config.bad_data
+        advice = ["Fix the files"]
+        # With a given model, --impute has no effect: the model either imputes values already, or never does.
+        if prepared.given_model is None and ranges.misses_values(prepared.shards, scan, settings.missing_value):
+            advice.append("fill in missing values with --impute median")
+        if not scan.n_fitted:
+            return f"Without these rows, no usable rows would remain. {', or '.join(advice)}."
+        n_bad = len(scan.bad_rows)
+        mode = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
+        limit = f" --max-bad-rows {n_bad}" if n_bad > n_allowed(settings.max_bad_rows, scan.n_rows) else ""
+        return f"{', '.join(advice)}, or leave these rows out with --on-bad-data {mode}{limit}."
+
+    def _log_scaling(self, scan: Scan) -> None:
+        if self.prepared.config.scaling.scale == "auto" and scan.scale != "range":
+            log.info(
+                "scaling: %s (--scale %s), because most columns have rare values that are much larger than the others",
+                _SCALINGS[scan.scale],
+                scan.scale,
+            )
+
+    def _log_activation(self, scan: Scan) -> None:
+        if self.prepared.config.network.code_activation is None and scan.has_huge_rows:
+            log.info(
+                "features: linear (--code-activation linear), because some rows are much larger than the others, and "
+                "would saturate sigmoids"
+            )
+
+    def _warn_of_few_rows(self, scan: Scan) -> None:
+        n_features = self.prepared.config.network.n_features
+        n_inputs = self.prepared.n_inputs
+        if scan.n_fitted >= n_features:
+            return
+        advice = " If the rows are stored as columns, use --orientation columns." if n_inputs > scan.n_rows else ""
+        log.warning(
+            "%s of %d columns, fewer than the %d features: the model can memorize the rows, and may not generalize to "
+            "other rows. Provide more rows, or lower --n-features.%s",
+            quantity(scan.n_fitted, "usable row"),
+            n_inputs,
+            n_features,
+            advice,
+        )
+
+    def _warn_of_narrow_columns(self, scan: Scan) -> None:
+        """Warn about columns in which outliers widen the range so much that ordinary values hardly differ."""
+        columns = scan.narrow
+        if scan.scale != "range" or not len(columns):
+            return
+        names = self.prepared.columns
+        worst = int(columns[0])
+        low, high = scan.inner[:, worst]
+        log.warning(
+            "%s with outliers that stretch the range to more than 100 standard deviations, so that the model "
+            "can hardly distinguish ordinary values: %s; column %s ranges from %g to %g, but 80 %% of its values lie "
+            "between %g and %g. Clip the outliers with --clip-quantile %g.",
+            quantity(len(columns), "column"),
+            short_list(names.listed(columns), _COLUMNS_LISTED),
+            names.numbered(worst),
+            scan.minimum[worst],
+            scan.maximum[worst],
+            low,
+            high,
+            0.01 if scan.clips else 0.001,
+        )
+
+    def _log_imputed_values(self, scan: Scan) -> None:
+        if scan.n_missing is None or not scan.n_missing.any():
+            return
+        value = f"the column's {self.prepared.config.bad_data.impute}"
+        if self.prepared.given_model is not None:
+            value = "the model's value for the column"
+        log.info(
+            "scan: %s in %s, filled in with %s",
+            quantity(int(scan.n_missing.sum()), "missing value"),
+            quantity(int((scan.n_missing > 0).sum()), "column"),
+            value,
+        )
+        if scan.indicators is not None:
+            log.info("scan: added %s", quantity(len(scan.indicators), "missing indicator"))

@@ -1,0 +1,398 @@
+"""The training: a model fitted to the scanned rows, or the model of an earlier run."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from shardpress.cluster.pool import LocalPool
+from shardpress.cluster.stats import WorkerStats
+from shardpress.device import autoencoder_of
+from shardpress.errors import TrainingDiverged, printable
+from shardpress.model import Model, load_model
+from shardpress.output.records import LAST_GOOD, Record
+from shardpress.progress import Progress
+from shardpress.run.context import RunContext, versions
+from shardpress.run.deadline import DeadlinePolicy, epochs_that_fit
+from shardpress.run.memory import ALLOCATOR_BYTES, NETWORK_COPIES, SCALING_BYTES, chunk_bytes, network_bytes
+from shardpress.run.prepare import Prepared
+from shardpress.run.resume import EarlierResults, load_at_most, step_of
+from shardpress.run.sample import Sample, StageEstimate, TrainingPace
+from shardpress.scan.ranges import Scan
+from shardpress.settings.deadline import in_words
+from shardpress.shards.shard import row_dtype
+from shardpress.training.checkpoint import Checkpoint
+from shardpress.training.epochs import Training
+from shardpress.training.fit import prepare_training
+from shardpress.training.loop import CheckpointPolicy, training_loop
+from shardpress.training.replica import RoundRunner, runner_on
+from shardpress.training.verdict import complaints, measured
+
+__all__ = ["TrainingStage"]
+
+log = logging.getLogger(__name__)
+
+_NUMBER_BYTES = 8  # number of a row that is left out
+_CHECKPOINTS_KEPT = 2  # more than one, because the last one could be damaged
+
+
+@dataclass(frozen=True)
+class TrainingStage:
+    """Stage that trains a model, or reuses the model of an earlier run.
+
+    Attributes
+    ----------
+    prepared : Prepared
+        The run, with shards whose rows are read minus the scan's offset.
+    unreadable : iterable of int
+        Positions of shards that the scan could not read.
+    scan : Scan or None
+        The scan. Only `make` needs it.
+    """
+
+    prepared: Prepared
+    unreadable: Iterable[int]
+    scan: Scan | None = None
+
+    name: ClassVar[str] = "training"
+
+    def key(self) -> str:
+        """Return the fingerprint of the scan and the settings that determine the model."""
+        return self.prepared.request.of_model(self.unreadable)
+
+    def load(self, earlier: EarlierResults) -> Model | None:
+        """Return the model of an earlier run, or None."""
+        directory = earlier.ledger.directory
+
+        def read(record: Record) -> Model:
+            return load_model(directory / record.entry.file)
+
+        model = earlier.latest("model", self.key(), read, "%s; the model is trained again")
+        if model is None:
+            return None
+        self._drop_checkpoints(earlier)
+        # Version 0.1.0 did not store the names of columns.
+        return replace(model, columns=self.prepared.columns)
+
+    def last_checkpoint(self, earlier: EarlierResults) -> Record | None:
+        """Return the record of the last checkpoint of an unfinished training run, or None."""
+        checkpoints = earlier.records("checkpoint", self.key())
+        return checkpoints[-1] if checkpoints else None
+
+    def make(self, context: RunContext) -> Model:
+        """Train, and commit the model.
+
+        Raises
+        ------
+        DataError
+            If no row is left to train on, or rows cannot be read.
+        TrainingDiverged
+        """
+        assert self.scan is not None
+        prepared = self.prepared
+        self._warn_of_idle_devices(context)
+        # Training leaves out bad rows and the rows that it must not see in the same way.
+        left_out = np.union1d(self.scan.bad_rows, prepared.not_fitted())
+        model = _trained(prepared, context, self.key(), replace(self.scan, bad_rows=left_out))
+        entry = context.ledger.write("stages/model", ".h5", model.to_hdf5())
+        context.ledger.commit(Record("model", self.key(), entry))
+        # Checkpoints are dropped only now: until the model is committed, a run resumes from them.
+        self._drop_checkpoints(context.earlier)
+        # The compiled functions are in reference cycles, which keep all rows in memory.
+        gc.collect()
+        return model
+
+    def describe(self, model: Model) -> str:
+        """Describe the reused model."""
+        return "the trained model"
+
+    def check(self, model: Model) -> None:
+        """Log warnings about the result of the training."""
+        for complaint in complaints(model.about["training"], self.prepared.config.training, model.network):
+            log.warning("%s", complaint)
+
+    def facts(self, model: Model) -> dict[str, Any]:
+        """Return facts about the training for the report."""
+        return {"training": model.about["training"]}
+
+    def memory_bytes(self, resident: bool) -> int:
+        """Return the maximum number of bytes of rows and copies of the network during training."""
+        prepared = self.prepared
+        budget = prepared.budget
+        config = prepared.config
+        n_rows = prepared.n_rows
+        n_inputs = prepared.max_network.n_inputs
+        row_bytes = n_inputs * row_dtype(prepared.shards).itemsize
+        n_validated = min(round(config.validation.validation_fraction * n_rows), budget.max_validation_rows)
+        numbers = _NUMBER_BYTES * (n_rows - prepared.n_fitted)
+        if prepared.targets is not None:
+            numbers += prepared.targets.values.nbytes
+        rows = n_rows * row_bytes if resident else 0
+        windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes + ALLOCATOR_BYTES
+        sample = 0
+        if config.training.start == "components" or config.validation.baseline:
+            sample = min(budget.max_sample_rows, n_rows) * 4 * n_inputs + SCALING_BYTES
+        network = NETWORK_COPIES * network_bytes(prepared)
+        return chunk_bytes(prepared) + rows + numbers + n_validated * row_bytes + max(sample, windows) + network
+
+    def estimate(
+        self, sample: Sample, checkpoint: Record | None, ends_by: float | None, reserved: float
+    ) -> StageEstimate:
+        """Estimate the time of the training.
+
+        Parameters
+        ----------
+        checkpoint : Record or None
+            The last checkpoint of an earlier run.
+        ends_by : float or None
+            Deadline of the run in seconds since 1970; only the epochs that fit before it are counted.
+        reserved : float
+            Seconds before the deadline that later stages need.
+        """
+        config = self.prepared.config
+        pace = sample.training
+        assert pace is not None
+        once = self._seconds_once(pace, sample.resident)
+        epoch = self._seconds_per_epoch(pace, sample)
+        n_epochs = float(config.training.epochs)
+        if checkpoint is not None:
+            n_epochs_done = step_of(checkpoint) * config.training.batch_size / pace.n_rows
+            n_epochs = max(0.0, checkpoint.facts.get("of", n_epochs) - n_epochs_done)
+        if ends_by is not None:
+            n_epochs = min(n_epochs, epochs_that_fit(ends_by - time.time() - once - reserved, epoch))
+        rate = pace.steps.in_words()
+        what = f"{n_epochs:.3g} of {config.training.epochs} epochs, {epoch:.3g} s each at {rate}"
+        if not sample.resident:
+            what += ", streamed"
+        if ends_by is not None:
+            what += f", to finish by {in_words(ends_by)}"
+        if config.validation.patience and pace.n_validated:
+            what += "; may stop early"
+        return StageEstimate(self.name, once + n_epochs * epoch, what)
+
+    # -- private --
+
+    def _drop_checkpoints(self, earlier: EarlierResults) -> None:
+        earlier.drop(*earlier.ledger.records("checkpoint", self.key()))
+
+    def _warn_of_idle_devices(self, context: RunContext) -> None:
+        """Warn about devices that are idle while the CPU trains."""
+        config = self.prepared.config
+        is_alone = config.training.replicas == 1 and context.device.used == "cpu"
+        if is_alone and set(config.cluster.devices or ()) - {"cpu"}:
+            log.warning(
+                "training: this process trains one replica on the CPU, and the --devices are idle. To train on one of "
+                "them, set THEANO_FLAGS=device=cuda (or another kind of device). To train on all of them, use "
+                "--replicas 8."
+            )
+
+    def _seconds_once(self, pace: TrainingPace, resident: bool) -> float:
+        """Return the seconds of a training run that do not depend on its number of epochs."""
+        reading = pace.reading.seconds_for(self.prepared.n_rows)
+        if not resident:
+            n_read = pace.n_validated + self.prepared.budget.max_sample_rows
+            reading = min(reading, pace.reading.seconds_for(n_read))
+        baseline = pace.baseline.seconds_for(pace.n_validated) if pace.baseline else 0.0
+        # Validation rows are evaluated before the first epoch, and again for the comparison with principal components.
+        validation = 2 * pace.validation.seconds_for(pace.n_validated)
+        return pace.compiling + pace.beginning + reading + baseline + validation
+
+    def _seconds_per_epoch(self, pace: TrainingPace, sample: Sample) -> float:
+        steps = pace.steps.seconds_for(pace.n_rows)
+        validation = pace.validation.seconds_for(pace.n_validated)
+        if sample.resident:
+            return steps + validation
+        reading = pace.reading.seconds_for(self.prepared.n_rows)
+        if sample.on_host:  # the processor reads and computes
+            return steps + reading + validation
+        return max(steps, reading) + validation
+
+
+def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> Model:
+    """Train the autoencoder, or resume its training, and return the model.
+
+    Raises
+    ------
+    TrainingDiverged
+        If the cost is not finite or has grown without bound. The last good weights are then stored in the output
+        directory.
+    """
+    context.state.model_key = key
+    training = _prepared_training(prepared, context, scan)
+    _resume_latest(context, key, training)
+    deadline = None
+    if context.state.ends_by is not None:
+        deadline = DeadlinePolicy(prepared, context, scan, context.state.ends_by)
+    try:
+        _train(prepared, context, key, training, deadline)
+    except TrainingDiverged as error:  # another run would diverge, too, so the weights are stored for inspection
+        path = _store_last_good(prepared, context, scan, training, error)
+        raise TrainingDiverged(f"{error} The last good weights are in {printable(path)}.") from error
+    _log_end(training)
+    about = _facts(prepared, context, training)
+    if deadline is not None:
+        about["training"]["deadline"] = deadline.facts(training)
+    return _model(prepared, scan, training, about)
+
+
+def _train(
+    prepared: Prepared, context: RunContext, key: str, training: Training, deadline: DeadlinePolicy | None
+) -> None:
+    """Take all remaining steps, and show their progress."""
+    row_bytes = prepared.shards[0].row_bytes
+    with (
+        Progress("training", training.n_rows_planned, "rows", row_bytes, training.n_rows_done) as progress,
+        _runner(prepared, context) as runner,
+        training_loop(training, deadline, _checkpoints(prepared, context, key), runner) as steps,
+    ):
+        progress_text: object = training
+        if runner is not None:
+            progress_text = _TrainingProgress(training, context.pool.stats)
+        for step in steps:
+            if deadline is not None:  # it may have changed the number of epochs
+                progress.expect(training.n_rows_planned)
+            progress.advance(step.n_rows, progress_text)
+
+
+def _prepared_training(prepared: Prepared, context: RunContext, scan: Scan) -> Training:
+    network = prepared.network_for(scan)
+    autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
+    sizes = prepared.budget.sizes(context.device)
+    if _uses_workers(prepared, context):  # workers read their rows themselves
+        sizes = replace(sizes, resident=False, on_device=False)
+    return prepare_training(
+        autoencoder,
+        prepared.shards,
+        scan,
+        prepared.config,
+        sizes,
+        prepared.targets,
+    )
+
+
+def _resume_latest(context: RunContext, key: str, training: Training) -> None:
+    """Resume the training from the last good checkpoint of an earlier run, if there is one."""
+    checkpoint = context.earlier.latest(
+        "checkpoint",
+        key,
+        partial(_resume, context, training),
+        "checkpoint %s; using the previous one",
+    )
+    if checkpoint is not None:
+        log.info("training: resuming after step %d of an earlier run", checkpoint.n_steps)
+        context.state.reused["training"] = f"the training up to step {checkpoint.n_steps}"
+
+
+def _resume(context: RunContext, training: Training, record: Record) -> Checkpoint:
+    """Resume the training from a committed checkpoint; raise `ValueError` if it does not fit.
+
+    A user who can write to the output directory can forge records. Therefore the size is checked before the file is
+    read, and its content before it is used.
+    """
+    array_bytes = sum(array.nbytes for array in training.checkpoint().arrays.values())
+    checkpoint = Checkpoint.from_npz(load_at_most(context.ledger, record, array_bytes))
+    n_steps = checkpoint.n_steps
+    epoch = checkpoint.state.epoch
+    is_possible = (epoch - 1) * training.steps_per_epoch <= n_steps <= (epoch + 1) * training.steps_per_epoch
+    if n_steps != step_of(record) or not is_possible:
+        raise ValueError(f"contains step {n_steps} of epoch {epoch}, but its record says step {step_of(record)}")
+    training.resume(checkpoint)
+    return checkpoint
+
+
+def _store_last_good(
+    prepared: Prepared, context: RunContext, scan: Scan, training: Training, error: TrainingDiverged
+) -> Path:
+    """Store the best weights of a training run that diverged, and return the path."""
+    model = _model(prepared, scan, training, {"stopped": str(error)})
+    context.ledger.replace(LAST_GOOD, model.to_hdf5())
+    return context.ledger.directory / LAST_GOOD
+
+
+def _log_end(training: Training) -> None:
+    """Log a line if the training has stopped early, or if no epoch was better than the start."""
+    state = training.state
+    if state.best_epoch < 0:
+        log.info("training: no epoch reduced the error of the initial parameters enough; keeping them")
+    elif len(state.history) < training.n_epochs:
+        log.info("training: stopped early; epoch %d was the best", state.best_epoch)
+
+
+def _facts(prepared: Prepared, context: RunContext, training: Training) -> dict[str, Any]:
+    """Return the facts about the training that the model's file stores."""
+    target = {}
+    if prepared.targets is not None:
+        target = {"target": {**prepared.targets.facts(), "fit_on": prepared.config.inputs.fit_on}}
+    return {
+        "training": {**training.state.summary(), **measured(training), **target},
+        "config": prepared.config.flat(),
+        "versions": versions(),
+        "device": str(context.device),
+    }
+
+
+def _model(prepared: Prepared, scan: Scan, training: Training, about: dict[str, Any]) -> Model:
+    """Return the best model of a training run, without its head."""
+    network = training.autoencoder.network.encoder
+    return Model(
+        scan.scaler,
+        network,
+        {name: training.best[name] for name in network.shapes},
+        about,
+        scan.offset,
+        prepared.columns,
+        prepared.shards[0].preparation,
+    )
+
+
+@dataclass(frozen=True)
+class _TrainingProgress:
+    """Progress of a training run and the speed of its workers, formatted only when a line is logged."""
+
+    training: object
+    workers: WorkerStats
+
+    def __str__(self) -> str:
+        return f"{self.training}, {self.workers}"
+
+
+def _uses_workers(prepared: Prepared, context: RunContext) -> bool:
+    """Return whether worker processes train the replicas."""
+    return prepared.config.training.replicas > 1 and not isinstance(context.pool, LocalPool)
+
+
+@contextmanager
+def _runner(prepared: Prepared, context: RunContext) -> Iterator[RoundRunner | None]:
+    """Provide a function that trains replicas on worker processes; None if this process trains."""
+    if not _uses_workers(prepared, context):
+        yield None
+        return
+    with context.pool.executor(prepared.budget.n_threads) as (executor, n_at_once):
+        context.pool.stats.begin("training")
+        yield runner_on(executor, n_at_once)
+
+
+def _checkpoints(prepared: Prepared, context: RunContext, key: str) -> CheckpointPolicy:
+    """Return the policy that commits checkpoints."""
+    seconds_between = 60 * prepared.config.timing.checkpoint_minutes
+    return CheckpointPolicy(partial(_save, prepared, context, key), seconds_between)
+
+
+def _save(prepared: Prepared, context: RunContext, key: str, checkpoint: Checkpoint) -> None:
+    """Commit a checkpoint, and drop all but the last ones."""
+    entry = context.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
+    state = checkpoint.state
+    n_epochs = prepared.config.training.epochs if state.n_epochs is None else state.n_epochs
+    facts = {"n_epochs": state.epoch, "of": n_epochs}
+    # Twelve digits, so that the keys sort in the order of the steps.
+    context.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", key, entry, facts))
+    context.ledger.drop(*context.ledger.records("checkpoint", key)[:-_CHECKPOINTS_KEPT])

@@ -1,0 +1,158 @@
+"""Logging to the terminal and to ``run.log``, with times, and collection of warnings for the report."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+__all__ = ["SHOWN_BY_BAR", "Dated", "RunLog", "Terminal", "Warnings", "collect_warnings"]
+
+SHOWN_BY_BAR = "is_shown_by_bar"
+"""Attribute of log records that a progress bar already shows. They are written only to the file."""
+
+_NAME = "run.log"
+_MAX_WARNINGS = 50  # maximum in the report; a file with thousands of faults causes thousands of warnings
+_MAX_WAITING = 1000  # maximum number of lines in memory before the directory is known
+
+
+class Dated(logging.Formatter):
+    """Formatter that shows the time of day. The first line of each day also shows the date."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(message)s")
+        self._day = ""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        """Return the time of a record."""
+        created = time.localtime(record.created)
+        day = time.strftime("%Y-%m-%d", created)
+        clock = time.strftime("%H:%M:%S", created)
+        if day == self._day:
+            return clock
+        self._day = day
+        return f"{day} {clock}"
+
+
+class Terminal(logging.StreamHandler):
+    """Handler that writes lines to standard error, above the progress bar if one is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(Dated())
+        self.addFilter(lambda record: not getattr(record, SHOWN_BY_BAR, False))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        if "tqdm" not in sys.modules:  # there is no bar
+            super().emit(record)
+            return
+        try:
+            with sys.modules["tqdm"].tqdm.external_write_mode(file=self.stream):
+                super().emit(record)
+        except Exception:  # tqdm fails if the terminal has been closed
+            self.handleError(record)
+
+
+class RunLog(logging.Handler):
+    """Handler that writes lines to ``run.log``.
+
+    The lines are kept in memory until the directory is known. If the file cannot be written, the run continues.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self._waiting: list[str] = []
+        self._descriptor: int | None = None
+
+    def start(self, directory: Path) -> None:
+        """Start writing to ``run.log`` in an output directory, which this run has locked."""
+        # An existing run.log may be a link to another file, or a pipe that no process reads.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        with suppress(OSError):
+            descriptor = os.open(directory / _NAME, flags, 0o666)
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                os.close(descriptor)  # with a hard link, another file would be changed
+                return
+            self._descriptor = descriptor
+            for line in self._waiting:
+                _write(descriptor, line)
+            self._waiting.clear()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line, or keep it in memory."""
+        line = self.format(record)
+        if self._descriptor is not None:
+            _write(self._descriptor, line)
+        elif len(self._waiting) < _MAX_WAITING:
+            self._waiting.append(line)
+
+    def write(self, text: str) -> None:
+        """Write a line that is not a log record, or keep it in memory."""
+        self.emit(logging.makeLogRecord({"msg": text, "levelname": "INFO"}))
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor is not None:
+            with suppress(OSError):
+                os.close(self._descriptor)
+            self._descriptor = None
+        super().close()
+
+
+class Warnings(logging.Handler):
+    """Handler that collects the first warnings of a run.
+
+    Attributes
+    ----------
+    first : list of str
+        Messages of the first warnings, without repetitions.
+    n : int
+        Number of warnings. Repetitions of warnings in `first` are not counted.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.first: list[str] = []
+        self.n = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count one warning, and collect its message."""
+        line = record.getMessage()
+        if line in self.first:
+            return
+        self.n += 1
+        if len(self.first) < _MAX_WARNINGS:
+            self.first.append(line)
+
+
+@contextmanager
+def collect_warnings() -> Iterator[Warnings]:
+    """Collect the warnings that the pipeline and the kernels log within the context."""
+    collected = Warnings()
+    handlers: list[logging.Handler] = [collected]
+    # If logging is not configured, Python stops printing warnings as soon as a handler is added.
+    if logging.lastResort is not None and not logging.getLogger().handlers:
+        handlers.append(logging.lastResort)
+    loggers = [logging.getLogger(name) for name in ("shardpress", "shardpress_kernels")]
+    places = [(logger, handler) for logger in loggers for handler in handlers]
+    for logger, handler in places:
+        logger.addHandler(handler)
+    try:
+        yield collected
+    finally:
+        for logger, handler in places:
+            logger.removeHandler(handler)
+
+
+def _write(descriptor: int, line: str) -> None:
+    data = line.encode("utf-8", "backslashreplace")  # file names may contain bytes that are not UTF-8
+    with suppress(OSError):  # for example if the disk is full
+        os.write(descriptor, data + b"\n")

@@ -1,0 +1,357 @@
+"""Tasks of a scan. They compute and merge statistics of blocks of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from shardpress.cluster.threads import check
+from shardpress.errors import DataError
+from shardpress.scan.sample import sample_positions
+from shardpress.scan.scaler import bad_rows, missing_entries
+from shardpress.shards.rows import keep_chunks, read
+from shardpress.shards.shard import Block, Shard, first_rows
+
+__all__ = [
+    "BlockStats",
+    "Piece",
+    "Pieces",
+    "ScanSettings",
+    "merge_stats",
+    "pieces_of",
+    "scan_pieces",
+    "stats_of_unreadable",
+]
+
+_NO_ROWS = np.empty(0, dtype=np.int64)
+
+
+class Piece(NamedTuple):
+    """A block of rows for a scan.
+
+    Attributes
+    ----------
+    number : int
+        Index of the shard in the input.
+    first_row : int
+        Global number of the shard's first row.
+    block : Block
+        Block of the shard.
+    packed : ndarray of uint8, or None
+        Bits, as from `np.packbits`, that tell which rows of the block to fit to. None if all of them are used.
+    """
+
+    number: int
+    first_row: int
+    block: Block
+    packed: np.ndarray | None = None
+
+    def with_fitted(self, fitted: np.ndarray | None) -> Piece:
+        """Return the piece with its part of a mask of all rows (n_rows,), bool."""
+        if fitted is None:
+            return self
+        first = self.first_row + self.block.start
+        return self._replace(packed=np.packbits(fitted[first : first + len(self.block)]))
+
+    @property
+    def is_fitted(self) -> np.ndarray | None:
+        """Mask of the rows to fit to, shape (len(block),), bool. None if all rows are used."""
+        if self.packed is None:
+            return None
+        return np.unpackbits(self.packed, count=len(self.block)).astype(bool)
+
+
+class Pieces(tuple[Piece, ...]):
+    """Consecutive pieces that one task scans."""
+
+    def __str__(self) -> str:
+        first = self[0].block
+        last = self[-1].block
+        if first == last:
+            return str(first)
+        return f"{first} to {last}"
+
+
+def pieces_of(shards: Sequence[Shard], block_rows: int) -> list[Piece]:
+    """Split all shards into pieces of at most `block_rows` rows, and return the pieces in row order."""
+    starts = first_rows(shards).tolist()
+    pieces = []
+    for number, shard in enumerate(shards):
+        pieces += [Piece(number, starts[number], block) for block in Block(shard, 0, shard.n_rows).cut(block_rows)]
+    return pieces
+
+
+@dataclass(frozen=True)
+class ScanSettings:
+    """Settings of a scan.
+
+    Attributes
+    ----------
+    block_rows : int
+        Number of rows that a task holds in memory at once.
+    missing : float, optional
+        Value that marks missing entries, in addition to NaN.
+    max_unreadable : int, optional
+        Number of unreadable shards to tolerate. If None, the first unreadable shard raises an error.
+    clip_quantile : float
+        Fraction of each column's values to exclude from the range at either end.
+    impute : str, optional
+        Column statistic that replaces missing values, ``mean`` or ``median``. If None, rows with missing values are
+        bad.
+    scale : str
+        Scaling of the columns, see `shardpress.scan.scaling.scaled_as`.
+    chunk_bytes : int
+        Size of the cache of decompressed chunks in each process, in bytes.
+    missing_indicator : bool
+        True if each column with missing values gets an indicator.
+    ranks : bool
+        True if values are replaced by their ranks.
+    for_training : bool
+        False if no model will be trained on the rows. The scan then lacks everything that depends on a sample of the
+        rows, except for clipped ranges, fill values and ranks.
+    keeps_shard_ranges : bool
+        True if the range of each column is also kept for each shard.
+    """
+
+    block_rows: int
+    missing: float | None = None
+    max_unreadable: int | None = None
+    clip_quantile: float = 0.0
+    impute: str | None = None
+    scale: str = "range"
+    chunk_bytes: int = 0
+    missing_indicator: bool = False
+    ranks: bool = False
+    for_training: bool = True
+    keeps_shard_ranges: bool = False
+
+    @property
+    def fills(self) -> bool:
+        """True if missing values are filled in."""
+        return self.impute is not None
+
+    @property
+    def needs_sample(self) -> bool:
+        """True if the scan needs a sample of the rows. Copying the sample takes as long as the rest of the scan."""
+        return self.for_training or self.fills or self.ranks or self.clip_quantile > 0
+
+
+@dataclass(frozen=True)
+class BlockStats:
+    """Statistics of the rows of some blocks.
+
+    Attributes
+    ----------
+    n_rows : int
+        Number of rows, including bad rows.
+    n_fitted : int
+        Number of the good rows to fit to. The following statistics, except for `bad_rows`, describe only these rows.
+    minimum, maximum : ndarray of shape (n_inputs,), float64
+        Range of each column. If there is no row to fit to, they are Inf and -Inf.
+    bad_rows : ndarray of int64
+        Sorted global numbers of the bad rows.
+    n_missing : ndarray of shape (n_inputs,), int64
+        Number of missing values of each column.
+    sample : ndarray of shape (n, n_inputs), float64
+        Sample of the rows. Missing values are NaN.
+    unreadable : dict of int to str
+        Reason why each unreadable shard cannot be read. Keys are the indices of the shards in the input.
+    shard_ranges : dict of int to ndarray of shape (2, n_inputs), float64
+        Minimum and maximum of each column in each shard with rows to fit to, by the index of the shard. Empty if they
+        are not kept.
+    """
+
+    n_rows: int
+    n_fitted: int
+    minimum: np.ndarray
+    maximum: np.ndarray
+    bad_rows: np.ndarray
+    n_missing: np.ndarray
+    sample: np.ndarray
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    shard_ranges: Mapping[int, np.ndarray] = field(default_factory=dict)
+
+
+def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> BlockStats:
+    """Return the statistics of a task's pieces.
+
+    If unreadable shards are tolerated, an unreadable block contributes only the reason of the failure.
+
+    Parameters
+    ----------
+    stride : int
+        Number of rows in a stratum. Each stratum contributes one row to the sample.
+    """
+    stats = []
+    memory = np.empty(0)
+    keep_chunks(settings.chunk_bytes)
+    for piece in pieces:
+        check()
+        block = piece.block
+        memory = _memory_for(block, memory)
+        try:
+            # Reuse the memory of the last block, because new pages would take half as long as the scan of a block.
+            rows = read(block, memory[: len(block)])
+            stats.append(_stats_of_rows(settings, stride, piece, rows))
+        except DataError as error:
+            if settings.max_unreadable is None:
+                raise
+            # `scan` discards this pass, and with it the statistics of the other blocks of this shard.
+            reasons = {piece.number: str(error)}
+            stats.append(_without_fitted_rows(len(block), block.shard.n_inputs, _NO_ROWS, reasons))
+    return merge_stats(stats)
+
+
+def _memory_for(block: Block, memory: np.ndarray) -> np.ndarray:
+    """Return an array that can hold the rows of a block. Reuse the given array if it is large enough."""
+    shard = block.shard
+    if memory.dtype == shard.dtype and len(memory) >= len(block):
+        return memory
+    return np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
+
+
+def stats_of_unreadable(shards: Sequence[Shard], unreadable: Mapping[int, str]) -> BlockStats:
+    """Return the statistics of unreadable shards, whose rows are all bad."""
+    firsts = first_rows(shards)
+    numbers = [np.arange(firsts[i], firsts[i + 1]) for i in sorted(unreadable)]
+    bad = np.concatenate([_NO_ROWS, *numbers])
+    return _without_fitted_rows(len(bad), shards[0].n_inputs, bad, unreadable)
+
+
+def merge_stats(stats: Sequence[BlockStats]) -> BlockStats:
+    """Merge the statistics of blocks, which must be in row order."""
+    return BlockStats(
+        n_rows=sum(each.n_rows for each in stats),
+        n_fitted=sum(each.n_fitted for each in stats),
+        minimum=np.minimum.reduce([each.minimum for each in stats]),
+        maximum=np.maximum.reduce([each.maximum for each in stats]),
+        bad_rows=np.sort(np.concatenate([each.bad_rows for each in stats])),
+        n_missing=np.sum([each.n_missing for each in stats], axis=0),
+        sample=np.concatenate([each.sample for each in stats]),
+        unreadable=_first_reasons(stats),
+        shard_ranges=_merged_ranges(stats),
+    )
+
+
+def _first_reasons(stats: Sequence[BlockStats]) -> dict[int, str]:
+    """Return the first reason for each unreadable shard, sorted by the index of the shard."""
+    reasons: dict[int, str] = {}
+    for each in stats:
+        for number, reason in each.unreadable.items():
+            reasons.setdefault(number, reason)
+    return dict(sorted(reasons.items()))
+
+
+def _merged_ranges(stats: Sequence[BlockStats]) -> dict[int, np.ndarray]:
+    """Return the range of each shard, whose rows can be in several blocks."""
+    ranges: dict[int, np.ndarray] = {}
+    for each in stats:
+        for number, found in each.shard_ranges.items():
+            known = ranges.get(number)
+            if known is not None:
+                found = np.stack([np.minimum(known[0], found[0]), np.maximum(known[1], found[1])])
+            ranges[number] = found
+    return ranges
+
+
+def _stats_of_rows(settings: ScanSettings, stride: int, piece: Piece, rows: np.ndarray) -> BlockStats:
+    first_row = piece.first_row + piece.block.start
+    stored = piece.block.shard.stored_dtype
+    bad = _NO_ROWS
+    n_missing = np.zeros(rows.shape[1], dtype=np.int64)
+    minimum = rows.min(axis=0)  # in the dtype of the rows, because a conversion would copy the block
+    maximum = rows.max(axis=0)
+    # NaN and Inf propagate into the minimum or maximum, so most blocks need no second check.
+    may_be_bad = settings.missing is not None or not (np.isfinite(minimum).all() and np.isfinite(maximum).all())
+    if may_be_bad:
+        bad = bad_rows(rows, settings.missing, stored, settings.fills)
+    left_out = _left_out(bad, piece.is_fitted)
+    if len(left_out) == len(rows):  # the minimum of an empty array is undefined
+        return _without_fitted_rows(len(rows), rows.shape[1], first_row + bad)
+    if may_be_bad or len(left_out):
+        minimum, maximum, n_missing = _range_and_missing(settings, rows, left_out, stored)
+    minimum = minimum.astype(np.float64)
+    maximum = maximum.astype(np.float64)
+    return BlockStats(
+        n_rows=len(rows),
+        n_fitted=len(rows) - len(left_out),
+        minimum=minimum,
+        maximum=maximum,
+        bad_rows=first_row + bad,
+        n_missing=n_missing,
+        sample=_sample(settings, stride, first_row, rows, left_out, stored),
+        shard_ranges={piece.number: np.stack([minimum, maximum])} if settings.keeps_shard_ranges else {},
+    )
+
+
+def _left_out(bad: np.ndarray, is_fitted: np.ndarray | None) -> np.ndarray:
+    """Return the sorted positions (int64) of the rows that are bad or not fitted to."""
+    if is_fitted is None:
+        return bad
+    return np.union1d(bad, np.flatnonzero(~is_fitted))
+
+
+def _range_and_missing(
+    settings: ScanSettings, rows: np.ndarray, left_out: np.ndarray, stored: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the minimum, maximum and number of missing values of each column in the other rows, which are good."""
+    good = rows
+    if len(left_out):
+        good = np.delete(rows, left_out, axis=0)
+    if not settings.fills:
+        return good.min(axis=0), good.max(axis=0), np.zeros(rows.shape[1], dtype=np.int64)
+    is_missing = missing_entries(good, settings.missing, stored)
+    minimum, maximum = _range_of_present(good, is_missing)
+    return minimum, maximum, is_missing.sum(axis=0, dtype=np.int64)
+
+
+def _sample(
+    settings: ScanSettings, stride: int, first_row: int, rows: np.ndarray, left_out: np.ndarray, stored: str
+) -> np.ndarray:
+    """Return the sampled rows, except those that are left out, as float64 with NaN for missing values."""
+    if not settings.needs_sample:
+        return np.empty((0, rows.shape[1]))
+    positions = np.setdiff1d(sample_positions(first_row, len(rows), stride), left_out)
+    chosen = rows[positions]
+    sample = chosen.astype(np.float64)
+    if settings.fills:
+        sample[missing_entries(chosen, settings.missing, stored)] = np.nan
+    return sample
+
+
+def _range_of_present(rows: np.ndarray, is_missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the minimum and maximum of the values that are not missing. For empty columns, return Inf and -Inf."""
+    lowest, highest = _limits_of(rows.dtype)
+    minimum = rows.min(axis=0, where=~is_missing, initial=highest).astype(np.float64)
+    maximum = rows.max(axis=0, where=~is_missing, initial=lowest).astype(np.float64)
+    is_empty = is_missing.all(axis=0)
+    minimum[is_empty] = np.inf
+    maximum[is_empty] = -np.inf
+    return minimum, maximum
+
+
+def _limits_of(dtype: np.dtype) -> tuple[float, float]:
+    """Return the smallest and the largest value of a dtype."""
+    if dtype.kind == "f":
+        return -np.inf, np.inf
+    limits = np.iinfo(dtype)
+    return limits.min, limits.max
+
+
+def _without_fitted_rows(
+    n_rows: int, n_inputs: int, bad_rows: np.ndarray, unreadable: Mapping[int, str] | None = None
+) -> BlockStats:
+    """Return statistics of rows that are bad or not fitted to. They do not change the range in a merge."""
+    return BlockStats(
+        n_rows=n_rows,
+        n_fitted=0,
+        minimum=np.full(n_inputs, np.inf),
+        maximum=np.full(n_inputs, -np.inf),
+        bad_rows=bad_rows,
+        n_missing=np.zeros(n_inputs, dtype=np.int64),
+        sample=np.empty((0, n_inputs)),
+        unreadable=dict(unreadable or {}),
+    )

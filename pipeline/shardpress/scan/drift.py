@@ -1,0 +1,87 @@
+"""Columns with values outside the range on which a model was trained."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+from shardpress.columns import Columns
+from shardpress.scan.scaler import Scaler
+
+__all__ = ["Outside", "farthest", "outside_of"]
+
+
+class Outside(NamedTuple):
+    """Summary of a column's values outside the model's range, `low` to `high`.
+
+    `n_values` values are outside the range, and `value` is the farthest of them. `n_values` is 0 if the summary comes
+    from an earlier version, which did not count the values.
+    """
+
+    column: int
+    value: float
+    low: float
+    high: float
+    n_values: int = 0
+
+    @property
+    def distance(self) -> float:
+        """Distance of the value from the range, divided by the width of the range.
+
+        The distance is 0 if the range contains one value, because the scaler sets such a column to 0.
+        """
+        if self.high <= self.low:
+            return 0.0
+        return max(self.low - self.value, self.value - self.high) / (self.high - self.low)
+
+    def described(self, columns: Columns) -> str:
+        """Return a text with the column's number and name, the farthest value and the model's range."""
+        where = f"column {columns.numbered(self.column)}"
+        if self.high <= self.low:
+            return f"{where} ({self.value:g}, trained on {self.low:g} only)"
+        distance_text = f"{self.distance:.3g} ranges away"
+        return f"{where} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {distance_text})"
+
+
+def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]:
+    """Merge the summaries of each column, and return at most `most` summaries, the farthest first."""
+    worst: dict[int, Outside] = {}
+    n_values: Counter[int] = Counter()
+    # Sort by all fields, so that the result does not depend on the order of the blocks.
+    for one in sorted(found, key=lambda one: (-one.distance, one)):
+        worst.setdefault(one.column, one)
+        n_values[one.column] += one.n_values
+    columns = [one._replace(n_values=n_values[one.column]) for one in worst.values()]
+    return columns[:most]
+
+
+def outside_of(rows: np.ndarray, trained_on: Scaler) -> list[Outside]:
+    """Return the columns of rows (n_rows, n_inputs) with values outside the model's range, the farthest first."""
+    low = trained_on.minimum
+    high = trained_on.maximum
+    below = np.count_nonzero(rows < low, axis=0)
+    above = np.count_nonzero(rows > high, axis=0)
+    return farthest(
+        [
+            *_outside_columns(rows.min(axis=0), below, trained_on),
+            *_outside_columns(rows.max(axis=0), above, trained_on),
+        ]
+    )
+
+
+def _outside_columns(extremes: np.ndarray, n_outside: np.ndarray, trained_on: Scaler) -> list[Outside]:
+    """Return the columns with values outside one end of the range, given the extreme value of each column."""
+    found = []
+    for column in np.flatnonzero(n_outside).tolist():
+        outside = Outside(
+            column=column,
+            value=float(extremes[column]),
+            low=float(trained_on.minimum[column]),
+            high=float(trained_on.maximum[column]),
+            n_values=int(n_outside[column]),
+        )
+        found.append(outside)
+    return found

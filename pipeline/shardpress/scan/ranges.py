@@ -1,0 +1,689 @@
+"""Scan of all rows in one Dask pass, which finds the range of each column and the bad rows."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from shardpress.choices import SCALES
+from shardpress.cluster.executor import reduce
+from shardpress.columns import Columns
+from shardpress.errors import DataError, printable, quantity, short_list
+from shardpress.formats import pack, unpack
+from shardpress.scan.blocks import (
+    BlockStats,
+    Piece,
+    Pieces,
+    ScanSettings,
+    merge_stats,
+    pieces_of,
+    scan_pieces,
+    stats_of_unreadable,
+)
+from shardpress.scan.hints import hints_of
+from shardpress.scan.ranks import MAX_KNOTS, RankTables, are_tables, rank_tables
+from shardpress.scan.sample import (
+    INNER,
+    SAMPLED_VALUES,
+    has_huge_rows,
+    means,
+    quantiles,
+    spread,
+    stride_of,
+)
+from shardpress.scan.scaler import Scaler, bad_entries
+from shardpress.scan.scaling import chosen_scale, scaled_as
+from shardpress.shards.rows import read
+from shardpress.shards.shard import Block, Shard, block_of, first_rows, row_dtype
+
+__all__ = [
+    "Scan",
+    "check_usable",
+    "describe_bad_rows",
+    "misses_values",
+    "offset_for",
+    "readable",
+    "scan",
+    "scan_bytes",
+    "scan_from_stats",
+    "scan_task",
+]
+
+log = logging.getLogger(__name__)
+
+_NARROW = 0.01  # columns with a smaller spread hardly matter compared with other columns
+_MAX_TASKS = 4096  # tasks of a graph; more tasks make the graph more expensive
+_MAX_BLOCKS = 8  # blocks of a task; scheduling a task takes as long as scanning a block
+_MIN_TASKS = 16  # blocks share a task only if at least this many tasks remain
+_USUAL_BLOCKS = 128  # blocks (about 1 GB) that take half a second, like a typical task of other stages
+_COLUMNS = 10  # columns to name in a message
+_EXACT = 2.0**53  # float64 holds all integers up to this one exactly
+_WIDEST = 2.0**62  # smaller differences fit into 64 bits for any minimum
+_ARRAYS = (
+    *("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset", "center", "factor"),
+    *("indicators", "knots", "ranks", "shard_ranges"),
+)
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Result of a pass over all rows: the ranges of the columns, and the bad rows.
+
+    Attributes
+    ----------
+    n_rows : int
+        Number of rows, including bad rows.
+    minimum, maximum : ndarray of shape (n_inputs,), float64
+        Range of each column in the good rows. With clipping, this is the range between two quantiles.
+    bad_rows : ndarray of int64
+        Sorted global numbers of the bad rows, including those that `n_selected` does not count. A row is bad if it
+        contains NaN, Inf or the missing value. If missing values are filled in, a row is bad if it contains Inf, or if
+        all values are missing. All rows of unreadable shards are bad.
+    spread : ndarray of shape (n_inputs,), float64
+        Standard deviation of each scaled column without outliers. It is NaN in files from earlier versions and for
+        appended rows.
+    inner : ndarray of shape (2, n_inputs), float64
+        Bounds of the central 80 % of each column's values. They are NaN if the spread is NaN.
+    unreadable : dict of int to str
+        Reason why each unreadable shard cannot be read. Keys are the indices of the shards in the input.
+    fill : ndarray of shape (n_inputs,), float64, or None
+        Fill value of each column. None if missing values make a row bad.
+    n_missing : ndarray of shape (n_inputs,), int64, or None
+        Number of missing values of each column in the good rows. None if missing values make a row bad.
+    clips : bool
+        True if values outside the range are clipped.
+    offset : ndarray of shape (n_inputs,), float64, or None
+        Integers that were subtracted from the rows. All other arrays describe the differences.
+    scale : str
+        Scaling of the columns, see `shardpress.scan.scaling.scaled_as`.
+    hints : tuple of str
+        Sentences about rows that other settings would suit better.
+    has_huge_rows : bool
+        Whether some rows are much larger than the others, see `shardpress.scan.sample.has_huge_rows`.
+    center, factor : ndarray of shape (n_inputs,), float64, or None
+        Shift and scale of each column, see `Scaler`. None if the range is scaled to [0, 1].
+    indicators : ndarray of shape (n_indicators,), int64, or None
+        Sorted numbers of the columns that get a missing indicator. None if no column gets one.
+    knots, ranks : ndarray of shape (n_inputs, n_knots), float64, or None
+        Tables that replace values by ranks, see `RankTables`. All other arrays then describe ranks. None if values are
+        not replaced.
+    n_selected : int or None
+        Number of the good rows that ``--fit-on`` selects. All arrays except for `bad_rows` describe only these rows.
+        None if they describe all good rows.
+    shard_ranges : ndarray of shape (2, n_shards, n_inputs), float64, or None
+        Minimum and maximum of each column in each shard. They are Inf and -Inf for a column without values. None if
+        they are not kept.
+    """
+
+    n_rows: int
+    minimum: np.ndarray
+    maximum: np.ndarray
+    bad_rows: np.ndarray
+    spread: np.ndarray
+    inner: np.ndarray
+    unreadable: Mapping[int, str] = field(default_factory=dict)
+    fill: np.ndarray | None = None
+    n_missing: np.ndarray | None = None
+    clips: bool = False
+    offset: np.ndarray | None = None
+    scale: str = "range"
+    hints: tuple[str, ...] = ()
+    has_huge_rows: bool = False
+    center: np.ndarray | None = None
+    factor: np.ndarray | None = None
+    indicators: np.ndarray | None = None
+    knots: np.ndarray | None = None
+    ranks: np.ndarray | None = None
+    n_selected: int | None = None
+    shard_ranges: np.ndarray | None = None
+
+    @property
+    def n_fitted(self) -> int:
+        """Number of rows that the ranges describe."""
+        if self.n_selected is not None:
+            return self.n_selected
+        return self.n_rows - len(self.bad_rows)
+
+    @property
+    def constant(self) -> np.ndarray:
+        """Mask of the constant columns: bool, shape (n_inputs,)."""
+        return self.minimum == self.maximum
+
+    @property
+    def scaler(self) -> Scaler:
+        """Scaling of the columns and of the missing indicators."""
+        tables = None
+        if self.knots is not None and self.ranks is not None:
+            tables = RankTables(self.knots, self.ranks)
+        columns = Scaler(self.minimum, self.maximum, self.fill, self.clips, self.center, self.factor, tables=tables)
+        return columns.with_indicators(self.indicators)
+
+    @property
+    def narrow(self) -> np.ndarray:
+        """Columns with a very small spread compared with their range. The smallest spread comes first.
+
+        Such columns hardly matter compared with the others.
+        """
+        # Exclude columns that are nearly constant, such as a count that is rarely above 0. They have no outliers.
+        is_narrow = (self.inner[0] < self.inner[1]) & (self.spread < _NARROW)
+        worst_first = np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")
+        return worst_first[: int(is_narrow.sum())]
+
+    def summary(self) -> dict[str, Any]:
+        """Return plain values for reports."""
+        summary: dict[str, Any] = {
+            "scale": self.scale,
+            "narrow_columns": {int(i): float(self.spread[i]) for i in self.narrow},
+        }
+        if self.n_missing is not None:
+            summary["filled"] = {int(i): int(self.n_missing[i]) for i in np.flatnonzero(self.n_missing)}
+        return summary
+
+    def to_npz(self) -> bytes:
+        """Return this scan as the content of an NPZ file."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
+        about = {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()], "clips": self.clips}
+        choices = {"scale": self.scale, "hints": [*self.hints], "has_huge_rows": self.has_huge_rows}
+        selected = {} if self.n_selected is None else {"n_selected": self.n_selected}
+        return pack(arrays, about | choices | selected)
+
+    @classmethod
+    def from_npz(cls, data: bytes) -> Scan:
+        """Return the scan that `to_npz` stored.
+
+        Raises
+        ------
+        ValueError
+            If the data are not a valid scan.
+        """
+        arrays, about = unpack(data)
+        try:
+            unknown = np.full((2, len(arrays["minimum"])), np.nan)
+            arrays = {"spread": unknown[0], "inner": unknown, **arrays}
+            unreadable = dict(about["unreadable"])
+            found = cls(
+                about["n_rows"],
+                **arrays,
+                unreadable=unreadable,
+                clips=bool(about.get("clips", False)),
+                scale=about.get("scale", "range"),
+                hints=tuple(about.get("hints", ())),
+                has_huge_rows=bool(about.get("has_huge_rows", False)),
+                n_selected=about.get("n_selected"),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"is not a scan: {error!r}") from error
+        wrong = [name for name, is_possible in _field_checks(found).items() if not is_possible]
+        if wrong:
+            raise ValueError(f"is not a scan: invalid values of {', '.join(wrong)}")
+        return found
+
+    def check_fits(self, shards: Sequence[Shard]) -> Scan:
+        """Return this scan. Raise `ValueError` if it cannot belong to these shards."""
+        n_rows = sum(shard.n_rows for shard in shards)
+        n_inputs = shards[0].n_inputs
+        if (self.n_rows, len(self.minimum)) != (n_rows, n_inputs):
+            found = f"{self.n_rows} rows of {len(self.minimum)} columns"
+            raise ValueError(f"contains {found}, expected {n_rows} rows of {n_inputs} columns")
+        if self.shard_ranges is not None and self.shard_ranges.shape[1] != len(shards):
+            raise ValueError(f"contains ranges of {self.shard_ranges.shape[1]} shards, expected {len(shards)}")
+        if any(number >= len(shards) for number in self.unreadable):
+            raise ValueError(f"refers to a shard that is not among the {len(shards)} shards of the input")
+        return self
+
+
+def scan_bytes(shards: Sequence[Shard]) -> int:
+    """Return the largest possible size of a scan's arrays in bytes."""
+    n_each = len(_ARRAYS) + 1
+    preparation = shards[0].preparation
+    if preparation is not None and preparation.transform == "rank":
+        n_each += 2 * MAX_KNOTS
+    n_each += 2 * len(shards)  # their ranges
+    numbers = n_each * shards[0].n_inputs + sum(shard.n_rows for shard in shards)
+    return numbers * np.dtype(np.float64).itemsize
+
+
+# -- validation of a stored scan ------------------------------------------------------------------------------------
+
+
+def _field_checks(scan_result: Scan) -> dict[str, bool]:
+    """Map each field to whether its value is valid."""
+    shape = scan_result.minimum.shape
+    has_rows = type(scan_result.n_rows) is int and scan_result.n_rows >= 0
+    has_bad_rows = has_rows and _are_numbers(scan_result.bad_rows, scan_result.n_rows)
+    arrays = (scan_result.minimum, scan_result.maximum, scan_result.spread)
+    have_one_shape = len(shape) == 1 and all(_is_array(array, np.float64, shape) for array in arrays)
+    has_selected = has_bad_rows and _is_selected(scan_result)
+    has_no_range = has_selected and scan_result.n_fitted == 0
+    return {
+        "n_rows": has_rows,
+        "minimum, maximum or spread": have_one_shape,
+        "range": has_no_range or (have_one_shape and _is_range(scan_result.minimum, scan_result.maximum)),
+        "bad_rows": has_bad_rows,
+        "n_selected": has_selected,
+        "inner": _is_array(scan_result.inner, np.float64, (2, *shape)),
+        "fill": _is_fill(scan_result.fill, shape),
+        "indicators": _are_indicators(scan_result.indicators, scan_result.n_missing),
+        "knots or ranks": _are_optional_tables(scan_result.knots, scan_result.ranks, shape),
+        "scale": scan_result.scale in SCALES,
+        "hints": all(isinstance(hint, str) for hint in scan_result.hints),
+        "center or factor": _is_scaling(scan_result.center, scan_result.factor, shape),
+        "n_missing": _are_counts(scan_result.n_missing, shape),
+        "unreadable": _are_reasons(scan_result.unreadable),
+        "shard_ranges": _are_shard_ranges(scan_result.shard_ranges, shape),
+    }
+
+
+def _are_numbers(rows: np.ndarray, n_rows: int) -> bool:
+    """Return whether the array contains sorted, unique row numbers below `n_rows`."""
+    if rows.dtype != np.int64 or rows.ndim != 1:
+        return False
+    return bool((np.diff(rows, prepend=-1, append=n_rows) > 0).all())
+
+
+def _is_selected(scan_result: Scan) -> bool:
+    """Return whether the number of selected rows is possible."""
+    n_selected = scan_result.n_selected
+    n_good = scan_result.n_rows - len(scan_result.bad_rows)
+    return n_selected is None or (type(n_selected) is int and 0 <= n_selected <= n_good)
+
+
+def _is_fill(fill: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+    if fill is None:
+        return True
+    return _is_array(fill, np.float64, shape) and bool(np.isfinite(fill).all())
+
+
+def _is_scaling(center: np.ndarray | None, factor: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+    if center is None or factor is None:
+        return center is None and factor is None
+    are_arrays = _is_array(center, np.float64, shape) and _is_array(factor, np.float64, shape)
+    return are_arrays and bool(np.isfinite(center).all() and np.isfinite(factor).all() and (factor >= 0).all())
+
+
+def _are_counts(counts: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+    if counts is None:
+        return True
+    return _is_array(counts, np.int64, shape) and bool((counts >= 0).all())
+
+
+def _are_indicators(indicators: np.ndarray | None, n_missing: np.ndarray | None) -> bool:
+    """Return whether the columns with indicators are those with missing values."""
+    if indicators is None:
+        return True
+    if n_missing is None or indicators.dtype != np.int64:
+        return False
+    return len(indicators) > 0 and np.array_equal(indicators, np.flatnonzero(n_missing))
+
+
+def _are_optional_tables(knots: np.ndarray | None, ranks: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+    if knots is None or ranks is None:
+        return knots is None and ranks is None
+    is_shaped = knots.ndim == 2 and knots.shape[:1] == shape and 1 <= knots.shape[1] <= MAX_KNOTS
+    are_arrays = is_shaped and _is_array(knots, np.float64, knots.shape) and _is_array(ranks, np.float64, knots.shape)
+    return are_arrays and are_tables(knots, ranks)
+
+
+def _are_shard_ranges(ranges: np.ndarray | None, shape: tuple[int, ...]) -> bool:
+    if ranges is None:
+        return True
+    is_shaped = ranges.ndim == 3 and ranges.shape == (2, ranges.shape[1], *shape)
+    return is_shaped and ranges.dtype == np.float64 and not np.isnan(ranges).any()
+
+
+def _are_reasons(unreadable: Mapping[int, str]) -> bool:
+    return all(type(number) is int and number >= 0 and isinstance(reason, str) for number, reason in unreadable.items())
+
+
+def _is_range(minimum: np.ndarray, maximum: np.ndarray) -> bool:
+    return bool(np.isfinite(minimum).all() and np.isfinite(maximum).all() and (minimum <= maximum).all())
+
+
+def _is_array(array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> bool:
+    return array.dtype == dtype and array.shape == shape
+
+
+# -- the pass over all rows -----------------------------------------------------------------------------------------
+
+
+def scan(
+    shards: Sequence[Shard],
+    settings: ScanSettings,
+    executor: Executor,
+    n_at_once: int,
+    advance: Callable[[int], object] = lambda n_rows: None,
+    fitted: np.ndarray | None = None,
+) -> Scan:
+    """Scan all rows. If some shards are unreadable, scan the other shards again without them.
+
+    The second scan is needed because the readable rows of a damaged shard depend on the block size. The result must
+    not depend on it.
+
+    Parameters
+    ----------
+    n_at_once : int
+        Number of concurrent tasks.
+    advance : callable
+        Called with the number of rows of each finished task, and with a negative number before rows are read again.
+    fitted : ndarray of shape (n_rows,), bool, optional
+        Mask of the rows that the ranges describe. By default, they describe all good rows.
+
+    Raises
+    ------
+    DataError
+        If more shards are unreadable than the settings allow.
+    """
+    known = stats_of_unreadable(shards, {})
+    while True:  # at most twice, unless more files become unreadable
+        found = _stats_of_others(shards, settings, known, executor, n_at_once, advance, fitted)
+        if len(found.unreadable) == len(known.unreadable):
+            return scan_from_stats(found, settings, shards, fitted)
+        # Check the limit before rows are read again, because that may take hours.
+        _check_unreadable(found, known, len(shards), settings.max_unreadable or 0)
+        known = stats_of_unreadable(shards, found.unreadable)
+        advance(known.n_rows - found.n_rows)  # count rows only once, although they are read again
+
+
+def _stats_of_others(
+    shards: Sequence[Shard],
+    settings: ScanSettings,
+    known: BlockStats,
+    executor: Executor,
+    n_at_once: int,
+    advance: Callable[[int], object],
+    fitted: np.ndarray | None,
+) -> BlockStats:
+    """Scan the readable shards, and merge the result with `known`, the statistics of unreadable shards."""
+    task = scan_task(shards, settings, fitted)
+    tasks = [(task, pieces) for pieces in _pieces_of_tasks(shards, settings.block_rows, known.unreadable, fitted)]
+    if not tasks:  # no shard can be read
+        return known
+    n_small = _USUAL_BLOCKS // len(tasks[0][1])
+    found = reduce(tasks, merge_stats, executor, n_at_once, lambda done: advance(done.n_rows), n_small)
+    return merge_stats([known, found])
+
+
+def _check_unreadable(stats: BlockStats, known: BlockStats, n_shards: int, limit: int) -> None:
+    if len(stats.unreadable) > limit:
+        first = next(reason for i, reason in stats.unreadable.items() if i not in known.unreadable)
+        raise DataError(
+            f"{len(stats.unreadable)} of {n_shards} shards cannot be read, expected at most {limit} bad shards. The "
+            f"first one is: {first} Fix the files, or raise --max-bad-shards."
+        )
+
+
+def scan_task(
+    shards: Sequence[Shard], settings: ScanSettings, fitted: np.ndarray | None = None
+) -> Callable[[Sequence[Piece]], BlockStats]:
+    """Return the function that scans the pieces of a task."""
+    # The fewer rows are fitted to, the larger is the part of them that the sample needs.
+    return partial(scan_pieces, settings, stride_of(_n_fitted(shards, fitted), shards[0].n_inputs, SAMPLED_VALUES))
+
+
+def _n_fitted(shards: Sequence[Shard], fitted: np.ndarray | None) -> int:
+    if fitted is None:
+        return sum(shard.n_rows for shard in shards)
+    return int(np.count_nonzero(fitted))
+
+
+def _pieces_of_tasks(
+    shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str], fitted: np.ndarray | None
+) -> Iterator[Pieces]:
+    """Yield the pieces of each task in row order. Skip unreadable shards."""
+    pieces = [piece.with_fitted(fitted) for piece in pieces_of(shards, block_rows) if piece.number not in unreadable]
+    # A task has consecutive blocks, so that each file is read sequentially.
+    n_per_task = _blocks_per_task(len(pieces))
+    for start in range(0, len(pieces), n_per_task):
+        yield Pieces(pieces[start : start + n_per_task])
+
+
+def _blocks_per_task(n_blocks: int) -> int:
+    n_useful = min(_MAX_BLOCKS, n_blocks // _MIN_TASKS)
+    n_needed = -(-n_blocks // _MAX_TASKS)
+    return max(1, n_useful, n_needed)
+
+
+def scan_from_stats(
+    stats: BlockStats, settings: ScanSettings, shards: Sequence[Shard], fitted: np.ndarray | None = None
+) -> Scan:
+    """Return the scan for the statistics of all rows of shards, or of some of their rows."""
+    tables = None
+    if settings.ranks:
+        tables = rank_tables(stats.sample)
+        stats = _ranked(stats, tables, row_dtype(shards))
+    minimum, maximum = _scaled_range(stats, settings)
+    scaler = Scaler(minimum, maximum)
+    unknown = np.full((2, len(minimum)), np.nan)
+    scan = Scan(
+        n_rows=stats.n_rows,
+        minimum=minimum,
+        maximum=maximum,
+        bad_rows=stats.bad_rows,
+        spread=spread(stats.sample, scaler) if settings.for_training else unknown[0],
+        inner=quantiles(stats.sample, INNER) if settings.for_training else unknown,
+        unreadable=stats.unreadable,
+        clips=settings.clip_quantile > 0,
+        hints=hints_of(stats.sample, _n_fitted(shards, fitted)) if settings.for_training else (),
+        knots=None if tables is None else tables.knots,
+        ranks=None if tables is None else tables.ranks,
+        n_selected=None if fitted is None else stats.n_fitted,
+        shard_ranges=_shard_ranges(stats, len(shards)) if settings.keeps_shard_ranges else None,
+    )
+    if scan.n_fitted and settings.for_training:
+        with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
+            scale = chosen_scale(scaler, stats.sample) if settings.scale == "auto" else settings.scale
+            scaled = scaled_as(scale, scaler, stats.sample)
+            huge = has_huge_rows(stats.sample, scaled)
+        scan = replace(scan, scale=scale, center=scaled.center, factor=scaled.factor, has_huge_rows=huge)
+    if settings.impute is None:
+        return scan
+    fill = _fill(stats.sample, settings.impute, scaler, row_dtype(shards))
+    indicators = None
+    if settings.missing_indicator and stats.n_missing.any():
+        indicators = np.flatnonzero(stats.n_missing)
+    return replace(scan, fill=fill, n_missing=stats.n_missing, indicators=indicators)
+
+
+def _shard_ranges(stats: BlockStats, n_shards: int) -> np.ndarray:
+    """Return the ranges of all shards as one array (2, n_shards, n_inputs)."""
+    ranges = np.empty((2, n_shards, len(stats.minimum)))
+    ranges[0] = np.inf
+    ranges[1] = -np.inf
+    for number, found in stats.shard_ranges.items():
+        ranges[:, number] = found
+    return ranges
+
+
+def _ranked(stats: BlockStats, tables: RankTables, dtype: np.dtype) -> BlockStats:
+    """Return the statistics of the ranks of rows of `dtype`. They need no second pass, because ranks are monotone."""
+    minimum, maximum = tables.apply(np.stack([stats.minimum, stats.maximum]))
+    sample = tables.apply(stats.sample).astype(dtype).astype(np.float64)
+    return replace(stats, minimum=minimum, maximum=maximum, sample=sample)
+
+
+def _scaled_range(stats: BlockStats, settings: ScanSettings) -> tuple[np.ndarray, np.ndarray]:
+    """Return the range that scales each column, from the good rows or, with clipping, from the quantiles."""
+    minimum = stats.minimum
+    maximum = stats.maximum
+    if settings.fills:  # a column without any value is filled with zeros
+        is_empty = minimum > maximum
+        minimum = np.where(is_empty, 0, minimum)
+        maximum = np.where(is_empty, 0, maximum)
+    if settings.clip_quantile:
+        low, high = quantiles(stats.sample, settings.clip_quantile)
+        is_range = low < high  # otherwise all but a few values are equal
+        minimum = np.where(is_range, low, minimum)
+        maximum = np.where(is_range, high, maximum)
+    return minimum, maximum
+
+
+def _fill(sample: np.ndarray, impute: str, scaler: Scaler, dtype: np.dtype) -> np.ndarray:
+    """Return the fill value of each column, rounded to `dtype`."""
+    low = scaler.minimum
+    high = scaler.maximum
+    found = means(sample, scaler) if impute == "mean" else _medians(sample)
+    # Use the middle of the range for columns without a value in the sample.
+    known = np.where(np.isnan(found), low / 2 + high / 2, found)
+    values = np.clip(known, low, high)
+    if dtype.kind != "f":
+        return np.rint(values)
+    return values.astype(dtype).astype(np.float64)
+
+
+def _medians(sample: np.ndarray) -> np.ndarray:
+    # Divide before adding, because the sum could overflow.
+    return (quantiles(sample, 0.5) / 2).sum(axis=0)
+
+
+# -- use of a scan --------------------------------------------------------------------------------------------------
+
+
+def offset_for(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray | None:
+    """Return the offset to subtract from columns of large integers. Return None if no column needs an offset.
+
+    In float64, small differences between integers above 2**53 are lost. The offset is the minimum from the scan,
+    rounded to float64. This integer is close to the true minimum, so the differences are small and exact.
+
+    Returns
+    -------
+    ndarray of shape (n_inputs,), float64, or None
+        0 for columns that need no offset.
+    """
+    if not scan_result.n_fitted or row_dtype(shards).name not in ("int64", "uint64"):
+        return None
+    largest = np.maximum(np.abs(scan_result.minimum), np.abs(scan_result.maximum))
+    needs_offset = (largest > _EXACT) & (scan_result.maximum - scan_result.minimum < _WIDEST)
+    if not needs_offset.any():
+        return None
+    offset = np.where(needs_offset, scan_result.minimum, 0.0)
+    largest_integer = np.iinfo(row_dtype(shards)).max
+    rounded_up = np.array([int(each) > largest_integer for each in offset])
+    return np.where(rounded_up, np.nextafter(offset, 0), offset)
+
+
+def check_usable(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> None:
+    """Check that the rows can be scaled with a scan, and log constant and empty columns.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two rows to fit to, if all are equal, or if the range of a column overflows float64.
+    """
+    first = shards[0]
+    if not scan_result.n_fitted:
+        raise _no_usable_rows(shards, scan_result, missing)
+    if scan_result.n_fitted == 1:
+        raise DataError(
+            f"{first}: found 1 usable row of {scan_result.n_rows}, expected at least two rows to train on. Provide "
+            "more rows, or encode with a fitted model (--model)."
+        )
+    if scan_result.constant.all():
+        raise DataError(
+            f"{first}: all {scan_result.n_fitted} usable rows are equal, expected columns that vary. Choose another "
+            "dataset with --dataset, or provide other rows."
+        )
+    _check_finite_ranges(first, scan_result)
+    _log_useless_columns(first.columns, scan_result)
+
+
+def _no_usable_rows(shards: Sequence[Shard], scan_result: Scan, missing: float | None) -> DataError:
+    advice = ""
+    if misses_values(shards, scan_result, missing):
+        advice = " Fill in missing values with --impute median."
+    return DataError(
+        f"file={printable(shards[0].path)} and later shards: found no usable rows, because all {scan_result.n_rows} "
+        f"rows contain {_bad_values(scan_result, missing)} or cannot be read.{advice}"
+    )
+
+
+def _check_finite_ranges(first: Shard, scan_result: Scan) -> None:
+    with np.errstate(over="ignore"):  # the result is Inf
+        ranges = scan_result.maximum - scan_result.minimum
+    overflowing = np.flatnonzero(np.isinf(ranges))
+    if len(overflowing):
+        raise DataError(
+            f"file={printable(first.path)} and later shards: the range of columns "
+            f"{short_list(first.columns.listed(overflowing), _COLUMNS)} overflows float64. Scale these columns down."
+        )
+
+
+def _log_useless_columns(columns: Columns, scan_result: Scan) -> None:
+    constant = np.flatnonzero(scan_result.constant)
+    if len(constant):
+        listed = short_list(columns.listed(constant), _COLUMNS)
+        log.info("scan: %s set to 0: %s", quantity(len(constant), "constant column"), listed)
+    if scan_result.n_missing is None:
+        return
+    empty = np.flatnonzero(scan_result.n_missing == scan_result.n_fitted)
+    if len(empty):
+        listed = short_list(columns.listed(empty), _COLUMNS)
+        log.warning("%s without any value, set to 0: %s", quantity(len(empty), "column"), listed)
+
+
+def readable(shards: Sequence[Shard], scan_result: Scan) -> tuple[tuple[Shard, ...], Scan]:
+    """Return the readable shards, and the scan restricted to these shards."""
+    if not scan_result.unreadable:
+        return tuple(shards), scan_result
+    usable = [shard for number, shard in enumerate(shards) if number not in scan_result.unreadable]
+    n_rows = sum(shard.n_rows for shard in usable)
+    bad_rows = _bad_rows_of_readable(shards, scan_result)
+    return tuple(usable), replace(scan_result, n_rows=n_rows, bad_rows=bad_rows, unreadable={}, shard_ranges=None)
+
+
+def _bad_rows_of_readable(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray:
+    """Return the numbers of the bad rows, renumbered without the unreadable shards."""
+    firsts = first_rows(shards)
+    is_unreadable = np.isin(np.arange(len(shards)), list(scan_result.unreadable))
+    shard_of = np.searchsorted(firsts, scan_result.bad_rows, side="right") - 1
+    n_lost_before = np.cumsum(np.where(is_unreadable, np.diff(firsts), 0))
+    shift = n_lost_before[shard_of]
+    is_readable = ~is_unreadable[shard_of]
+    return (scan_result.bad_rows - shift)[is_readable]
+
+
+def describe_bad_rows(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> str:
+    """Return a text with the number of bad rows, and the location of the first bad value."""
+    counts = (
+        f"{len(scan_result.bad_rows)} of {scan_result.n_rows} rows in total contain {_bad_values(scan_result, missing)}"
+    )
+    if scan_result.unreadable:
+        first_reason = next(iter(scan_result.unreadable.values()))
+        return f"{first_reason} {counts}, or are in one of {len(scan_result.unreadable)} such shards"
+    return f"{_first_bad_entry(shards, scan_result, missing)}; {counts}"
+
+
+def _first_bad_entry(shards: Sequence[Shard], scan_result: Scan, missing: float | None) -> str:
+    block, row = _first_bad_row(shards, scan_result)
+    entries = bad_entries(row, missing, block.shard.stored_dtype, scan_result.fill is not None)
+    column = int(np.flatnonzero(entries[0])[0])
+    where = f"row {block.start}, column {block.shard.columns.numbered(column)}"
+    return f"{block.shard}: {row[0, column]} in {where}"
+
+
+def misses_values(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> bool:
+    """Return whether the first bad row would be good if missing values were filled in."""
+    if scan_result.unreadable or scan_result.fill is not None or not len(scan_result.bad_rows):
+        return False
+    block, row = _first_bad_row(shards, scan_result)
+    return not bad_entries(row, missing, block.shard.stored_dtype, fills=True).any()
+
+
+def _first_bad_row(shards: Sequence[Shard], scan_result: Scan) -> tuple[Block, np.ndarray]:
+    number = int(scan_result.bad_rows[0])
+    block = block_of(shards, first_rows(shards), number, number + 1)
+    return block, read(block)  # read again, because a scan stores only row numbers
+
+
+def _bad_values(scan_result: Scan, missing: float | None) -> str:
+    """Return a description of the values that make rows bad."""
+    if scan_result.fill is not None:
+        return "Inf or no value at all"
+    if missing is None:
+        return "NaN or Inf"
+    return f"NaN, Inf or {missing}"

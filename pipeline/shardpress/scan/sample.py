@@ -1,0 +1,192 @@
+"""Sample of the rows, and statistics of the sampled columns.
+
+The rows are divided into strata of `stride` consecutive rows. The sample contains one row of each stratum. The position
+of the row depends only on the number of the stratum, so the sample does not depend on blocks or threads. It covers the
+whole data set even if neighbouring rows are similar. If the stride is 1, the sample contains all rows.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from shardpress.scan.scaler import Scaler
+
+__all__ = [
+    "INNER",
+    "SAMPLED_VALUES",
+    "has_huge_rows",
+    "means",
+    "moments",
+    "quantiles",
+    "sample_positions",
+    "spread",
+    "stride_of",
+]
+
+SAMPLED_VALUES = 2**22
+"""Number of values (32 MiB) in a sample. A merge of two halves takes twice the memory."""
+
+INNER = 0.1
+"""Lower quantile of the central values of a column. The upper quantile is 1 - INNER."""
+
+_SPREAD_VALUES = 2**17  # number of values that determine the spread of columns
+_OUTER = 0.001  # fraction of each column's values to exclude from the spread at either end
+_SORTED_VALUES = 2**18  # number of values to copy and sort at once
+_LEAST_ROWS = 32  # smallest number of sampled rows, for any number of columns
+# Size of a huge row, as a multiple of the root mean square. Among images, log-normalized counts and time series, the
+# thousandth largest row has a size of 1.1 to 2.1; among raw counts and spectra of different brightness, of 2.5 to 11.
+_HUGE = 2.3
+_ENOUGH_ROWS = 200  # the largest of fewer rows says little about a thousandth of the rows
+
+
+def stride_of(n_rows: int, n_inputs: int, n_values: int) -> int:
+    """Return the stratum size for which a sample of `n_rows` rows has about `n_values` values at most."""
+    n_sampled = max(_LEAST_ROWS, n_values // n_inputs)
+    return max(1, -(-n_rows // n_sampled))
+
+
+def sample_positions(first: int, n: int, stride: int) -> np.ndarray:
+    """Return the sorted positions (int64, from 0) of the sampled rows among `n` rows that start at number `first`."""
+    strata = np.arange(first // stride, -(-(first + n) // stride))
+    numbers = strata * stride + (_hash(strata) % np.uint64(stride)).astype(np.int64)
+    return numbers[(numbers >= first) & (numbers < first + n)] - first
+
+
+def _hash(numbers: np.ndarray) -> np.ndarray:
+    """Return a uint64 hash of each number. It is SplitMix64 (Steele, Lea and Flood 2014) with seed 0."""
+    z = (numbers.astype(np.uint64) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def quantiles(sample: np.ndarray, q: float) -> np.ndarray:
+    """Return the quantiles `q` and 1 - `q` of each column.
+
+    They are equal to the results of ``np.quantile`` with the methods ``lower`` and ``higher``.
+
+    Parameters
+    ----------
+    sample : ndarray of shape (n, n_inputs), float64
+        Sampled rows. NaN is ignored.
+
+    Returns
+    -------
+    ndarray of shape (2, n_inputs), float64
+        Quantiles of each column. They are NaN for columns without values.
+    """
+    if not len(sample):
+        return np.full((2, sample.shape[1]), np.nan)
+    n_values = (~np.isnan(sample)).sum(axis=0)
+    last = np.maximum(0, n_values - 1)
+    low = np.floor(q * last).astype(np.int64)
+    return _values_at(sample, np.stack([low, last - low]))
+
+
+def _values_at(sample: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Sort each column, and return the values at `positions` (n, n_inputs). Process some columns at a time."""
+    size = max(1, _SORTED_VALUES // len(sample))
+    found = []
+    for start in range(0, sample.shape[1], size):
+        columns = slice(start, start + size)
+        # NumPy sorts NaN after all numbers.
+        in_order = np.sort(sample[:, columns], axis=0)
+        found.append(np.take_along_axis(in_order, positions[:, columns], axis=0))
+    return np.concatenate(found, axis=1)
+
+
+def means(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
+    """Return the mean of each column's clipped values, shape (n_inputs,). It is NaN for columns without values."""
+    n_inputs = sample.shape[1]
+    total = np.zeros(n_inputs)
+    n = np.zeros(n_inputs, dtype=np.int64)
+    size = max(1, _SORTED_VALUES // n_inputs)
+    with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
+        for start in range(0, len(sample), size):
+            values = np.clip(sample[start : start + size], scaler.minimum, scaler.maximum)
+            n += (~np.isnan(values)).sum(axis=0)
+            # Add scaled values, so that no sum overflows.
+            total += np.nansum((values - scaler.minimum) * scaler.scale, axis=0)
+        scaled_means = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+        return scaler.minimum + scaled_means * (scaler.maximum - scaler.minimum)
+
+
+def has_huge_rows(sample: np.ndarray, scaler: Scaler) -> bool:
+    """Return whether some rows are much larger than the others.
+
+    The size of a row is the distance of its scaled values from their means. Some rows are huge if one row in a thousand
+    is more than 2.3 times as large as the root mean square of all sizes. Of fewer rows, the largest one counts. With
+    fewer than 200 rows, none counts as huge.
+
+    Parameters
+    ----------
+    sample : ndarray of shape (n, n_inputs), float64
+        Sampled rows. NaN counts as the mean of its column.
+    """
+    if len(sample) < _ENOUGH_ROWS:
+        return False
+    squares = _squared_sizes(sample, scaler)
+    return bool(np.quantile(squares, 1 - _OUTER, method="higher") > _HUGE**2 * squares.mean())
+
+
+def _squared_sizes(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
+    """Return the squared distance of each scaled row from the mean row, shape (n,)."""
+    mean = means(sample, Scaler(scaler.minimum, scaler.maximum))
+    squares = np.empty(len(sample))
+    size = max(1, _SORTED_VALUES // sample.shape[1])
+    for start in range(0, len(sample), size):
+        values = np.clip(sample[start : start + size], scaler.minimum, scaler.maximum)
+        squares[start : start + size] = np.nansum(((values - mean) * scaler.scale) ** 2, axis=1)
+    return squares
+
+
+def spread(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
+    """Return the standard deviation of each scaled column without outliers, shape (n_inputs,), float64.
+
+    Outliers are winsorized: the outermost thousandth of the values at either end, but at least one value, is replaced
+    by the next value. Otherwise a single row of a small sample could determine the result.
+    """
+    step = max(1, sample.size // _SPREAD_VALUES)
+    subset = sample[::step]
+    if not len(subset):
+        return np.full(sample.shape[1], np.nan)
+    return _moments(_without_outliers(subset), scaler)[1]
+
+
+def moments(sample: np.ndarray, scaler: Scaler) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each column without outliers, both (n_inputs,), float64.
+
+    Outliers are winsorized as in `spread`, unless the other values are equal. A column that varies has a deviation
+    above 0: if its values in the sample are equal, the deviation is the width of the range.
+    """
+    mean = np.zeros(sample.shape[1])
+    deviation = np.zeros(sample.shape[1])
+    size = max(1, _SORTED_VALUES // max(1, len(sample)))
+    for start in range(0, sample.shape[1], size):
+        columns = slice(start, start + size)
+        values = sample[:, columns]
+        ranges = Scaler(scaler.minimum[columns], scaler.maximum[columns])
+        if len(values):
+            mean[columns], deviation[columns] = _moments(_without_outliers(values), ranges)
+            plain_mean, plain_deviation = _moments(values, ranges)
+            is_rare = deviation[columns] == 0  # nearly all values are equal
+            mean[columns][is_rare] = plain_mean[is_rare]
+            deviation[columns][is_rare] = plain_deviation[is_rare]
+    deviation[deviation == 0] = 1
+    width = scaler.maximum - scaler.minimum
+    return scaler.minimum + mean * width, deviation * width
+
+
+def _without_outliers(values: np.ndarray) -> np.ndarray:
+    """Replace the outermost thousandth of each column's values at either end, at least one value, by the next one."""
+    low, high = quantiles(values, max(_OUTER, 1.5 / len(values)))
+    return np.clip(values, low, high)
+
+
+def _moments(values: np.ndarray, scaler: Scaler) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean and the standard deviation of each scaled column; 0 for columns without values. Ignore NaN."""
+    n = np.maximum(1, (~np.isnan(values)).sum(axis=0))
+    with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
+        scaled = (np.clip(values, scaler.minimum, scaler.maximum) - scaler.minimum) * scaler.scale
+        mean = np.nansum(scaled, axis=0) / n
+        return mean, np.sqrt(np.nansum((scaled - mean) ** 2, axis=0) / n)

@@ -1,0 +1,350 @@
+"""Scaling of columns with equal results on the device and in NumPy, cleaning of rows, and detection of bad entries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardpress.scan.ranks import RankTables
+
+if TYPE_CHECKING:
+    from shardpress.shards.shard import Block
+
+__all__ = ["Cleaning", "Scaler", "bad_entries", "bad_rows", "missing_entries"]
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Affine scaling of every input of the network: ``x = (r - shift) * scale``. Constant columns become 0.
+
+    The inputs are the columns of the rows. If there are missing indicators, they follow the columns: each is 1 where
+    the value of a column is missing, and 0 elsewhere.
+
+    By default, each column's range is scaled to [0, 1]. scikit-learn computes ``r * scale + offset`` instead, which
+    loses digits in columns with values far from zero.
+
+    Attributes
+    ----------
+    minimum, maximum : ndarray of shape (n_inputs,), float64
+        Range of each column in the training rows. The range of an indicator is 0 to 1.
+    fill : ndarray of shape (n_columns,), float64, or None
+        Fill value of each column, within its range. None if missing values make a row bad.
+    clips : bool
+        True if values outside the range are clipped.
+    center, factor : ndarray of shape (n_inputs,), float64, or None
+        Shift and scale of each column, which replace those of the range. `factor` is 0 for constant columns. They are
+        0 and 1 for an indicator.
+    indicators : ndarray of shape (n_indicators,), int64, or None
+        Sorted numbers of the columns that have an indicator. None if there are no indicators, in which case the inputs
+        are the columns.
+    tables : RankTables or None
+        Tables that replace values by ranks, before anything else. All other attributes then describe ranks. None if
+        values are not replaced.
+    """
+
+    minimum: np.ndarray
+    maximum: np.ndarray
+    fill: np.ndarray | None = None
+    clips: bool = False
+    center: np.ndarray | None = None
+    factor: np.ndarray | None = None
+    indicators: np.ndarray | None = None
+    tables: RankTables | None = None
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of columns and indicators."""
+        return len(self.minimum)
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns of the rows."""
+        return self.n_inputs if self.indicators is None else self.n_inputs - len(self.indicators)
+
+    def with_indicators(self, indicators: np.ndarray | None) -> Scaler:
+        """Return a scaler with an indicator of each of these columns. `self` must have no indicators."""
+        if indicators is None:
+            return self
+        zeros = np.zeros(len(indicators))
+        ones = np.ones(len(indicators))
+        center = self.center
+        factor = self.factor
+        if center is not None and factor is not None:
+            center = np.concatenate([center, zeros])
+            factor = np.concatenate([factor, ones])
+        return replace(
+            self,
+            minimum=np.concatenate([self.minimum, zeros]),
+            maximum=np.concatenate([self.maximum, ones]),
+            center=center,
+            factor=factor,
+            indicators=indicators,
+        )
+
+    def without_indicators(self) -> Scaler:
+        """Return the scaler of the columns."""
+        if self.indicators is None:
+            return self
+        n = self.n_columns
+        return replace(
+            self,
+            minimum=self.minimum[:n],
+            maximum=self.maximum[:n],
+            center=None if self.center is None else self.center[:n],
+            factor=None if self.factor is None else self.factor[:n],
+            indicators=None,
+        )
+
+    def with_factors(self, center: np.ndarray, factor: np.ndarray) -> Scaler:
+        """Return a scaler with another shift and scale of each column."""
+        return replace(self, center=center, factor=factor)
+
+    @property
+    def scale_setting(self) -> str:
+        """Value of the setting ``scale`` that gives this scaling, see `shardpress.scan.scaling.scaled_as`."""
+        if self.center is None or self.factor is None:
+            return "range"
+        n = self.n_columns
+        varies = self.factor[:n] != 0
+        factors = np.unique(self.factor[:n][varies])
+        if len(factors) > 1:
+            return "std"
+        return "common" if self.center[:n].any() else "none"
+
+    @property
+    def cleans(self) -> bool:
+        """True if values are replaced by ranks, filled in or clipped before the scaling."""
+        return self.clips or self.fill is not None or self.tables is not None
+
+    @property
+    def shift(self) -> np.ndarray:
+        """Value of each column that becomes 0, shape (n_inputs,), float64."""
+        if self.center is None:
+            return self.minimum
+        return self.center
+
+    @property
+    def scale(self) -> np.ndarray:
+        """Factor of each column, shape (n_inputs,), float64. It is 0 for constant columns."""
+        if self.factor is not None:
+            return self.factor
+        # Use half the range, because a range from -1.7e308 to 1.7e308 overflows. The reciprocal of a subnormal range
+        # overflows as well.
+        half = self.maximum / 2 - self.minimum / 2
+        return np.divide(0.5, half, out=np.zeros_like(half), where=half >= np.finfo(np.float64).tiny)
+
+    def arrays(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """Return `shift` and `scale` in the dtype in which rows of `dtype` are scaled.
+
+        The dtype is float32 if it holds rows and ranges exactly and scales as normal numbers. Otherwise it is float64.
+        """
+        scale = self.scale
+        is_narrow = np.can_cast(dtype, np.float32) and self._fits_float32(scale)
+        working = np.float32 if is_narrow else np.float64
+        return self.shift.astype(working), scale.astype(working)
+
+    def _fits_float32(self, scale: np.ndarray) -> bool:
+        """Return whether float32 holds the range and the shift exactly, and ranges and scales as normal numbers."""
+        varies = scale > 0
+        with np.errstate(over="ignore", under="ignore"):
+            is_exact = all(_are_exact_in_float32(array) for array in (self.minimum, self.maximum, self.shift))
+            scales = scale.astype(np.float32)[varies]
+            ranges = (self.maximum - self.minimum).astype(np.float32)[varies]
+        # Subnormal numbers have fewer digits, and processors handle them slowly.
+        return is_exact and _are_normal(scales) and _are_normal(ranges)
+
+    def edges(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """Return the range in the dtype of the rows, so that clipping keeps the bits of values inside the range.
+
+        For integer dtypes, the limits are rounded inwards.
+        """
+        return _to_dtype(self.minimum, dtype, math.ceil), _to_dtype(self.maximum, dtype, math.floor)
+
+    def cleaned(self, rows: np.ndarray, to_fill: np.ndarray | None = None) -> np.ndarray:
+        """Rank, fill and clip rows (n_rows, n_columns) in their own dtype, and append the indicators.
+
+        Clipping also replaces Inf. The caller finds bad rows in the rows as they were read.
+
+        Parameters
+        ----------
+        to_fill : ndarray of shape (n_rows, n_columns), bool, optional
+            Mask of the entries to fill in. By default, NaN entries are filled in.
+
+        Returns
+        -------
+        ndarray of shape (n_rows, n_inputs)
+            The same array if nothing changes.
+        """
+        if self.tables is not None:
+            rows = self.tables.apply(rows)
+        if self.fill is not None:
+            is_missing = np.isnan(rows) if to_fill is None else to_fill
+            if is_missing.any():
+                rows = np.where(is_missing, _to_dtype(self.fill, rows.dtype, round), rows)
+            if self.indicators is not None:
+                rows = np.concatenate([rows, is_missing[:, self.indicators]], axis=1, dtype=rows.dtype)
+        if self.clips:
+            return self._clipped(rows)
+        return rows
+
+    def _clipped(self, rows: np.ndarray) -> np.ndarray:
+        low, high = self.edges(rows.dtype)
+        if not ((rows < low).any() or (rows > high).any()):
+            return rows
+        # This takes half as long as np.clip, which compilers do not vectorize.
+        clipped = np.maximum(rows, low)
+        np.minimum(clipped, high, out=clipped)
+        return clipped
+
+    def transform(self, rows: np.ndarray) -> np.ndarray:
+        """Clean and scale rows (n_rows, n_columns) of any real dtype. Return float32 of shape (n_rows, n_inputs)."""
+        return self.scaled(self.cleaned(rows))
+
+    def scaled(self, rows: np.ndarray) -> np.ndarray:
+        """Scale cleaned rows (n_rows, n_inputs) of any real dtype, and return them as float32.
+
+        The result has the same bits as on the device, unless the device folds the scaling into ``W``.
+        """
+        shift, scale = self.arrays(rows.dtype)
+        return ((rows.astype(shift.dtype) - shift) * scale).astype(np.float32)
+
+    def restore(self, x: np.ndarray) -> np.ndarray:
+        """Return unscaled rows (n_rows, n_columns), float64, for scaled rows (n_rows, n_inputs).
+
+        Constant columns get their value.
+        """
+        columns = self.without_indicators()
+        width = columns.maximum - columns.minimum
+        if columns.factor is not None:
+            width = np.divide(1, columns.factor, out=np.zeros_like(columns.factor), where=columns.factor > 0)
+        rows = np.asarray(x[:, : self.n_columns] * width + columns.shift)
+        if self.tables is not None:
+            return self.tables.restore(rows)
+        return rows
+
+
+def _are_exact_in_float32(values: np.ndarray) -> bool:
+    return np.array_equal(values, values.astype(np.float32))
+
+
+def _are_normal(values: np.ndarray) -> bool:
+    """Return whether all values of an array of positive float32 numbers are normal numbers."""
+    return bool(np.isfinite(values).all() and (values >= np.finfo(np.float32).tiny).all())
+
+
+@dataclass(frozen=True)
+class Cleaning:
+    """Ranking, filling and clipping of rows after they are read, and their extension by missing indicators.
+
+    Attributes
+    ----------
+    scaler : Scaler
+        Scaler with the fill values and the range.
+    missing : float or None
+        Value that marks missing entries, in addition to NaN.
+    """
+
+    scaler: Scaler
+    missing: float | None = None
+
+    def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
+        """Return the cleaned rows (len(block), n_inputs) of a block, given its rows (len(block), n_columns).
+
+        The result is the same array if nothing changes.
+        """
+        to_fill = None
+        if self.scaler.fill is not None and self.missing is not None:
+            to_fill = missing_entries(rows, self.missing, block.shard.stored_dtype)
+        return self.scaler.cleaned(rows, to_fill)
+
+
+def _to_dtype(values: np.ndarray, dtype: np.dtype, to_whole: Callable[[float], int]) -> np.ndarray:
+    """Convert float64 values to a dtype. For integer dtypes, round with `to_whole` and clip to the dtype's range."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore", under="ignore"):
+            return values.astype(dtype)
+    # Use Python integers, because float64 cannot hold the largest 64-bit integer.
+    limits = np.iinfo(dtype)
+    whole = [min(max(to_whole(value), limits.min), limits.max) for value in values.tolist()]
+    return np.array(whole, dtype=dtype)
+
+
+# -- bad entries -----------------------------------------------------------------------------------------------
+
+
+def bad_rows(
+    rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
+) -> np.ndarray:
+    """Return the positions (int64) of the rows with bad entries."""
+    return np.flatnonzero(bad_entries(rows, missing, stored, fills).any(axis=1))
+
+
+def bad_entries(
+    rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
+) -> np.ndarray:
+    """Return a mask of the bad entries: NaN, Inf, and the missing value converted to the dtype `stored`.
+
+    If missing values are filled in (`fills`), Inf is bad, and all entries of a row are bad if the row has no value.
+    """
+    if fills:
+        return _unfillable_entries(rows, missing, stored)
+    is_float = rows.dtype.kind == "f"
+    if missing is None:
+        return ~np.isfinite(rows) if is_float else np.zeros(rows.shape, dtype=bool)
+    is_missing = missing_entries(rows, missing, stored)
+    if is_float:
+        return ~np.isfinite(rows) | is_missing
+    return is_missing
+
+
+def _unfillable_entries(rows: np.ndarray, missing: float | None, stored: str | None) -> np.ndarray:
+    """Return a mask of the entries that are Inf, or are in a row without values."""
+    is_empty = missing_entries(rows, missing, stored).all(axis=1, keepdims=True)
+    if rows.dtype.kind == "f":
+        return np.isinf(rows) | is_empty
+    return np.broadcast_to(is_empty, rows.shape)
+
+
+def missing_entries(rows: np.ndarray, missing: float | None = None, stored: str | None = None) -> np.ndarray:
+    """Return a mask of the entries that are NaN, or equal to the missing value converted to the dtype `stored`."""
+    value = None
+    if missing is not None:
+        value = _value_in(np.dtype(stored or rows.dtype), missing)
+    is_float = rows.dtype.kind == "f"
+    if value is None:
+        return np.isnan(rows) if is_float else np.zeros(rows.shape, dtype=bool)
+    is_value = rows == rows.dtype.type(value)
+    if is_float:
+        return np.isnan(rows) | is_value
+    return is_value
+
+
+def _value_in(dtype: np.dtype, missing: float) -> Any:
+    """Convert the missing value to a dtype. Return None if the dtype cannot hold it."""
+    if dtype.kind == "f":
+        return _rounded_value(dtype, missing)
+    low = 0
+    high = 1
+    if dtype.kind != "b":
+        low = np.iinfo(dtype).min
+        high = np.iinfo(dtype).max
+    # Integer dtypes cannot hold fractions or values outside their range. For example, no uint8 file contains 255.5.
+    if low <= missing <= high and missing == int(missing):
+        return int(missing)
+    return None
+
+
+def _rounded_value(dtype: np.dtype, missing: float) -> Any:
+    """Round the missing value to a float dtype, as in a file. For example, float32 does not hold -999.9 exactly.
+
+    Return None if the value overflows to Inf or underflows to 0.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = np.float64(missing).astype(dtype)
+    if np.isfinite(rounded) and bool(rounded) == bool(missing):
+        return rounded
+    return None

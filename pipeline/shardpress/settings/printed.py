@@ -1,0 +1,91 @@
+"""Settings as text: a line of settings that differ from their defaults, and a commented file for ``--config``."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from shardpress.errors import printable, short_list
+from shardpress.settings.config import SETTINGS, Config, Setting
+from shardpress.settings.kinds import Kind, as_typed
+
+__all__ = ["as_yaml", "summary_line"]
+
+_HEAD = """\
+# All settings of a run, for shardpress run --config FILE. Lines that start with # show defaults; remove the # to change
+# a value. null is a default that depends on the inputs and on other settings.
+"""
+_WIDTH = 120
+
+_VALUES_SHOWN = 3
+_ALWAYS = ("input", "output")
+_NEVER = ("quiet", "verbose")
+
+
+def summary_line(config: Config) -> str:
+    """Return the inputs, the output, and all other settings that differ from their defaults, in a line."""
+    values = config.flat()
+    hidden = {*_ALWAYS, *_NEVER}
+    changed = [name for name, value in values.items() if value != SETTINGS[name].default and name not in hidden]
+    return ", ".join(f"{name} {_short_value(SETTINGS[name], values[name])}" for name in [*_ALWAYS, *changed])
+
+
+def as_yaml(config: Config, stages: Mapping[str, Sequence[str]]) -> str:
+    """Return a YAML file of all settings with their help texts; settings with their defaults are comments.
+
+    Parameters
+    ----------
+    stages : mapping
+        Names of settings, by their headings.
+    """
+    values = config.flat()
+    lines = [_HEAD]
+    for title, names in stages.items():
+        lines.append(f"\n# {f' {title} ':-^{_WIDTH - 2}}\n")
+        for name in names:
+            lines += _lines_of_setting(SETTINGS[name], values[name])
+    return "".join(lines)
+
+
+def _short_value(setting: Setting, value: Any) -> str:
+    if value == ():
+        return "none"
+    if isinstance(value, tuple):
+        return short_list(map(printable, value), _VALUES_SHOWN)
+    return printable(_yaml_value(setting.kind, value))
+
+
+def _lines_of_setting(setting: Setting, value: Any) -> Iterator[str]:
+    text = setting.help
+    if setting.kind.metavar.startswith("{"):
+        text = f"{text} Values: {setting.kind.metavar.strip('{}').replace(',', ', ')}."
+    yield "\n"
+    for line in textwrap.wrap(text, _WIDTH - 3):
+        yield f"## {line}\n"
+    prefix = ""
+    if value == setting.default:
+        prefix = "# "
+    for line in _yaml_lines(setting.name, _yaml_value(setting.kind, value)):
+        yield prefix + line
+
+
+def _yaml_lines(name: str, value: Any) -> list[str]:
+    """Return lines of YAML; characters that libyaml can interpret as the end of a line are escaped."""
+    values = value if isinstance(value, list) else [value]
+    is_plain = all(str(each).isprintable() for each in values)
+    return yaml.safe_dump({name: value}, allow_unicode=is_plain, width=math.inf).splitlines(keepends=True)
+
+
+def _yaml_value(kind: Kind, value: Any) -> Any:
+    """Return a value as a user would write it into a file."""
+    if value == () and kind.is_list:
+        return "none"
+    if isinstance(value, tuple):
+        return list(value)
+    if kind.metavar == "BYTES" and value is not None:
+        return as_typed(value)
+    return value

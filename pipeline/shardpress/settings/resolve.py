@@ -1,0 +1,314 @@
+"""Defaults that depend on the inputs and on other settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from shardpress.settings.config import Config, MachineSettings, NetworkSettings, StorageSettings, TrainingSettings
+from shardpress.settings.defaults import (
+    COPIES_IN_TRAINING,
+    EPOCHS,
+    LEARNING_RATES,
+    LEAST_STEPS,
+    MANY_INPUTS,
+    MASKED,
+    MOST_UNITS,
+    RATED_INPUTS,
+    ROWS_PER_UNIT,
+    TARGET_RATE,
+    TARGET_WEIGHT,
+    UNITS_PER_INPUT,
+)
+from shardpress.settings.replicas import TrainingSizes, fitting_replicas, usual_replicas
+from shardpress_kernels.activations import ACTIVATIONS, HIDDEN
+from shardpress_kernels.network import Network
+from shardpress_kernels.rules import RULES
+
+__all__ = [
+    "ResolvedNetwork",
+    "ResolvedStorage",
+    "ResolvedTraining",
+    "Settings",
+    "max_network_inputs",
+    "network_of",
+    "resolve",
+    "unsuitable_settings",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedNetwork(NetworkSettings):
+    """Layers of the autoencoder, with the defaults resolved that do not depend on the scan.
+
+    `code_activation` and `decoder_gain` are None if `network_of` chooses them.
+    """
+
+    n_features: int
+    hidden: tuple[int, ...]
+    output_layer: str
+
+    @property
+    def n_outputs(self) -> int:
+        """Number of features that are written."""
+        return self.hidden[-1] if self.output_layer == "hidden" else self.n_features
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedTraining(TrainingSettings):
+    """Settings of the training, with all defaults resolved."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    corruption: float
+    replicas: int
+
+    @property
+    def hides_much(self) -> bool:
+        """Whether training hides a large share of the entries, so that other features can have a smaller error."""
+        return self.corruption > MASKED
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedStorage(StorageSettings):
+    """Storage of features; `storage_dtype` is None if it depends on the features."""
+
+    compression: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Config):
+    """All settings of a run after its inputs were opened. Some defaults depend on the inputs."""
+
+    network: ResolvedNetwork
+    training: ResolvedTraining
+    storage: ResolvedStorage
+
+
+def resolve(config: Config, n_rows: int, n_inputs: int, trained_network: Network | None = None) -> Settings:
+    """Return the settings with all defaults that depend on the inputs and on other settings.
+
+    Parameters
+    ----------
+    n_rows, n_inputs : int
+        Rows and columns of all shards.
+    trained_network : Network, optional
+        Network of the model that the run uses instead of training a model.
+    """
+    if trained_network is None:
+        network = _resolved_network(config, n_rows, n_inputs)
+    else:
+        network = _network_of_model(config.network, trained_network)
+    return Settings(
+        inputs=config.inputs,
+        scaling=config.scaling,
+        network=network,
+        training=_resolved_training(config, network, n_rows, n_inputs),
+        validation=config.validation,
+        machine=config.machine,
+        bad_data=config.bad_data,
+        storage=_resolved_storage(config.storage),
+        cluster=config.cluster,
+        timing=config.timing,
+        results=config.results,
+    )
+
+
+def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNetwork:
+    """Return the network of a run that trains a model."""
+    requested = config.network
+    n_features = requested.n_features or min(64, max(1, n_inputs // 2))
+    hidden = requested.hidden
+    output_layer = requested.output_layer or "code"
+    if hidden is None:
+        # Wide features of narrow rows are useful, although a code needs few units per input.
+        units_per_input = UNITS_PER_INPUT if output_layer == "code" else MOST_UNITS
+        hidden = _default_hidden(config.machine.memory_budget, n_rows, n_inputs, n_features, units_per_input)
+    code_activation = requested.code_activation
+    if code_activation is None and (n_inputs < MANY_INPUTS or requested.nested):
+        code_activation = "linear"
+    decoder_gain = requested.decoder_gain
+    if decoder_gain is None and code_activation is not None:
+        decoder_gain = _needs_gain(code_activation)
+    return ResolvedNetwork(
+        n_features=n_features,
+        hidden=hidden,
+        activation=requested.activation,
+        code_activation=code_activation,
+        decoder_gain=decoder_gain,
+        nested=requested.nested,
+        output_layer=output_layer,
+    )
+
+
+def _needs_gain(code_activation: str) -> bool:
+    """Return whether features need a gain in the decoder, so that their units need not saturate."""
+    return ACTIVATIONS[code_activation].limits is not None
+
+
+def _network_of_model(requested: NetworkSettings, trained: Network) -> ResolvedNetwork:
+    """Return the network of an existing model; contradicting settings are kept, and reported later."""
+    hidden = requested.hidden
+    if hidden is None:
+        hidden = trained.widths[1:-1]
+    decoder_gain = requested.decoder_gain
+    if decoder_gain is None:
+        decoder_gain = trained.gain
+    return ResolvedNetwork(
+        n_features=requested.n_features or trained.n_features,
+        hidden=hidden,
+        activation=trained.activation,
+        code_activation=requested.code_activation or trained.code,
+        decoder_gain=decoder_gain,
+        nested=requested.nested,
+        output_layer=requested.output_layer or trained.output_layer,
+    )
+
+
+def _resolved_training(config: Config, network: ResolvedNetwork, n_rows: int, n_inputs: int) -> ResolvedTraining:
+    requested = config.training
+    n_trained = n_rows - round(config.validation.validation_fraction * n_rows)
+    batch_size = requested.batch_size
+    if batch_size is None:
+        batch_size = _default_batch_size(n_rows)
+    epochs = requested.epochs
+    if epochs is None:
+        epochs = _default_epochs(n_rows, n_trained)
+    learning_rate = requested.learning_rate
+    if learning_rate is None:
+        learning_rate = _default_learning_rate(requested, n_inputs)
+    corruption = requested.corruption
+    if corruption is None:
+        corruption = _default_corruption(network, n_inputs)
+    sizes = TrainingSizes(n_trained, epochs, _window_rows(config.machine, n_inputs))
+    return ResolvedTraining(
+        start=requested.start,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=requested.optimizer,
+        learning_rate=learning_rate,
+        schedule=requested.schedule,
+        biases=requested.biases,
+        momentum=requested.momentum,
+        corruption=corruption,
+        weight_decay=requested.weight_decay,
+        target=requested.target,
+        target_weight=requested.target_weight or (TARGET_WEIGHT if requested.target else None),
+        replicas=_replicas(requested.replicas, network, n_inputs, batch_size, sizes),
+        seed=requested.seed,
+    )
+
+
+def _default_learning_rate(requested: TrainingSettings, n_inputs: int) -> float:
+    rate = LEARNING_RATES[requested.optimizer] * min(1.0, RATED_INPUTS / n_inputs)
+    if requested.target is not None and n_inputs < MANY_INPUTS and RULES[requested.optimizer].is_scale_free:
+        return TARGET_RATE * rate
+    return rate
+
+
+def _default_batch_size(n_rows: int) -> int:
+    """Return a fiftieth of the rows, within limits, so that small data still give about fifty steps per epoch."""
+    return min(128, max(16, n_rows // 50), n_rows)
+
+
+def _default_epochs(n_rows: int, n_trained: int) -> int:
+    """Return the epochs for the default batch size, so that a larger batch size does not lengthen the training."""
+    steps_per_epoch = math.ceil(n_trained / _default_batch_size(n_rows))
+    return max(EPOCHS, math.ceil(LEAST_STEPS / max(1, steps_per_epoch)))
+
+
+def _default_corruption(network: ResolvedNetwork, n_inputs: int) -> float:
+    if network.hidden and n_inputs >= MANY_INPUTS:
+        return MASKED
+    return 0.0
+
+
+def _window_rows(machine: MachineSettings, n_inputs: int) -> int:
+    """Return the number of rows that are shuffled together, for the widest dtype: the actual one is unknown here."""
+    window_bytes = min(machine.shuffle_window, machine.memory_budget // 8)
+    return window_bytes // (8 * n_inputs)
+
+
+def _replicas(
+    requested: int | None, network: ResolvedNetwork, n_inputs: int, batch_size: int, sizes: TrainingSizes
+) -> int:
+    if not requested:
+        n_weights = Network((n_inputs, *network.hidden, network.n_features)).n_weights
+        requested = usual_replicas(n_weights, sizes)
+    return fitting_replicas(requested, batch_size, sizes)
+
+
+def _resolved_storage(requested: StorageSettings) -> ResolvedStorage:
+    dtype = requested.storage_dtype
+    compression = requested.compression
+    if requested.max_feature_error is None:
+        dtype = dtype or "float32"
+        compression = compression or "none"
+    return ResolvedStorage(
+        storage_dtype=dtype,
+        compression=compression or "gzip",
+        max_feature_error=requested.max_feature_error,
+    )
+
+
+def _default_hidden(
+    memory_budget: int, n_rows: int, n_inputs: int, n_features: int, units_per_input: int
+) -> tuple[int, ...]:
+    """Return one hidden layer, or none if rows or memory do not suffice for a layer that starts from components."""
+    fits_in_memory = memory_budget // 2 // (4 * COPIES_IN_TRAINING * (n_inputs + n_features))
+    largest = min(units_per_input * n_inputs, n_rows // ROWS_PER_UNIT, fits_in_memory)
+    smallest = 2 * n_features
+    if largest < smallest:
+        return ()
+    return (min(largest, max(MOST_UNITS, smallest)),)
+
+
+def unsuitable_settings(settings: Settings, n_rows: int, n_inputs: int) -> Iterator[str]:
+    """Yield a sentence for each setting that does not suit training on this number of rows and columns."""
+    n_features = settings.network.n_features
+    batch_size = settings.training.batch_size
+    if n_features >= n_inputs:
+        yield f"n_features: {n_features}, expected 1 to {n_inputs - 1} for these rows"
+    if settings.network.output_layer == "hidden" and not settings.network.hidden:
+        yield f"output_layer: hidden, expected code, since {n_rows} rows are too few for a hidden layer; or set hidden"
+    if batch_size > n_rows:
+        yield f"batch_size: {batch_size}, expected 1 to {n_rows} for these rows"
+
+
+def max_network_inputs(settings: Config, n_columns: int) -> int:
+    """Return the largest number of inputs of a network that is trained on rows of `n_columns` columns.
+
+    Only the scan finds out which columns get a missing indicator.
+    """
+    return 2 * n_columns if settings.bad_data.missing_indicator else n_columns
+
+
+def network_of(settings: ResolvedNetwork, n_inputs: int, *, has_huge_rows: bool = False) -> Network:
+    """Return the network that is trained on rows of `n_inputs` columns and missing indicators.
+
+    Parameters
+    ----------
+    has_huge_rows : bool
+        Whether some rows are so large that they would saturate sigmoids (`shardpress.scan.sample.has_huge_rows`). Only
+        the scan finds this out. It does not change the number of weights.
+    """
+    widths = (n_inputs, *settings.hidden, settings.n_features)
+    activation = settings.activation
+    if not settings.hidden:
+        activation = HIDDEN[0]  # the activation of hidden layers makes no difference without them
+    code_activation = settings.code_activation
+    if code_activation is None:
+        code_activation = "linear" if has_huge_rows else "sigmoid"
+    decoder_gain = settings.decoder_gain
+    if decoder_gain is None:
+        decoder_gain = _needs_gain(code_activation)
+    return Network(
+        widths,
+        activation,
+        code_activation,
+        decoder_gain,
+        nested=settings.nested,
+        output_layer=settings.output_layer,
+    )

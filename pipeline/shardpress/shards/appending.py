@@ -1,0 +1,128 @@
+"""Functions that give new shards the extras of earlier parts, so that their rows can be added to a finished run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from shardpress.errors import DataError, printable, quantity, short_list
+from shardpress.shards.extras import MASK, common_dtype, existing_paths, rename_extras, shorten, unify_renamed
+from shardpress.shards.shard import Extra, Shard, leave_out_extras
+
+__all__ = ["fit_extras"]
+
+log = logging.getLogger(__name__)
+
+_NOT_IN_EARLIER = "not in the earlier rows (--append --include adds it to all rows)"
+_NAMED = 20  # extras that a message names
+
+
+def fit_extras(shards: Sequence[Shard], part: Shard, include: Sequence[str] = ()) -> tuple[Shard, ...]:
+    """Return shards that have the extras of an earlier part, so that their rows can be added to its run.
+
+    Further extras are left out with a warning. The codes of an extra refer to the categories of the part, followed by
+    new ones.
+
+    Parameters
+    ----------
+    shards : sequence of Shard
+        New shards.
+    part : Shard
+        A part of the finished run, as a shard, with the extras of its index.
+    include : sequence of str
+        Paths of extras that a user has given.
+
+    Raises
+    ------
+    DataError
+        If a shard lacks an extra, or if its values do not fit into the dtype of the part.
+    """
+    shards, _ = rename_extras(shards, existing_paths(shards, include))
+    masks = {extra.name for extra in part.extras if _is_mask(extra, part.extras)}
+    expected = [extra for extra in part.extras if extra.name not in masks]
+    required = {extra.name for extra in expected if f"{extra.name}{MASK}" not in masks}
+    for shard in shards:
+        _check_has_all(shard, required, part)
+        _check_values(shard, expected, part)
+    shards = _without_others(shards, {extra.name for extra in expected}, masks)
+    named = {extra.name for shard in shards for extra in shard.extras if extra.is_named}
+    model = tuple(replace(extra, is_named=extra.name in named) for extra in expected)
+    # The part comes first, so that its categories keep their codes.
+    unified = unify_renamed([replace(part, extras=model), *shards], frozenset())[1:]
+    fitted = [_with_masks(shard, masks) for shard in unified]
+    for extra in part.extras:
+        _check_dtype(extra, fitted[0], part)
+    return tuple(fitted)
+
+
+def _is_mask(extra: Extra, extras: Sequence[Extra]) -> bool:
+    """Return whether an extra of a part marks the rows that have a value of another extra."""
+    others = {each.name for each in extras}
+    return extra.dtype == np.dtype(bool) and extra.name.endswith(MASK) and extra.name.removesuffix(MASK) in others
+
+
+def _check_has_all(shard: Shard, required: Iterable[str], part: Shard) -> None:
+    missing = sorted(set(required) - {extra.name for extra in shard.extras})
+    if missing and shard.n_rows:
+        them = "it" if len(missing) == 1 else "them"
+        raise DataError(
+            f"{shard}: lacks {quantity(len(missing), 'extra')} of the earlier rows (file={printable(part.path)}), "
+            f"expected {printable(short_list(missing, _NAMED))}. Add {them} to the file, for example with missing "
+            "values; or write these rows to another --output with --model."
+        )
+
+
+def _without_others(shards: Sequence[Shard], expected: set[str], masks: set[str]) -> list[Shard]:
+    """Return the shards without the extras that the earlier rows do not have. They are listed as left out."""
+    fitting = []
+    for shard in shards:
+        surplus = {extra.name: _NOT_IN_EARLIER for extra in shard.extras if extra.name not in expected | masks}
+        fitting.append(leave_out_extras(shard, surplus))
+    return fitting
+
+
+def _with_masks(shard: Shard, masks: Iterable[str]) -> Shard:
+    """Return a shard with a mask for each extra that some of the earlier rows lack."""
+    names = {extra.name for extra in shard.extras}
+    added = [Extra(mask, np.dtype(bool), fill=True) for mask in sorted(masks) if mask not in names]
+    return replace(shard, extras=(*shard.extras, *added))
+
+
+def _check_values(shard: Shard, expected: Sequence[Extra], part: Shard) -> None:
+    """Raise `DataError` if the values of an extra do not fit into the dtype of the part, or only one has categories."""
+    own = {extra.name: extra for extra in shard.extras if shard.n_rows}
+    for extra in expected:
+        found = own.get(extra.name)
+        if found is None:
+            continue
+        are_alike = (extra.categories is None) == (found.categories is None)
+        if extra.categories is None and found.categories is None:
+            are_alike = common_dtype([extra.dtype, found.dtype]) == extra.dtype
+        if not are_alike:
+            raise _dtype_error(shard, found, extra, part)
+
+
+def _check_dtype(expected: Extra, shard: Shard, part: Shard) -> None:
+    """Raise `DataError` if an extra of a fitted shard has another dtype than in the part, for example longer codes."""
+    found = next((extra for extra in shard.extras if extra.name == expected.name), None)
+    if found is None or found.dtype != expected.dtype:
+        raise _dtype_error(shard, found, expected, part)
+
+
+def _dtype_error(shard: Shard, found: Extra | None, expected: Extra, part: Shard) -> DataError:
+    return DataError(
+        f"{shard}: extra {shorten(expected.name)} has {_values_of(found)}, but the earlier rows "
+        f"(file={printable(part.path)}) have {_values_of(expected)}. Convert it in the file, or write these rows to "
+        "another --output with --model."
+    )
+
+
+def _values_of(extra: Extra | None) -> str:
+    if extra is None:
+        return "values that cannot be combined"
+    if extra.categories is not None:
+        return f"codes of {len(extra.categories)} categories"
+    return f"values of dtype {extra.dtype}"

@@ -1,0 +1,462 @@
+"""Functions that give all shards the same extras, such as labels and ids, and log the extras.
+
+In a shard that lacks an extra, the rows get a fill value that is unlikely to be a real value. A mask marks the rows
+that have a value: ``y_present`` for ``y``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from shardpress.errors import DataError, printable, quantity, short_list
+from shardpress.hdf5.forms import A_GROUP, are_few, is_requested, normal
+from shardpress.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
+from shardpress.shards.shard import Extra, LeftOut, Shard
+from shardpress.shards.vet import code_dtype
+
+__all__ = [
+    "MASK",
+    "common_dtype",
+    "existing_paths",
+    "log_extras",
+    "rename_extras",
+    "row_names_in",
+    "shorten",
+    "unify_extras",
+    "unify_renamed",
+    "why_left_out",
+]
+
+log = logging.getLogger(__name__)
+
+MASK = "_present"
+"""End of the name of a mask."""
+
+MOST_WARNED = 10
+"""Number of warnings about extras."""
+
+_NO_COMMON_DTYPE = "its dtypes or categories differ between shards"
+_FILES = 3  # files that a warning names
+_NAMED = 20  # extras in a line of the log
+_LEFT_OUT = 10  # left out extras in a line of the log
+_LONGEST = 80  # characters of a name or reason
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Plan for reading an extra from every shard."""
+
+    fallback: Extra  # used for shards that lack the extra
+    is_common: bool  # True if its dtype holds the values of all shards; otherwise each shard keeps its own dtype
+
+
+Holders = Sequence[tuple[Shard, Extra]]
+"""Shards that contain an extra of a given name, each with that extra."""
+
+
+def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[Shard, ...]:
+    """Return shards that all have the same extras.
+
+    The result includes each extra of any shard, with a dtype that holds the values of all shards.
+
+    Raises
+    ------
+    DataError
+        If no shard has an extra at one of the paths `include`, or if the extras at such a path cannot be combined.
+        If the path is a group, extras that cannot be combined are left out instead.
+    """
+    shards, required = rename_extras(shards, include)
+    return unify_renamed(shards, required)
+
+
+def unify_renamed(shards: Sequence[Shard], required: frozenset[str]) -> tuple[Shard, ...]:
+    """Return shards that all have the same extras, given shards whose extras have their final names."""
+    kinds = {tuple((extra.name, _kind(extra)) for extra in shard.extras) for shard in shards}
+    if len(kinds) == 1:
+        return tuple(shards)  # the usual case
+    plans, separate = _plans(shards, required)
+    unified = [replace(shard, extras=tuple(_apply_plans(shard, plans))) for shard in shards]
+    # Only the first shard lists these names, because they are the same for all shards.
+    left_out = [LeftOut(name, _NO_COMMON_DTYPE, False) for name in separate]
+    unified[0] = replace(unified[0], left_out=(*left_out, *shards[0].left_out))
+    return tuple(unified)
+
+
+def _plans(shards: Sequence[Shard], required: frozenset[str]) -> tuple[list[_Plan], list[str]]:
+    """Return a plan for each extra, and the names of the extras without a common dtype. Log warnings.
+
+    `required` are the names of extras that must have a common dtype.
+    """
+    holders = _shards_by_extra(shards)
+    used_names = set(holders)  # including extras that are left out, so that no mask gets the name of a dataset
+    surplus = _surplus(holders)
+    warnings: list[str] = []
+    plans: list[_Plan] = []
+    separate: list[str] = []
+    for name, own in holders.items():
+        if name in surplus:
+            continue
+        plan = _plan(name, own, name in required, warnings)
+        if plan is None or not plan.is_common:
+            separate.append(name)
+        if plan is not None:
+            plans.append(_with_mask(plan, own, shards, used_names, warnings))
+    if surplus:
+        n_left_out = quantity(len(surplus), "more extra")
+        warnings.append(f"{n_left_out} left out: at most {MAX_EXTRAS} are copied. Choose others with --include")
+    _warn(warnings)
+    return plans, separate
+
+
+def _shards_by_extra(shards: Sequence[Shard]) -> dict[str, list[tuple[Shard, Extra]]]:
+    holders: dict[str, list[tuple[Shard, Extra]]] = {}
+    for shard in shards:
+        for extra in shard.extras:
+            holders.setdefault(extra.name, []).append((shard, extra))
+    return holders
+
+
+def _surplus(holders: Mapping[str, Holders]) -> set[str]:
+    """Return the names of the extras that exceed the limit. Extras that a user has named do not count."""
+    unnamed = [name for name, own in holders.items() if not own[0][1].is_named]
+    return set(unnamed[MAX_EXTRAS:])
+
+
+def _kind(extra: Extra) -> object:
+    # The metadata contain the names of an enumeration's values.
+    return extra.dtype, repr(extra.dtype.metadata), extra.categories, extra.is_named
+
+
+def _plan(name: str, holders: Holders, is_required: bool, warnings: list[str]) -> _Plan | None:
+    """Return the plan for an extra that some shards have, or None if the extra is left out."""
+    with_rows = [own for own in holders if own[0].n_rows] or holders  # a shard without rows has no values that must fit
+    kinds = _first_of_each_kind(with_rows)
+    fallback = _common_extra(name, [extra for _, extra in kinds])
+    if fallback is None:
+        return _plan_separate(name, kinds, is_required, warnings)
+    return _Plan(fallback, is_common=True)
+
+
+def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
+    """Return an extra that can hold the values of extras of several kinds, or None."""
+    is_named = kinds[0].is_named
+    all_categories = [extra.categories for extra in kinds if extra.categories is not None]
+    if not all_categories:
+        dtype = common_dtype([extra.dtype for extra in kinds])
+        return None if dtype is None else Extra(name, dtype, is_named=is_named)
+    if len(all_categories) < len(kinds):
+        return None
+    categories = _union(all_categories)
+    if categories is None:
+        return None
+    return Extra(name, code_dtype(categories), fill=-1, is_named=is_named, categories=categories)
+
+
+def _plan_separate(name: str, kinds: Holders, is_required: bool, warnings: list[str]) -> _Plan | None:
+    """Return the plan for an extra without a common dtype, or None if it has categories and is left out."""
+    first = kinds[0][1]
+    difference = _difference(name, kinds)
+    if is_required:
+        raise DataError(f"{difference}. Store it with one dtype in all files, or omit --include {printable(name)}.")
+    if any(extra.categories is not None for _, extra in kinds):  # without categories, codes could look like labels
+        warnings.append(f"{difference}. The extra is left out")
+        return None
+    warnings.append(f"{difference}. No dtype holds both, so the extra is in parts/ and not in index.h5")
+    return _Plan(Extra(name, first.dtype, is_named=first.is_named), is_common=False)
+
+
+def _first_of_each_kind(holders: Holders) -> list[tuple[Shard, Extra]]:
+    """Return the first shard of each kind with its extra, sorted by the last shard of each kind.
+
+    Errors name these shards.
+    """
+    found: dict[object, tuple[Shard, Extra]] = {}
+    for shard, extra in reversed(holders):
+        found[_kind(extra)] = (shard, extra)
+    return list(reversed(found.values()))
+
+
+def _difference(name: str, kinds: Sequence[tuple[Shard, Extra]]) -> str:
+    """Return a sentence about the first two kinds of an extra."""
+    first, other = (f"{_in_words(extra)} from file={printable(shard.path)}" for shard, extra in kinds[:2])
+    reason = ""
+    if all(extra.categories is not None for _, extra in kinds):
+        reason = "; together they are too many or mix numbers and strings"
+    return f"{shorten(name)} is {first} and {other}{reason}"
+
+
+def _in_words(extra: Extra) -> str:
+    if extra.categories is None:
+        return str(extra.dtype)
+    return f"codes of {len(extra.categories)} categories"
+
+
+def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
+    """Return all categories in the order of first use, or None if they are too many or mix texts and numbers."""
+    union = tuple(dict.fromkeys(each for categories in all_categories for each in categories))
+    are_mixed = len({isinstance(each, str) for each in union}) > 1
+    if are_mixed or not are_few(union):
+        return None
+    return union
+
+
+def _with_mask(
+    plan: _Plan, holders: Holders, shards: Sequence[Shard], used_names: set[str], warnings: list[str]
+) -> _Plan:
+    """Return the plan, with the name of a mask if some shards with rows lack the extra."""
+    # Compare identities, since a test for equality would compare all extras of the shards.
+    holder_ids = {id(shard) for shard, _ in holders}
+    lacking = [shard for shard in shards if id(shard) not in holder_ids and shard.n_rows]
+    if not lacking:
+        return plan
+    fallback = replace(plan.fallback, mask=_unused_name(f"{plan.fallback.name}{MASK}", used_names))
+    warnings.append(_describe_missing(fallback, lacking, len(shards)))
+    return replace(plan, fallback=fallback)
+
+
+def _describe_missing(fallback: Extra, lacking: Sequence[Shard], n_shards: int) -> str:
+    files = short_list((_file_and_reason(shard, fallback.name) for shard in lacking), _FILES)
+    return (
+        f"{shorten(fallback.name)} is missing in {len(lacking)} of {n_shards} shards, {files}. Their rows get "
+        f"{fallback.fill_in_words}, and {shorten(fallback.mask or '')} marks the rows that have it"
+    )
+
+
+def _unused_name(name: str, used_names: set[str]) -> str:
+    """Append underscores to a name until it is unused, and add the result to `used_names`."""
+    while name in used_names:
+        name += "_"
+    used_names.add(name)
+    return name
+
+
+def _file_and_reason(shard: Shard, name: str) -> str:
+    reason = _reason(shard, name)
+    suffix = f" ({shorten(reason)})" if reason else ""
+    return f"file={printable(shard.path)}{suffix}"
+
+
+def _reason(shard: Shard, name: str) -> str | None:
+    return next((each.reason for each in shard.left_out if each.name == name), None)
+
+
+def _apply_plans(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Extra]:
+    """Yield the extras of a shard, and their masks, according to the plans."""
+    own = {extra.name: extra for extra in shard.extras if shard.n_rows}
+    for plan in plans:
+        fallback = plan.fallback
+        extra = own.get(fallback.name)
+        if extra is None:
+            yield fallback
+        else:
+            yield _apply_plan(extra, plan)
+        if fallback.mask:
+            yield Extra(fallback.mask, np.dtype(bool), fill=extra is not None, is_named=fallback.is_named)
+
+
+def _apply_plan(extra: Extra, plan: _Plan) -> Extra:
+    fallback = plan.fallback
+    if fallback.categories is None:
+        dtype = fallback.dtype if plan.is_common else extra.dtype
+        return replace(extra, dtype=dtype, mask=fallback.mask)
+    positions = {each: i for i, each in enumerate(fallback.categories)}
+    codes = tuple(positions[each] for each in extra.categories or ())
+    return replace(extra, dtype=fallback.dtype, mask=fallback.mask, categories=fallback.categories, codes=codes)
+
+
+# -- extras that a user has named ----------------------------------------------------------------------------------
+
+
+def rename_extras(shards: Sequence[Shard], include: Sequence[str]) -> tuple[Sequence[Shard], frozenset[str]]:
+    """Return the shards with the final names of the named extras, and the names of the extras at the paths `include`.
+
+    Extras in groups that a user has given, and the names of rows, are not at these paths.
+    """
+    extras = [extra for shard in shards for extra in shard.extras]
+    named = list(dict.fromkeys(extra.name for extra in extras if extra.is_named))
+    others = [extra for extra in extras if not extra.is_named]
+    for path in include:
+        if path not in existing_paths(shards, [path]):
+            raise _missing_error(shards[0], path)
+    if not named:
+        return shards, frozenset()
+    paths = [path for path in include if path in named]
+    names = _short_names(paths, named, {extra.name for extra in others})
+    return [_with_names(shard, names) for shard in shards], frozenset(names[path] for path in paths)
+
+
+def existing_paths(shards: Sequence[Shard], include: Sequence[str]) -> list[str]:
+    """Return the paths of a user at which at least one shard has an extra."""
+    found = _paths_of(shards)
+    return [path for path in include if any(is_requested(each, [path]) for each in found)]
+
+
+def _paths_of(shards: Sequence[Shard]) -> list[str]:
+    """Return the paths of all extras. Those that a user has named still have their paths as names."""
+    extras = [extra for shard in shards for extra in shard.extras]
+    named = list(dict.fromkeys(extra.name for extra in extras if extra.is_named))
+    return [*named, *(normal(extra.layout.name) for extra in extras if not extra.is_named and extra.layout)]
+
+
+def row_names_in(shards: Sequence[Shard], include: Sequence[str]) -> list[str]:
+    """Return the names of the extras that hold the names of rows, except for those that a user has requested."""
+    found = set()
+    for shard in shards:
+        for extra in shard.extras:
+            if extra.is_named and extra.layout and not is_requested(normal(extra.layout.name), include):
+                found.add(extra.name)
+    return sorted(found)
+
+
+def _missing_error(first: Shard, path: str) -> DataError:
+    where = f"file={printable(first.path)} dataset={printable(path)}"
+    reason = _reason(first, path) or "cannot be copied"
+    return DataError(f"{where}: {printable(reason)}. Choose one with --include.")
+
+
+def _short_names(first: Sequence[str], paths: Sequence[str], used_names: set[str]) -> dict[str, str]:
+    """Return a name for each path: the last part, or the whole path if the last part is in use or not unique.
+
+    The names of the paths `first` do not depend on the other paths.
+    """
+    names: dict[str, str] = {}
+    used_names = set(used_names)
+    n_uses = Counter(_last_part(path) for path in paths)
+    n_uses_in_first = Counter(_last_part(path) for path in first)
+    for path in dict.fromkeys([*first, *paths]):
+        name = _last_part(path)
+        n = n_uses_in_first[name] if path in first else n_uses[name]
+        if name in used_names or n > 1:
+            name = path.replace("/", "_")
+        names[path] = _unused_name(name, used_names)
+    return names
+
+
+def _last_part(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _with_names(shard: Shard, names: dict[str, str]) -> Shard:
+    extras = []
+    for extra in shard.extras:
+        name = names[extra.name] if extra.is_named else extra.name
+        extras.append(replace(extra, name=name))
+    left_out = [replace(each, name=names.get(each.name, each.name)) for each in shard.left_out]
+    return replace(shard, extras=tuple(extras), left_out=tuple(left_out))
+
+
+# -- dtypes --------------------------------------------------------------------------------------------------------
+
+
+def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype | None:
+    """Return the dtype that holds all values of these dtypes exactly, or None if NumPy has no such dtype."""
+    first = dtypes[0]
+    notes: list[Any] = [dtype.metadata or {} for dtype in dtypes]
+    if all(dtype == first for dtype in dtypes) and all(note == notes[0] for note in notes):
+        return first
+    kinds = {dtype.kind for dtype in dtypes}
+    if kinds == {"S"}:
+        return _common_text(dtypes, notes)
+    if kinds <= {"S", "O"}:
+        return np.dtype("O")
+    if not kinds <= set("biuf") or any("enum" in note for note in notes):  # one number may have different names
+        return None
+    return _common_number(dtypes)
+
+
+def _common_number(dtypes: Sequence[np.dtype]) -> np.dtype | None:
+    common = np.result_type(*dtypes)
+    if all(_holds(common, dtype) for dtype in dtypes):
+        return common
+    return None
+
+
+def _common_text(dtypes: Sequence[np.dtype], notes: Sequence[Any]) -> np.dtype:
+    longest = max(dtype.itemsize for dtype in dtypes)
+    # ASCII is UTF-8, but not vice versa.
+    are_ascii = all(note.get("h5py_encoding") == "ascii" for note in notes)
+    return np.dtype(f"S{longest}", metadata={"h5py_encoding": "ascii" if are_ascii else "utf-8"})
+
+
+def _holds(common: np.dtype, dtype: np.dtype) -> bool:
+    """Return whether a dtype holds all values of another dtype, which NumPy's promotion of integers does not ensure."""
+    if common.kind == "f" and dtype.kind in "iu":
+        return 8 * dtype.itemsize - (dtype.kind == "i") <= np.finfo(common).nmant + 1
+    return np.can_cast(dtype, common, "safe")
+
+
+# -- the log -------------------------------------------------------------------------------------------------------
+
+
+def log_extras(shards: Sequence[Shard]) -> None:
+    """Log the extras, and the reasons why datasets are left out. Log each name once, for any number of shards."""
+    # All shards have the same extras.
+    included = [_with_categories(extra) for extra in shards[0].extras]
+    left_out = _left_out(shards)
+    left_out_in_words = _left_out_in_words([each for each, _ in left_out.values()])
+    log.info("input: extras: %s%s", short_list(included, _NAMED), left_out_in_words)
+    _warn([_warning_of(each, lacking) for each, lacking in left_out.values() if each.is_missed])
+
+
+def _left_out_in_words(left_out: Sequence[LeftOut]) -> str:
+    groups = [shorten(each.name) for each in left_out if each.reason == A_GROUP]
+    reasons = [f"{shorten(each.name)} ({shorten(each.reason)})" for each in left_out if each.reason != A_GROUP]
+    words = ""
+    if reasons:
+        words += f"; left out: {short_list(reasons, _LEFT_OUT)}"
+    if groups:
+        words += f"; --include copies datasets from the groups: {short_list(groups, _LEFT_OUT)}"
+    return words
+
+
+def _with_categories(extra: Extra) -> str:
+    if extra.categories is None:
+        return shorten(extra.name)
+    return f"{shorten(extra.name)} ({len(extra.categories)} categories)"
+
+
+def _warning_of(each: LeftOut, lacking: Sequence[Shard]) -> str:
+    more = f", in {len(lacking)} shards" if len(lacking) > 1 else ""
+    where = f"file={printable(lacking[0].path)} dataset={printable(each.name)}"
+    return f"{where}: {printable(each.reason)}, left out{more}"
+
+
+def _warn(lines: Sequence[str]) -> None:
+    """Log at most `MOST_WARNED` warnings."""
+    for line in lines[:MOST_WARNED]:
+        log.warning("%s", line)
+    if len(lines) > MOST_WARNED:
+        log.warning("%d more warnings about extras are not shown", len(lines) - MOST_WARNED)
+
+
+def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:
+    """Map each dataset that is left out to the entry of the first shard, and to all shards that leave it out."""
+    found: dict[str, tuple[LeftOut, list[Shard]]] = {}
+    included = {extra.name for extra in shards[0].extras}
+    for shard in shards:
+        for each in shard.left_out:
+            # Other shards may have the extra that this shard lacks.
+            if each.name not in included or each.reason == _NO_COMMON_DTYPE:
+                first = replace(each, reason=each.reason.rstrip("."))
+                found.setdefault(each.name, (first, []))[1].append(shard)
+    return found
+
+
+def why_left_out(shards: Sequence[Shard]) -> dict[str, str]:
+    """Map the names of datasets that are left out to the reasons, for at most `MOST_LEFT_OUT` names."""
+    some_left_out = islice(_left_out(shards).items(), MOST_LEFT_OUT)
+    return {shorten(name): shorten(each.reason) for name, (each, _) in some_left_out}
+
+
+def shorten(words: str) -> str:
+    """Return a name or reason, shortened to fit into a line."""
+    if len(words) > _LONGEST:
+        words = words[:_LONGEST] + "..."
+    return printable(words)

@@ -1,0 +1,252 @@
+"""Descriptions of input files for users: datasets, the reason for the choice of the rows, and advice on storage.
+
+Files that differ only in their rows are described together. No rows are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardpress.errors import DataError, printable
+from shardpress.hdf5.child.ask import ask, checking_answer
+from shardpress.hdf5.files import Identity
+from shardpress.hdf5.filters.codecs import FILTERS
+from shardpress.hdf5.layout import Layout, grid_of
+from shardpress.shards.columns import IN_ORDER, ColumnRule
+from shardpress.shards.extras import shorten
+from shardpress.shards.open import open_shards
+from shardpress.shards.shard import Shard
+from shardpress.shards.vet import Selection, read_structure
+
+__all__ = ["FileGroup", "Inspection", "inspect_files"]
+
+_SMALL_PIECE = 2**16  # bytes; seeking takes longer than reading fewer bytes
+_SMALL_FILE = 2**20  # bytes; opening a smaller file takes longer than reading it
+_LARGE_CHUNK = 2**24  # bytes; larger chunks are decompressed once for every slab in them
+_MANY_FILES = 1000
+_LISTED = 10  # number of refused files whose datasets are listed
+
+
+@dataclass(frozen=True)
+class FileGroup:
+    """Files that differ only in their rows.
+
+    Attributes
+    ----------
+    names : list of str
+        Paths of the files.
+    n_rows : int
+        Total number of rows.
+    taken, why : str
+        Dataset that holds the rows, and the reason for the choice.
+    shape : list of int
+        Shape of a row before it is flattened.
+    dtype : str
+        Dtype as stored.
+    form : str
+        Form of the rows, as in `shardpress.hdf5.forms`.
+    columns : str
+        Location of the column names or numbers, which are compared across all files.
+    extras : list of str
+        Names of the extras.
+    left_out : dict of str to str
+        Datasets that are not extras, with the reasons.
+    datasets : list of dict
+        The datasets of the first file, in the format of `shardpress.hdf5.child.describe.listed`.
+    faster : list of str
+        Advice on how to store the rows so that they are read faster.
+    """
+
+    names: list[str]
+    n_rows: int
+    taken: str
+    why: str
+    shape: list[int]
+    dtype: str
+    form: str
+    columns: str
+    extras: list[str]
+    left_out: dict[str, str]
+    datasets: list[dict[str, Any]]
+    faster: list[str]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Contents of all files.
+
+    Attributes
+    ----------
+    shards : tuple of Shard
+        Shards that can be read together. Empty if no file can be used.
+    files : list of FileGroup
+    refused : list of dict
+        Refused files: ``file``, ``reason``, and ``datasets`` for the first ones.
+    """
+
+    shards: tuple[Shard, ...] = ()
+    files: list[FileGroup] = field(default_factory=list)
+    refused: list[dict[str, Any]] = field(default_factory=list)
+
+
+def inspect_files(
+    patterns: Sequence[str], selection: Selection, followed: Sequence[str] = (), columns: ColumnRule = IN_ORDER
+) -> Inspection:
+    """Describe every file that matches the patterns. See `shardpress.shards.open.open_shards` for arguments and errors.
+
+    A refused file is not an error here, even if no other file remains.
+    """
+    refused: list[dict[str, Any]] = []
+
+    def refuse(path: Path, error: DataError) -> None:
+        datasets = _datasets(path) if len(refused) < _LISTED else []
+        refused.append({"file": str(path), "reason": str(error), "datasets": datasets})
+
+    try:
+        shards = open_shards(
+            patterns, selection.dataset, refuse, followed, selection.orientation, selection.include, columns
+        )
+    except DataError:
+        if not refused:
+            raise
+        return Inspection(refused=refused)
+    return Inspection(shards, [_describe(group, selection) for group in _groups(shards)], refused)
+
+
+def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
+    """Return groups of shards that differ only in their rows."""
+    groups: dict[object, list[Shard]] = {}
+    for shard in shards:
+        groups.setdefault(_group_key(shard), []).append(shard)
+    return list(groups.values())
+
+
+def _group_key(shard: Shard) -> object:
+    """Return a key that is equal for files that differ only in their rows."""
+    layouts = tuple((layout.kind, layout.chunks, layout.filters) for layout in shard.layouts)
+    extras = tuple((extra.name, str(extra.dtype), extra.layout is None) for extra in shard.extras)
+    left_out = tuple((each.name, each.reason) for each in shard.left_out)
+    return shard.dataset, shard.shape[1:], shard.stored_dtype, shard.form, layouts, extras, left_out
+
+
+def _describe(shards: Sequence[Shard], selection: Selection) -> FileGroup:
+    first = shards[0]
+    return FileGroup(
+        names=[shard.path for shard in shards],
+        n_rows=sum(shard.n_rows for shard in shards),
+        taken=first.dataset,
+        why=_reason_for_choice(first, selection),
+        shape=list(first.shape[1:]),
+        dtype=str(np.dtype(first.stored_dtype)),
+        form=first.form,
+        columns=str(first.columns),
+        extras=[extra.name for extra in first.extras],
+        left_out={shorten(each.name): shorten(each.reason) for each in first.left_out},
+        datasets=_datasets(Path(first.path)),
+        faster=list(faster_storage(shards)),
+    )
+
+
+def _reason_for_choice(shard: Shard, selection: Selection) -> str:
+    if selection.dataset is not None:
+        return "it is given by --dataset"
+    if shard.dataset == "X":
+        return "it is named X"
+    return "it is the only dataset that can hold rows"
+
+
+# -- datasets of a file ------------------------------------------------------------------------------------------
+
+
+def _datasets(path: Path) -> list[dict[str, Any]]:
+    """Return the datasets that the child process lists for a file, or an empty list if it fails."""
+    where = f"file={printable(path)}"
+
+    def read(descriptor: int, identity: Identity, base: int) -> Any:
+        return ask("listed", descriptor, [], where)[0]
+
+    try:
+        claims = read_structure(path, read)
+        with checking_answer(where, " about its datasets"):
+            return [_checked_claim(claim) for claim in claims]
+    except DataError:  # already reported
+        return []
+
+
+def _checked_claim(claim: dict[str, Any]) -> dict[str, Any]:
+    found = {
+        "name": _checked_text(claim["name"]),
+        "what": _checked_text(claim["what"]),
+        "shape": _checked_numbers(claim.get("shape")),
+    }
+    if found["what"]:
+        return found
+    n_bytes = claim["n_bytes"]
+    _checked_numbers([n_bytes])
+    return {
+        **found,
+        "dtype": _checked_text(claim["dtype"]),
+        "layout": _checked_text(claim["layout"]),
+        "chunks": _checked_numbers(claim["chunks"]),
+        "filters": [_checked_text(each) for each in claim["filters"]],
+        "n_bytes": n_bytes,
+    }
+
+
+def _checked_text(claim: Any) -> str:
+    if not isinstance(claim, str):
+        raise ValueError("invalid text")
+    return printable(claim)
+
+
+def _checked_numbers(claim: Any) -> list[int] | None:
+    if claim is not None and not all(type(n) is int and 0 <= n < 2**64 for n in claim):
+        raise ValueError("invalid numbers")
+    return claim
+
+
+# -- advice ------------------------------------------------------------------------------------------------------
+
+
+def faster_storage(shards: Sequence[Shard]) -> Iterator[str]:
+    """Yield advice on how to store the rows of one group so that they are read faster.
+
+    Each item gives a reason and a remedy.
+    """
+    first = shards[0]
+    layout = first.layouts[0]
+    if first.form == "columns":
+        yield f"rows are stored by columns: each is read from {first.n_inputs} places. Store rows along the first axis."
+    if first.stored_dtype.startswith(">"):
+        yield "the bytes of every value are swapped. Store values in the byte order of this machine."
+    if layout.kind == "asked":
+        yield "only libhdf5 can read the rows, in a separate process. Store plain numbers without special filters."
+    slow = [FILTERS[code].name for code, _ in layout.filters if FILTERS[code].is_slow]
+    if slow:
+        yield (
+            f"decompressing {slow[0]} takes longer than all other preparation of the rows, in every epoch that streams "
+            "them. Store the rows uncompressed, or with lz4 or lzf."
+        )
+    if first.form == "dense" and layout.chunks:
+        yield from _faster_chunks(first, layout)
+    if len(shards) > _MANY_FILES and sum(shard.identity.size for shard in shards) < len(shards) * _SMALL_FILE:
+        yield f"{len(shards)} files of less than 1 MB: opening takes longer than reading. Write fewer, larger files."
+
+
+def _faster_chunks(shard: Shard, layout: Layout) -> Iterator[str]:
+    n_rows = max(1, 2**20 // shard.row_bytes)
+    advice = f"chunks of about 1 MB, for example {(n_rows, *shard.shape[1:])}"
+    n_across = prod(grid_of(shard.shape, layout.chunks)[1:])
+    if n_across > 1:
+        yield f"reading a row reads {n_across} chunks of shape {layout.chunks}. Use {advice}."
+    elif layout.chunk_bytes < _SMALL_PIECE and layout.n_bytes > _SMALL_FILE:
+        yield f"each chunk holds only {layout.chunk_bytes} bytes and needs a separate read. Use {advice}."
+    if layout.chunk_bytes > _LARGE_CHUNK:
+        n_bytes = layout.chunk_bytes / 1e6
+        yield f"each chunk holds {n_bytes:.0f} MB, and shuffled training decompresses it many times. Use {advice}."

@@ -1,0 +1,326 @@
+"""Open shards: find the files, vet each of them, check that they fit together, and describe them in the log."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from shardpress import signals
+from shardpress.errors import DataError, ShardpressError, printable, quantity, short_list
+from shardpress.hdf5.child.ask import retire
+from shardpress.hdf5.child.find import Refused
+from shardpress.hdf5.files import writers
+from shardpress.hdf5.forms import PREFERRED
+from shardpress.hdf5.values import file_digest
+from shardpress.shards.appending import fit_extras
+from shardpress.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
+from shardpress.shards.extras import log_extras, shorten, unify_extras
+from shardpress.shards.master import follow_masters, hint_at_stack
+from shardpress.shards.shard import Shard, row_dtype
+from shardpress.shards.sources import COPY_AGAIN, Source, find
+from shardpress.shards.vet import Selection, vet
+
+__all__ = ["check_any", "find_sources", "open_shards", "open_sources"]
+
+log = logging.getLogger(__name__)
+
+_MOST_THREADS = 8
+_FILES_PER_THREAD = 100  # minimum for another thread, because starting one takes as long as vetting some files
+_FILES_PER_BATCH = 1000  # maximum number of files to vet ahead, so that one bad file ends a run early
+_FILES_PER_TASK = 8  # passing a task to a thread takes half as long as vetting a file
+_DATASETS = 3  # datasets in a line of the log
+_FORMS = {
+    "columns": "stored by columns: the rows are along the last axis",
+    "sparse": "sparse: values that are not stored are 0",
+    "table": "records of a table; a first field `index` is not a column",
+}
+
+
+def open_shards(
+    patterns: Sequence[str],
+    dataset: str | None = None,
+    on_bad_shard: Callable[[Path, DataError], object] | None = None,
+    followed: Sequence[str] = (),
+    orientation: str | None = None,
+    include: Sequence[str] = (),
+    columns: ColumnRule = IN_ORDER,
+) -> tuple[Shard, ...]:
+    """Vet every file that matches `patterns`, without reading rows, and describe the shards in the log.
+
+    Parameters
+    ----------
+    patterns : sequence of str
+        As in `shardpress.shards.sources.find`.
+    dataset, orientation, include
+        As in `shardpress.shards.vet.Selection`.
+    on_bad_shard : callable, optional
+        Function that is called with a file that is refused because of its content, and with the error. The file is
+        left out. By default, the error is raised.
+    followed : sequence of str
+        Directories of the files that master files stack. If empty, master files are refused.
+    columns : ColumnRule
+        Rule for the comparison of columns.
+
+    Returns
+    -------
+    tuple of Shard
+        Shards with the same number of columns, and with at least one row in total.
+
+    Raises
+    ------
+    DataError
+        If a file is refused (the message names it), or if no file is left.
+    NoInput, NotPermitted, ReadFailed, SystemLimit
+        If a file cannot be read.
+    """
+    sources = find_sources(patterns, dataset, on_bad_shard, followed)
+    shards = open_sources(sources, dataset, on_bad_shard, orientation, include, columns)
+    check_any(shards, sources)
+    return shards
+
+
+def find_sources(
+    patterns: Sequence[str],
+    dataset: str | None = None,
+    on_bad_shard: Callable[[Path, DataError], object] | None = None,
+    followed: Sequence[str] = (),
+) -> list[Source]:
+    """Return the files that `open_shards` opens, without opening them, except for master files."""
+    sources = find(patterns)
+    if followed:
+        sources = follow_masters(sources, dataset, followed, partial(_refuse, on_bad_shard))
+    return sources
+
+
+def open_sources(
+    sources: Sequence[Source],
+    dataset: str | None = None,
+    on_bad_shard: Callable[[Path, DataError], object] | None = None,
+    orientation: str | None = None,
+    include: Sequence[str] = (),
+    columns: ColumnRule = IN_ORDER,
+    like: Shard | None = None,
+) -> tuple[Shard, ...]:
+    """Vet files and describe the shards in the log, as `open_shards` does. Return nothing if all files are refused.
+
+    Parameters
+    ----------
+    sources : sequence of Source
+        Files from `find_sources`.
+    like : Shard, optional
+        Part of a finished run whose extras the shards must have, see `shardpress.shards.appending.fit_extras`.
+    """
+    selection = Selection(dataset, orientation, tuple(dict.fromkeys(include)))
+    check = ColumnCheck(columns)
+    with closing(_open_all(sources, selection)) as opened:  # after an error, no more files are opened
+        fitting = _accept_fitting(sources, opened, partial(_refuse, on_bad_shard), check)
+    if not fitting:
+        return ()
+    if like is None:
+        shards = unify_extras(fitting, selection.include)
+    else:
+        shards = fit_extras(fitting, like, selection.include)
+    _log_shards(shards)
+    check.log()
+    return shards
+
+
+def _refuse(on_bad_shard: Callable[[Path, DataError], object] | None, path: Path, error: DataError) -> None:
+    """Report a file that is refused because of its content, or raise the error."""
+    if on_bad_shard is None:
+        raise error
+    on_bad_shard(path, error)
+
+
+def check_any(shards: Sequence[Shard], sources: Sequence[Source]) -> None:
+    """Raise `DataError` if all files were refused, or if the shards have no rows."""
+    if not shards:
+        raise DataError(
+            f"input: none of {quantity(len(sources), 'file')} can be used as a shard; the first one is "
+            f"file={printable(sources[0].path)}. See the reasons above."
+        )
+    if not any(shard.n_rows for shard in shards):
+        raise DataError(
+            f"{shards[0]}: found no rows in any of {len(shards)} shards, expected at least one. Check --input."
+        )
+
+
+# -- each file ---------------------------------------------------------------------------------------------------
+
+
+def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[Shard | DataError, None, None]:
+    """Yield each shard, or the error of its file, in order. Use several threads if there are many files."""
+    n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_PER_THREAD)
+    with ThreadPoolExecutor(n_threads, "vet") as pool:
+        for start in range(0, len(sources), _FILES_PER_BATCH):
+            batch = sources[start : start + _FILES_PER_BATCH]
+            tasks = (batch[i : i + _FILES_PER_TASK] for i in range(0, len(batch), _FILES_PER_TASK))
+            for shards in pool.map(partial(_open_few, selection=selection), tasks):
+                yield from shards
+    retire(n_kept=1)  # each thread may have started a child process
+
+
+def _open_few(sources: Sequence[Source], selection: Selection) -> list[Shard | DataError]:
+    opened: list[Shard | DataError] = []
+    for source in sources:
+        try:
+            shard = _vet_source(source, selection)
+            _check_as_stacked(shard, source)
+            _check_as_listed(shard, source)
+            opened.append(shard)
+        except DataError as error:  # the caller decides, in the order of the files, whether the error ends the run
+            opened.append(error)
+    return opened
+
+
+def _vet_source(source: Source, selection: Selection) -> Shard:
+    if source.master is not None:
+        return _vet_stacked(source, selection)
+    try:
+        return vet(source.path, selection)
+    except ShardpressError as error:
+        if not isinstance(error.__cause__, Refused):
+            raise  # a second request may crash the child as well
+        advice = hint_at_stack(source.path, selection.dataset)
+        if not advice:
+            raise
+        raise type(error)(f"{str(error).rstrip('.')}.{advice}") from error
+
+
+def _vet_stacked(source: Source, selection: Selection) -> Shard:
+    try:
+        return vet(source.path, replace(selection, dataset=source.dataset))
+    except ShardpressError as error:
+        raise type(error)(f"{error} (The file is stacked by file={printable(source.master)}.)") from error
+
+
+def _check_as_stacked(shard: Shard, source: Source) -> None:
+    """Check that the rows of a file have the shape that its master file claims."""
+    if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
+        raise DataError(
+            f"{shard}: rows of shape {shard.shape} ({shard.form}), expected {source.shape} (dense), "
+            f"since file={printable(source.master)} stacks all rows of a file. Give the file itself."
+        )
+
+
+def _check_as_listed(shard: Shard, source: Source) -> None:
+    """Check that the file is the one that the manifest lists; quick comparisons come first."""
+    where = f"file={printable(source.path)}"
+    n_bytes = shard.identity.size
+    for n, expected, unit in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
+        if expected not in (None, n):
+            raise DataError(f"{where}: {n} {unit}, expected {expected} from the manifest. {COPY_AGAIN}")
+    if source.blake3 is not None and file_digest(shard.path, shard.identity) != source.blake3:
+        raise DataError(f"{where}: its content has changed: the BLAKE3 digest differs from the manifest. {COPY_AGAIN}")
+
+
+# -- all together ------------------------------------------------------------------------------------------------
+
+
+def _accept_fitting(
+    sources: Sequence[Source],
+    opened: Iterator[Shard | DataError],
+    refuse: Callable[[Path, DataError], object],
+    check: ColumnCheck,
+) -> list[Shard]:
+    """Return the shards that fit the accepted shards before them, and refuse the others, in the order of the files."""
+    shards: list[Shard] = []
+    for source, shard in zip(sources, opened, strict=True):
+        signals.check()  # there may be many shards
+        try:
+            if isinstance(shard, DataError):
+                raise shard
+            order = check.order(shard)  # check this before the width, because its error names the missing columns
+            if shards:
+                _check_width(shard, shards[0])
+        except DataError as error:
+            refuse(source.path, error)
+            continue
+        shards.append(check.accept(shard, order))
+    if check.columns.is_known:  # also set the columns of shards before the first one with names
+        return [replace(shard, columns=check.columns) for shard in shards]
+    return shards
+
+
+def _check_width(shard: Shard, first: Shard) -> None:
+    if shard.n_inputs != first.n_inputs:
+        raise DataError(
+            f"{shard}: shape {shard.shape} has {shard.n_inputs} columns, expected {first.n_inputs} as in {first} of "
+            f"shape {first.shape}. Give shards with the same number of columns."
+        )
+
+
+# -- the log -----------------------------------------------------------------------------------------------------
+
+
+def _log_shards(shards: Sequence[Shard]) -> None:
+    """Log facts about rows and extras, and possible problems. Log each line once, for any number of shards."""
+    first = shards[0]
+    n_rows = sum(shard.n_rows for shard in shards)
+    n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
+    log.info(
+        "input: %s, %s x %d columns %s, %.1f MB",
+        quantity(len(shards), "shard"),
+        quantity(n_rows, "row"),
+        first.n_inputs,
+        row_dtype(shards),
+        n_bytes / 1e6,
+    )
+    _log_rows(shards)
+    log_extras(shards)
+    for shard in shards:
+        if not shard.n_rows:
+            log.warning("%s: no rows", shard)
+    _warn_of_writers(shards)
+
+
+def _log_rows(shards: Sequence[Shard]) -> None:
+    """Log everything unusual about the rows."""
+    first = shards[0]
+    names = dict.fromkeys(shard.dataset for shard in shards)
+    if list(names) != [PREFERRED]:
+        log.info("input: rows are read from dataset %s", short_list(map(shorten, names), _DATASETS))
+    if len(first.shape) > 2:
+        log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)
+    if len({shard.dtype for shard in shards}) > 1:
+        dtypes = sorted({shard.stored_dtype for shard in shards})
+        log.info("input: dtypes %s are read as %s", dtypes, row_dtype(shards))
+    _log_forms(shards)
+    for value in sorted({shard.fill_value for shard in shards if shard.fill_value is not None}):
+        log.info(
+            "input: attribute _FillValue marks missing values: %s. If it occurs, give --missing-value %s", value, value
+        )
+
+
+def _log_forms(shards: Sequence[Shard]) -> None:
+    forms = Counter(shard.form for shard in shards if shard.form in _FORMS)
+    for form, n in forms.items():
+        subset = "" if n == len(shards) else f"of {quantity(n, 'shard')} "
+        log.info("input: rows %sare %s", subset, _FORMS[form])
+
+
+def _warn_of_writers(shards: Sequence[Shard]) -> None:
+    """Warn of a process that holds a file open for writing."""
+    pids = writers()  # called once, since the kernel lists the writers of all files
+    locked = []
+    for shard in shards:
+        pid = pids.get((shard.identity.device, shard.identity.inode))
+        if pid is not None:
+            locked.append((shard, pid))
+    if locked:
+        shard, pid = locked[0]
+        more = f" (and {quantity(len(locked) - 1, 'more input file')})" if len(locked) > 1 else ""
+        log.warning(
+            "file=%s: process %d has it open for writing%s. If the file changes, the run reads old rows or stops. "
+            "Close it in that process first.",
+            printable(shard.path),
+            pid,
+            more,
+        )

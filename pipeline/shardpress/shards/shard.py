@@ -1,0 +1,318 @@
+"""Shards, blocks of rows, and the numbering of rows over all shards. All of these are plain values.
+
+No open file is passed between tasks: a shard holds the location of its rows, and each read opens and closes the file.
+An array of rows can be a shard as well, and is then processed like a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from shardpress.columns import NO_COLUMNS, Columns
+from shardpress.errors import printable
+from shardpress.formats import missing_value
+from shardpress.hdf5.chunkcache import band_bytes
+from shardpress.hdf5.files import Identity
+from shardpress.hdf5.layout import Layout
+from shardpress.hdf5.limits import MOST_LEFT_OUT
+from shardpress.preparation import Preparation
+
+__all__ = [
+    "WIDE_BYTES",
+    "Block",
+    "Extra",
+    "LeftOut",
+    "Shard",
+    "aligned",
+    "array_shard",
+    "block_of",
+    "blocks",
+    "first_rows",
+    "is_wide",
+    "leave_out_extras",
+    "read_dtype",
+    "row_dtype",
+    "with_offset",
+    "with_preparation",
+]
+
+_NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
+
+WIDE_BYTES = 2**22
+"""Maximum bytes of an extra's values in one part to read at once. Larger extras are processed block by block."""
+_NUMBER_BYTES = 8
+_LONGEST = 400  # characters of a reason
+
+_READ_AS = {
+    "bool": "uint8",  # the fastest dtype to copy to a device
+    "float16": "float32",  # Theano has no float16 arithmetic on the CPU
+}
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A dataset with one value for each row, which is copied to the output.
+
+    Attributes
+    ----------
+    name : str
+        Name in the output.
+    dtype : dtype
+        Dtype of the values as they are read.
+    layout : Layout or None
+        Location of the values. The name of the layout is the path in the file. None if the shard lacks the extra.
+    fill : object
+        Fill value for rows without a value, and for values that cannot be read. None means the default of the dtype.
+    is_named : bool
+        True if a user has given the path of the extra, which may be anywhere in the file.
+    categories : tuple or None
+        Meaning of each code, if the values are codes.
+    codes : tuple of int or None
+        Code in the output for each code in the file. None if the values are not codes.
+    mask : str or None
+        Name of the extra that marks the rows with a value, if some shards lack it.
+    record_field : str or None
+        Field of the records at the layout that holds the values. None if the layout holds the values themselves.
+    text_bytes : int
+        Average bytes of a variable-length string, over the 1024 successive rows with the longest strings.
+    """
+
+    name: str
+    dtype: np.dtype
+    layout: Layout | None = field(default=None, compare=False, repr=False)  # differs between copies of a file
+    fill: Any = None
+    is_named: bool = False
+    categories: tuple[Any, ...] | None = field(default=None, repr=False)
+    codes: tuple[int, ...] | None = field(default=None, repr=False)
+    mask: str | None = None
+    record_field: str | None = field(default=None, compare=False)
+    text_bytes: int = field(default=0, compare=False, repr=False)
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of one value, including `text_bytes` for variable-length strings."""
+        return self.dtype.itemsize + self.text_bytes
+
+    @property
+    def resolved_fill(self) -> Any:
+        """Fill value: `fill`, or the default of the dtype."""
+        if self.fill is None:
+            return missing_value(self.dtype.base)  # the base dtype, if each row has an array
+        return self.fill
+
+    @property
+    def fill_in_words(self) -> str:
+        """Fill value as text for the log."""
+        value = self.resolved_fill
+        if isinstance(value, bytes) and not value.strip(b"\0"):
+            return "an empty text"
+        return str(value)
+
+
+def is_wide(extra: Extra, n_rows: int) -> bool:
+    """Return whether `n_rows` values of an extra are read and written block by block. Return False for numbers."""
+    return extra.value_bytes > _NUMBER_BYTES and n_rows * extra.value_bytes > WIDE_BYTES
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A dataset next to the rows that is not copied to the output."""
+
+    name: str
+    reason: str
+    is_missed: bool  # True if a user might expect it in the output
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A vetted file of the data set, or an array.
+
+    Attributes
+    ----------
+    path, dataset : str
+        Paths of the file, and of the dataset with the rows.
+    shape : tuple of int
+        Shape of the rows. The first item is the number of rows, and the rank may be above 2.
+    stored_dtype, dtype : str
+        Dtypes as stored, and as `read` returns rows: native byte order, bool as uint8, float16 as float32.
+    chunk_rows : int
+        Number of rows that are cheapest to read together: the rows of one HDF5 chunk, or 1 for contiguous storage.
+    extras : tuple of Extra
+        The extras.
+    identity : Identity
+        Identity of the vetted file. A different file is not read.
+    columns : Columns
+        Names or numbers of the columns, in the order in which they are read. They are not pickled, because they may
+        take megabytes, and every task contains a shard.
+    order : ndarray of shape (n_inputs,), int32, or None
+        Position in the file of each column that is read. None if the columns are read in the order of the file.
+    fill_value : float, optional
+        Value that marks missing values, according to the file.
+    form : str
+        Form of the rows, as in `shardpress.hdf5.forms`, or ``array`` if they are not in a file.
+    layouts : tuple of Layout
+        Layouts of the datasets that make up the rows: one, or three for sparse rows.
+    left_out : tuple of LeftOut
+        Datasets next to the rows that are not extras.
+    rows : ndarray of shape (n_rows, n_inputs), or None
+        Rows in memory, if they are not in a file.
+    offset : ndarray of shape (n_inputs,), float64, or None
+        Integers that are subtracted exactly from every row on reading.
+    preparation : Preparation or None
+        Preparation of the rows on reading.
+    """
+
+    path: str
+    dataset: str
+    shape: tuple[int, ...]
+    stored_dtype: str
+    dtype: str
+    chunk_rows: int = 1
+    extras: tuple[Extra, ...] = ()
+    identity: Identity = _NO_FILE
+    columns: Columns = field(default=NO_COLUMNS, compare=False, repr=False)
+    order: np.ndarray | None = field(default=None, compare=False, repr=False)
+    fill_value: float | None = None
+    form: str = "dense"
+    layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
+    left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
+    rows: Any = field(default=None, compare=False, repr=False)
+    offset: np.ndarray | None = field(default=None, compare=False, repr=False)
+    preparation: Preparation | None = None
+
+    def __str__(self) -> str:
+        return f"file={printable(self.path)} dataset={printable(self.dataset)}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle: everything except the description of the columns."""
+        return {**self.__dict__, "columns": NO_COLUMNS}
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self.shape[0]
+
+    @property
+    def n_inputs(self) -> int:
+        """Number of columns, with all axes after the first flattened."""
+        return prod(self.shape[1:])
+
+    @property
+    def band_bytes(self) -> int:
+        """Decompressed bytes of all chunks that hold one row, or 0 for uncompressed rows, tables and sparse rows."""
+        if self.form not in ("dense", "columns") or not self.layouts[0].filters:
+            return 0
+        axis = -1 if self.form == "columns" else 0
+        return band_bytes(self.layouts[0], axis)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row as it is read."""
+        return self.n_inputs * np.dtype(self.dtype).itemsize
+
+
+def leave_out_extras(shard: Shard, reasons: Mapping[str, str]) -> Shard:
+    """Return the shard without the extras that `reasons` names, and list them as left out with these reasons."""
+    if not reasons:
+        return shard
+    extras = tuple(extra for extra in shard.extras if extra.name not in reasons)
+    left_out = tuple(LeftOut(name, reason[:_LONGEST], True) for name, reason in reasons.items())
+    return replace(shard, extras=extras, left_out=(*left_out, *shard.left_out)[:MOST_LEFT_OUT])
+
+
+def array_shard(rows: Any) -> Shard:
+    """Return rows (n_rows, n_inputs) of any real dtype as a shard; they are copied only when they are read.
+
+    The rows are a NumPy array or a CSR matrix of SciPy.
+    """
+    return Shard(
+        path="<array>",
+        dataset="X",
+        shape=rows.shape,
+        stored_dtype=rows.dtype.str,
+        dtype=read_dtype(rows.dtype),
+        form="array",
+        rows=rows,
+    )
+
+
+def read_dtype(stored: np.dtype) -> str:
+    """Return the dtype in which stored rows are read: in native byte order, and supported by devices."""
+    return _READ_AS.get(stored.name, stored.name)
+
+
+def with_offset(shard: Shard, offset: np.ndarray | None) -> Shard:
+    """Return the shard with an offset (n_inputs,) to subtract from rows on reading. Do nothing if it is None."""
+    if offset is None:
+        return shard
+    dtype = "float64" if np.dtype(shard.dtype).kind == "f" else "int64"
+    return replace(shard, offset=offset, dtype=dtype)
+
+
+def with_preparation(shard: Shard, preparation: Preparation | None) -> Shard:
+    """Return the shard with a preparation of its rows on reading. Do nothing if it is None."""
+    if preparation is None:
+        return shard
+    return replace(shard, preparation=preparation, dtype=preparation.dtype(np.dtype(shard.dtype)).name)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows ``start`` to ``stop`` of one shard, which a task reads at once.
+
+    Any process can read these rows. A pickled block takes a kilobyte and 24 bytes for each chunk of the shard.
+    """
+
+    shard: Shard
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"{self.shard} rows={self.start}:{self.stop}"
+
+    def cut(self, n_rows: int) -> Iterator[Block]:
+        """Yield blocks of `n_rows` rows in order. The last one may be shorter."""
+        for start in range(self.start, self.stop, n_rows):
+            yield Block(self.shard, start, min(start + n_rows, self.stop))
+
+
+# -- all rows ----------------------------------------------------------------------------------------------------
+
+
+def row_dtype(shards: Sequence[Shard]) -> np.dtype:
+    """Return the dtype that holds the rows of all shards."""
+    # For example, NumPy promotes float32 and int32 to float64, which holds all their values.
+    return np.result_type(*(np.dtype(shard.dtype) for shard in shards))
+
+
+def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
+    """Yield blocks of `block_rows` rows of every shard. The last block of a shard may be shorter."""
+    for shard in shards:
+        yield from Block(shard, 0, shard.n_rows).cut(block_rows)
+
+
+def aligned(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    """Return the pieces of a range, split at multiples of `size`. The splits do not depend on the start."""
+    firsts = [start, *range((start // size + 1) * size, stop, size)]
+    return zip(firsts, [*firsts[1:], stop], strict=True)
+
+
+def block_of(shards: Sequence[Shard], first_rows: np.ndarray, start: int, stop: int) -> Block:
+    """Return the block of rows `start` to `stop` of one shard, numbered as in `first_rows`."""
+    # Search from the right, to skip shards without rows.
+    i = int(np.searchsorted(first_rows, start, side="right")) - 1
+    first = int(first_rows[i])
+    return Block(shards[i], start - first, stop - first)
+
+
+def first_rows(shards: Sequence[Shard]) -> np.ndarray:
+    """Return the first row of each shard, numbered over all shards, and the total: shape (len(shards) + 1,), int64."""
+    return np.cumsum([0, *(shard.n_rows for shard in shards)], dtype=np.int64)

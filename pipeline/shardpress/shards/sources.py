@@ -1,0 +1,308 @@
+"""Search for input files: files that match patterns, and parts that the manifest of an output directory lists."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from shardpress.errors import DataError, NoInput, NotPermitted, printable, short_list
+from shardpress.hdf5.files import FILES, translated_error
+from shardpress.hdf5.superblock import signature_at
+from shardpress.output.records import read_manifest
+
+__all__ = ["COPY_AGAIN", "Source", "distinct", "find", "lies_in", "natural_key"]
+
+log = logging.getLogger(__name__)
+
+_ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
+_LISTED = 3  # files of a directory that are not HDF5, in a message
+_MOST_NAMES = 10_000  # names of a directory to compare with a misspelled name
+_MARKER = ".shardpress"
+COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
+_INDEX = "index.h5"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to open, with facts from its manifest or from the master file that stacks it.
+
+    Attributes
+    ----------
+    path : Path
+    n_rows, n_bytes, blake3 : int, int and str, optional
+        Facts from the manifest; manifests of earlier versions lack some of them.
+    master : Path, optional
+        The master file that stacks this one.
+    dataset : str, optional
+        The dataset that the master stacks.
+    shape : tuple of int, optional
+        The shape of that dataset according to the master; unknown for an external link.
+    """
+
+    path: Path
+    n_rows: int | None = None
+    n_bytes: int | None = None
+    blake3: str | None = None
+    master: Path | None = None
+    dataset: str | None = None
+    shape: tuple[int, ...] | None = None
+
+
+def find(patterns: Sequence[str]) -> list[Source]:
+    """Return the files that match patterns: in the order of the patterns, then in natural order (9 before 10).
+
+    Parameters
+    ----------
+    patterns : sequence of str
+        Files, globs, and directories. A directory means all files in it that have HDF5's signature or a usual ending,
+        except for hidden files and subdirectories. An output directory of shardpress, or the index in it, means the
+        parts that its manifest lists.
+
+    Raises
+    ------
+    NoInput
+        If a pattern matches nothing, or a directory holds no such file.
+    NotPermitted
+        If the permissions of a directory prevent entering or listing it, or if it contains a link out of it.
+    DataError
+        If a file is found twice, because its rows would be counted twice.
+    """
+    return distinct((source, pattern) for pattern in patterns for source in _matches(pattern))
+
+
+def distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
+    """Return sources without the patterns that name them. Raise `DataError` if a file is found twice."""
+    names: dict[object, str] = {}
+    sources = []
+    for source, name in named:
+        key = _file_key(source.path)
+        if key in names:
+            raise DataError(
+                f"file={printable(source.path)}: given twice (as {printable(names[key])} and by {printable(name)}), "
+                "expected each shard once. Remove one of the inputs."
+            )
+        names[key] = str(source.path)
+        sources.append(source)
+    return sources
+
+
+def _file_key(path: Path) -> object:
+    """Return a key that is equal for all names of one file: hard links and symbolic links."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)  # the failure is reported when the file is opened
+    return status.st_dev, status.st_ino
+
+
+def _matches(pattern: str) -> list[Source]:
+    path = Path(pattern)
+    directory = path.parent if path.name == _INDEX else path
+    # The marker exists from the start of a run, so nothing is read from an unfinished one.
+    if os.path.lexists(directory / _MARKER):
+        return _parts(directory)
+    matches = _files(pattern)
+    if not matches:
+        _check_reachable(pattern)
+        raise NoInput(f"input={printable(pattern)}: {_explain_no_match(pattern)}")
+    return [Source(match) for match in sorted(matches, key=lambda match: natural_key(str(match)))]
+
+
+def _files(pattern: str) -> list[Path]:
+    """Return the files that a directory, a path or a glob names."""
+    path = Path(pattern)
+    if os.path.isdir(pattern):
+        entries = [path / name for name in _list_directory(pattern)]
+        # Only links can lead out of the directory, because these names have no slashes.
+        _check_inside(pattern, [entry for entry in entries if entry.is_symlink()])
+        return entries
+    if os.path.lexists(pattern):  # check this before globs, because files may have names such as a[1].h5
+        return [path]  # links to other directories are allowed here, because the user has given the path
+    entries = [Path(name) for name in glob.glob(pattern)]
+    # The user has given the part before the first wildcard, so this part may be a link.
+    root = os.path.dirname(re.split(r"[*?[]", pattern, maxsplit=1)[0])
+    _check_inside(root, entries)
+    return entries
+
+
+def _check_reachable(pattern: str) -> None:
+    """Raise `NotPermitted` if permissions prevent entering a parent directory. The path need not exist."""
+    try:
+        os.lstat(pattern)
+    except PermissionError as error:
+        raise NotPermitted(
+            f"input={printable(pattern)}: {error.strerror}, expected permission to enter the directories above it. As "
+            "their owner, run chmod +x on them."
+        ) from error
+    except (OSError, ValueError):
+        return
+
+
+def _explain_no_match(pattern: str) -> str:
+    """Return a message about a pattern without matches, with a similar name if there is one."""
+    if glob.has_magic(pattern):
+        advice = "Check --input (scripts/make_data.py writes sample shards to data/)."
+        return f"no file matches, expected at least one HDF5 file. {advice}"
+    folder, name = os.path.split(pattern.rstrip("/"))
+    similar = get_close_matches(name, _names_in(folder), n=1)
+    advice = "Check --input."
+    if similar:
+        advice = f"Did you mean {printable(os.path.join(folder, similar[0]))}?"
+    return f"no such file or directory. {advice}"
+
+
+def _names_in(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder or ".") as entries:
+            return [entry.name for entry in islice(entries, _MOST_NAMES)]
+    except (OSError, ValueError):
+        return []
+
+
+# -- directories -------------------------------------------------------------------------------------------------
+
+
+def _list_directory(directory: str) -> list[str]:
+    """Return the names of a directory's HDF5 files, and log other files.
+
+    Files with a usual ending are not opened here, since there may be many. They are refused later if they are not HDF5.
+    """
+    try:
+        names, others = _names_and_others(directory)
+    except PermissionError as error:
+        raise NotPermitted(
+            f"input={printable(directory)}: {error.strerror}, expected permission to list the directory. As its "
+            "owner, run chmod +rx on it."
+        ) from error
+    except OSError as error:
+        raise translated_error(error, f"input={printable(directory)}") from error
+    listed = short_list(map(printable, sorted(others, key=natural_key)), _LISTED)
+    if not names:
+        contents = f"holds {listed}" if others else "empty directory"
+        raise NoInput(
+            f"input={printable(directory)}: {contents}, expected HDF5 files. Subdirectories are not searched."
+        )
+    if others:
+        log.info("input=%s: left out, since they are not HDF5 files: %s", printable(directory), listed)
+    return names
+
+
+def _names_and_others(directory: str) -> tuple[list[str], list[str]]:
+    """Return the names of a directory's HDF5 files, and of all other entries that are not hidden."""
+    root_path = os.path.realpath(directory)
+    names = []
+    others = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):  # for example ._1.h5, which macOS writes for 1.h5
+                continue
+            if os.path.splitext(entry.name)[1] in _ENDINGS or _is_hdf5(entry, root_path):
+                names.append(entry.name)
+            elif entry.is_dir(follow_symlinks=False):
+                others.append(f"{entry.name}/")
+            else:
+                others.append(entry.name)
+    return names, others
+
+
+def _is_hdf5(entry: os.DirEntry[str], root_path: str) -> bool:
+    """Return whether an entry is a regular file with HDF5's signature. Links out of the directory are not followed."""
+    where = f"file={printable(entry.path)}"
+    if entry.is_symlink() and not lies_in(root_path, os.path.realpath(entry.path)):
+        log.warning(
+            "%s: left out, since it is a link out of the directory. If this is intended, give the file itself with "
+            "--input.",
+            where,
+        )
+        return False
+    try:
+        return entry.is_file() and _has_signature(entry.path)
+    except OSError as error:
+        failure = translated_error(error, where)
+        if not isinstance(failure, (NoInput, NotPermitted)):
+            raise failure from error  # otherwise a failing disk would look like another format
+        log.warning("%s: left out: %s", where, error.strerror)
+        return False
+
+
+def _has_signature(path: str) -> bool:
+    descriptor = FILES.open(path)
+    try:
+        status = FILES.fstat(descriptor)
+        return stat.S_ISREG(status.st_mode) and signature_at(descriptor, status.st_size) is not None
+    finally:
+        FILES.close(descriptor)
+
+
+def lies_in(directory: str, path: str) -> bool:
+    """Return whether a path is in a directory or below it; `os.path.realpath` must have resolved both."""
+    return os.path.commonpath([directory, path]) == directory
+
+
+def _check_inside(directory: str, entries: Sequence[Path]) -> None:
+    """Refuse links out of the directory: a user who can write to it could choose the files that another user reads."""
+    root_path = os.path.realpath(directory)
+    for entry in entries:
+        place = os.path.realpath(entry)
+        if not lies_in(root_path, place):
+            raise NotPermitted(
+                f"file={printable(entry)}: a link out of the directory {printable(directory or '.')} to "
+                f"{printable(place)}, expected files in the directory. If this is intended, give the "
+                "file itself with --input."
+            )
+
+
+# -- output directories ------------------------------------------------------------------------------------------
+
+
+def _parts(directory: Path) -> list[Source]:
+    """Return the parts that an output directory's manifest lists; other files in it are unfinished."""
+    where = f"input={printable(directory)}"
+    try:
+        parts = [_part(directory, line) for line in read_manifest(directory)["parts"]]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{where}: its manifest is malformed: {error!r}. {COPY_AGAIN}") from error
+    for part in parts:
+        _check_in_directory(part.path.relative_to(directory), directory, where)
+    if not parts:
+        raise DataError(f"{where}: its manifest lists no parts, expected at least one. {COPY_AGAIN}")
+    return parts
+
+
+def _part(directory: Path, line: dict[str, Any]) -> Source:
+    return Source(
+        path=directory / line["file"],
+        n_rows=line.get("n_rows"),
+        n_bytes=line.get("n_bytes"),
+        blake3=line.get("blake3"),
+    )
+
+
+def _check_in_directory(part: Path, directory: Path, where: str) -> None:
+    """Refuse a part outside the directory: the manifest may be forged, and parts may have been replaced by links."""
+    leads_out = ".." in part.parts
+    if leads_out or any(os.path.islink(directory / each) for each in (part, *part.parents[:-1])):
+        raise NotPermitted(
+            f"{where}: its part {printable(part)} is outside the directory, expected a file in it. Do not use "
+            "this output."
+        )
+
+
+def natural_key(name: str) -> list[tuple[bool, int, str]]:
+    """Return a sort key that treats digits as numbers."""
+    return [_natural_part(part) for part in re.split(r"(\d+)", name)]
+
+
+def _natural_part(part: str) -> tuple[bool, int, str]:
+    # The flag prevents comparisons of numbers with words. The spelling comes last, to distinguish 010 from 10.
+    is_number = part.isdecimal()
+    return is_number, int(part) if is_number else 0, part

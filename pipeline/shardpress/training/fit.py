@@ -1,0 +1,344 @@
+"""Preparation of a training run: choice and reading of its rows, initial parameters, and the compiled step."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from shardpress.device import training_step_of
+from shardpress.errors import DataError, quantity
+from shardpress.scan.ranges import Scan, readable
+from shardpress.scan.scaler import Cleaning
+from shardpress.settings.defaults import TARGET_WEIGHT
+from shardpress.settings.resolve import ResolvedTraining, Settings
+from shardpress.shards.shard import Shard, row_dtype
+from shardpress.training.components import Baseline, Components, baseline_of, principal_components, sampled
+from shardpress.training.epochs import Training
+from shardpress.training.order import Order, slab_starts, spread_rows
+from shardpress.training.pseudolabels import with_pseudo_labels
+from shardpress.training.replica import Replica, Replicas, ReplicaSettings
+from shardpress.training.rounds import rounds_of
+from shardpress.training.rows import DeviceRows, ResidentRows, Rows, StreamedRows
+from shardpress.training.start import has_room, start_of
+from shardpress.training.targets import Supervision, Targets
+from shardpress_kernels.network import Network, TargetLoss
+from shardpress_kernels.rules import RULES
+
+if TYPE_CHECKING:
+    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress_kernels.step import TrainingStep
+
+__all__ = ["Sizes", "prepare_training"]
+
+log = logging.getLogger(__name__)
+
+_COMPONENTS = 5  # random stream for components; it differs from all streams in `shardpress.training.order`
+_SPREAD = 16.0  # deviation of the outputs of a head; with 4, most classifiers on the features are less accurate
+_MEAN_BYTES = 2**22  # size, as float64, of the sample of rows whose mean sets the initial biases
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that keep a training run within its memory.
+
+    Attributes
+    ----------
+    resident : bool
+        Whether all rows are kept in the host's memory.
+    window_rows : int
+        Number of rows that are shuffled together. Streaming holds two such windows.
+    max_validation_rows : int
+        Maximum number of validation rows.
+    max_sample_rows : int
+        Maximum number of rows for the computation of principal components.
+    n_threads : int
+        Number of threads that read rows.
+    on_device : bool
+        Whether all rows are kept in a device's own memory, and not in the host's memory.
+    """
+
+    resident: bool
+    window_rows: int
+    max_validation_rows: int
+    max_sample_rows: int
+    n_threads: int
+    on_device: bool = False
+
+    def where(self) -> str:
+        """Return the source of the training rows in words."""
+        if self.on_device:
+            return "on the device"
+        return "in memory" if self.resident else "streamed"
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Rows of a training run.
+
+    Attributes
+    ----------
+    shards : tuple of Shard
+        Shards that can be read.
+    scan : Scan
+        Scan of these shards alone.
+    order : Order
+        Order of the rows that the model is trained on.
+    rows : Rows
+        Source of the rows.
+    validation : ndarray of shape (n_validation, n_inputs)
+        Rows that the model is not trained on.
+    validation_numbers : ndarray of shape (n_validation,), int64
+        Numbers of these rows.
+    """
+
+    shards: tuple[Shard, ...]
+    scan: Scan
+    cleaning: Cleaning
+    order: Order
+    rows: Rows
+    validation: np.ndarray
+    validation_numbers: np.ndarray
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype that holds the rows of all shards."""
+        return row_dtype(self.shards)
+
+
+def prepare_training(
+    autoencoder: Autoencoder,
+    shards: Sequence[Shard],
+    scan: Scan,
+    config: Settings,
+    sizes: Sizes,
+    targets: Targets | None = None,
+) -> Training:
+    """Choose the rows, read the rows that stay in memory, initialize the parameters, and compile the step.
+
+    Parameters
+    ----------
+    targets : Targets, optional
+        Targets of all rows, if the network has a head.
+
+    Raises
+    ------
+    DataError
+        If no row is left to train on, or rows cannot be read.
+    """
+    settings = config.training
+    readable_shards, readable_scan = readable(shards, scan)
+    data = _read_data(readable_shards, readable_scan, config, sizes)
+    _log_data(data, settings, sizes)
+    has_baseline = config.validation.baseline and len(data.validation) > 0
+    starts_from_components = _starts_from_components(autoencoder.network, settings)
+    components = None
+    if starts_from_components or has_baseline:
+        components = _components(data, autoencoder.network.n_features, sizes.max_sample_rows)
+    _initialize(autoencoder, data, settings, components if starts_from_components else None)
+    supervision = None
+    if targets is not None:
+        readable_targets = targets.of_shards(shards, list(scan.unreadable))
+        supervision = _supervision(autoencoder, data, readable_targets, settings, sizes.max_sample_rows)
+    loss = None if supervision is None else supervision.loss
+    step = training_step_of(autoencoder, settings, data.dtype, data.rows.resident, loss)
+    autoencoder.errors(data.validation[:0])  # compile now, before the training time is measured
+    return Training(
+        autoencoder=autoencoder,
+        step=step,
+        rows=data.rows,
+        order=data.order,
+        validation=data.validation,
+        settings=settings,
+        patience=config.validation.patience,
+        baseline=_baseline(data, components) if has_baseline else None,
+        replicas=_replicas(autoencoder, step, data, settings, sizes.n_threads, supervision),
+        supervision=supervision,
+    )
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _read_data(
+    shards: tuple[Shard, ...],
+    scan: Scan,
+    config: Settings,
+    sizes: Sizes,
+) -> _Data:
+    """Choose the rows of a training run and of its validation, and read the rows that stay in memory."""
+    seed = config.training.seed
+    validation_numbers = _validation_numbers(
+        scan, config.validation.validation_fraction, sizes.max_validation_rows, seed
+    )
+    left_out = np.union1d(scan.bad_rows, validation_numbers)  # sorted, as `Order` requires
+    # A window takes whole slabs. With four or more slabs, it mixes rows from different parts of the data set.
+    starts = slab_starts(shards, sizes.window_rows // 4)
+    order = Order(starts, left_out, sizes.window_rows, seed)
+    if not order.n_rows:
+        counts = f"{scan.n_rows} rows, {len(scan.bad_rows)} bad, {len(validation_numbers)} for validation"
+        raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
+    cleaning = Cleaning(scan.scaler, config.bad_data.missing_value)
+    rows = _rows(shards, cleaning, sizes)
+    return _Data(shards, scan, cleaning, order, rows, rows.take(validation_numbers), validation_numbers)
+
+
+def _validation_numbers(scan: Scan, fraction: float, most: int, seed: int) -> np.ndarray:
+    """Return the numbers of the validation rows."""
+    n_wanted = round(fraction * scan.n_rows)  # a fraction of all rows, from which bad rows are then dropped
+    if n_wanted > most:
+        log.info(
+            "validation: using %s instead of %d, to stay within the memory budget", quantity(most, "row"), n_wanted
+        )
+    return spread_rows(scan.n_rows, scan.bad_rows, min(n_wanted, most), seed)
+
+
+def _rows(shards: Sequence[Shard], cleaning: Cleaning, sizes: Sizes) -> Rows:
+    """Return the source of the rows."""
+    if sizes.on_device:
+        return DeviceRows(shards, sizes.n_threads, cleaning, sizes.window_rows)
+    if sizes.resident:
+        return ResidentRows.of(shards, sizes.n_threads, cleaning)
+    return StreamedRows(shards, sizes.n_threads, cleaning)
+
+
+def _log_data(data: _Data, settings: ResolvedTraining, sizes: Sizes) -> None:
+    log.info(
+        "training: %s %s, %d for validation, minibatches of %d",
+        quantity(data.order.n_rows, "row"),
+        sizes.where(),
+        len(data.validation),
+        settings.batch_size,
+    )
+
+
+# -- initial parameters --------------------------------------------------------------------------------------------
+
+
+def _starts_from_components(network: Network, settings: ResolvedTraining) -> bool:
+    """Return whether the weights are initialized from principal components, which need enough units in each layer."""
+    if settings.start != "components":
+        return False
+    if not has_room(network):
+        least = 2 * network.n_features
+        log.info(
+            "training: hidden layers with fewer than %d units cannot hold the principal components; starting at random",
+            least,
+        )
+        return False
+    return True
+
+
+def _components(data: _Data, k: int, max_rows: int) -> Components:
+    """Return the first principal components of the rows that are trained on."""
+    sample = sampled(data.rows, data.order, data.scan.scaler, max_rows)
+    return principal_components(sample, k, np.random.default_rng((data.order.seed, _COMPONENTS)))
+
+
+def _initialize(
+    autoencoder: Autoencoder, data: _Data, settings: ResolvedTraining, components: Components | None
+) -> None:
+    """Set the initial parameters, from components if they are given."""
+    if components is None:
+        mean = _mean(data, settings)
+    else:
+        mean = components.mean
+    rng = np.random.default_rng(settings.seed)
+    autoencoder.set_parameters(start_of(autoencoder.network, rng, mean, components))
+
+
+def _baseline(data: _Data, components: Components | None) -> Baseline | None:
+    """Return the errors of the validation rows when reconstructed from principal components."""
+    if components is None:
+        return None
+    return baseline_of(components, data.validation, data.scan.scaler)
+
+
+def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
+    """Return the mean of scaled rows that determines the initial biases; None if the biases are 0.
+
+    The choice of the rows does not depend on blocks, threads or budgets.
+    """
+    if settings.biases == "zero":
+        return None  # as in the reference implementation
+    sample = _scaled_sample(data, settings)
+    if not len(sample):
+        return None
+    return np.asarray(sample.mean(axis=0, dtype=np.float64))
+
+
+def _scaled_sample(data: _Data, settings: ResolvedTraining) -> np.ndarray:
+    """Return some scaled rows (n, n_inputs), float32, spread over all rows."""
+    return data.scan.scaler.scaled(_sample(data, settings))
+
+
+def _sample(data: _Data, settings: ResolvedTraining) -> np.ndarray:
+    """Return some unscaled rows (n, n_inputs), spread over all rows."""
+    scan = data.scan
+    n_wanted = min(scan.n_rows, max(1, _MEAN_BYTES // (8 * len(scan.scaler.minimum))))
+    return data.rows.take(spread_rows(scan.n_rows, scan.bad_rows, n_wanted, settings.seed))
+
+
+def _supervision(
+    autoencoder: Autoencoder, data: _Data, targets: Targets, settings: ResolvedTraining, max_sample_rows: int
+) -> Supervision:
+    """Return the training of a head, given an initialized autoencoder.
+
+    The loss is weighted by the variance of a scaled entry, so that its weight compared with the reconstruction does not
+    depend on the scaling. It is averaged over the rows with a target. The scale is such that outputs with weights of 1
+    vary by about `_SPREAD`. With rules whose updates depend on the scale of gradients, it would make training diverge.
+    """
+    validation = targets.values[data.validation_numbers]  # known targets only
+    left_out = np.union1d(data.scan.bad_rows, data.validation_numbers)
+    # The classifier needs the rows in float64, and a copy of them.
+    max_rows = max(2, max_sample_rows // 4)
+    targets = with_pseudo_labels(targets, data.rows, data.scan.scaler, left_out, max_rows, settings.seed)
+    sample = _sample(data, settings)
+    variance = _mean_variance(data.scan.scaler.scaled(sample))
+    weight = (settings.target_weight or TARGET_WEIGHT) * variance / targets.share
+    scale = 1.0
+    if RULES[settings.optimizer].is_scale_free:
+        deviation = math.sqrt(_mean_variance(autoencoder.code(sample)))
+        scale = 2.0 ** round(math.log2(_SPREAD / deviation))
+    # Processors round features in different ways. Rounding makes the numbers equal.
+    loss = TargetLoss(float(f"{weight:.3g}"), scale)
+    return Supervision(targets, validation, loss)
+
+
+def _mean_variance(sample: np.ndarray) -> float:
+    """Return the mean variance of the columns; 1 if they do not vary."""
+    if not len(sample):
+        return 1.0
+    return float(sample.var(axis=0, dtype=np.float64).mean()) or 1.0
+
+
+# -- replicas ------------------------------------------------------------------------------------------------------
+
+
+def _replicas(
+    autoencoder: Autoencoder,
+    step: TrainingStep,
+    data: _Data,
+    settings: ResolvedTraining,
+    n_threads: int,
+    supervision: Supervision | None,
+) -> Replicas | None:
+    """Return the replicas that share the rows; None for a single replica."""
+    if settings.replicas <= 1:
+        return None
+    loss = None if supervision is None else supervision.loss
+    targets = None if supervision is None else supervision.targets.values
+    network = autoencoder.network
+    common = ReplicaSettings(settings, network, data.cleaning, data.dtype.str, n_threads, loss)
+    rounds = rounds_of(data.order, data.shards, settings)
+    log.info(
+        "training: one replica in the first epoch, then %d replicas that are averaged %s per epoch",
+        settings.replicas,
+        quantity(rounds.n_rounds, "time"),
+    )
+    own_replica = Replica(autoencoder, step, is_resident=data.rows.resident is not None)
+    return Replicas.of(rounds, data.shards, common, own_replica, targets)

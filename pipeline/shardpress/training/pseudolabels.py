@@ -1,0 +1,127 @@
+"""Pseudo-labels: estimated classes of rows without a target, if only a few rows have one.
+
+A head that learns the classes of a few rows fits these rows too closely. It therefore also learns the classes that a
+ridge classifier of the columns assigns to other rows, as far as the classifier is confident.
+
+Source: Lee, "Pseudo-label: the simple and efficient semi-supervised learning method for deep neural networks", 2013.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from shardpress.ridge import ridge_weights
+from shardpress.scan.scaler import Scaler
+from shardpress.training.components import blocks
+from shardpress.training.rows import Rows
+from shardpress.training.targets import Targets
+
+__all__ = ["with_pseudo_labels"]
+
+log = logging.getLogger(__name__)
+
+_FEW = 0.2  # share of rows with a target above which no others are estimated
+_CONFIDENT = 0.7  # share of the estimated classes that are used
+_DIGITS = 4  # of the confidence: processors round scores in different ways, but must choose the same rows
+_SALT = 11  # of the seed
+_NO_CLASS = -1
+
+
+@dataclass(frozen=True, eq=False)
+class _Classifier:
+    """A linear classifier of scaled rows: the matrix (n_inputs, n_classes) and the constants (n_classes,)."""
+
+    W: np.ndarray
+    b: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray, classes: np.ndarray, n_classes: int) -> _Classifier:
+        """Fit a classifier to scaled rows (n_rows, n_inputs) and the numbers of their classes (n_rows,)."""
+        mean = rows.mean(axis=0, dtype=np.float64)
+        deviation = rows.std(axis=0, dtype=np.float64)
+        is_constant = deviation <= 1e-9 * deviation.max()
+        scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=~is_constant)
+        targets = np.eye(n_classes)[classes]
+        offset = targets.mean(axis=0)
+        W = scale[:, None] * ridge_weights((rows - mean) * scale, targets - offset)
+        return cls(W, offset - mean @ W)
+
+    def classify(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the class of each scaled row, int16, and its confidence, float32.
+
+        The confidence is the difference between the two largest scores.
+        """
+        scores = rows @ self.W + self.b
+        largest = np.partition(scores, -2, axis=1)
+        confidence = np.round(largest[:, -1] - largest[:, -2], _DIGITS)
+        return scores.argmax(axis=1).astype(np.int16), confidence.astype(np.float32)
+
+
+def with_pseudo_labels(
+    targets: Targets, rows: Rows, scaler: Scaler, left_out: np.ndarray, max_rows: int, seed: int
+) -> Targets:
+    """Return targets with the estimated classes of rows without a target.
+
+    Parameters
+    ----------
+    targets : Targets
+        Targets of all rows. They are returned unchanged if they are numbers or not few, or if the rows to train on have
+        only one class.
+    rows : Rows
+        Source of the rows.
+    scaler : Scaler
+    left_out : ndarray of shape (n,), int64
+        Sorted numbers of the rows that are not trained on. Their targets are neither used nor estimated.
+    max_rows : int
+        Maximum number of rows in memory, with as many numbers as a row has columns.
+    seed : int
+    """
+    if targets.head.kind != "classes" or targets.share >= _FEW:
+        return targets
+    is_trained_on = np.ones(len(targets.values), dtype=bool)
+    is_trained_on[left_out] = False
+    has_target = targets.values >= 0
+    is_other = is_trained_on & ~has_target
+    classifier = _fitted(targets, rows, scaler, np.flatnonzero(is_trained_on & has_target), max_rows, seed)
+    if classifier is None or not is_other.any():
+        return targets
+    values = targets.values.copy()
+    values[is_other] = _confident_classes(classifier, rows, scaler, is_other)
+    share = float(np.count_nonzero(values[is_trained_on] >= 0) / np.count_nonzero(is_trained_on))
+    log.info(
+        "target: known for only a few rows; a linear classifier of the columns estimates it for others, in total for "
+        "%.3g %% of the rows",
+        100 * share,
+    )
+    return replace(targets, values=values, share=share)
+
+
+def _fitted(
+    targets: Targets, rows: Rows, scaler: Scaler, known: np.ndarray, max_rows: int, seed: int
+) -> _Classifier | None:
+    """Return a classifier that is fitted to the `known` rows, or to some of them; None if they have only one class."""
+    n_inputs = len(scaler.minimum)
+    n_classes = targets.head.n_outputs
+    n_most = max(2, max_rows * n_inputs // max(n_inputs, n_classes))  # there can be more classes than columns
+    if len(known) > n_most:
+        known = np.sort(np.random.default_rng((seed, _SALT)).choice(known, n_most, replace=False))
+    classes = targets.values[known].astype(np.int64)
+    if len(np.unique(classes)) < 2:
+        return None
+    return _Classifier.of(scaler.scaled(rows.take(known)), classes, n_classes)
+
+
+def _confident_classes(classifier: _Classifier, rows: Rows, scaler: Scaler, is_chosen: np.ndarray) -> np.ndarray:
+    """Return the classes of the chosen rows, int16 (n_chosen,), or -1 where the classifier is not confident."""
+    found = []
+    for block in blocks(len(is_chosen), max(classifier.W.shape)):
+        numbers = block.start + np.flatnonzero(is_chosen[block])
+        if len(numbers):
+            found.append(classifier.classify(scaler.scaled(rows.take(numbers))))
+    classes = np.concatenate([each for each, _ in found])
+    confidence = np.concatenate([each for _, each in found])
+    least = np.quantile(confidence, 1 - _CONFIDENT, method="lower")
+    return np.where(confidence >= least, classes, np.int16(_NO_CLASS))

@@ -1,0 +1,139 @@
+"""The rows of each replica in each round: pure arithmetic.
+
+The slabs of an epoch, in random order, are cut into shares of about the same number of rows: one share for each
+replica in each round. Every row is in one share. A replica shuffles the rows of its share. It reads no other rows
+and does not depend on earlier shares, and no two replicas read the same rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+import numpy as np
+
+from shardpress.settings.replicas import TrainingSizes, rounds_in_epoch
+from shardpress.settings.resolve import ResolvedTraining
+from shardpress.shards.shard import Shard
+from shardpress.training.order import Order, slab_starts
+
+__all__ = ["Rounds", "Share", "rounds_of"]
+
+# Numbers of random generators, in addition to the numbers in `shardpress.training.order`.
+_DISTRIBUTION = 7
+_SHUFFLE = 8
+
+_SLABS = 16  # slabs of a share, so that its rows come from many parts of the data set
+
+
+@dataclass(frozen=True)
+class Share:
+    """The rows of one replica in one round.
+
+    Attributes
+    ----------
+    pieces : tuple of (int, int)
+        First row of each slab and the row after its last one, numbered over all shards.
+    left_out : ndarray of int64
+        Sorted numbers of the rows in the pieces that are not trained on.
+    seed : int
+        Seed of the whole training run.
+    epoch, number : int
+        Epoch and number of the share, which decide the order of its rows.
+    """
+
+    pieces: tuple[tuple[int, int], ...]
+    left_out: np.ndarray
+    seed: int
+    epoch: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"share {self.number} of epoch {self.epoch}"
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows that are trained on."""
+        return sum(stop - start for start, stop in self.pieces) - len(self.left_out)
+
+    def numbers(self) -> np.ndarray:
+        """Return the numbers of all rows of the pieces, one piece after the other: int64."""
+        ranges = [np.arange(start, stop) for start, stop in self.pieces]
+        return np.concatenate([np.arange(0), *ranges])
+
+    def places(self) -> np.ndarray:
+        """Return the indices into `numbers` of the training rows, in the order of the training: (n_rows,), int64."""
+        used = np.flatnonzero(~np.isin(self.numbers(), self.left_out))
+        rng = np.random.default_rng((self.seed, _SHUFFLE, self.epoch, self.number))
+        return rng.permutation(used)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Distribution of the rows of a training run among its replicas.
+
+    Attributes
+    ----------
+    order : Order
+        Order of the rows, with small slabs.
+    n_rounds : int
+        Number of rounds in each epoch except the first. In the first epoch, one replica trains on all shares.
+    """
+
+    order: Order
+    n_replicas: int
+    n_rounds: int
+
+    @property
+    def n_shares(self) -> int:
+        """Number of shares in every epoch."""
+        return self.n_replicas * self.n_rounds
+
+    def at_once(self, epoch: int) -> int:
+        """Return how many replicas train at the same time."""
+        return self.n_replicas if epoch else 1
+
+    def shares(self, epoch: int) -> Iterator[Share]:
+        """Yield all shares of an epoch, round by round."""
+        for number, slabs in enumerate(self._slabs_of_shares(epoch)):
+            yield self._share(epoch, number, slabs)
+
+    def _slabs_of_shares(self, epoch: int) -> list[np.ndarray]:
+        """Return the numbers of the slabs of each share, in random order."""
+        starts = self.order.starts
+        rng = np.random.default_rng((self.order.seed, _DISTRIBUTION, epoch))
+        slabs = rng.permutation(len(starts) - 1)
+        ends = np.cumsum(np.diff(starts)[slabs])
+        cuts = np.searchsorted(ends, np.linspace(0, starts[-1], self.n_shares + 1)[1:-1])
+        return np.split(slabs, cuts)
+
+    def _share(self, epoch: int, number: int, slabs: np.ndarray) -> Share:
+        """Return the share that consists of some slabs."""
+        starts = self.order.starts
+        pieces = tuple((int(starts[slab]), int(starts[slab + 1])) for slab in np.sort(slabs))
+        left_out = [self._left_out_of(piece) for piece in pieces]
+        return Share(pieces, np.concatenate([self.order.left_out[:0], *left_out]), self.order.seed, epoch, number)
+
+    def _left_out_of(self, piece: tuple[int, int]) -> np.ndarray:
+        """Return the numbers of the rows of a piece that are not trained on."""
+        first, stop = np.searchsorted(self.order.left_out, piece)
+        return self.order.left_out[first:stop]
+
+    def n_rows_of(self, epoch: int, n_shares: int) -> int:
+        """Return the number of rows of the first shares of an epoch."""
+        return sum(share.n_rows for share in islice(self.shares(epoch), n_shares))
+
+    def rounds(self, epoch: int, n_done: int = 0) -> Iterator[Sequence[Share]]:
+        """Yield the shares of each round of an epoch, without its first `n_done` shares."""
+        shares = islice(self.shares(epoch), n_done, None)
+        while round_shares := list(islice(shares, self.at_once(epoch))):
+            yield round_shares
+
+
+def rounds_of(order: Order, shards: Sequence[Shard], settings: ResolvedTraining) -> Rounds:
+    """Return the rounds of a training run."""
+    sizes = TrainingSizes(order.n_rows, settings.epochs, order.window_rows)
+    n_rounds = rounds_in_epoch(settings.replicas, settings.batch_size, sizes)
+    max_rows = min(order.window_rows // 4, order.n_rows // (settings.replicas * n_rounds * _SLABS))
+    return Rounds(replace(order, starts=slab_starts(shards, max(1, max_rows))), settings.replicas, n_rounds)

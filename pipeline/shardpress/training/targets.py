@@ -1,0 +1,255 @@
+"""Targets that a head learns to predict during training: classes or numbers in an extra."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shardpress.cluster.executor import compute
+from shardpress.cluster.threads import threads
+from shardpress.errors import ConfigError, printable
+from shardpress.formats import missing_value
+from shardpress.shards.rows import stream_extra
+from shardpress.shards.shard import Block, Extra, Shard, first_rows
+from shardpress_kernels.network import Head, TargetLoss
+from shardpress_kernels.reference import head_outputs, target_losses
+
+if TYPE_CHECKING:
+    from shardpress_kernels.autoencoder import Autoencoder
+
+__all__ = ["MAX_CLASSES", "Supervision", "Targets", "read_targets", "targets_of"]
+
+MAX_CLASSES = 1000
+"""Largest number of classes of a head."""
+_MAX_WHOLE = 50  # distinct values of floats that are classes if all are whole numbers, as MATLAB stores labels
+_NO_CLASS = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """Targets of rows.
+
+    Attributes
+    ----------
+    name : str
+        Name of the extra.
+    head : Head
+        Head that predicts them.
+    values : ndarray of shape (n_rows,), float32
+        Number of each row's class, or -1; or numbers with mean 0 and deviation 1, or NaN.
+    classes : tuple of str
+        Names of the classes; empty for numbers.
+    share : float
+        Share of the rows to fit to that have a target.
+    """
+
+    name: str
+    head: Head
+    values: np.ndarray
+    classes: tuple[str, ...]
+    share: float
+
+    def of_shards(self, shards: Sequence[Shard], unreadable: Sequence[int]) -> Targets:
+        """Return the targets of the shards that are not unreadable."""
+        if not unreadable:
+            return self
+        starts = first_rows(shards)
+        kept = [self.values[starts[i] : starts[i + 1]] for i in range(len(shards)) if i not in unreadable]
+        return replace(self, values=np.concatenate([self.values[:0], *kept]))
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain values for reports."""
+        return {"name": self.name, "kind": self.head.kind, "n_classes": len(self.classes), "share": self.share}
+
+
+@dataclass(frozen=True, eq=False)
+class Supervision:
+    """Training of a head together with the autoencoder.
+
+    Attributes
+    ----------
+    targets : Targets
+        Targets of all rows that can be read.
+    validation : ndarray of shape (n_validation,), float32
+        Targets of the validation rows.
+    loss : TargetLoss
+    """
+
+    targets: Targets
+    validation: np.ndarray
+    loss: TargetLoss
+
+    def validate(self, autoencoder: Autoencoder, rows: np.ndarray) -> tuple[float, float | None]:
+        """Return the weighted mean loss of the validation rows, and the share of them that the head assigns correctly.
+
+        Rows without a target have a loss of 0, as in a training step. The share is None for numbers, and if no row has
+        a class.
+        """
+        head = self.targets.head
+        parameters = autoencoder.parameters()
+        z = head_outputs(autoencoder.code(rows), parameters, self.loss.scale)
+        loss = self.loss.weight * float(target_losses(head, z, self.validation).mean())
+        has_target = self.validation >= 0
+        if head.kind == "numbers" or not has_target.any():
+            return loss, None
+        is_right = z.argmax(axis=1) == self.validation
+        return loss, float(is_right[has_target].mean())
+
+
+# -- reading -------------------------------------------------------------------------------------------------------
+
+
+def read_targets(name: str, shards: Sequence[Shard], fitted: np.ndarray | None, n_threads: int) -> Targets:
+    """Read the targets of all rows.
+
+    Parameters
+    ----------
+    name : str
+        Name of the extra.
+    fitted : ndarray of shape (n_rows,), bool, or None
+        Mask of the rows to fit to; the other ones have no target.
+
+    Raises
+    ------
+    ConfigError
+        If the values cannot be targets.
+    DataError, ReadFailed, NotPermitted, SystemLimit
+        If values cannot be read.
+    """
+    starts = first_rows(shards)
+    found: list[np.ndarray] = [np.empty(0)] * len(shards)
+    known: list[np.ndarray] = [np.empty(0, dtype=bool)] * len(shards)
+
+    def read(number: int) -> None:
+        extra = next(extra for extra in shards[number].extras if extra.name == name)
+        found[number], known[number] = _read(shards[number], extra)
+
+    with threads(n_threads) as pool:
+        compute([(read, number) for number in range(len(shards))], pool, n_threads)
+    for number, has_target in enumerate(known):
+        if fitted is not None:
+            has_target &= fitted[starts[number] : starts[number + 1]]
+    n_fitted = starts[-1] if fitted is None else int(np.count_nonzero(fitted))
+    return targets_of(name, found, known, int(n_fitted))
+
+
+def _read(shard: Shard, extra: Extra) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of an extra, and a mask of the rows that have one."""
+    if extra.dtype.shape:
+        raise ConfigError(
+            f"target: {printable(extra.name)} has an array for each row, expected one number or string for each row"
+        )
+    if extra.layout is None:
+        return np.zeros(shard.n_rows, dtype=np.int64), np.zeros(shard.n_rows, dtype=bool)
+    pieces = [_plain(extra, values) for values in stream_extra(Block(shard, 0, shard.n_rows), extra, {})]
+    if not pieces:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=bool)
+    values = np.concatenate([values for values, _ in pieces])
+    return values, np.concatenate([has_value for _, has_value in pieces])
+
+
+def _plain(extra: Extra, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return values as numbers or strings, and a mask of those that are not missing."""
+    if extra.categories is not None:
+        categories = np.array([*map(str, extra.categories), ""], dtype=object)
+        return categories[values], values >= 0
+    if values.dtype.kind in "SO":
+        texts = np.array([_text(value) for value in values.tolist()], dtype=object)
+        return texts, np.asarray(texts != "")
+    if values.dtype.kind == "f":
+        wide = values.astype(np.float64)
+        return wide, np.isfinite(wide)
+    if values.dtype.kind == "b":
+        return values.astype(np.int64), np.ones(len(values), dtype=bool)
+    return values, np.asarray(values != missing_value(values.dtype))
+
+
+def _text(value: object) -> str:
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return text.strip("\0 ")
+
+
+def targets_of(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarray], n_fitted: int) -> Targets:
+    """Return the targets for the values of all shards.
+
+    Strings and whole numbers are classes. Floats are numbers, unless they are at most 50 different whole numbers.
+
+    Parameters
+    ----------
+    values : sequence of ndarray
+        Values of each shard.
+    known : sequence of ndarray of bool
+        For each shard, a mask of the rows whose value is a target.
+    n_fitted : int
+        Number of rows to fit to.
+
+    Raises
+    ------
+    ConfigError
+        If there are no targets, or too many classes.
+    """
+    share = sum(int(np.count_nonzero(mask)) for mask in known) / max(1, n_fitted)
+    if not share:
+        raise ConfigError(f"target: {printable(name)} has no value in the rows to train on. Name another extra.")
+    are_floats = any(each.dtype.kind == "f" for each in values)
+    distinct = _distinct(values, known, _MAX_WHOLE if are_floats else MAX_CLASSES)
+    if are_floats and (distinct is None or not all(float(value).is_integer() for value in distinct)):
+        return _numbers(name, values, known, share)
+    if distinct is None:
+        raise ConfigError(
+            f"target: {printable(name)} has more than {MAX_CLASSES} different values, expected at most {MAX_CLASSES} "
+            "classes, or floats to predict numbers"
+        )
+    if len(distinct) < 2:
+        raise ConfigError(f"target: {printable(name)} has only one value, expected two classes or more")
+    classes = sorted(distinct)
+    return Targets(
+        name=name,
+        head=Head("classes", len(classes)),
+        values=np.concatenate([_codes(each, mask, classes) for each, mask in zip(values, known, strict=True)]),
+        classes=tuple(_class_name(value) for value in classes),
+        share=share,
+    )
+
+
+def _distinct(values: Sequence[np.ndarray], known: Sequence[np.ndarray], most: int) -> set[Any] | None:
+    """Return the distinct values, or None if there are more than `most`."""
+    distinct: set[Any] = set()
+    for each, mask in zip(values, known, strict=True):
+        distinct.update(np.unique(each[mask]).tolist())
+        if len(distinct) > most:
+            return None
+    return distinct
+
+
+def _codes(values: np.ndarray, known: np.ndarray, classes: Sequence[Any]) -> np.ndarray:
+    """Return the number of the class of each row, float32, or -1."""
+    numbers = {value: number for number, value in enumerate(classes)}
+    codes = np.full(len(values), _NO_CLASS, dtype=np.float32)
+    if known.any():
+        distinct, inverse = np.unique(values[known], return_inverse=True)
+        codes[known] = np.array([numbers[value] for value in distinct.tolist()], dtype=np.float32)[inverse]
+    return codes
+
+
+def _numbers(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarray], share: float) -> Targets:
+    """Return numbers, scaled to mean 0 and deviation 1."""
+    all_values = np.concatenate(values).astype(np.float64)
+    has_target = np.concatenate(known)
+    present = all_values[has_target]
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = present.mean()
+        deviation = present.std()
+    if not (np.isfinite(deviation) and deviation > 0):
+        raise ConfigError(f"target: {printable(name)} does not vary, or overflows float64, expected numbers that vary")
+    scaled = np.where(has_target, (all_values - mean) / deviation, np.nan).astype(np.float32)
+    return Targets(name, Head("numbers", 1), scaled, (), share)
+
+
+def _class_name(value: object) -> str:
+    if isinstance(value, float):
+        return str(int(value))
+    return str(value)
