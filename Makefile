@@ -132,8 +132,8 @@ format: setup ## fix and format the code with ruff
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
-clean: ## remove virtual environments and caches; keep data/, sample/ and features/
-	rm -rf .venv .venv-peers .venv-readers .report-check .nvrtc build pipeline/shardpress/*.so pipeline/shardpress/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
+clean: ## remove virtual environments, trees of other commits and caches; keep data/, sample/ and features/
+	rm -rf .venv .venv-peers .venv-readers .report-check .nvrtc .trees build pipeline/shardpress/*.so pipeline/shardpress/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 export PYTHON
