@@ -9,7 +9,7 @@ STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
 .PHONY: help setup gpu run reference check test test-pygpu soak bench overheads scaling simulate card card-kit report-check image-check
-.PHONY: lint format clean
+.PHONY: sizes lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -121,6 +121,9 @@ report-check: setup .report-check/.complete ## open reports in headless Chromium
 # FROM=DIR takes the files for the GPU from a directory.
 image-check: setup ## run the steps of docs/Dockerfile in a chroot; needs root, debootstrap and a network
 	$(PYTHON_OF_VENV) -m tests.support.image $(FROM)
+
+sizes: setup ## count lines, words of the docs, settings and commands; COMMIT=21e2429c prints those of a commit, too
+	$(PYTHON_OF_VENV) scripts/sizes.py $(if $(COMMIT),--against $(COMMIT))
 
 lint: setup ## run ruff and mypy, and check the style of prose
 	.venv/bin/ruff check
