@@ -297,15 +297,10 @@ class Bench:
         reached = found <= most if least is None else found >= least
         self.requirements.append({"what": what, "found": found, "least": least, "most": most, "reached": bool(reached)})
 
-    def require_of_peers(self, what: str, ratios: dict[str, float], least: float) -> None:
-        """Require a minimum ratio to the fastest peer, if any was measured."""
-        peers = {name: ratio for name, ratio in ratios.items() if name not in OWN}
-        if peers:
-            fastest = min(peers, key=lambda name: peers[name])
-            self.require(f"{what} vs {fastest}", peers[fastest], least)
-
     def print_requirements(self) -> None:
-        """Print required and measured numbers."""
+        """Print required and measured numbers, if there are any."""
+        if not self.requirements:
+            return
         print("\nrequired, measured")
         for line in self.requirements:
             bound = f"<= {line['most']}" if line["least"] is None else f">= {line['least']}"
