@@ -8,8 +8,8 @@ PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu run reference check test test-pygpu soak bench overheads scaling simulate card card-kit report-check image-check
-.PHONY: sizes lint format clean
+.PHONY: help setup gpu run reference check test test-pygpu soak bench against overheads scaling simulate card card-kit
+.PHONY: report-check image-check sizes lint format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,10 @@ soak-architectures:
 bench: setup .venv-peers/.complete ## compare speed with JAX, PyTorch and scikit-learn
 	$(PYTHON_OF_VENV) scripts/make_data.py
 	$(PYTHON_OF_VENV) scripts/benchmarks/run.py compare
+
+# CASES="networks targets" chooses other benchmarks.
+against: setup ## measure this checkout and COMMIT=21e2429c in turns: steps, encoding, files
+	$(PYTHON_OF_VENV) scripts/benchmarks/run.py compare --against $(COMMIT) $(CASES)
 
 overheads: setup ## measure the cost of checks, digests and syncs
 	$(PYTHON_OF_VENV) scripts/benchmarks/run.py overheads

@@ -6,12 +6,17 @@
     run.py compare shapes --seed 1   shapes drawn from another seed
     run.py compare --isa avx2        as on a processor without more than that, for all programs
     run.py compare --one-core        one core and its processor time, on a machine that others use
+    run.py compare --against COMMIT  this tree and another commit in turns; by default step, encode and files
     run.py compare device            on a CUDA card (--device cuda1: another one)
 
 Each program under comparison is a separate process (peers.py), and the peers have their own virtual environment. The
 results of the programs are compared first. Then the programs are measured alternately. A ratio is the median, over the
 rounds, of the peer's seconds divided by ours, so above 1 shardpress is faster. A table at the end compares some ratios
 with the required ones, and all numbers are written to bench.json.
+
+With --against, the other program is this project at that commit, in a tree with its own environment (othertree.py),
+which executes its own version of the benchmark. A second table has the median, the minimum and the maximum of the
+ratios of the rounds. More than 3 % slower than the commit is reported as not reached.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -45,10 +50,12 @@ from scripts.benchmarks.harness import (
     fresh,
     interleave,
     median_ratio,
+    python_of,
     report_of,
     seconds_of,
 )
 from scripts.benchmarks.instruction_sets import INSTRUCTION_SETS, missing
+from scripts.benchmarks.othertree import THIS_TREE, Tree, other_tree
 from shardpress_kernels.network import Head, Network
 
 IN_MEMORY = ("ours", "blas", "jax", "torch", "torch-compile")
@@ -121,16 +128,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="seed of the case shapes (default: %(default)s)")
     add("--one-core", action="store_true", help="use one core, and measure its processor time")
     add("--without-peers", action="store_true", help="run only shardpress and BLAS")
+    add("--against", metavar="COMMIT", help="run only shardpress, in this tree and in the tree of a commit")
 
 
 def run(options: argparse.Namespace) -> int:
     """Run the cases, print tables, write bench.json, and return the exit code."""
-    if options.isa and missing(options.isa):
-        lacks = ", ".join(missing(options.isa))
-        print(f"--isa {options.isa}: this machine's processor lacks {lacks}", file=sys.stderr)
-        return 2
-    if not PEERS.exists() and not options.without_peers:
-        print("the peers' environment is missing. Run: make bench", file=sys.stderr)
+    cases = options.cases or (AGAINST_COMMIT if options.against else list(CASES))
+    problem = find_problem(options, cases)
+    commit = None
+    if options.against and not problem:
+        try:
+            commit = other_tree(options.against)
+        except ValueError as error:
+            problem = f"--against: {error}"
+    if problem:
+        print(problem, file=sys.stderr)
         return 2
     if options.quick:
         options.rounds = 3
@@ -144,16 +156,38 @@ def run(options: argparse.Namespace) -> int:
         "seed": options.seed,
         "cores": len(os.sched_getaffinity(0)),
         "one core": options.one_core,
+        "against": commit.name if commit else None,
     }
     print(", ".join(f"{name}: {value}" for name, value in machine.items()), flush=True)
-    with_peers = not options.without_peers
-    bench = Bench(options.output, options.rounds, options.size, options.device, options.seed, with_peers, options.isa)
-    for name in options.cases or CASES:
+    bench = Bench(
+        folder=options.output,
+        rounds=options.rounds,
+        size=options.size,
+        device=options.device,
+        seed=options.seed,
+        with_peers=not options.without_peers,
+        commit=commit,
+        isa=options.isa,
+    )
+    for name in cases:
         CASES[name](bench)
+    bench.print_commit()
     bench.print_requirements()
     results = {**machine, "results": bench.results, "requirements": bench.requirements}
     (options.output / "bench.json").write_text(json.dumps(results, indent=1) + "\n")
     return 0
+
+
+def find_problem(options: argparse.Namespace, cases: Sequence[str]) -> str:
+    """Return why the cases cannot be measured; empty if they can."""
+    if options.isa and missing(options.isa):
+        return f"--isa {options.isa}: this machine's processor lacks {', '.join(missing(options.isa))}"
+    alone = [name for name in cases if name in ALONE]
+    if options.against and alone:
+        return f"--against: the case {alone[0]} measures this tree only"
+    if not options.against and not options.without_peers and not PEERS.exists():
+        return "the peers' environment is missing. Run: make bench"
+    return ""
 
 
 def processor_name() -> str:
@@ -195,7 +229,8 @@ def targets(bench: Bench) -> None:
         write_input(bench.folder, rng, shape.network, x=x, kept=kept, targets=classes)
         what = f"{shape}, 10 classes, nested, minibatch {n_rows}"
         names = ("ours", "plain", *TRAINED[1:])
-        bench.compare("step", what, names, {"network": asdict(shape.network)}, (0.0, 1e-4), 0.3)
+        ratios = bench.compare("step", what, names, {"network": asdict(shape.network)}, (0.0, 1e-4), 0.3)
+        bench.require_of_commit(f"step {what}", ratios)
 
 
 def shapes(bench: Bench) -> None:
@@ -228,7 +263,7 @@ def device(bench: Bench) -> None:
         print(f"\ndevice: skipped, since {bench.device} cannot be used: {name}", flush=True)
         bench.results.append({"case": "device", "skipped": name})
         return
-    if bench.with_peers:
+    if bench.with_peers and bench.commit is None:
         n = 8192
         rate = 2 * n**3 / measure_alone(bench, "torch", "square", 10, n=n)
         print(f"\ndevice: SGEMM of PyTorch at {n}^3 {rate / 1e9:.0f} GFLOP/s", flush=True)
@@ -265,7 +300,9 @@ def compare_in_memory(bench: Bench, case: str, shape: Shape, what: str, card: st
         what += f", on {card}"
         programs = ON_CARD
         tolerance = 1e-3
-    return bench.compare(case, what, programs, sizes, (0.0, tolerance), 0.3)
+    ratios = bench.compare(case, what, programs, sizes, (0.0, tolerance), 0.3)
+    bench.require_of_commit(f"{case} {what}", ratios)
+    return ratios
 
 
 def write_pixels(folder: Path, network: Network, dtype: str) -> None:
@@ -330,10 +367,10 @@ def draw_shapes(seed: int, n: int = 10) -> list[Shape]:
     return found
 
 
-def extract(*flags: object, **variables: str) -> int:
-    """Run scripts/extract.py, and return its peak memory in bytes."""
-    command = [sys.executable, "-c", _PROGRAM, "--quiet", *map(str, flags)]
-    printed = subprocess.check_output(command, cwd=ROOT, env=environment(**variables), text=True)
+def extract(*flags: object, tree: Tree = THIS_TREE, **variables: str) -> int:
+    """Run scripts/extract.py of a tree, and return its peak memory in bytes."""
+    command = [python_of(tree), "-c", _PROGRAM, "--quiet", *map(str, flags)]
+    printed = subprocess.check_output(command, cwd=tree.root, env=environment(tree, **variables), text=True)
     return 1024 * int(printed.split()[-1])
 
 
@@ -360,7 +397,20 @@ def fitted_model(bench: Bench) -> Path:
     output = fresh(bench.folder / "model")
     one_layer = ("--hidden", "none", "--code-activation", "sigmoid", "--decoder-gain", "no")
     extract("--input", shards, "--output", output, "--epochs", 1, *one_layer, **bench.variables)
+    if bench.commit is not None:
+        fit_model_of_commit(bench, bench.commit)
     return output
+
+
+def fit_model_of_commit(bench: Bench, tree: Tree) -> None:
+    """Train the same model with the flags of another commit, whose format of models can be different."""
+    program = (
+        "import sys; from pathlib import Path; from scripts.benchmarks.compare import fitted_model; "
+        "from scripts.benchmarks.harness import Bench; fitted_model(Bench(Path(sys.argv[1]), 1))"
+    )
+    command = [python_of(tree), "-c", program, str(bench.commit_folder)]
+    env = environment(tree, **bench.variables)
+    subprocess.run(command, cwd=tree.root, env=env, check=True, stdout=subprocess.DEVNULL)
 
 
 def files(bench: Bench) -> None:
@@ -375,6 +425,7 @@ def files(bench: Bench) -> None:
         drop = partial(drop_from_page_cache, shards)
         bench.compare("encode_files", f"{what} cold", ON_FILES, sizes, (0.0, 1e-3), before=drop)
         shutil.rmtree(shards)
+        bench.require_of_commit(f"files, {name},", ratios)
         if least is not None and "jax" in ratios:
             bench.require(f"files, {name}, vs jax", ratios["jax"], least)
 
@@ -409,16 +460,25 @@ def compare_trainings(bench: Bench, shards: Path, what: str, memory: int) -> Non
 def startup(bench: Bench) -> None:
     """Measure a whole process that trains four steps, with a cold and a warm compile cache."""
     shards = make_shards(bench.folder / "shards-tiny", 2000, 1, dtype="u1")
-    cache = bench.folder / "cache"
-    flags = ("--input", shards, "--output", bench.folder / "tiny", "--epochs", 1, "--batch-size", 512, "--restart")
-    seconds: dict[str, list[float]] = {"cold": [], "warm": []}
-    for _ in range(min(3, bench.rounds)):
+    trees = bench.trees()
+    about = {name: tree.name for name, tree in trees.items()}
+    for state, n_rounds in (("cold", min(3, bench.rounds)), ("warm", bench.rounds)):
+        calls = {
+            name: partial(measure_startup, bench, tree, shards, bench.folder / f"cache-{name}", state == "cold")
+            for name, tree in trees.items()
+        }
+        print(f"\nstart-up, {state} compile cache, a whole tiny run", flush=True)
+        ratios = bench.record("startup", f"{state} compile cache", interleave(calls, n_rounds), about)
+        bench.require_of_commit(f"start-up, {state} compile cache", ratios)
+
+
+def measure_startup(bench: Bench, tree: Tree, shards: Path, cache: Path, is_cold: bool) -> float:
+    """Return the seconds of a process that trains four steps with the code of a tree and a compile cache."""
+    if is_cold:
         fresh(cache)
-        for each in seconds.values():
-            each.append(seconds_of(lambda: extract(*flags, XDG_CACHE_HOME=str(cache), **bench.variables)))
-    for name, each in seconds.items():
-        print(f"start-up, {name} compile cache, a whole tiny run, s: {median(each):.2f}", flush=True)
-    bench.results.append({"case": "startup", "seconds": seconds})
+    flags = ("--input", shards, "--output", bench.folder / f"tiny-{cache.name}", "--epochs", 1, "--batch-size", 512)
+    variables = {"XDG_CACHE_HOME": str(cache), **bench.variables}
+    return seconds_of(lambda: extract(*flags, "--restart", tree=tree, **variables))
 
 
 def growth(bench: Bench) -> None:
@@ -480,3 +540,5 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "growth": growth,
     "device": device,
 }
+ALONE = ("roofline", "growth")  # cases that cannot be compared with another commit
+AGAINST_COMMIT = ("step", "encode", "files")  # the default cases with --against

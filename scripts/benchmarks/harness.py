@@ -20,10 +20,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from scripts.benchmarks.instruction_sets import hide, limits
+from scripts.benchmarks.othertree import THIS_TREE, Tree
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-peers/bin/python"
-OWN = ("ours", "plain", "blas")  # programs that run without the peers' environment
+BEFORE = "before"  # this project at another commit
+OWN = ("ours", "plain", "blas", BEFORE)  # programs that run without the peers' environment
+LEAST_OF_COMMIT = 0.97  # required ratio to another commit: no change makes a benchmark more than 3 % slower
 N_COLUMNS = 784
 # Threads of BLAS and OpenMP keep spinning for a while after their work, which would disturb the next program.
 _PAUSE_SECONDS = 0.2
@@ -68,9 +71,14 @@ def interleave(calls: Mapping[str, Callable[[], Result]], n_rounds: int) -> dict
     return results
 
 
+def ratios_of_rounds(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
+    """Return the ratio of two measurements in each round."""
+    return [a / b for a, b in zip(numerators, denominators, strict=True)]
+
+
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:
     """Return the median, over the rounds, of the ratio of two measurements."""
-    return median(a / b for a, b in zip(numerators, denominators, strict=True))
+    return median(ratios_of_rounds(numerators, denominators))
 
 
 def print_times(seconds: Mapping[str, Sequence[float]], about: Mapping[str, str] | None = None) -> dict[str, float]:
@@ -127,10 +135,15 @@ def synthetic_shards(folder: Path, gigabytes: float, n_shards: int) -> Path:
     return target
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """Return the environment of a child process, with additional variables."""
+def environment(tree: Tree = THIS_TREE, **variables: str) -> dict[str, str]:
+    """Return the environment of a child process with the code of a tree, and additional variables."""
     inherited = {name: value for name, value in os.environ.items() if name not in _UNSET}
-    return {**inherited, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", **variables}
+    return {**inherited, "PYTHONPATH": str(tree.root), "TQDM_DISABLE": "1", **variables}
+
+
+def python_of(tree: Tree) -> str:
+    """Return the interpreter for the code of a tree. For this tree, it is the one of this process."""
+    return sys.executable if tree is THIS_TREE else str(tree.python)
 
 
 class Program:
@@ -142,18 +155,17 @@ class Program:
         Version of the program, and the hardware that it uses.
     """
 
-    def __init__(self, name: str, case: str, folder: Path, sizes: Mapping[str, Any], env: Mapping[str, str]) -> None:
+    def __init__(self, name: str, command: Sequence[str], root: Path, log: Path, env: Mapping[str, str]) -> None:
         self.name = name
-        self._log = folder / f"{name}.log"
-        python = sys.executable if name in OWN else str(PEERS)
-        with self._log.open("w") as log:
+        self._log = log
+        with log.open("w") as file:
             self._process = subprocess.Popen(
-                [python, "-m", "scripts.benchmarks.peers", name, case, str(folder), json.dumps(sizes)],
-                cwd=ROOT,
+                command,
+                cwd=root,
                 env=env,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=file,
                 text=True,
             )
         self.about = self._read_line()
@@ -194,6 +206,7 @@ class Bench:
     device: str = "cuda"  # device of the case `device`
     seed: int = 0  # seed of the case `shapes`
     with_peers: bool = True  # whether JAX, PyTorch and scikit-learn are measured
+    commit: Tree | None = None  # another commit; then only this tree and that one are measured
     isa: str | None = None  # instruction set that all programs are restricted to
     variables: dict[str, str] = field(default_factory=dict)  # environment variables of all programs
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -211,12 +224,50 @@ class Bench:
             if self.jax_preload is None:
                 print("JAX may use more instructions, because this processor cannot hide them", flush=True)
 
+    @property
+    def commit_folder(self) -> Path:
+        """Working directory of the other commit."""
+        return self.folder / BEFORE
+
+    def trees(self) -> dict[str, Tree]:
+        """Return this tree, and the other one if there is one."""
+        trees = {"ours": THIS_TREE}
+        if self.commit is not None:
+            trees[BEFORE] = self.commit
+        return trees
+
     def start(self, name: str, case: str, **sizes: Any) -> Program:
         """Start a program, which prepares a case and writes its result."""
-        env = environment(**self.variables)
+        tree = self.trees().get(name, THIS_TREE)
+        folder = self.folder
+        program = name
+        if name == BEFORE:
+            # The commit runs its own version of peers.py, which uses the API of the commit.
+            program = "ours"
+            folder = self._prepare_commit_folder()
+            if "model" in sizes:
+                sizes["model"] = str(folder / "model")
+        env = environment(tree, **self.variables)
         if name == "jax" and self.jax_preload is not None:
             env["LD_PRELOAD"] = str(self.jax_preload)
-        return Program(name, case, self.folder, sizes, env)
+        python = python_of(tree) if name in OWN else str(PEERS)
+        command = [python, "-m", "scripts.benchmarks.peers", program, case, str(folder), json.dumps(sizes)]
+        return Program(name, command, tree.root, self.folder / f"{name}.log", env)
+
+    def _prepare_commit_folder(self) -> Path:
+        """Return the working directory of the other commit, with the same input as this one."""
+        self.commit_folder.mkdir(exist_ok=True)
+        if (self.folder / "input.npz").exists():  # of a case in memory
+            shutil.copy(self.folder / "input.npz", self.commit_folder)
+        return self.commit_folder
+
+    def _result_of(self, name: str) -> Arrays:
+        """Return the result that a program has written."""
+        path = self.folder / f"{name}.npz"
+        if name == BEFORE:
+            path = self.commit_folder / "ours.npz"
+        with np.load(path) as file:
+            return dict(file)
 
     def compare(
         self,
@@ -237,7 +288,7 @@ class Bench:
         what : str
             Description of the case.
         names : sequence of str
-            Programs, ``ours`` first.
+            Programs, ``ours`` first. If there is another commit, it is measured instead of all others.
         tolerance : (float, float)
             Relative and absolute tolerance of the results.
         seconds : float
@@ -251,15 +302,22 @@ class Bench:
             Ratio of each program's seconds to ours, and our seconds.
         """
         print(f"\n{case} {what}", flush=True)
+        if self.commit is not None:
+            names = list(self.trees())
         with ExitStack() as stack:
             programs = self.start_all(stack, case, names, sizes)
             self._remove_deviating(programs, *tolerance)
             calls = {each.name: partial(measure, each, repetitions(each, seconds), before) for each in programs}
             found = interleave(calls, self.rounds)
-        about = {each.name: each.about for each in programs}
-        ratios = print_times(found, about)
-        self.results.append({"case": case, "what": what, "seconds": found, "ratios": ratios, "about": about})
-        return {**ratios, "ours": median(found["ours"])}
+        return self.record(case, what, found, {each.name: each.about for each in programs})
+
+    def record(
+        self, case: str, what: str, seconds: dict[str, list[float]], about: Mapping[str, str]
+    ) -> dict[str, float]:
+        """Print and store measurements; return the ratio of each program's seconds to ours, and our seconds."""
+        ratios = print_times(seconds, about)
+        self.results.append({"case": case, "what": what, "seconds": seconds, "ratios": ratios, "about": about})
+        return {**ratios, "ours": median(seconds["ours"])}
 
     def start_all(self, stack: ExitStack, case: str, names: Sequence[str], sizes: dict[str, Any]) -> list[Program]:
         """Start programs; a peer that cannot do the work is left out."""
@@ -276,14 +334,18 @@ class Bench:
         return started
 
     def _remove_deviating(self, programs: list[Program], relative: float, absolute: float) -> None:
-        """Remove the peers whose results differ from ours; raise `RuntimeError` if all differ, or if BLAS does."""
-        expected = dict(np.load(self.folder / "ours.npz"))
+        """Remove the peers whose results differ from ours; raise `RuntimeError` if all differ, or if BLAS does.
+
+        The other commit is measured with different results, too: it encodes files with a model that it has trained.
+        """
+        expected = self._result_of("ours")
         others = [each for each in programs if each.name not in ("ours", "sklearn")]  # scikit-learn has another model
         wrong = {}
         for program in others:
-            results = dict(np.load(self.folder / f"{program.name}.npz"))
-            difference = find_difference(results, expected, relative, absolute)
-            if difference:
+            difference = find_difference(self._result_of(program.name), expected, relative, absolute)
+            if difference and program.name == BEFORE:
+                print(f"  {BEFORE}: {difference}", flush=True)
+            elif difference:
                 wrong[program.name] = f"{program.name}: {difference}"
                 programs.remove(program)
         has_equal_peer = any(each.name not in wrong and each.name not in OWN for each in others)
@@ -297,6 +359,24 @@ class Bench:
         reached = found <= most if least is None else found >= least
         self.requirements.append({"what": what, "found": found, "least": least, "most": most, "reached": bool(reached)})
 
+    def require_of_commit(self, what: str, ratios: dict[str, float]) -> None:
+        """Require that this tree is as fast as the other commit, if there is one."""
+        if self.commit is not None:
+            self.require(f"{what} vs {self.commit.name}", ratios[BEFORE], LEAST_OF_COMMIT)
+
+    def print_commit(self) -> None:
+        """Print a table of the ratios of another commit's seconds to ours in each round, if there is one."""
+        if self.commit is None:
+            return
+        print(f"\nseconds of {self.commit.name} divided by ours, round by round")
+        print_head("benchmark", "median", "min", "max")
+        for result in self.results:
+            if "skipped" in result:
+                continue
+            ratios = ratios_of_rounds(result["seconds"][BEFORE], result["seconds"]["ours"])
+            numbers = [f"{each(ratios):.3f}" for each in (median, min, max)]
+            print_row(f"{result['case']} {result['what']}", *numbers)
+
     def print_requirements(self) -> None:
         """Print required and measured numbers, if there are any."""
         if not self.requirements:
@@ -305,7 +385,7 @@ class Bench:
         for line in self.requirements:
             bound = f"<= {line['most']}" if line["least"] is None else f">= {line['least']}"
             verdict = "" if line["reached"] else "  NOT REACHED"
-            print(f"  {line['what']:62} {bound:>8} {line['found']:8.2f} {verdict}")
+            print(f"  {line['what']:62} {bound:>8} {line['found']:8.3f} {verdict}")
 
 
 def find_difference(arrays: Arrays, expected: Arrays, relative: float, absolute: float) -> str:

@@ -7,6 +7,9 @@ arguments are JSON. The input is in the directory, and the result is written the
 can be compared. The process then prints a description of the program. For each number that it reads from standard
 input, it repeats the work that many times, and prints the seconds. With PEER_DEVICE=cuda PyTorch uses a card. With
 BENCH_CLOCK=process the clock counts the processor time of all threads.
+
+For a comparison with another commit, the harness starts this module in the tree of that commit. The arguments, the
+cases of `Ours` and `compare.fitted_model` therefore stay the same from commit to commit.
 """
 
 from __future__ import annotations

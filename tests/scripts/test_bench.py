@@ -6,6 +6,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from scripts.benchmarks import compare as bench
 from scripts.benchmarks import harness, run
 from scripts.benchmarks.instruction_sets import hide, limits
+from scripts.benchmarks.othertree import Tree
 from shardpress.features import open_features
 
 
@@ -90,8 +92,82 @@ def test_requirements_are_minima_or_maxima(tmp_path: Path, capsys: pytest.Captur
     runner.require("growth", 1.04, most=1.05)
     runner.print_requirements()
     first, second = capsys.readouterr().out.splitlines()[-2:]
-    assert first.split() == ["files", ">=", "1.25", "1.20", "NOT", "REACHED"]
-    assert second.split() == ["growth", "<=", "1.05", "1.04"]
+    assert first.split() == ["files", ">=", "1.25", "1.200", "NOT", "REACHED"]
+    assert second.split() == ["growth", "<=", "1.05", "1.040"]
+
+
+def test_another_commit_is_the_only_peer_and_measured_with_other_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    measured: list[str] = []
+    seconds = {"ours": [1.0, 2.0, 4.0], "before": [0.9, 1.0, 4.4]}
+
+    def start(name: str, case: str, **sizes: Any) -> FakeProgram:
+        path = {"ours": tmp_path / "ours.npz", "before": tmp_path / "before/ours.npz"}[name]
+        path.parent.mkdir(exist_ok=True)
+        np.savez(path, features=np.full(3, len(name)))
+        return FakeProgram(name, seconds[name], measured)
+
+    runner = bench.Bench(tmp_path, 3, commit=Tree(tmp_path, "0123abcd"))
+    monkeypatch.setattr(runner, "start", start)
+    ratios = runner.compare("encode", "some rows", ["ours", "blas", "jax"], {}, (0.0, 1e-4))
+    runner.require_of_commit("encode some rows", ratios)
+    runner.print_commit()
+    runner.print_requirements()
+    assert measured[2:] == ["ours", "before"] * 3
+    printed = capsys.readouterr().out
+    assert "features differs from ours by 2" in printed
+    assert "| encode some rows | 0.900 | 0.500 | 1.100 |" in printed
+    assert printed.split()[-4:] == ["0.97", "0.900", "NOT", "REACHED"]
+
+
+PEERS_OF_COMMIT = """
+import json, os, sys
+from pathlib import Path
+name, case, folder, sizes = sys.argv[1:]
+facts = {"name": name, "case": case, "sizes": json.loads(sizes), "root": os.getcwd(), "path": os.environ["PYTHONPATH"]}
+facts["input"] = (Path(folder) / "input.npz").read_text()
+print(json.dumps(facts), flush=True)
+for line in sys.stdin:
+    print(2.0 * int(line), flush=True)
+"""
+
+
+@pytest.mark.process
+def test_another_commit_executes_its_own_code_with_a_model_of_its_own(tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "tree", "0123abcd")
+    peers = tree.root / "scripts/benchmarks/peers.py"
+    peers.parent.mkdir(parents=True)
+    peers.write_text(PEERS_OF_COMMIT)
+    tree.python.parent.mkdir(parents=True)
+    tree.python.symlink_to(sys.executable)
+    runner = bench.Bench(tmp_path / "bench", 1, commit=tree)
+    (tmp_path / "bench/input.npz").write_text("the input")
+    with runner.start("before", "encode_files", model=str(tmp_path / "bench/model"), shards="s") as program:
+        assert program.seconds(3) == 2.0
+    facts = json.loads(program.about)
+    assert (facts["name"], facts["case"], facts["input"]) == ("ours", "encode_files", "the input")
+    assert facts["sizes"] == {"model": str(tmp_path / "bench/before/model"), "shards": "s"}
+    assert (facts["root"], facts["path"]) == (str(tree.root), str(tree.root))
+
+
+@pytest.mark.process
+def test_comparison_with_a_commit_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "SHAPES", bench.SHAPES[:1])
+    monkeypatch.setattr(bench, "other_tree", lambda commit: Tree(harness.ROOT, "0123abcd"))
+    flags = ["--against", "HEAD", "--rounds", "1", "--output", str(tmp_path)]
+    assert run.main(["compare", "step", *flags]) == 0
+    saved = json.loads((tmp_path / "bench.json").read_text())
+    assert saved["against"] == "0123abcd"
+    assert [set(result["seconds"]) for result in saved["results"]] == [{"ours", "before"}]
+    assert [(each["least"], each["what"][-8:]) for each in saved["requirements"]] == [(0.97, "0123abcd")]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("flags", [["growth", "--against", "HEAD"], ["step", "--against", "no-such-commit"]])
+def test_impossible_comparison_with_a_commit_is_refused(capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
+    assert run.main(["compare", *flags]) == 2
+    assert re.search("--against: .*(growth|no-such-commit)", capsys.readouterr().err)
 
 
 @pytest.mark.process
