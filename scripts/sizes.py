@@ -64,12 +64,10 @@ class Sizes:
     base: list[str] = field(default_factory=list)  # packages and modules in the row "base"
 
 
-def package_of(path: Path, tree: Path) -> str:
-    """Return the package or module of a file in `pipeline`. In earlier commits, `pipeline` itself was a package."""
-    *folders, file = path.relative_to(tree / "pipeline" / "shardpress").parts
-    if folders[:1] == ["shardpress"] and not (tree / "pipeline/shardpress/__init__.py").exists():
-        folders = folders[1:]
-    return [*folders, file.removesuffix(".py")][0]
+def source_folder(tree: Path, folder: str, package: str) -> Path:
+    """Return the directory of a package. In earlier commits, the folders were packages, not source roots."""
+    is_package = (tree / folder / "__init__.py").exists()
+    return tree / folder if is_package else tree / folder / package
 
 
 def python_files(folder: Path) -> list[Path]:
@@ -121,13 +119,14 @@ def measure(tree: Path) -> Sizes:
     sizes = Sizes()
     files_of: dict[str, list[Path]] = {row: [] for row in [*ROWS, "base"]}
     row_of = {name: row for row, names in ROWS.items() for name in names}
-    for path in python_files(tree / "pipeline" / "shardpress"):
-        name = package_of(path, tree)
+    package = source_folder(tree, "pipeline", "shardpress")
+    for path in python_files(package):
+        name = path.relative_to(package).parts[0].removesuffix(".py")
         row = row_of.get(name, "base")
         files_of[row].append(path)
         if row == "base" and name not in sizes.base:
             sizes.base.append(name)
-    files_of["kernels"] = python_files(tree / "kernels" / "shardpress_kernels")
+    files_of["kernels"] = python_files(source_folder(tree, "kernels", "shardpress_kernels"))
     for row, paths in files_of.items():
         sizes.lines[row] = count_python(paths)
     sizes.lines["all"] = count_python([path for paths in files_of.values() for path in paths])
@@ -163,7 +162,7 @@ def count_interface(tree: Path) -> dict[str, int]:
 
 def help_text(tree: Path, *arguments: str) -> str:
     """Return what `shardpress` prints in a copy of the project; empty if it refuses the arguments."""
-    roots = [str(tree / folder) for folder in SOURCE_FOLDERS]
+    roots = [str(tree), *(str(tree / folder) for folder in SOURCE_FOLDERS)]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(roots)}
     command = [sys.executable, "-P", "-m", "shardpress", *arguments]
     result = subprocess.run(command, env=env, capture_output=True, text=True)
@@ -186,7 +185,7 @@ def entries(page: str) -> list[tuple[str, str]]:
 
 def count_parameters(tree: Path, name: str) -> int:
     """Return the number of parameters of a dataclass. A copy without compiled modules cannot import it."""
-    for path in python_files(tree / "pipeline" / "shardpress"):
+    for path in python_files(tree / "pipeline"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef) and node.name == name:
                 return sum(isinstance(statement, ast.AnnAssign) for statement in node.body)
