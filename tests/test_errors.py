@@ -6,7 +6,16 @@ import os
 import pytest
 
 from shardpress import errors
-from shardpress.errors import DataError, ShardpressError, SystemLimit, printable, quantity, system_failures
+from shardpress.errors import (
+    DataError,
+    ReadFailed,
+    ShardpressError,
+    SystemLimit,
+    WriteFailed,
+    printable,
+    quantity,
+    system_failures,
+)
 
 SYSEXITS = {
     "ShardpressError": 70,
@@ -72,6 +81,12 @@ def test_exhausted_resources_raise_system_limit_and_keep_notes(error):
     with pytest.raises(SystemLimit, match="ulimit") as caught, system_failures():
         raise error
     assert caught.value.__notes__ == ["Not finished."]
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, WriteFailed), (errno.EIO, ReadFailed)])
+def test_failures_of_the_storage_name_the_file(number, kind):
+    with pytest.raises(kind, match="file=/tmp/x"), system_failures():
+        raise OSError(number, os.strerror(number), "/tmp/x")
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), DataError("failed to map segment")])

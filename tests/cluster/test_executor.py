@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -211,6 +211,35 @@ def test_an_error_stops_running_tasks_at_their_next_check() -> None:
 
     with pytest.raises(ValueError, match="broken"):
         run([(run_until_stopped, has_begun), (fail, None)], 2)
+
+
+def test_an_error_is_raised_after_the_end_of_the_last_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last task ends only after the caller has begun to wait for it."""
+    has_begun = threading.Event()
+    is_awaited = threading.Event()
+    ended = []
+
+    def wait_for(futures: set[Future[Any]]) -> object:
+        is_awaited.set()
+        return wait(futures)
+
+    def fail(_: None) -> None:
+        assert has_begun.wait(timeout=30)
+        raise ValueError("broken")
+
+    def end_late(_: None) -> None:
+        has_begun.set()
+        is_awaited.wait()
+        ended.append(1)
+
+    monkeypatch.setattr(module, "wait", wait_for)
+    with threads(2) as pool:
+        try:
+            with pytest.raises(ValueError, match="broken"):
+                compute([(end_late, None), (fail, None)], pool, 2)
+            assert ended
+        finally:
+            is_awaited.set()
 
 
 def test_the_first_error_stops_the_remaining_tasks() -> None:

@@ -73,14 +73,15 @@ def test_a_model_is_made_once_for_all_threads(compiled: list[Any], settings: Enc
     assert found[0].model.fingerprint == MODEL.fingerprint
 
 
-def test_another_model_or_size_replaces_the_worker(compiled: list[Any], settings: EncodeSettings) -> None:
+def test_another_model_dtype_or_size_replaces_the_worker(compiled: list[Any], settings: EncodeSettings) -> None:
     first = worker_of(settings)
     other = replace(MODEL, parameters={**MODEL.parameters, "b_hidden": W[0] + 1})
     file = write_model(Path(settings.directory), other)
-    for changed in (replace(settings, part_rows=12), replace(settings, model=file), settings):
+    float64 = replace(settings, dtype="float64")
+    for changed in (replace(settings, part_rows=12), replace(settings, model=file), float64, settings):
         assert worker_of(changed) is not first
         assert len(module._workers) == 1
-    assert len(compiled) == 8
+    assert len(compiled) == 10
 
 
 def test_another_file_in_place_of_the_model_is_refused(compiled: list[Any], settings: EncodeSettings) -> None:

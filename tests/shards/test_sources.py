@@ -195,6 +195,15 @@ def test_linked_directory_that_leads_outside_is_refused(folder):
         find([str(folder / "*/*.h5")])
 
 
+def test_link_to_a_directory_of_a_similar_name_is_refused(folder):
+    private = folder.with_name(f"{folder.name}-private")
+    private.mkdir()
+    write_shard(private / "secret.h5", numbered(3))
+    (folder / "b.h5").symlink_to(private / "secret.h5")
+    with refused(77, f"file={folder}/b.h5", "secret.h5"):
+        find([str(folder)])
+
+
 def test_links_inside_a_directory_and_named_links_are_followed(folder):
     write_shard(folder / "sub/c.h5", numbered(1))
     (folder / "b.h5").symlink_to("sub/c.h5")

@@ -92,6 +92,13 @@ def test_constant_rows_have_no_deviation(shape: tuple[int, int]) -> None:
     assert (found.deviations < 1e-7).all()
 
 
+def test_the_mean_of_many_rows_keeps_its_digits() -> None:
+    x = np.full((300_000, 2), 0.1, dtype=np.float32)
+    found = found_of(x, 1)
+    np.testing.assert_allclose(found.mean, x[0].astype(np.float64), rtol=1e-9)
+    assert (found.deviations < 1e-7).all()
+
+
 def test_equal_seeds_give_equal_components_with_fixed_signs(shape: tuple[int, int]) -> None:
     x = rows_with(np.arange(1, 80) ** -1.0, *shape)
     one = found_of(x, 8)
