@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import shutil
+from itertools import groupby
 from pathlib import Path
 
 import pytest
 
 from tests.support.cases import case
 from tests.support.interpreters import REPOSITORY
-from tests.support.mutants import Failed, Sources, copy_remaining, main, plant_all, sample, select
+from tests.support.mutants import Failed, Sources, copy_remaining, main, n_by_row, plant_all, sample, select
 from tests.support.mutations import MUTATIONS, Mutation
 
 _HARMLESS = Mutation("harmless", "notes.txt", "one", "two", ("tests/test_cases.py",))
@@ -56,9 +57,23 @@ def test_tests_of_mutations_exist() -> None:
     assert missing == []
 
 
-def test_a_sample_has_one_mutation_of_each_package() -> None:
-    packages = [mutation.package for mutation in MUTATIONS]
-    assert [mutation.package for mutation in sample(100)] == list(dict.fromkeys(packages))
+def test_each_row_of_packages_has_enough_mutations(capsys: pytest.CaptureFixture) -> None:
+    numbers = n_by_row()
+    assert sum(numbers.values()) == len(MUTATIONS) >= 100
+    assert {row: n for row, n in numbers.items() if n < 5} == {}
+    assert main(["rows"]) == 0
+    assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [
+        [str(n), row] for row, n in numbers.items()
+    ]
+
+
+def test_mutations_of_a_row_are_together() -> None:
+    rows = [row for row, _ in groupby(MUTATIONS, lambda mutation: mutation.row)]
+    assert len(set(rows)) == len(rows)
+
+
+def test_a_sample_has_one_mutation_of_each_row() -> None:
+    assert [mutation.row for mutation in sample(100)] == [row for row, _ in groupby(MUTATIONS, lambda each: each.row)]
     assert select(["3"]) == sample(3)
     assert select(["all"]) == list(MUTATIONS)
     assert select([MUTATIONS[-1].name]) == [MUTATIONS[-1]]

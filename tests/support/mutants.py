@@ -1,8 +1,11 @@
 """Plant mutations in a private copy of the checkout, and check that a test catches each of them.
 
     python -m tests.support.mutants all        every mutation of the table
-    python -m tests.support.mutants 3          a sample: the first mutation of each of the first 3 packages
+    python -m tests.support.mutants 3          a sample: the first mutation of each of the first 3 rows
     python -m tests.support.mutants NAME...    the named mutations
+    python -m tests.support.mutants rows       print the number of mutations in each row, and plant none
+
+A row is a group of packages, see `tests.support.mutations.ROWS`.
 
 The table is `tests.support.mutations`. The exit code is 1 if a mutation survives, or if one of its tests fails without
 the mutation. This program never writes to the checkout itself, or to the compile cache of the user.
@@ -27,9 +30,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.interpreters import REPOSITORY, environment
-from tests.support.mutations import MUTATIONS, Mutation
+from tests.support.mutations import MUTATIONS, ROWS, Mutation
 
-__all__ = ["Failed", "Result", "Sandbox", "Sources", "copy_remaining", "main", "plant_all", "sample", "select"]
+__all__ = [
+    "Failed",
+    "Result",
+    "Sandbox",
+    "Sources",
+    "copy_remaining",
+    "main",
+    "n_by_row",
+    "plant_all",
+    "sample",
+    "select",
+]
 
 _COPIED = ("pipeline", "kernels", "scripts", "tests", "pyproject.toml", "setup.py", "constraints.txt", "README.md")
 _NOT_COPIED = ("__pycache__", ".*_cache")
@@ -294,11 +308,19 @@ class Sandbox:
 
 
 def sample(n: int, table: Sequence[Mutation] = MUTATIONS) -> list[Mutation]:
-    """Return the first mutation of each of the first `n` packages of a table."""
+    """Return the first mutation of each of the first `n` rows of a table."""
     first: dict[str, Mutation] = {}
     for mutation in table:
-        first.setdefault(mutation.package, mutation)
+        first.setdefault(mutation.row, mutation)
     return list(first.values())[:n]
+
+
+def n_by_row(table: Sequence[Mutation] = MUTATIONS) -> dict[str, int]:
+    """Return the number of mutations in each row."""
+    numbers = dict.fromkeys(ROWS, 0)
+    for mutation in table:
+        numbers[mutation.row] += 1
+    return numbers
 
 
 def select(arguments: Sequence[str], table: Sequence[Mutation] = MUTATIONS) -> list[Mutation]:
@@ -317,7 +339,8 @@ def select(arguments: Sequence[str], table: Sequence[Mutation] = MUTATIONS) -> l
     unknown = [name for name in arguments if name not in known]
     if unknown or not arguments:
         names = "\n  ".join(known)
-        raise SystemExit(f"expected all, a number or names, found {unknown or 'nothing'}. The names are\n  {names}")
+        found = unknown or "nothing"
+        raise SystemExit(f"expected all, rows, a number or names, found {found}. The names are\n  {names}")
     return [known[name] for name in arguments]
 
 
@@ -361,6 +384,10 @@ def _try_mutation(sandbox: Sandbox, mutation: Mutation) -> Result:
 
 def main(arguments: Sequence[str], table: Sequence[Mutation] = MUTATIONS) -> int:
     """Plant the selected mutations of a table, print a line for each, and return the exit code."""
+    if list(arguments) == ["rows"]:
+        for row, n in n_by_row(table).items():
+            print(f"{n:4} {row}")
+        return 0
     mutations = []
     for mutation in select(arguments, table):
         if _is_used_here(mutation):

@@ -1,16 +1,49 @@
 """The mutations that tests must catch: faults that would hurt a user and that are easily made.
 
 `tests.support.mutants` plants them. Each is one replacement in one file; its text occurs exactly once there. When code
-changes, choose a new text with the same meaning. The mutations are grouped by package, and the groups begin with those
-whose tests are the fastest, because a sample takes the first mutation of each of the first groups.
+changes, choose a new text with the same meaning. The mutations are grouped by rows of packages, and the groups begin
+with those whose tests are the fastest, because a sample takes the first mutation of each of the first groups.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
-__all__ = ["MUTATIONS", "Mutation"]
+__all__ = ["MUTATIONS", "ROWS", "Mutation"]
+
+ROWS = {
+    "report": (
+        "pipeline/shardpress/report/",
+        "pipeline/shardpress/alignment.py",
+        "pipeline/shardpress/asof.py",
+        "pipeline/shardpress/ridge.py",
+    ),
+    "training": ("pipeline/shardpress/training/",),
+    "output": ("pipeline/shardpress/output/",),
+    "model": (
+        "pipeline/shardpress/model.py",
+        "pipeline/shardpress/modelfile.py",
+        "pipeline/shardpress/device.py",
+        "pipeline/shardpress/scan/scaler.py",
+    ),
+    "scan": ("pipeline/shardpress/scan/",),
+    "encoding": ("pipeline/shardpress/encoding/",),
+    "run": ("pipeline/shardpress/run/",),
+    "settings": ("pipeline/shardpress/settings/",),
+    "hdf5 and shards": ("pipeline/shardpress/hdf5/", "pipeline/shardpress/shards/"),
+    "cluster": ("pipeline/shardpress/cluster/",),
+    "interop": ("pipeline/shardpress/interop/", "pipeline/shardpress/features.py", "pipeline/shardpress/frames.py"),
+    "commands, doctor and gpu": (
+        "pipeline/shardpress/commands/",
+        "pipeline/shardpress/doctor/",
+        "pipeline/shardpress/gpu/",
+        "pipeline/shardpress/cli.py",
+        "pipeline/shardpress/commandline.py",
+    ),
+    "kernels": ("kernels/shardpress_kernels/",),
+    "base": ("pipeline/shardpress/",),
+}
+"""Groups of packages, each with the beginnings of its files. The first row that fits a file counts."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +73,9 @@ class Mutation:
     needs: tuple[str, ...] = ()
 
     @property
-    def package(self) -> str:
-        """The package or module of the file: ``kernels``, ``report`` or ``model``."""
-        path = PurePosixPath(self.file)
-        return "kernels" if path.parts[0] == "kernels" else path.with_suffix("").parts[2]
+    def row(self) -> str:
+        """The row of `ROWS` that the file belongs to."""
+        return next(row for row, beginnings in ROWS.items() if self.file.startswith(beginnings))
 
 
 _REPORT = (
@@ -66,7 +98,7 @@ _REPORT = (
         "pipeline/shardpress/report/rows.py",
         "_SAFETY = 4.0",
         "_SAFETY = 40.0",
-        ("tests/report/test_rounding.py",),
+        ("tests/report/test_rounding.py::test_float32_in_any_order_stays_within_a_tight_bound",),
     ),
     Mutation(
         "compare-uses-rows-that-are-bad-in-one-run",
@@ -74,6 +106,20 @@ _REPORT = (
         "return features_a, features_b, valid_a & valid_b",
         "return features_a, features_b, valid_a",
         ("tests/report/test_compare.py::test_rows_bad_in_one_run_are_not_compared",),
+    ),
+    Mutation(
+        "map-is-measured-on-rows-that-it-was-fitted-to",
+        "pipeline/shardpress/alignment.py",
+        "_ridge(x[train], y[train], _PENALTIES)",
+        "_ridge(x, y, _PENALTIES)",
+        ("tests/report/test_alignment.py::test_noise_is_not_fitted",),
+    ),
+    Mutation(
+        "classifier-is-trained-on-its-test-rows",
+        "pipeline/shardpress/report/probe.py",
+        "is_train = ~is_test",
+        "is_train = np.ones(len(is_test), dtype=bool)",
+        ("tests/report/test_judgment.py::test_baselines_equal_scikit_learn_on_the_same_split",),
     ),
 )
 
@@ -90,14 +136,14 @@ _TRAINING = (
         "pipeline/shardpress/training/averaging.py",
         "np.maximum(sums.get(name, array), array)",
         "np.minimum(sums.get(name, array), array)",
-        ("tests/training/test_averaging.py",),
+        ("tests/training/test_averaging.py::test_replicas_are_averaged_by_their_rows",),
     ),
     Mutation(
         "validation-rows-are-trained-on",
         "pipeline/shardpress/training/order.py",
         "rows[~np.isin(rows, self.left_out)]",
         "rows",
-        ("tests/training/test_order.py",),
+        ("tests/training/test_order.py::test_an_epoch_visits_each_training_row_once",),
     ),
     Mutation(
         "resumed-epoch-starts-its-window-again",
@@ -111,7 +157,7 @@ _TRAINING = (
         "pipeline/shardpress/training/order.py",
         "(seed, _NOISE, step)",
         "(seed, _NOISE)",
-        ("tests/training/test_order.py",),
+        ("tests/training/test_order.py::test_noise_depends_only_on_seed_and_step",),
     ),
     Mutation(
         "checkpoints-may-hold-nan",
@@ -140,6 +186,37 @@ _TRAINING = (
         "(objective or 0.0) < state.best_cost",
         "(objective or 0.0) < math.inf",
         ("tests/training/test_epochs.py::test_early_stopping_restores_the_best_weights",),
+    ),
+    Mutation(
+        "validation-rows-ignore-the-seed",
+        "pipeline/shardpress/training/order.py",
+        "rng = np.random.default_rng((seed, purpose))",
+        "rng = np.random.default_rng(purpose)",
+        ("tests/training/test_order.py::test_validation_rows_exclude_bad_rows_and_depend_on_the_seed",),
+    ),
+    Mutation(
+        "short-last-minibatch-is-not-trained-on",
+        "pipeline/shardpress/training/rows.py",
+        "if rest is not None:\n        yield rest",
+        "if rest is not None and len(rest) == batch_size:\n        yield rest",
+        (
+            "tests/training/test_rows.py::test_minibatches_of_one_window_are_full_except_the_last",
+            "tests/training/test_rows.py::test_resident_and_streamed_rows_give_equal_minibatches",
+        ),
+    ),
+    Mutation(
+        "means-of-columns-are-summed-in-float32",
+        "pipeline/shardpress/training/components.py",
+        "mean = x.mean(axis=0, dtype=np.float64)",
+        "mean = x.mean(axis=0).astype(np.float64)",
+        ("tests/training/test_components.py::test_the_mean_of_many_rows_keeps_its_digits",),
+    ),
+    Mutation(
+        "resumed-training-starts-its-optimizer-again",
+        "pipeline/shardpress/training/epochs.py",
+        "self.step.set_state(weights.rule)",
+        "pass",
+        ("tests/training/test_checkpoint.py::test_training_resumes_at_any_step_with_the_same_bits",),
     ),
 )
 
@@ -186,22 +263,29 @@ _OUTPUT = (
         "",
         ("tests/output/test_records.py::test_a_manifest_with_paths_outside_is_refused",),
     ),
+    Mutation(
+        "file-is-renamed-before-it-is-synced",
+        "pipeline/shardpress/output/disk.py",
+        "        disk.sync(descriptor)\n    except BaseException:",
+        "    except BaseException:",
+        ("tests/output/test_disk.py::test_data_are_synced_before_the_rename_and_the_name_after_it",),
+    ),
+    Mutation(
+        "run-writes-into-a-directory-that-it-lost",
+        "pipeline/shardpress/output/disk.py",
+        "self._guarded(self._disk.replace, source, target)",
+        "self._disk.replace(source, target)",
+        ("tests/output/test_moved.py::test_a_directory_that_moves_after_the_check_is_detected",),
+    ),
 )
 
 _SCAN = (
-    Mutation(
-        "tiny-ranges-are-divided-by",
-        "pipeline/shardpress/scan/scaler.py",
-        "half >= np.finfo(np.float64).tiny",
-        "half > 0",
-        ("tests/scan/test_scaler.py",),
-    ),
     Mutation(
         "drift-below-the-minimum-is-not-counted",
         "pipeline/shardpress/scan/drift.py",
         "np.count_nonzero(rows < low, axis=0)",
         "np.count_nonzero(rows < 10 * low, axis=0)",
-        ("tests/scan/test_drift.py",),
+        ("tests/scan/test_drift.py::test_values_outside_are_counted_by_column_with_the_extreme",),
     ),
     Mutation(
         "missing-values-widen-the-range",
@@ -218,13 +302,6 @@ _SCAN = (
         ("tests/run/test_fit_on.py::test_the_range_is_that_of_the_selected_rows",),
     ),
     Mutation(
-        "rows-that-are-left-out-are-trained-on",
-        "pipeline/shardpress/run/training_stage.py",
-        "np.union1d(self.scan.bad_rows, prepared.not_fitted())",
-        "self.scan.bad_rows",
-        ("tests/run/test_fit_on.py::test_rows_that_are_left_out_do_not_change_the_model",),
-    ),
-    Mutation(
         "bad-rows-keep-numbers-of-lost-shards",
         "pipeline/shardpress/scan/ranges.py",
         "(scan_result.bad_rows - shift)[is_readable]",
@@ -232,11 +309,63 @@ _SCAN = (
         ("tests/scan/test_ranges.py::test_a_scan_can_drop_its_unreadable_shards",),
     ),
     Mutation(
+        "sample-lacks-the-first-row-of-a-block",
+        "pipeline/shardpress/scan/sample.py",
+        "(numbers >= first)",
+        "(numbers > first)",
+        ("tests/scan/test_sample.py::test_the_sample_does_not_depend_on_the_blocks",),
+    ),
+    Mutation(
+        "quantiles-count-missing-values",
+        "pipeline/shardpress/scan/sample.py",
+        "last = np.maximum(0, n_values - 1)",
+        "last = np.full(sample.shape[1], len(sample) - 1)",
+        ("tests/scan/test_sample.py::test_quantiles_equal_numpy",),
+    ),
+)
+
+_MODEL = (
+    Mutation(
+        "tiny-ranges-are-divided-by",
+        "pipeline/shardpress/scan/scaler.py",
+        "half >= np.finfo(np.float64).tiny",
+        "half > 0",
+        ("tests/scan/test_scaler.py::test_a_range_without_a_finite_inverse_becomes_0",),
+    ),
+    Mutation(
         "tiny-missing-value-makes-zeros-missing",
         "pipeline/shardpress/scan/scaler.py",
         " and bool(rounded) == bool(missing)",
         "",
         ("tests/scan/test_ranges.py::test_a_missing_value_outside_the_dtype_is_never_found",),
+    ),
+    Mutation(
+        "exported-encoder-adds-the-minimum",
+        "pipeline/shardpress/model.py",
+        "maps[0][1] - self.scaler.shift @ W",
+        "maps[0][1] + self.scaler.shift @ W",
+        ("tests/test_model.py::test_the_folded_encoder_needs_only_numpy",),
+    ),
+    Mutation(
+        "decoded-rows-lack-the-minimum",
+        "pipeline/shardpress/scan/scaler.py",
+        "x[:, : self.n_columns] * width + columns.shift",
+        "x[:, : self.n_columns] * width",
+        ("tests/interop/test_applying.py::test_decoded_features_are_rows_in_original_units",),
+    ),
+    Mutation(
+        "fingerprint-of-a-model-forgets-its-scaling",
+        "pipeline/shardpress/model.py",
+        "for name, array in self._arrays().items():\n            digest",
+        "for name, array in self.parameters.items():\n            digest",
+        ("tests/test_model.py::test_the_fingerprint_depends_on_network_and_arrays_only",),
+    ),
+    Mutation(
+        "indicators-are-scaled-like-columns",
+        "pipeline/shardpress/scan/scaler.py",
+        "factor = np.concatenate([factor, ones])",
+        "factor = np.concatenate([factor, zeros])",
+        ("tests/scan/test_scaler.py::test_indicators_keep_their_values_in_any_scaling",),
     ),
 )
 
@@ -246,7 +375,7 @@ _ENCODING = (
         "pipeline/shardpress/encoding/parts.py",
         "if part.start < first or part.stop > shard.n_rows:",
         "if part.stop > shard.n_rows:",
-        ("tests/encoding/test_parts.py",),
+        ("tests/encoding/test_parts.py::test_committed_parts_of_any_size_are_kept",),
     ),
     Mutation(
         "drift-below-the-minimum-passes-as-inside",
@@ -260,14 +389,14 @@ _ENCODING = (
         "pipeline/shardpress/encoding/bad_data.py",
         "features[bad] = np.nan",
         "features[overflown] = np.nan",
-        ("tests/encoding/test_bad_data.py",),
+        ("tests/encoding/test_bad_data.py::test_bad_rows_are_reported_and_no_row_is_changed",),
     ),
     Mutation(
         "float16-features-overflow-to-inf",
         "pipeline/shardpress/encoding/storage.py",
         "np.clip(features, -largest, largest)",
         "np.clip(features, -largest, None)",
-        ("tests/encoding/test_storage.py",),
+        ("tests/encoding/test_storage.py::test_overflow_of_float16_is_clipped_and_reported",),
     ),
     Mutation(
         "rounding-above-the-limit-is-stored",
@@ -276,9 +405,30 @@ _ENCODING = (
         "error > 2 * self.max_error:",
         ("tests/encoding/test_storage.py::test_features_with_too_large_rounding_errors_are_refused",),
     ),
+    Mutation(
+        "bad-rows-are-marked-in-the-first-block",
+        "pipeline/shardpress/encoding/encode.py",
+        "valid[place][judgement.bad] = False",
+        "valid[judgement.bad] = False",
+        ("tests/encoding/test_encode.py::test_skipped_rows_do_not_shift_other_rows",),
+    ),
+    Mutation(
+        "encoder-of-another-dtype-is-reused",
+        "pipeline/shardpress/encoding/worker.py",
+        "(self.model.blake3, self.dtype, *sizes, self.storage)",
+        "(self.model.blake3, *sizes, self.storage)",
+        ("tests/encoding/test_worker.py::test_another_model_dtype_or_size_replaces_the_worker",),
+    ),
 )
 
 _RUN = (
+    Mutation(
+        "rows-that-are-left-out-are-trained-on",
+        "pipeline/shardpress/run/training_stage.py",
+        "np.union1d(self.scan.bad_rows, prepared.not_fitted())",
+        "self.scan.bad_rows",
+        ("tests/run/test_fit_on.py::test_rows_that_are_left_out_do_not_change_the_model",),
+    ),
     Mutation(
         "features-of-another-model-are-reused",
         "pipeline/shardpress/run/fingerprints.py",
@@ -314,6 +464,13 @@ _RUN = (
         "pass",
         ("tests/run/test_parquet.py::test_the_parquet_file_of_a_damaged_part_is_rewritten",),
     ),
+    Mutation(
+        "deadline-leaves-no-time-to-encode",
+        "pipeline/shardpress/run/deadline.py",
+        "self._validation_seconds + self._reserve > self._ends_by",
+        "self._validation_seconds > self._ends_by",
+        ("tests/run/test_deadline.py::test_a_part_of_the_first_epoch_is_trained",),
+    ),
 )
 
 _SETTINGS = (
@@ -322,18 +479,53 @@ _SETTINGS = (
         "pipeline/shardpress/settings/kinds.py",
         "Fraction(limit[:-1]) * total / 100",
         "float(limit[:-1]) / 100 * total",
-        ("tests/settings/test_kinds.py",),
+        ("tests/settings/test_kinds.py::test_a_percentage_is_counted_exactly_and_rounded_down",),
     ),
     Mutation(
         "megabytes-are-mebibytes",
         "pipeline/shardpress/settings/kinds.py",
         "base = 1024 if match[3] or not match[4] else 1000",
         "base = 1024",
-        ("tests/settings/test_kinds.py",),
+        ("tests/settings/test_kinds.py::test_bytes_are_read_with_their_units",),
+    ),
+    Mutation(
+        "file-overrides-environment",
+        "pipeline/shardpress/settings/flags.py",
+        'values |= convert_settings(variables, "environment: ", ConfigError, _variable)',
+        'values = convert_settings(variables, "environment: ", ConfigError, _variable) | values',
+        ("tests/settings/test_flags.py::test_flags_override_environment_file_and_defaults",),
+    ),
+    Mutation(
+        "repeated-keys-of-a-file-are-accepted",
+        "pipeline/shardpress/settings/configfile.py",
+        "seen.add(key.value)",
+        "seen.add(None)",
+        ("tests/settings/test_configfile.py::test_repeated_keys_are_refused_at_any_depth",),
+    ),
+    Mutation(
+        "later-of-two-deadlines-counts",
+        "pipeline/shardpress/settings/deadline.py",
+        "min(ends, default=None)",
+        "max(ends, default=None)",
+        ("tests/run/test_deadline.py::test_the_deadline_follows_the_time_settings",),
+    ),
+    Mutation(
+        "invalid-flags-are-configuration-errors",
+        "pipeline/shardpress/settings/flags.py",
+        'raise UsageError("; ".join(wrong))',
+        'raise ConfigError("; ".join(wrong))',
+        ("tests/settings/test_flags.py::test_invalid_flags_are_usage_errors",),
+    ),
+    Mutation(
+        "fingerprint-forgets-the-seed",
+        "pipeline/shardpress/settings/config.py",
+        'whole(0), "model", "Seed of all',
+        'whole(0), "nothing", "Seed of all',
+        ("tests/run/test_fingerprints.py::test_a_setting_changes_the_stages_that_depend_on_it",),
     ),
 )
 
-_SHARDS = (
+_HDF5_AND_SHARDS = (
     Mutation(
         "sparse-rows-may-have-any-number-of-entries",
         "pipeline/shardpress/shards/rows.py",
@@ -341,9 +533,6 @@ _SHARDS = (
         "",
         ("tests/shards/test_rows.py::test_invalid_sparse_rows_are_refused_with_their_row",),
     ),
-)
-
-_HDF5 = (
     Mutation(
         "metadata-checksums-are-not-compared",
         "pipeline/shardpress/hdf5/plain/metadata.py",
@@ -372,6 +561,48 @@ _HDF5 = (
         "overlaps = offsets[1:] < offsets[:-1]",
         ("tests/hdf5/test_layout.py::test_overlapping_chunks_are_refused",),
     ),
+    Mutation(
+        "cached-chunks-are-those-of-another-file",
+        "pipeline/shardpress/hdf5/values.py",
+        "CHUNKS.get((request.file, offset),",
+        "CHUNKS.get(offset,",
+        ("tests/hdf5/test_chunkcache.py::test_changed_file_is_not_read_from_the_cache",),
+    ),
+    Mutation(
+        "last-partial-chunk-is-not-read",
+        "pipeline/shardpress/hdf5/values.py",
+        "range(low // size, -(-high // size))",
+        "range(low // size, high // size)",
+        ("tests/shards/test_shard.py::test_pickled_block_is_small_and_reads_the_same_rows",),
+    ),
+    Mutation(
+        "code-after-the-last-category-is-accepted",
+        "pipeline/shardpress/shards/rows.py",
+        "(stored >= n_categories)",
+        "(stored > n_categories)",
+        ("tests/shards/test_include.py::test_code_without_a_category_is_an_error",),
+    ),
+    Mutation(
+        "integer-labels-are-rounded-to-floats",
+        "pipeline/shardpress/shards/extras.py",
+        "np.finfo(common).nmant + 1",
+        "np.finfo(common).nmant + 11",
+        ("tests/shards/test_extras.py::test_common_dtype_holds_every_value_of_both",),
+    ),
+    Mutation(
+        "link-to-a-directory-of-a-similar-name-is-followed",
+        "pipeline/shardpress/shards/sources.py",
+        "return os.path.commonpath([directory, path]) == directory",
+        "return path.startswith(directory)",
+        ("tests/shards/test_sources.py::test_link_to_a_directory_of_a_similar_name_is_refused",),
+    ),
+    Mutation(
+        "file-replaced-since-it-was-checked-is-read",
+        "pipeline/shardpress/hdf5/files.py",
+        "_check_same(path, identity, expected or identity)",
+        "_check_same(path, identity, identity)",
+        ("tests/hdf5/test_values.py::test_file_changed_after_vetting_is_refused",),
+    ),
 )
 
 _CLUSTER = (
@@ -380,7 +611,7 @@ _CLUSTER = (
         "pipeline/shardpress/cluster/security.py",
         "not _is_loopback(host) and not is_insecure",
         "host and _is_loopback(host) and is_insecure",
-        ("tests/cluster/test_security.py",),
+        ("tests/cluster/test_security.py::test_only_this_machine_is_allowed_without_tls",),
     ),
     Mutation(
         "merged-results-count-as-rows",
@@ -389,29 +620,43 @@ _CLUSTER = (
         "if self._graph[key]:",
         ("tests/cluster/test_stats.py::test_results_count_for_the_process_that_made_them",),
     ),
+    Mutation(
+        "card-number-ignores-the-visible-cards",
+        "pipeline/shardpress/cluster/devices.py",
+        "return visible[number]",
+        "return str(number)",
+        ("tests/cluster/test_devices.py::test_cards_are_numbered_among_those_visible_to_the_driver",),
+    ),
+    Mutation(
+        "run-ends-before-its-tasks",
+        "pipeline/shardpress/cluster/executor.py",
+        "            run.wait()\n",
+        "",
+        ("tests/cluster/test_executor.py::test_an_error_is_raised_after_the_end_of_the_last_task",),
+    ),
+    Mutation(
+        "results-of-tasks-are-merged-in-reverse",
+        "pipeline/shardpress/cluster/executor.py",
+        "graph[key] = (merge, group)",
+        "graph[key] = (merge, group[::-1])",
+        ("tests/cluster/test_executor.py::test_results_are_merged_in_order_and_reported_once",),
+    ),
+    Mutation(
+        "worker-of-another-version-is-accepted",
+        "pipeline/shardpress/cluster/checks.py",
+        "Environment({**versions(), **_scratch",
+        "Environment({**_scratch",
+        ("tests/cluster/test_checks.py::test_differences_name_both_values",),
+    ),
 )
 
-_REST = (
-    Mutation(
-        "too-new-packages-fit",
-        "pipeline/shardpress/doctor/packages.py",
-        '"<": operator.lt',
-        '"<": operator.le',
-        ("tests/test_installed.py::test_versions_are_compared_by_their_numbers",),
-    ),
+_BASE = (
     Mutation(
         "small-classes-are-not-tested",
         "pipeline/shardpress/classify/rows.py",
         "np.maximum(1, np.round(_HELD_OUT * sizes))",
         "np.round(_HELD_OUT * sizes)",
         ("tests/classify/test_compare.py::test_a_fifth_of_every_class_is_held_out",),
-    ),
-    Mutation(
-        "part-may-have-other-rows-than-the-manifest",
-        "pipeline/shardpress/features.py",
-        "if n_found != n_rows:",
-        "if n_found < n_rows:",
-        ("tests/test_features.py::test_a_part_with_another_number_of_rows_is_refused",),
     ),
     Mutation(
         "rate-counts-rows-of-earlier-runs",
@@ -428,23 +673,88 @@ _REST = (
         ("tests/test_signals.py::test_a_deferred_signal_waits_for_the_next_check",),
     ),
     Mutation(
-        "exported-encoder-adds-the-minimum",
-        "pipeline/shardpress/model.py",
-        "maps[0][1] - self.scaler.shift @ W",
-        "maps[0][1] + self.scaler.shift @ W",
-        ("tests/test_model.py::test_the_folded_encoder_needs_only_numpy",),
-    ),
-    Mutation(
         "sealed-files-may-have-a-key-twice",
         "pipeline/shardpress/formats.py",
         "if _with_seal(body, expected) != data:",
         "if len(seal(form, content)) > len(data):",
         ("tests/test_formats.py::test_a_repeated_key_is_refused",),
     ),
+    Mutation(
+        "nan-differs-from-a-number",
+        "pipeline/shardpress/conditions.py",
+        "~is_equal & (values == values)",
+        "~is_equal",
+        ("tests/test_conditions.py::test_nan_fulfils_no_condition",),
+    ),
+    Mutation(
+        "temporary-failures-exit-like-failed-writes",
+        "pipeline/shardpress/errors.py",
+        "exit_code = 75",
+        "exit_code = 74",
+        ("tests/test_errors.py::test_exit_codes_follow_sysexits",),
+    ),
+    Mutation(
+        "threads-make-the-same-value-at-once",
+        "pipeline/shardpress/processcache.py",
+        "with self._lock:\n            value = self._get(key)\n            if",
+        "with threading.Lock():\n            value = self._get(key)\n            if",
+        ("tests/test_processcache.py::test_a_value_is_made_once_by_all_threads",),
+    ),
 )
 
+_COMMANDS = (
+    Mutation(
+        "too-new-packages-fit",
+        "pipeline/shardpress/doctor/packages.py",
+        '"<": operator.lt',
+        '"<": operator.le',
+        ("tests/test_installed.py::test_versions_are_compared_by_their_numbers",),
+    ),
+    Mutation(
+        "verify-command-always-succeeds",
+        "pipeline/shardpress/commands/verify.py",
+        "return VerificationFailed.exit_code if verification.faults else 0",
+        "return 0",
+        ("tests/report/test_verify.py::test_every_damaged_file_is_named_and_others_are_checked",),
+    ),
+    Mutation(
+        "inspect-succeeds-although-files-are-refused",
+        "pipeline/shardpress/commands/inspect.py",
+        "return DataError.exit_code if inspection.refused else 0",
+        "return 0",
+        ("tests/commands/test_inspect.py::test_a_refused_file_is_listed_with_its_contents",),
+    ),
+    Mutation(
+        "doctor-takes-settings-for-the-machine",
+        "pipeline/shardpress/doctor/check.py",
+        "if any(each.is_setting for each in failed):",
+        "if failed and all(each.is_setting for each in failed):",
+        ("tests/doctor/test_doctor.py::test_exit_code_separates_settings_from_the_machine",),
+    ),
+    Mutation(
+        "newest-card-decides-the-version-of-cuda",
+        "pipeline/shardpress/gpu/fitting.py",
+        "min(driver.capabilities, default",
+        "max(driver.capabilities, default",
+        ("tests/gpu/test_fitting.py::test_oldest_card_decides_the_version_of_cuda",),
+    ),
+    Mutation(
+        "cuda-of-the-driver-is-not-allowed",
+        "pipeline/shardpress/gpu/fitting.py",
+        'end = f"{major}.{minor + 1}"',
+        'end = f"{major}.{minor}"',
+        ("tests/gpu/test_fitting.py::test_newest_libraries_that_the_driver_accepts_are_chosen",),
+    ),
+)
 
 _INTEROP = (
+    Mutation(
+        "part-may-have-other-rows-than-the-manifest",
+        "pipeline/shardpress/features.py",
+        "if n_found != n_rows:",
+        "if n_found < n_rows:",
+        ("tests/test_features.py::test_a_part_with_another_number_of_rows_is_refused",),
+    ),
     Mutation(
         "score-has-the-wrong-sign",
         "pipeline/shardpress/interop/estimator.py",
@@ -453,11 +763,32 @@ _INTEROP = (
         ("tests/interop/test_applying.py::test_scores_are_negative_mean_squared_errors",),
     ),
     Mutation(
-        "decoded-rows-lack-the-minimum",
-        "pipeline/shardpress/scan/scaler.py",
-        "x[:, : self.n_columns] * width + columns.shift",
-        "x[:, : self.n_columns] * width",
-        ("tests/interop/test_applying.py::test_decoded_features_are_rows_in_original_units",),
+        "partial-fit-starts-its-optimizer-again",
+        "pipeline/shardpress/interop/fitting.py",
+        "fit.training.resume(checkpoint)",
+        "pass",
+        ("tests/interop/test_estimator.py::test_partial_fits_equal_epochs_at_a_constant_rate",),
+    ),
+    Mutation(
+        "features-of-several-encoders-are-joined",
+        "pipeline/shardpress/features.py",
+        "if found is None or found != expected:",
+        "if found is None:",
+        ("tests/test_features_joined.py::test_different_encoders_are_refused_with_both_runs",),
+    ),
+    Mutation(
+        "lazy-rows-with-nan-are-encoded",
+        "pipeline/shardpress/interop/applying.py",
+        'if model.scaler.fill is None and rows.dtype.kind == "f" and',
+        "if model.scaler.fill is not None and",
+        ("tests/interop/test_estimator.py::test_lazy_rows_with_nan_or_unknown_length_are_refused",),
+    ),
+    Mutation(
+        "missing-category-becomes-the-first-one",
+        "pipeline/shardpress/features.py",
+        "for category in each), -1], dtype)",
+        "for category in each), 0], dtype)",
+        ("tests/test_features_joined.py::test_codes_refer_to_the_categories_of_all_runs",),
     ),
 )
 
@@ -540,13 +871,14 @@ MUTATIONS = (
     *_TRAINING,
     *_OUTPUT,
     *_SCAN,
+    *_MODEL,
     *_ENCODING,
     *_RUN,
     *_SETTINGS,
-    *_SHARDS,
-    *_HDF5,
+    *_HDF5_AND_SHARDS,
     *_CLUSTER,
-    *_REST,
+    *_BASE,
+    *_COMMANDS,
     *_INTEROP,
     *_KERNELS,
 )
