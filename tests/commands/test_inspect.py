@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from shardpress.commands.table import main
+from tests.support.cases import each
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
 
@@ -49,3 +50,25 @@ def test_a_refused_file_is_listed_with_its_contents(tmp_path: Path, capsys: pyte
     assert "that     5 x 3" in page
     assert main(["inspect", str(tmp_path / "b.h5")]) == 66
     assert f"{tmp_path / 'b.h5'}" in capsys.readouterr().err
+
+
+@each("form", ["sensors", "flat", "packed", "spectra"])
+def test_only_rows_that_can_be_judged_get_a_hint(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    waves = 4 + np.sin(np.linspace(0, 9, 240) + rng.uniform(0, 6, (600, 1)))
+    rows = (waves * rng.lognormal(0, 1, (600, 1))).astype(np.float32)
+    hints = []
+    if form == "sensors":
+        rows = rows.reshape(600, 4, 60)
+    elif form == "flat":
+        rows[60:, 3] = np.nan
+        hints = ["540 of 600"]
+    elif form == "packed":
+        rows = np.packbits(rng.random((600, 1024)) < 0.02, axis=1)
+    else:
+        hints = ["--row-scale median"]
+    write_shard(tmp_path / "a.h5", rows)
+    assert main(["inspect", str(tmp_path)]) == 0
+    found = [line for line in capsys.readouterr().out.splitlines() if "hint:" in line]
+    assert len(found) == len(hints)
+    assert all(words in line for words, line in zip(hints, found, strict=True))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from shardpress.scan import hints
+from tests.support.cases import each
 
 RNG_SEED = 0
 MANY = 10**6  # number of rows of a data set
 
 
-def hints_of(sample: np.ndarray, n_rows: int = MANY) -> tuple[str, ...]:
-    return hints.hints_of(sample, n_rows)
+def hints_of(sample: np.ndarray, n_rows: int = MANY, n_bad: int = 0, are_flat: bool = True) -> tuple[str, ...]:
+    return hints.hints_of(sample, n_rows, len(sample), n_bad, are_flat)
 
 
 def counts(rng: np.random.Generator) -> np.ndarray:
@@ -58,6 +59,51 @@ def test_pixels_and_tables_need_no_hint() -> None:
     rng = np.random.default_rng(RNG_SEED)
     assert hints_of(pixels(rng)) == ()
     assert hints_of(table(rng)) == ()
+
+
+def bits(rng: np.random.Generator, share: float, n_bits: int = 1024) -> np.ndarray:
+    return rng.random((500, n_bits)) < share
+
+
+@each("share", [0.005, 0.02, 0.08])
+def test_packed_bits_are_no_counts(share: float) -> None:
+    rows = np.packbits(bits(np.random.default_rng(RNG_SEED), share), axis=1)
+    assert np.mean(rows == 0) >= 0.5
+    assert hints_of(rows.astype(np.float64)) == ()
+
+
+def test_bits_and_uniform_bytes_are_no_counts() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    uniform = rng.integers(0, 256, (500, 80)) * (rng.random((500, 80)) < 0.4)
+    for rows in (bits(rng, 0.02), uniform, np.packbits(bits(rng, 0.5), axis=1)):
+        assert hints_of(rows.astype(np.float64)) == ()
+
+
+def test_large_counts_are_recognized() -> None:
+    """Counts of kinds with equal means, of kinds with different means, and in rows of different depths."""
+    rng = np.random.default_rng(RNG_SEED)
+    equal = rng.poisson(rng.gamma(0.1, 200, (500, 100)))
+    different = rng.poisson(rng.gamma(0.3, 100 / np.arange(1, 201), (500, 200)))
+    depths = rng.poisson(0.3 * rng.lognormal(0, 2, (500, 1)) * np.ones(100))
+    for rows in (equal, different, depths):
+        assert rows.max() > 200
+        (hint,) = hints_of(rows.astype(np.float64))
+        assert "--row-scale total --transform log1p" in hint
+
+
+def test_the_form_of_rows_of_higher_rank_is_not_judged() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    for rows in (counts(rng), spectra(rng), np.exp(2 * rng.normal(size=(1000, 50)))):
+        assert len(hints_of(rows)) == 1
+        assert hints_of(rows, are_flat=False) == ()
+
+
+def test_rows_of_which_most_are_bad_are_not_judged() -> None:
+    rows = spectra(np.random.default_rng(RNG_SEED))
+    assert "--row-scale" in hints_of(rows, n_bad=500)[0]
+    (hint,) = hints_of(rows, n_bad=501)
+    assert "501 of 1001 rows" in hint
+    assert "--" not in hint
 
 
 def test_sentinels_are_named_with_the_number_of_columns() -> None:

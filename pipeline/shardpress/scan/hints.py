@@ -10,6 +10,9 @@ _MIN_ROWS = 20  # fewer sampled rows say little
 _MIN_COUNTED = 50  # columns; narrower tables of whole numbers are rarely counts of many kinds
 _MIN_ZEROS = 0.5  # share of zeros among the counts of single cells, words or reads
 _MAX_SATURATED = 0.05  # share of columns that reach the largest value; pixels do, counts do not
+_MIN_CODED = 64  # largest whole number; counts up to fewer have few different values
+_LARGE = 0.05  # share of a column's values above 0; in tables of counts, less than 0.005 exceed half of the largest
+_MIN_COLUMNS = 0.25  # share of columns with large values; bits that are rarely set leave some columns without them
 _SENTINELS = (-9.0, -99.0, -999.0, -9999.0, -99999.0, 999.0, 9999.0, 99999.0, 999999.0)
 _MIN_SENTINELS = 3  # sampled rows
 _FAR = 3.0  # distance from the other values, in widths of their range
@@ -27,35 +30,50 @@ _LEAST_INPUTS = 3  # columns; from fewer there is only one feature
 _NARROW = 40  # columns; docs/training.md compares features of narrow tables with their columns
 
 
-def hints_of(sample: np.ndarray, n_rows: int) -> tuple[str, ...]:
+def hints_of(sample: np.ndarray, n_rows: int, n_good: int, n_bad: int, are_flat: bool) -> tuple[str, ...]:
     """Return sentences about rows that other settings would suit better.
+
+    If most rows are bad, the others may differ from them. The only sentence then says which rows were not examined.
 
     Parameters
     ----------
     sample : ndarray of shape (n, n_inputs), float64
-        Sampled rows after their preparation; missing values are NaN.
+        Sampled rows after their preparation; missing values are NaN. Bad rows are left out.
     n_rows : int
         Number of all rows.
+    n_good, n_bad : int
+        Numbers of good and of bad rows from which the sample was taken.
+    are_flat : bool
+        False if rows of higher rank were flattened. Their columns are not channels of one spectrum or counts of one
+        kind, so nothing is said about their form.
     """
     step = max(1, sample.size // _MOST_VALUES)
     rows = sample[::step]
+    if n_bad > n_good and len(rows):
+        return (
+            f"{n_bad} of {n_good + n_bad} rows are bad (with NaN or Inf, for example) and were not examined. No "
+            f"settings are suggested, because the other {n_good} rows may differ from them",
+        )
     if len(rows) < _MIN_ROWS:
         return ()
     with np.errstate(over="ignore", invalid="ignore"):  # of very large values
-        hints = (_sentinels(rows), _form(rows), _width(rows, n_rows))
+        form = _form(rows) if are_flat else ""
+        hints = (_sentinels(rows), form, _width(rows, n_rows))
     return tuple(hint for hint in hints if hint)
 
 
 def _form(rows: np.ndarray) -> str:
     """Return a hint about rows of a form that another preparation would suit better."""
+    if _are_spectra(rows):
+        return "the rows look like spectra of different brightness: --row-scale median usually gives better features"
+    if _are_codes(rows):
+        return ""
     if _are_counts(rows):
         zeros = np.mean(rows == 0)
         return (
             f"the rows look like counts (whole numbers, {100 * zeros:.0f} % zeros): --row-scale total --transform "
             "log1p usually gives better features"
         )
-    if _are_spectra(rows):
-        return "the rows look like spectra of different brightness: --row-scale median usually gives better features"
     if _have_heavy_tails(rows):
         return (
             "most columns have a few values that are far larger than the others: --transform log1p usually gives "
@@ -81,12 +99,29 @@ def _width(rows: np.ndarray, n_rows: int) -> str:
     )
 
 
-def _are_counts(rows: np.ndarray) -> bool:
-    is_present = ~np.isnan(rows)
-    present = rows[is_present]
-    if rows.shape[1] < _MIN_COUNTED or not present.size or present.min() < 0:
+def _are_codes(rows: np.ndarray) -> bool:
+    """Return whether large whole numbers are about as frequent as small ones, as in packed bits and uniform bytes."""
+    if not _are_whole(rows):
         return False
-    if not np.array_equal(present, np.rint(present)) or np.mean(present == 0) < _MIN_ZEROS:
+    largest = np.nanmax(rows)
+    if largest < _MIN_CODED:
+        return False
+    n_large = (rows >= largest / 2).sum(axis=0)
+    n_positive = (rows > 0).sum(axis=0)
+    return bool(np.mean(n_large > _LARGE * n_positive) >= _MIN_COLUMNS)
+
+
+def _are_whole(rows: np.ndarray) -> bool:
+    """Return whether the values are whole numbers from 0. NaN is ignored."""
+    present = rows[~np.isnan(rows)]
+    return bool(present.size and present.min() >= 0 and np.array_equal(present, np.rint(present)))
+
+
+def _are_counts(rows: np.ndarray) -> bool:
+    if rows.shape[1] < _MIN_COUNTED or not _are_whole(rows):
+        return False
+    is_present = ~np.isnan(rows)
+    if np.mean(rows[is_present] == 0) < _MIN_ZEROS:
         return False
     largest = rows.max(axis=0, where=is_present, initial=0)
     return bool(np.mean(largest == largest.max()) <= _MAX_SATURATED)

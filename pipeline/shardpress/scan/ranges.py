@@ -469,7 +469,7 @@ def scan_from_stats(
         inner=quantiles(stats.sample, INNER) if settings.for_training else unknown,
         unreadable=stats.unreadable,
         clips=settings.clip_quantile > 0,
-        hints=hints_of(stats.sample, _n_fitted(shards, fitted)) if settings.for_training else (),
+        hints=_hints(stats, shards, fitted) if settings.for_training else (),
         knots=None if tables is None else tables.knots,
         ranks=None if tables is None else tables.ranks,
         n_selected=None if fitted is None else stats.n_fitted,
@@ -488,6 +488,15 @@ def scan_from_stats(
     if settings.missing_indicator and stats.n_missing.any():
         indicators = np.flatnonzero(stats.n_missing)
     return replace(scan, fill=fill, n_missing=stats.n_missing, indicators=indicators)
+
+
+def _hints(stats: BlockStats, shards: Sequence[Shard], fitted: np.ndarray | None) -> tuple[str, ...]:
+    """Return the hints about the rows to fit to."""
+    n_bad = len(stats.bad_rows)
+    if fitted is not None:
+        n_bad = int(np.count_nonzero(fitted[stats.bad_rows]))
+    are_flat = all(len(shard.shape) == 2 for shard in shards)
+    return hints_of(stats.sample, _n_fitted(shards, fitted), stats.n_fitted, n_bad, are_flat)
 
 
 def _shard_ranges(stats: BlockStats, n_shards: int) -> np.ndarray:
