@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shardpress.alignment import LinearMap, load_map
 from shardpress.errors import DataError, printable, short_list
 from shardpress.output.records import INDEX, PUBLISHED, fault_of, read_manifest, result_entry
 
-__all__ = ["directory_of", "find_map", "map_of", "output_of"]
+__all__ = ["directory_of", "find_map", "map_of", "output_of", "plain_number"]
 
 _NAMED = 10  # generations that a message names
 
@@ -19,6 +21,11 @@ def directory_of(path: str | Path) -> Path:
     """Return the output directory of a path, which is the directory itself, or its index or model."""
     found = Path(path)
     return output_of(found.parent) if found.name in (INDEX, "model.h5") else found
+
+
+def plain_number(value: Any) -> Any:
+    """Return an integer of NumPy as an int, and any other value unchanged."""
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def find_map(path: str | Path, as_of: int | str | Path, encoder: str) -> LinearMap | None:
@@ -43,6 +50,7 @@ def find_map(path: str | Path, as_of: int | str | Path, encoder: str) -> LinearM
     NoInput, DataError
         If there is no such run or map, or if the map belongs to another encoder.
     """
+    as_of = plain_number(as_of)
     if not isinstance(as_of, int) and Path(as_of).is_file():
         found: LinearMap | None = load_map(as_of)
     else:

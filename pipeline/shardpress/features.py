@@ -35,7 +35,7 @@ import h5py
 import numpy as np
 
 from shardpress.alignment import LinearMap, load_map
-from shardpress.asof import directory_of, map_of, output_of
+from shardpress.asof import directory_of, map_of, output_of, plain_number
 from shardpress.errors import DataError, printable, short_list
 from shardpress.frames import data_frame, import_pandas
 from shardpress.hdf5.categories import array_of, read_categories
@@ -236,8 +236,9 @@ def open_features(
         different encoders, if `n_features` is given for features that are not nested or too few, if there is no map to
         `as_of`, or if there are no rows of `appends` or `generation`.
     """
+    appends = plain_number(appends)
     numbers = [appends] if isinstance(appends, int) else appends
-    selection = _Selection(block_rows, numbers, generation, n_features, as_of)
+    selection = _Selection(block_rows, numbers, generation, n_features, plain_number(as_of))
     if isinstance(path, (str, Path)):
         return _open_one(Path(path), selection)
     return _joined([(str(each), _open_one(Path(each), selection)) for each in path])

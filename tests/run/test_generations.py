@@ -15,6 +15,7 @@ from shardpress.errors import DataError, NotPermitted
 from shardpress.features import open_features
 from shardpress.formats import seal
 from shardpress.interop.anndata import export_anndata
+from shardpress.interop.estimator import TiedAutoencoder
 from shardpress.output.records import OUTPUT, manifest_path, read_manifest
 from shardpress.report.page.build import page_of, read_report, text_of
 from shardpress.report.verify import verify
@@ -81,6 +82,22 @@ def test_features_can_be_read_as_those_of_an_earlier_generation(runs: Workspace,
     assert residual(features(first, as_of=1), before) < 0.1
     np.testing.assert_array_equal(features(first, as_of=2), features(first))
     assert open_features(first, as_of=1).manifest["model"] == open_features(first, generation=1).manifest["model"]
+
+
+def test_numbers_may_be_integers_of_numpy(runs: Workspace, first: Path) -> None:
+    assert runs.run(first, *RETRAIN) == 0
+    one = np.int64(1)
+    expected = open_features(first, as_of=1)
+    found = open_features(first, as_of=one)
+    assert type(found.manifest["generation"]) is int
+    assert found.manifest == expected.manifest
+    np.testing.assert_array_equal(found.features, expected.features)
+    np.testing.assert_array_equal(features(first, generation=one), features(first, generation=1))
+    mapped = TiedAutoencoder.from_run(first, as_of=one).get_feature_names_out()
+    assert len(mapped) == expected.features.shape[1]
+    add(runs, "2.h5")
+    assert runs.run(first, *RETRAIN[1:], "--append") == 0
+    np.testing.assert_array_equal(features(first, appends=one), features(first, appends=1))
 
 
 def test_the_same_command_again_changes_nothing(runs: Workspace, first: Path) -> None:
