@@ -95,6 +95,16 @@ def test_bytes_that_are_not_utf8_are_escaped() -> None:
     assert found["kind"].tolist() == ["\\udcff"] * N
 
 
+def test_missing_strings_stay_missing() -> None:
+    for missing in (None, np.nan, pd.NA):
+        with case(missing):
+            names = np.array(["a", missing, "\udcff", "d"], object)
+            found = opened({"name": names, "_index": names}).to_pandas()
+            for values in (found["name"], found.index):
+                assert pd.isna(values).tolist() == [False, True, False, False]
+                assert values.dropna().tolist() == ["a", "\\udcff", "d"]
+
+
 @pytest.mark.process
 def test_frame_of_an_output_has_its_rows(tmp_path: Path) -> None:
     found = open_features(finished(tmp_path / "out", 3, 4))

@@ -153,12 +153,21 @@ def to_native(values: np.ndarray) -> np.ndarray:
 
 
 def to_encodable(values: np.ndarray) -> np.ndarray:
-    """Return strings in which bytes that are not UTF-8 are escaped, because pandas and Arrow cannot store them."""
+    """Return strings in which bytes that are not UTF-8 are escaped, because pandas and Arrow cannot store them.
+
+    Objects that are not strings, such as None and `pandas.NA`, are not changed.
+    """
     if values.dtype.kind not in "OU":
         return values
     try:
         "".join(values.tolist()).encode()
-    except UnicodeEncodeError:
-        escaped = [each.encode("utf-8", "backslashreplace").decode() for each in values.tolist()]
-        return np.array(escaped, dtype=object)
+    except (UnicodeEncodeError, TypeError):
+        return np.array([_escaped(each) for each in values.tolist()], dtype=object)
     return values
+
+
+def _escaped(value: object) -> object:
+    """Return a string with escapes for the bytes that are not UTF-8, and other objects unchanged."""
+    if not isinstance(value, str):
+        return value
+    return value.encode("utf-8", "backslashreplace").decode()

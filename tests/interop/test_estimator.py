@@ -290,6 +290,19 @@ def test_targets_are_ignored_without_a_weight_and_matter_with_one() -> None:
     assert clone(learned).target_weight == 1
 
 
+def test_missing_values_of_pandas_are_no_targets() -> None:
+    x = rows()
+    texts = np.array(["a", "b", None] * 40, dtype=object)
+    expected = TiedAutoencoder(**QUICK, target_weight=1).fit(x, texts)
+    strings = pd.array(texts, dtype="string")
+    objects = np.array(["a", "b", pd.NA] * 40, dtype=object)
+    for y in (strings, pd.Series(strings), pd.Series(strings).astype("category"), pd.Series(texts), objects):
+        with case(type(y).__name__, y.dtype):
+            assert same_models(TiedAutoencoder(**QUICK, target_weight=1).fit(x, y), expected)
+    flags = pd.array([False, True, None] * 40, dtype="boolean")
+    assert same_models(TiedAutoencoder(**QUICK, target_weight=1).fit(x, flags), expected)
+
+
 def test_wrong_targets_are_refused() -> None:
     x = rows()
     for y, words in ((None, "y is None"), (np.zeros(7), "120"), (np.ones(120), "only one value")):

@@ -190,8 +190,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             made dense block by block. Each block of a Dask array is computed once. A Dask array that exceeds half the
             memory budget is stored in a temporary file (in ``TMPDIR``).
         y : array-like of shape (n_rows,), optional
-            Targets. They are ignored unless `target_weight` is set. Rows whose target is NaN, None, an empty string or
-            -1 are used for the reconstruction only.
+            Targets. They are ignored unless `target_weight` is set. Rows whose target is NaN, None,
+            `pandas.NA`, an empty string or -1 are used for the reconstruction only.
 
         Raises
         ------

@@ -6,6 +6,7 @@ into one ``shuffle_window``, this holds only for a shard that is stored contiguo
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -144,7 +145,8 @@ def prepare_fit(rows: Any, config: Config, y: Any = None) -> Fit:
     config : Config
         Settings that the user has chosen.
     y : array-like of shape (n_rows,), optional
-        Targets of a head. NaN, None, an empty string and -1 mean that a row has no target.
+        Targets of a head. NaN, None, `pandas.NA`, an empty string and -1 mean that a row has no
+        target.
 
     Raises
     ------
@@ -186,9 +188,17 @@ def _targets(y: Any) -> Targets:
         values = values.astype(np.int64)
         known = values != -1
     else:
-        values = np.array(["" if value is None or value != value else str(value) for value in values], dtype=object)
+        values = np.array(["" if _is_missing(value) else str(value) for value in values], dtype=object)
         known = np.asarray(values != "")
     return targets_of("y", [values], [known], len(values))
+
+
+def _is_missing(value: object) -> bool:
+    """Return whether a value is None, NaN or `pandas.NA`, which does not compare with itself."""
+    pandas = sys.modules.get("pandas")  # if it has not been imported, no value is pandas.NA
+    if value is None or (pandas is not None and value is pandas.NA):
+        return True
+    return bool(value != value)
 
 
 def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoint: Checkpoint | None) -> Fit:
