@@ -226,8 +226,10 @@ def test_useless_targets_are_refused(
     assert mentions(errors(caplog), *words)
 
 
-def test_a_plan_measures_the_training_of_a_head(shards: Shards, capsys: Any) -> None:
-    add(shards)
+@pytest.mark.parametrize("n", [N, 3000])
+def test_a_plan_measures_the_training_of_a_head(shards: Shards, capsys: Any, n: int) -> None:
+    """Of 200 rows, too few are validation rows to be watched; of 3000, more than a hundred are."""
+    add(shards, n=n)
     flags = ["--input", str(shards.folder), "--output", str(shards.output), "--n-features", "2", *ON_TRAIN]
     assert command(["plan", *flags, "--target", "kind"]) == 0
     assert mentions(capsys.readouterr().out, "no problems found")

@@ -87,7 +87,7 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
 
     order = _order(prepared, n_validated)
     watched = validation if n_validated else validation[:0]
-    supervision = _any_targets(prepared, len(sample))
+    supervision = _any_targets(prepared, len(sample), len(watched))
     training = Training(autoencoder, step, rows, order, watched, config.training, supervision=supervision)
     pace = TrainingPace(
         n_rows=order.n_rows,
@@ -116,12 +116,15 @@ def _order(prepared: Prepared, n_validated: int) -> Order:
     return Order(starts, left_out, prepared.budget.window_rows, prepared.config.training.seed)
 
 
-def _any_targets(prepared: Prepared, n_rows: int) -> Supervision | None:
-    """Return the targets of the first rows for a sample of this size: their values do not change the time of a step."""
+def _any_targets(prepared: Prepared, n_rows: int, n_validated: int) -> Supervision | None:
+    """Return the targets of the first rows for a sample and for its validation rows.
+
+    They may be targets of other rows, because the values do not change the time of a step.
+    """
     if prepared.targets is None:
         return None
     targets = replace(prepared.targets, values=np.resize(prepared.targets.values, n_rows))
-    return Supervision(targets, targets.values, _NO_LOSS)
+    return Supervision(targets, targets.values[:n_validated], _NO_LOSS)
 
 
 def _model(scan: Scan, autoencoder: Autoencoder) -> Model:
