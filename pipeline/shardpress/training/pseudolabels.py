@@ -89,7 +89,7 @@ def with_pseudo_labels(
     if classifier is None or not is_other.any():
         return targets
     values = targets.values.copy()
-    values[is_other] = _confident_classes(classifier, rows, scaler, is_other)
+    values[is_other] = _confident_classes(classifier, rows, scaler, is_other, seed)
     share = float(np.count_nonzero(values[is_trained_on] >= 0) / np.count_nonzero(is_trained_on))
     log.info(
         "target: known for only a few rows; a linear classifier of the columns estimates it for others, in total for "
@@ -114,7 +114,9 @@ def _fitted(
     return _Classifier.of(scaler.scaled(rows.take(known)), classes, n_classes)
 
 
-def _confident_classes(classifier: _Classifier, rows: Rows, scaler: Scaler, is_chosen: np.ndarray) -> np.ndarray:
+def _confident_classes(
+    classifier: _Classifier, rows: Rows, scaler: Scaler, is_chosen: np.ndarray, seed: int
+) -> np.ndarray:
     """Return the classes of the chosen rows, int16 (n_chosen,), or -1 where the classifier is not confident."""
     found = []
     for block in blocks(len(is_chosen), max(classifier.W.shape)):
@@ -123,5 +125,15 @@ def _confident_classes(classifier: _Classifier, rows: Rows, scaler: Scaler, is_c
             found.append(classifier.classify(scaler.scaled(rows.take(numbers))))
     classes = np.concatenate([each for each, _ in found])
     confidence = np.concatenate([each for _, each in found])
-    least = np.quantile(confidence, 1 - _CONFIDENT, method="lower")
-    return np.where(confidence >= least, classes, np.int16(_NO_CLASS))
+    classes[_least_confident(confidence, seed)] = _NO_CLASS
+    return classes
+
+
+def _least_confident(confidence: np.ndarray, seed: int) -> np.ndarray:
+    """Return the positions of the rows whose estimates are not used.
+
+    Rows with the same confidence are in random order: without a signal in the columns, all have the same one.
+    """
+    n_unused = int((1 - _CONFIDENT) * (len(confidence) - 1))
+    random_order = np.random.default_rng((seed, _SALT, 1)).permutation(len(confidence))
+    return random_order[np.argsort(confidence[random_order], kind="stable")[:n_unused]]
