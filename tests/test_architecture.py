@@ -55,6 +55,7 @@ ALLOWED_IMPORTS = {
     "ridge": [],
     "asof": ["alignment", "output.records"],
     "features": ["alignment", "asof", "frames", "hdf5.categories", "hdf5.forms", "output.records"],
+    "trained": ["features", "labels"],
     "training": ["shards", "scan", "cluster", "model", "device", "ridge"],
     "encoding": [
         "hdf5",
@@ -77,6 +78,7 @@ ALLOWED_IMPORTS = {
         "ridge",
         "scan",
         "shards",
+        "trained",
         "training.components",
         "training.verdict",
     ],
@@ -93,6 +95,7 @@ ALLOWED_IMPORTS = {
         "device",
         "features",
         "frames",
+        "trained",
         "training",
         "encoding",
         "hdf5.files",
@@ -118,7 +121,7 @@ ALLOWED_IMPORTS = {
     ],
     "doctor": ["scan.scaler", "model", "device", "gpu.driver"],
     "installed": ["doctor.packages"],
-    "classify": ["labels", "progress", "shards", "scan", "model", "features"],
+    "classify": ["labels", "progress", "shards", "scan", "model", "features", "trained"],
     "commands": [
         "asof",
         "cli",

@@ -24,7 +24,9 @@ from shardpress.settings import replicas
 from shardpress.settings.config import SETTINGS, Affected, Config, Setting
 from shardpress.settings.resolve import network_of, resolve
 from shardpress.shards.shard import Extra, Shard
+from shardpress.training.targets import targets_of
 from shardpress_kernels.network import Network
+from tests.support.logged import mentions
 from tests.support.networks import ONE_LAYER
 
 # The network of earlier versions.
@@ -47,11 +49,14 @@ MODEL = Model(
 STAGES = ("scan", "model", "features", "all")
 
 
-def request(config: Config = CONFIG, shards: tuple[Shard, ...] = SHARDS, model: Model | None = None) -> Request:
+def request(
+    config: Config = CONFIG, shards: tuple[Shard, ...] = SHARDS, model: Model | None = None, **values: Any
+) -> Request:
+    """Return a request; `values` are the selected rows and the targets."""
     settings = resolve(config, 3000, 4)
     network = network_of(settings.network, 4)
     budget = make_budget(settings.machine, settings.storage, network, settings.training.replicas, shards, 8)
-    return request_of(settings, shards, model, budget)
+    return request_of(settings, shards, model, budget, **values)
 
 
 def fingerprints(found: Request) -> dict[str, str]:
@@ -129,6 +134,32 @@ def test_a_setting_changes_the_stages_that_depend_on_it() -> None:
     """The features depend on the training through the model, whose fingerprint is constant here."""
     for change, expected in AFFECTED_STAGES:
         assert affected_stages(request(CONFIG.changed(**change))) == expected, change
+
+
+def test_selected_rows_and_targets_change_the_stages_that_depend_on_them() -> None:
+    """The settings name only extras, whose values can differ."""
+    fitted = np.arange(3000) % 3 == 0
+    before = request(fitted=fitted)
+    assert affected_stages(request(fitted=fitted.copy()), before) == set()
+    for other in (~fitted, np.append(fitted, False), None):
+        assert affected_stages(request(fitted=other), before) == set(STAGES)
+    assert mentions(differences(plain(before), plain(request(fitted=~fitted))), "fit_on")
+
+    kinds = np.arange(3000) % 2
+    numbers = kinds + 0.25
+    known = np.ones(3000, dtype=bool)
+
+    def of(values: np.ndarray, mask: np.ndarray = known) -> Request:
+        return request(targets=targets_of("y", [values[:5], values[5:]], [mask[:5], mask[5:]], 3000))
+
+    for values in (kinds, numbers):
+        assert affected_stages(of(values), of(values)) == set()
+        for other in (values[::-1], 2 * values):
+            assert affected_stages(of(other), of(values)) == {"model", "all"}
+        assert affected_stages(of(values, fitted), of(values)) == {"model", "all"}
+        hidden = np.where(fitted, values, values + 1)
+        assert affected_stages(of(hidden, fitted), of(values, fitted)) == set()
+    assert mentions(differences(plain(of(kinds)), plain(of(numbers))), "target")
 
 
 AFFECTED = {"scan": set(STAGES), "model": {"model", "all"}, "features": {"features", "all"}}

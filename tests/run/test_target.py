@@ -185,6 +185,32 @@ def test_worker_processes_learn_the_same_targets(tmp_path: Path) -> None:
     assert results[0] == results[1]
 
 
+def test_other_values_of_the_same_name_train_again(
+    shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = add(shards)
+    extras = {"a/kind": values["kind"], "b/kind": values["kind"][::-1], "split": values["split"]}
+    for path in shards.folder.iterdir():
+        path.unlink()
+    write_shard(shards.folder / "0.h5", values["rows"], extras=extras)
+    one, other = (["--include", f"{group}/kind", *ON_TRAIN, *LEARNING] for group in "ab")
+    assert shards.run(*other, output=tmp_path / "fresh") == 0
+    assert shards.run(*one) == 0
+    assert not same(load_model(shards.output), load_model(tmp_path / "fresh"))
+    caplog.clear()
+    assert shards.run(*other) == 78
+    assert mentions(errors(caplog), "the values of target")
+    assert shards.run(*other, "--retrain") == 0
+    assert open_features(shards.output).manifest["generation"] == 2
+    assert features_of(shards.output) == features_of(tmp_path / "fresh")
+    assert shards.run(*one, "--overwrite") == 0
+    assert shards.run(*other, "--overwrite") == 0
+    assert features_of(shards.output) == features_of(tmp_path / "fresh")
+    caplog.clear()
+    assert shards.run(*other, "--overwrite", "--on-drift", "clip") == 0
+    assert mentions(caplog.text, "training: reusing")
+
+
 def test_unreadable_shards_keep_the_targets_of_the_others(shards: Shards, tmp_path: Path) -> None:
     values = add(shards)
     third = {"kind": np.full(30, 1), "split": np.full(30, b"train"), "y": np.arange(30)}
@@ -224,6 +250,17 @@ def test_useless_targets_are_refused(
     add(shards, **extra)
     assert shards.run(*flags) == code
     assert mentions(errors(caplog), *words)
+
+
+@pytest.mark.parametrize("setting", ["target", "labels"])
+def test_numbers_and_strings_in_one_extra_are_refused(
+    shards: Shards, caplog: pytest.LogCaptureFixture, setting: str
+) -> None:
+    rows = add(shards)["rows"][:30]
+    write_shard(shards.folder / "2.h5", rows, extras={"kind": np.array([b"0", b"1", b"2"] * 10), "y": np.arange(30)})
+    assert shards.run(f"--{setting}", "kind") == 65
+    assert mentions(errors(caplog), setting, "kind", "int64", "0.h5", "2.h5")
+    assert not shards.output.exists()
 
 
 @pytest.mark.parametrize("n", [N, 3000])

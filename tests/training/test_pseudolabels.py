@@ -46,7 +46,7 @@ def clusters(n_classes: int = 3) -> tuple[np.ndarray, np.ndarray, Scaler]:
 def targets_of(classes: np.ndarray, known: np.ndarray, n_classes: int = 3) -> Targets:
     values = np.full(N, -1, np.float32)
     values[known] = classes[known]
-    return Targets("y", Head("classes", n_classes), values, ("a", "b", "c"), len(known) / N)
+    return Targets("y", Head("classes", n_classes), values, ("a", "b", "c"), len(known) / N, digest="")
 
 
 def estimate(

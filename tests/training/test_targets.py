@@ -51,6 +51,14 @@ def test_few_whole_numbers_are_classes(tmp_path: Path, dtype: str) -> None:
     assert len(targets.classes) == 2
 
 
+@each("dtype", ["u1", "i1", "i8", "u8"])
+def test_the_smallest_and_the_largest_integer_are_classes(tmp_path: Path, dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    targets = read(tmp_path, np.array([limits.max, limits.min, limits.max], dtype), None)
+    assert targets.classes == (str(limits.min), str(limits.max))
+    assert targets.values.tolist() == [1, 0, 1, -1, -1, -1]
+
+
 def test_classes_do_not_depend_on_the_order_of_shards(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in "ab"]
     for folder in folders:

@@ -15,11 +15,11 @@ from shardpress.hdf5.files import FILES, Identity
 from shardpress.output.ledger import Ledger
 from shardpress.run.contents import Contents
 from shardpress.run.digests import digest_of
-from shardpress.run.fingerprints import DROPPED
 from shardpress.run.resume import EarlierResults
 from shardpress.settings.config import Config
 from shardpress.shards.open import find_sources
 from shardpress.shards.sources import Source
+from shardpress.trained import DROPPED
 
 __all__ = ["AppendedFiles", "compare_files"]
 

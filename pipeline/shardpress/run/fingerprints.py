@@ -21,18 +21,17 @@ import numpy as np
 
 from shardpress.errors import printable, quantity
 from shardpress.formats import fingerprint
-from shardpress.labels import extra_of
 from shardpress.model import Model
 from shardpress.run.budget import Budget
-from shardpress.settings.condition import Condition
 from shardpress.settings.config import current_name, fingerprint_values
 from shardpress.settings.resolve import Settings
 from shardpress.shards.extras import row_names_in
 from shardpress.shards.shard import Shard
+from shardpress.trained import DROPPED, SELECTED, selection_digest
+from shardpress.training.targets import Targets
 
 __all__ = [
     "CONTENTS",
-    "DROPPED",
     "Request",
     "can_append",
     "differences",
@@ -45,9 +44,6 @@ __all__ = [
 
 CONTENTS = "contents"
 """Key of the digest of a shard's file, if it was changed in place without a new modification time."""
-
-DROPPED = "dropped_by"
-"""Key in the identity of a shard: the append that removed its rows from the results."""
 
 # Format numbers. Increment them when the same settings give different results.
 _SCAN = 1
@@ -64,9 +60,16 @@ _FILES = 3  # changed files that a message lists; more are summarized
 # NumPy and on the processor. Runs of version 0.1.0 recorded this version. Change it if a later NumPy gives other
 # results.
 _NUMPY = "1.26.4"
+_TARGETS = "target_values"  # key of the digest of the targets
 _UNNAMED = "riders"  # key of the extras next to the rows that a user has not named
 # Keys of an identity, and their names in messages.
 _IN_WORDS = {"n_bytes": "size", "changed": "modification time", CONTENTS: "contents", _UNNAMED: "extras"}
+# Phrases for keys whose values are digests.
+_SENTENCES = {
+    CONTENTS: "its contents changed although its modification time did not",
+    SELECTED: "fit_on selects other rows",
+    _TARGETS: "the values of target differ",
+}
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,14 @@ class Request:
         return fingerprint("run", {name: value for name, value in asdict(self).items() if name not in _UNFINGERPRINTED})
 
 
-def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None, budget: Budget) -> Request:
+def request_of(
+    settings: Settings,
+    shards: Sequence[Shard],
+    model: Model | None,
+    budget: Budget,
+    fitted: np.ndarray | None = None,
+    targets: Targets | None = None,
+) -> Request:
     """Return the request of a run.
 
     Parameters
@@ -132,11 +142,18 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
         A given model, which is not trained.
     budget : Budget
         Sizes that keep the run within its memory; some of them affect the results.
+    fitted : ndarray of shape (n_rows,), bool, optional
+        Mask of the rows that ``--fit-on`` selects.
+    targets : Targets, optional
+        Targets that a head learns to predict.
     """
     scan = {**fingerprint_values(settings, "scan"), "format": _SCAN}
     training = {"model": model.fingerprint} if model is not None else _training_request(settings, shards, budget)
-    if settings.inputs.fit_on is not None:
-        scan["fit_on_datasets"] = _datasets_of(settings.inputs.fit_on, shards)
+    # The settings name extras by short names, which can stand for other datasets with another --include.
+    if fitted is not None:
+        scan[SELECTED] = selection_digest(fitted)
+    if targets is not None:
+        training[_TARGETS] = targets.digest
     if model is not None and model.scaler.fill is not None:
         scan["filled"] = True  # rows with missing values are not bad if the model fills these in
     return Request(
@@ -147,13 +164,6 @@ def request_of(settings: Settings, shards: Sequence[Shard], model: Model | None,
         folders=sorted({os.path.realpath(os.path.dirname(shard.path)) for shard in shards}),
         row_names=row_names_in(shards, settings.inputs.include),
     )
-
-
-def _datasets_of(fit_on: str, shards: Sequence[Shard]) -> list[str]:
-    """Return the paths of the datasets that select the rows to fit to."""
-    name = extra_of(Condition.parse(fit_on).name, [extra.name for extra in shards[0].extras])
-    layouts = [extra.layout for shard in shards for extra in shard.extras if extra.name == name]
-    return sorted({layout.name for layout in layouts if layout is not None})
 
 
 def _training_request(settings: Settings, shards: Sequence[Shard], budget: Budget) -> dict[str, Any]:
@@ -356,8 +366,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str
         value_now = now.get(key)
         if value_before == value_now:
             continue
-        if key == CONTENTS:
-            found[key] = "its contents changed although its modification time did not"
+        if key in _SENTENCES:
+            found[key] = _SENTENCES[key]
             continue
         name, value_before = current_name(key, value_before)
         _, value_now = current_name(key, value_now)

@@ -17,7 +17,7 @@ from shardpress.settings.config import Config
 from shardpress.shards.selection import check_condition, selected_rows
 from shardpress.shards.shard import Extra, Shard, first_rows
 
-__all__ = ["fitted_rows", "name_of_extra"]
+__all__ = ["check_one_kind", "fitted_rows", "name_of_extra"]
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,28 @@ def name_of_extra(setting: str, path: str, shards: Sequence[Shard]) -> str:
             f"another group, add --include {printable(path)}."
         )
     return name
+
+
+def check_one_kind(setting: str, name: str, shards: Sequence[Shard]) -> None:
+    """Raise `DataError` if an extra has numbers in some shards and strings in others, so that they cannot be compared.
+
+    Parameters
+    ----------
+    setting : str
+        Setting that names the extra, for the message.
+    """
+    first_of_kind: dict[bool, tuple[Shard, Extra]] = {}
+    for shard in shards:
+        extra = _extra(shard, name)
+        if extra.layout is not None and shard.n_rows:
+            has_texts = extra.categories is not None or extra.dtype.kind in "SO"
+            first_of_kind.setdefault(has_texts, (shard, extra))
+    if len(first_of_kind) > 1:
+        found = [f"{extra.dtype} in file={printable(shard.path)}" for shard, extra in first_of_kind.values()]
+        raise DataError(
+            f"{setting}: {printable(name)} is {' and '.join(found)}, expected only numbers or only strings. Store it "
+            "with one dtype in all files."
+        )
 
 
 def _name_of(condition: Condition, shards: Sequence[Shard]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.errors import ConfigError, printable
-from shardpress.formats import missing_value
+from shardpress.formats import digest
 from shardpress.shards.rows import stream_extra
 from shardpress.shards.shard import Block, Extra, Shard, first_rows
 from shardpress_kernels.network import Head, TargetLoss
@@ -44,6 +45,8 @@ class Targets:
         Names of the classes; empty for numbers.
     share : float
         Share of the rows to fit to that have a target.
+    digest : str
+        Digest of the targets of all rows, before any conversion that processors could round in different ways.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Targets:
     values: np.ndarray
     classes: tuple[str, ...]
     share: float
+    digest: str
 
     def of_shards(self, shards: Sequence[Shard], unreadable: Sequence[int]) -> Targets:
         """Return the targets of the shards that are not unreadable."""
@@ -163,8 +167,8 @@ def _plain(extra: Extra, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         wide = values.astype(np.float64)
         return wide, np.isfinite(wide)
     if values.dtype.kind == "b":
-        return values.astype(np.int64), np.ones(len(values), dtype=bool)
-    return values, np.asarray(values != missing_value(values.dtype))
+        values = values.astype(np.int64)
+    return values, np.ones(len(values), dtype=bool)
 
 
 def _text(value: object) -> str:
@@ -206,12 +210,15 @@ def targets_of(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarr
     if len(distinct) < 2:
         raise ConfigError(f"target: {printable(name)} has only one value, expected two classes or more")
     classes = sorted(distinct)
+    names = tuple(_class_name(value) for value in classes)
+    codes = np.concatenate([_codes(each, mask, classes) for each, mask in zip(values, known, strict=True)])
     return Targets(
         name=name,
         head=Head("classes", len(classes)),
-        values=np.concatenate([_codes(each, mask, classes) for each, mask in zip(values, known, strict=True)]),
-        classes=tuple(_class_name(value) for value in classes),
+        values=codes,
+        classes=names,
         share=share,
+        digest=digest([json.dumps(names).encode(), codes.astype("<f4").tobytes()]),
     )
 
 
@@ -246,7 +253,8 @@ def _numbers(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarray
     if not (np.isfinite(deviation) and deviation > 0):
         raise ConfigError(f"target: {printable(name)} does not vary, or overflows float64, expected numbers that vary")
     scaled = np.where(has_target, (all_values - mean) / deviation, np.nan).astype(np.float32)
-    return Targets(name, Head("numbers", 1), scaled, (), share)
+    stored = np.where(has_target, all_values, np.nan).astype("<f8")
+    return Targets(name, Head("numbers", 1), scaled, (), share, digest([stored.tobytes()]))
 
 
 def _class_name(value: object) -> str:

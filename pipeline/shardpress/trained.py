@@ -1,0 +1,122 @@
+"""The rows of a finished run that trained its model.
+
+No file stores how each row was used. For the files of the training, it follows from the condition of ``--fit-on``, as
+long as the results contain the rows of the training in their order and with their extras. Otherwise it is unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+import numpy as np
+
+from shardpress.conditions import fulfils
+from shardpress.features import Features
+from shardpress.labels import extra_of
+from shardpress.settings.condition import Condition
+
+__all__ = [
+    "DROPPED",
+    "SELECTED",
+    "TrainedRows",
+    "has_lost_trained_rows",
+    "n_trained_shards",
+    "selection_digest",
+    "trained_rows",
+]
+
+DROPPED = "dropped_by"
+"""Key in the identity of a shard: the append that removed its rows from the results."""
+SELECTED = "fitted"
+"""Key in the settings of a scan: the digest of the rows that ``--fit-on`` selects."""
+
+
+@dataclass(frozen=True)
+class TrainedRows:
+    """The rows of a run that trained its model.
+
+    Attributes
+    ----------
+    rows : ndarray of shape (n_rows,), bool, or None
+        Mask of these rows. None if they are unknown.
+    reason : str
+        Sentence that says why they are unknown, or an empty string.
+    """
+
+    rows: np.ndarray | None
+    reason: str = ""
+
+
+def trained_rows(run: Features) -> TrainedRows:
+    """Return the rows of a finished run in an output directory that trained its model."""
+    manifest = run.manifest
+    config = manifest["config"]
+    inputs = manifest["request"]["inputs"]
+    parts = manifest["parts"]
+    if config.get("model") is not None:
+        return TrainedRows(None, "The model is that of another run, which may have trained it on these rows.")
+    if has_lost_trained_rows(inputs, parts):
+        return TrainedRows(
+            None,
+            "Since the training, some of its files were removed, or their rows were encoded again, so that it is not "
+            "known which rows trained the model.",
+        )
+    n_trained = n_trained_shards(inputs)
+    trained = np.repeat([part["shard"] < n_trained for part in parts], [part["n_rows"] for part in parts])
+    fit_on = config.get("fit_on")
+    if fit_on is None:
+        return TrainedRows(trained)
+    selected = _selected_rows(run, fit_on)
+    if selected is None or selection_digest(selected[trained]) != manifest["request"]["scan"].get(SELECTED):
+        return TrainedRows(
+            None, "The extra of --fit-on in the results does not have the values that it had during the training."
+        )
+    return TrainedRows(selected & trained)
+
+
+def n_trained_shards(inputs: Mapping[str, Any]) -> int:
+    """Return the number of shards of the training, given the inputs of a request. The later ones were appended."""
+    return int(inputs.get("n_trained", len(inputs["shards"])))
+
+
+def has_lost_trained_rows(inputs: Mapping[str, Any], parts: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether rows of the training were removed from the results or encoded again.
+
+    Appended rows may then be rows of the training in another file, and rows that were encoded again may be other rows.
+
+    Parameters
+    ----------
+    inputs : mapping
+        Inputs of the request.
+    parts : iterable of mapping
+        Lines of the manifest that describe the parts.
+    """
+    n_trained = n_trained_shards(inputs)
+    if any(DROPPED in shard for shard in inputs["shards"][:n_trained]):
+        return True
+    return any(part["shard"] < n_trained and part.get("append_id") for part in parts)
+
+
+def selection_digest(selected: np.ndarray) -> str:
+    """Return the SHA-256 of the rows that ``--fit-on`` selects, given as a mask (n_rows,)."""
+    numbers = np.packbits(selected)
+    return sha256(len(selected).to_bytes(8, "little") + numbers.tobytes()).hexdigest()
+
+
+def _selected_rows(run: Features, fit_on: str) -> np.ndarray | None:
+    """Return a mask (n_rows,) of the rows that fulfil the condition of ``--fit-on``. None if it cannot be evaluated."""
+    condition = Condition.parse(fit_on)
+    name = extra_of(condition.name, list(run.extras))
+    if name is None:
+        return None
+    try:
+        selected = fulfils(condition, np.asarray(run.extras[name].compute()), run.categories.get(name))
+    except ValueError:
+        return None
+    mask = run.manifest.get("masks", {}).get(name)
+    if mask is not None:  # rows of shards without the extra have a fill value
+        selected = selected & run.extras[mask].compute()
+    return selected
