@@ -16,7 +16,9 @@ LABELS = {
     "ids": ({"row_id": np.arange(60)}, None),
     "measurements": ({"y": np.linspace(0, 1, 60)}, None),
     "one label": ({"y": np.zeros(60, int)}, None),
-    "a mask": ({"y_present": np.arange(60) % 2 == 0}, None),
+    "not a mask": ({"y_present": np.arange(60) % 2 == 0}, ("y_present", ("False", "True"))),
+    "extreme integers": ({"y": np.array([0, 255] * 30, "u1")}, ("y", ("0", "255"))),
+    "the smallest integer": ({"y": np.array([-128, 127] * 30, "i1")}, ("y", ("-128", "127"))),
     "a batch": (
         {"batch": np.arange(60) % 2, "batch_y": np.arange(60) % 2, "y": np.arange(60) % 3},
         ("y", ("0", "1", "2")),
@@ -37,6 +39,19 @@ def test_codes_are_named_by_category_and_missing_ones_ignored() -> None:
     assert found is not None
     assert found.names == ("cat", "dog")
     assert found.codes.tolist() == [0, 1, NONE] * 5
+
+
+def test_rows_without_a_value_have_no_label() -> None:
+    values = np.array([0, 1, 255] * 20, "u1")
+    extras = {"y_present": values < 255, "y": values, "z": values}
+    found = labels_of(extras, {}, masks={"y": "y_present"})
+    assert found is not None
+    assert (found.name, found.codes.tolist()) == ("y", [0, 1, NONE] * 20)
+    lost = np.arange(60) < 3
+    found = labels_of(extras, {}, named="z", masks={"y": "y_present"}, lost={"z": lost})
+    assert found is not None
+    assert found.codes.tolist() == [NONE] * 3 + [0, 1, 2] * 19
+    assert candidates(list(extras), masks=["y_present"]) == ["y", "z"]
 
 
 def test_included_labels_come_first_unless_they_are_batches() -> None:

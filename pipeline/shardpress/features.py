@@ -8,7 +8,8 @@
      float16, or in compressed chunks of rows.
    - ``valid`` (n_rows,), bool: false for bad rows. The features of bad rows are NaN.
    - Extras under their own names. All parts have the same extras. If a shard lacks an extra, its parts hold
-     `missing_value` or the code -1 instead, and ``NAME_present`` is false for these rows.
+     `missing_value` or the code -1 instead, and a mask such as ``NAME_present`` is false for these rows. The manifest
+     lists the masks by the names of their extras (``masks``).
    - The attribute ``categories`` of each extra that is stored as codes (`shardpress.hdf5.categories`). Version 0.1.0
      wrote the categories as datasets in the group ``__categories``.
    - The attribute ``source``: the source file and the row range, as JSON.

@@ -12,14 +12,10 @@ Datasets that are named after a batch or an identifier, such as ``batch`` or ``r
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from shardpress.conditions import fulfils
-from shardpress.formats import missing_value
-from shardpress.settings.condition import Condition
 
 __all__ = [
     "LABELS_IN_WORDS",
@@ -28,8 +24,6 @@ __all__ = [
     "candidates",
     "extra_of",
     "first_included",
-    "fitted_in",
-    "is_mask",
     "labels_in",
     "labels_of",
 ]
@@ -94,7 +88,7 @@ def extra_of(path: str, names: Sequence[str]) -> str | None:
     return None
 
 
-def candidates(names: Sequence[str], include: Sequence[str] = ()) -> list[str]:
+def candidates(names: Sequence[str], include: Sequence[str] = (), masks: Collection[str] = ()) -> list[str]:
     """Return the names of the extras that can contain labels, in the order in which they are tried.
 
     Parameters
@@ -103,17 +97,19 @@ def candidates(names: Sequence[str], include: Sequence[str] = ()) -> list[str]:
         Names of all extras.
     include : sequence of str
         Paths of the datasets of ``--include``.
+    masks : collection of str
+        Names of the extras that mark the rows with a value of another extra.
     """
     included = [name for path in include if (name := extra_of(path, names)) is not None]
     others = sorted(names, key=lambda name: (_rank(name), name))
     ordered = dict.fromkeys([*included, *others])
-    return [name for name in ordered if not name.endswith("_present") and not _is_batch(name)]
+    return [name for name in ordered if name not in masks and not _is_batch(name)]
 
 
-def first_included(names: Sequence[str], include: Sequence[str]) -> list[str]:
+def first_included(names: Sequence[str], include: Sequence[str], masks: Collection[str] = ()) -> list[str]:
     """Return the candidates that a user has included or that have a usual name, in the order of `candidates`."""
     included = {extra_of(path, names) for path in include}
-    return [name for name in candidates(names, include) if name in included or _rank(name) < len(_USUAL_NAMES)]
+    return [name for name in candidates(names, include, masks) if name in included or _rank(name) < len(_USUAL_NAMES)]
 
 
 def _rank(name: str) -> int:
@@ -129,39 +125,6 @@ def _is_batch(name: str) -> bool:
     return not _BATCH_NAMES.isdisjoint(re.split(r"[^a-z]+", words))
 
 
-def fitted_in(
-    fit_on: str, name: str, extras: Mapping[str, np.ndarray], categories: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """Return a mask of the rows on which a run has trained its model, according to the extras in its output.
-
-    Parameters
-    ----------
-    fit_on : str
-        Condition of ``--fit-on``.
-    name : str
-        Name of its extra.
-    extras : mapping of str to ndarray of shape (n_rows,)
-        This extra, its mask if there is one, and possibly others.
-    categories : mapping of str to ndarray
-        Categories of the extras that are stored as codes.
-
-    Returns
-    -------
-    ndarray of shape (n_rows,), bool
-    """
-    is_fitted = fulfils(Condition.parse(fit_on), extras[name], categories.get(name))
-    for other, values in extras.items():
-        if is_mask(other, values.dtype, name):
-            is_fitted = is_fitted & values  # rows of shards without the extra have a fill value
-    return is_fitted
-
-
-def is_mask(other: str, dtype: np.dtype, name: str) -> bool:
-    """Return whether another extra of a dtype marks the rows that have a value of the extra `name`."""
-    # If the input already contains a dataset with the name of the mask, underscores are added to the name of the mask.
-    return other.rstrip("_") == f"{name}_present" and dtype.kind == "b"
-
-
 # -- labels --------------------------------------------------------------------------------------------------------
 
 
@@ -170,6 +133,8 @@ def labels_of(
     categories: Mapping[str, np.ndarray],
     include: Sequence[str] = (),
     named: str | None = None,
+    masks: Mapping[str, str] | None = None,
+    lost: Mapping[str, np.ndarray] | None = None,
 ) -> Labels | None:
     """Return the labels of rows, or None if no dataset contains labels.
 
@@ -183,22 +148,37 @@ def labels_of(
         Paths of the datasets of ``--include``.
     named : str, optional
         Path or name of the dataset that a user has chosen. No other dataset is tried.
+    masks : mapping of str to str, optional
+        Names of the extras that mark the rows with a value of another extra, by the name of that extra.
+    lost : mapping of str to ndarray of shape (n_rows,), bool, optional
+        Masks of the rows whose value could not be read, for extras with such rows.
     """
-    names = candidates(list(extras), include)
+    masks = masks or {}
+    lost = lost or {}
+    names = candidates(list(extras), include, masks.values())
     limit = _MAX_LABELS
     if named is not None:
         found = extra_of(named, list(extras))
         names = [] if found is None else [found]
         limit = _MAX_NAMED_LABELS
     for name in names:
-        labels = labels_in(name, extras[name], categories.get(name), limit)
+        has_value = np.ones(len(extras[name]), dtype=bool)
+        if masks.get(name) in extras:
+            has_value &= extras[masks[name]]
+        if name in lost:
+            has_value &= ~lost[name]
+        labels = labels_in(name, extras[name], categories.get(name), limit, has_value)
         if labels is not None:
             return labels
     return None
 
 
 def labels_in(
-    name: str, values: np.ndarray, categories: np.ndarray | None = None, limit: int = _MAX_LABELS
+    name: str,
+    values: np.ndarray,
+    categories: np.ndarray | None = None,
+    limit: int = _MAX_LABELS,
+    has_value: np.ndarray | None = None,
 ) -> Labels | None:
     """Return the values of a dataset as labels, or None if they look like measurements or identifiers.
 
@@ -211,10 +191,14 @@ def labels_in(
         Categories, if the values are codes.
     limit : int
         Maximum number of distinct labels.
+    has_value : ndarray of shape (n_rows,), bool, optional
+        Mask of the rows with a value; the other ones have a fill value. By default, all rows have one.
     """
     if values.dtype.kind not in "biufO" or not len(values) or _has_fractions(values) or _is_mixed(values):
         return None
-    has_label = _has_label(values, is_code=categories is not None)
+    has_label = _is_label(values, is_code=categories is not None)
+    if has_value is not None:
+        has_label &= has_value
     distinct, indices = np.unique(values[has_label], return_inverse=True)
     if not 2 <= len(distinct) <= min(limit, len(values) // _MIN_ROWS_PER_LABEL):
         return None
@@ -233,17 +217,15 @@ def _is_mixed(values: np.ndarray) -> bool:
     return values.dtype == object and not all(isinstance(value, str) for value in values)
 
 
-def _has_label(values: np.ndarray, is_code: bool) -> np.ndarray:
-    """Return a mask of the values that are not missing, bool (n_rows,)."""
-    if values.dtype.kind == "b":
-        return np.ones(len(values), dtype=bool)
+def _is_label(values: np.ndarray, is_code: bool) -> np.ndarray:
+    """Return a mask of the values that are not NaN, an empty string or the code -1, bool (n_rows,)."""
     if values.dtype.kind == "f":
         return ~np.isnan(values)
     if values.dtype == object:
         return np.asarray(values != "")
     if is_code:
         return np.asarray(values != -1)
-    return np.asarray(values != missing_value(values.dtype))
+    return np.ones(len(values), dtype=bool)
 
 
 def _label_text(value: object, categories: np.ndarray | None) -> str:

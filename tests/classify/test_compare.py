@@ -197,15 +197,19 @@ def test_rows_of_shards_without_labels_are_unlabelled(tmp_path: Path, capsys: py
     assert "odd" not in err  # the run has already reported this dataset
 
 
-def test_renamed_mask_of_labels_is_used() -> None:
-    masks = {"y_present": np.ones(2, bool), "y_present_": np.array([True, False])}
+def test_only_the_mask_of_the_labels_is_used() -> None:
+    masks = {"y_present": np.zeros(2, bool), "y_present_": np.array([True, False])}
     arrays = {name: da.from_array(values) for name, values in {"y": np.array([1, 255], "u1"), **masks}.items()}
-    assert has_label(Features(None, None, arrays, {}), "y").tolist() == [True, False]
+    for manifest, expected in (({"masks": {"y": "y_present_"}}, [True, False]), ({}, [True, True])):
+        assert has_label(Features(None, None, arrays, manifest), "y").tolist() == expected
 
 
-def test_unreadable_label_is_no_label() -> None:
-    labels = da.from_array(np.array([0, -(2**15), 1], "<i2"))
-    assert has_label(Features(None, None, {"y": labels}, {}), "y").tolist() == [True, False, True]
+def test_only_unreadable_labels_are_no_labels() -> None:
+    least = -(2**15)
+    labels = da.from_array(np.array([0, least, 1, least, 0], "<i2"))
+    parts = [{"start": 4, "n_rows": 2}, {"start": 0, "n_rows": 3, "lost": {"y": [[1, 2]], "z": [[0, 3]]}}]
+    found = has_label(Features(None, None, {"y": labels}, {"parts": parts}), "y")
+    assert found.tolist() == [True, True, True, False, True]
 
 
 def run_with(config: dict[str, Any], **extras: np.ndarray) -> Features:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from shardpress.report.measures import LabelChoice, measure
+from shardpress.report.measures import measure
 from shardpress.report.page.document import Figure
 from shardpress.report.page.quality import quality
 from shardpress.report.probe import are_correct
@@ -29,13 +29,11 @@ def facts_of(folder: Path, n_features: int, nested: bool = True, **extras: np.nd
     """Return the measurements of a model, the model and the sample."""
     model = replace(model_of(24, n_features), about={"config": {"nested": nested}})
     parts = make_parts(folder, model, ROWS, 600, **extras)
+    if "train" in extras:
+        parts = [replace(part, trained=extras["train"] == 1) for part in parts]
     sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
-    return (
-        measure(sample, parts, model, {}, LabelChoice(fit_on="train==1" if "train" in extras else None)),
-        model,
-        sample,
-    )
+    return measure(sample, parts, model, {}), model, sample
 
 
 def test_errors_and_accuracies_are_those_of_the_first_features(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 from shardpress.errors import DataError, printable, short_list
 from shardpress.features import Features
 from shardpress.labels import candidates, extra_of, first_included, labels_in
+from shardpress.rowfacts import rows_with_value
 
 __all__ = ["label_name"]
 
@@ -43,11 +44,12 @@ def label_name(directory: str, run: Features, named: str | None) -> str:
     include = [*config.get("include", ())]
     if config.get("target") is not None:
         include.insert(0, config["target"])
-    preferred = first_included(names, include)
+    masks = run.manifest.get("masks", {}).values()
+    preferred = first_included(names, include, masks)
     for name in preferred:
         if _has_labels(run, name):
             return name
-    others = [name for name in candidates(names, include) if name not in preferred]
+    others = [name for name in candidates(names, include, masks) if name not in preferred]
     usable = [name for name in others if _has_labels(run, name)]
     if len(usable) == 1:
         return usable[0]
@@ -75,5 +77,9 @@ def _left_out(run: Features) -> str:
 def _has_labels(run: Features, name: str) -> bool:
     """Return whether an extra contains labels, from some of its values."""
     values = run.extras[name]
-    values = np.asarray(values[:: max(1, len(values) // _MAX_ROWS)].compute())
-    return values.ndim == 1 and labels_in(name, values, run.categories.get(name)) is not None
+    step = max(1, len(values) // _MAX_ROWS)
+    values = np.asarray(values[::step].compute())
+    if values.ndim != 1:
+        return False
+    has_value = rows_with_value(run, name)[::step]
+    return labels_in(name, values, run.categories.get(name), has_value=has_value) is not None

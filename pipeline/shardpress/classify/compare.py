@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +14,9 @@ from shardpress.classify.choice import label_name
 from shardpress.classify.classifiers import Outcome, compare
 from shardpress.classify.rows import LEFT_OUT, Piece, Rows, classes_of, cut_into_pieces, has_label, held_out, labels_of
 from shardpress.errors import DataError, printable, quantity
-from shardpress.features import APPEND_ID, Features, open_features
-from shardpress.labels import extra_of, fitted_in, is_mask
+from shardpress.features import Features, open_features
 from shardpress.model import Model, load_model
-from shardpress.settings.condition import Condition
+from shardpress.rowfacts import trained_rows
 
 __all__ = ["Comparison", "Options", "compare_representations"]
 
@@ -149,54 +149,56 @@ def _test_rows(options: Options, runs: Sequence[Features], codes: np.ndarray) ->
     Raises
     ------
     DataError
-        If the features are supervised, and targets of the test rows have trained them.
+        If test rows have trained the features with their targets, or if this is unknown.
     """
     if options.test:
-        _check_targets(options.test, runs[1])
+        _check_test_run(options.test, options.features, runs)
         n_train = len(runs[0].valid)
         return np.arange(len(codes)) >= n_train, f"the {{n}} rows of {_escaped(options.test)}"
     run = runs[0]
     fit_on = run.manifest["config"].get("fit_on")
-    if fit_on is not None:
-        is_fitted = _fitted_rows(run, fit_on) & ~_appended_rows(run)
-        if (codes[~is_fitted] != LEFT_OUT).any():
-            return ~is_fitted, f"the {{n}} rows that --fit-on '{_escaped(fit_on)}' has left out"
-    is_appended = _appended_rows(run)
-    has_targets = run.manifest["config"].get("target") is not None
-    if has_targets and (codes[is_appended] != LEFT_OUT).any():
-        return is_appended, "the {n} rows that were appended after the training"
-    _check_targets(options.features, run)
+    has_targets = run.manifest.get("target") is not None
+    if fit_on is None and not has_targets:
+        return held_out(codes, options.seed), "{n} held-out rows"
+    trained = trained_rows(run)
+    if trained.rows is not None and (codes[~trained.rows] != LEFT_OUT).any():
+        if fit_on is None:
+            return ~trained.rows, "the {n} rows that were appended after the training"
+        return ~trained.rows, f"the {{n}} rows that --fit-on '{_escaped(fit_on)}' has left out"
+    if has_targets:
+        raise _no_test_rows(options.features, run, trained.reason)
     return held_out(codes, options.seed), "{n} held-out rows"
 
 
-def _appended_rows(run: Features) -> np.ndarray:
-    """Return a mask of the rows that were appended after the training, bool (n_rows,)."""
-    if "appends" not in run.manifest:
-        return np.zeros(len(run.valid), dtype=bool)
-    return np.asarray(run.extras[APPEND_ID].compute() > 0)
-
-
-def _check_targets(directory: str, run: Features) -> None:
-    """Raise `DataError` if a run has trained its features with targets of rows that would be test rows."""
-    name = run.manifest["config"].get("target")
-    if name is not None:
+def _check_test_run(directory: str, features: str, runs: Sequence[Features]) -> None:
+    """Raise `DataError` if the test rows have trained the features with their targets, or train the classifier."""
+    run = runs[1]
+    if run.manifest["config"].get("target") is not None:
+        raise _no_test_rows(directory, run, "")
+    files = [{_identity(shard) for shard in each.manifest["request"]["inputs"]["shards"]} for each in runs]
+    if files[0] & files[1]:
+        name = sorted(files[0] & files[1])[0][0]
         raise DataError(
-            f"features={printable(directory)}: targets ({printable(name)}) of these rows have trained the features, "
-            "so that they cannot test a classifier. Train on some rows with --fit-on, or encode other rows with "
-            f"shardpress run --model {printable(directory)}, and name them with --test."
+            f"features={printable(directory)}: has rows of file={printable(name)}, as features={printable(features)} "
+            "has. These rows train the classifier, so that they cannot test it. Name other rows with --test."
         )
 
 
-def _fitted_rows(run: Features, fit_on: str) -> np.ndarray:
-    """Return a mask of the rows that the model was trained on, bool (n_rows,)."""
-    name = extra_of(Condition.parse(fit_on).name, list(run.extras))
-    if name is None:  # the output lacks the extra, so that no row is known to be left out
-        return np.ones(len(run.valid), dtype=bool)
-    extras = {}
-    for other, values in run.extras.items():
-        if other == name or is_mask(other, values.dtype, name):
-            extras[other] = np.asarray(values.compute())
-    return fitted_in(fit_on, name, extras, run.categories)
+def _identity(shard: Mapping[str, Any]) -> tuple[str, str, int, int]:
+    """Return what identifies the rows of a file in any directory: its name, dataset, size and modification time."""
+    return shard["file"], shard["dataset"], shard["n_bytes"], shard["changed"]
+
+
+def _no_test_rows(directory: str, run: Features, reason: str) -> DataError:
+    """Return an error for features whose training had targets, if no row is known to be a test row."""
+    name = printable(run.manifest["target"]["name"])
+    found = f"targets ({name}) of these rows have trained the features, so that they cannot test a classifier."
+    if reason:
+        found = f"the features were trained with targets ({name}), and no honest test is possible. {reason}"
+    return DataError(
+        f"features={printable(directory)}: {found} Train on some rows with --fit-on, or encode other rows with "
+        f"shardpress run --model {printable(directory)}, and name them with --test."
+    )
 
 
 def _escaped(text: str) -> str:

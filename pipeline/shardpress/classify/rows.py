@@ -14,9 +14,8 @@ import numpy as np
 from shardpress.columns import Columns
 from shardpress.errors import DataError, printable, quantity
 from shardpress.features import Features
-from shardpress.formats import missing_value
-from shardpress.labels import is_mask
 from shardpress.model import Model
+from shardpress.rowfacts import rows_with_value
 from shardpress.scan.scaler import Cleaning
 from shardpress.shards.columns import reordered
 from shardpress.shards.rows import read
@@ -109,17 +108,13 @@ def _decode(codes: np.ndarray, categories: np.ndarray) -> np.ndarray:
 def has_label(run: Features, name: str) -> np.ndarray:
     """Return a mask of the rows with a label, bool (n_rows,).
 
-    Rows with the code -1 have no label. If some shards lack the dataset, the run has also stored a mask.
+    Rows with the code -1 have no label. Neither have rows of shards without the dataset, and rows whose label could not
+    be read.
     """
-    labels = run.extras[name]
+    has_value = rows_with_value(run, name)
     if name in run.categories:
-        return np.asarray(labels.compute()) >= 0
-    masks = [values.compute() for other, values in run.extras.items() if is_mask(other, values.dtype, name)]
-    if masks:
-        return np.asarray(np.logical_and.reduce(masks))
-    if labels.dtype.kind != "i":
-        return np.ones(len(labels), dtype=bool)
-    return np.asarray(labels.compute() != missing_value(labels.dtype))  # marks labels that could not be read
+        has_value &= run.extras[name].compute() >= 0
+    return has_value
 
 
 def classes_of(labels: Sequence[np.ndarray]) -> tuple[list[object], np.ndarray]:

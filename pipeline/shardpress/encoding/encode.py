@@ -8,7 +8,7 @@ part and every block starts at a tile boundary of its shard.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from shardpress.cluster.threads import check
 from shardpress.device import theanos_errors
 from shardpress.encoding.bad_data import BadData, Judgement
-from shardpress.encoding.partfile import PartMemory
+from shardpress.encoding.partfile import PartMemory, stored_names
 from shardpress.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts
 from shardpress.encoding.template import Streamed
 from shardpress.encoding.worker import EncodeSettings, Worker, check_place, worker_of
@@ -31,7 +31,7 @@ from shardpress.output.records import Entry, write_result
 from shardpress.scan.drift import Outside, farthest
 from shardpress.scan.scaler import Cleaning
 from shardpress.shards.rows import keep_chunks, read, read_extras, salvage_extras, stream_extra
-from shardpress.shards.shard import Block, Extra, is_wide
+from shardpress.shards.shard import Block, Extra, Shard, is_wide
 
 __all__ = ["EncodeTask", "encode_part"]
 
@@ -124,7 +124,31 @@ def encode_part(task: EncodeTask) -> PartFacts:
     entry, lost = _write_part(worker, task, memory, valid, facts)
     # Wide extras are read during the writing, so `lost` is complete only after it.
     listed = [*rows.bad, *lost] if settings.bad_data.lists_rows else []
-    return PartFacts(entry, **facts, bad=tuple(listed), outside=tuple(rows.outside[:MAX_LISTED_COLUMNS]))
+    return PartFacts(
+        entry,
+        **facts,
+        bad=tuple(listed),
+        outside=tuple(rows.outside[:MAX_LISTED_COLUMNS]),
+        lost=_lost_ranges(source.shard, lost) or None,
+    )
+
+
+def _lost_ranges(shard: Shard, reports: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int]]]:
+    """Return the row ranges of the shard whose values are lost, by the stored names of the extras."""
+    names = stored_names(extra.name for extra in shard.extras)
+    names_by_dataset: dict[str, list[str]] = {}  # the fields of a table are extras in one dataset
+    for extra in shard.extras:
+        if extra.layout is not None:
+            names_by_dataset.setdefault(extra.layout.name, []).append(names[extra.name])
+    found: dict[str, list[list[int]]] = {}
+    for report in reports:
+        first, end = report["row"]
+        for name in names_by_dataset[report["dataset"]]:
+            ranges = found.setdefault(name, [])
+            if ranges and ranges[-1][1] == first:
+                first, _ = ranges.pop()
+            ranges.append([first, end])
+    return found
 
 
 def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | None) -> dict[str, Any]:

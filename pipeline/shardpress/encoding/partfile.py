@@ -18,7 +18,7 @@ from shardpress.hdf5.forms import CATEGORIES
 from shardpress.output.disk import PAGE, Pieces
 from shardpress.shards.shard import Extra, is_wide
 
-__all__ = ["PartMemory", "part_shapes", "stored_categories"]
+__all__ = ["PartMemory", "part_shapes", "stored_categories", "stored_masks", "stored_names"]
 
 _Values = TypeVar("_Values")
 
@@ -226,7 +226,7 @@ def part_shapes(n_rows: int, n_features: int, extras: Sequence[Extra], dtype: np
     dtype : dtype
         Dtype of the stored features.
     """
-    names = _stored_names(extra.name for extra in extras)
+    names = stored_names(extra.name for extra in extras)
     shapes = {FEATURES: ((n_rows, n_features), dtype), VALID: ((n_rows,), np.dtype(bool))}
     for extra in extras:
         item_dtype, item_shape = extra.dtype.subdtype or (extra.dtype, ())
@@ -237,17 +237,23 @@ def part_shapes(n_rows: int, n_features: int, extras: Sequence[Extra], dtype: np
 
 def stored_categories(extras: Sequence[Extra]) -> dict[str, np.ndarray | str]:
     """Return the attributes with the categories of extras that are stored as codes, by the name of the dataset."""
-    names = _stored_names(extra.name for extra in extras)
+    names = stored_names(extra.name for extra in extras)
     return {names[extra.name]: attribute_value(extra.categories) for extra in extras if extra.categories is not None}
+
+
+def stored_masks(extras: Sequence[Extra]) -> dict[str, str]:
+    """Return the datasets that mark the rows with a value of another dataset, by the name of that dataset."""
+    names = stored_names(extra.name for extra in extras)
+    return {names[extra.name]: names[extra.mask] for extra in extras if extra.mask is not None}
 
 
 def _with_stored_names(extras: Mapping[str, _Values]) -> dict[str, _Values]:
     """Return the extras with the names of their datasets in a part as keys."""
-    names = _stored_names(extras)
+    names = stored_names(extras)
     return {names[name]: values for name, values in extras.items()}
 
 
-def _stored_names(extras: Iterable[str]) -> dict[str, str]:
+def stored_names(extras: Iterable[str]) -> dict[str, str]:
     """Map the name of each extra to the name of its dataset. They differ only if the format reserves the name."""
     names = {name: name for name in extras}
     reserved = {FEATURES, VALID, CATEGORIES}  # version 0.1.0 of `open_features` reads the last one

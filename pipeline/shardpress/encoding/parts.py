@@ -71,6 +71,9 @@ class PartFacts:
         Columns with values outside the range, the farthest first.
     append_id : int or None
         Number of the append that encoded the part, from 1 on. None for parts of the run that trained the model.
+    lost : dict of str to list of [int, int], or None
+        Row ranges of the shard whose values could not be read and are fill values, by the names of the extras in the
+        part. None if no value is lost.
     """
 
     entry: Entry
@@ -87,6 +90,7 @@ class PartFacts:
     bad: tuple[dict[str, Any], ...] = ()
     outside: tuple[Outside, ...] = ()
     append_id: int | None = None
+    lost: dict[str, list[list[int]]] | None = None
 
     @property
     def key(self) -> str:

@@ -86,13 +86,11 @@ def judge(
     explained = ""
     if explains_little:
         explained = f"The features explain only {_percent(max(share or 0.0, 0.0))} of the variance."
-    probe = sample.get("probe")
-    if probe and config.get("target") and not config.get("fit_on"):
-        probe = {**probe, "has_trained": True}
+    probe = sample.get("probe") or {}
     better: tuple[str, ...] = ()
     is_useless = False
-    classifier = ""
-    if probe:
+    classifier = probe.get("no_test", "")
+    if probe and not classifier:
         better = _better_baselines(probe)
         is_useless = _difference(probe, "commonest") >= -_margin(probe, "commonest")
         classifier = _classifier_sentence(probe, better, is_useless, summary["n_inputs"])
@@ -101,7 +99,7 @@ def judge(
     if is_useless and not better and _are_columns_useless(sample["probe"]):
         suggestion = "The raw columns do no better. Try other labels with --labels."
     elif not is_good:
-        suggestion = _suggestion(config, summary, better, probe["labels"] if probe else None)
+        suggestion = _suggestion(config, summary, better, probe.get("labels"))
     return Judgment(is_good, _error_sentence(summary, sample), classifier, explained, suggestion, better)
 
 
@@ -186,11 +184,6 @@ def _are_columns_useless(probe: Mapping[str, Any]) -> bool:
 
 def _classifier_sentence(probe: Mapping[str, Any], better: Sequence[str], is_useless: bool, n_inputs: int) -> str:
     classifier = f"A linear classifier of {printable(probe['labels'])[:_MAX_NAME]}"
-    if probe.get("has_trained"):
-        return (
-            "The features were trained with targets of all rows (--target without --fit-on), so that no row can tell "
-            "how well a classifier does on new ones."
-        )
     rows = f"{probe['n_test']:,} held-out rows"
     on_features = _percent(probe["features"])
     if better:

@@ -5,19 +5,18 @@ from __future__ import annotations
 import logging
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import isqrt
 from typing import Any
 
 import numpy as np
 
 from shardpress.errors import printable
-from shardpress.labels import LABELS_IN_WORDS, Labels, extra_of, fitted_in, labels_of
+from shardpress.labels import LABELS_IN_WORDS, Labels, labels_of
 from shardpress.model import Model
 from shardpress.report.baselines import probe_facts
 from shardpress.report.sample import PartSource, Sample
 from shardpress.report.widths import width_facts
-from shardpress.settings.condition import Condition
 from shardpress.shards.shard import Shard
 from shardpress.training.components import Components, principal_components
 from shardpress.training.verdict import count_units
@@ -39,7 +38,7 @@ _SHOWN_RANGE = (0.001, 0.999)  # quantiles of the values in an image that are bl
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """Settings that determine which extra dataset contains the labels, and on which rows classifiers are tested.
+    """Settings that determine which extra dataset contains the labels, and which rows have one.
 
     Attributes
     ----------
@@ -47,13 +46,13 @@ class LabelChoice:
         Paths of ``--include``; the first ones that can be labels are preferred.
     named : str or None
         Dataset of ``--labels``. No other dataset is tried.
-    fit_on : str or None
-        Condition of ``--fit-on``. Classifiers are trained on the rows that it selects, and tested on the others.
+    masks : mapping of str to str
+        Names of the extras that mark the rows with a value of another extra, by the name of that extra.
     """
 
     include: tuple[str, ...] = ()
     named: str | None = None
-    fit_on: str | None = None
+    masks: Mapping[str, str] = field(default_factory=dict)
 
 
 def measure(
@@ -72,9 +71,9 @@ def measure(
     categories : mapping of str to ndarray
         Categories of the extra datasets that are stored as codes.
     choice : LabelChoice
-        Choice of the labels and of the test rows.
+        Choice of the labels.
     """
-    labels = labels_of(sample.extras, categories, choice.include, choice.named)
+    labels = labels_of(sample.extras, categories, choice.include, choice.named, choice.masks, sample.lost)
     if labels is None and choice.named is not None:
         log.warning(
             "labels=%s: %d rows contain no usable labels, expected %s; the report does without",
@@ -82,13 +81,16 @@ def measure(
             len(sample.rows),
             LABELS_IN_WORDS,
         )
-    is_test = _test_rows(sample, categories, choice.fit_on)
+    is_test = _test_rows(sample, has_targets=model.target is not None)
+    no_test = _why_untestable(sample, model)
     n_components = min(max(2, model.n_features), model.n_inputs)  # hidden layers can be wider than the rows
     components = principal_components(sample.scaled[~is_test], n_components, np.random.default_rng(0))
     facts = _reconstruction_facts(_Reconstruction.of(sample, parts, model, labels), components)
     if model.is_nested:
-        facts["widths"] = width_facts(sample, model, components, labels, is_test)
-    if labels is not None:
+        facts["widths"] = width_facts(sample, model, components, None if no_test else labels, is_test)
+    if labels is not None and no_test:
+        facts["probe"] = {"labels": labels.name, "no_test": no_test}
+    elif labels is not None:
         facts["probe"] = probe_facts(sample, components, labels, is_test)
     return facts
 
@@ -160,23 +162,50 @@ def _reconstruction_facts(decoded: _Reconstruction, components: Components) -> d
     }
 
 
-def _test_rows(sample: Sample, categories: Mapping[str, np.ndarray], fit_on: str | None) -> np.ndarray:
+def _test_rows(sample: Sample, has_targets: bool) -> np.ndarray:
     """Return a mask of the test rows, bool (n_rows,).
 
     Rows that the model was not trained on are test rows. Without such rows, about a third of all rows are. They are
     whole stretches if possible, because neighbouring rows are similar.
+
+    Parameters
+    ----------
+    has_targets : bool
+        Whether the model was trained with targets. Then no row that trained it is a test row, if these are known.
     """
-    name = None
-    if fit_on is not None:
-        name = extra_of(Condition.parse(fit_on).name, list(sample.extras))
-    if fit_on is not None and name is not None:
-        is_fitted = fitted_in(fit_on, name, sample.extras, categories)
-        if 2 <= is_fitted.sum() < len(is_fitted):
-            return ~is_fitted
+    trained = sample.trained
+    if trained is not None and 2 <= trained.sum() < len(trained):
+        return ~trained
     stretches = np.unique(sample.stretches)
+    is_test = np.isin(sample.stretches, stretches[2::3])
     if len(stretches) < 3:
-        return np.arange(len(sample.rows)) % 3 == 2
-    return np.isin(sample.stretches, stretches[2::3])
+        is_test = np.arange(len(sample.rows)) % 3 == 2
+    if has_targets and trained is not None and not trained.all():
+        is_test &= ~trained
+    return is_test
+
+
+def _why_untestable(sample: Sample, model: Model) -> str:
+    """Return a sentence if no row of the sample can test a classifier honestly, otherwise an empty string."""
+    target = model.target
+    if target is None:
+        return ""
+    if sample.trained is None:
+        return (
+            "The features were trained with targets, perhaps with those of these rows, so that no honest test of a "
+            "classifier is possible."
+        )
+    if not sample.trained.all():
+        return ""
+    if target["fit_on"] is None:
+        return (
+            "The features were trained with targets of all rows (--target without --fit-on), so that no row can tell "
+            "how well a classifier does on new ones."
+        )
+    return (
+        "The features were trained with targets of all sampled rows, so that these cannot tell how well a classifier "
+        "does on new ones."
+    )
 
 
 # -- errors --------------------------------------------------------------------------------------------------------

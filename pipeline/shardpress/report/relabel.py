@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shardpress.errors import DataError, printable
-from shardpress.features import categories_of
+from shardpress.features import categories_of, open_features
 from shardpress.labels import LABELS_IN_WORDS, extra_of
 from shardpress.model import load_model
 from shardpress.output.records import read_manifest
@@ -15,6 +15,7 @@ from shardpress.report.inputs import Inputs, preprocessing_of
 from shardpress.report.judgment import judge, judgment_facts
 from shardpress.report.measures import LabelChoice, measure
 from shardpress.report.sample import PartSource, Sample, SampleSpec, draw_sample
+from shardpress.rowfacts import trained_rows
 from shardpress.shards.shard import Block
 
 __all__ = ["with_labels"]
@@ -55,7 +56,7 @@ def with_labels(report: Mapping[str, Any], directory: str | Path, labels: str) -
             f"features={printable(folder)}: no sample of rows, expected two good rows and enough memory for the model"
         )
     _check_extra(sample, folder, labels)
-    choice = LabelChoice(named=labels, fit_on=config.get("fit_on"))
+    choice = LabelChoice(named=labels, masks=manifest.get("masks", {}))
     facts = measure(sample, parts, spec.model, categories_of(parts[0].file), choice)
     _check_labels(facts, folder, labels)
     new = {**report, "sample": facts, "config": {**report["config"], "labels": labels}}
@@ -64,13 +65,18 @@ def with_labels(report: Mapping[str, Any], directory: str | Path, labels: str) -
 
 def _parts(folder: Path, manifest: Mapping[str, Any], spec: SampleSpec) -> list[PartSource]:
     inputs = Inputs(manifest, spec.model)
+    trained = trained_rows(open_features(folder)).rows
     shards = {}
     parts = []
+    first = 0
     for part in manifest["parts"]:
         if part["shard"] not in shards:
             shards[part["shard"]] = inputs.shard(part)
         block = Block(shards[part["shard"]], part["start"], part["start"] + part["n_rows"])
-        parts.append(PartSource(block, folder / part["file"]))
+        end = first + part["n_rows"]
+        of_part = None if trained is None else trained[first:end]
+        parts.append(PartSource(block, folder / part["file"], of_part, part.get("lost", {})))
+        first = end
     return parts
 
 

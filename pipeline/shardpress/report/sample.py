@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import compress, groupby, pairwise
 from math import prod
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from shardpress.features import FEATURES, VALID, reading
 from shardpress.report.rows import Preprocessing
+from shardpress.rowfacts import in_ranges
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block
 from shardpress_kernels.network import Network
@@ -31,10 +32,24 @@ _MAX_SPAN_BYTES = 2**22  # up to this size, a single large read takes less time 
 
 @dataclass(frozen=True)
 class PartSource:
-    """Block of rows of a shard, and the file that contains their features in the same order."""
+    """Rows of a shard, and their features.
+
+    Attributes
+    ----------
+    block : Block
+        The rows.
+    file : Path
+        File that contains their features in the same order.
+    trained : ndarray of shape (n_rows,), bool, or None
+        Mask of the rows that trained the model. None if they are unknown.
+    lost : mapping of str to sequence of (int, int)
+        Row ranges of the shard whose values could not be read, by the names of the extras.
+    """
 
     block: Block
     file: Path
+    trained: np.ndarray | None = None
+    lost: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,6 +111,10 @@ class Sample:
         Number of each row in its dataset.
     stretches : ndarray of shape (n_rows,), int64
         Number of the stretch that contains each row, ascending. A stretch is a range of neighbouring rows of the input.
+    trained : ndarray of shape (n_rows,), bool, or None
+        Mask of the rows that trained the model. None if they are unknown.
+    lost : dict of str to ndarray of shape (n_rows,), bool
+        Mask of the rows whose value could not be read, for each extra with lost values in a part.
     """
 
     scaled: np.ndarray
@@ -104,6 +123,8 @@ class Sample:
     sources: np.ndarray
     rows: np.ndarray
     stretches: np.ndarray
+    trained: np.ndarray | None = None
+    lost: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def draw_sample(
@@ -149,6 +170,7 @@ def _joined(samples: Sequence[Sample]) -> Sample:
     """Join several samples. The result includes only the extra datasets that all samples have."""
     join = np.concatenate
     names = set.intersection(*(set(sample.extras) for sample in samples))
+    trained = [sample.trained for sample in samples if sample.trained is not None]
     return Sample(
         scaled=join([sample.scaled for sample in samples]),
         features=join([sample.features for sample in samples]),
@@ -156,7 +178,19 @@ def _joined(samples: Sequence[Sample]) -> Sample:
         sources=join([sample.sources for sample in samples]),
         rows=join([sample.rows for sample in samples]),
         stretches=join([sample.stretches for sample in samples]),
+        trained=join(trained) if len(trained) == len(samples) else None,
+        lost=_joined_losses(samples),
     )
+
+
+def _joined_losses(samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+    """Join the masks of lost values. A sample without a mask of an extra has lost no value of it."""
+    names = sorted({name for sample in samples for name in sample.lost})
+    nothing = [np.zeros(len(sample.rows), dtype=bool) for sample in samples]
+    return {
+        name: np.concatenate([sample.lost.get(name, none) for sample, none in zip(samples, nothing, strict=True)])
+        for name in names
+    }
 
 
 # -- selection of rows ---------------------------------------------------------------------------------------------
@@ -286,13 +320,17 @@ def _sample_of_part(part: PartSource, places: Sequence[_Place], spec: SampleSpec
             return None
         features = good.values(file[FEATURES])
         extras = {name: good.values(item) for name, item in _extras(file).items()}
+    numbers = good.numbers()
+    rows = part.block.start + numbers
     return Sample(
         scaled=_scaled_rows(part.block, good, spec),
         features=features.astype(np.float32, copy=False),
         extras=extras,
         sources=np.full(len(features), places[0].part),
-        rows=part.block.start + good.numbers(),
+        rows=rows,
         stretches=good.stretches(),
+        trained=None if part.trained is None else part.trained[numbers],
+        lost={name: in_ranges(rows, ranges) for name, ranges in part.lost.items()},
     )
 
 

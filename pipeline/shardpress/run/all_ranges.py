@@ -10,9 +10,9 @@ import numpy as np
 
 from shardpress.output.ledger import Ledger
 from shardpress.output.records import Record
+from shardpress.rowfacts import DROPPED
 from shardpress.run.finished import FinishedRun
 from shardpress.scan.ranges import Scan
-from shardpress.trained import DROPPED
 
 __all__ = ["ranges_of_all_rows"]
 

@@ -113,7 +113,7 @@ def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier:
         manifest=manifest,
         model=model,
         parts=kept,
-        part=_part_as_shard(directory, latest) if latest is not None and sources else None,
+        part=_part_as_shard(directory, latest, manifest) if latest is not None and sources else None,
         sources=tuple(sources[number] for number in sorted(sources)),
         numbers=tuple(sorted(sources)),
         dropped=files.dropped,
@@ -249,8 +249,8 @@ def _model_of(config: Config, manifest: Mapping[str, Any], ledger: Ledger) -> Mo
     return model
 
 
-def _part_as_shard(directory: Path, part: PartFacts) -> Shard:
-    """Return a part as a shard with the extras that are in the index."""
+def _part_as_shard(directory: Path, part: PartFacts, manifest: Mapping[str, Any]) -> Shard:
+    """Return a part as a shard with the extras that are in the index, and the masks that the manifest names."""
     shard = vet(directory / part.entry.file, Selection("features"))
     names = {extra.name for extra in shard.extras}
     index = published_file(directory, "index.h5")
@@ -259,5 +259,9 @@ def _part_as_shard(directory: Path, part: PartFacts) -> Shard:
             names = set(file)
     except FAILURES as error:
         log.warning("file=%s: cannot be read: %s; it is written again", printable(index), error)
-    extras = tuple(extra for extra in shard.extras if extra.name != VALID and extra.name in names)
-    return replace(shard, extras=extras)
+    masks = manifest.get("masks", {})
+    extras = []
+    for extra in shard.extras:
+        if extra.name != VALID and extra.name in names:
+            extras.append(replace(extra, mask=masks.get(extra.name)))
+    return replace(shard, extras=tuple(extras))

@@ -13,13 +13,13 @@ from shardpress.encoding.parts import PartFacts
 from shardpress.errors import NoInput, printable, quantity, short_list
 from shardpress.hdf5.files import FILES, Identity
 from shardpress.output.ledger import Ledger
+from shardpress.rowfacts import DROPPED
 from shardpress.run.contents import Contents
 from shardpress.run.digests import digest_of
 from shardpress.run.resume import EarlierResults
 from shardpress.settings.config import Config
 from shardpress.shards.open import find_sources
 from shardpress.shards.sources import Source
-from shardpress.trained import DROPPED
 
 __all__ = ["AppendedFiles", "compare_files"]
 

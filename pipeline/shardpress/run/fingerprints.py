@@ -22,12 +22,12 @@ import numpy as np
 from shardpress.errors import printable, quantity
 from shardpress.formats import fingerprint
 from shardpress.model import Model
+from shardpress.rowfacts import DROPPED, SELECTED, selection_digest
 from shardpress.run.budget import Budget
 from shardpress.settings.config import current_name, fingerprint_values
 from shardpress.settings.resolve import Settings
 from shardpress.shards.extras import row_names_in
 from shardpress.shards.shard import Shard
-from shardpress.trained import DROPPED, SELECTED, selection_digest
 from shardpress.training.targets import Targets
 
 __all__ = [

@@ -17,7 +17,7 @@ import numpy as np
 
 from shardpress.columns import Columns
 from shardpress.encoding.index import index_files
-from shardpress.encoding.partfile import part_shapes, stored_categories
+from shardpress.encoding.partfile import part_shapes, stored_categories, stored_masks
 from shardpress.encoding.parts import PartFacts
 from shardpress.encoding.views import EarlierViews
 from shardpress.encoding.whole import single_file
@@ -52,6 +52,7 @@ from shardpress.run.resume import (
     plain_request,
 )
 from shardpress.run.summary import Summary
+from shardpress.run.trained import trained_in
 from shardpress.scan.ranges import Scan
 from shardpress.shards.extras import why_left_out
 from shardpress.shards.shard import Block, Shard
@@ -236,7 +237,7 @@ class _Finish:
         include = inputs.include
         if config.training.target is not None:
             include = (config.training.target, *include)
-        choice = LabelChoice(include, inputs.labels, inputs.fit_on)
+        choice = LabelChoice(include, inputs.labels, self._masks())
         return sample_facts(self._sources(self._parts), self._sample_spec(), choice)
 
     def judge_new_rows(self) -> None:
@@ -284,10 +285,18 @@ class _Finish:
         """Return encoded parts with their rows."""
         folder = self._ledger.directory
         sources = []
-        for part in parts:
+        for part, trained in zip(parts, trained_in(parts, self._all_parts, self._prepared), strict=True):
             block = Block(self._shard(part.shard), part.start, part.stop)
-            sources.append(PartSource(block, folder / part.entry.file))
+            sources.append(PartSource(block, folder / part.entry.file, trained, part.lost or {}))
         return sources
+
+    def _masks(self) -> dict[str, str]:
+        """Return the datasets that mark the rows with a value of another dataset, by the name of that dataset."""
+        masks = stored_masks(self._prepared.shards[0].extras)
+        finished = self._prepared.finished
+        if finished is not None and (finished.parts or finished.reused):  # the parts that stay have masks, too
+            masks |= finished.manifest.get("masks", {})
+        return masks
 
     def _sample_spec(self) -> SampleSpec:
         config = self._prepared.config
@@ -390,6 +399,7 @@ class _Finish:
             "n_bad": summary.n_bad,
             "bad_shards": prepared.bad_shards,
             "left_out": why_left_out(prepared.shards),
+            "masks": self._masks(),
             "summary": asdict(summary),
             "verification": verification,
             "files": [asdict(entry) for entry in entries],

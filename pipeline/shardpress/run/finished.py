@@ -11,11 +11,11 @@ from typing import Any
 
 from shardpress.encoding.parts import PartFacts
 from shardpress.model import Model
+from shardpress.rowfacts import DROPPED
 from shardpress.run.fingerprints import Request
 from shardpress.settings.config import SETTINGS, Config
 from shardpress.shards.shard import Shard
 from shardpress.shards.sources import Source
-from shardpress.trained import DROPPED
 
 __all__ = ["FinishedRun", "parts_by_shard"]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from shardpress.errors import DataError, printable, quantity, short_list
-from shardpress.shards.extras import MASK, common_dtype, existing_paths, rename_extras, shorten, unify_renamed
+from shardpress.shards.extras import common_dtype, existing_paths, rename_extras, shorten, unify_renamed
 from shardpress.shards.shard import Extra, Shard, leave_out_extras
 
 __all__ = ["fit_extras"]
@@ -31,7 +31,7 @@ def fit_extras(shards: Sequence[Shard], part: Shard, include: Sequence[str] = ()
     shards : sequence of Shard
         New shards.
     part : Shard
-        A part of the finished run, as a shard, with the extras of its index.
+        A part of the finished run, as a shard, with the extras of its index and their masks.
     include : sequence of str
         Paths of extras that a user has given.
 
@@ -41,9 +41,9 @@ def fit_extras(shards: Sequence[Shard], part: Shard, include: Sequence[str] = ()
         If a shard lacks an extra, or if its values do not fit into the dtype of the part.
     """
     shards, _ = rename_extras(shards, existing_paths(shards, include))
-    masks = {extra.name for extra in part.extras if _is_mask(extra, part.extras)}
+    masks = {extra.mask for extra in part.extras if extra.mask is not None}
     expected = [extra for extra in part.extras if extra.name not in masks]
-    required = {extra.name for extra in expected if f"{extra.name}{MASK}" not in masks}
+    required = {extra.name for extra in expected if extra.mask is None}
     for shard in shards:
         _check_has_all(shard, required, part)
         _check_values(shard, expected, part)
@@ -56,12 +56,6 @@ def fit_extras(shards: Sequence[Shard], part: Shard, include: Sequence[str] = ()
     for extra in part.extras:
         _check_dtype(extra, fitted[0], part)
     return tuple(fitted)
-
-
-def _is_mask(extra: Extra, extras: Sequence[Extra]) -> bool:
-    """Return whether an extra of a part marks the rows that have a value of another extra."""
-    others = {each.name for each in extras}
-    return extra.dtype == np.dtype(bool) and extra.name.endswith(MASK) and extra.name.removesuffix(MASK) in others
 
 
 def _check_has_all(shard: Shard, required: Iterable[str], part: Shard) -> None:

@@ -22,7 +22,6 @@ from shardpress.shards.shard import Extra, LeftOut, Shard
 from shardpress.shards.vet import code_dtype
 
 __all__ = [
-    "MASK",
     "common_dtype",
     "existing_paths",
     "log_extras",
@@ -36,7 +35,7 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-MASK = "_present"
+_MASK = "_present"
 """End of the name of a mask."""
 
 MOST_WARNED = 10
@@ -216,7 +215,7 @@ def _with_mask(
     lacking = [shard for shard in shards if id(shard) not in holder_ids and shard.n_rows]
     if not lacking:
         return plan
-    fallback = replace(plan.fallback, mask=_unused_name(f"{plan.fallback.name}{MASK}", used_names))
+    fallback = replace(plan.fallback, mask=_unused_name(f"{plan.fallback.name}{_MASK}", used_names))
     warnings.append(_describe_missing(fallback, lacking, len(shards)))
     return replace(plan, fallback=fallback)
 

@@ -104,7 +104,7 @@ def _lines(found: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> dict[
 
 def _probe(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
     probe = sample.get("probe")
-    if not probe:
+    if not probe or "no_test" in probe:
         return
     n = probe["n_components"]
     names = {

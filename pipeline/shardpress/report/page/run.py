@@ -196,7 +196,7 @@ def steps(report: Mapping[str, Any]) -> Section:
     output = shlex.quote(cut(config["output"], 120))
     commands: list[Item] = []
     probe = (report.get("sample") or {}).get("probe")
-    if probe:
+    if probe and "no_test" not in probe:
         line = f"shardpress classify --features {output} --labels {shlex.quote(cut(probe['labels'], 120))}"
         commands.append(Command("Train a classifier on the features", line))
     line = f"shardpress run --append --input INPUT --output {output}"

@@ -1,4 +1,4 @@
-"""The rows of a finished run that trained its model.
+"""Facts about the rows of a finished run: which rows trained its model, and which ones have a value of an extra.
 
 No file stores how each row was used. For the files of the training, it follows from the condition of ``--fit-on``, as
 long as the results contain the rows of the training in their order and with their extras. Otherwise it is unknown.
@@ -6,7 +6,7 @@ long as the results contain the rows of the training in their order and with the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -23,7 +23,9 @@ __all__ = [
     "SELECTED",
     "TrainedRows",
     "has_lost_trained_rows",
+    "in_ranges",
     "n_trained_shards",
+    "rows_with_value",
     "selection_digest",
     "trained_rows",
 ]
@@ -116,7 +118,37 @@ def _selected_rows(run: Features, fit_on: str) -> np.ndarray | None:
         selected = fulfils(condition, np.asarray(run.extras[name].compute()), run.categories.get(name))
     except ValueError:
         return None
-    mask = run.manifest.get("masks", {}).get(name)
-    if mask is not None:  # rows of shards without the extra have a fill value
-        selected = selected & run.extras[mask].compute()
-    return selected
+    return selected & rows_with_value(run, name)
+
+
+# -- values of extras ----------------------------------------------------------------------------------------------
+
+
+def rows_with_value(run: Features, name: str) -> np.ndarray:
+    """Return a mask of the rows that have a value of an extra, bool (n_rows,).
+
+    The other rows are those of shards without the extra, and those whose value could not be read. Their fill values can
+    be values of other rows, too.
+    """
+    manifest = run.manifest
+    mask = manifest.get("masks", {}).get(name)
+    if mask is None:
+        has_value = np.ones(len(run.extras[name]), dtype=bool)
+    else:
+        has_value = np.array(run.extras[mask].compute())
+    first = 0
+    for part in manifest.get("parts", ()):
+        ranges = part.get("lost", {}).get(name)
+        if ranges:
+            numbers = np.arange(part["start"], part["start"] + part["n_rows"])
+            has_value[first : first + part["n_rows"]] &= ~in_ranges(numbers, ranges)
+        first += part["n_rows"]
+    return has_value
+
+
+def in_ranges(numbers: np.ndarray, ranges: Sequence[Sequence[int]]) -> np.ndarray:
+    """Return whether each number is in one of the ranges, which are pairs of a first number and an end: bool (n,)."""
+    found = np.zeros(len(numbers), dtype=bool)
+    for first, end in ranges:
+        found |= (numbers >= first) & (numbers < end)
+    return found

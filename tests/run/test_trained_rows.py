@@ -1,0 +1,213 @@
+"""Tests of `classify` and of the report's classifier: rows that trained the features with targets are no test rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from shardpress.commands.table import main as command
+from shardpress.features import open_features
+from shardpress.output.records import read_manifest
+from tests.support.bad_shards import Shards
+from tests.support.damage import damage
+from tests.support.helpers import write_shard
+from tests.support.logged import mentions
+
+pytestmark = pytest.mark.slow
+
+N = 120  # rows of a file
+ON_TRAIN = ("--fit-on", "split==train")
+TARGET = ("--target", "y", "--optimizer", "momentum", "--epochs", "2")
+
+
+def add(shards: Shards, name: str, seed: int, n: int = N, **more: Any) -> Path:
+    """Add a file, or replace one, whose labels have nothing to do with the rows. Half of the rows are test rows."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(n, 4)).astype(np.float32)
+    extras = {"y": rng.integers(0, 2, n), "split": np.where(np.arange(n) % 2, b"test", b"train"), **more}
+    path = shards.folder / name
+    write_shard(path, rows, extras=extras)
+    return path
+
+
+def probe_in(report: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = report["sample"]["probe"]
+    return found
+
+
+def probe_of(output: Path) -> dict[str, Any]:
+    return probe_in(json.loads((output / "report.json").read_bytes()))
+
+
+def classify(output: Path, *more: str) -> int:
+    return command(["classify", "--features", str(output), "--labels", "y", *more])
+
+
+@pytest.fixture
+def trained(shards: Shards) -> Shards:
+    """Return the inputs of three files."""
+    for number in range(3):
+        add(shards, f"{number}.h5", seed=number)
+    return shards
+
+
+# -- changes after the training ------------------------------------------------------------------------------------
+
+
+def damage_a_part(trained: Shards) -> None:
+    (trained.output / read_manifest(trained.output)["parts"][1]["file"]).unlink()
+
+
+def grow(trained: Shards) -> None:
+    with h5py.File(trained.folder / "1.h5") as file:
+        rows, y, split = (file[name][()] for name in ("X", "y", "split"))
+    extras = {"y": np.append(y, [0, 1]), "split": np.append(split, [b"train", b"test"])}
+    write_shard(trained.folder / "1.h5", np.append(rows, rows[:2] + 1, axis=0), extras=extras)
+
+
+def move(trained: Shards) -> None:
+    (trained.folder / "1.h5").rename(trained.folder / "moved.h5")
+
+
+@pytest.mark.parametrize("selection", [(), ON_TRAIN])
+@pytest.mark.parametrize("change", [damage_a_part, grow, move])
+def test_rows_of_the_training_that_were_encoded_again_are_no_test_rows(
+    trained: Shards, capsys: Any, change: Callable[[Shards], None], selection: tuple[str, ...]
+) -> None:
+    assert trained.run(*TARGET, *selection) == 0
+    change(trained)
+    assert trained.run("--append", "--drop-missing") == 0
+    assert classify(trained.output) == 65
+    assert mentions(capsys.readouterr().err, "DataError", "y", "--test")
+    assert set(probe_of(trained.output)) == {"labels", "no_test"}
+    assert command(["report", str(trained.output), "--labels", "y", "--json"]) == 0
+    assert "no_test" in probe_in(json.loads(capsys.readouterr().out))
+    add(trained, "new.h5", seed=7)  # may contain rows of the training, too
+    assert trained.run("--append", "--drop-missing") == 0
+    assert "no_test" in probe_of(trained.output)
+    assert classify(trained.output) == 65
+
+
+@pytest.mark.parametrize("selection", [(), ON_TRAIN])
+def test_rows_of_new_files_are_test_rows(trained: Shards, capsys: Any, selection: tuple[str, ...]) -> None:
+    assert trained.run(*TARGET, *selection) == 0
+    assert ("no_test" in probe_of(trained.output)) == (not selection)
+    add(trained, "new.h5", seed=7)
+    assert trained.run("--append") == 0
+    probe = probe_of(trained.output)
+    assert probe["n_train"] + probe["n_test"] == N
+    assert classify(trained.output) == 0
+    n_test = N if not selection else N + 3 * N // 2
+    assert mentions(capsys.readouterr().out, f"{n_test} rows", f"{4 * N - n_test} training rows")
+
+
+def test_added_extras_leave_the_test_rows_of_classify_as_they_are(trained: Shards, capsys: Any) -> None:
+    for number in range(3):
+        add(trained, f"{number}.h5", seed=number, **{"obs/z": np.arange(N)})
+    assert trained.run(*TARGET, *ON_TRAIN) == 0
+    assert probe_of(trained.output)["n_test"] == 3 * N // 2
+    assert trained.run("--append", "--include", "obs/z") == 0
+    assert "no_test" in probe_of(trained.output)  # only `classify` compares all rows with those of the training
+    assert classify(trained.output) == 0
+    assert mentions(capsys.readouterr().out, f"{3 * N // 2} rows", "split == train")
+    assert command(["report", str(trained.output), "--labels", "y", "--json"]) == 0
+    assert probe_in(json.loads(capsys.readouterr().out))["n_test"] == 3 * N // 2
+
+
+@pytest.mark.parametrize("has_targets", [True, False])
+def test_other_values_of_the_condition_select_no_test_rows(trained: Shards, capsys: Any, has_targets: bool) -> None:
+    flags = TARGET if has_targets else ("--epochs", "2")
+    assert trained.run(*flags, *ON_TRAIN) == 0
+    with h5py.File(trained.folder / "1.h5", "r+") as file:
+        file["split"][:9] = b"test"
+    assert trained.run("--append") == 0
+    assert open_features(trained.output).extras["append_id"].compute().sum() == 0  # the features are copied
+    assert classify(trained.output) == (65 if has_targets else 0)
+    if not has_targets:  # the labels have not trained the features, so that any rows can be test rows
+        assert "split" not in capsys.readouterr().out
+
+
+# -- other runs ----------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_a_given_supervised_model_may_have_trained_it(trained: Shards, tmp_path: Path, capsys: Any) -> None:
+    assert trained.run(*TARGET, *ON_TRAIN) == 0
+    given = tmp_path / "given"
+    assert trained.run("--model", str(trained.output), output=given) == 0
+    assert "no_test" in probe_of(given)
+    assert classify(given) == 65
+    assert classify(trained.output, "--test", str(given)) == 65
+    assert mentions(capsys.readouterr().err, "0.h5", "--test")
+    other = trained.another("other")
+    add(other, "3.h5", seed=9)
+    assert other.run("--model", str(trained.output), output=tmp_path / "new") == 0
+    assert classify(trained.output, "--test", str(tmp_path / "new")) == 0
+
+
+# -- the report ----------------------------------------------------------------------------------------------------
+
+
+def test_the_report_tests_on_rows_that_the_training_did_not_use(trained: Shards) -> None:
+    """The condition compares numbers in one file and strings in another, so that the results lack its extra."""
+    for number, dtype in enumerate((np.int64, "S1", np.int64)):
+        add(trained, f"{number}.h5", seed=number, split=(np.arange(N) % 2).astype(dtype))
+    assert trained.run(*TARGET, "--fit-on", "split==1") == 0
+    probe = probe_of(trained.output)
+    assert (probe["n_train"], probe["n_test"]) == (3 * N // 2, 3 * N // 2)
+    assert "split" not in open_features(trained.output).extras
+    assert classify(trained.output) == 65
+
+
+# -- masks and lost values -----------------------------------------------------------------------------------------
+
+
+def test_a_dataset_of_the_user_is_no_mask(trained: Shards, capsys: Any) -> None:
+    """A file without labels gets a mask with another name."""
+    y_present = np.arange(N) % 3 == 0
+    for number in range(3):
+        add(trained, f"{number}.h5", seed=number, y_present=y_present)
+    assert trained.run("--epochs", "2") == 0
+    assert read_manifest(trained.output)["masks"] == {}
+    probe = probe_of(trained.output)
+    assert probe["n_train"] + probe["n_test"] == 3 * N
+    assert classify(trained.output) == 0
+    assert "without a label" not in capsys.readouterr().out
+
+    write_shard(trained.folder / "3.h5", np.zeros((N, 4), np.float32), extras={"y_present": y_present})
+    assert trained.run("--epochs", "2", "--overwrite") == 0
+    assert read_manifest(trained.output)["masks"] == {"y": "y_present_", "split": "split_present"}
+    probe = probe_of(trained.output)
+    assert probe["n_train"] + probe["n_test"] == 3 * N
+    assert classify(trained.output) == 0
+    assert mentions(capsys.readouterr().out, f"{N} rows without a label")
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_labels_that_cannot_be_read_are_no_labels_but_their_fill_value_is_one(
+    trained: Shards, capsys: Any, value: int
+) -> None:
+    """Unreadable values of uint8 become 255. Ten of them are lost in the last file."""
+    for number in range(3):
+        add(trained, f"{number}.h5", seed=number)
+    path = trained.folder / "2.h5"
+    for each in trained.folder.iterdir():
+        with h5py.File(each, "r+") as file:
+            y = np.where(file["y"][()], value, 7).astype(np.uint8)
+            del file["y"]
+            file.create_dataset("y", data=y, chunks=(10,), compression="gzip")
+    damage(path, "y", 3)
+    assert trained.run("--epochs", "2", "--on-bad-data", "skip") == 0
+    lost = [part["lost"] for part in read_manifest(trained.output)["parts"] if "lost" in part]
+    assert lost == [{"y": [[30, 32]]}, {"y": [[32, 40]]}]
+    probe = probe_of(trained.output)
+    assert probe["n_train"] + probe["n_test"] == 3 * N - 10
+    assert classify(trained.output) == 0
+    out = capsys.readouterr().out
+    assert mentions(out, "2 classes")
+    assert mentions(out, "10 rows without a label")
