@@ -185,6 +185,7 @@ def test_worker_processes_learn_the_same_targets(tmp_path: Path) -> None:
     assert results[0] == results[1]
 
 
+@pytest.mark.process
 def test_other_values_of_the_same_name_train_again(
     shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
