@@ -54,21 +54,23 @@ def as_read(rows: np.ndarray) -> np.ndarray:
 
 
 def cleaned_rows(rows: np.ndarray, missing: float, model: Model) -> np.ndarray:
-    """Clean rows entry by entry, in the dtype in which they are read."""
+    """Clean rows entry by entry. Return them in the dtype in which they are read, if it holds all values."""
     scaler = model.scaler
-    is_whole = rows.dtype.kind in "iu"
-    gap = missing if is_whole else float(np.array(missing).astype(rows.dtype))
-    cleaned = as_read(rows).copy()
+    gap = missing if rows.dtype.kind in "iu" else float(np.array(missing).astype(rows.dtype))
+    cleaned = np.empty(rows.shape)
     for row, column in np.ndindex(rows.shape):
         value = float(rows[row, column])
         if scaler.fill is not None and (np.isnan(value) or value == gap):
-            fill = float(scaler.fill[column])
-            value = round(fill) if is_whole else fill
+            value = float(scaler.fill[column])
         if scaler.clips:
             low = float(scaler.minimum[column])
             high = float(scaler.maximum[column])
-            value = min(max(value, np.ceil(low) if is_whole else low), np.floor(high) if is_whole else high)
+            value = min(max(value, low), high)
         cleaned[row, column] = value
+    dtype = as_read(rows).dtype
+    for wider in (dtype, np.result_type(dtype, np.float32)):
+        if np.array_equal(cleaned.astype(wider), cleaned):
+            return cleaned.astype(wider)
     return cleaned
 
 

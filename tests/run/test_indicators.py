@@ -81,7 +81,7 @@ def test_a_given_model_appends_the_indicators_of_its_training(shards: Shards, tm
                 assert later.run("--model", str(output), "--on-drift", mode, output=given) == 0
                 inside = appended(rows, model)
                 if mode == "clip":
-                    inside = np.clip(inside, *model.scaler.edges(inside.dtype))
+                    inside = np.clip(inside, model.scaler.minimum, model.scaler.maximum)
                 found = open_features(given).features.compute()
                 np.testing.assert_allclose(found, model.encode_cleaned(inside), atol=1e-5)
                 assert not verify(str(given), 1000).faults

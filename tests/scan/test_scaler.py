@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import MinMaxScaler
 
-from shardpress.scan.scaler import Scaler
+from shardpress.scan.scaler import Cleaning, Scaler
+from shardpress.shards.shard import Block, array_shard
 
 TIMESTAMP = 1_600_000_000  # seconds since 1970, a column far from zero
 
@@ -93,26 +94,70 @@ def test_a_range_without_a_finite_inverse_becomes_0(high):
 # -- cleaning ----------------------------------------------------------------------------------------------------
 
 
+RANGE = (np.array([-1.5, 2.5]), np.array([7.5, 9.0]))
+
+
 def cleaning(fill=True, clips=True):
-    return Scaler(np.array([-1.5, 2.5]), np.array([7.5, 9.0]), np.array([0.25, 3.5]) if fill else None, clips)
+    return Scaler(*RANGE, np.array([0.25, 3.5]) if fill else None, clips)
 
 
-@pytest.mark.parametrize("dtype", ["u1", "i2", "i8", "u8", "f4", "f8"])
-def test_cleaning_keeps_the_dtype_and_unchanged_rows(dtype):
-    inside = np.array([[0, 3], [7, 9]], dtype)
-    for fill in (False, True):
-        for clips in (False, True):
-            assert cleaning(fill, clips).cleaned(inside) is inside
-    outside = np.array([[0, 3], [90, 1]], dtype)
-    assert cleaning(clips=False).cleaned(outside) is outside
-    cleaned = cleaning().cleaned(outside, np.array([[False, True], [False, False]]))
-    assert cleaned.dtype == outside.dtype
-    exact = dtype[0] == "f"
-    assert cleaned.tolist() == [[0, 3.5 if exact else 4], [7.5 if exact else 7, 2.5 if exact else 3]]
-    assert outside.tolist() == [[0, 3], [90, 1]]
+DTYPES = ["u1", "i2", "i8", "u8", "f4", "f8"]
 
 
-@pytest.mark.parametrize("dtype", ["u1", "i2", "i8", "u8", "f4", "f8"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_values_are_cleaned_equally(dtype):
+    """Integers were filled with rounded values, and clipped to rounded limits."""
+    for rows in ([[0, 3], [7, 9]], [[0, 3], [90, 1]]):
+        for fill in (False, True):
+            for clips in (False, True):
+                scaler = cleaning(fill, clips)
+                expected = scaler.cleaned(np.array(rows, np.float64))
+                np.testing.assert_array_equal(scaler.cleaned(np.array(rows, dtype)), expected)
+                np.testing.assert_array_equal(scaler.clipped(np.array(rows, dtype)), np.clip(rows, *RANGE))
+    rows = np.array([[0, 3], [90, 1]], dtype)
+    cleaned = cleaning().cleaned(rows, np.array([[False, True], [False, False]]))
+    assert cleaned.tolist() == [[0, 3.5], [7.5, 2.5]]
+    assert rows.tolist() == [[0, 3], [90, 1]]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "low", "high", "expected"),
+    [
+        ("u1", None, 0, 255, "u1"),
+        ("u1", 7, 0, 255, "u1"),
+        ("u1", 7.5, 0, 255, "f4"),
+        ("u1", 7, 0, 256, "f4"),
+        ("u1", 0.1, 0, 255, "f8"),
+        ("i2", 7, -0.5, 1, "f4"),
+        ("i4", 0.5, 0, 1, "f8"),
+        ("i8", -(2**63), 0, 2.0**63, "f8"),
+        ("u8", 0, 0, 2.0**64, "f8"),
+        ("f4", 0.5, 0, 1, "f4"),
+        ("f4", 0.1, 0, 1, "f8"),
+        ("f4", None, 0, 0.1, "f8"),
+        ("f8", 0.1, 0, 0.1, "f8"),
+    ],
+)
+def test_cleaned_rows_have_a_dtype_that_holds_all_values(dtype, fill, low, high, expected):
+    fill = None if fill is None else np.array([fill], float)
+    scaler = Scaler(np.array([low], float), np.array([high], float), fill, clips=True)
+    rows = np.zeros((2, 1), dtype)
+    assert scaler.cleaned(rows).dtype == expected
+    assert scaler.clipped(rows[:0]).dtype == expected  # the same for all rows
+    if dtype == expected:
+        assert scaler.cleaned(rows) is rows
+
+
+def test_rows_that_are_clipped_later_have_the_dtype_of_clipped_rows():
+    """Otherwise the bits of a row's features would depend on the other rows of its block."""
+    scaler = cleaning(fill=False, clips=False)
+    for rows in (np.zeros((2, 2), np.uint8), np.full((2, 2), 90, np.uint8)):
+        block = Block(array_shard(rows), 0, 2)
+        assert Cleaning(scaler).cleaned(block, rows) is rows
+        assert Cleaning(scaler, clips_later=True).cleaned(block, rows).dtype == scaler.clipped(rows).dtype == "f4"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_indicators_follow_the_columns(dtype):
     rows = np.array([[0, 3], [7, 9], [90, 5]], dtype)
     to_fill = np.array([[False, True], [False, False], [True, False]])
@@ -121,7 +166,7 @@ def test_indicators_follow_the_columns(dtype):
         scaler = plain.with_indicators(np.array(columns))
         assert (scaler.n_columns, scaler.n_inputs) == (2, 2 + len(columns))
         cleaned = scaler.cleaned(rows, to_fill)
-        assert cleaned.dtype == rows.dtype
+        assert cleaned.dtype == plain.cleaned(rows, to_fill).dtype
         np.testing.assert_array_equal(cleaned, np.hstack([plain.cleaned(rows, to_fill), to_fill[:, columns]]))
         np.testing.assert_array_equal(scaler.scaled(cleaned)[:, 2:], to_fill[:, columns])
         np.testing.assert_array_equal(scaler.scaled(cleaned)[:, :2], plain.scaled(plain.cleaned(rows, to_fill)))

@@ -78,6 +78,11 @@ class BadData:
         """Whether to list each bad row with a reason."""
         return self.on_bad_data == "quarantine"
 
+    @property
+    def clips(self) -> bool:
+        """Whether rows outside the model's range are clipped."""
+        return self.trained_on is not None and self.on_drift == "clip"
+
     def judge(
         self,
         block: Block,
@@ -115,10 +120,10 @@ class BadData:
         bad, reasons = self._find_bad(block, numbers, read[selected])
 
         n_outside, columns = self._measure_drift(block, numbers, cleaned[selected], bad)
-        if n_outside > 0 and self.on_drift == "clip":
+        if n_outside > 0 and self.trained_on is not None and self.clips:
             # Encode all rows again: clipping does not change rows inside the range. This case is rare, whereas a check
             # before the first encoding would take time for every block.
-            encode(self._clip(cleaned), features)
+            encode(self.trained_on.clipped(cleaned), features)
         overflown = np.setdiff1d(bad_rows(features[selected]), bad)
         reasons += self._describe_overflown(block, numbers[overflown])
         bad = numbers[np.union1d(bad, overflown)] - block.start
@@ -169,12 +174,6 @@ class BadData:
         if len(outside) == 0:
             return 0, []
         return len(outside), outside_of(rows[outside], self.trained_on)
-
-    def _clip(self, rows: np.ndarray) -> np.ndarray:
-        if self.trained_on is None:
-            return rows
-        low, high = self.trained_on.edges(rows.dtype)
-        return np.clip(rows, low, high)
 
     def _find_outside(
         self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, trained_on: Scaler

@@ -203,7 +203,7 @@ def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: 
     """Encode the rows of a part into `features`, and set `valid` to False for bad rows."""
     source = task.part.source
     bad_data = _bad_data(worker.model, task.settings)
-    cleaning = Cleaning(worker.model.scaler, bad_data.missing)
+    cleaning = Cleaning(worker.model.scaler, bad_data.missing, bad_data.clips)
     # The encoder cannot find bad rows if a finite number marks missing values, or if rows are cleaned before encoding.
     finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans
     facts = _RowFacts()

@@ -25,7 +25,7 @@ from shardpress.scan.ranges import Scan, check_usable, describe_bad_rows, scan
 from shardpress.scan.scaler import Scaler
 from shardpress.settings.config import Config, problems
 from shardpress.settings.resolve import Settings, max_network_inputs, network_of, resolve, unsuitable_settings
-from shardpress.shards.shard import Shard, array_shard, row_dtype, with_preparation
+from shardpress.shards.shard import Shard, array_shard, read_dtype, row_dtype, with_preparation
 from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.epochs import Training
 from shardpress.training.fit import prepare_training
@@ -234,6 +234,9 @@ def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoi
 
 def _fit_from(model: Model, rows: Any, config: Config) -> Fit:
     """Prepare training that starts with the parameters and the scaling of a model."""
+    # The training keeps cleaned rows in the dtype of the rows.
+    dtype = model.scaler.dtype_of_cleaned(np.dtype(read_dtype(rows.dtype)))
+    rows = rows.astype(dtype, copy=False)
     shards = (with_preparation(array_shard(rows), model.preparation),)
     n_rows, _ = rows.shape
     config = _like_model(config, model, n_rows)

@@ -67,13 +67,12 @@ class Preprocessing:
     clips: bool = False
 
     def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
-        """Return the rows (n_rows, n_inputs) of a block as they were passed to the encoder, in their own dtype."""
+        """Return the rows (n_rows, n_inputs) of a block as they were passed to the encoder."""
         scaler = self.model.scaler
         rows = Cleaning(scaler, self.missing).cleaned(block, rows)
         if not self.clips:
             return rows
-        low, high = scaler.edges(rows.dtype)
-        return np.clip(rows, low, high)
+        return scaler.clipped(rows)
 
 
 @dataclass(frozen=True)

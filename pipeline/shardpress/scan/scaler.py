@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -140,7 +138,8 @@ class Scaler:
     def arrays(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
         """Return `shift` and `scale` in the dtype in which rows of `dtype` are scaled.
 
-        The dtype is float32 if it holds rows and ranges exactly and scales as normal numbers. Otherwise it is float64.
+        The dtype is float32 if it holds rows, ranges and fill values exactly and scales as normal numbers. Otherwise it
+        is float64.
         """
         scale = self.scale
         is_narrow = np.can_cast(dtype, np.float32) and self._fits_float32(scale)
@@ -148,26 +147,43 @@ class Scaler:
         return self.shift.astype(working), scale.astype(working)
 
     def _fits_float32(self, scale: np.ndarray) -> bool:
-        """Return whether float32 holds the range and the shift exactly, and ranges and scales as normal numbers."""
+        """Return whether float32 holds all values of the columns exactly, and ranges and scales as normal numbers."""
         varies = scale > 0
+        values = [self.minimum, self.maximum, self.shift]
+        if self.fill is not None:
+            values.append(self.fill)
+        is_exact = all(_are_exact(np.dtype(np.float32), array) for array in values)
         with np.errstate(over="ignore", under="ignore"):
-            is_exact = all(_are_exact_in_float32(array) for array in (self.minimum, self.maximum, self.shift))
             scales = scale.astype(np.float32)[varies]
             ranges = (self.maximum - self.minimum).astype(np.float32)[varies]
         # Subnormal numbers have fewer digits, and processors handle them slowly.
         return is_exact and _are_normal(scales) and _are_normal(ranges)
 
-    def edges(self, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
-        """Return the range in the dtype of the rows, so that clipping keeps the bits of values inside the range.
+    def dtype_of_cleaned(self, dtype: np.dtype, clips: bool | None = None) -> np.dtype:
+        """Return the dtype in which rows of `dtype` are filled in and clipped.
 
-        For integer dtypes, the limits are rounded inwards.
+        It is `dtype` itself if it holds the fill values and the limits exactly. Otherwise it is float32 or float64, so
+        that equal values are replaced by equal values, whatever dtype stores them.
+
+        Parameters
+        ----------
+        clips : bool, optional
+            Whether values are clipped. By default, as the scaler does it.
         """
-        return _to_dtype(self.minimum, dtype, math.ceil), _to_dtype(self.maximum, dtype, math.floor)
+        new_values = [] if self.fill is None else [self.fill]
+        if self.clips if clips is None else clips:
+            new_values += [self.minimum, self.maximum]
+        candidates = [dtype, *(np.dtype(wider) for wider in ("f4", "f8") if np.can_cast(dtype, wider))]
+        for candidate in candidates:
+            if all(_are_exact(candidate, values) for values in new_values):
+                return candidate
+        return np.dtype(np.float64)
 
     def cleaned(self, rows: np.ndarray, to_fill: np.ndarray | None = None) -> np.ndarray:
-        """Rank, fill and clip rows (n_rows, n_columns) in their own dtype, and append the indicators.
+        """Rank, fill and clip rows (n_rows, n_columns), and append the indicators.
 
-        Clipping also replaces Inf. The caller finds bad rows in the rows as they were read.
+        The result has the dtype `dtype_of_cleaned`. Clipping also replaces Inf. The caller finds bad rows in the rows
+        as they were read.
 
         Parameters
         ----------
@@ -183,16 +199,20 @@ class Scaler:
             rows = self.tables.apply(rows)
         if self.fill is not None:
             is_missing = np.isnan(rows) if to_fill is None else to_fill
+            rows = rows.astype(self.dtype_of_cleaned(rows.dtype), copy=False)
             if is_missing.any():
-                rows = np.where(is_missing, _to_dtype(self.fill, rows.dtype, round), rows)
+                rows = np.where(is_missing, self.fill.astype(rows.dtype), rows)
             if self.indicators is not None:
                 rows = np.concatenate([rows, is_missing[:, self.indicators]], axis=1, dtype=rows.dtype)
         if self.clips:
-            return self._clipped(rows)
+            return self.clipped(rows)
         return rows
 
-    def _clipped(self, rows: np.ndarray) -> np.ndarray:
-        low, high = self.edges(rows.dtype)
+    def clipped(self, rows: np.ndarray) -> np.ndarray:
+        """Clip rows (n_rows, n_inputs) to the range. Return the same array if nothing changes."""
+        rows = rows.astype(self.dtype_of_cleaned(rows.dtype, clips=True), copy=False)
+        low = self.minimum.astype(rows.dtype)
+        high = self.maximum.astype(rows.dtype)
         if not ((rows < low).any() or (rows > high).any()):
             return rows
         # This takes half as long as np.clip, which compilers do not vectorize.
@@ -227,8 +247,17 @@ class Scaler:
         return rows
 
 
-def _are_exact_in_float32(values: np.ndarray) -> bool:
-    return np.array_equal(values, values.astype(np.float32))
+def _are_exact(dtype: np.dtype, values: np.ndarray) -> bool:
+    """Return whether a dtype holds finite float64 values exactly."""
+    if dtype.kind == "f":
+        with np.errstate(over="ignore", under="ignore"):
+            return np.array_equal(values, values.astype(dtype))
+    if dtype.kind == "b":
+        return False
+    limits = np.iinfo(dtype)
+    # float64 holds all powers of two, but not the largest 64-bit integers.
+    is_inside = (values >= float(limits.min)) & (values < float(limits.max + 1))
+    return bool((is_inside & (values == np.rint(values))).all())
 
 
 def _are_normal(values: np.ndarray) -> bool:
@@ -246,10 +275,13 @@ class Cleaning:
         Scaler with the fill values and the range.
     missing : float or None
         Value that marks missing entries, in addition to NaN.
+    clips_later : bool
+        Whether the caller clips rows outside the range, although the scaler does not.
     """
 
     scaler: Scaler
     missing: float | None = None
+    clips_later: bool = False
 
     def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
         """Return the cleaned rows (len(block), n_inputs) of a block, given its rows (len(block), n_columns).
@@ -259,18 +291,11 @@ class Cleaning:
         to_fill = None
         if self.scaler.fill is not None and self.missing is not None:
             to_fill = missing_entries(rows, self.missing, block.shard.stored_dtype)
-        return self.scaler.cleaned(rows, to_fill)
-
-
-def _to_dtype(values: np.ndarray, dtype: np.dtype, to_whole: Callable[[float], int]) -> np.ndarray:
-    """Convert float64 values to a dtype. For integer dtypes, round with `to_whole` and clip to the dtype's range."""
-    if dtype.kind == "f":
-        with np.errstate(over="ignore", under="ignore"):
-            return values.astype(dtype)
-    # Use Python integers, because float64 cannot hold the largest 64-bit integer.
-    limits = np.iinfo(dtype)
-    whole = [min(max(to_whole(value), limits.min), limits.max) for value in values.tolist()]
-    return np.array(whole, dtype=dtype)
+        cleaned = self.scaler.cleaned(rows, to_fill)
+        if self.clips_later:
+            # Convert all rows, because the bits of features can depend on the dtype, but must not depend on other rows.
+            return cleaned.astype(self.scaler.dtype_of_cleaned(cleaned.dtype, clips=True), copy=False)
+        return cleaned
 
 
 # -- bad entries -----------------------------------------------------------------------------------------------
