@@ -14,6 +14,7 @@ from shardpress import rowmath
 __all__ = ["Preparation", "preparation_of"]
 
 _TOTAL = 10_000.0  # the usual total of the counts of a cell
+_EXACT = 2**53  # float64 represents all integers up to this one exactly
 
 
 @dataclass(frozen=True)
@@ -39,22 +40,63 @@ class Preparation:
         """Size of the scaled rows."""
         return _TOTAL if self.row_scale == "total" else 1.0
 
+    @property
+    def computes(self) -> bool:
+        """Whether values are computed. Otherwise rows are only converted to floats."""
+        return self.row_scale is not None or self.transform == "log1p"
+
     def dtype(self, stored: np.dtype) -> np.dtype:
-        """Return the dtype of prepared rows: float32 if it holds the values that are read, otherwise float64."""
-        return np.dtype(np.float32 if np.can_cast(stored, np.float32) else np.float64)
+        """Return the dtype of prepared rows.
+
+        All values are computed in float64, so that equal values give equal results, whatever dtype stores them, and so
+        that columns far from zero keep their digits. Rows that are only converted become float32 if it holds all
+        values of `stored`, and otherwise float64.
+        """
+        if not self.computes and np.can_cast(stored, np.float32):
+            return np.dtype(np.float32)
+        return np.dtype(np.float64)
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
-        """Return the prepared rows of rows (n_rows, n_inputs) of any real dtype. `rows` is not changed."""
+        """Return the prepared rows of rows (n_rows, n_inputs) of any real dtype. `rows` is not changed.
+
+        Raises
+        ------
+        ValueError
+            See `check`.
+        """
+        self.check(rows)
         prepared = rows.astype(self.dtype(rows.dtype), order="C")
         self.apply_in_place(prepared)
         return prepared
 
     def apply_in_place(self, rows: np.ndarray) -> None:
-        """Prepare contiguous rows (n_rows, n_inputs), float32 or float64, in place.
+        """Prepare contiguous rows (n_rows, n_inputs) in place. Their dtype is one that `dtype` returns.
 
         The bits of a row depend on this row only, and are the same on all processors.
         """
-        rowmath.prepare(rows, self.row_scale or "none", self.target, self.transform == "log1p")
+        if self.computes:
+            rowmath.prepare(rows, self.row_scale or "none", self.target, self.transform == "log1p")
+
+    def check(self, rows: np.ndarray, first_row: int = 0) -> None:
+        """Raise `ValueError` if rows (n_rows, n_inputs) contain integers that row scaling would round.
+
+        float64 represents integers exactly only up to 2^53, so small differences between larger ones would be lost.
+
+        Parameters
+        ----------
+        first_row : int
+            Number of the first row, for the message.
+        """
+        if self.row_scale is None or rows.dtype.kind not in "iu" or rows.dtype.itemsize < 8 or not rows.size:
+            return
+        if rows.min() >= -_EXACT and rows.max() <= _EXACT:
+            return
+        row, column = np.argwhere((rows > _EXACT) | (rows < -_EXACT))[0]
+        where = f"row {first_row + row}, column {column}"
+        raise ValueError(
+            f"found {rows[row, column]} in {where}, expected integers up to 2^53, because rows are scaled in float64. "
+            "Omit --row-scale, or store smaller numbers, for example in a larger unit"
+        )
 
     def restore(self, rows: np.ndarray) -> np.ndarray:
         """Undo the transformation of values in rows (n_rows, n_inputs), float64. Row scaling cannot be undone."""

@@ -175,3 +175,20 @@ def test_unordered_tables_are_invalid() -> None:
         other[i, j] = value
         assert not are_tables(knots, other)
     assert RankTables(knots, ranks).apply(np.array([[0.5, 4.0]])).tolist() == [[0.25, 0.5]]
+
+
+def test_ranks_hardly_depend_on_rounding_errors():
+    """Values that are equal up to rounding errors had different ranks, and values below the first knot had rank 0."""
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 50, (3000, 7)).astype(np.float64)
+    counts[:, 5] = 3
+    counts[:, 6] += 10_000
+    size = counts.max(axis=1, keepdims=True)
+    multiplied = counts * (1 / size)
+    divided = counts / size
+    assert (multiplied != divided).any(axis=0).all()
+    tables = rank_tables(multiplied, is_rounded=True)
+    np.testing.assert_allclose(tables.apply(divided), tables.apply(multiplied), rtol=0, atol=1e-6)
+    exact = rank_tables(divided)
+    is_count = np.arange(7) < 6
+    np.testing.assert_allclose(tables.apply(divided)[:, is_count], exact.apply(divided)[:, is_count], rtol=0, atol=0.02)

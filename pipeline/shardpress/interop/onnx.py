@@ -23,19 +23,26 @@ __all__ = ["encoder_onnx", "input_dtype"]
 # These versions are from 2022, and all later runtimes support them.
 _OPSET = 17
 _IR_VERSION = 8
+# Largest value of a column times its scale, for which rounding to float32 changes a scaled value by at most 5e-7.
+_LARGEST = 8.0
 
 
 def input_dtype(model: Model) -> np.dtype:
     """Return the dtype of the input of `encoder_onnx`.
 
-    The dtype is float32 if it can hold the ranges of the columns and the knots of ranks exactly. Otherwise it is
-    float64.
+    The dtype is float32 if the rounding of rows to float32 hardly changes the features. Otherwise it is float64: if
+    rows are prepared in float64, if float32 does not hold the ranges of the columns or the knots of ranks exactly, or
+    if columns are far from zero, compared with the width of their range.
     """
-    tables = model.scaler.tables
-    if tables is not None and not np.array_equal(tables.knots, tables.knots.astype(np.float32)):
+    scaler = model.scaler
+    if model.preparation is not None and model.preparation.computes:
         return np.dtype(np.float64)
-    shift, _ = model.scaler.arrays(np.dtype(np.float32))
-    return shift.dtype
+    shift, scale = scaler.arrays(np.dtype(np.float32))
+    if scaler.tables is not None:
+        knots = scaler.tables.knots
+        return shift.dtype if np.array_equal(knots, knots.astype(np.float32)) else np.dtype(np.float64)
+    largest = np.maximum(np.abs(scaler.minimum), np.abs(scaler.maximum))
+    return np.dtype(np.float64) if (largest * scale > _LARGEST).any() else shift.dtype
 
 
 def encoder_onnx(model: Model, to_other: LinearMap | None = None) -> bytes:

@@ -45,9 +45,25 @@ def _add_preparation(graph: Graph, preparation: Preparation, dtype: np.dtype, n_
     if preparation.row_scale is not None:
         x = _add_row_scaling(graph, preparation, dtype, n_columns)
     if preparation.transform == "log1p":
-        increased = graph.add("Add", graph.add("Abs", x), np.array(1, dtype))
-        x = graph.add("Mul", graph.add("Sign", x), graph.add("Log", increased))
+        return _add_logarithm(graph, x, dtype)
     return x
+
+
+def _add_logarithm(graph: Graph, x: str, dtype: np.dtype) -> str:
+    """Add sign(x) log(1 + abs(x)). Return the name of the result.
+
+    The sum u = 1 + abs(x) is rounded, so that small values would lose digits. log(u) / (u - 1) hardly changes with u,
+    and is multiplied by abs(x). Source: Goldberg, "What every computer scientist should know about floating-point
+    arithmetic", 1991, theorem 4.
+    """
+    one = np.array(1, dtype)
+    size = graph.add("Abs", x)
+    increased = graph.add("Add", size, one)
+    difference = graph.add("Sub", increased, one)
+    ratio = graph.add("Div", graph.add("Log", increased), difference)
+    is_tiny = graph.add("Equal", difference, np.array(0, dtype))
+    logarithm = graph.add("Mul", size, graph.add("Where", is_tiny, one, ratio))
+    return graph.add("Mul", graph.add("Sign", x), logarithm)
 
 
 # -- row scaling ---------------------------------------------------------------------------------------------------

@@ -64,6 +64,7 @@ _MIN_TASKS = 16  # blocks share a task only if at least this many tasks remain
 _USUAL_BLOCKS = 128  # blocks (about 1 GB) that take half a second, like a typical task of other stages
 _COLUMNS = 10  # columns to name in a message
 _EXACT = 2.0**53  # float64 holds all integers up to this one exactly
+_ERRORS = 2.0**-30  # relative; far more than the rounding errors of prepared values
 _WIDEST = 2.0**62  # smaller differences fit into 64 bits for any minimum
 _ARRAYS = (
     *("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset", "center", "factor"),
@@ -454,9 +455,12 @@ def scan_from_stats(
 ) -> Scan:
     """Return the scan for the statistics of all rows of shards, or of some of their rows."""
     tables = None
+    is_rounded = shards[0].preparation is not None and shards[0].preparation.computes
     if settings.ranks:
-        tables = rank_tables(stats.sample)
+        tables = rank_tables(stats.sample, is_rounded)
         stats = _ranked(stats, tables, row_dtype(shards))
+    elif is_rounded:
+        stats = _without_errors(stats)
     minimum, maximum = _scaled_range(stats, settings)
     scaler = Scaler(minimum, maximum)
     unknown = np.full((2, len(minimum)), np.nan)
@@ -513,6 +517,21 @@ def _ranked(stats: BlockStats, tables: RankTables, dtype: np.dtype) -> BlockStat
     """Return the statistics of the ranks of rows of `dtype`. They need no second pass, because ranks are monotone."""
     minimum, maximum = tables.apply(np.stack([stats.minimum, stats.maximum]))
     sample = tables.apply(stats.sample).astype(dtype).astype(np.float64)
+    return replace(stats, minimum=minimum, maximum=maximum, sample=sample)
+
+
+def _without_errors(stats: BlockStats) -> BlockStats:
+    """Widen ranges that consist of rounding errors, which would otherwise be scaled to [0, 1].
+
+    An example is a column that always has the largest value, if rows are divided by it: the results are 1, or a little
+    less.
+    """
+    margin = _ERRORS * np.maximum(np.abs(stats.minimum), np.abs(stats.maximum))
+    with np.errstate(over="ignore", invalid="ignore"):  # ranges overflow, or are empty: both are refused later
+        is_narrow = (stats.minimum < stats.maximum) & (stats.maximum - stats.minimum < margin)
+        sample = np.where(is_narrow & ~np.isnan(stats.sample), stats.minimum, stats.sample)
+    minimum = np.where(is_narrow, stats.minimum - margin, stats.minimum)
+    maximum = np.where(is_narrow, stats.maximum + margin, stats.maximum)
     return replace(stats, minimum=minimum, maximum=maximum, sample=sample)
 
 

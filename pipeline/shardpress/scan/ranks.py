@@ -15,6 +15,8 @@ __all__ = ["MAX_KNOTS", "RankTables", "are_tables", "rank_tables"]
 MAX_KNOTS = 256
 """Largest number of knots of a column."""
 
+_BITS = 32
+_MARGIN = 2.0**-30  # relative; more than the rounding to `_BITS` bits
 _SMALL = 2.0**-32  # factor of knots, because their distance divided by that of their ranks could overflow
 
 
@@ -60,7 +62,7 @@ class RankTables:
         return (1 + (np.diff(self.knots, axis=1) > 0).sum(axis=1)).tolist()
 
 
-def rank_tables(sample: np.ndarray) -> RankTables:
+def rank_tables(sample: np.ndarray, is_rounded: bool = False) -> RankTables:
     """Return the tables of a sample.
 
     The knots of a column are its different values, or quantiles if there are more than 256. The rank of a knot is the
@@ -72,8 +74,12 @@ def rank_tables(sample: np.ndarray) -> RankTables:
     ----------
     sample : ndarray of shape (n, n_columns), float64
         Sampled rows. NaN is ignored.
+    is_rounded : bool
+        Whether the values have rounding errors, as after a division. Values that are equal up to such errors, such as
+        1 and 49 * (1 / 49), then get one knot, and the first and last knot are a little lower and higher. Ranks hardly
+        depend on rounding errors then, so that other programs get the same ranks.
     """
-    tables = [_table(values) for values in sample.T]
+    tables = [_table(values, is_rounded) for values in sample.T]
     n_knots = max((len(knots) for knots, _ in tables), default=1)
     return RankTables(
         knots=np.array([_padded(knots, n_knots) for knots, _ in tables]).reshape(len(tables), n_knots),
@@ -88,17 +94,38 @@ def are_tables(knots: np.ndarray, ranks: np.ndarray) -> bool:
     return bool(is_finite and increases and (ranks[:, 0] >= 0).all() and (ranks[:, -1] <= 1).all())
 
 
-def _table(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _table(values: np.ndarray, is_rounded: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the knots and ranks of a column, whose sampled values (n,) can contain NaN."""
     in_order = np.sort(values[~np.isnan(values)])
     if not len(in_order):
         return np.zeros(1), np.full(1, 0.5)
+    if is_rounded:
+        in_order = _shortened(in_order)
     knots = _knots(in_order)
     first = np.searchsorted(in_order, knots, side="left")
     last = np.searchsorted(in_order, knots, side="right") - 1
     n_steps = len(in_order) - 1
     ranks = (first + last) / (2 * n_steps) if n_steps else np.full(1, 0.5)
-    return knots, ranks.astype(np.float32).astype(np.float64)
+    ranks = ranks.astype(np.float32).astype(np.float64)
+    return _with_margins(knots, ranks) if is_rounded else (knots, ranks)
+
+
+def _shortened(values: np.ndarray) -> np.ndarray:
+    """Round values to `_BITS` bits."""
+    mantissas, exponents = np.frexp(values)
+    return np.ldexp(np.rint(mantissas * 2.0**_BITS), exponents - _BITS)
+
+
+def _with_margins(knots: np.ndarray, ranks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Move the first knot down and the last one up. A single knot is repeated."""
+    if len(knots) == 1:
+        knots = np.repeat(knots, 2)
+        ranks = np.repeat(ranks, 2)
+    margins = _MARGIN * np.abs(knots)
+    knots = knots.copy()
+    knots[0] -= margins[0]
+    knots[-1] += margins[-1]
+    return knots, ranks
 
 
 def _knots(in_order: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from shardpress.hdf5.chunkcache import CHUNKS
 from shardpress.hdf5.forms import Numbers, numbers_of
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.values import read_values
+from shardpress.preparation import Preparation
 from shardpress.shards.shard import Block, Extra, Shard, aligned, read_dtype
 
 __all__ = [
@@ -67,8 +68,7 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
     if len(block):  # an empty block needs no file
         if shard.preparation is not None:
-            _read_converted(block, out)
-            shard.preparation.apply_in_place(out)
+            _read_prepared(block, shard.preparation, out)
         elif shard.offset is not None:
             _read_with_offset(block, shard.offset, out)
         else:
@@ -76,15 +76,20 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
     return out
 
 
-def _read_converted(block: Block, out: np.ndarray) -> None:
-    """Read rows into an array of another dtype."""
+def _read_prepared(block: Block, preparation: Preparation, out: np.ndarray) -> None:
+    """Read rows, and prepare them in an array of floats."""
     raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
     if raw_dtype == out.dtype:
         _read_ordered(block, out)
-        return
-    raw = np.empty(out.shape, raw_dtype)
-    _read_ordered(block, raw)
-    out[...] = raw
+    else:
+        raw = np.empty(out.shape, raw_dtype)
+        _read_ordered(block, raw)
+        try:
+            preparation.check(raw, block.start)
+        except ValueError as error:
+            raise DataError(f"{block.shard}: {error}.") from error
+        out[...] = raw
+    preparation.apply_in_place(out)
 
 
 def _read_ordered(block: Block, out: np.ndarray) -> None:
