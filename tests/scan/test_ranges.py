@@ -125,6 +125,17 @@ def test_constant_columns_are_found_and_logged(tmp_path, caplog):
     assert mentions(caplog.text, "13 constant columns", "0, 1, 2, 4, 5, 6, 7, 8, 9, 10", 3)
 
 
+def test_columns_that_are_too_narrow_to_be_scaled_are_logged(tmp_path, caplog):
+    rows = numbered(5, dtype=np.float64)
+    rows[:, 1] *= 1e-320
+    shards = shards_of(tmp_path, rows)
+    check_usable(shards, scanned(shards, 2, 1))
+    assert mentions(caplog.text, "WARNING", "1 column", "float64: 1.")
+    shards = shards_of(tmp_path, rows * 1e-320)
+    with refused(65, str(shards[0]), "too narrow"):
+        check_usable(shards, scanned(shards, 2, 1))
+
+
 def test_rows_that_are_all_bad_are_refused(tmp_path):
     shards = shards_of(tmp_path, np.full((2, 2), np.nan), np.full((1, 2), np.inf))
     with refused(65, "3 rows", f"file={shards[0].path}"):

@@ -596,7 +596,7 @@ def offset_for(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray | None:
 
 
 def check_usable(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> None:
-    """Check that the rows can be scaled with a scan, and log constant and empty columns.
+    """Check that the rows can be scaled with a scan, and log the columns that become 0.
 
     Raises
     ------
@@ -617,6 +617,11 @@ def check_usable(shards: Sequence[Shard], scan_result: Scan, missing: float | No
             "dataset with --dataset, or provide other rows."
         )
     _check_finite_ranges(first, scan_result)
+    if _is_unscalable(scan_result).all():
+        raise DataError(
+            f"{first}: the ranges of all columns are too narrow for float64, expected columns that can be scaled. "
+            "Multiply the columns by a large number, or choose another dataset with --dataset."
+        )
     _log_useless_columns(first.columns, scan_result)
 
 
@@ -641,11 +646,25 @@ def _check_finite_ranges(first: Shard, scan_result: Scan) -> None:
         )
 
 
+def _is_unscalable(scan_result: Scan) -> np.ndarray:
+    """Return a mask of the columns that become 0."""
+    return scan_result.scaler.without_indicators().scale == 0
+
+
 def _log_useless_columns(columns: Columns, scan_result: Scan) -> None:
     constant = np.flatnonzero(scan_result.constant)
     if len(constant):
         listed = short_list(columns.listed(constant), _COLUMNS)
         log.info("scan: %s set to 0: %s", quantity(len(constant), "constant column"), listed)
+    vanishing = np.flatnonzero(_is_unscalable(scan_result) & ~scan_result.constant)
+    if len(vanishing):
+        listed = short_list(columns.listed(vanishing), _COLUMNS)
+        log.warning(
+            "scan: %s set to 0, because the range is too narrow for float64: %s. Multiply these columns by a large "
+            "number to use them",
+            quantity(len(vanishing), "column"),
+            listed,
+        )
     if scan_result.n_missing is None:
         return
     empty = np.flatnonzero(scan_result.n_missing == scan_result.n_fitted)
