@@ -88,8 +88,10 @@ def test_integers_that_float64_rounds_are_not_scaled(dtype: str) -> None:
     np.testing.assert_array_equal(expected, np.ones((3, 2)))
     rows[1, 1] += 1
     for row_scale in ROW_SCALES:
-        with pytest.raises(ValueError, match=r"row 1, column 1"):
+        with pytest.raises(ValueError, match=r"9007199254740993 in column 1,"):
             Preparation(row_scale).apply(rows)
+        with pytest.raises(ValueError, match=r"in row 11, column 1,"):
+            Preparation(row_scale).check(rows, 10)
     np.testing.assert_array_equal(Preparation(None, "rank").apply(rows), rows.astype(np.float64))
 
 

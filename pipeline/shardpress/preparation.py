@@ -77,22 +77,22 @@ class Preparation:
         if self.computes:
             rowmath.prepare(rows, self.row_scale or "none", self.target, self.transform == "log1p")
 
-    def check(self, rows: np.ndarray, first_row: int = 0) -> None:
+    def check(self, rows: np.ndarray, first_row: int | None = None) -> None:
         """Raise `ValueError` if rows (n_rows, n_inputs) contain integers that row scaling would round.
 
         float64 represents integers exactly only up to 2^53, so small differences between larger ones would be lost.
 
         Parameters
         ----------
-        first_row : int
-            Number of the first row, for the message.
+        first_row : int, optional
+            Number of the first row. If it is known, the message contains the number of the row.
         """
         if self.row_scale is None or rows.dtype.kind not in "iu" or rows.dtype.itemsize < 8 or not rows.size:
             return
         if rows.min() >= -_EXACT and rows.max() <= _EXACT:
             return
         row, column = np.argwhere((rows > _EXACT) | (rows < -_EXACT))[0]
-        where = f"row {first_row + row}, column {column}"
+        where = f"column {column}" if first_row is None else f"row {first_row + row}, column {column}"
         raise ValueError(
             f"found {rows[row, column]} in {where}, expected integers up to 2^53, because rows are scaled in float64. "
             "Omit --row-scale, or store smaller numbers, for example in a larger unit"

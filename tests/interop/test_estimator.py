@@ -223,6 +223,14 @@ def test_partial_fits_equal_epochs_at_a_constant_rate(nested: bool) -> None:
     assert same_models(clone(estimator).partial_fit(x).fit(x).partial_fit(x), clone(estimator).fit(x).partial_fit(x))
 
 
+def test_partial_fit_of_integers_equals_that_of_floats() -> None:
+    """Limits with fractions were lost when cleaned rows were stored as integers."""
+    fitted = TiedAutoencoder(**QUICK, clip_quantile=0.1).fit(rows())
+    later = np.random.default_rng(3).integers(-2, 3, rows().shape)
+    one, other = (pickle.loads(pickle.dumps(fitted)).partial_fit(later.astype(dtype)) for dtype in ("i1", "f4"))
+    assert same_models(one, other)
+
+
 def test_rows_of_very_different_sizes_get_linear_features() -> None:
     rng = np.random.default_rng(0)
     shapes = rng.random((400, 256))

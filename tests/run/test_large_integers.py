@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.choices import ROW_SCALES
 from shardpress.errors import DataError
 from shardpress.features import open_features
 from shardpress.interop.onnx import encoder_onnx
@@ -18,6 +19,7 @@ from shardpress.scan import ranges
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, array_shard, with_offset
 from tests.support.cases import case
+from tests.support.logged import mentions
 from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.slow
@@ -95,6 +97,17 @@ def test_a_resumed_run_reads_the_same_differences(large: Workspace, tmp_path: Pa
             assert large.run(output, *STEPS, disk=FullDisk(kind, 1)) == 74
             assert large.run(output, *STEPS) == 0
             assert features_of(output) == features_of(expected)
+
+
+def test_scaling_the_rows_of_large_integers_is_refused(
+    large: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """float64 would round them, which changed features by up to 2e-3."""
+    for row_scale in ROW_SCALES:
+        with case(row_scale):
+            caplog.clear()
+            assert large.run(tmp_path / row_scale, "--row-scale", row_scale) == 65
+            assert mentions(caplog.text, f"file={large.shards / '0.h5'} dataset=X", "row 0, column 0", "--row-scale")
 
 
 def test_a_plan_accepts_large_integers(large: Workspace, tmp_path: Path) -> None:
