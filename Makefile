@@ -8,7 +8,7 @@ PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu run reference check test test-pygpu soak bench against overheads scaling simulate card card-kit
+.PHONY: help setup gpu run reference check test golden test-pygpu soak bench against overheads scaling simulate card card-kit
 .PHONY: report-check image-check sizes lint format clean
 
 help: ## list the targets
@@ -39,6 +39,9 @@ check: lint ## run linters, type checks, and the quick tests (no compiler, no ot
 # Many tests wait for other processes, so two tests run at a time on each core.
 test: setup .venv-readers/.complete ## run all tests; ISA=avx2 restricts the instruction set
 	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses $$((2 * $$(nproc)))
+
+golden: setup ## compare results with those of an earlier commit bit for bit; COMMIT=main selects another commit
+	$(PYTHON_OF_VENV) -m tests.golden $(if $(COMMIT),--against $(COMMIT))
 
 test-pygpu: setup ## run the tests that need pygpu only
 	$(PYTHON_OF_VENV) -m pytest --numprocesses auto -m pygpu
@@ -140,7 +143,7 @@ format: setup ## fix and format the code with ruff
 	.venv/bin/ruff format
 
 clean: ## remove virtual environments, trees of other commits and caches; keep data/, sample/ and features/
-	rm -rf .venv .venv-peers .venv-readers .report-check .nvrtc .trees build pipeline/shardpress/*.so pipeline/shardpress/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers .venv-readers .report-check .nvrtc .trees .golden build pipeline/shardpress/*.so pipeline/shardpress/hdf5/filters/*.so *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 export PYTHON

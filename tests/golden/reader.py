@@ -1,0 +1,79 @@
+"""Read the outputs of scenarios with the code of a tree, whatever format it stores them in.
+
+The golden set starts this program with the interpreter of each tree, so it must import only names that both trees have.
+It reads jobs as JSON from standard input, and prints the errors of those that fail.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shardpress import TiedAutoencoder, open_features
+
+__all__ = ["arrays_of"]
+
+
+def arrays_of(output: Path, reads: Iterable[Mapping[str, Any]], probes: Path | None) -> dict[str, np.ndarray]:
+    """Return all arrays of an output directory by name.
+
+    Parameters
+    ----------
+    output : Path
+    reads : iterable of mappings
+        Arguments of each call of ``open_features``.
+    probes : Path or None
+        File with rows for the estimator. None reads no model.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for arguments in reads:
+        prefix = "".join(f"{name}={value}/" for name, value in arguments.items())
+        opened = open_features(output, **arguments)
+        arrays[f"{prefix}features"] = opened.features.compute()
+        arrays[f"{prefix}valid"] = opened.valid.compute()
+        for name, values in opened.extras.items():
+            arrays[f"{prefix}extras/{name}"] = _plain(values.compute())
+        for name, categories in opened.categories.items():
+            arrays[f"{prefix}categories/{name}"] = _plain(categories)
+    if probes is not None:
+        arrays |= _arrays_of_model(output, np.load(probes))
+    return arrays
+
+
+def _arrays_of_model(output: Path, rows: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what the model of a run computes for some rows. Every weight contributes to it."""
+    estimator = TiedAutoencoder.from_run(output)
+    arrays = {"model/n_features_in": np.array(estimator.n_features_in_)}
+    if hasattr(estimator, "feature_names_in_"):
+        arrays["model/feature_names_in"] = _plain(estimator.feature_names_in_)
+    arrays["model/transform"] = estimator.transform(rows)
+    arrays["model/score_samples"] = estimator.score_samples(rows)
+    if estimator.get_params()["output_layer"] == "code":
+        arrays["model/inverse_transform"] = estimator.inverse_transform(arrays["model/transform"])
+    return arrays
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """Return strings as an array that can be stored without pickles."""
+    return values.astype(str) if values.dtype == object else values
+
+
+def main() -> None:
+    """Write the arrays of each job to a file of NumPy."""
+    errors = {}
+    for job in json.load(sys.stdin):
+        try:
+            probes = Path(job["probes"]) if job["probes"] else None
+            np.savez(job["target"], **arrays_of(Path(job["output"]), job["reads"], probes))
+        except Exception as error:
+            errors[job["scenario"]] = f"{type(error).__name__}: {error}"
+    print(json.dumps(errors))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Stored values of each scenario: features of a few rows, which are the same on all processors within a tolerance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["TOLERANCE", "read_values", "selection", "write_values"]
+
+TOLERANCE = 1e-3
+"""Largest difference between two processors. Rounding differs, and training amplifies it."""
+
+_FILE = Path(__file__).with_name("values.json")
+_N_ROWS = 4
+_N_FEATURES = 4
+
+
+def selection(features: np.ndarray) -> np.ndarray:
+    """Return the first features of evenly spaced rows, including the first and the last row."""
+    rows = np.linspace(0, len(features) - 1, _N_ROWS).astype(int)
+    return features[rows, :_N_FEATURES].astype(np.float64)
+
+
+def read_values() -> dict[str, np.ndarray]:
+    """Return the stored values of each scenario."""
+    # float64, so that None becomes NaN.
+    return {name: np.array(rows, np.float64) for name, rows in json.loads(_FILE.read_text()).items()}
+
+
+def write_values(values: Mapping[str, np.ndarray]) -> None:
+    """Store values, with one line for each row."""
+    scenarios = []
+    for name, rows in values.items():
+        lines = ",\n    ".join(json.dumps([_rounded(value) for value in row.tolist()]) for row in rows)
+        scenarios.append(f"  {json.dumps(name)}: [\n    {lines}\n  ]")
+    text = ",\n".join(scenarios)
+    _FILE.write_text(f"{{\n{text}\n}}\n")
+
+
+def _rounded(value: float) -> float | None:
+    return None if np.isnan(value) else round(value, 5)
