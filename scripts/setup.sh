@@ -3,12 +3,14 @@
 #
 #     scripts/setup.sh            (or: make setup)
 #
-# The script takes the newest Python that it finds, from 3.14 to 3.11. PYTHON=3.13 or PYTHON=/path/to/python3.13 chooses
-# one. It can be run again at any time, and then keeps the Python of .venv.
+# The script takes the newest Python, from 3.14 to 3.11, for which pygpu can be installed (see install_pygpu.sh), or the
+# newest of all if there is no such Python. PYTHON=3.13 or PYTHON=/path/to/python3.13 chooses one. The script can be run
+# again at any time. It then keeps the Python of .venv if .venv has pygpu, or if PYTHON chose this Python.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$(pwd -P)
 stamp=.venv/.setup-complete
+requested=.venv/.python-requested # this file exists if .venv was set up with PYTHON
 
 say() {
     echo "setup: $*"
@@ -90,24 +92,16 @@ system_packages() {
 
 versions=(3.14 3.13 3.12 3.11)
 
-# Print the paths of interpreters of version $1.
+# Print the paths of interpreters that may have version $1.
 interpreters() {
+    case ${PYTHON:-} in
+        "" | 3.*) ;;
+        *) echo "$PYTHON" && return ;;
+    esac
+    if [ -x .venv/bin/python ]; then echo .venv/bin/python; fi # unless the version changes, .venv is kept
     type -aP "python$1" python3 || true
     compgen -G "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$1*/bin/python$1" || true
     uv python find "$1" 2>/dev/null || true
-}
-
-# Print pairs of a version and an interpreter that may have this version.
-candidates() {
-    local version path
-    case ${PYTHON:-} in
-        3.*) versions=("$PYTHON") ;;
-        ?*) printf '%s\n' "${versions[@]/%/ $PYTHON}" && return ;;
-        *) if [ -x .venv/bin/python ]; then printf '%s\n' "${versions[@]/%/ $root/.venv/bin/python}"; fi ;; # as before
-    esac
-    for version in "${versions[@]}"; do
-        while read -r path; do echo "$version $path"; done < <(interpreters "$version")
-    done
 }
 
 # Print the path of the interpreter of $2 if it has version $1 and shardpress can run on it; otherwise fail and print
@@ -133,30 +127,32 @@ print(sys._base_executable)
 END
 }
 
-# Set `python`, or `rejected` to one line for each candidate.
+# Set `python` and `version` to the first usable interpreter of the versions $@. `rejected` gets one line for each other
+# candidate.
+rejected=
 find_python() {
-    local version candidate answer
-    rejected=
-    while read -r version candidate; do
-        if answer=$(inspect "$version" "$candidate" 2>&1); then
-            python=$answer
-            return 0
-        fi
-        answer="$candidate: ${answer%%$'\n'*}"
-        case $rejected in *"$answer"*) continue ;; esac
-        rejected+="    $answer"$'\n'
-    done < <(candidates)
+    local each candidate answer
+    for each in "$@"; do
+        while read -r candidate; do
+            if answer=$(inspect "$each" "$candidate" 2>&1); then
+                python=$answer
+                version=$each
+                return 0
+            fi
+            answer="$candidate: ${answer%%$'\n'*}"
+            case $rejected in *"$answer"*) continue ;; esac
+            rejected+="    $answer"$'\n'
+        done < <(interpreters "$each")
+    done
     return 1
 }
 
-choose_python() {
-    if [[ ${PYTHON:-} == 3.* && " ${versions[*]} " != *" $PYTHON "* ]]; then
-        say "PYTHON=$PYTHON, expected one of ${versions[*]}, or the path of an interpreter" >&2
-        exit 64
-    fi
-    find_python && return
+# Find a Python, or exit.
+require_python() {
+    find_python "${versions[@]}" && return
     # Debian's own version. Its packages without a number may be installed without the modules that venv needs.
-    if [ -z "${PYTHON:-}" ] && can_install && apt_install python3 python3-venv python3-dev && find_python; then
+    if [ -z "${PYTHON:-}" ] && can_install && apt_install python3 python3-venv python3-dev &&
+        find_python "${versions[@]}"; then
         return
     fi
     cat >&2 <<END
@@ -169,6 +165,83 @@ ${rejected:-    none: no python3 in PATH, pyenv or uv
 setup: then run this script again. PYTHON=/path/to/python3.13 chooses one in another place.
 END
     exit 69
+}
+
+find_requested_python() {
+    if [[ $PYTHON == 3.* ]]; then
+        if [[ " ${versions[*]} " != *" $PYTHON "* ]]; then
+            say "PYTHON=$PYTHON, expected one of ${versions[*]}, or the path of an interpreter" >&2
+            exit 64
+        fi
+        versions=("$PYTHON")
+    fi
+    require_python
+    why="chosen by PYTHON=$PYTHON"
+}
+
+# Find the Python of .venv, or fail if another one may be better.
+find_python_of_venv() {
+    if [ ! -e "$requested" ] && ! has_pygpu; then return 1; fi
+    PYTHON=.venv/bin/python find_python "${versions[@]}" || return
+    why="as before"
+}
+
+find_newest_python() {
+    require_python
+    why="the newest on this machine"
+    download_pygpu
+    if ! can_install_pygpu && find_python "${pygpu_versions[@]}"; then
+        why="the newest for which pygpu can be installed. $pygpu_problem"
+    fi
+}
+
+# Set `python` and `version`, and report them in one line. This needs the network only if .venv has no pygpu.
+choose_python() {
+    local why
+    if [ -n "${PYTHON:-}" ]; then
+        find_requested_python
+    else
+        find_python_of_venv || find_newest_python
+    fi
+    if ! venv_is_whole || ! has_pygpu; then
+        download_pygpu
+        can_install_pygpu || why+=", without pygpu. $pygpu_problem"
+    fi
+    say "Python $version, $why"
+}
+
+# --- pygpu -----------------------------------------------------------------------------------------------------------
+
+has_pygpu() {
+    .venv/bin/python -I -c 'import pygpu' 2>/dev/null
+}
+
+# Download the files of pygpu into `downloads`. Set `pygpu_versions` to the versions of Python for which these files are
+# sufficient, and `pygpu_problem` to the reason if they are not sufficient for all.
+downloads=
+download_pygpu() {
+    [ -z "$downloads" ] || return 0
+    say "downloading pygpu"
+    downloads=$(mktemp -d)
+    trap 'rm -rf "$downloads"' EXIT
+    case $(scripts/install_pygpu.sh --download "$downloads" 2>"$downloads/problem") in
+        all) pygpu_versions=("${versions[@]}") ;;
+        3.11) pygpu_versions=(3.11) ;;
+        *) pygpu_versions=() ;;
+    esac
+    pygpu_problem=$(head -n 1 "$downloads/problem")
+}
+
+can_install_pygpu() {
+    [[ " ${pygpu_versions[*]} " == *" $version "* ]]
+}
+
+install_pygpu() {
+    if [ -z "$downloads" ]; then
+        scripts/install_pygpu.sh
+    else
+        can_install_pygpu && scripts/install_pygpu.sh --from "$downloads"
+    fi
 }
 
 # --- the virtual environment -----------------------------------------------------------------------------------------
@@ -205,7 +278,8 @@ choose_python
 system_packages
 make_venv
 pygpu="pygpu"
-scripts/install_pygpu.sh || pygpu="no pygpu (everything runs on the CPU, and the tests of pygpu are skipped)"
+install_pygpu || pygpu="no pygpu (everything runs on the CPU, and the tests of pygpu are skipped)"
+if [ -n "${PYTHON:-}" ]; then touch "$requested"; fi
 echo "$root" >"$stamp"
 say "done. .venv has $(.venv/bin/python --version), shardpress with its packages, and $pygpu."
 say "The command is .venv/bin/shardpress."

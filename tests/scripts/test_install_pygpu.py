@@ -169,7 +169,10 @@ def test_missing_package_is_reported_with_alternatives(target: Environment, tmp_
     assert not (target.site / "pygpu").exists()
 
 
-@each("arguments", [["--from"], ["--cuda"], ["a", "b"], ["--mirror", "x", "a", "b"]])
+@each(
+    "arguments",
+    [["--from"], ["--cuda"], ["a", "b"], ["--mirror", "x", "a", "b"], ["--download"], ["--download", "a", "b"]],
+)
 def test_invalid_arguments_are_refused(target: Environment, arguments: list[str]) -> None:
     result = install(target, *arguments)
     assert result.returncode == 64
