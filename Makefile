@@ -8,7 +8,7 @@ PYTHON_OF_VENV := .venv/bin/python
 STAMP := .venv/.setup-complete
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gpu run reference check test golden test-pygpu soak bench against overheads scaling simulate card card-kit
+.PHONY: help setup gpu run reference check test golden soak bench against overheads scaling simulate card card-kit
 .PHONY: report-check image-check sizes lint format clean
 
 help: ## list the targets
@@ -42,9 +42,6 @@ test: setup .venv-readers/.complete ## run all tests; ISA=avx2 restricts the ins
 
 golden: setup ## compare results with those of an earlier commit bit for bit; COMMIT=main selects another commit
 	$(PYTHON_OF_VENV) -m tests.golden $(if $(COMMIT),--against $(COMMIT))
-
-test-pygpu: setup ## run the tests that need pygpu only
-	$(PYTHON_OF_VENV) -m pytest --numprocesses auto -m pygpu
 
 SOAK_TARGETS := soak-tests soak-failing-calls soak-protocol soak-killing soak-thread-sanitizer soak-chaos \
 	soak-readonly-disk soak-mutants soak-orphans soak-fuzzing soak-structures soak-ulimits soak-architectures

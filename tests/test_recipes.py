@@ -269,6 +269,7 @@ ON_DEVICE = """
 
 
 @pytest.mark.process
+@pytest.mark.pygpu
 @pytest.mark.parametrize("device", ["cuda", "opencl0:0"])
 def test_new_records_compile_for_devices(tree: Path, device: str, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue("pygpu" if device == "cuda" else "opencl")

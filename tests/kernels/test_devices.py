@@ -87,13 +87,16 @@ def device_or_skip(request):
     return request.param
 
 
-@pytest.fixture(params=[OPENCL, CUDA])
+GPUS = [pytest.param(device, marks=pytest.mark.pygpu) for device in (OPENCL, CUDA)]
+
+
+@pytest.fixture(params=GPUS)
 def gpu(request):
     """Return a device that is not the CPU."""
     return device_or_skip(request)
 
 
-@pytest.fixture(params=["cpu", OPENCL, CUDA])
+@pytest.fixture(params=["cpu", *GPUS])
 def device(request):
     """Return any device."""
     return device_or_skip(request)
