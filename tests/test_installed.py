@@ -21,7 +21,7 @@ from tests.support.logged import mentions
 
 SCRIPTS = sorted((REPOSITORY / "scripts").glob("*.py"))
 # The checks of pages and of missing packages work with any Python.
-OTHERS = ("report_check.py", "doctor.py")
+OTHERS = ("report_check.py", "doctor.py", "sizes.py")
 STARTED = [path for path in SCRIPTS if "__main__" in path.read_text() and path.name not in OTHERS]
 OLDEST = (3, 6)
 
