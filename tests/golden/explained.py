@@ -27,4 +27,12 @@ class Explained:
     why: str
 
 
-EXPLAINED: tuple[Explained, ...] = ()
+_FLOAT64 = "--row-scale and log1p are computed in float64, whatever dtype stores the rows"
+
+EXPLAINED: tuple[Explained, ...] = (
+    Explained("uint16-total", "features model/*", _FLOAT64),
+    Explained("int16-max", "features model/*", _FLOAT64),
+    Explained("float16-storage", "model/*", _FLOAT64),
+    Explained("bad-rows", "features model/*", _FLOAT64),
+    Explained("anndata", "features model/*", _FLOAT64),
+)
