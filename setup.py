@@ -62,7 +62,7 @@ ROWMATH = Extension(
 
 setup(
     name="shardpress",
-    version="0.2.0",
+    version="0.3.0",
     description="Extract compact features from HDF5 shards with a Theano autoencoder, on a CPU or GPU",
     long_description=(Path(__file__).parent / "README.md").read_text("utf-8"),
     long_description_content_type="text/markdown",

@@ -30,7 +30,8 @@ SYSEXITS = {
     "WriteFailed": 74,
     "TryAgain": 75,
     "DeviceLost": 75,
-    "NewerFormat": 76,
+    "OtherVersion": 76,
+    "EarlierVersion": 76,
     "NotPermitted": 77,
     "ConfigError": 78,
     "VerificationFailed": 79,  # the first one that sysexits does not use

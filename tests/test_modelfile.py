@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from shardpress import modelfile
-from shardpress.errors import DataError, NewerFormat, ShardpressError
+from shardpress.errors import DataError, OtherVersion, ShardpressError
 from shardpress.formats import digest, seal
 from shardpress.model import load_model
 from shardpress.output.records import OUTPUT
@@ -139,7 +139,7 @@ def test_changed_bytes_are_refused_or_change_no_feature(tmp_path: Path) -> None:
         path.write_bytes(changed)
         try:
             found = load_model(path)
-        except (DataError, NewerFormat):
+        except (DataError, OtherVersion):
             continue
         assert found.fingerprint == expected.fingerprint
         assert found.network == expected.network

@@ -17,9 +17,10 @@ __all__ = [
     "DataError",
     "DeviceError",
     "DeviceLost",
-    "NewerFormat",
+    "EarlierVersion",
     "NoInput",
     "NotPermitted",
+    "OtherVersion",
     "ReadFailed",
     "RowsDrifted",
     "ShardpressError",
@@ -118,10 +119,14 @@ class DeviceLost(TryAgain):
     """Reason for the failure, without advice."""
 
 
-class NewerFormat(ShardpressError):
-    """File that was written by a later version of shardpress."""
+class OtherVersion(ShardpressError):
+    """File that was written by another version of shardpress."""
 
     exit_code = 76
+
+
+class EarlierVersion(OtherVersion):
+    """File that was written by an earlier version of shardpress."""
 
 
 class NotPermitted(ShardpressError):

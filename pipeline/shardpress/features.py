@@ -10,8 +10,7 @@
    - Extras under their own names. All parts have the same extras. If a shard lacks an extra, its parts hold
      `missing_value` or the code -1 instead, and a mask such as ``NAME_present`` is false for these rows. The manifest
      lists the masks by the names of their extras (``masks``).
-   - The attribute ``categories`` of each extra that is stored as codes (`shardpress.hdf5.categories`). Version 0.1.0
-     wrote the categories as datasets in the group ``__categories``.
+   - The attribute ``categories`` of each extra that is stored as codes (`shardpress.hdf5.categories`).
    - The attribute ``source``: the source file and the row range, as JSON.
 2. ``index.h5`` is a virtual dataset over all parts, in the order of the input rows. An attribute warns that the file
    is only a view: without the parts, HDF5 returns only missing values (`missing_value`). With more than 1,000 parts,
@@ -40,7 +39,6 @@ from shardpress.asof import directory_of, map_of, output_of, plain_number
 from shardpress.errors import DataError, printable, short_list
 from shardpress.frames import data_frame, import_pandas
 from shardpress.hdf5.categories import array_of, read_categories
-from shardpress.hdf5.forms import CATEGORIES, text
 from shardpress.output.records import INDEX, MANIFEST, read_generation, read_manifest
 
 __all__ = [
@@ -74,23 +72,12 @@ Shape = tuple[tuple[int, ...], np.dtype]
 def categories_of(path: Path) -> dict[str, np.ndarray]:
     """Return the categories in a part or a single file as numbers or str. The keys are the names of the extras."""
     with reading(path) as file:
-        categories = _categories_of_version_0_1(file)
+        categories = {}
         for name, item in file.items():
             values = read_categories(item.id) if isinstance(item, h5py.Dataset) else None
             if values is not None:
                 categories[name] = array_of(values)
     return categories
-
-
-def _categories_of_version_0_1(file: h5py.File) -> dict[str, np.ndarray]:
-    group = file.get(CATEGORIES)
-    if not isinstance(group, h5py.Group):
-        return {}
-    return {name: array_of([_decoded(each) for each in dataset[()].tolist()]) for name, dataset in group.items()}
-
-
-def _decoded(category: Any) -> Any:
-    return text(category) if isinstance(category, bytes) else category
 
 
 def common_dtypes(parts: Sequence[Mapping[str, Shape]]) -> dict[str, np.dtype]:

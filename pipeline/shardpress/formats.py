@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.errors import NewerFormat
+from shardpress.errors import EarlierVersion, OtherVersion
 
 __all__ = [
     "MOST_JSON_BYTES",
     "Digested",
+    "check_version",
     "digest",
     "fingerprint",
     "json_lines",
@@ -160,15 +161,16 @@ def unseal(form: str, data: bytes) -> dict[str, Any]:
     ------
     ValueError
         If the data are not JSON, have another format, or have changed since they were sealed.
-    NewerFormat
-        If the data were written by a later version of shardpress.
+    OtherVersion
+        If the data were written by another version of shardpress.
     """
     content = _parse(data)
     if not isinstance(content, dict):
         raise ValueError(f"found a {type(content).__name__}, expected format {form!r}")
-    _check_version(form, content.get("format"))
-    if content.get("format") != form:
-        raise ValueError(f"format {content.get('format')!r}, expected format {form!r}")
+    found_form = content.get("format")
+    check_version(form, str(found_form), "Discard its results with --restart, or choose another --output.")
+    if found_form != form:
+        raise ValueError(f"format {found_form!r}, expected format {form!r}")
     found = content.pop(_SEAL, None)
     expected = fingerprint(content)
     if found != expected:
@@ -180,15 +182,25 @@ def unseal(form: str, data: bytes) -> dict[str, Any]:
     return content
 
 
-def _check_version(form: str, found: object) -> None:
-    """Raise `NewerFormat` if the data have a later version of the expected format."""
+def check_version(form: str, found: str, advice: str) -> None:
+    """Raise `OtherVersion` if a format is another version of the expected format.
+
+    Parameters
+    ----------
+    form, found : str
+        The expected format and the format of the file.
+    advice : str
+        What to do with a file of an earlier version, in a sentence.
+    """
     name, _, version = form.partition("/")
-    match = re.fullmatch(rf"{re.escape(name)}/([0-9]{{1,9}})", str(found))
-    if match and int(match[1]) > int(version):
-        raise NewerFormat(
-            f"format {found!r}, expected {form!r}: a later version of shardpress wrote it. Upgrade, or "
-            "choose another --output."
-        )
+    match = re.fullmatch(rf"{re.escape(name)}/([0-9]{{1,9}})", found)
+    if match is None:
+        return
+    what = f"format {found!r}, expected {form!r}"
+    if int(match[1]) > int(version):
+        raise OtherVersion(f"{what}: a later version of shardpress wrote it. Upgrade, or choose another --output.")
+    if int(match[1]) < int(version):
+        raise EarlierVersion(f"{what}: an earlier version of shardpress wrote it. {advice}")
 
 
 def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:

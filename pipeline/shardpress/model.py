@@ -21,7 +21,7 @@ import numpy as np
 
 from shardpress.columns import NO_COLUMNS, Columns
 from shardpress.errors import DataError, NoInput, printable
-from shardpress.modelfile import COLUMNS, FORMAT, RANGE_FORMAT, listed_model, read_model_file
+from shardpress.modelfile import COLUMNS, FORMAT, listed_model, read_model_file
 from shardpress.output.records import Entry
 from shardpress.preparation import Preparation
 from shardpress.scan.ranks import RankTables
@@ -181,7 +181,7 @@ class Model:
         # The file is built in memory, because only `Disk` writes files. The earliest HDF5 format stores all groups in
         # one simple form, which is the only one that `shardpress.modelfile` reads.
         with h5py.File.in_memory(libver="earliest") as file:
-            file.attrs["format"] = self._format
+            file.attrs["format"] = FORMAT
             file.attrs["fingerprint"] = self.fingerprint
             file.attrs.update(_network_attributes(self.network))
             if self.preparation is not None:
@@ -193,15 +193,6 @@ class Model:
                 file[COLUMNS] = np.frombuffer(self.columns.to_json(), dtype=np.uint8)
             file.flush()
             return bytes(file.id.get_file_image())
-
-    @property
-    def _format(self) -> str:
-        """Format of the file. Version 0.1.0 reads models without the arrays and attributes of a later format."""
-        scaler = self.scaler
-        has_new_scaling = scaler.factor is not None or scaler.indicators is not None or self.preparation is not None
-        if not has_new_scaling and self.network.output_layer == "code":
-            return RANGE_FORMAT
-        return FORMAT
 
     def to_npz(self, to_other: tuple[np.ndarray, np.ndarray] | None = None) -> bytes:
         """Return the bytes of ``encoder.npz``.
@@ -337,7 +328,7 @@ def load_model(path: str | Path) -> Model:
     DataError
         If the file is not a model, or has changed since it was written. If arrays are missing, have wrong shapes or
         are not finite. The message names these arrays.
-    NewerFormat
+    OtherVersion
         If the file was written by a later version of shardpress.
     ReadFailed, NotPermitted, SystemLimit
         If the storage or the system fails.

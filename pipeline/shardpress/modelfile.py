@@ -7,7 +7,6 @@ the file describes, before any content is used. If the directory has a manifest,
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -17,8 +16,8 @@ import numpy as np
 
 from shardpress.choices import ROW_SCALES, TRANSFORMS
 from shardpress.columns import NO_COLUMNS, Columns
-from shardpress.errors import DataError, NewerFormat, NoInput, ReadFailed, ShardpressError, printable, short_list
-from shardpress.formats import MOST_JSON_BYTES, digest, parse_bounded
+from shardpress.errors import DataError, NoInput, OtherVersion, ReadFailed, ShardpressError, printable, short_list
+from shardpress.formats import MOST_JSON_BYTES, check_version, digest, parse_bounded
 from shardpress.hdf5.files import opened, read_at, translated_error, with_retries
 from shardpress.hdf5.plain.contents import Contents, read_arrays, read_contents
 from shardpress.hdf5.plain.datasets import Dataset, value_of
@@ -29,11 +28,9 @@ from shardpress.scan.ranks import MAX_KNOTS, are_tables
 from shardpress_kernels.activations import CODES, HIDDEN
 from shardpress_kernels.network import OUTPUT_LAYERS, Network
 
-__all__ = ["COLUMNS", "FORMAT", "RANGE_FORMAT", "StoredModel", "listed_model", "read_model_file"]
+__all__ = ["COLUMNS", "FORMAT", "StoredModel", "listed_model", "read_model_file"]
 
-FORMAT = "shardpress-model/3"
-RANGE_FORMAT = "shardpress-model/2"
-"""Format of models that scale each column's range to [0, 1]. Version 0.1.0 reads it."""
+FORMAT = "shardpress-model/4"
 COLUMNS = "columns"
 """Name of the dataset that describes the columns, as JSON."""
 _INDICATORS = "indicators"
@@ -118,7 +115,7 @@ def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
 
     Raises
     ------
-    NoInput, DataError, NewerFormat, ReadFailed, NotPermitted, SystemLimit
+    NoInput, DataError, OtherVersion, ReadFailed, NotPermitted, SystemLimit
         In the same cases as in `shardpress.model.load_model`, which also checks the fingerprint.
     """
     if os.path.isdir(path):
@@ -288,16 +285,15 @@ def _preparation(contents: Contents, where: str) -> Preparation | None:
 def _check_format(found: str, where: str) -> None:
     """Raise an error if the model has another format.
 
-    This check comes first, because the other attributes of a newer format would look damaged.
+    This check comes first, because the other attributes of another format would look damaged.
     """
-    if found in (RANGE_FORMAT, FORMAT):
+    if found == FORMAT:
         return
-    what = f"{where}: its format is {printable(repr(found[:_QUOTED]))}, expected {RANGE_FORMAT!r} or {FORMAT!r}"
-    name, _, version = FORMAT.partition("/")
-    number = re.fullmatch(rf"{name}/([0-9]{{1,9}})", found)
-    if number and int(number[1]) > int(version):
-        raise NewerFormat(f"{what}: a later version of shardpress wrote it. Upgrade, or use another model.")
-    raise DataError(what)
+    try:
+        check_version(FORMAT, found, "Train the model again, or use another model.")
+    except OtherVersion as error:
+        raise type(error)(f"{where}: {error}") from error
+    raise DataError(f"{where}: its format is {printable(repr(found[:_QUOTED]))}, expected {FORMAT!r}")
 
 
 def _datasets(contents: Contents, network: Network, preparation: Preparation | None, where: str) -> dict[str, Dataset]:

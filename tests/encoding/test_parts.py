@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from shardpress.encoding.parts import PartFacts, plan_parts
-from shardpress.output.records import Entry, Record, records_of, sealed
+from shardpress.output.records import Entry, records_of, sealed
 from shardpress.scan.drift import Outside
 from tests.support.helpers import numbered_shards
 
@@ -29,20 +29,14 @@ def test_committed_parts_of_any_size_are_kept(tmp_path: Path) -> None:
 
 def test_a_part_is_restored_from_its_record(tmp_path: Path) -> None:
     bad = {"row": 3, "columns": [1], "reason": "nan"}
-    for each in (part(3, 5, 9), part(3, 5, 9, bad=(bad, bad), outside=(Outside(1, 2.5, 0.0, 1.0),))):
+    for each in (part(3, 5, 9), part(3, 5, 9, bad=(bad, bad), outside=(Outside(1, 2.5, 0.0, 1.0, 3),))):
         (tmp_path / "some.json").write_bytes(sealed([each.record("f" * 64)]))
         (again,) = records_of(tmp_path, "some.json")
         assert PartFacts.from_record(again) == each
 
 
-def test_a_record_of_the_previous_version_can_be_read() -> None:
-    """Such a record has a list of bad rows even if the list is empty."""
-    found = part(3, 5, 9)
-    assert PartFacts.from_record(Record("part-000003-000000000005", "", found.entry, {**FACTS, "bad": []})) == found
-
-
 def test_a_line_of_the_manifest_has_no_lists() -> None:
-    line = part(3, 5, 9, bad=({"row": 3},), outside=(Outside(1, 2.5, 0.0, 1.0),)).line()
+    line = part(3, 5, 9, bad=({"row": 3},), outside=(Outside(1, 2.5, 0.0, 1.0, 3),)).line()
     numbers = {
         "n_rows": 4,
         "n_bad": 1,

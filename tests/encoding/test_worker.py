@@ -22,6 +22,7 @@ from shardpress.encoding.parts import Part
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, Worker, serving, worker_of
 from shardpress.errors import ReadFailed
 from shardpress.model import Model
+from shardpress.modelfile import FORMAT
 from shardpress.output.disk import Disk
 from shardpress.output.records import Entry, write_result
 from shardpress.scan.scaler import Scaler
@@ -87,7 +88,7 @@ def test_another_model_dtype_or_size_replaces_the_worker(compiled: list[Any], se
 def test_another_file_in_place_of_the_model_is_refused(compiled: list[Any], settings: EncodeSettings) -> None:
     """A worker would find another file if it has a different disk under the same path."""
     path = Path(settings.directory) / settings.model.file
-    path.write_bytes(path.read_bytes().replace(b"shardpress-model/2", b"shardpress-model/1"))
+    path.write_bytes(path.read_bytes().replace(FORMAT.encode(), b"shardpress-model/x"))
     with pytest.raises(ReadFailed, match=rf"file={path}\b.*\bBLAKE3\b"):
         worker_of(settings)
     path.unlink()

@@ -126,7 +126,7 @@ def test_an_unreadable_parent_directory_is_accepted(open_path: Path) -> None:
     assert without_privileges(lambda: lock_and_release(open_path / "closed" / "out")) == (0, "")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", seal("shardpress-output/0", {})])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", seal("another-format/1", {})])
 def test_a_damaged_marker_still_marks_the_directory_as_ours(tmp_path: Path, content: bytes) -> None:
     fill(tmp_path, "notes.txt")
     (tmp_path / ".shardpress").write_bytes(content)
@@ -135,7 +135,7 @@ def test_a_damaged_marker_still_marks_the_directory_as_ours(tmp_path: Path, cont
 
 @pytest.mark.parametrize("name", [".shardpress", MANIFEST, f"commits/part-{NOW[:32]}.json"])
 def test_files_of_a_later_version_are_refused_and_unchanged(ledger: Ledger, name: str) -> None:
-    form = "shardpress-commits/2" if name.startswith("commits") else "shardpress-output/2"
+    form = "shardpress-commits/3" if name.startswith("commits") else "shardpress-output/3"
     (ledger.directory / name).write_bytes(seal(form, {"brand": "new"}))
     before = contents(ledger.directory)
     with refused(76, str(ledger.directory)):

@@ -23,7 +23,7 @@ from shardpress.output import publication as module
 from shardpress.output.ledger import Ledger
 from shardpress.output.lock import locked
 from shardpress.output.publication import misplaced_names
-from shardpress.output.records import Entry, fault_of, manifest_path, published_file, read_manifest
+from shardpress.output.records import OUTPUT, Entry, fault_of, manifest_path, published_file, read_manifest
 from tests.support.faulty import BrokenDisk, FailingDisk, RecordingDisk
 from tests.support.helpers import refused
 from tests.support.ledgers import HEX, NOW, commit, fill
@@ -135,7 +135,7 @@ def test_a_link_in_place_of_the_publications_is_refused(tmp_path: Path, target_e
 )
 def test_a_manifest_cannot_name_files_of_publications(ledger: Ledger, name: str) -> None:
     fill(ledger.directory, "manifest.json")
-    (ledger.directory / "manifest.json").write_bytes(seal("shardpress-output/1", {"files": [{"file": name}]}))
+    (ledger.directory / "manifest.json").write_bytes(seal(OUTPUT, {"files": [{"file": name}]}))
     with refused(77, f"file={ledger.directory / 'manifest.json'}", name):
         read_manifest(ledger.directory)
 
@@ -220,8 +220,8 @@ def features_in(index: Path | str) -> np.ndarray:
         return np.asarray(file["features"][()])
 
 
-def as_in_0_1_0(directory: Path, *names: str) -> None:
-    """Write an output directory with a finished run of regular files, as version 0.1.0 did."""
+def as_plain_files(directory: Path, *names: str) -> None:
+    """Write an output directory with a finished run of regular files, as on a file system without links."""
     with locked(directory) as ledger:
         publish(ledger, *names)
     with_plain_files(directory)
@@ -233,7 +233,7 @@ def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
     n_without_manifest = 0
     for number in range(60):
         directory = tmp_path / str(number)
-        as_in_0_1_0(directory, "model.h5", "index.h5", "single.h5")
+        as_plain_files(directory, "model.h5", "index.h5", "single.h5")
         with locked(directory) as ledger:
             ledger.disk = FailingDisk(number, errno.ENOSPC)
             try:
@@ -247,10 +247,10 @@ def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_files_of_an_interrupted_run_are_not_mixed_with_another(tmp_path: Path) -> None:
-    """The next run has no single.h5; otherwise readers would use the one of version 0.1.0."""
+    """The next run has no single.h5; otherwise readers would use the earlier one."""
     for number in range(60):
         directory = tmp_path / str(number)
-        as_in_0_1_0(directory, "model.h5", "index.h5", "single.h5")
+        as_plain_files(directory, "model.h5", "index.h5", "single.h5")
         with suppress(WriteFailed):
             module.settle(directory, FailingDisk(number, errno.EIO, is_permanent=True))
         with locked(directory) as ledger:

@@ -110,7 +110,7 @@ RECORD: dict[str, Any] = {
 
 
 def group_of(*contents: object) -> bytes:
-    return seal("shardpress-commits/1", {"records": contents})
+    return seal("shardpress-commits/2", {"records": contents})
 
 
 DAMAGED_RECORDS = {
@@ -118,12 +118,12 @@ DAMAGED_RECORDS = {
     "zeros": bytes(400),
     "half": group_of(RECORD)[:200],
     "edited": group_of(RECORD).replace(b'"n_bytes": 1', b'"n_bytes": 2'),
-    "unknown version": seal("shardpress-commits/0", {"records": [RECORD]}),
-    "other format": seal("shardpress-output/1", {"records": [RECORD]}),
-    "not in a list": seal("shardpress-commits/1", RECORD),
+    "unknown version": seal("shardpress-commits/x", {"records": [RECORD]}),
+    "other format": seal("shardpress-output/2", {"records": [RECORD]}),
+    "not in a list": seal("shardpress-commits/2", RECORD),
     "list": b"[]",
-    "no records": seal("shardpress-commits/1", {}),
-    "a number of records": seal("shardpress-commits/1", {"records": 3}),
+    "no records": seal("shardpress-commits/2", {}),
+    "a number of records": seal("shardpress-commits/2", {"records": 3}),
     "text": group_of("part"),
     **{
         f"one {number} that {words}": group_of(*before, {**RECORD, **other})
@@ -167,9 +167,9 @@ def test_a_damaged_record_file_is_ignored_and_named(
 def test_a_record_file_of_a_later_version_is_refused(ledger: Ledger) -> None:
     commit_together(ledger, *KEYS)
     (group,) = record_files(ledger)
-    group.write_bytes(seal("shardpress-commits/2", {}))
+    group.write_bytes(seal("shardpress-commits/3", {}))
     before = contents(ledger.directory)
-    with refused(76, f"file={group}: ", "shardpress-commits/2"):
+    with refused(76, f"file={group}: ", "shardpress-commits/3"):
         reopen(ledger)
     assert contents(ledger.directory) == before
 
@@ -239,11 +239,11 @@ def test_a_run_without_a_manifest_is_unfinished(ledger: Ledger, tmp_path: Path) 
         (bytes(100), "JSON"),
         (b"[]", "format"),
         (b"[" * 100_000, "nested"),
-        (seal("shardpress-output/0", {"parts": []}), "'shardpress-output/1'"),
-        (seal("shardpress-output/1", {"parts": []}).replace(b"parts", b"trap"), "digest"),
-        (seal("shardpress-output/1", {"parts": [{}]}), "parts"),
-        (seal("shardpress-output/1", {"parts": 3}), "parts"),
-        (json.dumps({"format": "shardpress-output/1", "parts": []}).encode(), "digest"),
+        (seal("shardpress-output/x", {"parts": []}), "'shardpress-output/2'"),
+        (seal("shardpress-output/2", {"parts": []}).replace(b"parts", b"trap"), "digest"),
+        (seal("shardpress-output/2", {"parts": [{}]}), "parts"),
+        (seal("shardpress-output/2", {"parts": 3}), "parts"),
+        (json.dumps({"format": "shardpress-output/2", "parts": []}).encode(), "digest"),
     ],
     ids=lambda value: repr(value)[:20],
 )

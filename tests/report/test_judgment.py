@@ -24,6 +24,7 @@ from tests.support.cases import each
 from tests.support.logged import mentions
 from tests.support.pages import make_parts, model_of
 
+NO_WARNINGS = {"n": 0, "first": []}
 SUMMARY = {"n_rows": 900, "n_inputs": 20, "n_features": 8, "seconds": {"scan": 1.0}}
 ERRORS = {"cost": 0.2, "components": 0.8, "mean": 1.0}
 SETTINGS = {**Config().flat(), "epochs": 20, "hidden": [16], "n_features": 8}
@@ -145,7 +146,8 @@ def test_features_are_good_unless_a_baseline_is_better(
     assert found.is_good == is_good
     assert (found.suggestion == "") == is_good
     sample = {"mean_error": 0.2, "of_mean": 1.0, "probe": probe}
-    report = {"summary": {**SUMMARY, **ERRORS, **errors}, "sample": sample, "config": SETTINGS}
+    summary = {**SUMMARY, **ERRORS, **errors}
+    report = {"summary": summary, "sample": sample, "config": SETTINGS, "warnings": NO_WARNINGS}
     assert (status(report) == "OK") == is_good
     assert ("No action" in verdict(report)) == is_good
 
@@ -196,17 +198,12 @@ def test_suggested_flags_differ_from_the_settings_of_the_run() -> None:
     assert "--n-features" not in wide.suggestion
 
 
-def test_reports_of_earlier_versions_are_judged_by_independent_error_bars() -> None:
-    probe = {key: value for key, value in probe_of(0.6, columns=0.64).items() if key not in ("margins", "standardized")}
-    assert judged(probe).is_good  # two standard errors of 300 independent rows are 0.08
-    assert judged({**probe, "columns": 0.7}).better == ("columns",)
-
-
 def test_page_and_text_contain_status_and_suggestion() -> None:
     summary = {**SUMMARY, **ERRORS, "device": "cpu"}
     config = {**SETTINGS, "output": "out"}
     useless = {**summary, "cost": 0.99}
-    good, bad = (page_of({"summary": each, "sample": None, "config": config}) for each in (summary, useless))
+    facts = {"sample": None, "config": config, "warnings": NO_WARNINGS, "host": "node", "made": "2030-01-31"}
+    good, bad = (page_of({**facts, "summary": each}) for each in (summary, useless))
     assert (good.is_good, bad.is_good) == (True, False)
     found = judge(useless, None, config)
     assert found.suggestion in " ".join(text_of(bad).split())

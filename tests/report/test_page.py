@@ -12,15 +12,16 @@ import pytest
 from shardpress.report.page.build import html_of, page_bytes, page_of, report_bytes, text_of
 from shardpress.report.page.document import Figure, Table
 from shardpress.report.page.quality import quality
-from shardpress.report.page.run import change, settings, steps, time_spent
+from shardpress.report.page.run import time_spent
 from shardpress.report.page.svg import COLOURS
-from shardpress.report.page.verdict import action_needed, notices, verdict
+from shardpress.report.page.verdict import action_needed, verdict
 from shardpress.report.page.words import cut, path
 from tests.support.cases import each
 from tests.support.logged import mentions
 from tests.support.pages import Parsed, largest
 
 BACKGROUNDS = ("#ffffff", "#14181d")
+NO_WARNINGS = {"n": 0, "first": []}
 SUMMARY = {
     **{"n_rows": 10, "n_inputs": 9, "n_features": 4, "seconds": {"scan": 1.0}, "device": "cpu"},
     **{"cost": 0.5, "components": 0.7, "mean": 1.0},
@@ -155,23 +156,6 @@ def test_failure_to_build_the_page_is_reported_in_it(caplog: pytest.LogCaptureFi
     Parsed(page)
 
 
-def test_report_of_an_earlier_version_has_a_page(report: dict[str, Any]) -> None:
-    before = {name: report[name] for name in ("config", "device", "summary", "training")}
-    page = page_of(before)
-    sections = [action_needed(before), quality(before), time_spent(before), steps(before), settings(before)]
-    assert [section.title for section in page.sections] == [section.title for section in sections if section]
-    assert notices(before)[0] == 4  # bad rows and shards, rows outside, another device
-    Parsed(html_of(page))
-
-
-def test_a_renamed_setting_is_no_change(report: dict[str, Any]) -> None:
-    now = report["config"]
-    before = {name: value for name, value in now.items() if name != "include"} | {"carry": now["include"]}
-    section = change({**report, "last": {**report["last"], "config": before}})
-    assert section is not None
-    assert len(section.items) == 1  # the table of results, without a table of settings
-
-
 def test_page_says_what_each_stage_waited_for(report: dict[str, Any]) -> None:
     stage = {"seconds": 10.0, "processor_seconds": 12.0, "n_cores": 2, "n_rows": 40, "n_bytes": 640}
     shares = {"device": 0.0, "processor": 0.15, "disk": 0.845, "other": 0.005}
@@ -238,7 +222,7 @@ def test_verdict_compares_the_error_with_components(
     error: float | None, components: float | None, mean: float | None, numbers: list[str]
 ) -> None:
     summary = {"n_rows": 10, "n_inputs": 9, "n_features": 4, "seconds": {"scan": 1.0, "training": 2.0}}
-    report = {"summary": {**summary, "cost": error, "components": components, "mean": mean}}
+    report = {"summary": {**summary, "cost": error, "components": components, "mean": mean}, "warnings": NO_WARNINGS}
     found = verdict(report)
     assert [number for number in numbers if number not in found] == []
     assert ("%" in found) == ("%" in numbers[0])
@@ -261,15 +245,12 @@ def test_title_contains_full_path_host_and_date(report: dict[str, Any]) -> None:
     assert mentions(title, "/data/runs/a/features", "node-7", "2026-11-27")
     assert mentions(heading, "/data/runs/a/features")
     assert mentions(text_of(page_of(found)), "node-7", "2026-11-27")
-    before = {name: value for name, value in report.items() if name not in ("directory", "host", "made")}
-    assert page_of(before).origin == ""
-    Parsed(html_of(page_of(before)))
 
 
-def test_numbers_are_never_broken(html: str) -> None:
+def test_numbers_are_never_broken(report: dict[str, Any], html: str) -> None:
     (_, style), *_ = Parsed(html).named("style")
     rules = re.findall(r"([^{}]*\bn\b[^{}]*)\{([^}]*white-space[^}]*)\}", style)
     assert [words.strip() for _, words in rules] == ["white-space: nowrap;"]
-    verdict_of_page = page_of({"summary": SUMMARY, "config": {"output": "x"}}).verdict
-    assert " %" in verdict_of_page
-    assert " %" not in html_of(page_of({"summary": SUMMARY, "config": {"output": "x"}})).split("verdict")[-1][:400]
+    page = page_of({**report, "summary": SUMMARY})
+    assert " %" in page.verdict
+    assert " %" not in html_of(page).split("verdict")[-1][:400]

@@ -281,15 +281,6 @@ def test_the_report_counts_imputed_values_by_column(shards: Shards, caplog: pyte
     assert load_model(shards.output).scaler.transform(rows)[:, 1].tolist() == [0] * len(rows)
 
 
-def test_default_cleaning_flags_keep_earlier_results(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
-    shards.fill(60)
-    assert shards.run() == 0
-    assert shards.run("--clip-quantile", "0") == 0
-    assert shards.run("--clip-quantile", "0.1") == 78
-    assert "clip_quantile None -> 0.1" in errors(caplog)
-    assert shards.run("--impute", "mean") == 78
-
-
 # -- on the real kernels -----------------------------------------------------------------------------------------
 
 

@@ -29,7 +29,6 @@ from shardpress_kernels.network import Network
 from tests.support.logged import mentions
 from tests.support.networks import ONE_LAYER
 
-# The network of earlier versions.
 CONFIG = Config.of(
     n_features=2,
     **ONE_LAYER,
@@ -194,38 +193,6 @@ def test_every_setting_changes_the_stages_that_it_declares(monkeypatch: pytest.M
         assert affected_stages(request(CONFIG.changed(**change))) == AFFECTED.get(affects, set()), change
 
 
-BEFORE = {  # first sixteen digits of fingerprints of the version that listed settings
-    "defaults": "f9202c2e3d272bc2 7657422c97e3f371 46a1f1cced7f7173 546cdb3c96a567a3",
-    "training": "f9202c2e3d272bc2 681cb0edd169790a 46a1f1cced7f7173 10271c1a6d9832d9",
-    "missing value": "6365c3f7351ed865 5ee2514a5f938b36 48d0d0e3e4229716 867235a4b1c6cb1f",
-    "features": "f9202c2e3d272bc2 7657422c97e3f371 ef25051c3909abee 0be2279f28384846",
-    "budget": "ebfa21aa6caad9ae 0480562527b4cddf bd234b4b806c11cb b8193f064a7b4b89",
-    "model": "f9202c2e3d272bc2 0df7615e96dbe97e 46a1f1cced7f7173 c210835fddb4d35c",
-}
-
-
-def test_fingerprints_of_earlier_versions_are_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "version", lambda name: "1.2.3")
-    monkeypatch.setattr(module, "_NUMPY", "1.2.3")
-    training = {
-        **{"n_features": 3, "epochs": 7, "batch_size": 32, "optimizer": "momentum", "learning_rate": 0.5},
-        **{"schedule": "constant", "biases": "zero", "momentum": 0.8, "seed": 5},
-        **{"validation_fraction": 0.1, "patience": 2},
-    }
-    wide = tuple(replace(shard, shape=(10**6, 4)) for shard in SHARDS)
-    budget = CONFIG.changed(memory_budget=2**25, shuffle_window=2**20)
-    found = {
-        "defaults": request(),
-        "training": request(CONFIG.changed(**training)),
-        "missing value": request(CONFIG.changed(missing_value=-9999)),
-        "features": request(CONFIG.changed(on_drift="clip", include=("obs/a", "b"))),
-        "budget": request(budget, wide),
-        "model": request(model=MODEL),
-    }
-    for name, each in found.items():
-        assert " ".join(digits[:16] for digits in fingerprints(each).values()) == BEFORE[name], name
-
-
 @pytest.mark.parametrize("name", ["_SCAN", "_TRAINING", "_ENCODING"])
 def test_format_numbers_change_the_stages_that_depend_on_them(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     before = request()
@@ -370,7 +337,6 @@ def test_differences_name_settings_with_both_values() -> None:
 
 
 def test_names_of_rows_make_other_parts_of_the_same_run() -> None:
-    """Finished runs of version 0.1.0, which did not copy the names of rows, stay complete."""
     names = replace(Y, name="_index", layout=replace(Y.layout, name="obs/_index"), is_named=True)
     shards = tuple(replace(shard, extras=(Y, names)) for shard in SHARDS)
     now = request(shards=shards)

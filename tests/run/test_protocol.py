@@ -118,7 +118,7 @@ AFTERWARDS = "single file afterwards"
 PARQUET_AFTERWARDS = "parquet afterwards"
 # Kinds that differ only in how their results are published.
 APPENDS = ("append", "append parquet")
-PUBLISHING = ("single file before", "version 0.1.0", "version 0.1.0, restart", "copy without links", "lost links")
+PUBLISHING = ("single file before", "plain files", "plain files, restart", "copy without links", "lost links")
 # Kinds whose readers `make check` tests as well.
 QUICK = ("new", "append")
 

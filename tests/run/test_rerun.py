@@ -6,6 +6,7 @@ Sample: parts are damaged in every way, and each other file in two ways; with TE
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ import pytest
 from shardpress import cli
 from shardpress.features import open_features
 from shardpress.formats import seal
-from shardpress.output.records import read_manifest
+from shardpress.output.records import OUTPUT, read_manifest
 from tests.support.cases import ALL_CASES
 from tests.support.faulty import BrokenDisk, RecordingDisk
 from tests.support.interruptions import (
@@ -38,6 +39,7 @@ from tests.support.soak_protocol import (
     leftovers,
     named,
     run_seen_by_readers,
+    unreferenced,
     without_links,
 )
 from tests.support.standin import UnsyncedDisk, Workspace, features_of
@@ -165,12 +167,33 @@ def test_results_of_a_later_version_are_not_touched(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     assert workspace.run(out) == 0
-    (out / name).write_bytes(seal("shardpress-output/2", {"parts": []}))
+    (out / name).write_bytes(seal("shardpress-output/3", {"parts": []}))
     before = stamps(out)
     for flags in ([], ["--overwrite"], ["--epochs", "1"]):
         assert workspace.run(out, *flags) == 76
     assert stamps(out) == before
-    assert mentions(caplog.text, "NewerFormat", f"file={out / name}")
+    assert mentions(caplog.text, "OtherVersion", f"file={out / name}")
+
+
+def test_results_of_an_earlier_version_are_refused_until_a_restart(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert workspace.run(out) == 0
+    sealed = [".shardpress", "manifest.json", "run.json", *(str(path) for path in (out / "commits").iterdir())]
+    for name in sealed:
+        path = (out / name).resolve()
+        content = json.loads(path.read_text())
+        form = content.pop("format").replace("/2", "/1")
+        del content["seal"]
+        path.write_bytes(seal(form, content))
+    before = stamps(out)
+    for flags in ([], ["--overwrite"], ["--append"]):
+        assert workspace.run(out, *flags) == 76
+    assert mentions(caplog.text, "EarlierVersion", "--restart", "--output")
+    assert stamps(out) == before
+    assert workspace.run(out, "--restart", "--seed", "1") == 0
+    assert workspace.run(out, "--seed", "1") == 0
+    assert unreferenced(out) == set()
 
 
 def test_a_manifest_with_paths_outside_the_output_is_refused(workspace: Workspace, out: Path, tmp_path: Path) -> None:
@@ -179,7 +202,7 @@ def test_a_manifest_with_paths_outside_the_output_is_refused(workspace: Workspac
     manifest = read_manifest(out)
     for line in manifest["files"]:
         line["file"] = "../victim"
-    (out / "manifest.json").write_bytes(seal("shardpress-output/1", manifest))
+    (out / "manifest.json").write_bytes(seal(OUTPUT, manifest))
     for flags in ([], ["--overwrite", "--epochs", "1"]):
         assert workspace.run(out, *flags) == 77
     assert (tmp_path / "victim").read_bytes() == b"precious"

@@ -11,6 +11,7 @@ from blake3 import blake3
 
 from shardpress.formats import seal
 from shardpress.hdf5.files import FILES
+from shardpress.output.records import OUTPUT
 from shardpress.shards.open import open_shards
 from shardpress.shards.sources import find
 from tests.support import hostile
@@ -230,7 +231,7 @@ def output(tmp_path):
     write_shard(directory / "parts/unfinished.h5", numbered(7))
 
     def write(change=lambda lines: lines):
-        (directory / "manifest.json").write_bytes(seal("shardpress-output/1", {"parts": change(lines)}))
+        (directory / "manifest.json").write_bytes(seal(OUTPUT, {"parts": change(lines)}))
         return directory
 
     write()

@@ -39,7 +39,15 @@ from shardpress.features import open_features, reading
 from shardpress.formats import digest, seal, unseal
 from shardpress.model import load_model
 from shardpress.output import groupcommit
-from shardpress.output.records import NAMES, is_parquet, manifest_path, plain_name, published_file, read_manifest
+from shardpress.output.records import (
+    NAMES,
+    OUTPUT,
+    is_parquet,
+    manifest_path,
+    plain_name,
+    published_file,
+    read_manifest,
+)
 from shardpress.report.page.build import read_report
 from shardpress.report.verify import verify
 from tests.support.faulty import FailingDisk, KillingDisk, PowerLog, RecordingDisk, ShortWriteDisk, forked, materialize
@@ -82,8 +90,8 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "parquet": (None, (*STEPS, "--format", "parquet")),
     "parquet afterwards": (STEPS, (*STEPS, "--format", "parquet")),
     "parquet before": ((*STEPS, "--seed", "1", "--format", "parquet"), (*STEPS, "--overwrite", "--format", "parquet")),
-    "version 0.1.0": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
-    "version 0.1.0, restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
+    "plain files": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
+    "plain files, restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "copy without links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     "lost links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     # A new file, a changed one, and one that is gone.
@@ -120,7 +128,7 @@ class Scenario:
         self._runs_before: set[str | None] = set()
         if before is not None:
             assert self.workspace.run(folder / "before", *before) == 0
-            if kind.startswith("version 0.1.0"):
+            if kind.startswith("plain files"):
                 with_plain_files(folder / "before")
             if kind == "lost links":
                 without_links(folder / "before")
@@ -211,7 +219,7 @@ def _manifest(output: Path) -> dict[str, Any]:
     path = manifest_path(output)
     if not path.exists():
         return {"parts": [], "files": []}
-    return unseal("shardpress-output/1", path.read_bytes())
+    return unseal(OUTPUT, path.read_bytes())
 
 
 def named(output: Path) -> list[str]:
@@ -264,7 +272,7 @@ def run_seen_by_readers(output: Path) -> str | None:
 
 
 def with_plain_files(output: Path) -> None:
-    """Convert a finished output to the layout of version 0.1.0: regular files under plain names."""
+    """Convert a finished output to regular files under plain names, as on a file system without symbolic links."""
     manifest = read_manifest(output)
     index = (output / "index.h5").resolve()
     for line in manifest["files"]:
@@ -275,7 +283,7 @@ def with_plain_files(output: Path) -> None:
             data = path.read_bytes()
             path.unlink()
             path.write_bytes(data)
-    (output / "manifest.json").write_bytes(seal("shardpress-output/1", manifest))
+    (output / "manifest.json").write_bytes(seal(OUTPUT, manifest))
     index.unlink()
     shutil.rmtree(output / "published")
 
@@ -290,7 +298,7 @@ def records(output: Path) -> list[dict[str, Any]]:
     """Return every commit record as plain values."""
     found: list[dict[str, Any]] = []
     for path in sorted(output.glob("commits/*.json")):
-        found += unseal("shardpress-commits/1", path.read_bytes())["records"]
+        found += unseal("shardpress-commits/2", path.read_bytes())["records"]
     return found
 
 

@@ -66,11 +66,20 @@ from shardpress.output.records import (
     write_result,
 )
 
-__all__ = ["Ledger"]
+__all__ = ["Ledger", "discard_earlier"]
 
 log = logging.getLogger(__name__)
 
 _REQUEST = "run.json"
+
+
+def discard_earlier(directory: Path, disk: Disk) -> None:
+    """Discard the results of an earlier version of shardpress. The next sweep removes their files."""
+    withdraw(directory, disk)
+    records = [name for name in sorted(os.listdir(directory / "commits")) if RECORDS.fullmatch(f"commits/{name}")]
+    for name in (_REQUEST, *(f"commits/{name}" for name in records)):
+        remove(disk, directory / name)
+    sync_directory(disk, directory / "commits")
 
 
 class Ledger:

@@ -13,10 +13,19 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-from shardpress.errors import CannotCreate, NewerFormat, NotPermitted, ShardpressError, TryAgain, WriteFailed, printable
+from shardpress.errors import (
+    CannotCreate,
+    EarlierVersion,
+    NotPermitted,
+    OtherVersion,
+    ShardpressError,
+    TryAgain,
+    WriteFailed,
+    printable,
+)
 from shardpress.formats import seal
 from shardpress.output.disk import Disk, GuardedDisk, publish, sync_directory
-from shardpress.output.ledger import Ledger
+from shardpress.output.ledger import Ledger, discard_earlier
 from shardpress.output.records import FOLDERS, OUTPUT, PUBLISHED, check_limits, is_left, unsealed
 
 __all__ = ["LOCK", "locked", "objection"]
@@ -28,7 +37,7 @@ _MARKER = ".shardpress"
 
 
 @contextmanager
-def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
+def locked(directory: Path, disk: Disk | None = None, discards_earlier: bool = False) -> Iterator[Ledger]:
     """Create, mark and lock an output directory for as long as the context lasts.
 
     The kernel holds the lock and releases it when the process ends, however it ends, so no lock is ever stale.
@@ -39,6 +48,8 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
         Output directory. It is created with its parents if it does not exist.
     disk : Disk, optional
         Disk that makes all changes to the file system.
+    discards_earlier : bool
+        True to discard the results of an earlier version of shardpress.
 
     Yields
     ------
@@ -50,8 +61,8 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
         If the directory cannot be created, or holds files that shardpress did not write, or the path is no directory.
     NotPermitted
         If the directory cannot be written.
-    NewerFormat
-        If a later version of shardpress has written to the directory.
+    OtherVersion
+        If another version of shardpress has written to the directory. With `discards_earlier`, only for a later one.
     TryAgain
         If another run holds the lock, or the file system does not support locks. The context raises it as well,
         before a change, if the path no longer refers to the locked directory.
@@ -62,7 +73,9 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
     where = f"output={printable(directory)}"
     try:
         _make_directory(directory, disk)
-        _mark(directory, disk)  # the first write, because `_mark` refuses directories that contain other files
+        is_earlier = discards_earlier and _is_earlier(directory)
+        if not is_earlier:
+            _mark(directory, disk)  # the first write, because `_mark` refuses directories that contain other files
         _make_folders(directory, disk)
         descriptor = _lock(directory)
     except (PermissionError, NotPermitted) as error:
@@ -74,7 +87,11 @@ def locked(directory: Path, disk: Disk | None = None) -> Iterator[Ledger]:
         raise CannotCreate(f"{where}: {words}. Choose another --output.") from error
     check = partial(_check_lock, directory, descriptor)
     try:
-        yield Ledger(directory, GuardedDisk(disk, check))
+        guarded = GuardedDisk(disk, check)
+        if is_earlier:
+            discard_earlier(directory, guarded)
+            _write_marker(directory, guarded)
+        yield Ledger(directory, guarded)
     except ShardpressError as error:
         # The error may come from a directory that replaced this one; if so, report the replacement.
         with _notes_of(error):
@@ -104,7 +121,7 @@ def objection(directory: Path) -> ShardpressError | None:
         _is_marked(directory)
     except CannotCreate as error:
         return CannotCreate(f"{where}: {error}. Choose another --output.")
-    except NewerFormat as error:
+    except OtherVersion as error:
         return error
     return None
 
@@ -138,17 +155,29 @@ def _make_folders(directory: Path, disk: Disk) -> None:
         _make_directory(directory / name, disk)
 
 
+def _is_earlier(directory: Path) -> bool:
+    """Return whether an earlier version of shardpress has written to a directory."""
+    try:
+        _is_marked(directory)
+    except EarlierVersion:
+        return True
+    return False
+
+
 def _mark(directory: Path, disk: Disk) -> None:
     """Mark a directory as an output of shardpress, or refuse one that holds other files."""
     if _is_marked(directory):
         return
-    path = directory / _MARKER
     try:
-        publish(disk, path, seal(OUTPUT, {}))
+        _write_marker(directory, disk)
     except WriteFailed as error:
         # Another run may have written the marker meanwhile, and removed the temporary file of this one.
-        if not isinstance(error.__cause__, FileNotFoundError) or not path.exists():
+        if not isinstance(error.__cause__, FileNotFoundError) or not (directory / _MARKER).exists():
             raise
+
+
+def _write_marker(directory: Path, disk: Disk) -> None:
+    publish(disk, directory / _MARKER, seal(OUTPUT, {}))
 
 
 def _is_marked(directory: Path) -> bool:

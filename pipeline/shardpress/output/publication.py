@@ -15,10 +15,9 @@ Therefore the file is in the output directory, as ``index-<digest>.h5``, and the
 can be opened by any name, including the one that ``os.path.realpath`` returns. ``parquet`` is a folder of links to the
 Parquet files in ``parts/``, so a program that reads the whole folder finds the files of one run only.
 
-Version 0.1.0 wrote regular files under the plain names, and a copy that follows links (``cp -rL``) contains such
-files, too. Before such results are replaced, `settle` replaces the files by links, in an order that keeps every state
-consistent. On a file system without symbolic links, files are written as in version 0.1.0: as plain files, with the
-manifest last.
+A copy that follows links (``cp -rL``) contains regular files under the plain names. Before such results are replaced,
+`settle` replaces the files by links, in an order that keeps every state consistent. On a file system without symbolic
+links, files are written under the plain names, with the manifest last.
 """
 
 from __future__ import annotations
@@ -194,8 +193,8 @@ class Publication:
 def settle(directory: Path, disk: Disk, names: Iterable[str] = ()) -> None:
     """Make plain names links to the current publication, so that one switch replaces all of them.
 
-    Regular files, which version 0.1.0 or a copy has written, are first turned into a publication. At every step,
-    readers see the same run as before.
+    Regular files, as in a copy that followed links, are first turned into a publication. At every step, readers see the
+    same run as before.
 
     Parameters
     ----------

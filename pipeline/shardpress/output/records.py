@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shardpress.errors import DataError, NewerFormat, NoInput, NotPermitted, ReadFailed, printable
+from shardpress.errors import DataError, NoInput, NotPermitted, OtherVersion, ReadFailed, printable
 from shardpress.formats import Digested, digest, seal, unseal
 from shardpress.output.disk import TEMPORARY, Disk, Pieces, publish, write_error
 
@@ -75,8 +75,8 @@ PUBLISHED = "published"
 CURRENT = f"{PUBLISHED}/current"
 """The symbolic link whose target is the publication that readers see."""
 FOLDERS = ("parts", "stages", "commits")
-OUTPUT = "shardpress-output/1"
-_COMMITS = "shardpress-commits/1"
+OUTPUT = "shardpress-output/2"
+_COMMITS = "shardpress-commits/2"
 # Error numbers of `open` and `read` that concern the file itself.
 _ABOUT_THE_FILE = (
     errno.ENOENT,
@@ -185,15 +185,15 @@ def unsealed(path: Path, form: str = OUTPUT) -> dict[str, Any]:
     ------
     OSError, ValueError
         If the file cannot be read or is damaged.
-    NewerFormat
-        If a later version of shardpress has written the file.
+    OtherVersion
+        If another version of shardpress has written the file.
     ReadFailed, SystemLimit
         If the storage or the system fails, which does not mean that the file is damaged.
     """
     try:
         return unseal(form, path.read_bytes())
-    except NewerFormat as error:
-        raise NewerFormat(f"file={printable(path)}: {error}") from error
+    except OtherVersion as error:
+        raise type(error)(f"file={printable(path)}: {error}") from error
     except OSError as error:
         check_storage(error, path)
         raise
@@ -249,8 +249,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         If the storage or the system fails.
     DataError
         If the manifest is damaged or has another format.
-    NewerFormat
-        If a later version of shardpress has written the manifest.
+    OtherVersion
+        If another version of shardpress has written the manifest.
     NotPermitted
         If the user has no permission to read the manifest, or it lists files outside the directory.
     """

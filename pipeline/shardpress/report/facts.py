@@ -238,7 +238,7 @@ def _facts_of_report(report: Mapping[str, Any], fingerprint: str) -> dict[str, A
     if report.get("fingerprints", {}).get("request") != fingerprint:
         last = {"made": made, "summary": report["summary"], "config": report["config"]}
         return {"last": last, "attempts": []}
-    earlier = report.get("attempts", report.get("sittings", []))  # version 0.1.0 used the second name
+    earlier = report.get("attempts", [])
     attempts = [*earlier, {"made": made, "stages": report["stages"]}]
     return {"last": report.get("last"), "attempts": attempts[-_MAX_EARLIER_RUNS:]}
 

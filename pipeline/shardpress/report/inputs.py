@@ -19,9 +19,8 @@ __all__ = ["Inputs", "preprocessing_of"]
 def preprocessing_of(manifest: Mapping[str, Any], model: Model) -> Preprocessing:
     """Return the model and the settings that a run used for encoding."""
     config = manifest["config"]
-    on_drift = config.get("on_drift", config.get("out_of_range"))  # earlier versions used the second name
     has_other_rows = config.get("model") or config.get("fit_on") or manifest.get("appends")
-    clips = bool(has_other_rows) and on_drift == "clip"
+    clips = bool(has_other_rows) and config["on_drift"] == "clip"
     return Preprocessing(model, config.get("missing_value"), clips)
 
 

@@ -72,7 +72,7 @@ def judge(
     summary : mapping
         Numbers of the run: ``cost``, ``components`` and ``mean`` are errors or None.
     sample : mapping or None
-        Measurements of a sample of rows. Reports of earlier versions contain fewer of them.
+        Measurements of a sample of rows.
     config : mapping
         Settings of the run.
     scan : mapping or None
@@ -124,7 +124,7 @@ def _explained_share(summary: Mapping[str, Any], sample: Mapping[str, Any]) -> f
 
 
 def _code_width(summary: Mapping[str, Any]) -> int:
-    """Return the number of features that the decoder gets. Summaries of earlier versions do not include it."""
+    """Return the number of features that the decoder gets."""
     return int(summary.get("n_components") or summary["n_features"])
 
 
@@ -163,11 +163,7 @@ def _difference(probe: Mapping[str, Any], name: str) -> float:
 
 def _margin(probe: Mapping[str, Any], name: str) -> float:
     """Return the error bar of a difference: two standard errors."""
-    if "margins" in probe:
-        return float(probe["margins"][name])
-    # Reports of earlier versions contain no paired differences. Independent accuracies differ by more.
-    variances = [probe[key] * (1 - probe[key]) for key in (name, "features")]
-    return float(2 * (sum(variances) / probe["n_test"]) ** 0.5)
+    return float(probe["margins"][name])
 
 
 def _better_baselines(probe: Mapping[str, Any]) -> tuple[str, ...]:
@@ -262,7 +258,7 @@ def _flags(config: Mapping[str, Any], summary: Mapping[str, Any], better: Sequen
 
 def _flags_of_scaling(config: Mapping[str, Any]) -> Iterator[str]:
     """Yield flags that scale the columns in another way, if the run has such a setting."""
-    if config.get("scale", "std") != "std":  # the settings of earlier versions do not include the scaling
+    if config["scale"] != "std":
         yield "--scale std"
     if config.get("clip_quantile") == 0:
         yield "--clip-quantile 0.001"

@@ -19,7 +19,7 @@ from shardpress.output.records import Entry, fault_of, manifest_path, plain_name
 from shardpress.run.append_files import AppendedFiles, compare_files
 from shardpress.run.finished import FinishedRun, parts_by_shard
 from shardpress.run.resume import EarlierResults, has_requested_files, lacks_map
-from shardpress.settings.config import SETTINGS, Config, current_name
+from shardpress.settings.config import SETTINGS, Config
 from shardpress.settings.kinds import as_typed
 from shardpress.shards.shard import Shard
 from shardpress.shards.sources import Source
@@ -207,8 +207,8 @@ def _with_settings_of(config: Config, manifest: Mapping[str, Any], directory: Pa
 
 
 def _stored_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a finished run by their current names."""
-    stored = dict(current_name(name, value) for name, value in manifest["config"].items())
+    """Return the settings of a finished run by their names."""
+    stored = manifest["config"]
     return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
 

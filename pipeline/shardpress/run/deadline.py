@@ -275,7 +275,7 @@ def gave_up(training: Mapping[str, Any]) -> str:
     facts = training.get("deadline")
     if not facts or facts["n_epochs"] is None:
         return ""
-    part = facts.get("last_epoch_part", 1.0)  # version 0.1.0 trained whole epochs only
+    part = facts["last_epoch_part"]
     n_trained = len(training["history"]) - 1 + part if part < 1 else len(training["history"])
     if n_trained >= facts["of"]:
         return ""

@@ -418,7 +418,7 @@ def _rows_in_words(parts: Sequence[PartFacts]) -> str:
 
 def _drifted(part: PartFacts, position: int) -> PartDrift:
     """Return the drift of a part of the shard at a position in the inputs."""
-    is_whole = len(part.outside) < MAX_LISTED_COLUMNS and all(one.n_values for one in part.outside)
+    is_whole = len(part.outside) < MAX_LISTED_COLUMNS
     return PartDrift(position, part.n_rows, part.n_outside, part.outside, is_whole)
 
 

@@ -86,7 +86,7 @@ def run(
                 on_locked(ledger.directory)
                 return _append_in(ledger, config, state, command)
         prepared = prepare(config)
-        with locked(Path(config.results.output), disk) as ledger:
+        with locked(Path(config.results.output), disk, config.results.restart) as ledger:
             on_locked(ledger.directory)
             prepared, contents = compare_contents(ledger, prepared)
             if adds_extras_to(ledger, prepared):

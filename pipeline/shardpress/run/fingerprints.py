@@ -24,7 +24,7 @@ from shardpress.formats import fingerprint
 from shardpress.model import Model
 from shardpress.rowfacts import DROPPED, SELECTED, selection_digest
 from shardpress.run.budget import Budget
-from shardpress.settings.config import current_name, fingerprint_values
+from shardpress.settings.config import fingerprint_values
 from shardpress.settings.resolve import Settings
 from shardpress.shards.extras import row_names_in
 from shardpress.shards.shard import Shard
@@ -57,13 +57,12 @@ _FOLDERS = 3  # directories that a message lists
 _FILES = 3  # changed files that a message lists; more are summarized
 # A run can be resumed after an update of NumPy or Python. With all supported versions of NumPy, results are equal bit
 # for bit (`tests/run/test_pythons.py`), except for the rounding of principal components, which depends on the BLAS of
-# NumPy and on the processor. Runs of version 0.1.0 recorded this version. Change it if a later NumPy gives other
-# results.
+# NumPy and on the processor. Change this version if a later NumPy gives other results.
 _NUMPY = "1.26.4"
 _TARGETS = "target_values"  # key of the digest of the targets
-_UNNAMED = "riders"  # key of the extras next to the rows that a user has not named
+_UNNAMED = "extras"  # key of the extras next to the rows that a user has not named
 # Keys of an identity, and their names in messages.
-_IN_WORDS = {"n_bytes": "size", "changed": "modification time", CONTENTS: "contents", _UNNAMED: "extras"}
+_IN_WORDS = {"n_bytes": "size", "changed": "modification time", CONTENTS: "contents"}
 # Phrases for keys whose values are digests.
 _SENTENCES = {
     CONTENTS: "its contents changed although its modification time did not",
@@ -86,7 +85,7 @@ class Request:
         Directories of the shards. They are not part of a fingerprint, so that a data set can be moved between two runs.
     row_names : list of str
         Extras that are copied although they are neither next to the rows nor requested. They are part of the
-        fingerprint of the features only: version 0.1.0 did not copy them, and its finished runs stay complete.
+        fingerprint of the features only, so that requesting them changes nothing else.
     """
 
     inputs: dict[str, Any]
@@ -192,13 +191,11 @@ def _identity(shard: Shard) -> dict[str, Any]:
         "dataset": shard.dataset,
         "shape": list(shard.shape),
         "dtype": shard.stored_dtype,
+        "form": shard.form,
         "n_bytes": shard.identity.size,
         "changed": shard.identity.mtime_ns,
         _UNNAMED: [extra.name for extra in shard.extras if not extra.is_named],
     }
-    # These keys are added only if they differ from the default, so that runs of version 0.1.0 can be resumed.
-    if shard.form != "dense":
-        identity["form"] = shard.form
     if shard.order is not None:
         identity["column_order"] = order_digest(shard.order)
     return identity
@@ -271,7 +268,7 @@ def may_only_add_extras(before: Mapping[str, Any], now: Mapping[str, Any]) -> bo
 def _named_extras(request: Mapping[str, Any]) -> set[str]:
     """Return the extras that a user has named."""
     encoding = request.get("encoding", {})
-    named = [value for name, value in encoding.items() if current_name(name, None)[0] == "include"]
+    named = [value for name, value in encoding.items() if name == "include"]
     return {str(name) for names in named for name in names or ()}
 
 
@@ -285,7 +282,7 @@ def _descriptions(request: Mapping[str, Any]) -> list[str]:
 def _without_extras(request: Mapping[str, Any]) -> list[Any]:
     """Return the settings of all stages, except for the extras that a user has named."""
     settings = request.get("encoding", {})
-    encoding = {name: value for name, value in settings.items() if current_name(name, None)[0] != "include"}
+    encoding = {name: value for name, value in settings.items() if name != "include"}
     return [request.get("scan"), request.get("training"), encoding]
 
 
@@ -354,7 +351,7 @@ def _common_changes(changes: Sequence[Mapping[str, str]]) -> Iterator[str]:
         if len(phrases) == len(changes) and len(set(phrases)) == 1:
             yield phrases[0]
         else:
-            word = _IN_WORDS.get(key, current_name(key, None)[0])
+            word = _IN_WORDS.get(key, key)
             yield f"{word} of {len(phrases)} {'file' if len(phrases) == 1 else 'files'}"
 
 
@@ -369,10 +366,8 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str
         if key in _SENTENCES:
             found[key] = _SENTENCES[key]
             continue
-        name, value_before = current_name(key, value_before)
-        _, value_now = current_name(key, value_now)
         in_words = _time if key == "changed" else printable
-        name = _IN_WORDS.get(name, name)
+        name = _IN_WORDS.get(key, key)
         found[key] = f"{name} {in_words(value_before)} -> {in_words(value_now)}"
     return found
 

@@ -309,7 +309,7 @@ class _Finish:
         """Return the numbers of the run, with a judgment of the features from a sample."""
         prepared = self._prepared
         training = {} if prepared.given_model is not None else self._model.about["training"]
-        baseline = training.get("baseline") or {}  # version 0.1.0 did not store it
+        baseline = training.get("baseline") or {}
         n_unreadable = len(self._scan.unreadable) if self._scan else 0
         state = self._context.state
         summary = Summary(

@@ -13,7 +13,7 @@ from shardpress.encoding.parts import PartFacts
 from shardpress.model import Model
 from shardpress.rowfacts import DROPPED
 from shardpress.run.fingerprints import Request
-from shardpress.settings.config import SETTINGS, Config
+from shardpress.settings.config import Config
 from shardpress.shards.shard import Shard
 from shardpress.shards.sources import Source
 
@@ -197,6 +197,4 @@ def parts_by_shard(parts: Sequence[PartFacts]) -> dict[int, tuple[PartFacts, ...
 
 def _extras_in(encoding: Mapping[str, Any]) -> dict[str, Any]:
     """Return the extras that a user has named, from the settings of the features in a request."""
-    former = SETTINGS["include"].former_names
-    key = "include" if former is None else former[0]
-    return {key: encoding[key]} if key in encoding else {}
+    return {"include": encoding["include"]} if "include" in encoding else {}

@@ -61,7 +61,7 @@ class Generations:
         return [Entry(**line) for line in lines]
 
     def facts(self) -> dict[str, Any]:
-        """Return the entries of the manifest. A first generation without maps has none, as in earlier versions."""
+        """Return the entries of the manifest. A first generation without maps has none."""
         if self.number == 1 and not self.maps:
             return {}
         return {"generation": self.number, "generations": list(self.earlier), "maps": list(self.maps)}

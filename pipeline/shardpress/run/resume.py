@@ -276,7 +276,7 @@ def finished_manifest(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | No
 def plain_request(request: Request) -> dict[str, Any]:
     """Return a request as it is read from a file: with lists instead of tuples.
 
-    The names of rows are omitted, as in requests of version 0.1.0.
+    The names of rows are omitted.
     """
     found: dict[str, Any] = json.loads(json.dumps(asdict(request)))
     del found["row_names"]

@@ -80,7 +80,6 @@ class TrainingStage:
         if model is None:
             return None
         self._drop_checkpoints(earlier)
-        # Version 0.1.0 did not store the names of columns.
         return replace(model, columns=self.prepared.columns)
 
     def last_checkpoint(self, earlier: EarlierResults) -> Record | None:

@@ -17,15 +17,14 @@ __all__ = ["Outside", "farthest", "outside_of"]
 class Outside(NamedTuple):
     """Summary of a column's values outside the model's range, `low` to `high`.
 
-    `n_values` values are outside the range, and `value` is the farthest of them. `n_values` is 0 if the summary comes
-    from an earlier version, which did not count the values.
+    `n_values` values are outside the range, and `value` is the farthest of them.
     """
 
     column: int
     value: float
     low: float
     high: float
-    n_values: int = 0
+    n_values: int
 
     @property
     def distance(self) -> float:

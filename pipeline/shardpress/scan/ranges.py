@@ -87,8 +87,7 @@ class Scan:
         contains NaN, Inf or the missing value. If missing values are filled in, a row is bad if it contains Inf, or if
         all values are missing. All rows of unreadable shards are bad.
     spread : ndarray of shape (n_inputs,), float64
-        Standard deviation of each scaled column without outliers. It is NaN in files from earlier versions and for
-        appended rows.
+        Standard deviation of each scaled column without outliers. It is NaN for appended rows.
     inner : ndarray of shape (2, n_inputs), float64
         Bounds of the central 80 % of each column's values. They are NaN if the spread is NaN.
     unreadable : dict of int to str

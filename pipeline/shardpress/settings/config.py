@@ -63,7 +63,6 @@ __all__ = [
     "TimingSettings",
     "TrainingSettings",
     "ValidationSettings",
-    "current_name",
     "fingerprint_values",
     "problems",
 ]
@@ -114,12 +113,6 @@ class Setting:
         First result that a change recomputes, see `Affected`.
     help : str
         Help text of its flag in full sentences. A fixed default is appended to it.
-    legacy_value : object
-        Value that gives the behaviour of versions without this setting. With this value the setting is left out of the
-        fingerprint, so that results of these versions are reused. An empty tuple if there is none.
-    former_names : tuple of (str, dict), optional
-        Former key of a renamed setting, and a mapping from current to former values. Fingerprints contain the former
-        key and values.
     """
 
     name: str
@@ -129,23 +122,13 @@ class Setting:
     kind: Kind
     affects: Affected
     help: str
-    legacy_value: object
-    former_names: tuple[str, Mapping[str, str]] | None
 
 
-def _setting(
-    default: Any,
-    kind: Kind,
-    affects: Affected,
-    help: str,
-    legacy_value: object = (),
-    former_names: tuple[str, Mapping[str, str]] | None = None,
-) -> Any:
+def _setting(default: Any, kind: Kind, affects: Affected, help: str) -> Any:
     """Return a field with the facts of its setting, see `Setting`."""
     if default is None:
         kind = kind.or_none()
-    facts = {"kind": kind, "affects": affects, "help": help, "legacy_value": legacy_value, "former_names": former_names}
-    return field(default=default, metadata=facts)
+    return field(default=default, metadata={"kind": kind, "affects": affects, "help": help})
 
 
 def _switch(help: str) -> Any:
@@ -187,7 +170,6 @@ class InputSettings:
         "Copy these datasets, or all columns of these groups, to the output as extras, for example obs/cell_type or "
         "obs. Datasets next to the rows that have the same length, and the names of AnnData's cells, are always "
         "copied.",
-        former_names=("carry", {}),
     )
     labels: str | None = _setting(
         None,
@@ -203,7 +185,6 @@ class InputSettings:
         "scan",
         "Scan and train only on rows whose extra fulfils this condition, for example 'split==train', 'split in "
         "train,val' or 'quality>0.5' (in quotes, for the shell). All rows are encoded.",
-        legacy_value=None,
     )
     model: str | None = _setting(
         None, FILES, "inputs", "Encode with this model.h5, or with the model of this output directory; train nothing."
@@ -220,7 +201,6 @@ class ScalingSettings:
         "scan",
         "Scale each column to [0, 1] (range) or to the same variance (std), divide all columns by one number (common), "
         "leave them as they are (none), or choose one of the first three (auto).",
-        legacy_value="range",
     )
     row_scale: str | None = _setting(
         None,
@@ -228,7 +208,6 @@ class ScalingSettings:
         "scan",
         "Divide each row by its total, and multiply it by 10,000 (total), or divide it by its median, its Euclidean "
         "norm (norm) or its largest absolute value (max), before the columns are scaled.",
-        legacy_value=None,
     )
     transform: str | None = _setting(
         None,
@@ -236,7 +215,6 @@ class ScalingSettings:
         "scan",
         "After --row-scale and before the columns are scaled, replace each value x by sign(x) log(1 + |x|) (log1p), or "
         "by its rank among the values of its column, from 0 to 1 (rank).",
-        legacy_value=None,
     )
 
 
@@ -264,18 +242,14 @@ class NetworkSettings:
         "model",
         "Layer whose outputs are the features: the code, which is as wide as --n-features, or the last hidden layer, "
         "which is usually wider (hidden). Default: code, or the layer of --model.",
-        legacy_value="code",
     )
-    activation: str = _setting(
-        "relu", one_of(*HIDDEN), "model", "Activation of the hidden layers.", legacy_value="relu"
-    )
+    activation: str = _setting("relu", one_of(*HIDDEN), "model", "Activation of the hidden layers.")
     code_activation: str | None = _setting(
         None,
         one_of(*CODES),
         "model",
         f"Activation of the features. Default: sigmoid, or linear for fewer than {MANY_INPUTS} columns or if some rows "
         "are much larger than the others.",
-        legacy_value="sigmoid",
     )
     decoder_gain: bool | None = _setting(
         None,
@@ -283,7 +257,6 @@ class NetworkSettings:
         "model",
         "Learn one scale factor per feature in the decoder, which keeps sigmoid features from saturating. Default: "
         "yes for sigmoid features.",
-        legacy_value=False,
     )
     nested: bool = _setting(
         False,
@@ -291,7 +264,6 @@ class NetworkSettings:
         "model",
         "Train features whose first 8, 16, 32, ... can be used without the others, so that their number can be chosen "
         "afterwards. The features are linear.",
-        legacy_value=False,
     )
 
 
@@ -304,7 +276,6 @@ class TrainingSettings:
         one_of("components", "random"),
         "model",
         "Initialize the weights from principal components or at random.",
-        legacy_value="random",
     )
     epochs: int | None = _setting(
         None,
@@ -352,14 +323,12 @@ class TrainingSettings:
         "model",
         "Fraction of the entries to hide from the encoder during training; they differ in each step. Default: "
         f"{MASKED} with a hidden layer and {MANY_INPUTS} columns or more, otherwise 0.",
-        legacy_value=0.0,
     )
     weight_decay: float = _setting(
         0.0,
         number(lambda rate: 0 <= rate < math.inf, "0 or more, and finite"),
         "model",
         "Shrink the weights by this factor times the learning rate in each step.",
-        legacy_value=0.0,
     )
     target: str | None = _setting(
         None,
@@ -369,14 +338,12 @@ class TrainingSettings:
         "learns to predict during training. Rows without a value are used for the reconstruction only. If fewer than "
         "20 % of the rows have a class, a linear classifier of the columns estimates the class of others. Use it with "
         "--fit-on, because features of the rows that they were trained on are too good.",
-        legacy_value=None,
     )
     target_weight: float | None = _setting(
         None,
         number(lambda weight: 0 < weight < math.inf, "a finite number above 0"),
         "model",
         f"Weight of the --target, compared with the reconstruction. Default: {TARGET_WEIGHT}.",
-        legacy_value=None,
     )
     replicas: int | None = _setting(
         None,
@@ -384,7 +351,6 @@ class TrainingSettings:
         "model",
         "Number of copies of the model that train in parallel and are averaged many times per epoch; reduced if each "
         "would have too few steps. Default: 1 if one device trains in minutes, otherwise 8.",
-        legacy_value=1,
     )
     seed: int = _setting(0, whole(0), "model", "Seed of all random numbers.")
 
@@ -469,7 +435,6 @@ class BadDataSettings:
         "scan",
         "Replace missing values by the mean or median of their column; a row without any value stays bad. Default: "
         "rows with missing values are bad.",
-        legacy_value=None,
     )
     missing_indicator: bool = _setting(
         False,
@@ -477,7 +442,6 @@ class BadDataSettings:
         "scan",
         "With --impute, add a column for each column with missing values, which is 1 where the value is missing and 0 "
         "elsewhere.",
-        legacy_value=False,
     )
     clip_quantile: float = _setting(
         0.0,
@@ -485,7 +449,6 @@ class BadDataSettings:
         "scan",
         "Clip this fraction of the values at either end of each column, so that outliers do not stretch its range; for "
         "example 0.001.",
-        legacy_value=0.0,
     )
     on_drift: str = _setting(
         "pass",
@@ -493,7 +456,6 @@ class BadDataSettings:
         "features",
         "With --model or --fit-on, what to do with rows outside the range of the rows that the model was trained on: "
         "count them (pass), clip them to the range (clip), or stop (raise).",
-        former_names=("out_of_range", {"pass": "allow"}),
     )
 
 
@@ -506,14 +468,12 @@ class StorageSettings:
         one_of("float32", "float16"),
         "features",
         "Data type of the stored features. Default: float32, or the smallest type that --max-feature-error allows.",
-        legacy_value="float32",
     )
     compression: str | None = _setting(
         None,
         one_of("none", "lzf", "gzip"),
         "features",
         "Compression of the stored features; lzf is specific to h5py. Default: none, or gzip with --max-feature-error.",
-        legacy_value="none",
     )
     max_feature_error: float | None = _setting(
         None,
@@ -521,7 +481,6 @@ class StorageSettings:
         "features",
         "Maximum rounding error of stored features, for example 1e-3. Larger values give smaller files. Default: no "
         "rounding.",
-        legacy_value=None,
     )
 
 
@@ -685,30 +644,9 @@ SETTINGS: Mapping[str, Setting] = _known_settings()
 
 
 def fingerprint_values(config: Config, result: Affected) -> dict[str, Any]:
-    """Return the settings whose values determine a result, by their names in fingerprints."""
+    """Return the settings whose values determine a result, by their names."""
     values = config.flat()
-    found = {}
-    for name, setting in SETTINGS.items():
-        value = values[name]
-        if setting.affects != result or value == setting.legacy_value:
-            continue
-        if setting.former_names is not None:
-            name, spelled = setting.former_names
-            value = spelled.get(value, value)
-        found[name] = value
-    return found
-
-
-def current_name(key: str, value: object) -> tuple[str, object]:
-    """Return the current name and value of a setting, given its key and value in a fingerprint."""
-    for setting in SETTINGS.values():
-        if setting.former_names is None or setting.former_names[0] != key:
-            continue
-        for current, former in setting.former_names[1].items():
-            if value == former:
-                return setting.name, current
-        return setting.name, value
-    return key, value
+    return {name: values[name] for name, setting in SETTINGS.items() if setting.affects == result}
 
 
 def problems(config: Config) -> list[str]:

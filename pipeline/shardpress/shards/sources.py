@@ -39,7 +39,7 @@ class Source:
     ----------
     path : Path
     n_rows, n_bytes, blake3 : int, int and str, optional
-        Facts from the manifest; manifests of earlier versions lack some of them.
+        Facts from the manifest.
     master : Path, optional
         The master file that stacks this one.
     dataset : str, optional

@@ -235,7 +235,7 @@ def _greatest_length_and_sum(pieces: Iterator[np.ndarray], group_rows: int) -> t
 def _with_index_of_table(shard: Shard) -> Shard:
     """Return a shard with a leading field `index` of its records as an extra, which is a pandas frame's index.
 
-    The extra counts as named, so that it is not part of the identity of the rows, as in version 0.1.0.
+    The extra counts as named, so that it is not part of the identity of the rows.
     """
     if shard.form != "table":
         return shard

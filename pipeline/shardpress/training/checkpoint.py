@@ -120,8 +120,8 @@ class TrainingState:
         if not isinstance(values, Mapping):
             raise ValueError(f"is not a checkpoint: its progress is a {type(values).__name__}")
         names = {each.name for each in fields(cls)}
-        # A missing field must not become its default, except for those that earlier versions did not have.
-        if set(values) | {"n_epochs", "ended_at"} != names:
+        # A missing field must not become its default.
+        if set(values) != names:
             raise ValueError(f"is not a checkpoint: it has the fields {sorted(values)}, expected {sorted(names)}")
         history = [Epoch(**epoch) for epoch in values["history"]]
         state = cls(**{**values, "history": history})
@@ -155,7 +155,6 @@ class Checkpoint:
 
     def to_npz(self) -> bytes:
         """Return the content of the checkpoint's file."""
-        # Version 0.1.0 used the same names, so its checkpoints can be resumed.
         return pack(self.arrays, {"progress": asdict(self.state), "n_steps": self.n_steps})
 
     @classmethod

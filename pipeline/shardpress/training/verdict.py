@@ -78,7 +78,7 @@ def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Ne
     Parameters
     ----------
     about : mapping
-        Facts from `measured`, and the history. Models of earlier versions may lack some of them.
+        Facts from `measured`, and the history.
     """
     baseline = about.get("baseline")
     # Training with strong corruption or with targets aims at other features, not at a smaller error.

@@ -38,7 +38,7 @@ _KINDS = {Table: "table", Figure: "figure", Command: "command"}
 
 
 def page_of(report: Mapping[str, Any]) -> Page:
-    """Return the page of a report. Facts that an earlier version did not write are left out.
+    """Return the page of a report.
 
     Raises
     ------
@@ -60,11 +60,8 @@ def page_of(report: Mapping[str, Any]) -> Page:
 
 
 def _origin(report: Mapping[str, Any]) -> str:
-    """Return the host and the date of the run; empty for reports of earlier versions that contain neither."""
-    host = report.get("host")
-    made = report.get("made")
-    words = [f"on {cut(host, 60)}" if host else "", cut(made, 30) if made else ""]
-    return ", ".join(word for word in words if word)
+    """Return the host and the date of the run."""
+    return f"on {cut(report['host'], 60)}, {cut(report['made'], 30)}"
 
 
 # -- files ---------------------------------------------------------------------------------------------------------

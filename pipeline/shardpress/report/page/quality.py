@@ -114,7 +114,7 @@ def _probe(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Ite
         "columns": "raw columns",
         "commonest": "most frequent label",
     }
-    accuracies = {names[key]: probe[key] for key in names if key in probe}  # earlier versions measured fewer
+    accuracies = {names[key]: probe[key] for key in names}
     note = (
         f"A ridge classifier, trained on the labels {cut(probe['labels'], 40)} of {count(probe['n_train'])} rows and "
         f"tested on {count(probe['n_test'])} other rows.{_note_on_margins(probe)}"

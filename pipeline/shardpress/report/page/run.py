@@ -11,7 +11,7 @@ from shardpress.report.page.document import Command, Item, Section, Table
 from shardpress.report.page.pictures import bars
 from shardpress.report.page.svg import TIMES
 from shardpress.report.page.words import count, cut, number, path, percent
-from shardpress.settings.config import Config, current_name
+from shardpress.settings.config import Config
 from shardpress.text import exact_duration, size
 
 __all__ = ["change", "settings", "steps", "time_spent"]
@@ -71,9 +71,8 @@ def _total_time(summary: Mapping[str, Any]) -> str:
 
 
 def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    renamed = dict(current_name(name, value) for name, value in before.items())
-    changed = [name for name in now if renamed.get(name) != now[name] and name not in _NOT_OF_RESULTS]
-    return [(name, _value(renamed.get(name)), _value(now[name])) for name in changed]
+    changed = [name for name in now if before.get(name) != now[name] and name not in _NOT_OF_RESULTS]
+    return [(name, _value(before.get(name)), _value(now[name])) for name in changed]
 
 
 # -- times ---------------------------------------------------------------------------------------------------------
@@ -88,7 +87,7 @@ def time_spent(report: Mapping[str, Any]) -> Section:
         items.append(bars("Time by stage", seconds, [TIMES], exact_duration))
     items += _rates_of_stages(report, has_workers=bool(cluster.get("workers")))
     items += _workers(cluster)
-    attempts = report.get("attempts", report.get("sittings", []))  # version 0.1.0 wrote the other name
+    attempts = report.get("attempts", [])
     items += map(_earlier_times, attempts)
     return Section("Run time", tuple(items))
 
@@ -226,7 +225,7 @@ def settings(report: Mapping[str, Any]) -> Section:
 def _inputs(inputs: Mapping[str, Any] | None) -> Iterator[Item]:
     if not inputs:
         return
-    extras = inputs.get("extras", inputs.get("riders", []))  # version 0.1.0 wrote the other name
+    extras = inputs.get("extras", [])
     files = ", ".join(path(file) for file in inputs["files"])
     rows = [
         ("shards", count(inputs["n_shards"])),

@@ -72,14 +72,9 @@ def status(report: Mapping[str, Any]) -> str:
 
 def notices(report: Mapping[str, Any]) -> tuple[int, list[str]]:
     """Return the number of warnings, and the texts of the first warnings with their advice."""
-    warnings = report.get("warnings")
-    if warnings:
-        n = warnings["n"]
-        lines = [str(line) for line in warnings["first"]]
-    else:
-        lines = list(_warnings_of_summary(report))
-        n = len(lines)
-    return n, [_sentence(line) for line in lines[:_MAX_LISTED]]
+    warnings = report["warnings"]
+    lines = [str(line) for line in warnings["first"]]
+    return warnings["n"], [_sentence(line) for line in lines[:_MAX_LISTED]]
 
 
 def _sentence(line: str) -> str:
@@ -88,19 +83,6 @@ def _sentence(line: str) -> str:
     if not is_place:
         line = line[:1].upper() + line[1:]
     return cut(line, 500)
-
-
-def _warnings_of_summary(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yield warnings derived from a summary, for reports of earlier versions, which do not store warnings."""
-    summary = report["summary"]
-    if summary.get("n_bad"):
-        yield f"{quantity(summary['n_bad'], 'bad row')} with NaN features."
-    if summary.get("n_bad_shards"):
-        yield f"{quantity(summary['n_bad_shards'], 'bad shard')}."
-    if summary.get("n_outside"):
-        yield f"{quantity(summary['n_outside'], 'row')} outside the range of the rows that the model was trained on."
-    if report.get("device", {}).get("reason"):
-        yield f"The requested device was not used: {report['device']['reason']}"
 
 
 def action_needed(report: Mapping[str, Any]) -> Section:

@@ -43,7 +43,7 @@ def column(facts: Mapping[str, Any]) -> str:
     """Return the number of a column, with its name if the name is known."""
     if facts["column"] is None:
         return "-"
-    name = facts.get("name")  # reports of earlier versions contain no names
+    name = facts.get("name")
     if not name:
         return str(facts["column"])
     return f"{facts['column']} {cut(name, 24)}"

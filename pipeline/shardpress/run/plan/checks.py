@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shardpress.encoding.parts import PartFacts
-from shardpress.errors import DataError, NoInput, ShardpressError, TryAgain, printable, quantity
+from shardpress.errors import DataError, EarlierVersion, NoInput, ShardpressError, TryAgain, printable, quantity
 from shardpress.hdf5.files import writers
 from shardpress.model import Model
 from shardpress.output.disk import Disk, free_inodes
@@ -178,7 +178,8 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
     """Return the results that a run would reuse; check that the output is writable and has enough space."""
     directory = Path(prepared.config.results.output)
     error = objection(directory)
-    if error is not None:
+    discards_earlier = prepared.config.results.restart and isinstance(error, EarlierVersion)
+    if error is not None and not discards_earlier:
         findings.problems.append(error)
         return Reusable()
     pid = _locking_process(directory)
@@ -190,7 +191,7 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
             )
         )
     reusable = Reusable()
-    ledger = findings.attempt(lambda: open_readonly(directory))
+    ledger = None if discards_earlier else findings.attempt(lambda: open_readonly(directory))
     if ledger is not None:
         prepared, _ = compare_contents(ledger, prepared, reads=False)
         reusable = reusable_results(ledger, prepared)
