@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from shardpress.encoding.partfile import PartMemory, part_shapes
-from shardpress.encoding.storage import PLAIN, Storage, TooCoarse
+from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.encoding.whole import single_file
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
@@ -28,40 +28,14 @@ def store(storage: Storage, features: np.ndarray) -> tuple[np.ndarray, float]:
     return out, storage.store(features, out)
 
 
-@pytest.mark.parametrize("max_error", [0.3, 1e-2, 1e-3, 1e-5, 1e-9])
-def test_rounding_errors_are_limited_and_reported(max_error: float) -> None:
-    for size in (1e-6, 1e-2, 1, 1000, 1e6, 1e38):
-        features = (RNG.normal(size=(5000, 3)) * size / 4).astype(np.float32)
-        valid = RNG.random(5000) < 0.9
-        features[~valid] = np.nan
-        for dtype in ("float32", "float16"):
-            try:
-                found, error = store(Storage(dtype, "none", max_error), features)
-            except TooCoarse:
-                with np.errstate(over="ignore"):
-                    exact = np.abs(features[valid].astype(np.float16).astype(float) - features[valid])
-                assert dtype == "float16"
-                assert exact.max() > max_error / 4 or size > 1e4  # too coarse without a rounding step as well
-                continue
-            off = np.abs(found[valid].astype(float) - features[valid])
-            assert off.max() == error <= max_error
-            assert np.isnan(found[~valid]).all()
-
-
-def test_features_with_too_large_rounding_errors_are_refused() -> None:
-    """Between 4 and 8, float16 has multiples of 2**-8, so the first number below is off by 2**-9."""
-    features = np.array([[4 + 2**-9]], np.float32)
-    assert store(Storage("float16", "none", 2**-9), features)[1] == 2**-9
-    for max_error in (0.9 * 2**-9, 0.6 * 2**-9):
-        with pytest.raises(TooCoarse):
-            store(Storage("float16", "none", max_error), features)
-
-
-def test_rounding_uses_the_allowed_error_to_save_bits() -> None:
-    features = RNG.random((1000, 2), np.float32)
-    found, error = store(Storage("float16", "gzip", 1e-3), features)
-    assert len(np.unique(found)) <= 2**9 + 1
-    assert error > 9e-4
+def test_rounding_errors_are_reported() -> None:
+    features = (RNG.normal(size=(5000, 3)) * 100).astype(np.float32)
+    valid = RNG.random(5000) < 0.9
+    features[~valid] = np.nan
+    for dtype in ("float32", "float16"):
+        found, error = store(Storage(dtype), features)
+        np.testing.assert_array_equal(found, features.astype(dtype))
+        assert error == np.abs(found[valid].astype(float) - features[valid]).max()
 
 
 def test_overflow_of_float16_is_clipped_and_reported() -> None:

@@ -38,9 +38,7 @@ def not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encode_module, "_encode_rows", encode)
 
 
-@pytest.mark.parametrize(
-    "storage", [[], ["--storage-dtype", "float16"], ["--max-feature-error", "0.01"], ["--compression", "gzip"]]
-)
+@pytest.mark.parametrize("storage", [[], ["--storage-dtype", "float16"], ["--compression", "gzip"]])
 def test_labels_written_into_the_files_are_copied_without_encoding(
     growing: Workspace, out: Path, request: pytest.FixtureRequest, storage: list[str]
 ) -> None:

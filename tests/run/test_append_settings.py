@@ -74,7 +74,7 @@ def test_results_of_a_given_model_can_be_extended(growing: Workspace, finished: 
 
 
 def test_float16_features_stay_float16(growing: Workspace, out: Path) -> None:
-    assert growing.run(out, "--max-feature-error", "0.001") == 0
+    assert growing.run(out, "--storage-dtype", "float16") == 0
     add(growing, "3.h5")
     assert growing.run(out, "--append") == 0
     assert open_features(out).features.dtype == np.float16

@@ -13,9 +13,8 @@ from shardpress.features import open_features
 from shardpress.output.records import read_manifest
 from shardpress.report.page.build import checked_page, read_report, text_of
 from shardpress.report.verify import verify
-from tests.support.interruptions import FullDisk, stamps
-from tests.support.logged import mentions, reuses
-from tests.support.soak_protocol import leftovers
+from tests.support.interruptions import FullDisk
+from tests.support.logged import reuses
 from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.slow
@@ -29,7 +28,7 @@ def test_stored_features_differ_by_the_reported_error(workspace: Workspace, out:
     assert workspace.run(tmp_path / "plain") == 0
     expected = features(tmp_path / "plain")
     assert read_manifest(tmp_path / "plain")["storage"]["max_error"] == 0
-    for flags in (["--storage-dtype", "float16"], ["--compression", "lzf"], ["--max-feature-error", "1e-2"]):
+    for flags in (["--storage-dtype", "float16"], ["--compression", "lzf"]):
         output = tmp_path / flags[1]
         assert workspace.run(output, *flags, "--single-file") == 0
         storage = read_manifest(output)["storage"]
@@ -44,34 +43,8 @@ def test_stored_features_differ_by_the_reported_error(workspace: Workspace, out:
         assert f" as {storage['dtype']}" in text_of(checked_page(read_report(output), output))
 
 
-def test_features_that_need_more_than_float16_are_float32(workspace: Workspace, out: Path, caplog: Any) -> None:
-    flags = ["--max-feature-error", "1e-6"]
-    assert workspace.run(out, *flags) == 0
-    storage = read_manifest(out)["storage"]
-    assert (storage["dtype"], storage["compression"]) == ("float32", "gzip")
-    assert 0 < storage["max_error"] <= 1e-6
-    assert mentions(caplog.text, "encoding:", "float32", "float16")
-    assert leftovers(out) == []
-    before = stamps(out)
-    assert workspace.run(out, *flags) == 0
-    assert stamps(out) == before
-
-
-def test_float16_parts_are_dropped_if_others_need_float32(workspace: Workspace, out: Path) -> None:
-    """The first part fits into float16, because all its features are NaN."""
-    workspace.add_shard("0-bad.h5", np.full((16, 4), np.nan, np.float32))
-    flags = ["--max-feature-error", "1e-6", "--on-bad-data", "skip", "--max-bad-rows", "50%"]
-    assert workspace.run(out, *flags) == 0
-    parts = read_manifest(out)["parts"]
-    assert parts[0]["n_bad"] == parts[0]["n_rows"] == 16
-    assert {part["dtype"] for part in parts} == {"float32"}
-    assert features(out).dtype == np.float32
-
-
-@pytest.mark.parametrize("flags", [["--storage-dtype", "float16"], ["--max-feature-error", "1e-6"]], ids=lambda f: f[0])
-def test_an_interrupted_run_resumes_with_the_same_bits(
-    workspace: Workspace, out: Path, tmp_path: Path, flags: list[str]
-) -> None:
+def test_an_interrupted_run_resumes_with_the_same_bits(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    flags = ["--storage-dtype", "float16"]
     assert workspace.run(tmp_path / "undisturbed", *flags) == 0
     for n_named in (1, 3):
         output = tmp_path / str(n_named)
@@ -84,7 +57,7 @@ def test_another_storage_keeps_the_model(workspace: Workspace, out: Path, caplog
     assert workspace.run(out) == 0
     flags = ["--storage-dtype", "float16"]
     assert workspace.run(out, *flags) == 78
-    assert "storage_dtype None -> float16" in caplog.text
+    assert "storage_dtype float32 -> float16" in caplog.text
     caplog.clear()
     assert workspace.run(out, *flags, "--overwrite") == 0
     assert reuses(caplog.text, "training")

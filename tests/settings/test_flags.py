@@ -65,7 +65,6 @@ SAMPLES = {
     "on_drift": ("clip", "raise", "clip"),
     "storage_dtype": ("float16", "float32", "float16"),
     "compression": ("gzip", "none", "lzf"),
-    "max_feature_error": (0.1, 0.01, 0.001),
     "workers": (1, 2, 3),
     "devices": (("cuda0",), ("opencl0:0", "cpu"), ("all",)),
     "scheduler": ("a", "b", "c"),

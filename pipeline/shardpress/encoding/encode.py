@@ -94,8 +94,6 @@ def encode_part(task: EncodeTask) -> PartFacts:
     ------
     DataError
         If rows cannot be read, or if the settings do not allow them.
-    TooCoarse
-        If features cannot be stored with the requested accuracy.
     WriteFailed, SystemLimit
         If the file cannot be written.
     TryAgain

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,19 +10,13 @@ import deflate
 import h5py
 import numpy as np
 
-from shardpress.errors import ShardpressError
-from shardpress.settings.resolve import ResolvedStorage
+from shardpress.settings.config import StorageSettings
 
-__all__ = ["PLAIN", "Chunked", "Storage", "TooCoarse", "storages", "write_chunked"]
+__all__ = ["PLAIN", "Chunked", "Storage", "storage_of", "write_chunked"]
 
 _BLOCK_ROWS = 2**12  # rows to round at once; they fit into the processor's cache
 _CHUNK_BYTES = 2**18  # bytes before compression; HDF5 decompresses a whole chunk for each read
-_INTEGER_RANGE = 2.0**23  # float32 numbers of at least this magnitude are integers
 _LEVEL = 1  # deflate level; level 4 takes twice as long and saves only 2.5 %
-
-
-class TooCoarse(ShardpressError):
-    """Error of a dtype that cannot store the features accurately enough."""
 
 
 class Chunked(NamedTuple):
@@ -43,14 +36,10 @@ class Storage:
         ``float32`` or ``float16``.
     compression : str
         ``none``, ``lzf`` or ``gzip``. The HDF5 shuffle filter is applied before ``lzf`` and ``gzip``.
-    max_error : float or None
-        Largest allowed error of a stored feature. Features are rounded within this limit. If it is None, features are
-        rounded to the nearest value of the dtype.
     """
 
     dtype: str = "float32"
     compression: str = "none"
-    max_error: float | None = None
 
     @property
     def is_plain(self) -> bool:
@@ -76,46 +65,26 @@ class Storage:
         -------
         float
             Largest difference between a stored feature and the encoder's result.
-
-        Raises
-        ------
-        TooCoarse
-            If the error is larger than allowed.
         """
         error = 0.0
+        largest_value = np.finfo(self.dtype).max
         for rows in _slices(len(features), _BLOCK_ROWS):
-            out[rows] = self._round(features[rows])
+            # Larger values would become Inf in float16.
+            out[rows] = np.clip(features[rows], -largest_value, largest_value)
             # The difference of two nearly equal numbers is exact in float32.
             difference = np.subtract(out[rows], features[rows], dtype=np.float32)
             np.abs(difference, out=difference)
             largest = np.fmax.reduce(difference, axis=None, initial=0)  # ignores NaN
             error = max(error, float(largest))
-        if self.max_error is not None and error > self.max_error:
-            raise TooCoarse(f"{self.dtype} has a rounding error of {error:.3g}, expected at most {self.max_error:g}")
         return error
-
-    def _round(self, features: np.ndarray) -> np.ndarray:
-        if self.max_error is not None:
-            # If the step is a power of two, all products are exact, and the trailing bits are zeros, which compress
-            # well.
-            step = np.float32(2.0 ** math.floor(math.log2(2 * self.max_error)))
-            with np.errstate(over="ignore"):
-                rounded = np.rint(features / step) * step
-            # Larger features are multiples of `step` already.
-            features = np.where(np.abs(features) < _INTEGER_RANGE * step, rounded, features)
-        largest = np.finfo(self.dtype).max  # larger values would become Inf in float16
-        return np.clip(features, -largest, largest)
 
 
 PLAIN = Storage()
 
 
-def storages(settings: ResolvedStorage) -> list[Storage]:
-    """Return the storage formats to try, the smallest first. The first one with an allowed error is used."""
-    compression = settings.compression
-    if settings.max_feature_error is None:
-        return [Storage(settings.storage_dtype or "float32", compression)]
-    return [Storage(dtype, compression, settings.max_feature_error) for dtype in ("float16", "float32")]
+def storage_of(settings: StorageSettings) -> Storage:
+    """Return the storage format that the settings select."""
+    return Storage(settings.storage_dtype, settings.compression)
 
 
 def write_chunked(file: h5py.File, name: str, chunked: Chunked) -> None:

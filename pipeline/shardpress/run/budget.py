@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shardpress.device import MOST_RESIDENT
-from shardpress.encoding.storage import storages
+from shardpress.encoding.storage import storage_of
 from shardpress.errors import ConfigError
-from shardpress.settings.config import MachineSettings
+from shardpress.settings.config import MachineSettings, StorageSettings
 from shardpress.settings.defaults import COPIES_IN_TRAINING
-from shardpress.settings.resolve import ResolvedStorage
 from shardpress.shards.shard import WIDE_BYTES, Shard, leave_out_extras, row_dtype
 from shardpress.training.fit import Sizes
 from shardpress.training.order import MAX_CHUNK_BYTES
@@ -118,7 +117,7 @@ def n_threads_of(machine: MachineSettings) -> int:
 
 def make_budget(
     machine: MachineSettings,
-    storage: ResolvedStorage,
+    storage: StorageSettings,
     network: Network,
     n_replicas: int,
     shards: Sequence[Shard],
@@ -136,7 +135,7 @@ def make_budget(
     ----------
     machine : MachineSettings
         The memory budget, and the number of threads and of rows in a block if they are set.
-    storage : ResolvedStorage
+    storage : StorageSettings
         How features are stored.
     network : Network
         The network that is trained or given.
@@ -214,12 +213,12 @@ def _check_blocks(
         )
 
 
-def _part_rows(thread_bytes: int, storage: ResolvedStorage, n_features: int, n_rows: int, block_rows: int) -> int:
+def _part_rows(thread_bytes: int, storage: StorageSettings, n_features: int, n_rows: int, block_rows: int) -> int:
     """Return the rows of a part, a multiple of `block_rows`, whose features take less than `thread_bytes`."""
     wanted_bytes = max(_PART_BYTES, n_rows * 4 * n_features // _MANY_PARTS)
     # A part is held as one array. The other two shares are for extras, and for a copy of extras that are longer than
     # expected. A second copy of the features is needed for conversion, and for compression while HDF5 writes the file.
-    n_shares = 3 if storages(storage)[0].is_plain else 6
+    n_shares = 3 if storage_of(storage).is_plain else 6
     part_bytes = min(wanted_bytes, thread_bytes // n_shares)
     n_blocks = part_bytes // (4 * n_features) // block_rows
     return max(1, n_blocks) * block_rows

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -16,7 +15,7 @@ from shardpress.device import autoencoder_of
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.encode import EncodeTask, encode_part
 from shardpress.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts, plan_parts
-from shardpress.encoding.storage import Storage, TooCoarse, storages
+from shardpress.encoding.storage import storage_of
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, serving
 from shardpress.errors import DataError, printable, quantity
 from shardpress.formats import fingerprint
@@ -87,9 +86,8 @@ class EncodingStage:
 
     name: ClassVar[str] = "encoding"
 
-    def key(self, storage: Storage | None = None) -> str:
-        """Return the fingerprint of the features in a storage format, by default in the first one to try."""
-        first = self._storages()[0]
+    def key(self) -> str:
+        """Return the fingerprint of the features."""
         key = self.prepared.request.of_features(self.model.fingerprint)
         if self.prepared.finished is not None:
             copied = sorted(self.prepared.finished.copies)
@@ -98,8 +96,6 @@ class EncodingStage:
         is_listed = self.prepared.config.bad_data.on_bad_data == "quarantine"  # otherwise parts do not list bad rows
         if unreadable or is_listed:
             key = fingerprint(key, unreadable, is_listed)
-        if storage is not None and storage != first:
-            key = fingerprint(key, asdict(storage))
         return key
 
     def load(self, earlier: EarlierResults) -> Encoded | None:
@@ -110,12 +106,14 @@ class EncodingStage:
         return encoded
 
     def committed(self, earlier: EarlierResults) -> Encoded:
-        """Return the parts of an earlier run in the last storage format that it used."""
-        for storage in reversed(self._storages()):
-            encoded = self._committed_as(earlier, storage)
-            if encoded.parts:
-                return encoded
-        return encoded
+        """Return the parts that an earlier run has encoded; drop parts that overlap others."""
+        key = self.key()
+        if self.prepared.finished is not None and self.prepared.finished.reused:
+            return Encoded(key, list(self.prepared.finished.reused))
+        parts = [PartFacts.from_record(record) for record in earlier.records("part", key)]
+        _, overlapping = self._missing(parts)
+        earlier.drop(*(part.record(key) for part in overlapping))
+        return Encoded(key, [part for part in parts if part not in overlapping])
 
     def make(self, context: RunContext) -> Encoded:
         """Encode the missing rows and commit their parts.
@@ -126,22 +124,20 @@ class EncodingStage:
             If there are more bad rows than the settings allow.
         """
         encoder = encoder_of(self.prepared, self.model)
-        *smaller, last = self._storages()
-        for storage in smaller:
-            try:
-                return self._encode_as(context, encoder, storage)
-            except TooCoarse as error:  # a sample cannot rule this out, because a single row can be far outside
-                log.info("encoding: starting again with %s, because %s", last.dtype, error)
-        try:
-            return self._encode_as(context, encoder, last)
-        except TooCoarse as error:
-            if self.prepared.finished is None:
-                raise
-            raise DataError(
-                f"output={printable(context.ledger.directory)}: the new features cannot be stored like the earlier "
-                f"ones: {error}. Encode all files again with --overwrite, or write these rows to another --output with "
-                "--model."
-            ) from error
+        encoded = self.committed(context.earlier)
+        missing, _ = self._missing(encoded.parts)
+        context.state.features_key = encoded.key
+        if encoded.parts:
+            rows = _rows_in_words(encoded.parts)
+            context.state.reused[self.name] = f"the features of {rows}"
+            log.info("encoding: resuming; an earlier run has encoded %s", rows)
+        limit = _BadRowLimit(self.prepared)
+        for part in encoded.parts:  # the limit counts all bad rows of the input
+            limit.count(part)
+        if missing:
+            self._encode(context, encoder, missing, limit)
+        parts = [PartFacts.from_record(record) for record in context.ledger.records("part", encoded.key)]
+        return Encoded(encoded.key, parts)
 
     def describe(self, encoded: Encoded) -> str:
         """Describe the reused parts."""
@@ -189,7 +185,7 @@ class EncodingStage:
         return encoding_bytes(self.prepared)
 
     def sample(self, encoder: Autoencoder, stretches: Sequence[Stretch], disk: Disk) -> Pace:
-        """Encode some rows in the smallest storage format that is accurate enough for them.
+        """Encode some rows.
 
         Parameters
         ----------
@@ -200,11 +196,18 @@ class EncodingStage:
         disk : Disk
             Disk that discards the files after they are written.
         """
-        *smaller, last = self._storages()
-        for storage in smaller:
-            with suppress(TooCoarse):
-                return self._sample_as(encoder, stretches, disk, storage)
-        return self._sample_as(encoder, stretches, disk, last)
+        prepared = self.prepared
+        if prepared.config.bad_data.on_bad_data == "raise":  # the scan reports bad rows
+            prepared = replace(prepared, config=prepared.config.changed(on_bad_data="skip"))
+        n_rows = min(prepared.budget.part_rows, max(len(stretch.block) for stretch in stretches))
+        settings = replace(self, prepared=prepared).settings(n_rows, Path())
+        parts = [Part(stretch.number, block) for stretch in stretches for block in stretch.block.cut(n_rows)]
+        for dtype in sorted({part.source.shard.dtype for part in parts}):
+            compile_encoder(encoder, np.dtype(dtype))
+        with serving(settings, self.model, encoder.encode_checked, disk):
+            tasks = [(encode_part, EncodeTask(part, settings)) for part in parts]
+            pace, found = measure_tasks(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
+        return replace(pace, n_bytes=sum(part.entry.n_bytes for part in found))
 
     def settings(self, part_rows: int, directory: Path) -> EncodeSettings:
         """Return the settings that all parts share, except for the model's file.
@@ -235,19 +238,12 @@ class EncodingStage:
             n_readers=budget.n_threads,
             bad_data=bad_data,
             has_range=prepared.has_other_rows and not scaler.clips,  # clipped rows are never outside
-            storage=self._storages()[0],
+            storage=storage_of(prepared.config.storage),
             n_wide=budget.n_wide,
             chunk_bytes=budget.chunk_bytes,
         )
 
     # -- private --
-
-    def _storages(self) -> list[Storage]:
-        """Return the storage formats to try. Appended features have the dtype of the earlier ones."""
-        found = storages(self.prepared.config.storage)
-        if self.prepared.finished is None:
-            return found
-        return [storage for storage in found if storage.dtype == self.prepared.finished.storage_dtype] or found
 
     def _missing(self, parts: Sequence[PartFacts]) -> tuple[list[Part], list[PartFacts]]:
         """Return the parts to encode or copy, and committed parts that cannot be used, as `plan_parts` does."""
@@ -276,45 +272,12 @@ class EncodingStage:
             found[part.key] = part if record is None else PartFacts.from_record(record)
         return found
 
-    def _committed_as(self, earlier: EarlierResults, storage: Storage) -> Encoded:
-        """Return the parts of an earlier run in one storage format; drop parts that overlap others."""
-        key = self.key(storage)
-        if self.prepared.finished is not None and self.prepared.finished.reused:
-            return Encoded(key, list(self.prepared.finished.reused))
-        parts = [PartFacts.from_record(record) for record in earlier.records("part", key)]
-        _, overlapping = self._missing(parts)
-        earlier.drop(*(part.record(key) for part in overlapping))
-        return Encoded(key, [part for part in parts if part not in overlapping])
-
-    def _encode_as(self, context: RunContext, encoder: Autoencoder, storage: Storage) -> Encoded:
-        encoded = self._committed_as(context.earlier, storage)
-        missing, _ = self._missing(encoded.parts)
-        context.state.features_key = encoded.key
-        if encoded.parts:
-            rows = _rows_in_words(encoded.parts)
-            context.state.reused[self.name] = f"the features of {rows}"
-            log.info("encoding: resuming; an earlier run has encoded %s", rows)
-        limit = _BadRowLimit(self.prepared)
-        for part in encoded.parts:  # the limit counts all bad rows of the input
-            limit.count(part)
-        if missing:
-            self._encode(context, encoder, storage, missing, limit)
-        parts = [PartFacts.from_record(record) for record in context.ledger.records("part", encoded.key)]
-        return Encoded(encoded.key, parts)
-
-    def _encode(
-        self,
-        context: RunContext,
-        encoder: Autoencoder,
-        storage: Storage,
-        missing: Sequence[Part],
-        limit: _BadRowLimit,
-    ) -> None:
+    def _encode(self, context: RunContext, encoder: Autoencoder, missing: Sequence[Part], limit: _BadRowLimit) -> None:
         """Encode parts and commit each one as soon as it is written."""
         if context.pool.is_local:
             for dtype in sorted({shard.dtype for shard in self.prepared.shards}):
                 compile_encoder(encoder, np.dtype(dtype))  # before the progress bar starts to count
-        settings = self._shared_settings(context, storage, max(len(part.source) for part in missing))
+        settings = self._shared_settings(context, max(len(part.source) for part in missing))
         earlier = self._earlier_parts(context)
         tasks = []
         for part in missing:
@@ -322,7 +285,7 @@ class EncodingStage:
         n_rows = sum(len(part.source) for part in missing)
         # Parts of small shards are sent together, with about the number of rows of a full part in total.
         n_small = self.prepared.budget.part_rows * len(tasks) // max(1, n_rows)
-        key = self.key(storage)
+        key = self.key()
         append_id = None if self.prepared.finished is None else self.prepared.finished.append_id
         stats = context.pool.stats
         with (
@@ -343,7 +306,7 @@ class EncodingStage:
             stats.begin(self.name)
             compute([(encode_part, task) for task in tasks], executor, n_at_once, commit, n_small)
 
-    def _shared_settings(self, context: RunContext, storage: Storage, part_rows: int) -> EncodeSettings:
+    def _shared_settings(self, context: RunContext, part_rows: int) -> EncodeSettings:
         """Return the settings that all tasks share."""
         settings = self.settings(part_rows, context.ledger.directory)
         n_sharing = context.pool.n_local_processes
@@ -353,7 +316,6 @@ class EncodingStage:
             model=self._model_file(context),
             n_readers=-(-settings.n_readers // n_sharing) if n_sharing else 0,
             attributes=context.attributes(self.prepared, self.model),
-            storage=storage,
             n_wide=max(1, settings.n_wide // n_processes),
             chunk_bytes=settings.chunk_bytes // n_processes,
         )
@@ -367,20 +329,6 @@ class EncodingStage:
             for record in context.ledger.records("model", self.prepared.request.of_model(self.unreadable)):
                 return record.entry
         return context.ledger.write("stages/model", ".h5", self.model.to_hdf5())
-
-    def _sample_as(self, encoder: Autoencoder, stretches: Sequence[Stretch], disk: Disk, storage: Storage) -> Pace:
-        prepared = self.prepared
-        if prepared.config.bad_data.on_bad_data == "raise":  # the scan reports bad rows
-            prepared = replace(prepared, config=prepared.config.changed(on_bad_data="skip"))
-        n_rows = min(prepared.budget.part_rows, max(len(stretch.block) for stretch in stretches))
-        settings = replace(replace(self, prepared=prepared).settings(n_rows, Path()), storage=storage)
-        parts = [Part(stretch.number, block) for stretch in stretches for block in stretch.block.cut(n_rows)]
-        for dtype in sorted({part.source.shard.dtype for part in parts}):
-            compile_encoder(encoder, np.dtype(dtype))
-        with serving(settings, self.model, encoder.encode_checked, disk):
-            tasks = [(encode_part, EncodeTask(part, settings)) for part in parts]
-            pace, found = measure_tasks(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
-        return replace(pace, n_bytes=sum(part.entry.n_bytes for part in found))
 
 
 def encoding_bytes(prepared: Prepared) -> int:

@@ -118,11 +118,6 @@ class FinishedRun:
             "n_rows": sum(part.n_rows for part in self.encoded(parts)),
         }
 
-    @property
-    def storage_dtype(self) -> str:
-        """Dtype of the stored features."""
-        return str(self.manifest.get("storage", {}).get("dtype", "float32"))
-
     def request(self, added: Request) -> Request:
         """Return the request of the extended run, given the request of the new shards only."""
         before = self.manifest["request"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from shardpress.encoding.storage import storages
+from shardpress.encoding.storage import storage_of
 from shardpress.errors import WriteFailed, printable
 from shardpress.output.ledger import Ledger
 from shardpress.output.records import Record
@@ -104,7 +104,7 @@ def bytes_missing(prepared: Prepared, written: Written) -> int:
     Models and digests are not counted, because they are small.
     """
     config = prepared.config
-    storage = storages(config.storage)[0]
+    storage = storage_of(config.storage)
     extras_bytes = _extras_bytes(prepared)
     feature_bytes = storage.itemsize * config.network.n_outputs
     part_bytes = feature_bytes
@@ -120,7 +120,7 @@ def copies_missing(prepared: Prepared, written: Written) -> int:
     n_features = config.network.n_outputs
     n_bytes = 0
     if config.results.single_file:
-        n_bytes += prepared.n_rows * (storages(config.storage)[0].itemsize * n_features + _extras_bytes(prepared))
+        n_bytes += prepared.n_rows * (storage_of(config.storage).itemsize * n_features + _extras_bytes(prepared))
     if config.results.format == "parquet":
         # Extras are compressed, and can take little space.
         n_bytes += max(0, prepared.n_rows * _FLOAT32_BYTES * n_features - _size_of(written.copies))

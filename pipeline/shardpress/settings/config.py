@@ -77,7 +77,7 @@ or how many epochs fit before a deadline.
 
 
 _EXCLUSIVE = (
-    *(("overwrite", "restart"), ("quiet", "verbose"), ("storage_dtype", "max_feature_error")),
+    *(("overwrite", "restart"), ("quiet", "verbose")),
     *(
         ("append", "overwrite"),
         ("append", "restart"),
@@ -463,24 +463,14 @@ class BadDataSettings:
 class StorageSettings:
     """Storage of features."""
 
-    storage_dtype: str | None = _setting(
-        None,
-        one_of("float32", "float16"),
-        "features",
-        "Data type of the stored features. Default: float32, or the smallest type that --max-feature-error allows.",
+    storage_dtype: str = _setting(
+        "float32", one_of("float32", "float16"), "features", "Data type of the stored features."
     )
-    compression: str | None = _setting(
-        None,
+    compression: str = _setting(
+        "none",
         one_of("none", "lzf", "gzip"),
         "features",
-        "Compression of the stored features; lzf is specific to h5py. Default: none, or gzip with --max-feature-error.",
-    )
-    max_feature_error: float | None = _setting(
-        None,
-        number(lambda error: 1e-9 <= error < math.inf, "1e-9 or more, and finite"),
-        "features",
-        "Maximum rounding error of stored features, for example 1e-3. Larger values give smaller files. Default: no "
-        "rounding.",
+        "Compression of the stored features; lzf is specific to h5py.",
     )
 
 

@@ -37,7 +37,7 @@ _STAGES = {
         *("validation_fraction", "patience", "baseline", "shuffle_window"),
     ),
     "output": (
-        *("output", "storage_dtype", "compression", "max_feature_error", "format", "single_file"),
+        *("output", "storage_dtype", "compression", "format", "single_file"),
         *("checkpoint_minutes", "verify", "restart", "overwrite", "append", "drop_missing", "on_append_drift"),
         *("retrain", "keep_generations", "align_to"),
     ),
@@ -48,6 +48,12 @@ _STAGES = {
     ),
     "messages": ("quiet", "verbose"),
 }
+
+
+_REMOVED = {
+    "max_feature_error": "use --storage-dtype float16, whose rounding error the report states",
+}
+"""What replaces each setting of version 0.2, in words."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], description: str) -> Config:
@@ -246,6 +252,8 @@ def _suggestion(name: str, spelled: Callable[[str], str], *more: str) -> str:
     name = name.strip("-").replace("-", "_")
     if not name:
         return ""
+    if name in _REMOVED:
+        return f" It was removed: {_REMOVED[name]}."
     known = [*more, *SETTINGS]
     if name != "config":  # a file cannot name another file
         known.append("config")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shardpress.settings.config import Config, MachineSettings, NetworkSettings, StorageSettings, TrainingSettings
+from shardpress.settings.config import Config, MachineSettings, NetworkSettings, TrainingSettings
 from shardpress.settings.defaults import (
     COPIES_IN_TRAINING,
     EPOCHS,
@@ -28,7 +28,6 @@ from shardpress_kernels.rules import RULES
 
 __all__ = [
     "ResolvedNetwork",
-    "ResolvedStorage",
     "ResolvedTraining",
     "Settings",
     "max_network_inputs",
@@ -72,19 +71,11 @@ class ResolvedTraining(TrainingSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResolvedStorage(StorageSettings):
-    """Storage of features; `storage_dtype` is None if it depends on the features."""
-
-    compression: str
-
-
-@dataclass(frozen=True, kw_only=True)
 class Settings(Config):
     """All settings of a run after its inputs were opened. Some defaults depend on the inputs."""
 
     network: ResolvedNetwork
     training: ResolvedTraining
-    storage: ResolvedStorage
 
 
 def resolve(config: Config, n_rows: int, n_inputs: int, trained_network: Network | None = None) -> Settings:
@@ -109,7 +100,7 @@ def resolve(config: Config, n_rows: int, n_inputs: int, trained_network: Network
         validation=config.validation,
         machine=config.machine,
         bad_data=config.bad_data,
-        storage=_resolved_storage(config.storage),
+        storage=config.storage,
         cluster=config.cluster,
         timing=config.timing,
         results=config.results,
@@ -238,19 +229,6 @@ def _replicas(
         n_weights = Network((n_inputs, *network.hidden, network.n_features)).n_weights
         requested = usual_replicas(n_weights, sizes)
     return fitting_replicas(requested, batch_size, sizes)
-
-
-def _resolved_storage(requested: StorageSettings) -> ResolvedStorage:
-    dtype = requested.storage_dtype
-    compression = requested.compression
-    if requested.max_feature_error is None:
-        dtype = dtype or "float32"
-        compression = compression or "none"
-    return ResolvedStorage(
-        storage_dtype=dtype,
-        compression=compression or "gzip",
-        max_feature_error=requested.max_feature_error,
-    )
 
 
 def _default_hidden(
