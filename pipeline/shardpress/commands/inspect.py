@@ -59,13 +59,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="Report these datasets as extras, too.",
     )
-    add(
-        "--follow",
-        nargs="+",
-        default=[],
-        metavar="DIR",
-        help="Read the external files of a master file if they are in these directories.",
-    )
     add("--missing-value", type=EXACT_NUMBER.read, metavar="X", help="Treat this value as missing, like NaN.")
     add(
         "--most",
@@ -88,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
 
     selection = Selection(options.dataset, options.orientation, tuple(options.include))
     rule = ColumnRule(options.match_columns)
-    inspection = inspect_files(options.shards or ["data/*.h5"], selection, options.follow, rule)
+    inspection = inspect_files(options.shards or ["data/*.h5"], selection, rule)
     preview = None
     if inspection.shards:
         with log_progress():

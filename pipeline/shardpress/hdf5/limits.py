@@ -18,7 +18,6 @@ __all__ = [
     "MOST_LEFT_OUT",
     "MOST_OBJECTS",
     "MOST_PADDED",
-    "MOST_PIECES",
     "MOST_TEXT_BYTES",
     "MOST_WORDS",
     "SMALLEST",
@@ -28,7 +27,6 @@ SMALLEST = 48  # bytes of the shortest superblock; no data can be stored before 
 
 MOST_OBJECTS = 100_000  # objects to examine in one group, or in a search for the rows
 MOST_DEPTH = 32  # nested groups
-MOST_PIECES = MOST_OBJECTS  # files that one master file may refer to
 
 MOST_CHUNK_BYTES = 2**26
 MOST_CHUNKS = 2**22  # chunks of the rows and all extras; each index entry takes 24 bytes

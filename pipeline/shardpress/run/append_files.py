@@ -18,8 +18,7 @@ from shardpress.run.contents import Contents
 from shardpress.run.digests import digest_of
 from shardpress.run.resume import EarlierResults
 from shardpress.settings.config import Config
-from shardpress.shards.open import find_sources
-from shardpress.shards.sources import Source
+from shardpress.shards.sources import Source, find
 
 __all__ = ["AppendedFiles", "compare_files"]
 
@@ -82,7 +81,7 @@ def compare_files(
         If files are missing, and the settings do not allow that.
     """
     shards = manifest["request"]["inputs"]["shards"]
-    sources = find_sources(config.inputs.input, config.inputs.dataset, None, config.inputs.follow)
+    sources = find(config.inputs.input)
     found = _compare(shards, parts, sources)
     contents = ledger.contents()
     lines, edited = _check_contents(contents, found.unchanged, config.results.verify == "digests")
@@ -134,7 +133,7 @@ def _compare(shards: Sequence[Mapping[str, Any]], parts: Sequence[PartFacts], so
     unchanged: dict[int, Source] = {}
     others: list[Source] = []
     for source in sources:
-        match = _best_match(source, numbers_by_key[_key_of(source)], unchanged, shards, paths)
+        match = _best_match(source, numbers_by_key[_key_of(source)], unchanged, paths)
         if match is None:
             others.append(source)
         else:
@@ -142,7 +141,7 @@ def _compare(shards: Sequence[Mapping[str, Any]], parts: Sequence[PartFacts], so
     changed: dict[int, Source] = {}
     new: list[Source] = []
     for source in others:
-        match = _best_match(source, numbers_by_name[source.path.name], unchanged | changed, shards, paths)
+        match = _best_match(source, numbers_by_name[source.path.name], unchanged | changed, paths)
         if match is None:
             new.append(source)
         else:
@@ -161,16 +160,10 @@ def _key_of(source: Source) -> _Key:
 
 
 def _best_match(
-    source: Source,
-    candidates: Iterable[int],
-    taken: Mapping[int, Source],
-    shards: Sequence[Mapping[str, Any]],
-    paths: Mapping[int, str],
+    source: Source, candidates: Iterable[int], taken: Mapping[int, Source], paths: Mapping[int, str]
 ) -> int | None:
     """Return the number of the shard that a file is, or None. Several files can have the same name."""
     free = [number for number in candidates if number not in taken]
-    if source.dataset is not None:  # a master file stacks several datasets of one file
-        free = [number for number in free if shards[number]["dataset"] == source.dataset]
     for number in free:
         if paths.get(number) == str(source.path):
             return number

@@ -33,8 +33,9 @@ from shardpress.settings.deadline import deadline_of
 from shardpress.settings.kinds import as_typed, n_allowed
 from shardpress.settings.resolve import Settings, max_network_inputs, network_of, resolve, unsuitable_settings
 from shardpress.shards.columns import ColumnRule
-from shardpress.shards.open import check_any, find_sources, open_sources
+from shardpress.shards.open import check_any, open_sources
 from shardpress.shards.shard import Shard, leave_out_extras, with_offset, with_preparation
+from shardpress.shards.sources import find
 from shardpress.training.targets import Targets, read_targets
 from shardpress_kernels.network import Network
 
@@ -366,7 +367,7 @@ def _open_inputs(
     if given_model is not None:
         rule = ColumnRule(inputs.match_columns, given_model.columns, _model_name(config))
     if finished is None:
-        sources = find_sources(inputs.input, inputs.dataset, on_bad_shard, inputs.follow)
+        sources = find(inputs.input)
         like = None
     else:
         sources = list(finished.sources)

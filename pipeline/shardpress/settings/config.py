@@ -30,7 +30,6 @@ from shardpress.settings.kinds import (
     EXACT_NUMBER,
     FILES,
     FOLDER,
-    FOLDERS,
     LIMIT,
     NAME,
     SWITCH,
@@ -142,9 +141,6 @@ class InputSettings:
 
     input: tuple[str, ...] = _setting(
         ("data/*.h5",), FILES, "inputs", "Read these HDF5 shards: files, directories or globs."
-    )
-    follow: tuple[str, ...] = _setting(
-        (), FOLDERS, "inputs", "Read the external files of a master file if they are in these directories."
     )
     dataset: str | None = _setting(
         None, NAME, "inputs", "Dataset that contains the rows. Default: X, or the only candidate."

@@ -25,7 +25,7 @@ _COMPLAINTS_LISTED = 50  # each line of a file that is not a configuration can c
 
 # Groups of settings in --help.
 _STAGES = {
-    "input": ("input", "follow", "dataset", "orientation", "match_columns", "include", "labels"),
+    "input": ("input", "dataset", "orientation", "match_columns", "include", "labels"),
     "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value", "impute", "missing_indicator"),
     "model": (
         *("model", "n_features", "hidden", "activation", "code_activation", "decoder_gain", "nested", "output_layer"),
@@ -51,6 +51,7 @@ _STAGES = {
 
 
 _REMOVED = {
+    "follow": "give the files that hold the rows with --input",
     "max_feature_error": "use --storage-dtype float16, whose rounding error the report states",
 }
 """What replaces each setting of version 0.2, in words."""

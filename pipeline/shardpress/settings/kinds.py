@@ -22,7 +22,6 @@ __all__ = [
     "EXACT_NUMBER",
     "FILES",
     "FOLDER",
-    "FOLDERS",
     "LIMIT",
     "NAME",
     "SWITCH",
@@ -220,7 +219,6 @@ ADDRESS = Kind(str, "ADDRESS", is_text=True)
 CONDITION = Kind(lambda text: str(Condition.parse(text)), "CONDITION", is_text=True)
 DATASET = Kind(_dataset, is_text=True)
 FILES = Kind(_path, "PATH", is_text=True)
-FOLDERS = Kind(_path, "DIR", is_text=True)
 FOLDER = Kind(_path, "DIR", True, lambda value: not value.startswith("~"), "a path without a leading ~")
 EXACT_NUMBER = Kind(_exact_number, "X", False, math.isfinite, "a finite number (NaN is always missing)")
 LIMIT = Kind(_limit, "N|N%")

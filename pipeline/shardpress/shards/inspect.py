@@ -95,9 +95,7 @@ class Inspection:
     refused: list[dict[str, Any]] = field(default_factory=list)
 
 
-def inspect_files(
-    patterns: Sequence[str], selection: Selection, followed: Sequence[str] = (), columns: ColumnRule = IN_ORDER
-) -> Inspection:
+def inspect_files(patterns: Sequence[str], selection: Selection, columns: ColumnRule = IN_ORDER) -> Inspection:
     """Describe every file that matches the patterns. See `shardpress.shards.open.open_shards` for arguments and errors.
 
     A refused file is not an error here, even if no other file remains.
@@ -109,9 +107,7 @@ def inspect_files(
         refused.append({"file": str(path), "reason": str(error), "datasets": datasets})
 
     try:
-        shards = open_shards(
-            patterns, selection.dataset, refuse, followed, selection.orientation, selection.include, columns
-        )
+        shards = open_shards(patterns, selection.dataset, refuse, selection.orientation, selection.include, columns)
     except DataError:
         if not refused:
             raise

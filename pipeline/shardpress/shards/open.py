@@ -13,21 +13,19 @@ from functools import partial
 from pathlib import Path
 
 from shardpress import signals
-from shardpress.errors import DataError, ShardpressError, printable, quantity, short_list
+from shardpress.errors import DataError, printable, quantity, short_list
 from shardpress.hdf5.child.ask import retire
-from shardpress.hdf5.child.find import Refused
 from shardpress.hdf5.files import writers
 from shardpress.hdf5.forms import PREFERRED
 from shardpress.hdf5.values import file_digest
 from shardpress.shards.appending import fit_extras
 from shardpress.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
 from shardpress.shards.extras import log_extras, shorten, unify_extras
-from shardpress.shards.master import follow_masters, hint_at_stack
 from shardpress.shards.shard import Shard, row_dtype
 from shardpress.shards.sources import COPY_AGAIN, Source, find
 from shardpress.shards.vet import Selection, vet
 
-__all__ = ["check_any", "find_sources", "open_shards", "open_sources"]
+__all__ = ["check_any", "open_shards", "open_sources"]
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +45,6 @@ def open_shards(
     patterns: Sequence[str],
     dataset: str | None = None,
     on_bad_shard: Callable[[Path, DataError], object] | None = None,
-    followed: Sequence[str] = (),
     orientation: str | None = None,
     include: Sequence[str] = (),
     columns: ColumnRule = IN_ORDER,
@@ -63,8 +60,6 @@ def open_shards(
     on_bad_shard : callable, optional
         Function that is called with a file that is refused because of its content, and with the error. The file is
         left out. By default, the error is raised.
-    followed : sequence of str
-        Directories of the files that master files stack. If empty, master files are refused.
     columns : ColumnRule
         Rule for the comparison of columns.
 
@@ -80,23 +75,10 @@ def open_shards(
     NoInput, NotPermitted, ReadFailed, SystemLimit
         If a file cannot be read.
     """
-    sources = find_sources(patterns, dataset, on_bad_shard, followed)
+    sources = find(patterns)
     shards = open_sources(sources, dataset, on_bad_shard, orientation, include, columns)
     check_any(shards, sources)
     return shards
-
-
-def find_sources(
-    patterns: Sequence[str],
-    dataset: str | None = None,
-    on_bad_shard: Callable[[Path, DataError], object] | None = None,
-    followed: Sequence[str] = (),
-) -> list[Source]:
-    """Return the files that `open_shards` opens, without opening them, except for master files."""
-    sources = find(patterns)
-    if followed:
-        sources = follow_masters(sources, dataset, followed, partial(_refuse, on_bad_shard))
-    return sources
 
 
 def open_sources(
@@ -113,7 +95,7 @@ def open_sources(
     Parameters
     ----------
     sources : sequence of Source
-        Files from `find_sources`.
+        Files from `shardpress.shards.sources.find`.
     like : Shard, optional
         Part of a finished run whose extras the shards must have, see `shardpress.shards.appending.fit_extras`.
     """
@@ -171,43 +153,12 @@ def _open_few(sources: Sequence[Source], selection: Selection) -> list[Shard | D
     opened: list[Shard | DataError] = []
     for source in sources:
         try:
-            shard = _vet_source(source, selection)
-            _check_as_stacked(shard, source)
+            shard = vet(source.path, selection)
             _check_as_listed(shard, source)
             opened.append(shard)
         except DataError as error:  # the caller decides, in the order of the files, whether the error ends the run
             opened.append(error)
     return opened
-
-
-def _vet_source(source: Source, selection: Selection) -> Shard:
-    if source.master is not None:
-        return _vet_stacked(source, selection)
-    try:
-        return vet(source.path, selection)
-    except ShardpressError as error:
-        if not isinstance(error.__cause__, Refused):
-            raise  # a second request may crash the child as well
-        advice = hint_at_stack(source.path, selection.dataset)
-        if not advice:
-            raise
-        raise type(error)(f"{str(error).rstrip('.')}.{advice}") from error
-
-
-def _vet_stacked(source: Source, selection: Selection) -> Shard:
-    try:
-        return vet(source.path, replace(selection, dataset=source.dataset))
-    except ShardpressError as error:
-        raise type(error)(f"{error} (The file is stacked by file={printable(source.master)}.)") from error
-
-
-def _check_as_stacked(shard: Shard, source: Source) -> None:
-    """Check that the rows of a file have the shape that its master file claims."""
-    if source.shape is not None and (shard.form != "dense" or shard.shape != source.shape):
-        raise DataError(
-            f"{shard}: rows of shape {shard.shape} ({shard.form}), expected {source.shape} (dense), "
-            f"since file={printable(source.master)} stacks all rows of a file. Give the file itself."
-        )
 
 
 def _check_as_listed(shard: Shard, source: Source) -> None:

@@ -19,7 +19,7 @@ from shardpress.hdf5.files import FILES, translated_error
 from shardpress.hdf5.superblock import signature_at
 from shardpress.output.records import read_manifest
 
-__all__ = ["COPY_AGAIN", "Source", "distinct", "find", "lies_in", "natural_key"]
+__all__ = ["COPY_AGAIN", "Source", "find"]
 
 log = logging.getLogger(__name__)
 
@@ -33,28 +33,19 @@ _INDEX = "index.h5"
 
 @dataclass(frozen=True)
 class Source:
-    """A file to open, with facts from its manifest or from the master file that stacks it.
+    """A file to open, with facts from its manifest.
 
     Attributes
     ----------
     path : Path
     n_rows, n_bytes, blake3 : int, int and str, optional
         Facts from the manifest.
-    master : Path, optional
-        The master file that stacks this one.
-    dataset : str, optional
-        The dataset that the master stacks.
-    shape : tuple of int, optional
-        The shape of that dataset according to the master; unknown for an external link.
     """
 
     path: Path
     n_rows: int | None = None
     n_bytes: int | None = None
     blake3: str | None = None
-    master: Path | None = None
-    dataset: str | None = None
-    shape: tuple[int, ...] | None = None
 
 
 def find(patterns: Sequence[str]) -> list[Source]:
@@ -76,10 +67,10 @@ def find(patterns: Sequence[str]) -> list[Source]:
     DataError
         If a file is found twice, because its rows would be counted twice.
     """
-    return distinct((source, pattern) for pattern in patterns for source in _matches(pattern))
+    return _distinct((source, pattern) for pattern in patterns for source in _matches(pattern))
 
 
-def distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
+def _distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
     """Return sources without the patterns that name them. Raise `DataError` if a file is found twice."""
     names: dict[object, str] = {}
     sources = []
@@ -114,7 +105,7 @@ def _matches(pattern: str) -> list[Source]:
     if not matches:
         _check_reachable(pattern)
         raise NoInput(f"input={printable(pattern)}: {_explain_no_match(pattern)}")
-    return [Source(match) for match in sorted(matches, key=lambda match: natural_key(str(match)))]
+    return [Source(match) for match in sorted(matches, key=lambda match: _natural_key(str(match)))]
 
 
 def _files(pattern: str) -> list[Path]:
@@ -185,7 +176,7 @@ def _list_directory(directory: str) -> list[str]:
         ) from error
     except OSError as error:
         raise translated_error(error, f"input={printable(directory)}") from error
-    listed = short_list(map(printable, sorted(others, key=natural_key)), _LISTED)
+    listed = short_list(map(printable, sorted(others, key=_natural_key)), _LISTED)
     if not names:
         contents = f"holds {listed}" if others else "empty directory"
         raise NoInput(
@@ -217,7 +208,7 @@ def _names_and_others(directory: str) -> tuple[list[str], list[str]]:
 def _is_hdf5(entry: os.DirEntry[str], root_path: str) -> bool:
     """Return whether an entry is a regular file with HDF5's signature. Links out of the directory are not followed."""
     where = f"file={printable(entry.path)}"
-    if entry.is_symlink() and not lies_in(root_path, os.path.realpath(entry.path)):
+    if entry.is_symlink() and not _lies_in(root_path, os.path.realpath(entry.path)):
         log.warning(
             "%s: left out, since it is a link out of the directory. If this is intended, give the file itself with "
             "--input.",
@@ -243,7 +234,7 @@ def _has_signature(path: str) -> bool:
         FILES.close(descriptor)
 
 
-def lies_in(directory: str, path: str) -> bool:
+def _lies_in(directory: str, path: str) -> bool:
     """Return whether a path is in a directory or below it; `os.path.realpath` must have resolved both."""
     return os.path.commonpath([directory, path]) == directory
 
@@ -253,7 +244,7 @@ def _check_inside(directory: str, entries: Sequence[Path]) -> None:
     root_path = os.path.realpath(directory)
     for entry in entries:
         place = os.path.realpath(entry)
-        if not lies_in(root_path, place):
+        if not _lies_in(root_path, place):
             raise NotPermitted(
                 f"file={printable(entry)}: a link out of the directory {printable(directory or '.')} to "
                 f"{printable(place)}, expected files in the directory. If this is intended, give the "
@@ -297,7 +288,7 @@ def _check_in_directory(part: Path, directory: Path, where: str) -> None:
         )
 
 
-def natural_key(name: str) -> list[tuple[bool, int, str]]:
+def _natural_key(name: str) -> list[tuple[bool, int, str]]:
     """Return a sort key that treats digits as numbers."""
     return [_natural_part(part) for part in re.split(r"(\d+)", name)]
 

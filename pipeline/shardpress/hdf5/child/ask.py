@@ -202,7 +202,7 @@ def ask(
     Parameters
     ----------
     function : str
-        Name of the function to call: ``describe``, ``values``, ``stacked`` or ``listed``. The child calls it with the
+        Name of the function to call: ``describe``, ``values`` or ``listed``. The child calls it with the
         file and the `arguments`.
     where : str
         Beginning of error messages.

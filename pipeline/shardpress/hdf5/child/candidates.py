@@ -18,6 +18,7 @@ from shardpress.hdf5.child.find import (
     dtype_of,
     identity,
     is_plain,
+    is_stack,
     link_of,
     listing,
     locate,
@@ -25,7 +26,6 @@ from shardpress.hdf5.child.find import (
     outside_storage,
     own_dataset,
 )
-from shardpress.hdf5.child.stacked import is_stack
 from shardpress.hdf5.forms import PREFERRED, is_number, numbers_of, parts_of, split, text, under
 from shardpress.hdf5.limits import MOST_COLUMNS
 

@@ -14,9 +14,18 @@ import numpy as np
 from shardpress.hdf5.child.candidates import Rows, choose, find
 from shardpress.hdf5.child.columns import find_columns
 from shardpress.hdf5.child.extras import find_extras, find_named, find_row_names
-from shardpress.hdf5.child.find import Refused, attribute, dtype_of, link_of, locate, names_in, objects, outside_storage
+from shardpress.hdf5.child.find import (
+    Refused,
+    attribute,
+    dtype_of,
+    link_of,
+    locate,
+    names_in,
+    objects,
+    outside_storage,
+    virtual_shape,
+)
 from shardpress.hdf5.child.layouts import filters_of, layout_claim
-from shardpress.hdf5.child.stacked import virtual_shape
 from shardpress.hdf5.filters.codecs import FILTERS
 from shardpress.hdf5.forms import normal, sibling, text
 from shardpress.hdf5.layout import bytes_of

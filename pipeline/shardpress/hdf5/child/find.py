@@ -23,6 +23,7 @@ __all__ = [
     "first_names",
     "identity",
     "is_plain",
+    "is_stack",
     "link_of",
     "listing",
     "locate",
@@ -32,12 +33,14 @@ __all__ = [
     "outside_storage",
     "own_dataset",
     "resolve",
+    "virtual_shape",
 ]
 
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # prefixes of groups: PyTables' indexes, MATLAB's cells
 LISTED = 20
 """Number of names that a refusal lists."""
 _LEAST_ENTRY_BYTES = 4  # minimum bytes of an entry: 2 for an address, 1 for a name, and 1 to mark the end
+_MASTER = "this is a master file: give the files that hold the rows with --input"
 _TOO_MANY_NAMES = "a group lists more names than fit into the file. The file is damaged or forged: do not use it."
 
 
@@ -119,7 +122,8 @@ def link_of(group: Any, part: bytes) -> str | None:
     if kind == h5py.h5l.TYPE_HARD:
         return None
     if kind == h5py.h5l.TYPE_EXTERNAL:
-        return f"an external link (not allowed: {':'.join(map(text, group.links.get_val(part)))})"
+        target = ":".join(map(text, group.links.get_val(part)))
+        return f"an external link (not allowed: {target}; {_MASTER})"
     if kind == h5py.h5l.TYPE_SOFT:
         return f"a soft link (not allowed: {text(group.links.get_val(part))})"
     return f"a link of kind {kind} (not allowed)"
@@ -129,10 +133,27 @@ def outside_storage(dataset: h5py.Dataset) -> str | None:
     """Describe storage in other files, which is not allowed. Return None if the values are in the file itself."""
     properties = dataset.id.get_create_plist()
     if properties.get_layout() == h5py.h5d.VIRTUAL:
-        return "a virtual dataset (not allowed: its values are in other files)"
+        return f"a virtual dataset (not allowed: its values are in other files; {_MASTER})"
     if properties.get_external_count():
         return f"external storage (not allowed: {text(properties.get_external(0)[0])})"
     return None
+
+
+def is_stack(item: Any) -> bool:
+    """Return whether an object refers to rows in other files: external links in a group, or a virtual dataset."""
+    if isinstance(item, h5py.h5g.GroupID):
+        return bool(first_names(item, 0, h5py.h5l.TYPE_EXTERNAL))
+    return isinstance(item, h5py.h5d.DatasetID) and len(virtual_shape(item) or ()) >= 2
+
+
+def virtual_shape(item: Any) -> tuple[int, ...] | None:
+    """Return the shape of a virtual dataset without opening source files. Return None for other datasets."""
+    properties = item.get_create_plist()
+    if properties.get_layout() != h5py.h5d.VIRTUAL:
+        return None
+    if not properties.get_virtual_count():
+        return ()
+    return properties.get_virtual_vspace(0).shape
 
 
 def dtype_of(item: Any) -> np.dtype | None:

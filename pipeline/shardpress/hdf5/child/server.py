@@ -22,7 +22,6 @@ import numpy as np
 
 from shardpress.hdf5.child.describe import describe, listed, values
 from shardpress.hdf5.child.find import Refused
-from shardpress.hdf5.child.stacked import stacked
 
 __all__ = ["main"]
 
@@ -42,7 +41,7 @@ def main() -> None:
 
     A request has the ``pid`` of the client process and two descriptors of that process: ``file`` is the open file, and
     ``answer`` is a pipe for the answer. The limits are ``seconds`` (CPU time), ``patience`` (elapsed time in seconds)
-    and ``memory`` (bytes). ``ask`` is the name of a function (``describe``, ``values``, ``stacked`` or ``listed``), and
+    and ``memory`` (bytes). ``ask`` is the name of a function (``describe``, ``values`` or ``listed``), and
     ``arguments`` has the arguments of that function. When the fork has ended, the child writes a JSON line: ``end`` is
     ``answered``, ``signal``, ``exit``, ``time`` or ``system``, and ``detail`` explains it.
     """
@@ -199,7 +198,7 @@ def _answer(request: dict[str, Any], writer: int, exit_writer: int) -> NoReturn:
     try:
         file = h5py.File(f"/proc/self/fd/{inode}", "r", locking=False)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # nothing can be opened from now on
-        functions = {"describe": describe, "values": values, "stacked": stacked, "listed": listed}
+        functions = {"describe": describe, "values": values, "listed": listed}
         answer, arrays = _call(functions[request["ask"]], file, request["arguments"])
         _reply(answer, arrays)
     except BaseException as error:
