@@ -431,10 +431,10 @@ _RUN = (
     ),
     Mutation(
         "features-of-another-storage-are-reused",
-        "pipeline/shardpress/run/encoding_stage.py",
-        "            key = fingerprint(key, asdict(storage))",
-        "            pass",
-        ("tests/run/test_storage.py::test_float16_parts_are_dropped_if_others_need_float32",),
+        "pipeline/shardpress/run/fingerprints.py",
+        'encoding={**fingerprint_values(settings, "features"), "format": _ENCODING},',
+        'encoding={"format": _ENCODING},',
+        ("tests/run/test_storage.py::test_another_storage_keeps_the_model",),
     ),
     Mutation(
         "changed-inputs-are-not-noticed",
