@@ -210,7 +210,7 @@ def test_a_worker_that_lost_its_card_hands_its_work_to_another(
     program = Program(["--input", str(shards), "--model", str(undisturbed.output)])  # computes nothing itself
     with Cluster(tmp_path / "cluster", **settings) as cluster:
         cluster.start_worker("failing", **variables(True, lost_at=LAUNCHES_AT_START + 1))
-        process = program.start(tmp_path / "out", "--scheduler-file", str(cluster.file))
+        process = program.start(tmp_path / "out", "--scheduler", str(cluster.file))
         until(lambda: cluster.processes["failing"].poll() is not None, "its end")
         cluster.start_worker("working")
         log = ends_well(process)

@@ -46,7 +46,7 @@ def wide(make_workspace: Callable[..., Workspace]) -> Workspace:
 @contextmanager
 def driver(workspace: Workspace, output: Path, cluster: Cluster, line: str = "") -> Iterator[subprocess.Popen[bytes]]:
     """Provide a run on the cluster, which must exit within the context; its log is ``driver.log``."""
-    arguments = workspace.arguments(output, "--scheduler-file", str(cluster.file))
+    arguments = workspace.arguments(output, "--scheduler", str(cluster.file))
     command = [sys.executable, "-c", DRIVER.format(line=line), *arguments]
     with open(cluster.folder / "driver.log", "wb") as log:
         process = subprocess.Popen(command, env=environment(), cwd=REPOSITORY, stdout=log, stderr=log)

@@ -68,7 +68,7 @@ def test_killed_crashed_stopped_or_silent_workers_are_replaced(wide: Workspace, 
         for i in range(5):
             cluster.start_worker(f"w{i}", *PRELOAD, **faults)
         output = tmp_path / "out"
-        assert wide.run(output, "--scheduler-file", str(cluster.file)) == 0
+        assert wide.run(output, "--scheduler", str(cluster.file)) == 0
         check(output, tmp_path / "expected")
         assert len(list((tmp_path / "once").iterdir())) == 4, "each fault has happened"
         ended = {name: process.poll() for name, process in cluster.processes.items()}
@@ -97,7 +97,7 @@ def test_a_worker_that_reconnects_changes_nothing(wide: Workspace, tmp_path: Pat
         # This keeps the run at work until the far worker is connected again.
         cluster.start_worker("near", *PRELOAD, **worker_faults(**{f"at{i}": "takes its time" for i in range(6, 10)}))
         cluster.wait_for("far", "near")
-        assert wide.run(tmp_path / "out", "--scheduler-file", str(cluster.file)) == 0
+        assert wide.run(tmp_path / "out", "--scheduler", str(cluster.file)) == 0
         assert list(once.iterdir()), "it was cut off"
         until(lambda: cluster.processes["far"].poll() is not None, "the scheduler to refuse the worker")
         check(tmp_path / "out", tmp_path / "expected")
@@ -113,7 +113,7 @@ def test_a_shard_that_kills_worker_after_worker_is_named(
         for i in range(3):
             cluster.start_worker(f"w{i}", *PRELOAD, **worker_faults(at3="killed"))
         cluster.wait_for("w0", "w1", "w2")
-        assert wide.run(tmp_path / "out", "--scheduler-file", str(cluster.file)) == 71
+        assert wide.run(tmp_path / "out", "--scheduler", str(cluster.file)) == 71
     assert f"{wide.shards}/3.h5" in caplog.text
 
 
@@ -124,7 +124,7 @@ def test_a_run_resumes_after_losing_all_workers_or_its_scheduler(
     assert wide.run(tmp_path / "expected") == 0
     output = tmp_path / "out"
     with Cluster(tmp_path / "cluster") as cluster:
-        flags = ("--scheduler-file", str(cluster.file))
+        flags = ("--scheduler", str(cluster.file))
         for i in range(2):
             cluster.start_worker(f"w{i}", *PRELOAD, **worker_faults(at4="killed"))
         cluster.wait_for("w0", "w1")
@@ -165,7 +165,7 @@ def test_a_part_written_after_the_driver_died_is_ignored(wide: Workspace, tmp_pa
     output = tmp_path / "out"
     driver = {"DRIVER": str(tmp_path / "driver")}
     with Cluster(tmp_path / "cluster") as cluster:
-        flags = ("--scheduler-file", str(cluster.file))
+        flags = ("--scheduler", str(cluster.file))
         cluster.start_worker("w", *PRELOAD, **driver, **worker_faults(tmp_path / "once", at4="loses its driver"))
         command = [sys.executable, "-c", DRIVER, *wide.arguments(output, *flags)]
         result = subprocess.run(command, env=environment(**driver), cwd=REPOSITORY, capture_output=True, timeout=120)

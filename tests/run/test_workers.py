@@ -131,7 +131,7 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
         refused_run = small.program().run(tmp_path / "stranger", "--scheduler", address)
         assert refused_run.code == 78
         assert refused_run.has_line(f"ConfigError: .*{re.escape(address)}.*\\bcertificate\\b")
-        ended = small.program(**certificates).run(tmp_path / "out", "--scheduler-file", str(cluster.file))
+        ended = small.program(**certificates).run(tmp_path / "out", "--scheduler", str(cluster.file))
         assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features
     reported = json.loads((tmp_path / "out" / "report.json").read_text())["cluster"]

@@ -14,7 +14,6 @@ from tests.support.helpers import refused
 # For each setting, as text: its value in the file, the environment and the flag; then the three values.
 SAMPLES = {
     "input": (("a.h5",), ("b.h5", "c.h5"), ("d.h5", "e.h5")),
-    "follow": (("a",), ("b", "c"), ("d", "e")),
     "dataset": ("a", "b", "c"),
     "orientation": ("rows", "columns", "rows"),
     "match_columns": ("name", "ignore", "order"),
@@ -67,11 +66,9 @@ SAMPLES = {
     "compression": ("gzip", "none", "lzf"),
     "workers": (1, 2, 3),
     "devices": (("cuda0",), ("opencl0:0", "cpu"), ("all",)),
-    "scheduler": ("a", "b", "c"),
-    "scheduler_file": ("a", "b", "c"),
+    "scheduler": ("tls://a:1", "b", "c"),
     "insecure_cluster": (True, False, True),
     "mixed_processors": (True, False, True),
-    "dashboard": (True, False, True),
     "checkpoint_minutes": (1.0, 2.0, 3.0),
     "finish_by": ("06:00", "07:30", "2030-01-31 06:00"),
     "max_hours": (0.5, 8.0, 2.0),
@@ -94,7 +91,6 @@ SAMPLES = {
 
 REQUIRED_VALUES = {  # for each setting, the settings that it requires
     **{name: {"scheduler": "a"} for name in ("insecure_cluster", "mixed_processors")},
-    "dashboard": {"workers": 1},
     "missing_indicator": {"impute": "mean"},
     "target_weight": {"target": "y"},
     **{name: {"append": True} for name in ("drop_missing", "on_append_drift")},
@@ -155,8 +151,8 @@ def test_a_flag_of_several_values_can_be_repeated():
 
 
 def test_an_empty_list_is_allowed_if_it_is_the_default(file):
-    for line in ("follow: []", "follow:", "follow: ''"):
-        assert settings(*file(line)) == settings(SHARDPRESS_FOLLOW="") == Config(), line
+    for line in ("include: []", "include:", "include: ''"):
+        assert settings(*file(line)) == settings(SHARDPRESS_INCLUDE="") == Config(), line
 
 
 def test_the_environment_can_name_the_file(file):
@@ -351,10 +347,10 @@ def test_every_setting_belongs_to_one_stage():
 
 
 def test_a_tilde_is_expanded_in_every_path(file, tmp_path, monkeypatch):
-    for name in ("input", "follow", "output", "model"):
+    for name in ("input", "output", "model", "scheduler"):
         with case(name):
             monkeypatch.setenv("HOME", str(tmp_path / "home"))
-            takes_several = name in ("input", "follow")
+            takes_several = name == "input"
             expected = (f"{tmp_path}/home/x", "a~b/~") if takes_several else f"{tmp_path}/home/x"
             sources = ("~/x", "a~b/~") if takes_several else "~/x"
             line = f"{name}: {json.dumps(sources)}"

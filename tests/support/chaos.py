@@ -99,7 +99,7 @@ class _DisturbedRun:
     def start(self, output: Path) -> subprocess.Popen[bytes]:
         """Start the program and four workers."""
         self._fill_up()
-        flags = ("--scheduler-file", str(self._cluster.file), *(("--insecure-cluster",) if self._hosts else ()))
+        flags = ("--scheduler", str(self._cluster.file), *(("--insecure-cluster",) if self._hosts else ()))
         with open(self._cluster.folder / "driver.log", "ab") as log:
             return self._program.start(output, *flags, stdout=log, stderr=log)
 

@@ -64,7 +64,7 @@ class Cluster:
     processes : dict of str to Popen
         Processes by name. The name of the scheduler is ``scheduler``.
     file : Path
-        Value of ``--scheduler-file``.
+        Value of ``--scheduler``.
     """
 
     def __init__(self, folder: Path, place: Place = HERE, **variables: str | Path | None) -> None:
@@ -113,7 +113,7 @@ class Cluster:
         self._run(name, [*_DASK, "worker", *flags], place, directory, **variables)
 
     def start_between(self, name: str) -> Path:
-        """Start a proxy for the scheduler, which simulates a network. Return the ``--scheduler-file`` of the proxy."""
+        """Start a proxy for the scheduler, which simulates a network. Return the ``--scheduler`` of the proxy."""
         scheduler = json.loads(self.file.read_text())
         port = self.folder / f"{name}.port"
         host, _, scheduler_port = scheduler["address"].removeprefix("tcp://").partition(":")

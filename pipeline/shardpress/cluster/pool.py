@@ -6,15 +6,12 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from shardpress.cluster.devices import device_names, worker_environment
-from shardpress.cluster.security import check_address, is_written, read_address
+from shardpress.cluster.security import check_address, is_written, read_address, scheduler_file
 from shardpress.cluster.stats import WorkerStats
 from shardpress.cluster.threads import threads
-from shardpress.errors import ConfigError
 from shardpress.settings.config import ClusterSettings
 
 if TYPE_CHECKING:
@@ -85,17 +82,14 @@ def check_settings(settings: ClusterSettings) -> None:
     ConfigError
         If no pool can be created with these settings.
     """
-    address = settings.scheduler
-    path = Path(settings.scheduler_file or "")
-    if not address and is_written(path):  # a scheduler may write a missing file later
-        address = read_address(path)
-    if address:
-        check_address(address, settings.insecure_cluster)
+    if settings.scheduler is not None:
+        path = scheduler_file(settings.scheduler)
+        if path is None:
+            check_address(settings.scheduler, settings.insecure_cluster)
+        elif is_written(path):  # a scheduler may write a missing file later
+            check_address(read_address(path), settings.insecure_cluster)
     for device in device_names(settings.devices, os.environ):
         worker_environment(device, 1, os.environ)
-    has_local_workers = settings.workers or settings.devices
-    if settings.dashboard and has_local_workers and find_spec("bokeh") is None:
-        raise ConfigError("dashboard: the Dask dashboard needs bokeh, which is not installed. Run: pip install bokeh")
 
 
 @contextmanager
@@ -133,7 +127,7 @@ def open_pool(
         If the scheduler or its workers do not respond.
     """
     has_local_workers = settings.workers or settings.devices
-    if not has_local_workers and not settings.scheduler and not settings.scheduler_file:
+    if not has_local_workers and not settings.scheduler:
         yield LocalPool()
         return
     # These modules import distributed, which a run with threads does not need.

@@ -113,7 +113,7 @@ def local_workers(
     devices = device_names(settings.devices, os.environ)
     _check_semaphores()
     security = IsolatedSecurity.temporary()
-    with _scratch_directory() as scratch, _client(security, settings.dashboard, scratch) as client:
+    with _scratch_directory() as scratch, _client(security, scratch) as client:
         address = client.scheduler_info(n_workers=0)["address"]
         options = {
             "scheduler": address,
@@ -187,7 +187,7 @@ def _scratch_directory() -> Iterator[Path]:
 
 
 @contextmanager
-def _client(security: Security, has_dashboard: bool, scratch: Path) -> Iterator[Client]:
+def _client(security: Security, scratch: Path) -> Iterator[Client]:
     """Start a scheduler without workers in this process, and provide a client of the scheduler."""
     options = {
         "host": _LOOPBACK,
@@ -195,17 +195,13 @@ def _client(security: Security, has_dashboard: bool, scratch: Path) -> Iterator[
         "security": security,
         "local_directory": str(scratch),
         "allowed_failures": _ALLOWED_FAILURES,
-        "dashboard": has_dashboard,
+        "dashboard": False,
     }
-    if has_dashboard:
-        options["dashboard_address"] = f"{_LOOPBACK}:0"
-    scheduler = {"cls": Scheduler if has_dashboard else _NoHttpScheduler, "options": options}
+    scheduler = {"cls": _NoHttpScheduler, "options": options}
     with signals.deferred():  # otherwise an exception could leave a part of the cluster running
         cluster = SpecCluster(scheduler=scheduler, security=security, silence_logs=False)
     try:
         with Client(cluster, security=security, set_as_default=False) as client:
-            if has_dashboard:
-                log.info("cluster: the Dask dashboard is at %s", client.dashboard_link)
             yield client
     finally:
         with signals.deferred():

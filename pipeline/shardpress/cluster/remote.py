@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 from distributed import Client
@@ -17,7 +16,7 @@ from distributed.versions import VersionMismatchWarning
 from shardpress.cluster.checks import Probe, check_workers
 from shardpress.cluster.connection import disconnect_if_silent, wait_until
 from shardpress.cluster.device_check import check_devices, unusable_workers, wrong_devices
-from shardpress.cluster.security import check_address, dask_security, is_written, read_address
+from shardpress.cluster.security import check_address, dask_security, is_written, read_address, scheduler_file
 from shardpress.cluster.workers import ClusterPool, forward_logs
 from shardpress.errors import ConfigError, TryAgain, printable, quantity, short_list
 from shardpress.settings.config import ClusterSettings
@@ -45,7 +44,7 @@ def remote_workers(
     Parameters
     ----------
     settings : ClusterSettings
-        Settings with the address of the scheduler, or with the path of its scheduler file.
+        Settings with the address of the scheduler, or with the path of the file that it writes.
     start_device : callable
         Function that initializes the configured device of a process (`shardpress.device.start_device`).
     make_probe : callable
@@ -68,7 +67,7 @@ def remote_workers(
             _wait_for(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {printable(address)}")
             check_workers(client, make_probe())
             facts = _check_devices(client, start_device, requires_device)
-            if settings.dashboard:
+            if "dashboard" in client.scheduler_info(n_workers=0)["services"]:
                 log.info("cluster: the Dask dashboard is at %s", client.dashboard_link)
             forward_logs(client)
         yield ClusterPool(client, "scheduler", address, facts, _PATIENCE)
@@ -76,10 +75,10 @@ def remote_workers(
 
 def _address(settings: ClusterSettings) -> str:
     """Return the address of the scheduler. If the scheduler file does not exist yet, wait for it."""
-    address = settings.scheduler
-    if not address:
-        path = Path(settings.scheduler_file or "")
-        _wait_for(lambda: is_written(path), f"scheduler_file={printable(path)}")
+    address = str(settings.scheduler)
+    path = scheduler_file(address)
+    if path is not None:
+        _wait_for(lambda: is_written(path), f"scheduler={printable(path)}")
         address = read_address(path)
     return check_address(address, settings.insecure_cluster)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -15,9 +16,10 @@ from shardpress.errors import ConfigError, printable
 if TYPE_CHECKING:
     from distributed import Security
 
-__all__ = ["check_address", "dask_security", "is_written", "read_address"]
+__all__ = ["check_address", "dask_security", "is_written", "read_address", "scheduler_file"]
 
 _TLS = "distributed.comm.tls"
+_ADDRESS = re.compile(r"([\w.-]+|\[[0-9a-fA-F:]+\]):[0-9]+")  # a host and a port without a protocol
 
 
 def check_address(address: str, is_insecure: bool) -> str:
@@ -59,6 +61,13 @@ def _split(address: str) -> tuple[str, str | None, int | None]:
         return "", None, None
 
 
+def scheduler_file(scheduler: str) -> Path | None:
+    """Return the path of a scheduler file, or None if the setting is an address, complete or without its scheme."""
+    if "://" in scheduler or _ADDRESS.fullmatch(scheduler):
+        return None
+    return Path(scheduler)
+
+
 def is_written(path: Path) -> bool:
     """Return whether a scheduler file exists and is not empty. A scheduler creates the file before it writes to it."""
     return path.is_file() and path.stat().st_size > 0
@@ -76,8 +85,8 @@ def read_address(path: Path) -> str:
         return str(json.loads(path.read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"scheduler_file={printable(path)}: {error!r}, expected a file that `dask scheduler --scheduler-file` "
-            "writes. Start the scheduler with that option, or give its address with --scheduler."
+            f"scheduler={printable(path)}: {error!r}, expected a file that `dask scheduler --scheduler-file` writes. "
+            "Start the scheduler with that option, or give its address."
         ) from error
 
 

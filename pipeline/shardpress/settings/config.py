@@ -23,7 +23,6 @@ from shardpress.settings.defaults import (
     TARGET_WEIGHT,
 )
 from shardpress.settings.kinds import (
-    ADDRESS,
     CONDITION,
     DATASET,
     DEVICES,
@@ -32,6 +31,7 @@ from shardpress.settings.kinds import (
     FOLDER,
     LIMIT,
     NAME,
+    SCHEDULER,
     SWITCH,
     TIME,
     WIDTHS,
@@ -84,10 +84,10 @@ _EXCLUSIVE = (
         ("retrain", "restart"),
         ("retrain", "model"),
     ),
-    *(("workers", "scheduler"), ("workers", "scheduler_file"), ("scheduler", "scheduler_file")),
+    ("workers", "scheduler"),
     *(("fit_on", "model"), ("target", "model")),
     *(("row_scale", "missing_value"), ("transform", "missing_value")),  # prepared values cannot be compared with it
-    *(("devices", "scheduler"), ("devices", "scheduler_file")),  # workers of a scheduler have their own devices
+    ("devices", "scheduler"),  # workers of a scheduler have their own devices
 )
 """Pairs of settings that exclude each other."""
 
@@ -485,16 +485,16 @@ class ClusterSettings:
         "THEANO_FLAGS.",
     )
     scheduler: str | None = _setting(
-        None, ADDRESS, "nothing", "Run on the Dask cluster at this address, for example tls://host:8786."
-    )
-    scheduler_file: str | None = _setting(
-        None, FILES, "nothing", "Run on the Dask cluster whose scheduler has written this file."
+        None,
+        SCHEDULER,
+        "nothing",
+        "Run on the Dask cluster with this scheduler: its address, for example tls://host:8786, or the file that it "
+        "writes (dask scheduler --scheduler-file).",
     )
     insecure_cluster: bool = _switch("Allow a connection without TLS to a scheduler on another machine.")
     mixed_processors: bool = _switch(
         "Allow workers with different processors. The last bits of results then depend on which worker computed them."
     )
-    dashboard: bool = _switch("Log the address of the Dask dashboard; with --workers, start it on 127.0.0.1.")
 
 
 @dataclass(frozen=True)
@@ -671,7 +671,9 @@ def _without_append(results: ResultSettings) -> list[str]:
     """Return a sentence for each setting of an append or a new generation that was given without it."""
     found = []
     if results.drop_missing and not (results.append or results.retrain):
-        found.append(_without("drop_missing", "append or retrain"))
+        found.append(
+            "drop_missing: set without append or retrain, expected one of them. Set one, or remove drop_missing."
+        )
     if results.on_append_drift != "warn" and not results.append:
         found.append("on_append_drift: set without append, expected both. Set append, or remove on_append_drift.")
     if results.keep_generations != 2 and not results.retrain:
@@ -681,17 +683,10 @@ def _without_append(results: ResultSettings) -> list[str]:
 
 def _without_cluster(cluster: ClusterSettings) -> list[str]:
     """Return a sentence for each cluster option that was given without a cluster."""
-    has_scheduler = bool(cluster.scheduler or cluster.scheduler_file)
-    has_workers = bool(has_scheduler or cluster.workers or cluster.devices)
-    found = []
-    if cluster.insecure_cluster and not has_scheduler:
-        found.append(_without("insecure_cluster", "scheduler or scheduler_file"))
-    if cluster.mixed_processors and not has_scheduler:
-        found.append(_without("mixed_processors", "scheduler or scheduler_file"))
-    if cluster.dashboard and not has_workers:
-        found.append(_without("dashboard", "workers, devices, scheduler or scheduler_file"))
-    return found
-
-
-def _without(name: str, others: str) -> str:
-    return f"{name}: set without {others}, expected one of them. Set one, or remove {name}."
+    if cluster.scheduler:
+        return []
+    return [
+        f"{name}: set without scheduler, expected both. Set scheduler, or remove {name}."
+        for name in ("insecure_cluster", "mixed_processors")
+        if getattr(cluster, name)
+    ]

@@ -42,15 +42,14 @@ _STAGES = {
         *("retrain", "keep_generations", "align_to"),
     ),
     "machine": ("block_rows", "threads", "memory_budget", "device_memory_budget", "require_device"),
-    "cluster": (
-        *("workers", "devices", "scheduler", "scheduler_file"),
-        *("insecure_cluster", "mixed_processors", "dashboard"),
-    ),
+    "cluster": ("workers", "devices", "scheduler", "insecure_cluster", "mixed_processors"),
     "messages": ("quiet", "verbose"),
 }
 
 
 _REMOVED = {
+    "dashboard": "the address of a dashboard is logged if the scheduler has one",
+    "scheduler_file": "give the file with --scheduler",
     "follow": "give the files that hold the rows with --input",
     "max_feature_error": "use --storage-dtype float16, whose rounding error the report states",
 }

@@ -15,7 +15,6 @@ from shardpress.errors import printable
 from shardpress.settings.condition import Condition
 
 __all__ = [
-    "ADDRESS",
     "CONDITION",
     "DATASET",
     "DEVICES",
@@ -24,6 +23,7 @@ __all__ = [
     "FOLDER",
     "LIMIT",
     "NAME",
+    "SCHEDULER",
     "SWITCH",
     "TIME",
     "WIDTHS",
@@ -171,6 +171,11 @@ def _path(text: str) -> str:
     return path
 
 
+def _scheduler(text: str) -> str:
+    """Return an address as it is; expand ``~`` in the path of a file."""
+    return text if "://" in text else _path(text)
+
+
 def _dataset(text: str) -> str:
     """Normalize the path of a dataset, without redundant slashes."""
     parts = [part for part in text.split("/") if part not in ("", ".")]
@@ -215,7 +220,6 @@ def size(least: int, words: str = "") -> Kind:
 _ANSWERS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 NAME = Kind(str, is_text=True)  # an empty name is None if None is the default
-ADDRESS = Kind(str, "ADDRESS", is_text=True)
 CONDITION = Kind(lambda text: str(Condition.parse(text)), "CONDITION", is_text=True)
 DATASET = Kind(_dataset, is_text=True)
 FILES = Kind(_path, "PATH", is_text=True)
@@ -223,6 +227,7 @@ FOLDER = Kind(_path, "DIR", True, lambda value: not value.startswith("~"), "a pa
 EXACT_NUMBER = Kind(_exact_number, "X", False, math.isfinite, "a finite number (NaN is always missing)")
 LIMIT = Kind(_limit, "N|N%")
 TIME = Kind(_time, "TIME", is_text=True)
+SCHEDULER = Kind(_scheduler, "ADDRESS|FILE", is_text=True)
 SWITCH = Kind(_reader(lambda text: _ANSWERS[text.lower()], "true or false"))
 YES_OR_NO = Kind(_reader(lambda text: _ANSWERS[text.lower()], "yes or no"), "{yes,no}")
 DEVICES = Kind(
