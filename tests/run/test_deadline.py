@@ -20,6 +20,7 @@ from shardpress.output.records import read_manifest
 from shardpress.run import deadline
 from shardpress.settings.config import Config
 from shardpress.settings.deadline import deadline_of, in_words
+from shardpress.settings.kinds import hours_of
 from shardpress.training.epochs import Limit
 from tests.support.cases import case, each, sample
 from tests.support.interruptions import STEPS, FullDisk
@@ -41,9 +42,8 @@ STEPS_PER_EPOCH = 11
         ({"finish_by": "06:00"}, timedelta(hours=18)),
         ({"finish_by": "12:00"}, timedelta(days=1)),
         ({"finish_by": "2026-03-06 12:00"}, timedelta(days=2)),
-        ({"max_hours": 0.5}, timedelta(minutes=30)),
-        ({"max_hours": 2.0, "finish_by": "13:30"}, timedelta(hours=1.5)),
-        ({"max_hours": 1.0, "finish_by": "13:30"}, timedelta(hours=1)),
+        ({"finish_by": "+0.5h"}, timedelta(minutes=30)),
+        ({"finish_by": "+8h"}, timedelta(hours=8)),
     ],
 )
 def test_the_deadline_follows_the_time_settings(settings: dict[str, Any], after: timedelta) -> None:
@@ -104,12 +104,12 @@ class Machine:
         """Return flags of a deadline that allows about `n_epochs` epochs; the first one takes no time."""
         reserve = deadline.reserved_seconds(ENCODING, n_copies=0)
         seconds = reserve + (n_epochs - 1) * self.epoch / 0.9
-        return [*MANY_EPOCHS, "--max-hours", repr(seconds / 3600), *more]
+        return [*MANY_EPOCHS, "--finish-by", f"+{seconds / 3600!r}h", *more]
 
     def hours(self, n_epochs: float, *more: str) -> list[str]:
         """Return flags that leave time for `n_epochs` epochs before the actual encoding."""
         seconds = deadline.reserved_seconds(ENCODING, n_copies=0) + n_epochs * self.epoch
-        return [*MANY_EPOCHS, *SHORT_EPOCHS, "--max-hours", repr(seconds / 3600), *more]
+        return [*MANY_EPOCHS, *SHORT_EPOCHS, "--finish-by", f"+{seconds / 3600!r}h", *more]
 
 
 @pytest.fixture
@@ -172,18 +172,18 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
             assert "deadline: " not in caplog.text
             assert features_of(out) == features_of(expected)
             ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
-            assert ends_by < time.time() + 3600 * float(flags[flags.index("--max-hours") + 1])
+            assert ends_by < time.time() + 3600 * hours_of(flags[flags.index("--finish-by") + 1])
 
 
 @each("kind", ["run.json", "commits/scan"])
-def test_max_hours_count_from_the_first_start(
+def test_hours_count_from_the_first_start(
     workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     out = workspace.folder / f"of{len(kind)}"
     now = time.time
     flags = machine.flags(100)
     before = time.time()
-    seconds = 3600 * float(flags[flags.index("--max-hours") + 1])
+    seconds = 3600 * hours_of(flags[flags.index("--finish-by") + 1])
     assert workspace.run(out, *flags, disk=FullDisk(kind, 1)) == 74
     monkeypatch.setattr(time, "time", lambda: now() + seconds / 2)
     plan = workspace.plan(out, *flags)
@@ -209,7 +209,7 @@ def test_restarting_renews_the_deadline(
     monkeypatch.setattr(time, "time", lambda: now() + 1000)
     assert workspace.run(out, *flags, "--restart") == 0
     ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
-    assert ends_by > now() + 999 + 3600 * float(flags[flags.index("--max-hours") + 1]) - 60
+    assert ends_by > now() + 999 + 3600 * hours_of(flags[flags.index("--finish-by") + 1]) - 60
 
 
 def test_a_deadline_that_has_passed_is_renewed(
@@ -329,7 +329,7 @@ def test_a_training_that_ends_early_measures_the_encoding_again(
 def test_a_training_without_time_ends_after_one_step(workspace: Workspace, out: Path, machine: Machine) -> None:
     for n_features in ("2", "3"):
         machine.restart()
-        assert workspace.run(out / n_features, *MANY_EPOCHS, "--max-hours", "1e-7", "--n-features", n_features) == 0
+        assert workspace.run(out / n_features, *MANY_EPOCHS, "--finish-by", "+1e-7h", "--n-features", n_features) == 0
         facts = training_of(out / n_features)
         assert machine.n_steps == 1
         assert (len(facts["history"]), facts["deadline"]["n_epochs"]) == (1, 1)
@@ -339,10 +339,10 @@ def test_a_training_without_time_ends_after_one_step(workspace: Workspace, out: 
 def test_a_run_that_misses_its_deadline_causes_a_warning(
     workspace: Workspace, out: Path, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert workspace.run(out, *MANY_EPOCHS, "--max-hours", "1e-7") == 0
+    assert workspace.run(out, *MANY_EPOCHS, "--finish-by", "+1e-7h") == 0
     assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)
     caplog.clear()
-    options = ["--model", str(out), "--max-hours", "1e-7"]
+    options = ["--model", str(out), "--finish-by", "+1e-7h"]
     assert workspace.run(tmp_path / "more", *options) == 0
     assert any(record.levelname == "WARNING" and "deadline: " in record.getMessage() for record in caplog.records)
 

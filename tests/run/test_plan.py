@@ -217,7 +217,7 @@ def test_a_plan_reports_a_missing_pyarrow(workspace: Workspace, out: Path, monke
 def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path) -> None:
     many = ["--epochs", "1000000"]
     for hours, fits in ((1e-7, 0), (1 / 60, None)):
-        planned_run = workspace.plan(out, *many, "--max-hours", repr(hours))
+        planned_run = workspace.plan(out, *many, "--finish-by", f"+{hours!r}h")
         training = next(stage for stage in planned_run.stages if stage.name == "training")
         with case(hours, training):
             assert f"of {many[1]} epochs" in training.what

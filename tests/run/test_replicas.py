@@ -117,6 +117,6 @@ def test_the_deadline_uses_the_speed_of_all_replicas(
 
     monkeypatch.setattr(deadline, "_epoch_seconds", epoch_seconds)
     monkeypatch.setattr(deadline, "_encoding_seconds", lambda *_: 0.0)
-    assert workspace.run(out, *FLAGS, "--epochs", "4", "--max-hours", "1") == 0
+    assert workspace.run(out, *FLAGS, "--epochs", "4", "--finish-by", "+1h") == 0
     assert calls[0] == (1, 2, pytest.approx(78, rel=0.3)), "one of three rounds"
     assert [epoch for epoch, _, _ in calls] == [1, 2, 3]

@@ -70,8 +70,7 @@ SAMPLES = {
     "insecure_cluster": (True, False, True),
     "mixed_processors": (True, False, True),
     "checkpoint_minutes": (1.0, 2.0, 3.0),
-    "finish_by": ("06:00", "07:30", "2030-01-31 06:00"),
-    "max_hours": (0.5, 8.0, 2.0),
+    "finish_by": ("06:00", "+8h", "2030-01-31 06:00"),
     "verify": ("sizes", "digests", "sizes"),
     "restart": (True, False, True),
     "require_device": (True, False, True),
@@ -372,3 +371,9 @@ def test_a_tilde_of_an_unknown_user_is_refused():
             with refused(64, f"--{name}: '~missing-user/x', "):
                 settings(f"--{name}", "~missing-user/x")
             assert settings(f"--{name}", "./~x").flat()[name] in ("./~x", ("./~x",))
+
+
+@pytest.mark.parametrize("text", ["8h", "+8", "+h", "+0h", "+-1h", "+nanh", "+1e9h", "25:00", "soon"])
+def test_invalid_times_are_refused(text):
+    with refused(64, "--finish-by", repr(text)):
+        settings("--finish-by", text)

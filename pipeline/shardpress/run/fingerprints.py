@@ -175,7 +175,7 @@ def _training_request(settings: Settings, shards: Sequence[Shard], budget: Budge
     training["validation_rows"] = budget.max_validation_rows if budget.max_validation_rows < n_validated else None
     if settings.training.start == "components":
         training["sample_rows"] = budget.max_sample_rows if budget.max_sample_rows < n_rows else None
-    if settings.timing.finish_by or settings.timing.max_hours:
+    if settings.timing.finish_by:
         # A run with a deadline measures how many epochs fit. A run without one must not reuse that model. A second run
         # with a deadline resumes with the number of epochs that the first one decided on.
         training["by_deadline"] = True

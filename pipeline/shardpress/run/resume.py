@@ -212,18 +212,18 @@ def stored_deadline(ledger: Ledger, config: Config, now: Mapping[str, Any], star
     Returns
     -------
     dict or None
-        ``ends_by``, in seconds since 1970, with the settings that it comes from.
+        ``ends_by``, in seconds since 1970, and ``finish_by``, the setting.
     """
     ends_by = deadline_of(config.timing, start)
     if ends_by is None:
         return None
-    requested = {"finish_by": config.timing.finish_by, "max_hours": config.timing.max_hours}
+    requested = config.timing.finish_by
     before = ledger.deadline() if ledger.request() == now else None
-    if before is not None and requested == {name: before[name] for name in requested}:
+    if before is not None and before["finish_by"] == requested:
         if before["ends_by"] > start:
             return before
         log.warning("deadline: %s has passed; the new deadline is %s", in_words(before["ends_by"]), in_words(ends_by))
-    return {**requested, "ends_by": ends_by}
+    return {"finish_by": requested, "ends_by": ends_by}
 
 
 def drop_replaced(ledger: Ledger, manifest: Mapping[str, Any]) -> None:

@@ -511,14 +511,8 @@ class TimingSettings:
         None,
         TIME,
         "budget",
-        "Stop training in time to finish the run by this time, for example 06:00 or '2030-01-31 06:00'. Default: no "
-        "limit.",
-    )
-    max_hours: float | None = _setting(
-        None,
-        number(lambda hours: 0 < hours < 24 * 366, "above 0, and less than a year"),
-        "budget",
-        "Stop training in time to finish the run within this many hours. Default: no limit.",
+        "Stop training in time to finish the run by this time, for example 06:00, '2030-01-31 06:00' or +8h, which is "
+        "8 hours after the first start. Default: no limit.",
     )
 
 

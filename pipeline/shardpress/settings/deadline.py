@@ -5,18 +5,19 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 
 from shardpress.settings.config import TimingSettings
+from shardpress.settings.kinds import hours_of
 
 __all__ = ["deadline_of", "in_words"]
 
 
 def deadline_of(timing: TimingSettings, start: float) -> float | None:
     """Return when a run that started at `start` must end, in seconds since 1970; None if there is no limit."""
-    ends = []
-    if timing.max_hours is not None:
-        ends.append(start + 3600 * timing.max_hours)
-    if timing.finish_by is not None:
-        ends.append(_next(timing.finish_by, datetime.fromtimestamp(start)))
-    return min(ends, default=None)
+    if timing.finish_by is None:
+        return None
+    hours = hours_of(timing.finish_by)
+    if hours is not None:
+        return start + 3600 * hours
+    return _next(timing.finish_by, datetime.fromtimestamp(start))
 
 
 def _next(time: str, now: datetime) -> float:

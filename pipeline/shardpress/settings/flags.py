@@ -33,7 +33,7 @@ _STAGES = {
     ),
     "training": (
         *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "corruption", "weight_decay"),
-        *("fit_on", "target", "target_weight", "replicas", "finish_by", "max_hours", "seed"),
+        *("fit_on", "target", "target_weight", "replicas", "finish_by", "seed"),
         *("validation_fraction", "patience", "baseline", "shuffle_window"),
     ),
     "output": (
@@ -48,6 +48,7 @@ _STAGES = {
 
 
 _REMOVED = {
+    "max_hours": "use --finish-by, for example --finish-by +8h",
     "dashboard": "the address of a dashboard is logged if the scheduler has one",
     "scheduler_file": "give the file with --scheduler",
     "follow": "give the files that hold the rows with --input",

@@ -30,6 +30,7 @@ __all__ = [
     "YES_OR_NO",
     "Kind",
     "as_typed",
+    "hours_of",
     "n_allowed",
     "number",
     "one_of",
@@ -132,15 +133,30 @@ def one_of(*choices: str) -> Kind:
 
 
 def _time(text: str) -> str:
-    """Check a time of day, with or without a date; it stays a text, because the day depends on the start of the run."""
-    moment = text
-    if "-" not in text:
-        moment = f"2000-01-01T{text.strip()}"
+    """Check a moment or a duration; it stays a text, because the moment depends on the start of the run."""
+    time = text.strip()
     try:
-        datetime.fromisoformat(moment)
+        if hours_of(time) is None:
+            datetime.fromisoformat(time if "-" in time else f"2000-01-01T{time}")
     except ValueError:
-        raise ValueError(f"{text!r}, expected a time like 06:00, or 2030-01-31 06:00") from None
-    return text.strip()
+        raise ValueError(f"{text!r}, expected a time like 06:00, 2030-01-31 06:00 or +8h") from None
+    return time
+
+
+def hours_of(time: str) -> float | None:
+    """Return the hours of a duration like ``+8h``, or None for a moment.
+
+    Raises
+    ------
+    ValueError
+        If it is no number of hours above 0 and below a year.
+    """
+    if not time.startswith("+"):
+        return None
+    hours = float(time.removeprefix("+").removesuffix("h"))
+    if not time.endswith("h") or not 0 < hours < 24 * 366:
+        raise ValueError("invalid duration")
+    return hours
 
 
 def _limit(text: str) -> str:
