@@ -116,7 +116,7 @@ def fingerprint(*content: object) -> str:
 
 
 def seal(form: str, content: Mapping[str, Any]) -> bytes:
-    """Return readable JSON with a digest and the name of its format, such as ``shardpress-output/1``.
+    """Return readable JSON with a digest and the name of its format, such as ``shardpress-output/2``.
 
     The digest covers the whole content.
     """
