@@ -4,7 +4,7 @@
     python scripts/reference.py                      train 10,000 epochs; print a table, write reference/reference.png
     THEANO_FLAGS=device=opencl0:0 python scripts/reference.py --epochs 600
 
-The script runs `scripts/extract.py` with the flags in FLAGS.
+The script runs `scripts/extract.py` with `--preset reference`, and with all rows in one minibatch.
 """
 
 import sys
@@ -43,29 +43,6 @@ PUBLISHED = {
     9500: 1.208e-4,
 }
 
-# `run` adds the batch size, so that all rows are one minibatch.
-SETTINGS = {
-    "--scale": "range",
-    "--n-features": "2",
-    "--optimizer": "momentum",
-    "--learning-rate": "0.1",
-    "--momentum": "0.9",
-    "--schedule": "constant",
-    "--hidden": "none",
-    "--activation": "relu",
-    "--code-activation": "sigmoid",
-    "--decoder-gain": "no",
-    "--nested": "no",
-    "--output-layer": "code",
-    "--corruption": "0",
-    "--weight-decay": "0",
-    "--start": "random",
-    "--biases": "zero",
-    "--replicas": "1",
-    "--validation-fraction": "0",
-}
-FLAGS = [word for setting in SETTINGS.items() for word in setting]
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run, print and plot our costs and the published costs, and return the exit code."""
@@ -101,7 +78,8 @@ def run(options: argparse.Namespace) -> int:
     """Run the pipeline with all rows in one minibatch."""
     n_rows = sum(shard.n_rows for shard in open_shards([options.data]))
     sizes = ["--batch-size", str(n_rows), "--epochs", str(options.epochs), "--seed", str(options.seed)]
-    return extract("", ["--input", options.data, "--output", options.output, "--overwrite", *FLAGS, *sizes])
+    preset = ["--preset", "reference"]
+    return extract("", ["--input", options.data, "--output", options.output, "--overwrite", *preset, *sizes])
 
 
 def table(costs: Sequence[float]) -> str:

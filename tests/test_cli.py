@@ -122,14 +122,13 @@ def test_a_model_for_other_shards_is_refused(tmp_path: Path, caplog: pytest.LogC
     assert main(["--input", narrow, "--output", str(tmp_path / "a"), "--epochs", "1"]) == 0
     caplog.clear()
     flags = ["--input", wide, "--output", str(tmp_path / "b"), "--model", str(tmp_path / "a"), "--n-features", "3"]
-    flags += ["--hidden", "5,4", "--code-activation", "sigmoid", "--decoder-gain", "yes"]
+    flags += ["--hidden", "5,4", "--code-activation", "sigmoid"]
     code, message = outcome(caplog, *flags)
     assert code == 78
     assert mentions(message, "4 columns", 6)
     assert mentions(message, 2, "n_features 3")
     assert mentions(message, "hidden 10", "hidden 5 4")
     assert mentions(message, "code_activation linear", "code_activation sigmoid")
-    assert mentions(message, "decoder_gain False", "decoder_gain True")
 
 
 @pytest.mark.process

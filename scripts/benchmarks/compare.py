@@ -395,7 +395,7 @@ def fitted_model(bench: Bench) -> Path:
     """Train a model with one layer of sigmoids, like the peers' model."""
     shards = make_shards(bench.folder / "shards-small", 20_000, 1, dtype="u1")
     output = fresh(bench.folder / "model")
-    one_layer = ("--hidden", "none", "--code-activation", "sigmoid", "--decoder-gain", "no")
+    one_layer = ("--preset", "reference", "--n-features", 64)
     extract("--input", shards, "--output", output, "--epochs", 1, *one_layer, **bench.variables)
     if bench.commit is not None:
         fit_model_of_commit(bench, bench.commit)

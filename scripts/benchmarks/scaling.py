@@ -291,7 +291,8 @@ def seconds_per_training_row(options: argparse.Namespace) -> float:
     """Train on one core, and return the seconds per row and epoch."""
     inputs = synthetic_shards(options.output, options.gigabytes, 8)
     output = fresh(options.output / "trained")
-    flags = ("--epochs", 2, "--baseline", "no", "--start", "random", "--threads", 1, "--quiet")
+    network = ("--preset", "reference", "--n-features", 64, "--hidden", 512, "--corruption", 0.0625)
+    flags = (*network, "--optimizer", "adam", "--learning-rate", 0.001, "--epochs", 2, "--threads", 1, "--quiet")
     script("extract.py", "--input", inputs, "--output", output, *flags, **ONE_CORE)
     report = report_of(output)
     n_rows = 2 * (1 - report["config"]["validation_fraction"]) * report["inputs"]["n_rows"]

@@ -84,7 +84,7 @@ RENAMED = {"random_state": "seed", "value_transform": "transform"}
 def test_parameters_are_settings_with_their_defaults() -> None:
     for name, value in TiedAutoencoder().get_params().items():
         assert value == SETTINGS[RENAMED.get(name, name)].default, name
-    deciding = {name for name, setting in SETTINGS.items() if setting.affects in ("scan", "model")}
+    deciding = {each.name for each in SETTINGS.values() if each.has_flag and each.affects in ("scan", "model")}
     # In a shard, a special value can mark missing values. An array uses NaN, and has no extras.
     assert deciding - set(TiedAutoencoder().get_params()) == {"seed", "missing_value", "transform", "fit_on", "target"}
 
@@ -174,7 +174,7 @@ class Recorder:
 def test_callbacks_are_called_for_each_epoch_and_can_stop() -> None:
     recorder = Recorder()
     x = rows()
-    found = TiedAutoencoder(epochs=5, n_features=3, start="random").set_callbacks(recorder).fit(x)
+    found = TiedAutoencoder(epochs=5, n_features=3).set_callbacks(recorder).fit(x)
     epoch = ["begin epoch", "end epoch"]
     assert recorder.calls == ["setup", "begin fit", *epoch, *epoch, "end fit", "teardown"]
     assert found.n_iter_ == 2
@@ -210,11 +210,16 @@ def test_fitted_model_encodes_shards_in_a_run(tmp_path: Path) -> None:
     assert same_models(TiedAutoencoder.from_run(tmp_path / "out").partial_fit(x), fitted.partial_fit(x))
 
 
+class AtConstantRate(TiedAutoencoder):
+    def _config(self) -> Config:
+        return super()._config().changed(schedule="constant")
+
+
 @pytest.mark.parametrize("nested", [False, True])
 def test_partial_fits_equal_epochs_at_a_constant_rate(nested: bool) -> None:
     x = rows()
     settings = {"n_features": 3, "corruption": 0.25, "nested": nested, "random_state": 5}
-    whole = TiedAutoencoder(**settings, epochs=3, schedule="constant", validation_fraction=0, patience=0).fit(x)
+    whole = AtConstantRate(**settings, epochs=3, validation_fraction=0, patience=0).fit(x)
     estimator = TiedAutoencoder(**settings)
     for n in range(1, 4):
         estimator = pickle.loads(pickle.dumps(estimator.partial_fit(x)))
@@ -242,7 +247,7 @@ def test_rows_of_very_different_sizes_get_linear_features() -> None:
 
 def test_partial_fit_after_fit_keeps_the_scaling() -> None:
     x = rows()
-    fitted = TiedAutoencoder(**QUICK, start="random").fit(x)
+    fitted = TiedAutoencoder(**QUICK).fit(x)
     before = fitted.model_
     error = fitted.score(3 * x)
     for part in (3 * x, 3 * x[:1], 3 * x):

@@ -62,16 +62,10 @@ class Undisturbed:
 N_INPUTS = 20
 BATCH = 64
 SETTINGS = [
-    "--hidden",
-    "none",
-    "--code-activation",
-    "sigmoid",
-    "--decoder-gain",
-    "no",
-    "--corruption",
-    "0",
-    "--optimizer",
-    "momentum",
+    "--preset",
+    "reference",
+    "--validation-fraction",
+    "0.05",
     "--n-features",
     "4",
     "--epochs",

@@ -14,6 +14,7 @@ from tests.support.bad_shards import (
     check,
     errors,
 )
+from tests.support.fields import set_fields
 from tests.support.logged import mentions, resumed_step
 
 pytestmark = pytest.mark.process
@@ -37,7 +38,7 @@ def test_divergence_is_reproducible_and_keeps_the_last_weights(
     if late:
         monkeypatch.setattr(sys.modules["shardpress_kernels.step"], "TrainingStep", Bursting)
     else:
-        flags += ["--schedule", "constant"]
+        set_fields(monkeypatch, schedule="constant")
     found = []
     for _ in range(2):
         with np.errstate(all="ignore"):

@@ -22,6 +22,7 @@ from shardpress.features import open_features
 from shardpress.model import load_model
 from shardpress.output.disk import Disk
 from tests.support.cases import cross, sample
+from tests.support.fields import set_fields
 from tests.support.helpers import write_shard
 from tests.support.logged import COMPLETE, mentions
 from tests.support.tolerances import TOLERANCES
@@ -85,13 +86,16 @@ def test_block_size_and_threads_do_not_change_a_bit(
     assert features_in(finished).tobytes() == features(shards, tmp_path / "b", *flags).tobytes()
 
 
-def test_streamed_and_resident_rows_give_equal_features(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_streamed_and_resident_rows_give_equal_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    set_fields(monkeypatch, start="random")
     x = rows(6000, 500)  # 12 MB, more than half of the smallest budget
     folder = tmp_path / "shards"
     folder.mkdir()
     for i in range(3):
         write_shard(folder / f"{i}.h5", x[2000 * i : 2000 * (i + 1)])
-    window = ["--shuffle-window", "1MiB", "--hidden", "64", "--start", "random"]  # sizes that fit into both budgets
+    window = ["--shuffle-window", "1MiB", "--hidden", "64"]  # sizes that fit into both budgets
     resident = features(folder, tmp_path / "a", *window)
     assert "rows in memory" in caplog.text
     streamed = features(folder, tmp_path / "b", *window, "--memory-budget", "16MiB")
@@ -125,8 +129,7 @@ def test_features_can_be_the_input_of_a_run(finished: Path, tmp_path: Path) -> N
 # -- correct features --------------------------------------------------------------------------------------------
 
 
-DEEP = ["--hidden", "12,11", "--activation", "leaky-relu", "--decoder-gain", "--start", "components"]
-DEEP += ["--corruption", "0.2", "--weight-decay", "0.01"]
+DEEP = ["--hidden", "12,11", "--activation", "leaky-relu", "--code-activation", "sigmoid", "--corruption", "0.2"]
 
 
 @pytest.mark.parametrize(("dtype", "flags"), cross(["uint8", "float32", "float64", "int64"], [[], DEEP]))
@@ -200,7 +203,7 @@ def test_bad_rows_stop_a_run_with_a_given_model(
 
 def test_divergence_keeps_the_last_good_weights(shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     out = tmp_path / "out"
-    rate = ["--optimizer", "momentum", "--learning-rate", "1e6", "--schedule", "constant"]
+    rate = ["--optimizer", "momentum", "--learning-rate", "1e6"]
     assert main(["--input", str(shards), "--output", str(out), *QUICK, *rate]) == 65
     assert mentions(caplog.text, "TrainingDiverged", "epoch 0")
     last_good = load_model(out / "model-last-good.h5").parameters

@@ -16,10 +16,6 @@ import pytest
 
 from scripts import make_data, reference
 from shardpress.features import open_features
-from shardpress.settings.config import SETTINGS
-from shardpress.settings.flags import parse
-from shardpress.settings.resolve import network_of, resolve
-from shardpress_kernels.network import Network
 from tests.support.cases import ALL_CASES
 from tests.support.interpreters import REPOSITORY
 
@@ -76,16 +72,6 @@ def test_costs_on_opencl_equal_those_on_the_cpu(
     # Rounding errors accumulate in all steps of the training.
     found, expected = (open_features(tmp_path / name).features.compute() for name in ("opencl", "cpu"))
     assert np.allclose(found, expected, rtol=0, atol=1e-3)
-
-
-def test_reference_flags_set_every_model_setting() -> None:
-    # The defaults can change, but the settings of the reference run must not.
-    model = {each.name for each in SETTINGS.values() if each.affects == "model"}
-    named = {flag.removeprefix("--").replace("-", "_") for flag in reference.FLAGS if flag.startswith("--")}
-    # Patience needs validation rows, and a target needs an extra.
-    assert model - named - {"epochs", "batch_size", "seed"} == {"patience", "target", "target_weight"}
-    settings = resolve(parse(reference.FLAGS, {}, ""), 2000, 4)
-    assert network_of(settings.network, 4) == Network((4, 2))
 
 
 def test_missing_donuts_are_reported_with_the_script_to_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,8 +146,6 @@ def test_features_are_linear_for_few_columns_and_for_huge_rows():
 def test_a_given_model_determines_the_network():
     network = Network((784, 30, 20, 7), "leaky-relu", "linear", gain=True)
     assert network_of(resolve(Config.of(activation="relu"), 100, 784, network).network, 784) == network
-    resolved = resolve(Config.of(decoder_gain=False), 100, 784, network)
-    assert resolved.network.decoder_gain is False, "the run refuses it"
 
 
 def test_the_settings_describe_a_network():

@@ -26,19 +26,13 @@ SAMPLES = {
     "hidden": ((5,), (6, 7), ()),
     "activation": ("leaky-relu", "relu", "leaky-relu"),
     "code_activation": ("linear", "sigmoid", "linear"),
-    "decoder_gain": (True, False, True),
     "nested": (True, False, True),
     "output_layer": ("hidden", "code", "hidden"),
-    "start": ("components", "random", "components"),
     "epochs": (1, 2, 3),
     "batch_size": (1, 2, 3),
     "optimizer": ("momentum", "nesterov", "rmsprop"),
     "learning_rate": (0.1, 0.25, 0.5),
-    "schedule": ("constant", "linear", "constant"),
-    "biases": ("zero", "mean", "zero"),
-    "momentum": (0.1, 0.25, 0.5),
     "corruption": (0.1, 0.25, 0.5),
-    "weight_decay": (0.1, 0.25, 0.5),
     "target": ("a", "b/c", "d"),
     "target_weight": (0.1, 0.25, 0.5),
     "replicas": (1, 2, 8),
@@ -95,12 +89,13 @@ REQUIRED_VALUES = {  # for each setting, the settings that it requires
     **{name: {"append": True} for name in ("drop_missing", "on_append_drift")},
     "keep_generations": {"retrain": True},
 }
+WITH_FLAG = [name for name, setting in SETTINGS.items() if setting.has_flag]
 LISTS = ("hidden", "devices")  # commas separate the values in one word
 
 
 def flags(name, value):
     flag = "--" + name.replace("_", "-")
-    if name in ("decoder_gain", "baseline", "missing_indicator"):
+    if name in ("nested", "baseline", "missing_indicator"):
         return [flag] if value is True else [flag, word(name, value)]
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-")]
@@ -126,7 +121,7 @@ def settings(*arguments, **environment):
 
 def test_flags_override_environment_file_and_defaults(file):
     assert settings() == Config()
-    assert sorted(SAMPLES) == sorted(SETTINGS)
+    assert sorted([*SAMPLES, "preset"]) == sorted(WITH_FLAG)  # see test_presets.py
     for name, (in_file, in_environment, in_flag) in SAMPLES.items():
         with case(name):
             needed = REQUIRED_VALUES.get(name, {})
@@ -176,10 +171,10 @@ def test_hidden_layers_distinguish_none_and_automatic(file):
     assert settings("--hidden", "512,256").network.hidden == (512, 256)
 
 
-def test_a_gain_is_requested_by_the_flag_or_by_yes():
+def test_nested_features_are_requested_by_the_flag_or_by_yes():
     answers = {"yes": True, "no": False, "true": True}
-    assert {word: settings("--decoder-gain", word).network.decoder_gain for word in answers} == answers
-    assert settings("--decoder-gain", "--seed", "3").network.decoder_gain
+    assert {word: settings("--nested", word).network.nested for word in answers} == answers
+    assert settings("--nested", "--seed", "3").network.nested
 
 
 # -- values ------------------------------------------------------------------------------------------------------
@@ -212,7 +207,7 @@ def test_a_missing_value_is_exact(file):
 BAD_VALUES = [
     ("epochs", "ten", "number"),
     ("epochs", "1.5", "number"),
-    ("momentum", "much", "number"),
+    ("corruption", "much", "number"),
     ("memory_budget", "lots", "bytes"),
     ("optimizer", "sgd", "momentum, nesterov, adam, rmsprop"),
     ("on_bad_data", "ignore", "raise, skip, quarantine"),
@@ -222,7 +217,7 @@ BAD_VALUES = [
     ("hidden", "wide", "512,256"),
     ("hidden", "512,", "512,256"),
     ("activation", "nonsense", "relu, leaky-relu"),
-    ("decoder_gain", "perhaps", "yes or no"),
+    ("nested", "perhaps", "yes or no"),
 ]
 
 
@@ -298,18 +293,18 @@ def test_an_unknown_key_or_variable_is_refused_with_a_suggestion(file):
 
 
 def test_all_errors_of_a_file_are_listed_at_once(file):
-    with refused(78, "key epoch ", "seed: 'x'", "momentum: 'y'"):
-        settings(*file("epoch: 3\nseed: x\nmomentum: y\npatience: 3"))
+    with refused(78, "key epoch ", "seed: 'x'", "corruption: 'y'"):
+        settings(*file("epoch: 3\nseed: x\ncorruption: y\npatience: 3"))
 
 
 def test_all_errors_of_flags_are_listed_at_once():
-    with refused(64, "--seed: 'x'", "--momentum: 'y'"):
-        settings("--seed", "x", "--momentum", "y")
+    with refused(64, "--seed: 'x'", "--corruption: 'y'"):
+        settings("--seed", "x", "--corruption", "y")
 
 
 def test_all_errors_of_the_environment_are_listed_at_once():
-    with refused(78, "SHARDPRESS_SEED: 'x'", "SHARDPRESS_MOMENTUM: 'y'", "SHARDPRESS_EPOCH "):
-        settings(SHARDPRESS_SEED="x", SHARDPRESS_MOMENTUM="y", SHARDPRESS_EPOCH="3")
+    with refused(78, "SHARDPRESS_SEED: 'x'", "SHARDPRESS_CORRUPTION: 'y'", "SHARDPRESS_EPOCH "):
+        settings(SHARDPRESS_SEED="x", SHARDPRESS_CORRUPTION="y", SHARDPRESS_EPOCH="3")
 
 
 def test_invalid_flags_are_usage_errors(file):
@@ -342,7 +337,7 @@ def test_help_lists_values_of_settings_by_stage(capsys):
 
 def test_every_setting_belongs_to_one_stage():
     all_names = [name for names in module._STAGES.values() for name in names]
-    assert sorted(all_names) == sorted(SETTINGS)
+    assert sorted(all_names) == sorted(WITH_FLAG)
 
 
 def test_a_tilde_is_expanded_in_every_path(file, tmp_path, monkeypatch):

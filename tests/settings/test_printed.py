@@ -12,6 +12,7 @@ import pytest
 from shardpress.settings.config import SETTINGS, Config, Setting, problems
 from shardpress.settings.flags import _STAGES, parse
 from shardpress.settings.kinds import CONDITION, DEVICES, EXACT_NUMBER, LIMIT, TIME, WIDTHS, YES_OR_NO
+from shardpress.settings.presets import values_of_preset
 from shardpress.settings.printed import as_yaml, summary_line
 from tests.support.logged import mentions
 
@@ -55,6 +56,7 @@ TEXTS += [
     " a ",
 ]
 TEXTS += ["x" * 300, "a b " * 100, "\x07", "\ufeff", "a,b", "\\", "2026-11-26", "12:30:00"]
+WITH_FLAG = [each for each in SETTINGS.values() if each.has_flag]
 NUMBERS = [0, 1, 16, 2**20, 2**31, 10**9, 0.0, 0.001, 1e-5, 1e-300, 0.1 + 0.2, 0.5, 0.25, 1.0, 5.0, 1e22]
 
 
@@ -79,14 +81,19 @@ def some_value(setting: Setting, draw: random.Random) -> Any:
     return draw.choice([value for value in values if kind.is_valid(value)])
 
 
+def with_preset(values: dict[str, Any]) -> Config:
+    return Config.of(**{**values_of_preset(values.get("preset")), **values})
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_printed_settings_can_be_read_again(seed: int, file: Callable[[str], list[str]]) -> None:
     draw = random.Random(seed)
     for _ in range(30):
-        chosen = {each.name: some_value(each, draw) for each in SETTINGS.values() if draw.random() < 0.5}
-        while wrong := problems(Config.of(**chosen)):  # settings that exclude each other, or that require another one
-            chosen.pop(wrong[0].split(":")[0].split(" and ")[0])
-        config = Config.of(**chosen)
+        chosen = {each.name: some_value(each, draw) for each in WITH_FLAG if draw.random() < 0.5}
+        while wrong := problems(with_preset(chosen)):  # settings that exclude each other, or that require another one
+            name = wrong[0].split(":")[0].split(" and ")[0]
+            chosen.pop(name if name in chosen else "preset")
+        config = with_preset(chosen)
         assert parse(file(as_yaml(config, _STAGES)), {}, "") == config
 
 
@@ -96,7 +103,7 @@ def test_printed_defaults_are_comments(capsys: pytest.CaptureFixture[str], tmp_p
     page = capsys.readouterr().out
     assert [line for line in page.splitlines() if line and not line.startswith("#")] == ["epochs: 5", "seed: 3"]
     assert max(map(len, page.splitlines())) <= 120
-    for each in SETTINGS.values():
+    for each in WITH_FLAG:
         assert f"\n# {each.name}:" in page or each.name in ("epochs", "seed")
         assert each.help[:30] in page
 
@@ -106,3 +113,4 @@ def test_a_line_lists_settings_that_differ_from_the_defaults() -> None:
     config = Config.of(input=("a", "b", "c", "d"), hidden=(), seed=2**20, memory_budget=2**32, quiet=True)
     assert mentions(summary_line(config), "input a, b, c", 1, "output features", "hidden none", "seed 1048576")
     assert summary_line(config).endswith(", memory_budget 4096MiB")
+    assert summary_line(with_preset({"preset": "reference", "seed": 3})).endswith("features, preset reference, seed 3")

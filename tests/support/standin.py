@@ -36,6 +36,7 @@ from shardpress.shards.sources import Source
 from shardpress_kernels import reference
 from shardpress_kernels.backend import Device
 from shardpress_kernels.network import Network, TargetLoss
+from tests.support.fields import set_fields
 from tests.support.helpers import write_shard
 
 __all__ = ["Autoencoder", "Rule", "TrainingStep", "UnsyncedDisk", "Workspace", "features_of", "install"]
@@ -208,9 +209,10 @@ def checked(values: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ..
 
 # Settings that the stand-in supports, with the initialization of earlier versions.
 NETWORK = {
-    **{"hidden": "none", "code_activation": "sigmoid", "decoder_gain": "no", "corruption": "0", "scale": "range"},
-    **{"start": "random", "learning_rate": "0.003"},
+    **{"hidden": "none", "code_activation": "sigmoid", "corruption": "0", "scale": "range"},
+    "learning_rate": "0.003",
 }
+FIELDS = {"decoder_gain": False, "start": "random"}
 
 
 def install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,6 +227,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, name, module)
     for setting, value in NETWORK.items():  # command-line flags override these
         monkeypatch.setenv(f"SHARDPRESS_{setting.upper()}", value)
+    set_fields(monkeypatch, **FIELDS)
     for starter in (engine, planning):
         monkeypatch.setattr(starter, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)

@@ -110,9 +110,9 @@ def test_features_worse_than_components_cause_a_warning() -> None:
 
 
 def test_advice_omits_settings_that_are_already_used() -> None:
-    (warning,) = warnings_about(WORSE, start="random", decoder_gain=False, code_activation="sigmoid", hidden=())
-    assert re.findall("--[a-z-]+", warning) == ["--start", "--decoder-gain", "--hidden", "--epochs"]
-    (warning,) = warnings_about(WORSE, start="components", decoder_gain=False, code_activation="linear", hidden=(9,))
+    (warning,) = warnings_about(WORSE, preset="reference", hidden=())
+    assert re.findall("--[a-z-]+", warning) == ["--preset", "--hidden", "--epochs"]
+    (warning,) = warnings_about(WORSE, preset=None, hidden=(9,))
     assert re.findall("--[a-z-]+", warning) == ["--epochs"]
 
 

@@ -60,15 +60,11 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     code_activation : str, optional
         Activation of the features. The default is "sigmoid", or "linear" for fewer than 256 columns or
         if some rows are much larger than the others.
-    decoder_gain : bool, optional
-        Whether the decoder learns one scale factor per feature. The default is True for sigmoid features.
     nested : bool
         Whether the first 8, 16, 32, ... features can be used without the others. The features are then linear.
     output_layer : {"code", "hidden"}, optional
         Layer whose outputs are the features: the code with `n_features` features (the default), or the last hidden
         layer, which is usually wider.
-    start : {"components", "random"}
-        Initial weights: "components" uses principal components of the rows, and "random" uses random numbers.
     epochs : int, optional
         Maximum number of passes over the rows. The default is 20, or more if 20 passes have fewer than 2,000 steps.
     batch_size : int, optional
@@ -76,18 +72,11 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     optimizer : str
         Update rule. ``shardpress run --help`` lists the values.
     learning_rate : float, optional
-        Largest learning rate. The default depends on the update rule.
-    schedule : {"linear", "constant"}
-        Schedule of the learning rate. `partial_fit` always uses "constant", because it does not know the last step.
-    biases : {"mean", "zero"}
-        Initial biases if the initial weights are random: the means of the columns, or zero.
-    momentum : float
-        Decay rate of the running average in the update rule.
+        Largest learning rate. The default depends on the update rule. `partial_fit` uses it in all steps, because it
+        does not know the last step.
     corruption : float, optional
         Fraction of the entries to hide during training. The default is 0.0625 for networks with a hidden layer and at
         least 256 columns, otherwise 0.
-    weight_decay : float
-        Factor for shrinking the weights. Each step shrinks them by this factor times the learning rate.
     target_weight : float, optional
         If it is set, `fit` also trains a linear function of the features to predict `y`: classes (strings or whole
         numbers) or numbers (floats). It is the weight of its loss compared with the reconstruction; 1 suits most data.
@@ -149,19 +138,13 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     hidden: tuple[int, ...] | None = None
     activation: str = "relu"
     code_activation: str | None = None
-    decoder_gain: bool | None = None
     nested: bool = False
     output_layer: str | None = None
-    start: str = "components"
     epochs: int | None = None
     batch_size: int | None = None
     optimizer: str = "adam"
     learning_rate: float | None = None
-    schedule: str = "linear"
-    biases: str = "mean"
-    momentum: float = 0.9
     corruption: float | None = None
-    weight_decay: float = 0.0
     target_weight: float | None = None
     replicas: int | None = None
     validation_fraction: float = 0.05
@@ -420,7 +403,6 @@ def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:
         "hidden": network.widths[1:-1],
         "activation": network.activation,
         "code_activation": network.code,
-        "decoder_gain": network.gain,
         "output_layer": network.output_layer,
         "value_transform": config.get("transform"),
         "random_state": config.get("seed", 0),

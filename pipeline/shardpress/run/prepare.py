@@ -459,7 +459,6 @@ def _contradictions(settings: Settings, given_model: Model, model: str) -> Itera
     layers = [
         ("hidden", network.widths[1:-1], settings.network.hidden),
         ("code_activation", network.code, settings.network.code_activation),
-        ("decoder_gain", network.gain, settings.network.decoder_gain),
     ]
     for name, has, found in layers:
         if found != has:

@@ -1,8 +1,9 @@
 """Settings in slices, filled from defaults, a configuration file, the environment and flags.
 
 Later sources override earlier ones. Each setting has a flag ``--like-this``, a key ``like_this`` in the YAML file that
-``--config`` names, and an environment variable ``SHARDPRESS_LIKE_THIS``. The slice is not part of these names. The
-device is not a setting: Theano reads it from ``THEANO_FLAGS`` and ``.theanorc``.
+``--config`` names, and an environment variable ``SHARDPRESS_LIKE_THIS``. The slice is not part of these names. A few
+settings have none of them: only ``--preset`` sets them. The device is not a setting: Theano reads it from
+``THEANO_FLAGS`` and ``.theanorc``.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from shardpress.settings.kinds import (
     size,
     whole,
 )
+from shardpress.settings.presets import PRESETS
 from shardpress_kernels.activations import CODES, HIDDEN
 from shardpress_kernels.network import OUTPUT_LAYERS
 from shardpress_kernels.rules import RULES
@@ -71,7 +73,7 @@ Affected = Literal["inputs", "budget", "scan", "model", "features", "nothing"]
 
 ``scan``, ``model`` and ``features`` are recomputed when the value changes. A setting marked ``inputs`` or ``budget``
 matters only through what it changes: which files are read, how many rows are shuffled together or used for validation,
-or how many epochs fit before a deadline.
+how many epochs fit before a deadline, or the values of other settings.
 """
 
 
@@ -85,7 +87,7 @@ _EXCLUSIVE = (
         ("retrain", "model"),
     ),
     ("workers", "scheduler"),
-    *(("fit_on", "model"), ("target", "model")),
+    *(("fit_on", "model"), ("target", "model"), ("preset", "model")),
     *(("row_scale", "missing_value"), ("transform", "missing_value")),  # prepared values cannot be compared with it
     ("devices", "scheduler"),  # workers of a scheduler have their own devices
 )
@@ -112,6 +114,8 @@ class Setting:
         First result that a change recomputes, see `Affected`.
     help : str
         Help text of its flag in full sentences. A fixed default is appended to it.
+    has_flag : bool
+        Whether the setting has a flag, a key and a variable.
     """
 
     name: str
@@ -121,13 +125,21 @@ class Setting:
     kind: Kind
     affects: Affected
     help: str
+    has_flag: bool
 
 
 def _setting(default: Any, kind: Kind, affects: Affected, help: str) -> Any:
     """Return a field with the facts of its setting, see `Setting`."""
     if default is None:
         kind = kind.or_none()
-    return field(default=default, metadata={"kind": kind, "affects": affects, "help": help})
+    return field(default=default, metadata={"kind": kind, "affects": affects, "help": help, "has_flag": True})
+
+
+def _preset_only(default: Any, kind: Kind, affects: Affected) -> Any:
+    """Return a field without a flag, which only a preset can change."""
+    if default is None:
+        kind = kind.or_none()
+    return field(default=default, metadata={"kind": kind, "affects": affects, "help": "", "has_flag": False})
 
 
 def _switch(help: str) -> Any:
@@ -247,13 +259,9 @@ class NetworkSettings:
         f"Activation of the features. Default: sigmoid, or linear for fewer than {MANY_INPUTS} columns or if some rows "
         "are much larger than the others.",
     )
-    decoder_gain: bool | None = _setting(
-        None,
-        YES_OR_NO,
-        "model",
-        "Learn one scale factor per feature in the decoder, which keeps sigmoid features from saturating. Default: "
-        "yes for sigmoid features.",
-    )
+    # Learn one scale factor per feature in the decoder, so that sigmoid features need not saturate. Default: True for
+    # sigmoid features.
+    decoder_gain: bool | None = _preset_only(None, YES_OR_NO, "model")
     nested: bool = _setting(
         False,
         YES_OR_NO,
@@ -267,12 +275,16 @@ class NetworkSettings:
 class TrainingSettings:
     """Initial weights and their updates."""
 
-    start: str = _setting(
-        "components",
-        one_of("components", "random"),
-        "model",
-        "Initialize the weights from principal components or at random.",
+    preset: str | None = _setting(
+        None,
+        one_of(*PRESETS),
+        "inputs",
+        "Start from the settings of a known model: the one of the published table, without hidden layers and with two "
+        "sigmoid features (reference). Other settings override it.",
     )
+    # Initialize the weights from principal components or at random; then the biases from the column means or to zero.
+    start: str = _preset_only("components", one_of("components", "random"), "model")
+    biases: str = _preset_only("mean", one_of("mean", "zero"), "model")
     epochs: int | None = _setting(
         None,
         whole(1),
@@ -294,37 +306,18 @@ class TrainingSettings:
         f"Largest learning rate. Default: {', '.join(f'{v} for {k}' for k, v in LEARNING_RATES.items())}; lower "
         f"for inputs with more than {RATED_INPUTS} columns.",
     )
-    schedule: str = _setting(
-        "linear",
-        one_of("constant", "linear"),
-        "model",
-        "How the learning rate changes: not at all (constant), or up over the first epoch and then down to 0 at the "
-        "end (linear).",
-    )
-    biases: str = _setting(
-        "mean",
-        one_of("mean", "zero"),
-        "model",
-        "Initialize the biases from the column means or to zero; used with --start random.",
-    )
-    momentum: float = _setting(
-        0.9,
-        number(lambda share: 0 <= share < 1, "from 0 to below 1"),
-        "model",
-        "Decay rate of the optimizer's running average, from 0 to below 1.",
-    )
+    # The learning rate does not change (constant), or increases over the first epoch and then decreases to 0 (linear).
+    schedule: str = _preset_only("linear", one_of("constant", "linear"), "model")
+    # Decay rate of the optimizer's running average.
+    momentum: float = _preset_only(0.9, number(lambda share: 0 <= share < 1, "from 0 to below 1"), "model")
+    # Each step shrinks the weights by this factor times the learning rate.
+    weight_decay: float = _preset_only(0.0, number(lambda rate: 0 <= rate < math.inf, "0 or more, and finite"), "model")
     corruption: float | None = _setting(  # rounded to n/256: smaller values would become 0, larger ones 1
         None,
         number(lambda share: share == 0 or 0.004 <= share <= 0.998, "0, or from 0.004 to 0.998"),
         "model",
         "Fraction of the entries to hide from the encoder during training; they differ in each step. Default: "
         f"{MASKED} with a hidden layer and {MANY_INPUTS} columns or more, otherwise 0.",
-    )
-    weight_decay: float = _setting(
-        0.0,
-        number(lambda rate: 0 <= rate < math.inf, "0 or more, and finite"),
-        "model",
-        "Shrink the weights by this factor times the learning rate in each step.",
     )
     target: str | None = _setting(
         None,

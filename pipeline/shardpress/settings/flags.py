@@ -15,6 +15,7 @@ from shardpress.errors import ConfigError, UsageError, printable
 from shardpress.settings.config import SETTINGS, Config, Setting, problems
 from shardpress.settings.configfile import read_configuration
 from shardpress.settings.kinds import SWITCH, YES_OR_NO, Kind, as_typed
+from shardpress.settings.presets import values_of_preset
 from shardpress.settings.printed import as_yaml
 
 __all__ = ["add_settings", "convert_settings", "parse", "parser_of_settings"]
@@ -28,11 +29,11 @@ _STAGES = {
     "input": ("input", "dataset", "orientation", "match_columns", "include", "labels"),
     "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value", "impute", "missing_indicator"),
     "model": (
-        *("model", "n_features", "hidden", "activation", "code_activation", "decoder_gain", "nested", "output_layer"),
-        *("start", "biases", "row_scale", "transform", "scale", "clip_quantile", "on_drift"),
+        *("model", "preset", "n_features", "hidden", "activation", "code_activation", "nested", "output_layer"),
+        *("row_scale", "transform", "scale", "clip_quantile", "on_drift"),
     ),
     "training": (
-        *("epochs", "batch_size", "optimizer", "learning_rate", "schedule", "momentum", "corruption", "weight_decay"),
+        *("epochs", "batch_size", "optimizer", "learning_rate", "corruption"),
         *("fit_on", "target", "target_weight", "replicas", "finish_by", "seed"),
         *("validation_fraction", "patience", "baseline", "shuffle_window"),
     ),
@@ -46,8 +47,13 @@ _STAGES = {
     "messages": ("quiet", "verbose"),
 }
 
+_FLAGGED = {name: setting for name, setting in SETTINGS.items() if setting.has_flag}
 
 _REMOVED = {
+    **dict.fromkeys(
+        ("start", "biases", "schedule", "momentum", "weight_decay", "decoder_gain"),
+        "use --preset reference for the value of the reference model; other models use the default",
+    ),
     "max_hours": "use --finish-by, for example --finish-by +8h",
     "dashboard": "the address of a dashboard is logged if the scheduler has one",
     "scheduler_file": "give the file with --scheduler",
@@ -110,7 +116,7 @@ def _merge(flags: dict[str, Any], variables: dict[str, str]) -> Config:
         values |= convert_settings(read_configuration(path), f"config={printable(path)}: key ", ConfigError)
     values |= convert_settings(variables, "environment: ", ConfigError, _variable)
     values |= convert_settings(flags, "", UsageError, _flag)
-    return Config.of(**values)
+    return Config.of(**{**values_of_preset(values.get("preset")), **values})
 
 
 def _variable(name: str) -> str:
@@ -142,7 +148,7 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
     group_of: dict[str, Any] = {}
     for title, names in _STAGES.items():
         group_of |= dict.fromkeys(names, parser.add_argument_group(title))
-    for name, setting in SETTINGS.items():
+    for name, setting in _FLAGGED.items():
         group_of[name].add_argument(_flag(name), **_argument(setting))
 
 
@@ -204,11 +210,11 @@ def convert_settings(
         if len(complaints) == _COMPLAINTS_LISTED:
             complaints.append("and more")
             break
-        if name not in SETTINGS:
+        if name not in _FLAGGED:
             complaints.append(f"{where}{printable(spelled(name))} is unknown.{_suggestion(name, spelled)}")
             continue
         try:
-            settings[name] = _convert(SETTINGS[name], value)
+            settings[name] = _convert(_FLAGGED[name], value)
         except ValueError as complaint:
             complaints.append(f"{where}{spelled(name)}: {complaint}")
     if complaints:
@@ -255,7 +261,7 @@ def _suggestion(name: str, spelled: Callable[[str], str], *more: str) -> str:
         return ""
     if name in _REMOVED:
         return f" It was removed: {_REMOVED[name]}."
-    known = [*more, *SETTINGS]
+    known = [*more, *_FLAGGED]
     if name != "config":  # a file cannot name another file
         known.append("config")
     near = get_close_matches(name, known, n=1, cutoff=0.7)

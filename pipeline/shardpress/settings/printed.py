@@ -12,6 +12,7 @@ import yaml
 from shardpress.errors import printable, short_list
 from shardpress.settings.config import SETTINGS, Config, Setting
 from shardpress.settings.kinds import Kind, as_typed
+from shardpress.settings.presets import values_of_preset
 
 __all__ = ["as_yaml", "summary_line"]
 
@@ -29,8 +30,9 @@ _NEVER = ("quiet", "verbose")
 def summary_line(config: Config) -> str:
     """Return the inputs, the output, and all other settings that differ from their defaults, in a line."""
     values = config.flat()
+    defaults = _defaults(config)
     hidden = {*_ALWAYS, *_NEVER}
-    changed = [name for name, value in values.items() if value != SETTINGS[name].default and name not in hidden]
+    changed = [name for name, value in values.items() if value != defaults[name] and name not in hidden]
     return ", ".join(f"{name} {_short_value(SETTINGS[name], values[name])}" for name in [*_ALWAYS, *changed])
 
 
@@ -43,12 +45,19 @@ def as_yaml(config: Config, stages: Mapping[str, Sequence[str]]) -> str:
         Names of settings, by their headings.
     """
     values = config.flat()
+    defaults = _defaults(config)
     lines = [_HEAD]
     for title, names in stages.items():
         lines.append(f"\n# {f' {title} ':-^{_WIDTH - 2}}\n")
         for name in names:
-            lines += _lines_of_setting(SETTINGS[name], values[name])
+            lines += _lines_of_setting(SETTINGS[name], values[name], is_default=values[name] == defaults[name])
     return "".join(lines)
+
+
+def _defaults(config: Config) -> dict[str, Any]:
+    """Return the values without any other setting than the preset."""
+    preset = config.training.preset
+    return {**Config.of(**values_of_preset(preset)).flat(), "preset": None}
 
 
 def _short_value(setting: Setting, value: Any) -> str:
@@ -59,7 +68,7 @@ def _short_value(setting: Setting, value: Any) -> str:
     return printable(_yaml_value(setting.kind, value))
 
 
-def _lines_of_setting(setting: Setting, value: Any) -> Iterator[str]:
+def _lines_of_setting(setting: Setting, value: Any, *, is_default: bool) -> Iterator[str]:
     text = setting.help
     if setting.kind.metavar.startswith("{"):
         text = f"{text} Values: {setting.kind.metavar.strip('{}').replace(',', ', ')}."
@@ -67,7 +76,7 @@ def _lines_of_setting(setting: Setting, value: Any) -> Iterator[str]:
     for line in textwrap.wrap(text, _WIDTH - 3):
         yield f"## {line}\n"
     prefix = ""
-    if value == setting.default:
+    if is_default:
         prefix = "# "
     for line in _yaml_lines(setting.name, _yaml_value(setting.kind, value)):
         yield prefix + line

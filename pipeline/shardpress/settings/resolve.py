@@ -144,15 +144,12 @@ def _network_of_model(requested: NetworkSettings, trained: Network) -> ResolvedN
     hidden = requested.hidden
     if hidden is None:
         hidden = trained.widths[1:-1]
-    decoder_gain = requested.decoder_gain
-    if decoder_gain is None:
-        decoder_gain = trained.gain
     return ResolvedNetwork(
         n_features=requested.n_features or trained.n_features,
         hidden=hidden,
         activation=trained.activation,
         code_activation=requested.code_activation or trained.code,
-        decoder_gain=decoder_gain,
+        decoder_gain=trained.gain,
         nested=requested.nested,
         output_layer=requested.output_layer or trained.output_layer,
     )
@@ -175,16 +172,17 @@ def _resolved_training(config: Config, network: ResolvedNetwork, n_rows: int, n_
         corruption = _default_corruption(network, n_inputs)
     sizes = TrainingSizes(n_trained, epochs, _window_rows(config.machine, n_inputs))
     return ResolvedTraining(
+        preset=requested.preset,
         start=requested.start,
+        biases=requested.biases,
         epochs=epochs,
         batch_size=batch_size,
         optimizer=requested.optimizer,
         learning_rate=learning_rate,
         schedule=requested.schedule,
-        biases=requested.biases,
         momentum=requested.momentum,
-        corruption=corruption,
         weight_decay=requested.weight_decay,
+        corruption=corruption,
         target=requested.target,
         target_weight=requested.target_weight or (TARGET_WEIGHT if requested.target else None),
         replicas=_replicas(requested.replicas, network, n_inputs, batch_size, sizes),

@@ -99,10 +99,9 @@ def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Ne
 
 
 def _remedies(settings: ResolvedTraining, network: Network) -> str:
-    """Return a phrase with the unused options that usually make features as good as components, or better."""
+    """Return a phrase with the changes that usually make features as good as components, or better."""
     options = {
-        "--start components": settings.start == "components",
-        "--decoder-gain": network.gain or ACTIVATIONS[network.code].limits is None,
+        "no --preset": settings.preset is None,
         "a hidden layer (--hidden 512)": len(network.widths) > 2,
     }
     words = [*(option for option, is_used in options.items() if not is_used), "more --epochs"]
@@ -140,7 +139,7 @@ def _comparable_costs(history: Sequence[Mapping[str, Any]], settings: ResolvedTr
 def _unit_warnings(units: Units, network: Network) -> Iterator[str]:
     faults = {
         "hardly vary": (units.dead, "Lower --n-features: fewer features would carry as much information"),
-        "are saturated": (units.saturated, "Lower --learning-rate" if network.gain else "Try --decoder-gain"),
+        "are saturated": (units.saturated, "Lower --learning-rate" if network.gain else "Omit --preset"),
         "duplicate another one": (
             units.duplicate,
             "Lower --n-features: fewer features would carry as much information",

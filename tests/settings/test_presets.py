@@ -1,0 +1,57 @@
+"""Tests of presets: they set all settings of a model, and other settings override them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from shardpress.settings.config import SETTINGS, Config, problems
+from shardpress.settings.flags import parse
+from shardpress.settings.presets import PRESETS, values_of_preset
+from shardpress.settings.resolve import network_of, resolve
+from shardpress_kernels.network import Network
+from tests.support.cases import case
+from tests.support.helpers import refused
+
+PRESET_ONLY = [each for each in SETTINGS.values() if not each.has_flag]
+
+
+def test_each_preset_sets_every_setting_of_the_model() -> None:
+    # Defaults can change, but presets must not.
+    deciding = {each.name for each in SETTINGS.values() if each.affects in ("scan", "model")}
+    about_data = {"fit_on", "missing_value", "impute", "missing_indicator", "target", "target_weight"}
+    of_steps = {"epochs", "batch_size", "seed", "patience"}  # patience has no effect without validation rows
+    for name, values in PRESETS.items():
+        assert deciding - set(values) == about_data | of_steps, name
+        assert problems(Config.of(**values)) == [], name
+
+
+def test_the_reference_is_the_published_model() -> None:
+    settings = resolve(parse(["--preset", "reference"], {}, ""), 2000, 4)
+    assert network_of(settings.network, 4) == Network((4, 2))
+    training = settings.training
+    assert (training.start, training.biases) == ("random", "zero")
+    assert (training.optimizer, training.learning_rate, training.momentum) == ("momentum", 0.1, 0.9)
+    assert (training.schedule, training.weight_decay, training.corruption) == ("constant", 0.0, 0.0)
+    assert settings.scaling.scale == "range"
+
+
+def test_other_settings_override_a_preset(file: Callable[[str], list[str]]) -> None:
+    expected = Config.of(**{**values_of_preset("reference"), "preset": "reference", "n_features": 3, "scale": "auto"})
+    assert parse(["--preset", "reference", "--n-features", "3", "--scale", "auto"], {}, "") == expected
+    assert parse([*file("n_features: 3\nscale: auto"), "--preset", "reference"], {}, "") == expected
+    variables = {"SHARDPRESS_N_FEATURES": "3", "SHARDPRESS_PRESET": "reference"}
+    assert parse(["--scale", "auto"], variables, "") == expected
+    assert parse([*file("preset: reference"), "--preset", "none"], {}, "") == Config()
+
+
+@pytest.mark.parametrize("setting", PRESET_ONLY, ids=lambda setting: setting.name)
+def test_a_setting_without_a_flag_is_refused(setting, file: Callable[[str], list[str]]) -> None:
+    value = str(setting.default)
+    with case("flag"), refused(64, "was removed: use --preset"):
+        parse([f"--{setting.name.replace('_', '-')}", value], {}, "")
+    with case("key"), refused(78, "was removed: use --preset"):
+        parse(file(f"{setting.name}: {value}"), {}, "")
+    with case("variable"), refused(78, "was removed: use --preset"):
+        parse([], {f"SHARDPRESS_{setting.name.upper()}": value}, "")
