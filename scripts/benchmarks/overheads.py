@@ -91,7 +91,6 @@ def training(folder: Path, shards: Path) -> Pair:
         output=str(folder / "trained"),
         epochs=2,
         validation_fraction=0.0,
-        baseline=False,
         start="random",
         hidden=(),
         code_activation="sigmoid",

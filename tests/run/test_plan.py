@@ -232,7 +232,7 @@ def test_a_plan_lists_the_errors_of_components(workspace: Workspace, out: Path) 
     for path in workspace.shards.iterdir():
         path.unlink()
     workspace.add_shard("0.h5", rows)
-    found = workspace.plan(out, "--n-features", "10", "--baseline", "no")
+    found = workspace.plan(out, "--n-features", "10")
     scaled = (rows - rows.min(axis=0)) / (rows.max(axis=0) - rows.min(axis=0))
     values = np.linalg.svd(scaled - scaled.mean(axis=0), compute_uv=False) ** 2
     expected = [[n, values[n:].sum() / rows.size] for n in (0, 8, 10)]

@@ -39,7 +39,6 @@ SAMPLES = {
     "seed": (1, 2, 3),
     "validation_fraction": (0.1, 0.25, 0.5),
     "patience": (1, 2, 3),
-    "baseline": (False, True, False),
     "block_rows": (1, 2, 3),
     "threads": (1, 2, 3),
     "memory_budget": (2**24, 2**25, 2**26),
@@ -95,7 +94,7 @@ LISTS = ("hidden", "devices")  # commas separate the values in one word
 
 def flags(name, value):
     flag = "--" + name.replace("_", "-")
-    if name in ("nested", "baseline", "missing_indicator"):
+    if name in ("nested", "missing_indicator"):
         return [flag] if value is True else [flag, word(name, value)]
     if isinstance(value, bool):
         return [flag if value else flag.replace("--", "--no-")]

@@ -221,7 +221,6 @@ def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoi
         validation_fraction=0.0,
         patience=0,
         replicas=1,
-        baseline=False,
     )
     if model is None:
         return prepare_fit(rows, config)

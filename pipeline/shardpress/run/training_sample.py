@@ -82,7 +82,7 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     validation = sample[: max(1, min(len(sample) // 2, n_validated))]
     seconds_validating, _ = measure_seconds(lambda: autoencoder.cost(validation))
     baseline = None
-    if config.validation.baseline and n_validated:
+    if n_validated:
         baseline = _measure_baseline(components, validation, scan)
 
     order = _order(prepared, n_validated)

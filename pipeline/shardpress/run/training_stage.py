@@ -138,7 +138,7 @@ class TrainingStage:
         rows = n_rows * row_bytes if resident else 0
         windows = 0 if resident else 2 * min(budget.window_rows, n_rows) * row_bytes + ALLOCATOR_BYTES
         sample = 0
-        if config.training.start == "components" or config.validation.baseline:
+        if config.training.start == "components" or n_validated:
             sample = min(budget.max_sample_rows, n_rows) * 4 * n_inputs + SCALING_BYTES
         network = NETWORK_COPIES * network_bytes(prepared)
         return chunk_bytes(prepared) + rows + numbers + n_validated * row_bytes + max(sample, windows) + network

@@ -361,13 +361,6 @@ class ValidationSettings:
         "Stop training after this number of epochs (at least 100 steps each) without a lower validation cost; 0 never "
         "stops early.",
     )
-    baseline: bool = _setting(  # it is part of the report, not of the model
-        True,
-        YES_OR_NO,
-        "nothing",
-        "Compare the reconstruction error with the errors of the same number of principal components and of the "
-        "column means.",
-    )
 
 
 @dataclass(frozen=True)

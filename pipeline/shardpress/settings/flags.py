@@ -14,7 +14,7 @@ from shardpress.commandline import Parser
 from shardpress.errors import ConfigError, UsageError, printable
 from shardpress.settings.config import SETTINGS, Config, Setting, problems
 from shardpress.settings.configfile import read_configuration
-from shardpress.settings.kinds import SWITCH, YES_OR_NO, Kind, as_typed
+from shardpress.settings.kinds import SWITCH, Kind, as_typed
 from shardpress.settings.presets import values_of_preset
 from shardpress.settings.printed import as_yaml
 
@@ -35,7 +35,7 @@ _STAGES = {
     "training": (
         *("epochs", "batch_size", "optimizer", "learning_rate", "corruption"),
         *("fit_on", "target", "target_weight", "replicas", "finish_by", "seed"),
-        *("validation_fraction", "patience", "baseline", "shuffle_window"),
+        *("validation_fraction", "patience", "shuffle_window"),
     ),
     "output": (
         *("output", "storage_dtype", "compression", "format", "single_file"),
@@ -54,6 +54,7 @@ _REMOVED = {
         ("start", "biases", "schedule", "momentum", "weight_decay", "decoder_gain"),
         "use --preset reference for the value of the reference model; other models use the default",
     ),
+    "baseline": "the baseline is always computed if there are validation rows",
     "max_hours": "use --finish-by, for example --finish-by +8h",
     "dashboard": "the address of a dashboard is logged if the scheduler has one",
     "scheduler_file": "give the file with --scheduler",
@@ -169,7 +170,7 @@ def _argument(setting: Setting) -> dict[str, Any]:
     """Return the arguments of `add_argument` for a setting."""
     text = setting.help
     if setting.default not in (None, ()) and setting.default is not False:
-        text += f" Default: {_default_in_words(setting)}."
+        text += f" Default: {as_typed(setting.default)}."
     text = text.replace("%", "%%")
     if setting.kind is SWITCH:
         return {"action": argparse.BooleanOptionalAction, "help": text}
@@ -179,12 +180,6 @@ def _argument(setting: Setting) -> dict[str, Any]:
     if isinstance(setting.default, tuple):
         return {**arguments, "nargs": "+", "action": "extend"}
     return arguments
-
-
-def _default_in_words(setting: Setting) -> str:
-    if setting.kind is YES_OR_NO:
-        return "yes" if setting.default else "no"
-    return as_typed(setting.default)
 
 
 def convert_settings(

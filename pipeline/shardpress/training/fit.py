@@ -134,7 +134,7 @@ def prepare_training(
     readable_shards, readable_scan = readable(shards, scan)
     data = _read_data(readable_shards, readable_scan, config, sizes)
     _log_data(data, settings, sizes)
-    has_baseline = config.validation.baseline and len(data.validation) > 0
+    has_baseline = len(data.validation) > 0
     starts_from_components = _starts_from_components(autoencoder.network, settings)
     components = None
     if starts_from_components or has_baseline:
