@@ -42,9 +42,9 @@ def test_completion_starts_no_program(script: Path) -> None:
     (script.parent / "shards").mkdir()
     assert set(COMMANDS) <= set(complete(script, ""))
     assert complete(script, "classi") == ["classify"]
-    assert complete(script, "run", "--max-bad") == ["--max-bad-rows", "--max-bad-shards"]
+    assert complete(script, "run", "--max-b") == ["--max-bad"]
     assert complete(script, "run", "--dry") == ["--dry-run"]
-    assert complete(script, "run", "--on-bad-data", "") == ["raise", "skip", "quarantine"]
+    assert complete(script, "run", "--on-bad-data", "") == ["raise", "skip"]
     assert set(complete(script, "run", "--input", "sha")) == {"shards", "shardpress.bash"}
     assert complete(script, "run", "--output", "sha") == ["shards"], "only folders"
     assert complete(script, "completion", "") == ["bash", "zsh", "fish"]

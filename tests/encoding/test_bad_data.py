@@ -49,25 +49,23 @@ def test_the_error_about_a_bad_row_names_its_place_in_the_file(value: float, wor
         judge(BadData(missing=-9999), [[1, 2, 3], [1, 2, value], [value, 2, 3]])
 
 
-@pytest.mark.parametrize("on_bad_data", ["skip", "quarantine"])
-def test_bad_rows_are_reported_and_no_row_is_changed(on_bad_data: str) -> None:
+def test_bad_rows_are_reported_and_no_row_is_changed() -> None:
     rows = np.array([[1, np.nan], [np.inf, -np.inf], [1, 2], [5, 3]], np.float32)
-    judgement = judge(BadData(on_bad_data, missing=5), rows)
+    judgement = judge(BadData("skip", missing=5), rows)
     assert not judgement.is_encoded_again
     assert (judgement.bad.tolist(), judgement.n_outside) == ([0, 1, 3], 0)
 
 
-def test_only_quarantine_gives_reasons() -> None:
+def test_each_bad_row_has_a_reason() -> None:
     rows = [[1, np.nan, 3], [np.inf, 5, np.nan], [1, 2, 3]]
-    assert judge(BadData("skip", missing=5), rows).reasons == []
-    assert judge(BadData("quarantine", missing=5), rows).reasons == [
+    assert judge(BadData("skip", missing=5), rows).reasons == [
         {"row": 100, "columns": [1], "reason": "nan"},
         {"row": 101, "columns": [0, 1, 2], "reason": "inf"},
     ]
 
 
 def test_the_list_of_bad_columns_is_limited() -> None:
-    (reason,) = judge(BadData("quarantine"), np.full((1, 5000), np.nan)).reasons
+    (reason,) = judge(BadData("skip"), np.full((1, 5000), np.nan)).reasons
     assert reason["columns"] == list(range(20))
 
 
@@ -160,9 +158,8 @@ def test_clipping_keeps_bad_rows_bad() -> None:
 def test_rows_whose_features_overflow_are_bad() -> None:
     features = np.array([[0.5], [np.nan], [np.nan], [0.1]])
     rows = np.array([[1, 1], [np.nan, 1], [1e38, -1e38], [0, 0]])
-    for on_bad_data in ("skip", "quarantine"):
-        judgement = judge(BadData(on_bad_data), rows, features=features)
-        assert judgement.bad.tolist() == [1, 2]
+    judgement = judge(BadData("skip"), rows, features=features)
+    assert judgement.bad.tolist() == [1, 2]
     assert judgement.reasons[-1] == {"row": 102, "columns": [], "reason": "overflows float32"}
     with refused(65, "a.h5 dataset=X", "row 102", "--on-bad-data skip"):
         judge(BadData(), rows[[0, 0, 2, 0]], features=features[[0, 0, 2, 0]])
@@ -172,13 +169,13 @@ def test_only_features_of_suspect_rows_are_checked() -> None:
     features = np.ones((5, 2))
     features[3] = np.nan
     for suspects, bad in ((None, [3]), (np.array([1, 3]), [3]), (np.array([1, 2]), [])):
-        judgement = judge(BadData("quarantine"), np.zeros((5, 3)), features=features, suspects=suspects)
+        judgement = judge(BadData("skip"), np.zeros((5, 3)), features=features, suspects=suspects)
         assert judgement.bad.tolist() == bad
         assert [reason["row"] for reason in judgement.reasons] == [100 + row for row in bad]
 
 
 def test_suspect_rows_are_numbered_within_the_block() -> None:
     rows = np.array([[0, 0], [0, np.nan], [0, 0], [9, 0], [np.inf, 0]])
-    judgement = judge(with_range("pass", "quarantine"), rows, suspects=np.array([1, 3, 4]))
+    judgement = judge(with_range("pass", "skip"), rows, suspects=np.array([1, 3, 4]))
     assert (judgement.bad.tolist(), judgement.n_outside) == ([1, 4], 1)
     assert [reason["row"] for reason in judgement.reasons] == [101, 104]

@@ -214,21 +214,19 @@ def test_nothing_is_committed_after_a_commit_failed(tmp_path: Path) -> None:
 # -- bad data ----------------------------------------------------------------------------------------------------
 
 
-def test_only_quarantine_lists_bad_rows(tmp_path: Path) -> None:
+def test_bad_rows_are_listed_whatever_the_size_of_parts(tmp_path: Path) -> None:
     rows = numbered(50, 3, dtype=np.float32)
     rows[np.random.default_rng(0).random((50, 3)) < 0.05] = np.nan
     shards = open_shards([write_shard(tmp_path / "a.h5", rows)])
-    skipped, features = encode(shards, tmp_path, 4, 12, BadData("skip"))
-    quarantined, same = encode(shards, tmp_path, 3, 9, BadData("quarantine"))
-    assert same.tobytes() == features.tobytes()
-    assert not any(part.bad for part in skipped)
-    found = [bad for part in quarantined for bad in part.bad]
-    assert found == [
+    expected = [
         {"row": i, "columns": np.flatnonzero(np.isnan(row)).tolist(), "reason": "nan"}
         for i, row in enumerate(rows)
         if np.isnan(row).any()
     ]
-    assert sum(part.n_bad for part in skipped) == sum(part.n_bad for part in quarantined) == len(found)
+    for block_rows, part_rows in ((4, 12), (3, 9)):
+        parts, _ = encode(shards, tmp_path, block_rows, part_rows, BadData("skip"))
+        assert [bad for part in parts for bad in part.bad] == expected
+        assert sum(part.n_bad for part in parts) == len(expected)
 
 
 @pytest.mark.parametrize("part_rows", [4, 8, 100])
@@ -238,9 +236,7 @@ def test_an_unreadable_shard_keeps_its_place_and_its_extras(tmp_path: Path, part
         for i in range(3)
     ]
     damage(names[1])
-    parts, features = encode(
-        open_shards(names), tmp_path, 4, part_rows, BadData("quarantine"), unreadable={1: "broken"}
-    )
+    parts, features = encode(open_shards(names), tmp_path, 4, part_rows, BadData("skip"), unreadable={1: "broken"})
     valid, y = (concatenate(tmp_path, parts, name) for name in ("valid", "y"))
     assert valid.tolist() == [True] * 10 + [False] * 10 + [True] * 10
     assert np.isnan(features[~valid]).all()
@@ -291,7 +287,7 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
         file.create_dataset(name, data=values, chunks=(7,), compression="gzip", dtype=dtype)
     damage(path, name, chunk=2)
     shards = open_shards([str(path)])
-    parts, features = encode(shards, tmp_path, 4, part_rows, BadData("quarantine"))
+    parts, features = encode(shards, tmp_path, 4, part_rows, BadData("skip"))
     expected = values.copy()
     expected[14:21] = nothing
     found = concatenate(tmp_path, parts, name)
@@ -302,9 +298,9 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
     assert np.array_equal(features, 2 * numbered(30))
     assert concatenate(tmp_path, parts, "valid").all()
     assert sum(part.n_bad for part in parts) == 0
-    quarantined = [bad for part in parts for bad in part.bad]
-    assert sorted(row for bad in quarantined for row in range(*bad["row"])) == list(range(14, 21))
-    assert {(bad["dataset"], f"dataset={name} rows=" in bad["reason"]) for bad in quarantined} == {(name, True)}
+    listed = [bad for part in parts for bad in part.bad]
+    assert sorted(row for bad in listed for row in range(*bad["row"])) == list(range(14, 21))
+    assert {(bad["dataset"], f"dataset={name} rows=" in bad["reason"]) for bad in listed} == {(name, True)}
     assert mentions(caplog.text, name, nothing or "empty", f"file={path}")
     with refused(65, str(path), f"dataset={name} rows="):
         encode(shards, tmp_path, 4, part_rows)
@@ -370,7 +366,7 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
     ]
     shards = open_shards(names)
     model = model_of(3)
-    bad_data = BadData("quarantine", -99, "clip")
+    bad_data = BadData("skip", -99, "clip")
     settings = settings_of(shards, tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data, has_range=True)
     (tmp_path / "stages").mkdir()
     settings = dataclasses.replace(

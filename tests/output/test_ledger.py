@@ -65,7 +65,7 @@ HALF_WRITTEN = [
         "model-last-good.h5",
         "index.h5",
         "encoder.npz",
-        "quarantine.jsonl",
+        "bad_rows.jsonl",
         "single.h5",
         f"parts/{KEY}-{HEX}.h5",
         f"stages/scan-{HEX}.npz",
@@ -290,17 +290,17 @@ def test_results_of_other_settings_are_kept_until_replaced(ledger: Ledger) -> No
 
 def test_files_of_the_manifest_are_kept_without_their_record(ledger: Ledger) -> None:
     record = commit(ledger)
-    ledger.finish({}, {"parts": [{"file": record.entry.file}], "files": [{"file": "quarantine.jsonl"}]})
-    fill(ledger.directory, "quarantine.jsonl", "model-last-good.h5")
+    ledger.finish({}, {"parts": [{"file": record.entry.file}], "files": [{"file": "bad_rows.jsonl"}]})
+    fill(ledger.directory, "bad_rows.jsonl", "model-last-good.h5")
     (ledger.directory / file_of(ledger)).unlink()
     found = reopen(ledger)
     found.sweep(NOW)
     remaining = {name for name in contents(ledger.directory) if not name.startswith("published/")}
-    assert remaining == {MANIFEST, record.entry.file, "quarantine.jsonl"}
+    assert remaining == {MANIFEST, record.entry.file, "bad_rows.jsonl"}
 
 
 def test_optional_files_are_removed_if_results_are_replaced(ledger: Ledger) -> None:
-    fill(ledger.directory, "quarantine.jsonl", "model-last-good.h5", "model.h5")
+    fill(ledger.directory, "bad_rows.jsonl", "model-last-good.h5", "model.h5")
     ledger.sweep()
     assert len(contents(ledger.directory)) == 3
     ledger.sweep(NOW)

@@ -76,12 +76,12 @@ def test_all_files_are_synced_before_publication(tmp_path: Path) -> None:
 
 
 def test_files_missing_from_the_next_publication_are_removed(ledger: Ledger) -> None:
-    publish(ledger, "model.h5", "quarantine.jsonl")
+    publish(ledger, "model.h5", "bad_rows.jsonl")
     first = folders(ledger.directory)
     publish(ledger, "model.h5")
-    assert not (ledger.directory / "quarantine.jsonl").exists()
+    assert not (ledger.directory / "bad_rows.jsonl").exists()
     ledger.sweep(NOW)
-    assert not os.path.lexists(ledger.directory / "quarantine.jsonl")
+    assert not os.path.lexists(ledger.directory / "bad_rows.jsonl")
     assert len(folders(ledger.directory)) == 1
     assert folders(ledger.directory) != first
 

@@ -105,7 +105,7 @@ def test_rows_bad_in_both_runs_are_not_compared(workspace: Workspace, out: Path,
     rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
     rows[4] = np.nan
     workspace.add_shard("3.h5", rows)
-    flags = ["--on-bad-data", "skip", "--max-bad-rows", "50%"]
+    flags = ["--on-bad-data", "skip", "--max-bad", "50%"]
     assert workspace.run(out, *flags) == 0
     assert compare(str(out), str(out)).likeness.n_rows == N_ROWS + 19
 
@@ -114,7 +114,7 @@ def test_rows_bad_in_one_run_are_not_compared(workspace: Workspace, out: Path, t
     rows = np.random.default_rng(6).normal(size=(20, 4)).astype(np.float32)
     rows[4, 1] = 0.5
     workspace.add_shard("3.h5", rows)
-    flags = ["--on-bad-data", "skip", "--max-bad-rows", "50%"]
+    flags = ["--on-bad-data", "skip", "--max-bad", "50%"]
     other = tmp_path / "other"
     assert workspace.run(out, *flags) == 0
     assert workspace.run(other, *flags, "--missing-value", "0.5") == 0

@@ -148,7 +148,7 @@ def test_swapped_rows_are_found_despite_correct_digests(workspace: Workspace, ou
 
 def test_validity_of_rows_is_verified(workspace: Workspace, out: Path) -> None:
     workspace.add_shard("3.h5", np.full((4, 4), np.nan, np.float32))
-    assert workspace.run(out, "--on-bad-data", "skip", "--max-bad-rows", "4") == 0
+    assert workspace.run(out, "--on-bad-data", "skip", "--max-bad", "4") == 0
     assert verify(str(out)).rows.n_bad == 4
     manifest = read_manifest(out)
     found = set()
@@ -195,7 +195,7 @@ def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None
 @pytest.mark.parametrize(
     "flags",
     [
-        ["--on-bad-data", "skip", "--max-bad-rows", "50%", "--missing-value", "0.5"],
+        ["--on-bad-data", "skip", "--max-bad", "50%", "--missing-value", "0.5"],
         ["--impute", "median", "--missing-value", "0.5"],
         ["--clip-quantile", "0.1"],
         ["--scale", "std"],
@@ -289,7 +289,7 @@ def test_rows_of_a_partly_unreadable_shard_are_no_fault(
     path = write_shard(workspace.shards / "3.h5", rows, extras={"y": np.arange(64)}, chunks=(8, 4), fletcher32=True)
     damaged = Path(path).read_bytes().replace(rows[24:32].tobytes(), rows[16:24].tobytes())
     Path(path).write_bytes(damaged)
-    flags = ["--on-bad-data", "skip", "--max-bad-rows", "100%", "--max-bad-shards", "100%"]
+    flags = ["--on-bad-data", "skip", "--max-bad", "100%"]
     assert workspace.run(out, *flags) == 0
     found = verify(str(out), 1000)
     assert (found.faults, found.unchecked, found.rows.n_rows, found.rows.n_bad) == ((), (), N_ROWS, 56)

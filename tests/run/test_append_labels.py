@@ -142,7 +142,7 @@ def test_an_extra_that_does_not_exist_is_refused(growing: Workspace, finished: P
 
 
 def test_an_unreadable_file_is_not_copied(growing: Workspace, out: Path) -> None:
-    flags = ("--on-bad-data", "skip", "--max-bad-shards", "50%", "--verify", "sizes")
+    flags = ("--on-bad-data", "skip", "--max-bad", "50%", "--verify", "sizes")
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "obs/z", np.full(N_ROWS[number], number))
     assert growing.run(out, *flags) == 0
@@ -189,12 +189,12 @@ def test_changed_rows_are_encoded_again_despite_new_labels(growing: Workspace, f
 def test_bad_rows_and_drift_are_copied(growing: Workspace, out: Path) -> None:
     with h5py.File(growing.shards / "1.h5", "r+") as file:
         file["X"][4, 2] = np.nan
-    assert growing.run(out, "--on-bad-data", "quarantine", "--max-bad-rows", "1") == 0
-    lines = (out / "quarantine.jsonl").read_text()
+    assert growing.run(out, "--on-bad-data", "skip", "--max-bad", "1") == 0
+    lines = (out / "bad_rows.jsonl").read_text()
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "z", np.arange(N_ROWS[number]))
     assert growing.run(out, "--append") == 0
-    assert (out / "quarantine.jsonl").read_text() == lines
+    assert (out / "bad_rows.jsonl").read_text() == lines
     assert np.flatnonzero(~open_features(out).valid.compute()).tolist() == [24]
 
 

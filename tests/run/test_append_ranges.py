@@ -90,7 +90,7 @@ def test_new_rows_are_scanned_although_others_are_copied(growing: Workspace, fin
 
 
 def test_bad_rows_are_counted_although_others_are_copied(growing: Workspace, out: Path) -> None:
-    flags = ("--on-bad-data", "skip", "--max-bad-rows", "1")
+    flags = ("--on-bad-data", "skip", "--max-bad", "1")
     assert growing.run(out, *flags) == 0
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "z", np.arange(N_ROWS[number]))

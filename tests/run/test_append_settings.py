@@ -34,13 +34,13 @@ def test_settings_of_the_finished_run_are_kept(growing: Workspace, out: Path) ->
     for path in growing.shards.iterdir():
         with h5py.File(path, "r+") as file:
             file["X"][0] = -999
-    assert growing.run(out, "--missing-value", "-999", "--on-bad-data", "quarantine", "--max-bad-rows", "9") == 0
+    assert growing.run(out, "--missing-value", "-999", "--on-bad-data", "skip", "--max-bad", "9") == 0
     path = add(growing, "3.h5")
     with h5py.File(path, "r+") as file:
         file["X"][2] = -999
     assert growing.run(out, "--append") == 0
     assert np.flatnonzero(~open_features(out).valid.compute()).tolist() == [0, 20, 29, 46]
-    lines = (out / "quarantine.jsonl").read_text().splitlines()
+    lines = (out / "bad_rows.jsonl").read_text().splitlines()
     assert len(lines) == 4
     assert read_manifest(out)["config"]["missing_value"] == -999
 
@@ -151,7 +151,7 @@ def test_rows_without_a_value_stay_marked(growing: Workspace, out: Path) -> None
 
 
 def test_a_refused_new_file_can_be_left_out(growing: Workspace, out: Path) -> None:
-    flags = ("--on-bad-data", "skip", "--max-bad-shards", "1")
+    flags = ("--on-bad-data", "skip", "--max-bad", "50%")
     assert growing.run(out, *flags) == 0
     (growing.shards / "3.h5").write_bytes(b"bad")
     add(growing, "4.h5")
@@ -258,14 +258,14 @@ def test_a_forged_manifest_is_refused(
 
 
 def test_only_bad_new_files_leave_the_results_complete(growing: Workspace, out: Path) -> None:
-    flags = ("--on-bad-data", "skip", "--max-bad-shards", "50%")
+    flags = ("--on-bad-data", "skip", "--max-bad", "50%")
     assert growing.run(out, *flags) == 0
     (growing.shards / "3.h5").write_bytes(b"bad")
     before = stamps(out)
     assert growing.run(out, "--append", *flags) == 0
     assert stamps(out) == before
     assert mentions((out / "run.log").read_text(), COMPLETE, 44)
-    assert growing.run(out, "--append", "--on-bad-data", "skip", "--max-bad-shards", "0") == 65
+    assert growing.run(out, "--append", "--on-bad-data", "skip", "--max-bad", "0") == 65
 
 
 def test_rows_that_cannot_be_judged_are_not_published_with_fail(

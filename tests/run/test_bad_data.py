@@ -16,47 +16,41 @@ import pytest
 from shardpress.model import load_model
 from tests.support import standin
 from tests.support.bad_shards import (
-    EACH_MODE,
     NO_LIMITS,
     InterruptedDisk,
     Shards,
+    bad_lines,
     check,
     fill_with_bad_data,
-    quarantined,
     results,
     state,
 )
-from tests.support.cases import ALL_CASES, cross
+from tests.support.cases import ALL_CASES
 from tests.support.damage import damage
 from tests.support.logged import COMPLETE, mentions, n_recomputed, resumed_step, reuses
 from tests.support.soak_protocol import records
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("mode", "threads"), cross(["skip", "quarantine"], ["1", "3"]))
-def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(
-    shards: Shards, tmp_path: Path, mode: str, threads: str
-) -> None:
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(shards: Shards, tmp_path: Path, threads: str) -> None:
     bad = fill_with_bad_data(shards)
-    flags = ["--on-bad-data", mode, "--threads", threads, *NO_LIMITS]
+    flags = ["--on-bad-data", "skip", "--threads", threads, *NO_LIMITS]
     assert shards.run(*flags) == 0
     check(shards.output, shards.arrays, bad)
     expected = standin.features_of(shards.output)
-    lines = mode == "quarantine" and quarantined(shards.output)
+    lines = bad_lines(shards.output)
     for folder, number in (("commits", 0), ("commits", 2), ("parts", 0), ("parts", 1), ("parts", 5), ("commits", 7)):
         output = tmp_path / f"{folder}-{number}"
         assert shards.run(*flags, output=output, disk=InterruptedDisk(folder, number)) == 130
         assert not (output / "manifest.json").exists()
         assert shards.run(*flags, output=output) == 0
         assert standin.features_of(output) == expected
-        assert lines == (mode == "quarantine" and quarantined(output))
+        assert lines == bad_lines(output)
         assert shards.run(*flags, output=output) == 0
 
 
-@EACH_MODE
-def test_allowing_the_bad_rows_resumes_with_the_same_scan(
-    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str
-) -> None:
+def test_allowing_the_bad_rows_resumes_with_the_same_scan(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "shardpress")
     shards.fill(30, 30)
     rows = shards.arrays[1].copy()
@@ -64,7 +58,7 @@ def test_allowing_the_bad_rows_resumes_with_the_same_scan(
     shards.rewrite(1, rows)
     assert shards.run() == 65
     (before,) = (shards.output / "stages").glob("scan-*")
-    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     assert reuses(caplog.text, "scan")
     assert list((shards.output / "stages").glob("scan-*")) == [before]
     check(shards.output, shards.arrays, [50])
@@ -149,7 +143,7 @@ def test_training_resumes_from_the_last_intact_checkpoint(
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
 @pytest.mark.parametrize(
     "flags",
-    [["--on-bad-data", "raise"], ["--on-bad-data", "skip", "--max-bad-rows", "42"]],
+    [["--on-bad-data", "raise"], ["--on-bad-data", "skip", "--max-bad", "35%"]],
     ids=["raise", "rows"],
 )
 def test_results_with_more_bad_data_than_allowed_are_refused(
@@ -160,7 +154,7 @@ def test_results_with_more_bad_data_than_allowed_are_refused(
     flags = [*flags, *(["--model", model] if with_model else [])]
     assert shards.run("--on-bad-data", "skip", *NO_LIMITS, *flags[4 if flags[1] == "skip" else 2 :]) == 0
     before = results(shards.output)
-    assert shards.run("--max-bad-shards", "100%", *flags) == 65
+    assert shards.run(*flags) == 65
     assert results(shards.output) == before
 
 
@@ -168,48 +162,39 @@ def test_results_with_more_bad_shards_than_allowed_are_refused(shards: Shards) -
     fill_with_bad_data(shards)
     assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     before = results(shards.output)
-    assert shards.run("--on-bad-data", "skip", "--max-bad-rows", "100%", "--max-bad-shards", "1") == 65
+    assert shards.run("--on-bad-data", "skip", "--max-bad", "49%") == 65
     assert results(shards.output) == before
-    assert shards.run("--on-bad-data", "skip", "--max-bad-rows", "100%", "--max-bad-shards", "2") == 0
+    assert shards.run("--on-bad-data", "skip", "--max-bad", "50%") == 0
 
 
-def test_the_quarantine_list_can_be_requested_after_a_run(shards: Shards, capsys: Any) -> None:
+def test_bad_rows_and_shards_are_listed(shards: Shards, capsys: Any) -> None:
     bad = fill_with_bad_data(shards)
     assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
-    expected = standin.features_of(shards.output)
-    assert shards.run("--on-bad-data", "quarantine", *NO_LIMITS) == 0
-    assert standin.features_of(shards.output) == expected
-    lines = quarantined(shards.output)
+    lines = bad_lines(shards.output)
     assert [line["row"] for line in lines[1:3]] == bad[:2]
     assert lines[0]["file"].endswith("x.h5")
     assert {Path(line["file"]).name for line in lines[3:]} == {"1.h5"}
     before = results(shards.output)
     capsys.readouterr()
     assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
-    assert capsys.readouterr().out.startswith(COMPLETE), "the additional list is allowed"
+    assert capsys.readouterr().out.startswith(COMPLETE)
     assert results(shards.output) == before
 
 
-def test_the_quarantine_list_is_removed_with_its_results(shards: Shards) -> None:
-    fill_with_bad_data(shards)
-    assert shards.run("--on-bad-data", "quarantine", *NO_LIMITS) == 0
-    assert len(quarantined(shards.output)) > 3
-    assert shards.run("--on-bad-data", "skip", *NO_LIMITS, "--seed", "1", "--overwrite") == 0
-    assert not (shards.output / "quarantine.jsonl").exists()
-
-
-def test_quarantine_without_bad_data_is_an_empty_list(shards: Shards) -> None:
+def test_the_list_of_bad_rows_is_removed_with_its_results(shards: Shards) -> None:
     shards.fill(30)
-    assert shards.run("--on-bad-data", "quarantine") == 0
-    assert quarantined(shards.output) == []
+    assert shards.run("--on-bad-data", "skip") == 0
+    assert bad_lines(shards.output) == []
+    assert shards.run("--seed", "1", "--overwrite") == 0
+    assert not (shards.output / "bad_rows.jsonl").exists()
 
 
 def test_names_of_bad_files_cannot_forge_lines(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(30)
     name = "x\n12:00:00 ERROR forged\x1b[31m.h5"
     (shards.folder / name).write_bytes(b"no HDF5")
-    assert shards.run("--on-bad-data", "quarantine", *NO_LIMITS) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     assert all(record.getMessage().isprintable() for record in caplog.records)
-    (line,) = quarantined(shards.output)
+    (line,) = bad_lines(shards.output)
     assert line["file"] == f"{shards.folder}/{name}"
-    assert len((shards.output / "quarantine.jsonl").read_text().splitlines()) == 1
+    assert len((shards.output / "bad_rows.jsonl").read_text().splitlines()) == 1

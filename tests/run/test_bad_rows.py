@@ -22,12 +22,11 @@ from shardpress.model import load_model
 from shardpress_kernels.autoencoder import Autoencoder
 from tests.support import standin
 from tests.support.bad_shards import (
-    EACH_MODE,
     NO_LIMITS,
     Shards,
+    bad_lines,
     check,
     errors,
-    quarantined,
     results,
 )
 from tests.support.cases import cross, sample
@@ -62,13 +61,12 @@ def test_subnormal_numbers_and_minus_zero_are_accepted(shards: Shards) -> None:
 
 
 @pytest.mark.slow
-@EACH_MODE
-def test_skipped_rows_keep_their_places_and_change_no_other_row(shards: Shards, mode: str) -> None:
+def test_skipped_rows_keep_their_places_and_change_no_other_row(shards: Shards) -> None:
     for seed in sample(range(4), 2):
-        check_skipped(shards.another(f"seed-{seed}"), mode, seed)
+        check_skipped(shards.another(f"seed-{seed}"), seed)
 
 
-def check_skipped(shards: Shards, mode: str, seed: int) -> None:
+def check_skipped(shards: Shards, seed: int) -> None:
     rng = np.random.default_rng(seed)
     shards.fill(*rng.integers(0, 40, 5), 33, seed=seed)
     bad_entries: list[tuple[int, int, list[int], str]] = []
@@ -79,20 +77,17 @@ def check_skipped(shards: Shards, mode: str, seed: int) -> None:
             changed_rows[row, columns] = rng.choice([np.nan, np.inf, -np.inf], len(columns))
             bad_entries.append((number, int(row), columns, str(changed_rows[row, columns[0]])))
         shards.rewrite(number, changed_rows)
-    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     firsts = np.cumsum([0, *map(len, shards.arrays)])
     check(shards.output, shards.arrays, [firsts[number] + row for number, row, _, _ in bad_entries])
     good = np.concatenate(shards.arrays)
     good = good[np.isfinite(good).all(axis=1)]
     scaler = load_model(shards.output).scaler
     np.testing.assert_array_equal((scaler.minimum, scaler.maximum), (good.min(axis=0), good.max(axis=0)))
-    if mode == "quarantine":
-        assert quarantined(shards.output) == [
-            {"file": f"{shards.folder}/{n}.h5", "dataset": "X", "row": row, "columns": columns, "reason": reason}
-            for n, row, columns, reason in bad_entries
-        ]
-    else:
-        assert not (shards.output / "quarantine.jsonl").exists()
+    assert bad_lines(shards.output) == [
+        {"file": f"{shards.folder}/{n}.h5", "dataset": "X", "row": row, "columns": columns, "reason": reason}
+        for n, row, columns, reason in bad_entries
+    ]
 
 
 @pytest.mark.slow
@@ -115,24 +110,20 @@ def test_values_of_a_bad_row_affect_nothing(shards: Shards, tmp_path: Path) -> N
 # -- columns and ranges --------------------------------------------------------------------------------------------
 
 
-@EACH_MODE
 @pytest.mark.parametrize("bad", ["column", "rows"])
-def test_a_run_without_usable_rows_is_refused(
-    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, bad: str
-) -> None:
+def test_a_run_without_usable_rows_is_refused(shards: Shards, caplog: pytest.LogCaptureFixture, bad: str) -> None:
     rows = np.ones((30, 4), np.float32)
     rows[slice(None) if bad == "rows" else (slice(None), 2)] = np.nan
     shards.add(rows)
-    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 65
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 65
     assert mentions(errors(caplog), f"file={shards.folder}/0.h5", 30)
 
 
-@EACH_MODE
-def test_a_shard_of_only_bad_rows_keeps_its_place(shards: Shards, mode: str) -> None:
+def test_a_shard_of_only_bad_rows_keeps_its_place(shards: Shards) -> None:
     shards.fill(20)
     shards.add(np.full((13, 4), np.nan, np.float32))
     shards.fill(20, seed=1)
-    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     check(shards.output, shards.arrays, range(20, 33))
 
 
@@ -164,11 +155,23 @@ def test_the_error_about_bad_rows_lists_the_flags_to_allow_them(
     rows = np.random.default_rng(0).normal(size=(100, 4))
     rows[::10, 1] = np.nan
     shards.add(rows)
-    for more in ([], ["--on-bad-data", "quarantine"]):
+    for more in ([], ["--on-bad-data", "skip"]):
         caplog.clear()
         assert shards.run(*more) == 65
-        (advice,) = re.findall(r"--on-bad-data \w+ --max-bad-rows \d+", errors(caplog))
-        assert advice == f"--on-bad-data {more[-1] if more else 'skip'} --max-bad-rows 10"
+        (advice,) = re.findall(r"--on-bad-data \w+ --max-bad \d+%?", errors(caplog))
+        assert advice == "--on-bad-data skip --max-bad 10"
+    assert shards.run(*advice.split()) == 0
+
+
+def test_the_advice_allows_the_shards_that_were_left_out(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 4))
+    rows[::2, 1] = np.nan
+    shards.add(rows)
+    shards.fill(10, 10)
+    (shards.folder / "x.h5").write_bytes(b"no HDF5")
+    assert shards.run("--on-bad-data", "skip", "--max-bad", "25%") == 65
+    (advice,) = re.findall(r"--on-bad-data skip --max-bad \d+%?", errors(caplog))
+    assert advice == "--on-bad-data skip --max-bad 42%", "50 of 120 rows, and 1 of 4 shards"
     assert shards.run(*advice.split()) == 0
 
 
@@ -246,28 +249,26 @@ MISSING: list[tuple[Any, str, float]] = [
 
 
 @pytest.mark.slow
-@EACH_MODE
-def test_rows_with_the_missing_value_are_bad_rows(shards: Shards, mode: str) -> None:
+def test_rows_with_the_missing_value_are_bad_rows(shards: Shards) -> None:
     for i, (dtype, missing, value) in enumerate(MISSING):
-        check_missing(shards.another(f"missing-{i}"), mode, dtype, missing, value)
+        check_missing(shards.another(f"missing-{i}"), dtype, missing, value)
 
 
-def check_missing(shards: Shards, mode: str, dtype: Any, missing: str, value: float) -> None:
+def check_missing(shards: Shards, dtype: Any, missing: str, value: float) -> None:
     rows = np.random.default_rng(0).integers(0, 100, (50, 4)).astype(dtype)
     rows[[4, 33], [1, 2]] = np.array(value, dtype=dtype)
     rows[20] = np.array(value, dtype=dtype)
     shards.add(rows)
-    assert shards.run("--on-bad-data", mode, "--missing-value", missing, *NO_LIMITS) == 0, (dtype, missing)
+    assert shards.run("--on-bad-data", "skip", "--missing-value", missing, *NO_LIMITS) == 0, (dtype, missing)
     read = rows.astype(np.float32) if dtype == np.float16 else rows
     check(shards.output, [read], [4, 20, 33])
     good = np.delete(read, [4, 20, 33], axis=0)
     np.testing.assert_array_equal(load_model(shards.output).scaler.maximum, good.max(axis=0))
-    if mode == "quarantine":
-        assert [(line["row"], line["columns"]) for line in quarantined(shards.output)] == [
-            (4, [1]),
-            (20, [0, 1, 2, 3]),
-            (33, [2]),
-        ]
+    assert [(line["row"], line["columns"]) for line in bad_lines(shards.output)] == [
+        (4, [1]),
+        (20, [0, 1, 2, 3]),
+        (33, [2]),
+    ]
 
 
 def test_a_missing_value_stops_the_run_by_default(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
@@ -299,21 +300,17 @@ def test_another_missing_value_is_another_run(shards: Shards, caplog: pytest.Log
 # -- limits --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("limit", "mode", "with_model"), cross(["7", "7%", "7.9 %"], ["skip", "quarantine"], [False, True])
-)
+@pytest.mark.parametrize(("limit", "with_model"), cross(["7", "7%", "7.9 %"], [False, True]))
 def test_the_limit_of_bad_rows_is_exact(
-    shards: Shards, model: str, caplog: pytest.LogCaptureFixture, limit: str, mode: str, with_model: bool
+    shards: Shards, model: str, caplog: pytest.LogCaptureFixture, limit: str, with_model: bool
 ) -> None:
-    check_limit(shards.another(limit), model, caplog, mode, limit, with_model)
+    check_limit(shards.another(limit), model, caplog, limit, with_model)
 
 
-def check_limit(
-    shards: Shards, model: str, caplog: pytest.LogCaptureFixture, mode: str, limit: str, with_model: bool
-) -> None:
+def check_limit(shards: Shards, model: str, caplog: pytest.LogCaptureFixture, limit: str, with_model: bool) -> None:
     rng = np.random.default_rng(0)
     shards.fill(60, 40)
-    flags = ["--on-bad-data", mode, "--max-bad-rows", limit, *(["--model", model] if with_model else [])]
+    flags = ["--on-bad-data", "skip", "--max-bad", limit, *(["--model", model] if with_model else [])]
     bad = rng.choice(100, 8, replace=False)
     for n_bad in (7, 8):
         changed_rows = np.concatenate([rows.copy() for rows in shards.arrays])
@@ -328,7 +325,7 @@ def check_limit(
             before = results(shards.output)
             assert shards.run(*flags, "--overwrite") == 65
             written = limit.replace(" ", "")
-            assert mentions(errors(caplog), "8 of 100", 7, f"--max-bad-rows {written}")
+            assert mentions(errors(caplog), "8 of 100", 7, f"--max-bad {written}")
             assert results(shards.output) == before
 
 

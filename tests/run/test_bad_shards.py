@@ -21,12 +21,11 @@ from shardpress.model import load_model
 from shardpress.output.records import read_manifest
 from tests.support import standin
 from tests.support.bad_shards import (
-    EACH_MODE,
     NO_LIMITS,
     Shards,
+    bad_lines,
     check,
     errors,
-    quarantined,
 )
 from tests.support.cases import cross, sample
 from tests.support.damage import damage
@@ -48,18 +47,18 @@ COUNTS = [[(2, 0), (3, 0)], [(0, 2), (0, 3)], [(1, 1), (2, 1), (1, 2)]]
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("limit", "mode", "counts"), cross(["2", "20%", "29.99%"], ["skip", "quarantine"], COUNTS))
+@pytest.mark.parametrize(("limit", "counts"), cross(["20%", "29.99%"], COUNTS))
 def test_the_limit_of_bad_shards_is_exact(
-    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str, limit: str, counts: list[tuple[int, int]]
+    shards: Shards, caplog: pytest.LogCaptureFixture, limit: str, counts: list[tuple[int, int]]
 ) -> None:
     for refused, unreadable in counts:
         words = f"{refused} refused, {unreadable} unreadable"
         these = shards.another(words)
         spoil(these, refused, unreadable)
-        found = these.run("--on-bad-data", mode, "--max-bad-shards", limit, "--max-bad-rows", "100%")
+        found = these.run("--on-bad-data", "skip", "--max-bad", limit)
         assert found == (0 if refused + unreadable == 2 else 65), words
         if found:
-            assert "--max-bad-shards" in errors(caplog), words
+            assert "--max-bad" in errors(caplog), words
             assert not (these.output / "manifest.json").exists(), words
             continue
         summary = read_manifest(these.output)["summary"]
@@ -69,10 +68,19 @@ def test_the_limit_of_bad_shards_is_exact(
 
 def test_all_rows_of_an_unreadable_shard_count_as_bad(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     spoil(shards, 0, 1)
-    flags = ["--on-bad-data", "skip", "--max-bad-shards", "1", "--max-bad-rows"]
+    flags = ["--on-bad-data", "skip", "--max-bad"]
     assert shards.run(*flags, "9") == 65
     assert mentions(errors(caplog), "10 of 100", 9)
     assert shards.run(*flags, "10") == 0
+
+
+def test_a_number_of_rows_allows_no_shard_that_cannot_be_opened(
+    shards: Shards, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoil(shards, 1, 0)
+    assert shards.run("--on-bad-data", "skip", "--max-bad", "100") == 65
+    assert mentions(errors(caplog), "1 of 10 shards", "percentage", "9.h5")
+    assert shards.run("--on-bad-data", "skip", "--max-bad", "10%") == 0
 
 
 # -- shards that cannot be read ------------------------------------------------------------------------------------
@@ -105,9 +113,9 @@ def good_rows_only(shards: Shards) -> Shards:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("options", "mode"), cross(WAYS_TO_STORE, ["skip", "quarantine"]))
+@STORED
 def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
-    shards: Shards, caplog: pytest.LogCaptureFixture, options: dict, mode: str
+    shards: Shards, caplog: pytest.LogCaptureFixture, options: dict
 ) -> None:
     """The model is that of the other shards, no matter how much of this one could be read."""
     with_damage(shards, options)
@@ -117,36 +125,33 @@ def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
     for rows in (["--block-rows", "4"], ["--block-rows", "64"], ["--memory-budget", "16MiB"]):
         output = shards.output.with_name(" ".join(rows))
         caplog.clear()
-        assert shards.run("--on-bad-data", mode, *NO_LIMITS, *settings, *rows, output=output) == 0, rows
+        assert shards.run("--on-bad-data", "skip", *NO_LIMITS, *settings, *rows, output=output) == 0, rows
         check(output, shards.arrays, range(30, 71))
         assert f"file={shards.folder}/1.h5 dataset=X rows=" in caplog.text, rows
         assert load_model(output).fingerprint == load_model(good.output).fingerprint, rows
-        if mode == "quarantine":
-            lines = quarantined(output)
-            assert {(line["file"], line["dataset"]) for line in lines} == {(f"{shards.folder}/1.h5", "X")}, rows
-            assert [i for line in lines for i in range(*line["row"])] == list(range(41)), rows
-            assert all(f"file={shards.folder}/1.h5 dataset=X rows=" in line["reason"] for line in lines), rows
+        lines = bad_lines(output)
+        assert {(line["file"], line["dataset"]) for line in lines} == {(f"{shards.folder}/1.h5", "X")}, rows
+        assert [i for line in lines for i in range(*line["row"])] == list(range(41)), rows
+        assert all(f"file={shards.folder}/1.h5 dataset=X rows=" in line["reason"] for line in lines), rows
 
 
-@EACH_MODE
-def test_a_given_model_scans_shards_if_bad_data_is_allowed(shards: Shards, model: str, mode: str) -> None:
+def test_a_given_model_scans_shards_if_bad_data_is_allowed(shards: Shards, model: str) -> None:
     with_damage(shards, {"fletcher32": True})
-    assert shards.run("--on-bad-data", mode, "--model", model, *NO_LIMITS) == 0
+    assert shards.run("--on-bad-data", "skip", "--model", model, *NO_LIMITS) == 0
     check(shards.output, shards.arrays, range(30, 71), load_model(model))
     assert "scan" in read_manifest(shards.output)["summary"]["seconds"]
 
 
-@EACH_MODE
 def test_rows_need_no_range_of_their_own_with_a_given_model(
-    shards: Shards, model: str, caplog: pytest.LogCaptureFixture, mode: str
+    shards: Shards, model: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Rows are scaled by the model's range: they may all be bad, or equal, or span an infinite range."""
     caplog.set_level("INFO", "shardpress")
     shards.add(np.array([[1.7e308, 1, 2, np.nan], [-1.7e308, 1, 2, np.nan]]))
-    assert shards.run("--on-bad-data", mode, "--model", model, *NO_LIMITS) == 0
+    assert shards.run("--on-bad-data", "skip", "--model", model, *NO_LIMITS) == 0
     check(shards.output, shards.arrays, [0, 1], load_model(model))
     shards.rewrite(0, np.array([[1.7e308, 1, 2, 3], [-1.7e308, 1, 2, 3], [0, 1, 2, 3]]))
-    assert shards.run("--on-bad-data", mode, "--model", model, *NO_LIMITS, "--overwrite") == 0
+    assert shards.run("--on-bad-data", "skip", "--model", model, *NO_LIMITS, "--overwrite") == 0
     assert read_manifest(shards.output)["n_rows"] == 3
     assert "constant" not in caplog.text
 
@@ -158,10 +163,7 @@ def test_a_given_model_and_good_data_need_no_scan(shards: Shards, model: str) ->
     assert list((shards.output / "stages").iterdir()) == []
 
 
-@EACH_MODE
-def test_unreadable_values_of_an_extra_dataset_are_filled(
-    shards: Shards, caplog: pytest.LogCaptureFixture, mode: str
-) -> None:
+def test_unreadable_values_of_an_extra_dataset_are_filled(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     """This holds for shards whose rows are readable, and for those whose rows are not."""
     with_damage(shards, {"fletcher32": True})
     labels = np.arange(121)
@@ -171,23 +173,21 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
             file.create_dataset("y", data=labels[first : first + size], chunks=(9,), compression="gzip")
         damage(shards.folder / f"{number}.h5", "y", chunk=2)
         labels[first + 18 : first + 27] = np.iinfo(np.int64).min
-    assert shards.run("--on-bad-data", mode, *NO_LIMITS) == 0
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     found = open_features(shards.output)
     assert found.extras["y"].compute().tolist() == labels.tolist()
     assert np.flatnonzero(~found.valid.compute()).tolist() == list(range(30, 71))
     assert mentions(caplog.text, "y", np.iinfo(np.int64).min)
-    if mode == "quarantine":
-        lines = [line for line in quarantined(shards.output) if line["dataset"] == "y"]
-        rows = {(Path(line["file"]).name, row) for line in lines for row in range(*line["row"])}
-        assert rows == {(name, row) for name in ("1.h5", "3.h5") for row in range(18, 27)}
+    lines = [line for line in bad_lines(shards.output) if line["dataset"] == "y"]
+    rows = {(Path(line["file"]).name, row) for line in lines for row in range(*line["row"])}
+    assert rows == {(name, row) for name in ("1.h5", "3.h5") for row in range(18, 27)}
 
 
-@EACH_MODE
-def test_refused_shards_are_left_out_and_named(shards: Shards, caplog: pytest.LogCaptureFixture, mode: str) -> None:
+def test_refused_shards_are_left_out_and_named(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.fill(20, 20, 20, 20)
     (shards.folder / "1.h5").write_bytes(b"<html>")
     write_shard(shards.folder / "2.h5", np.zeros((20, 5), np.float32))  # another number of columns
-    assert shards.run("--on-bad-data", mode, "--max-bad-shards", "2") == 0
+    assert shards.run("--on-bad-data", "skip", "--max-bad", "50%") == 0
     names = [f"{shards.folder}/{i}.h5" for i in (1, 2)]
     bad = read_manifest(shards.output)["bad_shards"]
     assert [each["file"] for each in bad] == names
@@ -196,8 +196,7 @@ def test_refused_shards_are_left_out_and_named(shards: Shards, caplog: pytest.Lo
         assert each["reason"] in caplog.text
     assert open_features(shards.output).features.shape == (40, 2)
     assert read_manifest(shards.output)["summary"]["n_bad_shards"] == 2
-    if mode == "quarantine":
-        assert quarantined(shards.output) == [{**each, "dataset": None, "row": None, "columns": []} for each in bad]
+    assert bad_lines(shards.output) == [{**each, "dataset": None, "row": None, "columns": []} for each in bad]
 
 
 def test_a_shard_with_another_width_stops_the_run(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
@@ -241,7 +240,7 @@ def test_a_failing_disk_is_never_bad_data(
         return original(*arguments)
 
     monkeypatch.setattr(FILES, call, fail_later)
-    flags = ["--on-bad-data", "quarantine", *NO_LIMITS]
+    flags = ["--on-bad-data", "skip", *NO_LIMITS]
     assert shards.run(*flags) == 0
     n_calls = 10**9 - n_left[0]
     for n_good in sample(range(0, n_calls, 4), 5):

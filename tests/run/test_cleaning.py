@@ -19,7 +19,7 @@ import pytest
 from shardpress.features import open_features
 from shardpress.model import Model, load_model
 from shardpress.output.records import read_manifest
-from tests.support.bad_shards import EACH_MODE, NO_LIMITS, InterruptedDisk, Shards, check, errors, quarantined
+from tests.support.bad_shards import NO_LIMITS, InterruptedDisk, Shards, bad_lines, check, errors
 from tests.support.cases import ALL_CASES, case, sample
 from tests.support.helpers import csr, write_csr
 from tests.support.logged import mentions, resumed_step
@@ -176,15 +176,14 @@ def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_
 # -- rows that stay bad ------------------------------------------------------------------------------------------
 
 
-@EACH_MODE
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
-def test_imputation_keeps_rows_with_inf_or_without_values_bad(shards: Shards, mode: str, with_model: bool) -> None:
+def test_imputation_keeps_rows_with_inf_or_without_values_bad(shards: Shards, with_model: bool) -> None:
     rows = rows_with_gaps(np.float32, -7, 0)
     rows[11] = [-7, np.nan, np.nan, -7]
     rows[3, 1] = np.inf
     rows[40, [0, 2]] = [np.nan, -np.inf]
     shards.add(rows)
-    flags = ["--missing-value", "-7", "--on-bad-data", mode, *NO_LIMITS]
+    flags = ["--missing-value", "-7", "--on-bad-data", "skip", *NO_LIMITS]
     if with_model:
         training = shards.another("training")
         training.add(rows_with_gaps(np.float32, np.nan, 0, seed=3))
@@ -197,12 +196,11 @@ def test_imputation_keeps_rows_with_inf_or_without_values_bad(shards: Shards, mo
     cleaned = cleaned_rows(rows, -7, model)
     check(shards.output, [cleaned], [3, 11, 40], model)
     assert read_manifest(shards.output)["summary"]["n_outside"] == 0
-    if mode == "quarantine":
-        assert [(line["row"], line["columns"]) for line in quarantined(shards.output)] == [
-            (3, [1]),
-            (11, [0, 1, 2, 3]),
-            (40, [2]),
-        ]
+    assert [(line["row"], line["columns"]) for line in bad_lines(shards.output)] == [
+        (3, [1]),
+        (11, [0, 1, 2, 3]),
+        (40, [2]),
+    ]
 
 
 def test_inf_stops_a_run_with_imputation(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:

@@ -113,16 +113,16 @@ def test_bad_and_drifting_columns_are_named(cells: Cells, caplog: pytest.LogCapt
     caplog.clear()
     assert cells.run("bad.h5ad", "out", *model, "--workers", "1") == 65
     assert "column 1 (GAPDH)" in caplog.text
-    assert cells.run("bad.h5ad", "out", *model, "--on-bad-data", "quarantine", "--max-bad-rows", "1") == 0
+    assert cells.run("bad.h5ad", "out", *model, "--on-bad-data", "skip", "--max-bad", "1") == 0
     assert "column 4 (TP53)" in caplog.text
     report = cells.report("out")
     assert report["bad"]["rows"]["first"][0]["name"] == "GAPDH"  # type: ignore[index]
     assert report["drift"]["columns"][0]["name"] == "TP53"  # type: ignore[index]
-    (line,) = (cells.folder / "out" / "quarantine.jsonl").read_text().splitlines()
+    (line,) = (cells.folder / "out" / "bad_rows.jsonl").read_text().splitlines()
     assert json.loads(line)["names"] == ["GAPDH"]
     assert "1 GAPDH" in (cells.folder / "out" / "report.html").read_text()
 
 
 def test_a_shard_with_other_columns_can_be_skipped(cells: Cells) -> None:
-    assert cells.run("other", "out", *FLAGS, "--on-bad-data", "skip", "--max-bad-shards", "1") == 0
+    assert cells.run("other", "out", *FLAGS, "--on-bad-data", "skip", "--max-bad", "50%") == 0
     assert cells.report("out")["inputs"]["n_shards"] == 1  # type: ignore[index]

@@ -123,7 +123,7 @@ def test_a_file_truncated_during_a_run_is_a_bad_shard(
         return make(*arguments)
 
     monkeypatch.setattr(ScanStage, "make", scan_after_truncation)
-    flags = ["--on-bad-data", "skip", "--max-bad-shards", "1", "--max-bad-rows", "90%"]
+    flags = ["--on-bad-data", "skip", "--max-bad", "90%"]
     assert workspace.run(out, *flags) == 0
 
 

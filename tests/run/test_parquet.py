@@ -50,7 +50,7 @@ def test_pandas_reads_the_folder_as_the_frame_of_the_output(workspace: Workspace
         extras = {"y": np.arange(6), "name": np.array([b"a" * (j % 3) for j in range(6)], f"S{width}")}
         extras["differs"] = np.arange(6) if i else np.array([b"x"] * 6)
         write_shard(workspace.shards / f"more{i}.h5", rows, extras=extras)
-    assert workspace.run(out, *PARQUET, "--on-bad-data", "skip", "--max-bad-rows", "2") == 0
+    assert workspace.run(out, *PARQUET, "--on-bad-data", "skip", "--max-bad", "2") == 0
     assert_complete(out)
     frame = pd.read_parquet(out / "parquet")
     assert len(frame) == 67

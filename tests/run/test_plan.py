@@ -110,7 +110,7 @@ def test_a_plan_predicts_the_exit_code(workspace: Workspace, tmp_path: Path, cap
         (workspace, tmp_path / "c", ["--input", str(tmp_path / "nowhere")]),
         (broken, tmp_path / "d", []),
         (broken, tmp_path / "e", ["--on-bad-data", "skip"]),
-        (broken, tmp_path / "f", ["--on-bad-data", "skip", "--max-bad-rows", "3"]),
+        (broken, tmp_path / "f", ["--on-bad-data", "skip", "--max-bad", "3"]),
         (workspace, tmp_path / "g", []),
     ]
     for its, output, flags in cases:
@@ -173,7 +173,7 @@ def test_a_plan_reports_every_problem(workspace: Workspace, out: Path) -> None:
     assert [problem["exit_code"] for problem in planned_run.problems] == [65, 65, 73, 65]
     assert all(place in words for place in ("7.h5: ", "8.h5: "))
     assert mentions(words, f"file={workspace.shards}/9.h5 dataset=X", "nan", 0, 0)
-    lenient = workspace.plan(out, "--on-bad-data", "skip", "--max-bad-shards", "2", "--max-bad-rows", "3")
+    lenient = workspace.plan(out, "--on-bad-data", "skip", "--max-bad", "50%")
     assert [problem["exit_code"] for problem in lenient.problems] == [73]
     assert [sum(name in warning for warning in lenient.warnings) for name in ("7.h5: ", "8.h5: ")] == [1, 1]
 

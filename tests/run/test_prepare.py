@@ -54,13 +54,13 @@ def test_a_single_column_is_refused(tmp_path: Path) -> None:
 
 
 def test_limits_of_bad_data_require_on_bad_data(tmp_path: Path) -> None:
-    valid = config(tmp_path).changed(max_bad_rows="7%", max_bad_shards="50%")
+    valid = config(tmp_path).changed(max_bad="50%")
     prepared = prepare(valid)
     assert (prepared.max_bad_rows, prepared.max_bad_shards) == (0, 0)
     (tmp_path / "y.h5").write_bytes(b"no HDF5")
     prepared = prepare(valid.changed(input=(*valid.inputs.input, str(tmp_path / "y.h5")), on_bad_data="skip"))
     assert (len(prepared.shards), len(prepared.bad_shards)) == (1, 1)
-    assert (prepared.max_bad_rows, prepared.max_bad_shards) == (7, 1)
+    assert (prepared.max_bad_rows, prepared.max_bad_shards) == (50, 1)
 
 
 def test_compilation_time_is_not_part_of_any_stage() -> None:

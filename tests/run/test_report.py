@@ -82,7 +82,7 @@ def test_the_report_lists_warnings_and_bad_rows(shards: Shards) -> None:
     rows = shards.arrays[1].copy()
     rows[[3, 17], 2] = np.nan
     shards.rewrite(1, rows)
-    assert shards.run("--on-bad-data", "skip", "--max-bad-rows", "2") == 0
+    assert shards.run("--on-bad-data", "skip", "--max-bad", "2") == 0
     report = report_of(shards.output)
     assert report["bad"]["rows"]["n"] == 2
     path = str(shards.folder / "1.h5")

@@ -44,9 +44,8 @@ SAMPLES = {
     "memory_budget": (2**24, 2**25, 2**26),
     "device_memory_budget": (1, 2, 3),
     "shuffle_window": (1, 2, 3),
-    "on_bad_data": ("skip", "raise", "quarantine"),
-    "max_bad_rows": ("5", "0.5%", "7"),
-    "max_bad_shards": ("5", "0.5%", "7"),
+    "on_bad_data": ("skip", "raise", "skip"),
+    "max_bad": ("5", "0.5%", "7"),
     "missing_value": (-1.0, -2.0, -3.0),
     "impute": ("mean", "median", "mean"),
     "missing_indicator": (True, False, True),
@@ -181,15 +180,14 @@ def test_nested_features_are_requested_by_the_flag_or_by_yes():
 
 def test_limits_are_numbers_or_percentages():
     limits = {"0": "0", "25": "25", " 5 ": "5", "1%": "1%", "0.5 %": "0.5%", ".5%": ".5%", "100.0%": "100.0%"}
-    for name in ("max_bad_rows", "max_bad_shards"):
-        assert {text: settings(*flags(name, text)).flat()[name] for text in limits} == limits
+    assert {text: settings("--max-bad", text).bad_data.max_bad for text in limits} == limits
 
 
 def test_invalid_limits_are_refused_with_an_example():
     numbers = ("-1", "1.5", "1e3", "inf", "9" * 5000)
     for text in ("", "150%", "100.001%", "-1%", "%", "1%%", "1.%", "nan%", "some", *numbers):
-        with case(text), refused(78, "MAX_BAD_ROWS", "0.1%"):
-            settings(**variable("max_bad_rows", text))
+        with case(text), refused(78, "MAX_BAD", "0.1%"):
+            settings(**variable("max_bad", text))
 
 
 def test_a_missing_value_is_exact(file):
@@ -209,9 +207,9 @@ BAD_VALUES = [
     ("corruption", "much", "number"),
     ("memory_budget", "lots", "bytes"),
     ("optimizer", "sgd", "momentum, nesterov, adam, rmsprop"),
-    ("on_bad_data", "ignore", "raise, skip, quarantine"),
+    ("on_bad_data", "ignore", "raise, skip"),
     ("on_drift", "drop", "clip, pass, raise"),
-    ("max_bad_rows", "150%", "percentage"),
+    ("max_bad", "150%", "percentage"),
     ("missing_value", "NA", "number"),
     ("hidden", "wide", "512,256"),
     ("hidden", "512,", "512,256"),

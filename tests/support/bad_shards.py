@@ -20,23 +20,21 @@ from tests.support.damage import damage
 from tests.support.helpers import write_shard
 
 __all__ = [
-    "EACH_MODE",
     "NO_LIMITS",
     "InterruptedDisk",
     "Shards",
     "Silent",
+    "bad_lines",
     "check",
     "encoded",
     "errors",
     "fill_with_bad_data",
-    "quarantined",
     "results",
     "state",
 ]
 
 SETTINGS = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "2"]
-NO_LIMITS = ["--max-bad-rows", "100%", "--max-bad-shards", "100%"]
-EACH_MODE = pytest.mark.parametrize("mode", ["skip", "quarantine"])
+NO_LIMITS = ["--max-bad", "100%"]
 
 
 class Silent(standin.Autoencoder):
@@ -119,10 +117,10 @@ def check(output: Path, arrays: Sequence[np.ndarray], bad: Sequence[int], model:
     assert found.manifest["n_bad"] == found.manifest["summary"]["n_bad"] == len(bad)
 
 
-def quarantined(output: Path) -> list[dict[str, Any]]:
-    """Return the lines of quarantine.jsonl, which must be in the manifest."""
-    assert "quarantine.jsonl" in [plain_name(line["file"]) for line in read_manifest(output)["files"]]
-    return [json.loads(line) for line in (output / "quarantine.jsonl").read_text().splitlines()]
+def bad_lines(output: Path) -> list[dict[str, Any]]:
+    """Return the lines of bad_rows.jsonl, which must be in the manifest."""
+    assert "bad_rows.jsonl" in [plain_name(line["file"]) for line in read_manifest(output)["files"]]
+    return [json.loads(line) for line in (output / "bad_rows.jsonl").read_text().splitlines()]
 
 
 def state(output: Path) -> dict[str, bytes]:

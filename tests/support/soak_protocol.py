@@ -258,7 +258,7 @@ def run_seen_by_readers(output: Path) -> str | None:
             assert index["features"][()].tobytes() == features.tobytes()
             assert index.attrs["model"] == manifest["model"]
         names = {plain_name(entry["file"]) for entry in manifest["files"]}
-        for name in ("single.h5", "quarantine.jsonl"):
+        for name in ("single.h5", "bad_rows.jsonl"):
             assert name not in names or (output / name).exists(), name
         assert any(map(is_parquet, names)) == (output / "parquet").exists()
     if (output / "parquet").exists():

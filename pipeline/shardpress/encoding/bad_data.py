@@ -33,7 +33,7 @@ class Judgement:
     n_outside : int
         Number of good rows with values outside the model's range.
     reasons : list of dict
-        The ``row``, ``columns`` and ``reason`` of each bad row. Empty without quarantine.
+        The ``row``, ``columns`` and ``reason`` of each bad row.
     outside : list of Outside
         Columns in which good rows have values outside the model's range.
     """
@@ -51,7 +51,7 @@ class BadData:
     Attributes
     ----------
     on_bad_data : str
-        ``raise``, ``skip`` or ``quarantine``.
+        ``raise`` or ``skip``.
     missing : float or None
         Value that marks missing entries, in addition to NaN.
     on_drift : str
@@ -72,11 +72,6 @@ class BadData:
     trained_on: Scaler | None = None
     fills: bool = False
     columns: Columns = NO_COLUMNS
-
-    @property
-    def lists_rows(self) -> bool:
-        """Whether to list each bad row with a reason."""
-        return self.on_bad_data == "quarantine"
 
     @property
     def clips(self) -> bool:
@@ -138,8 +133,6 @@ class BadData:
         bad = np.flatnonzero(is_bad.any(axis=1))
         if len(bad) > 0 and self.on_bad_data == "raise":
             self._refuse_bad(block, numbers, rows, is_bad)
-        if not self.lists_rows:
-            return bad, []
         return bad, [_first_reason(numbers[i], rows[i], is_bad[i]) for i in bad]
 
     def _refuse_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray, is_bad: np.ndarray) -> NoReturn:
@@ -149,7 +142,7 @@ class BadData:
         contents = "Inf, or no value at all" if self.fills else "NaN, Inf or the missing value"
         raise DataError(
             f"{block}: found {rows[row, column]} in {where}, expected finite numbers. {n_bad} of these rows contain "
-            f"{contents}. Fix the file, or skip any number of such rows with --on-bad-data skip --max-bad-rows 100%."
+            f"{contents}. Fix the file, or skip any number of such rows with --on-bad-data skip --max-bad 100%."
         )
 
     def _describe_overflown(self, block: Block, numbers: np.ndarray) -> list[dict[str, Any]]:
@@ -160,8 +153,6 @@ class BadData:
                 "the rows are too far outside the range of the model's training rows. Train a model on such rows, or "
                 "skip them with --on-bad-data skip."
             )
-        if not self.lists_rows:
-            return []
         return [_reason(number, _NO_POSITIONS, "overflows float32") for number in numbers]
 
     def _measure_drift(

@@ -121,7 +121,7 @@ def encode_part(task: EncodeTask) -> PartFacts:
     facts = _facts(task, valid, rows.n_outside, error)
     entry, lost = _write_part(worker, task, memory, valid, facts)
     # Wide extras are read during the writing, so `lost` is complete only after it.
-    listed = [*rows.bad, *lost] if settings.bad_data.lists_rows else []
+    listed = [*rows.bad, *lost]
     return PartFacts(
         entry,
         **facts,

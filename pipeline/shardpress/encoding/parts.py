@@ -66,7 +66,7 @@ class PartFacts:
     max_error : float or None
         Largest difference between a stored feature and the encoder's result. None if `dtype` is None.
     bad : tuple of dict
-        The ``row``, ``columns`` and ``reason`` of each bad row. Empty without quarantine.
+        The ``row``, ``columns`` and ``reason`` of each bad row.
     outside : tuple of Outside
         Columns with values outside the range, the farthest first.
     append_id : int or None

@@ -66,7 +66,7 @@ NAMES = (
     INDEX,
     "report.json",
     "report.html",
-    "quarantine.jsonl",
+    "bad_rows.jsonl",
     SINGLE_FILE,
     PARQUET,
 )
@@ -90,10 +90,10 @@ _ABOUT_THE_FILE = (
 _PIECE = 2**20  # bytes read at once, so that verifying large parts takes little memory
 
 # Only files with these names are ever removed. All others belong to the user.
-_OPTIONAL = (LAST_GOOD, "single.h5", "quarantine.jsonl")  # written only by some runs
+_OPTIONAL = (LAST_GOOD, "single.h5", "bad_rows.jsonl")  # written only by some runs
 _TOP = (
     r"\.shardpress|(manifest|run|report)\.json|report\.html|(model|model-last-good|index|single)\.h5|encoder\.npz"
-    r"|quarantine\.jsonl|parquet"
+    r"|bad_rows\.jsonl|parquet"
 )
 _RESULT = re.compile(
     r"(parts/part|index|stages/(scan|checkpoint|model|probe|reference|map|generation))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt|json|parquet)"

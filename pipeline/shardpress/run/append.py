@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 # Settings that the new rows need in addition to those that affect only the features. The model has all others.
 _INHERITED = (
     *("dataset", "orientation", "match_columns", "labels", "missing_value"),
-    *("on_bad_data", "max_bad_rows", "max_bad_shards"),
+    *("on_bad_data", "max_bad"),
 )
 _OF_RESULTS = ("scan", "model", "features")
 

@@ -93,9 +93,8 @@ class EncodingStage:
             copied = sorted(self.prepared.finished.copies)
             key = fingerprint(key, "append", list(self.prepared.numbers), copied)
         unreadable = sorted(self.unreadable)
-        is_listed = self.prepared.config.bad_data.on_bad_data == "quarantine"  # otherwise parts do not list bad rows
-        if unreadable or is_listed:
-            key = fingerprint(key, unreadable, is_listed)
+        if unreadable:
+            key = fingerprint(key, unreadable)
         return key
 
     def load(self, earlier: EarlierResults) -> Encoded | None:
@@ -384,7 +383,7 @@ class _BadRowLimit:
         if self._n_bad > self._limit:
             raise DataError(
                 f"file={printable(part.path)} dataset={printable(part.dataset)} rows={part.start}:{part.stop}: "
-                f"{quantity(self._n_bad, 'bad row')} so far, expected at most {self._limit} (--max-bad-rows "
-                f"{self._settings.max_bad_rows}, --on-bad-data {self._settings.on_bad_data}). Fix the files, or "
-                "raise --max-bad-rows."
+                f"{quantity(self._n_bad, 'bad row')} so far, expected at most {self._limit} (--max-bad "
+                f"{self._settings.max_bad}, --on-bad-data {self._settings.on_bad_data}). Fix the files, or "
+                "raise --max-bad."
             )

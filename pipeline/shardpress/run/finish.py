@@ -44,7 +44,7 @@ from shardpress.run.new_rows import check_verdict, reference_key, verdict_on
 from shardpress.run.parquet_stage import PARQUET_BYTES, parquet_key, write_parquet_files
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import (
-    QUARANTINE,
+    BAD_ROWS,
     EarlierResults,
     drop_replaced,
     finished_manifest,
@@ -481,8 +481,8 @@ class _Finish:
         yield from self._index()
         yield "report.json", report_bytes(report)
         yield "report.html", page_bytes(report)
-        if self._prepared.config.bad_data.on_bad_data == "quarantine":
-            yield QUARANTINE, self._quarantine()
+        if self._prepared.allows_bad_data:
+            yield BAD_ROWS, self._bad_rows()
 
     def _index(self) -> Iterator[tuple[str, bytes | Entry]]:
         first = self._prepared.shards[0]
@@ -505,7 +505,7 @@ class _Finish:
             self._all_parts, shapes_of, categories, self._attributes, append_ids=append_ids, earlier=earlier
         )
 
-    def _quarantine(self) -> bytes:
+    def _bad_rows(self) -> bytes:
         """Return one line of JSON for each bad shard and each bad row."""
         columns = self._prepared.columns
         lines: list[dict[str, Any]] = []

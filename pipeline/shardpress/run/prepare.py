@@ -194,13 +194,16 @@ class Prepared:
     @property
     def max_bad_rows(self) -> int:
         """Number of bad rows that are allowed."""
-        return n_allowed(self.config.bad_data.max_bad_rows, self.n_rows) if self.allows_bad_data else 0
+        return n_allowed(self.config.bad_data.max_bad, self.n_rows) if self.allows_bad_data else 0
 
     @property
     def max_bad_shards(self) -> int:
-        """Number of bad shards that are allowed, including those that were left out already."""
+        """Number of bad shards that are allowed, including those that were left out already.
+
+        If a number of rows is allowed, it is the largest number of shards with these rows.
+        """
         n_shards = len(self.shards) + len(self.bad_shards)
-        return n_allowed(self.config.bad_data.max_bad_shards, n_shards) if self.allows_bad_data else 0
+        return n_allowed(self.config.bad_data.max_bad, n_shards) if self.allows_bad_data else 0
 
     def without_copies(self) -> Prepared:
         """Return a copy without the shards whose features an append copies. Their rows are not scanned."""
@@ -415,13 +418,20 @@ def _model_name(config: Config) -> str:
 
 def too_many_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> DataError | None:
     """Return an error if more of `n_shards` shards were refused than allowed, otherwise None."""
-    limit = n_allowed(config.bad_data.max_bad_shards, n_shards)
+    if not refused:
+        return None
+    max_bad = config.bad_data.max_bad
+    found = f"{len(refused)} of {n_shards} shards are bad"
+    first_error = f"The first error: {refused[0]['reason']}"
+    if not max_bad.endswith("%"):
+        return DataError(
+            f"{found}, with an unknown number of rows, expected at most {max_bad} bad rows (--max-bad {max_bad}). Fix "
+            f"the files, or give a percentage, which limits the number of bad shards as well. {first_error}"
+        )
+    limit = n_allowed(max_bad, n_shards)
     if len(refused) <= limit:
         return None
-    return DataError(
-        f"{len(refused)} of {n_shards} shards are bad, expected at most {limit} (--max-bad-shards "
-        f"{config.bad_data.max_bad_shards}). The first error: {refused[0]['reason']}"
-    )
+    return DataError(f"{found}, expected at most {limit} (--max-bad {max_bad}). {first_error}")
 
 
 def _refuse(complaints: Iterable[str]) -> None:

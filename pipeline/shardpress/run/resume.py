@@ -32,7 +32,7 @@ from shardpress.settings.config import Config
 from shardpress.settings.deadline import deadline_of, in_words
 
 __all__ = [
-    "QUARANTINE",
+    "BAD_ROWS",
     "EarlierResults",
     "adds_extras_to",
     "checkpoint_in_words",
@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-QUARANTINE = "quarantine.jsonl"
+BAD_ROWS = "bad_rows.jsonl"
 _MAX_COMPLAINT = 1000  # characters of an error that a warning quotes
 _SIZES_PER_TASK = 100  # files whose sizes a task compares
 _ARCHIVE_BYTES = 2**20  # maximum size of a .npz file in addition to its arrays
@@ -304,7 +304,7 @@ def is_acceptable(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
 def has_requested_files(manifest: Mapping[str, Any], config: Config) -> bool:
     """Return whether a finished run has the optional files that the settings request."""
     files = {plain_name(line["file"]) for line in manifest["files"]}
-    if config.bad_data.on_bad_data == "quarantine" and QUARANTINE not in files:
+    if config.bad_data.on_bad_data == "skip" and BAD_ROWS not in files:
         return False
     if config.results.single_file and SINGLE_FILE not in files:
         return False

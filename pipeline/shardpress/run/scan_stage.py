@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -149,7 +150,7 @@ class ScanStage:
         if n_bad > limit:
             expected = "finite numbers"
             if prepared.allows_bad_data:
-                expected = f"at most {limit} (--max-bad-rows {settings.max_bad_rows})"
+                expected = f"at most {limit} (--max-bad {settings.max_bad})"
             raise DataError(f"{words}, expected {expected}. {self._advice_on_bad_rows(scan)}")
         log.warning("%s; they are left out and get NaN features", words)
 
@@ -257,10 +258,20 @@ class ScanStage:
             advice.append("fill in missing values with --impute median")
         if not scan.n_fitted:
             return f"Without these rows, no usable rows would remain. {', or '.join(advice)}."
-        n_bad = len(scan.bad_rows)
-        mode = "skip" if settings.on_bad_data == "raise" else settings.on_bad_data
-        limit = f" --max-bad-rows {n_bad}" if n_bad > n_allowed(settings.max_bad_rows, scan.n_rows) else ""
-        return f"{', '.join(advice)}, or leave these rows out with --on-bad-data {mode}{limit}."
+        limit = ""
+        if len(scan.bad_rows) > n_allowed(settings.max_bad, scan.n_rows):
+            limit = f" --max-bad {self._sufficient_limit(scan)}"
+        return f"{', '.join(advice)}, or leave these rows out with --on-bad-data skip{limit}."
+
+    def _sufficient_limit(self, scan: Scan) -> str:
+        """Return a value of --max-bad that allows the bad rows of the scan, and the shards that were left out."""
+        n_bad_shards = len(self.prepared.bad_shards)
+        n_bad_rows = len(scan.bad_rows)
+        if not n_bad_shards:
+            return str(n_bad_rows)
+        n_shards = len(self.prepared.shards) + n_bad_shards
+        share = max(n_bad_rows / scan.n_rows, n_bad_shards / n_shards)
+        return f"{math.ceil(100 * share)}%"
 
     def _log_scaling(self, scan: Scan) -> None:
         if self.prepared.config.scaling.scale == "auto" and scan.scale != "range":

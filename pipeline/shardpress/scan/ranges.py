@@ -414,7 +414,7 @@ def _check_unreadable(stats: BlockStats, known: BlockStats, n_shards: int, limit
         first = next(reason for i, reason in stats.unreadable.items() if i not in known.unreadable)
         raise DataError(
             f"{len(stats.unreadable)} of {n_shards} shards cannot be read, expected at most {limit} bad shards. The "
-            f"first one is: {first} Fix the files, or raise --max-bad-shards."
+            f"first one is: {first} Fix the files, or raise --max-bad."
         )
 
 

@@ -397,16 +397,18 @@ class BadDataSettings:
 
     on_bad_data: str = _setting(
         "raise",
-        one_of("raise", "skip", "quarantine"),
+        one_of("raise", "skip"),
         "inputs",
-        "What to do with rows that contain NaN or Inf and with unreadable shards: stop (raise), write NaN features for "
-        "them (skip), or also list them in quarantine.jsonl (quarantine).",
+        "What to do with rows that contain NaN or Inf and with unreadable shards: stop (raise), or write NaN features "
+        "for them and list them in bad_rows.jsonl (skip).",
     )
-    max_bad_rows: str = _setting(  # checked again even if all results are reused
-        "1%", LIMIT, "nothing", "Number or percentage of bad rows to tolerate, unless --on-bad-data is raise."
-    )
-    max_bad_shards: str = _setting(
-        "1%", LIMIT, "nothing", "Number or percentage of unreadable shards to tolerate, unless --on-bad-data is raise."
+    max_bad: str = _setting(  # checked again even if all results are reused
+        "1%",
+        LIMIT,
+        "nothing",
+        "With --on-bad-data skip, stop if more of the data are bad: a percentage of the rows or of the shards, or a "
+        "number of rows, for example 100. All rows of an unreadable shard count. A shard that cannot be opened needs a "
+        "percentage, because its number of rows is unknown.",
     )
     missing_value: float | None = _setting(  # missing values do not count towards ranges, so the scaling changes
         None, EXACT_NUMBER, "scan", "Treat this value as missing, like NaN; for example -9999."

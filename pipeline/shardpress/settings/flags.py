@@ -27,7 +27,7 @@ _COMPLAINTS_LISTED = 50  # each line of a file that is not a configuration can c
 # Groups of settings in --help.
 _STAGES = {
     "input": ("input", "dataset", "orientation", "match_columns", "include", "labels"),
-    "bad data": ("on_bad_data", "max_bad_rows", "max_bad_shards", "missing_value", "impute", "missing_indicator"),
+    "bad data": ("on_bad_data", "max_bad", "missing_value", "impute", "missing_indicator"),
     "model": (
         *("model", "preset", "n_features", "hidden", "activation", "code_activation", "nested", "output_layer"),
         *("row_scale", "transform", "scale", "clip_quantile", "on_drift"),
@@ -55,6 +55,8 @@ _REMOVED = {
         "use --preset reference for the value of the reference model; other models use the default",
     ),
     "baseline": "the baseline is always computed if there are validation rows",
+    "max_bad_rows": "use --max-bad, which limits rows and shards",
+    "max_bad_shards": "use --max-bad, which limits rows and shards",
     "max_hours": "use --finish-by, for example --finish-by +8h",
     "dashboard": "the address of a dashboard is logged if the scheduler has one",
     "scheduler_file": "give the file with --scheduler",

@@ -123,7 +123,7 @@ def check_inputs(config: Config, findings: Findings) -> Prepared | None:
         if finished is None or not finished.sources:
             return None
         config = finished.config
-    lenient = config.changed(on_bad_data="skip", max_bad_shards="100%")  # so that all bad shards are found
+    lenient = config.changed(on_bad_data="skip", max_bad="100%")  # so that all bad shards are found
     prepared = findings.attempt(lambda: prepare(lenient, finished))
     if config.bad_data.on_bad_data == "raise":
         left_out = [words for words in findings.warnings if words.endswith(_LEFT_OUT)]
@@ -243,7 +243,7 @@ def check_rows(stage: ScanStage, scan: Scan, findings: Findings) -> bool:
     n_before = len(findings.problems)
     n_bad = len(scan.bad_rows) * prepared.n_rows // max(1, scan.n_rows)
     if prepared.allows_bad_data and len(scan.bad_rows) * prepared.n_rows > prepared.max_bad_rows * scan.n_rows:
-        limit = f"expected at most {prepared.max_bad_rows} (--max-bad-rows)"
+        limit = f"expected at most {prepared.max_bad_rows} (--max-bad {prepared.config.bad_data.max_bad})"
         findings.warnings.append(f"about {n_bad} rows are bad, {limit}")
     findings.attempt(lambda: stage.check_bad_rows(scan))
     if prepared.given_model is None:
