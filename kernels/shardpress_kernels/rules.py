@@ -23,7 +23,7 @@ class UpdateRule:
     name : str
         Value of the setting, and name of the rule in checkpoints.
     learning_rate : float
-        Default of the setting; docs/training.md lists the measurements.
+        Default of the setting; docs/performance.md lists the measurements.
     states : tuple of str
         Names of the arrays that the rule keeps for each parameter, at most two. They start at 0.
     update : callable

@@ -90,12 +90,11 @@ def run_commands(folder: Path, block: str) -> str:
 
 
 def test_commands_of_the_readme_run(checkout: Checkout) -> None:
-    one, two, three = checkout.outputs
-    assert "600 rows x 12 columns -> 6 features in features/index.h5" in one
-    assert re.search(r"[\d.]+  on \d+ features", two)
-    assert re.search("[0-9]+ passed", two)
-    assert "complete: 600 rows" in three
-    assert "1.0000  on 6 features" in three
+    setting_up, extracting = checkout.outputs
+    assert re.search(r"[\d.]+  on \d+ features", setting_up)
+    assert re.search("[0-9]+ passed", setting_up)
+    assert "600 rows x 12 columns -> 6 features in features/index.h5" in extracting
+    assert "1.0000  on 6 features" in extracting
 
 
 def test_python_of_the_readme_runs(checkout: Checkout) -> None:
@@ -107,10 +106,9 @@ def test_python_of_the_readme_runs(checkout: Checkout) -> None:
     assert result.stdout == "(600, 6) 600\n"
 
 
-def test_links_of_the_readme_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)#]+)", PAGE) if "://" not in link]
-    assert [link for link in links if not (REPOSITORY / link).exists()] == []
+def test_files_named_in_the_readme_exist() -> None:
     named = re.findall(r"`((?:scripts|pipeline|kernels|tests)/[\w./]*)`", PAGE)
+    assert named
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
 
 
@@ -135,7 +133,7 @@ def test_classifier_on_features_is_better_than_on_components(checkout: Checkout)
     checkout.sample("features")
     accuracy = {
         kind: float(value)
-        for value, kind in re.findall(r"([\d.]+)  on 64 (features|principal components)$", checkout.outputs[1], re.M)
+        for value, kind in re.findall(r"([\d.]+)  on 64 (features|principal components)$", checkout.outputs[0], re.M)
     }
     assert accuracy["features"] >= 0.82
     assert accuracy["features"] > accuracy["principal components"]

@@ -114,11 +114,11 @@ CHECKS = {
 def test_features_are_read_by_other_libraries_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     finished(tmp_path / "features", 3, 4)
-    lines = dict(re.findall(r"^\| (.+?) \| `(.+)` \|$", SECTIONS["Downstream"], re.M))
+    lines = dict(re.findall(r"^\| (.+?) \| `(.+)` \|$", SECTIONS["Read the features"], re.M))
     assert list(lines) == list(CHECKS)
     names: dict[str, Any] = {"h5py": h5py, "pd": pd, "pl": pl, "pa": pa, "torch": torch()}
     names |= {each.__name__: each for each in (make_pipeline, StandardScaler, LogisticRegression)}
-    (opening,) = python_of("Downstream")
+    (opening,) = python_of("Read the features")
     exec(opening, names)
     for name, line in lines.items():
         with case(name):

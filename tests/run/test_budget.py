@@ -57,7 +57,7 @@ def test_blocks_parts_window_and_validation_fit_the_budget():
 
 
 def test_many_rows_make_larger_parts_within_the_budget():
-    """The driver's work is proportional to the number of parts: see docs/scaling.md."""
+    """The work of the driver is proportional to the number of parts: see docs/performance.md."""
     n_parts = {}
     for memory, n_rows in product((2048 * MiB, 2**20 * MiB), (10**8, 10**10, 10**12)):
         budget = budget_of([shard(n_rows)], 64, memory_budget=memory, threads=2)

@@ -62,7 +62,7 @@ def test_large_samples_have_nearly_the_ranks_of_scipy() -> None:
 
 
 def test_ranks_are_interpolated_as_documented() -> None:
-    """docs/training.md describes the tables of `encoder.npz` by `np.interp`."""
+    """docs/using.md describes the tables of `encoder.npz` by `np.interp`."""
     for n, dtype in ((5, np.float32), (200, np.float64), (5000, np.float32), (5000, np.float64)):
         sample = columns_of(n)
         tables = rank_tables(sample)

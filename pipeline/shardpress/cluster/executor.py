@@ -31,7 +31,7 @@ _MIN_BATCHES_PER_THREAD = 16
 _LARGE_GRAPH = 40_000
 """Number of tasks above which batches keep the scheduler from becoming the bottleneck."""
 _SCHEDULER_CAPACITY = 600
-"""Number of threads that one scheduler can keep busy with tasks of about one second (see docs/scaling.md)."""
+"""Number of threads that one scheduler can keep busy with tasks of about one second (see docs/performance.md)."""
 _LAST_NUMBER = 10**12 - 1
 """Largest number in the name of a task. All names have the same length, so that they sort like their numbers."""
 
@@ -108,7 +108,7 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: 
     Each task costs about 10 ms of processor time on the driver, the scheduler and the worker together. Batches spread
     this cost over several small tasks. In a very large graph, they also keep the scheduler from becoming the
     bottleneck. However, the results of a batch arrive and are committed together, and large batches leave threads idle
-    at the end. The batch size is limited for these reasons. docs/scaling.md contains the measurements.
+    at the end. The batch size is limited for these reasons. docs/performance.md contains the measurements.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ _SECONDS = 60.0  # time limit for the libraries, which only have to be loaded
 # libgpuarray opens the name without a version, which may exist only in the environment's lib/.
 _OPENCL = ("libOpenCL.so.1", "libOpenCL.so")
 _WIDTHS = (96, 32, 8)
-# Tolerance for float32 on any device: see docs/devices.md. A wrong library or kernel causes far larger differences.
+# Tolerance for float32 on any device: see docs/gpu.md. A wrong library or kernel causes far larger differences.
 _TOLERANCE = 1e-4
 _WRONG_FEATURES = "update the driver and the library that computes matrix products, or use another device"
 # Libraries that decide how products are computed and files are read.

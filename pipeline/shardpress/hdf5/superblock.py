@@ -26,9 +26,9 @@ _OTHER_FORMATS = [  # first bytes in lower case, and the end of the message
     ((b"matlab 5.0 mat-file",), " but a MATLAB file older than 7.3. Save it again in MATLAB with save(..., '-v7.3')."),
     ((b"cdf\1", b"cdf\2", b"cdf\5"), " but a netCDF-3 file, expected netCDF-4. Run: nccopy -k nc4"),
     ((b"\x0e\3\x13\1",), " but an HDF4 file, expected HDF5. Run: h4toh5"),
-    ((b"pk\3\4",), " but a ZIP archive (.npz, .keras, ...). Write its content as HDF5 (docs/inputs.md)."),
+    ((b"pk\3\4",), " but a ZIP archive (.npz, .keras, ...). Write its content as HDF5 (docs/recipes.md)."),
     ((b"\x1f\x8b",), " but a gzip-compressed file. Run: gunzip"),
-    ((b"\x93numpy",), " but a NumPy file (.npy). Write its rows as HDF5 (docs/inputs.md)."),
+    ((b"\x93numpy",), " but a NumPy file (.npy). Write its rows as HDF5 (docs/recipes.md)."),
 ]
 
 

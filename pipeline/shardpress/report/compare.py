@@ -34,7 +34,7 @@ _NEIGHBOURS = 10
 _NEIGHBOUR_ROWS = 2048  # maximum number of rows in the search for neighbours, which computes all pairwise distances
 _MIN_SPREAD = 0.01  # minimum spread of a column, relative to the spread of all columns
 
-# Limits of the verdict, which are based on the measurements in docs/using.md.
+# Limits of the verdict, which are based on the measurements in docs/performance.md.
 _SAME_CHANGE = 0.01
 _NEARLY_SAME_CHANGE = 0.03
 _SIMILAR_CKA = 0.9

@@ -27,7 +27,7 @@ _HEAVY = 10.0
 _MIN_HEAVY = 0.5  # share of columns
 _SHORTER = 0.7  # ratio of the median tails after and before a logarithm that helps
 _LEAST_INPUTS = 3  # columns; from fewer there is only one feature
-_NARROW = 40  # columns; docs/training.md compares features of narrow tables with their columns
+_NARROW = 40  # columns; docs/performance.md compares features of narrow tables with their columns
 
 
 def hints_of(sample: np.ndarray, n_rows: int, n_good: int, n_bad: int, are_flat: bool) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ _DEVIATION = 0.25
 _LARGEST = 20.0
 # A column that uses its range has a standard deviation of at least this share of it: 0.29 if its values are spread
 # evenly, 0.1 or more if they are normal. With the ranges of counts and of other heavy tails, ordinary values differ
-# little. docs/training.md has the measurements.
+# little. docs/performance.md has the measurements.
 _USES_RANGE = 0.1
 _SAME_WIDTH = 1e-6  # tolerated relative difference of two widths, which a logarithm or ranks round
 _SIMILAR = 5.0  # ratio of the deviations of columns of one kind, such as the channels of a spectrum

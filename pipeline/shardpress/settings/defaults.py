@@ -1,4 +1,4 @@
-"""Constants of defaults that depend on the inputs; docs/training.md contains the measurements."""
+"""Constants of defaults that depend on the inputs; docs/performance.md contains the measurements."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ _ONE_DEVICE = 10**14
 _MANY = 8
 
 # Replicas are as good as one model if each takes this number of steps and they are averaged this number of times: see
-# docs/training.md.
+# docs/performance.md.
 _MIN_ROUNDS = 70
 _MIN_STEPS = 2000
 

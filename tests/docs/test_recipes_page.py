@@ -1,4 +1,4 @@
-"""Tests of docs/inputs.md: files that its recipes write are read as the page says."""
+"""Tests of docs/recipes.md: the files that it writes are read as the page says."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from shardpress.shards.shard import Block
 
-PAGE = (Path(__file__).parents[2] / "docs" / "inputs.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 RECIPES = dict(re.findall(r"^\*\*(\w+)\*\*[^`]*?(?:`[^`\n]+`[^`]*?)*\n\n```python\n(.*?)```$", PAGE, re.M | re.S))
 ROWS = np.arange(12.0).reshape(4, 3)
 NAMES = ["ant", "bee", "cat", "ant"]

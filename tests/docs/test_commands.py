@@ -1,0 +1,161 @@
+"""Tests of the commands on the pages: they succeed on small files, or use existing flags if they cannot run here.
+
+`test_readme.py` and `test_tutorial.py` run the commands of their pages in order.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from shardpress.commandline import Parser
+from shardpress.commands.table import COMMANDS, load_command
+from shardpress.settings.flags import parser_of_settings
+from tests.support.cases import case
+from tests.support.helpers import write_shard
+from tests.support.interpreters import REPOSITORY, environment
+
+PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
+RUN_ELSEWHERE = ("README.md", "tutorial.md")
+N_ROWS = 300
+N_COLUMNS = 12
+
+
+def lines_of(page: Path) -> list[str]:
+    """Return the lines of the shell programs on a page: indented blocks, and blocks that are marked as ``sh``."""
+    text = page.read_text()
+    programs = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
+    outside = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+    programs += re.findall(r"^    (\S.*)$", outside, re.M)
+    return "\n".join(programs).replace("\\\n", " ").splitlines()
+
+
+def commands_of(page: Path) -> list[str]:
+    """Return the calls of shardpress on a page, without the programs before and after them."""
+    found = [re.search(r"(?:THEANO_FLAGS=\S+ )?\bshardpress [a-z].*", line) for line in lines_of(page)]
+    calls = [match[0] for match in found if match]
+    return [re.split(r" \| | & | {2,}", call)[0] for call in calls]
+
+
+def words_of(command: str) -> list[str]:
+    """Return the name of the command of shardpress, and its arguments."""
+    words = shlex.split(command)
+    return words[words.index("shardpress") + 1 :]
+
+
+def can_run_here(command: str) -> bool:
+    """Return False for a command that installs software, checks this machine, or needs a cluster or cards."""
+    name, *arguments = words_of(command)
+    needs_others = {"--scheduler", "--devices"} & set(arguments)
+    return name not in ("doctor", "setup-gpu", "setup-theano") and not needs_others
+
+
+ALL_COMMANDS = [(page.name, command) for page in PAGES for command in commands_of(page)]
+RUNNABLE = {command: page for page, command in ALL_COMMANDS if page not in RUN_ELSEWHERE and can_run_here(command)}
+
+
+def start(command: str, folder: Path) -> None:
+    """Run a command in a folder. It must succeed."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = environment(PATH=path, SHARDPRESS_EPOCHS="2")
+    result = subprocess.run(["sh", "-c", command], cwd=folder, env=env, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, command + result.stdout + result.stderr
+
+
+def write_inputs(folder: Path) -> None:
+    """Write the input files that the pages mention."""
+    rng = np.random.default_rng(0)
+    y = np.arange(N_ROWS) % 2
+    split = np.where(np.arange(N_ROWS) % 3 > 0, b"train", b"test")
+    for name in ("shards", "incoming", "data"):
+        (folder / name).mkdir()
+    for number in range(3):
+        rows = rng.normal(size=(N_ROWS, N_COLUMNS)) + 2 * y[:, None]
+        write_shard(folder / f"incoming/{number}.h5", rows, extras={"y": y, "split": split})
+    for number in range(2):
+        shutil.copy2(folder / f"incoming/{number}.h5", folder / f"shards/{number}.h5")
+    shutil.copy2(folder / "incoming/0.h5", folder / "data/0.h5")
+    with h5py.File(folder / "cells.h5ad", "w") as file:
+        file["X"] = rng.poisson(3, (N_ROWS, N_COLUMNS)).astype("f4")
+        file["obs/cell_type"] = [f"type {i % 3}" for i in range(N_ROWS)]
+        file["obs/donor"] = [f"d{i % 9}" for i in range(N_ROWS)]
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write inputs, two finished runs in ``features`` and ``features-new``, and a file of settings."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_inputs(folder)
+    new_file = folder / "incoming/2.h5"
+    new_file.rename(folder / "2.h5")
+    start("shardpress run --quiet --input incoming/ --output features", folder)
+    start("shardpress run --quiet --input shards/ --output features-new --seed 1", folder)
+    start("shardpress run --print-config > settings.yaml", folder)
+    (folder / "2.h5").rename(new_file)
+    return folder
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize(("command", "page"), RUNNABLE.items())
+def test_command_succeeds(prepared: Path, tmp_path: Path, command: str, page: str) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(prepared, folder, symlinks=True)
+    name, *arguments = words_of(command)
+    uses_results = {"--append", "--retrain", "--model"} & set(arguments)
+    if name in ("run", "plan") and not uses_results:
+        shutil.rmtree(folder / "features")
+    with case(page):
+        start(command, folder)
+
+
+def flags_of(name: str) -> set[str]:
+    """Return the flags of a command of shardpress."""
+    if COMMANDS[name].takes_settings:
+        return {"--json", "--dry-run", *parser_of_settings("")._option_string_actions}
+    parser = Parser()
+    load_command(name).configure(parser)
+    return set(parser._option_string_actions)
+
+
+def test_flags_of_all_commands_exist() -> None:
+    unknown = []
+    for page, command in ALL_COMMANDS:
+        name, *arguments = words_of(command)
+        used = {word for word in arguments if word.startswith("--")}
+        unknown += [(page, name, flag) for flag in used - flags_of(name)]
+    assert unknown == []
+
+
+def test_targets_of_make_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.M))
+    named = {match[1] for page in PAGES for line in lines_of(page) for match in re.finditer(r"\bmake ([a-z-]+)", line)}
+    assert len(named) >= 8
+    assert named <= targets
+
+
+def test_links_between_pages_exist() -> None:
+    broken = []
+    for page in PAGES:
+        for target, anchor in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", page.read_text()):
+            path = (page.parent / target).resolve() if target else page
+            if "://" in target:
+                continue
+            if not path.exists() or (anchor and anchor not in anchors_of(path)):
+                broken.append((page.name, target, anchor))
+    assert broken == []
+
+
+def anchors_of(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w -]", "", heading).strip().lower().replace(" ", "-") for heading in headings}
