@@ -514,7 +514,7 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
     2019, section 3, with lambda = 4. The errors of a layer are independent, so the next layer adds them in quadrature.
     Integer products round each weight relative to all weights of its unit. Therefore the mean absolute value of these
     weights is added to each weight. The measured errors of devices that sum in another order, or that fold the scaling
-    into the weights, are at most a fifth of it: see docs/reliability.md.
+    into the weights, are at most 21 % of it: see docs/reliability.md.
 
     Parameters
     ----------
