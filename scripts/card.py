@@ -98,7 +98,7 @@ def steps(folder: Path, device: str, quick: bool) -> dict[str, Step]:
         "data": (("scripts/make_data.py", "digits"), {}),
         "train": ((*extract, train, "--output", features, "--require-device", *epochs), on_card),
         "encode": ((*extract, test, "--output", encoded, "--model", features, "--require-device"), on_card),
-        "classify": (("scripts/classify.py", "--features", features, "--test", encoded), on_cpu),
+        "classify": (("scripts/classify.py", features, "--test", encoded), on_cpu),
         "cpu": ((*extract, train, "--output", cpu_features, "--model", features), on_cpu),
         "agree": (("-m", "tests.support.compare_features", features, cpu_features, device), {}),
         "compare": ((*comparison(device, quick), "--output", folder / "bench"), {}),

@@ -121,12 +121,10 @@ ALLOWED_IMPORTS = {
     ],
     "doctor": ["scan.scaler", "model", "device", "gpu.driver"],
     "installed": ["doctor.packages"],
-    "classify": ["labels", "progress", "shards", "scan", "model", "features", "rowfacts"],
     "commands": [
         "asof",
         "cli",
         "installed",
-        "classify",
         "doctor",
         "features",
         "gpu",

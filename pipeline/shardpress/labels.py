@@ -23,7 +23,6 @@ __all__ = [
     "Labels",
     "candidates",
     "extra_of",
-    "first_included",
     "labels_in",
     "labels_of",
 ]
@@ -104,12 +103,6 @@ def candidates(names: Sequence[str], include: Sequence[str] = (), masks: Collect
     others = sorted(names, key=lambda name: (_rank(name), name))
     ordered = dict.fromkeys([*included, *others])
     return [name for name in ordered if name not in masks and not _is_batch(name)]
-
-
-def first_included(names: Sequence[str], include: Sequence[str], masks: Collection[str] = ()) -> list[str]:
-    """Return the candidates that a user has included or that have a usual name, in the order of `candidates`."""
-    included = {extra_of(path, names) for path in include}
-    return [name for name in candidates(names, include, masks) if name in included or _rank(name) < len(_USUAL_NAMES)]
 
 
 def _rank(name: str) -> int:

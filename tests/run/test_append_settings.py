@@ -11,14 +11,12 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.classify.compare import Options, compare_representations
-from shardpress.errors import DataError
 from shardpress.features import open_features
 from shardpress.formats import seal
 from shardpress.output.lock import locked
 from shardpress.output.records import OUTPUT, manifest_path, read_manifest
 from shardpress.run import new_rows
-from tests.support.appends import N_ROWS, add, add_extra, ids_of, parts_of, write
+from tests.support.appends import add, add_extra, ids_of, parts_of, write
 from tests.support.interruptions import flip, stamps
 from tests.support.logged import COMPLETE, mentions
 from tests.support.soak_protocol import run_seen_by_readers
@@ -321,23 +319,3 @@ def test_rows_outside_the_range_are_expected_if_some_rows_did_not_determine_it(g
     assert drift["outside_share"] > 0.1
     assert abs(drift["outside_share"] - drift["reference_outside_share"]) < 0.1
     assert drift["verdict"] == "keep"
-
-
-# -- classifiers ---------------------------------------------------------------------------------------------------
-
-
-def test_appended_rows_test_classifiers_of_supervised_features(growing: Workspace, out: Path) -> None:
-    for path in sorted(growing.shards.iterdir()):
-        with h5py.File(path, "r+") as file:
-            file["y"][...] = file["X"][:, 0] > 0
-    assert growing.run(out, "--target", "y") == 0
-    options = Options(str(out), test=None, labels="y", passes=20, memory_budget=2**28, seed=0)
-    with pytest.raises(DataError, match="targets"):
-        compare_representations(options)
-    path = add(growing, "3.h5", n_rows=30)
-    with h5py.File(path, "r+") as file:
-        file["y"][...] = file["X"][:, 0] > 0
-    assert growing.run(out, "--append") == 0
-    found = compare_representations(options)
-    assert found.tested_on.startswith("the 30 rows")
-    assert found.n_train == sum(N_ROWS)

@@ -1,4 +1,4 @@
-"""Tests of `--labels` for a run, its report and `classify`: the same labels are used, and unknown ones are refused."""
+"""Tests of `--labels` for a run and its report: the same labels are used, and unknown ones are refused."""
 
 from __future__ import annotations
 

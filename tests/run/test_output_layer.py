@@ -50,7 +50,6 @@ def test_features_are_outputs_of_the_hidden_layer(folder: Path) -> None:
     assert error == pytest.approx(report["sample"]["mean_error"], rel=0.1)
     assert (report["summary"]["n_features"], report["summary"]["n_components"]) == (48, 6)
     assert main(["verify", str(folder / "out")]) == 0
-    assert main(["classify", "--features", str(folder / "out")]) == 0
 
 
 def test_the_code_of_the_same_model_can_be_written(folder: Path) -> None:

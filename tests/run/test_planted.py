@@ -31,7 +31,6 @@ COMMANDS = {
     "verify": ["out"],
     "report": ["out"],
     "compare": ["out", "out"],
-    "classify": ["--features", "out", "--labels", "y"],
     "export": ["out", "--onnx", "encoder.onnx"],
     "completion": ["bash"],
     "setup-gpu": ["--help"],

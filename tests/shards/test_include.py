@@ -2,14 +2,12 @@
 
 import json
 
-import dask.array as da
 import h5py
 import numpy as np
 import pytest
 
-from shardpress.classify.rows import has_label
 from shardpress.cli import main
-from shardpress.features import Features, open_features
+from shardpress.features import open_features
 from shardpress.hdf5 import limits
 from shardpress.hdf5.child import find
 from shardpress.hdf5.child.describe import describe
@@ -400,12 +398,6 @@ def test_forged_categories_in_an_answer_are_refused(tmp_path, monkeypatch):
             monkeypatch.setattr("shardpress.shards.vet.ask", lambda *_, answer=(claims, arrays): answer)
             with refused(65, f"file={path}"):
                 open_shards([path], include=["obs/kind"])
-
-
-def test_negative_code_is_no_label():
-    codes = da.from_array(np.array([0, -1, 1], "i1"))
-    found = Features(None, None, {"kind": codes}, {}, {"kind": np.array(["a", "b"])})
-    assert has_label(found, "kind").tolist() == [True, False, True]
 
 
 # -- in the output --------------------------------------------------------------------------------------------------

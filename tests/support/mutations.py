@@ -645,11 +645,11 @@ _CLUSTER = (
 
 _BASE = (
     Mutation(
-        "small-classes-are-not-tested",
-        "pipeline/shardpress/classify/rows.py",
-        "np.maximum(1, np.round(_HELD_OUT * sizes))",
-        "np.round(_HELD_OUT * sizes)",
-        ("tests/classify/test_compare.py::test_a_fifth_of_every_class_is_held_out",),
+        "rows-without-the-extra-of-fit-on-are-training-rows",
+        "pipeline/shardpress/labels.py",
+        "is_fitted = is_fitted & values",
+        "is_fitted = is_fitted | ~values",
+        ("tests/test_labels.py::test_rows_of_shards_without_the_extra_are_not_fitted",),
     ),
     Mutation(
         "rate-counts-rows-of-earlier-runs",

@@ -15,7 +15,6 @@ SHARING = [
     "run/test_cuda.py",
     "run/test_memory.py",
     "scripts/test_readers.py",
-    "classify/test_compare.py",
 ]
 
 

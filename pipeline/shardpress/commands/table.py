@@ -53,7 +53,6 @@ COMMANDS = {
     "inspect": Command("before a run", "describe HDF5 files, and the rows that a run would read from them"),
     "plan": Command("before a run", "estimate time, memory and disk space, and list problems", takes_settings=True),
     "report": Command("after a run", "write its report as HTML, text or JSON"),
-    "classify": Command("after a run", "compare classifiers on features, raw columns and principal components"),
     "compare": Command("after a run", "compare the features of two runs"),
     "verify": Command("after a run", "check files against digests, and features against input rows"),
     "export": Command("after a run", "write the encoder or the features for other programs"),

@@ -194,10 +194,6 @@ def steps(report: Mapping[str, Any]) -> Section:
     config = report["config"]
     output = shlex.quote(cut(config["output"], 120))
     commands: list[Item] = []
-    probe = (report.get("sample") or {}).get("probe")
-    if probe and "no_test" not in probe:
-        line = f"shardpress classify --features {output} --labels {shlex.quote(cut(probe['labels'], 120))}"
-        commands.append(Command("Train a classifier on the features", line))
     line = f"shardpress run --append --input INPUT --output {output}"
     commands.append(Command("Add new files of the input to these features", line))
     if config.get("model") is None:

@@ -1,0 +1,196 @@
+"""Tests of scripts/classify.py: accuracies equal those of scikit-learn, and rows of the training are no test rows."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from sklearn.datasets import load_wine
+from sklearn.decomposition import PCA
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from scripts import classify
+from shardpress import cli
+from shardpress.features import open_features
+from tests.support import standin
+from tests.support.helpers import write_shard
+
+pytestmark = pytest.mark.process
+
+X, Y = load_wine(return_X_y=True)
+REPRESENTATIONS = (
+    "2 features",
+    "2 principal components",
+    "2 components of standardized columns",
+    "13 raw columns",
+)
+
+
+@pytest.fixture(autouse=True)
+def _standin(monkeypatch: pytest.MonkeyPatch) -> None:
+    standin.install(monkeypatch)
+
+
+def write(folder: Path, rows: np.ndarray, **extras: Any) -> None:
+    """Write rows to three shards."""
+    folder.mkdir()
+    for i, part in enumerate(np.array_split(np.arange(len(rows)), 3)):
+        values = {name: np.asarray(array)[part] for name, array in extras.items()}
+        write_shard(folder / f"{i}.h5", rows[part], extras=values)
+
+
+def run(folder: Path, output: Path, *flags: str) -> Path:
+    """Run the pipeline with two features, unless the flags name a model."""
+    if "--model" not in flags:
+        flags = ("--n-features", "2", "--epochs", "2", *flags)
+    assert cli.main("", ["--input", str(folder), "--output", str(output), "--quiet", *flags]) == 0
+    return output
+
+
+def outcome(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> tuple[list[int], dict[str, float]]:
+    """Return the numbers of test rows and training rows, and the accuracies."""
+    capsys.readouterr()
+    classify.main([*map(str, arguments)])
+    first, *others = capsys.readouterr().out.splitlines()
+    lines = [re.fullmatch(r"  ([\d.]+)  on (.*)", line) for line in others]
+    accuracies = {line[2]: float(line[1]) for line in lines if line}
+    return [int(number) for number in re.findall(r"\d+", first)], accuracies
+
+
+def by_hand(
+    features: np.ndarray, raw: np.ndarray, y: np.ndarray, train: np.ndarray, test: np.ndarray
+) -> dict[str, float]:
+    """Return the accuracies that scikit-learn alone reaches."""
+    raw = SimpleImputer(keep_empty_features=True).fit(raw[train]).transform(raw)
+    standard = StandardScaler().fit(raw[train]).transform(raw)
+    tables = [features]
+    tables += [PCA(2, random_state=0).fit(table[train]).transform(table) for table in (raw, standard)]
+    tables.append(raw)
+    accuracies = []
+    for table in tables:
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000, tol=1e-3))
+        accuracies.append(model.fit(table[train], y[train]).score(table[test], y[test]))
+    return dict(zip(REPRESENTATIONS, accuracies, strict=True))
+
+
+def test_accuracies_equal_those_of_plain_scikit_learn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = X.astype(np.float32)
+    rows[::7, 3] = -9
+    write(tmp_path / "x", rows, y=Y)
+    output = run(tmp_path / "x", tmp_path / "out", "--missing-value", "-9", "--impute", "mean")
+    sizes, accuracies = outcome(capsys, output)
+    train, test = train_test_split(np.arange(len(Y)), test_size=0.2, stratify=Y, random_state=0)
+    assert sizes == [len(test), len(train)]
+    raw = np.where(rows == -9, np.nan, rows)
+    features = open_features(output).features.compute()
+    assert accuracies == pytest.approx(by_hand(features, raw, Y, np.sort(train), np.sort(test)), abs=1e-4)
+    assert accuracies["13 raw columns"] > 0.9
+
+
+def test_rows_of_another_run_are_test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kinds = np.array([b"one", b"two", b"three"])[Y]
+    is_test = np.arange(len(Y)) % 4 == 1
+    for name, chosen in (("train", ~is_test), ("test", is_test)):
+        write(tmp_path / name, X[chosen].astype(np.float32), kind=kinds[chosen])
+    output = run(tmp_path / "train", tmp_path / "out")
+    other = run(tmp_path / "test", tmp_path / "other", "--model", str(output))
+    sizes, accuracies = outcome(capsys, output, "--test", other, "--labels", "kind")
+    assert sizes == [is_test.sum(), (~is_test).sum()]
+    features = np.zeros((len(Y), 2), np.float32)
+    features[~is_test] = open_features(output).features.compute()
+    features[is_test] = open_features(other).features.compute()
+    assert accuracies == pytest.approx(
+        by_hand(features, X.astype(np.float32), kinds.astype(str), ~is_test, is_test), abs=1e-4
+    )
+
+
+def test_test_rows_have_the_same_model_and_other_files(tmp_path: Path) -> None:
+    for name, rows in (("x", X[::2]), ("z", X[1::2])):
+        write(tmp_path / name, rows.astype(np.float32), y=Y[: len(rows)])
+    output = run(tmp_path / "x", tmp_path / "out")
+    wrong = {
+        "its own rows": output,
+        "its own files": run(tmp_path / "x", tmp_path / "same", "--model", str(output)),
+        "another model": run(tmp_path / "z", tmp_path / "trained"),
+    }
+    for directory in wrong.values():
+        with pytest.raises(SystemExit, match="--model"):
+            classify.main([str(output), "--test", str(directory)])
+
+
+def test_rows_that_fit_on_leaves_out_are_test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    is_train = np.random.default_rng(0).random(len(Y)) < 0.6
+    split = np.where(is_train, b"train", b"test")
+    write(tmp_path / "x", X.astype(np.float32), y=Y, split=split)
+    for name, flags in (("plain", []), ("supervised", ["--target", "y", "--optimizer", "momentum"])):
+        output = run(tmp_path / "x", tmp_path / name, "--fit-on", "split==train", *flags)
+        sizes, _ = outcome(capsys, output)
+        assert sizes == [(~is_train).sum(), is_train.sum()], name
+
+
+def test_rows_of_a_supervised_training_test_no_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, rows in (("x", X[::2]), ("z", X[1::2])):
+        write(tmp_path / name, rows.astype(np.float32), y=Y[::2][: len(rows)])
+    output = run(tmp_path / "x", tmp_path / "out", "--target", "y", "--optimizer", "momentum")
+    with pytest.raises(SystemExit, match="No honest test"):
+        classify.main([str(output)])
+    other = run(tmp_path / "z", tmp_path / "other", "--model", str(output))
+    sizes, _ = outcome(capsys, output, "--test", other)
+    assert sizes == [len(X) // 2, len(X) // 2]
+    with pytest.raises(SystemExit, match="--model"):
+        classify.main([str(other), "--test", str(output)])
+
+
+def test_bad_rows_and_rows_without_a_label_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = X.astype(np.float32)
+    rows[3, 3] = np.nan
+    is_missing = np.arange(len(Y)) % 10 == 5
+    labels = {
+        "number": np.where(is_missing, np.nan, Y),
+        "text": np.where(is_missing, b"", np.array([b"a", b"b", b"c"])[Y]).astype(object),
+        "obs/kind/codes": np.where(is_missing, -1, Y).astype(np.int8),
+    }
+    write(tmp_path / "x", rows, **labels)
+    for path in (tmp_path / "x").iterdir():
+        add_categories(path)
+    output = run(tmp_path / "x", tmp_path / "out", "--on-bad-data", "skip", "--include", "obs/kind")
+    n_usable = len(Y) - is_missing.sum() - 1
+    for name in ("number", "text", "kind"):
+        sizes, accuracies = outcome(capsys, output, "--labels", name)
+        assert sum(sizes) == n_usable, name
+        assert len(accuracies) == 4, name
+
+
+def add_categories(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["obs/kind/categories"] = [b"a", b"b", b"c"]
+
+
+def test_rows_of_shards_without_labels_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "x", X.astype(np.float32), y=Y)
+    write_shard(tmp_path / "x" / "9.h5", X[:7].astype(np.float32))
+    sizes, _ = outcome(capsys, run(tmp_path / "x", tmp_path / "out"))
+    assert sum(sizes) == len(Y)
+
+
+def test_columns_in_another_form_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "x").mkdir()
+    write_shard(tmp_path / "x/0.h5", X.T.astype(np.float32), extras={"y": Y})
+    output = run(tmp_path / "x", tmp_path / "out", "--orientation", "columns")
+    _, accuracies = outcome(capsys, output)
+    assert list(accuracies) == ["2 features"]
+
+
+def test_unknown_labels_are_refused_with_the_known_ones(tmp_path: Path) -> None:
+    write(tmp_path / "x", X.astype(np.float32), kind=Y)
+    output = run(tmp_path / "x", tmp_path / "out")
+    with pytest.raises(SystemExit, match="kind"):
+        classify.main([str(output)])
