@@ -29,7 +29,6 @@ READER = [
     "PyYAML>=6",
     "scikit-learn>=1.9",  # `TiedAutoencoder` uses its callbacks
     "scipy>=1.11",
-    "shtab>=1.7",  # writes the scripts of `shardpress completion`
     "tqdm>=4.66",
 ]
 # Packages for a run. They are small, so there is no smaller installation for readers. `shardpress setup-theano`

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +154,7 @@ def test_an_unexpected_error_requests_a_report(
 
 def test_help_names_every_flag_and_its_default(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
-        main(["--help"])
+        main(["--help-all"])
     assert caught.value.code == 0
     page = capsys.readouterr().out
     for flag in ("--input", "--n-features", "--memory-budget", "--on-bad-data", "--overwrite", "--config"):
@@ -170,10 +169,3 @@ def test_help_names_existing_pages(capsys: pytest.CaptureFixture[str]) -> None:
     pages = set(re.findall(r"docs/[a-z]+\.md", capsys.readouterr().out))
     assert {"docs/training.md", "docs/inputs.md"} <= pages
     assert [page for page in pages if not (ROOT / page).exists()] == []
-
-
-def test_the_version_equals_the_version_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--version"])
-    assert caught.value.code == 0
-    assert capsys.readouterr().out == f"shardpress {version('shardpress')}\n"

@@ -350,7 +350,7 @@ COMMANDS = """
     parameters = {name: np.zeros(shape, np.float32) for name, shape in Network((7, 3)).shapes.items()}
     model = Model(Scaler(np.zeros(7), np.ones(7)), Network((7, 3)), parameters)
     Path("model.h5").write_bytes(model.to_hdf5())
-    for arguments in (["weights", "."], [], ["completion", "bash"], ["weights", "--help"]):
+    for arguments in (["weights", "."], [], ["weights", "--help"]):
         with redirect_stdout(StringIO()) as output:
             try:
                 code = main(arguments)
@@ -361,10 +361,9 @@ COMMANDS = """
 
 
 @pytest.mark.process
-def test_a_new_command_runs_and_is_listed_and_completed(tree: Path, tmp_path: Path) -> None:
+def test_a_new_command_runs_and_is_listed(tree: Path, tmp_path: Path) -> None:
     found = in_tree(tree, COMMANDS).facts
     assert {code for code, _ in found.values()} == {0}
     assert found["weights ."][1] == "21\n"
     assert "weights      print the number of weights of a model" in found[""][1]
-    assert "weights" in found["completion bash"][1]
     assert found["weights --help"][1].startswith("Count the weights of a model.\n\n    shardpress weights features\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from shardpress.errors import UsageError
 
@@ -19,22 +19,16 @@ class Parser(argparse.ArgumentParser):
         Name of the program in messages. If it is empty, messages contain no name.
     description : str
         First part of the ``--help`` page, with examples.
-    argument_default : object
-        Same as for `argparse.ArgumentParser`.
-    options : dict
-        Other arguments of `argparse.ArgumentParser`. From Python 3.14 on, the parsers of commands receive ``color``.
     """
 
-    def __init__(self, prog: str = "", description: str = "", argument_default: object = None, **options: Any) -> None:
+    def __init__(self, prog: str = "", description: str = "") -> None:
         super().__init__(
             prog=prog,
             description=description,
             usage=argparse.SUPPRESS,  # the page shows examples instead, followed by all flags
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            argument_default=argument_default,
             allow_abbrev=False,  # a later version could make an abbreviation ambiguous
             add_help=False,  # the help text of argparse would begin with a lower-case letter
-            **options,
         )
         self.add_argument("-h", "--help", action="help", default=argparse.SUPPRESS, help="Print this page and exit.")
 

@@ -42,6 +42,24 @@ def test_the_page_and_the_json_have_equal_facts(tmp_path: Path, capsys: pytest.C
     assert logging.getLogger("shardpress.progress").level == logging.NOTSET, "unchanged"
 
 
+def test_settings_of_a_run_are_accepted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.arange(60, dtype=np.float64).reshape(20, 3)
+    rows[4, 2] = -9
+    write_shard(tmp_path / "a.h5", rows, "left", extras={"right": rows[:, :2]})
+    (tmp_path / "settings.yaml").write_text("missing_value: -9\n")
+    monkeypatch.setenv("SHARDPRESS_DATASET", "left")
+    flags = ["--input", str(tmp_path), "--config", str(tmp_path / "settings.yaml"), "--n-features", "2", "--json"]
+    assert main(["inspect", *flags]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["files"][0]["taken"], found["rows"]["n_bad"]) == ("left", 1)
+    assert main(["inspect", *flags, "--dataset", "right", str(tmp_path / "a.h5")]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"]["n_inputs"] == 2
+    assert main(["inspect", "--n-featurs", "2"]) == 64
+    assert "--n-features?" in capsys.readouterr().err
+
+
 def test_a_refused_file_is_listed_with_its_contents(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_shard(tmp_path / "a.h5", np.zeros((5, 2)), "this", extras={"that": np.zeros((5, 3))})
     assert main(["inspect", str(tmp_path / "a.h5")]) == 65

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ def test_every_command_has_a_file_and_a_summary(capsys: pytest.CaptureFixture[st
     assert files == {name.replace("-", "_") for name in COMMANDS}
     for name in COMMANDS:
         module = load_command(name)
-        assert callable(module.configure), name
+        assert COMMANDS[name].takes_settings or callable(module.configure), name
         assert callable(module.run), name
     assert main([]) == 0
     page = capsys.readouterr().out
@@ -36,8 +38,32 @@ def test_each_help_page_starts_with_a_summary_and_examples(name: str, capsys: py
 
 
 def test_an_unknown_command_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["runn"]) == 64
-    assert " run?" in capsys.readouterr().err
+    suggestions = {
+        "runn": " run?",
+        "train": "shardpress run.",
+        "fit": "shardpress run.",
+        "version": "shardpress --version.",
+        "classify": "scripts/classify.py",
+    }
+    for name, suggestion in suggestions.items():
+        assert main([name]) == 64
+        assert suggestion in capsys.readouterr().err, name
+
+
+def test_the_version_equals_the_version_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"shardpress {version('shardpress')}\n"
+
+
+@pytest.mark.parametrize("name", ["plan", "inspect"])
+def test_help_of_commands_for_settings_lists_only_their_own_flags(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    _, _, options = capsys.readouterr().out.partition("options:")
+    own = {"plan": {"--help", "--json"}, "inspect": {"--help", "--json", "--most", "--all"}}
+    assert set(re.findall(r"^  (?:-h, )?(--[\w-]+)", options, re.M)) == own[name]
 
 
 @pytest.mark.process

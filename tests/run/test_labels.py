@@ -96,7 +96,7 @@ def test_report_measures_other_labels_without_changing_the_output(cells: Cells, 
     assert command(["report", str(cells.output), "--labels", "group", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == cells.report()
     target = tmp_path / "page.html"
-    assert command(["report", str(cells.output), "--labels", "kind", "--output", str(target)]) == 0
+    assert command(["report", str(cells.output), "--labels", "kind", "--html", str(target)]) == 0
     assert mentions(target.read_text(), "kind")
     assert {path: path.stat().st_mtime_ns for path in cells.output.rglob("*")} == before
 

@@ -32,9 +32,7 @@ COMMANDS = {
     "report": ["out"],
     "compare": ["out", "out"],
     "export": ["out", "--onnx", "encoder.onnx"],
-    "completion": ["bash"],
     "setup-gpu": ["--help"],
-    "version": [],
 }
 
 

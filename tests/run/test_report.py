@@ -31,9 +31,9 @@ def test_the_page_can_be_made_again_from_the_report(
     page = (out / "report.html").read_text()
     Parsed(page)
     capsys.readouterr()
-    assert main(["report", str(out), "--output", str(tmp_path / "again.html")]) == 0
+    assert main(["report", str(out), "--html", str(tmp_path / "again.html")]) == 0
     assert (tmp_path / "again.html").read_text() == page
-    assert main(["report", str(out), "--output", "-"]) == 0
+    assert main(["report", str(out), "--html", "-"]) == 0
     assert capsys.readouterr().out == page
     assert main(["report", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == report_of(out)
@@ -45,7 +45,7 @@ def test_unusable_targets_of_the_report_are_refused(workspace: Workspace, out: P
     assert workspace.run(out) == 0
     before = sorted(path.name for path in out.iterdir())
     for target, code, word in ((out / "x.html", 64, str(out)), (out.parent / "none" / "x.html", 73, "No such")):
-        assert main(["report", str(out), "--output", str(target)]) == code
+        assert main(["report", str(out), "--html", str(target)]) == code
         assert word in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == before
     assert main(["report", str(out.parent)]) == 66

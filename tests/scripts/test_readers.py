@@ -171,7 +171,6 @@ def test_commands_without_theano_work_in_other_pythons(finished_run, other_pytho
         for name, flags in {
             "verify": [finished_run],
             "report": [finished_run, "--text"],
-            "version": [],
             "run": ["--input", finished_run],
         }.items()
     }

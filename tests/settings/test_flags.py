@@ -1,6 +1,7 @@
 """Tests of settings from four sources: the order of precedence, and errors that name the expected values."""
 
 import json
+import re
 
 import pytest
 
@@ -262,7 +263,10 @@ UNKNOWN_FLAGS = [
     (["--n_features=3"], ["--n_features", "--n-features?"]),
     (["--zzzzzz"], ["--zzzzzz. ", "--help"]),
     (["data.h5"], ["data.h5", "--input data.h5?"]),
-    (["--versoin"], ["--version?"]),
+    (["--hepl"], ["--help?"]),
+    (["--device", "cuda"], ["THEANO_FLAGS=device=cuda."]),
+    (["--device=opencl0:0"], ["THEANO_FLAGS=device=opencl0:0."]),
+    (["--device"], ["THEANO_FLAGS=device="]),
     (["--batch", "3"], ["--batch-size?"]),
     (["--dry-run"], ["--dry-run. ", "--help"]),
     (["--log-file", "x"], ["--log-file. ", "--help"]),
@@ -316,10 +320,32 @@ def test_invalid_flags_are_usage_errors(file):
                     )
 
 
-def test_help_lists_values_of_settings_by_stage(capsys):
-    with pytest.raises(SystemExit):
-        settings("--help")
-    output = capsys.readouterr().out
+def printed(capsys, *arguments):
+    """Return the page that a flag prints."""
+    with pytest.raises(SystemExit) as ended:
+        settings(*arguments)
+    assert ended.value.code == 0
+    return capsys.readouterr().out
+
+
+def flags_on(page):
+    """Return the names of the settings on a page."""
+    listed = re.findall(r"^  --([a-z][a-z-]*)", page, re.M)
+    return sorted({name.replace("-", "_") for name in listed} & SETTINGS.keys())
+
+
+def test_help_fits_on_two_screens_and_lists_common_settings(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    page = printed(capsys, "--help")
+    assert len(page.splitlines()) <= 2 * 50
+    assert flags_on(page) == sorted(module._COMMON)
+    assert 20 <= len(set(module._COMMON)) <= 30
+    assert "--help-all" in page
+
+
+def test_help_all_lists_values_of_all_settings_by_stage(capsys):
+    output = printed(capsys, "--epochs", "3", "--help-all")
+    assert flags_on(output) == sorted(SETTINGS)
     assert "VALUE" not in output
     for phrase in (
         "--verify {digests,sizes}",

@@ -9,18 +9,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from shardpress.commandline import Parser
 from shardpress.commands.parsing import add_json_flag, byte_count, log_progress, print_json
 from shardpress.errors import DataError, printable, quantity, short_list
-from shardpress.settings.kinds import DATASET, EXACT_NUMBER
 
 if TYPE_CHECKING:
     from shardpress.columns import Columns
     from shardpress.scan.preview import Preview
     from shardpress.scan.ranges import Scan
+    from shardpress.settings.config import Config
     from shardpress.shards.inspect import FileGroup, Inspection
     from shardpress.shards.twins import Twins
 
-__all__ = ["DESCRIPTION", "configure", "run"]
+__all__ = ["DESCRIPTION", "run"]
 
 DESCRIPTION = """Describe HDF5 files: datasets, the choice of the dataset with the rows, extras, ranges of values,
 constant columns, bad rows, and storage layouts that make reading slow.
@@ -30,7 +31,8 @@ constant columns, bad rows, and storage layouts that make reading slow.
     shardpress inspect 'shards/*.h5' --all --json | jq .rows.n_bad
 
 By default 256 MB of rows from all files are scanned. --all scans all rows and also finds files with equal rows. Nothing
-is written. The exit code is 65 if a file is refused.
+is written. Everything that `shardpress run` accepts is accepted, and the settings of the input are used. The exit code
+is 65 if a file is refused.
 """
 _BLOCK_BYTES = 2**23
 _MAX_NUMBERS = 2**16  # maximum number of columns whose ranges are included in the JSON
@@ -39,74 +41,64 @@ _MAX_LISTED = 10
 _FLOAT32_IS_ENOUGH = 1e-5  # relative to the range of a column; sensors are not more precise
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
-    add = parser.add_argument
-    add("shards", nargs="*", metavar="SHARDS", help="HDF5 shards: files, directories or globs. Default: data/*.h5.")
-    add("--dataset", metavar="NAME", help="Dataset that contains the rows. Default: X, or the only candidate.")
-    add("--orientation", choices=("rows", "columns"), help="Axis of the rows: the first (rows) or the last (columns).")
-    add(
-        "--match-columns",
-        choices=("order", "name", "ignore"),
-        default="order",
-        help="How to compare column names between files. Default: order.",
-    )
-    add(
-        "--include",
-        nargs="+",
-        default=[],
-        type=DATASET.read,
-        metavar="NAME",
-        help="Report these datasets as extras, too.",
-    )
-    add("--missing-value", type=EXACT_NUMBER.read, metavar="X", help="Treat this value as missing, like NaN.")
-    add(
-        "--most",
-        type=byte_count,
-        default=256 * 10**6,
-        metavar="BYTES",
-        help="Scan this many bytes of rows. Default: 256MB.",
-    )
-    add("--all", action="store_true", help="Scan all rows, and find files with equal rows.")
-    add_json_flag(parser)
-
-
 def run(options: argparse.Namespace) -> int:
     """Describe the files. Return 65 if a file is refused."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # the output already contains the warnings
+    from shardpress.settings.flags import parse_with_settings
     from shardpress.shards.columns import ColumnRule
     from shardpress.shards.inspect import inspect_files
     from shardpress.shards.twins import find_twins
     from shardpress.shards.vet import Selection
 
-    selection = Selection(options.dataset, options.orientation, tuple(options.include))
-    rule = ColumnRule(options.match_columns)
-    inspection = inspect_files(options.shards or ["data/*.h5"], selection, rule)
+    config, own = parse_with_settings(_own_parser(), options.arguments, os.environ)
+    inputs = config.inputs
+    selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
+    inspection = inspect_files(own.shards or inputs.input, selection, ColumnRule(inputs.match_columns))
     preview = None
     if inspection.shards:
         with log_progress():
-            preview = _preview_rows(inspection, options)
+            preview = _preview_rows(inspection, config, None if own.all else own.most)
     twins: list[Twins] = []
-    if options.all:
+    if own.all:
         twins = list(find_twins(inspection.shards))
-    if options.json:
+    if own.json:
         print_json(_as_json(inspection, preview, twins))
     else:
         print("\n".join(_lines(inspection, preview, twins)))
     return DataError.exit_code if inspection.refused else 0
 
 
-def _preview_rows(inspection: Inspection, options: argparse.Namespace) -> Preview:
-    """Scan some of the rows, or all rows with ``--all``."""
+def _own_parser() -> Parser:
+    parser = Parser("shardpress inspect", DESCRIPTION)
+    parser.add_argument(
+        "shards",
+        nargs="*",
+        metavar="SHARDS",
+        help="Files, directories or globs. Default: those of --input.",
+    )
+    parser.add_argument(
+        "--most",
+        type=byte_count,
+        default=256 * 10**6,
+        metavar="BYTES",
+        help="Scan this many bytes of rows. Default: 256MB.",
+    )
+    parser.add_argument("--all", action="store_true", help="Scan all rows, and find files with equal rows.")
+    add_json_flag(parser)
+    return parser
+
+
+def _preview_rows(inspection: Inspection, config: Config, most: int | None) -> Preview:
+    """Scan at most this many bytes of rows, or all rows."""
     from shardpress.progress import Progress
     from shardpress.scan.blocks import ScanSettings
     from shardpress.scan.preview import preview_rows
 
     row_bytes = inspection.shards[0].row_bytes
-    settings = ScanSettings(max(1, _BLOCK_BYTES // row_bytes), options.missing_value)
-    n_threads = len(os.sched_getaffinity(0))
-    if not options.all:
-        return preview_rows(inspection.shards, settings, n_threads, options.most)
+    settings = ScanSettings(max(1, _BLOCK_BYTES // row_bytes), config.bad_data.missing_value)
+    n_threads = config.machine.threads or len(os.sched_getaffinity(0))
+    if most is not None:
+        return preview_rows(inspection.shards, settings, n_threads, most)
     n_rows = sum(shard.n_rows for shard in inspection.shards)
     with Progress("scanning rows", n_rows, "rows", row_bytes) as progress:
         return preview_rows(inspection.shards, settings, n_threads, None, advance=progress.advance)

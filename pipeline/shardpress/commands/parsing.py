@@ -12,7 +12,15 @@ from typing import Any
 
 from shardpress.settings.kinds import parse_bytes
 
-__all__ = ["add_json_flag", "byte_count", "existing_directory", "log_progress", "print_json", "whole_number"]
+__all__ = [
+    "add_directory",
+    "add_json_flag",
+    "byte_count",
+    "existing_directory",
+    "log_progress",
+    "print_json",
+    "whole_number",
+]
 
 
 def whole_number(text: str) -> int:
@@ -35,6 +43,17 @@ def existing_directory(text: str) -> Path:
     if not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text!r}, expected a directory")
     return Path(text).absolute()
+
+
+def add_directory(parser: argparse.ArgumentParser) -> None:
+    """Add the positional argument ``directory``: the output directory of a finished run."""
+    parser.add_argument(
+        "directory",
+        metavar="DIR",
+        nargs="?",
+        default="features",
+        help="Output directory of a finished run. Default: %(default)s.",
+    )
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:

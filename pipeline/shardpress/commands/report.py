@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from shardpress.commands.parsing import print_json
+from shardpress.commands.parsing import add_directory, print_json
 from shardpress.errors import CannotCreate, UsageError, printable
 
 __all__ = ["DESCRIPTION", "configure", "run"]
@@ -14,7 +14,7 @@ __all__ = ["DESCRIPTION", "configure", "run"]
 DESCRIPTION = """Write the report of a finished run from its output directory. Only --labels reads input files.
 
     shardpress report features                          write features-report.html to the current directory
-    shardpress report features --output run.html        write another file; - is standard output
+    shardpress report features --html run.html          write another file; - is standard output
     shardpress report features --text | mail -s features me@example.org
     shardpress report features --json | jq .summary.cost
     shardpress report features --labels obs/cell_type   judge the features by other labels
@@ -25,9 +25,7 @@ A run writes the same page to its output directory, as report.html.
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "directory", nargs="?", default="features", help="Output directory of a finished run. Default: %(default)s."
-    )
+    add_directory(parser)
     parser.add_argument(
         "--labels",
         metavar="NAME",
@@ -36,9 +34,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
-        "--output",
+        "--html",
         metavar="FILE",
-        help="Write the page to this file. Default: DIRECTORY-report.html in the current directory.",
+        help="Write the page to this file. Default: DIR-report.html in the current directory.",
     )
     form.add_argument("--text", action="store_true", help="Print the report as plain text.")
     form.add_argument("--json", action="store_true", help="Print the numbers of the report as JSON.")
@@ -65,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from shardpress.report.page.build import html_of
 
-    _write(options.output or f"{Path(options.directory).resolve().name}-report.html", html_of(page))
+    _write(options.html or f"{Path(options.directory).resolve().name}-report.html", html_of(page))
     return 0
 
 
@@ -76,11 +74,11 @@ def _write(target: str, page: str) -> None:
     path = Path(target).expanduser()
     if (path.parent / "manifest.json").exists():
         raise UsageError(
-            f"output={printable(path)}: is in the output directory of a run, where only runs write files. Choose "
+            f"html={printable(path)}: is in the output directory of a run, where only runs write files. Choose "
             "another directory."
         )
     try:
         path.write_text(page, "utf-8")
     except OSError as error:
-        raise CannotCreate(f"output={printable(path)}: {error.strerror}, expected a writable file") from error
+        raise CannotCreate(f"html={printable(path)}: {error.strerror}, expected a writable file") from error
     print(f"Wrote {printable(path)}.", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["DESCRIPTION", "configure", "run"]
+__all__ = ["DESCRIPTION", "run"]
 
 DESCRIPTION = """Extract features from HDF5 shards: scan them, train an autoencoder, encode every row.
 
@@ -18,22 +18,12 @@ DESCRIPTION = """Extract features from HDF5 shards: scan them, train an autoenco
 
 An interrupted run resumes when the same command is run again. Settings can also be given in a YAML file (--config) and
 in environment variables (SHARDPRESS_EPOCHS=5); flags override variables, and variables override the file. report.html
-and report.json in the output directory describe the run.
+in the output directory describes the run. This page lists the common settings, and --help-all lists all of them.
 """
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the settings and ``--dry-run``."""
-    from shardpress.settings.flags import add_settings
-
-    add_settings(parser)
-    parser.add_argument(
-        "--dry-run", action="store_true", help="Estimate time, memory and disk space, and list problems; do not run."
-    )
-
-
 def run(options: argparse.Namespace) -> int:
-    """Run the pipeline."""
+    """Run the pipeline. ``--dry-run`` is another name of `shardpress plan`."""
     if "--dry-run" in options.arguments:
         from shardpress.commands.plan import run as plan
 

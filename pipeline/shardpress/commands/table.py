@@ -1,7 +1,8 @@
 """The table of commands, and the functions that run them.
 
 Each command is a module of this package with three public names. ``DESCRIPTION`` is the first part of the ``--help``
-page, ``configure(parser)`` adds the arguments to a parser, and ``run(options)`` returns the exit code.
+page, ``configure(parser)`` adds the arguments to a parser, and ``run(options)`` returns the exit code. Commands that
+take the settings of a run have no ``configure``.
 
 Every command starts quickly, because its module is imported only when it runs, and ``run`` imports all other modules
 that it needs.
@@ -16,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.metadata import version
 from types import ModuleType
 from typing import NoReturn
 
@@ -38,8 +40,8 @@ class Command:
     summary : str
         Description in ``shardpress --help``, which is a verb phrase of at most half a line.
     takes_settings : bool
-        Whether the arguments are settings. `shardpress.settings.flags` parses them together with environment variables
-        and a file, so the command receives the unparsed ``arguments`` as its only option.
+        Whether the arguments include settings. `shardpress.settings.flags` parses them together with environment
+        variables and a file, so the command receives the unparsed ``arguments`` as its only option.
     """
 
     group: str
@@ -50,8 +52,10 @@ class Command:
 _SET_UP = "set up"
 COMMANDS = {
     "run": Command("extract features", "scan shards, train an autoencoder, and encode every row", takes_settings=True),
-    "inspect": Command("before a run", "describe HDF5 files, and the rows that a run would read from them"),
     "plan": Command("before a run", "estimate time, memory and disk space, and list problems", takes_settings=True),
+    "inspect": Command(
+        "before a run", "describe HDF5 files, and the rows that a run would read from them", takes_settings=True
+    ),
     "report": Command("after a run", "write its report as HTML, text or JSON"),
     "compare": Command("after a run", "compare the features of two runs"),
     "verify": Command("after a run", "check files against digests, and features against input rows"),
@@ -59,13 +63,19 @@ COMMANDS = {
     "doctor": Command(_SET_UP, "check this machine, and say what to fix"),
     "setup-theano": Command(_SET_UP, "install Theano, which training and encoding need"),
     "setup-gpu": Command(_SET_UP, "install pygpu and the CUDA libraries that fit the driver"),
-    "completion": Command(_SET_UP, "print a script for completion in bash, zsh or fish"),
-    "version": Command(_SET_UP, "print the versions of shardpress and its dependencies"),
 }
 _EXAMPLES = (
     "  shardpress doctor                                   check this machine",
     "  shardpress run --input shards/ --output features    extract features; run it again to resume",
 )
+_ADVICE = {
+    "train": "Use shardpress run.",
+    "fit": "Use shardpress run.",
+    "classify": "Use scripts/classify.py, an example with scikit-learn.",
+    "completion": "It was removed.",
+    "version": "Use shardpress --version.",
+}
+"""What to do instead of commands that do not exist."""
 _INTERRUPTED = 130
 
 
@@ -126,7 +136,10 @@ def _main(arguments: Sequence[str]) -> int:
     if name in ("--help", "-h"):
         print(_page())
         return 0
-    name = _find_command(name)
+    if name == "--version":
+        print(f"shardpress {version('shardpress')}")
+        return 0
+    _check_name(name)
     problem = missing_proc()
     if problem and COMMANDS[name].group != _SET_UP:
         raise SystemLimit(problem)
@@ -142,17 +155,17 @@ def _run(name: str, arguments: Sequence[str], prog: str = "", description: str =
     return int(command.run(parser.parse_args(arguments)))
 
 
-def _find_command(name: str) -> str:
-    """Return the name of a command. Raise `UsageError` if there is no such command."""
-    if name == "--version":
-        return "version"
+def _check_name(name: str) -> None:
+    """Raise `UsageError` if there is no command of this name."""
     if name in COMMANDS:
-        return name
-    suggestion = ""
+        return
+    advice = ""
     near = get_close_matches(name, COMMANDS, 1)
-    if near:
-        suggestion = f" Did you mean {near[0]}?"
-    raise UsageError(f"shardpress has no command {printable(name)}.{suggestion} See shardpress --help.")
+    if name in _ADVICE:
+        advice = f" {_ADVICE[name]}"
+    elif near:
+        advice = f" Did you mean {near[0]}?"
+    raise UsageError(f"shardpress has no command {printable(name)}.{advice} See shardpress --help.")
 
 
 def _page() -> str:
@@ -161,5 +174,8 @@ def _page() -> str:
     for group in groups:
         lines += ["", f"{group}:"]
         lines += [f"  {name:12} {each.summary}" for name, each in COMMANDS.items() if each.group == group]
-    lines += ["", "shardpress COMMAND --help describes a command and its options."]
+    lines += [
+        "",
+        "shardpress COMMAND --help describes a command and its options. shardpress --version prints the version.",
+    ]
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from shardpress.commands.parsing import add_json_flag, print_json, whole_number
+from shardpress.commands.parsing import add_directory, add_json_flag, print_json, whole_number
 from shardpress.errors import VerificationFailed
 
 __all__ = ["DESCRIPTION", "configure", "run"]
@@ -23,9 +23,7 @@ features cannot be checked, and the output lists this file. The exit code is 0, 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "output", nargs="?", default="features", help="Output directory of a finished run. Default: features."
-    )
+    add_directory(parser)
     parser.add_argument(
         "--rows",
         type=whole_number,
@@ -39,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     """Check an output, and print the result."""
     from shardpress.report.verify import verify
 
-    verification = verify(options.output, options.rows)
+    verification = verify(options.directory, options.rows)
     if options.json:
         print_json(asdict(verification))
     else:

@@ -56,7 +56,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         Number of units in each hidden layer. The default is one layer with 512 units, or fewer for narrow data or few
         rows. Use ``()`` for no hidden layer.
     activation : str
-        Activation of the hidden layers. ``shardpress run --help`` lists the values.
+        Activation of the hidden layers. ``shardpress run --help-all`` lists the values.
     code_activation : str, optional
         Activation of the features. The default is "sigmoid", or "linear" for fewer than 256 columns or
         if some rows are much larger than the others.
@@ -70,7 +70,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     batch_size : int, optional
         Number of rows per step. The default is a fiftieth of the rows, but at least 16 and at most 128.
     optimizer : str
-        Update rule. ``shardpress run --help`` lists the values.
+        Update rule. ``shardpress run --help-all`` lists the values.
     learning_rate : float, optional
         Largest learning rate. The default depends on the update rule. `partial_fit` uses it in all steps, because it
         does not know the last step.

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from importlib.metadata import version
 from typing import Any
 
 from shardpress.commandline import Parser
@@ -18,13 +17,13 @@ from shardpress.settings.kinds import SWITCH, Kind, as_typed
 from shardpress.settings.presets import values_of_preset
 from shardpress.settings.printed import as_yaml
 
-__all__ = ["add_settings", "convert_settings", "parse", "parser_of_settings"]
+__all__ = ["convert_settings", "parse", "parse_with_settings", "parser_of_settings"]
 
 ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
 _COMPLAINTS_LISTED = 50  # each line of a file that is not a configuration can cause one
 
-# Groups of settings in --help.
+# Groups of settings in --help-all.
 _STAGES = {
     "input": ("input", "dataset", "orientation", "match_columns", "include", "labels"),
     "bad data": ("on_bad_data", "max_bad", "missing_value", "impute", "missing_indicator"),
@@ -49,6 +48,22 @@ _STAGES = {
 
 _FLAGGED = {name: setting for name, setting in SETTINGS.items() if setting.has_flag}
 
+# Settings in --help. The page fits on two screens.
+_COMMON = (
+    *("input", "dataset", "include", "labels"),
+    *("on_bad_data", "max_bad", "missing_value", "impute", "missing_indicator"),
+    *("model", "n_features", "hidden", "transform", "scale", "clip_quantile"),
+    *("epochs", "corruption", "fit_on", "target", "finish_by"),
+    *("output", "overwrite", "append", "retrain", "memory_budget", "quiet"),
+)
+
+_OTHER_FLAGS = {
+    "--help-all": "Print a page with all settings and exit.",
+    "--config": "Read settings from this YAML file; names have _ instead of -.",
+    "--print-config": "Print all settings as a YAML file for --config, and exit.",
+}
+"""Flags that are not settings, with their help texts."""
+
 _REMOVED = {
     **dict.fromkeys(
         ("start", "biases", "schedule", "momentum", "weight_decay", "decoder_gain"),
@@ -67,27 +82,53 @@ _REMOVED = {
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], description: str) -> Config:
-    """Return the settings from all sources. Flags override the environment, then the file, then the defaults.
+    """Return the settings of a run from all sources, see `parse_with_settings`.
 
     Parameters
     ----------
-    arguments : sequence of str
-        Flags, without the program's name.
-    environment : mapping
-        Variables; only those that start with ``SHARDPRESS_`` are used.
     description : str
         First part of the ``--help`` page.
+    """
+    config, _ = _parse(parser_of_settings(description), arguments, environment)
+    return config
+
+
+def parse_with_settings(
+    parser: Parser, arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[Config, argparse.Namespace]:
+    """Return the settings from all sources, and the values of the arguments that a command adds to those of a run.
+
+    Flags override the environment, then the file, then the defaults.
+
+    Parameters
+    ----------
+    parser : Parser
+        Parser of the command's own arguments. The settings are added to it, but not to its ``--help`` page.
+    arguments : sequence of str
+        Arguments, without the names of the program and the command.
+    environment : mapping
+        Variables; only those that start with ``SHARDPRESS_`` are used.
 
     Raises
     ------
     SystemExit
-        After ``--help``, ``--version`` or ``--print-config``.
+        After ``--help``, ``--help-all`` or ``--print-config``.
     UsageError
         If a flag is unknown, or has an invalid value.
     ConfigError
         If a value in the file or the environment is invalid.
     """
-    flags = _parse_flags(arguments, description)
+    _add_settings(parser, shown=())
+    return _parse(parser, arguments, environment)
+
+
+def _parse(
+    parser: Parser, arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[Config, argparse.Namespace]:
+    own, flags = _parse_flags(parser, arguments)
+    if flags.pop("help_all", False):
+        _parser_of_settings(parser.description or "", SETTINGS).print_help()
+        raise SystemExit(0)
     is_printed = flags.pop("print_config", False)
     config = _merge(flags, _variables(environment))
     wrong = problems(config)
@@ -98,7 +139,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str], description:
     if is_printed:
         sys.stdout.write(as_yaml(config, _STAGES))
         raise SystemExit(0)
-    return config
+    return config, own
 
 
 def _variables(environment: Mapping[str, str]) -> dict[str, str]:
@@ -130,58 +171,77 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parser_of_settings(description: str) -> argparse.ArgumentParser:
-    """Return a parser of all flags, with the settings in groups."""
-    parser = Parser(description=description, argument_default=argparse.SUPPRESS)  # other sources provide the rest
-    add_settings(parser)
+def parser_of_settings(description: str) -> Parser:
+    """Return a parser of all settings. Its ``--help`` page shows the common ones, in groups."""
+    return _parser_of_settings(description, _COMMON)
+
+
+def _parser_of_settings(description: str, shown: Iterable[str]) -> Parser:
+    parser = Parser(description=description)
+    _add_settings(parser, shown)
     return parser
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for each setting to a parser, in groups by subject."""
-    parser.add_argument(
-        "--version", action="version", version=f"shardpress {version('shardpress')}", help="Print the version and exit."
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", help="Read settings from this YAML file; names have _ instead of -."
-    )
-    parser.add_argument(
-        "--print-config", action="store_true", help="Print all settings as a YAML file for --config, and exit."
-    )
-    group_of: dict[str, Any] = {}
-    for title, names in _STAGES.items():
-        group_of |= dict.fromkeys(names, parser.add_argument_group(title))
-    for name, setting in _FLAGGED.items():
-        group_of[name].add_argument(_flag(name), **_argument(setting))
+def _add_settings(parser: Parser, shown: Iterable[str]) -> None:
+    """Add all settings to a parser. The names in `shown` are those of settings on its ``--help`` page."""
+    names = set(shown)
+    is_short = len(names) < len(_FLAGGED)
+    for flag, text in _OTHER_FLAGS.items():
+        kind: dict[str, Any] = {"metavar": "FILE"} if flag == "--config" else {"action": "store_true"}
+        parser.add_argument(flag, default=argparse.SUPPRESS, help=text if names else argparse.SUPPRESS, **kind)
+    for title, stage in _STAGES.items():
+        group = parser.add_argument_group(title)
+        for name in stage:
+            text = _help(SETTINGS[name], is_short) if name in names else argparse.SUPPRESS
+            # Sources other than the flags provide the values of the rest.
+            group.add_argument(_flag(name), default=argparse.SUPPRESS, help=text, **_argument(SETTINGS[name]))
 
 
-def _parse_flags(arguments: Sequence[str], description: str) -> dict[str, Any]:
+def _help(setting: Setting, is_short: bool) -> str:
+    """Return the help text of a setting. The short one is its first sentence, followed by the default."""
+    text = setting.help
+    if is_short:
+        first, *others = text.removesuffix(".").split(". ")
+        text = ". ".join([first, *(other for other in others if other.startswith("Default: "))]) + "."
+    if setting.default not in (None, ()) and setting.default is not False:
+        text += f" Default: {as_typed(setting.default)}."
+    return text.replace("%", "%%")
+
+
+def _parse_flags(parser: Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """Return the values of the command's own arguments, and the settings that were given."""
     # parse_args would not suggest a similar flag.
-    known, unknown = parser_of_settings(description).parse_known_args(arguments)
+    known, unknown = parser.parse_known_args(arguments)
     if unknown:
-        argument = unknown[0]
-        name = argument.split("=")[0]
-        suggestion = f" Did you mean --input {printable(argument)}?"
-        if name.startswith("-"):
-            suggestion = _suggestion(name, _flag, "help", "version", "print_config")
-        raise UsageError(f"unknown argument {printable(name)}.{suggestion} See --help.")
-    return vars(known)
+        name = printable(unknown[0].split("=")[0])
+        page = f"{parser.prog} --help".strip()
+        raise UsageError(f"unknown argument {name}.{_advice(unknown)} See {page}.")
+    of_run = {*_FLAGGED, *(flag.strip("-").replace("-", "_") for flag in _OTHER_FLAGS)}
+    flags = {name: value for name, value in vars(known).items() if name in of_run}
+    own = {name: value for name, value in vars(known).items() if name not in of_run}
+    return argparse.Namespace(**own), flags
+
+
+def _advice(unknown: Sequence[str]) -> str:
+    """Return advice about arguments that no flag accepts."""
+    name, _, value = unknown[0].partition("=")
+    if name == "--device":
+        device = printable(value or "".join(unknown[1:2]) or "cuda")
+        return f" Theano chooses the device: set the environment variable THEANO_FLAGS=device={device}."
+    if name.startswith("-"):
+        return _suggestion(name, _flag, "help", "help_all", "print_config")
+    return f" Did you mean --input {printable(unknown[0])}?"
 
 
 def _argument(setting: Setting) -> dict[str, Any]:
-    """Return the arguments of `add_argument` for a setting."""
-    text = setting.help
-    if setting.default not in (None, ()) and setting.default is not False:
-        text += f" Default: {as_typed(setting.default)}."
-    text = text.replace("%", "%%")
+    """Return the arguments of `add_argument` for the values of a setting."""
     if setting.kind is SWITCH:
-        return {"action": argparse.BooleanOptionalAction, "help": text}
-    arguments = {"metavar": setting.kind.metavar, "help": text}
+        return {"action": argparse.BooleanOptionalAction}
     if setting.type.startswith("bool"):  # the flag alone means yes
-        return {**arguments, "nargs": "?", "const": "yes"}
+        return {"metavar": setting.kind.metavar, "nargs": "?", "const": "yes"}
     if isinstance(setting.default, tuple):
-        return {**arguments, "nargs": "+", "action": "extend"}
-    return arguments
+        return {"metavar": setting.kind.metavar, "nargs": "+", "action": "extend"}
+    return {"metavar": setting.kind.metavar}
 
 
 def convert_settings(
