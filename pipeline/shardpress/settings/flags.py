@@ -127,7 +127,7 @@ def _parse(
 ) -> tuple[Config, argparse.Namespace]:
     own, flags = _parse_flags(parser, arguments)
     if flags.pop("help_all", False):
-        _parser_of_settings(parser.description or "", SETTINGS).print_help()
+        _parser_of_settings(parser.description or "", _FLAGGED).print_help()
         raise SystemExit(0)
     is_printed = flags.pop("print_config", False)
     config = _merge(flags, _variables(environment))
