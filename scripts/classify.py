@@ -30,7 +30,7 @@ from sklearn.preprocessing import StandardScaler
 
 from shardpress import open_features
 from shardpress.features import Features
-from shardpress.labels import fitted_in
+from shardpress.rowfacts import rows_with_value, trained_rows
 
 
 def labels_of(run: Features, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -38,8 +38,7 @@ def labels_of(run: Features, name: str) -> tuple[np.ndarray, np.ndarray]:
     if name not in run.extras:
         raise SystemExit(f"The run has no extra {name}. Name one of {sorted(run.extras)} with --labels.")
     labels = run.extras[name].compute()
-    has_value = run.extras.get(f"{name}_present", run.valid)  # the first one exists if some shards lack the labels
-    is_usable = (run.valid & has_value).compute()
+    is_usable = run.valid.compute() & rows_with_value(run, name)
     if name in run.categories:
         is_usable &= labels >= 0  # the code of a missing value is -1
         labels = run.categories[name][labels]
@@ -76,18 +75,18 @@ def read(run: Features, labels: np.ndarray, numbers: np.ndarray) -> tuple[np.nda
 
 def split(run: Features, labels: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of the training rows and of the test rows. Labels of test rows never trained the features."""
-    config = run.manifest["config"]
-    if config["fit_on"] is not None:
-        extras = {name: values.compute() for name, values in run.extras.items()}
-        is_fitted = fitted_in(config["fit_on"], extras, run.categories)
-        if is_fitted is not None and not is_fitted[numbers].all():
-            return numbers[is_fitted[numbers]], numbers[~is_fitted[numbers]]
     target = run.manifest.get("target")
-    if target is not None:
-        raise SystemExit(
-            f"No honest test is possible: the labels {target['name']} of these rows have trained the features. "
-            "Train on some rows with --fit-on, or encode other rows with --model, and name them with --test."
-        )
+    if target is not None or run.manifest["config"]["fit_on"] is not None:
+        trained = trained_rows(run)
+        if trained.rows is not None and not trained.rows[numbers].all():
+            is_trained = trained.rows[numbers]
+            return numbers[is_trained], numbers[~is_trained]
+        if target is not None:
+            raise SystemExit(
+                f"No honest test is possible: the labels {target['name']} of these rows may have trained the features. "
+                f"{trained.reason} Train on some rows with --fit-on, or encode other rows with --model, and name them "
+                "with --test."
+            )
     train, test = train_test_split(numbers, test_size=0.2, stratify=labels[numbers], random_state=0)
     return np.sort(train), np.sort(test)
 

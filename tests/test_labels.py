@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardpress.labels import NONE, candidates, extra_of, fitted_in, labels_of
+from shardpress.labels import NONE, candidates, extra_of, labels_of
 from tests.support.cases import each
 
 LABELS = {
@@ -85,12 +85,3 @@ def test_paths_are_resolved_as_extras_are_named() -> None:
     assert extra_of("obs/kind", ["kind", "obs_kind"]) == "obs_kind"
     assert extra_of("kind", ["kind"]) == "kind"
     assert extra_of("obs/kind", ["obs"]) is None
-
-
-def test_rows_of_shards_without_the_extra_are_not_fitted() -> None:
-    extras = {"part": np.array([0, 1, 0, 1]), "part_present": np.array([True, True, False, False])}
-    for fit_on, expected in (("part == 0", [True, False, False, False]), ("part < 2", [True, True, False, False])):
-        found = fitted_in(fit_on, extras, {})
-        assert found is not None
-        assert found.tolist() == expected
-    assert fitted_in("other == 0", extras, {}) is None

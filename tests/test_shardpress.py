@@ -85,10 +85,10 @@ def test_scripts_import_their_own_modules_and_our_package(folder: Path) -> None:
 @pytest.mark.process
 def test_the_command_ignores_modules_of_the_user(folder: Path) -> None:
     commands = {
-        "the command": start(folder, COMMAND, "version"),
-        "the command with their PYTHONPATH": start(folder, COMMAND, "version", PYTHONPATH=str(folder)),
-        "the module": start(folder, sys.executable, "-m", "shardpress", "version"),
+        "the command": start(folder, COMMAND, "--version"),
+        "the command with their PYTHONPATH": start(folder, COMMAND, "--version", PYTHONPATH=str(folder)),
+        "the module": start(folder, sys.executable, "-m", "shardpress", "--version"),
     }
     assert {name: (done.stdout.split()[0], done.stderr) for name, done in commands.items()} == dict.fromkeys(
-        commands, ("python", "")
+        commands, ("shardpress", "")
     )

@@ -496,10 +496,10 @@ _SETTINGS = (
         ("tests/settings/test_configfile.py::test_repeated_keys_are_refused_at_any_depth",),
     ),
     Mutation(
-        "later-of-two-deadlines-counts",
+        "hours-are-minutes",
         "pipeline/shardpress/settings/deadline.py",
-        "min(ends, default=None)",
-        "max(ends, default=None)",
+        "return start + 3600 * hours",
+        "return start + 60 * hours",
         ("tests/run/test_deadline.py::test_the_deadline_follows_the_time_settings",),
     ),
     Mutation(
@@ -645,11 +645,11 @@ _CLUSTER = (
 
 _BASE = (
     Mutation(
-        "rows-without-the-extra-of-fit-on-are-training-rows",
-        "pipeline/shardpress/labels.py",
-        "is_fitted = is_fitted & values",
-        "is_fitted = is_fitted | ~values",
-        ("tests/test_labels.py::test_rows_of_shards_without_the_extra_are_not_fitted",),
+        "rows-of-the-first-new-file-count-as-trained",
+        "pipeline/shardpress/rowfacts.py",
+        'np.repeat([part["shard"] < n_trained for part in parts]',
+        'np.repeat([part["shard"] <= n_trained for part in parts]',
+        ("tests/run/test_trained_rows.py::test_rows_of_new_files_are_test_rows",),
     ),
     Mutation(
         "rate-counts-rows-of-earlier-runs",
