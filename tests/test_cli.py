@@ -79,14 +79,14 @@ def test_a_config_file_with_references_is_refused(tmp_path: Path, caplog: pytest
 
 
 def test_all_invalid_settings_are_listed_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    flags = ["--n-features", "0", "--batch-size", "-3", "--learning-rate", "nan", "--checkpoint-minutes", "inf"]
+    flags = ["--n-features", "0", "--batch-size", "-3", "--learning-rate", "nan", "--clip-quantile", "0.5"]
     code, message = outcome(caplog, *flags, "--missing-value", "nan", "--overwrite", "--restart")
     assert code == 64
     for name in (
         "n_features: 0",
         "batch_size: -3",
         "learning_rate: nan",
-        "checkpoint_minutes: inf",
+        "clip_quantile: 0.5",
         "missing_value: nan",
     ):
         assert f"{name}, " in message

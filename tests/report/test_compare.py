@@ -39,7 +39,7 @@ def test_verdict_says_whether_to_train_again() -> None:
 
 def test_run_equals_itself_and_a_run_with_other_parts(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     assert workspace.run(out) == 0
-    assert workspace.run(tmp_path / "other", "--memory-budget", "20MiB", "--block-rows", "4") == 0
+    assert workspace.run(tmp_path / "other", "--memory-budget", "20MiB", "block_rows=4") == 0
     for other in (out, tmp_path / "other"):
         found = compare(str(out), str(other))
         assert (found.likeness.change, found.retrain, found.n_common, found.n_changed) == (0, False, N_ROWS, 0)

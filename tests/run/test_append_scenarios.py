@@ -26,7 +26,7 @@ from tests.support.standin import Workspace, features_of
 
 N_ROWS = 200  # rows of a file
 N_COLUMNS = 12
-FLAGS = ("--n-features", "4", "--epochs", "4", "--validation-fraction", "0.1", "--block-rows", "1024", "--quiet")
+FLAGS = ("--n-features", "4", "--epochs", "4", "--validation-fraction", "0.1", "block_rows=1024", "--quiet")
 SEEDS = range(100) if ALL_CASES else range(3)
 STUCK = 7
 DEVIATIONS = np.array([3.0, 2.0, 1.0, 0.5])  # standard deviations of the causes of the rows

@@ -115,7 +115,7 @@ def test_training_resumes_from_the_last_intact_checkpoint(
 ) -> None:
     caplog.set_level("INFO", "shardpress")
     shards.fill(100)
-    flags = ["--checkpoint-minutes", "0", "--epochs", "4"]
+    flags = ["checkpoint_seconds=0", "--epochs", "4"]
     assert shards.run(*flags, output=tmp_path / "undisturbed") == 0
     # Without TEST_CASES=all, each kind of damage is tested with one number of damaged checkpoints.
     for fault in DAMAGE if ALL_CASES else [*DAMAGE][n_damaged - 1 :: 2]:

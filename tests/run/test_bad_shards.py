@@ -122,7 +122,7 @@ def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
     good = good_rows_only(shards)
     settings = ["--validation-fraction", "0.1", "--batch-size", "16"]
     assert good.run(*settings) == 0
-    for rows in (["--block-rows", "4"], ["--block-rows", "64"], ["--memory-budget", "16MiB"]):
+    for rows in (["block_rows=4"], ["block_rows=64"], ["--memory-budget", "16MiB"]):
         output = shards.output.with_name(" ".join(rows))
         caplog.clear()
         assert shards.run("--on-bad-data", "skip", *NO_LIMITS, *settings, *rows, output=output) == 0, rows

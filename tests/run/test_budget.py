@@ -15,6 +15,7 @@ from shardpress.settings.config import Config
 from shardpress.settings.resolve import network_of, resolve
 from shardpress.shards.shard import Extra, Shard
 from shardpress_kernels.backend import Device
+from tests.support.fields import set_sizes
 from tests.support.helpers import refused
 
 MiB = 2**20
@@ -77,7 +78,7 @@ def test_a_tile_for_each_thread_fits_the_budget_or_is_refused():
 
 def test_the_error_about_wide_rows_names_a_sufficient_budget():
     wide = [shard(n_inputs=100_000)]
-    with pytest.raises(ConfigError, match=r"memory_budget\b.*\b16777216\b.*--block-rows") as caught:
+    with pytest.raises(ConfigError, match=r"memory_budget\b.*\b16777216\b.*--threads") as caught:
         budget_of(wide, 1, memory_budget=16 * MiB, threads=1)
     least = int(re.findall("[0-9]+", str(caught.value))[1])
     assert 4 * TILE * 400_000 <= least <= 4 * TILE * 400_000 + 16 * MiB
@@ -171,9 +172,10 @@ def test_a_large_network_leaves_less_memory_for_rows():
     assert abs(n_bytes - (4 * 18 * (784 * 400 + 400 * 16) - 8 * MiB)) < 2 * 16 * 784 * 4
 
 
-def test_requested_blocks_are_rounded_up_to_whole_tiles():
-    for requested, expected in ((1, 64), (63, 64), (64, 64), (65, 128), (1000, 1024)):
-        assert budget_of(block_rows=requested).block_rows == expected, requested
+def test_blocks_are_rounded_up_to_whole_tiles(monkeypatch):
+    for wanted, expected in ((0, 64), (1, 64), (63, 64), (64, 64), (65, 128), (1000, 1024)):
+        set_sizes(monkeypatch, block_rows=wanted)
+        assert budget_of().block_rows == expected, wanted
 
 
 def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():
@@ -213,9 +215,11 @@ def test_bytes_are_counted_in_the_dtype_that_holds_all_shards():
     assert not budget_of([narrow, wide, narrow], 1, **settings).resident
 
 
-def test_a_window_holds_the_requested_bytes_and_at_least_one_row():
+def test_a_window_holds_its_bytes_and_at_least_one_row(monkeypatch):
+    assert budget_of().window_rows == 256 * MiB // (100 * 4)
     for window in (1, 399, 400, 401, 10**6):
-        assert budget_of(shuffle_window=window).window_rows == max(1, window // (100 * 4)), window
+        set_sizes(monkeypatch, shuffle_window=window)
+        assert budget_of().window_rows == max(1, window // (100 * 4)), window
 
 
 def test_default_threads_are_the_cores_allowed_to_the_process(monkeypatch):

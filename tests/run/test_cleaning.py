@@ -81,7 +81,7 @@ def features_of(output: Path) -> bytes:
 def check_resumption(shards: Shards, flags: list[str], folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Check that interrupted runs are resumed with the same features, and that a finished run is not repeated."""
     caplog.set_level("INFO", "shardpress")
-    flags = [*flags, "--checkpoint-minutes", "0", "--epochs", "4"]
+    flags = [*flags, "checkpoint_seconds=0", "--epochs", "4"]
     assert shards.run(*flags) == 0
     for kind, number in (("stages", 1), ("stages", 8), ("parts", 1)):
         output = folder / f"{kind}-{number}"
@@ -160,7 +160,7 @@ def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_
     assert shards.run(*flags) == 0
     for block_rows, n_threads in ((4, 1), (64, 3), (1000, 2)):
         output = tmp_path / f"{block_rows}"
-        assert shards.run(*flags, "--block-rows", str(block_rows), "--threads", str(n_threads), output=output) == 0
+        assert shards.run(*flags, f"block_rows={block_rows}", "--threads", str(n_threads), output=output) == 0
         assert features_of(output) == features_of(shards.output)
     turned = shards.another("turned")
     sparse = shards.another("sparse")
@@ -303,7 +303,7 @@ def test_kernels_encode_imputed_and_clipped_rows(tmp_path: Path, dtype: Any, off
     rows[gaps] = -99
     shards.add(rows[:1100])
     shards.add(rows[1100:])
-    flags = ["--missing-value", "-99", "--block-rows", "2048", "--n-features", "4"]
+    flags = ["--missing-value", "-99", "block_rows=2048", "--n-features", "4"]
     assert shards.run("--clip-quantile", "0.01", "--impute", "median", "--epochs", "20", *flags) == 0
     model = load_model(shards.output)
     cleaned = cleaned_rows(rows, -99, model)

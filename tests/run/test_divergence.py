@@ -34,7 +34,7 @@ def test_divergence_is_reproducible_and_keeps_the_last_weights(
 ) -> None:
     """The training diverges at once, or after epochs whose checkpoints the same command resumes."""
     shards.fill(200)
-    flags = ["--optimizer", "momentum", "--epochs", "6", "--learning-rate", rate, "--checkpoint-minutes", "0"]
+    flags = ["--optimizer", "momentum", "--epochs", "6", "--learning-rate", rate, "checkpoint_seconds=0"]
     if late:
         monkeypatch.setattr(sys.modules["shardpress_kernels.step"], "TrainingStep", Bursting)
     else:

@@ -22,7 +22,7 @@ from shardpress.features import open_features
 from shardpress.model import load_model
 from shardpress.output.disk import Disk
 from tests.support.cases import cross, sample
-from tests.support.fields import set_fields
+from tests.support.fields import run_with_sizes, set_fields
 from tests.support.helpers import write_shard
 from tests.support.logged import COMPLETE, mentions
 from tests.support.tolerances import TOLERANCES
@@ -50,7 +50,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def features(folder: Path, output: Path, *flags: str) -> np.ndarray:
-    assert main(["--input", str(folder), "--output", str(output), *QUICK, *flags]) == 0
+    assert run_with_sizes(["--input", str(folder), "--output", str(output), *QUICK, *flags]) == 0
     return features_in(output)
 
 
@@ -78,7 +78,7 @@ def test_equal_seeds_give_equal_bits(shards: Path, finished: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "flags", [["--block-rows", "1"], ["--block-rows", "1500"], ["--threads", "1"], ["--threads", "5"]], ids=" ".join
+    "flags", [["block_rows=1"], ["block_rows=1500"], ["--threads", "1"], ["--threads", "5"]], ids=" ".join
 )
 def test_block_size_and_threads_do_not_change_a_bit(
     shards: Path, finished: Path, tmp_path: Path, flags: list[str]
@@ -95,7 +95,7 @@ def test_streamed_and_resident_rows_give_equal_features(
     folder.mkdir()
     for i in range(3):
         write_shard(folder / f"{i}.h5", x[2000 * i : 2000 * (i + 1)])
-    window = ["--shuffle-window", "1MiB", "--hidden", "64"]  # sizes that fit into both budgets
+    window = [f"shuffle_window={2**20}", "--hidden", "64"]  # sizes that fit into both budgets
     resident = features(folder, tmp_path / "a", *window)
     assert "rows in memory" in caplog.text
     streamed = features(folder, tmp_path / "b", *window, "--memory-budget", "16MiB")

@@ -27,6 +27,7 @@ from shardpress.shards.shard import Extra, Shard
 from shardpress.training.targets import targets_of
 from shardpress_kernels.network import Network
 from tests.support.logged import mentions
+from tests.support.fields import set_sizes
 from tests.support.networks import ONE_LAYER
 
 CONFIG = Config.of(
@@ -102,7 +103,6 @@ AFFECTED_STAGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"seed": 1}, {"model", "all"}),
     ({"validation_fraction": 0.06}, {"model", "all"}),
     ({"patience": 6}, {"model", "all"}),
-    ({"shuffle_window": 8000}, {"model", "all"}),
     ({"missing_value": -9999.0}, set(STAGES)),
     ({"impute": "mean"}, set(STAGES)),
     ({"missing_indicator": True}, set(STAGES)),
@@ -111,15 +111,12 @@ AFFECTED_STAGES: list[tuple[dict[str, Any], set[str]]] = [
     ({"row_scale": "total"}, set(STAGES)),
     ({"transform": "log1p"}, set(STAGES)),
     ({"on_drift": "clip"}, {"features", "all"}),
-    ({"block_rows": 16}, set()),
     ({"threads": 1}, set()),
     ({"memory_budget": 2**24}, set()),
     ({"memory_budget": 2**34}, set()),
     ({"device_memory_budget": 0}, set()),
-    ({"shuffle_window": 2**30}, set()),
     ({"output": "elsewhere"}, set()),
     ({"input": ("other",)}, set()),
-    ({"checkpoint_minutes": 0.0}, set()),
     ({"verify": "sizes"}, set()),
     ({"overwrite": True}, set()),
     ({"restart": True}, set()),
@@ -159,6 +156,23 @@ def test_selected_rows_and_targets_change_the_stages_that_depend_on_them() -> No
         hidden = np.where(fitted, values, values + 1)
         assert affected_stages(of(hidden, fitted), of(values, fitted)) == set()
     assert mentions(differences(plain(of(kinds)), plain(of(numbers))), "target")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "expected"),
+    [
+        ({"shuffle_window": 8000}, {"model", "all"}),
+        ({"shuffle_window": 2**30}, set()),  # all rows fit, as before
+        ({"block_rows": 16}, set()),
+        ({"checkpoint_seconds": 0.0}, set()),
+    ],
+)
+def test_only_the_window_of_the_shuffle_changes_a_model(
+    monkeypatch: pytest.MonkeyPatch, sizes: dict[str, Any], expected: set[str]
+) -> None:
+    before = request()
+    set_sizes(monkeypatch, **sizes)
+    assert affected_stages(request(), before) == expected
 
 
 AFFECTED = {"scan": set(STAGES), "model": {"model", "all"}, "features": {"features", "all"}}

@@ -27,7 +27,7 @@ OPTIONS = (
     [],
     ["--scale", "std", "--impute", "median", "--missing-indicator"],
     ["--transform", "rank", "--clip-quantile", "0.05"],
-    ["--row-scale", "norm", "--scale", "auto", "--shuffle-window", "600"],
+    ["--row-scale", "norm", "--scale", "auto", "shuffle_window=600"],
 )
 
 
@@ -100,7 +100,7 @@ def test_blocks_threads_and_replicas_keep_the_rows_apart(
     train = is_train(len(rows))
     add_split(shards, rows, train)
     assert shards.run(*ON_TRAIN) == 0
-    for i, flags in enumerate((["--block-rows", "3", "--threads", "1"], ["--block-rows", "1000", "--threads", "3"])):
+    for i, flags in enumerate((["block_rows=3", "--threads", "1"], ["block_rows=1000", "--threads", "3"])):
         output = tmp_path / str(i)
         assert shards.run(*ON_TRAIN, *flags, output=output) == 0
         assert features_of(output) == features_of(shards.output)

@@ -109,7 +109,7 @@ def test_replicas_and_streamed_rows_have_indicators(
     whole.add(extended[:150])
     whole.add(extended[150:])
     # A window of 64 rows has room for an indicator of each of the four columns.
-    in_windows = ["--shuffle-window", str(64 * 8 * 4)], ["--shuffle-window", str(64 * 6 * 4)]
+    in_windows = [f"shuffle_window={64 * 8 * 4}"], [f"shuffle_window={64 * 6 * 4}"]
     by_replicas = ["--replicas", "2", "--batch-size", "4"]
     for i, (flags, flags_of_whole) in enumerate((in_windows, (by_replicas, by_replicas))):
         output = tmp_path / f"gaps-{i}"

@@ -59,7 +59,7 @@ def features(output: Path) -> np.ndarray:
 
 def test_large_integers_give_the_features_of_their_differences(large: Workspace, tmp_path: Path) -> None:
     small = small_copy(large)
-    for flags in ([], ["--threads", "2", "--block-rows", "5"]):
+    for flags in ([], ["--threads", "2", "block_rows=5"]):
         with case(flags):
             out = tmp_path / f"large{len(flags)}"
             other = tmp_path / f"small{len(flags)}"

@@ -161,7 +161,7 @@ def test_uncommitted_parquet_files_are_removed_without_the_flag(workspace: Works
 @pytest.mark.slow
 def test_threads_and_blocks_change_no_byte_of_parquet_files(workspace: Workspace) -> None:
     contents = []
-    for i, flags in enumerate([[], ["--threads", "3"], ["--block-rows", "4"]]):
+    for i, flags in enumerate([[], ["--threads", "3"], ["block_rows=4"]]):
         output = workspace.folder / f"out{i}"
         assert workspace.run(output, *PARQUET, *flags) == 0
         contents.append([(output / file).read_bytes() for file in parquet_files(output)])

@@ -80,7 +80,7 @@ def test_blocks_threads_and_the_form_of_files_change_no_rank(shards: Shards, tmp
     assert shards.run(*flags) == 0
     for block_rows, n_threads in ((4, 1), (64, 3)):
         output = tmp_path / f"{block_rows}"
-        assert shards.run(*flags, "--block-rows", str(block_rows), "--threads", str(n_threads), output=output) == 0
+        assert shards.run(*flags, f"block_rows={block_rows}", "--threads", str(n_threads), output=output) == 0
         assert features_of(output) == features_of(shards.output)
     assert sparse.run(*flags) == 0
     assert features_of(sparse.output) == features_of(shards.output)

@@ -317,9 +317,9 @@ OTHER_SIZES = [
     ["--threads", "3"],
     ["--memory-budget", "16MiB"],
     ["--memory-budget", "8GiB"],
-    ["--block-rows", "4"],
-    ["--block-rows", "12"],
-    ["--block-rows", "1000"],
+    ["block_rows=4"],
+    ["block_rows=12"],
+    ["block_rows=1000"],
     ["--device-memory-budget", "0"],
 ]
 

@@ -54,7 +54,7 @@ def some_damage(*files: str) -> list[tuple[str, list[str]]]:
 @pytest.mark.slow
 def test_blocks_and_threads_change_no_bit_of_the_stand_in(workspace: Workspace) -> None:
     expected = undisturbed_features(workspace)
-    for flags in (["--threads", "3"], ["--block-rows", "1"], ["--block-rows", "1000"], STEPS):
+    for flags in (["--threads", "3"], ["block_rows=1"], ["block_rows=1000"], STEPS):
         assert undisturbed_features(workspace, *flags) == expected
     assert undisturbed_features(workspace, "--seed", "1") != expected
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from shardpress import cli
 from shardpress.model import load_model
 from shardpress.output.disk import Disk
 from tests.run.test_cleaning import features_of
 from tests.support.bad_shards import InterruptedDisk
+from tests.support.fields import run_with_sizes
 from tests.support.helpers import write_shard
 
 pytestmark = [pytest.mark.compiler, pytest.mark.process, pytest.mark.slow]
@@ -25,7 +25,7 @@ KINDS = {
     "wide": ["--target", "y", "--output-layer", "hidden", "--hidden", "48"],
     "few": ["--target", "few"],
 }
-COMMON = ["--n-features", "16", "--epochs", "2", "--checkpoint-minutes", "0"]
+COMMON = ["--n-features", "16", "--epochs", "2", "checkpoint_seconds=0"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(shards: Path, output: Path, kind: str, *flags: str, disk: Disk | None = None) -> int:
-    return cli.main("", ["--input", str(shards), "--output", str(output), *COMMON, *KINDS[kind], *flags], disk)
+    arguments = ["--input", str(shards), "--output", str(output), *COMMON, *KINDS[kind], *flags]
+    return run_with_sizes(arguments, disk)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -69,7 +70,7 @@ def test_worker_processes_train_the_same_replicas(folder: Path, tmp_path: Path, 
 
 def test_threads_and_blocks_estimate_the_same_targets(folder: Path, tmp_path: Path) -> None:
     results = set()
-    for i, flags in enumerate((["--threads", "1"], ["--threads", "3", "--block-rows", "100"])):
+    for i, flags in enumerate((["--threads", "1"], ["--threads", "3", "block_rows=100"])):
         assert run(folder / "few", tmp_path / str(i), "few", *flags) == 0
         results.add(features_of(tmp_path / str(i)))
     assert len(results) == 1
@@ -88,6 +89,6 @@ def test_appends_give_the_bits_of_one_run_with_the_model(tmp_path: Path, flags: 
     for name, part in (("0.h5", first), ("1.h5", second), ("2.h5", third)):
         write_shard(shards / name, rows[part], extras={"y": digits.target[part]})
         append = ["--append"] if (tmp_path / "out").exists() else []
-        assert cli.main("", [*common, "--output", str(tmp_path / "out"), *append]) == 0
-    assert cli.main("", [*common, "--output", str(tmp_path / "whole"), "--model", str(tmp_path / "out")]) == 0
+        assert run_with_sizes([*common, "--output", str(tmp_path / "out"), *append]) == 0
+    assert run_with_sizes([*common, "--output", str(tmp_path / "whole"), "--model", str(tmp_path / "out")]) == 0
     assert features_of(tmp_path / "out") == features_of(tmp_path / "whole")

@@ -109,7 +109,7 @@ def test_a_signal_ends_a_run_whose_scheduler_is_stopped(wide: Workspace, tmp_pat
         assert "Traceback" not in cluster.output("driver")
 
 
-# A driver with local workers, whose scheduler drops silent ones sooner than by default.
+# A driver with local workers and small blocks, whose scheduler drops silent workers sooner than by default.
 SHORT_TIMEOUT = """
 import sys
 sys.path.insert(0, "scripts")
@@ -120,13 +120,15 @@ def refresh_and_set(*arguments, **named):
     dask.config.set({"distributed.scheduler.worker-ttl": "1s"})
 dask.config.refresh = refresh_and_set
 import extract
+from shardpress.run import budget
+budget._wanted_block_rows = lambda thread_bytes, row_bytes: 8
 sys.exit(extract.main())
 """
 
 
 def test_a_stopped_local_worker_is_replaced(small: Small, tmp_path: Path) -> None:
     """The worker is never continued."""
-    process = patch_program(small, SHORT_TIMEOUT).start(tmp_path / "out", "--workers", "2", "--block-rows", "8")
+    process = patch_program(small, SHORT_TIMEOUT).start(tmp_path / "out", "--workers", "2")
     assert process.stdout is not None
     try:
         for line in process.stdout:

@@ -123,9 +123,9 @@ def test_a_resumed_run_has_the_same_bits(shards: Shards, tmp_path: Path, caplog:
 @pytest.mark.slow
 def test_blocks_threads_and_the_order_of_reading_change_no_bit(shards: Shards, tmp_path: Path) -> None:
     add(shards)
-    for i, window in enumerate(([], ["--shuffle-window", "500"])):
+    for i, window in enumerate(([], ["shuffle_window=500"])):
         results = []
-        for j, flags in enumerate((["--threads", "1"], ["--threads", "3", "--block-rows", "3"])):
+        for j, flags in enumerate((["--threads", "1"], ["--threads", "3", "block_rows=3"])):
             output = tmp_path / f"{i}-{j}"
             assert shards.run(*ON_TRAIN, *LEARNING, *window, *flags, output=output) == 0
             results.append(features_of(output))
@@ -156,7 +156,7 @@ def test_each_row_is_trained_with_its_own_target(
         begin(self, minibatches, noise, batch_size, targets)
 
     monkeypatch.setattr(standin.TrainingStep, "begin", check)
-    streamed = ["--shuffle-window", "2000"]
+    streamed = ["shuffle_window=2000"]
     for i, flags in enumerate(([], streamed, ["--replicas", "2"], ["--replicas", "2", *streamed])):
         with case(flags):
             n_checked.clear()

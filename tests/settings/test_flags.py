@@ -40,11 +40,9 @@ SAMPLES = {
     "seed": (1, 2, 3),
     "validation_fraction": (0.1, 0.25, 0.5),
     "patience": (1, 2, 3),
-    "block_rows": (1, 2, 3),
     "threads": (1, 2, 3),
     "memory_budget": (2**24, 2**25, 2**26),
     "device_memory_budget": (1, 2, 3),
-    "shuffle_window": (1, 2, 3),
     "on_bad_data": ("skip", "raise", "skip"),
     "max_bad": ("5", "0.5%", "7"),
     "missing_value": (-1.0, -2.0, -3.0),
@@ -62,7 +60,6 @@ SAMPLES = {
     "scheduler": ("tls://a:1", "b", "c"),
     "insecure_cluster": (True, False, True),
     "mixed_processors": (True, False, True),
-    "checkpoint_minutes": (1.0, 2.0, 3.0),
     "finish_by": ("06:00", "+8h", "2030-01-31 06:00"),
     "verify": ("sizes", "digests", "sizes"),
     "restart": (True, False, True),
@@ -154,7 +151,7 @@ def test_the_environment_can_name_the_file(file):
 
 
 def test_automatic_values_can_be_requested_by_name(file):
-    for name in ("dataset", "model", "n_features", "epochs", "learning_rate", "block_rows", "threads"):
+    for name in ("dataset", "model", "n_features", "epochs", "learning_rate", "batch_size", "threads"):
         for word in ("none", "auto"):
             assert settings(*flags(name, word), **variable(name, 1)).flat()[name] is None, (name, word)
         assert settings(*file(f"{name}: null")).flat()[name] is None, name

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress import cli
 from shardpress.features import open_features
 from shardpress.model import Model, load_model
 from shardpress.output.disk import Disk
 from shardpress.output.records import plain_name, read_manifest
 from tests.support import standin
 from tests.support.damage import damage
+from tests.support.fields import run_with_sizes
 from tests.support.helpers import write_shard
 
 __all__ = [
@@ -33,7 +33,7 @@ __all__ = [
     "state",
 ]
 
-SETTINGS = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "2"]
+SETTINGS = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--threads", "2"]
 NO_LIMITS = ["--max-bad", "100%"]
 
 
@@ -82,9 +82,9 @@ class Shards:
         return Shards(folder)
 
     def run(self, *flags: str, output: Path | None = None, disk: Disk | None = None) -> int:
-        """Run the program on all shards and return its exit code."""
+        """Run the program on all shards and return its exit code. Flags can be sizes such as ``block_rows=4``."""
         arguments = ["--input", str(self.folder), "--output", str(output or self.output), *SETTINGS, *flags]
-        return cli.main("", arguments, disk or standin.UnsyncedDisk())
+        return run_with_sizes(arguments, disk or standin.UnsyncedDisk())
 
 
 def errors(caplog: pytest.LogCaptureFixture) -> str:

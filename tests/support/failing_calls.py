@@ -233,7 +233,7 @@ def _run(request: Mapping[str, Any], writer: int, stream: int) -> None:
     """Run the program in this process, which then exits."""
     import resource
 
-    from shardpress import cli
+    from tests.support.fields import run_with_sizes
 
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -249,7 +249,7 @@ def _run(request: Mapping[str, Any], writer: int, stream: int) -> None:
     library.fault_arm(os.fsencode(fault.prefix), fault.kinds.encode(), fault.number, fault.code, int(fault.always))
     code = 99
     try:
-        code = cli.main("", request["arguments"])
+        code = run_with_sizes(request["arguments"])
     except BaseException:
         import traceback
 
@@ -283,7 +283,7 @@ def _output_of(descriptor: int, child: int) -> str:
 # -- scenarios -------------------------------------------------------------------------------------------------------
 
 
-STEPS = ("--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
+STEPS = ("checkpoint_seconds=0", "--epochs", "1", "--batch-size", "12")
 SCENARIOS = ("new", "resumed", "finished", "given model", "threads")
 
 

@@ -27,7 +27,7 @@ __all__ = [
     "undisturbed_features",
 ]
 
-STEPS = ["--checkpoint-minutes", "0"]
+STEPS = ["checkpoint_seconds=0"]
 OTHER = ["--seed", "1"]
 SIZES = (20, 0, 35)  # rows of the shards
 

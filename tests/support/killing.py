@@ -59,7 +59,7 @@ PHASES = {
     "end": r"^(Done|Already complete): ",
 }
 _SETTINGS = (
-    # The budget is small: rows are streamed in several windows per epoch, with a checkpoint after each step.
+    # The budget is small: rows are streamed in several windows per epoch.
     "--memory-budget",
     "16MiB",
     "--batch-size",
@@ -70,11 +70,18 @@ _SETTINGS = (
     "32",
     "--preset",  # without validation rows, so that the errors of principal components are not a warning
     "reference",
-    "--checkpoint-minutes",
-    "0",
     "--threads",
     "2",
 )
+# ``scripts/extract.py`` with a checkpoint after each step.
+_WITH_CHECKPOINTS = """
+import sys
+sys.path.insert(0, "scripts")
+import extract
+from shardpress.run import training_stage
+training_stage._CHECKPOINT_SECONDS = 0.0
+sys.exit(extract.main())
+"""
 _COMPLAINTS = re.compile(r" (WARNING|ERROR|CRITICAL) |^Traceback|^Exception ignored")
 # Theano's message if a process was killed during compilation. Theano then continues at once.
 _HARMLESS = re.compile(r"Overriding existing lock by dead process")
@@ -120,17 +127,24 @@ class EndedRun:
 
 
 class Program:
-    """``scripts/extract.py`` with its arguments, run in separate processes.
+    """A program with its arguments, run in separate processes.
 
     Parameters
     ----------
     arguments : sequence of str
+    program : sequence of str
+        Path of the program, or ``-c`` and its text.
     variables : str, Path or None
         Environment variables. See `tests.support.interpreters.environment`.
     """
 
-    def __init__(self, arguments: Sequence[str], **variables: str | Path | None) -> None:
-        self.command = [sys.executable, "-W", "error", "scripts/extract.py", *arguments]
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        program: Sequence[str] = ("scripts/extract.py",),
+        **variables: str | Path | None,
+    ) -> None:
+        self.command = [sys.executable, "-W", "error", *program, *arguments]
         self.environment = environment(**variables)
 
     def start(self, output: Path, *flags: str, **options: Any) -> subprocess.Popen[bytes]:
@@ -254,6 +268,10 @@ class Victim:
 
     Attributes
     ----------
+    usual_program : Program
+        ``scripts/extract.py``.
+    program : Program
+        The same program with a checkpoint after each step.
     undisturbed : Path
         Output of the undisturbed run.
     features : str
@@ -267,7 +285,9 @@ class Victim:
         self.folder = folder
         self.undisturbed = folder / "undisturbed"
         _write_shards(folder / "shards")
-        self.program = Program(["--input", str(folder / "shards"), *_SETTINGS, *flags], **variables)
+        arguments = ["--input", str(folder / "shards"), *_SETTINGS, *flags]
+        self.usual_program = Program(arguments, **variables)
+        self.program = Program(arguments, ("-c", _WITH_CHECKPOINTS), **variables)
         self._must_end(self.program.run(folder / "first"), folder / "first")  # this run may have to compile
         ended = self.program.run(self.undisturbed)
         self._must_end(ended, self.undisturbed)

@@ -32,7 +32,7 @@ from tests.support.standin import Workspace, features_of, install
 __all__ = ["abort_at_calls", "reason_to_skip"]
 
 _MIB = 64  # size of the file system
-_STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
+_STEPS = ("--quiet", "checkpoint_seconds=0", "--epochs", "1", "--batch-size", "12")
 _NEW_MOUNTS = 0x20000  # CLONE_NEWNS of Linux
 _PRIVATE = 0x44000  # MS_REC | MS_PRIVATE of Linux
 

@@ -74,7 +74,7 @@ Selection = slice | Sequence[int]
 
 ALLOWED_CODES = (0, 71, 73, 74)
 # Three steps, each followed by a checkpoint. The first checkpoint is deleted before the third is written.
-STEPS = ("--quiet", "--checkpoint-minutes", "0", "--epochs", "1", "--batch-size", "12")
+STEPS = ("--quiet", "checkpoint_seconds=0", "--epochs", "1", "--batch-size", "12")
 ANOTHER_OUTPUT = "{another output}"
 # Flags of an earlier, finished run in the same directory, and of the run that is disturbed.
 KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {

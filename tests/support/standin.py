@@ -23,7 +23,6 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress import cli
 from shardpress.encoding import views
 from shardpress.output import groupcommit
 from shardpress.output.disk import Disk
@@ -36,12 +35,13 @@ from shardpress.shards.sources import Source
 from shardpress_kernels import reference
 from shardpress_kernels.backend import Device
 from shardpress_kernels.network import Network, TargetLoss
-from tests.support.fields import set_fields
+from tests.support.fields import is_size, run_with_sizes, set_fields, set_sizes
 from tests.support.helpers import write_shard
 
 __all__ = ["Autoencoder", "Rule", "TrainingStep", "UnsyncedDisk", "Workspace", "features_of", "install"]
 
 TILE_ROWS = 4
+BLOCK_ROWS = 8
 PART_BYTES = 4 * TILE_ROWS * 4 * 2  # four tiles of two features
 
 
@@ -228,6 +228,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     for setting, value in NETWORK.items():  # command-line flags override these
         monkeypatch.setenv(f"SHARDPRESS_{setting.upper()}", value)
     set_fields(monkeypatch, **FIELDS)
+    set_sizes(monkeypatch, block_rows=BLOCK_ROWS)
     for starter in (engine, planning):
         monkeypatch.setattr(starter, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
@@ -302,17 +303,18 @@ class Workspace:
 
     def arguments(self, output: Path, *flags: str) -> list[str]:
         """Return the command line of a run."""
-        settings = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--block-rows", "8", "--threads", "1"]
+        settings = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--threads", "1"]
         return ["--input", str(self.shards), "--output", str(output), *settings, *flags]
 
     def plan(self, output: Path, *flags: str) -> planning.Plan:
         """Return the plan of a run."""
-        return planning.make_plan(parse(self.arguments(output, *flags), os.environ, ""), lambda words: None)
+        arguments = self.arguments(output, *(flag for flag in flags if not is_size(flag)))
+        return planning.make_plan(parse(arguments, os.environ, ""), lambda words: None)
 
     def run(self, output: Path, *flags: str, disk: Disk | None = None) -> int:
-        """Run the program and return its exit code."""
+        """Run the program and return its exit code. Flags can be sizes such as ``block_rows=4``."""
         with redirect_stdout(io.StringIO()):
-            return cli.main("", self.arguments(output, *flags), disk or UnsyncedDisk())
+            return run_with_sizes(self.arguments(output, *flags), disk or UnsyncedDisk())
 
 
 def features_of(output: Path) -> bytes:

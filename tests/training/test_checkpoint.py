@@ -106,7 +106,7 @@ class Rig:
 
         more = DEEP if name == "deep" else {"optimizer": name}
         config = settings_of(**{**ONE_LAYER, **more}, n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6)
-        self.config = config.changed(checkpoint_minutes=1e6)
+        self.config = config
         rows = ResidentRows.of(shards, 2) if resident else StreamedRows(shards, 2)
         self.rows = rows
         self.order = Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
@@ -125,6 +125,7 @@ class Rig:
         checkpoint: Checkpoint | None = None,
         stop: int = 0,
         save: Callable[[Checkpoint], object] = lambda _: None,
+        checkpoint_minutes: float = 1e6,
         **settings: Any,
     ) -> Trained:
         """Train from the start, or from a checkpoint after another training run has changed all state.
@@ -151,7 +152,7 @@ class Rig:
             )
             if checkpoint is not None:
                 training.resume(checkpoint)
-            state = train(training, save, config.timing.checkpoint_minutes)
+            state = train(training, save, checkpoint_minutes)
         assert {name: array.tobytes() for name, array in self.autoencoder.parameters().items()} == {
             name: array.tobytes() for name, array in training.best.items()
         }

@@ -269,8 +269,7 @@ def test_every_step_uses_the_rate_of_the_schedule() -> None:
 def checkpoints_of(config: Settings, **device: Any) -> list[Checkpoint]:
     """Return every checkpoint of a training run that saves one after each step."""
     found: list[Checkpoint] = []
-    minutes = config.timing.checkpoint_minutes
-    train(training(Counting(**device), config, ENOUGH_ROWS), found.append, minutes)
+    train(training(Counting(**device), config, ENOUGH_ROWS), found.append, checkpoint_minutes=0.0)
     return found
 
 
@@ -278,7 +277,7 @@ def checkpoints_of(config: Settings, **device: Any) -> list[Checkpoint]:
 def test_training_resumes_from_any_checkpoint_with_equal_results(patience: int) -> None:
     costs = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2]
     validation = [0.9, 0.5, 0.3, 0.4, 0.31, 0.2, 0.1]
-    config = CONFIG.changed(patience=patience, checkpoint_minutes=0.0)
+    config = CONFIG.changed(patience=patience)
     undisturbed = Counting(costs, validation)
     expected = run(undisturbed, config, ENOUGH_ROWS)
     checkpoints = checkpoints_of(config, costs=costs, validation_costs=validation)

@@ -104,10 +104,8 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         chooses one of the first three.
     clip_quantile : float
         Fraction of each column's values to clip at either end, so that outliers do not widen the range.
-    shuffle_window : int or str
-        Size of the rows that are shuffled together, in bytes. Strings like ``"4GiB"`` are allowed.
     memory_budget : int or str
-        Host memory for rows and features, in bytes.
+        Host memory for rows and features, in bytes. Strings like ``"4GiB"`` are allowed.
     device_memory_budget : int or str, optional
         Device memory for rows, in bytes. The default is half of the free memory.
     random_state : int, RandomState instance or None
@@ -155,7 +153,6 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     value_transform: str | None = None
     scale: str = "auto"
     clip_quantile: float = 0.0
-    shuffle_window: int = 256 * 2**20
     memory_budget: int = 2 * 2**30
     device_memory_budget: int | None = None
     random_state: Any = 0

@@ -1,7 +1,7 @@
 """Training on an array of rows, with the same functions as in a run on shards.
 
 For the same rows, settings and processor, the result has the same bits as a run on one shard. If the rows do not fit
-into one ``shuffle_window``, this holds only for a shard that is stored contiguously.
+into one shuffle window, this holds only for a shard that is stored contiguously.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from shardpress.device import MOST_RESIDENT
 from shardpress.encoding.storage import storage_of
 from shardpress.errors import ConfigError
 from shardpress.settings.config import MachineSettings, StorageSettings
-from shardpress.settings.defaults import COPIES_IN_TRAINING
+from shardpress.settings.defaults import COPIES_IN_TRAINING, SHUFFLE_WINDOW
 from shardpress.shards.shard import WIDE_BYTES, Shard, leave_out_extras, row_dtype
 from shardpress.training.fit import Sizes
 from shardpress.training.order import MAX_CHUNK_BYTES
@@ -134,7 +134,7 @@ def make_budget(
     Parameters
     ----------
     machine : MachineSettings
-        The memory budget, and the number of threads and of rows in a block if they are set.
+        The memory budget, and the number of threads if it is set.
     storage : StorageSettings
         How features are stored.
     network : Network
@@ -160,10 +160,9 @@ def make_budget(
     memory = machine.memory_budget - max(0, network_bytes - machine.memory_budget // 8)
 
     thread_bytes = memory // 8 // n_writers  # for each thread's block; its part gets the same number of bytes
-    wanted_rows = machine.block_rows or min(_BLOCK_BYTES, thread_bytes) // row_bytes
-    n_tiles = max(1, -(-wanted_rows // tile_rows))
+    n_tiles = max(1, -(-_wanted_block_rows(thread_bytes, row_bytes) // tile_rows))
     block_rows = n_tiles * tile_rows  # only the last tile of a shard is padded
-    _check_blocks(machine, memory, shards, row_bytes, n_threads, block_rows, tile_rows)
+    _check_blocks(machine, memory, shards, row_bytes, n_threads, block_rows)
 
     part_rows = _part_rows(thread_bytes, storage, network.n_outputs, n_rows, block_rows)
     part_rows, n_wide = _for_extras(shards, part_rows, n_writers, memory // 4, tile_rows)
@@ -175,12 +174,16 @@ def make_budget(
         resident=n_rows * row_bytes <= memory // 2,
         rows_bytes=n_rows * row_bytes,
         device_bytes=machine.device_memory_budget,
-        window_rows=max(1, min(machine.shuffle_window, memory // 8) // row_bytes),
+        window_rows=max(1, min(SHUFFLE_WINDOW, memory // 8) // row_bytes),
         max_validation_rows=memory // 16 // row_bytes,
         max_sample_rows=max(1, min(_SAMPLE_BYTES, memory // 8) // (4 * network.n_inputs)),  # scaled, in float32
         n_wide=n_wide,
         chunk_bytes=memory // 8,
     )
+
+
+def _wanted_block_rows(thread_bytes: int, row_bytes: int) -> int:
+    return min(_BLOCK_BYTES, thread_bytes) // row_bytes
 
 
 def _row_bytes(shards: Sequence[Shard], n_inputs: int) -> int:
@@ -196,7 +199,6 @@ def _check_blocks(
     row_bytes: int,
     n_threads: int,
     block_rows: int,
-    tile_rows: int,
 ) -> None:
     """Raise `ConfigError` if the blocks of all threads do not fit in a quarter of the memory budget."""
     # Only existing rows take memory: a file may have fewer rows than a tile, and there may be fewer blocks than
@@ -209,7 +211,7 @@ def _check_blocks(
         raise ConfigError(
             f"memory_budget: {machine.memory_budget} bytes, expected at least {least + network_bytes} for {n_held} "
             f"threads with blocks of {held_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower "
-            f"--threads or --block-rows (at least {tile_rows})."
+            "--threads."
         )
 
 

@@ -42,6 +42,7 @@ __all__ = ["TrainingStage"]
 log = logging.getLogger(__name__)
 
 _NUMBER_BYTES = 8  # number of a row that is left out
+_CHECKPOINT_SECONDS = 300.0  # longest time between two checkpoints
 _CHECKPOINTS_KEPT = 2  # more than one, because the last one could be damaged
 
 
@@ -382,8 +383,7 @@ def _runner(prepared: Prepared, context: RunContext) -> Iterator[RoundRunner | N
 
 def _checkpoints(prepared: Prepared, context: RunContext, key: str) -> CheckpointPolicy:
     """Return the policy that commits checkpoints."""
-    seconds_between = 60 * prepared.config.timing.checkpoint_minutes
-    return CheckpointPolicy(partial(_save, prepared, context, key), seconds_between)
+    return CheckpointPolicy(partial(_save, prepared, context, key), _CHECKPOINT_SECONDS)
 
 
 def _save(prepared: Prepared, context: RunContext, key: str, checkpoint: Checkpoint) -> None:

@@ -367,10 +367,6 @@ class ValidationSettings:
 class MachineSettings:
     """Use of memory and processors of this machine."""
 
-    # The encoder works in tiles with a fixed number of rows, so neither blocks nor threads change any result.
-    block_rows: int | None = _setting(
-        None, whole(1), "nothing", "Number of rows to read at once. Default: about 8 MiB of rows."
-    )
     threads: int | None = _setting(
         None, whole(1), "nothing", "Number of Dask threads. Default: one per processor core."
     )
@@ -384,9 +380,6 @@ class MachineSettings:
         "nothing",
         "Device memory for rows, for example 4GiB. Default: half of the free memory, or of the memory that "
         "gpuarray.preallocate reserves.",
-    )
-    shuffle_window: int = _setting(
-        256 * 2**20, size(1), "budget", "Shuffle rows within windows of this size, for example 512MiB."
     )
     require_device: bool = _switch("Stop if Theano's device cannot be used, instead of using the CPU.")
 
@@ -487,14 +480,8 @@ class ClusterSettings:
 
 @dataclass(frozen=True)
 class TimingSettings:
-    """Times of checkpoints, and the end of the run."""
+    """The end of the run."""
 
-    checkpoint_minutes: float = _setting(
-        5.0,
-        number(lambda minutes: 0 <= minutes < math.inf, "0 or more, and finite"),
-        "nothing",
-        "Write a checkpoint of the training at least this often, in minutes.",
-    )
     finish_by: str | None = _setting(
         None,
         TIME,

@@ -14,6 +14,7 @@ __all__ = [
     "MOST_UNITS",
     "RATED_INPUTS",
     "ROWS_PER_UNIT",
+    "SHUFFLE_WINDOW",
     "TARGET_RATE",
     "TARGET_WEIGHT",
     "UNITS_PER_INPUT",
@@ -32,6 +33,10 @@ LEARNING_RATES = {name: rule.learning_rate for name, rule in RULES.items()}
 # Copies of a network: parameters, adam's states, the next values of each, gradients, the best parameters, a checkpoint,
 # and its file twice.
 COPIES_IN_TRAINING = 18
+
+# Bytes of rows that are shuffled together. The model depends on this number, so it is no share of the memory budget
+# unless that is below 2 GiB.
+SHUFFLE_WINDOW = 2**28
 
 # With this many columns, which are usually correlated, hiding a few of them hardly increases the error. Hiding columns
 # and sigmoids both improve classifiers. With fewer columns, each one is a large part of the row, and sigmoids saturate.

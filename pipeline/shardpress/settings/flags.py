@@ -34,14 +34,14 @@ _STAGES = {
     "training": (
         *("epochs", "batch_size", "optimizer", "learning_rate", "corruption"),
         *("fit_on", "target", "target_weight", "replicas", "finish_by", "seed"),
-        *("validation_fraction", "patience", "shuffle_window"),
+        *("validation_fraction", "patience"),
     ),
     "output": (
         *("output", "storage_dtype", "compression", "format", "single_file"),
-        *("checkpoint_minutes", "verify", "restart", "overwrite", "append", "drop_missing", "on_append_drift"),
+        *("verify", "restart", "overwrite", "append", "drop_missing", "on_append_drift"),
         *("retrain", "keep_generations", "align_to"),
     ),
-    "machine": ("block_rows", "threads", "memory_budget", "device_memory_budget", "require_device"),
+    "machine": ("threads", "memory_budget", "device_memory_budget", "require_device"),
     "cluster": ("workers", "devices", "scheduler", "insecure_cluster", "mixed_processors"),
     "messages": ("quiet", "verbose"),
 }
@@ -70,6 +70,9 @@ _REMOVED = {
         "use --preset reference for the value of the reference model; other models use the default",
     ),
     "baseline": "the baseline is always computed if there are validation rows",
+    "block_rows": "the number of rows to read at once follows from the size of a row",
+    "shuffle_window": "rows are shuffled in windows of 256 MiB",
+    "checkpoint_minutes": "checkpoints are written every 5 minutes",
     "max_bad_rows": "use --max-bad, which limits rows and shards",
     "max_bad_shards": "use --max-bad, which limits rows and shards",
     "max_hours": "use --finish-by, for example --finish-by +8h",

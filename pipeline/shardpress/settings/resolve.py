@@ -17,6 +17,7 @@ from shardpress.settings.defaults import (
     MOST_UNITS,
     RATED_INPUTS,
     ROWS_PER_UNIT,
+    SHUFFLE_WINDOW,
     TARGET_RATE,
     TARGET_WEIGHT,
     UNITS_PER_INPUT,
@@ -216,7 +217,7 @@ def _default_corruption(network: ResolvedNetwork, n_inputs: int) -> float:
 
 def _window_rows(machine: MachineSettings, n_inputs: int) -> int:
     """Return the number of rows that are shuffled together, for the widest dtype: the actual one is unknown here."""
-    window_bytes = min(machine.shuffle_window, machine.memory_budget // 8)
+    window_bytes = min(SHUFFLE_WINDOW, machine.memory_budget // 8)
     return window_bytes // (8 * n_inputs)
 
 
