@@ -8,7 +8,7 @@ PLOT = ["matplotlib"]
 # Codecs for files that were written with HDF5 plugins.
 FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
 ONNX = ["onnx>=1.16"]
-PARQUET = ["pyarrow>=18"]  # for shardpress run --format parquet
+PARQUET = ["pyarrow>=18"]  # for shardpress export --to parquet
 # Packages that read features and models, for tests.
 DOWNSTREAM = ["onnxruntime", "pandas", "polars"]
 SIMULATE = ["simpy>=4"]  # for scripts/benchmarks/run.py simulate

@@ -98,6 +98,7 @@ RUN = """
     flags = ["--hidden", "16", "--activation", "tanh", "--code-activation", "tanh", "--n-features", "3"]
     facts["exit code"] = main(["run", "--quiet", "--input", "x.h5", "--output", "out", "--epochs", "3", *flags])
     facts["verified"] = main(["verify", "out"])
+    facts["exported"] = main(["export", "out", "--to", "npz"])
     model = load_model("out")
     facts["network"] = [model.network.activation, model.network.code, model.network.gain]
     history = model.about["training"]["history"]
@@ -174,7 +175,7 @@ def test_a_new_activation_trains_encodes_and_is_exported(tree: Path, tmp_path: P
 
     found = in_tree(tree, RUN, "default").facts
 
-    assert found["exit code"] == found["verified"] == 0
+    assert found["exit code"] == found["verified"] == found["exported"] == 0
     assert found["network"] == ["tanh", "tanh", True]
     assert found["costs"][1] < found["costs"][0]
     assert max(found["errors"].values()) < 1e-5, found["errors"]

@@ -90,13 +90,13 @@ def _map_line(manifest: Mapping[str, Any], as_of: int | str | Path, model: objec
     """Return the entry of a map in a manifest: to a generation, or to an encoder."""
     maps = manifest.get("maps", [])
     for each in maps:
-        if each["model"] == model or (model is None and each["generation"] == as_of):
+        if each["model"] == model or each["generation"] == as_of:
             return dict(each["file"])
-    known = [manifest.get("generation", 1), *(each["generation"] for each in maps if each["generation"] is not None)]
+    known = [manifest.get("generation", 1), *(each["generation"] for each in maps)]
     raise DataError(
         f"features={printable(directory)}: no map to as_of={printable(as_of)}, expected one of the generations "
-        f"{short_list(map(str, sorted(known)), _NAMED)}, or an output directory that --align-to named. Fit a map with "
-        "shardpress compare --map."
+        f"{short_list(map(str, sorted(known)), _NAMED)}, or an output directory with the features of one of them. Fit "
+        "a map to other features with shardpress compare --map."
     )
 
 

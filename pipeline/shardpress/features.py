@@ -16,8 +16,6 @@
    is only a view: without the parts, HDF5 returns only missing values (`missing_value`). With more than 1,000 parts,
    the index refers to files ``index-<digest>.h5``. Each of these files covers 1,000 parts.
 3. ``manifest.json`` lists the parts in the same order.
-4. ``parquet`` is a folder of links to the Parquet files of all parts (`shardpress.encoding.parquet`), if they are
-   requested.
 
 ``index.h5``, ``manifest.json`` and the other files next to ``parts/`` are links to files of the last finished run. A
 single rename replaces all of them (`shardpress.output.publication`).
@@ -47,10 +45,15 @@ __all__ = [
     "FEATURES",
     "VALID",
     "Features",
+    "PartFile",
     "Shape",
+    "categories_in",
     "categories_of",
+    "check_part",
     "common_dtypes",
     "open_features",
+    "part_files",
+    "read_values",
     "reading",
     "shapes_of",
 ]
@@ -59,7 +62,7 @@ FEATURES = "features"
 VALID = "valid"
 APPEND_ID = "append_id"
 """Extra with the number of the append that encoded each row: 0 for the rows of the run that trained the model."""
-_WHOLE = "Copy the whole directory, with published/ and parts/, or the file that --single-file writes."
+_WHOLE = "Copy the whole directory, with published/ and parts/, or the file that shardpress export --to hdf5 writes."
 _NAMED = 10  # appends that a message names
 _REPEAT = "Run the command of that run again, which recomputes damaged files."
 # h5py raises OSError and RuntimeError. The other errors occur if a dataset is missing, or if a group has its name.
@@ -192,17 +195,17 @@ def open_features(
     Parameters
     ----------
     path : str, Path or sequence of these
-        An output directory, its ``index.h5``, or a ``single.h5`` in any directory. The rows of several runs are
-        concatenated in the order of the paths. The runs must have one encoder, unless `as_of` maps their features to
-        those of one encoder. The result has the extras that all runs have with one kind of values, and codes refer to
-        the categories of all runs.
+        An output directory, its ``index.h5``, or a file that ``shardpress export --to hdf5`` wrote. The rows of
+        several runs are concatenated in the order of the paths. The runs must have one encoder, unless `as_of` maps
+        their features to those of one encoder. The result has the extras that all runs have with one kind of values,
+        and codes refer to the categories of all runs.
     block_rows : int
         Maximum number of rows in a Dask chunk.
     n_features : int, optional
         Number of the first features to return. The features must have been trained with ``--nested``.
     as_of : int, str or Path, optional
         Generation to whose features the features are mapped, so that classifiers that were trained on these can be
-        used: the number of a generation (``--retrain``), another output directory (``--align-to``), or a file that
+        used: the number of a generation (``--retrain``), an output directory with its features, or a file that
         ``shardpress compare --map`` wrote. The manifest then names the other encoder. Features that this encoder made
         are not changed.
     appends : int or collection of int, optional
@@ -393,27 +396,38 @@ def _open_directory(directory: Path, selection: _Selection) -> Features:
     manifest = read_manifest(directory)
     if selection.generation is not None:
         manifest = _generation(directory, manifest, selection.generation)
+    files = part_files(directory, manifest)
+    if selection.appends is not None:
+        files = _files_of(selection.appends, files, directory)
+        manifest = {**manifest, "n_rows": sum(file.n_rows for file in files)}
+    parts = [(file.path, check_part(file)) for file in files]
+    opened = _opened(parts, manifest, selection.block_rows, categories_in(files))
+    if "appends" in manifest and APPEND_ID not in opened.extras:
+        opened.extras[APPEND_ID] = _lazy_append_ids(files, selection.block_rows)
+    return opened
+
+
+def part_files(directory: Path, manifest: Mapping[str, Any]) -> list[PartFile]:
+    """Return the parts that a manifest lists, in the order of the rows. There is at least one."""
     try:
-        lines = [
-            _PartLine(directory / part["file"], int(part["n_rows"]), _append_id(part)) for part in manifest["parts"]
+        files = [
+            PartFile(directory / part["file"], int(part["n_rows"]), int(part.get(APPEND_ID, 0)), str(part["blake3"]))
+            for part in manifest["parts"]
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"features={printable(directory)}: its manifest has an invalid list of parts: {error!r}. {_REPEAT}"
         ) from error
-    if not lines:
+    if not files:
         raise DataError(
             f"features={printable(directory)}: its manifest lists no parts, expected at least one. {_REPEAT}"
         )
-    if selection.appends is not None:
-        lines = _lines_of(selection.appends, lines, directory)
-        manifest = {**manifest, "n_rows": sum(line.n_rows for line in lines)}
-    parts = [(line.path, _check_part(line.path, line.n_rows)) for line in lines]
-    latest = max(lines, key=lambda line: line.append_id)  # it has the categories of all rows
-    opened = _opened(parts, manifest, selection.block_rows, latest.path)
-    if "appends" in manifest and APPEND_ID not in opened.extras:
-        opened.extras[APPEND_ID] = _lazy_append_ids(lines, selection.block_rows)
-    return opened
+    return files
+
+
+def categories_in(files: Sequence[PartFile]) -> dict[str, np.ndarray]:
+    """Return the categories of the extras of all rows. The latest part has all of them."""
+    return _readable_categories(max(files, key=lambda file: file.append_id).path)
 
 
 def _generation(directory: Path, manifest: dict[str, Any], number: int) -> dict[str, Any]:
@@ -436,24 +450,20 @@ def _generation(directory: Path, manifest: dict[str, Any], number: int) -> dict[
     )
 
 
-class _PartLine(NamedTuple):
+class PartFile(NamedTuple):
     """Facts about a part from the manifest."""
 
     path: Path
     n_rows: int
     append_id: int
+    blake3: str
 
 
-def _append_id(part: Mapping[str, Any]) -> int:
-    """Return the number of the append that encoded a part."""
-    return int(part.get(APPEND_ID, 0))
-
-
-def _lines_of(appends: Collection[int], lines: Sequence[_PartLine], directory: Path) -> list[_PartLine]:
+def _files_of(appends: Collection[int], files: Sequence[PartFile], directory: Path) -> list[PartFile]:
     """Return the parts of some appends."""
-    selected = [line for line in lines if line.append_id in appends]
+    selected = [file for file in files if file.append_id in appends]
     if not selected:
-        known = short_list(map(str, sorted({line.append_id for line in lines})), _NAMED)
+        known = short_list(map(str, sorted({file.append_id for file in files})), _NAMED)
         raise DataError(
             f"features={printable(directory)}: has no rows of appends={sorted(appends)}, expected numbers of its "
             f"appends: {known}."
@@ -461,11 +471,11 @@ def _lines_of(appends: Collection[int], lines: Sequence[_PartLine], directory: P
     return selected
 
 
-def _lazy_append_ids(lines: Sequence[_PartLine], block_rows: int) -> Any:
+def _lazy_append_ids(files: Sequence[PartFile], block_rows: int) -> Any:
     """Return the number of the append of each row as a Dask array."""
     import dask.array as da
 
-    return da.concatenate([da.full(line.n_rows, line.append_id, dtype=np.int32, chunks=block_rows) for line in lines])
+    return da.concatenate([da.full(file.n_rows, file.append_id, dtype=np.int32, chunks=block_rows) for file in files])
 
 
 def _open_file(path: Path, block_rows: int) -> Features:
@@ -479,19 +489,24 @@ def _open_file(path: Path, block_rows: int) -> Features:
             manifest = {**file.attrs, "n_rows": file[FEATURES].shape[0]}
     except FAILURES as error:
         raise DataError(f"{where}: contains no readable features: {error}. {_WHOLE}") from error
-    return _opened([(path, shapes)], manifest, block_rows, path)
+    return _opened([(path, shapes)], manifest, block_rows, _readable_categories(path))
 
 
 def _opened(
-    parts: Sequence[tuple[Path, Mapping[str, Shape]]], manifest: dict[str, Any], block_rows: int, categorized: Path
+    parts: Sequence[tuple[Path, Mapping[str, Shape]]],
+    manifest: dict[str, Any],
+    block_rows: int,
+    categories: dict[str, np.ndarray],
 ) -> Features:
-    """Return the rows of some files with their datasets. `categorized` is the file with the categories of all rows."""
+    """Return the rows of some files with their datasets."""
     import dask.array as da  # imported here, because it takes longer to load than all other modules
 
     for path, shapes in parts:
         if VALID not in shapes:
             where = f"file={printable(path)}"
-            raise DataError(f"{where}: contains no dataset {VALID!r}, expected a file that --single-file has written")
+            raise DataError(
+                f"{where}: contains no dataset {VALID!r}, expected a file that shardpress export --to hdf5 wrote"
+            )
     names = common_dtypes([shapes for _, shapes in parts])
     arrays = {}
     for name in names:
@@ -499,7 +514,7 @@ def _opened(
         arrays[name] = da.concatenate(pieces)
     features = arrays.pop(FEATURES)
     valid = arrays.pop(VALID)
-    return Features(features, valid, arrays, manifest, _readable_categories(categorized))
+    return Features(features, valid, arrays, manifest, categories)
 
 
 def _readable_categories(path: Path) -> dict[str, np.ndarray]:
@@ -509,8 +524,9 @@ def _readable_categories(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"file={printable(path)}: its categories cannot be read: {error}. {_REPEAT}") from error
 
 
-def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
+def check_part(part: PartFile) -> dict[str, Shape]:
     """Return the result of `shapes_of` for a part. Raise `DataError` if the part does not match the manifest."""
+    path = part.path
     try:
         os.stat(path)  # HDF5 does not distinguish between a missing and a damaged file
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -525,9 +541,9 @@ def _check_part(path: Path, n_rows: int) -> dict[str, Shape]:
         raise DataError(
             f"file={printable(path)}: the manifest lists this file, but it cannot be read: {error}. {_REPEAT}"
         ) from error
-    if n_found != n_rows:
+    if n_found != part.n_rows:
         raise DataError(
-            f"file={printable(path)}: has {n_found} rows, expected {n_rows} according to the manifest. {_REPEAT}"
+            f"file={printable(path)}: has {n_found} rows, expected {part.n_rows} according to the manifest. {_REPEAT}"
         )
     return shapes
 
@@ -560,7 +576,11 @@ def _lazy(path: Path, name: str, shape: Shape, block_rows: int) -> Any:
 def _read_slice(path: str, name: str, start: int, stop: int) -> np.ndarray:
     # Each piece opens the file again, because Dask's threads and processes cannot share an open file.
     with reading(path) as file:
-        values = file[name]
-        if h5py.check_string_dtype(values.dtype):
-            values = values.asstr("utf-8", "surrogateescape")
-        return np.asarray(values[start:stop])
+        return read_values(file[name], start, stop)
+
+
+def read_values(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
+    """Return the values of some rows. Strings become objects of type str."""
+    if h5py.check_string_dtype(dataset.dtype) is not None:
+        return np.asarray(dataset.asstr("utf-8", "surrogateescape")[start:stop])
+    return np.asarray(dataset[start:stop])

@@ -194,7 +194,7 @@ class Model:
             file.flush()
             return bytes(file.id.get_file_image())
 
-    def to_npz(self, to_other: tuple[np.ndarray, np.ndarray] | None = None) -> bytes:
+    def to_npz(self, to_other: tuple[np.ndarray, np.ndarray] | None = None, source: str | None = None) -> bytes:
         """Return the bytes of ``encoder.npz``.
 
         The arrays ``W_1``, ``b_1`` and so on are the maps of `folded`. The other arrays describe how to apply them:
@@ -221,9 +221,14 @@ class Model:
         ----------
         to_other : (ndarray, ndarray), optional
             Matrix and constant of a map to the features of another model, which become the last layer.
+        source : str, optional
+            What the file is exported from, which becomes the array ``exported_from``.
         """
+        arrays = self._encoder_arrays(to_other)
+        if source is not None:
+            arrays["exported_from"] = np.array(source)
         buffer = io.BytesIO()
-        np.savez(buffer, **self._encoder_arrays(to_other))
+        np.savez(buffer, **arrays)
         return buffer.getvalue()
 
     def _encoder_arrays(self, to_other: tuple[np.ndarray, np.ndarray] | None) -> dict[str, Any]:

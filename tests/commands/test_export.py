@@ -1,7 +1,8 @@
-"""Tests of `shardpress export`: it writes a file that a runtime accepts, or reports that there is no model."""
+"""Tests of `shardpress export`: it prints how to use a file, shows progress, and replaces its own exports only."""
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from shardpress.model import Model
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
 from tests.support.logged import mentions
+from tests.support.parts import finished
 
 
 @pytest.fixture
@@ -32,22 +34,49 @@ def test_the_printed_line_runs_the_exported_file(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "encoder.onnx").write_text("an earlier one")
-    assert main(["export", "features", "--onnx", "encoder.onnx"]) == 0
+    for _ in range(2):
+        assert main(["export", "--to", "onnx"]) == 0
     text = capsys.readouterr().out
     assert mentions(text, "(n, 5) float32", "(n, 2) float32")
-    (line,) = re.findall(r"onnxruntime\..*\)", text)
+    line = re.findall(r"onnxruntime\..*\)", text)[-1]
     rows = np.random.default_rng(1).integers(0, 4, (7, 5)).astype(np.float32)
     (features,) = eval(line, {"onnxruntime": onnxruntime, "rows": rows})
     np.testing.assert_allclose(features, model.encode(rows), atol=1e-6)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["encoder.onnx", "features"]
+    assert sorted(path.name for path in (tmp_path / "features").iterdir()) == ["encoder.onnx", "model.h5"]
 
 
-def test_invalid_exports_are_refused(model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.usefixtures("model")
+def test_a_model_file_is_exported_next_to_it(tmp_path: Path) -> None:
+    (tmp_path / "features/model.h5").rename(tmp_path / "other.h5")
+    assert main(["export", str(tmp_path / "other.h5"), "--to", "npz"]) == 0
+    assert np.load(tmp_path / "encoder.npz")["exported_from"] == "other.h5"
+
+
+def test_progress_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = finished(tmp_path / "out", 3, 4)
+    for form in ("hdf5", "anndata", "parquet"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert main(["export", str(output), "--to", form]) == 0
+        assert mentions(caplog.text, "export", "7/7 rows")
+        assert mentions(capsys.readouterr().out, 7, "rows", 2, "features")
+
+
+@pytest.mark.usefixtures("model")
+def test_invalid_exports_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = str(tmp_path / "features")
+    (tmp_path / "mine").write_bytes(b"data")
     for arguments, code, words in [
-        ([str(tmp_path / "nowhere"), "--onnx", "x.onnx"], 66, "nowhere: "),
-        ([str(tmp_path / "features")], 64, "--onnx"),
-        ([str(tmp_path / "features"), "--onnx", str(tmp_path / "no/x.onnx")], 74, "no/x.onnx"),
+        ([str(tmp_path / "nowhere"), "--to", "onnx"], 66, "nowhere: "),
+        ([str(tmp_path / "nowhere"), "--to", "hdf5"], 66, "nowhere/"),
+        ([output, "--to", "hdf5"], 66, "no finished run"),
+        ([output], 64, "--to"),
+        ([output, "--to", "csv"], 64, "parquet"),
+        ([output, "--to", "onnx", "--output", str(tmp_path / "no/x.onnx")], 74, "no/x.onnx"),
+        ([output, "--to", "npz", "--output", str(tmp_path / "mine")], 73, "mine"),
+        ([output, "--to", "npz", "--output", str(tmp_path / "features")], 73, "features"),
     ]:
-        assert main(["export", *arguments]) == code
+        assert main(["export", *arguments]) == code, arguments
         assert words in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Tests of parts and single files as other programs load them.
+"""Tests of parts and exported files as other programs load them.
 
 Hugging Face's `datasets.load_dataset("hdf5")` is not installed for the tests, so `assert_loadable` checks its
 conditions: all datasets of the root group and of other groups have the same length, and all values are in the file.
@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from shardpress.encoding.partfile import PartMemory
-from shardpress.encoding.whole import single_file
 from shardpress.features import categories_of, open_features
+from shardpress.interop.export import export
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
 from shardpress.shards.shard import Block, Extra
 from tests.support.cases import case
 from tests.support.helpers import names, write_shard
+from tests.support.parts import finished_parts
 
 CATEGORIES = {
     "kind": ("T cell", "ß", "none"),
@@ -65,21 +66,18 @@ def write_part_of_version_0_1(path: Path) -> None:
 
 
 @pytest.mark.process
-def test_parts_and_single_files_have_one_value_for_each_row(tmp_path: Path) -> None:
-    for write in (write_part, write_part_of_version_0_1):
-        with case(write.__name__):
-            write(tmp_path / "part.h5")
-            pieces = single_file(tmp_path, ["part.h5", "part.h5"], {})
-            (tmp_path / "single.h5").write_bytes(b"".join(bytes(piece) for piece in pieces.pieces))
-            assert_loadable(tmp_path / "single.h5")
-            for path in (tmp_path / "part.h5", tmp_path / "single.h5"):
-                found = {name: tuple(values.tolist()) for name, values in categories_of(path).items()}
-                assert found == CATEGORIES
-            opened = open_features(tmp_path / "single.h5")
-            assert opened.extras["kind"].compute().tolist() == 2 * CODES["kind"].tolist()
-            assert opened.categories["kind"].tolist() == ["T cell", "ß", "none"]
-    write_part(tmp_path / "part.h5")
-    assert_loadable(tmp_path / "part.h5")
+def test_parts_and_exported_files_have_one_value_for_each_row(tmp_path: Path) -> None:
+    part = tmp_path / "part.h5"
+    write_part(part)
+    output = finished_parts(tmp_path / "out", [(4, part.read_bytes())] * 2)
+    export(output, "hdf5")
+    for path in (part, output / "features.h5"):
+        assert_loadable(path)
+        found = {name: tuple(values.tolist()) for name, values in categories_of(path).items()}
+        assert found == CATEGORIES
+    opened = open_features(output / "features.h5")
+    assert opened.extras["kind"].compute().tolist() == 2 * CODES["kind"].tolist()
+    assert opened.categories["kind"].tolist() == ["T cell", "ß", "none"]
 
 
 @pytest.mark.process

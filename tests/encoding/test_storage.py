@@ -12,11 +12,19 @@ import pytest
 
 from shardpress.encoding.partfile import PartMemory, part_shapes
 from shardpress.encoding.storage import PLAIN, Storage
-from shardpress.encoding.whole import single_file
+from shardpress.interop.export import export
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from shardpress.shards.shard import Block
-from tests.support.parts import EXTRAS, assert_same_datasets, extras_of, feature_rows, index_of, part_bytes, shapes_in
+from tests.support.parts import (
+    EXTRAS,
+    assert_same_datasets,
+    extras_of,
+    feature_rows,
+    finished_parts,
+    index_of,
+    part_bytes,
+)
 
 RNG = np.random.default_rng(0)
 STORAGES = [Storage(*pair) for pair in product(("float32", "float16"), ("none", "lzf", "gzip"))]
@@ -79,7 +87,7 @@ def test_reused_memory_gives_the_same_parts_for_any_size() -> None:
 
 
 @pytest.mark.process
-def test_every_storage_is_valid_in_shards_index_and_single_file(tmp_path: Path) -> None:
+def test_every_storage_is_valid_in_shards_index_and_export(tmp_path: Path) -> None:
     for i, storage in enumerate(STORAGES):
         folder = tmp_path / str(i)
         folder.mkdir()
@@ -93,12 +101,13 @@ def test_every_storage_is_valid_in_shards_index_and_single_file(tmp_path: Path) 
         np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))
         assert_same_datasets(read_extras(Block(shard, 0, 3)), {**EXTRAS, "valid": np.ones(3, bool)})
         (folder / "index.h5").write_bytes(index_of(folder, files, {}))
-        (folder / "single.h5").write_bytes(b"".join(map(bytes, single_file(folder, files, {}).pieces)))
-        for name in ("index.h5", "single.h5"):
-            with h5py.File(folder / name) as file:
+        parts = [(n_rows, (folder / name).read_bytes()) for n_rows, name in zip((3, 0, 3), files, strict=True)]
+        output = finished_parts(folder / "out", parts)
+        export(output, "hdf5")
+        for path in (folder / "index.h5", output / "features.h5"):
+            with h5py.File(path) as file:
                 assert file["features"].dtype == storage.dtype
                 np.testing.assert_array_equal(file["features"], feature_rows(6))
-        assert shapes_in(folder / "single.h5")["features"] == ((6, 2), np.dtype(storage.dtype))
 
 
 def test_plain_storage_needs_no_conversion() -> None:

@@ -84,14 +84,14 @@ def test_a_map_of_another_model_is_refused(tmp_path: Path) -> None:
     files.map_path.write_bytes(other.to_npz())
     with pytest.raises(DataError, match="0000"):
         TiedAutoencoder.from_run(files.path, as_of=files.map_path)
-    assert main(["export", str(files.path), "--npz", str(tmp_path / "x.npz"), "--as-of", str(files.map_path)]) == 65
+    assert main(["export", str(files.path), "--to", "npz", "--as-of", str(files.map_path)]) == 65
 
 
 @each("network", NETWORKS)
 def test_the_onnx_encoder_includes_the_map(network: Network, tmp_path: Path) -> None:
     files = Files(tmp_path, network)
     path = tmp_path / "encoder.onnx"
-    assert main(["export", str(files.path), "--onnx", str(path), "--as-of", str(files.map_path)]) == 0
+    assert main(["export", str(files.path), "--to", "onnx", "--output", str(path), "--as-of", str(files.map_path)]) == 0
     session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     rows = rows_for(files.model)
     dtype = {"tensor(float)": np.float32, "tensor(double)": np.float64}[session.get_inputs()[0].type]
@@ -105,7 +105,7 @@ def test_the_onnx_encoder_includes_the_map(network: Network, tmp_path: Path) -> 
 def test_the_numpy_encoder_includes_the_map(tmp_path: Path) -> None:
     files = Files(tmp_path)
     path = tmp_path / "encoder.npz"
-    assert main(["export", str(files.path), "--npz", str(path), "--as-of", str(files.map_path)]) == 0
+    assert main(["export", str(files.path), "--to", "npz", "--output", str(path), "--as-of", str(files.map_path)]) == 0
     rows = rows_for(files.model)
     with np.load(path, allow_pickle=False) as encoder:
         np.testing.assert_allclose(numpy_features(encoder, rows), files.expected(rows), rtol=1e-6)
@@ -116,7 +116,7 @@ def test_a_numpy_encoder_after_a_sigmoid_names_its_activations(tmp_path: Path) -
     """Programs that expect slopes fail instead of applying the sigmoid after the map."""
     files = Files(tmp_path, NETWORKS[1])
     path = tmp_path / "encoder.npz"
-    assert main(["export", str(files.path), "--npz", str(path), "--as-of", str(files.map_path)]) == 0
+    assert main(["export", str(files.path), "--to", "npz", "--output", str(path), "--as-of", str(files.map_path)]) == 0
     with np.load(path, allow_pickle=False) as encoder:
         assert encoder["activations"].tolist()[-2:] == ["sigmoid", "linear"]
         assert "slopes" not in encoder

@@ -140,23 +140,6 @@ def test_a_manifest_cannot_name_files_of_publications(ledger: Ledger, name: str)
         read_manifest(ledger.directory)
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK], ids=errno.errorcode.get)
-def test_a_reused_file_is_linked_or_copied(tmp_path: Path, code: int) -> None:
-    for disk in (RecordingDisk(), BrokenDisk(code, "link")):
-        directory = tmp_path / type(disk).__name__
-        with locked(directory, disk) as ledger:
-            (entry,) = publish(ledger, "single.h5")
-            number = (directory / "single.h5").stat().st_ino
-            publication = ledger.publication()
-            again = publication.reuse("single.h5", entry)
-            ledger.finish({}, {"parts": [], "files": [vars(again)]}, publication)
-            ledger.sweep(NOW)
-        assert fault_of(directory, again) is None
-        assert (directory / "single.h5").read_bytes() == b"single.h5"
-        assert ((directory / "single.h5").stat().st_ino == number) == (type(disk) is RecordingDisk)
-        assert len(folders(directory)) == 1
-
-
 @pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP], ids=errno.errorcode.get)
 def test_the_manifest_is_written_last_without_symbolic_links(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, code: int
@@ -233,7 +216,7 @@ def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
     n_without_manifest = 0
     for number in range(60):
         directory = tmp_path / str(number)
-        as_plain_files(directory, "model.h5", "index.h5", "single.h5")
+        as_plain_files(directory, "model.h5", "index.h5", "quarantine.jsonl")
         with locked(directory) as ledger:
             ledger.disk = FailingDisk(number, errno.ENOSPC)
             try:
@@ -247,15 +230,15 @@ def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_files_of_an_interrupted_run_are_not_mixed_with_another(tmp_path: Path) -> None:
-    """The next run has no single.h5; otherwise readers would use the earlier one."""
+    """The next run has no quarantine.jsonl; otherwise readers would use the earlier one."""
     for number in range(60):
         directory = tmp_path / str(number)
-        as_plain_files(directory, "model.h5", "index.h5", "single.h5")
+        as_plain_files(directory, "model.h5", "index.h5", "quarantine.jsonl")
         with suppress(WriteFailed):
             module.settle(directory, FailingDisk(number, errno.EIO, is_permanent=True))
         with locked(directory) as ledger:
             publish(ledger, "model.h5", "index.h5")
-        assert not (directory / "single.h5").exists(), f"call {number}"
+        assert not (directory / "quarantine.jsonl").exists(), f"call {number}"
 
 
 @pytest.mark.process

@@ -9,10 +9,12 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pandas as pd
 import pytest
 
 from shardpress.features import open_features
 from shardpress.formats import seal
+from shardpress.interop.export import export
 from shardpress.output.lock import locked
 from shardpress.output.records import OUTPUT, manifest_path, read_manifest
 from shardpress.run import new_rows
@@ -78,21 +80,21 @@ def test_float16_features_stay_float16(growing: Workspace, out: Path) -> None:
     assert open_features(out).features.dtype == np.float16
 
 
-def test_optional_files_are_kept_up_to_date(growing: Workspace, out: Path) -> None:
-    assert growing.run(out, "--format", "parquet", "--single-file") == 0
+def test_an_export_after_an_append_writes_only_new_files(growing: Workspace, finished: Path) -> None:
+    for form in ("parquet", "hdf5"):
+        export(finished, form)
+    before = stamps(finished / "parquet")
     add(growing, "3.h5")
-    assert growing.run(out, "--append") == 0
-    assert run_seen_by_readers(out) is not None  # compares the Parquet files and the single file with the features
-    assert (out / "single.h5").exists()
-    assert len(list((out / "parquet").iterdir())) == len(parts_of(out))
-
-
-def test_optional_files_can_be_added(growing: Workspace, finished: Path) -> None:
-    before = parts_of(finished)
-    assert growing.run(finished, "--append", "--format", "parquet", "--single-file") == 0
-    assert parts_of(finished) == before
-    assert run_seen_by_readers(finished) is not None
-    assert (finished / "single.h5").exists()
+    add(growing, "1.h5", n_rows=9, seed=5)  # its rows take the place of the earlier ones
+    assert growing.run(finished, "--append") == 0
+    for form in ("parquet", "hdf5"):
+        export(finished, form)
+    expected = open_features(finished)
+    pd.testing.assert_frame_equal(pd.read_parquet(finished / "parquet"), expected.to_pandas())
+    np.testing.assert_array_equal(open_features(finished / "features.h5").features, expected.features)
+    after = stamps(finished / "parquet")
+    assert len(after) == len(parts_of(finished)) == 4
+    assert len(before.items() & after.items()) == 2
 
 
 def test_a_run_without_append_names_it(growing: Workspace, finished: Path) -> None:
@@ -206,7 +208,7 @@ def test_a_damaged_model_is_replaced_by_the_result_of_the_training(
     assert growing.run(finished, "--append") == 65
 
 
-@pytest.mark.parametrize("name", ["index.h5", "encoder.npz", "report.html"])
+@pytest.mark.parametrize("name", ["index.h5", "report.html"])
 @pytest.mark.parametrize("has_new_file", [False, True])
 def test_missing_files_of_the_finished_run_are_written_again(
     growing: Workspace, finished: Path, name: str, has_new_file: bool

@@ -102,13 +102,13 @@ class Machine:
 
     def flags(self, n_epochs: float, *more: str) -> list[str]:
         """Return flags of a deadline that allows about `n_epochs` epochs; the first one takes no time."""
-        reserve = deadline.reserved_seconds(ENCODING, n_copies=0)
+        reserve = deadline.reserved_seconds(ENCODING)
         seconds = reserve + (n_epochs - 1) * self.epoch / 0.9
         return [*MANY_EPOCHS, "--finish-by", f"+{seconds / 3600!r}h", *more]
 
     def hours(self, n_epochs: float, *more: str) -> list[str]:
         """Return flags that leave time for `n_epochs` epochs before the actual encoding."""
-        seconds = deadline.reserved_seconds(ENCODING, n_copies=0) + n_epochs * self.epoch
+        seconds = deadline.reserved_seconds(ENCODING) + n_epochs * self.epoch
         return [*MANY_EPOCHS, *SHORT_EPOCHS, "--finish-by", f"+{seconds / 3600!r}h", *more]
 
 
@@ -314,7 +314,7 @@ def test_one_disturbed_measurement_of_the_encoding_is_corrected(
     machine.encodings = [20 * ENCODING, ENCODING]
     assert workspace.run(out, *machine.hours(4.5)) == 0
     assert training_of(out)["deadline"]["n_epochs"] >= 3
-    assert training_of(out)["deadline"]["reserved_seconds"] == deadline.reserved_seconds(ENCODING, n_copies=0)
+    assert training_of(out)["deadline"]["reserved_seconds"] == deadline.reserved_seconds(ENCODING)
 
 
 def test_a_training_that_ends_early_measures_the_encoding_again(

@@ -26,8 +26,8 @@ from shardpress.settings.resolve import network_of, resolve
 from shardpress.shards.shard import Extra, Shard
 from shardpress.training.targets import targets_of
 from shardpress_kernels.network import Network
-from tests.support.logged import mentions
 from tests.support.fields import set_sizes
+from tests.support.logged import mentions
 from tests.support.networks import ONE_LAYER
 
 CONFIG = Config.of(

@@ -51,16 +51,13 @@ def test_the_summary_of_a_finished_run_has_its_current_path() -> None:
     assert mentions(str(restored), COMPLETE, 300, 9, 4, "elsewhere/index.h5")
 
 
-@pytest.mark.parametrize(
-    ("max_files", "flags", "has_warning"), [(36, [], True), (37, [], False), (36, ["--single-file"], False)]
-)
+@pytest.mark.parametrize(("max_files", "has_warning"), [(36, True), (37, False)])
 def test_more_parts_than_open_files_cause_a_warning(
     workspace: Workspace,
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     max_files: int,
-    flags: list[str],
     has_warning: bool,
 ) -> None:
     """HDF5 returns fill values for files that it cannot open, without an error."""
@@ -70,5 +67,5 @@ def test_more_parts_than_open_files_cause_a_warning(
         "getrlimit",
         lambda which: (max_files, max_files) if which == resource.RLIMIT_NOFILE else getrlimit(which),
     )
-    assert workspace.run(out, *flags) == 0
-    assert mentions(caplog.text, "index.h5", 5, max_files, "--single-file") is has_warning
+    assert workspace.run(out) == 0
+    assert mentions(caplog.text, "index.h5", 5, max_files, "export") is has_warning

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from pyarrow import parquet
 
 from shardpress.alignment import load_map
+from shardpress.commands.table import main
 from shardpress.errors import DataError, NotPermitted
 from shardpress.features import open_features
 from shardpress.formats import seal
-from shardpress.interop.anndata import export_anndata
+from shardpress.interop.export import export
 from shardpress.interop.estimator import TiedAutoencoder
 from shardpress.output.records import OUTPUT, manifest_path, read_manifest
 from shardpress.report.page.build import page_of, read_report, text_of
@@ -199,51 +200,32 @@ def test_too_few_common_rows_give_no_map(runs: Workspace, first: Path, caplog: p
 
 def test_features_can_be_read_as_those_of_another_output(runs: Workspace, first: Path) -> None:
     other = runs.folder / "other"
-    assert runs.run(other, "--seed", "1", "--align-to", str(first)) == 0
+    path = runs.folder / "map.npz"
+    assert runs.run(other, "--seed", "1") == 0
+    assert main(["compare", str(first), str(other), "--map", str(path)]) == 0
     assert residual(features(other), features(first)) > 0.5
-    assert residual(features(other, as_of=first), features(first)) < 0.1
+    assert residual(features(other, as_of=path), features(first)) < 0.1
+    np.testing.assert_array_equal(features(first, as_of=path), features(first))
     np.testing.assert_array_equal(features(first, as_of=first), features(first))
     add(runs, "2.h5")
     assert runs.run(other, "--seed", "1", "--append") == 0
-    assert features(other, as_of=first).shape == (82, 2)
     n_before = len(features(first))
-    assert open_features([first, other], as_of=first).features.shape == (n_before + 82, 2)
+    assert open_features([first, other], as_of=path).features.shape == (n_before + 82, 2)
 
 
-def test_a_map_can_be_added_to_a_complete_run(runs: Workspace, first: Path) -> None:
-    other = runs.folder / "other"
-    assert runs.run(other, "--seed", "1") == 0
-    for flags in (["--seed", "1"], ["--append"]):
-        output = runs.folder / flags[0]
-        assert runs.run(output, "--seed", "1") == 0
-        assert runs.run(output, *flags, "--align-to", str(first)) == 0
-        assert residual(features(output, as_of=first), features(first)) < 0.1
-        before = stamps(output)
-        assert runs.run(output, *flags, "--align-to", str(first)) == 0
-        assert stamps(output) == before
-
-
-def test_an_output_without_results_is_refused_before_the_training(runs: Workspace, out: Path) -> None:
-    assert runs.run(out, "--align-to", str(runs.folder / "nothing")) == 66
-    assert not out.exists()
-
-
-def test_an_output_without_common_rows_gives_no_map(runs: Workspace, first: Path) -> None:
-    for path in list(runs.shards.iterdir()):
-        path.unlink()
-    add(runs, "new.h5", n_rows=50)
-    other = runs.folder / "other"
-    assert runs.run(other, "--align-to", str(first)) == 0
-    with pytest.raises(DataError, match="no map"):
-        open_features(other, as_of=first)
+def test_an_output_with_the_features_of_a_generation_names_it(runs: Workspace, first: Path) -> None:
+    copy = runs.folder / "copy"
+    shutil.copytree(first, copy, symlinks=True)
+    assert runs.run(first, *RETRAIN) == 0
+    np.testing.assert_array_equal(features(first, as_of=copy), features(first, as_of=1))
 
 
 def test_outputs_without_a_map_are_refused(runs: Workspace, first: Path) -> None:
     other = runs.folder / "other"
     assert runs.run(other, "--seed", "1") == 0
-    with pytest.raises(DataError, match="no map"):
+    with pytest.raises(DataError, match="compare --map"):
         open_features(other, as_of=first)
-    with pytest.raises(DataError, match="no map"):
+    with pytest.raises(DataError, match="compare --map"):
         open_features([first, other], as_of=first)
 
 
@@ -308,18 +290,17 @@ def test_damaged_parts_of_an_earlier_generation_are_a_fault(runs: Workspace, fir
 
 
 def test_exported_files_name_the_encoder(runs: Workspace, first: Path) -> None:
-    assert runs.run(first, *RETRAIN, "--format", "parquet") == 0
+    assert runs.run(first, *RETRAIN) == 0
     manifest = read_manifest(first)
-    (table, *_) = sorted((first / "parquet").iterdir())
-    assert parquet.read_schema(table).metadata[b"shardpress.encoder"].decode() == manifest["model"]
+    export(first, "npz")
     with np.load(first / "encoder.npz", allow_pickle=False) as encoder:
         assert encoder["encoder"] == manifest["model"]
-    earlier = read_manifest(first)["generations"][0]["model"]
+    earlier = manifest["generations"][0]["model"]
     for as_of, expected in ((None, manifest["model"]), (1, earlier)):
-        path = runs.folder / f"{as_of}.h5ad"
-        export_anndata(open_features(first, as_of=as_of), path)
-        with h5py.File(path) as file:
+        export(first, "anndata", as_of=as_of)
+        with h5py.File(first / "features.h5ad") as file:
             assert file["uns/shardpress_encoder"].asstr()[()] == expected
+            np.testing.assert_array_equal(file["obsm/X_shardpress"], features(first, as_of=as_of))
 
 
 def test_the_report_says_what_a_classifier_keeps(runs: Workspace, out: Path) -> None:

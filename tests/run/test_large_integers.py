@@ -12,6 +12,7 @@ import pytest
 from shardpress.choices import ROW_SCALES
 from shardpress.errors import DataError
 from shardpress.features import open_features
+from shardpress.interop.export import export
 from shardpress.interop.onnx import encoder_onnx
 from shardpress.model import load_model
 from shardpress.report.verify import verify
@@ -79,6 +80,7 @@ def test_a_model_of_large_integers_can_be_applied(large: Workspace, tmp_path: Pa
     assert large.run(again, "--model", str(out)) == 0
     np.testing.assert_array_equal(features(again), features(out))
     assert not verify(str(out), 100).faults
+    export(out, "npz")
     with np.load(out / "encoder.npz") as arrays:
         assert arrays["offset"].tolist() == model.offset.tolist()
     with pytest.raises(DataError, match="above 2"):

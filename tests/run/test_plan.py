@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -185,33 +184,9 @@ def test_a_plan_predicts_the_bytes_that_are_written(workspace: Workspace, out: P
     for part in read_manifest(out)["parts"]:
         with h5py.File(out / part["file"]) as file:
             n_bytes += sum(file[name].nbytes for name in ("features", "valid", "y"))
-    n_weights = 4 * 2  # in encoder.npz, and twice in a model.h5; biases are small in comparison
-    assert planned_run.disk["n_bytes"] == n_bytes + 16 * n_weights
+    n_weights = 4 * 2  # twice in a model.h5; biases are small in comparison
+    assert planned_run.disk["n_bytes"] == n_bytes + 8 * n_weights
     assert workspace.plan(out).disk["n_bytes"] == 0
-
-
-def test_a_plan_predicts_the_bytes_of_parquet_files(
-    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flags = ["--format", "parquet"]
-    n_bytes = workspace.plan(out).disk["n_bytes"]
-    parquet_bytes = 55 * 2 * 4
-    assert n_bytes is not None
-    assert workspace.plan(out, *flags).disk["n_bytes"] == n_bytes + parquet_bytes
-    assert workspace.run(out) == 0
-    planned_run = workspace.plan(out, *flags)
-    assert planned_run.problems == []
-    assert planned_run.stages[-2].seconds == 0, "the rows are not encoded again"
-    assert workspace.run(out, *flags) == 0
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))
-    planned_run = workspace.plan(out, *flags)
-    assert (planned_run.problems, planned_run.disk["n_bytes"]) == ([], 0)
-
-
-def test_a_plan_reports_a_missing_pyarrow(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    (problem,) = workspace.plan(out, "--format", "parquet").problems
-    assert (problem["exit_code"], "pip install 'shardpress[parquet]'" in problem["words"]) == (69, True)
 
 
 def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path) -> None:

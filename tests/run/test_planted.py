@@ -31,7 +31,7 @@ COMMANDS = {
     "verify": ["out"],
     "report": ["out"],
     "compare": ["out", "out"],
-    "export": ["out", "--onnx", "encoder.onnx"],
+    "export": ["out", "--to", "onnx"],
     "setup-gpu": ["--help"],
 }
 

@@ -1,9 +1,8 @@
 """Tests of the commit protocol in whole runs: on failing disks, killed, after power cuts, and rerun.
 
 Sample: `tests.support.soak_protocol`, which `make soak` runs, injects every fault at each disk call of every kind of
-run. Here a call of each kind fails permanently in a first run, or a kill follows it. If a run adds a single file, only
-the kinds of calls that a first run lacks are disturbed. The other faults occur at every 4th to 96th call. As in the
-soak test, readers run after every change.
+run. Here a call of each kind fails permanently in a first run, or a kill follows it. The other
+faults occur at every 7th to 96th call. As in the soak test, readers run after every change.
 """
 
 from __future__ import annotations
@@ -114,11 +113,8 @@ def test_power_can_be_cut_after_some_calls(scenario: Callable[[str], Scenario]) 
     assert set(kinds) == {"lost", "empty", "zeros", "mixed"}
 
 
-AFTERWARDS = "single file afterwards"
-PARQUET_AFTERWARDS = "parquet afterwards"
 # Kinds that differ only in how their results are published.
-APPENDS = ("append", "append parquet")
-PUBLISHING = ("single file before", "plain files", "plain files, restart", "copy without links", "lost links")
+PUBLISHING = ("list before", "plain files", "plain files, restart", "copy without links", "lost links")
 # Kinds whose readers `make check` tests as well.
 QUICK = ("new", "append")
 
@@ -131,8 +127,6 @@ def test_all_readers_see_one_run_after_every_change(scenario: Callable[[str], Sc
     if "restart" in kind:
         assert len(visible_runs) == 3
         assert visible_runs[1] is None
-    elif kind in (AFTERWARDS, PARQUET_AFTERWARDS):
-        assert len(visible_runs) == 1
     else:
         assert len(visible_runs) == 2
 
@@ -147,9 +141,7 @@ def test_replacing_results_can_be_disturbed(scenario: Callable[[str], Scenario],
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(
-    "kind", [kind for kind in KINDS if kind not in ("new", AFTERWARDS, PARQUET_AFTERWARDS, *APPENDS, *PUBLISHING)]
-)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("new", "append", *PUBLISHING)])
 def test_other_kinds_of_runs_can_be_disturbed(scenario: Callable[[str], Scenario], kind: str) -> None:
     assert fail_every_call(scenario(kind), errno.ENOSPC, True, selection=every(96)).total() > 1
     assert fail_every_call(scenario(kind), errno.EIO, False, selection=every(96, first=32)).total() > 1
@@ -158,34 +150,12 @@ def test_other_kinds_of_runs_can_be_disturbed(scenario: Callable[[str], Scenario
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", APPENDS)
-def test_appending_can_be_disturbed(scenario: Callable[[str], Scenario], kind: str) -> None:
+def test_appending_can_be_disturbed(scenario: Callable[[str], Scenario]) -> None:
     """Appends differ from other runs in the order of their changes, so every seventh call is disturbed."""
-    assert kill_at_every_call(scenario(kind), after=True, selection=every(7)) > 10
-    assert fail_every_call(scenario(kind), errno.ENOSPC, True, selection=every(14, first=3)).total() > 5
-    assert fail_every_call(scenario(kind), errno.EIO, False, selection=every(14, first=10)).total() > 5
-    assert cut_power(scenario(kind), n_random=1, selection=every(28)).total() > 3
-
-
-@pytest.mark.process
-def test_writing_a_single_file_can_be_disturbed(scenario: Callable[[str], Scenario]) -> None:
-    """A call of each kind is disturbed, except for the kinds of calls of a first run."""
-    calls = scenario(AFTERWARDS).calls_of_each_kind(scenario("new"))
-    assert fail_every_call(scenario(AFTERWARDS), errno.ENOSPC, True, selection=calls).total() > 10
-    assert fail_every_write(scenario(AFTERWARDS), selection=every(4)).total() > 1
-    assert fail_every_write(scenario(AFTERWARDS), errno.ENOSPC, selection=every(4, first=2)).total() > 1
-    assert kill_at_every_call(scenario(AFTERWARDS), after=True, selection=calls[::2]) > 5
-    assert cut_power(scenario(AFTERWARDS), n_random=1, selection=every(9)).total() > 5
-
-
-@pytest.mark.process
-def test_writing_parquet_files_can_be_disturbed(scenario: Callable[[str], Scenario]) -> None:
-    """A call of each kind is disturbed, except for the kinds of calls of a first run."""
-    calls = scenario(PARQUET_AFTERWARDS).calls_of_each_kind(scenario("new"))
-    assert fail_every_call(scenario(PARQUET_AFTERWARDS), errno.ENOSPC, True, selection=calls).total() > 10
-    assert fail_every_write(scenario(PARQUET_AFTERWARDS), errno.ENOSPC, selection=every(4)).total() > 1
-    assert kill_at_every_call(scenario(PARQUET_AFTERWARDS), after=True, selection=calls[::2]) > 5
-    assert cut_power(scenario(PARQUET_AFTERWARDS), n_random=1, selection=every(9)).total() > 5
+    assert kill_at_every_call(scenario("append"), after=True, selection=every(7)) > 10
+    assert fail_every_call(scenario("append"), errno.ENOSPC, True, selection=every(14, first=3)).total() > 5
+    assert fail_every_call(scenario("append"), errno.EIO, False, selection=every(14, first=10)).total() > 5
+    assert cut_power(scenario("append"), n_random=1, selection=every(28)).total() > 3
 
 
 @pytest.mark.process

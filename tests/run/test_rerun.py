@@ -23,7 +23,6 @@ from tests.support.cases import ALL_CASES
 from tests.support.faulty import BrokenDisk, RecordingDisk
 from tests.support.interruptions import (
     DAMAGE,
-    OTHER,
     SIZES,
     STEPS,
     FullDisk,
@@ -37,7 +36,6 @@ from tests.support.logged import COMPLETE, mentions, n_recomputed, reuses
 from tests.support.soak_protocol import (
     invalid_entries,
     leftovers,
-    named,
     run_seen_by_readers,
     unreferenced,
     without_links,
@@ -81,9 +79,7 @@ def test_a_finished_run_without_links_is_complete(workspace: Workspace, out: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("pattern", "kinds"), some_damage("part", "view", "index.h5", "model.h5", "encoder.npz", "report.html")
-)
+@pytest.mark.parametrize(("pattern", "kinds"), some_damage("part", "view", "index.h5", "model.h5", "report.html"))
 def test_only_damaged_files_of_a_finished_run_are_recomputed(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, pattern: str, kinds: list[str]
 ) -> None:
@@ -239,73 +235,6 @@ def test_links_that_a_copy_lost_are_restored(workspace: Workspace, out: Path) ->
     assert results(stamps(out)) == results(before)
     assert run_seen_by_readers(out) is not None
     assert leftovers(out) == []
-
-
-# -- the single file ---------------------------------------------------------------------------------------------
-
-SINGLE = ["--single-file"]
-
-
-def single(output: Path) -> tuple[bytes, list[str]]:
-    """Return the features in the single file, and the files in the manifest."""
-    with h5py.File(output / "single.h5") as file:
-        return file["features"][()].tobytes(), named(output)
-
-
-@pytest.mark.process
-def test_a_single_file_can_be_added_without_recomputing(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert workspace.run(out) == 0
-    before = stamps(out)
-    expected = open_features(out).features.compute().tobytes()
-    caplog.clear()
-    assert workspace.run(out, *SINGLE) == 0
-    assert reuses(caplog.text, "training")
-    assert results(stamps(out)) == results(before)
-    found, names = single(out)
-    expected_names = ["model.h5", "encoder.npz", "index.h5", "report.json", "report.html", "single.h5"]
-    assert (found, sorted(set(names), key=names.index)) == (expected, expected_names)
-
-
-@pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])
-def test_a_finished_run_with_a_single_file_is_complete(workspace: Workspace, out: Path, flags: list[str]) -> None:
-    assert workspace.run(out, *SINGLE) == 0
-    recording = RecordingDisk()
-    assert workspace.run(out, *flags, disk=recording) == 0
-    assert recording.calls == []
-    assert named(out)[-1] == "single.h5"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], SINGLE], ids=["without the flag", "with the flag"])
-def test_a_damaged_single_file_is_rewritten(workspace: Workspace, out: Path, flags: list[str]) -> None:
-    for damage in DAMAGE if ALL_CASES else [*DAMAGE][len(flags) :: 2]:
-        output = out.with_name(damage)
-        assert workspace.run(output, *SINGLE) == 0, damage
-        expected = single(output)
-        DAMAGE[damage](output / "single.h5")
-        assert workspace.run(output, *flags) == 0, damage
-        assert single(output) == expected, damage
-        assert invalid_entries(output) == [], damage
-
-
-def test_an_intact_single_file_is_not_rewritten(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out, *SINGLE) == 0
-    before = stamps(out)["single.h5"]
-    flip(out / "model.h5")
-    assert workspace.run(out) == 0
-    assert stamps(out)["single.h5"] == before
-    assert invalid_entries(out) == []
-
-
-@pytest.mark.slow
-def test_a_single_file_is_removed_with_its_results(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out, *SINGLE) == 0
-    assert workspace.run(out, *OTHER, "--overwrite") == 0
-    assert not (out / "single.h5").exists()
-    assert workspace.run(out, "--overwrite", *SINGLE) == 0
-    assert single(out)[0] == open_features(out).features.compute().tobytes()
 
 
 def test_a_new_shard_is_encoded_with_the_earlier_model(

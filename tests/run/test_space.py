@@ -219,32 +219,3 @@ def test_an_active_run_is_reported_before_rows_are_read(
         assert workspace.run(out) == 75
     assert mentions(caplog.text, "TryAgain", f"output={out}", f"pid {os.getpid()}")
     assert caplog.records[-1].message.startswith(STARTED_NOTHING)
-
-
-@pytest.mark.parametrize("n_free", [0, 1])
-def test_space_for_parquet_files_is_checked_before_rows_are_read(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, n_free: int
-) -> None:
-    n_bytes = 935 + 55 * 2 * 4
-    assert workspace.run(out, "--format", "parquet", disk=Small(n_bytes - 1 + n_free)) == (74, 0)[n_free]
-    assert mentions(caplog.text, n_bytes) == (not n_free)
-
-
-def test_parquet_files_of_a_finished_run_need_bytes_and_inodes(workspace: Workspace, out: Path) -> None:
-    class Full(Small):
-        def free_inodes(self, path: Path) -> int | None:
-            return 10
-
-    assert workspace.run(out) == 0
-    assert workspace.run(out, "--format", "parquet", disk=Small(100)) == 74
-    assert workspace.run(out, "--format", "parquet", disk=Full(10**6)) == 74
-    assert workspace.run(out, "--format", "parquet") == 0
-    assert workspace.run(out, "--format", "parquet", disk=Full(0)) == 0, "a finished run writes nothing"
-
-
-@pytest.mark.parametrize("n_free", [0, 1])
-def test_space_for_a_single_file_is_checked_before_rows_are_read(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, n_free: int
-) -> None:
-    assert workspace.run(out, "--single-file", disk=Small(2 * 935 - 1 + n_free)) == (74, 0)[n_free]
-    assert mentions(caplog.text, 1870) == (not n_free)

@@ -30,15 +30,14 @@ def test_stored_features_differ_by_the_reported_error(workspace: Workspace, out:
     assert read_manifest(tmp_path / "plain")["storage"]["max_error"] == 0
     for flags in (["--storage-dtype", "float16"], ["--compression", "lzf"]):
         output = tmp_path / flags[1]
-        assert workspace.run(output, *flags, "--single-file") == 0
+        assert workspace.run(output, *flags) == 0
         storage = read_manifest(output)["storage"]
         found = features(output)
         assert np.abs(found.astype(float) - expected).max() == storage["max_error"]
         assert found.dtype == storage["dtype"] == ("float32" if "lzf" in flags else "float16")
-        for name in ("index.h5", "single.h5"):
-            with h5py.File(output / name) as file:
-                np.testing.assert_array_equal(file["features"], found)
-                assert f'"max_error": {storage["max_error"]}' in file.attrs["storage"]
+        with h5py.File(output / "index.h5") as file:
+            np.testing.assert_array_equal(file["features"], found)
+            assert f'"max_error": {storage["max_error"]}' in file.attrs["storage"]
         assert not verify(str(output), 1000).faults
         assert f" as {storage['dtype']}" in text_of(checked_page(read_report(output), output))
 

@@ -70,9 +70,6 @@ SAMPLES = {
     "on_append_drift": ("fail", "warn", "fail"),
     "retrain": (True, False, True),
     "keep_generations": (1, 3, 4),
-    "align_to": ("a", "b", "c"),
-    "format": ("parquet", "hdf5", "parquet"),
-    "single_file": (True, False, True),
     "quiet": (True, False, True),
     "verbose": (True, False, True),
 }

@@ -8,6 +8,7 @@ import pytest
 
 from shardpress.cli import main
 from shardpress.features import open_features
+from shardpress.interop.export import export
 from shardpress.shards import extras as extras_module
 from shardpress.shards.extras import common_dtype
 from shardpress.shards.open import open_shards
@@ -180,12 +181,13 @@ def test_extras_that_differ_by_shard_are_in_parts_only(tmp_path, monkeypatch):
         with h5py.File(write_shard(tmp_path / "shards" / f"{i}.h5", rows), "a") as file:
             for name, dtype in kinds.items():
                 file.create_dataset(name, (30,), dtype)[...] = np.zeros(30, dtype)
-    assert run(tmp_path, "--output", str(tmp_path / "out"), "--single-file") == 0
+    assert run(tmp_path, "--output", str(tmp_path / "out")) == 0
     found = open_features(tmp_path / "out")
     assert set(found.extras) == {"z"}
-    for name in ("index.h5", "single.h5"):
+    export(tmp_path / "out", "hdf5")
+    for name, more in (("index.h5", set()), ("features.h5", {"append_id"})):
         with h5py.File(tmp_path / "out" / name) as file:
-            assert set(file) == {"features", "valid", "z"}
+            assert set(file) == {"features", "valid", "z"} | more
     for part in found.manifest["parts"]:
         with h5py.File(tmp_path / "out" / part["file"]) as file:
             assert set(file) == {"features", "valid", "y", "pair", "z"}

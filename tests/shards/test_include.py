@@ -13,6 +13,7 @@ from shardpress.hdf5.child import find
 from shardpress.hdf5.child.describe import describe
 from shardpress.hdf5.child.extras import _check_categories
 from shardpress.hdf5.child.find import Refused
+from shardpress.interop.export import export
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
 from shardpress.shards.shard import Block
@@ -411,13 +412,14 @@ def test_codes_and_categories_are_in_every_output(tmp_path, monkeypatch, more):
     for i, categories in enumerate((["x", "ü"], ["ü", "z"])):
         extras = {"y": range(30), **categorical(np.arange(30) % 3 - 1, categories)}
         write_shard(tmp_path / "shards" / f"{i}.h5", rows[30 * i : 30 * i + 30], extras=extras)
-    flags = ["--input", str(tmp_path / "shards"), "--output", str(tmp_path / "out"), "--epochs", "1", "--single-file"]
+    flags = ["--input", str(tmp_path / "shards"), "--output", str(tmp_path / "out"), "--epochs", "1"]
     assert main("", flags) == 0
     before = open_features(tmp_path / "out").features.compute()
     assert set(open_features(tmp_path / "out").extras) == {"y"}
     assert main("", [*flags, "--include", "obs/kind", *more]) == 0
     expected = [None, "x", "ü"] * 10 + [None, "ü", "z"] * 10
-    for path in (tmp_path / "out", tmp_path / "out" / "single.h5"):
+    export(tmp_path / "out", "hdf5")
+    for path in (tmp_path / "out", tmp_path / "out" / "features.h5"):
         found = open_features(path)
         categories = found.categories["kind"]
         assert categories.tolist() == ["x", "ü", "z"]
@@ -438,10 +440,11 @@ def test_names_of_rows_are_the_index_of_the_data_frame(tmp_path, monkeypatch):
     cells = [f"cell {i}" for i in range(60)]
     extras = {"obs/_index": np.array(cells, object), **categorical(np.arange(60) % 2, ["a", "b"]), "obs/n": range(60)}
     path = write_shard(tmp_path / "x.h5", rows, extras=extras)
-    flags = ["--input", path, "--output", str(tmp_path / "out"), "--epochs", "1", "--include", "obs", "--single-file"]
+    flags = ["--input", path, "--output", str(tmp_path / "out"), "--epochs", "1", "--include", "obs"]
     assert main("", flags) == 0
-    for output in (tmp_path / "out", tmp_path / "out" / "single.h5"):
-        frame = open_features(output).to_pandas()
+    export(tmp_path / "out", "hdf5")
+    for output in (tmp_path / "out", tmp_path / "out" / "features.h5"):
+        frame = open_features(output).to_pandas().drop(columns="append_id", errors="ignore")
         assert frame.index.tolist() == cells
         assert list(frame) == [f"feature{i}" for i in range(frame.shape[1] - 3)] + ["valid", "kind", "n"]
         assert frame["kind"].tolist() == ["a", "b"] * 30

@@ -451,13 +451,6 @@ _RUN = (
         ("tests/run/test_bad_rows.py::test_the_limit_of_bad_rows_is_exact",),
     ),
     Mutation(
-        "parquet-files-of-other-parts-are-reused",
-        "pipeline/shardpress/run/parquet_stage.py",
-        'context.earlier.drop(*(record for record in records if record.facts.get("part") not in digests))',
-        "pass",
-        ("tests/run/test_parquet.py::test_the_parquet_file_of_a_damaged_part_is_rewritten",),
-    ),
-    Mutation(
         "deadline-leaves-no-time-to-encode",
         "pipeline/shardpress/run/deadline.py",
         "self._validation_seconds + self._reserve > self._ends_by",
@@ -744,7 +737,7 @@ _INTEROP = (
     Mutation(
         "part-may-have-other-rows-than-the-manifest",
         "pipeline/shardpress/features.py",
-        "if n_found != n_rows:",
+        "if n_found != part.n_rows:",
         "if n_found < n_rows:",
         ("tests/test_features.py::test_a_part_with_another_number_of_rows_is_refused",),
     ),
@@ -754,6 +747,20 @@ _INTEROP = (
         "return -self._apply(reconstruction_errors, X)",
         "return self._apply(reconstruction_errors, X)",
         ("tests/interop/test_applying.py::test_scores_are_negative_mean_squared_errors",),
+    ),
+    Mutation(
+        "parquet-files-of-other-parts-are-reused",
+        "pipeline/shardpress/interop/parquet.py",
+        "fingerprint(columns, part.blake3, part.append_id)",
+        "fingerprint(columns, part.append_id)",
+        ("tests/interop/test_export.py::test_only_changed_parquet_files_are_written",),
+    ),
+    Mutation(
+        "exports-of-other-runs-are-replaced",
+        "pipeline/shardpress/interop/export.py",
+        "if found != target.source:",
+        "if False:",
+        ("tests/interop/test_export.py::test_an_export_replaces_an_earlier_one_of_the_same_run_only",),
     ),
     Mutation(
         "partial-fit-starts-its-optimizer-again",

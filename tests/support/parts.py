@@ -1,6 +1,7 @@
 """Write parts, and whole output directories, without a run."""
 
 import io
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -10,6 +11,7 @@ from shardpress.encoding.index import index_files
 from shardpress.encoding.partfile import PartMemory
 from shardpress.encoding.storage import PLAIN
 from shardpress.features import categories_of
+from shardpress.formats import digest
 from shardpress.hdf5.categories import attribute_value
 from shardpress.output.lock import locked
 from shardpress.shards.shard import Extra
@@ -32,9 +34,10 @@ def extras_of(arrays):
     return [Extra(name, np.dtype((a.dtype, a.shape[1:])) if a.ndim > 1 else a.dtype) for name, a in arrays.items()]
 
 
-def part_bytes(features, valid, extras, attributes, source=None, storage=PLAIN):
-    """Return the bytes of a feature shard, from newly allocated memory."""
-    memory = PartMemory(*features.shape, extras_of(extras), storage)
+def part_bytes(features, valid, extras, attributes, source=None, storage=PLAIN, categories=None):
+    """Return the bytes of a feature shard, from newly allocated memory. `categories` are those of extras of codes."""
+    described = [replace(extra, categories=(categories or {}).get(extra.name)) for extra in extras_of(extras)]
+    memory = PartMemory(*features.shape, described, storage)
     memory.features(len(features))[:] = features
     memory.store(len(features))
     return bytes(memory.file(valid, extras, attributes, source or {}))
@@ -83,13 +86,23 @@ def index_of(directory, files, attributes, most=None):
 
 def finished(directory, *sizes, extras=None, most=None, manifest=None):
     """Write a finished output directory with parts of these sizes. Each part has an extra named y."""
+    parts = []
+    for i, size in enumerate(sizes):
+        first = sum(sizes[:i])
+        part_extras = {"y": np.arange(first, first + size), **(extras or {}).get(i, {})}
+        parts.append((size, part(size, first, part_extras)))
+    return finished_parts(directory, parts, most, manifest)
+
+
+def finished_parts(directory, parts, most=None, manifest=None, append_ids=None):
+    """Write a finished output directory with parts, which are given by their numbers of rows and bytes."""
     with locked(directory) as ledger:
         lines = []
-        for i, size in enumerate(sizes):
-            first = sum(sizes[:i])
-            part_extras = {"y": np.arange(first, first + size), **(extras or {}).get(i, {})}
-            lines.append({"file": f"parts/part-{i:05d}.h5", "n_rows": size})
-            ledger.replace(lines[-1]["file"], part(size, first, part_extras))
+        for i, (n_rows, data) in enumerate(parts):
+            lines.append({"file": f"parts/part-{i:05d}.h5", "n_rows": n_rows, "blake3": digest([data])})
+            if append_ids is not None:
+                lines[-1]["append_id"] = append_ids[i]
+            ledger.replace(lines[-1]["file"], data)
         index_of(directory, [line["file"] for line in lines], {}, most)
         ledger.finish({}, {**(manifest or {}), "parts": lines})
     return directory

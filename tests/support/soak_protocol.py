@@ -32,7 +32,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from pyarrow import parquet
 
 from shardpress.errors import NoInput
 from shardpress.features import open_features, reading
@@ -42,7 +41,6 @@ from shardpress.output import groupcommit
 from shardpress.output.records import (
     NAMES,
     OUTPUT,
-    is_parquet,
     manifest_path,
     plain_name,
     published_file,
@@ -83,20 +81,14 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "threads": (None, (*STEPS, "--threads", "3")),
     "together": (None, STEPS),
-    "single file": (None, (*STEPS, "--single-file")),
-    "single file afterwards": (STEPS, (*STEPS, "--single-file")),
-    # The earlier run has files that the later one lacks.
-    "single file before": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
-    "parquet": (None, (*STEPS, "--format", "parquet")),
-    "parquet afterwards": (STEPS, (*STEPS, "--format", "parquet")),
-    "parquet before": ((*STEPS, "--seed", "1", "--format", "parquet"), (*STEPS, "--overwrite", "--format", "parquet")),
-    "plain files": ((*STEPS, "--seed", "1", "--single-file"), (*STEPS, "--overwrite")),
+    # The earlier run has a file that the later one lacks: the list of bad data.
+    "list before": ((*STEPS, "--on-bad-data", "quarantine"), (*STEPS, "--overwrite")),
+    "plain files": ((*STEPS, "--on-bad-data", "quarantine"), (*STEPS, "--overwrite")),
     "plain files, restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "copy without links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     "lost links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     # A new file, a changed one, and one that is gone.
     "append": (STEPS, (*STEPS, "--append", "--drop-missing")),
-    "append parquet": ((*STEPS, "--format", "parquet"), (*STEPS, "--append", "--drop-missing")),
     "retrain": ((*STEPS, "--seed", "1"), (*STEPS, "--retrain")),
     # During the run, the output contains a copy of the model for the workers.
     "given model": (None, ("--quiet", "--model", ANOTHER_OUTPUT)),
@@ -151,14 +143,12 @@ class Scenario:
             self.workspace.add_shard(name, rng.normal(size=(9, 4)).astype(np.float32))
         (self.workspace.shards / "0.h5").unlink()
 
-    def calls_of_each_kind(self, other: Scenario | None = None) -> list[int]:
+    def calls_of_each_kind(self) -> list[int]:
         """Return the number of one call of each kind. Calls of a kind have the same method and the same kind of file.
 
-        If a kind has several calls, the first, the last or a middle one is chosen in turn. Kinds of calls that the run
-        `other` has as well are left out.
+        If a kind has several calls, the first, the last or a middle one is chosen in turn.
         """
-        known = other.calls_by_kind() if other else {}
-        numbers = [same for kind, same in self.calls_by_kind().items() if kind not in known]
+        numbers = self.calls_by_kind().values()
         return sorted(same[turn % len(same)] for turn, same in enumerate(numbers))
 
     def calls_by_kind(self) -> dict[tuple[str, str], list[int]]:
@@ -258,16 +248,7 @@ def run_seen_by_readers(output: Path) -> str | None:
             assert index["features"][()].tobytes() == features.tobytes()
             assert index.attrs["model"] == manifest["model"]
         names = {plain_name(entry["file"]) for entry in manifest["files"]}
-        for name in ("single.h5", "bad_rows.jsonl"):
-            assert name not in names or (output / name).exists(), name
-        assert any(map(is_parquet, names)) == (output / "parquet").exists()
-    if (output / "parquet").exists():
-        table = parquet.read_table(output / "parquet")
-        columns = [table[f"feature{i}"] for i in range(features.shape[1])]
-        assert np.stack(columns, axis=1).tobytes() == features.tobytes()
-    if (output / "single.h5").exists():
-        with reading(output / "single.h5") as single:
-            assert single["features"][()].tobytes() == features.tobytes()
+        assert "bad_rows.jsonl" not in names or (output / "bad_rows.jsonl").exists()
     return f"{digest([features.tobytes()])} {manifest['fingerprint']}"
 
 

@@ -1,49 +1,54 @@
-"""`shardpress export`: write the encoder of a model, or the features of a run, for other programs."""
+"""`shardpress export`: write the encoder or the features of a run for other programs."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import logging
+import sys
 
-from shardpress.errors import printable
+from shardpress.commands.parsing import log_progress
+from shardpress.signals import Stopped, stoppable
 
 __all__ = ["DESCRIPTION", "configure", "run"]
 
-DESCRIPTION = """Write the encoder of a model, or the features of a run, for other programs.
+DESCRIPTION = """Write the encoder or the features of a finished run for other programs.
 
-    shardpress export --onnx encoder.onnx                     the encoder of the run in features/
-    shardpress export model.h5 --onnx encoder.onnx            the encoder in a model file
-    shardpress export features --obsm features.h5ad           the features, for AnnData and scanpy
-    shardpress export features --onnx encoder.onnx --as-of 1  the encoder, followed by a map to generation 1
+    shardpress export features --to npz           the encoder, for the NumPy loop in the README
+    shardpress export features --to onnx          the encoder, for onnxruntime
+    shardpress export features --to parquet       the features, for pandas, Polars, DuckDB and Spark
+    shardpress export features --to hdf5          the features in one file, which is easy to move
+    shardpress export features --to anndata       the features for scanpy, as obsm/X_shardpress
+    shardpress export model.h5 --to onnx          the encoder in a model file
 
-The encoder takes unscaled rows, like those in shards. For NumPy, a run writes encoder.npz to its output directory, like
---npz without --as-of; the README shows how to use it.
+The encoder takes unscaled rows, like those in shards. Repeat the command after an append: it replaces its own earlier
+export of the same directory, and of Parquet files, it writes only new ones. Other files are never replaced.
 """
+
+# The keys of `shardpress.interop.export.FORMATS`, which would take long to import.
+_FORMATS = ("npz", "onnx", "parquet", "hdf5", "anndata")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     parser.add_argument(
-        "output",
+        "directory",
         nargs="?",
         default="features",
-        help="Output directory of a finished run, or a model.h5 (for --onnx and --npz). Default: features.",
+        metavar="DIR",
+        help="Output directory of a finished run, or a model.h5 (for npz and onnx). Default: features.",
     )
-    formats = parser.add_mutually_exclusive_group(required=True)
-    formats.add_argument(
-        "--onnx",
-        metavar="FILE",
-        help="Write an ONNX model to this file; needs pip install 'shardpress[onnx]'.",
+    parser.add_argument(
+        "--to",
+        required=True,
+        choices=_FORMATS,
+        metavar="FORMAT",
+        help=f"Format: {', '.join(_FORMATS)}. onnx and parquet need pip install 'shardpress[onnx]' or [parquet].",
     )
-    formats.add_argument(
-        "--npz",
-        metavar="FILE",
-        help="Write the encoder for NumPy, like encoder.npz, to this file.",
-    )
-    formats.add_argument(
-        "--obsm",
-        metavar="FILE",
-        help="Write the features to a new AnnData file, as obsm/X_shardpress with the names of the rows.",
+    parser.add_argument(
+        "--output",
+        metavar="PATH",
+        help="File to write, or folder for parquet. Default: encoder.npz, encoder.onnx, parquet, features.h5 or "
+        "features.h5ad in DIR.",
     )
     parser.add_argument(
         "--as-of",
@@ -53,60 +58,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the file, and print how to use it."""
+    """Write the file or folder, and print how to use it."""
+    from shardpress.interop.export import export
+    from shardpress.runlog import Terminal
+
     as_of = options.as_of
     if as_of is not None and as_of.isdecimal():
         as_of = int(as_of)
-    if options.npz is not None:
-        _export_arrays(options.output, Path(options.npz), as_of)
-    elif options.onnx is not None:
-        _export_encoder(options.output, Path(options.onnx), as_of)
-    else:
-        _export_features(options.output, Path(options.obsm), as_of)
+    logging.basicConfig(handlers=[Terminal()])
+    with stoppable(), log_progress():
+        try:
+            print(export(options.directory, options.to, options.output, as_of))
+        except Stopped as stopped:
+            print(stopped, file=sys.stderr)
+            return 128 + stopped.number
     return 0
-
-
-def _export_encoder(output: str, path: Path, as_of: int | str | None) -> None:
-    from shardpress.asof import find_map
-    from shardpress.interop.onnx import encoder_onnx, input_dtype
-    from shardpress.model import load_model
-    from shardpress.output.disk import Disk, publish
-
-    model = load_model(output)
-    to_other = None if as_of is None else find_map(output, as_of, model.fingerprint)
-    n_features = model.n_features if to_other is None else to_other.W.shape[1]
-    data = encoder_onnx(model, to_other)
-    publish(Disk(), path, data)
-    print(
-        f"Wrote {printable(path)} ({len(data)} bytes). Input: rows (n, {model.n_columns}) {input_dtype(model)}. "
-        f"Output: features (n, {n_features}) float32. "
-        f'Run it with onnxruntime.InferenceSession("{printable(path)}").run(["features"], {{"rows": rows}}).'
-    )
-
-
-def _export_arrays(output: str, path: Path, as_of: int | str | None) -> None:
-    from shardpress.asof import find_map
-    from shardpress.model import load_model
-    from shardpress.output.disk import Disk, publish
-
-    model = load_model(output)
-    to_other = None if as_of is None else find_map(output, as_of, model.fingerprint)
-    data = model.to_npz(None if to_other is None else (to_other.W, to_other.b))
-    publish(Disk(), path, data)
-    print(f"Wrote {printable(path)} ({len(data)} bytes). The README shows how to use it.")
-
-
-def _export_features(output: str, path: Path, as_of: int | str | None) -> None:
-    from shardpress.features import open_features
-    from shardpress.interop.anndata import KEY, export_anndata
-
-    features = open_features(output, as_of=as_of)
-    left_out = export_anndata(features, path)
-    n_rows, n_features = features.features.shape
-    without = ""
-    if left_out:
-        without = f" Left out, because a column of obs cannot hold their values: {printable(', '.join(left_out))}."
-    print(
-        f"Wrote {printable(path)}: {n_rows} rows x {n_features} features.{without} Add them to your data with "
-        f'adata.obsm["{KEY}"] = anndata.read_h5ad("{printable(path)}")[adata.obs_names].obsm["{KEY}"].'
-    )

@@ -116,7 +116,7 @@ def _filters() -> Check:
 
 def _parquet() -> Check:
     if find_spec("pyarrow") is None:
-        fix = "pip install 'shardpress[parquet]', to run with --format parquet"
+        fix = "pip install 'shardpress[parquet]', for shardpress export --to parquet"
         return Check("parquet", "absent", "cannot write Parquet files, which need pyarrow", fix)
     return Check("parquet", "pass", f"can write Parquet files: {_version_of('pyarrow', 'pyarrow')}")
 

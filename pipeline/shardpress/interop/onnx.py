@@ -18,13 +18,24 @@ from shardpress.interop.onnxrows import add_scaling
 from shardpress.model import Model
 from shardpress_kernels.activations import ACTIVATIONS
 
-__all__ = ["encoder_onnx", "input_dtype"]
+__all__ = ["encoder_onnx", "import_onnx", "input_dtype"]
 
 # These versions are from 2022, and all later runtimes support them.
 _OPSET = 17
 _IR_VERSION = 8
 # Largest value of a column times its scale, for which rounding to float32 changes a scaled value by at most 5e-7.
 _LARGEST = 8.0
+
+
+def import_onnx() -> Any:
+    """Import onnx. Raise `DeviceError` if it is not installed."""
+    try:
+        import onnx
+    except ImportError as error:
+        raise DeviceError(
+            f"{error}. ONNX files need the package onnx. Install it: pip install 'shardpress[onnx]'."
+        ) from error
+    return onnx
 
 
 def input_dtype(model: Model) -> np.dtype:
@@ -45,7 +56,7 @@ def input_dtype(model: Model) -> np.dtype:
     return np.dtype(np.float64) if (largest * scale > _LARGEST).any() else shift.dtype
 
 
-def encoder_onnx(model: Model, to_other: LinearMap | None = None) -> bytes:
+def encoder_onnx(model: Model, to_other: LinearMap | None = None, source: str | None = None) -> bytes:
     """Return the content of ``encoder.onnx``.
 
     The input ``rows`` has the shape (n_rows, n_columns) and the dtype `input_dtype`. The output ``features`` has the
@@ -57,6 +68,8 @@ def encoder_onnx(model: Model, to_other: LinearMap | None = None) -> bytes:
     model : Model
     to_other : LinearMap, optional
         Map to the features of another encoder. The metadata then also contain its fingerprint (``as_of``).
+    source : str, optional
+        What the file is exported from (``exported_from`` in the metadata).
 
     Raises
     ------
@@ -70,12 +83,9 @@ def encoder_onnx(model: Model, to_other: LinearMap | None = None) -> bytes:
             "the model was trained on whole numbers above 2^53, which the input of an ONNX file would round. Encode "
             "such rows with `shardpress run --model`."
         )
-    try:
-        from onnx import checker, helper
-    except ImportError as error:
-        raise DeviceError(
-            f"{error}. The export needs the package onnx. Install it: pip install 'shardpress[onnx]'."
-        ) from error
+    import_onnx()
+    from onnx import checker, helper
+
     found = helper.make_model(
         _encoder_graph(model, to_other),
         producer_name="shardpress",
@@ -87,6 +97,8 @@ def encoder_onnx(model: Model, to_other: LinearMap | None = None) -> bytes:
         properties["target"] = json.dumps(model.target)
     if to_other is not None:
         properties["as_of"] = to_other.encoder_to
+    if source is not None:
+        properties["exported_from"] = source
     helper.set_model_props(found, properties)
     checker.check_model(found, full_check=True)
     return bytes(found.SerializeToString())

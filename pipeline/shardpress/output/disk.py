@@ -222,18 +222,16 @@ class Pieces:
 
     Attributes
     ----------
-    n_bytes : int or None
-        Size of the file. None if it is unknown until all pieces are read; then no space is reserved.
+    n_bytes : int
+        Size of the file.
     pieces : iterable of bytes or memoryview
         Consecutive pieces of the content. A piece is used before the next one is read.
     """
 
-    n_bytes: int | None
+    n_bytes: int
     pieces: Iterable[bytes | memoryview]
 
     def __len__(self) -> int:
-        if self.n_bytes is None:
-            raise TypeError("the size is unknown until all pieces are read")
         return self.n_bytes
 
 
@@ -266,9 +264,7 @@ def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_s
         if name_is_synced:
             sync_directory(disk, path.parent)
     except OSError as error:
-        n_bytes = _size_of(data)
-        doing = "writing it" if n_bytes is None else f"writing {n_bytes} bytes"
-        raise write_error(error, path, doing) from error
+        raise write_error(error, path, f"writing {len(data)} bytes") from error
 
 
 def publish_from(disk: Disk, path: Path, write: Callable[[Path], object]) -> None:
@@ -445,9 +441,7 @@ def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
     pieces = data.pieces if isinstance(data, Pieces) else [data]
     descriptor = disk.create(path)
     try:
-        n_bytes = _size_of(data)
-        if n_bytes is not None:
-            _is_supported(disk.reserve, descriptor, n_bytes)  # if it is unsupported, a write reports a full disk
+        _is_supported(disk.reserve, descriptor, len(data))  # if it is unsupported, a write reports a full disk
         for piece in pieces:
             _write_all(disk, descriptor, memoryview(piece))
         # Never sync again after a failure: the kernel may have dropped the pages, and a second sync would succeed.
@@ -457,11 +451,6 @@ def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
             disk.close(descriptor)
         raise
     disk.close(descriptor)
-
-
-def _size_of(data: bytes | memoryview | Pieces) -> int | None:
-    """Return the size of a file's content in bytes, or None if it is unknown."""
-    return data.n_bytes if isinstance(data, Pieces) else len(data)
 
 
 def _write_all(disk: Disk, descriptor: int, data: memoryview) -> None:

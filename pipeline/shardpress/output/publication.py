@@ -12,8 +12,7 @@ rename change nothing that a reader sees. The step after the rename removes file
 
 ``index.h5`` is a view of files in ``parts/``, which HDF5 looks for relative to the opened name and to the file itself.
 Therefore the file is in the output directory, as ``index-<digest>.h5``, and the publication holds a link to it. It
-can be opened by any name, including the one that ``os.path.realpath`` returns. ``parquet`` is a folder of links to the
-Parquet files in ``parts/``, so a program that reads the whole folder finds the files of one run only.
+can be opened by any name, including the one that ``os.path.realpath`` returns.
 
 A copy that follows links (``cp -rL``) contains regular files under the plain names. Before such results are replaced,
 `settle` replaces the files by links, in an order that keeps every state consistent. On a file system without symbolic
@@ -34,11 +33,10 @@ from pathlib import Path
 from typing import Any
 
 from shardpress.errors import CannotCreate, DataError, NoInput, printable
-from shardpress.formats import Digested, digest, seal
+from shardpress.formats import digest, seal
 from shardpress.output.disk import (
     UNSUPPORTED,
     Disk,
-    Pieces,
     publish,
     publish_copy,
     publish_link,
@@ -53,14 +51,12 @@ from shardpress.output.records import (
     MANIFEST,
     NAMES,
     OUTPUT,
-    PARQUET,
     PUBLISHED,
     Entry,
     fault_of,
     files_of,
     is_index,
     is_left,
-    is_parquet,
     manifest_path,
     plain_name,
     publications,
@@ -99,51 +95,17 @@ class Publication:
         self._names: list[str] = []
         self._has_links = _change(directory / PUBLISHED, "making it", self._begin)
 
-    def write(self, name: str, data: bytes | Pieces) -> Entry:
+    def write(self, name: str, data: bytes) -> Entry:
         """Write a file that readers find under its plain name, or a view that only the index names."""
         if not self._has_links or name not in NAMES:
             return self._write(name, data)
         self._names.append(name)
         if name != INDEX:
             return self._write(f"{self._folder}/{name}", data, name_is_synced=False)
-        assert isinstance(data, bytes)
         file = _index_name(digest([data]))
         entry = self._write(file, data)
         self._link_index(self._folder, file)
         return entry
-
-    def reuse(self, name: str, entry: Entry) -> Entry:
-        """Publish a file of the previous publication again, by a hard link if the file system has them."""
-        if not self._has_links:
-            return entry
-        file = f"{self._folder}/{name}"
-        publish_copy(self._disk, self._directory / entry.file, self._directory / file)
-        self._names.append(name)
-        return Entry(file, entry.n_bytes, entry.blake3)
-
-    def link_folder(self, name: str, files: Iterable[str]) -> None:
-        """Publish a folder of links to files of the output directory, if the file system has symbolic links.
-
-        Raises
-        ------
-        CannotCreate
-            If the output directory contains a directory of that name with files of a user.
-        """
-        if not self._has_links:
-            return
-        if _has_other_files(self._directory / name):
-            raise CannotCreate(
-                f"output={printable(self._directory / name)}: contains files that shardpress did not write, expected "
-                "no directory of this name. Move it elsewhere, then run the same command again."
-            )
-        folder = f"{self._folder}/{name}"
-        path = self._directory / folder
-        _change(path, "making it", partial(self._disk.make_directory, path))
-        for file in files:
-            link = path / Path(file).name
-            _change(link, "linking it", partial(self._disk.symlink, f"../../../{file}", link))
-        self._sync(folder)
-        self._names.append(name)
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest and make this publication the one that readers see."""
@@ -175,11 +137,9 @@ class Publication:
         self._disk.remove(trial_link)
         return True
 
-    def _write(self, file: str, data: bytes | Pieces, name_is_synced: bool = True) -> Entry:
-        # The digest is computed piece by piece, because a single file can be larger than memory.
-        content = Digested(data.pieces if isinstance(data, Pieces) else [data])
-        publish(self._disk, self._directory / file, Pieces(len(data), content), name_is_synced)
-        return Entry(file, len(data), content.blake3)
+    def _write(self, file: str, data: bytes, name_is_synced: bool = True) -> Entry:
+        publish(self._disk, self._directory / file, data, name_is_synced)
+        return Entry(file, len(data), digest([data]))
 
     def _link_index(self, folder: str, file: str) -> None:
         path = self._directory / folder / INDEX
@@ -211,8 +171,6 @@ def settle(directory: Path, disk: Disk, names: Iterable[str] = ()) -> None:
 def _settle(directory: Path, disk: Disk, names: set[str]) -> None:
     _make_published(directory, disk)
     _move_copy_aside(directory / CURRENT, disk, directory / PUBLISHED)
-    if not _has_other_files(directory / PARQUET):
-        _move_copy_aside(directory / PARQUET, disk, directory / PUBLISHED)
     if not os.path.lexists(directory / MANIFEST):
         _settle_without_manifest(directory, disk)
     elif not (directory / MANIFEST).is_symlink():
@@ -252,13 +210,6 @@ def _move_copy_aside(path: Path, disk: Disk, published: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         disk.replace(path, published / uuid.uuid4().hex)
         sync_directory(disk, published)
-
-
-def _has_other_files(path: Path) -> bool:
-    """Return whether a path is a directory with files that are not copies of Parquet files of parts."""
-    if not path.is_dir() or path.is_symlink():
-        return False
-    return not all(is_parquet(f"parts/{name}") for name in os.listdir(path))
 
 
 def _adopt(directory: Path, disk: Disk) -> set[str]:
@@ -381,9 +332,6 @@ def _remove_publication(disk: Disk, folder: Path) -> None:
     # Remove the manifest first, since a publication without one is never taken for a finished run.
     remove(disk, folder / MANIFEST)
     sync_directory(disk, folder)
-    links = folder / PARQUET
-    if links.is_dir() and not links.is_symlink():
-        _remove_own_files(disk, links)
     _remove_own_files(disk, folder)
 
 
@@ -391,7 +339,7 @@ def _remove_own_files(disk: Disk, folder: Path) -> None:
     """Remove the files of shardpress in a directory, and the directory if it holds no others."""
     for name in sorted(os.listdir(folder)):
         path = folder / name
-        is_own = name in NAMES or is_left(name) or is_parquet(f"parts/{name}")
+        is_own = name in NAMES or is_left(name)
         if is_own and (path.is_symlink() or not path.is_dir()):
             remove(disk, path)
     with suppress(FileNotFoundError):
@@ -423,24 +371,11 @@ def misplaced_names(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
         name = INDEX if is_index(file) else plain_name(file)
         if name in NAMES:
             entries.setdefault(name, []).append(Entry(file, line["n_bytes"], line["blake3"]))
-    misplaced = _misplaced_folders(directory, manifest)
+    misplaced = []
     for name, candidates in entries.items():
         if not any(_leads_to(directory, name, entry) for entry in candidates):
             misplaced.append(name)
     return misplaced
-
-
-def _misplaced_folders(directory: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """Return the folder of links to Parquet files if one of its links is missing."""
-    if not any(str(line["file"]).startswith(f"{PUBLISHED}/") for line in manifest["files"]):
-        return []  # a file system without links
-    for line in manifest["files"]:
-        file = str(line["file"])
-        if is_parquet(file):
-            name = f"{PARQUET}/{Path(file).name}"
-            if not _leads_to(directory, name, Entry(file, line["n_bytes"], line["blake3"])):
-                return [PARQUET]
-    return []
 
 
 def _leads_to(directory: Path, name: str, entry: Entry) -> bool:

@@ -26,10 +26,8 @@ __all__ = [
     "MANIFEST",
     "NAMES",
     "OUTPUT",
-    "PARQUET",
     "PUBLISHED",
     "RECORDS",
-    "SINGLE_FILE",
     "Entry",
     "Record",
     "check_limits",
@@ -38,7 +36,6 @@ __all__ = [
     "files_of",
     "is_index",
     "is_left",
-    "is_parquet",
     "manifest_path",
     "plain_name",
     "publications",
@@ -56,21 +53,15 @@ MANIFEST = "manifest.json"
 LAST_GOOD = "model-last-good.h5"
 """Model of the last finite parameters of a training run that diverged."""
 INDEX = "index.h5"
-SINGLE_FILE = "single.h5"
-PARQUET = "parquet"
-"""Folder of links to the Parquet files of all parts."""
 NAMES = (
     MANIFEST,
     "model.h5",
-    "encoder.npz",
     INDEX,
     "report.json",
     "report.html",
     "bad_rows.jsonl",
-    SINGLE_FILE,
-    PARQUET,
 )
-"""Names in the output directory of the files, and of one folder, that a finished run publishes together."""
+"""Names in the output directory of the files that a finished run publishes together."""
 PUBLISHED = "published"
 CURRENT = f"{PUBLISHED}/current"
 """The symbolic link whose target is the publication that readers see."""
@@ -90,13 +81,13 @@ _ABOUT_THE_FILE = (
 _PIECE = 2**20  # bytes read at once, so that verifying large parts takes little memory
 
 # Only files with these names are ever removed. All others belong to the user.
-_OPTIONAL = (LAST_GOOD, "single.h5", "bad_rows.jsonl")  # written only by some runs
+_OPTIONAL = (LAST_GOOD, "bad_rows.jsonl")  # written only by some runs
 _TOP = (
-    r"\.shardpress|(manifest|run|report)\.json|report\.html|(model|model-last-good|index|single)\.h5|encoder\.npz"
-    r"|bad_rows\.jsonl|parquet"
+    r"\.shardpress|(manifest|run|report)\.json|report\.html|(model|model-last-good|index)\.h5"
+    r"|bad_rows\.jsonl"
 )
 _RESULT = re.compile(
-    r"(parts/part|index|stages/(scan|checkpoint|model|probe|reference|map|generation))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt|json|parquet)"
+    r"(parts/part|index|stages/(scan|checkpoint|model|probe|reference|map|generation))-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt|json)"
 )
 RECORDS = re.compile(r"commits/[a-z]+-[0-9a-f]{32}\.json")
 """Pattern for the names of files of commit records."""
@@ -380,11 +371,6 @@ def files_of(manifest: Mapping[str, Any]) -> list[str]:
 def is_index(path: str) -> bool:
     """Return whether a path is the path of an index, or of a view that an index names."""
     return path.startswith("index-") and bool(_RESULT.fullmatch(path))
-
-
-def is_parquet(path: str) -> bool:
-    """Return whether a path in a manifest is the path of the Parquet file of a part."""
-    return path.endswith(".parquet") and bool(_RESULT.fullmatch(path))
 
 
 def is_left(path: str, is_replaced: bool = False) -> bool:

@@ -51,18 +51,9 @@ _MEASURING_SHARE = 0.02
 _CONFIRMING_SHARE = 0.1
 
 
-def reserved_seconds(encoding: float, n_copies: int) -> float:
-    """Return the seconds to keep for the time after training.
-
-    Parameters
-    ----------
-    encoding : float
-        Seconds that the encoding takes.
-    n_copies : int
-        Number of times that all rows are written again.
-    """
-    n_passes = 1 + n_copies
-    return _ENCODING_MARGIN * encoding * n_passes + _SECONDS_AFTER_ENCODING
+def reserved_seconds(encoding: float) -> float:
+    """Return the seconds to keep for the time after training, given the seconds that the encoding takes."""
+    return _ENCODING_MARGIN * encoding + _SECONDS_AFTER_ENCODING
 
 
 def epochs_that_fit(left: float, epoch_seconds: float) -> float:
@@ -210,7 +201,7 @@ class DeadlinePolicy:
         is_cheap = self._encoding.cost <= share * (self._ends_by - time.time())
         if not self._encoding.is_measured or is_cheap:
             self._encoding.measure(training.autoencoder)
-            self._reserve = reserved_seconds(self._encoding.seconds, self._config.results.n_copies)
+            self._reserve = reserved_seconds(self._encoding.seconds)
 
     def _is_time_over(self, step_seconds: float) -> bool:
         """Return whether too little time would be left after another step as long as the last one."""

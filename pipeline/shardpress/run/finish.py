@@ -20,12 +20,10 @@ from shardpress.encoding.index import index_files
 from shardpress.encoding.partfile import part_shapes, stored_categories, stored_masks
 from shardpress.encoding.parts import PartFacts
 from shardpress.encoding.views import EarlierViews
-from shardpress.encoding.whole import single_file
 from shardpress.errors import VerificationFailed, printable, quantity
 from shardpress.features import Shape
 from shardpress.model import Model
-from shardpress.output.publication import Publication
-from shardpress.output.records import PARQUET, SINGLE_FILE, Entry, fault_of, files_of, plain_name
+from shardpress.output.records import Entry
 from shardpress.report.facts import bad_data_facts, earlier_run_facts, input_facts, sample_facts
 from shardpress.report.judgment import judge, judgment_facts
 from shardpress.report.measures import LabelChoice
@@ -41,7 +39,6 @@ from shardpress.run.finished import FinishedRun
 from shardpress.run.generations import Generations, count_generations, kept_keys
 from shardpress.run.memory import block_bytes, peak_bytes, trained_network_bytes
 from shardpress.run.new_rows import check_verdict, reference_key, verdict_on
-from shardpress.run.parquet_stage import PARQUET_BYTES, parquet_key, write_parquet_files
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import (
     BAD_ROWS,
@@ -145,7 +142,6 @@ class FinishStage:
         assert self.results is not None
         finish = _Finish(self.prepared, self.results, context)
         verification = finish.verify()
-        finish.write_parquet_files()
         sample = finish.sample()
         finish.judge_new_rows()
         finish.count_generations((sample or {}).get("probe"))
@@ -155,16 +151,12 @@ class FinishStage:
         return summary
 
     def memory_bytes(self, resident: bool) -> int:
-        """Return the bytes of the report's sample, and of memory that the allocator keeps after the encoding.
-
-        Parquet files are written before the sample is read, and can need more memory than the sample.
-        """
+        """Return the bytes of the report's sample, and of memory that the allocator keeps after the encoding."""
         prepared = self.prepared
         network = prepared.max_network
         blocks = prepared.budget.n_writers * block_bytes(prepared)
         _, sample_bytes = largest_sample(network, prepared.config.machine.memory_budget)
-        parquet_bytes = PARQUET_BYTES if prepared.config.results.format == "parquet" else 0
-        return trained_network_bytes(prepared) + blocks + max(sample_bytes, parquet_bytes)
+        return trained_network_bytes(prepared) + blocks + sample_bytes
 
 
 class _Finish:
@@ -180,7 +172,6 @@ class _Finish:
         self._encoded = results.encoded
         self._parts = results.encoded.parts
         self._all_parts = _all_parts(prepared, self._parts)
-        self._parquet_files: list[Entry] = []
         self._facts = results.facts
         self._features_key = results.encoded.key
         # These results stay in the directory, so that a later run can reuse them.
@@ -210,12 +201,6 @@ class _Finish:
         self._context.state.end_stage("verification")
         log.info("verification: %s", checked)
         return asdict(checked)
-
-    def write_parquet_files(self) -> None:
-        """Write the Parquet files of the parts if they are requested, or if the finished run has such files."""
-        self._parquet_files = write_parquet_files(self._prepared, self._encoded.key, self._all_parts, self._context)
-        if self._parquet_files:
-            self._kept_keys.append(parquet_key(self._features_key))
 
     def _verification_error(self, checked: RowCheck) -> VerificationFailed:
         """Drop the parts in which features differ, and return the error that reports them."""
@@ -259,7 +244,7 @@ class _Finish:
         check_verdict(self._verdict, self._ledger.directory, self._prepared.config.results.on_append_drift)
 
     def count_generations(self, probe: Mapping[str, Any] | None) -> None:
-        """Determine the generation, and fit maps from its features to those of earlier ones and of `--align-to`.
+        """Determine the generation, and fit maps from its features to those of earlier ones.
 
         Parameters
         ----------
@@ -323,7 +308,7 @@ class _Finish:
             cost=_best_cost(training) if training else None,
             components=baseline.get("components"),
             mean=baseline.get("mean"),
-            seconds=state.seconds,  # the dict itself; the time of the single file is added later
+            seconds=state.seconds,
             n_bad_shards=len(prepared.bad_shards) + n_unreadable,
             n_outside=sum(part.n_outside for part in self._parts),
             appended=None if prepared.finished is None else prepared.finished.counts(self._parts),
@@ -383,10 +368,6 @@ class _Finish:
         entries = []
         for name, data in self._files(report):
             entries.append(data if isinstance(data, Entry) else publication.write(name, data))
-        entries += self._parquet_files
-        if self._parquet_files:
-            publication.link_folder(PARQUET, [entry.file for entry in self._parquet_files])
-        entries += self._single_file(publication, summary.n_bad)
         generations = self._generations
         entries += generations.entries
         manifest = {
@@ -409,8 +390,7 @@ class _Finish:
             manifest |= self._append_facts(prepared.finished)
         self._ledger.finish(plain_request(prepared.whole_request), manifest, publication)
         warn_if_late(self._context.state.ends_by)
-        if not prepared.config.results.single_file:
-            _warn_of_many_parts(len(self._all_parts))
+        _warn_of_many_parts(len(self._all_parts))
         if prepared.finished is not None:
             drop_replaced(self._ledger, manifest)
         # The sweep comes last: until the new manifest is published, readers use the results that the old one lists.
@@ -477,7 +457,6 @@ class _Finish:
         Files that exist already are given by their entries.
         """
         yield "model.h5", self._model.to_hdf5()
-        yield "encoder.npz", self._model.to_npz()
         yield from self._index()
         yield "report.json", report_bytes(report)
         yield "report.html", page_bytes(report)
@@ -518,27 +497,6 @@ class _Finish:
                 lines.append({"file": part.path, "dataset": part.dataset, **_with_names(bad, columns)})
         return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
-    def _single_file(self, publication: Publication, n_bad: int) -> list[Entry]:
-        """Publish all rows in one file if that is requested, or if such a file of the same parts exists.
-
-        The file is large, so an intact existing file is reused.
-        """
-        directory = self._ledger.directory
-        before = self._ledger.manifest() or {"parts": [], "files": []}  # manifest of the last finished run
-        is_same = [line["blake3"] for line in before["parts"]] == [part.entry.blake3 for part in self._all_parts]
-        earlier = [Entry(**line) for line in before["files"] if is_same and plain_name(line["file"]) == SINGLE_FILE]
-        if earlier and not fault_of(directory, earlier[0]):
-            return [publication.reuse(SINGLE_FILE, earlier[0])]
-        is_kept = self._prepared.finished is not None and SINGLE_FILE in map(plain_name, files_of(before))
-        if not earlier and not is_kept and not self._prepared.config.results.single_file:
-            return []
-        attributes = {**self._attributes, "n_bad": n_bad}
-        content = single_file(directory, [part.entry.file for part in self._all_parts], attributes)
-        entry = publication.write(SINGLE_FILE, content)
-        self._context.state.end_stage("single file")
-        log.info("single file: %s, %.1f MB", printable(directory / SINGLE_FILE), entry.n_bytes / 1e6)
-        return [entry]
-
 
 def _all_parts(prepared: Prepared, parts: Sequence[PartFacts]) -> list[PartFacts]:
     """Return the parts of the results in the order of the rows: encoded ones, and those of an extended run."""
@@ -575,7 +533,7 @@ def _warn_of_many_parts(n_parts: int) -> None:
         log.warning(
             "index.h5 refers to %d files, but a process can open only %d (ulimit -n). A program that reads all "
             "rows through HDF5 gets NaN for the last files, without an error. Raise that limit, read with "
-            "open_features(), which opens one file at a time, or write one file with --single-file.",
+            "open_features(), which opens one file at a time, or write one file: shardpress export DIR --to hdf5.",
             n_parts,
             most,
         )

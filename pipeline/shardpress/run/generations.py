@@ -17,7 +17,7 @@ from shardpress.alignment import Alignment, LinearMap, load_map
 from shardpress.errors import DataError, printable
 from shardpress.formats import fingerprint, seal
 from shardpress.output.ledger import Ledger
-from shardpress.output.records import OUTPUT, Entry, Record, fault_of, read_manifest, result_entry
+from shardpress.output.records import OUTPUT, Entry, Record, fault_of, result_entry
 from shardpress.report.compare import align_manifests
 from shardpress.report.mapquality import Run, kept_accuracy
 from shardpress.settings.config import ResultSettings
@@ -42,9 +42,9 @@ class Generations:
         Facts about each earlier generation that is kept: ``generation``, ``model``, ``n_rows``, ``kept`` (the
         fingerprints of its results) and ``manifest`` (an entry).
     maps : tuple of dict
-        Facts about each map from the features of this generation: ``generation`` (to which it leads, or None for
-        another output), ``model``, ``file`` (an entry) and, unless it is composed of others, ``r2``, ``summary`` and
-        ``classifier`` (see `kept_accuracy`).
+        Facts about each map from the features of this generation: ``generation`` (to which it leads), ``model``,
+        ``file`` (an entry) and, unless it is composed of others, ``r2``, ``summary`` and ``classifier`` (see
+        `kept_accuracy`).
     keys : tuple of str
         Fingerprints of the new maps and manifests.
     """
@@ -93,7 +93,7 @@ def _is_intact(directory: Path, line: Mapping[str, Any]) -> bool:
 
 
 def count_generations(ledger: Ledger, new: Manifest, results: ResultSettings, labels: str | None) -> Generations:
-    """Determine the generation of new features, and fit maps to those of earlier ones and of `--align-to`.
+    """Determine the generation of new features, and fit maps to those of earlier ones.
 
     Parameters
     ----------
@@ -107,16 +107,12 @@ def count_generations(ledger: Ledger, new: Manifest, results: ResultSettings, la
     """
     before = ledger.manifest()
     if before is None:
-        found = Generations()
-    elif before["model"] == new["model"]:
-        found = _same_generation(ledger.directory, before)
-    elif results.retrain:
-        found = _next_generation(ledger, before, new, results.keep_generations, labels)
-    else:
-        found = Generations(_generation_of(before) + 1)
-    if results.align_to is None:
-        return found
-    return _with_map_to(ledger, found, results.align_to, new, labels)
+        return Generations()
+    if before["model"] == new["model"]:
+        return _same_generation(ledger.directory, before)
+    if results.retrain:
+        return _next_generation(ledger, before, new, results.keep_generations, labels)
+    return Generations(_generation_of(before) + 1)
 
 
 def _next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: int, labels: str | None) -> Generations:
@@ -155,21 +151,6 @@ def _next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: in
     return found
 
 
-def _with_map_to(ledger: Ledger, found: Generations, other: str, new: Manifest, labels: str | None) -> Generations:
-    """Return the generation with a map to the features of another output directory.
-
-    If there are too few common rows, a warning is logged, because the features are complete without the map.
-    """
-    manifest = read_manifest(Path(other))
-    if manifest["model"] == new["model"] or any(each["model"] == manifest["model"] for each in found.maps):
-        return found
-    run_now = (str(ledger.directory), new)
-    alignment = _aligned((other, manifest), run_now)
-    if alignment is None:
-        return found
-    return _with_map(ledger, found, alignment.map, None, _quality((other, manifest), run_now, alignment, labels))
-
-
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
@@ -182,12 +163,12 @@ def _kept_manifest(ledger: Ledger, before: Manifest, number: int) -> tuple[Entry
 
 
 def _with_map(
-    ledger: Ledger, found: Generations, linear: LinearMap, number: int | None, quality: Mapping[str, Any]
+    ledger: Ledger, found: Generations, linear: LinearMap, number: int, quality: Mapping[str, Any]
 ) -> Generations:
     """Store a map as a result, and return the generation with it and with facts about its quality."""
     key = fingerprint("map", linear.encoder_from, linear.encoder_to)
     entry = ledger.write("stages/map", ".npz", linear.to_npz())
-    entry = _commit(ledger, Record(f"map-{number or 0}", key, entry))
+    entry = _commit(ledger, Record(f"map-{number}", key, entry))
     facts = {"generation": number, "model": linear.encoder_to, "file": asdict(entry), **quality}
     return replace(found, maps=(*found.maps, facts), keys=(*found.keys, key))
 
@@ -231,5 +212,4 @@ def _quality(a: Run, b: Run, alignment: Alignment, labels: str | None) -> dict[s
 def _earlier_maps(directory: Path, before: Manifest) -> Iterator[tuple[int, LinearMap]]:
     """Yield the intact maps of the finished run to generations before it."""
     for each in _same_generation(directory, before).maps:
-        if each["generation"] is not None:
-            yield int(each["generation"]), load_map(directory / each["file"]["file"])
+        yield int(each["generation"]), load_map(directory / each["file"]["file"])

@@ -17,10 +17,8 @@ from shardpress.columns import Columns
 from shardpress.device import TILE_ROWS
 from shardpress.errors import ConfigError, DataError, printable, quantity
 from shardpress.formats import fingerprint
-from shardpress.frames import import_pyarrow
 from shardpress.model import Model, load_model
 from shardpress.output.inside import files_inside
-from shardpress.output.records import read_manifest
 from shardpress.preparation import Preparation, preparation_of
 from shardpress.run.budget import Budget, make_budget, n_threads_of, repeated_chunks, too_wide
 from shardpress.run.digests import digests_of_rows
@@ -239,17 +237,11 @@ def prepare(config: Config, finished: FinishedRun | None = None) -> Prepared:
     ------
     ConfigError
         For settings that are invalid, in general or for these inputs.
-    DeviceError
-        If Parquet files are requested, and pyarrow is not installed.
     ShardpressError
         For inputs or a model that cannot be used.
     """
     _refuse(problems(config))  # before the inputs, which can take minutes to open
     check_settings(config.cluster)
-    if config.results.format == "parquet":
-        import_pyarrow()
-    if config.results.align_to is not None:
-        read_manifest(Path(config.results.align_to))  # before the training, which can take hours
     given_model = _load_given_model(config) if finished is None else finished.model
     shards, bad_shards = _open_inputs(config, given_model, finished)
     if finished is not None:

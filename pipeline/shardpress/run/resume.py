@@ -17,7 +17,7 @@ from shardpress.errors import ConfigError, DataError, NoInput, printable
 from shardpress.formats import MOST_JSON_BYTES
 from shardpress.output.ledger import Ledger
 from shardpress.output.publication import misplaced_names
-from shardpress.output.records import SINGLE_FILE, Entry, Record, fault_of, is_parquet, plain_name, read_manifest
+from shardpress.output.records import Entry, Record, fault_of, plain_name
 from shardpress.run.fingerprints import (
     Request,
     can_append,
@@ -38,9 +38,8 @@ __all__ = [
     "checkpoint_in_words",
     "drop_replaced",
     "finished_manifest",
-    "has_requested_files",
     "is_acceptable",
-    "lacks_map",
+    "lacks_bad_rows",
     "load_at_most",
     "n_rows_in",
     "plain_request",
@@ -227,16 +226,14 @@ def stored_deadline(ledger: Ledger, config: Config, now: Mapping[str, Any], star
 
 
 def drop_replaced(ledger: Ledger, manifest: Mapping[str, Any]) -> None:
-    """Remove parts that an append has replaced, and their Parquet files, once its manifest is published.
+    """Remove parts that an append has replaced, once its manifest is published.
 
     They have the fingerprints of parts that stay, so a sweep does not remove them.
     """
     kept = set(manifest["kept"])
     files = {part["file"] for part in manifest["parts"]}
-    digests = {part["blake3"] for part in manifest["parts"]}
     parts = [record for record in ledger.records("part") if record.entry.file not in files]
-    copies = [record for record in ledger.records("parquet") if record.facts.get("part") not in digests]
-    ledger.drop(*(record for record in [*parts, *copies] if record.fingerprint in kept))
+    ledger.drop(*(record for record in parts if record.fingerprint in kept))
 
 
 def adds_extras_to(ledger: Ledger, prepared: Prepared) -> bool:
@@ -286,12 +283,12 @@ def plain_request(request: Request) -> dict[str, Any]:
 def is_acceptable(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     """Return whether a finished run satisfies settings that do not determine its results.
 
-    These are the limits on bad data, the optional files, and the labels of the report.
+    These are the limits on bad data, the list of bad data, and the labels of the report.
     """
     config = prepared.config
     if config.inputs.labels not in (None, manifest["config"].get("labels")):
         return False
-    if not has_requested_files(manifest, config) or lacks_map(manifest, config):
+    if lacks_bad_rows(manifest, config):
         return False
     summary = manifest["summary"]
     # The numbers of rows and shards are equal, because the requests are.
@@ -301,23 +298,10 @@ def is_acceptable(manifest: Mapping[str, Any], prepared: Prepared) -> bool:
     return _names(manifest["bad_shards"]) == _names(prepared.bad_shards)
 
 
-def has_requested_files(manifest: Mapping[str, Any], config: Config) -> bool:
-    """Return whether a finished run has the optional files that the settings request."""
+def lacks_bad_rows(manifest: Mapping[str, Any], config: Config) -> bool:
+    """Return whether a finished run has no list of bad data, although the settings request it."""
     files = {plain_name(line["file"]) for line in manifest["files"]}
-    if config.bad_data.on_bad_data == "skip" and BAD_ROWS not in files:
-        return False
-    if config.results.single_file and SINGLE_FILE not in files:
-        return False
-    return config.results.format != "parquet" or any(map(is_parquet, files))
-
-
-def lacks_map(manifest: Mapping[str, Any], config: Config) -> bool:
-    """Return whether a finished run has no map to the features of `--align-to`."""
-    if config.results.align_to is None:
-        return False
-    model = read_manifest(Path(config.results.align_to))["model"]
-    known = [manifest["model"], *(each["model"] for each in manifest.get("maps", []))]
-    return model not in known
+    return config.bad_data.on_bad_data == "skip" and BAD_ROWS not in files
 
 
 def _names(bad_shards: Sequence[Mapping[str, str]]) -> list[str]:

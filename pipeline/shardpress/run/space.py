@@ -14,7 +14,7 @@ from shardpress.output.records import Record
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import n_rows_in
 
-__all__ = ["Written", "bytes_missing", "check_space", "copies_missing", "inode_error", "parquet_records", "space_error"]
+__all__ = ["Written", "bytes_missing", "check_space", "inode_error", "space_error"]
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +31,10 @@ class Written:
     ----------
     n_rows, n_bytes : int
         Rows with committed features, and the bytes of their parts.
-    copies : sequence of Record
-        Committed Parquet files.
     """
 
     n_rows: int = 0
     n_bytes: int = 0
-    copies: Sequence[Record] = ()
 
 
 def check_space(ledger: Ledger, prepared: Prepared) -> None:
@@ -51,7 +48,7 @@ def check_space(ledger: Ledger, prepared: Prepared) -> None:
     # Existing parts may belong to this model, whose fingerprint is known only after the training.
     kept = set() if prepared.finished is None else {part.entry.file for part in prepared.finished.parts}
     records = [record for record in ledger.records("part") if record.entry.file not in kept]
-    written = Written(n_rows_in(records), _size_of(records), parquet_records(ledger, prepared))
+    written = Written(n_rows_in(records), _size_of(records))
     if shortage := space_error(prepared, written, free):
         raise shortage
     if shortage := inode_error(prepared, written, n_free_inodes):
@@ -85,9 +82,6 @@ def inode_error(prepared: Prepared, written: Written, n_free: int | None) -> Wri
     n_parts = sum(-(-shard.n_rows // part_rows) for shard in prepared.shards)
     n_missing = max(0, prepared.n_rows - written.n_rows)
     n_new = -(-n_parts * n_missing // max(1, prepared.n_rows))
-    if prepared.config.results.format == "parquet":
-        # The folder of links to all Parquet files is new in every run.
-        n_new += max(0, n_parts - len(written.copies)) + n_parts
     n_needed = n_new + _OTHER_FILES
     if n_free is None or n_new == 0 or n_needed <= n_free:
         return None
@@ -99,7 +93,7 @@ def inode_error(prepared: Prepared, written: Written, n_free: int | None) -> Wri
 
 
 def bytes_missing(prepared: Prepared, written: Written) -> int:
-    """Return the minimum number of bytes of the features, extras and copies that are not written yet.
+    """Return the minimum number of bytes of the features and extras that are not written yet.
 
     Models and digests are not counted, because they are small.
     """
@@ -110,26 +104,7 @@ def bytes_missing(prepared: Prepared, written: Written) -> int:
     part_bytes = feature_bytes
     if storage.compression != "none":
         part_bytes = feature_bytes // _LEAST_COMPRESSED
-    n_missing = max(0, prepared.n_rows * (part_bytes + extras_bytes) - written.n_bytes)
-    return n_missing + copies_missing(prepared, written)
-
-
-def copies_missing(prepared: Prepared, written: Written) -> int:
-    """Return the minimum number of bytes of the copies that are not written yet: single file and Parquet files."""
-    config = prepared.config
-    n_features = config.network.n_outputs
-    n_bytes = 0
-    if config.results.single_file:
-        n_bytes += prepared.n_rows * (storage_of(config.storage).itemsize * n_features + _extras_bytes(prepared))
-    if config.results.format == "parquet":
-        # Extras are compressed, and can take little space.
-        n_bytes += max(0, prepared.n_rows * _FLOAT32_BYTES * n_features - _size_of(written.copies))
-    return n_bytes
-
-
-def parquet_records(ledger: Ledger, prepared: Prepared) -> list[Record]:
-    """Return the records of committed Parquet files if the run is to write such files, otherwise none."""
-    return ledger.records("parquet") if prepared.config.results.format == "parquet" else []
+    return max(0, prepared.n_rows * (part_bytes + extras_bytes) - written.n_bytes)
 
 
 def _size_of(records: Sequence[Record]) -> int:

@@ -526,28 +526,8 @@ class ResultSettings:
     keep_generations: int = _setting(
         2, whole(1), "nothing", "With --retrain, number of generations to keep, including the new one."
     )
-    align_to: str | None = _setting(
-        None,
-        FOLDER,
-        "nothing",
-        "Fit a linear map from the new features to those of the run in this output directory, for classifiers that "
-        "were trained on them; see open_features(as_of=...).",
-    )
-    format: str = _setting(
-        "hdf5",
-        one_of("hdf5", "parquet"),
-        "nothing",
-        "Format of the features. parquet also writes a Parquet file of each part, for pandas, Polars, DuckDB and "
-        "Spark; it needs the package pyarrow.",
-    )
-    single_file: bool = _switch("Also write all rows to one self-contained file, single.h5.")
     quiet: bool = _switch("Print only warnings, errors and the summary.")
     verbose: bool = _switch("Print details as well.")
-
-    @property
-    def n_copies(self) -> int:
-        """Number of times that all rows are written in addition to the parts."""
-        return int(self.single_file) + int(self.format == "parquet")
 
 
 @dataclass(frozen=True)

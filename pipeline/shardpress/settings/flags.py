@@ -37,9 +37,9 @@ _STAGES = {
         *("validation_fraction", "patience"),
     ),
     "output": (
-        *("output", "storage_dtype", "compression", "format", "single_file"),
+        *("output", "storage_dtype", "compression"),
         *("verify", "restart", "overwrite", "append", "drop_missing", "on_append_drift"),
-        *("retrain", "keep_generations", "align_to"),
+        *("retrain", "keep_generations"),
     ),
     "machine": ("threads", "memory_budget", "device_memory_budget", "require_device"),
     "cluster": ("workers", "devices", "scheduler", "insecure_cluster", "mixed_processors"),
@@ -75,11 +75,14 @@ _REMOVED = {
     "checkpoint_minutes": "checkpoints are written every 5 minutes",
     "max_bad_rows": "use --max-bad, which limits rows and shards",
     "max_bad_shards": "use --max-bad, which limits rows and shards",
+    "align_to": "shardpress compare A B --map FILE writes the map, for open_features(as_of=FILE)",
     "max_hours": "use --finish-by, for example --finish-by +8h",
     "dashboard": "the address of a dashboard is logged if the scheduler has one",
     "scheduler_file": "give the file with --scheduler",
     "follow": "give the files that hold the rows with --input",
+    "format": "shardpress export DIR --to parquet writes the files from the results",
     "max_feature_error": "use --storage-dtype float16, whose rounding error the report states",
+    "single_file": "shardpress export DIR --to hdf5 writes the file from the results",
 }
 """What replaces each setting of version 0.2, in words."""
 

@@ -16,7 +16,7 @@ _HEADS = "generation, encoder, mean R2, lowest R2, accuracy before, accuracy of 
 
 
 def generations(report: Mapping[str, Any]) -> Section | None:
-    """Return the section about generations, or None if there is only one, and no map."""
+    """Return the section about generations, or None if there is only one."""
     found = report.get("generations")
     if not found:
         return None
@@ -39,7 +39,7 @@ def _items(found: Mapping[str, Any]) -> Iterator[Item]:
 
 
 def _row(each: Mapping[str, Any]) -> tuple[str, ...]:
-    name = "other output" if each["generation"] is None else count(each["generation"])
+    name = count(each["generation"])
     encoder = cut(each["model"][:_ENCODER])
     known = [value for value in each.get("r2", []) if value is not None]
     if not known:

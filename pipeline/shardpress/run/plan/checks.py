@@ -37,7 +37,7 @@ from shardpress.run.resume import (
     stored_deadline,
 )
 from shardpress.run.scan_stage import ScanStage
-from shardpress.run.space import Written, inode_error, parquet_records, space_error
+from shardpress.run.space import Written, inode_error, space_error
 from shardpress.run.training_stage import TrainingStage
 from shardpress.scan.ranges import Scan
 from shardpress.settings.config import Config
@@ -354,7 +354,7 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
         model=model,
         checkpoint=checkpoint,
         ends_by=deadline.get("ends_by"),
-        written=Written(n_encoded, n_bytes, parquet_records(ledger, prepared)),
+        written=Written(n_encoded, n_bytes),
         why={stage: reused.get(stage) or _why_not(stage, before, prepared) for stage in _DECIDES},
     )
 

@@ -28,7 +28,7 @@ from shardpress.run.plan.checks import (
 from shardpress.run.prepare import Prepared
 from shardpress.run.sample import AnonymousDisk, Sample, StageEstimate, stretches
 from shardpress.run.scan_stage import ScanStage
-from shardpress.run.space import bytes_missing, copies_missing
+from shardpress.run.space import bytes_missing
 from shardpress.run.training_sample import sample_training
 from shardpress.run.training_stage import TrainingStage
 from shardpress.settings.config import Config
@@ -181,10 +181,9 @@ def _disk(prepared: Prepared, reusable: Reusable, feature_bytes: int) -> dict[st
     """Return the bytes that the run would write, the free bytes now, and the free bytes afterwards."""
     n_bytes = 0
     if not reusable.is_complete:
-        # encoder.npz is in float64; a trained model.h5 is written twice.
-        n_weights = prepared.max_network.n_weights
+        # A trained model is written twice: when it is committed, and as model.h5.
         n_copies = 2 if prepared.given_model is None else 1
-        n_bytes = feature_bytes + n_weights * (8 + 4 * n_copies)
+        n_bytes = feature_bytes + prepared.max_network.n_weights * 4 * n_copies
     free = free_bytes(Path(prepared.config.results.output))
     return {"n_bytes": n_bytes, "free": free, "left": None if free is None else free - n_bytes}
 
@@ -204,7 +203,7 @@ def _facts_of_sample(
     if prepared.config.storage.compression != "none":  # the sample shows how far features can be compressed
         n_rows = prepared.n_rows - reusable.written.n_rows
         n_bytes = sample.encoding.n_bytes * n_rows // max(1, sample.encoding.n_rows)
-        facts["disk"] = _disk(prepared, reusable, n_bytes + copies_missing(prepared, reusable.written))
+        facts["disk"] = _disk(prepared, reusable, n_bytes)
     if sample.training is not None:
         facts["components"] = [[n, error] for n, error in sample.training.components]
     return {**facts, "stages": estimate_stages(prepared, reusable, sample)}
@@ -275,7 +274,7 @@ def estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> l
     if reusable.written.n_rows == prepared.n_rows:
         encoding = _reused(encoding, reusable)
     if sample.training is not None:
-        reserved = reserved_seconds(encoding.seconds, prepared.config.results.n_copies)
+        reserved = reserved_seconds(encoding.seconds)
         reserved += sum(estimate.seconds for estimate in estimates)
         ends_by = reusable.ends_by or deadline_of(prepared.config.timing, time.time())
         training = TrainingStage(prepared, ()).estimate(sample, reusable.checkpoint, ends_by, reserved)

@@ -1,28 +1,25 @@
-"""Tests of Parquet files: pandas reads from them what `to_pandas` returns."""
+"""Tests of the values in exported Parquet files: pandas reads from them what `to_pandas` returns."""
 
 from __future__ import annotations
 
-import os
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 from pyarrow import parquet as arrow_parquet
 
-from shardpress.encoding import parquet as module
-from shardpress.encoding.parquet import parquet_file
-from shardpress.encoding.partfile import PartMemory
 from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.features import open_features
+from shardpress.interop import parquet as module
+from shardpress.interop import rows as rows_module
+from shardpress.interop.export import export
 from tests.support.cases import case
-from tests.support.helpers import refused
-from tests.support.parts import extras_of, feature_rows
+from tests.support.parts import feature_rows, finished_parts, part_bytes
 
 N = 7
 Categories = Mapping[str, Sequence[Any]]
@@ -42,31 +39,29 @@ CATEGORIES = {"kind": ("T cell", "b", "\udcff", "unused")}
 
 
 def write_part(
-    path: Path, extras: Mapping[str, np.ndarray], categories: Categories | None = None, storage: Storage = PLAIN
+    folder: Path, extras: Mapping[str, np.ndarray], categories: Categories | None = None, storage: Storage = PLAIN
 ) -> Path:
-    """Write a part with `N` rows, one of them bad, and return its path."""
+    """Write an output directory with a part of `N` rows, one of them bad, and return its path."""
     n_rows = len(next(iter(extras.values()), np.empty(N)))
-    described = [replace(extra, categories=(categories or {}).get(extra.name)) for extra in extras_of(extras)]
-    memory = PartMemory(n_rows, 2, described, storage)
-    features = memory.features(n_rows)
-    features[:] = feature_rows(n_rows)
-    features[1:2] = np.nan
-    memory.store(n_rows)
-    path.write_bytes(bytes(memory.file(np.arange(n_rows) != 1, extras, {}, {})))
-    return path
+    valid = np.arange(n_rows) != 1
+    features = feature_rows(n_rows)
+    features[~valid] = np.nan
+    part = part_bytes(features, valid, extras, {}, storage=storage, categories=categories)
+    # After an append, open_features has the numbers of appends, which Parquet files always have.
+    finished_parts(folder / "out", [(n_rows, part)], None, {"appends": []})
+    return folder / "out"
 
 
-def copied(part: Path) -> Path:
+def copied(output: Path) -> Path:
     """Write the Parquet file of a part, and return its path."""
-    with h5py.File(part) as file:
-        names = set(file)
-    path = part.with_suffix(".parquet")
-    path.write_bytes(b"".join(parquet_file(part, names).pieces))
+    shutil.rmtree(output / "parquet", ignore_errors=True)
+    export(output, "parquet")
+    (path,) = (output / "parquet").iterdir()
     return path
 
 
 def test_pandas_reads_the_frame_of_the_part(tmp_path: Path) -> None:
-    part = write_part(tmp_path / "part.h5", EXTRAS, CATEGORIES)
+    part = write_part(tmp_path, EXTRAS, CATEGORIES)
     expected = open_features(part).to_pandas()
     pd.testing.assert_frame_equal(pd.read_parquet(copied(part)), expected)
     assert expected["kind"].dtype == pd.CategoricalDtype(["T cell", "b", "\\udcff", "unused"])
@@ -76,9 +71,9 @@ def test_pandas_reads_the_frame_of_the_part(tmp_path: Path) -> None:
 def test_each_feature_is_a_column_of_float32(tmp_path: Path) -> None:
     for storage in (PLAIN, Storage("float16"), Storage("float32", "gzip")):
         with case(storage):
-            part = write_part(tmp_path / "part.h5", {}, storage=storage)
+            part = write_part(tmp_path, {}, storage=storage)
             table = arrow_parquet.read_table(copied(part))
-            assert [field.type for field in table.schema] == [pa.float32(), pa.float32(), pa.bool_()]
+            assert [field.type for field in table.schema] == [pa.float32(), pa.float32(), pa.bool_(), pa.int32()]
             np.testing.assert_array_equal(
                 np.stack([table[name] for name in ("feature0", "feature1")], 1), open_features(part).features
             )
@@ -91,11 +86,11 @@ def test_names_of_rows_are_the_index_of_pandas(tmp_path: Path) -> None:
         [{"_index": names, "y": np.arange(N)}, {"index": np.arange(N)[::-1]}, {"index": names, "_index": names}]
     ):
         with case(i):
-            part = write_part(tmp_path / "part.h5", extras)
+            part = write_part(tmp_path, extras)
             found = pd.read_parquet(copied(part))
             pd.testing.assert_frame_equal(found, open_features(part).to_pandas())
             assert found.index.name is None
-            assert set(extras) < set(arrow_parquet.read_table(part.with_suffix(".parquet")).column_names)
+            assert set(extras) < set(arrow_parquet.read_table(copied(part)).column_names)
 
 
 def test_any_name_of_a_categorical_keeps_unused_categories(tmp_path: Path) -> None:
@@ -103,7 +98,7 @@ def test_any_name_of_a_categorical_keeps_unused_categories(tmp_path: Path) -> No
         with case(name):
             extras = {name.replace("/", "|"): np.zeros(N, np.int8)}
             (stored,) = extras
-            part = write_part(tmp_path / "part.h5", extras, {stored: ["a", "unused"]})
+            part = write_part(tmp_path, extras, {stored: ["a", "unused"]})
             assert pd.read_parquet(copied(part))[stored].dtype == pd.CategoricalDtype(["a", "unused"])
 
 
@@ -111,28 +106,21 @@ def test_numeric_or_equal_categories_are_values(tmp_path: Path) -> None:
     codes = np.array([1, -1, 0, 0, 0, 1, 1], np.int8)
     for categories in ([3, 5], [0.5, 1.5], ["a", "a"], [True, False]):
         with case(categories):
-            part = write_part(tmp_path / "part.h5", {"kind": codes}, {"kind": categories})
+            part = write_part(tmp_path, {"kind": codes}, {"kind": categories})
             found = arrow_parquet.read_table(copied(part))["kind"].to_pylist()
             assert found == [None if code < 0 else categories[code] for code in codes]
 
 
 def test_arrays_of_several_dimensions_are_nested_lists(tmp_path: Path) -> None:
     values = np.arange(6 * N).reshape(N, 2, 3)
-    part = write_part(tmp_path / "part.h5", {"place": values, "words": np.array([[b"a", b"b"]] * N, "S1")})
+    part = write_part(tmp_path, {"place": values, "words": np.array([[b"a", b"b"]] * N, "S1")})
     table = arrow_parquet.read_table(copied(part))
     assert table["place"].to_pylist() == values.tolist()
     assert table["words"].to_pylist() == [["a", "b"]] * N
 
 
-def test_only_the_given_datasets_are_columns(tmp_path: Path) -> None:
-    part = write_part(tmp_path / "part.h5", EXTRAS)
-    content = b"".join(parquet_file(part, {"features", "valid", "pair", "other"}).pieces)
-    names = arrow_parquet.read_table(pa.BufferReader(content)).column_names
-    assert names == ["feature0", "feature1", "valid", "pair"]
-
-
 def test_numbers_of_16_bits_become_float32(tmp_path: Path) -> None:
-    part = write_part(tmp_path / "part.h5", {"half": np.arange(N, dtype=np.float16)})
+    part = write_part(tmp_path, {"half": np.arange(N, dtype=np.float16)})
     column = arrow_parquet.read_table(copied(part))["half"]
     assert (column.type, column.to_pylist()) == (pa.float32(), list(range(N)))
 
@@ -142,38 +130,16 @@ def test_groups_of_rows_do_not_change_the_values(tmp_path: Path, monkeypatch: py
     rows = np.arange(n_rows)
     texts = np.array([b"x" * (i % 5) for i in range(n_rows)], object)
     codes = (rows % 3 - 1).astype(np.int8)
-    part = write_part(tmp_path / "part.h5", {"y": rows, "text": texts, "kind": codes}, {"kind": ["a", "b", "c"]})
+    part = write_part(tmp_path, {"y": rows, "text": texts, "kind": codes}, {"kind": ["a", "b", "c"]})
     expected = open_features(part).to_pandas()
     for n_bytes, text_rows in ((2**22, 2**10), (1, 1), (100, 2), (1000, 3)):
         monkeypatch.setattr(module, "_GROUP_BYTES", n_bytes)
-        monkeypatch.setattr(module, "_TEXT_ROWS", text_rows)
+        monkeypatch.setattr(rows_module, "_BLOCK_BYTES", n_bytes)
+        monkeypatch.setattr(rows_module, "_TEXT_ROWS", text_rows)
         with case(n_bytes):
             path = copied(part)
-            assert path.read_bytes() == copied(part).read_bytes()
+            data = path.read_bytes()
+            assert copied(part).read_bytes() == data
             pd.testing.assert_frame_equal(pd.read_parquet(path), expected)
             n_groups = arrow_parquet.ParquetFile(path).num_row_groups
             assert n_groups == (max(1, n_rows) if n_bytes == 1 else n_groups)
-
-
-def test_pieces_are_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_GROUP_BYTES", 2**14)
-    monkeypatch.setattr(module, "_TEXT_ROWS", 100)
-    values = np.random.default_rng(0).integers(1, 128, (1000, 100), np.uint8).view("S100")[:, 0]
-    for dtype in ("S100", object):
-        with case(dtype):
-            part = write_part(tmp_path / "part.h5", {"name": values.astype(dtype)})
-            pieces = list(parquet_file(part, {"features", "valid", "name"}).pieces)
-            assert len(pieces) > 5
-            assert all(len(piece) < 2**16 for piece in pieces)
-
-
-def test_unreadable_parts_are_named(tmp_path: Path) -> None:
-    part = write_part(tmp_path / "part.h5", EXTRAS)
-    content = parquet_file(part, {"features", "valid"})
-    with pytest.raises(TypeError):
-        len(content)
-    os.truncate(part, 100)
-    with refused(74, f"file={part}: "):
-        list(content.pieces)
-    with refused(74, f"file={part}: "):
-        parquet_file(part, {"features", "valid"})

@@ -1,0 +1,74 @@
+"""Export of features to one HDF5 file, which is easy to move, and which `open_features` and runs read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
+from shardpress.interop.rows import Rows
+from shardpress.progress import Progress
+
+__all__ = ["SOURCE", "write_hdf5", "write_rows"]
+
+SOURCE = "exported_from"
+"""Name of the attribute, or of the element in ``uns`` of AnnData, that says what a file is exported from."""
+
+_ATTRIBUTES = ("command", "config", "versions", "target", "nested", "n_bad")  # from the manifest
+_ALIGNED_BYTES = 2**16  # larger datasets are aligned to pages, so that they can be memory-mapped
+_PAGE = 4096
+
+
+def write_hdf5(path: Path, rows: Rows, source: str, progress: Progress) -> None:
+    """Write all rows to a file: features, valid, and the extras under their own names.
+
+    Parameters
+    ----------
+    path : Path
+    rows : Rows
+    source : str
+        What the file is exported from.
+    progress : Progress
+
+    Raises
+    ------
+    ReadFailed
+        If the features cannot be read.
+    OSError, RuntimeError
+        If the file cannot be written.
+    """
+    with h5py.File(path, "w", alignment_threshold=_ALIGNED_BYTES, alignment_interval=_PAGE) as file:
+        file.attrs["format"] = FORMAT
+        file.attrs[SOURCE] = source
+        file.attrs["model"] = rows.encoder
+        for name in _ATTRIBUTES:
+            if name in rows.manifest:
+                file.attrs[name] = _plain(rows.manifest[name])
+        for name, (dims, dtype) in rows.shapes.items():
+            file.create_dataset(name, dims, h5py.string_dtype() if dtype.hasobject else dtype)
+            if name in rows.categories:
+                file[name].attrs[ATTRIBUTE] = attribute_value(rows.categories[name].tolist())
+        start = 0
+        for block in rows.blocks(rows.parts, progress):
+            stop = start + len(block["valid"])
+            for name, values in block.items():
+                write_rows(file[name], start, stop, values)
+            start = stop
+
+
+def write_rows(dataset: h5py.Dataset, start: int, stop: int, values: np.ndarray) -> None:
+    """Write the values of some rows. Strings keep bytes that are not UTF-8."""
+    if start == stop:
+        return
+    if values.dtype.hasobject:
+        flat = [text.encode("utf-8", "surrogateescape") for text in values.ravel()]
+        values = np.array(flat, object).reshape(values.shape)
+    dataset[start:stop] = values
+
+
+def _plain(value: object) -> object:
+    """Return a value that an attribute can hold: a number or a string, otherwise JSON."""
+    return value if isinstance(value, (int, float, str)) else json.dumps(value)

@@ -1,0 +1,234 @@
+"""Export of features to a folder of Parquet files, for pandas, Polars, DuckDB, Spark and programs that read tables.
+
+The folder has one file for each part. The columns have the names and values of
+`shardpress.features.Features.to_pandas`. The name of a file depends on its content, so a repeated export writes only
+the files of new parts.
+
+This module imports pyarrow, an optional package. Import it only if Parquet files are written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from shardpress.alignment import LinearMap
+from shardpress.errors import CannotCreate, printable
+from shardpress.features import FEATURES, VALID, PartFile, categories_of
+from shardpress.formats import digest, fingerprint
+from shardpress.frames import VALID_COLUMN, ColumnNames, name_columns, to_encodable, to_native
+from shardpress.interop.hdf5 import SOURCE
+from shardpress.interop.rows import Block, Rows
+from shardpress.output.disk import TEMPORARY, Disk, publish_from, remove, sync_directory, write_error
+from shardpress.progress import Progress
+
+__all__ = ["ENCODER", "write_parquet"]
+
+ENCODER = "shardpress.encoder"
+"""Key of the fingerprint of the encoder in the metadata of the schema."""
+
+_SOURCE = f"shardpress.{SOURCE}"
+_VERSION = 1  # version of the content of the files; if it changes, an export writes all files again
+_GROUP_BYTES = 2**21  # minimum size of a group of rows, except for the last one
+_MAX_DICTIONARY_BYTES = 2**30  # more than all allowed categories take; otherwise Parquet would drop unused ones
+_FILE = re.compile(r"part-[0-9-]*[0-9a-f]{32}\.parquet")
+# Programs that read a folder ignore names that begin with a dot.
+_NEW = "."
+_UNFINISHED = re.compile(rf"\.{_FILE.pattern}\.[0-9a-f]{{32}}\{TEMPORARY}")
+
+
+def write_parquet(folder: Path, rows: Rows, source: str, disk: Disk) -> int:
+    """Write the files of new parts to a folder, and remove those of parts that are gone.
+
+    New files have hidden names until all of them are written. Until then, the earlier export is complete.
+
+    Parameters
+    ----------
+    folder : Path
+        A new folder, or one with an earlier export.
+    rows : Rows
+    source : str
+        What the files are exported from, relative to the parent of the folder.
+    disk : Disk
+
+    Returns
+    -------
+    int
+        Number of files that were written.
+
+    Raises
+    ------
+    CannotCreate
+        If the folder contains a file that is not an earlier export of the same source.
+    ReadFailed
+        If the features cannot be read.
+    WriteFailed, SystemLimit, NotPermitted
+        If a file cannot be written.
+    """
+    found = _earlier_files(folder, source)
+    columns = fingerprint(_VERSION, sorted(rows.shapes), rows.encoder, _digest_of(rows.to_other))
+    names = {_name(part, columns): part for part in rows.parts}
+    missing = {name: part for name, part in names.items() if name not in found}
+    to_write = {name: part for name, part in missing.items() if f"{_NEW}{name}" not in found}
+    try:
+        if not folder.exists():
+            disk.make_directory(folder)
+            sync_directory(disk, folder.parent)
+        with Progress("export", sum(part.n_rows for part in to_write.values()), "rows") as progress:
+            for name, part in to_write.items():
+                _write(folder / f"{_NEW}{name}", part, rows, source, progress, disk)
+        for name in missing:
+            disk.replace(folder / f"{_NEW}{name}", folder / name)
+        for name in sorted(found - names.keys()):
+            remove(disk, folder / name)
+        sync_directory(disk, folder)
+    except OSError as error:
+        raise write_error(error, folder, "writing its files") from error
+    return len(to_write)
+
+
+def _digest_of(to_other: LinearMap | None) -> str:
+    return "" if to_other is None else digest([to_other.to_npz()])
+
+
+def _name(part: PartFile, columns: str) -> str:
+    """Return the name of the file of a part. It ends with a digest of everything that determines the content."""
+    stem = re.sub("-?[0-9a-f]{32}$", "", part.path.stem)
+    content = fingerprint(columns, part.blake3, part.append_id)
+    return f"{stem}-{content[:32]}.parquet"
+
+
+def _earlier_files(folder: Path, source: str) -> set[str]:
+    """Return the names of the files of an earlier export. Raise `CannotCreate` for other files."""
+    try:
+        names = set(os.listdir(folder))
+    except FileNotFoundError:
+        return set()
+    except OSError as error:
+        raise CannotCreate(f"folder={printable(folder)}: {error.strerror}, expected a folder, or none.") from error
+    for name in sorted(names):
+        is_export = _UNFINISHED.fullmatch(name) or _source_of(folder / name) == source
+        if not is_export:
+            raise CannotCreate(
+                f"file={printable(folder / name)}: exists, and is not an earlier export of the same results. Choose "
+                "another --output, or move the file elsewhere."
+            )
+    return names
+
+
+def _source_of(path: Path) -> str | None:
+    """Return what a file is exported from; None if it is not an export."""
+    if not _FILE.fullmatch(path.name.removeprefix(_NEW)):
+        return None
+    try:
+        metadata = parquet.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException):
+        return None
+    found = metadata.get(_SOURCE.encode())
+    return None if found is None else found.decode(errors="replace")
+
+
+def _write(path: Path, part: PartFile, rows: Rows, source: str, progress: Progress, disk: Disk) -> None:
+    """Write the file of a part."""
+    metadata = {ENCODER: rows.encoder, _SOURCE: source}
+
+    def write(temporary: Path) -> None:
+        groups = _groups(part, rows, metadata, progress)
+        first = next(groups)
+        dictionaries = [field.name for field in first.schema if pa.types.is_dictionary(field.type)]
+        with parquet.ParquetWriter(
+            temporary, first.schema, use_dictionary=dictionaries, dictionary_pagesize_limit=_MAX_DICTIONARY_BYTES
+        ) as writer:
+            writer.write_table(first)
+            for group in groups:
+                writer.write_table(group)
+
+    publish_from(disk, path, write)
+
+
+def _groups(part: PartFile, rows: Rows, metadata: Mapping[str, str], progress: Progress) -> Iterator[pa.Table]:
+    """Yield tables of a few megabytes each. There is at least one, which can have no rows."""
+    ndims = {name: len(dims) for name, (dims, _) in rows.extras.items()}
+    names = name_columns(rows.n_features, [VALID_COLUMN], ndims)
+    categories = categories_of(part.path)
+    tables: list[pa.Table] = []
+    n_bytes = 0
+    for block in rows.blocks([part], progress):
+        table = _table(block, categories, names)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+        tables.append(table)
+        n_bytes += table.nbytes
+        if n_bytes >= _GROUP_BYTES:
+            yield pa.concat_tables(tables)
+            tables = []
+            n_bytes = 0
+    if tables:
+        yield pa.concat_tables(tables)
+
+
+# -- columns -----------------------------------------------------------------------------------------------------
+
+
+def _table(values: Block, categories: Mapping[str, np.ndarray], names: ColumnNames) -> pa.Table:
+    """Return a table with the columns of a data frame, and with metadata that tell pandas which one is the index."""
+    columns: dict[str, Any] = {}
+    # One contiguous array for each feature; NaN stays NaN and does not become null.
+    rows = np.ascontiguousarray(values[FEATURES].T, dtype=np.float32)
+    for name, column in zip(names.features, rows, strict=True):
+        columns[name] = pa.array(column)
+    columns[VALID_COLUMN] = pa.array(values[VALID])
+    for name, column_name in names.extras.items():
+        columns[column_name] = _column(values[name], categories.get(name))
+    table = pa.table(columns)
+    if names.index is None:
+        return table
+    index = _column(values[names.index], categories.get(names.index))
+    return table.append_column(names.index, index).replace_schema_metadata(_index_metadata(names.index))
+
+
+def _index_metadata(name: str) -> dict[str, str]:
+    """Return the metadata of pandas that make a column the index, without a name as in `to_pandas`."""
+    column = {"name": None, "field_name": name, "pandas_type": "unicode", "numpy_type": "object", "metadata": None}
+    content = {"index_columns": [name], "column_indexes": [], "columns": [column], "pandas_version": "2.0.0"}
+    return {"pandas": json.dumps(content)}
+
+
+def _column(values: np.ndarray, categories: np.ndarray | None) -> Any:
+    """Return the values of an extra. Arrays of each row become lists, and codes become their categories."""
+    if values.ndim > 1:
+        return _lists(_plain(values.reshape(-1)), values.shape[1:])
+    if categories is None:
+        return _plain(values)
+    codes = pa.array(to_native(values), mask=values < 0)
+    column = pa.DictionaryArray.from_arrays(codes, _plain(categories))
+    # Parquet files of pyarrow have dictionaries of strings only, and those of pandas have distinct categories.
+    is_dictionary = pa.types.is_string(column.type.value_type) and _are_distinct(column.dictionary)
+    return column if is_dictionary else column.dictionary_decode()
+
+
+def _are_distinct(categories: pa.Array) -> bool:
+    return len(categories.unique()) == len(categories)
+
+
+def _lists(flat: pa.Array, shape: Sequence[int]) -> pa.Array:
+    """Return nested lists of the values, whose sizes are `shape`."""
+    for size in reversed(shape):
+        flat = pa.FixedSizeListArray.from_arrays(flat, size)
+    return flat
+
+
+def _plain(values: np.ndarray) -> pa.Array:
+    """Return numbers or strings. Numbers of 16 bits become float32, because few programs read 16 bits."""
+    if values.dtype.kind in "OU":
+        return pa.array(to_encodable(values).tolist(), pa.string())
+    if values.dtype == np.float16:
+        values = values.astype(np.float32)
+    return pa.array(to_native(values))

@@ -1,0 +1,171 @@
+"""The rows of a finished run for an export, read in order and a few megabytes at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from shardpress import signals
+from shardpress.alignment import LinearMap
+from shardpress.asof import directory_of, find_map
+from shardpress.errors import DataError, ReadFailed, printable
+from shardpress.features import (
+    APPEND_ID,
+    FAILURES,
+    FEATURES,
+    VALID,
+    PartFile,
+    Shape,
+    categories_in,
+    check_part,
+    common_dtypes,
+    part_files,
+    read_values,
+    reading,
+)
+from shardpress.output.records import read_manifest
+from shardpress.progress import Progress
+
+__all__ = ["Block", "Rows", "open_rows"]
+
+_BLOCK_BYTES = 2**22
+_TEXT_ROWS = 2**12  # rows to read at once if there are strings, because these can be long
+_TEXT_BYTES = 8  # bytes of a string that are counted in advance
+
+Block = dict[str, np.ndarray]
+"""Values of consecutive rows, by the names of their datasets."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a finished run.
+
+    Attributes
+    ----------
+    parts : sequence of PartFile
+        Files of the rows, in order.
+    shapes : dict of str to Shape
+        Shape and dtype of the datasets that all parts have: features, valid, and extras. The extra `APPEND_ID` is
+        always among them, so that an append does not change the datasets. All strings have the dtype object.
+    categories : dict of str to ndarray
+        Categories of the extras that are stored as codes.
+    manifest : mapping
+        Manifest of the run.
+    to_other : LinearMap or None
+        Map to the features of another encoder, which is applied to all features.
+    """
+
+    parts: Sequence[PartFile]
+    shapes: Mapping[str, Shape]
+    categories: Mapping[str, np.ndarray]
+    manifest: Mapping[str, Any]
+    to_other: LinearMap | None
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return self.shapes[FEATURES][0][0]
+
+    @property
+    def n_features(self) -> int:
+        """Number of features, after the map."""
+        return self.shapes[FEATURES][0][1]
+
+    @property
+    def extras(self) -> dict[str, Shape]:
+        """Shape and dtype of each extra."""
+        return {name: shape for name, shape in self.shapes.items() if name not in (FEATURES, VALID)}
+
+    @property
+    def encoder(self) -> str:
+        """Fingerprint of the encoder of the features, after the map."""
+        return str(self.manifest.get("model", "")) if self.to_other is None else self.to_other.encoder_to
+
+    def blocks(self, parts: Sequence[PartFile], progress: Progress) -> Iterator[Block]:
+        """Yield the rows of some parts in order. Each part has at least one block, which can be empty.
+
+        Raises
+        ------
+        ReadFailed
+            If a part cannot be read.
+        """
+        step = self._rows_at_once()
+        for part in parts:
+            for block in self._blocks_of(part, step):
+                signals.check()
+                yield block
+                progress.advance(len(block[VALID]))
+
+    def _rows_at_once(self) -> int:
+        row_bytes = 0
+        has_text = False
+        for dims, dtype in self.shapes.values():
+            is_text = dtype.hasobject
+            has_text = has_text or is_text
+            row_bytes += prod(dims[1:]) * (_TEXT_BYTES if is_text else dtype.itemsize)
+        n_rows = max(1, _BLOCK_BYTES // row_bytes)
+        return min(n_rows, _TEXT_ROWS) if has_text else n_rows
+
+    def _blocks_of(self, part: PartFile, step: int) -> Iterator[Block]:
+        """Yield the rows of a part, with at most `step` rows in a block."""
+        try:
+            with reading(part.path) as file:
+                for start in range(0, max(1, part.n_rows), step):
+                    yield self._read(file, part, start, min(start + step, part.n_rows))
+        except FAILURES as error:
+            raise ReadFailed(
+                f"file={printable(part.path)}: cannot be read: {error}. Check the results with shardpress verify, and "
+                "run the command that made them again to recompute damaged files."
+            ) from error
+
+    def _read(self, file: h5py.File, part: PartFile, start: int, stop: int) -> Block:
+        block = {name: read_values(file[name], start, stop) for name in self.shapes if name in file}
+        if APPEND_ID not in block:
+            block[APPEND_ID] = np.full(stop - start, part.append_id, np.int32)
+        if self.to_other is not None:
+            block[FEATURES] = self.to_other.apply(block[FEATURES])
+        return block
+
+
+def open_rows(path: str | Path, as_of: int | str | Path | None) -> Rows:
+    """Return the rows of an output directory, mapped to the features of another encoder if `as_of` is given.
+
+    Raises
+    ------
+    NoInput
+        If the directory contains no finished run.
+    DataError
+        If a part is missing or differs from the manifest, or if there is no map to `as_of`.
+    """
+    directory = directory_of(path)
+    manifest = read_manifest(directory)
+    parts = part_files(directory, manifest)
+    shapes = _shapes_of(parts)
+    to_other = None
+    if as_of is not None:
+        to_other = find_map(directory, as_of, str(manifest.get("model")))
+    if to_other is not None:
+        n_from, n_to = to_other.W.shape
+        (n_rows, n_features), _ = shapes[FEATURES]
+        if n_features != n_from:
+            raise DataError(f"features={printable(path)}: has {n_features} features, but the map expects {n_from}")
+        shapes[FEATURES] = ((n_rows, n_to), np.dtype(np.float32))
+    return Rows(parts, shapes, categories_in(parts), manifest, to_other)
+
+
+def _shapes_of(parts: Sequence[PartFile]) -> dict[str, Shape]:
+    """Return the shape and dtype of the datasets of all rows."""
+    shapes = [check_part(part) for part in parts]
+    n_rows = sum(part.n_rows for part in parts)
+    joined: dict[str, Shape] = {}
+    for name, dtype in common_dtypes(shapes).items():
+        dims, _ = shapes[0][name]
+        joined[name] = ((n_rows, *dims[1:]), dtype)
+    joined.setdefault(APPEND_ID, ((n_rows,), np.dtype(np.int32)))
+    return joined

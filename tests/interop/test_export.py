@@ -1,0 +1,386 @@
+"""Tests of exports in all formats: values, repeated and interrupted exports, and files that are not replaced."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import h5py
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from pyarrow import parquet as arrow_parquet
+
+from shardpress.alignment import LinearMap
+from shardpress.commands import export as command
+from shardpress.features import Features, open_features
+from shardpress.interop import rows as rows_module
+from shardpress.interop.export import FORMATS, export
+from shardpress.output.disk import Disk
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block
+from shardpress_kernels.network import Network
+from tests.support.cases import case
+from tests.support.helpers import refused
+from tests.support.hostilemodels import model_of
+from tests.support.parts import feature_rows, finished_parts, part_bytes
+
+SIZES = (3, 0, 4, 2)
+CATEGORIES = ("T cell", "ö", "unused")
+MODEL = model_of(Network((4, 3, 2)))
+FEATURE_FORMATS = ("hdf5", "parquet", "anndata")
+
+
+def part(n_rows: int, first: int) -> tuple[int, bytes]:
+    """Return the number of rows and the bytes of a part; every fifth row is bad."""
+    rows = np.arange(first, first + n_rows)
+    valid = rows % 5 != 1
+    features = feature_rows(n_rows, first)
+    features[~valid] = np.nan
+    extras = {
+        "big": rows.astype(">f8"),
+        "fixed": np.array([f"{row:03d}".encode() for row in rows], "S3"),
+        "kind": (rows % 3 - 1).astype(np.int8),
+        "name": np.array([("ö" * row).encode() for row in rows], object),
+        "y": rows,
+    }
+    return n_rows, part_bytes(features, valid, extras, {}, categories={"kind": CATEGORIES})
+
+
+PARTS = [part(size, sum(SIZES[:i])) for i, size in enumerate(SIZES)]
+
+
+def result(directory: Path, n_parts: int = 3, first: int = 0) -> Path:
+    """Write a finished output directory with a model; the third part is of the first append."""
+    parts = PARTS[first:n_parts]
+    manifest = {"model": MODEL.fingerprint, "n_bad": 1, "appends": [{"id": 1}]}
+    finished_parts(directory, parts, None, manifest, [0, 0, 1, 2][first:n_parts])
+    (directory / "model.h5").unlink(missing_ok=True)
+    (directory / "model.h5").write_bytes(MODEL.to_hdf5())
+    return directory
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    return result(tmp_path / "features")
+
+
+def target(output: Path, form: str) -> Path:
+    """Return the default path of an export."""
+    return output / FORMATS[form][1]
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """Return the bytes of a file, or of the visible files of a folder, by name."""
+    files = [path] if path.is_file() else [each for each in path.iterdir() if not each.name.startswith(".")]
+    return {each.name: each.read_bytes() for each in files}
+
+
+def assert_same(found: Features, expected: Features) -> None:
+    np.testing.assert_array_equal(found.features, expected.features)
+    np.testing.assert_array_equal(found.valid, expected.valid)
+    assert set(found.extras) == set(expected.extras)
+    for name, values in expected.extras.items():
+        np.testing.assert_array_equal(found.extras[name], values)
+        assert found.extras[name].dtype == values.dtype
+    assert {name: each.tolist() for name, each in found.categories.items()} == {
+        name: each.tolist() for name, each in expected.categories.items()
+    }
+
+
+def check_hdf5(path: Path, expected: Features) -> None:
+    found = open_features(path)
+    assert_same(found, expected)
+    assert found.manifest["model"] == expected.manifest["model"]
+    (shard,) = open_shards([str(path)])
+    block = Block(shard, 0, shard.n_rows)
+    np.testing.assert_array_equal(read(block), expected.features)
+    assert [each.decode() for each in read_extras(block)["name"]] == list(expected.extras["name"].compute())
+    with h5py.File(path) as file:
+        assert not file["features"].is_virtual
+
+
+def check_parquet(path: Path, expected: Features) -> None:
+    # The extras of the parts are sorted by name, and the number of the append is the last column.
+    pd.testing.assert_frame_equal(pd.read_parquet(path), expected.to_pandas())
+    for each in path.iterdir():
+        assert arrow_parquet.read_schema(each).metadata[b"shardpress.encoder"].decode() == expected.manifest["model"]
+
+
+def check_anndata(path: Path, expected: Features) -> None:
+    with h5py.File(path) as file:
+        np.testing.assert_array_equal(file["obsm/X_shardpress"], expected.features)
+        np.testing.assert_array_equal(file["obs/valid"], expected.valid)
+        for name, values in expected.extras.items():
+            if name not in expected.categories:
+                found = file["obs"][name]
+                found = found.asstr()[:] if h5py.check_string_dtype(found.dtype) else found[:]
+                np.testing.assert_array_equal(found, values)
+        np.testing.assert_array_equal(file["obs/kind/codes"], expected.extras["kind"])
+        assert list(file["obs/kind/categories"].asstr()[:]) == expected.categories["kind"].tolist()
+        assert file["uns/shardpress_encoder"].asstr()[()] == expected.manifest["model"]
+
+
+CHECKS: Mapping[str, Callable[[Path, Features], None]] = {
+    "hdf5": check_hdf5,
+    "parquet": check_parquet,
+    "anndata": check_anndata,
+}
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("form", FEATURE_FORMATS)
+def test_an_export_has_the_rows_of_open_features(form: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n_bytes, text_rows in ((2**22, 2**10), (1, 1), (100, 2), (1000, 3)):
+        monkeypatch.setattr(rows_module, "_BLOCK_BYTES", n_bytes)
+        monkeypatch.setattr(rows_module, "_TEXT_ROWS", text_rows)
+        with case(n_bytes):
+            shutil.rmtree(target(output, form), ignore_errors=True)
+            text = export(output, form)
+            assert str(target(output, form)) in text
+            CHECKS[form](target(output, form), open_features(output))
+
+
+@pytest.mark.parametrize("form", FEATURE_FORMATS)
+def test_blocks_are_small(form: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    real = rows_module.Rows._read
+
+    def recorded(rows: Any, file: Any, part: Any, start: int, stop: int) -> Any:
+        sizes.append(stop - start)
+        return real(rows, file, part, start, stop)
+
+    monkeypatch.setattr(rows_module.Rows, "_read", recorded)
+    monkeypatch.setattr(rows_module, "_TEXT_ROWS", 2)
+    export(output, form)
+    assert sizes == [2, 1, 0, 2, 2]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("form", FEATURE_FORMATS)
+def test_features_are_mapped_to_those_of_another_encoder(form: str, output: Path, tmp_path: Path) -> None:
+    to_other = LinearMap(np.array([[1.0, 2, 0], [0, 1, 1]]), np.arange(3.0), MODEL.fingerprint, "f" * 64)
+    (tmp_path / "map.npz").write_bytes(to_other.to_npz())
+    export(output, form, as_of=tmp_path / "map.npz")
+    expected = open_features(output, as_of=tmp_path / "map.npz")
+    assert expected.manifest["model"] == "f" * 64
+    CHECKS[form](target(output, form), expected)
+
+
+def test_an_export_numbers_the_appends_even_before_the_first(tmp_path: Path) -> None:
+    """Otherwise, the first append would add a column, and all Parquet files would have to be written again."""
+    finished_parts(tmp_path / "out", PARTS[:2])
+    export(tmp_path / "out", "parquet")
+    assert pd.read_parquet(tmp_path / "out/parquet")["append_id"].tolist() == [0, 0, 0]
+
+
+def test_the_single_file_keeps_bytes_that_are_not_utf8(tmp_path: Path) -> None:
+    extras = {"name": np.array([b"\xff", b"a"], object)}
+    data = part_bytes(feature_rows(2), np.ones(2, bool), extras, {})
+    output = finished_parts(tmp_path / "out", [(2, data)])
+    export(output, "hdf5")
+    assert open_features(output / "features.h5").extras["name"].compute().tolist() == ["\udcff", "a"]
+
+
+def test_large_datasets_of_the_single_file_can_be_mapped(tmp_path: Path) -> None:
+    n_rows = 2**14
+    data = part_bytes(feature_rows(n_rows), np.ones(n_rows, bool), {}, {})
+    output = finished_parts(tmp_path / "out", [(n_rows, data)])
+    export(output, "hdf5")
+    with h5py.File(output / "features.h5") as file:
+        offset = file["features"].id.get_offset()
+    assert offset % 4096 == 0
+    mapped = np.memmap(output / "features.h5", "<f4", "r", offset, (n_rows, 2))
+    np.testing.assert_array_equal(mapped, feature_rows(n_rows))
+
+
+def test_other_files_with_features_need_the_dataset_valid(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["features"] = np.zeros((3, 2))
+    with refused(65, f"file={tmp_path / 'x.h5'}: ", "'valid'"):
+        open_features(tmp_path / "x.h5")
+
+
+# -- repeated exports --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("form", FEATURE_FORMATS)
+def test_an_export_after_an_append_replaces_the_earlier_one(form: str, output: Path) -> None:
+    export(output, form)
+    result(output, 4)
+    export(output, form)
+    expected = open_features(output)
+    assert len(expected.features) == sum(SIZES)
+    CHECKS[form](target(output, form), expected)
+
+
+def test_only_changed_parquet_files_are_written(output: Path) -> None:
+    folder = output / "parquet"
+    export(output, "parquet")
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    assert len(before) == 3
+    assert "0 of 3 files" in export(output, "parquet")
+    result(output, 4)
+    assert "1 of 4 files" in export(output, "parquet")
+    after = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    assert after.items() > before.items()
+    # The second part stays, and the rows of the third one now belong to the first run.
+    finished_parts(output, [PARTS[2], PARTS[1]], None, {"model": MODEL.fingerprint})
+    assert "1 of 2 files" in export(output, "parquet")
+    check_parquet(folder, with_ids(open_features(output)))
+
+
+def with_ids(features: Features) -> Features:
+    """Return features with the numbers of appends, which open_features omits before the first append."""
+    ids = da.zeros(len(features.features), dtype=np.int32)
+    return Features(
+        features.features, features.valid, {**features.extras, "append_id": ids}, features.manifest, features.categories
+    )
+
+
+def test_another_map_replaces_all_parquet_files(output: Path, tmp_path: Path) -> None:
+    for factor in (1, 2):
+        to_other = LinearMap(np.eye(2) * factor, np.zeros(2), MODEL.fingerprint, "f" * 64)
+        (tmp_path / "map.npz").write_bytes(to_other.to_npz())
+        assert "3 of 3 files" in export(output, "parquet", as_of=tmp_path / "map.npz")
+        check_parquet(output / "parquet", open_features(output, as_of=tmp_path / "map.npz"))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_replaces_an_earlier_one_of_the_same_run_only(form: str, output: Path, tmp_path: Path) -> None:
+    path = tmp_path / "elsewhere"
+    export(output, form, path)
+    export(os.path.relpath(output), form, path)
+    other = result(tmp_path / "other")
+    before = content(path)
+    with refused(73, str(path), "Choose another --output"):
+        export(other, form, path)
+    assert content(path) == before
+    assert [each for each in tmp_path.iterdir() if "writing" in each.name] == []
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_an_export_that_was_moved_with_its_run_is_replaced(form: str, output: Path, tmp_path: Path) -> None:
+    export(output, form)
+    moved = output.rename(tmp_path / "moved")
+    export(moved, form)
+    assert str(tmp_path) not in str(content(target(moved, form)))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_other_files_are_never_replaced(form: str, output: Path, tmp_path: Path) -> None:
+    for name, data in (("text", b"data"), ("nothing", b""), ("zip", b"PK\3\4damaged"), ("array", b"\x93NUMPY\1\0")):
+        path = tmp_path / name
+        path.write_bytes(data)
+        with refused(73, str(path)):
+            export(output, form, path)
+        assert path.read_bytes() == data
+    with h5py.File(tmp_path / "own.h5", "w") as file:
+        file["X"] = np.zeros(3)
+    np.savez(tmp_path / "own.npz", a=np.zeros(3))
+    (tmp_path / "own.onnx").write_bytes(onnx.ModelProto().SerializeToString())
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/thesis.tex").write_bytes(b"precious")
+    for name in ("own.h5", "own.npz", "own.onnx", "folder"):
+        with case(name), refused(73, str(tmp_path / name)):
+            export(output, form, tmp_path / name)
+
+
+def test_a_table_of_the_user_in_the_folder_is_not_removed(output: Path) -> None:
+    export(output, "parquet")
+    for name in ("mine.parquet", f"part-0-{'0' * 32}.parquet", f".part-0-{'0' * 32}.parquet"):
+        path = output / "parquet" / name
+        pd.DataFrame({"a": [1]}).to_parquet(path)
+        with case(name), refused(73, str(path)):
+            export(output, "parquet")
+        path.unlink()
+    export(output, "parquet")
+
+
+# -- failures ----------------------------------------------------------------------------------------------------------
+
+
+class FailingDisk(Disk):
+    """A disk on which a file cannot be synced after some others were."""
+
+    def __init__(self, n_files: int = 0) -> None:
+        self.n_left = n_files
+
+    def sync(self, descriptor: int) -> None:
+        if self.n_left == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self.n_left -= 1
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_failed_export_leaves_the_earlier_one(form: str, output: Path) -> None:
+    export(output, form)
+    before = content(target(output, form))
+    shutil.rmtree(output / "parts")
+    result(output, 4, first=1)
+    with refused(74, "No space left"):
+        export(output, form, disk=FailingDisk())
+    assert content(target(output, form)) == before
+    assert [path for path in output.rglob("*.writing") if "parts" not in path.parts] == []
+
+
+@pytest.mark.parametrize("form", FEATURE_FORMATS)
+def test_an_unreadable_part_is_named_and_the_earlier_export_stays(form: str, output: Path) -> None:
+    export(output, form)
+    before = content(target(output, form))
+    result(output, 4)
+    path = output / "parts/part-00003.h5"
+    with h5py.File(path) as file:
+        offset = file["features"].id.get_offset()
+    rows = rows_module.open_rows(output, None)
+    os.truncate(path, offset)
+    with refused(74, f"file={path}: "):
+        list(rows.blocks(rows.parts, rows_module.Progress("export", None, "rows")))
+    with refused(65, f"file={path}: "):
+        export(output, form)
+    assert content(target(output, form)) == before
+
+
+def test_an_interrupted_parquet_export_is_resumed(output: Path) -> None:
+    with refused(74, "No space left"):
+        export(output, "parquet", disk=FailingDisk(2))
+    assert content(output / "parquet") == {}, "programs that read the folder ignore hidden files"
+    unfinished = next((output / "parquet").iterdir()).name + f".{'0' * 32}.writing"
+    (output / "parquet" / unfinished).write_bytes(b"cut")
+    assert "1 of 3 files" in export(output, "parquet")
+    check_parquet(output / "parquet", open_features(output))
+
+
+@pytest.mark.parametrize("form", ["npz", "onnx", "hdf5", "anndata"])
+def test_files_of_killed_exports_are_removed(form: str, output: Path) -> None:
+    path = target(output, form)
+    left = path.with_name(f"{path.name}.{'0' * 32}.writing")
+    other = path.with_name("other.writing")
+    for each in (left, other):
+        each.write_bytes(b"cut")
+    export(output, form)
+    assert (left.exists(), other.exists()) == (False, True)
+
+
+@pytest.mark.parametrize(("form", "package"), [("onnx", "onnx"), ("parquet", "pyarrow")])
+def test_a_missing_package_is_reported(form: str, package: str, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with refused(69, package, f"pip install 'shardpress[{form}]'"):
+        export(output, form)
+    assert not target(output, form).exists()
+
+
+def test_the_command_offers_all_formats() -> None:
+    assert list(FORMATS) == list(command._FORMATS)
