@@ -738,7 +738,7 @@ _INTEROP = (
         "part-may-have-other-rows-than-the-manifest",
         "pipeline/shardpress/features.py",
         "if n_found != part.n_rows:",
-        "if n_found < n_rows:",
+        "if n_found < part.n_rows:",
         ("tests/test_features.py::test_a_part_with_another_number_of_rows_is_refused",),
     ),
     Mutation(
