@@ -19,8 +19,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from shardpress.commands.table import main
+from shardpress.interop.export import FORMATS
 from shardpress.model import load_model
+from shardpress_kernels.network import Network
 from tests.support.cases import case
+from tests.support.hostilemodels import model_of
 from tests.support.interpreters import REPOSITORY
 from tests.support.parts import feature_rows, finished
 
@@ -123,6 +127,25 @@ def test_features_are_read_by_other_libraries_in_one_line(tmp_path: Path, monkey
     for name, line in lines.items():
         with case(name):
             CHECKS[name](eval(line, names))
+
+
+def test_exports_are_written_and_read_as_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    finished(tmp_path / "features", 3, 4)
+    (tmp_path / "features/model.h5").write_bytes(model_of(Network((4, 2))).to_hdf5())
+    exports = re.findall(r"^\| `shardpress (export .+?)` \| `(.+?)` \|", SECTIONS["Downstream"], re.M)
+    assert len(exports) == len(FORMATS)
+    for command, path in exports:
+        with case(command):
+            assert main(command.split()) == 0
+            assert Path(path).exists()
+    calls = re.findall(r'^    ((?:pandas|polars)\.read_parquet\(".*"\))$', SECTIONS["Downstream"], re.M)
+    assert len(calls) == 2
+    for call in calls:
+        with case(call):
+            found = eval(call, {"pandas": pd, "polars": pl})
+            assert_same(found[["feature0", "feature1"]], ROWS)
+            assert_same(found["y"], Y)
 
 
 @pytest.mark.compiler

@@ -459,6 +459,6 @@ def test_naming_extras_changes_neither_scan_nor_model(tmp_path, monkeypatch, cap
     assert main("", flags) == 0
     caplog.clear()
     assert main("", [*flags, "--include", "labels/y", "/labels//z", "--overwrite"]) == 0
-    assert "include None -> ['labels/y', 'labels/z']" in caplog.text
+    assert "include [] -> ['labels/y', 'labels/z']" in caplog.text
     assert open_features(tmp_path / "out").extras["z"].compute().tolist() == list(range(60))
     assert "training" not in " ".join(message for message in caplog.messages if "epochs" in message)
