@@ -32,23 +32,10 @@ _TEXTS = h5py.string_dtype()
 
 
 def write_anndata(path: Path, rows: Rows, source: str, progress: Progress) -> list[str]:
-    """Write the features, the names of the rows and the extras to an AnnData file.
+    """Write all rows to a file. Return the extras that are left out, because a column cannot hold their values.
 
     The file has no matrix ``X``. ``obs`` contains the column ``valid`` and the extras: text, numbers, and categoricals
     for extras that are stored as codes. The names of the rows are an extra that is named like an index, or row numbers.
-    ``uns`` contains the fingerprint of the encoder, as `ENCODER`, and what the file is exported from, as `SOURCE`.
-
-    Returns
-    -------
-    list of str
-        Names of the extras that are left out, because a column cannot hold their values.
-
-    Raises
-    ------
-    ReadFailed
-        If the features cannot be read.
-    OSError, RuntimeError
-        If the file cannot be written.
     """
     extras = {name: dtype for name, (dims, dtype) in rows.extras.items() if _is_column(dims, dtype)}
     index = next((name for name in INDEXES if name in extras), None)
@@ -57,8 +44,8 @@ def write_anndata(path: Path, rows: Rows, source: str, progress: Progress) -> li
         _encode(file, "anndata", "0.1.0")
         for name in _GROUPS:
             _encode(file.create_group(name), "dict", "0.1.0")
-        for name, text in ((ENCODER, rows.encoder), (SOURCE, source)):
-            _encode(file["uns"].create_dataset(name, data=text, dtype=_TEXTS), "string", "0.2.0")
+        file.attrs[SOURCE] = source
+        _encode(file["uns"].create_dataset(ENCODER, data=rows.encoder, dtype=_TEXTS), "string", "0.2.0")
         _create_array(file["obsm"], KEY, rows.shapes[FEATURES])
         _create_texts(_create_frame(file, "var", []), _INDEX, 0)
         obs = _create_frame(file, "obs", columns)

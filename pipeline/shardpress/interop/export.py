@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
 
-import h5py
 import numpy as np
 
 from shardpress.asof import directory_of, find_map
@@ -31,14 +30,8 @@ __all__ = ["FORMATS", "export"]
 class _Target:
     """Destination of an export.
 
-    Attributes
-    ----------
-    path : Path
-        File or folder.
-    source : str
-        What is exported, as a path relative to the parent of `path`. So the export is recognized after both are moved
-        together. Bytes that are not UTF-8 are escaped.
-    disk : Disk
+    `source` is the path of what is exported, relative to the parent of `path`, so that an export is recognized after
+    both were moved together.
     """
 
     path: Path
@@ -53,7 +46,7 @@ def export(
     as_of: int | str | Path | None = None,
     disk: Disk | None = None,
 ) -> str:
-    """Write the encoder or the features of a finished run for other programs.
+    """Write the encoder or the features of a finished run for other programs. Return what to print about it.
 
     Parameters
     ----------
@@ -65,13 +58,8 @@ def export(
         File to write, or folder for Parquet. By default, it is in the output directory. An earlier export of the same
         run is replaced.
     as_of : int, str or Path, optional
-        Generation, output directory or map file of the features that features are mapped to, as in `open_features`.
+        What the features are mapped to, as in `open_features`.
     disk : Disk, optional
-
-    Returns
-    -------
-    str
-        Sentences that say what was written, and how to use it.
 
     Raises
     ------
@@ -79,12 +67,6 @@ def export(
         If an optional package is missing.
     CannotCreate
         If `path` exists, and is not an earlier export of the same run.
-    NoInput
-        If there is no finished run.
-    DataError
-        If the run is damaged, or there is no map to `as_of`.
-    ReadFailed, WriteFailed, SystemLimit, NotPermitted
-        If the storage fails.
     """
     write, name = FORMATS[form]
     directory = directory_of(output)
@@ -151,7 +133,7 @@ def _export_parquet(output: str | Path, as_of: int | str | Path | None, target: 
 
 def _export_anndata(output: str | Path, as_of: int | str | Path | None, target: _Target) -> str:
     rows = open_rows(output, as_of)
-    _check_replaced(target, _source_of_anndata)
+    _check_replaced(target, _source_of_hdf5)
     left_out: list[str] = []
     with Progress("export", rows.n_rows, "rows") as progress:
         publish_from(
@@ -228,12 +210,3 @@ def _source_of_onnx(path: Path) -> str:
 def _source_of_hdf5(path: Path) -> str:
     with reading(path) as file:
         return str(file.attrs[SOURCE])
-
-
-def _source_of_anndata(path: Path) -> str:
-    with reading(path) as file:
-        return _text(file["uns"][SOURCE])
-
-
-def _text(dataset: h5py.Dataset) -> str:
-    return str(dataset.asstr()[()])

@@ -15,7 +15,7 @@ from shardpress.progress import Progress
 __all__ = ["SOURCE", "write_hdf5", "write_rows"]
 
 SOURCE = "exported_from"
-"""Name of the attribute, or of the element in ``uns`` of AnnData, that says what a file is exported from."""
+"""Name of the attribute that says what a file is exported from."""
 
 _ATTRIBUTES = ("command", "config", "versions", "target", "nested", "n_bad")  # from the manifest
 _ALIGNED_BYTES = 2**16  # larger datasets are aligned to pages, so that they can be memory-mapped
@@ -23,23 +23,7 @@ _PAGE = 4096
 
 
 def write_hdf5(path: Path, rows: Rows, source: str, progress: Progress) -> None:
-    """Write all rows to a file: features, valid, and the extras under their own names.
-
-    Parameters
-    ----------
-    path : Path
-    rows : Rows
-    source : str
-        What the file is exported from.
-    progress : Progress
-
-    Raises
-    ------
-    ReadFailed
-        If the features cannot be read.
-    OSError, RuntimeError
-        If the file cannot be written.
-    """
+    """Write all rows to a file: features, valid, and the extras under their own names."""
     with h5py.File(path, "w", alignment_threshold=_ALIGNED_BYTES, alignment_interval=_PAGE) as file:
         file.attrs["format"] = FORMAT
         file.attrs[SOURCE] = source

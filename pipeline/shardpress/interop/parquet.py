@@ -46,32 +46,9 @@ _UNFINISHED = re.compile(rf"\.{_FILE.pattern}\.[0-9a-f]{{32}}\{TEMPORARY}")
 
 
 def write_parquet(folder: Path, rows: Rows, source: str, disk: Disk) -> int:
-    """Write the files of new parts to a folder, and remove those of parts that are gone.
+    """Write the files of new parts to a folder, remove those of parts that are gone, and return the number of new ones.
 
     New files have hidden names until all of them are written. Until then, the earlier export is complete.
-
-    Parameters
-    ----------
-    folder : Path
-        A new folder, or one with an earlier export.
-    rows : Rows
-    source : str
-        What the files are exported from, relative to the parent of the folder.
-    disk : Disk
-
-    Returns
-    -------
-    int
-        Number of files that were written.
-
-    Raises
-    ------
-    CannotCreate
-        If the folder contains a file that is not an earlier export of the same source.
-    ReadFailed
-        If the features cannot be read.
-    WriteFailed, SystemLimit, NotPermitted
-        If a file cannot be written.
     """
     found = _earlier_files(folder, source)
     columns = fingerprint(_VERSION, sorted(rows.shapes), rows.encoder, _digest_of(rows.to_other))

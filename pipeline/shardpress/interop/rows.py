@@ -88,13 +88,7 @@ class Rows:
         return str(self.manifest.get("model", "")) if self.to_other is None else self.to_other.encoder_to
 
     def blocks(self, parts: Sequence[PartFile], progress: Progress) -> Iterator[Block]:
-        """Yield the rows of some parts in order. Each part has at least one block, which can be empty.
-
-        Raises
-        ------
-        ReadFailed
-            If a part cannot be read.
-        """
+        """Yield the rows of some parts in order. Each part has at least one block, which can be empty."""
         step = self._rows_at_once()
         for part in parts:
             for block in self._blocks_of(part, step):
@@ -134,15 +128,7 @@ class Rows:
 
 
 def open_rows(path: str | Path, as_of: int | str | Path | None) -> Rows:
-    """Return the rows of an output directory, mapped to the features of another encoder if `as_of` is given.
-
-    Raises
-    ------
-    NoInput
-        If the directory contains no finished run.
-    DataError
-        If a part is missing or differs from the manifest, or if there is no map to `as_of`.
-    """
+    """Return the rows of an output directory, mapped to the features of another encoder if `as_of` is given."""
     directory = directory_of(path)
     manifest = read_manifest(directory)
     parts = part_files(directory, manifest)
