@@ -332,11 +332,6 @@ def _remove_publication(disk: Disk, folder: Path) -> None:
     # Remove the manifest first, since a publication without one is never taken for a finished run.
     remove(disk, folder / MANIFEST)
     sync_directory(disk, folder)
-    _remove_own_files(disk, folder)
-
-
-def _remove_own_files(disk: Disk, folder: Path) -> None:
-    """Remove the files of shardpress in a directory, and the directory if it holds no others."""
     for name in sorted(os.listdir(folder)):
         path = folder / name
         is_own = name in NAMES or is_left(name)
