@@ -216,7 +216,7 @@ def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
     n_without_manifest = 0
     for number in range(60):
         directory = tmp_path / str(number)
-        as_plain_files(directory, "model.h5", "index.h5", "quarantine.jsonl")
+        as_plain_files(directory, "model.h5", "index.h5", "bad_rows.jsonl")
         with locked(directory) as ledger:
             ledger.disk = FailingDisk(number, errno.ENOSPC)
             try:
@@ -230,15 +230,15 @@ def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_files_of_an_interrupted_run_are_not_mixed_with_another(tmp_path: Path) -> None:
-    """The next run has no quarantine.jsonl; otherwise readers would use the earlier one."""
+    """The next run has no bad_rows.jsonl; otherwise readers would use the earlier one."""
     for number in range(60):
         directory = tmp_path / str(number)
-        as_plain_files(directory, "model.h5", "index.h5", "quarantine.jsonl")
+        as_plain_files(directory, "model.h5", "index.h5", "bad_rows.jsonl")
         with suppress(WriteFailed):
             module.settle(directory, FailingDisk(number, errno.EIO, is_permanent=True))
         with locked(directory) as ledger:
             publish(ledger, "model.h5", "index.h5")
-        assert not (directory / "quarantine.jsonl").exists(), f"call {number}"
+        assert not (directory / "bad_rows.jsonl").exists(), f"call {number}"
 
 
 @pytest.mark.process

@@ -15,8 +15,8 @@ from shardpress.commands.table import main
 from shardpress.errors import DataError, NotPermitted
 from shardpress.features import open_features
 from shardpress.formats import seal
-from shardpress.interop.export import export
 from shardpress.interop.estimator import TiedAutoencoder
+from shardpress.interop.export import export
 from shardpress.output.records import OUTPUT, manifest_path, read_manifest
 from shardpress.report.page.build import page_of, read_report, text_of
 from shardpress.report.verify import verify

@@ -18,7 +18,7 @@ from shardpress.output.publication import misplaced_names
 from shardpress.output.records import Entry, fault_of, manifest_path, plain_name, published_file
 from shardpress.run.append_files import AppendedFiles, compare_files
 from shardpress.run.finished import FinishedRun, parts_by_shard
-from shardpress.run.resume import EarlierResults, lacks_quarantine
+from shardpress.run.resume import EarlierResults, lacks_bad_rows
 from shardpress.settings.config import SETTINGS, Config
 from shardpress.settings.kinds import as_typed
 from shardpress.shards.shard import Shard
@@ -155,7 +155,7 @@ def _check_other_facts(manifest: Mapping[str, Any]) -> None:
 
 def _is_complete(manifest: Mapping[str, Any], config: Config, ledger: Ledger, earlier: EarlierResults) -> bool:
     """Return whether a finished run has all requested files, and none of its files is missing."""
-    if lacks_quarantine(manifest, config):
+    if lacks_bad_rows(manifest, config):
         return False
     faults = earlier.faults(Entry(line["file"], line["n_bytes"], line["blake3"]) for line in manifest["files"])
     return not any(faults) and not misplaced_names(ledger.directory, manifest)
