@@ -1,6 +1,6 @@
 """Every way to compute features gives those of an independent computation in float64, for each dtype and setting.
 
-The ways are a run, the estimator, `encoder.npz` with the loop of the README, and ONNX. A run over the same values in
+The ways are a run, the estimator, the exported encoder with the loop of the README, and ONNX. A run over the same values in
 another dtype, and the estimator for all other dtypes that hold the values, must give the same features as well. With
 ``-s``, the test prints the largest difference of each cell.
 
@@ -198,7 +198,7 @@ def run(folder: Path, rows: np.ndarray, *flags: str) -> int:
     """Run the program over one shard. The output is in the folder ``out``."""
     (folder / "in").mkdir(parents=True)
     write_shard(folder / "in/0.h5", rows)
-    quick = ["--epochs", "2", "--n-features", "3", "--baseline", "no"]
+    quick = ["--epochs", "2", "--n-features", "3"]
     return main("", ["--input", str(folder / "in"), "--output", str(folder / "out"), *quick, *flags])
 
 
@@ -207,15 +207,16 @@ def of_run(folder: Path) -> np.ndarray:
 
 
 def of_npz(folder: Path, rows: np.ndarray) -> np.ndarray:
-    """Compute features with the Python code of the README, and of docs/training.md if it is needed."""
+    """Compute features with the Python code of the README, and of docs/using.md if it is needed."""
     (loop,) = _python_code("README.md", "encoder.npz")
-    path = folder / "out/encoder.npz"
+    path = folder / "encoder.npz"
+    path.write_bytes(load_model(folder / "out").to_npz())
     with np.load(path) as encoder:
         needs_more = {"row_scale", "transform", "indicators", "offset"} & set(encoder)
     found: dict[str, Any] = {"rows": rows}
     loop = loop.replace("features/encoder.npz", str(path))
     if needs_more:
-        (function,) = _python_code("docs/training.md", "def cleaned(")
+        (function,) = _python_code("docs/using.md", "def cleaned(")
         exec("import numpy as np\n" + function, found)
         loop = re.sub(r"h = np\.clip\(.*", "h = cleaned(rows, encoder)", loop)
     exec(loop, found)
