@@ -1,7 +1,7 @@
 """Every way to compute features gives those of an independent computation in float64, for each dtype and setting.
 
-The ways are a run, the estimator, the exported encoder with the loop of the README, and ONNX. A run over the same values in
-another dtype, and the estimator for all other dtypes that hold the values, must give the same features as well. With
+The ways are a run, the estimator, the exported encoder with the loop of the README, and ONNX. A run over the same values
+in another dtype, and the estimator for all other dtypes that hold the values, must give the same features as well. With
 ``-s``, the test prints the largest difference of each cell.
 
 Sample: each dtype with one setting. With TEST_CASES=all: each dtype with each setting.
