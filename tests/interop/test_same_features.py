@@ -1,6 +1,6 @@
 """Every way to compute features gives those of an independent computation in float64, for each dtype and setting.
 
-The ways are a run, the estimator, the exported encoder with the loop of the README, and ONNX. A run over the same values
+The ways are a run, the estimator, the exported encoder with the README's loop, and ONNX. A run over the same values
 in another dtype, and the estimator for all other dtypes that hold the values, must give the same features as well. With
 ``-s``, the test prints the largest difference of each cell.
 
