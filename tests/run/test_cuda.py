@@ -133,7 +133,7 @@ def test_preallocated_memory_counts_as_free(pygpu: None, preallocate: str, expec
 def test_a_run_allocates_from_preallocated_memory(shards: Path, undisturbed: Undisturbed, tmp_path: Path) -> None:
     program = on_card(shards, log=tmp_path / "log")
     program.environment["THEANO_FLAGS"] = "device=cuda,gpuarray.preallocate=64"
-    assert program.run(tmp_path / "out", "--model", str(undisturbed.output)).code == 0
+    assert program.run(tmp_path / "out", "--preset", "none", "--model", str(undisturbed.output)).code == 0
     np.testing.assert_array_equal(features(tmp_path / "out"), features(undisturbed.output))
     sizes = [int(line.split()[1]) for line in (tmp_path / "log").read_text().splitlines() if line[:9] == "allocate "]
     assert max(sizes) == 64 << 20

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.process
 
 
 def with_model(victim: Victim) -> tuple[str, ...]:
-    return "--model", str(victim.undisturbed)
+    return "--preset", "none", "--model", str(victim.undisturbed)
 
 
 def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple[EndedRun, Path]:
