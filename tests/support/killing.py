@@ -80,7 +80,7 @@ sys.path.insert(0, "scripts")
 import extract
 from shardpress.run import training_stage
 training_stage._CHECKPOINT_SECONDS = 0.0
-sys.exit(extract.main())
+extract.leave(extract.main())
 """
 _COMPLAINTS = re.compile(r" (WARNING|ERROR|CRITICAL) |^Traceback|^Exception ignored")
 # Theano's message if a process was killed during compilation. Theano then continues at once.
