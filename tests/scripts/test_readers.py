@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from scripts import extract
+from shardpress.formats import digest
 from shardpress.model import Model, load_model
 from shardpress.output.lock import locked
 from shardpress.scan.scaler import Scaler
@@ -61,7 +62,8 @@ def output(tmp_path):
             ledger.replace(file, part_bytes(FEATURES[rows], VALID[rows], {"y": Y[rows]}, {}))
         ledger.replace("index.h5", index_of(directory, files, {}))
         ledger.replace("model.h5", Model(Scaler(ROWS.min(0), ROWS.max(0)), Network((3, 2)), parameters).to_hdf5())
-        ledger.finish({}, {"parts": [{"file": file, "n_rows": 2} for file in files]})
+        parts = [{"file": file, "n_rows": 2, "blake3": digest([(directory / file).read_bytes()])} for file in files]
+        ledger.finish({}, {"parts": parts})
     np.save(tmp_path / "rows.npy", ROWS)
     return directory
 
