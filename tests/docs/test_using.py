@@ -133,13 +133,13 @@ def test_exports_are_written_and_read_as_described(tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)
     finished(tmp_path / "features", 3, 4)
     (tmp_path / "features/model.h5").write_bytes(model_of(Network((4, 2))).to_hdf5())
-    exports = re.findall(r"^\| `shardpress (export .+?)` \| `(.+?)` \|", SECTIONS["Downstream"], re.M)
+    exports = re.findall(r"^\| `shardpress (export .+?)` \| `(.+?)` \|", SECTIONS["Other formats"], re.M)
     assert len(exports) == len(FORMATS)
     for command, path in exports:
         with case(command):
             assert main(command.split()) == 0
             assert Path(path).exists()
-    calls = re.findall(r'^    ((?:pandas|polars)\.read_parquet\(".*"\))$', SECTIONS["Downstream"], re.M)
+    calls = re.findall(r'^    ((?:pandas|polars)\.read_parquet\(".*"\))$', SECTIONS["Other formats"], re.M)
     assert len(calls) == 2
     for call in calls:
         with case(call):
