@@ -17,8 +17,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.commandline import Parser
-from shardpress.commands.table import COMMANDS, load_command
+from shardpress.commands.table import COMMANDS, main
 from shardpress.settings.flags import parser_of_settings
 from tests.support.cases import case
 from tests.support.helpers import write_shard
@@ -118,21 +117,20 @@ def test_command_succeeds(prepared: Path, tmp_path: Path, command: str, page: st
         start(command, folder)
 
 
-def flags_of(name: str) -> set[str]:
-    """Return the flags of a command of shardpress."""
-    if COMMANDS[name].takes_settings:
-        return {"--json", "--dry-run", *parser_of_settings("")._option_string_actions}
-    parser = Parser()
-    load_command(name).configure(parser)
-    return set(parser._option_string_actions)
+def flags_of(name: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
+    """Return the flags of a command of shardpress: those on its help page, and the settings that it accepts."""
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    return flags | set(parser_of_settings("")._option_string_actions) if COMMANDS[name].takes_settings else flags
 
 
-def test_flags_of_all_commands_exist() -> None:
+def test_flags_of_all_commands_exist(capsys: pytest.CaptureFixture[str]) -> None:
     unknown = []
     for page, command in ALL_COMMANDS:
         name, *arguments = words_of(command)
         used = {word for word in arguments if word.startswith("--")}
-        unknown += [(page, name, flag) for flag in used - flags_of(name)]
+        unknown += [(page, name, flag) for flag in used - flags_of(name, capsys)]
     assert unknown == []
 
 
