@@ -86,7 +86,7 @@ def test_integers_that_float64_rounds_are_not_scaled(dtype: str) -> None:
     rows = np.full((3, 2), 2**53, dtype)
     expected = Preparation("max").apply(rows)
     np.testing.assert_array_equal(expected, np.ones((3, 2)))
-    rows[1, 1] += 1
+    rows[1, 1] = 2**53 + 1
     for row_scale in ROW_SCALES:
         with pytest.raises(ValueError, match=r"9007199254740993 in column 1,"):
             Preparation(row_scale).apply(rows)

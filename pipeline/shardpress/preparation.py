@@ -89,9 +89,13 @@ class Preparation:
         """
         if self.row_scale is None or rows.dtype.kind not in "iu" or rows.dtype.itemsize < 8 or not rows.size:
             return
-        if rows.min() >= -_EXACT and rows.max() <= _EXACT:
+        # Compare in the dtype of the rows: NumPy 1 would compare uint64 with a Python integer in float64.
+        is_rounded = rows > rows.dtype.type(_EXACT)
+        if rows.dtype.kind == "i":
+            is_rounded |= rows < rows.dtype.type(-_EXACT)
+        if not is_rounded.any():
             return
-        row, column = np.argwhere((rows > _EXACT) | (rows < -_EXACT))[0]
+        row, column = np.argwhere(is_rounded)[0]
         where = f"column {column}" if first_row is None else f"row {first_row + row}, column {column}"
         raise ValueError(
             f"found {rows[row, column]} in {where}, expected integers up to 2^53, because rows are scaled in float64. "

@@ -39,6 +39,6 @@ def test_drift_does_not_depend_on_the_pieces_of_rows() -> None:
 def test_a_description_names_the_column_and_both_ranges() -> None:
     without_names = Columns()
     named = Columns(("a", "b", "c"))
-    assert mentions(Outside(1, 8, -1, 2).described(without_names), "column 1", 8, -1, 2, 2)
-    assert mentions(Outside(2, 5, 0, 0).described(without_names), "column 2", 5, 0)
-    assert mentions(Outside(2, 5, 0, 0).described(named), "column 2", "(c)", 5, 0)
+    assert mentions(Outside(1, 8, -1, 2, 1).described(without_names), "column 1", 8, -1, 2, 2)
+    assert mentions(Outside(2, 5, 0, 0, 1).described(without_names), "column 2", 5, 0)
+    assert mentions(Outside(2, 5, 0, 0, 1).described(named), "column 2", "(c)", 5, 0)

@@ -22,6 +22,7 @@ from shardpress.shards.rows import read, read_extras, salvage_extras
 from shardpress.shards.shard import Block, array_shard, blocks
 from tests.support.cases import ALL_CASES, case
 from tests.support.damage import damage
+from tests.support.fields import set_sizes
 from tests.support.helpers import (
     csr,
     numbered,
@@ -330,7 +331,7 @@ def test_index_that_is_no_number_or_text_is_ignored(tmp_path):
 @pytest.mark.process
 @pytest.mark.compiler
 @pytest.mark.parametrize("form", FORMS)
-def test_run_over_any_form_makes_the_same_features(tmp_path, form):
+def test_run_over_any_form_makes_the_same_features(tmp_path, monkeypatch, form):
     rows = some_rows(n_rows=300)
     rows[7, 2] = np.nan
     found = []
@@ -341,9 +342,9 @@ def test_run_over_any_form_makes_the_same_features(tmp_path, form):
             output=f"{shard.path} features",
             n_features=3,
             epochs=2,
-            block_rows=block_rows,
             on_bad_data="skip",
         )
+        set_sizes(monkeypatch, block_rows=block_rows)
         run(config, [])
         found.append(open_features(config.results.output))
     dense, other = found

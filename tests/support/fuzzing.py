@@ -85,15 +85,14 @@ def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
         with tempfile.TemporaryDirectory(prefix="shardpress-fuzz-") as folder:
             secret = hostile.secret(Path(folder))
             corpus = make_corpus(Path(folder), secret)
-            followed = [str(stacked_files(Path(folder)))]
-            open_all(corpus, Path(folder), followed)
+            open_all(corpus, Path(folder))
             checksummed_files = checksummed(corpus) if in_structures else []
             at_start = _reset_peak()
             with hostile.opens(secret) as opens:
                 for i in range(n):
                     rng = np.random.default_rng((seed, i))
                     content = structure_mutant(checksummed_files, rng) if in_structures else mutant(corpus, rng)
-                    _try(Path(folder) / "x.h5", content, i, outcome, followed[: i % 2])
+                    _try(Path(folder) / "x.h5", content, i, outcome)
             outcome.n_opens = opens[0]
             outcome.n_bytes = _peak() - at_start
     finally:
@@ -101,21 +100,21 @@ def fuzz(n: int, seed: int = 0, in_structures: bool = False) -> Outcome:
     return outcome
 
 
-def _try(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[str]) -> None:
+def _try(path: Path, content: bytes, i: int, outcome: Outcome) -> None:
     path.unlink(missing_ok=True)
     path.write_bytes(content)
     with count_work() as work:
-        kind = _outcome_of(path, content, i, outcome, followed)
+        kind = _outcome_of(path, content, i, outcome)
     outcome.counts[kind] += 1
     outcome.most = outcome.most.highest(work)
 
 
-def _outcome_of(path: Path, content: bytes, i: int, outcome: Outcome, followed: list[str]) -> str:
+def _outcome_of(path: Path, content: bytes, i: int, outcome: Outcome) -> str:
     """Return the outcome for a file: ``accepted``, or a kind of error."""
     if _readers_differ(path):
         outcome.faults.append(f"{i}: the reader in Python and HDF5 describe it differently")
     try:
-        shards = open_shards([str(path)], None, None, followed, _orientation(content, i), _named(content))
+        shards = open_shards([str(path)], None, None, _orientation(content, i), _named(content))
         for block in blocks(shards, max(1, -(-shards[0].n_rows // 3))):
             rows = read(block)
             read_extras(block)
@@ -192,17 +191,6 @@ def _kind(error: ShardpressError) -> str:
 # -- undamaged files -------------------------------------------------------------------------------------------------
 
 
-def stacked_files(folder: Path) -> Path:
-    """Create a folder with the files that the master files of the corpus stack."""
-    raw = folder / "raw"
-    raw.mkdir()
-    for i in range(2):
-        with h5py.File(raw / f"{i}.h5", "w") as file:
-            file["X"] = ROWS[15 * i : 15 * i + 15]
-            file["y"] = np.arange(15)
-    return raw
-
-
 def make_corpus(folder: Path, secret: Path) -> list[bytes]:
     """Return small valid files of all layouts, filters and versions. Some of them link to the secret file."""
     text = np.array([f"row {i}" for i in range(30)], object)
@@ -274,13 +262,13 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
             layout[15 * i : 15 * i + 15] = h5py.VirtualSource(f"raw/{i}.h5", "X", (15, 2))
         file.create_virtual_dataset("rows", layout)
         file["rows.txt"] = text
-        file["own"] = ROWS
+        file["X"] = ROWS
 
     def links(file: h5py.File) -> None:
         for i in range(2):
             file[f"data/data_{i}"] = h5py.ExternalLink(f"raw/{i}.h5", "/X")
         file["secret"] = h5py.SoftLink(str(secret))
-        file["own"] = ROWS
+        file["X"] = ROWS
 
     def by_columns(file: h5py.File, **options: Any) -> None:
         file.create_dataset("X", data=np.ascontiguousarray(ROWS.T), **options)
@@ -343,12 +331,12 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
     return corpus
 
 
-def open_all(corpus: list[bytes], folder: Path, followed: list[str]) -> None:
+def open_all(corpus: list[bytes], folder: Path) -> None:
     """Check that all undamaged files can be read."""
     for content in corpus:
         path = folder / "x.h5"
         path.write_bytes(content)
-        for shard in open_shards([str(path)], None, None, followed, _orientation(content, 1), _named(content)):
+        for shard in open_shards([str(path)], None, None, _orientation(content, 1), _named(content)):
             read(Block(shard, 0, shard.n_rows))
             read_extras(Block(shard, 0, shard.n_rows))
         path.unlink()
