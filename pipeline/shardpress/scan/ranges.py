@@ -479,11 +479,7 @@ def scan_from_stats(
         shard_ranges=_shard_ranges(stats, len(shards)) if settings.keeps_shard_ranges else None,
     )
     if scan.n_fitted and settings.for_training:
-        with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
-            scale = chosen_scale(scaler, stats.sample) if settings.scale == "auto" else settings.scale
-            scaled = scaled_as(scale, scaler, stats.sample)
-            huge = has_huge_rows(stats.sample, scaled)
-        scan = replace(scan, scale=scale, center=scaled.center, factor=scaled.factor, has_huge_rows=huge)
+        scan = _with_scale(scan, settings.scale, scaler, stats.sample)
     if settings.impute is None:
         return scan
     fill = _fill(stats.sample, settings.impute, scaler, row_dtype(shards))
@@ -491,6 +487,15 @@ def scan_from_stats(
     if settings.missing_indicator and stats.n_missing.any():
         indicators = np.flatnonzero(stats.n_missing)
     return replace(scan, fill=fill, n_missing=stats.n_missing, indicators=indicators)
+
+
+def _with_scale(scan: Scan, scale: str, scaler: Scaler, sample: np.ndarray) -> Scan:
+    """Return the scan with the scaling of the rows to train on."""
+    with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
+        chosen = chosen_scale(scaler, sample) if scale == "auto" else scale
+        scaled = scaled_as(chosen, scaler, sample)
+        huge = has_huge_rows(sample, scaled)
+    return replace(scan, scale=chosen, center=scaled.center, factor=scaled.factor, has_huge_rows=huge)
 
 
 def _hints(stats: BlockStats, shards: Sequence[Shard], fitted: np.ndarray | None) -> tuple[str, ...]:
