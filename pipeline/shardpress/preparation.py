@@ -42,7 +42,7 @@ class Preparation:
 
     @property
     def computes(self) -> bool:
-        """Whether values are computed. Otherwise rows are only converted to floats."""
+        """True if new values are computed, False if rows are only converted to floats."""
         return self.row_scale is not None or self.transform == "log1p"
 
     def dtype(self, stored: np.dtype) -> np.dtype:

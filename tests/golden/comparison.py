@@ -50,7 +50,7 @@ def _difference(values: np.ndarray, reference: np.ndarray) -> str:
     gaps = np.abs(values.astype(np.float64) - reference)[is_different]
     n_nan = np.count_nonzero(np.isnan(gaps))
     if n_nan:
-        words += f", of which {n_nan:,} are NaN in one tree"
+        words += f", {n_nan:,} of them NaN in only one tree"
     if n_nan < n_different:
         words += f", by up to {np.nanmax(gaps):.2g}"
     return words

@@ -145,7 +145,7 @@ def _longs(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray
 
 
 def _bad_rows(file: h5py.File, rng: np.random.Generator, n_rows: int) -> np.ndarray:
-    """Write float32 rows, of which the last and another one are bad."""
+    """Write float32 rows; the last one and one in the middle are bad."""
     rows = _signal(rng, n_rows).astype("<f4") + 20
     rows[n_rows // 2, 3] = np.inf
     rows[-1] = np.nan

@@ -59,7 +59,7 @@ BEFORE = {
     [
         ("features", np.array([1.5, np.nan, 0.0], np.float32), "1 of 3 values differ, by up to 0.5"),
         ("features", np.array([1.0, np.nan, -0.0], np.float32), "bits of NaN or of zeros"),
-        ("features", np.array([1.0, 2.0, 0.0], np.float32), "1 of 3 values differ, of which 1 are NaN"),
+        ("features", np.array([1.0, 2.0, 0.0], np.float32), "1 of 3 values differ, 1 of them NaN"),
         ("features", np.array([1.0, np.nan, 0.0], np.float64), "is float64 (3,), was float32 (3,)"),
         ("extras/y", np.array([1, 2]), "is int64 (2,), was int64 (3,)"),
         ("extras/y", np.array([1, 2, 4]), "1 of 3 values differ"),

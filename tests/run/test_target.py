@@ -266,7 +266,7 @@ def test_numbers_and_strings_in_one_extra_are_refused(
 
 @pytest.mark.parametrize("n", [N, 3000])
 def test_a_plan_measures_the_training_of_a_head(shards: Shards, capsys: Any, n: int) -> None:
-    """Of 200 rows, too few are validation rows to be watched; of 3000, more than a hundred are."""
+    """200 rows have too few validation rows to watch; 3000 rows have more than a hundred."""
     add(shards, n=n)
     flags = ["--input", str(shards.folder), "--output", str(shards.output), "--n-features", "2", *ON_TRAIN]
     assert command(["plan", *flags, "--target", "kind"]) == 0

@@ -30,7 +30,7 @@ def git(repository: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a repository with the commits `first` and `second`, of which the module takes its commits."""
+    """Return a repository with the commits `first` and `second`, which the module is told to use."""
     path = tmp_path / "repository"
     (path / "scripts").mkdir(parents=True)
     git(path, "init", "--quiet")

@@ -75,7 +75,7 @@ _ADVICE = {
     "completion": "It was removed.",
     "version": "Use shardpress --version.",
 }
-"""What to do instead of commands that do not exist."""
+"""For names that are no commands but that users may try, a sentence that says what to use."""
 _INTERRUPTED = 130
 
 

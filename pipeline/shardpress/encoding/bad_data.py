@@ -75,7 +75,7 @@ class BadData:
 
     @property
     def clips(self) -> bool:
-        """Whether rows outside the model's range are clipped."""
+        """True if values outside the model's range are clipped to it."""
         return self.trained_on is not None and self.on_drift == "clip"
 
     def judge(

@@ -30,8 +30,8 @@ __all__ = ["FORMATS", "export"]
 class _Target:
     """Destination of an export.
 
-    `source` is the path of what is exported, relative to the parent of `path`, so that an export is recognized after
-    both were moved together.
+    `source` is the path of the exported directory, relative to the parent of `path`: if both are moved together, the
+    export is still recognized.
     """
 
     path: Path

@@ -84,7 +84,7 @@ _REMOVED = {
     "max_feature_error": "use --storage-dtype float16, whose rounding error the report states",
     "single_file": "shardpress export DIR --to hdf5 writes the file from the results",
 }
-"""What replaces each setting of version 0.2, in words."""
+"""For each removed setting of version 0.2, a sentence that says what replaces it."""
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], description: str) -> Config:
