@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+import shardpress
 
 # A package or module of `shardpress` is allowed to import itself, the common modules, and the modules in
 # ALLOWED_IMPORTS.
@@ -235,12 +239,9 @@ def wrong_imports(module: str, source: str) -> list[str]:
 
 
 @cache
-def exported(path: Path) -> list[str] | None:
-    """Return the names in ``__all__``, or None without it."""
-    for node in parsed(path).body:
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
-            return list(ast.literal_eval(node.value))
-    return None
+def defined_names(path: Path) -> set[str]:
+    """Return the names of the functions and classes at the top of a module."""
+    return {node.name for node in parsed(path).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
 
 
 def test_the_table_names_every_package() -> None:
@@ -304,26 +305,34 @@ def test_scripts_do_not_import_theano() -> None:
     } == set()
 
 
-def test_every_file_has_a_docstring_and_exports_defined_names() -> None:
-    for path in PIPELINE + KERNELS:
-        tree = parsed(path)
-        assert ast.get_docstring(tree), path
-        names = exported(path)
-        if path.stem == "__init__":
-            assert names is None, path
-            continue
-        defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-        stored = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
-        assert set(names or []) - defined - stored == set(), path
+def test_every_file_has_a_docstring() -> None:
+    assert [path for path in PIPELINE + KERNELS if not ast.get_docstring(parsed(path))] == []
 
 
-def test_files_import_only_exported_names() -> None:
+def test_the_public_api_has_docstrings() -> None:
+    for name in shardpress._PUBLIC:
+        public = getattr(shardpress, name)
+        members = [member for key, member in vars(public).items() if callable(member) and not key.startswith("_")]
+        assert [each for each in [public, *members] if not each.__doc__] == []
+
+
+def test_files_import_no_private_names() -> None:
     for path in PIPELINE + KERNELS + SCRIPTS:
         for module, name in imports(path.read_text()):
             assert name != "*", path
-            file = file_of(module)
-            if file and file.stem != "__init__" and name:
-                assert name in (exported(file) or []), f"{path}: {name} of {module}"
+            if file_of(module) and name:
+                assert not name.startswith("_"), f"{path}: {name} of {module}"
+
+
+def test_public_names_are_used_in_other_modules() -> None:
+    n_files: Counter[str] = Counter()
+    for path in [*PIPELINE, *KERNELS, *SCRIPTS, *(ROOT / "tests").rglob("*.py")]:
+        n_files.update(set(re.findall(r"\w+", path.read_text())))
+    for path in PIPELINE + KERNELS:
+        if path.suffix == ".pyi" or path.parent.name == "commands":  # `table` looks the functions of a command up
+            continue
+        public = {name for name in defined_names(path) if not name.startswith("_")}
+        assert {name for name in public if n_files[name] == 1} == set(), path
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:

@@ -11,8 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["ACTIVATIONS", "CODES", "HIDDEN", "Activation", "Math"]
-
 
 @dataclass(frozen=True)
 class Math:

@@ -27,8 +27,6 @@ from shardpress_kernels.network import Network
 
 theano = backend.load()
 
-__all__ = ["Autoencoder", "get_values", "set_values"]
-
 
 class Autoencoder:
     """Parameters on the device, and the functions that need no training.

@@ -33,22 +33,6 @@ from shardpress_kernels.faults import explain, is_out_of_memory
 from shardpress_kernels.flags import NoScipy, check_flags, default_settings, requested_device
 from shardpress_kernels.repairs import repair_code_versions, repair_generated_code, repair_module_versions
 
-__all__ = [
-    "Device",
-    "DeviceUnavailable",
-    "answers",
-    "compile_function",
-    "device_call",
-    "is_active",
-    "load",
-    "matrix",
-    "n_cores",
-    "shared",
-    "start",
-    "use_cores_for",
-    "uses_ops",
-]
-
 log = logging.getLogger(__name__)
 
 _MIN_FLOPS_FOR_THREADS = 2**24

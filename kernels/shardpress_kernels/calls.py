@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import threading
 
-__all__ = ["InFlightCalls", "on_device"]
 
-
-class InFlightCalls:
+class _InFlightCalls:
     """A context manager that counts the running calls of all threads.
 
     Attributes
@@ -29,5 +27,5 @@ class InFlightCalls:
             self.n -= 1
 
 
-on_device = InFlightCalls()
+on_device = _InFlightCalls()
 """Calls that are running on a device. A signal or a progress report may have to wait for them."""

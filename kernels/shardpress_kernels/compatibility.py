@@ -25,8 +25,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["adapt_compiler", "adapt_imports", "fingerprint_adaptation"]
-
 _HAS_NUMPY_2 = np.lib.NumpyVersion(np.__version__) >= "2.0.0"
 
 # This header is part of NumPy, but not of its public API, and differs between versions. Theano needs a few of its

@@ -27,8 +27,6 @@ from shardpress_kernels.modulecache import read_records_on_demand
 from shardpress_kernels.theanofiles import TheanoChanged, changes_in_words, repair_command
 from shardpress_kernels.trust import private_directory, untrusted_above
 
-__all__ = ["CompileCacheUnavailable", "SettledCache", "UnsafeCompileCache", "default_cache"]
-
 log = logging.getLogger(__name__)
 
 _CARDS = Path("/proc/driver/nvidia/gpus")

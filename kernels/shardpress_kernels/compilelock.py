@@ -16,8 +16,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
-__all__ = ["CompileLockHeld", "check_lockable", "get_lock", "lock_ctx", "release_lock"]
-
 log = logging.getLogger(__name__)
 
 _NAME = ".lock"

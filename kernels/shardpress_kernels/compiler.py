@@ -14,18 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = [
-    "CompilerFailed",
-    "CompilerMissing",
-    "WatchedCompiler",
-    "check_compiler",
-    "check_processor_flags",
-    "is_running",
-    "seconds_spent",
-    "silence_compiler",
-    "watch_compiler",
-]
-
 log = logging.getLogger(__name__)
 
 _MAX_QUOTED = 300
@@ -67,7 +55,7 @@ def check_compiler(config: Any) -> None:
         raise CompilerMissing(f"cxx={config.cxx} does not name a program that can be run")
 
 
-class WatchedCompiler:
+class _WatchedCompiler:
     """A replacement for Theano's function that runs the compiler; it measures the duration of compilations.
 
     A process has one instance. Theano compiles one module at a time, under a lock.
@@ -134,7 +122,7 @@ class WatchedCompiler:
 
 
 def watch_compiler(windows: Any, config: Any) -> None:
-    """Make Theano compile through a `WatchedCompiler`.
+    """Make Theano compile through a `_WatchedCompiler`.
 
     Parameters
     ----------
@@ -143,14 +131,14 @@ def watch_compiler(windows: Any, config: Any) -> None:
     config : object
         Theano's settings.
     """
-    windows.output_subprocess_Popen = WatchedCompiler(windows.output_subprocess_Popen, config)
+    windows.output_subprocess_Popen = _WatchedCompiler(windows.output_subprocess_Popen, config)
 
 
-def _watched() -> WatchedCompiler | None:
+def _watched() -> _WatchedCompiler | None:
     """Return the compiler of this process; None before Theano is loaded."""
     windows = sys.modules.get(_WINDOWS)
     found = getattr(windows, "output_subprocess_Popen", None)
-    return found if isinstance(found, WatchedCompiler) else None
+    return found if isinstance(found, _WatchedCompiler) else None
 
 
 def check_processor_flags(cmodule: Any, config: Any) -> None:

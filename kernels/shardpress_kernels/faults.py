@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["OutOfDeviceMemory", "explain", "is_lost", "is_out_of_memory"]
-
 _OUT_OF_MEMORY = (
     "out of memory",
     "out_of_memory",

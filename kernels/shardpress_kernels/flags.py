@@ -14,8 +14,6 @@ from typing import Any
 
 from shardpress_kernels.compilecache import default_cache
 
-__all__ = ["NoScipy", "UnknownFlag", "check_flags", "compiler_flags", "default_settings", "requested_device"]
-
 # All BLAS routines that Theano's real-valued operations call.
 _BLAS_ROUTINES = ("gemm", "gemv", "ger", "dot", "axpy", "scal")
 

@@ -20,8 +20,6 @@ from shardpress_kernels.network import Network
 theano = backend.load()
 tensor = theano.tensor
 
-__all__ = ["GraphFunctions", "Limits", "OpFunctions"]
-
 log = logging.getLogger(__name__)
 
 _MIN_TILE_ROWS = 32
@@ -29,7 +27,7 @@ _MIN_TILE_ROWS = 32
 
 Limits = tuple[np.ndarray, np.ndarray]
 """Smallest and largest expected value of each column, both of shape (n_inputs,)."""
-Expression = Callable[[Any], Any]
+_Expression = Callable[[Any], Any]
 """Function that returns a symbolic result of symbolic rows."""
 
 
@@ -149,13 +147,13 @@ class GraphFunctions:
         Floating-point operations of the products for each row.
     """
 
-    def __init__(self, features: Expression, errors: Expression, limits: Limits | None, flops_per_row: int) -> None:
+    def __init__(self, features: _Expression, errors: _Expression, limits: Limits | None, flops_per_row: int) -> None:
         self._features = features
         self._errors = errors
         self._limits = limits
         self._flops_per_row = flops_per_row
         self._tile_rows = TILE_ROWS
-        self._functions: dict[tuple[Expression, str], Any] = {}
+        self._functions: dict[tuple[_Expression, str], Any] = {}
         self._lock = threading.Lock()  # a compiled function stores its inputs and results, so calls cannot overlap
 
     def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
@@ -171,7 +169,7 @@ class GraphFunctions:
         """Fill `out` (n_rows,), float32, with the mean squared error of each row's reconstruction."""
         self._fill(self._errors, rows, out)
 
-    def _fill(self, expression: Expression, rows: np.ndarray, out: np.ndarray) -> None:
+    def _fill(self, expression: _Expression, rows: np.ndarray, out: np.ndarray) -> None:
         with self._lock:
             function = self._function(expression, rows.dtype)
             backend.use_cores_for(TILE_ROWS * self._flops_per_row)
@@ -205,7 +203,7 @@ class GraphFunctions:
         self._tile_rows //= 2
         log.warning("the device is out of memory: continuing with %d rows at a time", self._tile_rows)
 
-    def _function(self, expression: Expression, dtype: np.dtype) -> Any:
+    def _function(self, expression: _Expression, dtype: np.dtype) -> Any:
         key = (expression, dtype.name)
         if key not in self._functions:
             rows = backend.matrix(dtype, "rows")

@@ -18,9 +18,7 @@ from shardpress_kernels.reference import threshold
 theano = backend.load()
 tensor = theano.tensor
 
-__all__ = ["MATH", "Targets", "code", "error_and_gradients", "forward", "masked", "reconstruction", "row_errors"]
-
-Variables = Mapping[str, Any]
+_Variables = Mapping[str, Any]
 
 MATH = Math(tensor.switch, tensor.exp, tensor.log1p, tensor.tanh, tensor.nnet.sigmoid)
 
@@ -43,7 +41,7 @@ class Targets(NamedTuple):
     scale: Any
 
 
-def forward(network: Network, x: Any, variables: Variables) -> list[Any]:
+def _forward(network: Network, x: Any, variables: _Variables) -> list[Any]:
     """Return the scaled rows, followed by the output of every layer for them; the last one is the features."""
     a = [x]
     for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
@@ -52,22 +50,22 @@ def forward(network: Network, x: Any, variables: Variables) -> list[Any]:
     return a
 
 
-def code(network: Network, x: Any, variables: Variables) -> Any:
+def code(network: Network, x: Any, variables: _Variables) -> Any:
     """Return the features of symbolic scaled rows."""
-    return forward(network, x, variables)[-1]
+    return _forward(network, x, variables)[-1]
 
 
-def features(network: Network, x: Any, variables: Variables) -> Any:
+def features(network: Network, x: Any, variables: _Variables) -> Any:
     """Return the written features of symbolic scaled rows."""
-    return forward(network, x, variables)[network.output.n_layers]
+    return _forward(network, x, variables)[network.output.n_layers]
 
 
-def reconstruction(network: Network, h: Any, variables: Variables) -> Any:
+def reconstruction(network: Network, h: Any, variables: _Variables) -> Any:
     """Return the scaled rows that the decoder computes from symbolic features."""
     return _decode(network, h, variables)[0]
 
 
-def row_errors(network: Network, x: Any, variables: Variables) -> Any:
+def row_errors(network: Network, x: Any, variables: _Variables) -> Any:
     """Return the mean squared error of the reconstruction of each symbolic scaled row."""
     y = reconstruction(network, code(network, x, variables), variables)
     return _row_means((y - x) ** 2)
@@ -82,7 +80,7 @@ def error_and_gradients(
     network: Network,
     x: Any,
     visible: Any,
-    variables: Variables,
+    variables: _Variables,
     n_rows: Any = None,
     targets: Targets | None = None,
     kept: Any = None,
@@ -116,7 +114,7 @@ def error_and_gradients(
     kept : vector variable, float32, optional
         Number of the first features of each row that the decoder gets, if the network is nested.
     """
-    a = forward(network, visible, variables)
+    a = _forward(network, visible, variables)
     mask = None
     if kept is not None:
         positions = np.arange(network.n_features, dtype=np.float32)
@@ -140,7 +138,7 @@ def error_and_gradients(
     return error, [gradients[name] for name in network.shapes]
 
 
-def _head_errors(head: Head, h: Any, targets: Targets, variables: Variables) -> Any:
+def _head_errors(head: Head, h: Any, targets: Targets, variables: _Variables) -> Any:
     """Return the derivatives of the losses with respect to the outputs of the head, for symbolic features."""
     z = targets.scale * (tensor.dot(h, variables["W_head"]) + variables["b_head"])
     values = targets.values.dimshuffle(0, "x")
@@ -153,7 +151,7 @@ def _head_errors(head: Head, h: Any, targets: Targets, variables: Variables) -> 
 
 
 def _decoder_gradients(
-    network: Network, d: Any, h: Any, s: Sequence[Any], variables: Variables, mask: Any
+    network: Network, d: Any, h: Any, s: Sequence[Any], variables: _Variables, mask: Any
 ) -> tuple[Any, dict[str, Any]]:
     """Propagate derivatives `d` of the reconstruction back to the features.
 
@@ -179,7 +177,7 @@ def _decoder_gradients(
 
 
 def _encoder_gradients(
-    network: Network, d: Any, a: Sequence[Any], mirrored: Mapping[str, Any], variables: Variables
+    network: Network, d: Any, a: Sequence[Any], mirrored: Mapping[str, Any], variables: _Variables
 ) -> dict[str, Any]:
     """Propagate derivatives `d` of the features back to the rows.
 
@@ -197,7 +195,7 @@ def _encoder_gradients(
     return found
 
 
-def _decode(network: Network, h: Any, variables: Variables, mask: Any = None) -> list[Any]:
+def _decode(network: Network, h: Any, variables: _Variables, mask: Any = None) -> list[Any]:
     """Return the outputs of all mirrors for symbolic features, from the reconstruction to the last mirror's input."""
     start = h
     if network.gain:

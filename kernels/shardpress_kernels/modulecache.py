@@ -11,8 +11,6 @@ import os
 import time
 from typing import Any
 
-__all__ = ["read_records_on_demand"]
-
 
 def read_records_on_demand(cmodule: Any) -> None:
     """Replace the class of the module cache by one that reads records when they are needed.

@@ -37,9 +37,7 @@ from typing import NamedTuple
 
 from shardpress_kernels.activations import ACTIVATIONS
 
-__all__ = ["HEADS", "OUTPUT_LAYERS", "Head", "Network", "TargetLoss"]
-
-HEADS = ("classes", "numbers")
+_HEADS = ("classes", "numbers")
 """Kinds of targets that a head can predict."""
 
 OUTPUT_LAYERS = ("code", "hidden")

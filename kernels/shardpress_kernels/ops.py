@@ -24,8 +24,6 @@ from shardpress_kernels.updates import Rule
 theano: Any = backend.load()
 tensor = theano.tensor
 
-__all__ = ["DTYPES", "Encode", "Errors", "Step"]
-
 DTYPES = frozenset(f"{kind}{bits}" for kind in ("uint", "int") for bits in (8, 16, 32, 64)) | {"float32", "float64"}
 """Names of the dtypes that rows can have."""
 

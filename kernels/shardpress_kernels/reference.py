@@ -14,27 +14,7 @@ import numpy as np
 from shardpress_kernels.activations import ACTIVATIONS, Math
 from shardpress_kernels.network import Head, Network, TargetLoss
 
-__all__ = [
-    "MATH",
-    "Targets",
-    "activated",
-    "are_within",
-    "code",
-    "code_of",
-    "features",
-    "first_features",
-    "forward",
-    "gradients",
-    "head_errors",
-    "head_outputs",
-    "masked",
-    "row_errors",
-    "scaled",
-    "target_losses",
-    "threshold",
-]
-
-Parameters = Mapping[str, np.ndarray] | Sequence[np.ndarray]
+_Parameters = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
 
 class Targets(NamedTuple):
@@ -107,7 +87,7 @@ def masked(x: np.ndarray, noise: np.ndarray, corruption: float) -> np.ndarray:
     return np.where(noise < threshold(corruption), 0, x)
 
 
-def forward(network: Network, x: np.ndarray, parameters: Parameters) -> tuple[list[np.ndarray], list[np.ndarray]]:
+def forward(network: Network, x: np.ndarray, parameters: _Parameters) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the outputs of every layer and of every mirror for scaled rows.
 
     Returns
@@ -144,13 +124,13 @@ def _decode(
     return s
 
 
-def code(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
+def code(network: Network, x: np.ndarray, parameters: _Parameters) -> np.ndarray:
     """Return the code of scaled rows: shape (n_rows, n_features)."""
     a, _ = forward(network, x, parameters)
     return a[-1]
 
 
-def features(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
+def features(network: Network, x: np.ndarray, parameters: _Parameters) -> np.ndarray:
     """Return the written features of scaled rows: shape (n_rows, n_outputs)."""
     a, _ = forward(network, x, parameters)
     return a[network.output.n_layers]
@@ -165,7 +145,7 @@ def code_of(network: Network, written: np.ndarray, parameters: Mapping[str, np.n
     return h
 
 
-def row_errors(network: Network, x: np.ndarray, parameters: Parameters) -> np.ndarray:
+def row_errors(network: Network, x: np.ndarray, parameters: _Parameters) -> np.ndarray:
     """Return the mean squared error of the reconstruction of each scaled row: shape (n_rows,)."""
     _, s = forward(network, x, parameters)
     return np.mean((s[0] - x) ** 2, axis=1)
@@ -203,7 +183,7 @@ def head_errors(head: Head, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return (targets >= 0) * (shares - (targets == np.arange(head.n_outputs)))
 
 
-def first_features(kept: np.ndarray | None, n_features: int) -> np.ndarray | float:
+def _first_features(kept: np.ndarray | None, n_features: int) -> np.ndarray | float:
     """Return a mask (n_rows, n_features) of the first `kept` (n_rows,) features of each row; 1 if all are kept."""
     if kept is None:
         return 1.0
@@ -214,7 +194,7 @@ def gradients(
     network: Network,
     x: np.ndarray,
     visible: np.ndarray,
-    parameters: Parameters,
+    parameters: _Parameters,
     targets: Targets | None = None,
     kept: np.ndarray | None = None,
 ) -> tuple[float, list[np.ndarray]]:
@@ -244,7 +224,7 @@ def gradients(
     """
     named = _named(network, parameters)
     a = _encode(network, visible, named)
-    mask = first_features(kept, network.n_features)
+    mask = _first_features(kept, network.n_features)
     s = _decode(network, a[-1], named, mask)
     d = s[0] - x
     error = float(np.mean(d**2))
@@ -314,7 +294,7 @@ def _encoder_gradients(
     return found
 
 
-def _named(network: Network, parameters: Parameters) -> Mapping[str, np.ndarray]:
+def _named(network: Network, parameters: _Parameters) -> Mapping[str, np.ndarray]:
     if isinstance(parameters, Mapping):
         return parameters
     return dict(zip(network.shapes, parameters, strict=True))

@@ -8,8 +8,6 @@ from functools import wraps
 from hashlib import sha256
 from typing import Any
 
-__all__ = ["repair_code_versions", "repair_generated_code", "repair_module_versions"]
-
 
 def repair_code_versions(op_module: Any) -> None:
     """Give Ops whose C code comes from files the same version in each process.

@@ -12,8 +12,6 @@ from shardpress_kernels import backend
 
 theano: Any = backend.load()
 
-__all__ = ["bytes_per_second", "flops", "time_compilation"]
-
 _WIDTH = 1024
 """Number of rows and columns of the matrices."""
 _PRODUCT_FLOPS = 2 * _WIDTH**3

@@ -18,8 +18,6 @@ theano = backend.load()
 tensor = theano.tensor
 vm = theano.gof.vm
 
-__all__ = ["TrainingStep"]
-
 _PRODUCTS_PER_LAYER = 3
 """Number of matrix products per layer in a step, including the products for the gradients."""
 

@@ -12,8 +12,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-__all__ = ["TheanoChanged", "changed_files", "changes_in_words", "repair_command"]
-
 # The first half of each SHA-256 digest.
 _DIGESTS = {
     "configdefaults.py": "52da413d8544a391c2df491ebaae9c3e",

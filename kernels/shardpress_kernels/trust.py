@@ -11,8 +11,6 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["UntrustedDirectory", "private_directory", "untrusted_above"]
-
 _ALL_USERS = 2**32 - 1  # number of user ids that the initial user namespace maps
 
 

@@ -15,8 +15,6 @@ from shardpress_kernels.rules import RULES
 theano = backend.load()
 tensor = theano.tensor
 
-__all__ = ["Rule", "Updates", "rate_of", "states_of", "updates_of"]
-
 Updates = OrderedDict[Any, Any]
 """Shared variables and their next values. Theano warns about a plain dict."""
 

@@ -9,8 +9,6 @@ import numpy as np
 
 from shardpress_kernels import MOST_RESIDENT, backend
 
-__all__ = ["MAX_MINIBATCHES", "Pieces", "TwoBuffers", "n_minibatches_at_once", "upload_rows"]
-
 # A copy to the device takes as long as several kernels of a step, and may wait until the device is idle. Therefore
 # several minibatches are sent at once. Their number is limited to what a slow device processes in a second or two,
 # because signals and progress reports have to wait for the device.

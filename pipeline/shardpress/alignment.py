@@ -17,8 +17,6 @@ from shardpress.errors import DataError, NoInput, printable
 from shardpress.formats import pack, unpack
 from shardpress.hdf5.files import opened, read_at, with_retries
 
-__all__ = ["Alignment", "LinearMap", "fit_map", "load_map"]
-
 _FORMAT = "shardpress-map/1"
 _PENALTIES = 10.0 ** np.arange(-8, 2)  # relative to the variance of a standardized feature times the number of rows
 _HELD_OUT = 3  # one row of this number is held out

@@ -12,8 +12,6 @@ from shardpress.alignment import LinearMap, load_map
 from shardpress.errors import DataError, printable, short_list
 from shardpress.output.records import INDEX, PUBLISHED, fault_of, read_manifest, result_entry
 
-__all__ = ["directory_of", "find_map", "map_of", "output_of", "plain_number"]
-
 _NAMED = 10  # generations that a message names
 
 

@@ -25,8 +25,6 @@ from typing import Any
 
 from shardpress.sourceroots import SOURCE_ROOTS
 
-__all__ = ["ChildProcess", "collect_reports", "environment_of_child", "import_path", "main", "report"]
-
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from shardpress.childprocess import main; main()"
 _SCRATCH = "dask-scratch-space"  # Dask adds directories with this name to `sys.path`
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from shardpress.output.disk import Disk
     from shardpress.run.summary import Summary
 
-__all__ = ["main"]
-
 log = logging.getLogger(__name__)
 
 _AGAIN = "Run the same command again to resume; finished results are kept."

@@ -11,8 +11,6 @@ import numpy as np
 
 from shardpress.errors import printable, quantity
 
-__all__ = ["NO_COLUMNS", "Columns", "Difference"]
-
 _LONGEST = 40  # maximum number of characters of a name in a message
 _ROUNDING = 2.0**-22
 """Relative tolerance for comparing numbers, because one of two files may store them in float32."""

@@ -7,8 +7,6 @@ from typing import NoReturn
 
 from shardpress.errors import UsageError
 
-__all__ = ["Parser"]
-
 
 class Parser(argparse.ArgumentParser):
     """Parser with examples at the top of its ``--help`` page. It raises `UsageError` instead of exiting.

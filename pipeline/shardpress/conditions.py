@@ -11,8 +11,6 @@ import numpy as np
 from shardpress.errors import printable
 from shardpress.settings.condition import Condition
 
-__all__ = ["fulfils"]
-
 _ORDERINGS: Mapping[str, Callable[[Any, Any], Any]] = {
     "<": operator.lt,
     "<=": operator.le,

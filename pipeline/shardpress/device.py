@@ -41,21 +41,6 @@ if TYPE_CHECKING:
     from shardpress_kernels.step import TrainingStep
     from shardpress_kernels.upload import Pieces
 
-__all__ = [
-    "MOST_RESIDENT",
-    "TILE_ROWS",
-    "autoencoder_of",
-    "device_speeds",
-    "is_compiling",
-    "n_cores",
-    "n_device_calls",
-    "seconds_compiling",
-    "start_device",
-    "theanos_errors",
-    "time_compilation",
-    "training_step_of",
-]
-
 log = logging.getLogger(__name__)
 
 TILE_ROWS = shardpress_kernels.TILE_ROWS

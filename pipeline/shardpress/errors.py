@@ -10,32 +10,6 @@ import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-__all__ = [
-    "STORAGE",
-    "CannotCreate",
-    "ConfigError",
-    "DataError",
-    "DeviceError",
-    "DeviceLost",
-    "EarlierVersion",
-    "NoInput",
-    "NotPermitted",
-    "OtherVersion",
-    "ReadFailed",
-    "RowsDrifted",
-    "ShardpressError",
-    "SystemLimit",
-    "TrainingDiverged",
-    "TryAgain",
-    "UsageError",
-    "VerificationFailed",
-    "WriteFailed",
-    "printable",
-    "quantity",
-    "short_list",
-    "system_failures",
-]
-
 # Messages of libraries that do not define an error class for a lack of memory or threads.
 _OUT_OF_RESOURCES = ("can't start new thread", "failed to map segment", "Cannot allocate memory")
 # Error numbers that always mean a lack of system resources, wherever they occur.

@@ -39,25 +39,6 @@ from shardpress.frames import data_frame, import_pandas
 from shardpress.hdf5.categories import array_of, read_categories
 from shardpress.output.records import INDEX, MANIFEST, read_generation, read_manifest
 
-__all__ = [
-    "APPEND_ID",
-    "FAILURES",
-    "FEATURES",
-    "VALID",
-    "Features",
-    "PartFile",
-    "Shape",
-    "categories_in",
-    "categories_of",
-    "check_part",
-    "common_dtypes",
-    "open_features",
-    "part_files",
-    "read_values",
-    "reading",
-    "shapes_of",
-]
-
 FEATURES = "features"
 VALID = "valid"
 APPEND_ID = "append_id"
@@ -485,7 +466,7 @@ def _open_file(path: Path, block_rows: int) -> Features:
             # Without the parts of a virtual dataset, HDF5 would return missing values instead of an error.
             if file[FEATURES].is_virtual:
                 raise DataError(f"{where}: has no values, because the parts that it refers to are missing. {_WHOLE}")
-            shapes = shapes_of(file)
+            shapes = _shapes_of(file)
             manifest = {**file.attrs, "n_rows": file[FEATURES].shape[0]}
     except FAILURES as error:
         raise DataError(f"{where}: contains no readable features: {error}. {_WHOLE}") from error
@@ -525,7 +506,7 @@ def _readable_categories(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_part(part: PartFile) -> dict[str, Shape]:
-    """Return the result of `shapes_of` for a part. Raise `DataError` if the part does not match the manifest."""
+    """Return the result of `_shapes_of` for a part. Raise `DataError` if the part does not match the manifest."""
     path = part.path
     try:
         os.stat(path)  # HDF5 does not distinguish between a missing and a damaged file
@@ -535,7 +516,7 @@ def check_part(part: PartFile) -> dict[str, Shape]:
         ) from error
     try:
         with reading(path) as file:
-            shapes = shapes_of(file)
+            shapes = _shapes_of(file)
             n_found = file[FEATURES].shape[0]
     except FAILURES as error:
         raise DataError(
@@ -548,7 +529,7 @@ def check_part(part: PartFile) -> dict[str, Shape]:
     return shapes
 
 
-def shapes_of(file: h5py.File) -> dict[str, Shape]:
+def _shapes_of(file: h5py.File) -> dict[str, Shape]:
     """Return the shape and dtype of each dataset with one value per row. All strings have the dtype object."""
     n_rows = file[FEATURES].shape[0]
     shapes: dict[str, Shape] = {}

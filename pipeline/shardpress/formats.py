@@ -19,25 +19,9 @@ import numpy as np
 
 from shardpress.errors import EarlierVersion, OtherVersion
 
-__all__ = [
-    "MOST_JSON_BYTES",
-    "Digested",
-    "check_version",
-    "digest",
-    "fingerprint",
-    "json_lines",
-    "missing_value",
-    "pack",
-    "parse_bounded",
-    "plain_values",
-    "seal",
-    "unpack",
-    "unseal",
-]
-
 MOST_JSON_BYTES = 2**24
 """Maximum number of bytes of JSON, enough for the history of 100,000 epochs that is stored with a model."""
-MOST_JSON_VALUES = 2**20
+_MOST_JSON_VALUES = 2**20
 """Maximum number of values in JSON. Each value takes up to about 100 bytes of memory."""
 
 _MAX_DEPTH = 100
@@ -247,8 +231,8 @@ def parse_bounded(text: bytes | str) -> Any:
     data = text.encode() if isinstance(text, str) else text
     # Count the values first: a list of short values takes 50 times as much memory after parsing as its text.
     n_values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
-    if len(data) > MOST_JSON_BYTES or n_values > MOST_JSON_VALUES:
-        expected = f"at most {MOST_JSON_BYTES} bytes and {MOST_JSON_VALUES} values"
+    if len(data) > MOST_JSON_BYTES or n_values > _MOST_JSON_VALUES:
+        expected = f"at most {MOST_JSON_BYTES} bytes and {_MOST_JSON_VALUES} values"
         raise ValueError(f"JSON of {len(data)} bytes and about {n_values} values, expected {expected}")
     return _parse(data)
 

@@ -10,18 +10,6 @@ import numpy as np
 
 from shardpress.errors import DeviceError
 
-__all__ = [
-    "INDEXES",
-    "VALID_COLUMN",
-    "ColumnNames",
-    "data_frame",
-    "import_pandas",
-    "import_pyarrow",
-    "name_columns",
-    "to_encodable",
-    "to_native",
-]
-
 INDEXES = ("_index", "index", "axis1")
 """Names of extras that hold the names of the rows: of AnnData, and of pandas frames in table and fixed format."""
 VALID_COLUMN = "valid"

@@ -7,8 +7,6 @@ import sys
 
 from shardpress.doctor.packages import complaint, missing_proc, too_little_memory
 
-__all__ = []
-
 _UNAVAILABLE = 69  # exit code of `DeviceError` and of scripts/setup.sh
 _SYSTEM_LIMIT = 71  # exit code of `SystemLimit`
 

@@ -17,16 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = [
-    "LABELS_IN_WORDS",
-    "NONE",
-    "Labels",
-    "candidates",
-    "extra_of",
-    "labels_in",
-    "labels_of",
-]
-
 NONE = -1
 """Code of a row without a label."""
 _USUAL_NAMES = ("y", "label", "labels", "target", "targets", "class", "classes")

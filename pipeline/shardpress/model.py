@@ -30,8 +30,6 @@ from shardpress_kernels.activations import ACTIVATIONS
 from shardpress_kernels.network import Network
 from shardpress_kernels.reference import activated, code_of
 
-__all__ = ["Model", "load_model"]
-
 
 @dataclass(frozen=True)
 class Model:

@@ -28,8 +28,6 @@ from shardpress.scan.ranks import MAX_KNOTS, are_tables
 from shardpress_kernels.activations import CODES, HIDDEN
 from shardpress_kernels.network import OUTPUT_LAYERS, Network
 
-__all__ = ["COLUMNS", "FORMAT", "StoredModel", "listed_model", "read_model_file"]
-
 FORMAT = "shardpress-model/4"
 COLUMNS = "columns"
 """Name of the dataset that describes the columns, as JSON."""
@@ -46,7 +44,7 @@ _QUOTED = 500  # maximum number of characters that a message quotes
 
 
 @dataclass(frozen=True, eq=False)
-class StoredModel:
+class _StoredModel:
     """Content of a model file.
 
     Attributes
@@ -103,7 +101,7 @@ def _is_ours(manifest: Path) -> bool:
         return True
 
 
-def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
+def read_model_file(path: Path, entry: Entry | None) -> _StoredModel:
     """Return the content of a model file.
 
     Parameters
@@ -127,7 +125,7 @@ def read_model_file(path: Path, entry: Entry | None) -> StoredModel:
     return with_retries(lambda: _read(path, entry, where), where)
 
 
-def _read(path: Path, entry: Entry | None, where: str) -> StoredModel:
+def _read(path: Path, entry: Entry | None, where: str) -> _StoredModel:
     """Read the file once. Raise `OSError` if the storage fails."""
     try:
         with opened(str(path)) as (descriptor, identity):
@@ -159,7 +157,7 @@ def _check_digest(descriptor: int, size: int, entry: Entry, where: str) -> None:
     )
 
 
-def _stored(descriptor: int, size: int, where: str) -> StoredModel:
+def _stored(descriptor: int, size: int, where: str) -> _StoredModel:
     """Return the content of an open file.
 
     Sizes that the file declares are checked before memory is allocated. No allocation is larger than the file.
@@ -191,7 +189,7 @@ def _stored(descriptor: int, size: int, where: str) -> StoredModel:
     if _INDICATORS in arrays:
         _check_indicators(arrays[_INDICATORS], n_columns, where)
     _check_about(about, where)
-    return StoredModel(network, arrays, about, fingerprint, columns, preparation)
+    return _StoredModel(network, arrays, about, fingerprint, columns, preparation)
 
 
 def _check_about(about: Any, where: str) -> None:

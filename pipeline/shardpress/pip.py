@@ -11,8 +11,6 @@ from pathlib import Path
 from shardpress.childprocess import ChildProcess
 from shardpress.errors import DeviceError
 
-__all__ = ["main", "pip_install"]
-
 
 def pip_install(packages: str, *arguments: str, source: Path | None = None, python_path: Path | None = None) -> None:
     """Run ``pip install`` in a child process, which writes its messages to this process's output.

@@ -11,8 +11,6 @@ import numpy as np
 
 from shardpress import rowmath
 
-__all__ = ["Preparation", "preparation_of"]
-
 _TOTAL = 10_000.0  # the usual total of the counts of a cell
 _EXACT = 2**53  # float64 represents all integers up to this one exactly
 

@@ -16,8 +16,6 @@ from shardpress.text import duration
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-__all__ = ["Progress"]
-
 log = logging.getLogger(__name__)
 
 # Percentages at which a line is logged. The first lines are close together, to show early how long the pass takes.

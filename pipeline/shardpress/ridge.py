@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["ridge_weights"]
-
 _PENALTIES = 10.0 ** np.arange(-3, 5)  # relative to the variance of a column times the number of rows
 
 

@@ -18,18 +18,6 @@ from shardpress.features import Features
 from shardpress.labels import extra_of
 from shardpress.settings.condition import Condition
 
-__all__ = [
-    "DROPPED",
-    "SELECTED",
-    "TrainedRows",
-    "has_lost_trained_rows",
-    "in_ranges",
-    "n_trained_shards",
-    "rows_with_value",
-    "selection_digest",
-    "trained_rows",
-]
-
 DROPPED = "dropped_by"
 """Key in the identity of a shard: the append that removed its rows from the results."""
 SELECTED = "fitted"
@@ -37,7 +25,7 @@ SELECTED = "fitted"
 
 
 @dataclass(frozen=True)
-class TrainedRows:
+class _TrainedRows:
     """The rows of a run that trained its model.
 
     Attributes
@@ -52,16 +40,16 @@ class TrainedRows:
     reason: str = ""
 
 
-def trained_rows(run: Features) -> TrainedRows:
+def trained_rows(run: Features) -> _TrainedRows:
     """Return the rows of a finished run in an output directory that trained its model."""
     manifest = run.manifest
     config = manifest["config"]
     inputs = manifest["request"]["inputs"]
     parts = manifest["parts"]
     if config.get("model") is not None:
-        return TrainedRows(None, "The model is that of another run, which may have trained it on these rows.")
+        return _TrainedRows(None, "The model is that of another run, which may have trained it on these rows.")
     if has_lost_trained_rows(inputs, parts):
-        return TrainedRows(
+        return _TrainedRows(
             None,
             "Since the training, some of its files were removed, or their rows were encoded again, so that it is not "
             "known which rows trained the model.",
@@ -70,13 +58,13 @@ def trained_rows(run: Features) -> TrainedRows:
     trained = np.repeat([part["shard"] < n_trained for part in parts], [part["n_rows"] for part in parts])
     fit_on = config.get("fit_on")
     if fit_on is None:
-        return TrainedRows(trained)
+        return _TrainedRows(trained)
     selected = _selected_rows(run, fit_on)
     if selected is None or selection_digest(selected[trained]) != manifest["request"]["scan"].get(SELECTED):
-        return TrainedRows(
+        return _TrainedRows(
             None, "The extra of --fit-on in the results does not have the values that it had during the training."
         )
-    return TrainedRows(selected & trained)
+    return _TrainedRows(selected & trained)
 
 
 def n_trained_shards(inputs: Mapping[str, Any]) -> int:

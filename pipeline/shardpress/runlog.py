@@ -11,8 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["SHOWN_BY_BAR", "Dated", "RunLog", "Terminal", "Warnings", "collect_warnings"]
-
 SHOWN_BY_BAR = "is_shown_by_bar"
 """Attribute of log records that a progress bar already shows. They are written only to the file."""
 

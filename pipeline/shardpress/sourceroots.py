@@ -7,10 +7,8 @@ This module must run with Python 3.6.
 
 import os
 
-__all__ = ["CHECKOUT", "KERNELS", "PACKAGE", "SOURCE_ROOTS"]
-
-PACKAGE = os.path.dirname(os.path.realpath(__file__))
-_ROOT = os.path.dirname(PACKAGE)
+_PACKAGE = os.path.dirname(os.path.realpath(__file__))
+_ROOT = os.path.dirname(_PACKAGE)
 CHECKOUT = os.path.dirname(_ROOT)
 """Directory of the checkout. It has no meaning for code from a wheel."""
 

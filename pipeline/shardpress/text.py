@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["duration", "exact_duration", "size"]
-
 _LONGEST_IN_SECONDS = 119.5
 
 

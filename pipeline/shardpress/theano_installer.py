@@ -19,8 +19,6 @@ from shardpress.errors import DeviceError, NotPermitted
 from shardpress.pip import pip_install
 from shardpress_kernels.theanofiles import changed_files
 
-__all__ = ["set_up"]
-
 _VERSION = "1.0.5"
 _THEANO = f"Theano=={_VERSION} --hash=sha256:6e9439dd53ba995fcae27bf20626074bfc2fff446899dc5c53cb28c1f9202e89\n"
 # Builds the archive. Later versions may no longer run its setup program.

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["BOTTLENECKS", "Watch", "bottleneck", "thread_states", "watching"]
-
 BOTTLENECKS = ("device", "processor", "disk", "other")
 _INTERVAL = 0.1  # seconds between samples; a sample takes a quarter of a millisecond
 _MIN_SAMPLES = 10

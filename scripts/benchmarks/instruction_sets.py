@@ -6,8 +6,6 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["INSTRUCTION_SETS", "InstructionSet", "hide", "limits", "missing", "settings"]
-
 
 @dataclass(frozen=True)
 class InstructionSet:

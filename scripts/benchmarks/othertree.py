@@ -14,8 +14,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["THIS_TREE", "Tree", "environment", "other_tree"]
-
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".trees"
 

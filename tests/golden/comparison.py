@@ -9,8 +9,6 @@ import numpy as np
 
 from tests.golden.explained import Explained
 
-__all__ = ["differences", "judge"]
-
 Arrays = Mapping[str, np.ndarray]
 
 

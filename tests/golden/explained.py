@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["EXPLAINED", "REFERENCE", "Explained"]
-
 REFERENCE = "21e2429c"
 """The commit that resolved the previous issue. When it moves on, empty `EXPLAINED`."""
 

@@ -9,8 +9,6 @@ from shutil import copyfile
 import h5py
 import numpy as np
 
-__all__ = ["PROBES", "write_inputs"]
-
 N_COLUMNS = 24
 N_ROWS = (400, 240)
 """Rows of the two files of most directories."""

@@ -16,8 +16,6 @@ import numpy as np
 
 from shardpress import TiedAutoencoder, open_features
 
-__all__ = ["arrays_of"]
-
 
 def arrays_of(output: Path, reads: Iterable[Mapping[str, Any]], probes: Path | None) -> dict[str, np.ndarray]:
     """Return all arrays of an output directory by name.

@@ -17,8 +17,6 @@ from scripts.benchmarks.othertree import Tree, environment
 from tests.golden.inputs import PROBES
 from tests.golden.scenarios import Scenario, run_scenario
 
-__all__ = ["Results", "run_scenarios"]
-
 _READER = Path(__file__).with_name("reader.py")
 
 

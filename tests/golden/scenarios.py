@@ -14,8 +14,6 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-__all__ = ["BASE", "SCENARIOS", "Run", "Scenario", "run_scenario"]
-
 BASE = """
     --orientation rows --match-columns order --on-bad-data raise --on-drift pass --missing-indicator no
     --clip-quantile 0 --scale std --n-features 6 --hidden none --activation relu --code-activation linear --nested no

@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["TOLERANCE", "read_values", "selection", "write_values"]
-
 TOLERANCE = 1e-3
 """Largest difference between two processors. Rounding differs, and training amplifies it."""
 

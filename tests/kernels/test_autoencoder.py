@@ -10,7 +10,6 @@ import pytest
 
 from shardpress.model import Model
 from shardpress_kernels import TILE_ROWS, graph, reference
-from shardpress_kernels import autoencoder as module
 from shardpress_kernels.autoencoder import Autoencoder, theano
 from shardpress_kernels.network import Network
 from tests.support.cases import cross, each
@@ -267,7 +266,3 @@ def test_wrong_parameters_are_refused_and_change_nothing(rng, change, phrase):
     with pytest.raises(ValueError, match=phrase):
         autoencoder.set_parameters(values)
     assert_same_arrays(autoencoder.parameters(), before)
-
-
-def test_exported_names_exist():
-    assert all(hasattr(module, name) for name in module.__all__)

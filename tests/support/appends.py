@@ -12,8 +12,6 @@ from shardpress.output.records import read_manifest
 from tests.support.helpers import write_shard
 from tests.support.standin import Workspace
 
-__all__ = ["N_ROWS", "add", "add_extra", "ids_of", "parts_of", "write"]
-
 N_ROWS = (20, 9, 15)
 """Rows of the files of the first run, see the fixture `growing`."""
 

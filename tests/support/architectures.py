@@ -27,8 +27,6 @@ from shardpress.gpu.install import build_forwarders
 from tests.support.cuda import stub
 from tests.support.interpreters import REPOSITORY, environment
 
-__all__ = ["CAPABILITIES", "Compiled", "collect", "compile_for", "problems_of", "ptx_of"]
-
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
 _CUT = 10  # libgpuarray 0.7.6 truncates the name of an architecture to this number of characters
 

@@ -13,8 +13,6 @@ from contextlib import contextmanager
 import numpy.testing  # noqa: F401  It starts a process when it is loaded, so it is loaded before tests are checked.
 import pytest
 
-__all__ = ["marks_enforced"]
-
 _STARTS_A_PROCESS = ("subprocess.Popen", "os.fork", "os.posix_spawn")
 
 _marks: set[str] | None = None

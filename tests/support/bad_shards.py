@@ -19,20 +19,6 @@ from tests.support.damage import damage
 from tests.support.fields import run_with_sizes
 from tests.support.helpers import write_shard
 
-__all__ = [
-    "NO_LIMITS",
-    "InterruptedDisk",
-    "Shards",
-    "Silent",
-    "bad_lines",
-    "check",
-    "encoded",
-    "errors",
-    "fill_with_bad_data",
-    "results",
-    "state",
-]
-
 SETTINGS = ["--n-features", "2", "--epochs", "2", "--batch-size", "20", "--threads", "2"]
 NO_LIMITS = ["--max-bad", "100%"]
 

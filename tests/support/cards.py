@@ -13,8 +13,6 @@ from pathlib import Path
 
 from tests.support.interpreters import environment
 
-__all__ = ["DRIVER", "Environment", "driver", "library", "wheel", "wheels"]
-
 DRIVER = """
 int cuDriverGetVersion(int *version) {{ *version = {version}; return {code}; }}
 int cuInit(unsigned flags) {{ {init} return 0; }}

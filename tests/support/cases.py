@@ -13,8 +13,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-__all__ = ["ALL_CASES", "case", "cross", "each", "sample"]
-
 Value = TypeVar("Value")
 
 ALL_CASES = os.environ.get("TEST_CASES") == "all"

@@ -34,8 +34,6 @@ from tests.support.killing import CheckFailed, Victim, committed
 from tests.support.processes import DEADLINE
 from tests.support.soak_protocol import records
 
-__all__ = ["Round", "rounds"]
-
 _WORKERS = 4
 # Enough steps for two replicas, in rounds whose tasks go to the workers.
 _REPLICAS = ("--replicas", "2", "--batch-size", "4", "--epochs", "3", "--memory-budget", "64MiB")

@@ -14,8 +14,6 @@ import numpy as np
 
 from shardpress.hdf5.plain.metadata import checksum
 
-__all__ = ["Structure", "repair", "structures_of"]
-
 # Signatures of the superblock (II.A), object headers and their continuations (IV.A.1.b), B-trees of version 2
 # (III.A.2), fractal heaps (III.G), extensible arrays (VII.D), fixed arrays (VII.C) and shared messages (III.F).
 _SIGNATURES = re.compile(

@@ -16,8 +16,6 @@ from typing import Self
 from tests.support.hosts import HERE, Place
 from tests.support.interpreters import REPOSITORY, environment
 
-__all__ = ["Cluster", "until"]
-
 # A proxy between a worker and its scheduler. A stopped proxy holds back all data, so neither process receives anything.
 _BETWEEN = """
 import asyncio, sys

@@ -8,8 +8,6 @@ from typing import Any
 
 from shardpress_kernels import backend
 
-__all__ = ["macros"]
-
 
 @cache
 def macros() -> frozenset[str]:

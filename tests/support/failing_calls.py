@@ -31,19 +31,6 @@ from typing import Any
 
 from tests.support.interpreters import REPOSITORY, environment
 
-__all__ = [
-    "SCENARIOS",
-    "SWEEPS",
-    "EndedRun",
-    "Fault",
-    "Runs",
-    "Scenario",
-    "build",
-    "committed_files",
-    "problem_of",
-    "started_runs",
-]
-
 _SOURCE = Path(__file__).with_suffix(".c")
 _TIME_LIMIT = 120.0  # seconds until a run is regarded as stuck
 _TRACES = re.compile(r"^Traceback|^Exception ignored|internal error of shardpress|Fatal Python error", re.MULTILINE)

@@ -21,20 +21,6 @@ from typing import Any
 
 from shardpress.output.disk import Disk
 
-__all__ = [
-    "BrokenDisk",
-    "FailingDisk",
-    "KillingDisk",
-    "PowerLog",
-    "RecordingDisk",
-    "Remains",
-    "ShortWriteDisk",
-    "bind",
-    "forked",
-    "materialize",
-    "small_disk",
-]
-
 _CALLS = (
     "create",
     "reserve",

@@ -13,8 +13,6 @@ from shardpress.run import budget, training_stage
 from shardpress.settings import flags, resolve
 from shardpress.settings.config import Config
 
-__all__ = ["is_size", "run_with_sizes", "set_fields", "set_sizes"]
-
 
 def set_fields(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
     """Set fields of all settings that are read from now on, in this process."""

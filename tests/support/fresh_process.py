@@ -11,8 +11,6 @@ from typing import Any
 
 from tests.support.interpreters import REPOSITORY, environment
 
-__all__ = ["run_in_fresh_process"]
-
 PROGRAM = """
 import pickle, sys
 out = sys.stdout.buffer

@@ -16,8 +16,6 @@ from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
 from tests.support.hostile import edited
 
-__all__ = ["HOSTILE", "NETWORK", "model_of", "write_model"]
-
 NETWORK = Network((4, 6, 3), "relu", "linear", gain=True)
 
 

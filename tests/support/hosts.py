@@ -7,8 +7,6 @@ import subprocess
 from dataclasses import dataclass
 from typing import Self
 
-__all__ = ["HERE", "Hosts", "Place"]
-
 
 @dataclass(frozen=True)
 class Place:

@@ -21,8 +21,6 @@ import numpy as np
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY
 
-__all__ = ["Image", "build_image", "mirror", "steps"]
-
 DOCKERFILE = REPOSITORY / "docs/Dockerfile"
 SUITES = {"debian:13": "trixie"}
 # Use a private mount namespace, so that nothing stays mounted.

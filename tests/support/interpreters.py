@@ -11,16 +11,6 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-__all__ = [
-    "OTHER_PYTHONS",
-    "REPOSITORY",
-    "SUPPORTED_PYTHONS",
-    "EndedProcess",
-    "environment",
-    "run_python",
-    "search_path",
-]
-
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 SUPPORTED_PYTHONS = ("3.11", "3.12", "3.13", "3.14")

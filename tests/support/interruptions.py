@@ -13,20 +13,6 @@ from tests.support.faulty import RecordingDisk
 from tests.support.soak_protocol import unreferenced
 from tests.support.standin import Workspace, features_of
 
-__all__ = [
-    "DAMAGE",
-    "OTHER",
-    "SIZES",
-    "STEPS",
-    "FullDisk",
-    "finished_stamps",
-    "flip",
-    "parts",
-    "results",
-    "stamps",
-    "undisturbed_features",
-]
-
 STEPS = ["checkpoint_seconds=0"]
 OTHER = ["--seed", "1"]
 SIZES = (20, 0, 35)  # rows of the shards

@@ -36,19 +36,6 @@ from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.soak_protocol import invalid_entries, leftovers, records, run_seen_by_readers
 
-__all__ = [
-    "PHASES",
-    "CheckFailed",
-    "EndedRun",
-    "Kill",
-    "Program",
-    "Victim",
-    "committed",
-    "features_of",
-    "rounds",
-    "table",
-]
-
 # Log line at which each phase begins, in a first run and in one that resumes.
 PHASES = {
     "start": r"^$",  # this phase begins without a log line

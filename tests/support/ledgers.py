@@ -9,22 +9,6 @@ from shardpress.formats import fingerprint
 from shardpress.output.ledger import Ledger
 from shardpress.output.records import Record
 
-__all__ = [
-    "BEFORE",
-    "HEX",
-    "KEY",
-    "KEYS",
-    "NOW",
-    "OTHER",
-    "commit",
-    "commit_together",
-    "contents",
-    "file_of",
-    "fill",
-    "record_files",
-    "reopen",
-]
-
 KEY = "part-000000-000000000000"
 OTHER = "part-000000-000000000016"
 KEYS = [f"part-{i:06d}-000000000000" for i in range(5)]

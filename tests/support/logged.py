@@ -4,18 +4,6 @@ from __future__ import annotations
 
 import re
 
-__all__ = [
-    "COMPLETE",
-    "STARTED_NOTHING",
-    "differs",
-    "mentions",
-    "n_recomputed",
-    "resumed_step",
-    "resumes_encoding",
-    "reuses",
-    "reuses_anything",
-]
-
 COMPLETE = "Already complete"
 """Beginning of the summary if an earlier run finished everything."""
 STARTED_NOTHING = "Nothing was started"

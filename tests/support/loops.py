@@ -10,8 +10,6 @@ from shardpress.training.epochs import StepResult, Training
 from shardpress.training.loop import CheckpointPolicy, training_loop
 from shardpress.training.replica import RoundRunner
 
-__all__ = ["train"]
-
 
 def train(
     training: Training,

@@ -11,26 +11,6 @@ from shardpress_kernels.step import TrainingStep
 from shardpress_kernels.updates import Rule
 from tests.support.networks import DECAY, random_parameters
 
-__all__ = [
-    "DTYPES",
-    "NETWORK",
-    "N_FEATURES",
-    "N_INPUTS",
-    "SCALINGS",
-    "assert_same_arrays",
-    "float64",
-    "oracle_code",
-    "oracle_cost",
-    "oracle_gradients",
-    "oracle_reconstruction",
-    "oracle_scaled",
-    "random_autoencoder",
-    "random_rows",
-    "scaler_of",
-    "scaling_of",
-    "step_of",
-]
-
 DTYPES = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")]
 SCALINGS = ["float32", "float64", None]
 N_INPUTS = 7

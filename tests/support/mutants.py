@@ -32,19 +32,6 @@ from pathlib import Path
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.mutations import MUTATIONS, ROWS, Mutation
 
-__all__ = [
-    "Failed",
-    "Result",
-    "Sandbox",
-    "Sources",
-    "copy_remaining",
-    "main",
-    "n_by_row",
-    "plant_all",
-    "sample",
-    "select",
-]
-
 _COPIED = ("pipeline", "kernels", "scripts", "tests", "pyproject.toml", "setup.py", "constraints.txt", "README.md")
 _NOT_COPIED = ("__pycache__", ".*_cache")
 _SECONDS = 900.0  # time limit of a test run, which may include minutes of compilation

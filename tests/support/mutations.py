@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["MUTATIONS", "ROWS", "Mutation"]
-
 ROWS = {
     "report": (
         "pipeline/shardpress/report/",
@@ -630,7 +628,7 @@ _CLUSTER = (
     Mutation(
         "worker-of-another-version-is-accepted",
         "pipeline/shardpress/cluster/checks.py",
-        "Environment({**versions(), **_scratch",
+        "Environment({**_versions(), **_scratch",
         "Environment({**_scratch",
         ("tests/cluster/test_checks.py::test_differences_name_both_values",),
     ),

@@ -10,8 +10,6 @@ import numpy as np
 from shardpress_kernels import reference
 from shardpress_kernels.network import Network
 
-__all__ = ["DECAY", "NETWORKS", "ONE_LAYER", "numpy_steps", "numpy_update", "random_parameters"]
-
 DECAY = 0.9  # decay of the running averages of all rules
 
 # Settings that reproduce the networks, the initialization and the scaling of earlier versions.

@@ -30,8 +30,6 @@ from tests.support.clusters import until
 from tests.support.helpers import write_shard
 from tests.support.killing import Program
 
-__all__ = ["EVENTS", "SECONDS", "StartedRun", "kill_at", "start", "write_input"]
-
 SECONDS = 10.0  # time for every process to exit after the driver's death
 _MARK = "MARK_OF_TEST_RUN"
 

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from tests.support.killing import Program
 
-__all__ = ["DEADLINE", "LAST_LINE", "Small", "arguments_of", "descendants", "ends_well", "patch_program"]
-
 DEADLINE = 240.0  # time limit for operations that take seconds on an idle machine
 
 LAST_LINE = re.compile(

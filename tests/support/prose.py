@@ -11,8 +11,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["main"]
-
 ROOT = Path(__file__).resolve().parents[2]
 MAX_FINDINGS = 10
 CODE = ("pipeline", "kernels", "scripts", "tests")

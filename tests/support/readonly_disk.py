@@ -29,8 +29,6 @@ from tests.support.faulty import RecordingDisk, forked
 from tests.support.soak_protocol import invalid_entries, leftovers
 from tests.support.standin import Workspace, features_of, install
 
-__all__ = ["abort_at_calls", "reason_to_skip"]
-
 _MIB = 64  # size of the file system
 _STEPS = ("--quiet", "checkpoint_seconds=0", "--epochs", "1", "--batch-size", "12")
 _NEW_MOUNTS = 0x20000  # CLONE_NEWNS of Linux

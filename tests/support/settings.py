@@ -7,8 +7,6 @@ from typing import Any
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import Settings, resolve
 
-__all__ = ["settings_of"]
-
 
 def settings_of(**values: Any) -> Settings:
     """Return settings with these values. All others are the defaults for many rows of a thousand columns."""

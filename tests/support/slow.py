@@ -10,8 +10,6 @@ import pytest
 from shardpress.encoding import encode
 from shardpress.scan import blocks
 
-__all__ = ["dask_setup"]
-
 _SECONDS = 0.3
 
 

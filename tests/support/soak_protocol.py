@@ -51,21 +51,6 @@ from shardpress.report.verify import verify
 from tests.support.faulty import FailingDisk, KillingDisk, PowerLog, RecordingDisk, ShortWriteDisk, forked, materialize
 from tests.support.standin import Workspace, features_of, install
 
-__all__ = [
-    "KINDS",
-    "Scenario",
-    "cut_power",
-    "fail_every_call",
-    "fail_every_write",
-    "invalid_entries",
-    "kill_at_every_call",
-    "run_seen_by_readers",
-    "several_faults",
-    "watch_readers",
-    "with_plain_files",
-    "without_links",
-]
-
 Item = TypeVar("Item")
 Selection = slice | Sequence[int]
 """Numbers of calls: a slice, or a list."""

@@ -38,8 +38,6 @@ from shardpress_kernels.network import Network, TargetLoss
 from tests.support.fields import is_size, run_with_sizes, set_fields, set_sizes
 from tests.support.helpers import write_shard
 
-__all__ = ["Autoencoder", "Rule", "TrainingStep", "UnsyncedDisk", "Workspace", "features_of", "install"]
-
 TILE_ROWS = 4
 BLOCK_ROWS = 8
 PART_BYTES = 4 * TILE_ROWS * 4 * 2  # four tiles of two features

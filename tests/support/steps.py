@@ -9,8 +9,6 @@ import numpy as np
 if TYPE_CHECKING:
     from shardpress_kernels.step import TrainingStep
 
-__all__ = ["take_step"]
-
 
 def take_step(
     step: TrainingStep,

@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from tests.support.cuda import stub
 from tests.support.interpreters import EndedProcess, run_python
 
-__all__ = ["EXIT_CODE", "run_sanitized"]
-
 EXIT_CODE = 66  # exit code of a process with findings
 # Arguments of personality(2): a value that changes nothing, and ADDR_NO_RANDOMIZE.
 _ASK = 0xFFFFFFFF

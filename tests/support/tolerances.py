@@ -14,8 +14,6 @@ import re
 import numpy as np
 from numpy.typing import ArrayLike
 
-__all__ = ["TOLERANCES", "assert_close", "kind_of"]
-
 TOLERANCES = {
     # One subtraction, one product and one cast, each rounded as in IEEE 754, so the result is unique.
     ("cpu", "float32", "scaled"): 0.0,

@@ -27,8 +27,6 @@ from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 from tests.support.killing import features_of
 
-__all__ = ["LIMITS", "Limited"]
-
 _SECONDS = 300.0  # time limit; afterwards a run is regarded as stuck
 _FREE_USER = 42_424  # an unused user id, because the limit on processes counts all processes of a user
 _MIB = 2**20

@@ -11,8 +11,6 @@ from unittest.mock import patch
 
 from shardpress.hdf5.files import FILES
 
-__all__ = ["Work", "count_work"]
-
 
 @dataclass
 class Work:

@@ -24,8 +24,6 @@ from shardpress.encoding import encode, worker
 from shardpress_kernels.backend import Device
 from tests.support.standin import install
 
-__all__ = ["SECONDS", "dask_setup"]
-
 SECONDS = 8  # duration of a silence; Dask declares a worker dead after 5 s
 
 FAULTS: dict[str, Callable[[], object]] = {

@@ -27,18 +27,6 @@ from shardpress.errors import ConfigError, TryAgain, printable, quantity, short_
 from shardpress.sourceroots import SOURCE_ROOTS
 from shardpress_kernels.trust import untrusted_above
 
-__all__ = [
-    "Environment",
-    "Probe",
-    "check_workers",
-    "compare_environments",
-    "compare_scheduler",
-    "describe_environment",
-    "describe_scheduler",
-    "refusal",
-    "versions",
-]
-
 log = logging.getLogger(__name__)
 
 # Packages whose versions determine what a task computes, or whether it can be sent.
@@ -135,7 +123,7 @@ def check_workers(client: Client, probe: Probe) -> None:
         raise error
 
     client.subscribe_topic(_TOPIC, _log_retired_worker)
-    plugin = LateWorkerCheck(probe, driver, client.id)
+    plugin = _LateWorkerCheck(probe, driver, client.id)
     retry_if_worker_lost(lambda: client.register_plugin(plugin), lambda: client.status == "running")
 
 
@@ -196,7 +184,7 @@ def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
     )
 
 
-class LateWorkerCheck(WorkerPlugin):
+class _LateWorkerCheck(WorkerPlugin):
     """Plugin that checks workers that join during the run, and retires workers that differ from the driver.
 
     Parameters
@@ -248,7 +236,7 @@ def describe_environment(probe: Probe) -> Environment:
     machine = {}
     if not probe.mixed_processors:
         machine = {**_processor(), **_system()}
-    return Environment({**versions(), **_scratch_directories(), **machine, **files}, written_file)
+    return Environment({**_versions(), **_scratch_directories(), **machine, **files}, written_file)
 
 
 def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
@@ -286,12 +274,12 @@ def compare_environments(probe: Probe, driver: Environment, worker: Environment)
 
 def describe_scheduler() -> dict[str, str]:
     """Return facts about the scheduler's process."""
-    return {**versions(), **_scratch_directories()}
+    return {**_versions(), **_scratch_directories()}
 
 
 def compare_scheduler(scheduler: Mapping[str, str]) -> list[str]:
     """Return the reasons why a scheduler with these facts cannot handle the tasks of this process safely."""
-    driver = versions()
+    driver = _versions()
     expected = {name: driver[name] for name in _NEEDED_BY_SCHEDULER}
     return _different_facts({**expected, **_PRIVATE_SCRATCH}, scheduler)
 
@@ -304,7 +292,7 @@ def _different_facts(expected: Mapping[str, str], actual: Mapping[str, str]) -> 
 
 
 @cache
-def versions() -> dict[str, str]:
+def _versions() -> dict[str, str]:
     """Return the versions of Python, our source files, and the packages that run or transport tasks."""
     found = {
         "Python": platform.python_version(),

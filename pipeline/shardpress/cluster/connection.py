@@ -14,16 +14,6 @@ from distributed import Client, Future
 from shardpress import signals
 from shardpress.errors import quantity
 
-__all__ = [
-    "SchedulerMonitor",
-    "disconnect_if_silent",
-    "retry_if_worker_lost",
-    "submit_to_each",
-    "wait_for_answers",
-    "wait_until",
-    "workers_of",
-]
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -16,8 +16,6 @@ from shardpress.cluster.stats import process_name
 from shardpress.errors import DeviceError, DeviceLost, printable, quantity
 from shardpress.processcache import ProcessCache
 
-__all__ = ["WorkerDevice", "check_devices", "run_or_retire", "unusable_workers", "wrong_devices"]
-
 log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 0.1  # seconds

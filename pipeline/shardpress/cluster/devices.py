@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from shardpress.errors import ConfigError
 from shardpress.gpu.driver import find_driver
 
-__all__ = ["add_theano_flag", "device_names", "worker_environment"]
-
 _ALL = "all"
 
 # Theano sets this variable after it has opened a device. Child processes that inherit it cannot open a device.

@@ -20,8 +20,6 @@ from shardpress import signals
 from shardpress.cluster.stats import process_name
 from shardpress.cluster.threads import stop
 
-__all__ = ["batch_size", "compute", "reduce"]
-
 _FAN_IN = 16
 """Number of results to merge at once. A larger number means fewer tasks, but more results in memory."""
 _MAX_BATCH = 16

@@ -17,8 +17,6 @@ from shardpress.settings.config import ClusterSettings
 if TYPE_CHECKING:
     from shardpress.cluster.checks import Probe
 
-__all__ = ["LocalPool", "WorkerPool", "check_settings", "open_pool"]
-
 
 class WorkerPool(Protocol):
     """Interface of the pools that execute the tasks of a run.

@@ -38,8 +38,6 @@ from shardpress.errors import CannotCreate, NotPermitted, SystemLimit, quantity
 from shardpress.settings.config import ClusterSettings
 from shardpress_kernels.trust import UntrustedDirectory, private_directory
 
-__all__ = ["NoHttpWorker", "local_workers", "main"]
-
 log = logging.getLogger(__name__)
 
 _LOOPBACK = "127.0.0.1"
@@ -60,7 +58,7 @@ class _NoHttpScheduler(Scheduler):
         """Do nothing."""
 
 
-class NoHttpWorker(Worker):
+class _NoHttpWorker(Worker):
     """Worker without Dask's HTTP server, which would open a port. Only the driver logs the worker's warnings."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -347,7 +345,7 @@ async def _run_nanny(options: Mapping[str, Any]) -> None:
         name=options["name"],
         host=_LOOPBACK,
         protocol="tls",
-        worker_class=NoHttpWorker,
+        worker_class=_NoHttpWorker,
         memory_limit=0,  # --memory-budget limits memory
         silence_logs=_QUIET,
         local_directory=options["scratch"],

@@ -21,8 +21,6 @@ from shardpress.cluster.workers import ClusterPool, forward_logs
 from shardpress.errors import ConfigError, TryAgain, printable, quantity, short_list
 from shardpress.settings.config import ClusterSettings
 
-__all__ = ["remote_workers"]
-
 log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 30.0

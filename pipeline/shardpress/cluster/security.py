@@ -16,8 +16,6 @@ from shardpress.errors import ConfigError, printable
 if TYPE_CHECKING:
     from distributed import Security
 
-__all__ = ["check_address", "dask_security", "is_written", "read_address", "scheduler_file"]
-
 _TLS = "distributed.comm.tls"
 _ADDRESS = re.compile(r"([\w.-]+|\[[0-9a-fA-F:]+\]):[0-9]+")  # a host and a port without a protocol
 

@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import Any
 
-__all__ = ["WorkerStats", "process_name"]
-
 _MAX_RATES = 8
 """Largest number of workers whose rates are all logged. For more workers, three rates are logged as a summary."""
 

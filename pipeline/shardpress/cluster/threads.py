@@ -9,8 +9,6 @@ from contextlib import contextmanager
 
 from shardpress import signals
 
-__all__ = ["check", "stop", "threads"]
-
 # In each thread of a pool, the attribute `stopping` is the event that stops the pool.
 _current_pool = threading.local()
 

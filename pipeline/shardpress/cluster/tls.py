@@ -15,8 +15,6 @@ from typing import Any
 
 from distributed import Security
 
-__all__ = ["IsolatedSecurity", "IsolatedSocket"]
-
 
 class IsolatedSocket(ssl.SSLSocket):
     """TLS socket that removes its own errors from the error queue of the thread."""

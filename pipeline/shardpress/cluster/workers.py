@@ -25,8 +25,6 @@ from shardpress.cluster.stats import WorkerStats
 from shardpress.errors import ShardpressError, SystemLimit, TryAgain, quantity
 from shardpress.signals import Stopped
 
-__all__ = ["LOGGERS", "ClusterExecutor", "ClusterPool", "forward_logs", "quiet_dask"]
-
 log = logging.getLogger(__name__)
 
 LOGGERS = ("shardpress", "shardpress_kernels")

@@ -9,8 +9,6 @@ from pathlib import Path
 from shardpress.commands.parsing import add_json_flag, print_json, whole_number
 from shardpress.errors import printable
 
-__all__ = ["DESCRIPTION", "configure", "run"]
-
 DESCRIPTION = """Compare the features of two runs: how similar they are, and whether classifiers must be retrained.
 
     shardpress compare features features-new

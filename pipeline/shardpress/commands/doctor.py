@@ -8,8 +8,6 @@ from dataclasses import asdict
 
 from shardpress.commands.parsing import add_json_flag, print_json
 
-__all__ = ["DESCRIPTION", "configure", "run"]
-
 DESCRIPTION = """Check everything that a run needs on this machine, and say how to fix what is missing.
 
     shardpress doctor

@@ -9,8 +9,6 @@ import sys
 from shardpress.commands.parsing import log_progress
 from shardpress.signals import Stopped, stoppable
 
-__all__ = ["DESCRIPTION", "configure", "run"]
-
 DESCRIPTION = """Write the encoder or the features of a finished run for other programs.
 
     shardpress export features --to npz           the encoder, for the NumPy loop in the README

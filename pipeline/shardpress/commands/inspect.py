@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from shardpress.shards.inspect import FileGroup, Inspection
     from shardpress.shards.twins import Twins
 
-__all__ = ["DESCRIPTION", "run"]
-
 DESCRIPTION = """Describe HDF5 files: datasets, the choice of the dataset with the rows, extras, ranges of values,
 constant columns, bad rows, and storage layouts that make reading slow.
 

@@ -12,16 +12,6 @@ from typing import Any
 
 from shardpress.settings.kinds import parse_bytes
 
-__all__ = [
-    "add_directory",
-    "add_json_flag",
-    "byte_count",
-    "existing_directory",
-    "log_progress",
-    "print_json",
-    "whole_number",
-]
-
 
 def whole_number(text: str) -> int:
     """Parse a whole number of at least 1. This function is the `type` of an argument."""

@@ -9,8 +9,6 @@ import sys
 from shardpress.commandline import Parser
 from shardpress.commands.parsing import add_json_flag, print_json
 
-__all__ = ["DESCRIPTION", "run"]
-
 DESCRIPTION = """\
 Estimate time, memory and disk space of a run, list the earlier results that it reuses, and every problem
 that would stop it.

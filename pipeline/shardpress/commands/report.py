@@ -9,8 +9,6 @@ from pathlib import Path
 from shardpress.commands.parsing import add_directory, print_json
 from shardpress.errors import CannotCreate, UsageError, printable
 
-__all__ = ["DESCRIPTION", "configure", "run"]
-
 DESCRIPTION = """Write the report of a finished run from its output directory. Only --labels reads input files.
 
     shardpress report features                          write features-report.html to the current directory

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["DESCRIPTION", "run"]
-
 DESCRIPTION = """Extract features from HDF5 shards: scan them, train an autoencoder, encode every row.
 
     shardpress run                                         read data/*.h5, write features/

@@ -7,8 +7,6 @@ import argparse
 from shardpress.commands.parsing import existing_directory
 from shardpress.errors import UsageError
 
-__all__ = ["DESCRIPTION", "configure", "run"]
-
 DESCRIPTION = """Install the libraries that a CUDA card needs in addition to NVIDIA's driver: pygpu, NVRTC and cuBLAS.
 
     shardpress setup-gpu

@@ -6,8 +6,6 @@ import argparse
 
 from shardpress.commands.parsing import existing_directory
 
-__all__ = ["DESCRIPTION", "configure", "run"]
-
 DESCRIPTION = """Install Theano 1.0.5, with which models are trained and applied, into this Python environment.
 
     shardpress setup-theano

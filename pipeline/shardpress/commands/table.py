@@ -26,8 +26,6 @@ from shardpress.doctor.packages import missing_proc
 from shardpress.errors import ShardpressError, SystemLimit, UsageError, printable
 from shardpress.signals import leave
 
-__all__ = ["COMMANDS", "Command", "load_command", "main", "run_script", "shardpress"]
-
 
 @dataclass(frozen=True)
 class Command:

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from shardpress.commands.parsing import add_directory, add_json_flag, print_json, whole_number
 from shardpress.errors import VerificationFailed
 
-__all__ = ["DESCRIPTION", "configure", "run"]
-
 DESCRIPTION = """Check an output directory: the size and BLAKE3 digest of each file, and the features of some rows.
 
     shardpress verify                     check features/

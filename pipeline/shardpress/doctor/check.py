@@ -9,8 +9,6 @@ from typing import Literal
 
 from shardpress.errors import ConfigError, printable, quantity
 
-__all__ = ["Check", "Status", "exit_code", "page", "verdict"]
-
 Status = Literal["fail", "warn", "pass", "absent"]
 
 _LABELS = {"fail": "FAIL", "warn": "WARN", "pass": "PASS", "absent": "-"}

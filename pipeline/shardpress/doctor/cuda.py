@@ -25,8 +25,6 @@ from shardpress.childprocess import report
 from shardpress.doctor.check import Check, Status
 from shardpress.gpu.driver import capability_of, count_cards, cuda_version, files_of, format_version
 
-__all__ = ["cuda_checks", "main", "newest_ptx"]
-
 _INSTALL = "shardpress setup-gpu (in a checkout: make gpu); it needs no root, see docs/gpu.md"
 _DRIVER = "NVIDIA's driver (Debian: apt-get install nvidia-driver; Ubuntu: ubuntu-drivers install)"
 _IN_CONTAINERS = "in a container: --gpus all, NVIDIA_DRIVER_CAPABILITIES=compute,utility"

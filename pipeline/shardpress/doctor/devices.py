@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from shardpress.model import Model
 
-__all__ = ["chosen_device", "device_checks", "main"]
-
 _SECONDS = 60.0  # time limit for the libraries, which only have to be loaded
 # libgpuarray opens the name without a version, which may exist only in the environment's lib/.
 _OPENCL = ("libOpenCL.so.1", "libOpenCL.so")
@@ -46,11 +44,11 @@ _LIBRARIES = {
     "hdf5": ("libhdf5",),
 }
 
-CheckAndFiles = tuple[Check, dict[str, list[str]]]
+_CheckAndFiles = tuple[Check, dict[str, list[str]]]
 """A check, and the files of loaded libraries by their kind."""
 
 
-def device_checks(seconds: float) -> Iterator[CheckAndFiles]:
+def device_checks(seconds: float) -> Iterator[_CheckAndFiles]:
     """Yield checks of each device, and of the libraries that it needs, with the files of these libraries.
 
     Parameters
@@ -71,7 +69,7 @@ def device_checks(seconds: float) -> Iterator[CheckAndFiles]:
     yield from _checks_of_others(libraries, chosen, seconds)
 
 
-def _checks_of_others(libraries: Mapping[str, Any], chosen: str, seconds: float) -> Iterator[CheckAndFiles]:
+def _checks_of_others(libraries: Mapping[str, Any], chosen: str, seconds: float) -> Iterator[_CheckAndFiles]:
     """Yield checks of all devices except the CPU. The chosen device comes first."""
     reports: dict[str, Any] = {}
     if chosen != "cpu":
@@ -129,7 +127,7 @@ def _can_be_loaded(library: str) -> bool:
     return True
 
 
-def _checks_of(reports: dict[str, Any] | None, device: str, chosen: str) -> Iterator[CheckAndFiles]:
+def _checks_of(reports: dict[str, Any] | None, device: str, chosen: str) -> Iterator[_CheckAndFiles]:
     if reports is None:
         yield _without_theano(device), {}
         return

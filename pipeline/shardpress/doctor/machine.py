@@ -33,8 +33,6 @@ from shardpress.doctor.packages import (
 )
 from shardpress_kernels.theanofiles import changes_in_words, repair_command
 
-__all__ = ["machine_checks", "python_checks"]
-
 _IMPORTED = {"numpy": "numpy", "Theano": "theano", "pygpu": "pygpu", "dask": "dask", "h5py": "h5py"}
 _IMPORTED |= {"scikit-learn": "sklearn", "scipy": "scipy"}
 _FILTERS = {"zstandard": "zstandard", "lz4": "lz4", "blosc": "blosc"}

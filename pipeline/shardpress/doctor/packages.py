@@ -15,17 +15,6 @@ import sysconfig
 
 from shardpress.sourceroots import CHECKOUT
 
-__all__ = [
-    "PYTHON_ADVICE",
-    "complaint",
-    "find_distributions",
-    "missing_proc",
-    "missing_theano",
-    "too_little_memory",
-    "unmet_requirements",
-    "unsuitable_python",
-]
-
 # A run over a hundred rows needs 350 MiB for two threads and the libraries. With less, HDF5 crashed.
 _MIN_ADDRESS_SPACE = 360 * 2**20
 _COMPARED = {"<": operator.lt, ">=": operator.ge, "==": operator.eq}

@@ -14,8 +14,6 @@ from shardpress.scan.drift import Outside, outside_of
 from shardpress.scan.scaler import Scaler, bad_entries, bad_rows
 from shardpress.shards.shard import Block
 
-__all__ = ["BadData", "Judgement"]
-
 _MAX_LISTED_COLUMNS = 20  # columns to list per row, because a row can have thousands of bad values
 _NO_POSITIONS = np.empty(0, dtype=np.int64)
 

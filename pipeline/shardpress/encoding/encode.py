@@ -33,8 +33,6 @@ from shardpress.scan.scaler import Cleaning
 from shardpress.shards.rows import keep_chunks, read, read_extras, salvage_extras, stream_extra
 from shardpress.shards.shard import Block, Extra, Shard, is_wide
 
-__all__ = ["EncodeTask", "encode_part"]
-
 _LIBC = ctypes.CDLL(None)
 
 

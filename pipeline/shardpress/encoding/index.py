@@ -21,8 +21,6 @@ from shardpress.formats import digest, missing_value
 from shardpress.hdf5.categories import ATTRIBUTE
 from shardpress.output.records import INDEX, Entry
 
-__all__ = ["index_files"]
-
 _VIEW = "The values are in parts/. Copy the whole directory, or the file that shardpress export --to hdf5 writes."
 _CHUNK_ROWS = 2**20  # rows in a chunk of the numbers of appends
 

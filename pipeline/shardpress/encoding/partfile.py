@@ -17,8 +17,6 @@ from shardpress.hdf5.categories import attribute_value
 from shardpress.output.disk import PAGE, Pieces
 from shardpress.shards.shard import Extra, is_wide
 
-__all__ = ["PartMemory", "part_shapes", "stored_categories", "stored_masks", "stored_names"]
-
 _Values = TypeVar("_Values")
 
 _FLOAT32 = np.dtype("<f4")

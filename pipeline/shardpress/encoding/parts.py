@@ -10,8 +10,6 @@ from shardpress.output.records import Entry, Record
 from shardpress.scan.drift import Outside
 from shardpress.shards.shard import Block, Shard
 
-__all__ = ["MAX_LISTED_COLUMNS", "Part", "PartFacts", "plan_parts"]
-
 MAX_LISTED_COLUMNS = 20
 """Largest number of columns outside the range to store in a part's record. A run can have thousands of records."""
 

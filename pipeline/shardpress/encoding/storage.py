@@ -12,8 +12,6 @@ import numpy as np
 
 from shardpress.settings.config import StorageSettings
 
-__all__ = ["PLAIN", "Chunked", "Storage", "storage_of", "write_chunked"]
-
 _BLOCK_ROWS = 2**12  # rows to round at once; they fit into the processor's cache
 _CHUNK_BYTES = 2**18  # bytes before compression; HDF5 decompresses a whole chunk for each read
 _LEVEL = 1  # deflate level; level 4 takes twice as long and saves only 2.5 %

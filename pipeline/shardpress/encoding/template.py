@@ -25,8 +25,6 @@ from shardpress.features import Shape
 from shardpress.hdf5.categories import ATTRIBUTE, FORMAT
 from shardpress.output.disk import PAGE
 
-__all__ = ["SOURCE", "Streamed", "Template", "describe", "lay_out", "write_attributes"]
-
 SOURCE = "/source"
 """Key of the attribute ``source`` in mappings of values. It differs from dataset names, which contain no slash."""
 _PAGE = 2**16  # page size of an image in bytes; smaller pages are slow with megabytes of strings

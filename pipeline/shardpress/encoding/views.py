@@ -11,8 +11,6 @@ import h5py
 from shardpress.features import FAILURES, Shape, reading
 from shardpress.output.records import Entry, fault_of, is_index
 
-__all__ = ["MOST_PARTS", "EarlierViews"]
-
 MOST_PARTS = 1000
 """Largest number of parts in a view. If it changes, the views of earlier runs are no longer reused."""
 

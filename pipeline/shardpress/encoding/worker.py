@@ -29,8 +29,6 @@ from shardpress.output.records import Entry, fault_of
 from shardpress.processcache import ProcessCache
 from shardpress.shards.shard import Block, Shard
 
-__all__ = ["IN_MEMORY", "EncodeSettings", "Encoder", "Worker", "check_place", "serving", "worker_of"]
-
 Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 """Thread-safe function that writes the features of rows (n, n_inputs) into an array (n, n_features). It can return the
 positions of suspect rows. In that case all other rows contain only finite numbers in the model's range."""

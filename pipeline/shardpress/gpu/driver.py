@@ -14,18 +14,6 @@ from dataclasses import dataclass
 
 from shardpress.childprocess import collect_reports, report
 
-__all__ = [
-    "Driver",
-    "Version",
-    "capability_of",
-    "count_cards",
-    "cuda_version",
-    "files_of",
-    "find_driver",
-    "format_version",
-    "main",
-]
-
 Version = tuple[int, int]  # CUDA version, or compute capability of a card
 
 _NAME = "libcuda.so.1"

@@ -31,8 +31,6 @@ from shardpress.gpu.fitting import choose_packages
 from shardpress.pip import pip_install
 from shardpress.sourceroots import CHECKOUT, KERNELS
 
-__all__ = ["SetupOptions", "build_forwarders", "main", "set_up"]
-
 _SCRIPT = "install_pygpu.sh"
 # The child opens these libraries directly, as libgpuarray does. Libraries that they need are in the same directory.
 _OPENED = ("libnvrtc.so", "libcublas.so")

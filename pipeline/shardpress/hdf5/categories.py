@@ -16,8 +16,6 @@ from shardpress.hdf5.child.find import attribute
 from shardpress.hdf5.forms import text
 from shardpress.hdf5.limits import MOST_CATEGORIES
 
-__all__ = ["ATTRIBUTE", "FORMAT", "array_of", "attribute_value", "holds_features", "read_categories"]
-
 FORMAT = "shardpress-features/1"
 """Value of the attribute ``format`` of the files that contain features."""
 ATTRIBUTE = "categories"

@@ -12,8 +12,6 @@ from math import prod
 
 from shardpress.hdf5.layout import Layout, grid_of
 
-__all__ = ["CHUNKS", "ChunkCache", "band_bytes"]
-
 _LEAST_BYTES = 2**20  # smallest chunk that is worth caching
 
 

@@ -18,8 +18,6 @@ from typing import Self, TypeVar
 
 from shardpress.errors import DataError, NoInput, NotPermitted, ReadFailed, ShardpressError, SystemLimit, printable
 
-__all__ = ["FILES", "Identity", "opened", "read_at", "read_into", "translated_error", "with_retries", "writers"]
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -24,42 +24,9 @@ import numpy as np
 
 from shardpress.hdf5.limits import MOST_CATEGORIES, MOST_COLUMNS, MOST_ITEM, MOST_LEFT_OUT, MOST_PADDED
 
-__all__ = [
-    "A_GROUP",
-    "CATEGORIES",
-    "INDEX_FIELD",
-    "NOT_UTF8",
-    "OBSERVATIONS",
-    "PREFERRED",
-    "ROW_NAMES",
-    "VARIABLES",
-    "Numbers",
-    "are_few",
-    "has_one_for_each_column",
-    "has_one_for_each_row",
-    "index_dtype",
-    "is_coordinate",
-    "is_number",
-    "is_requested",
-    "is_utf8",
-    "items_of",
-    "leave_out",
-    "misfit",
-    "normal",
-    "numbers_of",
-    "parts_of",
-    "row_names_of",
-    "rows_of",
-    "sibling",
-    "split",
-    "text",
-    "under",
-    "variables_of",
-]
-
 PREFERRED = "X"
 """Default name of the dataset with the rows."""
-VARIABLES = "var"
+_VARIABLES = "var"
 """Name of AnnData's group with one entry for each column. Early versions of AnnData wrote a table."""
 OBSERVATIONS = "obs"
 """Name of AnnData's group with one entry for each row."""
@@ -267,7 +234,7 @@ def variables_of(dataset: str) -> str:
     groups = parts_of(dataset)[:-1]
     if groups and groups[-1] == _LAYERS:
         del groups[-1]
-    return text(b"/".join([*groups, VARIABLES.encode()]))
+    return text(b"/".join([*groups, _VARIABLES.encode()]))
 
 
 def row_names_of(dataset: str) -> str:

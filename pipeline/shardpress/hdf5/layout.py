@@ -12,8 +12,6 @@ from shardpress.errors import DataError, printable
 from shardpress.hdf5.filters.codecs import ASKED, objection
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM, SMALLEST
 
-__all__ = ["Layout", "bytes_of", "check_places", "grid_of", "layout_of", "max_decompressed"]
-
 _KINDS = ("contiguous", "chunked", "inline", "asked")
 _MOST_BYTES = 2**46  # bytes of one dataset; the total of all datasets in a file then stays below 2**63
 _MOST_EXPANSION = 1100  # the deflate format itself allows at most 1032

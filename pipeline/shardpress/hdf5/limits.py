@@ -3,26 +3,6 @@
 The child and the plain reader obey these limits. The code that checks their answers uses the same limits.
 """
 
-__all__ = [
-    "ANSWER_BYTES",
-    "LONGEST_COLUMN_NAME",
-    "MAX_EXTRAS",
-    "MOST_ANSWER_BYTES",
-    "MOST_CATEGORIES",
-    "MOST_CHUNKS",
-    "MOST_CHUNK_BYTES",
-    "MOST_COLUMNS",
-    "MOST_COLUMN_NAMES",
-    "MOST_DEPTH",
-    "MOST_ITEM",
-    "MOST_LEFT_OUT",
-    "MOST_OBJECTS",
-    "MOST_PADDED",
-    "MOST_TEXT_BYTES",
-    "MOST_WORDS",
-    "SMALLEST",
-]
-
 SMALLEST = 48  # bytes of the shortest superblock; no data can be stored before its end
 
 MOST_OBJECTS = 100_000  # objects to examine in one group, or in a search for the rows

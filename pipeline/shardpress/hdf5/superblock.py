@@ -13,8 +13,6 @@ from shardpress.errors import DataError
 from shardpress.hdf5.files import read_at
 from shardpress.hdf5.plain.metadata import Kind, Metadata, bodies_of
 
-__all__ = ["SIGNATURE", "Superblock", "check_superblock", "signature_at"]
-
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SMALLEST_USER_BLOCK = 512
 _LONGEST = 128  # bytes to read; no superblock is longer

@@ -23,8 +23,6 @@ from shardpress.hdf5.filters.codecs import decode_chunk
 from shardpress.hdf5.layout import Layout, bytes_of, grid_of
 from shardpress.hdf5.limits import SMALLEST
 
-__all__ = ["dataset_digest", "file_digest", "read_values", "text_lengths"]
-
 _PIECE = 2**20  # bytes
 _LINE = 2**17  # bytes to read from one line at a time
 _TILE = 64  # rows to transpose at a time

@@ -18,8 +18,6 @@ from shardpress.interop.hdf5 import SOURCE, write_rows
 from shardpress.interop.rows import Block, Rows
 from shardpress.progress import Progress
 
-__all__ = ["ENCODER", "KEY", "write_anndata"]
-
 KEY = "X_shardpress"
 """Name of the features in ``obsm``."""
 

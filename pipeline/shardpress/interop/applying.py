@@ -24,8 +24,6 @@ from shardpress.shards.shard import read_dtype
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
 
-__all__ = ["compute", "decode", "encode", "has_theano", "is_lazy", "keep_compiled", "mapped", "reconstruction_errors"]
-
 _BLOCK_ROWS = 8 * TILE_ROWS  # whole tiles, as in a run
 _SPARSE_BLOCK = 2**26  # bytes of sparse rows that are made dense at a time
 _MAX_COMPILED = 4

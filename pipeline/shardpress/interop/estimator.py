@@ -29,8 +29,6 @@ try:
 except ImportError:  # scikit-learn before 1.9, which can apply a model but not train one
     _callback = None
 
-__all__ = ["TiedAutoencoder"]
-
 _CallbackSupportMixin: Any = _callback.CallbackSupportMixin if _callback else object
 _with_callbacks: Any = _callback.with_callbacks if _callback else lambda method: method
 

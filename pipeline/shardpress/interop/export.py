@@ -23,8 +23,6 @@ from shardpress.model import load_model
 from shardpress.output.disk import TEMPORARY, Disk, publish, publish_from, remove
 from shardpress.progress import Progress
 
-__all__ = ["FORMATS", "export"]
-
 
 @dataclass(frozen=True)
 class _Target:

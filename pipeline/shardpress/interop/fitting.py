@@ -33,11 +33,9 @@ from shardpress.training.loop import training_loop
 from shardpress.training.targets import Targets, targets_of
 from shardpress.training.verdict import complaints, measured
 
-__all__ = ["Epochs", "Fit", "prepare_fit", "prepare_partial_fit"]
-
 
 @dataclass(frozen=True)
-class Fit:
+class _Fit:
     """Training run on an array."""
 
     training: Training
@@ -95,7 +93,7 @@ class Epochs:
         Arguments ``X`` and ``y`` of the user's call.
     """
 
-    def __init__(self, estimator: Any, fit: Fit, data: dict[str, Any]) -> None:
+    def __init__(self, estimator: Any, fit: _Fit, data: dict[str, Any]) -> None:
         self._estimator = estimator
         self._fit = fit
         self._data = data
@@ -135,7 +133,7 @@ class Epochs:
         return bool(must_stop)
 
 
-def prepare_fit(rows: Any, config: Config, y: Any = None) -> Fit:
+def prepare_fit(rows: Any, config: Config, y: Any = None) -> _Fit:
     """Prepare the training of a new model.
 
     Parameters
@@ -201,7 +199,7 @@ def _is_missing(value: object) -> bool:
     return bool(value != value)
 
 
-def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoint: Checkpoint | None) -> Fit:
+def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoint: Checkpoint | None) -> _Fit:
     """Prepare one more pass over these rows with a constant learning rate.
 
     Parameters
@@ -231,7 +229,7 @@ def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoi
     return fit
 
 
-def _fit_from(model: Model, rows: Any, config: Config) -> Fit:
+def _fit_from(model: Model, rows: Any, config: Config) -> _Fit:
     """Prepare training that starts with the parameters and the scaling of a model."""
     # The training keeps cleaned rows in the dtype of the rows.
     dtype = model.scaler.dtype_of_cleaned(np.dtype(read_dtype(rows.dtype)))
@@ -267,7 +265,7 @@ def _like_model(config: Config, model: Model, n_rows: int) -> Config:
 
 def _fit(
     shards: tuple[Shard, ...], ranges: Scan, settings: Settings, budget: Budget, targets: Targets | None = None
-) -> Fit:
+) -> _Fit:
     device = start_device()
     dtype = row_dtype(shards)
     with theanos_errors():
@@ -283,7 +281,7 @@ def _fit(
             budget.sizes(device),
             targets,
         )
-    return Fit(training, settings, ranges.scaler, shards[0].preparation, dtype, str(device))
+    return _Fit(training, settings, ranges.scaler, shards[0].preparation, dtype, str(device))
 
 
 def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, budget: Budget) -> Scan:

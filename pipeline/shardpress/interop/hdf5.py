@@ -12,8 +12,6 @@ from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
 from shardpress.interop.rows import Rows
 from shardpress.progress import Progress
 
-__all__ = ["SOURCE", "write_hdf5", "write_rows"]
-
 SOURCE = "exported_from"
 """Name of the attribute that says what a file is exported from."""
 

@@ -18,8 +18,6 @@ from shardpress.interop.onnxrows import add_scaling
 from shardpress.model import Model
 from shardpress_kernels.activations import ACTIVATIONS
 
-__all__ = ["encoder_onnx", "import_onnx", "input_dtype"]
-
 # These versions are from 2022, and all later runtimes support them.
 _OPSET = 17
 _IR_VERSION = 8

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Graph"]
-
 
 class Graph:
     """An ONNX graph under construction: its nodes in the order of computation, and its constants."""

@@ -9,8 +9,6 @@ from shardpress.model import Model
 from shardpress.preparation import Preparation
 from shardpress.scan.ranks import RankTables
 
-__all__ = ["add_scaling"]
-
 
 def add_scaling(graph: Graph, model: Model, dtype: np.dtype) -> str:
     """Add cleaning and scaling of the rows. Return the name of the float32 result."""

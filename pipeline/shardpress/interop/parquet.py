@@ -30,8 +30,6 @@ from shardpress.interop.rows import Block, Rows
 from shardpress.output.disk import TEMPORARY, Disk, publish_from, remove, sync_directory, write_error
 from shardpress.progress import Progress
 
-__all__ = ["ENCODER", "write_parquet"]
-
 ENCODER = "shardpress.encoder"
 """Key of the fingerprint of the encoder in the metadata of the schema."""
 

@@ -32,8 +32,6 @@ from shardpress.features import (
 from shardpress.output.records import read_manifest
 from shardpress.progress import Progress
 
-__all__ = ["Block", "Rows", "open_rows"]
-
 _BLOCK_BYTES = 2**22
 _TEXT_ROWS = 2**12  # rows to read at once if there are strings, because these can be long
 _TEXT_BYTES = 8  # bytes of a string that are counted in advance

@@ -25,24 +25,6 @@ import numpy as np
 from shardpress.errors import NotPermitted, ShardpressError, SystemLimit, TryAgain, WriteFailed, printable
 from shardpress.processcache import ProcessCache
 
-__all__ = [
-    "PAGE",
-    "TEMPORARY",
-    "UNSUPPORTED",
-    "Disk",
-    "GuardedDisk",
-    "Pieces",
-    "free_inodes",
-    "publish",
-    "publish_copy",
-    "publish_from",
-    "publish_link",
-    "remove",
-    "sync_directory",
-    "temporary_name",
-    "write_error",
-]
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")

@@ -15,8 +15,6 @@ from shardpress.errors import ShardpressError
 from shardpress.output.ledger import Ledger
 from shardpress.output.records import Record
 
-__all__ = ["GroupCommit"]
-
 log = logging.getLogger(__name__)
 
 

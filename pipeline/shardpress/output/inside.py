@@ -9,8 +9,6 @@ from pathlib import Path
 
 from shardpress.output.records import FOLDERS, PUBLISHED, publications
 
-__all__ = ["files_inside"]
-
 _Identity = tuple[int, int]
 """Device and inode."""
 

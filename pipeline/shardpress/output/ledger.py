@@ -66,8 +66,6 @@ from shardpress.output.records import (
     write_result,
 )
 
-__all__ = ["Ledger", "discard_earlier"]
-
 log = logging.getLogger(__name__)
 
 _REQUEST = "run.json"

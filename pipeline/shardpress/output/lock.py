@@ -28,8 +28,6 @@ from shardpress.output.disk import Disk, GuardedDisk, publish, sync_directory
 from shardpress.output.ledger import Ledger, discard_earlier
 from shardpress.output.records import FOLDERS, OUTPUT, PUBLISHED, check_limits, is_left, unsealed
 
-__all__ = ["LOCK", "locked", "objection"]
-
 log = logging.getLogger(__name__)
 
 LOCK = ".lock"

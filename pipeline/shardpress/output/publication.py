@@ -64,8 +64,6 @@ from shardpress.output.records import (
 )
 from shardpress.processcache import ProcessCache
 
-__all__ = ["Publication", "misplaced_names", "settle", "sweep_links", "sweep_publications", "withdraw"]
-
 log = logging.getLogger(__name__)
 
 _warned = ProcessCache[int, bool]()  # keys are the device numbers of file systems whose warning was logged

@@ -18,37 +18,6 @@ from shardpress.errors import DataError, NoInput, NotPermitted, OtherVersion, Re
 from shardpress.formats import Digested, digest, seal, unseal
 from shardpress.output.disk import TEMPORARY, Disk, Pieces, publish, write_error
 
-__all__ = [
-    "CURRENT",
-    "FOLDERS",
-    "INDEX",
-    "LAST_GOOD",
-    "MANIFEST",
-    "NAMES",
-    "OUTPUT",
-    "PUBLISHED",
-    "RECORDS",
-    "Entry",
-    "Record",
-    "check_limits",
-    "check_storage",
-    "fault_of",
-    "files_of",
-    "is_index",
-    "is_left",
-    "manifest_path",
-    "plain_name",
-    "publications",
-    "published_file",
-    "read_generation",
-    "read_manifest",
-    "records_of",
-    "result_entry",
-    "sealed",
-    "unsealed",
-    "write_result",
-]
-
 MANIFEST = "manifest.json"
 LAST_GOOD = "model-last-good.h5"
 """Model of the last finite parameters of a training run that diverged."""

@@ -17,8 +17,6 @@ from shardpress.report.probe import are_correct, standardized
 from shardpress.report.sample import Sample
 from shardpress.training.components import Components, principal_components
 
-__all__ = ["BASELINES", "Split", "probe_facts"]
-
 BASELINES = ("components", "standardized", "columns")
 """Keys of the baselines: principal components of the scaled and of the standardized columns, and the columns."""
 _MIN_TEST_ROWS = 30  # with fewer rows, an accuracy would be meaningless

@@ -12,8 +12,6 @@ import numpy as np
 
 from shardpress.report.rows import PartLine, read_features, select_rows
 
-__all__ = ["Piece", "all_pieces", "changed_files", "common_pieces", "default_rows", "read_pieces"]
-
 _ROWS = 4096
 _BYTES = 2**26  # maximum size of the features of each run, in float64
 

@@ -17,19 +17,6 @@ from shardpress.errors import DataError, printable, quantity
 from shardpress.output.records import read_manifest
 from shardpress.report.commonrows import Piece, all_pieces, changed_files, common_pieces, default_rows, read_pieces
 
-__all__ = [
-    "Comparison",
-    "Likeness",
-    "align",
-    "align_manifests",
-    "compare",
-    "likeness",
-    "linear_cka",
-    "match_units",
-    "neighbour_overlap",
-    "verdict",
-]
-
 _NEIGHBOURS = 10
 _NEIGHBOUR_ROWS = 2048  # maximum number of rows in the search for neighbours, which computes all pairwise distances
 _MIN_SPREAD = 0.01  # minimum spread of a column, relative to the spread of all columns
@@ -90,7 +77,7 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class _Comparison:
     """Result of comparing two runs.
 
     Attributes
@@ -152,7 +139,7 @@ def verdict(found: Likeness) -> tuple[bool, str]:
 # -- common rows ---------------------------------------------------------------------------------------------------
 
 
-def compare(a: str, b: str, n_rows: int | None = None) -> Comparison:
+def compare(a: str, b: str, n_rows: int | None = None) -> _Comparison:
     """Compare the features of two runs on common rows.
 
     Rows are common if they have the same row number in the same input file.
@@ -179,7 +166,7 @@ def compare(a: str, b: str, n_rows: int | None = None) -> Comparison:
     found = _likeness_of_pieces(a, b, pieces, n_rows or default_rows(n_features))
     retrain, sentence = verdict(found)
     changed = changed_files(manifest_a, manifest_b)
-    return Comparison(
+    return _Comparison(
         a=a,
         b=b,
         n_features=n_features,

@@ -22,8 +22,6 @@ from shardpress.scan.scaler import bad_entries
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, Shard, block_of, first_rows
 
-__all__ = ["PartDrift", "bad_data_facts", "drift_facts", "earlier_run_facts", "input_facts", "sample_facts"]
-
 log = logging.getLogger(__name__)
 
 _MAX_EARLIER_RUNS = 3

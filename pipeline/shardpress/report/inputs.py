@@ -13,8 +13,6 @@ from shardpress.shards.columns import reordered
 from shardpress.shards.shard import Shard, with_offset, with_preparation
 from shardpress.shards.vet import Selection, vet
 
-__all__ = ["Inputs", "preprocessing_of"]
-
 
 def preprocessing_of(manifest: Mapping[str, Any], model: Model) -> Preprocessing:
     """Return the model and the settings that a run used for encoding."""

@@ -13,8 +13,6 @@ from typing import Any
 from shardpress.errors import printable
 from shardpress.report.baselines import BASELINES
 
-__all__ = ["Judgment", "judge", "judgment_facts"]
-
 _SAME = 0.02  # errors with a smaller relative difference count as equal; another seed can cause this difference
 _NEGLIGIBLE = 1e-3  # fraction of the mean's error; the same as `NOTHING` in `shardpress.training.components`
 _LITTLE = 0.05  # fraction of the variance; features that explain less are not good

@@ -16,8 +16,6 @@ from shardpress.report.probe import standardized
 from shardpress.report.rows import select_rows
 from shardpress.ridge import ridge_weights
 
-__all__ = ["Run", "kept_accuracy"]
-
 _MIN_TEST_ROWS = 30  # with fewer rows, an accuracy would be meaningless
 _MAX_CLASSES = 1000
 _TEST_SHARE = 3  # one row of this number is a test row

@@ -21,8 +21,6 @@ from shardpress.shards.shard import Shard
 from shardpress.training.components import Components, principal_components
 from shardpress.training.verdict import count_units
 
-__all__ = ["LabelChoice", "measure"]
-
 log = logging.getLogger(__name__)
 
 _N_BINS = 24

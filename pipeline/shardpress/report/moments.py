@@ -16,19 +16,6 @@ import numpy as np
 from shardpress.report.sample import Sample
 from shardpress.training.components import principal_components
 
-__all__ = [
-    "MAX_DIRECTIONS",
-    "HalfMoments",
-    "MeanEstimate",
-    "Whitening",
-    "estimate_mean",
-    "first_rows",
-    "group_rows",
-    "moments_of_halves",
-    "share_interval",
-    "t_quantile",
-]
-
 MAX_DIRECTIONS = 32
 """Largest number of whitened coordinates."""
 

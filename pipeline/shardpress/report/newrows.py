@@ -34,8 +34,6 @@ from shardpress.report.reference import Reference, neighbours_differ, squared_er
 from shardpress.report.sample import Sample
 from shardpress.training.components import NOTHING
 
-__all__ = ["Verdict", "judge_new_rows"]
-
 _VERDICTS = ("keep", "watch", "retrain")
 
 # Limits of each difference: above the first one the verdict is "watch", above the second one "retrain".

@@ -6,8 +6,6 @@ import numpy as np
 
 from shardpress.ridge import ridge_weights
 
-__all__ = ["are_correct", "standardized"]
-
 
 def are_correct(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> np.ndarray:
     """Return a mask of the test rows that a ridge classifier assigns to the correct class, bool (n_test,).

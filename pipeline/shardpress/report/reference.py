@@ -25,8 +25,6 @@ from shardpress.report.moments import (
 )
 from shardpress.report.sample import Sample
 
-__all__ = ["Reference", "held_out_stretches", "neighbours_differ", "squared_errors"]
-
 _MAX_STRETCHES = 128
 _MAX_ROWS = 2**53
 _HUGE = 1e100  # larger numbers in a file are refused, because their products could overflow

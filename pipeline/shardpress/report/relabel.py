@@ -18,8 +18,6 @@ from shardpress.report.sample import PartSource, Sample, SampleSpec, draw_sample
 from shardpress.rowfacts import trained_rows
 from shardpress.shards.shard import Block
 
-__all__ = ["with_labels"]
-
 
 def with_labels(report: Mapping[str, Any], directory: str | Path, labels: str) -> dict[str, Any]:
     """Return a report whose sample is measured again with the labels in another extra. Nothing is written.

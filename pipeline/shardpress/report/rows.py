@@ -26,17 +26,6 @@ from shardpress.shards.shard import Block, Shard
 from shardpress_kernels.activations import ACTIVATIONS
 from shardpress_kernels.reference import activated
 
-__all__ = [
-    "Fault",
-    "PartLine",
-    "Preprocessing",
-    "RowCheck",
-    "check_rows",
-    "read_features",
-    "rounding_bound",
-    "select_rows",
-]
-
 _DEFAULT_ROWS = 256  # default number of rows to check; also the maximum number of rows that are checked at once
 _BYTES = 2**27  # bytes of whole chunks to read by default, which takes a fraction of a second
 _MIN_ROWS = 8  # minimum number of rows to check, even if their chunks are large

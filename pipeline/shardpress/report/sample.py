@@ -20,8 +20,6 @@ from shardpress.shards.rows import read
 from shardpress.shards.shard import Block
 from shardpress_kernels.network import Network
 
-__all__ = ["PartSource", "Sample", "SampleSpec", "draw_sample", "largest_sample", "max_stretches"]
-
 _MAX_ROWS = 2000
 _MAX_READS = 128
 _MIN_ROWS_PER_READ = 8

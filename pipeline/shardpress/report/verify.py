@@ -18,14 +18,12 @@ from shardpress.output.records import Entry, fault_of, plain_name, published_fil
 from shardpress.report.inputs import Inputs, preprocessing_of
 from shardpress.report.rows import Fault, Preprocessing, RowCheck, check_rows
 
-__all__ = ["Verification", "verify"]
-
 _MODEL = "model.h5"
 _NOT_ENCODED = Fault("features", "no row can be recomputed, because the model is damaged")
 
 
 @dataclass(frozen=True)
-class Verification:
+class _Verification:
     """Result of verifying an output directory.
 
     Attributes
@@ -72,7 +70,7 @@ class Verification:
         )
 
 
-def verify(output: str, n_rows: int | None = None) -> Verification:
+def verify(output: str, n_rows: int | None = None) -> _Verification:
     """Compare all files with the manifest, and recompute the features of some rows.
 
     The manifest lists the size and the BLAKE3 digest of each file. Features can be recomputed only if the input file
@@ -101,12 +99,12 @@ def verify(output: str, n_rows: int | None = None) -> Verification:
     n_bytes = sum(entry.n_bytes for entry in entries)
     preprocessing = _load_preprocessing(directory, manifest, faults)
     if preprocessing is None:
-        return Verification(output, len(entries), n_bytes, faults=tuple(faults), unchecked=(_NOT_ENCODED,))
+        return _Verification(output, len(entries), n_bytes, faults=tuple(faults), unchecked=(_NOT_ENCODED,))
     wrong_files = {each.file for each in faults}
     parts = [part for part in manifest["parts"] if part["file"] not in wrong_files]
     inputs = Inputs(manifest, preprocessing.model)
     rows = check_rows(directory, parts, inputs.shard, preprocessing, n_rows)
-    return Verification(output, len(entries), n_bytes, rows, (*faults, *rows.faults), rows.unchecked)
+    return _Verification(output, len(entries), n_bytes, rows, (*faults, *rows.faults), rows.unchecked)
 
 
 def _earlier_parts(directory: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -13,8 +13,6 @@ from shardpress.report.baselines import Split
 from shardpress.report.sample import Sample
 from shardpress.training.components import Components
 
-__all__ = ["width_facts"]
-
 _FIRST = 8  # smallest number of features; the others are its multiples by powers of two, and all features
 
 

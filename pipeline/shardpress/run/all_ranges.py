@@ -14,8 +14,6 @@ from shardpress.rowfacts import DROPPED
 from shardpress.run.finished import FinishedRun
 from shardpress.scan.ranges import Scan
 
-__all__ = ["ranges_of_all_rows"]
-
 _LISTED = 10  # columns
 _MOST_BYTES = 2**28  # of a stored scan
 

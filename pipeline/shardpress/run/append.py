@@ -25,8 +25,6 @@ from shardpress.shards.shard import Shard
 from shardpress.shards.sources import Source
 from shardpress.shards.vet import Selection, vet
 
-__all__ = ["check_finished", "open_finished"]
-
 log = logging.getLogger(__name__)
 
 # Settings that the new rows need in addition to those that affect only the features. The model has all others.

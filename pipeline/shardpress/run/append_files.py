@@ -20,8 +20,6 @@ from shardpress.run.resume import EarlierResults
 from shardpress.settings.config import Config
 from shardpress.shards.sources import Source, find
 
-__all__ = ["AppendedFiles", "compare_files"]
-
 log = logging.getLogger(__name__)
 
 _NAMED = 5  # files that a message names

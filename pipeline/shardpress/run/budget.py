@@ -22,8 +22,6 @@ from shardpress_kernels.network import Network
 if TYPE_CHECKING:
     from shardpress_kernels.backend import Device
 
-__all__ = ["Budget", "extras_bytes", "large_chunks", "make_budget", "n_threads_of", "repeated_chunks", "too_wide"]
-
 # With smaller blocks and parts (2 or 4 MB, and 8 or 16 MB), an encoding that takes 680 ms took 760 to 980 ms.
 _BLOCK_BYTES = 2**23  # rows that are read at once
 _PART_BYTES = 2**26  # features in one file

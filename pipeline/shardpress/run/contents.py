@@ -22,8 +22,6 @@ from shardpress.run.fingerprints import CONTENTS
 from shardpress.run.prepare import Prepared
 from shardpress.shards.shard import Shard
 
-__all__ = ["Contents", "check_contents", "compare_contents", "record_contents"]
-
 log = logging.getLogger(__name__)
 
 Contents = list[dict[str, Any]]

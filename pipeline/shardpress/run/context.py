@@ -25,8 +25,6 @@ from shardpress.watch import Watch
 if TYPE_CHECKING:
     from shardpress_kernels.backend import Device
 
-__all__ = ["RunContext", "RunState", "versions"]
-
 # Packages whose version can change the bits of the results or of their files.
 _PACKAGES = ("shardpress", "numpy", "Theano", "dask", "h5py", "scikit-learn")
 

@@ -29,8 +29,6 @@ from shardpress.training.epochs import Limit, Training
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
 
-__all__ = ["DeadlinePolicy", "epochs_that_fit", "gave_up", "reserved_seconds", "warn_if_late"]
-
 log = logging.getLogger(__name__)
 
 # The measured encoding time is multiplied by this factor, and these seconds are added for the files written after it.
@@ -62,7 +60,7 @@ def epochs_that_fit(left: float, epoch_seconds: float) -> float:
     return fitting if fitting < 1 else float(int(fitting))
 
 
-class EncodingTime:
+class _EncodingTime:
     """Measured time of encoding all rows.
 
     The estimate is the smaller one of the last two measurements, so that a single disturbance, for example by first
@@ -113,7 +111,7 @@ class DeadlinePolicy:
     def __init__(self, prepared: Prepared, context: RunContext, scan: Scan, ends_by: float) -> None:
         self._config = prepared.config
         self._ends_by = ends_by
-        self._encoding = EncodingTime(prepared, context, scan)
+        self._encoding = _EncodingTime(prepared, context, scan)
         self._start = time.monotonic()
         self._left_at_start = ends_by - time.time()
         self._last_call = self._start

@@ -11,8 +11,6 @@ from shardpress.hdf5.files import Identity
 from shardpress.hdf5.values import dataset_digest, file_digest
 from shardpress.shards.shard import Shard
 
-__all__ = ["digest_of", "digests_of_rows", "file_digests"]
-
 
 def file_digests(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
     """Return the digest of each shard's file, or None if it is unknown. A file with several shards is read once."""

@@ -37,8 +37,6 @@ from shardpress.shards.shard import Block, row_dtype
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
 
-__all__ = ["Encoded", "EncodingStage", "compile_encoder", "encoder_of", "encoding_bytes", "estimate_encoding"]
-
 log = logging.getLogger(__name__)
 
 _MANY_OUTSIDE = 0.01  # fraction of the rows above which a warning is logged

@@ -47,8 +47,6 @@ from shardpress.watch import watching
 if TYPE_CHECKING:
     from shardpress.cluster.checks import Probe
 
-__all__ = ["run"]
-
 log = logging.getLogger(__name__)
 
 _NAMED = 5  # files that a message names

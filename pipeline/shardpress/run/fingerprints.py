@@ -30,18 +30,6 @@ from shardpress.shards.extras import row_names_in
 from shardpress.shards.shard import Shard
 from shardpress.training.targets import Targets
 
-__all__ = [
-    "CONTENTS",
-    "Request",
-    "can_append",
-    "differences",
-    "may_only_add_extras",
-    "other_inputs",
-    "other_settings",
-    "request_of",
-    "shares_inputs",
-]
-
 CONTENTS = "contents"
 """Key of the digest of a shard's file, if it was changed in place without a new modification time."""
 
@@ -197,11 +185,11 @@ def _identity(shard: Shard) -> dict[str, Any]:
         _UNNAMED: [extra.name for extra in shard.extras if not extra.is_named],
     }
     if shard.order is not None:
-        identity["column_order"] = order_digest(shard.order)
+        identity["column_order"] = _order_digest(shard.order)
     return identity
 
 
-def order_digest(order: np.ndarray) -> str:
+def _order_digest(order: np.ndarray) -> str:
     """Return the SHA-256 of the order (n_inputs,) in which a shard's columns are read."""
     return sha256(order.astype("<i4").tobytes()).hexdigest()
 

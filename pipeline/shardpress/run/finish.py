@@ -54,8 +54,6 @@ from shardpress.scan.ranges import Scan
 from shardpress.shards.extras import why_left_out
 from shardpress.shards.shard import Block, Shard
 
-__all__ = ["FinishStage", "StageResults"]
-
 log = logging.getLogger(__name__)
 
 _MAX_APPENDS = 200  # appends in the report; the manifest lists all of them

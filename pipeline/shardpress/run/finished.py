@@ -17,8 +17,6 @@ from shardpress.settings.config import Config
 from shardpress.shards.shard import Shard
 from shardpress.shards.sources import Source
 
-__all__ = ["FinishedRun", "parts_by_shard"]
-
 
 @dataclass(frozen=True)
 class FinishedRun:

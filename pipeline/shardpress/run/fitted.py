@@ -17,8 +17,6 @@ from shardpress.settings.config import Config
 from shardpress.shards.selection import check_condition, selected_rows
 from shardpress.shards.shard import Extra, Shard, first_rows
 
-__all__ = ["check_one_kind", "fitted_rows", "name_of_extra"]
-
 log = logging.getLogger(__name__)
 
 _MAX_NAMES = 20  # extras that a message lists

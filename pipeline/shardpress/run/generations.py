@@ -22,11 +22,9 @@ from shardpress.report.compare import align_manifests
 from shardpress.report.mapquality import Run, kept_accuracy
 from shardpress.settings.config import ResultSettings
 
-__all__ = ["Generations", "count_generations", "kept_keys"]
-
 log = logging.getLogger(__name__)
 
-Manifest = Mapping[str, Any]
+_Manifest = Mapping[str, Any]
 """A manifest; of features that are about to be published, its ``parts``, ``n_features``, ``model`` and ``request``."""
 
 
@@ -67,18 +65,18 @@ class Generations:
         return {"generation": self.number, "generations": list(self.earlier), "maps": list(self.maps)}
 
 
-def _generation_of(manifest: Manifest) -> int:
+def _generation_of(manifest: _Manifest) -> int:
     """Return the number of the generation that a manifest describes."""
     return int(manifest.get("generation", 1))
 
 
-def kept_keys(manifest: Manifest) -> list[str]:
+def kept_keys(manifest: _Manifest) -> list[str]:
     """Return the fingerprints of all results that a manifest keeps, including those of earlier generations."""
     earlier = [key for each in manifest.get("generations", []) for key in each["kept"]]
     return [*manifest.get("kept", []), *earlier]
 
 
-def _same_generation(directory: Path, manifest: Manifest) -> Generations:
+def _same_generation(directory: Path, manifest: _Manifest) -> Generations:
     """Return the generation of a finished run that is extended or published again, without damaged maps."""
     earlier = [each for each in manifest.get("generations", []) if _is_intact(directory, each["manifest"])]
     maps = [each for each in manifest.get("maps", []) if _is_intact(directory, each["file"])]
@@ -92,7 +90,7 @@ def _is_intact(directory: Path, line: Mapping[str, Any]) -> bool:
     return fault is None
 
 
-def count_generations(ledger: Ledger, new: Manifest, results: ResultSettings, labels: str | None) -> Generations:
+def count_generations(ledger: Ledger, new: _Manifest, results: ResultSettings, labels: str | None) -> Generations:
     """Determine the generation of new features, and fit maps to those of earlier ones.
 
     Parameters
@@ -115,7 +113,7 @@ def count_generations(ledger: Ledger, new: Manifest, results: ResultSettings, la
     return Generations(_generation_of(before) + 1)
 
 
-def _next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: int, labels: str | None) -> Generations:
+def _next_generation(ledger: Ledger, before: _Manifest, new: _Manifest, n_kept: int, labels: str | None) -> Generations:
     """Keep the finished run as an earlier generation, and fit maps from the new features to those of earlier ones.
 
     Parameters
@@ -154,7 +152,7 @@ def _next_generation(ledger: Ledger, before: Manifest, new: Manifest, n_kept: in
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
-def _kept_manifest(ledger: Ledger, before: Manifest, number: int) -> tuple[Entry, str]:
+def _kept_manifest(ledger: Ledger, before: _Manifest, number: int) -> tuple[Entry, str]:
     """Store the manifest of the finished run as a result; return its entry and fingerprint."""
     key = fingerprint("generation", number, before["fingerprint"], before["model"])
     content = {name: value for name, value in before.items() if name != "format"}
@@ -209,7 +207,7 @@ def _quality(a: Run, b: Run, alignment: Alignment, labels: str | None) -> dict[s
     return {**facts, "classifier": found}
 
 
-def _earlier_maps(directory: Path, before: Manifest) -> Iterator[tuple[int, LinearMap]]:
+def _earlier_maps(directory: Path, before: _Manifest) -> Iterator[tuple[int, LinearMap]]:
     """Yield the intact maps of the finished run to generations before it."""
     for each in _same_generation(directory, before).maps:
         yield int(each["generation"]), load_map(directory / each["file"]["file"])

@@ -8,21 +8,6 @@ from shardpress.run.budget import large_chunks
 from shardpress.run.prepare import Prepared
 from shardpress.shards.shard import row_dtype
 
-__all__ = [
-    "ALLOCATOR_BYTES",
-    "LIBRARY_BYTES",
-    "NETWORK_COPIES",
-    "SCALING_BYTES",
-    "available_bytes",
-    "block_bytes",
-    "chunk_bytes",
-    "device_bytes",
-    "network_bytes",
-    "peak_bytes",
-    "taken_bytes",
-    "trained_network_bytes",
-]
-
 NETWORK_COPIES = 11
 """Copies of the network's parameters during training, including Adam's states, the best and the first parameters."""
 _COPIES_ON_DEVICE = 5  # parameters, Adam's states, gradients, and one more while they are updated

@@ -27,8 +27,6 @@ from shardpress.run.resume import load_at_most
 from shardpress.shards.shard import Block, Shard
 from shardpress.training.order import spread_rows
 
-__all__ = ["check_verdict", "reference_key", "verdict_on"]
-
 log = logging.getLogger(__name__)
 
 _KIND = "reference"
@@ -38,7 +36,7 @@ _MAX_PARTS = 64  # parts that contain them, because opening a file takes as long
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
 T = TypeVar("T")
-Stretch = tuple[int, int]
+_Stretch = tuple[int, int]
 """First row, and the row after the last one, counted over all parts."""
 
 
@@ -193,15 +191,15 @@ def _held_out(manifest: Mapping[str, Any], n_rows: int) -> np.ndarray | None:
 
 def _readable(
     parts: Sequence[PartFacts],
-    stretches: Sequence[Stretch],
+    stretches: Sequence[_Stretch],
     finished: FinishedRun,
     copied: Mapping[int, Shard],
     folder: Path,
-) -> tuple[list[PartSource], list[Stretch]]:
+) -> tuple[list[PartSource], list[_Stretch]]:
     """Return the parts that contain stretches, as far as their files can be read, and the stretches in these parts."""
     inputs = Inputs(finished.manifest, finished.model)
     sources: list[PartSource] = []
-    found: list[Stretch] = []
+    found: list[_Stretch] = []
     n_before = 0  # rows of the sources
     for part, pieces in _spaced(list(_by_part(parts, stretches)), _MAX_PARTS):
         shard = copied.get(part.shard)
@@ -215,13 +213,13 @@ def _readable(
     return sources, found
 
 
-def _by_part(parts: Sequence[PartFacts], stretches: Sequence[Stretch]) -> Iterator[tuple[PartFacts, list[Stretch]]]:
+def _by_part(parts: Sequence[PartFacts], stretches: Sequence[_Stretch]) -> Iterator[tuple[PartFacts, list[_Stretch]]]:
     """Yield each part that contains stretches, with the rows of these stretches in the part.
 
     A stretch that continues in the next part ends at the end of its first part.
     """
     firsts = [0, *accumulate(part.n_rows for part in parts)]
-    pieces: dict[int, list[Stretch]] = {}
+    pieces: dict[int, list[_Stretch]] = {}
     for start, stop in stretches:
         number = bisect_right(firsts, start) - 1
         first = firsts[number]

@@ -37,8 +37,6 @@ from shardpress.shards.sources import find
 from shardpress.training.targets import Targets, read_targets
 from shardpress_kernels.network import Network
 
-__all__ = ["NothingToAppend", "Prepared", "prepare", "too_many_bad_shards"]
-
 log = logging.getLogger(__name__)
 
 

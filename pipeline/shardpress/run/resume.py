@@ -31,23 +31,6 @@ from shardpress.run.prepare import Prepared
 from shardpress.settings.config import Config
 from shardpress.settings.deadline import deadline_of, in_words
 
-__all__ = [
-    "BAD_ROWS",
-    "EarlierResults",
-    "adds_extras_to",
-    "checkpoint_in_words",
-    "drop_replaced",
-    "finished_manifest",
-    "is_acceptable",
-    "lacks_bad_rows",
-    "load_at_most",
-    "n_rows_in",
-    "plain_request",
-    "start_over",
-    "step_of",
-    "stored_deadline",
-]
-
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")

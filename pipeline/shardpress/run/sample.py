@@ -23,18 +23,6 @@ from shardpress.output.disk import Disk
 from shardpress.run.prepare import Prepared
 from shardpress.shards.shard import Block, first_rows
 
-__all__ = [
-    "AnonymousDisk",
-    "Pace",
-    "Sample",
-    "StageEstimate",
-    "Stretch",
-    "TrainingPace",
-    "measure_seconds",
-    "measure_tasks",
-    "stretches",
-]
-
 T = TypeVar("T")
 
 _SECONDS = 1.5  # time limit for each kind of work, after which no further task is started

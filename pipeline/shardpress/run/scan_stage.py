@@ -23,8 +23,6 @@ from shardpress.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats,
 from shardpress.scan.ranges import Scan, scan_bytes
 from shardpress.settings.kinds import n_allowed
 
-__all__ = ["ScanSample", "ScanStage"]
-
 log = logging.getLogger(__name__)
 
 _SCALINGS = {"std": "each column to the same variance", "common": "all columns are divided by one number"}
@@ -35,7 +33,7 @@ _RANGE_COPIES = 3  # copies in memory: of each shard, in one array, and in the s
 
 
 @dataclass(frozen=True)
-class ScanSample:
+class _ScanSample:
     """A scan of some rows.
 
     Attributes
@@ -169,7 +167,7 @@ class ScanStage:
             n_bytes += _RANGE_COPIES * self._range_bytes()
         return n_bytes
 
-    def sample(self, stretches: Sequence[Stretch]) -> ScanSample:
+    def sample(self, stretches: Sequence[Stretch]) -> _ScanSample:
         """Scan some rows."""
         shards = self.prepared.shards
         budget = self.prepared.budget
@@ -189,7 +187,7 @@ class ScanStage:
         # As in a run, all rows of an unreadable shard count as bad.
         part = merge_stats([stats_of_unreadable(shards, unreadable), *(part for _, part in readable)])
         scan = ranges.scan_from_stats(part, settings, shards, self.prepared.fitted)
-        return ScanSample(pace, scan, [stretch for stretch, _ in readable])
+        return _ScanSample(pace, scan, [stretch for stretch, _ in readable])
 
     def estimate(self, sample: Sample) -> StageEstimate:
         """Estimate the time of scanning all rows."""

@@ -14,8 +14,6 @@ from shardpress.output.records import Record
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import n_rows_in
 
-__all__ = ["Written", "bytes_missing", "check_space", "inode_error", "space_error"]
-
 log = logging.getLogger(__name__)
 
 _OTHER_FILES = 8  # files that a run creates after its parts: commits, manifest, index.h5, model.h5, and so on

@@ -9,8 +9,6 @@ from typing import Any, Protocol, TypeVar
 from shardpress.run.context import RunContext
 from shardpress.run.resume import EarlierResults
 
-__all__ = ["Stage", "load_or_make"]
-
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")

@@ -8,9 +8,6 @@ from typing import Any
 
 from shardpress.errors import quantity
 
-__all__ = ["Summary"]
-
-
 _VERDICTS = {
     "keep": "The new rows are like the rows of the training: keep the model.",
     "watch": "The new rows differ from the rows of the training: watch them (see the report).",

@@ -11,8 +11,6 @@ from shardpress.rowfacts import has_lost_trained_rows, n_trained_shards
 from shardpress.run.prepare import Prepared
 from shardpress.shards.shard import first_rows
 
-__all__ = ["trained_in"]
-
 
 def trained_in(
     parts: Sequence[PartFacts], all_parts: Sequence[PartFacts], prepared: Prepared

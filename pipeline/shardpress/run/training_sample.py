@@ -30,8 +30,6 @@ from shardpress_kernels.network import TargetLoss
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
 
-__all__ = ["sample_training"]
-
 _SECONDS = 1.5  # duration of the measured steps
 _NO_LOSS = TargetLoss(0.0, 1.0)
 _UNTIMED_STEPS = 3  # first steps, whose data are not yet in the processor's caches

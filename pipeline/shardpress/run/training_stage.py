@@ -37,8 +37,6 @@ from shardpress.training.loop import CheckpointPolicy, training_loop
 from shardpress.training.replica import RoundRunner, runner_on
 from shardpress.training.verdict import complaints, measured
 
-__all__ = ["TrainingStage"]
-
 log = logging.getLogger(__name__)
 
 _NUMBER_BYTES = 8  # number of a row that is left out

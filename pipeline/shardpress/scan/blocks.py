@@ -15,17 +15,6 @@ from shardpress.scan.scaler import bad_rows, missing_entries
 from shardpress.shards.rows import keep_chunks, read
 from shardpress.shards.shard import Block, Shard, first_rows
 
-__all__ = [
-    "BlockStats",
-    "Piece",
-    "Pieces",
-    "ScanSettings",
-    "merge_stats",
-    "pieces_of",
-    "scan_pieces",
-    "stats_of_unreadable",
-]
-
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
 

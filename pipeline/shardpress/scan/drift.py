@@ -11,8 +11,6 @@ import numpy as np
 from shardpress.columns import Columns
 from shardpress.scan.scaler import Scaler
 
-__all__ = ["Outside", "farthest", "outside_of"]
-
 
 class Outside(NamedTuple):
     """Summary of a column's values outside the model's range, `low` to `high`.

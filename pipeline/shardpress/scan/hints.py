@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["hints_of"]
-
 _MIN_ROWS = 20  # fewer sampled rows say little
 _MIN_COUNTED = 50  # columns; narrower tables of whole numbers are rarely counts of many kinds
 _MIN_ZEROS = 0.5  # share of zeros among the counts of single cells, words or reads

@@ -15,8 +15,6 @@ from shardpress.scan.ranges import Scan, scan_from_stats, scan_task
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, Shard
 
-__all__ = ["Preview", "preview_rows", "smaller_dtypes"]
-
 _FLOATS = ("float32",)
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 _TESTED_ROWS = 4096  # number of rows of each block to test with smaller dtypes

@@ -42,19 +42,6 @@ from shardpress.scan.scaling import chosen_scale, scaled_as
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, Shard, block_of, first_rows, row_dtype
 
-__all__ = [
-    "Scan",
-    "check_usable",
-    "describe_bad_rows",
-    "misses_values",
-    "offset_for",
-    "readable",
-    "scan",
-    "scan_bytes",
-    "scan_from_stats",
-    "scan_task",
-]
-
 log = logging.getLogger(__name__)
 
 _NARROW = 0.01  # columns with a smaller spread hardly matter compared with other columns

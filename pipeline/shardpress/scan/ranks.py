@@ -10,8 +10,6 @@ import numpy as np
 
 from shardpress import rowmath
 
-__all__ = ["MAX_KNOTS", "RankTables", "are_tables", "rank_tables"]
-
 MAX_KNOTS = 256
 """Largest number of knots of a column."""
 

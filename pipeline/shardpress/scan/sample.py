@@ -11,18 +11,6 @@ import numpy as np
 
 from shardpress.scan.scaler import Scaler
 
-__all__ = [
-    "INNER",
-    "SAMPLED_VALUES",
-    "has_huge_rows",
-    "means",
-    "moments",
-    "quantiles",
-    "sample_positions",
-    "spread",
-    "stride_of",
-]
-
 SAMPLED_VALUES = 2**22
 """Number of values (32 MiB) in a sample. A merge of two halves takes twice the memory."""
 

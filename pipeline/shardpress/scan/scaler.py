@@ -12,8 +12,6 @@ from shardpress.scan.ranks import RankTables
 if TYPE_CHECKING:
     from shardpress.shards.shard import Block
 
-__all__ = ["Cleaning", "Scaler", "bad_entries", "bad_rows", "missing_entries"]
-
 
 @dataclass(frozen=True)
 class Scaler:

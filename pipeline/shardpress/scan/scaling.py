@@ -7,8 +7,6 @@ import numpy as np
 from shardpress.scan.sample import moments
 from shardpress.scan.scaler import Scaler
 
-__all__ = ["chosen_scale", "scaled_as"]
-
 # Standard deviation of scaled columns. It is about that of values spread evenly over [0, 1], so that the defaults of
 # the training fit all scalings.
 _DEVIATION = 0.25

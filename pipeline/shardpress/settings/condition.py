@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-__all__ = ["Condition"]
-
 _COMPARISON = re.compile(r"(.+?)\s*(==|!=|<=|>=|<|>)\s*(.+)", re.DOTALL)
 _MEMBERSHIP = re.compile(r"(.+?)\s+(not\s+in|in)\s+(.+)", re.DOTALL)
 _EXPECTED = "a comparison like split==train, 'split in train,val' or 'quality>0.5'"

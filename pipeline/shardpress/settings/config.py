@@ -48,26 +48,6 @@ from shardpress_kernels.activations import CODES, HIDDEN
 from shardpress_kernels.network import OUTPUT_LAYERS
 from shardpress_kernels.rules import RULES
 
-__all__ = [
-    "SETTINGS",
-    "Affected",
-    "BadDataSettings",
-    "ClusterSettings",
-    "Config",
-    "InputSettings",
-    "MachineSettings",
-    "NetworkSettings",
-    "ResultSettings",
-    "ScalingSettings",
-    "Setting",
-    "StorageSettings",
-    "TimingSettings",
-    "TrainingSettings",
-    "ValidationSettings",
-    "fingerprint_values",
-    "problems",
-]
-
 Affected = Literal["inputs", "budget", "scan", "model", "features", "nothing"]
 """The first result that a setting changes; results that are made from it change as well.
 
@@ -148,7 +128,7 @@ def _switch(help: str) -> Any:
 
 
 @dataclass(frozen=True)
-class InputSettings:
+class _InputSettings:
     """Input files, and the location of rows and columns in them."""
 
     input: tuple[str, ...] = _setting(
@@ -200,7 +180,7 @@ class InputSettings:
 
 
 @dataclass(frozen=True)
-class ScalingSettings:
+class _ScalingSettings:
     """Scaling of the columns."""
 
     scale: str = _setting(
@@ -345,7 +325,7 @@ class TrainingSettings:
 
 
 @dataclass(frozen=True)
-class ValidationSettings:
+class _ValidationSettings:
     """Measurement of the progress of the training."""
 
     validation_fraction: float = _setting(
@@ -385,7 +365,7 @@ class MachineSettings:
 
 
 @dataclass(frozen=True)
-class BadDataSettings:
+class _BadDataSettings:
     """Handling of bad rows and files, missing values and outliers."""
 
     on_bad_data: str = _setting(
@@ -534,13 +514,13 @@ class ResultSettings:
 class Config:
     """All settings of a run, in slices. Each module receives the slice that it uses."""
 
-    inputs: InputSettings = field(default_factory=InputSettings)
-    scaling: ScalingSettings = field(default_factory=ScalingSettings)
+    inputs: _InputSettings = field(default_factory=_InputSettings)
+    scaling: _ScalingSettings = field(default_factory=_ScalingSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
     training: TrainingSettings = field(default_factory=TrainingSettings)
-    validation: ValidationSettings = field(default_factory=ValidationSettings)
+    validation: _ValidationSettings = field(default_factory=_ValidationSettings)
     machine: MachineSettings = field(default_factory=MachineSettings)
-    bad_data: BadDataSettings = field(default_factory=BadDataSettings)
+    bad_data: _BadDataSettings = field(default_factory=_BadDataSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     timing: TimingSettings = field(default_factory=TimingSettings)

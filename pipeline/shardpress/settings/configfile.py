@@ -12,8 +12,6 @@ import yaml
 
 from shardpress.errors import ConfigError, printable
 
-__all__ = ["read_configuration"]
-
 _MAX_BYTES = 2**18
 _MAX_VALUES = 2**16  # keys, values, lists and mappings; a list of inputs may be long
 

@@ -7,8 +7,6 @@ from datetime import datetime, timedelta
 from shardpress.settings.config import TimingSettings
 from shardpress.settings.kinds import hours_of
 
-__all__ = ["deadline_of", "in_words"]
-
 
 def deadline_of(timing: TimingSettings, start: float) -> float | None:
     """Return when a run that started at `start` must end, in seconds since 1970; None if there is no limit."""

@@ -4,22 +4,6 @@ from __future__ import annotations
 
 from shardpress_kernels.rules import RULES
 
-__all__ = [
-    "COPIES_IN_TRAINING",
-    "EPOCHS",
-    "LEARNING_RATES",
-    "LEAST_STEPS",
-    "MANY_INPUTS",
-    "MASKED",
-    "MOST_UNITS",
-    "RATED_INPUTS",
-    "ROWS_PER_UNIT",
-    "SHUFFLE_WINDOW",
-    "TARGET_RATE",
-    "TARGET_WEIGHT",
-    "UNITS_PER_INPUT",
-]
-
 # Default units of the hidden layer: see `resolve._default_hidden`.
 MOST_UNITS = 512
 UNITS_PER_INPUT = 8

@@ -17,9 +17,7 @@ from shardpress.settings.kinds import SWITCH, Kind, as_typed
 from shardpress.settings.presets import values_of_preset
 from shardpress.settings.printed import as_yaml
 
-__all__ = ["convert_settings", "parse", "parse_with_settings", "parser_of_settings"]
-
-ENVIRONMENT_PREFIX = "SHARDPRESS_"
+_ENVIRONMENT_PREFIX = "SHARDPRESS_"
 
 _COMPLAINTS_LISTED = 50  # each line of a file that is not a configuration can cause one
 
@@ -151,9 +149,9 @@ def _parse(
 def _variables(environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that are settings, by the names of the settings."""
     return {
-        name.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        name.removeprefix(_ENVIRONMENT_PREFIX).lower(): value
         for name, value in environment.items()
-        if name.startswith(ENVIRONMENT_PREFIX)
+        if name.startswith(_ENVIRONMENT_PREFIX)
     }
 
 
@@ -170,7 +168,7 @@ def _merge(flags: dict[str, Any], variables: dict[str, str]) -> Config:
 
 
 def _variable(name: str) -> str:
-    return ENVIRONMENT_PREFIX + name.upper()
+    return _ENVIRONMENT_PREFIX + name.upper()
 
 
 def _flag(name: str) -> str:

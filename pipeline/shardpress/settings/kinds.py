@@ -14,31 +14,6 @@ from typing import Any
 from shardpress.errors import printable
 from shardpress.settings.condition import Condition
 
-__all__ = [
-    "CONDITION",
-    "DATASET",
-    "DEVICES",
-    "EXACT_NUMBER",
-    "FILES",
-    "FOLDER",
-    "LIMIT",
-    "NAME",
-    "SCHEDULER",
-    "SWITCH",
-    "TIME",
-    "WIDTHS",
-    "YES_OR_NO",
-    "Kind",
-    "as_typed",
-    "hours_of",
-    "n_allowed",
-    "number",
-    "one_of",
-    "parse_bytes",
-    "size",
-    "whole",
-]
-
 
 @dataclass(frozen=True)
 class Kind:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["PRESETS", "values_of_preset"]
-
 # Each setting that changes the model has its value here, even if it is the default, because defaults can change.
 _REFERENCE = {
     "row_scale": None,

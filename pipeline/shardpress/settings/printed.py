@@ -14,8 +14,6 @@ from shardpress.settings.config import SETTINGS, Config, Setting
 from shardpress.settings.kinds import Kind, as_typed
 from shardpress.settings.presets import values_of_preset
 
-__all__ = ["as_yaml", "summary_line"]
-
 _HEAD = """\
 # All settings of a run, for shardpress run --config FILE. Lines that start with # show defaults; remove the # to change
 # a value. null is a default that depends on the inputs and on other settings.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["TrainingSizes", "fitting_replicas", "rounds_in_epoch", "usual_replicas"]
-
 # Weights x rows x epochs above which replicas are used by default. At this size a GPU trains for minutes, and two cores
 # train for an hour.
 _ONE_DEVICE = 10**14

@@ -27,19 +27,9 @@ from shardpress_kernels.activations import ACTIVATIONS, HIDDEN
 from shardpress_kernels.network import Network
 from shardpress_kernels.rules import RULES
 
-__all__ = [
-    "ResolvedNetwork",
-    "ResolvedTraining",
-    "Settings",
-    "max_network_inputs",
-    "network_of",
-    "resolve",
-    "unsuitable_settings",
-]
-
 
 @dataclass(frozen=True, kw_only=True)
-class ResolvedNetwork(NetworkSettings):
+class _ResolvedNetwork(NetworkSettings):
     """Layers of the autoencoder, with the defaults resolved that do not depend on the scan.
 
     `code_activation` and `decoder_gain` are None if `network_of` chooses them.
@@ -75,7 +65,7 @@ class ResolvedTraining(TrainingSettings):
 class Settings(Config):
     """All settings of a run after its inputs were opened. Some defaults depend on the inputs."""
 
-    network: ResolvedNetwork
+    network: _ResolvedNetwork
     training: ResolvedTraining
 
 
@@ -108,7 +98,7 @@ def resolve(config: Config, n_rows: int, n_inputs: int, trained_network: Network
     )
 
 
-def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNetwork:
+def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> _ResolvedNetwork:
     """Return the network of a run that trains a model."""
     requested = config.network
     n_features = requested.n_features or min(64, max(1, n_inputs // 2))
@@ -124,7 +114,7 @@ def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> ResolvedNet
     decoder_gain = requested.decoder_gain
     if decoder_gain is None and code_activation is not None:
         decoder_gain = _needs_gain(code_activation)
-    return ResolvedNetwork(
+    return _ResolvedNetwork(
         n_features=n_features,
         hidden=hidden,
         activation=requested.activation,
@@ -140,12 +130,12 @@ def _needs_gain(code_activation: str) -> bool:
     return ACTIVATIONS[code_activation].limits is not None
 
 
-def _network_of_model(requested: NetworkSettings, trained: Network) -> ResolvedNetwork:
+def _network_of_model(requested: NetworkSettings, trained: Network) -> _ResolvedNetwork:
     """Return the network of an existing model; contradicting settings are kept, and reported later."""
     hidden = requested.hidden
     if hidden is None:
         hidden = trained.widths[1:-1]
-    return ResolvedNetwork(
+    return _ResolvedNetwork(
         n_features=requested.n_features or trained.n_features,
         hidden=hidden,
         activation=trained.activation,
@@ -156,7 +146,7 @@ def _network_of_model(requested: NetworkSettings, trained: Network) -> ResolvedN
     )
 
 
-def _resolved_training(config: Config, network: ResolvedNetwork, n_rows: int, n_inputs: int) -> ResolvedTraining:
+def _resolved_training(config: Config, network: _ResolvedNetwork, n_rows: int, n_inputs: int) -> ResolvedTraining:
     requested = config.training
     n_trained = n_rows - round(config.validation.validation_fraction * n_rows)
     batch_size = requested.batch_size
@@ -209,7 +199,7 @@ def _default_epochs(n_rows: int, n_trained: int) -> int:
     return max(EPOCHS, math.ceil(LEAST_STEPS / max(1, steps_per_epoch)))
 
 
-def _default_corruption(network: ResolvedNetwork, n_inputs: int) -> float:
+def _default_corruption(network: _ResolvedNetwork, n_inputs: int) -> float:
     if network.hidden and n_inputs >= MANY_INPUTS:
         return MASKED
     return 0.0
@@ -222,7 +212,7 @@ def _window_rows(machine: MachineSettings, n_inputs: int) -> int:
 
 
 def _replicas(
-    requested: int | None, network: ResolvedNetwork, n_inputs: int, batch_size: int, sizes: TrainingSizes
+    requested: int | None, network: _ResolvedNetwork, n_inputs: int, batch_size: int, sizes: TrainingSizes
 ) -> int:
     if not requested:
         n_weights = Network((n_inputs, *network.hidden, network.n_features)).n_weights
@@ -262,7 +252,7 @@ def max_network_inputs(settings: Config, n_columns: int) -> int:
     return 2 * n_columns if settings.bad_data.missing_indicator else n_columns
 
 
-def network_of(settings: ResolvedNetwork, n_inputs: int, *, has_huge_rows: bool = False) -> Network:
+def network_of(settings: _ResolvedNetwork, n_inputs: int, *, has_huge_rows: bool = False) -> Network:
     """Return the network that is trained on rows of `n_inputs` columns and missing indicators.
 
     Parameters

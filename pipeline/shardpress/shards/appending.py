@@ -12,8 +12,6 @@ from shardpress.errors import DataError, printable, quantity, short_list
 from shardpress.shards.extras import common_dtype, existing_paths, rename_extras, shorten, unify_renamed
 from shardpress.shards.shard import Extra, Shard, leave_out_extras
 
-__all__ = ["fit_extras"]
-
 log = logging.getLogger(__name__)
 
 _NOT_IN_EARLIER = "not in the earlier rows (--append --include adds it to all rows)"

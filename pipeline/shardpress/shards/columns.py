@@ -13,8 +13,6 @@ from shardpress.columns import NO_COLUMNS, Columns, Difference
 from shardpress.errors import DataError, printable, quantity, short_list
 from shardpress.shards.shard import Shard
 
-__all__ = ["IN_ORDER", "ColumnCheck", "ColumnRule", "reordered"]
-
 log = logging.getLogger(__name__)
 
 _LISTED = 3  # names that a message lists

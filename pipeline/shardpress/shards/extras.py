@@ -21,18 +21,6 @@ from shardpress.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
 from shardpress.shards.shard import Extra, LeftOut, Shard
 from shardpress.shards.vet import code_dtype
 
-__all__ = [
-    "common_dtype",
-    "existing_paths",
-    "log_extras",
-    "rename_extras",
-    "row_names_in",
-    "shorten",
-    "unify_extras",
-    "unify_renamed",
-    "why_left_out",
-]
-
 log = logging.getLogger(__name__)
 
 _MASK = "_present"
@@ -56,7 +44,7 @@ class _Plan:
     is_common: bool  # True if its dtype holds the values of all shards; otherwise each shard keeps its own dtype
 
 
-Holders = Sequence[tuple[Shard, Extra]]
+_Holders = Sequence[tuple[Shard, Extra]]
 """Shards that contain an extra of a given name, each with that extra."""
 
 
@@ -122,7 +110,7 @@ def _shards_by_extra(shards: Sequence[Shard]) -> dict[str, list[tuple[Shard, Ext
     return holders
 
 
-def _surplus(holders: Mapping[str, Holders]) -> set[str]:
+def _surplus(holders: Mapping[str, _Holders]) -> set[str]:
     """Return the names of the extras that exceed the limit. Extras that a user has named do not count."""
     unnamed = [name for name, own in holders.items() if not own[0][1].is_named]
     return set(unnamed[MAX_EXTRAS:])
@@ -133,7 +121,7 @@ def _kind(extra: Extra) -> object:
     return extra.dtype, repr(extra.dtype.metadata), extra.categories, extra.is_named
 
 
-def _plan(name: str, holders: Holders, is_required: bool, warnings: list[str]) -> _Plan | None:
+def _plan(name: str, holders: _Holders, is_required: bool, warnings: list[str]) -> _Plan | None:
     """Return the plan for an extra that some shards have, or None if the extra is left out."""
     with_rows = [own for own in holders if own[0].n_rows] or holders  # a shard without rows has no values that must fit
     kinds = _first_of_each_kind(with_rows)
@@ -158,7 +146,7 @@ def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
     return Extra(name, code_dtype(categories), fill=-1, is_named=is_named, categories=categories)
 
 
-def _plan_separate(name: str, kinds: Holders, is_required: bool, warnings: list[str]) -> _Plan | None:
+def _plan_separate(name: str, kinds: _Holders, is_required: bool, warnings: list[str]) -> _Plan | None:
     """Return the plan for an extra without a common dtype, or None if it has categories and is left out."""
     first = kinds[0][1]
     difference = _difference(name, kinds)
@@ -171,7 +159,7 @@ def _plan_separate(name: str, kinds: Holders, is_required: bool, warnings: list[
     return _Plan(Extra(name, first.dtype, is_named=first.is_named), is_common=False)
 
 
-def _first_of_each_kind(holders: Holders) -> list[tuple[Shard, Extra]]:
+def _first_of_each_kind(holders: _Holders) -> list[tuple[Shard, Extra]]:
     """Return the first shard of each kind with its extra, sorted by the last shard of each kind.
 
     Errors name these shards.
@@ -207,7 +195,7 @@ def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
 
 
 def _with_mask(
-    plan: _Plan, holders: Holders, shards: Sequence[Shard], used_names: set[str], warnings: list[str]
+    plan: _Plan, holders: _Holders, shards: Sequence[Shard], used_names: set[str], warnings: list[str]
 ) -> _Plan:
     """Return the plan, with the name of a mask if some shards with rows lack the extra."""
     # Compare identities, since a test for equality would compare all extras of the shards.

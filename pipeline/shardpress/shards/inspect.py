@@ -24,8 +24,6 @@ from shardpress.shards.open import open_shards
 from shardpress.shards.shard import Shard
 from shardpress.shards.vet import Selection, read_structure
 
-__all__ = ["FileGroup", "Inspection", "inspect_files"]
-
 _SMALL_PIECE = 2**16  # bytes; seeking takes longer than reading fewer bytes
 _SMALL_FILE = 2**20  # bytes; opening a smaller file takes longer than reading it
 _LARGE_CHUNK = 2**24  # bytes; larger chunks are decompressed once for every slab in them
@@ -145,7 +143,7 @@ def _describe(shards: Sequence[Shard], selection: Selection) -> FileGroup:
         extras=[extra.name for extra in first.extras],
         left_out={shorten(each.name): shorten(each.reason) for each in first.left_out},
         datasets=_datasets(Path(first.path)),
-        faster=list(faster_storage(shards)),
+        faster=list(_faster_storage(shards)),
     )
 
 
@@ -210,7 +208,7 @@ def _checked_numbers(claim: Any) -> list[int] | None:
 # -- advice ------------------------------------------------------------------------------------------------------
 
 
-def faster_storage(shards: Sequence[Shard]) -> Iterator[str]:
+def _faster_storage(shards: Sequence[Shard]) -> Iterator[str]:
     """Yield advice on how to store the rows of one group so that they are read faster.
 
     Each item gives a reason and a remedy.

@@ -25,8 +25,6 @@ from shardpress.shards.shard import Shard, row_dtype
 from shardpress.shards.sources import COPY_AGAIN, Source, find
 from shardpress.shards.vet import Selection, vet
 
-__all__ = ["check_any", "open_shards", "open_sources"]
-
 log = logging.getLogger(__name__)
 
 _MOST_THREADS = 8

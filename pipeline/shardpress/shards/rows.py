@@ -22,14 +22,6 @@ from shardpress.hdf5.values import read_values
 from shardpress.preparation import Preparation
 from shardpress.shards.shard import Block, Extra, Shard, aligned, read_dtype
 
-__all__ = [
-    "keep_chunks",
-    "read",
-    "read_extras",
-    "salvage_extras",
-    "stream_extra",
-]
-
 log = logging.getLogger(__name__)
 
 _PIECE = 2**22  # bytes of a table

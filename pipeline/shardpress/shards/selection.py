@@ -10,8 +10,6 @@ from shardpress.settings.condition import Condition
 from shardpress.shards.rows import stream_extra
 from shardpress.shards.shard import Block, Extra, Shard
 
-__all__ = ["check_condition", "selected_rows"]
-
 
 def selected_rows(shard: Shard, extra: Extra, condition: Condition) -> np.ndarray:
     """Return whether each row of a shard fulfils a condition: shape (n_rows,), bool.

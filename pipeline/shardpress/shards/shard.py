@@ -22,25 +22,6 @@ from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_LEFT_OUT
 from shardpress.preparation import Preparation
 
-__all__ = [
-    "WIDE_BYTES",
-    "Block",
-    "Extra",
-    "LeftOut",
-    "Shard",
-    "aligned",
-    "array_shard",
-    "block_of",
-    "blocks",
-    "first_rows",
-    "is_wide",
-    "leave_out_extras",
-    "read_dtype",
-    "row_dtype",
-    "with_offset",
-    "with_preparation",
-]
-
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
 
 WIDE_BYTES = 2**22

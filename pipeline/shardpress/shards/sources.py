@@ -19,8 +19,6 @@ from shardpress.hdf5.files import FILES, translated_error
 from shardpress.hdf5.superblock import signature_at
 from shardpress.output.records import read_manifest
 
-__all__ = ["COPY_AGAIN", "Source", "find"]
-
 log = logging.getLogger(__name__)
 
 _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")

@@ -10,8 +10,6 @@ from shardpress.formats import digest
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, Shard
 
-__all__ = ["Twins", "find_twins"]
-
 _SAMPLED_ROWS = 16  # rows of a shard that are compared first
 _SAMPLED_BYTES = 2**16  # bytes of these rows, unless one row is larger
 _BLOCK_BYTES = 2**23

@@ -43,8 +43,6 @@ from shardpress.hdf5.superblock import check_superblock
 from shardpress.hdf5.values import text_lengths
 from shardpress.shards.shard import Extra, LeftOut, Shard, leave_out_extras, read_dtype
 
-__all__ = ["Selection", "code_dtype", "read_structure", "vet"]
-
 log = logging.getLogger(__name__)
 
 _LONGEST = 400  # characters of a name or reason

@@ -14,9 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-__all__ = ["Average", "Weights", "outer_step"]
-
-Arrays = Mapping[str, np.ndarray]
+_Arrays = Mapping[str, np.ndarray]
 
 # The values of DiLoCo, for 8 replicas. Together they amplify a steady move by 0.7 / (1 - 0.9) = 7. Fewer replicas see
 # fewer rows in the same number of steps, and with two replicas these values diverged.
@@ -36,8 +34,8 @@ class Weights:
         Arrays of the update rule. An array without axes counts steps.
     """
 
-    parameters: Arrays
-    rule: Arrays
+    parameters: _Arrays
+    rule: _Arrays
 
 
 class Average:
@@ -67,7 +65,7 @@ class Average:
         """Return the mean in float32; at least one row must have been added."""
         return Weights(self._divide(self._parameters), self._divide(self._rule))
 
-    def _divide(self, sums: Arrays) -> dict[str, np.ndarray]:
+    def _divide(self, sums: _Arrays) -> dict[str, np.ndarray]:
         means: dict[str, np.ndarray] = {}
         for name, total in sums.items():
             mean = total
@@ -77,7 +75,7 @@ class Average:
         return means
 
 
-def _add(sums: dict[str, np.ndarray], arrays: Arrays, n_rows: int) -> None:
+def _add(sums: dict[str, np.ndarray], arrays: _Arrays, n_rows: int) -> None:
     """Add arrays to sums. Step counts are not averaged; their maximum is used for bias corrections."""
     for name, array in arrays.items():
         if array.ndim:
@@ -92,7 +90,7 @@ def _momentum_of(n_replicas: int) -> float:
 
 
 def outer_step(
-    start: Weights, mean: Weights, velocity: Arrays, n_replicas: int
+    start: Weights, mean: Weights, velocity: _Arrays, n_replicas: int
 ) -> tuple[Weights, dict[str, np.ndarray]]:
     """Take a step along the mean move: ``v <- m v + d ;  p <- p + 0.7 (d + m v)``, where m is at most 0.9.
 

@@ -11,8 +11,6 @@ import numpy as np
 
 from shardpress.formats import pack, unpack
 
-__all__ = ["Checkpoint", "Epoch", "TrainingState", "join_groups"]
-
 _MOST_STEPS = 10**15  # a thousand years of steps of 30 microseconds
 _MOST_SECONDS = 1e10  # three hundred years
 

@@ -17,8 +17,6 @@ from shardpress.scan.scaler import Scaler
 from shardpress.training.order import Order
 from shardpress.training.rows import Rows
 
-__all__ = ["NOTHING", "Baseline", "Components", "baseline_of", "blocks", "principal_components", "sampled"]
-
 NOTHING = 1e-3
 """Share of the error of the mean below which an error is negligible: the error of low-rank rows is about this small."""
 

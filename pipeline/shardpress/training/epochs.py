@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.step import TrainingStep
 
-__all__ = ["Limit", "StepResult", "Training", "rounds_of_epoch", "steps_of"]
-
 # Number of steps per epoch that compute the cost. They are evenly spread, and take a quarter longer.
 _COSTS_PER_EPOCH = 16
 

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.step import TrainingStep
 
-__all__ = ["Sizes", "prepare_training"]
-
 log = logging.getLogger(__name__)
 
 _COMPONENTS = 5  # random stream for components; it differs from all streams in `shardpress.training.order`

@@ -15,8 +15,6 @@ from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.epochs import Limit, StepResult, Training, rounds_of_epoch, steps_of
 from shardpress.training.replica import RoundRunner
 
-__all__ = ["CheckpointPolicy", "LimitPolicy", "training_loop"]
-
 log = logging.getLogger(__name__)
 
 # A checkpoint is saved at the end of an epoch only if writing takes less than a fiftieth of the time since the last

@@ -23,17 +23,6 @@ from shardpress.settings.defaults import LEAST_STEPS
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.shards.shard import Shard
 
-__all__ = [
-    "MAX_CHUNK_BYTES",
-    "Order",
-    "kept_features",
-    "learning_rate",
-    "long_epoch",
-    "noise_of",
-    "slab_starts",
-    "spread_rows",
-]
-
 _SLAB_BYTES = 2**20  # long enough that seeking costs little, short enough that a window holds many slabs
 MAX_CHUNK_BYTES = 2**24  # larger chunks span several slabs, and are decompressed for each window
 _SHARE_OF_WHOLE = 0.75  # share of the rows that keep all features in a nested network

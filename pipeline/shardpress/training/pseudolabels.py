@@ -19,8 +19,6 @@ from shardpress.training.components import blocks
 from shardpress.training.rows import Rows
 from shardpress.training.targets import Targets
 
-__all__ = ["with_pseudo_labels"]
-
 log = logging.getLogger(__name__)
 
 _FEW = 0.2  # share of rows with a target above which no others are estimated

@@ -35,17 +35,6 @@ if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.step import TrainingStep
 
-__all__ = [
-    "Replica",
-    "ReplicaResult",
-    "ReplicaSettings",
-    "ReplicaTask",
-    "Replicas",
-    "RoundRunner",
-    "runner_on",
-    "train_replica",
-]
-
 
 @dataclass(frozen=True)
 class ReplicaSettings:
@@ -88,7 +77,7 @@ class ReplicaSettings:
 
 
 @dataclass(frozen=True)
-class ReplicaTask:
+class _ReplicaTask:
     """The work of one replica in a round.
 
     Attributes
@@ -136,7 +125,7 @@ class ReplicaResult:
     costs: tuple[float, ...]
 
 
-RoundRunner = Callable[[Sequence[ReplicaTask]], Iterable[ReplicaResult]]
+RoundRunner = Callable[[Sequence[_ReplicaTask]], Iterable[ReplicaResult]]
 """Function that runs the tasks of a round and returns their results in the same order."""
 
 
@@ -162,7 +151,7 @@ class Replica:
             return share.numbers()
         return rows_of(blocks, np.dtype(settings.dtype), settings.n_inputs, settings.cleaning, settings.n_threads)
 
-    def train(self, task: ReplicaTask, values: np.ndarray) -> ReplicaResult:
+    def train(self, task: _ReplicaTask, values: np.ndarray) -> ReplicaResult:
         """Take the steps of a task on the rows or numbers that `read` returned for it."""
         with self._lock:
             self._autoencoder.set_parameters(task.weights.parameters)
@@ -171,7 +160,7 @@ class Replica:
             weights = Weights(self._autoencoder.parameters(), self._step.state())
         return ReplicaResult(weights, task.share.n_rows, costs)
 
-    def _take_steps(self, task: ReplicaTask, values: np.ndarray) -> tuple[float, ...]:
+    def _take_steps(self, task: _ReplicaTask, values: np.ndarray) -> tuple[float, ...]:
         """Take the steps; return the cost before the first step, or an empty tuple if there are no rows."""
         feed = self._feed(task, values)
         first_costs = []
@@ -187,7 +176,7 @@ class Replica:
             n_done += n_steps
         return tuple(first_costs)
 
-    def _feed(self, task: ReplicaTask, values: np.ndarray) -> StepFeed:
+    def _feed(self, task: _ReplicaTask, values: np.ndarray) -> StepFeed:
         """Return the minibatches of a task."""
         training = task.settings.training
 
@@ -236,7 +225,7 @@ class Replicas:
         bare = tuple(replace(shard, extras=(), left_out=()) for shard in shards)
         return cls(rounds, settings, bare, first_rows(bare), own_replica, targets)
 
-    def task(self, share: Share, weights: Weights, n_epochs: int, steps_per_epoch: int) -> ReplicaTask:
+    def task(self, share: Share, weights: Weights, n_epochs: int, steps_per_epoch: int) -> _ReplicaTask:
         """Return the task of training on a share.
 
         Parameters
@@ -248,7 +237,7 @@ class Replicas:
         steps_per_epoch : int
             Number of steps of an epoch that one replica trains alone.
         """
-        return ReplicaTask(
+        return _ReplicaTask(
             settings=self.settings,
             weights=weights,
             share=share,
@@ -292,7 +281,7 @@ class Replicas:
         shares = chain.from_iterable(self.rounds.rounds(epoch, n_done))
         with closing(read_ahead(read_share, shares)) as shares_with_rows:
 
-            def run(tasks: Sequence[ReplicaTask]) -> Iterator[ReplicaResult]:
+            def run(tasks: Sequence[_ReplicaTask]) -> Iterator[ReplicaResult]:
                 for task in tasks:
                     _share, values = next(shares_with_rows)
                     yield self.own_replica.train(task, values)
@@ -303,11 +292,11 @@ class Replicas:
 
 def runner_on(executor: Executor, n_at_once: int) -> RoundRunner:
     """Return a runner that runs the tasks of a round on an executor of any kind."""
-    return lambda tasks: compute([(train_replica, task) for task in tasks], executor, n_at_once)
+    return lambda tasks: compute([(_train_replica, task) for task in tasks], executor, n_at_once)
 
 
 @theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
-def train_replica(task: ReplicaTask) -> ReplicaResult:
+def _train_replica(task: _ReplicaTask) -> ReplicaResult:
     """Run a task in any process.
 
     Raises

@@ -18,8 +18,6 @@ from shardpress.settings.resolve import ResolvedTraining
 from shardpress.shards.shard import Shard
 from shardpress.training.order import Order, slab_starts
 
-__all__ = ["Rounds", "Share", "rounds_of"]
-
 # Numbers of random generators, in addition to the numbers in `shardpress.training.order`.
 _DISTRIBUTION = 7
 _SHUFFLE = 8

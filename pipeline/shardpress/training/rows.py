@@ -22,19 +22,6 @@ from shardpress_kernels.network import Network
 if TYPE_CHECKING:
     from shardpress_kernels.step import TrainingStep
 
-__all__ = [
-    "DeviceRows",
-    "ResidentRows",
-    "Rows",
-    "StepFeed",
-    "StreamedRows",
-    "cut",
-    "n_nested_features",
-    "numbers_of",
-    "read_ahead",
-    "rows_of",
-]
-
 _Item = TypeVar("_Item")
 
 

@@ -13,9 +13,7 @@ from shardpress_kernels.reference import activated
 if TYPE_CHECKING:
     from shardpress.training.components import Components
 
-__all__ = ["has_room", "start_of"]
-
-Arrays = dict[str, np.ndarray]
+_Arrays = dict[str, np.ndarray]
 
 # Standard deviation of the input of a nonlinear unit along its direction. It is small enough that a sigmoid is nearly
 # linear (2 % off at two deviations), and large enough that steps of one rate change both weights and gains.
@@ -29,7 +27,7 @@ _SHORT = 12
 
 def start_of(
     network: Network, rng: np.random.Generator, mean: np.ndarray | None, components: Components | None = None
-) -> Arrays:
+) -> _Arrays:
     """Return initial parameters with the names and shapes of the network, float64.
 
     Parameters
@@ -66,7 +64,9 @@ def has_room(network: Network) -> bool:
     return all(width >= 2 * network.n_features for width in network.widths[1:-1])
 
 
-def _all_parameters(network: Network, weights: list[np.ndarray], mean: np.ndarray | None, scales: np.ndarray) -> Arrays:
+def _all_parameters(
+    network: Network, weights: list[np.ndarray], mean: np.ndarray | None, scales: np.ndarray
+) -> _Arrays:
     """Return all parameters: the weights, biases that fit them, and a gain that undoes the `scales` (n_features,)."""
     parameters = {name: np.zeros(shape) for name, shape in network.shapes.items()}
     for (W, _, _), array in zip(network.layers, weights, strict=True):
@@ -78,7 +78,7 @@ def _all_parameters(network: Network, weights: list[np.ndarray], mean: np.ndarra
     return parameters
 
 
-def _center(network: Network, parameters: Arrays, weights: list[np.ndarray], mean: np.ndarray) -> None:
+def _center(network: Network, parameters: _Arrays, weights: list[np.ndarray], mean: np.ndarray) -> None:
     """Set the biases so that the mean row (n_inputs,) is at the middle of activations and is reconstructed exactly."""
     _, b_hidden, b_output = network.layers[0]
     _, _, b_last = network.layers[-1]
@@ -89,7 +89,7 @@ def _center(network: Network, parameters: Arrays, weights: list[np.ndarray], mea
     parameters[b_output] = mean + parameters[b_output]
 
 
-def _undo_middles(network: Network, parameters: Arrays, weights: list[np.ndarray]) -> None:
+def _undo_middles(network: Network, parameters: _Arrays, weights: list[np.ndarray]) -> None:
     """Subtract the contributions of hidden units at the middle of their activation from encoder and decoder biases."""
     middle = ACTIVATIONS[network.activation].middle
     if middle == 0:

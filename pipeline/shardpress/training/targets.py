@@ -21,8 +21,6 @@ from shardpress_kernels.reference import head_outputs, target_losses
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
 
-__all__ = ["MAX_CLASSES", "Supervision", "Targets", "read_targets", "targets_of"]
-
 MAX_CLASSES = 1000
 """Largest number of classes of a head."""
 _MAX_WHOLE = 50  # distinct values of floats that are classes if all are whole numbers, as MATLAB stores labels

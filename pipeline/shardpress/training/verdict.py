@@ -16,8 +16,6 @@ from shardpress_kernels.network import Network
 if TYPE_CHECKING:
     from shardpress.training.epochs import Training
 
-__all__ = ["Units", "complaints", "count_units", "measured"]
-
 _MOST_ROWS = 4096  # rows whose features are examined
 _BYTES = 2**25  # bytes of these rows, and of their features
 _MANY = 0.1  # share of the features above which a warning is given

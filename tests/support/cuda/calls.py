@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-__all__ = ["CUDA", "Card", "CudaError", "call", "code_of"]
-
 CUDA = ctypes.CDLL("libcuda.so")
 NVRTC = ctypes.CDLL("libnvrtc.so")
 PTX = 1  # CU_JIT_INPUT_PTX

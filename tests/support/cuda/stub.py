@@ -17,8 +17,6 @@ from pathlib import Path
 from shardpress.gpu.install import build_forwarders
 from tests.support.interpreters import REPOSITORY
 
-__all__ = ["NoNvrtc", "built", "card", "nvrtc", "variables"]
-
 SOURCES = Path(__file__).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
 

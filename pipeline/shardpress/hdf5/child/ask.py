@@ -27,8 +27,6 @@ from shardpress.hdf5.child.find import Refused
 from shardpress.hdf5.limits import MOST_ANSWER_BYTES
 from shardpress.processcache import ProcessCache
 
-__all__ = ["LIMITS", "Limits", "ask", "checking_answer", "retire"]
-
 log = logging.getLogger(__name__)
 
 _MODULE = "shardpress.hdf5.child.server"
@@ -40,7 +38,7 @@ _CLOCK_PER_PROCESSOR = 10  # elapsed time divided by CPU time on a busy machine
 
 
 @dataclass(frozen=True)
-class Limits:
+class _Limits:
     """Limits for one answer about a file of 110 MiB or more. `_limits_of` reduces them for smaller files.
 
     Attributes
@@ -70,7 +68,7 @@ class Limits:
     grace: float = 10.0
 
 
-LIMITS = Limits()
+LIMITS = _Limits()
 
 
 class _Died(Exception):
@@ -177,7 +175,7 @@ def _log_wait(request: dict[str, Any], where: str) -> None:
     )
 
 
-def _limits_of(n_bytes: int, limits: Limits) -> dict[str, float]:
+def _limits_of(n_bytes: int, limits: _Limits) -> dict[str, float]:
     """Return the limits for an answer about a file of `n_bytes`. Time limits grow with the size of the file."""
     seconds = min(limits.seconds, _SECONDS_AT_LEAST + n_bytes / _BYTES_PER_SECOND)
     patience = min(limits.patience, _CLOCK_PER_PROCESSOR * max(seconds, _SECONDS_AT_LEAST))
@@ -195,7 +193,7 @@ _idle = ProcessCache[int, _Child]()  # idle children by `id`
 
 
 def ask(
-    function: str, descriptor: int, arguments: Sequence[Any], where: str, limits: Limits | None = None
+    function: str, descriptor: int, arguments: Sequence[Any], where: str, limits: _Limits | None = None
 ) -> tuple[Any, list[np.ndarray]]:
     """Ask the child about an open file. The child opens the same inode, whatever the path refers to now.
 
@@ -360,7 +358,7 @@ def _error_of_refusal(reply: dict[str, Any], where: str) -> Exception:
     return DataError(f"{where}: {_quoted(reply['refused'])}")
 
 
-def _error_of_failure(reply: dict[str, Any], where: str, limits: Limits) -> Exception:
+def _error_of_failure(reply: dict[str, Any], where: str, limits: _Limits) -> Exception:
     if "memory" in reply:
         return DataError(
             f"{where}: libhdf5 exceeded its memory limit of {limits.memory >> 20} MiB on this file. The file is "

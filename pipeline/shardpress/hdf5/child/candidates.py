@@ -29,8 +29,6 @@ from shardpress.hdf5.child.find import (
 from shardpress.hdf5.forms import PREFERRED, is_number, numbers_of, parts_of, split, text, under
 from shardpress.hdf5.limits import MOST_COLUMNS
 
-__all__ = ["Rows", "choose", "find"]
-
 _MATLAB = b"MATLAB_class"  # attribute that MATLAB writes to every array
 _STACKED = "(rows of other files)"
 _WRITE_ROWS = "Write them as one array of two dimensions"
@@ -138,7 +136,7 @@ def _most_informative(file: h5py.File, candidates: dict[str, _Candidate], has_pr
         return unfit[0]
     if len(candidates) == 1:
         return next(iter(candidates))
-    if is_sparse(file.id):
+    if _is_sparse(file.id):
         return "/"
     raise _no_choice(candidates, listing(file))
 
@@ -166,7 +164,7 @@ def _candidate(item: Any) -> _Candidate | None:
     if is_stack(item):  # checked first, because the only array stored in a detector file itself may be a pixel mask
         return _Candidate(_STACKED)
     if isinstance(item, h5py.h5g.GroupID):
-        if is_sparse(item):
+        if _is_sparse(item):
             return _Candidate("sparse", n_rows=_n_row_pointers(item) - 1)
         return _Candidate("none") if _is_matlab_sparse(item) else None
     if not _is_dataset(item):
@@ -260,14 +258,14 @@ def _rows_of_table(rows: h5py.Dataset, name: str, parent: Any, orientation: str 
     if numbers is not None:
         _check_table(rows, name, orientation)
         return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
-    if is_sparse(parent):
+    if _is_sparse(parent):
         group = split(name)[0]
         raise Refused(f"a part of the sparse matrix {group}, expected the whole matrix. Give --dataset {group}.", name)
     return None
 
 
 def _rows_of_group(file: h5py.File, name: str, parent: Any, group: Any, orientation: str | None) -> Rows:
-    if is_sparse(group):
+    if _is_sparse(group):
         if not parts_of(name):
             raise Refused(_SPARSE_IN_ROOT, name)
         return _sparse_rows(parent, group, name, orientation)
@@ -404,7 +402,7 @@ def _is_matlab_sparse(group: Any) -> bool:
 # -- sparse matrices: groups of values, column indices and row pointers -----------------------------------------
 
 
-def is_sparse(group: Any) -> bool:
+def _is_sparse(group: Any) -> bool:
     """Return whether a group has the parts of a sparse matrix, as written by AnnData, h5sparse and others."""
     return all(group.links.exists(part) for part in _SPARSE_PARTS)
 

@@ -38,8 +38,6 @@ from shardpress.hdf5.forms import (
 from shardpress.hdf5.layout import bytes_of
 from shardpress.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
 
-__all__ = ["find_columns"]
-
 _BATCH_NAMES = 1024  # names to read at a time, because lengths are unknown before reading
 _SHORT = 1024  # bytes of an attribute that names a dataset; `child.extras` has the same limit
 _STORAGE = re.compile(r"errno = \d", re.IGNORECASE)  # in HDF5's message if the storage fails

@@ -31,8 +31,6 @@ from shardpress.hdf5.forms import normal, sibling, text
 from shardpress.hdf5.layout import bytes_of
 from shardpress.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT
 
-__all__ = ["describe", "listed", "values"]
-
 _TEXTS = 1024  # strings to read at a time
 _LONGEST = 200  # characters of a name or dtype
 _LAYOUTS = {h5py.h5d.COMPACT: "compact", h5py.h5d.CONTIGUOUS: "contiguous", h5py.h5d.CHUNKED: "chunked"}

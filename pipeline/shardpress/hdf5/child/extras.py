@@ -45,8 +45,6 @@ from shardpress.hdf5.forms import (
 from shardpress.hdf5.layout import max_decompressed
 from shardpress.hdf5.limits import MAX_EXTRAS, MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_WORDS
 
-__all__ = ["count_set", "find_extras", "find_named", "find_row_names", "index_of", "is_netcdf_dimension"]
-
 _MOST_NUMBER = 2**63  # unsigned categories must be smaller, because they are stored as signed integers
 _AT_ONCE = 2**22  # values of a mask to read at a time
 _SHORT = 1024  # bytes of an attribute that names a dataset

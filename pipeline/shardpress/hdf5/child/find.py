@@ -14,28 +14,6 @@ from shardpress.errors import short_list
 from shardpress.hdf5.forms import parts_of, text
 from shardpress.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
 
-__all__ = [
-    "LISTED",
-    "Refused",
-    "as_dataset",
-    "attribute",
-    "dtype_of",
-    "first_names",
-    "identity",
-    "is_plain",
-    "is_stack",
-    "link_of",
-    "listing",
-    "locate",
-    "most_entries",
-    "names_in",
-    "objects",
-    "outside_storage",
-    "own_dataset",
-    "resolve",
-    "virtual_shape",
-]
-
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # prefixes of groups: PyTables' indexes, MATLAB's cells
 LISTED = 20
 """Number of names that a refusal lists."""
@@ -142,7 +120,7 @@ def outside_storage(dataset: h5py.Dataset) -> str | None:
 def is_stack(item: Any) -> bool:
     """Return whether an object refers to rows in other files: external links in a group, or a virtual dataset."""
     if isinstance(item, h5py.h5g.GroupID):
-        return bool(first_names(item, 0, h5py.h5l.TYPE_EXTERNAL))
+        return bool(_first_names(item, 0, h5py.h5l.TYPE_EXTERNAL))
     return isinstance(item, h5py.h5d.DatasetID) and len(virtual_shape(item) or ()) >= 2
 
 
@@ -209,7 +187,7 @@ class _Walk:
 
 def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
     """Return the names in a group, in order. The limits include `n_seen` names of other groups."""
-    names = first_names(group, MOST_OBJECTS - n_seen)
+    names = _first_names(group, MOST_OBJECTS - n_seen)
     if n_seen + len(names) > MOST_OBJECTS:
         raise Refused(f"more than {MOST_OBJECTS} objects to search. Write the rows to a separate file or group.")
     # The limit applies to the total over all groups, because forged trees may share nodes.
@@ -218,7 +196,7 @@ def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
     return names
 
 
-def first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
+def _first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
     """Return the first `most` + 1 names of links in a group, in order. `kind` selects one kind of links.
 
     Raises

@@ -13,8 +13,6 @@ from shardpress.hdf5.forms import text
 from shardpress.hdf5.layout import bytes_of, grid_of
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS
 
-__all__ = ["filters_of", "layout_claim"]
-
 _UNFILTERED_EDGES = 2  # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS
 _EVERY_FILTER = 0xFFFFFFFF
 

@@ -23,8 +23,6 @@ import numpy as np
 from shardpress.hdf5.child.describe import describe, listed, values
 from shardpress.hdf5.child.find import Refused
 
-__all__ = ["main"]
-
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38

@@ -23,24 +23,10 @@ import numpy as np
 
 from shardpress.hdf5.filters import lzf
 
-__all__ = [
-    "ASKED",
-    "FILTERS",
-    "FLETCHER32",
-    "GZIP",
-    "LZF",
-    "SHUFFLE",
-    "Filter",
-    "decode_chunk",
-    "fletcher32",
-    "objection",
-    "rewrite_advice",
-]
-
-GZIP = 1
+_GZIP = 1
 SHUFFLE = 2
 FLETCHER32 = 3
-LZF = 32000
+_LZF = 32000
 _BLOSC = 32001
 
 _SNAPPY = 3  # number of this codec in Blosc
@@ -57,7 +43,7 @@ _Decoder = Callable[[memoryview, Sequence[int], int], memoryview]
 
 
 @dataclass(frozen=True)
-class Filter:
+class _Filter:
     """A filter that files may use.
 
     Attributes
@@ -383,17 +369,17 @@ def _transposed_bits(words: np.ndarray) -> np.ndarray:
 # -- all filters -------------------------------------------------------------------------------------------------
 
 FILTERS = {
-    GZIP: Filter("gzip", _from_gzip, is_slow=True),
-    SHUFFLE: Filter("shuffle", _from_shuffle),
-    FLETCHER32: Filter("fletcher32", _from_fletcher32),
-    5: Filter("n-bit", None),
-    6: Filter("scale-offset", None),
-    307: Filter("bzip2", _from_bzip2, is_plugin=True, is_slow=True),
-    LZF: Filter("lzf", _from_lzf),
-    _BLOSC: Filter("blosc", _from_blosc, ("blosc",), is_plugin=True),
-    32004: Filter("lz4", _from_lz4, ("lz4",), is_plugin=True),
-    32008: Filter("bitshuffle", _from_bitshuffle, ("lz4", "zstandard"), is_plugin=True),
-    32015: Filter("zstd", _from_zstd, ("zstandard",), is_plugin=True),
+    _GZIP: _Filter("gzip", _from_gzip, is_slow=True),
+    SHUFFLE: _Filter("shuffle", _from_shuffle),
+    FLETCHER32: _Filter("fletcher32", _from_fletcher32),
+    5: _Filter("n-bit", None),
+    6: _Filter("scale-offset", None),
+    307: _Filter("bzip2", _from_bzip2, is_plugin=True, is_slow=True),
+    _LZF: _Filter("lzf", _from_lzf),
+    _BLOSC: _Filter("blosc", _from_blosc, ("blosc",), is_plugin=True),
+    32004: _Filter("lz4", _from_lz4, ("lz4",), is_plugin=True),
+    32008: _Filter("bitshuffle", _from_bitshuffle, ("lz4", "zstandard"), is_plugin=True),
+    32015: _Filter("zstd", _from_zstd, ("zstandard",), is_plugin=True),
 }
 """Supported filters by filter code: standard HDF5 filters and registered filters."""
 

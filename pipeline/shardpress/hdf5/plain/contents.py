@@ -30,8 +30,6 @@ from shardpress.hdf5.plain.metadata import (
 )
 from shardpress.hdf5.superblock import SIGNATURE, Superblock
 
-__all__ = ["MOST_NAMES", "Contents", "links", "read_arrays", "read_contents", "root"]
-
 MOST_NAMES = 1000
 """Maximum number of names in a group."""
 

@@ -12,21 +12,10 @@ from shardpress.hdf5.layout import grid_of
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_ITEM, SMALLEST
 from shardpress.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Kind, Messages, Metadata, NotPlain, expect, leaves
 
-__all__ = [
-    "Attribute",
-    "Dataset",
-    "attribute_name",
-    "attribute_of",
-    "attributes_of",
-    "dataset_of",
-    "layout_claim",
-    "value_of",
-]
-
 _UNLIMITED = 2**64 - 1
 
 
-class Type(NamedTuple):
+class _Type(NamedTuple):
     """Datatype of values.
 
     Attributes
@@ -68,7 +57,7 @@ class Dataset(NamedTuple):
     header: Messages
     shape: tuple[int, ...]
     maxshape: tuple[int, ...]
-    dtype: Type
+    dtype: _Type
     filters: list[Any]
     kind: str
     place: int = 0
@@ -90,7 +79,7 @@ class Attribute(NamedTuple):
     """Attribute of a group or a dataset."""
 
     name: bytes
-    dtype: Type
+    dtype: _Type
     shape: tuple[int, ...]
     data: bytes  # stored values, perhaps with padding
 
@@ -280,14 +269,14 @@ _INTEGERS = ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8")
 _FLOATS = ((2, 5, 10), (4, 8, 23), (8, 11, 52))  # bytes, exponent bits, mantissa bits
 
 
-def _numbers() -> dict[bytes, Type]:
+def _numbers() -> dict[bytes, _Type]:
     """Map datatype messages without the version to the numeric types that HDF5 and NumPy have in common."""
     table = {}
     for order in "<>":
         for code in _INTEGERS:
-            table[_integer_message(order, code)] = Type(np.dtype(order + code).str, {}, int(code[1]))
+            table[_integer_message(order, code)] = _Type(np.dtype(order + code).str, {}, int(code[1]))
         for size, exponent, mantissa in _FLOATS:
-            table[_float_message(order, size, exponent, mantissa)] = Type(f"{order}f{size}", {}, size)
+            table[_float_message(order, size, exponent, mantissa)] = _Type(f"{order}f{size}", {}, size)
     return table
 
 
@@ -309,7 +298,7 @@ def _float_message(order: str, size: int, exponent: int, mantissa: int) -> bytes
 _NUMBERS = _numbers()
 
 
-def _dtype(body: bytes) -> Type:
+def _dtype(body: bytes) -> _Type:
     """Parse a datatype message. Raise `KeyError` or `NotPlain` for unknown types."""
     version = body[0] >> 4
     kind = body[0] & 15
@@ -326,30 +315,30 @@ def _dtype(body: bytes) -> Type:
     return _variable_text_type(body)
 
 
-def _bool_type(body: bytes, version: int) -> Type:
+def _bool_type(body: bytes, version: int) -> _Type:
     """Return the type of h5py's bool, which is the only known enumeration."""
     message = bytes([_ENUMERATION]) + body[1:]
     expect(message.startswith(_BOOL[1 if version < 3 else 3]))
-    return Type("|b1", {}, 1)
+    return _Type("|b1", {}, 1)
 
 
-def _text_type(body: bytes) -> Type:
+def _text_type(body: bytes) -> _Type:
     """Return the type of fixed-length strings."""
     size = int.from_bytes(body[4:8], "little")
     padding = body[1] & 15
     expect(padding < 3, body[2:4] == b"\0\0", 0 < size <= MOST_CHUNK_BYTES)
     encoding = _ENCODINGS[body[1] >> 4]
     if padding != 1:  # not padded with zeros
-        return Type("|V", {}, size)
-    return Type(f"|S{size}", {"h5py_encoding": encoding}, size)
+        return _Type("|V", {}, size)
+    return _Type(f"|S{size}", {"h5py_encoding": encoding}, size)
 
 
-def _variable_text_type(body: bytes) -> Type:
+def _variable_text_type(body: bytes) -> _Type:
     """Return the type of variable-length strings."""
     size = int.from_bytes(body[4:8], "little")
     expect(body[1] == 1, body[2] in _ENCODINGS, body[3] == 0, size == 16)
     expect(body[8:].startswith(_UINT8))
-    return Type("|O", {}, size)
+    return _Type("|O", {}, size)
 
 
 # -- attributes --------------------------------------------------------------------------------------------------

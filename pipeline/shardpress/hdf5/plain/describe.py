@@ -34,8 +34,6 @@ from shardpress.hdf5.plain.contents import links, root
 from shardpress.hdf5.plain.datasets import Dataset, attribute_name, attribute_of, dataset_of, layout_claim
 from shardpress.hdf5.plain.metadata import MOST_BYTES, Kind, Metadata, NotPlain, expect, is_group, messages
 
-__all__ = ["describe_plain"]
-
 
 class _Group(NamedTuple):
     """Group with the rows.

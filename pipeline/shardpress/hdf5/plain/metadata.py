@@ -16,23 +16,6 @@ import numpy as np
 from shardpress.hdf5.files import read_at
 from shardpress.hdf5.limits import SMALLEST
 
-__all__ = [
-    "HALVES",
-    "MOST_BYTES",
-    "NOWHERE",
-    "Kind",
-    "Messages",
-    "Metadata",
-    "NotPlain",
-    "bodies_of",
-    "checksum",
-    "expect",
-    "expect_none_elsewhere",
-    "is_group",
-    "leaves",
-    "messages",
-]
-
 MOST_BYTES = 2**22
 """Maximum bytes of metadata to read, including repeated reads: an index of 100,000 chunks, or 1 s of checksums."""
 NOWHERE = 2**64 - 1

@@ -11,8 +11,6 @@ from shardpress.report.page.pictures import curves
 from shardpress.report.page.verdict import drift
 from shardpress.report.page.words import column, count, cut, number, percent
 
-__all__ = ["appends"]
-
 _MAX_ROWS = 40  # appends in the table
 _HEADS = "append, time, files, rows, verdict, error ratio, outside"
 _MINUTES = 16  # characters of a date and a time without seconds

@@ -27,8 +27,6 @@ from shardpress.report.page.words import cut, path
 if TYPE_CHECKING:
     from jinja2 import Template
 
-__all__ = ["checked_page", "html_of", "page_bytes", "page_of", "read_report", "report_bytes", "text_of"]
-
 log = logging.getLogger(__name__)
 
 _TEXT_WIDTH = 100

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["Command", "Figure", "Item", "Page", "Section", "Table"]
-
 _LONGEST_NUMBER = 24  # characters of a number with its unit; a longer text is a phrase that begins with a number
 
 

@@ -8,8 +8,6 @@ from typing import Any
 from shardpress.report.page.document import Item, Section, Table
 from shardpress.report.page.words import count, cut, number, percent
 
-__all__ = ["generations"]
-
 _MAX_ROWS = 40  # generations in a table
 _ENCODER = 12  # characters of a fingerprint
 _HEADS = "generation, encoder, mean R2, lowest R2, accuracy before, accuracy of mapped features"

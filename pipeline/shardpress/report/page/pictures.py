@@ -25,8 +25,6 @@ from shardpress.report.page.svg import (
 )
 from shardpress.report.page.words import count, cut, number, path
 
-__all__ = ["bars", "curves", "histogram", "images", "profiles", "scatter", "thinned", "widths"]
-
 _WIDTH = 420.0
 _HEIGHT = 260.0
 _LEFT = 58.0
@@ -53,7 +51,7 @@ _PROFILE_STEP = _PROFILE_HEIGHT + 22
 _PROFILE_COLOURS = {"input": COMPARED, "again": FEATURES}
 
 
-def thinned(n: int, most: int) -> list[int]:
+def _thinned(n: int, most: int) -> list[int]:
     """Return at most `most` of `n` positions, evenly spread, including the first and the last one."""
     positions = np.linspace(0, n - 1, min(n, most)).round().astype(int)
     return sorted(set(positions.tolist()))
@@ -113,7 +111,7 @@ def _scales_of_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str,
 
 
 def _curve(line: Sequence[float], x: Scale, y: Scale, style: Mapping[str, Any]) -> list[Element]:
-    chosen = thinned(len(line), _MAX_POINTS)
+    chosen = _thinned(len(line), _MAX_POINTS)
     xs = [x(i + 1) for i in chosen]
     ys = [y(line[i]) for i in chosen]
     elements = [polyline(xs, ys, FEATURES, stroke_width=2, **style)]
@@ -138,7 +136,7 @@ def _describe_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, 
 def _table_of_curves(title: str, lines: Mapping[str, Sequence[float]], x_name: str) -> Table:
     n_epochs = max(map(len, lines.values()))
     rows = []
-    for i in thinned(n_epochs, _MAX_POINTS_IN_TABLE):
+    for i in _thinned(n_epochs, _MAX_POINTS_IN_TABLE):
         rows.append([i + 1, *(number(line[i]) for line in lines.values())])
     return Table.of(title, ", ".join([x_name, *lines]), rows)
 

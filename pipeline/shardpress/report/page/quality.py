@@ -12,8 +12,6 @@ from shardpress.report.page.pictures import bars, curves, histogram, images, pro
 from shardpress.report.page.svg import COMPARED, FEATURES
 from shardpress.report.page.words import column, count, cut, number, path, percent
 
-__all__ = ["quality"]
-
 _COLOURS = (FEATURES, COMPARED)  # of the first bar, and of all others
 
 

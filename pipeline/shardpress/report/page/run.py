@@ -14,8 +14,6 @@ from shardpress.report.page.words import count, cut, number, path, percent
 from shardpress.settings.config import Config
 from shardpress.text import exact_duration, size
 
-__all__ = ["change", "settings", "steps", "time_spent"]
-
 _NOT_OF_RESULTS = ("overwrite", "restart", "quiet", "verbose")  # settings that do not affect results
 _HEADS = "stage, time, rows, bytes, CPU use, waiting for"
 _MIN_SHARE = 0.01  # smaller shares of a stage's time are not listed

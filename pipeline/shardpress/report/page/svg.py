@@ -14,22 +14,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-__all__ = [
-    "COLOURS",
-    "COMPARED",
-    "FEATURES",
-    "LABELS",
-    "TIMES",
-    "Element",
-    "Scale",
-    "axes",
-    "element",
-    "image",
-    "picture",
-    "polyline",
-    "text",
-]
-
 # Each colour has one meaning on the whole page.
 FEATURES = "#3b7dd8"
 """Colour of features, and of everything that is computed from them."""

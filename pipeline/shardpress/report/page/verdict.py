@@ -11,8 +11,6 @@ from shardpress.report.page.document import Item, Section, Table
 from shardpress.report.page.words import column, count, cut, number, path, percent
 from shardpress.text import exact_duration
 
-__all__ = ["action_needed", "drift", "judgment", "notices", "status", "verdict"]
-
 _MAX_LISTED = 10
 _ACTIONS = {
     "pass": "were encoded unchanged",
@@ -24,8 +22,8 @@ _ACTIONS = {
 def verdict(report: Mapping[str, Any]) -> str:
     """Return a few sentences about the run and its features."""
     summary = report["summary"]
-    found = judgment(report)
-    n_notices, _ = notices(report)
+    found = _judgment(report)
+    n_notices, _ = _notices(report)
     end = ""
     if n_notices:
         end = f"There {'is' if n_notices == 1 else 'are'} {quantity(n_notices, 'warning')}."
@@ -52,17 +50,17 @@ def _supervision(report: Mapping[str, Any]) -> str:
     return f"The features are supervised: they were trained with the values of {cut(target['name'])} in {rows}."
 
 
-def judgment(report: Mapping[str, Any]) -> Judgment:
+def _judgment(report: Mapping[str, Any]) -> Judgment:
     """Return the judgment of the features, for reports of all versions."""
     return judge(report["summary"], report.get("sample"), report.get("config", {}), report.get("scan"))
 
 
 def status(report: Mapping[str, Any]) -> str:
     """Return the state of the run in one or two words."""
-    n_notices, _ = notices(report)
+    n_notices, _ = _notices(report)
     if n_notices:
         return "Action needed"
-    if not judgment(report).is_good:
+    if not _judgment(report).is_good:
         return "Check the features"
     return "OK"
 
@@ -70,7 +68,7 @@ def status(report: Mapping[str, Any]) -> str:
 # -- warnings and problems ------------------------------------------------------------------------------------------
 
 
-def notices(report: Mapping[str, Any]) -> tuple[int, list[str]]:
+def _notices(report: Mapping[str, Any]) -> tuple[int, list[str]]:
     """Return the number of warnings, and the texts of the first warnings with their advice."""
     warnings = report["warnings"]
     lines = [str(line) for line in warnings["first"]]
@@ -90,7 +88,7 @@ def action_needed(report: Mapping[str, Any]) -> Section:
     items = [*_warnings(report), *_bad_data(report.get("bad", {}))]
     if not report.get("appends"):  # the section about appended rows includes their drift
         items += drift(report.get("drift"))
-    found = judgment(report)
+    found = _judgment(report)
     if not found.is_good:
         items.append(f"The features need attention, see the summary. {found.suggestion}")
     gave_up = report["summary"].get("gave_up")
@@ -110,7 +108,7 @@ def _reused_results(report: Mapping[str, Any]) -> Iterator[Item]:
 
 
 def _warnings(report: Mapping[str, Any]) -> Iterator[Item]:
-    n, lines = notices(report)
+    n, lines = _notices(report)
     yield from lines
     if n > len(lines):
         yield f"{count(n - len(lines))} more warnings are in run.log."

@@ -7,8 +7,6 @@ from typing import Any
 
 from shardpress.errors import printable
 
-__all__ = ["column", "count", "cut", "number", "path", "percent"]
-
 
 def count(n: int | float) -> str:
     """Return a whole number with thousands separators."""

@@ -43,18 +43,6 @@ from shardpress.scan.ranges import Scan
 from shardpress.settings.config import Config
 from shardpress.shards.twins import find_twins
 
-__all__ = [
-    "Findings",
-    "Reusable",
-    "adds_extras",
-    "captured_warnings",
-    "check_inputs",
-    "check_output",
-    "check_rows",
-    "free_bytes",
-    "nearest_directory",
-]
-
 T = TypeVar("T")
 
 _TWINS_BYTES = 2**29  # bytes of rows that are compared in full; a plan should take seconds
@@ -143,7 +131,7 @@ def check_inputs(config: Config, findings: Findings) -> Prepared | None:
 def _finished_run(config: Config) -> FinishedRun:
     """Return the finished run that an append would extend."""
     check_finished(config)
-    ledger = open_readonly(Path(config.results.output))
+    ledger = _open_readonly(Path(config.results.output))
     if ledger is None:
         raise NoInput(
             f"output={printable(config.results.output)}: lacks some of its directories, expected a complete output "
@@ -159,7 +147,7 @@ def adds_extras(prepared: Prepared) -> bool:
     if not prepared.config.inputs.include or objection(directory) is not None:
         return False
     with suppress(ShardpressError):  # `check_output` reports it
-        ledger = open_readonly(directory)
+        ledger = _open_readonly(directory)
         if ledger is not None:
             prepared, _ = compare_contents(ledger, prepared, reads=False)
             return adds_extras_to(ledger, prepared)
@@ -191,10 +179,10 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
             )
         )
     reusable = Reusable()
-    ledger = None if discards_earlier else findings.attempt(lambda: open_readonly(directory))
+    ledger = None if discards_earlier else findings.attempt(lambda: _open_readonly(directory))
     if ledger is not None:
         prepared, _ = compare_contents(ledger, prepared, reads=False)
-        reusable = reusable_results(ledger, prepared)
+        reusable = _reusable_results(ledger, prepared)
         if not prepared.config.results.restart and prepared.finished is None:
             findings.attempt(lambda: finished_manifest(ledger, prepared))
     if reusable.is_complete:
@@ -297,14 +285,14 @@ class _UnchangingDisk(Disk):
         """Do nothing."""
 
 
-def open_readonly(directory: Path) -> Ledger | None:
+def _open_readonly(directory: Path) -> Ledger | None:
     """Return the ledger of an output directory without locking or changing it; None if it does not exist yet."""
     if not all(os.path.isdir(directory / name) for name in FOLDERS):
         return None
     return Ledger(directory, _UnchangingDisk())
 
 
-def reusable_results(ledger: Ledger, prepared: Prepared) -> Reusable:
+def _reusable_results(ledger: Ledger, prepared: Prepared) -> Reusable:
     """Return the results in a directory that a run would reuse.
 
     Files are compared by size only; with ``--verify digests`` a run also compares their digests. The function

@@ -38,8 +38,6 @@ from shardpress.shards.shard import row_dtype
 if TYPE_CHECKING:
     from shardpress_kernels.backend import Device
 
-__all__ = ["Plan", "make_plan"]
-
 _BUSY = 0.75  # load per core above which the machine is busy
 # Estimates for the report, which measures a bounded number of rows. Its classifiers and components take longer on wide
 # rows.
@@ -206,7 +204,7 @@ def _facts_of_sample(
         facts["disk"] = _disk(prepared, reusable, n_bytes)
     if sample.training is not None:
         facts["components"] = [[n, error] for n, error in sample.training.components]
-    return {**facts, "stages": estimate_stages(prepared, reusable, sample)}
+    return {**facts, "stages": _estimate_stages(prepared, reusable, sample)}
 
 
 def _memory(prepared: Prepared, device: Device, findings: Findings) -> dict[str, int | None]:
@@ -264,7 +262,7 @@ def _sample_stages(
     return Sample(pace, training, encoded, resident, on_host)
 
 
-def estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> list[StageEstimate]:
+def _estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> list[StageEstimate]:
     """Return the time of each stage: 0 if its result is reused, otherwise an estimate from the sample."""
     estimates = []
     if prepared.is_scanned:

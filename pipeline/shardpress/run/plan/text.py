@@ -11,8 +11,6 @@ from shardpress.errors import printable, quantity
 from shardpress.run.plan.plan import Plan
 from shardpress.text import duration, size
 
-__all__ = ["plan_text"]
-
 _WIDTH = 100
 _DECIMALS_BELOW = 10.0  # seconds
 
