@@ -157,6 +157,7 @@ PACKAGE = SOURCE_ROOTS["shardpress"] / "shardpress"
 PIPELINE = sorted(path for ending in ("py", "pyi") for path in PACKAGE.rglob(f"*.{ending}"))
 KERNELS = sorted((SOURCE_ROOTS["shardpress_kernels"] / "shardpress_kernels").glob("*.py"))
 SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 # Largest number of AST nodes in a function. Lower the limit if the code becomes simpler. Ruff limits the numbers of
 # parameters and branches.
 MOST_NODES = 680
@@ -241,7 +242,7 @@ def wrong_imports(module: str, source: str) -> list[str]:
 @cache
 def defined_names(path: Path) -> set[str]:
     """Return the names of the functions and classes at the top of a module."""
-    return {node.name for node in parsed(path).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    return {node.name for node in parsed(path).body if isinstance(node, DEFINITIONS)}
 
 
 def test_the_table_names_every_package() -> None:
@@ -310,10 +311,12 @@ def test_every_file_has_a_docstring() -> None:
 
 
 def test_the_public_api_has_docstrings() -> None:
-    for name in shardpress._PUBLIC:
-        public = getattr(shardpress, name)
-        members = [member for key, member in vars(public).items() if callable(member) and not key.startswith("_")]
-        assert [each for each in [public, *members] if not each.__doc__] == []
+    for name, module in shardpress._PUBLIC.items():
+        file = file_of(module)
+        assert file is not None
+        (public,) = (node for node in parsed(file).body if isinstance(node, DEFINITIONS) and node.name == name)
+        members = [node for node in public.body if isinstance(node, DEFINITIONS) and not node.name.startswith("_")]
+        assert [node.name for node in [public, *members] if not ast.get_docstring(node)] == []
 
 
 def test_files_import_no_private_names() -> None:
