@@ -32,6 +32,7 @@ from shardpress.interop.applying import compute
 from shardpress.run.engine import run
 from shardpress.settings.config import SETTINGS, Config
 from tests.support.cases import ALL_CASES, case, each
+from tests.support.fields import set_sizes
 from tests.support.helpers import refused, write_shard
 from tests.support.interpreters import REPOSITORY, run_python
 
@@ -329,7 +330,8 @@ def test_wrong_targets_are_refused() -> None:
 # -- kinds of arrays ---------------------------------------------------------------------------------------------
 
 
-def test_lazy_arrays_are_fitted_and_encoded_by_block() -> None:
+def test_lazy_arrays_are_fitted_and_encoded_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_sizes(monkeypatch, shuffle_window=2**20, sample_bytes=2**20)
     x = rows(400_000, np.float32, 6)  # 9.6 MB, more than half a budget of 16 MiB
     lazy = da.from_array(x, chunks=(150_000, 4))
     settings = {"epochs": 1, "n_features": 3, "batch_size": 1024, "memory_budget": 2**24}

@@ -20,6 +20,7 @@ from tests.support.helpers import refused
 
 MiB = 2**20
 TILE = 64
+ENCODING = {"model": "features"}  # a run that trains nothing: it needs no memory for a training
 
 
 def shard(n_rows=10**6, n_inputs=100, dtype="float32"):
@@ -33,15 +34,17 @@ def budget_of(shards=None, n_features=16, tile_rows=TILE, **settings):
     settings = resolve(config, sum(each.n_rows for each in shards), n_inputs)
     network = network_of(settings.network, n_inputs)
     n_replicas = 0 if config.inputs.model else settings.training.replicas
-    return make_budget(settings.machine, settings.storage, network, n_replicas, shards, tile_rows)
+    fraction = settings.validation.validation_fraction
+    return make_budget(settings.machine, settings.storage, network, n_replicas, shards, tile_rows, fraction)
 
 
-def test_blocks_parts_window_and_validation_fit_the_budget():
+def test_blocks_and_parts_fit_the_budget():
     for memory, threads, dtype, n_inputs, n_features in product(
         (16 * MiB, 64 * MiB, 2048 * MiB), (1, 2, 16), ("uint8", "float64"), (1, 10, 100), (1, 50)
     ):
         case = f"{memory} bytes, {threads} threads, {dtype}, {n_inputs} columns, {n_features} features"
-        budget = budget_of([shard(10**7, n_inputs, dtype)], n_features, memory_budget=memory, threads=threads)
+        shards = [shard(10**7, n_inputs, dtype)]
+        budget = budget_of(shards, n_features, memory_budget=memory, threads=threads, **ENCODING)
         row_bytes = n_inputs * np.dtype(dtype).itemsize
         block_rows = budget.block_rows
         part_rows = budget.part_rows
@@ -51,10 +54,35 @@ def test_blocks_parts_window_and_validation_fit_the_budget():
         assert threads * block_rows * row_bytes <= memory // 8 + TILE * row_bytes * threads, case
         max_rows = max(memory // 8, 3 * threads * block_rows * 4 * n_features)
         assert threads * 3 * part_rows * 4 * n_features <= max_rows, case
-        assert 2 * budget.window_rows * row_bytes <= memory // 2, case
-        assert budget.max_validation_rows * row_bytes <= memory // 8, case
-        assert 0 < budget.max_sample_rows * 4 * n_inputs <= min(64 * MiB, memory // 8), case
         assert budget.resident == (10**7 * row_bytes <= memory // 2), case
+
+
+def test_sizes_that_determine_the_model_do_not_depend_on_the_machine():
+    """Rows that do not fit are refused: another model for each budget would not be the same result."""
+    for dtype, n_rows, n_inputs in product(("uint8", "float64"), (10**5, 10**7), (10, 100)):
+        shards = [shard(n_rows, n_inputs, dtype)]
+        found = set()
+        for memory, threads in product((256 * MiB, 2048 * MiB, 2**40), (1, 16)):
+            with suppress(ConfigError):
+                budget = budget_of(shards, 4, memory_budget=memory, threads=threads)
+                found.add((budget.window_rows, budget.max_validation_rows, budget.max_sample_rows))
+        assert len(found) == 1, (dtype, n_rows, n_inputs)
+
+
+def test_rows_of_the_training_fit_the_budget_or_are_refused():
+    for n_rows, n_inputs, memory in product((10**4, 10**6, 10**9), (10, 1000), (64 * MiB, 512 * MiB, 1024 * MiB)):
+        case = (n_rows, n_inputs, memory)
+        shards = [shard(n_rows, n_inputs)]
+        row_bytes = 4 * n_inputs
+        try:
+            budget = budget_of(shards, 4, memory_budget=memory)
+        except ConfigError as error:
+            least = int(re.findall("[0-9]+", str(error))[1])
+            assert memory < least <= 1024 * MiB, case
+            budget = budget_of(shards, 4, memory_budget=least)
+        held = n_rows if budget.resident else min(n_rows, 2 * budget.window_rows)
+        held_bytes = (held + min(n_rows // 20, budget.max_validation_rows)) * row_bytes
+        assert held_bytes + min(n_rows, budget.max_sample_rows) * row_bytes <= 0.75 * 1024 * MiB, case
 
 
 def test_many_rows_make_larger_parts_within_the_budget():
@@ -78,11 +106,12 @@ def test_a_tile_for_each_thread_fits_the_budget_or_is_refused():
 
 def test_the_error_about_wide_rows_names_a_sufficient_budget():
     wide = [shard(n_inputs=100_000)]
+    settings = {"threads": 1, **ENCODING}
     with pytest.raises(ConfigError, match=r"memory_budget\b.*\b16777216\b.*--threads") as caught:
-        budget_of(wide, 1, memory_budget=16 * MiB, threads=1)
+        budget_of(wide, 1, memory_budget=16 * MiB, **settings)
     least = int(re.findall("[0-9]+", str(caught.value))[1])
     assert 4 * TILE * 400_000 <= least <= 4 * TILE * 400_000 + 16 * MiB
-    budget_of(wide, 1, memory_budget=least, threads=1)
+    budget_of(wide, 1, memory_budget=least, **settings)
 
 
 def with_texts(each, text_bytes, n_numbers=0):
@@ -105,7 +134,7 @@ def test_extras_fit_the_budget():
         case = f"{memory} bytes, {threads} threads, texts of {text_bytes} bytes, {n_rows} rows"
         shards = [shard(n_rows), with_texts(shard(n_rows), text_bytes)]
         shards[0] = with_texts(shards[0], 0)
-        budget = budget_of(shards, memory_budget=memory, threads=threads)
+        budget = budget_of(shards, memory_budget=memory, threads=threads, **ENCODING)
         assert budget.part_rows % TILE == 0, case
         extras_size = budget.n_wide * extras_bytes(shards, budget.part_rows)
         one_tile = extras_bytes(shards, TILE)
@@ -137,7 +166,7 @@ def test_chunks_that_do_not_fit_the_budget_cause_a_warning():
         (10**7, 150_000, 2048 * MiB, r"\b1[0-9] times\b.*\bepoch\b"),
     ):
         shards = [shard_in_chunks(n_rows, chunk_rows)]
-        found = repeated_chunks(shards, budget_of(shards, memory_budget=memory))
+        found = repeated_chunks(shards, budget_of(shards, memory_budget=memory, **ENCODING))
         assert (found is None) == (times is None), (n_rows, chunk_rows, memory, found)
         if times:
             assert re.search(times, found), found
@@ -161,15 +190,14 @@ def test_a_network_larger_than_half_of_the_budget_is_refused():
     with refused(78, str(2 * 4 * 18 * n_weights), "20000 x 4096 x 16", "--hidden"):
         budget_of(wide, hidden=(4096,), memory_budget=2**31)
     budget_of(wide, hidden=(4096,), memory_budget=2 * 4 * 18 * n_weights)
-    budget_of(wide, hidden=(4096,), memory_budget=2**31, model="encoding alone takes fewer copies")
+    budget_of(wide, hidden=(4096,), memory_budget=2**31, **ENCODING)
 
 
 def test_a_large_network_leaves_less_memory_for_rows():
-    small, large = (budget_of([shard(n_inputs=784)], hidden=hidden, memory_budget=64 * MiB) for hidden in ((), (400,)))
-    assert large.window_rows < small.window_rows
-    assert large.max_validation_rows < small.max_validation_rows
-    n_bytes = 16 * 784 * 4 * (small.max_validation_rows - large.max_validation_rows)
-    assert abs(n_bytes - (4 * 18 * (784 * 400 + 400 * 16) - 8 * MiB)) < 2 * 16 * 784 * 4
+    shards = [shard(9000, n_inputs=784)]
+    settings = {"memory_budget": 64 * MiB, **ENCODING}
+    assert budget_of(shards, **settings).resident
+    assert not budget_of(shards, hidden=(3000,), **settings).resident
 
 
 def test_blocks_are_rounded_up_to_whole_tiles(monkeypatch):
@@ -181,7 +209,7 @@ def test_blocks_are_rounded_up_to_whole_tiles(monkeypatch):
 def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():
     for n_rows in (899, 900, 901, 999, 1000, 1001):
         shards = [shard(n_rows - 1, 4096), shard(1, 4096)]
-        budget = budget_of(shards, 1, memory_budget=2 * 1000 * 4 * 4096)
+        budget = budget_of(shards, 1, memory_budget=2 * 1000 * 4 * 4096, **ENCODING)
         assert budget.resident == (n_rows <= 1000), n_rows
         sizes = budget.sizes(Device("cpu", "cpu", "Processor"))
         assert (sizes.resident, sizes.on_device) == (n_rows <= 1000, False), n_rows
@@ -201,7 +229,8 @@ def test_rows_stay_in_memory_if_they_fit_half_of_the_budget():
 def test_rows_stay_on_a_device_if_they_fit_its_memory(limit, free, max_rows):
     device = Device("cuda", "cuda", "Card", free=free)
     for n_rows in {1, max(1, max_rows - 1), max(1, max_rows), max_rows + 1}:
-        budget = budget_of([shard(n_rows, 4096, "uint8")], 1, memory_budget=32 * MiB, device_memory_budget=limit)
+        settings = {"memory_budget": 32 * MiB, "device_memory_budget": limit, **ENCODING}
+        budget = budget_of([shard(n_rows, 4096, "uint8")], 1, **settings)
         sizes = budget.sizes(device)
         assert budget.keeps_rows(device) == sizes.on_device == (n_rows <= max_rows), n_rows
         assert not sizes.resident
@@ -210,7 +239,7 @@ def test_rows_stay_on_a_device_if_they_fit_its_memory(limit, free, max_rows):
 def test_bytes_are_counted_in_the_dtype_that_holds_all_shards():
     narrow = shard(500, 8192, "uint8")
     wide = shard(500, 8192, "float64")
-    settings = {"memory_budget": 16 * MiB, "threads": 1}
+    settings = {"memory_budget": 16 * MiB, "threads": 1, **ENCODING}
     assert budget_of([narrow], 1, **settings).resident
     assert not budget_of([narrow, wide, narrow], 1, **settings).resident
 

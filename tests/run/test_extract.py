@@ -90,7 +90,7 @@ def test_streamed_and_resident_rows_give_equal_features(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     set_fields(monkeypatch, start="random")
-    x = rows(6000, 500)  # 12 MB, more than half of the smallest budget
+    x = rows(6000, 500)  # 12 MB, more than half of the smaller budget
     folder = tmp_path / "shards"
     folder.mkdir()
     for i in range(3):
@@ -98,7 +98,7 @@ def test_streamed_and_resident_rows_give_equal_features(
     window = [f"shuffle_window={2**20}", "--hidden", "64"]  # sizes that fit into both budgets
     resident = features(folder, tmp_path / "a", *window)
     assert "rows in memory" in caplog.text
-    streamed = features(folder, tmp_path / "b", *window, "--memory-budget", "16MiB")
+    streamed = features(folder, tmp_path / "b", *window, "--memory-budget", "20MiB")
     assert "rows streamed" in caplog.text
     assert resident.tobytes() == streamed.tobytes()
 

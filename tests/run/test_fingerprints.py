@@ -16,17 +16,15 @@ from shardpress.hdf5.files import Identity
 from shardpress.hdf5.layout import Layout
 from shardpress.model import Model
 from shardpress.run import fingerprints as module
-from shardpress.run.budget import make_budget
 from shardpress.run.fingerprints import Request, differences, request_of
 from shardpress.run.resume import plain_request
 from shardpress.scan.scaler import Scaler
 from shardpress.settings import replicas
 from shardpress.settings.config import SETTINGS, Affected, Config, Setting
-from shardpress.settings.resolve import network_of, resolve
+from shardpress.settings.resolve import resolve
 from shardpress.shards.shard import Extra, Shard
 from shardpress.training.targets import targets_of
 from shardpress_kernels.network import Network
-from tests.support.fields import set_sizes
 from tests.support.logged import mentions
 from tests.support.networks import ONE_LAYER
 
@@ -54,9 +52,7 @@ def request(
 ) -> Request:
     """Return a request; `values` are the selected rows and the targets."""
     settings = resolve(config, 3000, 4)
-    network = network_of(settings.network, 4)
-    budget = make_budget(settings.machine, settings.storage, network, settings.training.replicas, shards, 8)
-    return request_of(settings, shards, model, budget, **values)
+    return request_of(settings, shards, model, **values)
 
 
 def fingerprints(found: Request) -> dict[str, str]:
@@ -158,23 +154,6 @@ def test_selected_rows_and_targets_change_the_stages_that_depend_on_them() -> No
     assert mentions(differences(plain(of(kinds)), plain(of(numbers))), "target")
 
 
-@pytest.mark.parametrize(
-    ("sizes", "expected"),
-    [
-        ({"shuffle_window": 8000}, {"model", "all"}),
-        ({"shuffle_window": 2**30}, set()),  # all rows fit, as before
-        ({"block_rows": 16}, set()),
-        ({"checkpoint_seconds": 0.0}, set()),
-    ],
-)
-def test_only_the_window_of_the_shuffle_changes_a_model(
-    monkeypatch: pytest.MonkeyPatch, sizes: dict[str, Any], expected: set[str]
-) -> None:
-    before = request()
-    set_sizes(monkeypatch, **sizes)
-    assert affected_stages(request(), before) == expected
-
-
 AFFECTED = {"scan": set(STAGES), "model": {"model", "all"}, "features": {"features", "all"}}
 
 
@@ -201,7 +180,7 @@ def test_every_setting_changes_the_stages_that_it_declares(monkeypatch: pytest.M
     for setting in SETTINGS.values():
         affects = setting.affects
         assert affects in get_args(Affected), setting.name
-        if affects in ("inputs", "budget"):  # these count by their effect, and have tests of their own
+        if affects == "inputs":  # these count by their effect, and have tests of their own
             continue
         change = {setting.name: other_value(setting)}
         assert affected_stages(request(CONFIG.changed(**change))) == AFFECTED.get(affects, set()), change
@@ -223,13 +202,6 @@ def test_version_of_theano_changes_the_model(monkeypatch: pytest.MonkeyPatch, pa
     monkeypatch.setattr(module, "version", lambda name: "9.9" if name == package else version(name))
     assert affected_stages(request(), before) == affected
     assert (package in differences(plain(before), plain(request()))) is bool(affected)
-
-
-def test_a_memory_budget_matters_only_if_it_limits_the_rows() -> None:
-    wide = tuple(replace(shard, shape=(10**6, 4), identity=replace(FILE, size=16 * 10**6)) for shard in SHARDS)
-    before = request(shards=wide)
-    assert affected_stages(request(CONFIG.changed(memory_budget=2**35), wide), before) == set()
-    assert affected_stages(request(CONFIG.changed(memory_budget=2**25), wide), before) == {"model", "all"}
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------

@@ -31,8 +31,8 @@ CONSTANT = 300 * MIB
 
 CHILD = """
 import json, re, sys
-from scripts.extract import main
-code = main(sys.argv[1:])
+from tests.support.fields import run_with_sizes
+code = run_with_sizes(sys.argv[1:])
 # Not ru_maxrss: that counts what the parent had before it became this program.
 peak = int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 print(json.dumps({"code": code, "peak": 1024 * peak}))
@@ -42,6 +42,7 @@ print(json.dumps({"code": code, "peak": 1024 * peak}))
 def peak(*flags: str) -> int:
     """Return the peak resident memory, in bytes, of a run in a process of its own."""
     command = [sys.executable, "-c", CHILD, *flags, "--memory-budget", f"{BUDGET // MIB}MiB"]
+    command += [f"shuffle_window={BUDGET // 8}", f"sample_bytes={BUDGET // 16}"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["code"] == 0, result.stderr

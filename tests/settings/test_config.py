@@ -112,7 +112,8 @@ def test_the_default_hidden_layer_follows_rows_and_columns():
     assert hidden(1200, 784) == (300,), "at most what few rows can train"
     assert hidden(200, 784) == (), "no layer that could not start from components"
     assert hidden(200, 784, hidden=(9,)) == (9,)
-    assert hidden(60_000, 784, memory_budget=2**25) == (274,), "at most what fits into half of the memory"
+    assert hidden(10**6, 50_000) == (297,), "at most what fits into half of the default memory budget"
+    assert hidden(10**6, 50_000, memory_budget=2**24) == (297,), "a model does not depend on the memory budget"
 
 
 def test_corruption_is_the_default_for_many_columns():

@@ -22,8 +22,8 @@ TABLE = [
     (60_000, {"replicas": 7}, 3),
     (60_000, {"replicas": 8, "epochs": 2}, 1),
     (60_000, {"replicas": 8, "epochs": 1}, 1),
-    (60_000, {"replicas": 4, "memory_budget": 8 * 16 * 128 * 784 * 8}, 4),  # the window is an eighth of the budget
-    (60_000, {"replicas": 4, "memory_budget": 8 * 15 * 128 * 784 * 8}, 1),
+    (10**8, {"replicas": 4, "batch_size": 2**28 // (8 * 784 * 16)}, 4),  # a window holds 16 steps
+    (10**8, {"replicas": 4, "batch_size": 2**28 // (8 * 784 * 16) + 1}, 1),
     (1_000, {"replicas": 8}, 1),
 ]
 

@@ -29,14 +29,18 @@ def set_sizes(
     *,
     block_rows: int | None = None,
     shuffle_window: int | None = None,
+    sample_bytes: int | None = None,
     checkpoint_seconds: float | None = None,
 ) -> None:
-    """Set the rows of a block, the bytes of a window and the time between checkpoints, in this process."""
+    """Set the rows of a block, the bytes of windows and samples, and the time between checkpoints, in this process."""
     if block_rows is not None:
         monkeypatch.setattr(budget, "_wanted_block_rows", lambda thread_bytes, row_bytes: block_rows)
     if shuffle_window is not None:
         monkeypatch.setattr(budget, "SHUFFLE_WINDOW", shuffle_window)
         monkeypatch.setattr(resolve, "SHUFFLE_WINDOW", shuffle_window)
+    if sample_bytes is not None:
+        monkeypatch.setattr(budget, "_SAMPLE_BYTES", sample_bytes)
+        monkeypatch.setattr(budget, "_VALIDATION_BYTES", sample_bytes)
     if checkpoint_seconds is not None:
         monkeypatch.setattr(training_stage, "_CHECKPOINT_SECONDS", checkpoint_seconds)
 
@@ -51,4 +55,4 @@ def run_with_sizes(arguments: Sequence[str], disk: Disk | None = None) -> int:
 
 def is_size(argument: str) -> bool:
     """Return whether an argument has the form ``block_rows=8``."""
-    return argument.split("=")[0] in ("block_rows", "shuffle_window", "checkpoint_seconds")
+    return argument.split("=")[0] in ("block_rows", "shuffle_window", "sample_bytes", "checkpoint_seconds")

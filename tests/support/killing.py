@@ -46,7 +46,6 @@ PHASES = {
     "end": r"^(Done|Already complete): ",
 }
 _SETTINGS = (
-    # The budget is small: rows are streamed in several windows per epoch.
     "--memory-budget",
     "16MiB",
     "--batch-size",
@@ -60,13 +59,14 @@ _SETTINGS = (
     "--threads",
     "2",
 )
-# ``scripts/extract.py`` with a checkpoint after each step.
+# ``scripts/extract.py`` with a checkpoint after each step, and several windows of rows per epoch.
 _WITH_CHECKPOINTS = """
 import sys
 sys.path.insert(0, "scripts")
 import extract
-from shardpress.run import training_stage
+from shardpress.run import budget, training_stage
 training_stage._CHECKPOINT_SECONDS = 0.0
+budget.SHUFFLE_WINDOW = 2**21
 extract.leave(extract.main())
 """
 _COMPLAINTS = re.compile(r" (WARNING|ERROR|CRITICAL) |^Traceback|^Exception ignored")

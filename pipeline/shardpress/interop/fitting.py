@@ -326,7 +326,15 @@ def _scan(shards: tuple[Shard, ...], scan_settings: ScanSettings, budget: Budget
 
 def _budget(settings: Settings, shards: tuple[Shard, ...]) -> Budget:
     network = network_of(settings.network, max_network_inputs(settings, shards[0].n_inputs))
-    return make_budget(settings.machine, settings.storage, network, settings.training.replicas, shards, TILE_ROWS)
+    return make_budget(
+        settings.machine,
+        settings.storage,
+        network,
+        settings.training.replicas,
+        shards,
+        TILE_ROWS,
+        settings.validation.validation_fraction,
+    )
 
 
 def _refuse(complaints: list[str]) -> None:

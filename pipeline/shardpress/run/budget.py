@@ -36,6 +36,8 @@ _COPIES_OF_REPLICAS = 4  # extra copies of the network with several replicas: mo
 # results of a step or a block.
 _SHARE_ON_DEVICE = 0.5
 _BYTES_ON_DEVICE = 2**30  # bytes for rows if a device does not report its free memory
+# The model depends on these numbers, so they are constants, and no shares of the memory budget.
+_VALIDATION_BYTES = 2**27  # rows that are held out from the training
 _SAMPLE_BYTES = 2**26  # scaled rows for principal components, which more rows would hardly change
 
 
@@ -120,12 +122,12 @@ def make_budget(
     n_replicas: int,
     shards: Sequence[Shard],
     tile_rows: int,
+    validation_fraction: float,
 ) -> Budget:
     """Divide the memory budget.
 
-    - Training rows: half, if all of them fit; otherwise a quarter, for two windows.
-    - Validation rows: a sixteenth.
-    - The sample for principal components: at most an eighth.
+    - Training rows: half, if all of them fit; otherwise two windows.
+    - Validation rows and the sample for principal components: a fixed number of bytes.
     - Blocks and parts of the threads: a quarter.
     - The network and copies: the rest. If a network needs more than an eighth, the rows get less.
 
@@ -143,11 +145,14 @@ def make_budget(
         The inputs.
     tile_rows : int
         Rows per matrix product in the encoder. Blocks are rounded up to a multiple.
+    validation_fraction : float
+        Fraction of the rows that is held out from the training.
 
     Raises
     ------
     ConfigError
-        If the budget is too small for one tile of rows per thread, or the network needs more than half of it.
+        If the budget is too small for one tile of rows per thread, for the rows that the training holds, or for twice
+        the network.
     """
     row_bytes = _row_bytes(shards, network.n_inputs)
     n_rows = sum(shard.n_rows for shard in shards)
@@ -164,17 +169,26 @@ def make_budget(
 
     part_rows = _part_rows(thread_bytes, storage, network.n_outputs, n_rows, block_rows)
     part_rows, n_wide = _for_extras(shards, part_rows, n_writers, memory // 4, tile_rows)
+    window_rows = max(1, SHUFFLE_WINDOW // row_bytes)
+    max_validation_rows = _VALIDATION_BYTES // row_bytes
+    max_sample_rows = max(1, _SAMPLE_BYTES // (4 * network.n_inputs))  # scaled, in float32
+    resident = n_rows * row_bytes <= memory // 2
+    if n_replicas:
+        held_rows = n_rows if resident else min(n_rows, 2 * window_rows)
+        held_rows += min(round(validation_fraction * n_rows), max_validation_rows)
+        sample_bytes = min(n_rows, max_sample_rows) * 4 * network.n_inputs
+        _check_training(machine, memory, held_rows * row_bytes + sample_bytes)
     return Budget(
         n_threads=n_threads,
         n_writers=n_writers,
         block_rows=block_rows,
         part_rows=part_rows,
-        resident=n_rows * row_bytes <= memory // 2,
+        resident=resident,
         rows_bytes=n_rows * row_bytes,
         device_bytes=machine.device_memory_budget,
-        window_rows=max(1, min(SHUFFLE_WINDOW, memory // 8) // row_bytes),
-        max_validation_rows=memory // 16 // row_bytes,
-        max_sample_rows=max(1, min(_SAMPLE_BYTES, memory // 8) // (4 * network.n_inputs)),  # scaled, in float32
+        window_rows=window_rows,
+        max_validation_rows=max_validation_rows,
+        max_sample_rows=max_sample_rows,
         n_wide=n_wide,
         chunk_bytes=memory // 8,
     )
@@ -210,6 +224,17 @@ def _check_blocks(
             f"memory_budget: {machine.memory_budget} bytes, expected at least {least + network_bytes} for {n_held} "
             f"threads with blocks of {held_rows} rows of {row_bytes} bytes each. Raise --memory-budget, or lower "
             "--threads."
+        )
+
+
+def _check_training(machine: MachineSettings, memory: int, held_bytes: int) -> None:
+    """Raise `ConfigError` if the rows that the training holds do not fit in three quarters of the memory budget."""
+    least = -(-4 * held_bytes // 3)
+    if least > memory:
+        network_bytes = machine.memory_budget - memory
+        raise ConfigError(
+            f"memory_budget: {machine.memory_budget} bytes, expected at least {least + network_bytes}, because the "
+            f"training holds {held_bytes} bytes of rows. Raise --memory-budget; models do not depend on it."
         )
 
 

@@ -23,7 +23,6 @@ from shardpress.errors import printable, quantity
 from shardpress.formats import fingerprint
 from shardpress.model import Model
 from shardpress.rowfacts import DROPPED, SELECTED, selection_digest
-from shardpress.run.budget import Budget
 from shardpress.settings.config import fingerprint_values
 from shardpress.settings.resolve import Settings
 from shardpress.shards.extras import row_names_in
@@ -113,7 +112,6 @@ def request_of(
     settings: Settings,
     shards: Sequence[Shard],
     model: Model | None,
-    budget: Budget,
     fitted: np.ndarray | None = None,
     targets: Targets | None = None,
 ) -> Request:
@@ -127,15 +125,13 @@ def request_of(
         The inputs.
     model : Model or None
         A given model, which is not trained.
-    budget : Budget
-        Sizes that keep the run within its memory; some of them affect the results.
     fitted : ndarray of shape (n_rows,), bool, optional
         Mask of the rows that ``--fit-on`` selects.
     targets : Targets, optional
         Targets that a head learns to predict.
     """
     scan = {**fingerprint_values(settings, "scan"), "format": _SCAN}
-    training = {"model": model.fingerprint} if model is not None else _training_request(settings, shards, budget)
+    training = {"model": model.fingerprint} if model is not None else _training_request(settings)
     # The settings name extras by short names, which can stand for other datasets with another --include.
     if fitted is not None:
         scan[SELECTED] = selection_digest(fitted)
@@ -153,16 +149,9 @@ def request_of(
     )
 
 
-def _training_request(settings: Settings, shards: Sequence[Shard], budget: Budget) -> dict[str, Any]:
+def _training_request(settings: Settings) -> dict[str, Any]:
     """Return everything that determines the model, except for the scan."""
-    n_rows = sum(shard.n_rows for shard in shards)
-    n_validated = round(settings.validation.validation_fraction * n_rows)
     training = fingerprint_values(settings, "model")
-    # Budgets that hold all of the rows do not affect the model.
-    training["window_rows"] = budget.window_rows if budget.window_rows < n_rows else None
-    training["validation_rows"] = budget.max_validation_rows if budget.max_validation_rows < n_validated else None
-    if settings.training.start == "components":
-        training["sample_rows"] = budget.max_sample_rows if budget.max_sample_rows < n_rows else None
     if settings.timing.finish_by:
         # A run with a deadline measures how many epochs fit. A run without one must not reuse that model. A second run
         # with a deadline resumes with the number of epochs that the first one decided on.

@@ -257,11 +257,19 @@ def prepare(config: Config, finished: FinishedRun | None = None) -> Prepared:
     network = _max_network(settings, n_inputs, given_model)
     n_replicas = 0 if given_model else settings.training.replicas
     # This can refuse the settings, so it comes before the output directory is created.
-    budget = make_budget(settings.machine, settings.storage, network, n_replicas, shards, TILE_ROWS)
+    budget = make_budget(
+        settings.machine,
+        settings.storage,
+        network,
+        n_replicas,
+        shards,
+        TILE_ROWS,
+        settings.validation.validation_fraction,
+    )
     log.debug("budget: %s", budget)
     if warning := repeated_chunks(shards, budget):
         log.warning("%s", warning)
-    request = request_of(settings, shards, given_model, budget, fitted, targets)
+    request = request_of(settings, shards, given_model, fitted, targets)
     return Prepared(settings, shards, bad_shards, given_model, budget, request, fitted, targets, finished)
 
 

@@ -48,12 +48,11 @@ from shardpress_kernels.activations import CODES, HIDDEN
 from shardpress_kernels.network import OUTPUT_LAYERS
 from shardpress_kernels.rules import RULES
 
-Affected = Literal["inputs", "budget", "scan", "model", "features", "nothing"]
+Affected = Literal["inputs", "scan", "model", "features", "nothing"]
 """The first result that a setting changes; results that are made from it change as well.
 
-``scan``, ``model`` and ``features`` are recomputed when the value changes. A setting marked ``inputs`` or ``budget``
-matters only through what it changes: which files are read, how many rows are shuffled together or used for validation,
-how many epochs fit before a deadline, or the values of other settings.
+``scan``, ``model`` and ``features`` are recomputed when the value changes. A setting marked ``inputs`` matters only
+through what it changes: which files are read, how many epochs fit before a deadline, or the values of other settings.
 """
 
 
@@ -351,7 +350,7 @@ class MachineSettings:
         None, whole(1), "nothing", "Number of Dask threads. Default: one per processor core."
     )
     memory_budget: int = _setting(
-        2 * 2**30, size(2**24, "16MiB or more"), "budget", "Host memory for rows and features, for example 4GiB."
+        2 * 2**30, size(2**24, "16MiB or more"), "nothing", "Host memory for rows and features, for example 4GiB."
     )
     # Rows that are kept in memory and rows that are streamed train the same model.
     device_memory_budget: int | None = _setting(
@@ -465,7 +464,7 @@ class TimingSettings:
     finish_by: str | None = _setting(
         None,
         TIME,
-        "budget",
+        "inputs",
         "Stop training in time to finish the run by this time, for example 06:00, '2030-01-31 06:00' or +8h, which is "
         "8 hours after the first start. Default: no limit.",
     )

@@ -18,9 +18,9 @@ LEARNING_RATES = {name: rule.learning_rate for name, rule in RULES.items()}
 # and its file twice.
 COPIES_IN_TRAINING = 18
 
-# Bytes of rows that are shuffled together. The model depends on this number, so it is no share of the memory budget
-# unless that is below 2 GiB.
-SHUFFLE_WINDOW = 2**28
+# The model depends on these numbers, so they are constants, and no shares of the memory budget.
+SHUFFLE_WINDOW = 2**28  # bytes of rows that are shuffled together
+NETWORK_BYTES = 2**30  # bytes of all copies of a network with the default hidden layer
 
 # With this many columns, which are usually correlated, hiding a few of them hardly increases the error. Hiding columns
 # and sigmoids both improve classifiers. With fewer columns, each one is a large part of the row, and sigmoids saturate.

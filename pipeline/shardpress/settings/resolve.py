@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from shardpress.settings.config import Config, MachineSettings, NetworkSettings, TrainingSettings
+from shardpress.settings.config import Config, NetworkSettings, TrainingSettings
 from shardpress.settings.defaults import (
     COPIES_IN_TRAINING,
     EPOCHS,
@@ -15,6 +15,7 @@ from shardpress.settings.defaults import (
     MANY_INPUTS,
     MASKED,
     MOST_UNITS,
+    NETWORK_BYTES,
     RATED_INPUTS,
     ROWS_PER_UNIT,
     SHUFFLE_WINDOW,
@@ -107,7 +108,7 @@ def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> _ResolvedNe
     if hidden is None:
         # Wide features of narrow rows are useful, although a code needs few units per input.
         units_per_input = UNITS_PER_INPUT if output_layer == "code" else MOST_UNITS
-        hidden = _default_hidden(config.machine.memory_budget, n_rows, n_inputs, n_features, units_per_input)
+        hidden = _default_hidden(n_rows, n_inputs, n_features, units_per_input)
     code_activation = requested.code_activation
     if code_activation is None and (n_inputs < MANY_INPUTS or requested.nested):
         code_activation = "linear"
@@ -161,7 +162,8 @@ def _resolved_training(config: Config, network: _ResolvedNetwork, n_rows: int, n
     corruption = requested.corruption
     if corruption is None:
         corruption = _default_corruption(network, n_inputs)
-    sizes = TrainingSizes(n_trained, epochs, _window_rows(config.machine, n_inputs))
+    window_rows = SHUFFLE_WINDOW // (8 * n_inputs)  # for the widest dtype: the actual one is unknown here
+    sizes = TrainingSizes(n_trained, epochs, window_rows)
     return ResolvedTraining(
         preset=requested.preset,
         start=requested.start,
@@ -205,12 +207,6 @@ def _default_corruption(network: _ResolvedNetwork, n_inputs: int) -> float:
     return 0.0
 
 
-def _window_rows(machine: MachineSettings, n_inputs: int) -> int:
-    """Return the number of rows that are shuffled together, for the widest dtype: the actual one is unknown here."""
-    window_bytes = min(SHUFFLE_WINDOW, machine.memory_budget // 8)
-    return window_bytes // (8 * n_inputs)
-
-
 def _replicas(
     requested: int | None, network: _ResolvedNetwork, n_inputs: int, batch_size: int, sizes: TrainingSizes
 ) -> int:
@@ -220,11 +216,9 @@ def _replicas(
     return fitting_replicas(requested, batch_size, sizes)
 
 
-def _default_hidden(
-    memory_budget: int, n_rows: int, n_inputs: int, n_features: int, units_per_input: int
-) -> tuple[int, ...]:
+def _default_hidden(n_rows: int, n_inputs: int, n_features: int, units_per_input: int) -> tuple[int, ...]:
     """Return one hidden layer, or none if rows or memory do not suffice for a layer that starts from components."""
-    fits_in_memory = memory_budget // 2 // (4 * COPIES_IN_TRAINING * (n_inputs + n_features))
+    fits_in_memory = NETWORK_BYTES // (4 * COPIES_IN_TRAINING * (n_inputs + n_features))
     largest = min(units_per_input * n_inputs, n_rows // ROWS_PER_UNIT, fits_in_memory)
     smallest = 2 * n_features
     if largest < smallest:

@@ -190,7 +190,7 @@ def _validation_numbers(scan: Scan, fraction: float, most: int, seed: int) -> np
     n_wanted = round(fraction * scan.n_rows)  # a fraction of all rows, from which bad rows are then dropped
     if n_wanted > most:
         log.info(
-            "validation: using %s instead of %d, to stay within the memory budget", quantity(most, "row"), n_wanted
+            "validation: using %s instead of %d, which suffice to measure the error", quantity(most, "row"), n_wanted
         )
     return spread_rows(scan.n_rows, scan.bad_rows, min(n_wanted, most), seed)
 
@@ -259,7 +259,7 @@ def _baseline(data: _Data, components: Components | None) -> Baseline | None:
 def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
     """Return the mean of scaled rows that determines the initial biases; None if the biases are 0.
 
-    The choice of the rows does not depend on blocks, threads or budgets.
+    The choice of the rows does not depend on blocks or threads.
     """
     if settings.biases == "zero":
         return None  # as in the reference implementation
