@@ -12,31 +12,15 @@ _EXPECTED = "a comparison like split==train, 'split in train,val' or 'quality>0.
 
 @dataclass(frozen=True)
 class Condition:
-    """A comparison of an extra with one or more values.
+    """A comparison of an extra with one or more values."""
 
-    Attributes
-    ----------
-    name : str
-        Name of the extra, or the path of its dataset.
-    operator : str
-        ``==``, ``!=``, ``<``, ``<=``, ``>``, ``>=``, ``in`` or ``not in``.
-    values : tuple of str
-        Values as a user has typed them: one, or several for ``in`` and ``not in``.
-    """
-
-    name: str
-    operator: str
-    values: tuple[str, ...]
+    name: str  # of the extra, or the path of its dataset
+    operator: str  # ==, !=, <, <=, >, >=, in or not in
+    values: tuple[str, ...]  # as a user has typed them: several for ``in`` and ``not in``, otherwise one
 
     @classmethod
     def parse(cls, text: str) -> Condition:
-        """Return the condition that a text describes.
-
-        Raises
-        ------
-        ValueError
-            If the text is not a condition. The message describes conditions.
-        """
+        """Return the condition that a text describes. Raise `ValueError` if it is not a condition."""
         text = text.strip()
         match = _COMPARISON.fullmatch(text) or _MEMBERSHIP.fullmatch(text)
         if match is None:

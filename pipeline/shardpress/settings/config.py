@@ -75,40 +75,19 @@ _EXCLUSIVE = (
 
 @dataclass(frozen=True)
 class Setting:
-    """Facts about one setting.
+    """Facts about one setting."""
 
-    Attributes
-    ----------
-    name : str
-        Name of the setting; its flag, key and field have the same name.
-    slice : str
-        Field of `Config` that holds the setting.
-    type : str
-        Annotation of its field.
-    default : object
-        Default value. None if it depends on other facts; a tuple if the setting takes several values.
-    kind : Kind
-        Reader and valid range of its values.
-    affects : str
-        First result that a change recomputes, see `Affected`.
-    help : str
-        Help text of its flag in full sentences. A fixed default is appended to it.
-    has_flag : bool
-        Whether the setting has a flag, a key and a variable.
-    """
-
-    name: str
-    slice: str
-    type: str
-    default: object
+    name: str  # also of its flag, key and field
+    slice: str  # field of `Config` that holds the setting
+    type: str  # annotation of its field
+    default: object  # None if it depends on other facts; a tuple if the setting takes several values
     kind: Kind
     affects: Affected
-    help: str
-    has_flag: bool
+    help: str  # in full sentences; a fixed default is appended to it
+    has_flag: bool  # and a key and a variable
 
 
 def _setting(default: Any, kind: Kind, affects: Affected, help: str) -> Any:
-    """Return a field with the facts of its setting, see `Setting`."""
     if default is None:
         kind = kind.or_none()
     return field(default=default, metadata={"kind": kind, "affects": affects, "help": help, "has_flag": True})

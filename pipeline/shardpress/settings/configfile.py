@@ -19,13 +19,7 @@ _SafeLoader: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoade
 
 
 def read_configuration(path: str) -> dict[str, Any]:
-    """Return the values of a file by their keys; an empty dict for an empty file.
-
-    Raises
-    ------
-    ConfigError
-        If the file cannot be read, is too long, or is not YAML of plain values.
-    """
+    """Return the values of a file by their keys; an empty dict for an empty file."""
     where = f"config={printable(path)}"
     try:
         text = _read(path, where).decode()

@@ -86,13 +86,7 @@ _REMOVED = {
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], description: str) -> Config:
-    """Return the settings of a run from all sources, see `parse_with_settings`.
-
-    Parameters
-    ----------
-    description : str
-        First part of the ``--help`` page.
-    """
+    """Return the settings of a run from all sources, see `parse_with_settings`."""
     config, _ = _parse(parser_of_settings(description), arguments, environment)
     return config
 
@@ -102,25 +96,9 @@ def parse_with_settings(
 ) -> tuple[Config, argparse.Namespace]:
     """Return the settings from all sources, and the values of the arguments that a command adds to those of a run.
 
-    Flags override the environment, then the file, then the defaults.
-
-    Parameters
-    ----------
-    parser : Parser
-        Parser of the command's own arguments. The settings are added to it, but not to its ``--help`` page.
-    arguments : sequence of str
-        Arguments, without the names of the program and the command.
-    environment : mapping
-        Variables; only those that start with ``SHARDPRESS_`` are used.
-
-    Raises
-    ------
-    SystemExit
-        After ``--help``, ``--help-all`` or ``--print-config``.
-    UsageError
-        If a flag is unknown, or has an invalid value.
-    ConfigError
-        If a value in the file or the environment is invalid.
+    Flags override the environment, then the file, then the defaults. The settings are added to the parser of the
+    command's own arguments, but not to its ``--help`` page. Raise `UsageError` for an invalid flag, and
+    `ConfigError` for any other invalid value.
     """
     _add_settings(parser, shown=())
     return _parse(parser, arguments, environment)
@@ -256,14 +234,8 @@ def convert_settings(
 ) -> dict[str, Any]:
     """Return settings as values of the right types, given texts or plain values.
 
-    Parameters
-    ----------
-    where : str
-        Beginning of each message.
-    error : type
-        Error that is raised with all messages.
-    spelled : callable
-        Function that returns the spelling of a setting's name in the source of the values.
+    Raise `error` with a message for each invalid value. Each message begins with `where` and the name as it is
+    ``spelled`` in the source of the values.
     """
     complaints: list[str] = []
     settings = {}

@@ -17,33 +17,15 @@ from shardpress.settings.condition import Condition
 
 @dataclass(frozen=True)
 class Kind:
-    """Reading and validity of the values of a setting.
+    """Reading and validity of the values of a setting."""
 
-    Attributes
-    ----------
-    read : callable
-        Function that converts a text to a value. It raises `ValueError` with a description of valid texts.
-    metavar : str
-        Placeholder of a value in ``--help``.
-    is_text : bool
-        Whether values are texts; a text that looks like a number needs quotes in YAML.
-    is_valid : callable
-        Function that returns whether a value is valid.
-    expected : str
-        Description of valid values.
-    none_texts : tuple of str
-        Texts that mean None, if the default is None.
-    is_list : bool
-        Whether a value is a list in YAML, and a text with commas elsewhere.
-    """
-
-    read: Callable[[str], Any]
-    metavar: str = "NAME"
-    is_text: bool = False
+    read: Callable[[str], Any]  # raises `ValueError` with a description of valid texts
+    metavar: str = "NAME"  # placeholder of a value in ``--help``
+    is_text: bool = False  # a text that looks like a number needs quotes in YAML
     is_valid: Callable[[Any], bool] = lambda value: True
-    expected: str = ""
-    none_texts: tuple[str, ...] = ("", "none", "auto")
-    is_list: bool = False
+    expected: str = ""  # description of valid values
+    none_texts: tuple[str, ...] = ("", "none", "auto")  # texts that mean None, if the default is None
+    is_list: bool = False  # a value is a list in YAML, and a text with commas elsewhere
 
     def or_none(self) -> Kind:
         """Return the kind of a setting whose value can also be None."""
@@ -119,13 +101,7 @@ def _time(text: str) -> str:
 
 
 def hours_of(time: str) -> float | None:
-    """Return the hours of a duration like ``+8h``, or None for a moment.
-
-    Raises
-    ------
-    ValueError
-        If it is no number of hours above 0 and below a year.
-    """
+    """Return the hours of a duration like ``+8h``, or None for a moment."""
     if not time.startswith("+"):
         return None
     hours = float(time.removeprefix("+").removesuffix("h"))

@@ -35,13 +35,7 @@ def summary_line(config: Config) -> str:
 
 
 def as_yaml(config: Config, stages: Mapping[str, Sequence[str]]) -> str:
-    """Return a YAML file of all settings with their help texts; settings with their defaults are comments.
-
-    Parameters
-    ----------
-    stages : mapping
-        Names of settings, by their headings.
-    """
+    """Return a YAML file of all settings with their help texts, in stages; those with their defaults are comments."""
     values = config.flat()
     defaults = _defaults(config)
     lines = [_HEAD]

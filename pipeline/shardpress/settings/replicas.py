@@ -23,19 +23,11 @@ _MAX_STEPS_PER_ROUND = 512
 
 @dataclass(frozen=True)
 class TrainingSizes:
-    """Sizes of a training run that determine its number of replicas.
+    """Sizes of a training run that determine its number of replicas."""
 
-    Attributes
-    ----------
-    n_rows : int
-        Rows that an epoch trains on.
-    window_rows : int
-        Rows that a replica can hold at a time.
-    """
-
-    n_rows: int
+    n_rows: int  # that an epoch trains on
     epochs: int
-    window_rows: int
+    window_rows: int  # that a replica can hold at a time
 
 
 def usual_replicas(n_weights: int, sizes: TrainingSizes) -> int:

@@ -73,12 +73,7 @@ class Settings(Config):
 def resolve(config: Config, n_rows: int, n_inputs: int, trained_network: Network | None = None) -> Settings:
     """Return the settings with all defaults that depend on the inputs and on other settings.
 
-    Parameters
-    ----------
-    n_rows, n_inputs : int
-        Rows and columns of all shards.
-    trained_network : Network, optional
-        Network of the model that the run uses instead of training a model.
+    `trained_network` is that of the model that the run uses instead of training one.
     """
     if trained_network is None:
         network = _resolved_network(config, n_rows, n_inputs)
@@ -249,11 +244,8 @@ def max_network_inputs(settings: Config, n_columns: int) -> int:
 def network_of(settings: _ResolvedNetwork, n_inputs: int, *, has_huge_rows: bool = False) -> Network:
     """Return the network that is trained on rows of `n_inputs` columns and missing indicators.
 
-    Parameters
-    ----------
-    has_huge_rows : bool
-        Whether some rows are so large that they would saturate sigmoids (`shardpress.scan.sample.has_huge_rows`). Only
-        the scan finds this out. It does not change the number of weights.
+    Only the scan finds out whether rows are so large that they would saturate sigmoids
+    (`shardpress.scan.sample.has_huge_rows`). It does not change the number of weights.
     """
     widths = (n_inputs, *settings.hidden, settings.n_features)
     activation = settings.activation
