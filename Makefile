@@ -38,7 +38,7 @@ check: lint ## run linters, type checks, and the quick tests (no compiler, no ot
 
 # Many tests wait for other processes, so two tests run at a time on each core.
 test: setup .venv-readers/.complete ## run all tests; ISA=avx2 restricts the instruction set
-	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest --numprocesses $$((2 * $$(nproc)))
+	$(if $(ISA),TEST_ISA=$(ISA) )$(PYTHON_OF_VENV) -m pytest -rs --numprocesses $$((2 * $$(nproc)))
 
 golden: setup ## compare results with those of an earlier commit bit for bit; COMMIT=main selects another commit
 	$(PYTHON_OF_VENV) -m tests.golden $(if $(COMMIT),--against $(COMMIT))
