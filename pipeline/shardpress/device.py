@@ -102,46 +102,6 @@ def n_cores() -> int:
     return backend.n_cores()
 
 
-def time_compilation() -> tuple[float, str]:
-    """Compile and run a function that is not in the compile cache, and measure the time.
-
-    Returns
-    -------
-    seconds : float
-    path : str
-        Directory of the compile cache.
-
-    Raises
-    ------
-    shardpress_kernels.compiler.CompilerFailed
-        If the compiler fails. Other errors of Theano are possible: see `theanos_errors`.
-    """
-    from shardpress_kernels import backend, selftest
-
-    return selftest.time_compilation(), str(backend.load().config.compiledir)
-
-
-def device_speeds(device: Device) -> dict[str, Any]:
-    """Measure the speed of a device that has been started.
-
-    Returns
-    -------
-    dict
-        ``flops`` is the number of floating-point operations per second. For the CPU, ``blas`` names the BLAS library
-        that Theano links. For other devices, ``bytes_per_second`` is a dict with the transfer rates ``there`` (to the
-        device) and ``back`` (to the host).
-    """
-    from shardpress_kernels import backend, selftest
-
-    speeds: dict[str, Any] = {"flops": selftest.flops()}
-    if device.used == "cpu":
-        speeds["blas"] = str(backend.load().config.blas.ldflags)
-    else:
-        to_device, to_host = selftest.bytes_per_second()
-        speeds["bytes_per_second"] = {"there": to_device, "back": to_host}
-    return speeds
-
-
 def seconds_compiling() -> float:
     """Return the total time in seconds that this process has waited for the compiler."""
     return compiler.seconds_spent()
