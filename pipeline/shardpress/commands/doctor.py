@@ -21,7 +21,6 @@ exit code is 0 if a run will work, 78 if settings or packages must be fixed, and
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
     parser.add_argument(
         "--output", metavar="DIR", default="features", help="Output directory to check. Default: features."
     )

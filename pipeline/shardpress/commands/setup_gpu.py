@@ -20,7 +20,6 @@ docs/gpu.md describes Debian, Ubuntu, conda and containers.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
     parser.add_argument(
         "--for",
         dest="cuda",
