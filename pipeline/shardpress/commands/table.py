@@ -2,7 +2,8 @@
 
 Each command is a module of this package with three public names. ``DESCRIPTION`` is the first part of the ``--help``
 page, ``configure(parser)`` adds the arguments to a parser, and ``run(options)`` returns the exit code. Commands that
-take the settings of a run have no ``configure``.
+take the settings of a run have no ``configure``: `shardpress.settings.flags` parses their arguments together with
+environment variables and a file. Their only option is ``arguments``.
 
 Every command starts quickly, because its module is imported only when it runs, and ``run`` imports all other modules
 that it needs.
@@ -33,18 +34,13 @@ class Command:
 
     group: str  # heading above the command in ``shardpress --help``
     summary: str  # verb phrase of at most half a line
-    # Whether the arguments include settings. `shardpress.settings.flags` parses them together with environment
-    # variables and a file, so the command receives the unparsed ``arguments`` as its only option.
-    takes_settings: bool = False
 
 
 _SET_UP = "set up"
 COMMANDS = {
-    "run": Command("extract features", "scan shards, train an autoencoder, and encode every row", takes_settings=True),
-    "plan": Command("before a run", "estimate time, memory and disk space, and list problems", takes_settings=True),
-    "inspect": Command(
-        "before a run", "describe HDF5 files, and the rows that a run would read from them", takes_settings=True
-    ),
+    "run": Command("extract features", "scan shards, train an autoencoder, and encode every row"),
+    "plan": Command("before a run", "estimate time, memory and disk space, and list problems"),
+    "inspect": Command("before a run", "describe HDF5 files, and the rows that a run would read from them"),
     "report": Command("after a run", "write its report as HTML, text or JSON"),
     "compare": Command("after a run", "compare the features of two runs"),
     "verify": Command("after a run", "check files against digests, and features against input rows"),
@@ -99,7 +95,7 @@ def _main(arguments: Sequence[str]) -> int:
     if problem and COMMANDS[name].group != _SET_UP:
         raise SystemLimit(problem)
     command = load_command(name)
-    if COMMANDS[name].takes_settings:
+    if not hasattr(command, "configure"):
         return int(command.run(Namespace(arguments=arguments[1:])))
     parser = Parser(f"shardpress {name}", command.DESCRIPTION)
     command.configure(parser)
