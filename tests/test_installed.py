@@ -3,7 +3,6 @@
 import ast
 import importlib.metadata
 import importlib.util
-import platform
 import resource
 import shlex
 import subprocess
@@ -55,7 +54,7 @@ def test_the_error_without_packages_names_the_right_python(path):
     script = str(path.relative_to(REPOSITORY))
     code, message = start(sys.executable, "-S", script, PYTHONPATH=None)
     assert code == 69
-    assert message.startswith(f"Python {platform.python_version()} ({sys.executable}) ")
+    assert sys.executable in message
     assert message.endswith(f".venv/bin/python {script}\n")
     assert len(message.splitlines()) == 1
 

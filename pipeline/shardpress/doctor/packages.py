@@ -32,17 +32,16 @@ PYTHON_ADVICE = (
 
 def complaint() -> str:
     """Return what is wrong with this Python and what to do, or an empty string."""
-    version = ".".join(str(part) for part in sys.version_info[:3])
-    python = f"Python {version} ({sys.executable}) cannot be used"
     unsuitable = unsuitable_python()
     if unsuitable:
-        return f"{python}: {unsuitable}. {PYTHON_ADVICE}"
+        version = ".".join(str(part) for part in sys.version_info[:3])
+        return f"Python {version} ({sys.executable}) cannot be used: {unsuitable}. {PYTHON_ADVICE}"
     wrong = unmet_requirements()
     if wrong:
         return "; ".join(wrong)
     if importlib.util.find_spec("theano"):
         return ""
-    return f"{python}: {missing_theano()}"
+    return missing_theano()
 
 
 def unsuitable_python() -> str:
@@ -56,12 +55,13 @@ def unsuitable_python() -> str:
 
 def missing_theano(root: str = CHECKOUT) -> str:
     """Return what to do if Theano is not installed. `root` is the directory of the checkout, if there is one."""
+    found = f"Theano is not installed in {sys.executable}"
     if os.path.exists(os.path.join(root, "scripts", "setup.sh")):
         python = os.path.relpath(os.path.join(root, ".venv", "bin", "python"))
         command = " ".join(map(shlex.quote, (python, sys.argv[0])))
-        return f"Theano is not installed. Run make setup in {root}, then: {command}"
+        return f"{found}. Run make setup in {root}, then: {command}"
     # With -I, Python imports nothing from the current directory.
-    return f"Theano is not installed. Run: {shlex.quote(sys.executable)} -I -m shardpress setup-theano"
+    return f"{found}. Run: {shlex.quote(sys.executable)} -I -m shardpress setup-theano"
 
 
 def too_little_memory() -> str:
