@@ -77,6 +77,9 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
+    if not version_of("shardpress"):
+        found = "shardpress is not installed, so its requirements are unknown"
+        return Check("packages", "warn", found, "pip install .")
     wrong = unmet_requirements()
     if wrong:
         found = [each.partition(": ")[0] for each in wrong]
