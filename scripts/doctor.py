@@ -20,16 +20,8 @@ if sys.version_info < (3, 11):  # noqa: UP036 - older versions cannot parse the 
 
 # isort: split
 
-from collections.abc import Sequence
-
-from shardpress.commands.table import run_script
+from shardpress.commands.table import main
 from shardpress.signals import leave
 
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the results and return the exit code."""
-    return run_script("doctor", sys.argv[1:] if argv is None else argv)
-
-
 if __name__ == "__main__":
-    leave(main())
+    leave(main(["doctor", *sys.argv[1:]]))

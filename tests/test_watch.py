@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from shardpress.watch import BOTTLENECKS, Watch, bottleneck, thread_states, watching
+from shardpress import watch as module
+from shardpress.watch import Watch, watching
 from tests.support.cases import each
 
 
@@ -30,21 +31,23 @@ from tests.support.cases import each
 def test_the_bottleneck_is_the_resource_that_threads_wait_for(
     found: dict[str, int], n_device_calls: int, expected: str | None
 ) -> None:
-    assert bottleneck(found, n_device_calls, n_cores=2) == expected
+    assert module._bottleneck(found, n_device_calls, n_cores=2) == expected
 
 
-def test_states_are_read_for_any_thread_name(tmp_path: Path) -> None:
+def test_states_are_read_for_any_thread_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own_thread = threading.get_native_id()
     names = {str(own_thread): "me", "1": "python", "2": ") D (", "3": ")))"}
     for (thread, name), state in zip(names.items(), "RSDR", strict=True):
         (tmp_path / thread).mkdir()
         (tmp_path / thread / "stat").write_text(f"{thread} ({name}) {state} 1 2 3\n")
     (tmp_path / "4").mkdir()  # a thread that has ended meanwhile
-    assert thread_states(tmp_path) == {"S": 1, "D": 1, "R": 1}
-    assert thread_states(tmp_path / "none") == {}
+    monkeypatch.setattr(module, "_TASKS", tmp_path)
+    assert module._thread_states() == {"S": 1, "D": 1, "R": 1}
+    monkeypatch.setattr(module, "_TASKS", tmp_path / "none")
+    assert module._thread_states() == {}
 
 
-def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> None:
+def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Only these two threads are examined, because threads of other tests can start and end.
     is_over = threading.Event()
 
@@ -56,17 +59,19 @@ def test_sleeping_and_computing_threads_are_distinguished(tmp_path: Path) -> Non
     for thread in threads:
         thread.start()
         (tmp_path / str(thread.native_id)).symlink_to(f"/proc/self/task/{thread.native_id}")
-    found = thread_states(tmp_path)
+    monkeypatch.setattr(module, "_TASKS", tmp_path)
+    found = module._thread_states()
     deadline = time.monotonic() + 60
     while found != {"R": 1, "S": 1} and time.monotonic() < deadline:
-        found = thread_states(tmp_path)
+        found = module._thread_states()
     is_over.set()
     for thread in threads:
         thread.join()
     assert found == {"R": 1, "S": 1}
 
 
-def test_shares_cover_the_time_since_the_last_request() -> None:
+def test_shares_cover_the_time_since_the_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_INTERVAL", 0.0)
     bottlenecks = iter(["disk"] * 30 + ["device"] * 10 + [None] * 5 + ["processor"] * 9)
     has_looked = threading.Event()
     may_continue = threading.Event()
@@ -82,7 +87,7 @@ def test_shares_cover_the_time_since_the_last_request() -> None:
             has_looked.set()
         return found
 
-    watch = Watch(sample, interval=0.0)
+    watch = Watch(sample)
     assert has_looked.wait(60)
     assert watch.take_shares() == {"device": 0.25, "processor": 0.0, "disk": 0.75, "other": 0.0}
     has_looked.clear()
@@ -105,7 +110,8 @@ def test_a_watch_ends_with_its_context_after_an_error() -> None:
     assert threading.active_count() == n_threads
 
 
-def test_nothing_is_reported_while_compiling() -> None:
+def test_nothing_is_reported_while_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_INTERVAL", 0.0)
     counts = Counter[str]()
 
     def is_compiling() -> bool:
@@ -113,9 +119,8 @@ def test_nothing_is_reported_while_compiling() -> None:
         return True
 
     deadline = time.monotonic() + 60
-    with watching(lambda: 0, is_compiling, interval=0.0) as watch:
+    with watching(lambda: 0, is_compiling) as watch:
         while counts["times"] < 100 and time.monotonic() < deadline:
             time.sleep(0.001)
         assert watch.take_shares() == {}
     assert counts["times"] >= 100
-    assert set(BOTTLENECKS) == {"device", "processor", "disk", "other"}

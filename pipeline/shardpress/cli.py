@@ -40,7 +40,9 @@ _ADVICE = {
 def main(
     description: str, argv: Sequence[str] | None = None, disk: Disk | None = None, program: str = "extract.py"
 ) -> int:
-    """Run the pipeline with the settings of a command line.
+    """Run the pipeline with the settings of a command line, and return the exit code.
+
+    If a signal stops the run, the code is 128 plus the number of the signal.
 
     Parameters
     ----------
@@ -52,12 +54,6 @@ def main(
         Object that makes all changes to the file system.
     program : str
         Command that precedes the arguments in attributes of the outputs.
-
-    Returns
-    -------
-    int
-        0, or the exit code of an error; the error is logged with the progress of the run. If a signal stops the run,
-        the code is 128 plus the number of the signal.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _open_streams()  # before anything is logged or any file is opened

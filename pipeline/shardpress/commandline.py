@@ -9,15 +9,7 @@ from shardpress.errors import UsageError
 
 
 class Parser(argparse.ArgumentParser):
-    """Parser with examples at the top of its ``--help`` page. It raises `UsageError` instead of exiting.
-
-    Parameters
-    ----------
-    prog : str
-        Name of the program in messages. If it is empty, messages contain no name.
-    description : str
-        First part of the ``--help`` page, with examples.
-    """
+    """Parser with examples at the top of its ``--help`` page. It raises `UsageError` instead of exiting."""
 
     def __init__(self, prog: str = "", description: str = "") -> None:
         super().__init__(
@@ -31,6 +23,5 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("-h", "--help", action="help", default=argparse.SUPPRESS, help="Print this page and exit.")
 
     def error(self, message: str) -> NoReturn:
-        """Raise `UsageError` with the message of an invalid argument."""
         page = f"{self.prog} --help".strip()
         raise UsageError(f"{message}. See {page}.")

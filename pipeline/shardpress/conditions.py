@@ -23,7 +23,7 @@ _ANSWERS = {"true": 1, "yes": 1, "1": 1, "false": 0, "no": 0, "0": 0}
 def fulfils(
     condition: Condition, values: np.ndarray, categories: Sequence[Any] | np.ndarray | None = None
 ) -> np.ndarray:
-    """Return whether each value of an extra fulfils a condition.
+    """Return whether each value of an extra fulfils a condition, as booleans of shape (n,).
 
     Parameters
     ----------
@@ -31,10 +31,6 @@ def fulfils(
         Numbers, or strings as str or bytes. NaN fulfils no condition.
     categories : sequence, optional
         Categories, if the values are codes. The code -1 fulfils no condition.
-
-    Returns
-    -------
-    ndarray of shape (n,), bool
 
     Raises
     ------

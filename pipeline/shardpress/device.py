@@ -71,15 +71,10 @@ def training_step_of(
     resident: np.ndarray | Pieces | None,
     loss: TargetLoss | None = None,
 ) -> TrainingStep:
-    """Return a compiled training step.
+    """Return a compiled training step for rows of `dtype`.
 
     Parameters
     ----------
-    autoencoder : Autoencoder
-    settings : ResolvedTraining
-        Optimizer, momentum, weight decay and corruption.
-    dtype : dtype
-        Dtype of the rows.
     resident : ndarray of shape (n_rows, n_inputs), Pieces or None
         All rows, if the device keeps them in memory; minibatches are then row numbers. A device with its own memory
         can receive the rows in pieces.
@@ -102,54 +97,8 @@ def n_cores() -> int:
     return backend.n_cores()
 
 
-def time_compilation() -> tuple[float, str]:
-    """Compile and run a function that is not in the compile cache, and measure the time.
-
-    Returns
-    -------
-    seconds : float
-    path : str
-        Directory of the compile cache.
-
-    Raises
-    ------
-    shardpress_kernels.compiler.CompilerFailed
-        If the compiler fails. Other errors of Theano are possible: see `theanos_errors`.
-    """
-    from shardpress_kernels import backend, selftest
-
-    return selftest.time_compilation(), str(backend.load().config.compiledir)
-
-
-def device_speeds(device: Device) -> dict[str, Any]:
-    """Measure the speed of a device that has been started.
-
-    Returns
-    -------
-    dict
-        ``flops`` is the number of floating-point operations per second. For the CPU, ``blas`` names the BLAS library
-        that Theano links. For other devices, ``bytes_per_second`` is a dict with the transfer rates ``there`` (to the
-        device) and ``back`` (to the host).
-    """
-    from shardpress_kernels import backend, selftest
-
-    speeds: dict[str, Any] = {"flops": selftest.flops()}
-    if device.used == "cpu":
-        speeds["blas"] = str(backend.load().config.blas.ldflags)
-    else:
-        to_device, to_host = selftest.bytes_per_second()
-        speeds["bytes_per_second"] = {"there": to_device, "back": to_host}
-    return speeds
-
-
-def seconds_compiling() -> float:
-    """Return the total time in seconds that this process has waited for the compiler."""
-    return compiler.seconds_spent()
-
-
-def is_compiling() -> bool:
-    """Return whether this process is waiting for the compiler."""
-    return compiler.is_running()
+seconds_compiling = compiler.seconds_spent
+is_compiling = compiler.is_running
 
 
 def n_device_calls() -> int:
@@ -272,19 +221,7 @@ def _advice() -> str:
 
 @theanos_errors()
 def start_device(is_required: bool = False) -> Device:
-    """Load Theano and start the configured device. If it is unavailable and not required, start the CPU instead.
-
-    Raises
-    ------
-    DeviceError
-        If no compiler is found, or if the device is required but cannot be used.
-    ConfigError
-        If Theano's settings are invalid.
-    NotPermitted
-        If other users can write to the compile cache.
-    WriteFailed
-        If there is no space for compiled code.
-    """
+    """Load Theano and start the configured device. If it is unavailable and not required, start the CPU instead."""
     from shardpress_kernels import backend
     from shardpress_kernels.flags import UnknownFlag
 

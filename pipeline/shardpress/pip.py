@@ -19,17 +19,10 @@ def pip_install(packages: str, *arguments: str, source: Path | None = None, pyth
     ----------
     packages : str
         Names of the packages, for messages.
-    arguments : str
-        Options and requirements.
     source : Path, optional
         Directory with all packages. The default is the index in pip's settings.
     python_path : Path, optional
         Directory from which pip, and the programs that it starts, import modules first.
-
-    Raises
-    ------
-    DeviceError
-        If pip is not installed, or fails.
     """
     if find_spec("pip") is None:
         raise DeviceError(f"pip is not installed here. Run {sys.executable} -m ensurepip, then the same command again.")

@@ -10,11 +10,10 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from shardpress.doctor.packages import unsuitable_python
+from shardpress.doctor.packages import unsuitable_python, version_of
 from shardpress.errors import DeviceError, NotPermitted
 from shardpress.pip import pip_install
 from shardpress_kernels.theanofiles import changed_files
@@ -34,37 +33,20 @@ configparser.ConfigParser.readfp = configparser.ConfigParser.read_file
 def set_up(source: Path | None = None) -> Iterator[str]:
     """Install Theano into this environment, and yield a line of text for each step.
 
-    Parameters
-    ----------
-    source : Path, optional
-        Directory with the archive of Theano and the wheel of setuptools. The default is the index in pip's settings.
-
-    Raises
-    ------
-    DeviceError
-        If Theano cannot run in this version of Python, or cannot be installed.
-    NotPermitted
-        If this process cannot write to the environment.
+    `source` is a directory with the archive of Theano and the wheel of setuptools. The default is the index in pip's
+    settings.
     """
     unsuitable = unsuitable_python()
     if unsuitable:
         raise DeviceError(f"Theano cannot be installed in {sys.executable}: {unsuitable}.")
     folder = sysconfig.get_path("purelib")
     yield f"environment  {sys.prefix}"
-    if _installed_version() != _VERSION or changed_files():
+    if version_of("Theano") != _VERSION or changed_files():
         if not os.access(folder, os.W_OK):
             raise NotPermitted(f"{folder} cannot be written. Use a virtual environment that you own.")
         yield f"installing   Theano {_VERSION} from its source archive (half a minute)"
         _install(source)
     yield f"Theano       {_VERSION}"
-
-
-def _installed_version() -> str:
-    """Return the version of Theano in this environment; empty if it is not installed."""
-    try:
-        return version("Theano")
-    except PackageNotFoundError:
-        return ""
 
 
 def _install(source: Path | None) -> None:

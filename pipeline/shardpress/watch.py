@@ -9,25 +9,19 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-BOTTLENECKS = ("device", "processor", "disk", "other")
+_BOTTLENECKS = ("device", "processor", "disk", "other")
 _INTERVAL = 0.1  # seconds between samples; a sample takes a quarter of a millisecond
 _MIN_SAMPLES = 10
 _TASKS = Path("/proc/self/task")
 
 
 class Watch:
-    """Thread that samples the bottleneck of this process until `stop` is called.
+    """Thread that calls `sample` at intervals until `stop` is called, and counts its results.
 
-    Parameters
-    ----------
-    sample : callable
-        Function that returns the current bottleneck, one of `BOTTLENECKS`, or None if it is unknown.
-    interval : float
-        Seconds between two samples.
+    `sample` returns the current bottleneck, or None if it is unknown.
     """
 
-    def __init__(self, sample: Callable[[], str | None], interval: float = _INTERVAL) -> None:
-        self._interval = interval
+    def __init__(self, sample: Callable[[], str | None]) -> None:
         self._sample = sample
         self._stopped = threading.Event()
         self._counts: Counter[str] = Counter()
@@ -35,75 +29,57 @@ class Watch:
         self._thread.start()
 
     def take_shares(self) -> dict[str, float]:
-        """Return the share of each bottleneck in the time since the last call.
-
-        The result is empty if there are too few samples.
-        """
+        """Return the share of each bottleneck in the time since the last call, or nothing after too few samples."""
         counts = self._counts
         self._counts = Counter()
         n_samples = sum(counts.values())
         if n_samples < _MIN_SAMPLES:
             return {}
-        return {name: counts[name] / n_samples for name in BOTTLENECKS}
+        return {name: counts[name] / n_samples for name in _BOTTLENECKS}
 
     def stop(self) -> None:
-        """Stop sampling."""
         self._stopped.set()
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._stopped.wait(self._interval):
+        while not self._stopped.wait(_INTERVAL):
             name = self._sample()
             if name is not None:
                 self._counts[name] += 1
 
 
 @contextmanager
-def watching(
-    n_device_calls: Callable[[], int], is_compiling: Callable[[], bool], interval: float = _INTERVAL
-) -> Iterator[Watch]:
+def watching(n_device_calls: Callable[[], int], is_compiling: Callable[[], bool]) -> Iterator[Watch]:
     """Sample the bottleneck of this process within the context, except while it waits for the compiler.
 
-    Parameters
-    ----------
-    n_device_calls : callable
-        Function that returns the number of calls in progress on a device other than the CPU.
-    is_compiling : callable
-        Function that returns whether the process is waiting for the compiler.
-    interval : float
-        Seconds between two samples.
+    `n_device_calls` returns the number of calls in progress on a device other than the CPU.
     """
     n_cores = len(os.sched_getaffinity(0))
 
     def sample() -> str | None:
         if is_compiling():
             return None
-        return bottleneck(thread_states(), n_device_calls(), n_cores)
+        return _bottleneck(_thread_states(), n_device_calls(), n_cores)
 
-    watch = Watch(sample, interval)
+    watch = Watch(sample)
     try:
         yield watch
     finally:
         watch.stop()
 
 
-def thread_states(tasks: Path = _TASKS) -> Counter[str]:
+def _thread_states() -> Counter[str]:
     """Return the number of threads of this process in each scheduling state, without the calling thread.
 
     ``R`` means running or ready to run. ``D`` means waiting for a disk or a file server, and ``S`` means waiting for
     another event.
-
-    Parameters
-    ----------
-    tasks : Path
-        Directory with one entry per thread, like ``/proc/self/task``.
     """
     counts: Counter[str] = Counter()
     own = str(threading.get_native_id())
     with suppress(OSError):  # /proc is missing
-        for thread in os.listdir(tasks):
+        for thread in os.listdir(_TASKS):
             with suppress(OSError):  # the thread has ended
-                line = (tasks / thread / "stat").read_bytes()
+                line = (_TASKS / thread / "stat").read_bytes()
                 if thread != own:
                     # The state follows the name of the thread in parentheses. The name may also contain parentheses.
                     state = line[line.rindex(b")") + 2]
@@ -111,18 +87,8 @@ def thread_states(tasks: Path = _TASKS) -> Counter[str]:
     return counts
 
 
-def bottleneck(states: Mapping[str, int], n_device_calls: int, n_cores: int) -> str | None:
-    """Return which of `BOTTLENECKS` limits this process, or None if `states` is empty.
-
-    Parameters
-    ----------
-    states : mapping of str to int
-        Number of threads in each scheduling state, as returned by `thread_states`.
-    n_device_calls : int
-        Number of calls in progress on a device other than the CPU.
-    n_cores : int
-        Number of cores that are available to this process.
-    """
+def _bottleneck(states: Mapping[str, int], n_device_calls: int, n_cores: int) -> str | None:
+    """Return the bottleneck of this process, or None if `states`, the numbers of threads by state, is empty."""
     if not states:
         return None
     if n_device_calls:

@@ -20,7 +20,7 @@ def test_every_command_has_a_file_and_a_summary(capsys: pytest.CaptureFixture[st
     assert files == {name.replace("-", "_") for name in COMMANDS}
     for name in COMMANDS:
         module = load_command(name)
-        assert COMMANDS[name].takes_settings or callable(module.configure), name
+        assert hasattr(module, "configure") == (name not in ("run", "plan", "inspect")), name
         assert callable(module.run), name
     assert main([]) == 0
     page = capsys.readouterr().out
@@ -38,14 +38,7 @@ def test_each_help_page_starts_with_a_summary_and_examples(name: str, capsys: py
 
 
 def test_an_unknown_command_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
-    suggestions = {
-        "runn": " run?",
-        "train": "shardpress run.",
-        "fit": "shardpress run.",
-        "version": "shardpress --version.",
-        "classify": "scripts/classify.py",
-    }
-    for name, suggestion in suggestions.items():
+    for name, suggestion in (("runn", " run?"), ("version", "shardpress --help")):
         assert main([name]) == 64
         assert suggestion in capsys.readouterr().err, name
 
@@ -62,7 +55,7 @@ def test_help_of_commands_for_settings_lists_only_their_own_flags(
     with pytest.raises(SystemExit):
         main([name, "--help"])
     _, _, options = capsys.readouterr().out.partition("options:")
-    own = {"plan": {"--help", "--json"}, "inspect": {"--help", "--json", "--most", "--all"}}
+    own = {"plan": {"--help", "--json"}, "inspect": {"--help", "--json", "--all"}}
     assert set(re.findall(r"^  (?:-h, )?(--[\w-]+)", options, re.M)) == own[name]
 
 

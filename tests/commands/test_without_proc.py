@@ -34,4 +34,4 @@ def test_commands_without_proc_end_with_an_error(tmp_path: Path, command: str) -
 def test_the_doctor_tries_no_device_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages.os.path, "isdir", lambda path: False)
     assert packages.missing_proc()
-    assert list(device_checks(1.0)) == []
+    assert list(device_checks()) == []

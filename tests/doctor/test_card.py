@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,22 +10,18 @@ from typing import Any
 
 import pytest
 
-from shardpress.childprocess import collect_reports
-from shardpress.doctor import cuda
 from shardpress.doctor.cuda import cuda_checks
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import environment
 
 pytestmark = [pytest.mark.process, pytest.mark.compiler]
 
-COMMAND = Path(sys.executable).parent / "shardpress"
-
 
 @pytest.mark.usefixtures("pygpu")
 def test_working_card_passes_every_check(tmp_path: Path) -> None:
     flags = {"THEANO_FLAGS": "device=cuda", "PYTHONPATH": None, "CUDA_DISABLE_PTX_JIT": None}
     env = environment(**flags, **variables(capability="8.6", memory=3000))
-    command = [COMMAND, "doctor", "--json", "--output", tmp_path]
+    command = [sys.executable, "-m", "shardpress", "doctor", "--json", "--output", tmp_path]
     result = subprocess.run(command, env=env, capture_output=True, text=True, check=False, timeout=600)
     answer = json.loads(result.stdout)
     found = {each["name"]: each for each in answer["checks"]}
@@ -34,33 +29,28 @@ def test_working_card_passes_every_check(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert "capability 8.6, at " in found["card0"]["found"]
     assert "3.1 GB" in found["card0"]["found"]
-    assert re.search(r"[\d,]+ GFLOP/s.*[\d.]+ GB/s", found["cuda"]["found"])
-    assert "cuda0" not in found, "it is the same card"
-    for check_name, prefix in (("driver", "libcuda."), ("nvrtc", "libnvrtc."), ("cublas", "libcublas.")):
-        assert prefix in found[check_name]["found"]
-        assert any(Path(path).name.startswith(prefix) for path in answer["libraries"]["cuda"])
+    assert "NumPy" in found["cuda"]["found"]
+    assert all(name in found["libraries"]["found"] for name in ("libcuda.so", "libnvrtc.so", "libcublas.so"))
 
 
 def checks_by_name(monkeypatch: pytest.MonkeyPatch, **settings: Any) -> dict[str, Any]:
-    monkeypatch.setattr(cuda, "_users", list)
     monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
     for name, value in variables(**settings).items():
         monkeypatch.setenv(name, str(value))
-    return {each.name: each for each in cuda_checks(collect_reports("shardpress.doctor.cuda", 120), is_wanted=True)}
+    return {each.name: each for each in cuda_checks(is_wanted=True)}
 
 
-def test_too_new_nvrtc_is_predicted_to_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_new_nvrtc_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     found = checks_by_name(monkeypatch, driver="12.4")
-    assert (found["driver"].status, found["nvrtc"].status, found["card0"].status) == ("pass", "fail", "fail")
-    assert "PTX 8.8" in found["nvrtc"].found
-    assert "8.4" in found["nvrtc"].found
-    assert "(222)" in found["card0"].found
+    assert (found["driver"].status, found["card0"].status) == ("pass", "fail")
+    assert "CUDA 12.4" in found["driver"].found
+    assert "CUDA_ERROR_UNSUPPORTED_PTX_VERSION (222)" in found["card0"].found
     assert "NVRTC" in found["card0"].fix
 
 
 def test_card_unknown_to_libgpuarray_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     found = checks_by_name(monkeypatch, capability="12.0")
-    assert found["nvrtc"].status == "pass"
+    assert found["card0"].status == "fail"
     assert "compute_12" in found["card0"].found
 
 

@@ -1,173 +1,166 @@
-"""Tests of each CUDA check: it reports the fault with advice."""
+"""Tests of the CUDA checks with small libraries that answer like a driver, NVRTC and cuBLAS: each fault has advice."""
 
 from __future__ import annotations
 
-from copy import deepcopy
+import shutil
+import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from shardpress.doctor import cuda
 from shardpress.doctor.check import Check
-from shardpress.doctor.cuda import cuda_checks, newest_ptx
+from shardpress.doctor.cuda import cuda_checks
 
-CARD = {"name": "NVIDIA T4", "place": "0000:01:00.0", "capability": [7, 5], "free": 14 * 10**9, "total": 16 * 10**9}
-WORKING: dict[str, Any] = {
-    "libgpuarray": {"files": ["/venv/lib/libgpuarray.so.3.0"]},
-    "cublas": {"files": ["/venv/libcublas.so.12"], "version": [12, 6, 4]},
-    "nvrtc": {"files": ["/venv/libnvrtc.so.12"], "version": [12, 6], "ptx": [8, 5]},
-    "driver": {"files": ["/usr/lib/libcuda.so.570"], "version": [12, 8], "n_cards": 1, "jit": True},
-    "card0": CARD,
+pytestmark = [pytest.mark.process, pytest.mark.compiler]
+
+# The numbers come from environment variables, so that one file replaces every library of every machine.
+_SOURCE = r"""
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+static int number(const char *name, int fallback) { return getenv(name) ? atoi(getenv(name)) : fallback; }
+static char ptx[99];
+
+int cuDriverGetVersion(int *v) { *v = number("FAKE_CUDA", 12080); return 0; }
+int cuInit(unsigned f) { if (getenv("FAKE_HANGS")) pause(); return number("FAKE_INIT", 0); }
+int cuGetErrorName(int code, const char **s) { *s = code == 222 ? "CUDA_ERROR_UNSUPPORTED_PTX_VERSION" : 0; return 0; }
+int cuDeviceGetCount(int *n) { *n = number("FAKE_CARDS", 1); return 0; }
+int cuDeviceGetName(char *s, int n, int d) { snprintf(s, n, "Card %d", d); return 0; }
+int cuDeviceGetAttribute(int *v, int a, int d) { *v = a == 75 ? number("FAKE_MAJOR", 9) : 0; return 0; }
+int cuDevicePrimaryCtxRetain(void **c, int d) {
+    if (d == 1 && getenv("FAKE_SECOND_HANGS")) pause();
+    *c = ptx;
+    return number("FAKE_OPENS", 0);
 }
-MISSING = {"error": "libcuda.so: cannot open shared object file"}
+int cuCtxPushCurrent_v2(void *c) { return c != ptx; }
+int cuMemGetInfo_v2(size_t *f, size_t *t) { *f = 3000000000; *t = 4000000000; return 0; }
+int cuModuleLoadData(void **m, const char *data) { return strstr(data, ".version") ? number("FAKE_LOAD", 0) : 218; }
+
+int nvrtcCreateProgram(void **p, const char *s, const char *n, int k, void *h, void *i) { *p = ptx; return 0; }
+int nvrtcCompileProgram(void *p, int n, const char **options) {
+    strcpy(ptx, "//\n.version 8.7\n.target sm_52\n");
+    return !strcmp(options[1], "compute_10") ? 5 : 0;
+}
+const char *nvrtcGetErrorString(int code) { return code == 5 ? "NVRTC_ERROR_INVALID_OPTION" : "?"; }
+int nvrtcGetPTXSize(void *p, size_t *n) { *n = strlen(ptx) + 1; return 0; }
+int nvrtcGetPTX(void *p, char *out) { strcpy(out, ptx); return 0; }
+"""
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("library") / "all.so"
+    subprocess.run(["g++", "-x", "c", "-shared", "-fPIC", "-o", path, "-"], input=_SOURCE, text=True, check=True)
+    return path
 
 
 @pytest.fixture(autouse=True)
-def hide_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Hide the cards and drivers of this machine."""
-    monkeypatch.delenv("CUDA_DISABLE_PTX_JIT", raising=False)
-    monkeypatch.setattr(cuda, "_PCI_DEVICES", str(tmp_path))
-    monkeypatch.setattr(cuda, "_users", list)
+def folder(library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return the folder of the libraries of a machine with a card."""
+    for name in ("libgpuarray.so.3", "libcuda.so", "libcuda.so.1", "libnvrtc.so", "libcublas.so"):
+        shutil.copy(library, tmp_path / name)
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return tmp_path
 
 
-def found_of(is_wanted: bool = True, **changed: Any) -> dict[str, Check]:
-    found = deepcopy(WORKING) | changed
-    checks = {each.name: each for each in cuda_checks(found, is_wanted) if each.name != "pygpu"}
-    assert all(each.fix for each in checks.values() if each.status in ("fail", "warn"))
+def found_of(is_wanted: bool = True) -> dict[str, Check]:
+    checks = {each.name: each for each in cuda_checks(is_wanted)}
+    assert all(bool(each.fix) == (each.status in ("fail", "warn")) for each in checks.values())
     return checks
 
 
-def test_passing_checks_name_versions_and_files() -> None:
+def test_passing_checks_name_versions_and_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_CARDS", "2")
     found = found_of()
     assert {each.status for each in found.values()} == {"pass"}
+    assert found["driver"].found.startswith(f"{folder / 'libcuda.so.1'} ")
     assert "CUDA 12.8" in found["driver"].found
-    assert found["driver"].found.endswith(": /usr/lib/libcuda.so.570")
-    assert "PTX 8.5" in found["nvrtc"].found
-    assert "8.7" in found["nvrtc"].found
-    assert found["nvrtc"].found.endswith(": /venv/libnvrtc.so.12")
-    for part in ("NVIDIA T4", "7.5", "0000:01:00.0", "14.0", "16.0 GB"):
-        assert part in found["card0"].found
-    assert list(found) == ["libgpuarray", "driver", "nvrtc", "cublas", "card0"]
+    assert f"{folder / 'libnvrtc.so'}, " in found["libraries"].found
+    for part in ("Card 1", "9.0", "3.0 of 4.0 GB"):
+        assert part in found["card1"].found
+    assert list(found) == ["driver", "libraries", "card0", "card1"]
 
 
-@pytest.mark.parametrize(
-    ("version", "ptx"),
-    [
-        ((11, 8), (7, 8)),
-        ((12, 0), (8, 0)),
-        ((12, 2), (8, 2)),
-        ((12, 4), (8, 4)),
-        ((12, 5), (8, 5)),
-        ((12, 6), (8, 5)),
-        ((12, 8), (8, 7)),
-        ((12, 9), (8, 8)),
-        ((13, 0), (9, 0)),
-        ((13, 5), (9, 5)),
-    ],
-)
-def test_newest_ptx_of_each_version_of_cuda_is_known(version: tuple[int, int], ptx: tuple[int, int]) -> None:
-    assert newest_ptx(version) == ptx
+def test_missing_driver_is_the_only_finding_unless_requested(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_text("this is no library")
+    (found,) = found_of(is_wanted=False).values()
+    assert found == Check("driver", "absent", found.found)
+    assert "libcuda.so.1" in found.found
+    checks = found_of(is_wanted=True)
+    assert {each.status for each in checks.values()} == {"fail"}
+    assert "apt-get install nvidia-driver" in checks["driver"].fix
 
 
-@pytest.mark.parametrize("driver", [[12, 4], [13, 0]])
-def test_ptx_newer_than_the_driver_is_a_fault(driver: list[int]) -> None:
-    newer = {**WORKING["nvrtc"], "ptx": [9, 1]}
-    check = found_of(nvrtc=newer, driver={**WORKING["driver"], "version": driver})["nvrtc"]
-    assert check.status == "fail"
-    assert "NVRTC" in check.fix
-    for version, ptx in (([12, 5], [8, 5]), ([12, 6], [8, 5])):  # a newer NVRTC is accepted if its PTX is not newer
-        changed = {"driver": {**WORKING["driver"], "version": version}, "nvrtc": {**WORKING["nvrtc"], "ptx": ptx}}
-        assert found_of(**changed)["nvrtc"].status == "pass"
+def test_each_missing_library_is_named(folder: Path) -> None:
+    for name in ("libcuda.so", "libnvrtc.so"):
+        (folder / name).write_text("this is no library")
+    found = found_of()
+    assert all(str(folder / name) in found["libraries"].found for name in ("libcuda.so", "libnvrtc.so"))
+    assert "libcublas" not in found["libraries"].found
+    assert "setup-gpu" in found["libraries"].fix
+    assert (found["driver"].status, found["card0"].status) == ("pass", "pass")
 
 
-def test_missing_driver_is_the_only_finding_unless_requested(tmp_path: Path) -> None:
-    missing = {"driver": MISSING, "nvrtc": MISSING, "cublas": MISSING, "card0": None}
-    nothing = {name: value for name, value in {**WORKING, **missing}.items() if value}
-    checks = cuda_checks(nothing, is_wanted=False)
-    found = {each.name: each for each in checks if each.name not in ("pygpu", "libgpuarray")}
-    assert found == {"driver": Check("driver", "absent", found["driver"].found)}
-    assert "libcuda.so.1" in found["driver"].found
-    card = tmp_path / "0000:01:00.0"
-    card.mkdir()
-    (card / "class").write_text("0x030200\n")
-    (card / "vendor").write_text("0x10de\n")
-    found = {each.name: each for each in cuda_checks(nothing, is_wanted=True)}
-    assert "(0000:01:00.0)" in found["driver"].found
-    assert "apt-get install nvidia-driver" in found["driver"].fix
-    assert {found[name].status for name in ("driver", "nvrtc", "cublas")} == {"fail"}
-
-
-def test_faults_of_cuda_are_warnings_unless_it_is_requested() -> None:
+def test_faults_of_cuda_are_warnings_unless_it_is_requested(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_OPENS", "46")
+    (folder / "libcublas.so").write_text("this is no library")
     for is_wanted, status in ((True, "fail"), (False, "warn")):
-        found = found_of(is_wanted, nvrtc=MISSING, card0={**CARD, "error": "cannot be opened: error 46"})
-        assert {name for name, each in found.items() if each.status == status} == {"nvrtc", "card0"}
+        found = found_of(is_wanted)
+        assert {name for name, each in found.items() if each.status == status} == {"libraries", "card0"}
 
 
 @pytest.mark.parametrize(
-    ("driver", "phrase"),
+    ("variables", "phrase", "fix"),
     [
-        ({"error": "cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH (803)"}, "cuInit: CUDA_ERROR_SYSTEM_DRIVER_MISMATCH"),
-        ({"n_cards": 0}, "no card"),
+        ({"FAKE_INIT": "803"}, "cuInit: error (803)", "/proc/driver/nvidia/version"),
+        ({"FAKE_CARDS": "0"}, "no card", "--gpus all"),
+        ({"FAKE_CARDS": "0", "CUDA_VISIBLE_DEVICES": "7"}, "no card", "CUDA_VISIBLE_DEVICES is '7'"),
     ],
 )
-def test_driver_that_fails_to_start_or_sees_no_card_fails(driver: dict[str, Any], phrase: str) -> None:
-    check = found_of(driver={**WORKING["driver"], **driver})["driver"]
-    assert check.status == "fail"
-    assert phrase in check.found
-    assert "--gpus all" in check.fix
-
-
-def test_disabled_jit_of_the_driver_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    no_card = {**WORKING["driver"], "n_cards": 0, "jit": False}
-    check = found_of(driver=no_card)["kernels"]
-    assert "libnvidia-ptxjitcompiler.so.1" in check.found
-    assert "kernels" not in found_of(driver={**WORKING["driver"], "jit": False}), (
-        "a card works, so the driver works as well"
-    )
-    monkeypatch.setenv("CUDA_DISABLE_PTX_JIT", "1")
-    check = found_of()["kernels"]
-    assert check.status == "fail"
-    assert check.found.startswith("CUDA_DISABLE_PTX_JIT ")
+def test_driver_that_fails_to_start_or_sees_no_card_fails(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], phrase: str, fix: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    found = found_of()
+    assert list(found) == ["driver", "libraries"]
+    assert "CUDA 12.8" in found["driver"].found
+    assert phrase in found["driver"].found
+    assert fix in found["driver"].fix
 
 
 @pytest.mark.parametrize(
-    ("answers", "fix"),
+    ("variables", "phrase", "fix"),
     [
-        ({"error": "the driver refuses NVRTC's kernel: error 221", "code": 221}, "libnvidia-ptxjitcompiler.so.1"),
-        (
-            {"error": "the driver refuses NVRTC's kernel: error 222", "code": 222},
-            "NVRTC",
-        ),
-        ({"error": "the driver refuses NVRTC's kernel: error 223", "code": 223}, "unset CUDA_DISABLE_PTX_JIT"),
-        ({"error": "NVRTC makes no kernel of compute_10: INVALID"}, "NVRTC"),
-        ({"error": "cannot be opened: error 46"}, "nvidia-smi"),
+        ({"FAKE_LOAD": "221"}, "error (221)", "libnvidia-ptxjitcompiler.so.1"),
+        ({"FAKE_LOAD": "222"}, "CUDA_ERROR_UNSUPPORTED_PTX_VERSION (222)", "NVRTC"),
+        ({"FAKE_LOAD": "223"}, "error (223)", "unset CUDA_DISABLE_PTX_JIT"),
+        ({"FAKE_MAJOR": "10"}, "compute_10: NVRTC_ERROR_INVALID_OPTION", "NVRTC"),
+        ({"FAKE_OPENS": "46"}, "error (46)", "nvidia-smi"),
     ],
 )
-def test_card_that_accepts_no_kernel_comes_with_a_fix(answers: dict[str, Any], fix: str) -> None:
-    check = found_of(card0={**CARD, **answers})["card0"]
+def test_card_that_accepts_no_kernel_comes_with_a_fix(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], phrase: str, fix: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    check = found_of()["card0"]
     assert check.status == "fail"
+    assert check.found.endswith(phrase)
     assert fix in check.fix
 
 
-def test_hanging_driver_keeps_earlier_findings() -> None:
-    found = found_of(driver={"files": ["/usr/lib/libcuda.so.570"]}, failed="no answer within 60 s")
-    assert (found["cuda"].status, found["cuda"].found) == ("fail", "no answer within 60 s")
-    assert "PTX 8.5" in found["nvrtc"].found
-    assert found["nvrtc"].found.endswith(": /venv/libnvrtc.so.12")
-
-
-@pytest.mark.process
-def test_processes_on_a_card_are_named_by_nvidia_smi(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.undo()
-    program = tmp_path / "nvidia-smi"
-    lines = "4711, python3, 2000 MiB, 00000000:01:00.0\\n4712, other, 1 MiB, 00000000:02:00.0\\nodd\\n"
-    program.write_text(f"#!/bin/sh\nprintf '{lines}'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    check = {each.name: each for each in cuda_checks(WORKING, is_wanted=True)}["card0"]
-    for part in ("16.0 GB", "python3 (4711)", "2000 MiB"):
-        assert part in check.found
-    assert "4712" not in check.found
-    program.write_text("#!/bin/sh\nexit 9\n")
-    assert cuda._users() == []
+@pytest.mark.parametrize("fault", ["FAKE_HANGS", "FAKE_SECOND_HANGS"])
+def test_hanging_driver_keeps_earlier_findings(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    monkeypatch.setattr(cuda, "_SECONDS", 5.0)
+    monkeypatch.setenv(fault, "1")
+    monkeypatch.setenv("FAKE_CARDS", "2")
+    found = found_of()
+    (hanging,) = (each for each in found.values() if each.status == "fail")
+    assert hanging.name == ("driver" if fault == "FAKE_HANGS" else "card1")
+    assert "5 s" in hanging.found
+    assert "CUDA 12.8" in found["driver"].found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,40 +17,29 @@ from shardpress.doctor.check import Check, exit_code, page
 from shardpress.model import Model
 from tests.support.interpreters import REPOSITORY, environment
 
-COMMAND = Path(sys.executable).parent / "shardpress"
+COMMAND = [sys.executable, "-m", "shardpress", "doctor", "--json"]
 
 
 def doctor(folder: Path, *flags: str, **variables: str | Path | None) -> tuple[int, dict[str, Any]]:
     """Return the exit code and the checks by name. Standard output must contain only JSON."""
     env = environment(**{"PYTHONPATH": None, **variables})
-    command = [COMMAND, "doctor", "--json", *flags]
-    result = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300)
+    result = subprocess.run(
+        [*COMMAND, *flags], cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=300
+    )
     answer = json.loads(result.stdout)
-    return result.returncode, {each["name"]: each for each in answer["checks"]} | {"libraries": answer["libraries"]}
+    return result.returncode, {each["name"]: each for each in answer["checks"]}
 
 
 def test_page_lists_fixes_first_and_then_all_checks() -> None:
-    checks = [
-        Check("a", "pass", "fine /lib/b.so"),
-        Check("b", "absent", "none", "get it"),
-        Check("c", "warn", "hm", "do"),
-    ]
-    lines = page(checks, {"libhdf5": ["/lib/libhdf5.so", "/lib/b.so"]}).splitlines()
+    checks = [Check("a", "pass", "fine"), Check("b", "absent", "none"), Check("c", "warn", "hm", "do")]
+    lines = page(checks).splitlines()
     assert lines[1:5:2] == ["", "   1. c: do"]
-    assert lines[4:10] == [
-        "",
-        "PASS a           fine /lib/b.so",
-        "-    b           none",
-        "     -> get it",
-        "WARN c           hm",
-        "",
-    ]
-    assert lines[11:] == ["     /lib/libhdf5.so"]  # the other library is named above
-    failed = page([*checks, Check("d", "fail", "x " * 100, "fix it")], {}).splitlines()
+    assert lines[4:] == ["", "PASS a           fine", "-    b           none", "WARN c           hm"]
+    failed = page([*checks, Check("d", "fail", "x " * 100, "fix it")]).splitlines()
     assert failed[3:5] == ["   1. d: fix it", "   2. c: do"]
     assert all(len(line) <= 120 for line in failed)
-    assert page(checks[:1], {}).splitlines()[1:] == ["", "PASS a           fine /lib/b.so"]
-    first_lines = {lines[0], failed[0], page(checks[:1], {}).splitlines()[0]}
+    assert page(checks[:1]).splitlines()[1:] == ["", "PASS a           fine"]
+    first_lines = {lines[0], failed[0], page(checks[:1]).splitlines()[0]}
     assert len(first_lines) == 3
 
 
@@ -64,17 +52,12 @@ def test_exit_code_separates_settings_from_the_machine() -> None:
 
 @pytest.mark.process
 @pytest.mark.compiler
-def test_working_machine_passes_with_devices_and_library_files(tmp_path: Path) -> None:
+def test_working_machine_passes(tmp_path: Path) -> None:
     code, found = doctor(tmp_path, "--output", "deep/below/features")
     assert code == 0
-    assert {found[name]["status"] for name in ("python", "packages", "compiler", "output", "cpu", "cache", "blas")} == {
-        "pass"
-    }
-    assert found["cpu"]["found"]
-    assert re.fullmatch(r"[\d,]+ GFLOP/s .*: /.*/libscipy_openblas.*", found["blas"]["found"])
+    assert {found[name]["status"] for name in ("python", "packages", "compiler", "output", "cpu")} == {"pass"}
+    assert "NumPy" in found["cpu"]["found"]
     assert found["driver"]["status"] in ("pass", "absent"), "CUDA was not requested"
-    assert all(Path(path).exists() for paths in found["libraries"].values() for path in paths)
-    assert {"blas", "hdf5"} <= set(found["libraries"])
     assert list(tmp_path.iterdir()) == [], "doctor leaves no files"
 
 
@@ -89,6 +72,7 @@ def test_doctor_runs_in_a_python_without_packages(tmp_path: Path) -> None:
     assert "Theano" in found["cpu"]["found"]
     assert "make setup" in found["cpu"]["fix"]
     assert found["compiler"]["status"] == found["output"]["status"] == "pass"
+    assert found["packages"]["status"] == "warn", "the requirements are unknown"
 
 
 @pytest.mark.process
@@ -97,13 +81,13 @@ def test_missing_compiler_is_the_fault(tmp_path: Path) -> None:
     code, found = doctor(tmp_path, PATH="/nonexistent")
     assert code == 1
     assert found["compiler"]["status"] == found["cpu"]["status"] == "fail"
-    assert "apt-get install g++" in found["compiler"]["fix"]
+    assert "install g++ and python3-dev" in found["compiler"]["fix"]
     assert "g++" in found["cpu"]["found"]
 
 
 @pytest.mark.process
 @pytest.mark.compiler
-def test_missing_requested_device_fails_and_others_are_checked(tmp_path: Path) -> None:
+def test_missing_requested_device_fails_and_the_cpu_is_checked(tmp_path: Path) -> None:
     code, found = doctor(tmp_path, THEANO_FLAGS="device=cuda103")
     assert code == 1
     assert "device=cuda103 " in found["cuda103"]["found"]
@@ -113,16 +97,17 @@ def test_missing_requested_device_fails_and_others_are_checked(tmp_path: Path) -
 @pytest.mark.process
 @pytest.mark.compiler
 def test_invalid_theano_settings_are_reported_once(tmp_path: Path) -> None:
-    code, found = doctor(tmp_path, THEANO_FLAGS="devise=cuda")
+    code, found = doctor(tmp_path, THEANO_FLAGS="devise=x,device=cuda")
     assert code == 78
     assert "'devise'" in found["cpu"]["found"]
-    assert "opencl0:0" not in found
+    assert "cuda" not in found
 
 
 @pytest.mark.process
 def test_broken_packages_are_named_with_the_command_to_run(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     (broken / "numpy-2.6.1.dist-info").mkdir(parents=True)
+    (broken / "numpy-2.6.1.dist-info/METADATA").write_text("Name: numpy\nVersion: 2.6.1\n")
     (broken / "numpy.py").write_text("raise ImportError('half installed')")
     code, found = doctor(tmp_path, PYTHONPATH=broken)
     assert code == 78
@@ -158,33 +143,22 @@ def test_hanging_or_crashing_device_keeps_earlier_findings(
 
 @pytest.mark.process
 @pytest.mark.compiler
-def test_features_different_from_numpy_are_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_difference_from_numpy_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     encode = Model.encode
     monkeypatch.setattr(Model, "encode", lambda model, rows: encode(model, rows) + 1e-3 * np.eye(len(rows), 8))
-    failed = [found["failed"] for found in devices._probe() if "failed" in found]
-    (message,) = failed
-    assert "0.001" in message
-    assert "0.0001" in message
+    assert devices._difference_from_numpy() == pytest.approx(1e-3, rel=1e-2)
 
 
-CARDS = {"card0": {"place": "0000:01:00.0"}, "card1": {"place": "0000:02:00.0"}}
-
-
-@pytest.mark.parametrize(
-    ("chosen", "place", "others"),
-    [
-        ("cpu", None, ["cuda0", "cuda1", "opencl0:0"]),
-        ("cuda", "0000:02:00.0", ["cuda0", "opencl0:0"]),
-        ("cuda1", None, ["cuda0", "opencl0:0"]),
-        ("opencl0:0", "", ["cuda0", "cuda1"]),
-    ],
-)
-def test_each_device_is_checked_once(
-    monkeypatch: pytest.MonkeyPatch, chosen: str, place: str | None, others: list[str]
-) -> None:
+@pytest.mark.parametrize("difference", [1e-3, float("nan")])
+def test_features_different_from_numpy_are_a_fault(monkeypatch: pytest.MonkeyPatch, difference: float) -> None:
+    answer = {"name": "Card", "difference": difference}
+    monkeypatch.setattr(devices, "collect_reports", lambda *_: answer)
     monkeypatch.setattr(devices, "find_spec", lambda name: name)
-    monkeypatch.setattr(devices, "_can_be_loaded", lambda library: True)
-    assert list(devices._other_devices(CARDS, chosen, place)) == others
+    check = devices._check_device("cuda")
+    assert check.status == "fail"
+    assert f"{difference:.1g}, expected at most 0.0001" in check.found
+    answer["difference"] = 1e-5
+    assert devices._check_device("cuda").status == "pass"
 
 
 @pytest.mark.parametrize(
@@ -207,24 +181,11 @@ def test_requested_device_is_known_without_theano(
     assert devices.chosen_device() == device
 
 
-def test_speed_of_cards_and_blas_of_processors_are_reported() -> None:
-    found = {"name": "Card", "seconds": 2.0, "difference": 1e-7, "flops": 5e13}
-    card = {**found, "bytes_per_second": {"there": 1.2e10, "back": 6e9}}
-    ((check, _),) = devices._checks_of(card, "cuda0", "cpu")
-    for part in ("Card: ", "2.0 s", "1e-07", "50,000 GFLOP/s", "12.0 GB/s", "6.0", "THEANO_FLAGS=device=cuda0"):
-        assert part in check.found
-    (blas, _), (check, _) = devices._checks_of({**found, "blas": ""}, "cpu", "cpu")
-    assert blas.status == "warn"
-    assert "50,000 GFLOP/s" in blas.found
-    assert "GFLOP/s" not in check.found
-
-
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("compiler", "phrase"),
     [
         ("echo 'x.cpp:1: fatal error: Python.h' >&2; exit 1", "x.cpp:1: fatal error: Python.h"),
-        ("for last; do :; done; printf '#!/bin/sh\\necho 3.9.2\\n' >$5; chmod +x $5", "Python 3.9.2"),
         ("echo nothing >$5", "odd-g++"),
     ],
 )
@@ -239,13 +200,6 @@ def test_compiler_must_build_a_program_that_runs(
     assert check.status == "fail"
     assert phrase in check.found
     assert check.fix
-
-
-def test_missing_pyarrow_is_no_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert machine._parquet().status == "pass"
-    monkeypatch.setattr(machine, "find_spec", lambda name: None)
-    check = machine._parquet()
-    assert (check.status, "shardpress[parquet]" in check.fix) == ("absent", True)
 
 
 def test_unwritable_output_is_a_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -265,9 +219,9 @@ def test_failing_check_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch,
     def broken(*_arguments: object) -> Check:
         raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
 
-    monkeypatch.setattr(machine, "_filters", broken)
+    monkeypatch.setattr(machine, "_compiler", broken)
     monkeypatch.setattr(machine, "_folder", broken)
     found = {each.name: each for each in (*machine.python_checks(), *machine.machine_checks(str(tmp_path)))}
-    for name in ("broken", "output", "temporary"):
+    for name in ("compiler", "output", "temporary"):
         assert "UnicodeDecodeError" in found[name].found
-    assert {"python", "packages", "compiler", "memory", "open files"} <= set(found)
+    assert {"python", "packages", "memory", "open files"} <= set(found)

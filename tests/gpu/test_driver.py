@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from shardpress.gpu import driver as module
 from shardpress.gpu.driver import Driver, find_driver
 from tests.support.cards import driver, library
 
@@ -40,6 +41,7 @@ def test_library_that_is_no_driver_is_none(tmp_path: Path, code: str) -> None:
     assert find_driver() is None
 
 
-def test_hanging_driver_is_none(tmp_path: Path) -> None:
+def test_hanging_driver_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SECONDS", 0.2)
     library(tmp_path / "libcuda.so.1", "int cuDriverGetVersion(int *version) { for (;;) ; }")
-    assert find_driver(seconds=0.2) is None
+    assert find_driver() is None

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
+
 import pytest
 from packaging.requirements import Requirement
 
-from shardpress.errors import DeviceError, UsageError
+from shardpress.errors import DeviceError
 from shardpress.gpu.driver import Driver
 from shardpress.gpu.fitting import choose_packages, parse_version
 
@@ -46,36 +48,39 @@ def installed_versions(requirements: tuple[str, ...]) -> list[str]:
 def test_newest_libraries_that_the_driver_accepts_are_chosen(
     cuda: tuple[int, int], card: tuple[int, int], nvrtc: str, cublas: str
 ) -> None:
-    choice = choose_packages(Driver("/lib/libcuda.so.1", cuda, (card,)))
-    assert installed_versions(choice.requirements) == [nvrtc, cublas]
-    assert f"CUDA {cuda[0]}.{cuda[1]} (/lib/libcuda.so.1)" in choice.why
+    requirements, why = choose_packages(Driver("/lib/libcuda.so.1", cuda, (card,)))
+    assert installed_versions(requirements) == [nvrtc, cublas]
+    assert f"CUDA {cuda[0]}.{cuda[1]} (/lib/libcuda.so.1)" in why
 
 
 def test_oldest_card_decides_the_version_of_cuda() -> None:
-    choice = choose_packages(Driver("", (13, 0), ((12, 0), (7, 0), (9, 0))))
-    assert installed_versions(choice.requirements)[0] == "12.9.86"
-    assert "CUDA 12" in choice.why
-    assert "capability 7.0" in choice.why
-    assert installed_versions(choose_packages(Driver("", (13, 0))).requirements)[0] == "13.0.88"
+    requirements, why = choose_packages(Driver("", (13, 0), ((12, 0), (7, 0), (9, 0))))
+    assert installed_versions(requirements)[0] == "12.9.86"
+    assert "CUDA 12" in why
+    assert "capability 7.0" in why
+    requirements, _ = choose_packages(Driver("", (13, 0)))
+    assert installed_versions(requirements)[0] == "13.0.88"
 
 
 def test_no_driver_selects_libraries_for_every_cuda_12() -> None:
-    choice = choose_packages(None)
-    assert installed_versions(choice.requirements) == ["12.0.140", "12.9.3.13"]
-    assert "CUDA 12.0" in choice.why
+    requirements, why = choose_packages(None)
+    assert installed_versions(requirements) == ["12.0.140", "12.9.3.13"]
+    assert "CUDA 12.0" in why
 
 
 def test_requested_version_overrides_the_driver() -> None:
     driver = Driver("", (12, 2), ((8, 0),))
-    assert installed_versions(choose_packages(None, (12, 4)).requirements) == ["12.4.127", "12.4.5.8"]
-    earlier_choice = choose_packages(driver, (12, 0))
-    assert "CUDA 12.0" in earlier_choice.why
-    assert "CUDA 12.2" not in earlier_choice.why
-    later_choice = choose_packages(driver, (13, 0))
-    assert installed_versions(later_choice.requirements)[0] == "13.0.88"
-    assert "CUDA 13.0" in later_choice.why
-    assert "CUDA 12.2" in later_choice.why  # the driver's own version is older
-    assert choose_packages(Driver("", (11, 4)), (12, 0)).requirements == choose_packages(None, (12, 0)).requirements
+    requirements, _ = choose_packages(None, (12, 4))
+    assert installed_versions(requirements) == ["12.4.127", "12.4.5.8"]
+    _, why = choose_packages(driver, (12, 0))
+    assert "CUDA 12.0" in why
+    assert "CUDA 12.2" not in why
+    requirements, why = choose_packages(driver, (13, 0))
+    assert installed_versions(requirements)[0] == "13.0.88"
+    assert "CUDA 13.0" in why
+    assert "CUDA 12.2" in why  # the driver's own version is older
+    requirements, _ = choose_packages(Driver("", (11, 4)), (12, 0))
+    assert installed_versions(requirements)[0] == "12.0.140"
 
 
 def test_too_old_driver_is_refused_with_the_required_one() -> None:
@@ -87,12 +92,12 @@ def test_too_old_driver_is_refused_with_the_required_one() -> None:
 
 @pytest.mark.parametrize("text", ["", "12", "12.", "12.4.1", "twelve", "12.x", "-12.4", "1²2.4", "12.4444"])
 def test_invalid_version_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match=r"CUDA.*12\.4$"):
+    with pytest.raises(ArgumentTypeError, match=r"CUDA.*12\.4$"):
         parse_version(text)
 
 
 def test_valid_versions_are_parsed() -> None:
     assert parse_version("12.4") == (12, 4)
     assert parse_version("13.10") == (13, 10)
-    with pytest.raises(UsageError, match=r"CUDA 11\.8, expected 12\.0"):
+    with pytest.raises(ArgumentTypeError, match=r"CUDA 11\.8, expected 12\.0"):
         parse_version("11.8")

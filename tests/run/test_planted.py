@@ -54,8 +54,7 @@ class Trap:
     scratch: Path
 
     def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        # Without OpenCL's drivers the doctor still starts a process for it, but compiles no kernels there.
-        env = environment(PYTHONPATH=None, TMPDIR=self.scratch.parent, OCL_ICD_VENDORS=self.canaries)
+        env = environment(PYTHONPATH=None, TMPDIR=self.scratch.parent)
         return subprocess.run(
             command, cwd=self.folder, env=env, capture_output=True, text=True, check=False, timeout=900
         )

@@ -25,7 +25,6 @@ open_features("features-new", as_of="map.npz").
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
     parser.add_argument("a", metavar="A", help="Output directory of the finished run that classifiers were trained on.")
     parser.add_argument("b", metavar="B", help="Output directory of another finished run.")
     parser.add_argument(

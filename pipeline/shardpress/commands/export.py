@@ -27,7 +27,6 @@ _FORMATS = ("npz", "onnx", "parquet", "hdf5", "anndata")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
     parser.add_argument(
         "directory",
         nargs="?",

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from shardpress.commandline import Parser
-from shardpress.commands.parsing import add_json_flag, byte_count, log_progress, print_json
+from shardpress.commands.parsing import add_json_flag, log_progress, print_json
 from shardpress.errors import DataError, printable, quantity, short_list
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ is written. Everything that `shardpress run` accepts is accepted, and the settin
 is 65 if a file is refused.
 """
 _BLOCK_BYTES = 2**23
+_MAX_SCANNED = 256 * 10**6  # bytes
 _MAX_NUMBERS = 2**16  # maximum number of columns whose ranges are included in the JSON
 _MAX_RANGES = 20  # maximum number of columns whose ranges are all listed
 _MAX_LISTED = 10
@@ -55,10 +56,8 @@ def run(options: argparse.Namespace) -> int:
     preview = None
     if inspection.shards:
         with log_progress():
-            preview = _preview_rows(inspection, config, None if own.all else own.most)
-    twins: list[Twins] = []
-    if own.all:
-        twins = list(find_twins(inspection.shards))
+            preview = _preview_rows(inspection, config, own.all)
+    twins = list(find_twins(inspection.shards)) if own.all else []
     if own.json:
         print_json(_as_json(inspection, preview, twins))
     else:
@@ -74,20 +73,12 @@ def _own_parser() -> Parser:
         metavar="SHARDS",
         help="Files, directories or globs. Default: those of --input.",
     )
-    parser.add_argument(
-        "--most",
-        type=byte_count,
-        default=256 * 10**6,
-        metavar="BYTES",
-        help="Scan this many bytes of rows. Default: 256MB.",
-    )
     parser.add_argument("--all", action="store_true", help="Scan all rows, and find files with equal rows.")
     add_json_flag(parser)
     return parser
 
 
-def _preview_rows(inspection: Inspection, config: Config, most: int | None) -> Preview:
-    """Scan at most this many bytes of rows, or all rows."""
+def _preview_rows(inspection: Inspection, config: Config, is_complete: bool) -> Preview:
     from shardpress.progress import Progress
     from shardpress.scan.blocks import ScanSettings
     from shardpress.scan.preview import preview_rows
@@ -95,8 +86,8 @@ def _preview_rows(inspection: Inspection, config: Config, most: int | None) -> P
     row_bytes = inspection.shards[0].row_bytes
     settings = ScanSettings(max(1, _BLOCK_BYTES // row_bytes), config.bad_data.missing_value)
     n_threads = config.machine.threads or len(os.sched_getaffinity(0))
-    if most is not None:
-        return preview_rows(inspection.shards, settings, n_threads, most)
+    if not is_complete:
+        return preview_rows(inspection.shards, settings, n_threads, _MAX_SCANNED)
     n_rows = sum(shard.n_rows for shard in inspection.shards)
     with Progress("scanning rows", n_rows, "rows", row_bytes) as progress:
         return preview_rows(inspection.shards, settings, n_threads, None, advance=progress.advance)
@@ -106,18 +97,17 @@ def _preview_rows(inspection: Inspection, config: Config, most: int | None) -> P
 
 
 def _as_json(inspection: Inspection, preview: Preview | None, twins: Sequence[Twins]) -> dict[str, Any]:
-    rows = None if preview is None else _rows_as_json(inspection, preview)
-    equal = [[each.first.path, each.second.path] for each in twins]
     return {
         "files": [vars(each) for each in inspection.files],
         "refused": inspection.refused,
-        "rows": rows,
-        "equal": equal,
+        "rows": None if preview is None else _rows_as_json(inspection, preview),
+        "equal": [[each.first.path, each.second.path] for each in twins],
     }
 
 
 def _rows_as_json(inspection: Inspection, preview: Preview) -> dict[str, Any]:
     scan = preview.scan
+    n_ranges = _MAX_NUMBERS if scan.n_fitted else 0  # without good rows, no column has a range
     return {
         "n_rows": preview.n_rows,
         "n_looked_at": scan.n_rows,
@@ -125,21 +115,11 @@ def _rows_as_json(inspection: Inspection, preview: Preview) -> dict[str, Any]:
         "n_bad": len(scan.bad_rows),
         "bad_rows": scan.bad_rows[:_MAX_LISTED].tolist(),
         "unreadable": {inspection.shards[i].path: why for i, why in scan.unreadable.items()},
-        **_columns_as_json(scan),
+        "constant_columns": scan.constant.nonzero()[0].tolist() if scan.n_fitted else [],
+        "narrow_columns": scan.narrow.tolist(),
+        "minimum": scan.minimum[:n_ranges].tolist(),
+        "maximum": scan.maximum[:n_ranges].tolist(),
         "smaller_dtype": preview.smaller,
-    }
-
-
-def _columns_as_json(scan: Scan) -> dict[str, Any]:
-    """Return constant columns, narrow columns and ranges. Ranges are empty if no row is good."""
-    narrow = scan.narrow.tolist()
-    if not scan.n_fitted:
-        return {"constant_columns": [], "narrow_columns": narrow, "minimum": [], "maximum": []}
-    return {
-        "constant_columns": scan.constant.nonzero()[0].tolist(),
-        "narrow_columns": narrow,
-        "minimum": scan.minimum[:_MAX_NUMBERS].tolist(),
-        "maximum": scan.maximum[:_MAX_NUMBERS].tolist(),
     }
 
 
@@ -164,9 +144,13 @@ def _lines(inspection: Inspection, preview: Preview | None, twins: Sequence[Twin
 
 
 def _lines_of_files(files: FileGroup) -> Iterator[str]:
-    yield f"{quantity(len(files.names), 'file')} ({_names(files)}), {quantity(files.n_rows, 'row')}"
+    first_and_last = dict.fromkeys(printable(os.path.basename(name)) for name in (files.names[0], files.names[-1]))
+    names = " ... ".join(first_and_last)
+    yield f"{quantity(len(files.names), 'file')} ({names}), {quantity(files.n_rows, 'row')}"
     yield from _table(files.datasets, files.taken)
-    yield f"  rows from: {_chosen_dataset(files)}"
+    form = "" if files.form == "dense" else f" ({files.form})"
+    flattened = f", rows of shape {tuple(files.shape)} flattened" if len(files.shape) > 1 else ""
+    yield f"  rows from: {printable(files.taken)}{form}, because {files.why}{flattened}"
     yield f"  columns: {files.columns}"
     yield f"  extras: {short_list(map(printable, files.extras), _MAX_LISTED)}"
     if files.left_out:
@@ -174,26 +158,6 @@ def _lines_of_files(files: FileGroup) -> Iterator[str]:
         yield f"  not copied: {short_list(words, _MAX_LISTED)}"
     for advice in files.faster:
         yield f"  slow to read: {advice}"
-
-
-def _names(files: FileGroup) -> str:
-    """Return the names of the first and the last file."""
-    first = printable(os.path.basename(files.names[0]))
-    if len(files.names) == 1:
-        return first
-    last = printable(os.path.basename(files.names[-1]))
-    return f"{first} ... {last}"
-
-
-def _chosen_dataset(files: FileGroup) -> str:
-    """Return the name of the dataset with the rows, and the reason why it was chosen."""
-    words = printable(files.taken)
-    if files.form != "dense":
-        words += f" ({files.form})"
-    words += f", because {files.why}"
-    if len(files.shape) > 1:
-        words += f", rows of shape {tuple(files.shape)} flattened"
-    return words
 
 
 def _table(datasets: Sequence[dict[str, Any]], chosen: str) -> Iterator[str]:
@@ -209,24 +173,19 @@ def _table(datasets: Sequence[dict[str, Any]], chosen: str) -> Iterator[str]:
 
 
 def _row(dataset: dict[str, Any]) -> list[str]:
-    shape = dataset["shape"]
+    shape = _product(dataset["shape"])
     if dataset["what"]:  # not a dataset of numbers
-        return [dataset["name"], _shape_in_words(shape) if shape else "", "", dataset["what"], "", ""]
+        return [dataset["name"], shape, "", dataset["what"], "", ""]
     stored = dataset["layout"]
     if dataset["chunks"] is not None:
-        stored = f"chunks {_times(dataset['chunks'])}"
+        stored = f"chunks {_product(dataset['chunks'])}"
     filters = ", ".join(dataset["filters"]) or "-"
-    return [dataset["name"], _shape_in_words(shape), dataset["dtype"], stored, filters, f"{dataset['n_bytes']:,}"]
+    return [dataset["name"], shape, dataset["dtype"], stored, filters, f"{dataset['n_bytes']:,}"]
 
 
-def _shape_in_words(shape: Sequence[int] | None) -> str:
-    if shape is None:
-        return "none"
-    return _times(shape) or "one value"
-
-
-def _times(lengths: Sequence[int]) -> str:
-    return " x ".join(map(str, lengths))
+def _product(lengths: Sequence[int] | None) -> str:
+    """Return ``3 x 4``, or an empty string for a single value or none."""
+    return " x ".join(map(str, lengths or ()))
 
 
 def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:

@@ -22,7 +22,6 @@ A run writes the same page to its output directory, as report.html.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
     add_directory(parser)
     parser.add_argument(
         "--labels",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from shardpress.commands.parsing import existing_directory
-from shardpress.errors import UsageError
+from shardpress.gpu.fitting import parse_version
 
 DESCRIPTION = """Install the libraries that a CUDA card needs in addition to NVIDIA's driver: pygpu, NVRTC and cuBLAS.
 
@@ -20,12 +20,11 @@ docs/gpu.md describes Debian, Ubuntu, conda and containers.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
     parser.add_argument(
         "--for",
         dest="cuda",
         metavar="CUDA",
-        type=_version,
+        type=parse_version,
         help="Install for this version of CUDA, for example 12.4. Default: the version of the driver.",
     )
     parser.add_argument(
@@ -41,18 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Install the libraries, and print a line for each step."""
     import shardpress.installed  # noqa: F401  it exits with a message if this Python cannot run Theano
-    from shardpress.gpu.install import SetupOptions, set_up
+    from shardpress.gpu.install import set_up
 
-    for line in set_up(SetupOptions(options.cuda, options.source, options.mirror)):
+    for line in set_up(options.cuda, options.source, options.mirror):
         print(line, flush=True)
     print("next         THEANO_FLAGS=device=cuda shardpress doctor")
     return 0
-
-
-def _version(text: str) -> tuple[int, int]:
-    from shardpress.gpu.fitting import parse_version
-
-    try:
-        return parse_version(text)
-    except UsageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

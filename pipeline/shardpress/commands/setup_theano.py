@@ -17,7 +17,6 @@ uses pip with its settings, and checks the digest of each downloaded file.
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
     parser.add_argument(
         "--from",
         dest="source",

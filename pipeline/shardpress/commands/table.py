@@ -2,7 +2,8 @@
 
 Each command is a module of this package with three public names. ``DESCRIPTION`` is the first part of the ``--help``
 page, ``configure(parser)`` adds the arguments to a parser, and ``run(options)`` returns the exit code. Commands that
-take the settings of a run have no ``configure``.
+take the settings of a run have no ``configure``: `shardpress.settings.flags` parses their arguments together with
+environment variables and a file. Their only option is ``arguments``.
 
 Every command starts quickly, because its module is imported only when it runs, and ``run`` imports all other modules
 that it needs.
@@ -13,7 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -29,31 +30,17 @@ from shardpress.signals import leave
 
 @dataclass(frozen=True)
 class Command:
-    """Entry of the table of commands.
+    """Entry of the table of commands."""
 
-    Attributes
-    ----------
-    group : str
-        Heading above the command in ``shardpress --help``.
-    summary : str
-        Description in ``shardpress --help``, which is a verb phrase of at most half a line.
-    takes_settings : bool
-        Whether the arguments include settings. `shardpress.settings.flags` parses them together with environment
-        variables and a file, so the command receives the unparsed ``arguments`` as its only option.
-    """
-
-    group: str
-    summary: str
-    takes_settings: bool = False
+    group: str  # heading above the command in ``shardpress --help``
+    summary: str  # verb phrase of at most half a line
 
 
 _SET_UP = "set up"
 COMMANDS = {
-    "run": Command("extract features", "scan shards, train an autoencoder, and encode every row", takes_settings=True),
-    "plan": Command("before a run", "estimate time, memory and disk space, and list problems", takes_settings=True),
-    "inspect": Command(
-        "before a run", "describe HDF5 files, and the rows that a run would read from them", takes_settings=True
-    ),
+    "run": Command("extract features", "scan shards, train an autoencoder, and encode every row"),
+    "plan": Command("before a run", "estimate time, memory and disk space, and list problems"),
+    "inspect": Command("before a run", "describe HDF5 files, and the rows that a run would read from them"),
     "report": Command("after a run", "write its report as HTML, text or JSON"),
     "compare": Command("after a run", "compare the features of two runs"),
     "verify": Command("after a run", "check files against digests, and features against input rows"),
@@ -66,14 +53,6 @@ _EXAMPLES = (
     "  shardpress doctor                                   check this machine",
     "  shardpress run --input shards/ --output features    extract features; run it again to resume",
 )
-_ADVICE = {
-    "train": "Use shardpress run.",
-    "fit": "Use shardpress run.",
-    "classify": "Use scripts/classify.py, an example with scikit-learn.",
-    "completion": "It was removed.",
-    "version": "Use shardpress --version.",
-}
-"""For names that are no commands but that users may try, a sentence that says what to use."""
 _INTERRUPTED = 130
 
 
@@ -83,42 +62,9 @@ def shardpress() -> NoReturn:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command that the first argument names, with the remaining arguments.
-
-    Returns
-    -------
-    int
-        Exit code of the command. If the command raises an error, the error is printed to standard error, and its exit
-        code is returned.
-    """
-    return _exit_code(lambda: _main(arguments))
-
-
-def run_script(name: str, arguments: Sequence[str], prog: str = "", description: str = "") -> int:
-    """Run a command as a program, and return its exit code.
-
-    Parameters
-    ----------
-    name : str
-        Name of the command.
-    arguments : sequence of str
-        Arguments of the command.
-    prog, description : str
-        Name of the program, and first part of its ``--help`` page. The defaults are the name and description of the
-        command.
-    """
-    return _exit_code(lambda: _run(name, arguments, prog, description))
-
-
-def load_command(name: str) -> ModuleType:
-    """Return the module of a command."""
-    return import_module(f"shardpress.commands.{name.replace('-', '_')}")
-
-
-def _exit_code(action: Callable[[], int]) -> int:
-    """Call a function, and return its result. If it raises an error, print the error, and return its exit code."""
+    """Run the command that the first argument names, and return its exit code. Print its error, if any."""
     try:
-        return action()
+        return _main(arguments)
     except ShardpressError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code
@@ -129,6 +75,10 @@ def _exit_code(action: Callable[[], int]) -> int:
         return _INTERRUPTED
 
 
+def load_command(name: str) -> ModuleType:
+    return import_module(f"shardpress.commands.{name.replace('-', '_')}")
+
+
 def _main(arguments: Sequence[str]) -> int:
     name = arguments[0] if arguments else "--help"
     if name in ("--help", "-h"):
@@ -137,33 +87,19 @@ def _main(arguments: Sequence[str]) -> int:
     if name == "--version":
         print(f"shardpress {version('shardpress')}")
         return 0
-    _check_name(name)
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, 1)
+        advice = f" Did you mean {near[0]}?" if near else ""
+        raise UsageError(f"shardpress has no command {printable(name)}.{advice} See shardpress --help.")
     problem = missing_proc()
     if problem and COMMANDS[name].group != _SET_UP:
         raise SystemLimit(problem)
-    return _run(name, arguments[1:])
-
-
-def _run(name: str, arguments: Sequence[str], prog: str = "", description: str = "") -> int:
     command = load_command(name)
-    if COMMANDS[name].takes_settings:
-        return int(command.run(Namespace(arguments=arguments)))
-    parser = Parser(prog or f"shardpress {name}", description or command.DESCRIPTION)
+    if not hasattr(command, "configure"):
+        return int(command.run(Namespace(arguments=arguments[1:])))
+    parser = Parser(f"shardpress {name}", command.DESCRIPTION)
     command.configure(parser)
-    return int(command.run(parser.parse_args(arguments)))
-
-
-def _check_name(name: str) -> None:
-    """Raise `UsageError` if there is no command of this name."""
-    if name in COMMANDS:
-        return
-    advice = ""
-    near = get_close_matches(name, COMMANDS, 1)
-    if name in _ADVICE:
-        advice = f" {_ADVICE[name]}"
-    elif near:
-        advice = f" Did you mean {near[0]}?"
-    raise UsageError(f"shardpress has no command {printable(name)}.{advice} See shardpress --help.")
+    return int(command.run(parser.parse_args(arguments[1:])))
 
 
 def _page() -> str:

@@ -20,7 +20,6 @@ features cannot be checked, and the output lists this file. The exit code is 0, 
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
     add_directory(parser)
     parser.add_argument(
         "--rows",

@@ -18,26 +18,26 @@ import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from shardpress.doctor.check import Check
 from shardpress.doctor.packages import (
     PYTHON_ADVICE,
-    find_distributions,
     missing_proc,
     too_little_memory,
     unmet_requirements,
     unsuitable_python,
+    version_of,
 )
 from shardpress_kernels.theanofiles import changes_in_words, repair_command
 
-_IMPORTED = {"numpy": "numpy", "Theano": "theano", "pygpu": "pygpu", "dask": "dask", "h5py": "h5py"}
-_IMPORTED |= {"scikit-learn": "sklearn", "scipy": "scipy"}
-_FILTERS = {"zstandard": "zstandard", "lz4": "lz4", "blosc": "blosc"}
-# C++ program that prints the version of Python whose headers it was compiled with.
-_PROGRAM = "#include <Python.h>\n#include <cstdio>\nint main() { std::puts(PY_VERSION); }\n"
+_IMPORTED = ("numpy", "Theano", "pygpu", "dask", "h5py", "scikit-learn", "scipy")
+_PROGRAM = "#include <Python.h>\nint main() { return 0; }\n"
+_COMPILER_ADVICE = (
+    "install g++ and python3-dev (Debian), or choose another compiler with THEANO_FLAGS=cxx=NAME; if TMPDIR is mounted "
+    "noexec, choose another directory"
+)
 _SECONDS = 60  # time limit for the compiler, and for the compiled program
 _MIN_FREE_BYTES = 10**9
 _FEW_FILES = 256
@@ -45,22 +45,26 @@ _FEW_FILES = 256
 
 def python_checks() -> Iterator[Check]:
     """Yield the checks of Python, packages and compiler."""
-    yield from map(_try, (_python, _packages, _filters, _parquet, _compiler))
+    yield _try("python", _python)
+    yield _try("packages", _packages)
+    yield _try("compiler", _compiler)
 
 
 def machine_checks(output: str) -> Iterator[Check]:
     """Yield the checks of the machine, and of the directories where a run writes."""
-    yield from map(_try, (_proc, _semaphores, _memory, _open_files))
-    for name, folder in (("output", output), ("temporary", tempfile.gettempdir())):
-        yield _try(partial(_folder, name, folder), name)
+    yield _try("/proc", _proc)
+    yield _try("semaphores", _semaphores)
+    yield _try("memory", _memory)
+    yield _try("open files", _open_files)
+    yield _try("output", partial(_folder, "output", output, "--output"))
+    yield _try("temporary", partial(_folder, "temporary", tempfile.gettempdir(), "TMPDIR"))
 
 
-def _try(check: Callable[[], Check], name: str = "") -> Check:
+def _try(name: str, check: Callable[[], Check]) -> Check:
     """Return the result of a check. An error is a failed check, so that it does not prevent the other checks."""
     try:
         return check()
     except Exception as error:
-        name = name or check.__name__.strip("_").replace("_", " ")
         return Check(name, "fail", f"the check failed: {type(error).__name__}: {error}")
 
 
@@ -73,12 +77,10 @@ def _python() -> Check:
 
 
 def _packages() -> Check:
-    distributions = find_distributions()
-    if "shardpress" not in distributions:
-        return Check(
-            "packages", "warn", "shardpress is not installed, so its requirements are unknown", "pip install ."
-        )
-    wrong = unmet_requirements(distributions)
+    if not version_of("shardpress"):
+        found = "shardpress is not installed, so its requirements are unknown"
+        return Check("packages", "warn", found, "pip install .")
+    wrong = unmet_requirements()
     if wrong:
         found = [each.partition(": ")[0] for each in wrong]
         fixes = [each.partition(": ")[2] for each in wrong]
@@ -86,105 +88,37 @@ def _packages() -> Check:
     changes = changes_in_words()
     if changes and find_spec("theano") is not None:
         return Check("packages", "fail", changes, repair_command(), is_setting=True)
-    return Check("packages", "pass", ", ".join(_version_of(name, module) for name, module in _IMPORTED.items()))
-
-
-def _version_of(name: str, module: str) -> str:
-    """Return a package's version, with its directory if the directory does not belong to this Python."""
-    spec = find_spec(module)
-    if spec is None:
-        return f"no {name}"
-    try:
-        number = version(name)
-    except PackageNotFoundError:
-        number = "(unknown version)"
-    folder = os.path.dirname(os.path.dirname(spec.origin or ""))
-    if folder == sysconfig.get_path("platlib"):
-        return f"{name} {number}"
-    return f"{name} {number} ({folder})"
-
-
-def _filters() -> Check:
-    missing = [name for name, module in _FILTERS.items() if find_spec(module) is None]
-    if not missing:
-        return Check("filters", "pass", "can decode HDF5's own, zstd, lz4, bitshuffle, bzip2 and Blosc")
-    found = f"can decode HDF5's own filters and bzip2; other filters need {', '.join(missing)}"
-    return Check("filters", "absent", found, "pip install 'shardpress[filters]', if files need other filters")
-
-
-def _parquet() -> Check:
-    if find_spec("pyarrow") is None:
-        fix = "pip install 'shardpress[parquet]', for shardpress export --to parquet"
-        return Check("parquet", "absent", "cannot write Parquet files, which need pyarrow", fix)
-    return Check("parquet", "pass", f"can write Parquet files: {_version_of('pyarrow', 'pyarrow')}")
+    return Check("packages", "pass", ", ".join(f"{name} {version_of(name) or 'missing'}" for name in _IMPORTED))
 
 
 def _compiler() -> Check:
-    """Check that a compiler and the headers of this Python are installed, and that compiled programs run."""
-    try:
-        path = _find_compiler()
-        headers = _find_headers()
-        python = _compile_and_run(path, headers)
-    except _CompilerError as error:
-        return Check("compiler", "fail", str(error), error.fix)
-    if python != platform.python_version():
-        found = f"{path}: {headers} has headers of Python {python or '(unknown)'}"
-        return Check(
-            "compiler",
-            "fail",
-            found,
-            f"install the headers of Python {platform.python_version()} (Debian: python3-dev)",
-        )
-    name = _call([path, "--version"]).stdout.partition("\n")[0]
-    return Check("compiler", "pass", f"{path}: {name}; compiles and runs a program with this Python's headers")
-
-
-class _CompilerError(Exception):
-    """Fault of the compiler, with advice."""
-
-    def __init__(self, message: str, fix: str) -> None:
-        super().__init__(message)
-        self.fix = fix
-
-
-def _find_compiler() -> str:
-    flags = dict(re.findall(r"(?:^|,)\s*(cxx)\s*=\s*([^,]*)", os.environ.get("THEANO_FLAGS", "")))
-    name = flags.get("cxx", "g++")
+    """Check that a program with the headers of this Python can be compiled and run."""
+    names = re.findall(r"(?:^|,)\s*cxx\s*=\s*([^,]*)", os.environ.get("THEANO_FLAGS", ""))
+    name = names[-1] if names else "g++"
     path = shutil.which(name)
     if path is None:
-        where = f"not found in PATH={os.environ.get('PATH', '')}"
-        raise _CompilerError(f"{name}: {where}", "apt-get install g++, or THEANO_FLAGS=cxx=NAME")
-    return os.path.abspath(path)
-
-
-def _find_headers() -> str:
-    headers = sysconfig.get_path("include")
-    if not os.path.exists(os.path.join(headers, "Python.h")):
-        raise _CompilerError(f"{headers}/Python.h does not exist", "apt-get install python3-dev")
-    return headers
-
-
-def _compile_and_run(path: str, headers: str) -> str:
-    """Compile a program and return its output: the version of Python in the headers."""
+        found = f"{name}: not found in PATH={os.environ.get('PATH', '')}"
+        return Check("compiler", "fail", found, _COMPILER_ADVICE)
     with tempfile.TemporaryDirectory(prefix="shardpress-doctor-") as folder:
         program = os.path.join(folder, "program")
         # The linker would take libgcc_s.so.1 from the current directory.
-        compiling = _call([path, "-x", "c++", f"-I{headers}", "-o", program, "-"], _PROGRAM, folder)
+        command = [os.path.abspath(path), "-x", "c++", f"-I{sysconfig.get_path('include')}", "-o", program, "-"]
+        compiling = _call(command, folder)
         if compiling.returncode:
             lines = compiling.stderr.strip().splitlines() or [f"exit code {compiling.returncode}"]
-            fix = "apt-get install g++ binutils libc6-dev, or THEANO_FLAGS=cxx=NAME"
-            raise _CompilerError(f"{path} cannot compile: {lines[0]}", fix)
+            return Check("compiler", "fail", f"{path} cannot compile: {lines[0]}", _COMPILER_ADVICE)
         try:
-            return _call([program]).stdout.strip()
+            _call([program], folder)
         except OSError as error:
             found = f"{path} compiles, but the program cannot be started in {folder}: {error.strerror}"
-            raise _CompilerError(found, "set TMPDIR to a directory that is not mounted noexec") from error
+            return Check("compiler", "fail", found, _COMPILER_ADVICE)
+    return Check("compiler", "pass", f"{path}: compiles and runs a program with this Python's headers")
 
 
-def _call(command: list[str], standard_input: str = "", folder: str | None = None) -> subprocess.CompletedProcess[str]:
+def _call(command: list[str], folder: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command,
-        input=standard_input,
+        input=_PROGRAM,
         capture_output=True,
         text=True,
         errors="replace",
@@ -195,7 +129,6 @@ def _call(command: list[str], standard_input: str = "", folder: str | None = Non
 
 
 def _proc() -> Check:
-    """Check that ``/proc`` is mounted."""
     if complaint := missing_proc():
         return Check("/proc", "fail", complaint, "mount -t proc proc /proc")
     return Check("/proc", "pass", "is mounted")
@@ -221,32 +154,26 @@ def _memory() -> Check:
 
 def _open_files() -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    found = f"at most {soft}"
     if soft < _FEW_FILES:
-        return Check("open files", "warn", found, f"ulimit -n {min(hard, 4096)}")
-    return Check("open files", "pass", found)
+        return Check("open files", "warn", f"at most {soft}", f"ulimit -n {min(hard, 4096)}")
+    return Check("open files", "pass", f"at most {soft}")
 
 
-def _folder(name: str, folder: str) -> Check:
+def _folder(name: str, folder: str, option: str) -> Check:
     """Check that a directory can be written, synced and locked, and has free space."""
     path = Path(folder).absolute()
     existing = next(each for each in (path, *path.parents) if each.exists())
     try:
-        _write_sync_and_lock(existing)
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        option = "--output" if name == "output" else "TMPDIR"
-        advice = f"choose another directory with {option}"
-        return Check(name, "fail", f"{existing}: cannot be written, synced or locked: {error.strerror}", advice)
+        found = f"{existing}: cannot be written, synced or locked: {error.strerror}"
+        return Check(name, "fail", found, f"choose another directory with {option}")
     n_free = shutil.disk_usage(existing).free
     found = f"{path}: can be written, synced and locked; {n_free / 1e9:.1f} GB free"
     if n_free < _MIN_FREE_BYTES:
         return Check(name, "warn", found, "free disk space")
     return Check(name, "pass", found)
-
-
-def _write_sync_and_lock(folder: Path) -> None:
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(bytes(4096))
-        file.flush()
-        os.fsync(file.fileno())
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,7 +1,6 @@
 """Check of Python, packages and memory before anything is loaded.
 
-Python 3.6 must be able to run this file, and it must take almost no time: importing `packaging` and
-`importlib.metadata` would take 60 ms.
+Python 3.6 must be able to run this file.
 """
 
 import importlib.util
@@ -19,7 +18,7 @@ from shardpress.sourceroots import CHECKOUT
 _MIN_ADDRESS_SPACE = 360 * 2**20
 _COMPARED = {"<": operator.lt, ">=": operator.ge, "==": operator.eq}
 # Lines with a marker belong to extras.
-_REQUIREMENT = r"^Requires-Dist: ([\w.-]+)(?:\[.*?\])? *\(?([^ ;()\n]*)\)?$"
+_REQUIREMENT = r"([\w.-]+)(?:\[.*?\])? *\(?([^ ;()]*)\)?"
 _OLDEST = (3, 11)
 _NEWEST = (3, 14)
 _PYTHONS = "Python 3.11 to 3.14"
@@ -35,13 +34,14 @@ def complaint() -> str:
     """Return what is wrong with this Python and what to do, or an empty string."""
     unsuitable = unsuitable_python()
     if unsuitable:
-        return _refuse(f"{unsuitable}. {PYTHON_ADVICE}")
-    wrong = unmet_requirements(find_distributions())
+        version = ".".join(str(part) for part in sys.version_info[:3])
+        return f"Python {version} ({sys.executable}) cannot be used: {unsuitable}. {PYTHON_ADVICE}"
+    wrong = unmet_requirements()
     if wrong:
         return "; ".join(wrong)
     if importlib.util.find_spec("theano"):
         return ""
-    return _refuse(missing_theano())
+    return missing_theano()
 
 
 def unsuitable_python() -> str:
@@ -53,18 +53,15 @@ def unsuitable_python() -> str:
     return ""
 
 
-def missing_theano() -> str:
-    """Return what to do if Theano is not installed, as the end of a sentence about this Python."""
-    if _in_checkout():
-        return f"shardpress needs {_PYTHONS} with the packages that make setup installs. {_what_to_type()}"
+def missing_theano(root: str = CHECKOUT) -> str:
+    """Return what to do if Theano is not installed. `root` is the directory of the checkout, if there is one."""
+    found = f"Theano is not installed in {sys.executable}"
+    if os.path.exists(os.path.join(root, "scripts", "setup.sh")):
+        python = os.path.relpath(os.path.join(root, ".venv", "bin", "python"))
+        command = " ".join(map(shlex.quote, (python, sys.argv[0])))
+        return f"{found}. Run make setup in {root}, then: {command}"
     # With -I, Python imports nothing from the current directory.
-    return f"Theano is not installed. Run: {shlex.quote(sys.executable)} -I -m shardpress setup-theano"
-
-
-def _refuse(reason: str) -> str:
-    """Return a message that this Python cannot run the program, and the reason."""
-    version = ".".join(str(part) for part in sys.version_info[:3])
-    return f"{_program()} cannot run in this Python ({version} at {sys.executable}): {reason}"
+    return f"{found}. Run: {shlex.quote(sys.executable)} -I -m shardpress setup-theano"
 
 
 def too_little_memory() -> str:
@@ -88,76 +85,37 @@ def missing_proc() -> str:
     )
 
 
-def _program() -> str:
-    """Return the name of the program.
+def unmet_requirements() -> "list[str]":
+    """Return a message with advice for each requirement of shardpress that is not met."""
+    from importlib.metadata import PackageNotFoundError, requires
 
-    For `shardpress`, the name includes the command, because not all commands need Theano.
-    """
-    name = os.path.basename(sys.argv[0])
-    if name == "shardpress":
-        return " ".join([name, *sys.argv[1:2]])
-    return name
-
-
-def _in_checkout() -> bool:
-    return os.path.exists(os.path.join(CHECKOUT, "scripts", "setup.sh"))
-
-
-def _what_to_type(root: str = CHECKOUT) -> str:
-    """Return advice to use the virtual environment of a checkout, whose directory is `root`."""
-    python = os.path.join(root, ".venv", "bin", "python")
-    command = " ".join(map(shlex.quote, (os.path.relpath(python), sys.argv[0])))
-    if os.path.exists(python) and os.path.abspath(sys.executable) != python:
-        return f"Run: {command}"
-    return f"Run make setup in {root}, then: {command}"
-
-
-def find_distributions() -> "dict[str, str]":
-    """Return the metadata directories of all distributions, by normalized name.
-
-    If a distribution is found twice, the first one counts, as for imports. Debian uses .egg-info directories.
-    """
-    found: dict[str, str] = {}
-    for folder in sys.path:
-        try:
-            names = os.listdir(folder or ".")
-        except OSError:  # imports ignore such an entry, too
-            continue
-        for name in names:
-            if re.fullmatch(r"[^-]+-.*\.(dist|egg)-info", name):
-                found.setdefault(_normal(name.split("-")[0]), os.path.join(folder, name))
-    return found
-
-
-def unmet_requirements(found: "dict[str, str]") -> "list[str]":
-    """Return a message with advice for each requirement of shardpress that is not met.
-
-    Parameters
-    ----------
-    found : dict of str to str
-        Installed distributions, see `find_distributions`.
-    """
-    if "shardpress" not in found:
+    try:
+        requirements = requires("shardpress") or []
+    except PackageNotFoundError:
         return []  # a checkout that is not installed has no list of versions
-    sentences = []
-    for name, ranges in _requirements(found["shardpress"]):
-        version = os.path.basename(found.get(_normal(name), "")).rpartition(".")[0].partition("-")[2]
+    messages = []
+    for requirement in requirements:
+        match = re.fullmatch(_REQUIREMENT, requirement)
+        if match is None:
+            continue
+        name, ranges = match.groups()
+        version = version_of(name)
         if version and _fits(version, ranges):
             continue
         state = f"{version} is installed" if version else "is not installed"
         command = f"{shlex.quote(sys.executable)} -m pip install '{name}{ranges}'"
-        sentences.append(f"{name} {state}, expected {ranges}: {command}")
-    return sentences
+        messages.append(f"{name} {state}, expected {ranges}: {command}")
+    return messages
 
 
-def _requirements(metadata: str) -> "list[tuple[str, str]]":
-    """Return the names and version ranges that a distribution requires."""
-    with open(os.path.join(metadata, "METADATA"), encoding="utf-8") as file:
-        return re.findall(_REQUIREMENT, file.read(), re.M)
+def version_of(name: str) -> str:
+    """Return the version of an installed package, or an empty string."""
+    from importlib.metadata import PackageNotFoundError, version
 
-
-def _normal(name: str) -> str:
-    return re.sub("[-_.]+", "-", name).lower()
+    try:
+        return version(name) or ""
+    except PackageNotFoundError:
+        return ""
 
 
 def _fits(version: str, ranges: str) -> bool:

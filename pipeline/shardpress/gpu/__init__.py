@@ -1,4 +1,1 @@
-"""Installation of the libraries that a CUDA card needs in addition to its driver.
-
-Only the standard library is needed.
-"""
+"""Installation of the libraries that a CUDA card needs in addition to its driver, with the standard library only."""

@@ -8,8 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from contextlib import suppress
-from ctypes import byref, c_int
+from ctypes import byref, c_char_p, c_int
 from dataclasses import dataclass
 
 from shardpress.childprocess import collect_reports, report
@@ -23,27 +22,16 @@ _CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINO
 
 @dataclass(frozen=True)
 class Driver:
-    """NVIDIA's driver on this machine.
+    """NVIDIA's driver on this machine."""
 
-    Attributes
-    ----------
-    file : str
-        Path of libcuda.so.1.
-    cuda : tuple of int
-        Latest CUDA version whose code the driver accepts.
-    capabilities : tuple of tuple of int
-        Compute capability of each card. Empty if the driver cannot open any card.
-    """
-
-    file: str
-    cuda: Version
-    capabilities: tuple[Version, ...] = ()
+    file: str  # path of libcuda.so.1
+    cuda: Version  # latest CUDA version whose code the driver accepts
+    capabilities: tuple[Version, ...] = ()  # of each card; empty if the driver cannot open any card
 
 
-def find_driver(seconds: float = _SECONDS) -> Driver | None:
-    """Return the driver of this machine, or None if no driver answers within `seconds`."""
-    # The child reports the version before it opens the cards, because the driver may then hang or crash.
-    found = collect_reports(__name__, seconds)
+def find_driver() -> Driver | None:
+    """Return the driver of this machine, or None if no driver answers."""
+    found = collect_reports(__name__, _SECONDS)
     if "cuda" not in found:
         return None
     capabilities = tuple(tuple(each) for each in found.get("capabilities", ()))
@@ -59,55 +47,52 @@ def format_version(version: Sequence[int]) -> str:
 
 
 def main() -> None:
-    """Report facts about the driver. If the driver hangs or crashes, the earlier reports are not lost."""
-    try:
-        library = ctypes.CDLL(_NAME)
-    except OSError:
-        return
-    cuda = cuda_version(library)
-    if cuda is None:  # the stub library of a CUDA toolkit returns an error
-        return
-    files = files_of("libcuda.") or [_NAME]
-    report(file=files[0], cuda=cuda)
-    with suppress(AttributeError):
-        code, n_cards = count_cards(library)
-        if code:
-            n_cards = 0
-        report(capabilities=[capability_of(library, card) for card in range(n_cards)])
+    """Report facts about the driver."""
+    report_driver()
     report(done=True)
 
 
-def cuda_version(library: ctypes.CDLL) -> Version | None:
-    """Return the latest CUDA version whose code a driver accepts, or None if the driver returns an error."""
-    number = c_int()
-    if library.cuDriverGetVersion(byref(number)):
-        return None
-    return number.value // 1000, number.value % 1000 // 10
+def report_driver() -> tuple[ctypes.CDLL | None, list[Version]]:
+    """Report the ``file`` of the driver, its ``cuda`` version, and the ``capabilities`` of its cards or an ``error``.
 
-
-def count_cards(library: ctypes.CDLL) -> tuple[int, int]:
-    """Initialize a driver. Return its error code, which is 0 for success, and the number of cards."""
-    n_cards = c_int()
-    code = library.cuInit(0) or library.cuDeviceGetCount(byref(n_cards))
-    return int(code), n_cards.value
-
-
-def capability_of(library: ctypes.CDLL, card: int) -> list[int]:
-    """Return the compute capability of a card, given its number, which is also its handle."""
-    capability = []
-    for attribute in _CAPABILITY:
-        number = c_int()
-        library.cuDeviceGetAttribute(byref(number), attribute, card)
-        capability.append(number.value)
-    return capability
-
-
-def files_of(*prefixes: str) -> list[str]:
-    """Return the files in the memory map of this process whose names start with one of the prefixes.
-
-    Libraries that forward calls to other libraries come first.
+    The version is reported before the cards are opened, because the driver may then hang or crash. Returns the driver
+    and the capabilities.
     """
+    try:
+        driver = ctypes.CDLL(_NAME)
+    except OSError:
+        return None, []
+    number = c_int()
+    if driver.cuDriverGetVersion(byref(number)):  # the stub library of a CUDA toolkit returns an error
+        return None, []
+    report(file=_file_of_driver(), cuda=(number.value // 1000, number.value % 1000 // 10))
+    n_cards = c_int()
+    code = driver.cuInit(0) or driver.cuDeviceGetCount(byref(n_cards))
+    if code:
+        report(error=f"cuInit: {error_name(driver, code)}")
+        return None, []
+    capabilities = [_capability_of(driver, card) for card in range(n_cards.value)]
+    report(capabilities=capabilities)
+    return driver, capabilities
+
+
+def error_name(driver: ctypes.CDLL, code: int) -> str:
+    """Return the name and the number of an error."""
+    name = c_char_p()
+    driver.cuGetErrorName(code, byref(name))
+    return f"{(name.value or b'error').decode()} ({code})"
+
+
+def _capability_of(driver: ctypes.CDLL, card: int) -> Version:
+    """Return the compute capability of a card, given its number, which is also its handle."""
+    major = c_int()
+    minor = c_int()
+    for number, attribute in zip((major, minor), _CAPABILITY, strict=True):
+        driver.cuDeviceGetAttribute(byref(number), attribute, card)
+    return major.value, minor.value
+
+
+def _file_of_driver() -> str:
     with open("/proc/self/maps") as maps:
-        paths = {line.split(maxsplit=5)[5].strip() for line in maps if line.count("/")}
-    files = [path for path in paths if os.path.basename(path).startswith(prefixes)]
-    return sorted(files, key=lambda path: (not path.endswith(".so"), path))  # NVIDIA's file names end with a version
+        paths = [line.split(maxsplit=5)[5].strip() for line in maps if "/" in line]
+    return next((path for path in paths if os.path.basename(path).startswith("libcuda.so.")), _NAME)

@@ -6,9 +6,10 @@ its own with error 222. cuBLAS contains machine code, and a driver accepts it fr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from argparse import ArgumentTypeError
 
-from shardpress.errors import DeviceError, UsageError
+from shardpress.errors import DeviceError
 from shardpress.gpu.driver import Driver, Version, format_version
 
 _OLDEST = (12, 0)  # earliest version whose NVRTC compiles all kernels of libgpuarray 0.7.6 for cards up to Hopper
@@ -18,45 +19,19 @@ _OLDEST_CARD_OF_13 = (7, 5)  # Turing; CUDA 12 is the last version that supports
 _NAMES = ("nvidia-cuda-nvrtc", "nvidia-cublas")
 
 
-@dataclass(frozen=True)
-class _CudaPackages:
-    """Packages that fit a driver.
-
-    Attributes
-    ----------
-    requirements : tuple of str
-        Requirements of NVRTC and cuBLAS. pip installs the newest versions that meet them.
-    why : str
-        Reason for the choice, which setup-gpu prints.
-    """
-
-    requirements: tuple[str, ...]
-    why: str
-
-
-def choose_packages(driver: Driver | None, requested: Version | None = None) -> _CudaPackages:
-    """Return the newest packages for the requested CUDA version, or for the version of the driver by default.
-
-    Raises
-    ------
-    DeviceError
-        If the driver is too old for every package.
-    """
+def choose_packages(driver: Driver | None, requested: Version | None = None) -> tuple[tuple[str, ...], str]:
+    """Return requirements of NVRTC and cuBLAS that fit the requested CUDA version or the driver, and the reason."""
     if requested is not None:
         why = f"for CUDA {format_version(requested)}, as requested"
         if driver is not None and requested > driver.cuda:
             why += f"; the driver of this machine supports CUDA {format_version(driver.cuda)} or earlier"
-        return _CudaPackages(_not_newer(requested), why)
+        return _not_newer(*requested), why
     if driver is None:
         # All drivers since 2022 accept the code of CUDA 12.0, and libgpuarray does not need a later NVRTC. Blackwell
         # cards need cuBLAS 12.8 or later.
-        nvrtc, _ = _not_newer(_OLDEST)
-        _, cublas = _not_newer((12, None))
-        return _CudaPackages((nvrtc, cublas), "for any driver of CUDA 12.0 or later, because no driver was found")
-    return _packages_of(driver)
-
-
-def _packages_of(driver: Driver) -> _CudaPackages:
+        nvrtc, _ = _not_newer(*_OLDEST)
+        _, cublas = _not_newer(12)
+        return (nvrtc, cublas), "for any driver of CUDA 12.0 or later, because no driver was found"
     if driver.cuda < _OLDEST:
         raise DeviceError(
             f"{driver.file}: the driver supports CUDA {format_version(driver.cuda)}, expected "
@@ -67,35 +42,23 @@ def _packages_of(driver: Driver) -> _CudaPackages:
     oldest_card = min(driver.capabilities, default=_OLDEST_CARD_OF_13)
     if driver.cuda >= (13, 0) and oldest_card < _OLDEST_CARD_OF_13:
         card = f"the card of capability {format_version(oldest_card)}"
-        return _CudaPackages(
-            _not_newer((12, None)), f"{why}, but packages of CUDA 12, because later packages do not support {card}"
-        )
-    return _CudaPackages(_not_newer(driver.cuda), why)
+        return _not_newer(12), f"{why}, but packages of CUDA 12, because later packages do not support {card}"
+    return _not_newer(*driver.cuda), why
 
 
 def parse_version(text: str) -> Version:
-    """Parse a CUDA version such as ``12.4``.
-
-    Raises
-    ------
-    UsageError
-        If the text is not a version, or if the version is too old for every package.
-    """
-    major, _, minor = text.partition(".")
-    if not all(each.isascii() and each.isdigit() and len(each) < 4 for each in (major, minor)):
-        raise UsageError(f"{text!r}, expected a version of CUDA, such as 12.4")
-    version = int(major), int(minor)
+    """Parse a CUDA version such as ``12.4``. This function is the `type` of an argument."""
+    match = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})", text)
+    if match is None:
+        raise ArgumentTypeError(f"{text!r}, expected a version of CUDA, such as 12.4")
+    version = int(match[1]), int(match[2])
     if version < _OLDEST:
-        raise UsageError(f"CUDA {text}, expected {format_version(_OLDEST)} or later")
+        raise ArgumentTypeError(f"CUDA {text}, expected {format_version(_OLDEST)} or later")
     return version
 
 
-def _not_newer(cuda: tuple[int, int | None]) -> tuple[str, ...]:
-    """Return requirements that exclude packages for later CUDA versions.
-
-    If the minor version is None, all minor versions of the major version are allowed.
-    """
-    major, minor = cuda
+def _not_newer(major: int, minor: int | None = None) -> tuple[str, ...]:
+    """Return requirements that exclude packages for later CUDA versions. By default, all minor versions are allowed."""
     if major > _LATEST_MAJOR:
         major = _LATEST_MAJOR
         minor = None

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import distributions, version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,64 +38,36 @@ _SOURCES = Path(KERNELS) / "native"
 _DRIVER = "libcuda.so.1"  # all versions of the driver use this name
 
 
-@dataclass(frozen=True)
-class SetupOptions:
-    """Options of the installation.
-
-    Attributes
-    ----------
-    cuda : tuple of int, optional
-        CUDA version to install for. The default is the version of the driver on this machine.
-    source : Path, optional
-        Directory with all wheels and Debian packages, for installation without a network.
-    mirror : str, optional
-        Address of a Debian mirror. By default, the package sources of this machine are used.
-    """
-
-    cuda: Version | None = None
-    source: Path | None = None
-    mirror: str | None = None
-
-
-def set_up(options: SetupOptions) -> Iterator[str]:
+def set_up(cuda: Version | None, source: Path | None, mirror: str | None) -> Iterator[str]:
     """Install the libraries into this environment, and yield a line of text for each step.
 
-    Raises
-    ------
-    DeviceError
-        If a package cannot be installed.
-    NotPermitted
-        If this process cannot write to the environment.
+    By default, they fit the driver of this machine, and are downloaded from the package sources of this machine. With
+    `source`, all wheels and Debian packages are taken from this directory, and no network is needed.
     """
     environment = Path(sys.prefix)
     if not os.access(environment / "lib", os.W_OK):
         raise NotPermitted(f"{environment / 'lib'} cannot be written. Use a virtual environment that you own.")
-    packages = choose_packages(find_driver(), options.cuda)  # before any step, because it may raise an error
+    requirements, why = choose_packages(find_driver(), cuda)  # before any step, because it may raise an error
     yield f"environment  {environment}"
-    yield f"CUDA         {packages.why}"
-    _install_pygpu(environment, options)
+    yield f"CUDA         {why}"
+    _install_pygpu(environment, source, mirror)
     yield f"pygpu        {version('pygpu')}, with libgpuarray"
     folder = environment / "lib" / "shardpress-gpu"
-    if not _is_complete(folder, packages.requirements):
-        yield f"installing   {' and '.join(packages.requirements)} (several hundred megabytes)"
-        _unpack(folder, packages.requirements, options.source)
-    yield f"libraries    {_installed_in(folder)}, in {folder}"
+    if not _is_complete(folder, requirements):
+        yield f"installing   {' and '.join(requirements)} (several hundred megabytes)"
+        _unpack(folder, requirements, source)
+    installed = sorted(f"{each.metadata['Name']} {each.version}" for each in distributions(path=[str(folder)]))
+    yield f"libraries    {' and '.join(installed)}, in {folder}"
     yield from _warnings()
 
 
-def _installed_in(folder: Path) -> str:
-    """Return the names and versions of the packages in a directory."""
-    versions = {each.metadata["Name"]: each.version for each in distributions(path=[str(folder)])}
-    return " and ".join(f"{name} {number}" for name, number in sorted(versions.items()))
-
-
-def _install_pygpu(environment: Path, options: SetupOptions) -> None:
+def _install_pygpu(environment: Path, source: Path | None, mirror: str | None) -> None:
     """Install pygpu with install_pygpu.sh, which users can also run directly."""
     arguments: list[str | Path] = []
-    if options.source is not None:
-        arguments += ["--from", options.source]
-    if options.mirror is not None:
-        arguments += ["--mirror", options.mirror]
+    if source is not None:
+        arguments += ["--from", source]
+    if mirror is not None:
+        arguments += ["--mirror", mirror]
     done = subprocess.run([_script(), *arguments, environment], stdout=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise DeviceError("pygpu could not be installed; the lines above give the reason.")
@@ -149,7 +120,7 @@ def _unpack(folder: Path, requirements: Sequence[str], source: Path | None) -> N
     if folder.exists():
         folder.rename(old)
     new.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)  # on NFS, libraries in use cannot be removed
 
 
 def _link_all(folder: Path) -> None:
@@ -159,29 +130,19 @@ def _link_all(folder: Path) -> None:
     for other libraries (builtins, cublasLt). ``libcublas.so`` is a link, too, because libgpuarray opens this name.
     """
     for path in sorted(folder.glob("nvidia/*/lib/lib*.so.*")):
-        _link(folder / path.name, Path(os.path.relpath(path, folder)))
+        links = [folder / path.name]
         if path.name.startswith("libcublas.so."):
-            _link(folder / "libcublas.so", Path(path.name))
+            links.append(folder / "libcublas.so")
+        for link in links:
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(path, folder))
     build_forwarders(folder)
-
-
-def _link(name: Path, target: Path) -> None:
-    """Create a symbolic link. An existing link is replaced, but an existing file is not."""
-    if name.is_symlink():
-        name.unlink()
-    if not name.exists():
-        name.symlink_to(target)
 
 
 def build_forwarders(folder: Path) -> None:
     """Build ``libcuda.so`` in a directory, and also ``libnvrtc.so`` if the directory contains NVRTC.
 
     The driver may be missing, because ``libcuda.so`` searches for it only when it is loaded.
-
-    Raises
-    ------
-    DeviceError
-        If no compiler is found, or if the compiler fails.
     """
     libraries = [_DRIVER, *sorted(path.name for path in folder.glob("libnvrtc.so.*"))]
     for library in libraries:
