@@ -38,7 +38,14 @@ def test_each_help_page_starts_with_a_summary_and_examples(name: str, capsys: py
 
 
 def test_an_unknown_command_is_refused_with_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
-    for name, suggestion in (("runn", " run?"), ("version", "shardpress --help")):
+    suggestions = {
+        "runn": " run?",
+        "train": "shardpress run.",
+        "fit": "shardpress run.",
+        "version": "shardpress --version.",
+        "classify": "scripts/classify.py",
+    }
+    for name, suggestion in suggestions.items():
         assert main([name]) == 64
         assert suggestion in capsys.readouterr().err, name
 

@@ -82,9 +82,9 @@ def _packages() -> Check:
         return Check("packages", "warn", found, "pip install .")
     wrong = unmet_requirements()
     if wrong:
-        found = [each.partition(": ")[0] for each in wrong]
+        problems = [each.partition(": ")[0] for each in wrong]
         fixes = [each.partition(": ")[2] for each in wrong]
-        return Check("packages", "fail", "; ".join(found), "; ".join(fixes), is_setting=True)
+        return Check("packages", "fail", "; ".join(problems), "; ".join(fixes), is_setting=True)
     changes = changes_in_words()
     if changes and find_spec("theano") is not None:
         return Check("packages", "fail", changes, repair_command(), is_setting=True)
