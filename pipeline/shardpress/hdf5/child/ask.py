@@ -83,14 +83,14 @@ class _Child:
                 self._process.stdin.write(line)
             except BrokenPipeError as error:
                 raise _Died from error
-            line, body = self._read(reader, request, where)
+            ending, body = self._read(reader, request, where)
         finally:
             os.close(reader)
             os.close(writer)
         if len(body) > request["answer_bytes"]:
             self.end()  # this also kills the fork, which might never stop
             return {"end": "flood", "detail": None}, bytearray()
-        return json.loads(line), body
+        return json.loads(ending), body
 
     def _read(self, reader: int, request: dict[str, Any], where: str) -> tuple[bytearray, bytearray]:
         """Return the line of the child and the answer of the fork. Stop early if the answer is too long."""

@@ -26,6 +26,7 @@ from shardpress.hdf5.forms import (
     leave_out,
     misfit,
     parts_of,
+    rows_first,
     sibling,
     text,
     variables_of,
@@ -91,9 +92,7 @@ def _description(
     if dataset is None:
         dataset = text(name)
     rows = _rows_in(group, name, orientation)
-    shape = rows.shape
-    if orientation == "columns":
-        shape = (rows.shape[-1], *rows.shape[:-1])
+    shape = rows_first(rows.shape, orientation)
     expect(prod(shape[1:]), CATEGORIES.encode() not in group.links, not _may_have_names(group, dataset, shape))
     arrays: list[np.ndarray] = []
     layout = layout_claim(file, rows, dataset, arrays)
