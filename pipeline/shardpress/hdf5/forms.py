@@ -76,7 +76,6 @@ def split(path: str) -> tuple[str, str]:
 
 
 def under(group: str, name: str) -> str:
-    """Join the path of a group and a name."""
     return f"{group.rstrip('/')}/{name}"
 
 
@@ -127,7 +126,6 @@ def numbers_of(record: np.dtype) -> Numbers | None:
 
 
 def _fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
-    """Return the offset, name and dtype of each field of a record."""
     return sorted((offset, name, dtype) for name, (dtype, offset, *_) in (record.fields or {}).items())
 
 

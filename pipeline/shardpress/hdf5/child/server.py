@@ -70,7 +70,7 @@ def _warm_up() -> None:
         for name in (None, "nowhere", "\udcff\n"):
             _call(describe, file, (name,))
         for name in file:
-            _call(values, file, (name, 0, 4))
+            _call(values, file, (name, 0, 4, 0, 4))
         _call(listed, file, ())
 
 

@@ -37,21 +37,9 @@ from shardpress.hdf5.plain.metadata import MOST_BYTES, Kind, Metadata, NotPlain,
 
 
 class _Group(NamedTuple):
-    """Group with the rows.
-
-    Attributes
-    ----------
-    links : mapping of bytes to int
-        Addresses of the objects in the group, by name.
-    parent_links : mapping of bytes to int
-        Addresses of the objects in the parent group, by name.
-    objects : mapping of int to (Dataset or None)
-        Objects in the group, by address. None for a group.
-    """
-
-    links: Mapping[bytes, int]
-    parent_links: Mapping[bytes, int]
-    objects: Mapping[int, Dataset | None]
+    links: Mapping[bytes, int]  # addresses of the objects in the group, by name
+    parent_links: Mapping[bytes, int]  # the same for the parent group
+    objects: Mapping[int, Dataset | None]  # objects in the group, by address; None for a group
 
 
 def describe_plain(
@@ -62,20 +50,10 @@ def describe_plain(
     base: int = 0,
     most_bytes: int = MOST_BYTES,
 ) -> tuple[dict[str, Any], list[np.ndarray]] | None:
-    """Locate the rows and their extras in an open file.
+    """Locate the rows and their extras in an open file. Return None if the child must be asked instead.
 
-    The superblock at `base` must have been checked. At most `most_bytes` of metadata are read.
-
-    Returns
-    -------
-    tuple of (dict, list of ndarray), or None
-        Answer in the format of `child.describe.describe`, with lists instead of tuples. None if the child must be
-        asked.
-
-    Raises
-    ------
-    OSError
-        If reading fails.
+    The superblock at `base` must have been checked. At most `most_bytes` of metadata are read. The answer has the
+    format of `child.describe.describe`, with lists instead of tuples. Raise `OSError` if reading fails.
     """
     try:
         return _description(Metadata(descriptor, size, base, most_bytes), dataset, orientation)
@@ -133,7 +111,6 @@ def _locate(file: Metadata, dataset: str | None) -> tuple[_Group, bytes]:
 
 
 def _object(file: Metadata, address: int) -> Dataset | None:
-    """Return the dataset at an address, or None for a group."""
     header = messages(file, address)
     if is_group(header):
         return None
@@ -159,10 +136,7 @@ def _has_notable_attributes(rows: Dataset, orientation: str | None) -> bool:
 
 
 def _may_have_names(group: _Group, dataset: str, shape: tuple[int, ...]) -> bool:
-    """Return whether the file may have names or a coordinate in a place that the child searches.
-
-    These are names of columns (`child.columns`) and of rows (`child.extras`).
-    """
+    """Return whether the file may have names of columns or rows, or a coordinate, where the child searches them."""
     variables = parts_of(variables_of(dataset))
     is_in_group = len(variables) == len(parts_of(dataset))
     names = group.links if is_in_group else group.parent_links
@@ -206,7 +180,6 @@ def _may_have_categories(dataset: Dataset) -> bool:
 
 
 def _leave_out(left_out: list[list[Any]], name: bytes, other: Dataset | None, shape: tuple[int, ...]) -> None:
-    """Record why an object cannot be an extra for rows of this shape."""
     if other is None:
         leave_out(left_out, name, A_GROUP, is_missed=False)
     elif has_one_for_each_row(other.shape, shape[0]):
