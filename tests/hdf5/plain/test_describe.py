@@ -4,6 +4,7 @@ import os
 import struct
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -15,7 +16,7 @@ from shardpress.hdf5.child import ask as ask_module
 from shardpress.hdf5.child.ask import ask
 from shardpress.hdf5.files import FILES
 from shardpress.hdf5.limits import MOST_ITEM
-from shardpress.hdf5.plain import contents, metadata
+from shardpress.hdf5.plain import contents, describe, metadata
 from shardpress.hdf5.plain.describe import describe_plain
 from shardpress.hdf5.superblock import signature_at
 from shardpress.shards.open import open_shards
@@ -416,11 +417,12 @@ def test_any_number_in_the_metadata_causes_bounded_work(tmp_path, value):
         assert_little(work)
 
 
-def test_metadata_above_the_limit_is_left_to_the_child(tmp_path):
+def test_metadata_above_the_limit_is_left_to_the_child(tmp_path, monkeypatch):
     path = write_shard(tmp_path / "x.h5", numbered(3000), chunks=(1, 2))
     assert_plain(path)
+    monkeypatch.setattr(describe, "Metadata", partial(metadata.Metadata, most_bytes=2**16))
     with open(path, "rb") as file:
-        assert describe_plain(file.fileno(), os.path.getsize(path), None, most_bytes=2**16) is None
+        assert describe_plain(file.fileno(), os.path.getsize(path), None) is None
 
 
 def test_long_shared_names_take_no_memory():

@@ -203,10 +203,6 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
         table = _rows_of_table(dataset, name, parent, orientation)
         if table is not None:
             return table
-    return _rows_of_array(dataset, name, parent, orientation)
-
-
-def _rows_of_array(dataset: h5py.Dataset, name: str, parent: Any, orientation: str | None) -> Rows:
     _check_rows(dataset, name, orientation)
     form = "columns" if orientation == "columns" else "dense"
     return Rows(name, parent, form, [(name, dataset)], rows_first(dataset.shape, orientation))

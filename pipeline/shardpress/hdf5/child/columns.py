@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from shardpress.hdf5.child.candidates import Rows
-from shardpress.hdf5.child.extras import index_of, is_netcdf_dimension, masked_values
+from shardpress.hdf5.child.extras import index_of, is_netcdf_dimension, masked_values, name_of_scale
 from shardpress.hdf5.child.find import (
     Refused,
     as_dataset,
@@ -37,8 +37,6 @@ from shardpress.hdf5.forms import (
 )
 from shardpress.hdf5.layout import bytes_of
 from shardpress.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
-
-_SHORT = 1024  # bytes of an attribute that names a dataset; `child.extras` has the same limit
 
 _Names = tuple[str, list[str]]
 """Source of the names, and the names."""
@@ -228,14 +226,7 @@ def _first_scale(dataset: h5py.Dataset, axis: int) -> h5py.Dataset:
 
 
 def _scale_name(scale: h5py.Dataset) -> str:
-    name = attribute(scale.id, b"NAME", _is_short_fixed_text)
-    # netCDF writes the name of the variable. h5py writes any name, even an empty one.
-    written = "" if name is None else text(bytes(name.item()))
-    return split(written)[1] or split(scale.name or "")[1] or "dimension scale"
-
-
-def _is_short_fixed_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    return shape == () and dtype.kind == "S" and dtype.itemsize <= _SHORT
+    return split(text(name_of_scale(scale)))[1] or split(scale.name or "")[1] or "dimension scale"
 
 
 # -- reading -----------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from shardpress.hdf5.limits import MAX_EXTRAS, MOST_CATEGORIES, MOST_ITEM, MOST_
 
 _MOST_NUMBER = 2**63  # unsigned categories must be smaller, because they are stored as signed integers
 _AT_ONCE = 2**22  # values of a mask to read at a time
-_SHORT = 1024  # bytes of an attribute that names a dataset
+_SHORT = 1024  # bytes of an attribute that names a dataset or a scale
 
 _DIMENSION = b"This is a netCDF dimension but not a netCDF variable"
 
@@ -128,12 +128,17 @@ def _check_dtype(dataset: h5py.Dataset, n_rows: int) -> None:
 
 def is_netcdf_dimension(dataset: h5py.Dataset) -> bool:
     """Return whether a dataset is a netCDF dimension, which only specifies the length of an axis and has no values."""
+    return name_of_scale(dataset).startswith(_DIMENSION)
+
+
+def name_of_scale(dataset: h5py.Dataset) -> bytes:
+    """Return the name that netCDF or h5py has written to a dimension scale, perhaps an empty one."""
     name = attribute(dataset.id, b"NAME", _is_short_text)
-    return name is not None and bool(name.item().startswith(_DIMENSION))
+    return b"" if name is None else bytes(name.item())
 
 
 def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    return shape == () and dtype.kind == "S" and dtype.itemsize <= 2 * len(_DIMENSION)
+    return shape == () and dtype.kind == "S" and dtype.itemsize <= _SHORT
 
 
 # -- extras that the user has given ------------------------------------------------------------------------------

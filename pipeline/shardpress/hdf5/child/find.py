@@ -161,11 +161,14 @@ def objects(root: Any) -> Iterator[tuple[str, Any]]:
         names = names_in(group, n_names)
         n_names += len(names)  # total over all groups, because forged groups may share one list of names
         for name in names:
-            item = None if link_of(group, name) else h5py.h5o.open(group, name)
-            is_group = isinstance(item, h5py.h5g.GroupID)
-            if item is None or _identity(item) in seen or (is_group and name.startswith(_INTERNAL)):
+            if link_of(group, name):
                 continue
-            seen.add(_identity(item))
+            item = h5py.h5o.open(group, name)
+            address = _identity(item)
+            is_group = isinstance(item, h5py.h5g.GroupID)
+            if address in seen or (is_group and name.startswith(_INTERNAL)):
+                continue
+            seen.add(address)
             yield text(prefix + name), item
             if is_group:
                 if depth == MOST_DEPTH:

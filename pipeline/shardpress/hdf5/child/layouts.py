@@ -185,11 +185,7 @@ def _dtype_claim(dtype: np.dtype) -> dict[str, Any]:
         base, shape = dtype.subdtype
         return {"of": _dtype_claim(base), "shape": shape}
     if dtype.fields is not None:
-        return {"fields": _field_claims(dtype), "itemsize": dtype.itemsize}
+        fields = [(name, _dtype_claim(field), offset) for name, (field, offset, *_) in dtype.fields.items()]
+        return {"fields": fields, "itemsize": dtype.itemsize}
     notes = {key: value for key, value in (dtype.metadata or {}).items() if key != "vlen"}
     return {"code": dtype.str, "notes": notes}
-
-
-def _field_claims(dtype: np.dtype) -> list[tuple[str, dict[str, Any], int]]:
-    assert dtype.fields is not None
-    return [(name, _dtype_claim(field), offset) for name, (field, offset, *_) in dtype.fields.items()]

@@ -33,7 +33,7 @@ from shardpress.hdf5.forms import (
 )
 from shardpress.hdf5.plain.contents import links, root
 from shardpress.hdf5.plain.datasets import Dataset, attribute_name, attribute_of, dataset_of, layout_claim
-from shardpress.hdf5.plain.metadata import MOST_BYTES, Kind, Metadata, NotPlain, expect, is_group, messages
+from shardpress.hdf5.plain.metadata import Kind, Metadata, NotPlain, expect, is_group, messages
 
 
 class _Group(NamedTuple):
@@ -43,20 +43,15 @@ class _Group(NamedTuple):
 
 
 def describe_plain(
-    descriptor: int,
-    size: int,
-    dataset: str | None,
-    orientation: str | None = None,
-    base: int = 0,
-    most_bytes: int = MOST_BYTES,
+    descriptor: int, size: int, dataset: str | None, orientation: str | None = None, base: int = 0
 ) -> tuple[dict[str, Any], list[np.ndarray]] | None:
     """Locate the rows and their extras in an open file. Return None if the child must be asked instead.
 
-    The superblock at `base` must have been checked. At most `most_bytes` of metadata are read. The answer has the
-    format of `child.describe.describe`, with lists instead of tuples. Raise `OSError` if reading fails.
+    The superblock at `base` must have been checked. The answer has the format of `child.describe.describe`, with lists
+    instead of tuples. Raise `OSError` if reading fails.
     """
     try:
-        return _description(Metadata(descriptor, size, base, most_bytes), dataset, orientation)
+        return _description(Metadata(descriptor, size, base), dataset, orientation)
     except OSError:
         raise
     except Exception:  # the child reports the problem with the file
