@@ -70,14 +70,9 @@ class Columns:
         return None
 
     def name_of_input(self, i: int, n_columns: int, indicators: np.ndarray | None) -> tuple[int, str | None]:
-        """Return the column of an input of a network, and the name of the input: see `Scaler`.
+        """Return the column of input `i` of a network, and the name of the input: see `Scaler`.
 
-        Parameters
-        ----------
-        i : int
-            Number of the input. The columns come first, then the missing indicators.
-        indicators : ndarray of shape (n_indicators,), int64, or None
-            Numbers of the columns that have an indicator.
+        The columns come first, then the missing `indicators`: the numbers of the columns that have one.
         """
         if indicators is None or i < n_columns:
             return i, self.name_of(i)
@@ -133,13 +128,7 @@ class Columns:
 
     @classmethod
     def from_json(cls, data: bytes, n_inputs: int) -> Columns:
-        """Return the description that `to_json` has written.
-
-        Raises
-        ------
-        ValueError
-            If the data do not have this form, or do not describe `n_inputs` columns.
-        """
+        """Return the description that `to_json` has written. Raise `ValueError` unless it has `n_inputs` columns."""
         content = json.loads(data)
         if not isinstance(content, dict):
             raise ValueError("columns: expected a JSON object")

@@ -39,21 +39,11 @@ LABELS_IN_WORDS = (
 
 @dataclass(frozen=True)
 class Labels:
-    """Labels of rows.
+    """Labels of rows."""
 
-    Attributes
-    ----------
-    name : str
-        Name of the dataset.
-    names : tuple of str
-        Distinct labels in sorted order.
-    codes : ndarray of shape (n_rows,), int64
-        For each row, the index of its label in `names`, or `NONE`.
-    """
-
-    name: str
-    names: tuple[str, ...]
-    codes: np.ndarray
+    name: str  # of the dataset
+    names: tuple[str, ...]  # distinct labels in sorted order
+    codes: np.ndarray  # shape (n_rows,), int64: index of the label of each row in `names`, or `NONE`
 
     def name_of(self, row: int) -> str | None:
         """Return the label of a row, or None if the row has no label."""
@@ -80,14 +70,7 @@ def extra_of(path: str, names: Sequence[str]) -> str | None:
 def candidates(names: Sequence[str], include: Sequence[str] = (), masks: Collection[str] = ()) -> list[str]:
     """Return the names of the extras that can contain labels, in the order in which they are tried.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Names of all extras.
-    include : sequence of str
-        Paths of the datasets of ``--include``.
-    masks : collection of str
-        Names of the extras that mark the rows with a value of another extra.
+    `include` has the paths of ``--include``, and `masks` the extras that mark the rows with a value of another one.
     """
     included = [name for path in include if (name := extra_of(path, names)) is not None]
     others = sorted(names, key=lambda name: (_rank(name), name))
@@ -124,9 +107,8 @@ def labels_of(
     Parameters
     ----------
     extras : mapping of str to ndarray of shape (n_rows,)
-        Values of the extra datasets.
     categories : mapping of str to ndarray
-        Categories of the extra datasets that are stored as codes.
+        Categories of the extras that are stored as codes.
     include : sequence of str
         Paths of the datasets of ``--include``.
     named : str, optional
@@ -165,17 +147,8 @@ def labels_in(
 ) -> Labels | None:
     """Return the values of a dataset as labels, or None if they look like measurements or identifiers.
 
-    Parameters
-    ----------
-    name : str
-        Name of the dataset.
-    values : ndarray of shape (n_rows,)
-    categories : ndarray, optional
-        Categories, if the values are codes.
-    limit : int
-        Maximum number of distinct labels.
-    has_value : ndarray of shape (n_rows,), bool, optional
-        Mask of the rows with a value; the other ones have a fill value. By default, all rows have one.
+    `categories` are given if the values are codes, and `limit` is the maximum number of distinct labels. Rows that are
+    False in the mask `has_value` have a fill value.
     """
     if values.dtype.kind not in "biufO" or not len(values) or _has_fractions(values) or _is_mixed(values):
         return None

@@ -6,15 +6,7 @@ _LONGEST_IN_SECONDS = 119.5
 
 
 def duration(seconds: float, decimals_below: float = 0.0) -> str:
-    """Return a rounded duration: ``40 s``, ``12 min`` or ``3 h 05 min``.
-
-    Parameters
-    ----------
-    seconds : float
-        Duration.
-    decimals_below : float
-        Durations below this number of seconds are shown with one decimal, such as ``4.2 s``.
-    """
+    """Return a rounded duration: ``40 s``, ``12 min``, ``3 h 05 min``, or ``4.2 s`` below `decimals_below` seconds."""
     if seconds < min(decimals_below, _LONGEST_IN_SECONDS):
         return f"{seconds:.1f} s"
     if seconds < _LONGEST_IN_SECONDS:

@@ -73,11 +73,11 @@ def test_unwritten_values_of_any_float_type_are_refused(tmp_path: Path) -> None:
             vet(write(tmp_path / f"{number}.h5", BFLOAT16, rows=None, chunks=chunks), Selection(None))
 
 
-def test_wider_float_types_are_named(tmp_path: Path) -> None:
-    for name, dtype, words in [
-        ("long", h5t.NATIVE_LDOUBLE.copy(), ("80 bits", "15 exponent bits")),
-        ("quad", float_type(16, 15, 112), ("128 bits", "15 exponent bits")),
-        ("wide", float_type(20, 19, 140), ("160 bits", "19 exponent bits")),
+def test_wider_float_types_are_refused(tmp_path: Path) -> None:
+    for name, dtype in [
+        ("long", h5t.NATIVE_LDOUBLE.copy()),
+        ("quad", float_type(16, 15, 112)),
+        ("wide", float_type(20, 19, 140)),
     ]:
-        with case(name), refused(65, "dataset=X", *words):
+        with case(name), refused(65, "dataset=X", "64 bits"):
             vet(write(tmp_path / f"{name}.h5", dtype, rows=None), Selection(None))

@@ -164,7 +164,7 @@ def _hdf5_differs(block: Block, rows: np.ndarray) -> bool:
     layout = block.shard.layouts[0]
     if shard.form not in ("dense", "columns"):
         return False
-    along = [shard.dataset, block.start, block.stop, -1 if shard.form == "columns" else 0]
+    along = [shard.dataset, block.start, block.stop, -1 if shard.form == "columns" else 0, 1]
     with open(shard.path, "rb") as file:
         try:
             facts, arrays = ask("values", file.fileno(), along, "")

@@ -45,7 +45,6 @@ def _stored_array(categories: Sequence[Any]) -> np.ndarray:
 
 
 def array_of(categories: Sequence[Any]) -> np.ndarray:
-    """Return categories as an array of numbers or str."""
     if all(isinstance(each, str) for each in categories):
         return np.array(categories, dtype=str)
     return np.array(categories)
@@ -67,13 +66,7 @@ def _is_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 
 
 def read_categories(dataset: h5py.h5d.DatasetID) -> list[Any] | None:
-    """Return the categories in the attribute of a dataset, or None if it has no such attribute.
-
-    Raises
-    ------
-    ValueError
-        If the attribute is a string, but not a list in JSON.
-    """
+    """Return the categories in the attribute of a dataset, or None. Raise `ValueError` for invalid JSON."""
     value = attribute(dataset, ATTRIBUTE.encode(), _fits)
     if value is None:
         return None

@@ -16,16 +16,10 @@ _LEAST_BYTES = 2**20  # smallest chunk that is worth caching
 
 
 class ChunkCache:
-    """Thread-safe cache that keeps the most recently used chunks, up to a total size.
-
-    Attributes
-    ----------
-    max_bytes : int
-        Maximum total size of the cached chunks. 0 disables the cache.
-    """
+    """Thread-safe cache that keeps the most recently used chunks, up to a total size."""
 
     def __init__(self, max_bytes: int = 0) -> None:
-        self.max_bytes = max_bytes
+        self.max_bytes = max_bytes  # 0 disables the cache
         self._lock = threading.Lock()
         self._n_bytes = 0
         self._chunks: OrderedDict[Hashable, tuple[Future[memoryview], int]] = OrderedDict()
@@ -41,7 +35,7 @@ class ChunkCache:
         return layout.chunk_bytes >= _LEAST_BYTES and band_bytes(layout, axis) <= self.max_bytes
 
     def get(self, key: Hashable, n_bytes: int, decompress: Callable[[], memoryview]) -> memoryview:
-        """Return the chunk with this key. Call `decompress` if the chunk is not in the cache.
+        """Return the chunk with this key. Call `decompress` if it is not in the cache.
 
         If several threads need the same chunk, the first one decompresses it and the others wait. If decompression
         fails, all of them raise the same error.

@@ -43,28 +43,17 @@ FILES = SimpleNamespace(
 
 @dataclass(frozen=True)
 class Identity:
-    """Facts that identify a file and reveal whether it was modified.
+    """Facts that identify a file and reveal whether it was modified, from `os.stat`."""
 
-    Attributes
-    ----------
-    device : int
-        Device number. It is not compared, because hosts number shared file systems differently.
-    inode, size, mtime_ns : int
-        Values from `os.stat`.
-    ctime_ns : int
-        Time when the contents or attributes last changed. It is not compared, because chmod, hard links and backups
-        change it as well. If it differs, `shardpress.run.contents` compares digests.
-    """
-
-    device: int = field(compare=False)
+    device: int = field(compare=False)  # hosts number shared file systems differently
     inode: int
     size: int
     mtime_ns: int
+    # Not compared, because chmod, hard links and backups change it. If it differs, `run.contents` compares digests.
     ctime_ns: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, descriptor: int) -> Self:
-        """Return the identity of an open file."""
         status = FILES.fstat(descriptor)
         return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
@@ -73,12 +62,10 @@ class Identity:
 def opened(path: str, expected: Identity | None = None) -> Iterator[tuple[int, Identity]]:
     """Open a regular file, and yield the descriptor and the identity.
 
-    The identity must equal `expected` if it is given, and must not change while the file is open.
-
     Raises
     ------
     DataError
-        If the file was replaced or modified.
+        If the identity is not `expected`, or changes while the file is open.
     NoInput
         If the path is not a regular file.
     OSError
@@ -111,11 +98,8 @@ def _check_unchanged(path: str, descriptor: int, identity: Identity) -> None:
 
 
 def writers() -> dict[tuple[int, int], int]:
-    """Map the device and inode of each file that is locked for writing to the PID that holds the lock.
-
-    HDF5 locks the files that it writes. The locks are read from /proc/locks: trying to lock a file could block a writer
-    briefly, or wait for a file server.
-    """
+    """Map the device and inode of each file that is locked for writing, as HDF5 does, to the PID with the lock."""
+    # Trying to lock a file instead could block a writer briefly, or wait for a file server.
     try:
         with open("/proc/locks") as file:
             lines = file.read(_MOST_LOCKS)
@@ -131,10 +115,7 @@ def writers() -> dict[tuple[int, int], int]:
 def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
     """Fill a buffer from an offset, with repeated reads if needed. Raise `OSError` if the file ends too early."""
     while buffer:
-        try:
-            n_read = FILES.preadv(descriptor, buffer, offset)
-        except InterruptedError:
-            continue
+        n_read = FILES.preadv(descriptor, buffer, offset)
         if not n_read:
             raise OSError(errno.EIO, f"the file ends at byte {offset}")
         buffer = buffer[n_read:]
@@ -142,19 +123,13 @@ def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
 
 
 def read_at(descriptor: int, offset: int, n_bytes: int) -> bytes:
-    """Return `n_bytes` bytes from an offset. Raise the same errors as `read_into`."""
     buffer = bytearray(n_bytes)
     read_into(descriptor, memoryview(buffer), offset)
     return bytes(buffer)
 
 
 def with_retries(read: Callable[[], T], where: str) -> T:
-    """Call `read`, and repeat the call if the storage fails. Messages begin with `where`.
-
-    Parameters
-    ----------
-    read : callable
-        Function that opens the file in each call.
+    """Call `read`, which opens a file, and repeat the call if the storage fails. Messages begin with `where`.
 
     Raises
     ------

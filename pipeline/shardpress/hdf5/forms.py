@@ -61,7 +61,6 @@ def text(name: bytes) -> str:
 
 
 def parts_of(path: str) -> list[bytes]:
-    """Return the components of a path."""
     return [part for part in path.encode("utf-8", "surrogateescape").split(b"/") if part not in (b"", b".")]
 
 
@@ -77,7 +76,6 @@ def split(path: str) -> tuple[str, str]:
 
 
 def under(group: str, name: str) -> str:
-    """Join the path of a group and a name."""
     return f"{group.rstrip('/')}/{name}"
 
 
@@ -107,6 +105,8 @@ def is_number(dtype: np.dtype) -> bool:
 def numbers_of(record: np.dtype) -> Numbers | None:
     """Return the numbers of a record, or None unless all fields but a leading `index` are numbers of one dtype."""
     fields = _fields_in_order(record)
+    if _begins_with_index(fields):
+        del fields[0]
     if not fields:
         return None
     start, _, first = fields[0]
@@ -126,14 +126,6 @@ def numbers_of(record: np.dtype) -> Numbers | None:
 
 
 def _fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
-    """Return the offset, name and dtype of each field of a record, without a leading field `index`."""
-    fields = _all_fields_in_order(record)
-    if _begins_with_index(fields):
-        return fields[1:]
-    return fields
-
-
-def _all_fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
     return sorted((offset, name, dtype) for name, (dtype, offset, *_) in (record.fields or {}).items())
 
 
@@ -143,7 +135,7 @@ def _begins_with_index(fields: Sequence[tuple[int, str, np.dtype]]) -> bool:
 
 def index_dtype(record: np.dtype) -> np.dtype | None:
     """Return the dtype of a leading field `index`. None if there is none, or if it holds no number or string."""
-    fields = _all_fields_in_order(record)
+    fields = _fields_in_order(record)
     if not _begins_with_index(fields):
         return None
     _, _, dtype = fields[0]
@@ -152,75 +144,48 @@ def index_dtype(record: np.dtype) -> np.dtype | None:
     return dtype
 
 
+def rows_first(shape: tuple[int, ...], orientation: str | None) -> tuple[int, ...]:
+    """Return a stored shape with the axis of the rows, which is the last one in the orientation ``columns``, first."""
+    return (shape[-1], *shape[:-1]) if orientation == "columns" else shape
+
+
 def rows_of(
     form: str, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype], shape: Sequence[int]
 ) -> tuple[tuple[int, ...], np.dtype]:
-    """Return the shape (rows first) and the dtype of rows, given the datasets that store them.
+    """Return the shape (rows first) and the dtype of rows, given the shapes and dtypes of the datasets that store them.
 
-    Parameters
-    ----------
-    form : str
-    shapes, dtypes : sequence
-        Stored shapes and dtypes of the datasets.
-    shape : sequence of int
-        Shape of a sparse matrix, which its datasets do not determine. Other forms ignore this parameter.
-
-    Raises
-    ------
-    ValueError
-        If the datasets do not fit the form.
+    Raise `ValueError` if the datasets do not fit the form. `shape` is the shape of a sparse matrix, which its datasets
+    do not determine. Other forms ignore it.
     """
     if form == "sparse":
-        return _sparse_rows(shapes, dtypes, shape)
+        return _sparse_rows(shapes, dtypes[0], shape), dtypes[0]
     (stored_shape,) = shapes
     (dtype,) = dtypes
     if form == "table":
-        return _table_rows(stored_shape, dtype)
-    return _dense_rows(form, stored_shape, dtype), dtype
-
-
-def _dense_rows(form: str, shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
-    """Return the shape (rows first) of rows that are stored in one numeric dataset."""
-    if form not in ("dense", "columns") or len(shape) < 2 or not is_number(dtype):
+        numbers = numbers_of(dtype)
+        if numbers is None or len(stored_shape) != 1:
+            raise ValueError("invalid table")
+        return (*stored_shape, numbers.n), numbers.dtype
+    rows = rows_first(stored_shape, form)
+    if form not in ("dense", "columns") or len(rows) < 2 or not prod(rows[1:]) or not is_number(dtype):
         raise ValueError("invalid rows")
-    rows = shape
-    if form == "columns":
-        rows = (shape[-1], *shape[:-1])
-    if not prod(rows[1:]):
-        raise ValueError("rows without columns")
-    return rows
+    return rows, dtype
 
 
-def _table_rows(shape: tuple[int, ...], dtype: np.dtype) -> tuple[tuple[int, ...], np.dtype]:
-    numbers = numbers_of(dtype)
-    if numbers is None or len(shape) != 1:
-        raise ValueError("invalid table")
-    return (shape[0], numbers.n), numbers.dtype
-
-
-def _sparse_rows(
-    shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype], shape: Sequence[int]
-) -> tuple[tuple[int, ...], np.dtype]:
-    values, indices, pointers = shapes
-    dtype, *index_dtypes = dtypes
+def _sparse_rows(shapes: Sequence[tuple[int, ...]], dtype: np.dtype, shape: Sequence[int]) -> tuple[int, ...]:
+    (n_values,), (n_indices,), (n_pointers,) = shapes
     n_rows, n_inputs = shape
-    # Compare types, because JSON's true is an instance of int as well.
-    if type(n_rows) is not int or type(n_inputs) is not int or n_rows < 0:
-        raise ValueError("invalid shape of a sparse matrix")
-    if any(len(each) != 1 for each in shapes) or values != indices or pointers != (n_rows + 1,):
+    if n_values != n_indices or n_pointers != n_rows + 1 or not is_number(dtype):
         raise ValueError("inconsistent parts of a sparse matrix")
-    if not is_number(dtype) or any(each.kind not in "iu" for each in index_dtypes):
-        raise ValueError("invalid dtypes of a sparse matrix")
     if not 1 <= n_inputs <= MOST_COLUMNS:
         raise ValueError("invalid number of columns of a sparse matrix")
-    return (n_rows, n_inputs), dtype
+    return n_rows, n_inputs
 
 
 # -- names and numbers of the columns ----------------------------------------------------------------------------
 
 
 def is_coordinate(name: str) -> bool:
-    """Return whether a dataset with this name holds a physical coordinate, such as a wavelength."""
     return name.lower() in _COORDINATES
 
 
@@ -238,10 +203,7 @@ def variables_of(dataset: str) -> str:
 
 
 def row_names_of(dataset: str) -> str:
-    """Return the path under which the names of the rows are copied, from AnnData's group `obs` for a matrix.
-
-    The dataset with the names can have another name in the file (see `child.extras`).
-    """
+    """Return the path under which the names of the rows are copied, from AnnData's group `obs` for a matrix."""
     groups = parts_of(dataset)[:-1]
     if groups and groups[-1] in _SAME_ROWS:
         del groups[-1]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from shardpress.errors import DataError, printable
-from shardpress.hdf5.filters.codecs import ASKED, objection
+from shardpress.hdf5.filters.codecs import FILTERS
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS, MOST_ITEM, SMALLEST
 
 _KINDS = ("contiguous", "chunked", "inline", "asked")
@@ -21,47 +21,23 @@ _CODE = re.compile(r"[<>|=][uifbcSVMm][0-9]{1,7}(\[[0-9]{0,6}[a-z]{1,2}\])?")
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Location of the bytes of a dataset.
+    """Location of the bytes of a dataset."""
 
-    Attributes
-    ----------
-    name : str
-        Path in the file.
-    shape : tuple of int
-    dtype : dtype
-        Dtype as stored.
-    kind : str
-        ``contiguous``, ``chunked``, ``inline`` (stored in the metadata), or ``asked`` (readable only by libhdf5).
-    offset : int
-        Offset of the bytes of a contiguous dataset. For an ``asked`` dataset of strings: the claimed offset of the
-        string references, or 0 if it is unknown.
-    chunks : tuple of int
-        Shape of a chunk.
-    filters : tuple of (int, tuple of int)
-        Filter codes and parameters, in the order in which the filters were applied.
-    index : ndarray of shape (3, n_chunks), int64, or None
-        Offset, size and filter mask of every chunk, in C order of the chunk grid. The order is arbitrary if `kind` is
-        ``asked``.
-    data : bytes
-        Values of an ``inline`` dataset.
-    longest : int
-        Bytes of the longest variable-length string, or 0 if it is unknown or there are no such strings.
-    """
-
-    name: str
+    name: str  # path in the file
     shape: tuple[int, ...]
-    dtype: np.dtype
-    kind: str
-    offset: int = 0
-    chunks: tuple[int, ...] = ()
-    filters: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    dtype: np.dtype  # as stored
+    kind: str  # ``contiguous``, ``chunked``, ``inline`` (in the metadata), or ``asked`` (readable only by libhdf5)
+    offset: int = 0  # of a contiguous dataset, or of the references of an ``asked`` dataset of strings; 0 if unknown
+    chunks: tuple[int, ...] = ()  # shape of a chunk
+    filters: tuple[tuple[int, tuple[int, ...]], ...] = ()  # codes and parameters, in the order of their application
+    # Offset, size and filter mask of every chunk: shape (3, n_chunks), int64, in C order of the chunk grid. The order
+    # is arbitrary if `kind` is ``asked``.
     index: np.ndarray | None = None
-    data: bytes = b""
-    longest: int = 0
+    data: bytes = b""  # values of an ``inline`` dataset
+    longest: int = 0  # bytes of the longest variable-length string; 0 if there are none, or it is unknown
 
     @property
     def n_bytes(self) -> int:
-        """Total size of the values in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -86,28 +62,24 @@ def max_decompressed(n_stored: int) -> int:
 
 
 def layout_of(claim: Any, arrays: Iterator[np.ndarray]) -> Layout:
-    """Convert a claim from `child.layouts.layout_claim` to a layout.
+    """Convert a claim from `child.layouts.layout_claim` to a layout. Take the arrays that it needs from `arrays`.
 
-    Chunked and inline layouts take the next array from `arrays`.
-
-    Raises
-    ------
-    ValueError, TypeError, KeyError, StopIteration
-        If the claim is malformed.
+    A malformed claim raises `ValueError`, `TypeError`, `KeyError` or `StopIteration`.
     """
-    name = claim["name"]
     kind = claim["kind"]
-    dtype = _dtype(claim["dtype"])
-    layout = Layout(name, _integers(claim["shape"], 0, 2**63), dtype, kind)
+    layout = Layout(claim["name"], _integers(claim["shape"], 0, 2**63), _dtype(claim["dtype"]), kind)
     _check_form(layout)
     if kind == "contiguous":
-        return replace(layout, offset=_offset(claim["offset"]))
+        return replace(layout, offset=_integer(claim["offset"], 0, 2**63))
     if kind == "inline":
-        return replace(layout, data=_data(layout, next(arrays)))
+        data = next(arrays).tobytes()
+        if len(data) != layout.n_bytes:
+            raise ValueError("invalid size of inline data")
+        return replace(layout, data=data)
     if kind == "asked" and "chunks" not in claim:
-        return replace(layout, offset=_offset(claim.get("offset", 0)))
+        return replace(layout, offset=_integer(claim.get("offset", 0), 0, 2**63))
     chunks = _integers(claim["chunks"], 1, 2**32)
-    layout = replace(layout, chunks=chunks, filters=_filters(claim["filters"], name, kind))
+    layout = replace(layout, chunks=chunks, filters=_filters(claim["filters"]))
     return replace(layout, index=_index(layout, next(arrays)))
 
 
@@ -118,24 +90,11 @@ def _check_form(layout: Layout) -> None:
         raise ValueError("invalid object dtype")  # NumPy would interpret bytes of the file as pointers
 
 
-def _filters(claims: Any, name: str, kind: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    filters = []
-    for claimed_code, claimed_values in claims:
-        code = _integer(claimed_code, 0, 2**16)
-        values = _integers(claimed_values, 0, 2**32)
-        if objection(code, values, name):
-            raise ValueError(f"unsupported filter {code}")
-        filters.append((code, values))
-    codes = {code for code, _ in filters}
-    if len(codes) < len(filters):
-        raise ValueError("a filter that is applied twice")
-    if kind == "chunked" and not ASKED.isdisjoint(codes):
-        raise ValueError("filters that only libhdf5 can decode")
-    return tuple(filters)
-
-
-def _offset(claim: Any) -> int:
-    return _integer(claim, 0, 2**63)
+def _filters(claims: Any) -> tuple[tuple[int, tuple[int, ...]], ...]:
+    filters = tuple((_integer(code, 0, 2**16), _integers(values, 0, 2**32)) for code, values in claims)
+    if not FILTERS.keys() >= {code for code, _ in filters}:
+        raise ValueError("unsupported filters")
+    return filters
 
 
 def _integer(claim: Any, low: int, high: int) -> int:
@@ -150,20 +109,12 @@ def _integers(values: Any, low: int, high: int) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _data(layout: Layout, data: np.ndarray) -> bytes:
-    if data.dtype != np.uint8 or data.shape != (layout.n_bytes,):
-        raise ValueError("invalid inline data")
-    return data.tobytes()
-
-
 def _index(layout: Layout, index: np.ndarray) -> np.ndarray:
     n_chunks = prod(grid_of(layout.shape, layout.chunks))
     if not layout.chunks or layout.chunk_bytes > MOST_CHUNK_BYTES or n_chunks > MOST_CHUNKS:
         raise ValueError("invalid chunks")
-    if index.dtype != np.int64 or index.shape != (3, n_chunks):
-        raise ValueError("invalid dtype or shape of a chunk index")
-    if (index < 0).any() or (index[2] >= 2**32).any():  # filter masks have 32 bits
-        raise ValueError("invalid numbers in a chunk index")
+    if index.dtype != np.int64 or index.shape != (3, n_chunks) or (index < 0).any() or (index[2] >= 2**32).any():
+        raise ValueError("invalid chunk index")  # filter masks have 32 bits
     return index
 
 
@@ -194,23 +145,8 @@ def _record(claim: Any) -> np.dtype:
 
 def _with_metadata(dtype: np.dtype, notes: Any) -> np.dtype:
     """Return a dtype with h5py's metadata, so that copies of a dataset keep the original HDF5 type."""
-    metadata: dict[str, Any] = {}
-    if "enum" in notes:
-        metadata["enum"] = _enumeration(notes["enum"])
-    if notes.get("h5py_encoding") in ("ascii", "utf-8"):
-        metadata["h5py_encoding"] = notes["h5py_encoding"]
-    if notes.get("h5py_opaque") is True:
-        metadata["h5py_opaque"] = True
-    if not metadata:
-        return dtype
-    return np.dtype(dtype, metadata=metadata)
-
-
-def _enumeration(claim: Any) -> dict[str, int]:
-    if not all(isinstance(name, str) for name in claim):
-        raise ValueError("invalid enumeration")
-    values = _integers([*claim.values()], -(2**63), 2**64)
-    return dict(zip(claim, values, strict=True))
+    metadata = {key: notes[key] for key in ("enum", "h5py_encoding", "h5py_opaque") if key in notes}
+    return np.dtype(dtype, metadata=metadata) if metadata else dtype
 
 
 # -- places ------------------------------------------------------------------------------------------------------
@@ -256,7 +192,6 @@ def _places(layout: Layout) -> np.ndarray:
 
 
 def _check_inside(places: np.ndarray, low: int, high: int, where: str) -> None:
-    """Refuse places that are not within the offsets `low` and `high`."""
     offsets, sizes = places
     outside = np.flatnonzero((offsets < low) | (offsets > high - sizes))
     if len(outside):
@@ -269,7 +204,6 @@ def _check_inside(places: np.ndarray, low: int, high: int, where: str) -> None:
 
 
 def _check_apart(places: np.ndarray, where: str) -> None:
-    """Refuse places that overlap."""
     offsets, sizes = places[:, np.argsort(places[0], kind="stable")]
     overlaps = offsets[1:] < offsets[:-1] + sizes[:-1]
     if overlaps.any():

@@ -31,29 +31,14 @@ _OTHER_FORMATS = [  # first bytes in lower case, and the end of the message
 
 
 class Superblock(NamedTuple):
-    """Contents of a superblock.
-
-    Attributes
-    ----------
-    version : int
-    width : int
-        Size of an address in bytes.
-    base : int
-        Base address as stored in the file. All other addresses are relative to it.
-    second : int
-        Address of the free-space information (versions 0 and 1) or of the superblock extension (versions 2 and 3).
-    end : int
-        Address of the end of the data.
-    fourth : int
-        Address of the driver information block (versions 0 and 1) or of the root group's header (versions 2 and 3).
-    """
+    """Contents of a superblock. The other addresses are relative to `base`."""
 
     version: int
-    width: int
-    base: int
-    second: int
-    end: int
-    fourth: int
+    width: int  # bytes of an address
+    base: int  # as stored in the file
+    second: int  # address of the free-space information (versions 0 and 1) or the superblock extension (2 and 3)
+    end: int  # of the data
+    fourth: int  # address of the driver information block (versions 0 and 1) or the root group's header (2 and 3)
 
     @classmethod
     def of(cls, head: bytes) -> Self:
@@ -74,10 +59,7 @@ class Superblock(NamedTuple):
 
 
 def signature_at(descriptor: int, size: int) -> int | None:
-    """Return the offset of the HDF5 signature in an open file, or None if the file has no signature.
-
-    Like libhdf5, this function searches at 0, 512, 1024, 2048 and so on.
-    """
+    """Return the offset of the HDF5 signature (0, 512, 1024, 2048 and so on, as in libhdf5), or None."""
     offset = 0
     while offset + len(SIGNATURE) <= size:
         if read_at(descriptor, offset, len(SIGNATURE)) == SIGNATURE:
@@ -89,14 +71,8 @@ def signature_at(descriptor: int, size: int) -> int | None:
 def check_superblock(descriptor: int, size: int, where: str) -> int:
     """Check the superblock of an open file, and return its offset: 0, or the end of a user block.
 
-    All addresses in the file are relative to this offset.
-
-    Raises
-    ------
-    DataError
-        If the file is not HDF5, is truncated or not closed, or depends on other files. The message begins with `where`.
-    OSError
-        If reading fails.
+    Raise `DataError` if the file is not HDF5, is truncated or not closed, or depends on other files. Addresses in the
+    file are relative to the offset.
     """
     base = 0
     head = read_at(descriptor, 0, min(size, _LONGEST))
@@ -111,7 +87,6 @@ def check_superblock(descriptor: int, size: int, where: str) -> int:
 
 
 def _check(descriptor: int, size: int, base: int, head: bytes, where: str) -> None:
-    """Check the superblock with the bytes `head` at offset `base`, and refuse the file unless it is self-contained."""
     block = _superblock(head, size, where)
     if block.base not in (0, base):  # 0 if the user block was added after the file was written
         raise DataError(
@@ -142,7 +117,6 @@ def _superblock(head: bytes, size: int, where: str) -> Superblock:
 
 
 def _advice_on_format(head: bytes) -> str:
-    """Return the end of a message that names the format of a non-HDF5 file and says what to do."""
     start = head.lstrip().lower()
     for beginnings, words in _OTHER_FORMATS:
         if start.startswith(beginnings):
@@ -151,7 +125,7 @@ def _advice_on_format(head: bytes) -> str:
 
 
 def _has_driver(descriptor: int, size: int, base: int, block: Superblock) -> bool:
-    """Return whether a superblock names a file driver. Such drivers store the data in several files."""
+    """Return whether a superblock names a file driver, which stores the data in several files."""
     if block.version < 2:
         return block.fourth != block.nowhere
     return block.second != block.nowhere and _names_driver(descriptor, size, base, block.second)

@@ -50,26 +50,15 @@ class _Request(NamedTuple):
 def read_values(
     path: str, identity: Identity, layout: Layout, start: int, out: np.ndarray, axis: int = 0
 ) -> np.ndarray:
-    """Read values from `start` along the first or last axis of a dataset.
+    """Read values from `start` along the first (0) or last (-1) axis of a dataset into `out`, and return `out`.
+
+    `identity` is that of the vetted file.
 
     Parameters
     ----------
-    path : str
-    identity : Identity
-        Identity of the vetted file.
-    layout : Layout
-        Layout of the dataset.
-    start : int
     out : ndarray of shape (n, ...), C order
         Array that receives n values, converted to its dtype. The other axes are those of the dataset, or have the
         same total size. Reusing an array is faster than allocating a new one.
-    axis : int
-        0 for the first axis, -1 for the last one.
-
-    Returns
-    -------
-    ndarray
-        `out`.
 
     Raises
     ------
@@ -94,12 +83,8 @@ def file_digest(path: str, identity: Identity) -> str:
     """Return the hexadecimal BLAKE3 digest of a file. Raise the same errors as `read_values`."""
 
     def pieces() -> Iterator[memoryview]:
-        buffer = memoryview(bytearray(_PIECE))
         with opened(path, identity) as (descriptor, _):
-            for offset in range(0, identity.size, _PIECE):
-                piece = buffer[: min(_PIECE, identity.size - offset)]
-                read_into(descriptor, piece, offset)
-                yield piece
+            yield from _stored_bytes(descriptor, 0, identity.size)
 
     return with_retries(lambda: digest(pieces()), f"file={printable(path)}")
 
@@ -107,8 +92,8 @@ def file_digest(path: str, identity: Identity) -> str:
 def dataset_digest(path: str, identity: Identity, layouts: Sequence[Layout]) -> str | None:
     """Return the hexadecimal BLAKE3 digest of some datasets as they are stored, or None if only libhdf5 can read them.
 
-    The digest depends on the names, shapes, dtypes, filters and stored bytes of the datasets. It does not depend on
-    other datasets in the file, or on where the bytes are stored. It raises the same errors as `read_values`.
+    It depends on names, shapes, dtypes, filters and stored bytes, but not on where the bytes are stored. It raises the
+    same errors as `read_values`.
     """
     if any(layout.kind == "asked" for layout in layouts):
         return None
@@ -120,6 +105,7 @@ def dataset_digest(path: str, identity: Identity, layouts: Sequence[Layout]) -> 
                 yield repr((layout.name, layout.shape, dtype, layout.kind, layout.chunks, layout.filters)).encode()
                 yield layout.data
                 for offset, n_bytes in _extents(layout):
+                    yield n_bytes.to_bytes(8, "little")
                     yield from _stored_bytes(descriptor, offset, n_bytes)
 
     return with_retries(lambda: digest(pieces()), f"file={printable(path)}")
@@ -134,34 +120,20 @@ def _extents(layout: Layout) -> Iterator[tuple[int, int]]:
             yield offset, n_bytes
 
 
-def _stored_bytes(descriptor: int, offset: int, n_bytes: int) -> Iterator[bytes | memoryview]:
-    """Yield the size of an extent, and its bytes."""
-    yield n_bytes.to_bytes(8, "little")
+def _stored_bytes(descriptor: int, offset: int, n_bytes: int) -> Iterator[memoryview]:
+    """Yield bytes of a file in pieces, which share a buffer."""
+    buffer = memoryview(bytearray(min(_PIECE, n_bytes)))
     for start in range(0, n_bytes, _PIECE):
-        piece = memoryview(bytearray(min(_PIECE, n_bytes - start)))
+        piece = buffer[: n_bytes - start]
         read_into(descriptor, piece, offset + start)
         yield piece
 
 
 def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Iterator[np.ndarray] | None:
-    """Measure variable-length strings without reading them.
+    """Yield the lengths in bytes (int64, in row order) of variable-length strings, without reading the strings.
 
-    Parameters
-    ----------
-    descriptor, size : int
-        Descriptor and size of the open file.
-    layout : Layout
-        Layout of a dataset with one string for each of `n_rows` rows. The offsets have been checked.
-
-    Returns
-    -------
-    iterator of ndarray of shape (n,), int64, or None
-        Lengths in bytes, in row order. None if only libhdf5 can determine them.
-
-    Raises
-    ------
-    DataError, OSError
-        During iteration, if a chunk is damaged or reading fails.
+    `descriptor` and `size` are those of the open file, and `layout` has one string for each of `n_rows` rows. Return
+    None if only libhdf5 can determine the lengths. Iteration raises `DataError` if a chunk is damaged.
     """
     n_bytes = n_rows * _REFERENCE.itemsize
     if layout.index is not None and layout.kind == "asked":
@@ -216,10 +188,7 @@ def _read_converted(descriptor: int, layout: Layout, offset: int, row_bytes: int
 
 
 def _read_lines(descriptor: int, layout: Layout, start: int, out: np.ndarray) -> None:
-    """Read rows of a dataset that has the rows along its last axis.
-
-    A line is a contiguous run of values along the last axis. Read a piece of each line, several lines at a time.
-    """
+    """Read rows along the last axis: a piece of each line (a contiguous run of values), several lines at a time."""
     itemsize = layout.dtype.itemsize
     n_lines = out.shape[1]
     n_rows = min(len(out), max(1, _LINE // itemsize))
@@ -259,19 +228,11 @@ def _read_inline(descriptor: int, request: _Request, out: np.ndarray) -> None:
 
 
 class _Part(NamedTuple):
-    """A part of one chunk.
+    """A part of one chunk."""
 
-    Attributes
-    ----------
-    cell : tuple of int
-        Position of the chunk in the chunk grid.
-    source, target : tuple of slice
-        Slices of the part in the chunk, and in the values to read.
-    """
-
-    cell: tuple[int, ...]
-    source: tuple[slice, ...]
-    target: tuple[slice, ...]
+    cell: tuple[int, ...]  # position of the chunk in the chunk grid
+    source: tuple[slice, ...]  # of the part in the chunk
+    target: tuple[slice, ...]  # of the part in the values to read
 
 
 def _read_chunked(descriptor: int, request: _Request, out: np.ndarray) -> None:
@@ -283,15 +244,11 @@ def _read_chunked(descriptor: int, request: _Request, out: np.ndarray) -> None:
         try:
             chunk = _chunk(descriptor, request, grid, part, is_kept)
         except ValueError as error:
-            raise _damaged_chunk(request, part, error) from error
+            first = [i * n for i, n in zip(part.cell, layout.chunks, strict=True)]
+            raise DataError(
+                f"{request.where}: the chunk at {first} cannot be read: {error}. The file is damaged: copy it again."
+            ) from error
         values[part.target] = np.frombuffer(chunk, dtype=layout.dtype).reshape(layout.chunks)[part.source]
-
-
-def _damaged_chunk(request: _Request, part: _Part, error: ValueError) -> DataError:
-    first = [i * n for i, n in zip(part.cell, request.layout.chunks, strict=True)]
-    return DataError(
-        f"{request.where}: the chunk at {first} cannot be read: {error}. The file is damaged: copy it again."
-    )
 
 
 def _chunk(descriptor: int, request: _Request, grid: tuple[int, ...], part: _Part, is_kept: bool) -> memoryview:

@@ -25,11 +25,13 @@ from tests.support.helpers import numbered, refused, write_shard
 pytestmark = pytest.mark.process
 
 
-def answer_about(path, dataset=None, limits=None):
+def answer_about(path, dataset=None, limits=LIMITS):
     """Return the unchecked answer of the child about a file."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return ask("describe", descriptor, [dataset], f"file={path}", limits)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ask_module, "LIMITS", limits)
+            return ask("describe", descriptor, [dataset], f"file={path}")
     finally:
         os.close(descriptor)
 
@@ -79,7 +81,7 @@ def test_child_that_only_sleeps_is_stopped(path, child_runs):
 
 def test_time_limit_grows_with_the_file_size():
     for n_bytes, seconds, patience in ((0, 10, 100), (22_000, 10, 100), (50 * 2**20, 60, 600), (2**40, 120, 1200)):
-        limits = ask_module._limits_of(n_bytes, LIMITS)
+        limits = ask_module._limits_of(n_bytes)
         assert limits["seconds"] == pytest.approx(seconds, rel=0.01), n_bytes
         assert limits["patience"] == pytest.approx(patience, rel=0.01), n_bytes
         assert limits["memory"] == LIMITS.memory

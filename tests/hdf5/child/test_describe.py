@@ -85,21 +85,23 @@ def test_more_names_than_fit_in_the_file_are_refused(tmp_path, monkeypatch):
                     list(find.objects(file.id))
 
 
-def test_too_many_chunks_are_refused(tmp_path):
+def test_too_many_chunks_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(layouts, "MOST_CHUNKS", 9)
     for n, fits in ((9, True), (10, False)):
         path = write_shard(tmp_path / "x.h5", numbered(n), chunks=(1, 2))
         with h5py.File(path) as file:
             if fits:
-                assert layouts._checked_grid(file["X"], "X", 0, most=9) == (9, 1)
+                assert layouts._index(file["X"], "X", 0).shape == (3, 9)
                 continue
             with pytest.raises(find.Refused, match="10 chunks, expected at most 9"):
-                layouts._checked_grid(file["X"], "X", 0, most=9)
+                layouts._index(file["X"], "X", 0)
 
 
-def test_only_the_first_of_too_many_extras_are_read(tmp_path):
+def test_only_the_first_of_too_many_extras_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(extras, "MAX_EXTRAS", 3)
     path = write_shard(tmp_path / "x.h5", numbered(2), extras={f"r{i}": range(2) for i in range(4)})
     with h5py.File(path) as file:
-        found, left_out = extras.find_extras(file.id, "X", file["X"].shape, [], most=3)
+        found, left_out = extras.find_extras(file.id, "X", file["X"].shape, [])
     assert [extra["name"] for extra in found] == ["r0", "r1", "r2"]
     ((name, reason, is_missed),) = left_out
     assert (name, is_missed) == ("r3", True)

@@ -4,6 +4,7 @@ import os
 import struct
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -12,10 +13,10 @@ import pytest
 
 from shardpress.errors import ShardpressError
 from shardpress.hdf5.child import ask as ask_module
-from shardpress.hdf5.child.ask import LIMITS, ask
+from shardpress.hdf5.child.ask import ask
 from shardpress.hdf5.files import FILES
 from shardpress.hdf5.limits import MOST_ITEM
-from shardpress.hdf5.plain import contents, metadata
+from shardpress.hdf5.plain import contents, describe, metadata
 from shardpress.hdf5.plain.describe import describe_plain
 from shardpress.hdf5.superblock import signature_at
 from shardpress.shards.open import open_shards
@@ -42,13 +43,13 @@ def answer_of_reader(descriptor, dataset=None):
     return describe_plain(descriptor, size, dataset, base=signature_at(descriptor, size) or 0)
 
 
-def answers_of_both(path, dataset=None, limits=LIMITS):
+def answers_of_both(path, dataset=None):
     """Return the answers of the reader and of the child: None, or the facts and arrays."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         by_reader = answer_of_reader(descriptor, dataset)
         try:
-            by_child = ask("describe", descriptor, [dataset], f"file={path}", limits)
+            by_child = ask("describe", descriptor, [dataset], f"file={path}")
         except ShardpressError:
             by_child = None
     finally:
@@ -358,8 +359,9 @@ def with_few_bytes_changed(content, rng):
     return bytes(changed)
 
 
-def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path):
+def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path, monkeypatch):
     """All answers were equal in an earlier test with 57,000 such files. This test uses fewer files."""
+    monkeypatch.setattr(ask_module, "LIMITS", replace(ask_module.LIMITS, seconds=fuzzing.SECONDS))
     corpus = plain_corpus(tmp_path)
     counts = Counter()
     path = tmp_path / "x.h5"
@@ -374,7 +376,7 @@ def test_reader_answers_damaged_files_as_the_child_or_not_at_all(tmp_path):
             by_reader = answer_of_reader(file.fileno())
         assert_little(work)
         if by_reader is not None:
-            by_reader, by_child = answers_of_both(path, limits=replace(LIMITS, seconds=fuzzing.SECONDS))
+            by_reader, by_child = answers_of_both(path)
             assert by_reader == by_child, i
         counts[by_reader is not None] += 1
     assert min(counts[True], counts[False]) > 80
@@ -415,11 +417,12 @@ def test_any_number_in_the_metadata_causes_bounded_work(tmp_path, value):
         assert_little(work)
 
 
-def test_metadata_above_the_limit_is_left_to_the_child(tmp_path):
+def test_metadata_above_the_limit_is_left_to_the_child(tmp_path, monkeypatch):
     path = write_shard(tmp_path / "x.h5", numbered(3000), chunks=(1, 2))
     assert_plain(path)
+    monkeypatch.setattr(describe, "Metadata", partial(metadata.Metadata, most_bytes=2**16))
     with open(path, "rb") as file:
-        assert describe_plain(file.fileno(), os.path.getsize(path), None, most_bytes=2**16) is None
+        assert describe_plain(file.fileno(), os.path.getsize(path), None) is None
 
 
 def test_long_shared_names_take_no_memory():

@@ -39,33 +39,17 @@ _CLOCK_PER_PROCESSOR = 10  # elapsed time divided by CPU time on a busy machine
 
 @dataclass(frozen=True)
 class _Limits:
-    """Limits for one answer about a file of 110 MiB or more. `_limits_of` reduces them for smaller files.
+    """Limits for one answer about a file of 110 MiB or more. `_limits_of` reduces them for smaller files."""
 
-    Attributes
-    ----------
-    seconds : float
-        CPU time in seconds.
-    patience : float
-        Elapsed time in seconds. It is much longer than the CPU time, so that a busy machine does not refuse intact
-        files.
-    memory : int
-        Bytes of address space in addition to the size of the child before the request. The largest chunk index takes
-        100 MB, and twice as much while it is sent. HDF5's metadata cache takes 32 MB, and one chunk takes 64 MiB before
-        and after decompression.
-    answer_bytes : int
-        Maximum size of the answer in bytes.
-    silent : float
-        Seconds after which an unanswered request is logged.
-    grace : float
-        Seconds after `patience` until the child itself is regarded as stuck.
-    """
-
-    seconds: float = 120
-    patience: float = 1200
+    seconds: float = 120  # CPU time
+    patience: float = 1200  # elapsed seconds; much longer, so that a busy machine does not refuse intact files
+    # Bytes of address space in addition to the size of the child before the request. The largest chunk index takes
+    # 100 MB, and twice as much while it is sent. HDF5's metadata cache takes 32 MB, and one chunk takes 64 MiB before
+    # and after decompression.
     memory: int = 2**29
     answer_bytes: int = MOST_ANSWER_BYTES
-    silent: float = 5.0
-    grace: float = 10.0
+    silent: float = 5.0  # seconds after which an unanswered request is logged
+    grace: float = 10.0  # seconds after `patience` until the child itself is regarded as stuck
 
 
 LIMITS = _Limits()
@@ -76,8 +60,6 @@ class _Died(Exception):
 
 
 class _Child:
-    """A child process."""
-
     def __init__(self) -> None:
         # A new process, because a fork would copy locks that other threads may hold.
         self._process = ChildProcess(_MODULE, environment=_environment(), bufsize=0, stdin=PIPE, stdout=PIPE)
@@ -101,17 +83,14 @@ class _Child:
                 self._process.stdin.write(line)
             except BrokenPipeError as error:
                 raise _Died from error
-            return self._receive(reader, request, where)
+            ending, body = self._read(reader, request, where)
         finally:
             os.close(reader)
             os.close(writer)
-
-    def _receive(self, reader: int, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
-        line, body = self._read(reader, request, where)
         if len(body) > request["answer_bytes"]:
             self.end()  # this also kills the fork, which might never stop
             return {"end": "flood", "detail": None}, bytearray()
-        return json.loads(line), body
+        return json.loads(ending), body
 
     def _read(self, reader: int, request: dict[str, Any], where: str) -> tuple[bytearray, bytearray]:
         """Return the line of the child and the answer of the fork. Stop early if the answer is too long."""
@@ -133,7 +112,6 @@ class _Child:
         return line, body
 
     def end(self) -> None:
-        """Kill the child and its fork."""
         if self._owner == os.getpid():
             self._process.end()
         else:
@@ -158,28 +136,16 @@ def _events(descriptors: Sequence[int], request: dict[str, Any], where: str) -> 
             yield events
         elif until < deadline:
             until = deadline
-            _log_wait(request, where)
+            log.info("%s: still reading the file; this may take up to %g s of CPU time", where, request["seconds"])
         else:
             raise _Died
 
 
-def _log_wait(request: dict[str, Any], where: str) -> None:
-    """Log which file the program is waiting for, and the time limit."""
-    subject = "values" if request["ask"] == "values" else "its structure"
-    log.info(
-        "%s: still reading %s after %g s; this may take up to %g s of CPU time",
-        where,
-        subject,
-        request["silent"],
-        request["seconds"],
-    )
-
-
-def _limits_of(n_bytes: int, limits: _Limits) -> dict[str, float]:
+def _limits_of(n_bytes: int) -> dict[str, float]:
     """Return the limits for an answer about a file of `n_bytes`. Time limits grow with the size of the file."""
-    seconds = min(limits.seconds, _SECONDS_AT_LEAST + n_bytes / _BYTES_PER_SECOND)
-    patience = min(limits.patience, _CLOCK_PER_PROCESSOR * max(seconds, _SECONDS_AT_LEAST))
-    return {**asdict(limits), "seconds": seconds, "patience": patience}
+    seconds = min(LIMITS.seconds, _SECONDS_AT_LEAST + n_bytes / _BYTES_PER_SECOND)
+    patience = min(LIMITS.patience, _CLOCK_PER_PROCESSOR * max(seconds, _SECONDS_AT_LEAST))
+    return {**asdict(LIMITS), "seconds": seconds, "patience": patience}
 
 
 def _read_available(reader: int, body: bytearray, most: int) -> None:
@@ -192,27 +158,11 @@ def _read_available(reader: int, body: bytearray, most: int) -> None:
 _idle = ProcessCache[int, _Child]()  # idle children by `id`
 
 
-def ask(
-    function: str, descriptor: int, arguments: Sequence[Any], where: str, limits: _Limits | None = None
-) -> tuple[Any, list[np.ndarray]]:
+def ask(function: str, descriptor: int, arguments: Sequence[Any], where: str) -> tuple[Any, list[np.ndarray]]:
     """Ask the child about an open file. The child opens the same inode, whatever the path refers to now.
 
-    Parameters
-    ----------
-    function : str
-        Name of the function to call: ``describe``, ``values`` or ``listed``. The child calls it with the
-        file and the `arguments`.
-    where : str
-        Beginning of error messages.
-    limits : Limits, optional
-        Limits for an answer about a large file. The default is `LIMITS`.
-
-    Returns
-    -------
-    answer : object
-        An untrusted value from JSON.
-    arrays : list of ndarray
-        Untrusted arrays.
+    `function` is ``describe``, ``values`` or ``listed`` of `child.describe`. The child calls it with the file and the
+    `arguments`. The answer, which is a value from JSON, and its arrays are untrusted.
 
     Raises
     ------
@@ -223,14 +173,12 @@ def ask(
     SystemLimit
         If no child can be started.
     """
-    if limits is None:
-        limits = LIMITS
     request = {
         "pid": os.getpid(),
         "file": descriptor,
         "ask": function,
         "arguments": arguments,
-        **_limits_of(os.fstat(descriptor).st_size, limits),
+        **_limits_of(os.fstat(descriptor).st_size),
     }
     head, body = _answer_of_child(request, where)
     if head["end"] != "answered":
@@ -245,8 +193,12 @@ def ask(
     if "answer" in reply:
         return reply["answer"], arrays
     if "refused" in reply:
-        raise _error_of_refusal(reply, where) from Refused(_quoted(reply["refused"]))
-    raise _error_of_failure(reply, where, limits)
+        dataset = reply.get("dataset")
+        if dataset is not None:
+            where = f"{where} dataset={printable(dataset)}"
+        reason = _quoted(reply["refused"])
+        raise DataError(f"{where}: {reason}") from Refused(reason)
+    raise _error_of_failure(reply, where)
 
 
 def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
@@ -307,7 +259,6 @@ def retire(n_kept: int = 0) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment without variables that affect HDF5 or the dynamic loader."""
     variables = {name: value for name, value in os.environ.items() if not name.startswith(_UNSAFE_VARIABLES)}
     # Disable plugins, which are untrusted code, and threads, because the child forks.
     return {**variables, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
@@ -317,7 +268,6 @@ def _environment() -> dict[str, str]:
 
 
 def _unpack(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Return the JSON line and the arrays of an answer. Raise `ValueError` for wrong dtypes or sizes."""
     offset = body.index(b"\n") + 1
     reply = json.loads(body[:offset])
     arrays = []
@@ -351,17 +301,10 @@ def _error_without_answer(head: dict[str, Any], where: str) -> Exception:
     return DataError(f"{where}: {words[head['end']]}. The file is damaged or forged: do not use it.")
 
 
-def _error_of_refusal(reply: dict[str, Any], where: str) -> Exception:
-    dataset = reply.get("dataset")
-    if dataset is not None:
-        where = f"{where} dataset={printable(dataset)}"
-    return DataError(f"{where}: {_quoted(reply['refused'])}")
-
-
-def _error_of_failure(reply: dict[str, Any], where: str, limits: _Limits) -> Exception:
+def _error_of_failure(reply: dict[str, Any], where: str) -> Exception:
     if "memory" in reply:
         return DataError(
-            f"{where}: libhdf5 exceeded its memory limit of {limits.memory >> 20} MiB on this file. The file is "
+            f"{where}: libhdf5 exceeded its memory limit of {LIMITS.memory >> 20} MiB on this file. The file is "
             "damaged or forged: do not use it."
         )
     if "system" in reply:

@@ -14,9 +14,9 @@ from shardpress.errors import short_list
 from shardpress.hdf5.child.find import (
     LISTED,
     Refused,
+    as_dataset,
     attribute,
     dtype_of,
-    identity,
     is_plain,
     is_stack,
     link_of,
@@ -26,16 +26,12 @@ from shardpress.hdf5.child.find import (
     outside_storage,
     own_dataset,
 )
-from shardpress.hdf5.forms import PREFERRED, is_number, numbers_of, parts_of, split, text, under
+from shardpress.hdf5.forms import PREFERRED, is_number, numbers_of, parts_of, rows_first, split, text, under
 from shardpress.hdf5.limits import MOST_COLUMNS
 
 _MATLAB = b"MATLAB_class"  # attribute that MATLAB writes to every array
 _STACKED = "(rows of other files)"
 _WRITE_ROWS = "Write them as one array of two dimensions"
-_SPARSE_IN_ROOT = (
-    "a sparse matrix in the root group, expected one in a separate group. Write it as X/data, X/indices, X/indptr and "
-    "X/shape."
-)
 _BLOCK = re.compile(r"block[0-9]+_values")  # columns of one dtype in a pandas frame in fixed format
 
 _SPARSE_PARTS = (b"data", b"indices", b"indptr")
@@ -53,27 +49,13 @@ _UNKNOWN_FORMAT = (
 
 
 class Rows(NamedTuple):
-    """The datasets that hold the rows.
+    """The datasets that hold the rows."""
 
-    Attributes
-    ----------
-    name : str
-        Path of the dataset, or of the group with a sparse matrix.
-    parent : h5py.h5g.GroupID
-        Parent group of that object.
-    form : str
-        Form of the rows, as in `shardpress.hdf5.forms`.
-    parts : list of (str, h5py.Dataset)
-        Paths and datasets.
-    shape : tuple of int
-        Shape of the rows. The first item is the number of rows.
-    """
-
-    name: str
-    parent: Any
-    form: str
-    parts: list[tuple[str, h5py.Dataset]]
-    shape: tuple[int, ...]
+    name: str  # path of the dataset, or of the group with a sparse matrix
+    parent: Any  # h5py.h5g.GroupID of the group that contains it
+    form: str  # as in `shardpress.hdf5.forms`
+    parts: list[tuple[str, h5py.Dataset]]  # paths and datasets
+    shape: tuple[int, ...]  # rows first
 
 
 class _Candidate(NamedTuple):
@@ -97,11 +79,7 @@ class _Candidate(NamedTuple):
         """Return a copy with the numbers of rows and columns for an orientation."""
         if self.form != "dense":
             return self
-        n_rows = self.shape[0]
-        others = self.shape[1:]
-        if orientation == "columns":
-            n_rows = self.shape[-1]
-            others = self.shape[:-1]
+        n_rows, *others = rows_first(self.shape, orientation)
         return self._replace(n_rows=n_rows, n_inputs=prod(others))
 
 
@@ -124,20 +102,12 @@ def choose(file: h5py.File, orientation: str | None) -> str:
         return likely[0]
     if likely:
         raise _no_choice({name: candidate for name, candidate in candidates.items() if candidate.form != "none"})
-    return _most_informative(file, candidates, has_preferred)
-
-
-def _most_informative(file: h5py.File, candidates: dict[str, _Candidate], has_preferred: bool) -> str:
-    """Return the object whose refusal is most helpful to the user, if no object can be used."""
     if has_preferred:
         return PREFERRED
-    unfit = [name for name, candidate in candidates.items() if candidate.form == "none"]
-    if unfit:
+    # No object can be used. Return the one whose refusal is most helpful to the user.
+    unfit = [name for name, candidate in candidates.items() if candidate.form == "none"] or list(candidates)
+    if len(unfit) == 1:
         return unfit[0]
-    if len(candidates) == 1:
-        return next(iter(candidates))
-    if _is_sparse(file.id):
-        return "/"
     raise _no_choice(candidates, listing(file))
 
 
@@ -167,13 +137,8 @@ def _candidate(item: Any) -> _Candidate | None:
         if _is_sparse(item):
             return _Candidate("sparse", n_rows=_n_row_pointers(item) - 1)
         return _Candidate("none") if _is_matlab_sparse(item) else None
-    if not _is_dataset(item):
-        return None
-    return _dataset_candidate(h5py.Dataset(item))
-
-
-def _dataset_candidate(dataset: h5py.Dataset) -> _Candidate | None:
-    if outside_storage(dataset) or dataset.shape is None:
+    dataset = as_dataset(item)
+    if dataset is None or outside_storage(dataset) or dataset.shape is None:
         return None
     stored = dtype_of(dataset)
     if stored is None:
@@ -194,7 +159,7 @@ def _table_candidate(dataset: h5py.Dataset, stored: np.dtype) -> _Candidate:
 
 
 def _likely_candidates(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
-    """Return the candidates that may be the rows. If a dense one has several columns, return only dense candidates.
+    """Return the candidates that may be the rows: only dense ones, if one of these has several columns.
 
     A single column is regarded as an extra if its group contains a wider candidate with the same number of rows. Single
     numbers and records are ignored.
@@ -209,10 +174,7 @@ def _likely_candidates(candidates: dict[str, _Candidate], orientation: str | Non
 
 
 def _may_be_meant(name: str, candidate: _Candidate, wider: set[tuple[str, int]]) -> bool:
-    """Return whether a candidate may be the rows.
-
-    `wider` contains the group and the number of rows of each candidate with several columns.
-    """
+    """Return whether a candidate may be the rows, given the groups and numbers of rows of `wider` ones."""
     if candidate.form == "none":
         return False
     group, last = split(name)
@@ -233,23 +195,17 @@ def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
     parent, item = locate(file, name)
     if isinstance(item, h5py.h5g.GroupID):
         return _rows_of_group(file, name, parent, item, orientation)
-    if not _is_dataset(item):
+    dataset = as_dataset(item)
+    if dataset is None:
         raise Refused("a named datatype, expected a dataset. Choose one with --dataset.", name)
-    dataset = h5py.Dataset(item)
-    _check_place(file, dataset, name)
+    _check_place(dataset, name)
     if dataset.ndim == 1:
         table = _rows_of_table(dataset, name, parent, orientation)
         if table is not None:
             return table
-    return _rows_of_array(dataset, name, parent, orientation)
-
-
-def _rows_of_array(dataset: h5py.Dataset, name: str, parent: Any, orientation: str | None) -> Rows:
     _check_rows(dataset, name, orientation)
-    shape = dataset.shape
-    if orientation == "columns":
-        return Rows(name, parent, "columns", [(name, dataset)], (shape[-1], *shape[:-1]))
-    return Rows(name, parent, "dense", [(name, dataset)], shape)
+    form = "columns" if orientation == "columns" else "dense"
+    return Rows(name, parent, form, [(name, dataset)], rows_first(dataset.shape, orientation))
 
 
 def _rows_of_table(rows: h5py.Dataset, name: str, parent: Any, orientation: str | None) -> Rows | None:
@@ -265,9 +221,7 @@ def _rows_of_table(rows: h5py.Dataset, name: str, parent: Any, orientation: str 
 
 
 def _rows_of_group(file: h5py.File, name: str, parent: Any, group: Any, orientation: str | None) -> Rows:
-    if _is_sparse(group):
-        if not parts_of(name):
-            raise Refused(_SPARSE_IN_ROOT, name)
+    if _is_sparse(group) and parts_of(name):  # not in the root group, which has no name
         return _sparse_rows(parent, group, name, orientation)
     frame = _frame(group)
     if frame is None:
@@ -275,13 +229,11 @@ def _rows_of_group(file: h5py.File, name: str, parent: Any, group: Any, orientat
     return find(file, under(name, frame), orientation)
 
 
-def _check_place(file: h5py.File, rows: h5py.Dataset, name: str) -> None:
+def _check_place(rows: h5py.Dataset, name: str) -> None:
     # Check this before the shape is read, because HDF5 may open source files to determine the shape.
     place = outside_storage(rows)
     if place:
         raise Refused(f"{place}, expected rows in the file itself", name)
-    if identity(rows.id)[0] != identity(file.id)[0]:
-        raise Refused("the dataset is in another file, expected rows in the file itself", name)
     if rows.shape is None:
         raise Refused(
             "an empty dataset without a shape, expected rows of numbers. Choose another dataset with --dataset.", name
@@ -300,8 +252,8 @@ def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
     _check_shape(rows, stored, name, orientation)
     if stored is None or not is_number(stored):  # types with unused bits are accepted, because HDF5 converts them
         raise Refused(
-            f"holds {_values_in_words(rows, stored)}, expected integers, bool, or floating-point numbers that fit into "
-            "64 bits. Convert them to one of these types.",
+            f"holds {_values_in_words(stored)}, expected integers, bool, or floating-point numbers that fit into 64 "
+            "bits. Convert them to one of these types.",
             name,
         )
     if orientation is None and h5py.h5a.exists(rows.id, _MATLAB):
@@ -320,8 +272,7 @@ def _check_shape(rows: h5py.Dataset, stored: np.dtype | None, name: str, orienta
             "--dataset.",
             name,
         )
-    row_shape = shape[:-1] if orientation == "columns" else shape[1:]
-    if not prod(row_shape):
+    if not prod(rows_first(shape, orientation)[1:]):
         raise Refused(
             f"an empty dataset (shape {shape} has no columns), expected at least one column. Choose another dataset "
             "with --dataset.",
@@ -330,7 +281,6 @@ def _check_shape(rows: h5py.Dataset, stored: np.dtype | None, name: str, orienta
 
 
 def _ask_for_orientation(shape: tuple[int, ...]) -> str:
-    """Return a message that asks for the orientation of an array written by MATLAB."""
     matlab_shape = " x ".join(map(str, shape[::-1]))
     return (
         f"written by MATLAB, where its size is {matlab_shape}; the file has the axes in reverse order, {shape}. Give "
@@ -347,11 +297,7 @@ def _records_in_words(stored: np.dtype) -> str:
     return f"compound records of {len(fields)} fields ({short_list(fields, LISTED)})"
 
 
-def _values_in_words(rows: h5py.Dataset, dtype: np.dtype | None) -> str:
-    stored = rows.id.get_type()
-    if isinstance(stored, h5py.h5t.TypeFloatID):
-        _, _, n_exponent, _, _ = stored.get_fields()
-        return f"floating-point numbers of {stored.get_precision()} bits with {n_exponent} exponent bits"
+def _values_in_words(dtype: np.dtype | None) -> str:
     if dtype is None:
         return "a type that NumPy does not support"
     if h5py.check_string_dtype(dtype) is not None or dtype.kind in "SU":
@@ -369,17 +315,12 @@ def _frame(group: Any) -> str | None:
         names.append(b"block0_values")
     for name in names:
         # Return links as well: `find` refuses them with a message.
-        if group.links.exists(name) and (link_of(group, name) or _is_dataset(h5py.h5o.open(group, name))):
+        if group.links.exists(name) and (link_of(group, name) or as_dataset(h5py.h5o.open(group, name))):
             return text(name)
     return None
 
 
-def _is_dataset(item: Any) -> bool:
-    return isinstance(item, h5py.h5d.DatasetID)
-
-
 def _no_rows_in_group(group: Any, name: str) -> str:
-    """Return a message that describes the contents of a group without rows, and says what to do."""
     candidates = _candidates_below(group)
     listed = short_list((f"{under(name, path)} {candidate}" for path, candidate in candidates.items()), LISTED)
     if group.links.exists(b"block1_values"):
@@ -416,10 +357,7 @@ def _n_row_pointers(group: Any) -> int:
 
 
 def _sparse_rows(parent: Any, group: Any, name: str, orientation: str | None) -> Rows:
-    """Return the rows of a sparse matrix. `name` is the path of the group.
-
-    If the orientation is ``columns``, the columns of the matrix are the rows.
-    """
+    """Return the rows of a sparse matrix, whose columns are the rows if the orientation is ``columns``."""
     parts = [(under(name, text(part)), _sparse_part(group, part, name)) for part in _SPARSE_PARTS]
     sizes = [dataset.shape[0] for _, dataset in parts]
     shape = _sparse_shape(group, name)
@@ -449,7 +387,6 @@ def _check_sparse_sizes(sizes: list[int], n_rows: int, shape: tuple[int, int], n
 
 
 def _sparse_part(group: Any, part: bytes, name: str) -> h5py.Dataset:
-    """Return one dataset of a sparse matrix: `data`, `indices` or `indptr`. Refuse unusable datasets."""
     dataset = own_dataset(group, part)
     if dataset is not None and not outside_storage(dataset) and len(dataset.shape or ()) == 1:
         stored = dtype_of(dataset)

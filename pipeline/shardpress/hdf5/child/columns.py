@@ -4,7 +4,6 @@ A coordinate has one number for each column. If names or coordinates are unusabl
 the rows are read without them. Links are never followed.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,7 +11,7 @@ import h5py
 import numpy as np
 
 from shardpress.hdf5.child.candidates import Rows
-from shardpress.hdf5.child.extras import count_set, index_of, is_netcdf_dimension
+from shardpress.hdf5.child.extras import index_of, is_netcdf_dimension, masked_values, name_of_scale
 from shardpress.hdf5.child.find import (
     Refused,
     as_dataset,
@@ -21,6 +20,7 @@ from shardpress.hdf5.child.find import (
     names_in,
     outside_storage,
     own_dataset,
+    reason_of,
     resolve,
 )
 from shardpress.hdf5.child.layouts import layout_claim
@@ -38,10 +38,6 @@ from shardpress.hdf5.forms import (
 from shardpress.hdf5.layout import bytes_of
 from shardpress.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
 
-_BATCH_NAMES = 1024  # names to read at a time, because lengths are unknown before reading
-_SHORT = 1024  # bytes of an attribute that names a dataset; `child.extras` has the same limit
-_STORAGE = re.compile(r"errno = \d", re.IGNORECASE)  # in HDF5's message if the storage fails
-
 _Names = tuple[str, list[str]]
 """Source of the names, and the names."""
 _Values = tuple[str, np.ndarray]
@@ -49,20 +45,10 @@ _Values = tuple[str, np.ndarray]
 
 
 def find_columns(file: h5py.File, rows: Rows, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Find the column names and the coordinate.
+    """Find the column names and the coordinate, and append the bytes of the float64 coordinate to `arrays`.
 
-    Parameters
-    ----------
-    file : h5py.File
-    rows : Rows
-    arrays : list of ndarray
-        List to which the coordinate is appended, as the bytes of float64 values.
-
-    Returns
-    -------
-    dict
-        ``names`` (list of str, or None), ``names_from`` (the source of the names), ``values_from`` (the source of the
-        coordinate, or None if there is none), and ``note`` (the reason why names or a coordinate are not used).
+    The answer has ``names`` (list of str, or None), ``names_from`` and ``values_from`` (the sources of the names and of
+    the coordinate), and ``note`` (the reason why names or a coordinate are not used).
     """
     n_inputs = int(np.prod(rows.shape[1:]))
     notes: list[str] = []
@@ -90,14 +76,9 @@ def _first_usable(
     for source in sources:
         try:
             found = source(file, rows, n_inputs)
-        except (OSError, RuntimeError, LookupError, ValueError, TypeError, MemoryError) as error:
-            if _STORAGE.search(str(error)):
-                raise  # a storage failure does not mean that the file is bad
-            notes.append(f"cannot be read: {error}")
-            continue
-        except Refused as reason:
-            place = f"{reason.dataset}: " if reason.dataset else ""
-            notes.append(f"{place}{reason}")
+        except Exception as error:
+            place = f"{error.dataset}: " if isinstance(error, Refused) and error.dataset else ""
+            notes.append(place + reason_of(error))
             continue
         if found is not None:
             return found
@@ -134,33 +115,19 @@ def _objects_with_attributes(rows: Rows) -> list[Any]:
 def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
     """Return the names in AnnData's `var`: a table, or a group whose attribute `_index` names the dataset."""
     path = variables_of(rows.name)
-    found = resolve(file, path, if_link="{link}")
-    if found is None:
-        return None
-    _, item = found
+    _, item = resolve(file, path)
     if isinstance(item, h5py.h5d.DatasetID):
         return _table_names(h5py.Dataset(item), path, n_inputs)
-    if not isinstance(item, h5py.h5g.GroupID):
-        return None
-    index = index_of(item)
+    index = index_of(item) if isinstance(item, h5py.h5g.GroupID) else None
     if index is None:
         return None
-    return _names_at(file, under(path, index), n_inputs)
-
-
-def _names_at(file: h5py.File, path: str, n_inputs: int) -> _Names | None:
-    """Return the names in a dataset, or in a group with strings and a mask, which AnnData writes for pandas 3."""
-    found = resolve(file, path, if_link="{link}")
-    if found is None:
+    path = under(path, index)
+    _, names = resolve(file, path)
+    if names is None:
         return None
-    _, item = found
-    if not isinstance(item, h5py.h5g.GroupID):
-        return path, _texts(h5py.Dataset(item), path, n_inputs)
-    values = own_dataset(item, b"values")
-    mask = own_dataset(item, b"mask")
-    if values is None or mask is None or count_set(mask, f"{path}/mask", n_inputs):
-        return None
-    return path, _texts(values, f"{path}/values", n_inputs)
+    if isinstance(names, h5py.h5g.GroupID):  # strings and a mask, which AnnData writes for pandas 3
+        return path, _texts(masked_values(names, path, n_inputs), f"{path}/values", n_inputs)
+    return path, _texts(h5py.Dataset(names), path, n_inputs)
 
 
 def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Names | None:
@@ -173,7 +140,7 @@ def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Names | None
         return None
     _check_sizes(len(table), len(table) * stored.itemsize, n_inputs, path)
     layout_claim(table, path, [])  # refuses unreadable datasets
-    return path, _read_texts(table.fields("index"), n_inputs, path)
+    return path, _checked_names(table.fields("index")[...].tolist(), path)
 
 
 def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
@@ -181,8 +148,7 @@ def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
     path = items_of(rows.name)
     if path is None:
         return None
-    found = resolve(file, path, if_link="{link}")
-    items = None if found is None else as_dataset(found[1])
+    items = as_dataset(resolve(file, path)[1])
     if items is None:
         return None
     stored = dtype_of(items)
@@ -232,7 +198,7 @@ def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | 
 
 
 def _scale_of_columns(rows: Rows) -> h5py.Dataset | None:
-    """Return the dimension scale along the columns. Return None if there is none, or if the rows are not a matrix."""
+    """Return the dimension scale along the columns, if there is one and the rows are a matrix."""
     dataset = rows.parts[0][1]
     if rows.form not in ("dense", "columns") or dataset.ndim != 2:
         return None
@@ -260,14 +226,7 @@ def _first_scale(dataset: h5py.Dataset, axis: int) -> h5py.Dataset:
 
 
 def _scale_name(scale: h5py.Dataset) -> str:
-    name = attribute(scale.id, b"NAME", _is_short_fixed_text)
-    # netCDF writes the name of the variable. h5py writes any name, even an empty one.
-    written = "" if name is None else text(bytes(name.item()))
-    return split(written)[1] or split(scale.name or "")[1] or "dimension scale"
-
-
-def _is_short_fixed_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    return shape == () and dtype.kind == "S" and dtype.itemsize <= _SHORT
+    return split(text(name_of_scale(scale)))[1] or split(scale.name or "")[1] or "dimension scale"
 
 
 # -- reading -----------------------------------------------------------------------------------------------------
@@ -298,20 +257,7 @@ def _texts(dataset: h5py.Dataset, path: str, n_inputs: int) -> list[str]:
         raise Refused(f"dtype {stored} and shape {dataset.shape}, expected a one-dimensional dataset of strings", path)
     _check_sizes(len(dataset), len(dataset) * stored.itemsize, n_inputs, path)
     layout_claim(dataset, path, [])  # refuses unreadable datasets: unwritten, unknown filters, large chunks
-    return _read_texts(dataset, n_inputs, path)
-
-
-def _read_texts(source: Any, n: int, path: str, most_bytes: int = ANSWER_BYTES, batch: int = _BATCH_NAMES) -> list[str]:
-    """Read strings in batches, so that repeated references to one long string take little more than `most_bytes`."""
-    names: list[Any] = []
-    n_bytes = 0
-    for start in range(0, n, batch):
-        some = source[start : min(start + batch, n)].tolist()
-        n_bytes += sum(map(len, some))
-        if n_bytes > most_bytes:
-            raise Refused(f"names with more than {most_bytes} bytes in total, expected fewer", path)
-        names += some
-    return _checked_names(names, path)
+    return _checked_names(dataset[...].tolist(), path)
 
 
 def _numbers(dataset: h5py.Dataset, path: str, n_inputs: int) -> np.ndarray:
@@ -331,15 +277,9 @@ def _check_sizes(n: int, n_bytes: int, n_inputs: int, path: str) -> None:
 
 
 def _checked_names(names: Sequence[Any], path: str) -> list[str]:
-    found = [_as_text(name) for name in names]
+    found = [text(name) if isinstance(name, bytes) else str(name) for name in names]
     sizes = [len(name.encode("utf-8", "surrogateescape")) for name in found]
     longest = max(sizes, default=0)
     if longest > LONGEST_COLUMN_NAME or sum(sizes) > ANSWER_BYTES:
         raise Refused(f"a name of {longest} bytes, expected at most {LONGEST_COLUMN_NAME}", path)
     return found
-
-
-def _as_text(name: Any) -> str:
-    if isinstance(name, bytes):
-        return text(name)
-    return str(name)

@@ -31,7 +31,6 @@ from shardpress.hdf5.forms import normal, sibling, text
 from shardpress.hdf5.layout import bytes_of
 from shardpress.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT
 
-_TEXTS = 1024  # strings to read at a time
 _LONGEST = 200  # characters of a name or dtype
 _LAYOUTS = {h5py.h5d.COMPACT: "compact", h5py.h5d.CONTIGUOUS: "contiguous", h5py.h5d.CHUNKED: "chunked"}
 
@@ -50,7 +49,6 @@ def describe(
 
     Parameters
     ----------
-    file : h5py.File
     dataset : str, optional
         Path of the rows. The default is ``X``, or the only candidate.
     orientation : str, optional
@@ -67,9 +65,8 @@ def describe(
         `shardpress.hdf5.forms`), ``shape``, ``rows`` (layouts of the datasets with the rows), ``extras`` (each with
         ``name``, ``layout``, ``categories`` and ``is_named``), and ``left_out`` (see `forms.leave_out`).
     list of ndarray
-        Arrays of the layouts of the rows, and then of the extras. For a chunked layout, the array has the offsets,
-        sizes and filter masks of the chunks: shape (3, n_chunks), int64. For an inline layout, the array has the bytes
-        of the dataset. The last array has the bytes of the coordinate of the columns, if there is one.
+        Arrays of the layouts of the rows, and then of the extras (see `layout_claim`). The last array has the bytes of
+        the coordinate of the columns, if there is one.
     """
     if dataset is None:
         dataset = choose(file, orientation)
@@ -123,32 +120,25 @@ def _is_one_number(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 
 
 def values(
-    file: h5py.File, name: str, start: int, stop: int, axis: int = 0, n_texts: int = _TEXTS
+    file: h5py.File, name: str, start: int, stop: int, axis: int, n_texts: int
 ) -> tuple[dict[str, Any], list[np.ndarray]]:
     """Read values along the first or last axis of a dataset: the values that fit into one answer, but at least one.
 
-    Strings are read `n_texts` at a time, because their lengths are unknown before reading.
-
-    Returns
-    -------
-    dict
-        ``n``, the number of values.
-    list of ndarray
-        Bytes of the values (uint8). For strings, an array of lengths (int64) precedes the bytes.
+    Strings are read `n_texts` at a time, because their lengths are unknown before reading. The answer is ``n``, the
+    number of values, and their bytes (uint8). For strings, an array of lengths (int64) precedes the bytes.
     """
     dataset = h5py.Dataset(locate(file, name)[1])
     if outside_storage(dataset):
         raise Refused("the values are in other files, expected values in the file itself", name)
     filters_of(dataset.id.get_create_plist(), name)
     if dataset.dtype.hasobject:
-        return _answer_with_texts(_texts(dataset, name, start, stop, axis, n_texts))
-    rows = _read(dataset, start, min(stop, start + _n_rows_of_answer(dataset, axis)), axis)
-    return {"n": len(rows)}, [bytes_of(np.ascontiguousarray(rows))]
-
-
-def _n_rows_of_answer(dataset: h5py.Dataset, axis: int) -> int:
+        texts = _texts(dataset, name, start, stop, axis, n_texts)
+        lengths = np.array([len(each) for each in texts], dtype=np.int64)
+        return {"n": len(texts)}, [lengths, np.frombuffer(b"".join(texts), dtype=np.uint8)]
     row_bytes = max(1, prod(dataset.shape) // dataset.shape[axis] * dataset.dtype.itemsize)
-    return max(1, ANSWER_BYTES // row_bytes)
+    n_rows = max(1, ANSWER_BYTES // row_bytes)
+    rows = _read(dataset, start, min(stop, start + n_rows), axis)
+    return {"n": len(rows)}, [bytes_of(np.ascontiguousarray(rows))]
 
 
 def _texts(dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n_texts: int) -> list[bytes]:
@@ -164,11 +154,6 @@ def _texts(dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n
     return texts
 
 
-def _answer_with_texts(texts: list[bytes]) -> tuple[dict[str, Any], list[np.ndarray]]:
-    lengths = np.array([len(each) for each in texts], dtype=np.int64)
-    return {"n": len(texts)}, [lengths, np.frombuffer(b"".join(texts), dtype=np.uint8)]
-
-
 def _read(dataset: h5py.Dataset, start: int, stop: int, axis: int) -> np.ndarray:
     if axis == 0:
         return dataset[start:stop]
@@ -181,14 +166,9 @@ def _read(dataset: h5py.Dataset, start: int, stop: int, axis: int) -> np.ndarray
 def listed(file: h5py.File) -> tuple[list[dict[str, Any]], list[Any]]:
     """Describe the first soft and external links in the root group, and then the first datasets in the file.
 
-    Returns
-    -------
-    list of dict
-        Each item has ``name`` and ``what``, a description of a link or of storage in other files. For a dataset in the
-        file itself, ``what`` is empty, and ``shape``, ``dtype``, ``layout``, ``chunks``, ``filters`` and ``n_bytes``
-        (the size in the file) follow.
-    list
-        Empty, because there are no arrays.
+    Each item has ``name`` and ``what``, a description of a link or of storage in other files. For a dataset in the
+    file itself, ``what`` is empty, and ``shape``, ``dtype``, ``layout``, ``chunks``, ``filters`` and ``n_bytes`` (the
+    size in the file) follow. There are no arrays.
     """
     found = _links_in_root(file)
     for name, item in objects(file.id):

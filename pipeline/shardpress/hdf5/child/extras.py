@@ -1,26 +1,23 @@
 """Functions of the child that find extras, either next to the rows or at paths that the user has given."""
 
-import re
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import h5py
 import numpy as np
 
-from shardpress.errors import short_list
 from shardpress.hdf5.categories import holds_features, read_categories
 from shardpress.hdf5.child.find import (
-    LISTED,
     Refused,
     as_dataset,
     attribute,
     dtype_of,
     link_of,
+    listing,
     names_in,
-    objects,
     outside_storage,
     own_dataset,
+    reason_of,
     resolve,
 )
 from shardpress.hdf5.child.layouts import layout_claim
@@ -47,12 +44,9 @@ from shardpress.hdf5.limits import MAX_EXTRAS, MOST_CATEGORIES, MOST_ITEM, MOST_
 
 _MOST_NUMBER = 2**63  # unsigned categories must be smaller, because they are stored as signed integers
 _AT_ONCE = 2**22  # values of a mask to read at a time
-_SHORT = 1024  # bytes of an attribute that names a dataset
+_SHORT = 1024  # bytes of an attribute that names a dataset or a scale
 
 _DIMENSION = b"This is a netCDF dimension but not a netCDF variable"
-
-_STORAGE_FAILED = re.compile(r"errno = \d")  # in HDF5's message if the storage fails
-_UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError)
 
 
 class _Unexpected(Refused):
@@ -60,12 +54,11 @@ class _Unexpected(Refused):
 
 
 def find_extras(
-    parent: Any, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray], most: int = MAX_EXTRAS
+    parent: Any, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray]
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return up to `most` extras in the group of the rows, and the objects that are skipped.
+    """Return the extras in the group of the rows at the path `rows`, and the skipped objects as in `forms.leave_out`.
 
-    `rows` and `shape` are the path and shape of the rows. Arrays are appended to `arrays`, as in `layout_claim`. Each
-    skipped object has a name, a reason, and a flag: True if a user might expect the object in the output.
+    Append to `arrays` like `layout_claim`.
     """
     extras: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
@@ -75,9 +68,12 @@ def find_extras(
             continue
         try:
             dataset = _extra_in(parent, name, shape)
-            if len(extras) == most:
-                raise Refused(f"more than {most} extras")
-            extras.append(_claim(dataset, parent, name, sibling(rows, text(name)), arrays))
+            if len(extras) == MAX_EXTRAS:
+                raise Refused(f"more than {MAX_EXTRAS} extras")
+            path = sibling(rows, text(name))
+            categories = _categories_of(parent, dataset, name, path)
+            layout = layout_claim(dataset, path, arrays)
+            extras.append({"name": text(name), "layout": layout, "categories": categories, "is_named": False})
         except Exception as error:
             _leave_out(left_out, name, error)
     return extras, left_out
@@ -85,27 +81,12 @@ def find_extras(
 
 def _leave_out(left_out: list[list[Any]], name: bytes, error: Exception) -> None:
     """List an unusable dataset with the reason. Raise the error if it is a storage failure or a bug."""
-    if isinstance(error, _Unexpected):
-        if str(error):
-            leave_out(left_out, name, str(error), is_missed=False)
-    elif isinstance(error, Refused):
-        leave_out(left_out, name, str(error))
-    elif isinstance(error, MemoryError):
-        leave_out(left_out, name, "takes more memory than allowed for an input file")
-    elif isinstance(error, _UNREADABLE) and not _STORAGE_FAILED.search(str(error)):
-        leave_out(left_out, name, f"cannot be read: {error}")
-    else:
-        raise error
-
-
-def _claim(dataset: h5py.Dataset, parent: Any, name: bytes, path: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    categories = _categories_of(parent, dataset, name, path)
-    layout = layout_claim(dataset, path, arrays)
-    return {"name": text(name), "layout": layout, "categories": categories, "is_named": False}
+    reason = reason_of(error)
+    if reason:
+        leave_out(left_out, name, reason, is_missed=not isinstance(error, _Unexpected))
 
 
 def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
-    """Return the dataset with a name in a group. Refuse objects that cannot be extras."""
     link = link_of(parent, name)
     if link:
         raise Refused(link)
@@ -120,7 +101,6 @@ def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
 
 
 def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
-    """Refuse a dataset that cannot be an extra of rows with this shape."""
     reason = outside_storage(dataset)  # checked before the shape, because HDF5 may open other files to determine it
     if reason:
         raise Refused(reason)
@@ -148,12 +128,17 @@ def _check_dtype(dataset: h5py.Dataset, n_rows: int) -> None:
 
 def is_netcdf_dimension(dataset: h5py.Dataset) -> bool:
     """Return whether a dataset is a netCDF dimension, which only specifies the length of an axis and has no values."""
+    return name_of_scale(dataset).startswith(_DIMENSION)
+
+
+def name_of_scale(dataset: h5py.Dataset) -> bytes:
+    """Return the name that netCDF or h5py has written to a dimension scale, perhaps an empty one."""
     name = attribute(dataset.id, b"NAME", _is_short_text)
-    return name is not None and bool(name.item().startswith(_DIMENSION))
+    return b"" if name is None else bytes(name.item())
 
 
 def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
-    return shape == () and dtype.kind == "S" and dtype.itemsize <= 2 * len(_DIMENSION)
+    return shape == () and dtype.kind == "S" and dtype.itemsize <= _SHORT
 
 
 # -- extras that the user has given ------------------------------------------------------------------------------
@@ -164,27 +149,18 @@ def find_named(
 ) -> tuple[list[dict[str, Any]], list[list[Any]]]:
     """Return the extras at the given paths, and the paths that cannot be used, in the format of `find_extras`.
 
-    If a path is a group with codes and categories, as in AnnData, the codes are included. If a path is a group with
-    values and a mask, the values are included unless the mask hides some of them. Any other group stands for all
-    objects in it that can be extras, except for the datasets at the paths `used`. The paths of all included datasets
-    are added to `used`.
-
-    Raises
-    ------
-    Refused
-        If the object at a path cannot be an extra, or if a group contains none.
+    A group with codes and categories, as in AnnData, is one extra, and so is a group with values and a mask that hides
+    none of them. Any other group stands for all objects in it that can be extras, except for the datasets at the paths
+    `used`. The paths of all included datasets are added to `used`.
     """
     extras: list[dict[str, Any]] = []
     left_out: list[list[Any]] = []
     groups: list[tuple[str, Any]] = []
     for path in paths:
-        found = resolve(file, path, if_link="{link}; it cannot be copied")
-        if found is None:
-            possible = _possible_extras(file, shape[0])
-            left_out.append([path, f"does not exist; datasets with one value for each row: {possible}", True])
-            continue
-        parent, item = found
-        if isinstance(item, h5py.h5g.GroupID) and not _is_column(item):
+        parent, item = resolve(file, path)
+        if item is None:
+            left_out.append([path, f"does not exist; the file holds {listing(file)}", True])
+        elif isinstance(item, h5py.h5g.GroupID) and not _is_column(item):
             groups.append((path, item))
         else:
             extras.append(_named_extra(parent, item, path, shape, arrays))
@@ -204,10 +180,7 @@ def _is_column(group: Any) -> bool:
 def _extras_of_group(
     group: Any, path: str, shape: tuple[int, ...], arrays: list[np.ndarray], used: set[str], left_out: list[list[Any]]
 ) -> list[dict[str, Any]]:
-    """Return the extras in a group that a user has given, except for the datasets at the paths `used`.
-
-    The paths of the extras are added to `used`, and the reasons for which other objects are skipped to `left_out`.
-    """
+    """Return the extras in a group that a user has given, except for those `used`. Append to `used` and `left_out`."""
     extras: list[dict[str, Any]] = []
     index = index_of(group)
     for name in names_in(group):
@@ -243,7 +216,6 @@ def _is_new(claim: dict[str, Any], used: set[str]) -> bool:
 
 
 def _member(group: Any, name: bytes, path: str, shape: tuple[int, ...], arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Return an object in a group as an extra."""
     link = link_of(group, name)
     if link:
         raise Refused(link)
@@ -265,14 +237,13 @@ def find_row_names(
     path = row_names_of(rows)
     n_arrays = len(arrays)
     try:
-        found = resolve(file, split(path)[0], if_link="{link}")
-        group = None if found is None else found[1]
+        _, group = resolve(file, split(path)[0])
         index = index_of(group) if isinstance(group, h5py.h5g.GroupID) else None
         if index is None or "/" in index:
             return []
         claim = _member(group, index.encode("utf-8", "surrogateescape"), sibling(path, index), shape, arrays)
     except Exception as error:
-        _leave_out([], b"", error)
+        reason_of(error)  # raises storage failures and bugs
         return []
     if not _is_new(claim, used):
         del arrays[n_arrays:]
@@ -312,16 +283,16 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
     categories = own_dataset(item, b"categories")
     if codes is not None and categories is not None:
         return codes, f"{path}/codes", _categories(categories, f"{path}/categories")
-    return _masked_values(item, path, n_rows), f"{path}/values", None
+    return masked_values(item, path, n_rows), f"{path}/values", None
 
 
-def _masked_values(group: Any, path: str, n_rows: int) -> h5py.Dataset:
-    """Return the values of a group with values and a mask. Refuse the group if the mask hides some values."""
+def masked_values(group: Any, path: str, n: int) -> h5py.Dataset:
+    """Return the `n` values of a group with values and a mask. Refuse the group if the mask hides some values."""
     values = own_dataset(group, b"values")
     mask = own_dataset(group, b"mask")
     if values is None or mask is None:
-        raise Refused("a group, expected a dataset with one value for each row, or a categorical", path)
-    n_missing = count_set(mask, f"{path}/mask", n_rows)
+        raise Refused("a group, expected a dataset, a categorical, or values with a mask", path)
+    n_missing = _count_set(mask, f"{path}/mask", n)
     if n_missing:
         raise Refused(
             f"{n_missing} values are missing, expected none. Write a categorical, or numbers with NaN.",
@@ -330,18 +301,14 @@ def _masked_values(group: Any, path: str, n_rows: int) -> h5py.Dataset:
     return values
 
 
-def count_set(mask: h5py.Dataset, path: str, n_rows: int) -> int:
-    """Return the number of set entries in a mask with `n_rows` values."""
-    if outside_storage(mask) or dtype_of(mask) != np.dtype(bool) or mask.shape != (n_rows,):
-        raise Refused("not a mask, expected one bool for each row", path)
+def _count_set(mask: h5py.Dataset, path: str, n: int) -> int:
+    if outside_storage(mask) or dtype_of(mask) != np.dtype(bool) or mask.shape != (n,):
+        raise Refused(f"not a mask, expected {n} values of dtype bool", path)
     layout_claim(mask, path, [])  # refuses unreadable datasets
     n_bytes = h5py.h5i.get_file_id(mask.id).get_filesize()
-    if n_rows > max_decompressed(n_bytes):  # in a forged file, all chunks may be the same few bytes
-        raise Refused(f"a mask with {n_rows} values, expected fewer in a file of {n_bytes} bytes", path)
-    n = 0
-    for start in range(0, n_rows, _AT_ONCE):
-        n += int(np.count_nonzero(mask[start : start + _AT_ONCE]))
-    return n
+    if n > max_decompressed(n_bytes):  # in a forged file, all chunks may be the same few bytes
+        raise Refused(f"a mask with {n} values, expected fewer in a file of {n_bytes} bytes", path)
+    return sum(int(np.count_nonzero(mask[start : start + _AT_ONCE])) for start in range(0, n, _AT_ONCE))
 
 
 def _categories_of(parent: Any, dataset: h5py.Dataset, name: bytes, path: str) -> list[Any] | None:
@@ -354,17 +321,13 @@ def _categories_of(parent: Any, dataset: h5py.Dataset, name: bytes, path: str) -
         if categories is not None:
             _check_size(categories, path)
             return categories
-    return _neighbouring_categories(parent, name, path)
-
-
-def _neighbouring_categories(parent: Any, name: bytes, path: str) -> list[Any] | None:
     group = CATEGORIES.encode()
     if not parent.links.exists(group) or link_of(parent, group):
         return None
-    dataset = own_dataset(h5py.h5o.open(parent, group), name)
-    if dataset is None:
+    neighbour = own_dataset(h5py.h5o.open(parent, group), name)
+    if neighbour is None:
         return None
-    return _categories(dataset, sibling(path, f"{CATEGORIES}/{text(name)}"))
+    return _categories(neighbour, sibling(path, f"{CATEGORIES}/{text(name)}"))
 
 
 def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
@@ -386,8 +349,8 @@ def _check_size(categories: list[Any], path: str) -> None:
         raise Refused(f"categories that take more than {MOST_PADDED} bytes when padded to the longest one", path)
 
 
-def _check_categories(dataset: h5py.Dataset, path: str, most: int = MOST_CATEGORIES) -> bool:
-    """Refuse a dataset that cannot list categories, or lists more than `most`. Return whether they are strings."""
+def _check_categories(dataset: h5py.Dataset, path: str) -> bool:
+    """Refuse a dataset that cannot list categories, or lists too many. Return whether they are strings."""
     place = outside_storage(dataset)
     if place:
         raise Refused(f"{place}, expected categories in the file itself", path)
@@ -395,24 +358,6 @@ def _check_categories(dataset: h5py.Dataset, path: str, most: int = MOST_CATEGOR
     is_text = stored is not None and h5py.check_string_dtype(stored) is not None
     if stored is None or dataset.ndim != 1 or not (is_text or stored.kind in "iufb"):
         raise Refused("not a list of categories, expected a one-dimensional dataset of strings or numbers", path)
-    if len(dataset) > most or (not is_text and stored.itemsize > 8) or dataset.nbytes > MOST_PADDED:
-        raise Refused(f"{len(dataset)} categories of dtype {stored}, expected at most {most}", path)
+    if len(dataset) > MOST_CATEGORIES or (not is_text and stored.itemsize > 8) or dataset.nbytes > MOST_PADDED:
+        raise Refused(f"{len(dataset)} categories of dtype {stored}, expected at most {MOST_CATEGORIES}", path)
     return is_text
-
-
-def _possible_extras(file: h5py.File, n_rows: int) -> str:
-    """List the paths that a user could give: datasets with one value for each row, and categoricals."""
-    names: dict[str, None] = {}
-    with suppress(Refused):
-        for name, item in objects(file.id):
-            dataset = as_dataset(item)
-            if (
-                dataset is None
-                or outside_storage(dataset)
-                or not dataset.shape
-                or not has_one_for_each_row(dataset.shape, n_rows)
-            ):
-                continue
-            if not name.endswith("/mask"):
-                names[name.removesuffix("/codes").removesuffix("/values")] = None
-    return short_list(names, LISTED)

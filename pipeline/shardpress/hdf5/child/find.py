@@ -4,6 +4,7 @@ Only hard links in the file itself are followed, and all searches have limits. E
 datasets and external storage are reported, but never followed.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,47 +19,51 @@ _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # prefixes of groups: PyTables'
 LISTED = 20
 """Number of names that a refusal lists."""
 _LEAST_ENTRY_BYTES = 4  # minimum bytes of an entry: 2 for an address, 1 for a name, and 1 to mark the end
+_STORAGE_FAILED = re.compile(r"errno = \d")  # in HDF5's message if the storage fails
+_UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError)
 _MASTER = "this is a master file: give the files that hold the rows with --input"
 _TOO_MANY_NAMES = "a group lists more names than fit into the file. The file is damaged or forged: do not use it."
 
 
 class Refused(Exception):
-    """Raised to refuse a file or a dataset. The message is the reason.
-
-    Attributes
-    ----------
-    dataset : str or None
-        Path of the dataset that is the cause.
-    """
+    """Raised to refuse a file or a dataset. The message is the reason."""
 
     def __init__(self, reason: str, dataset: str | None = None) -> None:
         super().__init__(reason)
-        self.dataset = dataset
+        self.dataset = dataset  # path of the dataset that is the cause
+
+
+def reason_of(error: Exception) -> str:
+    """Return why an object cannot be used. Raise the error if it is a storage failure or a bug."""
+    if isinstance(error, Refused):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "takes more memory than allowed for an input file"
+    if isinstance(error, _UNREADABLE) and not _STORAGE_FAILED.search(str(error)):
+        return f"cannot be read: {error}"
+    raise error
 
 
 def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
     """Return the parent group of an object, and the object. Raise `Refused` if the object does not exist."""
-    found = resolve(file, name, "{path} is {link}, expected a dataset in the file itself")
-    if found is None:
+    parent, item = resolve(file, name)
+    if item is None:
         raise Refused(f"does not exist; the file holds {listing(file)}. Choose one with --dataset.", name)
-    return found
+    return parent, item
 
 
-def resolve(file: h5py.File, name: str, if_link: str) -> tuple[Any, Any] | None:
-    """Return the parent group of an object, and the object. Return None if the object does not exist.
-
-    Refuse soft and external links with the message `if_link`.
-    """
+def resolve(file: h5py.File, name: str) -> tuple[Any, Any]:
+    """Return the parent group of an object, and the object. The object is None if it does not exist. Refuse links."""
     item = file.id
     parent = file.id
     parts = parts_of(name)
     for i, part in enumerate(parts):
         if not isinstance(item, h5py.h5g.GroupID) or not item.links.exists(part):
-            return None
+            return parent, None
         link = link_of(item, part)
         if link:
             path = text(b"/".join(parts[: i + 1]))
-            raise Refused(if_link.format(path=path, link=link), name)
+            raise Refused(f"{path} is {link}, expected an object in the file itself", name)
         parent = item
         item = h5py.h5o.open(parent, part)
     return parent, item
@@ -72,17 +77,13 @@ def own_dataset(group: Any, name: bytes) -> h5py.Dataset | None:
 
 
 def as_dataset(item: Any) -> h5py.Dataset | None:
-    """Return an open object as a dataset, or None if it is not a dataset."""
     if not isinstance(item, h5py.h5d.DatasetID):
         return None
     return h5py.Dataset(item)
 
 
 def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype], bool]) -> np.ndarray | None:
-    """Return the value of an attribute, or None unless its shape and dtype fit.
-
-    Other attributes are not read, because they may contain pickles.
-    """
+    """Return the value of an attribute, or None unless its shape and dtype fit: other ones may be pickles."""
     if not h5py.h5a.exists(item, name):
         return None
     attached = h5py.h5a.open(item, name)
@@ -95,7 +96,7 @@ def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype]
 
 
 def link_of(group: Any, part: bytes) -> str | None:
-    """Describe a link by kind and target. Return None for hard links."""
+    """Describe a soft or external link by kind and target. Return None for hard links."""
     kind = group.links.get_info(part).type
     if kind == h5py.h5l.TYPE_HARD:
         return None
@@ -152,37 +153,29 @@ def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
 
 def objects(root: Any) -> Iterator[tuple[str, Any]]:
     """Yield the path and the object of each object below a group, depth first. Skip internal groups and repetitions."""
-    yield from _Walk(root).below(root, b"", 1)
+    seen = {_identity(root)}  # a group may contain itself or its parents
+    n_names = 1
 
-
-class _Walk:
-    """A walk through all objects below a group."""
-
-    def __init__(self, root: Any) -> None:
-        self._seen = {identity(root)}  # a group may contain itself or its parents
-        self._n_names = 1
-
-    def below(self, group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
-        """Yield the objects in and below a group. `prefix` is the path of the group."""
-        names = names_in(group, self._n_names)
-        self._n_names += len(names)  # total over all groups, because forged groups may share one list of names
+    def below(group: Any, prefix: bytes, depth: int) -> Iterator[tuple[str, Any]]:
+        nonlocal n_names
+        names = names_in(group, n_names)
+        n_names += len(names)  # total over all groups, because forged groups may share one list of names
         for name in names:
-            item = None if link_of(group, name) else h5py.h5o.open(group, name)
-            if item is None or not self._is_new(item, name):
+            if link_of(group, name):
                 continue
+            item = h5py.h5o.open(group, name)
+            address = _identity(item)
+            is_group = isinstance(item, h5py.h5g.GroupID)
+            if address in seen or (is_group and name.startswith(_INTERNAL)):
+                continue
+            seen.add(address)
             yield text(prefix + name), item
-            if isinstance(item, h5py.h5g.GroupID):
+            if is_group:
                 if depth == MOST_DEPTH:
                     raise Refused(f"groups are nested more than {MOST_DEPTH} deep. Choose a dataset with --dataset.")
-                yield from self.below(item, prefix + name + b"/", depth + 1)
+                yield from below(item, prefix + name + b"/", depth + 1)
 
-    def _is_new(self, item: Any, name: bytes) -> bool:
-        """Return whether an object has not been seen before and is not an internal group."""
-        address = identity(item)
-        if address in self._seen or (name.startswith(_INTERNAL) and isinstance(item, h5py.h5g.GroupID)):
-            return False
-        self._seen.add(address)
-        return True
+    return below(root, b"", 1)
 
 
 def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
@@ -197,13 +190,7 @@ def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
 
 
 def _first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
-    """Return the first `most` + 1 names of links in a group, in order. `kind` selects one kind of links.
-
-    Raises
-    ------
-    Refused
-        If the group lists more links than fit into the file, because nodes of its tree form a cycle.
-    """
+    """Return the first `most` + 1 names of links in a group, in order. `kind` selects one kind of links."""
     names: list[bytes] = []
     n_links = 0
     most_links = most_entries(group)
@@ -218,32 +205,24 @@ def _first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
         return len(names) > most or None  # True ends the iteration
 
     group.links.iterate(take, info=True)
-    if n_links > most_links:
+    if n_links > most_links:  # nodes of its tree form a cycle
         raise Refused(_TOO_MANY_NAMES)
     return names
 
 
 def most_entries(item: Any) -> int:
-    """Return the maximum number of entries (links or chunks) that fit into the file of an object.
-
-    Each entry takes at least an address and a few more bytes. An index with more entries must list the same bytes
-    repeatedly.
-    """
+    """Return the number of links or chunks that fit into the file. A longer index must list the same bytes twice."""
     return int(h5py.h5i.get_file_id(item).get_filesize()) // _LEAST_ENTRY_BYTES
 
 
-def identity(item: Any) -> tuple[Any, Any]:
-    """Return the file number and the address of an open object. Together they identify the object.
-
-    `h5py.h5o.get_info` is not used. It also adds up the sizes of all index nodes, and never returns if the nodes form a
-    cycle.
-    """
+def _identity(item: Any) -> tuple[Any, Any]:
+    """Return the file number and the address of an open object, which together identify it."""
+    # h5py.h5o.get_info also adds up the sizes of all index nodes, and never returns if the nodes form a cycle.
     found = h5py.h5g.get_objinfo(item, b".")
     return found.fileno, found.objno
 
 
 def listing(file: h5py.File) -> str:
-    """Return the names of the first objects in a file."""
     names = []
     try:
         for name, _ in objects(file.id):

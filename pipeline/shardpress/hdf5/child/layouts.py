@@ -23,8 +23,7 @@ _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
     """Return the location of a dataset's bytes for `layout.layout_of`, and append arrays to `arrays`.
 
-    For a chunked dataset, append the offsets, sizes and filter masks of the chunks: shape (3, n_chunks), int64. For an
-    inline dataset, append the bytes.
+    For a chunked dataset, this is the array of `Layout.index`. For an inline dataset, it has the bytes.
     """
     properties = dataset.id.get_create_plist()
     filters = filters_of(properties, name)
@@ -33,22 +32,16 @@ def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> 
     n_bytes = prod(dataset.shape) * dataset.id.get_type().get_size()
     claim = {"name": name, "shape": dataset.shape, "dtype": _dtype_claim(dataset.dtype)}
     if layout == h5py.h5d.CHUNKED:
-        return {**claim, **_chunked(dataset, name, properties, filters, arrays)}
+        kind = _kind_of_chunked(dataset, name, filters)
+        n_before = sum(array.shape[1] for array in arrays if array.ndim == 2)
+        arrays.append(_index(dataset, name, n_before))
+        return {**claim, "kind": kind, "chunks": properties.get_chunk(), "filters": filters}
     if n_bytes and layout == h5py.h5d.CONTIGUOUS:
         return {**claim, **_contiguous(dataset, name, n_bytes)}
     if not is_plain(dataset, dataset.dtype):
         return {**claim, "kind": "asked"}
     arrays.append(bytes_of(dataset[...]))
     return {**claim, "kind": "inline"}
-
-
-def _chunked(
-    dataset: h5py.Dataset, name: str, properties: Any, filters: list[tuple[int, list[int]]], arrays: list[np.ndarray]
-) -> dict[str, Any]:
-    kind = _kind_of_chunked(dataset, name, filters)
-    n_before = sum(array.shape[1] for array in arrays if array.ndim == 2)
-    arrays.append(_index(dataset, name, n_before))
-    return {"kind": kind, "chunks": properties.get_chunk(), "filters": filters}
 
 
 def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, list[int]]]) -> str:
@@ -72,9 +65,7 @@ def _contiguous(dataset: h5py.Dataset, name: str, n_bytes: int) -> dict[str, Any
         raise Refused(f"shape {dataset.shape}, but its {n_bytes} bytes were never written. Write the file again.", name)
     if is_plain(dataset, dataset.dtype):
         return {"kind": "contiguous", "offset": offset}
-    if dataset.dtype.hasobject:
-        return {"kind": "asked", "offset": offset}
-    return {"kind": "asked"}
+    return {"kind": "asked", "offset": offset if dataset.dtype.hasobject else 0}
 
 
 def filters_of(properties: Any, name: str) -> list[tuple[int, list[int]]]:
@@ -92,12 +83,10 @@ def filters_of(properties: Any, name: str) -> list[tuple[int, list[int]]]:
 
 
 def _index(dataset: h5py.Dataset, name: str, n_before: int) -> np.ndarray:
-    """Return the offset, size and filter mask of every chunk, in C order of the chunk grid. Refuse missing chunks."""
-    grid = _checked_grid(dataset, name, n_before)
-    chunks = _Chunks(dataset, name, grid)
-    if chunks.index.size:
-        dataset.id.chunk_iter(chunks.take)
-    index = chunks.index
+    """Return the array of `Layout.index` for a chunked dataset. Refuse missing, too many or too large chunks."""
+    _check_chunks(dataset, name, n_before)
+    grid = grid_of(dataset.shape, dataset.chunks)
+    index = _listed_chunks(dataset, name, grid)
     n_missing = int((index[0] < 0).sum())
     if n_missing:
         raise Refused(
@@ -111,49 +100,56 @@ def _index(dataset: h5py.Dataset, name: str, n_before: int) -> np.ndarray:
     return index
 
 
-class _Chunks:
-    """Chunk index that is filled while HDF5 lists the chunks.
+def _check_chunks(dataset: h5py.Dataset, name: str, n_before: int) -> None:
+    n_bytes = prod(dataset.chunks) * dataset.dtype.itemsize
+    if n_bytes > MOST_CHUNK_BYTES:
+        raise Refused(
+            f"chunks of {n_bytes} bytes, expected at most {MOST_CHUNK_BYTES}. Rewrite the file with smaller chunks "
+            "(h5repack -l).",
+            name,
+        )
+    n_chunks = prod(grid_of(dataset.shape, dataset.chunks))
+    if n_before + n_chunks > MOST_CHUNKS:
+        raise Refused(
+            f"shape {dataset.shape} in {n_chunks} chunks, expected at most {MOST_CHUNKS}. Rewrite the file with larger "
+            "chunks (h5repack -l).",
+            name,
+        )
 
-    Attributes
-    ----------
-    index : ndarray of shape (3, n_chunks), int64
-        Offset, size and filter mask of each chunk, or -1 for a missing chunk. The order is C order of the chunk grid,
-        or HDF5's order if HDF5 lists wrong positions.
+
+def _listed_chunks(dataset: h5py.Dataset, name: str, grid: tuple[int, ...]) -> np.ndarray:
+    """Return the index of the chunks that HDF5 lists, with -1 for missing chunks.
+
+    The order is C order of the chunk grid, or HDF5's order if HDF5 lists wrong positions.
     """
+    index = np.full((3, prod(grid)), -1, dtype=np.int64)
+    chunks = dataset.chunks
+    strides = [prod(grid[axis + 1 :]) for axis in range(len(grid))]
+    is_ordered = _has_usual_order(dataset)
+    most_listed = most_entries(dataset.id)
+    n_listed = 0
+    n_taken = 0
 
-    def __init__(self, dataset: h5py.Dataset, name: str, grid: tuple[int, ...]) -> None:
-        self.index = np.full((3, prod(grid)), -1, dtype=np.int64)
-        self._shape = dataset.shape
-        self._chunks = dataset.chunks
-        self._name = name
-        self._grid = grid
-        self._is_ordered = _has_usual_order(dataset)
-        self._most_listed = most_entries(dataset.id)
-        self._n_listed = 0
-        self._n_taken = 0
-
-    def take(self, chunk: Any) -> None:
-        """Add a chunk to the index."""
-        self._n_listed += 1
-        if self._n_listed > self._most_listed:  # including chunks outside the dataset
-            raise Refused(
-                "the chunk index lists more chunks than fit into the file. The file is damaged or forged: do not use "
-                "it.",
-                self._name,
-            )
-        cell = [first // size for first, size in zip(chunk.chunk_offset, self._chunks, strict=True)]
-        if self._is_ordered and any(i >= n for i, n in zip(cell, self._grid, strict=True)):
+    def take(chunk: Any) -> None:
+        nonlocal n_listed, n_taken
+        n_listed += 1
+        cell = [first // size for first, size in zip(chunk.chunk_offset, chunks, strict=True)]
+        if is_ordered and any(i >= n for i, n in zip(cell, grid, strict=True)) and n_listed <= most_listed:
             return  # a remainder from before the dataset was shrunk
-        if self._n_taken == self.index.shape[1]:  # otherwise a forged index might never end
+        if n_taken == index.shape[1] or n_listed > most_listed:  # otherwise a forged index might never end
             raise Refused(
-                f"shape {self._shape}, expected {self._n_taken} chunks, but found more. The file is damaged or forged: "
+                f"shape {dataset.shape} in {n_taken} chunks, but the file lists more. The file is damaged or forged: "
                 "do not use it.",
-                self._name,
+                name,
             )
-        position = _position_in(self._grid, cell) if self._is_ordered else self._n_taken
-        self._n_taken += 1
+        position = sum(i * n for i, n in zip(cell, strides, strict=True)) if is_ordered else n_taken
+        n_taken += 1
         if chunk.byte_offset is not None:
-            self.index[:, position] = chunk.byte_offset, chunk.size, chunk.filter_mask
+            index[:, position] = chunk.byte_offset, chunk.size, chunk.filter_mask
+
+    if index.size:
+        dataset.id.chunk_iter(take)
+    return index
 
 
 def _edges(dataset: h5py.Dataset, grid: tuple[int, ...]) -> np.ndarray:
@@ -163,51 +159,6 @@ def _edges(dataset: h5py.Dataset, grid: tuple[int, ...]) -> np.ndarray:
         if n % size:
             np.moveaxis(edges, axis, 0)[-1] = True
     return edges.ravel()
-
-
-def _checked_grid(dataset: h5py.Dataset, name: str, n_before: int, most: int = MOST_CHUNKS) -> tuple[int, ...]:
-    """Return the number of chunks along each axis. Refuse chunks that are too large or too many."""
-    shape = dataset.shape
-    chunks = dataset.chunks
-    _check_chunks(dataset, name)
-    grid = grid_of(shape, chunks)
-    n_chunks = prod(grid)
-    n_missing = n_chunks - h5py.h5i.get_file_id(dataset.id).get_filesize()
-    if n_missing > 0 and n_chunks <= most:  # every chunk takes at least one byte
-        raise Refused(
-            f"shape {shape} in {n_chunks} chunks, but at least {n_missing} of them were never written. Write the "
-            "file again.",
-            name,
-        )
-    if n_before + n_chunks > most:
-        raise Refused(
-            f"shape {shape} in {n_chunks} chunks, expected at most {most}. Rewrite the file with larger chunks "
-            "(h5repack -l).",
-            name,
-        )
-    return grid
-
-
-def _check_chunks(dataset: h5py.Dataset, name: str) -> None:
-    shape = dataset.shape
-    chunks = dataset.chunks
-    if len(chunks) != len(shape) or 0 in chunks:
-        raise Refused(f"chunks of shape {chunks}, expected rank {len(shape)} for a dataset of shape {shape}", name)
-    n_bytes = prod(chunks) * dataset.dtype.itemsize
-    if n_bytes > MOST_CHUNK_BYTES:
-        raise Refused(
-            f"chunks of {n_bytes} bytes, expected at most {MOST_CHUNK_BYTES}. Rewrite the file with smaller chunks "
-            "(h5repack -l).",
-            name,
-        )
-
-
-def _position_in(grid: tuple[int, ...], cell: list[int]) -> int:
-    """Return the index of a grid cell in C order."""
-    position = 0
-    for i, n in zip(cell, grid, strict=True):
-        position = position * n + i
-    return position
 
 
 def _has_usual_order(dataset: h5py.Dataset) -> bool:
@@ -234,15 +185,7 @@ def _dtype_claim(dtype: np.dtype) -> dict[str, Any]:
         base, shape = dtype.subdtype
         return {"of": _dtype_claim(base), "shape": shape}
     if dtype.fields is not None:
-        return {"fields": _field_claims(dtype), "itemsize": dtype.itemsize}
+        fields = [(name, _dtype_claim(field), offset) for name, (field, offset, *_) in dtype.fields.items()]
+        return {"fields": fields, "itemsize": dtype.itemsize}
     notes = {key: value for key, value in (dtype.metadata or {}).items() if key != "vlen"}
     return {"code": dtype.str, "notes": notes}
-
-
-def _field_claims(dtype: np.dtype) -> list[tuple[str, dict[str, Any], int]]:
-    assert dtype.fields is not None
-    claims = []
-    for name in dtype.names or ():
-        field, offset = dtype.fields[name][:2]
-        claims.append((name, _dtype_claim(field), offset))
-    return claims

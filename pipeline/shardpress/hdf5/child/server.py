@@ -60,64 +60,18 @@ def main() -> None:
 
 
 def _warm_up() -> None:
-    """Call every function once, because a fork cannot import modules that Python and h5py load on first use."""
+    """Read a small file, because a fork cannot import modules that Python and h5py load on first use."""
     with h5py.File.in_memory() as file:
-        _write_rows(file)
-        _write_columns(file)
-        for name in (*_ROWS, *_COLUMNS, None, "nowhere", "\udcff\n"):
-            for orientation in (None, "columns"):
-                _call(describe, file, (name, orientation))
-        _call(values, file, ("X", 0, 2, -1))
+        file.create_dataset("X", data=np.zeros((4, 2)), chunks=(2, 2), compression="gzip")
+        file["X"].attrs["columns"] = ["a", "b"]
+        file["records"] = np.array([(1, b"a", [1, 2])] * 4, [("a", "i4"), ("b", "S3"), ("c", "f8", 2)])
+        file["strings"] = ["a", "b", "c", "ü"]
+        file["enumeration"] = np.zeros(4, h5py.enum_dtype({"a": 0}))
+        for name in (None, "nowhere", "\udcff\n"):
+            _call(describe, file, (name,))
         for name in file:
-            _call(values, file, (name, 0, 4))
+            _call(values, file, (name, 0, 4, 0, 4))
         _call(listed, file, ())
-
-
-_ROWS = ("X", "table", "sparse", "soft", "external")
-
-
-def _write_rows(file: h5py.File) -> None:
-    """Write rows and extras in every form."""
-    file.create_dataset("X", data=np.zeros((4, 2)), chunks=(2, 2), compression="gzip")
-    file["X"].attrs["columns"] = ["a", "b"]
-    file["records"] = np.array([(1, b"a", [1, 2])] * 4, [("a", "i4"), ("b", "S3"), ("c", "f8", 2)])
-    file["strings"] = ["a", "b", "c", "ü"]
-    file["bytes"] = [b"a"] * 4
-    file["enumeration"] = np.zeros(4, h5py.enum_dtype({"a": 0}))
-    file["table"] = np.zeros(4, [("a", "f8"), ("b", "f8")])
-    file["sparse/data"] = np.ones(2)
-    file["sparse/indices"] = np.arange(2)
-    file["sparse/indptr"] = np.arange(3)
-    file["sparse"].attrs.update({"encoding-type": "csr_matrix", "shape": (2, 2)})
-    file["soft"] = h5py.SoftLink("nowhere")
-    file["external"] = h5py.ExternalLink("nowhere", "nowhere")
-
-
-_COLUMNS = ("numbers/X", "texts/X", "groups/X", "tables/X", "masked/X", "linked/X", "frame")
-
-
-def _write_columns(file: h5py.File) -> None:
-    """Write column names and coordinates in every form that `find_columns` reads."""
-    _write_scale(file, "numbers", [1.0, 2.0])
-    _write_scale(file, "texts", ["a", "b"])
-    for name in ("groups", "tables", "masked", "linked"):
-        file[f"{name}/X"] = np.zeros((4, 2))
-    file["groups/var/_index"] = ["a", "b"]
-    file["groups/var"].attrs["_index"] = "_index"
-    file["tables/var"] = np.array([(b"a", 1), (b"b", 2)], [("index", "S3"), ("n", "i4")])
-    file["masked/var/_index/values"] = ["a", "b"]
-    file["masked/var/_index/mask"] = np.zeros(2, bool)
-    file["linked/var"] = h5py.ExternalLink("nowhere", "nowhere")
-    file["frame/block0_values"] = np.zeros((4, 2))
-    file["frame/block0_items"] = [1, 2]
-
-
-def _write_scale(file: h5py.File, group: str, scale: Sequence[float] | Sequence[str]) -> None:
-    """Write rows with a dimension scale along the columns."""
-    file[f"{group}/X"] = np.zeros((4, 2))
-    file[f"{group}/wavelength"] = scale
-    file[f"{group}/wavelength"].make_scale("wavelength")
-    file[f"{group}/X"].dims[1].attach_scale(file[f"{group}/wavelength"])
 
 
 def _serve(request: dict[str, Any]) -> tuple[str, object]:
@@ -149,9 +103,7 @@ def _exit_code(child: int, exit_reader: int, seconds: float) -> int | None:
         os.close(exit_reader)
         os.kill(child, signal.SIGKILL)  # no effect if the fork has already exited
         _, status = os.waitpid(child, 0)
-    if not in_time:
-        return None
-    return os.waitstatus_to_exitcode(status)
+    return os.waitstatus_to_exitcode(status) if in_time else None
 
 
 def _end_of(code: int, request: dict[str, Any]) -> tuple[str, object]:
@@ -166,7 +118,6 @@ def _end_of(code: int, request: dict[str, Any]) -> tuple[str, object]:
 
 
 def _ends_in_time(exit_reader: int, seconds: float) -> bool:
-    """Wait for a fork, and return whether it exits in time."""
     waiting = select.poll()
     waiting.register(exit_reader, 0)
     waiting.register(0, 0)
@@ -197,11 +148,9 @@ def _answer(request: dict[str, Any], writer: int, exit_writer: int) -> NoReturn:
         file = h5py.File(f"/proc/self/fd/{inode}", "r", locking=False)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # nothing can be opened from now on
         functions = {"describe": describe, "values": values, "listed": listed}
-        answer, arrays = _call(functions[request["ask"]], file, request["arguments"])
-        _reply(answer, arrays)
+        _reply(*_call(functions[request["ask"]], file, request["arguments"]))
     except BaseException as error:
-        answer, arrays = _failure(error)
-        _reply(answer, arrays)
+        _reply(*_failure(error))
     os._exit(0)
 
 
@@ -251,7 +200,6 @@ def _reply(reply: dict[str, Any], arrays: Sequence[np.ndarray]) -> None:
 
 
 def _confine(seconds: float, memory: int, inode: int) -> None:
-    """Drop all rights that are not needed to read one file."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     _allow_only(inode)
     next_descriptor = os.dup(inode)

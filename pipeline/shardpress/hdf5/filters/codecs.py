@@ -44,48 +44,19 @@ _Decoder = Callable[[memoryview, Sequence[int], int], memoryview]
 
 @dataclass(frozen=True)
 class _Filter:
-    """A filter that files may use.
-
-    Attributes
-    ----------
-    name : str
-        Name of the filter in messages.
-    decode : callable or None
-        Function that decodes stored bytes, given the filter parameters and the maximum number of decoded bytes. None if
-        only libhdf5 decodes the filter, in the child.
-    packages : tuple of str
-        Python packages that `decode` needs.
-    is_plugin : bool
-        True if libhdf5 would need a plugin for the filter.
-    is_slow : bool
-        True if decoding takes longer than reading the bytes. `shardpress inspect` advises against such filters.
-    """
+    """A filter that files may use."""
 
     name: str
-    decode: _Decoder | None
-    packages: tuple[str, ...] = ()
-    is_plugin: bool = False
-    is_slow: bool = False
+    decode: _Decoder | None  # None if only libhdf5 decodes the filter, in the child
+    packages: tuple[str, ...] = ()  # Python packages that `decode` needs
+    is_plugin: bool = False  # libhdf5 would need a plugin for the filter
+    is_slow: bool = False  # decoding takes longer than reading; `shardpress inspect` advises against such filters
 
 
 def decode_chunk(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask: int, n_bytes: int) -> memoryview:
-    """Return the bytes of a chunk before filtering.
+    """Return the `n_bytes` bytes of a chunk before filtering. Raise `ValueError` if the chunk is damaged.
 
-    Parameters
-    ----------
-    data : memoryview
-        Stored bytes.
-    filters : sequence of (int, sequence of int)
-        Filter codes and parameters, in the order in which the filters were applied.
-    mask : int
-        Filter mask: bit i is set if filter i was skipped for this chunk.
-    n_bytes : int
-        Expected number of decoded bytes.
-
-    Raises
-    ------
-    ValueError
-        If the chunk is damaged, for example if the size or a checksum is wrong.
+    Bit i of the `mask` is set if filter i was skipped for this chunk.
     """
     for i, (code, parameters) in reversed(list(enumerate(filters))):
         if mask >> i & 1:
@@ -117,7 +88,6 @@ def objection(code: int, values: Sequence[int], dataset: str) -> str | None:
 
 
 def rewrite_advice(dataset: str) -> str:
-    """Return instructions to rewrite a dataset without an unsupported filter, with h5repack or in Python."""
     return (
         "Rewrite the file with h5repack -f GZIP=4, or in Python after pip install hdf5plugin: import h5py, hdf5plugin; "
         f"h5py.File('new.h5', 'w')[{dataset!r}] = h5py.File('old.h5')[{dataset!r}][:]"
@@ -127,16 +97,9 @@ def rewrite_advice(dataset: str) -> str:
 # -- standard HDF5 filters, and LZF ------------------------------------------------------------------------------
 
 
-@cache
-def _deflate() -> Any:
-    # Imported here, so that programs that only read features or apply a model do not need this package.
-    import deflate
-
-    return deflate
-
-
 def _from_gzip(data: memoryview, _: Sequence[int], most: int) -> memoryview:
-    deflate = _deflate()
+    import deflate  # programs that only read features or apply a model do not need this package
+
     try:
         # libdeflate takes a third of zlib's time, and never allocates more than `most` bytes.
         return memoryview(deflate.zlib_decompress(data, most))
@@ -169,7 +132,6 @@ def _from_shuffle(data: memoryview, values: Sequence[int], _: int) -> memoryview
 
 
 def _from_fletcher32(data: memoryview, _: Sequence[int], __: int) -> memoryview:
-    """Verify the checksum at the end, and return the other bytes."""
     body = data[:-_SUM_BYTES]
     stored = int.from_bytes(data[-_SUM_BYTES:], "little")
     summed = fletcher32(body)
@@ -183,8 +145,8 @@ def _from_fletcher32(data: memoryview, _: Sequence[int], __: int) -> memoryview:
 def fletcher32(data: memoryview) -> int:
     """Return HDF5's Fletcher checksum of big-endian 16-bit words. The last word is padded with zeros.
 
-    The lower half is the sum of the words. The upper half is the sum with weights: word i of n has the weight n - i.
-    Both sums are modulo 65535, but a result of 0 is stored as 65535 unless all words are 0.
+    The lower half is the sum of the words. In the upper half, word i of n has the weight n - i. Both sums are modulo
+    65535, but a result of 0 is stored as 65535 unless all words are 0.
     """
     if len(data) % 2:
         data = memoryview(bytes(data) + b"\0")
@@ -248,12 +210,7 @@ def _from_lz4(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     """Decode a header (total size and block size) and LZ4 blocks. Blocks that did not shrink are uncompressed."""
     n_bytes, n_block = struct.unpack_from(">QI", data)
     _check_blocks(n_bytes, n_block, most)
-    if not n_block:
-        raise ValueError("blocks of 0 bytes")
-    sizes = [n_block] * (n_bytes // n_block)
-    if n_bytes % n_block:
-        sizes.append(n_bytes % n_block)
-    return _decode_blocks(data[12:], sizes, n_bytes, _block_from_lz4_or_raw)
+    return _decode_blocks(data[12:], n_block, n_bytes, n_bytes, _block_from_lz4_or_raw)
 
 
 def _check_blocks(n_bytes: int, n_block: int, most: int) -> None:
@@ -281,11 +238,14 @@ def _block_from_zstd(piece: memoryview, size: int) -> memoryview:
 _BlockDecoder = Callable[[memoryview, int], bytes | memoryview]
 
 
-def _decode_blocks(data: memoryview, sizes: Sequence[int], n_bytes: int, decode: _BlockDecoder) -> memoryview:
-    """Decode blocks with these decoded sizes, and append the remaining bytes. A stored size precedes each block."""
+def _decode_blocks(data: memoryview, n_block: int, n_coded: int, n_bytes: int, decode: _BlockDecoder) -> memoryview:
+    """Decode blocks of `n_block` bytes, `n_coded` bytes in total, and append the remaining bytes.
+
+    A stored size precedes each block. The last block may be shorter.
+    """
     done = bytearray(n_bytes)
-    place = 0
-    for size in sizes:
+    for place in range(0, n_coded, n_block):
+        size = min(n_block, n_coded - place)
         n_stored = int.from_bytes(data[:4], "big")
         piece = data[4 : 4 + n_stored]
         data = data[4 + n_stored :]
@@ -293,8 +253,7 @@ def _decode_blocks(data: memoryview, sizes: Sequence[int], n_bytes: int, decode:
         if len(piece) != n_stored or len(block) != size:
             raise ValueError(f"a block of {len(block)} bytes, expected {size}")
         done[place : place + size] = block
-        place += size
-    done[place:] = data[: n_bytes - place]
+    done[n_coded:] = data[: n_bytes - n_coded]
     return memoryview(done)
 
 
@@ -304,11 +263,10 @@ _UNCOMPRESSED = 0
 _BLOCK_DECODERS: dict[int, _BlockDecoder] = {2: _block_from_lz4, 3: _block_from_zstd}  # by codec number
 
 
-def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int, piece: int = _PIECE) -> memoryview:
+def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int) -> memoryview:
     """Undo bitshuffle, which sorts the bits of each block by their position in an element, and may compress blocks.
 
-    The last block may be shorter, but has a multiple of 8 elements. Up to 7 remaining elements are unchanged. The bits
-    of about `piece` bytes are sorted at a time.
+    The last block may be shorter, but has a multiple of 8 elements. Up to 7 remaining elements are unchanged.
     """
     itemsize, n_block, kind = (*values, 0, 0)[2:5]
     n_bytes = len(data)
@@ -324,24 +282,17 @@ def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int, piece: 
     if kind == _UNCOMPRESSED:
         done = memoryview(bytearray(data))
     else:
-        sizes = _sizes_of_blocks(n_full, n_last, n_block, itemsize)
-        done = _decode_blocks(data[12:], sizes, n_bytes, _BLOCK_DECODERS[kind])
-    _sort_all_bits(np.frombuffer(done, dtype=np.uint8), n_full, n_last, n_block, itemsize, piece)
+        n_coded = (n_full * n_block + n_last) * itemsize
+        done = _decode_blocks(data[12:], n_block * itemsize, n_coded, n_bytes, _BLOCK_DECODERS[kind])
+    _sort_all_bits(np.frombuffer(done, dtype=np.uint8), n_full, n_last, n_block, itemsize)
     return done
 
 
-def _sizes_of_blocks(n_full: int, n_last: int, n_block: int, itemsize: int) -> list[int]:
-    sizes = [n_block * itemsize] * n_full
-    if n_last:
-        sizes.append(n_last * itemsize)
-    return sizes
-
-
-def _sort_all_bits(data: np.ndarray, n_full: int, n_last: int, n_block: int, itemsize: int, piece: int) -> None:
-    """Sort the bits of `n_full` blocks, about `piece` bytes at a time, and of a last block with `n_last` elements."""
+def _sort_all_bits(data: np.ndarray, n_full: int, n_last: int, n_block: int, itemsize: int) -> None:
+    """Sort the bits of `n_full` blocks, about `_PIECE` bytes at a time, and of a last block with `n_last` elements."""
     block_bytes = n_block * itemsize
     end = n_full * block_bytes
-    at_once = max(1, piece // block_bytes) * block_bytes
+    at_once = max(1, _PIECE // block_bytes) * block_bytes
     for start in range(0, end, at_once):
         _sort_bits(data[start : min(start + at_once, end)], n_block, itemsize)
     _sort_bits(data[end : end + n_last * itemsize], n_last, itemsize)

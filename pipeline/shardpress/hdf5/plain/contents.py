@@ -159,52 +159,24 @@ def _name_at(names: bytes, offset: int) -> bytes:
 
 
 class Contents(NamedTuple):
-    """The root group of an open file.
-
-    Attributes
-    ----------
-    file : Metadata
-    attributes : mapping of str to Attribute
-        Attributes by name. `datasets.value_of` decodes their values.
-    addresses : mapping of str to int
-        Addresses of object headers by name.
-    """
+    """The root group of an open file."""
 
     file: Metadata
-    attributes: Mapping[str, Attribute]
-    addresses: Mapping[str, int]
+    attributes: Mapping[str, Attribute]  # by name; `datasets.value_of` decodes their values
+    addresses: Mapping[str, int]  # of object headers by name
 
     def dataset(self, name: str) -> Dataset:
-        """Return the contents of the header of a dataset.
-
-        Raises
-        ------
-        KeyError
-            If no object has that name.
-        Exception
-            Any exception, unless the object is a dataset that is stored contiguously or inline in the file itself.
-        """
+        """Return the header of a dataset. Raise any exception if it is not stored contiguously or inline."""
         found = dataset_of(messages(self.file, self.addresses[name]), self.file.end)
         expect(found.kind in ("contiguous", "inline"), found.place < NOWHERE, found.dtype.code[1] in "uifb")
         return found
 
 
 def read_contents(descriptor: int, size: int, base: int, most_bytes: int) -> Contents:
-    """Return the contents of the root group of an open file.
+    """Return the contents of the root group of an open file, after reading at most `most_bytes` bytes of metadata.
 
-    Parameters
-    ----------
-    size, base : int
-        Size of the file, and the offset of the superblock, which has been checked.
-    most_bytes : int
-        Maximum number of bytes of metadata and attributes to read.
-
-    Raises
-    ------
-    OSError
-        If reading fails.
-    Exception
-        Any exception, if the file is not plain.
+    The superblock at `base` must have been checked. Raise `OSError` if reading fails, and any exception if the file is
+    not plain.
     """
     file = Metadata(descriptor, size, base, most_bytes)
     header = root(file)
@@ -217,12 +189,7 @@ def read_arrays(
 ) -> dict[str, np.ndarray]:
     """Check that the values of datasets are inside the file and do not overlap, and return them.
 
-    Raises
-    ------
-    DataError
-        If values are outside the file or overlap, or if one dataset has several names. The message begins with `where`.
-    OSError
-        If reading fails.
+    Otherwise, raise `DataError` with a message that begins with `where`.
     """
     n_bytes = sum(dataset.n_bytes for dataset in datasets.values())
     if n_bytes > size:

@@ -16,57 +16,26 @@ _UNLIMITED = 2**64 - 1
 
 
 class _Type(NamedTuple):
-    """Datatype of values.
-
-    Attributes
-    ----------
-    code : str
-        NumPy's type code. ``|O`` and ``|V`` are strings that NumPy stores in a different way.
-    notes : dict of str to str
-        Metadata that h5py attaches to the dtype.
-    itemsize : int
-        Size of a value in bytes.
-    """
-
-    code: str
-    notes: dict[str, str]
+    code: str  # of NumPy; ``|O`` and ``|V`` are strings that NumPy stores in a different way
+    notes: dict[str, str]  # metadata that h5py attaches to the dtype
     itemsize: int
 
 
 class Dataset(NamedTuple):
-    """Contents of the header of a dataset.
-
-    Attributes
-    ----------
-    header : Messages
-    shape, maxshape : tuple of int
-        Shape and maximum shape.
-    dtype : Type
-    filters : list of [int, list of int]
-        Filter codes and parameters.
-    kind : str
-        ``contiguous``, ``chunked`` or ``inline``.
-    place : int
-        Address of the bytes, or of the B-tree of the chunks.
-    chunks : tuple of int
-        Shape of a chunk.
-    data : bytes
-        Values of an ``inline`` dataset.
-    """
+    """Contents of the header of a dataset."""
 
     header: Messages
     shape: tuple[int, ...]
     maxshape: tuple[int, ...]
     dtype: _Type
-    filters: list[Any]
-    kind: str
-    place: int = 0
+    filters: list[Any]  # of [int, list of int]: codes and parameters
+    kind: str  # ``contiguous``, ``chunked`` or ``inline``
+    place: int = 0  # address of the bytes, or of the B-tree of the chunks
     chunks: tuple[int, ...] = ()
-    data: bytes = b""
+    data: bytes = b""  # values of an ``inline`` dataset
 
     @property
     def n_bytes(self) -> int:
-        """Total size of the values in bytes."""
         return prod(self.shape) * self.dtype.itemsize
 
     @property
@@ -76,8 +45,6 @@ class Dataset(NamedTuple):
 
 
 class Attribute(NamedTuple):
-    """Attribute of a group or a dataset."""
-
     name: bytes
     dtype: _Type
     shape: tuple[int, ...]
@@ -133,7 +100,6 @@ def _filters(body: bytes) -> Iterator[list[Any]]:
 
 
 def _filter_head(body: bytes, place: int, version: int) -> tuple[int, int, int, int]:
-    """Return the code, the flags, the number of parameters, and the offset of the parameters of a filter."""
     (code,) = struct.unpack_from("<H", body, place)
     if version == 2 and code < 256:  # standard filters have no name
         flags, n_values = struct.unpack_from("<HH", body, place + 2)
@@ -152,7 +118,6 @@ def _check_fill_values(header: Messages, itemsize: int) -> None:
 
 
 def _check_fill(body: bytes, itemsize: int) -> None:
-    """Check a fill value message (IV.A.2.f)."""
     is_defined, place = _fill_place(body)
     if is_defined:
         n_bytes = int.from_bytes(body[place : place + 4], "little")
@@ -237,11 +202,9 @@ def _has_usual_order(dataset: Dataset) -> bool:
 
 
 def _check_keys(keys: np.ndarray, grid: tuple[int, ...], dataset: Dataset) -> None:
-    """Check that the keys of a chunk B-tree list every chunk once, in order.
-
-    A key has the size and the filter mask in one word, the position of the first element, and 0. The last key only has
-    to be the position of a chunk.
-    """
+    """Check that the keys of a chunk B-tree list every chunk once, in order."""
+    # A key has the size and the filter mask in one word, the position of the first element, and 0. The last key only
+    # has to be the position of a chunk.
     rank = len(grid)
     cells = np.indices(grid, dtype=np.uint64).reshape(rank, -1).T
     firsts = cells * np.array(dataset.chunks, dtype=np.uint64)
@@ -323,7 +286,6 @@ def _bool_type(body: bytes, version: int) -> _Type:
 
 
 def _text_type(body: bytes) -> _Type:
-    """Return the type of fixed-length strings."""
     size = int.from_bytes(body[4:8], "little")
     padding = body[1] & 15
     expect(padding < 3, body[2:4] == b"\0\0", 0 < size <= MOST_CHUNK_BYTES)
@@ -334,7 +296,6 @@ def _text_type(body: bytes) -> _Type:
 
 
 def _variable_text_type(body: bytes) -> _Type:
-    """Return the type of variable-length strings."""
     size = int.from_bytes(body[4:8], "little")
     expect(body[1] == 1, body[2] in _ENCODINGS, body[3] == 0, size == 16)
     expect(body[8:].startswith(_UINT8))
@@ -350,7 +311,6 @@ _MOST_OBJECTS = 1000  # objects to read in one heap
 
 
 def attributes_of(header: Messages) -> dict[str, Attribute]:
-    """Return the attributes of an object by name. The values are not decoded yet."""
     attributes = [attribute_of(message) for message in header.get(Kind.ATTRIBUTE, [])]
     by_name = {attribute.name.decode(): attribute for attribute in attributes}
     expect(len(by_name) == len(attributes))
@@ -385,17 +345,13 @@ def _attribute(name: bytes, dtype: bytes, space: bytes, data: bytes) -> Attribut
 
 
 def _padded(size: int) -> int:
-    """Round a size up to a multiple of 8."""
     return -(-size // 8) * 8
 
 
 def value_of(file: Metadata, attribute: Attribute) -> Any:
     """Return the value of an attribute: a str for a single string, or an array of numbers.
 
-    Raises
-    ------
-    NotPlain, ValueError
-        If the value has a different type or is damaged.
+    Raise `NotPlain` or `ValueError` if the value has a different type or is damaged.
     """
     code = attribute.dtype.code
     if code == "|O":
@@ -423,7 +379,6 @@ def _text_in_heap(file: Metadata, reference: bytes) -> bytes:
 
 
 def _objects_in_heap(file: Metadata, heap: int) -> Iterator[tuple[int, int, int]]:
-    """Yield the number, address and size of the first objects in a global heap."""
     signature, version, heap_bytes = _HEAP.unpack(file.at(heap, _HEAP.size))
     expect(signature == b"GCOL", version == 1)
     place = heap + _HEAP.size

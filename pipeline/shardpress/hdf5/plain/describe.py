@@ -26,58 +26,32 @@ from shardpress.hdf5.forms import (
     leave_out,
     misfit,
     parts_of,
+    rows_first,
     sibling,
     text,
     variables_of,
 )
 from shardpress.hdf5.plain.contents import links, root
 from shardpress.hdf5.plain.datasets import Dataset, attribute_name, attribute_of, dataset_of, layout_claim
-from shardpress.hdf5.plain.metadata import MOST_BYTES, Kind, Metadata, NotPlain, expect, is_group, messages
+from shardpress.hdf5.plain.metadata import Kind, Metadata, NotPlain, expect, is_group, messages
 
 
 class _Group(NamedTuple):
-    """Group with the rows.
-
-    Attributes
-    ----------
-    links : mapping of bytes to int
-        Addresses of the objects in the group, by name.
-    parent_links : mapping of bytes to int
-        Addresses of the objects in the parent group, by name.
-    objects : mapping of int to (Dataset or None)
-        Objects in the group, by address. None for a group.
-    """
-
-    links: Mapping[bytes, int]
-    parent_links: Mapping[bytes, int]
-    objects: Mapping[int, Dataset | None]
+    links: Mapping[bytes, int]  # addresses of the objects in the group, by name
+    parent_links: Mapping[bytes, int]  # the same for the parent group
+    objects: Mapping[int, Dataset | None]  # objects in the group, by address; None for a group
 
 
 def describe_plain(
-    descriptor: int,
-    size: int,
-    dataset: str | None,
-    orientation: str | None = None,
-    base: int = 0,
-    most_bytes: int = MOST_BYTES,
+    descriptor: int, size: int, dataset: str | None, orientation: str | None = None, base: int = 0
 ) -> tuple[dict[str, Any], list[np.ndarray]] | None:
-    """Locate the rows and their extras in an open file.
+    """Locate the rows and their extras in an open file. Return None if the child must be asked instead.
 
-    The superblock at `base` must have been checked. At most `most_bytes` of metadata are read.
-
-    Returns
-    -------
-    tuple of (dict, list of ndarray), or None
-        Answer in the format of `child.describe.describe`, with lists instead of tuples. None if the child must be
-        asked.
-
-    Raises
-    ------
-    OSError
-        If reading fails.
+    The superblock at `base` must have been checked. The answer has the format of `child.describe.describe`, with lists
+    instead of tuples. Raise `OSError` if reading fails.
     """
     try:
-        return _description(Metadata(descriptor, size, base, most_bytes), dataset, orientation)
+        return _description(Metadata(descriptor, size, base), dataset, orientation)
     except OSError:
         raise
     except Exception:  # the child reports the problem with the file
@@ -91,9 +65,7 @@ def _description(
     if dataset is None:
         dataset = text(name)
     rows = _rows_in(group, name, orientation)
-    shape = rows.shape
-    if orientation == "columns":
-        shape = (rows.shape[-1], *rows.shape[:-1])
+    shape = rows_first(rows.shape, orientation)
     expect(prod(shape[1:]), CATEGORIES.encode() not in group.links, not _may_have_names(group, dataset, shape))
     arrays: list[np.ndarray] = []
     layout = layout_claim(file, rows, dataset, arrays)
@@ -134,7 +106,6 @@ def _locate(file: Metadata, dataset: str | None) -> tuple[_Group, bytes]:
 
 
 def _object(file: Metadata, address: int) -> Dataset | None:
-    """Return the dataset at an address, or None for a group."""
     header = messages(file, address)
     if is_group(header):
         return None
@@ -160,10 +131,7 @@ def _has_notable_attributes(rows: Dataset, orientation: str | None) -> bool:
 
 
 def _may_have_names(group: _Group, dataset: str, shape: tuple[int, ...]) -> bool:
-    """Return whether the file may have names or a coordinate in a place that the child searches.
-
-    These are names of columns (`child.columns`) and of rows (`child.extras`).
-    """
+    """Return whether the file may have names of columns or rows, or a coordinate, where the child searches them."""
     variables = parts_of(variables_of(dataset))
     is_in_group = len(variables) == len(parts_of(dataset))
     names = group.links if is_in_group else group.parent_links
@@ -207,7 +175,6 @@ def _may_have_categories(dataset: Dataset) -> bool:
 
 
 def _leave_out(left_out: list[list[Any]], name: bytes, other: Dataset | None, shape: tuple[int, ...]) -> None:
-    """Record why an object cannot be an extra for rows of this shape."""
     if other is None:
         leave_out(left_out, name, A_GROUP, is_missed=False)
     elif has_one_for_each_row(other.shape, shape[0]):

@@ -40,24 +40,12 @@ def expect(*conditions: object) -> None:
 class Metadata:
     """Bytes of an open file. The start is read once, and later bytes are read in windows.
 
-    Attributes
-    ----------
-    base : int
-        Offset of the superblock. All other offsets are relative to it.
-    end : int
-        Offset of the end of the file. `contents.root` replaces it by the end of the data.
-    start : bytes
-        First bytes of the file, from the superblock.
-
-    Raises
-    ------
-    OSError
-        If reading fails. All functions with an argument of this class may raise this error.
+    All functions with an argument of this class may raise `OSError`.
     """
 
     def __init__(self, descriptor: int, size: int, base: int = 0, most_bytes: int = MOST_BYTES) -> None:
-        self.base = base
-        self.end = size - base
+        self.base = base  # offset of the superblock; all other offsets are relative to it
+        self.end = size - base  # `contents.root` replaces the end of the file by the end of the data
         self._descriptor = descriptor
         self._n_left = most_bytes
         self.start = self._read(0, min(self.end, _FIRST_READ))
@@ -89,7 +77,6 @@ _MASK = 0xFFFFFFFF
 
 
 def _verified(block: bytes) -> bytes:
-    """Verify the checksum in the last four bytes of a block, and return the block."""
     expect(block[-4:] == checksum(block[:-4]))
     return block
 
@@ -129,7 +116,6 @@ def _mix_words(words: tuple[int, ...], start: int) -> tuple[int, int, int]:
 
 
 def _final_mix(a: int, b: int, c: int) -> int:
-    """Return the checksum for the final state."""
     for first, second, third in ((14, 11, 25), (16, 4, 14)):
         c = (c ^ b) - _rotated(b, first) & _MASK
         a = (a ^ c) - _rotated(c, second) & _MASK
@@ -147,8 +133,6 @@ _NODE = struct.Struct("<4sBBHQQ")
 
 
 class _Node(NamedTuple):
-    """B-tree node."""
-
     signature: bytes
     kind: int
     level: int
@@ -160,22 +144,10 @@ class _Node(NamedTuple):
 
 
 def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the keys and children at the lowest level of a version 1 B-tree (III.A.1).
+    """Return the keys (n + 1, n_key) and the children (n,) at the lowest level of a version 1 B-tree (III.A.1).
 
-    Parameters
-    ----------
-    file : Metadata
-    top : int
-        Address of the root node.
-    kind : int
-        0 for names, 1 for chunks.
-    n_key : int
-        Number of 8-byte words in a key.
-
-    Returns
-    -------
-    keys : ndarray of shape (n + 1, n_key), uint64
-    children : ndarray of shape (n,), uint64
+    Both arrays are uint64. `top` is the address of the root node, and `kind` is 0 for names and 1 for chunks. A key has
+    `n_key` words of 8 bytes.
     """
     children = np.array([top], dtype=np.uint64)
     keys = np.empty(0, dtype=np.uint64)
@@ -192,10 +164,7 @@ def leaves(file: Metadata, top: int, kind: int, n_key: int) -> tuple[np.ndarray,
 
 
 def _nodes_of_level(file: Metadata, addresses: list[int], kind: int, n_key: int, level: int) -> list[_Node]:
-    """Read and check the nodes at these addresses, which are the children of all nodes at `level`.
-
-    The sibling addresses are checked as well, so that no node occurs twice.
-    """
+    """Read the nodes at these addresses, the children of all nodes at `level`. Check that none occurs twice."""
     nodes = [_node(file, address, kind, n_key) for address in addresses]
     lefts = [NOWHERE, *addresses[:-1]]
     rights = [*addresses[1:], NOWHERE]
@@ -229,14 +198,7 @@ Messages = Mapping[int, list[bytes]]
 
 
 class _Block(NamedTuple):
-    """Block of messages.
-
-    Attributes
-    ----------
-    data : bytes
-    start, stop : int
-        Range of the messages in the data.
-    """
+    """Block of messages, which are between `start` and `stop` in the data."""
 
     data: bytes
     start: int
@@ -244,23 +206,9 @@ class _Block(NamedTuple):
 
 
 class _Header(NamedTuple):
-    """Object header.
-
-    Attributes
-    ----------
-    first : _Block
-        First block of messages.
-    head : Struct
-        Format of a message head.
-    is_old : bool
-        True for version 1.
-    n_messages : int
-        Number of messages. Only version 1 stores it.
-    """
-
     first: _Block
-    head: struct.Struct
-    is_old: bool
+    head: struct.Struct  # format of a message head
+    is_old: bool  # version 1, which stores the number of messages
     n_messages: int = 0
 
 
@@ -305,7 +253,6 @@ def messages(file: Metadata, address: int) -> Messages:
 
 
 def is_group(header: Messages) -> bool:
-    """Return whether these are the messages of a group."""
     return header.keys() <= Kind.IN_GROUPS and (Kind.SYMBOL_TABLE in header) != (Kind.LINK_INFO in header)
 
 
