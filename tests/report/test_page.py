@@ -13,7 +13,7 @@ from shardpress.report.page.build import html_of, page_bytes, page_of, report_by
 from shardpress.report.page.document import Figure, Table
 from shardpress.report.page.quality import quality
 from shardpress.report.page.run import time_spent
-from shardpress.report.page.svg import COLOURS
+from shardpress.report.page.svg import COMPARED, FEATURES, LABELS
 from shardpress.report.page.verdict import action_needed, verdict
 from shardpress.report.page.words import cut, path
 from tests.support.cases import each
@@ -132,7 +132,7 @@ def test_text_contains_the_numbers_of_every_picture(report: dict[str, Any]) -> N
 
 def test_colours_have_contrast_on_light_and_dark_backgrounds() -> None:
     low_contrast = [
-        (one, other) for one in COLOURS for other in BACKGROUNDS if contrast(one, other) < 3
+        (one, other) for one in (FEATURES, COMPARED, *LABELS) for other in BACKGROUNDS if contrast(one, other) < 3
     ]  # WCAG 2.2, 1.4.11
     assert low_contrast == []
 

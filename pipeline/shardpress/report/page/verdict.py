@@ -147,9 +147,9 @@ def drift(facts: Mapping[str, Any] | None) -> Iterator[Item]:
     columns = [_drift_of_column(each) for each in facts["columns"]]
     title = f"Drift by column: {_first(columns, facts['n_columns'])}"
     yield Table.of(title, "column, values outside, shards, training range, farthest value, distance in ranges", columns)
-    shards = [_drift_of_shard(each) for each in facts["shards"]]
+    shards = [(path(each["file"]), count(each["n_outside"]), count(each["n_rows"])) for each in facts["shards"]]
     title = f"Drift by shard: {_first(shards, facts['n_shards'])}"
-    yield Table.of(title, "file, rows outside, rows, farthest columns (values outside)", shards)
+    yield Table.of(title, "file, rows outside, rows", shards)
 
 
 def _drift_sentence(facts: Mapping[str, Any]) -> str:
@@ -175,10 +175,3 @@ def _drift_of_column(facts: Mapping[str, Any]) -> tuple[str, ...]:
         number(facts["value"]),
         "-" if is_constant else number(facts["excess"]),
     )
-
-
-def _drift_of_shard(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    columns = [
-        f"{column(each)} ({count(each['n_values'])}, up to {number(each['value'])})" for each in facts["farthest"]
-    ]
-    return path(facts["file"]), count(facts["n_outside"]), count(facts["n_rows"]), ", ".join(columns)
