@@ -30,11 +30,6 @@ class Judgment:
     suggestion: str  # sentence that suggests what to try
 
     @property
-    def text(self) -> str:
-        """All sentences except the suggestion."""
-        return " ".join(part for part in (self.error, self.classifier, self.explained) if part)
-
-    @property
     def remark(self) -> str:
         """Sentences for the last line of the log, which contains the reconstruction error as a number."""
         return " ".join(part for part in (self.classifier, self.explained, self.suggestion) if part)
