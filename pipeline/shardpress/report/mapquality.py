@@ -72,6 +72,6 @@ def _labels(directory: Path, piece: Piece, rows: np.ndarray, label: str) -> np.n
             values = file[label]
             if h5py.check_string_dtype(values.dtype):
                 values = values.asstr("utf-8", "replace")
-            return np.asarray(values[()])[rows + piece.starts[0]]
+            return np.asarray(values[rows + piece.starts[0]])
     except FAILURES:
         return None

@@ -80,9 +80,9 @@ class Verdict:
 def judge_new_rows(
     reference: Reference, sample: Sample | None, model: Model, columns: Columns, n_outside: int, n_rows: int
 ) -> Verdict:
-    """Return the verdict on new rows, given a sample of them, or None if fewer than two are good.
+    """Return the verdict on `n_rows` new good rows, of which `n_outside` are outside the training range.
 
-    `n_outside` of the `n_rows` new good rows are outside the training range.
+    `sample` contains some of the new rows. It is None if fewer than two of them are good.
     """
     if sample is None or len(sample.rows) < 2:
         return Verdict("keep", ("There are too few good new rows to judge.",), n_rows)

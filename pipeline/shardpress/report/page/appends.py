@@ -11,7 +11,7 @@ from shardpress.report.page.verdict import drift
 from shardpress.report.page.words import column, count, cut, number, percent
 
 _MAX_ROWS = 40  # appends in the table
-_HEADS = "append, time, files, rows, verdict, error ratio to held-out rows, outside"
+_HEADS = "append, time, files, rows, verdict, error ratio, outside"
 _MINUTES = 16  # characters of a date and a time without seconds
 _VERDICTS = {
     "keep": "keep the model. The new rows are like the rows of the training.",
