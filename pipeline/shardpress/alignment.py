@@ -29,19 +29,11 @@ _OTHER_FILE = "Expected a file that `shardpress compare --map` wrote"
 
 @dataclass(frozen=True, eq=False)
 class LinearMap:
-    """A linear map from the features of one encoder to those of another.
+    """A linear map from the features of one encoder to those of another."""
 
-    Attributes
-    ----------
-    W : ndarray of shape (n_from, n_to), float64
-    b : ndarray of shape (n_to,), float64
-    encoder_from, encoder_to : str
-        Fingerprints of the two encoders.
-    """
-
-    W: np.ndarray
-    b: np.ndarray
-    encoder_from: str
+    W: np.ndarray  # float64 (n_from, n_to)
+    b: np.ndarray  # float64 (n_to,)
+    encoder_from: str  # fingerprint
     encoder_to: str
 
     def apply(self, features: np.ndarray) -> np.ndarray:
@@ -62,22 +54,13 @@ class LinearMap:
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """A fitted map, and how well it predicts held-out rows.
+    """A fitted map, and how well it predicts held-out rows."""
 
-    Attributes
-    ----------
-    map : LinearMap
-        Map that was fitted to all rows.
-    r2 : ndarray of shape (n_to,), float64
-        Coefficient of determination of each feature on the held-out rows; NaN for features that do not vary there.
-    n_rows, n_held_out : int
-        Numbers of all rows, and of the rows that were held out to choose the penalty and to measure `r2`.
-    """
-
-    map: LinearMap
+    map: LinearMap  # fitted to all rows
+    # Coefficient of determination of each feature on the held-out rows, float64 (n_to,); NaN if it does not vary there.
     r2: np.ndarray
     n_rows: int
-    n_held_out: int
+    n_held_out: int  # rows that were held out to choose the penalty and to measure `r2`
 
     def facts(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -96,21 +79,9 @@ class Alignment:
 
 
 def fit_map(source: np.ndarray, target: np.ndarray, encoder_from: str, encoder_to: str) -> Alignment:
-    """Fit a linear map to features of the same rows.
+    """Fit a linear map from features (n_rows, n_from) to other features (n_rows, n_to) of the same rows.
 
-    Parameters
-    ----------
-    source : ndarray of shape (n_rows, n_from)
-        Features of the encoder to map from.
-    target : ndarray of shape (n_rows, n_to)
-        Features of the same rows by the encoder to map to.
-    encoder_from, encoder_to : str
-        Fingerprints of the two encoders.
-
-    Raises
-    ------
-    DataError
-        If there are too few rows.
+    Raise `DataError` if there are too few rows.
     """
     n_rows = len(source)
     if n_rows < _MIN_ROWS:
@@ -124,10 +95,11 @@ def fit_map(source: np.ndarray, target: np.ndarray, encoder_from: str, encoder_t
     spread = y[train].std(axis=0)
     weights = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0) ** 2
     best = int(np.argmin([float((error.mean(axis=0) * weights).sum()) for error in errors]))
+    variance = y[is_held_out].var(axis=0)
+    unknown = np.full(len(variance), np.nan)
+    r2 = 1 - np.divide(errors[best].mean(axis=0), variance, out=unknown, where=variance > 0)
     ((W, b),) = _ridge(x, y, _PENALTIES[best : best + 1])
-    return Alignment(
-        LinearMap(W, b, encoder_from, encoder_to), _r2(errors[best], y[is_held_out]), n_rows, int(is_held_out.sum())
-    )
+    return Alignment(LinearMap(W, b, encoder_from, encoder_to), r2, n_rows, int(is_held_out.sum()))
 
 
 def _ridge(x: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -147,11 +119,6 @@ def _ridge(x: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> list[tuple[np
         W = scale[:, None] * (axes @ (projected / (np.maximum(variances, 0) + penalty)[:, None]))
         found.append((W, offset - mean @ W))
     return found
-
-
-def _r2(squares: np.ndarray, y: np.ndarray) -> np.ndarray:
-    variance = y.var(axis=0)
-    return 1 - np.divide(squares.mean(axis=0), variance, out=np.full(len(variance), np.nan), where=variance > 0)
 
 
 def load_map(path: str | Path) -> LinearMap:

@@ -29,6 +29,8 @@ def plain_number(value: Any) -> Any:
 def find_map(path: str | Path, as_of: int | str | Path, encoder: str) -> LinearMap | None:
     """Return the map from the features of a finished run to those of another encoder.
 
+    Return None if the run has this encoder itself.
+
     Parameters
     ----------
     path : str or Path
@@ -37,11 +39,6 @@ def find_map(path: str | Path, as_of: int | str | Path, encoder: str) -> LinearM
         As in `open_features`.
     encoder : str
         Fingerprint of the encoder of the run.
-
-    Returns
-    -------
-    LinearMap or None
-        None if the run has this encoder itself.
 
     Raises
     ------
@@ -54,9 +51,9 @@ def find_map(path: str | Path, as_of: int | str | Path, encoder: str) -> LinearM
     else:
         directory = directory_of(path)
         found = map_of(directory, read_manifest(directory), as_of)
-    if found is not None and found.encoder_to == encoder:
+    if found is None or found.encoder_to == encoder:
         return None
-    if found is not None and found.encoder_from != encoder:
+    if found.encoder_from != encoder:
         raise DataError(
             f"as_of={printable(as_of)}: a map of the encoder {found.encoder_from}, expected {encoder} as in "
             f"{printable(path)}. Fit a map with shardpress compare --map."
@@ -91,10 +88,12 @@ def _map_line(manifest: Mapping[str, Any], as_of: int | str | Path, model: objec
         if each["model"] == model or each["generation"] == as_of:
             return dict(each["file"])
     known = [manifest.get("generation", 1), *(each["generation"] for each in maps)]
+    other = "DIR" if isinstance(as_of, int) else printable(as_of)
     raise DataError(
         f"features={printable(directory)}: no map to as_of={printable(as_of)}, expected one of the generations "
-        f"{short_list(map(str, sorted(known)), _NAMED)}, or an output directory with the features of one of them. Fit "
-        "a map to other features with shardpress compare --map."
+        f"{short_list(map(str, sorted(known)), _NAMED)}, or an output directory with the features of one of them. For "
+        f"other features, run shardpress compare {other} {printable(directory)} --map map.npz, and pass "
+        "as_of='map.npz'."
     )
 
 

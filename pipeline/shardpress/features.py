@@ -187,8 +187,8 @@ def open_features(
     as_of : int, str or Path, optional
         Generation to whose features the features are mapped, so that classifiers that were trained on these can be
         used: the number of a generation (``--retrain``), an output directory with its features, or a file that
-        ``shardpress compare --map`` wrote. The manifest then names the other encoder. Features that this encoder made
-        are not changed.
+        ``shardpress compare --map`` wrote. Only such a file leads to the features of another output directory with
+        another training. The manifest then names the other encoder. Features that this encoder made are not changed.
     appends : int or collection of int, optional
         Numbers of the appends (``--append``) whose rows are returned; 0 stands for the rows of the run that trained the
         model. By default, all rows are returned, and the extra ``append_id`` contains the number of each row.

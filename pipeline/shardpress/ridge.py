@@ -18,7 +18,7 @@ def ridge_weights(x: np.ndarray, targets: np.ndarray, penalties: np.ndarray = _P
     x : ndarray of shape (n_rows, n_columns), float64
     targets : ndarray of shape (n_rows, n_classes), float64
     penalties : ndarray of shape (n_penalties,)
-        Candidates. The weights are computed with the best candidate.
+        Candidates, of which the best one is used.
     """
     if len(x) >= x.shape[1]:
         squares, right = _eigenvectors(x.T @ x)
@@ -41,14 +41,8 @@ def _eigenvectors(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _shrunk(squares: np.ndarray, projected: np.ndarray, targets: np.ndarray, penalties: np.ndarray) -> np.ndarray:
     """Return the predictions (n, n_classes) in the basis of the singular vectors, shrunk with the best penalty.
 
-    Parameters
-    ----------
-    squares : ndarray of shape (n,)
-        Squared singular values of the rows.
-    projected : ndarray of shape (n, n_classes)
-        Targets in the basis of the left singular vectors.
-    targets : ndarray of shape (n_rows, n_classes)
-    penalties : ndarray of shape (n_penalties,)
+    `squares` (n,) are the squared singular values of the rows, and `projected` (n, n_classes) the targets in the basis
+    of the left singular vectors.
     """
     factors = [squares / (squares + penalty * len(targets)) for penalty in penalties]
     errors = [_validation_error(factor, projected, targets) for factor in factors]

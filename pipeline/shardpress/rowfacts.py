@@ -26,18 +26,10 @@ SELECTED = "fitted"
 
 @dataclass(frozen=True)
 class _TrainedRows:
-    """The rows of a run that trained its model.
+    """The rows of a run that trained its model."""
 
-    Attributes
-    ----------
-    rows : ndarray of shape (n_rows,), bool, or None
-        Mask of these rows. None if they are unknown.
-    reason : str
-        Sentence that says why they are unknown, or an empty string.
-    """
-
-    rows: np.ndarray | None
-    reason: str = ""
+    rows: np.ndarray | None  # bool (n_rows,), or None if they are unknown
+    reason: str = ""  # sentence that says why they are unknown
 
 
 def trained_rows(run: Features) -> _TrainedRows:
@@ -76,13 +68,7 @@ def has_lost_trained_rows(inputs: Mapping[str, Any], parts: Iterable[Mapping[str
     """Return whether rows of the training were removed from the results or encoded again.
 
     Appended rows may then be rows of the training in another file, and rows that were encoded again may be other rows.
-
-    Parameters
-    ----------
-    inputs : mapping
-        Inputs of the request.
-    parts : iterable of mapping
-        Lines of the manifest that describe the parts.
+    `inputs` are those of the request, and `parts` the lines of the manifest.
     """
     n_trained = n_trained_shards(inputs)
     if any(DROPPED in shard for shard in inputs["shards"][:n_trained]):
@@ -92,8 +78,7 @@ def has_lost_trained_rows(inputs: Mapping[str, Any], parts: Iterable[Mapping[str
 
 def selection_digest(selected: np.ndarray) -> str:
     """Return the SHA-256 of the rows that ``--fit-on`` selects, given as a mask (n_rows,)."""
-    numbers = np.packbits(selected)
-    return sha256(len(selected).to_bytes(8, "little") + numbers.tobytes()).hexdigest()
+    return sha256(len(selected).to_bytes(8, "little") + np.packbits(selected).tobytes()).hexdigest()
 
 
 def _selected_rows(run: Features, fit_on: str) -> np.ndarray | None:
@@ -119,11 +104,10 @@ def rows_with_value(run: Features, name: str) -> np.ndarray:
     be values of other rows, too.
     """
     manifest = run.manifest
+    has_value = np.ones(len(run.extras[name]), dtype=bool)
     mask = manifest.get("masks", {}).get(name)
-    if mask is None:
-        has_value = np.ones(len(run.extras[name]), dtype=bool)
-    else:
-        has_value = np.array(run.extras[mask].compute())
+    if mask is not None:
+        has_value &= run.extras[mask].compute()
     first = 0
     for part in manifest.get("parts", ()):
         ranges = part.get("lost", {}).get(name)

@@ -24,7 +24,7 @@ N_ROWS = sum(SIZES)
 
 
 def verdict_of(change: float | None, cka: float = 1.0, neighbours: float = 1.0) -> tuple[bool, str]:
-    return verdict(Likeness(100, change, 0.9, 0.5, 4, 4, cka, neighbours))
+    return verdict(Likeness(100, change, cka, neighbours))
 
 
 def test_verdict_says_whether_to_train_again() -> None:
@@ -126,7 +126,7 @@ def test_different_numbers_of_features_are_compared(workspace: Workspace, out: P
     assert workspace.run(out) == 0
     assert workspace.run(tmp_path / "wide", "--n-features", "3") == 0
     found = compare(str(out), str(tmp_path / "wide"))
-    assert (found.n_features, found.likeness.change, found.likeness.n_units, found.retrain) == ((2, 3), None, 2, True)
+    assert (found.n_features, found.likeness.change, found.retrain) == ((2, 3), None, True)
     assert "None" not in str(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -147,24 +148,21 @@ def test_features_are_good_unless_a_baseline_is_better(
     assert (found.suggestion == "") == is_good
     sample = {"mean_error": 0.2, "of_mean": 1.0, "probe": probe}
     summary = {**SUMMARY, **ERRORS, **errors}
-    report = {"summary": summary, "sample": sample, "config": SETTINGS, "warnings": NO_WARNINGS}
+    report = {"summary": summary, "sample": sample, "judgment": asdict(found), "warnings": NO_WARNINGS}
     assert (status(report) == "OK") == is_good
     assert ("No action" in verdict(report)) == is_good
 
 
 def test_text_names_the_better_baseline_and_its_numbers() -> None:
     found = judged(probe_of(0.59, components=0.61, standardized=0.63, columns=0.66, margin=0.03))
-    assert found.better == ("columns", "standardized")
-    assert mentions(found.classifier, "kind", 20, "66.0", 300, "59.0", "7.0", "3.0")
-    assert mentions(found.text, "75", 8)
-    found = judged(probe_of(0.59, standardized=0.63))
-    assert mentions(found.classifier, 8, "standardized", "63.0", "59.0")
+    assert mentions(found.classifier, "kind", "59.0", 300, "66.0", 20, "3.0", "30.0")
+    assert mentions(found.error, "75", 8)
     for probe, numbers in (
-        (probe_of(0.59, 0.59, components=0.59), ("kind", "59.0", 300, "59.0")),
-        (probe_of(0.60, components=0.61), ("kind", 8, "60.0", 300, "61.0", "2.0")),
-        (probe_of(0.80, components=0.61), ("kind", 8, "80.0", 300, "61.0", "2.0")),
+        (probe_of(0.59, standardized=0.63), ("59.0", 300, "63.0", 8, "standardized", "2.0")),
+        (probe_of(0.59, 0.58, components=0.59), ("59.0", 300, "59.0", 8, "58.0")),
+        (probe_of(0.80, components=0.61), ("80.0", 300, "61.0", 8, "2.0")),
     ):
-        assert mentions(judged(probe).classifier, *numbers)
+        assert mentions(judged(probe).classifier, "kind", *numbers)
     assert mentions(judged(None, cost=0.98).explained, "2.0")
 
 
@@ -203,10 +201,10 @@ def test_page_and_text_contain_status_and_suggestion() -> None:
     config = {**SETTINGS, "output": "out"}
     useless = {**summary, "cost": 0.99}
     facts = {"sample": None, "config": config, "warnings": NO_WARNINGS, "host": "node", "made": "2030-01-31"}
-    good, bad = (page_of({**facts, "summary": each}) for each in (summary, useless))
+    judgments = [judge(each, None, config) for each in (summary, useless)]
+    good, bad = (page_of({**facts, "summary": summary, "judgment": asdict(each)}) for each in judgments)
     assert (good.is_good, bad.is_good) == (True, False)
-    found = judge(useless, None, config)
-    assert found.suggestion in " ".join(text_of(bad).split())
+    assert judgments[1].suggestion in " ".join(text_of(bad).split())
 
 
 # -- labels --------------------------------------------------------------------------------------------------------

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import permutations
-
 import numpy as np
 import pytest
 
-from shardpress.report.compare import likeness, linear_cka, match_units, neighbour_overlap
+from shardpress.report.compare import likeness, linear_cka, neighbour_overlap
 
 RNG = np.random.default_rng(0)
 A = RNG.normal(size=(300, 6)) * [3, 2, 2, 1, 1, 0.5] + RNG.normal(size=6)
@@ -16,23 +14,8 @@ ROTATION = np.linalg.qr(RNG.normal(size=(6, 6)))[0]
 
 def test_identical_features_are_fully_similar() -> None:
     found = likeness(A, A)
-    assert (found.change, found.n_in_place, found.neighbours) == (0, 6, 1)
-    np.testing.assert_allclose([found.correlation, found.least_correlation, found.cka], 1)
-
-
-def test_permuted_and_scaled_units_are_matched() -> None:
-    places = RNG.permutation(6)
-    first, second, sizes = match_units(A, -2 * A[:, places] + 5)
-    np.testing.assert_array_equal(places[second], first)
-    np.testing.assert_allclose(sizes, 1)
-
-
-def test_matching_is_optimal() -> None:
-    B = A @ RNG.normal(size=(6, 5))
-    _, _, sizes = match_units(A, B)
-    correlations = np.abs(np.corrcoef(A.T, B.T)[:6, 6:])
-    best = max(sum(correlations[row, column] for column, row in enumerate(rows)) for rows in permutations(range(6), 5))
-    np.testing.assert_allclose(sizes.sum(), best)
+    assert (found.change, found.neighbours) == (0, 1)
+    np.testing.assert_allclose(found.cka, 1)
 
 
 def test_alignment_and_neighbours_are_invariant_to_rotation() -> None:
@@ -41,7 +24,6 @@ def test_alignment_and_neighbours_are_invariant_to_rotation() -> None:
     assert found.neighbours > 0.999  # except for equal distances
     assert found.change is not None
     assert found.change > 1
-    assert found.correlation < 0.95
 
 
 def test_alignment_equals_its_definition_by_kernels() -> None:
@@ -77,7 +59,6 @@ def test_random_features_are_dissimilar() -> None:
     found = likeness(A, RNG.normal(size=(300, 6)))
     assert found.cka < 0.1
     assert found.neighbours < 0.1
-    assert found.correlation < 0.3
 
 
 @pytest.mark.parametrize("n_rows", [2, 3])
@@ -86,5 +67,5 @@ def test_few_rows_and_constant_units_give_finite_numbers(n_rows: int) -> None:
     a[:, 2] = 0.25
     for b in (a, np.ones((n_rows, 3)), A[:n_rows]):
         found = likeness(a, b)
-        assert np.isfinite([found.correlation, found.least_correlation, found.cka, found.neighbours]).all()
+        assert np.isfinite([found.cka, found.neighbours]).all()
     assert likeness(np.ones((n_rows, 3)), np.ones((n_rows, 3))).change == 0

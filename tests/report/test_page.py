@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
+from shardpress.report.judgment import judge
 from shardpress.report.page.build import html_of, page_bytes, page_of, report_bytes, text_of
 from shardpress.report.page.document import Figure, Table
 from shardpress.report.page.quality import quality
 from shardpress.report.page.run import time_spent
-from shardpress.report.page.svg import COLOURS
+from shardpress.report.page.svg import COMPARED, FEATURES, LABELS
 from shardpress.report.page.verdict import action_needed, verdict
 from shardpress.report.page.words import cut, path
 from tests.support.cases import each
@@ -108,7 +110,8 @@ def test_attention_section_comes_first_and_is_bounded(report: dict[str, Any]) ->
 
 def test_attention_section_is_empty_only_without_tables(report: dict[str, Any]) -> None:
     """A few rows outside the range cause no warning, but are listed in a table."""
-    without_warnings = report | {"warnings": {"n": 0, "first": []}, "bad": {}, "taken_over": [], "sample": None}
+    good = {"judgment": {**report["judgment"], "is_good": True}}
+    without_warnings = report | good | {"warnings": NO_WARNINGS, "bad": {}, "taken_over": []}
     (nothing,) = page_of(without_warnings | {"drift": None}).sections[0].items
     assert isinstance(nothing, str)
     assert nothing not in page_of(without_warnings).sections[0].items
@@ -132,7 +135,7 @@ def test_text_contains_the_numbers_of_every_picture(report: dict[str, Any]) -> N
 
 def test_colours_have_contrast_on_light_and_dark_backgrounds() -> None:
     low_contrast = [
-        (one, other) for one in COLOURS for other in BACKGROUNDS if contrast(one, other) < 3
+        (one, other) for one in (FEATURES, COMPARED, *LABELS) for other in BACKGROUNDS if contrast(one, other) < 3
     ]  # WCAG 2.2, 1.4.11
     assert low_contrast == []
 
@@ -222,8 +225,9 @@ def test_verdict_compares_the_error_with_components(
     error: float | None, components: float | None, mean: float | None, numbers: list[str]
 ) -> None:
     summary = {"n_rows": 10, "n_inputs": 9, "n_features": 4, "seconds": {"scan": 1.0, "training": 2.0}}
-    report = {"summary": {**summary, "cost": error, "components": components, "mean": mean}, "warnings": NO_WARNINGS}
-    found = verdict(report)
+    errors = {"cost": error, "components": components, "mean": mean}
+    judgment = asdict(judge({**summary, **errors}, None, {}))
+    found = verdict({"summary": {**summary, **errors}, "judgment": judgment, "warnings": NO_WARNINGS})
     assert [number for number in numbers if number not in found] == []
     assert ("%" in found) == ("%" in numbers[0])
     assert ("components" in found) == (components is not None)
@@ -251,6 +255,6 @@ def test_numbers_are_never_broken(report: dict[str, Any], html: str) -> None:
     (_, style), *_ = Parsed(html).named("style")
     rules = re.findall(r"([^{}]*\bn\b[^{}]*)\{([^}]*white-space[^}]*)\}", style)
     assert [words.strip() for _, words in rules] == ["white-space: nowrap;"]
-    page = page_of({**report, "summary": SUMMARY})
+    page = page_of({**report, "judgment": asdict(judge(SUMMARY, None, {}))})
     assert " %" in page.verdict
     assert " %" not in html_of(page).split("verdict")[-1][:400]

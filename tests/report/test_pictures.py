@@ -9,8 +9,7 @@ import numpy as np
 
 from shardpress.report.page.document import Figure
 from shardpress.report.page.pictures import bars, curves, profiles, scatter
-from shardpress.report.page.svg import COMPARED, FEATURES, LABELS, TIMES, Scale
-from tests.support.logged import mentions
+from shardpress.report.page.svg import COMPARED, FEATURES, LABELS, Scale
 from tests.support.pages import Parsed
 
 
@@ -39,7 +38,7 @@ def test_usual_values_fit_on_an_axis_and_outliers_are_at_its_ends() -> None:
     rng = np.random.default_rng(0)
     for values in (rng.normal(size=500), rng.uniform(size=40), np.arange(3.0), np.ones(5)):
         scale = Scale.over(values.tolist(), 0, 100)
-        assert all(scale.holds(value) for value in values)
+        assert scale.low <= values.min() <= values.max() <= scale.high
     values = np.append(rng.normal(size=500), [1e6, -1e6])
     scale = Scale.over(values.tolist(), 0, 100)
     assert np.ptp([scale(value) for value in values[:-2]]) > 30
@@ -57,8 +56,6 @@ def test_an_outlier_does_not_squeeze_points_curves_and_rows() -> None:
     figure = scatter("rows", points, np.zeros(300, int), [], FEATURES)
     found = points_of(figure)
     assert (np.ptp(np.delete(found, 7, axis=0), axis=0) > 80).all()
-    assert mentions(figure.note, 1, 300)
-    assert scatter("rows", points[8:], np.zeros(292, int), [], FEATURES).note == ""
     costs = [0.5 - i / 1000 for i in range(300)]
     costs[150] = 400.0
     (line,) = lines_of(curves("costs", {"training": costs}, {}))
@@ -109,13 +106,10 @@ def test_each_shown_label_has_its_own_colour_and_shape() -> None:
 
 
 def test_each_colour_has_one_meaning() -> None:
-    meanings = [FEATURES, COMPARED, TIMES, *LABELS]
+    meanings = [FEATURES, COMPARED, *LABELS]
     assert len(set(meanings)) == len(meanings)
-    fills = [
-        attributes["fill"]
-        for attributes, _ in Parsed(bars("x", {"a": 1, "b": 2, "c": 3}, ["#1", "#2"]).svg).named("rect")
-    ]
-    assert fills == ["#1", "#2", "#2"]
+    fills = [attributes["fill"] for attributes, _ in Parsed(bars("x", {"a": 1, "b": 2, "c": 3}).svg).named("rect")]
+    assert fills == [FEATURES, COMPARED, COMPARED]
     lines = Parsed(curves("x", {"training": [3, 2, 1], "validation": [3, 2, 2]}, {"components": 2.5}).svg)
     strokes = {attributes["stroke"] for attributes, _ in lines.named("polyline")}
     assert strokes == {FEATURES, COMPARED}

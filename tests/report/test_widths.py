@@ -11,7 +11,7 @@ import pytest
 from sklearn.decomposition import PCA
 
 from shardpress.report.measures import measure
-from shardpress.report.page.document import Figure
+from shardpress.report.page.document import Table
 from shardpress.report.page.quality import quality
 from shardpress.report.probe import are_correct
 from shardpress.report.sample import SampleSpec, draw_sample
@@ -74,10 +74,7 @@ def test_other_models_have_no_widths(tmp_path: Path) -> None:
 def test_the_page_shows_errors_and_accuracies(tmp_path: Path) -> None:
     facts, _, _ = facts_of(tmp_path, 20, y=CLASSES)
     report = {"summary": {"n_features": 20}, "sample": facts}
-    figures = [item for item in quality(report).items if isinstance(item, Figure)]
-    tables = [figure.table for figure in figures if figure.table.columns == ("features", "features", "components")]
-    assert [len(table.rows) for table in tables] == [3, 3]
-    errors, accuracies = tables
-    assert [row[0] for row in errors.rows] == ["8", "16", "20"]
-    assert float(errors.rows[0][1]) == pytest.approx(facts["widths"][0]["error"], rel=0.01)
-    assert accuracies.rows[-1][2] == f"{100 * facts['widths'][-1]['components_accuracy']:.1f} %"
+    (table,) = [item for item in quality(report).items if isinstance(item, Table) and "features" in item.columns[0]]
+    assert [row[0] for row in table.rows] == ["8", "16", "20"]
+    assert float(table.rows[0][1]) == pytest.approx(facts["widths"][0]["error"], rel=0.01)
+    assert table.rows[-1][4] == f"{100 * facts['widths'][-1]['components_accuracy']:.1f} %"

@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 
 from shardpress.cli import main
-from shardpress.commands.table import main as command
 from tests.support.helpers import write_shard
 from tests.support.logged import COMPLETE, mentions
 from tests.support.standin import install
@@ -82,35 +80,6 @@ def test_unknown_labels_are_refused_before_the_output_is_created(
     assert cells.run("--labels", "obs/kind") == 78
     assert mentions(caplog.text, "labels", "obs/kind", "batch", "group", "--include obs/kind")
     assert not cells.output.exists()
-
-
-def test_report_measures_other_labels_without_changing_the_output(cells: Cells, tmp_path: Path, capsys: Any) -> None:
-    assert cells.run("--include", "obs/kind", "--labels", "group") == 0
-    before = {path: path.stat().st_mtime_ns for path in cells.output.rglob("*")}
-    capsys.readouterr()
-    assert command(["report", str(cells.output), "--labels", "obs/kind", "--json"]) == 0
-    other = json.loads(capsys.readouterr().out)
-    assert other["sample"]["probe"]["labels"] == other["sample"]["points"]["dataset"] == "kind"
-    for key in ("mean_error", "errors", "units", "of_mean"):
-        assert other["sample"][key] == cells.report()["sample"][key], key
-    assert command(["report", str(cells.output), "--labels", "group", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == cells.report()
-    target = tmp_path / "page.html"
-    assert command(["report", str(cells.output), "--labels", "kind", "--html", str(target)]) == 0
-    assert mentions(target.read_text(), "kind")
-    assert {path: path.stat().st_mtime_ns for path in cells.output.rglob("*")} == before
-
-
-def test_unusable_labels_and_changed_inputs_of_the_report_are_refused(cells: Cells, capsys: Any) -> None:
-    assert cells.run("--include", "obs/score") == 0
-    for labels in ("score", "other"):
-        assert command(["report", str(cells.output), "--labels", labels]) == 65
-        assert mentions(capsys.readouterr().err, f"labels={labels}")
-    with h5py.File(cells.shards / "1.h5", "r+") as file:
-        file["X"][0] = 7
-    assert command(["report", str(cells.output), "--labels", "group"]) == 65
-    (cells.shards / "1.h5").unlink()
-    assert command(["report", str(cells.output), "--labels", "group"]) == 66
 
 
 def test_unusable_labels_of_a_run_cause_a_warning(cells: Cells) -> None:

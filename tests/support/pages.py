@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +14,7 @@ import numpy as np
 
 from shardpress.model import Model
 from shardpress.report.facts import input_facts
+from shardpress.report.judgment import judge
 from shardpress.report.measures import measure
 from shardpress.report.page.build import page_bytes
 from shardpress.report.sample import PartSource, SampleSpec, draw_sample
@@ -80,6 +81,7 @@ def largest(folder: Path) -> dict[str, Any]:
     worker["stages"] = {"scan": done, "training": done, "encoding": done}
     column = {"column": 10**5, "name": "n<b>" * 99, "n_values": 10**12, "value": 1e300, "low": -1e-300, "high": 1e300}
     column |= {"excess": 1e300, "n_shards": 10**6}
+    facts = measure(sample, parts, model, {})
     return {
         "made": "now",
         "host": "h<b>" * 99,
@@ -94,16 +96,16 @@ def largest(folder: Path) -> dict[str, Any]:
         "stages": dict.fromkeys(summary["seconds"], stage),
         "cluster": {"kind": "scheduler", "address": "tls:" * 99, "workers": [worker] * 1000},
         "taken_over": ["the scan"],
-        "attempts": [{"made": "then", "stages": dict.fromkeys(summary["seconds"], stage)}] * 3,
         "warnings": {"n": 999, "first": ["w<i>" * 9999] * 50},
         "bad": {"rows": rows, "shards": shards},
         "drift": {
             **{"on_drift": "pass", "n_rows": 10**12, "n_outside": 10**11, "n_columns": 10**4, "n_shards": 10**6},
             **{"is_whole": False, "columns": [column] * 10},
-            "shards": [{"file": "f<b>" * 999, "n_rows": 10**9, "n_outside": 10**8, "farthest": [column] * 3}] * 10,
+            "shards": [{"file": "f<b>" * 999, "n_rows": 10**9, "n_outside": 10**8}] * 10,
         },
         "last": {"summary": summary, "config": {**config, "input": ["/b"] * 10_000}, "made": "then"},
-        "sample": measure(sample, parts, model, {}),
+        "sample": facts,
+        "judgment": asdict(judge(summary, facts, config)),
         "training": {"history": history, "baseline": {"components": 0.01, "mean": 0.1}},
     }
 

@@ -9,13 +9,12 @@ from pathlib import Path
 from shardpress.commands.parsing import add_directory, print_json
 from shardpress.errors import CannotCreate, UsageError, printable
 
-DESCRIPTION = """Write the report of a finished run from its output directory. Only --labels reads input files.
+DESCRIPTION = """Write the report of a finished run from its output directory.
 
     shardpress report features                          write features-report.html to the current directory
     shardpress report features --html run.html          write another file; - is standard output
     shardpress report features --text | mail -s features me@example.org
     shardpress report features --json | jq .summary.cost
-    shardpress report features --labels obs/cell_type   judge the features by other labels
 
 A run writes the same page to its output directory, as report.html.
 """
@@ -23,12 +22,6 @@ A run writes the same page to its output directory, as report.html.
 
 def configure(parser: argparse.ArgumentParser) -> None:
     add_directory(parser)
-    parser.add_argument(
-        "--labels",
-        metavar="NAME",
-        help="Extra with the labels by which the features are judged. A sample of rows is read again from the input "
-        "files. Default: the labels that the run has used.",
-    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument(
         "--html",
@@ -44,11 +37,6 @@ def run(options: argparse.Namespace) -> int:
     from shardpress.report.page.build import checked_page, read_report
 
     report = read_report(options.directory)
-    if options.labels is not None:
-        from shardpress.report.relabel import with_labels
-
-        checked_page(report, options.directory)
-        report = with_labels(report, options.directory, options.labels)
     if options.json:
         print_json(report)
         return 0

@@ -19,45 +19,33 @@ from shardpress.training.components import Components, principal_components
 
 BASELINES = ("components", "standardized", "columns")
 """Keys of the baselines: principal components of the scaled and of the standardized columns, and the columns."""
-_MIN_TEST_ROWS = 30  # with fewer rows, an accuracy would be meaningless
+MIN_TEST_ROWS = 30  # with fewer rows, an accuracy would be meaningless
 _STANDARD_ERRORS = 2
 
 
 @dataclass(frozen=True)
 class Split:
-    """Rows with a label, divided into training rows and test rows.
+    """Rows with a label, divided into training rows and test rows."""
 
-    Attributes
-    ----------
-    has_label : ndarray of shape (n_rows,), bool
-        Mask of the rows with a label among all rows.
-    codes : ndarray of shape (n_labelled,), int64
-        Class of each row with a label.
-    is_test : ndarray of shape (n_labelled,), bool
-        Mask of the test rows among the rows with a label.
-    """
-
-    has_label: np.ndarray
-    codes: np.ndarray
-    is_test: np.ndarray
+    has_label: np.ndarray  # bool (n_rows,)
+    codes: np.ndarray  # int64 (n_labelled,), the class of each row with a label
+    is_test: np.ndarray  # bool (n_labelled,)
 
     @classmethod
     def of(cls, labels: Labels, is_test: np.ndarray) -> Split | None:
         """Divide rows. `is_test` (n_rows,) is a mask of all rows. Return None if there are too few rows or classes."""
         has_label = labels.codes != NONE
         split = cls(has_label, labels.codes[has_label], is_test[has_label])
-        if split.n_test < _MIN_TEST_ROWS or len(np.unique(split.train_codes)) < 2:
+        if split.n_test < MIN_TEST_ROWS or len(np.unique(split.train_codes)) < 2:
             return None
         return split
 
     @property
     def train_codes(self) -> np.ndarray:
-        """Classes of the training rows."""
         return self.codes[~self.is_test]
 
     @property
     def n_test(self) -> int:
-        """Number of test rows."""
         return int(self.is_test.sum())
 
     def are_commonest(self) -> np.ndarray:
@@ -66,35 +54,15 @@ class Split:
         return np.asarray(self.codes[self.is_test] == commonest)
 
     def are_correct(self, rows: np.ndarray) -> np.ndarray:
-        """Return a mask of the test rows that a linear classifier assigns correctly.
-
-        Parameters
-        ----------
-        rows : ndarray of shape (n_labelled, n_columns)
-            Rows with a label.
-        """
+        """Return a mask of the test rows that a linear classifier of rows (n_labelled, n_columns) assigns correctly."""
         return are_correct(rows, self.codes, self.is_test)
 
 
 def probe_facts(sample: Sample, components: Components, labels: Labels, is_test: np.ndarray) -> dict[str, Any] | None:
     """Return the accuracy of a linear classifier on features and baselines, and the error bars of their differences.
 
-    Parameters
-    ----------
-    sample : Sample
-        Rows and their features.
-    components : Components
-        Principal components of the scaled training rows, at least as many as there are features if possible.
-    labels : Labels
-        Labels of the rows.
-    is_test : ndarray of shape (n_rows,), bool
-        Mask of the test rows.
-
-    Returns
-    -------
-    dict or None
-        None if there are too few rows, or only one label. ``commonest`` is the accuracy of the most frequent label.
-        ``margins`` contains the error bar of the difference between each accuracy and the accuracy on features.
+    The principal components are those of the scaled training rows. Return None if there are too few rows, or only one
+    label. ``commonest`` is the accuracy of the most frequent label.
     """
     split = Split.of(labels, is_test)
     if split is None:
@@ -134,12 +102,7 @@ def _standardized_components(rows: np.ndarray, is_test: np.ndarray, n_components
 def _margins(on_features: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Return the error bar of the difference between each accuracy and the accuracy on features.
 
-    Parameters
-    ----------
-    on_features : ndarray of shape (n_test,), bool
-        Mask of the rows that the classifier on features assigns correctly.
-    others : mapping of str to ndarray of shape (n_test,), bool
-        The same masks of the baselines.
+    All arrays are masks (n_test,) of the rows that are assigned correctly.
     """
     margins = {}
     for name, correct in others.items():

@@ -30,23 +30,11 @@ def default_rows(n_features: tuple[int, int]) -> int:
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive rows of one input file that are in one part of A and in one part of B.
+    """Consecutive rows of one input file that are in one part of A and in one part of B."""
 
-    Attributes
-    ----------
-    name : str
-        Name of the input file.
-    parts : tuple of str
-        Files of the two parts.
-    starts : tuple of int
-        Number of the first row within each part.
-    n_rows : int
-        Number of rows.
-    """
-
-    name: str
+    name: str  # of the input file
     parts: tuple[str, str]
-    starts: tuple[int, int]
+    starts: tuple[int, int]  # the first row within each part
     n_rows: int
 
     @classmethod
@@ -61,12 +49,7 @@ class Piece:
             n_rows=stop - start,
         )
 
-    def read(self, a: Path, b: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Read some rows of both runs. Return the features of rows that are valid in both."""
-        features_a, features_b, is_valid = self.read_all(a, b, rows)
-        return features_a[is_valid], features_b[is_valid]
-
-    def read_all(self, a: Path, b: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def read(self, a: Path, b: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Read some rows of both runs. Return their features, and a mask of the rows that are valid in both."""
         features_a, valid_a = read_features(a / self.parts[0], rows + self.starts[0])
         features_b, valid_b = read_features(b / self.parts[1], rows + self.starts[1])
@@ -86,17 +69,14 @@ def all_pieces(a: Sequence[PartLine], b: Sequence[PartLine]) -> Iterator[Piece]:
 
 
 def _overlapping(part: PartLine, others: Sequence[PartLine]) -> Sequence[PartLine]:
-    """Return the parts in `others` that overlap a part. All are from the same file, and `others` is sorted by start."""
+    """Return the parts of the same file in `others`, which are sorted by start, that overlap a part."""
     first = bisect_right(others, part["start"], key=lambda other: other["stop"])  # fast even with thousands of parts
     last = bisect_left(others, part["stop"], key=lambda other: other["start"])
     return others[first:last]
 
 
 def _source(part: PartLine, by_name: bool) -> tuple[str, str]:
-    """Return the key that identifies a source across runs.
-
-    If the names of files are unique, the key does not include the directory.
-    """
+    """Return the key that identifies a source across runs, without the directory if the names of files are unique."""
     path = part["path"]
     return Path(path).name if by_name else path, part["dataset"]
 
@@ -122,7 +102,11 @@ def _file_states(manifest: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
 def read_pieces(a: str, b: str, pieces: Sequence[Piece], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the features of A and of B for up to `n_rows` rows. Rows that are bad in either run are left out."""
     selection = select_rows([piece.n_rows for piece in pieces], n_rows)
-    found = [piece.read(Path(a), Path(b), rows) for piece, rows in zip(pieces, selection, strict=True) if len(rows)]
+    found = []
+    for piece, rows in zip(pieces, selection, strict=True):
+        if len(rows):
+            features_a, features_b, is_valid = piece.read(Path(a), Path(b), rows)
+            found.append((features_a[is_valid], features_b[is_valid]))
     if not found:
         return np.empty((0, 0)), np.empty((0, 0))
     return np.concatenate([features for features, _ in found]), np.concatenate([features for _, features in found])

@@ -5,7 +5,7 @@ The result states how similar the features are, and whether models trained on th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from shardpress.alignment import Alignment, fit_map
 from shardpress.errors import DataError, printable, quantity
 from shardpress.output.records import read_manifest
-from shardpress.report.commonrows import Piece, all_pieces, changed_files, common_pieces, default_rows, read_pieces
+from shardpress.report.commonrows import all_pieces, changed_files, common_pieces, default_rows, read_pieces
 
 _NEIGHBOURS = 10
 _NEIGHBOUR_ROWS = 2048  # maximum number of rows in the search for neighbours, which computes all pairwise distances
@@ -30,81 +30,30 @@ _SIMILAR_NEIGHBOURS = 0.6
 
 @dataclass(frozen=True)
 class Likeness:
-    """Similarity of features A and B of the same rows.
-
-    Attributes
-    ----------
-    n_rows : int
-    change : float or None
-        Root mean square of B - A over all columns, relative to the standard deviations of the columns of A. It is 0 if
-        A and B are equal, and None if they have different numbers of columns.
-    correlation, least_correlation : float
-        Mean and minimum absolute correlation of matched units. Units are matched one to one, so that the mean is as
-        large as possible.
-    n_units, n_in_place : int
-        Number of matched units, and number of matched units with the same position in A and B.
-    cka : float
-        Linear centered kernel alignment, from 0 to 1. It compares similarities between rows, so it does not depend on
-        the order or rotation of the units.
-    neighbours : float
-        Mean share of the ten nearest neighbours of a row in A that are also among its ten nearest neighbours in B.
-    """
+    """Similarity of features A and B of the same rows."""
 
     n_rows: int
+    # Root mean square of B - A over all columns, relative to the standard deviations of the columns of A: 0 if A and B
+    # are equal, and None if they have different numbers of columns.
     change: float | None
-    correlation: float
-    least_correlation: float
-    n_units: int
-    n_in_place: int
+    # Linear centered kernel alignment, from 0 to 1. It compares similarities between rows, so it does not depend on the
+    # order or rotation of the columns.
     cka: float
+    # Mean share of the ten nearest neighbours of a row in A that are also among its ten nearest neighbours in B.
     neighbours: float
-
-    @property
-    def _change_text(self) -> str:
-        if self.change is None:
-            return "undefined, because the numbers of features differ"
-        return f"{self.change:.2g}"
-
-    def lines(self) -> list[str]:
-        """Return the similarity measures as lines of text."""
-        return [
-            f"  change               {self._change_text} (RMS difference in standard deviations; 0: identical)",
-            f"  matched units        mean correlation {self.correlation:.3f}, minimum {self.least_correlation:.3f}; "
-            f"{self.n_in_place} of {self.n_units} in the same position",
-            f"  linear CKA           {self.cka:.3f} (1: the same similarities between rows)",
-            f"  nearest neighbours   {100 * self.neighbours:.1f} % of the ten nearest rows shared",
-        ]
 
 
 @dataclass(frozen=True)
 class _Comparison:
-    """Result of comparing two runs.
-
-    Attributes
-    ----------
-    a, b : str
-        Output directories of the runs.
-    n_features : tuple of int
-        Number of features of A, and number of features of B.
-    n_common : int
-        Number of rows that have features in both runs.
-    n_changed : int
-        Number of input files with common rows whose size or modification time differs between the runs.
-    likeness : Likeness
-        Similarity of the features, measured on a selection of the common rows.
-    retrain : bool
-        Whether models trained on the features of A must be trained again on the features of B.
-    verdict : str
-        Summary of the result.
-    """
+    """Result of comparing the runs in two output directories."""
 
     a: str
     b: str
     n_features: tuple[int, int]
-    n_common: int
-    n_changed: int
-    likeness: Likeness
-    retrain: bool
+    n_common: int  # rows that have features in both runs
+    n_changed: int  # input files with common rows that have changed between the runs
+    likeness: Likeness  # of a selection of the common rows
+    retrain: bool  # whether models trained on the features of A must be trained again on those of B
     verdict: str
 
     def __str__(self) -> str:
@@ -112,11 +61,17 @@ class _Comparison:
         if self.n_changed:
             changed = f"; {quantity(self.n_changed, 'file')} of the input changed between the runs"
         n, m = self.n_features
+        found = self.likeness
+        change = "undefined, because the numbers of features differ"
+        if found.change is not None:
+            change = f"{found.change:.2g}"
         lines = [
             self.verdict,
-            f"  rows                 {self.likeness.n_rows} of {self.n_common} common rows{changed}",
+            f"  rows                 {found.n_rows} of {self.n_common} common rows{changed}",
             f"  features             {n} in {printable(self.a)}, {m} in {printable(self.b)}",
-            *self.likeness.lines(),
+            f"  change               {change} (RMS difference in standard deviations; 0: identical)",
+            f"  linear CKA           {found.cka:.3f} (1: the same similarities between rows)",
+            f"  nearest neighbours   {100 * found.neighbours:.1f} % of the ten nearest rows shared",
         ]
         return "\n".join(lines)
 
@@ -140,30 +95,23 @@ def verdict(found: Likeness) -> tuple[bool, str]:
 
 
 def compare(a: str, b: str, n_rows: int | None = None) -> _Comparison:
-    """Compare the features of two runs on common rows.
+    """Compare the features of two output directories on up to `n_rows` common rows.
 
-    Rows are common if they have the same row number in the same input file.
-
-    Parameters
-    ----------
-    a, b : str
-        Output directories of finished runs. They may be equal.
-    n_rows : int, optional
-        Maximum number of rows, selected by `select_rows`. The default is 4096, or less if there are thousands of
-        features.
-
-    Raises
-    ------
-    NoInput
-        If a directory contains no finished run.
-    DataError
-        If fewer than two rows have features in both runs, or if a part cannot be read.
+    Rows are common if they have the same row number in the same input file. Raise `NoInput` if a directory contains no
+    finished run, and `DataError` if fewer than two rows have features in both runs, or if a part cannot be read.
     """
     manifest_a = read_manifest(Path(a))
     manifest_b = read_manifest(Path(b))
     pieces = list(all_pieces(manifest_a["parts"], manifest_b["parts"]))
     n_features = (manifest_a["n_features"], manifest_b["n_features"])
-    found = _likeness_of_pieces(a, b, pieces, n_rows or default_rows(n_features))
+    features_a, features_b = read_pieces(a, b, pieces, n_rows or default_rows(n_features))
+    if len(features_a) < 2:
+        n_found = quantity(len(features_a), "row")
+        raise DataError(
+            f"output={printable(a)} and output={printable(b)}: found {n_found} with features in both, "
+            "expected at least two, from input files with the same names and datasets. Compare runs on the same files."
+        )
+    found = likeness(features_a, features_b)
     retrain, sentence = verdict(found)
     changed = changed_files(manifest_a, manifest_b)
     return _Comparison(
@@ -179,15 +127,7 @@ def compare(a: str, b: str, n_rows: int | None = None) -> _Comparison:
 
 
 def align(a: str, b: str, n_rows: int | None = None) -> Alignment:
-    """Fit a linear map from the features of B to those of A, on the rows that `compare` would compare.
-
-    Raises
-    ------
-    NoInput
-        If a directory contains no finished run.
-    DataError
-        If too few rows have features in both runs, or if a part cannot be read.
-    """
+    """Fit a linear map from the features of B to those of A, on common rows. Raise the errors of `compare`."""
     return align_manifests((a, read_manifest(Path(a))), (b, read_manifest(Path(b))), n_rows)
 
 
@@ -196,13 +136,8 @@ def align_manifests(
 ) -> Alignment:
     """Fit a linear map from the features of B to those of A, as `align` does.
 
-    Rows of files that have changed between the two runs are not used.
-
-    Parameters
-    ----------
-    a, b : (str, mapping)
-        The output directory and the manifest of each run, of which ``parts``, ``n_features``, ``model`` and ``request``
-        are used.
+    Each run is given by its output directory and its manifest, of which ``parts``, ``n_features``, ``model`` and
+    ``request`` are used. Rows of files that have changed between the two runs are not used.
     """
     directory_a, manifest_a = a
     directory_b, manifest_b = b
@@ -212,18 +147,6 @@ def align_manifests(
     return fit_map(features_b, features_a, str(manifest_b["model"]), str(manifest_a["model"]))
 
 
-def _likeness_of_pieces(a: str, b: str, pieces: Sequence[Piece], n_rows: int) -> Likeness:
-    """Return the similarity of up to `n_rows` rows. Raise `DataError` if fewer than two are valid in both runs."""
-    features_a, features_b = read_pieces(a, b, pieces, n_rows)
-    if len(features_a) < 2:
-        n_found = quantity(len(features_a), "row")
-        raise DataError(
-            f"output={printable(a)} and output={printable(b)}: found {n_found} with features in both, "
-            "expected at least two, from input files with the same names and datasets. Compare runs on the same files."
-        )
-    return likeness(features_a, features_b)
-
-
 # -- similarity ----------------------------------------------------------------------------------------------------
 
 
@@ -231,17 +154,7 @@ def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
     """Compare two sets of features of the same rows, with shapes (n_rows, n_features) and (n_rows, m_features)."""
     a = a.astype(np.float64)
     b = b.astype(np.float64)
-    units_a, units_b, correlations = match_units(a, b)
-    return Likeness(
-        n_rows=len(a),
-        change=_change(a, b),
-        correlation=float(correlations.mean()),
-        least_correlation=float(correlations.min()),
-        n_units=len(correlations),
-        n_in_place=int((units_a == units_b).sum()),
-        cka=linear_cka(a, b),
-        neighbours=neighbour_overlap(a, b),
-    )
+    return Likeness(len(a), _change(a, b), linear_cka(a, b), neighbour_overlap(a, b))
 
 
 def _change(a: np.ndarray, b: np.ndarray) -> float | None:
@@ -257,34 +170,6 @@ def _change(a: np.ndarray, b: np.ndarray) -> float | None:
     min_spread = max(_MIN_SPREAD * root_mean_square, float(np.finfo(float).tiny))
     changes = (b - a) / np.maximum(spread, min_spread)
     return float(np.sqrt(np.mean(changes**2)))
-
-
-def match_units(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Match the units of A and B one to one with the Hungarian method.
-
-    The correlation of a constant unit with any other unit counts as 0. Source: Li, Yosinski, Clune, Lipson and
-    Hopcroft, "Convergent learning", 2015, section 3.
-
-    Returns
-    -------
-    units_a, units_b : ndarray of shape (n_units,), int64
-        Indices of the matched units.
-    correlations : ndarray of shape (n_units,), float64
-        Absolute correlations of the matched units.
-    """
-    from scipy.optimize import linear_sum_assignment  # imported here, because it takes long to load
-
-    correlations = _absolute_correlations(a, b)
-    units_a, units_b = linear_sum_assignment(correlations, maximize=True)
-    return units_a, units_b, np.minimum(correlations[units_a, units_b], 1)
-
-
-def _absolute_correlations(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the absolute correlations (n_features, m_features) of all pairs of units."""
-    a = _centered(a)
-    b = _centered(b)
-    lengths = np.linalg.norm(a, axis=0)[:, None] * np.linalg.norm(b, axis=0)
-    return np.divide(np.abs(a.T @ b), lengths, out=np.zeros(lengths.shape), where=lengths > 0)
 
 
 def linear_cka(a: np.ndarray, b: np.ndarray) -> float:

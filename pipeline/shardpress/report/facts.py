@@ -24,9 +24,7 @@ from shardpress.shards.shard import Block, Shard, block_of, first_rows
 
 log = logging.getLogger(__name__)
 
-_MAX_EARLIER_RUNS = 3
 _MAX_LISTED = 10  # shards, rows and columns
-_MAX_COLUMNS_OF_SHARD = 3
 
 
 def input_facts(shards: Sequence[Shard]) -> dict[str, Any]:
@@ -53,26 +51,18 @@ def bad_data_facts(
 ) -> dict[str, Any]:
     """Return the number of bad shards and of bad rows, with details about the first few of each.
 
-    Parameters
-    ----------
-    refused : sequence of mapping
-        Files that were left out, each with the keys ``file`` and ``reason``.
-    missing : float or None
-        Value that marks missing entries, in addition to NaN.
+    `refused` are files that were left out, each with the keys ``file`` and ``reason``. `missing` marks missing entries,
+    in addition to NaN.
     """
     bad_shards = list(refused)
     bad_rows: dict[str, Any] = {"n": 0, "first": []}
     if scan is not None:
         unreadable = sorted(scan.unreadable.items())
         bad_shards += [{"file": shards[i].path, "reason": reason} for i, reason in unreadable]
-        bad_rows = _bad_row_facts(shards, scan, missing)
+        numbers = _bad_rows_of_good_shards(shards, scan)
+        first = [_bad_row(shards, number, scan, missing) for number in numbers[:_MAX_LISTED].tolist()]
+        bad_rows = {"n": len(numbers), "first": first}
     return {"shards": {"n": len(bad_shards), "first": bad_shards[:_MAX_LISTED]}, "rows": bad_rows}
-
-
-def _bad_row_facts(shards: Sequence[Shard], scan: Scan, missing: float | None) -> dict[str, Any]:
-    numbers = _bad_rows_of_good_shards(shards, scan)
-    first = [_bad_row(shards, number, scan, missing) for number in numbers[:_MAX_LISTED].tolist()]
-    return {"n": len(numbers), "first": first}
 
 
 def _bad_rows_of_good_shards(shards: Sequence[Shard], scan: Scan) -> np.ndarray:
@@ -110,27 +100,13 @@ def _first_bad_entry(block: Block, scan: Scan, missing: float | None) -> dict[st
 
 @dataclass(frozen=True)
 class PartDrift:
-    """Values of a part that are outside the range of a model.
+    """Values of a part that are outside the range of a model."""
 
-    Attributes
-    ----------
-    shard : int
-        Index of the shard that the part belongs to.
-    n_rows : int
-        Number of rows in the part.
-    n_outside : int
-        Number of good rows with values outside the range.
-    outside : tuple of Outside
-        Columns whose values are farthest outside the range.
-    is_whole : bool
-        Whether `outside` lists all columns with values outside the range.
-    """
-
-    shard: int
+    shard: int  # index
     n_rows: int
-    n_outside: int
-    outside: tuple[Outside, ...]
-    is_whole: bool
+    n_outside: int  # good rows with values outside the range
+    outside: tuple[Outside, ...]  # the columns whose values are farthest outside
+    is_whole: bool  # whether `outside` lists all columns with values outside
 
 
 def drift_facts(shards: Sequence[Shard], parts: Sequence[PartDrift], on_drift: str) -> dict[str, Any]:
@@ -138,107 +114,52 @@ def drift_facts(shards: Sequence[Shard], parts: Sequence[PartDrift], on_drift: s
 
     Only the columns with the most values outside the range and the shards with the most affected rows are listed.
     """
-    drifts = _drift_by_shard(shards, parts)
-    columns = farthest(column for drift in drifts for column in drift.columns)
-    affected = [drift for drift in drifts if drift.n_outside]
-    affected.sort(key=lambda drift: (-drift.n_outside, drift.number))
+    n_rows: Counter[int] = Counter()
+    n_outside: Counter[int] = Counter()
+    for part in parts:
+        n_rows[part.shard] += part.n_rows
+        n_outside[part.shard] += part.n_outside
+    affected = sorted((i for i in n_outside if n_outside[i]), key=lambda i: (-n_outside[i], i))
+    columns = farthest(column for part in parts for column in part.outside)
     return {
         "on_drift": on_drift,
-        "n_rows": sum(part.n_rows for part in parts),
-        "n_outside": sum(drift.n_outside for drift in drifts),
+        "n_rows": n_rows.total(),
+        "n_outside": n_outside.total(),
         "n_columns": len(columns),
         "n_shards": len(affected),
         "is_whole": all(part.is_whole for part in parts),
-        "columns": _first_columns(shards[0], columns, drifts),
-        "shards": [drift.facts() for drift in affected[:_MAX_LISTED]],
+        "columns": _first_columns(shards[0], columns, parts),
+        "shards": [
+            {"file": shards[i].path, "n_rows": n_rows[i], "n_outside": n_outside[i]} for i in affected[:_MAX_LISTED]
+        ],
     }
 
 
-@dataclass(frozen=True)
-class _ShardDrift:
-    """Values of one shard that are outside the range of a model."""
-
-    shard: Shard
-    number: int
-    n_rows: int
-    n_outside: int
-    columns: Sequence[Outside]
-
-    def facts(self) -> dict[str, Any]:
-        """Return the facts as plain values. Only the columns with the farthest values are listed."""
-        return {
-            "file": self.shard.path,
-            "n_rows": self.n_rows,
-            "n_outside": self.n_outside,
-            "farthest": [_column_facts(self.shard, column) for column in self.columns[:_MAX_COLUMNS_OF_SHARD]],
-        }
-
-
-def _first_columns(shard: Shard, columns: Sequence[Outside], drifts: Sequence[_ShardDrift]) -> list[dict[str, Any]]:
+def _first_columns(shard: Shard, columns: Sequence[Outside], parts: Sequence[PartDrift]) -> list[dict[str, Any]]:
     """Return facts about the columns with the most values outside the range, with the number of affected shards."""
-    n_shards = Counter(column.column for drift in drifts for column in drift.columns)
+    shards_and_columns = {(part.shard, each.column) for part in parts for each in part.outside}
+    n_shards = Counter(column for _, column in shards_and_columns)
     most_first = sorted(columns, key=lambda column: -column.n_values)
     facts = []
-    for column in most_first[:_MAX_LISTED]:
-        facts.append({**_column_facts(shard, column), "n_shards": n_shards[column.column]})
+    for each in most_first[:_MAX_LISTED]:
+        name = shard.columns.name_of(each.column)
+        facts.append({**each._asdict(), "name": name, "excess": each.distance, "n_shards": n_shards[each.column]})
     return facts
 
 
-def _drift_by_shard(shards: Sequence[Shard], parts: Sequence[PartDrift]) -> list[_ShardDrift]:
-    """Return the drift of each shard, summed over its parts."""
-    by_shard: dict[int, list[PartDrift]] = {}
-    for part in parts:
-        by_shard.setdefault(part.shard, []).append(part)
-    return [_sum_of_parts(shards[number], number, parts_of_shard) for number, parts_of_shard in by_shard.items()]
+# -- the last run, and a sample of rows ------------------------------------------------------------------------------
 
 
-def _sum_of_parts(shard: Shard, number: int, parts: Sequence[PartDrift]) -> _ShardDrift:
-    return _ShardDrift(
-        shard=shard,
-        number=number,
-        n_rows=sum(part.n_rows for part in parts),
-        n_outside=sum(part.n_outside for part in parts),
-        columns=farthest(column for part in parts for column in part.outside),
-    )
-
-
-def _column_facts(shard: Shard, column: Outside) -> dict[str, Any]:
-    return {**column._asdict(), "name": shard.columns.name_of(column.column), "excess": column.distance}
-
-
-# -- earlier runs, and a sample of rows ----------------------------------------------------------------------------
-
-
-def earlier_run_facts(directory: Path, fingerprint: str) -> dict[str, Any]:
-    """Return facts about earlier runs from the report in an output directory.
-
-    Parameters
-    ----------
-    fingerprint : str
-        Fingerprint of the request of this run. A report with the same fingerprint describes an earlier attempt at this
-        run, which has been resumed since.
-
-    Returns
-    -------
-    dict
-        ``last`` describes the last run in this directory that had a different request, or is None.
-        ``attempts`` lists the stages of the last few earlier attempts at this run.
-    """
+def last_run_facts(directory: Path, fingerprint: str) -> dict[str, Any] | None:
+    """Return facts about the last run in an output directory whose request had another fingerprint, or None."""
     try:
         report = json.loads((directory / "report.json").read_bytes())
-        return _facts_of_report(report, fingerprint)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no report, or the file of another program
-        return {"last": None, "attempts": []}
-
-
-def _facts_of_report(report: Mapping[str, Any], fingerprint: str) -> dict[str, Any]:
-    made = report.get("made", "before")
-    if report.get("fingerprints", {}).get("request") != fingerprint:
-        last = {"made": made, "summary": report["summary"], "config": report["config"]}
-        return {"last": last, "attempts": []}
-    earlier = report.get("attempts", [])
-    attempts = [*earlier, {"made": made, "stages": report["stages"]}]
-    return {"last": report.get("last"), "attempts": attempts[-_MAX_EARLIER_RUNS:]}
+        if report["fingerprints"]["request"] == fingerprint:  # an earlier attempt at this run
+            last: dict[str, Any] | None = report["last"]
+            return last
+        return {"made": report["made"], "summary": report["summary"], "config": report["config"]}
+    except (OSError, ValueError, KeyError, TypeError):  # no report, or the file of another program
+        return None
 
 
 def sample_facts(parts: Sequence[PartSource], spec: SampleSpec, choice: LabelChoice) -> dict[str, Any] | None:

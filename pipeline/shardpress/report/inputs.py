@@ -33,15 +33,7 @@ class Inputs:
         self._model = model
 
     def shard(self, part: PartLine) -> Shard:
-        """Return the shard of a part.
-
-        Raises
-        ------
-        NoInput
-            If the input file no longer exists.
-        DataError
-            If the input file has changed.
-        """
+        """Return the shard of a part. Raise `NoInput` if its file does not exist, and `DataError` if it has changed."""
         before = self._shards[part["shard"]]
         shard = vet(self._path(part), Selection(part["dataset"], self._orientation))
         identity = shard.identity

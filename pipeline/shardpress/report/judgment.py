@@ -7,49 +7,27 @@ difference, or no more accurate than the most frequent label, or unless they exp
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from shardpress.errors import printable
 from shardpress.report.baselines import BASELINES
+from shardpress.training.components import NOTHING
 
 _SAME = 0.02  # errors with a smaller relative difference count as equal; another seed can cause this difference
-_NEGLIGIBLE = 1e-3  # fraction of the mean's error; the same as `NOTHING` in `shardpress.training.components`
 _LITTLE = 0.05  # fraction of the variance; features that explain less are not good
 _MAX_NAME = 40  # characters of the name of the labels
 
 
 @dataclass(frozen=True)
 class Judgment:
-    """Judgment of the features.
+    """Judgment of the features. A sentence that does not apply is an empty string."""
 
-    Attributes
-    ----------
-    is_good : bool
-        Whether nothing speaks against the features.
-    error : str
-        Sentence on the reconstruction error, or an empty string if it is unknown.
-    classifier : str
-        Sentence on the linear classifier, or an empty string without labels.
-    explained : str
-        Sentence on the explained variance, or an empty string unless it is next to nothing.
-    suggestion : str
-        Sentence that suggests what to try, or an empty string if the features are good.
-    better : tuple of str
-        Keys of the baselines on which the classifier is more accurate by more than the error bar.
-    """
-
-    is_good: bool
-    error: str
-    classifier: str
-    explained: str
-    suggestion: str
-    better: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """All sentences except the suggestion."""
-        return " ".join(part for part in (self.error, self.classifier, self.explained) if part)
+    is_good: bool  # whether nothing speaks against the features
+    error: str  # sentence on the reconstruction error
+    classifier: str  # sentence on the linear classifier
+    explained: str  # sentence on the explained variance, if it is next to nothing
+    suggestion: str  # sentence that suggests what to try
 
     @property
     def remark(self) -> str:
@@ -65,16 +43,9 @@ def judge(
 ) -> Judgment:
     """Return the judgment of the features of a run.
 
-    Parameters
-    ----------
-    summary : mapping
-        Numbers of the run: ``cost``, ``components`` and ``mean`` are errors or None.
-    sample : mapping or None
-        Measurements of a sample of rows.
-    config : mapping
-        Settings of the run.
-    scan : mapping or None
-        Facts about the scan, with the chosen scaling as ``scale``. Without a scan, the setting is used.
+    In the summary, ``cost``, ``components`` and ``mean`` are errors or None. `sample` contains the measurements of a
+    sample of rows. The facts about the scan contain the chosen scaling as ``scale``; without a scan, the setting is
+    used.
     """
     sample = sample or {}
     if scan and "scale" in scan:
@@ -85,25 +56,20 @@ def judge(
     if explains_little:
         explained = f"The features explain only {_percent(max(share or 0.0, 0.0))} of the variance."
     probe = sample.get("probe") or {}
-    better: tuple[str, ...] = ()
+    better: list[str] = []
     is_useless = False
     classifier = probe.get("no_test", "")
     if probe and not classifier:
         better = _better_baselines(probe)
-        is_useless = _difference(probe, "commonest") >= -_margin(probe, "commonest")
-        classifier = _classifier_sentence(probe, better, is_useless, summary["n_inputs"])
+        is_useless = not _is_better_than_commonest("features", probe)
+        classifier = _classifier_sentence(probe, better, summary["n_inputs"])
     is_good = not (explains_little or better or is_useless)
     suggestion = ""
-    if is_useless and not better and _are_columns_useless(sample["probe"]):
-        suggestion = "The raw columns do no better. Try other labels with --labels."
+    if is_useless and not better and not _is_better_than_commonest("columns", probe):
+        suggestion = "The raw columns do no better than the most frequent label. Try other labels with --labels."
     elif not is_good:
         suggestion = _suggestion(config, summary, better, probe.get("labels"))
-    return Judgment(is_good, _error_sentence(summary, sample), classifier, explained, suggestion, better)
-
-
-def judgment_facts(judgment: Judgment) -> dict[str, Any]:
-    """Return a judgment as plain values for report.json."""
-    return {**asdict(judgment), "better": list(judgment.better)}
+    return Judgment(is_good, _error_sentence(summary, sample), classifier, explained, suggestion)
 
 
 # -- the reconstruction error --------------------------------------------------------------------------------------
@@ -127,85 +93,41 @@ def _code_width(summary: Mapping[str, Any]) -> int:
 
 
 def _error_sentence(summary: Mapping[str, Any], sample: Mapping[str, Any]) -> str:
-    cost = summary.get("cost")
-    if cost is not None and summary.get("components") is not None:
-        return _error_and_components(summary)
-    error = sample.get("mean_error", cost)
-    if error is None:
-        return ""
-    return f"The mean squared reconstruction error is {error:.3g}."
-
-
-def _error_and_components(summary: Mapping[str, Any]) -> str:
-    error = summary["cost"]
-    components = summary["components"]
-    baseline = f"{_code_width(summary)} principal components"
-    negligible = _NEGLIGIBLE * (summary.get("mean") or 0.0)
-    if abs(error - components) < max(_SAME * components, negligible):
-        return f"The features reconstruct rows about as well as {baseline}."
-    change = 0.0
-    if components:
-        change = error / components - 1
-    if change > 0:
-        return f"The features reconstruct rows {change:.0%} worse than {baseline}.".replace("%", " %")
-    return f"The features reconstruct rows {-change:.0%} better than {baseline}.".replace("%", " %")
+    error = summary.get("cost")
+    components = summary.get("components")
+    if error is None or components is None:
+        error = sample.get("mean_error", error)
+        return "" if error is None else f"The mean squared reconstruction error is {error:.3g}."
+    comparison = "about as well as"
+    negligible = NOTHING * (summary.get("mean") or 0.0)
+    if abs(error - components) >= max(_SAME * components, negligible):
+        change = error / components - 1 if components else 0.0
+        comparison = f"{100 * abs(change):.0f} % {'worse' if change > 0 else 'better'} than"
+    return f"The features reconstruct rows {comparison} {_code_width(summary)} principal components."
 
 
 # -- the classifier ------------------------------------------------------------------------------------------------
 
 
-def _difference(probe: Mapping[str, Any], name: str) -> float:
-    """Return by how much the classifier is more accurate on a baseline than on the features."""
-    return float(probe[name] - probe["features"])
-
-
-def _margin(probe: Mapping[str, Any], name: str) -> float:
-    """Return the error bar of a difference: two standard errors."""
-    return float(probe["margins"][name])
-
-
-def _better_baselines(probe: Mapping[str, Any]) -> tuple[str, ...]:
+def _better_baselines(probe: Mapping[str, Any]) -> list[str]:
     """Return the keys of the baselines with a higher accuracy than the error bar explains, the best one first."""
-    known = [name for name in BASELINES if name in probe]
-    better = [name for name in known if _difference(probe, name) > _margin(probe, name)]
-    return tuple(sorted(better, key=lambda name: -probe[name]))
+    better = [name for name in BASELINES if probe[name] - probe["features"] > probe["margins"][name]]
+    return sorted(better, key=lambda name: -probe[name])
 
 
-def _are_columns_useless(probe: Mapping[str, Any]) -> bool:
-    """Return whether the classifier is not more accurate on the raw columns than the most frequent label, either."""
-    return bool(probe["columns"] - probe["commonest"] <= _margin(probe, "commonest"))
+def _is_better_than_commonest(name: str, probe: Mapping[str, Any]) -> bool:
+    return bool(probe[name] - probe["commonest"] > probe["margins"]["commonest"])
 
 
-def _classifier_sentence(probe: Mapping[str, Any], better: Sequence[str], is_useless: bool, n_inputs: int) -> str:
-    classifier = f"A linear classifier of {printable(probe['labels'])[:_MAX_NAME]}"
-    rows = f"{probe['n_test']:,} held-out rows"
-    on_features = _percent(probe["features"])
-    if better:
-        name = better[0]
-        other = _baseline_in_words(name, probe, n_inputs)
-        difference = f"{_percent(_difference(probe, name))} ± {_percent(_margin(probe, name))}"
-        return (
-            f"{classifier} is more accurate on {other}: {_percent(probe[name])} of {rows}, compared with "
-            f"{on_features} on the features (difference: {difference})."
-        )
-    if is_useless:
-        return (
-            f"{classifier} is no more accurate on the features than the most frequent label: {on_features} of {rows}, "
-            f"compared with {_percent(probe['commonest'])}."
-        )
-    return f"{classifier} {_comparison(probe, n_inputs, rows)}"
-
-
-def _comparison(probe: Mapping[str, Any], n_inputs: int, rows: str) -> str:
-    """Return how the classifier does on the features, compared with the better kind of principal components."""
-    name = max((name for name in ("components", "standardized") if name in probe), key=lambda name: float(probe[name]))
-    other = _baseline_in_words(name, probe, n_inputs)
-    verb = "does no better on them than on"
-    if -_difference(probe, name) > _margin(probe, name):
-        verb = "also does better on them than on"
+def _classifier_sentence(probe: Mapping[str, Any], better: Sequence[str], n_inputs: int) -> str:
+    """Return the accuracies on the features, and on the better baseline or kind of principal components."""
+    kinds = better or ("components", "standardized")
+    name = max(kinds, key=lambda name: float(probe[name]))
     return (
-        f"{verb} {other}: {_percent(probe['features'])} of {rows}, compared with {_percent(probe[name])} "
-        f"(± {_percent(_margin(probe, name))})."
+        f"A linear classifier of {printable(probe['labels'])[:_MAX_NAME]} is right for {_percent(probe['features'])} "
+        f"of {probe['n_test']:,} held-out rows on the features, and for {_percent(probe[name])} on "
+        f"{_baseline_in_words(name, probe, n_inputs)} (difference ± {_percent(probe['margins'][name])}). The most "
+        f"frequent label is right for {_percent(probe['commonest'])}."
     )
 
 
@@ -236,13 +158,15 @@ def _suggestion(
         flags.append(f"--target {printable(labels)[:_MAX_NAME]} (with --fit-on)")
     if not flags:
         return "Consider the baseline instead of these features."
-    return f"Try {_joined(flags)}."
+    return f"Try {' or '.join(flags)}."
 
 
 def _flags(config: Mapping[str, Any], summary: Mapping[str, Any], better: Sequence[str]) -> Iterator[str]:
     """Yield flags that differ from the settings of the run, the most promising first."""
-    if "standardized" in better:
-        yield from _flags_of_scaling(config)
+    if "standardized" in better and config["scale"] != "std":
+        yield "--scale std"
+    if "standardized" in better and config.get("clip_quantile") == 0:
+        yield "--clip-quantile 0.001"
     if "columns" in better or not better:
         width = _code_width(summary)
         n_features = min(2 * width, summary["n_inputs"] - 1)
@@ -252,17 +176,3 @@ def _flags(config: Mapping[str, Any], summary: Mapping[str, Any], better: Sequen
         if config.get("epochs"):
             yield f"--epochs {2 * config['epochs']}"
         yield "--hidden none" if config.get("hidden") else "--hidden 512"
-
-
-def _flags_of_scaling(config: Mapping[str, Any]) -> Iterator[str]:
-    """Yield flags that scale the columns in another way, if the run has such a setting."""
-    if config["scale"] != "std":
-        yield "--scale std"
-    if config.get("clip_quantile") == 0:
-        yield "--clip-quantile 0.001"
-
-
-def _joined(words: Sequence[str]) -> str:
-    if len(words) == 1:
-        return words[0]
-    return f"{', '.join(words[:-1])} or {words[-1]}"

@@ -11,12 +11,11 @@ import numpy as np
 
 from shardpress.alignment import LinearMap
 from shardpress.features import FAILURES, reading
+from shardpress.report.baselines import MIN_TEST_ROWS
 from shardpress.report.commonrows import Piece, common_pieces, default_rows
-from shardpress.report.probe import standardized
+from shardpress.report.probe import are_correct
 from shardpress.report.rows import select_rows
-from shardpress.ridge import ridge_weights
 
-_MIN_TEST_ROWS = 30  # with fewer rows, an accuracy would be meaningless
 _MAX_CLASSES = 1000
 _TEST_SHARE = 3  # one row of this number is a test row
 
@@ -27,38 +26,23 @@ Run = tuple[str, Mapping[str, Any]]
 def kept_accuracy(a: Run, b: Run, to_a: LinearMap, label: str) -> dict[str, Any] | None:
     """Train a linear classifier on the features of A, and test it on those of A, and on mapped features of B.
 
-    Parameters
-    ----------
-    a, b : (str, mapping)
-        Directories and manifests of the two runs.
-    to_a : LinearMap
-        Map from the features of B to those of A.
-    label : str
-        Extra of A with the labels.
-
-    Returns
-    -------
-    dict or None
-        ``labels``, ``n_test``, ``accuracy`` on the features of A, and ``mapped`` on those of B. None if there are too
-        few rows or classes.
+    The labels are in an extra of A. Return None if there are too few rows or classes, otherwise ``labels``, ``n_test``,
+    ``accuracy`` on the features of A, and ``mapped`` on those of B.
     """
     features_a, features_b, values = _labelled_rows(a, b, label)
     _, codes = np.unique(values, return_inverse=True)
     n_classes = int(codes.max()) + 1 if len(codes) else 0
     is_test = np.random.default_rng(0).permutation(len(codes)) % _TEST_SHARE == 0
-    if not 2 <= n_classes <= _MAX_CLASSES or is_test.sum() < _MIN_TEST_ROWS:
+    if not 2 <= n_classes <= _MAX_CLASSES or is_test.sum() < MIN_TEST_ROWS:
         return None
-    mapped = to_a.apply(features_b)
-    # The rows of B are standardized like those of A, since a classifier includes the standardization.
-    is_train = np.concatenate([~is_test, np.zeros(len(mapped), dtype=bool)])
-    both = standardized(np.concatenate([features_a, mapped]), is_train)
-    targets = np.eye(n_classes)[codes[~is_test]]
-    offset = targets.mean(axis=0)
-    weights = ridge_weights(both[is_train], targets - offset)
-    expected = codes[is_test]
-    found = [(rows[is_test] @ weights + offset).argmax(axis=1) for rows in (both[: len(codes)], both[len(codes) :])]
-    accuracy, kept = [float((classes == expected).mean()) for classes in found]
-    return {"labels": label, "n_test": int(is_test.sum()), "accuracy": accuracy, "mapped": kept}
+    # The training rows are those of A in both cases, and so is the standardization, which belongs to the classifier.
+    mapped = np.where(is_test[:, None], to_a.apply(features_b), features_a)
+    return {
+        "labels": label,
+        "n_test": int(is_test.sum()),
+        "accuracy": float(are_correct(features_a, codes, is_test).mean()),
+        "mapped": float(are_correct(mapped, codes, is_test).mean()),
+    }
 
 
 def _labelled_rows(a: Run, b: Run, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -72,7 +56,7 @@ def _labelled_rows(a: Run, b: Run, label: str) -> tuple[np.ndarray, np.ndarray, 
     for piece, rows in zip(pieces, selection, strict=True):
         labels = _labels(Path(directory_a), piece, rows, label) if len(rows) else None
         if labels is not None:
-            features_a, features_b, is_valid = piece.read_all(Path(directory_a), Path(directory_b), rows)
+            features_a, features_b, is_valid = piece.read(Path(directory_a), Path(directory_b), rows)
             found.append((features_a[is_valid], features_b[is_valid], labels[is_valid]))
     if not found:
         return np.empty((0, 0)), np.empty((0, 0)), np.empty(0)
@@ -88,6 +72,6 @@ def _labels(directory: Path, piece: Piece, rows: np.ndarray, label: str) -> np.n
             values = file[label]
             if h5py.check_string_dtype(values.dtype):
                 values = values.asstr("utf-8", "replace")
-            return np.asarray(values[()])[rows + piece.starts[0]]
+            return np.asarray(values[rows + piece.starts[0]])
     except FAILURES:
         return None

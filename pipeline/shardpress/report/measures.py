@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from math import isqrt
 from typing import Any
 
@@ -36,21 +37,11 @@ _SHOWN_RANGE = (0.001, 0.999)  # quantiles of the values in an image that are bl
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """Settings that determine which extra dataset contains the labels, and which rows have one.
+    """Settings that determine which extra contains the labels, and which rows have one."""
 
-    Attributes
-    ----------
-    include : tuple of str
-        Paths of ``--include``; the first ones that can be labels are preferred.
-    named : str or None
-        Dataset of ``--labels``. No other dataset is tried.
-    masks : mapping of str to str
-        Names of the extras that mark the rows with a value of another extra, by the name of that extra.
-    """
-
-    include: tuple[str, ...] = ()
-    named: str | None = None
-    masks: Mapping[str, str] = field(default_factory=dict)
+    include: tuple[str, ...] = ()  # paths of --include; the first ones that can be labels are preferred
+    named: str | None = None  # dataset of --labels; no other one is tried
+    masks: Mapping[str, str] = field(default_factory=dict)  # extras that mark the rows with a value of another extra
 
 
 def measure(
@@ -62,14 +53,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return all measurements. Log a warning if the dataset of ``--labels`` cannot be used.
 
-    Parameters
-    ----------
-    parts : sequence of PartSource
-        Parts that contain the rows of the sample.
-    categories : mapping of str to ndarray
-        Categories of the extra datasets that are stored as codes.
-    choice : LabelChoice
-        Choice of the labels.
+    `categories` are those of the extras that are stored as codes.
     """
     labels = labels_of(sample.extras, categories, choice.include, choice.named, choice.masks, sample.lost)
     if labels is None and choice.named is not None:
@@ -95,29 +79,18 @@ def measure(
 
 @dataclass(frozen=True)
 class _Reconstruction:
-    """Rows of a sample that were decoded from their features.
-
-    Attributes
-    ----------
-    rows : ndarray of shape (n_rows, n_inputs)
-        Decoded rows, scaled.
-    squares : ndarray of shape (n_rows, n_inputs)
-        Squared error of each value.
-    errors : ndarray of shape (n_rows,)
-        Mean squared error of each row.
-    """
+    """Rows of a sample that were decoded from their features."""
 
     sample: Sample
     parts: Sequence[PartSource]
     model: Model
     labels: Labels | None
-    rows: np.ndarray
-    squares: np.ndarray
-    errors: np.ndarray
+    rows: np.ndarray  # (n_rows, n_inputs), scaled
+    squares: np.ndarray  # (n_rows, n_inputs), squared errors
+    errors: np.ndarray  # (n_rows,), their means
 
     @classmethod
     def of(cls, sample: Sample, parts: Sequence[PartSource], model: Model, labels: Labels | None) -> _Reconstruction:
-        """Decode the features of a sample."""
         rows = model.decode(sample.features)
         squares = np.square(sample.scaled - rows)
         return cls(sample, parts, model, labels, rows, squares, squares.mean(axis=1))
@@ -141,7 +114,6 @@ class _Reconstruction:
 
     @property
     def shard(self) -> Shard:
-        """The first shard."""
         return self.parts[0].block.shard
 
 
@@ -164,12 +136,8 @@ def _test_rows(sample: Sample, has_targets: bool) -> np.ndarray:
     """Return a mask of the test rows, bool (n_rows,).
 
     Rows that the model was not trained on are test rows. Without such rows, about a third of all rows are. They are
-    whole stretches if possible, because neighbouring rows are similar.
-
-    Parameters
-    ----------
-    has_targets : bool
-        Whether the model was trained with targets. Then no row that trained it is a test row, if these are known.
+    whole stretches if possible, because neighbouring rows are similar. If the model was trained with targets, no row
+    that trained it is a test row, if these are known.
     """
     trained = sample.trained
     if trained is not None and 2 <= trained.sum() < len(trained):
@@ -185,24 +153,11 @@ def _test_rows(sample: Sample, has_targets: bool) -> np.ndarray:
 
 def _why_untestable(sample: Sample, model: Model) -> str:
     """Return a sentence if no row of the sample can test a classifier honestly, otherwise an empty string."""
-    target = model.target
-    if target is None:
+    if model.target is None or (sample.trained is not None and not sample.trained.all()):
         return ""
-    if sample.trained is None:
-        return (
-            "The features were trained with targets, perhaps with those of these rows, so that no honest test of a "
-            "classifier is possible."
-        )
-    if not sample.trained.all():
-        return ""
-    if target["fit_on"] is None:
-        return (
-            "The features were trained with targets of all rows (--target without --fit-on), so that no row can tell "
-            "how well a classifier does on new ones."
-        )
     return (
-        "The features were trained with targets of all sampled rows, so that these cannot tell how well a classifier "
-        "does on new ones."
+        "The features were trained with targets of all sampled rows, or of unknown rows, so that no honest test of a "
+        "classifier is possible."
     )
 
 
@@ -237,138 +192,53 @@ def _worst_rows(decoded: _Reconstruction) -> list[dict[str, Any]]:
 
 
 def _points(decoded: _Reconstruction, components: Components) -> dict[str, Any]:
-    """Return two coordinates for each row, its features and its reconstruction.
-
-    The coordinates are the columns if there are at most two, and otherwise the first two principal components.
-    """
-    scaled = decoded.sample.scaled
-    features = decoded.sample.features
-    chosen = np.linspace(0, len(scaled) - 1, min(len(scaled), _N_POINTS)).astype(int)
-    plane_of_rows = _Plane.of(scaled, components)
-    plane_of_features = _Plane.of(features)
-    return {
-        "axes": {"inputs": plane_of_rows.describe("column"), "codes": plane_of_features.describe("feature")},
-        "inputs": plane_of_rows.project(scaled[chosen]),
-        "codes": plane_of_features.project(features[chosen]),
-        "reconstructions": plane_of_rows.project(decoded.rows[chosen]),
-        **_labels_of_points(decoded.labels, chosen),
+    """Return the first two principal components of some rows, of their features and of their reconstructions."""
+    sample = decoded.sample
+    n_rows, n_features = sample.features.shape
+    chosen = np.linspace(0, n_rows - 1, min(n_rows, _N_POINTS)).astype(int)
+    of_features = principal_components(sample.features, min(2, n_features), np.random.default_rng(0))
+    points = {
+        "inputs": _projected(sample.scaled[chosen], components),
+        "codes": _projected(sample.features[chosen], of_features),
+        "reconstructions": _projected(decoded.rows[chosen], components),
     }
-
-
-def _labels_of_points(labels: Labels | None, chosen: np.ndarray) -> dict[str, Any]:
+    labels = decoded.labels
     if labels is None:
-        return {"labels": None, "names": [], "dataset": None}
-    return {"labels": labels.codes[chosen].tolist(), "names": list(labels.names), "dataset": labels.name}
+        return {**points, "labels": None, "names": [], "dataset": None}
+    return {**points, "labels": labels.codes[chosen].tolist(), "names": list(labels.names), "dataset": labels.name}
 
 
-class _Plane:
-    """Plane for the projection of rows."""
-
-    def __init__(self, mean: np.ndarray, axes: np.ndarray, is_rotated: bool) -> None:
-        self._mean = mean
-        self._axes = axes
-        self._is_rotated = is_rotated
-
-    @classmethod
-    def of(cls, rows: np.ndarray, components: Components | None = None) -> _Plane:
-        """Return the plane of the columns if there are at most two, otherwise the plane in which rows vary most."""
-        width = rows.shape[1]
-        if width <= 2:
-            return cls(np.zeros(width), np.eye(width, 2), is_rotated=False)
-        if components is None:
-            components = principal_components(rows.astype(np.float32), 2, np.random.default_rng(0))
-        return cls(components.mean, components.components[:, :2], is_rotated=True)
-
-    def project(self, rows: np.ndarray) -> list[Any]:
-        """Return the coordinates (n_rows, 2) of rows in the plane."""
-        return _rounded((rows - self._mean) @ self._axes)
-
-    def describe(self, column: str) -> str:
-        """Return a description of the axes. `column` is the word for a column, such as ``feature``."""
-        if self._is_rotated:
-            return "first two principal components"
-        return f"{column}s 0 and 1"
+def _projected(rows: np.ndarray, components: Components) -> list[Any]:
+    """Return two coordinates of each row. The second one of rows with one column is 0."""
+    found = (rows - components.mean) @ components.components[:, :2]
+    return _rounded(np.pad(found, ((0, 0), (0, 2 - found.shape[1]))))
 
 
 # -- rows and their reconstructions --------------------------------------------------------------------------------
 
 
 def _pairs(decoded: _Reconstruction) -> dict[str, Any]:
-    """Return a few rows with their features and reconstructions, as images if the rows are images.
+    """Return rows from the best to the worst with their reconstructions, as images if the rows are images.
 
     Missing indicators are not shown.
     """
-    shape = _image_shape(decoded.shard)
-    numbers = _typical_rows(decoded.errors, decoded.labels)
-    if shape is None:
-        n = decoded.model.n_columns
-        lines = [{"input": _line(decoded.sample.scaled[i, :n]), "again": _line(decoded.rows[i, :n])} for i in numbers]
-        return {"shape": None, "rows": _with_locations(lines, numbers, decoded)}
-    images = _images_of_rows(numbers, decoded, shape)
-    return {"shape": list(_shrunk(np.zeros(shape)).shape), "rows": _with_locations(images, numbers, decoded)}
-
-
-def _images_of_rows(numbers: Sequence[int], decoded: _Reconstruction, shape: tuple[int, ...]) -> list[dict[str, Any]]:
-    features = _scaled_to_range(decoded.sample.features)
+    order = np.argsort(decoded.errors, kind="stable")
+    chosen = order[np.linspace(0, len(order) - 1, min(_N_PAIRS, len(order))).astype(int)]
     n = decoded.model.n_columns
-    low, high = _shown_range(decoded.sample.scaled[list(numbers), :n])
-    images = []
-    for i in numbers:
-        row = (decoded.sample.scaled[i, :n] - low) / (high - low)
-        again = (decoded.rows[i, :n] - low) / (high - low)
-        images.append({"input": _image(row, shape), "again": _image(again, shape), "code": _square_image(features[i])})
-    return images
-
-
-def _shown_range(rows: np.ndarray) -> tuple[float, float]:
-    """Return the values that are drawn black and white. A few outliers do not determine them."""
-    low, high = np.quantile(rows, _SHOWN_RANGE).tolist()
-    if low == high:
-        low = float(rows.min())
-        high = float(rows.max())
-    if low == high:
-        high = low + 1
-    return low, high
-
-
-def _with_locations(
-    pairs: Sequence[Mapping[str, Any]], numbers: Sequence[int], decoded: _Reconstruction
-) -> list[dict[str, Any]]:
-    """Add the location and the error of each row to its pair."""
-    located = []
-    for i, pair in zip(numbers, pairs, strict=True):
-        located.append({**decoded.location(i), "error": float(decoded.errors[i]), **pair})
-    return located
-
-
-def _scaled_to_range(features: np.ndarray) -> np.ndarray:
-    """Scale each feature so that its minimum in the sample is 0 and its maximum is 1."""
-    low = features.min(axis=0)
-    width = features.max(axis=0) - low
-    return np.asarray((features - low) / np.where(width > 0, width, 1))
-
-
-def _typical_rows(errors: np.ndarray, labels: Labels | None) -> list[int]:
-    """Return the row with the median error for each label. Without labels, return rows from the best to the worst."""
-    if labels is None:
-        order = np.argsort(errors, kind="stable")
-        chosen = np.linspace(0, len(order) - 1, min(_N_PAIRS, len(order))).astype(int)
-        return order[chosen].tolist()
-    n_labels = min(len(labels.names), _N_PAIRS + 2)
-    return [_median_row(errors, np.flatnonzero(labels.codes == code)) for code in range(n_labels)]
-
-
-def _median_row(errors: np.ndarray, rows: np.ndarray) -> int:
-    """Return the number of the row with the median error in `rows`."""
-    order = np.argsort(errors[rows], kind="stable")
-    return int(rows[order[len(rows) // 2]])
+    shape = _image_shape(decoded.shard)
+    draw: Callable[[np.ndarray], Any] = _line
+    if shape is not None:
+        low, high = np.quantile(decoded.sample.scaled[chosen, :n], _SHOWN_RANGE)
+        draw = partial(_image, shape=shape, black=low, white=high if high > low else low + 1)
+    pairs = []
+    for i in chosen.tolist():
+        drawn = {"input": draw(decoded.sample.scaled[i, :n]), "again": draw(decoded.rows[i, :n])}
+        pairs.append({**decoded.location(i), "error": float(decoded.errors[i]), **drawn})
+    return {"shape": None if shape is None else list(_shrunk(np.zeros(shape)).shape), "rows": pairs}
 
 
 def _image_shape(shard: Shard) -> tuple[int, ...] | None:
-    """Return the shape of images, or None if the rows are not images.
-
-    The shape is (height, width), or (height, width, 3) for colour images.
-    """
+    """Return (height, width), or (height, width, 3) for colour images, or None if the rows are not images."""
     shape = shard.shape[1:]
     if len(shape) == 3 and shape[-1] == 1:
         return shape[:2]
@@ -378,24 +248,15 @@ def _image_shape(shard: Shard) -> tuple[int, ...] | None:
         return shape
     if len(shape) != 1 or shard.columns.is_known:  # columns with names are not pixels
         return None
-    return _square(shape[0])
+    side = isqrt(shape[0])
+    is_square = shape[0] >= _MIN_PIXELS and side * side == shape[0]
+    return (side, side) if is_square else None
 
 
-def _square(n: int) -> tuple[int, int] | None:
-    """Return the shape of a square image with `n` pixels, or None if `n` is not a square or too small."""
-    side = isqrt(n)
-    if n < _MIN_PIXELS or side * side != n:
-        return None
-    return side, side
-
-
-def _image(values: np.ndarray, shape: tuple[int, ...]) -> str:
-    return _encoded_bytes(_shrunk(values.reshape(shape)))
-
-
-def _square_image(values: np.ndarray) -> str:
-    side = isqrt(len(values) - 1) + 1
-    return _encoded_bytes(np.pad(values, (0, side * side - len(values))))
+def _image(values: np.ndarray, shape: tuple[int, ...], black: float, white: float) -> str:
+    """Return an image of a row in Base64, with one byte a pixel."""
+    pixels = np.clip((_shrunk(values.reshape(shape)) - black) / (white - black), 0, 1)
+    return b64encode(np.rint(255 * pixels).astype(np.uint8).tobytes()).decode()
 
 
 def _shrunk(pixels: np.ndarray) -> np.ndarray:
@@ -415,12 +276,6 @@ def _line(values: np.ndarray) -> list[float]:
     """Return the values of all columns, or the means of `_MAX_VALUES` ranges of columns."""
     ranges = np.array_split(values, min(len(values), _MAX_VALUES))
     return _rounded(np.array([each.mean() for each in ranges]))
-
-
-def _encoded_bytes(values: np.ndarray) -> str:
-    """Encode values from 0 to 1 as bytes, and return them in Base64."""
-    data = np.rint(255 * np.clip(values, 0, 1)).astype(np.uint8).tobytes()
-    return b64encode(data).decode()
 
 
 def _rounded(values: np.ndarray) -> list[Any]:

@@ -52,9 +52,7 @@ def first_rows(groups: np.ndarray) -> np.ndarray:
 
 
 def _group_residuals(deviations: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return residuals R (n_groups, n) of deviations (n_rows, n) from a mean.
-
-    ``R.T @ R`` is the covariance matrix of the mean.
+    """Return residuals R (n_groups, n) of deviations (n_rows, n) from a mean, whose covariance matrix is ``R.T @ R``.
 
     Source: Cochran, "Sampling techniques", 1977, chapter 9A, for the ratio of the totals and the sizes of groups.
     """
@@ -83,24 +81,12 @@ def estimate_mean(values: np.ndarray, groups: np.ndarray) -> MeanEstimate:
 
 @dataclass(frozen=True, eq=False)
 class HalfMoments:
-    """Moments of the whitened coordinates of one half of the groups.
+    """Moments of the whitened coordinates of one half of the groups."""
 
-    Attributes
-    ----------
-    mean : ndarray of shape (p,), float64
-    covariance : ndarray of shape (p, p), float64
-    mean_noise : float
-        Frobenius norm of the covariance matrix of the estimation error of `mean`.
-    covariance_noise : float
-        The same for the entries of `covariance`.
-    n_groups : int
-        Number of groups in this half.
-    """
-
-    mean: np.ndarray
-    covariance: np.ndarray
-    mean_noise: float
-    covariance_noise: float
+    mean: np.ndarray  # float64 (p,)
+    covariance: np.ndarray  # float64 (p, p)
+    mean_noise: float  # Frobenius norm of the covariance matrix of the estimation error of `mean`
+    covariance_noise: float  # the same for the entries of `covariance`
     n_groups: int
 
 
@@ -138,18 +124,10 @@ def _moments(coordinates: np.ndarray, groups: np.ndarray) -> HalfMoments:
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """Map from features to whitened coordinates.
+    """Map from features to whitened coordinates."""
 
-    Attributes
-    ----------
-    mean : ndarray of shape (n_features,), float64
-        Mean of the features, which is subtracted first.
-    basis : ndarray of shape (n_features, p), float64
-        Leading principal components of the features, divided by their standard deviations.
-    """
-
-    mean: np.ndarray
-    basis: np.ndarray
+    mean: np.ndarray  # float64 (n_features,), which is subtracted first
+    basis: np.ndarray  # float64 (n_features, p), principal components divided by their standard deviations
 
     @classmethod
     def of(cls, features: np.ndarray, groups: np.ndarray) -> Whitening:
@@ -174,10 +152,7 @@ class Whitening:
 
 
 def _n_independent(deviations: np.ndarray, groups: np.ndarray) -> float:
-    """Return the number of independent rows that would determine the mean as accurately, at most `n_rows`.
-
-    The deviations (n_rows, n) are the differences between the rows and their mean.
-    """
+    """Return the number of independent rows that would determine the mean as accurately, at most `n_rows`."""
     n_rows = len(deviations)
     variance = float(np.square(deviations).sum()) / n_rows
     variance_of_mean = float(np.square(_group_residuals(deviations, groups)).sum())
@@ -203,9 +178,7 @@ def share_interval(share: float, n: float) -> tuple[float, float]:
 
 
 def t_quantile(dof: float) -> float:
-    """Return the quantile of Student's t distribution for two-sided intervals of 95 %.
-
-    It is the normal quantile if the degrees of freedom are infinite.
+    """Return the quantile of Student's t distribution for two-sided intervals of 95 %. The `dof` can be infinite.
 
     Source: Abramowitz and Stegun, "Handbook of mathematical functions", 1964, equation 26.7.5.
     """

@@ -54,40 +54,22 @@ _MAX_LISTED = 3  # columns in a reason
 
 @dataclass(frozen=True)
 class Verdict:
-    """Verdict on new rows.
+    """Verdict on new rows. Measures that cannot be estimated are None."""
 
-    Attributes
-    ----------
-    verdict : str
-        ``keep`` if the new rows are like the training rows. ``watch`` if they differ. ``retrain`` if they differ so
-        much that the model does not represent them well.
-    reasons : tuple of str
-        Sentences about the differences, or one sentence that there are none.
-    n_rows, n_sampled : int
-        Number of new good rows, and number of rows in the sample.
-    outside_share, reference_outside_share : float or None
-        Share of the new rows that are outside the training range, and the expected share.
-    error_ratio, error_ratio_low, error_ratio_high : float or None
-        Mean reconstruction error divided by that of the reference, and its confidence interval of 95 %.
-    mean_shift, covariance_shift : float or None
-        Euclidean distance between the means of the features, and Frobenius norm of the difference between their
-        covariances, both in whitened coordinates. None if they cannot be estimated.
-    stuck_columns : tuple of (int, str or None)
-        Numbers and names of the columns that no longer vary.
-    """
-
+    # ``keep`` if the new rows are like the training rows, ``watch`` if they differ, and ``retrain`` if they differ so
+    # much that the model does not represent them well.
     verdict: str
-    reasons: tuple[str, ...]
-    n_rows: int
+    reasons: tuple[str, ...]  # sentences about the differences, or one sentence that there are none
+    n_rows: int  # new good rows
     n_sampled: int = 0
-    outside_share: float | None = None
-    reference_outside_share: float | None = None
-    error_ratio: float | None = None
-    error_ratio_low: float | None = None
+    outside_share: float | None = None  # of the new rows, outside the training range
+    reference_outside_share: float | None = None  # the expected share
+    error_ratio: float | None = None  # mean reconstruction error divided by that of the reference
+    error_ratio_low: float | None = None  # confidence interval of 95 %
     error_ratio_high: float | None = None
-    mean_shift: float | None = None
-    covariance_shift: float | None = None
-    stuck_columns: tuple[tuple[int, str | None], ...] = ()
+    mean_shift: float | None = None  # Euclidean distance between the means of the features, whitened
+    covariance_shift: float | None = None  # Frobenius norm of the difference between their covariances, whitened
+    stuck_columns: tuple[tuple[int, str | None], ...] = ()  # numbers and names of columns that no longer vary
 
     def facts(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -98,33 +80,22 @@ class Verdict:
 def judge_new_rows(
     reference: Reference, sample: Sample | None, model: Model, columns: Columns, n_outside: int, n_rows: int
 ) -> Verdict:
-    """Return the verdict on new rows.
+    """Return the verdict on `n_rows` new good rows, of which `n_outside` are outside the training range.
 
-    Parameters
-    ----------
-    reference : Reference
-        Statistics of earlier rows.
-    sample : Sample or None
-        Sample of the new rows. None if fewer than two of them are good.
-    model : Model
-        Model that encoded the new rows and those of the reference.
-    columns : Columns
-        Names of the columns.
-    n_outside, n_rows : int
-        Number of new good rows outside the training range, and number of all new good rows.
+    `sample` contains some of the new rows. It is None if fewer than two of them are good.
     """
     if sample is None or len(sample.rows) < 2:
         return Verdict("keep", ("There are too few good new rows to judge.",), n_rows)
     new = _NewRows.of(sample, model, reference)
     ratio = _error_ratio(reference, new.error)
-    mean_shift = _mean_shift(reference, new.halves)
-    covariance_shift = _covariance_shift(reference, new.halves)
+    mean_shift, covariance_shift = _shifts(reference, new.halves)
     outside_share = n_outside / max(1, n_rows)
     stuck = _stuck_columns(reference, sample, model.n_columns)
-    names = _InputNames(model, columns)
+    grown = _names_of_largest(new.column_error - reference.column_error, model, columns)
+    shifted = _names_of_largest(_column_shifts(reference, new), model, columns)
     findings = [
-        _describe_error(ratio, reference, new, names),
-        _describe_mean(mean_shift, reference, new, names),
+        _describe_error(ratio, reference.is_held_out, grown),
+        _describe_mean(mean_shift, shifted),
         _describe_covariance(covariance_shift),
         _describe_outside(outside_share, n_rows, reference),
         _describe_stuck(stuck, len(sample.rows), columns),
@@ -150,26 +121,15 @@ def judge_new_rows(
 
 @dataclass(frozen=True, eq=False)
 class _NewRows:
-    """Measurements of a sample of new rows.
+    """Measurements of a sample of new rows."""
 
-    Attributes
-    ----------
-    error : MeanEstimate
-        Mean squared reconstruction error.
-    halves : list of HalfMoments
-        Moments of the whitened coordinates of the even and of the odd groups.
-    column_mean, column_error : ndarray of shape (n_inputs,), float64
-        Mean and mean squared reconstruction error of each scaled column.
-    """
-
-    error: MeanEstimate
-    halves: list[HalfMoments]
-    column_mean: np.ndarray
-    column_error: np.ndarray
+    error: MeanEstimate  # mean squared reconstruction error
+    halves: list[HalfMoments]  # moments of the whitened coordinates of the even and of the odd groups
+    column_mean: np.ndarray  # float64 (n_inputs,), of the scaled columns
+    column_error: np.ndarray  # float64 (n_inputs,), their mean squared reconstruction errors
 
     @classmethod
     def of(cls, sample: Sample, model: Model, reference: Reference) -> _NewRows:
-        """Measure a sample, in the whitened coordinates of the reference."""
         groups = group_rows(sample)
         squares = squared_errors(sample, model)
         whitening = Whitening(reference.feature_mean, reference.basis)
@@ -218,30 +178,18 @@ class _Shift(NamedTuple):
     is_significant: bool
 
 
-def _mean_shift(reference: Reference, halves: Sequence[HalfMoments]) -> _Shift:
-    """Return the distance between the means of the whitened coordinates."""
-    if not _are_comparable(reference, halves):
-        return _Shift(None, False)
-    differences = [half.mean - mean for half, mean in zip(halves, reference.means, strict=True)]
-    noises = [half.mean_noise + noise for half, noise in zip(halves, reference.mean_noise, strict=True)]
-    return _shift(differences, noises)
+def _shifts(reference: Reference, halves: Sequence[HalfMoments]) -> tuple[_Shift, _Shift]:
+    """Return the distances between the means and between the covariances of the whitened coordinates."""
+    if not reference.basis.shape[1] or any(half.n_groups < 2 for half in halves):
+        return _Shift(None, False), _Shift(None, False)
+    means = np.array([half.mean for half in halves]) - reference.means
+    mean_noises = np.array([half.mean_noise for half in halves]) + reference.mean_noise
+    covariances = np.array([half.covariance for half in halves]) - reference.covariances
+    covariance_noises = np.array([half.covariance_noise for half in halves]) + reference.covariance_noise
+    return _shift(means, mean_noises), _shift(covariances, covariance_noises)
 
 
-def _covariance_shift(reference: Reference, halves: Sequence[HalfMoments]) -> _Shift:
-    """Return the distance between the covariances of the whitened coordinates."""
-    if not _are_comparable(reference, halves):
-        return _Shift(None, False)
-    differences = [half.covariance - covariance for half, covariance in zip(halves, reference.covariances, strict=True)]
-    noises = [half.covariance_noise + noise for half, noise in zip(halves, reference.covariance_noise, strict=True)]
-    return _shift(differences, noises)
-
-
-def _are_comparable(reference: Reference, halves: Sequence[HalfMoments]) -> bool:
-    """Return whether there are coordinates, and each half has enough groups to estimate its noise."""
-    return reference.basis.shape[1] > 0 and all(half.n_groups >= 2 for half in halves)
-
-
-def _shift(differences: Sequence[np.ndarray], noises: Sequence[float]) -> _Shift:
+def _shift(differences: np.ndarray, noises: np.ndarray) -> _Shift:
     """Return the size of a shift that was estimated twice, from independent halves of the rows.
 
     The scalar product of the two estimates is an unbiased estimate of the squared size: noise does not add to it.
@@ -251,6 +199,13 @@ def _shift(differences: Sequence[np.ndarray], noises: Sequence[float]) -> _Shift
     square = float((differences[0] * differences[1]).sum())
     deviation = math.sqrt(noises[0] * noises[1])
     return _Shift(math.sqrt(max(0.0, square)), square > _NOISE_DEVIATIONS * deviation)
+
+
+def _column_shifts(reference: Reference, new: _NewRows) -> np.ndarray:
+    """Return the shift of the mean of each input, in standard deviations (n_inputs,)."""
+    deviation = reference.column_deviation
+    least = max(NOTHING * float(deviation.max()), _MIN_ERROR)  # for columns that are constant in the reference
+    return np.abs(new.column_mean - reference.column_mean) / np.maximum(deviation, least)
 
 
 def _excess_outside(reference: Reference, share: float, n_rows: int) -> float:
@@ -295,26 +250,14 @@ class _Finding(NamedTuple):
     reason: str
 
 
-@dataclass(frozen=True, eq=False)
-class _InputNames:
-    """Names of the inputs of a network, for messages."""
-
-    model: Model
-    columns: Columns
-
-    def largest(self, sizes: np.ndarray) -> str:
-        """Return the names of the inputs with the largest sizes (n_inputs,)."""
-        order = np.argsort(-sizes, kind="stable")[:_MAX_LISTED]
-        names = [self._name(i) for i in order.tolist()]
-        if len(names) == 1:
-            return f"column {names[0]}"
-        return f"columns {', '.join(names[:-1])} and {names[-1]}"
-
-    def _name(self, i: int) -> str:
-        if i < self.model.n_columns:
-            return self.columns.numbered(i)
-        column, name = self.columns.name_of_input(i, self.model.n_columns, self.model.scaler.indicators)
-        return f"{column} ({name})"
+def _names_of_largest(sizes: np.ndarray, model: Model, columns: Columns) -> str:
+    """Return the names of the inputs with the largest sizes (n_inputs,)."""
+    order = np.argsort(-sizes, kind="stable")[:_MAX_LISTED]
+    names = []
+    for i in order.tolist():
+        column, name = columns.name_of_input(i, model.n_columns, model.scaler.indicators)
+        names.append(columns.numbered(i) if i < model.n_columns else f"{column} ({name})")
+    return f"column{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
 def _reasons(findings: Sequence[_Finding], ratio: _Ratio, n_sampled: int) -> tuple[str, ...]:
@@ -335,32 +278,28 @@ def _level(size: float, limits: tuple[float, float]) -> int:
     return sum(size > limit for limit in limits)
 
 
-def _describe_error(ratio: _Ratio, reference: Reference, new: _NewRows, names: _InputNames) -> _Finding:
+def _describe_error(ratio: _Ratio, is_held_out: bool, grown: str) -> _Finding:
     level = _level(ratio.low, _ERROR_RATIOS)
     kind = "held-out training rows"
     note = ""
-    if not reference.is_held_out:
+    if not is_held_out:
         # The errors of training rows can be small only because the model is overfitted to them.
         level = min(level, 1)
         kind = "training rows"
         note = " No rows were held out, so overfitting can explain this difference."
-    growth = names.largest(new.column_error - reference.column_error)
     reason = (
         f"The mean reconstruction error is {ratio.value:.3g} times that of {kind} (95 % confidence interval: "
-        f"{ratio.low:.3g} to {ratio.high:.3g}). It has grown most in {growth}.{note}"
+        f"{ratio.low:.3g} to {ratio.high:.3g}). It has grown most in {grown}.{note}"
     )
     return _Finding(level, reason)
 
 
-def _describe_mean(shift: _Shift, reference: Reference, new: _NewRows, names: _InputNames) -> _Finding:
+def _describe_mean(shift: _Shift, shifted: str) -> _Finding:
     if shift.size is None or not shift.is_significant:
         return _Finding(0, "")
-    deviation = reference.column_deviation
-    least = max(NOTHING * float(deviation.max()), _MIN_ERROR)  # for columns that are constant in the reference
-    sizes = np.abs(new.column_mean - reference.column_mean) / np.maximum(deviation, least)
     reason = (
         f"The mean of the features has shifted by {shift.size:.3g} standard deviations (Mahalanobis distance). The "
-        f"means of the inputs have shifted most in {names.largest(sizes)}."
+        f"means of the inputs have shifted most in {shifted}."
     )
     return _Finding(_level(shift.size, _MEAN_SHIFTS), reason)
 

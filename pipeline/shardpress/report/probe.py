@@ -10,16 +10,9 @@ from shardpress.ridge import ridge_weights
 def are_correct(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> np.ndarray:
     """Return a mask of the test rows that a ridge classifier assigns to the correct class, bool (n_test,).
 
-    scikit-learn's `RidgeClassifierCV` is equally accurate, but importing it takes longer than making the whole report.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n_rows, n_columns)
-        Rows. They are standardized with the mean and standard deviation of the training rows.
-    codes : ndarray of shape (n_rows,), int64
-        Class of each row. The first class is 0.
-    is_test : ndarray of shape (n_rows,), bool
-        Mask of the test rows. All other rows are training rows.
+    The rows (n_rows, n_columns) are standardized like the training rows, which are all rows that are no test rows.
+    `codes` (n_rows,) are the classes from 0 on. scikit-learn's `RidgeClassifierCV` is equally accurate, but importing
+    it takes longer than making the whole report.
     """
     is_train = ~is_test
     x = standardized(rows, is_train)

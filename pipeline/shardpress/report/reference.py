@@ -26,90 +26,40 @@ from shardpress.report.moments import (
 from shardpress.report.sample import Sample
 
 _MAX_STRETCHES = 128
-_MAX_ROWS = 2**53
 _HUGE = 1e100  # larger numbers in a file are refused, because their products could overflow
 _ARCHIVE_BYTES = 2**14  # maximum size of a file in addition to its arrays
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Statistics of the rows that new rows are compared with.
-
-    Attributes
-    ----------
-    n_rows : int
-        Number of rows.
-    n_groups : int
-        Number of groups of rows. Rows of different groups count as independent.
-    is_held_out : bool
-        Whether the model was trained without these rows.
-    error, error_variance : float
-        Mean squared reconstruction error of scaled rows, and the variance of this mean.
-    outside_share : float
-        Expected share of other rows of the same distribution that are outside the training range.
-    outside_rows : float
-        Number of independent rows that would determine `outside_share` with the same accuracy.
-    outside_cluster : float
-        Mean number of neighbouring rows outside the range that count as one independent row.
-    feature_mean : ndarray of shape (n_features,), float64
-        Mean of the features.
-    basis : ndarray of shape (n_features, p), float64
-        Matrix that maps centred features to `p` whitened coordinates: the leading principal components, divided by
-        their standard deviations.
-    means : ndarray of shape (2, p), float64
-        Means of the whitened coordinates of the even and of the odd groups.
-    covariances : ndarray of shape (2, p, p), float64
-        Covariances of the whitened coordinates of the even and of the odd groups.
-    mean_noise, covariance_noise : ndarray of shape (2,), float64
-        Noise of each of the `means` and `covariances`, see `shardpress.report.moments.HalfMoments`.
-    column_mean, column_deviation : ndarray of shape (n_inputs,), float64
-        Mean and standard deviation of each scaled column.
-    column_error : ndarray of shape (n_inputs,), float64
-        Mean squared reconstruction error of each column.
-    mode_share : ndarray of shape (n_inputs,), float64
-        Share of the most frequent value of each column among the first rows of the groups.
-    change_share : ndarray of shape (n_inputs,), float64
-        Share of the pairs of neighbouring rows whose values differ, for each column.
-    """
+    """Statistics of the rows that new rows are compared with. All arrays are float64."""
 
     n_rows: int
-    n_groups: int
-    is_held_out: bool
-    error: float
-    error_variance: float
-    outside_share: float
-    outside_rows: float
-    outside_cluster: float
-    feature_mean: np.ndarray
-    basis: np.ndarray
-    means: np.ndarray
-    covariances: np.ndarray
-    mean_noise: np.ndarray
-    covariance_noise: np.ndarray
-    column_mean: np.ndarray
-    column_deviation: np.ndarray
-    column_error: np.ndarray
-    mode_share: np.ndarray
-    change_share: np.ndarray
+    n_groups: int  # groups of rows; rows of different groups count as independent
+    is_held_out: bool  # whether the model was trained without these rows
+    error: float  # mean squared reconstruction error of scaled rows
+    error_variance: float  # of this mean
+    outside_share: float  # expected share of other rows of the same distribution outside the training range
+    outside_rows: float  # independent rows that would determine `outside_share` as accurately
+    outside_cluster: float  # mean number of neighbouring rows outside the range that count as one independent row
+    feature_mean: np.ndarray  # (n_features,)
+    basis: np.ndarray  # (n_features, p), see `Whitening`
+    means: np.ndarray  # (2, p), of the whitened coordinates of the even and of the odd groups
+    covariances: np.ndarray  # (2, p, p), of the same
+    mean_noise: np.ndarray  # (2,), see `HalfMoments`
+    covariance_noise: np.ndarray  # (2,)
+    column_mean: np.ndarray  # (n_inputs,), of the scaled columns
+    column_deviation: np.ndarray  # (n_inputs,)
+    column_error: np.ndarray  # (n_inputs,), mean squared reconstruction errors
+    mode_share: np.ndarray  # (n_inputs,), share of the most frequent value among the first rows of the groups
+    change_share: np.ndarray  # (n_inputs,), share of the pairs of neighbouring rows whose values differ
 
     @classmethod
     def of(cls, sample: Sample, model: Model, is_held_out: bool, n_fitted: int | None = None) -> Reference:
-        """Return the statistics of a sample.
+        """Return the statistics of a sample. Raise `ValueError` if it has fewer than two rows.
 
-        Parameters
-        ----------
-        sample : Sample
-            Two rows or more.
-        is_held_out : bool
-            Whether the model was trained without these rows.
-        n_fitted : int, optional
-            Number of rows that determined the training range, including those of the sample. Without it, the expected
-            share of rows outside the range is too large.
-
-        Raises
-        ------
-        ValueError
-            If there are fewer than two rows.
+        `n_fitted` is the number of rows that determined the training range, including those of the sample. Without it,
+        the expected share of rows outside the range is too large.
         """
         if len(sample.rows) < 2:
             raise ValueError(f"found {quantity(len(sample.rows), 'row')}, expected at least two")
@@ -142,20 +92,14 @@ class Reference:
         )
 
     def to_npz(self) -> bytes:
-        """Return the statistics as the content of an NPZ file."""
+        """Return the content of an NPZ file."""
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         numbers = {name: getattr(self, name) for name in _NUMBERS}
         return pack(arrays, numbers)
 
     @classmethod
     def from_npz(cls, data: bytes, model: Model) -> Reference:
-        """Return the statistics that `to_npz` stored.
-
-        Raises
-        ------
-        ValueError
-            If the data are not valid statistics for the model.
-        """
+        """Return the statistics that `to_npz` stored. Raise `ValueError` if they are not statistics for the model."""
         n_most = cls.max_bytes(model)
         if len(data) > n_most:
             raise ValueError(f"is not a reference of this model: {len(data)} bytes, expected at most {n_most}")
@@ -165,7 +109,7 @@ class Reference:
             found = cls(**values)
         except TypeError as error:
             raise ValueError(f"is not a reference: {error}") from error
-        wrong = [name for name, is_valid in _field_checks(found, model).items() if not is_valid]
+        wrong = _wrong_fields(found, model)
         if wrong:
             raise ValueError(f"is not a reference of this model: invalid values of {', '.join(wrong)}")
         return found
@@ -188,19 +132,8 @@ _NUMBERS = tuple(field.name for field in fields(Reference) if field.name not in 
 def held_out_stretches(rows: np.ndarray, n_wanted: int, max_stretches: int = _MAX_STRETCHES) -> list[tuple[int, int]]:
     """Choose stretches of held-out rows for `draw_sample`, evenly spread over all held-out rows.
 
-    Parameters
-    ----------
-    rows : ndarray of shape (n_rows,), int64
-        Sorted numbers of the held-out rows, counted over all parts. They can include bad rows.
-    n_wanted : int
-        Largest number of rows in all stretches together.
-    max_stretches : int
-        Largest number of stretches.
-
-    Returns
-    -------
-    list of (int, int)
-        First row of each stretch, and the row after its last one.
+    `rows` (n_rows,), int64, are their sorted numbers, counted over all parts. They can include bad rows. Return the
+    first row of each stretch, and the row after its last one; all stretches together have at most `n_wanted` rows.
     """
     n_most = min(max_stretches, n_wanted)
     if n_most < 1 or not len(rows):
@@ -258,10 +191,7 @@ def _expected_outside(rows: np.ndarray, groups: np.ndarray, n_fitted: int | None
 
 
 def _is_extreme(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Return whether any value of a row is larger than in all other groups.
-
-    The rows have shape (n_rows, n_columns), and the result has shape (n_rows,).
-    """
+    """Return whether any value of a row (n_rows, n_columns) is larger than in all other groups: bool (n_rows,)."""
     maxima = np.maximum.reduceat(rows, first_rows(groups), axis=0)
     largest_group = maxima.argmax(axis=0)
     second = np.partition(maxima, -2, axis=0)[-2]
@@ -282,47 +212,24 @@ def _mode_shares(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
 # -- validation of a stored reference ------------------------------------------------------------------------------
 
 
-def _field_checks(found: Reference, model: Model) -> dict[str, bool]:
-    """Map each field to whether its value is valid."""
-    p = -1
-    if isinstance(found.basis, np.ndarray) and found.basis.ndim == 2:
-        p = found.basis.shape[1]
-    has_rows = _is_count(found.n_rows, 2, _MAX_ROWS)
-    per_column = (model.n_inputs,)
-    return {
-        "n_rows": has_rows,
-        "n_groups": has_rows and _is_count(found.n_groups, 2, found.n_rows),
-        "is_held_out": type(found.is_held_out) is bool,
-        "error": _is_between(found.error, 0, _HUGE),
-        "error_variance": _is_between(found.error_variance, 0, _HUGE),
-        "outside_share": _is_between(found.outside_share, 0, 1),
-        "outside_rows": _is_between(found.outside_rows, 1, _HUGE),
-        "outside_cluster": _is_between(found.outside_cluster, 1, _HUGE),
-        "feature_mean": _is_array(found.feature_mean, (model.n_features,), -_HUGE, _HUGE),
-        "basis": p <= MAX_DIRECTIONS and _is_array(found.basis, (model.n_features, p), -_HUGE, _HUGE),
-        "means": _is_array(found.means, (2, p), -_HUGE, _HUGE),
-        "covariances": _is_array(found.covariances, (2, p, p), -_HUGE, _HUGE),
-        "mean_noise": _is_array(found.mean_noise, (2,), 0, _HUGE),
-        "covariance_noise": _is_array(found.covariance_noise, (2,), 0, _HUGE),
-        "column_mean": _is_array(found.column_mean, per_column, -_HUGE, _HUGE),
-        "column_deviation": _is_array(found.column_deviation, per_column, 0, _HUGE),
-        "column_error": _is_array(found.column_error, per_column, 0, _HUGE),
-        "mode_share": _is_array(found.mode_share, per_column, 0, 1),
-        "change_share": _is_array(found.change_share, per_column, 0, 1),
+def _wrong_fields(found: Reference, model: Model) -> list[str]:
+    """Return the names of the fields that have another type or shape than those of a model, or that are not finite."""
+    p = found.basis.shape[-1] if isinstance(found.basis, np.ndarray) and found.basis.ndim else 0
+    shapes = {
+        "feature_mean": (model.n_features,),
+        "basis": (model.n_features, min(p, MAX_DIRECTIONS)),
+        "means": (2, p),
+        "covariances": (2, p, p),
+        "mean_noise": (2,),
+        "covariance_noise": (2,),
     }
-
-
-def _is_count(value: object, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-
-def _is_between(value: object, low: float, high: float) -> bool:
-    """Return whether a value is a float in a range. NaN is in no range."""
-    return type(value) is float and low <= value <= high
-
-
-def _is_array(array: object, shape: tuple[int, ...], low: float, high: float) -> bool:
-    """Return whether an object is a float64 array of a shape, with values in a range. NaN is in no range."""
-    if not isinstance(array, np.ndarray) or array.dtype != np.float64 or array.shape != shape:
-        return False
-    return bool(((array >= low) & (array <= high)).all())
+    wrong = []
+    for name in _ARRAYS:
+        array = getattr(found, name)
+        shape = shapes.get(name, (model.n_inputs,))
+        is_array = isinstance(array, np.ndarray) and array.dtype == np.float64 and array.shape == shape
+        if not is_array or not (np.abs(array) < _HUGE).all():
+            wrong.append(name)
+    numbers = {name: getattr(found, name) for name in _NUMBERS}
+    wrong += [name for name, value in numbers.items() if not isinstance(value, (int, float)) or not 0 <= value < _HUGE]
+    return wrong

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from shardpress.errors import DataError, NoInput, NotPermitted, printable
@@ -41,27 +40,17 @@ PartLine = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Preprocessing of input rows before they are encoded.
-
-    Attributes
-    ----------
-    missing : float or None
-        Value that marks missing entries, in addition to NaN.
-    clips : bool
-        Whether rows outside the range of the model were clipped, although the model itself does not require it.
-    """
+    """Preprocessing of input rows before they are encoded."""
 
     model: Model
-    missing: float | None = None
-    clips: bool = False
+    missing: float | None = None  # marks missing entries, in addition to NaN
+    clips: bool = False  # whether rows were clipped to the range of the model, although it does not require that
 
     def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
         """Return the rows (n_rows, n_inputs) of a block as they were passed to the encoder."""
         scaler = self.model.scaler
         rows = Cleaning(scaler, self.missing).cleaned(block, rows)
-        if not self.clips:
-            return rows
-        return scaler.clipped(rows)
+        return scaler.clipped(rows) if self.clips else rows
 
 
 @dataclass(frozen=True)
@@ -74,30 +63,14 @@ class Fault:
 
 @dataclass(frozen=True)
 class RowCheck:
-    """Result of recomputing the features of some rows.
+    """Result of recomputing the features of some rows."""
 
-    Attributes
-    ----------
-    n_rows : int
-        Number of rows whose features were recomputed.
-    n_bad : int
-        Number of selected rows that are bad, and whose stored features are NaN as expected.
-    largest_difference : float
-        Largest difference between a stored and a recomputed feature.
-    of_tolerance : float
-        Largest ratio of a difference to its tolerance. It is above 1 if a feature is wrong.
-    faults : tuple of Fault
-        Parts with wrong features.
-    unchecked : tuple of Fault
-        Input files that could not be read.
-    """
-
-    n_rows: int = 0
-    n_bad: int = 0
-    largest_difference: float = 0.0
-    of_tolerance: float = 0.0
-    faults: tuple[Fault, ...] = ()
-    unchecked: tuple[Fault, ...] = ()
+    n_rows: int = 0  # rows whose features were recomputed
+    n_bad: int = 0  # selected rows that are bad, and whose stored features are NaN as expected
+    largest_difference: float = 0.0  # between a stored and a recomputed feature
+    of_tolerance: float = 0.0  # largest ratio of a difference to its tolerance; above 1 if a feature is wrong
+    faults: tuple[Fault, ...] = ()  # of parts with wrong features
+    unchecked: tuple[Fault, ...] = ()  # input files that could not be read
 
     def __str__(self) -> str:
         if not self.n_rows:
@@ -119,17 +92,11 @@ def check_rows(
 
     Parameters
     ----------
-    directory : Path
-        Output directory.
-    parts : sequence of mapping
-        Lines of the parts in the manifest.
     shard_of : callable
         Function that returns the shard of a part. It raises `DataError`, `NoInput` or `NotPermitted` if the shard
         cannot be read.
-    preprocessing : Preprocessing
-        Preprocessing of the rows before encoding.
     n_rows : int, optional
-        Number of rows, selected by `select_rows`. The default is 256, or less if chunks are large.
+        Number of rows, evenly spread. The default is 256, or less if chunks are large.
 
     Raises
     ------
@@ -145,11 +112,6 @@ def check_rows(
         for start in range(0, len(rows), _DEFAULT_ROWS):
             numbers = rows[start : start + _DEFAULT_ROWS]
             results.append(_check_part(directory, part, numbers, sources, preprocessing))
-    return _total(results, sources)
-
-
-def _total(results: Sequence[RowCheck], sources: _Sources) -> RowCheck:
-    """Combine the results of all parts."""
     return RowCheck(
         n_rows=sum(each.n_rows for each in results),
         n_bad=sum(each.n_bad for each in results),
@@ -163,30 +125,17 @@ def _total(results: Sequence[RowCheck], sources: _Sources) -> RowCheck:
 # -- selection of rows ---------------------------------------------------------------------------------------------
 
 
-def select_rows(sizes: Sequence[int], n: int, seed: int = 0) -> list[np.ndarray]:
-    """Select up to `n` rows, one from each of `n` equal ranges of rows.
+def select_rows(sizes: Sequence[int], n: int) -> list[np.ndarray]:
+    """Select up to `n` rows, one from each of `n` equal ranges of all rows, given the number of rows in each piece.
 
-    The selection depends only on the total number of rows, on `n` and on the seed.
-
-    Parameters
-    ----------
-    sizes : sequence of int
-        Number of rows in each piece.
-    n : int
-        Maximum number of rows to select.
-    seed : int
-        Seed of the random selection.
-
-    Returns
-    -------
-    list of ndarray
-        Sorted numbers of the selected rows within each piece.
+    Return the sorted numbers of the selected rows within each piece. Which rows of the whole are selected does not
+    depend on the pieces.
     """
     first_rows = np.cumsum([0, *sizes])
     n_total = int(first_rows[-1])
     n = min(n, n_total)
     edges = np.arange(n + 1) * n_total // max(1, n)
-    rows = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
+    rows = np.random.default_rng(0).integers(edges[:-1], edges[1:])
     ends = np.searchsorted(rows, first_rows)
     return [rows[ends[i] : ends[i + 1]] - first_rows[i] for i in range(len(sizes))]
 
@@ -196,7 +145,7 @@ def _affordable_rows(parts: Sequence[PartLine], sources: _Sources) -> int:
 
     All shards are assumed to be like the first one, and each row is assumed to be in a different chunk.
     """
-    shard = sources.first_shard(parts)
+    shard = next(filter(None, map(sources.shard, parts)), None)
     if shard is None:
         return _DEFAULT_ROWS
     n_bytes = sum(part["n_rows"] for part in parts) * shard.row_bytes
@@ -210,14 +159,7 @@ def _affordable_rows(parts: Sequence[PartLine], sources: _Sources) -> int:
 
 
 def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Read rows of a part.
-
-    Parameters
-    ----------
-    path : Path
-        File of the part.
-    rows : ndarray of shape (n,)
-        Sorted row numbers.
+    """Read some rows of a part, given their sorted numbers (n,).
 
     Returns
     -------
@@ -235,90 +177,26 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """
     try:
         with reading(path) as file:
-            features = _read_features(path, file[FEATURES], rows)
-            valid = file[VALID][()]
-            return features, valid[rows]
+            return file[FEATURES][rows], file[VALID][rows]
     except FAILURES as error:
-        number = _error_number(error)
+        # HDF5 reports the error number of a failed system call only in the text of its error.
+        match = re.search(r"errno = (\d+), error message", str(error))
+        number = int(match[1]) if match else getattr(error, "errno", None)
         if number:
             check_storage(OSError(number, os.strerror(number)), path)
         raise DataError(f"file={printable(path)}: cannot be read: {error}") from error
-
-
-def _error_number(error: BaseException) -> int | None:
-    """Return the error number of a failed system call, which HDF5 reports only in the text of its error."""
-    match = re.search(r"errno = (\d+), error message", str(error))
-    if match:
-        return int(match[1])
-    return getattr(error, "errno", None)
-
-
-def _read_features(path: Path, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Read rows of a dataset. HDF5 is used unless the dataset is stored contiguously."""
-    offset = features.id.get_offset()
-    if offset is None:
-        return _read_chunks(features, rows)
-    # Selecting single rows with HDF5 takes more time than reading them directly.
-    return _read_contiguous(path, offset, features, rows)
-
-
-def _read_chunks(features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Read rows of a chunked dataset. Each chunk is decompressed only once."""
-    chunk_rows = features.chunks[0] if features.chunks else 1
-    chunk_of_row = rows // chunk_rows
-    pieces = [np.empty((0, *features.shape[1:]), features.dtype)]
-    for number in np.unique(chunk_of_row):
-        start = number * chunk_rows
-        chunk = features[start : start + chunk_rows]
-        pieces.append(chunk[rows[chunk_of_row == number] - start])
-    return np.concatenate(pieces)
-
-
-def _read_contiguous(path: Path, offset: int, features: h5py.Dataset, rows: np.ndarray) -> np.ndarray:
-    """Read rows of a dataset that is stored contiguously and starts at a byte offset.
-
-    The file is not memory-mapped. With a memory map, a failing disk or a truncated file would end the process with
-    SIGBUS.
-    """
-    values = np.empty((len(rows), *features.shape[1:]), features.dtype)
-    row_bytes = values[:1].nbytes
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        for i, row in enumerate(rows.tolist()):
-            data = _read_bytes(descriptor, offset + row * row_bytes, row_bytes)
-            values[i] = np.frombuffer(data, features.dtype).reshape(features.shape[1:])
-    finally:
-        os.close(descriptor)
-    return values
-
-
-def _read_bytes(descriptor: int, offset: int, n_bytes: int) -> bytes:
-    """Read `n_bytes` from a file, with several system calls if necessary."""
-    data = b""
-    while len(data) < n_bytes:
-        piece = os.pread(descriptor, n_bytes - len(data), offset + len(data))
-        if not piece:
-            raise ValueError(f"the file ends at byte {offset + len(data)}")
-        data += piece
-    return data
 
 
 # -- input rows ----------------------------------------------------------------------------------------------------
 
 
 class _Sources:
-    """Input shards of the parts. Each shard is opened only once.
-
-    Attributes
-    ----------
-    unreadable : dict of str to str
-        Reason why a file cannot be read, by its path.
-    """
+    """Input shards of the parts. Each shard is opened only once."""
 
     def __init__(self, shard_of: Callable[[PartLine], Shard]) -> None:
         self._shard_of = shard_of
         self._shards: dict[int, Shard | None] = {}
-        self.unreadable: dict[str, str] = {}
+        self.unreadable: dict[str, str] = {}  # the reason why a file cannot be read, by its path
 
     def shard(self, part: PartLine) -> Shard | None:
         """Return the shard of a part, or None if the shard can no longer be read."""
@@ -331,24 +209,11 @@ class _Sources:
                 self.unreadable[part["path"]] = str(error)
         return self._shards[number]
 
-    def first_shard(self, parts: Sequence[PartLine]) -> Shard | None:
-        """Return the first readable shard of some parts, or None if no shard is readable."""
-        for part in parts:
-            shard = self.shard(part)
-            if shard is not None:
-                return shard
-        return None
-
 
 def _read_rows(part: PartLine, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-    """Read the input rows of a part from its shard.
+    """Read input rows (n_rows, n_inputs) of a part from its shard.
 
-    Returns
-    -------
-    rows : ndarray of shape (n_rows, n_inputs)
-        Rows that cannot be read are 0.
-    failures : dict of int to str
-        Reason why a row cannot be read, by its position in `rows`.
+    Also return the reason why a row cannot be read, by its position. Such rows are 0.
     """
     rows = np.zeros((len(numbers), shard.n_inputs), shard.dtype)
     failures: dict[int, str] = {}
@@ -356,18 +221,13 @@ def _read_rows(part: PartLine, shard: Shard, numbers: np.ndarray) -> tuple[np.nd
     chunk_of_row = rows_of_shard // shard.chunk_rows
     for chunk in np.unique(chunk_of_row):  # so that each chunk is decompressed only once
         positions = np.flatnonzero(chunk_of_row == chunk)
+        wanted = rows_of_shard[positions]
         try:
-            rows[positions] = _read_sorted(shard, rows_of_shard[positions])
+            values = read(Block(shard, int(wanted[0]), int(wanted[-1]) + 1))
+            rows[positions] = values[wanted - wanted[0]]
         except DataError as error:
             failures |= dict.fromkeys(positions.tolist(), str(error))
     return rows, failures
-
-
-def _read_sorted(shard: Shard, numbers: np.ndarray) -> np.ndarray:
-    """Read rows with sorted numbers. The whole range from the first to the last row is read at once."""
-    first = int(numbers[0])
-    values = read(Block(shard, first, int(numbers[-1]) + 1))
-    return values[numbers - first]
 
 
 # -- comparison ----------------------------------------------------------------------------------------------------
@@ -390,53 +250,27 @@ def _check_part(
     if reasons:
         sources.unreadable[part["path"]] = reasons[0]
     positions = np.delete(np.arange(len(rows)), list(failures))
-    stored = _Stored(numbers, features.astype(np.float64), valid).at(positions)
+    stored = _Stored(numbers[positions], features[positions].astype(np.float64), valid[positions])
     return _compare(part["file"], stored, _expected(part, shard, rows[positions], preprocessing))
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """Stored features of some rows.
+    """Stored features of some rows."""
 
-    Attributes
-    ----------
-    numbers : ndarray of shape (n_rows,)
-        Numbers of the rows within the part.
-    features : ndarray of shape (n_rows, n_features), float64
-        Features of the rows.
-    valid : ndarray of shape (n_rows,), bool
-        False for rows that are stored as bad rows.
-    """
-
-    numbers: np.ndarray
-    features: np.ndarray
-    valid: np.ndarray
-
-    def at(self, positions: np.ndarray) -> _Stored:
-        """Return the rows at the given positions."""
-        return _Stored(self.numbers[positions], self.features[positions], self.valid[positions])
+    numbers: np.ndarray  # (n_rows,), within the part
+    features: np.ndarray  # float64 (n_rows, n_features)
+    valid: np.ndarray  # bool (n_rows,), false for rows that are stored as bad rows
 
 
 @dataclass(frozen=True)
 class _Expected:
-    """Expected features of some rows.
+    """Expected features of some rows."""
 
-    Attributes
-    ----------
-    features : ndarray of shape (n_rows, n_features), float64
-        Recomputed features.
-    allowed : ndarray of shape (n_rows, n_features), float64
-        Maximum allowed differences.
-    is_bad : ndarray of shape (n_rows,), bool
-        True for rows that must be stored as bad rows.
-    may_be_bad : ndarray of shape (n_rows,), bool
-        True for rows that are allowed to be stored as bad rows, for example because float32 can overflow.
-    """
-
-    features: np.ndarray
-    allowed: np.ndarray
-    is_bad: np.ndarray
-    may_be_bad: np.ndarray
+    features: np.ndarray  # float64 (n_rows, n_features)
+    allowed: np.ndarray  # float64 (n_rows, n_features), the largest allowed differences
+    is_bad: np.ndarray  # bool (n_rows,), true for rows that must be stored as bad rows
+    may_be_bad: np.ndarray  # bool (n_rows,), true for rows that are allowed to be bad, as float32 can overflow
 
 
 def _expected(part: PartLine, shard: Shard, rows: np.ndarray, preprocessing: Preprocessing) -> _Expected:
@@ -460,7 +294,8 @@ def _compare(file: str, stored: _Stored, expected: _Expected) -> RowCheck:
     is_comparable = stored.valid & ~expected.is_bad & ~expected.may_be_bad
     differences = np.where(is_comparable[:, None], np.abs(stored.features - expected.features), 0)
     shares = np.where(is_comparable[:, None], differences / expected.allowed, 0)
-    is_left_out = _is_left_out(stored, expected)
+    is_nan = np.isnan(stored.features).all(axis=1)
+    is_left_out = ~stored.valid & is_nan & (expected.is_bad | expected.may_be_bad)  # correctly stored as bad rows
     is_right = stored.valid & ~expected.is_bad & (shares <= 1).all(axis=1)  # shares are 0 if a row may be bad
     wrong = np.flatnonzero(~(is_right | is_left_out)).tolist()
     return RowCheck(
@@ -472,12 +307,6 @@ def _compare(file: str, stored: _Stored, expected: _Expected) -> RowCheck:
     )
 
 
-def _is_left_out(stored: _Stored, expected: _Expected) -> np.ndarray:
-    """Return a mask of the rows that are correctly stored as bad rows, bool (n_rows,)."""
-    is_nan = np.isnan(stored.features).all(axis=1)
-    return ~stored.valid & is_nan & (expected.is_bad | expected.may_be_bad)
-
-
 def _fault(i: int, stored: _Stored, expected: _Expected, shares: np.ndarray) -> str:
     """Describe the fault of a row."""
     where = f"row {stored.numbers[i]}"
@@ -486,17 +315,17 @@ def _fault(i: int, stored: _Stored, expected: _Expected, shares: np.ndarray) -> 
     if not stored.valid[i]:
         return f"{where}: is marked as bad although its input row is good, expected features and valid=True"
     worst = int(np.argmax(np.where(np.isnan(shares[i]), np.inf, shares[i])))
-    return f"{where}: {_difference(stored.features[i], expected.features[i], expected.allowed[i], worst)}"
-
-
-def _difference(stored: np.ndarray, expected: np.ndarray, allowed: np.ndarray, j: int) -> str:
-    return f"feature {j} is {stored[j]:.7g}, expected {expected[j]:.7g} +- {allowed[j]:.2g} (recomputed in float64)"
+    return (
+        f"{where}: feature {worst} is {stored.features[i, worst]:.7g}, expected {expected.features[i, worst]:.7g} +- "
+        f"{expected.allowed[i, worst]:.2g} (recomputed in float64)"
+    )
 
 
 def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
-    """Return a bound on the rounding errors of features that are computed in float32.
+    """Return a bound on the rounding errors of features that are computed in float32, float64 (n_rows, n_features).
 
-    The bound limits the difference from the float64 features of `Model.encode`.
+    The bound limits the difference from the float64 features of `Model.encode`. It is Inf or NaN where float32
+    overflows. The rows (n_rows, n_inputs) are cleaned.
 
     The rounding error of a sum of n products is about ``sqrt(n)`` times the rounding error of the sum of their absolute
     values, in any order of additions. See Higham and Mary, "A new approach to probabilistic rounding error analysis",
@@ -504,18 +333,6 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
     Integer products round each weight relative to all weights of its unit. Therefore the mean absolute value of these
     weights is added to each weight. The measured errors of devices that sum in another order, or that fold the scaling
     into the weights, are at most 21 % of it: see docs/reliability.md.
-
-    Parameters
-    ----------
-    model : Model
-        Model that has encoded the rows.
-    rows : ndarray of shape (n_rows, n_inputs)
-        Cleaned rows.
-
-    Returns
-    -------
-    ndarray of shape (n_rows, n_features), float64
-        Inf or NaN where float32 overflows.
     """
     # Compute in float32, so that only one large matrix is copied at a time. A bound needs few digits.
     with np.errstate(over="ignore", invalid="ignore"):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import compress, groupby, pairwise
-from math import prod
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,44 +24,24 @@ _MAX_READS = 128
 _MIN_ROWS_PER_READ = 8
 _MAX_DECOMPRESSED_BYTES = 2**28  # takes about one second
 _MAX_OPERATIONS = 2e10  # a decoder needs about one second for this number of operations in float64
-_MAX_SPAN_BYTES = 2**22  # up to this size, a single large read takes less time than many small reads
 
 
 @dataclass(frozen=True)
 class PartSource:
-    """Rows of a shard, and their features.
-
-    Attributes
-    ----------
-    block : Block
-        The rows.
-    file : Path
-        File that contains their features in the same order.
-    trained : ndarray of shape (n_rows,), bool, or None
-        Mask of the rows that trained the model. None if they are unknown.
-    lost : mapping of str to sequence of (int, int)
-        Row ranges of the shard whose values could not be read, by the names of the extras.
-    """
+    """Rows of a shard, and their features."""
 
     block: Block
-    file: Path
-    trained: np.ndarray | None = None
+    file: Path  # contains the features of these rows in the same order
+    trained: np.ndarray | None = None  # bool (n_rows,), the rows that trained the model; None if they are unknown
+    # Row ranges of the shard whose values could not be read, by the names of the extras.
     lost: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class SampleSpec(Preprocessing):
-    """Options of sampling, in addition to the preprocessing.
+    """Options of sampling, in addition to the preprocessing."""
 
-    Attributes
-    ----------
-    memory_bytes : int
-        Host memory budget of the whole run, in bytes.
-    seed : int
-        Seed of the random selection of rows.
-    """
-
-    memory_bytes: int = 2**31
+    memory_bytes: int = 2**31  # host memory budget of the whole run
     seed: int = 0
 
     @property
@@ -74,12 +53,7 @@ class SampleSpec(Preprocessing):
 def largest_sample(network: Network, memory_bytes: int) -> tuple[int, int]:
     """Return the maximum number of rows in a sample, and the memory that they take in bytes.
 
-    Parameters
-    ----------
-    network : Network
-        Network of the model.
-    memory_bytes : int
-        Host memory budget of the whole run, in bytes.
+    `memory_bytes` is the host memory budget of the whole run.
     """
     largest_layer = max(n * m for n, m in pairwise(network.widths))
     if 8 * largest_layer > memory_bytes // 4:  # layers are computed in float64
@@ -93,36 +67,16 @@ def largest_sample(network: Network, memory_bytes: int) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Sample:
-    """Good rows and their features.
+    """Good rows and their features. A stretch is a range of neighbouring rows of the input."""
 
-    Attributes
-    ----------
-    scaled : ndarray of shape (n_rows, n_inputs), float32
-        Scaled input rows.
-    features : ndarray of shape (n_rows, n_features), float32
-        Stored features, converted to float32.
-    extras : dict of str to ndarray of shape (n_rows,)
-        Extra datasets, such as labels. Strings are Python objects of type str.
-    sources : ndarray of shape (n_rows,), int64
-        Index of the `PartSource` that contains each row.
-    rows : ndarray of shape (n_rows,), int64
-        Number of each row in its dataset.
-    stretches : ndarray of shape (n_rows,), int64
-        Number of the stretch that contains each row, ascending. A stretch is a range of neighbouring rows of the input.
-    trained : ndarray of shape (n_rows,), bool, or None
-        Mask of the rows that trained the model. None if they are unknown.
-    lost : dict of str to ndarray of shape (n_rows,), bool
-        Mask of the rows whose value could not be read, for each extra with lost values in a part.
-    """
-
-    scaled: np.ndarray
-    features: np.ndarray
-    extras: dict[str, np.ndarray]
-    sources: np.ndarray
-    rows: np.ndarray
-    stretches: np.ndarray
-    trained: np.ndarray | None = None
-    lost: dict[str, np.ndarray] = field(default_factory=dict)
+    scaled: np.ndarray  # float32 (n_rows, n_inputs)
+    features: np.ndarray  # float32 (n_rows, n_features), converted from the stored dtype
+    extras: dict[str, np.ndarray]  # (n_rows,); strings are Python objects of type str
+    sources: np.ndarray  # int64 (n_rows,), the index of the `PartSource` of each row
+    rows: np.ndarray  # int64 (n_rows,), the number of each row in its dataset
+    stretches: np.ndarray  # int64 (n_rows,), the number of the stretch of each row, ascending
+    trained: np.ndarray | None = None  # bool (n_rows,), the rows that trained the model; None if they are unknown
+    lost: dict[str, np.ndarray] = field(default_factory=dict)  # bool (n_rows,), values that could not be read
 
 
 def draw_sample(
@@ -141,13 +95,6 @@ def draw_sample(
         Stretches to read instead of randomly chosen ones, for example held-out rows: sorted and disjoint pairs of a
         first row and the row after the last one, numbered over all parts. The caller limits their number (see
         `max_stretches`) and their rows (see `SampleSpec.n_rows`).
-
-    Raises
-    ------
-    DataError, ReadFailed, NotPermitted, SystemLimit
-        If rows cannot be read.
-    OSError
-        If features cannot be read.
     """
     if not parts or spec.n_rows < 2:
         return None
@@ -202,14 +149,6 @@ class _Place(NamedTuple):
     stop: int
     stretch: int
 
-    @property
-    def rows(self) -> slice:
-        return slice(self.start, self.stop)
-
-    @property
-    def n_rows(self) -> int:
-        return self.stop - self.start
-
 
 def _places(first_rows: Sequence[int], stretches: Sequence[tuple[int, int]]) -> Iterator[_Place]:
     """Yield the rows of all stretches, divided at the boundaries between parts.
@@ -253,15 +192,7 @@ def _n_stretches(n_rows: int, parts: Sequence[PartSource]) -> int:
 
 
 def max_stretches(parts: Sequence[PartSource], max_reads: int = _MAX_READS) -> int:
-    """Return the largest number of stretches that can be read in about a second, at least 1.
-
-    Parameters
-    ----------
-    parts : sequence of PartSource
-        One part or more.
-    max_reads : int
-        Largest number of reads if chunks are small.
-    """
+    """Return the largest number of stretches that can be read from parts in about a second, at least 1."""
     shards = [part.block.shard for part in parts]
     chunk_bytes = max(shard.chunk_rows * shard.row_bytes for shard in shards)
     return max(1, min(max_reads, _MAX_DECOMPRESSED_BYTES // chunk_bytes))
@@ -270,63 +201,26 @@ def max_stretches(parts: Sequence[PartSource], max_reads: int = _MAX_READS) -> i
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _GoodRows:
-    """Good rows at some places of a part.
-
-    Attributes
-    ----------
-    places : sequence of _Place
-        Places with at least one good row.
-    is_good : ndarray of shape (n_rows,), bool
-        Mask of the good rows in the rows of all places.
-    """
-
-    places: Sequence[_Place]
-    is_good: np.ndarray
-
-    def values(self, item: h5py.Dataset) -> np.ndarray:
-        """Read the values of a dataset for the good rows."""
-        return np.concatenate(_values(item, self.places))[self.is_good]
-
-    def numbers(self) -> np.ndarray:
-        """Return the numbers of the good rows within the part."""
-        numbers = np.concatenate([np.arange(place.start, place.stop) for place in self.places])
-        return numbers[self.is_good]
-
-    def stretches(self) -> np.ndarray:
-        """Return the number of the stretch of each good row."""
-        lengths = [place.n_rows for place in self.places]
-        return np.repeat([place.stretch for place in self.places], lengths)[self.is_good]
-
-
-def _good_rows(valid: h5py.Dataset, places: Sequence[_Place]) -> _GoodRows | None:
-    """Return the good rows at some places, or None if no row is good, for example in an unreadable shard."""
-    flags = _values(valid, places)
-    has_good_rows = [bool(each.any()) for each in flags]
-    if not any(has_good_rows):
-        return None
-    good_places = list(compress(places, has_good_rows))
-    return _GoodRows(good_places, np.concatenate(list(compress(flags, has_good_rows))))
-
-
 def _sample_of_part(part: PartSource, places: Sequence[_Place], spec: SampleSpec) -> Sample | None:
     """Return the good rows at some places of one part, or None if no row is good."""
+    numbers = np.concatenate([np.arange(place.start, place.stop) for place in places])
+    stretches = np.repeat([place.stretch for place in places], [place.stop - place.start for place in places])
     with reading(part.file) as file:
-        good = _good_rows(file[VALID], places)
-        if good is None:
+        is_good = file[VALID][numbers]
+        numbers = numbers[is_good]
+        stretches = stretches[is_good]
+        if not len(numbers):
             return None
-        features = good.values(file[FEATURES])
-        extras = {name: good.values(item) for name, item in _extras(file).items()}
-    numbers = good.numbers()
+        features = file[FEATURES][numbers]
+        extras = {name: _values(item, numbers) for name, item in _extras(file).items()}
     rows = part.block.start + numbers
     return Sample(
-        scaled=_scaled_rows(part.block, good, spec),
+        scaled=_scaled_rows(part.block, numbers, stretches, spec),
         features=features.astype(np.float32, copy=False),
         extras=extras,
         sources=np.full(len(features), places[0].part),
         rows=rows,
-        stretches=good.stretches(),
+        stretches=stretches,
         trained=None if part.trained is None else part.trained[numbers],
         lost={name: in_ranges(rows, ranges) for name, ranges in part.lost.items()},
     )
@@ -338,23 +232,21 @@ def _extras(file: h5py.File) -> dict[str, h5py.Dataset]:
     return {name: item for name, item in others.items() if isinstance(item, h5py.Dataset) and item.ndim == 1}
 
 
-def _scaled_rows(block: Block, good: _GoodRows, spec: SampleSpec) -> np.ndarray:
-    """Return the good input rows at some places of a block, scaled in the same way as for encoding."""
-    blocks = [Block(block.shard, block.start + place.start, block.start + place.stop) for place in good.places]
-    rows = np.concatenate([read(each) for each in blocks])
-    cleaned = spec.cleaned(block, rows)
-    return spec.model.scaler.scaled(cleaned[good.is_good])
-
-
-def _values(item: h5py.Dataset, places: Sequence[_Place]) -> list[np.ndarray]:
-    """Return the values of a dataset at each place. Strings are Python objects of type str."""
+def _values(item: h5py.Dataset, numbers: np.ndarray) -> np.ndarray:
+    """Return values of a dataset. Strings are Python objects of type str."""
     if h5py.check_string_dtype(item.dtype):
-        texts = item.asstr("utf-8", "replace")
-        return [np.asarray(texts[place.rows]) for place in places]
-    first = places[0].start
-    last = places[-1].stop
-    row_bytes = item.dtype.itemsize * prod(item.shape[1:])
-    if (last - first) * row_bytes > _MAX_SPAN_BYTES:
-        return [np.asarray(item[place.rows]) for place in places]
-    span = np.asarray(item[first:last])
-    return [span[place.start - first : place.stop - first] for place in places]
+        return np.asarray(item.asstr("utf-8", "replace")[numbers])
+    return np.asarray(item[numbers])
+
+
+def _scaled_rows(block: Block, numbers: np.ndarray, stretches: np.ndarray, spec: SampleSpec) -> np.ndarray:
+    """Return some input rows of a block, scaled in the same way as for encoding. Each stretch is read at once.
+
+    Stretches without good rows are not read, because they can be damaged.
+    """
+    pieces = []
+    for some in np.split(numbers, np.flatnonzero(np.diff(stretches)) + 1):
+        first = block.start + int(some[0])
+        rows = read(Block(block.shard, first, block.start + int(some[-1]) + 1))
+        pieces.append(rows[some - some[0]])
+    return spec.model.scaler.scaled(spec.cleaned(block, np.concatenate(pieces)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from shardpress.errors import DataError, NoInput, ReadFailed, printable, quantity
-from shardpress.features import FAILURES, reading
 from shardpress.model import load_model
 from shardpress.output.records import Entry, fault_of, plain_name, published_file, read_generation, read_manifest
 from shardpress.report.inputs import Inputs, preprocessing_of
@@ -24,26 +23,14 @@ _NOT_ENCODED = Fault("features", "no row can be recomputed, because the model is
 
 @dataclass(frozen=True)
 class _Verification:
-    """Result of verifying an output directory.
-
-    Attributes
-    ----------
-    n_files, n_bytes : int
-        Number and total size of the files that the manifest lists, including the parts.
-    rows : RowCheck
-        Result of recomputing the features of some rows.
-    faults : tuple of Fault
-        Faults of files and features.
-    unchecked : tuple of Fault
-        Files that could not be checked, with reasons.
-    """
+    """Result of verifying an output directory."""
 
     output: str
-    n_files: int
-    n_bytes: int
+    n_files: int  # that the manifest lists, including the parts
+    n_bytes: int  # their total size
     rows: RowCheck = field(default_factory=RowCheck)
-    faults: tuple[Fault, ...] = ()
-    unchecked: tuple[Fault, ...] = ()
+    faults: tuple[Fault, ...] = ()  # of files and features
+    unchecked: tuple[Fault, ...] = ()  # files that could not be checked
 
     def __str__(self) -> str:
         lines = [f"fault: {printable(each.file)}: {each.fault}" for each in self.faults]
@@ -73,29 +60,16 @@ class _Verification:
 def verify(output: str, n_rows: int | None = None) -> _Verification:
     """Compare all files with the manifest, and recompute the features of some rows.
 
-    The manifest lists the size and the BLAKE3 digest of each file. Features can be recomputed only if the input file
-    has not changed, and still exists at its path or in an input directory of the run. Nothing is written.
-
-    Parameters
-    ----------
-    output : str
-        Output directory of a finished run.
-    n_rows : int, optional
-        Number of rows to recompute. By default, at most 256 rows are recomputed.
-
-    Raises
-    ------
-    NoInput
-        If the directory contains no finished run.
-    DataError
-        If the manifest is damaged.
+    Features can be recomputed only if the input file has not changed, and still exists at its path or in an input
+    directory of the run. By default, those of at most 256 rows are recomputed. Nothing is written. Raise `NoInput` if
+    the directory contains no finished run, and `DataError` if the manifest is damaged.
     """
     directory = Path(output)
     manifest = read_manifest(directory)
     earlier = _earlier_parts(directory, manifest)
-    entries = [_entry(line) for line in (*manifest["parts"], *manifest["files"], *earlier)]
+    lines = (*manifest["parts"], *manifest["files"], *earlier)
+    entries = [Entry(line["file"], line["n_bytes"], line["blake3"]) for line in lines]
     faults = _file_faults(directory, entries)
-    faults += _other_encoders(directory, manifest, {fault.file for fault in faults})
     n_bytes = sum(entry.n_bytes for entry in entries)
     preprocessing = _load_preprocessing(directory, manifest, faults)
     if preprocessing is None:
@@ -116,29 +90,6 @@ def _earlier_parts(directory: Path, manifest: Mapping[str, Any]) -> list[dict[st
     return parts
 
 
-def _other_encoders(directory: Path, manifest: Mapping[str, Any], wrong_files: Collection[str]) -> list[Fault]:
-    """Return a fault for each part that another encoder has made according to its attributes."""
-    faults = []
-    for line in manifest["parts"]:
-        if line["file"] in wrong_files:
-            continue
-        try:
-            with reading(directory / line["file"]) as file:
-                encoder = file.attrs.get("model")
-        except FAILURES as error:
-            faults.append(Fault(line["file"], f"cannot be read: {error}"))
-            continue
-        if encoder is not None and encoder != manifest["model"]:
-            expected = f"expected {manifest['model']} as in the manifest"
-            faults.append(Fault(line["file"], f"contains features of the encoder {encoder}, {expected}"))
-    return faults
-
-
-def _entry(line: Mapping[str, Any]) -> Entry:
-    """Convert a line of the manifest to an entry."""
-    return Entry(line["file"], line["n_bytes"], line["blake3"])
-
-
 def _file_faults(directory: Path, entries: list[Entry]) -> list[Fault]:
     """Return the faults of all files that differ from their entries in the manifest."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "verify") as pool:
@@ -152,10 +103,7 @@ def _file_faults(directory: Path, entries: list[Entry]) -> list[Fault]:
 
 
 def _file_fault(directory: Path, entry: Entry) -> str | None:
-    """Return the fault of a file, or None if the file is intact.
-
-    A file that cannot be read because the storage fails is reported like a damaged file.
-    """
+    """Return the fault of a file, or None. A file that a failing storage cannot read is reported like a damaged one."""
     try:
         return fault_of(directory, entry)
     except ReadFailed as error:

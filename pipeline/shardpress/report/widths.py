@@ -21,21 +21,8 @@ def width_facts(
 ) -> list[dict[str, Any]]:
     """Return the error and the accuracy of the first 8, 16, 32, ... features and principal components.
 
-    Parameters
-    ----------
-    components : Components
-        Principal components of the scaled rows that are not test rows, at least as many as there are features if
-        possible.
-    labels : Labels or None
-        Labels of the rows.
-    is_test : ndarray of shape (n_rows,), bool
-        Mask of the test rows. Errors are measured on the other rows, on which no other components have a smaller error.
-
-    Returns
-    -------
-    list of dict
-        ``n_features``; ``error`` and ``components``, the mean squared errors; and with labels ``accuracy`` and
-        ``components_accuracy`` of a linear classifier on the test rows.
+    The components are those of the scaled rows that are not test rows. Errors are measured on the same rows, where no
+    other components have a smaller error; accuracies of a linear classifier, if there are labels, on the test rows.
     """
     split = None if labels is None else Split.of(labels, is_test)
     n_most = min(model.n_features, components.components.shape[1])

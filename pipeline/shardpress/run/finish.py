@@ -24,8 +24,8 @@ from shardpress.errors import VerificationFailed, printable, quantity
 from shardpress.features import Shape
 from shardpress.model import Model
 from shardpress.output.records import Entry
-from shardpress.report.facts import bad_data_facts, earlier_run_facts, input_facts, sample_facts
-from shardpress.report.judgment import judge, judgment_facts
+from shardpress.report.facts import bad_data_facts, input_facts, last_run_facts, sample_facts
+from shardpress.report.judgment import judge
 from shardpress.report.measures import LabelChoice
 from shardpress.report.newrows import Verdict
 from shardpress.report.page.build import page_bytes, report_bytes
@@ -347,9 +347,9 @@ class _Finish:
             "taken_over": list(state.reused.values()),
             "warnings": {"n": state.warnings.n, "first": state.warnings.first},
             "bad": bad_data_facts(self._scanned.shards, prepared.bad_shards, self._scan, config.bad_data.missing_value),
-            **earlier_run_facts(self._ledger.directory, request),
+            "last": last_run_facts(self._ledger.directory, request),
             "sample": sample,
-            "judgment": judgment_facts(judge(asdict(summary), sample, config.flat(), self._facts.get("scan"))),
+            "judgment": asdict(judge(asdict(summary), sample, config.flat(), self._facts.get("scan"))),
             **self._facts,
         }
         report["generations"] = self._generations.facts()

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from shardpress.errors import quantity
 from shardpress.report.page.document import Item, Section, Table
-from shardpress.report.page.pictures import curves
 from shardpress.report.page.verdict import drift
 from shardpress.report.page.words import column, count, cut, number, percent
 
@@ -19,7 +18,6 @@ _VERDICTS = {
     "watch": "watch. The new rows differ from the rows of the training, but the model may still represent them.",
     "retrain": "retrain. The new rows differ so much from the rows of the training that a new model is needed.",
 }
-_LEVELS = {"watch": 1.1, "retrain": 1.5}
 
 
 def appends(report: Mapping[str, Any]) -> Section | None:
@@ -27,7 +25,8 @@ def appends(report: Mapping[str, Any]) -> Section | None:
     found = report.get("appends")
     if not found:
         return None
-    items = [*_last_verdict(found[-1]), *drift(report.get("drift")), *_ranges(report.get("ranges")), *_history(found)]
+    history = Table.of("Appends, the last one first", _HEADS, [_row(each) for each in reversed(found[-_MAX_ROWS:])])
+    items = [*_last_verdict(found[-1]), *drift(report.get("drift")), *_ranges(report.get("ranges")), history]
     return Section("Appended rows", tuple(items))
 
 
@@ -51,19 +50,6 @@ def _ranges(found: Mapping[str, Any] | None) -> Iterator[Item]:
         rows.append((column(each), trained, f"{number(each['all_low'])} to {number(each['all_high'])}"))
     title = f"Columns with a wider range in all rows: {count(found['n_columns'])}"
     yield Table.of(title, "column, training range, range of all rows", rows)
-
-
-def _history(found: Sequence[Mapping[str, Any]]) -> Iterator[Item]:
-    ratios = [each["drift"]["error_ratio"] for each in found if each.get("drift")]
-    known = [ratio for ratio in ratios if ratio is not None]
-    if len(known) > 1:
-        note = (
-            "Mean squared reconstruction error of new rows, divided by that of held-out rows of the training. The "
-            "verdict is watch or retrain if the lower end of the 95 % confidence interval is above the dashed lines."
-        )
-        yield curves("Error of appended rows", {"error ratio": known}, _LEVELS, "append", note)
-    rows = [_row(each) for each in reversed(found[-_MAX_ROWS:])]
-    yield Table.of("Appends, the last one first", _HEADS, rows)
 
 
 def _row(each: Mapping[str, Any]) -> tuple[str, ...]:

@@ -17,10 +17,10 @@ from shardpress.errors import DataError, NoInput, NotPermitted, printable
 from shardpress.formats import json_lines
 from shardpress.output.records import published_file
 from shardpress.report.page.appends import appends
-from shardpress.report.page.document import Command, Figure, Item, Page, Table
+from shardpress.report.page.document import Figure, Item, Page, Table
 from shardpress.report.page.generations import generations
 from shardpress.report.page.quality import quality
-from shardpress.report.page.run import change, settings, steps, time_spent
+from shardpress.report.page.run import change, settings, time_spent
 from shardpress.report.page.verdict import action_needed, status, verdict
 from shardpress.report.page.words import cut, path
 
@@ -31,35 +31,19 @@ log = logging.getLogger(__name__)
 
 _TEXT_WIDTH = 100
 _MAX_PATH = 120  # characters of a path in the title
-_KINDS = {Table: "table", Figure: "figure", Command: "command"}
-"""Names of the kinds of items in page.html. All other items are ``words``."""
 
 
 def page_of(report: Mapping[str, Any]) -> Page:
-    """Return the page of a report.
-
-    Raises
-    ------
-    KeyError, TypeError, ValueError
-        If the values are not a report.
-    """
-    sections = [
-        make(report) for make in (action_needed, appends, generations, quality, change, time_spent, steps, settings)
-    ]
+    sections = [make(report) for make in (action_needed, appends, generations, quality, change, time_spent, settings)]
     state = status(report)
     return Page(
         title=f"shardpress: {path(report.get('directory') or report['config']['output'], _MAX_PATH)}",
-        origin=_origin(report),
+        origin=f"on {cut(report['host'], 60)}, {cut(report['made'], 30)}",
         verdict=verdict(report),
         status=state,
         is_good=state == "OK",
         sections=tuple(section for section in sections if section is not None and section.items),
     )
-
-
-def _origin(report: Mapping[str, Any]) -> str:
-    """Return the host and the date of the run."""
-    return f"on {cut(report['host'], 60)}, {cut(report['made'], 30)}"
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
@@ -87,48 +71,22 @@ def page_bytes(report: Mapping[str, Any]) -> bytes:
 
 
 def read_report(directory: str | Path) -> dict[str, Any]:
-    """Read report.json in an output directory.
-
-    Raises
-    ------
-    NoInput
-        If the file does not exist.
-    NotPermitted
-        If the file cannot be read.
-    DataError
-        If the file is not JSON, or not a report.
-    """
+    """Read report.json in an output directory. Raise `NoInput`, `NotPermitted` or `DataError` if that fails."""
     path = published_file(Path(directory), "report.json")
     where = f"file={printable(path)}"
-    data = _read(path, where)
     try:
-        report = json.loads(data)
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON: {printable(error)}. Run the command of that run again.") from error
-    if not isinstance(report, dict):
-        raise DataError(
-            f"{where}: contains a {type(report).__name__}, expected a report. Run the command of that run again."
-        )
-    return report
-
-
-def _read(path: Path, where: str) -> bytes:
-    try:
-        return path.read_bytes()
+        report: dict[str, Any] = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoInput(f"{where}: {error.strerror}, expected the output directory of a finished run") from error
     except OSError as error:
         raise NotPermitted(f"{where}: {error.strerror}, expected permission to read the file") from error
+    except ValueError as error:
+        raise DataError(f"{where}: not JSON: {printable(error)}. Run the command of that run again.") from error
+    return report
 
 
 def checked_page(report: Mapping[str, Any], directory: str | Path) -> Page:
-    """Return the page of a report that was read from an output directory.
-
-    Raises
-    ------
-    DataError
-        If the values are not a report.
-    """
+    """Return the page of a report that was read from an output directory. Raise `DataError` if it is not a report."""
     try:
         return page_of(report)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
@@ -143,7 +101,7 @@ def checked_page(report: Mapping[str, Any], directory: str | Path) -> Page:
 
 def html_of(page: Page) -> str:
     """Return a page as one HTML file without scripts or requests, for any screen, for print and for dark mode."""
-    return _template().render(page=page, kind=_kind)
+    return _template().render(page=page)
 
 
 @cache
@@ -160,10 +118,6 @@ def _template() -> Template:
 def _joined(words: str) -> str:
     """Return a text in which lines do not break between a number and its unit or sign."""
     return re.sub(r"(?<=\d) (?=%)|(?<=±) (?=\d)", "\N{NO-BREAK SPACE}", words)
-
-
-def _kind(item: Item) -> str:
-    return _KINDS.get(type(item), "words")
 
 
 # -- text ----------------------------------------------------------------------------------------------------------
@@ -193,9 +147,6 @@ def _lines_of_item(item: Item) -> Iterator[str]:
     elif isinstance(item, Figure):
         yield from _lines_of_table(item.table)
         yield from wrap(item.note, _TEXT_WIDTH)
-    elif isinstance(item, Command):
-        yield f"{item.purpose}:"
-        yield f"    {item.line}"
     else:
         yield from wrap(item, _TEXT_WIDTH)
 

@@ -1,4 +1,4 @@
-"""The report as a document, before it becomes HTML or text: sections of paragraphs, tables, figures and commands."""
+"""The report as a document, before it becomes HTML or text: sections of paragraphs, tables and figures."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ _LONGEST_NUMBER = 24  # characters of a number with its unit; a longer text is a
 
 @dataclass(frozen=True)
 class Table:
-    """A table of strings.
-
-    Attributes
-    ----------
-    columns : tuple of str
-        Headings of the columns.
-    """
-
     caption: str
-    columns: tuple[str, ...]
+    columns: tuple[str, ...]  # headings
     rows: tuple[tuple[str, ...], ...]
 
     def is_number(self, column: int) -> bool:
@@ -36,36 +28,14 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture.
-
-    Attributes
-    ----------
-    description : str
-        Description for users who cannot see the picture.
-    svg : str
-        SVG markup with escaped text.
-    table : Table
-        Table of the numbers in the picture.
-    note : str
-        Remark below the picture, or empty.
-    """
-
     title: str
-    description: str
-    svg: str
-    table: Table
-    note: str = ""
+    description: str  # for users who cannot see the picture
+    svg: str  # markup with escaped text
+    table: Table  # of the numbers in the picture
+    note: str = ""  # remark below the picture
 
 
-@dataclass(frozen=True)
-class Command:
-    """A command line and its purpose."""
-
-    purpose: str
-    line: str
-
-
-Item = str | Table | Figure | Command
+Item = str | Table | Figure
 """Item of a section. A str is a paragraph."""
 
 
@@ -79,25 +49,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """A page.
-
-    Attributes
-    ----------
-    title : str
-        Name of the program, and the full path of the output directory.
-    origin : str
-        Host and date of the run, or an empty string.
-    verdict : str
-        Summary of the run in a few sentences.
-    status : str
-        State of the run in one or two words.
-    is_good : bool
-        Whether there are no warnings, and nothing speaks against the features.
-    """
-
     title: str
-    origin: str
-    verdict: str
-    status: str
-    is_good: bool
+    origin: str  # host and date of the run
+    verdict: str  # a few sentences
+    status: str  # one or two words
+    is_good: bool  # whether there are no warnings, and nothing speaks against the features
     sections: tuple[Section, ...]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -71,25 +72,27 @@ def _figure(
 # -- curves --------------------------------------------------------------------------------------------------------
 
 
-def curves(
-    title: str,
-    lines: Mapping[str, Sequence[float]],
-    levels: Mapping[str, float],
-    x_name: str = "epoch",
-    note: str = "",
-) -> Figure:
-    """Draw values over epochs or other counted steps, and constant levels to compare them with.
+def curves(title: str, lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> Figure:
+    """Draw values over epochs, and constant levels to compare them with.
 
     The last line is the one that counts, and is drawn solid. The others are dotted, and levels are dashed.
     """
-    elements = _draw_curves(lines, levels, x_name)
-    table = _table_of_curves(title, lines, x_name)
-    return _figure(title, _describe_curves(lines, levels, x_name), elements, table, note=note)
+    n_epochs = max(map(len, lines.values()))
+    rows = []
+    for i in _thinned(n_epochs, _MAX_POINTS_IN_TABLE):
+        rows.append([i + 1, *(number(line[i]) for line in lines.values())])
+    table = Table.of(title, ", ".join(["epoch", *lines]), rows)
+    ends = [f"{name} from {number(line[0])} to {number(line[-1])}" for name, line in lines.items()]
+    constants = [f"{name} {number(level)}" for name, level in levels.items()]
+    description = f"{count(n_epochs)} epochs: {'; '.join([*ends, *constants])}."
+    return _figure(title, description, _draw_curves(lines, levels, n_epochs), table)
 
 
-def _draw_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float], x_name: str) -> list[Element]:
-    x, y = _scales_of_curves(lines, levels)
-    elements = axes(x, y, x_name, number)
+def _draw_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float], n_epochs: int) -> list[Element]:
+    values = [value for line in lines.values() for value in line]
+    x = Scale(0.5, n_epochs + 0.5, _LEFT, _RIGHT, is_whole=True)
+    y = Scale.over([*values, *levels.values()], _BOTTOM, _TOP, allows_log=True)
+    elements = axes(x, y, "epoch")
     left = x.start
     for name, line in lines.items():
         style: dict[str, Any] = {} if name == list(lines)[-1] else _DOTTED
@@ -101,13 +104,6 @@ def _draw_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, floa
         elements += _legend(left, _TOP - 10, name, COMPARED, **_DASHED)
         left += 90
     return elements
-
-
-def _scales_of_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float]) -> tuple[Scale, Scale]:
-    n_epochs = max(map(len, lines.values()))
-    values = [value for line in lines.values() for value in line]
-    x = Scale(0.5, n_epochs + 0.5, _LEFT, _RIGHT, is_whole=True)
-    return x, Scale.over([*values, *levels.values()], _BOTTOM, _TOP, allows_log=True)
 
 
 def _curve(line: Sequence[float], x: Scale, y: Scale, style: Mapping[str, Any]) -> list[Element]:
@@ -126,117 +122,39 @@ def _legend(x: float, y: float, name: str, stroke: str, **style: Any) -> list[El
     return [line, text(x + 21, y, name)]
 
 
-def _describe_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float], x_name: str) -> str:
-    n_steps = max(map(len, lines.values()))
-    ends = [f"{name} from {number(line[0])} to {number(line[-1])}" for name, line in lines.items()]
-    constants = [f"{name} {number(level)}" for name, level in levels.items()]
-    return f"{count(n_steps)} {x_name}s: {'; '.join([*ends, *constants])}."
-
-
-def _table_of_curves(title: str, lines: Mapping[str, Sequence[float]], x_name: str) -> Table:
-    n_epochs = max(map(len, lines.values()))
-    rows = []
-    for i in _thinned(n_epochs, _MAX_POINTS_IN_TABLE):
-        rows.append([i + 1, *(number(line[i]) for line in lines.values())])
-    return Table.of(title, ", ".join([x_name, *lines]), rows)
-
-
-# -- widths --------------------------------------------------------------------------------------------------------
-
-
-def widths(
-    title: str,
-    numbers: Sequence[int],
-    lines: Mapping[str, Sequence[float]],
-    to_text: Callable[[float], str] = number,
-    note: str = "",
-) -> Figure:
-    """Draw one line for the features, and one for a baseline, over numbers of features."""
-    x = Scale(numbers[0] / 1.2, numbers[-1] * 1.2, _LEFT, _RIGHT, is_log=True)
-    y = Scale.over([value for line in lines.values() for value in line], _BOTTOM, _TOP, allows_log=True)
-    elements = axes(x, y, "number of features", to_text, x_text=number)
-    xs = [x(n) for n in numbers]
-    left = x.start
-    for (name, line), colour in zip(lines.items(), (FEATURES, COMPARED), strict=True):
-        ys = [y(value) for value in line]
-        elements.append(polyline(xs, ys, colour, stroke_width=2))
-        elements += [element("circle", cx=cx, cy=cy, r=3, fill=colour) for cx, cy in zip(xs, ys, strict=True)]
-        elements += _legend(left, _TOP - 10, name, colour)
-        left += 90
-    rows = [(n, *map(to_text, values)) for n, *values in zip(numbers, *lines.values(), strict=True)]
-    ends = [f"{name} from {to_text(line[0])} to {to_text(line[-1])}" for name, line in lines.items()]
-    description = f"{numbers[0]} to {numbers[-1]} features: {'; '.join(ends)}."
-    table = Table.of(title, ", ".join(["features", *lines]), rows)
-    return _figure(title, description, elements, table, note=note)
-
-
 # -- bars ----------------------------------------------------------------------------------------------------------
 
 
-def bars(
-    title: str,
-    values: Mapping[str, float],
-    colours: Sequence[str],
-    to_text: Callable[[float], str] = number,
-    note: str = "",
-) -> Figure:
-    """Draw one bar for each value, starting at 0. The last colour is used for all other bars."""
+def bars(title: str, values: Mapping[str, float], to_text: Callable[[float], str] = number, note: str = "") -> Figure:
+    """Draw one bar for each value, starting at 0. The first value is that of the features."""
     texts = [(name, to_text(value)) for name, value in values.items()]
     description = "; ".join(f"{name}: {value}" for name, value in texts) + "."
-    size = (_WIDTH, 16 + 30.0 * len(values))
-    fills = [colours[min(i, len(colours) - 1)] for i in range(len(texts))]
-    return _figure(
-        title, description, _draw_bars(values, texts, fills), Table.of(title, "name, value", texts), note, size
-    )
-
-
-def _draw_bars(values: Mapping[str, float], texts: Sequence[tuple[str, str]], fills: Sequence[str]) -> list[Element]:
     left = 12 + _LETTER * max(len(name) for name in values)
     x = Scale(0, max(values.values()) or 1, left, _WIDTH - 76)
     elements: list[Element] = []
-    for i, (name, text_of_value) in enumerate(texts):
-        elements += _bar((name, text_of_value), (x.start, x(values[name])), 8 + 30 * i, fills[i])
-    return elements
-
-
-def _bar(words: tuple[str, str], ends: tuple[float, float], top: float, fill: str) -> list[Element]:
-    """Draw a bar between its name and its value."""
-    name, value = words
-    left, right = ends
-    width = max(right - left, 1)
-    return [
-        text(left - 8, top + 16, name, "end"),
-        element("rect", x=left, y=top, width=width, height=22, fill=fill, rx=2),
-        text(left + width + 6, top + 16, value),
-    ]
+    for i, (name, value_text) in enumerate(texts):
+        top = 8 + 30 * i
+        width = max(x(values[name]) - left, 1)
+        fill = COMPARED if i else FEATURES
+        elements.append(text(left - 8, top + 16, name, "end"))
+        elements.append(element("rect", x=left, y=top, width=width, height=22, fill=fill, rx=2))
+        elements.append(text(left + width + 6, top + 16, value_text))
+    table = Table.of(title, "name, value", texts)
+    return _figure(title, description, elements, table, note, (_WIDTH, 16 + 30.0 * len(values)))
 
 
 def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_name: str, table: Table) -> Figure:
-    """Draw the number of values in each bin.
-
-    Parameters
-    ----------
-    table : Table
-        Quantiles of the values.
-    """
+    """Draw the number of values in each bin. `table` contains quantiles of the values."""
     fullest = int(np.argmax(counts))
     between = f"between {number(edges[fullest])} and {number(edges[fullest + 1])}"
     description = f"{count(sum(counts))} rows; the most frequent values are {between}."
-    return _figure(title, description, _draw_bins(edges, counts, x_name), table)
-
-
-def _draw_bins(edges: Sequence[float], counts: Sequence[int], x_name: str) -> list[Element]:
     x = Scale(edges[0], edges[-1], _LEFT, _RIGHT)
     y = Scale(0, max(counts) * 1.05 or 1, _BOTTOM, _TOP)
-    elements = axes(x, y, x_name, number)
-    for i, n in enumerate(counts):
-        elements.append(_bin(x(edges[i]), x(edges[i + 1]), y(n), y.start))
-    return elements
-
-
-def _bin(left: float, right: float, top: float, bottom: float) -> Element:
-    width = max(right - left - 1, 0.5)
-    return element("rect", x=left + 0.5, y=top, width=width, height=bottom - top, fill=FEATURES)
+    elements = axes(x, y, x_name)
+    for (left, right), n in zip(pairwise(map(x, edges)), counts, strict=True):
+        width = max(right - left - 1, 0.5)
+        elements.append(element("rect", x=left + 0.5, y=y(n), width=width, height=y.start - y(n), fill=FEATURES))
+    return _figure(title, description, elements, table)
 
 
 # -- points --------------------------------------------------------------------------------------------------------
@@ -245,12 +163,7 @@ def _bin(left: float, right: float, top: float, bottom: float) -> Element:
 def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[str], colour: str) -> Figure:
     """Draw points (n, 2) in the colours of their labels, with a legend. A few outliers are drawn at the frame.
 
-    Parameters
-    ----------
-    names : sequence of str
-        Names of the labels; empty if the rows have none.
-    colour : str
-        Colour of the points if the rows have no labels.
+    If the rows have no labels, `names` is empty, and the points have the given colour.
     """
     groups = _groups(points, codes, names, colour)
     x = Scale.over(points[:, 0].tolist(), 8, _WIDTH - 8)
@@ -268,15 +181,7 @@ def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[s
         bottom += 10 + _LEGEND_STEP * -(-len(groups) // _LEGEND_COLUMNS)
     table = Table.of(f"{title}: median of each label", "label, rows, x, y", [group.table_row() for group in groups])
     description = f"{count(len(points))} rows{colours}."
-    return _figure(title, description, elements, table, _note_on_outliers(points, x, y), (_WIDTH, bottom))
-
-
-def _note_on_outliers(points: np.ndarray, x: Scale, y: Scale) -> str:
-    """Return how many points (n, 2) are outside the frame, or an empty string if all are inside."""
-    n_outside = sum(not (x.holds(a) and y.holds(b)) for a, b in points.tolist())
-    if not n_outside:
-        return ""
-    return f"{count(n_outside)} of {count(len(points))} rows are outside the frame, and are drawn at its edge."
+    return _figure(title, description, elements, table, size=(_WIDTH, bottom))
 
 
 def _groups(points: np.ndarray, codes: np.ndarray, names: Sequence[str], colour: str) -> list[_Group]:
@@ -337,52 +242,21 @@ class _Group:
 # -- rows and their reconstructions --------------------------------------------------------------------------------
 
 
-def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int], lines: Mapping[str, str]) -> Figure:
-    """Draw rows as images.
-
-    Parameters
-    ----------
-    pairs : sequence of mapping
-        Images of each row in Base64, with its label and error.
-    shape : sequence of int
-        Shape of the images of rows. Images of features are always square.
-    lines : mapping of str to str
-        Keys of the images in `pairs`, and their names.
-    """
+def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int]) -> Figure:
+    """Draw rows as images of a shape, above their reconstructions, with their labels or errors below."""
     elements: list[Element] = []
-    top = 20.0
-    for key, name in lines.items():
+    for top, key, name in ((20.0, "input", "rows"), (40.0 + _TILE_STEP, "again", "reconstructions")):
         elements.append(text(0, top - 5, name, style=_LARGE))
-        elements += _tiles([pair[key] for pair in pairs], None if key == "code" else shape, top)
-        top += _TILE_STEP + 20
-    elements += _short_labels(pairs, top - 8)
-    description = f"{len(pairs)} rows as images, above their features and reconstructions; errors in the table."
-    return _figure(title, description, elements, _table_of_pairs(title, pairs), size=(len(pairs) * _TILE_STEP, top))
-
-
-def _short_labels(pairs: Sequence[Mapping[str, Any]], y: float) -> list[Element]:
-    """Draw the label of each row, or its error if it has no label."""
-    elements = []
+        for i, pair in enumerate(pairs):
+            pixels = np.frombuffer(b64decode(pair[key]), np.uint8).reshape(shape)
+            elements.append(image(pixels, (i * _TILE_STEP, top, _TILE, _TILE)))
+    bottom = 60 + 2 * _TILE_STEP
     for i, pair in enumerate(pairs):
-        label = number(pair["error"])
-        if pair.get("label") is not None:
-            label = cut(pair["label"], 7)
-        elements.append(text(i * _TILE_STEP + _TILE / 2, y, label, "middle", style=_LARGE))
-    return elements
-
-
-def _tiles(data: Sequence[str], shape: Sequence[int] | None, top: float) -> list[Element]:
-    """Draw images next to each other."""
-    return [image(_pixels(each, shape), (i * _TILE_STEP, top, _TILE, _TILE)) for i, each in enumerate(data)]
-
-
-def _pixels(data: str, shape: Sequence[int] | None) -> np.ndarray:
-    """Return the image in a Base64 string. The image is square if `shape` is None."""
-    values = np.frombuffer(b64decode(data), np.uint8)
-    if shape is None:
-        side = int(np.sqrt(len(values)))
-        shape = (side, side)
-    return values.reshape(shape)
+        label = number(pair["error"]) if pair.get("label") is None else cut(pair["label"], 7)
+        elements.append(text(i * _TILE_STEP + _TILE / 2, bottom - 8, label, "middle", style=_LARGE))
+    description = f"{len(pairs)} rows as images, above their reconstructions; errors in the table."
+    size = (len(pairs) * _TILE_STEP, bottom)
+    return _figure(title, description, elements, _table_of_pairs(title, pairs), size=size)
 
 
 def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
@@ -395,16 +269,11 @@ def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
         elements += _profile(pair, side * (_PROFILE_WIDTH + 20), line * _PROFILE_STEP + 14, ends)
     n_lines = -(-len(pairs) // 2)
     bottom = n_lines * _PROFILE_STEP + 20
-    elements += _legend_of_profiles(bottom - 4)
+    elements += _legend(0, bottom - 4, "scaled row", _PROFILE_COLOURS["input"])
+    elements += _legend(140, bottom - 4, "reconstruction", _PROFILE_COLOURS["again"])
     description = f"{len(pairs)} rows and their reconstructions, plotted over the columns; errors in the table."
     size = (2 * _PROFILE_WIDTH + 20, bottom)
     return _figure(title, description, elements, _table_of_pairs(title, pairs), size=size)
-
-
-def _legend_of_profiles(y: float) -> list[Element]:
-    row = _legend(0, y, "scaled row", _PROFILE_COLOURS["input"])
-    reconstruction = _legend(140, y, "reconstruction", _PROFILE_COLOURS["again"])
-    return [*row, *reconstruction]
 
 
 def _profile(pair: Mapping[str, Any], left: float, top: float, ends: Scale) -> list[Element]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from shardpress.report.page.document import Item, Section, Table
-from shardpress.report.page.pictures import bars, curves, histogram, images, profiles, scatter, widths
+from shardpress.report.page.pictures import bars, curves, histogram, images, profiles, scatter
 from shardpress.report.page.svg import COMPARED, FEATURES
 from shardpress.report.page.words import column, count, cut, number, path, percent
-
-_COLOURS = (FEATURES, COMPARED)  # of the first bar, and of all others
 
 
 def quality(report: Mapping[str, Any]) -> Section:
@@ -66,12 +64,10 @@ def _errors(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[It
         note = "Measured on validation rows; lower is better. Components are principal components."
         if n_components != summary["n_features"]:
             note += f" Rows are reconstructed from the code of {n_components} features."
-        yield bars(title, dict(zip(names, values, strict=True)), _COLOURS, note=note)
+        yield bars(title, dict(zip(names, values, strict=True)), note=note)
     elif sample:
         errors = {features: sample["mean_error"], "column means": sample["of_mean"]}
-        yield bars(
-            title, errors, _COLOURS, note=f"Measured on a sample of {count(sample['n_rows'])} rows; lower is better."
-        )
+        yield bars(title, errors, note=f"Measured on a sample of {count(sample['n_rows'])} rows; lower is better.")
 
 
 def _features_in_words(report: Mapping[str, Any]) -> str:
@@ -83,21 +79,14 @@ def _widths(sample: Mapping[str, Any]) -> Iterator[Item]:
     found = sample.get("widths")
     if not found:
         return
-    numbers = [facts["n_features"] for facts in found]
-    lines = {"features": "error", "components": "components"}
-    note = (
-        "Mean squared reconstruction errors in scaled units of the rows from which the principal components were "
-        "computed. Lower is better."
-    )
-    yield widths("Error by number of features", numbers, _lines(found, lines), note=note)
+    columns = "features, error, error of components"
+    rows = [[count(each["n_features"]), number(each["error"]), number(each["components"])] for each in found]
     if "accuracy" in found[0]:
-        lines = {"features": "accuracy", "components": "components_accuracy"}
-        note = "Accuracies of a linear classifier on test rows of the sample. Higher is better."
-        yield widths("Accuracy by number of features", numbers, _lines(found, lines), _percent, note)
-
-
-def _lines(found: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> dict[str, list[float]]:
-    return {name: [facts[key] for facts in found] for name, key in keys.items()}
+        columns = f"{columns}, accuracy, accuracy of components"
+        for row, each in zip(rows, found, strict=True):
+            row += [_percent(each["accuracy"]), _percent(each["components_accuracy"])]
+    title = "First features and as many principal components: errors on the rows of the latter, accuracies on test rows"
+    yield Table.of(title, columns, rows)
 
 
 def _probe(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Item]:
@@ -115,9 +104,10 @@ def _probe(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Ite
     accuracies = {names[key]: probe[key] for key in names}
     note = (
         f"A ridge classifier, trained on the labels {cut(probe['labels'], 40)} of {count(probe['n_train'])} rows and "
-        f"tested on {count(probe['n_test'])} other rows.{_note_on_margins(probe)}"
+        f"tested on {count(probe['n_test'])} other rows. Error bars of the differences from the features, two standard "
+        f"errors of paired differences: at most {percent(max(probe['margins'].values()))}."
     )
-    yield bars("Accuracy of a linear classifier", accuracies, _COLOURS, _percent, note)
+    yield bars("Accuracy of a linear classifier", accuracies, _percent, note)
 
 
 def _percent(share: float) -> str:
@@ -125,26 +115,15 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _note_on_margins(probe: Mapping[str, Any]) -> str:
-    margins = probe.get("margins")
-    if not margins:
-        return ""
-    return (
-        f" Error bars of the differences from the features, two standard errors of paired differences: at most "
-        f"{percent(max(margins.values()))}."
-    )
-
-
 def _points(sample: Mapping[str, Any]) -> Iterator[Item]:
     points = sample.get("points")
     if not points:
         return
-    codes = np.array(points["labels"] or [0] * len(points["inputs"]))
-    axes = points["axes"]
+    codes = np.array(points["labels"] or [])
     titles = {
-        "inputs": f"Input rows ({axes['inputs']})",
-        "codes": f"Features ({axes['codes']})",
-        "reconstructions": f"Reconstructed rows ({axes['inputs']})",
+        "inputs": "Input rows (first two principal components)",
+        "codes": "Features (first two principal components)",
+        "reconstructions": "Reconstructed rows (components of the input rows)",
     }
     for key, title in titles.items():
         colour = COMPARED if key == "inputs" else FEATURES
@@ -155,12 +134,11 @@ def _pairs(sample: Mapping[str, Any]) -> Iterator[Item]:
     pairs = sample.get("pairs")
     if not pairs or not pairs["rows"]:
         return
-    title = "Rows and their reconstructions"
+    title = "Rows and their reconstructions, from the smallest to the largest error"
     if pairs["shape"] is None:
         yield profiles(title, pairs["rows"])
-        return
-    lines = {"input": "rows", "code": "features", "again": "reconstructions"}
-    yield images(title, pairs["rows"], pairs["shape"], lines)
+    else:
+        yield images(title, pairs["rows"], pairs["shape"])
 
 
 def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:

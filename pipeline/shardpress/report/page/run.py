@@ -1,15 +1,11 @@
-"""The sections about the run: changes since the last run, times, next steps, settings and digests."""
+"""The sections about the run: changes since the last run, times, settings and digests."""
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from shardpress.report.page.document import Command, Item, Section, Table
-from shardpress.report.page.pictures import bars
-from shardpress.report.page.svg import TIMES
+from shardpress.report.page.document import Item, Section, Table
 from shardpress.report.page.words import count, cut, number, path, percent
 from shardpress.settings.config import Config
 from shardpress.text import exact_duration, size
@@ -77,35 +73,20 @@ def _changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> list
 
 
 def time_spent(report: Mapping[str, Any]) -> Section:
-    """Return the section about the times of stages, of workers, and of this run before it was resumed."""
-    seconds = report["summary"]["seconds"]
+    """Return the section about the times of stages and of workers."""
     cluster = report.get("cluster") or {}
     items: list[Item] = []
-    if seconds:
-        items.append(bars("Time by stage", seconds, [TIMES], exact_duration))
-    items += _rates_of_stages(report, has_workers=bool(cluster.get("workers")))
-    items += _workers(cluster)
-    attempts = report.get("attempts", [])
-    items += map(_earlier_times, attempts)
-    return Section("Run time", tuple(items))
-
-
-def _earlier_times(run: Mapping[str, Any]) -> Table:
-    title = f"Throughput before this run was resumed (until {cut(run['made'], 30)})"
-    return Table.of(title, _HEADS, [*_stages(run["stages"])])
-
-
-def _rates_of_stages(report: Mapping[str, Any], has_workers: bool) -> Iterator[Item]:
     rows = [*_stages(report.get("stages", {})), *_epochs(report)]
-    if not rows:
-        return
-    title = "Throughput by stage"
-    if has_workers:
-        title = "Throughput by stage; CPU use and waiting are the driver's share"
-    yield Table.of(title, _HEADS, rows)
+    if rows:
+        title = "Throughput by stage"
+        if cluster.get("workers"):
+            title = "Throughput by stage; CPU use and waiting are the driver's share"
+        items.append(Table.of(title, _HEADS, rows))
     peak = report.get("memory", {}).get("peak_bytes")
     if peak:
-        yield f"Peak memory of the process: {size(peak)}."
+        items.append(f"Peak memory of the process: {size(peak)}.")
+    items += _workers(cluster)
+    return Section("Run time", tuple(items))
 
 
 def _stages(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
@@ -184,29 +165,6 @@ def _pace(stage: Mapping[str, Any] | None) -> float:
     return stage["n_rows"] / max(stage["seconds"], 1e-9)
 
 
-# -- next steps ----------------------------------------------------------------------------------------------------
-
-
-def steps(report: Mapping[str, Any]) -> Section:
-    """Return the section with commands that a user may want to run next."""
-    config = report["config"]
-    output = shlex.quote(cut(config["output"], 120))
-    commands: list[Item] = []
-    line = f"shardpress run --append --input INPUT --output {output}"
-    commands.append(Command("Add new files of the input to these features", line))
-    if config.get("model") is None:
-        line = f"shardpress run --model {output} --input NEW --output {output}-new"
-        commands.append(Command("Encode other shards with this model", line))
-    commands.append(Command("Open the features", _command_to_open(config["output"])))
-    return Section("Next steps", tuple(commands))
-
-
-def _command_to_open(output: str) -> str:
-    directory = json.dumps(cut(output))
-    program = f"from shardpress import open_features; print(open_features({directory}))"
-    return f"python -c {shlex.quote(program)}"
-
-
 # -- settings and digests ------------------------------------------------------------------------------------------
 
 
@@ -238,10 +196,8 @@ def _settings(config: Mapping[str, Any]) -> Iterator[Item]:
     defaults = {name: _value(value) for name, value in Config().flat().items()}
     rows = [(name, _value(value)) for name, value in config.items()]
     changed = [row for row in rows if row[1] != defaults.get(row[0], _value(None))]
-    unchanged = [row for row in rows if row not in changed]
-    title = "Settings that differ from their defaults or are derived from the input"
+    title = "Settings that differ from their defaults or are derived from the input; report.json contains all"
     yield Table.of(title, "setting, value", changed[:_MAX_ROWS])
-    yield Table.of("Settings at their defaults", "setting, value", unchanged[: 2 * _MAX_ROWS])
 
 
 def _value(value: object) -> str:

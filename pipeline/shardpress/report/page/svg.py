@@ -7,27 +7,26 @@ import re
 import struct
 import zlib
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
+from shardpress.report.page.words import number
+
 # Each colour has one meaning on the whole page.
 FEATURES = "#3b7dd8"
 """Colour of features, and of everything that is computed from them."""
 COMPARED = "#7d7d7d"
 """Colour of everything that features are compared with: input rows, baselines, rows without a label."""
-TIMES = "#1788a0"
-"""Colour of times."""
 LABELS = ("#d9660f", "#2b8f4a", "#9a5fd0", "#d6404c", "#8a7a10", "#c9498f", "#a5683a")
 """Colours of labels. More labels are distinguished by the shape of their points."""
-COLOURS = (FEATURES, COMPARED, TIMES, *LABELS)
 
 Element = ElementTree.Element
 
-_LIMITS = (0.01, 0.99)  # quantiles of the values that determine the ends of an axis
+_LIMITS = (0.01, 0.99)  # quantiles that determine the ends of an axis; usual distributions fit on it completely
 _WIDENING = 0.5  # share of the distance between these quantiles by which an axis is longer at each end
 
 
@@ -71,24 +70,14 @@ def polyline(xs: Sequence[float], ys: Sequence[float], stroke: str, **attributes
 
 @dataclass(frozen=True)
 class Scale:
-    """Map from values to positions, linear or logarithmic.
-
-    Attributes
-    ----------
-    low, high : float
-        Values at the ends.
-    start, end : float
-        Positions of the ends.
-    is_whole : bool
-        Whether all values are whole numbers.
-    """
+    """Map from values between `low` and `high` to positions between `start` and `end`, linear or logarithmic."""
 
     low: float
     high: float
     start: float
     end: float
     is_log: bool = False
-    is_whole: bool = False
+    is_whole: bool = False  # whether all values are whole numbers
 
     @classmethod
     def over(cls, values: Sequence[float], start: float, end: float, allows_log: bool = False) -> Scale:
@@ -96,7 +85,10 @@ class Scale:
 
         The scale is logarithmic if `allows_log` is true and the values span more than a decade.
         """
-        low, high = _ends(values)
+        inner_low, inner_high = np.quantile(values, _LIMITS).tolist()
+        widening = _WIDENING * (inner_high - inner_low)
+        low = max(min(values), inner_low - widening)
+        high = min(max(values), inner_high + widening)
         if allows_log and low > 0 and high / low > 10:
             return cls(low / 1.1, high * 1.1, start, end, is_log=True)
         margin = 0.04 * (high - low) or abs(high) or 1.0
@@ -110,15 +102,13 @@ class Scale:
             share = _share(value, self.low, self.high)
         return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
 
-    def holds(self, value: float) -> bool:
-        """Return whether a value is between the ends."""
-        return self.low <= value <= self.high
-
     def ticks(self) -> list[float]:
         """Return two to six round values."""
         if self.is_log:
             return self._log_ticks()
-        step = _round_step((self.high - self.low) / 4)
+        step = (self.high - self.low) / 4
+        unit = 10.0 ** math.floor(math.log10(step))
+        step = unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - step))
         first = math.ceil(self.low / step)
         last = math.floor(self.high / step)
         ticks = [i * step for i in range(first, last + 1)]
@@ -133,48 +123,22 @@ class Scale:
         return inside[:: max(1, (last - first) // 5)]
 
 
-def _ends(values: Sequence[float]) -> tuple[float, float]:
-    """Return the range of values without outliers. It contains all values of usual distributions."""
-    low, high = np.quantile(values, _LIMITS).tolist()
-    widening = _WIDENING * (high - low)
-    return max(min(values), low - widening), min(max(values), high + widening)
-
-
 def _share(value: float, low: float, high: float) -> float:
     return (value - low) / (high - low)
 
 
-def _round_step(step: float) -> float:
-    """Return the number nearest to a step that is 1, 2 or 5 times a power of ten."""
-    unit = 10.0 ** math.floor(math.log10(step))
-    return unit * min((1, 2, 5, 10), key=lambda factor: abs(factor * unit - step))
-
-
-def axes(
-    x: Scale,
-    y: Scale,
-    x_name: str,
-    y_text: Callable[[float], str] = "{:.3g}".format,
-    x_text: Callable[[float], str] | None = None,
-) -> list[Element]:
-    """Return the lines of both axes, their ticks, and the name of the horizontal axis.
-
-    `y_text` and `x_text` format the ticks of each axis. By default, `y_text` formats both.
-    """
-    x_text = x_text or y_text
+def axes(x: Scale, y: Scale, x_name: str) -> list[Element]:
+    """Return the lines of both axes, their ticks, and the name of the horizontal axis."""
     corner = _path((x.start, y.end), (x.start, y.start), (x.end, y.start))
     elements = [element("path", d=corner, class_="axis", fill="none")]
     for tick in y.ticks():
-        elements += _grid_line(x, y(tick), y_text(tick))
+        line = _path((x.start, y(tick)), (x.end, y(tick)))
+        elements.append(element("path", d=line, class_="grid"))
+        elements.append(text(x.start - 5, y(tick) + 4, number(tick), "end"))
     for tick in x.ticks():
-        elements.append(text(x(tick), y.start + 15, x_text(tick), "middle"))
+        elements.append(text(x(tick), y.start + 15, number(tick), "middle"))
     elements.append(text(x.end, y.start + 29, x_name, "end"))
     return elements
-
-
-def _grid_line(x: Scale, height: float, label: str) -> list[Element]:
-    line = _path((x.start, height), (x.end, height))
-    return [element("path", d=line, class_="grid"), text(x.start - 5, height + 4, label, "end")]
 
 
 def _path(*points: tuple[float, float]) -> str:
@@ -188,14 +152,7 @@ def _plain_text(value: object) -> str:
 
 
 def image(pixels: np.ndarray, place: tuple[float, float, float, float]) -> Element:
-    """Return an image element that contains its pixels.
-
-    Parameters
-    ----------
-    pixels : ndarray of shape (height, width) or (height, width, 3), uint8
-    place : tuple of float
-        x, y, width and height.
-    """
+    """Return an element with pixels (height, width) or (height, width, 3), uint8, at x, y, width and height."""
     x, y, width, height = place
     data = "data:image/png;base64," + b64encode(_png(pixels)).decode()
     return element("image", href=data, x=x, y=y, width=width, height=height, style="image-rendering:pixelated")

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from shardpress.errors import quantity
-from shardpress.report.judgment import Judgment, judge
 from shardpress.report.page.document import Item, Section, Table
 from shardpress.report.page.words import column, count, cut, number, path, percent
 from shardpress.text import exact_duration
@@ -22,12 +21,12 @@ _ACTIONS = {
 def verdict(report: Mapping[str, Any]) -> str:
     """Return a few sentences about the run and its features."""
     summary = report["summary"]
-    found = _judgment(report)
+    judgment = report["judgment"]
     n_notices, _ = _notices(report)
     end = ""
     if n_notices:
         end = f"There {'is' if n_notices == 1 else 'are'} {quantity(n_notices, 'warning')}."
-    elif found.is_good:
+    elif judgment["is_good"]:
         end = "No action is needed."
     columns = f"{count(summary['n_rows'])} rows of {count(summary['n_inputs'])} columns"
     features = quantity(summary["n_features"], "feature")
@@ -37,7 +36,7 @@ def verdict(report: Mapping[str, Any]) -> str:
     if appended:
         new = f"Encoded {quantity(appended['n_rows'], 'row')} in {duration} and added them to the results"
         done = f"{new}, which have {columns} and {features} per row."
-    parts = (done, _supervision(report), found.text, end)
+    parts = (done, _supervision(report), judgment["error"], judgment["classifier"], judgment["explained"], end)
     return " ".join(part for part in parts if part)
 
 
@@ -50,17 +49,12 @@ def _supervision(report: Mapping[str, Any]) -> str:
     return f"The features are supervised: they were trained with the values of {cut(target['name'])} in {rows}."
 
 
-def _judgment(report: Mapping[str, Any]) -> Judgment:
-    """Return the judgment of the features, for reports of all versions."""
-    return judge(report["summary"], report.get("sample"), report.get("config", {}), report.get("scan"))
-
-
 def status(report: Mapping[str, Any]) -> str:
     """Return the state of the run in one or two words."""
     n_notices, _ = _notices(report)
     if n_notices:
         return "Action needed"
-    if not _judgment(report).is_good:
+    if not report["judgment"]["is_good"]:
         return "Check the features"
     return "OK"
 
@@ -88,9 +82,8 @@ def action_needed(report: Mapping[str, Any]) -> Section:
     items = [*_warnings(report), *_bad_data(report.get("bad", {}))]
     if not report.get("appends"):  # the section about appended rows includes their drift
         items += drift(report.get("drift"))
-    found = _judgment(report)
-    if not found.is_good:
-        items.append(f"The features need attention, see the summary. {found.suggestion}")
+    if not report["judgment"]["is_good"]:
+        items.append(f"The features need attention, see the summary. {report['judgment']['suggestion']}")
     gave_up = report["summary"].get("gave_up")
     if gave_up:
         items.append(cut(gave_up))
@@ -147,9 +140,9 @@ def drift(facts: Mapping[str, Any] | None) -> Iterator[Item]:
     columns = [_drift_of_column(each) for each in facts["columns"]]
     title = f"Drift by column: {_first(columns, facts['n_columns'])}"
     yield Table.of(title, "column, values outside, shards, training range, farthest value, distance in ranges", columns)
-    shards = [_drift_of_shard(each) for each in facts["shards"]]
+    shards = [(path(each["file"]), count(each["n_outside"]), count(each["n_rows"])) for each in facts["shards"]]
     title = f"Drift by shard: {_first(shards, facts['n_shards'])}"
-    yield Table.of(title, "file, rows outside, rows, farthest columns (values outside)", shards)
+    yield Table.of(title, "file, rows outside, rows", shards)
 
 
 def _drift_sentence(facts: Mapping[str, Any]) -> str:
@@ -175,10 +168,3 @@ def _drift_of_column(facts: Mapping[str, Any]) -> tuple[str, ...]:
         number(facts["value"]),
         "-" if is_constant else number(facts["excess"]),
     )
-
-
-def _drift_of_shard(facts: Mapping[str, Any]) -> tuple[str, ...]:
-    columns = [
-        f"{column(each)} ({count(each['n_values'])}, up to {number(each['value'])})" for each in facts["farthest"]
-    ]
-    return path(facts["file"]), count(facts["n_outside"]), count(facts["n_rows"]), ", ".join(columns)
