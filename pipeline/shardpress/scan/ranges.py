@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from shardpress.choices import SCALES
 from shardpress.cluster.executor import reduce
 from shardpress.columns import Columns
 from shardpress.errors import DataError, printable, quantity, short_list
@@ -27,7 +26,7 @@ from shardpress.scan.blocks import (
     stats_of_unreadable,
 )
 from shardpress.scan.hints import hints_of
-from shardpress.scan.ranks import MAX_KNOTS, RankTables, are_tables, rank_tables
+from shardpress.scan.ranks import RankTables, rank_tables
 from shardpress.scan.sample import (
     INNER,
     SAMPLED_VALUES,
@@ -53,10 +52,6 @@ _COLUMNS = 10  # columns to name in a message
 _EXACT = 2.0**53  # float64 holds all integers up to this one exactly
 _ERRORS = 2.0**-30  # relative; far more than the rounding errors of prepared values
 _WIDEST = 2.0**62  # smaller differences fit into 64 bits for any minimum
-_ARRAYS = (
-    *("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset", "center", "factor"),
-    *("indicators", "knots", "ranks", "shard_ranges"),
-)
 
 
 @dataclass(frozen=True)
@@ -174,166 +169,24 @@ class Scan:
 
     def to_npz(self) -> bytes:
         """Return this scan as the content of an NPZ file."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
-        about = {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()], "clips": self.clips}
-        choices = {"scale": self.scale, "hints": [*self.hints], "has_huge_rows": self.has_huge_rows}
-        selected = {} if self.n_selected is None else {"n_selected": self.n_selected}
-        return pack(arrays, about | choices | selected)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        about = {name: value for name, value in values.items() if name not in arrays}
+        about["unreadable"] = [*self.unreadable.items()]  # JSON would turn the numbers into strings
+        return pack(arrays, about)
 
     @classmethod
     def from_npz(cls, data: bytes) -> Scan:
-        """Return the scan that `to_npz` stored.
+        """Return the scan that `to_npz` stored, or raise `ValueError` if the data are not a scan.
 
-        Raises
-        ------
-        ValueError
-            If the data are not a valid scan.
+        The values are not checked, because commit records have the digests of scans.
         """
         arrays, about = unpack(data)
         try:
-            unknown = np.full((2, len(arrays["minimum"])), np.nan)
-            arrays = {"spread": unknown[0], "inner": unknown, **arrays}
-            unreadable = dict(about["unreadable"])
-            found = cls(
-                about["n_rows"],
-                **arrays,
-                unreadable=unreadable,
-                clips=bool(about.get("clips", False)),
-                scale=about.get("scale", "range"),
-                hints=tuple(about.get("hints", ())),
-                has_huge_rows=bool(about.get("has_huge_rows", False)),
-                n_selected=about.get("n_selected"),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+            values = {**arrays, **about, "unreadable": dict(about["unreadable"]), "hints": tuple(about["hints"])}
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"is not a scan: {error!r}") from error
-        wrong = [name for name, is_possible in _field_checks(found).items() if not is_possible]
-        if wrong:
-            raise ValueError(f"is not a scan: invalid values of {', '.join(wrong)}")
-        return found
-
-    def check_fits(self, shards: Sequence[Shard]) -> Scan:
-        """Return this scan. Raise `ValueError` if it cannot belong to these shards."""
-        n_rows = sum(shard.n_rows for shard in shards)
-        n_inputs = shards[0].n_inputs
-        if (self.n_rows, len(self.minimum)) != (n_rows, n_inputs):
-            found = f"{self.n_rows} rows of {len(self.minimum)} columns"
-            raise ValueError(f"contains {found}, expected {n_rows} rows of {n_inputs} columns")
-        if self.shard_ranges is not None and self.shard_ranges.shape[1] != len(shards):
-            raise ValueError(f"contains ranges of {self.shard_ranges.shape[1]} shards, expected {len(shards)}")
-        if any(number >= len(shards) for number in self.unreadable):
-            raise ValueError(f"refers to a shard that is not among the {len(shards)} shards of the input")
-        return self
-
-
-def scan_bytes(shards: Sequence[Shard]) -> int:
-    """Return the largest possible size of a scan's arrays in bytes."""
-    n_each = len(_ARRAYS) + 1
-    preparation = shards[0].preparation
-    if preparation is not None and preparation.transform == "rank":
-        n_each += 2 * MAX_KNOTS
-    n_each += 2 * len(shards)  # their ranges
-    numbers = n_each * shards[0].n_inputs + sum(shard.n_rows for shard in shards)
-    return numbers * np.dtype(np.float64).itemsize
-
-
-# -- validation of a stored scan ------------------------------------------------------------------------------------
-
-
-def _field_checks(scan_result: Scan) -> dict[str, bool]:
-    """Map each field to whether its value is valid."""
-    shape = scan_result.minimum.shape
-    has_rows = type(scan_result.n_rows) is int and scan_result.n_rows >= 0
-    has_bad_rows = has_rows and _are_numbers(scan_result.bad_rows, scan_result.n_rows)
-    arrays = (scan_result.minimum, scan_result.maximum, scan_result.spread)
-    have_one_shape = len(shape) == 1 and all(_is_array(array, np.float64, shape) for array in arrays)
-    has_selected = has_bad_rows and _is_selected(scan_result)
-    has_no_range = has_selected and scan_result.n_fitted == 0
-    return {
-        "n_rows": has_rows,
-        "minimum, maximum or spread": have_one_shape,
-        "range": has_no_range or (have_one_shape and _is_range(scan_result.minimum, scan_result.maximum)),
-        "bad_rows": has_bad_rows,
-        "n_selected": has_selected,
-        "inner": _is_array(scan_result.inner, np.float64, (2, *shape)),
-        "fill": _is_fill(scan_result.fill, shape),
-        "indicators": _are_indicators(scan_result.indicators, scan_result.n_missing),
-        "knots or ranks": _are_optional_tables(scan_result.knots, scan_result.ranks, shape),
-        "scale": scan_result.scale in SCALES,
-        "hints": all(isinstance(hint, str) for hint in scan_result.hints),
-        "center or factor": _is_scaling(scan_result.center, scan_result.factor, shape),
-        "n_missing": _are_counts(scan_result.n_missing, shape),
-        "unreadable": _are_reasons(scan_result.unreadable),
-        "shard_ranges": _are_shard_ranges(scan_result.shard_ranges, shape),
-    }
-
-
-def _are_numbers(rows: np.ndarray, n_rows: int) -> bool:
-    """Return whether the array contains sorted, unique row numbers below `n_rows`."""
-    if rows.dtype != np.int64 or rows.ndim != 1:
-        return False
-    return bool((np.diff(rows, prepend=-1, append=n_rows) > 0).all())
-
-
-def _is_selected(scan_result: Scan) -> bool:
-    """Return whether the number of selected rows is possible."""
-    n_selected = scan_result.n_selected
-    n_good = scan_result.n_rows - len(scan_result.bad_rows)
-    return n_selected is None or (type(n_selected) is int and 0 <= n_selected <= n_good)
-
-
-def _is_fill(fill: np.ndarray | None, shape: tuple[int, ...]) -> bool:
-    if fill is None:
-        return True
-    return _is_array(fill, np.float64, shape) and bool(np.isfinite(fill).all())
-
-
-def _is_scaling(center: np.ndarray | None, factor: np.ndarray | None, shape: tuple[int, ...]) -> bool:
-    if center is None or factor is None:
-        return center is None and factor is None
-    are_arrays = _is_array(center, np.float64, shape) and _is_array(factor, np.float64, shape)
-    return are_arrays and bool(np.isfinite(center).all() and np.isfinite(factor).all() and (factor >= 0).all())
-
-
-def _are_counts(counts: np.ndarray | None, shape: tuple[int, ...]) -> bool:
-    if counts is None:
-        return True
-    return _is_array(counts, np.int64, shape) and bool((counts >= 0).all())
-
-
-def _are_indicators(indicators: np.ndarray | None, n_missing: np.ndarray | None) -> bool:
-    """Return whether the columns with indicators are those with missing values."""
-    if indicators is None:
-        return True
-    if n_missing is None or indicators.dtype != np.int64:
-        return False
-    return len(indicators) > 0 and np.array_equal(indicators, np.flatnonzero(n_missing))
-
-
-def _are_optional_tables(knots: np.ndarray | None, ranks: np.ndarray | None, shape: tuple[int, ...]) -> bool:
-    if knots is None or ranks is None:
-        return knots is None and ranks is None
-    is_shaped = knots.ndim == 2 and knots.shape[:1] == shape and 1 <= knots.shape[1] <= MAX_KNOTS
-    are_arrays = is_shaped and _is_array(knots, np.float64, knots.shape) and _is_array(ranks, np.float64, knots.shape)
-    return are_arrays and are_tables(knots, ranks)
-
-
-def _are_shard_ranges(ranges: np.ndarray | None, shape: tuple[int, ...]) -> bool:
-    if ranges is None:
-        return True
-    is_shaped = ranges.ndim == 3 and ranges.shape == (2, ranges.shape[1], *shape)
-    return is_shaped and ranges.dtype == np.float64 and not np.isnan(ranges).any()
-
-
-def _are_reasons(unreadable: Mapping[int, str]) -> bool:
-    return all(type(number) is int and number >= 0 and isinstance(reason, str) for number, reason in unreadable.items())
-
-
-def _is_range(minimum: np.ndarray, maximum: np.ndarray) -> bool:
-    return bool(np.isfinite(minimum).all() and np.isfinite(maximum).all() and (minimum <= maximum).all())
-
-
-def _is_array(array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> bool:
-    return array.dtype == dtype and array.shape == shape
 
 
 # -- the pass over all rows -----------------------------------------------------------------------------------------
