@@ -194,15 +194,5 @@ def printable(name: object) -> str:
     An escaped name cannot forge a line of the log. It also cannot hide or reorder text in a terminal, as U+202E would.
     Bytes that are not valid UTF-8 are escaped, too.
     """
-    return "".join(map(_escaped, str(name)))
-
-
-def _escaped(char: str) -> str:
-    if char.isprintable():
-        return char
-    code = ord(char)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    if code < 0x10000:
-        return f"\\u{code:04x}"
-    return f"\\U{code:08x}"
+    escaped = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(name))
+    return "".join(escaped)

@@ -6,7 +6,6 @@ import logging
 import os
 import stat
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,26 +14,9 @@ SHOWN_BY_BAR = "is_shown_by_bar"
 """Attribute of log records that a progress bar already shows. They are written only to the file."""
 
 _NAME = "run.log"
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _MAX_WARNINGS = 50  # maximum in the report; a file with thousands of faults causes thousands of warnings
 _MAX_WAITING = 1000  # maximum number of lines in memory before the directory is known
-
-
-class Dated(logging.Formatter):
-    """Formatter that shows the time of day. The first line of each day also shows the date."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
-        self._day = ""
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        """Return the time of a record."""
-        created = time.localtime(record.created)
-        day = time.strftime("%Y-%m-%d", created)
-        clock = time.strftime("%H:%M:%S", created)
-        if day == self._day:
-            return clock
-        self._day = day
-        return f"{day} {clock}"
 
 
 class Terminal(logging.StreamHandler):
@@ -42,7 +24,7 @@ class Terminal(logging.StreamHandler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(Dated())
+        self.setFormatter(logging.Formatter(_FORMAT, "%H:%M:%S"))
         self.addFilter(lambda record: not getattr(record, SHOWN_BY_BAR, False))
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -65,7 +47,7 @@ class RunLog(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.setFormatter(logging.Formatter(_FORMAT))
         self._waiting: list[str] = []
         self._descriptor: int | None = None
 
