@@ -63,8 +63,7 @@ def test_file_found_twice_is_refused(tmp_path, link):
         ("x" * 300, ["--input"]),
         ("nul\0", ["--input"]),
         ("elsewhere/x.h5", ["--input"]),
-        ("cancr", [" {}/cancer?"]),
-        ("cancr/", [" {}/cancer?"]),
+        ("cancr", ["no such file"]),
         ("empty", ["empty directory"]),
         ("cancer", ["1.txt, 2.txt, 9/ and 1 more"]),
     ],
@@ -75,15 +74,8 @@ def test_pattern_without_matches_is_refused(tmp_path, pattern, phrases):
     (tmp_path / "cancer/9").mkdir(parents=True)
     for name in ("10.txt", "2.txt", "1.txt"):
         (tmp_path / "cancer" / name).touch()
-    with refused(66, f"input={tmp_path}/{pattern[:3]}", *(phrase.format(tmp_path) for phrase in phrases)):
+    with refused(66, f"input={tmp_path}/{pattern[:3]}", *phrases):
         find([f"{tmp_path}/{pattern}"])
-
-
-def test_misspelt_relative_path_is_refused_with_the_nearest(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "cancer").mkdir()
-    with refused(66, "input=cancr: ", " cancer?"):
-        find(["cancr"])
 
 
 def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplog):

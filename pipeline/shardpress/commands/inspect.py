@@ -15,7 +15,6 @@ from shardpress.errors import DataError, printable, quantity, short_list
 
 if TYPE_CHECKING:
     from shardpress.columns import Columns
-    from shardpress.scan.preview import Preview
     from shardpress.scan.ranges import Scan
     from shardpress.settings.config import Config
     from shardpress.shards.inspect import FileGroup, Inspection
@@ -36,7 +35,6 @@ _BLOCK_BYTES = 2**23
 _MAX_NUMBERS = 2**16  # maximum number of columns whose ranges are included in the JSON
 _MAX_RANGES = 20  # maximum number of columns whose ranges are all listed
 _MAX_LISTED = 10
-_FLOAT32_IS_ENOUGH = 1e-5  # relative to the range of a column; sensors are not more precise
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,17 +50,17 @@ def run(options: argparse.Namespace) -> int:
     inputs = config.inputs
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     inspection = inspect_files(own.shards or inputs.input, selection, ColumnRule(inputs.match_columns))
-    preview = None
+    scan = None
     if inspection.shards:
         with log_progress():
-            preview = _preview_rows(inspection, config, None if own.all else own.most)
+            scan = _scan_rows(inspection, config, None if own.all else own.most)
     twins: list[Twins] = []
     if own.all:
-        twins = list(find_twins(inspection.shards))
+        twins = list(find_twins(inspection.shards, compares_all=True))
     if own.json:
-        print_json(_as_json(inspection, preview, twins))
+        print_json(_as_json(inspection, scan, twins))
     else:
-        print("\n".join(_lines(inspection, preview, twins)))
+        print("\n".join(_lines(inspection, scan, twins)))
     return DataError.exit_code if inspection.refused else 0
 
 
@@ -86,7 +84,7 @@ def _own_parser() -> Parser:
     return parser
 
 
-def _preview_rows(inspection: Inspection, config: Config, most: int | None) -> Preview:
+def _scan_rows(inspection: Inspection, config: Config, most: int | None) -> Scan:
     """Scan at most this many bytes of rows, or all rows."""
     from shardpress.progress import Progress
     from shardpress.scan.blocks import ScanSettings
@@ -97,16 +95,19 @@ def _preview_rows(inspection: Inspection, config: Config, most: int | None) -> P
     n_threads = config.machine.threads or len(os.sched_getaffinity(0))
     if most is not None:
         return preview_rows(inspection.shards, settings, n_threads, most)
-    n_rows = sum(shard.n_rows for shard in inspection.shards)
-    with Progress("scanning rows", n_rows, "rows", row_bytes) as progress:
+    with Progress("scanning rows", _n_rows(inspection), "rows", row_bytes) as progress:
         return preview_rows(inspection.shards, settings, n_threads, None, advance=progress.advance)
 
 
 # -- JSON ---------------------------------------------------------------------------------------------------------
 
 
-def _as_json(inspection: Inspection, preview: Preview | None, twins: Sequence[Twins]) -> dict[str, Any]:
-    rows = None if preview is None else _rows_as_json(inspection, preview)
+def _n_rows(inspection: Inspection) -> int:
+    return sum(shard.n_rows for shard in inspection.shards)
+
+
+def _as_json(inspection: Inspection, scan: Scan | None, twins: Sequence[Twins]) -> dict[str, Any]:
+    rows = None if scan is None else _rows_as_json(inspection, scan)
     equal = [[each.first.path, each.second.path] for each in twins]
     return {
         "files": [vars(each) for each in inspection.files],
@@ -116,17 +117,15 @@ def _as_json(inspection: Inspection, preview: Preview | None, twins: Sequence[Tw
     }
 
 
-def _rows_as_json(inspection: Inspection, preview: Preview) -> dict[str, Any]:
-    scan = preview.scan
+def _rows_as_json(inspection: Inspection, scan: Scan) -> dict[str, Any]:
     return {
-        "n_rows": preview.n_rows,
+        "n_rows": _n_rows(inspection),
         "n_looked_at": scan.n_rows,
         "n_inputs": len(scan.minimum),
         "n_bad": len(scan.bad_rows),
         "bad_rows": scan.bad_rows[:_MAX_LISTED].tolist(),
         "unreadable": {inspection.shards[i].path: why for i, why in scan.unreadable.items()},
         **_columns_as_json(scan),
-        "smaller_dtype": preview.smaller,
     }
 
 
@@ -146,12 +145,12 @@ def _columns_as_json(scan: Scan) -> dict[str, Any]:
 # -- text ---------------------------------------------------------------------------------------------------------
 
 
-def _lines(inspection: Inspection, preview: Preview | None, twins: Sequence[Twins]) -> Iterator[str]:
+def _lines(inspection: Inspection, scan: Scan | None, twins: Sequence[Twins]) -> Iterator[str]:
     for files in inspection.files:
         yield from _lines_of_files(files)
         yield ""
-    if preview is not None:
-        yield from _lines_of_rows(inspection, preview)
+    if scan is not None:
+        yield from _lines_of_rows(inspection, scan)
     for each in twins[:_MAX_LISTED]:
         yield f"EQUAL ROWS  {each}"
     if len(twins) > _MAX_LISTED:
@@ -229,12 +228,12 @@ def _times(lengths: Sequence[int]) -> str:
     return " x ".join(map(str, lengths))
 
 
-def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
+def _lines_of_rows(inspection: Inspection, scan: Scan) -> Iterator[str]:
     from shardpress.scan.ranges import describe_bad_rows
 
-    scan = preview.scan
-    n_scanned = "all" if preview.has_all_rows else scan.n_rows
-    yield f"{preview.n_rows} rows, {n_scanned} of them scanned"
+    n_rows = _n_rows(inspection)
+    n_scanned = "all" if scan.n_rows == n_rows else scan.n_rows
+    yield f"{n_rows} rows, {n_scanned} of them scanned"
     for i, why in list(scan.unreadable.items())[:_MAX_LISTED]:
         yield f"  UNREADABLE: {printable(inspection.shards[i].path)}: {why}"
     if len(scan.bad_rows):
@@ -243,7 +242,6 @@ def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
         n_bad = len(scan.bad_rows) or "none"
         yield f"  values from {scan.minimum.min():g} to {scan.maximum.max():g}; bad rows: {n_bad}"
         yield from _lines_of_columns(inspection.shards[0].columns, scan)
-        yield from _lines_of_dtypes(inspection, preview)
         yield from (f"  hint: {hint}" for hint in scan.hints)
 
 
@@ -256,21 +254,3 @@ def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
     if len(scan.minimum) <= _MAX_RANGES:
         for i, (low, high) in enumerate(zip(scan.minimum, scan.maximum, strict=True)):
             yield f"    column {columns.numbered(i)}: {low:g} to {high:g}"
-
-
-def _lines_of_dtypes(inspection: Inspection, preview: Preview) -> Iterator[str]:
-    """Yield a line of advice if a smaller dtype would be sufficient."""
-    import numpy as np
-
-    stored = np.dtype(inspection.shards[0].stored_dtype)
-    smaller = np.dtype(preview.smaller) if preview.smaller else stored
-    if smaller.itemsize < stored.itemsize:
-        yield (
-            f"  slow to read: {preview.smaller} would hold every scanned value in {quantity(smaller.itemsize, 'byte')} "
-            f"instead of {stored.itemsize}"
-        )
-    elif stored == np.float64 and preview.float32_error < _FLOAT32_IS_ENOUGH:
-        yield (
-            f"  slow to read: float32 would take half the bytes, with a rounding error of {preview.float32_error:.1g} "
-            "of a column's range; training uses float32 anyway"
-        )

@@ -34,6 +34,7 @@ from shardpress.shards.columns import ColumnRule
 from shardpress.shards.open import check_any, open_sources
 from shardpress.shards.shard import Shard, leave_out_extras, with_offset, with_preparation
 from shardpress.shards.sources import find
+from shardpress.shards.vet import Selection
 from shardpress.training.targets import Targets, read_targets
 from shardpress_kernels.network import Network
 
@@ -365,7 +366,8 @@ def _open_inputs(
     else:
         sources = list(finished.sources)
         like = finished.part
-    shards = open_sources(sources, inputs.dataset, on_bad_shard, inputs.orientation, inputs.include, rule, like)
+    selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
+    shards = open_sources(sources, selection, on_bad_shard, rule, like)
     n_others = 0 if finished is None else len(finished.identities) - len(finished.copies)
     if error := too_many_bad_shards(config, refused, len(shards) + len(refused) + n_others):
         raise error

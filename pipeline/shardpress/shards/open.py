@@ -74,18 +74,16 @@ def open_shards(
         If a file cannot be read.
     """
     sources = find(patterns)
-    shards = open_sources(sources, dataset, on_bad_shard, orientation, include, columns)
+    shards = open_sources(sources, Selection(dataset, orientation, tuple(include)), on_bad_shard, columns)
     check_any(shards, sources)
     return shards
 
 
 def open_sources(
     sources: Sequence[Source],
-    dataset: str | None = None,
-    on_bad_shard: Callable[[Path, DataError], object] | None = None,
-    orientation: str | None = None,
-    include: Sequence[str] = (),
-    columns: ColumnRule = IN_ORDER,
+    selection: Selection,
+    on_bad_shard: Callable[[Path, DataError], object] | None,
+    columns: ColumnRule,
     like: Shard | None = None,
 ) -> tuple[Shard, ...]:
     """Vet files and describe the shards in the log, as `open_shards` does. Return nothing if all files are refused.
@@ -97,10 +95,10 @@ def open_sources(
     like : Shard, optional
         Part of a finished run whose extras the shards must have, see `shardpress.shards.appending.fit_extras`.
     """
-    selection = Selection(dataset, orientation, tuple(dict.fromkeys(include)))
+    selection = replace(selection, include=tuple(dict.fromkeys(selection.include)))
     check = ColumnCheck(columns)
     with closing(_open_all(sources, selection)) as opened:  # after an error, no more files are opened
-        fitting = _accept_fitting(sources, opened, partial(_refuse, on_bad_shard), check)
+        fitting = _accept_fitting(sources, opened, on_bad_shard, check)
     if not fitting:
         return ()
     if like is None:
@@ -110,13 +108,6 @@ def open_sources(
     _log_shards(shards)
     check.log()
     return shards
-
-
-def _refuse(on_bad_shard: Callable[[Path, DataError], object] | None, path: Path, error: DataError) -> None:
-    """Report a file that is refused because of its content, or raise the error."""
-    if on_bad_shard is None:
-        raise error
-    on_bad_shard(path, error)
 
 
 def check_any(shards: Sequence[Shard], sources: Sequence[Source]) -> None:
@@ -176,7 +167,7 @@ def _check_as_listed(shard: Shard, source: Source) -> None:
 def _accept_fitting(
     sources: Sequence[Source],
     opened: Iterator[Shard | DataError],
-    refuse: Callable[[Path, DataError], object],
+    on_bad_shard: Callable[[Path, DataError], object] | None,
     check: ColumnCheck,
 ) -> list[Shard]:
     """Return the shards that fit the accepted shards before them, and refuse the others, in the order of the files."""
@@ -190,7 +181,9 @@ def _accept_fitting(
             if shards:
                 _check_width(shard, shards[0])
         except DataError as error:
-            refuse(source.path, error)
+            if on_bad_shard is None:
+                raise
+            on_bad_shard(source.path, error)
             continue
         shards.append(check.accept(shard, order))
     if check.columns.is_known:  # also set the columns of shards before the first one with names

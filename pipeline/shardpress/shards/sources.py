@@ -9,8 +9,6 @@ import re
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,6 @@ log = logging.getLogger(__name__)
 
 _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
 _LISTED = 3  # files of a directory that are not HDF5, in a message
-_MOST_NAMES = 10_000  # names of a directory to compare with a misspelled name
 _MARKER = ".shardpress"
 COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
 _INDEX = "index.h5"
@@ -137,24 +134,10 @@ def _check_reachable(pattern: str) -> None:
 
 
 def _explain_no_match(pattern: str) -> str:
-    """Return a message about a pattern without matches, with a similar name if there is one."""
     if glob.has_magic(pattern):
         advice = "Check --input (scripts/make_data.py writes sample shards to data/)."
         return f"no file matches, expected at least one HDF5 file. {advice}"
-    folder, name = os.path.split(pattern.rstrip("/"))
-    similar = get_close_matches(name, _names_in(folder), n=1)
-    advice = "Check --input."
-    if similar:
-        advice = f"Did you mean {printable(os.path.join(folder, similar[0]))}?"
-    return f"no such file or directory. {advice}"
-
-
-def _names_in(folder: str) -> list[str]:
-    try:
-        with os.scandir(folder or ".") as entries:
-            return [entry.name for entry in islice(entries, _MOST_NAMES)]
-    except (OSError, ValueError):
-        return []
+    return "no such file or directory. Check --input."
 
 
 # -- directories -------------------------------------------------------------------------------------------------
