@@ -10,9 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-SHOWN_BY_BAR = "is_shown_by_bar"
-"""Attribute of log records that a progress bar already shows. They are written only to the file."""
-
+SHOWN_BY_BAR = "is_shown_by_bar"  # attribute of records that a progress bar already shows: only the file gets them
 _NAME = "run.log"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _MAX_WARNINGS = 50  # maximum in the report; a file with thousands of faults causes thousands of warnings
@@ -28,7 +26,6 @@ class Terminal(logging.StreamHandler):
         self.addFilter(lambda record: not getattr(record, SHOWN_BY_BAR, False))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
         if "tqdm" not in sys.modules:  # there is no bar
             super().emit(record)
             return
@@ -67,7 +64,6 @@ class RunLog(logging.Handler):
             self._waiting.clear()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line, or keep it in memory."""
         line = self.format(record)
         if self._descriptor is not None:
             _write(self._descriptor, line)
@@ -75,11 +71,10 @@ class RunLog(logging.Handler):
             self._waiting.append(line)
 
     def write(self, text: str) -> None:
-        """Write a line that is not a log record, or keep it in memory."""
+        """Write a line that is not a log record."""
         self.emit(logging.makeLogRecord({"msg": text, "levelname": "INFO"}))
 
     def close(self) -> None:
-        """Close the file."""
         if self._descriptor is not None:
             with suppress(OSError):
                 os.close(self._descriptor)
@@ -88,23 +83,14 @@ class RunLog(logging.Handler):
 
 
 class Warnings(logging.Handler):
-    """Handler that collects the first warnings of a run.
-
-    Attributes
-    ----------
-    first : list of str
-        Messages of the first warnings, without repetitions.
-    n : int
-        Number of warnings. Repetitions of warnings in `first` are not counted.
-    """
+    """Handler that collects the first warnings of a run."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.first: list[str] = []
-        self.n = 0
+        self.first: list[str] = []  # messages of the first warnings, without repetitions
+        self.n = 0  # number of warnings without repetitions of those in `first`
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Count one warning, and collect its message."""
         line = record.getMessage()
         if line in self.first:
             return

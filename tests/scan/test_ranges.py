@@ -15,11 +15,10 @@ from shardpress.scan.blocks import Piece, ScanSettings, merge_stats, scan_pieces
 from shardpress.scan.ranges import Scan, check_usable, describe_bad_rows, readable
 from shardpress.scan.scaler import bad_entries, bad_rows
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import blocks
 from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.fresh_process import run_in_fresh_process
-from tests.support.helpers import numbered, refused, scanned, write_shard
+from tests.support.helpers import blocks, numbered, refused, scanned, write_shard
 from tests.support.logged import mentions
 
 

@@ -19,11 +19,12 @@ from shardpress.settings.config import Config
 from shardpress.shards import rows as module
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block, array_shard, blocks
+from shardpress.shards.shard import Block, array_shard
 from tests.support.cases import ALL_CASES, case
 from tests.support.damage import damage
 from tests.support.fields import set_sizes
 from tests.support.helpers import (
+    blocks,
     csr,
     numbered,
     numbered_shards,

@@ -58,71 +58,34 @@ _WIDEST = 2.0**62  # smaller differences fit into 64 bits for any minimum
 class Scan:
     """Result of a pass over all rows: the ranges of the columns, and the bad rows.
 
-    Attributes
-    ----------
-    n_rows : int
-        Number of rows, including bad rows.
-    minimum, maximum : ndarray of shape (n_inputs,), float64
-        Range of each column in the good rows. With clipping, this is the range between two quantiles.
-    bad_rows : ndarray of int64
-        Sorted global numbers of the bad rows, including those that `n_selected` does not count. A row is bad if it
-        contains NaN, Inf or the missing value. If missing values are filled in, a row is bad if it contains Inf, or if
-        all values are missing. All rows of unreadable shards are bad.
-    spread : ndarray of shape (n_inputs,), float64
-        Standard deviation of each scaled column without outliers. It is NaN for appended rows.
-    inner : ndarray of shape (2, n_inputs), float64
-        Bounds of the central 80 % of each column's values. They are NaN if the spread is NaN.
-    unreadable : dict of int to str
-        Reason why each unreadable shard cannot be read. Keys are the indices of the shards in the input.
-    fill : ndarray of shape (n_inputs,), float64, or None
-        Fill value of each column. None if missing values make a row bad.
-    n_missing : ndarray of shape (n_inputs,), int64, or None
-        Number of missing values of each column in the good rows. None if missing values make a row bad.
-    clips : bool
-        True if values outside the range are clipped.
-    offset : ndarray of shape (n_inputs,), float64, or None
-        Integers that were subtracted from the rows. All other arrays describe the differences.
-    scale : str
-        Scaling of the columns, see `shardpress.scan.scaling.scaled_as`.
-    hints : tuple of str
-        Sentences about rows that other settings would suit better.
-    has_huge_rows : bool
-        Whether some rows are much larger than the others, see `shardpress.scan.sample.has_huge_rows`.
-    center, factor : ndarray of shape (n_inputs,), float64, or None
-        Shift and scale of each column, see `Scaler`. None if the range is scaled to [0, 1].
-    indicators : ndarray of shape (n_indicators,), int64, or None
-        Sorted numbers of the columns that get a missing indicator. None if no column gets one.
-    knots, ranks : ndarray of shape (n_inputs, n_knots), float64, or None
-        Tables that replace values by ranks, see `RankTables`. All other arrays then describe ranks. None if values are
-        not replaced.
-    n_selected : int or None
-        Number of the good rows that ``--fit-on`` selects. All arrays except for `bad_rows` describe only these rows.
-        None if they describe all good rows.
-    shard_ranges : ndarray of shape (2, n_shards, n_inputs), float64, or None
-        Minimum and maximum of each column in each shard. They are Inf and -Inf for a column without values. None if
-        they are not kept.
+    A row is bad if it contains NaN, Inf or the missing value. If missing values are filled in, it is bad if it contains
+    Inf, or if all values are missing. All rows of unreadable shards are bad.
     """
 
-    n_rows: int
-    minimum: np.ndarray
+    n_rows: int  # including bad rows
+    minimum: np.ndarray  # (n_inputs,), float64, of the good rows; a quantile if values are clipped
     maximum: np.ndarray
-    bad_rows: np.ndarray
-    spread: np.ndarray
-    inner: np.ndarray
-    unreadable: Mapping[int, str] = field(default_factory=dict)
-    fill: np.ndarray | None = None
-    n_missing: np.ndarray | None = None
-    clips: bool = False
+    bad_rows: np.ndarray  # int64, sorted global numbers, including rows that `n_selected` does not count
+    spread: np.ndarray  # (n_inputs,), standard deviation of scaled columns without outliers; NaN for appended rows
+    inner: np.ndarray  # (2, n_inputs), bounds of the central 80 % of the values; NaN for appended rows
+    unreadable: Mapping[int, str] = field(default_factory=dict)  # reasons by the number of the shard in the input
+    fill: np.ndarray | None = None  # (n_inputs,), float64. None if missing values make a row bad
+    n_missing: np.ndarray | None = None  # (n_inputs,), int64, missing values in good rows. None as for `fill`
+    clips: bool = False  # True if values outside the range are clipped
+    # Integers (n_inputs,), float64, that were subtracted from the rows. All other arrays describe the differences.
     offset: np.ndarray | None = None
-    scale: str = "range"
-    hints: tuple[str, ...] = ()
-    has_huge_rows: bool = False
-    center: np.ndarray | None = None
+    scale: str = "range"  # as in `shardpress.scan.scaling.scaled_as`
+    hints: tuple[str, ...] = ()  # sentences about rows that other settings would suit better
+    has_huge_rows: bool = False  # see `shardpress.scan.sample.has_huge_rows`
+    center: np.ndarray | None = None  # (n_inputs,), float64, as in `Scaler`
     factor: np.ndarray | None = None
-    indicators: np.ndarray | None = None
+    indicators: np.ndarray | None = None  # int64, sorted numbers of the columns that get a missing indicator
+    # Tables (n_inputs, n_knots), float64, as in `RankTables`. All other arrays then describe ranks.
     knots: np.ndarray | None = None
     ranks: np.ndarray | None = None
+    # Number of the good rows that ``--fit-on`` selects. All arrays but `bad_rows` describe only these rows.
     n_selected: int | None = None
+    # Minimum and maximum (2, n_shards, n_inputs), float64; Inf and -Inf for a column without values.
     shard_ranges: np.ndarray | None = None
 
     @property
@@ -134,7 +97,7 @@ class Scan:
 
     @property
     def constant(self) -> np.ndarray:
-        """Mask of the constant columns: bool, shape (n_inputs,)."""
+        """Mask (n_inputs,) of the constant columns."""
         return self.minimum == self.maximum
 
     @property
@@ -148,17 +111,13 @@ class Scan:
 
     @property
     def narrow(self) -> np.ndarray:
-        """Columns with a very small spread compared with their range. The smallest spread comes first.
-
-        Such columns hardly matter compared with the others.
-        """
+        """Columns that hardly matter, because their spread is very small compared with their range; smallest first."""
         # Exclude columns that are nearly constant, such as a count that is rarely above 0. They have no outliers.
         is_narrow = (self.inner[0] < self.inner[1]) & (self.spread < _NARROW)
         worst_first = np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")
         return worst_first[: int(is_narrow.sum())]
 
     def summary(self) -> dict[str, Any]:
-        """Return plain values for reports."""
         summary: dict[str, Any] = {
             "scale": self.scale,
             "narrow_columns": {int(i): float(self.spread[i]) for i in self.narrow},
@@ -207,8 +166,6 @@ def scan(
 
     Parameters
     ----------
-    n_at_once : int
-        Number of concurrent tasks.
     advance : callable
         Called with the number of rows of each finished task, and with a negative number before rows are read again.
     fitted : ndarray of shape (n_rows,), bool, optional
@@ -275,7 +232,7 @@ def _n_fitted(shards: Sequence[Shard], fitted: np.ndarray | None) -> int:
 def _pieces_of_tasks(
     shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str], fitted: np.ndarray | None
 ) -> Iterator[Pieces]:
-    """Yield the pieces of each task in row order. Skip unreadable shards."""
+    """Yield the pieces of each task in row order, without unreadable shards."""
     pieces = [piece.with_fitted(fitted) for piece in pieces_of(shards, block_rows) if piece.number not in unreadable]
     # A task has consecutive blocks, so that each file is read sequentially.
     n_per_task = _blocks_per_task(len(pieces))
@@ -330,7 +287,6 @@ def scan_from_stats(
 
 
 def _with_scale(scan: Scan, scale: str, scaler: Scaler, sample: np.ndarray) -> Scan:
-    """Return the scan with the scaling of the rows to train on."""
     with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
         chosen = chosen_scale(scaler, sample) if scale == "auto" else scale
         scaled = scaled_as(chosen, scaler, sample)
@@ -339,7 +295,6 @@ def _with_scale(scan: Scan, scale: str, scaler: Scaler, sample: np.ndarray) -> S
 
 
 def _hints(stats: BlockStats, shards: Sequence[Shard], fitted: np.ndarray | None) -> tuple[str, ...]:
-    """Return the hints about the rows to fit to."""
     n_bad = len(stats.bad_rows)
     if fitted is not None:
         n_bad = int(np.count_nonzero(fitted[stats.bad_rows]))
@@ -348,7 +303,6 @@ def _hints(stats: BlockStats, shards: Sequence[Shard], fitted: np.ndarray | None
 
 
 def _shard_ranges(stats: BlockStats, n_shards: int) -> np.ndarray:
-    """Return the ranges of all shards as one array (2, n_shards, n_inputs)."""
     ranges = np.empty((2, n_shards, len(stats.minimum)))
     ranges[0] = np.inf
     ranges[1] = -np.inf
@@ -417,15 +371,11 @@ def _medians(sample: np.ndarray) -> np.ndarray:
 
 
 def offset_for(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray | None:
-    """Return the offset to subtract from columns of large integers. Return None if no column needs an offset.
+    """Return the offset (n_inputs,), float64, to subtract from columns of large integers. None if none needs it.
 
     In float64, small differences between integers above 2**53 are lost. The offset is the minimum from the scan,
-    rounded to float64. This integer is close to the true minimum, so the differences are small and exact.
-
-    Returns
-    -------
-    ndarray of shape (n_inputs,), float64, or None
-        0 for columns that need no offset.
+    rounded to float64. This integer is close to the true minimum, so the differences are small and exact. It is 0 for
+    columns that need no offset.
     """
     if not scan_result.n_fitted or row_dtype(shards).name not in ("int64", "uint64"):
         return None
@@ -491,7 +441,7 @@ def _check_finite_ranges(first: Shard, scan_result: Scan) -> None:
 
 
 def _is_unscalable(scan_result: Scan) -> np.ndarray:
-    """Return a mask of the columns that become 0."""
+    """Return a mask (n_inputs,) of the columns that become 0."""
     return scan_result.scaler.without_indicators().scale == 0
 
 
@@ -518,7 +468,7 @@ def _log_useless_columns(columns: Columns, scan_result: Scan) -> None:
 
 
 def readable(shards: Sequence[Shard], scan_result: Scan) -> tuple[tuple[Shard, ...], Scan]:
-    """Return the readable shards, and the scan restricted to these shards."""
+    """Return the readable shards, and the scan of these shards."""
     if not scan_result.unreadable:
         return tuple(shards), scan_result
     usable = [shard for number, shard in enumerate(shards) if number not in scan_result.unreadable]
@@ -572,7 +522,6 @@ def _first_bad_row(shards: Sequence[Shard], scan_result: Scan) -> tuple[Block, n
 
 
 def _bad_values(scan_result: Scan, missing: float | None) -> str:
-    """Return a description of the values that make rows bad."""
     if scan_result.fill is not None:
         return "Inf or no value at all"
     if missing is None:

@@ -23,11 +23,9 @@ from shardpress.shards.vet import code_dtype
 
 log = logging.getLogger(__name__)
 
-_MASK = "_present"
-"""End of the name of a mask."""
+_MASK = "_present"  # end of the name of a mask
 
-MOST_WARNED = 10
-"""Number of warnings about extras."""
+_MOST_WARNED = 10
 
 _FILES = 3  # files that a warning names
 _NAMED = 20  # extras in a line of the log
@@ -35,20 +33,14 @@ _LEFT_OUT = 10  # left out extras in a line of the log
 _LONGEST = 80  # characters of a name or reason
 
 
-_Holders = Sequence[tuple[Shard, Extra]]
-"""Shards that contain an extra of a given name, each with that extra."""
+_Holders = Sequence[tuple[Shard, Extra]]  # shards that contain an extra of a given name, each with that extra
 
 
 def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[Shard, ...]:
     """Return shards that all have the same extras.
 
-    The result includes each extra of any shard, with a dtype that holds the values of all shards.
-
-    Raises
-    ------
-    DataError
-        If no shard has an extra at one of the paths `include`, or if the extras at such a path cannot be combined.
-        If the path is a group, extras that cannot be combined are left out instead.
+    These are the extras of any shard, with a dtype that holds the values of all shards. Raise `DataError` if no shard
+    has an extra at one of the paths `include`, or if no dtype holds those at the path of a dataset.
     """
     shards, required = rename_extras(shards, include)
     return unify_renamed(shards, required)
@@ -128,10 +120,7 @@ def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
 
 
 def _first_of_each_kind(holders: _Holders) -> list[tuple[Shard, Extra]]:
-    """Return the first shard of each kind with its extra, sorted by the last shard of each kind.
-
-    Errors name these shards.
-    """
+    """Return the first shard of each kind with its extra, sorted by the last shard of each kind, for messages."""
     found: dict[object, tuple[Shard, Extra]] = {}
     for shard, extra in reversed(holders):
         found[_kind(extra)] = (shard, extra)
@@ -139,7 +128,6 @@ def _first_of_each_kind(holders: _Holders) -> list[tuple[Shard, Extra]]:
 
 
 def _difference(name: str, kinds: Sequence[tuple[Shard, Extra]]) -> str:
-    """Return a sentence about the first two kinds of an extra."""
     first, other = (f"{_in_words(extra)} from file={printable(shard.path)}" for shard, extra in kinds[:2])
     reason = ""
     if all(extra.categories is not None for _, extra in kinds):
@@ -185,7 +173,7 @@ def _describe_missing(fallback: Extra, lacking: Sequence[Shard], n_shards: int) 
 
 
 def _unused_name(name: str, used_names: set[str]) -> str:
-    """Append underscores to a name until it is unused, and add the result to `used_names`."""
+    """Return the name, with underscores until it is unused, and add it to `used_names`."""
     while name in used_names:
         name += "_"
     used_names.add(name)
@@ -235,7 +223,7 @@ def _codes_of(extra: Extra, categories: Sequence[Any] | None) -> tuple[int, ...]
 def rename_extras(shards: Sequence[Shard], include: Sequence[str]) -> tuple[Sequence[Shard], frozenset[str]]:
     """Return the shards with the final names of the named extras, and the names of the extras at the paths `include`.
 
-    Extras in groups that a user has given, and the names of rows, are not at these paths.
+    The names do not include extras in groups that a user has given, and the names of rows.
     """
     extras = [extra for shard in shards for extra in shard.extras]
     named = list(dict.fromkeys(extra.name for extra in extras if extra.is_named))
@@ -387,11 +375,10 @@ def _warning_of(each: LeftOut, lacking: Sequence[Shard]) -> str:
 
 
 def _warn(lines: Sequence[str]) -> None:
-    """Log at most `MOST_WARNED` warnings."""
-    for line in lines[:MOST_WARNED]:
+    for line in lines[:_MOST_WARNED]:
         log.warning("%s", line)
-    if len(lines) > MOST_WARNED:
-        log.warning("%d more warnings about extras are not shown", len(lines) - MOST_WARNED)
+    if len(lines) > _MOST_WARNED:
+        log.warning("%d more warnings about extras are not shown", len(lines) - _MOST_WARNED)
 
 
 def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:
@@ -413,7 +400,7 @@ def why_left_out(shards: Sequence[Shard]) -> dict[str, str]:
 
 
 def shorten(words: str) -> str:
-    """Return a name or reason, shortened to fit into a line."""
+    """Return a printable name or reason that fits into a line."""
     if len(words) > _LONGEST:
         words = words[:_LONGEST] + "..."
     return printable(words)

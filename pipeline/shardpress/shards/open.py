@@ -56,10 +56,8 @@ def open_shards(
     dataset, orientation, include
         As in `shardpress.shards.vet.Selection`.
     on_bad_shard : callable, optional
-        Function that is called with a file that is refused because of its content, and with the error. The file is
-        left out. By default, the error is raised.
-    columns : ColumnRule
-        Rule for the comparison of columns.
+        Called with a file that is refused because of its content, and with the error. The file is left out. By
+        default, the error is raised.
 
     Returns
     -------
@@ -88,12 +86,7 @@ def open_sources(
 ) -> tuple[Shard, ...]:
     """Vet files and describe the shards in the log, as `open_shards` does. Return nothing if all files are refused.
 
-    Parameters
-    ----------
-    sources : sequence of Source
-        Files from `shardpress.shards.sources.find`.
-    like : Shard, optional
-        Part of a finished run whose extras the shards must have, see `shardpress.shards.appending.fit_extras`.
+    If `like` is a part of a finished run, the shards must have its extras (`shardpress.shards.appending.fit_extras`).
     """
     selection = replace(selection, include=tuple(dict.fromkeys(selection.include)))
     check = ColumnCheck(columns)
@@ -127,7 +120,7 @@ def check_any(shards: Sequence[Shard], sources: Sequence[Source]) -> None:
 
 
 def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[Shard | DataError, None, None]:
-    """Yield each shard, or the error of its file, in order. Use several threads if there are many files."""
+    """Yield each shard, or the error of its file, in order."""
     n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_PER_THREAD)
     with ThreadPoolExecutor(n_threads, "vet") as pool:
         for start in range(0, len(sources), _FILES_PER_BATCH):
@@ -151,7 +144,7 @@ def _open_few(sources: Sequence[Source], selection: Selection) -> list[Shard | D
 
 
 def _check_as_listed(shard: Shard, source: Source) -> None:
-    """Check that the file is the one that the manifest lists; quick comparisons come first."""
+    """Check that the file is the one that the manifest lists; the digest, which takes longest, comes last."""
     where = f"file={printable(source.path)}"
     n_bytes = shard.identity.size
     for n, expected, unit in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
@@ -203,7 +196,7 @@ def _check_width(shard: Shard, first: Shard) -> None:
 
 
 def _log_shards(shards: Sequence[Shard]) -> None:
-    """Log facts about rows and extras, and possible problems. Log each line once, for any number of shards."""
+    """Log facts about rows and extras, and possible problems, with few lines for any number of shards."""
     first = shards[0]
     n_rows = sum(shard.n_rows for shard in shards)
     n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
@@ -224,7 +217,6 @@ def _log_shards(shards: Sequence[Shard]) -> None:
 
 
 def _log_rows(shards: Sequence[Shard]) -> None:
-    """Log everything unusual about the rows."""
     first = shards[0]
     names = dict.fromkeys(shard.dataset for shard in shards)
     if list(names) != [PREFERRED]:
@@ -249,7 +241,6 @@ def _log_forms(shards: Sequence[Shard]) -> None:
 
 
 def _warn_of_writers(shards: Sequence[Shard]) -> None:
-    """Warn of a process that holds a file open for writing."""
     pids = writers()  # called once, since the kernel lists the writers of all files
     locked = []
     for shard in shards:

@@ -32,21 +32,14 @@ _INT64 = np.dtype(np.int64)
 
 
 def keep_chunks(max_bytes: int) -> None:
-    """Set the maximum size of this process's cache of decompressed chunks, in bytes."""
+    """Limit this process's cache of decompressed chunks."""
     CHUNKS.resize(max_bytes)
 
 
 def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
-    """Return the rows of a block.
+    """Return the rows of a block: (len(block), n_inputs), in the shard's `dtype`, C order.
 
-    Parameters
-    ----------
-    out : ndarray, optional
-        Memory for the result, with the same shape and dtype, in C order.
-
-    Returns
-    -------
-    ndarray of shape (len(block), n_inputs), the shard's `dtype`, C order
+    `out` is memory for the result, with this shape and dtype.
 
     Raises
     ------
@@ -69,7 +62,6 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def _read_prepared(block: Block, preparation: Preparation, out: np.ndarray) -> None:
-    """Read rows, and prepare them in an array of floats."""
     raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
     if raw_dtype == out.dtype:
         _read_ordered(block, out)
@@ -85,7 +77,6 @@ def _read_prepared(block: Block, preparation: Preparation, out: np.ndarray) -> N
 
 
 def _read_ordered(block: Block, out: np.ndarray) -> None:
-    """Read rows as they are stored, with the columns in the shard's order."""
     _READERS[block.shard.form](block, out)
     if block.shard.order is not None:
         _reorder(out, block.shard.order)
@@ -136,7 +127,6 @@ def _read_stored(block: Block, out: np.ndarray, axis: int) -> None:
 
 
 def _values(shard: Shard, layout: Layout, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
-    """Return values of one of the datasets that make up the rows."""
     return read_values(shard.path, shard.identity, layout, start, np.empty(stop - start, dtype))
 
 
@@ -207,7 +197,6 @@ def _ranges_of_rows(pointers: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _check_pointers(block: Block, pointers: np.ndarray) -> None:
-    """Check that row pointers increase within the stored entries, and that no row has more entries than columns."""
     shard = block.shard
     sizes = np.diff(pointers)
     # Without the limit of columns, a forged file could make this process allocate any amount of memory.
@@ -332,7 +321,7 @@ def _read_or_salvage(
 
 
 def _rows_at_once(shard: Shard, extra: Extra) -> int:
-    """Return the number of rows of a wide extra to read at once. They fill whole chunks, so that none is read twice."""
+    """Return a number of rows that fill whole chunks, so that no chunk is read twice."""
     n_rows = max(1, _EXTRA_PIECE // extra.value_bytes)
     if extra.layout is None or not extra.layout.chunks:
         return n_rows
@@ -379,7 +368,7 @@ def _salvage(
 
 
 def _read_extra(block: Block, extra: Extra) -> np.ndarray:
-    """Return the values of an extra for a block: shape (len(block),), followed by the axes of array values."""
+    """Return (len(block),) values, with further axes if the values are arrays."""
     layout = extra.layout
     if layout is None:
         return np.full(len(block), extra.resolved_fill, extra.dtype)
@@ -395,7 +384,6 @@ def _read_extra(block: Block, extra: Extra) -> np.ndarray:
 
 
 def _read_field(block: Block, layout: Layout, name: str, dtype: np.dtype) -> np.ndarray:
-    """Return one field of the records of a table for a block: shape (len(block),)."""
     values = np.empty(len(block), dtype)
     for start, stop in _pieces_of_table(block, layout):
         records = _values(block.shard, layout, start, stop, layout.dtype)

@@ -28,14 +28,7 @@ _INDEX = "index.h5"
 
 @dataclass(frozen=True)
 class Source:
-    """A file to open, with facts from its manifest.
-
-    Attributes
-    ----------
-    path : Path
-    n_rows, n_bytes, blake3 : int, int and str, optional
-        Facts from the manifest.
-    """
+    """A file to open, with facts from the manifest of an output directory."""
 
     path: Path
     n_rows: int | None = None
@@ -66,7 +59,6 @@ def find(patterns: Sequence[str]) -> list[Source]:
 
 
 def _distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
-    """Return sources without the patterns that name them. Raise `DataError` if a file is found twice."""
     names: dict[object, str] = {}
     sources = []
     for source, name in named:
@@ -104,7 +96,6 @@ def _matches(pattern: str) -> list[Source]:
 
 
 def _files(pattern: str) -> list[Path]:
-    """Return the files that a directory, a path or a glob names."""
     path = Path(pattern)
     if os.path.isdir(pattern):
         entries = [path / name for name in _list_directory(pattern)]
@@ -169,7 +160,7 @@ def _list_directory(directory: str) -> list[str]:
 
 
 def _names_and_others(directory: str) -> tuple[list[str], list[str]]:
-    """Return the names of a directory's HDF5 files, and of all other entries that are not hidden."""
+    """Return the names of HDF5 files, and of all other entries that are not hidden."""
     root_path = os.path.realpath(directory)
     names = []
     others = []
@@ -216,7 +207,7 @@ def _has_signature(path: str) -> bool:
 
 
 def _lies_in(directory: str, path: str) -> bool:
-    """Return whether a path is in a directory or below it; `os.path.realpath` must have resolved both."""
+    """Return whether a path is in or below a directory, given the results of `os.path.realpath`."""
     return os.path.commonpath([directory, path]) == directory
 
 

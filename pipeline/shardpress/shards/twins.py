@@ -18,19 +18,11 @@ _MOST_SAMPLED = 1000  # shards of equal shape that are compared by a sample
 
 @dataclass(frozen=True)
 class Twins:
-    """Two shards with equal rows.
-
-    Attributes
-    ----------
-    first, second : Shard
-        The shards in the order of the input.
-    n_compared : int
-        Number of rows that were compared in each shard.
-    """
+    """Two shards with equal rows, in the order of the input."""
 
     first: Shard
     second: Shard
-    n_compared: int
+    n_compared: int  # rows of each shard
 
     def __str__(self) -> str:
         names = f"file={printable(self.first.path)} and file={printable(self.second.path)}"
