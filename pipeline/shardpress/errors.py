@@ -157,7 +157,7 @@ def system_failures() -> Iterator[None]:
 
 
 def _system_failure(error: Exception) -> ShardpressError | None:
-    """Return None if neither the system nor the storage has failed."""
+    """Return the matching error, or None if neither the system nor the storage has failed."""
     number = error.errno if isinstance(error, OSError) else None
     if number in STORAGE:
         return ReadFailed(_storage_message(error))

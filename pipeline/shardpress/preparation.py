@@ -93,7 +93,7 @@ class Preparation:
 
 
 def preparation_of(row_scale: str | None, transform: str | None) -> Preparation | None:
-    """Return None if rows stay as they are."""
+    """Return the preparation for two settings, or None if rows stay as they are."""
     if row_scale is None and transform is None:
         return None
     return Preparation(row_scale, transform)

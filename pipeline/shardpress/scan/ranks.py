@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -39,17 +37,11 @@ class RankTables:
     def restore(self, rows: np.ndarray) -> np.ndarray:
         """Return values, float64, for ranks (n_rows, n_columns), float64. They lie between the first and last knot."""
         found = np.empty_like(rows)
-        for column, (knots, ranks) in enumerate(self._columns()):
-            found[:, column] = np.interp(rows[:, column], ranks, knots * _SMALL) / _SMALL
+        lengths = 1 + (np.diff(self.knots, axis=1) > 0).sum(axis=1)  # without repeated knots
+        for column, n in enumerate(lengths):
+            knots = self.knots[column, :n] * _SMALL
+            found[:, column] = np.interp(rows[:, column], self.ranks[column, :n], knots) / _SMALL
         return found
-
-    def _columns(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        for knots, ranks, n in zip(self.knots, self.ranks, self._lengths, strict=True):
-            yield knots[:n], ranks[:n]
-
-    @cached_property
-    def _lengths(self) -> list[int]:
-        return (1 + (np.diff(self.knots, axis=1) > 0).sum(axis=1)).tolist()
 
 
 def rank_tables(sample: np.ndarray, is_rounded: bool = False) -> RankTables:

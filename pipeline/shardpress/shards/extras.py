@@ -314,14 +314,8 @@ def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype | None:
         return np.dtype("O")
     if not kinds <= set("biuf") or any("enum" in note for note in notes):  # one number may have different names
         return None
-    return _common_number(dtypes)
-
-
-def _common_number(dtypes: Sequence[np.dtype]) -> np.dtype | None:
     common = np.result_type(*dtypes)
-    if all(_holds(common, dtype) for dtype in dtypes):
-        return common
-    return None
+    return common if all(_holds(common, dtype) for dtype in dtypes) else None
 
 
 def _common_text(dtypes: Sequence[np.dtype], notes: Sequence[Any]) -> np.dtype:

@@ -49,15 +49,9 @@ def open_shards(
 ) -> tuple[Shard, ...]:
     """Vet every file that matches `patterns`, without reading rows, and describe the shards in the log.
 
-    Parameters
-    ----------
-    patterns : sequence of str
-        As in `shardpress.shards.sources.find`.
-    dataset, orientation, include
-        As in `shardpress.shards.vet.Selection`.
-    on_bad_shard : callable, optional
-        Called with a file that is refused because of its content, and with the error. The file is left out. By
-        default, the error is raised.
+    The patterns are those of `shardpress.shards.sources.find`, the other settings those of
+    `shardpress.shards.vet.Selection`. `on_bad_shard` is called with each file that is refused because of its content,
+    and with the error. By default, the error is raised.
 
     Returns
     -------

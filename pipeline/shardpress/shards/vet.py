@@ -232,7 +232,9 @@ def _shard_of(facts: Any, arrays: list[np.ndarray], path: str, identity: Identit
     layouts = [layout_of(claim, remaining) for claim in facts["rows"]]
     extras = [_extra_of(claim, layout_of(claim["layout"], remaining)) for claim in facts["extras"]]
     form = facts["form"]
-    shape, stored = _rows_of_layouts(form, layouts, facts["shape"])
+    shapes = [layout.shape for layout in layouts]
+    dtypes = [layout.dtype for layout in layouts]
+    shape, stored = rows_of(form, shapes, dtypes, facts["shape"])
     if not isinstance(facts["dataset"], str):
         raise ValueError("invalid name of the dataset")
     columns = _columns(facts["columns"], layouts[0].dtype, prod(shape[1:]), remaining)
@@ -251,12 +253,6 @@ def _shard_of(facts: Any, arrays: list[np.ndarray], path: str, identity: Identit
         layouts=tuple(layouts),
         left_out=_left_out(facts["left_out"]),
     )
-
-
-def _rows_of_layouts(form: Any, layouts: Sequence[Layout], shape: Any) -> tuple[tuple[int, ...], np.dtype]:
-    shapes = [layout.shape for layout in layouts]
-    dtypes = [layout.dtype for layout in layouts]
-    return rows_of(form, shapes, dtypes, shape)
 
 
 def _check_extras(shard: Shard, selection: Selection) -> None:
