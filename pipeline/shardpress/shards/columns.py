@@ -47,7 +47,7 @@ class ColumnCheck:
         self._names_of = rule.where
         self._values_of = rule.where
         self._n_named = 0
-        self._n_valued = 0
+        self._has_any = False
         self._n_reordered = 0
         self._n_shards = 0
         self._notes: Counter[str] = Counter()
@@ -117,7 +117,7 @@ class ColumnCheck:
         found = shard.columns
         self._n_shards += 1
         self._n_named += bool(found.names)
-        self._n_valued += found.values is not None
+        self._has_any |= found.is_known
         self._n_reordered += order is not None
         if found.note:
             self._notes[found.note] += 1
@@ -126,11 +126,10 @@ class ColumnCheck:
     def log(self) -> None:
         """Log which columns were compared, and why the names in some files are ignored."""
         self._log_notes()
-        has_any = self._n_named > 0 or self._n_valued > 0
-        if self._rule.where and has_any != self._rule.expected.is_known:
+        if self._rule.where and self._has_any != self._rule.expected.is_known:
             lacking = "the input has" if self._rule.expected.is_known else "the model has"
             log.info("input: columns are not compared with those of %s: %s no names", self._rule.where, lacking)
-        if not has_any:
+        if not self._has_any:
             return
         if self._rule.match == "ignore":
             log.info("input: columns: %s, not compared (--match-columns ignore)", self.columns)

@@ -82,9 +82,9 @@ def _read_ordered(block: Block, out: np.ndarray) -> None:
         _reorder(out, block.shard.order)
 
 
-def _reorder(rows: np.ndarray, order: np.ndarray, piece_bytes: int = _PIECE) -> None:
-    """Put the columns of rows (n_rows, n_inputs) into another order, `piece_bytes` at a time to save memory."""
-    n_rows = max(1, piece_bytes // max(1, rows[:1].nbytes))
+def _reorder(rows: np.ndarray, order: np.ndarray) -> None:
+    """Put the columns of rows (n_rows, n_inputs) into another order, a few megabytes at a time."""
+    n_rows = max(1, _PIECE // max(1, rows[:1].nbytes))
     for start in range(0, len(rows), n_rows):
         piece = rows[start : start + n_rows]
         piece[...] = np.take(piece, order, axis=1)
@@ -279,7 +279,7 @@ def read_extras(
         Like `read`.
     """
     values: dict[str, np.ndarray] = {}
-    masks_first = sorted(block.shard.extras, key=lambda extra: extra.layout is not None)
+    masks_first = sorted(block.shard.extras, key=lambda extra: extra.layout is not None)  # masks are not stored
     for extra in masks_first:
         mask = values.get(extra.mask or "")
         values[extra.name] = _read_or_salvage(block, extra, mask, reports, check)
