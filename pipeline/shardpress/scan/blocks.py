@@ -24,21 +24,14 @@ class Piece(NamedTuple):
     number: int  # of the shard in the input
     first_row: int  # global number of the first row of the shard
     block: Block
-    packed: np.ndarray | None = None  # bits from `np.packbits` that mark the rows to fit to. None: all rows
+    is_fitted: np.ndarray | None = None  # mask (len(block),) of the rows to fit to. None: all rows
 
     def with_fitted(self, fitted: np.ndarray | None) -> Piece:
         """Return the piece with its part of a mask (n_rows,) of all rows."""
         if fitted is None:
             return self
         first = self.first_row + self.block.start
-        return self._replace(packed=np.packbits(fitted[first : first + len(self.block)]))
-
-    @property
-    def is_fitted(self) -> np.ndarray | None:
-        """Mask of the rows to fit to: (len(block),), bool. None if all rows are used."""
-        if self.packed is None:
-            return None
-        return np.unpackbits(self.packed, count=len(self.block)).astype(bool)
+        return self._replace(is_fitted=fitted[first : first + len(self.block)])
 
 
 class Pieces(tuple[Piece, ...]):

@@ -227,28 +227,24 @@ def rename_extras(shards: Sequence[Shard], include: Sequence[str]) -> tuple[Sequ
     """
     extras = [extra for shard in shards for extra in shard.extras]
     named = list(dict.fromkeys(extra.name for extra in extras if extra.is_named))
-    others = [extra for extra in extras if not extra.is_named]
+    existing = existing_paths(shards, include)
     for path in include:
-        if path not in existing_paths(shards, [path]):
+        if path not in existing:
             raise _missing_error(shards[0], path)
     if not named:
         return shards, frozenset()
     paths = [path for path in include if path in named]
-    names = _short_names(paths, named, {extra.name for extra in others})
+    names = _short_names(paths, named, {extra.name for extra in extras if not extra.is_named})
     return [_with_names(shard, names) for shard in shards], frozenset(names[path] for path in paths)
 
 
 def existing_paths(shards: Sequence[Shard], include: Sequence[str]) -> list[str]:
     """Return the paths of a user at which at least one shard has an extra."""
-    found = _paths_of(shards)
-    return [path for path in include if any(is_requested(each, [path]) for each in found)]
-
-
-def _paths_of(shards: Sequence[Shard]) -> list[str]:
-    """Return the paths of all extras. Those that a user has named still have their paths as names."""
     extras = [extra for shard in shards for extra in shard.extras]
-    named = list(dict.fromkeys(extra.name for extra in extras if extra.is_named))
-    return [*named, *(normal(extra.layout.name) for extra in extras if not extra.is_named and extra.layout)]
+    named = {extra.name for extra in extras if extra.is_named}  # before `rename_extras`, their names are their paths
+    others = {normal(extra.layout.name) for extra in extras if not extra.is_named and extra.layout}
+    found = named | others
+    return [path for path in include if any(is_requested(each, [path]) for each in found)]
 
 
 def row_names_in(shards: Sequence[Shard], include: Sequence[str]) -> list[str]:
