@@ -106,13 +106,3 @@ def test_repeated_warnings_are_kept_once_but_counted() -> None:
     log.warning("too late")
     assert warnings.first == [f"warning {i}" for i in range(50)]
     assert warnings.n == 70
-
-
-def test_warnings_are_printed_without_logging_handlers(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    with collect_warnings() as warnings:
-        logging.getLogger("shardpress_kernels.backend").warning("look here")
-    assert warnings.first == ["look here"]
-    assert capsys.readouterr().err == "look here\n"

@@ -103,19 +103,14 @@ class Warnings(logging.Handler):
 def collect_warnings() -> Iterator[Warnings]:
     """Collect the warnings that the pipeline and the kernels log within the context."""
     collected = Warnings()
-    handlers: list[logging.Handler] = [collected]
-    # If logging is not configured, Python stops printing warnings as soon as a handler is added.
-    if logging.lastResort is not None and not logging.getLogger().handlers:
-        handlers.append(logging.lastResort)
     loggers = [logging.getLogger(name) for name in ("shardpress", "shardpress_kernels")]
-    places = [(logger, handler) for logger in loggers for handler in handlers]
-    for logger, handler in places:
-        logger.addHandler(handler)
+    for logger in loggers:
+        logger.addHandler(collected)
     try:
         yield collected
     finally:
-        for logger, handler in places:
-            logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(collected)
 
 
 def _write(descriptor: int, line: str) -> None:
