@@ -240,12 +240,6 @@ def test_output_directory_is_read_by_its_manifest(output):
     assert len(open_shards([str(directory / "parts")])) == 4, "the path in the manifest"
 
 
-def test_manifest_without_sizes_and_digests_is_read(output):
-    directory = output(lambda lines: [{"file": line["file"], "n_rows": line["n_rows"]} for line in lines])
-    shards = open_shards([str(directory)])
-    assert [shard.n_rows for shard in shards] == [3, 2, 4]
-
-
 def flip(path):
     with h5py.File(path) as file:
         offset = file["features"].id.get_offset()

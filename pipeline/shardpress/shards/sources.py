@@ -10,7 +10,6 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from shardpress.errors import DataError, NoInput, NotPermitted, printable, short_list
 from shardpress.hdf5.files import FILES, translated_error
@@ -231,7 +230,10 @@ def _parts(directory: Path) -> list[Source]:
     """Return the parts that an output directory's manifest lists; other files in it are unfinished."""
     where = f"input={printable(directory)}"
     try:
-        parts = [_part(directory, line) for line in read_manifest(directory)["parts"]]
+        parts = [
+            Source(directory / line["file"], line["n_rows"], line["n_bytes"], line["blake3"])
+            for line in read_manifest(directory)["parts"]
+        ]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: its manifest is malformed: {error!r}. {COPY_AGAIN}") from error
     for part in parts:
@@ -239,15 +241,6 @@ def _parts(directory: Path) -> list[Source]:
     if not parts:
         raise DataError(f"{where}: its manifest lists no parts, expected at least one. {COPY_AGAIN}")
     return parts
-
-
-def _part(directory: Path, line: dict[str, Any]) -> Source:
-    return Source(
-        path=directory / line["file"],
-        n_rows=line.get("n_rows"),
-        n_bytes=line.get("n_bytes"),
-        blake3=line.get("blake3"),
-    )
 
 
 def _check_in_directory(part: Path, directory: Path, where: str) -> None:
