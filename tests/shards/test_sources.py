@@ -269,7 +269,7 @@ def test_part_with_a_size_different_from_the_manifest_is_refused(output):
 @pytest.mark.parametrize("name", ["../secret.h5", "parts/../../secret.h5", "/etc/passwd", "{}/secret.h5"])
 def test_manifest_that_names_outside_files_is_refused(output, tmp_path, name):
     write_shard(tmp_path / "secret.h5", numbered(3))
-    directory = output(lambda lines: [{"file": name.format(tmp_path), "n_rows": 3}])
+    directory = output(lambda lines: [{**lines[0], "file": name.format(tmp_path)}])
     with hostile.opens(tmp_path / "secret.h5") as counts, refused(77, str(directory)):
         open_shards([str(directory)])
     assert counts == [0]
