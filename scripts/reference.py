@@ -29,7 +29,7 @@ from shardpress.features import open_features
 from shardpress.model import load_model
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
-from shardpress.shards.shard import blocks
+from shardpress.shards.shard import Block
 
 # Costs of the published run of this model. Its data are not available; ours are similar.
 PUBLISHED = {
@@ -102,7 +102,7 @@ def plot(output: Path, data: str, costs: Sequence[float]) -> None:
     model = load_model(output)
     code = features.features.compute()
     labels = features.extras["y"].compute()
-    rows = np.concatenate([read(block) for block in blocks(open_shards([data]), 65536)])
+    rows = np.concatenate([read(Block(shard, 0, shard.n_rows)) for shard in open_shards([data])])
     figure, axes = pyplot.subplots(2, 2, figsize=(9, 9), layout="constrained")
     _scatter(axes[0, 0], model.scaler.transform(rows), labels, "Input (columns 0 and 1, scaled)")
     _scatter(axes[0, 1], code, labels, "Code (2 features)")

@@ -54,7 +54,7 @@ def test_exit_codes_follow_sysexits():
     [
         ("plain.h5", "plain.h5"),
         ("größe 1.h5", "größe 1.h5"),
-        ("a\nERROR forged\r\t\x00", "a\\x0aERROR forged\\x0d\\x09\\x00"),
+        ("a\nERROR forged\r\t\x00", "a\\nERROR forged\\r\\t\\x00"),
         ("\x1b[31mred\x7f\x9b", "\\x1b[31mred\\x7f\\x9b"),
         ("not UTF-8 \udcff", "not UTF-8 \\udcff"),
         ("fdp.\u202egnp\u2028\u200b\U000e0041", "fdp.\\u202egnp\\u2028\\u200b\\U000e0041"),

@@ -56,12 +56,6 @@ def test_tuples_become_lists_and_keys_become_text() -> None:
     assert unseal(FORM, seal(FORM, {"shape": (1, 2), "of": {3: "x"}})) == {"shape": [1, 2], "of": {"3": "x"}}
 
 
-def test_sealed_files_are_readable_text() -> None:
-    text = seal(FORM, CONTENT).decode("ascii")
-    assert text.splitlines()[1] == f' "format": "{FORM}",'
-    assert text.endswith("}\n")
-
-
 def test_a_changed_byte_of_a_sealed_file_is_refused() -> None:
     data = seal(FORM, CONTENT)
     rng = random.Random(0)
@@ -152,8 +146,8 @@ def test_deep_nesting_with_a_valid_digest_is_a_value_error(depth: int) -> None:
 def test_a_repeated_key_is_refused() -> None:
     data = seal(FORM, {"file": "good"})
     assert unseal(FORM, data) == {"file": "good"}
-    with pytest.raises(ValueError, match="form that shardpress writes"):
-        unseal(FORM, data.replace(b' "file"', b' "file": "evil",\n "file"'))
+    with pytest.raises(ValueError, match="digest"):
+        unseal(FORM, data.replace(b'"file"', b'"file": "evil", "file"'))
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])

@@ -209,7 +209,7 @@ def test_indicators_are_applied_stored_and_fingerprinted(tmp_path):
     for network in EXTENDED:
         for factors in (None, (np.zeros(4), np.ones(4))):
             plain, rows = cleaning_model(FIRST)
-            scaler = plain.scaler if factors is None else plain.scaler.with_factors(*factors)
+            scaler = plain.scaler if factors is None else replace(plain.scaler, center=factors[0], factor=factors[1])
             columns = Columns(("a", "b", "c", "d"), "columns")
             model = replace(model_of(network, scaler.with_indicators(INDICATORS)), columns=columns)
             assert (model.n_columns, model.n_inputs) == (4, 6)
@@ -327,7 +327,9 @@ def test_another_scaling_is_applied_stored_and_fingerprinted(tmp_path):
     rows = rng.normal(size=(30, 4)) * [1, 10, 0, 3] + 5
     for network in NETWORKS:
         of_range = model_of(network, scaler_of(rows))
-        model = replace(of_range, scaler=of_range.scaler.with_factors(rows.mean(axis=0), np.array([1, 0.1, 0, 0.5])))
+        model = replace(
+            of_range, scaler=replace(of_range.scaler, center=rows.mean(axis=0), factor=np.array([1, 0.1, 0, 0.5]))
+        )
         assert model.fingerprint != of_range.fingerprint
         np.testing.assert_allclose(model.encode(rows), slow_encode(model, rows))
         (tmp_path / "model.h5").write_bytes(model.to_hdf5())
@@ -368,7 +370,7 @@ def test_an_unknown_preparation_is_refused(tmp_path, name):
 
 
 def test_a_scaling_is_complete(tmp_path):
-    model = model_of(FIRST, SCALER.with_factors(np.zeros(4), np.ones(4)))
+    model = model_of(FIRST, replace(SCALER, center=np.zeros(4), factor=np.ones(4)))
     (tmp_path / "model.h5").write_bytes(model.to_hdf5())
     with h5py.File(tmp_path / "model.h5", "a") as file:
         del file["center"]
@@ -401,7 +403,7 @@ def test_imputation_and_clipping_are_stored_and_fingerprinted(tmp_path):
 )
 def test_invalid_cleaning_or_scaling_is_refused(tmp_path, name, array):
     model, _ = cleaning_model(FIRST)
-    scaler = model.scaler.with_factors(np.zeros(4), np.ones(4))
+    scaler = replace(model.scaler, center=np.zeros(4), factor=np.ones(4))
     (tmp_path / "model.h5").write_bytes(replace(model, scaler=scaler).to_hdf5())
     with h5py.File(tmp_path / "model.h5", "a") as file:
         del file[name]

@@ -3,12 +3,11 @@
 import errno
 import logging
 import os
-import time
 
 import pytest
 from tqdm import tqdm
 
-from shardpress.runlog import SHOWN_BY_BAR, Dated, RunLog, Terminal, collect_warnings
+from shardpress.runlog import SHOWN_BY_BAR, RunLog, Terminal, collect_warnings
 
 
 @pytest.fixture
@@ -32,24 +31,6 @@ def test_earlier_lines_are_written_when_the_directory_is_known(tmp_path, run_log
     run_log.emit(record("two"))
     run_log.write("three")
     assert [line.split(" ", 2)[2] for line in lines(tmp_path)] == ["WARNING one", "WARNING two", "INFO three"]
-
-
-def test_the_terminal_shows_the_date_once_a_day(monkeypatch):
-    monkeypatch.setenv("TZ", "UTC")
-    time.tzset()
-    formatter = Dated()
-    formatted = []
-    for created in (86398, 86399, 86400, 86401, 3 * 86400):
-        line = record("line")
-        line.created = created
-        formatted.append(formatter.format(line))
-    assert formatted == [
-        "1970-01-01 23:59:58 WARNING line",
-        "23:59:59 WARNING line",
-        "1970-01-02 00:00:00 WARNING line",
-        "00:00:01 WARNING line",
-        "1970-01-04 00:00:00 WARNING line",
-    ]
 
 
 def test_lines_hidden_by_a_bar_are_only_in_the_file(tmp_path, run_log, capsys):
@@ -125,13 +106,3 @@ def test_repeated_warnings_are_kept_once_but_counted() -> None:
     log.warning("too late")
     assert warnings.first == [f"warning {i}" for i in range(50)]
     assert warnings.n == 70
-
-
-def test_warnings_are_printed_without_logging_handlers(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    with collect_warnings() as warnings:
-        logging.getLogger("shardpress_kernels.backend").warning("look here")
-    assert warnings.first == ["look here"]
-    assert capsys.readouterr().err == "look here\n"

@@ -16,16 +16,15 @@ _OUT_OF_RESOURCES = ("can't start new thread", "failed to map segment", "Cannot 
 _LIMITS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
+# Error numbers that mean failing storage. The file itself may be intact.
 STORAGE = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.ENODEV, errno.EREMOTEIO)
-"""Error numbers that mean failing storage. The file itself may be intact."""
 
 
 class ShardpressError(Exception):
     """Base class of all errors. A direct instance of this class is an internal error."""
 
     exit_code = 70
-    details = ""
-    """Text that is written to run.log because it is too long for the message."""
+    details = ""  # text that is written to run.log because it is too long for the message
 
 
 class UsageError(ShardpressError):
@@ -89,8 +88,7 @@ class TryAgain(ShardpressError):
 class DeviceLost(TryAgain):
     """Failure of the device. This process can no longer use the device."""
 
-    why = ""
-    """Reason for the failure, without advice."""
+    why = ""  # reason for the failure, without advice
 
 
 class OtherVersion(ShardpressError):
@@ -144,15 +142,7 @@ def short_list(words: Iterable[str], n: int) -> str:
 
 @contextmanager
 def system_failures() -> Iterator[None]:
-    """Raise errors of shardpress in place of Python errors that a failure of the system or the storage has caused.
-
-    Raises
-    ------
-    SystemLimit
-        If memory, threads, processes or file descriptors run out.
-    ReadFailed, WriteFailed
-        If the storage fails, and the code inside the context does not handle the failure.
-    """
+    """Raise `SystemLimit`, `ReadFailed` or `WriteFailed` in place of Python errors that have such a cause."""
     try:
         yield
     except ShardpressError:
@@ -167,7 +157,7 @@ def system_failures() -> Iterator[None]:
 
 
 def _system_failure(error: Exception) -> ShardpressError | None:
-    """Return the matching error of shardpress, or None if neither the system nor the storage has failed."""
+    """Return the matching error, or None if neither the system nor the storage has failed."""
     number = error.errno if isinstance(error, OSError) else None
     if number in STORAGE:
         return ReadFailed(_storage_message(error))
@@ -194,15 +184,5 @@ def printable(name: object) -> str:
     An escaped name cannot forge a line of the log. It also cannot hide or reorder text in a terminal, as U+202E would.
     Bytes that are not valid UTF-8 are escaped, too.
     """
-    return "".join(map(_escaped, str(name)))
-
-
-def _escaped(char: str) -> str:
-    if char.isprintable():
-        return char
-    code = ord(char)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    if code < 0x10000:
-        return f"\\u{code:04x}"
-    return f"\\U{code:08x}"
+    escaped = (char if char.isprintable() else char.encode("unicode_escape").decode() for char in str(name))
+    return "".join(escaped)

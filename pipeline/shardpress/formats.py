@@ -19,16 +19,9 @@ import numpy as np
 
 from shardpress.errors import EarlierVersion, OtherVersion
 
-MOST_JSON_BYTES = 2**24
-"""Maximum number of bytes of JSON, enough for the history of 100,000 epochs that is stored with a model."""
-_MOST_JSON_VALUES = 2**20
-"""Maximum number of values in JSON. Each value takes up to about 100 bytes of memory."""
-
-_MAX_DEPTH = 100
-"""Maximum nesting of JSON. The limit of Python's own parser differs between versions, and is far higher in some."""
-
-_NESTED = frozenset((dict, list))
-_encode = json.JSONEncoder().encode
+MOST_JSON_BYTES = 2**24  # enough for the history of 100,000 epochs that is stored with a model
+_MOST_JSON_VALUES = 2**20  # each value takes up to about 100 bytes of memory
+_MAX_DEPTH = 100  # the limit of Python's own JSON parser differs between versions, and is far higher in some
 
 _SEAL = "seal"
 _ABOUT = "about"
@@ -42,13 +35,8 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 class Digested:
     """Iterable that yields the pieces of a file, counts their bytes, and computes their BLAKE3 digest.
 
-    BLAKE3 is used because SHA-256 takes five times as long. Source: Aumasson, Neves, O'Connor and Wilcox-O'Hearn,
-    "BLAKE3: one function, fast everywhere", 2020.
-
-    Attributes
-    ----------
-    n_bytes : int
-        Total size of the pieces so far.
+    SHA-256 takes five times as long. Source: Aumasson, Neves, O'Connor and Wilcox-O'Hearn, "BLAKE3: one function, fast
+    everywhere", 2020.
     """
 
     def __init__(self, pieces: Iterable[bytes | memoryview]) -> None:
@@ -100,12 +88,9 @@ def fingerprint(*content: object) -> str:
 
 
 def seal(form: str, content: Mapping[str, Any]) -> bytes:
-    """Return readable JSON with a digest and the name of its format, such as ``shardpress-output/2``.
-
-    The digest covers the whole content.
-    """
+    """Return JSON with a digest of the whole content, and the name of its format, such as ``shardpress-output/2``."""
     body = plain_values({"format": form, **content})
-    return _with_seal(body, fingerprint(body))
+    return (json.dumps({**body, _SEAL: fingerprint(body)}) + "\n").encode()
 
 
 def plain_values(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,67 +99,30 @@ def plain_values(content: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _with_seal(body: Mapping[str, Any], seal_digest: str) -> bytes:
-    return (json_lines({**body, _SEAL: seal_digest}) + "\n").encode()
-
-
-def json_lines(value: Any, margin: str = "\n") -> str:
-    """Return JSON with one line for each value that is not nested.
-
-    `json.dumps` with an indent takes ten times as long. The order of the checks matters for the speed, because a
-    manifest contains several small values for each part.
-    """
-    kind = type(value)
-    if kind is int:
-        return repr(value)
-    if kind is dict and not _NESTED.isdisjoint(map(type, value.values())):
-        inner = margin + " "
-        lines = [f"{inner}{_encode(key)}: {json_lines(each, inner)}" for key, each in value.items()]
-        return "{" + ",".join(lines) + margin + "}"
-    if kind is list and not _NESTED.isdisjoint(map(type, value)):
-        inner = margin + " "
-        lines = [inner + json_lines(each, inner) for each in value]
-        return "[" + ",".join(lines) + margin + "]"
-    return _encode(value)
-
-
 def unseal(form: str, data: bytes) -> dict[str, Any]:
     """Return the content that was passed to `seal`.
 
-    Raises
-    ------
-    ValueError
-        If the data are not JSON, have another format, or have changed since they were sealed.
-    OtherVersion
-        If the data were written by another version of shardpress.
+    Raise `ValueError` if the data are not JSON, have another format, or have changed since they were sealed, and
+    `OtherVersion` if another version of shardpress wrote them.
     """
     content = _parse(data)
     if not isinstance(content, dict):
         raise ValueError(f"found a {type(content).__name__}, expected format {form!r}")
-    found_form = content.get("format")
+    found_form = content.pop("format", None)
     check_version(form, str(found_form), "Discard its results with --restart, or choose another --output.")
     if found_form != form:
         raise ValueError(f"format {found_form!r}, expected format {form!r}")
-    found = content.pop(_SEAL, None)
-    expected = fingerprint(content)
-    if found != expected:
+    content.pop(_SEAL, None)
+    # A comparison of digests alone would not detect added spaces or repeated keys.
+    if seal(form, content) != data:
         raise ValueError("its digest does not match its content")
-    # The digest does not detect added spaces or repeated keys. The format comes first, and the digest last.
-    body = {"format": content.pop("format"), **content}
-    if _with_seal(body, expected) != data:
-        raise ValueError("its JSON is not in the form that shardpress writes")
     return content
 
 
 def check_version(form: str, found: str, advice: str) -> None:
-    """Raise `OtherVersion` if a format is another version of the expected format.
+    """Raise `OtherVersion` if the format of a file is another version of the expected format.
 
-    Parameters
-    ----------
-    form, found : str
-        The expected format and the format of the file.
-    advice : str
-        What to do with a file of an earlier version, in a sentence.
+    `advice` is a sentence that says what to do with a file of an earlier version.
     """
     name, _, version = form.partition("/")
     match = re.fullmatch(rf"{re.escape(name)}/([0-9]{{1,9}})", found)
@@ -200,13 +148,9 @@ def pack(arrays: Mapping[str, np.ndarray], about: object) -> bytes:
 def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
     """Return the arrays and plain values that were passed to `pack`.
 
-    Memory use is bounded by the size of `data`, even if the file declares other sizes. Members must be stored without
-    compression, and no array can be larger than its member.
-
-    Raises
-    ------
-    ValueError
-        If the data do not have the form that `pack` writes.
+    Raise `ValueError` if the data do not have the form that `pack` writes. Memory use is bounded by the size of `data`,
+    even if the file declares other sizes: members must be stored without compression, and no array can be larger than
+    its member.
     """
     try:
         arrays = _members(data)
@@ -221,13 +165,7 @@ def unpack(data: bytes) -> tuple[dict[str, np.ndarray], Any]:
 
 
 def parse_bounded(text: bytes | str) -> Any:
-    """Parse JSON. Refuse text that would take too much memory.
-
-    Raises
-    ------
-    ValueError
-        If the text is too long, nested too deeply, or not JSON.
-    """
+    """Parse JSON. Raise `ValueError` if it is invalid, nested too deeply, or would take too much memory."""
     data = text.encode() if isinstance(text, str) else text
     # Count the values first: a list of short values takes 50 times as much memory after parsing as its text.
     n_values = sum(data.count(sign) for sign in (b",", b"[", b"{"))
@@ -254,13 +192,11 @@ def _parse(data: bytes) -> Any:
 
 
 def _containers(parent: Any) -> Iterator[Any]:
-    """Yield the dicts and lists in a dict or list."""
     values = parent.values() if isinstance(parent, dict) else parent
     return (each for each in values if isinstance(each, (dict, list)))
 
 
 def _members(data: bytes) -> dict[str, np.ndarray]:
-    """Return the arrays of an ``.npz`` file as `numpy.savez` writes it."""
     # Count the entries first: the parsed central directory takes much more memory than its bytes in the file.
     if data.count(_DIRECTORY_ENTRY) > _MOST_MEMBERS:
         raise ValueError(f"more than {_MOST_MEMBERS} arrays")
@@ -278,7 +214,6 @@ def _members(data: bytes) -> dict[str, np.ndarray]:
 
 
 def _is_stored(member: zipfile.ZipInfo) -> bool:
-    """Return whether a member of an archive is stored without compression."""
     return member.compress_type == zipfile.ZIP_STORED and member.compress_size == member.file_size
 
 

@@ -17,20 +17,14 @@ _EXACT = 2**53  # float64 represents all integers up to this one exactly
 
 @dataclass(frozen=True)
 class Preparation:
-    """Row scaling and transformation of values on reading.
+    """Row scaling and transformation of values on reading."""
 
-    Attributes
-    ----------
-    row_scale : str or None
-        ``total`` scales each row to a sum of absolute values of 10,000. ``median``, ``norm`` and ``max`` divide each
-        row by the absolute value of its median, by its Euclidean norm, or by its largest absolute value. A row whose
-        size is 0, not finite, or so small that its factor would overflow stays as it is. NaN is ignored.
-    transform : str or None
-        ``log1p`` replaces each value ``x`` by ``sign(x) * log(1 + abs(x))``. ``rank`` only converts rows to floats:
-        ranks need tables from the scan, which belong to the scaler (see `shardpress.scan.scaler.Scaler`).
-    """
-
+    # "total" scales each row to a sum of absolute values of 10,000. "median", "norm" and "max" divide each row by the
+    # absolute value of its median, by its Euclidean norm, or by its largest absolute value. A row whose size is 0, not
+    # finite, or so small that its factor would overflow stays as it is. NaN is ignored.
     row_scale: str | None = None
+    # "log1p" replaces each value x by sign(x) * log(1 + abs(x)). "rank" only converts rows to floats: ranks need tables
+    # from the scan, which belong to the scaler (see `shardpress.scan.scaler.Scaler`).
     transform: str | None = None
 
     @property
@@ -55,13 +49,7 @@ class Preparation:
         return np.dtype(np.float64)
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
-        """Return the prepared rows of rows (n_rows, n_inputs) of any real dtype. `rows` is not changed.
-
-        Raises
-        ------
-        ValueError
-            See `check`.
-        """
+        """Return prepared rows for rows (n_rows, n_inputs) of any real dtype. Raise `ValueError` as `check` does."""
         self.check(rows)
         prepared = rows.astype(self.dtype(rows.dtype), order="C")
         self.apply_in_place(prepared)
@@ -78,12 +66,8 @@ class Preparation:
     def check(self, rows: np.ndarray, first_row: int | None = None) -> None:
         """Raise `ValueError` if rows (n_rows, n_inputs) contain integers that row scaling would round.
 
-        float64 represents integers exactly only up to 2^53, so small differences between larger ones would be lost.
-
-        Parameters
-        ----------
-        first_row : int, optional
-            Number of the first row. If it is known, the message contains the number of the row.
+        float64 represents integers exactly only up to 2^53, so small differences between larger ones would be lost. If
+        the number of the first row is given, the message contains the number of the row.
         """
         if self.row_scale is None or rows.dtype.kind not in "iu" or rows.dtype.itemsize < 8 or not rows.size:
             return
@@ -109,7 +93,7 @@ class Preparation:
 
 
 def preparation_of(row_scale: str | None, transform: str | None) -> Preparation | None:
-    """Return the preparation for two settings; None if rows stay as they are."""
+    """Return the preparation for two settings, or None if rows stay as they are."""
     if row_scale is None and transform is None:
         return None
     return Preparation(row_scale, transform)

@@ -6,35 +6,15 @@ import logging
 import os
 import stat
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-SHOWN_BY_BAR = "is_shown_by_bar"
-"""Attribute of log records that a progress bar already shows. They are written only to the file."""
-
+SHOWN_BY_BAR = "is_shown_by_bar"  # attribute of records that a progress bar already shows: only the file gets them
 _NAME = "run.log"
+_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 _MAX_WARNINGS = 50  # maximum in the report; a file with thousands of faults causes thousands of warnings
 _MAX_WAITING = 1000  # maximum number of lines in memory before the directory is known
-
-
-class Dated(logging.Formatter):
-    """Formatter that shows the time of day. The first line of each day also shows the date."""
-
-    def __init__(self) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(message)s")
-        self._day = ""
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        """Return the time of a record."""
-        created = time.localtime(record.created)
-        day = time.strftime("%Y-%m-%d", created)
-        clock = time.strftime("%H:%M:%S", created)
-        if day == self._day:
-            return clock
-        self._day = day
-        return f"{day} {clock}"
 
 
 class Terminal(logging.StreamHandler):
@@ -42,11 +22,10 @@ class Terminal(logging.StreamHandler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(Dated())
+        self.setFormatter(logging.Formatter(_FORMAT, "%H:%M:%S"))
         self.addFilter(lambda record: not getattr(record, SHOWN_BY_BAR, False))
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line."""
         if "tqdm" not in sys.modules:  # there is no bar
             super().emit(record)
             return
@@ -65,7 +44,7 @@ class RunLog(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        self.setFormatter(logging.Formatter(_FORMAT))
         self._waiting: list[str] = []
         self._descriptor: int | None = None
 
@@ -85,7 +64,6 @@ class RunLog(logging.Handler):
             self._waiting.clear()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one line, or keep it in memory."""
         line = self.format(record)
         if self._descriptor is not None:
             _write(self._descriptor, line)
@@ -93,11 +71,10 @@ class RunLog(logging.Handler):
             self._waiting.append(line)
 
     def write(self, text: str) -> None:
-        """Write a line that is not a log record, or keep it in memory."""
+        """Write a line that is not a log record."""
         self.emit(logging.makeLogRecord({"msg": text, "levelname": "INFO"}))
 
     def close(self) -> None:
-        """Close the file."""
         if self._descriptor is not None:
             with suppress(OSError):
                 os.close(self._descriptor)
@@ -106,23 +83,14 @@ class RunLog(logging.Handler):
 
 
 class Warnings(logging.Handler):
-    """Handler that collects the first warnings of a run.
-
-    Attributes
-    ----------
-    first : list of str
-        Messages of the first warnings, without repetitions.
-    n : int
-        Number of warnings. Repetitions of warnings in `first` are not counted.
-    """
+    """Handler that collects the first warnings of a run."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.first: list[str] = []
-        self.n = 0
+        self.first: list[str] = []  # messages of the first warnings, without repetitions
+        self.n = 0  # number of warnings without repetitions of those in `first`
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Count one warning, and collect its message."""
         line = record.getMessage()
         if line in self.first:
             return
@@ -135,19 +103,14 @@ class Warnings(logging.Handler):
 def collect_warnings() -> Iterator[Warnings]:
     """Collect the warnings that the pipeline and the kernels log within the context."""
     collected = Warnings()
-    handlers: list[logging.Handler] = [collected]
-    # If logging is not configured, Python stops printing warnings as soon as a handler is added.
-    if logging.lastResort is not None and not logging.getLogger().handlers:
-        handlers.append(logging.lastResort)
     loggers = [logging.getLogger(name) for name in ("shardpress", "shardpress_kernels")]
-    places = [(logger, handler) for logger in loggers for handler in handlers]
-    for logger, handler in places:
-        logger.addHandler(handler)
+    for logger in loggers:
+        logger.addHandler(collected)
     try:
         yield collected
     finally:
-        for logger, handler in places:
-            logger.removeHandler(handler)
+        for logger in loggers:
+            logger.removeHandler(collected)
 
 
 def _write(descriptor: int, line: str) -> None:

@@ -32,7 +32,6 @@ def test_the_page_and_the_json_have_equal_facts(tmp_path: Path, capsys: pytest.C
         ("nan", 4, 2, "1 of 20"),
         ("constant columns", 1),
         ("column 0", 0, 57),
-        ("float32",),
     ):
         assert mentions(page, *facts), facts
     assert main(["inspect", "--json", "--all", str(tmp_path)]) == 0

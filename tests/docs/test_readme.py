@@ -23,9 +23,8 @@ from shardpress.features import open_features
 from shardpress.model import load_model
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
-from shardpress.shards.shard import blocks
 from tests.support.cases import ALL_CASES
-from tests.support.helpers import write_shard
+from tests.support.helpers import blocks, write_shard
 from tests.support.interpreters import REPOSITORY, environment
 
 pytestmark = pytest.mark.process

@@ -161,7 +161,7 @@ def test_log_about_extras_is_bounded(tmp_path, caplog):
     extras = {f"{i:03d}" + "x" * 300: range(5 if i % 2 else N) for i in range(300)}
     (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(N), extras=extras)])
     assert len(shard.left_out) == limits.MOST_LEFT_OUT
-    assert len(warnings_of(caplog)) == extras_module.MOST_WARNED + 1
+    assert len(warnings_of(caplog)) == extras_module._MOST_WARNED + 1
     assert all(len(message) < 5000 for message in caplog.messages)
     (line,) = [message for message in caplog.messages if "130 more" in message]
     assert line.endswith("40 more")

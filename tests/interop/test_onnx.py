@@ -81,7 +81,7 @@ def test_onnx_encoder_appends_indicators(network: Network) -> None:
 def test_onnx_encoder_applies_another_scaling(network: Network) -> None:
     rows = 100 * np.random.default_rng(1).standard_normal((200, 4))
     model = model_of(network, rows)
-    model = replace(model, scaler=model.scaler.with_factors(rows.mean(axis=0), np.array([1, 0.1, 0, 0.02])))
+    model = replace(model, scaler=replace(model.scaler, center=rows.mean(axis=0), factor=np.array([1, 0.1, 0, 0.02])))
     np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
 
 

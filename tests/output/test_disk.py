@@ -240,7 +240,7 @@ def test_an_interrupt_leaves_nothing_and_is_raised(tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_is_a_write_error(tmp_path: Path) -> None:
-    with refused(74, "no\\x0a", os.strerror(errno.ENOENT)):
+    with refused(74, "no\\n", os.strerror(errno.ENOENT)):
         publish(Disk(), tmp_path / "no\n" / "part.h5", b"x")
 
 

@@ -223,7 +223,7 @@ INPUTS: dict[str, tuple[Callable[[tuple[Shard, ...]], tuple[Shard, ...]], str]] 
     "added": (lambda shards: (*shards, replace(shards[0], path="/data/d.h5")), "d.h5 "),
     "renamed": (changed(path="/data/new.h5"), "new.h5 "),
     "another order": (lambda shards: shards[::-1], "order"),
-    "forged name": (changed(path="/data/b\n\x1b.h5"), "b\\x0a\\x1b.h5 "),
+    "forged name": (changed(path="/data/b\n\x1b.h5"), "b\\n\\x1b.h5 "),
 }
 
 

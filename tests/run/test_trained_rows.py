@@ -146,20 +146,6 @@ def test_rows_of_a_given_supervised_model_may_have_trained_it(trained: Shards, t
     assert mentions(capsys.readouterr().out, f"{N} test rows")
 
 
-# -- the report ----------------------------------------------------------------------------------------------------
-
-
-def test_the_report_tests_on_rows_that_the_training_did_not_use(trained: Shards) -> None:
-    """The condition compares numbers in one file and strings in another, so that the results lack its extra."""
-    for number, dtype in enumerate((np.int64, "S1", np.int64)):
-        add(trained, f"{number}.h5", seed=number, split=(np.arange(N) % 2).astype(dtype))
-    assert trained.run(*TARGET, "--fit-on", "split==1") == 0
-    probe = probe_of(trained.output)
-    assert (probe["n_train"], probe["n_test"]) == (3 * N // 2, 3 * N // 2)
-    assert "split" not in open_features(trained.output).extras
-    assert "--test" in refusal(trained.output)
-
-
 # -- masks and lost values -----------------------------------------------------------------------------------------
 
 

@@ -12,14 +12,13 @@ from shardpress.formats import pack
 from shardpress.hdf5.files import FILES
 from shardpress.scan import ranges as module
 from shardpress.scan.blocks import Piece, ScanSettings, merge_stats, scan_pieces
-from shardpress.scan.ranges import Scan, check_usable, describe_bad_rows, readable, scan_bytes
+from shardpress.scan.ranges import Scan, check_usable, describe_bad_rows, readable
 from shardpress.scan.scaler import bad_entries, bad_rows
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import array_shard, blocks
 from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.fresh_process import run_in_fresh_process
-from tests.support.helpers import numbered, refused, scanned, write_shard
+from tests.support.helpers import blocks, numbered, refused, scanned, write_shard
 from tests.support.logged import mentions
 
 
@@ -333,9 +332,6 @@ def test_the_ranges_of_single_shards_are_kept(tmp_path, block_rows, n_threads):
     np.testing.assert_array_equal(again.shard_ranges, expected)
     np.testing.assert_array_equal(again.shard_ranges[0].min(axis=0), found.minimum)
     np.testing.assert_array_equal(again.shard_ranges[1].max(axis=0), found.maximum)
-    assert len(found.to_npz()) < scan_bytes(shards) + 2**14
-    with pytest.raises(ValueError, match="4 shards"):
-        again.check_fits([array_shard(np.concatenate(arrays))])
     assert scanned(shards, block_rows).shard_ranges is None
 
 
@@ -488,12 +484,6 @@ def test_a_scan_without_training_has_the_same_ranges_and_bad_rows(tmp_path):
     assert (brief.hints, brief.narrow.tolist()) == ((), [])
     assert not np.isfinite(brief.spread).any()
     assert Scan.from_npz(brief.to_npz()).unreadable == full.unreadable
-
-
-def test_a_scan_of_an_earlier_version_has_no_narrow_columns():
-    arrays = {"minimum": np.zeros(2), "maximum": np.ones(2), "bad_rows": np.arange(1)}
-    found = Scan.from_npz(pack(arrays, {"n_rows": 9, "unreadable": []}))
-    assert (found.n_fitted, found.narrow.tolist()) == (8, [])
 
 
 def _pickled():

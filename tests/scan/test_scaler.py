@@ -1,5 +1,7 @@
 """Tests of scaling: digits are kept, and the results equal scikit-learn's."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.preprocessing import MinMaxScaler
@@ -175,7 +177,10 @@ def test_indicators_follow_the_columns(dtype):
 
 def test_indicators_keep_their_values_in_any_scaling():
     rows = np.array([[np.nan, 4], [1, 3]], np.float32)
-    for plain in (cleaning(clips=False), cleaning(clips=False).with_factors(np.array([1.0, 2.0]), np.array([0.5, 0]))):
+    for plain in (
+        cleaning(clips=False),
+        replace(cleaning(clips=False), center=np.array([1.0, 2.0]), factor=np.array([0.5, 0])),
+    ):
         scaler = plain.with_indicators(np.array([0]))
         x = scaler.transform(rows)
         assert x[:, 2].tolist() == [1, 0]

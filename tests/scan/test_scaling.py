@@ -252,13 +252,3 @@ def test_extreme_values_cause_no_warning(tmp_path: Path) -> None:
     rows[1] = -1.7e308
     for scale in ("auto", *SCALES):
         assert scanned(shards_of(tmp_path, rows), 10, 1, scale=scale).n_fitted == 60
-
-
-@pytest.mark.process
-def test_an_invalid_scaling_in_a_file_is_refused(tmp_path: Path) -> None:
-    found = scanned(shards_of(tmp_path, rows_of(50)), 10, 1, scale="std")
-    wrong_arrays = {"nan": np.full(5, np.nan), "short": np.ones(4), "negative": -np.ones(5)}
-    for name, factor in wrong_arrays.items():
-        object.__setattr__(found, "factor", factor)
-        with pytest.raises(ValueError, match="center or factor"), case(name):
-            Scan.from_npz(found.to_npz())

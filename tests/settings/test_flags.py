@@ -268,7 +268,7 @@ UNKNOWN_FLAGS = [
     (["--epochs"], ["--epochs", "argument"]),
     (["--input"], ["--input", "argument"]),
     (["--quiet=yes"], ["--quiet", "yes"]),
-    (["--bad\nflag"], ["--bad\\x0aflag"]),
+    (["--bad\nflag"], ["--bad\\nflag"]),
 ]
 
 

@@ -13,9 +13,10 @@ from shardpress.columns import Columns
 from shardpress.errors import DataError
 from shardpress.hdf5 import limits
 from shardpress.hdf5.child.describe import describe
+from shardpress.shards import rows as module
 from shardpress.shards.columns import ColumnRule
 from shardpress.shards.open import open_shards
-from shardpress.shards.rows import _reorder, read
+from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, Shard
 from tests.support import named_columns
 from tests.support.cases import case
@@ -75,9 +76,10 @@ def test_columns_matched_by_name_are_read_as_in_the_first_file(tmp_path: Path) -
             assert second.columns.names == NAMES
 
 
-def test_pieces_of_a_block_are_all_reordered() -> None:
+def test_pieces_of_a_block_are_all_reordered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_PIECE", 2 * ROWS[:1].nbytes)
     rows = ROWS[:, ORDER].copy()
-    _reorder(rows, np.argsort(ORDER), piece_bytes=2 * ROWS[:1].nbytes)
+    module._reorder(rows, np.argsort(ORDER))
     assert rows.tobytes() == ROWS.tobytes()
 
 

@@ -148,11 +148,11 @@ def test_extras_of_two_dtypes_are_read_in_a_common_one(shards):
     assert all(read_extras(Block(shard, 0, 3))["y"].dtype == "i8" for shard in opened)
 
 
-def test_extras_without_a_common_dtype_are_warned_about(shards, caplog):
+def test_extras_without_a_common_dtype_are_left_out(shards, caplog):
     opened = shards({"y": np.array([1, 2, 3])}, {"y": np.array([b"a", b"b", b"c"])})
     first, second = (shard.path for shard in opened)
     assert re.search(rf"int64 .*file={re.escape(first)} .*\|S1 .*file={re.escape(second)}", caplog.text)
-    assert [read_extras(Block(shard, 0, 3))["y"].tolist() for shard in opened] == [[1, 2, 3], [b"a", b"b", b"c"]]
+    assert [shard.extras for shard in opened] == [(), ()]
 
 
 # -- in the output -------------------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def test_the_manifest_says_why_labels_are_left_out(tmp_path, monkeypatch):
 
 
 @pytest.mark.compiler
-def test_extras_that_differ_by_shard_are_in_parts_only(tmp_path, monkeypatch):
+def test_extras_that_differ_by_shard_are_not_in_the_output(tmp_path, monkeypatch):
     install(monkeypatch)
     (tmp_path / "shards").mkdir()
     rows = np.random.default_rng(0).normal(size=(30, 4)).astype(np.float32)
@@ -190,7 +190,7 @@ def test_extras_that_differ_by_shard_are_in_parts_only(tmp_path, monkeypatch):
             assert set(file) == {"features", "valid", "z"} | more
     for part in found.manifest["parts"]:
         with h5py.File(tmp_path / "out" / part["file"]) as file:
-            assert set(file) == {"features", "valid", "y", "pair", "z"}
+            assert set(file) == {"features", "valid", "z"}
 
 
 @pytest.mark.compiler

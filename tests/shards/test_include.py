@@ -202,9 +202,9 @@ def test_columns_that_only_some_shards_have_get_a_mask(shards):
     assert values(opened, "b_present") == [True] * N + [False] * N
 
 
-def test_columns_of_a_group_with_several_dtypes_are_only_in_the_parts(shards, caplog):
+def test_columns_of_a_group_with_several_dtypes_are_left_out(shards, caplog):
     opened = shards(observations(a=range(N)), observations(a=np.full(N, "x", object)), include=["obs"])
-    assert names(opened[0]) == ("_index", "a")
+    assert names(opened[0]) == ("_index",)
     assert "a is int64 from file=" in caplog.text
 
 

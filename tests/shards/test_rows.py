@@ -18,12 +18,13 @@ from shardpress.run.engine import run
 from shardpress.settings.config import Config
 from shardpress.shards import rows as module
 from shardpress.shards.open import open_shards
-from shardpress.shards.rows import read, read_extras, salvage_extras
-from shardpress.shards.shard import Block, array_shard, blocks
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block, array_shard
 from tests.support.cases import ALL_CASES, case
 from tests.support.damage import damage
 from tests.support.fields import set_sizes
 from tests.support.helpers import (
+    blocks,
     csr,
     numbered,
     numbered_shards,
@@ -406,12 +407,12 @@ def test_lost_values_of_a_damaged_extra_do_not_depend_on_blocks(tmp_path, caplog
     for block_rows in range(1, 13):
         with case(block_rows):
             caplog.clear()
-            salvaged = [salvage_extras(block) for block in blocks([shard], block_rows)]
-            values = {name: np.concatenate([each[name] for each, _ in salvaged]).tolist() for name in salvaged[0][0]}
+            reports = []
+            salvaged = [read_extras(block, reports) for block in blocks([shard], block_rows)]
+            values = {name: np.concatenate([each[name] for each in salvaged]).tolist() for name in salvaged[0]}
             assert values["y"] == [0, 1, 2, 3, *[lowest] * 4, 8, 9, 10, 11]
             assert values["y_present"] == [True] * 4 + [False] * 4 + [True] * 4
             assert values["z"] == list(range(12))
-            reports = [report for _, some in salvaged for report in some]
             assert [row for report in reports for row in range(*report["row"])] == [4, 5, 6, 7]
             assert {report["dataset"] for report in reports} == {"y"}
             assert all(report["reason"] for report in reports)
@@ -422,9 +423,13 @@ def test_salvaging_can_be_stopped(tmp_path):
     def stop():
         raise InterruptedError
 
-    (shard,) = open_shards([write_shard(tmp_path / "x.h5", numbered(3), extras={"y": range(3)})])
+    path = write_shard(tmp_path / "x.h5", numbered(3))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("y", data=np.arange(3), chunks=(3,), fletcher32=True)
+    damage(path, "y")
+    (shard,) = open_shards([path])
     with pytest.raises(InterruptedError):
-        salvage_extras(Block(shard, 0, 3), stop)
+        read_extras(Block(shard, 0, 3), [], stop)
 
 
 # -- sparse rows ---------------------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ import pytest
 
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block, Shard, aligned, block_of, blocks, first_rows, row_dtype
+from shardpress.shards.shard import Block, Shard, aligned, block_of, first_rows, row_dtype
 from tests.support.cases import case
 from tests.support.fresh_process import run_in_fresh_process
-from tests.support.helpers import csr, some_rows, write_csr, write_shard
+from tests.support.helpers import blocks, csr, some_rows, write_csr, write_shard
 
 
 def test_blocks_cover_every_row_once_and_in_order():

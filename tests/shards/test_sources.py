@@ -63,8 +63,7 @@ def test_file_found_twice_is_refused(tmp_path, link):
         ("x" * 300, ["--input"]),
         ("nul\0", ["--input"]),
         ("elsewhere/x.h5", ["--input"]),
-        ("cancr", [" {}/cancer?"]),
-        ("cancr/", [" {}/cancer?"]),
+        ("cancr", ["no such file"]),
         ("empty", ["empty directory"]),
         ("cancer", ["1.txt, 2.txt, 9/ and 1 more"]),
     ],
@@ -75,15 +74,8 @@ def test_pattern_without_matches_is_refused(tmp_path, pattern, phrases):
     (tmp_path / "cancer/9").mkdir(parents=True)
     for name in ("10.txt", "2.txt", "1.txt"):
         (tmp_path / "cancer" / name).touch()
-    with refused(66, f"input={tmp_path}/{pattern[:3]}", *(phrase.format(tmp_path) for phrase in phrases)):
+    with refused(66, f"input={tmp_path}/{pattern[:3]}", *phrases):
         find([f"{tmp_path}/{pattern}"])
-
-
-def test_misspelt_relative_path_is_refused_with_the_nearest(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "cancer").mkdir()
-    with refused(66, "input=cancr: ", " cancer?"):
-        find(["cancr"])
 
 
 def test_directory_gives_files_that_begin_like_hdf5(tmp_path, monkeypatch, caplog):
@@ -248,12 +240,6 @@ def test_output_directory_is_read_by_its_manifest(output):
     assert len(open_shards([str(directory / "parts")])) == 4, "the path in the manifest"
 
 
-def test_manifest_without_sizes_and_digests_is_read(output):
-    directory = output(lambda lines: [{"file": line["file"], "n_rows": line["n_rows"]} for line in lines])
-    shards = open_shards([str(directory)])
-    assert [shard.n_rows for shard in shards] == [3, 2, 4]
-
-
 def flip(path):
     with h5py.File(path) as file:
         offset = file["features"].id.get_offset()
@@ -283,7 +269,7 @@ def test_part_with_a_size_different_from_the_manifest_is_refused(output):
 @pytest.mark.parametrize("name", ["../secret.h5", "parts/../../secret.h5", "/etc/passwd", "{}/secret.h5"])
 def test_manifest_that_names_outside_files_is_refused(output, tmp_path, name):
     write_shard(tmp_path / "secret.h5", numbered(3))
-    directory = output(lambda lines: [{"file": name.format(tmp_path), "n_rows": 3}])
+    directory = output(lambda lines: [{**lines[0], "file": name.format(tmp_path)}])
     with hostile.opens(tmp_path / "secret.h5") as counts, refused(77, str(directory)):
         open_shards([str(directory)])
     assert counts == [0]

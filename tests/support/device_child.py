@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ def make_scaler_of(dtype: str, rows: np.ndarray) -> Scaler:
         return scaler
     deviation = rows.std(axis=0, dtype=np.float64)
     factor = np.divide(0.25, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-    return scaler.with_factors(rows.mean(axis=0, dtype=np.float64), factor)
+    return replace(scaler, center=rows.mean(axis=0, dtype=np.float64), factor=factor)
 
 
 def with_cost(step: int) -> bool:

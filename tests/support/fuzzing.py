@@ -29,9 +29,10 @@ from shardpress.hdf5.plain.describe import describe_plain
 from shardpress.hdf5.superblock import signature_at
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block, blocks
+from shardpress.shards.shard import Block
 from tests.support import hostile
 from tests.support.checksummed import Structure, repair, structures_of
+from tests.support.helpers import blocks
 from tests.support.work import Work, count_work
 
 FILES = Path(__file__).parents[1] / "files"  # files that other software wrote

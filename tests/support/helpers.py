@@ -45,6 +45,12 @@ def numbered_shards(folder: Path, *sizes: int, **options: Any) -> tuple[Shard, .
     return open_shards([str(folder / f"{i}.h5") for i in range(len(sizes))])
 
 
+def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
+    """Yield blocks of `block_rows` rows of every shard."""
+    for shard in shards:
+        yield from Block(shard, 0, shard.n_rows).cut(block_rows)
+
+
 def whole(shard: Shard) -> np.ndarray:
     """Return all rows of a shard."""
     return read(Block(shard, 0, shard.n_rows))

@@ -99,7 +99,9 @@ def finished_parts(directory, parts, most=None, manifest=None, append_ids=None):
     with locked(directory) as ledger:
         lines = []
         for i, (n_rows, data) in enumerate(parts):
-            lines.append({"file": f"parts/part-{i:05d}.h5", "n_rows": n_rows, "blake3": digest([data])})
+            lines.append(
+                {"file": f"parts/part-{i:05d}.h5", "n_rows": n_rows, "n_bytes": len(data), "blake3": digest([data])}
+            )
             if append_ids is not None:
                 lines[-1]["append_id"] = append_ids[i]
             ledger.replace(lines[-1]["file"], data)

@@ -32,6 +32,7 @@ from shardpress.run.plan import plan as planning
 from shardpress.settings.flags import parse
 from shardpress.shards.open import open_sources
 from shardpress.shards.sources import Source
+from shardpress.shards.vet import Selection
 from shardpress_kernels import reference
 from shardpress_kernels.backend import Device
 from shardpress_kernels.network import Network, TargetLoss
@@ -243,14 +244,14 @@ def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function that vets files again only if they change. Vetting takes time, and has its own tests."""
     known: dict[object, Any] = {}
 
-    def vet_once(sources: Sequence[Source], dataset: str | None, refuse: Any, *rest: Any) -> Any:
+    def vet_once(sources: Sequence[Source], selection: Selection, refuse: Any, *rest: Any) -> Any:
         stamps = _stamps(sources)
         *others, like = rest
         if stamps is None or refuse is not None or like is not None:  # errors and appends are not repeated often
-            return vet(sources, dataset, refuse, *rest)
-        key = (stamps, dataset, *others)
+            return vet(sources, selection, refuse, *rest)
+        key = (stamps, selection, *others)
         if key not in known:
-            known[key] = vet(sources, dataset, refuse, *rest)
+            known[key] = vet(sources, selection, refuse, *rest)
         return known[key]
 
     return vet_once

@@ -15,7 +15,6 @@ from shardpress.errors import DataError, printable, quantity, short_list
 
 if TYPE_CHECKING:
     from shardpress.columns import Columns
-    from shardpress.scan.preview import Preview
     from shardpress.scan.ranges import Scan
     from shardpress.settings.config import Config
     from shardpress.shards.inspect import FileGroup, Inspection
@@ -37,7 +36,6 @@ _MAX_SCANNED = 256 * 10**6  # bytes
 _MAX_NUMBERS = 2**16  # maximum number of columns whose ranges are included in the JSON
 _MAX_RANGES = 20  # maximum number of columns whose ranges are all listed
 _MAX_LISTED = 10
-_FLOAT32_IS_ENOUGH = 1e-5  # relative to the range of a column; sensors are not more precise
 
 
 def run(options: argparse.Namespace) -> int:
@@ -53,15 +51,15 @@ def run(options: argparse.Namespace) -> int:
     inputs = config.inputs
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     inspection = inspect_files(own.shards or inputs.input, selection, ColumnRule(inputs.match_columns))
-    preview = None
+    scan = None
     if inspection.shards:
         with log_progress():
-            preview = _preview_rows(inspection, config, own.all)
-    twins = list(find_twins(inspection.shards)) if own.all else []
+            scan = _scan_rows(inspection, config, own.all)
+    twins = list(find_twins(inspection.shards, compares_all=True)) if own.all else []
     if own.json:
-        print_json(_as_json(inspection, preview, twins))
+        print_json(_as_json(inspection, scan, twins))
     else:
-        print("\n".join(_lines(inspection, preview, twins)))
+        print("\n".join(_lines(inspection, scan, twins)))
     return DataError.exit_code if inspection.refused else 0
 
 
@@ -78,7 +76,7 @@ def _own_parser() -> Parser:
     return parser
 
 
-def _preview_rows(inspection: Inspection, config: Config, is_complete: bool) -> Preview:
+def _scan_rows(inspection: Inspection, config: Config, is_complete: bool) -> Scan:
     from shardpress.progress import Progress
     from shardpress.scan.blocks import ScanSettings
     from shardpress.scan.preview import preview_rows
@@ -88,28 +86,30 @@ def _preview_rows(inspection: Inspection, config: Config, is_complete: bool) -> 
     n_threads = config.machine.threads or len(os.sched_getaffinity(0))
     if not is_complete:
         return preview_rows(inspection.shards, settings, n_threads, _MAX_SCANNED)
-    n_rows = sum(shard.n_rows for shard in inspection.shards)
-    with Progress("scanning rows", n_rows, "rows", row_bytes) as progress:
+    with Progress("scanning rows", _n_rows(inspection), "rows", row_bytes) as progress:
         return preview_rows(inspection.shards, settings, n_threads, None, advance=progress.advance)
 
 
 # -- JSON ---------------------------------------------------------------------------------------------------------
 
 
-def _as_json(inspection: Inspection, preview: Preview | None, twins: Sequence[Twins]) -> dict[str, Any]:
+def _n_rows(inspection: Inspection) -> int:
+    return sum(shard.n_rows for shard in inspection.shards)
+
+
+def _as_json(inspection: Inspection, scan: Scan | None, twins: Sequence[Twins]) -> dict[str, Any]:
     return {
         "files": [vars(each) for each in inspection.files],
         "refused": inspection.refused,
-        "rows": None if preview is None else _rows_as_json(inspection, preview),
+        "rows": None if scan is None else _rows_as_json(inspection, scan),
         "equal": [[each.first.path, each.second.path] for each in twins],
     }
 
 
-def _rows_as_json(inspection: Inspection, preview: Preview) -> dict[str, Any]:
-    scan = preview.scan
+def _rows_as_json(inspection: Inspection, scan: Scan) -> dict[str, Any]:
     n_ranges = _MAX_NUMBERS if scan.n_fitted else 0  # without good rows, no column has a range
     return {
-        "n_rows": preview.n_rows,
+        "n_rows": _n_rows(inspection),
         "n_looked_at": scan.n_rows,
         "n_inputs": len(scan.minimum),
         "n_bad": len(scan.bad_rows),
@@ -119,19 +119,18 @@ def _rows_as_json(inspection: Inspection, preview: Preview) -> dict[str, Any]:
         "narrow_columns": scan.narrow.tolist(),
         "minimum": scan.minimum[:n_ranges].tolist(),
         "maximum": scan.maximum[:n_ranges].tolist(),
-        "smaller_dtype": preview.smaller,
     }
 
 
 # -- text ---------------------------------------------------------------------------------------------------------
 
 
-def _lines(inspection: Inspection, preview: Preview | None, twins: Sequence[Twins]) -> Iterator[str]:
+def _lines(inspection: Inspection, scan: Scan | None, twins: Sequence[Twins]) -> Iterator[str]:
     for files in inspection.files:
         yield from _lines_of_files(files)
         yield ""
-    if preview is not None:
-        yield from _lines_of_rows(inspection, preview)
+    if scan is not None:
+        yield from _lines_of_rows(inspection, scan)
     for each in twins[:_MAX_LISTED]:
         yield f"EQUAL ROWS  {each}"
     if len(twins) > _MAX_LISTED:
@@ -188,12 +187,12 @@ def _product(lengths: Sequence[int] | None) -> str:
     return " x ".join(map(str, lengths or ()))
 
 
-def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
+def _lines_of_rows(inspection: Inspection, scan: Scan) -> Iterator[str]:
     from shardpress.scan.ranges import describe_bad_rows
 
-    scan = preview.scan
-    n_scanned = "all" if preview.has_all_rows else scan.n_rows
-    yield f"{preview.n_rows} rows, {n_scanned} of them scanned"
+    n_rows = _n_rows(inspection)
+    n_scanned = "all" if scan.n_rows == n_rows else scan.n_rows
+    yield f"{n_rows} rows, {n_scanned} of them scanned"
     for i, why in list(scan.unreadable.items())[:_MAX_LISTED]:
         yield f"  UNREADABLE: {printable(inspection.shards[i].path)}: {why}"
     if len(scan.bad_rows):
@@ -202,7 +201,6 @@ def _lines_of_rows(inspection: Inspection, preview: Preview) -> Iterator[str]:
         n_bad = len(scan.bad_rows) or "none"
         yield f"  values from {scan.minimum.min():g} to {scan.maximum.max():g}; bad rows: {n_bad}"
         yield from _lines_of_columns(inspection.shards[0].columns, scan)
-        yield from _lines_of_dtypes(inspection, preview)
         yield from (f"  hint: {hint}" for hint in scan.hints)
 
 
@@ -215,21 +213,3 @@ def _lines_of_columns(columns: Columns, scan: Scan) -> Iterator[str]:
     if len(scan.minimum) <= _MAX_RANGES:
         for i, (low, high) in enumerate(zip(scan.minimum, scan.maximum, strict=True)):
             yield f"    column {columns.numbered(i)}: {low:g} to {high:g}"
-
-
-def _lines_of_dtypes(inspection: Inspection, preview: Preview) -> Iterator[str]:
-    """Yield a line of advice if a smaller dtype would be sufficient."""
-    import numpy as np
-
-    stored = np.dtype(inspection.shards[0].stored_dtype)
-    smaller = np.dtype(preview.smaller) if preview.smaller else stored
-    if smaller.itemsize < stored.itemsize:
-        yield (
-            f"  slow to read: {preview.smaller} would hold every scanned value in {quantity(smaller.itemsize, 'byte')} "
-            f"instead of {stored.itemsize}"
-        )
-    elif stored == np.float64 and preview.float32_error < _FLOAT32_IS_ENOUGH:
-        yield (
-            f"  slow to read: float32 would take half the bytes, with a rounding error of {preview.float32_error:.1g} "
-            "of a column's range; training uses float32 anyway"
-        )

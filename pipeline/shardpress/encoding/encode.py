@@ -23,14 +23,14 @@ from shardpress.encoding.partfile import PartMemory, stored_names
 from shardpress.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts
 from shardpress.encoding.template import Streamed
 from shardpress.encoding.worker import EncodeSettings, Worker, check_place, worker_of
-from shardpress.errors import DataError, ReadFailed, printable
+from shardpress.errors import ReadFailed, printable
 from shardpress.features import FAILURES, FEATURES, VALID, reading
 from shardpress.model import Model
 from shardpress.output.disk import GuardedDisk, Pieces
 from shardpress.output.records import Entry, write_result
 from shardpress.scan.drift import Outside, farthest
 from shardpress.scan.scaler import Cleaning
-from shardpress.shards.rows import keep_chunks, read, read_extras, salvage_extras, stream_extra
+from shardpress.shards.rows import keep_chunks, read, read_extras, stream_extra
 from shardpress.shards.shard import Block, Extra, Shard, is_wide
 
 _LIBC = ctypes.CDLL(None)
@@ -285,9 +285,5 @@ def _wide_extra(
 
 def _read_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """Return the values of extras, and reports of values that are lost because they cannot be read."""
-    try:
-        return read_extras(source), []  # one read of all rows is several times faster than reads of pieces
-    except DataError:
-        if bad_data.on_bad_data == "raise":
-            raise
-        return salvage_extras(source, check)
+    lost: list[dict[str, Any]] = []
+    return read_extras(source, None if bad_data.on_bad_data == "raise" else lost, check), lost

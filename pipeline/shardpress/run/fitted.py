@@ -14,6 +14,7 @@ from shardpress.labels import extra_of
 from shardpress.run.budget import n_threads_of
 from shardpress.settings.condition import Condition
 from shardpress.settings.config import Config
+from shardpress.shards.extras import why_left_out
 from shardpress.shards.selection import check_condition, selected_rows
 from shardpress.shards.shard import Extra, Shard, first_rows
 
@@ -69,38 +70,24 @@ def fitted_rows(config: Config, shards: Sequence[Shard]) -> np.ndarray | None:
 
 
 def name_of_extra(setting: str, path: str, shards: Sequence[Shard]) -> str:
-    """Return the name of the extra that a setting names, for example by its path. Raise `ConfigError` without it."""
+    """Return the name of the extra that a setting names, for example by its path.
+
+    Raise `DataError` if the extra is left out, for example because its dtypes differ between files, and `ConfigError` if
+    there is none.
+    """
     names = [extra.name for extra in shards[0].extras]
     name = extra_of(path, names)
     if name is None:
-        known = short_list(sorted(names), _MAX_NAMES)
+        known = printable(short_list(sorted(names), _MAX_NAMES))
+        if reason := why_left_out(shards).get(path):
+            raise DataError(
+                f"{setting}: {printable(path)} is left out: {reason}. Expected one of the extras ({known})."
+            )
         raise ConfigError(
-            f"{setting}: {printable(path)}, expected one of the extras ({printable(known)}). To use a dataset of "
-            f"another group, add --include {printable(path)}."
+            f"{setting}: {printable(path)}, expected one of the extras ({known}). To use a dataset of another group, add "
+            f"--include {printable(path)}."
         )
     return name
-
-
-def check_one_kind(setting: str, name: str, shards: Sequence[Shard]) -> None:
-    """Raise `DataError` if an extra has numbers in some shards and strings in others, so that they cannot be compared.
-
-    Parameters
-    ----------
-    setting : str
-        Setting that names the extra, for the message.
-    """
-    first_of_kind: dict[bool, tuple[Shard, Extra]] = {}
-    for shard in shards:
-        extra = _extra(shard, name)
-        if extra.layout is not None and shard.n_rows:
-            has_texts = extra.categories is not None or extra.dtype.kind in "SO"
-            first_of_kind.setdefault(has_texts, (shard, extra))
-    if len(first_of_kind) > 1:
-        found = [f"{extra.dtype} in file={printable(shard.path)}" for shard, extra in first_of_kind.values()]
-        raise DataError(
-            f"{setting}: {printable(name)} is {' and '.join(found)}, expected only numbers or only strings. Store it "
-            "with one dtype in all files."
-        )
 
 
 def _name_of(condition: Condition, shards: Sequence[Shard]) -> str:

@@ -24,7 +24,7 @@ from shardpress.run.budget import Budget, make_budget, n_threads_of, repeated_ch
 from shardpress.run.digests import digests_of_rows
 from shardpress.run.fingerprints import Request, request_of
 from shardpress.run.finished import FinishedRun
-from shardpress.run.fitted import check_one_kind, fitted_rows, name_of_extra
+from shardpress.run.fitted import fitted_rows, name_of_extra
 from shardpress.scan.ranges import Scan
 from shardpress.settings.config import Config, problems
 from shardpress.settings.deadline import deadline_of
@@ -34,6 +34,7 @@ from shardpress.shards.columns import ColumnRule
 from shardpress.shards.open import check_any, open_sources
 from shardpress.shards.shard import Shard, leave_out_extras, with_offset, with_preparation
 from shardpress.shards.sources import find
+from shardpress.shards.vet import Selection
 from shardpress.training.targets import Targets, read_targets
 from shardpress_kernels.network import Network
 
@@ -299,10 +300,9 @@ def _max_network(settings: Settings, n_columns: int, given_model: Model | None) 
 
 
 def _check_labels(labels: str | None, shards: Sequence[Shard]) -> None:
-    """Raise an error if no extra has the name of the labels, or if the labels of some shards cannot be compared."""
+    """Raise `ConfigError` if no extra has the name of the labels."""
     if labels is not None:
-        name = name_of_extra("labels", labels, shards)
-        check_one_kind("labels", name, shards)
+        name_of_extra("labels", labels, shards)
 
 
 def _read_targets(settings: Settings, shards: Sequence[Shard], fitted: np.ndarray | None) -> Targets | None:
@@ -310,7 +310,6 @@ def _read_targets(settings: Settings, shards: Sequence[Shard], fitted: np.ndarra
     if settings.training.target is None:
         return None
     name = name_of_extra("target", settings.training.target, shards)
-    check_one_kind("target", name, shards)
     targets = read_targets(name, shards, fitted, n_threads_of(settings.machine))
     what = f"{targets.head.n_outputs} classes" if targets.classes else "a number"
     log.info("target: %s, %s, known for %.3g %% of the rows", printable(name), what, 100 * targets.share)
@@ -373,7 +372,8 @@ def _open_inputs(
     else:
         sources = list(finished.sources)
         like = finished.part
-    shards = open_sources(sources, inputs.dataset, on_bad_shard, inputs.orientation, inputs.include, rule, like)
+    selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
+    shards = open_sources(sources, selection, on_bad_shard, rule, like)
     n_others = 0 if finished is None else len(finished.identities) - len(finished.copies)
     if error := too_many_bad_shards(config, refused, len(shards) + len(refused) + n_others):
         raise error

@@ -16,11 +16,11 @@ from shardpress.progress import Progress
 from shardpress.run.context import RunContext
 from shardpress.run.memory import block_bytes, chunk_bytes
 from shardpress.run.prepare import Prepared
-from shardpress.run.resume import EarlierResults, load_at_most
+from shardpress.run.resume import EarlierResults
 from shardpress.run.sample import Pace, Sample, StageEstimate, Stretch, measure_tasks
 from shardpress.scan import ranges
 from shardpress.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, stats_of_unreadable
-from shardpress.scan.ranges import Scan, scan_bytes
+from shardpress.scan.ranges import Scan
 from shardpress.settings.kinds import n_allowed
 
 log = logging.getLogger(__name__)
@@ -82,8 +82,7 @@ class ScanStage:
         """Return the scan of an earlier run, even if it could not read some files, or None."""
 
         def read(record: Record) -> Scan:
-            n_bytes = scan_bytes(self.prepared.shards)
-            return Scan.from_npz(load_at_most(earlier.ledger, record, n_bytes)).check_fits(self.prepared.shards)
+            return Scan.from_npz(earlier.ledger.load(record))
 
         return earlier.latest("scan", self.key(), read, "scan: the earlier scan cannot be used (%s); it is recomputed")
 

@@ -19,38 +19,19 @@ _NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 class Piece(NamedTuple):
-    """A block of rows for a scan.
+    """A block of rows for a scan."""
 
-    Attributes
-    ----------
-    number : int
-        Index of the shard in the input.
-    first_row : int
-        Global number of the shard's first row.
-    block : Block
-        Block of the shard.
-    packed : ndarray of uint8, or None
-        Bits, as from `np.packbits`, that tell which rows of the block to fit to. None if all of them are used.
-    """
-
-    number: int
-    first_row: int
+    number: int  # of the shard in the input
+    first_row: int  # global number of the first row of the shard
     block: Block
-    packed: np.ndarray | None = None
+    is_fitted: np.ndarray | None = None  # mask (len(block),) of the rows to fit to. None: all rows
 
     def with_fitted(self, fitted: np.ndarray | None) -> Piece:
-        """Return the piece with its part of a mask of all rows (n_rows,), bool."""
+        """Return the piece with its part of a mask (n_rows,) of all rows."""
         if fitted is None:
             return self
         first = self.first_row + self.block.start
-        return self._replace(packed=np.packbits(fitted[first : first + len(self.block)]))
-
-    @property
-    def is_fitted(self) -> np.ndarray | None:
-        """Mask of the rows to fit to, shape (len(block),), bool. None if all rows are used."""
-        if self.packed is None:
-            return None
-        return np.unpackbits(self.packed, count=len(self.block)).astype(bool)
+        return self._replace(is_fitted=fitted[first : first + len(self.block)])
 
 
 class Pieces(tuple[Piece, ...]):
@@ -65,7 +46,7 @@ class Pieces(tuple[Piece, ...]):
 
 
 def pieces_of(shards: Sequence[Shard], block_rows: int) -> list[Piece]:
-    """Split all shards into pieces of at most `block_rows` rows, and return the pieces in row order."""
+    """Return all rows as pieces of at most `block_rows` rows, in row order."""
     starts = first_rows(shards).tolist()
     pieces = []
     for number, shard in enumerate(shards):
@@ -75,51 +56,24 @@ def pieces_of(shards: Sequence[Shard], block_rows: int) -> list[Piece]:
 
 @dataclass(frozen=True)
 class ScanSettings:
-    """Settings of a scan.
+    """Settings of a scan."""
 
-    Attributes
-    ----------
-    block_rows : int
-        Number of rows that a task holds in memory at once.
-    missing : float, optional
-        Value that marks missing entries, in addition to NaN.
-    max_unreadable : int, optional
-        Number of unreadable shards to tolerate. If None, the first unreadable shard raises an error.
-    clip_quantile : float
-        Fraction of each column's values to exclude from the range at either end.
-    impute : str, optional
-        Column statistic that replaces missing values, ``mean`` or ``median``. If None, rows with missing values are
-        bad.
-    scale : str
-        Scaling of the columns, see `shardpress.scan.scaling.scaled_as`.
-    chunk_bytes : int
-        Size of the cache of decompressed chunks in each process, in bytes.
-    missing_indicator : bool
-        True if each column with missing values gets an indicator.
-    ranks : bool
-        True if values are replaced by their ranks.
-    for_training : bool
-        False if no model will be trained on the rows. The scan then lacks everything that depends on a sample of the
-        rows, except for clipped ranges, fill values and ranks.
-    keeps_shard_ranges : bool
-        True if the range of each column is also kept for each shard.
-    """
-
-    block_rows: int
-    missing: float | None = None
-    max_unreadable: int | None = None
-    clip_quantile: float = 0.0
-    impute: str | None = None
-    scale: str = "range"
-    chunk_bytes: int = 0
-    missing_indicator: bool = False
-    ranks: bool = False
+    block_rows: int  # rows that a task holds in memory at once
+    missing: float | None = None  # marks missing entries, in addition to NaN
+    max_unreadable: int | None = None  # unreadable shards to tolerate. None: the first one raises an error
+    clip_quantile: float = 0.0  # share of each column's values to exclude from the range at either end
+    impute: str | None = None  # "mean" or "median" replaces missing values. None: rows with missing values are bad
+    scale: str = "range"  # as in `shardpress.scan.scaling.scaled_as`, or "auto"
+    chunk_bytes: int = 0  # size of the cache of decompressed chunks in each process
+    missing_indicator: bool = False  # each column with missing values gets an indicator
+    ranks: bool = False  # values are replaced by their ranks
+    # False if no model will be trained. The scan then has nothing that needs a sample of the rows, except for clipped
+    # ranges, fill values and ranks.
     for_training: bool = True
-    keeps_shard_ranges: bool = False
+    keeps_shard_ranges: bool = False  # also keep the range of each column in each shard
 
     @property
     def fills(self) -> bool:
-        """True if missing values are filled in."""
         return self.impute is not None
 
     @property
@@ -130,49 +84,24 @@ class ScanSettings:
 
 @dataclass(frozen=True)
 class BlockStats:
-    """Statistics of the rows of some blocks.
+    """Statistics of the rows of some blocks. All but `n_rows` and `bad_rows` describe only the good rows to fit to."""
 
-    Attributes
-    ----------
-    n_rows : int
-        Number of rows, including bad rows.
-    n_fitted : int
-        Number of the good rows to fit to. The following statistics, except for `bad_rows`, describe only these rows.
-    minimum, maximum : ndarray of shape (n_inputs,), float64
-        Range of each column. If there is no row to fit to, they are Inf and -Inf.
-    bad_rows : ndarray of int64
-        Sorted global numbers of the bad rows.
-    n_missing : ndarray of shape (n_inputs,), int64
-        Number of missing values of each column.
-    sample : ndarray of shape (n, n_inputs), float64
-        Sample of the rows. Missing values are NaN.
-    unreadable : dict of int to str
-        Reason why each unreadable shard cannot be read. Keys are the indices of the shards in the input.
-    shard_ranges : dict of int to ndarray of shape (2, n_inputs), float64
-        Minimum and maximum of each column in each shard with rows to fit to, by the index of the shard. Empty if they
-        are not kept.
-    """
-
-    n_rows: int
+    n_rows: int  # including bad rows
     n_fitted: int
-    minimum: np.ndarray
-    maximum: np.ndarray
-    bad_rows: np.ndarray
-    n_missing: np.ndarray
-    sample: np.ndarray
-    unreadable: Mapping[int, str] = field(default_factory=dict)
+    minimum: np.ndarray  # (n_inputs,), float64; Inf if there is no row
+    maximum: np.ndarray  # (n_inputs,), float64; -Inf if there is no row
+    bad_rows: np.ndarray  # int64, sorted global numbers
+    n_missing: np.ndarray  # (n_inputs,), int64, missing values of each column
+    sample: np.ndarray  # (n, n_inputs), float64, with NaN for missing values
+    unreadable: Mapping[int, str] = field(default_factory=dict)  # reasons by the number of the shard in the input
+    # Minimum and maximum (2, n_inputs), float64, by the number of the shard. Empty if they are not kept.
     shard_ranges: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> BlockStats:
-    """Return the statistics of a task's pieces.
+    """Return the statistics of a task's pieces, with a sample of one row of each stratum of `stride` rows.
 
     If unreadable shards are tolerated, an unreadable block contributes only the reason of the failure.
-
-    Parameters
-    ----------
-    stride : int
-        Number of rows in a stratum. Each stratum contributes one row to the sample.
     """
     stats = []
     memory = np.empty(0)
@@ -195,7 +124,7 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) ->
 
 
 def _memory_for(block: Block, memory: np.ndarray) -> np.ndarray:
-    """Return an array that can hold the rows of a block. Reuse the given array if it is large enough."""
+    """Return memory for the rows of a block: the given array, if it is large enough."""
     shard = block.shard
     if memory.dtype == shard.dtype and len(memory) >= len(block):
         return memory
@@ -226,7 +155,6 @@ def merge_stats(stats: Sequence[BlockStats]) -> BlockStats:
 
 
 def _first_reasons(stats: Sequence[BlockStats]) -> dict[int, str]:
-    """Return the first reason for each unreadable shard, sorted by the index of the shard."""
     reasons: dict[int, str] = {}
     for each in stats:
         for number, reason in each.unreadable.items():
@@ -277,7 +205,7 @@ def _stats_of_rows(settings: ScanSettings, stride: int, piece: Piece, rows: np.n
 
 
 def _left_out(bad: np.ndarray, is_fitted: np.ndarray | None) -> np.ndarray:
-    """Return the sorted positions (int64) of the rows that are bad or not fitted to."""
+    """Return the sorted positions of the rows that are bad or not fitted to."""
     if is_fitted is None:
         return bad
     return np.union1d(bad, np.flatnonzero(~is_fitted))
@@ -323,7 +251,6 @@ def _range_of_present(rows: np.ndarray, is_missing: np.ndarray) -> tuple[np.ndar
 
 
 def _limits_of(dtype: np.dtype) -> tuple[float, float]:
-    """Return the smallest and the largest value of a dtype."""
     if dtype.kind == "f":
         return -np.inf, np.inf
     limits = np.iinfo(dtype)

@@ -13,29 +13,22 @@ from shardpress.scan.scaler import Scaler
 
 
 class Outside(NamedTuple):
-    """Summary of a column's values outside the model's range, `low` to `high`.
-
-    `n_values` values are outside the range, and `value` is the farthest of them.
-    """
+    """Summary of a column's values outside the model's range, `low` to `high`."""
 
     column: int
-    value: float
+    value: float  # the farthest one
     low: float
     high: float
     n_values: int
 
     @property
     def distance(self) -> float:
-        """Distance of the value from the range, divided by the width of the range.
-
-        The distance is 0 if the range contains one value, because the scaler sets such a column to 0.
-        """
-        if self.high <= self.low:
+        """Distance of the value from the range, divided by the width of the range."""
+        if self.high <= self.low:  # the scaler sets such a column to 0
             return 0.0
         return max(self.low - self.value, self.value - self.high) / (self.high - self.low)
 
     def described(self, columns: Columns) -> str:
-        """Return a text with the column's number and name, the farthest value and the model's range."""
         where = f"column {columns.numbered(self.column)}"
         if self.high <= self.low:
             return f"{where} ({self.value:g}, trained on {self.low:g} only)"

@@ -31,19 +31,8 @@ _NARROW = 40  # columns; docs/performance.md compares features of narrow tables 
 def hints_of(sample: np.ndarray, n_rows: int, n_good: int, n_bad: int, are_flat: bool) -> tuple[str, ...]:
     """Return sentences about rows that other settings would suit better.
 
-    If most rows are bad, the others may differ from them. The only sentence then says which rows were not examined.
-
-    Parameters
-    ----------
-    sample : ndarray of shape (n, n_inputs), float64
-        Sampled rows after their preparation; missing values are NaN. Bad rows are left out.
-    n_rows : int
-        Number of all rows.
-    n_good, n_bad : int
-        Numbers of good and of bad rows from which the sample was taken.
-    are_flat : bool
-        False if rows of higher rank were flattened. Their columns are not channels of one spectrum or counts of one
-        kind, so nothing is said about their form.
+    `sample` (n, n_inputs), float64, has been taken from `n_good` rows after their preparation, with NaN for missing
+    values; `n_bad` rows were left out. If these are most, the only sentence says which rows were not examined.
     """
     step = max(1, sample.size // _MOST_VALUES)
     rows = sample[::step]
@@ -55,13 +44,13 @@ def hints_of(sample: np.ndarray, n_rows: int, n_good: int, n_bad: int, are_flat:
     if len(rows) < _MIN_ROWS:
         return ()
     with np.errstate(over="ignore", invalid="ignore"):  # of very large values
+        # The columns of rows of higher rank are not channels of one spectrum or counts of one kind.
         form = _form(rows) if are_flat else ""
         hints = (_sentinels(rows), form, _width(rows, n_rows))
     return tuple(hint for hint in hints if hint)
 
 
 def _form(rows: np.ndarray) -> str:
-    """Return a hint about rows of a form that another preparation would suit better."""
     if _are_spectra(rows):
         return "the rows look like spectra of different brightness: --row-scale median usually gives better features"
     if _are_codes(rows):
@@ -81,7 +70,7 @@ def _form(rows: np.ndarray) -> str:
 
 
 def _width(rows: np.ndarray, n_rows: int) -> str:
-    """Return a hint about rows that are not worth compressing, or too few for rows that are not trained on."""
+    """Return a hint about rows with too few columns to compress, or too few rows to hold some out."""
     n_inputs = rows.shape[1]
     if n_rows < n_inputs:
         # Features of rows that were not trained on vary less, so that new rows resemble them more than the others.
@@ -110,7 +99,7 @@ def _are_codes(rows: np.ndarray) -> bool:
 
 
 def _are_whole(rows: np.ndarray) -> bool:
-    """Return whether the values are whole numbers from 0. NaN is ignored."""
+    """Return whether the values are whole numbers from 0, or NaN."""
     present = rows[~np.isnan(rows)]
     return bool(present.size and present.min() >= 0 and np.array_equal(present, np.rint(present)))
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from shardpress.choices import SCALES
 from shardpress.cluster.executor import reduce
 from shardpress.columns import Columns
 from shardpress.errors import DataError, printable, quantity, short_list
@@ -27,7 +26,7 @@ from shardpress.scan.blocks import (
     stats_of_unreadable,
 )
 from shardpress.scan.hints import hints_of
-from shardpress.scan.ranks import MAX_KNOTS, RankTables, are_tables, rank_tables
+from shardpress.scan.ranks import RankTables, rank_tables
 from shardpress.scan.sample import (
     INNER,
     SAMPLED_VALUES,
@@ -53,81 +52,40 @@ _COLUMNS = 10  # columns to name in a message
 _EXACT = 2.0**53  # float64 holds all integers up to this one exactly
 _ERRORS = 2.0**-30  # relative; far more than the rounding errors of prepared values
 _WIDEST = 2.0**62  # smaller differences fit into 64 bits for any minimum
-_ARRAYS = (
-    *("minimum", "maximum", "bad_rows", "spread", "inner", "fill", "n_missing", "offset", "center", "factor"),
-    *("indicators", "knots", "ranks", "shard_ranges"),
-)
 
 
 @dataclass(frozen=True)
 class Scan:
     """Result of a pass over all rows: the ranges of the columns, and the bad rows.
 
-    Attributes
-    ----------
-    n_rows : int
-        Number of rows, including bad rows.
-    minimum, maximum : ndarray of shape (n_inputs,), float64
-        Range of each column in the good rows. With clipping, this is the range between two quantiles.
-    bad_rows : ndarray of int64
-        Sorted global numbers of the bad rows, including those that `n_selected` does not count. A row is bad if it
-        contains NaN, Inf or the missing value. If missing values are filled in, a row is bad if it contains Inf, or if
-        all values are missing. All rows of unreadable shards are bad.
-    spread : ndarray of shape (n_inputs,), float64
-        Standard deviation of each scaled column without outliers. It is NaN for appended rows.
-    inner : ndarray of shape (2, n_inputs), float64
-        Bounds of the central 80 % of each column's values. They are NaN if the spread is NaN.
-    unreadable : dict of int to str
-        Reason why each unreadable shard cannot be read. Keys are the indices of the shards in the input.
-    fill : ndarray of shape (n_inputs,), float64, or None
-        Fill value of each column. None if missing values make a row bad.
-    n_missing : ndarray of shape (n_inputs,), int64, or None
-        Number of missing values of each column in the good rows. None if missing values make a row bad.
-    clips : bool
-        True if values outside the range are clipped.
-    offset : ndarray of shape (n_inputs,), float64, or None
-        Integers that were subtracted from the rows. All other arrays describe the differences.
-    scale : str
-        Scaling of the columns, see `shardpress.scan.scaling.scaled_as`.
-    hints : tuple of str
-        Sentences about rows that other settings would suit better.
-    has_huge_rows : bool
-        Whether some rows are much larger than the others, see `shardpress.scan.sample.has_huge_rows`.
-    center, factor : ndarray of shape (n_inputs,), float64, or None
-        Shift and scale of each column, see `Scaler`. None if the range is scaled to [0, 1].
-    indicators : ndarray of shape (n_indicators,), int64, or None
-        Sorted numbers of the columns that get a missing indicator. None if no column gets one.
-    knots, ranks : ndarray of shape (n_inputs, n_knots), float64, or None
-        Tables that replace values by ranks, see `RankTables`. All other arrays then describe ranks. None if values are
-        not replaced.
-    n_selected : int or None
-        Number of the good rows that ``--fit-on`` selects. All arrays except for `bad_rows` describe only these rows.
-        None if they describe all good rows.
-    shard_ranges : ndarray of shape (2, n_shards, n_inputs), float64, or None
-        Minimum and maximum of each column in each shard. They are Inf and -Inf for a column without values. None if
-        they are not kept.
+    A row is bad if it contains NaN, Inf or the missing value. If missing values are filled in, it is bad if it contains
+    Inf, or if all values are missing. All rows of unreadable shards are bad.
     """
 
-    n_rows: int
-    minimum: np.ndarray
+    n_rows: int  # including bad rows
+    minimum: np.ndarray  # (n_inputs,), float64, of the good rows; a quantile if values are clipped
     maximum: np.ndarray
-    bad_rows: np.ndarray
-    spread: np.ndarray
-    inner: np.ndarray
-    unreadable: Mapping[int, str] = field(default_factory=dict)
-    fill: np.ndarray | None = None
-    n_missing: np.ndarray | None = None
-    clips: bool = False
+    bad_rows: np.ndarray  # int64, sorted global numbers, including rows that `n_selected` does not count
+    spread: np.ndarray  # (n_inputs,), standard deviation of scaled columns without outliers; NaN for appended rows
+    inner: np.ndarray  # (2, n_inputs), bounds of the central 80 % of the values; NaN for appended rows
+    unreadable: Mapping[int, str] = field(default_factory=dict)  # reasons by the number of the shard in the input
+    fill: np.ndarray | None = None  # (n_inputs,), float64. None if missing values make a row bad
+    n_missing: np.ndarray | None = None  # (n_inputs,), int64, missing values in good rows. None as for `fill`
+    clips: bool = False  # True if values outside the range are clipped
+    # Integers (n_inputs,), float64, that were subtracted from the rows. All other arrays describe the differences.
     offset: np.ndarray | None = None
-    scale: str = "range"
-    hints: tuple[str, ...] = ()
-    has_huge_rows: bool = False
-    center: np.ndarray | None = None
+    scale: str = "range"  # as in `shardpress.scan.scaling.scaled_as`
+    hints: tuple[str, ...] = ()  # sentences about rows that other settings would suit better
+    has_huge_rows: bool = False  # see `shardpress.scan.sample.has_huge_rows`
+    center: np.ndarray | None = None  # (n_inputs,), float64, as in `Scaler`
     factor: np.ndarray | None = None
-    indicators: np.ndarray | None = None
+    indicators: np.ndarray | None = None  # int64, sorted numbers of the columns that get a missing indicator
+    # Tables (n_inputs, n_knots), float64, as in `RankTables`. All other arrays then describe ranks.
     knots: np.ndarray | None = None
     ranks: np.ndarray | None = None
+    # Number of the good rows that ``--fit-on`` selects. All arrays but `bad_rows` describe only these rows.
     n_selected: int | None = None
+    # Minimum and maximum (2, n_shards, n_inputs), float64; Inf and -Inf for a column without values.
     shard_ranges: np.ndarray | None = None
 
     @property
@@ -139,7 +97,7 @@ class Scan:
 
     @property
     def constant(self) -> np.ndarray:
-        """Mask of the constant columns: bool, shape (n_inputs,)."""
+        """Mask (n_inputs,) of the constant columns."""
         return self.minimum == self.maximum
 
     @property
@@ -153,17 +111,13 @@ class Scan:
 
     @property
     def narrow(self) -> np.ndarray:
-        """Columns with a very small spread compared with their range. The smallest spread comes first.
-
-        Such columns hardly matter compared with the others.
-        """
+        """Columns that hardly matter, because their spread is very small compared with their range; smallest first."""
         # Exclude columns that are nearly constant, such as a count that is rarely above 0. They have no outliers.
         is_narrow = (self.inner[0] < self.inner[1]) & (self.spread < _NARROW)
         worst_first = np.argsort(np.where(is_narrow, self.spread, np.inf), kind="stable")
         return worst_first[: int(is_narrow.sum())]
 
     def summary(self) -> dict[str, Any]:
-        """Return plain values for reports."""
         summary: dict[str, Any] = {
             "scale": self.scale,
             "narrow_columns": {int(i): float(self.spread[i]) for i in self.narrow},
@@ -174,166 +128,24 @@ class Scan:
 
     def to_npz(self) -> bytes:
         """Return this scan as the content of an NPZ file."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS if getattr(self, name) is not None}
-        about = {"n_rows": self.n_rows, "unreadable": [*self.unreadable.items()], "clips": self.clips}
-        choices = {"scale": self.scale, "hints": [*self.hints], "has_huge_rows": self.has_huge_rows}
-        selected = {} if self.n_selected is None else {"n_selected": self.n_selected}
-        return pack(arrays, about | choices | selected)
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+        about = {name: value for name, value in values.items() if name not in arrays}
+        about["unreadable"] = [*self.unreadable.items()]  # JSON would turn the numbers into strings
+        return pack(arrays, about)
 
     @classmethod
     def from_npz(cls, data: bytes) -> Scan:
-        """Return the scan that `to_npz` stored.
+        """Return the scan that `to_npz` stored, or raise `ValueError` if the data are not a scan.
 
-        Raises
-        ------
-        ValueError
-            If the data are not a valid scan.
+        The values are not checked, because commit records have the digests of scans.
         """
         arrays, about = unpack(data)
         try:
-            unknown = np.full((2, len(arrays["minimum"])), np.nan)
-            arrays = {"spread": unknown[0], "inner": unknown, **arrays}
-            unreadable = dict(about["unreadable"])
-            found = cls(
-                about["n_rows"],
-                **arrays,
-                unreadable=unreadable,
-                clips=bool(about.get("clips", False)),
-                scale=about.get("scale", "range"),
-                hints=tuple(about.get("hints", ())),
-                has_huge_rows=bool(about.get("has_huge_rows", False)),
-                n_selected=about.get("n_selected"),
-            )
-        except (KeyError, TypeError, AttributeError) as error:
+            values = {**arrays, **about, "unreadable": dict(about["unreadable"]), "hints": tuple(about["hints"])}
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"is not a scan: {error!r}") from error
-        wrong = [name for name, is_possible in _field_checks(found).items() if not is_possible]
-        if wrong:
-            raise ValueError(f"is not a scan: invalid values of {', '.join(wrong)}")
-        return found
-
-    def check_fits(self, shards: Sequence[Shard]) -> Scan:
-        """Return this scan. Raise `ValueError` if it cannot belong to these shards."""
-        n_rows = sum(shard.n_rows for shard in shards)
-        n_inputs = shards[0].n_inputs
-        if (self.n_rows, len(self.minimum)) != (n_rows, n_inputs):
-            found = f"{self.n_rows} rows of {len(self.minimum)} columns"
-            raise ValueError(f"contains {found}, expected {n_rows} rows of {n_inputs} columns")
-        if self.shard_ranges is not None and self.shard_ranges.shape[1] != len(shards):
-            raise ValueError(f"contains ranges of {self.shard_ranges.shape[1]} shards, expected {len(shards)}")
-        if any(number >= len(shards) for number in self.unreadable):
-            raise ValueError(f"refers to a shard that is not among the {len(shards)} shards of the input")
-        return self
-
-
-def scan_bytes(shards: Sequence[Shard]) -> int:
-    """Return the largest possible size of a scan's arrays in bytes."""
-    n_each = len(_ARRAYS) + 1
-    preparation = shards[0].preparation
-    if preparation is not None and preparation.transform == "rank":
-        n_each += 2 * MAX_KNOTS
-    n_each += 2 * len(shards)  # their ranges
-    numbers = n_each * shards[0].n_inputs + sum(shard.n_rows for shard in shards)
-    return numbers * np.dtype(np.float64).itemsize
-
-
-# -- validation of a stored scan ------------------------------------------------------------------------------------
-
-
-def _field_checks(scan_result: Scan) -> dict[str, bool]:
-    """Map each field to whether its value is valid."""
-    shape = scan_result.minimum.shape
-    has_rows = type(scan_result.n_rows) is int and scan_result.n_rows >= 0
-    has_bad_rows = has_rows and _are_numbers(scan_result.bad_rows, scan_result.n_rows)
-    arrays = (scan_result.minimum, scan_result.maximum, scan_result.spread)
-    have_one_shape = len(shape) == 1 and all(_is_array(array, np.float64, shape) for array in arrays)
-    has_selected = has_bad_rows and _is_selected(scan_result)
-    has_no_range = has_selected and scan_result.n_fitted == 0
-    return {
-        "n_rows": has_rows,
-        "minimum, maximum or spread": have_one_shape,
-        "range": has_no_range or (have_one_shape and _is_range(scan_result.minimum, scan_result.maximum)),
-        "bad_rows": has_bad_rows,
-        "n_selected": has_selected,
-        "inner": _is_array(scan_result.inner, np.float64, (2, *shape)),
-        "fill": _is_fill(scan_result.fill, shape),
-        "indicators": _are_indicators(scan_result.indicators, scan_result.n_missing),
-        "knots or ranks": _are_optional_tables(scan_result.knots, scan_result.ranks, shape),
-        "scale": scan_result.scale in SCALES,
-        "hints": all(isinstance(hint, str) for hint in scan_result.hints),
-        "center or factor": _is_scaling(scan_result.center, scan_result.factor, shape),
-        "n_missing": _are_counts(scan_result.n_missing, shape),
-        "unreadable": _are_reasons(scan_result.unreadable),
-        "shard_ranges": _are_shard_ranges(scan_result.shard_ranges, shape),
-    }
-
-
-def _are_numbers(rows: np.ndarray, n_rows: int) -> bool:
-    """Return whether the array contains sorted, unique row numbers below `n_rows`."""
-    if rows.dtype != np.int64 or rows.ndim != 1:
-        return False
-    return bool((np.diff(rows, prepend=-1, append=n_rows) > 0).all())
-
-
-def _is_selected(scan_result: Scan) -> bool:
-    """Return whether the number of selected rows is possible."""
-    n_selected = scan_result.n_selected
-    n_good = scan_result.n_rows - len(scan_result.bad_rows)
-    return n_selected is None or (type(n_selected) is int and 0 <= n_selected <= n_good)
-
-
-def _is_fill(fill: np.ndarray | None, shape: tuple[int, ...]) -> bool:
-    if fill is None:
-        return True
-    return _is_array(fill, np.float64, shape) and bool(np.isfinite(fill).all())
-
-
-def _is_scaling(center: np.ndarray | None, factor: np.ndarray | None, shape: tuple[int, ...]) -> bool:
-    if center is None or factor is None:
-        return center is None and factor is None
-    are_arrays = _is_array(center, np.float64, shape) and _is_array(factor, np.float64, shape)
-    return are_arrays and bool(np.isfinite(center).all() and np.isfinite(factor).all() and (factor >= 0).all())
-
-
-def _are_counts(counts: np.ndarray | None, shape: tuple[int, ...]) -> bool:
-    if counts is None:
-        return True
-    return _is_array(counts, np.int64, shape) and bool((counts >= 0).all())
-
-
-def _are_indicators(indicators: np.ndarray | None, n_missing: np.ndarray | None) -> bool:
-    """Return whether the columns with indicators are those with missing values."""
-    if indicators is None:
-        return True
-    if n_missing is None or indicators.dtype != np.int64:
-        return False
-    return len(indicators) > 0 and np.array_equal(indicators, np.flatnonzero(n_missing))
-
-
-def _are_optional_tables(knots: np.ndarray | None, ranks: np.ndarray | None, shape: tuple[int, ...]) -> bool:
-    if knots is None or ranks is None:
-        return knots is None and ranks is None
-    is_shaped = knots.ndim == 2 and knots.shape[:1] == shape and 1 <= knots.shape[1] <= MAX_KNOTS
-    are_arrays = is_shaped and _is_array(knots, np.float64, knots.shape) and _is_array(ranks, np.float64, knots.shape)
-    return are_arrays and are_tables(knots, ranks)
-
-
-def _are_shard_ranges(ranges: np.ndarray | None, shape: tuple[int, ...]) -> bool:
-    if ranges is None:
-        return True
-    is_shaped = ranges.ndim == 3 and ranges.shape == (2, ranges.shape[1], *shape)
-    return is_shaped and ranges.dtype == np.float64 and not np.isnan(ranges).any()
-
-
-def _are_reasons(unreadable: Mapping[int, str]) -> bool:
-    return all(type(number) is int and number >= 0 and isinstance(reason, str) for number, reason in unreadable.items())
-
-
-def _is_range(minimum: np.ndarray, maximum: np.ndarray) -> bool:
-    return bool(np.isfinite(minimum).all() and np.isfinite(maximum).all() and (minimum <= maximum).all())
-
-
-def _is_array(array: np.ndarray, dtype: type, shape: tuple[int, ...]) -> bool:
-    return array.dtype == dtype and array.shape == shape
 
 
 # -- the pass over all rows -----------------------------------------------------------------------------------------
@@ -354,8 +166,6 @@ def scan(
 
     Parameters
     ----------
-    n_at_once : int
-        Number of concurrent tasks.
     advance : callable
         Called with the number of rows of each finished task, and with a negative number before rows are read again.
     fitted : ndarray of shape (n_rows,), bool, optional
@@ -422,7 +232,7 @@ def _n_fitted(shards: Sequence[Shard], fitted: np.ndarray | None) -> int:
 def _pieces_of_tasks(
     shards: Sequence[Shard], block_rows: int, unreadable: Mapping[int, str], fitted: np.ndarray | None
 ) -> Iterator[Pieces]:
-    """Yield the pieces of each task in row order. Skip unreadable shards."""
+    """Yield the pieces of each task in row order, without unreadable shards."""
     pieces = [piece.with_fitted(fitted) for piece in pieces_of(shards, block_rows) if piece.number not in unreadable]
     # A task has consecutive blocks, so that each file is read sequentially.
     n_per_task = _blocks_per_task(len(pieces))
@@ -477,7 +287,6 @@ def scan_from_stats(
 
 
 def _with_scale(scan: Scan, scale: str, scaler: Scaler, sample: np.ndarray) -> Scan:
-    """Return the scan with the scaling of the rows to train on."""
     with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
         chosen = chosen_scale(scaler, sample) if scale == "auto" else scale
         scaled = scaled_as(chosen, scaler, sample)
@@ -486,7 +295,6 @@ def _with_scale(scan: Scan, scale: str, scaler: Scaler, sample: np.ndarray) -> S
 
 
 def _hints(stats: BlockStats, shards: Sequence[Shard], fitted: np.ndarray | None) -> tuple[str, ...]:
-    """Return the hints about the rows to fit to."""
     n_bad = len(stats.bad_rows)
     if fitted is not None:
         n_bad = int(np.count_nonzero(fitted[stats.bad_rows]))
@@ -495,7 +303,6 @@ def _hints(stats: BlockStats, shards: Sequence[Shard], fitted: np.ndarray | None
 
 
 def _shard_ranges(stats: BlockStats, n_shards: int) -> np.ndarray:
-    """Return the ranges of all shards as one array (2, n_shards, n_inputs)."""
     ranges = np.empty((2, n_shards, len(stats.minimum)))
     ranges[0] = np.inf
     ranges[1] = -np.inf
@@ -564,15 +371,11 @@ def _medians(sample: np.ndarray) -> np.ndarray:
 
 
 def offset_for(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray | None:
-    """Return the offset to subtract from columns of large integers. Return None if no column needs an offset.
+    """Return the offset (n_inputs,), float64, to subtract from columns of large integers. None if none needs it.
 
     In float64, small differences between integers above 2**53 are lost. The offset is the minimum from the scan,
-    rounded to float64. This integer is close to the true minimum, so the differences are small and exact.
-
-    Returns
-    -------
-    ndarray of shape (n_inputs,), float64, or None
-        0 for columns that need no offset.
+    rounded to float64. This integer is close to the true minimum, so the differences are small and exact. It is 0 for
+    columns that need no offset.
     """
     if not scan_result.n_fitted or row_dtype(shards).name not in ("int64", "uint64"):
         return None
@@ -638,7 +441,7 @@ def _check_finite_ranges(first: Shard, scan_result: Scan) -> None:
 
 
 def _is_unscalable(scan_result: Scan) -> np.ndarray:
-    """Return a mask of the columns that become 0."""
+    """Return a mask (n_inputs,) of the columns that become 0."""
     return scan_result.scaler.without_indicators().scale == 0
 
 
@@ -665,7 +468,7 @@ def _log_useless_columns(columns: Columns, scan_result: Scan) -> None:
 
 
 def readable(shards: Sequence[Shard], scan_result: Scan) -> tuple[tuple[Shard, ...], Scan]:
-    """Return the readable shards, and the scan restricted to these shards."""
+    """Return the readable shards, and the scan of these shards."""
     if not scan_result.unreadable:
         return tuple(shards), scan_result
     usable = [shard for number, shard in enumerate(shards) if number not in scan_result.unreadable]
@@ -719,7 +522,6 @@ def _first_bad_row(shards: Sequence[Shard], scan_result: Scan) -> tuple[Block, n
 
 
 def _bad_values(scan_result: Scan, missing: float | None) -> str:
-    """Return a description of the values that make rows bad."""
     if scan_result.fill is not None:
         return "Inf or no value at all"
     if missing is None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from shardpress import rowmath
 
-MAX_KNOTS = 256
-"""Largest number of knots of a column."""
+MAX_KNOTS = 256  # of a column
 
 _BITS = 32
 _MARGIN = 2.0**-30  # relative; more than the rounding to `_BITS` bits
@@ -20,17 +17,12 @@ _SMALL = 2.0**-32  # factor of knots, because their distance divided by that of 
 
 @dataclass(frozen=True, eq=False)
 class RankTables:
-    """A piecewise linear function of each column, from values to ranks between 0 and 1.
+    """A piecewise linear function of each column, from values to ranks between 0 and 1."""
 
-    Attributes
-    ----------
-    knots : ndarray of shape (n_columns, n_knots), float64
-        Increasing values of each column. A column with fewer than `n_knots` knots repeats the last one.
-    ranks : ndarray of shape (n_columns, n_knots), float64
-        Rank of each knot. Ranks are rounded to float32, so that rows of both dtypes have the same range.
-    """
-
+    # Increasing values of each column: (n_columns, n_knots), float64. A column with fewer knots repeats the last one.
     knots: np.ndarray
+    # Rank of each knot: (n_columns, n_knots), float64. Ranks are rounded to float32, so that rows of both dtypes have
+    # the same range.
     ranks: np.ndarray
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
@@ -45,37 +37,24 @@ class RankTables:
     def restore(self, rows: np.ndarray) -> np.ndarray:
         """Return values, float64, for ranks (n_rows, n_columns), float64. They lie between the first and last knot."""
         found = np.empty_like(rows)
-        for column, (knots, ranks) in enumerate(self._columns()):
-            found[:, column] = np.interp(rows[:, column], ranks, knots * _SMALL) / _SMALL
+        lengths = 1 + (np.diff(self.knots, axis=1) > 0).sum(axis=1)  # without repeated knots
+        for column, n in enumerate(lengths):
+            knots = self.knots[column, :n] * _SMALL
+            found[:, column] = np.interp(rows[:, column], self.ranks[column, :n], knots) / _SMALL
         return found
-
-    def _columns(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the knots and ranks of each column, without repeated knots."""
-        for knots, ranks, n in zip(self.knots, self.ranks, self._lengths, strict=True):
-            yield knots[:n], ranks[:n]
-
-    @cached_property
-    def _lengths(self) -> list[int]:
-        """Number of different knots of each column."""
-        return (1 + (np.diff(self.knots, axis=1) > 0).sum(axis=1)).tolist()
 
 
 def rank_tables(sample: np.ndarray, is_rounded: bool = False) -> RankTables:
-    """Return the tables of a sample.
+    """Return the tables of a sample (n, n_columns), float64, in which NaN is ignored.
 
     The knots of a column are its different values, or quantiles if there are more than 256. The rank of a knot is the
     mean position of the values that are equal to it, in the sorted sample, divided by the last position. The rank of
     the smallest and largest value is therefore 0 and 1, if they occur once. This is the rule of `scipy.stats.rankdata`
     with the method ``average``.
 
-    Parameters
-    ----------
-    sample : ndarray of shape (n, n_columns), float64
-        Sampled rows. NaN is ignored.
-    is_rounded : bool
-        Whether the values have rounding errors, as after a division. Values that are equal up to such errors, such as
-        1 and 49 * (1 / 49), then get one knot, and the first and last knot are a little lower and higher. Ranks hardly
-        depend on rounding errors then, so that other programs get the same ranks.
+    If the values have rounding errors (`is_rounded`), values that are equal up to such errors, such as 1 and
+    49 * (1 / 49), get one knot, and the first and last knot are a little lower and higher. Ranks then hardly depend on
+    rounding errors, so that other programs get the same ranks.
     """
     tables = [_table(values, is_rounded) for values in sample.T]
     n_knots = max((len(knots) for knots, _ in tables), default=1)

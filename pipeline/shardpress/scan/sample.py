@@ -11,11 +11,8 @@ import numpy as np
 
 from shardpress.scan.scaler import Scaler
 
-SAMPLED_VALUES = 2**22
-"""Number of values (32 MiB) in a sample. A merge of two halves takes twice the memory."""
-
-INNER = 0.1
-"""Lower quantile of the central values of a column. The upper quantile is 1 - INNER."""
+SAMPLED_VALUES = 2**22  # values (32 MiB) in a sample; a merge of two halves takes twice the memory
+INNER = 0.1  # lower quantile of the central values of a column; the upper one is 1 - INNER
 
 _SPREAD_VALUES = 2**17  # number of values that determine the spread of columns
 _OUTER = 0.001  # fraction of each column's values to exclude from the spread at either end
@@ -49,19 +46,9 @@ def _hash(numbers: np.ndarray) -> np.ndarray:
 
 
 def quantiles(sample: np.ndarray, q: float) -> np.ndarray:
-    """Return the quantiles `q` and 1 - `q` of each column.
+    """Return the quantiles `q` and 1 - `q` of each column (2, n_inputs), float64; NaN for columns without values.
 
-    They are equal to the results of ``np.quantile`` with the methods ``lower`` and ``higher``.
-
-    Parameters
-    ----------
-    sample : ndarray of shape (n, n_inputs), float64
-        Sampled rows. NaN is ignored.
-
-    Returns
-    -------
-    ndarray of shape (2, n_inputs), float64
-        Quantiles of each column. They are NaN for columns without values.
+    They are the results of ``np.quantile`` with the methods ``lower`` and ``higher``. NaN in the sample is ignored.
     """
     if not len(sample):
         return np.full((2, sample.shape[1]), np.nan)
@@ -100,16 +87,11 @@ def means(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
 
 
 def has_huge_rows(sample: np.ndarray, scaler: Scaler) -> bool:
-    """Return whether some rows are much larger than the others.
+    """Return whether some rows of a sample (n, n_inputs) are much larger than the others.
 
-    The size of a row is the distance of its scaled values from their means. Some rows are huge if one row in a thousand
-    is more than 2.3 times as large as the root mean square of all sizes. Of fewer rows, the largest one counts. With
-    fewer than 200 rows, none counts as huge.
-
-    Parameters
-    ----------
-    sample : ndarray of shape (n, n_inputs), float64
-        Sampled rows. NaN counts as the mean of its column.
+    The size of a row is the distance of its scaled values from their means, without NaN. Some rows are huge if one row
+    in a thousand is more than 2.3 times as large as the root mean square of all sizes. Of fewer rows, the largest one
+    counts. With fewer than 200 rows, none counts as huge.
     """
     if len(sample) < _ENOUGH_ROWS:
         return False
@@ -118,7 +100,7 @@ def has_huge_rows(sample: np.ndarray, scaler: Scaler) -> bool:
 
 
 def _squared_sizes(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
-    """Return the squared distance of each scaled row from the mean row, shape (n,)."""
+    """Return the squared distance of each scaled row from the mean row: (n,)."""
     mean = means(sample, Scaler(scaler.minimum, scaler.maximum))
     squares = np.empty(len(sample))
     size = max(1, _SORTED_VALUES // sample.shape[1])

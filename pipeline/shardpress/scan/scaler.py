@@ -23,32 +23,17 @@ class Scaler:
     By default, each column's range is scaled to [0, 1]. scikit-learn computes ``r * scale + offset`` instead, which
     loses digits in columns with values far from zero.
 
-    Attributes
-    ----------
-    minimum, maximum : ndarray of shape (n_inputs,), float64
-        Range of each column in the training rows. The range of an indicator is 0 to 1.
-    fill : ndarray of shape (n_columns,), float64, or None
-        Fill value of each column, within its range. None if missing values make a row bad.
-    clips : bool
-        True if values outside the range are clipped.
-    center, factor : ndarray of shape (n_inputs,), float64, or None
-        Shift and scale of each column, which replace those of the range. `factor` is 0 for constant columns. They are
-        0 and 1 for an indicator.
-    indicators : ndarray of shape (n_indicators,), int64, or None
-        Sorted numbers of the columns that have an indicator. None if there are no indicators, in which case the inputs
-        are the columns.
-    tables : RankTables or None
-        Tables that replace values by ranks, before anything else. All other attributes then describe ranks. None if
-        values are not replaced.
     """
 
-    minimum: np.ndarray
-    maximum: np.ndarray
-    fill: np.ndarray | None = None
-    clips: bool = False
+    minimum: np.ndarray  # (n_inputs,), float64, in the training rows; 0 for an indicator
+    maximum: np.ndarray  # (n_inputs,), float64; 1 for an indicator
+    fill: np.ndarray | None = None  # (n_columns,), float64, within the range. None if missing values make a row bad
+    clips: bool = False  # True if values outside the range are clipped
+    # Shift and scale of each input (n_inputs,), float64, which replace those of the range; 0 and 1 for an indicator.
     center: np.ndarray | None = None
-    factor: np.ndarray | None = None
-    indicators: np.ndarray | None = None
+    factor: np.ndarray | None = None  # 0 for constant columns
+    indicators: np.ndarray | None = None  # int64, sorted numbers of the columns that have one
+    # Replace values by ranks, before anything else. All other attributes then describe ranks.
     tables: RankTables | None = None
 
     @property
@@ -58,7 +43,6 @@ class Scaler:
 
     @property
     def n_columns(self) -> int:
-        """Number of columns of the rows."""
         return self.n_inputs if self.indicators is None else self.n_inputs - len(self.indicators)
 
     def with_indicators(self, indicators: np.ndarray | None) -> Scaler:
@@ -82,7 +66,6 @@ class Scaler:
         )
 
     def without_indicators(self) -> Scaler:
-        """Return the scaler of the columns."""
         if self.indicators is None:
             return self
         n = self.n_columns
@@ -94,10 +77,6 @@ class Scaler:
             factor=None if self.factor is None else self.factor[:n],
             indicators=None,
         )
-
-    def with_factors(self, center: np.ndarray, factor: np.ndarray) -> Scaler:
-        """Return a scaler with another shift and scale of each column."""
-        return replace(self, center=center, factor=factor)
 
     @property
     def scale_setting(self) -> str:
@@ -118,14 +97,12 @@ class Scaler:
 
     @property
     def shift(self) -> np.ndarray:
-        """Value of each column that becomes 0, shape (n_inputs,), float64."""
-        if self.center is None:
-            return self.minimum
-        return self.center
+        """Value of each input that becomes 0: (n_inputs,), float64."""
+        return self.minimum if self.center is None else self.center
 
     @property
     def scale(self) -> np.ndarray:
-        """Factor of each column, shape (n_inputs,), float64. It is 0 for constant columns."""
+        """Factor of each input: (n_inputs,), float64. It is 0 for constant columns."""
         if self.factor is not None:
             return self.factor
         # Use half the range, because a range from -1.7e308 to 1.7e308 overflows. The reciprocal of a subnormal range
@@ -158,15 +135,10 @@ class Scaler:
         return is_exact and _are_normal(scales) and _are_normal(ranges)
 
     def dtype_of_cleaned(self, dtype: np.dtype, clips: bool | None = None) -> np.dtype:
-        """Return the dtype in which rows of `dtype` are filled in and clipped.
+        """Return the dtype in which rows of `dtype` are filled in and, by default as the scaler does it, clipped.
 
         It is `dtype` itself if it holds the fill values and the limits exactly. Otherwise it is float32 or float64, so
         that equal values are replaced by equal values, whatever dtype stores them.
-
-        Parameters
-        ----------
-        clips : bool, optional
-            Whether values are clipped. By default, as the scaler does it.
         """
         new_values = [] if self.fill is None else [self.fill]
         if self.clips if clips is None else clips:
@@ -178,20 +150,11 @@ class Scaler:
         return np.dtype(np.float64)
 
     def cleaned(self, rows: np.ndarray, to_fill: np.ndarray | None = None) -> np.ndarray:
-        """Rank, fill and clip rows (n_rows, n_columns), and append the indicators.
+        """Rank, fill and clip rows (n_rows, n_columns), and append the indicators: (n_rows, n_inputs).
 
-        The result has the dtype `dtype_of_cleaned`. Clipping also replaces Inf. The caller finds bad rows in the rows
-        as they were read.
-
-        Parameters
-        ----------
-        to_fill : ndarray of shape (n_rows, n_columns), bool, optional
-            Mask of the entries to fill in. By default, NaN entries are filled in.
-
-        Returns
-        -------
-        ndarray of shape (n_rows, n_inputs)
-            The same array if nothing changes.
+        `to_fill` (n_rows, n_columns) is a mask of the entries to fill in, by default those that are NaN. The result has
+        the dtype `dtype_of_cleaned`, and is the same array if nothing changes. Clipping also replaces Inf. The caller
+        finds bad rows in the rows as they were read.
         """
         if self.tables is not None:
             rows = self.tables.apply(rows)
@@ -259,33 +222,20 @@ def _are_exact(dtype: np.dtype, values: np.ndarray) -> bool:
 
 
 def _are_normal(values: np.ndarray) -> bool:
-    """Return whether all values of an array of positive float32 numbers are normal numbers."""
+    """Return whether positive float32 numbers are normal numbers."""
     return bool(np.isfinite(values).all() and (values >= np.finfo(np.float32).tiny).all())
 
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Ranking, filling and clipping of rows after they are read, and their extension by missing indicators.
-
-    Attributes
-    ----------
-    scaler : Scaler
-        Scaler with the fill values and the range.
-    missing : float or None
-        Value that marks missing entries, in addition to NaN.
-    clips_later : bool
-        Whether the caller clips rows outside the range, although the scaler does not.
-    """
+    """Ranking, filling and clipping of rows after they are read, and their extension by missing indicators."""
 
     scaler: Scaler
-    missing: float | None = None
-    clips_later: bool = False
+    missing: float | None = None  # marks missing entries, in addition to NaN
+    clips_later: bool = False  # True if the caller clips rows outside the range, although the scaler does not
 
     def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
-        """Return the cleaned rows (len(block), n_inputs) of a block, given its rows (len(block), n_columns).
-
-        The result is the same array if nothing changes.
-        """
+        """Return the rows (len(block), n_columns) of a block as `Scaler.cleaned` returns them."""
         to_fill = None
         if self.scaler.fill is not None and self.missing is not None:
             to_fill = missing_entries(rows, self.missing, block.shard.stored_dtype)

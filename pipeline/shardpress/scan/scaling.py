@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from shardpress.scan.sample import moments
@@ -24,18 +26,12 @@ _CLOSE = 0.01  # tolerated error of a center in standard deviations, if float32 
 
 
 def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
-    """Return the scaler for a setting `scale`.
+    """Return the scaler for a setting `scale`, from the ranges of a scaler and a sample (n, n_inputs), float64.
 
-    Parameters
-    ----------
-    scale : str
-        ``range`` scales each column's range to [0, 1]. ``std`` scales each column to mean 0 and a standard deviation of
-        1/4. ``common`` subtracts the means, and multiplies all columns by one factor, so that the root mean square of
-        their standard deviations is 1/4. ``none`` leaves the columns as they are.
-    scaler : Scaler
-        Range of each column.
-    sample : ndarray of shape (n, n_inputs), float64
-        Sampled rows; NaN is ignored. Means and deviations are computed without outliers, see `moments`.
+    ``range`` scales each column's range to [0, 1]. ``std`` scales each column to mean 0 and a standard deviation of
+    1/4. ``common`` subtracts the means, and multiplies all columns by one factor, so that the root mean square of their
+    standard deviations is 1/4. ``none`` leaves the columns as they are. Means and deviations are computed without
+    outliers and NaN, see `moments`.
     """
     is_constant = scaler.minimum == scaler.maximum
     if scale == "range" or is_constant.all():
@@ -43,14 +39,14 @@ def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
     if scale == "none":
         center = np.zeros(len(scaler.minimum))
         factor = np.where(is_constant, 0.0, 1.0)
-        return scaler.with_factors(center, factor)
+        return replace(scaler, center=center, factor=factor)
     mean, deviation = moments(sample, scaler)
     deviation = np.maximum(deviation, (scaler.maximum - scaler.minimum) / _LARGEST)
     if scale == "common":
         deviation = np.where(is_constant, deviation, _root_mean_square(deviation[~is_constant]))
     is_usable = ~is_constant & (deviation >= np.finfo(np.float64).tiny)  # otherwise the factor could overflow
     factor = np.divide(_DEVIATION, deviation, out=np.zeros_like(deviation), where=is_usable)
-    return scaler.with_factors(_short(mean, deviation), factor)
+    return replace(scaler, center=_short(mean, deviation), factor=factor)
 
 
 def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
@@ -80,9 +76,9 @@ def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
 
 
 def _are_flags(scaler: Scaler, sample: np.ndarray) -> bool:
-    """Return whether each column has only two values, such as 0 and 1, which have the same distance in all columns.
+    """Return whether each column that varies has only two values, with the same distance in all columns.
 
-    Different distances may be weights, and are left to the other rules. Constant columns and NaN are ignored.
+    Different distances may be weights, and are left to the other rules.
     """
     width = scaler.maximum - scaler.minimum
     widths = width[width > 0]

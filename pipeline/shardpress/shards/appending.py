@@ -19,24 +19,11 @@ _NAMED = 20  # extras that a message names
 
 
 def fit_extras(shards: Sequence[Shard], part: Shard, include: Sequence[str] = ()) -> tuple[Shard, ...]:
-    """Return shards that have the extras of an earlier part, so that their rows can be added to its run.
+    """Return new shards with the extras of a part of a finished run, which has those of its index and their masks.
 
-    Further extras are left out with a warning. The codes of an extra refer to the categories of the part, followed by
-    new ones.
+    Further extras are left out with a warning. Codes refer to the categories of the part, followed by new ones.
 
-    Parameters
-    ----------
-    shards : sequence of Shard
-        New shards.
-    part : Shard
-        A part of the finished run, as a shard, with the extras of its index and their masks.
-    include : sequence of str
-        Paths of extras that a user has given.
-
-    Raises
-    ------
-    DataError
-        If a shard lacks an extra, or if its values do not fit into the dtype of the part.
+    Raise `DataError` if a shard lacks an extra, or if its values do not fit into the dtype of the part.
     """
     shards, _ = rename_extras(shards, existing_paths(shards, include))
     masks = {extra.mask for extra in part.extras if extra.mask is not None}
@@ -68,7 +55,6 @@ def _check_has_all(shard: Shard, required: Iterable[str], part: Shard) -> None:
 
 
 def _without_others(shards: Sequence[Shard], expected: set[str], masks: set[str]) -> list[Shard]:
-    """Return the shards without the extras that the earlier rows do not have. They are listed as left out."""
     fitting = []
     for shard in shards:
         surplus = {extra.name: _NOT_IN_EARLIER for extra in shard.extras if extra.name not in expected | masks}
@@ -84,7 +70,7 @@ def _with_masks(shard: Shard, masks: Iterable[str]) -> Shard:
 
 
 def _check_values(shard: Shard, expected: Sequence[Extra], part: Shard) -> None:
-    """Raise `DataError` if the values of an extra do not fit into the dtype of the part, or only one has categories."""
+    """Check that values fit into the dtype of the part, and that both or none have categories."""
     own = {extra.name: extra for extra in shard.extras if shard.n_rows}
     for extra in expected:
         found = own.get(extra.name)
@@ -98,7 +84,7 @@ def _check_values(shard: Shard, expected: Sequence[Extra], part: Shard) -> None:
 
 
 def _check_dtype(expected: Extra, shard: Shard, part: Shard) -> None:
-    """Raise `DataError` if an extra of a fitted shard has another dtype than in the part, for example longer codes."""
+    """Check that an extra of a fitted shard has the dtype of the part, and not, for example, longer codes."""
     found = next((extra for extra in shard.extras if extra.name == expected.name), None)
     if found is None or found.dtype != expected.dtype:
         raise _dtype_error(shard, found, expected, part)

@@ -21,36 +21,20 @@ _LONGEST = 40  # characters of a name
 
 @dataclass(frozen=True)
 class ColumnRule:
-    """Rule for the comparison of columns.
+    """Rule for the comparison of columns."""
 
-    Attributes
-    ----------
-    match : str
-        ``order``: names and numbers of all columns must agree in their order. ``name``: columns with the same names
-        in another order are reordered. ``ignore``: nothing is compared.
-    expected : Columns
-        Columns of a fitted model. The columns of shards are read in the same order.
-    where : str
-        Name of that model in messages.
-    """
-
+    # "order": names and numbers of all columns must agree in their order. "name": columns with the same names in
+    # another order are reordered. "ignore": nothing is compared.
     match: str = "order"
-    expected: Columns = NO_COLUMNS
-    where: str = ""
+    expected: Columns = NO_COLUMNS  # of a fitted model; the columns of shards are read in the same order
+    where: str = ""  # name of that model in messages
 
 
 IN_ORDER = ColumnRule()
-"""Default rule: no model, and names that agree in their order."""
 
 
 class ColumnCheck:
-    """Comparison of the columns of each shard with the columns of the model or of earlier shards.
-
-    Attributes
-    ----------
-    columns : Columns
-        Names and numbers of the columns, in the order in which accepted shards are read.
-    """
+    """Comparison of the columns of each shard with the columns of the model or of earlier shards."""
 
     def __init__(self, rule: ColumnRule) -> None:
         if rule.match == "name" and rule.where and not rule.expected.names:
@@ -58,14 +42,12 @@ class ColumnCheck:
                 f"{rule.where}: has no column names, which --match-columns name needs. Train a model on input with "
                 "names, or omit the option if the columns are in the model's order."
             )
-        self.columns = rule.expected
-        self._expected = rule.expected
-        self._match = rule.match
-        self._model = rule.where
+        self.columns = rule.expected  # in the order in which accepted shards are read
+        self._rule = rule
         self._names_of = rule.where
         self._values_of = rule.where
         self._n_named = 0
-        self._n_valued = 0
+        self._has_any = False
         self._n_reordered = 0
         self._n_shards = 0
         self._notes: Counter[str] = Counter()
@@ -75,16 +57,11 @@ class ColumnCheck:
     def order(self, shard: Shard) -> np.ndarray | None:
         """Return the order in which to read a shard's columns, or None for the order in the file.
 
-        Raises
-        ------
-        DataError
-            If the columns differ from the columns of the model or of earlier shards.
+        Raise `DataError` if the columns differ from the columns of the model or of earlier shards.
         """
-        if self._match == "ignore":
+        if self._rule.match == "ignore":
             return None
-        order = None
-        if self._match == "name":
-            order = self._order_by_name(shard)
+        order = self._order_by_name(shard) if self._rule.match == "name" else None
         found = _in_order(shard.columns, order)
         difference = found.first_difference(self.columns)
         if difference is not None:
@@ -100,7 +77,6 @@ class ColumnCheck:
         )
 
     def _advice(self, found: Columns, is_name: bool) -> str:
-        """Return advice on columns whose names or numbers differ."""
         advice = "Give shards with the same columns in the same order"
         if not is_name:
             return f"{advice}, or skip the comparison with --match-columns ignore."
@@ -141,7 +117,7 @@ class ColumnCheck:
         found = shard.columns
         self._n_shards += 1
         self._n_named += bool(found.names)
-        self._n_valued += found.values is not None
+        self._has_any |= found.is_known
         self._n_reordered += order is not None
         if found.note:
             self._notes[found.note] += 1
@@ -150,19 +126,18 @@ class ColumnCheck:
     def log(self) -> None:
         """Log which columns were compared, and why the names in some files are ignored."""
         self._log_notes()
-        has_any = self._n_named > 0 or self._n_valued > 0
-        if self._model and has_any != self._expected.is_known:
-            lacking = "the input has" if self._expected.is_known else "the model has"
-            log.info("input: columns are not compared with those of %s: %s no names", self._model, lacking)
-        if not has_any:
+        if self._rule.where and self._has_any != self._rule.expected.is_known:
+            lacking = "the input has" if self._rule.expected.is_known else "the model has"
+            log.info("input: columns are not compared with those of %s: %s no names", self._rule.where, lacking)
+        if not self._has_any:
             return
-        if self._match == "ignore":
+        if self._rule.match == "ignore":
             log.info("input: columns: %s, not compared (--match-columns ignore)", self.columns)
             return
         self._log_comparison()
 
     def _log_comparison(self) -> None:
-        of_model = f" and with {self._model}" if self._expected.is_known else ""
+        of_model = f" and with {self._rule.where}" if self._rule.expected.is_known else ""
         log.info("input: columns: %s, compared over %s%s", self.columns, quantity(self._n_shards, "shard"), of_model)
         if self._n_named and self._n_named < self._n_shards:
             n_nameless = self._n_shards - self._n_named
@@ -183,13 +158,7 @@ def _in_order(columns: Columns, order: np.ndarray | None) -> Columns:
 
 
 def reordered(shard: Shard, expected: Columns) -> Shard:
-    """Return a shard whose columns are read in the order of the columns of a model.
-
-    Raises
-    ------
-    DataError
-        If the shard does not have columns with the same names.
-    """
+    """Return a shard whose columns are read in a model's order. Raise `DataError` if their names are not the same."""
     names = shard.columns.names
     if names == expected.names:
         return shard

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -23,41 +23,24 @@ from shardpress.shards.vet import code_dtype
 
 log = logging.getLogger(__name__)
 
-_MASK = "_present"
-"""End of the name of a mask."""
+_MASK = "_present"  # end of the name of a mask
 
-MOST_WARNED = 10
-"""Number of warnings about extras."""
+_MOST_WARNED = 10
 
-_NO_COMMON_DTYPE = "its dtypes or categories differ between shards"
 _FILES = 3  # files that a warning names
 _NAMED = 20  # extras in a line of the log
 _LEFT_OUT = 10  # left out extras in a line of the log
 _LONGEST = 80  # characters of a name or reason
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """Plan for reading an extra from every shard."""
-
-    fallback: Extra  # used for shards that lack the extra
-    is_common: bool  # True if its dtype holds the values of all shards; otherwise each shard keeps its own dtype
-
-
-_Holders = Sequence[tuple[Shard, Extra]]
-"""Shards that contain an extra of a given name, each with that extra."""
+_Holders = Sequence[tuple[Shard, Extra]]  # shards that contain an extra of a given name, each with that extra
 
 
 def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[Shard, ...]:
     """Return shards that all have the same extras.
 
-    The result includes each extra of any shard, with a dtype that holds the values of all shards.
-
-    Raises
-    ------
-    DataError
-        If no shard has an extra at one of the paths `include`, or if the extras at such a path cannot be combined.
-        If the path is a group, extras that cannot be combined are left out instead.
+    These are the extras of any shard, with a dtype that holds the values of all shards. Raise `DataError` if no shard
+    has an extra at one of the paths `include`, or if no dtype holds those at the path of a dataset.
     """
     shards, required = rename_extras(shards, include)
     return unify_renamed(shards, required)
@@ -68,38 +51,44 @@ def unify_renamed(shards: Sequence[Shard], required: frozenset[str]) -> tuple[Sh
     kinds = {tuple((extra.name, _kind(extra)) for extra in shard.extras) for shard in shards}
     if len(kinds) == 1:
         return tuple(shards)  # the usual case
-    plans, separate = _plans(shards, required)
-    unified = [replace(shard, extras=tuple(_apply_plans(shard, plans))) for shard in shards]
-    # Only the first shard lists these names, because they are the same for all shards.
-    left_out = [LeftOut(name, _NO_COMMON_DTYPE, False) for name in separate]
+    common, left_out = _common_extras(shards, required)
+    unified = [replace(shard, extras=tuple(_fitted_extras(shard, common))) for shard in shards]
+    # Only the first shard lists these extras, because they are the same for all shards.
     unified[0] = replace(unified[0], left_out=(*left_out, *shards[0].left_out))
     return tuple(unified)
 
 
-def _plans(shards: Sequence[Shard], required: frozenset[str]) -> tuple[list[_Plan], list[str]]:
-    """Return a plan for each extra, and the names of the extras without a common dtype. Log warnings.
+def _common_extras(shards: Sequence[Shard], required: frozenset[str]) -> tuple[list[Extra], list[LeftOut]]:
+    """Return the extras that every shard gets, and those without a common dtype. Log warnings.
 
     `required` are the names of extras that must have a common dtype.
     """
     holders = _shards_by_extra(shards)
     used_names = set(holders)  # including extras that are left out, so that no mask gets the name of a dataset
-    surplus = _surplus(holders)
+    unnamed = [name for name, own in holders.items() if not own[0][1].is_named]
+    surplus = set(unnamed[MAX_EXTRAS:])  # extras that a user has named do not count
     warnings: list[str] = []
-    plans: list[_Plan] = []
-    separate: list[str] = []
+    common: list[Extra] = []
+    left_out: list[LeftOut] = []
     for name, own in holders.items():
         if name in surplus:
             continue
-        plan = _plan(name, own, name in required, warnings)
-        if plan is None or not plan.is_common:
-            separate.append(name)
-        if plan is not None:
-            plans.append(_with_mask(plan, own, shards, used_names, warnings))
+        with_rows = [each for each in own if each[0].n_rows] or own  # a shard without rows has no values that must fit
+        kinds = _first_of_each_kind(with_rows)
+        extra = _common_extra(name, [each for _, each in kinds])
+        if extra is not None:
+            common.append(_with_mask(extra, own, shards, used_names, warnings))
+            continue
+        difference = _difference(name, kinds)
+        if name in required:
+            raise DataError(f"{difference}. Store it with one dtype in all files, or omit --include {printable(name)}.")
+        warnings.append(f"{difference}. The extra is left out")
+        left_out.append(LeftOut(name, difference, False))
     if surplus:
         n_left_out = quantity(len(surplus), "more extra")
         warnings.append(f"{n_left_out} left out: at most {MAX_EXTRAS} are copied. Choose others with --include")
     _warn(warnings)
-    return plans, separate
+    return common, left_out
 
 
 def _shards_by_extra(shards: Sequence[Shard]) -> dict[str, list[tuple[Shard, Extra]]]:
@@ -110,25 +99,9 @@ def _shards_by_extra(shards: Sequence[Shard]) -> dict[str, list[tuple[Shard, Ext
     return holders
 
 
-def _surplus(holders: Mapping[str, _Holders]) -> set[str]:
-    """Return the names of the extras that exceed the limit. Extras that a user has named do not count."""
-    unnamed = [name for name, own in holders.items() if not own[0][1].is_named]
-    return set(unnamed[MAX_EXTRAS:])
-
-
 def _kind(extra: Extra) -> object:
     # The metadata contain the names of an enumeration's values.
     return extra.dtype, repr(extra.dtype.metadata), extra.categories, extra.is_named
-
-
-def _plan(name: str, holders: _Holders, is_required: bool, warnings: list[str]) -> _Plan | None:
-    """Return the plan for an extra that some shards have, or None if the extra is left out."""
-    with_rows = [own for own in holders if own[0].n_rows] or holders  # a shard without rows has no values that must fit
-    kinds = _first_of_each_kind(with_rows)
-    fallback = _common_extra(name, [extra for _, extra in kinds])
-    if fallback is None:
-        return _plan_separate(name, kinds, is_required, warnings)
-    return _Plan(fallback, is_common=True)
 
 
 def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
@@ -146,24 +119,8 @@ def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
     return Extra(name, code_dtype(categories), fill=-1, is_named=is_named, categories=categories)
 
 
-def _plan_separate(name: str, kinds: _Holders, is_required: bool, warnings: list[str]) -> _Plan | None:
-    """Return the plan for an extra without a common dtype, or None if it has categories and is left out."""
-    first = kinds[0][1]
-    difference = _difference(name, kinds)
-    if is_required:
-        raise DataError(f"{difference}. Store it with one dtype in all files, or omit --include {printable(name)}.")
-    if any(extra.categories is not None for _, extra in kinds):  # without categories, codes could look like labels
-        warnings.append(f"{difference}. The extra is left out")
-        return None
-    warnings.append(f"{difference}. No dtype holds both, so the extra is in parts/ and not in index.h5")
-    return _Plan(Extra(name, first.dtype, is_named=first.is_named), is_common=False)
-
-
 def _first_of_each_kind(holders: _Holders) -> list[tuple[Shard, Extra]]:
-    """Return the first shard of each kind with its extra, sorted by the last shard of each kind.
-
-    Errors name these shards.
-    """
+    """Return the first shard of each kind with its extra, sorted by the last shard of each kind, for messages."""
     found: dict[object, tuple[Shard, Extra]] = {}
     for shard, extra in reversed(holders):
         found[_kind(extra)] = (shard, extra)
@@ -171,7 +128,6 @@ def _first_of_each_kind(holders: _Holders) -> list[tuple[Shard, Extra]]:
 
 
 def _difference(name: str, kinds: Sequence[tuple[Shard, Extra]]) -> str:
-    """Return a sentence about the first two kinds of an extra."""
     first, other = (f"{_in_words(extra)} from file={printable(shard.path)}" for shard, extra in kinds[:2])
     reason = ""
     if all(extra.categories is not None for _, extra in kinds):
@@ -195,17 +151,17 @@ def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
 
 
 def _with_mask(
-    plan: _Plan, holders: _Holders, shards: Sequence[Shard], used_names: set[str], warnings: list[str]
-) -> _Plan:
-    """Return the plan, with the name of a mask if some shards with rows lack the extra."""
+    extra: Extra, holders: _Holders, shards: Sequence[Shard], used_names: set[str], warnings: list[str]
+) -> Extra:
+    """Return the extra, with the name of a mask if some shards with rows lack it."""
     # Compare identities, since a test for equality would compare all extras of the shards.
     holder_ids = {id(shard) for shard, _ in holders}
     lacking = [shard for shard in shards if id(shard) not in holder_ids and shard.n_rows]
     if not lacking:
-        return plan
-    fallback = replace(plan.fallback, mask=_unused_name(f"{plan.fallback.name}{_MASK}", used_names))
-    warnings.append(_describe_missing(fallback, lacking, len(shards)))
-    return replace(plan, fallback=fallback)
+        return extra
+    masked = replace(extra, mask=_unused_name(f"{extra.name}{_MASK}", used_names))
+    warnings.append(_describe_missing(masked, lacking, len(shards)))
+    return masked
 
 
 def _describe_missing(fallback: Extra, lacking: Sequence[Shard], n_shards: int) -> str:
@@ -217,7 +173,7 @@ def _describe_missing(fallback: Extra, lacking: Sequence[Shard], n_shards: int) 
 
 
 def _unused_name(name: str, used_names: set[str]) -> str:
-    """Append underscores to a name until it is unused, and add the result to `used_names`."""
+    """Return the name, with underscores until it is unused, and add it to `used_names`."""
     while name in used_names:
         name += "_"
     used_names.add(name)
@@ -234,28 +190,31 @@ def _reason(shard: Shard, name: str) -> str | None:
     return next((each.reason for each in shard.left_out if each.name == name), None)
 
 
-def _apply_plans(shard: Shard, plans: Sequence[_Plan]) -> Iterable[Extra]:
-    """Yield the extras of a shard, and their masks, according to the plans."""
+def _fitted_extras(shard: Shard, common: Sequence[Extra]) -> Iterable[Extra]:
+    """Yield the extras that every shard gets, and their masks, with the places of the values in this shard."""
     own = {extra.name: extra for extra in shard.extras if shard.n_rows}
-    for plan in plans:
-        fallback = plan.fallback
-        extra = own.get(fallback.name)
+    for expected in common:
+        extra = own.get(expected.name)
         if extra is None:
-            yield fallback
+            yield expected
         else:
-            yield _apply_plan(extra, plan)
-        if fallback.mask:
-            yield Extra(fallback.mask, np.dtype(bool), fill=extra is not None, is_named=fallback.is_named)
+            yield replace(
+                extra,
+                dtype=expected.dtype,
+                mask=expected.mask,
+                categories=expected.categories,
+                codes=_codes_of(extra, expected.categories),
+            )
+        if expected.mask:
+            yield Extra(expected.mask, np.dtype(bool), fill=extra is not None, is_named=expected.is_named)
 
 
-def _apply_plan(extra: Extra, plan: _Plan) -> Extra:
-    fallback = plan.fallback
-    if fallback.categories is None:
-        dtype = fallback.dtype if plan.is_common else extra.dtype
-        return replace(extra, dtype=dtype, mask=fallback.mask)
-    positions = {each: i for i, each in enumerate(fallback.categories)}
-    codes = tuple(positions[each] for each in extra.categories or ())
-    return replace(extra, dtype=fallback.dtype, mask=fallback.mask, categories=fallback.categories, codes=codes)
+def _codes_of(extra: Extra, categories: Sequence[Any] | None) -> tuple[int, ...] | None:
+    """Return the position of each category of an extra in the common categories."""
+    if categories is None:
+        return None
+    positions = {each: i for i, each in enumerate(categories)}
+    return tuple(positions[each] for each in extra.categories or ())
 
 
 # -- extras that a user has named ----------------------------------------------------------------------------------
@@ -264,32 +223,28 @@ def _apply_plan(extra: Extra, plan: _Plan) -> Extra:
 def rename_extras(shards: Sequence[Shard], include: Sequence[str]) -> tuple[Sequence[Shard], frozenset[str]]:
     """Return the shards with the final names of the named extras, and the names of the extras at the paths `include`.
 
-    Extras in groups that a user has given, and the names of rows, are not at these paths.
+    The names do not include extras in groups that a user has given, and the names of rows.
     """
     extras = [extra for shard in shards for extra in shard.extras]
     named = list(dict.fromkeys(extra.name for extra in extras if extra.is_named))
-    others = [extra for extra in extras if not extra.is_named]
+    existing = existing_paths(shards, include)
     for path in include:
-        if path not in existing_paths(shards, [path]):
+        if path not in existing:
             raise _missing_error(shards[0], path)
     if not named:
         return shards, frozenset()
     paths = [path for path in include if path in named]
-    names = _short_names(paths, named, {extra.name for extra in others})
+    names = _short_names(paths, named, {extra.name for extra in extras if not extra.is_named})
     return [_with_names(shard, names) for shard in shards], frozenset(names[path] for path in paths)
 
 
 def existing_paths(shards: Sequence[Shard], include: Sequence[str]) -> list[str]:
     """Return the paths of a user at which at least one shard has an extra."""
-    found = _paths_of(shards)
-    return [path for path in include if any(is_requested(each, [path]) for each in found)]
-
-
-def _paths_of(shards: Sequence[Shard]) -> list[str]:
-    """Return the paths of all extras. Those that a user has named still have their paths as names."""
     extras = [extra for shard in shards for extra in shard.extras]
-    named = list(dict.fromkeys(extra.name for extra in extras if extra.is_named))
-    return [*named, *(normal(extra.layout.name) for extra in extras if not extra.is_named and extra.layout)]
+    named = {extra.name for extra in extras if extra.is_named}  # before `rename_extras`, their names are their paths
+    others = {normal(extra.layout.name) for extra in extras if not extra.is_named and extra.layout}
+    found = named | others
+    return [path for path in include if any(is_requested(each, [path]) for each in found)]
 
 
 def row_names_in(shards: Sequence[Shard], include: Sequence[str]) -> list[str]:
@@ -355,14 +310,8 @@ def common_dtype(dtypes: Sequence[np.dtype]) -> np.dtype | None:
         return np.dtype("O")
     if not kinds <= set("biuf") or any("enum" in note for note in notes):  # one number may have different names
         return None
-    return _common_number(dtypes)
-
-
-def _common_number(dtypes: Sequence[np.dtype]) -> np.dtype | None:
     common = np.result_type(*dtypes)
-    if all(_holds(common, dtype) for dtype in dtypes):
-        return common
-    return None
+    return common if all(_holds(common, dtype) for dtype in dtypes) else None
 
 
 def _common_text(dtypes: Sequence[np.dtype], notes: Sequence[Any]) -> np.dtype:
@@ -416,11 +365,10 @@ def _warning_of(each: LeftOut, lacking: Sequence[Shard]) -> str:
 
 
 def _warn(lines: Sequence[str]) -> None:
-    """Log at most `MOST_WARNED` warnings."""
-    for line in lines[:MOST_WARNED]:
+    for line in lines[:_MOST_WARNED]:
         log.warning("%s", line)
-    if len(lines) > MOST_WARNED:
-        log.warning("%d more warnings about extras are not shown", len(lines) - MOST_WARNED)
+    if len(lines) > _MOST_WARNED:
+        log.warning("%d more warnings about extras are not shown", len(lines) - _MOST_WARNED)
 
 
 def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]:
@@ -429,8 +377,7 @@ def _left_out(shards: Sequence[Shard]) -> dict[str, tuple[LeftOut, list[Shard]]]
     included = {extra.name for extra in shards[0].extras}
     for shard in shards:
         for each in shard.left_out:
-            # Other shards may have the extra that this shard lacks.
-            if each.name not in included or each.reason == _NO_COMMON_DTYPE:
+            if each.name not in included:  # other shards may have the extra that this shard lacks
                 first = replace(each, reason=each.reason.rstrip("."))
                 found.setdefault(each.name, (first, []))[1].append(shard)
     return found
@@ -443,7 +390,7 @@ def why_left_out(shards: Sequence[Shard]) -> dict[str, str]:
 
 
 def shorten(words: str) -> str:
-    """Return a name or reason, shortened to fit into a line."""
+    """Return a printable name or reason that fits into a line."""
     if len(words) > _LONGEST:
         words = words[:_LONGEST] + "..."
     return printable(words)

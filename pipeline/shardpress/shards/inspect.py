@@ -33,70 +33,36 @@ _LISTED = 10  # number of refused files whose datasets are listed
 
 @dataclass(frozen=True)
 class FileGroup:
-    """Files that differ only in their rows.
+    """Files that differ only in their rows."""
 
-    Attributes
-    ----------
-    names : list of str
-        Paths of the files.
-    n_rows : int
-        Total number of rows.
-    taken, why : str
-        Dataset that holds the rows, and the reason for the choice.
-    shape : list of int
-        Shape of a row before it is flattened.
-    dtype : str
-        Dtype as stored.
-    form : str
-        Form of the rows, as in `shardpress.hdf5.forms`.
-    columns : str
-        Location of the column names or numbers, which are compared across all files.
-    extras : list of str
-        Names of the extras.
-    left_out : dict of str to str
-        Datasets that are not extras, with the reasons.
-    datasets : list of dict
-        The datasets of the first file, in the format of `shardpress.hdf5.child.describe.listed`.
-    faster : list of str
-        Advice on how to store the rows so that they are read faster.
-    """
-
-    names: list[str]
-    n_rows: int
-    taken: str
-    why: str
-    shape: list[int]
-    dtype: str
-    form: str
-    columns: str
+    names: list[str]  # paths of the files
+    n_rows: int  # of all files
+    taken: str  # dataset with the rows
+    why: str  # reason for its choice
+    shape: list[int]  # of a row before it is flattened
+    dtype: str  # as stored
+    form: str  # as in `shardpress.hdf5.forms`
+    columns: str  # location of the names or numbers of columns, which are compared across all files
     extras: list[str]
-    left_out: dict[str, str]
-    datasets: list[dict[str, Any]]
-    faster: list[str]
+    left_out: dict[str, str]  # reasons by the names of datasets that are not extras
+    datasets: list[dict[str, Any]]  # of the first file, as `shardpress.hdf5.child.describe.listed` describes them
+    faster: list[str]  # advice on how to store the rows so that they are read faster
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """Contents of all files.
+    """Contents of all files."""
 
-    Attributes
-    ----------
-    shards : tuple of Shard
-        Shards that can be read together. Empty if no file can be used.
-    files : list of FileGroup
-    refused : list of dict
-        Refused files: ``file``, ``reason``, and ``datasets`` for the first ones.
-    """
-
-    shards: tuple[Shard, ...] = ()
+    shards: tuple[Shard, ...] = ()  # empty if no file can be used
     files: list[FileGroup] = field(default_factory=list)
+    # Refused files: "file", "reason", and "datasets" of the first ones.
     refused: list[dict[str, Any]] = field(default_factory=list)
 
 
 def inspect_files(patterns: Sequence[str], selection: Selection, columns: ColumnRule = IN_ORDER) -> Inspection:
-    """Describe every file that matches the patterns. See `shardpress.shards.open.open_shards` for arguments and errors.
+    """Describe every file that matches the patterns.
 
-    A refused file is not an error here, even if no other file remains.
+    The arguments and errors are those of `shardpress.shards.open.open_shards`, but refused files are not an error.
     """
     refused: list[dict[str, Any]] = []
 
@@ -114,7 +80,6 @@ def inspect_files(patterns: Sequence[str], selection: Selection, columns: Column
 
 
 def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
-    """Return groups of shards that differ only in their rows."""
     groups: dict[object, list[Shard]] = {}
     for shard in shards:
         groups.setdefault(_group_key(shard), []).append(shard)
@@ -122,7 +87,6 @@ def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
 
 
 def _group_key(shard: Shard) -> object:
-    """Return a key that is equal for files that differ only in their rows."""
     layouts = tuple((layout.kind, layout.chunks, layout.filters) for layout in shard.layouts)
     extras = tuple((extra.name, str(extra.dtype), extra.layout is None) for extra in shard.extras)
     left_out = tuple((each.name, each.reason) for each in shard.left_out)
@@ -168,51 +132,25 @@ def _datasets(path: Path) -> list[dict[str, Any]]:
     try:
         claims = read_structure(path, read)
         with checking_answer(where, " about its datasets"):
-            return [_checked_claim(claim) for claim in claims]
+            return [{"shape": None, **_printable_texts(claim)} for claim in claims]
     except DataError:  # already reported
         return []
 
 
-def _checked_claim(claim: dict[str, Any]) -> dict[str, Any]:
-    found = {
-        "name": _checked_text(claim["name"]),
-        "what": _checked_text(claim["what"]),
-        "shape": _checked_numbers(claim.get("shape")),
-    }
-    if found["what"]:
-        return found
-    n_bytes = claim["n_bytes"]
-    _checked_numbers([n_bytes])
-    return {
-        **found,
-        "dtype": _checked_text(claim["dtype"]),
-        "layout": _checked_text(claim["layout"]),
-        "chunks": _checked_numbers(claim["chunks"]),
-        "filters": [_checked_text(each) for each in claim["filters"]],
-        "n_bytes": n_bytes,
-    }
-
-
-def _checked_text(claim: Any) -> str:
-    if not isinstance(claim, str):
-        raise ValueError("invalid text")
-    return printable(claim)
-
-
-def _checked_numbers(claim: Any) -> list[int] | None:
-    if claim is not None and not all(type(n) is int and 0 <= n < 2**64 for n in claim):
-        raise ValueError("invalid numbers")
-    return claim
+def _printable_texts(claim: Any) -> Any:
+    """Return the child's answer, or an item in it, with escaped texts. It is only shown, so nothing else is checked."""
+    if isinstance(claim, dict):
+        return {key: _printable_texts(each) for key, each in claim.items()}
+    if isinstance(claim, list):
+        return [_printable_texts(each) for each in claim]
+    return printable(claim) if isinstance(claim, str) else claim
 
 
 # -- advice ------------------------------------------------------------------------------------------------------
 
 
 def _faster_storage(shards: Sequence[Shard]) -> Iterator[str]:
-    """Yield advice on how to store the rows of one group so that they are read faster.
-
-    Each item gives a reason and a remedy.
-    """
+    """Yield a reason and a remedy for everything that makes reading the files of one group slow."""
     first = shards[0]
     layout = first.layouts[0]
     if first.form == "columns":

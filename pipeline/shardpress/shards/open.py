@@ -49,17 +49,9 @@ def open_shards(
 ) -> tuple[Shard, ...]:
     """Vet every file that matches `patterns`, without reading rows, and describe the shards in the log.
 
-    Parameters
-    ----------
-    patterns : sequence of str
-        As in `shardpress.shards.sources.find`.
-    dataset, orientation, include
-        As in `shardpress.shards.vet.Selection`.
-    on_bad_shard : callable, optional
-        Function that is called with a file that is refused because of its content, and with the error. The file is
-        left out. By default, the error is raised.
-    columns : ColumnRule
-        Rule for the comparison of columns.
+    The patterns are those of `shardpress.shards.sources.find`, the other settings those of
+    `shardpress.shards.vet.Selection`. `on_bad_shard` is called with each file that is refused because of its content,
+    and with the error. By default, the error is raised.
 
     Returns
     -------
@@ -74,33 +66,26 @@ def open_shards(
         If a file cannot be read.
     """
     sources = find(patterns)
-    shards = open_sources(sources, dataset, on_bad_shard, orientation, include, columns)
+    shards = open_sources(sources, Selection(dataset, orientation, tuple(include)), on_bad_shard, columns)
     check_any(shards, sources)
     return shards
 
 
 def open_sources(
     sources: Sequence[Source],
-    dataset: str | None = None,
-    on_bad_shard: Callable[[Path, DataError], object] | None = None,
-    orientation: str | None = None,
-    include: Sequence[str] = (),
-    columns: ColumnRule = IN_ORDER,
+    selection: Selection,
+    on_bad_shard: Callable[[Path, DataError], object] | None,
+    columns: ColumnRule,
     like: Shard | None = None,
 ) -> tuple[Shard, ...]:
     """Vet files and describe the shards in the log, as `open_shards` does. Return nothing if all files are refused.
 
-    Parameters
-    ----------
-    sources : sequence of Source
-        Files from `shardpress.shards.sources.find`.
-    like : Shard, optional
-        Part of a finished run whose extras the shards must have, see `shardpress.shards.appending.fit_extras`.
+    If `like` is a part of a finished run, the shards must have its extras (`shardpress.shards.appending.fit_extras`).
     """
-    selection = Selection(dataset, orientation, tuple(dict.fromkeys(include)))
+    selection = replace(selection, include=tuple(dict.fromkeys(selection.include)))
     check = ColumnCheck(columns)
     with closing(_open_all(sources, selection)) as opened:  # after an error, no more files are opened
-        fitting = _accept_fitting(sources, opened, partial(_refuse, on_bad_shard), check)
+        fitting = _accept_fitting(sources, opened, on_bad_shard, check)
     if not fitting:
         return ()
     if like is None:
@@ -110,13 +95,6 @@ def open_sources(
     _log_shards(shards)
     check.log()
     return shards
-
-
-def _refuse(on_bad_shard: Callable[[Path, DataError], object] | None, path: Path, error: DataError) -> None:
-    """Report a file that is refused because of its content, or raise the error."""
-    if on_bad_shard is None:
-        raise error
-    on_bad_shard(path, error)
 
 
 def check_any(shards: Sequence[Shard], sources: Sequence[Source]) -> None:
@@ -136,7 +114,7 @@ def check_any(shards: Sequence[Shard], sources: Sequence[Source]) -> None:
 
 
 def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[Shard | DataError, None, None]:
-    """Yield each shard, or the error of its file, in order. Use several threads if there are many files."""
+    """Yield each shard, or the error of its file, in order."""
     n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_PER_THREAD)
     with ThreadPoolExecutor(n_threads, "vet") as pool:
         for start in range(0, len(sources), _FILES_PER_BATCH):
@@ -160,7 +138,7 @@ def _open_few(sources: Sequence[Source], selection: Selection) -> list[Shard | D
 
 
 def _check_as_listed(shard: Shard, source: Source) -> None:
-    """Check that the file is the one that the manifest lists; quick comparisons come first."""
+    """Check that the file is the one that the manifest lists; the digest, which takes longest, comes last."""
     where = f"file={printable(source.path)}"
     n_bytes = shard.identity.size
     for n, expected, unit in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
@@ -176,7 +154,7 @@ def _check_as_listed(shard: Shard, source: Source) -> None:
 def _accept_fitting(
     sources: Sequence[Source],
     opened: Iterator[Shard | DataError],
-    refuse: Callable[[Path, DataError], object],
+    on_bad_shard: Callable[[Path, DataError], object] | None,
     check: ColumnCheck,
 ) -> list[Shard]:
     """Return the shards that fit the accepted shards before them, and refuse the others, in the order of the files."""
@@ -190,7 +168,9 @@ def _accept_fitting(
             if shards:
                 _check_width(shard, shards[0])
         except DataError as error:
-            refuse(source.path, error)
+            if on_bad_shard is None:
+                raise
+            on_bad_shard(source.path, error)
             continue
         shards.append(check.accept(shard, order))
     if check.columns.is_known:  # also set the columns of shards before the first one with names
@@ -210,7 +190,7 @@ def _check_width(shard: Shard, first: Shard) -> None:
 
 
 def _log_shards(shards: Sequence[Shard]) -> None:
-    """Log facts about rows and extras, and possible problems. Log each line once, for any number of shards."""
+    """Log facts about rows and extras, and possible problems, with few lines for any number of shards."""
     first = shards[0]
     n_rows = sum(shard.n_rows for shard in shards)
     n_bytes = sum(shard.n_rows * shard.row_bytes for shard in shards)
@@ -231,7 +211,6 @@ def _log_shards(shards: Sequence[Shard]) -> None:
 
 
 def _log_rows(shards: Sequence[Shard]) -> None:
-    """Log everything unusual about the rows."""
     first = shards[0]
     names = dict.fromkeys(shard.dataset for shard in shards)
     if list(names) != [PREFERRED]:
@@ -256,7 +235,6 @@ def _log_forms(shards: Sequence[Shard]) -> None:
 
 
 def _warn_of_writers(shards: Sequence[Shard]) -> None:
-    """Warn of a process that holds a file open for writing."""
     pids = writers()  # called once, since the kernel lists the writers of all files
     locked = []
     for shard in shards:

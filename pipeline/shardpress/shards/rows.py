@@ -7,7 +7,7 @@ takes little more memory than its rows. The row pointers and column indices of s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -32,21 +32,14 @@ _INT64 = np.dtype(np.int64)
 
 
 def keep_chunks(max_bytes: int) -> None:
-    """Set the maximum size of this process's cache of decompressed chunks, in bytes."""
+    """Limit this process's cache of decompressed chunks."""
     CHUNKS.resize(max_bytes)
 
 
 def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
-    """Return the rows of a block.
+    """Return the rows of a block: (len(block), n_inputs), in the shard's `dtype`, C order.
 
-    Parameters
-    ----------
-    out : ndarray, optional
-        Memory for the result, with the same shape and dtype, in C order.
-
-    Returns
-    -------
-    ndarray of shape (len(block), n_inputs), the shard's `dtype`, C order
+    `out` is memory for the result, with this shape and dtype.
 
     Raises
     ------
@@ -69,7 +62,6 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
 
 
 def _read_prepared(block: Block, preparation: Preparation, out: np.ndarray) -> None:
-    """Read rows, and prepare them in an array of floats."""
     raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
     if raw_dtype == out.dtype:
         _read_ordered(block, out)
@@ -85,15 +77,14 @@ def _read_prepared(block: Block, preparation: Preparation, out: np.ndarray) -> N
 
 
 def _read_ordered(block: Block, out: np.ndarray) -> None:
-    """Read rows as they are stored, with the columns in the shard's order."""
     _READERS[block.shard.form](block, out)
     if block.shard.order is not None:
         _reorder(out, block.shard.order)
 
 
-def _reorder(rows: np.ndarray, order: np.ndarray, piece_bytes: int = _PIECE) -> None:
-    """Put the columns of rows (n_rows, n_inputs) into another order, `piece_bytes` at a time to save memory."""
-    n_rows = max(1, piece_bytes // max(1, rows[:1].nbytes))
+def _reorder(rows: np.ndarray, order: np.ndarray) -> None:
+    """Put the columns of rows (n_rows, n_inputs) into another order, a few megabytes at a time."""
+    n_rows = max(1, _PIECE // max(1, rows[:1].nbytes))
     for start in range(0, len(rows), n_rows):
         piece = rows[start : start + n_rows]
         piece[...] = np.take(piece, order, axis=1)
@@ -136,7 +127,6 @@ def _read_stored(block: Block, out: np.ndarray, axis: int) -> None:
 
 
 def _values(shard: Shard, layout: Layout, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
-    """Return values of one of the datasets that make up the rows."""
     return read_values(shard.path, shard.identity, layout, start, np.empty(stop - start, dtype))
 
 
@@ -207,7 +197,6 @@ def _ranges_of_rows(pointers: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _check_pointers(block: Block, pointers: np.ndarray) -> None:
-    """Check that row pointers increase within the stored entries, and that no row has more entries than columns."""
     shard = block.shard
     sizes = np.diff(pointers)
     # Without the limit of columns, a forged file could make this process allocate any amount of memory.
@@ -271,38 +260,30 @@ _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
 # -- extras ------------------------------------------------------------------------------------------------------
 
 
-def read_extras(block: Block) -> dict[str, np.ndarray]:
-    """Return the extras (len(block),) of a block by name, in their dtypes. Raise the same errors as `read`."""
-    return {extra.name: _read_extra(block, extra) for extra in block.shard.extras}
-
-
-def salvage_extras(
-    block: Block, check: Callable[[], object] = signals.check
-) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Read extras as far as possible, after `read_extras` has failed.
-
-    Lost values depend only on the file, not on the first row of the block.
+def read_extras(
+    block: Block, reports: list[dict[str, Any]] | None = None, check: Callable[[], object] = signals.check
+) -> dict[str, np.ndarray]:
+    """Return the extras (len(block),) of a block by name, in their dtypes.
 
     Parameters
     ----------
+    reports : list, optional
+        List to which reports of damaged pieces are appended: ``dataset``, ``row`` (first row and end of the piece),
+        ``columns`` (empty) and ``reason``. Their values become the fill value. If None, damaged values are an error.
     check : callable
         Called before each piece; an exception that it raises ends the reading.
 
-    Returns
-    -------
-    dict of str to ndarray
-        Values in the format of `read_extras`, with the fill value in place of lost values.
-    list of dict
-        Reports of lost pieces. Each has ``dataset``, ``row`` (first row and end of the piece), ``columns`` (empty) and
-        ``reason``.
+    Raises
+    ------
+    DataError, ReadFailed, NotPermitted, SystemLimit
+        Like `read`.
     """
-    values = {extra.name: np.full(len(block), extra.resolved_fill, extra.dtype) for extra in block.shard.extras}
-    reports: list[dict[str, Any]] = []
-    for extra in block.shard.extras:
-        if extra.layout is not None:
-            lost = _salvage(block, extra, extra.layout, values[extra.name], check)
-            reports += _report_lost(block, extra, extra.layout, lost, values)
-    return values, reports
+    values: dict[str, np.ndarray] = {}
+    masks_first = sorted(block.shard.extras, key=lambda extra: extra.layout is not None)  # masks are not stored
+    for extra in masks_first:
+        mask = values.get(extra.mask or "")
+        values[extra.name] = _read_or_salvage(block, extra, mask, reports, check)
+    return {extra.name: values[extra.name] for extra in block.shard.extras}
 
 
 def stream_extra(
@@ -312,44 +293,35 @@ def stream_extra(
     reports: list[dict[str, Any]] | None = None,
     check: Callable[[], object] = signals.check,
 ) -> Iterator[np.ndarray]:
-    """Read a wide extra, some megabytes at a time.
+    """Yield the values of a wide extra as `read_extras` returns them, some megabytes at a time.
 
-    Parameters
-    ----------
-    values : mapping
-        Values (len(block),) of other extras. If they include the mask of this extra, it is cleared for lost values.
-    reports : list, optional
-        List to which reports of lost pieces are appended, in the format of `salvage_extras`. If None, damaged values
-        are an error.
-    check : callable
-        Called before each piece; an exception that it raises ends the reading.
-
-    Yields
-    ------
-    ndarray of shape (n,), the extra's dtype
-
-    Raises
-    ------
-    DataError, ReadFailed, NotPermitted, SystemLimit
-        Like `read`.
+    `values` are those of other extras. If they include the mask of this extra, it is cleared for lost values.
     """
-    layout = extra.layout
     for start, stop in aligned(block.start, block.stop, _rows_at_once(block.shard, extra)):
         check()
-        piece = Block(block.shard, start, stop)
-        try:
-            found = _read_extra(piece, extra)
-        except DataError:
-            if reports is None or layout is None:
-                raise
-            found = np.full(len(piece), extra.resolved_fill, extra.dtype)
-            lost = _salvage(piece, extra, layout, found, check)
-            reports += _report_lost(block, extra, layout, lost, values)
-        yield found
+        mask = values.get(extra.mask or "")
+        if mask is not None:
+            mask = mask[start - block.start : stop - block.start]
+        yield _read_or_salvage(Block(block.shard, start, stop), extra, mask, reports, check)
+
+
+def _read_or_salvage(
+    block: Block,
+    extra: Extra,
+    mask: np.ndarray | None,
+    reports: list[dict[str, Any]] | None,
+    check: Callable[[], object],
+) -> np.ndarray:
+    try:
+        return _read_extra(block, extra)  # one read is several times faster than reads of pieces
+    except DataError:
+        if reports is None:
+            raise
+        return _salvage(block, extra, mask, reports, check)
 
 
 def _rows_at_once(shard: Shard, extra: Extra) -> int:
-    """Return the number of rows of a wide extra to read at once. They fill whole chunks, so that none is read twice."""
+    """Return a number of rows that fill whole chunks, so that no chunk is read twice."""
     n_rows = max(1, _EXTRA_PIECE // extra.value_bytes)
     if extra.layout is None or not extra.layout.chunks:
         return n_rows
@@ -357,59 +329,46 @@ def _rows_at_once(shard: Shard, extra: Extra) -> int:
     return -(-n_rows // chunk_rows) * chunk_rows
 
 
-def _report_lost(
+def _salvage(
     block: Block,
     extra: Extra,
-    layout: Layout,
-    lost: Sequence[tuple[Block, DataError]],
-    values: Mapping[str, np.ndarray],
-) -> list[dict[str, Any]]:
-    """Report and log lost pieces of an extra, and clear the mask of the extra in `values` for the lost rows."""
-    reports: list[dict[str, Any]] = []
-    for piece, error in lost:
-        rows = [piece.start, piece.stop]
-        reports.append({"dataset": layout.name, "row": rows, "columns": [], "reason": str(error)})
-        if extra.mask:  # before this, the mask is set for all rows of this shard
-            values[extra.mask][piece.start - block.start : piece.stop - block.start] = False
-    if lost:
-        _log_lost(block, extra, lost)
-    return reports
-
-
-def _log_lost(block: Block, extra: Extra, lost: Sequence[tuple[Block, DataError]]) -> None:
-    n_lost = sum(len(piece) for piece, _ in lost)
-    _, first_error = lost[0]
-    log.warning(
-        "%s: %d values of the extra %s cannot be read and become %s: %s",
-        block,
-        n_lost,
-        printable(extra.name),
-        extra.fill_in_words,
-        first_error,
-    )
-
-
-def _salvage(
-    block: Block, extra: Extra, layout: Layout, out: np.ndarray, check: Callable[[], object]
-) -> list[tuple[Block, DataError]]:
-    """Read an extra as far as possible, and return the pieces that cannot be read, with the reasons."""
-    lost = []
+    mask: np.ndarray | None,
+    reports: list[dict[str, Any]],
+    check: Callable[[], object],
+) -> np.ndarray:
+    """Return the values of an extra with the fill value in place of damaged ones. Report them, and clear `mask`."""
+    layout = extra.layout
+    assert layout is not None  # values that are not stored cannot be damaged
+    found = np.full(len(block), extra.resolved_fill, extra.dtype)
+    n_lost = 0
+    reasons = []
     # Only the values of damaged chunks are lost, independent of the start of the block.
-    chunk_rows = _EXTRA_ROWS
-    if layout.chunks:
-        chunk_rows = layout.chunks[_axis(block.shard, layout)]
+    chunk_rows = layout.chunks[_axis(block.shard, layout)] if layout.chunks else _EXTRA_ROWS
     for start, stop in aligned(block.start, block.stop, chunk_rows):
         check()
-        piece = Block(block.shard, start, stop)
+        place = slice(start - block.start, stop - block.start)
         try:
-            out[start - block.start : stop - block.start] = _read_extra(piece, extra)
+            found[place] = _read_extra(Block(block.shard, start, stop), extra)
         except DataError as error:
-            lost.append((piece, error))
-    return lost
+            n_lost += stop - start
+            reasons.append(str(error))
+            reports.append({"dataset": layout.name, "row": [start, stop], "columns": [], "reason": str(error)})
+            if mask is not None:
+                mask[place] = False
+    if reasons:
+        log.warning(
+            "%s: %d values of the extra %s cannot be read and become %s: %s",
+            block,
+            n_lost,
+            printable(extra.name),
+            extra.fill_in_words,
+            reasons[0],
+        )
+    return found
 
 
 def _read_extra(block: Block, extra: Extra) -> np.ndarray:
-    """Return the values of an extra for a block: shape (len(block),), followed by the axes of array values."""
+    """Return (len(block),) values, with further axes if the values are arrays."""
     layout = extra.layout
     if layout is None:
         return np.full(len(block), extra.resolved_fill, extra.dtype)
@@ -425,7 +384,6 @@ def _read_extra(block: Block, extra: Extra) -> np.ndarray:
 
 
 def _read_field(block: Block, layout: Layout, name: str, dtype: np.dtype) -> np.ndarray:
-    """Return one field of the records of a table for a block: shape (len(block),)."""
     values = np.empty(len(block), dtype)
     for start, stop in _pieces_of_table(block, layout):
         records = _values(block.shard, layout, start, stop, layout.dtype)

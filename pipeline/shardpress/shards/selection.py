@@ -12,14 +12,9 @@ from shardpress.shards.shard import Block, Extra, Shard
 
 
 def selected_rows(shard: Shard, extra: Extra, condition: Condition) -> np.ndarray:
-    """Return whether each row of a shard fulfils a condition: shape (n_rows,), bool.
+    """Return whether each row of a shard fulfils a condition: (n_rows,), bool. No row does if the extra is missing.
 
-    If the shard lacks the extra, no row does. Values are read some megabytes at a time.
-
-    Raises
-    ------
-    DataError, ReadFailed, NotPermitted, SystemLimit
-        If values cannot be read.
+    Raise the same errors as `shardpress.shards.rows.read`.
     """
     selected = np.zeros(shard.n_rows, dtype=bool)
     if extra.layout is None:

@@ -37,58 +37,35 @@ _READ_AS = {
 
 @dataclass(frozen=True)
 class Extra:
-    """A dataset with one value for each row, which is copied to the output.
+    """A dataset with one value for each row, which is copied to the output."""
 
-    Attributes
-    ----------
-    name : str
-        Name in the output.
-    dtype : dtype
-        Dtype of the values as they are read.
-    layout : Layout or None
-        Location of the values. The name of the layout is the path in the file. None if the shard lacks the extra.
-    fill : object
-        Fill value for rows without a value, and for values that cannot be read. None means the default of the dtype.
-    is_named : bool
-        True if a user has given the path of the extra, which may be anywhere in the file.
-    categories : tuple or None
-        Meaning of each code, if the values are codes.
-    codes : tuple of int or None
-        Code in the output for each code in the file. None if the values are not codes.
-    mask : str or None
-        Name of the extra that marks the rows with a value, if some shards lack it.
-    record_field : str or None
-        Field of the records at the layout that holds the values. None if the layout holds the values themselves.
-    text_bytes : int
-        Average bytes of a variable-length string, over the 1024 successive rows with the longest strings.
-    """
-
-    name: str
-    dtype: np.dtype
-    layout: Layout | None = field(default=None, compare=False, repr=False)  # differs between copies of a file
-    fill: Any = None
-    is_named: bool = False
-    categories: tuple[Any, ...] | None = field(default=None, repr=False)
+    name: str  # in the output
+    dtype: np.dtype  # of the values as they are read
+    # Location of the values in the file, and their path there. None if the shard lacks the extra. It differs between
+    # copies of a file.
+    layout: Layout | None = field(default=None, compare=False, repr=False)
+    fill: Any = None  # for rows without a value, and for values that cannot be read. None: the default of the dtype
+    is_named: bool = False  # True if a user has given its path, which can be anywhere in the file
+    categories: tuple[Any, ...] | None = field(default=None, repr=False)  # meaning of each code
+    # Code in the output for each code in the file. None if the values are not codes.
     codes: tuple[int, ...] | None = field(default=None, repr=False)
-    mask: str | None = None
-    record_field: str | None = field(default=None, compare=False)
+    mask: str | None = None  # name of the extra that marks the rows with a value, if some shards lack this one
+    record_field: str | None = field(default=None, compare=False)  # field of the records at `layout` with the values
+    # Average bytes of a variable-length string, over the 1024 successive rows with the longest strings.
     text_bytes: int = field(default=0, compare=False, repr=False)
 
     @property
     def value_bytes(self) -> int:
-        """Bytes of one value, including `text_bytes` for variable-length strings."""
         return self.dtype.itemsize + self.text_bytes
 
     @property
     def resolved_fill(self) -> Any:
-        """Fill value: `fill`, or the default of the dtype."""
         if self.fill is None:
             return missing_value(self.dtype.base)  # the base dtype, if each row has an array
         return self.fill
 
     @property
     def fill_in_words(self) -> str:
-        """Fill value as text for the log."""
         value = self.resolved_fill
         if isinstance(value, bytes) and not value.strip(b"\0"):
             return "an empty text"
@@ -111,71 +88,37 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Shard:
-    """A vetted file of the data set, or an array.
-
-    Attributes
-    ----------
-    path, dataset : str
-        Paths of the file, and of the dataset with the rows.
-    shape : tuple of int
-        Shape of the rows. The first item is the number of rows, and the rank may be above 2.
-    stored_dtype, dtype : str
-        Dtypes as stored, and as `read` returns rows: native byte order, bool as uint8, float16 as float32.
-    chunk_rows : int
-        Number of rows that are cheapest to read together: the rows of one HDF5 chunk, or 1 for contiguous storage.
-    extras : tuple of Extra
-        The extras.
-    identity : Identity
-        Identity of the vetted file. A different file is not read.
-    columns : Columns
-        Names or numbers of the columns, in the order in which they are read. They are not pickled, because they may
-        take megabytes, and every task contains a shard.
-    order : ndarray of shape (n_inputs,), int32, or None
-        Position in the file of each column that is read. None if the columns are read in the order of the file.
-    fill_value : float, optional
-        Value that marks missing values, according to the file.
-    form : str
-        Form of the rows, as in `shardpress.hdf5.forms`, or ``array`` if they are not in a file.
-    layouts : tuple of Layout
-        Layouts of the datasets that make up the rows: one, or three for sparse rows.
-    left_out : tuple of LeftOut
-        Datasets next to the rows that are not extras.
-    rows : ndarray of shape (n_rows, n_inputs), or None
-        Rows in memory, if they are not in a file.
-    offset : ndarray of shape (n_inputs,), float64, or None
-        Integers that are subtracted exactly from every row on reading.
-    preparation : Preparation or None
-        Preparation of the rows on reading.
-    """
+    """A vetted file of the data set, or an array."""
 
     path: str
-    dataset: str
-    shape: tuple[int, ...]
+    dataset: str  # path of the dataset with the rows
+    shape: tuple[int, ...]  # number of rows, then any number of axes, which are flattened
     stored_dtype: str
-    dtype: str
-    chunk_rows: int = 1
+    dtype: str  # of rows as `read` returns them: native byte order, bool as uint8, float16 as float32
+    chunk_rows: int = 1  # rows that are cheapest to read together: those of one HDF5 chunk, or 1
     extras: tuple[Extra, ...] = ()
-    identity: Identity = _NO_FILE
-    columns: Columns = field(default=NO_COLUMNS, compare=False, repr=False)
+    identity: Identity = _NO_FILE  # of the vetted file; a different file is not read
+    columns: Columns = field(default=NO_COLUMNS, compare=False, repr=False)  # in the order in which they are read
+    # Position in the file of each column that is read: (n_inputs,), int32. None for the order of the file.
     order: np.ndarray | None = field(default=None, compare=False, repr=False)
-    fill_value: float | None = None
-    form: str = "dense"
-    layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)
-    left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)
-    rows: Any = field(default=None, compare=False, repr=False)
+    fill_value: float | None = None  # marks missing values, according to the file
+    form: str = "dense"  # as in `shardpress.hdf5.forms`, or "array" if the rows are not in a file
+    layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)  # of the rows; three for sparse rows
+    left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)  # datasets that are not extras
+    rows: Any = field(default=None, compare=False, repr=False)  # (n_rows, n_inputs), if they are not in a file
+    # Integers that are subtracted exactly from every row on reading: (n_inputs,), float64.
     offset: np.ndarray | None = field(default=None, compare=False, repr=False)
-    preparation: Preparation | None = None
+    preparation: Preparation | None = None  # of rows on reading
 
     def __str__(self) -> str:
         return f"file={printable(self.path)} dataset={printable(self.dataset)}"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return the state to pickle: everything except the description of the columns."""
+        """Leave out the names of columns: they may take megabytes, and every task contains a shard."""
         return {**self.__dict__, "columns": NO_COLUMNS}
 
     @property
     def n_rows(self) -> int:
-        """Number of rows."""
         return self.shape[0]
 
     @property
@@ -198,7 +141,7 @@ class Shard:
 
 
 def leave_out_extras(shard: Shard, reasons: Mapping[str, str]) -> Shard:
-    """Return the shard without the extras that `reasons` names, and list them as left out with these reasons."""
+    """Return the shard without the extras that `reasons` names. They are listed as left out."""
     if not reasons:
         return shard
     extras = tuple(extra for extra in shard.extras if extra.name not in reasons)
@@ -207,10 +150,7 @@ def leave_out_extras(shard: Shard, reasons: Mapping[str, str]) -> Shard:
 
 
 def array_shard(rows: Any) -> Shard:
-    """Return rows (n_rows, n_inputs) of any real dtype as a shard; they are copied only when they are read.
-
-    The rows are a NumPy array or a CSR matrix of SciPy.
-    """
+    """Return rows (n_rows, n_inputs) of any real dtype, an array or a CSR matrix of SciPy, as a shard, uncopied."""
     return Shard(
         path="<array>",
         dataset="X",
@@ -228,7 +168,7 @@ def read_dtype(stored: np.dtype) -> str:
 
 
 def with_offset(shard: Shard, offset: np.ndarray | None) -> Shard:
-    """Return the shard with an offset (n_inputs,) to subtract from rows on reading. Do nothing if it is None."""
+    """Return the shard with an offset (n_inputs,) to subtract from rows on reading, if there is one."""
     if offset is None:
         return shard
     dtype = "float64" if np.dtype(shard.dtype).kind == "f" else "int64"
@@ -236,7 +176,6 @@ def with_offset(shard: Shard, offset: np.ndarray | None) -> Shard:
 
 
 def with_preparation(shard: Shard, preparation: Preparation | None) -> Shard:
-    """Return the shard with a preparation of its rows on reading. Do nothing if it is None."""
     if preparation is None:
         return shard
     return replace(shard, preparation=preparation, dtype=preparation.dtype(np.dtype(shard.dtype)).name)
@@ -244,10 +183,7 @@ def with_preparation(shard: Shard, preparation: Preparation | None) -> Shard:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows ``start`` to ``stop`` of one shard, which a task reads at once.
-
-    Any process can read these rows. A pickled block takes a kilobyte and 24 bytes for each chunk of the shard.
-    """
+    """Rows of one shard, which a task reads at once. A pickled one has 1 kB and 24 bytes a chunk of the shard."""
 
     shard: Shard
     start: int
@@ -260,7 +196,6 @@ class Block:
         return f"{self.shard} rows={self.start}:{self.stop}"
 
     def cut(self, n_rows: int) -> Iterator[Block]:
-        """Yield blocks of `n_rows` rows in order. The last one may be shorter."""
         for start in range(self.start, self.stop, n_rows):
             yield Block(self.shard, start, min(start + n_rows, self.stop))
 
@@ -272,12 +207,6 @@ def row_dtype(shards: Sequence[Shard]) -> np.dtype:
     """Return the dtype that holds the rows of all shards."""
     # For example, NumPy promotes float32 and int32 to float64, which holds all their values.
     return np.result_type(*(np.dtype(shard.dtype) for shard in shards))
-
-
-def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
-    """Yield blocks of `block_rows` rows of every shard. The last block of a shard may be shorter."""
-    for shard in shards:
-        yield from Block(shard, 0, shard.n_rows).cut(block_rows)
 
 
 def aligned(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

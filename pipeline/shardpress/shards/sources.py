@@ -9,10 +9,7 @@ import re
 import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from shardpress.errors import DataError, NoInput, NotPermitted, printable, short_list
 from shardpress.hdf5.files import FILES, translated_error
@@ -23,7 +20,6 @@ log = logging.getLogger(__name__)
 
 _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
 _LISTED = 3  # files of a directory that are not HDF5, in a message
-_MOST_NAMES = 10_000  # names of a directory to compare with a misspelled name
 _MARKER = ".shardpress"
 COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
 _INDEX = "index.h5"
@@ -31,14 +27,7 @@ _INDEX = "index.h5"
 
 @dataclass(frozen=True)
 class Source:
-    """A file to open, with facts from its manifest.
-
-    Attributes
-    ----------
-    path : Path
-    n_rows, n_bytes, blake3 : int, int and str, optional
-        Facts from the manifest.
-    """
+    """A file to open, with facts from the manifest of an output directory."""
 
     path: Path
     n_rows: int | None = None
@@ -69,7 +58,6 @@ def find(patterns: Sequence[str]) -> list[Source]:
 
 
 def _distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
-    """Return sources without the patterns that name them. Raise `DataError` if a file is found twice."""
     names: dict[object, str] = {}
     sources = []
     for source, name in named:
@@ -107,7 +95,6 @@ def _matches(pattern: str) -> list[Source]:
 
 
 def _files(pattern: str) -> list[Path]:
-    """Return the files that a directory, a path or a glob names."""
     path = Path(pattern)
     if os.path.isdir(pattern):
         entries = [path / name for name in _list_directory(pattern)]
@@ -137,24 +124,10 @@ def _check_reachable(pattern: str) -> None:
 
 
 def _explain_no_match(pattern: str) -> str:
-    """Return a message about a pattern without matches, with a similar name if there is one."""
     if glob.has_magic(pattern):
         advice = "Check --input (scripts/make_data.py writes sample shards to data/)."
         return f"no file matches, expected at least one HDF5 file. {advice}"
-    folder, name = os.path.split(pattern.rstrip("/"))
-    similar = get_close_matches(name, _names_in(folder), n=1)
-    advice = "Check --input."
-    if similar:
-        advice = f"Did you mean {printable(os.path.join(folder, similar[0]))}?"
-    return f"no such file or directory. {advice}"
-
-
-def _names_in(folder: str) -> list[str]:
-    try:
-        with os.scandir(folder or ".") as entries:
-            return [entry.name for entry in islice(entries, _MOST_NAMES)]
-    except (OSError, ValueError):
-        return []
+    return "no such file or directory. Check --input."
 
 
 # -- directories -------------------------------------------------------------------------------------------------
@@ -186,7 +159,7 @@ def _list_directory(directory: str) -> list[str]:
 
 
 def _names_and_others(directory: str) -> tuple[list[str], list[str]]:
-    """Return the names of a directory's HDF5 files, and of all other entries that are not hidden."""
+    """Return the names of HDF5 files, and of all other entries that are not hidden."""
     root_path = os.path.realpath(directory)
     names = []
     others = []
@@ -233,7 +206,7 @@ def _has_signature(path: str) -> bool:
 
 
 def _lies_in(directory: str, path: str) -> bool:
-    """Return whether a path is in a directory or below it; `os.path.realpath` must have resolved both."""
+    """Return whether a path is in or below a directory, given the results of `os.path.realpath`."""
     return os.path.commonpath([directory, path]) == directory
 
 
@@ -257,7 +230,10 @@ def _parts(directory: Path) -> list[Source]:
     """Return the parts that an output directory's manifest lists; other files in it are unfinished."""
     where = f"input={printable(directory)}"
     try:
-        parts = [_part(directory, line) for line in read_manifest(directory)["parts"]]
+        parts = [
+            Source(directory / line["file"], line["n_rows"], line["n_bytes"], line["blake3"])
+            for line in read_manifest(directory)["parts"]
+        ]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: its manifest is malformed: {error!r}. {COPY_AGAIN}") from error
     for part in parts:
@@ -267,19 +243,9 @@ def _parts(directory: Path) -> list[Source]:
     return parts
 
 
-def _part(directory: Path, line: dict[str, Any]) -> Source:
-    return Source(
-        path=directory / line["file"],
-        n_rows=line.get("n_rows"),
-        n_bytes=line.get("n_bytes"),
-        blake3=line.get("blake3"),
-    )
-
-
 def _check_in_directory(part: Path, directory: Path, where: str) -> None:
-    """Refuse a part outside the directory: the manifest may be forged, and parts may have been replaced by links."""
-    leads_out = ".." in part.parts
-    if leads_out or any(os.path.islink(directory / each) for each in (part, *part.parents[:-1])):
+    """Refuse a part that has been replaced by a link."""
+    if any(os.path.islink(directory / each) for each in (part, *part.parents[:-1])):
         raise NotPermitted(
             f"{where}: its part {printable(part)} is outside the directory, expected a file in it. Do not use "
             "this output."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from shardpress.errors import DataError, printable
@@ -13,23 +13,16 @@ from shardpress.shards.shard import Block, Shard
 _SAMPLED_ROWS = 16  # rows of a shard that are compared first
 _SAMPLED_BYTES = 2**16  # bytes of these rows, unless one row is larger
 _BLOCK_BYTES = 2**23
+_MOST_SAMPLED = 1000  # shards of equal shape that are compared by a sample
 
 
 @dataclass(frozen=True)
 class Twins:
-    """Two shards with equal rows.
-
-    Attributes
-    ----------
-    first, second : Shard
-        The shards in the order of the input.
-    n_compared : int
-        Number of rows that were compared in each shard.
-    """
+    """Two shards with equal rows, in the order of the input."""
 
     first: Shard
     second: Shard
-    n_compared: int
+    n_compared: int  # rows of each shard
 
     def __str__(self) -> str:
         names = f"file={printable(self.first.path)} and file={printable(self.second.path)}"
@@ -41,54 +34,31 @@ class Twins:
         )
 
 
-def find_twins(
-    shards: Sequence[Shard], most_bytes: int | None = None, most_shards: int | None = None
-) -> Iterator[Twins]:
-    """Find shards with equal rows.
+def find_twins(shards: Sequence[Shard], compares_all: bool) -> Iterator[Twins]:
+    """Yield each shard whose rows are equal to those of an earlier shard, with the first such shard.
 
-    Only shards of the same shape, dtype and stored size are read: first a few rows of each, then all rows of the
-    shards with equal samples. A shard that cannot be read has no twin.
-
-    Parameters
-    ----------
-    most_bytes : int, optional
-        Bytes of rows to compare completely, over all shards. For further shards only a sample is compared.
-    most_shards : int, optional
-        Number of shards of one shape to read.
-
-    Yields
-    ------
-    Twins
-        Pair of a shard and the first shard that is equal to it.
+    Only shards of the same shape, dtype and stored size are read: first a few rows of each, then, if `compares_all`,
+    all rows of the shards with equal samples. A shard that cannot be read has no twin.
     """
-    n_left = most_bytes
-    for sampled in _groups_with_equal_samples(shards, most_shards):
-        n_bytes = len(sampled) * sampled[0].n_rows * sampled[0].row_bytes
-        if n_left is not None and n_bytes > n_left:
-            n_compared = len(_sample(sampled[0]))
-            yield from _pairs(sampled, n_compared)
-            continue
-        if n_left is not None:
-            n_left -= n_bytes
-        digests = [_digest_of(shard, Block(shard, 0, shard.n_rows)) for shard in sampled]
-        for equal in _group_by_key(sampled, digests):
-            yield from _pairs(equal, equal[0].n_rows)
-
-
-def _pairs(equal: Sequence[Shard], n_compared: int) -> Iterator[Twins]:
-    for other in equal[1:]:
-        yield Twins(equal[0], other, n_compared)
-
-
-def _groups_with_equal_samples(shards: Sequence[Shard], most_shards: int | None) -> Iterator[list[Shard]]:
-    """Yield groups of shards with equal samples of rows."""
     non_empty = [shard for shard in shards if shard.n_rows]
-    for alike in _group_by_key(non_empty, [_stored_key(shard) for shard in non_empty]):
-        compared = alike[:most_shards]
-        yield from _group_by_key(compared, [_digest_of(shard, _sample(shard)) for shard in compared])
+    for alike in _group_by_key(non_empty, map(_stored_key, non_empty)):
+        if not compares_all:
+            alike = alike[:_MOST_SAMPLED]
+        samples = [_sample(shard) for shard in alike]
+        for equal in _group_by_key(alike, map(_digest_of, samples)):
+            if compares_all:
+                yield from _equal_in_all_rows(equal)
+            else:
+                yield from (Twins(equal[0], other, len(samples[0])) for other in equal[1:])
 
 
-def _group_by_key(shards: Sequence[Shard], keys: Sequence[Hashable]) -> list[list[Shard]]:
+def _equal_in_all_rows(shards: Sequence[Shard]) -> Iterator[Twins]:
+    digests = [_digest_of(Block(shard, 0, shard.n_rows)) for shard in shards]
+    for equal in _group_by_key(shards, digests):
+        yield from (Twins(equal[0], other, other.n_rows) for other in equal[1:])
+
+
+def _group_by_key(shards: Sequence[Shard], keys: Iterable[Hashable]) -> list[list[Shard]]:
     """Return groups of two or more shards with equal keys. Leave out shards whose key is None."""
     groups: dict[Hashable, list[Shard]] = {}
     for shard, key in zip(shards, keys, strict=True):
@@ -115,9 +85,9 @@ def _sample(shard: Shard) -> Block:
     return Block(shard, start, start + n_rows)
 
 
-def _digest_of(shard: Shard, rows: Block) -> str | None:
-    """Return the digest of some rows of a shard, or None if they cannot be read."""
-    n_rows = max(1, _BLOCK_BYTES // shard.row_bytes)
+def _digest_of(rows: Block) -> str | None:
+    """Return the digest of some rows, or None if they cannot be read."""
+    n_rows = max(1, _BLOCK_BYTES // rows.shard.row_bytes)
     try:
         return digest(read(block).tobytes() for block in rows.cut(n_rows))
     except DataError:

@@ -55,32 +55,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Selection:
-    """Datasets to read from a file.
+    """Datasets to read from a file."""
 
-    Attributes
-    ----------
-    dataset : str, optional
-        Path of the rows. The default is ``X``, or the only dataset that can hold rows.
-    orientation : str, optional
-        Axis of the rows: ``rows`` (the first one) or ``columns`` (the last one).
-    include : tuple of str
-        Paths, from the root, of extras anywhere in the file, or of groups with extras.
-    """
-
-    dataset: str | None = None
-    orientation: str | None = None
-    include: tuple[str, ...] = ()
+    dataset: str | None = None  # path of the rows. None: "X", or the only dataset that can hold rows
+    orientation: str | None = None  # axis of the rows: "rows" (the first one) or "columns" (the last one)
+    include: tuple[str, ...] = ()  # paths, from the root, of extras anywhere in the file, or of groups with extras
 
 
 def vet(path: Path, selection: Selection = Selection()) -> Shard:
     """Check the structure of a file, and return the file as a shard. No rows are read.
 
-    Raises
-    ------
-    DataError
-        If the file is not a shard. The message gives the reason.
-    NoInput, NotPermitted, ReadFailed, SystemLimit
-        If the file cannot be read.
+    Raise `DataError` with the reason if the file is not a shard, and `NoInput`, `NotPermitted`, `ReadFailed` or
+    `SystemLimit` if it cannot be read.
     """
     where = f"file={printable(path)}"
 
@@ -98,12 +84,8 @@ def vet(path: Path, selection: Selection = Selection()) -> Shard:
 def read_structure(path: Path, read: Callable[[int, Identity, int], T]) -> T:
     """Return the result of `read` for an opened file, and repeat the call if the storage fails.
 
-    The errors are the same as those of `vet`.
-
-    Parameters
-    ----------
-    read : callable
-        Called with the descriptor, the file's identity and the offset at which HDF5 begins.
+    `read` is called with the descriptor, the file's identity and the offset at which HDF5 begins. The errors are those
+    of `vet`.
     """
     where = f"file={printable(path)}"
 
@@ -159,11 +141,7 @@ def _ask_child(descriptor: int, arguments: list[Any], where: str) -> tuple[Any, 
 def _misplaced_extras(shard: Shard, where: str, base: int) -> dict[str, str]:
     """Map the names of extras that are outside the file, or too large when decompressed, to the reasons.
 
-    Raises
-    ------
-    DataError
-        If the rows are outside the file or too large when decompressed, or if values overlap. If they overlap, it is
-        unknown which values are damaged.
+    Raise `DataError` if this concerns the rows, or if values overlap: it is then unknown which of them are damaged.
     """
     size = shard.identity.size
     layouts = {extra.name: extra.layout for extra in shard.extras if extra.layout}
@@ -201,7 +179,6 @@ def _measure_all_texts(shard: Shard, descriptor: int) -> Shard:
 
 
 def _measure_texts(extra: Extra, shard: Shard, descriptor: int) -> Extra:
-    """Return an extra with the lengths of its texts, if they have variable length."""
     if extra.layout is None or not extra.layout.dtype.hasobject or not shard.n_rows:
         return extra
     pieces = text_lengths(descriptor, shard.identity.size, extra.layout, shard.n_rows)
@@ -255,7 +232,9 @@ def _shard_of(facts: Any, arrays: list[np.ndarray], path: str, identity: Identit
     layouts = [layout_of(claim, remaining) for claim in facts["rows"]]
     extras = [_extra_of(claim, layout_of(claim["layout"], remaining)) for claim in facts["extras"]]
     form = facts["form"]
-    shape, stored = _rows_of_layouts(form, layouts, facts["shape"])
+    shapes = [layout.shape for layout in layouts]
+    dtypes = [layout.dtype for layout in layouts]
+    shape, stored = rows_of(form, shapes, dtypes, facts["shape"])
     if not isinstance(facts["dataset"], str):
         raise ValueError("invalid name of the dataset")
     columns = _columns(facts["columns"], layouts[0].dtype, prod(shape[1:]), remaining)
@@ -276,12 +255,6 @@ def _shard_of(facts: Any, arrays: list[np.ndarray], path: str, identity: Identit
     )
 
 
-def _rows_of_layouts(form: Any, layouts: Sequence[Layout], shape: Any) -> tuple[tuple[int, ...], np.dtype]:
-    shapes = [layout.shape for layout in layouts]
-    dtypes = [layout.dtype for layout in layouts]
-    return rows_of(form, shapes, dtypes, shape)
-
-
 def _check_extras(shard: Shard, selection: Selection) -> None:
     extras = shard.extras
     n_rows = shard.n_rows
@@ -298,7 +271,6 @@ def _check_extras(shard: Shard, selection: Selection) -> None:
 
 
 def _columns(claim: Any, dtype: np.dtype, n_inputs: int, remaining: Iterator[np.ndarray]) -> Columns:
-    """Return the description of the columns."""
     columns = _column_names(claim, dtype, n_inputs)
     values_from = claim["values_from"]
     if values_from is None:
@@ -324,7 +296,7 @@ def _column_names(claim: Any, dtype: np.dtype, n_inputs: int) -> Columns:
 
 
 def _names_of_fields(dtype: np.dtype) -> tuple[list[str], str]:
-    """Return the names of a table's number fields, and their origin. Both are empty for other dtypes."""
+    """Return the names of a table's number fields, if there are any, and their origin."""
     numbers = numbers_of(dtype)
     if numbers is None or not numbers.names:
         return [], ""
@@ -342,7 +314,6 @@ def _extra_of(claim: Any, layout: Layout) -> Extra:
 
 
 def _with_categories(extra: Extra, categories: Any) -> Extra:
-    """Check the claimed categories, and return the extra with them. Return the same extra if there are none."""
     if categories is None or extra.dtype.kind not in "iu":
         return extra
     if not isinstance(categories, list) or not _are_categories(categories) or not are_few(categories):

@@ -53,7 +53,7 @@ def answer_about(path, dataset=None, limits=LIMITS):
         ('os.write(1, b\'{"answer": 1, "arrays": [["<i8", [-1]]]}\\n\'); os._exit(0)', ""),
         ('os.write(1, b\'{"answer": 1, "arrays": [["<i8", [1]]]}\\n\'); os._exit(0)', ""),
         ("while True: os.write(1, bytes(2**20))", ""),
-        ("raise ValueError('\\x1b[31m\\n')", "\\x1b[31m\\x0a"),
+        ("raise ValueError('\\x1b[31m\\n')", "\\x1b[31m\\n"),
         ("raise ValueError('x' * 10**6)", "xxx..."),
     ],
 )

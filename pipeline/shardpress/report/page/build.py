@@ -14,7 +14,6 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from shardpress.errors import DataError, NoInput, NotPermitted, printable
-from shardpress.formats import json_lines
 from shardpress.output.records import published_file
 from shardpress.report.page.appends import appends
 from shardpress.report.page.document import Figure, Item, Page, Table
@@ -51,7 +50,7 @@ def page_of(report: Mapping[str, Any]) -> Page:
 
 def report_bytes(report: Mapping[str, Any]) -> bytes:
     """Return the content of report.json."""
-    return (json_lines(report) + "\n").encode()
+    return (json.dumps(report, indent=1) + "\n").encode()
 
 
 def page_bytes(report: Mapping[str, Any]) -> bytes:

@@ -45,8 +45,6 @@ from shardpress.shards.twins import find_twins
 
 T = TypeVar("T")
 
-_TWINS_BYTES = 2**29  # bytes of rows that are compared in full; a plan should take seconds
-_TWINS_SHARDS = 1000  # shards of equal shape that are compared by some of their rows
 _TWINS_LISTED = 10
 _LEFT_OUT = " This shard is left out."  # end of the warning about a refused shard
 _NOTHING = "no earlier results"
@@ -156,7 +154,7 @@ def adds_extras(prepared: Prepared) -> bool:
 
 def _warn_of_twins(prepared: Prepared, findings: Findings) -> None:
     """Warn about shards with equal rows: one line for each of the first few, and one for all others."""
-    twins = list(find_twins(prepared.shards, _TWINS_BYTES, _TWINS_SHARDS))
+    twins = list(find_twins(prepared.shards, compares_all=False))
     findings.warnings += map(str, twins[:_TWINS_LISTED])
     if len(twins) > _TWINS_LISTED:
         findings.warnings.append(f"{len(twins) - _TWINS_LISTED} more files contain the same rows as another file")
