@@ -14,7 +14,6 @@ from shardpress.labels import extra_of
 from shardpress.run.budget import n_threads_of
 from shardpress.settings.condition import Condition
 from shardpress.settings.config import Config
-from shardpress.shards.extras import why_left_out
 from shardpress.shards.selection import check_condition, selected_rows
 from shardpress.shards.shard import Extra, Shard, first_rows
 
@@ -72,22 +71,23 @@ def fitted_rows(config: Config, shards: Sequence[Shard]) -> np.ndarray | None:
 def name_of_extra(setting: str, path: str, shards: Sequence[Shard]) -> str:
     """Return the name of the extra that a setting names, for example by its path.
 
-    Raise `DataError` if the extra is left out, for example because its dtypes differ between files, and `ConfigError` if
-    there is none.
+    Raise `DataError` if the extra is left out, for example because its dtypes differ between files, and `ConfigError`
+    if there is none.
     """
     names = [extra.name for extra in shards[0].extras]
     name = extra_of(path, names)
-    if name is None:
-        known = printable(short_list(sorted(names), _MAX_NAMES))
-        if reason := why_left_out(shards).get(path):
-            raise DataError(
-                f"{setting}: {printable(path)} is left out: {reason}. Expected one of the extras ({known})."
-            )
-        raise ConfigError(
-            f"{setting}: {printable(path)}, expected one of the extras ({known}). To use a dataset of another group, add "
-            f"--include {printable(path)}."
+    if name is not None:
+        return name
+    known = printable(short_list(sorted(names), _MAX_NAMES))
+    reasons = {each.name: each.reason for shard in shards for each in shard.left_out}
+    if path in reasons:
+        raise DataError(
+            f"{setting}: {printable(path)} is left out: {reasons[path]}. Expected one of the extras ({known})."
         )
-    return name
+    raise ConfigError(
+        f"{setting}: {printable(path)}, expected one of the extras ({known}). To use a dataset of another group, add "
+        f"--include {printable(path)}."
+    )
 
 
 def _name_of(condition: Condition, shards: Sequence[Shard]) -> str:
