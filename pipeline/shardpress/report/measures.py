@@ -157,7 +157,7 @@ def _why_untestable(sample: Sample, model: Model) -> str:
         return ""
     return (
         "The features were trained with targets of all sampled rows, or of unknown rows, so that no honest test of a "
-        "classifier is possible."
+        "classifier is possible. --fit-on keeps rows for a test."
     )
 
 
