@@ -7,7 +7,6 @@ into one shuffle window, this holds only for a shard that is stored contiguously
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +30,7 @@ from shardpress.training.epochs import Training
 from shardpress.training.fit import prepare_training
 from shardpress.training.loop import training_loop
 from shardpress.training.targets import Targets, targets_of
-from shardpress.training.verdict import complaints, measured
+from shardpress.training.verdict import measured
 
 
 @dataclass(frozen=True)
@@ -45,92 +44,22 @@ class _Fit:
     dtype: np.dtype
     device: str
 
-    def run(self, stops_after_epoch: Callable[[], bool]) -> Model:
-        """Train and return the model. Training stops early if `stops_after_epoch` returns True after an epoch."""
-        with theanos_errors():
-            with training_loop(self.training) as steps:
-                for step in steps:
-                    if step.epoch is not None and stops_after_epoch():
-                        break
-            model = self.model(measured(self.training))
-        keep_compiled(model, self.dtype, self.training.autoencoder)
-        return model
-
-    def model(self, about: dict[str, Any] | None = None) -> Model:
-        """Return the best model so far.
-
-        Parameters
-        ----------
-        about : dict, optional
-            Facts about the training, in addition to the summary of the training state.
-        """
+    def run(self) -> Model:
+        """Train, and return the best model."""
         training = self.training
-        target = {}
+        with theanos_errors():
+            with training_loop(training) as steps:
+                for _ in steps:
+                    pass
+            about = {**training.state.summary(), **measured(training)}
         if training.supervision is not None:
-            target = {"target": {**training.supervision.targets.facts(), "fit_on": None}}
-        facts = {
-            "training": {**training.state.summary(), **(about or {}), **target},
-            "config": self.config.flat(),
-            "device": self.device,
-        }
+            about["target"] = {**training.supervision.targets.facts(), "fit_on": None}
+        facts = {"training": about, "config": self.config.flat(), "device": self.device}
         network = training.autoencoder.network.encoder
         parameters = {name: training.best[name] for name in network.shapes}
-        return Model(self.scaler, network, parameters, facts, preparation=self.preparation)
-
-    def complaints(self, model: Model) -> list[str]:
-        """Return the warnings that a run would log about this model."""
-        return list(complaints(model.about["training"], self.config.training, model.network))
-
-
-class Epochs:
-    """Training of an estimator with calls of its callbacks, for the whole fit and for each epoch.
-
-    Parameters
-    ----------
-    estimator : TiedAutoencoder
-    fit : Fit
-    data : dict
-        Arguments ``X`` and ``y`` of the user's call.
-    """
-
-    def __init__(self, estimator: Any, fit: _Fit, data: dict[str, Any]) -> None:
-        self._estimator = estimator
-        self._fit = fit
-        self._data = data
-        n_epochs = fit.training.n_epochs - fit.training.state.epoch
-        self._context = estimator._init_callback_context(max_subtasks=n_epochs)
-        self._epoch: Any = None  # context of the current epoch
-
-    def run(self) -> Any:
-        """Train and return the model."""
-        self._context.call_on_fit_task_begin(estimator=self._estimator, **self._data)
-        self._begin_epoch()
-        model = self._fit.run(self._end_epoch)
-        self._end(self._context)
+        model = Model(self.scaler, network, parameters, facts, preparation=self.preparation)
+        keep_compiled(model, self.dtype, training.autoencoder)
         return model
-
-    def _end_epoch(self) -> bool:
-        """End an epoch and begin the next one. Return whether a callback requests to stop."""
-        if self._end(self._epoch):
-            return True
-        if not self._fit.training.is_over:
-            self._begin_epoch()
-        return False
-
-    def _begin_epoch(self) -> None:
-        self._epoch = self._context.subcontext(task_name="epoch")
-        self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
-
-    def _end(self, context: Any) -> bool:
-        """End a task. Return whether a callback requests to stop."""
-
-        def attributes() -> Any:  # called only if a callback needs it
-            return self._estimator._fitted_attributes(self._fit.model())
-
-        must_stop = context.call_on_fit_task_end(
-            estimator=self._estimator, **self._data, reconstruction_attributes=attributes
-        )
-        return bool(must_stop)
 
 
 def prepare_fit(rows: Any, config: Config, y: Any = None) -> _Fit:
@@ -165,9 +94,12 @@ def prepare_fit(rows: Any, config: Config, y: Any = None) -> _Fit:
     _refuse([*unsuitable_settings(settings, n_rows, n_inputs)])
     budget = _budget(settings, shards)
     bad_data = settings.bad_data
-    scan_settings = _scan_settings(budget, bad_data.clip_quantile, bad_data.impute, settings.scaling.scale)
-    scan_settings = replace(
-        scan_settings,
+    scan_settings = ScanSettings(
+        budget.block_rows,
+        clip_quantile=bad_data.clip_quantile,
+        impute=bad_data.impute,
+        scale=settings.scaling.scale,
+        chunk_bytes=budget.chunk_bytes,
         missing_indicator=bad_data.missing_indicator,
         ranks=settings.scaling.transform == "rank",
     )
@@ -210,9 +142,7 @@ def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoi
         State of the training. None if the model was trained in another way. In that case the optimizer starts without
         state.
     """
-    n_epochs = 0
-    if checkpoint is not None:
-        n_epochs = checkpoint.state.epoch
+    n_epochs = 0 if checkpoint is None else checkpoint.state.epoch
     config = config.changed(
         epochs=n_epochs + 1,
         schedule="constant",
@@ -273,21 +203,20 @@ def _fit(
         if targets is not None:
             network = replace(network, head=targets.head)
         autoencoder = autoencoder_of(ranges.scaler, network, dtype)
-        training = prepare_training(
-            autoencoder,
-            shards,
-            ranges,
-            settings,
-            budget.sizes(device),
-            targets,
-        )
+        training = prepare_training(autoencoder, shards, ranges, settings, budget.sizes(device), targets)
     return _Fit(training, settings, ranges.scaler, shards[0].preparation, dtype, str(device))
 
 
 def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, budget: Budget) -> Scan:
     """Scan the rows, and replace the ranges and fill values in the result with the values of a given scaler."""
     impute = None if scaler.fill is None else "median"
-    result = _scan(shards, _scan_settings(budget, settings.bad_data.clip_quantile, impute), budget)
+    scan_settings = ScanSettings(
+        budget.block_rows,
+        clip_quantile=settings.bad_data.clip_quantile,
+        impute=impute,
+        chunk_bytes=budget.chunk_bytes,
+    )
+    result = _scan(shards, scan_settings, budget)
     columns = scaler.without_indicators()
     return replace(
         result,
@@ -300,16 +229,6 @@ def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, bu
         indicators=scaler.indicators,
         knots=None if scaler.tables is None else scaler.tables.knots,
         ranks=None if scaler.tables is None else scaler.tables.ranks,
-    )
-
-
-def _scan_settings(budget: Budget, clip_quantile: float, impute: str | None, scale: str = "range") -> ScanSettings:
-    return ScanSettings(
-        budget.block_rows,
-        clip_quantile=clip_quantile,
-        impute=impute,
-        scale=scale,
-        chunk_bytes=budget.chunk_bytes,
     )
 
 
