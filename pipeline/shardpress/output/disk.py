@@ -15,7 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -72,10 +72,6 @@ class Disk:
     def remove(self, path: Path) -> None:
         """Remove the name of a file."""
         os.unlink(path)
-
-    def link(self, source: Path, path: Path) -> None:
-        """Make a hard link to a regular file; a symbolic link is not followed."""
-        os.link(source, path, follow_symlinks=False)
 
     def symlink(self, target: str, path: Path) -> None:
         """Make a symbolic link. An existing file of this name is an error."""
@@ -161,10 +157,6 @@ class GuardedDisk(Disk):
         """Check, then remove a name."""
         self._guarded(self._disk.remove, path)
 
-    def link(self, source: Path, path: Path) -> None:
-        """Check, then make a hard link."""
-        self._guarded(self._disk.link, source, path)
-
     def symlink(self, target: str, path: Path) -> None:
         """Check, then make a symbolic link."""
         self._guarded(self._disk.symlink, target, path)
@@ -234,19 +226,11 @@ def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_s
     WriteFailed, SystemLimit, NotPermitted
         If the file cannot be written. Then `path` is unchanged or holds the complete new file.
     """
-    temporary = temporary_name(path)
-    try:
-        try:
+    with changing(path, f"writing {len(data)} bytes"):
+        with _renamed(disk, path) as temporary:
             _fill(disk, temporary, data)
-            disk.replace(temporary, path)
-        except BaseException:  # also after a signal: no other process knows the name
-            with suppress(OSError, TryAgain):
-                disk.remove(temporary)
-            raise
         if name_is_synced:
             sync_directory(disk, path.parent)
-    except OSError as error:
-        raise write_error(error, path, f"writing {len(data)} bytes") from error
 
 
 def publish_from(disk: Disk, path: Path, write: Callable[[Path], object]) -> None:
@@ -265,22 +249,16 @@ def publish_from(disk: Disk, path: Path, write: Callable[[Path], object]) -> Non
     WriteFailed, SystemLimit, NotPermitted
         If the file cannot be written. Then `path` is unchanged.
     """
-    temporary = temporary_name(path)
     try:
-        descriptor = disk.create(temporary)
-        try:
-            write(temporary)
-            disk.sync(descriptor)
-            disk.replace(temporary, path)
-        except BaseException:  # also after a signal: no other process knows the name
-            with suppress(OSError, TryAgain):
-                disk.remove(temporary)
-            raise
-        finally:
-            disk.close(descriptor)
-        sync_directory(disk, path.parent)
-    except OSError as error:
-        raise write_error(error, path, "writing it") from error
+        with changing(path, "writing it"):
+            with _renamed(disk, path) as temporary:
+                descriptor = disk.create(temporary)
+                try:
+                    write(temporary)
+                    disk.sync(descriptor)
+                finally:
+                    disk.close(descriptor)
+            sync_directory(disk, path.parent)
     except RuntimeError as error:  # from h5py, if closing the file fails
         raise WriteFailed(
             f"file={printable(path)}: {error}. Check the disk, then run the same command again."
@@ -294,40 +272,21 @@ def publish_link(disk: Disk, target: str, path: Path) -> None:
     ------
     OSError
     """
+    with _renamed(disk, path) as temporary:
+        disk.symlink(target, temporary)
+
+
+@contextmanager
+def _renamed(disk: Disk, path: Path) -> Iterator[Path]:
+    """Provide a temporary name, and rename the file of this name to `path` unless the context raises an error."""
     temporary = temporary_name(path)
     try:
-        disk.symlink(target, temporary)
+        yield temporary
         disk.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # also after a signal: no other process knows the name
         with suppress(OSError, TryAgain):
             disk.remove(temporary)
         raise
-
-
-def publish_copy(disk: Disk, source: Path, path: Path) -> None:
-    """Make a hard link to a finished file, or a copy if the file system has no hard links. `path` must not exist.
-
-    The directory is not synced.
-
-    Raises
-    ------
-    WriteFailed, SystemLimit, NotPermitted
-    """
-    try:
-        disk.link(source, path)
-    except OSError as error:
-        if error.errno not in (*UNSUPPORTED, errno.EMLINK, errno.EXDEV):
-            raise write_error(error, path, f"linking {source.name} to it") from error
-        publish(disk, path, _content(source), name_is_synced=False)
-
-
-def _content(path: Path) -> Pieces:
-    def pieces() -> Iterator[bytes]:
-        with path.open("rb") as file:
-            while piece := file.read(2**20):
-                yield piece
-
-    return Pieces(path.stat().st_size, pieces())
 
 
 def temporary_name(path: Path) -> Path:
@@ -337,12 +296,8 @@ def temporary_name(path: Path) -> Path:
 
 def remove(disk: Disk, path: Path) -> None:
     """Remove a file if it exists. The function raises the same errors as `publish`."""
-    try:
+    with changing(path, "removing it"), suppress(FileNotFoundError):
         disk.remove(path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise write_error(error, path, "removing it") from error
 
 
 _warned = ProcessCache[int, bool]()  # keys are the device numbers of file systems whose warning was logged
@@ -374,6 +329,15 @@ def _is_supported(call: Callable[..., object], *arguments: object) -> bool:
             raise
         return False
     return True
+
+
+@contextmanager
+def changing(path: Path, doing: str) -> Iterator[None]:
+    """Raise the error of `write_error` for an `OSError` in the context."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(error, path, doing) from error
 
 
 def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
@@ -428,11 +392,8 @@ def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
             _write_all(disk, descriptor, memoryview(piece))
         # Never sync again after a failure: the kernel may have dropped the pages, and a second sync would succeed.
         disk.sync(descriptor)
-    except BaseException:
-        with suppress(OSError):
-            disk.close(descriptor)
-        raise
-    disk.close(descriptor)
+    finally:
+        disk.close(descriptor)
 
 
 def _write_all(disk: Disk, descriptor: int, data: memoryview) -> None:
@@ -443,14 +404,10 @@ def _write_all(disk: Disk, descriptor: int, data: memoryview) -> None:
 
 def _write_some(disk: Disk, descriptor: int, data: memoryview) -> int:
     """Write at least one byte, and return how many were written."""
-    while True:
-        try:
-            n_written = disk.write(descriptor, data)
-        except InterruptedError:
-            continue
-        if not n_written:
-            raise OSError(errno.EIO, "no byte was written")
-        return n_written
+    n_written = disk.write(descriptor, data)
+    if not n_written:
+        raise OSError(errno.EIO, "no byte was written")
+    return n_written
 
 
 def _write_directly(disk: Disk, descriptor: int, data: memoryview) -> int:

@@ -214,7 +214,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     NotPermitted
         If the user has no permission to read the manifest, or it lists files outside the directory.
     """
-    return _checked_manifest(manifest_path(directory))
+    return _checked_manifest(directory / MANIFEST)
 
 
 def read_generation(directory: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -267,7 +267,7 @@ def _load_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
         manifest = unsealed(path)
         return manifest, files_of(manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
-        expected = "expected the output directory of a finished run. Check the path, or finish the run."
+        expected = "expected the output directory of a finished run, with its links. Check the path, or finish the run."
         raise NoInput(f"{where}: no finished run ({error.strerror}), {expected}") from error
     except PermissionError as error:
         raise NotPermitted(
@@ -291,19 +291,6 @@ def _is_allowed(name: str) -> bool:
     return plain in NAMES and bool(_PUBLICATION.fullmatch(folder))
 
 
-def manifest_path(directory: Path) -> Path:
-    """Return the path of a run's manifest, which need not exist.
-
-    Some programs skip symbolic links when they copy a directory. Such a copy has neither ``manifest.json`` nor
-    ``published/current``. Its only publication is the current one.
-    """
-    path = directory / MANIFEST
-    if os.path.lexists(path) or os.path.lexists(directory / CURRENT):
-        return path
-    found = [folder / MANIFEST for folder in publications(directory) if (folder / MANIFEST).is_file()]
-    return found[0] if len(found) == 1 else path
-
-
 def publications(directory: Path) -> list[Path]:
     """Return the directories of all publications, finished or not. Links are not followed."""
     folder = directory / PUBLISHED
@@ -315,14 +302,6 @@ def publications(directory: Path) -> list[Path]:
         return []
     paths = [folder / name for name in names if _PUBLICATION.fullmatch(f"{PUBLISHED}/{name}")]
     return [path for path in paths if path.is_dir() and not path.is_symlink()]
-
-
-def published_file(directory: Path, name: str) -> Path:
-    """Return the path of a published file by its plain name, even in a copy without links."""
-    path = directory / name
-    if os.path.lexists(path):
-        return path
-    return manifest_path(directory).resolve().with_name(name)
 
 
 def plain_name(file: str) -> str:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from shardpress.errors import DataError, NoInput, NotPermitted, printable
 from shardpress.formats import json_lines
-from shardpress.output.records import published_file
 from shardpress.report.page.appends import appends
 from shardpress.report.page.document import Command, Figure, Item, Page, Table
 from shardpress.report.page.generations import generations
@@ -98,7 +97,7 @@ def read_report(directory: str | Path) -> dict[str, Any]:
     DataError
         If the file is not JSON, or not a report.
     """
-    path = published_file(Path(directory), "report.json")
+    path = Path(directory) / "report.json"
     where = f"file={printable(path)}"
     data = _read(path, where)
     try:
