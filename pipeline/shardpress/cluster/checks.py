@@ -23,6 +23,7 @@ from pathlib import Path
 from distributed import Client, Future, Worker, WorkerPlugin
 
 from shardpress.cluster.connection import retry_if_worker_lost, submit_to_each, wait_for_answers, workers_of
+from shardpress.cluster.pool import Probe
 from shardpress.errors import ConfigError, TryAgain, printable, quantity, short_list
 from shardpress.sourceroots import SOURCE_ROOTS
 from shardpress_kernels.trust import untrusted_above
@@ -43,31 +44,6 @@ _MAX_LISTED = 3  # workers to list in a message
 _SECONDS = 120.0  # time limit for an answer, because a worker may run tasks of other clients first
 _TOPIC = "shardpress-turned-away"
 _PRIORITY = 100  # higher than the priority of other tasks
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Files that must be the same for workers and the driver.
-
-    Attributes
-    ----------
-    directory : str
-        Current directory of the driver. Relative paths are relative to this directory, so workers change to it.
-    output : str
-        Absolute path of the output directory.
-    driver_file : str
-        Path of a file that the driver has just written, relative to `output`.
-    inputs : tuple of str
-        Input files, which must be the same for all processes.
-    mixed_processors : bool
-        Whether to allow different processors, compilers and C libraries.
-    """
-
-    directory: str
-    output: str
-    driver_file: str
-    inputs: tuple[str, ...]
-    mixed_processors: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,7 +100,7 @@ def check_workers(client: Client, probe: Probe) -> None:
 
     client.subscribe_topic(_TOPIC, _log_retired_worker)
     plugin = _LateWorkerCheck(probe, driver, client.id)
-    retry_if_worker_lost(lambda: client.register_plugin(plugin), lambda: client.status == "running")
+    retry_if_worker_lost(client, lambda: client.register_plugin(plugin))
 
 
 def _check_scheduler(client: Client) -> None:
@@ -242,10 +218,8 @@ def describe_environment(probe: Probe) -> Environment:
 def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
     """Change to the driver's directory, write a file, access the probe's files, and return each outcome as text."""
     output = Path(probe.output)
-    driver_file = output / probe.driver_file
     outcomes = {f"directory={printable(probe.directory)}": _outcome(partial(os.chdir, probe.directory))}
     outcomes[f"output={printable(output)}"] = _outcome(partial(_write, output / written_file, written_file))
-    outcomes[f"file={printable(driver_file)}"] = _outcome(driver_file.read_text)
     for path in probe.inputs:
         outcomes[f"file={printable(path)}"] = _outcome(partial(_file_identity, path))
     return outcomes

@@ -67,21 +67,13 @@ def wait_until(
     return result
 
 
-def retry_if_worker_lost(request: Callable[[], T], is_connected: Callable[[], bool]) -> T:
-    """Send a request to all workers. Repeat the request if it fails because a worker is lost.
-
-    Parameters
-    ----------
-    request : callable
-        Function that sends the request and raises `OSError` if a worker is lost. It can be called several times.
-    is_connected : callable
-        Function that returns whether the scheduler is still connected. If it is not, the error is raised.
-    """
+def retry_if_worker_lost(client: Client, request: Callable[[], T]) -> T:
+    """Send a request to all workers. Repeat it if it raises `OSError` because a worker, not the scheduler, is lost."""
     for _ in range(_MAX_TRIES - 1):
         try:
             return request()
         except OSError as error:
-            if not is_connected():
+            if client.status != "running":
                 raise
             log.debug("cluster: a worker was lost during a request: %s", error)
     return request()
@@ -191,28 +183,14 @@ class SchedulerMonitor:
 
 
 @contextmanager
-def disconnect_if_silent(
-    client: Client, interval: float = _WATCH_INTERVAL, max_silence: float | None = None
-) -> Iterator[None]:
-    """Within the context, close the connections of a client if the scheduler stops answering.
+def disconnect_if_silent(client: Client) -> Iterator[None]:
+    """Within the context, close the connections of a client if the scheduler stops answering for five minutes.
 
     After that, calls that wait for the scheduler raise `OSError`, and the status of the client is no longer
     ``running``.
-
-    Parameters
-    ----------
-    client : Client
-        Client that is connected to the scheduler.
-    interval : float
-        Seconds between two requests.
-    max_silence : float, optional
-        Seconds without an answer after which the scheduler is treated as lost. The default is five minutes.
     """
-    if max_silence is None:
-        max_silence = _MAX_SILENCE  # read at each call, so that tests can change it for a whole run
     ended = threading.Event()
-    arguments = (client, ended, interval, max_silence)
-    thread = threading.Thread(target=_watch, args=arguments, name="scheduler-monitor", daemon=True)
+    thread = threading.Thread(target=_watch, args=(client, ended), name="scheduler-monitor", daemon=True)
     thread.start()
     try:
         yield
@@ -221,13 +199,13 @@ def disconnect_if_silent(
         thread.join()
 
 
-def _watch(client: Client, ended: threading.Event, interval: float, max_silence: float) -> None:
+def _watch(client: Client, ended: threading.Event) -> None:
     """Poll a scheduler until the event is set, or until the scheduler is silent for too long."""
     monitor = SchedulerMonitor(client)
     last_log = 0.0  # seconds of silence at the last log message
-    while not ended.wait(interval):
+    while not ended.wait(_WATCH_INTERVAL):
         silence = monitor.poll()
-        if silence > max_silence:
+        if silence > _MAX_SILENCE:
             log.warning("cluster: the scheduler has not answered for %.0f s; treating it as lost", silence)
             _abort_connections(client)
             return
@@ -235,7 +213,7 @@ def _watch(client: Client, ended: threading.Event, interval: float, max_silence:
             last_log = 0.0
         elif silence - last_log > _LOG_INTERVAL:
             last_log = silence
-            log.warning("cluster: the scheduler has not answered for %.0f of %.0f s", silence, max_silence)
+            log.warning("cluster: the scheduler has not answered for %.0f of %.0f s", silence, _MAX_SILENCE)
 
 
 def _abort_connections(client: Client) -> None:

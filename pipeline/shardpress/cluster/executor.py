@@ -100,7 +100,7 @@ def reduce(
     return result
 
 
-def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: int = _SCHEDULER_CAPACITY) -> int:
+def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1) -> int:
     """Return the number of tasks to send to a remote thread at once.
 
     Each task costs about 10 ms of processor time on the driver, the scheduler and the worker together. Batches spread
@@ -116,8 +116,6 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: 
         Number of threads in other processes. 0 if the tasks run in this process.
     n_small : int
         Number of tasks that together take about one second. 0 if each task takes longer.
-    capacity : int
-        Number of threads that one scheduler can keep busy with tasks of about one second.
 
     Returns
     -------
@@ -134,7 +132,7 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: 
     # If there are more threads than the scheduler can keep busy, it limits the throughput. Larger batches then cost
     # less, although a few threads are idle at the end.
     if n_small > 0:
-        needed = math.ceil(n_remote_threads / capacity)
+        needed = math.ceil(n_remote_threads / _SCHEDULER_CAPACITY)
         tasks_per_thread = math.ceil(n_tasks / n_remote_threads)
         batch = max(batch, min(needed, tasks_per_thread))
 

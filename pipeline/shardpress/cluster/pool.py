@@ -6,7 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from shardpress.cluster.devices import device_names, worker_environment
 from shardpress.cluster.security import check_address, is_written, read_address, scheduler_file
@@ -14,8 +15,15 @@ from shardpress.cluster.stats import WorkerStats
 from shardpress.cluster.threads import threads
 from shardpress.settings.config import ClusterSettings
 
-if TYPE_CHECKING:
-    from shardpress.cluster.checks import Probe
+
+@dataclass(frozen=True)
+class Probe:
+    """Paths that must lead to the same files on workers and on the driver."""
+
+    directory: str  # the driver's current directory. Workers change to it, because paths are relative to it
+    output: str  # the absolute path of the output directory
+    inputs: tuple[str, ...]
+    mixed_processors: bool = False  # whether to allow different processors, compilers and C libraries
 
 
 class WorkerPool(Protocol):
@@ -95,7 +103,7 @@ def open_pool(
     settings: ClusterSettings,
     n_threads: int,
     start_device: Callable[[], Any],
-    make_probe: Callable[[], Probe],
+    probe: Probe,
     requires_device: bool = False,
 ) -> Iterator[WorkerPool]:
     """Provide the configured pool within the context.
@@ -108,8 +116,8 @@ def open_pool(
         Total number of threads of all local workers.
     start_device : callable
         Function that initializes the configured device of a process (`shardpress.device.start_device`).
-    make_probe : callable
-        Function that returns the `Probe` for the workers. It is called before workers run any task.
+    probe : Probe
+        Files that workers must see.
     requires_device : bool
         Whether each worker must use its configured device.
 
@@ -135,8 +143,8 @@ def open_pool(
 
     with quiet_dask():
         if has_local_workers:
-            workers = local_workers(settings, n_threads, start_device, make_probe, requires_device)
+            workers = local_workers(settings, n_threads, start_device, probe, requires_device)
         else:
-            workers = remote_workers(settings, start_device, make_probe, requires_device)
+            workers = remote_workers(settings, start_device, probe, requires_device)
         with workers as pool:
             yield pool

@@ -19,6 +19,12 @@ def process_name() -> str:
     return f"{platform.node()}:{os.getpid()}"
 
 
+def facts_of(process: str, name: str, device: str | None) -> dict[str, Any]:
+    """Return plain values for reports about a worker with this name in the scheduler."""
+    host, _, pid = process.rpartition(":")
+    return {"name": name, "host": host, "pid": int(pid), "device": device}
+
+
 @dataclass
 class _ProcessStats:
     """Work of one process in one stage."""
@@ -108,7 +114,7 @@ class WorkerStats:
         facts = {f"{worker['host']}:{worker['pid']}": dict(worker) for worker in workers}
         for stage in self._stages.values():
             for process in stage.processes:
-                facts.setdefault(process, _facts_of_unknown(process))
+                facts.setdefault(process, facts_of(process, process, None))
         return [{**worker, "stages": self._work_of(process)} for process, worker in facts.items()]
 
     def _work_of(self, process: str) -> dict[str, dict[str, Any]]:
@@ -128,9 +134,3 @@ def _rates_of(stage: _StageStats, now: float) -> list[float]:
 
 def _rates_text(rates: Sequence[float]) -> str:
     return " + ".join(f"{rate:,.0f}" for rate in rates)
-
-
-def _facts_of_unknown(process: str) -> dict[str, Any]:
-    """Return facts about a worker that was not known at the start of the run."""
-    host, _, pid = process.rpartition(":")
-    return {"name": process, "host": host, "pid": int(pid), "device": None}

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from concurrent.futures import CancelledError, Executor, Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -22,7 +21,7 @@ from shardpress import signals
 from shardpress.cluster.connection import SchedulerMonitor, retry_if_worker_lost
 from shardpress.cluster.device_check import run_or_retire
 from shardpress.cluster.stats import WorkerStats
-from shardpress.errors import ShardpressError, SystemLimit, TryAgain, quantity
+from shardpress.errors import SystemLimit, TryAgain, quantity
 from shardpress.signals import Stopped
 
 log = logging.getLogger(__name__)
@@ -100,13 +99,6 @@ class ClusterExecutor(Executor):
             self._client.cancel(list(self._dask_futures))
         self.fail(_lost_connection())
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Wait for pending tasks or cancel them, as `Executor.shutdown` specifies."""
-        if cancel_futures:
-            self.stop()
-        elif wait and self._client.status == "running":
-            futures.wait(set(self._pending))
-
 
 async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: Callable[..., Any]) -> None:
     """Copy the outcome of a task from Dask's future to our future, in the event loop of the client.
@@ -142,7 +134,7 @@ def _explain(error: BaseException, function: Callable[..., Any]) -> BaseExceptio
     )
 
 
-def _lost_connection() -> ShardpressError:
+def _lost_connection() -> TryAgain:
     return TryAgain(f"the connection to the scheduler is lost. {_RESUME}")
 
 
@@ -164,8 +156,6 @@ class ClusterPool:
     n_local_processes : int
         Number of workers that share the cores and the memory of this machine. 0 if the workers have
         their own cores and memory.
-    watch_interval : float
-        Seconds between two checks of the connection and the workers.
     """
 
     is_local = False
@@ -178,7 +168,6 @@ class ClusterPool:
         known: Sequence[dict[str, Any]],
         patience: float,
         n_local_processes: int = 0,
-        watch_interval: float = _WATCH_INTERVAL,
     ) -> None:
         self.stats = WorkerStats()
         self.n_local_processes = n_local_processes
@@ -187,7 +176,6 @@ class ClusterPool:
         self._address = address
         self._known = known
         self._patience = patience
-        self._watch_interval = watch_interval
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
@@ -213,24 +201,16 @@ class ClusterPool:
         """Fail all tasks if their results can no longer arrive. The thread that waits for results cannot check this."""
         monitor = SchedulerMonitor(self._client)  # does not block, so that a silent scheduler does not delay signals
         absence = _Absence(self._patience)
-        while not ended.wait(self._watch_interval):
-            error = self._connection_error()
-            if error is None:
+        while not ended.wait(_WATCH_INTERVAL):
+            try:
+                signals.check()
+                if self._client.status != "running":
+                    raise _lost_connection()
                 monitor.poll()
-                error = absence.update(monitor.n_workers)
-            if error is not None:
+                absence.update(monitor.n_workers)
+            except (Stopped, TryAgain) as error:
                 executor.fail(error)
                 return
-
-    def _connection_error(self) -> BaseException | None:
-        """Return an error if a signal was received or the connection is lost, otherwise None."""
-        try:
-            signals.check()
-        except Stopped as stopped:
-            return stopped
-        if self._client.status != "running":
-            return _lost_connection()
-        return None
 
     def _n_threads(self) -> int:
         """Return the total number of threads of the workers, or 0 if the connection is lost."""
@@ -255,22 +235,19 @@ class _Absence:
         self._start = time.monotonic()
         self._last_log = self._start
 
-    def update(self, n_workers: int | None) -> ShardpressError | None:
-        """Update the number of workers (None if unknown). Return an error after too much time without any worker."""
+    def update(self, n_workers: int | None) -> None:
+        """Update the number of workers (None if unknown). Raise `TryAgain` after too much time without any worker."""
         now = time.monotonic()
         if n_workers != 0:
             self._start = now
             self._last_log = now
-            return None
+            return
         seconds = now - self._start
         if seconds > self._patience:
-            return TryAgain(
-                f"no worker has been available for {self._patience:.0f} s, expected at least one. {_RESUME}"
-            )
+            raise TryAgain(f"no worker has been available for {self._patience:.0f} s, expected at least one. {_RESUME}")
         if now - self._last_log > _LOG_INTERVAL:
             self._last_log = now
             log.warning("cluster: no worker is available; waiting for one, %.0f s so far", seconds)
-        return None
 
 
 @contextmanager
@@ -294,4 +271,4 @@ def forward_logs(client: Client) -> None:
     """
     for name in LOGGERS:
         forward = partial(client.forward_logging, name, logging.WARNING)
-        retry_if_worker_lost(forward, lambda: client.status == "running")
+        retry_if_worker_lost(client, forward)
