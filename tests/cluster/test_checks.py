@@ -24,7 +24,7 @@ from shardpress.cluster.checks import (
     refusal,
 )
 from shardpress.cluster.connection import workers_of
-from shardpress.cluster.pool import Probe
+from shardpress.cluster.probe import Probe
 from shardpress.errors import ConfigError
 from tests.support.clusters import Cluster, until
 from tests.support.interpreters import search_path

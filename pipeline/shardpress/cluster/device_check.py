@@ -77,7 +77,6 @@ def check_devices(
 
 
 def _describe_device(start_device: Callable[[], _Device]) -> tuple[str, str, str]:
-    """Return the process, the device and the reason of a failure. This function runs on the worker."""
     device = start_device()
     return process_name(), str(device), device.reason
 
@@ -89,13 +88,7 @@ def _failure_of(future: Future) -> str:
 
 
 def run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a task on a worker. If the device is lost, retire the worker, so that another worker runs the task.
-
-    Raises
-    ------
-    Reschedule
-        If the device is lost. The scheduler then assigns the task to any worker.
-    """
+    """Run a task on a worker. If the device is lost, retire the worker, so that another worker runs the task."""
     try:
         return function(*arguments)
     except DeviceLost as error:

@@ -32,7 +32,7 @@ from shardpress.cluster.checks import check_workers
 from shardpress.cluster.connection import wait_until
 from shardpress.cluster.device_check import check_devices
 from shardpress.cluster.devices import add_theano_flag, device_names, worker_environment
-from shardpress.cluster.pool import Probe
+from shardpress.cluster.probe import Probe
 from shardpress.cluster.tls import IsolatedSecurity
 from shardpress.cluster.workers import LOGGERS, ClusterPool, forward_logs
 from shardpress.errors import CannotCreate, NotPermitted, SystemLimit, quantity
@@ -55,8 +55,7 @@ _CLOSE_SECONDS = 2.0  # time for a worker to close; its unfinished tasks are not
 class _NoHttpScheduler(Scheduler):
     """Scheduler without Dask's HTTP server, which would open a port."""
 
-    def start_http_server(self, *_arguments: Any, **_named: Any) -> None:
-        """Do nothing."""
+    def start_http_server(self, *_arguments: Any, **_named: Any) -> None: ...
 
 
 class _NoHttpWorker(Worker):
@@ -67,8 +66,7 @@ class _NoHttpWorker(Worker):
             logging.getLogger(name).addHandler(logging.NullHandler())
         super().__init__(*arguments, **named)
 
-    def start_http_server(self, *_arguments: Any, **_named: Any) -> None:
-        """Do nothing."""
+    def start_http_server(self, *_arguments: Any, **_named: Any) -> None: ...
 
 
 @contextmanager
@@ -83,30 +81,6 @@ def local_workers(
 
     The scheduler runs in this process. Scheduler and workers listen only on the loopback interface. They accept only
     connections with a certificate that is created for this run.
-
-    Parameters
-    ----------
-    settings : ClusterSettings
-        Number of workers and their devices.
-    n_threads : int
-        Total number of threads of all workers.
-    start_device : callable
-        Function that initializes the configured device of a process (`shardpress.device.start_device`).
-    make_probe : callable
-        Function that returns the `Probe` for the workers. It is called before workers run any task.
-    requires_device : bool
-        Whether each worker must use its configured device.
-
-    Raises
-    ------
-    ConfigError
-        If a configured device does not exist, or if a worker could compute different results from this process.
-    DeviceError
-        If no worker can use its device.
-    SystemLimit
-        If a process cannot be started.
-    NotPermitted
-        If no directory can be created that other users cannot write to.
     """
     environments = _environments(settings, requires_device)
     _check_semaphores()
@@ -129,7 +103,6 @@ def local_workers(
 
 
 def _environments(settings: ClusterSettings, requires_device: bool) -> list[dict[str, str]]:
-    """Return the environment variables of each worker."""
     devices: Sequence[str | None] = device_names(settings.devices, os.environ)
     n_workers = settings.workers or len(devices)
     n_cores = len(os.sched_getaffinity(0))
@@ -218,7 +191,6 @@ def _processes(
 
 
 def _start(options: Mapping[str, Any], environment: Mapping[str, str]) -> ChildProcess:
-    """Start a process that calls `main` with these options."""
     try:
         with signals.deferred():
             process = ChildProcess(

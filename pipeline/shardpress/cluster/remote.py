@@ -16,7 +16,7 @@ from distributed.versions import VersionMismatchWarning
 from shardpress.cluster.checks import check_workers
 from shardpress.cluster.connection import disconnect_if_silent, wait_until
 from shardpress.cluster.device_check import check_devices
-from shardpress.cluster.pool import Probe
+from shardpress.cluster.probe import Probe
 from shardpress.cluster.security import check_address, dask_security, is_written, read_address, scheduler_file
 from shardpress.cluster.workers import ClusterPool, forward_logs
 from shardpress.errors import ConfigError, TryAgain, printable
@@ -36,28 +36,7 @@ def remote_workers(
     probe: Probe,
     requires_device: bool = False,
 ) -> Iterator[ClusterPool]:
-    """Provide the workers of the configured scheduler. Workers can join and leave at any time.
-
-    Parameters
-    ----------
-    settings : ClusterSettings
-        Settings with the address of the scheduler, or with the path of the file that it writes.
-    start_device : callable
-        Function that initializes the configured device of a process (`shardpress.device.start_device`).
-    make_probe : callable
-        Function that returns the `Probe` for the workers. It is called before workers run any task.
-    requires_device : bool
-        Whether each worker must use its configured device.
-
-    Raises
-    ------
-    ConfigError
-        If the address cannot be used safely, or if a worker could compute different results from this process.
-    TryAgain
-        If the scheduler does not answer, or if no worker joins.
-    DeviceError
-        If no worker can use its device, or if `requires_device` is true and a worker cannot use its device.
-    """
+    """Provide the workers of the configured scheduler. Workers can join and leave at any time."""
     address = _address(settings)
     with _client(address) as client, disconnect_if_silent(client):
         with _explain_lost_scheduler(address):

@@ -44,21 +44,11 @@ _RESUME = "Run the same command again to resume; finished results are kept."
 
 
 class ClusterExecutor(Executor):
-    """Executor that sends tasks to the workers of a scheduler.
-
-    Parameters
-    ----------
-    client : Client
-        Client of the scheduler.
-    stats : WorkerStats
-        Statistics. `shardpress.cluster.executor` adds each result to them.
-    n_remote_threads : int
-        Total number of threads of the workers. It determines the size of batches.
-    """
+    """Executor that sends tasks to the workers of a scheduler."""
 
     def __init__(self, client: Client, stats: WorkerStats, n_remote_threads: int = 0) -> None:
         self.stats = stats
-        self.n_remote_threads = n_remote_threads
+        self.n_remote_threads = n_remote_threads  # determines the size of batches
         self._client = client
         self._dask_futures = WeakSet[DaskFuture]()
         # All tasks are in one group, so that the scheduler queues them until a thread is free. The death of a worker
@@ -123,7 +113,6 @@ async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: C
 
 
 def _explain(error: BaseException, function: Callable[..., Any]) -> BaseException:
-    """Convert Dask's `KilledWorker` to an error of shardpress. Return any other error unchanged."""
     if not isinstance(error, KilledWorker):
         return error
     # Dask cannot know which of several tasks has killed a worker, so it counts the death for each of these tasks.
@@ -139,24 +128,7 @@ def _lost_connection() -> TryAgain:
 
 
 class ClusterPool:
-    """Pool of the workers of a scheduler. It implements `shardpress.cluster.pool.WorkerPool`.
-
-    Parameters
-    ----------
-    client : Client
-        Client of the scheduler.
-    kind : str
-        ``workers`` if this run has started the workers, or ``scheduler`` if it uses an existing scheduler.
-    address : str
-        Address of the scheduler.
-    known : sequence of dict
-        Facts about the workers at the start of the run: ``name``, ``host``, ``pid`` and ``device``.
-    patience : float
-        Seconds without any worker after which the run ends.
-    n_local_processes : int
-        Number of workers that share the cores and the memory of this machine. 0 if the workers have
-        their own cores and memory.
-    """
+    """Pool of the workers of a scheduler. It implements `shardpress.cluster.pool.WorkerPool`."""
 
     is_local = False
 
@@ -172,10 +144,10 @@ class ClusterPool:
         self.stats = WorkerStats()
         self.n_local_processes = n_local_processes
         self._client = client
-        self._kind = kind
+        self._kind = kind  # "workers" if this run has started the workers, otherwise "scheduler"
         self._address = address
-        self._known = known
-        self._patience = patience
+        self._known = known  # facts about the workers at the start of the run (see `stats.facts_of`)
+        self._patience = patience  # seconds without any worker after which the run ends
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
@@ -194,7 +166,6 @@ class ClusterPool:
             watch.join(_LOG_INTERVAL)
 
     def facts(self) -> dict[str, Any]:
-        """Return the kind of the pool, the address of the scheduler, and the statistics of each worker."""
         return {"kind": self._kind, "address": self._address, "workers": self.stats.summary(self._known)}
 
     def _watch(self, executor: ClusterExecutor, ended: threading.Event) -> None:
@@ -213,7 +184,6 @@ class ClusterPool:
                 return
 
     def _n_threads(self) -> int:
-        """Return the total number of threads of the workers, or 0 if the connection is lost."""
         # Without a connection, Dask raises an error or returns a description without numbers. `_watch` reports the lost
         # connection.
         with suppress(OSError, RuntimeError, KeyError):
@@ -222,13 +192,7 @@ class ClusterPool:
 
 
 class _Absence:
-    """Timer for the time without any worker.
-
-    Parameters
-    ----------
-    patience : float
-        Seconds after which the absence is an error.
-    """
+    """Timer for the time without any worker."""
 
     def __init__(self, patience: float) -> None:
         self._patience = patience

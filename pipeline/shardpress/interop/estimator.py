@@ -291,7 +291,6 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     # -- private methods --
 
     def __sklearn_tags__(self) -> Any:
-        """Return the tags of the estimator."""
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.input_tags.allow_nan = self.impute is not None
@@ -304,7 +303,6 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return int(self.model_.n_features if to_other is None else to_other.W.shape[1])
 
     def _map(self) -> LinearMap | None:
-        """Return the map to the features of another model, or None."""
         return getattr(self, "map_", None)
 
     def _config(self) -> Config:
@@ -329,7 +327,6 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return targets.reshape(n_rows)
 
     def _rows(self, X: Any, reset: bool, min_rows: int = 1) -> Any:
-        """Validate rows with scikit-learn, and return them."""
         if is_lazy(X):  # the values are checked later, block by block
             return validate_data(self, X, reset=reset, skip_check_array=True)
         return validate_data(
@@ -344,7 +341,6 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         )
 
     def _fills(self, reset: bool) -> bool:
-        """Return whether missing values are filled in."""
         if reset:
             return self.impute is not None
         return self.model_.scaler.fill is not None
@@ -379,7 +375,6 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
 
 def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:
-    """Return the parameters of an estimator with this model. They include the stored settings of the run."""
     network = model.network
     config = model.about.get("config", {})
     stored = {name: config[name] for name in names if name in config}

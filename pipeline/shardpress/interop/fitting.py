@@ -63,24 +63,9 @@ class _Fit:
 
 
 def prepare_fit(rows: Any, config: Config, y: Any = None) -> _Fit:
-    """Prepare the training of a new model.
+    """Prepare the training of a new model on an array or CSR matrix.
 
-    Parameters
-    ----------
-    rows : ndarray or CSR matrix of shape (n_rows, n_inputs)
-        Rows to train on.
-    config : Config
-        Settings that the user has chosen.
-    y : array-like of shape (n_rows,), optional
-        Targets of a head. NaN, None, `pandas.NA`, an empty string and -1 mean that a row has no
-        target.
-
-    Raises
-    ------
-    ConfigError
-        If settings are invalid, in general or for these rows.
-    DataError
-        If rows are not finite, or if no model can be trained on them.
+    NaN, None, `pandas.NA`, an empty string and -1 in `y` mean that a row has no target.
     """
     targets = None
     if y is not None:
@@ -109,7 +94,6 @@ def prepare_fit(rows: Any, config: Config, y: Any = None) -> _Fit:
 
 
 def _targets(y: Any) -> Targets:
-    """Return the targets of an array (n_rows,)."""
     values = np.asarray(y)
     if values.dtype.kind == "f":
         values = values.astype(np.float64)
@@ -132,15 +116,9 @@ def _is_missing(value: object) -> bool:
 
 
 def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoint: Checkpoint | None) -> _Fit:
-    """Prepare one more pass over these rows with a constant learning rate.
+    """Prepare one more pass over these rows with a constant learning rate. Without a model, train a new one.
 
-    Parameters
-    ----------
-    model : Model or None
-        Current model. If None, a new model is trained.
-    checkpoint : Checkpoint or None
-        State of the training. None if the model was trained in another way. In that case the optimizer starts without
-        state.
+    If the model was trained in another way, there is no checkpoint, and the optimizer starts without state.
     """
     n_epochs = 0 if checkpoint is None else checkpoint.state.epoch
     config = config.changed(
@@ -176,10 +154,7 @@ def _fit_from(model: Model, rows: Any, config: Config) -> _Fit:
 
 
 def _like_model(config: Config, model: Model, n_rows: int) -> Config:
-    """Return settings with the network of a model.
-
-    The initial parameters are set to the cheapest choice, because the caller replaces them.
-    """
+    """Return settings with the network of a model, and the cheapest initial parameters, which the caller replaces."""
     batch_size = config.training.batch_size
     if batch_size is not None:
         batch_size = min(batch_size, n_rows)
@@ -233,7 +208,6 @@ def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, bu
 
 
 def _scan(shards: tuple[Shard, ...], scan_settings: ScanSettings, budget: Budget) -> Scan:
-    """Scan the rows. Raise `DataError` if a row is bad."""
     with threads(budget.n_threads) as pool:
         result = scan(shards, scan_settings, pool, budget.n_threads)
     if len(result.bad_rows):

@@ -75,15 +75,7 @@ def discard_earlier(directory: Path, disk: Disk) -> None:
 
 
 class Ledger:
-    """An output directory while this process holds its lock.
-
-    Parameters
-    ----------
-    directory : Path
-        The output directory.
-    disk : Disk
-        Disk that makes all changes to the file system.
-    """
+    """An output directory while this process holds its lock."""
 
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.directory = directory
@@ -100,7 +92,6 @@ class Ledger:
     # -- writing --
 
     def write(self, stem: str, suffix: str, data: bytes | memoryview) -> Entry:
-        """Write the file of a result, as `shardpress.output.records.write_result` does."""
         return write_result(self.directory, self.disk, stem, suffix, data)
 
     def check(self) -> None:
@@ -115,21 +106,12 @@ class Ledger:
         publish(self.disk, self.directory / name, data)
 
     def publication(self) -> Publication:
-        """Return a new publication, whose files become visible together with its manifest."""
         return Publication(self.directory, self.disk)
 
     def commit(self, *records: Record) -> None:
-        """Commit results together. If a result was committed before, the earlier file is kept and the new one removed.
+        """Commit results of one kind together, by four syncs. Later runs find all of them or none.
 
-        Parameters
-        ----------
-        records : Record
-            Records of one kind, with files that `write` has written. A commit takes four syncs for any number of these.
-
-        Raises
-        ------
-        WriteFailed, SystemLimit, NotPermitted
-            If the records cannot be written. Later runs find all of them or none.
+        If a result was committed before, the earlier file is kept and the new one removed.
         """
         new: dict[tuple[str, str], Record] = {}
         for record in records:
@@ -192,10 +174,7 @@ class Ledger:
     def sweep(self, *keep: str) -> None:
         """Remove files of interrupted writes and of results that are not committed. User files are never removed.
 
-        Parameters
-        ----------
-        keep : str
-            Fingerprints. If any are given, results with all other fingerprints are removed as well.
+        If any fingerprints are given, results with all other fingerprints are removed as well.
         """
         if keep:
             self.drop(*(record for record in self.records() if record.fingerprint not in keep))
@@ -209,14 +188,12 @@ class Ledger:
         sweep_publications(self.directory, self.disk, used)
 
     def _paths(self) -> Iterator[str]:
-        """Yield the names of all files in the directory and its own folders, relative to the directory."""
         for folder in ("", *FOLDERS, PUBLISHED):
             if (self.directory / folder).is_dir():
                 for name in sorted(os.listdir(self.directory / folder)):
                     yield os.path.join(folder, name)
 
     def set_request(self, request: Mapping[str, Any], deadline: Mapping[str, Any] | None = None) -> None:
-        """Store the request of this run, and its deadline."""
         before = self._read_request() or {}
         content = dict(request)
         if deadline:
@@ -305,7 +282,6 @@ class Ledger:
     # -- private --
 
     def _read_request(self) -> dict[str, Any] | None:
-        """Return the content of run.json; None if there is no intact one."""
         try:
             return unsealed(self.directory / _REQUEST)
         except (OSError, ValueError):

@@ -40,19 +40,6 @@ def locked(directory: Path, disk: Disk | None = None, discards_earlier: bool = F
 
     The kernel holds the lock and releases it when the process ends, however it ends, so no lock is ever stale.
 
-    Parameters
-    ----------
-    directory : Path
-        Output directory. It is created with its parents if it does not exist.
-    disk : Disk, optional
-        Disk that makes all changes to the file system.
-    discards_earlier : bool
-        True to discard the results of an earlier version of shardpress.
-
-    Yields
-    ------
-    Ledger
-
     Raises
     ------
     CannotCreate
@@ -64,8 +51,6 @@ def locked(directory: Path, disk: Disk | None = None, discards_earlier: bool = F
     TryAgain
         If another run holds the lock, or the file system does not support locks. The context raises it as well,
         before a change, if the path no longer refers to the locked directory.
-    SystemLimit
-        If too many files are open.
     """
     disk = disk or Disk()
     where = f"output={printable(directory)}"
@@ -224,7 +209,6 @@ def _lock(directory: Path) -> int:
 
 
 def _flock(directory: Path, descriptor: int) -> None:
-    """Lock an open file, or raise `TryAgain`."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -9,7 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shardpress.cluster.pool import Probe, open_pool
+from shardpress.cluster.pool import open_pool
+from shardpress.cluster.probe import Probe
 from shardpress.device import is_compiling, n_device_calls, start_device, theanos_errors
 from shardpress.errors import ConfigError, printable, quantity, short_list
 from shardpress.output.disk import Disk
