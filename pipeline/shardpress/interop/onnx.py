@@ -25,14 +25,13 @@ _IR_VERSION = 8
 _LARGEST = 8.0
 
 
-def import_onnx() -> Any:
+def import_onnx() -> None:
     try:
-        import onnx
+        import onnx  # noqa: F401
     except ImportError as error:
         raise DeviceError(
             f"{error}. ONNX files need the package onnx. Install it: pip install 'shardpress[onnx]'."
         ) from error
-    return onnx
 
 
 def input_dtype(model: Model) -> np.dtype:
