@@ -1,4 +1,4 @@
-"""What workers access before a run, to find out whether they see the same files as the driver."""
+"""Paths that workers access before a run, to find out whether they see the same files as the driver."""
 
 from __future__ import annotations
 
