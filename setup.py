@@ -27,7 +27,7 @@ READER = [
     "jinja2>=3.1",
     "numpy>=1.26.4,<2.6",  # the newest version that is tested
     "PyYAML>=6",
-    "scikit-learn>=1.9",  # `TiedAutoencoder` uses its callbacks
+    "scikit-learn>=1.9",
     "scipy>=1.11",
     "tqdm>=4.66",
 ]

@@ -26,7 +26,9 @@ def plain_number(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
 
 
-def find_map(path: str | Path, as_of: int | str | Path, encoder: str) -> LinearMap | None:
+def find_map(
+    path: str | Path, as_of: int | str | Path, encoder: str, manifest: Mapping[str, Any] | None = None
+) -> LinearMap | None:
     """Return the map from the features of a finished run to those of another encoder.
 
     Return None if the run has this encoder itself.
@@ -50,7 +52,7 @@ def find_map(path: str | Path, as_of: int | str | Path, encoder: str) -> LinearM
         found: LinearMap | None = load_map(as_of)
     else:
         directory = directory_of(path)
-        found = map_of(directory, read_manifest(directory), as_of)
+        found = _map_of(directory, manifest or read_manifest(directory), as_of)
     if found is None or found.encoder_to == encoder:
         return None
     if found.encoder_from != encoder:
@@ -61,7 +63,7 @@ def find_map(path: str | Path, as_of: int | str | Path, encoder: str) -> LinearM
     return found
 
 
-def map_of(directory: Path, manifest: Mapping[str, Any], as_of: int | str | Path) -> LinearMap | None:
+def _map_of(directory: Path, manifest: Mapping[str, Any], as_of: int | str | Path) -> LinearMap | None:
     """Return the map that a manifest lists, as `find_map` does."""
     if isinstance(as_of, int) and as_of == manifest.get("generation", 1):
         return None

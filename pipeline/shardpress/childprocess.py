@@ -47,24 +47,8 @@ class ChildProcess(subprocess.Popen[bytes]):
     other processes of its process group. The child needs no thread for this. The thread that started the child can end
     earlier.
 
-    Parameters
-    ----------
-    module : str
-        Full name of the module.
-    arguments : str
-        Arguments of the child: ``sys.argv[1:]``.
-    environment : mapping of str to str, optional
-        Environment variables of the child. The default is the environment of this process. Variables whose names start
-        with ``PYTHON`` are always left out.
-    scratch : Path, optional
-        Directory that the child removes when this process has ended.
-    bufsize, stdin, stdout, stderr : int
-        Same as for ``Popen``.
-
-    Raises
-    ------
-    OSError
-        If the process cannot be started.
+    The child gets the given environment, or that of this process, without variables ``PYTHON...``. When this process
+    has ended, the child removes the directory `scratch`.
     """
 
     def __init__(
@@ -108,15 +92,7 @@ class ChildProcess(subprocess.Popen[bytes]):
         self._lifeline()
 
     def answer(self, seconds: float | None = None) -> tuple[bytes, bytes, bool]:
-        """Wait for the end of the process, and kill it if it takes longer than `seconds`.
-
-        Returns
-        -------
-        stdout, stderr : bytes
-            Output of the process; empty for a stream that is not a pipe.
-        is_in_time : bool
-            Whether the process ended before it had to be killed.
-        """
+        """Wait for the end, or kill the process after `seconds`. Return stdout, stderr and whether it ended in time."""
         is_in_time = True
         try:
             try:
@@ -131,24 +107,10 @@ class ChildProcess(subprocess.Popen[bytes]):
 
 
 def collect_reports(module: str, seconds: float, environment: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Run ``main()`` of a module in a child process, and return all values that the child reports.
+    """Run ``main()`` of a module in a child process, and return all values that the child passes to `report`.
 
-    If the child hangs or crashes, its earlier reports are still returned. The last report of a child should be
-    ``done=True``.
-
-    Parameters
-    ----------
-    module : str
-        Full name of a module whose ``main`` calls `report`.
-    seconds : float
-        Time limit.
-    environment : mapping of str to str, optional
-        Same as for `ChildProcess`.
-
-    Returns
-    -------
-    dict
-        All reported values. If the child did not finish, ``failed`` describes the failure.
+    If the child hangs or crashes, its earlier reports are still returned, and ``failed`` describes the failure. The
+    last report of a child should be ``done=True``.
     """
     child = ChildProcess(module, environment=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     stdout, stderr, is_in_time = child.answer(seconds)
@@ -175,16 +137,11 @@ def _reports_in(output: bytes) -> dict[str, Any]:
 
 
 def environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return environment variables without the variables that change what Python imports or runs."""
     return {name: value for name, value in environment.items() if not name.startswith("PYTHON")}
 
 
 def import_path() -> list[str]:
-    """Return the import path of a child process.
-
-    The path contains the safe directories of this process, so that both processes import the same packages. The
-    source roots of shardpress follow the standard library.
-    """
+    """Return the safe directories of the import path of this process, with our source roots after Python's library."""
     unsafe = {_STARTED_IN, _current_directory(), _script_directory()}
     standard = os.path.dirname(os.__file__)
     found = []
@@ -198,7 +155,6 @@ def import_path() -> list[str]:
 
 
 def _script_directory() -> str | None:
-    """Return the directory of the script that this process runs, or None if it does not run a script."""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     return None if script is None else os.path.realpath(os.path.dirname(os.path.abspath(script)))
 

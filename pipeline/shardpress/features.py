@@ -32,8 +32,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from shardpress.alignment import LinearMap, load_map
-from shardpress.asof import directory_of, map_of, output_of, plain_number
+from shardpress.asof import find_map, output_of, plain_number
 from shardpress.errors import DataError, printable, short_list
 from shardpress.frames import data_frame, import_pandas
 from shardpress.hdf5.categories import array_of, read_categories
@@ -76,11 +75,9 @@ def common_dtypes(parts: Sequence[Mapping[str, Shape]]) -> dict[str, np.dtype]:
 
 
 def _kind(shape: Shape) -> object:
-    """Return the properties of a dataset that must be equal in all parts.
-
-    Enumerations are included explicitly, because NumPy ignores them when it compares dtypes.
-    """
+    """Return the properties of a dataset that must be equal in all parts."""
     dims, dtype = shape
+    # NumPy ignores enumerations when it compares dtypes.
     return dims[1:], dtype, h5py.check_enum_dtype(dtype)
 
 
@@ -217,8 +214,6 @@ def open_features(
 
 
 class _Selection(NamedTuple):
-    """Arguments of `open_features` that select rows and features."""
-
     block_rows: int
     appends: Collection[int] | None
     generation: int | None
@@ -227,7 +222,6 @@ class _Selection(NamedTuple):
 
 
 def _open_one(path: Path, selection: _Selection) -> Features:
-    """Open the selected features of one run."""
     opened = _open_rows(path, selection)
     if selection.n_features is not None:
         opened = _first_features(opened, selection.n_features, path)
@@ -237,7 +231,6 @@ def _open_one(path: Path, selection: _Selection) -> Features:
 
 
 def _open_rows(path: Path, selection: _Selection) -> Features:
-    """Open the features in an output directory, or in a single file."""
     if not path.is_file():
         return _open_directory(path, selection)
     if path.name == INDEX and (path.parent / MANIFEST).exists():
@@ -252,22 +245,25 @@ def _open_rows(path: Path, selection: _Selection) -> Features:
 
 def _as_of(opened: Features, as_of: int | str | Path, path: Path) -> Features:
     """Return the features mapped to those of another generation, of another output directory, or by a map file."""
-    if not isinstance(as_of, int) and Path(as_of).is_file():
-        from_file = load_map(as_of)
-        if opened.manifest.get("model") == from_file.encoder_to:
-            return opened
-        return _mapped(opened, from_file, path, str(as_of))
-    found = map_of(directory_of(path), opened.manifest, as_of)
-    if found is None:
+    to_other = find_map(path, as_of, str(opened.manifest.get("model")), opened.manifest)
+    if to_other is None:
         return opened
-    mapped = _mapped(opened, found, path, str(as_of))
+    n_from, n_to = to_other.W.shape
+    width = opened.features.shape[1]
+    if width != n_from:
+        raise DataError(
+            f"features={printable(path)}: has {width} features, but map={printable(str(as_of))} expects {n_from}"
+        )
+    chunks = (opened.features.chunks[0], (n_to,))
+    meta = np.empty((0, n_to), np.float32)
+    features = opened.features.map_blocks(to_other.apply, chunks=chunks, dtype=np.float32, meta=meta)
+    manifest = {**opened.manifest, "model": to_other.encoder_to}
     if isinstance(as_of, int):
-        mapped.manifest["generation"] = as_of
-    return mapped
+        manifest["generation"] = as_of
+    return replace(opened, features=features, manifest=manifest)
 
 
 def _first_features(opened: Features, n_features: int, path: Path) -> Features:
-    """Return the first features of nested features."""
     width = opened.features.shape[1]
     if not opened.manifest.get("nested"):
         raise DataError(
@@ -279,30 +275,10 @@ def _first_features(opened: Features, n_features: int, path: Path) -> Features:
     return replace(opened, features=opened.features[:, :n_features])
 
 
-def _mapped(opened: Features, to_other: LinearMap, path: Path, map_path: str) -> Features:
-    """Return the features mapped to those of another encoder."""
-    where = f"features={printable(path)}"
-    encoder = opened.manifest.get("model")
-    if encoder != to_other.encoder_from:
-        raise DataError(
-            f"{where}: made by the encoder {printable(str(encoder))}, but map={printable(map_path)} is for the "
-            f"encoder {printable(to_other.encoder_from)}. Fit a map with shardpress compare --map."
-        )
-    n_from, n_to = to_other.W.shape
-    width = opened.features.shape[1]
-    if width != n_from:
-        raise DataError(f"{where}: has {width} features, but map={printable(map_path)} expects {n_from}")
-    chunks = (opened.features.chunks[0], (n_to,))
-    meta = np.empty((0, n_to), np.float32)
-    features = opened.features.map_blocks(to_other.apply, chunks=chunks, dtype=np.float32, meta=meta)
-    return replace(opened, features=features, manifest={**opened.manifest, "model": to_other.encoder_to})
-
-
 # -- several runs ------------------------------------------------------------------------------------------------
 
 
 def _joined(runs: Sequence[tuple[str, Features]]) -> Features:
-    """Return the rows of several runs, given with their paths."""
     import dask.array as da
 
     if not runs:
@@ -412,7 +388,6 @@ def categories_in(files: Sequence[PartFile]) -> dict[str, np.ndarray]:
 
 
 def _generation(directory: Path, manifest: dict[str, Any], number: int) -> dict[str, Any]:
-    """Return the manifest of a generation."""
     if number == manifest.get("generation", 1):
         return manifest
     earlier = manifest.get("generations", [])
@@ -441,7 +416,6 @@ class PartFile(NamedTuple):
 
 
 def _files_of(appends: Collection[int], files: Sequence[PartFile], directory: Path) -> list[PartFile]:
-    """Return the parts of some appends."""
     selected = [file for file in files if file.append_id in appends]
     if not selected:
         known = short_list(map(str, sorted({file.append_id for file in files})), _NAMED)
@@ -453,7 +427,6 @@ def _files_of(appends: Collection[int], files: Sequence[PartFile], directory: Pa
 
 
 def _lazy_append_ids(files: Sequence[PartFile], block_rows: int) -> Any:
-    """Return the number of the append of each row as a Dask array."""
     import dask.array as da
 
     return da.concatenate([da.full(file.n_rows, file.append_id, dtype=np.int32, chunks=block_rows) for file in files])
@@ -479,7 +452,6 @@ def _opened(
     block_rows: int,
     categories: dict[str, np.ndarray],
 ) -> Features:
-    """Return the rows of some files with their datasets."""
     import dask.array as da  # imported here, because it takes longer to load than all other modules
 
     for path, shapes in parts:
@@ -541,7 +513,6 @@ def _shapes_of(file: h5py.File) -> dict[str, Shape]:
 
 
 def _lazy(path: Path, name: str, shape: Shape, block_rows: int) -> Any:
-    """Return a dataset as a Dask array."""
     import dask
     import dask.array as da
 

@@ -18,34 +18,18 @@ VALID_COLUMN = "valid"
 
 @dataclass(frozen=True)
 class ColumnNames:
-    """Names of the columns of a data frame.
-
-    Attributes
-    ----------
-    features : list of str
-        Names of the feature columns.
-    index : str or None
-        Name of the extra that becomes the index of the data frame.
-    extras : dict of str to str
-        Names of the columns of the other extras, by the names of the extras.
-    """
+    """Names of the columns of a data frame."""
 
     features: list[str]
-    index: str | None
-    extras: dict[str, str]
+    index: str | None  # name of the extra that becomes the index
+    extras: dict[str, str]  # names of the columns of the other extras, by the names of the extras
 
 
 def name_columns(n_features: int, others: Sequence[str], ndims: Mapping[str, int]) -> ColumnNames:
     """Return the names of the columns of a data frame.
 
-    Parameters
-    ----------
-    n_features : int
-    others : sequence of str
-        Names of columns that are neither features nor extras.
-    ndims : mapping of str to int
-        Number of dimensions of each extra, by name. The first one with one dimension that is named like an index
-        becomes the index.
+    `others` are columns that are neither features nor extras. `ndims` is the number of dimensions of each extra. The
+    first extra with one dimension that is named like an index becomes the index.
     """
     index = next((name for name in INDEXES if ndims.get(name) == 1), None)
     features = [f"feature{i}" for i in range(n_features)]
@@ -58,7 +42,6 @@ def name_columns(n_features: int, others: Sequence[str], ndims: Mapping[str, int
 
 
 def import_pandas() -> Any:
-    """Import pandas. Raise `DeviceError` if it is not installed."""
     try:
         import pandas
     except ImportError as error:
@@ -67,7 +50,6 @@ def import_pandas() -> Any:
 
 
 def import_pyarrow() -> Any:
-    """Import pyarrow with its Parquet files. Raise `DeviceError` if it is not installed."""
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -83,16 +65,9 @@ def data_frame(
     extras: Mapping[str, np.ndarray],
     categories: Mapping[str, np.ndarray],
 ) -> Any:
-    """Return a data frame with a column for each feature, for `valid`, and for each extra.
+    """Return a data frame with a column for each feature, for `valid` (if it is not None), and for each extra.
 
-    Parameters
-    ----------
-    features : ndarray of shape (n_rows, n_features)
-    valid : ndarray of shape (n_rows,), bool, optional
-    extras : mapping of str to ndarray
-        Arrays with `n_rows` entries. The first one that is named like an index becomes the index.
-    categories : mapping of str to ndarray
-        Categories of the extras that are stored as codes.
+    The first extra that is named like an index becomes the index.
     """
     pandas = import_pandas()
     columns: dict[str, Any] = {} if valid is None else {VALID_COLUMN: valid}
@@ -155,7 +130,6 @@ def to_encodable(values: np.ndarray) -> np.ndarray:
 
 
 def _escaped(value: object) -> object:
-    """Return a string with escapes for the bytes that are not UTF-8, and other objects unchanged."""
     if not isinstance(value, str):
         return value
     return value.encode("utf-8", "backslashreplace").decode()

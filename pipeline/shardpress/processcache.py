@@ -12,18 +12,13 @@ _Value = TypeVar("_Value")
 
 
 class ProcessCache(Generic[_Key, _Value]):
-    """Values by key, which this process keeps until they are replaced or dropped.
+    """Values by key, which this process keeps until they are replaced or dropped, the least recently used ones first.
 
     All mutable state of modules is stored in such caches. Examples are compiled models, which cannot be sent to another
     process, and the file systems for which a warning has already been logged.
 
     A cache is thread-safe. `get_or_make` holds the lock of the cache while it makes a value, so that a model is
     compiled only once, even if several threads need it. A forked process inherits the values, and its lock is free.
-
-    Parameters
-    ----------
-    max_size : int, optional
-        Maximum number of values. The least recently used value is dropped first. By default, all values are kept.
     """
 
     def __init__(self, max_size: int | None = None) -> None:
@@ -36,7 +31,6 @@ class ProcessCache(Generic[_Key, _Value]):
         return len(self._values)
 
     def get(self, key: _Key) -> _Value | None:
-        """Return the value of a key, or None if the key has no value."""
         with self._lock:
             return self._get(key)
 
@@ -51,7 +45,6 @@ class ProcessCache(Generic[_Key, _Value]):
             return value
 
     def put(self, key: _Key, value: _Value) -> None:
-        """Store the value of a key, and replace any earlier value."""
         with self._lock:
             self._put(key, value)
 
@@ -72,7 +65,6 @@ class ProcessCache(Generic[_Key, _Value]):
             return value
 
     def clear(self) -> None:
-        """Drop all values."""
         with self._lock:
             self._values.clear()
 
@@ -88,7 +80,6 @@ class ProcessCache(Generic[_Key, _Value]):
         self._values[key] = value
 
     def _make_room(self) -> None:
-        """Drop the least recently used values until there is room for a new value."""
         if self._max_size is None:
             return
         while len(self._values) >= self._max_size:

@@ -26,31 +26,15 @@ _SECONDS_BETWEEN_BARS = 0.1  # do not redraw after every unit, because a unit ca
 
 
 class Progress:
-    """Progress of one pass.
-
-    Parameters
-    ----------
-    what : str
-        Name of the pass.
-    total : int or None
-        Number of units, if it is known.
-    unit : str
-        Name of the units in the plural.
-    unit_bytes : int
-        Size of a unit in bytes. If it is not 0, the rate is also shown in MB/s.
-    done : int
-        Number of units that an earlier run has completed. Rates do not include these units.
-    clock : callable
-        Function that returns the time in seconds.
-    """
+    """Progress of one pass. A total of None is unknown."""
 
     def __init__(
         self,
         what: str,
         total: int | None,
         unit: str,
-        unit_bytes: int = 0,
-        done: int = 0,
+        unit_bytes: int = 0,  # if it is not 0, the rate is also shown in MB/s
+        done: int = 0,  # units that an earlier run has completed; rates do not include them
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         now = clock()
@@ -82,14 +66,10 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the start."""
         return self._clock() - self._start
 
     def advance(self, n_units: int = 1, note: object = "") -> None:
-        """Count units, and show `note` after the count.
-
-        The note is converted to text only when it is shown, because units can be very short.
-        """
+        """Count units, and show `note` after the count. It becomes text only then, because units can be short."""
         self._done += n_units
         self._note = note
         now = self._clock()

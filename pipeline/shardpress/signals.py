@@ -21,11 +21,6 @@ class Stopped(KeyboardInterrupt):
     """Request to stop, caused by a signal.
 
     The base class is `KeyboardInterrupt`, not `Exception`, so that the request is not handled as an error.
-
-    Parameters
-    ----------
-    number : int
-        Number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -81,11 +76,7 @@ def deferred() -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with a code.
-
-    A code above 128 means that a signal stopped the run. The process then ends with this signal, which informs the
-    parent process.
-    """
+    """Exit with a code. Above 128, the process ends with a signal, which informs the parent process."""
     if code > 128:
         handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         for number in (*handled, code - 128):

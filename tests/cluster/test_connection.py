@@ -6,6 +6,8 @@ import logging
 import os
 import signal
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -66,17 +68,20 @@ class FailingQuery:
         raise OSError("Stream is closed")
 
 
+CLIENT: Any = SimpleNamespace(status="running")
+
+
 def test_a_lost_worker_does_not_end_a_query_of_all_workers() -> None:
-    assert retry_if_worker_lost(FailingQuery(0), lambda: True) == "answer"
-    assert retry_if_worker_lost(FailingQuery(4), lambda: True) == "answer"
+    assert retry_if_worker_lost(CLIENT, FailingQuery(0)) == "answer"
+    assert retry_if_worker_lost(CLIENT, FailingQuery(4)) == "answer"
 
 
 def test_a_query_is_not_repeated_forever() -> None:
     with pytest.raises(OSError, match="closed"):
-        retry_if_worker_lost(FailingQuery(99), lambda: True)
+        retry_if_worker_lost(CLIENT, FailingQuery(99))
 
 
 def test_a_lost_scheduler_ends_a_query() -> None:
-    query = FailingQuery(1)
+    client: Any = SimpleNamespace(status="closed")
     with pytest.raises(OSError, match="closed"):
-        retry_if_worker_lost(query, lambda: False)
+        retry_if_worker_lost(client, FailingQuery(1))

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from shardpress.cluster import connection
-from shardpress.cluster.device_check import WorkerDevice, check_devices
+from shardpress.cluster import connection, device_check
+from shardpress.cluster.device_check import check_devices
+from tests.support.helpers import refused
+from tests.support.logged import mentions
 
 
 class Answer:
@@ -59,14 +61,36 @@ def poll_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_WAIT_INTERVAL", 0.001)
 
 
-def check(client: Any, seconds: float = 60.0) -> Any:
-    return check_devices(client, lambda: None, seconds)  # type: ignore[arg-type, return-value]
+def check(client: Any, requires_device: bool = False, keeps_others: bool = False) -> Any:
+    """Return the names of the usable workers, and the failures."""
+    found, failures = check_devices(client, lambda: None, requires_device, keeps_others)  # type: ignore[arg-type, return-value]
+    return [each["name"] for each in found], failures
+
+
+CARD = ("host:1", "a card", "")
+NO_DRIVER = ("host:2", "cpu", "no driver")
 
 
 def test_answers_are_awaited_while_the_scheduler_has_the_workers() -> None:
-    found, failed = check(Client(a=("host:1", "cpu", "", ""), b=OSError("no such device")))
-    assert (found, failed) == ([WorkerDevice("a", "host:1", "cpu", "")], {"b": "no such device"})
-    assert found[0].facts() == {"name": "a", "host": "host", "pid": 1, "device": "cpu"}
+    found, failures = check_devices(Client(a=CARD, b=OSError("no such device")), lambda: None, False)  # type: ignore[arg-type, return-value]
+    assert found == [{"name": "a", "host": "host", "pid": 1, "device": "a card"}]
+    assert failures == {"b": "no such device"}
+
+
+def test_workers_without_their_device_are_used_only_on_request(caplog: pytest.LogCaptureFixture) -> None:
+    client = Client(a=CARD, b=NO_DRIVER)
+    assert check(client) == (["a"], {"b": "no driver"})
+    assert mentions(caplog.text, "worker b", "no driver")
+    assert check(client, keeps_others=True) == (["a", "b"], {"b": "no driver"})
+
+
+def test_a_run_without_the_required_devices_stops() -> None:
+    with refused(69, "1 worker of 1", ": no driver"):
+        check(Client(a=NO_DRIVER))
+    with refused(69, "1 worker of 2", ": no driver"):
+        check(Client(a=CARD, b=NO_DRIVER), requires_device=True)
+    with refused(69, "2 workers of 2", ": no card"):
+        check(Client(a=OSError("no card"), b=OSError("no driver")), keeps_others=True)
 
 
 class ClientWithoutWorkers(Client):
@@ -77,7 +101,8 @@ class ClientWithoutWorkers(Client):
         return super().submit(*arguments, **named)
 
 
-def test_a_lost_or_busy_worker_is_not_awaited() -> None:
-    for client, seconds in ((Client(a=None), 0.01), (ClientWithoutWorkers(a=None), 60.0)):
-        found, failed = check(client, seconds)
-        assert (found, list(failed)) == ([], ["a"])
+def test_a_lost_or_busy_worker_is_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    for client in (ClientWithoutWorkers(a=None), Client(a=None)):
+        with refused(69, "did not answer"):
+            check(client)
+        monkeypatch.setattr(device_check, "_SECONDS", 0.01)

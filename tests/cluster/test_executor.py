@@ -321,11 +321,14 @@ def test_small_or_many_tasks_are_sent_in_batches(
 
 
 @pytest.mark.parametrize(("n_tasks", "batch"), [(1000, 3), (25, 3), (12, 2), (10, 1), (3, 1)])
-def test_many_threads_get_batches_but_at_least_a_task_each(n_tasks: int, batch: int) -> None:
-    assert module.batch_size(n_tasks, 10, capacity=4) == batch
+def test_many_threads_get_batches_but_at_least_a_task_each(
+    n_tasks: int, batch: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SCHEDULER_CAPACITY", 4)
+    assert module.batch_size(n_tasks, 10) == batch
     assert -(-n_tasks // batch) >= min(n_tasks, 5), "at least half of the threads have a batch"
-    assert module.batch_size(n_tasks, 10, 0, capacity=4) == 1, "with longer tasks the scheduler keeps more threads busy"
-    assert module.batch_size(n_tasks, 4, capacity=4) == 1
+    assert module.batch_size(n_tasks, 10, 0) == 1, "with longer tasks the scheduler keeps more threads busy"
+    assert module.batch_size(n_tasks, 4) == 1
 
 
 # -- merging -------------------------------------------------------------------------------------------------------

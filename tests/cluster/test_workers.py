@@ -80,8 +80,14 @@ class Client:
         return self.scheduler_info(n_workers)
 
 
+@pytest.fixture(autouse=True)
+def watch_quickly(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (connection, workers):
+        monkeypatch.setattr(module, "_WATCH_INTERVAL", 0.01)
+
+
 def run(client: Any, n: int = 3, patience: float = 60.0) -> Any:
-    pool = ClusterPool(client, "scheduler", "tls://10.0.0.7:8786", [], patience, watch_interval=0.01)
+    pool = ClusterPool(client, "scheduler", "tls://10.0.0.7:8786", [], patience)
     with pool.executor(1) as where:
         return compute([(abs, -i) for i in range(n)], *where)
 
@@ -228,9 +234,12 @@ class SilentClient(Client):
         pass
 
 
-def test_a_scheduler_that_does_not_answer_counts_as_lost(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_scheduler_that_does_not_answer_counts_as_lost(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     client: Any = SilentClient()
-    with connection.disconnect_if_silent(client, interval=0.01, max_silence=0.05), refused(75, "scheduler"):
+    monkeypatch.setattr(connection, "_MAX_SILENCE", 0.05)
+    with connection.disconnect_if_silent(client), refused(75, "scheduler"):
         run(client)
     assert client.is_aborted.is_set()
     assert mentions(caplog.text, "cluster:", "scheduler")

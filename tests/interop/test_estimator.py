@@ -150,38 +150,6 @@ def test_example_of_the_readme_runs() -> None:
     assert found["classifier"].score(X[1000:], y[1000:]) > 0.85
 
 
-class Recorder:
-    """Callback that stops the training after its second epoch."""
-
-    def __init__(self) -> None:
-        self.calls: list[str] = []
-        self.errors: list[float] = []
-
-    def setup(self, estimator: Any, context: Any) -> None:
-        self.calls.append("setup")
-
-    def teardown(self, estimator: Any, context: Any) -> None:
-        self.calls.append("teardown")
-
-    def on_fit_task_begin(self, estimator: Any, context: Any) -> None:
-        self.calls.append(f"begin {context.task_name}")
-
-    def on_fit_task_end(self, estimator: Any, context: Any, *, X: Any, fitted_estimator: Any) -> bool:
-        self.calls.append(f"end {context.task_name}")
-        self.errors.append(-fitted_estimator.score(X))
-        return context.task_name == "epoch" and context.task_id == 1
-
-
-def test_callbacks_are_called_for_each_epoch_and_can_stop() -> None:
-    recorder = Recorder()
-    x = rows()
-    found = TiedAutoencoder(epochs=5, n_features=3).set_callbacks(recorder).fit(x)
-    epoch = ["begin epoch", "end epoch"]
-    assert recorder.calls == ["setup", "begin fit", *epoch, *epoch, "end fit", "teardown"]
-    assert found.n_iter_ == 2
-    assert recorder.errors[0] > recorder.errors[1] == recorder.errors[2] == -found.score(x)
-
-
 # -- the same bits -----------------------------------------------------------------------------------------------
 
 

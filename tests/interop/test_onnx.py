@@ -9,6 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 
+from shardpress.interop.export import export
 from shardpress.interop.onnx import encoder_onnx, input_dtype
 from shardpress.model import Model
 from shardpress.preparation import Preparation
@@ -142,4 +143,4 @@ def test_onnx_file_names_its_model() -> None:
 def test_missing_onnx_is_reported_with_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with refused(69, "pip install 'shardpress[onnx]'"):
-        encoder_onnx(model_of(NETWORKS[0], np.eye(4)))
+        export("a run", "onnx")

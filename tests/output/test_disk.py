@@ -121,9 +121,8 @@ def test_the_page_cache_is_used_if_it_cannot_be_bypassed(tmp_path: Path) -> None
         (PAGE, OSError(errno.EINVAL, "requires larger multiples")),
         (PAGE, 7 * PAGE),
         (PAGE + 1,),
-        (InterruptedError(), 5),
     ],
-    ids=["EINVAL", "EINVAL later", "half-way", "in a page", "interrupted"],
+    ids=["EINVAL", "EINVAL later", "half-way", "in a page"],
 )
 def test_an_interrupted_bypass_of_the_cache_is_completed(tmp_path: Path, answers: tuple[int | OSError, ...]) -> None:
     class Cached(Answering):
@@ -194,12 +193,8 @@ def test_a_file_system_without_reservation_is_supported(tmp_path: Path) -> None:
         (tmp_path / "part.h5").unlink()
 
 
-@pytest.mark.parametrize(
-    "answers",
-    [[1], [1, 2, 3, 4], [InterruptedError()], [3, InterruptedError(), InterruptedError(), 1]],
-    ids=["short", "shorter", "interrupted", "both"],
-)
-def test_short_and_interrupted_writes_are_continued(tmp_path: Path, answers: list[int | OSError]) -> None:
+@pytest.mark.parametrize("answers", [[1], [1, 2, 3, 4]], ids=["short", "shorter"])
+def test_short_writes_are_continued(tmp_path: Path, answers: list[int | OSError]) -> None:
     publish(Answering(*answers), tmp_path / "part.h5", b"0123456789")
     assert contents(tmp_path) == {"part.h5": b"0123456789"}
 

@@ -339,7 +339,7 @@ def test_the_request_is_written_only_if_it_changed(tmp_path: Path) -> None:
 def test_a_moved_directory_keeps_its_results(ledger: Ledger, tmp_path: Path) -> None:
     record = commit(ledger)
     ledger.finish({}, {"parts": [{"file": record.entry.file}]})
-    shutil.copytree(ledger.directory, tmp_path / "moved")
+    shutil.copytree(ledger.directory, tmp_path / "moved", symlinks=True)
     with locked(tmp_path / "moved") as moved:
         assert moved.records("part", NOW) == [record]
         assert fault_of(moved.directory, record.entry) is None

@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import h5py
@@ -16,19 +15,17 @@ import pytest
 
 from shardpress.encoding import index as index_module
 from shardpress.encoding import views
-from shardpress.errors import WriteFailed
 from shardpress.features import open_features
 from shardpress.formats import seal
 from shardpress.output import publication as module
 from shardpress.output.ledger import Ledger
-from shardpress.output.lock import locked
+from shardpress.output.lock import locked, objection
 from shardpress.output.publication import misplaced_names
-from shardpress.output.records import OUTPUT, Entry, fault_of, manifest_path, published_file, read_manifest
-from tests.support.faulty import BrokenDisk, FailingDisk, RecordingDisk
+from shardpress.output.records import OUTPUT, Entry, fault_of, read_manifest
+from tests.support.faulty import BrokenDisk, RecordingDisk
 from tests.support.helpers import refused
-from tests.support.ledgers import HEX, NOW, commit, fill
+from tests.support.ledgers import HEX, NOW, commit, contents, fill
 from tests.support.parts import feature_rows, part, shapes_in
-from tests.support.soak_protocol import with_plain_files
 
 
 def publish(ledger: Ledger, *names: str) -> list[Entry]:
@@ -203,44 +200,6 @@ def features_in(index: Path | str) -> np.ndarray:
         return np.asarray(file["features"][()])
 
 
-def as_plain_files(directory: Path, *names: str) -> None:
-    """Write an output directory with a finished run of regular files, as on a file system without links."""
-    with locked(directory) as ledger:
-        publish(ledger, *names)
-    with_plain_files(directory)
-
-
-@pytest.mark.slow
-def test_a_restart_on_a_full_disk_restores_no_old_run(tmp_path: Path) -> None:
-    """Once, an unfinished publication of plain files was mistaken for a copy that has lost its links."""
-    n_without_manifest = 0
-    for number in range(60):
-        directory = tmp_path / str(number)
-        as_plain_files(directory, "model.h5", "index.h5", "bad_rows.jsonl")
-        with locked(directory) as ledger:
-            ledger.disk = FailingDisk(number, errno.ENOSPC)
-            try:
-                ledger.forget()
-            except WriteFailed:
-                continue
-            assert ledger.manifest(warn=False) is None, f"call {number}"
-            n_without_manifest += 1
-    assert n_without_manifest > 20
-
-
-@pytest.mark.slow
-def test_files_of_an_interrupted_run_are_not_mixed_with_another(tmp_path: Path) -> None:
-    """The next run has no bad_rows.jsonl; otherwise readers would use the earlier one."""
-    for number in range(60):
-        directory = tmp_path / str(number)
-        as_plain_files(directory, "model.h5", "index.h5", "bad_rows.jsonl")
-        with suppress(WriteFailed):
-            module.settle(directory, FailingDisk(number, errno.EIO, is_permanent=True))
-        with locked(directory) as ledger:
-            publish(ledger, "model.h5", "index.h5")
-        assert not (directory / "bad_rows.jsonl").exists(), f"call {number}"
-
-
 @pytest.mark.process
 @pytest.mark.parametrize("is_nested", [False, True], ids=["view", "view of views"])
 @pytest.mark.parametrize("copy_command", COPIES)
@@ -263,18 +222,54 @@ def test_an_index_works_in_every_kind_of_copy(
     np.testing.assert_array_equal(open_features(copy).features, expected)
     np.testing.assert_array_equal(open_features("../index.h5").features, expected)
     manifest = read_manifest(copy)
-    assert misplaced_names(copy, manifest) == []
+    follows_links = copy_command in ("cp -rL", "copytree")
+    assert misplaced_names(copy, manifest) == (["index.h5"] if follows_links else [])
     assert all(fault_of(copy, Entry(**line)) is None for line in manifest["files"])
 
 
-@pytest.mark.process
-def test_a_copy_without_links_can_be_read(tmp_path: Path) -> None:
-    expected = run(tmp_path)
-    for path in [path for path in tmp_path.rglob("*") if path.is_symlink()]:
+def test_a_copy_without_links_is_refused(ledger: Ledger) -> None:
+    publish(ledger, "model.h5")
+    for path in [path for path in ledger.directory.rglob("*") if path.is_symlink()]:
         path.unlink()
-    np.testing.assert_array_equal(open_features(tmp_path).features, expected)
-    assert published_file(tmp_path, "model.h5").parent == manifest_path(tmp_path).parent
-    assert misplaced_names(tmp_path, read_manifest(tmp_path)) == ["index.h5"]
+    with refused(66, "manifest.json", "links"):
+        open_features(ledger.directory)
+
+
+@pytest.mark.process
+def test_a_copy_that_followed_links_is_not_changed(tmp_path: Path) -> None:
+    with locked(tmp_path / "out") as ledger:
+        publish(ledger, "model.h5")
+    COPIES["cp -rL"](tmp_path / "out", tmp_path / "copy")
+    before = contents(tmp_path / "copy")
+    with refused(73, "copy", "published/current", "cp -r"), locked(tmp_path / "copy"):
+        pytest.fail("the directory was locked")
+    error = objection(tmp_path / "copy")
+    assert "published/current" in str(error)
+    assert contents(tmp_path / "copy") == before
+
+
+def test_an_output_without_links_stays_without_links(tmp_path: Path) -> None:
+    """It was moved to a file system with links."""
+    with locked(tmp_path, BrokenDisk(errno.EPERM, "symlink")) as ledger:
+        publish(ledger, "model.h5")
+    with locked(tmp_path) as ledger:
+        publish(ledger, "model.h5", "index.h5")
+        assert [entry["file"] for entry in read_manifest(tmp_path)["files"]] == ["model.h5", "index.h5"]
+        ledger.forget()
+        publish(ledger, "model.h5")
+    assert (tmp_path / "model.h5").is_symlink()
+
+
+def test_a_replaced_manifest_is_never_mixed_with_new_files(ledger: Ledger) -> None:
+    """A user who edits the manifest replaces its link by a file, which is damaged."""
+    publish(ledger, "model.h5")
+    (ledger.directory / "manifest.json").unlink()
+    fill(ledger.directory, "manifest.json")
+    (entry,) = publish(ledger, "model.h5")
+    assert (ledger.directory / "model.h5").samefile(ledger.directory / entry.file)
+    ledger.sweep(NOW)
+    assert len(folders(ledger.directory)) == 1
+    assert misplaced_names(ledger.directory, read_manifest(ledger.directory)) == []
 
 
 def test_removing_manifest_json_makes_a_run_unfinished(ledger: Ledger) -> None:

@@ -18,7 +18,7 @@ from shardpress.features import open_features
 from shardpress.formats import seal
 from shardpress.interop.estimator import TiedAutoencoder
 from shardpress.interop.export import export
-from shardpress.output.records import OUTPUT, manifest_path, read_manifest
+from shardpress.output.records import MANIFEST, OUTPUT, read_manifest
 from shardpress.report.page.build import page_of, read_report, text_of
 from shardpress.report.verify import verify
 from tests.support.faulty import RecordingDisk
@@ -247,7 +247,7 @@ def test_a_forged_manifest_cannot_name_other_files(runs: Workspace, first: Path,
     manifest = read_manifest(first)
     manifest["generations"][0]["manifest"]["file"] = name
     manifest["maps"][0]["file"]["file"] = name
-    manifest_path(first).resolve().write_bytes(seal(OUTPUT, manifest))
+    (first / MANIFEST).resolve().write_bytes(seal(OUTPUT, manifest))
     with pytest.raises(NotPermitted):
         open_features(first, generation=1)
     with pytest.raises(NotPermitted):
@@ -261,7 +261,7 @@ def test_a_forged_manifest_cannot_name_other_files(runs: Workspace, first: Path,
 def test_malformed_lists_are_refused(runs: Workspace, first: Path, field: str, value: object) -> None:
     assert runs.run(first, *RETRAIN) == 0
     manifest = {**read_manifest(first), field: value}
-    manifest_path(first).resolve().write_bytes(seal(OUTPUT, manifest))
+    (first / MANIFEST).resolve().write_bytes(seal(OUTPUT, manifest))
     argument = {"generations": "generation", "maps": "as_of"}[field]
     with pytest.raises(DataError):
         open_features(first, **{argument: 1})  # type: ignore[arg-type]
@@ -278,7 +278,7 @@ def test_a_part_of_another_encoder_is_a_fault(runs: Workspace, first: Path) -> N
     line = read_manifest(other)["parts"][0]
     (first / line["file"]).write_bytes((other / line["file"]).read_bytes())
     manifest["parts"][0] = line
-    manifest_path(first).resolve().write_bytes(seal(OUTPUT, manifest))
+    (first / MANIFEST).resolve().write_bytes(seal(OUTPUT, manifest))
     assert [fault.file for fault in verify(str(first)).faults] == [line["file"]]
 
 

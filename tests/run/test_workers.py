@@ -161,6 +161,6 @@ def test_a_worker_without_its_device_does_not_stop_the_others(small: Small, tmp_
     """On a machine with a card, cuda9 does not exist."""
     ended = small.program().run(tmp_path / "out", "--devices", "cpu,cuda9")
     assert ended.code == 0, ended.lines
-    assert ended.has_line(r" WARNING worker 1 of 2\b")
+    assert ended.has_line(r" WARNING cluster: worker 1\b")
     assert ended.has_line(r" INFO cluster: 1 worker: 0 cpu \(")
     assert features_of(tmp_path / "out") == small.features

@@ -30,7 +30,6 @@ _CALLS = (
     "close",
     "replace",
     "remove",
-    "link",
     "symlink",
     "make_directory",
     "remove_directory",
@@ -299,12 +298,12 @@ class PowerLog(RecordingDisk):
         if name == "free_bytes":
             return result
         first = self._descriptors.get(arguments[0]) if isinstance(arguments[0], int) else self._inside(arguments[-1])
-        if name in ("replace", "link"):
+        if name == "replace":
             first = self._inside(arguments[0])
         rest: tuple[Any, ...] = ()
         if name == "write":
             rest = (bytes(arguments[1][:result]),)
-        elif name in ("replace", "link"):
+        elif name == "replace":
             rest = (self._inside(arguments[1]),)
         elif name == "symlink":
             rest = (arguments[0],)
@@ -394,8 +393,6 @@ def _play(state: _State, name: str, arguments: tuple[Any, ...]) -> None:
         state.change(arguments[1], state.now[path], moved_from=path)
     elif name == "remove":
         state.change(path, _GONE)
-    elif name == "link":
-        state.change(arguments[1], state.now[path])
     elif name == "symlink":
         state.change(path, _Content(target=arguments[1]))
     elif name == "remove_directory":

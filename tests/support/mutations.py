@@ -264,8 +264,8 @@ _OUTPUT = (
     Mutation(
         "file-is-renamed-before-it-is-synced",
         "pipeline/shardpress/output/disk.py",
-        "        disk.sync(descriptor)\n    except BaseException:",
-        "    except BaseException:",
+        "        disk.sync(descriptor)\n    finally:",
+        "    finally:",
         ("tests/output/test_disk.py::test_data_are_synced_before_the_rename_and_the_name_after_it",),
     ),
     Mutation(

@@ -35,15 +35,14 @@ import pytest
 
 from shardpress.errors import NoInput
 from shardpress.features import open_features, reading
-from shardpress.formats import digest, seal, unseal
+from shardpress.formats import digest, unseal
 from shardpress.model import load_model
 from shardpress.output import groupcommit
 from shardpress.output.records import (
+    MANIFEST,
     NAMES,
     OUTPUT,
-    manifest_path,
     plain_name,
-    published_file,
     read_manifest,
 )
 from shardpress.report.page.build import read_report
@@ -68,10 +67,6 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "together": (None, STEPS),
     # The earlier run has a file that the later one lacks: the list of bad data.
     "list before": ((*STEPS, "--seed", "1", "--on-bad-data", "skip"), (*STEPS, "--overwrite")),
-    "plain files": ((*STEPS, "--seed", "1", "--on-bad-data", "skip"), (*STEPS, "--overwrite")),
-    "plain files, restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
-    "copy without links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
-    "lost links": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     # A new file, a changed one, and one that is gone.
     "append": (STEPS, (*STEPS, "--append", "--drop-missing")),
     "retrain": ((*STEPS, "--seed", "1"), (*STEPS, "--retrain")),
@@ -96,7 +91,6 @@ class Scenario:
         self.workspace = Workspace(folder, 20, 0, 15)
         self._folder = folder
         self._n_outputs = 0
-        self._kind = kind
         before, flags = KINDS[kind]
         self.flags = [str(folder / "another") if flag == ANOTHER_OUTPUT else flag for flag in flags]
         if ANOTHER_OUTPUT in flags:
@@ -105,10 +99,6 @@ class Scenario:
         self._runs_before: set[str | None] = set()
         if before is not None:
             assert self.workspace.run(folder / "before", *before) == 0
-            if kind.startswith("plain files"):
-                with_plain_files(folder / "before")
-            if kind == "lost links":
-                without_links(folder / "before")
             if kind.startswith("append"):
                 self._change_inputs()
             self._runs_before = {run_seen_by_readers(folder / "before")}
@@ -152,7 +142,7 @@ class Scenario:
         output = self._folder / f"{self._n_outputs}" / "out"
         output.parent.mkdir()
         if self._before is not None:
-            shutil.copytree(self._before, output, symlinks=self._kind != "copy without links")
+            shutil.copytree(self._before, output, symlinks=True)
         return output
 
     def run(self, output: Path, disk: RecordingDisk | None = None) -> int:
@@ -191,7 +181,7 @@ def invalid_entries(output: Path) -> list[str]:
 
 
 def _manifest(output: Path) -> dict[str, Any]:
-    path = manifest_path(output)
+    path = output / MANIFEST
     if not path.exists():
         return {"parts": [], "files": []}
     return unseal(OUTPUT, path.read_bytes())
@@ -225,39 +215,14 @@ def run_seen_by_readers(output: Path) -> str | None:
     assert not found.faults, str(found)
     report = read_report(output)
     assert report["fingerprints"] == {"request": manifest["fingerprint"], "model": manifest["model"]}
-    assert load_model(published_file(output, "model.h5")).fingerprint == manifest["model"]
-    # If a copy lacks the symbolic links, the publication also lacks the link to its index.
-    if os.path.lexists(manifest_path(output).resolve().with_name("index.h5")):
-        # HDF5's lock is off, because the run may have parts open in the same process.
-        with reading(output / "index.h5") as index:
-            assert index["features"][()].tobytes() == features.tobytes()
-            assert index.attrs["model"] == manifest["model"]
-        names = {plain_name(entry["file"]) for entry in manifest["files"]}
-        assert "bad_rows.jsonl" not in names or (output / "bad_rows.jsonl").exists()
+    assert load_model(output / "model.h5").fingerprint == manifest["model"]
+    # HDF5's lock is off, because the run may have parts open in the same process.
+    with reading(output / "index.h5") as index:
+        assert index["features"][()].tobytes() == features.tobytes()
+        assert index.attrs["model"] == manifest["model"]
+    names = {plain_name(entry["file"]) for entry in manifest["files"]}
+    assert "bad_rows.jsonl" not in names or (output / "bad_rows.jsonl").exists()
     return f"{digest([features.tobytes()])} {manifest['fingerprint']}"
-
-
-def with_plain_files(output: Path) -> None:
-    """Convert a finished output to regular files under plain names, as on a file system without symbolic links."""
-    manifest = read_manifest(output)
-    index = (output / "index.h5").resolve()
-    for line in manifest["files"]:
-        line["file"] = "index.h5" if line["file"] == index.name else plain_name(line["file"])
-    for name in NAMES:
-        path = output / name
-        if path.exists():
-            data = path.read_bytes()
-            path.unlink()
-            path.write_bytes(data)
-    (output / "manifest.json").write_bytes(seal(OUTPUT, manifest))
-    index.unlink()
-    shutil.rmtree(output / "published")
-
-
-def without_links(output: Path) -> None:
-    """Remove every symbolic link, as some tools do when they copy directories."""
-    for path in [path for path in output.rglob("*") if path.is_symlink()]:
-        path.unlink()
 
 
 def records(output: Path) -> list[dict[str, Any]]:

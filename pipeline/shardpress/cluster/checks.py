@@ -23,6 +23,7 @@ from pathlib import Path
 from distributed import Client, Future, Worker, WorkerPlugin
 
 from shardpress.cluster.connection import retry_if_worker_lost, submit_to_each, wait_for_answers, workers_of
+from shardpress.cluster.probe import Probe
 from shardpress.errors import ConfigError, TryAgain, printable, quantity, short_list
 from shardpress.sourceroots import SOURCE_ROOTS
 from shardpress_kernels.trust import untrusted_above
@@ -46,66 +47,18 @@ _PRIORITY = 100  # higher than the priority of other tasks
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Files that must be the same for workers and the driver.
-
-    Attributes
-    ----------
-    directory : str
-        Current directory of the driver. Relative paths are relative to this directory, so workers change to it.
-    output : str
-        Absolute path of the output directory.
-    driver_file : str
-        Path of a file that the driver has just written, relative to `output`.
-    inputs : tuple of str
-        Input files, which must be the same for all processes.
-    mixed_processors : bool
-        Whether to allow different processors, compilers and C libraries.
-    """
-
-    directory: str
-    output: str
-    driver_file: str
-    inputs: tuple[str, ...]
-    mixed_processors: bool = False
-
-
-@dataclass(frozen=True)
 class Environment:
-    """Description of a process.
+    """Description of a process."""
 
-    Attributes
-    ----------
-    facts : dict of str to str
-        Facts that must be the same for all processes.
-    written_file : str
-        Path of a file that the process has just written, relative to the output directory. The file contains this path.
-    """
-
-    facts: dict[str, str]
-    written_file: str
+    facts: dict[str, str]  # the same for all processes
+    written_file: str  # path relative to the output directory of a file that contains this path
 
 
 # -- checks of the workers of a run ------------------------------------------------------------------------------------
 
 
 def check_workers(client: Client, probe: Probe) -> None:
-    """Check the scheduler and all its workers, and register a check for workers that join later.
-
-    Parameters
-    ----------
-    client : Client
-        Client of the scheduler.
-    probe : Probe
-        Files that workers must see.
-
-    Raises
-    ------
-    ConfigError
-        If a worker could compute different results, or if the scheduler could not handle the tasks.
-    TryAgain
-        If a worker does not answer.
-    """
+    """Check the scheduler and all its workers, and register a check for workers that join later."""
     _check_scheduler(client)
     driver = describe_environment(probe)
     workers = workers_of(client)
@@ -124,11 +77,10 @@ def check_workers(client: Client, probe: Probe) -> None:
 
     client.subscribe_topic(_TOPIC, _log_retired_worker)
     plugin = _LateWorkerCheck(probe, driver, client.id)
-    retry_if_worker_lost(lambda: client.register_plugin(plugin), lambda: client.status == "running")
+    retry_if_worker_lost(client, lambda: client.register_plugin(plugin))
 
 
 def _check_scheduler(client: Client) -> None:
-    """Raise `ConfigError` if the scheduler has different package versions, or imports from an unsafe directory."""
     try:
         problems = compare_scheduler(client.run_on_scheduler(describe_scheduler))
     except Exception as error:  # the packages of the scheduler can raise any exception
@@ -141,7 +93,6 @@ def _check_scheduler(client: Client) -> None:
 
 
 def _check_all_answered(client: Client, futures: Mapping[str, Future], names: Mapping[str, str]) -> None:
-    """Raise `TryAgain` if a worker that is still connected has not answered."""
     current = workers_of(client)
     silent = [names[address] for address in current if address in futures and not futures[address].done()]
     if silent:
@@ -163,13 +114,7 @@ def _no_answer(error: BaseException) -> str:
 
 
 def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
-    """Return an error that lists each problem once with the affected workers. Return None if no worker has a problem.
-
-    Parameters
-    ----------
-    problems : mapping of str to sequence of str
-        Problems of each worker. Keys are the names of the workers.
-    """
+    """Return an error that lists each problem once with the affected workers, or None if no worker has a problem."""
     refused = {worker: "; ".join(found) for worker, found in problems.items() if found}
     if not refused:
         return None
@@ -185,23 +130,13 @@ def refusal(problems: Mapping[str, Sequence[str]]) -> ConfigError | None:
 
 
 class _LateWorkerCheck(WorkerPlugin):
-    """Plugin that checks workers that join during the run, and retires workers that differ from the driver.
-
-    Parameters
-    ----------
-    probe : Probe
-        Files that workers must see.
-    driver : Environment
-        Description of the driver.
-    client : str
-        Id of the driver's client. After this client has disconnected, the run is over and no worker is checked.
-    """
+    """Plugin that checks workers that join during the run, and retires workers that differ from the driver."""
 
     def __init__(self, probe: Probe, driver: Environment, client: str) -> None:
         self.name = f"shardpress-{client}"
         self._probe = probe
         self._driver = driver
-        self._client = client
+        self._client = client  # id of the driver's client; after it has disconnected, no worker is checked
 
     async def setup(self, worker: Worker) -> None:
         """Check a worker. This blocks its event loop, but for less time than the scheduler waits for a heartbeat."""
@@ -215,7 +150,6 @@ class _LateWorkerCheck(WorkerPlugin):
             await worker.scheduler.retire_workers(workers=[worker.address], close_workers=True, stimulus_id=self.name)
 
     async def _is_running(self, worker: Worker) -> bool:
-        """Return whether the driver's client is still connected to the scheduler."""
         events = await worker.scheduler.events(topic=self._client)
         if not events:
             return False
@@ -240,29 +174,17 @@ def describe_environment(probe: Probe) -> Environment:
 
 
 def _access_files(probe: Probe, written_file: str) -> dict[str, str]:
-    """Change to the driver's directory, write a file, access the probe's files, and return each outcome as text."""
+    """Return the outcome of each access as text."""
     output = Path(probe.output)
-    driver_file = output / probe.driver_file
     outcomes = {f"directory={printable(probe.directory)}": _outcome(partial(os.chdir, probe.directory))}
     outcomes[f"output={printable(output)}"] = _outcome(partial(_write, output / written_file, written_file))
-    outcomes[f"file={printable(driver_file)}"] = _outcome(driver_file.read_text)
     for path in probe.inputs:
         outcomes[f"file={printable(path)}"] = _outcome(partial(_file_identity, path))
     return outcomes
 
 
 def compare_environments(probe: Probe, driver: Environment, worker: Environment) -> list[str]:
-    """Return the differences between a worker and the driver as texts.
-
-    This function also reads the file that the worker has written.
-
-    Parameters
-    ----------
-    probe : Probe
-        Files that both processes have accessed.
-    driver, worker : Environment
-        Descriptions of both processes.
-    """
+    """Return the differences as texts. This also reads the file that the worker has written."""
     # Workers need a private scratch directory, but the driver needs none. So the driver's fact is replaced.
     problems = _different_facts({**driver.facts, **_PRIVATE_SCRATCH}, worker.facts)
     path = Path(probe.output, worker.written_file)
@@ -273,7 +195,6 @@ def compare_environments(probe: Probe, driver: Environment, worker: Environment)
 
 
 def describe_scheduler() -> dict[str, str]:
-    """Return facts about the scheduler's process."""
     return {**_versions(), **_scratch_directories()}
 
 
@@ -285,7 +206,6 @@ def compare_scheduler(scheduler: Mapping[str, str]) -> list[str]:
 
 
 def _different_facts(expected: Mapping[str, str], actual: Mapping[str, str]) -> list[str]:
-    """Return a text for each fact that is missing or different."""
     return [
         f"{name} {actual.get(name)}, expected {text}" for name, text in expected.items() if actual.get(name) != text
     ]
@@ -293,7 +213,6 @@ def _different_facts(expected: Mapping[str, str], actual: Mapping[str, str]) -> 
 
 @cache
 def _versions() -> dict[str, str]:
-    """Return the versions of Python, our source files, and the packages that run or transport tasks."""
     found = {
         "Python": platform.python_version(),
         "shardpress": f"{_version('shardpress')} of source {_digest()}",
@@ -314,7 +233,7 @@ def _scratch_directories() -> dict[str, str]:
 
 
 def _problem_of_directory(entry: str) -> str | None:
-    """Return why other users could put a module into a directory. Return None if they cannot."""
+    """Return why other users could put a module into a directory, or None if they cannot."""
     try:
         problem = untrusted_above(os.path.join(entry, "module"))
     except OSError as error:
@@ -375,7 +294,6 @@ def _write(path: Path, text: str) -> None:
 
 
 def _outcome(access: Callable[[], object]) -> str:
-    """Access a file, and return the outcome as text."""
     try:
         content = access()
     except OSError as error:
@@ -386,9 +304,6 @@ def _outcome(access: Callable[[], object]) -> str:
 
 
 def _file_identity(path: str) -> str:
-    """Return the identity of a file as in `shardpress.hdf5.files.Identity`, but without the device.
-
-    The device number is omitted because each host assigns its own.
-    """
+    """Return the identity of a file without its device number, which each host assigns itself."""
     status = os.stat(path)
     return f"{status.st_size} bytes in inode {status.st_ino}, changed at {status.st_mtime_ns} ns"

@@ -33,26 +33,7 @@ def wait_until(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> T:
-    """Call a function until its result is true, and return the result.
-
-    Parameters
-    ----------
-    condition : callable
-        Function to call repeatedly.
-    description : str
-        Description of the condition for the log.
-    seconds : float
-        Time limit. After that, the last result is returned although it is false.
-    clock : callable
-        Function that returns the time in seconds.
-    sleep : callable
-        Function that waits for a number of seconds.
-
-    Raises
-    ------
-    Stopped
-        If a signal was received.
-    """
+    """Call a function until its result is true. Return the result, which is false after the time limit."""
     start = clock()
     next_log = start + _FIRST_LOG
     while not (result := condition()):
@@ -67,21 +48,13 @@ def wait_until(
     return result
 
 
-def retry_if_worker_lost(request: Callable[[], T], is_connected: Callable[[], bool]) -> T:
-    """Send a request to all workers. Repeat the request if it fails because a worker is lost.
-
-    Parameters
-    ----------
-    request : callable
-        Function that sends the request and raises `OSError` if a worker is lost. It can be called several times.
-    is_connected : callable
-        Function that returns whether the scheduler is still connected. If it is not, the error is raised.
-    """
+def retry_if_worker_lost(client: Client, request: Callable[[], T]) -> T:
+    """Send a request to all workers. Repeat it if it raises `OSError` because a worker, not the scheduler, is lost."""
     for _ in range(_MAX_TRIES - 1):
         try:
             return request()
         except OSError as error:
-            if not is_connected():
+            if client.status != "running":
                 raise
             log.debug("cluster: a worker was lost during a request: %s", error)
     return request()
@@ -90,26 +63,7 @@ def retry_if_worker_lost(request: Callable[[], T], is_connected: Callable[[], bo
 def submit_to_each(
     client: Client, workers: Iterable[str], function: Callable[[Any], Any], argument: object, priority: int = 0
 ) -> dict[str, Future]:
-    """Submit a call of a function to each worker.
-
-    Parameters
-    ----------
-    client : Client
-        Client of the scheduler.
-    workers : iterable of str
-        Addresses of the workers.
-    function : callable
-        Function to call on each worker.
-    argument : object
-        Argument of the function.
-    priority : int
-        Priority among the tasks of a worker. Other tasks have priority 0.
-
-    Returns
-    -------
-    dict of str to Future
-        Future of each call. Keys are the addresses of the workers.
-    """
+    """Submit a call to each worker, and return the futures by address. Other tasks have priority 0."""
     futures = {}
     for address in workers:
         futures[address] = client.submit(
@@ -119,17 +73,7 @@ def submit_to_each(
 
 
 def wait_for_answers(client: Client, futures: Mapping[str, Future], seconds: float) -> None:
-    """Wait until all futures are done, except futures of lost workers, whose tasks remain pending.
-
-    Parameters
-    ----------
-    client : Client
-        Client that submitted the tasks.
-    futures : mapping of str to Future
-        Futures as `submit_to_each` returns them.
-    seconds : float
-        Time limit.
-    """
+    """Wait until all futures of `submit_to_each` are done, except futures of lost workers, which remain pending."""
 
     def is_over() -> bool:
         pending = {address for address, future in futures.items() if not future.done()}
@@ -153,20 +97,10 @@ class SchedulerMonitor:
 
     It detects schedulers that are suspended or cut off from the network. Their connections remain open, but they do not
     answer.
-
-    Parameters
-    ----------
-    client : Client
-        Client that is connected to the scheduler.
-
-    Attributes
-    ----------
-    n_workers : int or None
-        Number of workers in the last answer. None before the first answer.
     """
 
     def __init__(self, client: Client) -> None:
-        self.n_workers: int | None = None
+        self.n_workers: int | None = None  # None before the first answer
         self._client = client
         self._is_waiting = False
         self._last_answer = time.monotonic()
@@ -191,28 +125,14 @@ class SchedulerMonitor:
 
 
 @contextmanager
-def disconnect_if_silent(
-    client: Client, interval: float = _WATCH_INTERVAL, max_silence: float | None = None
-) -> Iterator[None]:
-    """Within the context, close the connections of a client if the scheduler stops answering.
+def disconnect_if_silent(client: Client) -> Iterator[None]:
+    """Within the context, close the connections of a client if the scheduler stops answering for five minutes.
 
     After that, calls that wait for the scheduler raise `OSError`, and the status of the client is no longer
     ``running``.
-
-    Parameters
-    ----------
-    client : Client
-        Client that is connected to the scheduler.
-    interval : float
-        Seconds between two requests.
-    max_silence : float, optional
-        Seconds without an answer after which the scheduler is treated as lost. The default is five minutes.
     """
-    if max_silence is None:
-        max_silence = _MAX_SILENCE  # read at each call, so that tests can change it for a whole run
     ended = threading.Event()
-    arguments = (client, ended, interval, max_silence)
-    thread = threading.Thread(target=_watch, args=arguments, name="scheduler-monitor", daemon=True)
+    thread = threading.Thread(target=_watch, args=(client, ended), name="scheduler-monitor", daemon=True)
     thread.start()
     try:
         yield
@@ -221,13 +141,12 @@ def disconnect_if_silent(
         thread.join()
 
 
-def _watch(client: Client, ended: threading.Event, interval: float, max_silence: float) -> None:
-    """Poll a scheduler until the event is set, or until the scheduler is silent for too long."""
+def _watch(client: Client, ended: threading.Event) -> None:
     monitor = SchedulerMonitor(client)
     last_log = 0.0  # seconds of silence at the last log message
-    while not ended.wait(interval):
+    while not ended.wait(_WATCH_INTERVAL):
         silence = monitor.poll()
-        if silence > max_silence:
+        if silence > _MAX_SILENCE:
             log.warning("cluster: the scheduler has not answered for %.0f s; treating it as lost", silence)
             _abort_connections(client)
             return
@@ -235,7 +154,7 @@ def _watch(client: Client, ended: threading.Event, interval: float, max_silence:
             last_log = 0.0
         elif silence - last_log > _LOG_INTERVAL:
             last_log = silence
-            log.warning("cluster: the scheduler has not answered for %.0f of %.0f s", silence, max_silence)
+            log.warning("cluster: the scheduler has not answered for %.0f of %.0f s", silence, _MAX_SILENCE)
 
 
 def _abort_connections(client: Client) -> None:
@@ -248,6 +167,6 @@ def _abort_connections(client: Client) -> None:
 
 
 def _call_in_loop(client: Client, function: Callable[[], Awaitable[None]]) -> None:
-    """Call a function in the event loop of a client. The loop runs in a separate thread."""
+    """Call a function in the event loop of a client, which runs in a separate thread."""
     loop: Any = client.loop  # not None, because the client has been started
     loop.add_callback(function)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
 from distributed import Client, Future, Reschedule, Worker, get_worker
 
 from shardpress.cluster.connection import submit_to_each, wait_for_answers, workers_of
-from shardpress.cluster.stats import process_name
-from shardpress.errors import DeviceError, DeviceLost, printable, quantity
+from shardpress.cluster.stats import facts_of, process_name
+from shardpress.errors import DeviceError, DeviceLost, printable, quantity, short_list
 from shardpress.processcache import ProcessCache
 
 log = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 0.1  # seconds
+_SECONDS = 600.0  # workers may finish tasks of other clients first, and compile kernels
+_RETRY_SECONDS = 0.1
+_MAX_LISTED = 8  # workers to list in a log message
 
 _leaving_workers = ProcessCache[str, bool]()  # True for each worker of this process (by address) that is retiring
 
@@ -26,93 +27,58 @@ _leaving_workers = ProcessCache[str, bool]()  # True for each worker of this pro
 class _Device(Protocol):
     """Interface of the devices that `shardpress.device.start_device` returns."""
 
-    reason: str
-    place: str
-
-
-@dataclass(frozen=True)
-class WorkerDevice:
-    """Device that a worker has reported.
-
-    Attributes
-    ----------
-    worker : str
-        Name of the worker in the scheduler.
-    process : str
-        Name of the worker's process (see `shardpress.cluster.stats.process_name`).
-    device : str
-        Description of the device.
-    reason : str
-        Reason why the worker does not use the configured device. Empty if it uses the configured device.
-    place : str
-        Location of the device if it is a card, otherwise empty.
-    """
-
-    worker: str
-    process: str
-    device: str
-    reason: str
-    place: str = ""
-
-    def facts(self) -> dict[str, Any]:
-        """Return plain values for reports."""
-        host, _, pid = self.process.rpartition(":")
-        return {"name": self.worker, "host": host, "pid": int(pid), "device": self.device}
+    reason: str  # why the process does not use the configured device; empty if it does
 
 
 def check_devices(
-    client: Client, start_device: Callable[[], _Device], seconds: float
-) -> tuple[list[WorkerDevice], dict[str, str]]:
+    client: Client, start_device: Callable[[], _Device], requires_device: bool, keeps_others: bool = False
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Make every current worker initialize its device in a task.
-
-    Parameters
-    ----------
-    client : Client
-        Client of the scheduler.
-    start_device : callable
-        Function that initializes the device of a process (`shardpress.device.start_device`).
-    seconds : float
-        Time limit. Workers may first have to finish tasks of other clients.
 
     Returns
     -------
-    devices : list of WorkerDevice
-        Devices of the workers that answered. Some may differ from the configured devices (see `wrong_devices`).
+    facts : list of dict
+        Facts about the workers to use (see `stats.facts_of`). With `keeps_others`, they include the workers that use a
+        different device from the configured one.
     failures : dict of str to str
-        Errors of the other workers. Keys are the names of the workers.
+        Why workers do not use their configured devices. Keys are the names of the workers.
+
+    Raises
+    ------
+    DeviceError
+        If no worker can be used or, with `requires_device`, if there are failures.
     """
     workers = workers_of(client)
     futures = submit_to_each(client, workers, _describe_device, start_device)
-    wait_for_answers(client, futures, seconds)
-    devices = []
+    wait_for_answers(client, futures, _SECONDS)
+    facts = []
     failures = {}
     for address, future in futures.items():
         name = str(workers[address]["name"])
-        if future.status == "finished":
-            devices.append(WorkerDevice(name, *future.result()))
-        else:
+        if future.status != "finished":
             failures[name] = _failure_of(future)
+            continue
+        process, device, reason = future.result()
+        if reason:
+            failures[name] = reason
+        if keeps_others or not reason:
+            facts.append(facts_of(process, name, device))
     client.cancel(list(futures.values()))
-    return devices, failures
+    for name, reason in failures.items():
+        log.warning("cluster: worker %s cannot use its configured device: %s", printable(name), reason)
+    if failures and (requires_device or not facts):
+        first = next(iter(failures.values()))
+        raise DeviceError(
+            f"{quantity(len(failures), 'worker')} of {len(futures)} cannot be used. The first reason is: {first}"
+        )
+    names = short_list((f"{printable(each['name'])} {each['device']}" for each in facts), _MAX_LISTED)
+    log.info("cluster: %s: %s", quantity(len(facts), "worker"), names)
+    return facts, failures
 
 
-def wrong_devices(devices: Sequence[WorkerDevice]) -> dict[str, str]:
-    """Map the name of each worker that does not use its configured device to the reason."""
-    return {device.worker: device.reason for device in devices if device.reason}
-
-
-def unusable_workers(failures: Mapping[str, str], n_workers: int) -> DeviceError:
-    """Return an error with the number of failed workers and the first failure."""
-    reason = next(iter(failures.values()))
-    return DeviceError(
-        f"{quantity(len(failures), 'worker')} of {n_workers} cannot be used. The first reason is: {reason}"
-    )
-
-
-def _describe_device(start_device: Callable[[], _Device]) -> tuple[str, str, str, str]:
-    """Return the fields of a `WorkerDevice` after the first one. This function runs on the worker."""
+def _describe_device(start_device: Callable[[], _Device]) -> tuple[str, str, str]:
     device = start_device()
-    return process_name(), str(device), device.reason, device.place
+    return process_name(), str(device), device.reason
 
 
 def _failure_of(future: Future) -> str:
@@ -122,13 +88,7 @@ def _failure_of(future: Future) -> str:
 
 
 def run_or_retire(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Run a task on a worker. If the device is lost, retire the worker, so that another worker runs the task.
-
-    Raises
-    ------
-    Reschedule
-        If the device is lost. The scheduler then assigns the task to any worker.
-    """
+    """Run a task on a worker. If the device is lost, retire the worker, so that another worker runs the task."""
     try:
         return function(*arguments)
     except DeviceLost as error:

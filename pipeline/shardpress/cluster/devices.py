@@ -14,20 +14,7 @@ _DEVICE_IS_OPEN = "THEANO_GPU_IS_ALREADY_ACTIVE"
 
 
 def device_names(devices: Sequence[str] | None, environment: Mapping[str, str]) -> list[str]:
-    """Return the configured devices, with ``all`` replaced by the names of all CUDA cards.
-
-    Parameters
-    ----------
-    devices : sequence of str or None
-        The setting ``devices``.
-    environment : mapping of str to str
-        Environment variables. ``CUDA_VISIBLE_DEVICES`` limits the cards.
-
-    Raises
-    ------
-    ConfigError
-        If ``all`` is configured but no card is found.
-    """
+    """Return the configured devices, with ``all`` replaced by the CUDA cards that ``CUDA_VISIBLE_DEVICES`` allows."""
     if devices is None:
         return []
     if _ALL not in devices:
@@ -42,22 +29,7 @@ def device_names(devices: Sequence[str] | None, environment: Mapping[str, str]) 
 
 
 def worker_environment(device: str | None, n_threads: int, environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment variables of a worker process.
-
-    Parameters
-    ----------
-    device : str or None
-        Theano's name for the worker's device. If None, the environment determines the device.
-    n_threads : int
-        Number of threads for matrix products. It is ignored if the environment sets a number.
-    environment : mapping of str to str
-        Environment variables of this process.
-
-    Raises
-    ------
-    ConfigError
-        If ``CUDA_VISIBLE_DEVICES`` hides the card.
-    """
+    """Return the environment variables of a worker. Without a device, the given environment determines it."""
     # Remove Dask's variables, because this process ignores them as well.
     variables = {
         name: value for name, value in environment.items() if not name.startswith("DASK_") and name != _DEVICE_IS_OPEN
@@ -82,7 +54,6 @@ def add_theano_flag(variables: dict[str, str], flag: str) -> None:
 
 
 def _card_identifier(device: str, environment: Mapping[str, str]) -> str:
-    """Return the identifier of a card for ``CUDA_VISIBLE_DEVICES``. `environment` may already limit the cards."""
     number = int(device.removeprefix("cuda"))
     visible = _visible_cards(environment)
     if visible is None:

@@ -48,8 +48,6 @@ def compute(
 
     Parameters
     ----------
-    tasks : sequence of (callable, object)
-        Functions and their arguments.
     executor : Executor
         Executor that uses threads, processes or a cluster. If the executor has an attribute ``stats`` (a
         `WorkerStats`), each result is added to these statistics. If it has an attribute ``n_remote_threads`` (the
@@ -62,11 +60,6 @@ def compute(
         error, the other tasks are stopped.
     n_small : int
         Number of tasks that together take about one second. 0 if each task takes longer.
-
-    Returns
-    -------
-    list
-        One result per task.
     """
     graph = _graph_of(tasks)
     return list(_run(graph, list(graph), executor, n_at_once, done, n_small))
@@ -82,17 +75,8 @@ def reduce(
 ) -> Any:
     """Run tasks and merge their results in order. Results are merged in groups, so that few are in memory at once.
 
-    Parameters
-    ----------
-    tasks, executor, n_at_once, done, n_small
-        See `compute`. Merged results are not passed to `done`, and merges are not counted in `n_small`.
-    merge : callable
-        Function that merges a sequence of consecutive results. It must also accept its own results.
-
-    Returns
-    -------
-    object
-        The merged result of all tasks.
+    `merge` must also accept its own results. For the other arguments, see `compute`. Merged results are not passed to
+    `done`, and merges are not counted in `n_small`.
     """
     graph = _graph_of(tasks)
     last_key = _add_merges(graph, merge)
@@ -100,29 +84,13 @@ def reduce(
     return result
 
 
-def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: int = _SCHEDULER_CAPACITY) -> int:
-    """Return the number of tasks to send to a remote thread at once.
+def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1) -> int:
+    """Return the number of tasks to send to a remote thread at once. docs/performance.md contains measurements.
 
     Each task costs about 10 ms of processor time on the driver, the scheduler and the worker together. Batches spread
     this cost over several small tasks. In a very large graph, they also keep the scheduler from becoming the
     bottleneck. However, the results of a batch arrive and are committed together, and large batches leave threads idle
-    at the end. The batch size is limited for these reasons. docs/performance.md contains the measurements.
-
-    Parameters
-    ----------
-    n_tasks : int
-        Number of tasks in the graph.
-    n_remote_threads : int
-        Number of threads in other processes. 0 if the tasks run in this process.
-    n_small : int
-        Number of tasks that together take about one second. 0 if each task takes longer.
-    capacity : int
-        Number of threads that one scheduler can keep busy with tasks of about one second.
-
-    Returns
-    -------
-    int
-        Number of tasks, at least 1.
+    at the end.
     """
     if n_remote_threads == 0:
         return 1
@@ -134,7 +102,7 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: 
     # If there are more threads than the scheduler can keep busy, it limits the throughput. Larger batches then cost
     # less, although a few threads are idle at the end.
     if n_small > 0:
-        needed = math.ceil(n_remote_threads / capacity)
+        needed = math.ceil(n_remote_threads / _SCHEDULER_CAPACITY)
         tasks_per_thread = math.ceil(n_tasks / n_remote_threads)
         batch = max(batch, min(needed, tasks_per_thread))
 
@@ -143,11 +111,7 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1, capacity: 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Batch of tasks as one callable.
-
-    This object hides the tasks from distributed, which would search a list for Dask tasks and run them. ``str(batch)``
-    lists the arguments of the tasks for error messages.
-    """
+    """Batch of tasks as one callable, which hides the tasks from distributed: it would search a list for Dask tasks."""
 
     function: Callable[[Any], Any]  # Dask's function that runs the tasks
     tasks: Any  # the tasks in Dask's form
@@ -168,12 +132,10 @@ def _node_text(node: tuple[Any, ...]) -> str:
 
 
 def _is_merge(node: tuple[Any, ...]) -> bool:
-    """Return whether a node of the graph merges results. All other nodes are tasks."""
     return len(node) > 1
 
 
 def _graph_of(tasks: Sequence[_Task]) -> _Graph:
-    """Return a Dask graph of independent tasks."""
     # A partial hides the argument from Dask. Otherwise Dask would search it (a list of shards, for example) for keys of
     # other tasks.
     keys = _task_names(0, len(tasks))
@@ -208,7 +170,6 @@ def _run(
     done: _Callback | None,
     n_small: int,
 ) -> Any:
-    """Run a graph and return the results of `keys`."""
     run = _GraphRun(graph, executor, done)
     n_remote_threads = getattr(executor, "n_remote_threads", 0)
     # Pass all options, even the cache, because environment variables DASK_... set options that are omitted. Signals are
@@ -235,17 +196,7 @@ def _run(
 
 
 class _GraphRun:
-    """State of one run of a graph: the unfinished batches, and the handling of results.
-
-    Parameters
-    ----------
-    graph : dict
-        Graph of tasks and merges.
-    executor : Executor
-        Executor that runs the graph.
-    done : callable or None
-        Function that is called with the result of each task, but not with merged results.
-    """
+    """State of one run of a graph: the unfinished batches, and the handling of results."""
 
     def __init__(self, graph: _Graph, executor: Executor, done: _Callback | None) -> None:
         self._graph = graph
@@ -255,7 +206,6 @@ class _GraphRun:
         self._pending: set[Future[Any]] = set()
 
     def submit(self, function: Callable[[Any], Any], tasks: Any) -> Future[Any]:
-        """Submit a batch of tasks. Dask calls this method."""
         nodes = tuple(self._graph[task[0]] for task in tasks)
         future = self._executor.submit(_Batch(function, tasks, nodes))
         self._pending.add(future)
@@ -272,5 +222,4 @@ class _GraphRun:
         signals.check()
 
     def wait(self) -> None:
-        """Wait until no batch is running."""
         wait(set(self._pending))

@@ -6,44 +6,27 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from shardpress.cluster.devices import device_names, worker_environment
+from shardpress.cluster.probe import Probe
 from shardpress.cluster.security import check_address, is_written, read_address, scheduler_file
 from shardpress.cluster.stats import WorkerStats
 from shardpress.cluster.threads import threads
 from shardpress.settings.config import ClusterSettings
 
-if TYPE_CHECKING:
-    from shardpress.cluster.checks import Probe
-
 
 class WorkerPool(Protocol):
-    """Interface of the pools that execute the tasks of a run.
+    """Interface of the pools that execute the tasks of a run."""
 
-    Attributes
-    ----------
-    stats : WorkerStats
-        Statistics of each worker process so far. Empty without worker processes.
-    is_local : bool
-        Whether this process executes the tasks itself.
-    n_local_processes : int
-        Number of processes that share the cores and the memory of this machine. 0 if the workers have
-        their own cores and memory.
-    """
-
-    stats: WorkerStats
-    is_local: bool
-    n_local_processes: int
+    stats: WorkerStats  # empty without worker processes
+    is_local: bool  # whether this process executes the tasks itself
+    n_local_processes: int  # processes that share the cores and the memory of this machine; 0 for a scheduler
 
     def executor(self, n_threads: int) -> AbstractContextManager[tuple[Executor, int]]:
         """Provide an executor, and the maximum number of tasks to submit to it at once.
 
-        Parameters
-        ----------
-        n_threads : int
-            Number of threads if this process executes the tasks. Workers ignore this argument, and use their
-            own number of threads.
+        `n_threads` applies if this process executes the tasks. Workers use their own number of threads.
         """
         ...
 
@@ -68,18 +51,11 @@ class LocalPool:
             yield pool, n_threads + 1
 
     def facts(self) -> dict[str, Any]:
-        """Return the kind of the pool."""
         return {"kind": "threads", "workers": []}
 
 
 def check_settings(settings: ClusterSettings) -> None:
-    """Check the settings of a pool as far as possible without opening a connection.
-
-    Raises
-    ------
-    ConfigError
-        If no pool can be created with these settings.
-    """
+    """Raise `ConfigError` if no pool can be created with these settings, as far as known without a connection."""
     if settings.scheduler is not None:
         path = scheduler_file(settings.scheduler)
         if path is None:
@@ -95,23 +71,13 @@ def open_pool(
     settings: ClusterSettings,
     n_threads: int,
     start_device: Callable[[], Any],
-    make_probe: Callable[[], Probe],
+    probe: Probe,
     requires_device: bool = False,
 ) -> Iterator[WorkerPool]:
     """Provide the configured pool within the context.
 
-    Parameters
-    ----------
-    settings : ClusterSettings
-        Settings of the pool.
-    n_threads : int
-        Total number of threads of all local workers.
-    start_device : callable
-        Function that initializes the configured device of a process (`shardpress.device.start_device`).
-    make_probe : callable
-        Function that returns the `Probe` for the workers. It is called before workers run any task.
-    requires_device : bool
-        Whether each worker must use its configured device.
+    All local workers together have `n_threads`. `start_device` is `shardpress.device.start_device`. With
+    `requires_device`, each worker must use its configured device.
 
     Raises
     ------
@@ -135,8 +101,8 @@ def open_pool(
 
     with quiet_dask():
         if has_local_workers:
-            workers = local_workers(settings, n_threads, start_device, make_probe, requires_device)
+            workers = local_workers(settings, n_threads, start_device, probe, requires_device)
         else:
-            workers = remote_workers(settings, start_device, make_probe, requires_device)
+            workers = remote_workers(settings, start_device, probe, requires_device)
         with workers as pool:
             yield pool

@@ -28,10 +28,11 @@ from distributed import Client, Nanny, Scheduler, Security, SpecCluster, Worker
 
 from shardpress import signals
 from shardpress.childprocess import ChildProcess
-from shardpress.cluster.checks import Probe, check_workers
+from shardpress.cluster.checks import check_workers
 from shardpress.cluster.connection import wait_until
-from shardpress.cluster.device_check import WorkerDevice, check_devices, unusable_workers, wrong_devices
+from shardpress.cluster.device_check import check_devices
 from shardpress.cluster.devices import add_theano_flag, device_names, worker_environment
+from shardpress.cluster.probe import Probe
 from shardpress.cluster.tls import IsolatedSecurity
 from shardpress.cluster.workers import LOGGERS, ClusterPool, forward_logs
 from shardpress.errors import CannotCreate, NotPermitted, SystemLimit, quantity
@@ -43,10 +44,10 @@ log = logging.getLogger(__name__)
 _LOOPBACK = "127.0.0.1"
 _ALLOWED_FAILURES = 2  # tolerated deaths of workers during the same task; the third death ends the run
 _START_SECONDS = 300.0
-_DEVICE_SECONDS = 600.0  # the first worker may have to compile kernels for all workers
 _END_SECONDS = 10.0
 _PATIENCE = 60.0  # seconds without any worker, while nannies restart dead workers
 
+_CERTIFICATES = ("tls_ca_file", "tls_worker_cert", "tls_worker_key")  # parameters of `Security`
 _QUIET = logging.CRITICAL  # the driver reports errors of tasks
 _CLOSE_SECONDS = 2.0  # time for a worker to close; its unfinished tasks are not needed, or run on other workers
 
@@ -54,8 +55,7 @@ _CLOSE_SECONDS = 2.0  # time for a worker to close; its unfinished tasks are not
 class _NoHttpScheduler(Scheduler):
     """Scheduler without Dask's HTTP server, which would open a port."""
 
-    def start_http_server(self, *_arguments: Any, **_named: Any) -> None:
-        """Do nothing."""
+    def start_http_server(self, *_arguments: Any, **_named: Any) -> None: ...
 
 
 class _NoHttpWorker(Worker):
@@ -66,8 +66,7 @@ class _NoHttpWorker(Worker):
             logging.getLogger(name).addHandler(logging.NullHandler())
         super().__init__(*arguments, **named)
 
-    def start_http_server(self, *_arguments: Any, **_named: Any) -> None:
-        """Do nothing."""
+    def start_http_server(self, *_arguments: Any, **_named: Any) -> None: ...
 
 
 @contextmanager
@@ -75,40 +74,15 @@ def local_workers(
     settings: ClusterSettings,
     n_threads: int,
     start_device: Callable[[], Any],
-    make_probe: Callable[[], Probe],
+    probe: Probe,
     requires_device: bool = False,
 ) -> Iterator[ClusterPool]:
     """Provide the configured number of workers on this machine, each with its device.
 
     The scheduler runs in this process. Scheduler and workers listen only on the loopback interface. They accept only
     connections with a certificate that is created for this run.
-
-    Parameters
-    ----------
-    settings : ClusterSettings
-        Number of workers and their devices.
-    n_threads : int
-        Total number of threads of all workers.
-    start_device : callable
-        Function that initializes the configured device of a process (`shardpress.device.start_device`).
-    make_probe : callable
-        Function that returns the `Probe` for the workers. It is called before workers run any task.
-    requires_device : bool
-        Whether each worker must use its configured device.
-
-    Raises
-    ------
-    ConfigError
-        If a configured device does not exist, or if a worker could compute different results from this process.
-    DeviceError
-        If no worker can use its device.
-    SystemLimit
-        If a process cannot be started.
-    NotPermitted
-        If no directory can be created that other users cannot write to.
     """
     environments = _environments(settings, requires_device)
-    devices = device_names(settings.devices, os.environ)
     _check_semaphores()
     security = IsolatedSecurity.temporary()
     with _scratch_directory() as scratch, _client(security, scratch) as client:
@@ -116,19 +90,19 @@ def local_workers(
         options = {
             "scheduler": address,
             "n_threads": math.ceil(n_threads / len(environments)),
-            "tls": _worker_certificates(security),
+            "tls": {name: getattr(security, name) for name in _CERTIFICATES},
             "scratch": str(scratch),
         }
         with _processes(options, environments) as processes:
             _wait_for_start(client, processes)
-            check_workers(client, make_probe())
-            facts = _keep_usable(client, processes, devices, start_device, requires_device)
+            check_workers(client, probe)
+            facts, failures = check_devices(client, start_device, requires_device)
+            _end({name: processes.pop(name) for name in failures})
             forward_logs(client)
             yield ClusterPool(client, "workers", address, facts, _PATIENCE, len(environments))
 
 
 def _environments(settings: ClusterSettings, requires_device: bool) -> list[dict[str, str]]:
-    """Return the environment variables of each worker."""
     devices: Sequence[str | None] = device_names(settings.devices, os.environ)
     n_workers = settings.workers or len(devices)
     n_cores = len(os.sched_getaffinity(0))
@@ -141,12 +115,6 @@ def _environments(settings: ClusterSettings, requires_device: bool) -> list[dict
             add_theano_flag(environment, "force_device=True")
         environments.append(environment)
     return environments
-
-
-def _worker_certificates(security: Security) -> dict[str, Any]:
-    """Return the parameters of `Security` that workers need."""
-    names = ("tls_ca_file", "tls_worker_cert", "tls_worker_key")
-    return {name: getattr(security, name) for name in names}
 
 
 def _check_semaphores() -> None:
@@ -223,7 +191,6 @@ def _processes(
 
 
 def _start(options: Mapping[str, Any], environment: Mapping[str, str]) -> ChildProcess:
-    """Start a process that calls `main` with these options."""
     try:
         with signals.deferred():
             process = ChildProcess(
@@ -270,55 +237,6 @@ def _wait_for_start(client: Client, processes: Mapping[str, ChildProcess]) -> No
 
     if not wait_until(have_joined, f"{workers} to start", _START_SECONDS):
         raise SystemLimit(f"{workers} did not start within {_START_SECONDS:.0f} s. Use fewer --workers.")
-
-
-def _keep_usable(
-    client: Client,
-    processes: dict[str, ChildProcess],
-    devices: Sequence[str],
-    start_device: Callable[[], Any],
-    requires_device: bool,
-) -> list[dict[str, Any]]:
-    """End the workers that cannot use their devices, and return facts about the other workers.
-
-    Parameters
-    ----------
-    processes : dict of str to ChildProcess
-        Process of each worker. Keys are the names of the workers. This function removes the processes that it ends.
-    devices : sequence of str
-        Configured devices, which are assigned to the workers in turn. Empty if no devices are configured.
-    """
-    found, failures = check_devices(client, start_device, _DEVICE_SECONDS)
-    failures |= wrong_devices(found) | _misplaced_workers(found, devices)
-    usable = [device for device in found if device.worker not in failures]
-    n_workers = len(processes)
-    for name, reason in failures.items():
-        log.warning("worker %s of %d cannot be used: %s. Other workers run its tasks.", name, n_workers, reason)
-    if not usable or (failures and requires_device):
-        raise unusable_workers(failures, n_workers)
-    _end({name: processes.pop(name) for name in failures})
-    workers = ", ".join(f"{device.worker} {device.device}" for device in usable)
-    log.info("cluster: %s: %s", quantity(len(usable), "worker"), workers)
-    return [device.facts() for device in usable]
-
-
-def _misplaced_workers(found: Sequence[WorkerDevice], devices: Sequence[str]) -> dict[str, str]:
-    """Map the name of each worker that uses the card of another configured device to a description of the problem."""
-    if not devices:
-        return {}
-    misplaced: dict[str, str] = {}
-    first_by_place: dict[str, tuple[str, str]] = {}  # location of a card -> first worker on it, configured device
-    for device in found:
-        if not device.place:
-            continue
-        configured = devices[int(device.worker) % len(devices)]
-        first_worker, first_configured = first_by_place.setdefault(device.place, (device.worker, configured))
-        if configured != first_configured:
-            misplaced[device.worker] = (
-                f"it was assigned {configured}, but uses the same device as worker {first_worker}, which was "
-                f"assigned {first_configured} ({device.place})"
-            )
-    return misplaced
 
 
 # -- child process -----------------------------------------------------------------------------------------------------

@@ -13,58 +13,37 @@ from distributed import Client
 from distributed.comm.core import FatalCommClosedError
 from distributed.versions import VersionMismatchWarning
 
-from shardpress.cluster.checks import Probe, check_workers
+from shardpress.cluster.checks import check_workers
 from shardpress.cluster.connection import disconnect_if_silent, wait_until
-from shardpress.cluster.device_check import check_devices, unusable_workers, wrong_devices
+from shardpress.cluster.device_check import check_devices
+from shardpress.cluster.probe import Probe
 from shardpress.cluster.security import check_address, dask_security, is_written, read_address, scheduler_file
 from shardpress.cluster.workers import ClusterPool, forward_logs
-from shardpress.errors import ConfigError, TryAgain, printable, quantity, short_list
+from shardpress.errors import ConfigError, TryAgain, printable
 from shardpress.settings.config import ClusterSettings
 
 log = logging.getLogger(__name__)
 
 _CONNECT_SECONDS = 30.0
 _CLOSE_SECONDS = 10.0
-_DEVICE_SECONDS = 600.0
 _PATIENCE = 1800.0  # seconds without any worker, because workers may wait in the queue of a batch system
-_MAX_LISTED = 8  # workers to list in a log message
 
 
 @contextmanager
 def remote_workers(
     settings: ClusterSettings,
     start_device: Callable[[], Any],
-    make_probe: Callable[[], Probe],
+    probe: Probe,
     requires_device: bool = False,
 ) -> Iterator[ClusterPool]:
-    """Provide the workers of the configured scheduler. Workers can join and leave at any time.
-
-    Parameters
-    ----------
-    settings : ClusterSettings
-        Settings with the address of the scheduler, or with the path of the file that it writes.
-    start_device : callable
-        Function that initializes the configured device of a process (`shardpress.device.start_device`).
-    make_probe : callable
-        Function that returns the `Probe` for the workers. It is called before workers run any task.
-    requires_device : bool
-        Whether each worker must use its configured device.
-
-    Raises
-    ------
-    ConfigError
-        If the address cannot be used safely, or if a worker could compute different results from this process.
-    TryAgain
-        If the scheduler does not answer, or if no worker joins.
-    DeviceError
-        If no worker can use its device, or if `requires_device` is true and a worker cannot use its device.
-    """
+    """Provide the workers of the configured scheduler. Workers can join and leave at any time."""
     address = _address(settings)
-    with _close_at_end(_connect(address)) as client, disconnect_if_silent(client):
+    with _client(address) as client, disconnect_if_silent(client):
         with _explain_lost_scheduler(address):
             _wait_for(lambda: client.scheduler_info(n_workers=0)["n_workers"], f"a worker of {printable(address)}")
-            check_workers(client, make_probe())
-            facts = _check_devices(client, start_device, requires_device)
+            check_workers(client, probe)
+            # A worker without its configured device is slower, but others decided to start it.
+            facts, _ = check_devices(client, start_device, requires_device, keeps_others=True)
             if "dashboard" in client.scheduler_info(n_workers=0)["services"]:
                 log.info("cluster: the Dask dashboard is at %s", client.dashboard_link)
             forward_logs(client)
@@ -81,15 +60,16 @@ def _address(settings: ClusterSettings) -> str:
     return check_address(address, settings.insecure_cluster)
 
 
-def _connect(address: str) -> Client:
-    """Return a client that is connected to the scheduler."""
+@contextmanager
+def _client(address: str) -> Iterator[Client]:
+    """Provide a client that is connected to the scheduler. Do not wait long at the end if it does not answer."""
     security = dask_security(address)
     log.info("cluster: connecting to %s", printable(address))
     try:
         with warnings.catch_warnings():
             # Ignore Dask's warning, because `check_workers` refuses the differences that matter.
             warnings.simplefilter("ignore", VersionMismatchWarning)
-            return Client(address, security=security, timeout=_CONNECT_SECONDS, set_as_default=False)
+            client = Client(address, security=security, timeout=_CONNECT_SECONDS, set_as_default=False)
     except FatalCommClosedError as error:
         raise ConfigError(
             f"scheduler: {printable(address)} and this process do not accept each other's certificates: {error}. "
@@ -100,11 +80,6 @@ def _connect(address: str) -> Client:
             f"scheduler: cannot connect to {printable(address)} within {_CONNECT_SECONDS:.0f} s: {error}. Check that "
             "the scheduler is running, and whether it uses tcp:// or tls://. Then run the same command again."
         ) from error
-
-
-@contextmanager
-def _close_at_end(client: Client) -> Iterator[Client]:
-    """Close a client at the end of the context. Do not wait long for a scheduler that does not answer."""
     try:
         yield client
     finally:
@@ -130,20 +105,3 @@ def _explain_lost_scheduler(address: str) -> Iterator[None]:
 def _wait_for(condition: Callable[[], object], description: str) -> None:
     if not wait_until(condition, description, _PATIENCE):
         raise TryAgain(f"waited {_PATIENCE:.0f} s for {description} without success. Run the same command again.")
-
-
-def _check_devices(client: Client, start_device: Callable[[], Any], requires_device: bool) -> list[dict[str, Any]]:
-    """Check the devices of the current workers, and return facts about the workers.
-
-    Unless `requires_device` is true, workers that use a different device from the configured one are kept.
-    """
-    found, failures = check_devices(client, start_device, _DEVICE_SECONDS)
-    failures |= wrong_devices(found)
-    for name, reason in failures.items():
-        log.warning("cluster: worker %s does not compute on its configured device: %s", printable(name), reason)
-    if failures and (requires_device or not found):
-        names = failures.keys() | {device.worker for device in found}
-        raise unusable_workers(failures, len(names))
-    workers = short_list((f"{printable(device.worker)} {device.device}" for device in found), _MAX_LISTED)
-    log.info("cluster: %s: %s", quantity(len(found), "worker"), workers)
-    return [device.facts() for device in found]

@@ -21,20 +21,7 @@ _ADDRESS = re.compile(r"([\w.-]+|\[[0-9a-fA-F:]+\]):[0-9]+")  # a host and a por
 
 
 def check_address(address: str, is_insecure: bool) -> str:
-    """Check that a connection to a scheduler is allowed, and return the address with its protocol.
-
-    Parameters
-    ----------
-    address : str
-        Host and port, with or without a protocol.
-    is_insecure : bool
-        Whether to allow connections to other machines without TLS.
-
-    Raises
-    ------
-    ConfigError
-        If the address is invalid, or if other machines on the network could read and change the traffic.
-    """
+    """Return an address with its protocol. Raise `ConfigError` if other machines could read or change the traffic."""
     complete = address if "://" in address else f"tcp://{address}"
     protocol, host, port = _split(complete)
     if not host or not port or protocol not in ("tcp", "tls"):
@@ -72,13 +59,6 @@ def is_written(path: Path) -> bool:
 
 
 def read_address(path: Path) -> str:
-    """Return the address in a scheduler file.
-
-    Raises
-    ------
-    ConfigError
-        If the file is not a scheduler file.
-    """
     try:
         return str(json.loads(path.read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -99,16 +79,6 @@ def dask_security(address: str) -> Security:
     """Return the certificates in Dask's configuration, from its files and from ``DASK_`` variables.
 
     This process ignores the rest of Dask's configuration.
-
-    Parameters
-    ----------
-    address : str
-        Address of the scheduler, with its protocol.
-
-    Raises
-    ------
-    ConfigError
-        If the address requires a certificate, but no usable certificate is configured.
     """
     # Imported here, because runs without a cluster check settings but do not connect.
     from shardpress.cluster.tls import IsolatedSecurity
@@ -134,7 +104,6 @@ def dask_security(address: str) -> Security:
 
 
 def _configured_certificates() -> dict[str, Any]:
-    """Return the certificate files in Dask's configuration as parameters of `Security`. Missing files are None."""
     configuration = dask.config.collect()
     return {
         "tls_ca_file": dask.config.get(f"{_TLS}.ca-file", None, configuration),

@@ -15,8 +15,14 @@ _MAX_RATES = 8
 
 
 def process_name() -> str:
-    """Return a name for the calling process. It is unique among the running processes of all hosts."""
+    """Return a name for the calling process, which is unique among the running processes of all hosts."""
     return f"{platform.node()}:{os.getpid()}"
+
+
+def facts_of(process: str, name: str, device: str | None) -> dict[str, Any]:
+    """Return plain values for reports about a worker with this name in the scheduler."""
+    host, _, pid = process.rpartition(":")
+    return {"name": name, "host": host, "pid": int(pid), "device": device}
 
 
 @dataclass
@@ -41,11 +47,6 @@ class WorkerStats:
 
     `shardpress.cluster.executor` adds each result to the attribute ``stats`` of its executor. Executors of threads have
     no such attribute, because all threads belong to one process.
-
-    Parameters
-    ----------
-    clock : callable
-        Function that returns the time in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,20 +55,12 @@ class WorkerStats:
         self._current: _StageStats | None = None
 
     def begin(self, stage: str) -> None:
-        """Start a stage. The next results belong to this stage. Discard its earlier statistics."""
+        """Start a stage, to which the next results belong. Discard its earlier statistics."""
         self._current = _StageStats(self._clock())
         self._stages[stage] = self._current
 
     def add(self, process: str, result: Any) -> None:
-        """Count a task, and the rows of its result if the result has an attribute ``n_rows``.
-
-        Parameters
-        ----------
-        process : str
-            Name of the process that ran the task (see `process_name`).
-        result : object
-            Result of the task.
-        """
+        """Count a task, and the rows of its result if the result has an attribute ``n_rows``."""
         if self._current is None:
             return
         stats = self._current.processes.setdefault(process, _ProcessStats())
@@ -76,10 +69,7 @@ class WorkerStats:
         stats.seconds = self._clock() - self._current.start
 
     def __str__(self) -> str:
-        """Return the rates of the workers in the current stage as text, the slowest first.
-
-        Before the first result, the text is empty.
-        """
+        """Return the rates of the workers in the current stage, the slowest first. Empty before the first result."""
         if self._current is None or not self._current.processes:
             return ""
         rates = _rates_of(self._current, self._clock())
@@ -91,28 +81,14 @@ class WorkerStats:
         return f"{workers} at {_rates_text(summary)} rows/s (least, median, most)"
 
     def summary(self, workers: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
-        """Return the work of each worker as plain values, for report.json.
-
-        Parameters
-        ----------
-        workers : sequence of mapping
-            Facts about the known workers: ``name``, ``host`` and ``pid`` (as in `process_name`), and ``device``.
-
-        Returns
-        -------
-        list of dict
-            Facts about the known workers, followed by facts about other workers that have run tasks. The key
-            ``stages`` contains ``n_tasks``, ``n_rows`` and ``seconds`` (from the start of the stage to the last result)
-            for each stage in which the worker ran tasks.
-        """
+        """Return facts and work of the known workers (see `facts_of`), and of others that have run tasks."""
         facts = {f"{worker['host']}:{worker['pid']}": dict(worker) for worker in workers}
         for stage in self._stages.values():
             for process in stage.processes:
-                facts.setdefault(process, _facts_of_unknown(process))
+                facts.setdefault(process, facts_of(process, process, None))
         return [{**worker, "stages": self._work_of(process)} for process, worker in facts.items()]
 
     def _work_of(self, process: str) -> dict[str, dict[str, Any]]:
-        """Return the statistics of a process for each stage in which the process ran tasks."""
         work = {}
         for name, stage in self._stages.items():
             if process in stage.processes:
@@ -121,16 +97,10 @@ class WorkerStats:
 
 
 def _rates_of(stage: _StageStats, now: float) -> list[float]:
-    """Return the average rate of each process in rows per second, from the start of the stage, in ascending order."""
+    """Return the average rate of each process in rows per second, in ascending order."""
     seconds = max(now - stage.start, 1e-9)
     return sorted(stats.n_rows / seconds for stats in stage.processes.values())
 
 
 def _rates_text(rates: Sequence[float]) -> str:
     return " + ".join(f"{rate:,.0f}" for rate in rates)
-
-
-def _facts_of_unknown(process: str) -> dict[str, Any]:
-    """Return facts about a worker that was not known at the start of the run."""
-    host, _, pid = process.rpartition(":")
-    return {"name": process, "host": host, "pid": int(pid), "device": None}

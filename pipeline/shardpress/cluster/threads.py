@@ -53,14 +53,10 @@ def stop(executor: Executor) -> None:
 
 
 def check() -> None:
-    """Raise an error if the current task should stop. Tasks call this between blocks of rows.
+    """Raise `Stopped` after a signal, and `InterruptedError` after a failure of another task of this pool.
 
-    Raises
-    ------
-    Stopped
-        If a signal was received.
-    InterruptedError
-        If another task of this pool has failed. This error is not reported, because `compute` raises the first error.
+    Tasks call this between blocks of rows. The `InterruptedError` is not reported, because `compute` raises the first
+    error.
     """
     signals.check()  # first, because a signal determines the exit code
     if hasattr(_current_pool, "stopping") and _current_pool.stopping.is_set():

@@ -20,17 +20,14 @@ class IsolatedSocket(ssl.SSLSocket):
     """TLS socket that removes its own errors from the error queue of the thread."""
 
     def read(self, len: int = 1024, buffer: Any = None) -> Any:
-        """Read bytes, as ``ssl.SSLSocket.read``. ``recv`` and ``recv_into`` call this method."""
         with self._own_errors():
             return super().read(len, buffer)
 
     def send(self, data: Any, flags: int = 0) -> int:
-        """Write bytes, as ``ssl.SSLSocket.send``. ``sendall`` calls this method."""
         with self._own_errors():
             return super().send(data, flags)
 
     def do_handshake(self, block: bool = False) -> None:
-        """Perform the handshake, as ``ssl.SSLSocket.do_handshake``."""
         with self._own_errors():
             super().do_handshake(block)
 
@@ -51,11 +48,9 @@ class IsolatedSecurity(Security):
     """Certificates of a cluster, for connections that are each an `IsolatedSocket`."""
 
     def get_connection_args(self, role: str) -> dict[str, Any]:
-        """Return the arguments of a connection."""
         return _isolate(super().get_connection_args(role))
 
     def get_listen_args(self, role: str) -> dict[str, Any]:
-        """Return the arguments of a listener."""
         return _isolate(super().get_listen_args(role))
 
 

@@ -6,7 +6,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent import futures
 from concurrent.futures import CancelledError, Executor, Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -22,7 +21,7 @@ from shardpress import signals
 from shardpress.cluster.connection import SchedulerMonitor, retry_if_worker_lost
 from shardpress.cluster.device_check import run_or_retire
 from shardpress.cluster.stats import WorkerStats
-from shardpress.errors import ShardpressError, SystemLimit, TryAgain, quantity
+from shardpress.errors import SystemLimit, TryAgain, quantity
 from shardpress.signals import Stopped
 
 log = logging.getLogger(__name__)
@@ -45,21 +44,11 @@ _RESUME = "Run the same command again to resume; finished results are kept."
 
 
 class ClusterExecutor(Executor):
-    """Executor that sends tasks to the workers of a scheduler.
-
-    Parameters
-    ----------
-    client : Client
-        Client of the scheduler.
-    stats : WorkerStats
-        Statistics. `shardpress.cluster.executor` adds each result to them.
-    n_remote_threads : int
-        Total number of threads of the workers. It determines the size of batches.
-    """
+    """Executor that sends tasks to the workers of a scheduler."""
 
     def __init__(self, client: Client, stats: WorkerStats, n_remote_threads: int = 0) -> None:
         self.stats = stats
-        self.n_remote_threads = n_remote_threads
+        self.n_remote_threads = n_remote_threads  # determines the size of batches
         self._client = client
         self._dask_futures = WeakSet[DaskFuture]()
         # All tasks are in one group, so that the scheduler queues them until a thread is free. The death of a worker
@@ -100,13 +89,6 @@ class ClusterExecutor(Executor):
             self._client.cancel(list(self._dask_futures))
         self.fail(_lost_connection())
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Wait for pending tasks or cancel them, as `Executor.shutdown` specifies."""
-        if cancel_futures:
-            self.stop()
-        elif wait and self._client.status == "running":
-            futures.wait(set(self._pending))
-
 
 async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: Callable[..., Any]) -> None:
     """Copy the outcome of a task from Dask's future to our future, in the event loop of the client.
@@ -131,7 +113,6 @@ async def _copy_result(dask_future: DaskFuture, future: Future[Any], function: C
 
 
 def _explain(error: BaseException, function: Callable[..., Any]) -> BaseException:
-    """Convert Dask's `KilledWorker` to an error of shardpress. Return any other error unchanged."""
     if not isinstance(error, KilledWorker):
         return error
     # Dask cannot know which of several tasks has killed a worker, so it counts the death for each of these tasks.
@@ -142,31 +123,12 @@ def _explain(error: BaseException, function: Callable[..., Any]) -> BaseExceptio
     )
 
 
-def _lost_connection() -> ShardpressError:
+def _lost_connection() -> TryAgain:
     return TryAgain(f"the connection to the scheduler is lost. {_RESUME}")
 
 
 class ClusterPool:
-    """Pool of the workers of a scheduler. It implements `shardpress.cluster.pool.WorkerPool`.
-
-    Parameters
-    ----------
-    client : Client
-        Client of the scheduler.
-    kind : str
-        ``workers`` if this run has started the workers, or ``scheduler`` if it uses an existing scheduler.
-    address : str
-        Address of the scheduler.
-    known : sequence of dict
-        Facts about the workers at the start of the run: ``name``, ``host``, ``pid`` and ``device``.
-    patience : float
-        Seconds without any worker after which the run ends.
-    n_local_processes : int
-        Number of workers that share the cores and the memory of this machine. 0 if the workers have
-        their own cores and memory.
-    watch_interval : float
-        Seconds between two checks of the connection and the workers.
-    """
+    """Pool of the workers of a scheduler. It implements `shardpress.cluster.pool.WorkerPool`."""
 
     is_local = False
 
@@ -178,16 +140,14 @@ class ClusterPool:
         known: Sequence[dict[str, Any]],
         patience: float,
         n_local_processes: int = 0,
-        watch_interval: float = _WATCH_INTERVAL,
     ) -> None:
         self.stats = WorkerStats()
         self.n_local_processes = n_local_processes
         self._client = client
-        self._kind = kind
+        self._kind = kind  # "workers" if this run has started the workers, otherwise "scheduler"
         self._address = address
-        self._known = known
-        self._patience = patience
-        self._watch_interval = watch_interval
+        self._known = known  # facts about the workers at the start of the run (see `stats.facts_of`)
+        self._patience = patience  # seconds without any worker after which the run ends
 
     @contextmanager
     def executor(self, n_threads: int) -> Iterator[tuple[Executor, int]]:
@@ -206,34 +166,24 @@ class ClusterPool:
             watch.join(_LOG_INTERVAL)
 
     def facts(self) -> dict[str, Any]:
-        """Return the kind of the pool, the address of the scheduler, and the statistics of each worker."""
         return {"kind": self._kind, "address": self._address, "workers": self.stats.summary(self._known)}
 
     def _watch(self, executor: ClusterExecutor, ended: threading.Event) -> None:
         """Fail all tasks if their results can no longer arrive. The thread that waits for results cannot check this."""
         monitor = SchedulerMonitor(self._client)  # does not block, so that a silent scheduler does not delay signals
         absence = _Absence(self._patience)
-        while not ended.wait(self._watch_interval):
-            error = self._connection_error()
-            if error is None:
+        while not ended.wait(_WATCH_INTERVAL):
+            try:
+                signals.check()
+                if self._client.status != "running":
+                    raise _lost_connection()
                 monitor.poll()
-                error = absence.update(monitor.n_workers)
-            if error is not None:
+                absence.update(monitor.n_workers)
+            except (Stopped, TryAgain) as error:
                 executor.fail(error)
                 return
 
-    def _connection_error(self) -> BaseException | None:
-        """Return an error if a signal was received or the connection is lost, otherwise None."""
-        try:
-            signals.check()
-        except Stopped as stopped:
-            return stopped
-        if self._client.status != "running":
-            return _lost_connection()
-        return None
-
     def _n_threads(self) -> int:
-        """Return the total number of threads of the workers, or 0 if the connection is lost."""
         # Without a connection, Dask raises an error or returns a description without numbers. `_watch` reports the lost
         # connection.
         with suppress(OSError, RuntimeError, KeyError):
@@ -242,35 +192,26 @@ class ClusterPool:
 
 
 class _Absence:
-    """Timer for the time without any worker.
-
-    Parameters
-    ----------
-    patience : float
-        Seconds after which the absence is an error.
-    """
+    """Timer for the time without any worker."""
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
         self._start = time.monotonic()
         self._last_log = self._start
 
-    def update(self, n_workers: int | None) -> ShardpressError | None:
-        """Update the number of workers (None if unknown). Return an error after too much time without any worker."""
+    def update(self, n_workers: int | None) -> None:
+        """Update the number of workers (None if unknown). Raise `TryAgain` after too much time without any worker."""
         now = time.monotonic()
         if n_workers != 0:
             self._start = now
             self._last_log = now
-            return None
+            return
         seconds = now - self._start
         if seconds > self._patience:
-            return TryAgain(
-                f"no worker has been available for {self._patience:.0f} s, expected at least one. {_RESUME}"
-            )
+            raise TryAgain(f"no worker has been available for {self._patience:.0f} s, expected at least one. {_RESUME}")
         if now - self._last_log > _LOG_INTERVAL:
             self._last_log = now
             log.warning("cluster: no worker is available; waiting for one, %.0f s so far", seconds)
-        return None
 
 
 @contextmanager
@@ -294,4 +235,4 @@ def forward_logs(client: Client) -> None:
     """
     for name in LOGGERS:
         forward = partial(client.forward_logging, name, logging.WARNING)
-        retry_if_worker_lost(forward, lambda: client.status == "running")
+        retry_if_worker_lost(client, forward)

@@ -63,7 +63,6 @@ def write_anndata(path: Path, rows: Rows, source: str, progress: Progress) -> li
 
 
 def _is_column(dims: Sequence[int], dtype: np.dtype) -> bool:
-    """Return whether a column can hold the values of an extra."""
     return len(dims) == 1 and dtype.kind in "biufO"
 
 

@@ -35,7 +35,6 @@ _compiled: ProcessCache[tuple[str, str], Autoencoder] = ProcessCache(_MAX_COMPIL
 
 @cache
 def has_theano() -> bool:
-    """Return whether Theano is installed. Features can also be computed without Theano, in NumPy."""
     return find_spec("theano") is not None
 
 
@@ -45,7 +44,6 @@ def keep_compiled(model: Model, dtype: np.dtype, autoencoder: Autoencoder) -> No
 
 
 def _on_device(model: Model, stored: np.dtype) -> Autoencoder:
-    """Return a model that is compiled for rows with the dtype `stored`."""
     dtype = np.dtype(read_dtype(stored))
     if model.preparation is not None:
         dtype = model.preparation.dtype(dtype)
@@ -62,24 +60,16 @@ def _on_device(model: Model, stored: np.dtype) -> Autoencoder:
 
 
 def encode(model: Model, rows: Any) -> Any:
-    """Return the features of rows.
+    """Return the features (n_rows, n_features), float32, of unscaled rows: an array, a CSR matrix or a Dask array.
 
-    Parameters
-    ----------
-    rows : array of shape (n_rows, n_columns), any real dtype
-        Unscaled rows: a NumPy array, a CSR matrix, or a Dask array, which is encoded block by block when the result is
-        computed.
-
-    Returns
-    -------
-    array of shape (n_rows, n_features), float32
-        Features. If they are computed on the device, they have the same bits as the features of a run.
+    If they are computed on the device, they have the same bits as the features of a run. For a Dask array, the result
+    is lazy.
     """
     if is_lazy(rows):
         return _apply_lazily(partial(_apply_to_block, encode, model), rows, model.n_features, np.float32)
     features = np.empty((rows.shape[0], model.n_features), dtype=np.float32)
     if not has_theano():
-        return _by_blocks(partial(_encode_in_numpy, model), rows, features)
+        return _by_blocks(lambda block, out: np.copyto(out, model.encode(block)), rows, features)
     with theanos_errors():
         encode_block = _on_device(model, rows.dtype).encode_checked  # a run uses the same compiled function
         return _by_blocks(lambda block, out: encode_block(_cleaned(model, block), out), rows, features)
@@ -101,7 +91,6 @@ def reconstruction_errors(model: Model, rows: Any) -> Any:
 
 
 def _cleaned(model: Model, rows: np.ndarray) -> np.ndarray:
-    """Return rows as the device receives them."""
     return model.scaler.cleaned(model.prepared(rows))
 
 
@@ -129,10 +118,6 @@ def _decode_block(model: Model, features: np.ndarray, out: np.ndarray) -> None:
         out[...] = model.preparation.restore(out)
 
 
-def _encode_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:
-    out[...] = model.encode(rows)
-
-
 def _errors_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:
     rows = _cleaned(model, rows)
     x = model.scaler.scaled(rows)
@@ -155,7 +140,6 @@ def _by_blocks(fill: Callable[[np.ndarray, np.ndarray], object], rows: Any, out:
 
 
 def _n_rows_of_sparse_block(row_bytes: int) -> int:
-    """Return the number of sparse rows to make dense at a time: whole tiles, because sparse rows can be very wide."""
     n_tiles = _SPARSE_BLOCK // (row_bytes * TILE_ROWS)
     return min(_BLOCK_ROWS, max(1, n_tiles) * TILE_ROWS)
 
@@ -164,26 +148,14 @@ def _n_rows_of_sparse_block(row_bytes: int) -> int:
 
 
 def is_lazy(rows: object) -> bool:
-    """Return whether `rows` is a Dask array. This check does not import Dask."""
+    """Return whether `rows` is a Dask array, without importing Dask."""
     return type(rows).__module__.startswith("dask.array")
 
 
 def compute(rows: Any, max_bytes: float = np.inf) -> Any:
     """Compute a Dask array, and return any other array unchanged. Each block is computed once.
 
-    Parameters
-    ----------
-    rows : array of shape (n_rows, n_inputs)
-    max_bytes : float
-        Size of the largest Dask array to compute in memory. A larger array is written to a temporary file and
-        memory-mapped.
-
-    Raises
-    ------
-    ValueError
-        If the number of rows is unknown.
-    WriteFailed
-        If there is not enough space for the temporary file.
+    A Dask array above `max_bytes` is written to a temporary file and memory-mapped.
     """
     if not is_lazy(rows):
         return rows
@@ -211,10 +183,7 @@ def _compute_to_file(rows: Any) -> np.ndarray:
 
 
 def _apply_lazily(function: Callable[[np.ndarray], np.ndarray], rows: Any, width: int | None, dtype: type) -> Any:
-    """Apply a function to each block of complete rows.
-
-    The result has the shape (n_rows, width), or (n_rows,) if `width` is None.
-    """
+    """Apply a function to each block of complete rows, and return (n_rows, width), or (n_rows,) if `width` is None."""
     whole = rows.rechunk({1: -1})
     if width is None:
         one_axis: np.ndarray = np.empty(0, dtype)

@@ -24,21 +24,13 @@ from shardpress.model import Model, load_model
 from shardpress.settings.config import Config
 from shardpress.settings.flags import convert_settings
 
-try:
-    import sklearn.callback as _callback
-except ImportError:  # scikit-learn before 1.9, which can apply a model but not train one
-    _callback = None
-
-_CallbackSupportMixin: Any = _callback.CallbackSupportMixin if _callback else object
-_with_callbacks: Any = _callback.with_callbacks if _callback else lambda method: method
-
 # Dtypes of rows that are supported, as in files. Rows of other dtypes are converted to the first one.
 _CODES = ("f8", "f4", "f2", "?", "u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8")
 _DTYPES = [np.dtype(order + code) for order in "=<>" for code in _CODES]
 
 
 @dataclass(eq=False, repr=False)
-class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
+class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Autoencoder with tied weights that computes compact features of rows.
 
     ``shardpress run`` trains the same model. With the same settings and seed, `fit` gives the same bits as a run on one
@@ -157,7 +149,6 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
 
     # -- training --
 
-    @_with_callbacks
     def fit(self, X: Any, y: Any = None) -> Self:
         """Train a new model.
 
@@ -179,15 +170,14 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             If Theano is not installed, or if the device or a compiler cannot be used.
         """
         _check_for_theano()
-        from shardpress.interop.fitting import Epochs, prepare_fit
+        from shardpress.interop.fitting import prepare_fit
 
         with _as_value_errors():
             config = self._config()
             rows = self._rows(compute(X, config.machine.memory_budget // 2), reset=True, min_rows=2)
-            fit = prepare_fit(rows, config, self._targets(y, rows.shape[0]))
-            return self._set_fitted(fit, Epochs(self, fit, {"X": X, "y": y}).run())
+            self._train(prepare_fit(rows, config, self._targets(y, rows.shape[0])))
+        return self
 
-    @_with_callbacks
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Train the model with one more pass over some rows, at a constant learning rate.
 
@@ -203,7 +193,7 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             Ignored, because later rows could have other classes.
         """
         _check_for_theano()
-        from shardpress.interop.fitting import Epochs, prepare_partial_fit
+        from shardpress.interop.fitting import prepare_partial_fit
         from shardpress.training.checkpoint import Checkpoint
 
         model: Model | None = getattr(self, "model_", None)
@@ -211,12 +201,10 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             is_first = model is None
             rows = self._rows(compute(X), reset=is_first, min_rows=2 if is_first else 1)
             state = getattr(self, "_checkpoint", None)
-            checkpoint = None
-            if state is not None:
-                checkpoint = Checkpoint.from_npz(state)
+            checkpoint = None if state is None else Checkpoint.from_npz(state)
             config = self._config().changed(target_weight=None)
             fit = prepare_partial_fit(rows, config, model, checkpoint)
-            self._set_fitted(fit, Epochs(self, fit, {"X": X, "y": y}).run())
+            self._train(fit)
             self._checkpoint = fit.training.checkpoint().to_npz()
         return self
 
@@ -303,7 +291,6 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
     # -- private methods --
 
     def __sklearn_tags__(self) -> Any:
-        """Return the tags of the estimator."""
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
         tags.input_tags.allow_nan = self.impute is not None
@@ -316,7 +303,6 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         return int(self.model_.n_features if to_other is None else to_other.W.shape[1])
 
     def _map(self) -> LinearMap | None:
-        """Return the map to the features of another model, or None."""
         return getattr(self, "map_", None)
 
     def _config(self) -> Config:
@@ -341,7 +327,6 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         return targets.reshape(n_rows)
 
     def _rows(self, X: Any, reset: bool, min_rows: int = 1) -> Any:
-        """Validate rows with scikit-learn, and return them."""
         if is_lazy(X):  # the values are checked later, block by block
             return validate_data(self, X, reset=reset, skip_check_array=True)
         return validate_data(
@@ -356,7 +341,6 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         )
 
     def _fills(self, reset: bool) -> bool:
-        """Return whether missing values are filled in."""
         if reset:
             return self.impute is not None
         return self.model_.scaler.fill is not None
@@ -370,8 +354,11 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
         history = model.about.get("training", {}).get("history", [])
         return {"model_": model, "n_iter_": len(history)}
 
-    def _set_fitted(self, fit: Any, model: Model) -> Self:
-        """Set the fitted attributes after training."""
+    def _train(self, fit: Any) -> None:
+        """Train, and set the fitted attributes."""
+        from shardpress.training.verdict import complaints
+
+        model = fit.run()
         names = getattr(self, "feature_names_in_", None)
         if names is not None:
             model = replace(model, columns=Columns(tuple(names), "feature_names_in_"))
@@ -379,16 +366,15 @@ class TiedAutoencoder(_CallbackSupportMixin, ClassNamePrefixFeaturesOutMixin, Tr
             del self.map_
         if hasattr(self, "_checkpoint"):  # it belongs to an earlier call of `partial_fit`
             del self._checkpoint
-        return self._set(**self._fitted_attributes(model), complaints_=fit.complaints(model))
+        found = complaints(model.about["training"], fit.config.training, model.network)
+        self._set(**self._fitted_attributes(model), complaints_=list(found))
 
-    def _set(self, **attributes: Any) -> Self:
+    def _set(self, **attributes: Any) -> None:
         for name, value in attributes.items():
             setattr(self, name, value)
-        return self
 
 
 def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:
-    """Return the parameters of an estimator with this model. They include the stored settings of the run."""
     network = model.network
     config = model.about.get("config", {})
     stored = {name: config[name] for name in names if name in config}

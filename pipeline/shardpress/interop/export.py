@@ -26,13 +26,11 @@ from shardpress.progress import Progress
 
 @dataclass(frozen=True)
 class _Target:
-    """Destination of an export.
-
-    `source` is the path of the exported directory, relative to the parent of `path`: if both are moved together, the
-    export is still recognized.
-    """
+    """Destination of an export."""
 
     path: Path
+    # Path of the exported directory, relative to the parent of `path`: if both are moved together, the export is still
+    # recognized.
     source: str
     disk: Disk
 
@@ -46,18 +44,8 @@ def export(
 ) -> str:
     """Write the encoder or the features of a finished run for other programs. Return what to print about it.
 
-    Parameters
-    ----------
-    output : str or Path
-        Output directory or, for an encoder, a model file.
-    form : str
-        A key of `FORMATS`.
-    path : str or Path, optional
-        File to write, or folder for Parquet. By default, it is in the output directory. An earlier export of the same
-        run is replaced.
-    as_of : int, str or Path, optional
-        What the features are mapped to, as in `open_features`.
-    disk : Disk, optional
+    `form` is a key of `FORMATS`, and `as_of` is that of `open_features`. The default `path` is in the output directory.
+    A model file is enough for the export of an encoder.
 
     Raises
     ------

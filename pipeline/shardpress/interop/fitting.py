@@ -7,7 +7,6 @@ into one shuffle window, this holds only for a shard that is stored contiguously
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +30,7 @@ from shardpress.training.epochs import Training
 from shardpress.training.fit import prepare_training
 from shardpress.training.loop import training_loop
 from shardpress.training.targets import Targets, targets_of
-from shardpress.training.verdict import complaints, measured
+from shardpress.training.verdict import measured
 
 
 @dataclass(frozen=True)
@@ -45,113 +44,28 @@ class _Fit:
     dtype: np.dtype
     device: str
 
-    def run(self, stops_after_epoch: Callable[[], bool]) -> Model:
-        """Train and return the model. Training stops early if `stops_after_epoch` returns True after an epoch."""
-        with theanos_errors():
-            with training_loop(self.training) as steps:
-                for step in steps:
-                    if step.epoch is not None and stops_after_epoch():
-                        break
-            model = self.model(measured(self.training))
-        keep_compiled(model, self.dtype, self.training.autoencoder)
-        return model
-
-    def model(self, about: dict[str, Any] | None = None) -> Model:
-        """Return the best model so far.
-
-        Parameters
-        ----------
-        about : dict, optional
-            Facts about the training, in addition to the summary of the training state.
-        """
+    def run(self) -> Model:
+        """Train, and return the best model."""
         training = self.training
-        target = {}
+        with theanos_errors():
+            with training_loop(training) as steps:
+                for _ in steps:
+                    pass
+            about = {**training.state.summary(), **measured(training)}
         if training.supervision is not None:
-            target = {"target": {**training.supervision.targets.facts(), "fit_on": None}}
-        facts = {
-            "training": {**training.state.summary(), **(about or {}), **target},
-            "config": self.config.flat(),
-            "device": self.device,
-        }
+            about["target"] = {**training.supervision.targets.facts(), "fit_on": None}
+        facts = {"training": about, "config": self.config.flat(), "device": self.device}
         network = training.autoencoder.network.encoder
         parameters = {name: training.best[name] for name in network.shapes}
-        return Model(self.scaler, network, parameters, facts, preparation=self.preparation)
-
-    def complaints(self, model: Model) -> list[str]:
-        """Return the warnings that a run would log about this model."""
-        return list(complaints(model.about["training"], self.config.training, model.network))
-
-
-class Epochs:
-    """Training of an estimator with calls of its callbacks, for the whole fit and for each epoch.
-
-    Parameters
-    ----------
-    estimator : TiedAutoencoder
-    fit : Fit
-    data : dict
-        Arguments ``X`` and ``y`` of the user's call.
-    """
-
-    def __init__(self, estimator: Any, fit: _Fit, data: dict[str, Any]) -> None:
-        self._estimator = estimator
-        self._fit = fit
-        self._data = data
-        n_epochs = fit.training.n_epochs - fit.training.state.epoch
-        self._context = estimator._init_callback_context(max_subtasks=n_epochs)
-        self._epoch: Any = None  # context of the current epoch
-
-    def run(self) -> Any:
-        """Train and return the model."""
-        self._context.call_on_fit_task_begin(estimator=self._estimator, **self._data)
-        self._begin_epoch()
-        model = self._fit.run(self._end_epoch)
-        self._end(self._context)
+        model = Model(self.scaler, network, parameters, facts, preparation=self.preparation)
+        keep_compiled(model, self.dtype, training.autoencoder)
         return model
-
-    def _end_epoch(self) -> bool:
-        """End an epoch and begin the next one. Return whether a callback requests to stop."""
-        if self._end(self._epoch):
-            return True
-        if not self._fit.training.is_over:
-            self._begin_epoch()
-        return False
-
-    def _begin_epoch(self) -> None:
-        self._epoch = self._context.subcontext(task_name="epoch")
-        self._epoch.call_on_fit_task_begin(estimator=self._estimator, **self._data)
-
-    def _end(self, context: Any) -> bool:
-        """End a task. Return whether a callback requests to stop."""
-
-        def attributes() -> Any:  # called only if a callback needs it
-            return self._estimator._fitted_attributes(self._fit.model())
-
-        must_stop = context.call_on_fit_task_end(
-            estimator=self._estimator, **self._data, reconstruction_attributes=attributes
-        )
-        return bool(must_stop)
 
 
 def prepare_fit(rows: Any, config: Config, y: Any = None) -> _Fit:
-    """Prepare the training of a new model.
+    """Prepare the training of a new model on an array or CSR matrix.
 
-    Parameters
-    ----------
-    rows : ndarray or CSR matrix of shape (n_rows, n_inputs)
-        Rows to train on.
-    config : Config
-        Settings that the user has chosen.
-    y : array-like of shape (n_rows,), optional
-        Targets of a head. NaN, None, `pandas.NA`, an empty string and -1 mean that a row has no
-        target.
-
-    Raises
-    ------
-    ConfigError
-        If settings are invalid, in general or for these rows.
-    DataError
-        If rows are not finite, or if no model can be trained on them.
+    NaN, None, `pandas.NA`, an empty string and -1 in `y` mean that a row has no target.
     """
     targets = None
     if y is not None:
@@ -165,9 +79,12 @@ def prepare_fit(rows: Any, config: Config, y: Any = None) -> _Fit:
     _refuse([*unsuitable_settings(settings, n_rows, n_inputs)])
     budget = _budget(settings, shards)
     bad_data = settings.bad_data
-    scan_settings = _scan_settings(budget, bad_data.clip_quantile, bad_data.impute, settings.scaling.scale)
-    scan_settings = replace(
-        scan_settings,
+    scan_settings = ScanSettings(
+        budget.block_rows,
+        clip_quantile=bad_data.clip_quantile,
+        impute=bad_data.impute,
+        scale=settings.scaling.scale,
+        chunk_bytes=budget.chunk_bytes,
         missing_indicator=bad_data.missing_indicator,
         ranks=settings.scaling.transform == "rank",
     )
@@ -177,7 +94,6 @@ def prepare_fit(rows: Any, config: Config, y: Any = None) -> _Fit:
 
 
 def _targets(y: Any) -> Targets:
-    """Return the targets of an array (n_rows,)."""
     values = np.asarray(y)
     if values.dtype.kind == "f":
         values = values.astype(np.float64)
@@ -200,19 +116,11 @@ def _is_missing(value: object) -> bool:
 
 
 def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoint: Checkpoint | None) -> _Fit:
-    """Prepare one more pass over these rows with a constant learning rate.
+    """Prepare one more pass over these rows with a constant learning rate. Without a model, train a new one.
 
-    Parameters
-    ----------
-    model : Model or None
-        Current model. If None, a new model is trained.
-    checkpoint : Checkpoint or None
-        State of the training. None if the model was trained in another way. In that case the optimizer starts without
-        state.
+    If the model was trained in another way, there is no checkpoint, and the optimizer starts without state.
     """
-    n_epochs = 0
-    if checkpoint is not None:
-        n_epochs = checkpoint.state.epoch
+    n_epochs = 0 if checkpoint is None else checkpoint.state.epoch
     config = config.changed(
         epochs=n_epochs + 1,
         schedule="constant",
@@ -246,10 +154,7 @@ def _fit_from(model: Model, rows: Any, config: Config) -> _Fit:
 
 
 def _like_model(config: Config, model: Model, n_rows: int) -> Config:
-    """Return settings with the network of a model.
-
-    The initial parameters are set to the cheapest choice, because the caller replaces them.
-    """
+    """Return settings with the network of a model, and the cheapest initial parameters, which the caller replaces."""
     batch_size = config.training.batch_size
     if batch_size is not None:
         batch_size = min(batch_size, n_rows)
@@ -273,21 +178,20 @@ def _fit(
         if targets is not None:
             network = replace(network, head=targets.head)
         autoencoder = autoencoder_of(ranges.scaler, network, dtype)
-        training = prepare_training(
-            autoencoder,
-            shards,
-            ranges,
-            settings,
-            budget.sizes(device),
-            targets,
-        )
+        training = prepare_training(autoencoder, shards, ranges, settings, budget.sizes(device), targets)
     return _Fit(training, settings, ranges.scaler, shards[0].preparation, dtype, str(device))
 
 
 def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, budget: Budget) -> Scan:
     """Scan the rows, and replace the ranges and fill values in the result with the values of a given scaler."""
     impute = None if scaler.fill is None else "median"
-    result = _scan(shards, _scan_settings(budget, settings.bad_data.clip_quantile, impute), budget)
+    scan_settings = ScanSettings(
+        budget.block_rows,
+        clip_quantile=settings.bad_data.clip_quantile,
+        impute=impute,
+        chunk_bytes=budget.chunk_bytes,
+    )
+    result = _scan(shards, scan_settings, budget)
     columns = scaler.without_indicators()
     return replace(
         result,
@@ -303,18 +207,7 @@ def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, bu
     )
 
 
-def _scan_settings(budget: Budget, clip_quantile: float, impute: str | None, scale: str = "range") -> ScanSettings:
-    return ScanSettings(
-        budget.block_rows,
-        clip_quantile=clip_quantile,
-        impute=impute,
-        scale=scale,
-        chunk_bytes=budget.chunk_bytes,
-    )
-
-
 def _scan(shards: tuple[Shard, ...], scan_settings: ScanSettings, budget: Budget) -> Scan:
-    """Scan the rows. Raise `DataError` if a row is bad."""
     with threads(budget.n_threads) as pool:
         result = scan(shards, scan_settings, pool, budget.n_threads)
     if len(result.bad_rows):

@@ -10,6 +10,7 @@ import numpy as np
 
 from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
 from shardpress.interop.rows import Rows
+from shardpress.output.disk import PAGE
 from shardpress.progress import Progress
 
 SOURCE = "exported_from"
@@ -17,12 +18,11 @@ SOURCE = "exported_from"
 
 _ATTRIBUTES = ("command", "config", "versions", "target", "nested", "n_bad")  # from the manifest
 _ALIGNED_BYTES = 2**16  # larger datasets are aligned to pages, so that they can be memory-mapped
-_PAGE = 4096
 
 
 def write_hdf5(path: Path, rows: Rows, source: str, progress: Progress) -> None:
     """Write all rows to a file: features, valid, and the extras under their own names."""
-    with h5py.File(path, "w", alignment_threshold=_ALIGNED_BYTES, alignment_interval=_PAGE) as file:
+    with h5py.File(path, "w", alignment_threshold=_ALIGNED_BYTES, alignment_interval=PAGE) as file:
         file.attrs["format"] = FORMAT
         file.attrs[SOURCE] = source
         file.attrs["model"] = rows.encoder

@@ -25,15 +25,13 @@ _IR_VERSION = 8
 _LARGEST = 8.0
 
 
-def import_onnx() -> Any:
-    """Import onnx. Raise `DeviceError` if it is not installed."""
+def import_onnx() -> None:
     try:
-        import onnx
+        import onnx  # noqa: F401
     except ImportError as error:
         raise DeviceError(
             f"{error}. ONNX files need the package onnx. Install it: pip install 'shardpress[onnx]'."
         ) from error
-    return onnx
 
 
 def input_dtype(model: Model) -> np.dtype:
@@ -55,33 +53,18 @@ def input_dtype(model: Model) -> np.dtype:
 
 
 def encoder_onnx(model: Model, to_other: LinearMap | None = None, source: str | None = None) -> bytes:
-    """Return the content of ``encoder.onnx``.
+    """Return the content of ``encoder.onnx``. Raise `DataError` if its input would round whole numbers above 2^53.
 
     The input ``rows`` has the shape (n_rows, n_columns) and the dtype `input_dtype`. The output ``features`` has the
-    shape (n_rows, n_features) and the dtype float32. The metadata contain the fingerprint of the model and, if values
-    of an extra trained the features, its name and the condition that selected the rows (``target``).
-
-    Parameters
-    ----------
-    model : Model
-    to_other : LinearMap, optional
-        Map to the features of another encoder. The metadata then also contain its fingerprint (``as_of``).
-    source : str, optional
-        What the file is exported from (``exported_from`` in the metadata).
-
-    Raises
-    ------
-    DeviceError
-        If the package ``onnx`` is not installed.
-    DataError
-        If the model was trained on whole numbers above 2^53, which the ONNX input would round.
+    shape (n_rows, n_features) and the dtype float32. The metadata contain the fingerprint of the model, the name and
+    condition of the extra that trained the features (``target``), the fingerprint of the other encoder (``as_of``), and
+    ``exported_from``.
     """
     if model.offset is not None:
         raise DataError(
             "the model was trained on whole numbers above 2^53, which the input of an ONNX file would round. Encode "
             "such rows with `shardpress run --model`."
         )
-    import_onnx()
     from onnx import checker, helper
 
     found = helper.make_model(
@@ -126,7 +109,6 @@ def _tensor_info(name: str, dtype: np.dtype, width: int) -> Any:
 
 
 def _add_layers(graph: Graph, model: Model, x: str, last_name: str | None) -> str:
-    """Add the layers of the encoder. Return the name of the result: `last_name`, or any name if it is None."""
     layers = model.network.feature_layers
     for i, (weights, bias, kind) in enumerate(layers, 1):
         name = last_name if i == len(layers) else None

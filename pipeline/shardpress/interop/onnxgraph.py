@@ -15,10 +15,7 @@ class Graph:
         self.constants: list[Any] = []
 
     def add(self, op: str, *inputs: str | np.ndarray, named: str | None = None, **attributes: Any) -> str:
-        """Add an operator, and return the name of its result.
-
-        Inputs are constants (arrays) or the names of earlier results.
-        """
+        """Add an operator on constants (arrays) and names of earlier results, and return the name of its result."""
         from onnx import helper
 
         name = named or f"{op}_{len(self.nodes)}"

@@ -1,4 +1,7 @@
-"""ONNX operators that prepare, clean and scale rows, as `shardpress.preparation` and `shardpress.scan.scaler` do."""
+"""ONNX operators that prepare, clean and scale rows, as `shardpress.preparation` and `shardpress.scan.scaler` do.
+
+Each function adds operators to a graph, and returns the name of their result.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,6 @@ def add_scaling(graph: Graph, model: Model, dtype: np.dtype) -> str:
 
 
 def _add_preparation(graph: Graph, preparation: Preparation, dtype: np.dtype, n_columns: int) -> str:
-    """Add row scaling and the transformation of values. Return the name of the result."""
     x = "rows"
     if preparation.row_scale is not None:
         x = _add_row_scaling(graph, preparation, dtype, n_columns)
@@ -48,7 +50,7 @@ def _add_preparation(graph: Graph, preparation: Preparation, dtype: np.dtype, n_
 
 
 def _add_logarithm(graph: Graph, x: str, dtype: np.dtype) -> str:
-    """Add sign(x) log(1 + abs(x)). Return the name of the result.
+    """Add sign(x) log(1 + abs(x)).
 
     The sum u = 1 + abs(x) is rounded, so that small values would lose digits. log(u) / (u - 1) hardly changes with u,
     and is multiplied by abs(x). Source: Goldberg, "What every computer scientist should know about floating-point
@@ -68,7 +70,7 @@ def _add_logarithm(graph: Graph, x: str, dtype: np.dtype) -> str:
 
 
 def _add_row_scaling(graph: Graph, preparation: Preparation, dtype: np.dtype, n_columns: int) -> str:
-    """Add the division of each row by its size. Return the name of the result."""
+    """Add the division of each row by its size."""
     if preparation.row_scale == "median":
         size = _add_median(graph, dtype, n_columns)
     else:
@@ -82,7 +84,7 @@ def _add_row_scaling(graph: Graph, preparation: Preparation, dtype: np.dtype, n_
 
 
 def _add_size(graph: Graph, row_scale: str | None, dtype: np.dtype) -> str:
-    """Add the total, norm or maximum (n_rows, 1) of the absolute values of each row. Return the name of the result."""
+    """Add the total, norm or maximum (n_rows, 1) of the absolute values of each row."""
     present = graph.add("Where", graph.add("IsNaN", "rows"), np.array(0, dtype), "rows")
     absolute = graph.add("Abs", present)
     if row_scale == "max":
@@ -93,7 +95,7 @@ def _add_size(graph: Graph, row_scale: str | None, dtype: np.dtype) -> str:
 
 
 def _add_median(graph: Graph, dtype: np.dtype, n_columns: int) -> str:
-    """Add the absolute value of the median (n_rows, 1) of each row. Return the name of the result.
+    """Add the absolute value of the median (n_rows, 1) of each row.
 
     The median is the mean of the two middle values, which are the same value if the number of values is odd. NaN is
     ignored: it is sorted to the end. The median of a row of NaN is infinite, so that the row is not divided.
@@ -121,7 +123,7 @@ def _add_median(graph: Graph, dtype: np.dtype, n_columns: int) -> str:
 
 
 def _add_ranks(graph: Graph, tables: RankTables, x: str, dtype: np.dtype) -> str:
-    """Add the replacement of values by ranks, as in `RankTables.apply`. Return the name of the result.
+    """Add the replacement of values by ranks, as in `RankTables.apply`.
 
     The rows are transposed, because the operator that looks up elements needs tables with as many rows as its indices.
     """
@@ -142,18 +144,7 @@ def _add_ranks(graph: Graph, tables: RankTables, x: str, dtype: np.dtype) -> str
 
 
 def _add_search(graph: Graph, knots: np.ndarray, columns: str) -> str:
-    """Add a binary search for the last knot that is at most each value, or the first knot.
-
-    Parameters
-    ----------
-    columns : str
-        Name of the transposed rows (n_columns, n_rows).
-
-    Returns
-    -------
-    str
-        Name of the indices (n_columns, n_rows), int64.
-    """
+    """Add a binary search for the last knot that is at most each value, or the first knot: int64, like `columns`."""
     from onnx import numpy_helper
 
     zero = np.array(0, np.int64)

@@ -20,14 +20,13 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from shardpress.alignment import LinearMap
 from shardpress.errors import CannotCreate, printable
 from shardpress.features import FEATURES, VALID, PartFile, categories_of
 from shardpress.formats import digest, fingerprint
 from shardpress.frames import VALID_COLUMN, ColumnNames, name_columns, to_encodable, to_native
 from shardpress.interop.hdf5 import SOURCE
 from shardpress.interop.rows import Block, Rows
-from shardpress.output.disk import TEMPORARY, Disk, publish_from, remove, sync_directory, write_error
+from shardpress.output.disk import TEMPORARY, Disk, changing, publish_from, remove, sync_directory
 from shardpress.progress import Progress
 
 ENCODER = "shardpress.encoder"
@@ -49,11 +48,12 @@ def write_parquet(folder: Path, rows: Rows, source: str, disk: Disk) -> int:
     New files have hidden names until all of them are written. Until then, the earlier export is complete.
     """
     found = _earlier_files(folder, source)
-    columns = fingerprint(_VERSION, sorted(rows.shapes), rows.encoder, _digest_of(rows.to_other))
+    digest_of_map = "" if rows.to_other is None else digest([rows.to_other.to_npz()])
+    columns = fingerprint(_VERSION, sorted(rows.shapes), rows.encoder, digest_of_map)
     names = {_name(part, columns): part for part in rows.parts}
     missing = {name: part for name, part in names.items() if name not in found}
     to_write = {name: part for name, part in missing.items() if f"{_NEW}{name}" not in found}
-    try:
+    with changing(folder, "writing its files"):
         if not folder.exists():
             disk.make_directory(folder)
             sync_directory(disk, folder.parent)
@@ -65,13 +65,7 @@ def write_parquet(folder: Path, rows: Rows, source: str, disk: Disk) -> int:
         for name in sorted(found - names.keys()):
             remove(disk, folder / name)
         sync_directory(disk, folder)
-    except OSError as error:
-        raise write_error(error, folder, "writing its files") from error
     return len(to_write)
-
-
-def _digest_of(to_other: LinearMap | None) -> str:
-    return "" if to_other is None else digest([to_other.to_npz()])
 
 
 def _name(part: PartFile, columns: str) -> str:
@@ -112,7 +106,6 @@ def _source_of(path: Path) -> str | None:
 
 
 def _write(path: Path, part: PartFile, rows: Rows, source: str, progress: Progress, disk: Disk) -> None:
-    """Write the file of a part."""
     metadata = {ENCODER: rows.encoder, _SOURCE: source}
 
     def write(temporary: Path) -> None:
@@ -185,12 +178,10 @@ def _column(values: np.ndarray, categories: np.ndarray | None) -> Any:
     codes = pa.array(to_native(values), mask=values < 0)
     column = pa.DictionaryArray.from_arrays(codes, _plain(categories))
     # Parquet files of pyarrow have dictionaries of strings only, and those of pandas have distinct categories.
-    is_dictionary = pa.types.is_string(column.type.value_type) and _are_distinct(column.dictionary)
-    return column if is_dictionary else column.dictionary_decode()
-
-
-def _are_distinct(categories: pa.Array) -> bool:
-    return len(categories.unique()) == len(categories)
+    are_distinct = len(column.dictionary.unique()) == len(column.dictionary)
+    if pa.types.is_string(column.type.value_type) and are_distinct:
+        return column
+    return column.dictionary_decode()
 
 
 def _lists(flat: pa.Array, shape: Sequence[int]) -> pa.Array:

@@ -42,32 +42,18 @@ Block = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a finished run.
+    """All rows of a finished run."""
 
-    Attributes
-    ----------
-    parts : sequence of PartFile
-        Files of the rows, in order.
-    shapes : dict of str to Shape
-        Shape and dtype of the datasets that all parts have: features, valid, and extras. The extra `APPEND_ID` is
-        always among them, so that an append does not change the datasets. All strings have the dtype object.
-    categories : dict of str to ndarray
-        Categories of the extras that are stored as codes.
-    manifest : mapping
-        Manifest of the run.
-    to_other : LinearMap or None
-        Map to the features of another encoder, which is applied to all features.
-    """
-
-    parts: Sequence[PartFile]
+    parts: Sequence[PartFile]  # in the order of the rows
+    # Shape and dtype of the datasets that all parts have: features, valid, and extras. The extra `APPEND_ID` is always
+    # among them, so that an append does not change the datasets. All strings have the dtype object.
     shapes: Mapping[str, Shape]
-    categories: Mapping[str, np.ndarray]
+    categories: Mapping[str, np.ndarray]  # of the extras that are stored as codes
     manifest: Mapping[str, Any]
-    to_other: LinearMap | None
+    to_other: LinearMap | None  # map to the features of another encoder, which is applied to all features
 
     @property
     def n_rows(self) -> int:
-        """Number of rows."""
         return self.shapes[FEATURES][0][0]
 
     @property
@@ -77,7 +63,6 @@ class Rows:
 
     @property
     def extras(self) -> dict[str, Shape]:
-        """Shape and dtype of each extra."""
         return {name: shape for name, shape in self.shapes.items() if name not in (FEATURES, VALID)}
 
     @property
@@ -105,7 +90,6 @@ class Rows:
         return min(n_rows, _TEXT_ROWS) if has_text else n_rows
 
     def _blocks_of(self, part: PartFile, step: int) -> Iterator[Block]:
-        """Yield the rows of a part, with at most `step` rows in a block."""
         try:
             with reading(part.path) as file:
                 for start in range(0, max(1, part.n_rows), step):
@@ -144,7 +128,6 @@ def open_rows(path: str | Path, as_of: int | str | Path | None) -> Rows:
 
 
 def _shapes_of(parts: Sequence[PartFile]) -> dict[str, Shape]:
-    """Return the shape and dtype of the datasets of all rows."""
     shapes = [check_part(part) for part in parts]
     n_rows = sum(part.n_rows for part in parts)
     joined: dict[str, Shape] = {}

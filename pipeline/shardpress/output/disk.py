@@ -15,7 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -41,15 +41,12 @@ class Disk:
     """System calls that change the file system, one in each method. All of them raise `OSError`."""
 
     def create(self, path: Path) -> int:
-        """Create a file and open it for writing. An existing file or link of this name is an error."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
     def reserve(self, descriptor: int, n_bytes: int) -> None:
-        """Reserve disk space for a file before it is written."""
         os.posix_fallocate(descriptor, 0, n_bytes)
 
     def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
-        """Switch direct I/O, which bypasses the page cache, on or off for an open file."""
         # F_SETFL sets all changeable flags at once; `create` has set none.
         fcntl.fcntl(descriptor, fcntl.F_SETFL, os.O_DIRECT if bypasses else 0)
 
@@ -58,39 +55,27 @@ class Disk:
         return os.write(descriptor, data)
 
     def sync(self, descriptor: int) -> None:
-        """Flush the content of a file to the disk."""
         os.fsync(descriptor)
 
     def close(self, descriptor: int) -> None:
-        """Close a file descriptor."""
         os.close(descriptor)
 
     def replace(self, source: Path, target: Path) -> None:
-        """Rename a file, and replace an existing one."""
         os.replace(source, target)
 
     def remove(self, path: Path) -> None:
-        """Remove the name of a file."""
         os.unlink(path)
 
-    def link(self, source: Path, path: Path) -> None:
-        """Make a hard link to a regular file; a symbolic link is not followed."""
-        os.link(source, path, follow_symlinks=False)
-
     def symlink(self, target: str, path: Path) -> None:
-        """Make a symbolic link. An existing file of this name is an error."""
         os.symlink(target, path)
 
     def make_directory(self, path: Path) -> None:
-        """Make one directory."""
         os.mkdir(path)
 
     def remove_directory(self, path: Path) -> None:
-        """Remove one empty directory."""
         os.rmdir(path)
 
     def sync_directory(self, path: Path) -> None:
-        """Flush the names in a directory to the disk."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)
@@ -98,11 +83,9 @@ class Disk:
             os.close(descriptor)
 
     def free_bytes(self, path: Path) -> int:
-        """Return how many bytes can still be written to the file system."""
         return shutil.disk_usage(path).free
 
     def free_inodes(self, path: Path) -> int | None:
-        """Return how many files can still be created, or None if the file system has no such limit."""
         return free_inodes(path)
 
     def check(self) -> None:
@@ -110,83 +93,56 @@ class Disk:
 
 
 class GuardedDisk(Disk):
-    """A disk that calls `check` before each change of a directory.
-
-    Parameters
-    ----------
-    disk : Disk
-        The disk that makes the changes.
-    check : callable
-        Function that raises `TryAgain` if the path no longer refers to the directory in which the run started.
-    """
+    """A disk that calls `check` before each change of a directory. `check` raises `TryAgain` if it was moved."""
 
     def __init__(self, disk: Disk, check: Callable[[], None]) -> None:
         self._disk = disk
         self._check = check
 
     def check(self) -> None:
-        """Raise `TryAgain` if changes are no longer allowed."""
         self._disk.check()
         self._check()
 
     def create(self, path: Path) -> int:
-        """Check, then open a new file."""
         return self._guarded(self._disk.create, path)
 
     def reserve(self, descriptor: int, n_bytes: int) -> None:
-        """Reserve space for an open file."""
         self._disk.reserve(descriptor, n_bytes)
 
     def bypass_cache(self, descriptor: int, bypasses: bool) -> None:
-        """Switch direct I/O on or off for an open file."""
         self._disk.bypass_cache(descriptor, bypasses)
 
     def write(self, descriptor: int, data: memoryview) -> int:
-        """Write to an open file."""
         return self._disk.write(descriptor, data)
 
     def sync(self, descriptor: int) -> None:
-        """Sync an open file."""
         self._disk.sync(descriptor)
 
     def close(self, descriptor: int) -> None:
-        """Close a file."""
         self._disk.close(descriptor)
 
     def replace(self, source: Path, target: Path) -> None:
-        """Check, then rename."""
         self._guarded(self._disk.replace, source, target)
 
     def remove(self, path: Path) -> None:
-        """Check, then remove a name."""
         self._guarded(self._disk.remove, path)
 
-    def link(self, source: Path, path: Path) -> None:
-        """Check, then make a hard link."""
-        self._guarded(self._disk.link, source, path)
-
     def symlink(self, target: str, path: Path) -> None:
-        """Check, then make a symbolic link."""
         self._guarded(self._disk.symlink, target, path)
 
     def make_directory(self, path: Path) -> None:
-        """Check, then make a directory."""
         self._guarded(self._disk.make_directory, path)
 
     def remove_directory(self, path: Path) -> None:
-        """Check, then remove a directory."""
         self._guarded(self._disk.remove_directory, path)
 
     def sync_directory(self, path: Path) -> None:
-        """Check, then sync a directory."""
         self._guarded(self._disk.sync_directory, path)
 
     def free_bytes(self, path: Path) -> int:
-        """Return how many bytes can still be written."""
         return self._disk.free_bytes(path)
 
     def free_inodes(self, path: Path) -> int | None:
-        """Return how many files can still be created, or None if the file system has no such limit."""
         return self._disk.free_inodes(path)
 
     def _guarded(self, call: Callable[..., T], *arguments: object) -> T:
@@ -200,17 +156,9 @@ class GuardedDisk(Disk):
 
 @dataclass(frozen=True)
 class Pieces:
-    """Content of a file that may be larger than memory.
+    """Content of a file that may be larger than memory. A piece is used before the next one is read."""
 
-    Attributes
-    ----------
-    n_bytes : int
-        Size of the file.
-    pieces : iterable of bytes or memoryview
-        Consecutive pieces of the content. A piece is used before the next one is read.
-    """
-
-    n_bytes: int
+    n_bytes: int  # size of the file
     pieces: Iterable[bytes | memoryview]
 
     def __len__(self) -> int:
@@ -220,67 +168,35 @@ class Pieces:
 def publish(disk: Disk, path: Path, data: bytes | memoryview | Pieces, name_is_synced: bool = True) -> None:
     """Write a complete file, or replace an existing one atomically.
 
-    Parameters
-    ----------
-    disk : Disk
-    path : Path
-    data : bytes, memoryview or Pieces
-        Content. Errors from reading the pieces are raised unchanged.
-    name_is_synced : bool
-        Whether to sync the directory as well. If False, the caller must sync it before it relies on the name.
+    If `name_is_synced` is False, the caller must sync the directory before it relies on the name.
 
     Raises
     ------
     WriteFailed, SystemLimit, NotPermitted
         If the file cannot be written. Then `path` is unchanged or holds the complete new file.
     """
-    temporary = temporary_name(path)
-    try:
-        try:
+    with changing(path, f"writing {len(data)} bytes"):
+        with _renamed(disk, path) as temporary:
             _fill(disk, temporary, data)
-            disk.replace(temporary, path)
-        except BaseException:  # also after a signal: no other process knows the name
-            with suppress(OSError, TryAgain):
-                disk.remove(temporary)
-            raise
         if name_is_synced:
             sync_directory(disk, path.parent)
-    except OSError as error:
-        raise write_error(error, path, f"writing {len(data)} bytes") from error
 
 
 def publish_from(disk: Disk, path: Path, write: Callable[[Path], object]) -> None:
     """Write a complete file with a library that needs a path, or replace an existing file atomically.
 
-    Parameters
-    ----------
-    disk : Disk
-    path : Path
-    write : callable
-        Function that writes the file at the path that it is given. `OSError` and `RuntimeError` mean that writing has
-        failed; other errors are raised unchanged.
-
-    Raises
-    ------
-    WriteFailed, SystemLimit, NotPermitted
-        If the file cannot be written. Then `path` is unchanged.
+    `OSError` and `RuntimeError` of `write` mean that writing has failed; other errors are raised unchanged.
     """
-    temporary = temporary_name(path)
     try:
-        descriptor = disk.create(temporary)
-        try:
-            write(temporary)
-            disk.sync(descriptor)
-            disk.replace(temporary, path)
-        except BaseException:  # also after a signal: no other process knows the name
-            with suppress(OSError, TryAgain):
-                disk.remove(temporary)
-            raise
-        finally:
-            disk.close(descriptor)
-        sync_directory(disk, path.parent)
-    except OSError as error:
-        raise write_error(error, path, "writing it") from error
+        with changing(path, "writing it"):
+            with _renamed(disk, path) as temporary:
+                descriptor = disk.create(temporary)
+                try:
+                    write(temporary)
+                    disk.sync(descriptor)
+                finally:
+                    disk.close(descriptor)
+            sync_directory(disk, path.parent)
     except RuntimeError as error:  # from h5py, if closing the file fails
         raise WriteFailed(
             f"file={printable(path)}: {error}. Check the disk, then run the same command again."
@@ -288,73 +204,39 @@ def publish_from(disk: Disk, path: Path, write: Callable[[Path], object]) -> Non
 
 
 def publish_link(disk: Disk, target: str, path: Path) -> None:
-    """Make `path` a symbolic link, and replace an existing file atomically. The directory is not synced.
+    """Make `path` a symbolic link, and replace an existing file atomically. The directory is not synced."""
+    with _renamed(disk, path) as temporary:
+        disk.symlink(target, temporary)
 
-    Raises
-    ------
-    OSError
-    """
+
+@contextmanager
+def _renamed(disk: Disk, path: Path) -> Iterator[Path]:
+    """Provide a temporary name, and rename the file of this name to `path` unless the context raises an error."""
     temporary = temporary_name(path)
     try:
-        disk.symlink(target, temporary)
+        yield temporary
         disk.replace(temporary, path)
-    except BaseException:
+    except BaseException:  # also after a signal: no other process knows the name
         with suppress(OSError, TryAgain):
             disk.remove(temporary)
         raise
 
 
-def publish_copy(disk: Disk, source: Path, path: Path) -> None:
-    """Make a hard link to a finished file, or a copy if the file system has no hard links. `path` must not exist.
-
-    The directory is not synced.
-
-    Raises
-    ------
-    WriteFailed, SystemLimit, NotPermitted
-    """
-    try:
-        disk.link(source, path)
-    except OSError as error:
-        if error.errno not in (*UNSUPPORTED, errno.EMLINK, errno.EXDEV):
-            raise write_error(error, path, f"linking {source.name} to it") from error
-        publish(disk, path, _content(source), name_is_synced=False)
-
-
-def _content(path: Path) -> Pieces:
-    def pieces() -> Iterator[bytes]:
-        with path.open("rb") as file:
-            while piece := file.read(2**20):
-                yield piece
-
-    return Pieces(path.stat().st_size, pieces())
-
-
 def temporary_name(path: Path) -> Path:
-    """Return a unique name in the directory of `path`, for a file that will be renamed to `path`."""
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
 def remove(disk: Disk, path: Path) -> None:
     """Remove a file if it exists. The function raises the same errors as `publish`."""
-    try:
+    with changing(path, "removing it"), suppress(FileNotFoundError):
         disk.remove(path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise write_error(error, path, "removing it") from error
 
 
 _warned = ProcessCache[int, bool]()  # keys are the device numbers of file systems whose warning was logged
 
 
 def sync_directory(disk: Disk, directory: Path) -> None:
-    """Flush the names in a directory to the disk; warn once if the file system cannot do that.
-
-    Raises
-    ------
-    OSError
-    """
+    """Flush the names in a directory to the disk; warn once if the file system cannot do that."""
     if _is_supported(disk.sync_directory, directory):
         return
     file_system = os.stat(directory).st_dev
@@ -376,6 +258,15 @@ def _is_supported(call: Callable[..., object], *arguments: object) -> bool:
     return True
 
 
+@contextmanager
+def changing(path: Path, doing: str) -> Iterator[None]:
+    """Raise the error of `write_error` for an `OSError` in the context."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(error, path, doing) from error
+
+
 def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
     """Return the error for a failed change, with the operation and advice for the user."""
     where = f"file={printable(path)}: {error.strerror} while {doing}"
@@ -395,20 +286,13 @@ def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
 
 
 def free_inodes(path: Path) -> int | None:
-    """Return how many files can still be created at a path, or None if the file system has no such limit.
-
-    Raises
-    ------
-    OSError
-        If the path cannot be examined.
-    """
+    """Return how many files can still be created, or None if the file system has no such limit."""
     status = os.statvfs(path)
     # Btrfs and others report no total, since they create inodes on demand.
     return status.f_favail if status.f_files > 0 else None
 
 
 def _advice_when_full(path: Path) -> str:
-    """Return a message about a full disk: whether inodes or bytes are used up, and what to do."""
     try:
         n_files = os.statvfs(path.parent).f_files
         if free_inodes(path.parent) == 0:
@@ -419,38 +303,26 @@ def _advice_when_full(path: Path) -> str:
 
 
 def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
-    """Create a file, write its content and sync it."""
     pieces = data.pieces if isinstance(data, Pieces) else [data]
     descriptor = disk.create(path)
     try:
         _is_supported(disk.reserve, descriptor, len(data))  # if it is unsupported, a write reports a full disk
         for piece in pieces:
-            _write_all(disk, descriptor, memoryview(piece))
+            rest = memoryview(piece)
+            rest = rest[_write_directly(disk, descriptor, rest) :]
+            while rest:
+                rest = rest[_write_some(disk, descriptor, rest) :]
         # Never sync again after a failure: the kernel may have dropped the pages, and a second sync would succeed.
         disk.sync(descriptor)
-    except BaseException:
-        with suppress(OSError):
-            disk.close(descriptor)
-        raise
-    disk.close(descriptor)
-
-
-def _write_all(disk: Disk, descriptor: int, data: memoryview) -> None:
-    rest = data[_write_directly(disk, descriptor, data) :]
-    while rest:
-        rest = rest[_write_some(disk, descriptor, rest) :]
+    finally:
+        disk.close(descriptor)
 
 
 def _write_some(disk: Disk, descriptor: int, data: memoryview) -> int:
-    """Write at least one byte, and return how many were written."""
-    while True:
-        try:
-            n_written = disk.write(descriptor, data)
-        except InterruptedError:
-            continue
-        if not n_written:
-            raise OSError(errno.EIO, "no byte was written")
-        return n_written
+    n_written = disk.write(descriptor, data)
+    if not n_written:
+        raise OSError(errno.EIO, "no byte was written")
+    return n_written
 
 
 def _write_directly(disk: Disk, descriptor: int, data: memoryview) -> int:
@@ -459,9 +331,10 @@ def _write_directly(disk: Disk, descriptor: int, data: memoryview) -> int:
     For large files the copy into the page cache, and writing from there, take several times as much processor time.
     """
     n_bytes = len(data) // PAGE * PAGE
-    if n_bytes < _MIN_DIRECT_BYTES or not _is_aligned(data):
+    if n_bytes < _MIN_DIRECT_BYTES:
         return 0
-    if not _is_supported(disk.bypass_cache, descriptor, True):
+    is_aligned = np.frombuffer(data, dtype=np.uint8).ctypes.data % PAGE == 0
+    if not is_aligned or not _is_supported(disk.bypass_cache, descriptor, True):
         return 0
     n_written = 0
     try:
@@ -472,8 +345,3 @@ def _write_directly(disk: Disk, descriptor: int, data: memoryview) -> int:
             raise
     disk.bypass_cache(descriptor, False)
     return n_written
-
-
-def _is_aligned(data: memoryview) -> bool:
-    address = np.frombuffer(data, dtype=np.uint8).ctypes.data
-    return address % PAGE == 0

@@ -31,13 +31,6 @@ class GroupCommit:
     """Context that commits single results, or groups of them if they are finished faster than the disk can commit.
 
     When the context ends, even after an error, all results that were added are committed.
-
-    Parameters
-    ----------
-    ledger : Ledger
-        Ledger to which the results are committed.
-    clock : callable
-        Function that returns the time in seconds.
     """
 
     def __init__(self, ledger: Ledger, clock: Callable[[], float] = time.monotonic) -> None:

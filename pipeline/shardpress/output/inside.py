@@ -18,14 +18,7 @@ def files_inside(directory: Path, paths: Sequence[Path]) -> list[Path]:
 
     A file is inside if one of its parent directories is the output directory or a folder of the output directory. These
     directories are compared by device and inode. A file is also inside if it is another name of a file in them: a hard
-    link, or a bind mount of a file.
-
-    Parameters
-    ----------
-    directory : Path
-        An output directory, which may be missing.
-    paths : sequence of Path
-        Existing files. If one does not exist, only its path is compared.
+    link, or a bind mount of a file. The directory and the files may be missing.
     """
     folders = [directory, *(directory / name for name in (*FOLDERS, PUBLISHED)), *publications(directory)]
     identities = {_identity(folder): folder for folder in folders}

@@ -35,19 +35,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from shardpress.errors import DataError, NoInput, NotPermitted, WriteFailed, printable
-from shardpress.formats import digest, plain_values, seal
-from shardpress.output.disk import Disk, publish, remove, sync_directory, write_error
-from shardpress.output.publication import (
-    Publication,
-    settle,
-    sweep_links,
-    sweep_publications,
-    withdraw,
-)
+from shardpress.errors import DataError, NoInput, printable
+from shardpress.formats import digest, seal
+from shardpress.output.disk import Disk, changing, publish, remove, sync_directory
+from shardpress.output.publication import Publication, sweep_publications, withdraw
 from shardpress.output.records import (
     FOLDERS,
     LAST_GOOD,
+    MANIFEST,
     NAMES,
     OUTPUT,
     PUBLISHED,
@@ -57,7 +52,6 @@ from shardpress.output.records import (
     check_storage,
     files_of,
     is_left,
-    manifest_path,
     plain_name,
     read_manifest,
     records_of,
@@ -81,23 +75,13 @@ def discard_earlier(directory: Path, disk: Disk) -> None:
 
 
 class Ledger:
-    """An output directory while this process holds its lock.
-
-    Parameters
-    ----------
-    directory : Path
-        The output directory.
-    disk : Disk
-        Disk that makes all changes to the file system.
-    """
+    """An output directory while this process holds its lock."""
 
     def __init__(self, directory: Path, disk: Disk) -> None:
         self.directory = directory
         self.disk = disk
         self._manifest: dict[str, Any] = {}
         self._manifest_stamp: tuple[int, ...] | None = None
-        self._request: dict[str, Any] = {}
-        self._request_stamp: tuple[int, ...] | None = None
         self._files: dict[str, list[Record]] = {}  # records by the file that holds them
         for name in sorted(os.listdir(directory / "commits")):
             self._read_records(f"commits/{name}")
@@ -108,7 +92,6 @@ class Ledger:
     # -- writing --
 
     def write(self, stem: str, suffix: str, data: bytes | memoryview) -> Entry:
-        """Write the file of a result, as `shardpress.output.records.write_result` does."""
         return write_result(self.directory, self.disk, stem, suffix, data)
 
     def check(self) -> None:
@@ -123,21 +106,12 @@ class Ledger:
         publish(self.disk, self.directory / name, data)
 
     def publication(self) -> Publication:
-        """Return a new publication, whose files become visible together with its manifest."""
         return Publication(self.directory, self.disk)
 
     def commit(self, *records: Record) -> None:
-        """Commit results together. If a result was committed before, the earlier file is kept and the new one removed.
+        """Commit results of one kind together, by four syncs. Later runs find all of them or none.
 
-        Parameters
-        ----------
-        records : Record
-            Records of one kind, with files that `write` has written. A commit takes four syncs for any number of these.
-
-        Raises
-        ------
-        WriteFailed, SystemLimit, NotPermitted
-            If the records cannot be written. Later runs find all of them or none.
+        If a result was committed before, the earlier file is kept and the new one removed.
         """
         new: dict[tuple[str, str], Record] = {}
         for record in records:
@@ -183,13 +157,6 @@ class Ledger:
 
     def forget(self) -> None:
         """Discard all results. The finished run is withdrawn first, in one step, so no reader sees a part of it."""
-        names = [name for name in NAMES if os.path.lexists(self.directory / name)]
-        if names:
-            try:
-                settle(self.directory, self.disk, names)
-            except (WriteFailed, NotPermitted) as error:
-                # Without symbolic links, or without space for them, files are removed one by one.
-                log.debug("%s", error)
         withdraw(self.directory, self.disk)
         self._remove(_REQUEST)
         self.drop(*self._records.values())
@@ -202,18 +169,12 @@ class Ledger:
     ) -> None:
         """Publish the manifest together with the files of `publication`, which completes the run."""
         publication = publication or self.publication()
-        manifest = plain_values({**manifest, "request": request})
-        publication.finish(manifest)
-        self._manifest = manifest
-        self._manifest_stamp = _stamp(manifest_path(self.directory))
+        publication.finish({**manifest, "request": request})
 
     def sweep(self, *keep: str) -> None:
         """Remove files of interrupted writes and of results that are not committed. User files are never removed.
 
-        Parameters
-        ----------
-        keep : str
-            Fingerprints. If any are given, results with all other fingerprints are removed as well.
+        If any fingerprints are given, results with all other fingerprints are removed as well.
         """
         if keep:
             self.drop(*(record for record in self.records() if record.fingerprint not in keep))
@@ -224,30 +185,23 @@ class Ledger:
         for path in self._paths():
             if is_left(path, is_replaced=bool(keep)) and path not in used:
                 self._remove(path)
-        # Publications come first: without links, a single publication would be mistaken for a finished run.
         sweep_publications(self.directory, self.disk, used)
-        sweep_links(self.directory, self.disk)
 
     def _paths(self) -> Iterator[str]:
-        """Yield the names of all files in the directory and its own folders, relative to the directory."""
-        published = self.directory / PUBLISHED
-        has_publications = published.is_dir() and not published.is_symlink()
-        folders = [*FOLDERS, PUBLISHED] if has_publications else FOLDERS
-        for folder in ("", *folders):
-            for name in sorted(os.listdir(self.directory / folder)):
-                yield os.path.join(folder, name)
+        for folder in ("", *FOLDERS, PUBLISHED):
+            if (self.directory / folder).is_dir():
+                for name in sorted(os.listdir(self.directory / folder)):
+                    yield os.path.join(folder, name)
 
     def set_request(self, request: Mapping[str, Any], deadline: Mapping[str, Any] | None = None) -> None:
-        """Store the request of this run, and its deadline."""
-        if self.request() == request and self.deadline() == deadline:
-            return  # the file keeps its modification time, which `has_diverged` compares
+        before = self._read_request() or {}
         content = dict(request)
         if deadline:
             content["deadline"] = deadline
-        contents = self.contents()
-        if contents:
-            content["contents"] = contents
-        self._write_request(content)
+        if "contents" in before:
+            content["contents"] = before["contents"]
+        if content != before:  # otherwise the file keeps its modification time, which `has_diverged` compares
+            self._write_request(content)
 
     def set_contents(self, contents: Sequence[Mapping[str, Any]]) -> None:
         """Store facts about the content of the input files next to the request, which must exist."""
@@ -257,8 +211,6 @@ class Ledger:
 
     def _write_request(self, content: Mapping[str, Any]) -> None:
         self.replace(_REQUEST, seal(OUTPUT, content))
-        self._request = dict(content)
-        self._request_stamp = _stamp(self.directory / _REQUEST)
 
     # -- reading --
 
@@ -287,7 +239,7 @@ class Ledger:
 
         It is parsed again only if the file has changed, since that takes a second for ten thousand parts.
         """
-        stamp = _stamp(manifest_path(self.directory))
+        stamp = _stamp(self.directory / MANIFEST)
         try:
             if stamp is None or stamp != self._manifest_stamp:
                 self._manifest = read_manifest(self.directory)
@@ -330,14 +282,8 @@ class Ledger:
     # -- private --
 
     def _read_request(self) -> dict[str, Any] | None:
-        """Return the content of run.json, which is parsed again only if the file has changed."""
-        path = self.directory / _REQUEST
-        stamp = _stamp(path)
         try:
-            if stamp is None or stamp != self._request_stamp:
-                self._request = unsealed(path)
-                self._request_stamp = stamp
-            return dict(self._request)
+            return unsealed(self.directory / _REQUEST)
         except (OSError, ValueError):
             return None
 
@@ -354,18 +300,12 @@ class Ledger:
 
     def _remove(self, name: str) -> None:
         path = self.directory / name
-        try:
-            is_file = path.is_symlink() or not path.is_dir()
-        except OSError as error:
-            raise write_error(error, path, "removing it") from error
-        if is_file:  # shardpress creates no directory with such a name
+        if os.path.islink(path) or not os.path.isdir(path):  # shardpress creates no directory with such a name
             remove(self.disk, path)
 
     def _sync(self, folder: str) -> None:
-        try:
+        with changing(self.directory / folder, "syncing it"):
             sync_directory(self.disk, self.directory / folder)
-        except OSError as error:
-            raise write_error(error, self.directory / folder, "syncing it") from error
 
 
 def _stamp(path: Path) -> tuple[int, ...] | None:

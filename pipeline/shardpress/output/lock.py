@@ -26,7 +26,7 @@ from shardpress.errors import (
 from shardpress.formats import seal
 from shardpress.output.disk import Disk, GuardedDisk, publish, sync_directory
 from shardpress.output.ledger import Ledger, discard_earlier
-from shardpress.output.records import FOLDERS, OUTPUT, PUBLISHED, check_limits, is_left, unsealed
+from shardpress.output.records import CURRENT, FOLDERS, OUTPUT, PUBLISHED, check_limits, is_left, unsealed
 
 log = logging.getLogger(__name__)
 
@@ -40,19 +40,6 @@ def locked(directory: Path, disk: Disk | None = None, discards_earlier: bool = F
 
     The kernel holds the lock and releases it when the process ends, however it ends, so no lock is ever stale.
 
-    Parameters
-    ----------
-    directory : Path
-        Output directory. It is created with its parents if it does not exist.
-    disk : Disk, optional
-        Disk that makes all changes to the file system.
-    discards_earlier : bool
-        True to discard the results of an earlier version of shardpress.
-
-    Yields
-    ------
-    Ledger
-
     Raises
     ------
     CannotCreate
@@ -64,17 +51,21 @@ def locked(directory: Path, disk: Disk | None = None, discards_earlier: bool = F
     TryAgain
         If another run holds the lock, or the file system does not support locks. The context raises it as well,
         before a change, if the path no longer refers to the locked directory.
-    SystemLimit
-        If too many files are open.
     """
     disk = disk or Disk()
     where = f"output={printable(directory)}"
     try:
         _make_directory(directory, disk)
-        is_earlier = discards_earlier and _is_earlier(directory)
-        if not is_earlier:
+        is_earlier = False
+        try:
             _mark(directory, disk)  # the first write, because `_mark` refuses directories that contain other files
-        _make_folders(directory, disk)
+        except EarlierVersion:
+            if not discards_earlier:
+                raise
+            is_earlier = True
+        _check_folders(directory)
+        for name in FOLDERS:
+            _make_directory(directory / name, disk)
         descriptor = _lock(directory)
     except (PermissionError, NotPermitted) as error:
         raise NotPermitted(f"{where}: {error}. Choose an --output that you can write to.") from error
@@ -92,8 +83,12 @@ def locked(directory: Path, disk: Disk | None = None, discards_earlier: bool = F
         yield Ledger(directory, guarded)
     except ShardpressError as error:
         # The error may come from a directory that replaced this one; if so, report the replacement.
-        with _notes_of(error):
+        try:
             check()
+        except TryAgain as loss:
+            for note in getattr(error, "__notes__", ()):
+                loss.add_note(note)
+            raise loss from error
         raise
     finally:
         # The kernel releases the lock even if a failing disk makes `close` fail.
@@ -117,6 +112,7 @@ def objection(directory: Path) -> ShardpressError | None:
         return None
     try:
         _is_marked(directory)
+        _check_folders(directory)
     except CannotCreate as error:
         return CannotCreate(f"{where}: {error}. Choose another --output.")
     except OtherVersion as error:
@@ -144,22 +140,18 @@ def _make_directory(directory: Path, disk: Disk) -> None:
         )
 
 
-def _make_folders(directory: Path, disk: Disk) -> None:
+def _check_folders(directory: Path) -> None:
+    """Raise `CannotCreate` if a copy of the directory has links in place of its folders, or a folder as its link."""
     for name in (*FOLDERS, PUBLISHED):
         # A run removes files in these directories, and must not remove files elsewhere.
         if (directory / name).is_symlink():
             raise CannotCreate(f"its {name} is a symbolic link, expected a directory")
-    for name in FOLDERS:
-        _make_directory(directory / name, disk)
-
-
-def _is_earlier(directory: Path) -> bool:
-    """Return whether an earlier version of shardpress has written to a directory."""
-    try:
-        _is_marked(directory)
-    except EarlierVersion:
-        return True
-    return False
+    current = directory / CURRENT
+    if current.is_dir() and not current.is_symlink():
+        raise CannotCreate(
+            f"its {CURRENT} is a directory, expected a symbolic link. This is a copy that followed links (cp -rL). It "
+            "can be read, but not changed. To change it, copy the results again with their links (cp -r, rsync -a)"
+        )
 
 
 def _mark(directory: Path, disk: Disk) -> None:
@@ -217,7 +209,6 @@ def _lock(directory: Path) -> int:
 
 
 def _flock(directory: Path, descriptor: int) -> None:
-    """Lock an open file, or raise `TryAgain`."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -247,14 +238,3 @@ def _check_lock(directory: Path, descriptor: int) -> None:
             "run, the directory was moved or replaced, or the lock was removed. Nothing more is written. If the "
             "directory was moved, move it back. Then run the same command again."
         )
-
-
-@contextmanager
-def _notes_of(error: ShardpressError) -> Iterator[None]:
-    """Copy the notes of `error` to a `TryAgain` that is raised in the context, and chain the two."""
-    try:
-        yield
-    except TryAgain as check_error:
-        for note in getattr(error, "__notes__", ()):
-            check_error.add_note(note)
-        raise check_error from error

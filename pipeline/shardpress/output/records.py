@@ -67,44 +67,21 @@ _IDENTITY = re.compile(r"[a-z]+(-[0-9]+)* [0-9a-f]{64}")  # key and fingerprint
 
 @dataclass(frozen=True)
 class Entry:
-    """A file in the output directory.
+    """A file in the output directory."""
 
-    Attributes
-    ----------
-    file : str
-        Path relative to the directory.
-    n_bytes : int
-        Size.
-    blake3 : str
-        BLAKE3 digest of the content, in hexadecimal digits.
-    """
-
-    file: str
+    file: str  # path relative to the directory
     n_bytes: int
-    blake3: str
+    blake3: str  # digest of the content, in hexadecimal digits
 
 
 @dataclass(frozen=True)
 class Record:
-    """Commit record of one result.
+    """Commit record of one result."""
 
-    Attributes
-    ----------
-    key : str
-        Name of the result: ``scan``, ``model``, ``reference``, ``checkpoint-<step>``, ``part-<shard>-<row>``,
-        ``generation-<number>``, ``map-<number>``.
-    fingerprint : str
-        Fingerprint of everything that determines the result.
-    entry : Entry
-        The file of the result.
-    facts : dict
-        Plain values that are stored with the record.
-    """
-
-    key: str
-    fingerprint: str
+    key: str  # scan, model, reference, checkpoint-<step>, part-<shard>-<row>, generation-<number>, map-<number>
+    fingerprint: str  # of everything that determines the result
     entry: Entry
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)  # plain values that are stored with the record
 
     @property
     def kind(self) -> str:
@@ -113,7 +90,6 @@ class Record:
 
     @property
     def identity(self) -> tuple[str, str]:
-        """Unique key of a result."""
         return self.key, self.fingerprint
 
 
@@ -133,7 +109,6 @@ def write_result(directory: Path, disk: Disk, stem: str, suffix: str, data: byte
 
 
 def sealed(records: Sequence[Record]) -> bytes:
-    """Return the content of a file of records."""
     content = [{**vars(record), "entry": vars(record.entry)} for record in records]
     return seal(_COMMITS, {"records": content})
 
@@ -166,16 +141,9 @@ def check_limits(error: OSError, path: Path) -> None:
 
 
 def check_storage(error: OSError, path: Path) -> None:
-    """Raise an error about the storage or the system, unless `error` concerns the file itself, such as a missing file.
+    """Raise `ReadFailed` or `SystemLimit`, unless `error` concerns the file itself, such as a missing file.
 
     A result that is temporarily unreadable is not damaged. It is neither removed nor recomputed.
-
-    Raises
-    ------
-    ReadFailed
-        If the storage or the system fails.
-    SystemLimit
-        If too many files are open.
     """
     check_limits(error, path)
     if error.errno not in _ABOUT_THE_FILE:
@@ -214,29 +182,18 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     NotPermitted
         If the user has no permission to read the manifest, or it lists files outside the directory.
     """
-    return _checked_manifest(manifest_path(directory))
+    return _checked_manifest(directory / MANIFEST)
 
 
 def read_generation(directory: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the manifest of an earlier generation. It raises like `read_manifest`.
-
-    Parameters
-    ----------
-    entry : mapping
-        The manifest's file in the current manifest.
-    """
+    """Return the manifest of an earlier generation, whose file the current manifest lists as `entry`."""
     return _checked_manifest(directory / result_entry(directory, entry).file)
 
 
 def result_entry(directory: Path, line: Mapping[str, Any]) -> Entry:
     """Return the entry of a result that a manifest names in addition to its parts and files.
 
-    Raises
-    ------
-    NotPermitted
-        If it is not the name of a result, which would be in the output directory.
-    DataError
-        If the line is malformed.
+    Raise `NotPermitted` for any other name, because a result is in the output directory.
     """
     try:
         entry = Entry(str(line["file"]), int(line["n_bytes"]), str(line["blake3"]))
@@ -251,7 +208,6 @@ def result_entry(directory: Path, line: Mapping[str, Any]) -> Entry:
 
 
 def _checked_manifest(path: Path) -> dict[str, Any]:
-    """Return a manifest that names only files inside the directory."""
     manifest, names = _load_manifest(path)
     for name in names:
         if Path(name).is_absolute() or ".." in Path(name).parts or not _is_allowed(name):
@@ -261,13 +217,12 @@ def _checked_manifest(path: Path) -> dict[str, Any]:
 
 
 def _load_manifest(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return a manifest and the files that it names."""
     where = f"file={printable(path)}"
     try:
         manifest = unsealed(path)
         return manifest, files_of(manifest)
     except (FileNotFoundError, NotADirectoryError) as error:
-        expected = "expected the output directory of a finished run. Check the path, or finish the run."
+        expected = "expected the output directory of a finished run, with its links. Check the path, or finish the run."
         raise NoInput(f"{where}: no finished run ({error.strerror}), {expected}") from error
     except PermissionError as error:
         raise NotPermitted(
@@ -291,19 +246,6 @@ def _is_allowed(name: str) -> bool:
     return plain in NAMES and bool(_PUBLICATION.fullmatch(folder))
 
 
-def manifest_path(directory: Path) -> Path:
-    """Return the path of a run's manifest, which need not exist.
-
-    Some programs skip symbolic links when they copy a directory. Such a copy has neither ``manifest.json`` nor
-    ``published/current``. Its only publication is the current one.
-    """
-    path = directory / MANIFEST
-    if os.path.lexists(path) or os.path.lexists(directory / CURRENT):
-        return path
-    found = [folder / MANIFEST for folder in publications(directory) if (folder / MANIFEST).is_file()]
-    return found[0] if len(found) == 1 else path
-
-
 def publications(directory: Path) -> list[Path]:
     """Return the directories of all publications, finished or not. Links are not followed."""
     folder = directory / PUBLISHED
@@ -317,14 +259,6 @@ def publications(directory: Path) -> list[Path]:
     return [path for path in paths if path.is_dir() and not path.is_symlink()]
 
 
-def published_file(directory: Path, name: str) -> Path:
-    """Return the path of a published file by its plain name, even in a copy without links."""
-    path = directory / name
-    if os.path.lexists(path):
-        return path
-    return manifest_path(directory).resolve().with_name(name)
-
-
 def plain_name(file: str) -> str:
     """Return the plain name under which users find a file of a manifest."""
     name = file.rpartition("/")[2]
@@ -332,7 +266,6 @@ def plain_name(file: str) -> str:
 
 
 def files_of(manifest: Mapping[str, Any]) -> list[str]:
-    """Return all files that a manifest names."""
     lines = [*manifest.get("parts", []), *manifest.get("files", [])]
     return [str(line["file"]) for line in lines]
 
@@ -343,14 +276,9 @@ def is_index(path: str) -> bool:
 
 
 def is_left(path: str, is_replaced: bool = False) -> bool:
-    """Return whether a path has the name of a result or of a temporary file.
+    """Return whether a relative path has the name of a result or of a temporary file.
 
-    Parameters
-    ----------
-    path : str
-        Path relative to the output directory.
-    is_replaced : bool
-        Whether the finished run is being replaced. Then files that only some runs write are included.
+    If the finished run is being replaced, files that only some runs write are included.
     """
     if _TEMPORARY.fullmatch(path) or _RESULT.fullmatch(path):
         return True
@@ -358,23 +286,9 @@ def is_left(path: str, is_replaced: bool = False) -> bool:
 
 
 def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
-    """Return the fault of a file; None if it is unchanged since it was written.
+    """Return the fault of a file; None if it is unchanged. Without `digests`, compare only its size.
 
-    Parameters
-    ----------
-    directory : Path
-        Output directory.
-    entry : Entry
-        Size and digest of the file when it was written.
-    digests : bool
-        Whether to read the file and compare its digest, or only its size.
-
-    Raises
-    ------
-    ReadFailed
-        If the storage fails.
-    SystemLimit
-        If too many files are open.
+    Raise `ReadFailed` or `SystemLimit` if the storage or the system fails.
     """
     path = directory / entry.file
     try:
@@ -391,7 +305,6 @@ def fault_of(directory: Path, entry: Entry, digests: bool = True) -> str | None:
 
 
 def _difference(descriptor: int, entry: Entry, digests: bool) -> str | None:
-    """Return how an open file differs from its entry."""
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         return "no longer a regular file"

@@ -13,7 +13,7 @@ from typing import Any
 
 from shardpress.errors import DataError, NoInput, ReadFailed, printable, quantity
 from shardpress.model import load_model
-from shardpress.output.records import Entry, fault_of, plain_name, published_file, read_generation, read_manifest
+from shardpress.output.records import Entry, fault_of, plain_name, read_generation, read_manifest
 from shardpress.report.inputs import Inputs, preprocessing_of
 from shardpress.report.rows import Fault, Preprocessing, RowCheck, check_rows
 
@@ -118,7 +118,7 @@ def _load_preprocessing(directory: Path, manifest: Mapping[str, Any], faults: li
     if any(plain_name(fault.file) == _MODEL for fault in faults):
         return None
     try:
-        model = load_model(published_file(directory, _MODEL))
+        model = load_model(directory / _MODEL)
     except (DataError, NoInput) as error:
         # The file matches its digest in the manifest, but its content is invalid.
         faults.append(Fault(_MODEL, str(error)))

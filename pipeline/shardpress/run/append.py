@@ -15,7 +15,7 @@ from shardpress.features import FAILURES, VALID, reading
 from shardpress.model import Model, load_model
 from shardpress.output.ledger import Ledger
 from shardpress.output.publication import misplaced_names
-from shardpress.output.records import Entry, fault_of, manifest_path, plain_name, published_file
+from shardpress.output.records import MANIFEST, Entry, fault_of, plain_name
 from shardpress.run.append_files import AppendedFiles, compare_files
 from shardpress.run.finished import FinishedRun, parts_by_shard
 from shardpress.run.resume import EarlierResults, lacks_bad_rows
@@ -44,7 +44,7 @@ def check_finished(config: Config) -> None:
         If there is no finished run.
     """
     directory = Path(config.results.output)
-    if not manifest_path(directory).exists():
+    if not (directory / MANIFEST).exists():
         raise NoInput(
             f"output={printable(directory)}: contains no finished run, expected one to append to. Run the same command "
             "without --append first."
@@ -225,7 +225,7 @@ def _load_model(manifest: Mapping[str, Any], ledger: Ledger) -> Model:
             fault = fault_of(directory, Entry(line["file"], line["n_bytes"], line["blake3"]))
             if fault is not None:
                 raise DataError(f"{fault}. Restore the file from a copy, or train again with --retrain.")
-    return load_model(published_file(directory, "model.h5"))
+    return load_model(directory / "model.h5")
 
 
 def _model_of(config: Config, manifest: Mapping[str, Any], ledger: Ledger) -> Model:
@@ -251,7 +251,7 @@ def _part_as_shard(directory: Path, part: PartFacts, manifest: Mapping[str, Any]
     """Return a part as a shard with the extras that are in the index, and the masks that the manifest names."""
     shard = vet(directory / part.entry.file, Selection("features"))
     names = {extra.name for extra in shard.extras}
-    index = published_file(directory, "index.h5")
+    index = directory / "index.h5"
     try:
         with reading(index) as file:
             names = set(file)

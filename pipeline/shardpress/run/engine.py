@@ -6,12 +6,11 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from secrets import token_hex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from shardpress.cluster.pool import open_pool
+from shardpress.cluster.probe import Probe
 from shardpress.device import is_compiling, n_device_calls, start_device, theanos_errors
 from shardpress.errors import ConfigError, printable, quantity, short_list
 from shardpress.output.disk import Disk
@@ -43,9 +42,6 @@ from shardpress.scan.ranges import Scan
 from shardpress.settings.config import Config
 from shardpress.shards.rows import keep_chunks
 from shardpress.watch import watching
-
-if TYPE_CHECKING:
-    from shardpress.cluster.checks import Probe
 
 log = logging.getLogger(__name__)
 
@@ -167,9 +163,11 @@ def _compute(
     check_space(ledger, prepared)
     # Theano takes seconds to start, and a finished run does not need it.
     device = start_device(config.machine.require_device)
-    make_probe = partial(_make_probe, prepared, ledger)
+    output = str(ledger.directory.absolute())
+    inputs = (prepared.shards[0].path, prepared.shards[-1].path)
+    probe = Probe(os.getcwd(), output, inputs, config.cluster.mixed_processors)
     n_writers = prepared.budget.n_writers
-    with open_pool(config.cluster, n_writers, start_device, make_probe, config.machine.require_device) as pool:
+    with open_pool(config.cluster, n_writers, start_device, probe, config.machine.require_device) as pool:
         state.end_stage("start")
         context = RunContext(ledger, earlier, device, pool, state, command)
         try:
@@ -186,16 +184,6 @@ def _store_request(ledger: Ledger, prepared: Prepared, start: float) -> float | 
     deadline = stored_deadline(ledger, prepared.config, request, start)
     ledger.set_request(request, deadline)
     return None if deadline is None else float(deadline["ends_by"])
-
-
-def _make_probe(prepared: Prepared, ledger: Ledger) -> Probe:
-    """Write a file that workers must see. The next sweep removes it and the workers' files, as unreferenced files."""
-    from shardpress.cluster.checks import Probe  # loads distributed, which a run with threads does not need
-
-    entry = ledger.write("stages/probe", ".txt", token_hex(8).encode())
-    inputs = (prepared.shards[0].path, prepared.shards[-1].path)
-    output = str(ledger.directory.absolute())
-    return Probe(os.getcwd(), output, entry.file, inputs, prepared.config.cluster.mixed_processors)
 
 
 def _run_stages(prepared: Prepared, context: RunContext) -> Summary:

@@ -14,7 +14,6 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from shardpress.errors import DataError, NoInput, NotPermitted, printable
-from shardpress.output.records import published_file
 from shardpress.report.page.appends import appends
 from shardpress.report.page.document import Figure, Item, Page, Table
 from shardpress.report.page.generations import generations
@@ -71,7 +70,7 @@ def page_bytes(report: Mapping[str, Any]) -> bytes:
 
 def read_report(directory: str | Path) -> dict[str, Any]:
     """Read report.json in an output directory. Raise `NoInput`, `NotPermitted` or `DataError` if that fails."""
-    path = published_file(Path(directory), "report.json")
+    path = Path(directory) / "report.json"
     where = f"file={printable(path)}"
     try:
         report: dict[str, Any] = json.loads(path.read_bytes())
