@@ -16,7 +16,7 @@ from shardpress.features import open_features
 from shardpress.formats import seal
 from shardpress.interop.export import export
 from shardpress.output.lock import locked
-from shardpress.output.records import OUTPUT, manifest_path, read_manifest
+from shardpress.output.records import MANIFEST, OUTPUT, read_manifest
 from shardpress.run import new_rows
 from tests.support.appends import add, add_extra, ids_of, parts_of, write
 from tests.support.interruptions import flip, stamps
@@ -250,7 +250,7 @@ def test_a_forged_manifest_is_refused(
 ) -> None:
     manifest = read_manifest(finished)
     change(manifest)
-    manifest_path(finished).resolve().write_bytes(seal(OUTPUT, manifest))
+    (finished / MANIFEST).resolve().write_bytes(seal(OUTPUT, manifest))
     add(growing, "3.h5")
     before = stamps(finished)
     assert growing.run(finished, "--append") in (65, 78)
