@@ -84,11 +84,6 @@ def _add(sums: dict[str, np.ndarray], arrays: _Arrays, n_rows: int) -> None:
             sums[name] = np.maximum(sums.get(name, array), array)
 
 
-def _momentum_of(n_replicas: int) -> float:
-    """Return the momentum that amplifies a steady move by the number of replicas, but at most 7 times."""
-    return min(_MOMENTUM, 1 - _RATE / n_replicas)
-
-
 def outer_step(
     start: Weights, mean: Weights, velocity: _Arrays, n_replicas: int
 ) -> tuple[Weights, dict[str, np.ndarray]]:
@@ -110,20 +105,12 @@ def outer_step(
     dict
         The next velocity, rounded to float32 as in a checkpoint.
     """
-    momentum = _momentum_of(n_replicas)
+    momentum = min(_MOMENTUM, 1 - _RATE / n_replicas)  # amplifies a steady move by the number of replicas, at most 7
     parameters: dict[str, np.ndarray] = {}
     next_velocity: dict[str, np.ndarray] = {}
     for name, before in start.parameters.items():
-        after, v = _nesterov(before, mean.parameters[name], velocity[name], momentum)
-        parameters[name] = after.astype(np.float32)
+        move = mean.parameters[name].astype(np.float64) - before
+        v = momentum * velocity[name].astype(np.float64) + move
+        parameters[name] = (before + _RATE * (move + momentum * v)).astype(np.float32)
         next_velocity[name] = v.astype(np.float32)
     return replace(mean, parameters=parameters), next_velocity
-
-
-def _nesterov(
-    before: np.ndarray, mean: np.ndarray, velocity: np.ndarray, momentum: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return a parameter after the step of `outer_step`, and its velocity, both float64."""
-    move = mean.astype(np.float64) - before
-    v = momentum * velocity.astype(np.float64) + move
-    return before + _RATE * (move + momentum * v), v

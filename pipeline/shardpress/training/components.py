@@ -51,7 +51,7 @@ class Components:
     deviations: np.ndarray
 
 
-def sampled(rows: Rows, order: Order, scaler: Scaler, most: int, block_bytes: int = _BLOCK_BYTES) -> np.ndarray:
+def sampled(rows: Rows, order: Order, scaler: Scaler, most: int) -> np.ndarray:
     """Return a sample of the rows that are trained on. It depends only on the seed and on its size.
 
     Parameters
@@ -69,14 +69,12 @@ def sampled(rows: Rows, order: Order, scaler: Scaler, most: int, block_bytes: in
     numbers = order.sample(most)
     scaled = np.empty((len(numbers), len(scaler.minimum)), dtype=np.float32)
     # Scale in blocks, since the memory does not hold a second copy of the sample in its own dtype.
-    for block in blocks(len(scaled), scaled.shape[1], block_bytes):
+    for block in blocks(len(scaled), scaled.shape[1]):
         scaled[block] = scaler.scaled(rows.take(numbers[block]))
     return scaled
 
 
-def principal_components(
-    x: np.ndarray, k: int, rng: np.random.Generator, small: int = _SMALL, block_bytes: int = _BLOCK_BYTES
-) -> Components:
+def principal_components(x: np.ndarray, k: int, rng: np.random.Generator) -> Components:
     """Return the first `k` principal components of rows.
 
     The components depend only on the rows and the generator, except for the rounding of BLAS, which may depend on the
@@ -94,9 +92,9 @@ def principal_components(
         Bytes of rows in float64 that are multiplied at once.
     """
     mean = x.mean(axis=0, dtype=np.float64)
-    gram = _Gram(x, mean, small, block_bytes)
-    if len(x) <= small < x.shape[1]:
-        directions = _directions_of_few_rows(x, mean, k, block_bytes)
+    gram = _Gram(x, mean)
+    if len(x) <= _SMALL < x.shape[1]:
+        directions = _directions_of_few_rows(x, mean, k)
     elif gram.matrix is not None:
         directions = np.linalg.eigh(gram.matrix)[1][:, -k:]
     else:
@@ -123,20 +121,20 @@ def _directions_of_products(gram: _Gram, n_inputs: int, k: int, rng: np.random.G
     return found
 
 
-def _directions_of_few_rows(x: np.ndarray, mean: np.ndarray, k: int, block_bytes: int) -> np.ndarray:
+def _directions_of_few_rows(x: np.ndarray, mean: np.ndarray, k: int) -> np.ndarray:
     """Return orthonormal columns (n_inputs, k) that span the first `k` components, from the products of rows."""
-    weights = np.linalg.eigh(_products_of_rows(x, mean, block_bytes))[1][:, ::-1][:, :k]
+    weights = np.linalg.eigh(_products_of_rows(x, mean))[1][:, ::-1][:, :k]
     found = np.zeros((len(mean), k))
-    for block in blocks(len(mean), len(x), block_bytes):
+    for block in blocks(len(mean), len(x)):
         centred = x[:, block] - mean[block]
         found[block, : weights.shape[1]] = centred.T @ weights
     return np.linalg.qr(found)[0]  # adds arbitrary directions if there are fewer rows than components
 
 
-def _products_of_rows(x: np.ndarray, mean: np.ndarray, block_bytes: int) -> np.ndarray:
+def _products_of_rows(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Return the scalar products (n_rows, n_rows) of all pairs of centred rows."""
     products = np.zeros((len(x), len(x)))
-    for block in blocks(len(mean), len(x), block_bytes):
+    for block in blocks(len(mean), len(x)):
         centred = x[:, block] - mean[block]
         products += centred @ centred.T
     return products
@@ -154,14 +152,13 @@ class _Gram:
         The matrix, which is computed only if it is small.
     """
 
-    def __init__(self, x: np.ndarray, mean: np.ndarray, small: int, block_bytes: int) -> None:
+    def __init__(self, x: np.ndarray, mean: np.ndarray) -> None:
         self.mean = mean
         self.n_rows = len(x)
         self.matrix: np.ndarray | None = None
         self._x = x
-        self._block_bytes = block_bytes
         n_inputs = x.shape[1]
-        if n_inputs <= small:
+        if n_inputs <= _SMALL:
             self.matrix = np.zeros((n_inputs, n_inputs))
             for block in self._centred():
                 self.matrix += block.T @ block
@@ -177,13 +174,13 @@ class _Gram:
 
     def _centred(self) -> Iterator[np.ndarray]:
         """Yield blocks of rows minus their mean in float64: float32 would lose components of small deviation."""
-        for block in blocks(len(self._x), self._x.shape[1], self._block_bytes):
+        for block in blocks(len(self._x), self._x.shape[1]):
             yield self._x[block] - self.mean
 
 
-def blocks(n: int, width: int, block_bytes: int = _BLOCK_BYTES) -> Iterator[slice]:
-    """Yield slices of `n` rows, whose float64 numbers take at most `block_bytes` if a slice has several rows."""
-    size = max(1, block_bytes // (8 * width))
+def blocks(n: int, width: int) -> Iterator[slice]:
+    """Yield slices of `n` rows, whose float64 numbers take at most 8 MiB if a slice has several rows."""
+    size = max(1, _BLOCK_BYTES // (8 * width))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
@@ -224,7 +221,7 @@ class Baseline:
         return {"n_components": self.n_components, "components": components, "mean": mean, "is_worse": is_worse}
 
 
-def baseline_of(components: Components, rows: np.ndarray, scaler: Scaler, block_bytes: int = _BLOCK_BYTES) -> Baseline:
+def baseline_of(components: Components, rows: np.ndarray, scaler: Scaler) -> Baseline:
     """Return the errors of components on rows that were not used to compute them.
 
     Parameters
@@ -236,7 +233,7 @@ def baseline_of(components: Components, rows: np.ndarray, scaler: Scaler, block_
     """
     mean = np.empty(len(rows))
     residual = np.empty(len(rows))
-    for block in blocks(len(rows), rows.shape[1], block_bytes):
+    for block in blocks(len(rows), rows.shape[1]):
         centred = scaler.scaled(rows[block]) - components.mean
         mean[block] = np.square(centred).mean(axis=1)
         # By Pythagoras, since components are orthonormal. Rounding may make the residual of explained rows negative.

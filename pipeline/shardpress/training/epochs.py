@@ -20,9 +20,9 @@ from shardpress.training.averaging import Average, Weights, outer_step
 from shardpress.training.checkpoint import Checkpoint, Epoch, TrainingState, join_groups
 from shardpress.training.components import Baseline
 from shardpress.training.order import Order, learning_rate, long_epoch
-from shardpress.training.replica import ReplicaResult, Replicas, RoundRunner
+from shardpress.training.replica import Replicas, RoundRunner
 from shardpress.training.rounds import Share
-from shardpress.training.rows import Rows, StepFeed, n_nested_features, numbers_of
+from shardpress.training.rows import Rows, StepFeed, numbers_of
 from shardpress.training.targets import Supervision
 
 if TYPE_CHECKING:
@@ -252,9 +252,7 @@ class Training:
         cost = self.autoencoder.cost(self.validation)
         if self.supervision is not None:
             cost += self._validate_targets()[0] or 0.0
-        if not math.isfinite(cost):
-            return None
-        return cost
+        return cost if math.isfinite(cost) else None
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -441,6 +439,7 @@ def _check_cost(state: TrainingState, cost: float, where: str) -> None:
 
 def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Iterator[StepResult]:
     """Take the steps of an epoch from number `n_done` on, several at once if no cost is computed."""
+    settings = training.settings
     first = epoch * training.steps_per_epoch
     stride = max(1, training.steps_per_epoch // _COSTS_PER_EPOCH)
     feed = _feed_from(training, order, epoch, n_done)
@@ -450,7 +449,8 @@ def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Itera
         n_steps = 1
         if not with_cost:
             n_steps = min(n_ready, stride - number % stride)
-        rates = _learning_rates(training, first + number, n_steps)
+        steps = range(first + number, first + number + n_steps)
+        rates = [learning_rate(settings, step, training.steps_per_epoch, training.n_epochs) for step in steps]
         signals.check()  # before the steps, because steps that have been taken must be counted
         n_rows, cost = feed.take(rates, with_cost)
         yield StepResult(n_steps, n_rows, cost)
@@ -472,17 +472,7 @@ def _feed_from(training: Training, order: Order, epoch: int, n_done: int) -> Ste
         def targets(n_each: int) -> Iterator[np.ndarray]:
             return (values[numbers] for numbers in numbers_of(order, epoch, batch_size, n_done, n_each))
 
-    n_inputs = training.validation.shape[1]
-    n_nested = n_nested_features(training.autoencoder.network)
-    return StepFeed(training.step, pieces, training.settings, n_inputs, first_step, targets, n_nested)
-
-
-def _learning_rates(training: Training, first: int, n_steps: int) -> list[float]:
-    """Return the learning rates of some steps, which are counted from 0 over all epochs."""
-    settings = training.settings
-    steps_per_epoch = training.steps_per_epoch
-    n_epochs = training.n_epochs
-    return [learning_rate(settings, first + i, steps_per_epoch, n_epochs) for i in range(n_steps)]
+    return StepFeed(training.step, pieces, training.autoencoder.network, training.settings, first_step, targets)
 
 
 # -- replicas ------------------------------------------------------------------------------------------------------
@@ -503,40 +493,23 @@ def rounds_of_epoch(training: Training, replicas: Replicas, runner: RoundRunner 
             yield _round(training, replicas, run, shares)
 
 
-class _RoundSum:
-    """Sum of the results of one round. They are added one by one, since many models would not fit into memory."""
-
-    def __init__(self, start: Weights) -> None:
-        self.average = Average()
-        self.last = start
-        self._costs: list[float] = []
-
-    def add(self, result: ReplicaResult) -> None:
-        self.average.add(result.weights, result.n_rows)
-        self.last = result.weights
-        self._costs += result.costs
-
-    @property
-    def cost(self) -> float | None:
-        if not self._costs:
-            return None
-        return float(np.mean(self._costs))
-
-
 def _round(training: Training, replicas: Replicas, run: RoundRunner, shares: Sequence[Share]) -> StepResult:
     """Train on these shares at the same time, and continue from the mean of the replicas."""
     start = training.weights()
-    results = _RoundSum(start)
+    weights = start
+    average = Average()
+    costs = []
     tasks = [replicas.task(share, start, training.n_epochs, training.steps_per_epoch) for share in shares]
     try:
-        for result in run(tasks):
-            results.add(result)
+        for result in run(tasks):  # one by one, since many models would not fit into memory
+            average.add(result.weights, result.n_rows)
+            weights = result.weights  # a single replica is not averaged
+            if result.cost is not None:
+                costs.append(result.cost)
     except BaseException:  # in the middle of a round, which is then trained again
         training.set_weights(start)
         raise
-    average = results.average
-    weights = results.last  # a single replica is not averaged
     if len(shares) > 1 and average.n_rows:
         weights, training.outer = outer_step(start, average.mean(), training.outer, len(shares))
     training.set_weights(weights)
-    return StepResult(len(shares), average.n_rows, results.cost)
+    return StepResult(len(shares), average.n_rows, float(np.mean(costs)) if costs else None)

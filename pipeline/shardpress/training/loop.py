@@ -165,7 +165,8 @@ class _Loop:
             is_limited = False
             if step.n_rows:  # a round may have no training rows
                 before = time.monotonic()
-                is_limited = self._limit()
+                limit = None if self._limits is None else self._limits.after_step(training)
+                is_limited = limit is not None and training.apply(limit)
                 yield step
                 start += time.monotonic() - before  # the time of policies and callers does not count
             if is_limited:
@@ -174,13 +175,6 @@ class _Loop:
                 return
             if self._checkpoints is not None:
                 self._checkpoints.after_step(training)
-
-    def _limit(self) -> bool:
-        """Get a limit and apply it; return whether it changes anything."""
-        if self._limits is None:
-            return False
-        limit = self._limits.after_step(self._training)
-        return limit is not None and self._training.apply(limit)
 
     def _pieces(self) -> Iterator[StepResult]:
         """Take the remaining steps of the current epoch, or train on its remaining shares."""

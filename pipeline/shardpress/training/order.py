@@ -104,8 +104,6 @@ class Order:
 def slab_starts(
     shards: Sequence[Shard],
     max_rows: int | None = None,
-    slab_bytes: int | None = None,
-    max_chunk_bytes: int = MAX_CHUNK_BYTES,
 ) -> np.ndarray:
     """Cut every shard into slabs of about a megabyte, in whole HDF5 chunks unless the chunks are too large.
 
@@ -126,12 +124,10 @@ def slab_starts(
     ndarray of int64
         First row of each slab, and the number of rows at the end.
     """
-    if slab_bytes is None:
-        slab_bytes = _SLAB_BYTES
     starts = []
     first_row = 0
     for shard in shards:
-        slab_rows = _slab_rows(shard, slab_bytes, max_chunk_bytes)
+        slab_rows = _slab_rows(shard)
         if max_rows is not None:
             slab_rows = min(slab_rows, max(1, max_rows))
         starts.append(first_row + np.arange(0, shard.n_rows, slab_rows, dtype=np.int64))
@@ -139,10 +135,10 @@ def slab_starts(
     return np.concatenate([*starts, [first_row]])
 
 
-def _slab_rows(shard: Shard, slab_bytes: int, max_chunk_bytes: int) -> int:
+def _slab_rows(shard: Shard) -> int:
     """Return the number of rows of a slab, in whole chunks unless the chunks are too large."""
-    slab_rows = max(1, slab_bytes // shard.row_bytes)
-    if shard.chunk_rows * shard.row_bytes > max_chunk_bytes:
+    slab_rows = max(1, _SLAB_BYTES // shard.row_bytes)
+    if shard.chunk_rows * shard.row_bytes > MAX_CHUNK_BYTES:
         return slab_rows
     n_chunks = -(-slab_rows // shard.chunk_rows)
     return n_chunks * shard.chunk_rows

@@ -178,20 +178,17 @@ class StepFeed:
         self,
         step: TrainingStep,
         pieces: Callable[[int], Iterable[np.ndarray]],
+        network: Network,
         settings: ResolvedTraining,
-        n_inputs: int,
         first: int,
         targets: Callable[[int], Iterable[np.ndarray]] | None = None,
-        n_features: int | None = None,
     ) -> None:
         n_each = step.n_at_once(settings.batch_size)
         self._step = step
         self._pieces = iter(pieces(n_each))
         self._targets = None if targets is None else iter(targets(n_each))
+        self._network = network
         self._settings = settings
-        self._n_features = n_features
-        self._batch_size = settings.batch_size
-        self._n_inputs = n_inputs
         self._next_step = first  # number of the first step on minibatches that are not loaded yet
         self._lengths: list[int] = []  # rows of each loaded minibatch that was not trained on yet
 
@@ -222,7 +219,7 @@ class StepFeed:
         piece = next(self._pieces, None)
         if piece is None:
             return
-        size = self._batch_size
+        size = self._settings.batch_size
         n_rows = len(piece)
         self._lengths = [min(size, n_rows - start) for start in range(0, n_rows, size)]
         noise = None
@@ -231,30 +228,26 @@ class StepFeed:
         more = {}
         if self._targets is not None:
             more["targets"] = next(self._targets)
-        if self._n_features is not None:
-            more["kept"] = self._kept(self._n_features)
+        if self._network.nested:
+            more["kept"] = self._kept()
         self._step.begin(piece, noise, size, **more)
         self._next_step += len(self._lengths)
 
-    def _kept(self, n_features: int) -> np.ndarray:
+    def _kept(self) -> np.ndarray:
         """Return the number of features that the decoder gets for each row of the loaded minibatches."""
         seed = self._settings.seed
-        each = [kept_features(seed, self._next_step + i, n, n_features) for i, n in enumerate(self._lengths)]
-        return np.concatenate(each)
+        n_features = self._network.n_features
+        lengths = enumerate(self._lengths, self._next_step)
+        return np.concatenate([kept_features(seed, step, n, n_features) for step, n in lengths])
 
     def _noise(self) -> np.ndarray:
         """Return the noise of the loaded minibatches."""
-        each = [
-            noise_of(self._settings.seed, self._next_step + i, (n, self._n_inputs)) for i, n in enumerate(self._lengths)
-        ]
+        seed = self._settings.seed
+        n_inputs = self._network.n_inputs
+        each = [noise_of(seed, step, (n, n_inputs)) for step, n in enumerate(self._lengths, self._next_step)]
         if len(each) == 1:
             return each[0]
         return np.concatenate(each)
-
-
-def n_nested_features(network: Network) -> int | None:
-    """Return the number of features of a nested network, or None for other networks."""
-    return network.n_features if network.nested else None
 
 
 def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[np.ndarray]:
@@ -315,15 +308,11 @@ def rows_of(
 
     def read_into(i: int) -> None:
         # Read in place, since a window that is assembled from pieces would need its memory twice.
-        buffer[offsets[i] : offsets[i + 1]] = _clean_rows(blocks[i], cleaning)
+        rows = read(blocks[i])
+        if cleaning is not None:
+            rows = cleaning.cleaned(blocks[i], rows)
+        buffer[offsets[i] : offsets[i + 1]] = rows
 
     with threads(n_threads) as pool:
         compute([(read_into, i) for i in range(len(blocks))], pool, n_threads)
     return buffer
-
-
-def _clean_rows(block: Block, cleaning: Cleaning | None) -> np.ndarray:
-    rows = read(block)
-    if cleaning is None:
-        return rows
-    return cleaning.cleaned(block, rows)
