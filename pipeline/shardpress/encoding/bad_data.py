@@ -159,25 +159,18 @@ class BadData:
         """Return the number of good rows outside the model's range, and the affected columns."""
         if self.trained_on is None or len(bad) == len(rows):
             return 0, []
-        outside = self._find_outside(block, numbers, rows, bad, self.trained_on)
-        if len(outside) == 0:
-            return 0, []
-        return len(outside), outside_of(rows[outside], self.trained_on)
-
-    def _find_outside(
-        self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, trained_on: Scaler
-    ) -> np.ndarray:
-        """Return the positions of good rows outside the model's range."""
-        low = trained_on.minimum
-        high = trained_on.maximum
+        low = self.trained_on.minimum
+        high = self.trained_on.maximum
         good = rows if len(bad) == 0 else np.delete(rows, bad, axis=0)
         # Compare the extremes of the columns first. This nearly always suffices, and takes less memory than comparing
         # all values.
         if (good.min(axis=0) >= low).all() and (good.max(axis=0) <= high).all():
-            return _NO_POSITIONS
+            return 0, []
         is_outside = (rows < low) | (rows > high)
         is_outside[bad] = False
         outside = np.flatnonzero(is_outside.any(axis=1))
+        if len(outside) == 0:
+            return 0, []
         if self.on_drift == "raise":
             row, column = np.argwhere(is_outside)[0]
             expected = f"{low[column]:g} to {high[column]:g}, the range of the model's training rows"
@@ -186,7 +179,7 @@ class BadData:
                 f"{expected}. {len(outside)} of these rows are outside this range. Train a model on such rows, or clip "
                 "them with --on-drift clip."
             )
-        return outside
+        return len(outside), outside_of(rows[outside], self.trained_on)
 
     def _place(self, block: Block, number: int, column: np.integer[Any]) -> str:
         """Describe the row (number) and the column (number and name) for messages."""

@@ -41,8 +41,6 @@ class PartMemory:
         Extras, which determine the size of the memory and the categories. The memory grows if strings are longer.
     storage : Storage
         Storage format. Unless it is plain, features are encoded into separate memory and then converted.
-    most_templates : int
-        Number of layouts to keep for other parts.
     """
 
     def __init__(
@@ -51,9 +49,7 @@ class PartMemory:
         n_features: int,
         extras: Sequence[Extra] = (),
         storage: Storage = PLAIN,
-        most_templates: int = _MOST_TEMPLATES,
     ) -> None:
-        self._most_templates = most_templates
         self._n_features = n_features
         self._categories = stored_categories(extras)
         self._storage = storage
@@ -151,7 +147,7 @@ class PartMemory:
         # A template contains the strings and the compressed features of its part. With them it can be large, and other
         # parts cannot use it.
         if not has_strings and not is_compressed:
-            if len(self._templates) == self._most_templates:
+            if len(self._templates) == _MOST_TEMPLATES:
                 self._templates.clear()
             self._templates[key] = template
         return template

@@ -92,31 +92,26 @@ def write_chunked(file: h5py.File, name: str, chunked: Chunked) -> None:
     long and holds HDF5's lock during that time.
     """
     values = chunked.values
-    dataset = _create_chunked(file, name, chunked)
-    if chunked.compression == "lzf":
-        dataset[...] = values
-        return
-    chunk = np.zeros(dataset.chunks, values.dtype)
-    for rows in _slices(len(values), len(chunk)):
-        n_rows = rows.stop - rows.start
-        chunk[:n_rows] = values[rows]
-        chunk[n_rows:] = 0
-        dataset.id.write_direct_chunk((rows.start, 0), _compress(chunk))
-
-
-def _create_chunked(file: h5py.File, name: str, chunked: Chunked) -> h5py.Dataset:
-    n_rows, n_features = chunked.values.shape
-    dtype = chunked.values.dtype
-    chunk_rows = max(1, min(n_rows, _CHUNK_BYTES // (dtype.itemsize * n_features)))
-    return file.create_dataset(
+    n_rows, n_features = values.shape
+    chunk_rows = max(1, min(n_rows, _CHUNK_BYTES // (values.itemsize * n_features)))
+    dataset = file.create_dataset(
         name,
-        (n_rows, n_features),
-        dtype,
+        values.shape,
+        values.dtype,
         chunks=(chunk_rows, n_features),
         compression=chunked.compression,
         shuffle=True,
         track_times=False,  # so that equal parts have equal bytes
     )
+    if chunked.compression == "lzf":
+        dataset[...] = values
+        return
+    chunk = np.zeros(dataset.chunks, values.dtype)
+    for rows in _slices(len(values), len(chunk)):
+        n_filled = rows.stop - rows.start
+        chunk[:n_filled] = values[rows]
+        chunk[n_filled:] = 0
+        dataset.id.write_direct_chunk((rows.start, 0), _compress(chunk))
 
 
 def _compress(chunk: np.ndarray) -> bytearray:

@@ -160,20 +160,14 @@ def lay_out(
         describe(file, attributes)
         if n_source:
             _write_source(file, mark)
-    extents = _extents(offsets, shapes)
+    extents = []
+    for name, start in offsets.items():
+        if start is not None:  # the values take bytes
+            dims, dtype = shapes[name]
+            extents.append(_Extent(start, prod(dims) * dtype.itemsize, name))
     if n_source:
         extents.append(_Extent(image.find(mark), n_source, SOURCE))
     return Template(image.size, tuple(_pieces(image, sorted(extents))))
-
-
-def _extents(offsets: Mapping[str, int | None], shapes: Mapping[str, Shape]) -> list[_Extent]:
-    """Return the extents of all values, except values that take no bytes."""
-    extents = []
-    for name, start in offsets.items():
-        if start is not None:
-            shape, dtype = shapes[name]
-            extents.append(_Extent(start, prod(shape) * dtype.itemsize, name))
-    return extents
 
 
 def _pieces(image: _Image, extents: Sequence[_Extent]) -> Iterator[tuple[int, bytes | memoryview | str]]:
