@@ -61,7 +61,9 @@ class Autoencoder:
         limits: Limits | None = None,
     ) -> None:
         self.network = network
-        self.shared = _share_zeros(network)
+        self.shared: dict[str, Any] = {}
+        for name, shape in network.shapes.items():
+            self.shared[name] = backend.shared(np.zeros(shape, dtype=np.float32), name=name)
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
         self._scaling: tuple[Any, ...] = ()
         self._limits: Limits | None = None
@@ -185,13 +187,6 @@ class Autoencoder:
         return float(self.errors(rows).mean(dtype=np.float64))  # float32 would lose digits over many rows
 
 
-def _share_zeros(network: Network) -> dict[str, Any]:
-    shared = {}
-    for name, shape in network.shapes.items():
-        shared[name] = backend.shared(np.zeros(shape, dtype=np.float32), name=name)
-    return shared
-
-
 def _share_copy(array: np.ndarray, name: str) -> Any:
     return backend.shared(np.array(array), name=name)
 
@@ -213,12 +208,8 @@ def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -
         raise ValueError(f"found arrays {sorted(values)}, expected {sorted(variables)}")
     arrays = {name: np.asarray(values[name], dtype=np.float32, order="C") for name in variables}
     for name, array in arrays.items():
-        _check_shape(name, array, variables[name])
+        expected = variables[name].get_value(borrow=True).shape
+        if array.shape != expected:
+            raise ValueError(f"array {name} has shape {array.shape}, expected {expected}")
     for name, array in arrays.items():
         variables[name].set_value(array)
-
-
-def _check_shape(name: str, array: np.ndarray, variable: Any) -> None:
-    expected = variable.get_value(borrow=True).shape
-    if array.shape != expected:
-        raise ValueError(f"array {name} has shape {array.shape}, expected {expected}")

@@ -162,7 +162,7 @@ def check_processor_flags(cmodule: Any, config: Any) -> None:
     is_gcc = "g++" in config.cxx and "clang" not in config.cxx
     if not is_gcc or platform.machine() != "x86_64":
         return
-    is_chosen = _names_processor(config.gcc.cxxflags)
+    is_chosen = any(flag.lstrip("-").startswith("march=") for flag in config.gcc.cxxflags.split())
     cmodule.GCC_compiler.compile_args()  # queries the compiler
     if is_chosen or cmodule.GCC_compiler.march_flags:
         return
@@ -172,10 +172,6 @@ def check_processor_flags(cmodule: Any, config: Any) -> None:
         "(ulimit -u), or set the flags with gcc.cxxflags=-march=... in THEANO_FLAGS"
     )
     raise CompilerFailed(command, message)
-
-
-def _names_processor(flags: str) -> bool:
-    return any(flag.lstrip("-").startswith("march=") for flag in flags.split())
 
 
 def is_running() -> bool:

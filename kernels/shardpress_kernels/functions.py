@@ -97,7 +97,9 @@ class OpFunctions:
         with self._borrowed(op, inputs, rows.dtype, targets) as (function, n_threads):
             results = function(np.require(rows, requirements=["C", "A"]), n_threads, *places)
             # Copy while the function is borrowed: if it does not work in place, it owns the memory of its results.
-            _copy_to(targets, results)
+            for target, result in zip(targets, results, strict=True):
+                if result is not target:
+                    target[...] = result
 
     @contextmanager
     def _borrowed(
@@ -125,13 +127,6 @@ class OpFunctions:
         mutable = [theano.In(place, mutable=True) for place in places]
         outputs = [theano.Out(result, borrow=True) for result in results]
         return backend.compile_function([rows, self._share, *mutable], outputs)
-
-
-def _copy_to(targets: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
-    """Copy the results that were not computed in place."""
-    for target, result in zip(targets, results, strict=True):
-        if result is not target:
-            target[...] = result
 
 
 class GraphFunctions:

@@ -125,17 +125,14 @@ class _Native(theano.Op):
 
     def perform(self, node: Any, inputs: Sequence[np.ndarray], output_storage: Any) -> None:
         """Compute in NumPy what the C code computes."""
-        arrays = list(inputs) if self.inplace else self._copy_changed(inputs)
+        arrays = list(inputs)
+        if not self.inplace:
+            for i in self.changed:
+                arrays[i] = arrays[i].copy()
         new = self.compute(arrays[: self.n_inputs], arrays[self.n_inputs :])
         changed = [arrays[i] for i in self.changed]
         for storage, output in zip(output_storage, [*new, *changed], strict=True):
             storage[0] = output
-
-    def _copy_changed(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        arrays = list(inputs)
-        for i in self.changed:
-            arrays[i] = arrays[i].copy()
-        return arrays
 
     # -- in C --
 

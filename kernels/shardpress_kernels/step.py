@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -64,7 +64,7 @@ class TrainingStep:
         self._names = [kind.name for kind in kinds]
         self._flops_per_row = 2 * autoencoder.network.n_weights  # for the products of all layers
         self._uses_ops = autoencoder.uses_ops(dtype)
-        self._feed = _make_feed(kinds)
+        self._feed: _Feed = _DeviceFeed(kinds) if backend.is_active() else _HostFeed(kinds)
         all_rows = _place_resident(resident, n_inputs, dtype)
         minibatch = _Minibatch.of(self._feed, self._names, all_rows, corruption, _target_scalars(network, loss))
         build = _build_with_op if self._uses_ops else _build_with_graph
@@ -213,39 +213,6 @@ def _place_resident(rows: np.ndarray | upload.Pieces | None, n_inputs: int, dtyp
     return upload.upload_rows(rows, n_inputs, dtype, name="resident")
 
 
-class _Feed(Protocol):
-    """A source of minibatches for a compiled function.
-
-    Attributes
-    ----------
-    max_minibatches : int
-        Largest number of minibatches that `begin` accepts.
-    symbols : list
-        Variables of the arrays of one minibatch.
-    inputs : list
-        Inputs of the function.
-    learning_rate : scalar variable, float32
-        Learning rate of the step.
-    n_rows : scalar variable, float32, or None
-        Number of rows of the minibatch. If None, it is read from the shape of the array.
-    updates : dict
-        Variables of the feed that change in a step, and their next values.
-    """
-
-    max_minibatches: int
-    symbols: list[Any]
-    inputs: list[Any]
-    learning_rate: Any
-    n_rows: Any
-    updates: Updates
-
-    def begin(self, arrays: Sequence[np.ndarray], batch_size: int) -> None:
-        """Set the arrays of the next minibatches."""
-
-    def run(self, function: Any, learning_rates: Sequence[float]) -> Any:
-        """Take one step for each learning rate; return the outputs of the last one."""
-
-
 class _HostFeed:
     """Minibatches in host memory; a function is called for each minibatch, and receives it as input."""
 
@@ -356,11 +323,8 @@ def _share_zero(name: str) -> Any:
     return theano.shared(np.int64(0), name=name)
 
 
-def _make_feed(kinds: Sequence[_ArrayKind]) -> _Feed:
-    """Return the feed of the active device."""
-    if backend.is_active():
-        return _DeviceFeed(kinds)
-    return _HostFeed(kinds)
+_Feed = _HostFeed | _DeviceFeed
+"""A source of minibatches for a compiled function."""
 
 
 # ---- graphs

@@ -64,7 +64,9 @@ def upload_rows(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> An
     ValueError
         If the rows take more than `shardpress_kernels.MOST_RESIDENT` bytes.
     """
-    _check_size(len(pieces) * n_inputs * np.dtype(dtype).itemsize)
+    n_bytes = len(pieces) * n_inputs * np.dtype(dtype).itemsize
+    if n_bytes > MOST_RESIDENT:
+        raise ValueError(f"the rows to keep on the device have {n_bytes} bytes, expected at most {MOST_RESIDENT}")
     rows = _empty((len(pieces), n_inputs), dtype)
     start = 0
     for piece in pieces:
@@ -73,11 +75,6 @@ def upload_rows(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> An
         start = stop
     gpuarray = backend.load().gpuarray
     return gpuarray.gpuarray_shared_constructor(rows, name=name, borrow=True, target=None)
-
-
-def _check_size(n_bytes: int) -> None:
-    if n_bytes > MOST_RESIDENT:
-        raise ValueError(f"the rows to keep on the device have {n_bytes} bytes, expected at most {MOST_RESIDENT}")
 
 
 class TwoBuffers:
