@@ -13,30 +13,14 @@ from shardpress.formats import pack, unpack
 
 @dataclass(frozen=True)
 class Epoch:
-    """One finished epoch in the history of a training run.
-
-    Attributes
-    ----------
-    epoch : int
-        Number of the epoch, counted from 0.
-    cost : float
-        Mean squared error per entry of scaled rows before a step, averaged over the steps with a computed error.
-    validation_cost : float or None
-        The same for the validation rows at the end of the epoch; None if there are no validation rows.
-    seconds : float
-        Duration.
-    loss : float or None
-        Mean loss of the targets of the validation rows, times its weight; None without a head.
-    accuracy : float or None
-        Share of the validation rows that the head assigns to the right class.
-    """
+    """One finished epoch in the history of a training run."""
 
     epoch: int
-    cost: float
-    validation_cost: float | None
+    cost: float  # mean squared error per scaled entry before a step, averaged over the steps with a computed error
+    validation_cost: float | None  # the same for the validation rows at the end of the epoch
     seconds: float
-    loss: float | None = None
-    accuracy: float | None = None
+    loss: float | None = None  # mean loss of the targets of the validation rows, times its weight
+    accuracy: float | None = None  # share of the validation rows that the head assigns to the right class
 
     @property
     def objective(self) -> float | None:
@@ -56,45 +40,19 @@ class TrainingState:
     """Progress of a training run, without arrays: values that decide how it continues or that are reported.
 
     A checkpoint stores every field under its name.
-
-    Attributes
-    ----------
-    optimizer : str
-        Name of the update rule, to which the stored arrays belong.
-    epoch : int
-        The current epoch, counted from 0.
-    n_done : int
-        Number of steps (or shares of replicas) of this epoch that have been taken.
-    costs : list of float
-        Costs of these steps, as far as they were computed.
-    seconds : float
-        Duration of these steps, including those in interrupted runs.
-    history : list of Epoch
-        Finished epochs.
-    best_cost : float or None
-        Lowest objective of the validation rows (see `Epoch`); None before the first one, because JSON has no infinity.
-    best_epoch : int
-        Epoch of the best parameters, or -1 for the initial parameters. Without enough validation rows it is the last
-        epoch.
-    watch : list of float or None
-        The first and the last finite cost, which reveal divergence. It is a list because JSON returns lists.
-    n_epochs : int or None
-        Number of epochs of the training if a deadline has limited it, otherwise None.
-    ended_at : int or None
-        Number of steps (or shares) of the last epoch after which a deadline ended the training; None for a whole epoch.
     """
 
-    optimizer: str
+    optimizer: str  # name of the update rule, to which the stored arrays belong
     epoch: int = 0
-    n_done: int = 0
-    costs: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    n_done: int = 0  # steps (or shares of replicas) of this epoch that have been taken
+    costs: list[float] = field(default_factory=list)  # costs of these steps, as far as they were computed
+    seconds: float = 0.0  # duration of these steps, including those in interrupted runs
     history: list[Epoch] = field(default_factory=list)
-    best_cost: float | None = None
-    best_epoch: int = -1
-    watch: list[float | None] = field(default_factory=lambda: [None, None])
-    n_epochs: int | None = None
-    ended_at: int | None = None
+    best_cost: float | None = None  # lowest objective; None before the first one, because JSON has no infinity
+    best_epoch: int = -1  # -1 for the initial parameters; the last epoch without enough validation rows
+    watch: list[float | None] = field(default_factory=lambda: [None, None])  # first and last finite cost
+    n_epochs: int | None = None  # number of epochs if a deadline has limited it
+    ended_at: int | None = None  # steps (or shares) of the last epoch after which a deadline ended it
 
     def start_next_epoch(self, finished: Epoch) -> None:
         """Add a finished epoch to the history, and start to count the steps of the next one."""
@@ -110,7 +68,7 @@ class TrainingState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingState:
-        """Return the state that `dataclasses.asdict` converted to these values; raise `ValueError` for other values."""
+        """Return the state that `dataclasses.asdict` converted to these values; raise `ValueError` for other fields."""
         names = {each.name for each in fields(cls)}
         # A missing field must not become its default.
         if set(values) != names:
@@ -121,20 +79,12 @@ class TrainingState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training run between two steps.
+    """A training run between two steps."""
 
-    Attributes
-    ----------
-    arrays : mapping
-        ``parameters/...``, ``state/...`` of the update rule, and ``best/...`` of the best epoch so far, all float32.
-    state : TrainingState
-    n_steps : int
-        Number of steps of all epochs so far.
-    """
-
+    # ``parameters/...``, ``state/...`` of the update rule, ``best/...`` and ``outer/...``, all float32
     arrays: Mapping[str, np.ndarray]
     state: TrainingState
-    n_steps: int
+    n_steps: int  # steps of all epochs so far
 
     def group(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays of a group under their own names."""
@@ -142,18 +92,11 @@ class Checkpoint:
         return {key.removeprefix(start): array for key, array in self.arrays.items() if key.startswith(start)}
 
     def to_npz(self) -> bytes:
-        """Return the content of the checkpoint's file."""
         return pack(self.arrays, {"progress": asdict(self.state), "n_steps": self.n_steps})
 
     @classmethod
     def from_npz(cls, data: bytes) -> Checkpoint:
-        """Return the checkpoint that `to_npz` wrote.
-
-        Raises
-        ------
-        ValueError
-            If the data are not a checkpoint, or an array is not finite.
-        """
+        """Return the checkpoint that `to_npz` wrote; raise `ValueError` for other data, or arrays with NaN or Inf."""
         arrays, about = unpack(data)
         # One NaN would make every later weight NaN, and only the next cost would show it.
         if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values()):

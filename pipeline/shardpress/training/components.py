@@ -52,19 +52,9 @@ class Components:
 
 
 def sampled(rows: Rows, order: Order, scaler: Scaler, most: int) -> np.ndarray:
-    """Return a sample of the rows that are trained on. It depends only on the seed and on its size.
+    """Return scaled rows (n, n_inputs), float32, in the order of their numbers: `most` training rows, or all if fewer.
 
-    Parameters
-    ----------
-    most : int
-        Largest size of the sample, 1 or more. If there are fewer rows, all of them are used.
-    block_bytes : int
-        Bytes of rows in float64 that are scaled at once.
-
-    Returns
-    -------
-    ndarray of shape (n_rows, n_inputs), float32
-        Scaled rows, in the order of their numbers.
+    The choice depends only on the seed and on `most`.
     """
     numbers = order.sample(most)
     scaled = np.empty((len(numbers), len(scaler.minimum)), dtype=np.float32)
@@ -86,10 +76,6 @@ def principal_components(x: np.ndarray, k: int, rng: np.random.Generator) -> Com
         At least one row, scaled. The directions are orthonormal even if there are fewer than `k` rows.
     k : int
         Number of components, from 1 to n_inputs.
-    small : int
-        Side up to which the Gram matrix is computed.
-    block_bytes : int
-        Bytes of rows in float64 that are multiplied at once.
     """
     mean = x.mean(axis=0, dtype=np.float64)
     gram = _Gram(x, mean)
@@ -141,16 +127,7 @@ def _products_of_rows(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 class _Gram:
-    """Gram matrix (n_inputs, n_inputs) of the centred rows.
-
-    Attributes
-    ----------
-    mean : ndarray of shape (n_inputs,), float64
-        Mean of the rows.
-    n_rows : int
-    matrix : ndarray or None
-        The matrix, which is computed only if it is small.
-    """
+    """Gram matrix (n_inputs, n_inputs) of the centred rows, which is computed only if it is small."""
 
     def __init__(self, x: np.ndarray, mean: np.ndarray) -> None:
         self.mean = mean
@@ -187,31 +164,16 @@ def blocks(n: int, width: int) -> Iterator[slice]:
 
 @dataclass(frozen=True)
 class Baseline:
-    """Mean squared errors, in scaled units, of validation rows predicted from components or by the mean row.
-
-    Attributes
-    ----------
-    n_components : int
-        Number of components, equal to the number of features.
-    components : ndarray of shape (n_rows,), float64
-        Error of each row's reconstruction from its principal components.
-    mean : ndarray of shape (n_rows,), float64
-        Error of each row if it is predicted by the mean row.
-    """
+    """Mean squared errors, in scaled units, of validation rows predicted from components or by the mean row."""
 
     n_components: int
-    components: np.ndarray
-    mean: np.ndarray
+    components: np.ndarray  # (n_rows,), float64: error of each row's reconstruction from its components
+    mean: np.ndarray  # (n_rows,), float64: error of each row if it is predicted by the mean row
 
     def comparison(self, errors: np.ndarray) -> dict[str, Any]:
-        """Return plain values for reports, and whether features with these errors are worse than components.
+        """Return plain values for reports, and whether features with `errors` (n_rows,) are worse than components.
 
-        Both errors belong to the same rows, so the test uses their differences.
-
-        Parameters
-        ----------
-        errors : ndarray of shape (n_rows,)
-            Mean squared error of each row's reconstruction from its features.
+        All errors belong to the same rows, so the test uses their differences.
         """
         excess = errors.astype(np.float64) - self.components
         tolerance = _STANDARD_ERRORS * excess.std() / np.sqrt(len(excess))
@@ -222,15 +184,7 @@ class Baseline:
 
 
 def baseline_of(components: Components, rows: np.ndarray, scaler: Scaler) -> Baseline:
-    """Return the errors of components on rows that were not used to compute them.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n_rows, n_inputs)
-        Cleaned rows, at least one.
-    block_bytes : int
-        Bytes of rows in float64 that are scaled at once.
-    """
+    """Return the errors of components for other cleaned `rows` (n_rows, n_inputs), at least one."""
     mean = np.empty(len(rows))
     residual = np.empty(len(rows))
     for block in blocks(len(rows), rows.shape[1]):

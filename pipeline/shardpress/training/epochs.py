@@ -51,87 +51,41 @@ _SMALL = 0.01  # lower initial costs, such as the costs of components, can grow 
 
 @dataclass(frozen=True)
 class Limit:
-    """Decision to end a training run early.
+    """Decision to end a training run early."""
 
-    Attributes
-    ----------
-    n_epochs : int
-        Number of epochs of the whole training run, during which the learning rate falls to 0.
-    ends_here : bool
-        Whether the training ends with the last step. The current epoch is then the last one.
-    """
-
-    n_epochs: int
-    ends_here: bool = False
+    n_epochs: int  # epochs of the whole training run, during which the learning rate falls to 0
+    ends_here: bool = False  # the training ends with the last step, in what is then the last epoch
 
 
 class StepResult(NamedTuple):
-    """Steps that have just been taken, or the end of an epoch.
+    """Steps that have just been taken, or the end of an epoch."""
 
-    Attributes
-    ----------
-    n_steps : int
-        Number of steps, or of the shares of replicas; 0 at the end of an epoch.
-    n_rows : int
-        Number of rows of these steps.
-    cost : float or None
-        The cost before the last of these steps, or the mean cost of replicas; None if it was not computed.
-    epoch : Epoch or None
-        The epoch that has just ended, after all results of its steps.
-    """
-
-    n_steps: int
+    n_steps: int  # number of steps, or of the shares of replicas; 0 at the end of an epoch
     n_rows: int
+    # cost before the last of these steps, or the mean cost of replicas; None if it was not computed
     cost: float | None = None
-    epoch: Epoch | None = None
+    epoch: Epoch | None = None  # the epoch that has just ended, after all results of its steps
 
 
 @dataclass
 class Training:
-    """A model, the rows that it is trained on, and the progress so far.
+    """A model, the rows that it is trained on, and the progress so far."""
 
-    Attributes
-    ----------
-    autoencoder : Autoencoder
-        Initialized model, which is trained in place.
-    rows : Rows
-        Source of the minibatches.
-    order : Order
-        Order of the rows.
-    validation : ndarray of shape (n_validation, n_inputs)
-        Unscaled validation rows, possibly none.
-    patience : int
-        Number of epochs without a better validation cost after which the training stops; 0 for never. Short epochs
-        count as in `long_epoch`.
-    baseline : Baseline or None
-        Errors to compare with the errors of the trained model.
-    replicas : Replicas or None
-        Replicas of the autoencoder, if several train it.
-    supervision : Supervision or None
-        Targets of the rows, if the network has a head.
-    start_cost : float or None
-        Cost of the validation rows at the start; None if it has not decided which epoch is the best.
-    state : TrainingState
-        Progress.
-    best : dict
-        Parameters of the best epoch so far, or the initial parameters as long as no epoch was better.
-    outer : dict
-        Velocity of the outer steps of the replicas, by the names of parameters; empty for one replica.
-    """
-
-    autoencoder: Autoencoder
+    autoencoder: Autoencoder  # initialized; trained in place
     step: TrainingStep
     rows: Rows
     order: Order
-    validation: np.ndarray
+    validation: np.ndarray  # unscaled rows (n_validation, n_inputs), possibly none
     settings: ResolvedTraining
-    patience: int = 0
+    patience: int = 0  # epochs without a better validation cost, counted as in `long_epoch`; 0 for never
     baseline: Baseline | None = None
     replicas: Replicas | None = None
     supervision: Supervision | None = None
+    # cost of the validation rows; None if it has not decided which epoch is the best
     start_cost: float | None = field(init=False)
     state: TrainingState = field(init=False)
-    best: dict[str, np.ndarray] = field(init=False)
+    best: dict[str, np.ndarray] = field(init=False)  # parameters of the best epoch, or the initial ones
+    # velocity of the outer steps of the replicas; empty for one replica
     outer: dict[str, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -174,7 +128,6 @@ class Training:
 
     @property
     def epoch_part(self) -> float:
-        """Part of the current epoch that is trained."""
         return self.state.n_done / self._n_pieces
 
     @property
@@ -265,10 +218,7 @@ class Training:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue after a checkpoint of the same training run; on the CPU the result has the same bits.
 
-        Raises
-        ------
-        ValueError
-            If the checkpoint belongs to a different training run.
+        Raise `ValueError` if the checkpoint belongs to a different training run.
         """
         self._check_arrays(checkpoint)
         self._check_progress(checkpoint.state)
@@ -307,7 +257,6 @@ class Training:
         return Weights(self.autoencoder.parameters(), self.step.state())
 
     def set_weights(self, weights: Weights) -> None:
-        """Continue from these weights."""
         self.autoencoder.set_parameters(weights.parameters)
         self.step.set_state(weights.rule)
 
@@ -323,17 +272,9 @@ class Training:
         return (state.n_epochs, state.ended_at) != before
 
     def record(self, step: StepResult, seconds: float) -> None:
-        """Count steps that have been taken.
+        """Count steps that have been taken; `seconds` is the duration of all steps of the current epoch.
 
-        Parameters
-        ----------
-        seconds : float
-            Duration of all steps of the current epoch.
-
-        Raises
-        ------
-        TrainingDiverged
-            If the cost is not finite or has grown without bound.
+        Raise `TrainingDiverged` if the cost is not finite or has grown without bound.
         """
         state = self.state
         number = state.n_done
@@ -346,13 +287,7 @@ class Training:
             state.costs.append(step.cost)
 
     def end_epoch(self) -> Epoch:
-        """Validate the model at the end of an epoch, and start the next one.
-
-        Raises
-        ------
-        TrainingDiverged
-            If a parameter or the cost is not finite, or the cost has grown without bound.
-        """
+        """Validate the model at the end of an epoch, and start the next one; raise like `record`."""
         start = time.monotonic()
         state = self.state
         validation_cost = self._validate()

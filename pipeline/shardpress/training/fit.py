@@ -42,30 +42,14 @@ _MEAN_BYTES = 2**22  # size, as float64, of the sample of rows whose mean sets t
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes that keep a training run within its memory.
+    """Sizes that keep a training run within its memory."""
 
-    Attributes
-    ----------
-    resident : bool
-        Whether all rows are kept in the host's memory.
-    window_rows : int
-        Number of rows that are shuffled together. Streaming holds two such windows.
-    max_validation_rows : int
-        Maximum number of validation rows.
-    max_sample_rows : int
-        Maximum number of rows for the computation of principal components.
-    n_threads : int
-        Number of threads that read rows.
-    on_device : bool
-        Whether all rows are kept in a device's own memory, and not in the host's memory.
-    """
-
-    resident: bool
-    window_rows: int
+    resident: bool  # all rows are kept in the host's memory
+    window_rows: int  # rows that are shuffled together; streaming holds two such windows
     max_validation_rows: int
-    max_sample_rows: int
-    n_threads: int
-    on_device: bool = False
+    max_sample_rows: int  # rows for the computation of principal components
+    n_threads: int  # threads that read rows
+    on_device: bool = False  # all rows are kept in a device's own memory, and not in the host's memory
 
     def where(self) -> str:
         """Return the source of the training rows in words."""
@@ -76,35 +60,18 @@ class Sizes:
 
 @dataclass(frozen=True)
 class _Data:
-    """Rows of a training run.
+    """Rows of a training run."""
 
-    Attributes
-    ----------
-    shards : tuple of Shard
-        Shards that can be read.
-    scan : Scan
-        Scan of these shards alone.
-    order : Order
-        Order of the rows that the model is trained on.
-    rows : Rows
-        Source of the rows.
-    validation : ndarray of shape (n_validation, n_inputs)
-        Rows that the model is not trained on.
-    validation_numbers : ndarray of shape (n_validation,), int64
-        Numbers of these rows.
-    """
-
-    shards: tuple[Shard, ...]
-    scan: Scan
+    shards: tuple[Shard, ...]  # shards that can be read
+    scan: Scan  # scan of these shards alone
     cleaning: Cleaning
-    order: Order
+    order: Order  # rows that the model is trained on
     rows: Rows
-    validation: np.ndarray
-    validation_numbers: np.ndarray
+    validation: np.ndarray  # (n_validation, n_inputs), rows that the model is not trained on
+    validation_numbers: np.ndarray  # (n_validation,), int64
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype that holds the rows of all shards."""
         return row_dtype(self.shards)
 
 
@@ -118,15 +85,7 @@ def prepare_training(
 ) -> Training:
     """Choose the rows, read the rows that stay in memory, initialize the parameters, and compile the step.
 
-    Parameters
-    ----------
-    targets : Targets, optional
-        Targets of all rows, if the network has a head.
-
-    Raises
-    ------
-    DataError
-        If no row is left to train on, or rows cannot be read.
+    Raise `DataError` if no row is left to train on, or rows cannot be read.
     """
     settings = config.training
     readable_shards, readable_scan = readable(shards, scan)
@@ -204,7 +163,6 @@ def _validation_numbers(scan: Scan, fraction: float, most: int, seed: int) -> np
 
 
 def _rows(shards: Sequence[Shard], cleaning: Cleaning, sizes: Sizes) -> Rows:
-    """Return the source of the rows."""
     if sizes.on_device:
         return DeviceRows(shards, sizes.n_threads, cleaning, sizes.window_rows)
     if sizes.resident:

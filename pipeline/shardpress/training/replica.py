@@ -38,23 +38,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """Settings shared by all tasks of a training run.
-
-    Attributes
-    ----------
-    dtype : str
-        A dtype that holds the rows of all shards.
-    n_threads : int
-        Number of threads that read a share.
-    loss : TargetLoss or None
-        Loss of the targets, if the network has a head.
-    """
+    """Settings shared by all tasks of a training run."""
 
     training: ResolvedTraining
     network: Network
     cleaning: Cleaning
-    dtype: str
-    n_threads: int
+    dtype: str  # dtype that holds the rows of all shards
+    n_threads: int  # threads that read a share
     loss: TargetLoss | None = None
 
     @property
@@ -71,29 +61,15 @@ class ReplicaSettings:
 
 @dataclass(frozen=True)
 class _ReplicaTask:
-    """The work of one replica in a round.
-
-    Attributes
-    ----------
-    weights : Weights
-        Initial weights.
-    blocks : tuple of Block
-        Row ranges of the share, in reading order.
-    rates : tuple of float
-        Learning rate of each step.
-    first_noise : int
-        Noise seed of the first step; it increases by 1 per step.
-    targets : ndarray of shape (n,), float32, or None
-        Targets of the rows of all blocks, if the network has a head.
-    """
+    """The work of one replica in a round."""
 
     settings: ReplicaSettings
-    weights: Weights
+    weights: Weights  # initial weights
     share: Share
-    blocks: tuple[Block, ...]
-    rates: tuple[float, ...]
-    first_noise: int
-    targets: np.ndarray | None = None
+    blocks: tuple[Block, ...]  # row ranges of the share, in reading order
+    rates: tuple[float, ...]  # learning rate of each step
+    first_noise: int  # noise seed of the first step; it increases by 1 per step
+    targets: np.ndarray | None = None  # (n,), float32: targets of the rows of all blocks, if the network has a head
 
     def __str__(self) -> str:
         rows = str(self.blocks[0]) if self.blocks else "no rows"
@@ -105,17 +81,9 @@ class _ReplicaTask:
 
 @dataclass(frozen=True)
 class _ReplicaResult:
-    """Result of a task.
-
-    Attributes
-    ----------
-    costs : tuple of float
-        Cost of the first minibatch before its step; empty if the share has no rows.
-    """
-
     weights: Weights
     n_rows: int
-    cost: float | None
+    cost: float | None  # cost of the first minibatch before its step; None if the share has no rows
 
 
 RoundRunner = Callable[[Sequence[_ReplicaTask]], Iterable[_ReplicaResult]]
@@ -123,13 +91,7 @@ RoundRunner = Callable[[Sequence[_ReplicaTask]], Iterable[_ReplicaResult]]
 
 
 class Replica:
-    """Compiled model and training step of one process.
-
-    Parameters
-    ----------
-    is_resident : bool
-        Whether the step holds all rows and takes row numbers.
-    """
+    """Compiled model and training step of one process. If `is_resident`, the step takes row numbers instead of rows."""
 
     def __init__(self, autoencoder: Autoencoder, step: TrainingStep, is_resident: bool = False) -> None:
         self._autoencoder = autoencoder
@@ -169,7 +131,6 @@ class Replica:
         return first_cost
 
     def _feed(self, task: _ReplicaTask, values: np.ndarray) -> StepFeed:
-        """Return the minibatches of a task."""
         training = task.settings.training
 
         def pieces_of(array: np.ndarray) -> Callable[[int], Iterator[np.ndarray]]:
@@ -182,25 +143,13 @@ class Replica:
 
 @dataclass
 class Replicas:
-    """Training with several replicas: how the rows are distributed, and the replica of this process.
-
-    Attributes
-    ----------
-    shards : tuple of Shard
-        The shards, with only those facts that are needed to read them.
-    firsts : ndarray of int64
-        Number of the first row of each shard.
-    own_replica : Replica
-        The replica of this process.
-    targets : ndarray of shape (n_rows,), float32, or None
-        Targets of all rows, if the network has a head.
-    """
+    """Training with several replicas: how the rows are distributed, and the replica of this process."""
 
     rounds: Rounds
     settings: ReplicaSettings
     shards: Sequence[Shard]
-    own_replica: Replica
-    targets: np.ndarray | None = None
+    own_replica: Replica  # replica of this process
+    targets: np.ndarray | None = None  # (n_rows,), float32: targets of all rows, if the network has a head
 
     def __post_init__(self) -> None:
         # Every task contains a copy of its shards, but needs only what is needed to read rows.
@@ -208,16 +157,9 @@ class Replicas:
         self._firsts = first_rows(self.shards)
 
     def task(self, share: Share, weights: Weights, n_epochs: int, steps_per_epoch: int) -> _ReplicaTask:
-        """Return the task of training on a share.
+        """Return the task of training on a share, given the initial weights.
 
-        Parameters
-        ----------
-        weights : Weights
-            Initial weights.
-        n_epochs : int
-            Number of epochs of the training run, over which the learning rate falls.
-        steps_per_epoch : int
-            Number of steps of an epoch that one replica trains alone.
+        The learning rate falls over `n_epochs`. An epoch has `steps_per_epoch` steps if one replica trains alone.
         """
         return _ReplicaTask(
             settings=self.settings,
@@ -249,10 +191,7 @@ class Replicas:
     def runner_here(self, epoch: int, n_done: int) -> Iterator[RoundRunner]:
         """Provide a runner that runs all tasks in this process and meanwhile reads the rows of the next task.
 
-        Parameters
-        ----------
-        epoch, n_done : int
-            Epoch to run, and number of its tasks that are already done.
+        It starts after the first `n_done` tasks of an epoch.
         """
 
         def read_share(share: Share) -> np.ndarray:
@@ -277,15 +216,6 @@ def runner_on(executor: Executor, n_at_once: int) -> RoundRunner:
 
 @theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
 def _train_replica(task: _ReplicaTask) -> _ReplicaResult:
-    """Run a task in any process.
-
-    Raises
-    ------
-    DataError, ReadFailed, NotPermitted, SystemLimit
-        If rows cannot be read.
-    DeviceError, ConfigError, WriteFailed
-        See `shardpress.device.start_device`.
-    """
     replica = _replicas.get_or_make(task.settings.key, lambda: _compiled_replica(task.settings))
     return replica.train(task, replica.read(task.settings, task.share, task.blocks))
 
@@ -294,7 +224,6 @@ _replicas = ProcessCache[object, Replica](max_size=1)  # a model is large
 
 
 def _compiled_replica(settings: ReplicaSettings) -> Replica:
-    """Return a replica that is compiled for the device of this process."""
     start_device()
     dtype = np.dtype(settings.dtype)
     autoencoder = autoencoder_of(settings.cleaning.scaler, settings.network, dtype)

@@ -26,19 +26,13 @@ _Item = TypeVar("_Item")
 
 
 class ResidentRows:
-    """All rows, kept in memory in their own dtype.
-
-    Attributes
-    ----------
-    resident : ndarray of shape (n_rows, n_inputs)
-    """
+    """All rows (n_rows, n_inputs), kept in memory in their own dtype."""
 
     def __init__(self, resident: np.ndarray) -> None:
         self.resident = resident
 
     @classmethod
     def of(cls, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None) -> ResidentRows:
-        """Read all rows of the shards."""
         starts = slab_starts(shards)
         return cls(_Reader(shards, n_threads, cleaning).slabs(starts, np.arange(len(starts) - 1)))
 
@@ -157,21 +151,9 @@ class StepFeed:
     """Minibatches for a training step, each with its noise and targets.
 
     A device can take several minibatches at once. The next minibatches are loaded after all earlier ones have been
-    trained on.
-
-    Parameters
-    ----------
-    pieces : callable
-        Function that is called with a number of minibatches. It returns an iterable over the rows (n, n_inputs), or
-        their numbers (n,), of this number of minibatches at a time.
-    n_inputs : int
-        Number of columns.
-    first : int
-        Number of the first step, on which the noise depends.
-    targets : callable, optional
-        Function like `pieces` for the targets (n,) of the same rows, if the network has a head.
-    n_features : int, optional
-        Number of features, if the network is nested.
+    trained on. `pieces` is called with a number of minibatches: it returns an iterable over the rows (n, n_inputs), or
+    their numbers (n,), of this number of minibatches at a time. `targets` does the same for the targets (n,), if the
+    network has a head. The noise depends on the number `first` of the first step.
     """
 
     def __init__(
@@ -201,12 +183,7 @@ class StepFeed:
     def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> tuple[int, float | None]:
         """Take a step at each rate, on one loaded minibatch after the other.
 
-        Returns
-        -------
-        int
-            Number of rows of these minibatches.
-        float or None
-            The cost before the last step, if `with_cost`.
+        Return the number of their rows, and the cost before the last step if `with_cost`, otherwise None.
         """
         n_steps = len(learning_rates)
         n_rows = sum(self._lengths[:n_steps])
@@ -215,7 +192,6 @@ class StepFeed:
         return n_rows, cost
 
     def _load(self) -> None:
-        """Load the next minibatches into the step."""
         piece = next(self._pieces, None)
         if piece is None:
             return
@@ -241,7 +217,6 @@ class StepFeed:
         return np.concatenate([kept_features(seed, step, n, n_features) for step, n in lengths])
 
     def _noise(self) -> np.ndarray:
-        """Return the noise of the loaded minibatches."""
         seed = self._settings.seed
         n_inputs = self._network.n_inputs
         each = [noise_of(seed, step, (n, n_inputs)) for step, n in enumerate(self._lengths, self._next_step)]
@@ -286,7 +261,6 @@ class _Reader:
     cleaning: Cleaning | None
 
     def slabs(self, starts: np.ndarray, slabs: np.ndarray) -> np.ndarray:
-        """Return the rows of `slabs`, one after the other."""
         return self.pieces(list(zip(starts[slabs].tolist(), starts[slabs + 1].tolist(), strict=True)))
 
     def pieces(self, pieces: Sequence[tuple[int, int]]) -> np.ndarray:

@@ -39,26 +39,14 @@ _COMPARED = 256  # features that are compared at once with all earlier ones
 
 @dataclass(frozen=True)
 class Units:
-    """Numbers of features that carry little information, found from their values for some rows.
-
-    Attributes
-    ----------
-    dead : int
-        Features that hardly vary.
-    saturated : int
-        Features with more than half of their activations saturated; 0 if the code is unbounded.
-    duplicate : int
-        Features that repeat an earlier one up to sign, scale and offset.
-    saturated_share : float
-        Share of saturated activations among all activations.
-    """
+    """Numbers of features that carry little information, found from their values for some rows."""
 
     n_rows: int
     n_features: int
-    dead: int
-    saturated: int
-    duplicate: int
-    saturated_share: float
+    dead: int  # features that hardly vary
+    saturated: int  # features with more than half of their activations saturated; 0 if the code is unbounded
+    duplicate: int  # features that repeat an earlier one up to sign, scale and offset
+    saturated_share: float  # share of saturated activations among all activations
 
 
 def measured(training: Training) -> dict[str, Any]:
@@ -71,13 +59,7 @@ def measured(training: Training) -> dict[str, Any]:
 
 
 def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Network) -> Iterator[str]:
-    """Yield warnings about a training run, each with advice.
-
-    Parameters
-    ----------
-    about : mapping
-        Facts from `measured`, and the history.
-    """
+    """Yield warnings about a training run, each with advice. `about` has the facts from `measured`, and the history."""
     baseline = about.get("baseline")
     # Training with strong corruption or with targets aims at other features, not at a smaller error.
     if baseline and baseline["is_worse"] and not settings.hides_much and settings.target is None:
@@ -170,15 +152,7 @@ def _sample(training: Training) -> np.ndarray:
 
 
 def count_units(features: np.ndarray, code: str) -> Units:
-    """Count the units that carry little information.
-
-    Parameters
-    ----------
-    features : ndarray of shape (n_rows, n_features), float32
-        Features of two rows or more.
-    code : str
-        Activation of the features.
-    """
+    """Count the units that carry little information, from float32 features (n_rows, n_features) of two rows or more."""
     n_rows, n_features = features.shape
     ends = np.zeros(n_features)
     limits = ACTIVATIONS[code].limits
