@@ -47,27 +47,15 @@ _QUOTED = 500  # maximum number of characters that a message quotes
 class _StoredModel:
     """Content of a model file.
 
-    Attributes
-    ----------
-    network : Network
-    arrays : mapping of str to ndarray
-        ``minimum``, ``maximum`` and the parameters of the network. A file can also contain ``fill``, ``clips``,
-        ``offset``, ``indicators``, both ``center`` and ``factor``, and both ``knots`` and ``ranks``. Shapes and dtypes
-        are as expected, all values are finite, indicators belong to existing columns, and knots and ranks increase.
-    about : mapping
-        Description of how the model was made, as plain values.
-    fingerprint : str
-        Fingerprint that the file stores.
-    columns : Columns
-        Names or numbers of the columns, if the file has them.
-    preparation : Preparation or None
-        Preparation of the rows, if the file has one.
+    The arrays are ``minimum``, ``maximum`` and the parameters of the network. A file can also contain ``fill``,
+    ``clips``, ``offset``, ``indicators``, both ``center`` and ``factor``, and both ``knots`` and ``ranks``. Shapes and
+    dtypes are as expected, all values are finite, indicators belong to existing columns, and knots and ranks increase.
     """
 
     network: Network
     arrays: Mapping[str, np.ndarray]
     about: Mapping[str, Any]
-    fingerprint: str
+    fingerprint: str  # fingerprint that the file stores
     columns: Columns
     preparation: Preparation | None
 
@@ -102,19 +90,10 @@ def _is_ours(manifest: Path) -> bool:
 
 
 def read_model_file(path: Path, entry: Entry | None) -> _StoredModel:
-    """Return the content of a model file.
+    """Return the content of a model file, or of the one in an output directory.
 
-    Parameters
-    ----------
-    path : Path
-        A model file, or an output directory.
-    entry : Entry or None
-        Result of `listed_model`. The file must have the size and digest of this entry.
-
-    Raises
-    ------
-    NoInput, DataError, OtherVersion, ReadFailed, NotPermitted, SystemLimit
-        In the same cases as in `shardpress.model.load_model`, which also checks the fingerprint.
+    The file must have the size and digest of `entry`, the result of `listed_model`. The errors are those of
+    `shardpress.model.load_model`, which also checks the fingerprint.
     """
     if os.path.isdir(path):
         # Use the name in the manifest: if a run was killed, ``model.h5`` may still link to the model of an earlier run.

@@ -22,54 +22,30 @@ _Encode = Callable[[np.ndarray, np.ndarray], object]
 
 @dataclass(frozen=True)
 class Judgement:
-    """Result of `BadData.judge` for one block.
+    """Result of `BadData.judge` for one block."""
 
-    Attributes
-    ----------
-    bad : ndarray of int64
-        Positions of the bad rows in the block.
-    n_outside : int
-        Number of good rows with values outside the model's range.
-    reasons : list of dict
-        The ``row``, ``columns`` and ``reason`` of each bad row.
-    outside : list of Outside
-        Columns in which good rows have values outside the model's range.
-    """
-
-    bad: np.ndarray
-    n_outside: int
-    reasons: list[dict[str, Any]]
-    outside: list[Outside]
+    bad: np.ndarray  # int64: positions of the bad rows in the block
+    n_outside: int  # good rows with values outside the model's range
+    reasons: list[dict[str, Any]]  # ``row``, ``columns`` and ``reason`` of each bad row
+    outside: list[Outside]  # columns in which good rows have values outside the model's range
 
 
 @dataclass(frozen=True)
 class BadData:
     """Settings that define which rows are bad and how to handle them.
 
-    Attributes
-    ----------
-    on_bad_data : str
-        ``raise`` or ``skip``.
-    missing : float or None
-        Value that marks missing entries, in addition to NaN.
-    on_drift : str
-        ``pass``, ``clip`` or ``raise``.
-    trained_on : Scaler or None
-        Scaler with the range of the model's training rows. None if no row can be outside this range. Tasks do not
-        include the scaler, because it is as large as a row.
-    fills : bool
-        Whether the model imputes missing values. In that case a row is bad only if it contains Inf, or if all its
-        values are missing.
-    columns : Columns
-        Names of the model's columns, for messages about a shard without names. Tasks do not include the names.
+    Tasks do not include `trained_on` and `columns`, which are as large as a row: `shardpress.encoding.encode` adds
+    them.
     """
 
-    on_bad_data: str = "raise"
-    missing: float | None = None
-    on_drift: str = "pass"
+    on_bad_data: str = "raise"  # ``raise`` or ``skip``
+    missing: float | None = None  # value that marks missing entries, in addition to NaN
+    on_drift: str = "pass"  # ``pass``, ``clip`` or ``raise``
+    # scaler with the range of the model's training rows; None if no row can be outside this range
     trained_on: Scaler | None = None
+    # the model imputes missing values: a row is bad only if it contains Inf, or if all values are missing
     fills: bool = False
-    columns: Columns = NO_COLUMNS
+    columns: Columns = NO_COLUMNS  # names of the model's columns, for messages about a shard without names
 
     @property
     def clips(self) -> bool:
@@ -90,8 +66,6 @@ class BadData:
 
         Parameters
         ----------
-        block : Block
-            Position of the rows in their shard.
         rows : pair of ndarray of shape (len(block), n_columns) and (len(block), n_inputs)
             The rows as read, and the rows after cleaning. If the rows need no cleaning, both are the same array.
         features : ndarray of shape (len(block), n_features), float32

@@ -38,22 +38,12 @@ _LIBC = ctypes.CDLL(None)
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """Task to encode one part.
-
-    Attributes
-    ----------
-    part : Part
-    settings : EncodeSettings
-    unreadable : str or None
-        Reason why the part's shard cannot be read, or None if it can be read. All rows of an unreadable shard are bad.
-    earlier : PartFacts or None
-        An earlier part with the same rows, whose features are copied.
-    """
+    """Task to encode one part."""
 
     part: Part
     settings: EncodeSettings
-    unreadable: str | None = None
-    earlier: PartFacts | None = None
+    unreadable: str | None = None  # reason why the part's shard cannot be read; all of its rows are then bad
+    earlier: PartFacts | None = None  # an earlier part with the same rows, whose features are copied
 
     def __str__(self) -> str:
         return str(self.part.source)
@@ -61,24 +51,14 @@ class EncodeTask:
 
 @dataclass
 class _RowFacts:
-    """Bad rows and drift in a part, accumulated over its blocks.
+    """Bad rows and drift in a part, accumulated over its blocks."""
 
-    Attributes
-    ----------
-    n_outside : int
-        Number of good rows with values outside the model's range.
-    bad : list of dict
-        Reasons for bad rows, as `BadData.judge` returns them.
-    outside : list of Outside
-        Columns with values outside the model's range, the farthest first.
-    """
-
-    n_outside: int = 0
-    bad: list[dict[str, Any]] = field(default_factory=list)
+    n_outside: int = 0  # good rows with values outside the model's range
+    bad: list[dict[str, Any]] = field(default_factory=list)  # reasons for bad rows, as in `Judgement`
+    # columns with values outside the model's range, the farthest first
     outside: list[Outside] = field(default_factory=list)
 
     def add(self, judgement: Judgement) -> None:
-        """Add the bad rows and the drift of a block."""
         self.n_outside += judgement.n_outside
         self.bad += judgement.reasons
         self.outside = farthest([*self.outside, *judgement.outside])
@@ -175,13 +155,7 @@ def _mark_unreadable(source: Block, reason_text: str, features: np.ndarray, vali
 
 
 def _copy_features(directory: Path, earlier: PartFacts, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
-    """Copy the features and the marks of bad rows from an earlier part. Return its facts about rows.
-
-    Raises
-    ------
-    ReadFailed
-        If the file of the part cannot be read.
-    """
+    """Copy the features and the marks of bad rows from an earlier part. Return its facts about rows."""
     path = directory / earlier.entry.file
     try:
         with reading(path) as file:

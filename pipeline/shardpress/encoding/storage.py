@@ -26,18 +26,10 @@ class Chunked(NamedTuple):
 
 @dataclass(frozen=True)
 class Storage:
-    """Storage format of the features of a run.
+    """Storage format of the features of a run."""
 
-    Attributes
-    ----------
-    dtype : str
-        ``float32`` or ``float16``.
-    compression : str
-        ``none``, ``lzf`` or ``gzip``. The HDF5 shuffle filter is applied before ``lzf`` and ``gzip``.
-    """
-
-    dtype: str = "float32"
-    compression: str = "none"
+    dtype: str = "float32"  # ``float32`` or ``float16``
+    compression: str = "none"  # ``none``, ``lzf`` or ``gzip``, the latter two after the shuffle filter
 
     @property
     def is_plain(self) -> bool:
@@ -46,24 +38,10 @@ class Storage:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a feature before compression."""
         return np.dtype(self.dtype).itemsize
 
     def store(self, features: np.ndarray, out: np.ndarray) -> float:
-        """Convert features to their stored form.
-
-        Parameters
-        ----------
-        features : ndarray of shape (n_rows, n_features), float32
-            Results of the encoder. Bad rows are NaN.
-        out : ndarray of shape (n_rows, n_features)
-            Array of the storage dtype for the converted features.
-
-        Returns
-        -------
-        float
-            Largest difference between a stored feature and the encoder's result.
-        """
+        """Convert float32 features to their stored form in `out`; return the largest difference, which ignores NaN."""
         error = 0.0
         largest_value = np.finfo(self.dtype).max
         for rows in _slices(len(features), _BLOCK_ROWS):
@@ -81,15 +59,14 @@ PLAIN = Storage()
 
 
 def storage_of(settings: StorageSettings) -> Storage:
-    """Return the storage format that the settings select."""
     return Storage(settings.storage_dtype, settings.compression)
 
 
 def write_chunked(file: h5py.File, name: str, chunked: Chunked) -> None:
     """Create a dataset with compressed chunks.
 
-    For gzip, this function compresses the chunks with libdeflate, because the zlib filter of HDF5 takes three times as
-    long and holds HDF5's lock during that time.
+    For gzip, libdeflate compresses the chunks, because the zlib filter of HDF5 takes three times as long and holds
+    HDF5's lock during that time.
     """
     values = chunked.values
     n_rows, n_features = values.shape
