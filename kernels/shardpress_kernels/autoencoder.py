@@ -32,25 +32,17 @@ class Autoencoder:
     """Parameters on the device, and the functions that need no training.
 
     Each function is compiled at its first call with rows of a dtype. Any number of threads can call the functions; the
-    number that compute at once is limited.
+    number that compute at once is limited. `shared` holds the variables of the parameters by name, in the order of the
+    network's `shapes`. The shared `n_threads` is the number of threads that all calls of Ops together use; changing it
+    compiles nothing.
 
     Parameters
     ----------
-    network : Network
-        Description of the network.
     center, scale : ndarray of shape (n_inputs,), float32 or float64; optional
         The scaling ``x = (r - center) * scale``, computed in the dtype of these arrays. If they are missing, the rows
         must be scaled already.
     limits : tuple of two ndarrays of shape (n_inputs,), optional
         Smallest and largest value of each column that `encode_checked` expects.
-
-    Attributes
-    ----------
-    network : Network
-    shared : dict of shared variables
-        Parameters by name, in the order of the network's `shapes`.
-    n_threads : shared scalar, int64
-        Number of threads that all calls of Ops together use. Changing it compiles nothing.
     """
 
     def __init__(
@@ -85,13 +77,7 @@ class Autoencoder:
         return get_values(self.shared)
 
     def set_parameters(self, values: Mapping[str, np.ndarray]) -> None:
-        """Set the parameters to arrays of the shapes that `parameters` returns.
-
-        Raises
-        ------
-        ValueError
-            If a name is missing or unknown, or a shape differs. The message names the array.
-        """
+        """Set the parameters to arrays of the names and shapes that `parameters` returns, or raise `ValueError`."""
         set_values(self.shared, values)
 
     # -- the graph --
@@ -199,10 +185,7 @@ def get_values(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> None:
     """Set shared variables to arrays of the same names and shapes, as float32.
 
-    Raises
-    ------
-    ValueError
-        If a name is missing or unknown, or a shape differs. In this case no variable is changed.
+    Raise `ValueError` for other names or shapes, before any variable is changed.
     """
     if set(values) != set(variables):
         raise ValueError(f"found arrays {sorted(values)}, expected {sorted(variables)}")

@@ -55,11 +55,7 @@ class _Copy(theano.Op):
 def time_compilation() -> float:
     """Compile and run a small function; return the seconds that this took.
 
-    Raises
-    ------
-    RuntimeError
-        If the function ran without being compiled, or its result is wrong.
-    shardpress_kernels.compiler.CompilerFailed
+    Raise `RuntimeError` if the function ran without being compiled, or its result is wrong.
     """
     start = time.monotonic()
     x = theano.tensor.fvector()
@@ -95,15 +91,7 @@ def bytes_per_second() -> tuple[float, float]:
 
 
 def _calls_per_second(call: Callable[[], object], wait: Callable[[], object]) -> float:
-    """Measure how often `call` can be called per second.
-
-    Parameters
-    ----------
-    call : callable
-        Function that starts work, which a device may finish after the call.
-    wait : callable
-        Function that returns when all work is done.
-    """
+    """Measure how often `call` can be called per second; `wait` returns when all work that it starts is done."""
     call()  # the first call may compile and allocate
     wait()
     n_calls = 1
