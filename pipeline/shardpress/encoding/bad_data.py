@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
 
 from shardpress.columns import NO_COLUMNS, Columns
 from shardpress.errors import DataError
-from shardpress.scan.drift import Outside, outside_of
+from shardpress.scan.drift import Outside, farthest, outside_of
 from shardpress.scan.scaler import Scaler, bad_entries, bad_rows
 from shardpress.shards.shard import Block
 
@@ -20,14 +20,19 @@ _NO_POSITIONS = np.empty(0, dtype=np.int64)
 _Encode = Callable[[np.ndarray, np.ndarray], object]
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Result of `BadData.judge` for one block."""
+@dataclass
+class RowFacts:
+    """Bad rows and drift in a block, or in several blocks."""
 
-    bad: np.ndarray  # int64: positions of the bad rows in the block
-    n_outside: int  # good rows with values outside the model's range
-    reasons: list[dict[str, Any]]  # ``row``, ``columns`` and ``reason`` of each bad row
-    outside: list[Outside]  # columns in which good rows have values outside the model's range
+    n_outside: int = 0  # good rows with values outside the model's range
+    bad: list[dict[str, Any]] = field(default_factory=list)  # ``row``, ``columns`` and ``reason`` of each bad row
+    # columns in which good rows have values outside the model's range, the farthest first
+    outside: list[Outside] = field(default_factory=list)
+
+    def add(self, other: RowFacts) -> None:
+        self.n_outside += other.n_outside
+        self.bad += other.bad
+        self.outside = farthest([*self.outside, *other.outside])
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,8 @@ class BadData:
         features: np.ndarray,
         encode: _Encode,
         suspects: np.ndarray | None = None,
-    ) -> Judgement:
-        """Find bad rows and rows outside the model's range, and set the features of bad rows to NaN.
+    ) -> tuple[np.ndarray, RowFacts]:
+        """Return the positions of the bad rows, int64, and facts about all rows; set the features of bad rows to NaN.
 
         A finite row is also bad if it is so far outside the range that its features overflow float32.
 
@@ -95,7 +100,7 @@ class BadData:
         reasons += self._describe_overflown(block, numbers[overflown])
         bad = numbers[np.union1d(bad, overflown)] - block.start
         features[bad] = np.nan
-        return Judgement(bad=bad, n_outside=n_outside, reasons=reasons, outside=columns)
+        return bad, RowFacts(n_outside, reasons, columns)
 
     def _find_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Return the positions of bad rows and the reasons. `numbers` are the row numbers in the shard."""
