@@ -67,24 +67,12 @@ class BadData:
     ) -> tuple[np.ndarray, RowFacts]:
         """Return the positions of the bad rows, int64, and facts about all rows; set the features of bad rows to NaN.
 
-        A finite row is also bad if it is so far outside the range that its features overflow float32.
+        A finite row is also bad if it is so far outside the range that its features overflow float32. `rows` are the
+        rows as read (len(block), n_columns), and after cleaning (len(block), n_inputs). `encode` writes the features of
+        rows into an array. Rows that are not among the positions `suspects` must contain only finite numbers in the
+        model's range.
 
-        Parameters
-        ----------
-        rows : pair of ndarray of shape (len(block), n_columns) and (len(block), n_inputs)
-            The rows as read, and the rows after cleaning. If the rows need no cleaning, both are the same array.
-        features : ndarray of shape (len(block), n_features), float32
-            Features of these rows. The array is changed in place.
-        encode : callable
-            Function that encodes rows and writes the features into an array. It is called as ``encode(rows, array)``.
-        suspects : ndarray of int, optional
-            Positions of the rows to examine. All other rows must contain only finite numbers in the model's range.
-            By default, all rows are examined.
-
-        Raises
-        ------
-        DataError
-            If the settings do not allow a row.
+        Raise `DataError` if the settings do not allow a row.
         """
         read, cleaned = rows
         selected = slice(None) if suspects is None else suspects  # a slice makes no copy

@@ -98,23 +98,11 @@ _IN_LINES = frozenset(field.name for field in fields(PartFacts)) - {"entry", *_L
 def plan_parts(
     shards: Sequence[Shard], part_rows: int, committed: Sequence[PartFacts], numbers: Sequence[int] | None = None
 ) -> tuple[list[Part], list[PartFacts]]:
-    """Plan parts of at most `part_rows` rows for all rows that are not committed yet.
+    """Plan parts of at most `part_rows` rows for all rows that are not committed yet, in row order.
 
     The sizes of committed parts can differ from `part_rows`, because the memory or the number of threads may have
     changed. All committed parts are kept, except parts that overlap an earlier one or extend past the end of their
-    shard.
-
-    Parameters
-    ----------
-    numbers : sequence of int, optional
-        Number of each shard, see `Part`. By default, its index.
-
-    Returns
-    -------
-    missing : list of Part
-        Parts to encode, in row order.
-    overlapping : list of PartFacts
-        Committed parts that cannot be used.
+    shard: these are returned as well. The numbers of the shards are by default their indices, see `Part`.
     """
     parts_of_shard = _by_shard(committed)
     missing: list[Part] = []

@@ -100,21 +100,11 @@ def lay_out(
 ) -> Template:
     """Let HDF5 lay out a file, and return the layout without the values.
 
-    Parameters
-    ----------
-    shapes : mapping
-        Shapes and dtypes of the datasets whose values are inserted later, in file order. Each of these datasets starts
-        at a multiple of `PAGE`.
-    written : mapping of str to ndarray, Chunked or Streamed
-        Datasets that HDF5 writes. They are the same in every file, are compressed, or contain strings of variable
-        length. Keys are paths in the file.
-    attributes : mapping
-        Attributes that are the same in every file. Nested values are written as JSON.
-    n_source : int
-        Size of the attribute ``source`` in bytes. The layout refers to the attribute as `SOURCE`. If the size is 0, the
-        file does not have the attribute.
-    categories : mapping of str to ndarray or str, optional
-        Values of the attribute ``categories`` of datasets, from `attribute_value`.
+    The values of `shapes` are inserted later: these datasets are in file order, and each starts at a multiple of
+    `PAGE`. HDF5 writes the datasets `written`, by their paths: they are the same in every file, are compressed, or
+    contain strings of variable length. The attributes are the same in every file, and so are the attributes
+    ``categories`` of datasets. The attribute ``source`` has `n_source` bytes, and is called `SOURCE` in the layout;
+    without bytes, it is omitted.
     """
     image = _Image()
     # HDF5 does not report where it stores an attribute, so write random bytes, which occur nowhere else in the file.

@@ -99,12 +99,7 @@ _workers = ProcessCache[object, Worker](max_size=1)  # a model and its memory ar
 def worker_of(settings: EncodeSettings) -> Worker:
     """Return the worker of this process. If necessary, create it on the device of this process.
 
-    Raises
-    ------
-    ReadFailed
-        If the model's file differs from the file that the settings describe.
-    DeviceError, ConfigError, NotPermitted, WriteFailed
-        See `shardpress.device.start_device`.
+    Raise `ReadFailed` if the model's file has changed, or an error of `shardpress.device.start_device`.
     """
     return _workers.get_or_make(settings.key, lambda: _new_worker(settings))
 

@@ -89,12 +89,9 @@ class Rounds:
     def _share(self, epoch: int, number: int, slabs: np.ndarray) -> Share:
         starts = self.order.starts
         pieces = tuple((int(starts[slab]), int(starts[slab + 1])) for slab in np.sort(slabs))
-        left_out = [self._left_out_of(piece) for piece in pieces]
-        return Share(pieces, np.concatenate([self.order.left_out[:0], *left_out]), self.order.seed, epoch, number)
-
-    def _left_out_of(self, piece: tuple[int, int]) -> np.ndarray:
-        first, stop = np.searchsorted(self.order.left_out, piece)
-        return self.order.left_out[first:stop]
+        left_out = self.order.left_out
+        ranges = [left_out[first:stop] for first, stop in np.searchsorted(left_out, pieces)]
+        return Share(pieces, np.concatenate([left_out[:0], *ranges]), self.order.seed, epoch, number)
 
     def n_rows_of(self, epoch: int, n_shares: int) -> int:
         """Return the number of rows of the first shares of an epoch."""
