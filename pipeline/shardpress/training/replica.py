@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ class ReplicaSettings:
     def key(self) -> object:
         """Key shared by all settings that can use the same compiled step."""
         scaler = self.cleaning.scaler
-        values = [*vars(scaler).values()]
+        values = [getattr(scaler, each.name) for each in fields(scaler)]
         if scaler.tables is not None:
             values += [scaler.tables.knots, scaler.tables.ranks]
         content = digest(value.tobytes() for value in values if isinstance(value, np.ndarray))
