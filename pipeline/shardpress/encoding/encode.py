@@ -106,8 +106,9 @@ def _lost_ranges(shard: Shard, reports: Sequence[Mapping[str, Any]]) -> dict[str
         for name in names_by_dataset[report["dataset"]]:
             ranges = found.setdefault(name, [])
             if ranges and ranges[-1][1] == first:
-                first, _ = ranges.pop()
-            ranges.append([first, end])
+                ranges[-1][1] = end
+            else:
+                ranges.append([first, end])
     return found
 
 
