@@ -32,25 +32,17 @@ class Autoencoder:
     """Parameters on the device, and the functions that need no training.
 
     Each function is compiled at its first call with rows of a dtype. Any number of threads can call the functions; the
-    number that compute at once is limited.
+    number that compute at once is limited. `shared` holds the variables of the parameters by name, in the order of the
+    network's `shapes`. The shared `n_threads` is the number of threads that all calls of Ops together use; changing it
+    compiles nothing.
 
     Parameters
     ----------
-    network : Network
-        Description of the network.
     center, scale : ndarray of shape (n_inputs,), float32 or float64; optional
         The scaling ``x = (r - center) * scale``, computed in the dtype of these arrays. If they are missing, the rows
         must be scaled already.
     limits : tuple of two ndarrays of shape (n_inputs,), optional
         Smallest and largest value of each column that `encode_checked` expects.
-
-    Attributes
-    ----------
-    network : Network
-    shared : dict of shared variables
-        Parameters by name, in the order of the network's `shapes`.
-    n_threads : shared scalar, int64
-        Number of threads that all calls of Ops together use. Changing it compiles nothing.
     """
 
     def __init__(
@@ -61,7 +53,9 @@ class Autoencoder:
         limits: Limits | None = None,
     ) -> None:
         self.network = network
-        self.shared = _share_zeros(network)
+        self.shared: dict[str, Any] = {}
+        for name, shape in network.shapes.items():
+            self.shared[name] = backend.shared(np.zeros(shape, dtype=np.float32), name=name)
         self.n_threads = theano.shared(np.int64(backend.n_cores()), name="n_threads")
         self._scaling: tuple[Any, ...] = ()
         self._limits: Limits | None = None
@@ -83,13 +77,7 @@ class Autoencoder:
         return get_values(self.shared)
 
     def set_parameters(self, values: Mapping[str, np.ndarray]) -> None:
-        """Set the parameters to arrays of the shapes that `parameters` returns.
-
-        Raises
-        ------
-        ValueError
-            If a name is missing or unknown, or a shape differs. The message names the array.
-        """
+        """Set the parameters to arrays of the names and shapes that `parameters` returns, or raise `ValueError`."""
         set_values(self.shared, values)
 
     # -- the graph --
@@ -185,13 +173,6 @@ class Autoencoder:
         return float(self.errors(rows).mean(dtype=np.float64))  # float32 would lose digits over many rows
 
 
-def _share_zeros(network: Network) -> dict[str, Any]:
-    shared = {}
-    for name, shape in network.shapes.items():
-        shared[name] = backend.shared(np.zeros(shape, dtype=np.float32), name=name)
-    return shared
-
-
 def _share_copy(array: np.ndarray, name: str) -> Any:
     return backend.shared(np.array(array), name=name)
 
@@ -204,21 +185,14 @@ def get_values(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def set_values(variables: Mapping[str, Any], values: Mapping[str, np.ndarray]) -> None:
     """Set shared variables to arrays of the same names and shapes, as float32.
 
-    Raises
-    ------
-    ValueError
-        If a name is missing or unknown, or a shape differs. In this case no variable is changed.
+    Raise `ValueError` for other names or shapes, before any variable is changed.
     """
     if set(values) != set(variables):
         raise ValueError(f"found arrays {sorted(values)}, expected {sorted(variables)}")
     arrays = {name: np.asarray(values[name], dtype=np.float32, order="C") for name in variables}
     for name, array in arrays.items():
-        _check_shape(name, array, variables[name])
+        expected = variables[name].get_value(borrow=True).shape
+        if array.shape != expected:
+            raise ValueError(f"array {name} has shape {array.shape}, expected {expected}")
     for name, array in arrays.items():
         variables[name].set_value(array)
-
-
-def _check_shape(name: str, array: np.ndarray, variable: Any) -> None:
-    expected = variable.get_value(borrow=True).shape
-    if array.shape != expected:
-        raise ValueError(f"array {name} has shape {array.shape}, expected {expected}")

@@ -50,30 +50,14 @@ class DeviceUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Device:
-    """The device that computes products.
+    """The device that computes products."""
 
-    Attributes
-    ----------
-    requested : str
-        Device in the user's flags: ``cpu``, ``cuda``, ``cudaN`` or ``openclP:D``.
-    used : str
-        Device that computes: `requested`, or ``cpu``.
-    name : str
-        Manufacturer's name of the processor or card.
-    reason : str
-        Reason why `used` differs from `requested`; empty if they are equal.
-    place : str
-        Bus address of a CUDA card, as its driver reports it; empty for other devices.
-    free : int
-        Bytes of the device's own memory that were available to this process at its start; 0 if unknown.
-    """
-
-    requested: str
-    used: str
-    name: str
-    reason: str = ""
-    place: str = ""
-    free: int = 0
+    requested: str  # device in the user's flags: ``cpu``, ``cuda``, ``cudaN`` or ``openclP:D``
+    used: str  # `requested`, or ``cpu``
+    name: str  # manufacturer's name of the processor or card
+    reason: str = ""  # why `used` differs from `requested`
+    place: str = ""  # bus address of a CUDA card, as its driver reports it
+    free: int = 0  # bytes of its own memory that were available to this process at its start; 0 if unknown
 
     def __str__(self) -> str:
         text = f"{self.used} ({self.name})"
@@ -85,11 +69,6 @@ class Device:
 @cache
 def load() -> ModuleType:
     """Import Theano on the CPU, with our defaults, which the user's settings override.
-
-    Returns
-    -------
-    module
-        ``theano``, ready to build graphs.
 
     Raises
     ------
@@ -128,22 +107,12 @@ def _import_hooks(*finders: MetaPathFinder) -> Iterator[None]:
 
 
 def start(require: bool = False) -> Device:
-    """Activate the device that the user's Theano settings request.
-
-    Parameters
-    ----------
-    require : bool
-        Raise an error instead of falling back to the CPU. ``force_device=True`` in the user's settings does the same.
-
-    Returns
-    -------
-    Device
-        Device that computes all products of this process from now on.
+    """Activate the device that the user's Theano settings request, or fall back to the CPU.
 
     Raises
     ------
     DeviceUnavailable
-        If the device cannot be used, and `require` or ``force_device`` is set.
+        If the device cannot be used, and `require` or ``force_device=True`` in the user's settings is set.
     ValueError
         If Theano knows no device of this name.
     """
@@ -156,19 +125,7 @@ def start(require: bool = False) -> Device:
 
 
 def shared(value: np.ndarray, name: str) -> Any:
-    """Put an array of any dtype on the active device.
-
-    Parameters
-    ----------
-    value : ndarray of any shape and real dtype
-        The CPU uses it in place, so the caller must not use it afterwards.
-    name : str
-        Name of the variable, for graphs and profiles.
-
-    Returns
-    -------
-    theano shared variable
-    """
+    """Put an array on the active device as a shared variable; the CPU uses the array in place."""
     theano = load()
     if is_active():
         # theano.shared keeps integers on the host.
@@ -177,7 +134,6 @@ def shared(value: np.ndarray, name: str) -> Any:
 
 
 def matrix(dtype: np.dtype, name: str) -> Any:
-    """Return a symbolic matrix."""
     return load().tensor.TensorType(dtype.name, (False, False))(name)
 
 
@@ -262,11 +218,7 @@ def _set_blas_threads(n_threads: int) -> None:
 def _start_once() -> tuple[Device, Exception | None]:
     """Start the requested device once in this process, because Theano cannot open a device twice.
 
-    Returns
-    -------
-    device : Device
-    error : Exception or None
-        Reason why the requested device cannot be used; None if it can be used.
+    Also return the reason why the requested device cannot be used, if so.
     """
     load()  # before `requested_device`, which imports parts of Theano
     requested = requested_device()
@@ -280,7 +232,6 @@ def _start_once() -> tuple[Device, Exception | None]:
 
 
 def _describe_device(requested: str) -> Device:
-    """Return a description of the active device."""
     context = load().gpuarray.get_context(None)
     # pygpu pads names to the length of its buffers. OpenCL reports no address.
     name = context.devname.strip("\0 ")
@@ -323,13 +274,7 @@ def is_active() -> bool:
 
 
 def _activate(device: str) -> None:
-    """Make Theano compute all products on `device`; if that fails, raise an error and keep Theano on the CPU.
-
-    Raises
-    ------
-    Exception
-        An error of any class.
-    """
+    """Make Theano compute all products on `device`; if that fails, raise any error and keep Theano on the CPU."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import theano.gpuarray
@@ -356,12 +301,7 @@ def _deactivate() -> None:
 
 
 def _probe() -> None:
-    """Compile and run a product; check its value, and that it ran on the active device.
-
-    Raises
-    ------
-    DeviceUnavailable
-    """
+    """Compile and run a product; raise an error unless its value is right, and it ran on the active device."""
     theano = load()
     # To detect swapped or padded sides, the matrices are not square, and one side is not a power of two.
     values = np.arange(12, dtype=np.float32)
@@ -375,7 +315,6 @@ def _probe() -> None:
 
 
 def _check_place(product: Any) -> None:
-    """Check that a compiled product runs on the active device."""
     operations = [type(node.op).__name__ for node in product.maker.fgraph.apply_nodes]
     if not any(name.startswith(("GpuDot", "GpuGemm")) for name in operations):
         raise DeviceUnavailable(

@@ -6,13 +6,7 @@ import threading
 
 
 class _InFlightCalls:
-    """A context manager that counts the running calls of all threads.
-
-    Attributes
-    ----------
-    n : int
-        Number of running calls.
-    """
+    """A context manager that counts the running calls of all threads."""
 
     def __init__(self) -> None:
         self.n = 0

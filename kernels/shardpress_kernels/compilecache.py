@@ -89,11 +89,7 @@ def _prepare_cache() -> None:
 def _check_theano() -> None:
     """Report files of Theano that differ from version 1.0.5, which `shardpress_kernels.compatibility` was written for.
 
-    Raises
-    ------
-    TheanoChanged
-        If Python is newer than 3.11: Theano works there only with the adaptations of
-        `shardpress_kernels.compatibility`.
+    If Python is newer than 3.11, Theano works only with these adaptations, so this raises `TheanoChanged`.
     """
     changes = changes_in_words()
     if not changes:
@@ -155,20 +151,7 @@ def fingerprint_cards(folder: Path = _CARDS) -> str:
 
 
 def make_temporary_cache(cache: str, why: str) -> str:
-    """Create a private directory for compiled code, which is removed when the process ends.
-
-    Parameters
-    ----------
-    cache : str
-        Path of the compile cache that the directory replaces.
-    why : str
-        Reason why that cache cannot be used.
-
-    Raises
-    ------
-    CompileCacheUnavailable
-        If the temporary directory cannot be used either.
-    """
+    """Create a private directory for compiled code instead of `cache`, which is removed when the process ends."""
     try:
         directory = str(private_directory("shardpress-compiled-"))
         atexit.register(shutil.rmtree, directory, ignore_errors=True)
@@ -187,12 +170,7 @@ def make_temporary_cache(cache: str, why: str) -> str:
 
 
 def _check_writable(directory: Path) -> None:
-    """Check that the directory can be locked and written, and has enough free space.
-
-    Raises
-    ------
-    OSError
-    """
+    """Raise `OSError` unless the directory can be locked and written, and has enough free space."""
     compilelock.check_lockable(str(directory))
     with tempfile.TemporaryFile(dir=directory) as file:
         file.write(bytes(4096))
@@ -220,13 +198,7 @@ def _can_hold_temporary_files() -> bool:
 
 
 def _refuse_unsafe(directory: Path) -> None:
-    """Refuse a cache that other users can write or replace, because Theano unpickles and loads its files.
-
-    Raises
-    ------
-    UnsafeCompileCache
-    OSError
-    """
+    """Refuse a cache that other users can write or replace, because Theano unpickles and loads its files."""
     found = directory.stat()
     if found.st_uid != os.geteuid():
         raise UnsafeCompileCache(

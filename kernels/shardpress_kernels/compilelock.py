@@ -28,13 +28,7 @@ class CompileLockHeld(RuntimeError):
 
 
 class _Lock:
-    """A reentrant lock: only the outermost of nested calls takes it.
-
-    Attributes
-    ----------
-    n_lock : int
-        Number of nested calls. Theano reads this attribute.
-    """
+    """A reentrant lock: only the outermost of nested calls takes it."""
 
     def __init__(self) -> None:
         self.n_lock = 0
@@ -75,13 +69,7 @@ def lock_ctx(lock_dir: object = None, keep_lock: bool = False, **options: object
 
 
 def check_lockable(directory: str) -> None:
-    """Check that a directory can hold the lock.
-
-    Raises
-    ------
-    OSError
-        If the file system does not support locks, or has no space for the lock's file.
-    """
+    """Raise `OSError` if the file system of a directory does not support locks, or has no space for the lock's file."""
     descriptor = _open_file(directory)
     try:
         with suppress(BlockingIOError):
@@ -97,13 +85,7 @@ def _open_file(directory: str) -> int:
 
 
 def _take_lock() -> int:
-    """Wait for the lock; return the descriptor of its file.
-
-    Raises
-    ------
-    CompileLockHeld
-    OSError
-    """
+    """Wait for the lock; return the descriptor of its file."""
     import theano
 
     config: Any = theano.config
@@ -120,13 +102,9 @@ def _take_lock() -> int:
 
 
 def _wait(descriptor: int, directory: str, seconds: float) -> None:
-    """Wait until the file is locked.
+    """Wait until the file is locked, or raise `CompileLockHeld` if one other process holds it for `seconds`.
 
-    Raises
-    ------
-    CompileLockHeld
-        If one other process holds the lock for more than `seconds`. The total wait can be longer if several
-        processes take the lock before this one.
+    The total wait can be longer if several processes take the lock before this one.
     """
     begin = time.monotonic()
     start = begin  # when the current owner took the lock

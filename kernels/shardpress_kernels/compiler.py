@@ -33,10 +33,7 @@ class CompilerMissing(RuntimeError):
 class CompilerFailed(RuntimeError):
     """The compiler failed. The message is the line of its output that gives the reason.
 
-    Attributes
-    ----------
-    output : str
-        The command, followed by all of its output.
+    The attribute `output` contains the command, followed by all of its output.
     """
 
     def __init__(self, command: Sequence[str], output: str) -> None:
@@ -45,12 +42,7 @@ class CompilerFailed(RuntimeError):
 
 
 def check_compiler(config: Any) -> None:
-    """Check that Theano's setting ``cxx`` names a program. Theano itself would only report a missing file.
-
-    Raises
-    ------
-    CompilerMissing
-    """
+    """Check that Theano's setting ``cxx`` names a program. Theano itself would only report a missing file."""
     if config.cxx and shutil.which(config.cxx) is None:
         raise CompilerMissing(f"cxx={config.cxx} does not name a program that can be run")
 
@@ -58,21 +50,8 @@ def check_compiler(config: Any) -> None:
 class _WatchedCompiler:
     """A replacement for Theano's function that runs the compiler; it measures the duration of compilations.
 
-    A process has one instance. Theano compiles one module at a time, under a lock.
-
-    Parameters
-    ----------
-    run : callable
-        Theano's own function.
-    config : object
-        Theano's settings. ``compiledir`` must be private at the first call.
-
-    Attributes
-    ----------
-    seconds : float
-        Duration of all finished compilations.
-    n_running : int
-        Number of running compilations.
+    A process has one instance. Theano compiles one module at a time, under a lock. The setting ``compiledir`` must be
+    private at the first call.
     """
 
     def __init__(self, run: Callable[..., Any], config: Any) -> None:
@@ -83,13 +62,7 @@ class _WatchedCompiler:
         self._config = config
 
     def __call__(self, command: Sequence[str], **options: Any) -> Any:
-        """Run a command, and return its output, its errors and its exit status.
-
-        Raises
-        ------
-        CompilerFailed
-            If the command compiles a library, and fails.
-        """
+        """Run a command, and return its output, its errors and its exit status."""
         if "-shared" not in command:
             # Theano runs such commands to find the features of the compiler, and expects some of them to fail.
             return self._call(command, **options)
@@ -103,7 +76,6 @@ class _WatchedCompiler:
 
     @contextmanager
     def _timing(self) -> Iterator[None]:
-        """Count and measure a compilation."""
         self.n_running += 1
         start = time.monotonic()
         try:
@@ -124,12 +96,7 @@ class _WatchedCompiler:
 def watch_compiler(windows: Any, config: Any) -> None:
     """Make Theano compile through a `_WatchedCompiler`.
 
-    Parameters
-    ----------
-    windows : module
-        ``theano.misc.windows``, before ``theano.gof.cmodule`` imports its function to run programs.
-    config : object
-        Theano's settings.
+    This must precede the import of ``theano.gof.cmodule``, which imports the function to run programs.
     """
     windows.output_subprocess_Popen = _WatchedCompiler(windows.output_subprocess_Popen, config)
 
@@ -142,27 +109,15 @@ def _watched() -> _WatchedCompiler | None:
 
 
 def check_processor_flags(cmodule: Any, config: Any) -> None:
-    """Check that the compiler has reported the flags of this machine's processor.
+    """Raise `CompilerFailed` unless the compiler has reported the processor's flags, or the user named a processor.
 
     Theano queries the compiler once per process. If the query fails, for example because of a limit on processes,
     Theano compiles for any processor of the architecture without a warning, and the last bits of the features differ.
-
-    Parameters
-    ----------
-    cmodule : module
-        ``theano.gof.cmodule``.
-    config : object
-        Theano's settings.
-
-    Raises
-    ------
-    CompilerFailed
-        If the compiler has not reported the flags, and the user's flags name no processor.
     """
     is_gcc = "g++" in config.cxx and "clang" not in config.cxx
     if not is_gcc or platform.machine() != "x86_64":
         return
-    is_chosen = _names_processor(config.gcc.cxxflags)
+    is_chosen = any(flag.lstrip("-").startswith("march=") for flag in config.gcc.cxxflags.split())
     cmodule.GCC_compiler.compile_args()  # queries the compiler
     if is_chosen or cmodule.GCC_compiler.march_flags:
         return
@@ -172,10 +127,6 @@ def check_processor_flags(cmodule: Any, config: Any) -> None:
         "(ulimit -u), or set the flags with gcc.cxxflags=-march=... in THEANO_FLAGS"
     )
     raise CompilerFailed(command, message)
-
-
-def _names_processor(flags: str) -> bool:
-    return any(flag.lstrip("-").startswith("march=") for flag in flags.split())
 
 
 def is_running() -> bool:
@@ -201,7 +152,6 @@ def silence_compiler(cmodule: Any) -> None:
 
 
 def _environment() -> dict[str, str]:
-    """Return the environment of the compiler."""
     environment = dict(os.environ)
     environment["PATH"] = os.environ.get("PATH") or os.defpath  # the compiler needs it to find its linker
     environment["TMPDIR"] = tempfile.gettempdir()

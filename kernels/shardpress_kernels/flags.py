@@ -119,13 +119,7 @@ def _blas_flags() -> str:
 
 
 def requested_device() -> str:
-    """Return the device in the user's flags and files, read and checked by Theano's own code.
-
-    Raises
-    ------
-    ValueError
-        If Theano knows no device of this name.
-    """
+    """Return the device in the user's flags and files; Theano's own code raises `ValueError` for unknown names."""
     from theano import configdefaults, configparser
 
     flags = configparser.parse_config_string(os.environ.get("THEANO_FLAGS", ""), issue_warnings=False)
@@ -136,13 +130,7 @@ def requested_device() -> str:
 
 
 def check_flags() -> None:
-    """Refuse unknown names and flags without a value, which Theano would ignore with at most a warning.
-
-    Raises
-    ------
-    UnknownFlag
-        The message suggests the most similar known name.
-    """
+    """Raise `UnknownFlag` for unknown names and for flags without a value, which Theano would ignore."""
     from theano import configparser
 
     known = {parameter.fullname for parameter in configparser._config_var_list}

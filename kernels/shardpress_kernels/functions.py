@@ -34,17 +34,8 @@ _Expression = Callable[[Any], Any]
 class OpFunctions:
     """Functions made of the Ops of `shardpress_kernels.ops`, for the CPU. At most one call per core runs at a time.
 
-    Parameters
-    ----------
-    network : Network
-    parameters : sequence of shared variables
-        Parameters of the network's encoder, in the order of its shapes.
-    scaling : sequence of shared vectors
-        Center and scale; empty if rows are scaled already.
-    limits : tuple of two ndarrays of shape (n_inputs,), or None
-        Range that `encode` checks rows against, in the dtype of the scaling.
-    n_threads : shared scalar, int64
-        Number of threads that all calls together use.
+    The parameters are those of the network's encoder, in the order of its shapes. The scaling is center and scale, or
+    empty if rows are scaled already. The limits have the dtype of the scaling.
     """
 
     def __init__(
@@ -71,15 +62,10 @@ class OpFunctions:
         self._call_slots = threading.Semaphore(backend.n_cores())  # more concurrent calls would not be faster
 
     def encode(self, rows: np.ndarray, out: np.ndarray, inside: np.ndarray | None = None) -> None:
-        """Compute features, and check rows if `inside` is given.
+        """Fill `out` (n_rows, n_outputs), float32, with the features of rows.
 
-        Parameters
-        ----------
-        rows : ndarray of shape (n_rows, n_inputs)
-        out : ndarray of shape (n_rows, n_outputs), float32
-            Array to fill with the features.
-        inside : ndarray of shape (n_rows,), bool, optional
-            Array to fill: True for each row that is within the limits and has finite features.
+        If `inside` (n_rows,), bool, is given, set it to True for each row that is within the limits and has finite
+        features.
         """
         inputs = [*self._parameters[: len(self._output.shapes)], self._share]
         if inside is None:
@@ -97,7 +83,9 @@ class OpFunctions:
         with self._borrowed(op, inputs, rows.dtype, targets) as (function, n_threads):
             results = function(np.require(rows, requirements=["C", "A"]), n_threads, *places)
             # Copy while the function is borrowed: if it does not work in place, it owns the memory of its results.
-            _copy_to(targets, results)
+            for target, result in zip(targets, results, strict=True):
+                if result is not target:
+                    target[...] = result
 
     @contextmanager
     def _borrowed(
@@ -127,24 +115,10 @@ class OpFunctions:
         return backend.compile_function([rows, self._share, *mutable], outputs)
 
 
-def _copy_to(targets: Sequence[np.ndarray], results: Sequence[np.ndarray]) -> None:
-    """Copy the results that were not computed in place."""
-    for target, result in zip(targets, results, strict=True):
-        if result is not target:
-            target[...] = result
-
-
 class GraphFunctions:
     """Functions made of Theano's graph of the model, for any device. They take rows tile by tile, one call at a time.
 
-    Parameters
-    ----------
-    features, errors : callable
-        Functions that return the symbolic features, and the symbolic errors, of symbolic rows.
-    limits : tuple of two ndarrays of shape (n_inputs,), or None
-        Range that `encode` checks rows against.
-    flops_per_row : int
-        Floating-point operations of the products for each row.
+    `features` and `errors` return symbolic results of symbolic rows.
     """
 
     def __init__(self, features: _Expression, errors: _Expression, limits: Limits | None, flops_per_row: int) -> None:

@@ -24,21 +24,11 @@ MATH = Math(tensor.switch, tensor.exp, tensor.log1p, tensor.tanh, tensor.nnet.si
 
 
 class Targets(NamedTuple):
-    """Variables of the targets of a minibatch.
+    """Variables of the targets of a minibatch, float32."""
 
-    Attributes
-    ----------
-    values : vector variable, float32
-        Targets of the rows, see `shardpress_kernels.reference.Targets`.
-    factor : scalar variable, float32
-        Half the number of columns, times the weight of the mean loss and the scale of the outputs.
-    scale : scalar variable, float32
-        Scale of the outputs.
-    """
-
-    values: Any
-    factor: Any
-    scale: Any
+    values: Any  # vector, see `shardpress_kernels.reference.Targets`
+    factor: Any  # half the number of columns, times the weight of the mean loss and the scale
+    scale: Any  # scale of the outputs
 
 
 def _forward(network: Network, x: Any, variables: _Variables) -> list[Any]:
@@ -87,7 +77,9 @@ def error_and_gradients(
 ) -> tuple[Any, list[Any]]:
     """Return the symbolic mean squared error of scaled rows, and the gradients of the cost by parameter.
 
-    The cost is the mean squared error. With a head, it also includes the weighted mean loss of the targets.
+    The cost is the mean squared error. With a head, it also includes the weighted mean loss of the targets. The network
+    sees the rows `visible`: `x`, or `x` with hidden entries. If it is nested, the decoder gets the first `kept`
+    features of each row.
 
     The gradients are written out, because Theano would compute the sums for the biases in float64. The factor
     ``c = 2 / (number of entries)`` is kept out of the matrices, so that the products can apply it. One layer of
@@ -97,22 +89,6 @@ def error_and_gradients(
         dW = c (visible^T . dh + dy^T . h)
         db_hidden = c (sum of dh over rows)
         db_output = c (sum of dy over rows)
-
-    Parameters
-    ----------
-    network : Network
-    x : matrix variable (n_rows, n_inputs), float32
-        Scaled rows, which the network reconstructs.
-    visible : matrix variable (n_rows, n_inputs), float32
-        The rows that the network sees: `x`, or `x` with hidden entries.
-    variables : mapping of variables
-        Parameters by name.
-    n_rows : scalar variable, float32, optional
-        Number of rows; by default the length of `x`.
-    targets : Targets, optional
-        The targets, if the network has a head.
-    kept : vector variable, float32, optional
-        Number of the first features of each row that the decoder gets, if the network is nested.
     """
     a = _forward(network, visible, variables)
     mask = None
@@ -155,12 +131,8 @@ def _decoder_gradients(
 ) -> tuple[Any, dict[str, Any]]:
     """Propagate derivatives `d` of the reconstruction back to the features.
 
-    Returns
-    -------
-    d : variable
-        Derivatives of the features.
-    gradients : dict of variables
-        Gradients of the mirrors' biases and of the gain, and the mirrors' part of the gradients of the weights.
+    Also return the gradients of the mirrors' biases and of the gain, and the mirrors' part of the gradients of the
+    weights.
     """
     found: dict[str, Any] = {}
     for i, ((W, _, b_output), kind) in enumerate(zip(network.layers, network.mirrors, strict=True)):
@@ -179,12 +151,9 @@ def _decoder_gradients(
 def _encoder_gradients(
     network: Network, d: Any, a: Sequence[Any], mirrored: Mapping[str, Any], variables: _Variables
 ) -> dict[str, Any]:
-    """Propagate derivatives `d` of the features back to the rows.
+    """Return the gradients of the layers' biases and weights, from derivatives `d` of the features.
 
-    Returns
-    -------
-    dict of variables
-        Gradients of the layers' biases and of the weights, including the mirrors' part in `mirrored`.
+    They include the mirrors' part of the gradients of the weights, `mirrored`.
     """
     found: dict[str, Any] = {}
     for i, (W, b_hidden, _) in reversed(list(enumerate(network.layers))):

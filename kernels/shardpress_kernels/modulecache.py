@@ -13,13 +13,7 @@ from typing import Any
 
 
 def read_records_on_demand(cmodule: Any) -> None:
-    """Replace the class of the module cache by one that reads records when they are needed.
-
-    Parameters
-    ----------
-    cmodule : module
-        ``theano.gof.cmodule``, before it creates its cache.
-    """
+    """Replace the class of the module cache, of which Theano has no instance yet."""
 
     class ModuleCache(cmodule.ModuleCache):
         """A cache whose `refresh` skips recent modules whose code this process does not need."""
@@ -30,17 +24,7 @@ def read_records_on_demand(cmodule: Any) -> None:
             super().__init__(*args, **options)
 
         def module_from_key(self, key: Any, lnk: Any = None, keep_lock: bool = False) -> Any:
-            """Return the module of a key, after reading the records of modules with the same code.
-
-            Parameters
-            ----------
-            key : tuple
-                Theano's key of the module.
-            lnk : CLinker
-                Linker that generates and compiles the code.
-            keep_lock : bool
-                Whether to keep the lock of the cache.
-            """
+            """Return the module of a key, after reading the records of modules with the same code."""
             if key not in self.entry_from_key:
                 lnk.get_src_code()
                 self._hashes.add(lnk.get_dynamic_module().code_hash)

@@ -46,65 +46,31 @@ OUTPUT_LAYERS = ("code", "hidden")
 
 @dataclass(frozen=True)
 class Head:
-    """A linear head on the features.
+    """A linear head on the features."""
 
-    Attributes
-    ----------
-    kind : str
-        ``classes`` for a softmax with cross entropy, or ``numbers`` for a squared error.
-    n_outputs : int
-        Number of classes; 1 for numbers.
-    """
-
-    kind: str
-    n_outputs: int
+    kind: str  # ``classes`` for a softmax with cross entropy, or ``numbers`` for a squared error
+    n_outputs: int  # number of classes; 1 for numbers
 
 
 class TargetLoss(NamedTuple):
-    """Numbers that determine the loss of the targets.
+    """Numbers that determine the loss of the targets."""
 
-    Attributes
-    ----------
-    weight : float
-        Factor of the mean loss, which is added to the mean squared error of the reconstruction.
-    scale : float
-        Scale of the head's outputs.
-    """
-
-    weight: float
-    scale: float
+    weight: float  # factor of the mean loss, which is added to the mean squared error of the reconstruction
+    scale: float  # scale of the head's outputs
 
 
 @dataclass(frozen=True)
 class Network:
-    """An autoencoder with tied weights.
+    """An autoencoder with tied weights."""
 
-    Attributes
-    ----------
-    widths : tuple of int
-        Number of columns, of units of each hidden layer, and of features. Layers of weights connect adjacent widths.
-    activation : str
-        Activation of the hidden layers and their mirrors, one of `shardpress_kernels.activations.HIDDEN`.
-    code : str
-        Activation of the features, one of `shardpress_kernels.activations.CODES`.
-    gain : bool
-        Whether the decoder learns a factor for each feature, so that sigmoids can reach the range of the data without
-        saturating.
-    head : Head or None
-        Head that predicts targets during training.
-    nested : bool
-        Whether the decoder gets only the first features of some rows during training.
-    output_layer : str
-        Layer whose outputs are written as features, one of `OUTPUT_LAYERS`.
-    """
-
-    widths: tuple[int, ...]
-    activation: str = "relu"
-    code: str = "sigmoid"
+    widths: tuple[int, ...]  # columns, units of each hidden layer, features; weights connect adjacent widths
+    activation: str = "relu"  # activation of the hidden layers and their mirrors, one of `HIDDEN`
+    code: str = "sigmoid"  # activation of the features, one of `CODES`
+    # the decoder learns a factor per feature, so that sigmoids need not saturate to reach the data's range
     gain: bool = False
-    head: Head | None = None
-    nested: bool = False
-    output_layer: str = "code"
+    head: Head | None = None  # head that predicts targets during training
+    nested: bool = False  # the decoder gets only the first features of some rows during training
+    output_layer: str = "code"  # layer whose outputs are written as features, one of `OUTPUT_LAYERS`
 
     @property
     def encoder(self) -> Network:

@@ -65,25 +65,9 @@ class _Native(theano.Op):
     """An Op whose first input is the rows, and whose C code is a file of the directory ``native``.
 
     Its inputs include all parameters of the network, in the order of the network's shapes. The last inputs are the
-    scaling: center and scale, or nothing. Some inputs are changed, and are returned as the last outputs. By default an
-    Op changes copies of them, as Theano requires; an optimization then lets it change them in place.
-
-    Parameters
-    ----------
-    network : Network
-    n_inputs : int
-        Number of inputs without the scaling.
-    changed : range
-        Positions of the inputs that are changed.
-    inplace : bool
-        Whether these inputs are changed in place.
-
-    Attributes
-    ----------
-    file : str
-        Name of the file in the directory ``native``.
-    new_types : tuple of types
-        Types of the outputs that are not changed inputs. These outputs come first.
+    scaling: center and scale, or nothing; `n_inputs` does not count them. The inputs at the positions `changed` are
+    changed, and are returned as the last outputs, after outputs of `new_types`. By default an Op changes copies of
+    them, as Theano requires; an optimization then lets it change them in place.
     """
 
     __props__: tuple[str, ...] = ("network", "inplace")
@@ -125,17 +109,14 @@ class _Native(theano.Op):
 
     def perform(self, node: Any, inputs: Sequence[np.ndarray], output_storage: Any) -> None:
         """Compute in NumPy what the C code computes."""
-        arrays = list(inputs) if self.inplace else self._copy_changed(inputs)
+        arrays = list(inputs)
+        if not self.inplace:
+            for i in self.changed:
+                arrays[i] = arrays[i].copy()
         new = self.compute(arrays[: self.n_inputs], arrays[self.n_inputs :])
         changed = [arrays[i] for i in self.changed]
         for storage, output in zip(output_storage, [*new, *changed], strict=True):
             storage[0] = output
-
-    def _copy_changed(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        arrays = list(inputs)
-        for i in self.changed:
-            arrays[i] = arrays[i].copy()
-        return arrays
 
     # -- in C --
 
@@ -250,13 +231,9 @@ class Encode(_Native):
     in float32 are multiplied as integers if the processor has an instruction for it, and if this is at least as
     accurate for W and the scaling: see ``native/quantized.h``. The quantized W is kept between calls.
 
-    Parameters
-    ----------
-    network : Network
-    checked : bool
-        Also check rows: ``(rows, *parameters, n_threads, low, high, out, inside, *scaling) -> out, inside``. `inside`,
-        (n_rows,), bool, is true if all values of a row are between low and high, and all of its features are finite.
-        NaN and Inf are outside the range.
+    If `checked`: ``(rows, *parameters, n_threads, low, high, out, inside, *scaling) -> out, inside``. `inside`
+    (n_rows,), bool, is true if all values of a row are between low and high, and all of its features are finite. NaN
+    and Inf are outside the range.
     """
 
     __props__ = ("network", "checked", "inplace")
@@ -339,19 +316,10 @@ class Step(_Native):
     *scaling)``. The outputs are the mean squared error of the minibatch before the step, the new parameters, and the
     new states of the rule in the order of the parameters. Their bits do not depend on the number of threads.
 
-    Parameters
-    ----------
-    network : Network
-    rule : Rule
-        The update rule. The input `rate` is `shardpress_kernels.updates.rate_of` of the learning rate.
-    corruption : float
-        Fraction of the entries that the network does not see. If it is not 0, the input `noise` (n_rows, n_inputs),
-        uint8, selects them.
-    resident : bool
-        Whether the minibatch is given as the numbers, int64, of its rows in `rows`.
-
-    A nested network has the input `kept` (n_rows,), float32. A network with a head has three inputs `targets`, as in
-    `shardpress_kernels.graph.Targets`.
+    If `resident`, the minibatch is given as the numbers, int64, of its rows in `rows`. With a corruption, the `noise`
+    (n_rows, n_inputs), uint8, selects the entries that the network does not see. A nested network has the input `kept`
+    (n_rows,), float32. A network with a head has three inputs `targets`, as in `shardpress_kernels.graph.Targets`. The
+    input `rate` is `shardpress_kernels.updates.rate_of` of the learning rate.
     """
 
     __props__ = ("network", "rule", "corruption", "resident", "inplace")

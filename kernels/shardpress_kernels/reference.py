@@ -18,33 +18,17 @@ _Parameters = Mapping[str, np.ndarray] | Sequence[np.ndarray]
 
 
 class Targets(NamedTuple):
-    """Targets of the rows of a minibatch.
+    """Targets of the rows of a minibatch."""
 
-    Attributes
-    ----------
-    values : ndarray of shape (n_rows,), float32
-        Number of the class of each row, or -1; or a number, or NaN. See `shardpress_kernels.network`.
-    loss : TargetLoss
-    """
-
-    values: np.ndarray
+    values: np.ndarray  # (n_rows,), float32: number of the class, or -1; or a number, or NaN
     loss: TargetLoss
 
 
 def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
-    """Return scaled rows, rounded to float32.
+    """Return scaled rows, rounded to float32, as float64.
 
+    The scaling is center and scale, in whose dtype rows are scaled, or empty.
     The C code that multiplies bytes as integers does not round scaled rows, so its results differ by this rounding.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n_rows, n_inputs), any real dtype
-    scaling : sequence of two ndarrays of shape (n_inputs,), or empty
-        Center and scale. Rows are scaled in the dtype of these arrays.
-
-    Returns
-    -------
-    ndarray of shape (n_rows, n_inputs), float64
     """
     if not scaling:
         return rows.astype(np.float32).astype(np.float64)
@@ -55,11 +39,7 @@ def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
 def are_within(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     """Return whether all values of each row are in a range: shape (n_rows,), bool. NaN is in no range.
 
-    Parameters
-    ----------
-    rows : ndarray of shape (n_rows, n_inputs)
-    low, high : ndarray of shape (n_inputs,)
-        The range of each column. Rows are compared in the dtype of `low`.
+    `low` and `high` (n_inputs,) are the range of each column. Rows are compared in the dtype of `low`.
     """
     with np.errstate(over="ignore"):  # a value that overflows float32 becomes Inf, which is outside
         values = rows.astype(low.dtype, copy=False)
@@ -72,17 +52,10 @@ def threshold(corruption: float) -> int:
 
 
 def masked(x: np.ndarray, noise: np.ndarray, corruption: float) -> np.ndarray:
-    """Return scaled rows in which the entries with low bytes of noise are 0.
+    """Return scaled rows in which the entries with low bytes of noise, uint8, are 0.
 
     Source: Vincent, Larochelle, Bengio and Manzagol, "Extracting and composing robust features with denoising
     autoencoders", 2008, section 2.3.
-
-    Parameters
-    ----------
-    x : ndarray of shape (n_rows, n_inputs)
-    noise : ndarray of shape (n_rows, n_inputs), uint8
-    corruption : float
-        Fraction of the entries to hide.
     """
     return np.where(noise < threshold(corruption), 0, x)
 
@@ -90,12 +63,8 @@ def masked(x: np.ndarray, noise: np.ndarray, corruption: float) -> np.ndarray:
 def forward(network: Network, x: np.ndarray, parameters: _Parameters) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Return the outputs of every layer and of every mirror for scaled rows.
 
-    Returns
-    -------
-    a : list of ndarray of shape (n_rows, width)
-        ``a_0`` to ``a_n``: from the rows to the features.
-    s : list of ndarray of shape (n_rows, width)
-        ``s_0`` to ``s_n``: from the reconstruction to the input of the last layer's mirror.
+    They are ``a_0`` to ``a_n``, from the rows to the features, and ``s_0`` to ``s_n``, from the reconstruction to the
+    input of the last layer's mirror.
     """
     named = _named(network, parameters)
     a = _encode(network, x, named)
@@ -157,13 +126,7 @@ def head_outputs(h: np.ndarray, parameters: Mapping[str, np.ndarray], scale: flo
 
 
 def target_losses(head: Head, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return the loss of each row for outputs of the head: shape (n_rows,), 0 for rows without a target.
-
-    Parameters
-    ----------
-    z : ndarray of shape (n_rows, n_outputs)
-    targets : ndarray of shape (n_rows,)
-    """
+    """Return the loss of each row for outputs `z` of the head: shape (n_rows,), 0 for rows without a target."""
     if head.kind == "numbers":
         return np.where(np.isnan(targets), 0, (z[:, 0] - targets) ** 2 / 2)
     largest = z.max(axis=1)
@@ -200,27 +163,9 @@ def gradients(
 ) -> tuple[float, list[np.ndarray]]:
     """Return the mean squared error of scaled rows, and the gradients of the cost in the order of the parameters.
 
-    The cost is the mean squared error. With a head, it also includes the weighted mean loss of the targets.
-
-    Parameters
-    ----------
-    network : Network
-    x : ndarray of shape (n_rows, n_inputs)
-        Scaled rows, which the network reconstructs.
-    visible : ndarray of shape (n_rows, n_inputs)
-        The rows that the network sees: `x`, or `x` with hidden entries.
-    parameters : mapping or sequence of ndarray
-    targets : Targets, optional
-        The targets, if the network has a head.
-    kept : ndarray of shape (n_rows,), optional
-        Number of the first features of each row that the decoder gets, if the network is nested.
-
-    Returns
-    -------
-    error : float
-        Mean squared error over all entries.
-    gradients : list of ndarray
-        Gradients, in the shapes of the parameters.
+    The cost is the mean squared error. With a head, it also includes the weighted mean loss of the targets. The network
+    reconstructs `x` from the rows `visible`: `x`, or `x` with hidden entries. If it is nested, the decoder gets the
+    first `kept` (n_rows,) features of each row.
     """
     named = _named(network, parameters)
     a = _encode(network, visible, named)
@@ -251,12 +196,8 @@ def _decoder_gradients(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Propagate derivatives `d` of the reconstruction back to the features.
 
-    Returns
-    -------
-    d : ndarray of shape (n_rows, n_features)
-        Derivatives of the features.
-    gradients : dict of ndarray
-        Gradients of the mirrors' biases and of the gain, and the mirrors' part of the gradients of the weights.
+    Also return the gradients of the mirrors' biases and of the gain, and the mirrors' part of the gradients of the
+    weights.
     """
     found: dict[str, np.ndarray] = {}
     for i, ((W, _, b_output), kind) in enumerate(zip(network.layers, network.mirrors, strict=True)):
@@ -278,12 +219,9 @@ def _encoder_gradients(
     mirrored: Mapping[str, np.ndarray],
     parameters: Mapping[str, np.ndarray],
 ) -> dict[str, np.ndarray]:
-    """Propagate derivatives `d` of the features back to the rows.
+    """Return the gradients of the layers' biases and weights, from derivatives `d` of the features.
 
-    Returns
-    -------
-    dict of ndarray
-        Gradients of the layers' biases and of the weights, including the mirrors' part in `mirrored`.
+    They include the mirrors' part of the gradients of the weights, `mirrored`.
     """
     found: dict[str, np.ndarray] = {}
     for i, (W, b_hidden, _) in reversed(list(enumerate(network.layers))):

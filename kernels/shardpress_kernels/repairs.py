@@ -14,11 +14,6 @@ def repair_code_versions(op_module: Any) -> None:
 
     Theano uses the ``hash`` of the text of these files, which differs between processes. Without the fix, the code of
     such Ops, for example ``DimShuffle``, is compiled again at each start, and the cache of modules grows without bound.
-
-    Parameters
-    ----------
-    op_module : module
-        ``theano.gof.op``.
     """
 
     def c_code_cache_version(self: Any) -> tuple[Any, ...]:
@@ -36,11 +31,6 @@ def repair_module_versions(linker_module: Any) -> None:
     Theano adds the tuple ``__props__`` of each Op to the version of its module, and treats an empty tuple as a missing
     version. Without the fix, the code of such Ops, for example ``GpuDot22`` and ``HostFromGpu``, is compiled again at
     each start.
-
-    Parameters
-    ----------
-    linker_module : module
-        ``theano.gof.cc``.
     """
     original_key = linker_module.CLinker.cmodule_key_
 

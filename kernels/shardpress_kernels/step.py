@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,12 +27,6 @@ class TrainingStep:
 
     Parameters
     ----------
-    autoencoder : Autoencoder
-        The model. Steps change its parameters.
-    rule : Rule
-        Rule that updates the parameters.
-    dtype : dtype
-        Dtype of the rows.
     resident : ndarray of shape (n_rows, n_inputs), `dtype`, or `upload.Pieces` of it, optional
         All rows, to be kept on the device; pieces are allowed for a device with its own memory. If `resident` is given,
         minibatches are row numbers (int64), otherwise rows.
@@ -41,11 +35,6 @@ class TrainingStep:
         has to reconstruct. The noise of each step selects these entries, see `shardpress_kernels.reference.masked`.
     loss : TargetLoss, optional
         Loss of the targets. It is required if the network has a head.
-
-    Attributes
-    ----------
-    row_bytes : int
-        Bytes of one row of a minibatch (or of its row number), of its noise and of its target.
     """
 
     def __init__(
@@ -64,7 +53,7 @@ class TrainingStep:
         self._names = [kind.name for kind in kinds]
         self._flops_per_row = 2 * autoencoder.network.n_weights  # for the products of all layers
         self._uses_ops = autoencoder.uses_ops(dtype)
-        self._feed = _make_feed(kinds)
+        self._feed: _Feed = _DeviceFeed(kinds) if backend.is_active() else _HostFeed(kinds)
         all_rows = _place_resident(resident, n_inputs, dtype)
         minibatch = _Minibatch.of(self._feed, self._names, all_rows, corruption, _target_scalars(network, loss))
         build = _build_with_op if self._uses_ops else _build_with_graph
@@ -123,17 +112,7 @@ class TrainingStep:
     def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> float | None:
         """Take one step for each learning rate, on the next minibatches that `begin` has set.
 
-        Parameters
-        ----------
-        learning_rates : sequence of float
-            Learning rates, at most one for each remaining minibatch.
-        with_cost : bool
-            Also compute the costs, which takes a quarter longer.
-
-        Returns
-        -------
-        float or None
-            Cost of the last minibatch before its step, if `with_cost`.
+        If `with_cost`, which takes a quarter longer, return the cost of the last minibatch before its step.
         """
         with backend.device_call():
             outputs = self._feed.run(self._function(with_cost), learning_rates)
@@ -149,13 +128,7 @@ class TrainingStep:
         return get_values(self._state)
 
     def set_state(self, values: Mapping[str, np.ndarray]) -> None:
-        """Set the arrays that `state` returned.
-
-        Raises
-        ------
-        ValueError
-            If a name is missing or unknown, or a shape differs.
-        """
+        """Set the arrays that `state` returned; raise `ValueError` for other names or shapes."""
         set_values(self._state, values)
 
     def _function(self, with_cost: bool) -> Any:
@@ -211,39 +184,6 @@ def _place_resident(rows: np.ndarray | upload.Pieces | None, n_inputs: int, dtyp
     if isinstance(rows, np.ndarray):
         return backend.shared(rows, name="resident")
     return upload.upload_rows(rows, n_inputs, dtype, name="resident")
-
-
-class _Feed(Protocol):
-    """A source of minibatches for a compiled function.
-
-    Attributes
-    ----------
-    max_minibatches : int
-        Largest number of minibatches that `begin` accepts.
-    symbols : list
-        Variables of the arrays of one minibatch.
-    inputs : list
-        Inputs of the function.
-    learning_rate : scalar variable, float32
-        Learning rate of the step.
-    n_rows : scalar variable, float32, or None
-        Number of rows of the minibatch. If None, it is read from the shape of the array.
-    updates : dict
-        Variables of the feed that change in a step, and their next values.
-    """
-
-    max_minibatches: int
-    symbols: list[Any]
-    inputs: list[Any]
-    learning_rate: Any
-    n_rows: Any
-    updates: Updates
-
-    def begin(self, arrays: Sequence[np.ndarray], batch_size: int) -> None:
-        """Set the arrays of the next minibatches."""
-
-    def run(self, function: Any, learning_rates: Sequence[float]) -> Any:
-        """Take one step for each learning rate; return the outputs of the last one."""
 
 
 class _HostFeed:
@@ -356,11 +296,8 @@ def _share_zero(name: str) -> Any:
     return theano.shared(np.int64(0), name=name)
 
 
-def _make_feed(kinds: Sequence[_ArrayKind]) -> _Feed:
-    """Return the feed of the active device."""
-    if backend.is_active():
-        return _DeviceFeed(kinds)
-    return _HostFeed(kinds)
+_Feed = _HostFeed | _DeviceFeed
+"""A source of minibatches for a compiled function."""
 
 
 # ---- graphs
@@ -368,33 +305,16 @@ def _make_feed(kinds: Sequence[_ArrayKind]) -> _Feed:
 
 @dataclass(frozen=True)
 class _Minibatch:
-    """Variables of a minibatch.
+    """Variables of a minibatch."""
 
-    Attributes
-    ----------
-    rows : matrix variable
-        Rows of the minibatch, or all rows if `numbers` is given.
-    numbers : vector variable, int64, or None
-        Numbers of the minibatch's rows among all rows.
-    noise : matrix variable, uint8, or None
-        Random bytes that select the entries to hide; None without corruption.
-    n_rows, learning_rate : variables
-        Variables of the `_Feed`.
-    corruption : float
-    targets : graph.Targets or None
-        Targets of the rows, and their factor; None without a head.
-    kept : vector variable, float32, or None
-        Number of the features of each row that the decoder gets; None unless the network is nested.
-    """
-
-    rows: Any
-    numbers: Any
-    noise: Any
+    rows: Any  # rows of the minibatch, or all rows if `numbers` is given
+    numbers: Any  # int64: numbers of the minibatch's rows among all rows, or None
+    noise: Any  # uint8: random bytes that select the entries to hide; None without corruption
     n_rows: Any
     learning_rate: Any
     corruption: float
-    targets: graph.Targets | None
-    kept: Any
+    targets: graph.Targets | None  # None without a head
+    kept: Any  # float32: number of the features of each row that the decoder gets; None unless nested
 
     @classmethod
     def of(

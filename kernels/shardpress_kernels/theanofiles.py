@@ -42,17 +42,10 @@ class TheanoChanged(RuntimeError):
 
 
 def changed_files(folder: Path | None = None) -> list[str]:
-    """Return the paths of the files that are missing or differ from Theano 1.0.5.
+    """Return the paths of the files that are missing or differ from Theano 1.0.5; all paths if it is not installed.
 
-    Parameters
-    ----------
-    folder : Path, optional
-        Directory of the package ``theano``. The default is the directory that this process would import.
-
-    Returns
-    -------
-    list of str
-        Paths relative to `folder`; all paths if Theano is not installed.
+    The paths are relative to the directory of the package ``theano``, by default the one that this process would
+    import.
     """
     if folder is None:
         spec = find_spec("theano")

@@ -21,11 +21,7 @@ class UntrustedDirectory(PermissionError):
 def private_directory(prefix: str) -> Path:
     """Create a temporary directory that no other user can read, write or replace.
 
-    Raises
-    ------
-    UntrustedDirectory
-        If other users can rename files of the temporary directory.
-    OSError
+    Raise `UntrustedDirectory` if other users can rename files of the temporary directory, or another `OSError`.
     """
     folder = Path(tempfile.gettempdir())
     problem = untrusted_above(folder / prefix)

@@ -23,22 +23,13 @@ _ONE = np.float32(1)  # Python's 1 would convert a NumPy float32 to float64
 
 @dataclass(frozen=True)
 class Rule:
-    """Updates of parameters by their gradients.
+    """Updates of parameters by their gradients."""
 
-    Attributes
-    ----------
-    name : str
-        A key of `shardpress_kernels.rules.RULES`.
-    momentum : float
-        Decay rate of the rule's running average.
-    weight_decay : float
-        Factor of the decay: before a step, every matrix is multiplied by 1 - `weight_decay` times the learning rate.
-        Biases and gains do not decay. The decay is decoupled from the gradients, so adam does not scale it. Source:
-        Loshchilov and Hutter, "Decoupled weight decay regularization", 2019, algorithm 2.
-    """
-
-    name: str
-    momentum: float
+    name: str  # a key of `shardpress_kernels.rules.RULES`
+    momentum: float  # decay rate of the rule's running average
+    # Before a step, every matrix is multiplied by 1 - `weight_decay` times the learning rate. Biases and gains do not
+    # decay. The decay is decoupled from the gradients, so adam does not scale it. Source: Loshchilov and Hutter,
+    # "Decoupled weight decay regularization", 2019, algorithm 2.
     weight_decay: float = 0.0
 
 
@@ -60,16 +51,7 @@ def rate_of(rule: Rule, learning_rate: Any, updates: Updates) -> Any:
 
 
 def updates_of(rule: Rule, gradients: Sequence[Any], parameters: Sequence[Any], learning_rate: Any) -> Updates:
-    """Return the updates of the parameters and of the rule's states in a step.
-
-    Parameters
-    ----------
-    rule : Rule
-    gradients : sequence of variables
-        Gradients in the order of the parameters.
-    parameters : sequence of shared variables
-    learning_rate : scalar variable, float32
-    """
+    """Return the updates of the parameters and of the rule's states in a step."""
     updates = Updates()
     rate = rate_of(rule, learning_rate, updates)
     decay = np.float32(rule.momentum)  # a Python float would make the results float64

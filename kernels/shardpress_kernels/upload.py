@@ -26,45 +26,19 @@ class Pieces(Protocol):
 
 
 def n_minibatches_at_once(batch_size: int, row_bytes: int, flops_per_row: int) -> int:
-    """Return how many minibatches to send to a device at once: between 1 and `MAX_MINIBATCHES`.
-
-    Parameters
-    ----------
-    batch_size : int
-        Number of rows of a minibatch.
-    row_bytes : int
-        Bytes that are sent for each row.
-    flops_per_row : int
-        Floating-point operations of a step for each row.
-    """
+    """Return how many minibatches to send to a device at once: between 1 and `MAX_MINIBATCHES`."""
     n_rows = min(_MAX_BYTES // row_bytes, _MAX_FLOPS // flops_per_row)
     return max(1, min(MAX_MINIBATCHES, n_rows // batch_size))
 
 
 def upload_rows(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> Any:
-    """Put rows on the active device piece by piece, so that the host never holds all of them.
+    """Put rows (n, n_inputs) on the active device piece by piece, so that the host never holds all of them.
 
-    Parameters
-    ----------
-    pieces : Pieces
-        Rows of shape (n_rows, n_inputs).
-    n_inputs : int
-        Number of columns.
-    dtype : dtype
-        Dtype of the rows.
-    name : str
-        Name of the variable, for graphs and profiles.
-
-    Returns
-    -------
-    theano shared variable
-
-    Raises
-    ------
-    ValueError
-        If the rows take more than `shardpress_kernels.MOST_RESIDENT` bytes.
+    Return a shared variable. Raise `ValueError` if the rows take more than `MOST_RESIDENT` bytes.
     """
-    _check_size(len(pieces) * n_inputs * np.dtype(dtype).itemsize)
+    n_bytes = len(pieces) * n_inputs * np.dtype(dtype).itemsize
+    if n_bytes > MOST_RESIDENT:
+        raise ValueError(f"the rows to keep on the device have {n_bytes} bytes, expected at most {MOST_RESIDENT}")
     rows = _empty((len(pieces), n_inputs), dtype)
     start = 0
     for piece in pieces:
@@ -73,11 +47,6 @@ def upload_rows(pieces: Pieces, n_inputs: int, dtype: np.dtype, name: str) -> An
         start = stop
     gpuarray = backend.load().gpuarray
     return gpuarray.gpuarray_shared_constructor(rows, name=name, borrow=True, target=None)
-
-
-def _check_size(n_bytes: int) -> None:
-    if n_bytes > MOST_RESIDENT:
-        raise ValueError(f"the rows to keep on the device have {n_bytes} bytes, expected at most {MOST_RESIDENT}")
 
 
 class TwoBuffers:

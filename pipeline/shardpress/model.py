@@ -81,8 +81,7 @@ class Model:
     @property
     def is_nested(self) -> bool:
         """Whether the first features can be used without the others (``--nested``)."""
-        config = self.about.get("config")
-        return isinstance(config, Mapping) and config.get("nested") is True
+        return self.about.get("config", {}).get("nested") is True
 
     @property
     def target(self) -> dict[str, str | None] | None:
@@ -90,8 +89,7 @@ class Model:
 
         The keys are ``name`` and ``fit_on``. The condition is None if all rows were used.
         """
-        training = self.about.get("training")
-        target = training.get("target") if isinstance(training, Mapping) else None
+        target = self.about.get("training", {}).get("target")
         if not isinstance(target, Mapping):
             return None
         fit_on = target.get("fit_on")
@@ -247,14 +245,8 @@ class Model:
         for i, (W, b) in enumerate(maps, 1):
             arrays[f"W_{i}"] = W
             arrays[f"b_{i}"] = b
-        if self.offset is not None:
-            arrays["offset"] = self.offset
-        if scaler.indicators is not None:
-            arrays["indicators"] = scaler.indicators
-        if scaler.tables is not None:
-            arrays["knots"] = scaler.tables.knots
-            arrays["ranks"] = scaler.tables.ranks
-        return {**arrays, **self._activations(to_other is not None), "encoder": np.array(self.fingerprint)}
+        arrays |= self._shared_arrays() | self._activations(to_other is not None)
+        return {**arrays, "encoder": np.array(self.fingerprint)}
 
     def _activations(self, has_map: bool) -> dict[str, np.ndarray]:
         """Return the arrays of ``encoder.npz`` that describe the activations."""
@@ -280,14 +272,19 @@ class Model:
         if self.scaler.center is not None and self.scaler.factor is not None:
             scaling["center"] = self.scaler.center
             scaling["factor"] = self.scaler.factor
+        return {**scaling, **self._shared_arrays(), **weights}
+
+    def _shared_arrays(self) -> dict[str, np.ndarray]:
+        """Return the optional arrays that ``model.h5`` and ``encoder.npz`` store under the same names."""
+        arrays = {}
         if self.offset is not None:
-            scaling["offset"] = self.offset
+            arrays["offset"] = self.offset
         if self.scaler.indicators is not None:
-            scaling["indicators"] = self.scaler.indicators
+            arrays["indicators"] = self.scaler.indicators
         if self.scaler.tables is not None:
-            scaling["knots"] = self.scaler.tables.knots
-            scaling["ranks"] = self.scaler.tables.ranks
-        return {**scaling, **weights}
+            arrays["knots"] = self.scaler.tables.knots
+            arrays["ranks"] = self.scaler.tables.ranks
+        return arrays
 
     def _wide(self, name: str) -> np.ndarray:
         return np.asarray(self.parameters[name], dtype=np.float64)

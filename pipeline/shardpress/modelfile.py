@@ -34,7 +34,7 @@ COLUMNS = "columns"
 _INDICATORS = "indicators"
 _NAME = "model.h5"
 _EXPECTED = "expected a model.h5 or an output directory that contains one"
-_FORGED = "The file is damaged or forged: do not use it."
+_FORGED = "The file is not a model that shardpress wrote, or it is damaged or forged: do not use it."
 _MOST_METADATA = MOST_JSON_BYTES + 2**22  # maximum number of bytes to read in addition to the arrays
 _MOST_WIDTHS = 300
 _MOST_COLUMN_BYTES = 2**13  # bytes of JSON per column: a name has at most 1,024 bytes, and JSON may escape each
@@ -47,27 +47,15 @@ _QUOTED = 500  # maximum number of characters that a message quotes
 class _StoredModel:
     """Content of a model file.
 
-    Attributes
-    ----------
-    network : Network
-    arrays : mapping of str to ndarray
-        ``minimum``, ``maximum`` and the parameters of the network. A file can also contain ``fill``, ``clips``,
-        ``offset``, ``indicators``, both ``center`` and ``factor``, and both ``knots`` and ``ranks``. Shapes and dtypes
-        are as expected, all values are finite, indicators belong to existing columns, and knots and ranks increase.
-    about : mapping
-        Description of how the model was made, as plain values.
-    fingerprint : str
-        Fingerprint that the file stores.
-    columns : Columns
-        Names or numbers of the columns, if the file has them.
-    preparation : Preparation or None
-        Preparation of the rows, if the file has one.
+    The arrays are ``minimum``, ``maximum`` and the parameters of the network. A file can also contain ``fill``,
+    ``clips``, ``offset``, ``indicators``, both ``center`` and ``factor``, and both ``knots`` and ``ranks``. Shapes and
+    dtypes are as expected, all values are finite, indicators belong to existing columns, and knots and ranks increase.
     """
 
     network: Network
     arrays: Mapping[str, np.ndarray]
     about: Mapping[str, Any]
-    fingerprint: str
+    fingerprint: str  # fingerprint that the file stores
     columns: Columns
     preparation: Preparation | None
 
@@ -102,19 +90,10 @@ def _is_ours(manifest: Path) -> bool:
 
 
 def read_model_file(path: Path, entry: Entry | None) -> _StoredModel:
-    """Return the content of a model file.
+    """Return the content of a model file, or of the one in an output directory.
 
-    Parameters
-    ----------
-    path : Path
-        A model file, or an output directory.
-    entry : Entry or None
-        Result of `listed_model`. The file must have the size and digest of this entry.
-
-    Raises
-    ------
-    NoInput, DataError, OtherVersion, ReadFailed, NotPermitted, SystemLimit
-        In the same cases as in `shardpress.model.load_model`, which also checks the fingerprint.
+    The file must have the size and digest of `entry`, the result of `listed_model`. The errors are those of
+    `shardpress.model.load_model`, which also checks the fingerprint.
     """
     if os.path.isdir(path):
         # Use the name in the manifest: if a run was killed, ``model.h5`` may still link to the model of an earlier run.
@@ -165,154 +144,123 @@ def _stored(descriptor: int, size: int, where: str) -> _StoredModel:
     try:
         base = check_superblock(descriptor, size, where)
         contents = read_contents(descriptor, size, base, _MOST_METADATA)
-        network = _network(contents, where)
-        preparation = _preparation(contents, where)
-        datasets = _datasets(contents, network, preparation, where)
+        _check_format(_text(contents, "format"))
+        network = _network(contents)
+        preparation = _preparation(contents)
+        datasets = _datasets(contents, network, preparation)
         arrays = read_arrays(descriptor, size, base, datasets, where)
         description = arrays.pop(COLUMNS, None)
         n_columns = network.n_inputs - len(arrays.get(_INDICATORS, ()))
         columns = NO_COLUMNS
         if description is not None:
             columns = Columns.from_json(description.tobytes(), n_columns)
-        fingerprint = _text(contents, "fingerprint", where)
-        about = parse_bounded(_text(contents, "about", where))
+        _check_values(arrays, n_columns)
+        fingerprint = _text(contents, "fingerprint")
+        return _StoredModel(network, arrays, _about(contents), fingerprint, columns, preparation)
+    except OtherVersion as error:
+        raise type(error)(f"{where}: {error}") from error
     except (OSError, MemoryError, ShardpressError):
         raise
     except Exception as error:  # a damaged or forged file can cause any error
-        raise DataError(
-            f"{where}: cannot be read: {_reason(error)}. Expected the attributes and arrays of a model, stored as "
-            f"shardpress writes them. {_FORGED}"
-        ) from error
-    _check_finite(arrays, where)
-    if "knots" in arrays:
-        _check_tables(arrays, where)
-    if _INDICATORS in arrays:
-        _check_indicators(arrays[_INDICATORS], n_columns, where)
-    _check_about(about, where)
-    return _StoredModel(network, arrays, about, fingerprint, columns, preparation)
+        # Only the text of a `ValueError` is useful to users.
+        reason = "its links, storage or types are not as expected"
+        if isinstance(error, ValueError) and str(error):
+            reason = printable(str(error)[:_QUOTED])
+        raise DataError(f"{where}: cannot be read: {reason}. {_FORGED}") from error
 
 
-def _check_about(about: Any, where: str) -> None:
-    """Raise `DataError` if the attribute ``about`` does not have the form that callers rely on."""
+# The functions below raise a `ValueError` for content that a model file cannot have.
+
+
+def _about(contents: Contents) -> dict[str, Any]:
+    """Return the attribute ``about``, checked as far as callers rely on its form."""
+    about = parse_bounded(_text(contents, "about"))
     is_valid = isinstance(about, dict)
     for name in ("config", "training"):
         is_valid = is_valid and isinstance(about.get(name, {}), dict)
     if not is_valid or not isinstance(about.get("training", {}).get("history", []), list):
-        raise DataError(
-            f"{where}: attribute about is invalid, expected a JSON object with the objects config and training. "
-            f"{_FORGED}"
-        )
+        raise ValueError("attribute about is invalid, expected a JSON object with the objects config and training")
+    return about
 
 
-def _reason(error: Exception) -> str:
-    """Return the reason for an error as text. Only the text of a `ValueError` is useful to users."""
-    if isinstance(error, ValueError) and str(error):
-        return printable(str(error)[:_QUOTED])
-    return "its links, storage or types are not as expected"
-
-
-def _attribute(contents: Contents, name: str, where: str) -> Any:
+def _attribute(contents: Contents, name: str) -> Any:
     """Return the value of an attribute, which is a str or an array of numbers."""
     if name not in contents.attributes:
-        raise DataError(f"{where}: attribute {name} is missing, expected a model that shardpress wrote")
-    try:
-        return value_of(contents.file, contents.attributes[name])
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:
-        raise DataError(f"{where}: attribute {name} cannot be read: {_reason(error)}. {_FORGED}") from error
+        raise ValueError(f"attribute {name} is missing")
+    return value_of(contents.file, contents.attributes[name])
 
 
-def _text(contents: Contents, name: str, where: str) -> str:
-    value = _attribute(contents, name, where)
+def _text(contents: Contents, name: str) -> str:
+    value = _attribute(contents, name)
     if not isinstance(value, str):
-        raise DataError(
-            f"{where}: attribute {name} is {value.dtype} of shape {value.shape}, expected a string. {_FORGED}"
-        )
+        raise ValueError(f"attribute {name} is {value.dtype} of shape {value.shape}, expected a string")
     return value
 
 
-def _numbers(contents: Contents, name: str, kinds: str, rank: int, where: str) -> np.ndarray:
-    value = _attribute(contents, name, where)
+def _numbers(contents: Contents, name: str, kinds: str, rank: int) -> np.ndarray:
+    value = _attribute(contents, name)
     if isinstance(value, str) or value.ndim != rank or value.dtype.kind not in kinds:
-        raise DataError(
-            f"{where}: attribute {name} cannot be read: expected {rank} dimensions, dtype of kind {kinds}. {_FORGED}"
-        )
+        raise ValueError(f"attribute {name} is invalid, expected {rank} dimensions, dtype of kind {kinds}")
     return value
 
 
-def _network(contents: Contents, where: str) -> Network:
-    """Return the network that the file describes."""
-    form = _text(contents, "format", where)
-    _check_format(form, where)
-    widths = _numbers(contents, "widths", "iu", 1, where)
-    gain = _numbers(contents, "gain", "b", 0, where)
-    activation = _text(contents, "activation", where)
-    code = _text(contents, "code", where)
+def _network(contents: Contents) -> Network:
+    widths = _numbers(contents, "widths", "iu", 1)
+    gain = _numbers(contents, "gain", "b", 0)
+    activation = _text(contents, "activation")
+    code = _text(contents, "code")
     output_layer = "code"
     if "output_layer" in contents.attributes:
-        output_layer = _text(contents, "output_layer", where)
+        output_layer = _text(contents, "output_layer")
     network = Network(tuple(widths.tolist()), activation, code, bool(gain), output_layer=output_layer)
     known = activation in HIDDEN and code in CODES and output_layer in OUTPUT_LAYERS
     if not known or not 2 <= len(widths) <= _MOST_WIDTHS or min(network.widths) < 1:
-        raise DataError(
-            f"{where}: its network is {printable(network)[:_QUOTED]}, expected 2 to {_MOST_WIDTHS} widths of at least "
-            f"1, an activation in {HIDDEN}, a code in {CODES} and an output_layer in {OUTPUT_LAYERS}. {_FORGED}"
+        raise ValueError(
+            f"expected 2 to {_MOST_WIDTHS} widths of at least 1, an activation in {HIDDEN}, a code in {CODES} and an "
+            f"output_layer in {OUTPUT_LAYERS}, found {network}"
         )
     if output_layer == "hidden" and len(widths) < 3:
-        raise DataError(
-            f"{where}: its output_layer is hidden, but its network has no hidden layer, only the widths "
-            f"{list(network.widths)}. {_FORGED}"
-        )
+        raise ValueError(f"its output_layer is hidden, but its network has only the widths {list(network.widths)}")
     return network
 
 
-def _preparation(contents: Contents, where: str) -> Preparation | None:
-    """Return the preparation that the file describes, or None."""
+def _preparation(contents: Contents) -> Preparation | None:
     values: dict[str, str | None] = {}
     for name, known in (("row_scale", ROW_SCALES), ("transform", TRANSFORMS)):
-        values[name] = _text(contents, name, where) if name in contents.attributes else None
+        values[name] = _text(contents, name) if name in contents.attributes else None
         if values[name] not in (None, *known):
-            raise DataError(
-                f"{where}: attribute {name} is {printable(repr(values[name]))[:_QUOTED]}, expected one of "
-                f"{', '.join(known)}. {_FORGED}"
-            )
+            raise ValueError(f"expected attribute {name} to be one of {', '.join(known)}, found {values[name]!r}")
     return preparation_of(values["row_scale"], values["transform"])
 
 
-def _check_format(found: str, where: str) -> None:
-    """Raise an error if the model has another format.
-
-    This check comes first, because the other attributes of another format would look damaged.
-    """
-    if found == FORMAT:
-        return
-    try:
+def _check_format(found: str) -> None:
+    """Refuse another format. This check comes first, because its other attributes would look damaged."""
+    if found != FORMAT:
         check_version(FORMAT, found, "Train the model again, or use another model.")
-    except OtherVersion as error:
-        raise type(error)(f"{where}: {error}") from error
-    raise DataError(f"{where}: its format is {printable(repr(found[:_QUOTED]))}, expected {FORMAT!r}")
+        raise ValueError(f"expected format {FORMAT!r}, found {found!r}")
 
 
-def _datasets(contents: Contents, network: Network, preparation: Preparation | None, where: str) -> dict[str, Dataset]:
+def _datasets(contents: Contents, network: Network, preparation: Preparation | None) -> dict[str, Dataset]:
     """Return the headers of all arrays, after checking that shapes and dtypes match the network."""
-    datasets = {}
-    expected = _expected_arrays(contents, network, where)
+    expected = _expected_arrays(contents, network)
     if preparation is not None and preparation.transform == "rank":
-        n_columns = network.n_inputs - _n_indicators(contents, network, where)
-        expected |= _expected_tables(contents, n_columns, where)
-    for name in expected:
-        datasets[name] = _dataset(contents, name, where)
+        n_columns = network.n_inputs - _n_indicators(contents, network)
+        expected |= _expected_tables(contents, n_columns)
+    datasets = {name: _dataset(contents, name) for name in expected}
     for name, (shape, dtype) in expected.items():
-        _check_kind(datasets[name], name, shape, dtype, where)
+        found = np.dtype(datasets[name].dtype[0])
+        if datasets[name].shape != shape or found != dtype:
+            raise ValueError(
+                f"array {name} is {found} of shape {datasets[name].shape}, expected {np.dtype(dtype)} of shape {shape}"
+            )
     if COLUMNS in contents.addresses:
-        datasets[COLUMNS] = _description_of_columns(contents, network.n_inputs, where)
+        datasets[COLUMNS] = _description_of_columns(contents, network.n_inputs)
     return datasets
 
 
-def _expected_arrays(contents: Contents, network: Network, where: str) -> dict[str, tuple[tuple[int, ...], type]]:
+def _expected_arrays(contents: Contents, network: Network) -> dict[str, tuple[tuple[int, ...], type]]:
     """Return the shape and dtype of each array that a network requires, and of each optional array in the file."""
-    n_indicators = _n_indicators(contents, network, where)
+    n_indicators = _n_indicators(contents, network)
     each_input = ((network.n_inputs,), np.float64)
     each_column = ((network.n_inputs - n_indicators,), np.float64)
     required: dict[str, tuple[tuple[int, ...], type]] = {"minimum": each_input, "maximum": each_input}
@@ -324,89 +272,63 @@ def _expected_arrays(contents: Contents, network: Network, where: str) -> dict[s
         required |= {"fill": each_column, _INDICATORS: ((n_indicators,), np.int64)}
     missing = [name for name in required if name not in contents.addresses]
     if missing:
-        names = f"arrays {short_list(missing, _MAX_NAMES)} are missing, expected {short_list(required, _MAX_NAMES)}"
-        raise DataError(f"{where}: {names}. {_FORGED}")
+        raise ValueError(
+            f"arrays {short_list(missing, _MAX_NAMES)} are missing, expected {short_list(required, _MAX_NAMES)}"
+        )
     optional = {"fill": each_column, "clips": ((), np.bool_), "offset": each_column}
     return required | {name: kind for name, kind in optional.items() if name in contents.addresses}
 
 
-def _expected_tables(contents: Contents, n_columns: int, where: str) -> dict[str, tuple[tuple[int, ...], type]]:
+def _expected_tables(contents: Contents, n_columns: int) -> dict[str, tuple[tuple[int, ...], type]]:
     """Return the shape and dtype of the arrays of `RankTables`. All columns have the same number of knots."""
-    shape = _dataset(contents, "knots", where).shape
+    shape = _dataset(contents, "knots").shape
     n_knots = shape[-1] if len(shape) == 2 else 0
     if not 1 <= n_knots <= MAX_KNOTS:
-        raise DataError(
-            f"{where}: array knots has the shape {shape}, expected ({n_columns}, 1 to {MAX_KNOTS}). {_FORGED}"
-        )
+        raise ValueError(f"array knots has the shape {shape}, expected ({n_columns}, 1 to {MAX_KNOTS})")
     kind = ((n_columns, n_knots), np.float64)
     return {"knots": kind, "ranks": kind}
 
 
-def _check_tables(arrays: Mapping[str, np.ndarray], where: str) -> None:
-    """Raise `DataError` unless the tables of all columns increase."""
-    if not are_tables(arrays["knots"], arrays["ranks"]):
-        raise DataError(
-            f"{where}: arrays knots and ranks have invalid values, expected increasing knots with increasing ranks "
-            f"between 0 and 1. {_FORGED}"
-        )
-
-
-def _n_indicators(contents: Contents, network: Network, where: str) -> int:
+def _n_indicators(contents: Contents, network: Network) -> int:
     """Return the number of missing indicators. Each column has at most one."""
     if _INDICATORS not in contents.addresses:
         return 0
-    shape = _dataset(contents, _INDICATORS, where).shape
+    shape = _dataset(contents, _INDICATORS).shape
     most = network.n_inputs // 2
     if len(shape) != 1 or not 1 <= shape[0] <= most:
-        raise DataError(f"{where}: array {_INDICATORS} has the shape {shape}, expected 1 to {most} columns. {_FORGED}")
+        raise ValueError(f"array {_INDICATORS} has the shape {shape}, expected 1 to {most} columns")
     return shape[0]
 
 
-def _check_indicators(indicators: np.ndarray, n_columns: int, where: str) -> None:
-    """Raise `DataError` unless indicators are sorted, unique numbers of columns."""
-    if indicators[0] < 0 or indicators[-1] >= n_columns or not (indicators[1:] > indicators[:-1]).all():
-        raise DataError(
-            f"{where}: array {_INDICATORS} has invalid values, expected increasing numbers of the {n_columns} columns. "
-            f"{_FORGED}"
-        )
-
-
-def _check_kind(dataset: Dataset, name: str, shape: tuple[int, ...], dtype: type, where: str) -> None:
-    """Raise `DataError` if an array has another shape or dtype."""
-    found = np.dtype(dataset.dtype[0])
-    if dataset.shape != shape or found != dtype:
-        raise DataError(
-            f"{where}: array {name} is {found} of shape {dataset.shape}, expected finite {np.dtype(dtype)} of shape "
-            f"{shape}. {_FORGED}"
-        )
-
-
-def _description_of_columns(contents: Contents, n_inputs: int, where: str) -> Dataset:
+def _description_of_columns(contents: Contents, n_inputs: int) -> Dataset:
     """Return the header of the dataset that describes the columns. Its length can vary up to a limit."""
-    dataset = _dataset(contents, COLUMNS, where)
+    dataset = _dataset(contents, COLUMNS)
     found = np.dtype(dataset.dtype[0])
     most_bytes = _MOST_COLUMN_BYTES * (n_inputs + 1)
     if found != np.uint8 or len(dataset.shape) != 1 or dataset.n_bytes > most_bytes:
-        raise DataError(
-            f"{where} dataset={COLUMNS}: {found} of shape {dataset.shape}, expected at most {most_bytes} bytes of "
-            f"JSON. {_FORGED}"
+        raise ValueError(
+            f"dataset {COLUMNS} is {found} of shape {dataset.shape}, expected at most {most_bytes} bytes of JSON"
         )
     return dataset
 
 
-def _dataset(contents: Contents, name: str, where: str) -> Dataset:
+def _dataset(contents: Contents, name: str) -> Dataset:
     try:
         return contents.dataset(name)
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        raise DataError(
-            f"{where} dataset={name}: cannot be read: {_reason(error)}. Expected numbers stored contiguously in the "
-            f"file itself. {_FORGED}"
-        ) from error
+        raise ValueError(f"array {name} is not stored as numbers, contiguously and in the file itself") from error
 
 
-def _check_finite(arrays: Mapping[str, np.ndarray], where: str) -> None:
+def _check_values(arrays: Mapping[str, np.ndarray], n_columns: int) -> None:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
-            raise DataError(f"{where}: array {name} contains NaN or Inf, expected finite {array.dtype}. {_FORGED}")
+            raise ValueError(f"array {name} contains NaN or Inf, expected finite {array.dtype}")
+    if "knots" in arrays and not are_tables(arrays["knots"], arrays["ranks"]):
+        raise ValueError("arrays knots and ranks are invalid, expected increasing knots, and ranks between 0 and 1")
+    indicators = arrays.get(_INDICATORS)
+    if indicators is None:
+        return
+    if indicators[0] < 0 or indicators[-1] >= n_columns or not (indicators[1:] > indicators[:-1]).all():
+        raise ValueError(f"array {_INDICATORS} is invalid, expected increasing numbers of the {n_columns} columns")

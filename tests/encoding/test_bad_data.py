@@ -31,11 +31,12 @@ def judge(
     array = np.array(rows, dtype=dtype)
     encoded = []
     out = np.array(np.broadcast_to(np.asarray(features, np.float32), (len(array), 2)))
-    judgement = bad_data.judge(
+    bad, facts = bad_data.judge(
         block_of(array, **options), (array, array), out, lambda rows, out: encoded.append(rows), suspects
     )
-    assert np.isnan(out[judgement.bad]).all()
-    return SimpleNamespace(**vars(judgement), rows=encoded[-1] if encoded else array, is_encoded_again=bool(encoded))
+    assert np.isnan(out[bad]).all()
+    found = {"bad": bad, "reasons": facts.bad, "n_outside": facts.n_outside, "outside": facts.outside}
+    return SimpleNamespace(**found, rows=encoded[-1] if encoded else array, is_encoded_again=bool(encoded))
 
 
 # -- bad rows ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import h5py
@@ -19,6 +20,7 @@ import pytest
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import check, threads
 from shardpress.device import TILE_ROWS, autoencoder_of
+from shardpress.encoding import encode as module
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.encode import EncodeTask, encode_part
 from shardpress.encoding.parts import PartFacts, plan_parts
@@ -406,3 +408,11 @@ def test_runs_in_one_process_keep_their_own_categories(tmp_path: Path) -> None:
             with h5py.File(Path(settings.directory) / encode_part(EncodeTask(part, settings)).entry.file) as file:
                 found += [file["kind"].attrs["categories"].tolist()]
     assert found == [[b"a", b"b"], [b"c", b"d"]]
+
+
+def test_lost_ranges_of_the_fields_of_a_table_are_equal() -> None:
+    table = SimpleNamespace(name="table")
+    one_shard: Any = SimpleNamespace(extras=[SimpleNamespace(name=name, layout=table) for name in ("a", "b")])
+    reports = [{"dataset": "table", "row": row} for row in ([0, 10], [10, 20], [30, 40])]
+    expected = [[0, 20], [30, 40]]
+    assert module._lost_ranges(one_shard, reports) == {"a": expected, "b": expected}

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.encoding import index
 from shardpress.encoding.index import index_files
 from shardpress.encoding.partfile import PartMemory, part_shapes, stored_categories
 from shardpress.formats import missing_value
@@ -90,7 +91,7 @@ def test_an_index_without_its_parts_gives_only_fill_values(output, tmp_path):
             assert "directory" in item.attrs["view"]
 
 
-def test_an_index_opens_no_part(tmp_path):
+def test_an_index_opens_no_part(tmp_path, monkeypatch):
     sizes = {"a.h5": 3, "b.h5": 0, "c.h5": 2}
     extras = [Extra("y", np.dtype(int)), Extra("cell", np.dtype("i1"), categories=("größe", "b"))]
     memory = PartMemory(3, 2, extras)
@@ -99,7 +100,8 @@ def test_an_index_opens_no_part(tmp_path):
         return f"parts/{name}", dict(sorted(part_shapes(sizes[name], 2, extras).items()))  # sorted as by HDF5
 
     for most in (3, 2):
-        found = dict(index_files(list(sizes), viewed, stored_categories(extras), {"a": 1}, most))
+        monkeypatch.setattr(index, "_MOST_PARTS", most)
+        found = dict(index_files(list(sizes), viewed, stored_categories(extras), {"a": 1}))
         (tmp_path / "parts").mkdir(exist_ok=True)
         for name, size in sizes.items():
             part_extras = {"y": np.arange(size), "cell": np.zeros(size, "i1")}
@@ -108,22 +110,23 @@ def test_an_index_opens_no_part(tmp_path):
         assert all((tmp_path / name).read_bytes() == data for name, data in found.items())
 
 
-def test_views_of_many_parts_are_made_one_at_a_time():
+def test_views_of_many_parts_are_made_one_at_a_time(monkeypatch):
     """HDF5 takes 20 kB for each part of a view: 2 GB for 100,000 parts. An index can contain views of views."""
+    monkeypatch.setattr(index, "_MOST_PARTS", 10)
     requested = []
 
     def viewed(i):
         requested.append(i)
         return f"parts/part-{i:032x}.h5", part_shapes(2, 2, ())
 
-    files = index_files(range(95), viewed, {}, {}, most=10)
+    files = index_files(range(95), viewed, {}, {})
     made_files = [next(files)]
     assert requested == [*range(10)]
     made_files += files
     assert [name for name, _ in made_files][-1] == "index.h5"
     assert len(set(made_files)) == len(dict(made_files)) == 11
     assert all(is_left(name) for name, _ in made_files[:-1]), "unreferenced files that are removed"
-    again = index_files(range(85), viewed, {}, {}, most=10)
+    again = index_files(range(85), viewed, {}, {})
     assert set(again) & set(made_files) == set(made_files[:8]), "equal parts have equal views"
 
 

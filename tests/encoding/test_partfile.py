@@ -211,7 +211,8 @@ def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
 def test_layouts_of_a_few_sizes_are_kept(monkeypatch):
     expected = {n: part_bytes(feature_rows(n), np.arange(n) > 0, {}, {}, {}) for n in (1, 3, 4)}
     layouts = []
-    memory = PartMemory(4, 2, most_templates=2)
+    monkeypatch.setattr(module, "_MOST_TEMPLATES", 2)
+    memory = PartMemory(4, 2)
     monkeypatch.setattr(module, "lay_out", lambda *arguments: layouts.append(1) or lay_out(*arguments))
     for sizes, n_layouts in (((3, 4, 3, 4), 2), ((1,), 3), ((1, 3), 4), ((4, 3), 6)):
         for n_rows in sizes:

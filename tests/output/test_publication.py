@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from shardpress.encoding import index as index_module
-from shardpress.encoding import views
 from shardpress.features import open_features
 from shardpress.formats import seal
 from shardpress.output import publication as module
@@ -207,7 +206,7 @@ def test_an_index_works_in_every_kind_of_copy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy_command: str, is_nested: bool
 ) -> None:
     if is_nested:
-        monkeypatch.setattr(views, "MOST_PARTS", 2)
+        monkeypatch.setattr(index_module, "_MOST_PARTS", 2)
     expected = run(tmp_path / "out")
     copy = tmp_path / "elsewhere" / "copy"
     copy.parent.mkdir()

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.encoding import views
+from shardpress.encoding import index
 from shardpress.output.records import read_manifest
 from shardpress.report.page.build import page_of, read_report, text_of
 from shardpress.run import budget
@@ -96,7 +96,7 @@ class Month:
 def large_parts(monkeypatch: pytest.MonkeyPatch, make_workspace: Callable[..., Workspace]) -> None:
     """Give each file one part, and all parts one index. The stand-in makes them as small as possible."""
     monkeypatch.setattr(budget, "_PART_BYTES", 2**20)
-    monkeypatch.setattr(views, "MOST_PARTS", 1000)
+    monkeypatch.setattr(index, "_MOST_PARTS", 1000)
 
 
 def names_the_shift(found: dict[str, Any]) -> bool:

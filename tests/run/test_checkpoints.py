@@ -119,16 +119,7 @@ ARRAYS: dict[str, dict[str, np.ndarray]] = {
 PROGRESS: dict[str, dict[str, Any]] = {
     "epoch below 0": {"epoch": -1},
     "epoch after the last": {"epoch": 10**6},
-    "epoch without history": {"epoch": 2},
-    "steps below 0": {"n_done": -1},
     "steps after the last": {"n_done": 10**18},
-    "text for steps": {"n_done": "1"},
-    "more costs than steps": {"costs": [1.0] * 1000},
-    "text for costs": {"costs": "1"},
-    "time below 0": {"seconds": -1.0},
-    "best epoch to come": {"best_epoch": 10**6},
-    "text for a best cost": {"best_cost": "0"},
-    "no watch": {"watch": []},
     "many epochs": {"n_epochs": 10**9},
     "list for an optimizer": {"optimizer": []},
 }
@@ -138,7 +129,6 @@ ABOUT: dict[str, dict[str, Any]] = {
     "step below 0": {"n_steps": -1},
     "step after the last": {"n_steps": 10**18},
     "step of another record": {"n_steps": 2},
-    "text for a step": {"n_steps": "3"},
 }
 
 

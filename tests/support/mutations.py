@@ -399,8 +399,8 @@ _ENCODING = (
     Mutation(
         "bad-rows-are-marked-in-the-first-block",
         "pipeline/shardpress/encoding/encode.py",
-        "valid[place][judgement.bad] = False",
-        "valid[judgement.bad] = False",
+        "valid[place][bad] = False",
+        "valid[bad] = False",
         ("tests/encoding/test_encode.py::test_skipped_rows_do_not_shift_other_rows",),
     ),
     Mutation(

@@ -2,11 +2,12 @@
 
 import io
 from dataclasses import replace
+from unittest import mock
 
 import h5py
 import numpy as np
 
-from shardpress.encoding import template
+from shardpress.encoding import index, template
 from shardpress.encoding.index import index_files
 from shardpress.encoding.partfile import PartMemory
 from shardpress.encoding.storage import PLAIN
@@ -71,7 +72,7 @@ def shapes_in(path):
         return {name: (item.shape, item.dtype) for name, item in file.items() if isinstance(item, h5py.Dataset)}
 
 
-def index_of(directory, files, attributes, most=None):
+def index_of(directory, files, attributes, most=1000):
     """Return the bytes of an index of parts, and write the files of the index to the directory."""
     found = categories_of(directory / files[0])
     categories = {name: attribute_value(values.tolist()) for name, values in found.items()}
@@ -79,12 +80,13 @@ def index_of(directory, files, attributes, most=None):
     def viewed(file):
         return file, shapes_in(directory / file)
 
-    for name, data in index_files(files, viewed, categories, attributes, most):
-        (directory / name).write_bytes(data)
+    with mock.patch.object(index, "_MOST_PARTS", most):
+        for name, data in index_files(files, viewed, categories, attributes):
+            (directory / name).write_bytes(data)
     return data
 
 
-def finished(directory, *sizes, extras=None, most=None, manifest=None):
+def finished(directory, *sizes, extras=None, most=1000, manifest=None):
     """Write a finished output directory with parts of these sizes. Each part has an extra named y."""
     parts = []
     for i, size in enumerate(sizes):
@@ -94,7 +96,7 @@ def finished(directory, *sizes, extras=None, most=None, manifest=None):
     return finished_parts(directory, parts, most, manifest)
 
 
-def finished_parts(directory, parts, most=None, manifest=None, append_ids=None):
+def finished_parts(directory, parts, most=1000, manifest=None, append_ids=None):
     """Write a finished output directory with parts, which are given by their numbers of rows and bytes."""
     with locked(directory) as ledger:
         lines = []

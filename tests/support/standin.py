@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.encoding import views
+from shardpress.encoding import index
 from shardpress.output import groupcommit
 from shardpress.output.disk import Disk
 from shardpress.output.records import INDEX, read_manifest
@@ -232,7 +232,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(starter, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
-    monkeypatch.setattr(views, "MOST_PARTS", 2)  # so that an index of three parts is already nested
+    monkeypatch.setattr(index, "_MOST_PARTS", 2)  # so that an index of three parts is already nested
     # Commit each part separately, even if several arrive at once.
     monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)
     monkeypatch.setattr(prepare, "open_sources", _remembering(open_sources))

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from shardpress.scan.scaler import Scaler
+from shardpress.training import components
 from shardpress.training.components import Baseline, baseline_of, principal_components
 
 
-def test_baseline_errors_equal_those_of_reconstructions() -> None:
+def test_baseline_errors_equal_those_of_reconstructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components, "_BLOCK_BYTES", 8 * 6 * 7)
     rng = np.random.default_rng(0)
     trained, validation = (rng.integers(0, 256, (n, 6)).astype(np.uint8) for n in (80, 31))
     scaler = Scaler(np.zeros(6), np.full(6, 255.0))
     found = principal_components(scaler.transform(trained), 2, rng)
-    baseline = baseline_of(found, validation, scaler, block_bytes=8 * 6 * 7)
+    baseline = baseline_of(found, validation, scaler)
     x = validation / 255
     mean = (trained / 255).mean(axis=0)
     back = mean + (x - mean) @ found.components @ found.components.T

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from shardpress.scan.scaler import Scaler
+from shardpress.training import components
 from shardpress.training.components import Components, principal_components, sampled
 from shardpress.training.order import Order, slab_starts, spread_rows
 from shardpress.training.rows import ResidentRows, StreamedRows
@@ -22,9 +23,15 @@ def rows_with(deviations: np.ndarray, n_rows: int, n_inputs: int) -> np.ndarray:
     return (0.5 + (left * deviations) @ right.T).astype(np.float32)
 
 
+@pytest.fixture(autouse=True)
+def small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let small samples use every method, and incomplete blocks."""
+    monkeypatch.setattr(components, "_SMALL", 100)
+    monkeypatch.setattr(components, "_BLOCK_BYTES", 8 * 1000)
+
+
 def found_of(x: np.ndarray, k: int, seed: int = 0) -> Components:
-    """Return components, computed with small limits: small samples then use every method, and incomplete blocks."""
-    return principal_components(x, k, np.random.default_rng(seed), small=100, block_bytes=8 * 1000)
+    return principal_components(x, k, np.random.default_rng(seed))
 
 
 def error_of(x: np.ndarray, found: Components) -> float:
@@ -114,7 +121,8 @@ def test_equal_seeds_give_equal_components_with_fixed_signs(shape: tuple[int, in
 
 
 @pytest.mark.process
-def test_the_sample_has_only_training_rows_and_ignores_storage(tmp_path: Path) -> None:
+def test_the_sample_has_only_training_rows_and_ignores_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(components, "_BLOCK_BYTES", 8 * 2 * 7)
     shards = numbered_shards(tmp_path, 40, 0, 1, 59)
     expected = numbered(100)
     scaler = Scaler(np.zeros(2), np.full(2, 1000.0))
@@ -122,10 +130,7 @@ def test_the_sample_has_only_training_rows_and_ignores_storage(tmp_path: Path) -
     order = Order(slab_starts(shards), left_out, 1000, seed=3)
     for most in (1, 2, 30, order.n_rows, 1000):
         with case(most):
-            one, other = (
-                sampled(kind(shards, 2), order, scaler, most, block_bytes=8 * 2 * 7)
-                for kind in (ResidentRows.of, StreamedRows)
-            )
+            one, other = (sampled(kind(shards, 2), order, scaler, most) for kind in (ResidentRows.of, StreamedRows))
             assert one.tobytes() == other.tobytes()
             assert one.dtype == np.float32
             numbers = np.rint(one[:, 0] * 100).astype(int)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shardpress.shards.shard import Shard, first_rows
+from shardpress.training import order as order_module
 from shardpress.training.order import Order, noise_of, slab_starts, spread_rows
 from tests.support.cases import case
 from tests.support.helpers import numbered_shards
@@ -77,11 +78,12 @@ def test_a_window_over_all_rows_ignores_the_slabs():
             assert found.tolist() == expected.tolist()
 
 
-def test_slabs_stay_within_shards_and_hold_whole_chunks():
+def test_slabs_stay_within_shards_and_hold_whole_chunks(monkeypatch):
     for chunk_rows, slab_bytes in product([1, 3, 10, 1000], [1, 64, 10**6]):
         with case(chunk_rows, slab_bytes):
             shards = [Shard("", "X", (size, 2), "<f4", "float32", chunk_rows) for size in (17, 0, 1, 30)]
-            starts = slab_starts(shards, slab_bytes=slab_bytes)
+            monkeypatch.setattr(order_module, "_SLAB_BYTES", slab_bytes)
+            starts = slab_starts(shards)
             assert starts.dtype == np.int64
             assert (np.diff(starts) > 0).all()
             firsts = first_rows(shards)
@@ -90,9 +92,11 @@ def test_slabs_stay_within_shards_and_hold_whole_chunks():
             assert ((starts[:-1] - firsts[shard_of_slab]) % chunk_rows == 0).all()
 
 
-def test_chunks_too_large_for_a_window_are_divided():
+def test_chunks_too_large_for_a_window_are_divided(monkeypatch):
+    monkeypatch.setattr(order_module, "_SLAB_BYTES", 80)
+    monkeypatch.setattr(order_module, "MAX_CHUNK_BYTES", 100)
     shards = [Shard("", "X", (35, 2), "<f4", "float32", chunk_rows=30)]
-    assert slab_starts(shards, slab_bytes=80, max_chunk_bytes=100).tolist() == [0, 10, 20, 30, 35]
+    assert slab_starts(shards).tolist() == [0, 10, 20, 30, 35]
 
 
 def test_validation_takes_the_requested_number_of_sorted_rows():

@@ -16,6 +16,7 @@ from shardpress.training import order as order_module
 from shardpress.training import rows as module
 from shardpress.training.order import Order, noise_of, slab_starts
 from shardpress.training.rows import DeviceRows, ResidentRows, StepFeed, StreamedRows, cut
+from shardpress_kernels.network import Network
 from tests.support.cases import case
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 from tests.support.networks import ONE_LAYER
@@ -124,7 +125,7 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
 
     def steps_of(n_each: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
         step: Any = Step(n_each)
-        feed = StepFeed(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), config.training, 2, 7)
+        feed = StepFeed(step, lambda n: cut([(rows, np.arange(n_rows))], 4 * n), Network((2, 1)), config.training, 7)
         lengths = []
         while feed.n_ready():
             n_taken_rows, cost = feed.take([0.1], with_cost=len(lengths) == 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from shardpress.training import verdict
 from shardpress.training.verdict import Units, count_units
 
 
@@ -38,11 +39,12 @@ def test_a_saturated_feature_is_extreme_for_most_rows() -> None:
 
 
 @pytest.mark.parametrize("n_compared", [1, 3, 256])
-def test_a_duplicate_repeats_an_earlier_feature(n_compared: int) -> None:
+def test_a_duplicate_repeats_an_earlier_feature(monkeypatch: pytest.MonkeyPatch, n_compared: int) -> None:
+    monkeypatch.setattr(verdict, "_COMPARED", n_compared)
     features = random_features(200, 8)
     features[:, 2] = 0.3 + features[:, 0] / 2
     features[:, 3] = 1 - features[:, 0]  # equal to the previous one up to the sign
     features[:, 7] = features[:, 6]
     features[:, 5] = 0.5  # dead features are all equal, but count only as dead
-    found = count_units(features, "sigmoid", n_compared)
+    found = count_units(features, "sigmoid")
     assert (found.duplicate, found.dead) == (3, 1)

@@ -8,9 +8,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import Settings, network_of, resolve
+from shardpress.training import verdict
 from shardpress.training.components import Baseline
 from shardpress.training.epochs import Training
 from shardpress.training.order import Order
@@ -86,9 +88,10 @@ def test_units_are_measured_on_validation_rows_if_there_are_many() -> None:
         assert found["baseline"] is None
 
 
-def test_units_are_measured_on_a_sample_of_rows() -> None:
-    assert measured(training(300), most_rows=90)["units"]["n_rows"] == 75, "every fourth"
-    assert measured(training(0), most_rows=90)["units"]["n_rows"] == 90
+def test_units_are_measured_on_a_sample_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdict, "_MOST_ROWS", 90)
+    assert measured(training(300))["units"]["n_rows"] == 75, "every fourth"
+    assert measured(training(0))["units"]["n_rows"] == 90
 
 
 def test_errors_are_compared_with_the_baseline_on_the_same_rows() -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
 
 from shardpress.columns import NO_COLUMNS, Columns
 from shardpress.errors import DataError
-from shardpress.scan.drift import Outside, outside_of
+from shardpress.scan.drift import Outside, farthest, outside_of
 from shardpress.scan.scaler import Scaler, bad_entries, bad_rows
 from shardpress.shards.shard import Block
 
@@ -20,56 +20,37 @@ _NO_POSITIONS = np.empty(0, dtype=np.int64)
 _Encode = Callable[[np.ndarray, np.ndarray], object]
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """Result of `BadData.judge` for one block.
+@dataclass
+class RowFacts:
+    """Bad rows and drift in a block, or in several blocks."""
 
-    Attributes
-    ----------
-    bad : ndarray of int64
-        Positions of the bad rows in the block.
-    n_outside : int
-        Number of good rows with values outside the model's range.
-    reasons : list of dict
-        The ``row``, ``columns`` and ``reason`` of each bad row.
-    outside : list of Outside
-        Columns in which good rows have values outside the model's range.
-    """
+    n_outside: int = 0  # good rows with values outside the model's range
+    bad: list[dict[str, Any]] = field(default_factory=list)  # ``row``, ``columns`` and ``reason`` of each bad row
+    # columns in which good rows have values outside the model's range, the farthest first
+    outside: list[Outside] = field(default_factory=list)
 
-    bad: np.ndarray
-    n_outside: int
-    reasons: list[dict[str, Any]]
-    outside: list[Outside]
+    def add(self, other: RowFacts) -> None:
+        self.n_outside += other.n_outside
+        self.bad += other.bad
+        self.outside = farthest([*self.outside, *other.outside])
 
 
 @dataclass(frozen=True)
 class BadData:
     """Settings that define which rows are bad and how to handle them.
 
-    Attributes
-    ----------
-    on_bad_data : str
-        ``raise`` or ``skip``.
-    missing : float or None
-        Value that marks missing entries, in addition to NaN.
-    on_drift : str
-        ``pass``, ``clip`` or ``raise``.
-    trained_on : Scaler or None
-        Scaler with the range of the model's training rows. None if no row can be outside this range. Tasks do not
-        include the scaler, because it is as large as a row.
-    fills : bool
-        Whether the model imputes missing values. In that case a row is bad only if it contains Inf, or if all its
-        values are missing.
-    columns : Columns
-        Names of the model's columns, for messages about a shard without names. Tasks do not include the names.
+    Tasks do not include `trained_on` and `columns`, which are as large as a row: `shardpress.encoding.encode` adds
+    them.
     """
 
-    on_bad_data: str = "raise"
-    missing: float | None = None
-    on_drift: str = "pass"
+    on_bad_data: str = "raise"  # ``raise`` or ``skip``
+    missing: float | None = None  # value that marks missing entries, in addition to NaN
+    on_drift: str = "pass"  # ``pass``, ``clip`` or ``raise``
+    # scaler with the range of the model's training rows; None if no row can be outside this range
     trained_on: Scaler | None = None
+    # the model imputes missing values: a row is bad only if it contains Inf, or if all values are missing
     fills: bool = False
-    columns: Columns = NO_COLUMNS
+    columns: Columns = NO_COLUMNS  # names of the model's columns, for messages about a shard without names
 
     @property
     def clips(self) -> bool:
@@ -83,29 +64,15 @@ class BadData:
         features: np.ndarray,
         encode: _Encode,
         suspects: np.ndarray | None = None,
-    ) -> Judgement:
-        """Find bad rows and rows outside the model's range, and set the features of bad rows to NaN.
+    ) -> tuple[np.ndarray, RowFacts]:
+        """Return the positions of the bad rows, int64, and facts about all rows; set the features of bad rows to NaN.
 
-        A finite row is also bad if it is so far outside the range that its features overflow float32.
+        A finite row is also bad if it is so far outside the range that its features overflow float32. `rows` are the
+        rows as read (len(block), n_columns), and after cleaning (len(block), n_inputs). `encode` writes the features of
+        rows into an array. Rows that are not among the positions `suspects` must contain only finite numbers in the
+        model's range.
 
-        Parameters
-        ----------
-        block : Block
-            Position of the rows in their shard.
-        rows : pair of ndarray of shape (len(block), n_columns) and (len(block), n_inputs)
-            The rows as read, and the rows after cleaning. If the rows need no cleaning, both are the same array.
-        features : ndarray of shape (len(block), n_features), float32
-            Features of these rows. The array is changed in place.
-        encode : callable
-            Function that encodes rows and writes the features into an array. It is called as ``encode(rows, array)``.
-        suspects : ndarray of int, optional
-            Positions of the rows to examine. All other rows must contain only finite numbers in the model's range.
-            By default, all rows are examined.
-
-        Raises
-        ------
-        DataError
-            If the settings do not allow a row.
+        Raise `DataError` if the settings do not allow a row.
         """
         read, cleaned = rows
         selected = slice(None) if suspects is None else suspects  # a slice makes no copy
@@ -121,7 +88,7 @@ class BadData:
         reasons += self._describe_overflown(block, numbers[overflown])
         bad = numbers[np.union1d(bad, overflown)] - block.start
         features[bad] = np.nan
-        return Judgement(bad=bad, n_outside=n_outside, reasons=reasons, outside=columns)
+        return bad, RowFacts(n_outside, reasons, columns)
 
     def _find_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Return the positions of bad rows and the reasons. `numbers` are the row numbers in the shard."""
@@ -159,25 +126,18 @@ class BadData:
         """Return the number of good rows outside the model's range, and the affected columns."""
         if self.trained_on is None or len(bad) == len(rows):
             return 0, []
-        outside = self._find_outside(block, numbers, rows, bad, self.trained_on)
-        if len(outside) == 0:
-            return 0, []
-        return len(outside), outside_of(rows[outside], self.trained_on)
-
-    def _find_outside(
-        self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray, trained_on: Scaler
-    ) -> np.ndarray:
-        """Return the positions of good rows outside the model's range."""
-        low = trained_on.minimum
-        high = trained_on.maximum
+        low = self.trained_on.minimum
+        high = self.trained_on.maximum
         good = rows if len(bad) == 0 else np.delete(rows, bad, axis=0)
         # Compare the extremes of the columns first. This nearly always suffices, and takes less memory than comparing
         # all values.
         if (good.min(axis=0) >= low).all() and (good.max(axis=0) <= high).all():
-            return _NO_POSITIONS
+            return 0, []
         is_outside = (rows < low) | (rows > high)
         is_outside[bad] = False
         outside = np.flatnonzero(is_outside.any(axis=1))
+        if len(outside) == 0:
+            return 0, []
         if self.on_drift == "raise":
             row, column = np.argwhere(is_outside)[0]
             expected = f"{low[column]:g} to {high[column]:g}, the range of the model's training rows"
@@ -186,7 +146,7 @@ class BadData:
                 f"{expected}. {len(outside)} of these rows are outside this range. Train a model on such rows, or clip "
                 "them with --on-drift clip."
             )
-        return outside
+        return len(outside), outside_of(rows[outside], self.trained_on)
 
     def _place(self, block: Block, number: int, column: np.integer[Any]) -> str:
         """Describe the row (number) and the column (number and name) for messages."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import numpy as np
 
 from shardpress.cluster.threads import check
 from shardpress.device import theanos_errors
-from shardpress.encoding.bad_data import BadData, Judgement
+from shardpress.encoding.bad_data import BadData, RowFacts
 from shardpress.encoding.partfile import PartMemory, stored_names
 from shardpress.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts
 from shardpress.encoding.template import Streamed
@@ -28,7 +28,6 @@ from shardpress.features import FAILURES, FEATURES, VALID, reading
 from shardpress.model import Model
 from shardpress.output.disk import GuardedDisk, Pieces
 from shardpress.output.records import Entry, write_result
-from shardpress.scan.drift import Outside, farthest
 from shardpress.scan.scaler import Cleaning
 from shardpress.shards.rows import keep_chunks, read, read_extras, stream_extra
 from shardpress.shards.shard import Block, Extra, Shard, is_wide
@@ -38,50 +37,15 @@ _LIBC = ctypes.CDLL(None)
 
 @dataclass(frozen=True)
 class EncodeTask:
-    """Task to encode one part.
-
-    Attributes
-    ----------
-    part : Part
-    settings : EncodeSettings
-    unreadable : str or None
-        Reason why the part's shard cannot be read, or None if it can be read. All rows of an unreadable shard are bad.
-    earlier : PartFacts or None
-        An earlier part with the same rows, whose features are copied.
-    """
+    """Task to encode one part."""
 
     part: Part
     settings: EncodeSettings
-    unreadable: str | None = None
-    earlier: PartFacts | None = None
+    unreadable: str | None = None  # reason why the part's shard cannot be read; all of its rows are then bad
+    earlier: PartFacts | None = None  # an earlier part with the same rows, whose features are copied
 
     def __str__(self) -> str:
         return str(self.part.source)
-
-
-@dataclass
-class _RowFacts:
-    """Bad rows and drift in a part, accumulated over its blocks.
-
-    Attributes
-    ----------
-    n_outside : int
-        Number of good rows with values outside the model's range.
-    bad : list of dict
-        Reasons for bad rows, as `BadData.judge` returns them.
-    outside : list of Outside
-        Columns with values outside the model's range, the farthest first.
-    """
-
-    n_outside: int = 0
-    bad: list[dict[str, Any]] = field(default_factory=list)
-    outside: list[Outside] = field(default_factory=list)
-
-    def add(self, judgement: Judgement) -> None:
-        """Add the bad rows and the drift of a block."""
-        self.n_outside += judgement.n_outside
-        self.bad += judgement.reasons
-        self.outside = farthest([*self.outside, *judgement.outside])
 
 
 @theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
@@ -142,8 +106,9 @@ def _lost_ranges(shard: Shard, reports: Sequence[Mapping[str, Any]]) -> dict[str
         for name in names_by_dataset[report["dataset"]]:
             ranges = found.setdefault(name, [])
             if ranges and ranges[-1][1] == first:
-                first, _ = ranges.pop()
-            ranges.append([first, end])
+                ranges[-1][1] = end
+            else:
+                ranges.append([first, end])
     return found
 
 
@@ -166,22 +131,16 @@ def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | N
     return facts
 
 
-def _mark_unreadable(source: Block, reason_text: str, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
+def _mark_unreadable(source: Block, reason_text: str, features: np.ndarray, valid: np.ndarray) -> RowFacts:
     """Mark all rows of a part as bad, and return the facts about them."""
     features[:] = np.nan
     valid[:] = False
     reason = {"row": [source.start, source.stop], "columns": [], "reason": reason_text}
-    return _RowFacts(bad=[reason])
+    return RowFacts(bad=[reason])
 
 
-def _copy_features(directory: Path, earlier: PartFacts, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
-    """Copy the features and the marks of bad rows from an earlier part. Return its facts about rows.
-
-    Raises
-    ------
-    ReadFailed
-        If the file of the part cannot be read.
-    """
+def _copy_features(directory: Path, earlier: PartFacts, features: np.ndarray, valid: np.ndarray) -> RowFacts:
+    """Copy the features and the marks of bad rows from an earlier part. Return its facts about rows."""
     path = directory / earlier.entry.file
     try:
         with reading(path) as file:
@@ -192,17 +151,17 @@ def _copy_features(directory: Path, earlier: PartFacts, features: np.ndarray, va
             f"file={printable(path)}: its features cannot be copied: {printable(str(error))}. Run shardpress verify, "
             "and delete damaged parts; they are then encoded again."
         ) from error
-    return _RowFacts(earlier.n_outside, list(earlier.bad), list(earlier.outside))
+    return RowFacts(earlier.n_outside, list(earlier.bad), list(earlier.outside))
 
 
-def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray) -> _RowFacts:
+def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray) -> RowFacts:
     """Encode the rows of a part into `features`, and set `valid` to False for bad rows."""
     source = task.part.source
     bad_data = _bad_data(worker.model, task.settings)
     cleaning = Cleaning(worker.model.scaler, bad_data.missing, bad_data.clips)
     # The encoder cannot find bad rows if a finite number marks missing values, or if rows are cleaned before encoding.
     finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans
-    facts = _RowFacts()
+    facts = RowFacts()
     for block in source.cut(task.settings.block_rows):
         check()  # a part can take seconds, but a signal should stop the run at once
         place = slice(block.start - source.start, block.stop - source.start)
@@ -213,9 +172,9 @@ def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: 
             suspects = None
         if suspects is not None and len(suspects) == 0:
             continue
-        judgement = bad_data.judge(block, (rows, cleaned), features[place], worker.encode, suspects)
-        valid[place][judgement.bad] = False
-        facts.add(judgement)
+        bad, found = bad_data.judge(block, (rows, cleaned), features[place], worker.encode, suspects)
+        valid[place][bad] = False
+        facts.add(found)
     return facts
 
 

@@ -1,7 +1,7 @@
 """``index.h5``, a view that presents all parts as one file. It contains no values, except the numbers of appends.
 
 HDF5 needs 20 kB of memory per part to create a view, and 4 kB per part to open one of its datasets. Therefore the index
-of very many parts refers to smaller views, ``index-<digest>.h5``, with `views.MOST_PARTS` parts each. HDF5 opens a
+of very many parts refers to smaller views, ``index-<digest>.h5``, with `_MOST_PARTS` parts each. HDF5 opens a
 smaller view when its rows are read. These files are next to the index and not in ``parts/``, because programs that read
 all files in ``parts/`` would find rows twice.
 """
@@ -14,14 +14,14 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-from shardpress.encoding import views
 from shardpress.encoding.template import describe, write_attributes
 from shardpress.features import APPEND_ID, Shape, common_dtypes
 from shardpress.formats import digest, missing_value
 from shardpress.hdf5.categories import ATTRIBUTE
-from shardpress.output.records import INDEX, Entry
+from shardpress.output.records import INDEX
 
 _VIEW = "The values are in parts/. Copy the whole directory, or the file that shardpress export --to hdf5 writes."
+_MOST_PARTS = 1000  # in one view
 _CHUNK_ROWS = 2**20  # rows in a chunk of the numbers of appends
 
 _Part = TypeVar("_Part")
@@ -34,13 +34,12 @@ def index_files(
     file_of: Callable[[_Part], _File],
     categories: Mapping[str, np.ndarray | str],
     attributes: Mapping[str, Any],
-    most: int | None = None,
     append_ids: Sequence[tuple[int, int]] | None = None,
-    earlier: views.EarlierViews | None = None,
-) -> Iterator[tuple[str, bytes | Entry]]:
-    """Create the files of an index without opening the parts.
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the content of each file of an index, without opening the parts; ``index.h5`` is the last one.
 
-    The index omits extras that are missing in some parts, or that have several dtypes.
+    The files must be written in this order. The index omits extras that are missing in some parts, or that have several
+    dtypes.
 
     Parameters
     ----------
@@ -53,38 +52,20 @@ def index_files(
         Values of the attribute ``categories`` of datasets, from `attribute_value`.
     attributes : mapping
         Attributes of ``index.h5``. Nested values are written as JSON.
-    most : int, optional
-        Largest number of parts in one view, by default `views.MOST_PARTS`.
     append_ids : sequence of (int, int), optional
         Number of the append that encoded each part, and the number of its rows, for the dataset `APPEND_ID`. By
         default, there is no such dataset.
-    earlier : EarlierViews, optional
-        Views of a finished run, which are not created again if their parts are the same.
-
-    Yields
-    ------
-    tuple of (str, bytes or Entry)
-        Name relative to the output directory, and content, or the entry of a view that exists. The files must be
-        written in this order: ``index.h5`` is the last one.
     """
-    if most is None:
-        most = views.MOST_PARTS
-    if len(parts) <= most:
+    if len(parts) <= _MOST_PARTS:
         files = [file_of(part) for part in parts]
     else:
         files = []
-        for start in range(0, len(parts), most):
-            group = [file_of(part) for part in parts[start : start + most]]
-            shapes = _joined_shapes(group)
-            entry = earlier.find([path for path, _ in group], shapes) if earlier is not None else None
-            if entry is not None:
-                name = entry.file
-                yield name, entry
-            else:
-                data = _view(group, {}, {})
-                name = f"index-{digest([data])[:32]}.h5"  # the digest of the content makes the name unique
-                yield name, data
-            files.append((name, shapes))
+        for start in range(0, len(parts), _MOST_PARTS):
+            group = [file_of(part) for part in parts[start : start + _MOST_PARTS]]
+            data = _view(group, {}, {})
+            name = f"index-{digest([data])[:32]}.h5"  # the digest of the content makes the name unique
+            yield name, data
+            files.append((name, _joined_shapes(group)))
     yield INDEX, _view(files, categories, attributes, append_ids)
 
 
@@ -94,7 +75,6 @@ def _view(
     attributes: Mapping[str, Any],
     append_ids: Sequence[tuple[int, int]] | None = None,
 ) -> bytes:
-    """Return the bytes of a view that concatenates the datasets of files."""
     with h5py.File.in_memory() as file:
         describe(file, {**attributes, "view": _VIEW})
         for name, shape in _joined_shapes(files).items():
@@ -149,18 +129,7 @@ def _joined_shapes(files: Sequence[_File]) -> dict[str, Shape]:
 
 
 def _write_virtual(file: h5py.File, name: str, shape: Shape, sources: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-    """Create a virtual dataset. This takes half as long as with `h5py.VirtualLayout`.
-
-    Parameters
-    ----------
-    file : h5py.File
-    name : str
-        Name of the dataset, in this file and in all sources.
-    shape : Shape
-        Shape and dtype of the virtual dataset.
-    sources : sequence of (str, tuple of int)
-        Path of each file, and the shape of its dataset.
-    """
+    """Create a virtual dataset from paths and shapes of `sources`, twice as fast as with `h5py.VirtualLayout`."""
     dims, dtype = shape
     creation = _virtual_layout(dtype)
     space = h5py.h5s.create_simple(dims)
@@ -178,7 +147,6 @@ def _write_virtual(file: h5py.File, name: str, shape: Shape, sources: Sequence[t
 
 
 def _virtual_layout(dtype: np.dtype) -> h5py.h5p.PropDCID:
-    """Return the creation properties of a virtual dataset without sources."""
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.VIRTUAL)
     creation.set_obj_track_times(False)  # so that indexes of equal parts have equal bytes

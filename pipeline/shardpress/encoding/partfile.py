@@ -30,19 +30,9 @@ class PartMemory:
     """Reusable memory that holds the file of one part at a time, built without copying the features.
 
     HDF5 metadata are placed around the features. New memory for each part, and copies to and from HDF5, would take
-    longer than encoding.
-
-    Parameters
-    ----------
-    n_rows : int
-        Number of rows of the largest part.
-    n_features : int
-    extras : sequence of Extra
-        Extras, which determine the size of the memory and the categories. The memory grows if strings are longer.
-    storage : Storage
-        Storage format. Unless it is plain, features are encoded into separate memory and then converted.
-    most_templates : int
-        Number of layouts to keep for other parts.
+    longer than encoding. `n_rows` is the number of rows of the largest part. The extras determine the size of the
+    memory, which grows if strings are longer. Unless the storage is plain, features are encoded into separate memory
+    and then converted.
     """
 
     def __init__(
@@ -51,9 +41,7 @@ class PartMemory:
         n_features: int,
         extras: Sequence[Extra] = (),
         storage: Storage = PLAIN,
-        most_templates: int = _MOST_TEMPLATES,
     ) -> None:
-        self._most_templates = most_templates
         self._n_features = n_features
         self._categories = stored_categories(extras)
         self._storage = storage
@@ -71,13 +59,7 @@ class PartMemory:
         return self._stored_features(n_rows) if self._storage.is_plain else self._encoded[:n_rows]
 
     def store(self, n_rows: int) -> float | None:
-        """Convert the features to their stored form. This raises the same errors as `Storage.store`.
-
-        Returns
-        -------
-        float or None
-            Largest error of a stored feature, or None if the storage is plain.
-        """
+        """Convert the features to their stored form, and return their largest error; None if the storage is plain."""
         if self._storage.is_plain:
             return None
         return self._storage.store(self._encoded[:n_rows], self._stored_features(n_rows))
@@ -96,17 +78,9 @@ class PartMemory:
     ) -> memoryview:
         """Return the bytes of a part's file with the features in this memory. The next part overwrites them.
 
-        Parameters
-        ----------
-        valid : ndarray of shape (n_rows,), bool
-            Mask of the good rows.
-        extras : mapping
-            Extras with `n_rows` numbers or strings each. An extra whose name the format reserves is stored as
-            ``source_...``.
-        attributes : mapping
-            Attributes that many parts share. Nested values are written as JSON.
-        source : mapping
-            Source of the part. It is written as JSON to the attribute ``source``.
+        `valid` (n_rows,) is the mask of the good rows. An extra whose name the format reserves is stored as
+        ``source_...``. Nested values of `attributes`, which many parts share, are written as JSON, and so is the
+        attribute ``source``.
         """
         arrays = {VALID: valid, **_with_stored_names(extras)}
         data = _source_json(source)
@@ -151,7 +125,7 @@ class PartMemory:
         # A template contains the strings and the compressed features of its part. With them it can be large, and other
         # parts cannot use it.
         if not has_strings and not is_compressed:
-            if len(self._templates) == self._most_templates:
+            if len(self._templates) == _MOST_TEMPLATES:
                 self._templates.clear()
             self._templates[key] = template
         return template
@@ -184,10 +158,7 @@ def _layout_key(arrays: Mapping[str, np.ndarray | Streamed], attributes: Mapping
 
 
 def _aligned_zeros(n_bytes: int, content: np.ndarray | None = None) -> np.ndarray:
-    """Return an array of zeros that starts at a multiple of `PAGE`, as direct I/O requires.
-
-    If `content` is given, it is copied to the start of the array.
-    """
+    """Return a copy of `content` in zeros that start at a multiple of `PAGE`, as direct I/O requires."""
     memory = np.zeros(n_bytes + PAGE, dtype=np.uint8)
     start = -memory.ctypes.data % PAGE
     if content is not None:
@@ -213,16 +184,7 @@ def _source_json(source: Mapping[str, Any]) -> bytes:
 
 
 def part_shapes(n_rows: int, n_features: int, extras: Sequence[Extra], dtype: np.dtype = _FLOAT32) -> dict[str, Shape]:
-    """Return the shape and dtype of each dataset in the file of a part, without opening the file.
-
-    Parameters
-    ----------
-    n_rows, n_features : int
-    extras : sequence of Extra
-        Extras of the part's shard.
-    dtype : dtype
-        Dtype of the stored features.
-    """
+    """Return the shape and dtype of each dataset in the file of a part, without opening the file."""
     names = stored_names(extra.name for extra in extras)
     shapes = {FEATURES: ((n_rows, n_features), dtype), VALID: ((n_rows,), np.dtype(bool))}
     for extra in extras:

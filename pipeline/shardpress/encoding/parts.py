@@ -18,17 +18,9 @@ _LISTS = ("bad", "outside")  # fields that are stored in commit records only
 
 @dataclass(frozen=True)
 class Part:
-    """A row range of one input shard whose features are committed together.
+    """A row range of one input shard whose features are committed together."""
 
-    Attributes
-    ----------
-    number : int
-        Number of the shard: its index in the input, or in the order of arrival if shards were appended.
-    source : Block
-        Rows of the part.
-    """
-
-    number: int
+    number: int  # index of the shard in the input, or in the order of arrival if shards were appended
     source: Block
 
     @property
@@ -39,60 +31,29 @@ class Part:
 
 @dataclass(frozen=True)
 class PartFacts:
-    """Facts about one encoded part.
-
-    This class defines the contents of a part's commit record and of its line in the manifest.
-
-    Attributes
-    ----------
-    entry : Entry
-        File of the part.
-    n_rows : int
-        Number of rows.
-    n_bad : int
-        Number of bad rows, whose features are NaN.
-    n_outside : int
-        Number of good rows with values outside the range of the model's training rows.
-    shard : int
-        Number of the shard, as in `Part`.
-    path, dataset : str
-        File of the shard, and the dataset with its rows.
-    start, stop : int
-        Row range in the shard.
-    dtype : str or None
-        Dtype of the stored features. None if they are stored exactly as the encoder returned them.
-    max_error : float or None
-        Largest difference between a stored feature and the encoder's result. None if `dtype` is None.
-    bad : tuple of dict
-        The ``row``, ``columns`` and ``reason`` of each bad row.
-    outside : tuple of Outside
-        Columns with values outside the range, the farthest first.
-    append_id : int or None
-        Number of the append that encoded the part, from 1 on. None for parts of the run that trained the model.
-    lost : dict of str to list of [int, int], or None
-        Row ranges of the shard whose values could not be read and are fill values, by the names of the extras in the
-        part. None if no value is lost.
-    """
+    """Facts about one encoded part: the contents of its commit record and of its line in the manifest."""
 
     entry: Entry
     n_rows: int
-    n_bad: int
-    n_outside: int
-    shard: int
-    path: str
+    n_bad: int  # bad rows, whose features are NaN
+    n_outside: int  # good rows with values outside the range of the model's training rows
+    shard: int  # number of the shard, as in `Part`
+    path: str  # file of the shard
     dataset: str
-    start: int
+    start: int  # first row in the shard
     stop: int
+    # dtype of the stored features; None if they are stored exactly as the encoder returned them
     dtype: str | None = None
+    # largest difference between a stored feature and the encoder's result; None without `dtype`
     max_error: float | None = None
-    bad: tuple[dict[str, Any], ...] = ()
-    outside: tuple[Outside, ...] = ()
-    append_id: int | None = None
+    bad: tuple[dict[str, Any], ...] = ()  # ``row``, ``columns`` and ``reason`` of each bad row
+    outside: tuple[Outside, ...] = ()  # columns with values outside the range, the farthest first
+    append_id: int | None = None  # number of the append, from 1 on; None for parts of the run that trained the model
+    # row ranges of the shard with fill values for unreadable ones, by the names of extras in the part
     lost: dict[str, list[list[int]]] | None = None
 
     @property
     def key(self) -> str:
-        """Name of the part, as in `Part.key`."""
         return _key(self.shard, self.start)
 
     @classmethod
@@ -137,28 +98,11 @@ _IN_LINES = frozenset(field.name for field in fields(PartFacts)) - {"entry", *_L
 def plan_parts(
     shards: Sequence[Shard], part_rows: int, committed: Sequence[PartFacts], numbers: Sequence[int] | None = None
 ) -> tuple[list[Part], list[PartFacts]]:
-    """Plan parts for all rows that are not committed yet.
+    """Plan parts of at most `part_rows` rows for all rows that are not committed yet, in row order.
 
     The sizes of committed parts can differ from `part_rows`, because the memory or the number of threads may have
     changed. All committed parts are kept, except parts that overlap an earlier one or extend past the end of their
-    shard.
-
-    Parameters
-    ----------
-    shards : sequence of Shard
-    part_rows : int
-        Largest number of rows of a new part.
-    committed : sequence of PartFacts
-        Committed parts of earlier runs.
-    numbers : sequence of int, optional
-        Number of each shard, see `Part`. By default, its index.
-
-    Returns
-    -------
-    missing : list of Part
-        Parts to encode, in row order.
-    overlapping : list of PartFacts
-        Committed parts that cannot be used.
+    shard: these are returned as well. The numbers of the shards are by default their indices, see `Part`.
     """
     parts_of_shard = _by_shard(committed)
     missing: list[Part] = []
@@ -183,10 +127,7 @@ def _by_shard(parts: Sequence[PartFacts]) -> dict[int, list[PartFacts]]:
 
 
 def _gaps(shard: Shard, parts: Sequence[PartFacts]) -> tuple[list[tuple[int, int]], list[PartFacts]]:
-    """Return the row ranges of a shard that its parts do not cover, and the parts that do not fit.
-
-    `parts` must be sorted by first row.
-    """
+    """Return the row ranges that parts, sorted by first row, do not cover, and the parts that do not fit."""
     gaps = []
     overlapping = []
     first = 0

@@ -26,18 +26,10 @@ class Chunked(NamedTuple):
 
 @dataclass(frozen=True)
 class Storage:
-    """Storage format of the features of a run.
+    """Storage format of the features of a run."""
 
-    Attributes
-    ----------
-    dtype : str
-        ``float32`` or ``float16``.
-    compression : str
-        ``none``, ``lzf`` or ``gzip``. The HDF5 shuffle filter is applied before ``lzf`` and ``gzip``.
-    """
-
-    dtype: str = "float32"
-    compression: str = "none"
+    dtype: str = "float32"  # ``float32`` or ``float16``
+    compression: str = "none"  # ``none``, ``lzf`` or ``gzip``, the latter two after the shuffle filter
 
     @property
     def is_plain(self) -> bool:
@@ -46,24 +38,10 @@ class Storage:
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a feature before compression."""
         return np.dtype(self.dtype).itemsize
 
     def store(self, features: np.ndarray, out: np.ndarray) -> float:
-        """Convert features to their stored form.
-
-        Parameters
-        ----------
-        features : ndarray of shape (n_rows, n_features), float32
-            Results of the encoder. Bad rows are NaN.
-        out : ndarray of shape (n_rows, n_features)
-            Array of the storage dtype for the converted features.
-
-        Returns
-        -------
-        float
-            Largest difference between a stored feature and the encoder's result.
-        """
+        """Convert float32 features to their stored form in `out`; return the largest difference, which ignores NaN."""
         error = 0.0
         largest_value = np.finfo(self.dtype).max
         for rows in _slices(len(features), _BLOCK_ROWS):
@@ -81,42 +59,36 @@ PLAIN = Storage()
 
 
 def storage_of(settings: StorageSettings) -> Storage:
-    """Return the storage format that the settings select."""
     return Storage(settings.storage_dtype, settings.compression)
 
 
 def write_chunked(file: h5py.File, name: str, chunked: Chunked) -> None:
     """Create a dataset with compressed chunks.
 
-    For gzip, this function compresses the chunks with libdeflate, because the zlib filter of HDF5 takes three times as
-    long and holds HDF5's lock during that time.
+    For gzip, libdeflate compresses the chunks, because the zlib filter of HDF5 takes three times as long and holds
+    HDF5's lock during that time.
     """
     values = chunked.values
-    dataset = _create_chunked(file, name, chunked)
-    if chunked.compression == "lzf":
-        dataset[...] = values
-        return
-    chunk = np.zeros(dataset.chunks, values.dtype)
-    for rows in _slices(len(values), len(chunk)):
-        n_rows = rows.stop - rows.start
-        chunk[:n_rows] = values[rows]
-        chunk[n_rows:] = 0
-        dataset.id.write_direct_chunk((rows.start, 0), _compress(chunk))
-
-
-def _create_chunked(file: h5py.File, name: str, chunked: Chunked) -> h5py.Dataset:
-    n_rows, n_features = chunked.values.shape
-    dtype = chunked.values.dtype
-    chunk_rows = max(1, min(n_rows, _CHUNK_BYTES // (dtype.itemsize * n_features)))
-    return file.create_dataset(
+    n_rows, n_features = values.shape
+    chunk_rows = max(1, min(n_rows, _CHUNK_BYTES // (values.itemsize * n_features)))
+    dataset = file.create_dataset(
         name,
-        (n_rows, n_features),
-        dtype,
+        values.shape,
+        values.dtype,
         chunks=(chunk_rows, n_features),
         compression=chunked.compression,
         shuffle=True,
         track_times=False,  # so that equal parts have equal bytes
     )
+    if chunked.compression == "lzf":
+        dataset[...] = values
+        return
+    chunk = np.zeros(dataset.chunks, values.dtype)
+    for rows in _slices(len(values), len(chunk)):
+        n_filled = rows.stop - rows.start
+        chunk[:n_filled] = values[rows]
+        chunk[n_filled:] = 0
+        dataset.id.write_direct_chunk((rows.start, 0), _compress(chunk))
 
 
 def _compress(chunk: np.ndarray) -> bytearray:

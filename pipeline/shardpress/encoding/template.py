@@ -34,33 +34,18 @@ _MAX_COPY = 2**22  # shorter byte ranges between two values are copied into one 
 
 @dataclass(frozen=True)
 class Streamed:
-    """Values of a dataset that are read block by block, because all values would take too much memory.
+    """Values of a dataset that are read block by block, because all values would take too much memory."""
 
-    Attributes
-    ----------
-    shape : tuple of int
-        Shape of all values.
-    dtype : dtype
-        Dtype of each block. It is object for strings of variable length.
-    blocks : callable
-        Function that returns an iterator over all values in order, as arrays of shape (n, ...).
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    blocks: Callable[[], Iterator[np.ndarray]]
+    shape: tuple[int, ...]  # shape of all values
+    dtype: np.dtype  # dtype of each block; object for strings of variable length
+    blocks: Callable[[], Iterator[np.ndarray]]  # function that returns all values in order, as arrays of shape (n, ...)
 
 
 @dataclass(frozen=True)
 class Template:
     """Layout of a file, with the bytes that do not depend on the values.
 
-    Attributes
-    ----------
-    n_bytes : int
-        Size of the file.
-    pieces : tuple of (int, bytes, memoryview or str)
-        Offset of each piece, and either its bytes or the name of the values to insert. The pieces are in file order.
+    A piece has an offset, and either bytes or the name of values to insert. The pieces are in file order.
     """
 
     n_bytes: int
@@ -74,15 +59,7 @@ class Template:
         return None
 
     def fill(self, memory: np.ndarray, values: Mapping[str, np.ndarray | bytes]) -> None:
-        """Build a file in memory.
-
-        Parameters
-        ----------
-        memory : ndarray of uint8
-            Array of at least ``n_bytes`` bytes. The file starts at the first byte.
-        values : mapping
-            Values with the shapes and dtypes of the layout. The memory of omitted values does not change.
-        """
+        """Build a file at the start of `memory`, uint8. The memory of omitted values does not change."""
         for start, piece in self.pieces:
             value = values.get(piece) if isinstance(piece, str) else piece
             if value is not None:
@@ -90,13 +67,7 @@ class Template:
                 memory[start : start + len(data)] = data
 
     def stream(self, values: Mapping[str, np.ndarray | Streamed | bytes]) -> Iterator[bytes | memoryview]:
-        """Yield the bytes of a file in order, piece by piece.
-
-        Parameters
-        ----------
-        values : mapping
-            All values with the shapes and dtypes of the layout. `Streamed` values are read when they are yielded.
-        """
+        """Yield the bytes of a file in order, piece by piece. `Streamed` values are read when they are yielded."""
         for _, piece in self.pieces:
             value = values[piece] if isinstance(piece, str) else piece
             if isinstance(value, (bytes, memoryview)):
@@ -109,15 +80,12 @@ class Template:
 
 
 def _bytes_of(value: np.ndarray | bytes | memoryview) -> np.ndarray:
-    """Return the bytes of a value as an array of uint8."""
     if not isinstance(value, np.ndarray):
         return np.frombuffer(value, np.uint8)
     return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
 
 
 class _Extent(NamedTuple):
-    """Byte range of some values in a file."""
-
     start: int
     n_bytes: int
     name: str
@@ -132,21 +100,11 @@ def lay_out(
 ) -> Template:
     """Let HDF5 lay out a file, and return the layout without the values.
 
-    Parameters
-    ----------
-    shapes : mapping
-        Shapes and dtypes of the datasets whose values are inserted later, in file order. Each of these datasets starts
-        at a multiple of `PAGE`.
-    written : mapping of str to ndarray, Chunked or Streamed
-        Datasets that HDF5 writes. They are the same in every file, are compressed, or contain strings of variable
-        length. Keys are paths in the file.
-    attributes : mapping
-        Attributes that are the same in every file. Nested values are written as JSON.
-    n_source : int
-        Size of the attribute ``source`` in bytes. The layout refers to the attribute as `SOURCE`. If the size is 0, the
-        file does not have the attribute.
-    categories : mapping of str to ndarray or str, optional
-        Values of the attribute ``categories`` of datasets, from `attribute_value`.
+    The values of `shapes` are inserted later: these datasets are in file order, and each starts at a multiple of
+    `PAGE`. HDF5 writes the datasets `written`, by their paths: they are the same in every file, are compressed, or
+    contain strings of variable length. The attributes are the same in every file, and so are the attributes
+    ``categories`` of datasets. The attribute ``source`` has `n_source` bytes, and is called `SOURCE` in the layout;
+    without bytes, it is omitted.
     """
     image = _Image()
     # HDF5 does not report where it stores an attribute, so write random bytes, which occur nowhere else in the file.
@@ -160,20 +118,14 @@ def lay_out(
         describe(file, attributes)
         if n_source:
             _write_source(file, mark)
-    extents = _extents(offsets, shapes)
+    extents = []
+    for name, start in offsets.items():
+        if start is not None:  # the values take bytes
+            dims, dtype = shapes[name]
+            extents.append(_Extent(start, prod(dims) * dtype.itemsize, name))
     if n_source:
         extents.append(_Extent(image.find(mark), n_source, SOURCE))
     return Template(image.size, tuple(_pieces(image, sorted(extents))))
-
-
-def _extents(offsets: Mapping[str, int | None], shapes: Mapping[str, Shape]) -> list[_Extent]:
-    """Return the extents of all values, except values that take no bytes."""
-    extents = []
-    for name, start in offsets.items():
-        if start is not None:
-            shape, dtype = shapes[name]
-            extents.append(_Extent(start, prod(shape) * dtype.itemsize, name))
-    return extents
 
 
 def _pieces(image: _Image, extents: Sequence[_Extent]) -> Iterator[tuple[int, bytes | memoryview | str]]:
@@ -272,7 +224,6 @@ class _Image(io.RawIOBase):
         self._pages = defaultdict[int, bytearray](partial(bytearray, _PAGE))
 
     def between(self, start: int, stop: int) -> bytes:
-        """Return the bytes from `start` up to `stop`."""
         return b"".join(page for _, page in self.pages(start, stop))
 
     def pages(self, start: int, stop: int) -> Iterator[tuple[int, memoryview]]:

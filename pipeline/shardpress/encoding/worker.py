@@ -39,47 +39,20 @@ IN_MEMORY = Entry("", 0, "")
 
 @dataclass(frozen=True)
 class EncodeSettings:
-    """Settings that all parts of a run share.
+    """Settings that all parts of a run share."""
 
-    Attributes
-    ----------
-    directory : str
-        Output directory.
-    model : Entry
-        File of the model in the output directory.
-    dtype : str
-        Common dtype of the rows of all shards. It determines how rows are scaled.
-    block_rows, part_rows : int
-        Maximum number of rows in a block and in a part.
-    n_readers : int
-        Number of threads in a process that read and encode at the same time. Other threads can write meanwhile. 0 means
-        the number of cores that the process uses for matrix products, which differs between machines.
-    bad_data : BadData
-    has_range : bool
-        Whether rows can have values outside the range of the model's training rows.
-    attributes : mapping
-        Attributes of every file.
-    storage : Storage
-        Storage format of the features.
-    n_wide : int
-        Number of parts with wide extras (see `shardpress.shards.shard.is_wide`) that a process can write at the same
-        time.
-    chunk_bytes : int
-        Size of the cache of decompressed chunks in each process, in bytes.
-    """
-
-    directory: str
-    model: Entry
-    dtype: str
-    block_rows: int
-    part_rows: int
-    n_readers: int
+    directory: str  # output directory
+    model: Entry  # file of the model in the output directory
+    dtype: str  # common dtype of the rows of all shards, which determines how rows are scaled
+    block_rows: int  # largest number of rows of a block
+    part_rows: int  # largest number of rows of a part
+    n_readers: int  # threads in a process that read and encode, while others write; 0 means `n_cores`
     bad_data: BadData = field(default_factory=BadData)
-    has_range: bool = False
-    attributes: Mapping[str, Any] = field(default_factory=dict)
+    has_range: bool = False  # rows can have values outside the range of the model's training rows
+    attributes: Mapping[str, Any] = field(default_factory=dict)  # attributes of every file
     storage: Storage = PLAIN
-    n_wide: int = 1
-    chunk_bytes: int = 0
+    n_wide: int = 1  # parts with wide extras (see `is_wide`) that a process can write at the same time
+    chunk_bytes: int = 0  # size of the cache of decompressed chunks in each process
 
     @property
     def key(self) -> object:
@@ -89,28 +62,15 @@ class EncodeSettings:
 
 
 class Worker:
-    """Model, device and memory of a process that encodes.
-
-    Attributes
-    ----------
-    model : Model
-    encode : callable
-        See `Encoder`.
-    disk : Disk
-        Disk that writes all files.
-    readers : Semaphore
-        Limit for the threads that read and encode. Without it, all threads would soon wait for the disk at the same
-        time.
-    wide_writers : Semaphore
-        Limit for the threads that hold wide extras in memory.
-    """
+    """Model, device and memory of a process that encodes."""
 
     def __init__(self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> None:
         self.model = model
         self.encode = encode
         self.disk = disk
+        # Without this limit, all threads would soon wait for the disk at the same time.
         self.readers = threading.Semaphore(settings.n_readers or n_cores())
-        self.wide_writers = threading.Semaphore(max(1, settings.n_wide))
+        self.wide_writers = threading.Semaphore(max(1, settings.n_wide))  # threads that hold wide extras in memory
         self._settings = settings
         self._local = threading.local()
 
@@ -123,7 +83,6 @@ class Worker:
         return np.asarray(memory[: len(block)])
 
     def part_memory(self, shard: Shard) -> PartMemory:
-        """Return this thread's memory for the file of a part."""
         # All shards of a run have the same categories, but another run with the same model can have other categories.
         categories = [(extra.name, extra.categories) for extra in shard.extras]
         if getattr(self._local, "categories", None) != categories:
@@ -140,18 +99,12 @@ _workers = ProcessCache[object, Worker](max_size=1)  # a model and its memory ar
 def worker_of(settings: EncodeSettings) -> Worker:
     """Return the worker of this process. If necessary, create it on the device of this process.
 
-    Raises
-    ------
-    ReadFailed
-        If the model's file differs from the file that the settings describe.
-    DeviceError, ConfigError, NotPermitted, WriteFailed
-        See `shardpress.device.start_device`.
+    Raise `ReadFailed` if the model's file has changed, or an error of `shardpress.device.start_device`.
     """
     return _workers.get_or_make(settings.key, lambda: _new_worker(settings))
 
 
 def _new_worker(settings: EncodeSettings) -> Worker:
-    """Load the model, compile it in this process, and return a worker for it."""
     model = _load_model(settings)
     start_device()
     autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))

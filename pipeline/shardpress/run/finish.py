@@ -19,11 +19,9 @@ from shardpress.columns import Columns
 from shardpress.encoding.index import index_files
 from shardpress.encoding.partfile import part_shapes, stored_categories, stored_masks
 from shardpress.encoding.parts import PartFacts
-from shardpress.encoding.views import EarlierViews
 from shardpress.errors import VerificationFailed, printable, quantity
 from shardpress.features import Shape
 from shardpress.model import Model
-from shardpress.output.records import Entry
 from shardpress.report.facts import bad_data_facts, input_facts, last_run_facts, sample_facts
 from shardpress.report.judgment import judge
 from shardpress.report.measures import LabelChoice
@@ -363,9 +361,7 @@ class _Finish:
         """Write the files that accompany the parts; the manifest comes last and makes all of them visible."""
         prepared = self._prepared
         publication = self._ledger.publication()
-        entries = []
-        for name, data in self._files(report):
-            entries.append(data if isinstance(data, Entry) else publication.write(name, data))
+        entries = [publication.write(name, data) for name, data in self._files(report)]
         generations = self._generations
         entries += generations.entries
         manifest = {
@@ -449,11 +445,8 @@ class _Finish:
             }
         return stages
 
-    def _files(self, report: Mapping[str, Any]) -> Iterator[tuple[str, bytes | Entry]]:
-        """Yield names and contents of the files next to the parts. Each is built after the previous one is written.
-
-        Files that exist already are given by their entries.
-        """
+    def _files(self, report: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+        """Yield names and contents of the files next to the parts. Each is built after the previous one is written."""
         yield "model.h5", self._model.to_hdf5()
         yield from self._index()
         yield "report.json", report_bytes(report)
@@ -461,7 +454,7 @@ class _Finish:
         if self._prepared.allows_bad_data:
             yield BAD_ROWS, self._bad_rows()
 
-    def _index(self) -> Iterator[tuple[str, bytes | Entry]]:
+    def _index(self) -> Iterator[tuple[str, bytes]]:
         first = self._prepared.shards[0]
         n_features = self._prepared.config.network.n_outputs
         dtype = np.dtype(self._attributes["storage"]["dtype"])
@@ -474,13 +467,9 @@ class _Finish:
 
         categories = stored_categories(first.extras)  # the same in all shards
         append_ids = None
-        earlier = None
         if self._prepared.finished is not None:
             append_ids = [(part.append_id or 0, part.n_rows) for part in self._all_parts]
-            earlier = EarlierViews(self._ledger.directory, self._prepared.finished.manifest)
-        return index_files(
-            self._all_parts, shapes_of, categories, self._attributes, append_ids=append_ids, earlier=earlier
-        )
+        return index_files(self._all_parts, shapes_of, categories, self._attributes, append_ids)
 
     def _bad_rows(self) -> bytes:
         """Return one line of JSON for each bad shard and each bad row."""

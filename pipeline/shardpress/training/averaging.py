@@ -24,18 +24,10 @@ _MOMENTUM = 0.9
 
 @dataclass(frozen=True)
 class Weights:
-    """Arrays of a training run between two steps: float32, by name.
-
-    Attributes
-    ----------
-    parameters : mapping
-        Parameters of the network.
-    rule : mapping
-        Arrays of the update rule. An array without axes counts steps.
-    """
+    """Arrays of a training run between two steps, float32, by name."""
 
     parameters: _Arrays
-    rule: _Arrays
+    rule: _Arrays  # arrays of the update rule; one without axes counts steps
 
 
 class Average:
@@ -43,11 +35,6 @@ class Average:
 
     Weights are added one after the other: another order would round differently, and only a few large models fit into
     memory at once.
-
-    Attributes
-    ----------
-    n_rows : int
-        Total number of rows that the added weights were trained on.
     """
 
     def __init__(self) -> None:
@@ -56,7 +43,6 @@ class Average:
         self._rule: dict[str, np.ndarray] = {}
 
     def add(self, weights: Weights, n_rows: int) -> None:
-        """Add the weights of a replica that was trained on `n_rows` rows."""
         self.n_rows += n_rows
         _add(self._parameters, weights.parameters, n_rows)
         _add(self._rule, weights.rule, n_rows)
@@ -84,46 +70,20 @@ def _add(sums: dict[str, np.ndarray], arrays: _Arrays, n_rows: int) -> None:
             sums[name] = np.maximum(sums.get(name, array), array)
 
 
-def _momentum_of(n_replicas: int) -> float:
-    """Return the momentum that amplifies a steady move by the number of replicas, but at most 7 times."""
-    return min(_MOMENTUM, 1 - _RATE / n_replicas)
-
-
 def outer_step(
     start: Weights, mean: Weights, velocity: _Arrays, n_replicas: int
 ) -> tuple[Weights, dict[str, np.ndarray]]:
     """Take a step along the mean move: ``v <- m v + d ;  p <- p + 0.7 (d + m v)``, where m is at most 0.9.
 
-    Parameters
-    ----------
-    start, mean : Weights
-        Weights before the round, and the mean of all replicas after it.
-    velocity : mapping
-        `v` by the names of parameters, float32; 0 in the first round.
-    n_replicas : int
-        Number of replicas, two or more.
-
-    Returns
-    -------
-    Weights
-        Weights at the start of the next round. The arrays of the update rule are the mean.
-    dict
-        The next velocity, rounded to float32 as in a checkpoint.
+    Return the weights at the start of the next round, with the mean arrays of the update rule, and the next `velocity`
+    ``v``: float32 as in a checkpoint, by the names of parameters, 0 in the first round.
     """
-    momentum = _momentum_of(n_replicas)
+    momentum = min(_MOMENTUM, 1 - _RATE / n_replicas)  # amplifies a steady move by the number of replicas, at most 7
     parameters: dict[str, np.ndarray] = {}
     next_velocity: dict[str, np.ndarray] = {}
     for name, before in start.parameters.items():
-        after, v = _nesterov(before, mean.parameters[name], velocity[name], momentum)
-        parameters[name] = after.astype(np.float32)
+        move = mean.parameters[name].astype(np.float64) - before
+        v = momentum * velocity[name].astype(np.float64) + move
+        parameters[name] = (before + _RATE * (move + momentum * v)).astype(np.float32)
         next_velocity[name] = v.astype(np.float32)
     return replace(mean, parameters=parameters), next_velocity
-
-
-def _nesterov(
-    before: np.ndarray, mean: np.ndarray, velocity: np.ndarray, momentum: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return a parameter after the step of `outer_step`, and its velocity, both float64."""
-    move = mean.astype(np.float64) - before
-    v = momentum * velocity.astype(np.float64) + move
-    return before + _RATE * (move + momentum * v), v

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -11,36 +10,17 @@ import numpy as np
 
 from shardpress.formats import pack, unpack
 
-_MOST_STEPS = 10**15  # a thousand years of steps of 30 microseconds
-_MOST_SECONDS = 1e10  # three hundred years
-
 
 @dataclass(frozen=True)
 class Epoch:
-    """One finished epoch in the history of a training run.
-
-    Attributes
-    ----------
-    epoch : int
-        Number of the epoch, counted from 0.
-    cost : float
-        Mean squared error per entry of scaled rows before a step, averaged over the steps with a computed error.
-    validation_cost : float or None
-        The same for the validation rows at the end of the epoch; None if there are no validation rows.
-    seconds : float
-        Duration.
-    loss : float or None
-        Mean loss of the targets of the validation rows, times its weight; None without a head.
-    accuracy : float or None
-        Share of the validation rows that the head assigns to the right class.
-    """
+    """One finished epoch in the history of a training run."""
 
     epoch: int
-    cost: float
-    validation_cost: float | None
+    cost: float  # mean squared error per scaled entry before a step, averaged over the steps with a computed error
+    validation_cost: float | None  # the same for the validation rows at the end of the epoch
     seconds: float
-    loss: float | None = None
-    accuracy: float | None = None
+    loss: float | None = None  # mean loss of the targets of the validation rows, times its weight
+    accuracy: float | None = None  # share of the validation rows that the head assigns to the right class
 
     @property
     def objective(self) -> float | None:
@@ -60,45 +40,19 @@ class TrainingState:
     """Progress of a training run, without arrays: values that decide how it continues or that are reported.
 
     A checkpoint stores every field under its name.
-
-    Attributes
-    ----------
-    optimizer : str
-        Name of the update rule, to which the stored arrays belong.
-    epoch : int
-        The current epoch, counted from 0.
-    n_done : int
-        Number of steps (or shares of replicas) of this epoch that have been taken.
-    costs : list of float
-        Costs of these steps, as far as they were computed.
-    seconds : float
-        Duration of these steps, including those in interrupted runs.
-    history : list of Epoch
-        Finished epochs.
-    best_cost : float or None
-        Lowest objective of the validation rows (see `Epoch`); None before the first one, because JSON has no infinity.
-    best_epoch : int
-        Epoch of the best parameters, or -1 for the initial parameters. Without enough validation rows it is the last
-        epoch.
-    watch : list of float or None
-        The first and the last finite cost, which reveal divergence. It is a list because JSON returns lists.
-    n_epochs : int or None
-        Number of epochs of the training if a deadline has limited it, otherwise None.
-    ended_at : int or None
-        Number of steps (or shares) of the last epoch after which a deadline ended the training; None for a whole epoch.
     """
 
-    optimizer: str
+    optimizer: str  # name of the update rule, to which the stored arrays belong
     epoch: int = 0
-    n_done: int = 0
-    costs: list[float] = field(default_factory=list)
-    seconds: float = 0.0
+    n_done: int = 0  # steps (or shares of replicas) of this epoch that have been taken
+    costs: list[float] = field(default_factory=list)  # costs of these steps, as far as they were computed
+    seconds: float = 0.0  # duration of these steps, including those in interrupted runs
     history: list[Epoch] = field(default_factory=list)
-    best_cost: float | None = None
-    best_epoch: int = -1
-    watch: list[float | None] = field(default_factory=lambda: [None, None])
-    n_epochs: int | None = None
-    ended_at: int | None = None
+    best_cost: float | None = None  # lowest objective; None before the first one, because JSON has no infinity
+    best_epoch: int = -1  # -1 for the initial parameters; the last epoch without enough validation rows
+    watch: list[float | None] = field(default_factory=lambda: [None, None])  # first and last finite cost
+    n_epochs: int | None = None  # number of epochs if a deadline has limited it
+    ended_at: int | None = None  # steps (or shares) of the last epoch after which a deadline ended it
 
     def start_next_epoch(self, finished: Epoch) -> None:
         """Add a finished epoch to the history, and start to count the steps of the next one."""
@@ -114,37 +68,23 @@ class TrainingState:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingState:
-        """Return the state that `dataclasses.asdict` converted to these values; raise `ValueError` for other values."""
-        if not isinstance(values, Mapping):
-            raise ValueError(f"is not a checkpoint: its progress is a {type(values).__name__}")
+        """Return the state that `dataclasses.asdict` converted to these values; raise `ValueError` for other fields."""
         names = {each.name for each in fields(cls)}
         # A missing field must not become its default.
         if set(values) != names:
             raise ValueError(f"is not a checkpoint: it has the fields {sorted(values)}, expected {sorted(names)}")
         history = [Epoch(**epoch) for epoch in values["history"]]
-        state = cls(**{**values, "history": history})
-        wrong = [name for name, is_possible in _field_checks(state).items() if not is_possible]
-        if wrong:
-            raise ValueError(f"is not a checkpoint: impossible values of {', '.join(wrong)}")
-        return state
+        return cls(**{**values, "history": history})
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training run between two steps.
+    """A training run between two steps."""
 
-    Attributes
-    ----------
-    arrays : mapping
-        ``parameters/...``, ``state/...`` of the update rule, and ``best/...`` of the best epoch so far, all float32.
-    state : TrainingState
-    n_steps : int
-        Number of steps of all epochs so far.
-    """
-
+    # ``parameters/...``, ``state/...`` of the update rule, ``best/...`` and ``outer/...``, all float32
     arrays: Mapping[str, np.ndarray]
     state: TrainingState
-    n_steps: int
+    n_steps: int  # steps of all epochs so far
 
     def group(self, name: str) -> dict[str, np.ndarray]:
         """Return the arrays of a group under their own names."""
@@ -152,18 +92,11 @@ class Checkpoint:
         return {key.removeprefix(start): array for key, array in self.arrays.items() if key.startswith(start)}
 
     def to_npz(self) -> bytes:
-        """Return the content of the checkpoint's file."""
         return pack(self.arrays, {"progress": asdict(self.state), "n_steps": self.n_steps})
 
     @classmethod
     def from_npz(cls, data: bytes) -> Checkpoint:
-        """Return the checkpoint that `to_npz` wrote.
-
-        Raises
-        ------
-        ValueError
-            If the data are not a checkpoint, or an array is not finite.
-        """
+        """Return the checkpoint that `to_npz` wrote; raise `ValueError` for other data, or arrays with NaN or Inf."""
         arrays, about = unpack(data)
         # One NaN would make every later weight NaN, and only the next cost would show it.
         if not all(array.dtype == np.float32 and np.isfinite(array).all() for array in arrays.values()):
@@ -173,54 +106,7 @@ class Checkpoint:
             n_steps = about["n_steps"]
         except (KeyError, TypeError) as error:
             raise ValueError(f"is not a checkpoint: {error!r}") from error
-        if not _is_count(n_steps):
-            raise ValueError("is not a checkpoint: n_steps is not a possible number of steps")
         return cls(arrays, state, n_steps)
-
-
-def _field_checks(state: TrainingState) -> dict[str, bool]:
-    """Return whether the value of each field is possible in any training run."""
-    are_counts = _is_count(state.epoch) and _is_count(state.n_done)
-    costs_are_possible = isinstance(state.costs, list) and all(map(_is_finite, state.costs))
-    watch_is_possible = isinstance(state.watch, list) and len(state.watch) == 2
-    return {
-        "optimizer": isinstance(state.optimizer, str),
-        "epoch": _is_count(state.epoch),
-        "n_done": _is_count(state.n_done),
-        "costs": are_counts and costs_are_possible and len(state.costs) <= state.n_done,
-        "seconds": _is_duration(state.seconds),
-        "history": len(state.history) == state.epoch
-        and all(map(_is_possible_epoch, range(len(state.history)), state.history)),
-        "best_cost": state.best_cost is None or _is_finite(state.best_cost),
-        # The first version began with 0, later versions begin with -1.
-        "best_epoch": are_counts and type(state.best_epoch) is int and -1 <= state.best_epoch <= state.epoch,
-        "watch": watch_is_possible and all(cost is None or _is_finite(cost) for cost in state.watch),
-        "n_epochs": state.n_epochs is None or _is_count(state.n_epochs),
-        "ended_at": state.ended_at is None or _is_count(state.ended_at),
-    }
-
-
-def _is_possible_epoch(number: int, epoch: Epoch) -> bool:
-    """Return whether a line of the history is possible for the epoch `number`."""
-    validation_cost = epoch.validation_cost
-    is_numbered = _is_count(epoch.epoch) and epoch.epoch == number
-    optional = (validation_cost, epoch.loss, epoch.accuracy)
-    has_costs = _is_finite(epoch.cost) and all(value is None or _is_finite(value) for value in optional)
-    return is_numbered and has_costs and _is_duration(epoch.seconds)
-
-
-def _is_count(value: object) -> bool:
-    """Return whether a value is a possible number of epochs or steps."""
-    return type(value) is int and 0 <= value < _MOST_STEPS
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def _is_duration(value: object) -> bool:
-    """Return whether a value is a possible time in seconds."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < _MOST_SECONDS
 
 
 def join_groups(**groups: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

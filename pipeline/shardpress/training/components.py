@@ -51,32 +51,20 @@ class Components:
     deviations: np.ndarray
 
 
-def sampled(rows: Rows, order: Order, scaler: Scaler, most: int, block_bytes: int = _BLOCK_BYTES) -> np.ndarray:
-    """Return a sample of the rows that are trained on. It depends only on the seed and on its size.
+def sampled(rows: Rows, order: Order, scaler: Scaler, most: int) -> np.ndarray:
+    """Return scaled rows (n, n_inputs), float32, in the order of their numbers: `most` training rows, or all if fewer.
 
-    Parameters
-    ----------
-    most : int
-        Largest size of the sample, 1 or more. If there are fewer rows, all of them are used.
-    block_bytes : int
-        Bytes of rows in float64 that are scaled at once.
-
-    Returns
-    -------
-    ndarray of shape (n_rows, n_inputs), float32
-        Scaled rows, in the order of their numbers.
+    The choice depends only on the seed and on `most`.
     """
     numbers = order.sample(most)
     scaled = np.empty((len(numbers), len(scaler.minimum)), dtype=np.float32)
     # Scale in blocks, since the memory does not hold a second copy of the sample in its own dtype.
-    for block in blocks(len(scaled), scaled.shape[1], block_bytes):
+    for block in blocks(len(scaled), scaled.shape[1]):
         scaled[block] = scaler.scaled(rows.take(numbers[block]))
     return scaled
 
 
-def principal_components(
-    x: np.ndarray, k: int, rng: np.random.Generator, small: int = _SMALL, block_bytes: int = _BLOCK_BYTES
-) -> Components:
+def principal_components(x: np.ndarray, k: int, rng: np.random.Generator) -> Components:
     """Return the first `k` principal components of rows.
 
     The components depend only on the rows and the generator, except for the rounding of BLAS, which may depend on the
@@ -88,15 +76,11 @@ def principal_components(
         At least one row, scaled. The directions are orthonormal even if there are fewer than `k` rows.
     k : int
         Number of components, from 1 to n_inputs.
-    small : int
-        Side up to which the Gram matrix is computed.
-    block_bytes : int
-        Bytes of rows in float64 that are multiplied at once.
     """
     mean = x.mean(axis=0, dtype=np.float64)
-    gram = _Gram(x, mean, small, block_bytes)
-    if len(x) <= small < x.shape[1]:
-        directions = _directions_of_few_rows(x, mean, k, block_bytes)
+    gram = _Gram(x, mean)
+    if len(x) <= _SMALL < x.shape[1]:
+        directions = _directions_of_few_rows(x, mean, k)
     elif gram.matrix is not None:
         directions = np.linalg.eigh(gram.matrix)[1][:, -k:]
     else:
@@ -123,45 +107,35 @@ def _directions_of_products(gram: _Gram, n_inputs: int, k: int, rng: np.random.G
     return found
 
 
-def _directions_of_few_rows(x: np.ndarray, mean: np.ndarray, k: int, block_bytes: int) -> np.ndarray:
+def _directions_of_few_rows(x: np.ndarray, mean: np.ndarray, k: int) -> np.ndarray:
     """Return orthonormal columns (n_inputs, k) that span the first `k` components, from the products of rows."""
-    weights = np.linalg.eigh(_products_of_rows(x, mean, block_bytes))[1][:, ::-1][:, :k]
+    weights = np.linalg.eigh(_products_of_rows(x, mean))[1][:, ::-1][:, :k]
     found = np.zeros((len(mean), k))
-    for block in blocks(len(mean), len(x), block_bytes):
+    for block in blocks(len(mean), len(x)):
         centred = x[:, block] - mean[block]
         found[block, : weights.shape[1]] = centred.T @ weights
     return np.linalg.qr(found)[0]  # adds arbitrary directions if there are fewer rows than components
 
 
-def _products_of_rows(x: np.ndarray, mean: np.ndarray, block_bytes: int) -> np.ndarray:
+def _products_of_rows(x: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Return the scalar products (n_rows, n_rows) of all pairs of centred rows."""
     products = np.zeros((len(x), len(x)))
-    for block in blocks(len(mean), len(x), block_bytes):
+    for block in blocks(len(mean), len(x)):
         centred = x[:, block] - mean[block]
         products += centred @ centred.T
     return products
 
 
 class _Gram:
-    """Gram matrix (n_inputs, n_inputs) of the centred rows.
+    """Gram matrix (n_inputs, n_inputs) of the centred rows, which is computed only if it is small."""
 
-    Attributes
-    ----------
-    mean : ndarray of shape (n_inputs,), float64
-        Mean of the rows.
-    n_rows : int
-    matrix : ndarray or None
-        The matrix, which is computed only if it is small.
-    """
-
-    def __init__(self, x: np.ndarray, mean: np.ndarray, small: int, block_bytes: int) -> None:
+    def __init__(self, x: np.ndarray, mean: np.ndarray) -> None:
         self.mean = mean
         self.n_rows = len(x)
         self.matrix: np.ndarray | None = None
         self._x = x
-        self._block_bytes = block_bytes
         n_inputs = x.shape[1]
-        if n_inputs <= small:
+        if n_inputs <= _SMALL:
             self.matrix = np.zeros((n_inputs, n_inputs))
             for block in self._centred():
                 self.matrix += block.T @ block
@@ -177,44 +151,29 @@ class _Gram:
 
     def _centred(self) -> Iterator[np.ndarray]:
         """Yield blocks of rows minus their mean in float64: float32 would lose components of small deviation."""
-        for block in blocks(len(self._x), self._x.shape[1], self._block_bytes):
+        for block in blocks(len(self._x), self._x.shape[1]):
             yield self._x[block] - self.mean
 
 
-def blocks(n: int, width: int, block_bytes: int = _BLOCK_BYTES) -> Iterator[slice]:
-    """Yield slices of `n` rows, whose float64 numbers take at most `block_bytes` if a slice has several rows."""
-    size = max(1, block_bytes // (8 * width))
+def blocks(n: int, width: int) -> Iterator[slice]:
+    """Yield slices of `n` rows, whose float64 numbers take at most 8 MiB if a slice has several rows."""
+    size = max(1, _BLOCK_BYTES // (8 * width))
     for start in range(0, n, size):
         yield slice(start, min(start + size, n))
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Mean squared errors, in scaled units, of validation rows predicted from components or by the mean row.
-
-    Attributes
-    ----------
-    n_components : int
-        Number of components, equal to the number of features.
-    components : ndarray of shape (n_rows,), float64
-        Error of each row's reconstruction from its principal components.
-    mean : ndarray of shape (n_rows,), float64
-        Error of each row if it is predicted by the mean row.
-    """
+    """Mean squared errors, in scaled units, of validation rows predicted from components or by the mean row."""
 
     n_components: int
-    components: np.ndarray
-    mean: np.ndarray
+    components: np.ndarray  # (n_rows,), float64: error of each row's reconstruction from its components
+    mean: np.ndarray  # (n_rows,), float64: error of each row if it is predicted by the mean row
 
     def comparison(self, errors: np.ndarray) -> dict[str, Any]:
-        """Return plain values for reports, and whether features with these errors are worse than components.
+        """Return plain values for reports, and whether features with `errors` (n_rows,) are worse than components.
 
-        Both errors belong to the same rows, so the test uses their differences.
-
-        Parameters
-        ----------
-        errors : ndarray of shape (n_rows,)
-            Mean squared error of each row's reconstruction from its features.
+        All errors belong to the same rows, so the test uses their differences.
         """
         excess = errors.astype(np.float64) - self.components
         tolerance = _STANDARD_ERRORS * excess.std() / np.sqrt(len(excess))
@@ -224,19 +183,11 @@ class Baseline:
         return {"n_components": self.n_components, "components": components, "mean": mean, "is_worse": is_worse}
 
 
-def baseline_of(components: Components, rows: np.ndarray, scaler: Scaler, block_bytes: int = _BLOCK_BYTES) -> Baseline:
-    """Return the errors of components on rows that were not used to compute them.
-
-    Parameters
-    ----------
-    rows : ndarray of shape (n_rows, n_inputs)
-        Cleaned rows, at least one.
-    block_bytes : int
-        Bytes of rows in float64 that are scaled at once.
-    """
+def baseline_of(components: Components, rows: np.ndarray, scaler: Scaler) -> Baseline:
+    """Return the errors of components for other cleaned `rows` (n_rows, n_inputs), at least one."""
     mean = np.empty(len(rows))
     residual = np.empty(len(rows))
-    for block in blocks(len(rows), rows.shape[1], block_bytes):
+    for block in blocks(len(rows), rows.shape[1]):
         centred = scaler.scaled(rows[block]) - components.mean
         mean[block] = np.square(centred).mean(axis=1)
         # By Pythagoras, since components are orthonormal. Rounding may make the residual of explained rows negative.

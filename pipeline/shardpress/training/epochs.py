@@ -20,9 +20,9 @@ from shardpress.training.averaging import Average, Weights, outer_step
 from shardpress.training.checkpoint import Checkpoint, Epoch, TrainingState, join_groups
 from shardpress.training.components import Baseline
 from shardpress.training.order import Order, learning_rate, long_epoch
-from shardpress.training.replica import ReplicaResult, Replicas, RoundRunner
+from shardpress.training.replica import Replicas, RoundRunner
 from shardpress.training.rounds import Share
-from shardpress.training.rows import Rows, StepFeed, n_nested_features, numbers_of
+from shardpress.training.rows import Rows, StepFeed, numbers_of
 from shardpress.training.targets import Supervision
 
 if TYPE_CHECKING:
@@ -51,87 +51,41 @@ _SMALL = 0.01  # lower initial costs, such as the costs of components, can grow 
 
 @dataclass(frozen=True)
 class Limit:
-    """Decision to end a training run early.
+    """Decision to end a training run early."""
 
-    Attributes
-    ----------
-    n_epochs : int
-        Number of epochs of the whole training run, during which the learning rate falls to 0.
-    ends_here : bool
-        Whether the training ends with the last step. The current epoch is then the last one.
-    """
-
-    n_epochs: int
-    ends_here: bool = False
+    n_epochs: int  # epochs of the whole training run, during which the learning rate falls to 0
+    ends_here: bool = False  # the training ends with the last step, in what is then the last epoch
 
 
 class StepResult(NamedTuple):
-    """Steps that have just been taken, or the end of an epoch.
+    """Steps that have just been taken, or the end of an epoch."""
 
-    Attributes
-    ----------
-    n_steps : int
-        Number of steps, or of the shares of replicas; 0 at the end of an epoch.
-    n_rows : int
-        Number of rows of these steps.
-    cost : float or None
-        The cost before the last of these steps, or the mean cost of replicas; None if it was not computed.
-    epoch : Epoch or None
-        The epoch that has just ended, after all results of its steps.
-    """
-
-    n_steps: int
+    n_steps: int  # number of steps, or of the shares of replicas; 0 at the end of an epoch
     n_rows: int
+    # cost before the last of these steps, or the mean cost of replicas; None if it was not computed
     cost: float | None = None
-    epoch: Epoch | None = None
+    epoch: Epoch | None = None  # the epoch that has just ended, after all results of its steps
 
 
 @dataclass
 class Training:
-    """A model, the rows that it is trained on, and the progress so far.
+    """A model, the rows that it is trained on, and the progress so far."""
 
-    Attributes
-    ----------
-    autoencoder : Autoencoder
-        Initialized model, which is trained in place.
-    rows : Rows
-        Source of the minibatches.
-    order : Order
-        Order of the rows.
-    validation : ndarray of shape (n_validation, n_inputs)
-        Unscaled validation rows, possibly none.
-    patience : int
-        Number of epochs without a better validation cost after which the training stops; 0 for never. Short epochs
-        count as in `long_epoch`.
-    baseline : Baseline or None
-        Errors to compare with the errors of the trained model.
-    replicas : Replicas or None
-        Replicas of the autoencoder, if several train it.
-    supervision : Supervision or None
-        Targets of the rows, if the network has a head.
-    start_cost : float or None
-        Cost of the validation rows at the start; None if it has not decided which epoch is the best.
-    state : TrainingState
-        Progress.
-    best : dict
-        Parameters of the best epoch so far, or the initial parameters as long as no epoch was better.
-    outer : dict
-        Velocity of the outer steps of the replicas, by the names of parameters; empty for one replica.
-    """
-
-    autoencoder: Autoencoder
+    autoencoder: Autoencoder  # initialized; trained in place
     step: TrainingStep
     rows: Rows
     order: Order
-    validation: np.ndarray
+    validation: np.ndarray  # unscaled rows (n_validation, n_inputs), possibly none
     settings: ResolvedTraining
-    patience: int = 0
+    patience: int = 0  # epochs without a better validation cost, counted as in `long_epoch`; 0 for never
     baseline: Baseline | None = None
     replicas: Replicas | None = None
     supervision: Supervision | None = None
+    # cost of the validation rows; None if it has not decided which epoch is the best
     start_cost: float | None = field(init=False)
     state: TrainingState = field(init=False)
-    best: dict[str, np.ndarray] = field(init=False)
+    best: dict[str, np.ndarray] = field(init=False)  # parameters of the best epoch, or the initial ones
+    # velocity of the outer steps of the replicas; empty for one replica
     outer: dict[str, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -174,7 +128,6 @@ class Training:
 
     @property
     def epoch_part(self) -> float:
-        """Part of the current epoch that is trained."""
         return self.state.n_done / self._n_pieces
 
     @property
@@ -252,9 +205,7 @@ class Training:
         cost = self.autoencoder.cost(self.validation)
         if self.supervision is not None:
             cost += self._validate_targets()[0] or 0.0
-        if not math.isfinite(cost):
-            return None
-        return cost
+        return cost if math.isfinite(cost) else None
 
     # -- checkpoints -------------------------------------------------------------------------------------------------
 
@@ -267,10 +218,7 @@ class Training:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Continue after a checkpoint of the same training run; on the CPU the result has the same bits.
 
-        Raises
-        ------
-        ValueError
-            If the checkpoint belongs to a different training run.
+        Raise `ValueError` if the checkpoint belongs to a different training run.
         """
         self._check_arrays(checkpoint)
         self._check_progress(checkpoint.state)
@@ -309,7 +257,6 @@ class Training:
         return Weights(self.autoencoder.parameters(), self.step.state())
 
     def set_weights(self, weights: Weights) -> None:
-        """Continue from these weights."""
         self.autoencoder.set_parameters(weights.parameters)
         self.step.set_state(weights.rule)
 
@@ -325,17 +272,9 @@ class Training:
         return (state.n_epochs, state.ended_at) != before
 
     def record(self, step: StepResult, seconds: float) -> None:
-        """Count steps that have been taken.
+        """Count steps that have been taken; `seconds` is the duration of all steps of the current epoch.
 
-        Parameters
-        ----------
-        seconds : float
-            Duration of all steps of the current epoch.
-
-        Raises
-        ------
-        TrainingDiverged
-            If the cost is not finite or has grown without bound.
+        Raise `TrainingDiverged` if the cost is not finite or has grown without bound.
         """
         state = self.state
         number = state.n_done
@@ -348,13 +287,7 @@ class Training:
             state.costs.append(step.cost)
 
     def end_epoch(self) -> Epoch:
-        """Validate the model at the end of an epoch, and start the next one.
-
-        Raises
-        ------
-        TrainingDiverged
-            If a parameter or the cost is not finite, or the cost has grown without bound.
-        """
+        """Validate the model at the end of an epoch, and start the next one; raise like `record`."""
         start = time.monotonic()
         state = self.state
         validation_cost = self._validate()
@@ -441,6 +374,7 @@ def _check_cost(state: TrainingState, cost: float, where: str) -> None:
 
 def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Iterator[StepResult]:
     """Take the steps of an epoch from number `n_done` on, several at once if no cost is computed."""
+    settings = training.settings
     first = epoch * training.steps_per_epoch
     stride = max(1, training.steps_per_epoch // _COSTS_PER_EPOCH)
     feed = _feed_from(training, order, epoch, n_done)
@@ -450,7 +384,8 @@ def steps_of(training: Training, order: Order, epoch: int, n_done: int) -> Itera
         n_steps = 1
         if not with_cost:
             n_steps = min(n_ready, stride - number % stride)
-        rates = _learning_rates(training, first + number, n_steps)
+        steps = range(first + number, first + number + n_steps)
+        rates = [learning_rate(settings, step, training.steps_per_epoch, training.n_epochs) for step in steps]
         signals.check()  # before the steps, because steps that have been taken must be counted
         n_rows, cost = feed.take(rates, with_cost)
         yield StepResult(n_steps, n_rows, cost)
@@ -472,17 +407,7 @@ def _feed_from(training: Training, order: Order, epoch: int, n_done: int) -> Ste
         def targets(n_each: int) -> Iterator[np.ndarray]:
             return (values[numbers] for numbers in numbers_of(order, epoch, batch_size, n_done, n_each))
 
-    n_inputs = training.validation.shape[1]
-    n_nested = n_nested_features(training.autoencoder.network)
-    return StepFeed(training.step, pieces, training.settings, n_inputs, first_step, targets, n_nested)
-
-
-def _learning_rates(training: Training, first: int, n_steps: int) -> list[float]:
-    """Return the learning rates of some steps, which are counted from 0 over all epochs."""
-    settings = training.settings
-    steps_per_epoch = training.steps_per_epoch
-    n_epochs = training.n_epochs
-    return [learning_rate(settings, first + i, steps_per_epoch, n_epochs) for i in range(n_steps)]
+    return StepFeed(training.step, pieces, training.autoencoder.network, training.settings, first_step, targets)
 
 
 # -- replicas ------------------------------------------------------------------------------------------------------
@@ -503,40 +428,23 @@ def rounds_of_epoch(training: Training, replicas: Replicas, runner: RoundRunner 
             yield _round(training, replicas, run, shares)
 
 
-class _RoundSum:
-    """Sum of the results of one round. They are added one by one, since many models would not fit into memory."""
-
-    def __init__(self, start: Weights) -> None:
-        self.average = Average()
-        self.last = start
-        self._costs: list[float] = []
-
-    def add(self, result: ReplicaResult) -> None:
-        self.average.add(result.weights, result.n_rows)
-        self.last = result.weights
-        self._costs += result.costs
-
-    @property
-    def cost(self) -> float | None:
-        if not self._costs:
-            return None
-        return float(np.mean(self._costs))
-
-
 def _round(training: Training, replicas: Replicas, run: RoundRunner, shares: Sequence[Share]) -> StepResult:
     """Train on these shares at the same time, and continue from the mean of the replicas."""
     start = training.weights()
-    results = _RoundSum(start)
+    weights = start
+    average = Average()
+    costs = []
     tasks = [replicas.task(share, start, training.n_epochs, training.steps_per_epoch) for share in shares]
     try:
-        for result in run(tasks):
-            results.add(result)
+        for result in run(tasks):  # one by one, since many models would not fit into memory
+            average.add(result.weights, result.n_rows)
+            weights = result.weights  # a single replica is not averaged
+            if result.cost is not None:
+                costs.append(result.cost)
     except BaseException:  # in the middle of a round, which is then trained again
         training.set_weights(start)
         raise
-    average = results.average
-    weights = results.last  # a single replica is not averaged
     if len(shares) > 1 and average.n_rows:
         weights, training.outer = outer_step(start, average.mean(), training.outer, len(shares))
     training.set_weights(weights)
-    return StepResult(len(shares), average.n_rows, results.cost)
+    return StepResult(len(shares), average.n_rows, float(np.mean(costs)) if costs else None)

@@ -17,7 +17,7 @@ from shardpress.scan.scaler import Cleaning
 from shardpress.settings.defaults import TARGET_WEIGHT
 from shardpress.settings.resolve import ResolvedTraining, Settings
 from shardpress.shards.shard import Shard, row_dtype
-from shardpress.training.components import Baseline, Components, baseline_of, principal_components, sampled
+from shardpress.training.components import Components, baseline_of, principal_components, sampled
 from shardpress.training.epochs import Training
 from shardpress.training.order import Order, slab_starts, spread_rows
 from shardpress.training.pseudolabels import with_pseudo_labels
@@ -42,30 +42,14 @@ _MEAN_BYTES = 2**22  # size, as float64, of the sample of rows whose mean sets t
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes that keep a training run within its memory.
+    """Sizes that keep a training run within its memory."""
 
-    Attributes
-    ----------
-    resident : bool
-        Whether all rows are kept in the host's memory.
-    window_rows : int
-        Number of rows that are shuffled together. Streaming holds two such windows.
-    max_validation_rows : int
-        Maximum number of validation rows.
-    max_sample_rows : int
-        Maximum number of rows for the computation of principal components.
-    n_threads : int
-        Number of threads that read rows.
-    on_device : bool
-        Whether all rows are kept in a device's own memory, and not in the host's memory.
-    """
-
-    resident: bool
-    window_rows: int
+    resident: bool  # all rows are kept in the host's memory
+    window_rows: int  # rows that are shuffled together; streaming holds two such windows
     max_validation_rows: int
-    max_sample_rows: int
-    n_threads: int
-    on_device: bool = False
+    max_sample_rows: int  # rows for the computation of principal components
+    n_threads: int  # threads that read rows
+    on_device: bool = False  # all rows are kept in a device's own memory, and not in the host's memory
 
     def where(self) -> str:
         """Return the source of the training rows in words."""
@@ -76,35 +60,18 @@ class Sizes:
 
 @dataclass(frozen=True)
 class _Data:
-    """Rows of a training run.
+    """Rows of a training run."""
 
-    Attributes
-    ----------
-    shards : tuple of Shard
-        Shards that can be read.
-    scan : Scan
-        Scan of these shards alone.
-    order : Order
-        Order of the rows that the model is trained on.
-    rows : Rows
-        Source of the rows.
-    validation : ndarray of shape (n_validation, n_inputs)
-        Rows that the model is not trained on.
-    validation_numbers : ndarray of shape (n_validation,), int64
-        Numbers of these rows.
-    """
-
-    shards: tuple[Shard, ...]
-    scan: Scan
+    shards: tuple[Shard, ...]  # shards that can be read
+    scan: Scan  # scan of these shards alone
     cleaning: Cleaning
-    order: Order
+    order: Order  # rows that the model is trained on
     rows: Rows
-    validation: np.ndarray
-    validation_numbers: np.ndarray
+    validation: np.ndarray  # (n_validation, n_inputs), rows that the model is not trained on
+    validation_numbers: np.ndarray  # (n_validation,), int64
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype that holds the rows of all shards."""
         return row_dtype(self.shards)
 
 
@@ -118,25 +85,25 @@ def prepare_training(
 ) -> Training:
     """Choose the rows, read the rows that stay in memory, initialize the parameters, and compile the step.
 
-    Parameters
-    ----------
-    targets : Targets, optional
-        Targets of all rows, if the network has a head.
-
-    Raises
-    ------
-    DataError
-        If no row is left to train on, or rows cannot be read.
+    Raise `DataError` if no row is left to train on, or rows cannot be read.
     """
     settings = config.training
     readable_shards, readable_scan = readable(shards, scan)
     data = _read_data(readable_shards, readable_scan, config, sizes)
-    _log_data(data, settings, sizes)
-    has_baseline = len(data.validation) > 0
+    log.info(
+        "training: %s %s, %d for validation, minibatches of %d",
+        quantity(data.order.n_rows, "row"),
+        sizes.where(),
+        len(data.validation),
+        settings.batch_size,
+    )
     starts_from_components = _starts_from_components(autoencoder.network, settings)
     components = None
-    if starts_from_components or has_baseline:
+    if starts_from_components or len(data.validation):
         components = _components(data, autoencoder.network.n_features, sizes.max_sample_rows)
+    baseline = None
+    if components is not None and len(data.validation):
+        baseline = baseline_of(components, data.validation, data.scan.scaler)
     _initialize(autoencoder, data, settings, components if starts_from_components else None)
     supervision = None
     if targets is not None:
@@ -153,7 +120,7 @@ def prepare_training(
         validation=data.validation,
         settings=settings,
         patience=config.validation.patience,
-        baseline=_baseline(data, components) if has_baseline else None,
+        baseline=baseline,
         replicas=_replicas(autoencoder, step, data, settings, sizes.n_threads, supervision),
         supervision=supervision,
     )
@@ -196,22 +163,11 @@ def _validation_numbers(scan: Scan, fraction: float, most: int, seed: int) -> np
 
 
 def _rows(shards: Sequence[Shard], cleaning: Cleaning, sizes: Sizes) -> Rows:
-    """Return the source of the rows."""
     if sizes.on_device:
         return DeviceRows(shards, sizes.n_threads, cleaning, sizes.window_rows)
     if sizes.resident:
         return ResidentRows.of(shards, sizes.n_threads, cleaning)
     return StreamedRows(shards, sizes.n_threads, cleaning)
-
-
-def _log_data(data: _Data, settings: ResolvedTraining, sizes: Sizes) -> None:
-    log.info(
-        "training: %s %s, %d for validation, minibatches of %d",
-        quantity(data.order.n_rows, "row"),
-        sizes.where(),
-        len(data.validation),
-        settings.batch_size,
-    )
 
 
 # -- initial parameters --------------------------------------------------------------------------------------------
@@ -221,14 +177,13 @@ def _starts_from_components(network: Network, settings: ResolvedTraining) -> boo
     """Return whether the weights are initialized from principal components, which need enough units in each layer."""
     if settings.start != "components":
         return False
-    if not has_room(network):
-        least = 2 * network.n_features
-        log.info(
-            "training: hidden layers with fewer than %d units cannot hold the principal components; starting at random",
-            least,
-        )
-        return False
-    return True
+    if has_room(network):
+        return True
+    log.info(
+        "training: hidden layers with fewer than %d units cannot hold the principal components; starting at random",
+        2 * network.n_features,
+    )
+    return False
 
 
 def _components(data: _Data, k: int, max_rows: int) -> Components:
@@ -241,19 +196,9 @@ def _initialize(
     autoencoder: Autoencoder, data: _Data, settings: ResolvedTraining, components: Components | None
 ) -> None:
     """Set the initial parameters, from components if they are given."""
-    if components is None:
-        mean = _mean(data, settings)
-    else:
-        mean = components.mean
+    mean = _mean(data, settings) if components is None else None
     rng = np.random.default_rng(settings.seed)
     autoencoder.set_parameters(start_of(autoencoder.network, rng, mean, components))
-
-
-def _baseline(data: _Data, components: Components | None) -> Baseline | None:
-    """Return the errors of the validation rows when reconstructed from principal components."""
-    if components is None:
-        return None
-    return baseline_of(components, data.validation, data.scan.scaler)
 
 
 def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
@@ -263,15 +208,10 @@ def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:
     """
     if settings.biases == "zero":
         return None  # as in the reference implementation
-    sample = _scaled_sample(data, settings)
+    sample = data.scan.scaler.scaled(_sample(data, settings))
     if not len(sample):
         return None
     return np.asarray(sample.mean(axis=0, dtype=np.float64))
-
-
-def _scaled_sample(data: _Data, settings: ResolvedTraining) -> np.ndarray:
-    """Return some scaled rows (n, n_inputs), float32, spread over all rows."""
-    return data.scan.scaler.scaled(_sample(data, settings))
 
 
 def _sample(data: _Data, settings: ResolvedTraining) -> np.ndarray:
@@ -339,4 +279,4 @@ def _replicas(
         quantity(rounds.n_rounds, "time"),
     )
     own_replica = Replica(autoencoder, step, is_resident=data.rows.resident is not None)
-    return Replicas.of(rounds, data.shards, common, own_replica, targets)
+    return Replicas(rounds, common, data.shards, own_replica, targets)

@@ -36,16 +36,8 @@ class LimitPolicy(Protocol):
 class CheckpointPolicy:
     """Policy that decides when the checkpoints of a training run are written, and writes them.
 
-    The training loop calls this policy after each step and after each epoch. A checkpoint is due after a fixed time. A
-    checkpoint is also written at the end of an epoch, unless epochs are so short that this would take a large share of
-    the training time.
-
-    Parameters
-    ----------
-    write : callable
-        Function that stores a checkpoint.
-    seconds_between : float
-        Time after which a checkpoint is due, even within an epoch.
+    A checkpoint is due after a fixed time. A checkpoint is also written at the end of an epoch, unless epochs are so
+    short that this would take a large share of the training time.
     """
 
     def __init__(self, write: Callable[[Checkpoint], object], seconds_between: float = math.inf) -> None:
@@ -66,7 +58,6 @@ class CheckpointPolicy:
             self.save(training)
 
     def save(self, training: Training) -> None:
-        """Write a checkpoint now."""
         start = time.monotonic()
         self._write(training.checkpoint())
         self._last_write = time.monotonic()
@@ -86,28 +77,14 @@ def training_loop(
     """Train until the epochs are over or validation stops improving.
 
     The context is an iterator over the steps, which the caller advances. A signal takes effect between two steps only.
-    When the context ends, for any reason, the weights are those after a complete step:
-
-    - at the end the model has the parameters of the best epoch, or the initial ones if no epoch was better;
-    - after `TrainingDiverged` it has the parameters of the best epoch so far;
-    - after a signal (`shardpress.signals.Stopped`) a checkpoint of the last step is saved.
+    When the context ends, for any reason, the weights are those after a complete step. At the end, the model has the
+    parameters of the best epoch, or the initial ones if no epoch was better. After `TrainingDiverged` (a cost is not
+    finite, or has grown without bound) it has the parameters of the best epoch so far. After a signal
+    (`shardpress.signals.Stopped`) a checkpoint of the last step is saved.
 
     After each step the loop calls `limits`, yields the step, and calls `checkpoints`. A new limit is saved at once. At
-    the end of an epoch, the loop evaluates the model, yields the epoch, and calls `checkpoints`.
-
-    Parameters
-    ----------
-    limits : LimitPolicy, optional
-        Policy that decides whether the training ends early.
-    checkpoints : CheckpointPolicy, optional
-        Policy that saves checkpoints. By default, none are saved.
-    runner : RoundRunner, optional
-        Function that trains the replicas, if there are several. By default, this process trains one after the other.
-
-    Raises
-    ------
-    TrainingDiverged
-        If a cost is not finite or has grown without bound.
+    the end of an epoch, the loop evaluates the model, yields the epoch, and calls `checkpoints`. By default, no
+    checkpoints are saved, and this process trains one replica after the other.
     """
     loop = _Loop(training, limits, checkpoints, runner)
     with signals.deferred(), closing(loop.steps()) as steps:
@@ -138,7 +115,6 @@ class _Loop:
         self._runner = runner
 
     def steps(self) -> Generator[StepResult, None, None]:
-        """Yield the results of all steps and epochs."""
         training = self._training
         while not training.is_over:
             yield from self._steps_of_epoch()
@@ -149,7 +125,6 @@ class _Loop:
                 self._checkpoints.after_epoch(training)
 
     def save(self) -> None:
-        """Save a checkpoint now."""
         if self._checkpoints is not None:
             self._checkpoints.save(self._training)
 
@@ -165,7 +140,8 @@ class _Loop:
             is_limited = False
             if step.n_rows:  # a round may have no training rows
                 before = time.monotonic()
-                is_limited = self._limit()
+                limit = None if self._limits is None else self._limits.after_step(training)
+                is_limited = limit is not None and training.apply(limit)
                 yield step
                 start += time.monotonic() - before  # the time of policies and callers does not count
             if is_limited:
@@ -174,13 +150,6 @@ class _Loop:
                 return
             if self._checkpoints is not None:
                 self._checkpoints.after_step(training)
-
-    def _limit(self) -> bool:
-        """Get a limit and apply it; return whether it changes anything."""
-        if self._limits is None:
-            return False
-        limit = self._limits.after_step(self._training)
-        return limit is not None and self._training.apply(limit)
 
     def _pieces(self) -> Iterator[StepResult]:
         """Take the remaining steps of the current epoch, or train on its remaining shares."""

@@ -39,21 +39,11 @@ _KEPT = 9
 
 @dataclass(frozen=True)
 class Order:
-    """The order of the training rows in every epoch.
+    """The order of the training rows in every epoch."""
 
-    Attributes
-    ----------
-    starts : ndarray of int64
-        First row of each slab, and the number of rows at the end.
-    left_out : ndarray of int64
-        Sorted numbers of the rows that are not trained on: bad rows, and validation rows.
-    window_rows : int
-        Maximum number of rows of a window that consists of several slabs.
-    """
-
-    starts: np.ndarray
-    left_out: np.ndarray
-    window_rows: int
+    starts: np.ndarray  # int64: first row of each slab, and the number of rows at the end
+    left_out: np.ndarray  # int64: sorted numbers of the rows that are not trained on: bad rows, and validation rows
+    window_rows: int  # maximum number of rows of a window that consists of several slabs
     seed: int
 
     @property
@@ -79,7 +69,6 @@ class Order:
             n_skipped = 0
 
     def _rows_of(self, slabs: np.ndarray) -> np.ndarray:
-        """Return the numbers of all rows of some slabs."""
         return np.concatenate([np.arange(self.starts[slab], self.starts[slab + 1]) for slab in slabs])
 
     def sample(self, most: int) -> np.ndarray:
@@ -104,34 +93,16 @@ class Order:
 def slab_starts(
     shards: Sequence[Shard],
     max_rows: int | None = None,
-    slab_bytes: int | None = None,
-    max_chunk_bytes: int = MAX_CHUNK_BYTES,
 ) -> np.ndarray:
-    """Cut every shard into slabs of about a megabyte, in whole HDF5 chunks unless the chunks are too large.
+    """Return the first row of each slab of about a megabyte, and the number of rows at the end: int64.
 
-    A window takes whole slabs. If it holds few rows, `max_rows` keeps the slabs small compared with it.
-
-    Parameters
-    ----------
-    shards : sequence of Shard
-    max_rows : int, optional
-        Largest number of rows of a slab.
-    slab_bytes : int, optional
-        Bytes of a slab, up to whole chunks; by default a megabyte.
-    max_chunk_bytes : int
-        Bytes of the largest chunk that a slab holds as a whole.
-
-    Returns
-    -------
-    ndarray of int64
-        First row of each slab, and the number of rows at the end.
+    A slab has whole HDF5 chunks, unless the chunks are too large. A window takes whole slabs: if it holds few rows, the
+    limit `max_rows` keeps the slabs small compared with it.
     """
-    if slab_bytes is None:
-        slab_bytes = _SLAB_BYTES
     starts = []
     first_row = 0
     for shard in shards:
-        slab_rows = _slab_rows(shard, slab_bytes, max_chunk_bytes)
+        slab_rows = _slab_rows(shard)
         if max_rows is not None:
             slab_rows = min(slab_rows, max(1, max_rows))
         starts.append(first_row + np.arange(0, shard.n_rows, slab_rows, dtype=np.int64))
@@ -139,10 +110,10 @@ def slab_starts(
     return np.concatenate([*starts, [first_row]])
 
 
-def _slab_rows(shard: Shard, slab_bytes: int, max_chunk_bytes: int) -> int:
+def _slab_rows(shard: Shard) -> int:
     """Return the number of rows of a slab, in whole chunks unless the chunks are too large."""
-    slab_rows = max(1, slab_bytes // shard.row_bytes)
-    if shard.chunk_rows * shard.row_bytes > max_chunk_bytes:
+    slab_rows = max(1, _SLAB_BYTES // shard.row_bytes)
+    if shard.chunk_rows * shard.row_bytes > MAX_CHUNK_BYTES:
         return slab_rows
     n_chunks = -(-slab_rows // shard.chunk_rows)
     return n_chunks * shard.chunk_rows
@@ -169,8 +140,6 @@ def spread_rows(
         Rows that are dropped from the `n_wanted` rows, which are chosen from all rows.
     purpose : int
         Number of the random generator. Choices for different purposes do not depend on each other.
-    max_runs : int
-        Largest number of runs.
     """
     n_runs = min(n_wanted, max_runs)
     # Each run has a random place in its stratum. Every stratum also contains an equal share of the other rows.
@@ -212,17 +181,10 @@ def kept_features(seed: int, step: int, n_rows: int, n_features: int) -> np.ndar
 
 
 def learning_rate(settings: ResolvedTraining, step: int, steps_per_epoch: int, n_epochs: int) -> float:
-    """Return the learning rate of a step.
+    """Return the learning rate of a step, which is counted from 0 over all epochs.
 
     The linear schedule rises during the first epoch, since large steps from the initial weights would saturate the
     units. After that it falls to 0. The rise takes more than one epoch if epochs are short; see `long_epoch`.
-
-    Parameters
-    ----------
-    step : int
-        Number of the step, counted from 0 over all epochs.
-    n_epochs : int
-        Number of epochs of the training run. A deadline may have reduced the configured number.
     """
     if settings.schedule == "constant":
         return settings.learning_rate

@@ -48,10 +48,7 @@ class _Classifier:
         return cls(W, offset - mean @ W)
 
     def classify(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the class of each scaled row, int16, and its confidence, float32.
-
-        The confidence is the difference between the two largest scores.
-        """
+        """Return the class of each scaled row, int16, and the difference between its two largest scores, float32."""
         scores = rows @ self.W + self.b
         largest = np.partition(scores, -2, axis=1)
         confidence = np.round(largest[:, -1] - largest[:, -2], _DIGITS)
@@ -63,19 +60,9 @@ def with_pseudo_labels(
 ) -> Targets:
     """Return targets with the estimated classes of rows without a target.
 
-    Parameters
-    ----------
-    targets : Targets
-        Targets of all rows. They are returned unchanged if they are numbers or not few, or if the rows to train on have
-        only one class.
-    rows : Rows
-        Source of the rows.
-    scaler : Scaler
-    left_out : ndarray of shape (n,), int64
-        Sorted numbers of the rows that are not trained on. Their targets are neither used nor estimated.
-    max_rows : int
-        Maximum number of rows in memory, with as many numbers as a row has columns.
-    seed : int
+    They are returned unchanged if they are numbers or not few, or if the rows to train on have only one class. The rows
+    `left_out`, sorted, are not trained on: their targets are neither used nor estimated. At most `max_rows` rows are in
+    memory, with as many numbers as a row has columns.
     """
     if targets.head.kind != "classes" or targets.share >= _FEW:
         return targets

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ from shardpress.shards.shard import Block, Shard, block_of, first_rows
 from shardpress.training.averaging import Weights
 from shardpress.training.order import learning_rate
 from shardpress.training.rounds import Rounds, Share
-from shardpress.training.rows import StepFeed, cut, n_nested_features, read_ahead, rows_of
+from shardpress.training.rows import StepFeed, cut, read_ahead, rows_of
 from shardpress_kernels.network import Network, TargetLoss
 
 if TYPE_CHECKING:
@@ -38,69 +38,38 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """Settings shared by all tasks of a training run.
-
-    Attributes
-    ----------
-    dtype : str
-        A dtype that holds the rows of all shards.
-    n_threads : int
-        Number of threads that read a share.
-    loss : TargetLoss or None
-        Loss of the targets, if the network has a head.
-    """
+    """Settings shared by all tasks of a training run."""
 
     training: ResolvedTraining
     network: Network
     cleaning: Cleaning
-    dtype: str
-    n_threads: int
+    dtype: str  # dtype that holds the rows of all shards
+    n_threads: int  # threads that read a share
     loss: TargetLoss | None = None
-
-    @property
-    def n_inputs(self) -> int:
-        """Number of columns and missing indicators."""
-        return self.cleaning.scaler.n_inputs
 
     @property
     def key(self) -> object:
         """Key shared by all settings that can use the same compiled step."""
         scaler = self.cleaning.scaler
-        arrays = [scaler.minimum, scaler.maximum]
-        optional = (scaler.fill, scaler.center, scaler.factor, scaler.indicators)
-        arrays += [array for array in optional if array is not None]
+        values = [getattr(scaler, each.name) for each in fields(scaler)]
         if scaler.tables is not None:
-            arrays += [scaler.tables.knots, scaler.tables.ranks]
-        content = digest(each.tobytes() for each in arrays)
+            values += [scaler.tables.knots, scaler.tables.ranks]
+        content = digest(value.tobytes() for value in values if isinstance(value, np.ndarray))
         facts = (self.training, self.network, self.loss, self.dtype, self.cleaning.missing, scaler.clips)
         return *facts, content
 
 
 @dataclass(frozen=True)
 class _ReplicaTask:
-    """The work of one replica in a round.
-
-    Attributes
-    ----------
-    weights : Weights
-        Initial weights.
-    blocks : tuple of Block
-        Row ranges of the share, in reading order.
-    rates : tuple of float
-        Learning rate of each step.
-    first_noise : int
-        Noise seed of the first step; it increases by 1 per step.
-    targets : ndarray of shape (n,), float32, or None
-        Targets of the rows of all blocks, if the network has a head.
-    """
+    """The work of one replica in a round."""
 
     settings: ReplicaSettings
-    weights: Weights
+    weights: Weights  # initial weights
     share: Share
-    blocks: tuple[Block, ...]
-    rates: tuple[float, ...]
-    first_noise: int
-    targets: np.ndarray | None = None
+    blocks: tuple[Block, ...]  # row ranges of the share, in reading order
+    rates: tuple[float, ...]  # learning rate of each step
+    first_noise: int  # noise seed of the first step; it increases by 1 per step
+    targets: np.ndarray | None = None  # (n,), float32: targets of the rows of all blocks, if the network has a head
 
     def __str__(self) -> str:
         rows = str(self.blocks[0]) if self.blocks else "no rows"
@@ -111,32 +80,18 @@ class _ReplicaTask:
 
 
 @dataclass(frozen=True)
-class ReplicaResult:
-    """Result of a task.
-
-    Attributes
-    ----------
-    costs : tuple of float
-        Cost of the first minibatch before its step; empty if the share has no rows.
-    """
-
+class _ReplicaResult:
     weights: Weights
     n_rows: int
-    costs: tuple[float, ...]
+    cost: float | None  # cost of the first minibatch before its step; None if the share has no rows
 
 
-RoundRunner = Callable[[Sequence[_ReplicaTask]], Iterable[ReplicaResult]]
+RoundRunner = Callable[[Sequence[_ReplicaTask]], Iterable[_ReplicaResult]]
 """Function that runs the tasks of a round and returns their results in the same order."""
 
 
 class Replica:
-    """Compiled model and training step of one process.
-
-    Parameters
-    ----------
-    is_resident : bool
-        Whether the step holds all rows and takes row numbers.
-    """
+    """Compiled model and training step of one process. If `is_resident`, the step takes row numbers instead of rows."""
 
     def __init__(self, autoencoder: Autoencoder, step: TrainingStep, is_resident: bool = False) -> None:
         self._autoencoder = autoencoder
@@ -149,130 +104,94 @@ class Replica:
         """Return the rows of a share, or their numbers, one piece after the other."""
         if self._is_resident:
             return share.numbers()
-        return rows_of(blocks, np.dtype(settings.dtype), settings.n_inputs, settings.cleaning, settings.n_threads)
+        n_inputs = settings.network.n_inputs
+        return rows_of(blocks, np.dtype(settings.dtype), n_inputs, settings.cleaning, settings.n_threads)
 
-    def train(self, task: _ReplicaTask, values: np.ndarray) -> ReplicaResult:
+    def train(self, task: _ReplicaTask, values: np.ndarray) -> _ReplicaResult:
         """Take the steps of a task on the rows or numbers that `read` returned for it."""
         with self._lock:
             self._autoencoder.set_parameters(task.weights.parameters)
             self._step.set_state(task.weights.rule)
-            costs = self._take_steps(task, values)
+            cost = self._take_steps(task, values)
             weights = Weights(self._autoencoder.parameters(), self._step.state())
-        return ReplicaResult(weights, task.share.n_rows, costs)
+        return _ReplicaResult(weights, task.share.n_rows, cost)
 
-    def _take_steps(self, task: _ReplicaTask, values: np.ndarray) -> tuple[float, ...]:
-        """Take the steps; return the cost before the first step, or an empty tuple if there are no rows."""
+    def _take_steps(self, task: _ReplicaTask, values: np.ndarray) -> float | None:
+        """Take the steps; return the cost before the first step, or None if there are no rows."""
         feed = self._feed(task, values)
-        first_costs = []
+        first_cost = None
         n_done = 0
         while n_ready := feed.n_ready():
             check()
-            is_first = n_done == 0
-            n_steps = 1 if is_first else n_ready
-            rates = task.rates[n_done : n_done + n_steps]
-            _n_rows, cost = feed.take(rates, with_cost=is_first)
-            if cost is not None:
-                first_costs.append(cost)
+            n_steps = n_ready if n_done else 1
+            _n_rows, cost = feed.take(task.rates[n_done : n_done + n_steps], with_cost=n_done == 0)
+            if n_done == 0:
+                first_cost = cost
             n_done += n_steps
-        return tuple(first_costs)
+        return first_cost
 
     def _feed(self, task: _ReplicaTask, values: np.ndarray) -> StepFeed:
-        """Return the minibatches of a task."""
         training = task.settings.training
 
         def pieces_of(array: np.ndarray) -> Callable[[int], Iterator[np.ndarray]]:
             return lambda n_each: cut([(array, task.share.places())], n_each * training.batch_size)
 
         targets = None if task.targets is None else pieces_of(task.targets)
-        n_nested = n_nested_features(task.settings.network)
-        n_inputs = task.settings.n_inputs
-        return StepFeed(self._step, pieces_of(values), training, n_inputs, task.first_noise, targets, n_nested)
+        network = task.settings.network
+        return StepFeed(self._step, pieces_of(values), network, training, task.first_noise, targets)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Replicas:
-    """Training with several replicas: how the rows are distributed, and the replica of this process.
-
-    Attributes
-    ----------
-    shards : tuple of Shard
-        The shards, with only those facts that are needed to read them.
-    firsts : ndarray of int64
-        Number of the first row of each shard.
-    own_replica : Replica
-        The replica of this process.
-    targets : ndarray of shape (n_rows,), float32, or None
-        Targets of all rows, if the network has a head.
-    """
+    """Training with several replicas: how the rows are distributed, and the replica of this process."""
 
     rounds: Rounds
     settings: ReplicaSettings
-    shards: tuple[Shard, ...]
-    firsts: np.ndarray
-    own_replica: Replica
-    targets: np.ndarray | None = None
+    shards: Sequence[Shard]
+    own_replica: Replica  # replica of this process
+    targets: np.ndarray | None = None  # (n_rows,), float32: targets of all rows, if the network has a head
 
-    @classmethod
-    def of(
-        cls,
-        rounds: Rounds,
-        shards: Sequence[Shard],
-        settings: ReplicaSettings,
-        own_replica: Replica,
-        targets: np.ndarray | None = None,
-    ) -> Replicas:
-        """Create replicas. Extras are removed from the shards, because every task contains a copy of its shards."""
-        bare = tuple(replace(shard, extras=(), left_out=()) for shard in shards)
-        return cls(rounds, settings, bare, first_rows(bare), own_replica, targets)
+    def __post_init__(self) -> None:
+        # Every task contains a copy of its shards, but needs only what is needed to read rows.
+        self.shards = tuple(replace(shard, extras=(), left_out=()) for shard in self.shards)
+        self._firsts = first_rows(self.shards)
 
     def task(self, share: Share, weights: Weights, n_epochs: int, steps_per_epoch: int) -> _ReplicaTask:
-        """Return the task of training on a share.
+        """Return the task of training on a share, given the initial weights.
 
-        Parameters
-        ----------
-        weights : Weights
-            Initial weights.
-        n_epochs : int
-            Number of epochs of the training run, over which the learning rate falls.
-        steps_per_epoch : int
-            Number of steps of an epoch that one replica trains alone.
+        The learning rate falls over `n_epochs`. An epoch has `steps_per_epoch` steps if one replica trains alone.
         """
         return _ReplicaTask(
             settings=self.settings,
             weights=weights,
             share=share,
             blocks=self._blocks(share),
-            rates=self._rates(share, n_epochs, steps_per_epoch),
+            rates=tuple(self._rates(share, n_epochs, steps_per_epoch)),
             # Shares never reuse noise seeds, because no share has more than `steps_per_epoch` steps.
             first_noise=(share.epoch * self.rounds.n_shares + share.number) * steps_per_epoch,
             targets=None if self.targets is None else self.targets[share.numbers()],
         )
 
     def _blocks(self, share: Share) -> tuple[Block, ...]:
-        return tuple(block_of(self.shards, self.firsts, *piece) for piece in share.pieces)
+        return tuple(block_of(self.shards, self._firsts, *piece) for piece in share.pieces)
 
-    def _rates(self, share: Share, n_epochs: int, steps_per_epoch: int) -> tuple[float, ...]:
-        """Return the rates that one replica would have at the same positions of the epoch."""
+    def _rates(self, share: Share, n_epochs: int, steps_per_epoch: int) -> Iterator[float]:
+        """Yield the rates that one replica would have at the same positions of the epoch."""
         training = self.settings.training
         n_steps = -(-share.n_rows // training.batch_size)
         at_once = self.rounds.at_once(share.epoch)
         n_rounds = self.rounds.n_shares // at_once
         n_before = share.number // at_once * n_steps
         first = share.epoch * steps_per_epoch
-        rates = []
         for i in range(n_steps):
             step = first + (n_before + i) * steps_per_epoch // (n_rounds * n_steps)
-            rates.append(learning_rate(training, step, steps_per_epoch, n_epochs))
-        return tuple(rates)
+            yield learning_rate(training, step, steps_per_epoch, n_epochs)
 
     @contextmanager
     def runner_here(self, epoch: int, n_done: int) -> Iterator[RoundRunner]:
         """Provide a runner that runs all tasks in this process and meanwhile reads the rows of the next task.
 
-        Parameters
-        ----------
-        epoch, n_done : int
-            Epoch to run, and number of its tasks that are already done.
+        It starts after the first `n_done` tasks of an epoch.
         """
 
         def read_share(share: Share) -> np.ndarray:
@@ -281,7 +200,7 @@ class Replicas:
         shares = chain.from_iterable(self.rounds.rounds(epoch, n_done))
         with closing(read_ahead(read_share, shares)) as shares_with_rows:
 
-            def run(tasks: Sequence[_ReplicaTask]) -> Iterator[ReplicaResult]:
+            def run(tasks: Sequence[_ReplicaTask]) -> Iterator[_ReplicaResult]:
                 for task in tasks:
                     _share, values = next(shares_with_rows)
                     yield self.own_replica.train(task, values)
@@ -296,16 +215,7 @@ def runner_on(executor: Executor, n_at_once: int) -> RoundRunner:
 
 
 @theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
-def _train_replica(task: _ReplicaTask) -> ReplicaResult:
-    """Run a task in any process.
-
-    Raises
-    ------
-    DataError, ReadFailed, NotPermitted, SystemLimit
-        If rows cannot be read.
-    DeviceError, ConfigError, WriteFailed
-        See `shardpress.device.start_device`.
-    """
+def _train_replica(task: _ReplicaTask) -> _ReplicaResult:
     replica = _replicas.get_or_make(task.settings.key, lambda: _compiled_replica(task.settings))
     return replica.train(task, replica.read(task.settings, task.share, task.blocks))
 
@@ -314,7 +224,6 @@ _replicas = ProcessCache[object, Replica](max_size=1)  # a model is large
 
 
 def _compiled_replica(settings: ReplicaSettings) -> Replica:
-    """Return a replica that is compiled for the device of this process."""
     start_device()
     dtype = np.dtype(settings.dtype)
     autoencoder = autoencoder_of(settings.cleaning.scaler, settings.network, dtype)

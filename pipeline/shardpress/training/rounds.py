@@ -27,25 +27,14 @@ _SLABS = 16  # slabs of a share, so that its rows come from many parts of the da
 
 @dataclass(frozen=True)
 class Share:
-    """The rows of one replica in one round.
+    """The rows of one replica in one round."""
 
-    Attributes
-    ----------
-    pieces : tuple of (int, int)
-        First row of each slab and the row after its last one, numbered over all shards.
-    left_out : ndarray of int64
-        Sorted numbers of the rows in the pieces that are not trained on.
-    seed : int
-        Seed of the whole training run.
-    epoch, number : int
-        Epoch and number of the share, which decide the order of its rows.
-    """
-
+    # first row of each slab and the row after its last one, numbered over all shards
     pieces: tuple[tuple[int, int], ...]
-    left_out: np.ndarray
-    seed: int
+    left_out: np.ndarray  # int64: sorted numbers of the rows in the pieces that are not trained on
+    seed: int  # seed of the whole training run
     epoch: int
-    number: int
+    number: int  # decides the order of the rows, together with the epoch
 
     def __str__(self) -> str:
         return f"share {self.number} of epoch {self.epoch}"
@@ -69,19 +58,11 @@ class Share:
 
 @dataclass(frozen=True)
 class Rounds:
-    """Distribution of the rows of a training run among its replicas.
+    """Distribution of the rows of a training run among its replicas."""
 
-    Attributes
-    ----------
-    order : Order
-        Order of the rows, with small slabs.
-    n_rounds : int
-        Number of rounds in each epoch except the first. In the first epoch, one replica trains on all shares.
-    """
-
-    order: Order
+    order: Order  # order of the rows, with small slabs
     n_replicas: int
-    n_rounds: int
+    n_rounds: int  # number in each epoch except the first, in which one replica trains on all shares
 
     @property
     def n_shares(self) -> int:
@@ -89,7 +70,6 @@ class Rounds:
         return self.n_replicas * self.n_rounds
 
     def at_once(self, epoch: int) -> int:
-        """Return how many replicas train at the same time."""
         return self.n_replicas if epoch else 1
 
     def shares(self, epoch: int) -> Iterator[Share]:
@@ -107,16 +87,11 @@ class Rounds:
         return np.split(slabs, cuts)
 
     def _share(self, epoch: int, number: int, slabs: np.ndarray) -> Share:
-        """Return the share that consists of some slabs."""
         starts = self.order.starts
         pieces = tuple((int(starts[slab]), int(starts[slab + 1])) for slab in np.sort(slabs))
-        left_out = [self._left_out_of(piece) for piece in pieces]
-        return Share(pieces, np.concatenate([self.order.left_out[:0], *left_out]), self.order.seed, epoch, number)
-
-    def _left_out_of(self, piece: tuple[int, int]) -> np.ndarray:
-        """Return the numbers of the rows of a piece that are not trained on."""
-        first, stop = np.searchsorted(self.order.left_out, piece)
-        return self.order.left_out[first:stop]
+        left_out = self.order.left_out
+        ranges = [left_out[first:stop] for first, stop in np.searchsorted(left_out, pieces)]
+        return Share(pieces, np.concatenate([left_out[:0], *ranges]), self.order.seed, epoch, number)
 
     def n_rows_of(self, epoch: int, n_shares: int) -> int:
         """Return the number of rows of the first shares of an epoch."""
@@ -130,7 +105,6 @@ class Rounds:
 
 
 def rounds_of(order: Order, shards: Sequence[Shard], settings: ResolvedTraining) -> Rounds:
-    """Return the rounds of a training run."""
     sizes = TrainingSizes(order.n_rows, settings.epochs, order.window_rows)
     n_rounds = rounds_in_epoch(settings.replicas, settings.batch_size, sizes)
     max_rows = min(order.window_rows // 4, order.n_rows // (settings.replicas * n_rounds * _SLABS))

@@ -26,19 +26,13 @@ _Item = TypeVar("_Item")
 
 
 class ResidentRows:
-    """All rows, kept in memory in their own dtype.
-
-    Attributes
-    ----------
-    resident : ndarray of shape (n_rows, n_inputs)
-    """
+    """All rows (n_rows, n_inputs), kept in memory in their own dtype."""
 
     def __init__(self, resident: np.ndarray) -> None:
         self.resident = resident
 
     @classmethod
     def of(cls, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None) -> ResidentRows:
-        """Read all rows of the shards."""
         starts = slab_starts(shards)
         return cls(_Reader(shards, n_threads, cleaning).slabs(starts, np.arange(len(starts) - 1)))
 
@@ -157,41 +151,26 @@ class StepFeed:
     """Minibatches for a training step, each with its noise and targets.
 
     A device can take several minibatches at once. The next minibatches are loaded after all earlier ones have been
-    trained on.
-
-    Parameters
-    ----------
-    pieces : callable
-        Function that is called with a number of minibatches. It returns an iterable over the rows (n, n_inputs), or
-        their numbers (n,), of this number of minibatches at a time.
-    n_inputs : int
-        Number of columns.
-    first : int
-        Number of the first step, on which the noise depends.
-    targets : callable, optional
-        Function like `pieces` for the targets (n,) of the same rows, if the network has a head.
-    n_features : int, optional
-        Number of features, if the network is nested.
+    trained on. `pieces` is called with a number of minibatches: it returns an iterable over the rows (n, n_inputs), or
+    their numbers (n,), of this number of minibatches at a time. `targets` does the same for the targets (n,), if the
+    network has a head. The noise depends on the number `first` of the first step.
     """
 
     def __init__(
         self,
         step: TrainingStep,
         pieces: Callable[[int], Iterable[np.ndarray]],
+        network: Network,
         settings: ResolvedTraining,
-        n_inputs: int,
         first: int,
         targets: Callable[[int], Iterable[np.ndarray]] | None = None,
-        n_features: int | None = None,
     ) -> None:
         n_each = step.n_at_once(settings.batch_size)
         self._step = step
         self._pieces = iter(pieces(n_each))
         self._targets = None if targets is None else iter(targets(n_each))
+        self._network = network
         self._settings = settings
-        self._n_features = n_features
-        self._batch_size = settings.batch_size
-        self._n_inputs = n_inputs
         self._next_step = first  # number of the first step on minibatches that are not loaded yet
         self._lengths: list[int] = []  # rows of each loaded minibatch that was not trained on yet
 
@@ -204,12 +183,7 @@ class StepFeed:
     def take(self, learning_rates: Sequence[float], with_cost: bool = False) -> tuple[int, float | None]:
         """Take a step at each rate, on one loaded minibatch after the other.
 
-        Returns
-        -------
-        int
-            Number of rows of these minibatches.
-        float or None
-            The cost before the last step, if `with_cost`.
+        Return the number of their rows, and the cost before the last step if `with_cost`, otherwise None.
         """
         n_steps = len(learning_rates)
         n_rows = sum(self._lengths[:n_steps])
@@ -218,11 +192,10 @@ class StepFeed:
         return n_rows, cost
 
     def _load(self) -> None:
-        """Load the next minibatches into the step."""
         piece = next(self._pieces, None)
         if piece is None:
             return
-        size = self._batch_size
+        size = self._settings.batch_size
         n_rows = len(piece)
         self._lengths = [min(size, n_rows - start) for start in range(0, n_rows, size)]
         noise = None
@@ -231,30 +204,25 @@ class StepFeed:
         more = {}
         if self._targets is not None:
             more["targets"] = next(self._targets)
-        if self._n_features is not None:
-            more["kept"] = self._kept(self._n_features)
+        if self._network.nested:
+            more["kept"] = self._kept()
         self._step.begin(piece, noise, size, **more)
         self._next_step += len(self._lengths)
 
-    def _kept(self, n_features: int) -> np.ndarray:
+    def _kept(self) -> np.ndarray:
         """Return the number of features that the decoder gets for each row of the loaded minibatches."""
         seed = self._settings.seed
-        each = [kept_features(seed, self._next_step + i, n, n_features) for i, n in enumerate(self._lengths)]
-        return np.concatenate(each)
+        n_features = self._network.n_features
+        lengths = enumerate(self._lengths, self._next_step)
+        return np.concatenate([kept_features(seed, step, n, n_features) for step, n in lengths])
 
     def _noise(self) -> np.ndarray:
-        """Return the noise of the loaded minibatches."""
-        each = [
-            noise_of(self._settings.seed, self._next_step + i, (n, self._n_inputs)) for i, n in enumerate(self._lengths)
-        ]
+        seed = self._settings.seed
+        n_inputs = self._network.n_inputs
+        each = [noise_of(seed, step, (n, n_inputs)) for step, n in enumerate(self._lengths, self._next_step)]
         if len(each) == 1:
             return each[0]
         return np.concatenate(each)
-
-
-def n_nested_features(network: Network) -> int | None:
-    """Return the number of features of a nested network, or None for other networks."""
-    return network.n_features if network.nested else None
 
 
 def cut(windows: Iterable[tuple[np.ndarray, np.ndarray]], batch_size: int) -> Iterator[np.ndarray]:
@@ -293,7 +261,6 @@ class _Reader:
     cleaning: Cleaning | None
 
     def slabs(self, starts: np.ndarray, slabs: np.ndarray) -> np.ndarray:
-        """Return the rows of `slabs`, one after the other."""
         return self.pieces(list(zip(starts[slabs].tolist(), starts[slabs + 1].tolist(), strict=True)))
 
     def pieces(self, pieces: Sequence[tuple[int, int]]) -> np.ndarray:
@@ -315,15 +282,11 @@ def rows_of(
 
     def read_into(i: int) -> None:
         # Read in place, since a window that is assembled from pieces would need its memory twice.
-        buffer[offsets[i] : offsets[i + 1]] = _clean_rows(blocks[i], cleaning)
+        rows = read(blocks[i])
+        if cleaning is not None:
+            rows = cleaning.cleaned(blocks[i], rows)
+        buffer[offsets[i] : offsets[i + 1]] = rows
 
     with threads(n_threads) as pool:
         compute([(read_into, i) for i in range(len(blocks))], pool, n_threads)
     return buffer
-
-
-def _clean_rows(block: Block, cleaning: Cleaning | None) -> np.ndarray:
-    rows = read(block)
-    if cleaning is None:
-        return rows
-    return cleaning.cleaned(block, rows)

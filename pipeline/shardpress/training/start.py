@@ -103,7 +103,6 @@ def _undo_middles(network: Network, parameters: _Arrays, weights: list[np.ndarra
 
 
 def _random_weights(network: Network, rng: np.random.Generator, layer: int) -> np.ndarray:
-    """Return weights of a layer, drawn from a normal distribution around 0."""
     n, m = network.widths[layer : layer + 2]
     weights = rng.standard_normal((n, m))  # in float64, since float32 would draw different numbers
     activation = ACTIVATIONS[network.activations[layer]]

@@ -29,30 +29,15 @@ _NO_CLASS = -1
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Targets of rows.
+    """Targets of rows."""
 
-    Attributes
-    ----------
-    name : str
-        Name of the extra.
-    head : Head
-        Head that predicts them.
-    values : ndarray of shape (n_rows,), float32
-        Number of each row's class, or -1; or numbers with mean 0 and deviation 1, or NaN.
-    classes : tuple of str
-        Names of the classes; empty for numbers.
-    share : float
-        Share of the rows to fit to that have a target.
-    digest : str
-        Digest of the targets of all rows, before any conversion that processors could round in different ways.
-    """
-
-    name: str
+    name: str  # name of the extra
     head: Head
+    # (n_rows,), float32: number of each row's class, or -1; or numbers with mean 0 and deviation 1, or NaN
     values: np.ndarray
-    classes: tuple[str, ...]
-    share: float
-    digest: str
+    classes: tuple[str, ...]  # names of the classes; empty for numbers
+    share: float  # share of the rows to fit to that have a target
+    digest: str  # digest of all targets, before any conversion that processors could round in different ways
 
     def of_shards(self, shards: Sequence[Shard], unreadable: Sequence[int]) -> Targets:
         """Return the targets of the shards that are not unreadable."""
@@ -63,25 +48,15 @@ class Targets:
         return replace(self, values=np.concatenate([self.values[:0], *kept]))
 
     def facts(self) -> dict[str, Any]:
-        """Return plain values for reports."""
         return {"name": self.name, "kind": self.head.kind, "n_classes": len(self.classes), "share": self.share}
 
 
 @dataclass(frozen=True, eq=False)
 class Supervision:
-    """Training of a head together with the autoencoder.
+    """Training of a head together with the autoencoder."""
 
-    Attributes
-    ----------
-    targets : Targets
-        Targets of all rows that can be read.
-    validation : ndarray of shape (n_validation,), float32
-        Targets of the validation rows.
-    loss : TargetLoss
-    """
-
-    targets: Targets
-    validation: np.ndarray
+    targets: Targets  # targets of all rows that can be read
+    validation: np.ndarray  # (n_validation,), float32: targets of the validation rows
     loss: TargetLoss
 
     def validate(self, autoencoder: Autoencoder, rows: np.ndarray) -> tuple[float, float | None]:
@@ -105,12 +80,10 @@ class Supervision:
 
 
 def read_targets(name: str, shards: Sequence[Shard], fitted: np.ndarray | None, n_threads: int) -> Targets:
-    """Read the targets of all rows.
+    """Read the values of an extra as targets of all rows.
 
     Parameters
     ----------
-    name : str
-        Name of the extra.
     fitted : ndarray of shape (n_rows,), bool, or None
         Mask of the rows to fit to; the other ones have no target.
 
@@ -181,8 +154,6 @@ def targets_of(name: str, values: Sequence[np.ndarray], known: Sequence[np.ndarr
 
     Parameters
     ----------
-    values : sequence of ndarray
-        Values of each shard.
     known : sequence of ndarray of bool
         For each shard, a mask of the rows whose value is a target.
     n_fitted : int

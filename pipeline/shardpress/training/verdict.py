@@ -39,45 +39,27 @@ _COMPARED = 256  # features that are compared at once with all earlier ones
 
 @dataclass(frozen=True)
 class Units:
-    """Numbers of features that carry little information, found from their values for some rows.
-
-    Attributes
-    ----------
-    dead : int
-        Features that hardly vary.
-    saturated : int
-        Features with more than half of their activations saturated; 0 if the code is unbounded.
-    duplicate : int
-        Features that repeat an earlier one up to sign, scale and offset.
-    saturated_share : float
-        Share of saturated activations among all activations.
-    """
+    """Numbers of features that carry little information, found from their values for some rows."""
 
     n_rows: int
     n_features: int
-    dead: int
-    saturated: int
-    duplicate: int
-    saturated_share: float
+    dead: int  # features that hardly vary
+    saturated: int  # features with more than half of their activations saturated; 0 if the code is unbounded
+    duplicate: int  # features that repeat an earlier one up to sign, scale and offset
+    saturated_share: float  # share of saturated activations among all activations
 
 
-def measured(training: Training, most_rows: int = _MOST_ROWS) -> dict[str, Any]:
-    """Return plain values about the trained parameters, for reports, from the features of at most `most_rows` rows."""
+def measured(training: Training) -> dict[str, Any]:
+    """Return plain values about the trained parameters, for reports."""
     comparison = None
     if training.baseline is not None:
         errors = training.autoencoder.errors(training.validation)
         comparison = training.baseline.comparison(errors)
-    return {"start_cost": training.start_cost, "baseline": comparison, "units": asdict(_units(training, most_rows))}
+    return {"start_cost": training.start_cost, "baseline": comparison, "units": asdict(_units(training))}
 
 
 def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Network) -> Iterator[str]:
-    """Yield warnings about a training run, each with advice.
-
-    Parameters
-    ----------
-    about : mapping
-        Facts from `measured`, and the history.
-    """
+    """Yield warnings about a training run, each with advice. `about` has the facts from `measured`, and the history."""
     baseline = about.get("baseline")
     # Training with strong corruption or with targets aims at other features, not at a smaller error.
     if baseline and baseline["is_worse"] and not settings.hides_much and settings.target is None:
@@ -148,39 +130,29 @@ def _unit_warnings(units: Units, network: Network) -> Iterator[str]:
             yield f"{n} of {units.n_features} features {problem}. {advice}."
 
 
-def _units(training: Training, most_rows: int) -> Units:
+def _units(training: Training) -> Units:
     """Count the units that compute the written features, from their values for some rows."""
     output = training.autoencoder.network.output
-    rows = _sample(training, most_rows)
+    rows = _sample(training)
     features = np.empty((len(rows), output.n_features), dtype=np.float32)
     # Use the function that will encode the rows of the shards, so that no other function has to be compiled.
     training.autoencoder.encode_checked(np.ascontiguousarray(rows), features)
     return count_units(features, output.code)
 
 
-def _sample(training: Training, most_rows: int) -> np.ndarray:
-    """Return at most `most_rows` rows: validation rows if there are enough, otherwise training rows."""
+def _sample(training: Training) -> np.ndarray:
+    """Return some rows: validation rows if there are enough, otherwise training rows."""
     validation = training.validation
     row_bytes = max(validation.itemsize * validation.shape[1], 4 * training.autoencoder.network.n_outputs)
-    most = min(most_rows, max(2, _BYTES // row_bytes))
+    most = min(_MOST_ROWS, max(2, _BYTES // row_bytes))
     if training.is_watched:  # these are in memory
         stride = -(-len(validation) // most)
         return validation[::stride]
     return training.rows.take(training.order.sample(most))
 
 
-def count_units(features: np.ndarray, code: str, n_compared: int = _COMPARED) -> Units:
-    """Count the units that carry little information.
-
-    Parameters
-    ----------
-    features : ndarray of shape (n_rows, n_features), float32
-        Features of two rows or more.
-    code : str
-        Activation of the features.
-    n_compared : int
-        Number of features that are compared at once with all earlier ones.
-    """
+def count_units(features: np.ndarray, code: str) -> Units:
+    """Count the units that carry little information, from float32 features (n_rows, n_features) of two rows or more."""
     n_rows, n_features = features.shape
     ends = np.zeros(n_features)
     limits = ACTIVATIONS[code].limits
@@ -195,18 +167,18 @@ def count_units(features: np.ndarray, code: str, n_compared: int = _COMPARED) ->
         n_features=n_features,
         dead=int(is_dead.sum()),
         saturated=int((ends > 0.5).sum()),
-        duplicate=_n_duplicates(features[:, ~is_dead], n_compared),
+        duplicate=_n_duplicates(features[:, ~is_dead]),
         saturated_share=float(ends.mean()),
     )
 
 
-def _n_duplicates(features: np.ndarray, n_compared: int) -> int:
+def _n_duplicates(features: np.ndarray) -> int:
     """Return how many features correlate with an earlier one, in blocks that bound the memory."""
     centred = features - features.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred /= np.linalg.norm(centred, axis=0)
     n_found = 0
-    for start in range(0, centred.shape[1], n_compared):
-        these = centred[:, start : start + n_compared]
+    for start in range(0, centred.shape[1], _COMPARED):
+        these = centred[:, start : start + _COMPARED]
         among = np.triu(these.T @ these, 1)  # each pair once
         before = centred[:, :start].T @ these
         is_repeated = (np.abs(before) > _SAME).any(axis=0) | (np.abs(among) > _SAME).any(axis=0)
