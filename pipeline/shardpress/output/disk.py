@@ -101,10 +101,6 @@ class Disk:
         """Return how many bytes can still be written to the file system."""
         return shutil.disk_usage(path).free
 
-    def free_inodes(self, path: Path) -> int | None:
-        """Return how many files can still be created, or None if the file system has no such limit."""
-        return free_inodes(path)
-
     def check(self) -> None:
         """Raise `TryAgain` if changes are no longer allowed. A plain disk allows all changes."""
 
@@ -184,10 +180,6 @@ class GuardedDisk(Disk):
     def free_bytes(self, path: Path) -> int:
         """Return how many bytes can still be written."""
         return self._disk.free_bytes(path)
-
-    def free_inodes(self, path: Path) -> int | None:
-        """Return how many files can still be created, or None if the file system has no such limit."""
-        return self._disk.free_inodes(path)
 
     def _guarded(self, call: Callable[..., T], *arguments: object) -> T:
         self.check()
@@ -394,7 +386,7 @@ def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
     return WriteFailed(f"{where}. {first_step}, {retry}")
 
 
-def free_inodes(path: Path) -> int | None:
+def _free_inodes(path: Path) -> int | None:
     """Return how many files can still be created at a path, or None if the file system has no such limit.
 
     Raises
@@ -411,7 +403,7 @@ def _advice_when_full(path: Path) -> str:
     """Return a message about a full disk: whether inodes or bytes are used up, and what to do."""
     try:
         n_files = os.statvfs(path.parent).f_files
-        if free_inodes(path.parent) == 0:
+        if _free_inodes(path.parent) == 0:
             return f"There are no free inodes ({n_files} files at most). Remove files that are not needed"
         return f"{shutil.disk_usage(path.parent).free} bytes are free. Free some space"
     except OSError:
