@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,7 +79,7 @@ def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier:
     if set(config.inputs.include) != set(_stored_settings(manifest).get("include", ())):  # all rows get other extras
         same_rows = frozenset(files.unchanged.keys() - files.encoded.keys())
     elif not sources and (files.dropped or not _is_complete(manifest, config, ledger, earlier)):
-        same_rows = frozenset([_with_rows(parts, files.unchanged)])  # a run needs an input
+        same_rows = frozenset([_smallest(parts, files.unchanged)])  # a run needs an input
     sources |= {number: files.unchanged[number] for number in same_rows}
     kept = tuple(part for part in parts if part.shard not in sources and part.shard not in files.dropped)
     latest = max(kept, key=lambda part: part.append_id or 0, default=None)  # it has all categories
@@ -124,12 +125,15 @@ def _is_complete(manifest: Mapping[str, Any], config: Config, ledger: Ledger, ea
     return not any(faults) and not misplaced_names(ledger.directory, manifest)
 
 
-def _with_rows(parts: Sequence[PartFacts], unchanged: Mapping[int, Source]) -> int:
-    """Return the number of an unchanged file with rows."""
+def _smallest(parts: Sequence[PartFacts], unchanged: Mapping[int, Source]) -> int:
+    """Return the number of the unchanged file with the fewest rows, but not without rows."""
+    n_rows: Counter[int] = Counter()
     for part in parts:
         if part.shard in unchanged:
-            return part.shard
-    raise DataError("--drop-missing would remove all rows, expected a file that stays. Discard all with --restart.")
+            n_rows[part.shard] += part.n_rows
+    if not n_rows:
+        raise DataError("--drop-missing would remove all rows, expected a file that stays. Discard all with --restart.")
+    return min(n_rows, key=lambda number: n_rows[number])
 
 
 # -- settings ------------------------------------------------------------------------------------------------------
