@@ -1,4 +1,4 @@
-"""Tests of ``--append``: extras that are added to finished results without encoding rows."""
+"""Tests of ``--append``: extras that are added to finished results, whose features stay the same."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.encoding import encode as encode_module
 from shardpress.features import open_features
 from shardpress.output.records import read_manifest
 from shardpress.run.digests import digests_of_rows
@@ -28,26 +27,15 @@ pytestmark = pytest.mark.slow
 # -- labels that are added later -----------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fail if rows are encoded."""
-
-    def encode(*_arguments: object) -> None:
-        raise AssertionError("rows were encoded")
-
-    monkeypatch.setattr(encode_module, "_encode_rows", encode)
-
-
 @pytest.mark.parametrize("storage", [[], ["--storage-dtype", "float16"], ["--compression", "gzip"]])
-def test_labels_written_into_the_files_are_copied_without_encoding(
-    growing: Workspace, out: Path, request: pytest.FixtureRequest, storage: list[str]
+def test_labels_written_into_the_files_do_not_change_features(
+    growing: Workspace, out: Path, storage: list[str]
 ) -> None:
     assert growing.run(out, *storage) == 0
     before = open_features(out).features.compute()
     errors = [part.get("max_error") for part in read_manifest(out)["parts"]]
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "z", np.full(N_ROWS[number], number))
-    request.getfixturevalue("not_encoded")
     assert growing.run(out) == 78
     assert mentions((out / "run.log").read_text(), "--append")
     assert growing.run(out, "--append") == 0
@@ -57,7 +45,7 @@ def test_labels_written_into_the_files_are_copied_without_encoding(
     assert [part.get("max_error") for part in read_manifest(out)["parts"]] == errors
     assert opened.extras["z"].compute().tolist() == [0] * 20 + [1] * 9 + [2] * 15
     assert ids_of(out) == [0] * 44
-    assert read_manifest(out)["appends"][-1]["n_copied"] == 3
+    assert read_manifest(out)["appends"][-1]["n_same"] == 3
     assert run_seen_by_readers(out) is not None
     assert invalid_entries(out) == leftovers(out) == []
     recording = RecordingDisk()
@@ -67,14 +55,11 @@ def test_labels_written_into_the_files_are_copied_without_encoding(
 
 @pytest.mark.process
 @pytest.mark.parametrize("flags", [["--append"], []], ids=["append", "plain"])
-def test_extras_can_be_included_later_without_encoding(
-    growing: Workspace, out: Path, request: pytest.FixtureRequest, flags: list[str]
-) -> None:
+def test_extras_can_be_included_later(growing: Workspace, out: Path, flags: list[str]) -> None:
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "obs/z", np.full(N_ROWS[number], number))
     assert growing.run(out) == 0
     before = open_features(out).features.compute()
-    request.getfixturevalue("not_encoded")
     assert growing.run(out, *flags, "--include", "obs/z") == 0
     opened = open_features(out)
     np.testing.assert_array_equal(opened.features.compute(), before)
@@ -101,9 +86,7 @@ def test_extras_of_appended_files_can_be_included_later(growing: Workspace, fini
     assert growing.run(finished, "--include", "obs/z") == 78  # would train on all rows
 
 
-def test_extras_written_later_can_be_included_without_append(
-    growing: Workspace, finished: Path, not_encoded: None
-) -> None:
+def test_extras_written_later_can_be_included_without_append(growing: Workspace, finished: Path) -> None:
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "obs/z", np.full(N_ROWS[number], number))
     assert growing.run(finished, "--include", "obs/z") == 0
@@ -111,7 +94,7 @@ def test_extras_written_later_can_be_included_without_append(
 
 
 @pytest.mark.parametrize("change", ["rows", "file"])
-def test_rows_are_not_encoded_without_append(growing: Workspace, finished: Path, change: str) -> None:
+def test_changed_rows_are_not_encoded_without_append(growing: Workspace, finished: Path, change: str) -> None:
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "obs/z", np.full(N_ROWS[number], number))
     if change == "rows":
@@ -141,7 +124,7 @@ def test_an_extra_that_does_not_exist_is_refused(growing: Workspace, finished: P
     assert stamps(finished) == before
 
 
-def test_an_unreadable_file_is_not_copied(growing: Workspace, out: Path) -> None:
+def test_an_unreadable_file_is_left_out_when_extras_are_added(growing: Workspace, out: Path) -> None:
     flags = ("--on-bad-data", "skip", "--max-bad", "50%", "--verify", "sizes")
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "obs/z", np.full(N_ROWS[number], number))
@@ -156,12 +139,12 @@ def test_an_unreadable_file_is_not_copied(growing: Workspace, out: Path) -> None
     opened = open_features(out)
     assert opened.extras["z"].compute().tolist() == [0] * 20 + [2] * 15 + [3] * 4
     facts = read_manifest(out)["appends"][-1]
-    assert (facts["n_new"], facts["n_copied"], facts["n_dropped"], facts["n_rows"]) == (1, 2, 1, 4)
+    assert (facts["n_new"], facts["n_same"], facts["n_dropped"], facts["n_rows"]) == (1, 2, 1, 4)
     assert run_seen_by_readers(out) is not None
 
 
 @pytest.mark.process
-def test_labels_of_some_files_are_copied_with_a_mask(growing: Workspace, finished: Path) -> None:
+def test_labels_of_some_files_are_added_with_a_mask(growing: Workspace, finished: Path) -> None:
     add_extra(growing.shards / "1.h5", "obs/z", np.arange(9))
     assert growing.run(finished, "--append", "--include", "obs/z") == 0
     opened = open_features(finished)
@@ -183,10 +166,10 @@ def test_changed_rows_are_encoded_again_despite_new_labels(growing: Workspace, f
     assert np.flatnonzero((before != after).any(axis=1)).tolist() == [20]
     assert ids_of(finished) == [0] * 20 + [1] * 9 + [0] * 15
     facts = read_manifest(finished)["appends"][-1]
-    assert (facts["n_copied"], facts["n_changed"], facts["n_rows"]) == (2, 1, 9)
+    assert (facts["n_same"], facts["n_changed"], facts["n_rows"]) == (2, 1, 9)
 
 
-def test_bad_rows_and_drift_are_copied(growing: Workspace, out: Path) -> None:
+def test_bad_rows_stay_when_labels_are_added(growing: Workspace, out: Path) -> None:
     with h5py.File(growing.shards / "1.h5", "r+") as file:
         file["X"][4, 2] = np.nan
     assert growing.run(out, "--on-bad-data", "skip", "--max-bad", "1") == 0
@@ -198,14 +181,14 @@ def test_bad_rows_and_drift_are_copied(growing: Workspace, out: Path) -> None:
     assert np.flatnonzero(~open_features(out).valid.compute()).tolist() == [24]
 
 
-def test_a_damaged_part_is_not_copied(growing: Workspace, finished: Path) -> None:
+def test_a_damaged_part_is_encoded_again_with_new_labels(growing: Workspace, finished: Path) -> None:
     expected = open_features(finished).features.compute()
     (finished / parts_of(finished)[0]).write_bytes(b"damaged")
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "z", np.arange(N_ROWS[number]))
     assert growing.run(finished, "--append") == 0
     np.testing.assert_array_equal(open_features(finished).features.compute(), expected)
-    assert read_manifest(finished)["appends"][-1]["n_copied"] == 2
+    assert read_manifest(finished)["appends"][-1]["n_same"] == 2
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (4, 4)}, {"chunks": (5, 2), "compression": "gzip"}])

@@ -240,9 +240,6 @@ def test_a_damaged_manifest_is_reported_without_harm(growing: Workspace, finishe
         lambda manifest: manifest.update(appends=3),
         lambda manifest: manifest["files"][0].update(file=3),
         lambda manifest: manifest["files"][0].pop("n_bytes"),
-        lambda manifest: manifest.update(scans=3),
-        lambda manifest: manifest.update(scans=[{"scan": "x", "shards": ["y"]}]),
-        lambda manifest: manifest.update(scans=[{"scan": ["x"], "shards": []}]),
     ],
 )
 def test_a_forged_manifest_is_refused(

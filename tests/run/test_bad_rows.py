@@ -159,7 +159,7 @@ def test_the_error_about_bad_rows_lists_the_flags_to_allow_them(
         caplog.clear()
         assert shards.run(*more) == 65
         (advice,) = re.findall(r"--on-bad-data \w+ --max-bad \d+%?", errors(caplog))
-        assert advice == "--on-bad-data skip --max-bad 10"
+        assert advice == "--on-bad-data skip --max-bad 10%"
     assert shards.run(*advice.split()) == 0
 
 

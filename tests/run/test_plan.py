@@ -16,7 +16,7 @@ from shardpress.commands.table import main
 from shardpress.output.disk import publish
 from shardpress.output.lock import locked
 from shardpress.output.records import read_manifest
-from shardpress.run.plan import checks, plan
+from shardpress.run.plan import plan
 from shardpress.run.plan.plan import Plan
 from shardpress.run.plan.text import plan_text
 from shardpress.run.sample import AnonymousDisk
@@ -51,13 +51,6 @@ def test_a_plan_changes_nothing(workspace: Workspace, tmp_path: Path) -> None:
                 assert out.exists() == (state != "nothing yet")
 
 
-def test_a_plan_names_files_with_equal_rows(workspace: Workspace, tmp_path: Path) -> None:
-    assert not any("0.h5" in words for words in workspace.plan(tmp_path / "out").warnings)
-    shutil.copy(workspace.shards / "0.h5", workspace.shards / "copy.h5")
-    (words,) = [words for words in workspace.plan(tmp_path / "out").warnings if "0.h5" in words]
-    assert "copy.h5" in words
-
-
 @pytest.mark.slow
 def test_a_plan_predicts_which_results_are_reused(
     workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -74,21 +67,20 @@ def test_a_plan_predicts_which_results_are_reused(
             assert reuses(caplog.text, "scan") == (seconds["scan"] == 0)
             assert reuses(caplog.text, "training") == (seconds["training"] == 0)
             step = resumed_step(caplog.text)
-            assert mentions(planned_run.earlier["training"], step) == (step is not None)
+            assert mentions(planned_run.earlier.get("training", ""), step) == (step is not None)
             is_resumed = resumes_encoding(caplog.text) or kind == "index.h5"
-            assert is_resumed == mentions(planned_run.earlier["encoding"], "of 55")
+            assert is_resumed == mentions(planned_run.earlier.get("encoding", ""), "of 55")
         assert workspace.plan(out, *STEPS).seconds == 0
 
 
-def test_a_plan_names_why_each_stage_is_recomputed(workspace: Workspace, out: Path) -> None:
+def test_a_plan_with_other_settings_reuses_the_scan(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out) == 0
     planned_run = workspace.plan(out, "--overwrite", *OTHER)
     assert planned_run.problems == []
     assert {stage.name: stage.seconds for stage in planned_run.stages}["scan"] == 0
-    assert "seed 0 -> 1" in planned_run.earlier["training"]
-    assert planned_run.earlier["encoding"] == planned_run.earlier["training"]
+    assert set(planned_run.earlier) == {"scan"}
     workspace.add_shard("9.h5", np.ones((3, 4), np.float32))
-    assert "9.h5" in workspace.plan(out, "--overwrite").earlier["scan"]
+    assert workspace.plan(out, "--overwrite").earlier == {}
 
 
 @pytest.mark.slow
@@ -143,13 +135,6 @@ def test_a_plan_reports_a_full_disk(workspace: Workspace, out: Path, monkeypatch
     assert planned_run.disk["free"] == 100
     assert not out.exists()
     assert workspace.run(out) == 74
-
-
-def test_a_plan_reports_too_few_inodes(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "free_inodes", lambda path: 3)
-    assert [problem["exit_code"] for problem in workspace.plan(out).problems] == [74]
-    monkeypatch.setattr(checks, "free_inodes", lambda path: None)
-    assert workspace.plan(out).problems == []
 
 
 def test_a_plan_warns_of_insufficient_memory(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -101,7 +101,7 @@ def test_the_report_lists_reused_results(workspace: Workspace, out: Path) -> Non
     (out / "index.h5").unlink()
     assert workspace.run(out) == 0
     reused = report_of(out)["taken_over"]
-    assert [mentions(*pair) for pair in zip(reused, ("scan", "model", "55"), strict=True)] == [True] * 3
+    assert [mentions(*pair) for pair in zip(reused, ("scan", "training", "encoding"), strict=True)] == [True] * 3
 
 
 def test_the_report_compares_with_the_previous_run(workspace: Workspace, out: Path) -> None:

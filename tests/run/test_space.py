@@ -112,23 +112,6 @@ def test_a_run_resumes_after_a_real_disk_was_full(
 
 
 @pytest.mark.process
-def test_too_few_inodes_are_reported_before_rows_are_read(workspace: Workspace, tmp_path: Path) -> None:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def run() -> Any:
-        if not small_disk(folder, 10 * 2**20, n_inodes=20):
-            return None
-        code = workspace.run(folder / "out", *STEPS)
-        return code, mentions((folder / "out/run.log").read_text(), "WriteFailed", "inodes")
-
-    code, found = forked(run)
-    if found is None:
-        pytest.skip("missing on this machine: the right to mount a file system")
-    assert (code, found) == (0, [74, True])
-
-
-@pytest.mark.process
 def test_a_lack_of_inodes_is_not_reported_as_a_lack_of_bytes(tmp_path: Path) -> None:
     folder = tmp_path / "disk"
     folder.mkdir()
@@ -147,20 +130,6 @@ def test_a_lack_of_inodes_is_not_reported_as_a_lack_of_bytes(tmp_path: Path) -> 
     if found is None:
         pytest.skip("missing on this machine: the right to mount a file system")
     assert (code, found) == (0, [True, False])
-
-
-def test_a_file_system_without_an_inode_limit_is_accepted(workspace: Workspace, out: Path) -> None:
-    class Unlimited(RecordingDisk):
-        def free_inodes(self, path: Path) -> int | None:
-            return None
-
-    class Full(RecordingDisk):
-        def free_inodes(self, path: Path) -> int | None:
-            return 8
-
-    assert workspace.run(out, disk=Full()) == 74
-    assert workspace.run(out, disk=Unlimited()) == 0
-    assert workspace.run(out, disk=Full()) == 0, "a finished run creates no files"
 
 
 @pytest.mark.process

@@ -85,9 +85,6 @@ class Disk:
     def free_bytes(self, path: Path) -> int:
         return shutil.disk_usage(path).free
 
-    def free_inodes(self, path: Path) -> int | None:
-        return free_inodes(path)
-
     def check(self) -> None:
         """Raise `TryAgain` if changes are no longer allowed. A plain disk allows all changes."""
 
@@ -141,9 +138,6 @@ class GuardedDisk(Disk):
 
     def free_bytes(self, path: Path) -> int:
         return self._disk.free_bytes(path)
-
-    def free_inodes(self, path: Path) -> int | None:
-        return self._disk.free_inodes(path)
 
     def _guarded(self, call: Callable[..., T], *arguments: object) -> T:
         self.check()
@@ -285,7 +279,7 @@ def write_error(error: OSError, path: Path, doing: str) -> ShardpressError:
     return WriteFailed(f"{where}. {first_step}, {retry}")
 
 
-def free_inodes(path: Path) -> int | None:
+def _free_inodes(path: Path) -> int | None:
     """Return how many files can still be created, or None if the file system has no such limit."""
     status = os.statvfs(path)
     # Btrfs and others report no total, since they create inodes on demand.
@@ -295,7 +289,7 @@ def free_inodes(path: Path) -> int | None:
 def _advice_when_full(path: Path) -> str:
     try:
         n_files = os.statvfs(path.parent).f_files
-        if free_inodes(path.parent) == 0:
+        if _free_inodes(path.parent) == 0:
             return f"There are no free inodes ({n_files} files at most). Remove files that are not needed"
         return f"{shutil.disk_usage(path.parent).free} bytes are free. Free some space"
     except OSError:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from shardpress.model import Model, load_model
 from shardpress.output.ledger import Ledger
 from shardpress.output.publication import misplaced_names
 from shardpress.output.records import MANIFEST, Entry, fault_of, plain_name
-from shardpress.run.append_files import AppendedFiles, compare_files
-from shardpress.run.finished import FinishedRun, parts_by_shard
+from shardpress.run.append_files import compare_files
+from shardpress.run.finished import FinishedRun
 from shardpress.run.resume import EarlierResults, lacks_bad_rows
 from shardpress.settings.config import SETTINGS, Config
 from shardpress.settings.kinds import as_typed
@@ -36,13 +36,7 @@ _OF_RESULTS = ("scan", "model", "features")
 
 
 def check_finished(config: Config) -> None:
-    """Raise an error unless the output directory contains a finished run. Nothing is created.
-
-    Raises
-    ------
-    NoInput
-        If there is no finished run.
-    """
+    """Raise `NoInput` unless the output directory contains a finished run. Nothing is created."""
     directory = Path(config.results.output)
     if not (directory / MANIFEST).exists():
         raise NoInput(
@@ -54,23 +48,8 @@ def check_finished(config: Config) -> None:
 def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> FinishedRun:
     """Compare the input files with those of the finished run in an output directory. New files are not opened.
 
-    Parameters
-    ----------
-    config : Config
-        Settings of the append.
-    ledger : Ledger
-        The output directory.
-    earlier : EarlierResults
-        Results in the directory, whose files are compared by size.
-
-    Raises
-    ------
-    ConfigError
-        If the settings contradict those of the finished run.
-    NoInput
-        If files are missing, and the settings do not allow that.
-    DataError
-        If the manifest or the model is damaged.
+    Raise `ConfigError` if the settings contradict those of the finished run, `NoInput` if files are missing, and
+    `DataError` if the manifest or the model is damaged.
     """
     manifest = ledger.manifest()
     if manifest is None:
@@ -88,7 +67,6 @@ def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> Fi
 
 
 def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier: EarlierResults) -> FinishedRun:
-    """Return the finished run with the changes of an append, given its manifest."""
     directory = ledger.directory
     _check_other_facts(manifest)
     config = _with_settings_of(config, manifest, directory)
@@ -96,16 +74,15 @@ def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier:
     parts = _parts_of(manifest)
     files = compare_files(config, manifest, parts, ledger, earlier)
     n_before = len(manifest["request"]["inputs"]["shards"])
-    copied = _files_to_copy(config, manifest, files)
-    sources = {**files.encoded, **dict(enumerate(files.new, n_before)), **copied}
-    by_shard = parts_by_shard(parts)
-    reused: tuple[PartFacts, ...] = ()
-    if not sources and (files.dropped or not _is_complete(manifest, config, ledger, earlier)):
-        number = _with_rows(parts, files.unchanged)  # a run needs an input
-        sources = {number: files.unchanged[number]}
-        reused = by_shard[number]
+    sources = {**files.encoded, **dict(enumerate(files.new, n_before))}
+    same_rows: frozenset[int] = frozenset()
+    if set(config.inputs.include) != set(_stored_settings(manifest).get("include", ())):  # all rows get other extras
+        same_rows = frozenset(files.unchanged.keys() - files.encoded.keys())
+    elif not sources and (files.dropped or not _is_complete(manifest, config, ledger, earlier)):
+        same_rows = frozenset([_smallest(parts, files.unchanged)])  # a run needs an input
+    sources |= {number: files.unchanged[number] for number in same_rows}
     kept = tuple(part for part in parts if part.shard not in sources and part.shard not in files.dropped)
-    latest = max(kept or reused, key=lambda part: part.append_id or 0, default=None)  # it has all categories
+    latest = max(kept, key=lambda part: part.append_id or 0, default=None)  # it has all categories
     return FinishedRun(
         config=config,
         manifest=manifest,
@@ -116,17 +93,9 @@ def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier:
         numbers=tuple(sorted(sources)),
         dropped=files.dropped,
         contents=[line for number, line in sorted(files.contents.items()) if number not in sources],
-        reused=reused,
-        copies={number: by_shard.get(number, ()) for number in copied},
+        same_rows=same_rows,
         row_digests=files.row_digests,
     )
-
-
-def _files_to_copy(config: Config, manifest: Mapping[str, Any], files: AppendedFiles) -> dict[int, Source]:
-    """Return the files whose features are copied, because they get other extras, by the numbers of their shards."""
-    if set(config.inputs.include) == set(_stored_settings(manifest).get("include", ())):
-        return {}
-    return {number: source for number, source in files.unchanged.items() if number not in files.encoded}
 
 
 def _parts_of(manifest: Mapping[str, Any]) -> list[PartFacts]:
@@ -143,9 +112,6 @@ def _check_other_facts(manifest: Mapping[str, Any]) -> None:
     """Raise an error if facts that an append extends or relies on are invalid."""
     if not isinstance(manifest.get("appends", []), list):
         raise TypeError("invalid facts about appends")
-    for scan in manifest.get("scans", []):
-        if not isinstance(scan["scan"], str | None) or not all(type(number) is int for number in scan["shards"]):
-            raise TypeError("invalid facts about scans")
     for line in manifest["files"]:
         if not (isinstance(line["file"], str) and type(line["n_bytes"]) is int and isinstance(line["blake3"], str)):
             raise TypeError(f"invalid facts about the file {line['file']}")
@@ -159,12 +125,15 @@ def _is_complete(manifest: Mapping[str, Any], config: Config, ledger: Ledger, ea
     return not any(faults) and not misplaced_names(ledger.directory, manifest)
 
 
-def _with_rows(parts: Sequence[PartFacts], unchanged: Mapping[int, Source]) -> int:
-    """Return the number of an unchanged file with rows."""
+def _smallest(parts: Sequence[PartFacts], unchanged: Mapping[int, Source]) -> int:
+    """Return the number of the unchanged file with the fewest rows, but not without rows."""
+    n_rows: Counter[int] = Counter()
     for part in parts:
         if part.shard in unchanged:
-            return part.shard
-    raise DataError("--drop-missing would remove all rows, expected a file that stays. Discard all with --restart.")
+            n_rows[part.shard] += part.n_rows
+    if not n_rows:
+        raise DataError("--drop-missing would remove all rows, expected a file that stays. Discard all with --restart.")
+    return min(n_rows, key=lambda number: n_rows[number])
 
 
 # -- settings ------------------------------------------------------------------------------------------------------
@@ -173,10 +142,7 @@ def _with_rows(parts: Sequence[PartFacts], unchanged: Mapping[int, Source]) -> i
 def _with_settings_of(config: Config, manifest: Mapping[str, Any], directory: Path) -> Config:
     """Return the settings with those of a finished run that the features of its rows depend on.
 
-    Raises
-    ------
-    ConfigError
-        If a setting that affects the results was given with another value.
+    Raise `ConfigError` if a setting that affects the results was given with another value.
     """
     stored = _stored_settings(manifest)
     values = config.flat()
@@ -205,7 +171,6 @@ def _with_settings_of(config: Config, manifest: Mapping[str, Any], directory: Pa
 
 
 def _stored_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a finished run by their names."""
     stored = manifest["config"]
     return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
 
@@ -216,16 +181,16 @@ def _load_model(manifest: Mapping[str, Any], ledger: Ledger) -> Model:
     Digests are compared, because a changed byte need not affect the features: it would be published with the model.
     """
     directory = ledger.directory
-    for record in ledger.records("model"):
-        if record.fingerprint in manifest["kept"] and fault_of(directory, record.entry) is None:
-            with suppress(DataError, NoInput):
-                return load_model(directory / record.entry.file)
+    entries = [record.entry for record in ledger.records("model") if record.fingerprint in manifest["kept"]]
     for line in manifest["files"]:
         if plain_name(line["file"]) == "model.h5":
-            fault = fault_of(directory, Entry(line["file"], line["n_bytes"], line["blake3"]))
-            if fault is not None:
-                raise DataError(f"{fault}. Restore the file from a copy, or train again with --retrain.")
-    return load_model(directory / "model.h5")
+            entries.append(Entry(line["file"], line["n_bytes"], line["blake3"]))
+    fault: str | None = f"output={printable(directory)}: its manifest lists no model.h5"
+    for entry in entries:
+        fault = fault_of(directory, entry)
+        if fault is None:
+            return load_model(directory / entry.file)
+    raise DataError(f"{fault}. Restore the file from a copy, or train again with --retrain.")
 
 
 def _model_of(config: Config, manifest: Mapping[str, Any], ledger: Ledger) -> Model:

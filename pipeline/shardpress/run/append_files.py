@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,99 +28,51 @@ _Key = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
-class AppendedFiles:
-    """Input files of an append, by the numbers of their shards.
+class _AppendedFiles:
+    """Input files of an append, by the numbers of their shards."""
 
-    Attributes
-    ----------
-    unchanged : dict of int to Source
-        Files that have not changed since they were encoded.
-    encoded : dict of int to Source
-        Files to encode again, because they have changed, or because their parts are missing or damaged.
-    new : list of Source
-        Files that are not part of the finished run.
-    dropped : tuple of int
-        Shards whose files are missing, and whose rows are removed.
-    contents : dict of int to dict
-        Facts about the contents of unchanged files.
-    row_digests : dict of int to str
-        Digests of the rows of changed files when they were encoded, if their parts are intact.
-    """
-
-    unchanged: dict[int, Source]
-    encoded: dict[int, Source]
+    unchanged: dict[int, Source]  # since they were encoded
+    encoded: dict[int, Source]  # again, because they have changed, or because their parts are missing or damaged
     new: list[Source]
-    dropped: tuple[int, ...]
-    contents: dict[int, dict[str, Any]]
-    row_digests: dict[int, str]
+    dropped: tuple[int, ...]  # shards whose files are missing, and whose rows are removed
+    contents: dict[int, dict[str, Any]]  # facts about the contents of unchanged files
+    row_digests: dict[int, str]  # of changed files when they were encoded, if their parts are intact
 
 
 def compare_files(
     config: Config, manifest: Mapping[str, Any], parts: Sequence[PartFacts], ledger: Ledger, earlier: EarlierResults
-) -> AppendedFiles:
+) -> _AppendedFiles:
     """Compare the input files with those of a finished run, and log the differences. New files are not opened.
 
-    Parameters
-    ----------
-    config : Config
-        Settings of the append.
-    manifest : mapping
-        Manifest of the finished run.
-    parts : sequence of PartFacts
-        All parts of the finished run.
-    ledger : Ledger
-        The output directory.
-    earlier : EarlierResults
-        Results in the directory, whose files are compared by size.
-
-    Raises
-    ------
-    NoInput
-        If files are missing, and the settings do not allow that.
+    Raise `NoInput` if files are missing, and the settings do not allow that.
     """
     shards = manifest["request"]["inputs"]["shards"]
-    sources = find(config.inputs.input)
-    found = _compare(shards, parts, sources)
+    unchanged, changed, new = _compare(shards, parts, find(config.inputs.input))
     contents = ledger.contents()
-    lines, edited = _check_contents(contents, found.unchanged, config.results.verify == "digests")
-    changed = {**found.changed, **{number: found.unchanged[number] for number in edited}}
-    _log_changed(changed)
-    damaged = _damaged(parts, earlier)
-    with_parts = [number for number in found.changed if number not in damaged]
-    dropped = _dropped(found.missing, shards, config, ledger.directory)
-    _log_new(found.new, parts)
-    return AppendedFiles(
-        unchanged=found.unchanged,
-        encoded={**changed, **{number: found.unchanged[number] for number in damaged & found.unchanged.keys()}},
-        new=found.new,
-        dropped=dropped,
-        contents=lines,
-        row_digests=_row_digests(contents, shards, with_parts),
-    )
+    lines, edited = _check_contents(contents, unchanged, config.results.verify == "digests")
+    present = {number for number, shard in enumerate(shards) if DROPPED not in shard}
+    missing = sorted(present - unchanged.keys() - changed.keys())
+    faults = earlier.faults(part.entry for part in parts)
+    damaged = {part.shard for part, fault in zip(parts, faults, strict=True) if fault}
+    row_digests = _row_digests(contents, shards, changed.keys() - damaged)
+    changed |= {number: unchanged[number] for number in edited}
+    if changed:
+        names = [printable(changed[number].path.name) for number in sorted(changed)]
+        log.info("append: %s changed: %s", quantity(len(names), "file"), short_list(names, _NAMED))
+    dropped = _dropped(missing, shards, config, ledger.directory)
+    if new:
+        log.info("append: %s", quantity(len(new), "new file"))
+    encoded = {**changed, **{number: unchanged[number] for number in damaged & unchanged.keys()}}
+    return _AppendedFiles(unchanged, encoded, new, dropped, lines, row_digests)
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """Current files, compared with the shards of a finished run.
+def _compare(
+    shards: Sequence[Mapping[str, Any]], parts: Sequence[PartFacts], sources: Sequence[Source]
+) -> tuple[dict[int, Source], dict[int, Source], list[Source]]:
+    """Return the unchanged and the changed files by the numbers of their shards, and the new files.
 
-    Attributes
-    ----------
-    unchanged, changed : dict of int to Source
-        Files by the numbers of their shards.
-    new : list of Source
-        Files that are not part of the finished run.
-    missing : list of int
-        Numbers of the shards whose files were not found.
+    Files are matched with the shards of a finished run by name, size and modification time, then by name.
     """
-
-    unchanged: dict[int, Source]
-    changed: dict[int, Source]
-    new: list[Source]
-    missing: list[int]
-
-
-def _compare(shards: Sequence[Mapping[str, Any]], parts: Sequence[PartFacts], sources: Sequence[Source]) -> _Comparison:
-    """Match files with the shards of a finished run: by name, size and modification time, then by name."""
     numbers_by_key: dict[_Key, list[int]] = defaultdict(list)
     numbers_by_name: dict[str, list[int]] = defaultdict(list)
     for number, shard in enumerate(shards):
@@ -128,24 +80,9 @@ def _compare(shards: Sequence[Mapping[str, Any]], parts: Sequence[PartFacts], so
             numbers_by_key[shard["file"], shard["n_bytes"], shard["changed"]].append(number)
             numbers_by_name[shard["file"]].append(number)
     paths = {part.shard: part.path for part in parts}
-    unchanged: dict[int, Source] = {}
-    others: list[Source] = []
-    for source in sources:
-        match = _best_match(source, numbers_by_key[_key_of(source)], unchanged, paths)
-        if match is None:
-            others.append(source)
-        else:
-            unchanged[match] = source
-    changed: dict[int, Source] = {}
-    new: list[Source] = []
-    for source in others:
-        match = _best_match(source, numbers_by_name[source.path.name], unchanged | changed, paths)
-        if match is None:
-            new.append(source)
-        else:
-            changed[match] = source
-    present = {number for numbers in numbers_by_name.values() for number in numbers}
-    return _Comparison(unchanged, changed, new, sorted(present - unchanged.keys() - changed.keys()))
+    unchanged, others = _matched(sources, lambda source: numbers_by_key[_key_of(source)], (), paths)
+    changed, new = _matched(others, lambda source: numbers_by_name[source.path.name], unchanged, paths)
+    return unchanged, changed, new
 
 
 def _key_of(source: Source) -> _Key:
@@ -157,40 +94,23 @@ def _key_of(source: Source) -> _Key:
     return source.path.name, status.st_size, status.st_mtime_ns
 
 
-def _best_match(
-    source: Source, candidates: Iterable[int], taken: Mapping[int, Source], paths: Mapping[int, str]
-) -> int | None:
-    """Return the number of the shard that a file is, or None. Several files can have the same name."""
-    free = [number for number in candidates if number not in taken]
-    for number in free:
-        if paths.get(number) == str(source.path):
-            return number
-    return free[0] if free else None
-
-
-def _log_changed(changed: Mapping[int, Source]) -> None:
-    """Log the files that have changed since they were encoded, in one line."""
-    if changed:
-        names = [printable(changed[number].path.name) for number in sorted(changed)]
-        log.info("append: %s changed: %s", quantity(len(names), "file"), short_list(names, _NAMED))
-
-
-def _log_new(new: Sequence[Source], parts: Sequence[PartFacts]) -> None:
-    if new:
-        n_shards = len({part.shard for part in parts})
-        n_rows = sum(part.n_rows for part in parts)
-        log.info(
-            "append: %s; the results contain %s of %s",
-            quantity(len(new), "new file"),
-            quantity(n_rows, "row"),
-            quantity(n_shards, "file"),
-        )
-
-
-def _damaged(parts: Sequence[PartFacts], earlier: EarlierResults) -> set[int]:
-    """Return the numbers of the shards with missing or damaged parts."""
-    faults = earlier.faults(part.entry for part in parts)
-    return {part.shard for part, fault in zip(parts, faults, strict=True) if fault}
+def _matched(
+    sources: Sequence[Source],
+    candidates_for: Callable[[Source], Sequence[int]],
+    taken: Collection[int],
+    paths: Mapping[int, str],
+) -> tuple[dict[int, Source], list[Source]]:
+    """Return the files that are shards, by their numbers, and the others. Several files can have the same name."""
+    matched: dict[int, Source] = {}
+    others = []
+    for source in sources:
+        free = [number for number in candidates_for(source) if number not in taken and number not in matched]
+        if free:
+            at_path = [number for number in free if paths.get(number) == str(source.path)]
+            matched[[*at_path, *free][0]] = source
+        else:
+            others.append(source)
+    return matched, others
 
 
 def _dropped(
@@ -210,21 +130,18 @@ def _dropped(
     return tuple(missing)
 
 
+def _by_key(contents: Contents) -> dict[_Key, list[dict[str, Any]]]:
+    found: dict[_Key, list[dict[str, Any]]] = defaultdict(list)
+    for line in contents:
+        found[line["file"], line["n_bytes"], line["changed"]].append(line)
+    return found
+
+
 def _check_contents(
     contents: Contents, unchanged: Mapping[int, Source], compares: bool
 ) -> tuple[dict[int, dict[str, Any]], list[int]]:
-    """Compare files whose name, size and modification time are the same by ctime and digest.
-
-    Returns
-    -------
-    dict of int to dict
-        Current facts about the contents of these files, by the numbers of their shards.
-    list of int
-        Numbers of the shards whose contents have changed nevertheless.
-    """
-    lines: dict[_Key, list[dict[str, Any]]] = defaultdict(list)
-    for line in contents:
-        lines[line["file"], line["n_bytes"], line["changed"]].append(line)
+    """Compare files whose name, size and modification time are the same by ctime and digest."""
+    lines = _by_key(contents)
     current = {}
     edited = []
     for number, source in sorted(unchanged.items()):
@@ -255,9 +172,7 @@ def _current_line(source: Source, line: dict[str, Any]) -> tuple[dict[str, Any],
 
 def _row_digests(contents: Contents, shards: Sequence[Mapping[str, Any]], changed: Iterable[int]) -> dict[int, str]:
     """Return the digests of the rows of changed files when they were encoded, as far as they are known."""
-    stored: dict[_Key, list[dict[str, Any]]] = defaultdict(list)
-    for line in contents:
-        stored[line["file"], line["n_bytes"], line["changed"]].append(line)
+    stored = _by_key(contents)
     found = {}
     for number in changed:
         shard = shards[number]

@@ -9,7 +9,7 @@ on it, as on a new modification time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,23 +31,12 @@ Contents = list[dict[str, Any]]
 another dataset to the file, for example labels.
 """
 
-_SAME_FILE = ("file", "n_bytes", "changed")
-
 
 def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> tuple[Prepared, Contents]:
     """Compare the input files with the ctimes and digests that an earlier run has stored.
 
-    Parameters
-    ----------
-    reads : bool
-        Whether files with a new ctime are read. Otherwise they are assumed to be unchanged.
-
-    Returns
-    -------
-    Prepared
-        The run, whose request contains a digest of each changed file.
-    list of dict
-        Current facts about the contents; empty if nothing was stored.
+    Return the run, whose request contains a digest of each changed file, and current facts about the contents. The
+    facts are empty if nothing was stored. Without `reads`, files with a new ctime are assumed to be unchanged.
     """
     if prepared.config.results.restart:
         return prepared, []
@@ -62,10 +51,8 @@ def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> 
     contents = list(stored)
     for i, found in zip(moved, digests, strict=True):
         is_equal = stored[i]["blake3"] in (None, found)
-        words = "the contents are the same" if is_equal else "the contents changed"
-        log.debug("file=%s: its ctime has changed; %s", printable(shards[i].path), words)
-        line = _line(shards[i], found, is_changed=stored[i]["is_changed"] or not is_equal)
-        contents[i] = {**line, "rows": stored[i].get("rows") if is_equal else None}
+        rows = stored[i].get("rows") if is_equal else None
+        contents[i] = _line(shards[i], found, rows, is_changed=stored[i]["is_changed"] or not is_equal)
     return _marked(prepared, contents), contents
 
 
@@ -82,8 +69,8 @@ def record_contents(prepared: Prepared, ledger: Ledger) -> None:
     row_digests = digests_of_rows(prepared.shards, prepared.budget.n_threads)
     contents = []
     for shard, found, rows in zip(prepared.shards, digests, row_digests, strict=True):
-        contents.append({**_line(shard, found), "rows": rows})
-    for shard, line in zip(prepared.shards, contents, strict=True):
+        line = _line(shard, found, rows)
+        contents.append(line)
         ctime_ns = _ctime_of(shard)
         if ctime_ns not in (None, shard.identity.ctime_ns):
             line["ctime_ns"] = ctime_ns
@@ -97,13 +84,7 @@ def record_contents(prepared: Prepared, ledger: Ledger) -> None:
 
 
 def check_contents(prepared: Prepared, ledger: Ledger) -> None:
-    """Compare the input files with their state at the start of the run.
-
-    Raises
-    ------
-    DataError
-        If the contents of a file changed during the run.
-    """
+    """Raise `DataError` if the contents of a file have changed since the start of the run."""
     contents = _stored_lines(ledger, prepared)
     if prepared.config.results.verify != "digests" or not contents:
         return
@@ -116,7 +97,6 @@ def check_contents(prepared: Prepared, ledger: Ledger) -> None:
                 "did not. Input files must not change during a run. Run the same command again once no other process "
                 "writes to the file."
             )
-        log.debug("file=%s: its ctime has changed; the contents are the same", printable(shard.path))
 
 
 def _stored_lines(ledger: Ledger, prepared: Prepared) -> Contents:
@@ -127,13 +107,14 @@ def _stored_lines(ledger: Ledger, prepared: Prepared) -> Contents:
     return contents if _describes(contents, prepared.shards) else []
 
 
-def _line(shard: Shard, blake3: str | None, is_changed: bool = False) -> dict[str, Any]:
+def _line(shard: Shard, blake3: str | None, rows: str | None, is_changed: bool = False) -> dict[str, Any]:
     return {
         "file": Path(shard.path).name,
         "n_bytes": shard.identity.size,
         "changed": shard.identity.mtime_ns,
         "ctime_ns": shard.identity.ctime_ns,
         "blake3": blake3,
+        "rows": rows,
         "is_changed": is_changed,
     }
 
@@ -147,13 +128,8 @@ def _ctime_of(shard: Shard) -> int | None:
 
 
 def _describes(contents: Contents, shards: Sequence[Shard]) -> bool:
-    """Return whether the stored facts are about these files, in this order."""
-    return len(contents) == len(shards) and all(map(_is_same_file, contents, shards))
-
-
-def _is_same_file(line: Mapping[str, Any], shard: Shard) -> bool:
-    now = _line(shard, None)
-    return all(line[name] == now[name] for name in _SAME_FILE)
+    now = [(Path(shard.path).name, shard.identity.size, shard.identity.mtime_ns) for shard in shards]
+    return [(line["file"], line["n_bytes"], line["changed"]) for line in contents] == now
 
 
 def _marked(prepared: Prepared, contents: Contents) -> Prepared:

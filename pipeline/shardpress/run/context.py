@@ -33,33 +33,6 @@ class RunState:
     """Progress of a run: finished stages, reused results and warnings.
 
     The times of stages exclude the compiler, because later runs find the kernels in the compile cache.
-
-    Parameters
-    ----------
-    warnings : Warnings, optional
-        Warnings that the run logs.
-    watch : Watch, optional
-        Thread that samples the bottleneck of the run.
-    clock : callable
-        Function that returns the time in seconds, independently of changes of the time of day.
-    compiler_clock : callable
-        Function that returns the seconds that the compiler has taken in this process.
-
-    Attributes
-    ----------
-    seconds, processor_seconds : dict of str to float
-        Wall-clock and processor seconds of each finished stage.
-    bounds : dict of str to dict
-        Shares of each finished stage's time that it spent waiting for the device, the processor or the disk; empty if
-        the stage was too short to measure.
-    model_key, features_key : str or None
-        Fingerprints of the model and the features that the run is about to make.
-    reused : dict of str to str
-        For stages that reuse results of an earlier run, a description of these results.
-    began : float
-        Start of the run, in seconds since 1970.
-    ends_by : float or None
-        Deadline of the run, in seconds since 1970.
     """
 
     def __init__(
@@ -70,14 +43,16 @@ class RunState:
         compiler_clock: Callable[[], float] = seconds_compiling,
     ) -> None:
         self.warnings = warnings or Warnings()
-        self.seconds: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}  # wall-clock seconds of each finished stage
         self.processor_seconds: dict[str, float] = {}
+        # Shares of each finished stage's time that it spent waiting for the device, the processor or the disk; empty if
+        # the stage was too short to measure.
         self.bounds: dict[str, dict[str, float]] = {}
-        self.reused: dict[str, str] = {}
-        self.model_key: str | None = None
+        self.reused: dict[str, str] = {}  # results of an earlier run in words, by the stage that reuses them
+        self.model_key: str | None = None  # fingerprints of the model and the features that the run is about to make
         self.features_key: str | None = None
         self.began = time.time()
-        self.ends_by: float | None = None
+        self.ends_by: float | None = None  # deadline, in seconds since 1970
         self._watch = watch
         self._clock = clock
         self._compiler_clock = compiler_clock
@@ -89,12 +64,10 @@ class RunState:
 
     @property
     def seconds_compiling(self) -> float:
-        """Seconds that the compiler has taken."""
         return self._compiler_clock() - self._compiled_at_start
 
     @property
     def total_seconds(self) -> float:
-        """Seconds since the start."""
         return self._clock() - self._start
 
     def end_stage(self, stage: str) -> None:
@@ -112,30 +85,14 @@ class RunState:
 
 @dataclass(frozen=True)
 class RunContext:
-    """Objects that the stages of a run share.
+    """Objects that the stages of a run share."""
 
-    Attributes
-    ----------
-    ledger : Ledger
-        The locked output directory.
-    earlier : EarlierResults
-        Results that earlier runs left in it.
-    device : Device
-        Device of this process.
-    pool : WorkerPool
-        Workers that run the tasks.
-    state : RunState
-        Progress of the run.
-    command : sequence of str
-        The command line, for the attributes of output files.
-    """
-
-    ledger: Ledger
+    ledger: Ledger  # the locked output directory
     earlier: EarlierResults
-    device: Device
+    device: Device  # of this process
     pool: WorkerPool
     state: RunState
-    command: Sequence[str]
+    command: Sequence[str]  # the command line, for the attributes of output files
 
     @property
     def devices(self) -> str:

@@ -14,13 +14,12 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from shardpress.device import seconds_compiling
 from shardpress.errors import quantity
 from shardpress.model import Model
 from shardpress.run.context import RunContext
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.prepare import Prepared
-from shardpress.run.sample import AnonymousDisk, Stretch, stretches
+from shardpress.run.sample import AnonymousDisk, Stretch, measure_seconds, stretches
 from shardpress.scan.ranges import Scan
 from shardpress.settings.deadline import in_words
 from shardpress.text import duration
@@ -60,58 +59,16 @@ def epochs_that_fit(left: float, epoch_seconds: float) -> float:
     return fitting if fitting < 1 else float(int(fitting))
 
 
-class _EncodingTime:
-    """Measured time of encoding all rows.
+class DeadlinePolicy:
+    """Policy that limits a training run so that the run ends in time (see `shardpress.training.loop.LimitPolicy`)."""
 
-    The estimate is the smaller one of the last two measurements, so that a single disturbance, for example by first
-    reads from a cold disk, does not count.
-
-    Attributes
-    ----------
-    cost : float
-        Seconds that the last measurement took, excluding the compiler.
-    """
-
-    def __init__(self, prepared: Prepared, context: RunContext, scan: Scan) -> None:
+    def __init__(self, prepared: Prepared, context: RunContext, scan: Scan, ends_by: float) -> None:
         self._prepared = prepared
         self._context = context
         self._scan = scan
-        self._measured: list[float] = []
-        self.cost = 0.0
-
-    @property
-    def seconds(self) -> float:
-        """The estimate; 0 before the first measurement."""
-        return min(self._measured[-2:], default=0.0)
-
-    @property
-    def is_measured(self) -> bool:
-        """Whether there is a measurement."""
-        return bool(self._measured)
-
-    def measure(self, autoencoder: Autoencoder) -> None:
-        """Repeat the measurement."""
-        start = time.monotonic()
-        compiled_before = seconds_compiling()
-        self._measured.append(_encoding_seconds(self._prepared, self._context, self._scan, autoencoder))
-        self.cost = time.monotonic() - start - (seconds_compiling() - compiled_before)
-
-
-class DeadlinePolicy:
-    """Policy that limits a training run so that the run ends in time (see `shardpress.training.loop.LimitPolicy`).
-
-    Parameters
-    ----------
-    scan : Scan
-        Scan of the rows.
-    ends_by : float
-        End of the run, in seconds since 1970.
-    """
-
-    def __init__(self, prepared: Prepared, context: RunContext, scan: Scan, ends_by: float) -> None:
-        self._config = prepared.config
-        self._ends_by = ends_by
-        self._encoding = _EncodingTime(prepared, context, scan)
+        self._ends_by = ends_by  # in seconds since 1970
+        self._measured: list[float] = []  # seconds that the encoding of all rows would take
+        self._seconds_measuring = 0.0  # of the last measurement
         self._start = time.monotonic()
         self._left_at_start = ends_by - time.time()
         self._last_call = self._start
@@ -135,12 +92,11 @@ class DeadlinePolicy:
         return limit
 
     def facts(self, training: Training) -> dict[str, Any]:
-        """Return plain values for reports."""
         return {
             "ends_by": datetime.fromtimestamp(self._ends_by).astimezone().isoformat(timespec="seconds"),
             "n_epochs": training.state.n_epochs,
             "last_epoch_part": training.last_epoch_part,
-            "of": self._config.training.epochs,
+            "of": self._prepared.config.training.epochs,
             "epoch_seconds": self._epoch_seconds,
             "reserved_seconds": self._reserve,
             "note": "The number of epochs depends on the speed of the machine, so the same command can give another "
@@ -196,10 +152,15 @@ class DeadlinePolicy:
 
     def _measure(self, training: Training, share: float = _MEASURING_SHARE) -> None:
         """Measure the encoding for the first time, or again if that takes at most this share of the time left."""
-        is_cheap = self._encoding.cost <= share * (self._ends_by - time.time())
-        if not self._encoding.is_measured or is_cheap:
-            self._encoding.measure(training.autoencoder)
-            self._reserve = reserved_seconds(self._encoding.seconds)
+        is_cheap = self._seconds_measuring <= share * (self._ends_by - time.time())
+        if self._measured and not is_cheap:
+            return
+        self._seconds_measuring, seconds = measure_seconds(
+            lambda: _encoding_seconds(self._prepared, self._context, self._scan, training.autoencoder)
+        )
+        self._measured.append(seconds)
+        # A single disturbance, for example by first reads from a cold disk, does not count.
+        self._reserve = reserved_seconds(min(self._measured[-2:]))
 
     def _is_time_over(self, step_seconds: float) -> bool:
         """Return whether too little time would be left after another step as long as the last one."""
@@ -214,53 +175,30 @@ class DeadlinePolicy:
             self._measure(training, _CONFIRMING_SHARE)
             if not self._is_time_over(step_seconds):
                 return False
-        self._log_end(training)
-        return True
-
-    def _log_end(self, training: Training) -> None:
-        part = training.epoch_part
-        if part < 1:
+        if training.epoch_part < 1:
             log.info(
                 "deadline: stopping the training after %.3g %% of epoch %d, to finish by %s",
-                100 * part,
+                100 * training.epoch_part,
                 training.state.epoch + 1,
                 in_words(self._ends_by),
             )
+        return True
 
     def _log_decision(self, training: Training, n_epochs: int) -> None:
-        wanted = quantity(self._config.training.epochs, "epoch")
-        until = in_words(self._ends_by)
-        epoch = duration(self._epoch_seconds)
-        reserve = duration(self._reserve)
-        if n_epochs == training.state.epoch + 1 and self._fitting(training, 1.0) < 1:
-            log.warning(
-                "deadline: only a part of epoch %d of %s fits before %s, at %s per epoch; %s are reserved for the "
-                "encoding",
-                n_epochs,
-                wanted,
-                until,
-                epoch,
-                reserve,
-            )
-        else:
-            log.info(
-                "deadline: %d of %s fit before %s, at %s per epoch; %s are reserved for the encoding",
-                n_epochs,
-                wanted,
-                until,
-                epoch,
-                reserve,
-            )
+        is_partial = n_epochs == training.state.epoch + 1 and self._fitting(training, 1.0) < 1
+        log.log(
+            logging.WARNING if is_partial else logging.INFO,
+            "deadline: %s of %s fit before %s, at %s per epoch; %s are reserved for the encoding",
+            f"only a part of epoch {n_epochs}" if is_partial else n_epochs,
+            quantity(self._prepared.config.training.epochs, "epoch"),
+            in_words(self._ends_by),
+            duration(self._epoch_seconds),
+            duration(self._reserve),
+        )
 
 
 def gave_up(training: Mapping[str, Any]) -> str:
-    """Return a sentence about the epochs that a deadline prevented, or an empty string.
-
-    Parameters
-    ----------
-    training : mapping
-        Facts about the training run, as in reports.
-    """
+    """Return a sentence about the epochs that a deadline prevented, or an empty string, from facts for the report."""
     facts = training.get("deadline")
     if not facts or facts["n_epochs"] is None:
         return ""
@@ -275,7 +213,6 @@ def gave_up(training: Mapping[str, Any]) -> str:
 
 
 def warn_if_late(ends_by: float | None) -> None:
-    """Warn if a run ends after its deadline."""
     if ends_by is not None and time.time() > ends_by:
         log.warning(
             "deadline: the run ends %s after the deadline (%s)", duration(time.time() - ends_by), in_words(ends_by)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
@@ -15,33 +16,22 @@ from shardpress.shards.shard import Shard
 def file_digests(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
     """Return the digest of each shard's file, or None if it is unknown. A file with several shards is read once."""
     files = {shard.path: shard.identity for shard in shards}
-    with threads(n_threads) as pool:
-        found = compute([(_digest_of_file, each) for each in files.items()], pool, n_threads)
+    found = _digests(lambda file: digest_of(*file), list(files.items()), n_threads)
     by_path = dict(zip(files, found, strict=True))
     return [by_path[shard.path] for shard in shards]
 
 
-def _digest_of_file(file: tuple[str, Identity]) -> str | None:
-    return digest_of(*file)
+def digests_of_rows(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
+    """Return the digest of the dataset with the rows of each shard, or None if it is unknown."""
+    return _digests(_digest_of_rows, shards, n_threads)
 
 
 def digest_of(path: str, identity: Identity) -> str | None:
-    """Return the digest of a file; None if it has been replaced since it was opened.
-
-    The shard of a replaced file is then treated as bad.
-    """
+    """Return the digest of a file; None if it has been replaced since it was opened, so that its shard is bad."""
     try:
         return file_digest(path, identity)
     except (DataError, NoInput):
         return None
-
-
-def digests_of_rows(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
-    """Return the digest of the dataset with the rows of each shard, or None if it is unknown."""
-    if not shards:
-        return []
-    with threads(n_threads) as pool:
-        return compute([(_digest_of_rows, shard) for shard in shards], pool, n_threads)
 
 
 def _digest_of_rows(shard: Shard) -> str | None:
@@ -49,3 +39,10 @@ def _digest_of_rows(shard: Shard) -> str | None:
         return dataset_digest(shard.path, shard.identity, shard.layouts)
     except (DataError, NoInput):
         return None
+
+
+def _digests(digest: Callable[[Any], str | None], items: Sequence[Any], n_threads: int) -> list[str | None]:
+    if not items:
+        return []
+    with threads(n_threads) as pool:
+        return compute([(digest, item) for item in items], pool, n_threads)

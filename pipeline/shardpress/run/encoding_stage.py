@@ -30,9 +30,9 @@ from shardpress.run.context import RunContext
 from shardpress.run.memory import block_bytes, chunk_bytes, trained_network_bytes
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import EarlierResults
-from shardpress.run.sample import Pace, Sample, StageEstimate, Stretch, measure_tasks
+from shardpress.run.sample import Pace, Stretch, measure_tasks
 from shardpress.scan.drift import farthest
-from shardpress.shards.shard import Block, row_dtype
+from shardpress.shards.shard import Shard, row_dtype
 
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
@@ -45,42 +45,21 @@ _COLUMNS_LISTED = 3  # columns that a message lists
 
 @dataclass(frozen=True)
 class Encoded:
-    """The encoded rows.
-
-    Attributes
-    ----------
-    key : str
-        Fingerprint of the features.
-    parts : list of PartFacts
-        The committed parts, in the order of the rows.
-    """
-
-    key: str
-    parts: list[PartFacts]
+    key: str  # fingerprint of the features
+    parts: list[PartFacts]  # committed, in the order of the rows
 
     @property
     def n_rows(self) -> int:
-        """Rows of all parts."""
         return sum(part.n_rows for part in self.parts)
 
 
 @dataclass(frozen=True)
 class EncodingStage:
-    """Stage that encodes all rows, or reuses parts of an earlier run.
+    """Stage that encodes all rows, or reuses parts of an earlier run."""
 
-    Attributes
-    ----------
-    prepared : Prepared
-        The run, with shards whose rows are read minus the model's offset.
-    model : Model
-        The fitted model.
-    unreadable : mapping of int to str
-        Reasons why shards cannot be read, by the numbers of the shards.
-    """
-
-    prepared: Prepared
+    prepared: Prepared  # with shards whose rows are read minus the model's offset
     model: Model
-    unreadable: Mapping[int, str]
+    unreadable: Mapping[int, str]  # reasons, by the numbers of the shards
 
     name: ClassVar[str] = "encoding"
 
@@ -88,8 +67,8 @@ class EncodingStage:
         """Return the fingerprint of the features."""
         key = self.prepared.request.of_features(self.model.fingerprint)
         if self.prepared.finished is not None:
-            copied = sorted(self.prepared.finished.copies)
-            key = fingerprint(key, "append", list(self.prepared.numbers), copied)
+            same_rows = sorted(self.prepared.finished.same_rows)
+            key = fingerprint(key, "append", list(self.prepared.numbers), same_rows)
         unreadable = sorted(self.unreadable)
         if unreadable:
             key = fingerprint(key, unreadable)
@@ -105,21 +84,13 @@ class EncodingStage:
     def committed(self, earlier: EarlierResults) -> Encoded:
         """Return the parts that an earlier run has encoded; drop parts that overlap others."""
         key = self.key()
-        if self.prepared.finished is not None and self.prepared.finished.reused:
-            return Encoded(key, list(self.prepared.finished.reused))
         parts = [PartFacts.from_record(record) for record in earlier.records("part", key)]
         _, overlapping = self._missing(parts)
         earlier.drop(*(part.record(key) for part in overlapping))
         return Encoded(key, [part for part in parts if part not in overlapping])
 
     def make(self, context: RunContext) -> Encoded:
-        """Encode the missing rows and commit their parts.
-
-        Raises
-        ------
-        DataError
-            If there are more bad rows than the settings allow.
-        """
+        """Encode the missing rows and commit their parts."""
         encoder = encoder_of(self.prepared, self.model)
         encoded = self.committed(context.earlier)
         missing, _ = self._missing(encoded.parts)
@@ -128,29 +99,14 @@ class EncodingStage:
             rows = _rows_in_words(encoded.parts)
             context.state.reused[self.name] = f"the features of {rows}"
             log.info("encoding: resuming; an earlier run has encoded %s", rows)
-        limit = _BadRowLimit(self.prepared)
-        for part in encoded.parts:  # the limit counts all bad rows of the input
-            limit.count(part)
         if missing:
-            self._encode(context, encoder, missing, limit)
+            self._encode(context, encoder, missing)
         parts = [PartFacts.from_record(record) for record in context.ledger.records("part", encoded.key)]
         return Encoded(encoded.key, parts)
 
-    def describe(self, encoded: Encoded) -> str:
-        """Describe the reused parts."""
-        return f"the features of {_rows_in_words(encoded.parts)}"
-
     def check(self, encoded: Encoded) -> None:
-        """Warn if many rows differ from the rows that a given model was trained on.
-
-        Raises
-        ------
-        DataError
-            If there are more bad rows than the settings allow.
-        """
-        limit = _BadRowLimit(self.prepared)
-        for part in encoded.parts:
-            limit.count(part)
+        """Raise `DataError` if too many rows are bad; warn if many rows differ from the training rows."""
+        self._check_bad_rows(encoded.parts)
         n_outside = sum(part.n_outside for part in encoded.parts)
         if self.prepared.finished is not None or n_outside <= _MANY_OUTSIDE * encoded.n_rows:
             return  # the verdict on the rows of an append includes their range
@@ -174,47 +130,31 @@ class EncodingStage:
         }
         if not prepared.has_other_rows:
             return {"storage": storage}
-        drifted = [_drifted(part, prepared.position(part.shard)) for part in encoded.parts]
+        drifted = []
+        for part in encoded.parts:
+            is_whole = len(part.outside) < MAX_LISTED_COLUMNS
+            position = prepared.position(part.shard)
+            drifted.append(PartDrift(position, part.n_rows, part.n_outside, part.outside, is_whole))
         return {"storage": storage, "drift": drift_facts(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
 
-    def memory_bytes(self, resident: bool) -> int:
-        """Return the bytes of blocks, parts and extras that the writing threads hold, and of the network."""
-        return encoding_bytes(self.prepared)
-
     def sample(self, encoder: Autoencoder, stretches: Sequence[Stretch], disk: Disk) -> Pace:
-        """Encode some rows.
-
-        Parameters
-        ----------
-        encoder : Autoencoder
-            The model on its device.
-        stretches : sequence of Stretch
-            Rows to encode.
-        disk : Disk
-            Disk that discards the files after they are written.
-        """
+        """Encode some rows on a disk that discards the files."""
         prepared = self.prepared
         if prepared.config.bad_data.on_bad_data == "raise":  # the scan reports bad rows
             prepared = replace(prepared, config=prepared.config.changed(on_bad_data="skip"))
         n_rows = min(prepared.budget.part_rows, max(len(stretch.block) for stretch in stretches))
         settings = replace(self, prepared=prepared).settings(n_rows, Path())
         parts = [Part(stretch.number, block) for stretch in stretches for block in stretch.block.cut(n_rows)]
-        for dtype in sorted({part.source.shard.dtype for part in parts}):
-            compile_encoder(encoder, np.dtype(dtype))
+        compile_encoder(encoder, prepared.shards)
         with serving(settings, self.model, encoder.encode_checked, disk):
             tasks = [(encode_part, EncodeTask(part, settings)) for part in parts]
-            pace, found = measure_tasks(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
-        return replace(pace, n_bytes=sum(part.entry.n_bytes for part in found))
+            pace, _ = measure_tasks(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
+        return pace
 
     def settings(self, part_rows: int, directory: Path) -> EncodeSettings:
         """Return the settings that all parts share, except for the model's file.
 
-        Parameters
-        ----------
-        part_rows : int
-            Rows of the largest part. Buffers have this size, so small runs need little memory.
-        directory : Path
-            Output directory.
+        Buffers have `part_rows` rows, so small runs need little memory.
         """
         prepared = self.prepared
         budget = prepared.budget
@@ -242,48 +182,36 @@ class EncodingStage:
 
     # -- private --
 
+    def _check_bad_rows(self, parts: Sequence[PartFacts]) -> None:
+        """Raise `DataError` if there are more bad rows than the settings allow, for example outside ``--fit-on``."""
+        settings = self.prepared.config.bad_data
+        limit = self.prepared.max_bad_rows
+        n_bad = sum(part.n_bad for part in parts)
+        if n_bad > limit:
+            worst = max(parts, key=lambda part: part.n_bad)
+            raise DataError(
+                f"{quantity(n_bad, 'bad row')}, most of them in file={printable(worst.path)} "
+                f"dataset={printable(worst.dataset)} rows={worst.start}:{worst.stop}, expected at most {limit} "
+                f"(--max-bad {settings.max_bad}, --on-bad-data {settings.on_bad_data}). Fix the files, or raise "
+                "--max-bad."
+            )
+
     def _missing(self, parts: Sequence[PartFacts]) -> tuple[list[Part], list[PartFacts]]:
-        """Return the parts to encode or copy, and committed parts that cannot be used, as `plan_parts` does."""
+        """Return the parts to encode, and committed parts that cannot be used, as `plan_parts` does."""
         prepared = self.prepared
-        missing, overlapping = plan_parts(prepared.shards, prepared.budget.part_rows, parts, prepared.numbers)
-        copies = {} if prepared.finished is None else prepared.finished.copies
-        if not copies:
-            return missing, overlapping
-        missing = [part for part in missing if part.number not in copies]
-        committed = {part.key for part in parts}
-        for number, earlier_parts in copies.items():
-            shard = prepared.shards[prepared.position(number)]
-            copied = [Part(number, Block(shard, part.start, part.stop)) for part in earlier_parts]
-            missing += [part for part in copied if part.key not in committed]
-        return sorted(missing, key=lambda part: part.key), overlapping
+        return plan_parts(prepared.shards, prepared.budget.part_rows, parts, prepared.numbers)
 
-    def _earlier_parts(self, context: RunContext) -> dict[str, PartFacts]:
-        """Return the parts whose features are copied, by their names, with the lists of their records."""
-        finished = self.prepared.finished
-        if finished is None or not finished.copies:
-            return {}
-        records = {record.entry.file: record for record in context.ledger.records("part")}
-        found = {}
-        for part in [part for parts in finished.copies.values() for part in parts]:
-            record = records.get(part.entry.file)
-            found[part.key] = part if record is None else PartFacts.from_record(record)
-        return found
-
-    def _encode(self, context: RunContext, encoder: Autoencoder, missing: Sequence[Part], limit: _BadRowLimit) -> None:
+    def _encode(self, context: RunContext, encoder: Autoencoder, missing: Sequence[Part]) -> None:
         """Encode parts and commit each one as soon as it is written."""
         if context.pool.is_local:
-            for dtype in sorted({shard.dtype for shard in self.prepared.shards}):
-                compile_encoder(encoder, np.dtype(dtype))  # before the progress bar starts to count
+            compile_encoder(encoder, self.prepared.shards)  # before the progress bar starts to count
         settings = self._shared_settings(context, max(len(part.source) for part in missing))
-        earlier = self._earlier_parts(context)
-        tasks = []
-        for part in missing:
-            tasks.append(EncodeTask(part, settings, self.unreadable.get(part.number), earlier.get(part.key)))
+        tasks = [EncodeTask(part, settings, self.unreadable.get(part.number)) for part in missing]
         n_rows = sum(len(part.source) for part in missing)
         # Parts of small shards are sent together, with about the number of rows of a full part in total.
         n_small = self.prepared.budget.part_rows * len(tasks) // max(1, n_rows)
         key = self.key()
-        append_id = None if self.prepared.finished is None else self.prepared.finished.append_id
+        append_ids = {} if self.prepared.finished is None else self.prepared.finished.append_ids
         stats = context.pool.stats
         with (
             serving(settings, self.model, encoder.encode_checked, context.ledger.disk),
@@ -295,16 +223,13 @@ class EncodingStage:
         ):
 
             def commit(part: PartFacts) -> None:
-                limit.count(part)  # before the commit: a part that exceeds the limit is not committed
-                number = earlier[part.key].append_id if part.key in earlier else append_id
-                group.add(replace(part, append_id=number).record(key))
+                group.add(replace(part, append_id=append_ids.get(part.shard)).record(key))
                 progress.advance(part.n_rows, stats)
 
             stats.begin(self.name)
             compute([(encode_part, task) for task in tasks], executor, n_at_once, commit, n_small)
 
     def _shared_settings(self, context: RunContext, part_rows: int) -> EncodeSettings:
-        """Return the settings that all tasks share."""
         settings = self.settings(part_rows, context.ledger.directory)
         n_sharing = context.pool.n_local_processes
         n_processes = max(1, n_sharing)  # number of processes that share the memory budget
@@ -338,11 +263,6 @@ def encoding_bytes(prepared: Prepared) -> int:
     return trained_network_bytes(prepared) + writers + extras + chunk_bytes(prepared)
 
 
-def estimate_encoding(sample: Sample, n_rows: int) -> StageEstimate:
-    """Estimate the time of encoding `n_rows` rows, which does not depend on the model."""
-    return StageEstimate(EncodingStage.name, sample.encoding.seconds_for(n_rows), sample.encoding.in_words())
-
-
 def encoder_of(prepared: Prepared, model: Model) -> Autoencoder:
     """Return a model on the device of this process."""
     encoder = autoencoder_of(model.scaler, model.network, row_dtype(prepared.shards))
@@ -350,38 +270,13 @@ def encoder_of(prepared: Prepared, model: Model) -> Autoencoder:
     return encoder
 
 
-def compile_encoder(encoder: Autoencoder, dtype: np.dtype) -> None:
-    """Compile the encoder for rows of a dtype, by encoding no rows."""
+def compile_encoder(encoder: Autoencoder, shards: Sequence[Shard]) -> None:
+    """Compile the encoder for the dtypes of shards, by encoding no rows."""
     network = encoder.network
-    nothing = np.empty((0, network.n_inputs), dtype)
-    encoder.encode_checked(nothing, np.empty((0, network.n_outputs), dtype=np.float32))
+    for dtype in sorted({shard.dtype for shard in shards}):
+        nothing = np.empty((0, network.n_inputs), np.dtype(dtype))
+        encoder.encode_checked(nothing, np.empty((0, network.n_outputs), dtype=np.float32))
 
 
 def _rows_in_words(parts: Sequence[PartFacts]) -> str:
     return f"{quantity(sum(part.n_rows for part in parts), 'row')} in {quantity(len(parts), 'part')}"
-
-
-def _drifted(part: PartFacts, position: int) -> PartDrift:
-    """Return the drift of a part of the shard at a position in the inputs."""
-    is_whole = len(part.outside) < MAX_LISTED_COLUMNS
-    return PartDrift(position, part.n_rows, part.n_outside, part.outside, is_whole)
-
-
-class _BadRowLimit:
-    """Counter of bad rows that raises `DataError` when there are more than the settings allow."""
-
-    def __init__(self, prepared: Prepared) -> None:
-        self._settings = prepared.config.bad_data
-        self._limit = prepared.max_bad_rows
-        self._n_bad = 0
-
-    def count(self, part: PartFacts) -> None:
-        """Count the bad rows of a part."""
-        self._n_bad += part.n_bad
-        if self._n_bad > self._limit:
-            raise DataError(
-                f"file={printable(part.path)} dataset={printable(part.dataset)} rows={part.start}:{part.stop}: "
-                f"{quantity(self._n_bad, 'bad row')} so far, expected at most {self._limit} (--max-bad "
-                f"{self._settings.max_bad}, --on-bad-data {self._settings.on_bad_data}). Fix the files, or "
-                "raise --max-bad."
-            )

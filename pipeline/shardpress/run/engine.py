@@ -21,7 +21,8 @@ from shardpress.run.budget import n_threads_of
 from shardpress.run.contents import Contents, check_contents, compare_contents, record_contents
 from shardpress.run.context import RunContext, RunState
 from shardpress.run.encoding_stage import EncodingStage
-from shardpress.run.finish import FinishStage, StageResults
+from shardpress.run.finish import StageResults, finish, load_finished
+from shardpress.run.finished import FinishedRun
 from shardpress.run.generations import kept_keys
 from shardpress.run.prepare import NothingToAppend, Prepared, prepare
 from shardpress.run.resume import (
@@ -29,7 +30,6 @@ from shardpress.run.resume import (
     adds_extras_to,
     drop_replaced,
     plain_request,
-    start_over,
     stored_deadline,
 )
 from shardpress.run.scan_stage import ScanStage
@@ -58,12 +58,8 @@ def run(
 
     Parameters
     ----------
-    config : Config
-        Settings.
     command : sequence of str
         The command line, for the attributes of output files.
-    disk : Disk, optional
-        Disk that makes every change to the file system.
     on_locked : callable
         Function that is called with the output directory once it is locked.
 
@@ -89,21 +85,19 @@ def run(
 
 
 def _run_in(ledger: Ledger, prepared: Prepared, contents: Contents, state: RunState, command: Sequence[str]) -> Summary:
-    """Run in a locked output directory.
-
-    Parameters
-    ----------
-    contents : list of dict
-        Facts about the contents of the input files, from `compare_contents`.
-    """
     config = prepared.config
     if config.results.restart:
-        start_over(ledger)
+        log.info("output=%s: discarding all earlier results (--restart)", printable(ledger.directory))
+        ledger.forget()
     ledger.sweep()  # removes files of a killed run before new files need the space
     earlier = EarlierResults(ledger, prepared.budget.n_threads, config.results.verify == "digests")
-    finished = FinishStage(prepared).load(earlier)
+    finished = load_finished(prepared, earlier)
     if finished is None:
-        state.ends_by = _store_request(ledger, prepared, state.began)
+        # The request comes before the first result, so that results can be attributed to it.
+        request = plain_request(prepared.request)
+        deadline = stored_deadline(ledger, prepared.config, request, state.began)
+        ledger.set_request(request, deadline)
+        state.ends_by = None if deadline is None else float(deadline["ends_by"])
     elif ledger.request() == plain_request(prepared.request):
         # Otherwise a run with other settings has begun to replace the results, and can be resumed.
         ledger.sweep(*kept_keys(ledger.manifest() or {}))
@@ -135,20 +129,20 @@ def _append_in(ledger: Ledger, config: Config, state: RunState, command: Sequenc
         state.end_stage("verification")
         return replace(complete, seconds=state.seconds)
     if not config.results.append:
-        _check_only_copies(prepared)
+        assert prepared.finished is not None
+        _check_only_extras(prepared.finished)
         log.info("output=%s: adding extras to the finished results", printable(ledger.directory))
     earlier = EarlierResults(ledger, n_threads, config.results.verify == "digests")
     return _compute(ledger, prepared, earlier, state, command)
 
 
-def _check_only_copies(prepared: Prepared) -> None:
-    """Raise `ConfigError` if rows would be encoded, because a user has only requested other extras."""
-    encoded = prepared.without_copies()
-    assert encoded.finished is not None
-    if encoded.finished.n_changed:
-        names = [printable(source.path.name) for source in encoded.finished.sources]
+def _check_only_extras(finished: FinishedRun) -> None:
+    """Raise `ConfigError` if there are changed rows, because a user has only requested other extras."""
+    if finished.n_changed:
+        numbered = zip(finished.numbers, finished.sources, strict=True)
+        names = [printable(source.path.name) for number, source in numbered if number not in finished.same_rows]
         raise ConfigError(
-            f"output={printable(prepared.config.results.output)}: the rows of {quantity(len(names), 'file')} have "
+            f"output={printable(finished.config.results.output)}: the rows of {quantity(len(names), 'file')} have "
             f"changed, or their features are damaged ({short_list(names, _NAMED)}), expected the rows of the finished "
             "run, so that extras can be added. To encode changed rows with the same model, use --append. To train "
             "again, use --retrain."
@@ -178,31 +172,21 @@ def _compute(
             raise
 
 
-def _store_request(ledger: Ledger, prepared: Prepared, start: float) -> float | None:
-    """Store the request before the first result, so that results can be attributed to it; return the deadline."""
-    request = plain_request(prepared.request)
-    deadline = stored_deadline(ledger, prepared.config, request, start)
-    ledger.set_request(request, deadline)
-    return None if deadline is None else float(deadline["ends_by"])
-
-
 def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
-    """Run the stages one after the other."""
     keep_chunks(prepared.budget.chunk_bytes)  # needed if the scan is reused; otherwise its tasks do the same
 
     scan: Scan | None = None
     facts: dict[str, Any] = {}
-    scanned = prepared.without_copies()
     if prepared.is_scanned:
-        scanning = ScanStage(scanned)
+        scanning = ScanStage(prepared)
         scan = load_or_make(scanning, context)
         facts.update(scanning.facts(scan))
     unreadable = scan.unreadable if scan else {}
+    record_contents(prepared, context.ledger)  # now, because the scan has left the files in the page cache
 
     if prepared.given_model is None:
         assert scan is not None
         prepared = prepared.with_offset(scan.offset)
-        record_contents(prepared, context.ledger)  # now, because the scan has left the files in the page cache
         training = TrainingStage(prepared, tuple(unreadable), scan)
         model = load_or_make(training, context)
         facts.update(training.facts(model))
@@ -211,16 +195,11 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
         prepared = prepared.with_offset(model.offset)
         # The report suggests other scalings, and the rows alone do not show which one the model has.
         facts["scan"] = {**facts.get("scan", {}), "scale": model.scaler.scale_setting}
-    if prepared.finished is not None:
-        record_contents(prepared, context.ledger)
 
-    encoding = EncodingStage(prepared, model, scanned.by_number(unreadable))
+    encoding = EncodingStage(prepared, model, prepared.by_number(unreadable))
     encoded = load_or_make(encoding, context)
     context.state.features_key = encoded.key  # also set for reused features, for the message of a run that fails later
     facts.update(encoding.facts(encoded))
 
-    if prepared.finished is None:
-        record_contents(prepared, context.ledger)
     check_contents(prepared, context.ledger)
-    results = StageResults(scan, model, prepared.request.of_model(unreadable), encoded, facts)
-    return FinishStage(prepared, results).make(context)
+    return finish(prepared, StageResults(scan, model, encoded, facts), context)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -23,13 +23,12 @@ from shardpress.errors import VerificationFailed, printable, quantity
 from shardpress.features import Shape
 from shardpress.model import Model
 from shardpress.report.facts import bad_data_facts, input_facts, last_run_facts, sample_facts
-from shardpress.report.judgment import judge
+from shardpress.report.judgment import Judgment, judge
 from shardpress.report.measures import LabelChoice
 from shardpress.report.newrows import Verdict
 from shardpress.report.page.build import page_bytes, report_bytes
 from shardpress.report.rows import Preprocessing, RowCheck, check_rows
 from shardpress.report.sample import PartSource, SampleSpec, largest_sample
-from shardpress.run.all_ranges import ranges_of_all_rows
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import gave_up, warn_if_late
 from shardpress.run.encoding_stage import Encoded
@@ -60,99 +59,55 @@ _OTHER_OPEN_FILES = 32  # open files of a process in addition to the files of in
 
 @dataclass(frozen=True)
 class StageResults:
-    """Results of the stages before the last one.
+    """Results of the stages before the last one."""
 
-    Attributes
-    ----------
-    scan : Scan or None
-        None if the rows were not scanned, which can happen with a given model.
-    model : Model
-        The fitted model.
-    model_key : str
-        Fingerprint of the record of the model.
-    encoded : Encoded
-        The features.
-    facts : mapping
-        Facts of the stages for the report; ``storage`` is also stored in the manifest.
-    """
-
-    scan: Scan | None
+    scan: Scan | None  # None if the rows were not scanned, which can happen with a given model
     model: Model
-    model_key: str
     encoded: Encoded
-    facts: Mapping[str, Any]
+    facts: Mapping[str, Any]  # for the report; ``storage`` is also stored in the manifest
 
 
-@dataclass(frozen=True)
-class FinishStage:
-    """Stage that verifies, reports, indexes and publishes the results, or reuses the results of an earlier run.
+def load_finished(prepared: Prepared, earlier: EarlierResults) -> Summary | None:
+    """Return the summary of a finished run with the same request whose files are intact, or None.
 
-    Attributes
-    ----------
-    prepared : Prepared
-        The run, with shards whose rows are read minus the model's offset.
-    results : StageResults or None
-        Results of the other stages; `load` does not need them.
+    Raise `ConfigError` if there are results of other settings or inputs that must not be replaced.
     """
+    manifest = finished_manifest(earlier.ledger, prepared)
+    if manifest is None:
+        return None
+    if not is_acceptable(manifest, prepared):
+        log.info(
+            "output=%s: the finished results lack a requested file or exceed the new limits; updating them",
+            printable(earlier.ledger.directory),
+        )
+        return None
+    if not earlier.is_published_intact(manifest):
+        return None
+    return Summary.of_manifest(manifest, prepared.config.results.output)
 
-    prepared: Prepared
-    results: StageResults | None = None
 
-    name: ClassVar[str] = "finish"
+def finish(prepared: Prepared, results: StageResults, context: RunContext) -> Summary:
+    """Verify and publish the features with the files that accompany them, and remove what is no longer needed.
 
-    def key(self) -> str:
-        """Return the fingerprint of the whole request."""
-        return self.prepared.whole_request.of_all()
+    Raise `VerificationFailed` if stored features differ from recomputed ones, and `RowsDrifted` if appended rows
+    differ from the rows of the training, and the settings do not allow that.
+    """
+    steps = _Finish(prepared, results, context)
+    verification = steps.verify()
+    sample = steps.sample()
+    steps.judge_new_rows()
+    steps.count_generations((sample or {}).get("probe"))
+    summary, judgment = steps.summarize(sample)
+    report = steps.report(summary, judgment, verification, sample)
+    steps.publish(summary, verification, report)
+    return summary
 
-    def load(self, earlier: EarlierResults) -> Summary | None:
-        """Return the summary of a finished run with the same request whose files are intact, or None.
 
-        Raises
-        ------
-        ConfigError
-            If there are results of other settings or inputs, and the settings do not allow replacing them.
-        """
-        manifest = finished_manifest(earlier.ledger, self.prepared)
-        if manifest is None:
-            return None
-        if not is_acceptable(manifest, self.prepared):
-            log.info(
-                "output=%s: the finished results lack a requested file or exceed the new limits; updating them",
-                printable(earlier.ledger.directory),
-            )
-            return None
-        if not earlier.is_published_intact(manifest):
-            return None
-        return Summary.of_manifest(manifest, self.prepared.config.results.output)
-
-    def make(self, context: RunContext) -> Summary:
-        """Publish the features and the files that accompany them, and remove what is no longer needed.
-
-        Raises
-        ------
-        VerificationFailed
-            If stored features differ from recomputed ones.
-        RowsDrifted
-            If appended rows differ from the rows of the training, and the settings do not allow that.
-        """
-        assert self.results is not None
-        finish = _Finish(self.prepared, self.results, context)
-        verification = finish.verify()
-        sample = finish.sample()
-        finish.judge_new_rows()
-        finish.count_generations((sample or {}).get("probe"))
-        summary = finish.summarize(sample)
-        report = finish.report(summary, verification, sample)
-        finish.publish(summary, verification, report)
-        return summary
-
-    def memory_bytes(self, resident: bool) -> int:
-        """Return the bytes of the report's sample, and of memory that the allocator keeps after the encoding."""
-        prepared = self.prepared
-        network = prepared.max_network
-        blocks = prepared.budget.n_writers * block_bytes(prepared)
-        _, sample_bytes = largest_sample(network, prepared.config.machine.memory_budget)
-        return trained_network_bytes(prepared) + blocks + sample_bytes
+def finish_bytes(prepared: Prepared) -> int:
+    """Return the bytes of the report's sample, and of memory that the allocator keeps after the encoding."""
+    blocks = prepared.budget.n_writers * block_bytes(prepared)
+    _, sample_bytes = largest_sample(prepared.max_network, prepared.config.machine.memory_budget)
+    return trained_network_bytes(prepared) + blocks + sample_bytes
 
 
 class _Finish:
@@ -160,7 +115,6 @@ class _Finish:
 
     def __init__(self, prepared: Prepared, results: StageResults, context: RunContext) -> None:
         self._prepared = prepared
-        self._scanned = prepared.without_copies()
         self._context = context
         self._ledger = context.ledger
         self._scan = results.scan
@@ -169,16 +123,16 @@ class _Finish:
         self._parts = results.encoded.parts
         self._all_parts = _all_parts(prepared, self._parts)
         self._facts = results.facts
-        self._features_key = results.encoded.key
         # These results stay in the directory, so that a later run can reuse them.
-        self._kept_keys = [prepared.scan_key, results.model_key, results.encoded.key]
+        unreadable = results.scan.unreadable if results.scan else {}
+        self._kept_keys = [prepared.scan_key, prepared.request.of_model(unreadable), results.encoded.key]
         if prepared.finished is not None:
             self._kept_keys = [*prepared.finished.manifest["kept"], results.encoded.key]
             self._kept_keys.append(reference_key(prepared.finished))
-            if results.scan is not None:
-                self._kept_keys.append(self._scanned.scan_key)
         self._attributes = {**context.attributes(prepared, results.model), "storage": results.facts["storage"]}
-        self._preprocessing = _preprocessing_of(prepared, results.model)
+        settings = prepared.config.bad_data
+        clips = prepared.has_other_rows and settings.on_drift == "clip"
+        self._preprocessing = Preprocessing(results.model, settings.missing_value, clips)
         self._verdict: Verdict | None = None
         self._generations = Generations()
         self._made = datetime.now().astimezone().isoformat(" ", "seconds")
@@ -202,7 +156,7 @@ class _Finish:
         """Drop the parts in which features differ, and return the error that reports them."""
         files = {fault.file for fault in checked.faults}
         wrong = [part for part in self._parts if part.entry.file in files]
-        self._ledger.drop(*(part.record(self._features_key) for part in wrong))
+        self._ledger.drop(*(part.record(self._encoded.key) for part in wrong))
         first = checked.faults[0]
         return VerificationFailed(
             f"file={printable(self._ledger.directory / first.file)}: {first.fault}; {len(files)} of "
@@ -222,17 +176,11 @@ class _Finish:
         return sample_facts(self._sources(self._parts), self._sample_spec(), choice)
 
     def judge_new_rows(self) -> None:
-        """Compare the rows that an append has encoded with the rows of the training. Log the verdict.
-
-        Raises
-        ------
-        RowsDrifted
-            If a new model is needed, or the rows could not be judged, and the settings do not allow that.
-        """
+        """Compare the rows that an append has encoded with the rows of the training. Log the verdict."""
         finished = self._prepared.finished
         if finished is None:
             return
-        new = finished.encoded(self._parts)
+        new = finished.new_parts(self._parts)
         if not new:
             return
         self._verdict = verdict_on(self._sources(new), new, self._sample_spec(), self._prepared, self._context)
@@ -240,13 +188,7 @@ class _Finish:
         check_verdict(self._verdict, self._ledger.directory, self._prepared.config.results.on_append_drift)
 
     def count_generations(self, probe: Mapping[str, Any] | None) -> None:
-        """Determine the generation, and fit maps from its features to those of earlier ones.
-
-        Parameters
-        ----------
-        probe : mapping or None
-            Facts about the classifier of the report, whose labels are used again.
-        """
+        """Determine the generation, and fit maps from its features to those of earlier ones."""
         labels = None if probe is None else str(probe["labels"])
         results = self._prepared.config.results
         self._generations = count_generations(self._ledger, self._features(), results, labels)
@@ -263,7 +205,6 @@ class _Finish:
         }
 
     def _sources(self, parts: Sequence[PartFacts]) -> list[PartSource]:
-        """Return encoded parts with their rows."""
         folder = self._ledger.directory
         sources = []
         for part, trained in zip(parts, trained_in(parts, self._all_parts, self._prepared), strict=True):
@@ -275,7 +216,7 @@ class _Finish:
         """Return the datasets that mark the rows with a value of another dataset, by the name of that dataset."""
         masks = stored_masks(self._prepared.shards[0].extras)
         finished = self._prepared.finished
-        if finished is not None and (finished.parts or finished.reused):  # the parts that stay have masks, too
+        if finished is not None and finished.parts:  # the parts that stay have masks, too
             masks |= finished.manifest.get("masks", {})
         return masks
 
@@ -286,8 +227,8 @@ class _Finish:
             self._model, preprocessing.missing, preprocessing.clips, config.machine.memory_budget, config.training.seed
         )
 
-    def summarize(self, sample: Mapping[str, Any] | None) -> Summary:
-        """Return the numbers of the run, with a judgment of the features from a sample."""
+    def summarize(self, sample: Mapping[str, Any] | None) -> tuple[Summary, Judgment]:
+        """Return the numbers of the run, and a judgment of the features from a sample."""
         prepared = self._prepared
         training = {} if prepared.given_model is not None else self._model.about["training"]
         baseline = training.get("baseline") or {}
@@ -315,10 +256,14 @@ class _Finish:
             n_components=self._model.network.n_features,
         )
         judgment = judge(asdict(summary), sample, prepared.config.flat(), self._facts.get("scan"))
-        return replace(summary, judgment=judgment.remark)
+        return replace(summary, judgment=judgment.remark), judgment
 
     def report(
-        self, summary: Summary, verification: Mapping[str, Any], sample: Mapping[str, Any] | None
+        self,
+        summary: Summary,
+        judgment: Judgment,
+        verification: Mapping[str, Any],
+        sample: Mapping[str, Any] | None,
     ) -> dict[str, Any]:
         """Return the content of report.json. Its size does not grow with the number of rows, shards or warnings."""
         prepared = self._prepared
@@ -344,16 +289,15 @@ class _Finish:
             "memory": {"peak_bytes": peak_bytes()},
             "taken_over": list(state.reused.values()),
             "warnings": {"n": state.warnings.n, "first": state.warnings.first},
-            "bad": bad_data_facts(self._scanned.shards, prepared.bad_shards, self._scan, config.bad_data.missing_value),
+            "bad": bad_data_facts(prepared.shards, prepared.bad_shards, self._scan, config.bad_data.missing_value),
             "last": last_run_facts(self._ledger.directory, request),
             "sample": sample,
-            "judgment": asdict(judge(asdict(summary), sample, config.flat(), self._facts.get("scan"))),
+            "judgment": asdict(judgment),
             **self._facts,
         }
         report["generations"] = self._generations.facts()
         if prepared.finished is not None:
             report["appends"] = self._appends(prepared.finished)[-_MAX_APPENDS:]
-            report["ranges"] = ranges_of_all_rows(self._ledger, prepared.finished, self._scan)
         state.end_stage("report")
         return report
 
@@ -393,7 +337,6 @@ class _Finish:
     # -- private --
 
     def _shard(self, number: int) -> Shard:
-        """Return the shard with a number."""
         return self._prepared.shards[self._prepared.position(number)]
 
     def _append_facts(self, finished: FinishedRun) -> dict[str, Any]:
@@ -409,13 +352,7 @@ class _Finish:
             "bad_shards": [*bad_shards, *self._prepared.bad_shards],
             "left_out": {**before.get("left_out", {}), **why_left_out(self._prepared.shards)},
             "appends": self._appends(finished),
-            "scans": self._scans(finished),
         }
-
-    def _scans(self, finished: FinishedRun) -> list[dict[str, Any]]:
-        """Return the scan and the numbers of the shards of each append. Later appends need them to combine ranges."""
-        key = None if self._scan is None else self._scanned.scan_key
-        return [*finished.scans, {"scan": key, "shards": list(finished.encoded_numbers)}]
 
     def _appends(self, finished: FinishedRun) -> list[dict[str, Any]]:
         """Return facts about all appends, including this one."""
@@ -431,9 +368,7 @@ class _Finish:
         stages = {}
         for stage, seconds in state.seconds.items():
             shards: Sequence[Shard] = ()
-            if stage == "scan" and stage not in state.reused:
-                shards = self._scanned.shards
-            elif stage == "encoding" and stage not in state.reused:
+            if stage in ("scan", "encoding") and stage not in state.reused:
                 shards = self._prepared.shards
             stages[stage] = {
                 "seconds": seconds,
@@ -490,13 +425,6 @@ def _all_parts(prepared: Prepared, parts: Sequence[PartFacts]) -> list[PartFacts
     if prepared.finished is None:
         return list(parts)
     return sorted([*prepared.finished.parts, *parts], key=lambda part: part.key)
-
-
-def _preprocessing_of(prepared: Prepared, model: Model) -> Preprocessing:
-    """Return how the rows were encoded, for the verification and the report."""
-    settings = prepared.config.bad_data
-    clips = prepared.has_other_rows and settings.on_drift == "clip"
-    return Preprocessing(model, settings.missing_value, clips)
 
 
 def _best_cost(training: Mapping[str, Any]) -> float | None:

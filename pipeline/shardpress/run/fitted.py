@@ -23,20 +23,9 @@ _MAX_NAMES = 20  # extras that a message lists
 
 
 def fitted_rows(config: Config, shards: Sequence[Shard]) -> np.ndarray | None:
-    """Return a mask of the rows that ``--fit-on`` selects, or None without this setting. Read the extra of all shards.
+    """Return a mask (n_rows,) of the rows that ``--fit-on`` selects, or None without this setting.
 
     If bad data are skipped, no row of a shard is selected whose extra cannot be read.
-
-    Returns
-    -------
-    ndarray of shape (n_rows,), bool, or None
-
-    Raises
-    ------
-    ConfigError
-        If no shard has the extra, if its values cannot be compared, or if no row is selected.
-    DataError, ReadFailed, NotPermitted, SystemLimit
-        If the extra cannot be read.
     """
     if config.inputs.fit_on is None:
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +30,16 @@ _Manifest = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Generations:
-    """The generation that is published, and what is kept of earlier ones.
-
-    Attributes
-    ----------
-    number : int
-        Number of the generation, from 1 on.
-    earlier : tuple of dict
-        Facts about each earlier generation that is kept: ``generation``, ``model``, ``n_rows``, ``kept`` (the
-        fingerprints of its results) and ``manifest`` (an entry).
-    maps : tuple of dict
-        Facts about each map from the features of this generation: ``generation`` (to which it leads), ``model``,
-        ``file`` (an entry) and, unless it is composed of others, ``r2``, ``summary`` and ``classifier`` (see
-        `kept_accuracy`).
-    keys : tuple of str
-        Fingerprints of the new maps and manifests.
-    """
+    """The generation that is published, and what is kept of earlier ones."""
 
     number: int = 1
+    # ``generation``, ``model``, ``n_rows``, ``kept`` (fingerprints of results) and ``manifest`` (an entry) of each
+    # earlier generation that is kept.
     earlier: tuple[dict[str, Any], ...] = ()
+    # ``generation`` (to which it leads), ``model`` and ``file`` (an entry) of each map from the features of this
+    # generation. A map that is not composed of others also has ``r2``, ``summary`` and ``classifier``.
     maps: tuple[dict[str, Any], ...] = ()
-    keys: tuple[str, ...] = field(default=())
+    keys: tuple[str, ...] = ()  # fingerprints of the new maps and manifests
 
     @property
     def entries(self) -> list[Entry]:
@@ -66,7 +55,6 @@ class Generations:
 
 
 def _generation_of(manifest: _Manifest) -> int:
-    """Return the number of the generation that a manifest describes."""
     return int(manifest.get("generation", 1))
 
 
@@ -93,15 +81,7 @@ def _is_intact(directory: Path, line: Mapping[str, Any]) -> bool:
 def count_generations(ledger: Ledger, new: _Manifest, results: ResultSettings, labels: str | None) -> Generations:
     """Determine the generation of new features, and fit maps to those of earlier ones.
 
-    Parameters
-    ----------
-    ledger : Ledger
-        The output directory.
-    new : mapping
-        The features that are about to be published.
-    results : ResultSettings
-    labels : str or None
-        Extra with the labels of a classifier, to measure the accuracy that it keeps.
+    `new` is a manifest that is about to be published. A classifier of `labels` measures the quality of the maps.
     """
     before = ledger.manifest()
     if before is None:
@@ -116,18 +96,7 @@ def count_generations(ledger: Ledger, new: _Manifest, results: ResultSettings, l
 def _next_generation(ledger: Ledger, before: _Manifest, new: _Manifest, n_kept: int, labels: str | None) -> Generations:
     """Keep the finished run as an earlier generation, and fit maps from the new features to those of earlier ones.
 
-    Parameters
-    ----------
-    ledger : Ledger
-        The output directory.
-    before : mapping
-        Manifest of the finished run.
-    new : mapping
-        The features that are about to be published.
-    n_kept : int
-        Number of generations to keep, including the new one.
-    labels : str or None
-        Extra with the labels of a classifier, to measure the accuracy that it keeps.
+    `n_kept` is the number of generations to keep, including the new one.
     """
     number = _generation_of(before)
     found = Generations(number + 1, tuple(before.get("generations", [])))

@@ -51,26 +51,12 @@ def verdict_on(
     """Return the verdict on the rows that an append has encoded.
 
     If the rows cannot be judged, this is only logged as a warning, because the features are already complete.
-
-    Parameters
-    ----------
-    sources : sequence of PartSource
-        The new parts with their rows.
-    parts : sequence of PartFacts
-        Facts about the same parts.
-    spec : SampleSpec
-        Preprocessing of the rows, and limits of a sample.
-
-    Returns
-    -------
-    Verdict or None
-        None if the rows cannot be judged, for example if the model is too large for a sample.
     """
     finished = prepared.finished
     assert finished is not None
-    copied = {number: prepared.shards[prepared.position(number)] for number in finished.copies}
+    same_rows = {number: prepared.shards[prepared.position(number)] for number in finished.same_rows}
     try:
-        reference = _reference(finished, copied, spec, context)
+        reference = _reference(finished, same_rows, spec, context)
         if reference is None:
             log.warning("append: the new rows are not compared with earlier rows, because too few of those can be read")
             return None
@@ -85,23 +71,7 @@ def verdict_on(
 
 
 def check_verdict(found: Verdict | None, directory: Path, on_append_drift: str) -> None:
-    """Log a verdict.
-
-    Parameters
-    ----------
-    found : Verdict or None
-        None if the rows could not be judged.
-    directory : Path
-        The output directory.
-    on_append_drift : str
-        ``warn`` or ``fail``.
-
-    Raises
-    ------
-    RowsDrifted
-        If a new model is needed, or the rows could not be judged, and the settings do not allow publishing the features
-        of such rows.
-    """
+    """Log a verdict; None if the rows could not be judged. Raise `RowsDrifted` if `on_append_drift` requires it."""
     if found is None:
         if on_append_drift == "fail":
             raise RowsDrifted(
@@ -124,14 +94,11 @@ def check_verdict(found: Verdict | None, directory: Path, on_append_drift: str) 
 
 
 def _reference(
-    finished: FinishedRun, copied: Mapping[int, Shard], spec: SampleSpec, context: RunContext
+    finished: FinishedRun, same_rows: Mapping[int, Shard], spec: SampleSpec, context: RunContext
 ) -> Reference | None:
     """Return the statistics of earlier rows: those that an earlier append has stored, or new ones, which are stored.
 
-    Parameters
-    ----------
-    copied : mapping of int to Shard
-        Current shards whose features are copied, by their numbers. Their files have changed, but not their rows.
+    The files of `same_rows`, the current shards by their numbers, may have changed, but not their rows.
     """
     key = reference_key(finished)
 
@@ -142,7 +109,7 @@ def _reference(
     found = context.earlier.latest(_KIND, key, read, "append: stored statistics cannot be used (%s)")
     if found is not None:
         return found
-    reference = _new_reference(finished, copied, spec, context)
+    reference = _new_reference(finished, same_rows, spec, context)
     if reference is not None:
         entry = context.ledger.write(f"stages/{_KIND}", ".npz", reference.to_npz())
         context.ledger.commit(Record(_KIND, key, entry))
@@ -150,7 +117,7 @@ def _reference(
 
 
 def _new_reference(
-    finished: FinishedRun, copied: Mapping[int, Shard], spec: SampleSpec, context: RunContext
+    finished: FinishedRun, same_rows: Mapping[int, Shard], spec: SampleSpec, context: RunContext
 ) -> Reference | None:
     """Compute the statistics of earlier rows; None if too few of them can be read."""
     parts = [PartFacts.from_line(line) for line in finished.manifest["parts"]]
@@ -163,7 +130,7 @@ def _new_reference(
     if rows is None:
         rows = spread_rows(n_rows, _NO_ROWS, min(n_rows, spec.n_rows), spec.seed, max_runs=_MAX_STRETCHES)
     stretches = held_out_stretches(rows, spec.n_rows, _MAX_STRETCHES)
-    sources, stretches = _readable(trained, stretches, finished, copied, context.ledger.directory)
+    sources, stretches = _readable(trained, stretches, finished, same_rows, context.ledger.directory)
     sample = draw_sample(sources, spec, stretches)
     if sample is None or len(sample.rows) < 2:
         return None
@@ -193,7 +160,7 @@ def _readable(
     parts: Sequence[PartFacts],
     stretches: Sequence[_Stretch],
     finished: FinishedRun,
-    copied: Mapping[int, Shard],
+    same_rows: Mapping[int, Shard],
     folder: Path,
 ) -> tuple[list[PartSource], list[_Stretch]]:
     """Return the parts that contain stretches, as far as their files can be read, and the stretches in these parts."""
@@ -202,7 +169,7 @@ def _readable(
     found: list[_Stretch] = []
     n_before = 0  # rows of the sources
     for part, pieces in _spaced(list(_by_part(parts, stretches)), _MAX_PARTS):
-        shard = copied.get(part.shard)
+        shard = same_rows.get(part.shard)
         if shard is None:
             shard = _unchanged_shard(inputs, part)
         if shard is None:

@@ -7,7 +7,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import compress
 from pathlib import Path
 
 import numpy as np
@@ -47,39 +46,17 @@ class NothingToAppend(DataError):
 
 @dataclass(frozen=True)
 class Prepared:
-    """Everything that a run knows before it writes anything.
-
-    Attributes
-    ----------
-    config : Settings
-        Settings in which all defaults are resolved.
-    shards : tuple of Shard
-        The opened inputs.
-    bad_shards : list of dict
-        Input files that were refused and left out: ``file`` and ``reason``.
-    given_model : Model or None
-        The model of ``--model``, which replaces the training.
-    budget : Budget
-        Sizes that keep the run within its memory.
-    request : Request
-        Everything that determines the results.
-    fitted : ndarray of shape (n_rows,), bool, or None
-        Mask of the rows that ``--fit-on`` selects. None if all rows are used.
-    targets : Targets or None
-        Targets that a head learns to predict (``--target``).
-    finished : FinishedRun or None
-        The finished run that the shards are appended to.
-    """
+    """Everything that a run knows before it writes anything."""
 
     config: Settings
     shards: tuple[Shard, ...]
-    bad_shards: list[dict[str, str]]
-    given_model: Model | None
+    bad_shards: list[dict[str, str]]  # files that were refused and left out: ``file`` and ``reason``
+    given_model: Model | None  # replaces the training
     budget: Budget
     request: Request
-    fitted: np.ndarray | None = None
-    targets: Targets | None = None
-    finished: FinishedRun | None = None
+    fitted: np.ndarray | None = None  # mask (n_rows,) of the rows that ``--fit-on`` selects; None for all rows
+    targets: Targets | None = None  # what a head learns to predict (``--target``)
+    finished: FinishedRun | None = None  # the run that the shards are appended to
 
     @property
     def numbers(self) -> Sequence[int]:
@@ -105,7 +82,6 @@ class Prepared:
 
     @property
     def n_rows(self) -> int:
-        """Rows of all shards."""
         return sum(shard.n_rows for shard in self.shards)
 
     @property
@@ -123,7 +99,6 @@ class Prepared:
 
     @property
     def n_inputs(self) -> int:
-        """Columns of the inputs."""
         return self.shards[0].n_inputs
 
     @property
@@ -132,7 +107,6 @@ class Prepared:
         return self._with_head(_max_network(self.config, self.n_inputs, self.given_model))
 
     def network_for(self, scan: Scan) -> Network:
-        """Return the network that is trained after a scan, with its head."""
         network = network_of(self.config.network, scan.scaler.n_inputs, has_huge_rows=scan.has_huge_rows)
         return self._with_head(network)
 
@@ -143,7 +117,6 @@ class Prepared:
 
     @property
     def columns(self) -> Columns:
-        """Names or numbers of the columns, in the order in which they are read."""
         return self.shards[0].columns
 
     @property
@@ -158,16 +131,8 @@ class Prepared:
 
     @property
     def is_scanned(self) -> bool:
-        """True if the run scans its rows.
-
-        The scan is needed to train a model, to count bad rows before a part is written, and to find the ranges of
-        appended rows. Rows whose features are copied are not scanned.
-        """
-        if self.finished is None:
-            return self.given_model is None or self.allows_bad_data
-        if self.finished.reused:
-            return self.allows_bad_data
-        return len(self.finished.copies) < len(self.shards)
+        """Whether the rows are scanned: to train a model, and to count bad rows before a part is written."""
+        return self.given_model is None or self.allows_bad_data
 
     @property
     def scan_key(self) -> str:
@@ -202,19 +167,6 @@ class Prepared:
         n_shards = len(self.shards) + len(self.bad_shards)
         return n_allowed(self.config.bad_data.max_bad, n_shards) if self.allows_bad_data else 0
 
-    def without_copies(self) -> Prepared:
-        """Return a copy without the shards whose features an append copies. Their rows are not scanned."""
-        if self.finished is None or not self.finished.copies:
-            return self
-        is_encoded = [number not in self.finished.copies for number in self.finished.numbers]
-        identities = list(compress(self.request.inputs["shards"], is_encoded))
-        return replace(
-            self,
-            shards=tuple(compress(self.shards, is_encoded)),
-            request=replace(self.request, inputs={"shards": identities}),
-            finished=self.finished.without_copies(),
-        )
-
     def with_offset(self, offset: np.ndarray | None) -> Prepared:
         """Return a copy whose shards subtract an offset (n_inputs,) on reading, or `self` if the offset is None."""
         if offset is None:
@@ -225,19 +177,7 @@ class Prepared:
 def prepare(config: Config, finished: FinishedRun | None = None) -> Prepared:
     """Open the inputs, resolve the settings and divide the memory. Nothing is written.
 
-    Parameters
-    ----------
-    config : Config
-        Settings of the run, or of an append.
-    finished : FinishedRun, optional
-        The finished run that an append extends. Only the files that the append encodes are opened.
-
-    Raises
-    ------
-    ConfigError
-        For settings that are invalid, in general or for these inputs.
-    ShardpressError
-        For inputs or a model that cannot be used.
+    For an append to a `finished` run, only the files that it encodes are opened.
     """
     _refuse(problems(config))  # before the inputs, which can take minutes to open
     check_settings(config.cluster)
@@ -245,7 +185,7 @@ def prepare(config: Config, finished: FinishedRun | None = None) -> Prepared:
     shards, bad_shards = _open_inputs(config, given_model, finished)
     if finished is not None:
         finished = finished.without({Path(bad["file"]) for bad in bad_shards})
-        finished = _with_copies(finished, shards, n_threads_of(config.machine))
+        finished = _recognizing_rows(finished, shards, n_threads_of(config.machine))
     fitted = fitted_rows(config, shards)
     n_fitted = sum(shard.n_rows for shard in shards) if fitted is None else int(np.count_nonzero(fitted))
     n_inputs = shards[0].n_inputs
@@ -374,7 +314,7 @@ def _open_inputs(
         like = finished.part
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     shards = open_sources(sources, selection, on_bad_shard, rule, like)
-    n_others = 0 if finished is None else len(finished.identities) - len(finished.copies)
+    n_others = 0 if finished is None else len(finished.identities) - len(finished.same_rows)
     if error := too_many_bad_shards(config, refused, len(shards) + len(refused) + n_others):
         raise error
     if finished is not None and not shards:
@@ -398,14 +338,14 @@ def _open_inputs(
     return tuple(with_preparation(shard, preparation) for shard in shards), refused
 
 
-def _with_copies(finished: FinishedRun, shards: Sequence[Shard], n_threads: int) -> FinishedRun:
+def _recognizing_rows(finished: FinishedRun, shards: Sequence[Shard], n_threads: int) -> FinishedRun:
     """Return the finished run, with the changed files whose rows have stayed the same. Log their number."""
     by_number = dict(zip(finished.numbers, shards, strict=True))
     numbers = [number for number in finished.row_digests if number in by_number]
     digests = digests_of_rows([by_number[number] for number in numbers], n_threads)
-    finished = finished.copying(dict(zip(numbers, digests, strict=True)))
-    if finished.copies:
-        log.info("append: copying the features of %s with the same rows", quantity(len(finished.copies), "file"))
+    finished = finished.recognizing(dict(zip(numbers, digests, strict=True)))
+    if finished.same_rows:
+        log.info("append: encoding %s with the same rows again", quantity(len(finished.same_rows), "file"))
     return finished
 
 

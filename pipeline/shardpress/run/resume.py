@@ -47,16 +47,8 @@ _ARCHIVE_BYTES = 2**20  # maximum size of a .npz file in addition to its arrays
 class EarlierResults:
     """Committed results of an output directory. Each file is checked once, before it is used.
 
-    Parameters
-    ----------
-    ledger : Ledger
-        The output directory.
-    n_threads : int
-        Number of threads that read files to compare digests.
-    compares_digests : bool
-        Whether files are compared by their digests; otherwise by their sizes.
-    is_readonly : bool
-        Whether damaged results are kept and nothing is logged, as `shardpress plan` requires.
+    Files are compared by their sizes or also by their digests. If the object is read-only, as `shardpress plan`
+    requires, damaged results are kept, and nothing is logged.
     """
 
     def __init__(self, ledger: Ledger, n_threads: int, compares_digests: bool, is_readonly: bool = False) -> None:
@@ -81,15 +73,8 @@ class EarlierResults:
     def latest(self, kind: str, key: str, read: Callable[[Record], T], complaint: str) -> T | None:
         """Return the last result of a kind, made from `key`, that `read` accepts, or None.
 
-        Later results, which `read` does not accept, are dropped.
-
-        Parameters
-        ----------
-        read : callable
-            Function that reads a record. It raises `ValueError`, `DataError` or `NoInput` for a record that cannot be
-        used.
-        complaint : str
-            Message that is logged for each such record, with the reason in place of ``%s``.
+        Later results, for which `read` raises `ValueError`, `DataError` or `NoInput`, are dropped. For each of them,
+        `complaint` is logged with the reason in place of ``%s``.
         """
         for record in reversed(self.records(kind, key)):
             try:
@@ -102,7 +87,6 @@ class EarlierResults:
         return None
 
     def drop(self, *records: Record) -> None:
-        """Remove results, unless the ledger is read-only."""
         if not self._is_readonly:
             self.ledger.drop(*records)
 
@@ -140,17 +124,13 @@ class EarlierResults:
 
 
 def _faults_of(directory: Path, entries: Sequence[Entry], digests: bool) -> list[str | None]:
-    """Return the fault of each file, or None for an intact file."""
     return [fault_of(directory, entry, digests) for entry in entries]
 
 
 def load_at_most(ledger: Ledger, record: Record, array_bytes: int) -> bytes:
     """Return the content of a committed ``.npz`` file whose arrays have at most `array_bytes` bytes.
 
-    Raises
-    ------
-    ValueError
-        If the file is longer, or its content has changed since the commit.
+    Raise `ValueError` if the file is longer, or its content has changed since the commit.
     """
     most = array_bytes + MOST_JSON_BYTES + _ARCHIVE_BYTES
     if record.entry.n_bytes > most:
@@ -164,37 +144,25 @@ def step_of(checkpoint: Record) -> int:
 
 
 def checkpoint_in_words(checkpoint: Record) -> str:
-    """Describe the progress of a checkpoint."""
     facts = checkpoint.facts
     epochs = ""
-    if "of" in facts:
+    if "of" in facts:  # a forged record has none
         epochs = f"{facts['n_epochs']} of {facts['of']} epochs, "
     return f"{epochs}step {step_of(checkpoint)}"
 
 
 def n_rows_in(parts: Iterable[Record]) -> int:
-    """Return the number of rows in committed parts."""
     return sum(PartFacts.from_record(record).n_rows for record in parts)
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------
 
 
-def start_over(ledger: Ledger) -> None:
-    """Discard all results, for `--restart`."""
-    log.info("output=%s: discarding all earlier results (--restart)", printable(ledger.directory))
-    ledger.forget()
-
-
 def stored_deadline(ledger: Ledger, config: Config, now: Mapping[str, Any], start: float) -> dict[str, Any] | None:
-    """Return the deadline of a run that starts at `start`; None if the run has no deadline.
+    """Return the deadline of a run that starts at `start`: ``ends_by`` (seconds since 1970) and ``finish_by``.
 
-    A run that is resumed keeps the deadline of its first start, unless that deadline has passed.
-
-    Returns
-    -------
-    dict or None
-        ``ends_by``, in seconds since 1970, and ``finish_by``, the setting.
+    None if the run has no deadline. A run that is resumed keeps the deadline of its first start, unless that deadline
+    has passed.
     """
     ends_by = deadline_of(config.timing, start)
     if ends_by is None:
@@ -237,11 +205,7 @@ def adds_extras_to(ledger: Ledger, prepared: Prepared) -> bool:
 def finished_manifest(ledger: Ledger, prepared: Prepared) -> dict[str, Any] | None:
     """Return the manifest of a finished run with the same request, or None. Nothing is changed.
 
-    Raises
-    ------
-    ConfigError
-        If the directory contains results or an unfinished run with other settings or inputs, and the settings do not
-        allow replacing them.
+    Raise `ConfigError` if there are other results, and the settings do not allow replacing them.
     """
     manifest = ledger.manifest()
     now = plain_request(prepared.request)

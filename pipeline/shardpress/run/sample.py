@@ -35,118 +35,58 @@ _MAX_STRETCHES = 4096
 
 @dataclass(frozen=True)
 class Pace:
-    """Measured work: rows, the seconds that they took, and the bytes that were written for them."""
+    """Measured work: rows, and the seconds that they took."""
 
     n_rows: int
     seconds: float
-    n_bytes: int = 0
 
     def seconds_for(self, n_rows: int) -> float:
-        """Return the seconds that `n_rows` rows would take."""
         return self.seconds * n_rows / max(1, self.n_rows)
 
     def in_words(self) -> str:
-        """Return the rows per second."""
         return f"{self.n_rows / max(self.seconds, 1e-9):,.0f} rows/s"
 
 
 @dataclass(frozen=True)
 class TrainingPace:
-    """Measured parts of a training run.
+    """Measured parts of a training run."""
 
-    Attributes
-    ----------
-    n_rows : int
-        Rows of an epoch.
-    n_validated : int
-        Validation rows.
-    compiling : float
-        Seconds to load the compiled step from the compile cache, once.
-    beginning : float
-        Seconds to compute the initial weights, once.
-    reading : Pace
-        Reading of rows from the files.
-    baseline : Pace or None
-        Reconstruction of validation rows from principal components; None if there is no baseline.
-    steps : Pace
-        Training steps.
-    validation : Pace
-        Evaluation of validation rows.
-    components : tuple of (int, float)
-        Numbers of principal components, and the mean squared error of the sampled rows when reconstructed from them.
-    """
-
-    n_rows: int
-    n_validated: int
-    compiling: float
-    beginning: float
+    n_rows: int  # of an epoch
+    n_validated: int  # validation rows
+    once: float  # seconds of everything that is done once, except for the reading
+    validating: float  # seconds of an evaluation of the validation rows
     reading: Pace
-    baseline: Pace | None
     steps: Pace
-    validation: Pace
-    components: tuple[tuple[int, float], ...] = ()
+    # Numbers of principal components, and the mean squared error of the sampled rows when reconstructed from them.
+    components: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Measured work of all stages.
-
-    Attributes
-    ----------
-    scan, encoding : Pace
-        Measured scan and encoding.
-    training : TrainingPace or None
-        Measured training; None with a given model.
-    resident : bool
-        Whether training keeps all rows in memory.
-    on_host : bool
-        Whether the model is trained on the CPU, which also reads the rows.
-    """
+    """Measured work of all stages."""
 
     scan: Pace
-    training: TrainingPace | None
+    training: TrainingPace | None  # None with a given model
     encoding: Pace
-    resident: bool
-    on_host: bool
+    resident: bool  # whether training keeps all rows in memory
+    on_host: bool  # whether the model is trained on the CPU, which also reads the rows
 
 
 @dataclass(frozen=True)
 class StageEstimate:
-    """Estimated time of one stage.
-
-    Attributes
-    ----------
-    name : str
-        Name of the stage.
-    seconds : float
-        Estimated time.
-    what : str
-        Description of the work.
-    """
-
     name: str
     seconds: float
-    what: str
+    what: str  # description of the work
 
 
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
 class Stretch(NamedTuple):
-    """Consecutive rows of a shard.
+    """Consecutive rows of a shard."""
 
-    Attributes
-    ----------
-    number : int
-        Position of the shard in the input.
-    first_row : int
-        First row of the shard, counted over all shards.
-    block : Block
-        The rows.
-    """
-
-    number: int
-    first_row: int
+    number: int  # position of the shard in the input
+    first_row: int  # of the shard, counted over all shards
     block: Block
 
 
@@ -166,20 +106,8 @@ def stretches(prepared: Prepared) -> list[Stretch]:
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-def measure_tasks(
-    tasks: Sequence[Any], n_at_once: int, n_rows_of: Callable[[Any], int], seconds: float = _SECONDS
-) -> tuple[Pace, list[Any]]:
-    """Run tasks until `seconds` have passed; return the pace and the results of the finished tasks.
-
-    Parameters
-    ----------
-    tasks : sequence
-        Tasks for `compute`.
-    n_at_once : int
-        Number of threads.
-    n_rows_of : callable
-        Function that returns the number of rows of a result.
-    """
+def measure_tasks(tasks: Sequence[Any], n_at_once: int, n_rows_of: Callable[[Any], int]) -> tuple[Pace, list[Any]]:
+    """Run tasks for a limited time; return the pace and the results, whose rows `n_rows_of` returns."""
     found: list[Any] = []
     start = time.monotonic()
     end = start
@@ -188,7 +116,7 @@ def measure_tasks(
         nonlocal end
         found.append(result)
         end = time.monotonic()
-        if end - start > seconds:
+        if end - start > _SECONDS:
             raise _Enough
 
     with suppress(_Enough), threads(n_at_once) as pool:
@@ -214,11 +142,7 @@ def measure_seconds(work: Callable[[], T]) -> tuple[float, T]:
 class AnonymousDisk(Disk):
     """Disk whose files have no names, so that writing can be measured without leaving files.
 
-    Parameters
-    ----------
-    folder : Path or None
-        An existing directory; the files are written to its disk. If it is None, or the file system does not support
-        such files, they are written to memory.
+    They are written to the disk of `folder` or, if it is None or does not support such files, to memory.
     """
 
     def __init__(self, folder: Path | None) -> None:

@@ -17,7 +17,7 @@ from shardpress.run.context import RunContext
 from shardpress.run.memory import block_bytes, chunk_bytes
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import EarlierResults
-from shardpress.run.sample import Pace, Sample, StageEstimate, Stretch, measure_tasks
+from shardpress.run.sample import Pace, Stretch, measure_tasks
 from shardpress.scan import ranges
 from shardpress.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, stats_of_unreadable
 from shardpress.scan.ranges import Scan
@@ -27,50 +27,27 @@ log = logging.getLogger(__name__)
 
 _SCALINGS = {"std": "each column to the same variance", "common": "all columns are divided by one number"}
 _COLUMNS_LISTED = 10  # columns that a message lists
-_MOST_RANGE_BYTES = 2**26  # bytes of the ranges of all shards
-_SHARD_BYTES = 500  # bytes of Python objects per shard
-_RANGE_COPIES = 3  # copies in memory: of each shard, in one array, and in the stored file
 
 
 @dataclass(frozen=True)
 class _ScanSample:
-    """A scan of some rows.
-
-    Attributes
-    ----------
-    pace : Pace
-        Rows and seconds.
-    scan : Scan
-        Scan of these rows.
-    stretches : list of Stretch
-        The readable rows.
-    """
-
     pace: Pace
     scan: Scan
-    stretches: list[Stretch]
+    stretches: list[Stretch]  # the readable rows
 
 
 @dataclass(frozen=True)
 class ScanStage:
-    """Stage that scans the rows, or reuses the scan of an earlier run.
+    """Stage that scans the rows, or reuses the scan of an earlier run."""
 
-    Attributes
-    ----------
-    prepared : Prepared
-        The run, with shards whose rows are read as they are stored.
-    """
-
-    prepared: Prepared
+    prepared: Prepared  # with shards whose rows are read as they are stored
 
     name: ClassVar[str] = "scan"
 
     def key(self) -> str:
-        """Return the fingerprint of the inputs and the settings that determine the scan."""
         return self.prepared.scan_key
 
     def load(self, earlier: EarlierResults) -> Scan | None:
-        """Return the scan of an earlier run, or None."""
         scan = self.committed(earlier)
         if scan is None or not scan.unreadable:
             return scan
@@ -112,18 +89,8 @@ class ScanStage:
             return None
         return ranges.offset_for(self.prepared.shards, scan)
 
-    def describe(self, scan: Scan) -> str:
-        """Describe the reused scan."""
-        return "the scan"
-
     def check(self, scan: Scan) -> None:
-        """Log warnings about the rows.
-
-        Raises
-        ------
-        DataError
-            If there are more bad rows than the settings allow, or no model can be trained on the rows.
-        """
+        """Log warnings about the rows. Raise `DataError` if too many are bad, or no model can be trained on them."""
         self.check_bad_rows(scan)
         if self.prepared.given_model is None:
             self.check_usable(scan)
@@ -152,26 +119,20 @@ class ScanStage:
         log.warning("%s; they are left out and get NaN features", words)
 
     def check_usable(self, scan: Scan) -> None:
-        """Raise `DataError` if no model can be trained on the rows."""
         ranges.check_usable(self.prepared.shards, scan, self.prepared.config.bad_data.missing_value)
 
     def facts(self, scan: Scan) -> dict[str, Any]:
-        """Return facts about the rows for the report."""
         return {"scan": scan.summary()}
 
-    def memory_bytes(self, resident: bool) -> int:
-        """Return the bytes of the blocks that the threads hold, and of the ranges of the shards."""
-        n_bytes = self.prepared.budget.n_threads * block_bytes(self.prepared) + chunk_bytes(self.prepared)
-        if self._settings().keeps_shard_ranges:
-            n_bytes += _RANGE_COPIES * self._range_bytes()
-        return n_bytes
+    def memory_bytes(self) -> int:
+        """Return the bytes of the blocks that the threads hold."""
+        return self.prepared.budget.n_threads * block_bytes(self.prepared) + chunk_bytes(self.prepared)
 
     def sample(self, stretches: Sequence[Stretch]) -> _ScanSample:
-        """Scan some rows."""
         shards = self.prepared.shards
         budget = self.prepared.budget
         # Unreadable shards are recorded, and do not stop the sample.
-        settings = replace(self._settings(), max_unreadable=len(shards), keeps_shard_ranges=False)
+        settings = replace(self._settings(), max_unreadable=len(shards))
         look = ranges.scan_task(shards, settings, self.prepared.fitted)
 
         def scan_stretch(stretch: Stretch) -> tuple[Stretch, BlockStats]:
@@ -187,10 +148,6 @@ class ScanStage:
         part = merge_stats([stats_of_unreadable(shards, unreadable), *(part for _, part in readable)])
         scan = ranges.scan_from_stats(part, settings, shards, self.prepared.fitted)
         return _ScanSample(pace, scan, [stretch for stretch, _ in readable])
-
-    def estimate(self, sample: Sample) -> StageEstimate:
-        """Estimate the time of scanning all rows."""
-        return StageEstimate(self.name, sample.scan.seconds_for(self.prepared.n_rows), sample.scan.in_words())
 
     # -- private --
 
@@ -227,23 +184,7 @@ class ScanStage:
             missing_indicator=prepared.given_model is None and prepared.config.bad_data.missing_indicator,
             ranks=prepared.given_model is None and prepared.config.scaling.transform == "rank",
             for_training=prepared.finished is None,
-            keeps_shard_ranges=self._keeps_shard_ranges(),
         )
-
-    def _keeps_shard_ranges(self) -> bool:
-        """Return whether the scan keeps the range of each shard, so that an append can remove or replace a shard.
-
-        With clipping and ranks, the range of all rows does not follow from those of the shards.
-        """
-        settings = self.prepared.config
-        if settings.bad_data.clip_quantile or settings.scaling.transform == "rank":
-            return False
-        return self._range_bytes() <= _MOST_RANGE_BYTES
-
-    def _range_bytes(self) -> int:
-        """Return the bytes of the ranges of all shards."""
-        n_numbers = 2 * self.prepared.n_inputs
-        return len(self.prepared.shards) * (n_numbers * np.dtype(np.float64).itemsize + _SHARD_BYTES)
 
     def _advice_on_bad_rows(self, scan: Scan) -> str:
         """Return advice on bad rows, including the flags that would let the next run succeed."""
@@ -261,13 +202,10 @@ class ScanStage:
         return f"{', '.join(advice)}, or leave these rows out with --on-bad-data skip{limit}."
 
     def _sufficient_limit(self, scan: Scan) -> str:
-        """Return a value of --max-bad that allows the bad rows of the scan, and the shards that were left out."""
-        n_bad_shards = len(self.prepared.bad_shards)
-        n_bad_rows = len(scan.bad_rows)
-        if not n_bad_shards:
-            return str(n_bad_rows)
-        n_shards = len(self.prepared.shards) + n_bad_shards
-        share = max(n_bad_rows / scan.n_rows, n_bad_shards / n_shards)
+        """Return a value of --max-bad that allows the bad rows of the scan, and the bad shards."""
+        n_left_out = len(self.prepared.bad_shards)
+        n_shards = len(self.prepared.shards) + n_left_out
+        share = max(len(scan.bad_rows) / scan.n_rows, (n_left_out + len(scan.unreadable)) / n_shards)
         return f"{math.ceil(100 * share)}%"
 
     def _log_scaling(self, scan: Scan) -> None:

@@ -17,71 +17,29 @@ _VERDICTS = {
 
 @dataclass(frozen=True)
 class Summary:
-    """The result of a run in numbers; as a string, the last line of its log.
-
-    Attributes
-    ----------
-    output : str
-        The output directory.
-    n_rows, n_inputs, n_features : int
-        Rows, columns and features.
-    n_bad : int
-        Rows whose features are NaN.
-    n_parts : int
-        Feature files.
-    device : str
-        Device of the computation, and why it was chosen.
-    cost : float or None
-        Validation cost of the best epoch, or its training cost if there are no validation rows. None if no model was
-        trained.
-    components, mean : float or None
-        The same cost for principal components, and for the column means; None if the costs were not computed.
-    seconds : dict of str to float
-        Seconds of each stage.
-    n_bad_shards : int
-        Shards that were left out or could not be read.
-    n_outside : int
-        Rows outside the range that a given model was trained on.
-    compiling : float
-        Seconds of the compiler, which stages do not include.
-    gave_up : str
-        A sentence about the epochs that a deadline prevented, or an empty string.
-    judgment : str
-        Sentences on the features compared with baselines, or an empty string.
-    before : bool
-        Whether an earlier run had finished everything.
-    n_components : int or None
-        Number of principal components that were compared: the width of the code. None means `n_features`.
-    appended : dict of str to int, optional
-        For an append, the number of files that are new, have changed, were copied and were removed (``n_new``,
-        ``n_changed``, ``n_copied``, ``n_dropped``), and the number of rows that were encoded (``n_rows``).
-    verdict : str, optional
-        For an append, the verdict on the new rows: ``keep``, ``watch`` or ``retrain``.
-    generation : int, optional
-        Number of the generation, if it is not the first one.
-    """
+    """The result of a run in numbers; as a string, the last line of its log."""
 
     output: str
     n_rows: int
     n_inputs: int
     n_features: int
-    n_bad: int
+    n_bad: int  # rows whose features are NaN
     n_parts: int
-    device: str
-    cost: float | None
-    seconds: dict[str, float]
-    n_bad_shards: int = 0
-    n_outside: int = 0
-    before: bool = False
-    components: float | None = None
-    mean: float | None = None
-    compiling: float = 0.0
-    gave_up: str = ""
-    judgment: str = ""
-    n_components: int | None = None
-    appended: dict[str, int] | None = None
-    verdict: str | None = None
-    generation: int | None = None
+    device: str  # that computed, and why it was chosen
+    cost: float | None  # of validation rows in the best epoch, or of its training rows; None with a given model
+    seconds: dict[str, float]  # of each stage
+    n_bad_shards: int = 0  # left out or unreadable
+    n_outside: int = 0  # rows outside the range that a given model was trained on
+    before: bool = False  # whether an earlier run had finished everything
+    components: float | None = None  # `cost` for principal components
+    mean: float | None = None  # `cost` for the column means
+    compiling: float = 0.0  # seconds of the compiler, which stages do not include
+    gave_up: str = ""  # a sentence about the epochs that a deadline prevented
+    judgment: str = ""  # sentences on the features compared with baselines
+    n_components: int | None = None  # number of principal components, if it is not `n_features`
+    appended: dict[str, int] | None = None  # see `FinishedRun.counts`
+    verdict: str | None = None  # on the new rows: ``keep``, ``watch`` or ``retrain``
+    generation: int | None = None  # if it is not the first one
 
     def __str__(self) -> str:
         verb = "Already complete" if self.before else "Done"
@@ -103,19 +61,17 @@ class Summary:
 
     @staticmethod
     def _appended_in_words(appended: Mapping[str, int]) -> str:
-        """Return what an append has changed."""
         words = []
         if appended["n_new"]:
             words.append(f"Added {quantity(appended['n_new'], 'file')}")
         if appended["n_changed"]:
             words.append(f"Replaced {quantity(appended['n_changed'], 'changed file')}")
-        if appended["n_copied"]:
-            words.append(f"Copied the features of {quantity(appended['n_copied'], 'file')}")
+        if appended["n_same"]:
+            words.append(f"Encoded {quantity(appended['n_same'], 'file')} with the same rows again")
         if appended["n_dropped"]:
             words.append(f"Removed {quantity(appended['n_dropped'], 'file')}")
-        encoded = f"{quantity(appended['n_rows'], 'row')} encoded. " if appended["n_rows"] else ""
-        changes = ", ".join(words).capitalize() or "Added the requested files"
-        return f"{changes}. {encoded}Now"
+        new = f"{quantity(appended['n_rows'], 'new row')}. " if appended["n_rows"] else ""
+        return f"{', '.join(words).capitalize()}. {new}Now"
 
     def _errors(self) -> str:
         if self.cost is None:

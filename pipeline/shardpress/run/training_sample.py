@@ -53,17 +53,7 @@ class _Streamed:
 def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[TrainingPace, Model, Autoencoder]:
     """Train for a moment on some rows; return the measurements, the model, and the model on its device.
 
-    Parameters
-    ----------
-    scan : Scan
-        Scan of some rows; at least two of them must be good.
-    resident : bool
-        Whether training keeps all rows in memory.
-
-    Raises
-    ------
-    DataError
-        If fewer than two rows are good.
+    Raise `DataError` if fewer than two rows are good.
     """
     config = prepared.config
     budget = prepared.budget
@@ -79,9 +69,12 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     n_validated = min(round(config.validation.validation_fraction * prepared.n_fitted), budget.max_validation_rows)
     validation = sample[: max(1, min(len(sample) // 2, n_validated))]
     seconds_validating, _ = measure_seconds(lambda: autoencoder.cost(validation))
-    baseline = None
+    seconds_validating *= n_validated / len(validation)
+    # Validation rows are evaluated before the first epoch, and again for the comparison with principal components.
+    once = compiling + beginning + 2 * seconds_validating
     if n_validated:
-        baseline = _measure_baseline(components, validation, scan)
+        seconds_of_baseline, _ = measure_seconds(lambda: baseline_of(components, validation, scan.scaler))
+        once += seconds_of_baseline * n_validated / len(validation)
 
     order = _order(prepared, n_validated)
     watched = validation if n_validated else validation[:0]
@@ -90,21 +83,13 @@ def sample_training(prepared: Prepared, scan: Scan, resident: bool) -> tuple[Tra
     pace = TrainingPace(
         n_rows=order.n_rows,
         n_validated=n_validated,
-        compiling=compiling,
-        beginning=beginning,
+        once=once,
+        validating=seconds_validating,
         reading=reading,
-        baseline=baseline,
         steps=_measure_steps(training, len(sample)),
-        validation=Pace(len(validation), seconds_validating),
         components=tuple(_errors_of_components(scan.scaler.scaled(sample[: budget.max_sample_rows]), components)),
     )
     return pace, _model(scan, autoencoder), autoencoder
-
-
-def _measure_baseline(components: Components, validation: np.ndarray, scan: Scan) -> Pace:
-    """Return the pace of computing the errors of principal components for validation rows."""
-    seconds, _ = measure_seconds(lambda: baseline_of(components, validation, scan.scaler))
-    return Pace(len(validation), seconds)
 
 
 def _order(prepared: Prepared, n_validated: int) -> Order:
@@ -134,10 +119,7 @@ def _model(scan: Scan, autoencoder: Autoencoder) -> Model:
 def _read(prepared: Prepared, scan: Scan) -> tuple[Pace, np.ndarray]:
     """Return the pace of reading, and the good rows (n, n_inputs) that the search for components uses.
 
-    Raises
-    ------
-    DataError
-        If fewer than two rows are good.
+    Raise `DataError` if fewer than two rows are good.
     """
     config = prepared.config
     budget = prepared.budget
@@ -191,7 +173,7 @@ def _compile(autoencoder: Autoencoder, prepared: Prepared, rows: Rows) -> Any:
     dtype = row_dtype(prepared.shards)
     step = training_step_of(autoencoder, prepared.config.training, dtype, rows.resident, _NO_LOSS)
     autoencoder.errors(np.empty((0, autoencoder.network.n_inputs), dtype))
-    compile_encoder(autoencoder, dtype)
+    compile_encoder(autoencoder, prepared.shards)
     return step
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -46,30 +45,18 @@ _CHECKPOINTS_KEPT = 2  # more than one, because the last one could be damaged
 
 @dataclass(frozen=True)
 class TrainingStage:
-    """Stage that trains a model, or reuses the model of an earlier run.
+    """Stage that trains a model, or reuses the model of an earlier run."""
 
-    Attributes
-    ----------
-    prepared : Prepared
-        The run, with shards whose rows are read minus the scan's offset.
-    unreadable : iterable of int
-        Positions of shards that the scan could not read.
-    scan : Scan or None
-        The scan. Only `make` needs it.
-    """
-
-    prepared: Prepared
-    unreadable: Iterable[int]
-    scan: Scan | None = None
+    prepared: Prepared  # with shards whose rows are read minus the scan's offset
+    unreadable: Iterable[int]  # positions of shards
+    scan: Scan | None = None  # only `make` needs it
 
     name: ClassVar[str] = "training"
 
     def key(self) -> str:
-        """Return the fingerprint of the scan and the settings that determine the model."""
         return self.prepared.request.of_model(self.unreadable)
 
     def load(self, earlier: EarlierResults) -> Model | None:
-        """Return the model of an earlier run, or None."""
         directory = earlier.ledger.directory
 
         def read(record: Record) -> Model:
@@ -87,14 +74,7 @@ class TrainingStage:
         return checkpoints[-1] if checkpoints else None
 
     def make(self, context: RunContext) -> Model:
-        """Train, and commit the model.
-
-        Raises
-        ------
-        DataError
-            If no row is left to train on, or rows cannot be read.
-        TrainingDiverged
-        """
+        """Train, and commit the model."""
         assert self.scan is not None
         prepared = self.prepared
         self._warn_of_idle_devices(context)
@@ -109,17 +89,11 @@ class TrainingStage:
         gc.collect()
         return model
 
-    def describe(self, model: Model) -> str:
-        """Describe the reused model."""
-        return "the trained model"
-
     def check(self, model: Model) -> None:
-        """Log warnings about the result of the training."""
         for complaint in complaints(model.about["training"], self.prepared.config.training, model.network):
             log.warning("%s", complaint)
 
     def facts(self, model: Model) -> dict[str, Any]:
-        """Return facts about the training for the report."""
         return {"training": model.about["training"]}
 
     def memory_bytes(self, resident: bool) -> int:
@@ -145,17 +119,7 @@ class TrainingStage:
     def estimate(
         self, sample: Sample, checkpoint: Record | None, ends_by: float | None, reserved: float
     ) -> StageEstimate:
-        """Estimate the time of the training.
-
-        Parameters
-        ----------
-        checkpoint : Record or None
-            The last checkpoint of an earlier run.
-        ends_by : float or None
-            Deadline of the run in seconds since 1970; only the epochs that fit before it are counted.
-        reserved : float
-            Seconds before the deadline that later stages need.
-        """
+        """Estimate the time of the training, of which `reserved` seconds before a deadline are left to later stages."""
         config = self.prepared.config
         pace = sample.training
         assert pace is not None
@@ -183,7 +147,6 @@ class TrainingStage:
         earlier.drop(*earlier.ledger.records("checkpoint", self.key()))
 
     def _warn_of_idle_devices(self, context: RunContext) -> None:
-        """Warn about devices that are idle while the CPU trains."""
         config = self.prepared.config
         is_alone = config.training.replicas == 1 and context.device.used == "cpu"
         if is_alone and set(config.cluster.devices or ()) - {"cpu"}:
@@ -199,30 +162,22 @@ class TrainingStage:
         if not resident:
             n_read = pace.n_validated + self.prepared.budget.max_sample_rows
             reading = min(reading, pace.reading.seconds_for(n_read))
-        baseline = pace.baseline.seconds_for(pace.n_validated) if pace.baseline else 0.0
-        # Validation rows are evaluated before the first epoch, and again for the comparison with principal components.
-        validation = 2 * pace.validation.seconds_for(pace.n_validated)
-        return pace.compiling + pace.beginning + reading + baseline + validation
+        return pace.once + reading
 
     def _seconds_per_epoch(self, pace: TrainingPace, sample: Sample) -> float:
         steps = pace.steps.seconds_for(pace.n_rows)
-        validation = pace.validation.seconds_for(pace.n_validated)
         if sample.resident:
-            return steps + validation
+            return steps + pace.validating
         reading = pace.reading.seconds_for(self.prepared.n_rows)
         if sample.on_host:  # the processor reads and computes
-            return steps + reading + validation
-        return max(steps, reading) + validation
+            return steps + reading + pace.validating
+        return max(steps, reading) + pace.validating
 
 
 def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> Model:
     """Train the autoencoder, or resume its training, and return the model.
 
-    Raises
-    ------
-    TrainingDiverged
-        If the cost is not finite or has grown without bound. The last good weights are then stored in the output
-        directory.
+    If the training diverges, the last good weights are stored in the output directory.
     """
     context.state.model_key = key
     training = _prepared_training(prepared, context, scan)
@@ -233,7 +188,8 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
     try:
         _train(prepared, context, key, training, deadline)
     except TrainingDiverged as error:  # another run would diverge, too, so the weights are stored for inspection
-        path = _store_last_good(prepared, context, scan, training, error)
+        context.ledger.replace(LAST_GOOD, _model(prepared, scan, training, {"stopped": str(error)}).to_hdf5())
+        path = context.ledger.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {printable(path)}.") from error
     _log_end(training)
     about = _facts(prepared, context, training)
@@ -247,10 +203,11 @@ def _train(
 ) -> None:
     """Take all remaining steps, and show their progress."""
     row_bytes = prepared.shards[0].row_bytes
+    checkpoints = CheckpointPolicy(partial(_save, prepared, context, key), _CHECKPOINT_SECONDS)
     with (
         Progress("training", training.n_rows_planned, "rows", row_bytes, training.n_rows_done) as progress,
         _runner(prepared, context) as runner,
-        training_loop(training, deadline, _checkpoints(prepared, context, key), runner) as steps,
+        training_loop(training, deadline, checkpoints, runner) as steps,
     ):
         progress_text: object = training
         if runner is not None:
@@ -307,15 +264,6 @@ def _resume(context: RunContext, training: Training, record: Record) -> Checkpoi
     return checkpoint
 
 
-def _store_last_good(
-    prepared: Prepared, context: RunContext, scan: Scan, training: Training, error: TrainingDiverged
-) -> Path:
-    """Store the best weights of a training run that diverged, and return the path."""
-    model = _model(prepared, scan, training, {"stopped": str(error)})
-    context.ledger.replace(LAST_GOOD, model.to_hdf5())
-    return context.ledger.directory / LAST_GOOD
-
-
 def _log_end(training: Training) -> None:
     """Log a line if the training has stopped early, or if no epoch was better than the start."""
     state = training.state
@@ -326,7 +274,6 @@ def _log_end(training: Training) -> None:
 
 
 def _facts(prepared: Prepared, context: RunContext, training: Training) -> dict[str, Any]:
-    """Return the facts about the training that the model's file stores."""
     target = {}
     if prepared.targets is not None:
         target = {"target": {**prepared.targets.facts(), "fit_on": prepared.config.inputs.fit_on}}
@@ -364,7 +311,6 @@ class _TrainingProgress:
 
 
 def _uses_workers(prepared: Prepared, context: RunContext) -> bool:
-    """Return whether worker processes train the replicas."""
     return prepared.config.training.replicas > 1 and not isinstance(context.pool, LocalPool)
 
 
@@ -377,11 +323,6 @@ def _runner(prepared: Prepared, context: RunContext) -> Iterator[RoundRunner | N
     with context.pool.executor(prepared.budget.n_threads) as (executor, n_at_once):
         context.pool.stats.begin("training")
         yield runner_on(executor, n_at_once)
-
-
-def _checkpoints(prepared: Prepared, context: RunContext, key: str) -> CheckpointPolicy:
-    """Return the policy that commits checkpoints."""
-    return CheckpointPolicy(partial(_save, prepared, context, key), _CHECKPOINT_SECONDS)
 
 
 def _save(prepared: Prepared, context: RunContext, key: str, checkpoint: Checkpoint) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from shardpress.errors import quantity
 from shardpress.report.page.document import Item, Section, Table
 from shardpress.report.page.verdict import drift
-from shardpress.report.page.words import column, count, cut, number, percent
+from shardpress.report.page.words import count, cut, number, percent
 
 _MAX_ROWS = 40  # appends in the table
 _HEADS = "append, time, files, rows, verdict, error ratio, outside"
@@ -26,7 +26,7 @@ def appends(report: Mapping[str, Any]) -> Section | None:
     if not found:
         return None
     history = Table.of("Appends, the last one first", _HEADS, [_row(each) for each in reversed(found[-_MAX_ROWS:])])
-    items = [*_last_verdict(found[-1]), *drift(report.get("drift")), *_ranges(report.get("ranges")), history]
+    items = [*_last_verdict(found[-1]), *drift(report.get("drift")), history]
     return Section("Appended rows", tuple(items))
 
 
@@ -38,18 +38,6 @@ def _last_verdict(last: Mapping[str, Any]) -> Iterator[Item]:
     yield f"Verdict on the last append ({quantity(last['n_rows'], 'row')}): {_VERDICTS[verdict['verdict']]}"
     for reason in verdict["reasons"]:
         yield cut(reason, 500)
-
-
-def _ranges(found: Mapping[str, Any] | None) -> Iterator[Item]:
-    """Yield the ranges that columns would have if the model were trained again on all rows."""
-    if not found or not found["n_columns"]:
-        return
-    rows = []
-    for each in found["columns"]:
-        trained = f"{number(each['low'])} to {number(each['high'])}"
-        rows.append((column(each), trained, f"{number(each['all_low'])} to {number(each['all_high'])}"))
-    title = f"Columns with a wider range in all rows: {count(found['n_columns'])}"
-    yield Table.of(title, "column, training range, range of all rows", rows)
 
 
 def _row(each: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,17 +6,17 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from shardpress.encoding.parts import PartFacts
 from shardpress.errors import DataError, EarlierVersion, NoInput, ShardpressError, TryAgain, printable, quantity
 from shardpress.hdf5.files import writers
 from shardpress.model import Model
-from shardpress.output.disk import Disk, free_inodes
+from shardpress.output.disk import Disk
 from shardpress.output.ledger import Ledger
 from shardpress.output.lock import LOCK, objection
 from shardpress.output.records import FOLDERS, Record
@@ -24,7 +24,6 @@ from shardpress.run.append import check_finished, open_finished
 from shardpress.run.budget import n_threads_of
 from shardpress.run.contents import compare_contents
 from shardpress.run.encoding_stage import EncodingStage
-from shardpress.run.fingerprints import differences
 from shardpress.run.finished import FinishedRun
 from shardpress.run.prepare import Prepared, prepare, too_many_bad_shards
 from shardpress.run.resume import (
@@ -37,33 +36,22 @@ from shardpress.run.resume import (
     stored_deadline,
 )
 from shardpress.run.scan_stage import ScanStage
-from shardpress.run.space import Written, inode_error, space_error
+from shardpress.run.space import Written, check_free
 from shardpress.run.training_stage import TrainingStage
 from shardpress.scan.ranges import Scan
 from shardpress.settings.config import Config
-from shardpress.shards.twins import find_twins
 
 T = TypeVar("T")
 
-_TWINS_LISTED = 10
 _LEFT_OUT = " This shard is left out."  # end of the warning about a refused shard
-_NOTHING = "no earlier results"
-_DECIDES = {"scan": ("scan",), "training": ("scan", "training"), "encoding": ("scan", "training", "encoding")}
+_FINISHED = "finished by an earlier run"
 
 
 @dataclass
 class Findings:
-    """Problems and warnings that a run would meet.
+    """Problems and warnings that a run would meet."""
 
-    Attributes
-    ----------
-    problems : list of ShardpressError
-        Errors that would stop the run, in the order of the run.
-    warnings : list of str
-        Warnings that it would log.
-    """
-
-    problems: list[ShardpressError] = field(default_factory=list)
+    problems: list[ShardpressError] = field(default_factory=list)  # errors that would stop it, in order
     warnings: list[str] = field(default_factory=list)
 
     def attempt(self, check: Callable[[], T]) -> T | None:
@@ -76,8 +64,6 @@ class Findings:
 
 
 class _WarningCollector(logging.Handler):
-    """Handler that collects the messages of warnings."""
-
     def __init__(self, warnings: list[str]) -> None:
         super().__init__(logging.WARNING)
         self._warnings = warnings
@@ -122,7 +108,6 @@ def check_inputs(config: Config, findings: Findings) -> Prepared | None:
         error = too_many_bad_shards(config, prepared.bad_shards, n_shards)
         if error is not None:
             findings.problems.append(error)
-    findings.attempt(lambda: _warn_of_twins(prepared, findings))
     return replace(prepared, config=replace(prepared.config, bad_data=config.bad_data))
 
 
@@ -152,14 +137,6 @@ def adds_extras(prepared: Prepared) -> bool:
     return False
 
 
-def _warn_of_twins(prepared: Prepared, findings: Findings) -> None:
-    """Warn about shards with equal rows: one line for each of the first few, and one for all others."""
-    twins = list(find_twins(prepared.shards, compares_all=False))
-    findings.warnings += map(str, twins[:_TWINS_LISTED])
-    if len(twins) > _TWINS_LISTED:
-        findings.warnings.append(f"{len(twins) - _TWINS_LISTED} more files contain the same rows as another file")
-
-
 def check_output(prepared: Prepared, findings: Findings) -> Reusable:
     """Return the results that a run would reuse; check that the output is writable and has enough space."""
     directory = Path(prepared.config.results.output)
@@ -186,10 +163,8 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
     if reusable.is_complete:
         return reusable  # a finished run writes nothing
     free = free_bytes(directory)
-    shortages = [inode_error(prepared, reusable.written, _n_free_inodes(directory))]
     if free is not None:
-        shortages.insert(0, space_error(prepared, reusable.written, free))
-    findings.problems += [error for error in shortages if error is not None]
+        findings.attempt(lambda: check_free(prepared, reusable.written, free))
     return reusable
 
 
@@ -211,14 +186,6 @@ def free_bytes(directory: Path) -> int | None:
     """Return how many bytes can still be written to a directory's disk; None if that is unknown."""
     try:
         return shutil.disk_usage(nearest_directory(directory)).free
-    except OSError:
-        return None
-
-
-def _n_free_inodes(directory: Path) -> int | None:
-    """Return how many files can still be created on a directory's disk; None if that is unlimited or unknown."""
-    try:
-        return free_inodes(nearest_directory(directory))
     except OSError:
         return None
 
@@ -247,33 +214,15 @@ def check_rows(stage: ScanStage, scan: Scan, findings: Findings) -> bool:
 
 @dataclass(frozen=True)
 class Reusable:
-    """Results of an earlier run that a run would reuse.
+    """Results of an earlier run that a run would reuse."""
 
-    Attributes
-    ----------
-    is_complete : bool
-        Whether everything is finished: the run would only compare files with their digests.
-    has_scan : bool
-        Whether the scan of an earlier run can be reused.
-    model : Model or None
-        The trained model, or the given model.
-    checkpoint : Record or None
-        The last checkpoint of an unfinished training run.
-    ends_by : float or None
-        Deadline of the run, in seconds since 1970.
-    written : Written
-        Committed features and Parquet files.
-    why : dict of str to str
-        Reused results of ``scan``, ``training`` and ``encoding``, or the reason why nothing can be reused.
-    """
-
-    is_complete: bool = False
+    is_complete: bool = False  # whether the run would only compare files with their digests
     has_scan: bool = False
-    model: Model | None = None
-    checkpoint: Record | None = None
-    ends_by: float | None = None
+    model: Model | None = None  # the trained model, or the given model
+    checkpoint: Record | None = None  # the last one of an unfinished training run
+    ends_by: float | None = None  # deadline, in seconds since 1970
     written: Written = field(default_factory=Written)
-    why: dict[str, str] = field(default_factory=lambda: dict.fromkeys(_DECIDES, _NOTHING))
+    words: dict[str, str] = field(default_factory=dict)  # about reused results, by the name of the stage
 
 
 class _UnchangingDisk(Disk):
@@ -297,19 +246,18 @@ def _reusable_results(ledger: Ledger, prepared: Prepared) -> Reusable:
     `shardpress.run.resume.finished_manifest` checks whether the settings allow replacing the other results.
     """
     if prepared.config.results.restart:
-        return Reusable(why=dict.fromkeys(_DECIDES, "--restart discards all results"))
+        return Reusable()
     manifest = ledger.manifest(warn=False) or {}
     if manifest.get("fingerprint") == prepared.request.of_all() and is_acceptable(manifest, prepared):
-        why = dict.fromkeys(_DECIDES, "finished by an earlier run")
-        return Reusable(is_complete=True, has_scan=True, written=Written(prepared.n_rows), why=why)
-    return _reusable_stages(ledger, prepared, ledger.request() or manifest.get("request"))
+        words = dict.fromkeys(("scan", "training", "encoding"), _FINISHED)
+        return Reusable(is_complete=True, has_scan=True, written=Written(prepared.n_rows), words=words)
+    return _reusable_stages(ledger, prepared)
 
 
-def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, Any] | None) -> Reusable:
+def _reusable_stages(ledger: Ledger, prepared: Prepared) -> Reusable:
     """Return the results of an unfinished run, or of a run with another request, that a run would reuse."""
     earlier = EarlierResults(ledger, prepared.budget.n_threads, compares_digests=False, is_readonly=True)
-    scanned = prepared.without_copies()
-    scanning = ScanStage(scanned)
+    scanning = ScanStage(prepared)
     has_scan = scanning.load(earlier) is not None
     scan = scanning.committed(earlier)  # even if it will be repeated, because it lists the unreadable shards
     unreadable = scan.unreadable if scan else {}
@@ -321,19 +269,18 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
     if model is None:
         checkpoint = training.last_checkpoint(earlier)
     else:
-        parts = EncodingStage(prepared, model, scanned.by_number(unreadable)).committed(earlier).parts
+        parts = EncodingStage(prepared, model, prepared.by_number(unreadable)).committed(earlier).parts
     n_encoded = sum(part.n_rows for part in parts)
     n_bytes = sum(part.entry.n_bytes for part in parts)
 
-    reused = {"training": _reused_training(prepared, model, checkpoint)}
+    words = _training_in_words(prepared, model, checkpoint)
     if prepared.finished is not None:
         n_kept = sum(part.n_rows for part in prepared.finished.parts)
-        reused["scan"] = "only new and changed files" if prepared.is_scanned else "not needed"
-        reused["encoding"] = f"only new and changed files; the features of {quantity(n_kept, 'row')} stay"
+        words["encoding"] = f"only new and changed files; the features of {quantity(n_kept, 'row')} stay"
     if has_scan:
-        reused["scan"] = "finished by an earlier run"
+        words["scan"] = _FINISHED
     if n_encoded:
-        reused["encoding"] = f"{n_encoded} of {prepared.n_rows} rows were encoded by an earlier run"
+        words["encoding"] = f"{n_encoded} of {prepared.n_rows} rows were encoded by an earlier run"
     deadline = stored_deadline(ledger, prepared.config, plain_request(prepared.request), time.time()) or {}
     return Reusable(
         has_scan=has_scan,
@@ -341,25 +288,15 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared, before: Mapping[str, An
         checkpoint=checkpoint,
         ends_by=deadline.get("ends_by"),
         written=Written(n_encoded, n_bytes),
-        why={stage: reused.get(stage) or _why_not(stage, before, prepared) for stage in _DECIDES},
+        words=words,
     )
 
 
-def _reused_training(prepared: Prepared, model: Model | None, checkpoint: Record | None) -> str:
-    if prepared.finished is not None:
-        return "the model of the finished run is used (--append)"
+def _training_in_words(prepared: Prepared, model: Model | None, checkpoint: Record | None) -> dict[str, str]:
     if prepared.given_model is not None:
-        return "the model is given (--model)"
+        return {"training": "the model is given (--model or --append)"}
     if model is not None:
-        return "finished by an earlier run"
+        return {"training": _FINISHED}
     if checkpoint is not None:
-        return f"resumes from a checkpoint at {checkpoint_in_words(checkpoint)}"
-    return ""
-
-
-def _why_not(stage: str, before: Mapping[str, Any] | None, prepared: Prepared) -> str:
-    """Return the reason why nothing of a stage can be reused."""
-    if before is None:
-        return _NOTHING
-    changed = differences(before, plain_request(prepared.request), _DECIDES[stage])
-    return f"recomputed: {changed}" if changed else "not finished by an earlier run, or its files are damaged"
+        return {"training": f"resumes from a checkpoint at {checkpoint_in_words(checkpoint)}"}
+    return {}

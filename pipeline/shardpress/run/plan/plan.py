@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardpress.device import TILE_ROWS, seconds_compiling, start_device, theanos_errors
 from shardpress.run.deadline import reserved_seconds
-from shardpress.run.encoding_stage import EncodingStage, encoder_of, encoding_bytes, estimate_encoding
-from shardpress.run.finish import FinishStage
+from shardpress.run.encoding_stage import EncodingStage, encoder_of, encoding_bytes
+from shardpress.run.finish import finish_bytes
 from shardpress.run.memory import LIBRARY_BYTES, available_bytes, device_bytes, taken_bytes
 from shardpress.run.plan.checks import (
     Findings,
@@ -38,7 +37,6 @@ from shardpress.shards.shard import row_dtype
 if TYPE_CHECKING:
     from shardpress_kernels.backend import Device
 
-_BUSY = 0.75  # load per core above which the machine is busy
 # Estimates for the report, which measures a bounded number of rows. Its classifiers and components take longer on wide
 # rows.
 _REPORT_SECONDS = 0.5
@@ -47,47 +45,22 @@ _REPORT_SECONDS_PER_COLUMN = 0.0025
 
 @dataclass(frozen=True)
 class Plan:
-    """Plain values that describe what a run would do.
+    """Plain values that describe what a run would do."""
 
-    Attributes
-    ----------
-    input : dict
-        ``n_shards``, ``n_rows``, ``n_inputs``, ``dtype``, ``n_bytes``, ``columns`` (the source of their names); empty
-        if the inputs cannot be used.
-    model : dict
-        ``widths`` of the network, ``epochs``, ``steps_per_epoch``, ``batch_size``.
-    components : list of list
-        Numbers of principal components, and the mean squared error of sampled rows when reconstructed from them.
-    device : str
-        Device that would compute; empty if nothing has to be computed, or no device can be started.
-    stages : list of StageEstimate
-        Estimates in the order of the stages; stages that could not be tried are missing.
-    memory : dict
-        ``host_bytes`` and ``device_bytes`` at the peak, the configured ``budget``, and the bytes ``available`` now.
-    disk : dict
-        ``n_bytes`` that the run would write and keep, ``free`` bytes now, and ``left`` bytes afterwards.
-    earlier : dict of str to str
-        Results of an earlier run that each stage reuses, or the reason why it reuses none.
-    problems : list of dict
-        Errors that would stop the run: ``kind``, ``exit_code``, ``words``.
-    warnings : list of str
-        Warnings that the run would log.
-    """
-
-    input: dict[str, Any] = field(default_factory=dict)
+    input: dict[str, Any] = field(default_factory=dict)  # empty if the inputs cannot be used
     model: dict[str, Any] = field(default_factory=dict)
-    device: str = ""
+    device: str = ""  # empty if nothing has to be computed, or no device can be started
+    # Numbers of principal components, and the mean squared error of sampled rows when reconstructed from them.
     components: list[list[float]] = field(default_factory=list)
-    stages: list[StageEstimate] = field(default_factory=list)
+    stages: list[StageEstimate] = field(default_factory=list)  # without stages that could not be tried
     memory: dict[str, int | None] = field(default_factory=dict)
     disk: dict[str, int | None] = field(default_factory=dict)
-    earlier: dict[str, str] = field(default_factory=dict)
-    problems: list[dict[str, Any]] = field(default_factory=list)
+    earlier: dict[str, str] = field(default_factory=dict)  # results of an earlier run that each stage reuses
+    problems: list[dict[str, Any]] = field(default_factory=list)  # ``kind``, ``exit_code``, ``words``
     warnings: list[str] = field(default_factory=list)
 
     @property
     def seconds(self) -> float:
-        """Seconds that all stages would take."""
         return sum(stage.seconds for stage in self.stages)
 
     def summary(self) -> dict[str, Any]:
@@ -98,12 +71,7 @@ class Plan:
 def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
     """Check the inputs, the output and the device, and run each stage for a moment. Nothing is written.
 
-    Parameters
-    ----------
-    config : Config
-        Settings of the run.
-    report_step : callable
-        Function that is called with a few words before each step.
+    `report_step` is called with a few words before each step.
     """
     facts: dict[str, Any] = {}
     with captured_warnings() as findings:
@@ -121,7 +89,6 @@ def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
             reusable = check_output(prepared, findings)
             facts = _facts_without_sample(prepared, reusable)
             if not reusable.is_complete:
-                findings.warnings += _warnings_of_load()
                 report_step("starting Theano and the device")
                 device = findings.attempt(lambda: start_device(config.machine.require_device))
                 seconds = time.monotonic() - start - seconds_compiling()
@@ -138,14 +105,6 @@ def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
 
 def _has_changed_rows(appended: Prepared) -> bool:
     return appended.finished is not None and appended.finished.n_changed > 0
-
-
-def _warnings_of_load() -> Iterator[str]:
-    """Yield a warning if other processes keep the machine busy, since they might end before the run."""
-    load = os.getloadavg()[0]
-    n_cores = len(os.sched_getaffinity(0))
-    if load > _BUSY * n_cores:
-        yield f"the machine is busy (load {load:.1f} on {n_cores} cores), so the estimated times may be too long"
 
 
 def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, Any]:
@@ -170,18 +129,18 @@ def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, A
             "batch_size": config.training.batch_size,
             "replicas": config.training.replicas,
         },
-        "disk": _disk(prepared, reusable, bytes_missing(prepared, reusable.written)),
-        "earlier": reusable.why,
+        "disk": _disk(prepared, reusable),
+        "earlier": reusable.words,
     }
 
 
-def _disk(prepared: Prepared, reusable: Reusable, feature_bytes: int) -> dict[str, int | None]:
+def _disk(prepared: Prepared, reusable: Reusable) -> dict[str, int | None]:
     """Return the bytes that the run would write, the free bytes now, and the free bytes afterwards."""
     n_bytes = 0
     if not reusable.is_complete:
         # A trained model is written twice: when it is committed, and as model.h5.
         n_copies = 2 if prepared.given_model is None else 1
-        n_bytes = feature_bytes + prepared.max_network.n_weights * 4 * n_copies
+        n_bytes = bytes_missing(prepared, reusable.written) + prepared.max_network.n_weights * 4 * n_copies
     free = free_bytes(Path(prepared.config.results.output))
     return {"n_bytes": n_bytes, "free": free, "left": None if free is None else free - n_bytes}
 
@@ -198,10 +157,6 @@ def _facts_of_sample(
         )
     if sample is None:
         return facts
-    if prepared.config.storage.compression != "none":  # the sample shows how far features can be compressed
-        n_rows = prepared.n_rows - reusable.written.n_rows
-        n_bytes = sample.encoding.n_bytes * n_rows // max(1, sample.encoding.n_rows)
-        facts["disk"] = _disk(prepared, reusable, n_bytes)
     if sample.training is not None:
         facts["components"] = [[n, error] for n, error in sample.training.components]
     return {**facts, "stages": _estimate_stages(prepared, reusable, sample)}
@@ -212,8 +167,7 @@ def _memory(prepared: Prepared, device: Device, findings: Findings) -> dict[str,
     in_use = taken_bytes()
     on_host = device.used == "cpu"
     resident = prepared.budget.keeps_rows(device)
-    stages = [ScanStage(prepared).memory_bytes(resident and on_host), encoding_bytes(prepared)]
-    stages.append(FinishStage(prepared).memory_bytes(resident and on_host))
+    stages = [ScanStage(prepared).memory_bytes(), encoding_bytes(prepared), finish_bytes(prepared)]
     if prepared.given_model is None:
         stages.append(TrainingStage(prepared, ()).memory_bytes(resident and on_host))
     needed = in_use + LIBRARY_BYTES + max(stages)
@@ -266,9 +220,11 @@ def _estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> 
     """Return the time of each stage: 0 if its result is reused, otherwise an estimate from the sample."""
     estimates = []
     if prepared.is_scanned:
-        scanning = ScanStage(prepared.without_copies()).estimate(sample)
-        estimates.append(_reused(scanning, reusable) if reusable.has_scan else scanning)
-    encoding = estimate_encoding(sample, prepared.n_rows - reusable.written.n_rows)
+        seconds = sample.scan.seconds_for(prepared.n_rows)
+        scan = StageEstimate(ScanStage.name, seconds, sample.scan.in_words())
+        estimates.append(_reused(scan, reusable) if reusable.has_scan else scan)
+    seconds = sample.encoding.seconds_for(prepared.n_rows - reusable.written.n_rows)
+    encoding = StageEstimate(EncodingStage.name, seconds, sample.encoding.in_words())
     if reusable.written.n_rows == prepared.n_rows:
         encoding = _reused(encoding, reusable)
     if sample.training is not None:
@@ -284,4 +240,4 @@ def _estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> 
 
 def _reused(estimate: StageEstimate, reusable: Reusable) -> StageEstimate:
     """Return the estimate of a stage whose result is reused."""
-    return StageEstimate(estimate.name, 0.0, reusable.why[estimate.name])
+    return StageEstimate(estimate.name, 0.0, reusable.words[estimate.name])
