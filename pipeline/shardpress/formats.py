@@ -89,11 +89,11 @@ def fingerprint(*content: object) -> str:
 
 def seal(form: str, content: Mapping[str, Any]) -> bytes:
     """Return JSON with a digest of the whole content, and the name of its format, such as ``shardpress-output/2``."""
-    body = plain_values({"format": form, **content})
+    body = _plain_values({"format": form, **content})
     return (json.dumps({**body, _SEAL: fingerprint(body)}) + "\n").encode()
 
 
-def plain_values(content: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_values(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content as `unseal` returns it: with lists instead of tuples."""
     found: dict[str, Any] = json.loads(json.dumps(content))
     return found

@@ -314,27 +314,6 @@ def test_imputed_values_equal_the_mean_or_median(tmp_path, dtype, missing, imput
             assert scanned(shards, block_rows, 2, **clipped).to_npz() == scanned(shards, 9, 1, **clipped).to_npz()
 
 
-@pytest.mark.parametrize(("block_rows", "n_threads"), [(1, 3), (4, 2), (50, 1)])
-def test_the_ranges_of_single_shards_are_kept(tmp_path, block_rows, n_threads):
-    rng = np.random.default_rng(0)
-    arrays = [rng.normal(size=(n, 3)) for n in (7, 1, 12, 5)]
-    arrays[0][3, 1] = 99
-    arrays[0][3, 0] = np.nan
-    arrays[1][0, 2] = np.inf  # its only row is bad
-    shards = shards_of(tmp_path, *arrays)
-    found = scanned(shards, block_rows, n_threads, keeps_shard_ranges=True)
-    expected = np.empty((2, 4, 3))
-    for number, rows in enumerate(arrays):
-        good = rows[np.isfinite(rows).all(axis=1)]
-        expected[0, number] = good.min(axis=0, initial=np.inf)
-        expected[1, number] = good.max(axis=0, initial=-np.inf)
-    again = Scan.from_npz(found.to_npz())
-    np.testing.assert_array_equal(again.shard_ranges, expected)
-    np.testing.assert_array_equal(again.shard_ranges[0].min(axis=0), found.minimum)
-    np.testing.assert_array_equal(again.shard_ranges[1].max(axis=0), found.maximum)
-    assert scanned(shards, block_rows).shard_ranges is None
-
-
 def test_clipped_ranges_are_quantiles_and_contain_the_fill(tmp_path):
     rows = np.random.default_rng(0).standard_cauchy((2001, 4)).astype(np.float32)
     rows[:, 2] = rows[:, 2] > 50  # nearly always 0

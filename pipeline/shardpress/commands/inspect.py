@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from shardpress.scan.ranges import Scan
     from shardpress.settings.config import Config
     from shardpress.shards.inspect import FileGroup, Inspection
-    from shardpress.shards.twins import Twins
+    from shardpress.shards.shard import Shard
 
 DESCRIPTION = """Describe HDF5 files: datasets, the choice of the dataset with the rows, extras, ranges of values,
 constant columns, bad rows, and storage layouts that make reading slow.
@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     if inspection.shards:
         with log_progress():
             scan = _scan_rows(inspection, config, own.all)
-    twins = list(find_twins(inspection.shards, compares_all=True)) if own.all else []
+    twins = list(find_twins(inspection.shards)) if own.all else []
     if own.json:
         print_json(_as_json(inspection, scan, twins))
     else:
@@ -97,12 +97,12 @@ def _n_rows(inspection: Inspection) -> int:
     return sum(shard.n_rows for shard in inspection.shards)
 
 
-def _as_json(inspection: Inspection, scan: Scan | None, twins: Sequence[Twins]) -> dict[str, Any]:
+def _as_json(inspection: Inspection, scan: Scan | None, twins: Sequence[tuple[Shard, Shard]]) -> dict[str, Any]:
     return {
         "files": [vars(each) for each in inspection.files],
         "refused": inspection.refused,
         "rows": None if scan is None else _rows_as_json(inspection, scan),
-        "equal": [[each.first.path, each.second.path] for each in twins],
+        "equal": [[first.path, second.path] for first, second in twins],
     }
 
 
@@ -125,14 +125,15 @@ def _rows_as_json(inspection: Inspection, scan: Scan) -> dict[str, Any]:
 # -- text ---------------------------------------------------------------------------------------------------------
 
 
-def _lines(inspection: Inspection, scan: Scan | None, twins: Sequence[Twins]) -> Iterator[str]:
+def _lines(inspection: Inspection, scan: Scan | None, twins: Sequence[tuple[Shard, Shard]]) -> Iterator[str]:
     for files in inspection.files:
         yield from _lines_of_files(files)
         yield ""
     if scan is not None:
         yield from _lines_of_rows(inspection, scan)
-    for each in twins[:_MAX_LISTED]:
-        yield f"EQUAL ROWS  {each}"
+    for first, second in twins[:_MAX_LISTED]:
+        names = f"file={printable(first.path)} and file={printable(second.path)}"
+        yield f"EQUAL ROWS  {names}: both hold the same {first.n_rows} rows. Remove one of them if it is a copy."
     if len(twins) > _MAX_LISTED:
         yield f"EQUAL ROWS  {len(twins) - _MAX_LISTED} more files have the same rows as another file"
     for refused in inspection.refused[:_MAX_LISTED]:

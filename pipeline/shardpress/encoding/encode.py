@@ -23,8 +23,6 @@ from shardpress.encoding.partfile import PartMemory, stored_names
 from shardpress.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts
 from shardpress.encoding.template import Streamed
 from shardpress.encoding.worker import EncodeSettings, Worker, check_place, worker_of
-from shardpress.errors import ReadFailed, printable
-from shardpress.features import FAILURES, FEATURES, VALID, reading
 from shardpress.model import Model
 from shardpress.output.disk import GuardedDisk, Pieces
 from shardpress.output.records import Entry, write_result
@@ -42,7 +40,6 @@ class EncodeTask:
     part: Part
     settings: EncodeSettings
     unreadable: str | None = None  # reason why the part's shard cannot be read; all of its rows are then bad
-    earlier: PartFacts | None = None  # an earlier part with the same rows, whose features are copied
 
     def __str__(self) -> str:
         return str(self.part.source)
@@ -70,16 +67,12 @@ def encode_part(task: EncodeTask) -> PartFacts:
     memory = worker.part_memory(source.shard)
     features = memory.features(len(source))
     valid = np.ones(len(source), dtype=bool)
-    if task.earlier is not None:
-        rows = _copy_features(Path(settings.directory), task.earlier, features, valid)
-    elif task.unreadable is None:
+    if task.unreadable is None:
         with worker.readers:  # released before the part is written, because writing waits for the disk
             rows = _encode_rows(worker, task, features, valid)
     else:
         rows = _mark_unreadable(source, task.unreadable, features, valid)
     error = memory.store(len(source))
-    if error is not None and task.earlier is not None:
-        error = task.earlier.max_error  # copied features are rounded already
     facts = _facts(task, valid, rows.n_outside, error)
     entry, lost = _write_part(worker, task, memory, valid, facts)
     # Wide extras are read during the writing, so `lost` is complete only after it.
@@ -137,21 +130,6 @@ def _mark_unreadable(source: Block, reason_text: str, features: np.ndarray, vali
     valid[:] = False
     reason = {"row": [source.start, source.stop], "columns": [], "reason": reason_text}
     return RowFacts(bad=[reason])
-
-
-def _copy_features(directory: Path, earlier: PartFacts, features: np.ndarray, valid: np.ndarray) -> RowFacts:
-    """Copy the features and the marks of bad rows from an earlier part. Return its facts about rows."""
-    path = directory / earlier.entry.file
-    try:
-        with reading(path) as file:
-            features[:] = file[FEATURES][()]
-            valid[:] = file[VALID][()]
-    except FAILURES as error:
-        raise ReadFailed(
-            f"file={printable(path)}: its features cannot be copied: {printable(str(error))}. Run shardpress verify, "
-            "and delete damaged parts; they are then encoded again."
-        ) from error
-    return RowFacts(earlier.n_outside, list(earlier.bad), list(earlier.outside))
 
 
 def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray) -> RowFacts:

@@ -38,7 +38,6 @@ _TRAINING = 1
 _ENCODING = 1
 
 _UNFINGERPRINTED = ("folders", "row_names")  # parts of a request that do not identify a run
-_STAGES = ("scan", "training", "encoding")
 _LISTED = 10  # differences that a message lists
 _FOLDERS = 3  # directories that a message lists
 _FILES = 3  # changed files that a message lists; more are summarized
@@ -186,12 +185,12 @@ def _order_digest(order: np.ndarray) -> str:
 # -- comparing two requests --------------------------------------------------------------------------------------------
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], stages: Sequence[str] = _STAGES) -> str:
-    """Return the differences between two requests in words, for the files and some stages; empty if there are none."""
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Return the differences between two requests in words; empty if there are none."""
     changes = list(_changed_files(_shards(before), _shards(now)))
     if n_appended := _n_appended(before):
         changes.insert(0, f"{quantity(n_appended, 'input')} appended to a model that was trained on the others")
-    for stage in stages:
+    for stage in ("scan", "training", "encoding"):
         changes += _changes(before.get(stage, {}), now[stage]).values()
     folders_before = _folders_in_words(before)
     folders_now = _folders_in_words(now)

@@ -70,7 +70,6 @@ class ScanSettings:
     # False if no model will be trained. The scan then has nothing that needs a sample of the rows, except for clipped
     # ranges, fill values and ranks.
     for_training: bool = True
-    keeps_shard_ranges: bool = False  # also keep the range of each column in each shard
 
     @property
     def fills(self) -> bool:
@@ -94,8 +93,6 @@ class BlockStats:
     n_missing: np.ndarray  # (n_inputs,), int64, missing values of each column
     sample: np.ndarray  # (n, n_inputs), float64, with NaN for missing values
     unreadable: Mapping[int, str] = field(default_factory=dict)  # reasons by the number of the shard in the input
-    # Minimum and maximum (2, n_inputs), float64, by the number of the shard. Empty if they are not kept.
-    shard_ranges: Mapping[int, np.ndarray] = field(default_factory=dict)
 
 
 def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> BlockStats:
@@ -150,7 +147,6 @@ def merge_stats(stats: Sequence[BlockStats]) -> BlockStats:
         n_missing=np.sum([each.n_missing for each in stats], axis=0),
         sample=np.concatenate([each.sample for each in stats]),
         unreadable=_first_reasons(stats),
-        shard_ranges=_merged_ranges(stats),
     )
 
 
@@ -160,18 +156,6 @@ def _first_reasons(stats: Sequence[BlockStats]) -> dict[int, str]:
         for number, reason in each.unreadable.items():
             reasons.setdefault(number, reason)
     return dict(sorted(reasons.items()))
-
-
-def _merged_ranges(stats: Sequence[BlockStats]) -> dict[int, np.ndarray]:
-    """Return the range of each shard, whose rows can be in several blocks."""
-    ranges: dict[int, np.ndarray] = {}
-    for each in stats:
-        for number, found in each.shard_ranges.items():
-            known = ranges.get(number)
-            if known is not None:
-                found = np.stack([np.minimum(known[0], found[0]), np.maximum(known[1], found[1])])
-            ranges[number] = found
-    return ranges
 
 
 def _stats_of_rows(settings: ScanSettings, stride: int, piece: Piece, rows: np.ndarray) -> BlockStats:
@@ -190,17 +174,14 @@ def _stats_of_rows(settings: ScanSettings, stride: int, piece: Piece, rows: np.n
         return _without_fitted_rows(len(rows), rows.shape[1], first_row + bad)
     if may_be_bad or len(left_out):
         minimum, maximum, n_missing = _range_and_missing(settings, rows, left_out, stored)
-    minimum = minimum.astype(np.float64)
-    maximum = maximum.astype(np.float64)
     return BlockStats(
         n_rows=len(rows),
         n_fitted=len(rows) - len(left_out),
-        minimum=minimum,
-        maximum=maximum,
+        minimum=minimum.astype(np.float64),
+        maximum=maximum.astype(np.float64),
         bad_rows=first_row + bad,
         n_missing=n_missing,
         sample=_sample(settings, stride, first_row, rows, left_out, stored),
-        shard_ranges={piece.number: np.stack([minimum, maximum])} if settings.keeps_shard_ranges else {},
     )
 
 

@@ -85,8 +85,6 @@ class Scan:
     ranks: np.ndarray | None = None
     # Number of the good rows that ``--fit-on`` selects. All arrays but `bad_rows` describe only these rows.
     n_selected: int | None = None
-    # Minimum and maximum (2, n_shards, n_inputs), float64; Inf and -Inf for a column without values.
-    shard_ranges: np.ndarray | None = None
 
     @property
     def n_fitted(self) -> int:
@@ -273,7 +271,6 @@ def scan_from_stats(
         knots=None if tables is None else tables.knots,
         ranks=None if tables is None else tables.ranks,
         n_selected=None if fitted is None else stats.n_fitted,
-        shard_ranges=_shard_ranges(stats, len(shards)) if settings.keeps_shard_ranges else None,
     )
     if scan.n_fitted and settings.for_training:
         scan = _with_scale(scan, settings.scale, scaler, stats.sample)
@@ -300,15 +297,6 @@ def _hints(stats: BlockStats, shards: Sequence[Shard], fitted: np.ndarray | None
         n_bad = int(np.count_nonzero(fitted[stats.bad_rows]))
     are_flat = all(len(shard.shape) == 2 for shard in shards)
     return hints_of(stats.sample, _n_fitted(shards, fitted), stats.n_fitted, n_bad, are_flat)
-
-
-def _shard_ranges(stats: BlockStats, n_shards: int) -> np.ndarray:
-    ranges = np.empty((2, n_shards, len(stats.minimum)))
-    ranges[0] = np.inf
-    ranges[1] = -np.inf
-    for number, found in stats.shard_ranges.items():
-        ranges[:, number] = found
-    return ranges
 
 
 def _ranked(stats: BlockStats, tables: RankTables, dtype: np.dtype) -> BlockStats:
@@ -474,7 +462,7 @@ def readable(shards: Sequence[Shard], scan_result: Scan) -> tuple[tuple[Shard, .
     usable = [shard for number, shard in enumerate(shards) if number not in scan_result.unreadable]
     n_rows = sum(shard.n_rows for shard in usable)
     bad_rows = _bad_rows_of_readable(shards, scan_result)
-    return tuple(usable), replace(scan_result, n_rows=n_rows, bad_rows=bad_rows, unreadable={}, shard_ranges=None)
+    return tuple(usable), replace(scan_result, n_rows=n_rows, bad_rows=bad_rows, unreadable={})
 
 
 def _bad_rows_of_readable(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray:
