@@ -62,7 +62,7 @@ def result(directory: Path, n_parts: int = 3, first: int = 0) -> Path:
     """Write a finished output directory with a model; the third part is of the first append."""
     parts = PARTS[first:n_parts]
     manifest = {"model": MODEL.fingerprint, "n_bad": 1, "appends": [{"id": 1}]}
-    finished_parts(directory, parts, None, manifest, [0, 0, 1, 2][first:n_parts])
+    finished_parts(directory, parts, 1000, manifest, [0, 0, 1, 2][first:n_parts])
     (directory / "model.h5").unlink(missing_ok=True)
     (directory / "model.h5").write_bytes(MODEL.to_hdf5())
     return directory
@@ -237,7 +237,7 @@ def test_only_changed_parquet_files_are_written(output: Path) -> None:
     after = {path.name: path.stat().st_ino for path in folder.iterdir()}
     assert after.items() > before.items()
     # The second part stays, and the rows of the third one now belong to the first run.
-    finished_parts(output, [PARTS[2], PARTS[1]], None, {"model": MODEL.fingerprint})
+    finished_parts(output, [PARTS[2], PARTS[1]], 1000, {"model": MODEL.fingerprint})
     assert "1 of 2 files" in export(output, "parquet")
     check_parquet(folder, with_ids(open_features(output)))
 
