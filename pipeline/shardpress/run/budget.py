@@ -43,49 +43,20 @@ _SAMPLE_BYTES = 2**26  # scaled rows for principal components, which more rows w
 
 @dataclass(frozen=True)
 class Budget:
-    """Sizes that keep a run within its memory.
+    """Sizes that keep a run within its memory."""
 
-    Attributes
-    ----------
-    n_threads : int
-        Number of Dask threads. Each of them holds a block.
-    n_writers : int
-        Number of Dask threads while encoding. Each of them holds a block and the features of a part.
-    block_rows : int
-        Rows that are read at once, a multiple of the encoder's tile.
-    part_rows : int
-        Rows whose features are stored in one file: a multiple of `block_rows`, or of the encoder's tile if there are
-        wide extras.
-    resident : bool
-        Whether all training rows fit in the host's memory.
-    rows_bytes : int
-        Bytes of all rows, in their common dtype.
-    device_bytes : int or None
-        Maximum bytes of rows in a device's own memory; None for a share of the free memory.
-    window_rows : int
-        Rows that are shuffled together. Streaming holds two windows.
-    max_validation_rows : int
-        Maximum number of validation rows.
-    max_sample_rows : int
-        Maximum number of rows for the computation of principal components.
-    n_wide : int
-        Number of parts with wide extras that a process writes at a time.
-    chunk_bytes : int
-        Bytes of decompressed chunks that a process keeps for further reads.
-    """
-
-    n_threads: int
-    n_writers: int
-    block_rows: int
-    part_rows: int
-    resident: bool
-    rows_bytes: int
-    device_bytes: int | None
-    window_rows: int
+    n_threads: int  # Dask threads; each of them holds a block
+    n_writers: int  # Dask threads while encoding; each of them holds a block and the features of a part
+    block_rows: int  # rows that are read at once, a multiple of the encoder's tile
+    part_rows: int  # rows of a file: a multiple of `block_rows`, or of the encoder's tile if there are wide extras
+    resident: bool  # all training rows fit in the host's memory
+    rows_bytes: int  # of all rows, in their common dtype
+    device_bytes: int | None  # for rows in a device's own memory; None for a share of the free memory
+    window_rows: int  # rows that are shuffled together; streaming holds two windows
     max_validation_rows: int
-    max_sample_rows: int
-    n_wide: int = 1
-    chunk_bytes: int = 0
+    max_sample_rows: int  # for the computation of principal components
+    n_wide: int = 1  # parts with wide extras that a process writes at a time
+    chunk_bytes: int = 0  # decompressed chunks that a process keeps for further reads
 
     def keeps_rows(self, device: Device) -> bool:
         """Return whether training keeps all rows in device memory, or in host memory on the CPU."""
@@ -131,28 +102,9 @@ def make_budget(
     - Blocks and parts of the threads: a quarter.
     - The network and copies: the rest. If a network needs more than an eighth, the rows get less.
 
-    Parameters
-    ----------
-    machine : MachineSettings
-        The memory budget, and the number of threads if it is set.
-    storage : StorageSettings
-        How features are stored.
-    network : Network
-        The network that is trained or given.
-    n_replicas : int
-        Number of replicas that train it; 0 for a given model.
-    shards : sequence of Shard
-        The inputs.
-    tile_rows : int
-        Rows per matrix product in the encoder. Blocks are rounded up to a multiple.
-    validation_fraction : float
-        Fraction of the rows that is held out from the training.
-
-    Raises
-    ------
-    ConfigError
-        If the budget is too small for one tile of rows per thread, for the rows that the training holds, or for twice
-        the network.
+    `n_replicas` is 0 for a given model, which is not trained. Blocks are rounded up to a multiple of `tile_rows`, the
+    rows per matrix product in the encoder. Raise `ConfigError` if the budget is too small for one tile of rows per
+    thread, for the rows that the training holds, or for twice the network.
     """
     row_bytes = _row_bytes(shards, network.n_inputs)
     n_rows = sum(shard.n_rows for shard in shards)
@@ -277,12 +229,8 @@ def _for_extras(
 def too_wide(memory_budget: int, shards: Sequence[Shard], tile_rows: int) -> dict[str, int]:
     """Return extras that must be left out, because even the smallest part's extras exceed half of the memory budget.
 
-    The widest extra is left out first.
-
-    Returns
-    -------
-    dict of str to int
-        For each name, the memory budget in bytes that would be sufficient to keep this extra.
+    The widest extra is left out first. The values are the memory budgets in bytes that would be sufficient to keep the
+    extras.
     """
     found: dict[str, int] = {}
     while (needed := extras_bytes(shards, tile_rows)) > memory_budget // 2:

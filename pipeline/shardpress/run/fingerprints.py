@@ -59,26 +59,15 @@ _SENTENCES = {
 
 @dataclass(frozen=True)
 class Request:
-    """Plain values that determine the results of a run.
+    """Plain values that determine the results of a run."""
 
-    Attributes
-    ----------
-    inputs : dict
-        File name, dataset, shape, dtype, size in bytes and modification time of each shard.
-    scan, training, encoding : dict
-        Settings of each stage.
-    folders : list of str
-        Directories of the shards. They are not part of a fingerprint, so that a data set can be moved between two runs.
-    row_names : list of str
-        Extras that are copied although they are neither next to the rows nor requested. They are part of the
-        fingerprint of the features only, so that requesting them changes nothing else.
-    """
-
-    inputs: dict[str, Any]
-    scan: dict[str, Any]
+    inputs: dict[str, Any]  # file name, dataset, shape, dtype, size in bytes and modification time of each shard
+    scan: dict[str, Any]  # settings of this stage, as of the next two
     training: dict[str, Any]
     encoding: dict[str, Any]
-    folders: list[str]
+    folders: list[str]  # of the shards; not part of a fingerprint, so that a data set can be moved between two runs
+    # Extras that are copied although they are neither next to the rows nor requested. They are part of the fingerprint
+    # of the features only, so that requesting them changes nothing else.
     row_names: list[str] = field(default_factory=list)
 
     def of_scan(self) -> str:
@@ -86,13 +75,7 @@ class Request:
         return fingerprint("scan", self.inputs, self.scan)
 
     def of_model(self, unreadable: Iterable[int] = ()) -> str:
-        """Return the fingerprint of the training's result.
-
-        Parameters
-        ----------
-        unreadable : iterable of int
-            Positions of shards that could not be read and were not trained on.
-        """
+        """Return the fingerprint of the model, without the shards at the `unreadable` positions."""
         key = fingerprint("model", self.of_scan(), self.training)
         missing = sorted(unreadable)
         return fingerprint(key, missing) if missing else key
@@ -116,18 +99,7 @@ def request_of(
 ) -> Request:
     """Return the request of a run.
 
-    Parameters
-    ----------
-    settings : Settings
-        Settings with all defaults resolved.
-    shards : sequence of Shard
-        The inputs.
-    model : Model or None
-        A given model, which is not trained.
-    fitted : ndarray of shape (n_rows,), bool, optional
-        Mask of the rows that ``--fit-on`` selects.
-    targets : Targets, optional
-        Targets that a head learns to predict.
+    A given `model` is not trained. `fitted` (n_rows,), bool, marks the rows that ``--fit-on`` selects.
     """
     scan = {**fingerprint_values(settings, "scan"), "format": _SCAN}
     training = {"model": model.fingerprint} if model is not None else _training_request(settings)
