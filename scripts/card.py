@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 
 # So that any Python finds the modules below.
-sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("", "pipeline", "kernels")]
+sys.path += [str(Path(__file__).resolve().parents[1] / name) for name in ("pipeline", "kernels")]
 import shardpress.installed  # noqa: F401  ends the process with a message if packages are missing
 
 # isort: split
+
+# Only now, because the checkout lists the requirements of the package, which this Python may not have.
+sys.path.append(str(Path(__file__).resolve().parents[1]))
 
 import argparse
 import json

@@ -15,7 +15,7 @@ from shardpress.formats import pack, unpack
 from shardpress.output.lock import locked
 from shardpress.output.records import Record
 from tests.support.interruptions import DAMAGE, STEPS, FullDisk
-from tests.support.logged import resumed_step, reuses
+from tests.support.logged import resumed_step
 from tests.support.soak_protocol import (
     leftovers,
     records,
@@ -167,34 +167,4 @@ def test_a_checkpoint_of_a_forged_step_is_ignored(
     caplog.clear()
     assert workspace.run(out, *STEPS) == 0
     assert resumed_step(caplog.text) == 3
-    assert features_of(out) == expected()
-
-
-FORGED_SCANS: dict[str, dict[str, Any]] = {
-    "fewer columns": {name: lambda array: array[..., :-1] for name in ("minimum", "maximum", "spread", "inner")},
-    "NaN": {"minimum": lambda array: array * np.nan},
-    "turned round": {"minimum": lambda array: array + 1e9},
-    "bad rows elsewhere": {"bad_rows": lambda array: np.array([10**9])},
-    "bad rows twice": {"bad_rows": lambda array: np.array([1, 1])},
-    "float32": {"maximum": lambda array: array.astype(np.float32)},
-    "many bad rows": {"bad_rows": lambda array: np.arange(2**23)},
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", FORGED_SCANS)
-def test_a_forged_scan_is_ignored(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, kind: str
-) -> None:
-    assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 1)) == 74
-    with locked(out) as ledger:
-        (record,) = ledger.records("scan")
-        arrays, about = unpack(ledger.load(record))
-        ledger.drop(record)
-        changed = {name: change(arrays[name]) for name, change in FORGED_SCANS[kind].items()}
-        entry = ledger.write("stages/scan", ".npz", pack({**arrays, **changed}, about))
-        ledger.commit(Record(record.key, record.fingerprint, entry))
-    caplog.clear()
-    assert workspace.run(out, *STEPS) == 0
-    assert not reuses(caplog.text, "scan")
     assert features_of(out) == expected()

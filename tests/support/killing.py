@@ -67,6 +67,7 @@ import extract
 from shardpress.run import budget, training_stage
 training_stage._CHECKPOINT_SECONDS = 0.0
 budget.SHUFFLE_WINDOW = 2**21
+budget._SAMPLE_BYTES = 2**20
 extract.leave(extract.main())
 """
 _COMPLAINTS = re.compile(r" (WARNING|ERROR|CRITICAL) |^Traceback|^Exception ignored")
@@ -273,7 +274,8 @@ class Victim:
         self.undisturbed = folder / "undisturbed"
         _write_shards(folder / "shards")
         arguments = ["--input", str(folder / "shards"), *_SETTINGS, *flags]
-        self.usual_program = Program(arguments, **variables)
+        # Without smaller windows, the training needs more memory.
+        self.usual_program = Program([*arguments, "--memory-budget", "64MiB"], **variables)
         self.program = Program(arguments, ("-c", _WITH_CHECKPOINTS), **variables)
         self._must_end(self.program.run(folder / "first"), folder / "first")  # this run may have to compile
         ended = self.program.run(self.undisturbed)
