@@ -27,7 +27,7 @@ def test_working_card_passes_every_check(tmp_path: Path) -> None:
     found = {each["name"]: each for each in answer["checks"]}
     assert {name for name, each in found.items() if each["status"] == "fail"} == set(), found
     assert result.returncode == 0
-    assert "capability 8.6, at " in found["card0"]["found"]
+    assert "capability 8.6, " in found["card0"]["found"]
     assert "3.1 GB" in found["card0"]["found"]
     assert "NumPy" in found["cuda"]["found"]
     assert all(name in found["libraries"]["found"] for name in ("libcuda.so", "libnvrtc.so", "libcublas.so"))
