@@ -182,7 +182,8 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
         scan = load_or_make(scanning, context)
         facts.update(scanning.facts(scan))
     unreadable = scan.unreadable if scan else {}
-    record_contents(prepared, context.ledger)  # now, because the scan has left the files in the page cache
+    if prepared.is_scanned:
+        record_contents(prepared, context.ledger)  # now, because the scan has left the files in the page cache
 
     if prepared.given_model is None:
         assert scan is not None
@@ -200,6 +201,8 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
     encoded = load_or_make(encoding, context)
     context.state.features_key = encoded.key  # also set for reused features, for the message of a run that fails later
     facts.update(encoding.facts(encoded))
+    if not prepared.is_scanned:
+        record_contents(prepared, context.ledger)  # only now: before, it would read the files in a pass of its own
 
     check_contents(prepared, context.ledger)
     return finish(prepared, StageResults(scan, model, encoded, facts), context)
