@@ -134,6 +134,7 @@ def shared(value: np.ndarray, name: str) -> Any:
 
 
 def matrix(dtype: np.dtype, name: str) -> Any:
+    """Return a symbolic matrix without broadcastable axes."""
     return load().tensor.TensorType(dtype.name, (False, False))(name)
 
 

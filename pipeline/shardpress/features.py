@@ -532,7 +532,7 @@ def _read_slice(path: str, name: str, start: int, stop: int) -> np.ndarray:
 
 
 def read_values(dataset: h5py.Dataset, start: int, stop: int) -> np.ndarray:
-    """Return the values of some rows. Strings become objects of type str."""
+    """Return the values (stop - start, ...) of some rows, in their dtype. Strings become objects of type str."""
     if h5py.check_string_dtype(dataset.dtype) is not None:
         return np.asarray(dataset.asstr("utf-8", "surrogateescape")[start:stop])
     return np.asarray(dataset[start:stop])

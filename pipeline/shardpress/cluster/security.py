@@ -59,6 +59,7 @@ def is_written(path: Path) -> bool:
 
 
 def read_address(path: Path) -> str:
+    """Return the address in the file of a scheduler. Raise `ConfigError` if the file has none."""
     try:
         return str(json.loads(path.read_text())["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:

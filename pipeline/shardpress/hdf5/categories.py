@@ -45,6 +45,7 @@ def _stored_array(categories: Sequence[Any]) -> np.ndarray:
 
 
 def array_of(categories: Sequence[Any]) -> np.ndarray:
+    """Return categories as an array (n_categories,) of str, or of NumPy's dtype for their numbers."""
     if all(isinstance(each, str) for each in categories):
         return np.array(categories, dtype=str)
     return np.array(categories)

@@ -123,6 +123,7 @@ def read_into(descriptor: int, buffer: memoryview, offset: int) -> None:
 
 
 def read_at(descriptor: int, offset: int, n_bytes: int) -> bytes:
+    """Return `n_bytes` bytes from an offset. Raise `OSError` if the file ends too early."""
     buffer = bytearray(n_bytes)
     read_into(descriptor, memoryview(buffer), offset)
     return bytes(buffer)

@@ -259,7 +259,7 @@ def bad_rows(
 def bad_entries(
     rows: np.ndarray, missing: float | None = None, stored: str | None = None, fills: bool = False
 ) -> np.ndarray:
-    """Return a mask of the bad entries: NaN, Inf, and the missing value converted to the dtype `stored`.
+    """Return a mask, in the shape of the rows, of bad entries: NaN, Inf, and the missing value as `stored` holds it.
 
     If missing values are filled in (`fills`), Inf is bad, and all entries of a row are bad if the row has no value.
     """
