@@ -25,6 +25,7 @@ READER = [
     "deflate>=0.9",
     "h5py>=3.16",
     "jinja2>=3.1",
+    "msgspec>=0.20",  # typed records, and their validation
     "numpy>=1.26.4,<2.6",  # the newest version that is tested
     "PyYAML>=6",
     "scikit-learn>=1.9",
