@@ -80,17 +80,22 @@ def test_a_config_file_with_references_is_refused(tmp_path: Path, caplog: pytest
 
 def test_all_invalid_settings_are_listed_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     flags = ["--n-features", "0", "--batch-size", "-3", "--learning-rate", "nan", "--clip-quantile", "0.5"]
-    code, message = outcome(caplog, *flags, "--missing-value", "nan", "--overwrite", "--restart")
+    code, message = outcome(caplog, *flags, "--missing-value", "nan")
     assert code == 64
-    for name in (
-        "n_features: 0",
-        "batch_size: -3",
-        "learning_rate: nan",
-        "clip_quantile: 0.5",
-        "missing_value: nan",
+    for phrase in (
+        "--n-features: 0",
+        "--batch-size: -3",
+        "--learning-rate: 'nan'",
+        "--clip-quantile: 0.5",
+        "--missing-value: 'nan'",
     ):
-        assert f"{name}, " in message
-    assert mentions(message, "overwrite", "restart")
+        assert f"{phrase}, " in message
+
+
+def test_all_contradictions_are_listed_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    code, message = outcome(caplog, "--overwrite", "--restart", "--quiet", "--verbose")
+    assert code == 64
+    assert mentions(message, "overwrite", "restart", "quiet", "verbose")
 
 
 def test_an_output_with_foreign_files_is_refused_before_reading(

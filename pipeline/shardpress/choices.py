@@ -1,7 +1,5 @@
 """Names that settings and stages share. This module loads no library, because the command line imports it."""
 
-SCALES = ("range", "std", "common", "none")
-"""Scalings of columns."""
 ROW_SCALES = ("total", "median", "norm", "max")
 """Sizes that rows are divided by."""
 TRANSFORMS = ("log1p", "rank")

@@ -171,7 +171,7 @@ def other_value(setting: Setting) -> Any:
         return (7,)
     if setting.name == "fit_on":
         return "other == 7"
-    return ("other",) if isinstance(now, tuple) else "7" if setting.type == "str" else 7
+    return ("other",) if isinstance(now, tuple) else "7" if setting.kind.is_text else 7
 
 
 def test_every_setting_changes_the_stages_that_it_declares(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,9 +26,9 @@ def test_every_setting_that_does_not_fit_the_rows_is_listed(tmp_path: Path) -> N
         prepare(valid.changed(n_features=10, batch_size=101))
 
 
-def test_invalid_settings_are_refused_before_inputs_are_opened(tmp_path: Path) -> None:
-    with refused(78, "epochs: 0"):
-        prepare(Config.of(input=(str(tmp_path / "nowhere"),), epochs=0))
+def test_contradictions_are_refused_before_inputs_are_opened(tmp_path: Path) -> None:
+    with refused(78, "quiet and verbose"):
+        prepare(Config.of(input=(str(tmp_path / "nowhere"),), quiet=True, verbose=True))
 
 
 def test_preparing_resolves_defaults_and_writes_nothing(tmp_path: Path) -> None:

@@ -224,6 +224,16 @@ def test_the_error_about_a_value_names_its_source_and_setting(file):
                 settings(*file(f"{name}: {value}"))
 
 
+def test_the_error_about_a_number_names_its_limits(file):
+    for name, value, phrase in (
+        ("epochs", "0", "0, expected a whole number, at least 1"),
+        ("clip_quantile", "0.5", "0.5, expected a finite number, at least 0 and below 0.5"),
+        ("memory_budget", "1KiB", "at least 16MiB"),
+    ):
+        with case(name), refused(78, f"key {name}: ", phrase):
+            settings(*file(f"{name}: {value}"))
+
+
 WRONG_SHAPES = [
     ("epochs: [1, 2]", "value"),
     ("epochs: {a: 1}", "value"),
@@ -237,7 +247,7 @@ WRONG_SHAPES = [
     ("input: 3", "value"),
     ("input: [[a.h5]]", "['a.h5']"),
     ("include: [{a: b}]", "{'a': 'b'}"),
-    ("input: [~]", "empty"),
+    ("input: [~]", "path"),
     ("output: 2024_01", "202401"),
     ("dataset: yes", "True"),
     ("include: [1.50]", "1.5"),
@@ -303,15 +313,11 @@ def test_all_errors_of_the_environment_are_listed_at_once():
 
 
 def test_invalid_flags_are_usage_errors(file):
-    for value in ("ten", "0"):
-        with case(value):
-            with refused(64, f"epochs: {value!r}, " if value == "ten" else "epochs: 0, "):
-                settings("--epochs", value)
-            if value == "0":
-                for sources in (settings(*file("epochs: 0")), settings(SHARDPRESS_EPOCHS="0")):
-                    assert [line.partition(", ")[0] for line in problems(sources)] == ["epochs: 0"], (
-                        "the run refuses it"
-                    )
+    for name, value in (("epochs", "ten"), ("epochs", "0"), ("corruption", "0.001")):
+        with case(name, value), refused(64, f"{name}: ", value):
+            settings(f"--{name}", value)
+    (complaint,) = problems(settings(*file("corruption: 0.001")))
+    assert complaint.startswith("corruption: 0.001, "), "the run refuses it"
 
 
 def printed(capsys, *arguments):

@@ -11,7 +11,7 @@ import pytest
 
 from shardpress.settings.config import SETTINGS, Config, Setting, problems
 from shardpress.settings.flags import _STAGES, parse
-from shardpress.settings.kinds import CONDITION, DEVICES, EXACT_NUMBER, LIMIT, TIME, WIDTHS, YES_OR_NO
+from shardpress.settings.kinds import SWITCH, YES_OR_NO
 from shardpress.settings.presets import values_of_preset
 from shardpress.settings.printed import as_yaml, summary_line
 from tests.support.logged import mentions
@@ -58,6 +58,17 @@ TEXTS += [
 TEXTS += ["x" * 300, "a b " * 100, "\x07", "\ufeff", "a,b", "\\", "2026-11-26", "12:30:00"]
 WITH_FLAG = [each for each in SETTINGS.values() if each.has_flag]
 NUMBERS = [0, 1, 16, 2**20, 2**31, 10**9, 0.0, 0.001, 1e-5, 1e-300, 0.1 + 0.2, 0.5, 0.25, 1.0, 5.0, 1e22]
+VALUES = {  # by the placeholders of values, or by the names of settings
+    "N,N": [(), (1,), (512, 256)],
+    "N|N%": ["0", "25", "1%", "0.1%", "100%"],
+    "TIME": ["06:00", "12:30", "2030-01-31 06:00"],
+    "X": NUMBERS,
+    "N": [n for n in NUMBERS if isinstance(n, int)],
+    "NAME,NAME": [("all",), ("cuda0", "cuda12"), ("opencl0:0", "cpu")],
+    "CONDITION": ["split == train", "n < 1e5", "on in off,2024_01"],
+    "BYTES": [2**24, 2**24 + 1, 2**30, 10**9],
+    "missing_value": [-9999, 2**63 + 1, 0.5, -1e-7, 10**300],
+}
 
 
 def some_value(setting: Setting, draw: random.Random) -> Any:
@@ -65,20 +76,19 @@ def some_value(setting: Setting, draw: random.Random) -> Any:
     kind = setting.kind
     if isinstance(setting.default, tuple):
         return tuple(draw.choice(TEXTS) for _ in range(draw.randint(1, 3)))
-    if kind.metavar.startswith("{") and kind.metavar != YES_OR_NO.metavar:
-        return draw.choice(kind.metavar.strip("{}").split(","))
-    if str(setting.type).startswith("bool"):
+    if kind in (SWITCH, YES_OR_NO):
         return draw.random() < 0.5
-    of_kind = {WIDTHS.metavar: [(), (1,), (512, 256)], LIMIT.metavar: ["0", "25", "1%", "0.1%", "100%"]}
-    of_kind[TIME.metavar] = ["06:00", "12:30", "2030-01-31 06:00"]
-    of_kind |= {EXACT_NUMBER.metavar: NUMBERS, "N": [n for n in NUMBERS if isinstance(n, int)]}
-    of_kind[DEVICES.metavar] = [("all",), ("cuda0", "cuda12"), ("opencl0:0", "cpu")]
-    of_kind[CONDITION.metavar] = ["split == train", "n < 1e5", "on in off,2024_01"]
-    of_kind |= {"BYTES": [2**24, 2**24 + 1, 2**30, 10**9]}
-    values = of_kind.get(kind.metavar, TEXTS)
-    if setting.name == "missing_value":
-        return draw.choice([-9999, 2**63 + 1, 0.5, -1e-7, 10**300])
-    return draw.choice([value for value in values if kind.is_valid(value)])
+    if kind.metavar.startswith("{"):
+        return draw.choice(kind.metavar.strip("{}").split(","))
+    values = VALUES.get(setting.name) or VALUES.get(kind.metavar, TEXTS)
+    return draw.choice([value for value in values if is_valid(setting, value)])
+
+
+def is_valid(setting: Setting, value: Any) -> bool:
+    try:
+        return bool(setting.checked(value) == value)
+    except ValueError:
+        return False
 
 
 def with_preset(values: dict[str, Any]) -> Config:

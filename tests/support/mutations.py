@@ -503,8 +503,8 @@ _SETTINGS = (
     Mutation(
         "fingerprint-forgets-the-seed",
         "pipeline/shardpress/settings/config.py",
-        'whole(0), "model", "Seed of all',
-        'whole(0), "nothing", "Seed of all',
+        '"Seed of all random numbers.", default=0',
+        '"Seed of all random numbers.", default=0, affects="nothing"',
         ("tests/run/test_fingerprints.py::test_a_setting_changes_the_stages_that_depend_on_it",),
     ),
 )

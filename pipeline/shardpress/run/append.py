@@ -149,7 +149,7 @@ def _with_settings_of(config: Config, manifest: Mapping[str, Any], directory: Pa
     conflicts = []
     inherited = {}
     for name, setting in SETTINGS.items():
-        if name not in stored or name == "replicas":  # the number of replicas is reduced to what the rows allow
+        if name == "replicas":  # the number of replicas is reduced to what the rows allow
             continue
         value = stored[name]
         is_default = values[name] == setting.default
@@ -159,8 +159,6 @@ def _with_settings_of(config: Config, manifest: Mapping[str, Any], directory: Pa
         if setting.affects in _OF_RESULTS and not is_default and values[name] != value:
             conflicts.append(f"{name} {as_typed(value)}, found {as_typed(values[name])}")
         if is_default and (setting.affects == "features" or name in _INHERITED):
-            if not setting.kind.is_valid(value):
-                raise ValueError(f"invalid setting {name}")
             inherited[name] = value
     if conflicts:
         raise ConfigError(
@@ -171,8 +169,7 @@ def _with_settings_of(config: Config, manifest: Mapping[str, Any], directory: Pa
 
 
 def _stored_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    stored = manifest["config"]
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+    return Config.from_flat(manifest["config"]).flat()
 
 
 def _load_model(manifest: Mapping[str, Any], ledger: Ledger) -> Model:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 _COMPARISON = re.compile(r"(.+?)\s*(==|!=|<=|>=|<|>)\s*(.+)", re.DOTALL)
 _MEMBERSHIP = re.compile(r"(.+?)\s+(not\s+in|in)\s+(.+)", re.DOTALL)
-_EXPECTED = "a comparison like split==train, 'split in train,val' or 'quality>0.5'"
+EXPECTED = "a comparison like split==train, 'split in train,val' or 'quality>0.5'"
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Condition:
         text = text.strip()
         match = _COMPARISON.fullmatch(text) or _MEMBERSHIP.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r}, expected {_EXPECTED}")
+            raise ValueError(f"{text!r}, expected {EXPECTED}")
         name, operator, value = match.groups()
         operator = " ".join(operator.split())
         values = [value]
@@ -32,7 +32,7 @@ class Condition:
             values = _without_brackets(value).split(",")
         unquoted = tuple(_without_quotes(each.strip()) for each in values)
         if "" in unquoted or any(each.startswith("=") for each in unquoted):
-            raise ValueError(f"{text!r}, expected {_EXPECTED}")
+            raise ValueError(f"{text!r}, expected {EXPECTED}")
         return cls(_without_quotes(name.strip()), operator, unquoted)
 
     def __str__(self) -> str:

@@ -8,12 +8,14 @@ settings have none of them: only ``--preset`` sets them. The device is not a set
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_type_hints
 
-from shardpress.choices import ROW_SCALES, SCALES, TRANSFORMS
+from msgspec import Meta, ValidationError, convert
+
+from shardpress.choices import ROW_SCALES, TRANSFORMS
+from shardpress.errors import printable
 from shardpress.settings.defaults import (
     EPOCHS,
     LEARNING_RATES,
@@ -24,24 +26,23 @@ from shardpress.settings.defaults import (
     TARGET_WEIGHT,
 )
 from shardpress.settings.kinds import (
-    CONDITION,
-    DATASET,
-    DEVICES,
-    EXACT_NUMBER,
-    FILES,
-    FOLDER,
-    LIMIT,
-    NAME,
-    SCHEDULER,
-    SWITCH,
-    TIME,
-    WIDTHS,
-    YES_OR_NO,
+    BadDataLimit,
+    Bytes,
+    ConditionText,
+    DatasetPath,
+    Devices,
+    ExactNumber,
+    FilePath,
+    FolderPath,
     Kind,
-    number,
+    Natural,
+    Positive,
+    SchedulerAddress,
+    Time,
+    Widths,
+    YesOrNo,
+    kind_of,
     one_of,
-    size,
-    whole,
 )
 from shardpress.settings.presets import PRESETS
 from shardpress_kernels.activations import CODES, HIDDEN
@@ -79,81 +80,77 @@ class Setting:
 
     name: str  # also of its flag, key and field
     slice: str  # field of `Config` that holds the setting
-    type: str  # annotation of its field
-    default: object  # None if it depends on other facts; a tuple if the setting takes several values
+    type: Any  # of its values, with their limits
     kind: Kind
+    default: object  # None if it depends on other facts; a tuple if the setting takes several values
     affects: Affected
     help: str  # in full sentences; a fixed default is appended to it
-    has_flag: bool  # and a key and a variable
+
+    @property
+    def has_flag(self) -> bool:
+        """Whether the setting has a flag, a key and a variable. Others can only be changed by a preset."""
+        return self.help != ""
+
+    def checked(self, value: object) -> Any:
+        """Return a plain value in the type of the setting. Raise `ValueError` if it is invalid."""
+        try:
+            return convert(value, self.type)
+        except ValidationError:
+            raise ValueError(f"{value!r}, expected {self.kind.expected}") from None
 
 
-def _setting(default: Any, kind: Kind, affects: Affected, help: str) -> Any:
-    if default is None:
-        kind = kind.or_none()
-    return field(default=default, metadata={"kind": kind, "affects": affects, "help": help, "has_flag": True})
-
-
-def _preset_only(default: Any, kind: Kind, affects: Affected) -> Any:
-    """Return a field without a flag, which only a preset can change."""
-    if default is None:
-        kind = kind.or_none()
-    return field(default=default, metadata={"kind": kind, "affects": affects, "help": "", "has_flag": False})
+def _setting(help: str = "", *, default: Any = None, affects: Affected | None = None) -> Any:
+    """Return a field of a slice; without a help text, it has no flag. By default, it affects what the slice affects."""
+    return field(default=default, metadata={"help": help, "affects": affects})
 
 
 def _switch(help: str) -> Any:
-    """Return a field that is off by default, and changes no result."""
-    return _setting(False, SWITCH, "nothing", help)
+    """Return a field that is off by default."""
+    return _setting(help, default=False)
+
+
+def _slice(type: Any, affects: Affected) -> Any:
+    """Return a field of `Config`."""
+    return field(default_factory=type, metadata={"affects": affects})
 
 
 @dataclass(frozen=True)
 class _InputSettings:
     """Input files, and the location of rows and columns in them."""
 
-    input: tuple[str, ...] = _setting(
-        ("data/*.h5",), FILES, "inputs", "Read these HDF5 shards: files, directories or globs."
+    input: tuple[FilePath, ...] = _setting(
+        "Read these HDF5 shards: files, directories or globs.", default=("data/*.h5",)
     )
-    dataset: str | None = _setting(
-        None, NAME, "inputs", "Dataset that contains the rows. Default: X, or the only candidate."
-    )
-    orientation: str | None = _setting(
-        None,
-        one_of("rows", "columns"),
-        "inputs",
+    dataset: str | None = _setting("Dataset that contains the rows. Default: X, or the only candidate.")
+    orientation: Literal["rows", "columns"] | None = _setting(
         "Axis of the rows: rows (first axis) or columns (last axis, as MATLAB, Fortran, Julia and R write them). "
-        "Required for MATLAB files. Default: rows.",
+        "Required for MATLAB files. Default: rows."
     )
-    match_columns: str = _setting(
-        "order",
-        one_of("order", "name", "ignore"),
-        "inputs",
+    match_columns: Literal["order", "name", "ignore"] = _setting(
         "How to compare the column names of all files, and of --model: require the same order (order), reorder the "
         "columns by name (name), or do not compare names (ignore).",
+        default="order",
     )
-    include: tuple[str, ...] = _setting(  # extra datasets are not used by scan or training
-        (),
-        DATASET,
-        "features",
+    include: tuple[DatasetPath, ...] = _setting(  # extra datasets are not used by scan or training
         "Copy these datasets, or all columns of these groups, to the output as extras, for example obs/cell_type or "
         "obs. Datasets next to the rows that have the same length, and the names of AnnData's cells, are always "
         "copied.",
+        default=(),
+        affects="features",
     )
-    labels: str | None = _setting(
-        None,
-        DATASET,
-        "nothing",
+    labels: DatasetPath | None = _setting(
         "Extra with the labels, for the report: it compares the accuracy of a classifier on the features and on "
         "principal components. Default: the first usable one of --include, y, label, target, class, or any other; "
         "none that is named like a batch or an id.",
+        affects="nothing",
     )
-    fit_on: str | None = _setting(
-        None,
-        CONDITION,
-        "scan",
+    fit_on: ConditionText | None = _setting(
         "Scan and train only on rows whose extra fulfils this condition, for example 'split==train', 'split in "
         "train,val' or 'quality>0.5' (in quotes, for the shell). All rows are encoded.",
+        affects="scan",
     )
-    model: str | None = _setting(
-        None, FILES, "inputs", "Encode with this model.h5, or with the model of this output directory; train nothing."
+    model: FilePath | None = _setting(
+        "Encode with this model.h5, or with the model of this output directory; train nothing."
     )
 
 
@@ -161,26 +158,18 @@ class _InputSettings:
 class _ScalingSettings:
     """Scaling of the columns."""
 
-    scale: str = _setting(
-        "auto",
-        one_of("auto", *SCALES),
-        "scan",
+    scale: Literal["auto", "range", "std", "common", "none"] = _setting(
         "Scale each column to [0, 1] (range) or to the same variance (std), divide all columns by one number (common), "
         "leave them as they are (none), or choose one of the first three (auto).",
+        default="auto",
     )
-    row_scale: str | None = _setting(
-        None,
-        one_of(*ROW_SCALES),
-        "scan",
+    row_scale: Annotated[str, one_of(ROW_SCALES)] | None = _setting(
         "Divide each row by its total, and multiply it by 10,000 (total), or divide it by its median, its Euclidean "
-        "norm (norm) or its largest absolute value (max), before the columns are scaled.",
+        "norm (norm) or its largest absolute value (max), before the columns are scaled."
     )
-    transform: str | None = _setting(
-        None,
-        one_of(*TRANSFORMS),
-        "scan",
+    transform: Annotated[str, one_of(TRANSFORMS)] | None = _setting(
         "After --row-scale and before the columns are scaled, replace each value x by sign(x) log(1 + |x|) (log1p), or "
-        "by its rank among the values of its column, from 0 to 1 (rank).",
+        "by its rank among the values of its column, from 0 to 1 (rank)."
     )
 
 
@@ -188,44 +177,29 @@ class _ScalingSettings:
 class NetworkSettings:
     """The layers of the autoencoder."""
 
-    n_features: int | None = _setting(  # the default depends on the inputs: see `resolve`
-        None,
-        whole(1),
-        "model",
+    n_features: Positive | None = _setting(  # the default depends on the inputs: see `resolve`
         "Number of features of the code. Default: 64, or half the columns if there are fewer than 128. With a --model "
-        "that was trained with --nested: the number of its first features to write.",
+        "that was trained with --nested: the number of its first features to write."
     )
-    hidden: tuple[int, ...] | None = _setting(
-        None,
-        WIDTHS,
-        "model",
+    hidden: Widths | None = _setting(
         "Number of units in each hidden layer between columns and features, or none. Default: one layer of 512, or "
-        "fewer for narrow data or few rows.",
+        "fewer for narrow data or few rows."
     )
-    output_layer: str | None = _setting(
-        None,
-        one_of(*OUTPUT_LAYERS),
-        "model",
+    output_layer: Annotated[str, one_of(OUTPUT_LAYERS)] | None = _setting(
         "Layer whose outputs are the features: the code, which is as wide as --n-features, or the last hidden layer, "
-        "which is usually wider (hidden). Default: code, or the layer of --model.",
+        "which is usually wider (hidden). Default: code, or the layer of --model."
     )
-    activation: str = _setting("relu", one_of(*HIDDEN), "model", "Activation of the hidden layers.")
-    code_activation: str | None = _setting(
-        None,
-        one_of(*CODES),
-        "model",
+    activation: Annotated[str, one_of(HIDDEN)] = _setting("Activation of the hidden layers.", default="relu")
+    code_activation: Annotated[str, one_of(CODES)] | None = _setting(
         f"Activation of the features. Default: sigmoid, or linear for fewer than {MANY_INPUTS} columns or if some rows "
-        "are much larger than the others.",
+        "are much larger than the others."
     )
     # Learn one scale factor per feature in the decoder, so that sigmoid features need not saturate. Default: True for
     # sigmoid features.
-    decoder_gain: bool | None = _preset_only(None, YES_OR_NO, "model")
-    nested: bool = _setting(
-        False,
-        YES_OR_NO,
-        "model",
+    decoder_gain: YesOrNo | None = _setting()
+    nested: YesOrNo = _switch(
         "Train features whose first 8, 16, 32, ... can be used without the others, so that their number can be chosen "
-        "afterwards. The features are linear.",
+        "afterwards. The features are linear."
     )
 
 
@@ -233,91 +207,64 @@ class NetworkSettings:
 class TrainingSettings:
     """Initial weights and their updates."""
 
-    preset: str | None = _setting(
-        None,
-        one_of(*PRESETS),
-        "inputs",
+    preset: Annotated[str, one_of(PRESETS)] | None = _setting(
         "Start from the settings of a known model: the one of the published table, without hidden layers and with two "
         "sigmoid features (reference). Other settings override it.",
+        affects="inputs",
     )
     # Initialize the weights from principal components or at random; then the biases from the column means or to zero.
-    start: str = _preset_only("components", one_of("components", "random"), "model")
-    biases: str = _preset_only("mean", one_of("mean", "zero"), "model")
-    epochs: int | None = _setting(
-        None,
-        whole(1),
-        "model",
+    start: Literal["components", "random"] = _setting(default="components")
+    biases: Literal["mean", "zero"] = _setting(default="mean")
+    epochs: Positive | None = _setting(
         f"Maximum number of passes over the training rows. Default: {EPOCHS}, or more if {EPOCHS} epochs "
-        f"have fewer than {LEAST_STEPS} steps.",
+        f"have fewer than {LEAST_STEPS} steps."
     )
-    batch_size: int | None = _setting(
-        None,
-        whole(1),
-        "model",
-        "Number of rows in one training step. Default: a fiftieth of the rows, but at least 16 and at most 128.",
+    batch_size: Positive | None = _setting(
+        "Number of rows in one training step. Default: a fiftieth of the rows, but at least 16 and at most 128."
     )
-    optimizer: str = _setting("adam", one_of(*RULES), "model", "Rule that updates the weights.")
-    learning_rate: float | None = _setting(
-        None,
-        number(lambda rate: 0 < rate < math.inf, "a finite number above 0"),
-        "model",
+    optimizer: Annotated[str, one_of(RULES)] = _setting("Rule that updates the weights.", default="adam")
+    learning_rate: Annotated[float, Meta(gt=0)] | None = _setting(
         f"Largest learning rate. Default: {', '.join(f'{v} for {k}' for k, v in LEARNING_RATES.items())}; lower "
-        f"for inputs with more than {RATED_INPUTS} columns.",
+        f"for inputs with more than {RATED_INPUTS} columns."
     )
     # The learning rate does not change (constant), or increases over the first epoch and then decreases to 0 (linear).
-    schedule: str = _preset_only("linear", one_of("constant", "linear"), "model")
+    schedule: Literal["constant", "linear"] = _setting(default="linear")
     # Decay rate of the optimizer's running average.
-    momentum: float = _preset_only(0.9, number(lambda share: 0 <= share < 1, "from 0 to below 1"), "model")
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = _setting(default=0.9)
     # Each step shrinks the weights by this factor times the learning rate.
-    weight_decay: float = _preset_only(0.0, number(lambda rate: 0 <= rate < math.inf, "0 or more, and finite"), "model")
-    corruption: float | None = _setting(  # rounded to n/256: smaller values would become 0, larger ones 1
-        None,
-        number(lambda share: share == 0 or 0.004 <= share <= 0.998, "0, or from 0.004 to 0.998"),
-        "model",
+    weight_decay: Annotated[float, Meta(ge=0)] = _setting(default=0.0)
+    # Rounded to n/256: larger values would become 1, and values from 0 to 0.004 would become 0 (see `problems`).
+    corruption: Annotated[float, Meta(ge=0, le=0.998)] | None = _setting(
         "Fraction of the entries to hide from the encoder during training; they differ in each step. Default: "
-        f"{MASKED} with a hidden layer and {MANY_INPUTS} columns or more, otherwise 0.",
+        f"{MASKED} with a hidden layer and {MANY_INPUTS} columns or more, otherwise 0."
     )
-    target: str | None = _setting(
-        None,
-        DATASET,
-        "model",
+    target: DatasetPath | None = _setting(
         "Extra with classes (strings or whole numbers) or numbers (floats) that a linear function of the features "
         "learns to predict during training. Rows without a value are used for the reconstruction only. If fewer than "
         "20 % of the rows have a class, a linear classifier of the columns estimates the class of others. Use it with "
-        "--fit-on, because features of the rows that they were trained on are too good.",
+        "--fit-on, because features of the rows that they were trained on are too good."
     )
-    target_weight: float | None = _setting(
-        None,
-        number(lambda weight: 0 < weight < math.inf, "a finite number above 0"),
-        "model",
-        f"Weight of the --target, compared with the reconstruction. Default: {TARGET_WEIGHT}.",
+    target_weight: Annotated[float, Meta(gt=0)] | None = _setting(
+        f"Weight of the --target, compared with the reconstruction. Default: {TARGET_WEIGHT}."
     )
-    replicas: int | None = _setting(
-        None,
-        whole(1),
-        "model",
+    replicas: Positive | None = _setting(
         "Number of copies of the model that train in parallel and are averaged many times per epoch; reduced if each "
-        "would have too few steps. Default: 1 if one device trains in minutes, otherwise 8.",
+        "would have too few steps. Default: 1 if one device trains in minutes, otherwise 8."
     )
-    seed: int = _setting(0, whole(0), "model", "Seed of all random numbers.")
+    seed: Natural = _setting("Seed of all random numbers.", default=0)
 
 
 @dataclass(frozen=True)
 class _ValidationSettings:
     """Measurement of the progress of the training."""
 
-    validation_fraction: float = _setting(
-        0.05,
-        number(lambda share: 0 <= share < 1, "from 0 to below 1"),
-        "model",
-        "Fraction of the rows to hold out from training, in order to measure its progress.",
+    validation_fraction: Annotated[float, Meta(ge=0, lt=1)] = _setting(
+        "Fraction of the rows to hold out from training, in order to measure its progress.", default=0.05
     )
-    patience: int = _setting(
-        5,
-        whole(0),
-        "model",
+    patience: Natural = _setting(
         "Stop training after this number of epochs (at least 100 steps each) without a lower validation cost; 0 never "
         "stops early.",
+        default=5,
     )
 
 
@@ -325,19 +272,14 @@ class _ValidationSettings:
 class MachineSettings:
     """Use of memory and processors of this machine."""
 
-    threads: int | None = _setting(
-        None, whole(1), "nothing", "Number of Dask threads. Default: one per processor core."
-    )
-    memory_budget: int = _setting(
-        2 * 2**30, size(2**24, "16MiB or more"), "nothing", "Host memory for rows and features, for example 4GiB."
+    threads: Positive | None = _setting("Number of Dask threads. Default: one per processor core.")
+    memory_budget: Annotated[Bytes, Meta(ge=2**24)] = _setting(
+        "Host memory for rows and features, for example 4GiB.", default=2 * 2**30
     )
     # Rows that are kept in memory and rows that are streamed train the same model.
-    device_memory_budget: int | None = _setting(
-        None,
-        size(0),
-        "nothing",
+    device_memory_budget: Bytes | None = _setting(
         "Device memory for rows, for example 4GiB. Default: half of the free memory, or of the memory that "
-        "gpuarray.preallocate reserves.",
+        "gpuarray.preallocate reserves."
     )
     require_device: bool = _switch("Stop if Theano's device cannot be used, instead of using the CPU.")
 
@@ -346,51 +288,40 @@ class MachineSettings:
 class _BadDataSettings:
     """Handling of bad rows and files, missing values and outliers."""
 
-    on_bad_data: str = _setting(
-        "raise",
-        one_of("raise", "skip"),
-        "inputs",
+    on_bad_data: Literal["raise", "skip"] = _setting(
         "What to do with rows that contain NaN or Inf and with unreadable shards: stop (raise), or write NaN features "
         "for them and list them in bad_rows.jsonl (skip).",
+        default="raise",
+        affects="inputs",
     )
-    max_bad: str = _setting(  # checked again even if all results are reused
-        "1%",
-        LIMIT,
-        "nothing",
+    max_bad: BadDataLimit = _setting(  # checked again even if all results are reused
         "With --on-bad-data skip, stop if more of the data are bad: a percentage of the rows or of the shards, or a "
         "number of rows, for example 100. All rows of an unreadable shard count. A shard that cannot be opened needs a "
         "percentage, because its number of rows is unknown.",
+        default="1%",
+        affects="nothing",
     )
-    missing_value: float | None = _setting(  # missing values do not count towards ranges, so the scaling changes
-        None, EXACT_NUMBER, "scan", "Treat this value as missing, like NaN; for example -9999."
+    missing_value: ExactNumber | None = _setting(  # missing values do not count towards ranges, so the scaling changes
+        "Treat this value as missing, like NaN; for example -9999."
     )
-    impute: str | None = _setting(
-        None,
-        one_of("mean", "median"),
-        "scan",
+    impute: Literal["mean", "median"] | None = _setting(
         "Replace missing values by the mean or median of their column; a row without any value stays bad. Default: "
-        "rows with missing values are bad.",
+        "rows with missing values are bad."
     )
-    missing_indicator: bool = _setting(
-        False,
-        YES_OR_NO,
-        "scan",
+    missing_indicator: YesOrNo = _switch(
         "With --impute, add a column for each column with missing values, which is 1 where the value is missing and 0 "
-        "elsewhere.",
+        "elsewhere."
     )
-    clip_quantile: float = _setting(
-        0.0,
-        number(lambda share: 0 <= share < 0.5, "from 0 to below 0.5"),
-        "scan",
+    clip_quantile: Annotated[float, Meta(ge=0, lt=0.5)] = _setting(
         "Clip this fraction of the values at either end of each column, so that outliers do not stretch its range; for "
         "example 0.001.",
+        default=0.0,
     )
-    on_drift: str = _setting(
-        "pass",
-        one_of("clip", "pass", "raise"),
-        "features",
+    on_drift: Literal["clip", "pass", "raise"] = _setting(
         "With --model or --fit-on, what to do with rows outside the range of the rows that the model was trained on: "
         "count them (pass), clip them to the range (clip), or stop (raise).",
+        default="pass",
+        affects="features",
     )
 
 
@@ -398,14 +329,9 @@ class _BadDataSettings:
 class StorageSettings:
     """Storage of features."""
 
-    storage_dtype: str = _setting(
-        "float32", one_of("float32", "float16"), "features", "Data type of the stored features."
-    )
-    compression: str = _setting(
-        "none",
-        one_of("none", "lzf", "gzip"),
-        "features",
-        "Compression of the stored features; lzf is specific to h5py.",
+    storage_dtype: Literal["float32", "float16"] = _setting("Data type of the stored features.", default="float32")
+    compression: Literal["none", "lzf", "gzip"] = _setting(
+        "Compression of the stored features; lzf is specific to h5py.", default="none"
     )
 
 
@@ -413,22 +339,13 @@ class StorageSettings:
 class ClusterSettings:
     """Processes that do the work."""
 
-    workers: int = _setting(
-        0, whole(0), "nothing", "Number of worker processes on this machine; 0 uses threads of one process."
+    workers: Natural = _setting("Number of worker processes on this machine; 0 uses threads of one process.", default=0)
+    devices: Devices | None = _setting(
+        "Start a worker for each of these devices, for example cuda0,cuda1 or all. Default: the device of THEANO_FLAGS."
     )
-    devices: tuple[str, ...] | None = _setting(
-        None,
-        DEVICES,
-        "nothing",
-        "Start a worker for each of these devices, for example cuda0,cuda1 or all. Default: the device of "
-        "THEANO_FLAGS.",
-    )
-    scheduler: str | None = _setting(
-        None,
-        SCHEDULER,
-        "nothing",
+    scheduler: SchedulerAddress | None = _setting(
         "Run on the Dask cluster with this scheduler: its address, for example tls://host:8786, or the file that it "
-        "writes (dask scheduler --scheduler-file).",
+        "writes (dask scheduler --scheduler-file)."
     )
     insecure_cluster: bool = _switch("Allow a connection without TLS to a scheduler on another machine.")
     mixed_processors: bool = _switch(
@@ -440,12 +357,9 @@ class ClusterSettings:
 class TimingSettings:
     """The end of the run."""
 
-    finish_by: str | None = _setting(
-        None,
-        TIME,
-        "inputs",
+    finish_by: Time | None = _setting(
         "Stop training in time to finish the run by this time, for example 06:00, '2030-01-31 06:00' or +8h, which is "
-        "8 hours after the first start. Default: no limit.",
+        "8 hours after the first start. Default: no limit."
     )
 
 
@@ -453,12 +367,10 @@ class TimingSettings:
 class ResultSettings:
     """The output directory, and the messages."""
 
-    output: str = _setting("features", FOLDER, "nothing", "Write the results to this directory.")
-    verify: str = _setting(
-        "digests",
-        one_of("digests", "sizes"),
-        "nothing",
+    output: FolderPath = _setting("Write the results to this directory.", default="features")
+    verify: Literal["digests", "sizes"] = _setting(
         "How to check files of an earlier run: by size and digest (digests), or by size only (sizes).",
+        default="digests",
     )
     restart: bool = _switch("Discard all results in the output directory and start over.")
     overwrite: bool = _switch("Allow replacing results that were made from the same input with other settings.")
@@ -469,20 +381,18 @@ class ResultSettings:
     drop_missing: bool = _switch(
         "With --append or --retrain, remove the rows of files that are no longer in the input from the results."
     )
-    on_append_drift: str = _setting(
-        "warn",
-        one_of("warn", "fail"),
-        "nothing",
+    on_append_drift: Literal["warn", "fail"] = _setting(
         "With --append, what to do if the new rows differ so much from the rows of the training that a new model is "
         "needed, or cannot be compared with them: publish their features with a warning (warn), or end without "
         "publishing them (fail).",
+        default="warn",
     )
     retrain: bool = _switch(
         "Train a new model on all files, and publish it with its features as the next generation. Earlier generations "
         "are kept, see --keep-generations."
     )
-    keep_generations: int = _setting(
-        2, whole(1), "nothing", "With --retrain, number of generations to keep, including the new one."
+    keep_generations: Positive = _setting(
+        "With --retrain, number of generations to keep, including the new one.", default=2
     )
     quiet: bool = _switch("Print only warnings, errors and the summary.")
     verbose: bool = _switch("Print details as well.")
@@ -492,22 +402,38 @@ class ResultSettings:
 class Config:
     """All settings of a run, in slices. Each module receives the slice that it uses."""
 
-    inputs: _InputSettings = field(default_factory=_InputSettings)
-    scaling: _ScalingSettings = field(default_factory=_ScalingSettings)
-    network: NetworkSettings = field(default_factory=NetworkSettings)
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-    validation: _ValidationSettings = field(default_factory=_ValidationSettings)
-    machine: MachineSettings = field(default_factory=MachineSettings)
-    bad_data: _BadDataSettings = field(default_factory=_BadDataSettings)
-    storage: StorageSettings = field(default_factory=StorageSettings)
-    cluster: ClusterSettings = field(default_factory=ClusterSettings)
-    timing: TimingSettings = field(default_factory=TimingSettings)
-    results: ResultSettings = field(default_factory=ResultSettings)
+    inputs: _InputSettings = _slice(_InputSettings, "inputs")
+    scaling: _ScalingSettings = _slice(_ScalingSettings, "scan")
+    network: NetworkSettings = _slice(NetworkSettings, "model")
+    training: TrainingSettings = _slice(TrainingSettings, "model")
+    validation: _ValidationSettings = _slice(_ValidationSettings, "model")
+    machine: MachineSettings = _slice(MachineSettings, "nothing")
+    bad_data: _BadDataSettings = _slice(_BadDataSettings, "scan")
+    storage: StorageSettings = _slice(StorageSettings, "features")
+    cluster: ClusterSettings = _slice(ClusterSettings, "nothing")
+    timing: TimingSettings = _slice(TimingSettings, "inputs")
+    results: ResultSettings = _slice(ResultSettings, "nothing")
 
     @classmethod
     def of(cls, **values: Any) -> Self:
         """Return the defaults with some settings changed."""
         return cls().changed(**values)
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> Self:
+        """Return the settings whose `flat` values were stored as JSON. Settings without a value have their defaults.
+
+        Raise `ValueError` for an invalid value, and for an unknown setting, because it could affect the features.
+        """
+        settings = {}
+        for name, value in values.items():
+            if name not in SETTINGS:
+                raise ValueError(f"{printable(name)}: an unknown setting, expected those of this version")
+            try:
+                settings[name] = SETTINGS[name].checked(value)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from None
+        return cls.of(**settings)
 
     def changed(self, **values: Any) -> Self:
         """Return a copy with other values of some settings, given by their names."""
@@ -527,8 +453,18 @@ def _known_settings() -> dict[str, Setting]:
     settings = {}
     defaults = Config()
     for part in fields(Config):
-        for each in fields(getattr(defaults, part.name)):
-            settings[each.name] = Setting(each.name, part.name, str(each.type), each.default, **each.metadata)
+        values = getattr(defaults, part.name)
+        types = get_type_hints(type(values), include_extras=True)
+        for each in fields(values):
+            settings[each.name] = Setting(
+                name=each.name,
+                slice=part.name,
+                type=types[each.name],
+                kind=kind_of(types[each.name]),
+                default=each.default,
+                affects=each.metadata["affects"] or part.metadata["affects"],
+                help=each.metadata["help"],
+            )
     return settings
 
 
@@ -543,13 +479,11 @@ def fingerprint_values(config: Config, result: Affected) -> dict[str, Any]:
 
 
 def problems(config: Config) -> list[str]:
-    """Return a sentence for each setting that is invalid for every input."""
+    """Return a sentence for each setting that contradicts another one."""
     values = config.flat()
     wrong = []
-    for name, value in values.items():
-        kind = SETTINGS[name].kind
-        if not kind.is_valid(value):
-            wrong.append(f"{name}: {value}, expected {kind.expected}")
+    if config.training.corruption is not None and 0 < config.training.corruption < 0.004:
+        wrong.append(f"corruption: {config.training.corruption}, expected 0, or from 0.004 to 0.998")
     for pair in _EXCLUSIVE:
         if all(values[name] for name in pair):
             wrong.append(f"{' and '.join(pair)}: both are set, expected at most one of them")

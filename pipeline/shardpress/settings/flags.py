@@ -13,7 +13,7 @@ from shardpress.commandline import Parser
 from shardpress.errors import ConfigError, UsageError, printable
 from shardpress.settings.config import SETTINGS, Config, Setting, problems
 from shardpress.settings.configfile import read_configuration
-from shardpress.settings.kinds import SWITCH, Kind, as_typed
+from shardpress.settings.kinds import SWITCH, YES_OR_NO, Kind, as_typed
 from shardpress.settings.presets import values_of_preset
 from shardpress.settings.printed import as_yaml
 
@@ -219,7 +219,7 @@ def _argument(setting: Setting) -> dict[str, Any]:
     """Return the arguments of `add_argument` for the values of a setting."""
     if setting.kind is SWITCH:
         return {"action": argparse.BooleanOptionalAction}
-    if setting.type.startswith("bool"):  # the flag alone means yes
+    if setting.kind is YES_OR_NO:  # the flag alone means yes
         return {"metavar": setting.kind.metavar, "nargs": "?", "const": "yes"}
     if isinstance(setting.default, tuple):
         return {"metavar": setting.kind.metavar, "nargs": "+", "action": "extend"}
@@ -258,7 +258,10 @@ def convert_settings(
 def _convert(setting: Setting, value: Any) -> Any:
     kind = setting.kind
     if not isinstance(setting.default, tuple):
-        return kind.read(_text(kind, value))
+        text = _text(kind, value)
+        if setting.default is None and text in kind.none_texts:
+            return None
+        return setting.checked(kind.parse(text))
     values = value
     if isinstance(value, str):
         values = value.split(os.pathsep)
@@ -266,7 +269,7 @@ def _convert(setting: Setting, value: Any) -> Any:
         return ()
     if not isinstance(values, list) or not values:
         raise ValueError(f"{value!r}, expected at least one value")
-    return tuple(kind.read(_text(kind, item)) for item in values)
+    return tuple(kind.parse(_text(kind, item)) for item in values)
 
 
 def _text(kind: Kind, value: Any) -> str:

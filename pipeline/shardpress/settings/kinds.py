@@ -1,41 +1,42 @@
-"""Kinds of values of settings: how each value is parsed from text and formatted as text."""
+"""Types of settings: their valid values, and how each value is parsed from text and formatted as text."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from fractions import Fraction
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from msgspec import Meta
 
 from shardpress.errors import printable
-from shardpress.settings.condition import Condition
+from shardpress.settings.condition import EXPECTED, Condition
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Reading and validity of the values of a setting."""
+    """The form in which users write the values of a type."""
 
-    read: Callable[[str], Any]  # raises `ValueError` with a description of valid texts
-    metavar: str = "NAME"  # placeholder of a value in ``--help``
+    metavar: str  # placeholder of a value in ``--help``
+    read: Callable[[str], Any]  # raises `KeyError` or `ValueError` for invalid texts
+    expected: str  # description of valid values
     is_text: bool = False  # a text that looks like a number needs quotes in YAML
-    is_valid: Callable[[Any], bool] = lambda value: True
-    expected: str = ""  # description of valid values
     none_texts: tuple[str, ...] = ("", "none", "auto")  # texts that mean None, if the default is None
     is_list: bool = False  # a value is a list in YAML, and a text with commas elsewhere
 
-    def or_none(self) -> Kind:
-        """Return the kind of a setting whose value can also be None."""
-
-        def read(text: str) -> Any:
-            if text in self.none_texts:
-                return None
+    def parse(self, text: str) -> Any:
+        """Return the value that a text describes. Raise `ValueError` with a description of valid values."""
+        try:
             return self.read(text)
+        except (KeyError, ValueError):  # their messages are about literals and bases
+            raise ValueError(f"{text!r}, expected {self.expected}") from None
 
-        return replace(self, read=read, is_valid=lambda value: value is None or self.is_valid(value))
+
+_BYTES = "bytes with a unit, like 4GiB or 500MB"
 
 
 def parse_bytes(text: str) -> int:
@@ -46,7 +47,7 @@ def parse_bytes(text: str) -> int:
     # At most 18 digits, which suffices for any size: Python refuses to convert thousands of digits.
     match = re.fullmatch(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([KMGT]?)(i?)(B?)\s*", text, re.IGNORECASE)
     if not match or (match[3] and not match[2]):
-        raise ValueError(f"{text!r}, expected bytes with a unit, like 4GiB or 500MB")
+        raise ValueError(f"{text!r}, expected {_BYTES}")
     base = 1024 if match[3] or not match[4] else 1000
     exponent = "_KMGT".index(match[2].upper() or "_")
     return int(float(match[1]) * base**exponent)
@@ -69,34 +70,11 @@ def as_typed(value: object) -> str:
     return printable(value)
 
 
-def _reader(convert: Callable[[str], Any], expected: str) -> Callable[[str], Any]:
-    """Return `convert` with an error that describes valid texts."""
-
-    def read(text: str) -> Any:
-        try:
-            return convert(text)
-        except (KeyError, ValueError):  # their messages are about literals and bases
-            raise ValueError(f"{text!r}, expected {expected}") from None
-
-    return read
-
-
-def one_of(*choices: str) -> Kind:
-    """Return the kind of a setting that is one of a few words."""
-    known = {choice: choice for choice in choices}
-    none_texts = tuple(word for word in Kind.none_texts if word not in known)
-    read = _reader(known.__getitem__, f"one of {', '.join(choices)}")
-    return Kind(read, f"{{{','.join(choices)}}}", none_texts=none_texts)
-
-
 def _time(text: str) -> str:
     """Check a moment or a duration; it stays a text, because the moment depends on the start of the run."""
     time = text.strip()
-    try:
-        if hours_of(time) is None:
-            datetime.fromisoformat(time if "-" in time else f"2000-01-01T{time}")
-    except ValueError:
-        raise ValueError(f"{text!r}, expected a time like 06:00, 2030-01-31 06:00 or +8h") from None
+    if hours_of(time) is None:
+        datetime.fromisoformat(time if "-" in time else f"2000-01-01T{time}")
     return time
 
 
@@ -113,13 +91,20 @@ def hours_of(time: str) -> float | None:
 def _limit(text: str) -> str:
     match = re.fullmatch(r"\s*(?:([0-9]{1,18})|([0-9]{0,3}\.?[0-9]{1,18})\s*%)\s*", text)
     if not match or (match[2] and Fraction(match[2]) > 100):
-        raise ValueError(f"{text!r}, expected a whole number, or a percentage like 0.1%")
+        raise ValueError("neither a number nor a percentage")
     return match[1] or f"{match[2]}%"
+
+
+def _finite_number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError("infinite or NaN")
+    return value
 
 
 def _exact_number(text: str) -> float:
     """Read a number; a whole one as an integer, since float64 does not hold all of int64."""
-    value: float = _reader(float, "a number")(text)
+    value = _finite_number(text)
     if not value.is_integer():
         return value
     try:
@@ -130,11 +115,9 @@ def _exact_number(text: str) -> float:
 
 def _path(text: str) -> str:
     """Expand ``~``, which shells leave alone after ``--output=``, in files and in quotes."""
-    if not text:
-        raise ValueError("is empty, expected a path")
     path = os.path.expanduser(text)
-    if path.startswith("~"):
-        raise ValueError(f"{text!r}, expected the name of a user after ~. For a file with this name, use ./{text}")
+    if not path or path.startswith("~"):
+        raise ValueError("empty, or of an unknown user")
     return path
 
 
@@ -147,7 +130,7 @@ def _dataset(text: str) -> str:
     """Normalize the path of a dataset, without redundant slashes."""
     parts = [part for part in text.split("/") if part not in ("", ".")]
     if not parts:
-        raise ValueError(f"{text!r}, expected the path of a dataset, like obs/cell_type")
+        raise ValueError("empty")
     return "/".join(parts)
 
 
@@ -168,43 +151,82 @@ def _widths(text: str) -> tuple[int, ...]:
     return tuple(int(each) for each in text.split(","))
 
 
-def whole(least: int) -> Kind:
-    """Return the kind of a whole number of `least` or more."""
-    return Kind(_reader(int, "a whole number"), "N", False, lambda value: value >= least, f"{least} or more")
-
-
-def number(is_valid: Callable[[float], bool], expected: str) -> Kind:
-    """Return the kind of a number for which `is_valid` returns True."""
-    return Kind(_reader(float, "a number"), "X", False, is_valid, expected)
-
-
-def size(least: int, words: str = "") -> Kind:
-    """Return the kind of a number of bytes, `least` or more."""
-    return Kind(parse_bytes, "BYTES", False, lambda value: value >= least, words or f"{least} or more")
-
-
 # The spellings of YAML, environment variables and Python.
 _ANSWERS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
-NAME = Kind(str, is_text=True)  # an empty name is None if None is the default
-CONDITION = Kind(lambda text: str(Condition.parse(text)), "CONDITION", is_text=True)
-DATASET = Kind(_dataset, is_text=True)
-FILES = Kind(_path, "PATH", is_text=True)
-FOLDER = Kind(_path, "DIR", True, lambda value: not value.startswith("~"), "a path without a leading ~")
-EXACT_NUMBER = Kind(_exact_number, "X", False, math.isfinite, "a finite number (NaN is always missing)")
-LIMIT = Kind(_limit, "N|N%")
-TIME = Kind(_time, "TIME", is_text=True)
-SCHEDULER = Kind(_scheduler, "ADDRESS|FILE", is_text=True)
-SWITCH = Kind(_reader(lambda text: _ANSWERS[text.lower()], "true or false"))
-YES_OR_NO = Kind(_reader(lambda text: _ANSWERS[text.lower()], "yes or no"), "{yes,no}")
-DEVICES = Kind(
-    _reader(_devices, "all, or names like cuda0,cuda1 or opencl0:0"), "NAME,NAME", is_text=True, is_list=True
-)
-WIDTHS = Kind(  # here, "none" is a value
-    _reader(_widths, "whole numbers, like 512 or 512,256, or none"),
-    "N,N",
-    is_valid=lambda value: all(n >= 1 for n in value),
-    expected="1 or more each",
-    none_texts=("", "auto"),
-    is_list=True,
-)
+
+SWITCH = Kind("", lambda text: _ANSWERS[text.lower()], "true or false")
+YES_OR_NO = replace(SWITCH, metavar="{yes,no}", expected="yes or no")
+
+
+def _choice(names: Iterable[str]) -> Kind:
+    return Kind(f"{{{','.join(names)}}}", str, f"one of {', '.join(names)}")
+
+
+def one_of(names: Iterable[str]) -> Meta:
+    """Return the annotation of a text that is one of some names which are known only to the program that runs."""
+    return Meta(pattern=rf"^({'|'.join(names)})\Z", extra={"kind": _choice(names)})
+
+
+def _as(metavar: str, read: Callable[[str], Any], expected: str, **other: Any) -> Meta:
+    """Return the annotation of a type whose texts have a form of their own."""
+    return Meta(extra={"kind": Kind(metavar, read, expected, **other)})
+
+
+_PATH = "a path, where ~NAME is the home directory of a user, and ./~NAME is a file with this name"
+
+Positive = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+ExactNumber = Annotated[int | float, _as("X", _exact_number, "a finite number (NaN is always missing)")]
+Bytes = Annotated[int, _as("BYTES", parse_bytes, _BYTES)]
+BadDataLimit = Annotated[str, _as("N|N%", _limit, "a whole number, or a percentage like 0.1%")]
+YesOrNo = Annotated[bool, Meta(extra={"kind": YES_OR_NO})]
+FilePath = Annotated[str, _as("PATH", _path, _PATH, is_text=True)]
+FolderPath = Annotated[str, _as("DIR", _path, _PATH, is_text=True)]
+DatasetPath = Annotated[str, _as("NAME", _dataset, "the path of a dataset, like obs/cell_type", is_text=True)]
+ConditionText = Annotated[str, _as("CONDITION", lambda text: str(Condition.parse(text)), EXPECTED, is_text=True)]
+Time = Annotated[str, _as("TIME", _time, "a time like 06:00, 2030-01-31 06:00 or +8h", is_text=True)]
+SchedulerAddress = Annotated[str, _as("ADDRESS|FILE", _scheduler, f"an address, or {_PATH}", is_text=True)]
+Devices = Annotated[
+    tuple[str, ...], _as("NAME,NAME", _devices, "all, or names like cuda0,cuda1 or opencl0:0", is_list=True)
+]
+Widths = Annotated[
+    tuple[Positive, ...],
+    _as(
+        "N,N",
+        _widths,
+        "whole numbers of at least 1, like 512 or 512,256, or none",
+        none_texts=("", "auto"),  # here, "none" is a value
+        is_list=True,
+    ),
+]
+
+_PLAIN = {
+    str: Kind("NAME", str, "a name", is_text=True),
+    bool: SWITCH,
+    int: Kind("N", int, "a whole number"),
+    float: Kind("X", _finite_number, "a finite number"),
+}
+_LIMITS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+
+def kind_of(type: Any) -> Kind:
+    """Return the kind of the values of a type that are not None; of each value, if the type is a tuple."""
+    if type in _PLAIN:
+        return _PLAIN[type]
+    first, *others = get_args(type)
+    if get_origin(type) is Literal:
+        return _choice([first, *others])
+    if get_origin(type) is not Annotated:
+        return kind_of(first)
+    kinds = [meta.extra["kind"] for meta in others if meta.extra]
+    kind = kinds[0] if kinds else kind_of(first)
+    limits = [
+        f"{words} {as_typed(getattr(meta, name))}"
+        for meta in others
+        for name, words in _LIMITS.items()
+        if getattr(meta, name) is not None
+    ]
+    if not limits:
+        return kind
+    return replace(kind, expected=f"{kind.expected}, {' and '.join(limits)}")

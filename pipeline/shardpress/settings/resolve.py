@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import msgspec
 
 from shardpress.settings.config import Config, NetworkSettings, TrainingSettings
 from shardpress.settings.defaults import (
@@ -76,27 +78,15 @@ def resolve(config: Config, n_rows: int, n_inputs: int, trained_network: Network
     `trained_network` is that of the model that the run uses instead of training one.
     """
     if trained_network is None:
-        network = _resolved_network(config, n_rows, n_inputs)
+        network = _resolved_network(config.network, n_rows, n_inputs)
     else:
         network = _network_of_model(config.network, trained_network)
-    return Settings(
-        inputs=config.inputs,
-        scaling=config.scaling,
-        network=network,
-        training=_resolved_training(config, network, n_rows, n_inputs),
-        validation=config.validation,
-        machine=config.machine,
-        bad_data=config.bad_data,
-        storage=config.storage,
-        cluster=config.cluster,
-        timing=config.timing,
-        results=config.results,
-    )
+    resolved = replace(config, network=network, training=_resolved_training(config, network, n_rows, n_inputs))
+    return msgspec.convert(resolved, Settings, from_attributes=True)
 
 
-def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> _ResolvedNetwork:
+def _resolved_network(requested: NetworkSettings, n_rows: int, n_inputs: int) -> _ResolvedNetwork:
     """Return the network of a run that trains a model."""
-    requested = config.network
     n_features = requested.n_features or min(64, max(1, n_inputs // 2))
     hidden = requested.hidden
     output_layer = requested.output_layer or "code"
@@ -110,15 +100,15 @@ def _resolved_network(config: Config, n_rows: int, n_inputs: int) -> _ResolvedNe
     decoder_gain = requested.decoder_gain
     if decoder_gain is None and code_activation is not None:
         decoder_gain = _needs_gain(code_activation)
-    return _ResolvedNetwork(
+    network = replace(
+        requested,
         n_features=n_features,
         hidden=hidden,
-        activation=requested.activation,
         code_activation=code_activation,
         decoder_gain=decoder_gain,
-        nested=requested.nested,
         output_layer=output_layer,
     )
+    return msgspec.convert(network, _ResolvedNetwork, from_attributes=True)
 
 
 def _needs_gain(code_activation: str) -> bool:
@@ -131,50 +121,36 @@ def _network_of_model(requested: NetworkSettings, trained: Network) -> _Resolved
     hidden = requested.hidden
     if hidden is None:
         hidden = trained.widths[1:-1]
-    return _ResolvedNetwork(
+    network = replace(
+        requested,
         n_features=requested.n_features or trained.n_features,
         hidden=hidden,
         activation=trained.activation,
         code_activation=requested.code_activation or trained.code,
         decoder_gain=trained.gain,
-        nested=requested.nested,
         output_layer=requested.output_layer or trained.output_layer,
     )
+    return msgspec.convert(network, _ResolvedNetwork, from_attributes=True)
 
 
-def _resolved_training(config: Config, network: _ResolvedNetwork, n_rows: int, n_inputs: int) -> ResolvedTraining:
+def _resolved_training(config: Config, network: _ResolvedNetwork, n_rows: int, n_inputs: int) -> TrainingSettings:
     requested = config.training
     n_trained = n_rows - round(config.validation.validation_fraction * n_rows)
-    batch_size = requested.batch_size
-    if batch_size is None:
-        batch_size = _default_batch_size(n_rows)
-    epochs = requested.epochs
-    if epochs is None:
-        epochs = _default_epochs(n_rows, n_trained)
-    learning_rate = requested.learning_rate
-    if learning_rate is None:
-        learning_rate = _default_learning_rate(requested, n_inputs)
+    batch_size = requested.batch_size or _default_batch_size(n_rows)
+    epochs = requested.epochs or _default_epochs(n_rows, n_trained)
     corruption = requested.corruption
     if corruption is None:
         corruption = _default_corruption(network, n_inputs)
     window_rows = SHUFFLE_WINDOW // (8 * n_inputs)  # for the widest dtype: the actual one is unknown here
     sizes = TrainingSizes(n_trained, epochs, window_rows)
-    return ResolvedTraining(
-        preset=requested.preset,
-        start=requested.start,
-        biases=requested.biases,
+    return replace(
+        requested,
         epochs=epochs,
         batch_size=batch_size,
-        optimizer=requested.optimizer,
-        learning_rate=learning_rate,
-        schedule=requested.schedule,
-        momentum=requested.momentum,
-        weight_decay=requested.weight_decay,
+        learning_rate=requested.learning_rate or _default_learning_rate(requested, n_inputs),
         corruption=corruption,
-        target=requested.target,
         target_weight=requested.target_weight or (TARGET_WEIGHT if requested.target else None),
         replicas=_replicas(requested.replicas, network, n_inputs, batch_size, sizes),
-        seed=requested.seed,
     )
 
 
