@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from textwrap import dedent
+from textwrap import dedent, indent
 
 import h5py
 import numpy as np
@@ -16,7 +16,7 @@ from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, EndedProcess, run_python, search_path
 
 PAGE = (REPOSITORY / "CONTRIBUTING.md").read_text()
-RECIPES = ("Add an activation", "Add a file filter", "Add an optimizer", "Add a command")
+RECIPES = ("Add an activation", "Add a file filter", "Add an optimizer", "Add a setting", "Add a command")
 N_INPUTS = 7
 
 
@@ -57,6 +57,12 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (rule,) = examples("Add an optimizer")
     insert_before(root / "kernels/shardpress_kernels/rules.py", "\n_RECORDS = (", f"\n{rule}\n")
     insert_before(root / "kernels/shardpress_kernels/rules.py", ")\n\nRULES =", "    _ADAGRAD,\n")
+
+    (setting,) = examples("Add a setting")
+    insert_before(root / "pipeline/shardpress/settings/config.py", "    seed: Natural", indent(setting, "    "))
+    insert_before(
+        root / "pipeline/shardpress/settings/flags.py", '        *("validation_fraction",', '        "noise",\n'
+    )
 
     command, line = examples("Add a command")
     (root / "pipeline/shardpress/commands/weights.py").write_text(command)
@@ -333,6 +339,29 @@ def test_a_new_filter_is_undone_named_and_checked(tree: Path, tmp_path: Path) ->
     code, words = found["damage"]
     assert code == 65
     assert "xz" in words
+
+
+# -- a setting ---------------------------------------------------------------------------------------------------
+
+SETTING = """
+    from shardpress.errors import UsageError
+    from shardpress.settings.config import fingerprint_values
+    from shardpress.settings.flags import parse
+
+    for noise in ("default", "0.5", "1"):
+        flags = [] if noise == "default" else ["--noise", noise]
+        try:
+            facts[noise] = fingerprint_values(parse(flags, {}, ""), "model")["noise"]
+        except UsageError as error:
+            facts[noise] = str(error)
+"""
+
+
+@pytest.mark.process
+def test_a_new_setting_has_a_flag_limits_and_a_fingerprint(tree: Path) -> None:
+    found = in_tree(tree, SETTING).facts
+    assert (found["default"], found["0.5"]) == (0.0, 0.5)
+    assert found["1"].startswith("--noise: 1.0, expected ")
 
 
 # -- a command ---------------------------------------------------------------------------------------------------

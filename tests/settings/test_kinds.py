@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from shardpress.settings.kinds import n_allowed, parse_bytes
+from shardpress.settings.kinds import Bytes, kind_of, n_allowed
 from tests.support.cases import case
 
 
@@ -14,13 +14,13 @@ def test_bytes_are_read_with_their_units():
         **{"500MB": 500 * 10**6, "500 MiB": 500 * 2**20, " 4GiB ": 2**32, "4G": 2**32, "4gb": 4 * 10**9},
         **{"1.5G": 3 * 2**29, ".5K": 512, "2TiB": 2**41},
     }
-    assert {text: parse_bytes(text) for text in expected} == expected
+    assert {text: kind_of(Bytes).parse(text) for text in expected} == expected
 
 
 def test_invalid_sizes_are_refused_with_an_example():
     for text in ("", "G", "-1", "1iB", "4XB", "1e3", "4 Gi B", "nan", "1.G.", "1,5G", "9" * 400):
         with case(text), pytest.raises(ValueError, match=r"\b4GiB\b"):
-            parse_bytes(text)
+            kind_of(Bytes).parse(text)
 
 
 def test_a_percentage_is_counted_exactly_and_rounded_down():

@@ -73,6 +73,17 @@ _EXCLUSIVE = (
 )
 """Pairs of settings that exclude each other."""
 
+_REQUIRED = {
+    "target_weight": ["target"],
+    "missing_indicator": ["impute"],
+    "drop_missing": ["append", "retrain"],
+    "on_append_drift": ["append"],
+    "keep_generations": ["retrain"],
+    "insecure_cluster": ["scheduler"],
+    "mixed_processors": ["scheduler"],
+}
+"""Settings that have an effect only with one of some other settings."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -487,8 +498,10 @@ def problems(config: Config) -> list[str]:
     for pair in _EXCLUSIVE:
         if all(values[name] for name in pair):
             wrong.append(f"{' and '.join(pair)}: both are set, expected at most one of them")
-    if config.training.target_weight is not None and config.training.target is None:
-        wrong.append("target_weight: set without target, expected both. Set target, or remove target_weight.")
+    for name, required in _REQUIRED.items():
+        if values[name] != SETTINGS[name].default and not any(values[other] for other in required):
+            others = " or ".join(required)
+            wrong.append(f"{name}: set without {others}, expected both. Set {others}, or remove {name}.")
     if config.network.nested and config.network.code_activation not in (None, "linear"):
         wrong.append(
             f"code_activation: {config.network.code_activation} with nested, expected linear. Remove one of them."
@@ -500,34 +513,4 @@ def problems(config: Config) -> list[str]:
         )
     if config.network.output_layer == "hidden" and config.network.hidden == ():
         wrong.append("output_layer: hidden without hidden layers, expected one. Set hidden, or remove output_layer.")
-    if config.bad_data.missing_indicator and config.bad_data.impute is None:
-        wrong.append(
-            "missing_indicator: set without impute, expected impute mean or median, because rows with missing values "
-            "are bad otherwise. Set impute, or remove missing_indicator."
-        )
-    return wrong + _without_append(config.results) + _without_cluster(config.cluster)
-
-
-def _without_append(results: ResultSettings) -> list[str]:
-    """Return a sentence for each setting of an append or a new generation that was given without it."""
-    found = []
-    if results.drop_missing and not (results.append or results.retrain):
-        found.append(
-            "drop_missing: set without append or retrain, expected one of them. Set one, or remove drop_missing."
-        )
-    if results.on_append_drift != "warn" and not results.append:
-        found.append("on_append_drift: set without append, expected both. Set append, or remove on_append_drift.")
-    if results.keep_generations != 2 and not results.retrain:
-        found.append("keep_generations: set without retrain, expected both. Set retrain, or remove keep_generations.")
-    return found
-
-
-def _without_cluster(cluster: ClusterSettings) -> list[str]:
-    """Return a sentence for each cluster option that was given without a cluster."""
-    if cluster.scheduler:
-        return []
-    return [
-        f"{name}: set without scheduler, expected both. Set scheduler, or remove {name}."
-        for name in ("insecure_cluster", "mixed_processors")
-        if getattr(cluster, name)
-    ]
+    return wrong

@@ -36,10 +36,7 @@ class Kind:
             raise ValueError(f"{text!r}, expected {self.expected}") from None
 
 
-_BYTES = "bytes with a unit, like 4GiB or 500MB"
-
-
-def parse_bytes(text: str) -> int:
+def _bytes(text: str) -> int:
     """Return the number of bytes of ``4GiB``, ``500 MB``, ``1.5G`` or ``1048576``.
 
     ``KB``, ``MB``, ``GB`` and ``TB`` are powers of 1000, all other units powers of 1024.
@@ -47,7 +44,7 @@ def parse_bytes(text: str) -> int:
     # At most 18 digits, which suffices for any size: Python refuses to convert thousands of digits.
     match = re.fullmatch(r"\s*([0-9]{0,18}\.?[0-9]{1,18})\s*([KMGT]?)(i?)(B?)\s*", text, re.IGNORECASE)
     if not match or (match[3] and not match[2]):
-        raise ValueError(f"{text!r}, expected {_BYTES}")
+        raise ValueError("not a size")
     base = 1024 if match[3] or not match[4] else 1000
     exponent = "_KMGT".index(match[2].upper() or "_")
     return int(float(match[1]) * base**exponent)
@@ -178,7 +175,7 @@ _PATH = "a path, where ~NAME is the home directory of a user, and ./~NAME is a f
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
 ExactNumber = Annotated[int | float, _as("X", _exact_number, "a finite number (NaN is always missing)")]
-Bytes = Annotated[int, _as("BYTES", parse_bytes, _BYTES)]
+Bytes = Annotated[int, _as("BYTES", _bytes, "bytes with a unit, like 4GiB or 500MB")]
 BadDataLimit = Annotated[str, _as("N|N%", _limit, "a whole number, or a percentage like 0.1%")]
 YesOrNo = Annotated[bool, Meta(extra={"kind": YES_OR_NO})]
 FilePath = Annotated[str, _as("PATH", _path, _PATH, is_text=True)]

@@ -78,14 +78,15 @@ def resolve(config: Config, n_rows: int, n_inputs: int, trained_network: Network
     `trained_network` is that of the model that the run uses instead of training one.
     """
     if trained_network is None:
-        network = _resolved_network(config.network, n_rows, n_inputs)
+        layers = _with_default_layers(config.network, n_rows, n_inputs)
     else:
-        network = _network_of_model(config.network, trained_network)
-    resolved = replace(config, network=network, training=_resolved_training(config, network, n_rows, n_inputs))
+        layers = _with_layers_of_model(config.network, trained_network)
+    network = msgspec.convert(layers, _ResolvedNetwork, from_attributes=True)
+    resolved = replace(config, network=network, training=_with_default_steps(config, network, n_rows, n_inputs))
     return msgspec.convert(resolved, Settings, from_attributes=True)
 
 
-def _resolved_network(requested: NetworkSettings, n_rows: int, n_inputs: int) -> _ResolvedNetwork:
+def _with_default_layers(requested: NetworkSettings, n_rows: int, n_inputs: int) -> NetworkSettings:
     """Return the network of a run that trains a model."""
     n_features = requested.n_features or min(64, max(1, n_inputs // 2))
     hidden = requested.hidden
@@ -100,7 +101,7 @@ def _resolved_network(requested: NetworkSettings, n_rows: int, n_inputs: int) ->
     decoder_gain = requested.decoder_gain
     if decoder_gain is None and code_activation is not None:
         decoder_gain = _needs_gain(code_activation)
-    network = replace(
+    return replace(
         requested,
         n_features=n_features,
         hidden=hidden,
@@ -108,7 +109,6 @@ def _resolved_network(requested: NetworkSettings, n_rows: int, n_inputs: int) ->
         decoder_gain=decoder_gain,
         output_layer=output_layer,
     )
-    return msgspec.convert(network, _ResolvedNetwork, from_attributes=True)
 
 
 def _needs_gain(code_activation: str) -> bool:
@@ -116,12 +116,12 @@ def _needs_gain(code_activation: str) -> bool:
     return ACTIVATIONS[code_activation].limits is not None
 
 
-def _network_of_model(requested: NetworkSettings, trained: Network) -> _ResolvedNetwork:
+def _with_layers_of_model(requested: NetworkSettings, trained: Network) -> NetworkSettings:
     """Return the network of an existing model; contradicting settings are kept, and reported later."""
     hidden = requested.hidden
     if hidden is None:
         hidden = trained.widths[1:-1]
-    network = replace(
+    return replace(
         requested,
         n_features=requested.n_features or trained.n_features,
         hidden=hidden,
@@ -130,10 +130,9 @@ def _network_of_model(requested: NetworkSettings, trained: Network) -> _Resolved
         decoder_gain=trained.gain,
         output_layer=requested.output_layer or trained.output_layer,
     )
-    return msgspec.convert(network, _ResolvedNetwork, from_attributes=True)
 
 
-def _resolved_training(config: Config, network: _ResolvedNetwork, n_rows: int, n_inputs: int) -> TrainingSettings:
+def _with_default_steps(config: Config, network: _ResolvedNetwork, n_rows: int, n_inputs: int) -> TrainingSettings:
     requested = config.training
     n_trained = n_rows - round(config.validation.validation_fraction * n_rows)
     batch_size = requested.batch_size or _default_batch_size(n_rows)
