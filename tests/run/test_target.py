@@ -240,7 +240,7 @@ def test_training_on_all_rows_is_warned_of(shards: Shards, caplog: pytest.LogCap
         (["--target", "sort"], 78, ["target", "sort", "kind, split, y"]),
         (["--target", "same"], 78, ["target", "same", "only one value"]),
         (["--target-weight", "2"], 64, ["target_weight", "target"]),
-        (["--target", "kind", "--target-weight", "0"], 64, ["target_weight", "above 0"]),
+        (["--target", "kind", "--target-weight", "0"], 64, ["--target-weight", "above 0"]),
         (["--target", "kind", "--model", "m"], 64, ["target and model"]),
     ],
 )
