@@ -151,7 +151,6 @@ def _widths(text: str) -> tuple[int, ...]:
 # The spellings of YAML, environment variables and Python.
 _ANSWERS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
-
 SWITCH = Kind("", lambda text: _ANSWERS[text.lower()], "true or false")
 YES_OR_NO = replace(SWITCH, metavar="{yes,no}", expected="yes or no")
 
@@ -161,40 +160,37 @@ def _choice(names: Iterable[str]) -> Kind:
 
 
 def one_of(names: Iterable[str]) -> Meta:
-    """Return the annotation of a text that is one of some names which are known only to the program that runs."""
+    """Return the annotation of a text that is one of some names, which `Literal` cannot take from other modules."""
     return Meta(pattern=rf"^({'|'.join(names)})\Z", extra={"kind": _choice(names)})
 
 
-def _as(metavar: str, read: Callable[[str], Any], expected: str, **other: Any) -> Meta:
-    """Return the annotation of a type whose texts have a form of their own."""
+def _form(metavar: str, read: Callable[[str], Any], expected: str, **other: Any) -> Meta:
+    """Return the annotation of a type whose values have a `Kind` of their own."""
     return Meta(extra={"kind": Kind(metavar, read, expected, **other)})
 
 
-_PATH = "a path, where ~NAME is the home directory of a user, and ./~NAME is a file with this name"
+_PATH = "a path, where ~USER is a home directory, and ./~USER is a file with this name"
 
 Positive = Annotated[int, Meta(ge=1)]
 Natural = Annotated[int, Meta(ge=0)]
-ExactNumber = Annotated[int | float, _as("X", _exact_number, "a finite number (NaN is always missing)")]
-Bytes = Annotated[int, _as("BYTES", _bytes, "bytes with a unit, like 4GiB or 500MB")]
-BadDataLimit = Annotated[str, _as("N|N%", _limit, "a whole number, or a percentage like 0.1%")]
+ExactNumber = Annotated[int | float, _form("X", _exact_number, "a finite number (NaN is always missing)")]
+Bytes = Annotated[int, _form("BYTES", _bytes, "bytes with a unit, like 4GiB or 500MB")]
+BadDataLimit = Annotated[str, _form("N|N%", _limit, "a whole number, or a percentage like 0.1%")]
 YesOrNo = Annotated[bool, Meta(extra={"kind": YES_OR_NO})]
-FilePath = Annotated[str, _as("PATH", _path, _PATH, is_text=True)]
-FolderPath = Annotated[str, _as("DIR", _path, _PATH, is_text=True)]
-DatasetPath = Annotated[str, _as("NAME", _dataset, "the path of a dataset, like obs/cell_type", is_text=True)]
-ConditionText = Annotated[str, _as("CONDITION", lambda text: str(Condition.parse(text)), EXPECTED, is_text=True)]
-Time = Annotated[str, _as("TIME", _time, "a time like 06:00, 2030-01-31 06:00 or +8h", is_text=True)]
-SchedulerAddress = Annotated[str, _as("ADDRESS|FILE", _scheduler, f"an address, or {_PATH}", is_text=True)]
+FilePath = Annotated[str, _form("PATH", _path, _PATH, is_text=True)]
+FolderPath = Annotated[str, _form("DIR", _path, _PATH, is_text=True)]
+DatasetPath = Annotated[str, _form("NAME", _dataset, "the path of a dataset, like obs/cell_type", is_text=True)]
+ConditionText = Annotated[str, _form("CONDITION", lambda text: str(Condition.parse(text)), EXPECTED, is_text=True)]
+Time = Annotated[str, _form("TIME", _time, "a time like 06:00, 2030-01-31 06:00 or +8h", is_text=True)]
+SchedulerAddress = Annotated[str, _form("ADDRESS|FILE", _scheduler, f"an address, or {_PATH}", is_text=True)]
 Devices = Annotated[
-    tuple[str, ...], _as("NAME,NAME", _devices, "all, or names like cuda0,cuda1 or opencl0:0", is_list=True)
+    tuple[str, ...], _form("NAME,NAME", _devices, "all, or names like cuda0,cuda1 or opencl0:0", is_list=True)
 ]
 Widths = Annotated[
     tuple[Positive, ...],
-    _as(
-        "N,N",
-        _widths,
-        "whole numbers of at least 1, like 512 or 512,256, or none",
-        none_texts=("", "auto"),  # here, "none" is a value
-        is_list=True,
+    # Here, "none" is a value.
+    _form(
+        "N,N", _widths, "positive whole numbers, like 512 or 512,256, or none", none_texts=("", "auto"), is_list=True
     ),
 ]
 
