@@ -98,6 +98,14 @@ def test_driver_without_capabilities_has_a_child(tmp_path):
     assert result.stdout.strip() == f"{numbered(3).tolist()} {text.tolist()}", result.stderr
 
 
+def test_deleted_file_is_described_as_before(path):
+    with open(path, "rb") as file:
+        before, _ = ask("describe", file.fileno(), [None], "")
+        os.unlink(path)
+        after, _ = ask("describe", file.fileno(), [None], "")
+    assert before == after
+
+
 def test_child_has_no_network(path, fresh):
     vet(Path(path))
     own_namespace, child_namespace = (os.readlink(f"/proc/{pid}/ns/net") for pid in ("self", child_pid()))

@@ -145,7 +145,7 @@ def _answer(request: dict[str, Any], writer: int, exit_writer: int) -> NoReturn:
         _reply({"system": str(error)}, [])
         os._exit(0)
     try:
-        file = h5py.File(f"/proc/self/fd/{inode}", "r", locking=False)
+        file = _opened(inode)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # nothing can be opened from now on
         functions = {"describe": describe, "values": values, "listed": listed}
         _reply(*_call(functions[request["ask"]], file, request["arguments"]))
@@ -165,6 +165,13 @@ def _open_alone(request: dict[str, Any], exit_writer: int) -> int:
     inode = os.open(f"/proc/{request['pid']}/fd/{request['file']}", os.O_RDONLY)
     _confine(request["seconds"], n_pages * resource.getpagesize() + request["memory"], inode)
     return inode
+
+
+def _opened(inode: int) -> h5py.File:
+    if os.fstat(inode).st_nlink:
+        return h5py.File(f"/proc/self/fd/{inode}", "r", locking=False)
+    # HDF5 looks up the path of a file that it opens by name, and a deleted file or one in memory has no path.
+    return h5py.File(open(inode, "rb", buffering=0), "r")
 
 
 def _call(function: Any, file: h5py.File, arguments: Sequence[Any]) -> tuple[dict[str, Any], list[np.ndarray]]:
