@@ -525,6 +525,13 @@ _HDF5_AND_SHARDS = (
         ("tests/hdf5/plain/test_describe.py::test_reader_answers_damaged_files_as_the_child_or_not_at_all",),
     ),
     Mutation(
+        "check-of-a-result-ignores-the-end-of-a-source",
+        "pipeline/shardpress/hdf5/child/results.py",
+        "_SOURCE.fullmatch(",
+        "_SOURCE.match(",
+        ("tests/hdf5/child/test_results.py::test_other_content_is_refused",),
+    ),
+    Mutation(
         "skipped-filters-are-undone",
         "pipeline/shardpress/hdf5/filters/codecs.py",
         "if mask >> i & 1:",

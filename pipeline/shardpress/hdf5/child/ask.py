@@ -161,8 +161,9 @@ _idle = ProcessCache[int, _Child]()  # idle children by `id`
 def ask(function: str, descriptor: int, arguments: Sequence[Any], where: str) -> tuple[Any, list[np.ndarray]]:
     """Ask the child about an open file. The child opens the same inode, whatever the path refers to now.
 
-    `function` is ``describe``, ``values`` or ``listed`` of `child.describe`. The child calls it with the file and the
-    `arguments`. The answer, which is a value from JSON, and its arrays are untrusted.
+    `function` is ``describe``, ``values`` or ``listed`` of `child.describe`, or ``check_result`` of `child.results`.
+    The child calls it with the file and the `arguments`. The answer, which is a value from JSON, and its arrays are
+    untrusted.
 
     Raises
     ------

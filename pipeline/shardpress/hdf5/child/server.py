@@ -22,6 +22,7 @@ import numpy as np
 
 from shardpress.hdf5.child.describe import describe, listed, values
 from shardpress.hdf5.child.find import Refused
+from shardpress.hdf5.child.results import check_result
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -39,9 +40,9 @@ def main() -> None:
 
     A request has the ``pid`` of the client process and two descriptors of that process: ``file`` is the open file, and
     ``answer`` is a pipe for the answer. The limits are ``seconds`` (CPU time), ``patience`` (elapsed time in seconds)
-    and ``memory`` (bytes). ``ask`` is the name of a function (``describe``, ``values`` or ``listed``), and
-    ``arguments`` has the arguments of that function. When the fork has ended, the child writes a JSON line: ``end`` is
-    ``answered``, ``signal``, ``exit``, ``time`` or ``system``, and ``detail`` explains it.
+    and ``memory`` (bytes). ``ask`` is the name of a function (see `_answer`), and ``arguments`` has its
+    arguments. When the fork has ended, the child writes a JSON line: ``end`` is ``answered``, ``signal``, ``exit``,
+    ``time`` or ``system``, and ``detail`` explains it.
     """
     # Terminals and batch systems signal the whole process group. Ignore this: the pipe closes when the driver stops.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -72,6 +73,12 @@ def _warm_up() -> None:
         for name in file:
             _call(values, file, (name, 0, 4, 0, 4))
         _call(listed, file, ())
+        file["shardpress/array"] = [0.0]
+        file["shardpress"].attrs["text"] = "a"
+        layout = h5py.VirtualLayout((4,), "f4")
+        layout[:] = h5py.VirtualSource("parts/a.h5", "virtual", (4,))
+        file.create_virtual_dataset("virtual", layout)
+        _call(check_result, file, ())
 
 
 def _serve(request: dict[str, Any]) -> tuple[str, object]:
@@ -147,7 +154,7 @@ def _answer(request: dict[str, Any], writer: int, exit_writer: int) -> NoReturn:
     try:
         file = _opened(inode)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))  # nothing can be opened from now on
-        functions = {"describe": describe, "values": values, "listed": listed}
+        functions = {"describe": describe, "values": values, "listed": listed, "check_result": check_result}
         _reply(*_call(functions[request["ask"]], file, request["arguments"]))
     except BaseException as error:
         _reply(*_failure(error))
