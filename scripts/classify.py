@@ -55,12 +55,12 @@ def raw_columns(run: Features, numbers: np.ndarray) -> np.ndarray | None:
     if config["orientation"] == "columns" or config["match_columns"] == "name":
         return None
     pieces = []
-    for part in run.manifest["parts"]:
-        with h5py.File(part["path"]) as file:
-            dataset = file[part["dataset"]]
+    for part in run.result.parts:
+        with h5py.File(part.path) as file:
+            dataset = file[part.dataset]
             if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "biuf":
                 return None
-            rows = dataset[part["start"] : part["start"] + part["n_rows"]]
+            rows = dataset[part.start : part.stop]
         pieces.append(rows.reshape(len(rows), -1).astype(np.float32))
     raw = np.concatenate(pieces)[numbers]
     if config["missing_value"] is not None:
@@ -94,7 +94,7 @@ def split(run: Features, labels: np.ndarray, numbers: np.ndarray) -> tuple[np.nd
 def open_test_rows(directory: str, run: Features) -> Features:
     """Open features of other rows, encoded with the model of a run."""
     other = open_features(directory)
-    files = [{part["path"] for part in each.manifest["parts"]} for each in (run, other)]
+    files = [{part.path for part in each.result.parts} for each in (run, other)]
     is_same_model = other.manifest["model"] == run.manifest["model"]
     if not is_same_model or other.manifest["config"]["model"] is None or files[0] & files[1]:
         raise SystemExit(f"{directory}: expected features of other files, encoded with --model and the same model.")

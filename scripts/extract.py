@@ -6,7 +6,7 @@
     python scripts/extract.py --model features --input new.h5 --output more     encode only, with a fitted model
 
 Settings can also be given in a YAML file (--config) or in the environment (SHARDPRESS_EPOCHS=5). Flags take precedence
-over the environment, and the environment over the file. report.json, next to the features, describes the run.
+over the environment, and the environment over the file. report.html, next to the features, describes the run.
 
 docs/training.md explains the settings of the training, docs/inputs.md lists the input files that can be read, and
 docs/reliability.md describes what happens when a run is interrupted.

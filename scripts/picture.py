@@ -23,7 +23,7 @@ import numpy as np
 
 from shardpress.errors import ShardpressError
 from shardpress.features import open_features
-from shardpress.model import load_model
+from shardpress.result import load_model
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 from shardpress.shards.shard import block_of, first_rows

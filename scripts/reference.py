@@ -17,7 +17,6 @@ import shardpress.installed  # noqa: F401  ends the process with a message if pa
 # isort: split
 
 import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,7 +25,7 @@ import numpy as np
 from shardpress.cli import main as extract
 from shardpress.errors import NoInput, ShardpressError
 from shardpress.features import open_features
-from shardpress.model import load_model
+from shardpress.result import load_model
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if code:
         return code
     output = Path(options.output)
-    history = json.loads((output / "report.json").read_text())["training"]["history"]
+    history = load_model(output).about["training"]["history"]
     costs = [epoch["cost"] for epoch in history]
     print(table(costs))
     plot(output, options.data, costs)

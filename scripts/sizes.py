@@ -33,7 +33,7 @@ ROWS = {
     "model": ["device", "formats", "model", "modelfile", "preparation"],
     "training": ["training"],
     "encoding": ["encoding"],
-    "output": ["output"],
+    "output": ["output", "records", "result", "sealed"],
     "run": ["run"],
     "report": ["alignment", "asof", "report", "ridge"],
     "cluster": ["cluster"],

@@ -1,4 +1,4 @@
-"""Tests of `open_features`: lazy arrays equal the parts, and a part that does not match the manifest is an error."""
+"""Tests of `open_features`: lazy arrays equal the parts, and a part that does not match the index is an error."""
 
 from functools import partial
 from pathlib import Path
@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 
 from shardpress.features import open_features
-from shardpress.output.lock import locked
 from tests.support.helpers import numbered, refused, write_shard
 from tests.support.logged import mentions
-from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, part
+from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, part, part_paths
 
 
 @pytest.fixture
@@ -26,7 +25,7 @@ def test_opened_features_equal_the_parts_for_any_blocks(output):
         found = open_features(directory, block_rows)
         assert (found.features.shape, found.features.dtype, found.valid.dtype) == ((7, 2), np.float32, bool)
         assert max(found.features.chunks[0]) <= block_rows
-        assert [part["n_rows"] for part in found.manifest["parts"]] == [3, 4]
+        assert (found.manifest["n_rows"], found.manifest["n_bad"]) == (7, 2)
         np.testing.assert_array_equal(found.features, feature_rows(7), err_msg=f"blocks of {block_rows}")
         np.testing.assert_array_equal(found.valid, np.arange(7) % 5 != 1)
         assert_same_datasets(found.extras, {"y": np.arange(7)})
@@ -38,7 +37,7 @@ def test_extras_missing_from_a_part_are_not_opened(output):
 
 def test_an_unfinished_directory_is_refused(output, tmp_path):
     directory = output(3)
-    (directory / "manifest.json").unlink()
+    (directory / "index.h5").unlink()
     for path in (directory, tmp_path / "nowhere"):
         with refused(66, str(path)):
             open_features(path)
@@ -47,7 +46,7 @@ def test_an_unfinished_directory_is_refused(output, tmp_path):
 @pytest.mark.parametrize("damage", ["missing", "truncated", "text", "without features"])
 def test_a_damaged_part_is_refused_by_name(output, damage):
     directory = output(3, 4)
-    path = directory / "parts/part-00001.h5"
+    path = part_paths(directory)[1]
     whole = path.read_bytes()
     if damage == "missing":
         path.unlink()
@@ -57,22 +56,21 @@ def test_a_damaged_part_is_refused_by_name(output, damage):
         path.write_bytes(b"text")
     else:
         write_shard(path, numbered(4))
-    with refused(65, f"file={path}", "manifest"):
+    with refused(65, f"file={path}", "index"):
         open_features(directory)
 
 
 def test_objects_in_place_of_datasets_are_refused_by_name(output):
     directory = output(3, 4)
-    path = directory / "parts/part-00001.h5"
+    path = part_paths(directory)[1]
     whole = path.read_bytes()
-    phrases = {"features": "manifest", "valid": "'valid'"}
-    for name, phrase in phrases.items():
+    for name in ("features", "valid"):
         for thing in (None, 3.0, h5py.Empty("f4"), np.dtype("f4")):
             path.write_bytes(whole)
             with h5py.File(path, "a") as file:
                 del file[name]
                 file.create_group(name) if thing is None else file.__setitem__(name, thing)
-            with refused(65, str(path), phrase):
+            with refused(65, str(path)):
                 pytest.fail(f"{name} is {thing!r}, and opens: {open_features(directory)}")
 
 
@@ -85,18 +83,28 @@ def test_datasets_without_a_value_for_each_row_are_not_opened(output):
             file["scalar"] = 3
             file["none"] = h5py.Empty("f4")
             file["two"] = np.ones(2)
-    for path in (directory, directory / "parts/part-00000.h5"):
+    for path in (directory, part_paths(directory)[0]):
         assert set(open_features(path).extras) == {"y"}, path
 
 
 def test_an_index_without_its_parts_is_refused(output, tmp_path):
     directory = output(3, 4)
-    with refused(65, "part-00000.h5: ", "manifest"):
-        (directory / "parts").rename(tmp_path / "elsewhere")
-        open_features(directory / "index.h5")
-    lone_index = (directory / "index.h5").rename(tmp_path / "alone.h5")
-    with refused(65, f"file={lone_index}: ", "directory"):
-        open_features(lone_index)
+    (directory / "parts").rename(tmp_path / "elsewhere")
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes((directory / "index.h5").read_bytes())
+    for path in (directory, directory / "index.h5", copy):
+        with refused(65, "part-", "parts/", "directory"):
+            open_features(path)
+
+
+def test_an_index_of_another_program_is_refused_without_its_parts(tmp_path):
+    layout = h5py.VirtualLayout((3, 2), np.float32)
+    layout[:] = h5py.VirtualSource("parts/a.h5", "features", (3, 2))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_virtual_dataset("features", layout)
+        file["valid"] = np.ones(3, bool)
+    with refused(65, f"file={tmp_path}/x.h5", "directory"):
+        open_features(tmp_path / "x.h5")
 
 
 @pytest.mark.parametrize("content", ["text", "no features", "a group"])
@@ -138,25 +146,17 @@ def test_the_index_can_be_opened_like_its_directory(output):
 
 def test_features_can_be_opened_while_their_files_are_open(output):
     directory = output(3)
-    with h5py.File(directory / "parts/part-00000.h5"), h5py.File(directory / "index.h5"):
+    with h5py.File(part_paths(directory)[0]), h5py.File(directory / "index.h5"):
         np.testing.assert_array_equal(open_features(directory / "index.h5").features, feature_rows(3))
 
 
 def test_a_part_with_another_number_of_rows_is_refused(output):
     directory = output(3, 4)
-    path = directory / "parts/part-00001.h5"
+    path = part_paths(directory)[1]
     for n_rows in (3, 5):
         path.write_bytes(part(n_rows))
         with refused(65, str(path), f"{n_rows} rows, expected 4"):
             open_features(directory)
-
-
-@pytest.mark.parametrize("manifest", [{}, {"parts": []}, {"parts": [1]}, {"parts": [{"n_rows": 3}]}], ids=str)
-def test_a_manifest_without_parts_is_refused(tmp_path, manifest):
-    with locked(tmp_path) as ledger:
-        ledger.finish({}, manifest)
-    with refused(65, str(tmp_path)):
-        open_features(tmp_path)
 
 
 def test_computed_features_leave_no_file_open(output):

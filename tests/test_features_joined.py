@@ -11,9 +11,11 @@ import pytest
 
 from shardpress import features as module
 from shardpress.features import Features, open_features
+from shardpress_kernels.network import Network
 from tests.support.cases import case
 from tests.support.helpers import refused
-from tests.support.parts import feature_rows, finished
+from tests.support.hostilemodels import model_of
+from tests.support.parts import feature_rows, finished, part_paths
 
 
 def run(extras: dict[str, np.ndarray], categories: dict[str, list[object]] | None = None) -> Features:
@@ -30,7 +32,7 @@ def joined(*runs: Features) -> Features:
 
 @pytest.mark.process
 def test_rows_of_several_runs_are_concatenated(tmp_path: Path) -> None:
-    paths = [finished(tmp_path / f"{i}", *sizes, manifest={"model": "m"}) for i, sizes in enumerate([(3, 4), (2,)])]
+    paths = [finished(tmp_path / f"{i}", *sizes) for i, sizes in enumerate([(3, 4), (2,)])]
     for order in ([0, 1], [1, 0], [0], [0, 0]):
         with case(order):
             found = open_features([paths[i] for i in order], block_rows=2)
@@ -45,13 +47,14 @@ def test_rows_of_several_runs_are_concatenated(tmp_path: Path) -> None:
 
 @pytest.mark.process
 def test_different_encoders_are_refused_with_both_runs(tmp_path: Path) -> None:
-    one = finished(tmp_path / "one", 3, manifest={"model": "m1"})
-    for i, manifest in enumerate(({"model": "m2"}, {})):
-        other = finished(tmp_path / f"other{i}", 3, manifest=manifest)
-        with refused(65, f"features={one}", f"features={other}", "m1", "--model"):
-            open_features([one, other])
-        with refused(65, f"features={one}", f"features={other}"):
-            open_features([str(other), str(one)])
+    one = finished(tmp_path / "one", 3)
+    other = finished(tmp_path / "other", 3, model=model_of(Network((4, 2)), seed=1))
+    unknown = part_paths(one)[0]
+    for path in (other, unknown):
+        with refused(65, f"features={one}", f"features={path}", "--model"):
+            open_features([one, path])
+        with refused(65, f"features={one}", f"features={path}"):
+            open_features([str(path), str(one)])
     with refused(65, "no paths"):
         open_features([])
 

@@ -98,7 +98,7 @@ RUN = """
     from shardpress.commands.table import main
     from shardpress.features import open_features
     from shardpress.interop.onnx import encoder_onnx
-    from shardpress.model import load_model
+    from shardpress.result import load_model
     import onnxruntime
 
     flags = ["--hidden", "16", "--activation", "tanh", "--code-activation", "tanh", "--n-features", "3"]
@@ -379,7 +379,7 @@ COMMANDS = """
 
     parameters = {name: np.zeros(shape, np.float32) for name, shape in Network((7, 3)).shapes.items()}
     model = Model(Scaler(np.zeros(7), np.ones(7)), Network((7, 3)), parameters)
-    Path("model.h5").write_bytes(model.to_hdf5())
+    Path("index.h5").write_bytes(model.to_hdf5())
     for arguments in (["weights", "."], [], ["weights", "--help"]):
         with redirect_stdout(StringIO()) as output:
             try:

@@ -21,8 +21,8 @@ import shardpress
 loaded = [name for name in ("typing", "importlib.metadata", "numpy", "h5py", "dask") if name in sys.modules]
 cleaned = {name: value for name, value in os.environ.items() if name.startswith("HDF5_")}
 from shardpress import load_model, open_features
-import shardpress.features, shardpress.model
-assert (open_features, load_model) == (shardpress.features.open_features, shardpress.model.load_model)
+import shardpress.features, shardpress.result
+assert (open_features, load_model) == (shardpress.features.open_features, shardpress.result.load_model)
 print(loaded, cleaned, [name for name in ("dask", "shardpress_kernels.backend") if name in sys.modules])
 """
 

@@ -17,12 +17,12 @@ TYPE_CHECKING = False  # type checkers recognize this name; `typing` takes longe
 if TYPE_CHECKING:
     from shardpress.features import open_features as open_features
     from shardpress.interop.estimator import TiedAutoencoder as TiedAutoencoder
-    from shardpress.model import load_model as load_model
+    from shardpress.result import load_model as load_model
 else:
     # The public API is loaded on first use, so that the command line and child processes load neither Dask nor h5py.
     _PUBLIC = {
         "open_features": "shardpress.features",
-        "load_model": "shardpress.model",
+        "load_model": "shardpress.result",
         "TiedAutoencoder": "shardpress.interop.estimator",
     }
 

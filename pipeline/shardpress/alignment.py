@@ -36,6 +36,12 @@ class LinearMap:
     encoder_from: str  # fingerprint
     encoder_to: str
 
+    @property
+    def is_usable(self) -> bool:
+        """Whether the shapes fit each other, and all numbers are finite float64."""
+        is_possible = self.W.ndim == 2 and self.b.shape == self.W.shape[1:] and 0 not in self.W.shape
+        return is_possible and all(each.dtype == np.float64 and np.isfinite(each).all() for each in (self.W, self.b))
+
     def apply(self, features: np.ndarray) -> np.ndarray:
         """Return the mapped features (n_rows, n_to), float32. Rows of NaN stay NaN."""
         return np.asarray(features.astype(np.float64) @ self.W + self.b, dtype=np.float32)
@@ -141,9 +147,7 @@ def load_map(path: str | Path) -> LinearMap:
         found = LinearMap(arrays["W"], arrays["b"], about["encoder_from"], about["encoder_to"])
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where}: not a map: {printable(error)[:_QUOTED]}. {_OTHER_FILE}.") from error
-    is_possible = found.W.ndim == 2 and found.b.shape == found.W.shape[1:] and 0 not in found.W.shape
-    is_finite = all(array.dtype == np.float64 and np.isfinite(array).all() for array in (found.W, found.b))
-    if not is_possible or not is_finite:
+    if not found.is_usable:
         raise DataError(
             f"{where}: arrays W of shape {found.W.shape} and b of shape {found.b.shape}, expected finite float64 of "
             f"shapes (n_from, n_to) and (n_to,). {_OTHER_FILE}."

@@ -1,8 +1,7 @@
-"""Maps from the features of a run to those of another generation or output, as its manifest lists them."""
+"""Maps from the features of a run to those of another generation or output, as its index contains them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +9,9 @@ import numpy as np
 
 from shardpress.alignment import LinearMap, load_map
 from shardpress.errors import DataError, printable, short_list
-from shardpress.output.records import INDEX, PUBLISHED, fault_of, read_manifest, result_entry
+from shardpress.result import Result
 
 _NAMED = 10  # generations that a message names
-
-
-def directory_of(path: str | Path) -> Path:
-    """Return the output directory of a path, which is the directory itself, or its index or model."""
-    found = Path(path)
-    return output_of(found.parent) if found.name in (INDEX, "model.h5") else found
 
 
 def plain_number(value: Any) -> Any:
@@ -26,9 +19,7 @@ def plain_number(value: Any) -> Any:
     return int(value) if isinstance(value, np.integer) else value
 
 
-def find_map(
-    path: str | Path, as_of: int | str | Path, encoder: str, manifest: Mapping[str, Any] | None = None
-) -> LinearMap | None:
+def find_map(path: str | Path, as_of: int | str | Path, encoder: str, result: Result | None = None) -> LinearMap | None:
     """Return the map from the features of a finished run to those of another encoder.
 
     Return None if the run has this encoder itself.
@@ -36,11 +27,13 @@ def find_map(
     Parameters
     ----------
     path : str or Path
-        Output directory.
+        Output directory, or its index.
     as_of : int, str or Path
         As in `open_features`.
     encoder : str
         Fingerprint of the encoder of the run.
+    result : Result, optional
+        The result at `path`, if it is open.
 
     Raises
     ------
@@ -51,8 +44,7 @@ def find_map(
     if not isinstance(as_of, int) and Path(as_of).is_file():
         found: LinearMap | None = load_map(as_of)
     else:
-        directory = directory_of(path)
-        found = _map_of(directory, manifest or read_manifest(directory), as_of)
+        found = _map_of(result or Result.open(path), as_of)
     if found is None or found.encoder_to == encoder:
         return None
     if found.encoder_from != encoder:
@@ -63,42 +55,26 @@ def find_map(
     return found
 
 
-def _map_of(directory: Path, manifest: Mapping[str, Any], as_of: int | str | Path) -> LinearMap | None:
-    """Return the map that a manifest lists, as `find_map` does."""
-    if isinstance(as_of, int) and as_of == manifest.get("generation", 1):
+def _map_of(result: Result, as_of: int | str | Path) -> LinearMap | None:
+    """Return the map to the features of a generation or of another result; None if these are the same features."""
+    facts = result.facts
+    if isinstance(as_of, int):
+        # Two generations can have the same encoder.
+        models = {each.generation: each.model for each in facts.generations}
+        models |= {each.generation: each.model for each in facts.maps}
+        model = models.get(as_of, result.encoder if as_of == facts.generation else None)
+    else:
+        model = Result.open(as_of).encoder
+    if model == result.encoder:
         return None
-    model = None if isinstance(as_of, int) else read_manifest(Path(as_of)).get("model")
-    if model is not None and model == manifest.get("model"):
-        return None
-    try:
-        line = _map_line(manifest, as_of, model, directory)
-    except (KeyError, TypeError) as error:
-        raise DataError(
-            f"features={printable(directory)}: its manifest has an invalid list of maps: {error!r}"
-        ) from error
-    entry = result_entry(directory, line)
-    fault = fault_of(directory, entry)
-    if fault is not None:
-        raise DataError(f"{fault}. Fit another map with shardpress compare --map.")
-    return load_map(directory / entry.file)
-
-
-def _map_line(manifest: Mapping[str, Any], as_of: int | str | Path, model: object, directory: Path) -> dict[str, Any]:
-    """Return the entry of a map in a manifest: to a generation, or to an encoder."""
-    maps = manifest.get("maps", [])
-    for each in maps:
-        if each["model"] == model or each["generation"] == as_of:
-            return dict(each["file"])
-    known = [manifest.get("generation", 1), *(each["generation"] for each in maps)]
+    for each in facts.maps:
+        if each.model == model:
+            return result.map_to(each.generation)
+    known = sorted([facts.generation, *(each.generation for each in facts.maps)])
     other = "DIR" if isinstance(as_of, int) else printable(as_of)
     raise DataError(
-        f"features={printable(directory)}: no map to as_of={printable(as_of)}, expected one of the generations "
-        f"{short_list(map(str, sorted(known)), _NAMED)}, or an output directory with the features of one of them. For "
-        f"other features, run shardpress compare {other} {printable(directory)} --map map.npz, and pass "
+        f"features={printable(result.path)}: no map to as_of={printable(as_of)}, expected one of the generations "
+        f"{short_list(map(str, known), _NAMED)}, or an output directory with the features of one of them. For "
+        f"other features, run shardpress compare {other} {printable(result.directory)} --map map.npz, and pass "
         "as_of='map.npz'."
     )
-
-
-def output_of(directory: Path) -> Path:
-    """Return the output directory of an index. `directory` contains the index, and can be below ``published/``."""
-    return directory.parents[1] if directory.parent.name == PUBLISHED else directory

@@ -1,24 +1,18 @@
 """The format of feature shards, and `open_features`, which reads them.
 
-1. ``parts/part-<shard>-<first row>-<unique>.h5`` holds the features of one row range of an input shard. A part is
-   itself a valid input shard. It contains:
+A part, ``parts/part-<shard>-<first row>-<unique>.h5``, holds the features of one row range of an input shard, and is
+itself a valid input shard. It contains:
 
-   - ``features`` (n_rows, n_features), float32: little-endian, in C order, contiguous, and aligned to 4096 bytes, so
-     that the features can be memory-mapped. With ``--storage-dtype`` and ``--compression``, features can be stored as
-     float16, or in compressed chunks of rows.
-   - ``valid`` (n_rows,), bool: false for bad rows. The features of bad rows are NaN.
-   - Extras under their own names. All parts have the same extras. If a shard lacks an extra, its parts hold
-     `missing_value` or the code -1 instead, and a mask such as ``NAME_present`` is false for these rows. The manifest
-     lists the masks by the names of their extras (``masks``).
-   - The attribute ``categories`` of each extra that is stored as codes (`shardpress.hdf5.categories`).
-   - The attribute ``source``: the source file and the row range, as JSON.
-2. ``index.h5`` is a virtual dataset over all parts, in the order of the input rows. An attribute warns that the file
-   is only a view: without the parts, HDF5 returns only missing values (`missing_value`). With more than 1,000 parts,
-   the index refers to files ``index-<digest>.h5``. Each of these files covers 1,000 parts.
-3. ``manifest.json`` lists the parts in the same order.
+- ``features`` (n_rows, n_features), float32: little-endian, in C order, contiguous, and aligned to 4096 bytes, so that
+  the features can be memory-mapped. With ``--storage-dtype`` and ``--compression``, features can be stored as float16,
+  or in compressed chunks of rows.
+- ``valid`` (n_rows,), bool: false for bad rows. The features of bad rows are NaN.
+- Extras under their own names. All parts have the same extras. If a shard lacks an extra, its parts hold
+  `missing_value` or the code -1 instead, and a mask such as ``NAME_present`` is false for these rows.
+- The attribute ``categories`` of each extra that is stored as codes (`shardpress.hdf5.categories`).
+- The attribute ``source``: the source file and the row range, as JSON.
 
-``index.h5``, ``manifest.json`` and the other files next to ``parts/`` are links to files of the last finished run. A
-single rename replaces all of them (`shardpress.output.publication`).
+``index.h5`` (`shardpress.result`) lists the parts. Its virtual datasets present them to other programs.
 """
 
 from __future__ import annotations
@@ -32,17 +26,21 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from shardpress.asof import find_map, output_of, plain_number
+from shardpress.asof import find_map, plain_number
 from shardpress.errors import DataError, printable, short_list
 from shardpress.frames import data_frame, import_pandas
 from shardpress.hdf5.categories import array_of, read_categories
-from shardpress.output.records import INDEX, MANIFEST, read_generation, read_manifest
+from shardpress.records import Part
+from shardpress.result import INDEX, Result
+from shardpress.sealed import GROUP, has_footer
 
 FEATURES = "features"
 VALID = "valid"
 APPEND_ID = "append_id"
 """Extra with the number of the append that encoded each row: 0 for the rows of the run that trained the model."""
-_WHOLE = "Copy the whole directory, with published/ and parts/, or the file that shardpress export --to hdf5 writes."
+RESERVED = (FEATURES, VALID, GROUP)
+"""Names that no extra has in the files of an output."""
+_WHOLE = "Copy the whole directory, with parts/, or the file that shardpress export --to hdf5 writes."
 _NAMED = 10  # appends that a message names
 _REPEAT = "Run the command of that run again, which recomputes damaged files."
 # h5py raises OSError and RuntimeError. The other errors occur if a dataset is missing, or if a group has its name.
@@ -107,8 +105,8 @@ class Features:
     extras : dict of str to dask.array.Array of shape (n_rows,)
         Extras, such as labels and ids. Strings are Python objects of type str.
     manifest : dict
-        The manifest of the run, or the attributes of a single file. For several runs, ``runs`` lists their manifests,
-        next to the totals ``n_rows`` and ``n_bad``.
+        Facts about the run, or the attributes of a single file. For several runs, ``runs`` lists their facts, next to
+        the totals ``n_rows`` and ``n_bad``.
     categories : dict of str to ndarray
         Categories of the extras that are stored as codes. Code i refers to entry i, and -1 to a missing value.
     """
@@ -118,6 +116,7 @@ class Features:
     extras: dict[str, Any]
     manifest: dict[str, Any] = field(repr=False)
     categories: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    result: Result | None = field(default=None, repr=False)  # None for a single file, and for several runs
 
     def to_pandas(self, only_valid: bool = False) -> Any:
         """Read all rows into a pandas DataFrame.
@@ -201,7 +200,7 @@ def open_features(
     NoInput
         If the directory contains no finished run.
     DataError
-        If a part is missing or differs from the manifest, if an index was copied without its parts, if the runs have
+        If a part is missing or is not as the index says, if an index was copied without its parts, if the runs have
         different encoders, if `n_features` is given for features that are not nested or too few, if there is no map to
         `as_of`, or if there are no rows of `appends` or `generation`.
     """
@@ -231,10 +230,8 @@ def _open_one(path: Path, selection: _Selection) -> Features:
 
 
 def _open_rows(path: Path, selection: _Selection) -> Features:
-    if not path.is_file():
-        return _open_directory(path, selection)
-    if path.name == INDEX and (path.parent / MANIFEST).exists():
-        return _open_directory(output_of(path.parent), selection)
+    if not os.path.isfile(path) or path.name == INDEX or has_footer(path):
+        return _open_result(path, selection)
     if selection.appends is not None or selection.generation is not None:
         raise DataError(
             f"file={printable(path)}: does not contain the numbers of appends or generations, expected the output "
@@ -245,7 +242,7 @@ def _open_rows(path: Path, selection: _Selection) -> Features:
 
 def _as_of(opened: Features, as_of: int | str | Path, path: Path) -> Features:
     """Return the features mapped to those of another generation, of another output directory, or by a map file."""
-    to_other = find_map(path, as_of, str(opened.manifest.get("model")), opened.manifest)
+    to_other = find_map(path, as_of, str(opened.manifest.get("model")), opened.result)
     if to_other is None:
         return opened
     n_from, n_to = to_other.W.shape
@@ -348,88 +345,62 @@ def _common_codes(name: str, runs: Sequence[Features]) -> tuple[list[Any], np.nd
 # -- one run -----------------------------------------------------------------------------------------------------
 
 
-def _open_directory(directory: Path, selection: _Selection) -> Features:
-    # Do not list the files in parts/ instead: an interrupted run may have left additional files there.
-    manifest = read_manifest(directory)
+def _open_result(path: Path, selection: _Selection) -> Features:
+    result = Result.open(path)
+    try:
+        return _features_of(result, selection)
+    except DataError:
+        if Result.open(path).digest == result.digest:
+            raise
+        return _open_result(path, selection)  # a run has replaced the result meanwhile, and removed parts
+
+
+def _features_of(result: Result, selection: _Selection) -> Features:
     if selection.generation is not None:
-        manifest = _generation(directory, manifest, selection.generation)
-    files = part_files(directory, manifest)
+        result = _generation(result, selection.generation)
+    parts = result.parts
+    manifest = result.manifest()
     if selection.appends is not None:
-        files = _files_of(selection.appends, files, directory)
-        manifest = {**manifest, "n_rows": sum(file.n_rows for file in files)}
-    parts = [(file.path, check_part(file)) for file in files]
-    opened = _opened(parts, manifest, selection.block_rows, categories_in(files))
-    if "appends" in manifest and APPEND_ID not in opened.extras:
-        opened.extras[APPEND_ID] = _lazy_append_ids(files, selection.block_rows)
-    return opened
+        parts = _parts_of(selection.appends, result)
+        manifest["n_rows"] = sum(part.n_rows for part in parts)
+    checked = [(result.directory / part.file, check_part(result.directory, part)) for part in parts]
+    opened = _opened(checked, manifest, selection.block_rows, categories_in(result))
+    if result.facts.appends and APPEND_ID not in opened.extras:
+        opened.extras[APPEND_ID] = _lazy_append_ids(parts, selection.block_rows)
+    return replace(opened, result=result)
 
 
-def part_files(directory: Path, manifest: Mapping[str, Any]) -> list[PartFile]:
-    """Return the parts that a manifest lists, in the order of the rows. There is at least one."""
-    try:
-        files = [
-            PartFile(directory / part["file"], int(part["n_rows"]), int(part.get(APPEND_ID, 0)), str(part["blake3"]))
-            for part in manifest["parts"]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"features={printable(directory)}: its manifest has an invalid list of parts: {error!r}. {_REPEAT}"
-        ) from error
-    if not files:
-        raise DataError(
-            f"features={printable(directory)}: its manifest lists no parts, expected at least one. {_REPEAT}"
-        )
-    return files
-
-
-def categories_in(files: Sequence[PartFile]) -> dict[str, np.ndarray]:
+def categories_in(result: Result) -> dict[str, np.ndarray]:
     """Return the categories of the extras of all rows. The latest part has all of them."""
-    return _readable_categories(max(files, key=lambda file: file.append_id).path)
+    latest = max(result.parts, key=lambda part: part.append_id)
+    return _readable_categories(result.directory / latest.file)
 
 
-def _generation(directory: Path, manifest: dict[str, Any], number: int) -> dict[str, Any]:
-    if number == manifest.get("generation", 1):
-        return manifest
-    earlier = manifest.get("generations", [])
-    try:
-        lines = {int(each["generation"]): each["manifest"] for each in earlier}
-    except (KeyError, TypeError, ValueError) as error:
+def _generation(result: Result, number: int) -> Result:
+    known = [*(each.generation for each in result.facts.generations), result.facts.generation]
+    if number not in known:
         raise DataError(
-            f"features={printable(directory)}: its manifest has an invalid list of generations: {error!r}. {_REPEAT}"
-        ) from error
-    if number in lines:
-        return read_generation(directory, lines[number])
-    known = [*lines, manifest.get("generation", 1)]
-    raise DataError(
-        f"features={printable(directory)}: no longer contains generation={number}, expected one of "
-        f"{short_list(map(str, known), _NAMED)}. Keep more of them with --keep-generations."
-    )
+            f"features={printable(result.directory)}: no longer contains generation={number}, expected one of "
+            f"{short_list(map(str, known), _NAMED)}. Keep more of them with --keep-generations."
+        )
+    return result.generation(number)
 
 
-class PartFile(NamedTuple):
-    """Facts about a part from the manifest."""
-
-    path: Path
-    n_rows: int
-    append_id: int
-    blake3: str
-
-
-def _files_of(appends: Collection[int], files: Sequence[PartFile], directory: Path) -> list[PartFile]:
-    selected = [file for file in files if file.append_id in appends]
+def _parts_of(appends: Collection[int], result: Result) -> list[Part]:
+    selected = [part for part in result.parts if part.append_id in appends]
     if not selected:
-        known = short_list(map(str, sorted({file.append_id for file in files})), _NAMED)
+        known = short_list(map(str, sorted({part.append_id for part in result.parts})), _NAMED)
         raise DataError(
-            f"features={printable(directory)}: has no rows of appends={sorted(appends)}, expected numbers of its "
-            f"appends: {known}."
+            f"features={printable(result.directory)}: has no rows of appends={sorted(appends)}, expected numbers of "
+            f"its appends: {known}."
         )
     return selected
 
 
-def _lazy_append_ids(files: Sequence[PartFile], block_rows: int) -> Any:
+def _lazy_append_ids(parts: Sequence[Part], block_rows: int) -> Any:
     import dask.array as da
 
-    return da.concatenate([da.full(file.n_rows, file.append_id, dtype=np.int32, chunks=block_rows) for file in files])
+    return da.concatenate([da.full(part.n_rows, part.append_id, dtype=np.int32, chunks=block_rows) for part in parts])
 
 
 def _open_file(path: Path, block_rows: int) -> Features:
@@ -477,14 +448,14 @@ def _readable_categories(path: Path) -> dict[str, np.ndarray]:
         raise DataError(f"file={printable(path)}: its categories cannot be read: {error}. {_REPEAT}") from error
 
 
-def check_part(part: PartFile) -> dict[str, Shape]:
-    """Return the result of `_shapes_of` for a part. Raise `DataError` if the part does not match the manifest."""
-    path = part.path
+def check_part(directory: Path, part: Part) -> dict[str, Shape]:
+    """Return the result of `_shapes_of` for a part. Raise `DataError` if the part is not as the index says."""
+    path = directory / part.file
     try:
         os.stat(path)  # HDF5 does not distinguish between a missing and a damaged file
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DataError(
-            f"file={printable(path)}: the manifest lists this file, but it does not exist. {_WHOLE}"
+            f"file={printable(path)}: the index names this file, but it does not exist. {_WHOLE}"
         ) from error
     try:
         with reading(path) as file:
@@ -492,11 +463,11 @@ def check_part(part: PartFile) -> dict[str, Shape]:
             n_found = file[FEATURES].shape[0]
     except FAILURES as error:
         raise DataError(
-            f"file={printable(path)}: the manifest lists this file, but it cannot be read: {error}. {_REPEAT}"
+            f"file={printable(path)}: the index names this file, but it cannot be read: {error}. {_REPEAT}"
         ) from error
     if n_found != part.n_rows:
         raise DataError(
-            f"file={printable(path)}: has {n_found} rows, expected {part.n_rows} according to the manifest. {_REPEAT}"
+            f"file={printable(path)}: has {n_found} rows, expected {part.n_rows} according to the index. {_REPEAT}"
         )
     return shapes
 

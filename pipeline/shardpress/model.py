@@ -1,8 +1,7 @@
-"""The fitted model: named arrays, its files, and an encoder in NumPy.
+"""The fitted model: named arrays, and an encoder in NumPy.
 
-No file uses pickle. ``model.h5`` stores the scaling and the weights separately, and describes the network.
 ``encoder.npz`` stores one affine map per layer, and the first map includes the scaling. The README contains a short
-NumPy loop that applies these maps.
+NumPy loop that applies these maps. A result stores the scaling and the weights separately.
 """
 
 from __future__ import annotations
@@ -13,22 +12,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
 from shardpress.columns import NO_COLUMNS, Columns
-from shardpress.errors import DataError, NoInput, printable
-from shardpress.modelfile import COLUMNS, FORMAT, listed_model, read_model_file
-from shardpress.output.records import Entry
+from shardpress.errors import DataError
 from shardpress.preparation import Preparation
-from shardpress.scan.ranks import RankTables
 from shardpress.scan.scaler import Scaler
+from shardpress.sealed import sealed, write_json
 from shardpress_kernels.activations import ACTIVATIONS
 from shardpress_kernels.network import Network
 from shardpress_kernels.reference import activated, code_of
+
+ABOUT = "about"
+"""Name of the dataset with the facts about a model, as JSON."""
+COLUMNS = "columns"
+"""Name of the dataset that describes the columns, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,7 @@ class Model:
         """SHA-256 digest of the network and the arrays. Models with equal fingerprints compute equal features."""
         # `about` is not included: equal weights compute equal features, even if two training runs made them.
         digest = sha256()
-        of_first_format = Network((self.n_inputs, self.network.n_features))
-        if self.network != of_first_format:  # files of the first format did not describe the network
-            digest.update(json.dumps(_network_attributes(self.network)).encode())
-        if self.preparation is not None:
-            digest.update(json.dumps(_preparation_attributes(self.preparation)).encode())
+        digest.update(json.dumps(self._attributes()).encode())
         for name, array in self._arrays().items():
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
             digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -173,22 +170,25 @@ class Model:
         return [(W, maps[0][1] - self.scaler.shift @ W), *maps[1:]]
 
     def to_hdf5(self) -> bytes:
-        """Return the bytes of ``model.h5``."""
-        # The file is built in memory, because only `Disk` writes files. The earliest HDF5 format stores all groups in
-        # one simple form, which is the only one that `shardpress.modelfile` reads.
-        with h5py.File.in_memory(libver="earliest") as file:
-            file.attrs["format"] = FORMAT
-            file.attrs["fingerprint"] = self.fingerprint
-            file.attrs.update(_network_attributes(self.network))
-            if self.preparation is not None:
-                file.attrs.update(_preparation_attributes(self.preparation))
-            file.attrs["about"] = json.dumps(self.about)
-            for name, array in self._arrays().items():
-                file[name] = array
-            if self.columns.is_known:
-                file[COLUMNS] = np.frombuffer(self.columns.to_json(), dtype=np.uint8)
-            file.flush()
-            return bytes(file.id.get_file_image())
+        """Return the content of a file that `load_model` and ``shardpress run --model`` read."""
+        return sealed(lambda group: self.write(group.create_group("model")))
+
+    def write(self, group: h5py.Group) -> None:
+        """Write the model to an empty group, which `shardpress.modelfile` reads."""
+        group.attrs["fingerprint"] = self.fingerprint
+        group.attrs.update(self._attributes())
+        for name, array in self._arrays().items():
+            group[name] = array
+        write_json(group, ABOUT, json.dumps(self.about).encode())
+        if self.columns.is_known:
+            write_json(group, COLUMNS, self.columns.to_json())
+
+    def _attributes(self) -> dict[str, Any]:
+        """Return the attributes that describe the network and the preparation."""
+        attributes = _network_attributes(self.network)
+        if self.preparation is not None:
+            attributes |= _preparation_attributes(self.preparation)
+        return attributes
 
     def to_npz(self, to_other: tuple[np.ndarray, np.ndarray] | None = None, source: str | None = None) -> bytes:
         """Return the bytes of ``encoder.npz``.
@@ -275,7 +275,7 @@ class Model:
         return {**scaling, **self._shared_arrays(), **weights}
 
     def _shared_arrays(self) -> dict[str, np.ndarray]:
-        """Return the optional arrays that ``model.h5`` and ``encoder.npz`` store under the same names."""
+        """Return the optional arrays that a result and ``encoder.npz`` store under the same names."""
         arrays = {}
         if self.offset is not None:
             arrays["offset"] = self.offset
@@ -307,71 +307,3 @@ def _preparation_attributes(preparation: Preparation) -> dict[str, str]:
     """Return the attributes of a model file that describe a preparation."""
     attributes = {"row_scale": preparation.row_scale, "transform": preparation.transform}
     return {name: value for name, value in attributes.items() if value is not None}
-
-
-def load_model(path: str | Path) -> Model:
-    """Read ``model.h5``.
-
-    The file is read without libhdf5. It cannot make the program open other files, and reading it takes no more memory
-    than the size of the file. The content must match the fingerprint that the file stores. If the directory has a
-    manifest that lists the file, the file must also match the digest in the manifest.
-
-    Parameters
-    ----------
-    path : str or Path
-        A model file, or an output directory.
-
-    Raises
-    ------
-    NoInput
-        If the file does not exist.
-    DataError
-        If the file is not a model, or has changed since it was written. If arrays are missing, have wrong shapes or
-        are not finite. The message names these arrays.
-    OtherVersion
-        If the file was written by a later version of shardpress.
-    ReadFailed, NotPermitted, SystemLimit
-        If the storage or the system fails.
-    """
-    path = Path(path)
-    entry = listed_model(path)
-    try:
-        return _read_model(path, entry)
-    except (DataError, NoInput):
-        # A run that finished in the meantime has replaced both the manifest and the model.
-        new_entry = listed_model(path)
-        if new_entry == entry:
-            raise
-    return _read_model(path, new_entry)
-
-
-def _read_model(path: Path, entry: Entry | None) -> Model:
-    stored = read_model_file(path, entry)
-    arrays = stored.arrays
-    clips = bool(arrays.get("clips", False))
-    tables = RankTables(arrays["knots"], arrays["ranks"]) if "knots" in arrays else None
-    model = Model(
-        scaler=Scaler(
-            arrays["minimum"],
-            arrays["maximum"],
-            arrays.get("fill"),
-            clips,
-            arrays.get("center"),
-            arrays.get("factor"),
-            arrays.get("indicators"),
-            tables,
-        ),
-        network=stored.network,
-        parameters={name: arrays[name] for name in stored.network.shapes},
-        about=stored.about,
-        offset=arrays.get("offset"),
-        columns=stored.columns,
-        preparation=stored.preparation,
-    )
-    if model.fingerprint != stored.fingerprint:
-        raise DataError(
-            f"model={printable(path)}: its network and arrays have the fingerprint {model.fingerprint}, expected "
-            f"{printable(stored.fingerprint)[:64]} as stored in the file. The file has changed since it was written. "
-            "Use an intact copy, or train again."
-        )
-    return model

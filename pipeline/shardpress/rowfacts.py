@@ -6,20 +6,18 @@ long as the results contain the rows of the training in their order and with the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
 
 import numpy as np
 
 from shardpress.conditions import fulfils
 from shardpress.features import Features
 from shardpress.labels import extra_of
+from shardpress.records import Part, Request
 from shardpress.settings.condition import Condition
 
-DROPPED = "dropped_by"
-"""Key in the identity of a shard: the append that removed its rows from the results."""
 SELECTED = "fitted"
 """Key in the settings of a scan: the digest of the rows that ``--fit-on`` selects."""
 
@@ -34,46 +32,44 @@ class _TrainedRows:
 
 def trained_rows(run: Features) -> _TrainedRows:
     """Return the rows of a finished run in an output directory that trained its model."""
-    manifest = run.manifest
-    config = manifest["config"]
-    inputs = manifest["request"]["inputs"]
-    parts = manifest["parts"]
-    if config.get("model") is not None:
+    assert run.result is not None
+    facts = run.result.facts
+    parts = run.result.parts
+    if facts.config.get("model") is not None:
         return _TrainedRows(None, "The model is that of another run, which may have trained it on these rows.")
-    if has_lost_trained_rows(inputs, parts):
+    if has_lost_trained_rows(facts.request, parts):
         return _TrainedRows(
             None,
             "Since the training, some of its files were removed, or their rows were encoded again, so that it is not "
             "known which rows trained the model.",
         )
-    n_trained = n_trained_shards(inputs)
-    trained = np.repeat([part["shard"] < n_trained for part in parts], [part["n_rows"] for part in parts])
-    fit_on = config.get("fit_on")
+    n_trained = n_trained_shards(facts.request)
+    trained = np.repeat([part.shard < n_trained for part in parts], [part.n_rows for part in parts])
+    fit_on = facts.config.get("fit_on")
     if fit_on is None:
         return _TrainedRows(trained)
     selected = _selected_rows(run, fit_on)
-    if selected is None or selection_digest(selected[trained]) != manifest["request"]["scan"].get(SELECTED):
+    if selected is None or selection_digest(selected[trained]) != facts.request.scan.get(SELECTED):
         return _TrainedRows(
             None, "The extra of --fit-on in the results does not have the values that it had during the training."
         )
     return _TrainedRows(selected & trained)
 
 
-def n_trained_shards(inputs: Mapping[str, Any]) -> int:
-    """Return the number of shards of the training, given the inputs of a request. The later ones were appended."""
-    return int(inputs.get("n_trained", len(inputs["shards"])))
+def n_trained_shards(request: Request) -> int:
+    """Return the number of shards of the training. The later ones were appended."""
+    return len(request.shards) if request.n_trained is None else request.n_trained
 
 
-def has_lost_trained_rows(inputs: Mapping[str, Any], parts: Iterable[Mapping[str, Any]]) -> bool:
+def has_lost_trained_rows(request: Request, parts: Iterable[Part]) -> bool:
     """Return whether rows of the training were removed from the results or encoded again.
 
     Appended rows may then be rows of the training in another file, and rows that were encoded again may be other rows.
-    `inputs` are those of the request, and `parts` the lines of the manifest.
     """
-    n_trained = n_trained_shards(inputs)
-    if any(DROPPED in shard for shard in inputs["shards"][:n_trained]):
+    n_trained = n_trained_shards(request)
+    if any(shard.dropped_by is not None for shard in request.shards[:n_trained]):
         return True
-    return any(part["shard"] < n_trained and part.get("append_id") for part in parts)
+    return any(part.shard < n_trained and part.append_id for part in parts)
 
 
 def selection_digest(selected: np.ndarray) -> str:
@@ -103,18 +99,19 @@ def rows_with_value(run: Features, name: str) -> np.ndarray:
     The other rows are those of shards without the extra, and those whose value could not be read. Their fill values can
     be values of other rows, too.
     """
-    manifest = run.manifest
     has_value = np.ones(len(run.extras[name]), dtype=bool)
-    mask = manifest.get("masks", {}).get(name)
+    if run.result is None:
+        return has_value
+    mask = run.result.facts.masks.get(name)
     if mask is not None:
         has_value &= run.extras[mask].compute()
     first = 0
-    for part in manifest.get("parts", ()):
-        ranges = part.get("lost", {}).get(name)
+    for part in run.result.parts:
+        ranges = part.lost.get(name)
         if ranges:
-            numbers = np.arange(part["start"], part["start"] + part["n_rows"])
-            has_value[first : first + part["n_rows"]] &= ~in_ranges(numbers, ranges)
-        first += part["n_rows"]
+            numbers = np.arange(part.start, part.start + part.n_rows)
+            has_value[first : first + part.n_rows] &= ~in_ranges(numbers, ranges)
+        first += part.n_rows
     return has_value
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from scripts.benchmarks.instruction_sets import hide, limits
 from scripts.benchmarks.othertree import THIS_TREE, Tree
+from shardpress.result import Result
 
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".venv-peers/bin/python"
@@ -33,7 +34,7 @@ _PAUSE_SECONDS = 0.2
 # Variables that must not influence the choice of kernels and threads, so that each program works as for a user.
 _UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
-Result = TypeVar("Result")
+T = TypeVar("T")
 Arrays = dict[str, np.ndarray]
 
 
@@ -59,12 +60,12 @@ def add_options(parser: argparse.ArgumentParser, folder: str, rounds: int, cases
     parser.add_argument("--output", type=Path, default=Path(folder), help=text)
 
 
-def interleave(calls: Mapping[str, Callable[[], Result]], n_rounds: int) -> dict[str, list[Result]]:
+def interleave(calls: Mapping[str, Callable[[], T]], n_rounds: int) -> dict[str, list[T]]:
     """Make all calls in each round, and return the results of each.
 
     Disturbances by other processes then affect all of them equally.
     """
-    results: dict[str, list[Result]] = {name: [] for name in calls}
+    results: dict[str, list[T]] = {name: [] for name in calls}
     for _ in range(n_rounds):
         for name, call in calls.items():
             results[name].append(call())
@@ -122,8 +123,8 @@ def script(name: str, *arguments: object, **variables: str) -> None:
 
 
 def report_of(output: Path) -> dict[str, Any]:
-    """Return the report of a run."""
-    return dict(json.loads((output / "report.json").read_text()))
+    """Return the report of a run of this tree."""
+    return Result.open(output).report()
 
 
 def synthetic_shards(folder: Path, gigabytes: float, n_shards: int) -> Path:
@@ -248,9 +249,12 @@ class Bench:
             if "model" in sizes:
                 sizes["model"] = str(folder / "model")
         env = environment(tree, **self.variables)
+        python = python_of(tree)
+        if name not in OWN:
+            python = str(PEERS)
+            env["PYTHONPATH"] += f":{ROOT / 'kernels'}"  # for the descriptions of networks
         if name == "jax" and self.jax_preload is not None:
             env["LD_PRELOAD"] = str(self.jax_preload)
-        python = python_of(tree) if name in OWN else str(PEERS)
         command = [python, "-m", "scripts.benchmarks.peers", program, case, str(folder), json.dumps(sizes)]
         return Program(name, command, tree.root, self.folder / f"{name}.log", env)
 

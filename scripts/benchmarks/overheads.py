@@ -25,7 +25,7 @@ from shardpress.cluster.threads import threads
 from shardpress.encoding.encode import encode_part
 from shardpress.formats import digest
 from shardpress.output.disk import Disk
-from shardpress.output.records import Entry
+from shardpress.records import Entry
 from shardpress.run.engine import run as run_pipeline
 from shardpress.settings.config import Config
 from shardpress.training.loop import CheckpointPolicy
@@ -67,7 +67,7 @@ def encoding(folder: Path, shards: Path) -> Pair:
 
     def encode_plainly() -> float:
         fresh(parts).mkdir()
-        with threads(N_WRITERS) as pool, patch("shardpress.encoding.encode.write_result", write_plainly):
+        with threads(N_WRITERS) as pool, patch("shardpress.encoding.encode.write_file", write_plainly):
             return seconds_of(lambda: compute(tasks, pool, N_WRITERS))
 
     def encode_durably() -> float:
@@ -78,10 +78,10 @@ def encoding(folder: Path, shards: Path) -> Pair:
     return {"with plain writes": encode_plainly, "with the durable protocol": encode_durably}
 
 
-def write_plainly(directory: Path, disk: Disk, stem: str, suffix: str, data: memoryview) -> Entry:
+def write_plainly(directory: Path, disk: Disk, name: str, data: memoryview) -> Entry:
     """Write a file without a digest or a sync."""
-    (directory / f"{stem}{suffix}").write_bytes(data)
-    return Entry(stem, len(data), "")
+    (directory / name).write_bytes(data)
+    return Entry(name, len(data), "")
 
 
 def training(folder: Path, shards: Path) -> Pair:

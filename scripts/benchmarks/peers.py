@@ -141,7 +141,7 @@ class Ours:
 
     def train_files(self, folder: Path, shards: str, epochs: int, batch_size: int, memory: int) -> Prepared:
         """Scan and train; the encoding of the run does not count."""
-        from shardpress.model import load_model
+        from shardpress.result import load_model
 
         output = folder / "ours"
         settings = {
@@ -340,8 +340,9 @@ class Peer:
         return self.encoder(Network(model["W"].shape), self.scaler(*scaling(model)), model)
 
     def encode_files(self, folder: Path, shards: str, model: str) -> Prepared:
-        with h5py.File(Path(model) / "model.h5") as file:
-            fitted = {name: file[name][()] for name in ("minimum", "maximum", "W", "b_hidden", "b_output")}
+        with h5py.File(Path(model) / "index.h5") as file:
+            group = file["shardpress/model"]
+            fitted = {name: group[name][()] for name in ("minimum", "maximum", "W", "b_hidden", "b_output")}
         encode = self.fitted_encoder(fitted)
         output = folder / f"{type(self).__name__}.h5"
         paths = h5_files(shards)

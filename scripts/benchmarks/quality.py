@@ -31,7 +31,7 @@ from sklearn.preprocessing import StandardScaler
 
 from scripts.benchmarks.harness import one_of, print_head, print_row, report_of, script
 from shardpress.features import open_features
-from shardpress.model import load_model
+from shardpress.result import load_model
 from shardpress.scan.scaler import Scaler
 
 FOLDER = Path("quality")

@@ -25,6 +25,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from scripts.benchmarks.cluster import LocalCluster, executor_on, local_cluster, processor_seconds
 from scripts.benchmarks.harness import (
@@ -41,11 +42,14 @@ from scripts.benchmarks.tasks import FINGERPRINT, compute_and_commit, empty_part
 from shardpress.cluster.executor import batch_size, compute
 from shardpress.cluster.threads import threads
 from shardpress.encoding.encode import encode_part
-from shardpress.encoding.index import index_files
+from shardpress.encoding.index import in_views, write_index
 from shardpress.encoding.partfile import part_shapes
-from shardpress.encoding.parts import PartFacts
-from shardpress.model import Model, load_model
+from shardpress.model import Model
+from shardpress.output.files import JOURNAL
+from shardpress.output.journal import Journal
 from shardpress.output.lock import locked
+from shardpress.records import Entry, Part
+from shardpress.result import Result, load_model, result_bytes
 from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.ranges import scan
 from shardpress.shards.open import open_shards
@@ -128,43 +132,42 @@ def per_task(numbers: Numbers) -> Numbers:
 def driver(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure the time and the peak memory of a driver with increasing numbers of empty parts."""
     shards = synthetic_shards(options.output, SMALL_GIGABYTES, 1)
-    trained_model(options.output, shards)
+    trained = trained_model(options.output, shards)
     spawn = multiprocessing.get_context("spawn")
     found = []
     with local_cluster(options.output, 2) as cluster:
         for n_parts in sorted({options.parts // 100, options.parts // 10, options.parts}):
             # In a process of its own, so that the memory belongs to one run.
             with ProcessPoolExecutor(1, spawn) as process:
-                found.append(process.submit(drive, options.output, shards, n_parts, cluster).result())
+                found.append(process.submit(drive, options.output, trained, shards, n_parts, cluster).result())
     return found
 
 
-def drive(folder: Path, shards: Path, n_parts: int, cluster: LocalCluster) -> dict[str, Any]:
+def drive(folder: Path, trained: Path, shards: Path, n_parts: int, cluster: LocalCluster) -> dict[str, Any]:
     """Commit, list and index empty parts; return the seconds and the memory of each step, and the sizes of files."""
     steps: dict[str, Numbers] = {}
     tasks = encoding_tasks(folder, shards, empty_part, n_parts)
     with executor_on(cluster, N_REMOTE_THREADS) as executor, step("tasks", steps):
         compute_and_commit(folder, tasks, executor, N_AT_ONCE)
     del tasks
-    with step("records", steps), locked(folder / "committed") as ledger:
-        parts = [PartFacts.from_record(record) for record in ledger.records("part", FINGERPRINT)]
-    with step("index", steps):
-        index_bytes = sum(len(data) for _, data in index_files(parts, shapes_of, {}, {}))
-    with step("manifest", steps), locked(folder / "committed") as ledger:
-        ledger.finish({}, {"parts": [part.line() for part in parts]})
-    output = folder / "committed"
-    return {
-        "n_parts": len(parts),
-        **steps,
-        "index_bytes": index_bytes,
-        "manifest_bytes": (output / "manifest.json").stat().st_size,
-        "records_bytes": sum(path.stat().st_size for path in (output / "commits").iterdir()),
-    }
+    journal_bytes = (folder / "committed" / JOURNAL).stat().st_size
+    with step("records", steps), locked(folder / "committed") as journal:
+        parts = [record.part for record in journal.records("part", FINGERPRINT)]
+    with locked(folder / "committed") as journal:
+        with step("index", steps):
+            data = index_of(parts, Result.open(trained), journal)
+        with step("commit", steps):
+            journal.commit(data)
+    return {"n_parts": len(parts), **steps, "index_bytes": len(data), "journal_bytes": journal_bytes}
 
 
-def shapes_of(part: PartFacts) -> tuple[str, dict[str, Any]]:
-    """Return the file of a part and the shapes in it, for the index."""
-    return part.entry.file, part_shapes(part.n_rows, 64, (), np.dtype(np.float32))
+def index_of(parts: list[Part], trained: Result, journal: Journal) -> bytes:
+    """Return the content of an index of parts, with the model and the facts of a run."""
+    views: list[Entry] = []
+    shapes = [(part.file, part_shapes(part.n_rows, trained.n_features, ())) for part in parts]
+    files = in_views(shapes, lambda name, data: views.append(journal.write(name, data)))
+    facts = structs.replace(trained.facts, views=views)
+    return result_bytes(lambda file: write_index(file, files, {}), trained.model, facts, parts, {}, None)
 
 
 @contextmanager
@@ -282,7 +285,7 @@ def stage_costs(name: str, stage: Numbers, task_seconds: float) -> Numbers:
 def seconds_per_part(largest: dict[str, Any], task_seconds: float) -> float:
     """Return the driver's seconds per part, in addition to the seconds of its task, which is sent in a batch."""
     n_parts = largest["n_parts"]
-    seconds = sum(largest[name]["processor_seconds"] for name in ("tasks", "index", "manifest"))
+    seconds = sum(largest[name]["processor_seconds"] for name in ("tasks", "index", "commit"))
     sending = task_seconds / batch_size(n_parts, N_REMOTE_THREADS)
     return max(0.0, seconds / n_parts - sending)
 

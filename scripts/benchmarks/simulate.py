@@ -51,7 +51,7 @@ class Costs:
 
     driver_task: float  # for a task and its result
     scheduler_task: float
-    driver_part: float  # for the commit of a part, and its lines in manifest and index
+    driver_part: float  # for the commit of a part, and its lines in the journal and the index
     scan_row: float  # including the read from memory
     encode_row: float
     train_row: float

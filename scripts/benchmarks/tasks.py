@@ -11,14 +11,15 @@ from typing import Any
 from scripts.benchmarks.harness import fresh, script
 from shardpress.cluster.executor import compute
 from shardpress.encoding.encode import EncodeTask
-from shardpress.encoding.parts import PartFacts, plan_parts
+from shardpress.encoding.parts import plan_parts
 from shardpress.encoding.worker import EncodeSettings
-from shardpress.model import Model, load_model
-from shardpress.output.groupcommit import GroupCommit
+from shardpress.model import Model
+from shardpress.output.journal import Record
 from shardpress.output.lock import locked
-from shardpress.output.records import Entry
+from shardpress.records import Entry, Part
+from shardpress.result import INDEX, load_model
 from shardpress.run.context import versions
-from shardpress.run.encoding_stage import EncodingStage
+from shardpress.run.encoding_stage import EncodingStage, write_model
 from shardpress.run.prepare import Prepared, prepare
 from shardpress.settings.config import Config
 
@@ -31,7 +32,7 @@ def trained_model(folder: Path, shards: Path) -> Path:
     """Train a model on synthetic shards unless it exists, and return its directory."""
     # Rows do not depend on the number of shards.
     target = folder / f"model{shards.name[shards.name.rindex('-') :]}"
-    if not (target / "manifest.json").exists():
+    if not (target / INDEX).exists():
         script("extract.py", "--quiet", "--overwrite", "--epochs", 1, "--input", shards, "--output", target)
     return target
 
@@ -54,8 +55,8 @@ def encoding_tasks(
 
 def encode_settings(prepared: Prepared, model: Model, output: Path) -> EncodeSettings:
     """Store a model in an output directory, and return the settings of tasks that load it."""
-    with locked(output) as ledger:
-        entry = ledger.write("stages/model", ".h5", model.to_hdf5())
+    with locked(output) as journal:
+        entry = write_model(journal, model)
     attributes = {"command": "x" * 60, "config": prepared.config.flat(), "versions": versions(), "device": "cpu"}
     settings = EncodingStage(prepared, model, {}).settings(prepared.budget.part_rows, output)
     return replace(settings, model=entry, attributes=attributes)
@@ -66,22 +67,22 @@ def compute_and_commit(
     tasks: list[Task],
     executor: Executor,
     n_at_once: int,
-    done: Callable[[PartFacts], object] = lambda facts: None,
+    done: Callable[[Part], object] = lambda part: None,
 ) -> None:
     """Run encoding tasks and commit their parts, as a run does."""
-    with locked(fresh(folder / "committed")) as ledger, GroupCommit(ledger) as group:
+    with locked(fresh(folder / "committed")) as journal:
 
-        def commit(facts: PartFacts) -> None:
-            group.add(facts.record(FINGERPRINT))
-            done(facts)
+        def commit(part: Part) -> None:
+            journal.add(Record.of_part(part, FINGERPRINT), waits=False)
+            done(part)
 
         compute(tasks, executor, n_at_once, commit)
 
 
-def empty_part(task: EncodeTask) -> PartFacts:
+def empty_part(task: EncodeTask) -> Part:
     """Do no work, but with an argument and a result as large as in an encoding task."""
     source = task.part.source
     key = task.part.key
     entry = Entry(f"parts/{key}-{source.start:032x}.h5", 4 * len(source), "0" * 64)
     where = (source.shard.path, source.shard.dataset, source.start, source.stop)
-    return PartFacts(entry, len(source), 0, 0, task.part.number, *where)
+    return Part(entry, len(source), 0, 0, task.part.number, *where)

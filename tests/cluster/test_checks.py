@@ -41,7 +41,7 @@ def probe(tmp_path: Path) -> Probe:
 
 
 def _make(folder: Path) -> None:
-    (folder / "stages").mkdir(parents=True)
+    (folder / "work").mkdir(parents=True)
     (folder / "a.h5").write_bytes(b"rows")
 
 
@@ -84,7 +84,7 @@ def test_other_files_under_the_same_paths_are_detected(probe: Probe, tmp_path: P
     rows.write_bytes(b"others")
     (found,) = compare_environments(probe, driver, describe_environment(probe))
     assert mentions(found, f"file={rows}", "6 bytes")
-    (tmp_path / "stages").rename(tmp_path / "gone")
+    (tmp_path / "work").rename(tmp_path / "gone")
     found_lines = compare_environments(probe, driver, describe_environment(probe))
     assert any(mentions(line, f"output={tmp_path}", os.strerror(errno.ENOENT)) for line in found_lines)
 

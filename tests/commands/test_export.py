@@ -26,10 +26,11 @@ def model(tmp_path: Path) -> Model:
     parameters = {name: rng.normal(size=shape).astype(np.float32) for name, shape in network.shapes.items()}
     found = Model(Scaler(np.zeros(5), np.full(5, 3.0)), network, parameters)
     (tmp_path / "features").mkdir()
-    (tmp_path / "features/model.h5").write_bytes(found.to_hdf5())
+    (tmp_path / "features/index.h5").write_bytes(found.to_hdf5())
     return found
 
 
+@pytest.mark.process
 def test_the_printed_line_runs_the_exported_file(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -42,12 +43,13 @@ def test_the_printed_line_runs_the_exported_file(
     rows = np.random.default_rng(1).integers(0, 4, (7, 5)).astype(np.float32)
     (features,) = eval(line, {"onnxruntime": onnxruntime, "rows": rows})
     np.testing.assert_allclose(features, model.encode(rows), atol=1e-6)
-    assert sorted(path.name for path in (tmp_path / "features").iterdir()) == ["encoder.onnx", "model.h5"]
+    assert sorted(path.name for path in (tmp_path / "features").iterdir()) == ["encoder.onnx", "index.h5"]
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("model")
 def test_a_model_file_is_exported_next_to_it(tmp_path: Path) -> None:
-    (tmp_path / "features/model.h5").rename(tmp_path / "other.h5")
+    (tmp_path / "features/index.h5").rename(tmp_path / "other.h5")
     assert main(["export", str(tmp_path / "other.h5"), "--to", "npz"]) == 0
     assert np.load(tmp_path / "encoder.npz")["exported_from"] == "other.h5"
 
@@ -64,14 +66,15 @@ def test_progress_is_logged(
         assert mentions(capsys.readouterr().out, 7, "rows", 2, "features")
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("model")
 def test_invalid_exports_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = str(tmp_path / "features")
     (tmp_path / "mine").write_bytes(b"data")
     for arguments, code, words in [
         ([str(tmp_path / "nowhere"), "--to", "onnx"], 66, "nowhere: "),
-        ([str(tmp_path / "nowhere"), "--to", "hdf5"], 66, "nowhere/"),
-        ([output, "--to", "hdf5"], 66, "no finished run"),
+        ([str(tmp_path / "nowhere"), "--to", "hdf5"], 66, "nowhere: "),
+        ([output, "--to", "hdf5"], 66, "only a model"),
         ([output], 64, "--to"),
         ([output, "--to", "csv"], 64, "parquet"),
         ([output, "--to", "onnx", "--output", str(tmp_path / "no/x.onnx")], 74, "no/x.onnx"),

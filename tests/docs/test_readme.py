@@ -6,7 +6,6 @@ of epochs in the README.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ import pytest
 
 from scripts import make_data
 from shardpress.features import open_features
-from shardpress.model import load_model
+from shardpress.result import load_model
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 from tests.support.cases import ALL_CASES
@@ -119,7 +118,7 @@ def test_unseen_rows_are_reconstructed_well(checkout: Checkout) -> None:
     x = model.scaler.transform(rows)
     y = model.decode(model.encode(rows))
     assert np.mean((x - y) ** 2) <= 0.0135
-    assert len(json.loads((features / "report.json").read_text())["training"]["history"]) <= 20
+    assert len(model.about["training"]["history"]) <= 20
 
 
 def test_units_are_neither_dead_nor_saturated(checkout: Checkout) -> None:

@@ -20,13 +20,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from shardpress.commands.table import main
+from shardpress.errors import DataError
 from shardpress.interop.export import FORMATS
-from shardpress.model import load_model
-from shardpress_kernels.network import Network
+from shardpress.result import Result, load_model
 from tests.support.cases import case
-from tests.support.hostilemodels import model_of
 from tests.support.interpreters import REPOSITORY
-from tests.support.parts import feature_rows, finished
+from tests.support.parts import feature_rows, finished, finished_parts, part
 
 PAGE = (REPOSITORY / "docs/using.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
@@ -129,10 +128,36 @@ def test_features_are_read_by_other_libraries_in_one_line(tmp_path: Path, monkey
             CHECKS[name](eval(line, names))
 
 
+def test_format_of_the_result_is_as_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    parts = [(n_rows, part(n_rows, first, {"y": Y[first : first + n_rows]})) for n_rows, first in ((3, 0), (4, 3))]
+    finished_parts(tmp_path / "features", parts, append_ids=[0, 1])
+    found: dict[str, Any] = {}
+    (example,) = python_of("Format of the result")
+    exec(example, found)
+    assert_same(found["rows"], ROWS)
+    assert [each["n_rows"] for each in found["parts"]] == [3, 4]
+    described = dict(re.findall(r"^\| `(\S+)` \| (.*) \|$", SECTIONS["Format of the result"], re.M))
+    with h5py.File("features/index.h5") as file:
+        assert {name for name in described if name not in file} == {"shardpress/run/maps/1", "shardpress/run/reference"}
+        for name in ("features", "valid", "append_id"):
+            assert described[name].startswith(file[name].dtype.name), name
+        assert file["shardpress"].attrs["format"] in described["shardpress"]
+        for name in re.findall("`(.*?)`", described["shardpress/model"]):
+            assert name in file["shardpress/model"] or name in file["shardpress/model"].attrs, name
+
+
+def test_a_result_that_was_opened_for_writing_is_refused(tmp_path: Path) -> None:
+    finished(tmp_path, 3)
+    h5py.File(tmp_path / "index.h5", "r+").close()
+    with pytest.raises(DataError):
+        Result.open(tmp_path)
+
+
+@pytest.mark.process
 def test_exports_are_written_and_read_as_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     finished(tmp_path / "features", 3, 4)
-    (tmp_path / "features/model.h5").write_bytes(model_of(Network((4, 2))).to_hdf5())
     exports = re.findall(r"^\| `shardpress (export .+?)` \| `(.+?)` \|", SECTIONS["Other formats"], re.M)
     assert len(exports) == len(FORMATS)
     for command, path in exports:
@@ -156,7 +181,7 @@ def test_examples_of_the_estimator_run(tmp_path: Path, monkeypatch: pytest.Monke
     exec(fitting, names)
     features = names["features"]
     (tmp_path / "features").mkdir()
-    (tmp_path / "features/model.h5").write_bytes(names["fitted"].model_.to_hdf5())
+    (tmp_path / "features/index.h5").write_bytes(names["fitted"].model_.to_hdf5())
     exec(from_run, names)
     assert_same(names["fitted"].transform(names["X"]), features)
     assert load_model("model.h5").fingerprint == names["fitted"].model_.fingerprint

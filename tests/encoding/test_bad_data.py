@@ -10,7 +10,7 @@ import pytest
 
 from shardpress.columns import NO_COLUMNS
 from shardpress.encoding.bad_data import BadData
-from shardpress.scan.drift import Outside
+from shardpress.records import Outside
 from shardpress.scan.scaler import Scaler
 from shardpress.shards.shard import Block, Shard
 from tests.support.cases import case

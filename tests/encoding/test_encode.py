@@ -16,6 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import check, threads
@@ -23,12 +24,13 @@ from shardpress.device import TILE_ROWS, autoencoder_of
 from shardpress.encoding import encode as module
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.encode import EncodeTask, encode_part
-from shardpress.encoding.parts import PartFacts, plan_parts
+from shardpress.encoding.parts import plan_parts
 from shardpress.encoding.worker import IN_MEMORY, Encoder, EncodeSettings, serving
 from shardpress.hdf5.files import FILES
 from shardpress.model import Model
 from shardpress.output.disk import Disk
-from shardpress.output.records import fault_of, write_result
+from shardpress.output.files import fault_of, write_file
+from shardpress.records import Part
 from shardpress.scan.scaler import Scaler
 from shardpress.shards import rows as rows_module
 from shardpress.shards import shard
@@ -65,9 +67,9 @@ def run(
     n_threads: int = 2,
     encoder: Encoder = double,
     disk: Disk | None = None,
-    done: Callable[[PartFacts], object] | None = None,
+    done: Callable[[Part], object] | None = None,
     unreadable: dict[int, str] | None = None,
-) -> list[PartFacts]:
+) -> list[Part]:
     """Encode all parts of the shards in threads."""
     parts, _ = plan_parts(shards, settings.part_rows, [])
     tasks = [(encode_part, EncodeTask(part, settings, (unreadable or {}).get(part.number))) for part in parts]
@@ -83,13 +85,13 @@ def encode(
     part_rows: int,
     bad_data: BadData | None = None,
     **options: Any,
-) -> tuple[list[PartFacts], np.ndarray]:
+) -> tuple[list[Part], np.ndarray]:
     """Return the facts of all parts, and their features."""
     parts = run(shards, settings_of(shards, folder, block_rows, part_rows, bad_data=bad_data or BadData()), **options)
     return parts, concatenate(folder, parts, "features")
 
 
-def concatenate(folder: Path, parts: Sequence[PartFacts], name: str) -> np.ndarray:
+def concatenate(folder: Path, parts: Sequence[Part], name: str) -> np.ndarray:
     """Return a dataset over all parts."""
     found = []
     for part in parts:
@@ -173,7 +175,7 @@ def test_a_failure_stops_other_parts_at_their_next_block(tmp_path: Path) -> None
             while True:
                 check()
 
-    parts: list[PartFacts] = []
+    parts: list[Part] = []
     shards = numbered_shards(tmp_path, 4, 4)
     with refused(74, "parts/part-000000", "no"):
         encode(shards, tmp_path, 1, 4, encoder=endless, disk=Full(), done=parts.append)
@@ -188,7 +190,7 @@ def test_each_part_is_passed_once_to_the_calling_thread(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 9, 0, 30)
     reported = []
 
-    def commit(part: PartFacts) -> None:
+    def commit(part: Part) -> None:
         assert threading.current_thread() is threading.main_thread()
         assert (tmp_path / part.entry.file).is_file()
         reported.append(part)
@@ -200,7 +202,7 @@ def test_each_part_is_passed_once_to_the_calling_thread(tmp_path: Path) -> None:
 def test_nothing_is_committed_after_a_commit_failed(tmp_path: Path) -> None:
     committed = []
 
-    def commit(part: PartFacts) -> None:
+    def commit(part: Part) -> None:
         committed.append(part)
         if len(committed) == 3:
             raise OSError("full")
@@ -370,10 +372,7 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
     model = model_of(3)
     bad_data = BadData("skip", -99, "clip")
     settings = settings_of(shards, tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data, has_range=True)
-    (tmp_path / "stages").mkdir()
-    settings = dataclasses.replace(
-        settings, model=write_result(tmp_path, Disk(), "stages/model", ".h5", model.to_hdf5())
-    )
+    settings = dataclasses.replace(settings, model=write_file(tmp_path, Disk(), "model.h5", model.to_hdf5()))
     autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))
     autoencoder.set_parameters(model.parameters)
     local = run(shards, settings, encoder=autoencoder.encode_checked, unreadable={2: "broken"})
@@ -382,11 +381,8 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
         [(encode_part, EncodeTask(part, settings, {2: "broken"}.get(part.number))) for part in parts]
     )
     assert [(part.n_bad, part.n_outside) for part in local] == [(1, 0), (1, 0), (0, 1), (9, 0)]
-    entries_without_names = [[dataclasses.replace(part.entry, file="") for part in parts] for parts in (local, remote)]
-    assert entries_without_names[0] == entries_without_names[1], "sizes and BLAKE3 of the files"
-    assert [part.record("") for part in remote] == [
-        dataclasses.replace(one.record(""), entry=other.entry) for one, other in zip(local, remote, strict=True)
-    ]
+    nameless = [[replace(part, entry=replace(part.entry, file="")) for part in parts] for parts in (local, remote)]
+    assert nameless[0] == nameless[1], "all facts, and the BLAKE3 of the files"
     assert all(fault_of(tmp_path, part.entry) is None for part in remote)
 
 

@@ -6,21 +6,26 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.encoding import index
-from shardpress.encoding.index import index_files
-from shardpress.encoding.partfile import PartMemory, part_shapes, stored_categories
+from shardpress.encoding.index import in_views, write_index
+from shardpress.encoding.partfile import part_shapes
+from shardpress.features import open_features
 from shardpress.formats import missing_value
-from shardpress.output.records import is_left
+from shardpress.output.files import is_ours
+from shardpress.result import Result
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, Extra
 from tests.support.helpers import names
-from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, index_of
+from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, part_paths
 
 
 @pytest.fixture(params=[1000, 2], ids=["a view of parts", "a view of views"])
 def output(tmp_path, request):
     return partial(finished, tmp_path / "out", most=request.param)
+
+
+def datasets_in(file):
+    return {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
 
 
 @pytest.mark.process
@@ -34,9 +39,10 @@ def test_the_index_concatenates_all_parts(output, tmp_path, monkeypatch):
             with h5py.File(path) as file:
                 valid = np.arange(n_rows) % 5 != 1
                 expected = {"features": feature_rows(n_rows), "valid": valid, "y": np.arange(n_rows)}
-                assert_same_datasets({name: item[:] for name, item in file.items()}, expected)
+                assert_same_datasets({name: item[:] for name, item in datasets_in(file).items()}, expected)
 
 
+@pytest.mark.process
 def test_the_index_can_be_used_as_input(output):
     shards = open_shards([str(output(3, 4) / "index.h5")])
     assert {(shard.dataset, names(shard)) for shard in shards} == {("features", ("valid", "y"))}
@@ -60,8 +66,8 @@ def test_the_index_omits_extras_that_differ_between_parts(output):
     part_extras = {0: {"some": np.arange(2), "odd": np.zeros(2, "f4")}, 1: {"odd": np.zeros(3, "f8")}}
     directory = output(2, 3, extras=part_extras)
     with h5py.File(directory / "index.h5") as file:
-        assert set(file) == {"features", "valid", "y"}
-    with h5py.File(directory / "parts/part-00000.h5") as file:
+        assert set(datasets_in(file)) == {"features", "valid", "y"}
+    with h5py.File(part_paths(directory)[0]) as file:
         assert set(file) == {"features", "valid", "y", "some", "odd"}
 
 
@@ -87,52 +93,38 @@ def test_an_index_without_its_parts_gives_only_fill_values(output, tmp_path):
         }
         assert np.isnan(file["f"]).all()
         assert np.isnan(file["weight"]).all()
-        for item in (file, *file.values()):
+        for item in (file, *datasets_in(file).values()):
             assert "directory" in item.attrs["view"]
 
 
-def test_an_index_opens_no_part(tmp_path, monkeypatch):
-    sizes = {"a.h5": 3, "b.h5": 0, "c.h5": 2}
-    extras = [Extra("y", np.dtype(int)), Extra("cell", np.dtype("i1"), categories=("größe", "b"))]
-    memory = PartMemory(3, 2, extras)
-
-    def viewed(name):
-        return f"parts/{name}", dict(sorted(part_shapes(sizes[name], 2, extras).items()))  # sorted as by HDF5
-
-    for most in (3, 2):
-        monkeypatch.setattr(index, "_MOST_PARTS", most)
-        found = dict(index_files(list(sizes), viewed, stored_categories(extras), {"a": 1}))
-        (tmp_path / "parts").mkdir(exist_ok=True)
-        for name, size in sizes.items():
-            part_extras = {"y": np.arange(size), "cell": np.zeros(size, "i1")}
-            (tmp_path / "parts" / name).write_bytes(memory.file(np.ones(size, bool), part_extras, {}, {}))
-        assert found["index.h5"] == index_of(tmp_path, [f"parts/{name}" for name in sizes], {"a": 1}, most)
-        assert all((tmp_path / name).read_bytes() == data for name, data in found.items())
+def test_equal_parts_have_equal_views():
+    """A view that exists already is written again with the same name, and an unreferenced one can be removed."""
+    files = [(f"parts/part-{i:032x}.h5", part_shapes(2, 2, ())) for i in range(2500)]
+    views = [[], [], []]
+    for found, n_parts in zip(views, (2500, 2001, 1000), strict=True):
+        indexed = in_views(files[:n_parts], lambda name, data, found=found: found.append((name, data)))
+        n_rows = [shapes["features"][0][0] for _, shapes in indexed]
+        assert n_rows == {2500: [2000, 2000, 1000], 2001: [2000, 2000, 2], 1000: [2] * 1000}[n_parts]
+    assert [len(each) for each in views] == [3, 3, 0]
+    assert views[0][:2] == views[1][:2]
+    assert views[0][2] != views[1][2]
+    assert all(is_ours(name) for name, _ in views[0])
 
 
-def test_views_of_many_parts_are_made_one_at_a_time(monkeypatch):
-    """HDF5 takes 20 kB for each part of a view: 2 GB for 100,000 parts. An index can contain views of views."""
-    monkeypatch.setattr(index, "_MOST_PARTS", 10)
-    requested = []
-
-    def viewed(i):
-        requested.append(i)
-        return f"parts/part-{i:032x}.h5", part_shapes(2, 2, ())
-
-    files = index_files(range(95), viewed, {}, {})
-    made_files = [next(files)]
-    assert requested == [*range(10)]
-    made_files += files
-    assert [name for name, _ in made_files][-1] == "index.h5"
-    assert len(set(made_files)) == len(dict(made_files)) == 11
-    assert all(is_left(name) for name, _ in made_files[:-1]), "unreferenced files that are removed"
-    again = index_files(range(85), viewed, {}, {})
-    assert set(again) & set(made_files) == set(made_files[:8]), "equal parts have equal views"
+@pytest.mark.slow
+@pytest.mark.parametrize("n_parts", [1000, 1001])
+def test_a_result_of_very_many_parts_is_read(tmp_path, n_parts):
+    directory = finished(tmp_path / "out", *[1] * n_parts)
+    result = Result.open(directory, is_foreign=True)
+    assert (len(result.parts), len(result.facts.views)) == (n_parts, 2 * (n_parts > 1000))
+    with h5py.File(directory / "index.h5") as file:
+        np.testing.assert_array_equal(file["features"][900:], feature_rows(n_parts - 900, 900))
+    np.testing.assert_array_equal(open_features(directory).extras["y"][-3:], np.arange(n_parts)[-3:])
 
 
 def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path):
     directory = finished(tmp_path / "out", 2, 2, 2, 2, 2, most=2)
-    (directory / "parts/part-00002.h5").unlink()
+    part_paths(directory)[2].unlink()
     with h5py.File(directory / "index.h5") as file:
         assert np.isnan(file["features"][:]).any(axis=1).tolist() == [4 <= i < 6 for i in range(10)]
         assert file["y"][:].tolist() == [0, 1, 2, 3, *2 * [missing_value(np.dtype(int))], 6, 7, 8, 9]
@@ -150,15 +142,16 @@ def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path):
 )
 def test_the_index_tells_which_append_encoded_each_row(monkeypatch, numbers, lengths, n_stored):
     monkeypatch.setattr("shardpress.encoding.index._CHUNK_ROWS", 8)
-    parts = list(enumerate(lengths))
-
-    def viewed(part):
-        number, n_rows = part
-        return f"parts/{number}.h5", part_shapes(n_rows, 2, (), np.dtype("float32"))
-
-    append_ids = list(zip(numbers, lengths, strict=True))
-    (data,) = dict(index_files(parts, viewed, {}, {}, append_ids=append_ids)).values()
-    with h5py.File.in_memory(data) as index:
-        dataset = index["append_id"]
+    files = [(f"parts/{i}.h5", part_shapes(n_rows, 2, ())) for i, n_rows in enumerate(lengths)]
+    with h5py.File.in_memory() as file:
+        write_index(file, files, {}, list(zip(numbers, lengths, strict=True)))
+        dataset = file["append_id"]
         np.testing.assert_array_equal(dataset[()], np.repeat(numbers, lengths))
         assert dataset.id.get_num_chunks() == n_stored  # chunks of zeros take no time and no space
+
+
+def test_an_extra_called_append_id_is_kept():
+    files = [("parts/0.h5", part_shapes(2, 2, [Extra("append_id", np.dtype("f4"))]))]
+    with h5py.File.in_memory() as file:
+        write_index(file, files, {}, [(1, 2)])
+        assert (file["append_id"].dtype, file["append_id"].is_virtual) == (np.float32, True)

@@ -13,6 +13,7 @@ import pytest
 from shardpress.encoding import partfile as module
 from shardpress.encoding.partfile import PartMemory, part_shapes
 from shardpress.encoding.template import Streamed, lay_out
+from shardpress.features import open_features
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from shardpress.shards.shard import Block, Extra
@@ -22,6 +23,7 @@ from tests.support.parts import (
     assert_same_datasets,
     extras_of,
     feature_rows,
+    finished_parts,
     part,
     part_bytes,
     shapes_in,
@@ -235,17 +237,17 @@ def test_texts_are_copied_rarely_and_never_kept():
 
 
 @pytest.mark.parametrize("n_rows", [0, 3])
-def test_shapes_of_a_part_are_known_without_reading_it(tmp_path, n_rows):
+def test_shapes_of_a_part_are_known_without_reading_it(n_rows):
     state = h5py.enum_dtype({"on": 1, "off": 0}, "i2")
     dtypes = {"valid": "i8", "wide": np.dtype(("f4", (3, 2))), "state": state, "ascii": ASCII, "text": "O", "is": "?"}
     arrays = {name: np.zeros(n_rows, dtype) for name, dtype in dtypes.items()} | {
         name: values[:n_rows] for name, values in EXTRAS.items()
     }
     arrays["text"][:] = b""
-    (tmp_path / "0.h5").write_bytes(part(n_rows, extras=arrays))
+    stored = shapes_in(part(n_rows, extras=arrays))
     found = part_shapes(n_rows, 2, extras_of(arrays))
-    assert found == shapes_in(tmp_path / "0.h5")
-    for name, (_, dtype) in shapes_in(tmp_path / "0.h5").items():
+    assert found == stored
+    for name, (_, dtype) in stored.items():
         assert h5py.check_enum_dtype(found[name][1]) == h5py.check_enum_dtype(dtype)
         assert h5py.check_string_dtype(found[name][1]) == h5py.check_string_dtype(dtype)
 
@@ -270,9 +272,8 @@ def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
             file.create_dataset("array", (n,), np.dtype(("f4", (2, 2))))[...] = np.zeros((n, 2, 2))
     for shard in open_shards([str(tmp_path)]):
         found = read_extras(Block(shard, 0, n))
-        (tmp_path / "part").write_bytes(part(n, extras=found))
         declared = part_shapes(n, 2, shard.extras)
-        shapes = shapes_in(tmp_path / "part")
+        shapes = shapes_in(part(n, extras=found))
         assert {"ascii", "utf8", "state", "big", "big_present", "column", "row", "text", "array"} <= set(declared)
         assert declared == shapes
         for check in (h5py.check_enum_dtype, h5py.check_string_dtype):
@@ -282,11 +283,15 @@ def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
 
 
 def test_extras_named_like_our_datasets_are_renamed(tmp_path):
-    (tmp_path / "part.h5").write_bytes(part(3, extras={"features": np.arange(3), "valid": np.arange(3)}))
-    with h5py.File(tmp_path / "part.h5") as file:
-        assert set(file) == {"features", "valid", "source_features", "source_valid"}
-        np.testing.assert_array_equal(file["features"], feature_rows(3))
-        np.testing.assert_array_equal(file["source_valid"], np.arange(3))
+    names = ["features", "valid", "shardpress"]
+    data = part(3, extras={name: np.arange(i, i + 3) for i, name in enumerate(names)})
+    found = open_features(finished_parts(tmp_path / "out", [(3, data)]))
+    np.testing.assert_array_equal(found.features, feature_rows(3))
+    assert {name: values.compute()[0] for name, values in found.extras.items()} == {
+        "source_features": 0,
+        "source_valid": 1,
+        "source_shardpress": 2,
+    }
 
 
 def test_categories_have_the_name_of_their_codes(tmp_path):

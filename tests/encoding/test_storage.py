@@ -22,8 +22,8 @@ from tests.support.parts import (
     extras_of,
     feature_rows,
     finished_parts,
-    index_of,
     part_bytes,
+    part_paths,
 )
 
 RNG = np.random.default_rng(0)
@@ -89,22 +89,18 @@ def test_reused_memory_gives_the_same_parts_for_any_size() -> None:
 @pytest.mark.process
 def test_every_storage_is_valid_in_shards_index_and_export(tmp_path: Path) -> None:
     for i, storage in enumerate(STORAGES):
-        folder = tmp_path / str(i)
-        folder.mkdir()
-        files = ["0.h5", "1.h5", "2.h5"]
-        for name, size, first in zip(files, (3, 0, 3), (0, 3, 3), strict=True):
+        parts = []
+        for size, first in ((3, 0), (0, 3), (3, 3)):
             rows = feature_rows(size, first)
             part_extras = {key: values[:size] for key, values in EXTRAS.items()}
-            (folder / name).write_bytes(part_bytes(rows, np.ones(size, bool), part_extras, {}, {}, storage))
-        (shard,) = open_shards([str(folder / "0.h5")])
+            parts.append((size, part_bytes(rows, np.ones(size, bool), part_extras, {}, {}, storage)))
+        output = finished_parts(tmp_path / str(i), parts)
+        (shard,) = open_shards([str(part_paths(output)[0])])
         assert shard.dtype == "float32"
         np.testing.assert_array_equal(read(Block(shard, 0, 3)), feature_rows(3))
         assert_same_datasets(read_extras(Block(shard, 0, 3)), {**EXTRAS, "valid": np.ones(3, bool)})
-        (folder / "index.h5").write_bytes(index_of(folder, files, {}))
-        parts = [(n_rows, (folder / name).read_bytes()) for n_rows, name in zip((3, 0, 3), files, strict=True)]
-        output = finished_parts(folder / "out", parts)
         export(output, "hdf5")
-        for path in (folder / "index.h5", output / "features.h5"):
+        for path in (output / "index.h5", output / "features.h5"):
             with h5py.File(path) as file:
                 assert file["features"].dtype == storage.dtype
                 np.testing.assert_array_equal(file["features"], feature_rows(6))

@@ -18,13 +18,13 @@ from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.encoding import worker as module
 from shardpress.encoding.encode import EncodeTask
-from shardpress.encoding.parts import Part
+from shardpress.encoding.parts import PartRange
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, Worker, serving, worker_of
 from shardpress.errors import ReadFailed
 from shardpress.model import Model
-from shardpress.modelfile import FORMAT
 from shardpress.output.disk import Disk
-from shardpress.output.records import Entry, write_result
+from shardpress.output.files import unique_name, write_file
+from shardpress.records import Entry
 from shardpress.scan.scaler import Scaler
 from shardpress.shards.shard import Block, Shard
 from shardpress_kernels.network import Network
@@ -44,8 +44,8 @@ def settings(tmp_path: Path) -> EncodeSettings:
 
 
 def write_model(folder: Path, model: Model) -> Entry:
-    (folder / "stages").mkdir(exist_ok=True)
-    return write_result(folder, Disk(), "stages/model", ".h5", model.to_hdf5())
+    (folder / "work").mkdir(exist_ok=True)
+    return write_file(folder, Disk(), unique_name("work/model", ".h5"), model.to_hdf5())
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_another_model_dtype_or_size_replaces_the_worker(compiled: list[Any], se
 def test_another_file_in_place_of_the_model_is_refused(compiled: list[Any], settings: EncodeSettings) -> None:
     """A worker would find another file if it has a different disk under the same path."""
     path = Path(settings.directory) / settings.model.file
-    path.write_bytes(path.read_bytes().replace(FORMAT.encode(), b"shardpress-model/x"))
+    path.write_bytes(path.read_bytes()[::-1])
     with pytest.raises(ReadFailed, match=rf"file={path}\b.*\bBLAKE3\b"):
         worker_of(settings)
     path.unlink()
@@ -104,7 +104,7 @@ def test_the_size_of_a_task_does_not_depend_on_the_model(settings: EncodeSetting
         shapes = Network((n_inputs, 2)).shapes
         model = Model(Scaler(*edges), Network((n_inputs, 2)), {k: np.zeros(v, np.float32) for k, v in shapes.items()})
         of_model = replace(settings, model=write_model(Path(settings.directory), model), has_range=True)
-        part = Part(0, Block(Shard("a.h5", "X", (9, n_inputs), "float32", "float32"), 0, 8))
+        part = PartRange(0, Block(Shard("a.h5", "X", (9, n_inputs), "float32", "float32"), 0, 8))
         n_bytes.append(len(pickle.dumps(EncodeTask(part, of_model))))
     assert n_bytes[1] < n_bytes[0] + 20 < 2000
 

@@ -13,6 +13,8 @@ from shardpress.model import Model
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
 
+pytestmark = pytest.mark.process
+
 NETWORK = Network((5, 2), code="linear")
 MINIMUM = np.array([-3.0, 0.0, 5.0, 100.0, -1.0])
 MAXIMUM = np.array([-1.0, 8.0, 6.0, 300.0, 1.0])

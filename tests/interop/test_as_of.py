@@ -71,6 +71,7 @@ def test_the_estimator_maps_its_features(network: Network, tmp_path: Path) -> No
     assert len(estimator.get_feature_names_out()) == N_OTHER
 
 
+@pytest.mark.process
 def test_mapped_features_cannot_be_inverted(tmp_path: Path) -> None:
     files = Files(tmp_path)
     estimator = TiedAutoencoder.from_run(files.path, as_of=files.map_path)
@@ -78,6 +79,7 @@ def test_mapped_features_cannot_be_inverted(tmp_path: Path) -> None:
         estimator.inverse_transform(np.zeros((2, N_OTHER)))
 
 
+@pytest.mark.process
 def test_a_map_of_another_model_is_refused(tmp_path: Path) -> None:
     files = Files(tmp_path)
     other = LinearMap(files.map.W, files.map.b, "0" * 64, "f" * 64)
@@ -87,6 +89,7 @@ def test_a_map_of_another_model_is_refused(tmp_path: Path) -> None:
     assert main(["export", str(files.path), "--to", "npz", "--as-of", str(files.map_path)]) == 65
 
 
+@pytest.mark.process
 @each("network", NETWORKS)
 def test_the_onnx_encoder_includes_the_map(network: Network, tmp_path: Path) -> None:
     files = Files(tmp_path, network)
@@ -102,6 +105,7 @@ def test_the_onnx_encoder_includes_the_map(network: Network, tmp_path: Path) -> 
     assert properties["as_of"] == files.map.encoder_to
 
 
+@pytest.mark.process
 def test_the_numpy_encoder_includes_the_map(tmp_path: Path) -> None:
     files = Files(tmp_path)
     path = tmp_path / "encoder.npz"
@@ -112,6 +116,7 @@ def test_the_numpy_encoder_includes_the_map(tmp_path: Path) -> None:
         assert encoder["encoder"] == files.model.fingerprint
 
 
+@pytest.mark.process
 def test_a_numpy_encoder_after_a_sigmoid_names_its_activations(tmp_path: Path) -> None:
     """Programs that expect slopes fail instead of applying the sigmoid after the map."""
     files = Files(tmp_path, NETWORKS[1])

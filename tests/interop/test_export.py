@@ -24,6 +24,7 @@ from shardpress.features import Features, open_features
 from shardpress.interop import rows as rows_module
 from shardpress.interop.export import FORMATS, export
 from shardpress.output.disk import Disk
+from shardpress.result import Result
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from shardpress.shards.shard import Block
@@ -61,11 +62,7 @@ PARTS = [part(size, sum(SIZES[:i])) for i, size in enumerate(SIZES)]
 def result(directory: Path, n_parts: int = 3, first: int = 0) -> Path:
     """Write a finished output directory with a model; the third part is of the first append."""
     parts = PARTS[first:n_parts]
-    manifest = {"model": MODEL.fingerprint, "n_bad": 1, "appends": [{"id": 1}]}
-    finished_parts(directory, parts, 1000, manifest, [0, 0, 1, 2][first:n_parts])
-    (directory / "model.h5").unlink(missing_ok=True)
-    (directory / "model.h5").write_bytes(MODEL.to_hdf5())
-    return directory
+    return finished_parts(directory, parts, model=MODEL, append_ids=[0, 0, 1, 2][first:n_parts])
 
 
 @pytest.fixture
@@ -237,7 +234,7 @@ def test_only_changed_parquet_files_are_written(output: Path) -> None:
     after = {path.name: path.stat().st_ino for path in folder.iterdir()}
     assert after.items() > before.items()
     # The second part stays, and the rows of the third one now belong to the first run.
-    finished_parts(output, [PARTS[2], PARTS[1]], 1000, {"model": MODEL.fingerprint})
+    finished_parts(output, [PARTS[2], PARTS[1]], model=MODEL)
     assert "1 of 2 files" in export(output, "parquet")
     check_parquet(folder, with_ids(open_features(output)))
 
@@ -258,6 +255,7 @@ def test_another_map_replaces_all_parquet_files(output: Path, tmp_path: Path) ->
         check_parquet(output / "parquet", open_features(output, as_of=tmp_path / "map.npz"))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", FORMATS)
 def test_an_export_replaces_an_earlier_one_of_the_same_run_only(form: str, output: Path, tmp_path: Path) -> None:
     path = tmp_path / "elsewhere"
@@ -271,6 +269,7 @@ def test_an_export_replaces_an_earlier_one_of_the_same_run_only(form: str, outpu
     assert [each for each in tmp_path.iterdir() if "writing" in each.name] == []
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", FORMATS)
 def test_an_export_that_was_moved_with_its_run_is_replaced(form: str, output: Path, tmp_path: Path) -> None:
     export(output, form)
@@ -279,6 +278,7 @@ def test_an_export_that_was_moved_with_its_run_is_replaced(form: str, output: Pa
     assert str(tmp_path) not in str(content(target(moved, form)))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", FORMATS)
 def test_other_files_are_never_replaced(form: str, output: Path, tmp_path: Path) -> None:
     for name, data in (("text", b"data"), ("nothing", b""), ("zip", b"PK\3\4damaged"), ("array", b"\x93NUMPY\1\0")):
@@ -324,6 +324,7 @@ class FailingDisk(Disk):
         self.n_left -= 1
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", FORMATS)
 def test_a_failed_export_leaves_the_earlier_one(form: str, output: Path) -> None:
     export(output, form)
@@ -341,7 +342,7 @@ def test_an_unreadable_part_is_named_and_the_earlier_export_stays(form: str, out
     export(output, form)
     before = content(target(output, form))
     result(output, 4)
-    path = output / "parts/part-00003.h5"
+    path = output / Result.open(output).parts[3].file
     with h5py.File(path) as file:
         offset = file["features"].id.get_offset()
     rows = rows_module.open_rows(output, None)
@@ -363,6 +364,7 @@ def test_an_interrupted_parquet_export_is_resumed(output: Path) -> None:
     check_parquet(output / "parquet", open_features(output))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("form", ["npz", "onnx", "hdf5", "anndata"])
 def test_files_of_killed_exports_are_removed(form: str, output: Path) -> None:
     path = target(output, form)

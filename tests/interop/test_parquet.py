@@ -48,7 +48,7 @@ def write_part(
     features[~valid] = np.nan
     part = part_bytes(features, valid, extras, {}, storage=storage, categories=categories)
     # After an append, open_features has the numbers of appends, which Parquet files always have.
-    finished_parts(folder / "out", [(n_rows, part)], 1000, {"appends": []})
+    finished_parts(folder / "out", [(n_rows, part)], append_ids=[1])
     return folder / "out"
 
 

@@ -22,7 +22,8 @@ from shardpress.cli import main
 from shardpress.features import open_features
 from shardpress.interop.estimator import TiedAutoencoder
 from shardpress.interop.onnx import encoder_onnx
-from shardpress.model import Model, load_model
+from shardpress.model import Model
+from shardpress.result import load_model
 from tests.support.cases import ALL_CASES, case, sample
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY

@@ -1,4 +1,4 @@
-"""Fixture: a ledger in an empty directory."""
+"""Fixture: a journal in an empty directory."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from shardpress.output.ledger import Ledger
+from shardpress.output.journal import Journal
 from shardpress.output.lock import locked
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
+def journal(tmp_path: Path) -> Iterator[Journal]:
     with locked(tmp_path / "out") as found:
         yield found

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,22 +17,12 @@ from typing import Any
 
 import pytest
 
-from shardpress.formats import seal
-from shardpress.output import lock as module
 from shardpress.output.disk import Disk
-from shardpress.output.ledger import Ledger
 from shardpress.output.lock import locked
-from shardpress.output.records import MANIFEST
+from shardpress.sealed import FORMAT
 from tests.support.faulty import BrokenDisk, RecordingDisk
 from tests.support.helpers import refused, without_privileges
-from tests.support.ledgers import (
-    HEX,
-    KEY,
-    NOW,
-    contents,
-    fill,
-    reopen,
-)
+from tests.support.journals import HEX, KEY, contents, fill
 
 
 def lock_and_release(directory: Path, disk: Disk | None = None) -> None:
@@ -46,7 +37,7 @@ def lock_and_release(directory: Path, disk: Disk | None = None) -> None:
 @pytest.mark.parametrize("name", ["new", "new/and/deep", "with space\nand größe"])
 def test_a_new_directory_is_created_with_its_parents(tmp_path: Path, name: str) -> None:
     lock_and_release(tmp_path / name)
-    assert sorted(os.listdir(tmp_path / name)) == [".lock", ".shardpress", "commits", "parts", "stages"]
+    assert sorted(os.listdir(tmp_path / name)) == [".shardpress", "parts", "work"]
 
 
 def test_new_directories_are_synced_before_they_are_used(tmp_path: Path) -> None:
@@ -66,12 +57,12 @@ def test_new_directories_are_synced_before_they_are_used(tmp_path: Path) -> None
 def test_an_empty_or_aborted_output_directory_is_accepted(tmp_path: Path) -> None:
     fill(tmp_path, f".shardpress.{HEX}.writing")
     lock_and_release(tmp_path)
-    with locked(tmp_path) as ledger:
-        ledger.sweep()
+    with locked(tmp_path) as journal:
+        journal.sweep()
     assert contents(tmp_path) == {}
 
 
-@pytest.mark.parametrize("names", [["thesis.tex"], [MANIFEST], [f"parts/{KEY}-{HEX}.h5"], ["model.h5", "index.h5"]])
+@pytest.mark.parametrize("names", [["thesis.tex"], ["index.h5"], [f"parts/{KEY}-{HEX}.h5"], ["model.h5", "index.h5"]])
 def test_a_directory_with_foreign_files_is_refused_and_unchanged(tmp_path: Path, names: list[str]) -> None:
     before = fill(tmp_path, *names)
     with refused(73, f"output={tmp_path}", "--output"):
@@ -126,22 +117,29 @@ def test_an_unreadable_parent_directory_is_accepted(open_path: Path) -> None:
     assert without_privileges(lambda: lock_and_release(open_path / "closed" / "out")) == (0, "")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff", seal("another-format/1", {})])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"another-format/1"])
 def test_a_damaged_marker_still_marks_the_directory_as_ours(tmp_path: Path, content: bytes) -> None:
     fill(tmp_path, "notes.txt")
     (tmp_path / ".shardpress").write_bytes(content)
     lock_and_release(tmp_path)
 
 
-@pytest.mark.parametrize("name", [".shardpress", MANIFEST, f"commits/part-{NOW[:32]}.json"])
-def test_files_of_a_later_version_are_refused_and_unchanged(ledger: Ledger, name: str) -> None:
-    form = "shardpress-commits/3" if name.startswith("commits") else "shardpress-output/3"
-    (ledger.directory / name).write_bytes(seal(form, {"brand": "new"}))
-    before = contents(ledger.directory)
-    with refused(76, str(ledger.directory)):
-        module._mark(ledger.directory, ledger.disk)
-        reopen(ledger).sweep()
-    assert contents(ledger.directory) == before
+@pytest.mark.parametrize("is_later", [True, False], ids=["later", "earlier"])
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_directory_of_another_version_is_refused(tmp_path: Path, is_later: bool, restarts: bool) -> None:
+    """Only the results of an earlier version can be discarded."""
+    number = int(FORMAT.rpartition("/")[2])
+    form = f"shardpress-output/{number + 1 if is_later else number - 1}"
+    fill(tmp_path, "manifest.json")
+    (tmp_path / ".shardpress").write_text(form)
+    if restarts and not is_later:
+        with locked(tmp_path, restarts=True) as journal:
+            assert journal.base is None
+        return
+    with refused(76, str(tmp_path)), locked(tmp_path, restarts=restarts):
+        pytest.fail("the directory was locked")
+    assert contents(tmp_path) == {"manifest.json": b"manifest.json"}
+    assert (tmp_path / ".shardpress").read_text() == form
 
 
 # -- the lock ----------------------------------------------------------------------------------------------------
@@ -162,7 +160,7 @@ def test_a_failed_run_releases_its_lock(tmp_path: Path) -> None:
 
 def test_a_run_that_cannot_start_releases_its_lock(tmp_path: Path) -> None:
     lock_and_release(tmp_path)
-    (tmp_path / "commits").rmdir()
+    (tmp_path / "parts").rmdir()
     with refused(73, os.strerror(errno.ENOSPC)):
         lock_and_release(tmp_path, BrokenDisk(errno.ENOSPC, "make_directory"))
     lock_and_release(tmp_path)
@@ -205,7 +203,7 @@ def test_a_child_that_outlives_a_run_does_not_keep_its_lock(tmp_path: Path) -> N
 @pytest.mark.process
 def test_only_one_of_many_runs_gets_the_directory(tmp_path: Path) -> None:
     lock_and_release(tmp_path)
-    descriptor = os.open(tmp_path / ".lock", os.O_RDWR)
+    descriptor = os.open(tmp_path / "work/lock", os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     children = []
     for _ in range(8):
@@ -241,8 +239,8 @@ def test_sweeping_during_the_start_of_another_run_is_harmless(tmp_path: Path) ->
 
         def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
             if name == "replace":
-                with locked(tmp_path) as ledger:
-                    ledger.sweep()
+                with locked(tmp_path) as journal:
+                    journal.sweep()
             return do(*arguments)
 
     lock_and_release(tmp_path, Late())
@@ -278,29 +276,29 @@ def test_a_link_in_place_of_the_lock_is_refused(tmp_path: Path, make: Callable[[
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     lock_and_release(tmp_path / "out")
-    (tmp_path / "out" / ".lock").unlink()
-    make(victim, tmp_path / "out" / ".lock")
-    with refused(73, f"output={tmp_path / 'out'}", ".lock", "--output"):
+    (tmp_path / "out/work/lock").unlink()
+    make(victim, tmp_path / "out/work/lock")
+    with refused(73, f"output={tmp_path / 'out'}", "work/lock", "--output"):
         lock_and_release(tmp_path / "out")
     assert victim.read_bytes() == b"precious"
 
 
 def test_a_fifo_in_place_of_the_lock_is_refused(tmp_path: Path) -> None:
     lock_and_release(tmp_path / "out")
-    (tmp_path / "out" / ".lock").unlink()
-    os.mkfifo(tmp_path / "out" / ".lock")
-    with refused(73, f"output={tmp_path / 'out'}", ".lock is a FIFO or a device, expected a regular file"):
+    (tmp_path / "out/work/lock").unlink()
+    os.mkfifo(tmp_path / "out/work/lock")
+    with refused(73, f"output={tmp_path / 'out'}", "work/lock"):
         lock_and_release(tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", ["parts", "stages", "commits"])
+@pytest.mark.parametrize("name", ["parts", "work"])
 @pytest.mark.parametrize("target_exists", [True, False], ids=["elsewhere", "dangling"])
 def test_a_link_in_place_of_a_folder_is_refused(tmp_path: Path, name: str, target_exists: bool) -> None:
     victim = tmp_path / "victim"
     if target_exists:
         fill(victim, f"{KEY}-{HEX}.h5")
     lock_and_release(tmp_path / "out")
-    (tmp_path / "out" / name).rmdir()
+    shutil.rmtree(tmp_path / "out" / name)
     (tmp_path / "out" / name).symlink_to(victim)
     with refused(73, f"output={tmp_path / 'out'}: ", name, "link"):
         lock_and_release(tmp_path / "out")

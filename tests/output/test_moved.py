@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,21 +11,17 @@ import pytest
 
 from shardpress.errors import DataError, TryAgain
 from shardpress.output.disk import Disk, GuardedDisk, publish
-from shardpress.output.ledger import Ledger
+from shardpress.output.journal import Journal, Record
 from shardpress.output.lock import locked
-from shardpress.output.records import Record, read_manifest
+from shardpress.result import Result
 from tests.support.helpers import refused
-from tests.support.ledgers import KEY, NOW, OTHER, commit, contents
+from tests.support.journals import HEX, KEY, NOW, OTHER, REQUEST, add, contents, index_of
 
 
-def finish(ledger: Ledger, data: bytes) -> None:
-    """Commit a part and publish it."""
-    record = commit(ledger, data=data)
-    publication = ledger.publication()
-    entry = publication.write("model.h5", data)
-    manifest = {"parts": [vars(record.entry)], "files": [vars(entry)]}
-    ledger.finish({}, manifest, publication)
-    ledger.sweep(NOW)
+def finish(journal: Journal, data: bytes) -> None:
+    """Write a part and publish it."""
+    journal.commit(index_of(add(journal, OTHER, data=data)))
+    journal.sweep()
 
 
 def move(directory: Path) -> None:
@@ -40,36 +37,39 @@ def move_only(directory: Path) -> None:
 
 def replace_lock(directory: Path) -> None:
     """Remove the lock, and finish another run in the same directory."""
-    (directory / ".lock").unlink()
-    with locked(directory) as other:
-        other.forget()
+    (directory / "work/lock").unlink()
+    with locked(directory, restarts=True) as other:
         finish(other, b"of the other run")
 
 
-CHANGES: dict[str, Callable[[Ledger, Record], object]] = {
-    "write": lambda ledger, record: ledger.write(f"parts/{KEY}", ".h5", b"late"),
-    "commit": lambda ledger, record: ledger.commit(Record(OTHER, NOW, record.entry)),
-    "drop": lambda ledger, record: ledger.drop(record),
-    "finish": lambda ledger, record: finish(ledger, b"late"),
-    "publish": lambda ledger, record: ledger.finish({}, {"parts": [], "files": []}),
-    "forget": lambda ledger, record: ledger.forget(),
-    "request": lambda ledger, record: ledger.set_request({"epochs": 3}),
-    "check": lambda ledger, record: ledger.check(),
+def remove_work(directory: Path) -> None:
+    shutil.rmtree(directory / "work")
+
+
+CHANGES: dict[str, Callable[[Journal, Record], object]] = {
+    "write": lambda journal, record: journal.write(f"parts/{KEY}-{HEX}.h5", b"late"),
+    "add": lambda journal, record: journal.add(Record(OTHER, NOW, record.entry)),
+    "withdraw": lambda journal, record: journal.withdraw(record),
+    "commit": lambda journal, record: journal.commit(index_of(record)),
+    "finish": lambda journal, record: finish(journal, b"late"),
+    "derived": lambda journal, record: publish(journal.disk, journal.directory / "report.html", b"late"),
+    "request": lambda journal, record: journal.set_request(REQUEST),
+    "check": lambda journal, record: journal.check(),
 }
 
 
-@pytest.mark.parametrize("lose", [move, move_only, replace_lock])
+@pytest.mark.parametrize("lose", [move, move_only, replace_lock, remove_work])
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_run_that_lost_its_directory_changes_nothing(
     tmp_path: Path, change: str, lose: Callable[[Path], None]
 ) -> None:
     directory = tmp_path / "out"
-    with locked(directory) as ledger:
-        record = commit(ledger)
+    with locked(directory) as journal:
+        record = add(journal)
         lose(directory)
         before = contents(tmp_path)
-        with refused(75, str(directory), ".lock"):
-            CHANGES[change](ledger, record)
+        with refused(75, str(directory), "work/lock"):
+            CHANGES[change](journal, record)
     assert contents(tmp_path) == before
 
 
@@ -80,14 +80,13 @@ def test_a_moved_run_keeps_the_results_of_the_other_run(tmp_path: Path) -> None:
         move(directory)
         with pytest.raises(TryAgain):
             finish(first, b"of the first run")
-    (part,) = read_manifest(directory)["parts"]
-    assert (directory / part["file"]).read_bytes() == b"of the other run"
-    assert (directory / "model.h5").read_bytes() == b"of the other run"
+    (part,) = Result.open(directory).parts
+    assert (directory / part.file).read_bytes() == b"of the other run"
 
 
 def test_an_error_in_a_lost_directory_is_reported_as_the_loss(tmp_path: Path) -> None:
     directory = tmp_path / "out"
-    with refused(75, ".lock"), locked(directory):
+    with refused(75, "work/lock"), locked(directory):
         move(directory)
         error = DataError("a part is missing")
         error.add_note("progress of the run")
@@ -114,16 +113,16 @@ def test_a_lock_that_is_replaced_while_locking_is_refused(tmp_path: Path, monkey
 
     def open_and_replace(path: Path, *arguments: int, **more: int) -> int:
         descriptor = opened(path, *arguments, **more)
-        if Path(path).name == ".lock":
+        if Path(path).name == "lock":
             monkeypatch.undo()
-            (tmp_path / ".lock").unlink()
-            (tmp_path / ".lock").write_bytes(b"of another run")
+            (tmp_path / "work/lock").unlink()
+            (tmp_path / "work/lock").write_bytes(b"of another run")
         return descriptor
 
     monkeypatch.setattr(os, "open", open_and_replace)
-    with refused(75, ".lock"), locked(tmp_path):
+    with refused(75, "work/lock"), locked(tmp_path):
         pytest.fail("the directory was locked")
-    assert (tmp_path / ".lock").read_bytes() == b"of another run"
+    assert (tmp_path / "work/lock").read_bytes() == b"of another run"
 
 
 def test_a_directory_that_moves_after_the_check_is_detected(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from shardpress.commands.table import main
 from shardpress.features import open_features
+from shardpress.records import Entry, Part
 from shardpress.report.commonrows import all_pieces
 from shardpress.report.compare import Likeness, compare, verdict
 from tests.support.helpers import refused
@@ -48,10 +49,10 @@ def test_run_equals_itself_and_a_run_with_other_parts(workspace: Workspace, out:
 def test_common_pieces_equal_a_pairwise_search() -> None:
     rng = np.random.default_rng(0)
 
-    def cut(n_rows: int, path: str) -> list[dict[str, Any]]:
+    def cut(n_rows: int, path: str) -> list[Part]:
         edges = np.unique([0, n_rows, *rng.integers(0, n_rows, 9)]).tolist()
         return [
-            {"path": path, "dataset": "X", "file": f"{path}-{start}", "start": start, "stop": stop}
+            Part(Entry(f"{path}-{start}", 0, ""), stop - start, 0, 0, 0, path, "X", start, stop)
             for start, stop in pairwise(edges)
             if rng.random() < 0.8
         ]
@@ -59,10 +60,9 @@ def test_common_pieces_equal_a_pairwise_search() -> None:
     for _ in range(20):
         a, b = (cut(100, "0.h5") + cut(50, "1.h5") for _ in range(2))
         rng.shuffle(b)
-        starts = {part["file"]: part["start"] for part in a}
+        starts = {part.file: part.start for part in a}
         pairs = [
-            {(part["path"], row): part["file"] for part in parts for row in range(part["start"], part["stop"])}
-            for parts in (a, b)
+            {(part.path, row): part.file for part in parts for row in range(part.start, part.stop)} for parts in (a, b)
         ]
         found = {
             (piece.name, starts[piece.parts[0]] + piece.starts[0] + i): piece.parts
@@ -72,6 +72,7 @@ def test_common_pieces_equal_a_pairwise_search() -> None:
         assert found == {row: (pairs[0][row], pairs[1][row]) for row in pairs[0].keys() & pairs[1].keys()}
 
 
+@pytest.mark.process
 def test_rows_are_matched_by_file_name_and_number(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     assert workspace.run(out) == 0
     (workspace.shards / "0.h5").unlink()
@@ -143,6 +144,13 @@ def test_storage_format_hardly_changes_features(workspace: Workspace, out: Path,
     assert 0 < found.likeness.change < 0.01
     assert (found.retrain, found.likeness.n_rows) == (False, N_ROWS)
     assert open_features(tmp_path / "half").features.dtype == np.float16
+
+
+def test_copied_index_without_its_parts_is_refused(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    assert workspace.run(out) == 0
+    copy = shutil.copy(out / "index.h5", tmp_path / "copy.h5")
+    with refused(65, f"file={tmp_path}/parts/", "Copy the whole directory"):
+        compare(str(out), str(copy))
 
 
 def test_runs_without_common_rows_are_refused(workspace: Workspace, out: Path, tmp_path: Path) -> None:

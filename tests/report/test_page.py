@@ -6,23 +6,27 @@ import json
 import re
 from collections import Counter
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from shardpress.report.judgment import judge
-from shardpress.report.page.build import html_of, page_bytes, page_of, report_bytes, text_of
+from shardpress.report.page.build import html_of, is_current, page_bytes, page_of, text_of
 from shardpress.report.page.document import Figure, Table
 from shardpress.report.page.quality import quality
 from shardpress.report.page.run import time_spent
 from shardpress.report.page.svg import COMPARED, FEATURES, LABELS
 from shardpress.report.page.verdict import action_needed, verdict
 from shardpress.report.page.words import cut, path
+from shardpress.result import Result
 from tests.support.cases import each
 from tests.support.logged import mentions
 from tests.support.pages import Parsed, largest
 
 BACKGROUNDS = ("#ffffff", "#14181d")
+DIGEST = "0a" * 32
 NO_WARNINGS = {"n": 0, "first": []}
 SUMMARY = {
     **{"n_rows": 10, "n_inputs": 9, "n_features": 4, "seconds": {"scan": 1.0}, "device": "cpu"},
@@ -32,12 +36,12 @@ SUMMARY = {
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return json.loads(report_bytes(largest(tmp_path_factory.mktemp("largest"))))
+    return json.loads(json.dumps(largest(tmp_path_factory.mktemp("largest"))))
 
 
 @pytest.fixture(scope="module")
 def html(report: dict[str, Any]) -> str:
-    return html_of(page_of(report))
+    return html_of(page_of(report), DIGEST)
 
 
 def test_page_size_is_bounded(html: str) -> None:
@@ -152,18 +156,30 @@ def luminance(colour: str) -> float:
     return sum(share * part for share, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def test_failure_to_build_the_page_is_reported_in_it(caplog: pytest.LogCaptureFixture) -> None:
-    page = page_bytes({"summary": {"n_rows": "<b>"}}).decode()
-    assert "report.json" in page
+def test_failure_to_build_the_page_is_reported_in_it(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    result = Mock(spec=Result, digest=DIGEST)
+    result.report.return_value = {"summary": {"n_rows": "<b>"}}
+    path = tmp_path / "report.html"
+    path.write_bytes(page_bytes(result))
+    assert "report --json" in path.read_text()
     assert "report.html" in caplog.text
-    Parsed(page)
+    assert is_current(path, DIGEST)  # otherwise each run would build it again
+    Parsed(path.read_text())
+
+
+def test_page_of_another_index_is_recognized(html: str, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    assert not is_current(path, DIGEST)
+    path.write_text(html)
+    assert is_current(path, DIGEST)
+    assert not is_current(path, "0b" * 32)
 
 
 def test_page_says_what_each_stage_waited_for(report: dict[str, Any]) -> None:
     stage = {"seconds": 10.0, "processor_seconds": 12.0, "n_cores": 2, "n_rows": 40, "n_bytes": 640}
     shares = {"device": 0.0, "processor": 0.15, "disk": 0.845, "other": 0.005}
     stages = {"scan": {**stage, "bound_by": shares}, "training": {**stage, "bound_by": {}}, "encoding": stage}
-    page = html_of(page_of({**report, "stages": stages}))
+    page = html_of(page_of({**report, "stages": stages}), DIGEST)
     assert page.count("disk 84 %, processor 15 %<") == 1  # the bottleneck of the other stages is unknown
     assert page.count(">60 %<") == 3
     Parsed(page)
@@ -205,7 +221,7 @@ def test_long_paths_keep_their_end_and_are_escaped() -> None:
 def test_page_without_a_sample_says_why(report: dict[str, Any]) -> None:
     without = {**report, "sample": None}
     (reason,) = [item for item in quality(without).items if isinstance(item, str) and item not in quality(report).items]
-    page = html_of(page_of(without))
+    page = html_of(page_of(without), DIGEST)
     assert reason in page
     Parsed(page)
 
@@ -243,7 +259,7 @@ def test_tables_that_repeat_figures_are_folded(report: dict[str, Any], html: str
 
 def test_title_contains_full_path_host_and_date(report: dict[str, Any]) -> None:
     found = {**report, "directory": "/data/runs/a/features", "host": "node-7", "made": "2026-11-27 18:30:00+01:00"}
-    page = html_of(page_of(found))
+    page = html_of(page_of(found), DIGEST)
     ((_, title),) = Parsed(page).named("title")[:1]
     ((_, heading),) = Parsed(page).named("h1")
     assert mentions(title, "/data/runs/a/features", "node-7", "2026-11-27")
@@ -257,4 +273,4 @@ def test_numbers_are_never_broken(report: dict[str, Any], html: str) -> None:
     assert [words.strip() for _, words in rules] == ["white-space: nowrap;"]
     page = page_of({**report, "judgment": asdict(judge(SUMMARY, None, {}))})
     assert " %" in page.verdict
-    assert " %" not in html_of(page).split("verdict")[-1][:400]
+    assert " %" not in html_of(page, DIGEST).split("verdict")[-1][:400]

@@ -13,40 +13,40 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from shardpress.commands.table import main
-from shardpress.formats import seal
-from shardpress.model import load_model
-from shardpress.output.records import OUTPUT, read_manifest
+from shardpress.formats import digest
+from shardpress.records import Entry
 from shardpress.report import rows as module
 from shardpress.report.verify import verify
+from shardpress.result import GENERATION, INDEX, Result, load_model, result_bytes
 from tests.support import standin
 from tests.support.bad_shards import Silent
 from tests.support.helpers import refused, write_shard
-from tests.support.interruptions import SIZES
+from tests.support.interruptions import SIZES, FullAfter
 from tests.support.standin import Workspace, features_of
 
 N_ROWS = sum(SIZES)
 
 
-def rewrite_manifest(out: Path, manifest: dict[str, Any], *kinds: str) -> None:
-    """Rewrite the manifest with the current digests of the parts, as if the run had written these parts."""
-    from shardpress.formats import digest
-
-    for line in [line for kind in kinds or ("parts",) for line in manifest[kind]]:
-        data = (out / line["file"]).read_bytes()
-        line |= {"n_bytes": len(data), "blake3": digest([data])}
-    manifest.pop("format", None)
-    (out / "manifest.json").write_bytes(seal(OUTPUT, manifest))
+def rewrite_index(out: Path) -> None:
+    """Rewrite the index with the current digests of the parts, as if the run had written these parts."""
+    result = Result.open(out)
+    parts = []
+    for part in result.parts:
+        data = (out / part.file).read_bytes()
+        parts.append(replace(part, entry=Entry(part.file, len(data), digest([data]))))
+    (out / INDEX).write_bytes(result_bytes(lambda file: None, result.model, result.facts, parts, {}, None))
 
 
 def test_run_reports_differences_from_float64_features(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out) == 0
-    facts = read_manifest(out)["verification"]
+    facts = Result.open(out).facts.verification
     assert (facts["n_rows"], facts["n_bad"], facts["unchecked"]) == (N_ROWS, 0, [])
     assert 0 < facts["largest_difference"] < 1e-6
     assert 0 < facts["of_tolerance"] < 1
-    assert json.loads((out / "report.json").read_text())["verification"] == facts
+    assert Result.open(out).report()["verification"] == facts
 
 
 def test_wrong_features_end_the_run_and_are_recomputed(
@@ -61,7 +61,7 @@ def test_wrong_features_end_the_run_and_are_recomputed(
     right = sys.modules["shardpress_kernels.autoencoder"].Autoencoder
     monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", Wrong)
     assert workspace.run(out) == 79
-    assert not (out / "manifest.json").exists()
+    assert not (out / INDEX).exists()
     assert "row 0: feature 1 " in caplog.text
     assert "of 5 parts" in caplog.text
     monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", right)
@@ -79,68 +79,66 @@ def test_intact_output_is_verified(
     assert main(["verify", str(out), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["faults"], facts["unchecked"], facts["rows"]["n_rows"]) == ([], [], N_ROWS)
-    assert facts["n_files"] == len(read_manifest(out)["parts"]) + len(read_manifest(out)["files"])
+    assert facts["n_files"] == len(Result.open(out).files) + 1
     assert main(["verify", str(out)]) == 0
     assert f"{facts['n_files']} of {facts['n_files']} files" in capsys.readouterr().out
 
 
 def test_every_damaged_file_is_named_and_others_are_checked(workspace: Workspace, out: Path, capsys: Any) -> None:
     assert workspace.run(out) == 0
-    manifest = read_manifest(out)
-    for i, line in enumerate([*manifest["parts"], *manifest["files"]]):
-        path = out / line["file"]
+    assert workspace.run(out, "--retrain", "--seed", "1") == 0
+    result = Result.open(out)
+    assert result.facts.views
+    files = [*result.files, *(GENERATION.format(each.generation) for each in result.facts.generations)]
+    assert files[-1] == "generation-1.h5"
+    for i, name in enumerate(files):
+        path = out / name
         whole = path.read_bytes()
         damage = (whole[:-1], whole[:-1] + bytes([whole[-1] ^ 1]), None)[i % 3]
         path.unlink() if damage is None else path.write_bytes(damage)
         found = verify(str(out))
-        assert [fault.file for fault in found.faults] == [line["file"]]
-        assert "file=" not in found.faults[0].fault  # the file is named only once
-        assert found.rows.n_rows > N_ROWS - 20 or line["file"].endswith("/model.h5")
+        assert [fault.file for fault in found.faults] == [name]
+        assert str(path) not in found.faults[0].fault  # the file is named only once
+        assert found.rows.n_rows > N_ROWS - 20
         assert main(["verify", str(out)]) == 79
-        assert f"{line['file']}: " in capsys.readouterr().out
+        assert f"{name}: " in capsys.readouterr().out
         path.write_bytes(whole)
     assert not verify(str(out)).faults
 
 
-def flip_weight(out: Path) -> None:
-    """Flip one bit of a matrix of weights in the model of an output directory."""
-    path = out / "model.h5"
-    with h5py.File(path) as file:
-        place = file["W"].id.get_offset()
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(content)
-
-
-def test_damaged_model_is_neither_used_nor_verified(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+def test_damaged_index_is_a_fault_and_its_model_is_not_used(
+    workspace: Workspace, out: Path, tmp_path: Path, capsys: Any
+) -> None:
     assert workspace.run(out) == 0
-    flip_weight(out)
-    copy = tmp_path / "copy.h5"
-    copy.write_bytes((out / "model.h5").read_bytes())
-    for model in (out, out / "model.h5", copy):
-        assert workspace.run(tmp_path / "other", "--model", str(model)) == 65
-    assert main(["verify", str(out)]) == 79
+    whole = (out / INDEX).read_bytes()
+    for damage in (whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:], whole[:-1], b""):
+        (out / INDEX).write_bytes(damage)
+        (tmp_path / "copy.h5").write_bytes(damage)
+        for model in (out, out / INDEX, tmp_path / "copy.h5"):
+            assert workspace.run(tmp_path / "other", "--model", str(model)) == 65
+        capsys.readouterr()
+        assert main(["verify", str(out), "--json"]) == 79
+        (fault,) = json.loads(capsys.readouterr().out)["faults"]
+        assert fault["file"] == INDEX
+        assert main(["verify", str(out)]) == 79
+        assert "--restart" in capsys.readouterr().out
 
 
-def test_model_that_contradicts_its_fingerprint_is_a_fault(workspace: Workspace, out: Path) -> None:
-    """The digest of the model matches the manifest, as if the run had written this model."""
-    assert workspace.run(out) == 0
-    flip_weight(out)
-    manifest = read_manifest(out)
-    rewrite_manifest(out, manifest, "parts", "files")
-    found = verify(str(out))
-    assert [fault.file for fault in found.faults] == ["model.h5"]
-    assert "fingerprint" in found.faults[0].fault
-    assert main(["verify", str(out)]) == 79
+def test_earlier_generation_of_another_run_is_a_fault(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    for output in (out, tmp_path / "other"):
+        assert workspace.run(output, *(["--epochs", "3"] if output != out else [])) == 0
+    assert workspace.run(out, "--retrain", "--seed", "1") == 0
+    shutil.copy(tmp_path / "other" / INDEX, out / "generation-1.h5")
+    assert "generation-1.h5" in [fault.file for fault in verify(str(out)).faults]
 
 
 def test_swapped_rows_are_found_despite_correct_digests(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out) == 0
-    manifest = read_manifest(out)
-    part = manifest["parts"][2]["file"]
+    result = Result.open(out)
+    part = result.parts[2].file
     with h5py.File(out / part, "a") as file:
         file["features"][3:5] = file["features"][3:5][::-1]
-    rewrite_manifest(out, manifest)
+    rewrite_index(out)
     (fault,) = verify(str(out), N_ROWS).faults
     assert fault.file == part
     assert "row 3: feature" in fault.fault
@@ -150,14 +148,14 @@ def test_validity_of_rows_is_verified(workspace: Workspace, out: Path) -> None:
     workspace.add_shard("3.h5", np.full((4, 4), np.nan, np.float32))
     assert workspace.run(out, "--on-bad-data", "skip", "--max-bad", "4") == 0
     assert verify(str(out)).rows.n_bad == 4
-    manifest = read_manifest(out)
+    result = Result.open(out)
     found = set()
     for number in (0, -1):
-        path = out / manifest["parts"][number]["file"]
+        path = out / result.parts[number].file
         whole = path.read_bytes()
         with h5py.File(path, "a") as file:
             file["valid"][1] = not file["valid"][1]
-        rewrite_manifest(out, manifest)
+        rewrite_index(out)
         (fault,) = verify(str(out), 1000).faults
         assert fault.fault.startswith("row 1: ")
         found.add(fault.fault)
@@ -168,27 +166,28 @@ def test_validity_of_rows_is_verified(workspace: Workspace, out: Path) -> None:
 def test_good_rows_stored_as_bad_are_a_fault(workspace: Workspace, out: Path) -> None:
     """`valid` is False and the features are NaN, as for a bad row: readers would skip the row."""
     assert workspace.run(out) == 0
-    manifest = read_manifest(out)
-    part = manifest["parts"][0]["file"]
+    result = Result.open(out)
+    part = result.parts[0].file
     with h5py.File(out / part, "a") as file:
         file["valid"][1] = False
         file["features"][1] = np.nan
-    rewrite_manifest(out, manifest)
+    rewrite_index(out)
     (fault,) = verify(str(out), 1000).faults
     assert fault.file == part
     assert fault.fault.startswith("row 1: ")
 
 
+@pytest.mark.process
 def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out, "--storage-dtype", "float16") == 0
-    manifest = read_manifest(out)
-    part = manifest["parts"][0]
-    with h5py.File(part["path"]) as file:
+    result = Result.open(out)
+    part = result.parts[0]
+    with h5py.File(part.path) as file:
         exact = load_model(out).encode(file["X"][:4])
     for share, n_faults in ((0.9, 0), (1.5, 1)):
-        with h5py.File(out / part["file"], "a") as file:
-            file["features"][3, 0] = exact[3, 0] + share * part["max_error"]
-        rewrite_manifest(out, manifest)
+        with h5py.File(out / part.file, "a") as file:
+            file["features"][3, 0] = exact[3, 0] + share * part.max_error
+        rewrite_index(out)
         assert len(verify(str(out), 1000).faults) == n_faults, share
 
 
@@ -220,6 +219,7 @@ def test_verification_applies_every_encoding_setting(
     assert found.rows.n_bad == (flags[0] == "--on-bad-data")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("choice", ["pass", "clip"])
 def test_rows_outside_the_range_of_a_model_are_verified(
     workspace: Workspace, out: Path, tmp_path: Path, choice: str
@@ -261,12 +261,11 @@ def test_fewer_rows_are_read_from_large_chunks(
     assert verify(str(out), 30).rows.n_rows == 30
 
 
-def test_unfinished_run_or_damaged_manifest_is_refused(workspace: Workspace, out: Path) -> None:
+def test_directory_without_a_result_is_refused(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     with refused(66, str(out)):
         verify(str(out))
-    assert workspace.run(out) == 0
-    (out / "manifest.json").write_text("{}")
-    with refused(65, str(out / "manifest.json")):
+    assert workspace.run(out, disk=FullAfter("part", 1)) == 74
+    with refused(66, str(out)):
         verify(str(out))
 
 

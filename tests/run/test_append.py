@@ -12,12 +12,11 @@ import pytest
 
 from shardpress.errors import ConfigError, DataError
 from shardpress.features import open_features
-from shardpress.output.records import is_index, read_manifest
-from shardpress.report.page.build import read_report
-from tests.support.appends import N_ROWS, add, ids_of, parts_of
+from shardpress.result import INDEX, Result
+from tests.support.appends import N_ROWS, add, ids_of
 from tests.support.cases import case
 from tests.support.faulty import RecordingDisk
-from tests.support.interruptions import stamps
+from tests.support.interruptions import parts, stamps
 from tests.support.logged import COMPLETE, mentions
 from tests.support.soak_protocol import invalid_entries, leftovers
 from tests.support.standin import Workspace, features_of
@@ -25,6 +24,7 @@ from tests.support.standin import Workspace, features_of
 # -- the same results as a run with the model ----------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("n_steps", "flags"),
     [
@@ -36,7 +36,7 @@ from tests.support.standin import Workspace, features_of
 def test_appends_give_the_bits_of_one_run_with_the_model(
     growing: Workspace, finished: Path, n_steps: int, flags: list[str]
 ) -> None:
-    model = shutil.copy(finished / "model.h5", growing.folder / "trained.h5")
+    model = shutil.copy(finished / INDEX, growing.folder / "trained.h5")
     for step in range(n_steps):
         add(growing, f"{len(N_ROWS) + step}.h5", n_rows=1 + step, seed=step)
         assert growing.run(finished, "--append", *flags) == 0
@@ -54,20 +54,21 @@ def test_earlier_parts_are_not_written_again(growing: Workspace, finished: Path)
     add(growing, "3.h5")
     assert growing.run(finished, "--append") == 0
     after = stamps(finished)
-    kept = {name: stamp for name, stamp in before.items() if name.startswith(("parts/", "commits/", "stages/"))}
+    kept = {name: stamp for name, stamp in before.items() if name.startswith("parts/")}
     assert kept.items() <= after.items()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("scale", ["std", "range"])
 def test_the_report_names_the_scaling_of_the_model(growing: Workspace, out: Path, scale: str) -> None:
     """The new rows alone may suggest another one, and without a training there may be no scan."""
     assert growing.run(out, "--scale", scale) == 0
     add(growing, "3.h5")
     assert growing.run(out, "--append", "--scale", scale) == 0
-    assert read_report(out)["scan"]["scale"] == scale
+    assert Result.open(out).report()["scan"]["scale"] == scale
     encoded = growing.folder / "encoded"
     assert growing.run(encoded, "--model", str(out)) == 0
-    assert read_report(encoded)["scan"] == {"scale": scale}
+    assert Result.open(encoded).report()["scan"] == {"scale": scale}
 
 
 @pytest.mark.slow
@@ -81,7 +82,7 @@ def test_a_training_does_not_use_the_scan_of_an_append(growing: Workspace, out: 
     assert growing.run(out, "--scale", "std", "--retrain", "--drop-missing") == 0
     alone = growing.folder / "alone"
     assert growing.run(alone, "--scale", "std") == 0
-    assert read_report(out)["scan"] == read_report(alone)["scan"]
+    assert Result.open(out).report()["scan"] == Result.open(alone).report()["scan"]
     assert features_of(out) == features_of(alone)
 
 
@@ -97,7 +98,7 @@ def test_without_new_files_nothing_is_written(
 
 
 def test_a_damaged_view_is_written_again(growing: Workspace, finished: Path) -> None:
-    name = next(line["file"] for line in read_manifest(finished)["files"] if is_index(line["file"]))
+    name = Result.open(finished).facts.views[0].file
     intact = (finished / name).read_bytes()
     (finished / name).write_bytes(bytes(len(intact)))
     add(growing, "3.h5")
@@ -140,13 +141,13 @@ def test_features_of_some_appends_can_be_opened(growing: Workspace, finished: Pa
 def test_only_changed_files_are_encoded_again(
     growing: Workspace, finished: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    before = parts_of(finished)
+    before = parts(finished)
     features = open_features(finished).features.compute()
     add(growing, "1.h5", n_rows=9)
     assert growing.run(finished, "--append") == 0
     assert mentions(caplog.text, "1.h5")
     after = open_features(finished).features.compute()
-    assert set(before) - set(parts_of(finished)) == {name for name in before if "part-000001" in name}
+    assert set(before) - set(parts(finished)) == {name for name in before if "part-000001" in name}
     np.testing.assert_array_equal(after[:20], features[:20])
     np.testing.assert_array_equal(after[29:], features[29:])
     assert (after[20:29] != features[20:29]).any()
@@ -211,7 +212,7 @@ def test_dropping_all_rows_is_refused(growing: Workspace, finished: Path) -> Non
 @pytest.mark.parametrize("is_deleted", [False, True])
 def test_damaged_parts_are_encoded_again(growing: Workspace, finished: Path, is_deleted: bool) -> None:
     expected = features_of(finished)
-    part = finished / next(name for name in parts_of(finished) if "part-000001" in name)
+    part = finished / next(name for name in parts(finished) if "part-000001" in name)
     if is_deleted:
         part.unlink()
     else:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from shardpress.features import open_features
-from shardpress.output.records import read_manifest
+from shardpress.result import Result
 from shardpress.run.digests import digests_of_rows
 from shardpress.shards.open import open_shards
-from tests.support.appends import N_ROWS, add, add_extra, ids_of, parts_of
+from tests.support.appends import N_ROWS, add, add_extra, ids_of
 from tests.support.faulty import RecordingDisk
 from tests.support.helpers import write_shard
-from tests.support.interruptions import stamps
+from tests.support.interruptions import parts, stamps
 from tests.support.logged import mentions
 from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
 from tests.support.standin import Workspace
@@ -27,13 +27,14 @@ pytestmark = pytest.mark.slow
 # -- labels that are added later -----------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("storage", [[], ["--storage-dtype", "float16"], ["--compression", "gzip"]])
 def test_labels_written_into_the_files_do_not_change_features(
     growing: Workspace, out: Path, storage: list[str]
 ) -> None:
     assert growing.run(out, *storage) == 0
     before = open_features(out).features.compute()
-    errors = [part.get("max_error") for part in read_manifest(out)["parts"]]
+    errors = [part.max_error for part in Result.open(out).parts]
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "z", np.full(N_ROWS[number], number))
     assert growing.run(out) == 78
@@ -42,10 +43,10 @@ def test_labels_written_into_the_files_do_not_change_features(
     opened = open_features(out)
     np.testing.assert_array_equal(opened.features.compute(), before)
     assert opened.features.dtype == before.dtype
-    assert [part.get("max_error") for part in read_manifest(out)["parts"]] == errors
+    assert [part.max_error for part in Result.open(out).parts] == errors
     assert opened.extras["z"].compute().tolist() == [0] * 20 + [1] * 9 + [2] * 15
     assert ids_of(out) == [0] * 44
-    assert read_manifest(out)["appends"][-1]["n_same"] == 3
+    assert Result.open(out).facts.appends[-1]["n_same"] == 3
     assert run_seen_by_readers(out) is not None
     assert invalid_entries(out) == leftovers(out) == []
     recording = RecordingDisk()
@@ -86,13 +87,6 @@ def test_extras_of_appended_files_can_be_included_later(growing: Workspace, fini
     assert growing.run(finished, "--include", "obs/z") == 78  # would train on all rows
 
 
-def test_extras_written_later_can_be_included_without_append(growing: Workspace, finished: Path) -> None:
-    for number, path in enumerate(sorted(growing.shards.iterdir())):
-        add_extra(path, "obs/z", np.full(N_ROWS[number], number))
-    assert growing.run(finished, "--include", "obs/z") == 0
-    assert open_features(finished).extras["z"].compute().tolist() == [0] * 20 + [1] * 9 + [2] * 15
-
-
 @pytest.mark.parametrize("change", ["rows", "file"])
 def test_changed_rows_are_not_encoded_without_append(growing: Workspace, finished: Path, change: str) -> None:
     for number, path in enumerate(sorted(growing.shards.iterdir())):
@@ -124,6 +118,7 @@ def test_an_extra_that_does_not_exist_is_refused(growing: Workspace, finished: P
     assert stamps(finished) == before
 
 
+@pytest.mark.process
 def test_an_unreadable_file_is_left_out_when_extras_are_added(growing: Workspace, out: Path) -> None:
     flags = ("--on-bad-data", "skip", "--max-bad", "50%", "--verify", "sizes")
     for number, path in enumerate(sorted(growing.shards.iterdir())):
@@ -138,7 +133,7 @@ def test_an_unreadable_file_is_left_out_when_extras_are_added(growing: Workspace
     assert growing.run(out, "--append", "--include", "obs/z", *flags) == 0
     opened = open_features(out)
     assert opened.extras["z"].compute().tolist() == [0] * 20 + [2] * 15 + [3] * 4
-    facts = read_manifest(out)["appends"][-1]
+    facts = Result.open(out).facts.appends[-1]
     assert (facts["n_new"], facts["n_same"], facts["n_dropped"], facts["n_rows"]) == (1, 2, 1, 4)
     assert run_seen_by_readers(out) is not None
 
@@ -165,7 +160,7 @@ def test_changed_rows_are_encoded_again_despite_new_labels(growing: Workspace, f
     after = open_features(finished).features.compute()
     assert np.flatnonzero((before != after).any(axis=1)).tolist() == [20]
     assert ids_of(finished) == [0] * 20 + [1] * 9 + [0] * 15
-    facts = read_manifest(finished)["appends"][-1]
+    facts = Result.open(finished).facts.appends[-1]
     assert (facts["n_same"], facts["n_changed"], facts["n_rows"]) == (2, 1, 9)
 
 
@@ -183,12 +178,12 @@ def test_bad_rows_stay_when_labels_are_added(growing: Workspace, out: Path) -> N
 
 def test_a_damaged_part_is_encoded_again_with_new_labels(growing: Workspace, finished: Path) -> None:
     expected = open_features(finished).features.compute()
-    (finished / parts_of(finished)[0]).write_bytes(b"damaged")
+    (finished / parts(finished)[0]).write_bytes(b"damaged")
     for number, path in enumerate(sorted(growing.shards.iterdir())):
         add_extra(path, "z", np.arange(N_ROWS[number]))
     assert growing.run(finished, "--append") == 0
     np.testing.assert_array_equal(open_features(finished).features.compute(), expected)
-    assert read_manifest(finished)["appends"][-1]["n_same"] == 2
+    assert Result.open(finished).facts.appends[-1]["n_same"] == 2
 
 
 @pytest.mark.parametrize("options", [{}, {"chunks": (4, 4)}, {"chunks": (5, 2), "compression": "gzip"}])

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 
 from shardpress.encoding import index
-from shardpress.output.records import read_manifest
-from shardpress.report.page.build import page_of, read_report, text_of
-from shardpress.run import budget
+from shardpress.report.page.build import page_of, text_of
+from shardpress.result import Result
+from shardpress.run import budget, new_rows
 from tests.support.cases import ALL_CASES
 from tests.support.standin import Workspace, features_of
 
@@ -88,7 +88,7 @@ class Month:
         """Append files, and return the verdict on their rows."""
         self.arrive(n_files, kind)
         assert self.run_append() == 0
-        found: dict[str, Any] = read_manifest(self._output)["appends"][-1]["drift"]
+        found: dict[str, Any] = Result.open(self._output).facts.appends[-1]["drift"]
         return found
 
 
@@ -146,7 +146,39 @@ def test_an_append_can_end_before_drifted_rows_are_published(
     assert month.run_append("--on-append-drift", "fail") == 80
     assert features_of(output) == before
     assert month.run_append("--on-append-drift", "warn") == 0
-    assert read_manifest(output)["appends"][-1]["drift"]["verdict"] == "retrain"
+    assert Result.open(output).facts.appends[-1]["drift"]["verdict"] == "retrain"
+
+
+@pytest.mark.parametrize("n_most", [None, 150])
+def test_new_rows_are_compared_with_the_validation_rows(
+    make_workspace: Callable[..., Workspace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_most: int | None
+) -> None:
+    """The mean squared error of the reference is that of the validation, so the rows are the same."""
+    if n_most is not None:
+        monkeypatch.setattr(budget, "_VALIDATION_BYTES", n_most * N_COLUMNS * 4)
+    output = tmp_path / "features"
+    month = Month(make_workspace(), output, Source(seed=0))
+    month.train(n_files=20)
+    training = Result.open(output).model.about["training"]
+    assert month.append(n_files=1)["verdict"] == "keep"
+    found = Result.open(output).statistics()
+    assert found is not None
+    arrays, numbers = found
+    assert numbers["is_held_out"]
+    assert numbers["n_rows"] == (n_most or 0.1 * 20 * N_ROWS)
+    best = training["history"][training["best_epoch"]]
+    assert numbers["error"] == pytest.approx(best["validation_cost"], rel=1e-5)
+
+    def fail(*_arguments: object) -> None:
+        raise AssertionError("the statistics are computed again")
+
+    monkeypatch.setattr(new_rows, "_new_reference", fail)
+    assert month.append(n_files=1)["verdict"] == "keep"
+    again = Result.open(output).statistics()
+    assert again is not None
+    assert again[1] == numbers
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(again[0][name], array)
 
 
 def test_the_report_lists_the_verdicts(make_workspace: Callable[..., Workspace], tmp_path: Path) -> None:
@@ -155,7 +187,7 @@ def test_the_report_lists_the_verdicts(make_workspace: Callable[..., Workspace],
     month.train(n_files=20)
     month.append(n_files=1)
     month.append(n_files=1, kind="stuck")
-    text = text_of(page_of(read_report(output)))
+    text = text_of(page_of(Result.open(output).report()))
     assert "Appended rows" in text
     assert "Verdict on the last append (200 rows): watch" in text
     assert f"olumn {STUCK}" in text

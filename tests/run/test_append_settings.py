@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+from msgspec import structs
 
 from shardpress.features import open_features
-from shardpress.formats import seal
 from shardpress.interop.export import export
-from shardpress.output.lock import locked
-from shardpress.output.records import MANIFEST, OUTPUT, read_manifest
+from shardpress.report.page.build import is_current
+from shardpress.result import INDEX, Result, result_bytes
 from shardpress.run import new_rows
-from tests.support.appends import add, add_extra, ids_of, parts_of, write
-from tests.support.interruptions import flip, stamps
+from tests.support.appends import add, add_extra, ids_of, write
+from tests.support.interruptions import parts, stamps
 from tests.support.logged import COMPLETE, mentions
-from tests.support.soak_protocol import run_seen_by_readers
 from tests.support.standin import Workspace
 
 pytestmark = pytest.mark.slow
@@ -42,7 +39,7 @@ def test_settings_of_the_finished_run_are_kept(growing: Workspace, out: Path) ->
     assert np.flatnonzero(~open_features(out).valid.compute()).tolist() == [0, 20, 29, 46]
     lines = (out / "bad_rows.jsonl").read_text().splitlines()
     assert len(lines) == 4
-    assert read_manifest(out)["config"]["missing_value"] == -999
+    assert Result.open(out).facts.config["missing_value"] == -999
 
 
 @pytest.mark.parametrize(
@@ -57,14 +54,16 @@ def test_other_settings_are_refused(growing: Workspace, finished: Path, flags: l
     assert stamps(finished) == before
 
 
+@pytest.mark.process
 def test_another_model_is_refused(growing: Workspace, finished: Path) -> None:
     other = growing.folder / "other"
     assert growing.run(other, "--seed", "1") == 0
     add(growing, "3.h5")
     assert growing.run(finished, "--append", "--model", str(other)) == 78
-    assert growing.run(finished, "--append", "--model", str(shutil.copy(finished / "model.h5", growing.folder))) == 0
+    assert growing.run(finished, "--append", "--model", str(shutil.copy(finished / INDEX, growing.folder))) == 0
 
 
+@pytest.mark.process
 def test_results_of_a_given_model_can_be_extended(growing: Workspace, finished: Path) -> None:
     again = growing.folder / "again"
     assert growing.run(again, "--model", str(finished)) == 0
@@ -93,7 +92,7 @@ def test_an_export_after_an_append_writes_only_new_files(growing: Workspace, fin
     pd.testing.assert_frame_equal(pd.read_parquet(finished / "parquet"), expected.to_pandas())
     np.testing.assert_array_equal(open_features(finished / "features.h5").features, expected.features)
     after = stamps(finished / "parquet")
-    assert len(after) == len(parts_of(finished)) == 5
+    assert len(after) == len(parts(finished)) == 5
     assert len(before.items() & after.items()) == 3
 
 
@@ -156,10 +155,10 @@ def test_a_refused_new_file_can_be_left_out(growing: Workspace, out: Path) -> No
     (growing.shards / "3.h5").write_bytes(b"bad")
     add(growing, "4.h5")
     assert growing.run(out, "--append", *flags) == 0
-    assert [Path(bad["file"]).name for bad in read_manifest(out)["bad_shards"]] == ["3.h5"]
+    assert [Path(bad["file"]).name for bad in Result.open(out).facts.bad_shards] == ["3.h5"]
     add(growing, "3.h5", n_rows=5)  # repaired
     assert growing.run(out, "--append", *flags) == 0
-    assert read_manifest(out)["bad_shards"] == []
+    assert Result.open(out).facts.bad_shards == []
     assert ids_of(out) == [0] * 44 + [1] * 7 + [2] * 5
 
 
@@ -171,13 +170,6 @@ def test_a_directory_without_a_finished_run_is_refused(growing: Workspace, out: 
     assert list(out.iterdir()) == []
 
 
-def test_a_second_append_at_the_same_time_is_refused(growing: Workspace, finished: Path) -> None:
-    add(growing, "3.h5")
-    with locked(finished):
-        assert growing.run(finished, "--append") == 75
-    assert growing.run(finished, "--append") == 0
-
-
 def test_an_append_during_a_read_changes_no_value(growing: Workspace, finished: Path) -> None:
     opened = open_features(finished)
     before = opened.features[:5].compute()
@@ -187,67 +179,34 @@ def test_an_append_during_a_read_changes_no_value(growing: Workspace, finished: 
     assert opened.features.compute().shape == (44, 2)
 
 
-def change_facts(path: Path) -> None:
-    """Change facts about the training of a model, which its features do not depend on."""
-    with h5py.File(path, "r+") as file:
-        file.attrs["about"] = str(file.attrs["about"]).replace("cost", "cast", 1)
-
-
-@pytest.mark.parametrize("damage", [flip, change_facts])
-def test_a_damaged_model_is_replaced_by_the_result_of_the_training(
-    growing: Workspace, finished: Path, damage: Callable[[Path], object]
-) -> None:
-    expected = (finished / "model.h5").read_bytes()
-    damage((finished / "model.h5").resolve())
-    add(growing, "3.h5")
-    assert growing.run(finished, "--append") == 0
-    assert (finished / "model.h5").read_bytes() == expected
-    damage((finished / "model.h5").resolve())
-    damage(next((finished / "stages").glob("model-*.h5")))
-    add(growing, "4.h5")
-    assert growing.run(finished, "--append") == 65
-
-
-@pytest.mark.parametrize("name", ["index.h5", "report.html"])
 @pytest.mark.parametrize("has_new_file", [False, True])
-def test_missing_files_of_the_finished_run_are_written_again(
-    growing: Workspace, finished: Path, name: str, has_new_file: bool
-) -> None:
-    (finished / name).resolve().unlink()
+def test_a_missing_report_is_written_again(growing: Workspace, finished: Path, has_new_file: bool) -> None:
+    (finished / "report.html").unlink()
     if has_new_file:
         add(growing, "3.h5")
     assert growing.run(finished, "--append") == 0
-    assert run_seen_by_readers(finished) is not None
-    assert (finished / name).exists()
-
-
-def test_a_damaged_manifest_is_reported_without_harm(growing: Workspace, finished: Path) -> None:
-    flip((finished / "manifest.json").resolve())
-    before = stamps(finished)
-    assert growing.run(finished, "--append") == 65
-    assert stamps(finished) == before
+    assert is_current(finished / "report.html", Result.open(finished).digest)
 
 
 @pytest.mark.parametrize(
-    "change",
+    "values",
     [
-        lambda manifest: manifest["request"].pop("inputs"),
-        lambda manifest: manifest["request"]["inputs"].update(shards=[3]),
-        lambda manifest: manifest["parts"][0].pop("path"),
-        lambda manifest: manifest["parts"][0].update(shard="x"),
-        lambda manifest: manifest.update(config=[]),
-        lambda manifest: manifest["config"].update(missing_value=[1, {}]),
-        lambda manifest: manifest.update(appends=3),
-        lambda manifest: manifest["files"][0].update(file=3),
-        lambda manifest: manifest["files"][0].pop("n_bytes"),
+        {"missing_value": [1, {}]},
+        {"on_bad_data": 3},
+        {"max_bad": []},
+        {"include": "y"},
+        {"include": [7]},
+        {"labels": {}},
     ],
+    ids=str,
 )
-def test_a_forged_manifest_is_refused(
-    growing: Workspace, finished: Path, change: Callable[[dict[str, Any]], object]
+def test_forged_settings_of_the_finished_run_are_refused(
+    growing: Workspace, finished: Path, values: dict[str, object]
 ) -> None:
-    manifest = read_manifest(finished)
-    change(manifest)
-    (finished / MANIFEST).resolve().write_bytes(seal(OUTPUT, manifest))
+    result = Result.open(finished)
+    facts = structs.replace(result.facts, config={**result.facts.config, **values})
+    data = result_bytes(lambda file: None, result.model, facts, result.parts, {}, None)
+    (finished / INDEX).write_bytes(data)
     add(growing, "3.h5")
     before = stamps(finished)
     assert growing.run(finished, "--append") in (65, 78)
@@ -274,9 +233,9 @@ def test_rows_that_cannot_be_judged_are_not_published_with_fail(
     monkeypatch.setattr(new_rows, "judge_new_rows", fail)
     add(growing, "3.h5")
     assert growing.run(finished, "--append", "--on-append-drift", "fail") == 80
-    assert open_features(finished).manifest["n_rows"] == 44
+    assert open_features(finished).result.n_rows == 44
     assert growing.run(finished, "--append") == 0
-    assert open_features(finished).manifest["n_rows"] == 51
+    assert open_features(finished).result.n_rows == 51
 
 
 def test_rows_are_judged_although_all_earlier_files_got_labels(growing: Workspace, finished: Path) -> None:
@@ -285,15 +244,15 @@ def test_rows_are_judged_although_all_earlier_files_got_labels(growing: Workspac
             file["z"] = np.arange(len(file["X"]))
     add_extra(add(growing, "3.h5"), "z", np.arange(7))
     assert growing.run(finished, "--append", "--on-append-drift", "fail") == 0
-    assert read_manifest(finished)["appends"][-1]["drift"]["n_sampled"] == 7
+    assert Result.open(finished).facts.appends[-1]["drift"]["n_sampled"] == 7
 
 
 def test_a_single_new_row_is_not_judged(growing: Workspace, finished: Path) -> None:
     add(growing, "3.h5", n_rows=1)
     assert growing.run(finished, "--append") == 0
-    manifest = read_manifest(finished)
-    assert manifest["summary"]["verdict"] is None
-    assert "few" in manifest["appends"][-1]["drift"]["reasons"][0]
+    result = Result.open(finished)
+    assert result.facts.summary["verdict"] is None
+    assert "few" in result.facts.appends[-1]["drift"]["reasons"][0]
 
 
 def test_rows_outside_the_range_are_expected_if_some_rows_did_not_determine_it(growing: Workspace, out: Path) -> None:
@@ -314,7 +273,7 @@ def test_rows_outside_the_range_are_expected_if_some_rows_did_not_determine_it(g
     assert growing.run(out, *flags) == 0
     mixed("1.h5", 600)
     assert growing.run(out, "--append", *flags) == 0
-    drift = read_manifest(out)["appends"][-1]["drift"]
+    drift = Result.open(out).facts.appends[-1]["drift"]
     assert drift["outside_share"] > 0.1
     assert abs(drift["outside_share"] - drift["reference_outside_share"]) < 0.1
     assert drift["verdict"] == "keep"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.model import load_model
+from shardpress.result import INDEX, load_model
 from tests.support import standin
 from tests.support.bad_shards import (
     NO_LIMITS,
@@ -40,16 +40,17 @@ def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(shards: Shards, t
     check(shards.output, shards.arrays, bad)
     expected = standin.features_of(shards.output)
     lines = bad_lines(shards.output)
-    for folder, number in (("commits", 0), ("commits", 2), ("parts", 0), ("parts", 1), ("parts", 5), ("commits", 7)):
+    for folder, number in (("work", 0), ("work", 2), ("work", 3), ("parts", 0), ("parts", 1), ("parts", 5)):
         output = tmp_path / f"{folder}-{number}"
         assert shards.run(*flags, output=output, disk=InterruptedDisk(folder, number)) == 130
-        assert not (output / "manifest.json").exists()
+        assert not (output / INDEX).exists()
         assert shards.run(*flags, output=output) == 0
         assert standin.features_of(output) == expected
         assert lines == bad_lines(output)
         assert shards.run(*flags, output=output) == 0
 
 
+@pytest.mark.process
 def test_allowing_the_bad_rows_resumes_with_the_same_scan(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "shardpress")
     shards.fill(30, 30)
@@ -57,10 +58,10 @@ def test_allowing_the_bad_rows_resumes_with_the_same_scan(shards: Shards, caplog
     rows[20] = np.nan
     shards.rewrite(1, rows)
     assert shards.run() == 65
-    (before,) = (shards.output / "stages").glob("scan-*")
+    (before,) = (shards.output / "work").glob("scan-*")
     assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     assert reuses(caplog.text, "scan")
-    assert list((shards.output / "stages").glob("scan-*")) == [before]
+    assert list((shards.output / "work").glob("scan-*")) == [before]
     check(shards.output, shards.arrays, [50])
 
 
@@ -77,8 +78,9 @@ def test_a_rerun_over_unreadable_shards_is_already_complete(shards: Shards, caps
     assert state(shards.output) == before
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
-@pytest.mark.parametrize("stop", [("stages", 1), ("parts", 5)], ids=str)
+@pytest.mark.parametrize("stop", [("work", 2), ("parts", 5)], ids=str)
 def test_a_shard_that_was_repaired_between_runs_is_read(
     shards: Shards, model: str, stop: tuple[str, int], with_model: bool
 ) -> None:
@@ -120,7 +122,7 @@ def test_training_resumes_from_the_last_intact_checkpoint(
     # Without TEST_CASES=all, each kind of damage is tested with one number of damaged checkpoints.
     for fault in DAMAGE if ALL_CASES else [*DAMAGE][n_damaged - 1 :: 2]:
         output = tmp_path / fault
-        assert shards.run(*flags, output=output, disk=InterruptedDisk("stages", 12)) == 130, fault
+        assert shards.run(*flags, output=output, disk=InterruptedDisk("work", 12)) == 130, fault
         found = [record for record in records(output) if record["key"].startswith("checkpoint")]
         earlier, last = sorted(found, key=lambda record: record["key"])
         for record in (earlier, last)[-n_damaged:]:
@@ -140,6 +142,7 @@ def test_training_resumes_from_the_last_intact_checkpoint(
 # -- another policy after the run has finished ------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
 @pytest.mark.parametrize(
     "flags",

@@ -8,7 +8,6 @@ four seeds.
 
 from __future__ import annotations
 
-import json
 import re
 from itertools import product
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 
 from shardpress.features import open_features
-from shardpress.model import load_model
+from shardpress.result import INDEX, Result, load_model
 from shardpress_kernels.autoencoder import Autoencoder
 from tests.support import standin
 from tests.support.bad_shards import (
@@ -48,11 +47,12 @@ def test_a_bad_row_stops_the_run_before_training(
         where = (f"file={shards.folder}/{shard}.h5", "dataset=X", value, row, column)
         assert mentions(errors(caplog), *where, "1 of 67")
         assert "--on-bad-data skip" in errors(caplog)
-        assert sorted(path.name.split("-")[0] for path in (output / "stages").iterdir()) == ["scan"], (value, shard)
-        assert not (output / "manifest.json").exists(), (value, shard)
+        assert len(list((output / "work").glob("scan-*"))) == 1, (value, shard)
+        assert not (output / INDEX).exists(), (value, shard)
         shards.rewrite(shard, good)
 
 
+@pytest.mark.process
 def test_subnormal_numbers_and_minus_zero_are_accepted(shards: Shards) -> None:
     shards.fill(30)
     shards.add(np.array([[1e-45, -0.0, 1e-40, 0], [-1e-45, 0.0, -0.0, 5]], np.float32))
@@ -119,6 +119,7 @@ def test_a_run_without_usable_rows_is_refused(shards: Shards, caplog: pytest.Log
     assert mentions(errors(caplog), f"file={shards.folder}/0.h5", 30)
 
 
+@pytest.mark.process
 def test_a_shard_of_only_bad_rows_keeps_its_place(shards: Shards) -> None:
     shards.fill(20)
     shards.add(np.full((13, 4), np.nan, np.float32))
@@ -175,6 +176,7 @@ def test_the_advice_allows_the_shards_that_were_left_out(shards: Shards, caplog:
     assert shards.run(*advice.split()) == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("constant", [[1], [0, 2, 3]], ids=str)
 def test_a_constant_column_becomes_0_and_is_reported_once(
     shards: Shards, caplog: pytest.LogCaptureFixture, constant: list[int]
@@ -202,9 +204,9 @@ def test_a_range_stretched_by_outliers_causes_a_warning(shards: Shards, caplog: 
         assert shards.run() == 0
         (words,) = [record.getMessage() for record in caplog.records if "--clip-quantile" in record.getMessage()]
         assert mentions(words, 2, "1, 2", 1, "-1e+07", "--clip-quantile 0.001")
-        report = json.loads((shards.output / "report.json").read_text())["scan"]
+        report = Result.open(shards.output).report()["scan"]
         assert list(report["narrow_columns"]) == ["1", "2"]
-        (shards.output / "manifest.json").unlink()  # the scan is reused
+        (shards.output / Result.open(shards.output).parts[0].file).unlink()  # the scan is reused
 
 
 EXTREME_RANGES: list[tuple[Any, float, float]] = [
@@ -279,6 +281,7 @@ def test_a_missing_value_stops_the_run_by_default(shards: Shards, caplog: pytest
     assert mentions(errors(caplog), -9999, 7, 3, "1 of 50", -9999)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_missing_value_outside_the_dtype_matches_no_row(shards: Shards, dtype: Any) -> None:
     rows = np.random.default_rng(0).integers(0, 256, (50, 4)).astype(dtype)
@@ -300,6 +303,7 @@ def test_another_missing_value_is_another_run(shards: Shards, caplog: pytest.Log
 # -- limits --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("limit", "with_model"), cross(["7", "7%", "7.9 %"], [False, True]))
 def test_the_limit_of_bad_rows_is_exact(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture, limit: str, with_model: bool

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from shardpress.formats import pack, unpack
+from shardpress.output.files import unique_name
+from shardpress.output.journal import Record
 from shardpress.output.lock import locked
-from shardpress.output.records import Record
-from tests.support.interruptions import DAMAGE, STEPS, FullDisk
+from tests.support.interruptions import DAMAGE, STEPS, FullAfter
 from tests.support.logged import resumed_step
 from tests.support.soak_protocol import (
     leftovers,
@@ -26,8 +27,7 @@ N_CHECKPOINTS = 4  # two epochs of two steps
 
 
 def checkpoints(output: Path) -> list[Path]:
-    found = [record for record in records(output) if record["key"].startswith("checkpoint")]
-    return [output / record["entry"]["file"] for record in sorted(found, key=lambda record: record["key"])]
+    return [output / each["entry"]["file"] for each in records(output) if each["key"].startswith("checkpoint")]
 
 
 @pytest.mark.slow
@@ -36,7 +36,7 @@ def test_training_resumes_after_its_last_checkpoint(
 ) -> None:
     for n_steps in range(1, N_CHECKPOINTS + 1):
         output = out.with_name(str(n_steps))
-        assert workspace.run(output, *STEPS, disk=FullDisk("commits/checkpoint", n_steps)) == 74
+        assert workspace.run(output, *STEPS, disk=FullAfter("checkpoint", n_steps)) == 74
         assert len(checkpoints(output)) == min(n_steps, 3), n_steps
         caplog.clear()
         assert workspace.run(output, *STEPS) == 0, n_steps
@@ -46,33 +46,25 @@ def test_training_resumes_after_its_last_checkpoint(
 
 
 @pytest.mark.slow
-def test_training_skips_a_damaged_checkpoint(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("n_damaged", "step"), [(1, 2), (3, None)])
+def test_training_resumes_after_the_last_intact_checkpoint(
+    workspace: Workspace,
+    out: Path,
+    expected: Callable[..., bytes],
+    caplog: pytest.LogCaptureFixture,
+    n_damaged: int,
+    step: int | None,
 ) -> None:
     for damage in DAMAGE:
         output = out.with_name(damage)
-        assert workspace.run(output, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74, damage
-        damaged = checkpoints(output)[-1]
-        DAMAGE[damage](damaged)
-        caplog.clear()
-        assert workspace.run(output, *STEPS) == 0, damage
-        assert f"file={damaged}: " in caplog.text, damage
-        assert resumed_step(caplog.text) == 2, damage
-        assert features_of(output) == expected(), damage
-
-
-@pytest.mark.slow
-def test_training_starts_over_without_an_intact_checkpoint(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
-) -> None:
-    for damage in DAMAGE:
-        output = out.with_name(damage)
-        assert workspace.run(output, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74, damage
-        for path in checkpoints(output):
+        assert workspace.run(output, *STEPS, disk=FullAfter("checkpoint", 3)) == 74, damage
+        damaged = checkpoints(output)[-n_damaged:]
+        for path in damaged:
             DAMAGE[damage](path)
         caplog.clear()
         assert workspace.run(output, *STEPS) == 0, damage
-        assert resumed_step(caplog.text) is None, damage
+        assert all(f"file={path}: " in caplog.text for path in damaged), damage
+        assert resumed_step(caplog.text) == step, damage
         assert features_of(output) == expected(), damage
         assert leftovers(output) == [], damage
 
@@ -82,7 +74,7 @@ def test_training_starts_over_without_an_intact_checkpoint(
 def test_a_checkpoint_of_other_settings_is_ignored(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, flags: list[str]
 ) -> None:
-    assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74
+    assert workspace.run(out, *STEPS, disk=FullAfter("checkpoint", 3)) == 74
     caplog.clear()
     assert workspace.run(out, *STEPS, *flags, "--overwrite") == 0
     assert resumed_step(caplog.text) is None
@@ -139,13 +131,13 @@ ABOUT: dict[str, dict[str, Any]] = {
 def test_an_invalid_checkpoint_is_ignored(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74
-    with locked(out) as ledger:
-        *_, last = ledger.records("checkpoint")
-        data = ledger.load(last)
-        ledger.drop(last)
-        entry = ledger.write("stages/checkpoint", ".npz", forged(data, kind))
-        ledger.commit(Record(last.key, last.fingerprint, entry))
+    assert workspace.run(out, *STEPS, disk=FullAfter("checkpoint", 3)) == 74
+    with locked(out) as journal:
+        *_, last = journal.records("checkpoint")
+        data = journal.load(last)
+        journal.withdraw(last)
+        entry = journal.write(unique_name("work/checkpoint", ".npz"), forged(data, kind))
+        journal.add(Record(last.key, last.fingerprint, entry))
     caplog.clear()
     assert workspace.run(out, *STEPS) == 0
     assert any(record.levelname == "WARNING" and "checkpoint" in record.getMessage() for record in caplog.records)
@@ -157,13 +149,13 @@ def test_a_checkpoint_of_a_forged_step_is_ignored(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     """The record and the file agree on a step that the training does not have."""
-    assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74
-    with locked(out) as ledger:
-        *_, last = ledger.records("checkpoint")
-        arrays, about = unpack(ledger.load(last))
+    assert workspace.run(out, *STEPS, disk=FullAfter("checkpoint", 3)) == 74
+    with locked(out) as journal:
+        *_, last = journal.records("checkpoint")
+        arrays, about = unpack(journal.load(last))
         step = 10**12 - 1
-        entry = ledger.write("stages/checkpoint", ".npz", pack(arrays, {**about, "n_steps": step}))
-        ledger.commit(Record(f"checkpoint-{step}", last.fingerprint, entry))
+        entry = journal.write(unique_name("work/checkpoint", ".npz"), pack(arrays, {**about, "n_steps": step}))
+        journal.add(Record(f"checkpoint-{step}", last.fingerprint, entry, last.facts))
     caplog.clear()
     assert workspace.run(out, *STEPS) == 0
     assert resumed_step(caplog.text) == 3

@@ -8,7 +8,6 @@ Sample: each kind of rows is imputed in one way; with TEST_CASES=all in every wa
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,8 @@ import numpy as np
 import pytest
 
 from shardpress.features import open_features
-from shardpress.model import Model, load_model
-from shardpress.output.records import read_manifest
+from shardpress.model import Model
+from shardpress.result import Result, load_model
 from tests.support.bad_shards import NO_LIMITS, InterruptedDisk, Shards, bad_lines, check, errors
 from tests.support.cases import ALL_CASES, case, sample
 from tests.support.helpers import csr, write_csr
@@ -83,12 +82,12 @@ def check_resumption(shards: Shards, flags: list[str], folder: Path, caplog: pyt
     caplog.set_level("INFO", "shardpress")
     flags = [*flags, "checkpoint_seconds=0", "--epochs", "4"]
     assert shards.run(*flags) == 0
-    for kind, number in (("stages", 1), ("stages", 8), ("parts", 1)):
+    for kind, number in (("work", 2), ("work", 9), ("parts", 1)):
         output = folder / f"{kind}-{number}"
         assert shards.run(*flags, output=output, disk=InterruptedDisk(kind, number)) == 130
         caplog.clear()
         assert shards.run(*flags, output=output) == 0
-        assert (resumed_step(caplog.text) is not None) == (number == 8)
+        assert (resumed_step(caplog.text) is not None) == (number == 9)
         assert features_of(output) == features_of(shards.output)
         caplog.clear()
         assert shards.run(*flags, output=output) == 0
@@ -121,7 +120,7 @@ def test_imputation_equals_a_run_over_imputed_rows(shards: Shards, impute: str) 
             filled.add(whole[31:])
             assert filled.run() == 0
             assert features_of(gaps.output) == features_of(filled.output)
-            assert read_manifest(gaps.output)["n_bad"] == 0
+            assert Result.open(gaps.output).n_bad == 0
 
 
 @pytest.mark.slow
@@ -176,6 +175,7 @@ def test_blocks_threads_and_the_form_of_files_change_no_bit(shards: Shards, tmp_
 # -- rows that stay bad ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("with_model", [False, True], ids=["trained", "given"])
 def test_imputation_keeps_rows_with_inf_or_without_values_bad(shards: Shards, with_model: bool) -> None:
     rows = rows_with_gaps(np.float32, -7, 0)
@@ -195,7 +195,7 @@ def test_imputation_keeps_rows_with_inf_or_without_values_bad(shards: Shards, wi
     model = load_model(shards.output)
     cleaned = cleaned_rows(rows, -7, model)
     check(shards.output, [cleaned], [3, 11, 40], model)
-    assert read_manifest(shards.output)["summary"]["n_outside"] == 0
+    assert Result.open(shards.output).facts.summary["n_outside"] == 0
     assert [(line["row"], line["columns"]) for line in bad_lines(shards.output)] == [
         (3, [1]),
         (11, [0, 1, 2, 3]),
@@ -249,9 +249,10 @@ def test_a_given_model_imputes_and_clips_as_trained(shards: Shards, tmp_path: Pa
             flags = ["--model", str(shards.output), "--on-bad-data", mode, "--on-drift", "raise"]
             assert later.run(*flags, *flags_of(missing), output=output) == 0
             check(output, [cleaned_rows(rows, missing, model)], [], model)
-            assert read_manifest(output)["summary"]["n_outside"] == 0
+            assert Result.open(output).facts.summary["n_outside"] == 0
 
 
+@pytest.mark.process
 def test_cleaning_that_a_given_model_did_not_learn_is_refused(shards: Shards, model: str, caplog: Any) -> None:
     shards.fill(20)
     for flags in (["--impute", "mean"], ["--clip-quantile", "0.1"]):
@@ -263,6 +264,7 @@ def test_cleaning_that_a_given_model_did_not_learn_is_refused(shards: Shards, mo
 # -- messages ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 def test_the_report_counts_imputed_values_by_column(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "shardpress")
     rows = rows_with_gaps(np.float32, np.nan, 0)
@@ -272,7 +274,7 @@ def test_the_report_counts_imputed_values_by_column(shards: Shards, caplog: pyte
     shards.add(rows)
     assert shards.run("--impute", "mean", "--on-bad-data", "skip", *NO_LIMITS) == 0
     counts = np.isnan(np.delete(rows, np.flatnonzero(np.isnan(rows).all(axis=1)), axis=0)).sum(axis=0)
-    reported = json.loads((shards.output / "report.json").read_text())["scan"]["filled"]
+    reported = Result.open(shards.output).report()["scan"]["filled"]
     assert reported == {str(column): n for column, n in enumerate(counts.tolist()) if n}
     assert mentions(caplog.text, counts.sum(), 3, "mean")
     assert mentions(caplog.text, "1 column", 0, 1)

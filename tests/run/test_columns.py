@@ -12,8 +12,8 @@ import pytest
 
 from shardpress.cli import main
 from shardpress.columns import NO_COLUMNS
-from shardpress.model import load_model
 from shardpress.report.verify import verify
+from shardpress.result import INDEX, Result, load_model
 from tests.support import named_columns
 from tests.support.logged import mentions
 from tests.support.standin import install
@@ -43,12 +43,12 @@ class Cells:
         return main("", [*where, *flags])
 
     def features(self, output: str) -> bytes:
-        with h5py.File(self.folder / output / "index.h5") as file:
+        with h5py.File(self.folder / output / INDEX) as file:
             found: np.ndarray = file["features"][...]
         return found.tobytes()
 
     def report(self, output: str) -> dict[str, object]:
-        found: dict[str, object] = json.loads((self.folder / output / "report.json").read_bytes())
+        found: dict[str, object] = Result.open(self.folder / output).report()
         return found
 
 
@@ -61,7 +61,7 @@ def cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cells:
 def test_another_order_is_refused_and_matching_gives_equal_bits(cells: Cells, caplog: pytest.LogCaptureFixture) -> None:
     assert cells.run("other", "out", *FLAGS) == 65
     assert mentions(caplog.text, f"file={cells.folder}/other/1.h5ad", 0, "MT-CO1", "ACTB")
-    assert not (cells.folder / "out" / "manifest.json").exists()
+    assert not (cells.folder / "out" / INDEX).exists()
     assert cells.run("same", "expected", *FLAGS) == 0
     assert cells.run("other", "out", *FLAGS, "--match-columns", "name") == 0
     assert cells.features("out") == cells.features("expected")

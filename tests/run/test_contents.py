@@ -15,7 +15,7 @@ from shardpress.hdf5.values import file_digest
 from shardpress.run import digests
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.scan_stage import ScanStage
-from tests.support.interruptions import STEPS, FullDisk, results, stamps, undisturbed_features
+from tests.support.interruptions import STEPS, FullAfter, results, stamps, undisturbed_features
 from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.slow
@@ -67,7 +67,7 @@ def test_a_finished_run_notices_contents_changed_in_place(
 
 
 def test_an_unfinished_run_notices_contents_changed_in_place(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 2)) == 74
+    assert workspace.run(out, *STEPS, disk=FullAfter("checkpoint", 2)) == 74
     change_in_place(workspace.shards / "0.h5")
     assert workspace.run(out, *STEPS) == 0
     assert features_of(out) == undisturbed_features(workspace, *STEPS)

@@ -5,7 +5,6 @@ Sample: two of three numbers of epochs, and interruptions at three of five or si
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from datetime import datetime, timedelta
@@ -16,14 +15,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.output.records import read_manifest
+from shardpress.result import Result
 from shardpress.run import deadline
 from shardpress.settings.config import Config
 from shardpress.settings.deadline import deadline_of, in_words
 from shardpress.settings.kinds import hours_of
 from shardpress.training.epochs import Limit
 from tests.support.cases import case, each, sample
-from tests.support.interruptions import STEPS, FullDisk
+from tests.support.interruptions import STEPS, FullAfter
 from tests.support.logged import mentions, resumed_step
 from tests.support.standin import Workspace, features_of
 
@@ -118,7 +117,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
 
 
 def training_of(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((output / "report.json").read_text())["training"]
+    found: dict[str, Any] = Result.open(output).report()["training"]
     return found
 
 
@@ -137,7 +136,7 @@ def test_a_deadline_equals_a_run_of_the_epochs_that_fit(
             assert (chosen["n_epochs"], chosen["of"]) == (n_epochs, 8)
             costs = [[line["cost"] for line in training_of(each)["history"]] for each in (out, other)]
             assert costs[0] == costs[1]
-            words = read_manifest(out)["summary"]["gave_up"]
+            words = Result.open(out).facts.summary["gave_up"]
             assert mentions(words, f"{n_epochs} of 8")
             assert mentions(caplog.text, f"deadline: {n_epochs} of 8")
             assert words in (out / "run.log").read_text()
@@ -146,7 +145,7 @@ def test_a_deadline_equals_a_run_of_the_epochs_that_fit(
 def test_a_late_deadline_keeps_all_epochs(workspace: Workspace, out: Path, machine: Machine) -> None:
     assert workspace.run(out, *machine.flags(100)) == 0
     assert training_of(out)["deadline"]["n_epochs"] == len(training_of(out)["history"]) == 8
-    assert read_manifest(out)["summary"]["gave_up"] == ""
+    assert Result.open(out).facts.summary["gave_up"] == ""
 
 
 @pytest.mark.slow
@@ -161,7 +160,7 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
         machine.epoch = EPOCH
         flags = machine.flags(3.5)
         with case(n_steps):
-            assert workspace.run(out, *flags, *STEPS, disk=FullDisk("commits/checkpoint", n_steps)) == 74
+            assert workspace.run(out, *flags, *STEPS, disk=FullAfter("checkpoint", n_steps)) == 74
             plan = workspace.plan(out, *flags)
             assert "of 3 epochs" in plan.earlier["training"]
             assert float(plan.stages[2].what.split()[0]) <= 3
@@ -175,16 +174,14 @@ def test_an_interrupted_run_keeps_its_epochs_and_its_deadline(
             assert ends_by < time.time() + 3600 * hours_of(flags[flags.index("--finish-by") + 1])
 
 
-@each("kind", ["run.json", "commits/scan"])
 def test_hours_count_from_the_first_start(
-    workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, kind: str
+    workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = workspace.folder / f"of{len(kind)}"
     now = time.time
     flags = machine.flags(100)
     before = time.time()
     seconds = 3600 * hours_of(flags[flags.index("--finish-by") + 1])
-    assert workspace.run(out, *flags, disk=FullDisk(kind, 1)) == 74
+    assert workspace.run(out, *flags, disk=FullAfter("scan", 1)) == 74
     monkeypatch.setattr(time, "time", lambda: now() + seconds / 2)
     plan = workspace.plan(out, *flags)
     assert any(in_words(before + seconds + later) in plan.stages[2].what for later in (0, 60))  # to the minute
@@ -194,7 +191,7 @@ def test_hours_count_from_the_first_start(
 
 
 def test_a_changed_deadline_replaces_the_earlier_one(workspace: Workspace, out: Path, machine: Machine) -> None:
-    assert workspace.run(out, *machine.flags(100), disk=FullDisk("commits/scan", 1)) == 74
+    assert workspace.run(out, *machine.flags(100), disk=FullAfter("scan", 1)) == 74
     assert workspace.run(out, *machine.flags(200)) == 0
     ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
     assert ends_by > time.time() + 150 * EPOCH
@@ -205,7 +202,7 @@ def test_restarting_renews_the_deadline(
 ) -> None:
     now = time.time
     flags = machine.flags(100)
-    assert workspace.run(out, *flags, disk=FullDisk("commits/scan", 1)) == 74
+    assert workspace.run(out, *flags, disk=FullAfter("scan", 1)) == 74
     monkeypatch.setattr(time, "time", lambda: now() + 1000)
     assert workspace.run(out, *flags, "--restart") == 0
     ends_by = datetime.fromisoformat(training_of(out)["deadline"]["ends_by"]).timestamp()
@@ -216,7 +213,7 @@ def test_a_deadline_that_has_passed_is_renewed(
     workspace: Workspace, out: Path, machine: Machine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     flags = machine.flags(3.5)
-    assert workspace.run(out, *flags, *STEPS, disk=FullDisk("commits/checkpoint", 5)) == 74
+    assert workspace.run(out, *flags, *STEPS, disk=FullAfter("checkpoint", 5)) == 74
     now = time.time
     day = 86400
     monkeypatch.setattr(time, "time", lambda: now() + day)
@@ -248,7 +245,7 @@ def test_a_part_of_the_first_epoch_is_trained(
     assert facts["deadline"]["last_epoch_part"] == 6 / STEPS_PER_EPOCH
     assert len(facts["history"]) == 1
     assert np.isfinite(facts["history"][0]["cost"])
-    assert mentions(read_manifest(out)["summary"]["gave_up"], "0.545 of 8")
+    assert mentions(Result.open(out).facts.summary["gave_up"], "0.545 of 8")
     assert mentions(caplog.text, "deadline:", 1, "of 8")
 
 
@@ -291,7 +288,7 @@ def test_a_resumed_run_ends_training_at_the_same_step(workspace: Workspace, tmp_
         out = tmp_path / str(n_commits)
         machine.restart()
         with case(n_commits):
-            assert workspace.run(out, *flags, disk=FullDisk("commits/checkpoint", n_commits)) == 74
+            assert workspace.run(out, *flags, disk=FullAfter("checkpoint", n_commits)) == 74
             assert workspace.run(out, *flags) == 0
             assert training_of(out)["history"][0]["cost"] == training_of(expected)["history"][0]["cost"]
             assert training_of(out)["deadline"]["last_epoch_part"] == 6 / STEPS_PER_EPOCH
@@ -336,6 +333,7 @@ def test_a_training_without_time_ends_after_one_step(workspace: Workspace, out: 
         assert 0 < facts["deadline"]["last_epoch_part"] < 1
 
 
+@pytest.mark.process
 def test_a_run_that_misses_its_deadline_causes_a_warning(
     workspace: Workspace, out: Path, tmp_path: Path, machine: Machine, caplog: pytest.LogCaptureFixture
 ) -> None:

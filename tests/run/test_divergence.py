@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from shardpress.model import load_model
+from shardpress.output.files import LAST_GOOD
+from shardpress.result import INDEX, load_model
 from tests.support import standin
 from tests.support.bad_shards import (
     Shards,
@@ -45,13 +46,13 @@ def test_divergence_is_reproducible_and_keeps_the_last_weights(
             assert shards.run(*flags) == 65
         message = errors(caplog)
         assert mentions(message, "TrainingDiverged", f"epoch {3 if late else 0}")
-        assert all(phrase in message for phrase in ("--learning-rate", "model-last-good.h5"))
-        assert not (shards.output / "manifest.json").exists()
-        stopped = load_model(shards.output / "model-last-good.h5")
+        assert all(phrase in message for phrase in ("--learning-rate", LAST_GOOD))
+        assert not (shards.output / INDEX).exists()
+        stopped = load_model(shards.output / LAST_GOOD)
         assert all(np.isfinite(array).all() for array in stopped.parameters.values())
         found.append((message, stopped.fingerprint))
     assert found[0] == found[1]
     assert resumed_step(caplog.text) is not None
     assert shards.run() == 0, "other settings start over"
-    assert not (shards.output / "model-last-good.h5").exists()
+    assert not (shards.output / LAST_GOOD).exists()
     check(shards.output, shards.arrays, [])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, get_args
 
 import numpy as np
@@ -15,9 +13,9 @@ from shardpress.columns import Columns
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.layout import Layout
 from shardpress.model import Model
+from shardpress.records import Request, from_json, to_json
 from shardpress.run import fingerprints as module
-from shardpress.run.fingerprints import Request, differences, request_of
-from shardpress.run.resume import plain_request
+from shardpress.run.fingerprints import differences, request_of
 from shardpress.scan.scaler import Scaler
 from shardpress.settings import replicas
 from shardpress.settings.config import SETTINGS, Affected, Config, Setting
@@ -64,11 +62,6 @@ def affected_stages(now: Request, before: Request | None = None) -> set[str]:
     old = fingerprints(before or request())
     new = fingerprints(now)
     return {stage for stage in STAGES if old[stage] != new[stage]}
-
-
-def plain(found: Request) -> dict[str, Any]:
-    """Return a request as it is read from a file."""
-    return json.loads(json.dumps(asdict(found)))
 
 
 # -- dependences -------------------------------------------------------------------------------------------------
@@ -135,7 +128,7 @@ def test_selected_rows_and_targets_change_the_stages_that_depend_on_them() -> No
     assert affected_stages(request(fitted=fitted.copy()), before) == set()
     for other in (~fitted, np.append(fitted, False), None):
         assert affected_stages(request(fitted=other), before) == set(STAGES)
-    assert mentions(differences(plain(before), plain(request(fitted=~fitted))), "fit_on")
+    assert mentions(differences(before, request(fitted=~fitted)), "fit_on")
 
     kinds = np.arange(3000) % 2
     numbers = kinds + 0.25
@@ -151,7 +144,7 @@ def test_selected_rows_and_targets_change_the_stages_that_depend_on_them() -> No
         assert affected_stages(of(values, fitted), of(values)) == {"model", "all"}
         hidden = np.where(fitted, values, values + 1)
         assert affected_stages(of(hidden, fitted), of(values, fitted)) == set()
-    assert mentions(differences(plain(of(kinds)), plain(of(numbers))), "target")
+    assert mentions(differences(of(kinds), of(numbers)), "target")
 
 
 AFFECTED = {"scan": set(STAGES), "model": {"model", "all"}, "features": {"features", "all"}}
@@ -201,7 +194,7 @@ def test_version_of_theano_changes_the_model(monkeypatch: pytest.MonkeyPatch, pa
     version = module.version
     monkeypatch.setattr(module, "version", lambda name: "9.9" if name == package else version(name))
     assert affected_stages(request(), before) == affected
-    assert (package in differences(plain(before), plain(request()))) is bool(affected)
+    assert (package in differences(before, request())) is bool(affected)
 
 
 # -- inputs ------------------------------------------------------------------------------------------------------
@@ -231,7 +224,7 @@ def test_a_changed_input_changes_every_stage_and_is_named() -> None:
     for kind, (change, words) in INPUTS.items():
         now = request(shards=change(SHARDS))
         assert affected_stages(now) == set(STAGES), kind
-        found = differences(plain(request()), plain(now))
+        found = differences(request(), now)
         assert words in found, kind
         assert found.isprintable(), kind
 
@@ -247,15 +240,15 @@ def test_many_changed_inputs_are_summarized() -> None:
         )
         for i, shard in enumerate(shards)
     )
-    found = differences(plain(request(shards=shards)), plain(request(shards=now)))
+    found = differences(request(shards=shards), request(shards=now))
     for words in ("300 of 300 inputs", "size of 300 files", "time of 300 files", "extras ['y'] -> ['y', 'z']"):
         assert words in found
     assert len(found) < 150
     one = (*now[:298], replace(shards[298], stored_dtype="<f8"), shards[299])
-    found = differences(plain(request(shards=shards)), plain(request(shards=one)))
+    found = differences(request(shards=shards), request(shards=one))
     assert "299 of 300 inputs" in found
     assert "dtype of 1 file" in found
-    assert "b.h5" in differences(plain(request()), plain(request(shards=changed(shape=(9, 4))(SHARDS))))
+    assert "b.h5" in differences(request(), request(shards=changed(shape=(9, 4))(SHARDS)))
 
 
 def test_moving_the_input_changes_nothing() -> None:
@@ -264,7 +257,7 @@ def test_moving_the_input_changes_nothing() -> None:
         replace(shard, path=shard.path.replace("/data", "/elsewhere"), identity=moved_identity) for shard in SHARDS
     )
     assert affected_stages(request(shards=moved)) == set()
-    assert differences(plain(request()), plain(request(shards=moved))) == ""
+    assert differences(request(), request(shards=moved)) == ""
 
 
 def test_names_of_columns_change_nothing_but_their_order_does() -> None:
@@ -274,7 +267,7 @@ def test_names_of_columns_change_nothing_but_their_order_does() -> None:
     order = np.array([1, 0, 2, 3], np.int32)
     reordered = (*named[:2], replace(named[2], order=order))
     assert affected_stages(request(shards=reordered)) == set(STAGES)
-    assert "column_order" in differences(plain(request()), plain(request(shards=reordered)))
+    assert "column_order" in differences(request(), request(shards=reordered))
     for match in ("name", "ignore"):
         assert affected_stages(request(CONFIG.changed(match_columns=match), named)) == set()
 
@@ -305,7 +298,7 @@ def test_another_model_makes_other_features() -> None:
     other = replace(MODEL, parameters={**MODEL.parameters, "b_hidden": np.ones(2, np.float32)})
     assert "all" in affected_stages(request(model=other), request(model=MODEL))
     assert request().of_features(MODEL.fingerprint) != request().of_features(other.fingerprint)
-    words = differences(plain(request(model=MODEL)), plain(request(model=other)))
+    words = differences(request(model=MODEL), request(model=other))
     assert words == f"model {MODEL.fingerprint} -> {other.fingerprint}"
 
 
@@ -313,12 +306,12 @@ def test_another_model_makes_other_features() -> None:
 
 
 def test_equal_requests_have_no_differences() -> None:
-    assert differences(plain(request()), plain(request())) == ""
+    assert differences(request(), request()) == ""
 
 
 def test_differences_name_settings_with_both_values() -> None:
     now = request(CONFIG.changed(epochs=3, seed=7, missing_value=-1.0, on_drift="clip"))
-    words = differences(plain(request()), plain(now))
+    words = differences(request(), now)
     assert words == "missing_value None -> -1.0; epochs 20 -> 3; seed 0 -> 7; on_drift pass -> clip"
 
 
@@ -327,22 +320,19 @@ def test_names_of_rows_make_other_parts_of_the_same_run() -> None:
     shards = tuple(replace(shard, extras=(Y, names)) for shard in SHARDS)
     now = request(shards=shards)
     assert affected_stages(now) == {"features"}
-    assert plain_request(now) == plain_request(request())
+    assert differences(request(), now) == ""
     requested = CONFIG.changed(include=("obs/_index",))
     assert affected_stages(request(requested, shards), request(requested)) == set()
 
 
 def test_many_differences_are_abridged() -> None:
     many = tuple(replace(SHARDS[0], path=f"/data/{i}.h5") for i in range(500))
-    words = differences(plain(request()), plain(request(shards=many)))
+    words = differences(request(), request(shards=many))
     assert words.endswith(" and 493 more")
     assert len(words) < 500
 
 
-@pytest.mark.parametrize("before", [{}, {"inputs": {}, "scan": {}}, {"training": {"epochs": 3, "of old": 1}}], ids=str)
-def test_requests_of_other_versions_can_be_compared(before: dict[str, Any]) -> None:
-    assert differences(before, plain(request()))
-
-
-def test_fields_of_a_request_are_plain_values(tmp_path: Path) -> None:
-    assert Request(**plain(request())).of_all() == request().of_all()
+def test_a_request_stays_the_same_in_json() -> None:
+    stored = from_json(to_json(request()), Request)
+    assert stored == request()
+    assert fingerprints(stored) == fingerprints(request())

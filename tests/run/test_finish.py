@@ -5,11 +5,13 @@ from __future__ import annotations
 import resource
 from dataclasses import asdict, replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from shardpress.run.summary import Summary
 from tests.support.logged import COMPLETE, mentions
+from tests.support.parts import run_facts
 from tests.support.standin import Workspace
 
 SUMMARY = Summary("out", 300, 9, 4, 0, 2, "cpu (C kernels)", None, {"scan": 0.25, "encoding": 61.04})
@@ -38,15 +40,9 @@ def test_a_summary_lists_the_compilation_time_separately() -> None:
     assert mentions(getrlimit, "scan 0.2 s", "encoding 61.0 s", "compiling", "18.2 s")
 
 
-def test_a_summary_omits_what_an_earlier_version_did_not_measure() -> None:
-    before = {name: value for name, value in asdict(SUMMARY).items() if name not in ("components", "mean", "compiling")}
-    restored = Summary.of_manifest({"summary": {**before, "cost": 0.5}}, "out")
-    assert mentions(str(restored), "0.5")
-    assert "principal component" not in str(restored)
-
-
 def test_the_summary_of_a_finished_run_has_its_current_path() -> None:
-    restored = Summary.of_manifest({"summary": {**asdict(SUMMARY), "compiling": 18.2}, "parts": []}, "elsewhere")
+    result = Mock(facts=run_facts(summary={**asdict(SUMMARY), "compiling": 18.2}))
+    restored = Summary.of_result(result, "elsewhere", {})
     assert restored == replace(SUMMARY, output="elsewhere", seconds={}, before=True)
     assert mentions(str(restored), COMPLETE, 300, 9, 4, "elsewhere/index.h5")
 

@@ -11,9 +11,9 @@ import pytest
 
 from shardpress.commands.table import main as command
 from shardpress.features import open_features
-from shardpress.model import Model, load_model
-from shardpress.output.records import read_manifest
+from shardpress.model import Model
 from shardpress.report.verify import verify
+from shardpress.result import Result, load_model
 from shardpress.settings import replicas
 from tests.run.test_cleaning import check_resumption, features_of
 from tests.support.bad_shards import NO_LIMITS, Shards, encoded, errors
@@ -72,6 +72,7 @@ def test_rows_that_are_left_out_do_not_change_the_model(shards: Shards) -> None:
             assert not np.isnan(open_features(some.output).features.compute()).any()
 
 
+@pytest.mark.process
 def test_the_range_is_that_of_the_selected_rows(shards: Shards) -> None:
     rows = some_rows()
     train = is_train(len(rows))
@@ -164,6 +165,7 @@ def test_a_shard_without_the_extra_is_encoded_only(shards: Shards) -> None:
         assert open_features(output).features.shape[0] == len(rows) + 20
 
 
+@pytest.mark.process
 def test_a_damaged_extra_leaves_its_shard_out(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     rows = some_rows(n=60)
     for i in range(2):
@@ -192,7 +194,7 @@ def test_rows_outside_the_selected_ones_are_counted_or_clipped(shards: Shards, t
     for mode in ("pass", "clip"):
         output = tmp_path / mode
         assert shards.run(*ON_TRAIN, "--on-drift", mode, output=output) == 0
-        assert json.loads((output / "report.json").read_bytes())["drift"]["n_outside"] == n_outside
+        assert Result.open(output).report()["drift"]["n_outside"] == n_outside
         expected = np.clip(rows, low, high) if mode == "clip" else rows
         np.testing.assert_array_equal(open_features(output).features.compute(), encoded(load_model(output), expected))
         assert not verify(str(output), 1000).faults
@@ -204,11 +206,11 @@ def test_another_condition_trains_another_model(shards: Shards, caplog: pytest.L
     rows = some_rows()
     add_split(shards, rows, is_train(len(rows)))
     assert shards.run() == 0
-    before = read_manifest(shards.output)["fingerprint"]
+    before = Result.open(shards.output).fingerprint
     assert shards.run(*ON_TRAIN) != 0  # the results are not replaced without --overwrite
     assert mentions(errors(caplog), "fit_on", "--overwrite")
     assert shards.run(*ON_TRAIN, "--overwrite") == 0
-    assert read_manifest(shards.output)["fingerprint"] != before
+    assert Result.open(shards.output).fingerprint != before
     assert shards.run("--fit-on", "split ==  'train'") == 0  # the same condition
 
 
@@ -249,5 +251,5 @@ def test_the_report_tests_on_the_rows_that_are_left_out(shards: Shards) -> None:
     rows[:, 2] += 60 * kind
     write_shard(shards.folder / "0.h5", rows, extras={"split": split, "y": kind})
     assert shards.run(*ON_TRAIN) == 0
-    probe = json.loads((shards.output / "report.json").read_bytes())["sample"]["probe"]
+    probe = Result.open(shards.output).report()["sample"]["probe"]
     assert (probe["n_train"], probe["n_test"]) == (train.sum(), (~train).sum())

@@ -11,16 +11,14 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.alignment import load_map
 from shardpress.commands.table import main
-from shardpress.errors import DataError, NotPermitted
+from shardpress.errors import DataError
 from shardpress.features import open_features
-from shardpress.formats import seal
 from shardpress.interop.estimator import TiedAutoencoder
 from shardpress.interop.export import export
-from shardpress.output.records import MANIFEST, OUTPUT, read_manifest
-from shardpress.report.page.build import page_of, read_report, text_of
+from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
+from shardpress.result import INDEX, Result, result_bytes
 from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import flip, stamps
 from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
@@ -64,12 +62,12 @@ def residual(mapped: np.ndarray, expected: np.ndarray) -> float:
 
 def test_a_new_model_becomes_the_next_generation(runs: Workspace, first: Path) -> None:
     before = features(first)
-    model = read_manifest(first)["model"]
+    model = Result.open(first).encoder
     add(runs, "2.h5")
     assert runs.run(first, *RETRAIN) == 0
-    manifest = read_manifest(first)
-    assert manifest["generation"] == 2
-    assert manifest["model"] != model
+    result = Result.open(first)
+    assert result.facts.generation == 2
+    assert result.encoder != model
     assert features(first).shape == (82, 2)
     np.testing.assert_array_equal(features(first, generation=1), before)
     np.testing.assert_array_equal(features(first, generation=2), features(first))
@@ -113,15 +111,15 @@ def test_the_same_command_again_changes_nothing(runs: Workspace, first: Path) ->
 
 def test_without_results_a_run_trains_the_first_generation(runs: Workspace, out: Path) -> None:
     assert runs.run(out, "--retrain") == 0
-    assert "generation" not in read_manifest(out)
+    assert Result.open(out).facts.generation == 1
 
 
 def test_old_generations_are_removed_but_maps_lead_to_them(runs: Workspace, first: Path) -> None:
     expected = features(first)
     for seed in ("1", "2"):
         assert runs.run(first, "--retrain", "--seed", seed) == 0
-    manifest = read_manifest(first)
-    assert [each["generation"] for each in manifest["generations"]] == [2]
+    result = Result.open(first)
+    assert [each.generation for each in result.facts.generations] == [2]
     assert len(features(first, generation=2)) == 70
     with pytest.raises(DataError, match="generation=1"):
         open_features(first, generation=1)
@@ -129,7 +127,7 @@ def test_old_generations_are_removed_but_maps_lead_to_them(runs: Workspace, firs
     assert invalid_entries(first) == leftovers(first) == []
     n_parts = len(list((first / "parts").iterdir()))
     assert runs.run(first, "--retrain", "--seed", "3", "--keep-generations", "1") == 0
-    assert read_manifest(first)["generations"] == []
+    assert Result.open(first).facts.generations == []
     assert len(list((first / "parts").iterdir())) == n_parts // 2
     assert features(first, as_of=2).shape == (70, 2)
 
@@ -138,11 +136,17 @@ def test_a_composed_map_applies_one_after_the_other(runs: Workspace, first: Path
     to_first = []
     for seed in ("1", "2"):
         assert runs.run(first, "--retrain", "--seed", seed) == 0
-        maps = {each["generation"]: first / each["file"]["file"] for each in read_manifest(first)["maps"]}
-        to_first.append(load_map(maps[1]))
-    to_second = load_map(maps[2])
+        result = Result.open(first)
+        to_first.append(result.map_to(1))
+    to_second = result.map_to(2)
     rows = features(first)
     np.testing.assert_allclose(to_first[1].apply(rows), to_first[0].apply(to_second.apply(rows)), atol=1e-5)
+
+
+def test_more_generations_are_kept_if_requested(runs: Workspace, first: Path) -> None:
+    for seed in ("1", "2"):
+        assert runs.run(first, "--retrain", "--seed", seed, "--keep-generations", "4") == 0
+    assert [each.generation for each in Result.open(first).facts.generations] == [1, 2]
 
 
 def test_appends_belong_to_the_new_generation(runs: Workspace, first: Path) -> None:
@@ -151,9 +155,9 @@ def test_appends_belong_to_the_new_generation(runs: Workspace, first: Path) -> N
     mapped = features(first, as_of=1)
     add(runs, "2.h5")
     assert runs.run(first, *RETRAIN[1:], "--append") == 0
-    manifest = read_manifest(first)
-    assert manifest["generation"] == 2
-    assert len(manifest["appends"]) == 1
+    result = Result.open(first)
+    assert result.facts.generation == 2
+    assert len(result.facts.appends) == 1
     np.testing.assert_array_equal(features(first, generation=1), earlier)
     np.testing.assert_array_equal(features(first, as_of=1)[:70], mapped)
     assert features(first, as_of=1).shape == (82, 2)
@@ -164,7 +168,7 @@ def test_appends_of_an_earlier_generation_are_kept(runs: Workspace, first: Path)
     add(runs, "2.h5")
     assert runs.run(first, "--append") == 0
     assert runs.run(first, *RETRAIN) == 0
-    assert "appends" not in read_manifest(first)
+    assert Result.open(first).facts.appends == []
     assert open_features(first, generation=1, appends=1).features.shape == (12, 2)
 
 
@@ -231,59 +235,68 @@ def test_outputs_without_a_map_are_refused(runs: Workspace, first: Path) -> None
         open_features([first, other], as_of=first)
 
 
-# -- damaged and forged files --------------------------------------------------------------------------------------
+# -- the same encoder again ----------------------------------------------------------------------------------------
 
 
-def test_a_damaged_map_is_refused(runs: Workspace, first: Path) -> None:
+def test_a_generation_with_an_earlier_encoder_has_its_features(runs: Workspace, first: Path) -> None:
+    before = features(first)
+    assert runs.run(first, *RETRAIN, "--keep-generations", "3") == 0
+    assert runs.run(first, "--retrain", "--keep-generations", "3") == 0
+    result = Result.open(first)
+    assert result.facts.generation == 3
+    assert result.encoder == result.generation(1).encoder != result.generation(2).encoder
+    np.testing.assert_array_equal(features(first), before)
+    np.testing.assert_array_equal(features(first, as_of=1), before)  # without a map
+    with h5py.File(runs.shards / "0.h5") as file:
+        rows = file["X"][()]
+    expected = TiedAutoencoder.from_run(first, as_of=3).transform(rows)
+    np.testing.assert_array_equal(TiedAutoencoder.from_run(first, as_of=1).transform(rows), expected)
+
+    path = add(runs, "0.h5", n_rows=35)  # replaces the rows of this file
+    assert runs.run(first, "--append") == 0
+    assert len(features(first)) == 65
+    np.testing.assert_array_equal(features(first, generation=1), before)
+    np.testing.assert_array_equal(features(first, as_of=1), features(first))
+    path.unlink()  # even if the input files are gone
+    assert not verify(str(first)).faults
+    assert invalid_entries(first) == leftovers(first) == []
+
+
+# -- damaged files -------------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_earlier_result_harms_only_readers_of_it(runs: Workspace, first: Path) -> None:
     assert runs.run(first, *RETRAIN) == 0
-    flip(first / read_manifest(first)["maps"][0]["file"]["file"])
-    with pytest.raises(DataError, match="digest"):
-        open_features(first, as_of=1)
-
-
-@pytest.mark.parametrize("name", ["../secret.npz", "/etc/passwd", "run.json", "published/current/model.h5"])
-def test_a_forged_manifest_cannot_name_other_files(runs: Workspace, first: Path, name: str) -> None:
-    assert runs.run(first, *RETRAIN) == 0
-    manifest = read_manifest(first)
-    manifest["generations"][0]["manifest"]["file"] = name
-    manifest["maps"][0]["file"]["file"] = name
-    (first / MANIFEST).resolve().write_bytes(seal(OUTPUT, manifest))
-    with pytest.raises(NotPermitted):
-        open_features(first, generation=1)
-    with pytest.raises(NotPermitted):
-        open_features(first, as_of=1)
-    add(runs, "2.h5")
-    assert runs.run(first, *RETRAIN[1:], "--append") == 77
-
-
-@pytest.mark.parametrize("field", ["generations", "maps"])
-@pytest.mark.parametrize("value", [[1], [{}], [{"generation": 1}], [{"generation": 1, "model": "a", "file": 3}], 7])
-def test_malformed_lists_are_refused(runs: Workspace, first: Path, field: str, value: object) -> None:
-    assert runs.run(first, *RETRAIN) == 0
-    manifest = {**read_manifest(first), field: value}
-    (first / MANIFEST).resolve().write_bytes(seal(OUTPUT, manifest))
-    argument = {"generations": "generation", "maps": "as_of"}[field]
+    before = features(first)
+    flip(first / "generation-1.h5")
     with pytest.raises(DataError):
-        open_features(first, **{argument: 1})  # type: ignore[arg-type]
+        open_features(first, generation=1)
+    assert [fault.file for fault in verify(str(first)).faults] == ["generation-1.h5"]
+    add(runs, "2.h5")
+    n_parts = len(list((first / "parts").iterdir()))
+    assert runs.run(first, *RETRAIN[1:], "--append") == 0
+    np.testing.assert_array_equal(features(first)[:70], before)
+    assert len(list((first / "parts").iterdir())) > n_parts, "parts that the damaged file may name stay"
 
 
 # -- features name their encoder -----------------------------------------------------------------------------------
 
 
 def test_a_part_of_another_encoder_is_a_fault(runs: Workspace, first: Path) -> None:
-    """Its digest in the manifest is right, as if a program had copied the part and its line from another output."""
+    """Its digest in the index is right, as if a program had copied the part and its line from another output."""
     other = runs.folder / "other"
     assert runs.run(other, "--seed", "1") == 0
-    manifest = read_manifest(first)
-    line = read_manifest(other)["parts"][0]
-    (first / line["file"]).write_bytes((other / line["file"]).read_bytes())
-    manifest["parts"][0] = line
-    (first / MANIFEST).resolve().write_bytes(seal(OUTPUT, manifest))
-    assert [fault.file for fault in verify(str(first)).faults] == [line["file"]]
+    result = Result.open(first)
+    foreign = Result.open(other).parts[0]
+    shutil.copy(other / foreign.file, first / foreign.file)
+    parts = [foreign, *result.parts[1:]]
+    data = result_bytes(lambda file: None, result.model, result.facts, parts, {}, None)
+    (first / INDEX).write_bytes(data)
+    assert [fault.file for fault in verify(str(first)).faults] == [foreign.file]
 
 
 def test_damaged_parts_of_an_earlier_generation_are_a_fault(runs: Workspace, first: Path) -> None:
-    part = read_manifest(first)["parts"][0]["file"]
+    part = Result.open(first).parts[0].file
     assert runs.run(first, *RETRAIN) == 0
     assert not verify(str(first)).faults
     flip(first / part)
@@ -292,12 +305,12 @@ def test_damaged_parts_of_an_earlier_generation_are_a_fault(runs: Workspace, fir
 
 def test_exported_files_name_the_encoder(runs: Workspace, first: Path) -> None:
     assert runs.run(first, *RETRAIN) == 0
-    manifest = read_manifest(first)
+    result = Result.open(first)
     export(first, "npz")
     with np.load(first / "encoder.npz", allow_pickle=False) as encoder:
-        assert encoder["encoder"] == manifest["model"]
-    earlier = manifest["generations"][0]["model"]
-    for as_of, expected in ((None, manifest["model"]), (1, earlier)):
+        assert encoder["encoder"] == result.encoder
+    earlier = result.facts.generations[0].model
+    for as_of, expected in ((None, result.encoder), (1, earlier)):
         export(first, "anndata", as_of=as_of)
         with h5py.File(first / "features.h5ad") as file:
             assert file["uns/shardpress_encoder"].asstr()[()] == expected
@@ -311,7 +324,8 @@ def test_the_report_says_what_a_classifier_keeps(runs: Workspace, out: Path) -> 
             file["y"][...] = file["X"][:, 0] > 0.5
     assert runs.run(out) == 0
     assert runs.run(out, *RETRAIN) == 0
-    (found,) = read_manifest(out)["maps"]
-    assert found["classifier"]["labels"] == "y"
-    assert found["classifier"]["mapped"] > 0.95 * found["classifier"]["accuracy"] > 0.8
-    assert "accuracy of mapped features" in text_of(page_of(read_report(out)))
+    (found,) = Result.open(out).facts.maps
+    assert found.classifier is not None
+    assert found.classifier["labels"] == "y"
+    assert found.classifier["mapped"] > 0.95 * found.classifier["accuracy"] > 0.8
+    assert "accuracy of mapped features" in text_of(page_of(Result.open(out).report()))

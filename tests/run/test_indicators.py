@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import pytest
 
 from shardpress.columns import Columns
 from shardpress.features import open_features
-from shardpress.model import load_model
 from shardpress.report.verify import verify
+from shardpress.result import Result, load_model
 from shardpress.settings import replicas
 from tests.run.test_cleaning import KINDS, check_resumption, cleaned_rows, features_of, flags_of, rows_with_gaps
 from tests.support.bad_shards import Shards, errors
@@ -138,6 +137,7 @@ def test_worker_processes_append_indicators(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, model.encode_cleaned(appended(rows, model)), atol=1e-5)
 
 
+@pytest.mark.process
 def test_a_column_without_gaps_changes_nothing(shards: Shards, tmp_path: Path) -> None:
     shards.fill(60)
     assert shards.run("--impute", "mean") == 0
@@ -152,6 +152,7 @@ def test_indicators_without_imputation_are_refused(shards: Shards, caplog: pytes
     assert mentions(errors(caplog), "missing_indicator", "impute")
 
 
+@pytest.mark.process
 def test_indicators_that_a_given_model_lacks_are_refused(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
     shards.add(gaps_in_two_columns())
     assert shards.run("--impute", "mean") == 0
@@ -167,7 +168,7 @@ def test_the_report_describes_columns_not_inputs(shards: Shards) -> None:
     rows[1::9, 3] = np.nan
     shards.add(rows)
     assert shards.run(*INDICATING, "--n-features", "1") == 0
-    report = json.loads((shards.output / "report.json").read_text())
+    report = Result.open(shards.output).report()
     assert report["summary"]["n_inputs"] == 4
     worst = report["sample"]["worst"]
     assert {line["column"] for line in worst} <= {0, 1, 3}

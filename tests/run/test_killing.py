@@ -30,7 +30,7 @@ def test_a_run_killed_in_any_phase_resumes_with_the_same_bits(victim: Victim) ->
 @pytest.fixture
 def output(victim: Victim, tmp_path: Path) -> Path:
     """Return a copy of a finished output, to be damaged."""
-    return Path(shutil.copytree(victim.undisturbed, tmp_path / "out", symlinks=True))
+    return Path(shutil.copytree(victim.undisturbed, tmp_path / "out"))
 
 
 def killed(phase: str) -> EndedRun:
@@ -43,7 +43,7 @@ def test_the_checks_accept_an_undamaged_run(victim: Victim, output: Path) -> Non
     assert (kill.n_parts, kill.n_checkpoints, kill.n_half, kill.is_complete) == (40, 0, 0, True)
 
 
-@pytest.mark.parametrize("name", ["parts/*.h5", "stages/scan-*.npz", "index.h5"])
+@pytest.mark.parametrize("name", ["parts/*.h5", "work/scan-*.npz"])
 def test_the_checks_detect_a_truncated_file(victim: Victim, output: Path, name: str) -> None:
     path = next(output.glob(name)).resolve()
     path.write_bytes(path.read_bytes()[:-1])
@@ -51,9 +51,8 @@ def test_the_checks_detect_a_truncated_file(victim: Victim, output: Path, name: 
         victim.inspect(killed("encoding"), output)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "commits/part-*.json"])
-def test_the_checks_detect_a_truncated_record(victim: Victim, output: Path, name: str) -> None:
-    path = next(output.glob(name))
+def test_the_checks_detect_a_truncated_index(victim: Victim, output: Path) -> None:
+    path = output / "index.h5"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CheckFailed, match="incomplete"):
         victim.inspect(killed("finishing"), output)

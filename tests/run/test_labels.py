@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 
 from shardpress.cli import main
+from shardpress.result import Result
 from tests.support.helpers import write_shard
 from tests.support.logged import COMPLETE, mentions
 from tests.support.standin import install
@@ -39,8 +39,7 @@ class Cells:
         return main("", ["--input", str(self.shards), "--output", str(self.output), *FLAGS, *flags])
 
     def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.output / "report.json").read_bytes())
-        return found
+        return Result.open(self.output).report()
 
     def labels(self) -> str:
         found: str = self.report()["sample"]["probe"]["labels"]

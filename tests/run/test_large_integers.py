@@ -14,8 +14,8 @@ from shardpress.errors import DataError
 from shardpress.features import open_features
 from shardpress.interop.export import export
 from shardpress.interop.onnx import encoder_onnx
-from shardpress.model import load_model
 from shardpress.report.verify import verify
+from shardpress.result import load_model
 from shardpress.scan import ranges
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, array_shard, with_offset
@@ -88,15 +88,15 @@ def test_a_model_of_large_integers_can_be_applied(large: Workspace, tmp_path: Pa
 
 
 def test_a_resumed_run_reads_the_same_differences(large: Workspace, tmp_path: Path) -> None:
-    from tests.support.interruptions import STEPS, FullDisk
+    from tests.support.interruptions import STEPS, FullAfter
 
     out = tmp_path / "out"
     expected = tmp_path / "expected"
     assert large.run(expected, *STEPS) == 0
-    for kind in ("commits/scan", "commits/checkpoint", "commits/part"):
+    for kind in ("scan", "checkpoint", "part"):
         output = out / kind.replace("/", "-")
         with case(kind):
-            assert large.run(output, *STEPS, disk=FullDisk(kind, 1)) == 74
+            assert large.run(output, *STEPS, disk=FullAfter(kind, 1)) == 74
             assert large.run(output, *STEPS) == 0
             assert features_of(output) == features_of(expected)
 

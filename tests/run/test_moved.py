@@ -16,7 +16,7 @@ from tests.support.standin import Workspace, features_of
 
 
 class Losing(RecordingDisk):
-    """Disk that calls `lose` once, right before the first rename of a file of this kind."""
+    """Disk that calls `lose` once, right before a file of this kind is first renamed or opened to append."""
 
     def __init__(self, kind: str, lose: Callable[[], None]) -> None:
         super().__init__()
@@ -24,14 +24,14 @@ class Losing(RecordingDisk):
         self._lose: Callable[[], None] | None = lose
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
-        if self._lose and name == "replace" and self._kind in str(arguments[1]):
+        if self._lose and name in ("replace", "open_to_append") and self._kind in str(arguments[-1]):
             lose = self._lose
             self._lose = None
             lose()
         return do(*arguments)
 
 
-KINDS = ["stages/scan", "commits/model", "parts/part", "commits/part", "report.json", "published/current"]
+KINDS = ["work/scan", "work/model", "parts/part", "journal.jsonl", "out/index.h5", "report.html"]
 
 
 @pytest.mark.process
@@ -55,7 +55,7 @@ def test_a_run_whose_directory_was_moved_stops_and_harms_no_run(workspace: Works
 @pytest.mark.parametrize("kind", KINDS[2:])
 def test_a_run_whose_lock_was_replaced_stops_and_harms_no_run(workspace: Workspace, out: Path, kind: str) -> None:
     def replace_lock_and_run() -> None:
-        (out / ".lock").unlink()
+        (out / "work/lock").unlink()
         assert forked(lambda: workspace.run(out, *STEPS, *OTHER, "--restart")) == (0, 0)
 
     assert workspace.run(out, *STEPS, disk=Losing(kind, replace_lock_and_run)) == 75

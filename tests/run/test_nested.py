@@ -13,7 +13,7 @@ from shardpress import cli
 from shardpress.commands.table import main
 from shardpress.errors import DataError
 from shardpress.features import open_features
-from shardpress.model import load_model
+from shardpress.result import load_model
 from tests.run.test_cleaning import features_of
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions

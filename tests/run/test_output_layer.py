@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from shardpress import cli
 from shardpress.commands.table import main
 from shardpress.features import open_features
 from shardpress.interop.estimator import TiedAutoencoder
-from shardpress.model import load_model
+from shardpress.result import Result, load_model
 from tests.run.test_cleaning import features_of
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
@@ -46,7 +45,7 @@ def test_features_are_outputs_of_the_hidden_layer(folder: Path) -> None:
     expected = np.maximum(x @ model.parameters["W_1"] + model.parameters["b_hidden_1"], 0)
     np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5)
     error = np.square(model.decode(features) - x).mean()
-    report = json.loads((folder / "out/report.json").read_text())
+    report = Result.open(folder / "out").report()
     assert error == pytest.approx(report["sample"]["mean_error"], rel=0.1)
     assert (report["summary"]["n_features"], report["summary"]["n_components"]) == (48, 6)
     assert main(["verify", str(folder / "out")]) == 0

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.model import load_model
-from shardpress.output.records import read_manifest
+from shardpress.result import Result, load_model
 from tests.support.bad_shards import (
     NO_LIMITS,
     Shards,
@@ -56,11 +55,12 @@ def test_rows_outside_the_range_are_counted_and_clipped_or_kept(
         capsys.readouterr()
         assert shards.run("--model", model, "--on-drift", on_drift, output=output) == 0
         assert mentions(capsys.readouterr().out, f"{n_outside} rows outside")
-        assert read_manifest(output)["summary"]["n_outside"] == n_outside
+        assert Result.open(output).facts.summary["n_outside"] == n_outside
         check(output, arrays, [], fitted)
     assert mentions(caplog.text, f"{n_outside} of 91", "column")
 
 
+@pytest.mark.process
 def test_a_row_outside_the_range_stops_the_run_on_request(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -75,6 +75,7 @@ def test_a_row_outside_the_range_stops_the_run_on_request(
     assert shards.run("--model", model, "--on-drift", "clip") == 0
 
 
+@pytest.mark.process
 def test_training_rows_are_never_outside_the_range(shards: Shards, capsys: pytest.CaptureFixture[str]) -> None:
     shards.fill(40)
     assert shards.run("--on-drift", "raise") == 0
@@ -82,6 +83,7 @@ def test_training_rows_are_never_outside_the_range(shards: Shards, capsys: pytes
     assert "outside" not in capsys.readouterr().out
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("on_drift", ["pass", "clip", "raise"])
 def test_bad_rows_are_not_counted_as_outside_the_range(shards: Shards, model: str, on_drift: str) -> None:
     rows = np.random.default_rng(0).uniform(-20, 20, (30, 4)).astype(np.float32)
@@ -90,9 +92,10 @@ def test_bad_rows_are_not_counted_as_outside_the_range(shards: Shards, model: st
     flags = ["--model", model, "--on-drift", on_drift, "--on-bad-data", "skip", *NO_LIMITS]
     assert shards.run(*flags) == 0
     check(shards.output, [rows], [3, 17], load_model(model))
-    assert read_manifest(shards.output)["summary"]["n_outside"] == 0
+    assert Result.open(shards.output).facts.summary["n_outside"] == 0
 
 
+@pytest.mark.process
 def test_rows_that_overflow_float32_are_bad_rows(
     shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

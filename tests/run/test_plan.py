@@ -15,13 +15,13 @@ import pytest
 from shardpress.commands.table import main
 from shardpress.output.disk import publish
 from shardpress.output.lock import locked
-from shardpress.output.records import read_manifest
+from shardpress.result import Result
 from shardpress.run.plan import plan
 from shardpress.run.plan.plan import Plan
 from shardpress.run.plan.text import plan_text
 from shardpress.run.sample import AnonymousDisk
 from tests.support.cases import case, each
-from tests.support.interruptions import OTHER, STEPS, FullDisk
+from tests.support.interruptions import OTHER, STEPS, FullAfter
 from tests.support.logged import mentions, resumed_step, resumes_encoding, reuses
 from tests.support.standin import Workspace
 
@@ -37,10 +37,10 @@ def test_a_plan_changes_nothing(workspace: Workspace, tmp_path: Path) -> None:
     out = tmp_path / "out"
     for state in ("nothing yet", "unfinished", "damaged", "finished"):
         if state == "unfinished":
-            assert workspace.run(out, *STEPS, disk=FullDisk("parts/", 2)) == 74
+            assert workspace.run(out, *STEPS, disk=FullAfter("part", 2)) == 74
             (out / "parts/part-000000-000000000000-0123456789abcdef0123456789abcdef.h5").write_text("uncommitted")
         elif state == "damaged":  # a run would begin by removing it
-            next((out / "commits").glob("scan-*")).write_text("no record")
+            next((out / "work").glob("scan-*")).write_text("no scan")
         elif state == "finished":
             assert workspace.run(out) == 0
         before = content(tmp_path)
@@ -55,10 +55,10 @@ def test_a_plan_changes_nothing(workspace: Workspace, tmp_path: Path) -> None:
 def test_a_plan_predicts_which_results_are_reused(
     workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    stops = [("commits/scan", 1), ("stages/checkpoint", 4), ("commits/model", 1), ("commits/part", 2), ("index.h5", 1)]
+    stops = [("scan", 1), ("checkpoint", 4), ("model", 1), ("part", 2), ("part", 5)]
     for number, (kind, n_named) in enumerate(stops):
         out = tmp_path / f"out{number}"
-        assert workspace.run(out, *STEPS, disk=FullDisk(kind, n_named)) == 74
+        assert workspace.run(out, *STEPS, disk=FullAfter(kind, n_named)) == 74
         planned_run = workspace.plan(out, *STEPS)
         caplog.clear()
         assert workspace.run(out, *STEPS) == 0
@@ -68,9 +68,18 @@ def test_a_plan_predicts_which_results_are_reused(
             assert reuses(caplog.text, "training") == (seconds["training"] == 0)
             step = resumed_step(caplog.text)
             assert mentions(planned_run.earlier.get("training", ""), step) == (step is not None)
-            is_resumed = resumes_encoding(caplog.text) or kind == "index.h5"
+            is_resumed = resumes_encoding(caplog.text) or n_named == 5
             assert is_resumed == mentions(planned_run.earlier.get("encoding", ""), "of 55")
         assert workspace.plan(out, *STEPS).seconds == 0
+
+
+def test_a_plan_counts_lost_parts(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
+    first = Result.open(out).parts[0]
+    (out / first.file).unlink()
+    planned_run = workspace.plan(out)
+    assert mentions(planned_run.earlier["encoding"], 55 - first.n_rows, "of 55")
+    assert planned_run.disk["n_bytes"] > 0
 
 
 def test_a_plan_with_other_settings_reuses_the_scan(workspace: Workspace, out: Path) -> None:
@@ -166,10 +175,10 @@ def test_a_plan_predicts_the_bytes_that_are_written(workspace: Workspace, out: P
     planned_run = workspace.plan(out)
     assert workspace.run(out) == 0
     n_bytes = 0
-    for part in read_manifest(out)["parts"]:
-        with h5py.File(out / part["file"]) as file:
+    for part in Result.open(out).parts:
+        with h5py.File(out / part.file) as file:
             n_bytes += sum(file[name].nbytes for name in ("features", "valid", "y"))
-    n_weights = 4 * 2  # twice in a model.h5; biases are small in comparison
+    n_weights = 4 * 2  # twice, in work/ and in the index; biases are small in comparison
     assert planned_run.disk["n_bytes"] == n_bytes + 8 * n_weights
     assert workspace.plan(out).disk["n_bytes"] == 0
 

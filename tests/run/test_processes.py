@@ -62,7 +62,7 @@ def test_a_second_run_in_one_output_names_the_first_one(victim: Victim, tmp_path
 def test_a_killed_run_does_not_block_the_next_run(victim: Victim, tmp_path: Path) -> None:
     ended = victim.program.run(tmp_path / "out", at="scan")
     assert ended.code == -signal.SIGKILL
-    assert (tmp_path / "out" / ".lock").read_text().startswith("pid "), "the text of a dead process is ignored"
+    assert (tmp_path / "out" / "work/lock").read_text().startswith("pid "), "the text of a dead process is ignored"
     victim.resume(tmp_path / "out")
 
 

@@ -2,7 +2,7 @@
 
 Sample: `tests.support.soak_protocol`, which `make soak` runs, injects every fault at each disk call of every kind of
 run. Here a call of each kind fails permanently in a first run, or a kill follows it. The other
-faults occur at every 7th to 96th call. As in the soak test, readers run after every change.
+faults occur at every 4th to 56th call. As in the soak test, readers run after every change.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +21,7 @@ from tests.support.soak_protocol import (
     fail_every_call,
     fail_every_write,
     kill_at_every_call,
-    several_faults,
+    random_history,
     watch_readers,
 )
 from tests.support.standin import install
@@ -56,7 +57,7 @@ def test_every_call_can_fail_permanently(scenario: Callable[[str], Scenario]) ->
     calls = [number for number in scenario("new").calls_of_each_kind() if number not in killed]
     codes = fail_every_call(scenario("new"), errno.ENOSPC, is_permanent=True, selection=calls)
     assert set(codes) == {73, 74}
-    assert codes.total() > 35
+    assert codes.total() > 15
 
 
 @pytest.mark.slow
@@ -74,7 +75,7 @@ def test_some_calls_can_fail(
     scenario: Callable[[str], Scenario], code: int, is_permanent: bool, takes_effect: bool, first: int
 ) -> None:
     calls = every(56, first=14 * first)
-    assert fail_every_call(scenario("new"), code, is_permanent, takes_effect, calls).total() > 3
+    assert fail_every_call(scenario("new"), code, is_permanent, takes_effect, calls).total() > 2
 
 
 @pytest.mark.slow
@@ -98,7 +99,7 @@ def test_a_run_can_be_killed_after_every_call(
     n_killed = kill_at_every_call(scenario("new"), after=True, selection=calls_to_kill(scenario("new")))
     with capsys.disabled():
         print(f"\n  killed after {n_killed} calls: {dict(Counter(name for name, _ in scenario('new').calls))}")
-    assert n_killed > 15
+    assert n_killed > 8
 
 
 @pytest.mark.process
@@ -113,51 +114,43 @@ def test_power_can_be_cut_after_some_calls(scenario: Callable[[str], Scenario]) 
     assert set(kinds) == {"lost", "empty", "zeros", "mixed"}
 
 
-# Kinds that differ only in what their results replace.
-PUBLISHING = ("list before",)
 # Kinds whose readers `make check` tests as well.
 QUICK = ("new", "append")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
 )
 def test_all_readers_see_one_run_after_every_change(scenario: Callable[[str], Scenario], kind: str) -> None:
-    visible_runs = watch_readers(scenario(kind))
-    if "restart" in kind:
-        assert len(visible_runs) == 3
-        assert visible_runs[1] is None
-    else:
-        assert len(visible_runs) == 2
+    """The earlier run, or none, until the commit; the new one from then on."""
+    assert len(watch_readers(scenario(kind))) == 2
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("kind", PUBLISHING)
-def test_replacing_results_can_be_disturbed(scenario: Callable[[str], Scenario], kind: str) -> None:
-    n_calls = len(scenario(kind).calls)
-    assert kill_at_every_call(scenario(kind), after=True, selection=every(56, first=n_calls // 2)) > 1
-    assert fail_every_call(scenario(kind), errno.EIO, False, selection=every(56, first=n_calls // 2 + 28)).total() > 0
-    assert cut_power(scenario(kind), n_random=1, selection=every(96, first=5)).total() > 1
-
-
-@pytest.mark.process
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("new", "append", *PUBLISHING)])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("new", "append")])
 def test_other_kinds_of_runs_can_be_disturbed(scenario: Callable[[str], Scenario], kind: str) -> None:
-    assert fail_every_call(scenario(kind), errno.ENOSPC, True, selection=every(96)).total() > 1
-    assert fail_every_call(scenario(kind), errno.EIO, False, selection=every(96, first=32)).total() > 1
-    assert kill_at_every_call(scenario(kind), after=True, selection=every(96, first=64)) > 0
-    assert cut_power(scenario(kind), n_random=1, selection=every(80)).total() > 1
+    """Most kinds differ from a first run only in what their results replace, so the end of the run is disturbed."""
+    n_calls = len(scenario(kind).calls)
+    assert fail_every_call(scenario(kind), errno.ENOSPC, True, selection=every(40)).total() > 1
+    assert fail_every_call(scenario(kind), errno.EIO, False, selection=every(17, first=n_calls // 2)).total() > 1
+    assert kill_at_every_call(scenario(kind), after=True, selection=every(11, first=n_calls // 2)) > 1
+    assert cut_power(scenario(kind), n_random=1, selection=every(40)).total() > 1
 
 
 @pytest.mark.process
 def test_appending_can_be_disturbed(scenario: Callable[[str], Scenario]) -> None:
-    """Appends differ from other runs in the order of their changes, so every seventh call is disturbed."""
-    assert kill_at_every_call(scenario("append"), after=True, selection=every(7)) > 10
-    assert fail_every_call(scenario("append"), errno.ENOSPC, True, selection=every(14, first=3)).total() > 5
-    assert fail_every_call(scenario("append"), errno.EIO, False, selection=every(14, first=10)).total() > 5
-    assert cut_power(scenario("append"), n_random=1, selection=every(28)).total() > 3
+    """Appends differ from other runs in the order of their changes."""
+    assert kill_at_every_call(scenario("append"), after=True, selection=every(5)) > 10
+    assert fail_every_call(scenario("append"), errno.ENOSPC, True, selection=every(12, first=3)).total() > 4
+    assert fail_every_call(scenario("append"), errno.EIO, False, selection=every(12, first=9)).total() > 4
+    assert cut_power(scenario("append"), n_random=1, selection=every(10)).total() > 4
 
 
 @pytest.mark.process
-def test_disturbances_can_follow_each_other(scenario: Callable[[str], Scenario]) -> None:
-    assert set(several_faults(scenario("new"), 4)) == {"fails", "is short", "killed", "power"}
+def test_disturbed_commands_can_follow_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    faults = Counter[str]()
+    for seed in range(3):
+        faults += random_history(tmp_path / str(seed), 8, seed)
+    assert set(faults) == {"none", "fails", "is short", "killed", "power"}

@@ -11,8 +11,9 @@ import pytest
 
 from shardpress.features import open_features
 from shardpress.interop.onnx import encoder_onnx
-from shardpress.model import Model, load_model
+from shardpress.model import Model
 from shardpress.report.verify import verify
+from shardpress.result import load_model
 from shardpress.scan import ranges, sample
 from tests.run.test_cleaning import check_resumption, features_of, rows_with_gaps
 from tests.support.bad_shards import NO_LIMITS, Shards, check, errors
@@ -106,6 +107,7 @@ def test_a_given_model_ranks_other_rows(shards: Shards, tmp_path: Path) -> None:
         assert not verify(str(output), 1000).faults
 
 
+@pytest.mark.process
 def test_rows_with_inf_stay_bad(shards: Shards, tmp_path: Path) -> None:
     rows = rows_with_gaps(np.float32, 0, 0)
     rows[11, 2] = np.inf
@@ -147,6 +149,7 @@ def test_worker_processes_rank_rows(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, model.encode(rows), atol=1e-5)
 
 
+@pytest.mark.process
 def test_a_given_model_with_another_transformation_is_refused(
     shards: Shards, model: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -155,6 +158,7 @@ def test_a_given_model_with_another_transformation_is_refused(
     assert mentions(errors(caplog), "transform", "rank")
 
 
+@pytest.mark.process
 def test_an_exported_encoder_ranks_the_rows_of_a_run(shards: Shards) -> None:
     shards.fill(60)
     assert shards.run(*RANKED) == 0

@@ -7,6 +7,8 @@ both.
 from __future__ import annotations
 
 import os
+import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +18,23 @@ import pytest
 
 from shardpress.errors import DataError
 from shardpress.features import open_features
-from shardpress.output.records import read_manifest
+from shardpress.result import INDEX, Result
+from tests.support import standin
 from tests.support.cases import ALL_CASES
 from tests.support.faulty import RecordingDisk
 from tests.support.helpers import write_shard
-from tests.support.interruptions import OTHER, STEPS, FullDisk, finished_stamps, parts, stamps, undisturbed_features
-from tests.support.logged import COMPLETE, differs, mentions, resumes_encoding, reuses, reuses_anything
-from tests.support.soak_protocol import (
-    invalid_entries,
-    leftovers,
-    records,
+from tests.support.interruptions import (
+    OTHER,
+    STEPS,
+    FullAfter,
+    finished_stamps,
+    parts,
+    results,
+    stamps,
+    undisturbed_features,
 )
+from tests.support.logged import COMPLETE, differs, mentions, resumed_step, resumes_encoding, reuses, reuses_anything
+from tests.support.soak_protocol import invalid_entries, leftovers, records, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.slow
@@ -50,25 +58,28 @@ def test_overwriting_reuses_results_that_still_fit(
 ) -> None:
     assert workspace.run(out) == 0
     before = stamps(out)
-    (scan_file,) = (name for name in before if name.startswith("stages/scan"))
+    (scan_file,) = (name for name in before if name.startswith("work/scan"))
     caplog.clear()
     assert workspace.run(out, *OTHER, "--overwrite") == 0
     assert mentions(caplog.text, f"output={out}", "seed 0 -> 1")
     assert reuses(caplog.text, "scan")
     assert stamps(out)[scan_file] == before[scan_file]
     assert features_of(out) == expected(*OTHER)
-    assert not [name for name in before if name.startswith(("parts/", "stages/model")) and name in stamps(out)]
+    assert not [name for name in before if name.startswith("parts/") and name in stamps(out)]
     assert invalid_entries(out) == leftovers(out) == []
 
 
-def test_settings_of_the_encoding_keep_the_model(
-    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("flags", [["--on-drift", "clip"], ["--storage-dtype", "float16"], ["--compression", "gzip"]])
+def test_settings_of_the_encoding_keep_scan_and_model(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, flags: list[str]
 ) -> None:
     assert workspace.run(out) == 0
     caplog.clear()
-    assert workspace.run(out, "--on-drift", "clip", "--overwrite") == 0
+    assert workspace.run(out, *flags, "--overwrite") == 0
+    assert reuses(caplog.text, "scan")
     assert reuses(caplog.text, "training")
-    assert features_of(out) == expected()
+    assert features_of(out) == undisturbed_features(workspace, *flags)
+    assert invalid_entries(out) == leftovers(out) == []
 
 
 def test_restarting_reuses_nothing(workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -79,17 +90,46 @@ def test_restarting_reuses_nothing(workspace: Workspace, out: Path, caplog: pyte
     assert workspace.run(out, "--restart") == 0
     assert not reuses_anything(caplog.text)
     assert features_of(out) == expected
-    assert not {name for name in before if name.startswith(("parts/", "stages/"))} & set(stamps(out))
+    assert not results(before).keys() & stamps(out).keys()
+    assert Result.open(out).facts.generation == 1
+
+
+@pytest.mark.parametrize(("kind", "n_named"), [("checkpoint", 2), ("part", 2)])
+def test_an_interrupted_restart_keeps_the_earlier_result_and_resumes(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, kind: str, n_named: int
+) -> None:
+    assert workspace.run(out, *STEPS) == 0
+    result = Result.open(out)
+    flags = [*STEPS, *OTHER]
+    assert workspace.run(out, *flags, "--restart", disk=FullAfter(kind, n_named)) == 74
+    assert Result.open(out).digest == result.digest
+    assert run_seen_by_readers(out) is not None
+    copy = out.with_name("copy")
+    shutil.copytree(out, copy)
+
+    caplog.clear()
+    assert workspace.run(out, *flags) == 0, "no option is needed to resume"
+    assert resumed_step(caplog.text) == (2 if kind == "checkpoint" else None)
+    assert reuses(caplog.text, "training") == resumes_encoding(caplog.text) == (kind == "part")
+    assert features_of(out) == undisturbed_features(workspace, *flags)
+    assert Result.open(out).facts.generation == 1
+    assert invalid_entries(out) == leftovers(out) == []
+
+    workspace.add_shard("z.h5", np.ones((6, 4), np.float32))
+    assert workspace.run(copy, *STEPS, "--append") == 0, "it extends the published result"
+    assert Result.open(copy).encoder == result.encoder
+    assert {part.file for part in result.parts} < set(parts(copy))
+    assert invalid_entries(copy) == leftovers(copy) == []
 
 
 def test_an_unfinished_run_can_switch_settings_and_back(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert workspace.run(out, disk=FullDisk("commits/part", 2)) == 74
+    assert workspace.run(out, disk=FullAfter("part", 2)) == 74
     first = {name for name in finished_stamps(out) if name.startswith("parts/part")}
     assert len(first) == 2
     caplog.clear()
-    assert workspace.run(out, *OTHER, "--overwrite", disk=FullDisk("commits/part", 1)) == 74
+    assert workspace.run(out, *OTHER, "--overwrite", disk=FullAfter("part", 1)) == 74
     assert differs(caplog.text)
     assert mentions(caplog.text, "seed 0 -> 1")
     assert reuses(caplog.text, "scan")
@@ -107,11 +147,11 @@ def test_an_interrupted_replacement_keeps_the_old_results(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
     assert workspace.run(out) == 0
-    assert workspace.run(out, *OTHER, "--overwrite", disk=FullDisk("commits/part", 2)) == 74
+    assert workspace.run(out, *OTHER, "--overwrite", disk=FullAfter("part", 2)) == 74
     assert features_of(out) == expected()
-    stamps_before = finished_stamps(out)
+    before = finished_stamps(out)
     assert workspace.run(out) == 0
-    assert stamps(out) == stamps_before, "the new run may resume"
+    assert stamps(out) == before, "the new run may resume"
     caplog.clear()
     assert workspace.run(out, *OTHER, "--overwrite") == 0
     assert resumes_encoding(caplog.text)
@@ -119,14 +159,15 @@ def test_an_interrupted_replacement_keeps_the_old_results(
 
 
 EPOCHS = [*STEPS, "--epochs", "3"]
+N_STEPS = 2  # of an epoch
 
 
 @pytest.mark.parametrize(
     ("kind", "n_named", "facts"),
     [
-        ("commits/checkpoint", 2, ("0 of 2", 2)),
-        ("commits/model", 1, ("trained",)),
-        ("commits/part", 2, ("trained", 20)),
+        ("checkpoint", 2, ("0 of 2", 2)),
+        ("model", 1, ("trained",)),
+        ("part", 2, ("trained", 20)),
     ],
 )
 def test_changed_settings_do_not_discard_a_started_training(
@@ -138,7 +179,7 @@ def test_changed_settings_do_not_discard_a_started_training(
     n_named: int,
     facts: tuple[str | int, ...],
 ) -> None:
-    assert workspace.run(out, *STEPS, disk=FullDisk(kind, n_named)) == 74
+    assert workspace.run(out, *STEPS, disk=FullAfter(kind, n_named)) == 74
     before = finished_stamps(out)
     caplog.clear()
     assert workspace.run(out, *EPOCHS) == 78
@@ -151,7 +192,7 @@ def test_changed_settings_do_not_discard_a_started_training(
 def test_changed_inputs_do_not_discard_an_unfinished_run(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert workspace.run(out, disk=FullDisk("commits/part", 2)) == 74
+    assert workspace.run(out, disk=FullAfter("part", 2)) == 74
     (workspace.shards / "0.h5").rename(workspace.shards / "mine.h5")
     for flags in ([], ["--overwrite"]):
         caplog.clear()
@@ -161,25 +202,43 @@ def test_changed_inputs_do_not_discard_an_unfinished_run(
     assert features_of(out) == undisturbed_features(workspace)
 
 
-def test_a_run_without_usable_training_can_be_discarded(
+def test_a_training_without_a_checkpoint_can_be_discarded(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert workspace.run(out, *STEPS, disk=FullDisk("commits/scan", 1)) == 74
-    assert workspace.run(out, *STEPS, "--optimizer", "momentum", disk=FullDisk("commits/checkpoint", 2)) == 74
-    (out / "model-last-good.h5").touch()  # a training run that diverges leaves this file
-    caplog.clear()
+    assert workspace.run(out, *STEPS, "--optimizer", "momentum", disk=FullAfter("scan", 1)) == 74
     assert workspace.run(out, *STEPS) == 0
     assert mentions(caplog.text, "optimizer momentum -> adam")
     assert features_of(out) == expected()
 
 
-def test_a_training_that_follows_a_divergence_is_not_discarded(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+class Diverging(standin.TrainingStep):
+    """Takes a step to infinity in the second epoch."""
+
+    def take_one(self, minibatch: np.ndarray, learning_rate: float, with_cost: bool) -> float | None:
+        self.n_steps = getattr(self, "n_steps", 0) + 1
+        rate = 1e30 if self.n_steps > N_STEPS else learning_rate
+        return super().take_one(minibatch, rate, with_cost)
+
+
+def test_a_diverged_training_can_be_replaced_but_not_the_next_one(
+    workspace: Workspace,
+    out: Path,
+    expected: Callable[..., bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    assert workspace.run(out, *STEPS, "--optimizer", "momentum", disk=FullDisk("commits/checkpoint", 2)) == 74
-    (out / "model-last-good.h5").touch()  # a training run that diverges leaves this file
-    assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74
-    os.utime(out / "model-last-good.h5", ns=(0, (out / "run.json").stat().st_mtime_ns - 1))  # however fast this was
+    step = sys.modules["shardpress_kernels.step"]
+    with monkeypatch.context() as patch, np.errstate(all="ignore"):
+        patch.setattr(step, "TrainingStep", Diverging)
+        assert workspace.run(out, *STEPS, "--optimizer", "momentum") == 65
+        assert records(out)[-1]["key"] == "diverged"
+    copy = out.with_name("copy")
+    shutil.copytree(out, copy)
+    assert workspace.run(copy, *STEPS) == 0, "no --overwrite is needed"
+    assert features_of(copy) == expected()
+    assert invalid_entries(copy) == leftovers(copy) == []
+
+    assert workspace.run(out, *STEPS, disk=FullAfter("checkpoint", 3)) == 74
     caplog.clear()
     assert workspace.run(out, *EPOCHS) == 78
     assert mentions(caplog.text, "ConfigError", f"output={out}", "checkpoint", "epochs 2 -> 3")
@@ -188,8 +247,8 @@ def test_a_training_that_follows_a_divergence_is_not_discarded(
 def test_the_last_line_names_the_progress_of_the_checkpoint(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert workspace.run(out, *STEPS, disk=FullDisk("commits/checkpoint", 3)) == 74
-    assert mentions(caplog.records[-1].message, "scan", "0 of 2", "step 2", "0 of 55")
+    assert workspace.run(out, *STEPS, disk=FullAfter("checkpoint", 3)) == 74
+    assert mentions(caplog.records[-1].message, "scan", "0 of 2", "step 3", "0 of 55")
 
 
 def test_features_do_not_replace_the_model_that_makes_them(
@@ -197,7 +256,7 @@ def test_features_do_not_replace_the_model_that_makes_them(
 ) -> None:
     assert workspace.run(out) == 0
     before = stamps(out)
-    for model in (out, out / "model.h5"):
+    for model in (out, out / INDEX):
         for flags in ([], ["--overwrite"], ["--restart"]):
             caplog.clear()
             assert workspace.run(out, "--model", str(model), *flags) == 78
@@ -209,7 +268,7 @@ def test_features_do_not_replace_the_model_that_makes_them(
 def test_links_to_the_features_of_the_output_are_no_input(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, make: Callable[[Path, Path], None]
 ) -> None:
-    """With --restart they would be deleted before they are read."""
+    """The run would replace its own input."""
     assert workspace.run(out) == 0
     before = stamps(out)
     workspace.shards = workspace.shards.with_name("other names")
@@ -302,7 +361,7 @@ def test_a_changed_input_restarts_an_unfinished_run(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     change, words = INPUTS[kind]
-    assert workspace.run(out, disk=FullDisk("commits/part", 2)) == 74
+    assert workspace.run(out, disk=FullAfter("part", 2)) == 74
     change(workspace)
     caplog.clear()
     assert workspace.run(out) == 0
@@ -334,8 +393,8 @@ def test_parts_of_other_sizes_are_kept(
 ) -> None:
     for flags in OTHER_SIZES if ALL_CASES else OTHER_SIZES[n_committed == 3 :: 2]:
         output = out.with_name(" ".join(flags))
-        assert workspace.run(output, disk=FullDisk("commits/part", n_committed)) == 74, flags
-        first = {record["entry"]["file"] for record in records(output) if record["key"].startswith("part")}
+        assert workspace.run(output, disk=FullAfter("part", n_committed)) == 74, flags
+        first = {record["entry"]["file"] for record in records(output) if record["key"].startswith("part-")}
         assert len(first) == n_committed, flags
         caplog.clear()
         assert workspace.run(output, *flags) == 0, flags
@@ -365,11 +424,11 @@ def test_readers_see_whole_results_while_runs_replace_them(workspace: Workspace,
         while not over.is_set() and not wrong:
             before = None
             try:
-                before = read_manifest(out)
+                before = Result.open(out)
                 visible.add(open_features(out).features.compute().tobytes())
             except (DataError, OSError) as error:
-                # A part may be removed while it is read, but only if the manifest already names other parts.
-                if read_manifest(out) == before:
+                # A part may be removed while it is read, but only if the index already names other parts.
+                if before is not None and Result.open(out).digest == before.digest:
                     wrong.append(error)
             except BaseException as error:
                 wrong.append(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager, nullcontext
@@ -13,10 +12,11 @@ import pytest
 
 from shardpress.cluster.stats import WorkerStats
 from shardpress.cluster.threads import threads
+from shardpress.result import Result
 from shardpress.run import deadline, engine
 from shardpress.settings import replicas
 from shardpress.training import replica
-from tests.support.interruptions import STEPS, FullDisk
+from tests.support.interruptions import STEPS, FullAfter
 from tests.support.logged import mentions
 from tests.support.standin import Workspace, features_of
 
@@ -66,7 +66,7 @@ def test_features_do_not_depend_on_the_processes_of_replicas(
     assert features_of(out.with_name("others")) == features_of(out)
     assert "52 rows in memory" in caplog.text
     assert "52 rows streamed" in caplog.text, "workers do not need all rows in memory"
-    (worker,) = json.loads((out.with_name("others") / "report.json").read_text())["cluster"]["workers"]
+    (worker,) = Result.open(out.with_name("others")).report()["cluster"]["workers"]
     assert worker["stages"]["training"]["n_tasks"] == 3 * 8
     assert workspace.run(out.with_name("one"), *FLAGS, "--replicas", "1") == 0
     assert features_of(out.with_name("one")) != features_of(out)
@@ -90,7 +90,7 @@ def test_replicas_resume_with_the_same_features(workspace: Workspace, out: Path)
     assert workspace.run(out, *FLAGS) == 0
     for n in (1, 5, 8, 11):
         again = out.with_name(f"again{n}")
-        assert workspace.run(again, *FLAGS, *STEPS, disk=FullDisk("checkpoint", n)) == 74
+        assert workspace.run(again, *FLAGS, *STEPS, disk=FullAfter("checkpoint", n)) == 74
         assert workspace.run(again, *FLAGS) == 0
         assert features_of(again) == features_of(out)
 

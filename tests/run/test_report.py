@@ -1,4 +1,4 @@
-"""Tests of the report page: it covers all runs, can be made again from report.json, and never makes a run fail."""
+"""Tests of the report page: it covers all runs, is derived from the result, and never makes a run fail."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from shardpress.commands.table import main
 from shardpress.report import facts
 from shardpress.report.page import build
+from shardpress.result import INDEX, Result
 from tests.support.bad_shards import Shards
 from tests.support.logged import COMPLETE, mentions
 from tests.support.pages import Parsed
@@ -21,10 +22,10 @@ pytestmark = pytest.mark.process
 
 
 def report_of(output: Path) -> dict[str, Any]:
-    return json.loads((output / "report.json").read_text())
+    return Result.open(output).report()
 
 
-def test_the_page_can_be_made_again_from_the_report(
+def test_the_page_can_be_made_again_from_the_result(
     workspace: Workspace, out: Path, tmp_path: Path, capsys: Any
 ) -> None:
     assert workspace.run(out) == 0
@@ -49,10 +50,24 @@ def test_unusable_targets_of_the_report_are_refused(workspace: Workspace, out: P
         assert word in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == before
     assert main(["report", str(out.parent)]) == 66
-    (out / "report.json").write_text("[]")
+    (out / INDEX).write_bytes((out / INDEX).read_bytes()[:-1])
     assert main(["report", str(out)]) == 65
-    (out / "report.json").write_text("{}")
-    assert main(["report", str(out)]) == 65
+
+
+def test_a_stale_or_missing_page_is_written_again(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
+    first = (out / "report.html").read_bytes()
+    assert workspace.run(out, "--seed", "1", "--overwrite") == 0
+    page = (out / "report.html").read_bytes()
+    assert page != first
+    for again in (lambda: workspace.run(out, "--seed", "1"), lambda: main(["report", str(out)])):
+        # A run that was killed after the commit leaves the page of the earlier result.
+        (out / "report.html").write_bytes(first)
+        assert again() == 0
+        assert (out / "report.html").read_bytes() == page
+        (out / "report.html").unlink()
+        assert again() == 0
+        assert (out / "report.html").read_bytes() == page
 
 
 def test_a_failure_of_the_report_does_not_fail_the_run(
@@ -98,10 +113,10 @@ def test_the_report_lists_warnings_and_bad_rows(shards: Shards) -> None:
 def test_the_report_lists_reused_results(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out) == 0
     assert report_of(out)["taken_over"] == []
-    (out / "index.h5").unlink()
+    (out / Result.open(out).parts[0].file).unlink()
     assert workspace.run(out) == 0
     reused = report_of(out)["taken_over"]
-    assert [mentions(*pair) for pair in zip(reused, ("scan", "training", "encoding"), strict=True)] == [True] * 3
+    assert [mentions(*pair) for pair in zip(reused, ("scan", "training", "features"), strict=True)] == [True] * 3
 
 
 def test_the_report_compares_with_the_previous_run(workspace: Workspace, out: Path) -> None:
@@ -113,7 +128,7 @@ def test_the_report_compares_with_the_previous_run(workspace: Workspace, out: Pa
     second = report_of(out)
     assert second["last"]["summary"] == first["summary"]
     # The same request again, in a second run: it is not its own previous run.
-    (out / "index.h5").unlink()
+    (out / Result.open(out).parts[0].file).unlink()
     assert workspace.run(out, "--seed", "1") == 0
     assert report_of(out)["last"] == second["last"]
     page = (out / "report.html").read_text()
@@ -147,7 +162,7 @@ def test_drift_is_reported_by_column_and_shard_after_resuming(shards: Shards, mo
             (0, 1, -500),
         ]
         assert [(Path(each["file"]).name, each["n_outside"]) for each in drift["shards"]] == [("1.h5", 2)]
-        (shards.output / "index.h5").unlink()
+        (shards.output / Result.open(shards.output).parts[0].file).unlink()
         assert shards.run("--model", model, *flags) == 0
         assert report_of(shards.output)["drift"] == drift
         assert "Drift by column" in (shards.output / "report.html").read_text()

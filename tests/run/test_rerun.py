@@ -5,7 +5,6 @@ Sample: parts are damaged in every way, and each other file in two ways; with TE
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 from collections.abc import Callable
@@ -17,28 +16,23 @@ import pytest
 
 from shardpress import cli
 from shardpress.features import open_features
-from shardpress.formats import seal
-from shardpress.output.records import OUTPUT, read_manifest
+from shardpress.result import INDEX, Result
+from shardpress.sealed import FORMAT
 from tests.support.cases import ALL_CASES
-from tests.support.faulty import BrokenDisk, RecordingDisk
+from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import (
     DAMAGE,
     SIZES,
     STEPS,
-    FullDisk,
+    FullAfter,
     flip,
     parts,
     results,
     stamps,
     undisturbed_features,
 )
-from tests.support.logged import COMPLETE, mentions, n_recomputed, reuses
-from tests.support.soak_protocol import (
-    invalid_entries,
-    leftovers,
-    run_seen_by_readers,
-    unreferenced,
-)
+from tests.support.logged import COMPLETE, mentions, n_recomputed, reuses, reuses_anything
+from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
 from tests.support.standin import UnsyncedDisk, Workspace, features_of
 
 
@@ -68,48 +62,34 @@ def test_a_finished_run_is_verified_and_nothing_is_written(
     assert mentions((out / "run.log").read_text(), COMPLETE, 55, 4, 2)
 
 
-def test_a_finished_run_without_links_is_complete(workspace: Workspace, out: Path) -> None:
-    """On a file system without symbolic links, the index is a file next to the views that it refers to."""
-    assert workspace.run(out, disk=BrokenDisk(errno.EOPNOTSUPP, "symlink")) == 0
-    assert len(list(out.glob("index-*.h5"))) > 1
-    recording = RecordingDisk()
-    assert workspace.run(out, disk=recording) == 0
-    assert recording.calls == []
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(("pattern", "kinds"), some_damage("part", "view", "index.h5", "model.h5", "report.html"))
+@pytest.mark.parametrize(("kind", "damages"), some_damage("part", "view"))
 def test_only_damaged_files_of_a_finished_run_are_recomputed(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, pattern: str, kinds: list[str]
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, kind: str, damages: list[str]
 ) -> None:
-    for damage in kinds:
+    for damage in damages:
         output = out.with_name(damage)
         assert workspace.run(output) == 0, damage
         expected = features_of(output)
         before = stamps(output)
-        view = next(name for name in before if name.startswith("index-"))
-        damaged = {"part": parts(output)[1], "view": view}.get(pattern, pattern)
-        of_part = [
-            str(path.relative_to(output)) for path in output.glob("commits/part-*") if damaged in path.read_text()
-        ]
-        # A file that was deleted by its plain name still exists under the target of the link.
-        path = output / damaged if damage == "deleted" else (output / damaged).resolve()
+        damaged = parts(output)[1] if kind == "part" else Result.open(output).facts.views[0].file
         DAMAGE[damage](output / damaged)
         caplog.clear()
         assert workspace.run(output) == 0, damage
-        assert f"file={path}: " in caplog.text, damage
-        assert n_recomputed(caplog.text) > 0, damage
+        assert f"file={output / damaged}: " in caplog.text, damage
+        assert n_recomputed(caplog.text) == 1, damage
         assert reuses(caplog.text, "scan"), damage
         assert reuses(caplog.text, "training"), damage
         assert features_of(output) == expected, damage
+        assert run_seen_by_readers(output) is not None, damage
         assert invalid_entries(output) == leftovers(output) == [], damage
         changed = {name for name, stamp in results(before).items() if stamps(output).get(name) != stamp}
-        assert changed == ({damaged, *of_part} if pattern == "part" else set()), damage
+        assert changed == ({damaged} if kind == "part" else set()), damage
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("pattern", "kinds"), some_damage("stages/scan", "stages/model", "commits/scan", "commits/model", "commits/part")
+    ("pattern", "damages"), some_damage("work/scan-*", "work/model-*", "parts/*", "work/journal.jsonl")
 )
 def test_damaged_files_of_an_unfinished_run_are_recomputed(
     workspace: Workspace,
@@ -117,32 +97,65 @@ def test_damaged_files_of_an_unfinished_run_are_recomputed(
     expected: Callable[..., bytes],
     caplog: pytest.LogCaptureFixture,
     pattern: str,
-    kinds: list[str],
+    damages: list[str],
 ) -> None:
-    for damage in kinds:
+    for damage in damages:
         output = out.with_name(damage)
-        assert workspace.run(output, disk=FullDisk("commits/part", 2)) == 74, damage
-        damaged, *_others = sorted(output.glob(f"{pattern}*"))
+        assert workspace.run(output, disk=FullAfter("part", 2)) == 74, damage
+        damaged = min(output.glob(pattern))
         DAMAGE[damage](damaged)
         caplog.clear()
-        assert workspace.run(output) == 0, damage
-        # A missing record means that the result never existed.
-        assert (f"file={damaged}: " in caplog.text) == (pattern.startswith("stages") or damage != "deleted"), damage
+        if "journal" in pattern and damage in ("deleted", "emptied"):  # then nothing says what the parts are
+            assert workspace.run(output) == 65, damage
+            assert mentions(caplog.text, "DataError", f"output={output}", "--restart"), damage
+            assert workspace.run(output, "--restart") == 0, damage
+        else:
+            assert workspace.run(output) == 0, damage
+            assert (f"file={damaged}: " in caplog.text) == ("journal" not in pattern), damage
         assert features_of(output) == expected(), damage
         assert invalid_entries(output) == leftovers(output) == [], damage
 
 
-@pytest.mark.slow
-def test_a_damaged_manifest_is_restored_from_the_parts(workspace: Workspace, out: Path) -> None:
-    for damage in DAMAGE:
-        output = out.with_name(damage)
-        assert workspace.run(output) == 0, damage
-        expected = features_of(output)
-        before = stamps(output)
-        DAMAGE[damage](output / "manifest.json")
-        assert workspace.run(output) == 0, damage
-        assert features_of(output) == expected, damage
-        assert results(stamps(output)) == results(before), damage
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_index_is_only_replaced_by_a_restart(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    assert workspace.run(out) == 0
+    expected = features_of(out)
+    DAMAGE[damage](out / INDEX)
+    before = stamps(out)
+    for flags in ([], ["--overwrite"], ["--retrain"]):
+        caplog.clear()
+        assert workspace.run(out, *flags) == 65, flags
+        assert mentions(caplog.text, "DataError", INDEX, "--restart"), flags
+    assert workspace.run(out, "--append") == (66 if damage == "deleted" else 65)
+    assert stamps(out) == before
+    caplog.clear()
+    assert workspace.run(out, "--restart") == 0
+    assert not reuses_anything(caplog.text)
+    assert features_of(out) == expected
+    assert invalid_entries(out) == leftovers(out) == []
+
+
+@pytest.mark.parametrize("name", ["report.html", "bad_rows.jsonl"])
+@pytest.mark.parametrize("state", ["missing", "stale"])
+def test_a_derived_file_is_written_again_and_nothing_else(
+    workspace: Workspace, out: Path, name: str, state: str
+) -> None:
+    skip = ("--on-bad-data", "skip", "--max-bad", "9")
+    with h5py.File(workspace.shards / "0.h5", "r+") as file:
+        file["X"][3] = np.nan
+    assert workspace.run(out, *skip) == 0
+    before = stamps(out)
+    content = (out / name).read_bytes()
+    (out / name).unlink()
+    if state == "stale":
+        (out / name).write_bytes(b"of another run\n")
+    recording = RecordingDisk()
+    assert workspace.run(out, *skip, disk=recording) == 0
+    assert [argument for call, argument in recording.calls if call == "replace"] == [out / name]
+    assert (out / name).read_bytes() == content
+    assert {**stamps(out), name: before[name]} == before
 
 
 def test_verifying_sizes_finds_only_truncated_files(
@@ -157,50 +170,79 @@ def test_verifying_sizes_finds_only_truncated_files(
     assert mentions(caplog.text, "100 bytes")
 
 
-@pytest.mark.parametrize("name", ["manifest.json", ".shardpress"])
+LATER = FORMAT.replace("/3", "/4")
+EARLIER = FORMAT.replace("/3", "/2")
+
+
+@pytest.mark.parametrize("name", [INDEX, ".shardpress"])
 def test_results_of_a_later_version_are_not_touched(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     assert workspace.run(out) == 0
-    (out / name).write_bytes(seal("shardpress-output/3", {"parts": []}))
+    data = (out / name).read_bytes()
+    start, _, end = data.rpartition(FORMAT.encode())
+    (out / name).write_bytes(start + LATER.encode() + end)
     before = stamps(out)
-    for flags in ([], ["--overwrite"], ["--epochs", "1"]):
+    for flags in ([], ["--overwrite"], ["--epochs", "1"], ["--append"], ["--restart"]):
         assert workspace.run(out, *flags) == 76
     assert stamps(out) == before
-    assert mentions(caplog.text, "OtherVersion", f"file={out / name}")
+    assert mentions(caplog.text, "OtherVersion", LATER)
 
 
-def test_results_of_an_earlier_version_are_refused_until_a_restart(
+def make_earlier_output(out: Path) -> list[str]:
+    """Write a finished output directory as an earlier version did, with files of the user. Return the latter."""
+    unique = "0123456789abcdef" * 2
+    part = f"parts/part-000000-000000000000-{unique}.h5"
+    sealed = json.dumps({"format": EARLIER, "seal": "0"})
+    for name in (
+        *(".shardpress", ".lock", "run.json", part, f"index-{unique}.h5", f"stages/scan-{unique}.npz"),
+        *(f"stages/model-{unique}.h5", f"commits/part-{unique}.json"),
+        *(f"published/{unique}/{each}" for each in ("index.h5", "manifest.json", "model.h5", "report.html")),
+    ):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(sealed)
+    (out / "published/current").symlink_to(unique)
+    for name in ("index.h5", "manifest.json", "model.h5", "report.html"):
+        (out / name).symlink_to(f"published/current/{name}")
+    own = ["notes.md", "stages/notes.md", "parquet/part.parquet"]
+    for name in own:
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("mine")
+    return own
+
+
+def test_results_of_an_earlier_version_are_replaced_by_a_restart(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert workspace.run(out) == 0
-    sealed = [".shardpress", "manifest.json", "run.json", *(str(path) for path in (out / "commits").iterdir())]
-    for name in sealed:
-        path = (out / name).resolve()
-        content = json.loads(path.read_text())
-        form = content.pop("format").replace("/2", "/1")
-        del content["seal"]
-        path.write_bytes(seal(form, content))
+    own = make_earlier_output(out)
     before = stamps(out)
     for flags in ([], ["--overwrite"], ["--append"]):
+        caplog.clear()
         assert workspace.run(out, *flags) == 76
-    assert mentions(caplog.text, "EarlierVersion", "--restart", "--output")
+        assert mentions(caplog.text, "EarlierVersion", "--restart", "--output")
     assert stamps(out) == before
-    assert workspace.run(out, "--restart", "--seed", "1") == 0
-    assert workspace.run(out, "--seed", "1") == 0
-    assert unreferenced(out) == set()
-
-
-def test_a_manifest_with_paths_outside_the_output_is_refused(workspace: Workspace, out: Path, tmp_path: Path) -> None:
+    assert workspace.run(out, "--restart", disk=FullAfter("part", 2)) == 74
+    assert before.items() <= {**stamps(out), ".shardpress": before[".shardpress"]}.items(), "nothing is removed yet"
+    assert workspace.run(out, "--restart") == 0
+    features = features_of(out)
+    result = Result.open(out)
+    expected = [*own, *result.files, INDEX, "report.html", ".shardpress", "run.log", "work/lock", "work/journal.jsonl"]
+    expected += [name for name in stamps(out) if name.startswith("work/scan-")]
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()) == sorted(expected)
+    for name in own:
+        assert (out / name).read_text() == "mine"
     assert workspace.run(out) == 0
-    (tmp_path / "victim").write_bytes(b"precious")
-    manifest = read_manifest(out)
-    for line in manifest["files"]:
-        line["file"] = "../victim"
-    (out / "manifest.json").write_bytes(seal(OUTPUT, manifest))
-    for flags in ([], ["--overwrite", "--epochs", "1"]):
-        assert workspace.run(out, *flags) == 77
-    assert (tmp_path / "victim").read_bytes() == b"precious"
+    assert features_of(out) == features
+
+
+def test_user_files_with_names_of_an_earlier_version_stay(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
+    for name in ("manifest.json", "model.h5", "report.json"):
+        (out / name).write_text("mine")
+    for flags in ([], ["--overwrite", "--epochs", "1"], ["--restart"]):
+        assert workspace.run(out, *flags) == 0
+        assert (out / "manifest.json").read_text() == "mine"
+        assert (out / "model.h5").read_text() == "mine"
 
 
 def first_feature(path: Path) -> int:
@@ -213,30 +255,16 @@ def test_a_part_that_hdf5_cannot_read_is_named(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """This can happen if only sizes are verified, when features of some rows are read for the report."""
-    assert workspace.run(out) == 0
-    paths = parts(out)
-    for path in paths:
-        data = (out / path).read_bytes()
-        (out / path).write_bytes(data[:96] + bytes(first_feature(out / path) - 96) + data[first_feature(out / path) :])
-    (out / "manifest.json").unlink()
+    assert workspace.run(out, disk=FullAfter("part", 3)) == 74
+    (path, *_others) = sorted(out.glob("parts/*"))
+    data = path.read_bytes()
+    path.write_bytes(data[:96] + bytes(first_feature(path) - 96) + data[first_feature(path) :])
     assert workspace.run(out, "--verify", "sizes") == 79
-    assert mentions(caplog.text, "VerificationFailed", f"file={out / paths[0]}")
-    assert workspace.run(out, "--verify", "sizes") == 0  # all of them were recomputed
+    assert mentions(caplog.text, "VerificationFailed", f"file={path}")
+    assert workspace.run(out, "--verify", "sizes") == 0  # it was recomputed
 
 
-def test_links_that_a_copy_lost_are_restored(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out) == 0
-    before = stamps(out)
-    expected = features_of(out)
-    for path in [path for path in out.rglob("*") if path.is_symlink()]:
-        path.unlink()
-    assert workspace.run(out) == 0
-    assert features_of(out) == expected
-    assert results(stamps(out)) == results(before)
-    assert run_seen_by_readers(out) is not None
-    assert leftovers(out) == []
-
-
+@pytest.mark.process
 def test_a_new_shard_is_encoded_with_the_earlier_model(
     workspace: Workspace, out: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from shardpress.model import load_model
 from shardpress.output.disk import Disk
+from shardpress.result import load_model
 from tests.run.test_cleaning import features_of
 from tests.support.bad_shards import InterruptedDisk
 from tests.support.fields import run_with_sizes
@@ -54,7 +54,7 @@ def test_a_resumed_run_has_the_same_bits(folder: Path, tmp_path: Path, kind: str
     assert run(shards, tmp_path / "whole", kind) == 0
     for n_files in (5, 9):
         output = tmp_path / f"interrupted-{n_files}"
-        assert run(shards, output, kind, disk=InterruptedDisk("stages", n_files)) == 130
+        assert run(shards, output, kind, disk=InterruptedDisk("work", n_files)) == 130
         assert run(shards, output, kind) == 0
         assert features_of(output) == features_of(tmp_path / "whole")
 

@@ -17,7 +17,7 @@ from shardpress.errors import WriteFailed
 from shardpress.output.disk import Disk, publish
 from shardpress.output.lock import locked
 from tests.support.faulty import BrokenDisk, RecordingDisk, forked, small_disk
-from tests.support.interruptions import STEPS, FullDisk
+from tests.support.interruptions import STEPS, FullAfter
 from tests.support.logged import STARTED_NOTHING, mentions
 from tests.support.soak_protocol import (
     invalid_entries,
@@ -28,9 +28,7 @@ from tests.support.standin import Workspace, features_of
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name", ["run.json", "stages/scan", "commits/scan", "checkpoint", "model", "parts/", "commits/part", "manifest"]
-)
+@pytest.mark.parametrize("name", ["work/journal", "work/scan", "checkpoint", "model", "parts/", "index.h5"])
 def test_a_run_resumes_after_a_disk_was_full(
     workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
@@ -79,7 +77,7 @@ def test_sufficient_space_is_accepted(workspace: Workspace, out: Path) -> None:
 
 
 def test_committed_parts_need_no_space_again(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out, disk=FullDisk("commits/part", 2)) == 74
+    assert workspace.run(out, disk=FullAfter("part", 2)) == 74
     assert workspace.run(out, disk=Small(0)) == 0
 
 
@@ -99,7 +97,7 @@ def test_a_run_resumes_after_a_real_disk_was_full(
 
     def runs() -> list[Any]:
         is_real = small_disk(folder, 150 * 2**10)
-        first = workspace.run(folder / "out", *STEPS, disk=None if is_real else FullDisk("commits/part", 1))
+        first = workspace.run(folder / "out", *STEPS, disk=None if is_real else FullAfter("part", 1))
         broken = invalid_entries(folder / "out")
         committed = len(records(folder / "out"))
         if is_real:

@@ -7,7 +7,6 @@ one.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import pty
 import select
@@ -19,11 +18,13 @@ from pathlib import Path
 
 import pytest
 
+from shardpress.result import Result
 from tests.support.cases import sample
 from tests.support.interpreters import REPOSITORY
-from tests.support.killing import EndedRun, Victim, committed, features_of
+from tests.support.killing import EndedRun, Victim, features_of
 from tests.support.logged import mentions, resumed_step
 from tests.support.processes import DEADLINE, LAST_LINE, Small
+from tests.support.soak_protocol import committed
 
 pytestmark = pytest.mark.process
 
@@ -43,7 +44,7 @@ def stopped_while_encoding(victim: Victim, folder: Path, *numbers: int) -> tuple
         output = folder / str(attempt)
         process = victim.program.start(output, *with_model(victim))
         deadline = time.monotonic() + DEADLINE
-        while not list(output.glob("commits/part-*")) and process.poll() is None and time.monotonic() < deadline:
+        while not committed(output) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.001)
         for number in numbers:
             process.send_signal(number)
@@ -105,7 +106,7 @@ def test_sigterm_in_training_saves_a_checkpoint(victim: Victim, tmp_path: Path) 
 
 def costs(output: Path) -> list[tuple[float, float]]:
     """Return the history of a training run without times."""
-    history = json.loads((output / "report.json").read_text())["training"]["history"]
+    history = Result.open(output).report()["training"]["history"]
     return [(epoch["cost"], epoch["validation_cost"]) for epoch in history]
 
 

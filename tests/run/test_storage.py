@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from shardpress.features import open_features
-from shardpress.output.records import read_manifest
-from shardpress.report.page.build import checked_page, read_report, text_of
+from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
-from tests.support.interruptions import FullDisk
+from shardpress.result import Result
+from tests.support.interruptions import FullAfter
 from tests.support.logged import reuses
 from tests.support.standin import Workspace, features_of
 
@@ -27,19 +27,18 @@ def features(output: Path) -> np.ndarray:
 def test_stored_features_differ_by_the_reported_error(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     assert workspace.run(tmp_path / "plain") == 0
     expected = features(tmp_path / "plain")
-    assert read_manifest(tmp_path / "plain")["storage"]["max_error"] == 0
+    assert Result.open(tmp_path / "plain").facts.storage["max_error"] == 0
     for flags in (["--storage-dtype", "float16"], ["--compression", "lzf"]):
         output = tmp_path / flags[1]
         assert workspace.run(output, *flags) == 0
-        storage = read_manifest(output)["storage"]
+        storage = Result.open(output).facts.storage
         found = features(output)
         assert np.abs(found.astype(float) - expected).max() == storage["max_error"]
         assert found.dtype == storage["dtype"] == ("float32" if "lzf" in flags else "float16")
         with h5py.File(output / "index.h5") as file:
             np.testing.assert_array_equal(file["features"], found)
-            assert f'"max_error": {storage["max_error"]}' in file.attrs["storage"]
         assert not verify(str(output), 1000).faults
-        assert f" as {storage['dtype']}" in text_of(checked_page(read_report(output), output))
+        assert f" as {storage['dtype']}" in text_of(page_of(Result.open(output).report()))
 
 
 def test_an_interrupted_run_resumes_with_the_same_bits(workspace: Workspace, out: Path, tmp_path: Path) -> None:
@@ -47,7 +46,7 @@ def test_an_interrupted_run_resumes_with_the_same_bits(workspace: Workspace, out
     assert workspace.run(tmp_path / "undisturbed", *flags) == 0
     for n_named in (1, 3):
         output = tmp_path / str(n_named)
-        assert workspace.run(output, *flags, disk=FullDisk("parts", n_named)) == 74
+        assert workspace.run(output, *flags, disk=FullAfter("part", n_named)) == 74
         assert workspace.run(output, *flags) == 0
         assert features_of(output) == features_of(tmp_path / "undisturbed")
 

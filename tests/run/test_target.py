@@ -14,8 +14,9 @@ import pytest
 from shardpress.commands.table import main as command
 from shardpress.features import open_features
 from shardpress.interop.onnx import encoder_onnx
-from shardpress.model import Model, load_model
+from shardpress.model import Model
 from shardpress.report.verify import verify
+from shardpress.result import Result, load_model
 from shardpress.settings import replicas
 from tests.run.test_cleaning import check_resumption, features_of
 from tests.support import standin
@@ -52,6 +53,7 @@ def same(one: Model, other: Model) -> bool:
     return all(np.array_equal(array, other.parameters[name]) for name, array in one.parameters.items())
 
 
+@pytest.mark.process
 def test_the_model_has_no_head_but_says_what_it_was_trained_for(shards: Shards) -> None:
     add(shards)
     assert shards.run(*ON_TRAIN, *LEARNING) == 0
@@ -64,7 +66,7 @@ def test_the_model_has_no_head_but_says_what_it_was_trained_for(shards: Shards) 
     assert len(history) == 6
     assert all(0 <= epoch["accuracy"] <= 1 and epoch["loss"] > 0 for epoch in history)
     assert not verify(str(shards.output), 1000).faults
-    summary = json.loads((shards.output / "report.json").read_bytes())["summary"]
+    summary = Result.open(shards.output).report()["summary"]
     assert summary["cost"] == pytest.approx(history[-1]["validation_cost"])
 
 
@@ -78,6 +80,7 @@ def test_targets_change_the_features(shards: Shards, tmp_path: Path) -> None:
     assert not any(same(models[i], models[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("stride", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_rows_and_targets_that_are_left_out_have_no_influence(shards: Shards, stride: int) -> None:
     """If only each tenth row has a target, the classes of other rows are estimated."""
@@ -212,6 +215,7 @@ def test_other_values_of_the_same_name_train_again(
     assert mentions(caplog.text, "training: reusing")
 
 
+@pytest.mark.process
 def test_unreadable_shards_keep_the_targets_of_the_others(shards: Shards, tmp_path: Path) -> None:
     values = add(shards)
     third = {"kind": np.full(30, 1), "split": np.full(30, b"train"), "y": np.arange(30)}
@@ -282,7 +286,7 @@ def test_random_labels_score_at_chance_on_rows_that_are_left_out(shards: Shards)
     values = {"rows": rng.normal(size=(n, 4)).astype(np.float32), "kind": rng.integers(0, 2, n)}
     add(shards, n=n, **values)
     assert shards.run(*ON_TRAIN, *LEARNING, "--target-weight", "5") == 0
-    probe = json.loads((shards.output / "report.json").read_bytes())["sample"]["probe"]
+    probe = Result.open(shards.output).report()["sample"]["probe"]
     assert probe["labels"] == "kind"
     assert abs(probe["features"] - 0.5) < 0.1
 
@@ -295,14 +299,12 @@ def test_supervised_features_are_marked_and_not_scored_on_their_rows(shards: Sha
         assert shards.run(*LEARNING, *flags, output=output) == 0
         mark = {"name": "kind", "fit_on": fit_on}
         assert open_features(output).manifest["target"] == mark
-        with h5py.File(output / "index.h5") as file:
-            assert json.loads(file.attrs["target"]) == mark
-        assert json.loads((output / "report.json").read_bytes())["target"] == mark
+        assert Result.open(output).report()["target"] == mark
         assert mentions((output / "report.html").read_text(), "supervised", "kind")
         exported = onnx.load_model_from_string(encoder_onnx(load_model(output)))
         properties = {each.key: each.value for each in exported.metadata_props}
         assert json.loads(properties["target"]) == mark
-    judgment = json.loads((tmp_path / "all" / "report.json").read_bytes())["judgment"]
+    judgment = Result.open(tmp_path / "all").report()["judgment"]
     assert mentions(judgment["classifier"], "--fit-on")
 
     other = shards.another("other")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 
 from scripts import classify as script
 from shardpress.features import open_features
-from shardpress.output.records import read_manifest
+from shardpress.result import Result
 from tests.support.bad_shards import Shards
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
@@ -37,7 +36,7 @@ def add(shards: Shards, name: str, seed: int, n: int = N, **more: Any) -> Path:
 
 
 def probe_of(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((output / "report.json").read_bytes())["sample"]["probe"]
+    found: dict[str, Any] = Result.open(output).report()["sample"]["probe"]
     return found
 
 
@@ -60,7 +59,7 @@ def trained(shards: Shards) -> Shards:
 
 
 def damage_a_part(trained: Shards) -> None:
-    (trained.output / read_manifest(trained.output)["parts"][1]["file"]).unlink()
+    (trained.output / Result.open(trained.output).parts[1].file).unlink()
 
 
 def grow(trained: Shards) -> None:
@@ -155,7 +154,7 @@ def test_a_dataset_of_the_user_is_no_mask(trained: Shards, capsys: Any) -> None:
     for number in range(3):
         add(trained, f"{number}.h5", seed=number, y_present=y_present)
     assert trained.run("--epochs", "2") == 0
-    assert read_manifest(trained.output)["masks"] == {}
+    assert Result.open(trained.output).facts.masks == {}
     probe = probe_of(trained.output)
     assert probe["n_train"] + probe["n_test"] == 3 * N
     script.main([str(trained.output)])
@@ -163,7 +162,7 @@ def test_a_dataset_of_the_user_is_no_mask(trained: Shards, capsys: Any) -> None:
 
     write_shard(trained.folder / "3.h5", np.zeros((N, 4), np.float32), extras={"y_present": y_present})
     assert trained.run("--epochs", "2", "--overwrite") == 0
-    assert read_manifest(trained.output)["masks"] == {"y": "y_present_", "split": "split_present"}
+    assert Result.open(trained.output).facts.masks == {"y": "y_present_", "split": "split_present"}
     probe = probe_of(trained.output)
     assert probe["n_train"] + probe["n_test"] == 3 * N
     script.main([str(trained.output)])
@@ -185,7 +184,7 @@ def test_labels_that_cannot_be_read_are_no_labels_but_their_fill_value_is_one(
             file.create_dataset("y", data=y, chunks=(10,), compression="gzip")
     damage(path, "y", 3)
     assert trained.run("--epochs", "2", "--on-bad-data", "skip") == 0
-    lost = [part["lost"] for part in read_manifest(trained.output)["parts"] if "lost" in part]
+    lost = [part.lost for part in Result.open(trained.output).parts if part.lost]
     assert lost == [{"y": [[30, 32]]}, {"y": [[32, 40]]}]
     probe = probe_of(trained.output)
     assert probe["n_train"] + probe["n_test"] == 3 * N - 10

@@ -18,6 +18,7 @@ from distributed import Security
 
 from shardpress.cluster.pool import LocalPool
 from shardpress.encoding.worker import EncodeSettings
+from shardpress.result import Result
 from shardpress.run import encoding_stage
 from tests.support.clusters import Cluster
 from tests.support.killing import features_of
@@ -134,7 +135,7 @@ def test_a_scheduler_with_certificates_refuses_other_clients(
         ended = small.program(**certificates).run(tmp_path / "out", "--scheduler", str(cluster.file))
         assert ended.code == 0, ended.lines
     assert features_of(tmp_path / "out") == small.features
-    reported = json.loads((tmp_path / "out" / "report.json").read_text())["cluster"]
+    reported = Result.open(tmp_path / "out").report()["cluster"]
     assert (reported["kind"], reported["address"]) == ("scheduler", address)
     assert {worker["name"] for worker in reported["workers"]} == {"w0"}
 
@@ -152,7 +153,7 @@ def test_each_worker_computes_on_its_device(opencl: None, small: Small, tmp_path
     assert ended.code == 0, ended.lines
     assert ended.has_line(r" INFO cluster: 2 workers: (0 opencl0:0 \(.*\), 1|1 opencl0:0 \(.*\), 0) opencl0:0 \(")
     assert ended.has_line(r"^Done: .* Device: opencl0:0 \(")
-    workers = json.loads((tmp_path / "out" / "report.json").read_text())["cluster"]["workers"]
+    workers = Result.open(tmp_path / "out").report()["cluster"]["workers"]
     assert [re.match(r"[^ ]+", worker["device"])[0] for worker in workers] == ["opencl0:0"] * 2  # type: ignore[index]
     assert len({worker["pid"] for worker in workers}) == 2, "each with a context of its own"
 

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from shardpress.result import Result
 from shardpress.training import verdict
 from tests.support.logged import COMPLETE, mentions, reuses
 from tests.support.standin import Workspace
 
 
 def report_of(output: Path) -> dict[str, Any]:
-    return json.loads((output / "report.json").read_text())
+    return Result.open(output).report()
 
 
 def last_line(output: Path) -> str:
@@ -52,7 +52,7 @@ def test_warnings_about_a_reused_model_are_repeated(
     monkeypatch.setattr(verdict, "_MANY", -np.inf)  # every kind of unit is reported if there is one
     assert workspace.run(out) == 0
     caplog.clear()
-    (out / "index.h5").unlink()
+    (out / Result.open(out).parts[0].file).unlink()
     assert workspace.run(out) == 0
     assert reuses(caplog.text, "training")
     assert mentions(caplog.text, "0 of 2 features")

@@ -21,6 +21,7 @@ from scripts.benchmarks import harness, run
 from scripts.benchmarks.instruction_sets import hide, limits
 from scripts.benchmarks.othertree import Tree
 from shardpress.features import open_features
+from tests.support.parts import finished
 
 
 class FakeProgram:
@@ -247,6 +248,20 @@ def test_peer_that_exits_early_is_left_out_with_its_reason(
     with ExitStack() as stack:
         assert runner.start_all(stack, "square", ["torch"], {"n": 8}) == []
     assert re.fullmatch(r"  not measured: torch .*: no CUDA\. See .*torch\.log\n", capsys.readouterr().out)
+
+
+@pytest.mark.process
+def test_peer_needs_no_package_of_ours_and_reads_our_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    packages = Path(np.__file__).parents[1]  # without site, the file that adds our packages is not read
+    python.write_text(f'#!/bin/sh\nPYTHONPATH=$PYTHONPATH:{packages} exec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(harness, "PEERS", python)
+    finished(tmp_path / "model", 3)
+    shards = bench.make_shards(tmp_path / "shards", 9, 1, dtype="f4", n_inputs=4)
+    sizes = {"shards": str(shards), "model": str(tmp_path / "model")}
+    with bench.Bench(tmp_path, 1).start("sklearn", "encode_files", **sizes):
+        assert np.load(tmp_path / "sklearn.npz")["features"].shape == (9, 2)
 
 
 @pytest.mark.process

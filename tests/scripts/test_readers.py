@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 
 from scripts import extract
-from shardpress.formats import digest
-from shardpress.model import Model, load_model
-from shardpress.output.lock import locked
+from shardpress.model import Model
+from shardpress.result import load_model
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
 from tests.support.helpers import write_shard
 from tests.support.interpreters import OTHER_PYTHONS, REPOSITORY, SUPPORTED_PYTHONS
-from tests.support.parts import index_of, part_bytes
+from tests.support.parts import finished_parts, part_bytes
 
 pytestmark = pytest.mark.process
 
@@ -41,7 +40,7 @@ print(json.dumps({
     "transformed": shardpress.TiedAutoencoder.from_run(sys.argv[1]).transform(rows).tolist(),  # loads scikit-learn
 }))
 """
-RUN_ONLY = {"theano", "blake3", "deflate", "tqdm", "sklearn"}  # Dask loads SciPy if it is installed
+RUN_ONLY = {"theano", "deflate", "tqdm", "sklearn"}  # Dask loads SciPy if it is installed
 
 ROWS = np.linspace(-1, 2, 12).reshape(4, 3)
 FEATURES = np.arange(8, dtype=np.float32).reshape(4, 2)
@@ -52,20 +51,13 @@ Y = np.array([3, 1, 2, 0])
 @pytest.fixture
 def output(tmp_path):
     """Return a finished output directory with two parts, and write rows for its model next to it."""
-    directory = tmp_path / "out"
-    files = ["parts/part-0.h5", "parts/part-1.h5"]
     W = np.array([[1, -900], [0, 0.5], [-2, 1]], np.float32)
     parameters = {"W": W, "b_hidden": np.zeros(2, np.float32), "b_output": np.zeros(3, np.float32)}
-    with locked(directory) as ledger:
-        for i, file in enumerate(files):
-            rows = slice(2 * i, 2 * i + 2)
-            ledger.replace(file, part_bytes(FEATURES[rows], VALID[rows], {"y": Y[rows]}, {}))
-        ledger.replace("index.h5", index_of(directory, files, {}))
-        ledger.replace("model.h5", Model(Scaler(ROWS.min(0), ROWS.max(0)), Network((3, 2)), parameters).to_hdf5())
-        parts = [{"file": file, "n_rows": 2, "blake3": digest([(directory / file).read_bytes()])} for file in files]
-        ledger.finish({}, {"parts": parts})
+    model = Model(Scaler(ROWS.min(0), ROWS.max(0)), Network((3, 2)), parameters)
+    halves = (slice(0, 2), slice(2, 4))
+    parts = [(2, part_bytes(FEATURES[rows], VALID[rows], {"y": Y[rows]}, {})) for rows in halves]
     np.save(tmp_path / "rows.npy", ROWS)
-    return directory
+    return finished_parts(tmp_path / "out", parts, model=model)
 
 
 @pytest.fixture(scope="module")

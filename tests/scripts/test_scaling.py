@@ -11,17 +11,21 @@ import pytest
 from distributed import Client
 
 from scripts.benchmarks.cluster import local_cluster, processor_seconds
-from scripts.benchmarks.scaling import seconds_per_replica
-from scripts.benchmarks.tasks import empty_part
+from scripts.benchmarks.scaling import index_of, seconds_per_replica
+from scripts.benchmarks.tasks import FINGERPRINT, compute_and_commit, empty_part
 from shardpress.cluster.executor import compute
+from shardpress.cluster.threads import threads
 from shardpress.encoding.encode import EncodeTask, encode_part
 from shardpress.encoding.parts import plan_parts
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, serving
 from shardpress.model import Model
 from shardpress.output.disk import Disk
+from shardpress.output.lock import locked
+from shardpress.result import Result
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
 from tests.support.helpers import numbered_shards
+from tests.support.parts import finished
 
 
 def test_empty_and_real_tasks_have_results_of_similar_size(tmp_path: Path) -> None:
@@ -39,6 +43,21 @@ def test_empty_and_real_tasks_have_results_of_similar_size(tmp_path: Path) -> No
         facts = encode_part(task)
     sizes = [len(pickle.dumps(each)) for each in (facts, empty_part(task))]
     assert abs(sizes[0] - sizes[1]) < 50
+
+
+def test_empty_parts_are_committed_like_those_of_a_run(tmp_path: Path) -> None:
+    trained = Result.open(finished(tmp_path / "trained", 3))
+    settings = EncodeSettings(str(tmp_path), IN_MEMORY, "float64", 4, 4, 1)
+    parts, _ = plan_parts(numbered_shards(tmp_path, 9), 4, [])
+    tasks = [(empty_part, EncodeTask(part, settings)) for part in parts]
+    with threads(1) as pool:
+        compute_and_commit(tmp_path, tasks, pool, 1)
+    with locked(tmp_path / "committed") as journal:
+        parts = [record.part for record in journal.records("part", FINGERPRINT)]
+        journal.commit(index_of(parts, trained, journal))
+    result = Result.open(tmp_path / "committed")
+    assert [part.n_rows for part in result.parts] == [4, 4, 1]
+    assert result.encoder == trained.encoder
 
 
 def test_time_of_averaging_replicas_is_measured() -> None:

@@ -1,22 +1,22 @@
-"""Tests of input paths: patterns, directories and manifests name the files, and links are not followed."""
+"""Tests of input paths: patterns, directories and indexes name the files, and links are not followed."""
 
 import errno
 import os
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from blake3 import blake3
 
-from shardpress.formats import seal
+from shardpress.errors import DataError
 from shardpress.hdf5.files import FILES
-from shardpress.output.records import OUTPUT
 from shardpress.shards.open import open_shards
 from shardpress.shards.sources import find
+from shardpress_kernels.network import Network
 from tests.support import hostile
 from tests.support.cases import case
 from tests.support.helpers import numbered, refused, whole, without_privileges, write_shard
+from tests.support.hostilemodels import edit_json, forge, model_of
+from tests.support.parts import feature_rows, finished, part_paths
 
 # -- patterns and directories -----------------------------------------------------------------------------------------
 
@@ -209,35 +209,24 @@ def test_links_inside_a_directory_and_named_links_are_followed(folder):
 
 @pytest.fixture
 def output(tmp_path):
-    """Return the directory of a finished run with parts of 3, 2 and 4 rows, and a function that edits its manifest."""
-    directory = tmp_path / "out"
-    (directory / "parts").mkdir(parents=True)
-    (directory / ".shardpress").touch()
-    lines = []
-    for i, size in enumerate((3, 2, 4)):
-        name = f"parts/part-{9 - i}.h5"  # the parts are not in the order of their names
-        data = Path(write_shard(directory / name, numbered(size, first=10 * i), "features")).read_bytes()
-        digest = blake3(data).hexdigest()
-        lines.append({"file": name, "n_rows": size, "n_bytes": len(data), "blake3": digest})
-    write_shard(directory / "index.h5", numbered(1))
-    write_shard(directory / "parts/unfinished.h5", numbered(7))
+    """Return the directory of a finished run with parts of 3, 2 and 4 rows, and a part that it does not name."""
+    directory = finished(tmp_path / "out", 3, 2, 4)
+    write_shard(directory / "parts/unfinished.h5", numbered(7), "features")
+    return directory
 
-    def write(change=lambda lines: lines):
-        (directory / "manifest.json").write_bytes(seal(OUTPUT, {"parts": change(lines)}))
-        return directory
 
-    write()
-    return write
+def edit_parts(directory, change):
+    forge(directory / "index.h5", lambda run: edit_json(run, "parts", change), "shardpress/run")
 
 
 @pytest.mark.process
-def test_output_directory_is_read_by_its_manifest(output):
-    directory = output()
-    for pattern in (directory, directory / "index.h5", f"{directory}/"):
+def test_output_directory_is_read_by_its_index(output):
+    edit_parts(output, lambda parts: parts.reverse())  # the order of the index counts, and not that of the names
+    for pattern in (output, output / "index.h5", f"{output}/"):
         shards = open_shards([str(pattern)])
-        assert [shard.n_rows for shard in shards] == [3, 2, 4]
-        np.testing.assert_array_equal(whole(shards[2]), numbered(4, first=20))
-    assert len(open_shards([str(directory / "parts")])) == 4, "the path in the manifest"
+        assert [shard.n_rows for shard in shards] == [4, 2, 3]
+        np.testing.assert_array_equal(whole(shards[0]), feature_rows(4, 5))
+    assert len(open_shards([str(output / "parts")], dataset="features")) == 4, "the files of the folder"
 
 
 def flip(path):
@@ -248,64 +237,73 @@ def flip(path):
     path.write_bytes(content)
 
 
+@pytest.mark.process
 def test_flipped_bit_in_a_part_is_found_by_its_digest(output):
-    directory = output()
-    flip(directory / "parts/part-8.h5")
-    with refused(65, f"file={directory}/parts/part-8.h5", "BLAKE3", "manifest"):
-        open_shards([str(directory)])
+    path = part_paths(output)[1]
+    flip(path)
+    with refused(65, f"file={path}", "BLAKE3"):
+        open_shards([str(output)])
     left_out = []
-    shards = open_shards([str(directory)], on_bad_shard=lambda path, error: left_out.append(path.name))
-    assert ([shard.n_rows for shard in shards], left_out) == ([3, 4], ["part-8.h5"])
+    shards = open_shards([str(output)], on_bad_shard=lambda path, error: left_out.append(path.name))
+    assert ([shard.n_rows for shard in shards], left_out) == ([3, 4], [path.name])
 
 
-def test_part_with_a_size_different_from_the_manifest_is_refused(output):
-    for key, value, phrase in [("n_rows", 5, "2 rows, expected 5"), ("n_bytes", 5, "expected 5")]:
-        with case(key, value, phrase):
-            directory = output(lambda lines, key=key, value=value: [lines[0], {**lines[1], key: value}, lines[2]])
-            with refused(65, f"file={directory}/parts/part-8.h5", phrase):
-                open_shards([str(directory)])
+@pytest.mark.process
+def test_part_with_a_size_different_from_the_index_is_refused(output):
+    path = part_paths(output)[1]
+    for change in (
+        lambda parts: parts[1].update(n_rows=5),
+        lambda parts: parts[1]["entry"].update(n_bytes=5),
+    ):
+        before = (output / "index.h5").read_bytes()
+        edit_parts(output, change)
+        with refused(65, f"file={path}", "expected 5"):
+            open_shards([str(output)])
+        (output / "index.h5").write_bytes(before)
 
 
-@pytest.mark.parametrize("name", ["../secret.h5", "parts/../../secret.h5", "/etc/passwd", "{}/secret.h5"])
-def test_manifest_that_names_outside_files_is_refused(output, tmp_path, name):
+@pytest.mark.process
+@pytest.mark.parametrize("name", ["../secret.h5", "parts/../../secret.h5", "{}/secret.h5"])
+def test_index_that_names_outside_files_is_refused(output, tmp_path, name):
     write_shard(tmp_path / "secret.h5", numbered(3))
-    directory = output(lambda lines: [{**lines[0], "file": name.format(tmp_path)}])
-    with hostile.opens(tmp_path / "secret.h5") as counts, refused(77, str(directory)):
-        open_shards([str(directory)])
+    edit_parts(output, lambda parts: parts[0]["entry"].update(file=name.format(tmp_path)))
+    with hostile.opens(tmp_path / "secret.h5") as counts, refused(65, str(output)):
+        open_shards([str(output)])
     assert counts == [0]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("linked", ["part", "folder"])
 def test_part_that_is_a_link_is_refused(output, tmp_path, linked):
-    directory = output()
-    if linked == "part":
-        (directory / "parts/part-8.h5").rename(tmp_path / "moved.h5")
-        (directory / "parts/part-8.h5").symlink_to(tmp_path / "moved.h5")
-    else:
-        (directory / "parts").rename(tmp_path / "moved")
-        (directory / "parts").symlink_to(tmp_path / "moved")
-    with refused(77, str(directory)):
-        open_shards([str(directory)])
+    path = part_paths(output)[1] if linked == "part" else output / "parts"
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    with refused(77, str(output)):
+        open_shards([str(output)])
 
 
 def test_unfinished_output_directory_is_no_input(output):
-    directory = output()
-    (directory / "manifest.json").unlink()
-    for pattern in (directory, directory / "index.h5"):
-        with refused(66, str(directory)):
+    (output / "index.h5").unlink()
+    for pattern in (output, output / "index.h5"):
+        with refused(66, str(output)):
             open_shards([str(pattern)])
 
 
-def test_manifest_without_valid_parts_is_refused(output):
-    for lines in [[], None, [1], [{}], [{"file": 3}], [{"n_rows": 3}]]:
-        with case(lines):
-            directory = output(lambda _, lines=lines: lines)
-            with refused(65, str(directory)):
-                open_shards([str(directory)])
-
-
+@pytest.mark.process
 def test_missing_part_is_no_input(output):
-    directory = output()
-    (directory / "parts/part-8.h5").unlink()
-    with refused(66, f"file={directory}/parts/part-8.h5", "No such file"):
-        open_shards([str(directory)])
+    path = part_paths(output)[1]
+    path.unlink()
+    with refused(66, f"file={path}", "No such file"):
+        open_shards([str(output)])
+
+
+@pytest.mark.process
+def test_model_and_index_without_parts_are_no_rows(output, tmp_path):
+    """Their only matrices that are stored in the file are the weights."""
+    model = model_of(Network((4, 2)))
+    (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+    (tmp_path / "copy.h5").write_bytes((output / "index.h5").read_bytes())
+    for name in ("model.h5", "copy.h5"):
+        with case(name), pytest.raises(DataError) as caught:
+            open_shards([str(tmp_path / name)])
+        assert "shardpress/model/W" not in str(caught.value)

@@ -8,7 +8,6 @@ import h5py
 import numpy as np
 
 from shardpress.features import open_features
-from shardpress.output.records import read_manifest
 from tests.support.helpers import write_shard
 from tests.support.standin import Workspace
 
@@ -32,11 +31,6 @@ def add_extra(path: Path, name: str, values: object) -> None:
     """Write a dataset into an existing file, as a user who labels rows does."""
     with h5py.File(path, "r+") as file:
         file[name] = values
-
-
-def parts_of(output: Path) -> list[str]:
-    """Return the files of the parts."""
-    return [part["file"] for part in read_manifest(output)["parts"]]
 
 
 def ids_of(output: Path) -> list[int]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from shardpress.features import open_features
-from shardpress.model import Model, load_model
+from shardpress.model import Model
 from shardpress.output.disk import Disk
-from shardpress.output.records import plain_name, read_manifest
+from shardpress.result import INDEX, Result, load_model
 from tests.support import standin
 from tests.support.damage import damage
 from tests.support.fields import run_with_sizes
@@ -100,18 +100,16 @@ def check(output: Path, arrays: Sequence[np.ndarray], bad: Sequence[int], model:
         assert np.isfinite(expected).all()
         first += len(rows)
     assert first == len(valid)
-    assert found.manifest["n_bad"] == found.manifest["summary"]["n_bad"] == len(bad)
+    assert found.result.n_bad == found.result.facts.summary["n_bad"] == len(bad)
 
 
 def bad_lines(output: Path) -> list[dict[str, Any]]:
-    """Return the lines of bad_rows.jsonl, which must be in the manifest."""
-    assert "bad_rows.jsonl" in [plain_name(line["file"]) for line in read_manifest(output)["files"]]
     return [json.loads(line) for line in (output / "bad_rows.jsonl").read_text().splitlines()]
 
 
 def state(output: Path) -> dict[str, bytes]:
-    """Return the content of every file of an output directory, except for lock, log and settings."""
-    ignored = (".lock", "run.log", "run.json")
+    """Return the content of every file of an output directory, except for the lock and the log."""
+    ignored = ("lock", "run.log")
     return {
         str(path.relative_to(output)): path.read_bytes()
         for path in output.rglob("*")
@@ -120,10 +118,8 @@ def state(output: Path) -> dict[str, bytes]:
 
 
 def results(output: Path) -> dict[str, bytes]:
-    """Return the content of the manifest and of all files that it names."""
-    manifest = read_manifest(output)
-    names = ["manifest.json", *(line["file"] for line in [*manifest["parts"], *manifest["files"]])]
-    return {name: (output / name).read_bytes() for name in names}
+    """Return the content of the index and of all files that it names."""
+    return {name: (output / name).read_bytes() for name in [INDEX, *Result.open(output).files]}
 
 
 class InterruptedDisk(Disk):

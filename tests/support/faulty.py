@@ -13,16 +13,18 @@ import random
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+from shardpress.formats import digest
 from shardpress.output.disk import Disk
 
 _CALLS = (
     "create",
+    "open_to_append",
     "reserve",
     "bypass_cache",
     "write",
@@ -30,7 +32,6 @@ _CALLS = (
     "close",
     "replace",
     "remove",
-    "symlink",
     "make_directory",
     "remove_directory",
     "sync_directory",
@@ -217,12 +218,14 @@ class _Content:
     written: bytes = b""
     place: int = 0  # offset of the next write, which overwrites reserved zeros
     synced: bytes | None = None
-    target: str | None = None
-    """Target of a symbolic link, which is on the disk as soon as the name of the link is."""
+
+    @property
+    def n_unsynced(self) -> int:
+        return len(self.written) - len(self.synced or b"")
 
 
-Remains = dict[PurePath, bytes | str | None]
-"""State after a power cut: the bytes of a file, the target of a link, or None for a directory."""
+Remains = dict[PurePath, bytes | None]
+"""State after a power cut: the bytes of a file, or None for a directory."""
 
 Names = dict[PurePath, _Content | None]
 """Content of each path, or None for a directory."""
@@ -293,7 +296,7 @@ class PowerLog(RecordingDisk):
 
     def _remembered(self, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         result = do(*arguments)
-        if name == "create":
+        if name in ("create", "open_to_append"):
             self._descriptors[result] = self._inside(arguments[0])
         if name == "free_bytes":
             return result
@@ -305,8 +308,6 @@ class PowerLog(RecordingDisk):
             rest = (bytes(arguments[1][:result]),)
         elif name == "replace":
             rest = (self._inside(arguments[1]),)
-        elif name == "symlink":
-            rest = (arguments[0],)
         elif name == "reserve":
             rest = (arguments[1],)
         self._log.append((name, (first, *rest)))
@@ -320,65 +321,85 @@ class PowerLog(RecordingDisk):
         """Yield each possible state after a power cut once: the number of the call, the kind, and the files.
 
         ``lost``: everything that was not synced is lost. ``empty`` and ``zeros``: names that were not synced exist, but
-        the data of files that were not synced does not. ``mixed``: a random subset of the names, `n_random` times after
-        each call.
+        the data that were not synced are missing or zeros. ``mixed``: a random subset of the names and the beginning of
+        the data, `n_random` times after each call.
 
-        Raise `AssertionError` if a lost file was written before the program created another file, because the program
-        relies on the first file from then on.
+        Raise `AssertionError` if a line of the journal is on the disk before the file that it names.
         """
         rng = random.Random(seed)
-        state = _State()
-        for path, content in self._before.items():
-            state.now[path] = state.durable[path] = content
-        promises = _Promises()
-        seen = set()
+        state = _State(now=dict(self._before), durable=dict(self._before))
+        seen: set[frozenset[tuple[PurePath, bytes | None]]] = set()
+        lost_before = _lost_files(_remains(state.durable, lambda content: b""))  # by an earlier power cut
+
+        def missing(content: _Content) -> bytes:
+            return b""
+
+        def zeros(content: _Content) -> bytes:
+            return bytes(content.n_unsynced)
+
+        def beginning(content: _Content) -> bytes:
+            start = len(content.synced or b"")
+            return content.written[start:][: rng.randrange(content.n_unsynced + 1)]
+
         for number, (name, arguments) in enumerate(self._log):
             _play(state, name, arguments)
-            promises.record(name, arguments)
             found = [
-                ("lost", _remains(state.durable, lambda content: b"")),
-                ("empty", _remains(state.now, lambda content: b"")),
-                ("zeros", _remains(state.now, lambda content: bytes(len(content.written)))),
+                ("lost", _remains(state.durable, missing)),
+                ("empty", _remains(state.now, missing)),
+                ("zeros", _remains(state.now, zeros)),
             ]
-            for _ in range(n_random if state.pending else 0):
+            lost = _lost_files(found[0][1]) - lost_before
+            assert lost == set(), f"power cut after call {number}, {name}: the journal names {lost}"
+            for _ in range(n_random if state.pending or name == "write" else 0):
                 names = dict(state.durable)
                 for change in state.pending:
                     if rng.random() < 0.5:
                         _apply(names, *change)
-                found.append(("mixed", _remains(names, lambda content: bytes(len(content.written)))))
+                found.append(("mixed", _remains(names, beginning)))
             for kind, remains in found:
-                assert promises.promised - set(remains) == set(), f"power cut after call {number}, {name}: {kind}"
                 key = frozenset(remains.items())
                 if key not in seen:
                     seen.add(key)
                     yield number, kind, remains
 
 
-class _Promises:
-    """Names that must survive a power cut: files written by the main thread, as soon as it creates the next file."""
+def _lost_files(remains: Remains) -> set[PurePath]:
+    """Return the files that the journal names, but that do not exist."""
+    lost: set[PurePath] = set()
+    for path, data in remains.items():
+        if path.name == "journal.jsonl" and data is not None:
+            lost |= {path.parents[1] / record["entry"]["file"] for record in journal_records(journal_lines(data))}
+    return lost - remains.keys()
 
-    def __init__(self) -> None:
-        self.promised: set[PurePath] = set()
-        self._pending: set[PurePath] = set()
 
-    def record(self, name: str, arguments: tuple[Any, ...]) -> None:
-        path = arguments[-1] if name == "replace" else arguments[0]
-        # The names in a publication are synced together, before the publication becomes current.
-        if path.parent.name in ("parts", "stages") or path.parent.parent.name == "published":
-            return
-        if name == "replace":
-            self._pending.add(path)
-        elif name == "create":
-            self.promised |= self._pending
-        elif name == "remove":
-            self.promised.discard(path)
-            self._pending.discard(path)
+def journal_lines(data: bytes) -> list[dict[str, Any]]:
+    """Return the valid lines of a journal. Do not use the program's code."""
+    lines = []
+    for line in data.splitlines(keepends=True):
+        stored, _, text = line.rstrip(b"\n").partition(b" ")
+        if not line.endswith(b"\n") or digest([text])[:32].encode() != stored:
+            break
+        lines.append(json.loads(text))
+    return lines
+
+
+def journal_records(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the results that a journal names."""
+    records: list[dict[str, Any]] = []
+    for line in lines:
+        if line["type"] == "result":
+            records.append(dict(line))
+        elif line["type"] == "withdrawn":
+            records = [record for record in records if record["entry"]["file"] not in line["files"]]
+    return records
 
 
 def _play(state: _State, name: str, arguments: tuple[Any, ...]) -> None:
     path = arguments[0]
     if name == "create":
         state.change(path, _Content())
+    elif name == "open_to_append":
+        _file(state, path).place = len(_file(state, path).written)
     elif name == "reserve":
         _file(state, path).written = bytes(arguments[1])
     elif name == "write":
@@ -391,11 +412,7 @@ def _play(state: _State, name: str, arguments: tuple[Any, ...]) -> None:
         _file(state, path).synced = _file(state, path).written
     elif name == "replace":
         state.change(arguments[1], state.now[path], moved_from=path)
-    elif name == "remove":
-        state.change(path, _GONE)
-    elif name == "symlink":
-        state.change(path, _Content(target=arguments[1]))
-    elif name == "remove_directory":
+    elif name in ("remove", "remove_directory"):
         state.change(path, _GONE)
     elif name == "make_directory":
         state.change(path, None)
@@ -404,8 +421,6 @@ def _play(state: _State, name: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _content_of(path: Path) -> _Content | None:
-    if path.is_symlink():
-        return _Content(target=os.readlink(path))
     if not path.is_file():
         return None
     data = path.read_bytes()
@@ -422,27 +437,17 @@ def _remains(names: Names, unsynced: Callable[[_Content], bytes]) -> Remains:
     """Return files and directories with their remaining content. Files in a lost directory are lost."""
     remains: Remains = {}
     for path, content in sorted(names.items(), key=lambda item: len(item[0].parts)):
-        is_in_directory = path.parent == PurePath() or (path.parent in remains and remains[path.parent] is None)
-        if not is_in_directory:  # the directory was lost, or is now a link
+        if path.parent != PurePath() and path.parent not in remains:  # the directory was lost
             continue
-        if content is None:
-            remains[path] = None
-        elif content.target is not None:
-            remains[path] = content.target
-        elif content.synced is not None:
-            remains[path] = content.synced
-        else:
-            remains[path] = unsynced(content)
+        remains[path] = None if content is None else (content.synced or b"") + unsynced(content)
     return remains
 
 
-def materialize(remains: Mapping[PurePath, bytes | str | None], folder: Path) -> None:
+def materialize(remains: Remains, folder: Path) -> None:
     """Write the state after a power cut to a new folder."""
     folder.mkdir()
     for path, data in remains.items():
         if data is None:
             (folder / path).mkdir()
-        elif isinstance(data, str):
-            (folder / path).symlink_to(data)
         else:
             (folder / path).write_bytes(data)

@@ -26,6 +26,7 @@ from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
 from shardpress.hdf5.child import ask as ask_module
 from shardpress.hdf5.child.ask import ask
 from shardpress.hdf5.plain.describe import describe_plain
+from shardpress.hdf5.plain.metadata import checksum
 from shardpress.hdf5.superblock import signature_at
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
@@ -454,7 +455,7 @@ def correct_checksums(content: bytearray) -> None:
     """Correct the checksums of the superblock (versions 2 and 3) and of object headers (version 2)."""
     start = max(0, content.find(b"\x89HDF"))
     if len(content) >= start + 48 and content[start + 8] in (2, 3):
-        content[start + 44 : start + 48] = lookup3(bytes(content[start : start + 44])).to_bytes(4, "little")
+        content[start + 44 : start + 48] = checksum(bytes(content[start : start + 44]))
     for found in list(re.finditer(b"OHDR\2", bytes(content))):
         start = found.start()
         flags = content[start + 5] if start + 5 < len(content) else 0
@@ -462,46 +463,7 @@ def correct_checksums(content: bytearray) -> None:
         width = 1 << (flags & 3)
         end = place + width + int.from_bytes(content[place : place + width], "little")
         if end + 4 <= len(content):
-            content[end : end + 4] = lookup3(bytes(content[start:end])).to_bytes(4, "little")
-
-
-def lookup3(data: bytes) -> int:
-    """Return the lookup3 hash by Bob Jenkins (2006), which HDF5 uses for metadata."""
-    mask = 0xFFFFFFFF
-
-    def rotated(value: int, by: int) -> int:
-        return (value << by | value >> (32 - by)) & mask
-
-    a = b = c = (0xDEADBEEF + len(data)) & mask
-    while len(data) > 12:
-        x, y, z = (int.from_bytes(data[i : i + 4], "little") for i in (0, 4, 8))
-        a = (a + x) & mask
-        b = (b + y) & mask
-        c = (c + z) & mask
-        data = data[12:]
-        for i, by in enumerate((4, 6, 8, 16, 19, 4)):
-            if i % 3 == 0:
-                a = ((a - c) & mask) ^ rotated(c, by)
-                c = (c + b) & mask
-            elif i % 3 == 1:
-                b = ((b - a) & mask) ^ rotated(a, by)
-                a = (a + c) & mask
-            else:
-                c = ((c - b) & mask) ^ rotated(b, by)
-                b = (b + a) & mask
-    if not data:
-        return c
-    x, y, z = (int.from_bytes(data[i : i + 4], "little") for i in (0, 4, 8))
-    a = (a + x) & mask
-    b = (b + y) & mask
-    c = (c + z) & mask
-    words = [a, b, c]
-    for i, by in enumerate((14, 11, 25, 16, 4, 14, 24)):
-        # c is changed by b, a by c, b by a, and so on.
-        changed = (i + 2) % 3
-        other = (i + 1) % 3
-        words[changed] = ((words[changed] ^ words[other]) - rotated(words[other], by)) & mask
-    return words[2]
+            content[end : end + 4] = checksum(bytes(content[start:end]))
 
 
 # -- measuring -------------------------------------------------------------------------------------------------------

@@ -222,18 +222,6 @@ def shared_chunk_nodes(folder: Path, n_levels: int, n_in_leaf: int = 6) -> Path:
     return path
 
 
-def shared_name_nodes(folder: Path, n_levels: int) -> Path:
-    """Write a root group whose name tree has one node at each level. All 32 entries of the parent node point to it."""
-    path = plain(folder)
-    content = bytearray(path.read_bytes())
-    leaf = content.index(b"TREE\0")
-    top = _with_shared_nodes(content, leaf, 0, n_levels, bytes(8))
-    while (at := content.find(struct.pack("<Q", leaf))) >= 0:  # in the superblock and in the group's header
-        content[at : at + 8] = struct.pack("<Q", top)
-    path.write_bytes(content)
-    return path
-
-
 def _with_shared_nodes(content: bytearray, leaf: int, kind: int, n_levels: int, key: bytes) -> int:
     """Append a node for each level above a leaf, set the end of the file, and return the address of the top node."""
     n_children = {0: 32, 1: 64}[kind]

@@ -7,16 +7,21 @@ import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 
+from shardpress import sealed
+from shardpress.formats import digest
 from shardpress.model import Model
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
-from tests.support.hostile import edited
 
 NETWORK = Network((4, 6, 3), "relu", "linear", gain=True)
+GROUP = "shardpress/model"
+
+_Change = Callable[[h5py.Group], object]
 
 
 def model_of(network: Network = NETWORK, seed: int = 0) -> Model:
@@ -35,21 +40,61 @@ def write_model(folder: Path, name: str = "model.h5", seed: int = 0) -> Path:
     return path
 
 
-def _changed(folder: Path, change: Callable[[h5py.File], object]) -> Path:
-    path = write_model(folder)
-    with h5py.File(path, "a") as file:
+# -- footers ----------------------------------------------------------------------------------------------------------
+
+
+def without_footer(data: bytes) -> bytes:
+    return data[: -sealed._FOOTER.size]
+
+
+def with_footer(content: bytes, form: str = sealed.FORMAT) -> bytes:
+    """Return the content of a file with a footer that matches it."""
+    return content + sealed._FOOTER.pack(form.encode(), len(content), bytes.fromhex(digest([content])))
+
+
+def changed(data: bytes, change: Callable[[h5py.File], object]) -> bytes:
+    """Return a file after a change of its datasets and attributes, with a footer that matches."""
+    with h5py.File.in_memory(without_footer(data)) as file:
         change(file)
+        file.flush()
+        return with_footer(bytes(file.id.get_file_image()))
+
+
+def forge(path: Path, change: _Change, group: str = GROUP) -> Path:
+    """Change a group in a file, and correct the footer."""
+    path.write_bytes(changed(path.read_bytes(), lambda file: change(file[group])))
     return path
 
 
-def _replaced(folder: Path, create: Callable[[h5py.File], object], name: str = "W_1") -> Path:
+def edit_json(group: h5py.Group, name: str, change: Callable[[Any], object]) -> None:
+    """Change the plain values in a dataset of JSON."""
+    content = json.loads(group[name][()].tobytes())
+    change(content)
+    del group[name]
+    group[name] = np.frombuffer(json.dumps(content).encode(), np.uint8)
+
+
+def _forged(folder: Path, change: _Change) -> Path:
+    return forge(write_model(folder), change)
+
+
+def _replaced(folder: Path, create: _Change, name: str = "W_1") -> Path:
     """Write a model in which an array is replaced."""
 
-    def change(file: h5py.File) -> None:
-        del file[name]
-        create(file)
+    def change(group: h5py.Group) -> None:
+        del group[name]
+        create(group)
 
-    return _changed(folder, change)
+    return _forged(folder, change)
+
+
+def _edited(path: Path, found: bytes, replaced: bytes) -> Path:
+    """Replace bytes by others of the same length, and correct the footer."""
+    content = without_footer(path.read_bytes())
+    assert len(found) == len(replaced)
+    assert content.count(found) == 1
+    path.write_bytes(with_footer(content.replace(found, replaced)))
+    return path
 
 
 # -- links to other files ---------------------------------------------------------------------------------------------
@@ -58,41 +103,41 @@ def _replaced(folder: Path, create: Callable[[h5py.File], object], name: str = "
 def external_link(folder: Path) -> Path:
     """Write a matrix that is in another file."""
     other = write_model(folder, "other.h5")
-    return _replaced(folder, lambda file: file.__setitem__("W_1", h5py.ExternalLink(str(other), "/W_1")))
+    return _replaced(folder, lambda group: group.__setitem__("W_1", h5py.ExternalLink(str(other), f"/{GROUP}/W_1")))
 
 
 def soft_link(folder: Path) -> Path:
     """Write a matrix that is a soft link to another dataset in the file."""
 
-    def change(file: h5py.File) -> None:
-        file.move("W_1", "moved")
-        file["W_1"] = h5py.SoftLink("/moved")
+    def change(group: h5py.Group) -> None:
+        group.move("W_1", "moved")
+        group["W_1"] = h5py.SoftLink(f"/{GROUP}/moved")
 
-    return _changed(folder, change)
+    return _forged(folder, change)
 
 
 def external_storage(folder: Path) -> Path:
     """Write a matrix whose bytes are in another file."""
     secret = folder / "secret"
     secret.write_bytes(b"\0\0\x80?" * 24)
-    return _replaced(folder, lambda file: file.create_dataset("W_1", (4, 6), "<f4", external=[(str(secret), 0, 96)]))
+    return _replaced(folder, lambda group: group.create_dataset("W_1", (4, 6), "<f4", external=[(str(secret), 0, 96)]))
 
 
 def virtual_dataset(folder: Path) -> Path:
     """Write a virtual matrix over another file."""
     other = write_model(folder, "other.h5")
     layout = h5py.VirtualLayout((4, 6), "<f4")
-    layout[:] = h5py.VirtualSource(other, "W_1", (4, 6))
-    return _replaced(folder, lambda file: file.create_virtual_dataset("W_1", layout))
+    layout[:] = h5py.VirtualSource(other, f"{GROUP}/W_1", (4, 6))
+    return _replaced(folder, lambda group: group.create_virtual_dataset("W_1", layout))
 
 
 # -- excessive sizes --------------------------------------------------------------------------------------------------
 
 
-def _with_widths(folder: Path, widths: tuple[int, ...], create: Callable[[h5py.File], object]) -> Path:
-    def change(file: h5py.File) -> None:
-        file.attrs["widths"] = list(widths)
-        create(file)
+def _with_widths(folder: Path, widths: tuple[int, ...], create: _Change) -> Path:
+    def change(group: h5py.Group) -> None:
+        group.attrs["widths"] = list(widths)
+        create(group)
 
     return _replaced(folder, change)
 
@@ -103,158 +148,109 @@ def compressed(folder: Path) -> Path:
     return _with_widths(
         folder,
         (2**10, 2**12, 3),
-        lambda file: file.create_dataset("W_1", data=zeros, chunks=zeros.shape, compression="gzip"),
-    )
-
-
-def never_written(folder: Path) -> Path:
-    """Write a matrix of 8 GiB in chunks that were never written."""
-    shape = (2**16, 2**15)
-    return _with_widths(
-        folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4", chunks=(2**10, 2**10))
+        lambda group: group.create_dataset("W_1", data=zeros, chunks=zeros.shape, compression="gzip"),
     )
 
 
 def never_allocated(folder: Path) -> Path:
     """Write only the header of a contiguous matrix of 8 TiB."""
     shape = (2**20, 2**21)
-    return _with_widths(folder, (*shape, 3), lambda file: file.create_dataset("W_1", shape, "<f4"))
+    return _with_widths(folder, (*shape, 3), lambda group: group.create_dataset("W_1", shape, "<f4"))
 
 
 def forged_shape(folder: Path) -> Path:
     """Write dimensions and a size that exceed the file, at an offset inside it."""
-    path = _changed(folder, lambda file: file.attrs.__setitem__("widths", [2**28, 6, 3]))
+    path = _forged(folder, lambda group: group.attrs.__setitem__("widths", [2**28, 6, 3]))
     with h5py.File(path) as file:
-        place = file["W_1"].id.get_offset()
-    edited(path, struct.pack("<4Q", 4, 6, 4, 6), struct.pack("<4Q", 2**28, 6, 2**28, 6))
-    return edited(path, struct.pack("<QQ", place, 96), struct.pack("<QQ", place, 96 * 2**26))
+        place = file[GROUP]["W_1"].id.get_offset()
+    _edited(path, struct.pack("<4Q", 4, 6, 4, 6), struct.pack("<4Q", 2**28, 6, 2**28, 6))
+    return _edited(path, struct.pack("<QQ", place, 96), struct.pack("<QQ", place, 96 * 2**26))
 
 
 def overlapping(folder: Path) -> Path:
     """Write two arrays that share their bytes."""
     path = write_model(folder)
     with h5py.File(path) as file:
-        first = file["minimum"].id.get_offset()
-        second = file["maximum"].id.get_offset()
-    return edited(path, struct.pack("<QQ", second, 32), struct.pack("<QQ", first, 32))
+        first = file[GROUP]["minimum"].id.get_offset()
+        second = file[GROUP]["maximum"].id.get_offset()
+    return _edited(path, struct.pack("<QQ", second, 32), struct.pack("<QQ", first, 32))
 
 
 def shared_matrix(folder: Path) -> Path:
     """Write a network of 200 layers that share one matrix of 4 MiB."""
     n = 2**10
     path = folder / "model.h5"
-    valid_model = model_of(Network((n, n)))
-    path.write_bytes(valid_model.to_hdf5())
-    with h5py.File(path, "a") as file:
-        file.attrs["widths"] = np.full(201, n)
-        file.attrs["activation"] = "relu"
+    path.write_bytes(model_of(Network((n, n))).to_hdf5())
+
+    def share(group: h5py.Group) -> None:
+        group.attrs["widths"] = np.full(201, n)
+        group.attrs["activation"] = "relu"
         for layer in range(1, 201):
             for name in ("W", "b_hidden", "b_output"):
-                file[f"{name}_{layer}"] = file[name]
-    return path
+                group[f"{name}_{layer}"] = group[name]
+
+    return forge(path, share)
 
 
 def huge_widths(folder: Path) -> Path:
     """Write a network of 2**60 columns."""
-    return _changed(folder, lambda file: file.attrs.__setitem__("widths", [4, 2**60, 3]))
+    return _forged(folder, lambda group: group.attrs.__setitem__("widths", [4, 2**60, 3]))
 
 
 def many_widths(folder: Path) -> Path:
-    """Write a network of a million layers."""
-    path = folder / "model.h5"
-    with h5py.File(write_model(folder, "other.h5")) as other, h5py.File(path, "w", libver="latest") as file:
-        for name, value in other.attrs.items():
-            file.attrs[name] = value
-        for name in other:
-            file[name] = other[name][()]
-        file.attrs["widths"] = np.full(10**6, 4)
-    return path
+    """Write a network of 8,000 layers, whose widths fit into an attribute."""
+    return _forged(folder, lambda group: group.attrs.__setitem__("widths", np.full(8000, 4)))
 
 
-def layers_without_end(folder: Path) -> Path:
-    """Write a network of 8,000 layers, whose widths fit into an attribute of the oldest format."""
-    return _changed(folder, lambda file: file.attrs.__setitem__("widths", np.full(8000, 4)))
+def _with_about(folder: Path, text: bytes) -> Path:
+    return _replaced(folder, lambda group: group.__setitem__("about", np.frombuffer(text, np.uint8)), "about")
 
 
 def huge_about(folder: Path) -> Path:
     """Write a description of 32 MiB."""
-    text = '{"config": "' + "x" * 2**25 + '"}'
-    return _changed(folder, lambda file: file.attrs.__setitem__("about", text))
+    return _with_about(folder, b'{"config": "' + b"x" * 2**25 + b'"}')
 
 
 def many_values(folder: Path) -> Path:
     """Write a description of 12 MB that needs 300 MB once it is parsed."""
-    text = '{"x": [' + "[]," * (4 * 10**6) + "0]}"
-    return _changed(folder, lambda file: file.attrs.__setitem__("about", text))
+    return _with_about(folder, b'{"x": [' + b"[]," * (4 * 10**6) + b"0]}")
 
 
 def nested_values(folder: Path) -> Path:
     """Write a description that is nested too deeply."""
-    return _changed(folder, lambda file: file.attrs.__setitem__("about", "[" * 10**5))
+    return _with_about(folder, b"[" * 10**5)
 
 
-# -- invalid content --------------------------------------------------------------------------------------------------
-
-
-def _with_array(folder: Path, change: Callable[[np.ndarray], np.ndarray]) -> Path:
-    array = change(np.array(model_of().parameters["W_1"]))
-    return _replaced(folder, lambda file: file.__setitem__("W_1", array))
-
-
-def nan_weights(folder: Path) -> Path:
-    """Write a matrix that contains NaN."""
-    return _with_array(folder, lambda array: array * np.nan)
-
-
-def other_dtype(folder: Path) -> Path:
-    """Write a matrix of float64."""
-    return _with_array(folder, lambda array: array.astype(np.float64))
-
-
-def other_shape(folder: Path) -> Path:
-    """Write a transposed matrix."""
-    return _with_array(folder, lambda array: array.T)
-
-
-def missing_array(folder: Path) -> Path:
-    """Write a model without the matrix."""
-    return _replaced(folder, lambda file: None)
-
-
-def group_for_array(folder: Path) -> Path:
-    """Write a group in place of the matrix."""
-    return _replaced(folder, lambda file: file.create_group("W_1"))
-
-
-def odd_bool(folder: Path) -> Path:
-    """Write a bool that is neither true nor false."""
-    path = write_model(folder)
-    with h5py.File(path) as file:
-        place = file["clips"].id.get_offset()
-    content = bytearray(path.read_bytes())
-    content[place] = 7
-    path.write_bytes(content)
-    return path
-
-
-def list_for_about(folder: Path) -> Path:
-    """Write a description that is a list."""
-    return _changed(folder, lambda file: file.attrs.__setitem__("about", json.dumps([1])))
-
-
-def other_weights(folder: Path) -> Path:
-    """Write a matrix of another model, which does not match the fingerprint."""
-    return _with_array(folder, lambda array: array + 1)
-
-
-def no_fingerprint(folder: Path) -> Path:
-    """Write a model without the fingerprint."""
-    return _changed(folder, lambda file: file.attrs.__delitem__("fingerprint"))
+# -- other files -------------------------------------------------------------------------------------------------------
 
 
 def later_format(folder: Path) -> Path:
     """Write a model in a future format."""
-    return _changed(folder, lambda file: file.attrs.__setitem__("format", "shardpress-model/99"))
+    path = write_model(folder)
+    path.write_bytes(with_footer(without_footer(path.read_bytes()), "shardpress-output/99"))
+    return path
+
+
+def no_footer(folder: Path) -> Path:
+    """Write a model that has lost its footer."""
+    path = write_model(folder)
+    path.write_bytes(without_footer(path.read_bytes()))
+    return path
+
+
+def no_hdf5(folder: Path) -> Path:
+    """Write a text with a correct footer."""
+    path = folder / "model.h5"
+    path.write_bytes(with_footer(b"no HDF5"))
+    return path
+
+
+def huge_file(folder: Path) -> Path:
+    """Create a file of 1 TiB that is not a model."""
+    path = folder / "model.h5"
+    path.touch()
+    os.truncate(path, 2**40)
+    return path
 
 
 # -- not regular files ------------------------------------------------------------------------------------------------
@@ -294,26 +290,18 @@ _REFUSED = (
     external_storage,
     virtual_dataset,
     compressed,
-    never_written,
     never_allocated,
     forged_shape,
     overlapping,
     shared_matrix,
     huge_widths,
     many_widths,
-    layers_without_end,
     huge_about,
     many_values,
     nested_values,
-    nan_weights,
-    other_dtype,
-    other_shape,
-    missing_array,
-    group_for_array,
-    odd_bool,
-    list_for_about,
-    other_weights,
-    no_fingerprint,
+    no_footer,
+    no_hdf5,
+    huge_file,
 )
 _NO_INPUT = (fifo, directory, link_loop, dangling_link)
 
@@ -323,3 +311,18 @@ HOSTILE: Mapping[str, tuple[Callable[[Path], Path], int]] = {
     "later_format": (later_format, 76),
 }
 """Functions that write malicious models, by name, each with the exit code of the refusal."""
+
+# A child that fails when it checks an index or a model.
+FAILING_CHILD = """
+import ctypes, os
+import numpy as np
+from shardpress.hdf5.child import server
+warm_up = server._warm_up
+def check_result(file):
+    {act}
+def start():
+    warm_up()
+    server.check_result = check_result
+server._warm_up = start
+main = server.main
+"""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from shardpress.output.records import read_manifest
+from shardpress.result import Result
 from tests.support.faulty import RecordingDisk
 from tests.support.soak_protocol import unreferenced
 from tests.support.standin import Workspace, features_of
@@ -27,12 +27,21 @@ class FullDisk(RecordingDisk):
         self._left = n_named
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
-        if not self._left:
+        if self._left <= 0:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         result = do(*arguments)
-        if name == "replace" and self._kind in str(arguments[1]):
-            self._left -= 1
+        self._left -= self._n_found(name, arguments)
         return result
+
+    def _n_found(self, name: str, arguments: tuple[Any, ...]) -> int:
+        return name == "replace" and self._kind in str(arguments[1])
+
+
+class FullAfter(FullDisk):
+    """Disk that is full after the journal has named `n_named` results of a kind, such as ``part``."""
+
+    def _n_found(self, name: str, arguments: tuple[Any, ...]) -> int:
+        return bytes(arguments[1]).count(f'"key": "{self._kind}'.encode()) if name == "write" else 0
 
 
 def undisturbed_features(workspace: Workspace, *flags: str) -> bytes:
@@ -46,13 +55,15 @@ def stamps(output: Path) -> dict[str, tuple[int, int]]:
     """Return inode and modification time of every file, to see which files were rewritten."""
     found = {str(path.relative_to(output)): path.stat() for path in output.rglob("*") if path.is_file()}
     return {
-        name: (status.st_ino, status.st_mtime_ns) for name, status in found.items() if name not in (".lock", "run.log")
+        name: (status.st_ino, status.st_mtime_ns)
+        for name, status in found.items()
+        if name not in ("work/lock", "run.log")
     }
 
 
 def results(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return the entries of results that are written once. A run that finishes again rewrites all other files."""
-    return {name: each for name, each in found.items() if "/" in name and not name.startswith("published/")}
+    return {name: each for name, each in found.items() if "/" in name and name != "work/journal.jsonl"}
 
 
 def finished_stamps(output: Path) -> dict[str, tuple[int, int]]:
@@ -62,7 +73,7 @@ def finished_stamps(output: Path) -> dict[str, tuple[int, int]]:
 
 
 def parts(output: Path) -> list[str]:
-    return [part["file"] for part in read_manifest(output)["parts"]]
+    return [part.file for part in Result.open(output).parts]
 
 
 def flip(path: Path, place: int | None = None) -> None:

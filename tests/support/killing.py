@@ -31,10 +31,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from shardpress.output.records import read_manifest
+from shardpress.errors import DataError
+from shardpress.result import Result
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
-from tests.support.soak_protocol import invalid_entries, leftovers, records, run_seen_by_readers
+from tests.support.soak_protocol import committed, invalid_entries, leftovers, run_seen_by_readers
 
 # Log line at which each phase begins, in a first run and in one that resumes.
 PHASES = {
@@ -231,7 +232,7 @@ class Kill:
     n_half : int
         Number of half-written files.
     is_complete : bool
-        True if a manifest existed.
+        True if a result was published.
     """
 
     phase: str
@@ -281,7 +282,7 @@ class Victim:
         ended = self.program.run(self.undisturbed)
         self._must_end(ended, self.undisturbed)
         self.features = features_of(self.undisturbed)
-        self.n_rows = read_manifest(self.undisturbed)["n_rows"]
+        self.n_rows = Result.open(self.undisturbed).n_rows
         if features_of(folder / "first") != self.features:
             raise CheckFailed("two undisturbed runs differ")
         self.seconds = _lengths(ended)
@@ -330,12 +331,11 @@ class Victim:
         return ended
 
     def inspect(self, ended: EndedRun, output: Path, is_rerun: bool = False) -> Kill:
-        """Check that the output of a killed run contains only complete results, with or without a manifest."""
+        """Check that the output of a killed run contains only complete results, published or not."""
         if ended.code != -signal.SIGKILL:
             raise CheckFailed(f"exit code {ended.code}, expected to be killed: {ended.lines[-3:]}")
         _must_be_nothing("damaged results", _damaged_results(output))
-        if output.exists():
-            run_seen_by_readers(output)
+        run_seen_by_readers(output)
         names = [path.name for path in output.rglob("*")]
         return Kill(
             phase=ended.phase,
@@ -343,7 +343,7 @@ class Victim:
             n_checkpoints=sum(key.startswith("checkpoint") for key in committed(output)),
             n_parts=sum(key.startswith("part") for key in committed(output)),
             n_half=sum(name.endswith(".writing") for name in names),
-            is_complete=(output / "manifest.json").exists(),
+            is_complete=(output / "index.h5").exists(),
         )
 
     def check(self, output: Path) -> None:
@@ -381,32 +381,28 @@ def _write_shards(folder: Path) -> None:
 
 def features_of(output: Path) -> str:
     """Return a digest of all values of a finished run, as read from the index and from each part."""
-    manifest = read_manifest(output)
-    digest = sha256(manifest["model"].encode())
-    for name in ("index.h5", *(part["file"] for part in manifest["parts"])):
+    result = Result.open(output)
+    digest = sha256(result.encoder.encode())
+    for name in ("index.h5", *(part.file for part in result.parts)):
         with h5py.File(output / name) as file:
-            for key in sorted(file):
-                digest.update(f"{key} {file[key].dtype} {file[key].shape}".encode() + file[key][()].tobytes())
+            for key, item in sorted(file.items()):
+                if isinstance(item, h5py.Dataset):
+                    digest.update(f"{key} {item.dtype} {item.shape}".encode() + item[()].tobytes())
     return digest.hexdigest()
-
-
-def committed(output: Path) -> dict[str, str]:
-    """Return the file of each committed result."""
-    return {record["key"]: record["entry"]["file"] for record in records(output)}
 
 
 def _damaged_results(output: Path) -> list[str]:
     try:
         return invalid_entries(output)
-    except ValueError as error:
-        raise CheckFailed(f"a record or the manifest is incomplete: {error}") from error
+    except DataError as error:
+        raise CheckFailed(f"the index is incomplete: {error}") from error
 
 
 def _must_use(before: dict[str, str], ended: EndedRun, output: Path) -> None:
     """Check that finished results were not computed again."""
     if ended.has_line("^Already complete"):
         return
-    parts = {part["file"] for part in read_manifest(output)["parts"]}
+    parts = {part.file for part in Result.open(output).parts}
     _must_be_nothing(
         "parts recomputed", [file for key, file in before.items() if key.startswith("part") and file not in parts]
     )

@@ -8,15 +8,17 @@ import h5py
 import numpy as np
 
 from shardpress.encoding import index, template
-from shardpress.encoding.index import index_files
 from shardpress.encoding.partfile import PartMemory
 from shardpress.encoding.storage import PLAIN
-from shardpress.features import categories_of
 from shardpress.formats import digest
-from shardpress.hdf5.categories import attribute_value
+from shardpress.hdf5.categories import attribute_value, read_categories
 from shardpress.output.lock import locked
+from shardpress.records import Entry, Keys, Part, Request, RunFacts, ShardFacts, part_key
+from shardpress.result import result_bytes
 from shardpress.shards.shard import Extra
+from shardpress_kernels.network import Network
 from tests.support.helpers import numbered
+from tests.support.hostilemodels import model_of
 
 EXTRAS = {
     "y": np.array([3, 1, 2], np.uint8),
@@ -66,50 +68,92 @@ def part(n_rows=3, first=0, extras=None, attributes=None, n_features=2):
     return part_bytes(feature_rows(n_rows, first, n_features), valid, extras or {}, attributes or {})
 
 
-def shapes_in(path):
-    """Return shape and dtype of each dataset in a part, as HDF5 reads them."""
-    with h5py.File(path) as file:
-        return {name: (item.shape, item.dtype) for name, item in file.items() if isinstance(item, h5py.Dataset)}
-
-
-def index_of(directory, files, attributes, most=1000):
-    """Return the bytes of an index of parts, and write the files of the index to the directory."""
-    found = categories_of(directory / files[0])
-    categories = {name: attribute_value(values.tolist()) for name, values in found.items()}
-
-    def viewed(file):
-        return file, shapes_in(directory / file)
-
-    with mock.patch.object(index, "_MOST_PARTS", most):
-        for name, data in index_files(files, viewed, categories, attributes):
-            (directory / name).write_bytes(data)
-    return data
-
-
-def finished(directory, *sizes, extras=None, most=1000, manifest=None):
+def finished(directory, *sizes, extras=None, most=1000, model=None):
     """Write a finished output directory with parts of these sizes. Each part has an extra named y."""
     parts = []
     for i, size in enumerate(sizes):
         first = sum(sizes[:i])
         part_extras = {"y": np.arange(first, first + size), **(extras or {}).get(i, {})}
         parts.append((size, part(size, first, part_extras)))
-    return finished_parts(directory, parts, most, manifest)
+    return finished_parts(directory, parts, most, model)
 
 
-def finished_parts(directory, parts, most=1000, manifest=None, append_ids=None):
-    """Write a finished output directory with parts, which are given by their numbers of rows and bytes."""
-    with locked(directory) as ledger:
-        lines = []
-        for i, (n_rows, data) in enumerate(parts):
-            lines.append(
-                {"file": f"parts/part-{i:05d}.h5", "n_rows": n_rows, "n_bytes": len(data), "blake3": digest([data])}
-            )
-            if append_ids is not None:
-                lines[-1]["append_id"] = append_ids[i]
-            ledger.replace(lines[-1]["file"], data)
-        index_of(directory, [line["file"] for line in lines], {}, most)
-        ledger.finish({}, {**(manifest or {}), "parts": lines})
+def finished_parts(directory, parts, most=1000, model=None, append_ids=None, **facts):
+    """Write a finished output directory with parts, which are given by their numbers of rows and bytes.
+
+    An index has at most `most` parts, or views of them. `append_ids` are the numbers of the appends of the parts, and
+    `facts` are fields of `RunFacts`.
+    """
+    model = model or model_of(Network((4, shapes_in(parts[0][1])["features"][0][1])))
+    numbers = append_ids or [0] * len(parts)
+    found = [_part_of(i, data, number) for i, ((_, data), number) in enumerate(zip(parts, numbers, strict=True))]
+    shards = [ShardFacts(f"{i}.h5", "X", [n_rows, 4], "f8", "dense", 9, 0, []) for i, (n_rows, _) in enumerate(parts)]
+    facts.setdefault("request", Request(shards, {}, {}, {}, ["in"]))
+    facts.setdefault("appends", [{"id": number} for number in sorted(set(numbers) - {0})])
+    categories = {name: attribute_value(values) for name, values in _categories_in(parts[0][1]).items()}
+    views = []
+    with locked(directory) as journal, mock.patch.object(index, "_MOST_PARTS", most):
+        for each, (_, data) in zip(found, parts, strict=True):
+            journal.write(each.file, data)
+        files = [(each.file, shapes_in(data)) for each, (_, data) in zip(found, parts, strict=True)]
+        files = index.in_views(files, lambda name, data: views.append(journal.write(name, data)))
+        rows_of_appends = append_ids and [(each.append_id, each.n_rows) for each in found]
+        data = result_bytes(
+            lambda file: index.write_index(file, files, categories, rows_of_appends),
+            model,
+            run_facts(views=views, **facts),
+            found,
+            {},
+            None,
+        )
+        journal.commit(data)
     return directory
+
+
+def run_facts(**fields):
+    """Return facts about a run, which are empty by default."""
+    defaults = {
+        "config": {},
+        "request": Request([], {}, {}, {}, ["in"]),
+        "keys": Keys("model", "features"),
+        "made": "2000-01-01 00:00:00+00:00",
+        "command": "shardpress run",
+        "device": "cpu",
+        "versions": {},
+        "storage": {},
+        "bad_shards": [],
+        "summary": {},
+        "verification": {},
+    }
+    return RunFacts(**{**defaults, **fields})
+
+
+def _part_of(number, data, append_id):
+    """Return the record of a part of a shard with this number."""
+    with h5py.File(io.BytesIO(data)) as file:
+        valid = file["valid"][()]
+    blake3 = digest([data])
+    entry = Entry(f"parts/{part_key(number, 0)}-{blake3[:32]}.h5", len(data), blake3)
+    n_rows = len(valid)
+    n_bad = n_rows - int(valid.sum())
+    return Part(entry, n_rows, n_bad, 0, number, f"in/{number}.h5", "X", 0, n_rows, append_id=append_id)
+
+
+def shapes_in(data):
+    """Return shape and dtype of each dataset in a part, as HDF5 reads them."""
+    with h5py.File(io.BytesIO(data)) as file:
+        return {name: (item.shape, item.dtype) for name, item in file.items() if isinstance(item, h5py.Dataset)}
+
+
+def part_paths(directory):
+    """Return the files in ``parts/`` in the order of the rows."""
+    return sorted((directory / "parts").iterdir())
+
+
+def _categories_in(data):
+    with h5py.File(io.BytesIO(data)) as file:
+        found = {name: read_categories(item.id) for name, item in file.items() if isinstance(item, h5py.Dataset)}
+    return {name: values for name, values in found.items() if values is not None}
 
 
 def assert_same_datasets(arrays, expected):

@@ -3,7 +3,7 @@
     python -m tests.support.soak_protocol                every kill of every kind of run; other faults: all of them in
     a new run, and every seventh in the other kinds of runs
     python -m tests.support.soak_protocol 1              all faults, which takes many hours
-    python -m tests.support.soak_protocol 7 overwrite    one kind of run only
+    python -m tests.support.soak_protocol 7 overwrite    one kind of run only, or `histories` of different commands
 
 The program prints the number of faults. It tests several kinds of runs at the same time, one on each processor.
 
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 import os
 import random
 import re
@@ -30,24 +29,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import h5py
 import numpy as np
 import pytest
 
 from shardpress.errors import NoInput
 from shardpress.features import open_features, reading
-from shardpress.formats import digest, unseal
-from shardpress.model import load_model
-from shardpress.output import groupcommit
-from shardpress.output.records import (
-    MANIFEST,
-    NAMES,
-    OUTPUT,
-    plain_name,
-    read_manifest,
-)
-from shardpress.report.page.build import read_report
+from shardpress.formats import digest
+from shardpress.records import plain
+from shardpress.report.page.build import is_current
 from shardpress.report.verify import verify
-from tests.support.faulty import FailingDisk, KillingDisk, PowerLog, RecordingDisk, ShortWriteDisk, forked, materialize
+from shardpress.result import Result, load_model
+from tests.support.faulty import (
+    FailingDisk,
+    KillingDisk,
+    PowerLog,
+    RecordingDisk,
+    ShortWriteDisk,
+    forked,
+    journal_lines,
+    journal_records,
+    materialize,
+)
 from tests.support.standin import Workspace, features_of, install
 
 Item = TypeVar("Item")
@@ -64,7 +67,6 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     "overwrite": ((*STEPS, "--seed", "1"), (*STEPS, "--overwrite")),
     "restart": ((*STEPS, "--seed", "1"), (*STEPS, "--restart")),
     "threads": (None, (*STEPS, "--threads", "3")),
-    "together": (None, STEPS),
     # The earlier run has a file that the later one lacks: the list of bad data.
     "list before": ((*STEPS, "--seed", "1", "--on-bad-data", "skip"), (*STEPS, "--overwrite")),
     # A new file, a changed one, and one that is gone.
@@ -73,6 +75,7 @@ KINDS: dict[str, tuple[Sequence[str] | None, Sequence[str]]] = {
     # During the run, the output contains a copy of the model for the workers.
     "given model": (None, ("--quiet", "--model", ANOTHER_OUTPUT)),
 }
+HISTORIES = "histories"
 
 
 class Scenario:
@@ -86,8 +89,6 @@ class Scenario:
 
     def __init__(self, folder: Path, kind: str) -> None:
         folder.mkdir()
-        # Commit all parts except the first in one group, or each part separately.
-        self._pause = math.inf if kind == "together" else 0.0
         self.workspace = Workspace(folder, 20, 0, 15)
         self._folder = folder
         self._n_outputs = 0
@@ -96,20 +97,19 @@ class Scenario:
         if ANOTHER_OUTPUT in flags:
             assert self.workspace.run(folder / "another", *STEPS) == 0
         self._before = None if before is None else folder / "before"
-        self._runs_before: set[str | None] = set()
+        self._run_before: str | None = None
         if before is not None:
             assert self.workspace.run(folder / "before", *before) == 0
-            if kind.startswith("append"):
+            if kind == "append":
                 self._change_inputs()
-            self._runs_before = {run_seen_by_readers(folder / "before")}
+            self._run_before = run_seen_by_readers(folder / "before")
         disk = RecordingDisk()
         output = self.new_output()
         assert self.run(output, disk) == 0
         self.calls = disk.calls
         self._expected = features_of(output)
         self._run_after = run_seen_by_readers(output)
-        self._n_records = len(records(output))
-        self._names = named(output)
+        self._names = _names(output)
 
     def _change_inputs(self) -> None:
         """Add a file, change one and remove one."""
@@ -142,54 +142,103 @@ class Scenario:
         output = self._folder / f"{self._n_outputs}" / "out"
         output.parent.mkdir()
         if self._before is not None:
-            shutil.copytree(self._before, output, symlinks=True)
+            shutil.copytree(self._before, output)
         return output
 
     def run(self, output: Path, disk: RecordingDisk | None = None) -> int:
-        """Run the program and return its exit code."""
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(groupcommit, "_pause", lambda seconds: self._pause)
-            return self.workspace.run(output, *self.flags, disk=disk or RecordingDisk())
+        """Run the program and return its exit code. A run that has begun to start over is resumed."""
+        flags = self.flags
+        if "--restart" in flags and _starts_over(output):
+            flags = [flag for flag in flags if flag != "--restart"]
+        return self.workspace.run(output, *flags, disk=disk or RecordingDisk())
 
     def check(self, output: Path, label: str) -> None:
         """Check that no result is incomplete and that a rerun gives the undisturbed result. Then clean up."""
-        assert invalid_entries(output) == [], label
-        self.check_readers(output, label)
+        assert run_seen_by_readers(output) in (self._run_before, self._run_after), label
         assert self.run(output) == 0, label
         assert features_of(output) == self._expected, label
+        assert run_seen_by_readers(output) == self._run_after, label
         assert invalid_entries(output) == [], label
         assert leftovers(output) == [], label
-        assert named(output) == self._names, label
-        assert len(records(output)) == self._n_records, label
+        assert _names(output) == self._names, label
+        assert is_current(output / "report.html", Result.open(output).digest), label
         shutil.rmtree(output.parent)
 
-    def check_readers(self, output: Path, label: str) -> None:
-        """Check that all readers see the same run: the previous one, the new one, or none."""
-        if not output.exists():
-            return
-        visible = run_seen_by_readers(output)
-        assert visible in {None, self._run_after, *self._runs_before}, label
-        # No run is readable only if there was no earlier run, or if the run first discards all results.
-        assert visible is not None or self._before is None or "--restart" in self.flags, label
+
+def _names(output: Path) -> list[str]:
+    """Return the names of all files without digests. A scan is lost if a run is killed right after its commit."""
+    found = [str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()]
+    return sorted(re.sub("[0-9a-f]{32}", "#", name) for name in found if not name.startswith("work/scan"))
+
+
+def _starts_over(output: Path) -> bool:
+    """Return whether an interrupted run with --restart can be resumed without this flag."""
+    lines = _lines(output)
+    return bool(lines) and lines[0]["restarts"]
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def _lines(output: Path) -> list[dict[str, Any]]:
+    """Return the lines of the journal, unless another index is published."""
+    journal = output / "work/journal.jsonl"
+    index = output / "index.h5"
+    lines = journal_lines(journal.read_bytes()) if journal.exists() else []
+    published = index.read_bytes()[-32:].hex() if index.exists() else None
+    return lines if lines and lines[0]["digest"] == published else []
+
+
+def records(output: Path) -> list[dict[str, Any]]:
+    """Return the results that the journal names, as plain values. Do not use the program's journal."""
+    return journal_records(_lines(output))
+
+
+def committed(output: Path) -> dict[str, str]:
+    """Return the file of each result that the journal names, and of each part of the published result."""
+    found = {record["key"]: record["entry"]["file"] for record in records(output)}
+    published = _results(output)[:1]
+    return found | {part.key: part.file for result in published for part in result.parts}
+
+
+def _results(output: Path) -> list[Result]:
+    """Return the published result and all earlier generations."""
+    if not (output / "index.h5").exists():
+        return []
+    result = Result.open(output)
+    return [result, *(result.generation(each.generation) for each in result.facts.generations)]
 
 
 def invalid_entries(output: Path) -> list[str]:
-    """Return entries of commit records and manifest that do not match their files. Do not use the program's ledger."""
-    named = [record["entry"] for record in records(output)]
-    manifest = _manifest(output)
-    return [entry["file"] for entry in [*named, *manifest["parts"], *manifest["files"]] if not _as_named(output, entry)]
+    """Return files that do not match the journal or an index that names them."""
+    entries = [record["entry"] for record in records(output)]
+    for result in _results(output):
+        entries += [plain(part.entry) for part in result.parts] + [plain(view) for view in result.facts.views]
+    return [entry["file"] for entry in entries if not _as_named(output, entry)]
 
 
-def _manifest(output: Path) -> dict[str, Any]:
-    path = output / MANIFEST
-    if not path.exists():
-        return {"parts": [], "files": []}
-    return unseal(OUTPUT, path.read_bytes())
+def _as_named(output: Path, entry: dict[str, Any]) -> bool:
+    path = output / entry["file"]
+    data = path.read_bytes() if path.is_file() else b""
+    return (len(data), digest([data])) == (entry["n_bytes"], entry["blake3"])
 
 
-def named(output: Path) -> list[str]:
-    """Return the files with fixed names in the manifest, and the number of views of parts."""
-    return [re.sub("-[0-9a-f]{32}", "", plain_name(entry["file"])) for entry in _manifest(output)["files"]]
+def unreferenced(output: Path) -> set[str]:
+    """Return half-written files, and results that neither the journal nor an index names."""
+    named = {record["entry"]["file"] for record in records(output)}
+    for result in _results(output):
+        named |= {*result.files}
+    for result in _results(output)[:1]:
+        named |= {f"generation-{each.generation}.h5" for each in result.facts.generations}
+    found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
+    kinds = ("parts/", "work/scan", "work/model", "work/checkpoint", "index-", "generation-")
+    return {name for name in found if name.endswith(".writing") or (name.startswith(kinds) and name not in named)}
+
+
+def leftovers(output: Path) -> list[str]:
+    """Return unreferenced files, and files of a finished training run."""
+    trained = {str(path.relative_to(output)) for path in output.glob("work/[cm]*-*")}
+    return sorted(unreferenced(output) | trained)
 
 
 # -- readers -------------------------------------------------------------------------------------------------------
@@ -203,63 +252,24 @@ def run_seen_by_readers(output: Path) -> str | None:
     AssertionError
         If two readers see different runs, or if a reader sees a damaged run.
     """
-    try:
-        manifest = read_manifest(output)
-    except NoInput:
-        present = [name for name in NAMES if (output / name).exists()]
-        assert present == [], f"no finished run, but {present}"
+    if not (output / "index.h5").exists():
+        for read in (Result.open, open_features, load_model):
+            with pytest.raises(NoInput):
+                read(output)
         return None
+    result = Result.open(output)
     opened = open_features(output)
     features = opened.features.compute()
     found = verify(str(output), 4)
     assert not found.faults, str(found)
-    report = read_report(output)
-    assert report["fingerprints"] == {"request": manifest["fingerprint"], "model": manifest["model"]}
-    assert load_model(output / "model.h5").fingerprint == manifest["model"]
+    assert load_model(output).fingerprint == opened.manifest["model"] == result.encoder
     # HDF5's lock is off, because the run may have parts open in the same process.
     with reading(output / "index.h5") as index:
         assert index["features"][()].tobytes() == features.tobytes()
-        assert index.attrs["model"] == manifest["model"]
-    names = {plain_name(entry["file"]) for entry in manifest["files"]}
-    assert "bad_rows.jsonl" not in names or (output / "bad_rows.jsonl").exists()
-    return f"{digest([features.tobytes()])} {manifest['fingerprint']}"
-
-
-def records(output: Path) -> list[dict[str, Any]]:
-    """Return every commit record as plain values."""
-    found: list[dict[str, Any]] = []
-    for path in sorted(output.glob("commits/*.json")):
-        found += unseal("shardpress-commits/2", path.read_bytes())["records"]
-    return found
-
-
-def _as_named(output: Path, entry: dict[str, Any]) -> bool:
-    path = output / entry["file"]
-    data = path.read_bytes() if path.is_file() else b""
-    return (len(data), digest([data])) == (entry["n_bytes"], entry["blake3"])
-
-
-def unreferenced(output: Path) -> set[str]:
-    """Return half-written files, and results that are in no record and not in the manifest."""
-    named = {record["entry"]["file"] for record in records(output)}
-    named |= {entry["file"] for entry in _manifest(output)["files"]}
-    current = output / "published/current"
-    current_folder = f"published/{os.readlink(current)}/" if current.is_symlink() else "nothing"
-    found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file() or path.is_symlink()}
-    return {
-        name
-        for name in found
-        if name.endswith(".writing")
-        or (name.startswith(("parts", "stages", "index-")) and name not in named)
-        or (name.startswith("published/") and name != "published/current" and not name.startswith(current_folder))
-        or not (output / name).exists()
-    }
-
-
-def leftovers(output: Path) -> list[str]:
-    """Return unreferenced files, and records of a finished training run."""
-    checkpoints = {str(path.relative_to(output)) for path in output.rglob("*checkpoint*")}
-    return sorted(unreferenced(output) | checkpoints)
+        assert index["y"][()].tobytes() == opened.extras["y"].compute().tobytes()
+    earlier = [open_features(output, generation=each.generation) for each in result.facts.generations]
+    digests = [digest([each.features.compute().tobytes()]) for each in (opened, *earlier)]
+    return f"{' '.join(digests)} {result.fingerprint}"
 
 
 class ObservedDisk(RecordingDisk):
@@ -271,7 +281,7 @@ class ObservedDisk(RecordingDisk):
 
     def between(self, number: int, name: str, arguments: tuple[Any, ...], do: Callable[..., Any]) -> Any:
         result = do(*arguments)
-        if name in ("replace", "remove", "link", "symlink", "remove_directory"):
+        if name in ("replace", "remove", "remove_directory"):
             self._look(f"after call {number}, {name} {Path(str(arguments[-1])).name}")
         return result
 
@@ -279,7 +289,7 @@ class ObservedDisk(RecordingDisk):
 def watch_readers(scenario: Scenario) -> list[str | None]:
     """Run all readers after each change of a run. Return the runs that they see, in order of time."""
     output = scenario.new_output()
-    visible = [run_seen_by_readers(output)] if output.exists() else [None]
+    visible = [run_seen_by_readers(output)]
     faults: list[str] = []
 
     def look(label: str) -> None:
@@ -315,6 +325,7 @@ def fail_every_call(
         call = _call_name(scenario, number)
         label = f"{call} fails with {errno.errorcode[code]}, permanent: {is_permanent}, takes effect: {takes_effect}"
         assert found in ALLOWED_CODES, f"{label}: exit code {found}"
+        assert invalid_entries(output) == [], label
         scenario.check(output, label)
         codes[found] += 1
     return codes
@@ -341,6 +352,7 @@ def kill_at_every_call(scenario: Scenario, after: bool, selection: Selection = s
         label = f"killed {'after' if after else 'before'} {_call_name(scenario, number)}"
         outcome = forked(lambda out=output, n=number: scenario.run(out, KillingDisk(n, after)))
         assert outcome == (-signal.SIGKILL, None), label
+        assert invalid_entries(output) == [], label
         scenario.check(output, label)
     return len(numbers)
 
@@ -359,55 +371,117 @@ def cut_power(scenario: Scenario, n_random: int, selection: slice = slice(None))
     return kinds
 
 
-def several_faults(scenario: Scenario, n_sequences: int, seed: int = 0) -> Counter[str]:
-    """Disturb several runs in a row at random before an undisturbed one. Return the number of faults of each kind."""
-    rng = random.Random(seed)
-    kinds = Counter[str]()
-    for sequence in range(n_sequences):
-        output = scenario.new_output()
-        label = f"sequence {sequence}:"
-        for _ in range(rng.randrange(2, 6)):
-            kind = rng.choice(["fails", "is short", "killed", "power"])
-            number = rng.randrange(len(scenario.calls))
-            label += f" {kind} {number},"
-            kinds[kind] += 1
-            if kind == "killed":
-                # The run may end before that call.
-                code, _ = forked(
-                    lambda out=output, n=number: scenario.run(out, KillingDisk(n, after=rng.random() < 0.5))
-                )
-                assert code in (0, -signal.SIGKILL), label
-            elif kind == "power":
-                output = _after_power_cut(scenario, output, rng)
-            else:
-                code = rng.choice([errno.ENOSPC, errno.EIO, errno.EMFILE])
-                failing = FailingDisk(number, code, is_permanent=rng.random() < 0.5, takes_effect=rng.random() < 0.2)
-                short = ShortWriteDisk(number // 8, rng.choice([0, code]))
-                assert scenario.run(output, failing if kind == "fails" else short) in ALLOWED_CODES, label
-            assert invalid_entries(output) == [], label
-            scenario.check_readers(output, label)
-        scenario.check(output, label)
-    return kinds
-
-
-def _after_power_cut(scenario: Scenario, output: Path, rng: random.Random) -> Path:
-    """Cut the power at a random call, and return the output to resume. Assume that earlier results are on the disk."""
-    log = PowerLog(output.parent)
-    assert scenario.run(output, log) == 0
-    cuts = [*log.cuts(1, rng.randrange(1000))]
-    if not cuts:
-        return output  # the output was already complete
-    after = scenario.new_output()
-    shutil.rmtree(after.parent)
-    shutil.rmtree(output.parent)
-    _, _, remains = rng.choice(cuts)
-    materialize(remains, after.parent)
-    return after
-
-
 def _call_name(scenario: Scenario, number: int) -> str:
     name, argument = scenario.calls[number]
     return f"call {number}, {name} {Path(str(argument)).name}"
+
+
+# -- several commands in one directory -------------------------------------------------------------------------------
+
+_COMMANDS = ((), ("--overwrite",), ("--restart",), ("--retrain",), ("--append",), ("--append", "--drop-missing"))
+_FAULTS = ("none", "fails", "is short", "killed", "power")
+# 66: there is no result to extend; 78: results or an unfinished run of other settings are not replaced.
+_CODES_OF_HISTORIES = (*ALLOWED_CODES, 66, 78, -signal.SIGKILL)
+
+
+def random_history(folder: Path, n_commands: int, seed: int) -> Counter[str]:
+    """Run different commands in one directory, and disturb most of them. Return the number of runs by fault.
+
+    After each of them, all readers must see one complete result. A command that succeeds must give the features of
+    undisturbed runs in new directories, and leave no unreferenced file.
+    """
+    rng = random.Random(seed)
+    folder.mkdir()
+    workspace = Workspace(folder, 20, 0, 15)
+    output = folder / "0" / "out"
+    output.parent.mkdir()
+    visible = None
+    faults = Counter[str]()
+    label = f"history {seed}:"
+    for number in range(n_commands):
+        command = rng.choice(_COMMANDS)
+        _change_files(workspace, command, number, rng)
+        flags = [*STEPS, *command]
+        if "--append" not in command:
+            flags += ["--seed", rng.choice("12")]
+        fault = rng.choice(_FAULTS)
+        faults[fault] += 1
+        code, output = _run_disturbed(workspace, output, flags, fault, rng)
+        label += f" {' '.join(flags[len(STEPS) :])} ({fault}, {code}),"
+        assert code in _CODES_OF_HISTORIES, label
+        seen = run_seen_by_readers(output)
+        assert seen is not None or visible is None, label
+        visible = seen
+        if code == 0 and fault != "power":
+            assert unreferenced(output) == set(), label
+            assert workspace.run(folder / f"encoded {number}", "--quiet", "--model", str(output)) == 0, label
+            assert _sorted_rows(output) == _sorted_rows(folder / f"encoded {number}"), label
+            if "--append" not in command and not Result.open(output).facts.appends:
+                fresh = folder / f"fresh {number}"
+                assert workspace.run(fresh, *STEPS, *flags[-2:]) == 0
+                assert features_of(output) == features_of(fresh), label
+    return faults
+
+
+def _change_files(workspace: Workspace, command: Sequence[str], number: int, rng: random.Random) -> None:
+    """Add a file before an append; with `--drop-missing`, remove the last one. Sometimes edit a file in place."""
+    if command == ("--append",):
+        rows = np.random.default_rng(number).normal(size=(9, 4)).astype(np.float32)
+        workspace.add_shard(f"new-{number:02d}.h5", rows)
+    elif "--append" in command:
+        for path in sorted(workspace.shards.glob("new-*"))[-1:]:
+            path.unlink()
+    if rng.random() < 0.2:
+        edit(workspace.shards / rng.choice(["0.h5", "2.h5"]))
+
+
+def edit(path: Path) -> None:
+    """Change a row of a file, but neither its size nor its modification time."""
+    before = path.stat()
+    with h5py.File(path, "r+") as file:
+        file["X"][3] += np.float32(0.25)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size
+
+
+def _sorted_rows(output: Path) -> list[list[float]]:
+    """Return the rows without their order: appended rows are the last ones."""
+    return sorted(open_features(output).features.compute().tolist())
+
+
+def _run_disturbed(
+    workspace: Workspace, output: Path, flags: Sequence[str], fault: str, rng: random.Random
+) -> tuple[int, Path]:
+    """Run the program, and disturb it at a random call. Return its exit code, and the directory that remains."""
+    number = rng.randrange(160)  # the run may end before that call
+    code = rng.choice([errno.ENOSPC, errno.EIO, errno.EMFILE])
+    half = rng.random() < 0.5
+    if fault == "killed":
+        ended, answer = forked(lambda: workspace.run(output, *flags, disk=KillingDisk(number, after=half)))
+        return answer if ended == 0 else ended, output
+    if fault == "power":
+        return _run_until_power_cut(workspace, output, flags, rng)
+    disks = {
+        "none": RecordingDisk(),
+        "fails": FailingDisk(number, code, is_permanent=half, takes_effect=rng.random() < 0.2),
+        "is short": ShortWriteDisk(number // 8, code if half else 0),
+    }
+    return workspace.run(output, *flags, disk=disks[fault]), output
+
+
+def _run_until_power_cut(
+    workspace: Workspace, output: Path, flags: Sequence[str], rng: random.Random
+) -> tuple[int, Path]:
+    """Cut the power at a random call. Assume that earlier results are on the disk."""
+    log = PowerLog(output.parent)
+    code = workspace.run(output, *flags, disk=log)
+    cuts = [*log.cuts(1, rng.randrange(1000))]
+    if not cuts:  # nothing was changed
+        return code, output
+    folder = output.parent.with_name(str(1 + int(output.parent.name)))
+    materialize(rng.choice(cuts)[2], folder)
+    shutil.rmtree(output.parent)
+    return code, folder / "out"
 
 
 # -- command line --------------------------------------------------------------------------------------------------
@@ -435,12 +509,20 @@ def _experiments(scenario: Scenario, step: int) -> Iterator[tuple[str, Callable[
     yield "killed before every call", lambda: kill_at_every_call(scenario, after=False)
     yield "killed after every call", lambda: kill_at_every_call(scenario, after=True)
     yield "power cuts", lambda: cut_power(scenario, n_random=5, selection=selection)
-    yield "several faults in a row", lambda: several_faults(scenario, 200 // step)
+
+
+def try_histories(step: int) -> None:
+    """Disturb different commands in one directory. Raise `AssertionError` at the first failure."""
+    kinds = Counter[str]()
+    with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
+        install(monkeypatch)
+        for seed in range(0, 700, step):
+            kinds += random_history(Path(folder) / str(seed), 12, seed)
+    print(f"{HISTORIES}: {dict(kinds)}", flush=True)
 
 
 def try_kind(kind: str, step: int) -> None:
     """Print how many faults of each kind a kind of run survives. Raise `AssertionError` at the first failure."""
-    logging.getLogger().addHandler(logging.NullHandler())
     with pytest.MonkeyPatch.context() as monkeypatch, tempfile.TemporaryDirectory() as folder:
         install(monkeypatch)
         scenario = Scenario(Path(folder) / kind, kind)
@@ -465,11 +547,16 @@ def main(arguments: Sequence[str]) -> int:
     """Test all kinds of runs, or one. Return 1 if a run does not survive."""
     step = int(arguments[0]) if arguments else 7
     if len(arguments) > 1:
-        try_kind(arguments[1], step)
+        logging.getLogger().addHandler(logging.NullHandler())
+        if arguments[1] == HISTORIES:
+            try_histories(step)
+        else:
+            try_kind(arguments[1], step)
         return 0
-    steps = [1 if kind == "new" else step for kind in KINDS]
+    kinds = [*KINDS, HISTORIES]
+    steps = [1 if kind == "new" else step for kind in kinds]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        codes = list(pool.map(_try_in_a_process, KINDS, steps))
+        codes = list(pool.map(_try_in_a_process, kinds, steps))
     return int(any(codes))
 
 

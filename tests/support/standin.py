@@ -24,9 +24,8 @@ import numpy as np
 import pytest
 
 from shardpress.encoding import index
-from shardpress.output import groupcommit
 from shardpress.output.disk import Disk
-from shardpress.output.records import INDEX, read_manifest
+from shardpress.result import INDEX, Result
 from shardpress.run import budget, context, engine, fingerprints, prepare
 from shardpress.run.plan import plan as planning
 from shardpress.settings.flags import parse
@@ -233,8 +232,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(index, "_MOST_PARTS", 2)  # so that an index of three parts is already nested
-    # Commit each part separately, even if several arrive at once.
-    monkeypatch.setattr(groupcommit, "_pause", lambda seconds: 0.0)
     monkeypatch.setattr(prepare, "open_sources", _remembering(open_sources))
     for user in (context, fingerprints):
         monkeypatch.setattr(user, "version", cache(version))  # without a cache, each call parses a metadata file
@@ -318,11 +315,11 @@ class Workspace:
 
 def features_of(output: Path) -> bytes:
     """Return the bytes of the model and of each dataset of a finished run."""
-    manifest = read_manifest(output)
-    bits = [manifest["model"].encode()]
+    result = Result.open(output)
+    bits = [result.encoder.encode()]
     with h5py.File(output / INDEX) as index:
         for name in ("features", "valid", "y"):
-            values = b"".join(_values(output / part["file"], name) for part in manifest["parts"])
+            values = b"".join(_values(output / part.file, name) for part in result.parts)
             assert index[name][()].tobytes() == values, "index and parts differ"
             bits.append(values)
     return b"".join(bits)

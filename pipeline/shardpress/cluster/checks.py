@@ -165,7 +165,7 @@ def _log_retired_worker(event: tuple[float, str]) -> None:
 
 def describe_environment(probe: Probe) -> Environment:
     """Change to the driver's directory, write a file to the output directory, and describe this process."""
-    written_file = f"stages/probe-{uuid.uuid4().hex}.txt"
+    written_file = f"work/probe-{uuid.uuid4().hex}.txt"
     files = _access_files(probe, written_file)
     machine = {}
     if not probe.mixed_processors:

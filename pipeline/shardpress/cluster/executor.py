@@ -89,8 +89,7 @@ def batch_size(n_tasks: int, n_remote_threads: int, n_small: int = 1) -> int:
 
     Each task costs about 10 ms of processor time on the driver, the scheduler and the worker together. Batches spread
     this cost over several small tasks. In a very large graph, they also keep the scheduler from becoming the
-    bottleneck. However, the results of a batch arrive and are committed together, and large batches leave threads idle
-    at the end.
+    bottleneck. However, the results of a batch arrive together, and large batches leave threads idle at the end.
     """
     if n_remote_threads == 0:
         return 1

@@ -1,4 +1,4 @@
-"""Statistics of workers (tasks, rows and time of each process) for the log and for report.json."""
+"""Statistics of workers (tasks, rows and time of each process) for the log and for the report."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ DESCRIPTION = """Write the encoder or the features of a finished run for other p
     shardpress export features --to parquet       the features, for pandas, Polars, DuckDB and Spark
     shardpress export features --to hdf5          the features in one file, which is easy to move
     shardpress export features --to anndata       the features for scanpy, as obsm/X_shardpress
-    shardpress export model.h5 --to onnx          the encoder in a model file
+    shardpress export model.h5 --to onnx          the encoder in a copy of index.h5, or in another model file
 
 The encoder takes unscaled rows, like those in shards. Repeat the command after an append: it replaces its own earlier
 export of the same directory, and of Parquet files, it writes only new ones. Other files are never replaced.
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="features",
         metavar="DIR",
-        help="Output directory of a finished run, or a model.h5 (for npz and onnx). Default: features.",
+        help="Output directory of a finished run, or a file with a model (for npz and onnx). Default: features.",
     )
     parser.add_argument(
         "--to",

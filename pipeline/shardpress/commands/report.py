@@ -11,12 +11,12 @@ from shardpress.errors import CannotCreate, UsageError, printable
 
 DESCRIPTION = """Write the report of a finished run from its output directory.
 
-    shardpress report features                          write features-report.html to the current directory
+    shardpress report features                          write features/report.html, unless it is up to date
     shardpress report features --html run.html          write another file; - is standard output
     shardpress report features --text | mail -s features me@example.org
     shardpress report features --json | jq .summary.cost
 
-A run writes the same page to its output directory, as report.html.
+A run writes the same page. It is out of date if the run was killed after it had replaced the results.
 """
 
 
@@ -26,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     form.add_argument(
         "--html",
         metavar="FILE",
-        help="Write the page to this file. Default: DIR-report.html in the current directory.",
+        help="Write the page to this file. Default: report.html in DIR.",
     )
     form.add_argument("--text", action="store_true", help="Print the report as plain text.")
     form.add_argument("--json", action="store_true", help="Print the numbers of the report as JSON.")
@@ -34,21 +34,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page as HTML, or print the report as text or JSON."""
-    from shardpress.report.page.build import checked_page, read_report
+    from shardpress.output.disk import Disk, publish
+    from shardpress.output.files import REPORT
+    from shardpress.report.page.build import html_of, is_current, page_bytes, page_of, text_of
+    from shardpress.result import Result
 
-    report = read_report(options.directory)
+    result = Result.open(options.directory)
     if options.json:
-        print_json(report)
-        return 0
-    page = checked_page(report, options.directory)
-    if options.text:
-        from shardpress.report.page.build import text_of
-
-        print(text_of(page), end="")
-        return 0
-    from shardpress.report.page.build import html_of
-
-    _write(options.html or f"{Path(options.directory).resolve().name}-report.html", html_of(page))
+        print_json(result.report())
+    elif options.text:
+        print(text_of(page_of(result.report())), end="")
+    elif options.html is not None:
+        _write(options.html, html_of(page_of(result.report()), result.digest))
+    else:
+        path = Path(options.directory) / REPORT
+        if is_current(path, result.digest):
+            print(f"{printable(path)} is up to date.", file=sys.stderr)
+        else:
+            publish(Disk(), path, page_bytes(result))
+            print(f"Wrote {printable(path)}.", file=sys.stderr)
     return 0
 
 
@@ -57,7 +61,7 @@ def _write(target: str, page: str) -> None:
         print(page, end="")
         return
     path = Path(target).expanduser()
-    if (path.parent / "manifest.json").exists():
+    if (path.parent / ".shardpress").exists():
         raise UsageError(
             f"html={printable(path)}: is in the output directory of a run, where only runs write files. Choose "
             "another directory."

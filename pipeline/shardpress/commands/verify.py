@@ -15,7 +15,8 @@ DESCRIPTION = """Check an output directory: the size and BLAKE3 digest of each f
     shardpress verify --rows 100000       recompute more than 256 rows
 
 Features are recomputed in float64, without Theano. Nothing is written. If an input file is missing or has changed, its
-features cannot be checked, and the output lists this file. The exit code is 0, or 79 if a check fails.
+features cannot be checked, and the output lists this file. The exit code is 0, or 79 if a check fails. If index.h5 is
+damaged, nothing else can be checked.
 """
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from shardpress.columns import NO_COLUMNS, Columns
 from shardpress.errors import DataError
-from shardpress.scan.drift import Outside, farthest, outside_of
+from shardpress.records import Outside
+from shardpress.scan.drift import farthest, outside_of
 from shardpress.scan.scaler import Scaler, bad_entries, bad_rows
 from shardpress.shards.shard import Block
 

@@ -20,12 +20,13 @@ from shardpress.cluster.threads import check
 from shardpress.device import theanos_errors
 from shardpress.encoding.bad_data import BadData, RowFacts
 from shardpress.encoding.partfile import PartMemory, stored_names
-from shardpress.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts
+from shardpress.encoding.parts import MAX_LISTED_COLUMNS, PartRange
 from shardpress.encoding.template import Streamed
 from shardpress.encoding.worker import EncodeSettings, Worker, check_place, worker_of
 from shardpress.model import Model
 from shardpress.output.disk import GuardedDisk, Pieces
-from shardpress.output.records import Entry, write_result
+from shardpress.output.files import PARTS, unique_name, write_file
+from shardpress.records import Entry, Part
 from shardpress.scan.scaler import Cleaning
 from shardpress.shards.rows import keep_chunks, read, read_extras, stream_extra
 from shardpress.shards.shard import Block, Extra, Shard, is_wide
@@ -37,7 +38,7 @@ _LIBC = ctypes.CDLL(None)
 class EncodeTask:
     """Task to encode one part."""
 
-    part: Part
+    part: PartRange
     settings: EncodeSettings
     unreadable: str | None = None  # reason why the part's shard cannot be read; all of its rows are then bad
 
@@ -46,8 +47,8 @@ class EncodeTask:
 
 
 @theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
-def encode_part(task: EncodeTask) -> PartFacts:
-    """Encode a part and write its features to a file. The file is ignored until it is committed.
+def encode_part(task: EncodeTask) -> Part:
+    """Encode a part and write its features to a file. The file counts only when the journal names it.
 
     Raises
     ------
@@ -77,12 +78,12 @@ def encode_part(task: EncodeTask) -> PartFacts:
     entry, lost = _write_part(worker, task, memory, valid, facts)
     # Wide extras are read during the writing, so `lost` is complete only after it.
     listed = [*rows.bad, *lost]
-    return PartFacts(
+    return Part(
         entry,
         **facts,
-        bad=tuple(listed),
-        outside=tuple(rows.outside[:MAX_LISTED_COLUMNS]),
-        lost=_lost_ranges(source.shard, lost) or None,
+        bad=listed,
+        outside=rows.outside[:MAX_LISTED_COLUMNS],
+        lost=_lost_ranges(source.shard, lost),
     )
 
 
@@ -106,7 +107,7 @@ def _lost_ranges(shard: Shard, reports: Sequence[Mapping[str, Any]]) -> dict[str
 
 
 def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | None) -> dict[str, Any]:
-    """Return the fields of `PartFacts` that are stored both in the part's file and in its commit record."""
+    """Return the fields of `Part` that are also stored in the part's file."""
     source = task.part.source
     facts = {
         "n_rows": len(source),
@@ -183,7 +184,8 @@ def _write_part(
 
 def _write_file(worker: Worker, task: EncodeTask, data: memoryview | Pieces) -> Entry:
     disk = GuardedDisk(worker.disk, partial(check_place, task.settings))
-    return write_result(Path(task.settings.directory), disk, f"parts/{task.part.key}", ".h5", data)
+    name = unique_name(f"{PARTS}/{task.part.key}", ".h5")
+    return write_file(Path(task.settings.directory), disk, name, data)
 
 
 def _trim_memory() -> None:

@@ -1,4 +1,4 @@
-"""``index.h5``, a view that presents all parts as one file. It contains no values, except the numbers of appends.
+"""Virtual datasets that present all parts as one file. They contain no values, except the numbers of appends.
 
 HDF5 needs 20 kB of memory per part to create a view, and 4 kB per part to open one of its datasets. Therefore the index
 of very many parts refers to smaller views, ``index-<digest>.h5``, with `_MOST_PARTS` parts each. HDF5 opens a
@@ -8,8 +8,7 @@ all files in ``parts/`` would find rows twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
 
 import h5py
 import numpy as np
@@ -18,74 +17,65 @@ from shardpress.encoding.template import describe, write_attributes
 from shardpress.features import APPEND_ID, Shape, common_dtypes
 from shardpress.formats import digest, missing_value
 from shardpress.hdf5.categories import ATTRIBUTE
-from shardpress.output.records import INDEX
 
 _VIEW = "The values are in parts/. Copy the whole directory, or the file that shardpress export --to hdf5 writes."
 _MOST_PARTS = 1000  # in one view
 _CHUNK_ROWS = 2**20  # rows in a chunk of the numbers of appends
 
-_Part = TypeVar("_Part")
-_File = tuple[str, Mapping[str, Shape]]
+IndexedFile = tuple[str, Mapping[str, Shape]]
 """Path of a file relative to the view, and the shape and dtype of each dataset in the file."""
 
 
-def index_files(
-    parts: Sequence[_Part],
-    file_of: Callable[[_Part], _File],
-    categories: Mapping[str, np.ndarray | str],
-    attributes: Mapping[str, Any],
-    append_ids: Sequence[tuple[int, int]] | None = None,
-) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the content of each file of an index, without opening the parts; ``index.h5`` is the last one.
+def in_views(files: Sequence[IndexedFile], write: Callable[[str, bytes], object]) -> Sequence[IndexedFile]:
+    """Return the files to which an index refers. If there are very many, these are views, which `write` writes."""
+    if len(files) <= _MOST_PARTS:
+        return files
+    views = []
+    for start in range(0, len(files), _MOST_PARTS):
+        group = files[start : start + _MOST_PARTS]
+        with h5py.File.in_memory() as file:
+            _write_datasets(file, group)
+            file.flush()  # otherwise the image would lack the content of HDF5's cache
+            data = bytes(file.id.get_file_image())
+        name = f"index-{digest([data])[:32]}.h5"  # the digest of the content makes the name unique
+        write(name, data)
+        views.append((name, _joined_shapes(group)))
+    return views
 
-    The files must be written in this order. The index omits extras that are missing in some parts, or that have several
-    dtypes.
+
+def write_index(
+    file: h5py.File,
+    files: Sequence[IndexedFile],
+    categories: Mapping[str, np.ndarray | str],
+    append_ids: Sequence[tuple[int, int]] | None = None,
+) -> None:
+    """Write virtual datasets over files to an empty HDF5 file, without opening them.
+
+    The index omits extras that are missing in some files, or that have several dtypes.
 
     Parameters
     ----------
-    parts : sequence
-        All parts in row order.
-    file_of : callable
-        Function that returns the file of a part: its path relative to the output directory, and the shape and dtype of
-        each dataset.
+    files : sequence
+        All parts in row order, or the result of `in_views`.
     categories : mapping of str to ndarray or str
         Values of the attribute ``categories`` of datasets, from `attribute_value`.
-    attributes : mapping
-        Attributes of ``index.h5``. Nested values are written as JSON.
     append_ids : sequence of (int, int), optional
         Number of the append that encoded each part, and the number of its rows, for the dataset `APPEND_ID`. By
         default, there is no such dataset.
     """
-    if len(parts) <= _MOST_PARTS:
-        files = [file_of(part) for part in parts]
-    else:
-        files = []
-        for start in range(0, len(parts), _MOST_PARTS):
-            group = [file_of(part) for part in parts[start : start + _MOST_PARTS]]
-            data = _view(group, {}, {})
-            name = f"index-{digest([data])[:32]}.h5"  # the digest of the content makes the name unique
-            yield name, data
-            files.append((name, _joined_shapes(group)))
-    yield INDEX, _view(files, categories, attributes, append_ids)
+    _write_datasets(file, files)
+    for name, value in categories.items():
+        if name in file:
+            write_attributes(file[name], {ATTRIBUTE: value})
+    if append_ids is not None:
+        _write_append_ids(file, append_ids)
 
 
-def _view(
-    files: Sequence[_File],
-    categories: Mapping[str, np.ndarray | str],
-    attributes: Mapping[str, Any],
-    append_ids: Sequence[tuple[int, int]] | None = None,
-) -> bytes:
-    with h5py.File.in_memory() as file:
-        describe(file, {**attributes, "view": _VIEW})
-        for name, shape in _joined_shapes(files).items():
-            sources = [(path, shapes[name][0]) for path, shapes in files]
-            _write_virtual(file, name, shape, sources)
-            if name in categories:
-                write_attributes(file[name], {ATTRIBUTE: categories[name]})
-        if append_ids is not None:
-            _write_append_ids(file, append_ids)
-        file.flush()  # otherwise the image would lack the content of HDF5's cache
-        return bytes(file.id.get_file_image())
+def _write_datasets(file: h5py.File, files: Sequence[IndexedFile]) -> None:
+    describe(file, {"view": _VIEW})
+    for name, shape in _joined_shapes(files).items():
+        sources = [(path, shapes[name][0]) for path, shapes in files]
+        _write_virtual(file, name, shape, sources)
 
 
 def _write_append_ids(file: h5py.File, append_ids: Sequence[tuple[int, int]]) -> None:
@@ -117,7 +107,7 @@ def _write_append_ids(file: h5py.File, append_ids: Sequence[tuple[int, int]]) ->
             dataset[start:stop] = np.repeat(numbers[first:end], lengths)
 
 
-def _joined_shapes(files: Sequence[_File]) -> dict[str, Shape]:
+def _joined_shapes(files: Sequence[IndexedFile]) -> dict[str, Shape]:
     """Return the shape and dtype of each dataset that all files have, after concatenation along the rows."""
     parts = [shapes for _, shapes in files]
     joined: dict[str, Shape] = {}

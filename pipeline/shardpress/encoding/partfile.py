@@ -12,7 +12,7 @@ import numpy as np
 
 from shardpress.encoding.storage import PLAIN, Chunked, Storage
 from shardpress.encoding.template import SOURCE, Streamed, Template, lay_out
-from shardpress.features import FEATURES, VALID, Shape
+from shardpress.features import FEATURES, RESERVED, VALID, Shape
 from shardpress.hdf5.categories import attribute_value
 from shardpress.output.disk import PAGE, Pieces
 from shardpress.shards.shard import Extra, is_wide
@@ -215,9 +215,8 @@ def _with_stored_names(extras: Mapping[str, _Values]) -> dict[str, _Values]:
 def stored_names(extras: Iterable[str]) -> dict[str, str]:
     """Map the name of each extra to the name of its dataset. They differ only if the format reserves the name."""
     names = {name: name for name in extras}
-    reserved = {FEATURES, VALID}
-    used_names = reserved | names.keys()
-    for name in reserved & names.keys():
+    used_names = {*RESERVED, *names}
+    for name in names.keys() & set(RESERVED):
         while names[name] in used_names:
             names[name] = f"source_{names[name]}"
     return names

@@ -23,10 +23,12 @@ from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.partfile import PartMemory
 from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.errors import ReadFailed, TryAgain, printable
-from shardpress.model import Model, load_model
+from shardpress.model import Model
 from shardpress.output.disk import Disk
-from shardpress.output.records import Entry, fault_of
+from shardpress.output.files import fault_of
 from shardpress.processcache import ProcessCache
+from shardpress.records import Entry
+from shardpress.result import read_model_file
 from shardpress.shards.shard import Block, Shard
 
 Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
@@ -121,7 +123,7 @@ def _load_model(settings: EncodeSettings) -> Model:
             "see the same file system as the driver. Every worker must find the output directory under the same "
             "path."
         )
-    return load_model(directory / settings.model.file)
+    return read_model_file(directory / settings.model.file)
 
 
 def check_place(settings: EncodeSettings) -> None:

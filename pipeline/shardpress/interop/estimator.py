@@ -20,7 +20,8 @@ from shardpress.columns import Columns
 from shardpress.doctor.packages import missing_theano, unsuitable_python
 from shardpress.errors import ConfigError, DataError, DeviceError, printable
 from shardpress.interop.applying import compute, decode, encode, has_theano, is_lazy, mapped, reconstruction_errors
-from shardpress.model import Model, load_model
+from shardpress.model import Model
+from shardpress.result import load_model
 from shardpress.settings.config import Config
 from shardpress.settings.flags import convert_settings
 
@@ -210,7 +211,7 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
     @classmethod
     def from_run(cls, path: str | Path, as_of: int | str | Path | None = None) -> Self:
-        """Return a fitted estimator with the model of a finished run or of a file ``model.h5``.
+        """Return a fitted estimator with the model of a finished run or of a file that contains a model.
 
         This does not require Theano. If the run used ``--missing-value``, rows for the estimator must contain NaN
         instead of that value.

@@ -11,7 +11,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from shardpress.asof import directory_of, find_map
+from shardpress.asof import find_map
 from shardpress.errors import CannotCreate, printable
 from shardpress.features import FAILURES, reading
 from shardpress.frames import import_pyarrow
@@ -19,9 +19,9 @@ from shardpress.interop.anndata import KEY, write_anndata
 from shardpress.interop.hdf5 import SOURCE, write_hdf5
 from shardpress.interop.onnx import encoder_onnx, import_onnx, input_dtype
 from shardpress.interop.rows import Rows, open_rows
-from shardpress.model import load_model
 from shardpress.output.disk import TEMPORARY, Disk, publish, publish_from, remove
 from shardpress.progress import Progress
+from shardpress.result import INDEX, file_of, load_model
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,10 @@ def export(
         If `path` exists, and is not an earlier export of the same run.
     """
     write, name = FORMATS[form]
-    directory = directory_of(output)
-    if path is None:
-        folder = directory.parent if directory.is_file() else directory
-        path = folder / name
-    path = Path(path)
-    relative = os.path.relpath(directory.resolve(), path.resolve().parent)
+    file = file_of(output)
+    path = Path(path or file.parent / name)
+    exported = file.parent if file.name == INDEX else file
+    relative = os.path.relpath(exported.resolve(), path.resolve().parent)
     source = relative.encode("utf-8", "backslashreplace").decode()
     return write(output, as_of, _Target(path, source, disk or Disk()))
 

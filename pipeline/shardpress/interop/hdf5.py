@@ -16,7 +16,7 @@ from shardpress.progress import Progress
 SOURCE = "exported_from"
 """Name of the attribute that says what a file is exported from."""
 
-_ATTRIBUTES = ("command", "config", "versions", "target", "nested", "n_bad")  # from the manifest
+_ATTRIBUTES = ("command", "config", "versions", "target", "nested", "n_bad")  # from the facts about the run
 _ALIGNED_BYTES = 2**16  # larger datasets are aligned to pages, so that they can be memory-mapped
 
 
@@ -26,9 +26,10 @@ def write_hdf5(path: Path, rows: Rows, source: str, progress: Progress) -> None:
         file.attrs["format"] = FORMAT
         file.attrs[SOURCE] = source
         file.attrs["model"] = rows.encoder
+        manifest = rows.result.manifest()
         for name in _ATTRIBUTES:
-            if name in rows.manifest:
-                file.attrs[name] = _plain(rows.manifest[name])
+            if name in manifest:
+                file.attrs[name] = _plain(manifest[name])
         for name, (dims, dtype) in rows.shapes.items():
             file.create_dataset(name, dims, h5py.string_dtype() if dtype.hasobject else dtype)
             if name in rows.categories:

@@ -21,13 +21,14 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from shardpress.errors import CannotCreate, printable
-from shardpress.features import FEATURES, VALID, PartFile, categories_of
+from shardpress.features import FEATURES, VALID, categories_of
 from shardpress.formats import digest, fingerprint
 from shardpress.frames import VALID_COLUMN, ColumnNames, name_columns, to_encodable, to_native
 from shardpress.interop.hdf5 import SOURCE
 from shardpress.interop.rows import Block, Rows
 from shardpress.output.disk import TEMPORARY, Disk, changing, publish_from, remove, sync_directory
 from shardpress.progress import Progress
+from shardpress.records import Part
 
 ENCODER = "shardpress.encoder"
 """Key of the fingerprint of the encoder in the metadata of the schema."""
@@ -68,10 +69,10 @@ def write_parquet(folder: Path, rows: Rows, source: str, disk: Disk) -> int:
     return len(to_write)
 
 
-def _name(part: PartFile, columns: str) -> str:
+def _name(part: Part, columns: str) -> str:
     """Return the name of the file of a part. It ends with a digest of everything that determines the content."""
-    stem = re.sub("-?[0-9a-f]{32}$", "", part.path.stem)
-    content = fingerprint(columns, part.blake3, part.append_id)
+    stem = re.sub("-?[0-9a-f]{32}$", "", Path(part.file).stem)
+    content = fingerprint(columns, part.entry.blake3, part.append_id)
     return f"{stem}-{content[:32]}.parquet"
 
 
@@ -105,7 +106,7 @@ def _source_of(path: Path) -> str | None:
     return None if found is None else found.decode(errors="replace")
 
 
-def _write(path: Path, part: PartFile, rows: Rows, source: str, progress: Progress, disk: Disk) -> None:
+def _write(path: Path, part: Part, rows: Rows, source: str, progress: Progress, disk: Disk) -> None:
     metadata = {ENCODER: rows.encoder, _SOURCE: source}
 
     def write(temporary: Path) -> None:
@@ -122,11 +123,11 @@ def _write(path: Path, part: PartFile, rows: Rows, source: str, progress: Progre
     publish_from(disk, path, write)
 
 
-def _groups(part: PartFile, rows: Rows, metadata: Mapping[str, str], progress: Progress) -> Iterator[pa.Table]:
+def _groups(part: Part, rows: Rows, metadata: Mapping[str, str], progress: Progress) -> Iterator[pa.Table]:
     """Yield tables of a few megabytes each. There is at least one, which can have no rows."""
     ndims = {name: len(dims) for name, (dims, _) in rows.extras.items()}
     names = name_columns(rows.n_features, [VALID_COLUMN], ndims)
-    categories = categories_of(part.path)
+    categories = categories_of(rows.result.directory / part.file)
     tables: list[pa.Table] = []
     n_bytes = 0
     for block in rows.blocks([part], progress):

@@ -6,31 +6,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 from shardpress import signals
 from shardpress.alignment import LinearMap
-from shardpress.asof import directory_of, find_map
+from shardpress.asof import find_map
 from shardpress.errors import DataError, ReadFailed, printable
 from shardpress.features import (
     APPEND_ID,
     FAILURES,
     FEATURES,
     VALID,
-    PartFile,
     Shape,
     categories_in,
     check_part,
     common_dtypes,
-    part_files,
     read_values,
     reading,
 )
-from shardpress.output.records import read_manifest
 from shardpress.progress import Progress
+from shardpress.records import Part
+from shardpress.result import Result
 
 _BLOCK_BYTES = 2**22
 _TEXT_ROWS = 2**12  # rows to read at once if there are strings, because these can be long
@@ -44,13 +42,17 @@ Block = dict[str, np.ndarray]
 class Rows:
     """All rows of a finished run."""
 
-    parts: Sequence[PartFile]  # in the order of the rows
+    result: Result
     # Shape and dtype of the datasets that all parts have: features, valid, and extras. The extra `APPEND_ID` is always
     # among them, so that an append does not change the datasets. All strings have the dtype object.
     shapes: Mapping[str, Shape]
     categories: Mapping[str, np.ndarray]  # of the extras that are stored as codes
-    manifest: Mapping[str, Any]
     to_other: LinearMap | None  # map to the features of another encoder, which is applied to all features
+
+    @property
+    def parts(self) -> list[Part]:
+        """All parts, in the order of the rows."""
+        return self.result.parts
 
     @property
     def n_rows(self) -> int:
@@ -68,9 +70,9 @@ class Rows:
     @property
     def encoder(self) -> str:
         """Fingerprint of the encoder of the features, after the map."""
-        return str(self.manifest.get("model", "")) if self.to_other is None else self.to_other.encoder_to
+        return self.result.encoder if self.to_other is None else self.to_other.encoder_to
 
-    def blocks(self, parts: Sequence[PartFile], progress: Progress) -> Iterator[Block]:
+    def blocks(self, parts: Sequence[Part], progress: Progress) -> Iterator[Block]:
         """Yield the rows of some parts in order. Each part has at least one block, which can be empty."""
         step = self._rows_at_once()
         for part in parts:
@@ -89,18 +91,19 @@ class Rows:
         n_rows = max(1, _BLOCK_BYTES // row_bytes)
         return min(n_rows, _TEXT_ROWS) if has_text else n_rows
 
-    def _blocks_of(self, part: PartFile, step: int) -> Iterator[Block]:
+    def _blocks_of(self, part: Part, step: int) -> Iterator[Block]:
+        path = self.result.directory / part.file
         try:
-            with reading(part.path) as file:
+            with reading(path) as file:
                 for start in range(0, max(1, part.n_rows), step):
                     yield self._read(file, part, start, min(start + step, part.n_rows))
         except FAILURES as error:
             raise ReadFailed(
-                f"file={printable(part.path)}: cannot be read: {error}. Check the results with shardpress verify, and "
+                f"file={printable(path)}: cannot be read: {error}. Check the results with shardpress verify, and "
                 "run the command that made them again to recompute damaged files."
             ) from error
 
-    def _read(self, file: h5py.File, part: PartFile, start: int, stop: int) -> Block:
+    def _read(self, file: h5py.File, part: Part, start: int, stop: int) -> Block:
         block = {name: read_values(file[name], start, stop) for name in self.shapes if name in file}
         if APPEND_ID not in block:
             block[APPEND_ID] = np.full(stop - start, part.append_id, np.int32)
@@ -111,25 +114,23 @@ class Rows:
 
 def open_rows(path: str | Path, as_of: int | str | Path | None) -> Rows:
     """Return the rows of an output directory, mapped to the features of another encoder if `as_of` is given."""
-    directory = directory_of(path)
-    manifest = read_manifest(directory)
-    parts = part_files(directory, manifest)
-    shapes = _shapes_of(parts)
+    result = Result.open(path)
+    shapes = _shapes_of(result)
     to_other = None
     if as_of is not None:
-        to_other = find_map(directory, as_of, str(manifest.get("model")))
+        to_other = find_map(path, as_of, result.encoder, result)
     if to_other is not None:
         n_from, n_to = to_other.W.shape
         (n_rows, n_features), _ = shapes[FEATURES]
         if n_features != n_from:
             raise DataError(f"features={printable(path)}: has {n_features} features, but the map expects {n_from}")
         shapes[FEATURES] = ((n_rows, n_to), np.dtype(np.float32))
-    return Rows(parts, shapes, categories_in(parts), manifest, to_other)
+    return Rows(result, shapes, categories_in(result), to_other)
 
 
-def _shapes_of(parts: Sequence[PartFile]) -> dict[str, Shape]:
-    shapes = [check_part(part) for part in parts]
-    n_rows = sum(part.n_rows for part in parts)
+def _shapes_of(result: Result) -> dict[str, Shape]:
+    shapes = [check_part(result.directory, part) for part in result.parts]
+    n_rows = result.n_rows
     joined: dict[str, Shape] = {}
     for name, dtype in common_dtypes(shapes).items():
         dims, _ = shapes[0][name]

@@ -1,1 +1,1 @@
-"""The output directory: changed safely, one commit record for each result."""
+"""The output directory: one file is the result, and a journal names the files of a run that is not finished."""

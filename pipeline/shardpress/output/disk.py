@@ -33,8 +33,8 @@ TEMPORARY = ".writing"
 PAGE = 4096
 """Alignment in bytes, in memory and in files, of direct I/O."""
 _MIN_DIRECT_BYTES = 2**17  # for smaller writes, the copy into the page cache costs little
-# Errors of file systems without reservation, sync of directories, links or direct I/O.
-UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
+# Errors of file systems without reservation, sync of directories or direct I/O.
+_UNSUPPORTED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM)
 
 
 class Disk:
@@ -42,6 +42,9 @@ class Disk:
 
     def create(self, path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+
+    def open_to_append(self, path: Path) -> int:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def reserve(self, descriptor: int, n_bytes: int) -> None:
         os.posix_fallocate(descriptor, 0, n_bytes)
@@ -65,9 +68,6 @@ class Disk:
 
     def remove(self, path: Path) -> None:
         os.unlink(path)
-
-    def symlink(self, target: str, path: Path) -> None:
-        os.symlink(target, path)
 
     def make_directory(self, path: Path) -> None:
         os.mkdir(path)
@@ -103,6 +103,9 @@ class GuardedDisk(Disk):
     def create(self, path: Path) -> int:
         return self._guarded(self._disk.create, path)
 
+    def open_to_append(self, path: Path) -> int:
+        return self._guarded(self._disk.open_to_append, path)
+
     def reserve(self, descriptor: int, n_bytes: int) -> None:
         self._disk.reserve(descriptor, n_bytes)
 
@@ -123,9 +126,6 @@ class GuardedDisk(Disk):
 
     def remove(self, path: Path) -> None:
         self._guarded(self._disk.remove, path)
-
-    def symlink(self, target: str, path: Path) -> None:
-        self._guarded(self._disk.symlink, target, path)
 
     def make_directory(self, path: Path) -> None:
         self._guarded(self._disk.make_directory, path)
@@ -197,16 +197,10 @@ def publish_from(disk: Disk, path: Path, write: Callable[[Path], object]) -> Non
         ) from error
 
 
-def publish_link(disk: Disk, target: str, path: Path) -> None:
-    """Make `path` a symbolic link, and replace an existing file atomically. The directory is not synced."""
-    with _renamed(disk, path) as temporary:
-        disk.symlink(target, temporary)
-
-
 @contextmanager
 def _renamed(disk: Disk, path: Path) -> Iterator[Path]:
     """Provide a temporary name, and rename the file of this name to `path` unless the context raises an error."""
-    temporary = temporary_name(path)
+    temporary = _temporary_name(path)
     try:
         yield temporary
         disk.replace(temporary, path)
@@ -216,7 +210,7 @@ def _renamed(disk: Disk, path: Path) -> Iterator[Path]:
         raise
 
 
-def temporary_name(path: Path) -> Path:
+def _temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}.{uuid.uuid4().hex}{TEMPORARY}")
 
 
@@ -246,7 +240,7 @@ def _is_supported(call: Callable[..., object], *arguments: object) -> bool:
     try:
         call(*arguments)
     except OSError as error:
-        if error.errno not in UNSUPPORTED:
+        if error.errno not in _UNSUPPORTED:
             raise
         return False
     return True
@@ -304,12 +298,16 @@ def _fill(disk: Disk, path: Path, data: bytes | memoryview | Pieces) -> None:
         for piece in pieces:
             rest = memoryview(piece)
             rest = rest[_write_directly(disk, descriptor, rest) :]
-            while rest:
-                rest = rest[_write_some(disk, descriptor, rest) :]
+            write_all(disk, descriptor, rest)
         # Never sync again after a failure: the kernel may have dropped the pages, and a second sync would succeed.
         disk.sync(descriptor)
     finally:
         disk.close(descriptor)
+
+
+def write_all(disk: Disk, descriptor: int, rest: memoryview) -> None:
+    while rest:
+        rest = rest[_write_some(disk, descriptor, rest) :]
 
 
 def _write_some(disk: Disk, descriptor: int, data: memoryview) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
-from shardpress.output.records import FOLDERS, PUBLISHED, publications
+from shardpress.output.files import FOLDERS
 
 _Identity = tuple[int, int]
 """Device and inode."""
@@ -20,7 +20,7 @@ def files_inside(directory: Path, paths: Sequence[Path]) -> list[Path]:
     directories are compared by device and inode. A file is also inside if it is another name of a file in them: a hard
     link, or a bind mount of a file. The directory and the files may be missing.
     """
-    folders = [directory, *(directory / name for name in (*FOLDERS, PUBLISHED)), *publications(directory)]
+    folders = [directory, *(directory / name for name in FOLDERS)]
     identities = {_identity(folder): folder for folder in folders}
     identities.pop(None, None)
     suspects = {path: _identity(path) for path in paths}

@@ -6,6 +6,7 @@ import fcntl
 import logging
 import os
 import platform
+import re
 import stat
 import time
 from collections.abc import Iterator
@@ -23,19 +24,22 @@ from shardpress.errors import (
     WriteFailed,
     printable,
 )
-from shardpress.formats import seal
+from shardpress.formats import check_version
 from shardpress.output.disk import Disk, GuardedDisk, publish, sync_directory
-from shardpress.output.ledger import Ledger, discard_earlier
-from shardpress.output.records import CURRENT, FOLDERS, OUTPUT, PUBLISHED, check_limits, is_left, unsealed
+from shardpress.output.earlier import REPLACES
+from shardpress.output.files import FOLDERS, MARKER, WORK, check_limits, is_ours
+from shardpress.output.journal import Journal
+from shardpress.sealed import FORMAT
 
 log = logging.getLogger(__name__)
 
-LOCK = ".lock"
-_MARKER = ".shardpress"
+LOCK = f"{WORK}/lock"
 
 
 @contextmanager
-def locked(directory: Path, disk: Disk | None = None, discards_earlier: bool = False) -> Iterator[Ledger]:
+def locked(
+    directory: Path, disk: Disk | None = None, restarts: bool = False, extends: bool = False
+) -> Iterator[Journal]:
     """Create, mark and lock an output directory for as long as the context lasts.
 
     The kernel holds the lock and releases it when the process ends, however it ends, so no lock is ever stale.
@@ -47,7 +51,10 @@ def locked(directory: Path, disk: Disk | None = None, discards_earlier: bool = F
     NotPermitted
         If the directory cannot be written.
     OtherVersion
-        If another version of shardpress has written to the directory. With `discards_earlier`, only for a later one.
+        If another version of shardpress has written to the directory. A run that `restarts` replaces the results of an
+        earlier one.
+    DataError
+        If the earlier result is damaged, unless the run `restarts`.
     TryAgain
         If another run holds the lock, or the file system does not support locks. The context raises it as well,
         before a change, if the path no longer refers to the locked directory.
@@ -56,13 +63,7 @@ def locked(directory: Path, disk: Disk | None = None, discards_earlier: bool = F
     where = f"output={printable(directory)}"
     try:
         _make_directory(directory, disk)
-        is_earlier = False
-        try:
-            _mark(directory, disk)  # the first write, because `_mark` refuses directories that contain other files
-        except EarlierVersion:
-            if not discards_earlier:
-                raise
-            is_earlier = True
+        _mark(directory, disk, restarts)  # the first write, because it refuses directories that contain other files
         _check_folders(directory)
         for name in FOLDERS:
             _make_directory(directory / name, disk)
@@ -77,10 +78,7 @@ def locked(directory: Path, disk: Disk | None = None, discards_earlier: bool = F
     check = partial(_check_lock, directory, descriptor)
     try:
         guarded = GuardedDisk(disk, check)
-        if is_earlier:
-            discard_earlier(directory, guarded)
-            _write_marker(directory, guarded)
-        yield Ledger(directory, guarded)
+        yield Journal(directory, guarded, restarts, extends)
     except ShardpressError as error:
         # The error may come from a directory that replaced this one; if so, report the replacement.
         try:
@@ -141,48 +139,51 @@ def _make_directory(directory: Path, disk: Disk) -> None:
 
 
 def _check_folders(directory: Path) -> None:
-    """Raise `CannotCreate` if a copy of the directory has links in place of its folders, or a folder as its link."""
-    for name in (*FOLDERS, PUBLISHED):
-        # A run removes files in these directories, and must not remove files elsewhere.
+    """Raise `CannotCreate` if folders are links, because a run must not remove files elsewhere."""
+    for name in FOLDERS:
         if (directory / name).is_symlink():
             raise CannotCreate(f"its {name} is a symbolic link, expected a directory")
-    current = directory / CURRENT
-    if current.is_dir() and not current.is_symlink():
-        raise CannotCreate(
-            f"its {CURRENT} is a directory, expected a symbolic link. This is a copy that followed links (cp -rL). It "
-            "can be read, but not changed. To change it, copy the results again with their links (cp -r, rsync -a)"
-        )
 
 
-def _mark(directory: Path, disk: Disk) -> None:
+def _mark(directory: Path, disk: Disk, restarts: bool) -> None:
     """Mark a directory as an output of shardpress, or refuse one that holds other files."""
-    if _is_marked(directory):
-        return
+    text = f"{FORMAT}\n"
     try:
-        _write_marker(directory, disk)
+        if _is_marked(directory):
+            return
+    except EarlierVersion:
+        if not restarts:
+            raise
+        text += REPLACES
+    try:
+        publish(disk, directory / MARKER, text.encode())
     except WriteFailed as error:
         # Another run may have written the marker meanwhile, and removed the temporary file of this one.
-        if not isinstance(error.__cause__, FileNotFoundError) or not (directory / _MARKER).exists():
+        if not isinstance(error.__cause__, FileNotFoundError) or not (directory / MARKER).exists():
             raise
-
-
-def _write_marker(directory: Path, disk: Disk) -> None:
-    publish(disk, directory / _MARKER, seal(OUTPUT, {}))
 
 
 def _is_marked(directory: Path) -> bool:
     """Return whether a directory has the marker; raise `CannotCreate` if it has none and holds user files."""
-    path = directory / _MARKER
+    path = directory / MARKER
     names = os.listdir(directory)  # list first, because another run may be creating the marker and other files
     if path.exists():
-        try:
-            unsealed(path)
-        except ValueError:
+        found = re.search(r"shardpress-output/[0-9]+", path.read_text(errors="replace"))
+        if found is None:
             log.debug("output=%s: its marker is damaged", printable(directory))
+        else:
+            _check_version(path, found[0])
         return True
-    if not all(is_left(name) for name in names):
+    if not all(is_ours(name) for name in names):
         raise CannotCreate("contains files that shardpress did not write, expected a new or empty directory")
     return False
+
+
+def _check_version(marker: Path, found: str) -> None:
+    try:
+        check_version(FORMAT, found, "Discard its results with --restart, or choose another --output.")
+    except OtherVersion as error:
+        raise type(error)(f"file={printable(marker)}: {error}") from error
 
 
 def _lock(directory: Path) -> int:

@@ -5,17 +5,22 @@ The result states how similar the features are, and whether models trained on th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from shardpress.alignment import Alignment, fit_map
 from shardpress.errors import DataError, printable, quantity
-from shardpress.output.records import read_manifest
-from shardpress.report.commonrows import all_pieces, changed_files, common_pieces, default_rows, read_pieces
+from shardpress.features import check_part
+from shardpress.report.commonrows import (
+    EncodedRows,
+    all_pieces,
+    changed_files,
+    common_pieces,
+    default_rows,
+    read_pieces,
+)
+from shardpress.result import Result
 
 _NEIGHBOURS = 10
 _NEIGHBOUR_ROWS = 2048  # maximum number of rows in the search for neighbours, which computes all pairwise distances
@@ -100,11 +105,14 @@ def compare(a: str, b: str, n_rows: int | None = None) -> _Comparison:
     Rows are common if they have the same row number in the same input file. Raise `NoInput` if a directory contains no
     finished run, and `DataError` if fewer than two rows have features in both runs, or if a part cannot be read.
     """
-    manifest_a = read_manifest(Path(a))
-    manifest_b = read_manifest(Path(b))
-    pieces = list(all_pieces(manifest_a["parts"], manifest_b["parts"]))
-    n_features = (manifest_a["n_features"], manifest_b["n_features"])
-    features_a, features_b = read_pieces(a, b, pieces, n_rows or default_rows(n_features))
+    results = (Result.open(a), Result.open(b))
+    for result in results:
+        check_part(result.directory, result.parts[0])  # the index may have been copied without its parts
+    rows_a, rows_b = map(EncodedRows.of, results)
+    pieces = list(all_pieces(rows_a.parts, rows_b.parts))
+    n_features = (rows_a.n_features, rows_b.n_features)
+    n_most = n_rows or default_rows(n_features)
+    features_a, features_b = read_pieces(rows_a.directory, rows_b.directory, pieces, n_most)
     if len(features_a) < 2:
         n_found = quantity(len(features_a), "row")
         raise DataError(
@@ -113,7 +121,7 @@ def compare(a: str, b: str, n_rows: int | None = None) -> _Comparison:
         )
     found = likeness(features_a, features_b)
     retrain, sentence = verdict(found)
-    changed = changed_files(manifest_a, manifest_b)
+    changed = changed_files(rows_a, rows_b)
     return _Comparison(
         a=a,
         b=b,
@@ -128,23 +136,18 @@ def compare(a: str, b: str, n_rows: int | None = None) -> _Comparison:
 
 def align(a: str, b: str, n_rows: int | None = None) -> Alignment:
     """Fit a linear map from the features of B to those of A, on common rows. Raise the errors of `compare`."""
-    return align_manifests((a, read_manifest(Path(a))), (b, read_manifest(Path(b))), n_rows)
+    return align_rows(EncodedRows.of(Result.open(a)), EncodedRows.of(Result.open(b)), n_rows)
 
 
-def align_manifests(
-    a: tuple[str, Mapping[str, Any]], b: tuple[str, Mapping[str, Any]], n_rows: int | None = None
-) -> Alignment:
+def align_rows(a: EncodedRows, b: EncodedRows, n_rows: int | None = None) -> Alignment:
     """Fit a linear map from the features of B to those of A, as `align` does.
 
-    Each run is given by its output directory and its manifest, of which ``parts``, ``n_features``, ``model`` and
-    ``request`` are used. Rows of files that have changed between the two runs are not used.
+    Rows of files that have changed between the two runs are not used.
     """
-    directory_a, manifest_a = a
-    directory_b, manifest_b = b
-    pieces = common_pieces(manifest_a, manifest_b)
-    n_features = (manifest_a["n_features"], manifest_b["n_features"])
-    features_a, features_b = read_pieces(directory_a, directory_b, pieces, n_rows or default_rows(n_features))
-    return fit_map(features_b, features_a, str(manifest_b["model"]), str(manifest_a["model"]))
+    pieces = common_pieces(a, b)
+    n_most = n_rows or default_rows((a.n_features, b.n_features))
+    features_a, features_b = read_pieces(a.directory, b.directory, pieces, n_most)
+    return fit_map(features_b, features_a, b.encoder, a.encoder)
 
 
 # -- similarity ----------------------------------------------------------------------------------------------------

@@ -1,22 +1,22 @@
-"""Facts about a run for report.json, as plain values of bounded size."""
+"""Facts about a run for its report, as plain values of bounded size."""
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from shardpress.errors import ShardpressError, printable
 from shardpress.features import categories_of
+from shardpress.records import Outside
 from shardpress.report.measures import LabelChoice, measure
 from shardpress.report.sample import PartSource, SampleSpec, draw_sample
-from shardpress.scan.drift import Outside, farthest
+from shardpress.result import Result
+from shardpress.scan.drift import farthest
 from shardpress.scan.ranges import Scan
 from shardpress.scan.scaler import bad_entries
 from shardpress.shards.rows import read
@@ -105,7 +105,7 @@ class PartDrift:
     shard: int  # index
     n_rows: int
     n_outside: int  # good rows with values outside the range
-    outside: tuple[Outside, ...]  # the columns whose values are farthest outside
+    outside: Sequence[Outside]  # the columns whose values are farthest outside
     is_whole: bool  # whether `outside` lists all columns with values outside
 
 
@@ -150,16 +150,14 @@ def _first_columns(shard: Shard, columns: Sequence[Outside], parts: Sequence[Par
 # -- the last run, and a sample of rows ------------------------------------------------------------------------------
 
 
-def last_run_facts(directory: Path, fingerprint: str) -> dict[str, Any] | None:
+def last_run_facts(base: Result | None, fingerprint: str) -> dict[str, Any] | None:
     """Return facts about the last run in an output directory whose request had another fingerprint, or None."""
-    try:
-        report = json.loads((directory / "report.json").read_bytes())
-        if report["fingerprints"]["request"] == fingerprint:  # an earlier attempt at this run
-            last: dict[str, Any] | None = report["last"]
-            return last
-        return {"made": report["made"], "summary": report["summary"], "config": report["config"]}
-    except (OSError, ValueError, KeyError, TypeError):  # no report, or the file of another program
+    if base is None:
         return None
+    if base.fingerprint == fingerprint:  # an earlier attempt at this run
+        last: dict[str, Any] | None = base.facts.report.get("last")
+        return last
+    return {"made": base.facts.made, "summary": base.facts.summary, "config": base.facts.config}
 
 
 def sample_facts(parts: Sequence[PartSource], spec: SampleSpec, choice: LabelChoice) -> dict[str, Any] | None:

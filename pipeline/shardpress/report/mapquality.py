@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,15 @@ import numpy as np
 from shardpress.alignment import LinearMap
 from shardpress.features import FAILURES, reading
 from shardpress.report.baselines import MIN_TEST_ROWS
-from shardpress.report.commonrows import Piece, common_pieces, default_rows
+from shardpress.report.commonrows import EncodedRows, Piece, common_pieces, default_rows
 from shardpress.report.probe import are_correct
 from shardpress.report.rows import select_rows
 
 _MAX_CLASSES = 1000
 _TEST_SHARE = 3  # one row of this number is a test row
 
-Run = tuple[str, Mapping[str, Any]]
-"""An output directory, and its manifest or what is about to become one."""
 
-
-def kept_accuracy(a: Run, b: Run, to_a: LinearMap, label: str) -> dict[str, Any] | None:
+def kept_accuracy(a: EncodedRows, b: EncodedRows, to_a: LinearMap, label: str) -> dict[str, Any] | None:
     """Train a linear classifier on the features of A, and test it on those of A, and on mapped features of B.
 
     The labels are in an extra of A. Return None if there are too few rows or classes, otherwise ``labels``, ``n_test``,
@@ -45,18 +42,15 @@ def kept_accuracy(a: Run, b: Run, to_a: LinearMap, label: str) -> dict[str, Any]
     }
 
 
-def _labelled_rows(a: Run, b: Run, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _labelled_rows(a: EncodedRows, b: EncodedRows, label: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the features of A and of B, and the labels, of common rows."""
-    directory_a, manifest_a = a
-    directory_b, manifest_b = b
-    pieces = common_pieces(manifest_a, manifest_b)
-    n_features = (manifest_a["n_features"], manifest_b["n_features"])
-    selection = select_rows([piece.n_rows for piece in pieces], default_rows(n_features))
+    pieces = common_pieces(a, b)
+    selection = select_rows([piece.n_rows for piece in pieces], default_rows((a.n_features, b.n_features)))
     found: list[Sequence[np.ndarray]] = []
     for piece, rows in zip(pieces, selection, strict=True):
-        labels = _labels(Path(directory_a), piece, rows, label) if len(rows) else None
+        labels = _labels(a.directory, piece, rows, label) if len(rows) else None
         if labels is not None:
-            features_a, features_b, is_valid = piece.read(Path(directory_a), Path(directory_b), rows)
+            features_a, features_b, is_valid = piece.read(a.directory, b.directory, rows)
             found.append((features_a[is_valid], features_b[is_valid], labels[is_valid]))
     if not found:
         return np.empty((0, 0)), np.empty((0, 0)), np.empty(0)

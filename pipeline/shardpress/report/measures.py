@@ -1,4 +1,4 @@
-"""Measurements of a sample of rows and features for report.json, as plain values of bounded size."""
+"""Measurements of a sample of rows and features for the report, as plain values of bounded size."""
 
 from __future__ import annotations
 

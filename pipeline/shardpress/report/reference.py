@@ -1,11 +1,12 @@
 """Reference for new rows: the statistics of a sample of earlier rows.
 
-If possible, these are held-out rows, which the model was not trained on. The statistics are stored in a file, so that
-later verdicts can use them again. Its values are checked when it is read.
+If possible, these are held-out rows, which the model was not trained on. The statistics are stored with the result, so
+that later verdicts can use them again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -13,10 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from shardpress.errors import quantity
-from shardpress.formats import pack, unpack
 from shardpress.model import Model
 from shardpress.report.moments import (
-    MAX_DIRECTIONS,
     Whitening,
     estimate_mean,
     first_rows,
@@ -26,8 +25,7 @@ from shardpress.report.moments import (
 from shardpress.report.sample import Sample
 
 _MAX_STRETCHES = 128
-_HUGE = 1e100  # larger numbers in a file are refused, because their products could overflow
-_ARCHIVE_BYTES = 2**14  # maximum size of a file in addition to its arrays
+_VERSION = 1  # of the statistics; those of another version are computed again
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,35 +89,16 @@ class Reference:
             change_share=neighbours_differ(sample).mean(axis=0),
         )
 
-    def to_npz(self) -> bytes:
-        """Return the content of an NPZ file."""
-        arrays = {name: getattr(self, name) for name in _ARRAYS}
+    def stored(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """Return the arrays and the numbers of the statistics."""
         numbers = {name: getattr(self, name) for name in _NUMBERS}
-        return pack(arrays, numbers)
+        return {name: getattr(self, name) for name in _ARRAYS}, {"version": _VERSION, **numbers}
 
     @classmethod
-    def from_npz(cls, data: bytes, model: Model) -> Reference:
-        """Return the statistics that `to_npz` stored. Raise `ValueError` if they are not statistics for the model."""
-        n_most = cls.max_bytes(model)
-        if len(data) > n_most:
-            raise ValueError(f"is not a reference of this model: {len(data)} bytes, expected at most {n_most}")
-        arrays, numbers = unpack(data)
-        try:
-            values: dict[str, Any] = {**numbers, **arrays}
-            found = cls(**values)
-        except TypeError as error:
-            raise ValueError(f"is not a reference: {error}") from error
-        wrong = _wrong_fields(found, model)
-        if wrong:
-            raise ValueError(f"is not a reference of this model: invalid values of {', '.join(wrong)}")
-        return found
-
-    @staticmethod
-    def max_bytes(model: Model) -> int:
-        """Return the largest size of the file of a model's reference."""
-        p = MAX_DIRECTIONS
-        n_numbers = (1 + p) * model.n_features + 2 * p * (1 + p) + 4 + 5 * model.n_inputs
-        return n_numbers * np.dtype(np.float64).itemsize + _ARCHIVE_BYTES
+    def of_stored(cls, arrays: Mapping[str, np.ndarray], numbers: Mapping[str, Any]) -> Reference | None:
+        """Return the statistics from the result of `stored`; None if another version has computed them."""
+        values: dict[str, Any] = {**numbers, **arrays}
+        return cls(**values) if values.pop("version") == _VERSION else None
 
 
 _ARRAYS = tuple(field.name for field in fields(Reference) if field.type == "np.ndarray")
@@ -207,29 +186,3 @@ def _mode_shares(rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
         n_equal = np.where(value == before, n_equal + 1, 1)
         n_most = np.maximum(n_most, n_equal)
     return n_most / len(values)
-
-
-# -- validation of a stored reference ------------------------------------------------------------------------------
-
-
-def _wrong_fields(found: Reference, model: Model) -> list[str]:
-    """Return the names of the fields that have another type or shape than those of a model, or that are not finite."""
-    p = found.basis.shape[-1] if isinstance(found.basis, np.ndarray) and found.basis.ndim else 0
-    shapes = {
-        "feature_mean": (model.n_features,),
-        "basis": (model.n_features, min(p, MAX_DIRECTIONS)),
-        "means": (2, p),
-        "covariances": (2, p, p),
-        "mean_noise": (2,),
-        "covariance_noise": (2,),
-    }
-    wrong = []
-    for name in _ARRAYS:
-        array = getattr(found, name)
-        shape = shapes.get(name, (model.n_inputs,))
-        is_array = isinstance(array, np.ndarray) and array.dtype == np.float64 and array.shape == shape
-        if not is_array or not (np.abs(array) < _HUGE).all():
-            wrong.append(name)
-    numbers = {name: getattr(found, name) for name in _NUMBERS}
-    wrong += [name for name, value in numbers.items() if not isinstance(value, (int, float)) or not 0 <= value < _HUGE]
-    return wrong

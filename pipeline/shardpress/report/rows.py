@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from shardpress.errors import DataError, NoInput, NotPermitted, printable
 from shardpress.features import FAILURES, FEATURES, VALID, reading
 from shardpress.model import Model
-from shardpress.output.records import check_storage
+from shardpress.output.files import check_storage
+from shardpress.records import Part
 from shardpress.scan.scaler import Cleaning, bad_entries
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, Shard
@@ -33,9 +33,6 @@ _HUGE = 1e15  # sums of larger scaled values may overflow float32, so their rows
 _EPS = 2.0**-24  # maximum relative rounding error of float32
 _SAFETY = 4.0  # see `rounding_bound`
 _MIN_ERROR = 1e-30  # avoids a bound of 0 for units whose weights are all 0
-
-PartLine = Mapping[str, Any]
-"""Line that describes a part in the manifest."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +80,8 @@ class RowCheck:
 
 def check_rows(
     directory: Path,
-    parts: Sequence[PartLine],
-    shard_of: Callable[[PartLine], Shard],
+    parts: Sequence[Part],
+    shard_of: Callable[[Part], Shard],
     preprocessing: Preprocessing,
     n_rows: int | None = None,
 ) -> RowCheck:
@@ -106,7 +103,7 @@ def check_rows(
     sources = _Sources(shard_of)
     if not n_rows:
         n_rows = _affordable_rows(parts, sources)
-    selection = select_rows([part["n_rows"] for part in parts], n_rows)
+    selection = select_rows([part.n_rows for part in parts], n_rows)
     results = []
     for part, rows in zip(parts, selection, strict=True):
         for start in range(0, len(rows), _DEFAULT_ROWS):
@@ -140,7 +137,7 @@ def select_rows(sizes: Sequence[int], n: int) -> list[np.ndarray]:
     return [rows[ends[i] : ends[i + 1]] - first_rows[i] for i in range(len(sizes))]
 
 
-def _affordable_rows(parts: Sequence[PartLine], sources: _Sources) -> int:
+def _affordable_rows(parts: Sequence[Part], sources: _Sources) -> int:
     """Return the number of rows that can be read in about a second.
 
     All shards are assumed to be like the first one, and each row is assumed to be in a different chunk.
@@ -148,7 +145,7 @@ def _affordable_rows(parts: Sequence[PartLine], sources: _Sources) -> int:
     shard = next(filter(None, map(sources.shard, parts)), None)
     if shard is None:
         return _DEFAULT_ROWS
-    n_bytes = sum(part["n_rows"] for part in parts) * shard.row_bytes
+    n_bytes = sum(part.n_rows for part in parts) * shard.row_bytes
     if n_bytes <= _BYTES:
         return _DEFAULT_ROWS
     n_chunks = _BYTES // (shard.chunk_rows * shard.row_bytes)
@@ -193,31 +190,31 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 class _Sources:
     """Input shards of the parts. Each shard is opened only once."""
 
-    def __init__(self, shard_of: Callable[[PartLine], Shard]) -> None:
+    def __init__(self, shard_of: Callable[[Part], Shard]) -> None:
         self._shard_of = shard_of
         self._shards: dict[int, Shard | None] = {}
         self.unreadable: dict[str, str] = {}  # the reason why a file cannot be read, by its path
 
-    def shard(self, part: PartLine) -> Shard | None:
+    def shard(self, part: Part) -> Shard | None:
         """Return the shard of a part, or None if the shard can no longer be read."""
-        number = part["shard"]
+        number = part.shard
         if number not in self._shards:
             self._shards[number] = None
             try:
                 self._shards[number] = self._shard_of(part)
             except (DataError, NoInput, NotPermitted) as error:
-                self.unreadable[part["path"]] = str(error)
+                self.unreadable[part.path] = str(error)
         return self._shards[number]
 
 
-def _read_rows(part: PartLine, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+def _read_rows(part: Part, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
     """Read input rows (n_rows, n_inputs) of a part from its shard.
 
     Also return the reason why a row cannot be read, by its position. Such rows are 0.
     """
     rows = np.zeros((len(numbers), shard.n_inputs), shard.dtype)
     failures: dict[int, str] = {}
-    rows_of_shard = numbers + part["start"]
+    rows_of_shard = numbers + part.start
     chunk_of_row = rows_of_shard // shard.chunk_rows
     for chunk in np.unique(chunk_of_row):  # so that each chunk is decompressed only once
         positions = np.flatnonzero(chunk_of_row == chunk)
@@ -234,13 +231,13 @@ def _read_rows(part: PartLine, shard: Shard, numbers: np.ndarray) -> tuple[np.nd
 
 
 def _check_part(
-    directory: Path, part: PartLine, numbers: np.ndarray, sources: _Sources, preprocessing: Preprocessing
+    directory: Path, part: Part, numbers: np.ndarray, sources: _Sources, preprocessing: Preprocessing
 ) -> RowCheck:
     """Recompute the features of some rows of a part, and compare them with the stored features."""
     try:
-        features, valid = read_features(directory / part["file"], numbers)
+        features, valid = read_features(directory / part.file, numbers)
     except DataError as error:
-        return RowCheck(faults=(Fault(part["file"], str(error)),))
+        return RowCheck(faults=(Fault(part.file, str(error)),))
     shard = sources.shard(part)
     if shard is None:
         return RowCheck()
@@ -248,10 +245,10 @@ def _check_part(
     # If the run could not read the row either, the row is stored as a bad row.
     reasons = [reason for i, reason in failures.items() if valid[i]]
     if reasons:
-        sources.unreadable[part["path"]] = reasons[0]
+        sources.unreadable[part.path] = reasons[0]
     positions = np.delete(np.arange(len(rows)), list(failures))
     stored = _Stored(numbers[positions], features[positions].astype(np.float64), valid[positions])
-    return _compare(part["file"], stored, _expected(part, shard, rows[positions], preprocessing))
+    return _compare(part.file, stored, _expected(part, shard, rows[positions], preprocessing))
 
 
 @dataclass(frozen=True)
@@ -273,7 +270,7 @@ class _Expected:
     may_be_bad: np.ndarray  # bool (n_rows,), true for rows that are allowed to be bad, as float32 can overflow
 
 
-def _expected(part: PartLine, shard: Shard, rows: np.ndarray, preprocessing: Preprocessing) -> _Expected:
+def _expected(part: Part, shard: Shard, rows: np.ndarray, preprocessing: Preprocessing) -> _Expected:
     """Recompute the features of some rows of a part in float64."""
     scaler = preprocessing.model.scaler
     bad = bad_entries(rows, preprocessing.missing, shard.stored_dtype, scaler.fill is not None)
@@ -284,8 +281,8 @@ def _expected(part: PartLine, shard: Shard, rows: np.ndarray, preprocessing: Pre
         features = preprocessing.model.encode_cleaned(cleaned)
     may_be_bad = is_far | ~np.isfinite(allowed).all(axis=1)
     # If the run could not read a shard completely, all of its rows are bad, even the rows that can be read now.
-    may_be_bad |= part["n_bad"] == part["n_rows"]
-    storage_error = part.get("max_error", 0.0)  # measured by the run
+    may_be_bad |= part.n_bad == part.n_rows
+    storage_error = part.max_error or 0.0  # measured by the run
     return _Expected(features, allowed + storage_error, bad.any(axis=1), may_be_bad)
 
 

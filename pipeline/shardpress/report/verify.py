@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from shardpress.errors import DataError, NoInput, ReadFailed, printable, quantity
-from shardpress.model import load_model
-from shardpress.output.records import Entry, fault_of, plain_name, read_generation, read_manifest
+from shardpress.output.files import fault_of
+from shardpress.records import Entry
 from shardpress.report.inputs import Inputs, preprocessing_of
-from shardpress.report.rows import Fault, Preprocessing, RowCheck, check_rows
-
-_MODEL = "model.h5"
-_NOT_ENCODED = Fault("features", "no row can be recomputed, because the model is damaged")
+from shardpress.report.rows import Fault, RowCheck, check_rows
+from shardpress.result import GENERATION, INDEX, Result, file_of
 
 
 @dataclass(frozen=True)
 class _Verification:
-    """Result of verifying an output directory."""
+    """Result of verifying an output directory. If its index is damaged, nothing else can be checked."""
 
     output: str
-    n_files: int  # that the manifest lists, including the parts
+    n_files: int  # the index, and the files that it names
     n_bytes: int  # their total size
     rows: RowCheck = field(default_factory=RowCheck)
     faults: tuple[Fault, ...] = ()  # of files and features
@@ -42,6 +37,9 @@ class _Verification:
         result = "OK"
         if self.faults:
             result = quantity(len(self.faults), "fault")
+        index = file_of(self.output).name
+        if any(each.file == index for each in self.faults):
+            return f"{printable(self.output)}: {result}. Other files were not checked, because {index} names them."
         n_right = self.n_files - len({each.file for each in self.faults})
         n_files = quantity(self.n_files, "file")
         files = f"{n_right} of {n_files} match their digests ({self.n_bytes / 1e6:.1f} MB, BLAKE3)"
@@ -58,40 +56,54 @@ class _Verification:
 
 
 def verify(output: str, n_rows: int | None = None) -> _Verification:
-    """Compare all files with the manifest, and recompute the features of some rows.
+    """Compare all files with their digests, and recompute the features of some rows.
 
     Features can be recomputed only if the input file has not changed, and still exists at its path or in an input
     directory of the run. By default, those of at most 256 rows are recomputed. Nothing is written. Raise `NoInput` if
-    the directory contains no finished run, and `DataError` if the manifest is damaged.
+    the directory contains no finished run, and `OtherVersion` if another version of shardpress has written it.
     """
-    directory = Path(output)
-    manifest = read_manifest(directory)
-    earlier = _earlier_parts(directory, manifest)
-    lines = (*manifest["parts"], *manifest["files"], *earlier)
-    entries = [Entry(line["file"], line["n_bytes"], line["blake3"]) for line in lines]
-    faults = _file_faults(directory, entries)
-    n_bytes = sum(entry.n_bytes for entry in entries)
-    preprocessing = _load_preprocessing(directory, manifest, faults)
-    if preprocessing is None:
-        return _Verification(output, len(entries), n_bytes, faults=tuple(faults), unchecked=(_NOT_ENCODED,))
+    try:
+        result = Result.open(output)
+    except DataError as error:
+        return _Verification(output, n_files=1, n_bytes=0, faults=(_fault_of_result(file_of(output), error),))
+    earlier, faults = _earlier_results(result)
+    entries: dict[str, Entry] = {}
+    for each in (result, *earlier):  # generations share parts
+        entries |= {part.file: part.entry for part in each.parts}
+        entries |= {view.file: view for view in each.facts.views}
+    faults += _file_faults(result.directory, list(entries.values()))
+    n_files = len(entries) + 1 + len(result.facts.generations)
+    n_bytes = sum(entry.n_bytes for entry in entries.values()) + sum(len(each.data) for each in (result, *earlier))
     wrong_files = {each.file for each in faults}
-    parts = [part for part in manifest["parts"] if part["file"] not in wrong_files]
-    inputs = Inputs(manifest, preprocessing.model)
-    rows = check_rows(directory, parts, inputs.shard, preprocessing, n_rows)
-    return _Verification(output, len(entries), n_bytes, rows, (*faults, *rows.faults), rows.unchecked)
+    parts = [part for part in result.parts if part.file not in wrong_files]
+    rows = check_rows(result.directory, parts, Inputs(result).shard, preprocessing_of(result), n_rows)
+    return _Verification(output, n_files, n_bytes, rows, (*faults, *rows.faults), rows.unchecked)
 
 
-def _earlier_parts(directory: Path, manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the lines of the parts of earlier generations. A damaged manifest is reported like any other file."""
-    parts = []
-    for each in manifest.get("generations", []):
-        with suppress(DataError, NoInput):
-            parts += read_generation(directory, each["manifest"])["parts"]
-    return parts
+def _earlier_results(result: Result) -> tuple[list[Result], list[Fault]]:
+    """Return the earlier generations, and the faults of their files."""
+    found = []
+    faults = []
+    for each in result.facts.generations:
+        path = result.directory / GENERATION.format(each.generation)
+        try:
+            earlier = Result.open(path)
+        except (DataError, NoInput) as error:
+            faults.append(_fault_of_result(path, error))
+            continue
+        found.append(earlier)
+        if earlier.digest != each.digest:
+            faults.append(Fault(path.name, f"is another file than the one that {INDEX} names"))
+    return found, faults
+
+
+def _fault_of_result(path: Path, error: Exception) -> Fault:
+    """Return a fault that names the file only once."""
+    return Fault(path.name, str(error).removeprefix(f"result={printable(path)}: "))
 
 
 def _file_faults(directory: Path, entries: list[Entry]) -> list[Fault]:
-    """Return the faults of all files that differ from their entries in the manifest."""
+    """Return the faults of all files that differ from their entries."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "verify") as pool:
         messages = list(pool.map(partial(_file_fault, directory), entries))
     faults = []
@@ -108,19 +120,3 @@ def _file_fault(directory: Path, entry: Entry) -> str | None:
         return fault_of(directory, entry)
     except ReadFailed as error:
         return str(error)
-
-
-def _load_preprocessing(directory: Path, manifest: Mapping[str, Any], faults: list[Fault]) -> Preprocessing | None:
-    """Return the model and the settings that the run used for encoding, or None if the model is damaged.
-
-    If the digest does not reveal the damage, a fault is added to `faults`.
-    """
-    if any(plain_name(fault.file) == _MODEL for fault in faults):
-        return None
-    try:
-        model = load_model(directory / _MODEL)
-    except (DataError, NoInput) as error:
-        # The file matches its digest in the manifest, but its content is invalid.
-        faults.append(Fault(_MODEL, str(error)))
-        return None
-    return preprocessing_of(manifest, model)

@@ -9,16 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shardpress.encoding.parts import PartFacts
 from shardpress.errors import ConfigError, DataError, NoInput, printable
-from shardpress.features import FAILURES, VALID, reading
-from shardpress.model import Model, load_model
-from shardpress.output.ledger import Ledger
-from shardpress.output.publication import misplaced_names
-from shardpress.output.records import MANIFEST, Entry, fault_of, plain_name
+from shardpress.features import VALID, reading
+from shardpress.output.journal import Journal
+from shardpress.records import Part
+from shardpress.result import INDEX, Result, load_model
 from shardpress.run.append_files import compare_files
 from shardpress.run.finished import FinishedRun
-from shardpress.run.resume import EarlierResults, lacks_bad_rows
+from shardpress.run.resume import EarlierResults
 from shardpress.settings.config import SETTINGS, Config
 from shardpress.settings.kinds import as_typed
 from shardpress.shards.shard import Shard
@@ -28,67 +26,46 @@ from shardpress.shards.vet import Selection, vet
 log = logging.getLogger(__name__)
 
 # Settings that the new rows need in addition to those that affect only the features. The model has all others.
-_INHERITED = (
-    *("dataset", "orientation", "match_columns", "labels", "missing_value"),
-    *("on_bad_data", "max_bad"),
-)
+_INHERITED = ("dataset", "orientation", "match_columns", "labels", "missing_value", "on_bad_data", "max_bad")
 _OF_RESULTS = ("scan", "model", "features")
 
 
 def check_finished(config: Config) -> None:
     """Raise `NoInput` unless the output directory contains a finished run. Nothing is created."""
     directory = Path(config.results.output)
-    if not (directory / MANIFEST).exists():
+    if not (directory / INDEX).exists():
         raise NoInput(
             f"output={printable(directory)}: contains no finished run, expected one to append to. Run the same command "
             "without --append first."
         )
 
 
-def open_finished(config: Config, ledger: Ledger, earlier: EarlierResults) -> FinishedRun:
+def open_finished(config: Config, journal: Journal, earlier: EarlierResults) -> FinishedRun:
     """Compare the input files with those of the finished run in an output directory. New files are not opened.
 
-    Raise `ConfigError` if the settings contradict those of the finished run, `NoInput` if files are missing, and
-    `DataError` if the manifest or the model is damaged.
+    Raise `ConfigError` if the settings contradict those of the finished run, and `NoInput` if files are missing.
     """
-    manifest = ledger.manifest()
-    if manifest is None:
-        raise DataError(
-            f"output={printable(ledger.directory)}: its manifest cannot be used (see the warning above). Restore "
-            "manifest.json from a copy. Without it, the same command without --append trains a new model."
-        )
-    try:
-        return _compared(config, manifest, ledger, earlier)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise DataError(
-            f"output={printable(ledger.directory)}: its manifest is not one that shardpress wrote: {error!r}. Restore "
-            "manifest.json from a copy."
-        ) from error
-
-
-def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier: EarlierResults) -> FinishedRun:
-    directory = ledger.directory
-    _check_other_facts(manifest)
-    config = _with_settings_of(config, manifest, directory)
-    model = _model_of(config, manifest, ledger)
-    parts = _parts_of(manifest)
-    files = compare_files(config, manifest, parts, ledger, earlier)
-    n_before = len(manifest["request"]["inputs"]["shards"])
-    sources = {**files.encoded, **dict(enumerate(files.new, n_before))}
+    result = journal.published
+    if result is None:
+        raise NoInput(f"output={printable(journal.directory)}: contains no finished run, expected one to append to.")
+    facts = result.facts
+    config = _with_settings_of(config, Config.from_flat(facts.config).flat(), result.directory)
+    _check_model(config, result)
+    files = compare_files(config, result, journal, earlier)
+    sources = {**files.encoded, **dict(enumerate(files.new, len(facts.request.shards)))}
     same_rows: frozenset[int] = frozenset()
-    if set(config.inputs.include) != set(_stored_settings(manifest).get("include", ())):  # all rows get other extras
+    if set(config.inputs.include) != set(facts.config["include"]):  # all rows get other extras
         same_rows = frozenset(files.unchanged.keys() - files.encoded.keys())
-    elif not sources and (files.dropped or not _is_complete(manifest, config, ledger, earlier)):
-        same_rows = frozenset([_smallest(parts, files.unchanged)])  # a run needs an input
+    elif not sources and (files.dropped or any(earlier.faults(facts.views))):
+        same_rows = frozenset([_smallest(result.parts, files.unchanged)])  # a run needs an input
     sources |= {number: files.unchanged[number] for number in same_rows}
-    kept = tuple(part for part in parts if part.shard not in sources and part.shard not in files.dropped)
-    latest = max(kept, key=lambda part: part.append_id or 0, default=None)  # it has all categories
+    kept = tuple(part for part in result.parts if part.shard not in sources and part.shard not in files.dropped)
+    latest = max(kept, key=lambda part: part.append_id, default=None)  # it has all categories
     return FinishedRun(
         config=config,
-        manifest=manifest,
-        model=model,
+        result=result,
         parts=kept,
-        part=_part_as_shard(directory, latest, manifest) if latest is not None and sources else None,
+        part=_part_as_shard(result, latest) if latest is not None and sources else None,
         sources=tuple(sources[number] for number in sorted(sources)),
         numbers=tuple(sorted(sources)),
         dropped=files.dropped,
@@ -98,34 +75,7 @@ def _compared(config: Config, manifest: dict[str, Any], ledger: Ledger, earlier:
     )
 
 
-def _parts_of(manifest: Mapping[str, Any]) -> list[PartFacts]:
-    """Return the parts of a finished run. Raise `TypeError` if their facts are invalid."""
-    parts = [PartFacts.from_line(line) for line in manifest["parts"]]
-    for part in parts:
-        numbers = (part.shard, part.start, part.stop, part.n_rows, part.n_bad, part.n_outside, part.append_id or 0)
-        if not all(type(number) is int for number in numbers) or not isinstance(part.path, str):
-            raise TypeError(f"invalid facts about {part.entry.file}")
-    return parts
-
-
-def _check_other_facts(manifest: Mapping[str, Any]) -> None:
-    """Raise an error if facts that an append extends or relies on are invalid."""
-    if not isinstance(manifest.get("appends", []), list):
-        raise TypeError("invalid facts about appends")
-    for line in manifest["files"]:
-        if not (isinstance(line["file"], str) and type(line["n_bytes"]) is int and isinstance(line["blake3"], str)):
-            raise TypeError(f"invalid facts about the file {line['file']}")
-
-
-def _is_complete(manifest: Mapping[str, Any], config: Config, ledger: Ledger, earlier: EarlierResults) -> bool:
-    """Return whether a finished run has all requested files, and none of its files is missing."""
-    if lacks_bad_rows(manifest, config):
-        return False
-    faults = earlier.faults(Entry(line["file"], line["n_bytes"], line["blake3"]) for line in manifest["files"])
-    return not any(faults) and not misplaced_names(ledger.directory, manifest)
-
-
-def _smallest(parts: Sequence[PartFacts], unchanged: Mapping[int, Source]) -> int:
+def _smallest(parts: Sequence[Part], unchanged: Mapping[int, Source]) -> int:
     """Return the number of the unchanged file with the fewest rows, but not without rows."""
     n_rows: Counter[int] = Counter()
     for part in parts:
@@ -139,12 +89,11 @@ def _smallest(parts: Sequence[PartFacts], unchanged: Mapping[int, Source]) -> in
 # -- settings ------------------------------------------------------------------------------------------------------
 
 
-def _with_settings_of(config: Config, manifest: Mapping[str, Any], directory: Path) -> Config:
+def _with_settings_of(config: Config, stored: Mapping[str, Any], directory: Path) -> Config:
     """Return the settings with those of a finished run that the features of its rows depend on.
 
     Raise `ConfigError` if a setting that affects the results was given with another value.
     """
-    stored = _stored_settings(manifest)
     values = config.flat()
     conflicts = []
     inherited = {}
@@ -168,58 +117,24 @@ def _with_settings_of(config: Config, manifest: Mapping[str, Any], directory: Pa
     return config.changed(**inherited, fit_on=None)  # the new rows are only encoded
 
 
-def _stored_settings(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    return Config.from_flat(manifest["config"]).flat()
-
-
-def _load_model(manifest: Mapping[str, Any], ledger: Ledger) -> Model:
-    """Return the model that the training has stored or, without one, the published copy of a given model.
-
-    Digests are compared, because a changed byte need not affect the features: it would be published with the model.
-    """
-    directory = ledger.directory
-    entries = [record.entry for record in ledger.records("model") if record.fingerprint in manifest["kept"]]
-    for line in manifest["files"]:
-        if plain_name(line["file"]) == "model.h5":
-            entries.append(Entry(line["file"], line["n_bytes"], line["blake3"]))
-    fault: str | None = f"output={printable(directory)}: its manifest lists no model.h5"
-    for entry in entries:
-        fault = fault_of(directory, entry)
-        if fault is None:
-            return load_model(directory / entry.file)
-    raise DataError(f"{fault}. Restore the file from a copy, or train again with --retrain.")
-
-
-def _model_of(config: Config, manifest: Mapping[str, Any], ledger: Ledger) -> Model:
-    """Return the model of a finished run. Raise `ConfigError` if `--model` is another one."""
-    directory = ledger.directory
-    model = _load_model(manifest, ledger)
-    if model.fingerprint != manifest["model"]:
-        raise DataError(
-            f"output={printable(directory)}: model.h5 is the encoder {model.fingerprint}, expected "
-            f"{printable(str(manifest['model']))} as in the manifest. Restore it, or run shardpress verify."
-        )
-    if config.inputs.model is None or config.inputs.model == manifest["config"].get("model"):
-        return model
-    if load_model(config.inputs.model).fingerprint != model.fingerprint:
+def _check_model(config: Config, result: Result) -> None:
+    """Raise `ConfigError` if `--model` is another model than that of a finished run."""
+    given = config.inputs.model
+    if given is None or given == result.facts.config.get("model"):
+        return
+    if load_model(given).fingerprint != result.encoder:
         raise ConfigError(
-            f"model={printable(config.inputs.model)}: another model than that of the finished run in "
-            f"output={printable(directory)}. Omit --model, or choose another --output."
+            f"model={printable(given)}: another model than that of the finished run in "
+            f"output={printable(result.directory)}. Omit --model, or choose another --output."
         )
-    return model
 
 
-def _part_as_shard(directory: Path, part: PartFacts, manifest: Mapping[str, Any]) -> Shard:
-    """Return a part as a shard with the extras that are in the index, and the masks that the manifest names."""
-    shard = vet(directory / part.entry.file, Selection("features"))
-    names = {extra.name for extra in shard.extras}
-    index = directory / "index.h5"
-    try:
-        with reading(index) as file:
-            names = set(file)
-    except FAILURES as error:
-        log.warning("file=%s: cannot be read: %s; it is written again", printable(index), error)
-    masks = manifest.get("masks", {})
+def _part_as_shard(result: Result, part: Part) -> Shard:
+    """Return a part as a shard with the extras that are in the index, and their masks."""
+    shard = vet(result.directory / part.file, Selection("features"))
+    with reading(result.path) as file:
+        names = set(file)
+    masks = result.facts.masks
     extras = []
     for extra in shard.extras:
         if extra.name != VALID and extra.name in names:

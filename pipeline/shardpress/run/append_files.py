@@ -7,14 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from shardpress.encoding.parts import PartFacts
+from msgspec.structs import replace
+
 from shardpress.errors import NoInput, printable, quantity, short_list
 from shardpress.hdf5.files import FILES, Identity
-from shardpress.output.ledger import Ledger
-from shardpress.rowfacts import DROPPED
-from shardpress.run.contents import Contents
+from shardpress.output.journal import Journal
+from shardpress.records import FileContents, Part, ShardFacts
+from shardpress.result import Result
 from shardpress.run.digests import digest_of
 from shardpress.run.resume import EarlierResults
 from shardpress.settings.config import Config
@@ -35,31 +35,31 @@ class _AppendedFiles:
     encoded: dict[int, Source]  # again, because they have changed, or because their parts are missing or damaged
     new: list[Source]
     dropped: tuple[int, ...]  # shards whose files are missing, and whose rows are removed
-    contents: dict[int, dict[str, Any]]  # facts about the contents of unchanged files
+    contents: dict[int, FileContents]  # facts about the contents of unchanged files
     row_digests: dict[int, str]  # of changed files when they were encoded, if their parts are intact
 
 
-def compare_files(
-    config: Config, manifest: Mapping[str, Any], parts: Sequence[PartFacts], ledger: Ledger, earlier: EarlierResults
-) -> _AppendedFiles:
+def compare_files(config: Config, result: Result, journal: Journal, earlier: EarlierResults) -> _AppendedFiles:
     """Compare the input files with those of a finished run, and log the differences. New files are not opened.
 
     Raise `NoInput` if files are missing, and the settings do not allow that.
     """
-    shards = manifest["request"]["inputs"]["shards"]
+    shards = result.facts.request.shards
+    parts = result.parts
     unchanged, changed, new = _compare(shards, parts, find(config.inputs.input))
-    contents = ledger.contents()
+    contents = result.facts.contents  # the journal may contain those of a run that has not finished
     lines, edited = _check_contents(contents, unchanged, config.results.verify == "digests")
-    present = {number for number, shard in enumerate(shards) if DROPPED not in shard}
+    present = {number for number, shard in enumerate(shards) if shard.dropped_by is None}
     missing = sorted(present - unchanged.keys() - changed.keys())
     faults = earlier.faults(part.entry for part in parts)
-    damaged = {part.shard for part, fault in zip(parts, faults, strict=True) if fault}
+    damaged = {part.shard for part in parts if journal.is_withdrawn(part.file)}
+    damaged |= {part.shard for part, fault in zip(parts, faults, strict=True) if fault}
     row_digests = _row_digests(contents, shards, changed.keys() - damaged)
     changed |= {number: unchanged[number] for number in edited}
     if changed:
         names = [printable(changed[number].path.name) for number in sorted(changed)]
         log.info("append: %s changed: %s", quantity(len(names), "file"), short_list(names, _NAMED))
-    dropped = _dropped(missing, shards, config, ledger.directory)
+    dropped = _dropped(missing, shards, config, journal.directory)
     if new:
         log.info("append: %s", quantity(len(new), "new file"))
     encoded = {**changed, **{number: unchanged[number] for number in damaged & unchanged.keys()}}
@@ -67,7 +67,7 @@ def compare_files(
 
 
 def _compare(
-    shards: Sequence[Mapping[str, Any]], parts: Sequence[PartFacts], sources: Sequence[Source]
+    shards: Sequence[ShardFacts], parts: Sequence[Part], sources: Sequence[Source]
 ) -> tuple[dict[int, Source], dict[int, Source], list[Source]]:
     """Return the unchanged and the changed files by the numbers of their shards, and the new files.
 
@@ -76,9 +76,9 @@ def _compare(
     numbers_by_key: dict[_Key, list[int]] = defaultdict(list)
     numbers_by_name: dict[str, list[int]] = defaultdict(list)
     for number, shard in enumerate(shards):
-        if DROPPED not in shard:
-            numbers_by_key[shard["file"], shard["n_bytes"], shard["changed"]].append(number)
-            numbers_by_name[shard["file"]].append(number)
+        if shard.dropped_by is None:
+            numbers_by_key[shard.identity].append(number)
+            numbers_by_name[shard.file].append(number)
     paths = {part.shard: part.path for part in parts}
     unchanged, others = _matched(sources, lambda source: numbers_by_key[_key_of(source)], (), paths)
     changed, new = _matched(others, lambda source: numbers_by_name[source.path.name], unchanged, paths)
@@ -113,13 +113,11 @@ def _matched(
     return matched, others
 
 
-def _dropped(
-    missing: Sequence[int], shards: Sequence[Mapping[str, Any]], config: Config, directory: Path
-) -> tuple[int, ...]:
+def _dropped(missing: Sequence[int], shards: Sequence[ShardFacts], config: Config, directory: Path) -> tuple[int, ...]:
     """Return the shards whose rows are removed. Raise `NoInput` if the settings do not allow that."""
     if not missing:
         return ()
-    names = short_list((printable(shards[number]["file"]) for number in missing), _NAMED)
+    names = short_list((printable(shards[number].file) for number in missing), _NAMED)
     n_files = quantity(len(missing), "file")
     if not config.results.drop_missing:
         raise NoInput(
@@ -130,16 +128,16 @@ def _dropped(
     return tuple(missing)
 
 
-def _by_key(contents: Contents) -> dict[_Key, list[dict[str, Any]]]:
-    found: dict[_Key, list[dict[str, Any]]] = defaultdict(list)
+def _by_key(contents: Sequence[FileContents]) -> dict[_Key, list[FileContents]]:
+    found: dict[_Key, list[FileContents]] = defaultdict(list)
     for line in contents:
-        found[line["file"], line["n_bytes"], line["changed"]].append(line)
+        found[line.identity].append(line)
     return found
 
 
 def _check_contents(
-    contents: Contents, unchanged: Mapping[int, Source], compares: bool
-) -> tuple[dict[int, dict[str, Any]], list[int]]:
+    contents: Sequence[FileContents], unchanged: Mapping[int, Source], compares: bool
+) -> tuple[dict[int, FileContents], list[int]]:
     """Compare files whose name, size and modification time are the same by ctime and digest."""
     lines = _by_key(contents)
     current = {}
@@ -157,26 +155,27 @@ def _check_contents(
     return current, edited
 
 
-def _current_line(source: Source, line: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+def _current_line(source: Source, line: FileContents) -> tuple[FileContents, bool]:
     """Return the facts about the contents of a file, and whether the contents are the same as before."""
     try:
         status = FILES.stat(source.path)
     except OSError:
         return line, True
-    if line["blake3"] is None or status.st_ctime_ns == line["ctime_ns"]:
+    if line.blake3 is None or status.st_ctime_ns == line.ctime_ns:
         return line, True
     identity = Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     found = digest_of(str(source.path), identity)
-    return {**line, "ctime_ns": status.st_ctime_ns, "blake3": found}, found in (None, line["blake3"])
+    return replace(line, ctime_ns=status.st_ctime_ns, blake3=found), found in (None, line.blake3)
 
 
-def _row_digests(contents: Contents, shards: Sequence[Mapping[str, Any]], changed: Iterable[int]) -> dict[int, str]:
+def _row_digests(
+    contents: Sequence[FileContents], shards: Sequence[ShardFacts], changed: Iterable[int]
+) -> dict[int, str]:
     """Return the digests of the rows of changed files when they were encoded, as far as they are known."""
     stored = _by_key(contents)
     found = {}
     for number in changed:
-        shard = shards[number]
-        lines = stored[shard["file"], shard["n_bytes"], shard["changed"]]
-        if len(lines) == 1 and lines[0].get("rows") is not None:  # two files can have the same key
-            found[number] = lines[0]["rows"]
+        lines = stored[shards[number].identity]
+        if len(lines) == 1 and lines[0].rows is not None:  # two files can have the same key
+            found[number] = lines[0].rows
     return found

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _BLOCK_BYTES = 2**23  # rows that are read at once
 _PART_BYTES = 2**26  # features in one file
 # Above this number of parts, parts get larger, as far as the memory allows. Each part costs the driver and scheduler a
-# few milliseconds, and adds lines to the manifest and the index. With more parts, thousands of workers would wait for
+# few milliseconds, and adds lines to the journal and the index. With more parts, thousands of workers would wait for
 # the driver.
 _MANY_PARTS = 2**15
 _COPIES_IN_ENCODING = 3  # copies of the network

@@ -1,9 +1,9 @@
 """Detection of input files whose contents were changed although their modification time is the same.
 
 The status change time (ctime) of such a file is new. But chmod, hard links and backups also update it, so a digest of
-the contents confirms the change. ctimes and digests are stored in ``run.json``, next to the request, and are not part
-of a fingerprint. The digest becomes part of the request only if the contents have changed, so that the results depend
-on it, as on a new modification time.
+the contents confirms the change. ctimes and digests are stored next to the request, and are not part of a fingerprint.
+The digest becomes part of the request only if the contents have changed, so that the results depend on it, as on a new
+modification time.
 """
 
 from __future__ import annotations
@@ -12,86 +12,104 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+
+from msgspec import structs
 
 from shardpress.errors import DataError, printable
 from shardpress.hdf5.files import FILES
-from shardpress.output.ledger import Ledger
+from shardpress.output.journal import Journal
+from shardpress.records import FileContents
 from shardpress.run.digests import digest_of, digests_of_rows, file_digests
-from shardpress.run.fingerprints import CONTENTS
 from shardpress.run.prepare import Prepared
 from shardpress.shards.shard import Shard
 
 log = logging.getLogger(__name__)
 
-Contents = list[dict[str, Any]]
-"""Facts about each shard: ``file``, ``n_bytes``, ``changed`` (mtime), ``ctime_ns``, ``blake3``, ``is_changed``.
-
-``rows`` is the digest of the dataset with the rows, or None if it is unknown. It stays the same if a program adds
-another dataset to the file, for example labels.
-"""
+Contents = list[FileContents]
+"""Facts about the file of each shard."""
 
 
-def compare_contents(ledger: Ledger, prepared: Prepared, reads: bool = True) -> tuple[Prepared, Contents]:
+def compare_contents(journal: Journal, prepared: Prepared, reads: bool = True) -> tuple[Prepared, Contents]:
     """Compare the input files with the ctimes and digests that an earlier run has stored.
 
     Return the run, whose request contains a digest of each changed file, and current facts about the contents. The
     facts are empty if nothing was stored. Without `reads`, files with a new ctime are assumed to be unchanged.
     """
-    if prepared.config.results.restart:
-        return prepared, []
-    stored = ledger.contents()
     shards = prepared.shards
-    if not _describes(stored, shards):
+    stored = _stored(journal, prepared)
+    if not stored:
         return prepared, []
-    moved = [i for i, shard in enumerate(shards) if shard.identity.ctime_ns != stored[i]["ctime_ns"]]
+    moved = [i for i, shard in enumerate(shards) if shard.identity.ctime_ns != stored[i].ctime_ns]
     if not reads or prepared.config.results.verify != "digests":
         moved = []
     digests = file_digests([shards[i] for i in moved], prepared.budget.n_threads)
     contents = list(stored)
     for i, found in zip(moved, digests, strict=True):
-        is_equal = stored[i]["blake3"] in (None, found)
-        rows = stored[i].get("rows") if is_equal else None
-        contents[i] = _line(shards[i], found, rows, is_changed=stored[i]["is_changed"] or not is_equal)
+        is_equal = stored[i].blake3 in (None, found)
+        rows = stored[i].rows if is_equal else None
+        contents[i] = _line(shards[i], found, rows, is_changed=stored[i].is_changed or not is_equal)
     return _marked(prepared, contents), contents
 
 
-def record_contents(prepared: Prepared, ledger: Ledger) -> None:
+def _stored(journal: Journal, prepared: Prepared) -> Contents:
+    """Return the facts with which the files are compared; empty if there are none.
+
+    These are the facts of the finished run. A later run that has not finished can have stored new contents of a file,
+    but the result has the features of the earlier ones. Its ctimes of equal contents save computing the digests again.
+    The files that an append encodes are compared with those that an interrupted append has encoded.
+    """
+    later = _stored_lines(journal, prepared)
+    stored = [] if journal.base is None else journal.base.facts.contents
+    if prepared.finished is not None:
+        return [] if journal.contents == stored else later
+    if not _describes(stored, prepared.shards):
+        return later
+    found = []
+    for i, line in enumerate(stored):
+        if later and later[i].blake3 == line.blake3:
+            line = structs.replace(line, ctime_ns=later[i].ctime_ns)
+        found.append(line)
+    return found
+
+
+def record_contents(prepared: Prepared, journal: Journal) -> None:
     """Store digests of the input files, unless they are already stored or never compared (``--verify sizes``).
 
     An append stores the digests of the files that it encodes, in addition to those of the other files.
     """
     if prepared.config.results.verify != "digests":
         return
-    if prepared.finished is None and _stored_lines(ledger, prepared):
+    is_append = prepared.finished is not None
+    stored = _stored(journal, prepared) if is_append else _stored_lines(journal, prepared)
+    if stored:
         return
     digests = file_digests(prepared.shards, prepared.budget.n_threads)
     row_digests = digests_of_rows(prepared.shards, prepared.budget.n_threads)
     contents = []
     for shard, found, rows in zip(prepared.shards, digests, row_digests, strict=True):
         line = _line(shard, found, rows)
-        contents.append(line)
         ctime_ns = _ctime_of(shard)
-        if ctime_ns not in (None, shard.identity.ctime_ns):
-            line["ctime_ns"] = ctime_ns
+        if ctime_ns is not None and ctime_ns != line.ctime_ns:
+            line = structs.replace(line, ctime_ns=ctime_ns)
             log.warning(
                 "file=%s: its ctime changed before its digest was computed, so a change of its contents cannot be "
                 "ruled out",
                 printable(shard.path),
             )
+        contents.append(line)
     kept = [] if prepared.finished is None else prepared.finished.contents
-    ledger.set_contents([*kept, *contents])
+    journal.set_contents([*kept, *contents])
 
 
-def check_contents(prepared: Prepared, ledger: Ledger) -> None:
+def check_contents(prepared: Prepared, journal: Journal) -> None:
     """Raise `DataError` if the contents of a file have changed since the start of the run."""
-    contents = _stored_lines(ledger, prepared)
+    contents = _stored_lines(journal, prepared)
     if prepared.config.results.verify != "digests" or not contents:
         return
     for shard, line in zip(prepared.shards, contents, strict=True):
-        if line["blake3"] is None or _ctime_of(shard) in (None, line["ctime_ns"]):
+        if line.blake3 is None or _ctime_of(shard) in (None, line.ctime_ns):
             continue
-        if digest_of(shard.path, shard.identity) != line["blake3"]:
+        if digest_of(shard.path, shard.identity) != line.blake3:
             raise DataError(
                 f"file={printable(shard.path)}: its contents changed during the run, although its modification time "
                 "did not. Input files must not change during a run. Run the same command again once no other process "
@@ -99,24 +117,19 @@ def check_contents(prepared: Prepared, ledger: Ledger) -> None:
             )
 
 
-def _stored_lines(ledger: Ledger, prepared: Prepared) -> Contents:
+def _stored_lines(journal: Journal, prepared: Prepared) -> Contents:
     """Return the stored facts about the shards of a run or an append; empty if there are none."""
-    contents = ledger.contents()
+    contents = journal.contents
     if prepared.finished is not None:
         contents = contents[len(prepared.finished.contents) :]
     return contents if _describes(contents, prepared.shards) else []
 
 
-def _line(shard: Shard, blake3: str | None, rows: str | None, is_changed: bool = False) -> dict[str, Any]:
-    return {
-        "file": Path(shard.path).name,
-        "n_bytes": shard.identity.size,
-        "changed": shard.identity.mtime_ns,
-        "ctime_ns": shard.identity.ctime_ns,
-        "blake3": blake3,
-        "rows": rows,
-        "is_changed": is_changed,
-    }
+def _line(shard: Shard, blake3: str | None, rows: str | None, is_changed: bool = False) -> FileContents:
+    identity = shard.identity
+    return FileContents(
+        Path(shard.path).name, identity.size, identity.mtime_ns, identity.ctime_ns, blake3, rows, is_changed
+    )
 
 
 def _ctime_of(shard: Shard) -> int | None:
@@ -129,13 +142,14 @@ def _ctime_of(shard: Shard) -> int | None:
 
 def _describes(contents: Contents, shards: Sequence[Shard]) -> bool:
     now = [(Path(shard.path).name, shard.identity.size, shard.identity.mtime_ns) for shard in shards]
-    return [(line["file"], line["n_bytes"], line["changed"]) for line in contents] == now
+    return [line.identity for line in contents] == now
 
 
 def _marked(prepared: Prepared, contents: Contents) -> Prepared:
     """Return the prepared run with a digest in its request for each changed file."""
-    if not any(line["is_changed"] for line in contents):
+    if not any(line.is_changed for line in contents):
         return prepared
-    marks = [{CONTENTS: line["blake3"]} if line["is_changed"] else {} for line in contents]
-    shards = [{**shard, **mark} for shard, mark in zip(prepared.request.inputs["shards"], marks, strict=True)]
-    return replace(prepared, request=replace(prepared.request, inputs={"shards": shards}))
+    shards = []
+    for shard, line in zip(prepared.request.shards, contents, strict=True):
+        shards.append(structs.replace(shard, contents=line.blake3 if line.is_changed else None))
+    return replace(prepared, request=structs.replace(prepared.request, shards=shards))

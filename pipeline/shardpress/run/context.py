@@ -16,7 +16,7 @@ from shardpress.cluster.pool import WorkerPool
 from shardpress.device import seconds_compiling
 from shardpress.errors import printable
 from shardpress.model import Model
-from shardpress.output.ledger import Ledger
+from shardpress.output.journal import Journal
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import EarlierResults, checkpoint_in_words, n_rows_in
 from shardpress.runlog import Warnings
@@ -87,7 +87,7 @@ class RunState:
 class RunContext:
     """Objects that the stages of a run share."""
 
-    ledger: Ledger  # the locked output directory
+    journal: Journal  # of the locked output directory
     earlier: EarlierResults
     device: Device  # of this process
     pool: WorkerPool
@@ -120,12 +120,12 @@ class RunContext:
         state = self.state
         stages = ", ".join(stage for stage in state.seconds if stage != "start") or "no stage"
         # The directory may also contain results of other settings.
-        checkpoints = self.ledger.records("checkpoint", state.model_key) if state.model_key else []
+        checkpoints = self.journal.records("checkpoint", state.model_key) if state.model_key else []
         if checkpoints:
             stages += f"; checkpoint: {checkpoint_in_words(checkpoints[-1])}"
-        parts = self.ledger.records("part", state.features_key) if state.features_key else []
+        parts = self.journal.records("part", state.features_key) if state.features_key else []
         return (
-            f"Stopped after {state.total_seconds:.1f} s in {printable(self.ledger.directory)}. Done: {stages}; "
+            f"Stopped after {state.total_seconds:.1f} s in {printable(self.journal.directory)}. Done: {stages}; "
             f"{n_rows_in(parts)} of {n_rows} rows encoded."
         )
 

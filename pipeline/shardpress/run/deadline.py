@@ -250,7 +250,7 @@ def _encoding_seconds(prepared: Prepared, context: RunContext, scan: Scan, autoe
     model = Model(scan.scaler, autoencoder.network, autoencoder.parameters(), {})
     stage = EncodingStage(prepared, model, scan.unreadable)
     readable = [stretch for stretch in stretches(prepared) if stretch.number not in scan.unreadable]
-    disk = AnonymousDisk(context.ledger.directory)
+    disk = AnonymousDisk(context.journal.directory)
 
     def seconds(rows: Sequence[Stretch]) -> float:
         return stage.sample(autoencoder, rows, disk).seconds_for(prepared.n_rows)

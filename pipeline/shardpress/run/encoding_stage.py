@@ -1,4 +1,4 @@
-"""The encoding: features of every row, in parts that are committed one by one."""
+"""The encoding: features of every row, in parts that are written one by one."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from msgspec import structs
 
 from shardpress.cluster.executor import compute
 from shardpress.device import autoencoder_of
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.encode import EncodeTask, encode_part
-from shardpress.encoding.parts import MAX_LISTED_COLUMNS, Part, PartFacts, plan_parts
+from shardpress.encoding.parts import MAX_LISTED_COLUMNS, PartRange, plan_parts
 from shardpress.encoding.storage import storage_of
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, serving
 from shardpress.errors import DataError, printable, quantity
-from shardpress.formats import fingerprint
+from shardpress.formats import digest, fingerprint
 from shardpress.model import Model
 from shardpress.output.disk import Disk
-from shardpress.output.groupcommit import GroupCommit
-from shardpress.output.records import Entry
+from shardpress.output.files import WORK
+from shardpress.output.journal import Journal, Record
 from shardpress.progress import Progress
+from shardpress.records import Entry, Part
 from shardpress.report.facts import PartDrift, drift_facts
 from shardpress.run.budget import extras_bytes
 from shardpress.run.context import RunContext
@@ -46,7 +48,7 @@ _COLUMNS_LISTED = 3  # columns that a message lists
 @dataclass(frozen=True)
 class Encoded:
     key: str  # fingerprint of the features
-    parts: list[PartFacts]  # committed, in the order of the rows
+    parts: list[Part]  # in the order of the rows
 
     @property
     def n_rows(self) -> int:
@@ -76,33 +78,31 @@ class EncodingStage:
 
     def load(self, earlier: EarlierResults) -> Encoded | None:
         """Return the features of an earlier run if it has encoded all rows, or None."""
-        encoded = self.committed(earlier)
+        encoded = self.existing(earlier)
         if encoded.n_rows < self.prepared.n_rows:
             return None
         return encoded
 
-    def committed(self, earlier: EarlierResults) -> Encoded:
-        """Return the parts that an earlier run has encoded; drop parts that overlap others."""
+    def existing(self, earlier: EarlierResults) -> Encoded:
+        """Return the parts that an earlier run has encoded; withdraw parts that overlap others."""
         key = self.key()
-        parts = [PartFacts.from_record(record) for record in earlier.records("part", key)]
+        parts = earlier.parts(key)
         _, overlapping = self._missing(parts)
-        earlier.drop(*(part.record(key) for part in overlapping))
+        earlier.withdraw(*(Record.of_part(part, key) for part in overlapping))
         return Encoded(key, [part for part in parts if part not in overlapping])
 
     def make(self, context: RunContext) -> Encoded:
-        """Encode the missing rows and commit their parts."""
+        """Encode the missing rows."""
         encoder = encoder_of(self.prepared, self.model)
-        encoded = self.committed(context.earlier)
+        encoded = self.existing(context.earlier)
         missing, _ = self._missing(encoded.parts)
         context.state.features_key = encoded.key
         if encoded.parts:
             rows = _rows_in_words(encoded.parts)
             context.state.reused[self.name] = f"the features of {rows}"
             log.info("encoding: resuming; an earlier run has encoded %s", rows)
-        if missing:
-            self._encode(context, encoder, missing)
-        parts = [PartFacts.from_record(record) for record in context.ledger.records("part", encoded.key)]
-        return Encoded(encoded.key, parts)
+        new = self._encode(context, encoder, missing) if missing else []
+        return Encoded(encoded.key, sorted([*encoded.parts, *new], key=lambda part: part.key))
 
     def check(self, encoded: Encoded) -> None:
         """Raise `DataError` if too many rows are bad; warn if many rows differ from the training rows."""
@@ -144,7 +144,7 @@ class EncodingStage:
             prepared = replace(prepared, config=prepared.config.changed(on_bad_data="skip"))
         n_rows = min(prepared.budget.part_rows, max(len(stretch.block) for stretch in stretches))
         settings = replace(self, prepared=prepared).settings(n_rows, Path())
-        parts = [Part(stretch.number, block) for stretch in stretches for block in stretch.block.cut(n_rows)]
+        parts = [PartRange(stretch.number, block) for stretch in stretches for block in stretch.block.cut(n_rows)]
         compile_encoder(encoder, prepared.shards)
         with serving(settings, self.model, encoder.encode_checked, disk):
             tasks = [(encode_part, EncodeTask(part, settings)) for part in parts]
@@ -182,7 +182,7 @@ class EncodingStage:
 
     # -- private --
 
-    def _check_bad_rows(self, parts: Sequence[PartFacts]) -> None:
+    def _check_bad_rows(self, parts: Sequence[Part]) -> None:
         """Raise `DataError` if there are more bad rows than the settings allow, for example outside ``--fit-on``."""
         settings = self.prepared.config.bad_data
         limit = self.prepared.max_bad_rows
@@ -196,13 +196,13 @@ class EncodingStage:
                 "--max-bad."
             )
 
-    def _missing(self, parts: Sequence[PartFacts]) -> tuple[list[Part], list[PartFacts]]:
-        """Return the parts to encode, and committed parts that cannot be used, as `plan_parts` does."""
+    def _missing(self, parts: Sequence[Part]) -> tuple[list[PartRange], list[Part]]:
+        """Return the parts to encode, and existing parts that cannot be used, as `plan_parts` does."""
         prepared = self.prepared
         return plan_parts(prepared.shards, prepared.budget.part_rows, parts, prepared.numbers)
 
-    def _encode(self, context: RunContext, encoder: Autoencoder, missing: Sequence[Part]) -> None:
-        """Encode parts and commit each one as soon as it is written."""
+    def _encode(self, context: RunContext, encoder: Autoencoder, missing: Sequence[PartRange]) -> list[Part]:
+        """Encode parts, and name each one in the journal as soon as it is written."""
         if context.pool.is_local:
             compile_encoder(encoder, self.prepared.shards)  # before the progress bar starts to count
         settings = self._shared_settings(context, max(len(part.source) for part in missing))
@@ -213,24 +213,25 @@ class EncodingStage:
         key = self.key()
         append_ids = {} if self.prepared.finished is None else self.prepared.finished.append_ids
         stats = context.pool.stats
+        parts: list[Part] = []
         with (
-            serving(settings, self.model, encoder.encode_checked, context.ledger.disk),
-            # Entered before the executor, so that it exits afterwards: even after an error, it commits the parts that
-            # are still waiting.
-            GroupCommit(context.ledger) as group,
+            serving(settings, self.model, encoder.encode_checked, context.journal.disk),
             Progress(self.name, n_rows, "rows", missing[0].source.shard.row_bytes) as progress,
             context.pool.executor(self.prepared.budget.n_writers) as (executor, n_at_once),
         ):
 
-            def commit(part: PartFacts) -> None:
-                group.add(replace(part, append_id=append_ids.get(part.shard)).record(key))
+            def keep(part: Part) -> None:
+                part = structs.replace(part, append_id=append_ids.get(part.shard, 0))
+                context.journal.add(Record.of_part(part, key), waits=False)
+                parts.append(part)
                 progress.advance(part.n_rows, stats)
 
             stats.begin(self.name)
-            compute([(encode_part, task) for task in tasks], executor, n_at_once, commit, n_small)
+            compute([(encode_part, task) for task in tasks], executor, n_at_once, keep, n_small)
+        return parts
 
     def _shared_settings(self, context: RunContext, part_rows: int) -> EncodeSettings:
-        settings = self.settings(part_rows, context.ledger.directory)
+        settings = self.settings(part_rows, context.journal.directory)
         n_sharing = context.pool.n_local_processes
         n_processes = max(1, n_sharing)  # number of processes that share the memory budget
         return replace(
@@ -243,14 +244,16 @@ class EncodingStage:
         )
 
     def _model_file(self, context: RunContext) -> Entry:
-        """Return the file from which workers load the model.
+        """Return the file from which workers load the model. The next sweep removes the copy of a given model."""
+        for record in context.journal.records("model", self.prepared.request.of_model(self.unreadable)):
+            return record.entry
+        return write_model(context.journal, self.model)
 
-        It is the committed model, or a copy of a given model. The next sweep removes the copy.
-        """
-        if self.prepared.given_model is None:
-            for record in context.ledger.records("model", self.prepared.request.of_model(self.unreadable)):
-                return record.entry
-        return context.ledger.write("stages/model", ".h5", self.model.to_hdf5())
+
+def write_model(journal: Journal, model: Model) -> Entry:
+    """Write the file of a model that is not published yet."""
+    data = model.to_hdf5()
+    return journal.write(f"{WORK}/model-{digest([data])[:32]}.h5", data)
 
 
 def encoding_bytes(prepared: Prepared) -> int:
@@ -278,5 +281,5 @@ def compile_encoder(encoder: Autoencoder, shards: Sequence[Shard]) -> None:
         encoder.encode_checked(nothing, np.empty((0, network.n_outputs), dtype=np.float32))
 
 
-def _rows_in_words(parts: Sequence[PartFacts]) -> str:
+def _rows_in_words(parts: Sequence[Part]) -> str:
     return f"{quantity(sum(part.n_rows for part in parts), 'row')} in {quantity(len(parts), 'part')}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +13,17 @@ from shardpress.cluster.probe import Probe
 from shardpress.device import is_compiling, n_device_calls, start_device, theanos_errors
 from shardpress.errors import ConfigError, printable, quantity, short_list
 from shardpress.output.disk import Disk
-from shardpress.output.ledger import Ledger
+from shardpress.output.journal import Journal
 from shardpress.output.lock import locked
 from shardpress.run.append import check_finished, open_finished
 from shardpress.run.budget import n_threads_of
 from shardpress.run.contents import Contents, check_contents, compare_contents, record_contents
 from shardpress.run.context import RunContext, RunState
 from shardpress.run.encoding_stage import EncodingStage
-from shardpress.run.finish import StageResults, finish, load_finished
+from shardpress.run.finish import StageResults, finish, load_finished, write_derived
 from shardpress.run.finished import FinishedRun
-from shardpress.run.generations import kept_keys
 from shardpress.run.prepare import NothingToAppend, Prepared, prepare
-from shardpress.run.resume import (
-    EarlierResults,
-    adds_extras_to,
-    drop_replaced,
-    plain_request,
-    stored_deadline,
-)
+from shardpress.run.resume import EarlierResults, adds_extras_to, stored_deadline
 from shardpress.run.scan_stage import ScanStage
 from shardpress.run.space import check_space
 from shardpress.run.stage import load_or_make
@@ -72,68 +64,70 @@ def run(
         state = RunState(warnings, watch)
         if config.results.append:
             check_finished(config)  # before the directory is locked, because that would create it
-            with locked(Path(config.results.output), disk) as ledger:
-                on_locked(ledger.directory)
-                return _append_in(ledger, config, state, command)
+            with locked(Path(config.results.output), disk, extends=True) as journal:
+                on_locked(journal.directory)
+                return _append_in(journal, config, state, command)
         prepared = prepare(config)
-        with locked(Path(config.results.output), disk, config.results.restart) as ledger:
-            on_locked(ledger.directory)
-            prepared, contents = compare_contents(ledger, prepared)
-            if adds_extras_to(ledger, prepared):
-                return _append_in(ledger, config, state, command)
-            return _run_in(ledger, prepared, contents, state, command)
+        with locked(Path(config.results.output), disk, config.results.restart, config.results.retrain) as journal:
+            on_locked(journal.directory)
+            prepared, contents = compare_contents(journal, prepared)
+            if adds_extras_to(journal, prepared):
+                return _append_in(journal, config, state, command)
+            return _run_in(journal, prepared, contents, state, command)
 
 
-def _run_in(ledger: Ledger, prepared: Prepared, contents: Contents, state: RunState, command: Sequence[str]) -> Summary:
+def _run_in(
+    journal: Journal, prepared: Prepared, contents: Contents, state: RunState, command: Sequence[str]
+) -> Summary:
     config = prepared.config
     if config.results.restart:
-        log.info("output=%s: discarding all earlier results (--restart)", printable(ledger.directory))
-        ledger.forget()
-    ledger.sweep()  # removes files of a killed run before new files need the space
-    earlier = EarlierResults(ledger, prepared.budget.n_threads, config.results.verify == "digests")
+        log.info(
+            "output=%s: starting over; earlier results stay until this run is finished. To resume it after an "
+            "interruption, repeat the command without --restart.",
+            printable(journal.directory),
+        )
+    journal.sweep()  # removes files of a killed run before new files need the space
+    earlier = EarlierResults(journal, prepared.budget.n_threads, config.results.verify == "digests")
     finished = load_finished(prepared, earlier)
-    if finished is None:
-        # The request comes before the first result, so that results can be attributed to it.
-        request = plain_request(prepared.request)
-        deadline = stored_deadline(ledger, prepared.config, request, state.began)
-        ledger.set_request(request, deadline)
-        state.ends_by = None if deadline is None else float(deadline["ends_by"])
-    elif ledger.request() == plain_request(prepared.request):
-        # Otherwise a run with other settings has begun to replace the results, and can be resumed.
-        ledger.sweep(*kept_keys(ledger.manifest() or {}))
     if contents:
-        ledger.set_contents(contents)
+        journal.set_contents(contents)
     if finished is not None:
+        write_derived(journal)
         state.end_stage("verification")
-        return replace(finished, seconds=state.seconds)
-    return _compute(ledger, prepared, earlier, state, command)
+        return Summary.of_result(finished, config.results.output, state.seconds)
+    # The request comes before the first result, so that results can be attributed to it.
+    deadline = stored_deadline(journal, prepared.config, prepared.request, state.began)
+    journal.set_request(prepared.request, deadline)
+    state.ends_by = None if deadline is None else float(deadline["ends_by"])
+    return _compute(journal, prepared, earlier, state, command)
 
 
-def _append_in(ledger: Ledger, config: Config, state: RunState, command: Sequence[str]) -> Summary:
+def _append_in(journal: Journal, config: Config, state: RunState, command: Sequence[str]) -> Summary:
     """Append new files to the finished run in a locked output directory, or add extras to its results."""
     n_threads = n_threads_of(config.machine)
     # The earlier parts are compared by size only, because reading all of them could take longer than the append.
-    finished = open_finished(config, ledger, EarlierResults(ledger, n_threads, compares_digests=False))
-    ledger.sweep()  # only now, because it would remove files that a damaged manifest names
-    drop_replaced(ledger, finished.manifest)  # an append may have been killed after it had published
-    complete = Summary.of_manifest(finished.manifest, config.results.output)
-    if not finished.sources:
-        ledger.sweep(*kept_keys(finished.manifest))
-        log.info("append: the results contain all files of --input; there is nothing to append")
-        state.end_stage("verification")
-        return replace(complete, seconds=state.seconds)
+    finished = open_finished(config, journal, EarlierResults(journal, n_threads, compares_digests=False))
+    journal.sweep()
     try:
-        prepared = prepare(finished.config, finished)
+        prepared = prepare(finished.config, finished) if finished.sources else None
     except NothingToAppend as error:
         log.warning("append: %s", error)
+        prepared = None
+    if prepared is None:
+        if not finished.sources:
+            log.info("append: the results contain all files of --input; there is nothing to append")
+        write_derived(journal)
         state.end_stage("verification")
-        return replace(complete, seconds=state.seconds)
+        return Summary.of_result(finished.result, config.results.output, state.seconds)
     if not config.results.append:
         assert prepared.finished is not None
         _check_only_extras(prepared.finished)
-        log.info("output=%s: adding extras to the finished results", printable(ledger.directory))
-    earlier = EarlierResults(ledger, n_threads, config.results.verify == "digests")
-    return _compute(ledger, prepared, earlier, state, command)
+        log.info("output=%s: adding extras to the finished results", printable(journal.directory))
+    prepared, contents = compare_contents(journal, prepared)
+    if contents:
+        journal.set_contents([*finished.contents, *contents])
+    earlier = EarlierResults(journal, n_threads, config.results.verify == "digests")
+    return _compute(journal, prepared, earlier, state, command)
 
 
 def _check_only_extras(finished: FinishedRun) -> None:
@@ -150,20 +144,20 @@ def _check_only_extras(finished: FinishedRun) -> None:
 
 
 def _compute(
-    ledger: Ledger, prepared: Prepared, earlier: EarlierResults, state: RunState, command: Sequence[str]
+    journal: Journal, prepared: Prepared, earlier: EarlierResults, state: RunState, command: Sequence[str]
 ) -> Summary:
     """Start the device and the workers, and run the stages."""
     config = prepared.config
-    check_space(ledger, prepared)
+    check_space(journal, prepared)
     # Theano takes seconds to start, and a finished run does not need it.
     device = start_device(config.machine.require_device)
-    output = str(ledger.directory.absolute())
+    output = str(journal.directory.absolute())
     inputs = (prepared.shards[0].path, prepared.shards[-1].path)
     probe = Probe(os.getcwd(), output, inputs, config.cluster.mixed_processors)
     n_writers = prepared.budget.n_writers
     with open_pool(config.cluster, n_writers, start_device, probe, config.machine.require_device) as pool:
         state.end_stage("start")
-        context = RunContext(ledger, earlier, device, pool, state, command)
+        context = RunContext(journal, earlier, device, pool, state, command)
         try:
             with theanos_errors():
                 return _run_stages(prepared, context)
@@ -183,7 +177,7 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
         facts.update(scanning.facts(scan))
     unreadable = scan.unreadable if scan else {}
     if prepared.is_scanned:
-        record_contents(prepared, context.ledger)  # now, because the scan has left the files in the page cache
+        record_contents(prepared, context.journal)  # now, because the scan has left the files in the page cache
 
     if prepared.given_model is None:
         assert scan is not None
@@ -202,7 +196,7 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
     context.state.features_key = encoded.key  # also set for reused features, for the message of a run that fails later
     facts.update(encoding.facts(encoded))
     if not prepared.is_scanned:
-        record_contents(prepared, context.ledger)  # only now: before, it would read the files in a pass of its own
+        record_contents(prepared, context.journal)  # only now: before, it would read the files in a pass of its own
 
-    check_contents(prepared, context.ledger)
+    check_contents(prepared, context.journal)
     return finish(prepared, StageResults(scan, model, encoded, facts), context)

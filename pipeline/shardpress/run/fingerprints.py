@@ -7,10 +7,8 @@ determine the features. Each setting declares in `shardpress.settings.config` wh
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from hashlib import sha256
 from importlib.metadata import version
@@ -18,26 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from shardpress.errors import printable, quantity
-from shardpress.formats import fingerprint
 from shardpress.model import Model
-from shardpress.rowfacts import DROPPED, SELECTED, selection_digest
+from shardpress.records import Request, ShardFacts, from_json, plain, to_json
+from shardpress.rowfacts import SELECTED, n_trained_shards, selection_digest
 from shardpress.settings.config import fingerprint_values
 from shardpress.settings.resolve import Settings
 from shardpress.shards.extras import row_names_in
 from shardpress.shards.shard import Shard
 from shardpress.training.targets import Targets
 
-CONTENTS = "contents"
-"""Key of the digest of a shard's file, if it was changed in place without a new modification time."""
-
 # Format numbers. Increment them when the same settings give different results.
 _SCAN = 1
 _TRAINING = 1
 _ENCODING = 1
 
-_UNFINGERPRINTED = ("folders", "row_names")  # parts of a request that do not identify a run
 _LISTED = 10  # differences that a message lists
 _FOLDERS = 3  # directories that a message lists
 _FILES = 3  # changed files that a message lists; more are summarized
@@ -46,48 +41,14 @@ _FILES = 3  # changed files that a message lists; more are summarized
 # NumPy and on the processor. Change this version if a later NumPy gives other results.
 _NUMPY = "1.26.4"
 _TARGETS = "target_values"  # key of the digest of the targets
-_UNNAMED = "extras"  # key of the extras next to the rows that a user has not named
 # Keys of an identity, and their names in messages.
-_IN_WORDS = {"n_bytes": "size", "changed": "modification time", CONTENTS: "contents"}
+_IN_WORDS = {"n_bytes": "size", "changed": "modification time"}
 # Phrases for keys whose values are digests.
 _SENTENCES = {
-    CONTENTS: "its contents changed although its modification time did not",
+    "contents": "its contents changed although its modification time did not",
     SELECTED: "fit_on selects other rows",
     _TARGETS: "the values of target differ",
 }
-
-
-@dataclass(frozen=True)
-class Request:
-    """Plain values that determine the results of a run."""
-
-    inputs: dict[str, Any]  # file name, dataset, shape, dtype, size in bytes and modification time of each shard
-    scan: dict[str, Any]  # settings of this stage, as of the next two
-    training: dict[str, Any]
-    encoding: dict[str, Any]
-    folders: list[str]  # of the shards; not part of a fingerprint, so that a data set can be moved between two runs
-    # Extras that are copied although they are neither next to the rows nor requested. They are part of the fingerprint
-    # of the features only, so that requesting them changes nothing else.
-    row_names: list[str] = field(default_factory=list)
-
-    def of_scan(self) -> str:
-        """Return the fingerprint of the scan."""
-        return fingerprint("scan", self.inputs, self.scan)
-
-    def of_model(self, unreadable: Iterable[int] = ()) -> str:
-        """Return the fingerprint of the model, without the shards at the `unreadable` positions."""
-        key = fingerprint("model", self.of_scan(), self.training)
-        missing = sorted(unreadable)
-        return fingerprint(key, missing) if missing else key
-
-    def of_features(self, model: str) -> str:
-        """Return the fingerprint of the features, given the fingerprint of the model."""
-        key = fingerprint("features", self.inputs, self.scan, self.encoding, model)
-        return fingerprint(key, self.row_names) if self.row_names else key
-
-    def of_all(self) -> str:
-        """Return the fingerprint of the whole request."""
-        return fingerprint("run", {name: value for name, value in asdict(self).items() if name not in _UNFINGERPRINTED})
 
 
 def request_of(
@@ -110,14 +71,15 @@ def request_of(
         training[_TARGETS] = targets.digest
     if model is not None and model.scaler.fill is not None:
         scan["filled"] = True  # rows with missing values are not bad if the model fills these in
-    return Request(
-        inputs={"shards": [_identity(shard) for shard in shards]},
+    request = Request(
+        shards=[_facts_of(shard) for shard in shards],
         scan=scan,
         training=training,
         encoding={**fingerprint_values(settings, "features"), "format": _ENCODING},
         folders=sorted({os.path.realpath(os.path.dirname(shard.path)) for shard in shards}),
         row_names=row_names_in(shards, settings.inputs.include),
     )
+    return from_json(to_json(request), Request)  # with lists instead of tuples, as it is read from a file
 
 
 def _training_request(settings: Settings) -> dict[str, Any]:
@@ -132,21 +94,19 @@ def _training_request(settings: Settings) -> dict[str, Any]:
     return training
 
 
-def _identity(shard: Shard) -> dict[str, Any]:
+def _facts_of(shard: Shard) -> ShardFacts:
     """Return the facts that identify the rows of a shard."""
-    identity = {
-        "file": Path(shard.path).name,
-        "dataset": shard.dataset,
-        "shape": list(shard.shape),
-        "dtype": shard.stored_dtype,
-        "form": shard.form,
-        "n_bytes": shard.identity.size,
-        "changed": shard.identity.mtime_ns,
-        _UNNAMED: [extra.name for extra in shard.extras if not extra.is_named],
-    }
-    if shard.order is not None:
-        identity["column_order"] = _order_digest(shard.order)
-    return identity
+    return ShardFacts(
+        file=Path(shard.path).name,
+        dataset=shard.dataset,
+        shape=list(shard.shape),
+        dtype=shard.stored_dtype,
+        form=shard.form,
+        n_bytes=shard.identity.size,
+        changed=shard.identity.mtime_ns,
+        extras=[extra.name for extra in shard.extras if not extra.is_named],
+        column_order=None if shard.order is None else _order_digest(shard.order),
+    )
 
 
 def _order_digest(order: np.ndarray) -> str:
@@ -157,13 +117,13 @@ def _order_digest(order: np.ndarray) -> str:
 # -- comparing two requests --------------------------------------------------------------------------------------------
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def differences(before: Request, now: Request) -> str:
     """Return the differences between two requests in words; empty if there are none."""
     changes = list(_changed_files(_shards(before), _shards(now)))
     if n_appended := _n_appended(before):
         changes.insert(0, f"{quantity(n_appended, 'input')} appended to a model that was trained on the others")
     for stage in ("scan", "training", "encoding"):
-        changes += _changes(before.get(stage, {}), now[stage]).values()
+        changes += _changes(getattr(before, stage), getattr(now, stage)).values()
     folders_before = _folders_in_words(before)
     folders_now = _folders_in_words(now)
     if changes and folders_before and folders_before != folders_now:
@@ -172,35 +132,35 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return "; ".join(changes[:_LISTED]) + more
 
 
-def other_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def other_inputs(before: Request, now: Request) -> bool:
     """Return whether an earlier request used another data set: it had files that are not requested now.
 
     Files with the same names in other directories count as another data set if all of them differ.
     """
-    names_now = {shard["file"] for shard in _shards(now)}
-    if any(shard["file"] not in names_now for shard in _shards(before)):
+    names_now = {shard.file for shard in _shards(now)}
+    if any(shard.file not in names_now for shard in _shards(before)):
         return True
-    is_moved = not set(now["folders"]) & set(before.get("folders", now["folders"]))
+    is_moved = not set(now.folders) & set(before.folders)
     return is_moved and not set(_file_identities(before)) & set(_file_identities(now))
 
 
-def shares_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def shares_inputs(before: Request, now: Request) -> bool:
     """Return whether two requests have unchanged files in common."""
     return bool(set(_file_identities(before)) & set(_file_identities(now)))
 
 
-def can_append(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def can_append(before: Request, now: Request) -> bool:
     """Return whether ``--append`` could extend the results of an earlier request.
 
     No file of the earlier request is missing, and either files or extras differ. The settings of the training are not
     compared, because some of them depend on the number of rows.
     """
     are_same = _file_identities(before) == _file_identities(now)
-    has_other_extras = _without_extras(before) == _without_extras(now) and before.get("encoding") != now["encoding"]
+    has_other_extras = _without_extras(before) == _without_extras(now) and before.encoding != now.encoding
     return not other_inputs(before, now) and (not are_same or _n_appended(before) > 0 or has_other_extras)
 
 
-def may_only_add_extras(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def may_only_add_extras(before: Request, now: Request) -> bool:
     """Return whether a request names the files and settings of an earlier one, and extras in addition.
 
     The order of the files can differ after an append. The files may have changed, but the shapes of their rows may not.
@@ -213,70 +173,61 @@ def may_only_add_extras(before: Mapping[str, Any], now: Mapping[str, Any]) -> bo
     return has_more_extras and has_same_settings and _descriptions(before) == _descriptions(now)
 
 
-def _named_extras(request: Mapping[str, Any]) -> set[str]:
+def _named_extras(request: Request) -> set[str]:
     """Return the extras that a user has named."""
-    encoding = request.get("encoding", {})
-    named = [value for name, value in encoding.items() if name == "include"]
-    return {str(name) for names in named for name in names or ()}
+    return set(request.encoding["include"])
 
 
-def _descriptions(request: Mapping[str, Any]) -> list[str]:
+def _descriptions(request: Request) -> list[str]:
     """Return name and rows of each file, without the contents, in an order that does not depend on appends."""
-    ignored = {_UNNAMED, "n_bytes", "changed", CONTENTS}
-    shards = [{name: value for name, value in shard.items() if name not in ignored} for shard in _shards(request)]
-    return sorted(json.dumps(shard, sort_keys=True) for shard in shards)
+    shards = [replace(shard, extras=[], n_bytes=0, changed=0, contents=None) for shard in _shards(request)]
+    return sorted(repr(shard) for shard in shards)
 
 
-def _without_extras(request: Mapping[str, Any]) -> list[Any]:
+def _without_extras(request: Request) -> list[Any]:
     """Return the settings of all stages, except for the extras that a user has named."""
-    settings = request.get("encoding", {})
-    encoding = {name: value for name, value in settings.items() if name != "include"}
-    return [request.get("scan"), request.get("training"), encoding]
+    encoding = {name: value for name, value in request.encoding.items() if name != "include"}
+    return [request.scan, request.training, encoding]
 
 
-def other_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+def other_settings(before: Request, now: Request) -> bool:
     """Return whether two requests list the same files but different settings for the model or its rows."""
     return _file_identities(before) == _file_identities(now) and _choices(before) != _choices(now)
 
 
-def _shards(request: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the identities of the shards, except for those whose rows were removed from the results."""
-    shards = request.get("inputs", {}).get("shards", [])
-    return [shard for shard in shards if DROPPED not in shard]
+def _shards(request: Request) -> list[ShardFacts]:
+    """Return the shards, except for those whose rows were removed from the results."""
+    return [shard for shard in request.shards if shard.dropped_by is None]
 
 
-def _n_appended(request: Mapping[str, Any]) -> int:
+def _n_appended(request: Request) -> int:
     """Return the number of shards that were appended after the training."""
-    inputs = request.get("inputs", {})
-    shards = inputs.get("shards", [])
-    return len(_shards({"inputs": {"shards": shards[inputs.get("n_trained", len(shards)) :]}}))
+    return sum(shard.dropped_by is None for shard in request.shards[n_trained_shards(request) :])
 
 
-def _folders_in_words(request: Mapping[str, Any]) -> str:
-    return ", ".join(printable(folder) for folder in request.get("folders", [])[:_FOLDERS])
+def _folders_in_words(request: Request) -> str:
+    return ", ".join(printable(folder) for folder in request.folders[:_FOLDERS])
 
 
-def _file_identities(request: Mapping[str, Any]) -> list[tuple[Any, ...]]:
-    """Return name, size and modification time of each file, which identify it in any directory."""
-    return [(shard.get("file"), shard.get("n_bytes"), shard.get("changed")) for shard in _shards(request)]
+def _file_identities(request: Request) -> list[tuple[str, int, int]]:
+    return [shard.identity for shard in _shards(request)]
 
 
-def _choices(request: Mapping[str, Any]) -> list[Any]:
+def _choices(request: Request) -> list[Any]:
     """Return the settings of scan and training, and the datasets."""
     choices: list[Any] = []
-    for stage in ("scan", "training"):
-        settings = request.get(stage, {})
+    for settings in (request.scan, request.training):
         # Versions of packages are excluded: users do not choose them, and can hardly restore earlier ones.
         choices.append({name: value for name, value in settings.items() if name not in ("versions", "format")})
-    choices.append([shard["dataset"] for shard in _shards(request)])
+    choices.append([shard.dataset for shard in _shards(request)])
     return choices
 
 
-def _changed_files(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    names_before = [shard["file"] for shard in before]
-    names_now = [shard["file"] for shard in now]
+def _changed_files(before: Sequence[ShardFacts], now: Sequence[ShardFacts]) -> Iterator[str]:
+    names_before = [shard.file for shard in before]
+    names_now = [shard.file for shard in now]
     if names_before == names_now:
-        found = [_changes(*pair) for pair in zip(before, now, strict=True)]
+        found = [_changes(plain(a), plain(b)) for a, b in zip(before, now, strict=True)]
         changes = {name: each for name, each in zip(names_now, found, strict=True) if each}
         if len(changes) > _FILES:
             yield f"{len(changes)} of {len(now)} inputs ({'; '.join(_common_changes(list(changes.values())))})"

@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -16,35 +16,32 @@ from typing import Any
 import numpy as np
 
 from shardpress.columns import Columns
-from shardpress.encoding.index import index_files
+from shardpress.encoding.index import IndexedFile, in_views, write_index
 from shardpress.encoding.partfile import part_shapes, stored_categories, stored_masks
-from shardpress.encoding.parts import PartFacts
 from shardpress.errors import VerificationFailed, printable, quantity
-from shardpress.features import Shape
 from shardpress.model import Model
+from shardpress.output.disk import publish, remove
+from shardpress.output.files import BAD_ROWS, REPORT
+from shardpress.output.journal import Journal
+from shardpress.records import Entry, Keys, Part, RunFacts
+from shardpress.report.commonrows import EncodedRows
 from shardpress.report.facts import bad_data_facts, input_facts, last_run_facts, sample_facts
 from shardpress.report.judgment import Judgment, judge
 from shardpress.report.measures import LabelChoice
 from shardpress.report.newrows import Verdict
-from shardpress.report.page.build import page_bytes, report_bytes
+from shardpress.report.page.build import is_current, page_bytes
+from shardpress.report.reference import Reference
 from shardpress.report.rows import Preprocessing, RowCheck, check_rows
 from shardpress.report.sample import PartSource, SampleSpec, largest_sample
+from shardpress.result import Result, result_bytes
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import gave_up, warn_if_late
 from shardpress.run.encoding_stage import Encoded
-from shardpress.run.finished import FinishedRun
-from shardpress.run.generations import Generations, count_generations, kept_keys
+from shardpress.run.generations import Generations, count_generations
 from shardpress.run.memory import block_bytes, peak_bytes, trained_network_bytes
-from shardpress.run.new_rows import check_verdict, reference_key, verdict_on
+from shardpress.run.new_rows import check_verdict, verdict_on
 from shardpress.run.prepare import Prepared
-from shardpress.run.resume import (
-    BAD_ROWS,
-    EarlierResults,
-    drop_replaced,
-    finished_manifest,
-    is_acceptable,
-    plain_request,
-)
+from shardpress.run.resume import EarlierResults, finished_result, is_acceptable
 from shardpress.run.summary import Summary
 from shardpress.run.trained import trained_in
 from shardpress.scan.ranges import Scan
@@ -53,7 +50,6 @@ from shardpress.shards.shard import Block, Shard
 
 log = logging.getLogger(__name__)
 
-_MAX_APPENDS = 200  # appends in the report; the manifest lists all of them
 _OTHER_OPEN_FILES = 32  # open files of a process in addition to the files of index.h5
 
 
@@ -64,26 +60,58 @@ class StageResults:
     scan: Scan | None  # None if the rows were not scanned, which can happen with a given model
     model: Model
     encoded: Encoded
-    facts: Mapping[str, Any]  # for the report; ``storage`` is also stored in the manifest
+    facts: Mapping[str, Any]  # for the report; ``storage`` is stored by itself
 
 
-def load_finished(prepared: Prepared, earlier: EarlierResults) -> Summary | None:
-    """Return the summary of a finished run with the same request whose files are intact, or None.
+def load_finished(prepared: Prepared, earlier: EarlierResults) -> Result | None:
+    """Return the result of a finished run with the same request whose files are intact, or None.
 
     Raise `ConfigError` if there are results of other settings or inputs that must not be replaced.
     """
-    manifest = finished_manifest(earlier.ledger, prepared)
-    if manifest is None:
+    result = finished_result(earlier.journal, prepared)
+    if result is None:
         return None
-    if not is_acceptable(manifest, prepared):
+    if not is_acceptable(result, prepared):
         log.info(
-            "output=%s: the finished results lack a requested file or exceed the new limits; updating them",
-            printable(earlier.ledger.directory),
+            "output=%s: the finished results exceed the new limits, or lack the requested labels; updating them",
+            printable(earlier.journal.directory),
         )
         return None
-    if not earlier.is_published_intact(manifest):
+    return result if earlier.is_intact(result) else None
+
+
+def write_derived(journal: Journal) -> None:
+    """Write the files that are derived from the published result, unless they are up to date."""
+    result = journal.published
+    assert result is not None
+    if not is_current(journal.directory / REPORT, result.digest):
+        publish(journal.disk, journal.directory / REPORT, page_bytes(result))
+    lines = _bad_rows(result)
+    found = _content(journal.directory / BAD_ROWS)
+    if lines or result.facts.config["on_bad_data"] == "skip":
+        if found != lines:
+            publish(journal.disk, journal.directory / BAD_ROWS, lines)
+    elif found is not None:
+        remove(journal.disk, journal.directory / BAD_ROWS)
+
+
+def _content(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
         return None
-    return Summary.of_manifest(manifest, prepared.config.results.output)
+
+
+def _bad_rows(result: Result) -> bytes:
+    """Return one line of JSON for each bad shard and each bad row."""
+    columns = result.model.columns
+    lines: list[dict[str, Any]] = []
+    for bad in result.facts.bad_shards:
+        lines.append({**bad, "dataset": None, "row": None, "columns": []})
+    for part in result.parts:
+        for each in part.bad:
+            lines.append({"file": part.path, "dataset": part.dataset, **_with_names(each, columns)})
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
 def finish(prepared: Prepared, results: StageResults, context: RunContext) -> Summary:
@@ -98,7 +126,7 @@ def finish(prepared: Prepared, results: StageResults, context: RunContext) -> Su
     steps.judge_new_rows()
     steps.count_generations((sample or {}).get("probe"))
     summary, judgment = steps.summarize(sample)
-    report = steps.report(summary, judgment, verification, sample)
+    report = steps.report(judgment, sample)
     steps.publish(summary, verification, report)
     return summary
 
@@ -116,34 +144,27 @@ class _Finish:
     def __init__(self, prepared: Prepared, results: StageResults, context: RunContext) -> None:
         self._prepared = prepared
         self._context = context
-        self._ledger = context.ledger
+        self._journal = context.journal
         self._scan = results.scan
         self._model = results.model
         self._encoded = results.encoded
         self._parts = results.encoded.parts
         self._all_parts = _all_parts(prepared, self._parts)
         self._facts = results.facts
-        # These results stay in the directory, so that a later run can reuse them.
-        unreadable = results.scan.unreadable if results.scan else {}
-        self._kept_keys = [prepared.scan_key, prepared.request.of_model(unreadable), results.encoded.key]
-        if prepared.finished is not None:
-            self._kept_keys = [*prepared.finished.manifest["kept"], results.encoded.key]
-            self._kept_keys.append(reference_key(prepared.finished))
-        self._attributes = {**context.attributes(prepared, results.model), "storage": results.facts["storage"]}
         settings = prepared.config.bad_data
         clips = prepared.has_other_rows and settings.on_drift == "clip"
         self._preprocessing = Preprocessing(results.model, settings.missing_value, clips)
         self._verdict: Verdict | None = None
+        self._reference: Reference | None = None
         self._generations = Generations()
         self._made = datetime.now().astimezone().isoformat(" ", "seconds")
 
     def verify(self) -> dict[str, Any]:
-        """Recompute the features of some rows, compare them with the stored ones, and drop parts that differ."""
-        lines = [part.line() for part in self._parts]
+        """Recompute the features of some rows, compare them with the stored ones, and withdraw parts that differ."""
         checked = check_rows(
-            self._ledger.directory, lines, lambda part: self._shard(part["shard"]), self._preprocessing
+            self._journal.directory, self._parts, lambda part: self._shard(part.shard), self._preprocessing
         )
-        self._ledger.check()
+        self._journal.check()
         if checked.faults:
             raise self._verification_error(checked)
         for each in checked.unchecked:
@@ -153,13 +174,12 @@ class _Finish:
         return asdict(checked)
 
     def _verification_error(self, checked: RowCheck) -> VerificationFailed:
-        """Drop the parts in which features differ, and return the error that reports them."""
+        """Withdraw the parts in which features differ, and return the error that reports them."""
         files = {fault.file for fault in checked.faults}
-        wrong = [part for part in self._parts if part.entry.file in files]
-        self._ledger.drop(*(part.record(self._encoded.key) for part in wrong))
+        self._journal.withdraw_parts(sorted(files))
         first = checked.faults[0]
         return VerificationFailed(
-            f"file={printable(self._ledger.directory / first.file)}: {first.fault}; {len(files)} of "
+            f"file={printable(self._journal.directory / first.file)}: {first.fault}; {len(files)} of "
             f"{quantity(len(self._parts), 'part')} contain wrong features. Run the same command again to recompute "
             "them. If it fails again, test the memory of this machine and of its device, or avoid the fused "
             "operations with THEANO_FLAGS=optimizer_excluding=fused."
@@ -183,33 +203,31 @@ class _Finish:
         new = finished.new_parts(self._parts)
         if not new:
             return
-        self._verdict = verdict_on(self._sources(new), new, self._sample_spec(), self._prepared, self._context)
+        self._verdict, self._reference = verdict_on(self._sources(new), new, self._sample_spec(), self._prepared)
         self._context.state.end_stage("verdict")
-        check_verdict(self._verdict, self._ledger.directory, self._prepared.config.results.on_append_drift)
+        check_verdict(self._verdict, self._journal.directory, self._prepared.config.results.on_append_drift)
 
     def count_generations(self, probe: Mapping[str, Any] | None) -> None:
         """Determine the generation, and fit maps from its features to those of earlier ones."""
         labels = None if probe is None else str(probe["labels"])
         results = self._prepared.config.results
-        self._generations = count_generations(self._ledger, self._features(), results, labels)
-        if self._generations.keys:
+        rows = EncodedRows(
+            self._journal.directory,
+            self._all_parts,
+            self._model.n_features,
+            self._model.fingerprint,
+            self._prepared.whole_request.shards,
+        )
+        self._generations = count_generations(self._journal, rows, results, labels)
+        if self._generations.keeps_published:
             self._context.state.end_stage("maps")
 
-    def _features(self) -> dict[str, Any]:
-        """Return the entries of the manifest that describe the features, before it is published."""
-        return {
-            "parts": [part.line() for part in self._all_parts],
-            "n_features": self._model.n_features,
-            "model": self._model.fingerprint,
-            "request": plain_request(self._prepared.whole_request),
-        }
-
-    def _sources(self, parts: Sequence[PartFacts]) -> list[PartSource]:
-        folder = self._ledger.directory
+    def _sources(self, parts: Sequence[Part]) -> list[PartSource]:
+        folder = self._journal.directory
         sources = []
         for part, trained in zip(parts, trained_in(parts, self._all_parts, self._prepared), strict=True):
             block = Block(self._shard(part.shard), part.start, part.stop)
-            sources.append(PartSource(block, folder / part.entry.file, trained, part.lost or {}))
+            sources.append(PartSource(block, folder / part.file, trained, part.lost))
         return sources
 
     def _masks(self) -> dict[str, str]:
@@ -217,7 +235,7 @@ class _Finish:
         masks = stored_masks(self._prepared.shards[0].extras)
         finished = self._prepared.finished
         if finished is not None and finished.parts:  # the parts that stay have masks, too
-            masks |= finished.manifest.get("masks", {})
+            masks |= finished.result.facts.masks
         return masks
 
     def _sample_spec(self) -> SampleSpec:
@@ -258,109 +276,132 @@ class _Finish:
         judgment = judge(asdict(summary), sample, prepared.config.flat(), self._facts.get("scan"))
         return replace(summary, judgment=judgment.remark), judgment
 
-    def report(
-        self,
-        summary: Summary,
-        judgment: Judgment,
-        verification: Mapping[str, Any],
-        sample: Mapping[str, Any] | None,
-    ) -> dict[str, Any]:
-        """Return the content of report.json. Its size does not grow with the number of rows, shards or warnings."""
+    def report(self, judgment: Judgment, sample: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return what only the report needs. Its size does not grow with the number of rows, shards or warnings."""
         prepared = self._prepared
         context = self._context
-        config = prepared.config
         state = context.state
-        request = prepared.whole_request.of_all()
         report = {
-            "made": self._made,
             "host": socket.gethostname(),
-            "directory": str(self._ledger.directory.resolve()),
-            "command": " ".join(context.command),
-            "config": config.flat(),
+            "directory": str(self._journal.directory.resolve()),
             "device": asdict(context.device),
-            "versions": versions(),
-            "fingerprints": {"request": request, "model": self._model.fingerprint},
-            "target": self._model.target,
             "inputs": input_facts(prepared.shards),
-            "summary": asdict(summary),
-            "verification": verification,
             "stages": self._stages(),
             "cluster": context.pool.facts(),
             "memory": {"peak_bytes": peak_bytes()},
             "taken_over": list(state.reused.values()),
             "warnings": {"n": state.warnings.n, "first": state.warnings.first},
-            "bad": bad_data_facts(prepared.shards, prepared.bad_shards, self._scan, config.bad_data.missing_value),
-            "last": last_run_facts(self._ledger.directory, request),
+            "bad": bad_data_facts(
+                prepared.shards, prepared.bad_shards, self._scan, prepared.config.bad_data.missing_value
+            ),
+            "last": last_run_facts(self._journal.base, prepared.whole_request.of_all()),
             "sample": sample,
             "judgment": asdict(judgment),
-            **self._facts,
+            **{name: facts for name, facts in self._facts.items() if name not in ("storage", "training")},
         }
-        report["generations"] = self._generations.facts()
-        if prepared.finished is not None:
-            report["appends"] = self._appends(prepared.finished)[-_MAX_APPENDS:]
         state.end_stage("report")
         return report
 
     def publish(self, summary: Summary, verification: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-        """Write the files that accompany the parts; the manifest comes last and makes all of them visible."""
+        """Write the index, which completes the run, and then the files that are derived from it."""
         prepared = self._prepared
-        publication = self._ledger.publication()
-        entries = [publication.write(name, data) for name, data in self._files(report)]
+        journal = self._journal
+        views: list[Entry] = []
+        files = in_views(self._indexed_files(), lambda name, data: views.append(journal.write(name, data)))
         generations = self._generations
-        entries += generations.entries
-        manifest = {
-            **self._attributes,
-            "fingerprint": prepared.whole_request.of_all(),
-            **generations.facts(),
-            "kept": [*dict.fromkeys([*self._kept_keys, *generations.keys])],
-            "n_rows": summary.n_rows,
-            "n_features": summary.n_features,
-            "n_bad": summary.n_bad,
-            "bad_shards": prepared.bad_shards,
-            "left_out": why_left_out(prepared.shards),
-            "masks": self._masks(),
-            "summary": asdict(summary),
-            "verification": verification,
-            "files": [asdict(entry) for entry in entries],
-            "parts": [part.line() for part in self._all_parts],
-        }
+        facts = RunFacts(
+            config=self._config(),
+            request=prepared.whole_request,
+            keys=self._keys(),
+            made=self._made,
+            command=" ".join(self._context.command),
+            device=self._context.devices,
+            versions=versions(),
+            storage=dict(self._facts["storage"]),
+            bad_shards=self._bad_shards(),
+            left_out=self._left_out(),
+            masks=self._masks(),
+            summary=asdict(summary),
+            verification=dict(verification),
+            generation=generations.number,
+            generations=list(generations.earlier),
+            maps=list(generations.maps),
+            appends=self._appends(),
+            contents=journal.contents,
+            views=views,
+            report=dict(report),
+        )
+        categories = stored_categories(prepared.shards[0].extras)  # the same in all shards
+        append_ids = None
         if prepared.finished is not None:
-            manifest |= self._append_facts(prepared.finished)
-        self._ledger.finish(plain_request(prepared.whole_request), manifest, publication)
+            append_ids = [(part.append_id, part.n_rows) for part in self._all_parts]
+        data = result_bytes(
+            lambda file: write_index(file, files, categories, append_ids),
+            self._model,
+            facts,
+            self._all_parts,
+            generations.linear_maps,
+            self._statistics(),
+        )
+        # The scan stays, because a later run with other settings of the training can use it.
+        scans = [] if prepared.finished is not None else journal.records("scan", prepared.scan_key)
+        journal.commit(data, generations.keeps_published, scans)
         warn_if_late(self._context.state.ends_by)
         _warn_of_many_parts(len(self._all_parts))
-        if prepared.finished is not None:
-            drop_replaced(self._ledger, manifest)
-        # The sweep comes last: until the new manifest is published, readers use the results that the old one lists.
-        self._ledger.sweep(*kept_keys(manifest))
+        write_derived(journal)
+        journal.sweep()
 
     # -- private --
 
     def _shard(self, number: int) -> Shard:
         return self._prepared.shards[self._prepared.position(number)]
 
-    def _append_facts(self, finished: FinishedRun) -> dict[str, Any]:
-        """Return the entries of the manifest that an append keeps or extends."""
-        before = finished.manifest
-        inputs = self._prepared.config.inputs
-        names_now = {Path(bad["file"]).name for bad in self._prepared.bad_shards}
-        names_now |= {Path(shard.path).name for shard in self._prepared.shards}
-        bad_shards = [bad for bad in before["bad_shards"] if Path(bad["file"]).name not in names_now]
-        return {
-            # The settings of the training stay, and those of the features are the same.
-            "config": {**before["config"], "input": list(inputs.input), "include": list(inputs.include)},
-            "bad_shards": [*bad_shards, *self._prepared.bad_shards],
-            "left_out": {**before.get("left_out", {}), **why_left_out(self._prepared.shards)},
-            "appends": self._appends(finished),
-        }
+    def _config(self) -> dict[str, Any]:
+        """Return the settings. Those of the training stay in an append, and those of the features are the same."""
+        config = self._prepared.config
+        if self._prepared.finished is None:
+            return config.flat()
+        inputs = {"input": list(config.inputs.input), "include": list(config.inputs.include)}
+        return {**self._prepared.finished.result.facts.config, **inputs}
 
-    def _appends(self, finished: FinishedRun) -> list[dict[str, Any]]:
+    def _keys(self) -> Keys:
+        finished = self._prepared.finished
+        if finished is not None:
+            return finished.result.facts.keys
+        unreadable = self._scan.unreadable if self._scan else {}
+        return Keys(self._prepared.request.of_model(unreadable), self._encoded.key)
+
+    def _bad_shards(self) -> list[dict[str, str]]:
+        prepared = self._prepared
+        if prepared.finished is None:
+            return prepared.bad_shards
+        names_now = {Path(bad["file"]).name for bad in prepared.bad_shards}
+        names_now |= {Path(shard.path).name for shard in prepared.shards}
+        before = prepared.finished.result.facts.bad_shards
+        return [*(bad for bad in before if Path(bad["file"]).name not in names_now), *prepared.bad_shards]
+
+    def _left_out(self) -> dict[str, str]:
+        finished = self._prepared.finished
+        before = {} if finished is None else finished.result.facts.left_out
+        return {**before, **why_left_out(self._prepared.shards)}
+
+    def _appends(self) -> list[dict[str, Any]]:
         """Return facts about all appends, including this one."""
+        finished = self._prepared.finished
+        if finished is None:
+            return []
         drift = None if self._verdict is None else self._verdict.facts()
         return [
-            *finished.appends,
+            *finished.result.facts.appends,
             {"id": finished.append_id, "made": self._made, **finished.counts(self._parts), "drift": drift},
         ]
+
+    def _statistics(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, Any]] | None:
+        """Return the statistics with which appended rows are compared, for the next append."""
+        if self._reference is not None:
+            return self._reference.stored()
+        finished = self._prepared.finished
+        return None if finished is None else finished.result.statistics()
 
     def _stages(self) -> dict[str, dict[str, Any]]:
         """Return the times of each finished stage, and its rows and bytes if it processed all of them."""
@@ -380,47 +421,21 @@ class _Finish:
             }
         return stages
 
-    def _files(self, report: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-        """Yield names and contents of the files next to the parts. Each is built after the previous one is written."""
-        yield "model.h5", self._model.to_hdf5()
-        yield from self._index()
-        yield "report.json", report_bytes(report)
-        yield "report.html", page_bytes(report)
-        if self._prepared.allows_bad_data:
-            yield BAD_ROWS, self._bad_rows()
-
-    def _index(self) -> Iterator[tuple[str, bytes]]:
+    def _indexed_files(self) -> list[IndexedFile]:
+        """Return the file of each part, with the shape and dtype of each dataset."""
         first = self._prepared.shards[0]
         n_features = self._prepared.config.network.n_outputs
-        dtype = np.dtype(self._attributes["storage"]["dtype"])
+        dtype = np.dtype(self._facts["storage"]["dtype"])
         encoded = {part.shard for part in self._parts}
-
-        def shapes_of(part: PartFacts) -> tuple[str, dict[str, Shape]]:
+        files: list[IndexedFile] = []
+        for part in self._all_parts:
             # Appended shards have the extras of the earlier parts that are in the index.
             extras = self._shard(part.shard).extras if part.shard in encoded else first.extras
-            return part.entry.file, part_shapes(part.n_rows, n_features, extras, dtype)
-
-        categories = stored_categories(first.extras)  # the same in all shards
-        append_ids = None
-        if self._prepared.finished is not None:
-            append_ids = [(part.append_id or 0, part.n_rows) for part in self._all_parts]
-        return index_files(self._all_parts, shapes_of, categories, self._attributes, append_ids)
-
-    def _bad_rows(self) -> bytes:
-        """Return one line of JSON for each bad shard and each bad row."""
-        columns = self._prepared.columns
-        lines: list[dict[str, Any]] = []
-        for bad in self._prepared.bad_shards:
-            lines.append({**bad, "dataset": None, "row": None, "columns": []})
-        # Parts of an extended run come from its manifest, which has no lists of bad rows.
-        lists = {record.entry.file: record.facts.get("bad", ()) for record in self._ledger.records("part")}
-        for part in self._all_parts:
-            for bad in part.bad or lists.get(part.entry.file, ()):
-                lines.append({"file": part.path, "dataset": part.dataset, **_with_names(bad, columns)})
-        return "".join(json.dumps(line) + "\n" for line in lines).encode()
+            files.append((part.file, part_shapes(part.n_rows, n_features, extras, dtype)))
+        return files
 
 
-def _all_parts(prepared: Prepared, parts: Sequence[PartFacts]) -> list[PartFacts]:
+def _all_parts(prepared: Prepared, parts: Sequence[Part]) -> list[Part]:
     """Return the parts of the results in the order of the rows: encoded ones, and those of an extended run."""
     if prepared.finished is None:
         return list(parts)

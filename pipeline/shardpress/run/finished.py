@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from shardpress.encoding.parts import PartFacts
+from msgspec import structs
+
 from shardpress.model import Model
-from shardpress.rowfacts import DROPPED
-from shardpress.run.fingerprints import Request
+from shardpress.records import FileContents, Part, Request, ShardFacts
+from shardpress.result import Result
+from shardpress.rowfacts import n_trained_shards
 from shardpress.settings.config import Config
 from shardpress.shards.shard import Shard
 from shardpress.shards.sources import Source
@@ -24,43 +25,41 @@ class FinishedRun:
     """
 
     config: Config  # of the append, with the settings of the finished run on which its rows depend
-    manifest: dict[str, Any]
-    model: Model
-    parts: tuple[PartFacts, ...]  # those that stay, in row order
+    result: Result
+    parts: tuple[Part, ...]  # those that stay, in row order
     part: Shard | None  # one of these parts as a shard, with the extras of the index
     sources: tuple[Source, ...]  # files to encode: new or changed ones, others with damaged parts or to get extras
     numbers: tuple[int, ...]  # of each source
     dropped: tuple[int, ...]  # shards whose rows are removed
-    contents: list[dict[str, Any]]  # facts about the files that stay, as `shardpress.run.contents` stores them
+    contents: list[FileContents]  # of the files that stay
     same_rows: frozenset[int] = frozenset()  # sources with the same rows as before, whose features stay the same
     # Digests of the rows of changed files when they were encoded, as far as they are known.
     row_digests: Mapping[int, str] = field(default_factory=dict)
 
     @property
-    def identities(self) -> list[dict[str, Any]]:
-        """Identity of each shard by its number, as the request of the finished run stores it."""
-        return list(self.manifest["request"]["inputs"]["shards"])
+    def model(self) -> Model:
+        return self.result.model
 
     @property
-    def appends(self) -> list[dict[str, Any]]:
-        """Facts about the earlier appends, in order."""
-        return list(self.manifest.get("appends", []))
+    def shards(self) -> list[ShardFacts]:
+        """Shards of the finished run, by their numbers."""
+        return self.result.facts.request.shards
 
     @property
     def append_id(self) -> int:
         """Number of this append, from 1 on."""
-        return 1 + len(self.appends)
+        return 1 + len(self.result.facts.appends)
 
     @property
-    def append_ids(self) -> dict[int, int | None]:
-        """The append that added the rows of each source, by its number; None for the run that trained the model."""
-        earlier = {line["shard"]: line.get("append_id") for line in self.manifest["parts"]}
-        return {number: earlier.get(number) if number in self.same_rows else self.append_id for number in self.numbers}
+    def append_ids(self) -> dict[int, int]:
+        """The append that added the rows of each source, by its number; 0 for the run that trained the model."""
+        earlier = {part.shard: part.append_id for part in self.result.parts}
+        return {number: earlier[number] if number in self.same_rows else self.append_id for number in self.numbers}
 
     @property
     def n_new(self) -> int:
         """Number of sources that are new."""
-        n_before = len(self.identities)
+        n_before = len(self.shards)
         return sum(number >= n_before for number in self.numbers)
 
     @property
@@ -68,11 +67,11 @@ class FinishedRun:
         """Number of sources whose rows replace earlier ones."""
         return len(self.numbers) - self.n_new - len(self.same_rows)
 
-    def new_parts(self, parts: Sequence[PartFacts]) -> list[PartFacts]:
+    def new_parts(self, parts: Sequence[Part]) -> list[Part]:
         """Return the parts of an append with new or changed rows."""
         return [part for part in parts if part.shard not in self.same_rows]
 
-    def counts(self, parts: Sequence[PartFacts]) -> dict[str, int]:
+    def counts(self, parts: Sequence[Part]) -> dict[str, int]:
         """Return the numbers of files of each kind and of new rows, for reports."""
         return {
             "n_new": self.n_new,
@@ -84,19 +83,18 @@ class FinishedRun:
 
     def request(self, added: Request) -> Request:
         """Return the request of the extended run, given the request of the new shards only."""
-        before = self.manifest["request"]
-        shards = self.identities
+        before = self.result.facts.request
+        shards = list(before.shards)
         for number in self.dropped:
-            shards[number] = {**shards[number], DROPPED: self.append_id}
-        for number, identity in zip(self.numbers, added.inputs["shards"], strict=True):
-            shards[number : number + 1] = [identity]  # adds it if the number is new
-        n_trained = before["inputs"].get("n_trained", len(before["inputs"]["shards"]))
-        return Request(
-            inputs={"shards": shards, "n_trained": n_trained},
-            scan=before["scan"],
-            training=before["training"],
-            encoding={**before["encoding"], "include": added.encoding["include"]},
-            folders=sorted({*before.get("folders", []), *added.folders}),
+            shards[number] = structs.replace(shards[number], dropped_by=self.append_id)
+        for number, facts in zip(self.numbers, added.shards, strict=True):
+            shards[number : number + 1] = [facts]  # adds it if the number is new
+        return structs.replace(
+            before,
+            shards=shards,
+            n_trained=n_trained_shards(before),
+            encoding={**before.encoding, "include": added.encoding["include"]},
+            folders=sorted({*before.folders, *added.folders}),
         )
 
     def recognizing(self, digests: Mapping[int, str | None]) -> FinishedRun:
@@ -106,7 +104,7 @@ class FinishedRun:
 
     def without(self, refused: Collection[Path]) -> FinishedRun:
         """Return a copy without sources that cannot be read. If they have rows in the results, these are removed."""
-        n_before = len(self.identities)
+        n_before = len(self.shards)
         remaining = [
             (number, source)
             for number, source in zip(self.numbers, self.sources, strict=True)

@@ -12,25 +12,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from shardpress.encoding.parts import PartFacts
 from shardpress.errors import DataError, NoInput, RowsDrifted, printable
-from shardpress.formats import fingerprint
-from shardpress.output.records import Record
+from shardpress.records import Part
 from shardpress.report.inputs import Inputs
 from shardpress.report.newrows import Verdict, judge_new_rows
 from shardpress.report.reference import Reference, held_out_stretches
 from shardpress.report.sample import PartSource, SampleSpec, draw_sample
-from shardpress.run.context import RunContext
 from shardpress.run.finished import FinishedRun
 from shardpress.run.prepare import Prepared
-from shardpress.run.resume import load_at_most
 from shardpress.shards.shard import Block, Shard
 from shardpress.training.order import spread_rows
 
 log = logging.getLogger(__name__)
 
-_KIND = "reference"
-_VERSION = 1  # version of the statistics; with another version they are computed again
 _MAX_STRETCHES = 512  # ranges of held-out rows that are read
 _MAX_PARTS = 64  # parts that contain them, because opening a file takes as long as reading many ranges
 _NO_ROWS = np.empty(0, dtype=np.int64)
@@ -40,34 +34,29 @@ _Stretch = tuple[int, int]
 """First row, and the row after the last one, counted over all parts."""
 
 
-def reference_key(finished: FinishedRun) -> str:
-    """Return the fingerprint of the statistics with which new rows are compared."""
-    return fingerprint(_KIND, _VERSION, finished.model.fingerprint)
-
-
 def verdict_on(
-    sources: Sequence[PartSource], parts: Sequence[PartFacts], spec: SampleSpec, prepared: Prepared, context: RunContext
-) -> Verdict | None:
-    """Return the verdict on the rows that an append has encoded.
+    sources: Sequence[PartSource], parts: Sequence[Part], spec: SampleSpec, prepared: Prepared
+) -> tuple[Verdict | None, Reference | None]:
+    """Return the verdict on the rows that an append has encoded, and the statistics with which they were compared.
 
     If the rows cannot be judged, this is only logged as a warning, because the features are already complete.
     """
     finished = prepared.finished
     assert finished is not None
-    same_rows = {number: prepared.shards[prepared.position(number)] for number in finished.same_rows}
     try:
-        reference = _reference(finished, same_rows, spec, context)
+        reference = _stored_reference(finished) or _new_reference(prepared, finished, spec)
         if reference is None:
             log.warning("append: the new rows are not compared with earlier rows, because too few of those can be read")
-            return None
+            return None, None
         sample = draw_sample(sources, spec)
         n_outside = sum(part.n_outside for part in parts)
         n_good = sum(part.n_rows - part.n_bad for part in parts)
-        return judge_new_rows(reference, sample, finished.model, finished.model.columns, n_outside, n_good)
+        model = finished.model
+        return judge_new_rows(reference, sample, model, model.columns, n_outside, n_good), reference
     except Exception as error:  # the features are complete without a verdict
         reason = printable(f"{type(error).__name__}: {error}")
         log.warning("append: the new rows could not be compared with the training rows: %s", reason)
-        return None
+        return None, None
 
 
 def check_verdict(found: Verdict | None, directory: Path, on_append_drift: str) -> None:
@@ -93,50 +82,30 @@ def check_verdict(found: Verdict | None, directory: Path, on_append_drift: str) 
     log.warning("append: verdict on the new rows: %s. %s", found.verdict, words)
 
 
-def _reference(
-    finished: FinishedRun, same_rows: Mapping[int, Shard], spec: SampleSpec, context: RunContext
-) -> Reference | None:
-    """Return the statistics of earlier rows: those that an earlier append has stored, or new ones, which are stored.
-
-    The files of `same_rows`, the current shards by their numbers, may have changed, but not their rows.
-    """
-    key = reference_key(finished)
-
-    def read(record: Record) -> Reference:
-        data = load_at_most(context.ledger, record, Reference.max_bytes(finished.model))
-        return Reference.from_npz(data, finished.model)
-
-    found = context.earlier.latest(_KIND, key, read, "append: stored statistics cannot be used (%s)")
-    if found is not None:
-        return found
-    reference = _new_reference(finished, same_rows, spec, context)
-    if reference is not None:
-        entry = context.ledger.write(f"stages/{_KIND}", ".npz", reference.to_npz())
-        context.ledger.commit(Record(_KIND, key, entry))
-    return reference
+def _stored_reference(finished: FinishedRun) -> Reference | None:
+    """Return the statistics that an earlier append has stored, or None."""
+    stored = finished.result.statistics()
+    return None if stored is None else Reference.of_stored(*stored)
 
 
-def _new_reference(
-    finished: FinishedRun, same_rows: Mapping[int, Shard], spec: SampleSpec, context: RunContext
-) -> Reference | None:
+def _new_reference(prepared: Prepared, finished: FinishedRun, spec: SampleSpec) -> Reference | None:
     """Compute the statistics of earlier rows; None if too few of them can be read."""
-    parts = [PartFacts.from_line(line) for line in finished.manifest["parts"]]
+    facts = finished.result.facts
     # The training numbers its rows without those of unreadable files, which are all bad.
-    trained = [part for part in parts if part.append_id is None and part.n_bad < part.n_rows]
+    trained = [part for part in finished.result.parts if not part.append_id and part.n_bad < part.n_rows]
     n_rows = sum(part.n_rows for part in trained)
     # After appends, some rows of the training may have been replaced, so the validation rows are not known.
-    rows = None if finished.appends else _held_out(finished.manifest, n_rows)
+    rows = None if facts.appends else _held_out(facts.config, n_rows, prepared.budget.max_validation_rows)
     is_held_out = rows is not None
     if rows is None:
         rows = spread_rows(n_rows, _NO_ROWS, min(n_rows, spec.n_rows), spec.seed, max_runs=_MAX_STRETCHES)
     stretches = held_out_stretches(rows, spec.n_rows, _MAX_STRETCHES)
-    sources, stretches = _readable(trained, stretches, finished, same_rows, context.ledger.directory)
+    sources, stretches = _readable(trained, stretches, prepared, finished)
     sample = draw_sample(sources, spec, stretches)
     if sample is None or len(sample.rows) < 2:
         return None
     reference = Reference.of(sample, finished.model, is_held_out, n_rows)
-    config = finished.manifest["config"]
-    if config.get("fit_on") is None and config.get("model") is None:
+    if facts.config.get("fit_on") is None and facts.config.get("model") is None:
         return reference
     # Not all of these rows determined the range, so those outside were counted.
     n_good = sum(part.n_rows - part.n_bad for part in trained)
@@ -144,27 +113,21 @@ def _new_reference(
     return replace(reference, outside_share=n_outside / n_good, outside_rows=float(n_good))
 
 
-def _held_out(manifest: Mapping[str, Any], n_rows: int) -> np.ndarray | None:
+def _held_out(config: Mapping[str, Any], n_rows: int, n_most: int) -> np.ndarray | None:
     """Return the sorted numbers of the validation rows, or None if there are none or the model was given."""
-    config = manifest["config"]
-    n_validated = round(config["validation_fraction"] * n_rows)
-    limit = manifest["request"]["training"].get("validation_rows")
-    if limit is not None:
-        n_validated = min(n_validated, int(limit))
+    n_validated = min(round(config["validation_fraction"] * n_rows), n_most)
     if config.get("model") is not None or n_validated < 2:
         return None
     return spread_rows(n_rows, _NO_ROWS, n_validated, config["seed"])
 
 
 def _readable(
-    parts: Sequence[PartFacts],
-    stretches: Sequence[_Stretch],
-    finished: FinishedRun,
-    same_rows: Mapping[int, Shard],
-    folder: Path,
+    parts: Sequence[Part], stretches: Sequence[_Stretch], prepared: Prepared, finished: FinishedRun
 ) -> tuple[list[PartSource], list[_Stretch]]:
     """Return the parts that contain stretches, as far as their files can be read, and the stretches in these parts."""
-    inputs = Inputs(finished.manifest, finished.model)
+    # Files may have changed, but not their rows.
+    same_rows = {number: prepared.shards[prepared.position(number)] for number in finished.same_rows}
+    inputs = Inputs(finished.result)
     sources: list[PartSource] = []
     found: list[_Stretch] = []
     n_before = 0  # rows of the sources
@@ -174,13 +137,13 @@ def _readable(
             shard = _unchanged_shard(inputs, part)
         if shard is None:
             continue
-        sources.append(PartSource(Block(shard, part.start, part.stop), folder / part.entry.file))
+        sources.append(PartSource(Block(shard, part.start, part.stop), finished.result.directory / part.file))
         found += [(n_before + start, n_before + stop) for start, stop in pieces]
         n_before += part.n_rows
     return sources, found
 
 
-def _by_part(parts: Sequence[PartFacts], stretches: Sequence[_Stretch]) -> Iterator[tuple[PartFacts, list[_Stretch]]]:
+def _by_part(parts: Sequence[Part], stretches: Sequence[_Stretch]) -> Iterator[tuple[Part, list[_Stretch]]]:
     """Yield each part that contains stretches, with the rows of these stretches in the part.
 
     A stretch that continues in the next part ends at the end of its first part.
@@ -201,10 +164,10 @@ def _spaced(items: Sequence[T], n_most: int) -> list[T]:
     return [items[number] for number in numbers]
 
 
-def _unchanged_shard(inputs: Inputs, part: PartFacts) -> Shard | None:
+def _unchanged_shard(inputs: Inputs, part: Part) -> Shard | None:
     """Return the shard of a part, or None if the input file is missing or has changed."""
     try:
-        return inputs.shard(part.line())
+        return inputs.shard(part)
     except (DataError, NoInput) as error:
         log.debug("append: file=%s: not used as a reference: %s", printable(part.path), error)
         return None

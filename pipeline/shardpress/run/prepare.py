@@ -16,12 +16,14 @@ from shardpress.columns import Columns
 from shardpress.device import TILE_ROWS
 from shardpress.errors import ConfigError, DataError, printable, quantity
 from shardpress.formats import fingerprint
-from shardpress.model import Model, load_model
+from shardpress.model import Model
 from shardpress.output.inside import files_inside
 from shardpress.preparation import Preparation, preparation_of
+from shardpress.records import Request
+from shardpress.result import INDEX, load_model
 from shardpress.run.budget import Budget, make_budget, n_threads_of, repeated_chunks, too_wide
 from shardpress.run.digests import digests_of_rows
-from shardpress.run.fingerprints import Request, request_of
+from shardpress.run.fingerprints import request_of
 from shardpress.run.finished import FinishedRun
 from shardpress.run.fitted import fitted_rows, name_of_extra
 from shardpress.scan.ranges import Scan
@@ -314,7 +316,7 @@ def _open_inputs(
         like = finished.part
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     shards = open_sources(sources, selection, on_bad_shard, rule, like)
-    n_others = 0 if finished is None else len(finished.identities) - len(finished.same_rows)
+    n_others = 0 if finished is None else len(finished.shards) - len(finished.same_rows)
     if error := too_many_bad_shards(config, refused, len(shards) + len(refused) + n_others):
         raise error
     if finished is not None and not shards:
@@ -436,6 +438,6 @@ def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]
     if settings.inputs.model:
         model = Path(settings.inputs.model)
         if model.is_dir():
-            model = model / "model.h5"
+            model = model / INDEX
         if files_inside(output, [model]):
             yield f"{where}: contains the given model and the results of its training, expected another --output"

@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shardpress.errors import DataError, printable, quantity, short_list
-from shardpress.output.records import Record
+from shardpress.output.files import WORK, unique_name
+from shardpress.output.journal import Record
 from shardpress.progress import Progress
 from shardpress.run.context import RunContext
 from shardpress.run.memory import block_bytes, chunk_bytes
@@ -48,23 +49,23 @@ class ScanStage:
         return self.prepared.scan_key
 
     def load(self, earlier: EarlierResults) -> Scan | None:
-        scan = self.committed(earlier)
+        scan = self.existing(earlier)
         if scan is None or not scan.unreadable:
             return scan
         # Unreadable files may have been repaired without a new modification time.
-        earlier.drop(*earlier.ledger.records("scan", self.key()))
+        earlier.withdraw(*earlier.journal.records("scan", self.key()))
         return None
 
-    def committed(self, earlier: EarlierResults) -> Scan | None:
+    def existing(self, earlier: EarlierResults) -> Scan | None:
         """Return the scan of an earlier run, even if it could not read some files, or None."""
 
         def read(record: Record) -> Scan:
-            return Scan.from_npz(earlier.ledger.load(record))
+            return Scan.from_npz(earlier.journal.load(record))
 
         return earlier.latest("scan", self.key(), read, "scan: the earlier scan cannot be used (%s); it is recomputed")
 
     def make(self, context: RunContext) -> Scan:
-        """Scan all rows and commit the result. Large integers are scanned again with an offset subtracted."""
+        """Scan all rows and keep the result. Large integers are scanned again with an offset subtracted."""
         scan = self._scan(context)
         offset = self.offset_of(scan)
         if offset is not None:
@@ -75,8 +76,8 @@ class ScanStage:
             )
             with_offset = ScanStage(self.prepared.with_offset(offset))
             scan = replace(with_offset._scan(context), offset=offset)
-        entry = context.ledger.write("stages/scan", ".npz", scan.to_npz())
-        context.ledger.commit(Record("scan", self.key(), entry))
+        entry = context.journal.write(unique_name(f"{WORK}/scan", ".npz"), scan.to_npz())
+        context.journal.add(Record("scan", self.key(), entry))
         return scan
 
     def offset_of(self, scan: Scan) -> np.ndarray | None:

@@ -8,9 +8,8 @@ from pathlib import Path
 
 from shardpress.encoding.storage import storage_of
 from shardpress.errors import WriteFailed, printable
-from shardpress.output.ledger import Ledger
+from shardpress.output.journal import Journal
 from shardpress.run.prepare import Prepared
-from shardpress.run.resume import n_rows_in
 
 log = logging.getLogger(__name__)
 
@@ -20,24 +19,25 @@ _LEAST_COMPRESSED = 4  # compression ratio that is assumed before any features a
 
 @dataclass(frozen=True)
 class Written:
-    """Rows with committed features that a run reuses, and the bytes of their parts."""
+    """Rows with features that a run reuses, and the bytes of their parts."""
 
     n_rows: int = 0
     n_bytes: int = 0
 
 
-def check_space(ledger: Ledger, prepared: Prepared) -> None:
+def check_space(journal: Journal, prepared: Prepared) -> None:
     """Raise `WriteFailed` if the features do not fit on the disk of the output directory."""
     try:
-        free = ledger.disk.free_bytes(ledger.directory)
+        free = journal.disk.free_bytes(journal.directory)
     except OSError as error:
-        log.debug("output=%s: the free space is unknown: %s", printable(ledger.directory), error)
+        log.debug("output=%s: the free space is unknown: %s", printable(journal.directory), error)
         return
     # Existing parts may belong to this model, whose fingerprint is known only after the training.
-    kept = set() if prepared.finished is None else {part.entry.file for part in prepared.finished.parts}
-    records = [record for record in ledger.records("part") if record.entry.file not in kept]
-    n_bytes = sum(record.entry.n_bytes for record in records)
-    check_free(prepared, Written(n_rows_in(records), n_bytes), free)
+    parts = [record.part for record in journal.records("part")]
+    if journal.base is not None and prepared.finished is None:
+        parts += journal.base.parts
+    n_bytes = sum(part.entry.n_bytes for part in parts)
+    check_free(prepared, Written(sum(part.n_rows for part in parts), n_bytes), free)
 
 
 def check_free(prepared: Prepared, written: Written, free: int) -> None:

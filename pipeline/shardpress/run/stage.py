@@ -24,7 +24,7 @@ class Stage(Protocol[Result]):
         ...
 
     def make(self, context: RunContext) -> Result:
-        """Compute the result, or the missing part of it, and commit it."""
+        """Compute the result, or the missing part of it, and name its files in the journal."""
         ...
 
     def check(self, result: Result) -> None:
@@ -40,7 +40,7 @@ def load_or_make(stage: Stage[Result], context: RunContext) -> Result:
     else:
         log.info("%s: reusing the result of an earlier run", stage.name)
         context.state.reused[stage.name] = f"the {stage.name}"
-    # The check comes after the commit, so that a run with more tolerant settings can reuse the result.
+    # The check comes after `make`, so that a run with more tolerant settings can reuse the result.
     stage.check(result)
     context.state.end_stage(stage.name)
     return result

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from shardpress.errors import quantity
+from shardpress.result import Result
 
 _VERDICTS = {
     "keep": "The new rows are like the rows of the training: keep the model.",
@@ -54,10 +54,9 @@ class Summary:
         )
 
     @classmethod
-    def of_manifest(cls, manifest: Mapping[str, Any], output: str) -> Summary:
-        """Return the summary of a finished run, without times; `output` is the directory that contains it now."""
-        stored = manifest["summary"]
-        return cls(**{**stored, "output": output, "seconds": {}, "compiling": 0.0, "before": True})
+    def of_result(cls, result: Result, output: str, seconds: dict[str, float]) -> Summary:
+        """Return the summary of a finished run; `output` is its directory now, and `seconds` the times of this run."""
+        return cls(**{**result.facts.summary, "output": output, "seconds": seconds, "compiling": 0.0, "before": True})
 
     @staticmethod
     def _appended_in_words(appended: Mapping[str, int]) -> str:

@@ -6,28 +6,26 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from shardpress.encoding.parts import PartFacts
+from shardpress.records import Part
 from shardpress.rowfacts import has_lost_trained_rows, n_trained_shards
 from shardpress.run.prepare import Prepared
 from shardpress.shards.shard import first_rows
 
 
-def trained_in(
-    parts: Sequence[PartFacts], all_parts: Sequence[PartFacts], prepared: Prepared
-) -> Iterator[np.ndarray | None]:
+def trained_in(parts: Sequence[Part], all_parts: Sequence[Part], prepared: Prepared) -> Iterator[np.ndarray | None]:
     """Yield a mask of the rows of each encoded part that trained the model, or None if they are unknown.
 
     `all_parts` includes those of a run that is extended. Of an append, only new files have not trained the model.
     """
     starts = first_rows(prepared.shards)
-    inputs = prepared.whole_request.inputs
+    request = prepared.whole_request
     is_unknown = prepared.given_model is not None
     if prepared.finished is not None:
-        is_given = prepared.finished.manifest["config"].get("model") is not None
-        is_unknown = is_given or has_lost_trained_rows(inputs, [part.line() for part in all_parts])
+        is_given = prepared.finished.result.facts.config.get("model") is not None
+        is_unknown = is_given or has_lost_trained_rows(request, all_parts)
     for part in parts:
         # The extra of --fit-on may have changed in the files of the training.
-        if is_unknown or (prepared.finished is not None and part.shard < n_trained_shards(inputs)):
+        if is_unknown or (prepared.finished is not None and part.shard < n_trained_shards(request)):
             yield None
         elif prepared.finished is not None:
             yield np.zeros(part.n_rows, dtype=bool)

@@ -17,14 +17,16 @@ from shardpress.cluster.pool import LocalPool
 from shardpress.cluster.stats import WorkerStats
 from shardpress.device import autoencoder_of
 from shardpress.errors import TrainingDiverged, printable
-from shardpress.model import Model, load_model
-from shardpress.output.records import LAST_GOOD, Record
+from shardpress.model import Model
+from shardpress.output.files import LAST_GOOD, WORK, unique_name
+from shardpress.output.journal import Record
 from shardpress.progress import Progress
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import DeadlinePolicy, epochs_that_fit
+from shardpress.run.encoding_stage import write_model
 from shardpress.run.memory import ALLOCATOR_BYTES, NETWORK_COPIES, SCALING_BYTES, chunk_bytes, network_bytes
 from shardpress.run.prepare import Prepared
-from shardpress.run.resume import EarlierResults, load_at_most, step_of
+from shardpress.run.resume import EarlierResults, step_of
 from shardpress.run.sample import Sample, StageEstimate, TrainingPace
 from shardpress.scan.ranges import Scan
 from shardpress.settings.deadline import in_words
@@ -57,15 +59,10 @@ class TrainingStage:
         return self.prepared.request.of_model(self.unreadable)
 
     def load(self, earlier: EarlierResults) -> Model | None:
-        directory = earlier.ledger.directory
-
-        def read(record: Record) -> Model:
-            return load_model(directory / record.entry.file)
-
-        model = earlier.latest("model", self.key(), read, "%s; the model is trained again")
+        model = earlier.model(self.key())
         if model is None:
             return None
-        self._drop_checkpoints(earlier)
+        self._remove_checkpoints(earlier)
         return replace(model, columns=self.prepared.columns)
 
     def last_checkpoint(self, earlier: EarlierResults) -> Record | None:
@@ -74,17 +71,16 @@ class TrainingStage:
         return checkpoints[-1] if checkpoints else None
 
     def make(self, context: RunContext) -> Model:
-        """Train, and commit the model."""
+        """Train, and keep the model."""
         assert self.scan is not None
         prepared = self.prepared
         self._warn_of_idle_devices(context)
         # Training leaves out bad rows and the rows that it must not see in the same way.
         left_out = np.union1d(self.scan.bad_rows, prepared.not_fitted())
         model = _trained(prepared, context, self.key(), replace(self.scan, bad_rows=left_out))
-        entry = context.ledger.write("stages/model", ".h5", model.to_hdf5())
-        context.ledger.commit(Record("model", self.key(), entry))
-        # Checkpoints are dropped only now: until the model is committed, a run resumes from them.
-        self._drop_checkpoints(context.earlier)
+        context.journal.add(Record("model", self.key(), write_model(context.journal, model)))
+        # Checkpoints are removed only now: until the journal names the model, a run resumes from them.
+        self._remove_checkpoints(context.earlier)
         # The compiled functions are in reference cycles, which keep all rows in memory.
         gc.collect()
         return model
@@ -143,8 +139,8 @@ class TrainingStage:
 
     # -- private --
 
-    def _drop_checkpoints(self, earlier: EarlierResults) -> None:
-        earlier.drop(*earlier.ledger.records("checkpoint", self.key()))
+    def _remove_checkpoints(self, earlier: EarlierResults) -> None:
+        earlier.withdraw(*earlier.journal.records("checkpoint", self.key()))
 
     def _warn_of_idle_devices(self, context: RunContext) -> None:
         config = self.prepared.config
@@ -188,8 +184,9 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
     try:
         _train(prepared, context, key, training, deadline)
     except TrainingDiverged as error:  # another run would diverge, too, so the weights are stored for inspection
-        context.ledger.replace(LAST_GOOD, _model(prepared, scan, training, {"stopped": str(error)}).to_hdf5())
-        path = context.ledger.directory / LAST_GOOD
+        last_good = _model(prepared, scan, training, {"stopped": str(error)})
+        context.journal.add(Record("diverged", key, context.journal.write(LAST_GOOD, last_good.to_hdf5())))
+        path = context.journal.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {printable(path)}.") from error
     _log_end(training)
     about = _facts(prepared, context, training)
@@ -248,13 +245,8 @@ def _resume_latest(context: RunContext, key: str, training: Training) -> None:
 
 
 def _resume(context: RunContext, training: Training, record: Record) -> Checkpoint:
-    """Resume the training from a committed checkpoint; raise `ValueError` if it does not fit.
-
-    A user who can write to the output directory can forge records. Therefore the size is checked before the file is
-    read, and its content before it is used.
-    """
-    array_bytes = sum(array.nbytes for array in training.checkpoint().arrays.values())
-    checkpoint = Checkpoint.from_npz(load_at_most(context.ledger, record, array_bytes))
+    """Resume the training from a checkpoint; raise `ValueError` if it does not fit."""
+    checkpoint = Checkpoint.from_npz(context.journal.load(record))
     n_steps = checkpoint.n_steps
     epoch = checkpoint.state.epoch
     is_possible = (epoch - 1) * training.steps_per_epoch <= n_steps <= (epoch + 1) * training.steps_per_epoch
@@ -326,11 +318,11 @@ def _runner(prepared: Prepared, context: RunContext) -> Iterator[RoundRunner | N
 
 
 def _save(prepared: Prepared, context: RunContext, key: str, checkpoint: Checkpoint) -> None:
-    """Commit a checkpoint, and drop all but the last ones."""
-    entry = context.ledger.write("stages/checkpoint", ".npz", checkpoint.to_npz())
+    """Keep a checkpoint, and remove all but the last ones."""
+    entry = context.journal.write(unique_name(f"{WORK}/checkpoint", ".npz"), checkpoint.to_npz())
     state = checkpoint.state
     n_epochs = prepared.config.training.epochs if state.n_epochs is None else state.n_epochs
     facts = {"n_epochs": state.epoch, "of": n_epochs}
     # Twelve digits, so that the keys sort in the order of the steps.
-    context.ledger.commit(Record(f"checkpoint-{checkpoint.n_steps:012d}", key, entry, facts))
-    context.ledger.drop(*context.ledger.records("checkpoint", key)[:-_CHECKPOINTS_KEPT])
+    context.journal.add(Record(f"checkpoint-{checkpoint.n_steps:012d}", key, entry, facts))
+    context.journal.withdraw(*context.journal.records("checkpoint", key)[:-_CHECKPOINTS_KEPT])

@@ -4,36 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import numpy as np
 
-from shardpress.columns import Columns
+from shardpress.records import Outside
 from shardpress.scan.scaler import Scaler
-
-
-class Outside(NamedTuple):
-    """Summary of a column's values outside the model's range, `low` to `high`."""
-
-    column: int
-    value: float  # the farthest one
-    low: float
-    high: float
-    n_values: int
-
-    @property
-    def distance(self) -> float:
-        """Distance of the value from the range, divided by the width of the range."""
-        if self.high <= self.low:  # the scaler sets such a column to 0
-            return 0.0
-        return max(self.low - self.value, self.value - self.high) / (self.high - self.low)
-
-    def described(self, columns: Columns) -> str:
-        where = f"column {columns.numbered(self.column)}"
-        if self.high <= self.low:
-            return f"{where} ({self.value:g}, trained on {self.low:g} only)"
-        distance_text = f"{self.distance:.3g} ranges away"
-        return f"{where} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {distance_text})"
 
 
 def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]:

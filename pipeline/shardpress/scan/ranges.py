@@ -136,7 +136,7 @@ class Scan:
     def from_npz(cls, data: bytes) -> Scan:
         """Return the scan that `to_npz` stored, or raise `ValueError` if the data are not a scan.
 
-        The values are not checked, because commit records have the digests of scans.
+        The values are not checked, because the journal has the digests of scans.
         """
         arrays, about = unpack(data)
         try:

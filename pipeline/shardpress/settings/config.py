@@ -161,7 +161,7 @@ class _InputSettings:
         affects="scan",
     )
     model: FilePath | None = _setting(
-        "Encode with this model.h5, or with the model of this output directory; train nothing."
+        "Encode with this model file, or with the model of this output directory; train nothing."
     )
 
 

@@ -138,14 +138,14 @@ def _open_few(sources: Sequence[Source], selection: Selection) -> list[Shard | D
 
 
 def _check_as_listed(shard: Shard, source: Source) -> None:
-    """Check that the file is the one that the manifest lists; the digest, which takes longest, comes last."""
+    """Check that the file is the one that the index names; the digest, which takes longest, comes last."""
     where = f"file={printable(source.path)}"
     n_bytes = shard.identity.size
     for n, expected, unit in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
         if expected not in (None, n):
-            raise DataError(f"{where}: {n} {unit}, expected {expected} from the manifest. {COPY_AGAIN}")
+            raise DataError(f"{where}: {n} {unit}, expected {expected} from the index. {COPY_AGAIN}")
     if source.blake3 is not None and file_digest(shard.path, shard.identity) != source.blake3:
-        raise DataError(f"{where}: its content has changed: the BLAKE3 digest differs from the manifest. {COPY_AGAIN}")
+        raise DataError(f"{where}: its content has changed: the BLAKE3 digest differs from the index. {COPY_AGAIN}")
 
 
 # -- all together ------------------------------------------------------------------------------------------------

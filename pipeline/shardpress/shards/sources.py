@@ -1,4 +1,4 @@
-"""Search for input files: files that match patterns, and parts that the manifest of an output directory lists."""
+"""Search for input files: files that match patterns, and parts that the index of an output directory names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from shardpress.errors import DataError, NoInput, NotPermitted, printable, short_list
 from shardpress.hdf5.files import FILES, translated_error
 from shardpress.hdf5.superblock import signature_at
-from shardpress.output.records import read_manifest
+from shardpress.result import INDEX, Result
 
 log = logging.getLogger(__name__)
 
@@ -22,12 +22,11 @@ _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
 _LISTED = 3  # files of a directory that are not HDF5, in a message
 _MARKER = ".shardpress"
 COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
-_INDEX = "index.h5"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A file to open, with facts from the manifest of an output directory."""
+    """A file to open, with facts from the index of an output directory."""
 
     path: Path
     n_rows: int | None = None
@@ -43,7 +42,7 @@ def find(patterns: Sequence[str]) -> list[Source]:
     patterns : sequence of str
         Files, globs, and directories. A directory means all files in it that have HDF5's signature or a usual ending,
         except for hidden files and subdirectories. An output directory of shardpress, or the index in it, means the
-        parts that its manifest lists.
+        parts that its index names.
 
     Raises
     ------
@@ -83,7 +82,7 @@ def _file_key(path: Path) -> object:
 
 def _matches(pattern: str) -> list[Source]:
     path = Path(pattern)
-    directory = path.parent if path.name == _INDEX else path
+    directory = path.parent if path.name == INDEX else path
     # The marker exists from the start of a run, so nothing is read from an unfinished one.
     if os.path.lexists(directory / _MARKER):
         return _parts(directory)
@@ -227,20 +226,12 @@ def _check_inside(directory: str, entries: Sequence[Path]) -> None:
 
 
 def _parts(directory: Path) -> list[Source]:
-    """Return the parts that an output directory's manifest lists; other files in it are unfinished."""
+    """Return the parts that the index of an output directory names; other files in it are unfinished."""
     where = f"input={printable(directory)}"
-    try:
-        parts = [
-            Source(directory / line["file"], line["n_rows"], line["n_bytes"], line["blake3"])
-            for line in read_manifest(directory)["parts"]
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: its manifest is malformed: {error!r}. {COPY_AGAIN}") from error
+    parts = Result.open(directory, is_foreign=True).parts
     for part in parts:
-        _check_in_directory(part.path.relative_to(directory), directory, where)
-    if not parts:
-        raise DataError(f"{where}: its manifest lists no parts, expected at least one. {COPY_AGAIN}")
-    return parts
+        _check_in_directory(Path(part.file), directory, where)
+    return [Source(directory / part.file, part.n_rows, part.entry.n_bytes, part.entry.blake3) for part in parts]
 
 
 def _check_in_directory(part: Path, directory: Path, where: str) -> None:

@@ -18,6 +18,8 @@ from shardpress.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # prefixes of groups: PyTables' indexes, MATLAB's cells
 LISTED = 20
 """Number of names that a refusal lists."""
+GROUP = b"shardpress"
+"""Group in our results and models with everything except the rows."""
 _LEAST_ENTRY_BYTES = 4  # minimum bytes of an entry: 2 for an address, 1 for a name, and 1 to mark the end
 _STORAGE_FAILED = re.compile(r"errno = \d")  # in HDF5's message if the storage fails
 _UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError)
@@ -166,7 +168,7 @@ def objects(root: Any) -> Iterator[tuple[str, Any]]:
             item = h5py.h5o.open(group, name)
             address = _identity(item)
             is_group = isinstance(item, h5py.h5g.GroupID)
-            if address in seen or (is_group and name.startswith(_INTERNAL)):
+            if address in seen or (is_group and _is_internal(name, item)):
                 continue
             seen.add(address)
             yield text(prefix + name), item
@@ -176,6 +178,11 @@ def objects(root: Any) -> Iterator[tuple[str, Any]]:
                 yield from below(item, prefix + name + b"/", depth + 1)
 
     return below(root, b"", 1)
+
+
+def _is_internal(name: bytes, group: Any) -> bool:
+    """Return whether a group contains no rows: one of PyTables, or that of a result or a model."""
+    return name.startswith(_INTERNAL) or (name == GROUP and h5py.h5a.exists(group, b"format"))
 
 
 def names_in(group: Any, n_seen: int = 0) -> list[bytes]:

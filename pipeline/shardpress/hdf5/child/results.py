@@ -1,7 +1,7 @@
 """Function of the child that refuses a file with anything that shardpress does not write to an index or a model.
 
 An index and a model come from other users, and their bytes are opened by libhdf5 in the main process afterwards. Values
-are not checked: `model.load_model` and the reader of an index compare shapes with the network and the tables.
+are not checked: `shardpress.modelfile` and `shardpress.result` compare them with the network and the tables.
 """
 
 import re
@@ -11,29 +11,28 @@ from typing import Any
 import h5py
 import numpy as np
 
-from shardpress.hdf5.child.find import Refused, attribute, dtype_of, names_in
+from shardpress.hdf5.child.find import GROUP, Refused, attribute, dtype_of, names_in
 from shardpress.hdf5.forms import text
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_ITEM
 
-_GROUP = b"shardpress"
 _SOURCE = re.compile(rb"parts/[0-9A-Za-z_][0-9A-Za-z_.-]*\.h5|index-[0-9a-f]{32}\.h5")
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}
 _ARRAY_TYPES = [h5py.h5t.py_create(np.dtype(code), logical=True) for code in "?bBhHiIqQfd"]
 
 _MOST_DATASETS = 10_000  # in the root group
-_MOST_MAPPINGS = 200_000  # in all virtual datasets
-_MOST_OBJECTS = 1000  # in the group `_GROUP`
-_MOST_DEPTH = 4  # nested groups, including `_GROUP`
+_MOST_MAPPINGS = 2_000_000  # in all virtual datasets
+_MOST_OBJECTS = 100_000  # in the group `GROUP`
+_MOST_DEPTH = 4  # nested groups, including `GROUP`
 _MOST_ATTRIBUTES = 1000  # of one object
-_MOST_ATTRIBUTE = 2**16  # bytes of an attribute in `_GROUP`
+_MOST_ATTRIBUTE = 2**16  # bytes of an attribute in `GROUP`
 _MOST_DESCRIPTION = 2**24  # bytes of an attribute outside; a list of categories can be long
 
 
 def check_result(file: h5py.File) -> tuple[None, list[np.ndarray]]:
     """Raise `Refused` if the file contains anything that an index or a model does not contain.
 
-    The root group has datasets and one group, `_GROUP`. A dataset is virtual, or stored in the file. Mappings name
-    files in ``parts/`` or smaller views, and the same dataset there. `_GROUP` has groups and contiguous arrays of
+    The root group has datasets and one group, `GROUP`. A dataset is virtual, or stored in the file. Mappings name
+    files in ``parts/`` or smaller views, and the same dataset there. `GROUP` has groups and contiguous arrays of
     numbers. All links are hard links. The total size of all arrays and attributes is at most the size of the file.
 
     The shapes of virtual and of chunked datasets are not limited, because they need no space in the file. The caller
@@ -43,8 +42,9 @@ def check_result(file: h5py.File) -> tuple[None, list[np.ndarray]]:
         raise Refused(f"a user block of {file.userblock_size} bytes, expected none")
     check = _Check(file.id.get_filesize())
     check.attributes(file.id, "/", _MOST_DESCRIPTION)
-    for name, item in _members(file.id, "/", _MOST_DATASETS + 1):
-        if name == _GROUP and isinstance(item, h5py.h5g.GroupID):
+    for name in _names_of_members(file.id, "/", _MOST_DATASETS + 1):
+        item = h5py.h5o.open(file.id, name)  # one at a time: an open virtual dataset takes 4 kB for each mapping
+        if name == GROUP and isinstance(item, h5py.h5g.GroupID):
             check.group(item, f"/{text(name)}", 1)
         else:
             check.dataset_with_rows(item, name)
@@ -57,14 +57,14 @@ class _Check:
     def __init__(self, size: int) -> None:
         self._size = size  # bytes of the file
         self._n_bytes = 0  # of arrays and attributes
-        self._n_objects = 0  # below `_GROUP`
+        self._n_objects = 0  # below `GROUP`
         self._n_mappings = 0
 
     def dataset_with_rows(self, item: Any, name: bytes) -> None:
         """Check a dataset in the root group."""
         path = f"/{text(name)}"
         if not isinstance(item, h5py.h5d.DatasetID):
-            raise Refused(f"{path} is not a dataset, expected datasets and a group {text(_GROUP)}")
+            raise Refused(f"{path} is not a dataset, expected datasets and a group {text(GROUP)}")
         _check_type_of_rows(item, path)
         properties = item.get_create_plist()
         layout = properties.get_layout()
@@ -92,17 +92,20 @@ class _Check:
                 raise Refused(f"{path} has values in the dataset {found} of {source}, expected {expected}")
             for space in (properties.get_virtual_vspace(i), properties.get_virtual_srcspace(i)):
                 # HDF5 needs time and memory for each block of a selection, of which a few bytes can declare billions.
-                if space.get_select_type() != h5py.h5s.SEL_ALL and space.get_select_hyper_nblocks() != 1:
+                # The selection of a part without rows is empty.
+                is_simple = space.get_select_type() in (h5py.h5s.SEL_ALL, h5py.h5s.SEL_NONE)
+                if not is_simple and space.get_select_hyper_nblocks() != 1:
                     raise Refused(f"{path} has a mapping of several blocks, expected one block of rows")
 
     def group(self, group: Any, path: str, depth: int) -> None:
-        """Check `_GROUP` or a group in it, and everything below."""
+        """Check `GROUP` or a group in it, and everything below."""
         if depth > _MOST_DEPTH:
             raise Refused(f"{path} is a group at depth {depth}, expected at most {_MOST_DEPTH}")
         self.attributes(group, path, _MOST_ATTRIBUTE)
-        members = _members(group, path, _MOST_OBJECTS - self._n_objects)
-        self._n_objects += len(members)
-        for name, item in members:
+        names = _names_of_members(group, path, _MOST_OBJECTS - self._n_objects)
+        self._n_objects += len(names)
+        for name in names:
+            item = h5py.h5o.open(group, name)
             own_path = f"{path}/{text(name)}"
             if isinstance(item, h5py.h5g.GroupID):
                 self.group(item, own_path, depth + 1)
@@ -149,17 +152,15 @@ class _Check:
             raise Refused(f"{path} and others have {self._n_bytes} bytes of values, but the file has {self._size}")
 
 
-def _members(group: Any, path: str, most: int) -> list[tuple[bytes, Any]]:
-    """Return the names and objects in a group. Refuse more than `most` objects, and all links but hard links."""
+def _names_of_members(group: Any, path: str, most: int) -> list[bytes]:
+    """Return the names of the objects in a group. Refuse more than `most` objects, and all links but hard links."""
     names = names_in(group)
     if len(names) > most:
         raise Refused(f"{path} has {len(names)} objects, expected at most {most}")
-    members = []
     for name in names:
         if group.links.get_info(name).type != h5py.h5l.TYPE_HARD:
             raise Refused(f"{text(name)} in {path} is a soft or external link, expected an object in the file itself")
-        members.append((name, h5py.h5o.open(group, name)))
-    return members
+    return names
 
 
 def _check_type_of_rows(item: Any, path: str) -> None:

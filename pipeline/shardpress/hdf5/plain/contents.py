@@ -1,19 +1,8 @@
-"""Read groups of plain files: the root group, links, and arrays that are stored contiguously.
-
-Groups with soft or external links are rejected, and so are virtual datasets and arrays with external storage, chunks or
-filters. Arrays are read from their offsets without libhdf5, so that a file takes no more memory than its own size.
-"""
+"""Read groups of plain files: the root group, and links. Soft and external links are rejected."""
 
 import struct
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator
 
-import numpy as np
-
-from shardpress.errors import DataError
-from shardpress.hdf5.files import read_into
-from shardpress.hdf5.layout import Layout, check_places
-from shardpress.hdf5.plain.datasets import Attribute, Dataset, attributes_of, dataset_of
 from shardpress.hdf5.plain.metadata import (
     HALVES,
     NOWHERE,
@@ -30,9 +19,7 @@ from shardpress.hdf5.plain.metadata import (
 )
 from shardpress.hdf5.superblock import SIGNATURE, Superblock
 
-MOST_NAMES = 1000
-"""Maximum number of names in a group."""
-
+_MOST_NAMES = 1000  # in a group
 _LONGEST_NAME = 2**10  # bytes
 _MOST_GAPS = 1000  # gaps in the heap with the names of a group
 
@@ -44,9 +31,6 @@ _NAMES = struct.Struct("<4sBxH")
 _NAME = struct.Struct("<QQI20x")
 _HEAP = struct.Struct("<4s4xQQQ")
 _MOST_IN_LEAF = 8
-
-
-# -- groups ------------------------------------------------------------------------------------------------------
 
 
 def root(file: Metadata) -> Messages:
@@ -78,7 +62,7 @@ def links(file: Metadata, group: Messages) -> dict[bytes, int]:
     """Map the names in a group to the addresses of the objects, in name order. Only hard links are allowed."""
     pairs = _links_in_order(file, group)
     links = dict(pairs)
-    expect(len(links) == len(pairs) <= MOST_NAMES)
+    expect(len(links) == len(pairs) <= _MOST_NAMES)
     expect(not any(name in (b"", b".") or b"/" in name for name in links))
     return links
 
@@ -111,7 +95,7 @@ def _old_links(file: Metadata, tree: int, heap: int) -> Iterator[tuple[bytes, in
     """Yield the entries of a symbol table (III.B). The entries are in nodes below a B-tree, and the names in a heap."""
     names = _names(file, heap)
     keys, nodes = leaves(file, tree, 0, 1)
-    expect(len(nodes) <= MOST_NAMES)
+    expect(len(nodes) <= _MOST_NAMES)
     bounds = keys[:, 0].tolist()
     last = b""
     for bound, node in zip(bounds[:-1], nodes.tolist(), strict=True):
@@ -153,67 +137,3 @@ def _names(file: Metadata, heap: int) -> bytes:
 def _name_at(names: bytes, offset: int) -> bytes:
     end = names.index(0, offset, offset + _LONGEST_NAME)  # limited, because many entries could share a long name
     return names[offset:end]
-
-
-# -- attributes and arrays ---------------------------------------------------------------------------------------
-
-
-class Contents(NamedTuple):
-    """The root group of an open file."""
-
-    file: Metadata
-    attributes: Mapping[str, Attribute]  # by name; `datasets.value_of` decodes their values
-    addresses: Mapping[str, int]  # of object headers by name
-
-    def dataset(self, name: str) -> Dataset:
-        """Return the header of a dataset. Raise any exception if it is not stored contiguously or inline."""
-        found = dataset_of(messages(self.file, self.addresses[name]), self.file.end)
-        expect(found.kind in ("contiguous", "inline"), found.place < NOWHERE, found.dtype.code[1] in "uifb")
-        return found
-
-
-def read_contents(descriptor: int, size: int, base: int, most_bytes: int) -> Contents:
-    """Return the contents of the root group of an open file, after reading at most `most_bytes` bytes of metadata.
-
-    The superblock at `base` must have been checked. Raise `OSError` if reading fails, and any exception if the file is
-    not plain.
-    """
-    file = Metadata(descriptor, size, base, most_bytes)
-    header = root(file)
-    addresses = {name.decode(): address for name, address in links(file, header).items()}
-    return Contents(file, attributes_of(header), addresses)
-
-
-def read_arrays(
-    descriptor: int, size: int, base: int, datasets: Mapping[str, Dataset], where: str
-) -> dict[str, np.ndarray]:
-    """Check that the values of datasets are inside the file and do not overlap, and return them.
-
-    Otherwise, raise `DataError` with a message that begins with `where`.
-    """
-    n_bytes = sum(dataset.n_bytes for dataset in datasets.values())
-    if n_bytes > size:
-        raise DataError(
-            f"{where}: arrays with {n_bytes} bytes in a file of {size} bytes, expected arrays that do not overlap. The "
-            "file is damaged or forged: do not use it."
-        )
-    check_places([_layout(name, dataset, base) for name, dataset in datasets.items()], size, where, base)
-    return {name: _values(descriptor, base, dataset) for name, dataset in datasets.items()}
-
-
-def _layout(name: str, dataset: Dataset, base: int) -> Layout:
-    dtype = np.dtype(dataset.dtype.code)
-    return Layout(name, dataset.shape, dtype, dataset.kind, base + dataset.place, data=dataset.data)
-
-
-def _values(descriptor: int, base: int, dataset: Dataset) -> np.ndarray:
-    """Return the values of a dataset. The place of the values must have been checked."""
-    dtype = np.dtype(dataset.dtype.code)
-    # Read bytes first: a bool that is neither 0 nor 1 must not reach NumPy.
-    content = np.empty(dataset.n_bytes, dtype=np.uint8)
-    if dataset.kind == "inline":
-        content[:] = np.frombuffer(dataset.data, dtype=np.uint8)
-    else:
-        read_into(descriptor, content.data, base + dataset.place)
-    expect(dtype.kind != "b" or content.max(initial=0) <= 1)
-    return content.view(dtype).reshape(dataset.shape)

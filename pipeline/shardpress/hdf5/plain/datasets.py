@@ -10,7 +10,7 @@ import numpy as np
 from shardpress.hdf5.filters.codecs import ASKED, FILTERS, objection
 from shardpress.hdf5.layout import grid_of
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_ITEM, SMALLEST
-from shardpress.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Kind, Messages, Metadata, NotPlain, expect, leaves
+from shardpress.hdf5.plain.metadata import MOST_BYTES, NOWHERE, Kind, Messages, Metadata, expect, leaves
 
 _UNLIMITED = 2**64 - 1
 
@@ -42,18 +42,6 @@ class Dataset(NamedTuple):
     def is_candidate(self) -> bool:
         """True if the dataset could hold the rows."""
         return len(self.shape) >= 2 and self.dtype.code[1] in "uifb"
-
-
-class Attribute(NamedTuple):
-    name: bytes
-    dtype: _Type
-    shape: tuple[int, ...]
-    data: bytes  # stored values, perhaps with padding
-
-    @property
-    def n_bytes(self) -> int:
-        """Total size of the values in bytes, without padding."""
-        return prod(self.shape) * self.dtype.itemsize
 
 
 # -- datasets ----------------------------------------------------------------------------------------------------
@@ -304,18 +292,6 @@ def _variable_text_type(body: bytes) -> _Type:
 
 # -- attributes --------------------------------------------------------------------------------------------------
 
-_REFERENCE = struct.Struct("<IQI")  # bytes of the string, address of the heap, number of the object in the heap
-_HEAP = struct.Struct("<4sB3xQ")
-_OBJECT = struct.Struct("<HH4xQ")
-_MOST_OBJECTS = 1000  # objects to read in one heap
-
-
-def attributes_of(header: Messages) -> dict[str, Attribute]:
-    attributes = [attribute_of(message) for message in header.get(Kind.ATTRIBUTE, [])]
-    by_name = {attribute.name.decode(): attribute for attribute in attributes}
-    expect(len(by_name) == len(attributes))
-    return by_name
-
 
 def attribute_name(message: bytes) -> bytes:
     """Return the name in an attribute message, whatever the type of its value."""
@@ -324,8 +300,8 @@ def attribute_name(message: bytes) -> bytes:
     return message[place : place + size].rstrip(b"\0")
 
 
-def attribute_of(message: bytes) -> Attribute:
-    """Parse an attribute message (IV.A.2.m)."""
+def checked_attribute_name(message: bytes) -> bytes:
+    """Return the name in an attribute message (IV.A.2.m). The message must be complete and of a known type."""
     version, flags, *sizes = struct.unpack_from("<BBHHH", message)
     expect(version in (1, 3), flags == 0)
     place = 8 if version == 1 else 9  # version 3 has an additional byte with the encoding of the name
@@ -334,58 +310,11 @@ def attribute_of(message: bytes) -> Attribute:
         pieces.append(message[place : place + size])
         place += _padded(size) if version == 1 else size
     name, dtype, space = pieces
-    return _attribute(name, dtype, space, message[place:])
-
-
-def _attribute(name: bytes, dtype: bytes, space: bytes, data: bytes) -> Attribute:
     shape, _ = _shape_and_maxshape(space)
-    attribute = Attribute(name[:-1], _dtype(dtype), shape, data)
-    expect(name.find(0) == len(name) - 1, attribute.n_bytes <= len(data))
-    return attribute
+    n_bytes = prod(shape) * _dtype(dtype).itemsize
+    expect(name.find(0) == len(name) - 1, place + n_bytes <= len(message))
+    return name[:-1]
 
 
 def _padded(size: int) -> int:
     return -(-size // 8) * 8
-
-
-def value_of(file: Metadata, attribute: Attribute) -> Any:
-    """Return the value of an attribute: a str for a single string, or an array of numbers.
-
-    Raise `NotPlain` or `ValueError` if the value has a different type or is damaged.
-    """
-    code = attribute.dtype.code
-    if code == "|O":
-        expect(attribute.shape == ())
-        return _text_in_heap(file, attribute.data).decode()
-    data = attribute.data[: attribute.n_bytes]
-    if code[1] == "S":
-        expect(attribute.shape == ())
-        return data.rstrip(b"\0").decode()
-    if code == "|b1":
-        expect(max(data, default=0) <= 1)
-    return np.frombuffer(data, code).reshape(attribute.shape)
-
-
-def _text_in_heap(file: Metadata, reference: bytes) -> bytes:
-    """Return a variable-length string from a global heap (III.E)."""
-    n_bytes, heap, wanted_number = _REFERENCE.unpack_from(reference)
-    if n_bytes == 0:
-        return b""
-    for number, start, size in _objects_in_heap(file, heap):
-        if number == wanted_number:
-            expect(size == n_bytes)
-            return file.at(start, n_bytes)
-    raise NotPlain
-
-
-def _objects_in_heap(file: Metadata, heap: int) -> Iterator[tuple[int, int, int]]:
-    signature, version, heap_bytes = _HEAP.unpack(file.at(heap, _HEAP.size))
-    expect(signature == b"GCOL", version == 1)
-    place = heap + _HEAP.size
-    for _ in range(_MOST_OBJECTS):
-        number, _, size = _OBJECT.unpack(file.at(place, _OBJECT.size))
-        expect(number != 0)  # object 0 is the free space at the end of the heap
-        start = place + _OBJECT.size
-        place = start + _padded(size)
-        expect(place <= heap + heap_bytes)
-        yield number, start, size

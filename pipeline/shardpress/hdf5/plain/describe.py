@@ -32,7 +32,7 @@ from shardpress.hdf5.forms import (
     variables_of,
 )
 from shardpress.hdf5.plain.contents import links, root
-from shardpress.hdf5.plain.datasets import Dataset, attribute_name, attribute_of, dataset_of, layout_claim
+from shardpress.hdf5.plain.datasets import Dataset, attribute_name, checked_attribute_name, dataset_of, layout_claim
 from shardpress.hdf5.plain.metadata import Kind, Metadata, NotPlain, expect, is_group, messages
 
 
@@ -126,7 +126,7 @@ def _has_notable_attributes(rows: Dataset, orientation: str | None) -> bool:
     notable = {b"columns", b"_FillValue"}
     if not orientation:
         notable.add(b"MATLAB_class")
-    names = {attribute_of(message).name for message in rows.header.get(Kind.ATTRIBUTE, [])}
+    names = {checked_attribute_name(message) for message in rows.header.get(Kind.ATTRIBUTE, [])}
     return not notable.isdisjoint(names)
 
 

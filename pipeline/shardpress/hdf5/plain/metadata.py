@@ -43,11 +43,11 @@ class Metadata:
     All functions with an argument of this class may raise `OSError`.
     """
 
-    def __init__(self, descriptor: int, size: int, base: int = 0, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(self, descriptor: int, size: int, base: int = 0) -> None:
         self.base = base  # offset of the superblock; all other offsets are relative to it
         self.end = size - base  # `contents.root` replaces the end of the file by the end of the data
         self._descriptor = descriptor
-        self._n_left = most_bytes
+        self._n_left = MOST_BYTES
         self.start = self._read(0, min(self.end, _FIRST_READ))
         self._window_offset = 0
         self._window = b""

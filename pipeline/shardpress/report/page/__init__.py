@@ -1,1 +1,1 @@
-"""Conversion of the plain values of report.json to a page in HTML or text."""
+"""Conversion of the facts about a run to a page in HTML or text."""

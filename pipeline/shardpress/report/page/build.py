@@ -1,9 +1,8 @@
-"""Conversion of a report's plain values to report.json, report.html and plain text, and reading of report.json."""
+"""Conversion of a report's plain values to report.html and plain text."""
 
 from __future__ import annotations
 
 import html
-import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from shardpress.errors import DataError, NoInput, NotPermitted, printable
+from shardpress.errors import printable
 from shardpress.report.page.appends import appends
 from shardpress.report.page.document import Figure, Item, Page, Table
 from shardpress.report.page.generations import generations
@@ -21,6 +20,7 @@ from shardpress.report.page.quality import quality
 from shardpress.report.page.run import change, settings, time_spent
 from shardpress.report.page.verdict import action_needed, status, verdict
 from shardpress.report.page.words import cut, path
+from shardpress.result import Result
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TEXT_WIDTH = 100
+_HEAD_BYTES = 2**12  # of a page; the digest is among the first lines
 _MAX_PATH = 120  # characters of a path in the title
 
 
@@ -47,59 +48,39 @@ def page_of(report: Mapping[str, Any]) -> Page:
 # -- files ---------------------------------------------------------------------------------------------------------
 
 
-def report_bytes(report: Mapping[str, Any]) -> bytes:
-    """Return the content of report.json."""
-    return (json.dumps(report, indent=1) + "\n").encode()
-
-
-def page_bytes(report: Mapping[str, Any]) -> bytes:
+def page_bytes(result: Result) -> bytes:
     """Return the content of report.html. If it cannot be built, log a warning, and return a page with the reason."""
     try:
-        # The values are used as report.json returns them, so that a page that is built later is identical.
-        plain = json.loads(report_bytes(report))
-        return html_of(page_of(plain)).encode()
+        return html_of(page_of(result.report()), result.digest).encode()
     except Exception as error:
-        log.warning("report: could not build report.html; its numbers are in report.json: %r", error)
+        log.warning("report: could not build report.html; report --json prints its numbers: %r", error)
         reason = html.escape(printable(repr(error))[:300])
         return (
-            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>shardpress</title></head><body><main>'
-            f"<h1>shardpress</h1><p>The features are complete, but this page could not be built: {reason}. Its "
-            "numbers are in report.json.</p></main></body></html>\n"
+            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta name="shardpress-index" content="{result.digest}"><title>shardpress</title></head><body><main>'
+            f"<h1>shardpress</h1><p>The features are complete, but this page could not be built: {reason}. shardpress "
+            "report --json prints its numbers.</p></main></body></html>\n"
         ).encode()
 
 
-def read_report(directory: str | Path) -> dict[str, Any]:
-    """Read report.json in an output directory. Raise `NoInput`, `NotPermitted` or `DataError` if that fails."""
-    path = Path(directory) / "report.json"
-    where = f"file={printable(path)}"
+def is_current(page: Path, digest: str) -> bool:
+    """Return whether a page was made from the index with this digest."""
     try:
-        report: dict[str, Any] = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise NoInput(f"{where}: {error.strerror}, expected the output directory of a finished run") from error
-    except OSError as error:
-        raise NotPermitted(f"{where}: {error.strerror}, expected permission to read the file") from error
-    except ValueError as error:
-        raise DataError(f"{where}: not JSON: {printable(error)}. Run the command of that run again.") from error
-    return report
-
-
-def checked_page(report: Mapping[str, Any], directory: str | Path) -> Page:
-    """Return the page of a report that was read from an output directory. Raise `DataError` if it is not a report."""
-    try:
-        return page_of(report)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        path = printable(Path(directory) / "report.json")
-        raise DataError(
-            f"file={path}: not a report of shardpress: {error!r}. Run the command of that run again."
-        ) from error
+        with page.open("rb") as file:
+            return digest.encode() in file.read(_HEAD_BYTES)
+    except OSError:
+        return False
 
 
 # -- HTML ----------------------------------------------------------------------------------------------------------
 
 
-def html_of(page: Page) -> str:
-    """Return a page as one HTML file without scripts or requests, for any screen, for print and for dark mode."""
-    return _template().render(page=page)
+def html_of(page: Page, digest: str) -> str:
+    """Return a page as one HTML file without scripts or requests, for any screen, for print and for dark mode.
+
+    The page states the `digest` of the index from which it was made.
+    """
+    return _template().render(page=page, digest=digest)
 
 
 @cache

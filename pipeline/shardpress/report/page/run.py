@@ -13,7 +13,7 @@ from shardpress.text import exact_duration, size
 _NOT_OF_RESULTS = ("overwrite", "restart", "quiet", "verbose")  # settings that do not affect results
 _HEADS = "stage, time, rows, bytes, CPU use, waiting for"
 _MIN_SHARE = 0.01  # smaller shares of a stage's time are not listed
-_MAX_WORKERS = 10  # report.json lists all workers
+_MAX_WORKERS = 10  # report --json lists all workers
 _STAGES = ["scan", "training", "encoding"]  # stages that run on workers
 _MAX_ROWS = 40  # rows of a table whose length depends on the run
 _MAX_VALUES = 5  # values of a setting that is a list
@@ -196,7 +196,7 @@ def _settings(config: Mapping[str, Any]) -> Iterator[Item]:
     defaults = {name: _value(value) for name, value in Config().flat().items()}
     rows = [(name, _value(value)) for name, value in config.items()]
     changed = [row for row in rows if row[1] != defaults.get(row[0], _value(None))]
-    title = "Settings that differ from their defaults or are derived from the input; report.json contains all"
+    title = "Settings that differ from their defaults or are derived from the input; report --json lists all"
     yield Table.of(title, "setting, value", changed[:_MAX_ROWS])
 
 
@@ -221,7 +221,7 @@ def _provenance(report: Mapping[str, Any]) -> Iterator[Item]:
             f"Verification: the features of {count(verification['n_rows'])} rows were read back and recomputed in "
             f"float64. They differ by at most {number(verification['largest_difference'])}."
         )
-    yield "manifest.json contains the BLAKE3 digest of every file."
+    yield "index.h5 contains the BLAKE3 digest of every part."
 
 
 def _versions_and_digests(report: Mapping[str, Any]) -> list[tuple[str, str]]:

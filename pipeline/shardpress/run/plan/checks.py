@@ -12,14 +12,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from shardpress.encoding.parts import PartFacts
-from shardpress.errors import DataError, EarlierVersion, NoInput, ShardpressError, TryAgain, printable, quantity
+from shardpress.errors import DataError, EarlierVersion, ShardpressError, TryAgain, printable, quantity
 from shardpress.hdf5.files import writers
 from shardpress.model import Model
 from shardpress.output.disk import Disk
-from shardpress.output.ledger import Ledger
+from shardpress.output.journal import Journal, Record
 from shardpress.output.lock import LOCK, objection
-from shardpress.output.records import FOLDERS, Record
+from shardpress.records import Part
 from shardpress.run.append import check_finished, open_finished
 from shardpress.run.budget import n_threads_of
 from shardpress.run.contents import compare_contents
@@ -30,9 +29,8 @@ from shardpress.run.resume import (
     EarlierResults,
     adds_extras_to,
     checkpoint_in_words,
-    finished_manifest,
+    finished_result,
     is_acceptable,
-    plain_request,
     stored_deadline,
 )
 from shardpress.run.scan_stage import ScanStage
@@ -114,14 +112,10 @@ def check_inputs(config: Config, findings: Findings) -> Prepared | None:
 def _finished_run(config: Config) -> FinishedRun:
     """Return the finished run that an append would extend."""
     check_finished(config)
-    ledger = _open_readonly(Path(config.results.output))
-    if ledger is None:
-        raise NoInput(
-            f"output={printable(config.results.output)}: lacks some of its directories, expected a complete output "
-            "directory. Copy the whole directory again."
-        )
-    earlier = EarlierResults(ledger, n_threads_of(config.machine), compares_digests=False, is_readonly=True)
-    return open_finished(config, ledger, earlier)
+    journal = _open_readonly(config)
+    assert journal is not None
+    earlier = EarlierResults(journal, n_threads_of(config.machine), compares_digests=False, is_readonly=True)
+    return open_finished(config, journal, earlier)
 
 
 def adds_extras(prepared: Prepared) -> bool:
@@ -130,10 +124,10 @@ def adds_extras(prepared: Prepared) -> bool:
     if not prepared.config.inputs.include or objection(directory) is not None:
         return False
     with suppress(ShardpressError):  # `check_output` reports it
-        ledger = _open_readonly(directory)
-        if ledger is not None:
-            prepared, _ = compare_contents(ledger, prepared, reads=False)
-            return adds_extras_to(ledger, prepared)
+        journal = _open_readonly(prepared.config)
+        if journal is not None:
+            prepared, _ = compare_contents(journal, prepared, reads=False)
+            return adds_extras_to(journal, prepared)
     return False
 
 
@@ -141,8 +135,8 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
     """Return the results that a run would reuse; check that the output is writable and has enough space."""
     directory = Path(prepared.config.results.output)
     error = objection(directory)
-    discards_earlier = prepared.config.results.restart and isinstance(error, EarlierVersion)
-    if error is not None and not discards_earlier:
+    is_replaced = prepared.config.results.restart and isinstance(error, EarlierVersion)
+    if error is not None and not is_replaced:
         findings.problems.append(error)
         return Reusable()
     pid = _locking_process(directory)
@@ -154,12 +148,12 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
             )
         )
     reusable = Reusable()
-    ledger = None if discards_earlier else findings.attempt(lambda: _open_readonly(directory))
-    if ledger is not None:
-        prepared, _ = compare_contents(ledger, prepared, reads=False)
-        reusable = _reusable_results(ledger, prepared)
-        if not prepared.config.results.restart and prepared.finished is None:
-            findings.attempt(lambda: finished_manifest(ledger, prepared))
+    journal = findings.attempt(lambda: _open_readonly(prepared.config))
+    if journal is not None:
+        prepared, _ = compare_contents(journal, prepared, reads=False)
+        reusable = _reusable_results(journal, prepared)
+        if prepared.finished is None:
+            findings.attempt(lambda: finished_result(journal, prepared))
     if reusable.is_complete:
         return reusable  # a finished run writes nothing
     free = free_bytes(directory)
@@ -232,44 +226,45 @@ class _UnchangingDisk(Disk):
         """Do nothing."""
 
 
-def _open_readonly(directory: Path) -> Ledger | None:
-    """Return the ledger of an output directory without locking or changing it; None if it does not exist yet."""
-    if not all(os.path.isdir(directory / name) for name in FOLDERS):
+def _open_readonly(config: Config) -> Journal | None:
+    """Return the journal of an output directory without locking or changing it; None if it does not exist yet."""
+    directory = Path(config.results.output)
+    if not directory.is_dir():
         return None
-    return Ledger(directory, _UnchangingDisk())
+    results = config.results
+    return Journal(directory, _UnchangingDisk(), results.restart, results.append or results.retrain)
 
 
-def _reusable_results(ledger: Ledger, prepared: Prepared) -> Reusable:
+def _reusable_results(journal: Journal, prepared: Prepared) -> Reusable:
     """Return the results in a directory that a run would reuse.
 
     Files are compared by size only; with ``--verify digests`` a run also compares their digests. The function
-    `shardpress.run.resume.finished_manifest` checks whether the settings allow replacing the other results.
+    `shardpress.run.resume.finished_result` checks whether the settings allow replacing the other results.
     """
-    if prepared.config.results.restart:
-        return Reusable()
-    manifest = ledger.manifest(warn=False) or {}
-    if manifest.get("fingerprint") == prepared.request.of_all() and is_acceptable(manifest, prepared):
+    base = journal.base
+    earlier = EarlierResults(journal, prepared.budget.n_threads, compares_digests=False, is_readonly=True)
+    is_same = base is not None and base.fingerprint == prepared.request.of_all()
+    if base is not None and is_same and is_acceptable(base, prepared) and earlier.is_intact(base):
         words = dict.fromkeys(("scan", "training", "encoding"), _FINISHED)
         return Reusable(is_complete=True, has_scan=True, written=Written(prepared.n_rows), words=words)
-    return _reusable_stages(ledger, prepared)
+    return _reusable_stages(earlier, prepared)
 
 
-def _reusable_stages(ledger: Ledger, prepared: Prepared) -> Reusable:
-    """Return the results of an unfinished run, or of a run with another request, that a run would reuse."""
-    earlier = EarlierResults(ledger, prepared.budget.n_threads, compares_digests=False, is_readonly=True)
+def _reusable_stages(earlier: EarlierResults, prepared: Prepared) -> Reusable:
+    """Return the results of a run that is unfinished or damaged, or has another request, that a run would reuse."""
     scanning = ScanStage(prepared)
     has_scan = scanning.load(earlier) is not None
-    scan = scanning.committed(earlier)  # even if it will be repeated, because it lists the unreadable shards
+    scan = scanning.existing(earlier)  # even if it will be repeated, because it lists the unreadable shards
     unreadable = scan.unreadable if scan else {}
 
     training = TrainingStage(prepared, tuple(unreadable))
     model = prepared.given_model or training.load(earlier)
     checkpoint = None
-    parts: list[PartFacts] = []
+    parts: list[Part] = []
     if model is None:
         checkpoint = training.last_checkpoint(earlier)
     else:
-        parts = EncodingStage(prepared, model, prepared.by_number(unreadable)).committed(earlier).parts
+        parts = EncodingStage(prepared, model, prepared.by_number(unreadable)).existing(earlier).parts
     n_encoded = sum(part.n_rows for part in parts)
     n_bytes = sum(part.entry.n_bytes for part in parts)
 
@@ -281,7 +276,7 @@ def _reusable_stages(ledger: Ledger, prepared: Prepared) -> Reusable:
         words["scan"] = _FINISHED
     if n_encoded:
         words["encoding"] = f"{n_encoded} of {prepared.n_rows} rows were encoded by an earlier run"
-    deadline = stored_deadline(ledger, prepared.config, plain_request(prepared.request), time.time()) or {}
+    deadline = stored_deadline(earlier.journal, prepared.config, prepared.request, time.time()) or {}
     return Reusable(
         has_scan=has_scan,
         model=model,

@@ -138,7 +138,7 @@ def _disk(prepared: Prepared, reusable: Reusable) -> dict[str, int | None]:
     """Return the bytes that the run would write, the free bytes now, and the free bytes afterwards."""
     n_bytes = 0
     if not reusable.is_complete:
-        # A trained model is written twice: when it is committed, and as model.h5.
+        # A trained model is written twice: before the encoding, and in the index.
         n_copies = 2 if prepared.given_model is None else 1
         n_bytes = bytes_missing(prepared, reusable.written) + prepared.max_network.n_weights * 4 * n_copies
     free = free_bytes(Path(prepared.config.results.output))

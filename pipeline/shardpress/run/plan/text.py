@@ -86,9 +86,6 @@ def _resources(plan: Plan) -> Iterator[str]:
 
 
 def _earlier(plan: Plan) -> Iterator[str]:
-    if plan.earlier and len(set(plan.earlier.values())) == 1:
-        yield from _filled("earlier run", next(iter(plan.earlier.values())))
-        return
     for stage, words in plan.earlier.items():
         yield from _filled(f"{stage}:", words)
 

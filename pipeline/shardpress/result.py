@@ -1,0 +1,277 @@
+"""A result: one file, ``index.h5``, with the model, the tables and facts of a run, and virtual datasets over its parts.
+
+A file with only a model has the same form. docs/using.md describes the datasets.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from msgspec.structs import replace
+
+from shardpress.alignment import LinearMap
+from shardpress.errors import NoInput, printable
+from shardpress.model import Model
+from shardpress.modelfile import read_model
+from shardpress.records import Part, RunFacts, ShardFacts, from_json, plain, to_json
+from shardpress.sealed import digest_of, read_sealed, reading_group, sealed, write_json
+from shardpress.settings.config import Config
+
+INDEX = "index.h5"
+GENERATION = "generation-{}.h5"
+"""Name of an earlier result, by its number."""
+
+_PART = re.compile(r"parts/part-[0-9-]*[0-9a-f]{32}\.h5")
+_VIEW = re.compile(r"index-[0-9a-f]{32}\.h5")
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """The result of a finished run: its model, tables and facts, as one file contains them.
+
+    The parts are not opened.
+    """
+
+    path: Path  # of the file
+    data: bytes  # its content
+    facts: RunFacts
+    parts: list[Part]  # in the order of the rows
+
+    @classmethod
+    def open(cls, path: str | Path, is_foreign: bool = False) -> Result:
+        """Read and check the result in an output directory, or in a file such as ``generation-1.h5``.
+
+        A file that may come from somebody else (`is_foreign`) is first opened in a child process.
+
+        Raises
+        ------
+        NoInput
+            If there is no result.
+        DataError
+            If the file is damaged, or if shardpress has not written it.
+        OtherVersion
+            If another version of shardpress has written it.
+        ReadFailed, NotPermitted, SystemLimit
+            If the storage or the system fails.
+        """
+        file = file_of(path)
+        where = f"result={printable(file)}"
+        data = read_sealed(file, where, is_foreign)
+        with reading_group(data, where) as group:
+            if "run" not in group:
+                raise NoInput(f"{where}: contains only a model, expected the result of a finished run")
+            run = group["run"]
+            facts = from_json(run["facts"][()].tobytes(), RunFacts)
+            shards = from_json(run["shards"][()].tobytes(), list[ShardFacts])
+            Config.from_flat(facts.config)  # an append relies on valid settings
+            facts = replace(facts, request=replace(facts.request, shards=shards))
+            parts = from_json(run["parts"][()].tobytes(), list[Part])
+            if not parts:
+                raise ValueError("it has no parts")
+            names = [part.file for part in parts if not _PART.fullmatch(part.file)]
+            names += [view.file for view in facts.views if not _VIEW.fullmatch(view.file)]
+            if names:
+                raise ValueError(f"it names {names[0]}, expected files in parts/")
+        return cls(file, data, facts, parts)
+
+    @property
+    def directory(self) -> Path:
+        return self.path.parent
+
+    @property
+    def digest(self) -> str:
+        """BLAKE3 of the file without its footer, in hexadecimal digits."""
+        return digest_of(self.data)
+
+    @cached_property
+    def model(self) -> Model:
+        with self._reading() as group:
+            return read_model(group["model"])
+
+    @property
+    def encoder(self) -> str:
+        """Fingerprint of the model."""
+        return self.model.fingerprint
+
+    @property
+    def n_features(self) -> int:
+        return self.model.n_features
+
+    @property
+    def n_rows(self) -> int:
+        return sum(part.n_rows for part in self.parts)
+
+    @property
+    def n_bad(self) -> int:
+        return sum(part.n_bad for part in self.parts)
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the request."""
+        return self.facts.request.of_all()
+
+    @property
+    def files(self) -> list[str]:
+        """Paths of all parts and views, relative to the directory."""
+        return [part.file for part in self.parts] + [view.file for view in self.facts.views]
+
+    def generation(self, number: int) -> Result:
+        """Open the result of a generation: this one, or an earlier one that is kept."""
+        if number == self.facts.generation:
+            return self
+        return Result.open(self.directory / GENERATION.format(number))
+
+    def map_to(self, generation: int) -> LinearMap:
+        """Return the map from the features to those of an earlier generation, which `facts.maps` lists."""
+        with self._reading() as group:
+            stored = group["run/maps"][str(generation)]
+            found = LinearMap(stored["W"][()], stored["b"][()], *(stored.attrs[name] for name in _ENCODERS))
+            if not found.is_usable:
+                raise ValueError(f"its map to generation {generation} is invalid")
+            return found
+
+    def statistics(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
+        """Return the arrays and numbers with which appended rows are compared; None if there are none."""
+        with self._reading() as group:
+            if "reference" not in group["run"]:
+                return None
+            found = group["run/reference"]
+            numbers = {name: value.item() for name, value in found.attrs.items()}
+            return {name: item[()] for name, item in found.items()}, numbers
+
+    def report(self) -> dict[str, Any]:
+        """Return everything that the report shows, as plain values."""
+        facts = self.facts
+        model = self.model
+        names = ("config", "made", "command", "versions", "storage", "summary", "verification")
+        found = {name: getattr(facts, name) for name in names}
+        found |= {
+            "fingerprints": {"request": self.fingerprint, "model": self.encoder},
+            "target": model.target,
+            "generations": self._generations(),
+            **facts.report,
+        }
+        if facts.config.get("model") is None and not facts.appends:
+            found["training"] = model.about["training"]
+        if facts.appends:
+            found["appends"] = facts.appends[-_MAX_APPENDS:]
+        return found
+
+    def manifest(self) -> dict[str, Any]:
+        """Return facts about the result as plain values, without the tables and the numbers of the report."""
+        facts = {name: value for name, value in plain(self.facts).items() if name not in ("report", "contents")}
+        facts |= {"model": self.encoder, "n_rows": self.n_rows, "n_bad": self.n_bad, "n_features": self.n_features}
+        if self.model.is_nested:
+            facts["nested"] = True
+        if self.model.target is not None:
+            facts["target"] = self.model.target
+        return facts
+
+    def _generations(self) -> dict[str, Any]:
+        """Return facts about generations for the report. A first generation without maps has none."""
+        facts = self.facts
+        if facts.generation == 1 and not facts.maps:
+            return {}
+        return {
+            "generation": facts.generation,
+            "generations": plain(facts.generations),
+            "maps": plain(facts.maps),
+        }
+
+    @contextmanager
+    def _reading(self) -> Iterator[h5py.Group]:
+        with reading_group(self.data, f"result={printable(self.path)}") as group:
+            yield group
+
+
+_ENCODERS = ("encoder_from", "encoder_to")
+_MAX_APPENDS = 200  # in the report; the facts list all of them
+
+
+def file_of(path: str | Path) -> Path:
+    """Return the file of a result or a model: the path itself, or the index in an output directory."""
+    path = Path(path)
+    return path / INDEX if os.path.isdir(path) else path  # unlike `Path.is_dir`, this raises no error
+
+
+def load_model(path: str | Path) -> Model:
+    """Read a fitted model. Files from other people can be read safely.
+
+    Parameters
+    ----------
+    path : str or Path
+        An output directory, its ``index.h5``, or a copy of this file anywhere.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    NoInput
+        If the file does not exist.
+    DataError
+        If the file contains no model, or has changed since it was written, or if arrays are missing, have wrong shapes
+        or are not finite.
+    OtherVersion
+        If another version of shardpress has written the file.
+    ReadFailed, NotPermitted, SystemLimit
+        If the storage or the system fails.
+    """
+    return read_model_file(file_of(path), is_foreign=True)
+
+
+def read_model_file(path: Path, is_foreign: bool = False) -> Model:
+    """Return the model in a file. The errors are those of `load_model`."""
+    where = f"model={printable(path)}"
+    with reading_group(read_sealed(path, where, is_foreign), where) as group:
+        return read_model(group["model"])
+
+
+# -- writing -------------------------------------------------------------------------------------------------------
+
+
+def result_bytes(
+    write_rows: Callable[[h5py.File], object],
+    model: Model,
+    facts: RunFacts,
+    parts: list[Part],
+    maps: Mapping[int, LinearMap],
+    statistics: tuple[Mapping[str, np.ndarray], Mapping[str, Any]] | None,
+) -> bytes:
+    """Return the content of the file of a result.
+
+    `write_rows` writes the virtual datasets. `maps` are the maps to earlier generations, by their numbers, and
+    `statistics` the arrays and numbers of `Result.statistics`.
+    """
+
+    def write(group: h5py.Group) -> None:
+        model.write(group.create_group("model"))
+        run = group.create_group("run")
+        content = plain(facts)
+        shards = content["request"].pop("shards")
+        write_json(run, "facts", to_json({**content, "request": {**content["request"], "shards": []}}))
+        write_json(run, "shards", to_json(shards))
+        write_json(run, "parts", to_json(parts))
+        for number, linear in maps.items():
+            found = run.create_group(f"maps/{number}")
+            found["W"] = linear.W
+            found["b"] = linear.b
+            found.attrs.update({name: getattr(linear, name) for name in _ENCODERS})
+        if statistics is not None:
+            arrays, numbers = statistics
+            found = run.create_group("reference")
+            found.attrs.update(numbers)
+            for name, array in arrays.items():
+                found[name] = array
+
+    return sealed(write, write_rows)

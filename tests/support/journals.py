@@ -1,0 +1,91 @@
+"""Helpers that write, name and publish results, reopen a journal, and read its directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shardpress.formats import fingerprint
+from shardpress.output.files import unique_name
+from shardpress.output.journal import Journal, Record
+from shardpress.records import Generation, Keys, Part, Request, RunFacts
+from shardpress.result import result_bytes
+from tests.support.hostilemodels import model_of
+
+KEY = "part-000000-000000000000"
+OTHER = "part-000000-000000000016"
+KEYS = [f"part-{i:06d}-000000000000" for i in range(5)]
+NOW = fingerprint("now")
+BEFORE = fingerprint("before")
+HEX = "0123456789abcdef" * 2
+REQUEST = Request(shards=[], scan={}, training={"epochs": 1}, encoding={}, folders=[])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file in a folder, except for the marker, the lock and the journal."""
+    found = {}
+    for path in folder.rglob("*"):
+        if path.is_file() and path.name not in (".shardpress", "lock", "journal.jsonl"):
+            found[str(path.relative_to(folder))] = path.read_bytes()
+    return found
+
+
+def fill(folder: Path, *names: str) -> dict[str, bytes]:
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(name.encode())
+    return {name: name.encode() for name in names}
+
+
+def written(
+    journal: Journal, key: str = KEY, made_from: str = NOW, data: bytes = b"data", facts: dict[str, Any] | None = None
+) -> Record:
+    """Write the file of a result, which the journal does not name yet."""
+    kind = key.split("-")[0]
+    name = unique_name(f"parts/{key}", ".h5") if kind == "part" else unique_name(f"work/{kind}", ".npz")
+    return Record(key, made_from, journal.write(name, data), facts or {})
+
+
+def add(
+    journal: Journal, key: str = KEY, made_from: str = NOW, data: bytes = b"data", facts: dict[str, Any] | None = None
+) -> Record:
+    """Write a result and name it in the journal. Return the record that the journal keeps."""
+    record = written(journal, key, made_from, data, facts)
+    journal.add(record)
+    (found,) = (each for each in journal.records() if each.identity == record.identity)
+    return found
+
+
+def index_of(*records: Record, generation: int = 1, generations: tuple[Generation, ...] = ()) -> bytes:
+    """Return the content of an index with these parts, and without datasets."""
+    facts = RunFacts(
+        config={},
+        request=REQUEST,
+        keys=Keys("", ""),
+        made=f"generation {generation} of {len(records)} parts",
+        command="",
+        device="",
+        versions={},
+        storage={},
+        bad_shards=[],
+        summary={},
+        verification={},
+        generation=generation,
+        generations=list(generations),
+    )
+    parts = [Part(record.entry, 1, 0, 0, i, "x.h5", "X", 0, 1) for i, record in enumerate(records)]
+    return result_bytes(lambda file: None, model_of(), facts, parts, {}, None)
+
+
+def reopen(journal: Journal, restarts: bool = False, extends: bool = False) -> Journal:
+    """Open the directory of a journal again, as a later run does."""
+    return Journal(journal.directory, journal.disk, restarts, extends)
+
+
+def is_published(journal: Journal, *records: Record) -> bool:
+    """Return whether a directory contains a result with exactly these parts, and their files."""
+    result = reopen(journal).published
+    found = [] if result is None else [part.entry for part in result.parts]
+    return found == [record.entry for record in records] and all(
+        (journal.directory / entry.file).exists() for entry in found
+    )

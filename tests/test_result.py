@@ -1,0 +1,481 @@
+"""Tests of results: they are restored exactly, and damaged, forged and other files are refused."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from shardpress.alignment import LinearMap
+from shardpress.errors import DataError, EarlierVersion, NoInput, OtherVersion
+from shardpress.features import open_features
+from shardpress.formats import digest
+from shardpress.hdf5.child import ask as ask_module
+from shardpress.hdf5.files import FILES
+from shardpress.interop.estimator import TiedAutoencoder
+from shardpress.records import (
+    Entry,
+    FileContents,
+    Generation,
+    MapFacts,
+    Outside,
+    Part,
+    Request,
+    ShardFacts,
+    part_key,
+    to_json,
+)
+from shardpress.result import Result, load_model, result_bytes
+from shardpress.shards.open import open_shards
+from tests.support.cases import case, sample
+from tests.support.child import plant
+from tests.support.helpers import refused
+from tests.support.hostilemodels import (
+    FAILING_CHILD,
+    changed,
+    edit_json,
+    forge,
+    model_of,
+    with_footer,
+    without_footer,
+    write_model,
+)
+from tests.support.parts import finished, run_facts
+
+RUN = "shardpress/run"
+DIGEST = "0123456789abcdef" * 2
+ODD_NAME = "größe \udcff.h5"  # bytes that are not UTF-8, as Python represents them
+
+SHARDS = [ShardFacts(ODD_NAME, "X", [9, 4], "f8", "dense", 10, 2**62, ["y"], contents="0" * 64, dropped_by=1)]
+PARTS = [
+    Part(Entry(f"parts/{part_key(0, 0)}-{DIGEST}.h5", 7, "b" * 64), 5, 1, 2, 0, f"in/{ODD_NAME}", "X", 0, 5),
+    Part(
+        Entry(f"parts/{part_key(0, 5)}-{DIGEST}.h5", 7, "b" * 64),
+        4,
+        2,
+        1,
+        0,
+        f"in/{ODD_NAME}",
+        "X",
+        5,
+        9,
+        dtype="float16",
+        max_error=float("nan"),
+        bad=[{"row": [5, 7], "columns": [1, 2], "reason": "nan"}],
+        outside=[Outside(1, float("inf"), 0.0, 1.0, 3)],
+        append_id=2,
+        lost={"y": [[5, 6]]},
+    ),
+]
+FACTS = run_facts(
+    config={"input": [ODD_NAME], "epochs": 3},
+    request=Request(SHARDS, {"scale": 1}, {"epochs": 2}, {"dtype": "float32"}, ["größe \udcff"], 1, ["cell"]),
+    summary={"cost": float("nan"), "least": float("-inf"), "n_rows": 9},
+    bad_shards=[{"file": ODD_NAME, "reason": "truncated"}],
+    generation=3,
+    generations=[Generation(2, "f" * 64, 9, "0" * 64)],
+    maps=[MapFacts(2, "f" * 64, [0.5, None], 9, 3), MapFacts(1, "f" * 64)],
+    appends=[{"id": 1, "drift": None}, {"id": 2, "drift": {"verdict": "keep"}}],
+    contents=[FileContents(ODD_NAME, 10, 2**62, 2**62, None, "c" * 64)],
+    views=[Entry(f"index-{DIGEST}.h5", 3, "d" * 64)],
+    report={"host": "a"},
+)
+MODEL = model_of()
+MAPS = {2: LinearMap(np.arange(6.0).reshape(3, 2), np.arange(2.0), "a" * 64, "b" * 64)}
+STATISTICS = ({"means": np.arange(3.0), "counts": np.arange(4)}, {"error": float("nan"), "n_rows": 3, "is": True})
+
+
+def write_result(folder: Path, **facts: Any) -> Path:
+    """Write a result with a value in each field, and return its file."""
+    folder.mkdir(exist_ok=True)
+    data = result_bytes(lambda file: None, MODEL, replace(FACTS, **facts), PARTS, MAPS, STATISTICS)
+    (folder / "index.h5").write_bytes(data)
+    return folder / "index.h5"
+
+
+# -- restored ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_result_is_restored_as_it_was_written(tmp_path: Path) -> None:
+    folder = tmp_path / ODD_NAME
+    path = write_result(folder)
+    for found in (Result.open(folder), Result.open(path), Result.open(str(path))):
+        # NaN differs from itself, so JSON is compared.
+        assert to_json(found.facts) == to_json(FACTS)
+        assert to_json(found.parts) == to_json(PARTS)
+        assert (found.path, found.directory) == (path, folder)
+        assert (found.n_rows, found.n_bad, found.n_features) == (9, 3, 3)
+        assert found.fingerprint == FACTS.request.of_all()
+    assert found.facts.request.shards == SHARDS
+    assert found.parts[1].outside[0].distance == np.inf
+    assert found.encoder == MODEL.fingerprint
+    for name, array in MODEL.parameters.items():
+        np.testing.assert_array_equal(found.model.parameters[name], array)
+    linear = found.map_to(2)
+    assert (linear.encoder_from, linear.encoder_to) == ("a" * 64, "b" * 64)
+    np.testing.assert_array_equal(linear.W, MAPS[2].W)
+    np.testing.assert_array_equal(linear.b, MAPS[2].b)
+    statistics = found.statistics()
+    assert statistics is not None
+    arrays, numbers = statistics
+    assert repr(sorted(numbers.items())) == repr(sorted(STATISTICS[1].items()))
+    for name, array in STATISTICS[0].items():
+        np.testing.assert_array_equal(arrays[name], array)
+        assert arrays[name].dtype == array.dtype
+
+
+def test_a_result_names_its_parts_and_views(tmp_path: Path) -> None:
+    assert {PARTS[0].file, PARTS[1].file, f"index-{DIGEST}.h5"} <= set(Result.open(write_result(tmp_path)).files)
+
+
+def test_facts_can_be_printed_as_json(tmp_path: Path) -> None:
+    found = Result.open(write_result(tmp_path))
+    report = json.loads(json.dumps(found.report()))
+    assert report["fingerprints"] == {"request": found.fingerprint, "model": MODEL.fingerprint}
+    assert (report["host"], report["appends"]) == ("a", FACTS.appends)
+    manifest = json.loads(json.dumps(found.manifest()))
+    assert (manifest["n_rows"], manifest["n_bad"], manifest["model"]) == (9, 3, MODEL.fingerprint)
+    assert {"report", "contents"}.isdisjoint(manifest)
+    assert Result.open(write_result(tmp_path, appends=[])).report()["training"] == {"history": []}
+
+
+def test_equal_results_have_equal_bytes(tmp_path: Path) -> None:
+    data = write_result(tmp_path).read_bytes()
+    assert write_result(tmp_path).read_bytes() == data
+    assert Result.open(tmp_path).digest == digest([without_footer(data)])
+    assert Result.open(write_result(tmp_path, made="later")).digest != digest([without_footer(data)])
+
+
+@pytest.mark.process
+def test_a_copy_of_the_index_is_a_model_file(tmp_path: Path) -> None:
+    path = write_result(tmp_path / "out")
+    copy = tmp_path / "anything"
+    shutil.copy(path, copy)
+    assert load_model(copy).fingerprint == load_model(path.parent).fingerprint == MODEL.fingerprint
+    assert TiedAutoencoder.from_run(copy).n_features_in_ == 4
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+READERS: dict[str, Callable[[Path], object]] = {
+    "result": Result.open,
+    "features": open_features,
+    "model": load_model,
+}
+
+
+def assert_refused_by_all(path: Path, *errors: type[Exception]) -> None:
+    for name, read in READERS.items():
+        with case(name), pytest.raises(errors or DataError, match=r"index\.h5"):
+            read(path)
+
+
+@pytest.mark.slow
+def test_a_flipped_bit_anywhere_is_refused(tmp_path: Path) -> None:
+    path = finished(tmp_path / "out", 3, 4) / "index.h5"
+    data = path.read_bytes()
+    rng = np.random.default_rng(0)
+    places = [*np.linspace(0, len(data) - 1, 400).astype(int), *range(len(data) - 64, len(data))]
+    for place in places:
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(damaged)
+        with case(place):
+            assert_refused_by_all(path, DataError, OtherVersion)  # a flipped bit can give the number of a version
+    path.write_bytes(data)
+    assert open_features(path).features.shape == (7, 2)
+
+
+def test_a_file_of_another_length_is_refused(tmp_path: Path) -> None:
+    path = write_result(tmp_path)
+    data = path.read_bytes()
+    n = len(data)
+    for stop in (0, 1, 63, 64, 65, 512, n // 2, n - 64, n - 1):
+        path.write_bytes(data[:stop])
+        with case(stop):
+            assert_refused_by_all(path)
+    for more in (b"\0", b"\n", bytes(64), data[-64:], data):
+        path.write_bytes(data + more)
+        with case(more):
+            assert_refused_by_all(path)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda file: file.attrs.__setitem__("note", 1),
+        lambda file: file.create_dataset("labels", data=np.arange(9)),
+        lambda file: file[RUN].__delitem__("facts"),
+        lambda file: None,
+    ],
+    ids=["attribute", "dataset", "deletion", "nothing"],
+)
+def test_an_index_changed_by_another_program_is_refused(tmp_path: Path, write: Callable[[h5py.File], object]) -> None:
+    path = write_result(tmp_path)
+    before = path.read_bytes()
+    with h5py.File(path, "a") as file:
+        write(file)
+    if path.read_bytes() == before:
+        assert Result.open(path).n_rows == 9
+    else:
+        assert_refused_by_all(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [("shardpress-output/4", OtherVersion), ("shardpress-output/2", EarlierVersion), ("shardpress-model/4", DataError)],
+)
+def test_another_version_is_refused_as_such(tmp_path: Path, name: str, error: type[Exception]) -> None:
+    path = write_result(tmp_path)
+    path.write_bytes(with_footer(without_footer(path.read_bytes()), name))
+    with pytest.raises(error) as caught:
+        Result.open(path)
+    assert (type(caught.value), caught.value.exit_code) == (error, 65 if error is DataError else 76)
+    assert_refused_by_all(path, error)
+
+
+def test_results_of_the_first_version_are_refused_as_such(tmp_path: Path) -> None:
+    for name, text, exit_codes in [
+        ("manifest.json", '{"format": "shardpress-output/2", "parts": []}', (76, 76)),
+        (".shardpress", "shardpress-output/2", (76, 76)),
+        (".shardpress", "shardpress-output/3", (66, 65)),
+        ("manifest.json", '{"name": "of another program"}', (66, 65)),
+    ]:
+        (tmp_path / name).write_text(text)
+        with case(text), refused(exit_codes[0]):
+            Result.open(tmp_path)
+        (tmp_path / "index.h5").write_bytes(b"\x89HDF\r\n\x1a\n")
+        with case(text), refused(exit_codes[1]):
+            Result.open(tmp_path)
+        (tmp_path / "index.h5").unlink()
+        (tmp_path / name).unlink()
+
+
+@pytest.mark.process
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "index.h5"
+    with h5py.File(path, "w") as file:
+        file["features"] = np.zeros((3, 2))
+    for content in (path.read_bytes(), with_footer(path.read_bytes()), b"", b"text", with_footer(b""), bytes(2000)):
+        path.write_bytes(content)
+        with case(content[:9]):
+            assert_refused_by_all(path)
+
+
+def test_a_missing_result_is_no_input(tmp_path: Path) -> None:
+    model = write_model(tmp_path)
+    for path in (tmp_path, tmp_path / "no.h5", model, model / "x", "a\0b", f"{tmp_path}/{'a' * 300}"):
+        for read in (Result.open, open_features):
+            with case(path), refused(66):
+                read(path)
+
+
+def test_a_storage_failure_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_result(tmp_path)
+    preadv = FILES.preadv
+    failures: list[int] = []
+
+    def fail(*arguments: Any) -> int:
+        if len(failures) < n_failures:
+            failures.append(1)
+            raise OSError(errno.EIO, "Input/output error")
+        return int(preadv(*arguments))
+
+    monkeypatch.setattr(FILES, "preadv", fail)
+    monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
+    n_failures = 2
+    assert Result.open(path).n_rows == 9
+    n_failures = 1000
+    with refused(74, "index.h5"):
+        Result.open(path)
+
+
+def test_a_replaced_index_does_not_change_an_open_result(tmp_path: Path) -> None:
+    found = Result.open(write_result(tmp_path))
+    write_result(tmp_path, generation=4)
+    (tmp_path / "index.h5").write_bytes(b"")
+    assert (found.facts.generation, found.encoder) == (3, MODEL.fingerprint)
+    assert found.map_to(2).W.shape == (3, 2)
+
+
+# -- forged ------------------------------------------------------------------------------------------------------------
+
+
+def put(name: str, value: object) -> Callable[[h5py.Group], None]:
+    """Return a change of the group of the run. JSON replaces a value other than an array or bytes."""
+
+    def change(group: h5py.Group) -> None:
+        del group[name]
+        stored = value
+        if not isinstance(value, (bytes, np.ndarray)):
+            stored = json.dumps(value).encode()
+        group[name] = np.frombuffer(stored, np.uint8) if isinstance(stored, bytes) else stored
+
+    return change
+
+
+def edit(name: str, change: Callable[[Any], object]) -> Callable[[h5py.Group], None]:
+    """Return a change of the plain values in a JSON dataset."""
+    return lambda group: edit_json(group, name, change)
+
+
+def name_part(name: str) -> Callable[[h5py.Group], None]:
+    return edit("parts", lambda parts: parts[1]["entry"].update(file=name))
+
+
+NAMES = [
+    "",
+    "index.h5",
+    "../a.h5",
+    "/etc/passwd",
+    "parts/a.h5",
+    "parts/../../a.h5",
+    "parts/part-\udcff.h5",
+    f"parts/x/part-{DIGEST}.h5",
+    f"parts/part-{DIGEST}.h5\n",
+    f"../parts/part-{DIGEST}.h5",
+    f"/parts/part-{DIGEST}.h5",
+    f"work/model-{DIGEST}.h5",
+]
+
+FORGERIES: dict[str, Callable[[h5py.Group], object]] = {
+    **{f"part {name!r}": name_part(name) for name in NAMES},
+    "view out of the directory": edit("facts", lambda facts: facts["views"][0].update(file="../index.h5")),
+    "no parts": put("parts", []),
+    "parts of another type": put("parts", [1]),
+    "part without fields": put("parts", [{}]),
+    "rows that are text": edit("parts", lambda parts: parts[0].update(n_rows="5")),
+    "rows that are no integer": edit("parts", lambda parts: parts[0].update(n_rows=5.5)),
+    "number of an append that is null": edit("parts", lambda parts: parts[1].update(append_id=None)),
+    "lost ranges of text": edit("parts", lambda parts: parts[1].update(lost={"y": "all"})),
+    "facts of another type": put("facts", [1]),
+    "facts without settings": edit("facts", lambda facts: facts.pop("config")),
+    "settings of another type": edit("facts", lambda facts: facts.update(config=[])),
+    "summary of another type": edit("facts", lambda facts: facts.update(summary=3)),
+    "generations of another type": edit("facts", lambda facts: facts.update(generations={"1": 2})),
+    "maps without a generation": edit("facts", lambda facts: facts["maps"][0].pop("generation")),
+    "keys of another type": edit("facts", lambda facts: facts.update(keys="a")),
+    "request of another type": edit("facts", lambda facts: facts.update(request=None)),
+    "shards of another type": put("shards", {"a": 1}),
+    "shard with a shape of text": edit("shards", lambda shards: shards[0].update(shape="big")),
+    "JSON that is cut": put("facts", b'{"config": {'),
+    "JSON that is not UTF-8": put("parts", b'["\xff"]'),
+    "JSON that is nested": put("facts", b"[" * 10**5 + b"]" * 10**5),
+    "no text": put("facts", b""),
+    "numbers in place of text": put("facts", np.arange(3.0)),
+    "no facts": lambda group: group.__delitem__("facts"),
+    "no parts table": lambda group: group.__delitem__("parts"),
+    "group in place of text": lambda group: (group.__delitem__("shards"), group.create_group("shards")),
+}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", FORGERIES)
+def test_forged_facts_are_refused(tmp_path: Path, name: str) -> None:
+    path = forge(write_result(tmp_path), FORGERIES[name], RUN)
+    for is_foreign in (False, True):
+        with refused(65, "index.h5"):
+            Result.open(path, is_foreign)
+    (tmp_path / ".shardpress").touch()
+    with refused(65, "index.h5"):
+        open_shards([str(tmp_path)])
+    with refused(65, "index.h5"):
+        open_features(path)
+
+
+@pytest.mark.process
+def test_objects_that_are_larger_than_the_file_are_refused(tmp_path: Path) -> None:
+    path = write_result(tmp_path)
+
+    def declare(group: h5py.Group) -> None:
+        del group["facts"]
+        group.create_dataset("facts", (2**45,), np.uint8)
+
+    forge(path, declare, RUN)
+    with refused(65, "facts"):
+        Result.open(path, is_foreign=True)
+
+
+def test_forged_models_and_maps_are_refused(tmp_path: Path) -> None:
+    cases: list[tuple[str, str, Any, Callable[[Result], object]]] = [
+        ("model", "W_1", np.full((4, 6), np.nan, np.float32), lambda result: result.model),
+        ("model", "W_1", np.zeros((6, 4), np.float32), lambda result: result.encoder),
+        ("model", "minimum", np.zeros(5), lambda result: result.report()),
+        ("model", "about", np.zeros(3, np.uint8), lambda result: result.manifest()),
+        ("run/maps/2", "W", np.zeros((3, 3)), lambda result: result.map_to(2)),
+        ("run/maps/2", "b", np.full(2, np.nan), lambda result: result.map_to(2)),
+        ("run/maps/2", "W", np.zeros(6), lambda result: result.map_to(2)),
+    ]
+    for group, name, array, read in cases:
+
+        def change(found: h5py.Group, name: str = name, array: Any = array) -> None:
+            del found[name]
+            found[name] = array
+
+        path = forge(write_result(tmp_path), change, f"shardpress/{group}")
+        with case(group, name), refused(65, "index.h5"):
+            read(Result.open(path))
+    path = forge(write_result(tmp_path), lambda run: run["reference"].attrs.__setitem__("error", "text"), RUN)
+    for read in (lambda result: result.statistics(), lambda result: result.map_to(9)):
+        with refused(65, "index.h5"):
+            read(Result.open(path))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("act", ["ctypes.string_at(0)", pytest.param("while True: pass", marks=pytest.mark.slow)])
+def test_a_file_that_libhdf5_fails_on_harms_only_a_child(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    directory = finished(tmp_path / "out", 3)
+    monkeypatch.setattr(ask_module, "LIMITS", ask_module._Limits(seconds=1))
+    readers = [load_model, TiedAutoencoder.from_run, lambda path: open_shards([str(path)])]
+    ask_module.retire()
+    plant(monkeypatch, tmp_path, FAILING_CHILD.format(act=act))
+    try:
+        for read in readers:
+            with refused(65, "index.h5"):
+                read(directory)
+    finally:
+        ask_module.retire()
+    assert Result.open(directory).n_rows == 3, "the results of an own run need no child"
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_mutated_files_with_a_correct_footer_are_read_or_refused(tmp_path: Path) -> None:
+    path = finished(tmp_path / "out", 3, 4) / "index.h5"
+    content = without_footer(path.read_bytes())
+    expected = Result.open(path).encoder
+    seeds = sample(range(2000), 100)
+    n_refused = 0
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        mutant = bytearray(content)
+        for place in rng.integers(len(content), size=int(rng.integers(1, 20))):
+            mutant[place] = int(rng.integers(256))
+        path.write_bytes(with_footer(bytes(mutant)))
+        with case(seed):
+            try:
+                assert Result.open(path, is_foreign=True).encoder == expected
+            except (DataError, NoInput):  # the group of the run can get another name
+                n_refused += 1
+    assert 0.2 < n_refused / len(seeds) < 0.95
+
+
+@pytest.mark.process
+def test_a_mapping_out_of_the_directory_is_refused(tmp_path: Path) -> None:
+    path = finished(tmp_path / "out", 3) / "index.h5"
+    layout = h5py.VirtualLayout((3,), np.uint8)
+    layout[:] = h5py.VirtualSource("/etc/passwd", "labels", (3,))
+    path.write_bytes(changed(path.read_bytes(), lambda file: file.create_virtual_dataset("labels", layout)))
+    for read in (load_model, lambda path: open_shards([str(path)])):
+        with refused(65, "/etc/passwd"):
+            read(path)
