@@ -119,10 +119,10 @@ class Result:
         """Fingerprint of the request."""
         return self.facts.request.of_all()
 
-    @property
-    def files(self) -> list[str]:
+    @cached_property
+    def files(self) -> frozenset[str]:
         """Paths of all parts and views, relative to the directory."""
-        return [part.file for part in self.parts] + [view.file for view in self.facts.views]
+        return frozenset([*(part.file for part in self.parts), *(view.file for view in self.facts.views)])
 
     def generation(self, number: int) -> Result:
         """Open the result of a generation: this one, or an earlier one that is kept."""

@@ -285,7 +285,7 @@ _OUTPUT = (
     Mutation(
         "record-may-name-any-file",
         "pipeline/shardpress/output/journal.py",
-        "if isinstance(found, Record) and not is_result(found.entry.file):",
+        "if isinstance(content, Record) and not is_result(content.entry.file):",
         "if False:",
         ("tests/output/test_journal.py::test_a_forged_record_is_ignored",),
     ),

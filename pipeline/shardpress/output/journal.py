@@ -137,12 +137,12 @@ class Journal:
         self._clock = clock
         self._next_sync = clock()
         data = b"" if restarts else _content(directory / JOURNAL)
-        lines = list(_decoded(data))
+        lines, n_valid = _decoded(data)
         is_restart = bool(lines) and isinstance(lines[0], _Base) and lines[0].restarts
         self.published = _published(directory, restarts or (is_restart and not extends))
         self._begin(restarts)
         if not restarts:
-            self._read(lines, len(data))
+            self._read(lines, is_whole=n_valid == len(data))
         if extends and self._base.restarts:
             self._begin_line(restarts=False)
 
@@ -364,12 +364,12 @@ class Journal:
         if self._withdrawn:
             yield _Withdrawn(sorted(self._withdrawn))
 
-    def _read(self, lines: Sequence[_Line], n_bytes: int) -> None:
+    def _read(self, lines: Sequence[_Line], is_whole: bool) -> None:
         """Use the lines of the journal. Those of another index are ignored."""
         if lines and self._is_base(lines[0]):
             for line in lines:
                 self._apply(line)
-            self._is_written = sum(map(len, map(_encoded, lines))) == n_bytes
+            self._is_written = is_whole
         elif self.published is None and any(is_result(f"{PARTS}/{name}") for name in _names_in(self.directory / PARTS)):
             raise DataError(
                 f"output={printable(self.directory)}: has files in {PARTS}/, but no {INDEX} and no journal that name "
@@ -433,16 +433,20 @@ def _encoded(line: _Line) -> bytes:
     return digest([text])[:_DIGEST].encode() + b" " + text + b"\n"
 
 
-def _decoded(data: bytes) -> Iterator[_Line]:
-    """Yield the lines up to the first one that is damaged."""
+def _decoded(data: bytes) -> tuple[list[_Line], int]:
+    """Return the lines up to the first one that is damaged, and the number of their bytes."""
+    found: list[_Line] = []
+    n_valid = 0
     for line in data.splitlines(keepends=True):
         stored, _, text = line.removesuffix(b"\n").partition(b" ")
         if not line.endswith(b"\n") or digest([text])[:_DIGEST].encode() != stored:
-            return
+            break
         try:
-            found = msgspec.convert(json.loads(text), _Line)
+            content: _Line = msgspec.convert(json.loads(text), _Line)
         except (ValueError, msgspec.ValidationError):
-            return
-        if isinstance(found, Record) and not is_result(found.entry.file):
-            return  # the files of withdrawn records are removed, so a record must not name any other file
-        yield found
+            break
+        if isinstance(content, Record) and not is_result(content.entry.file):
+            break  # the files of withdrawn records are removed, so a record must not name any other file
+        found.append(content)
+        n_valid += len(line)
+    return found, n_valid
