@@ -137,7 +137,7 @@ def test_an_invalid_checkpoint_is_ignored(
         data = journal.load(last)
         journal.withdraw(last)
         entry = journal.write(unique_name("work/checkpoint", ".npz"), forged(data, kind))
-        journal.add(Record(last.key, last.fingerprint, entry))
+        journal.add(Record(last.key, last.fingerprint, entry, last.facts))
     caplog.clear()
     assert workspace.run(out, *STEPS) == 0
     assert any(record.levelname == "WARNING" and "checkpoint" in record.getMessage() for record in caplog.records)
