@@ -16,7 +16,7 @@ from shardpress.output.lock import locked
 from shardpress.report.verify import verify
 from shardpress.result import Result, load_model
 from tests.support.faulty import RecordingDisk, journal_lines
-from tests.support.interruptions import OTHER, STEPS, FullDisk, flip
+from tests.support.interruptions import OTHER, STEPS, FullAfter, FullDisk, flip
 from tests.support.logged import resumed_step, reuses
 from tests.support.soak_protocol import edit, invalid_entries, leftovers, records, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
@@ -268,7 +268,7 @@ def test_a_restart_over_a_damaged_index_makes_progress(
 
 def test_an_append_discards_an_unfinished_run_when_it_is_complete(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out) == 0
-    assert workspace.run(out, *OTHER, "--overwrite", disk=FullDisk("parts/part", 2)) == 74
+    assert workspace.run(out, *OTHER, "--overwrite", disk=FullAfter("part", 1)) == 74
     assert len(records(out)) > 2
     add_rows(workspace)
     assert workspace.run(out, "--append") == 0
