@@ -16,7 +16,7 @@ from shardpress.output.lock import locked
 from shardpress.report.verify import verify
 from shardpress.result import Result, load_model
 from tests.support.faulty import RecordingDisk, journal_lines
-from tests.support.interruptions import OTHER, STEPS, FullAfter, FullDisk, flip
+from tests.support.interruptions import OTHER, STEPS, FullAfter, FullDisk, flip, undisturbed_features
 from tests.support.logged import resumed_step, reuses
 from tests.support.soak_protocol import edit, invalid_entries, leftovers, records, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
@@ -320,3 +320,12 @@ def test_an_unfinished_run_survives_a_look_at_the_finished_one(
     assert workspace.run(out, *OTHER, "--overwrite") == 0
     assert reuses(caplog.text, "training")
     assert is_clean(out)
+
+
+def test_an_overwrite_after_an_append_of_edited_rows_trains_again(workspace: Workspace, out: Path) -> None:
+    """The edited file has its earlier size and modification time, so that the model seems to fit."""
+    assert workspace.run(out) == 0
+    edit(workspace.shards / "2.h5")
+    assert workspace.run(out, "--append") == 0
+    assert workspace.run(out, "--overwrite") == 0
+    assert features_of(out) == undisturbed_features(workspace)

@@ -93,7 +93,8 @@ class EarlierResults:
     def model(self, key: str) -> Model | None:
         """Return the model that was trained from the fingerprint `key`, or None."""
         base = self.journal.base
-        if base is not None and base.facts.keys.model == key:
+        # An append may have encoded other rows of a file than those that trained the model.
+        if base is not None and base.facts.keys.model == key and not base.facts.appends:
             return base.model
 
         def read(record: Record) -> Model:
