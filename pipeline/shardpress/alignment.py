@@ -38,7 +38,7 @@ class LinearMap:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the shapes fit each other, and all numbers are finite float64."""
+        """Whether the shapes of `W` and `b` match, and all their values are finite float64."""
         is_possible = self.W.ndim == 2 and self.b.shape == self.W.shape[1:] and 0 not in self.W.shape
         return is_possible and all(each.dtype == np.float64 and np.isfinite(each).all() for each in (self.W, self.b))
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from shardpress.errors import DataError, EarlierVersion, NoInput, ReadFailed, ShardpressError, printable
 from shardpress.formats import check_version, digest
-from shardpress.hdf5.check import check_in_child
+from shardpress.hdf5.check import FORGED, check_in_child
 from shardpress.hdf5.files import opened, read_at, translated_error, with_retries
 
 FORMAT = "shardpress-output/3"
@@ -30,7 +30,6 @@ _FOOTER = struct.Struct("<24sQ32s")  # name, number of bytes before the footer, 
 _NAME = b"shardpress-output/"  # how all names begin
 _VERSION = re.compile(rb"shardpress-output/([0-9]{1,9})")
 _FIRST = 100  # bytes of a file that contain the format
-_FORGED = "It is not a file that shardpress wrote, or it is damaged or forged: do not use it."
 _RESTORE = "Restore it from a copy, or repeat the run that made it with --restart."
 _QUOTED = 500  # characters of an error that a message quotes
 
@@ -166,4 +165,4 @@ def reading_group(data: bytes, where: str) -> Iterator[h5py.Group]:
         reason = "its structure is not as expected"
         if isinstance(error, ValueError) and str(error):
             reason = printable(str(error)[:_QUOTED])
-        raise DataError(f"{where}: cannot be read: {reason}. {_FORGED}") from error
+        raise DataError(f"{where}: cannot be read: {reason}. {FORGED}") from error

@@ -6,7 +6,7 @@ from shardpress.errors import DataError, ReadFailed
 from shardpress.hdf5.child.ask import ask
 from shardpress.hdf5.child.find import Refused
 
-_FORGED = "The file is not one that shardpress wrote, or it is damaged or forged: do not use it."
+FORGED = "It is not a file that shardpress wrote, or it is damaged or forged: do not use it."
 
 
 def check_in_child(data: bytes, where: str) -> None:
@@ -23,4 +23,4 @@ def check_in_child(data: bytes, where: str) -> None:
         except (DataError, ReadFailed) as error:
             is_refused = isinstance(error.__cause__, Refused)
             reason = str(error) if is_refused else f"{where}: libhdf5 fails on it, or exceeds its limits"
-            raise DataError(f"{reason}. {_FORGED}") from error
+            raise DataError(f"{reason}. {FORGED}") from error

@@ -52,7 +52,7 @@ def check_result(file: h5py.File) -> tuple[None, list[np.ndarray]]:
 
 
 class _Check:
-    """Check of one file, with totals of what was found so far."""
+    """Check of one file. It counts bytes, objects and mappings, which have limits."""
 
     def __init__(self, size: int) -> None:
         self._size = size  # bytes of the file
@@ -91,7 +91,7 @@ class _Check:
             if found != expected:
                 raise Refused(f"{path} has values in the dataset {found} of {source}, expected {expected}")
             for space in (properties.get_virtual_vspace(i), properties.get_virtual_srcspace(i)):
-                # HDF5 needs time and memory for each block of a selection, of which a few bytes can declare billions.
+                # HDF5 needs time and memory for each block of a selection, and a few bytes can declare billions.
                 # The selection of a part without rows is empty.
                 is_simple = space.get_select_type() in (h5py.h5s.SEL_ALL, h5py.h5s.SEL_NONE)
                 if not is_simple and space.get_select_hyper_nblocks() != 1:
