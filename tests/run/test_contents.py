@@ -73,6 +73,29 @@ def test_an_unfinished_run_notices_contents_changed_in_place(workspace: Workspac
     assert features_of(out) == undisturbed_features(workspace, *STEPS)
 
 
+def test_an_interrupted_encoding_with_a_given_model_notices_contents_changed_in_place(
+    workspace: Workspace, out: Path
+) -> None:
+    model = workspace.folder / "model"
+    assert workspace.run(model) == 0
+    flags = ("--model", str(model))
+    assert workspace.run(out, *flags, disk=FullAfter("part", 1)) == 74
+    change_in_place(workspace.shards / "0.h5")
+    assert workspace.run(out, *flags, "--overwrite") == 0
+    assert features_of(out) == undisturbed_features(workspace, *flags)
+
+
+def test_an_interrupted_append_notices_contents_changed_in_place(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
+    path = workspace.shards / "0.h5"
+    change_in_place(path)
+    os.utime(path)
+    assert workspace.run(out, "--append", disk=FullAfter("part", 1)) == 74
+    change_in_place(path)
+    assert workspace.run(out, "--append") == 0
+    assert features_of(out) == undisturbed_features(workspace, "--model", str(out))
+
+
 def test_changed_attributes_are_confirmed_once(workspace: Workspace, out: Path, digested_paths: list[str]) -> None:
     assert workspace.run(out) == 0
     before = results(stamps(out))

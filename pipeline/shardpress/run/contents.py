@@ -45,7 +45,7 @@ def compare_contents(journal: Journal, prepared: Prepared, reads: bool = True) -
     digests = file_digests([shards[i] for i in moved], prepared.budget.n_threads)
     contents = list(stored)
     for i, found in zip(moved, digests, strict=True):
-        is_equal = stored[i].blake3 in (None, found)
+        is_equal = stored[i].blake3 is not None and stored[i].blake3 == found
         rows = stored[i].rows if is_equal else None
         contents[i] = _line(shards[i], found, rows, is_changed=stored[i].is_changed or not is_equal)
     return _marked(prepared, contents), contents
@@ -72,22 +72,29 @@ def _stored(journal: Journal, prepared: Prepared) -> Contents:
     return found
 
 
+def record_times(prepared: Prepared, journal: Journal) -> None:
+    """Store the ctimes of the input files before the first result that is made from them; their digests follow.
+
+    If the run is interrupted before their digests are stored, a file with a new ctime counts as changed.
+    """
+    if prepared.config.results.verify == "digests" and not _recorded(prepared, journal):
+        lines = [_line(shard, None, None) for shard in prepared.shards]
+        journal.set_contents([*_kept(prepared), *lines])
+
+
 def record_contents(prepared: Prepared, journal: Journal) -> None:
     """Store digests of the input files, unless they are already stored or never compared (``--verify sizes``).
 
     An append stores the digests of the files that it encodes, in addition to those of the other files.
     """
-    if prepared.config.results.verify != "digests":
-        return
-    is_append = prepared.finished is not None
-    stored = _stored(journal, prepared) if is_append else _stored_lines(journal, prepared)
-    if stored:
+    recorded = _recorded(prepared, journal)
+    if prepared.config.results.verify != "digests" or all(line.blake3 for line in recorded):
         return
     digests = file_digests(prepared.shards, prepared.budget.n_threads)
     row_digests = digests_of_rows(prepared.shards, prepared.budget.n_threads)
     contents = []
-    for shard, found, rows in zip(prepared.shards, digests, row_digests, strict=True):
-        line = _line(shard, found, rows)
+    for shard, before, found, rows in zip(prepared.shards, recorded, digests, row_digests, strict=True):
+        line = _line(shard, found, rows, before.is_changed)
         ctime_ns = _ctime_of(shard)
         if ctime_ns is not None and ctime_ns != line.ctime_ns:
             line = structs.replace(line, ctime_ns=ctime_ns)
@@ -97,8 +104,7 @@ def record_contents(prepared: Prepared, journal: Journal) -> None:
                 printable(shard.path),
             )
         contents.append(line)
-    kept = [] if prepared.finished is None else prepared.finished.contents
-    journal.set_contents([*kept, *contents])
+    journal.set_contents([*_kept(prepared), *contents])
 
 
 def check_contents(prepared: Prepared, journal: Journal) -> None:
@@ -115,6 +121,16 @@ def check_contents(prepared: Prepared, journal: Journal) -> None:
                 "did not. Input files must not change during a run. Run the same command again once no other process "
                 "writes to the file."
             )
+
+
+def _recorded(prepared: Prepared, journal: Journal) -> Contents:
+    """Return the facts about the files of this run; empty before `record_times`."""
+    return _stored_lines(journal, prepared) if prepared.finished is None else _stored(journal, prepared)
+
+
+def _kept(prepared: Prepared) -> Contents:
+    """Return the facts about the files of the finished run to which an append adds others."""
+    return [] if prepared.finished is None else prepared.finished.contents
 
 
 def _stored_lines(journal: Journal, prepared: Prepared) -> Contents:

@@ -17,7 +17,7 @@ from shardpress.output.journal import Journal
 from shardpress.output.lock import locked
 from shardpress.run.append import check_finished, open_finished
 from shardpress.run.budget import n_threads_of
-from shardpress.run.contents import Contents, check_contents, compare_contents, record_contents
+from shardpress.run.contents import Contents, check_contents, compare_contents, record_contents, record_times
 from shardpress.run.context import RunContext, RunState
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.finish import StageResults, finish, load_finished, write_derived
@@ -149,6 +149,7 @@ def _compute(
     """Start the device and the workers, and run the stages."""
     config = prepared.config
     check_space(journal, prepared)
+    record_times(prepared, journal)
     # Theano takes seconds to start, and a finished run does not need it.
     device = start_device(config.machine.require_device)
     output = str(journal.directory.absolute())
