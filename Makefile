@@ -44,7 +44,7 @@ golden: setup ## compare results with those of an earlier commit bit for bit; CO
 	$(PYTHON_OF_VENV) -m tests.golden $(if $(COMMIT),--against $(COMMIT))
 
 SOAK_TARGETS := soak-tests soak-failing-calls soak-protocol soak-killing soak-thread-sanitizer soak-chaos \
-	soak-readonly-disk soak-mutants soak-orphans soak-fuzzing soak-structures soak-ulimits soak-architectures
+	soak-sequences soak-readonly-disk soak-mutants soak-orphans soak-fuzzing soak-structures soak-ulimits soak-architectures
 .PHONY: $(SOAK_TARGETS)
 
 # Two run at a time, the longest first. A failure does not stop the others.
@@ -68,6 +68,9 @@ soak-thread-sanitizer:
 
 soak-chaos:
 	$(PYTHON_OF_VENV) -m tests.support.chaos 10
+
+soak-sequences:
+	$(PYTHON_OF_VENV) -m tests.support.sequences 500
 
 soak-readonly-disk:
 	$(PYTHON_OF_VENV) -m tests.support.readonly_disk

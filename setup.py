@@ -31,6 +31,7 @@ READER = [
     "scikit-learn>=1.9",
     "scipy>=1.11",
     "tqdm>=4.66",
+    "xxhash>=3",  # digests of rows
 ]
 # Packages for a run. They are small, so there is no smaller installation for readers. `shardpress setup-theano`
 # installs Theano: pip cannot build its archive in Python 3.12 and later, and readers do not need it.

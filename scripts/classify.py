@@ -29,8 +29,10 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from shardpress import open_features
+from shardpress.errors import ShardpressError
 from shardpress.features import Features
-from shardpress.rowfacts import rows_with_value, trained_rows
+from shardpress.result import Use
+from shardpress.rowfacts import rows_with_value
 
 
 def labels_of(run: Features, name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -77,15 +79,13 @@ def split(run: Features, labels: np.ndarray, numbers: np.ndarray) -> tuple[np.nd
     """Return the numbers of the training rows and of the test rows. Labels of test rows never trained the features."""
     target = run.manifest.get("target")
     if target is not None or run.manifest["config"]["fit_on"] is not None:
-        trained = trained_rows(run)
-        if trained.rows is not None and not trained.rows[numbers].all():
-            is_trained = trained.rows[numbers]
+        is_trained = run.result.use()[numbers] <= Use.VALIDATION
+        if not is_trained.all():
             return numbers[is_trained], numbers[~is_trained]
         if target is not None:
             raise SystemExit(
                 f"No honest test is possible: the labels {target['name']} of these rows may have trained the features. "
-                f"{trained.reason} Train on some rows with --fit-on, or encode other rows with --model, and name them "
-                "with --test."
+                "Train on some rows with --fit-on, or encode other rows with --model, and name them with --test."
             )
     train, test = train_test_split(numbers, test_size=0.2, stratify=labels[numbers], random_state=0)
     return np.sort(train), np.sort(test)
@@ -143,4 +143,8 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ShardpressError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

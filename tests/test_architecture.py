@@ -52,7 +52,7 @@ ALLOWED_IMPORTS = {
     "theano_installer": ["doctor.packages", "pip"],
     "cluster": ["gpu.driver"],
     "sealed": ["hdf5"],
-    "result": ["alignment", "model", "modelfile", "sealed"],
+    "result": ["alignment", "hdf5.categories", "model", "modelfile", "sealed"],
     "shards": ["hdf5", "result"],
     "scan": ["shards", "cluster"],
     "modelfile": ["model", "scan.ranks", "scan.scaler"],
@@ -61,7 +61,7 @@ ALLOWED_IMPORTS = {
     "frames": [],
     "alignment": ["hdf5.files"],
     "ridge": [],
-    "rowfacts": ["features", "labels"],
+    "rowfacts": ["features"],
     "asof": ["alignment", "result"],
     "features": ["asof", "frames", "hdf5.categories", "result", "sealed"],
     "training": ["shards", "scan", "cluster", "device", "ridge"],
@@ -103,16 +103,14 @@ ALLOWED_IMPORTS = {
         "model",
         "device",
         "features",
-        "rowfacts",
         "training",
         "encoding",
         "hdf5.files",
-        "hdf5.values",
         "report",
         "watch",
         "result",
     ],
-    "cli": ["run", "output.disk"],
+    "cli": ["run"],
     "interop": [
         "alignment",
         "asof",
@@ -164,7 +162,7 @@ SCRIPTS = sorted((ROOT / "scripts").rglob("*.py"))
 DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 # Largest number of AST nodes in a function. Lower the limit if the code becomes simpler. Ruff limits the numbers of
 # parameters and branches.
-MOST_NODES = 680
+MOST_NODES = 500
 # Packages that take too long to load only to report a wrong command line.
 HEAVY = [
     "theano",

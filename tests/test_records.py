@@ -14,7 +14,6 @@ from msgspec.structs import replace
 from shardpress.columns import Columns
 from shardpress.records import (
     Entry,
-    FileContents,
     Generation,
     MapFacts,
     Outside,
@@ -22,6 +21,7 @@ from shardpress.records import (
     Request,
     RunFacts,
     ShardFacts,
+    Stat,
     from_json,
     part_key,
     plain,
@@ -47,16 +47,17 @@ PART = Part(
     outside=[Outside(1, 2.5, 0.0, 1.0, 3)],
     append_id=2,
     lost={"y": [[5, 6]]},
+    rows="c" * 32,
+    extras="d" * 32,
 )
-SHARD = ShardFacts("a.h5", "X", [9, 4], "f8", "dense", 10, 20, ["y"])
-REQUEST = Request([SHARD], {"scale": 1}, {"epochs": 2}, {"dtype": "float32"}, ["in"])
+SHARD = ShardFacts("/in/a.h5", "X", [9, 4], "f8", "dense", Stat(10, 20, 30, 40), "e" * 64, "c" * 32, "d" * 32)
+REQUEST = Request([SHARD], {"scale": 1}, {"epochs": 2}, {"dtype": "float32"})
 RECORDS: list[Any] = [
     PART,
-    FileContents("a.h5", 10, 20, 30, None, "c" * 64),
     Generation(2, "f" * 64, 9, "0" * 64),
     MapFacts(2, "f" * 64, [0.5, None], 9, 3, "words", {"labels": "y"}),
     REQUEST,
-    run_facts(request=REQUEST, views=[ENTRY]),
+    run_facts(request=REQUEST, trained=["c" * 32], views=[ENTRY]),
 ]
 
 

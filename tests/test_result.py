@@ -23,18 +23,20 @@ from shardpress.hdf5.files import FILES
 from shardpress.interop.estimator import TiedAutoencoder
 from shardpress.records import (
     Entry,
-    FileContents,
     Generation,
     MapFacts,
     Outside,
     Part,
     Request,
     ShardFacts,
+    Stat,
     part_key,
     to_json,
 )
-from shardpress.result import Result, load_model, result_bytes
+from shardpress.result import Result, Use, load_model, result_bytes
+from shardpress.sealed import FORMAT
 from shardpress.shards.open import open_shards
+from tests.support import standin
 from tests.support.cases import case, sample
 from tests.support.child import plant
 from tests.support.helpers import refused
@@ -51,19 +53,22 @@ from tests.support.hostilemodels import (
 from tests.support.parts import finished, run_facts
 
 RUN = "shardpress/run"
+NAME = "shardpress-output/"
+VERSION = int(FORMAT.removeprefix(NAME))
 DIGEST = "0123456789abcdef" * 2
 ODD_NAME = "größe \udcff.h5"  # bytes that are not UTF-8, as Python represents them
 
-SHARDS = [ShardFacts(ODD_NAME, "X", [9, 4], "f8", "dense", 10, 2**62, ["y"], contents="0" * 64, dropped_by=1)]
+STAT = Stat(10, 2**62, 2**62, 2**63 - 1)
+SHARDS = [ShardFacts(f"/in/{ODD_NAME}", "X", [9, 4], "f8", "dense", STAT, "c" * 64, "d" * 32, "e" * 32)]
 PARTS = [
-    Part(Entry(f"parts/{part_key(0, 0)}-{DIGEST}.h5", 7, "b" * 64), 5, 1, 2, 0, f"in/{ODD_NAME}", "X", 0, 5),
+    Part(Entry(f"parts/{part_key(0, 0)}-{DIGEST}.h5", 7, "b" * 64), 5, 1, 2, 0, f"/in/{ODD_NAME}", "X", 0, 5),
     Part(
         Entry(f"parts/{part_key(0, 5)}-{DIGEST}.h5", 7, "b" * 64),
         4,
         2,
         1,
         0,
-        f"in/{ODD_NAME}",
+        f"/in/{ODD_NAME}",
         "X",
         5,
         9,
@@ -73,18 +78,20 @@ PARTS = [
         outside=[Outside(1, float("inf"), 0.0, 1.0, 3)],
         append_id=2,
         lost={"y": [[5, 6]]},
+        rows="d" * 32,
+        extras="e" * 32,
     ),
 ]
 FACTS = run_facts(
     config={"input": [ODD_NAME], "epochs": 3},
-    request=Request(SHARDS, {"scale": 1}, {"epochs": 2}, {"dtype": "float32"}, ["größe \udcff"], 1, ["cell"]),
+    request=Request(SHARDS, {"scale": 1}, {"epochs": 2}, {"dtype": "float32"}),
     summary={"cost": float("nan"), "least": float("-inf"), "n_rows": 9},
     bad_shards=[{"file": ODD_NAME, "reason": "truncated"}],
     generation=3,
     generations=[Generation(2, "f" * 64, 9, "0" * 64)],
     maps=[MapFacts(2, "f" * 64, [0.5, None], 9, 3), MapFacts(1, "f" * 64)],
     appends=[{"id": 1, "drift": None}, {"id": 2, "drift": {"verdict": "keep"}}],
-    contents=[FileContents(ODD_NAME, 10, 2**62, 2**62, None, "c" * 64)],
+    trained=["d" * 32],
     views=[Entry(f"index-{DIGEST}.h5", 3, "d" * 64)],
     report={"host": "a"},
 )
@@ -113,7 +120,6 @@ def test_a_result_is_restored_as_it_was_written(tmp_path: Path) -> None:
         assert to_json(found.parts) == to_json(PARTS)
         assert (found.path, found.directory) == (path, folder)
         assert (found.n_rows, found.n_bad, found.n_features) == (9, 3, 3)
-        assert found.fingerprint == FACTS.request.of_all()
     assert found.facts.request.shards == SHARDS
     assert found.parts[1].outside[0].distance == np.inf
     assert found.encoder == MODEL.fingerprint
@@ -139,11 +145,11 @@ def test_a_result_names_its_parts_and_views(tmp_path: Path) -> None:
 def test_facts_can_be_printed_as_json(tmp_path: Path) -> None:
     found = Result.open(write_result(tmp_path))
     report = json.loads(json.dumps(found.report()))
-    assert report["fingerprints"] == {"request": found.fingerprint, "model": MODEL.fingerprint}
+    assert report["fingerprints"] == {"features": FACTS.keys.features, "model": MODEL.fingerprint}
     assert (report["host"], report["appends"]) == ("a", FACTS.appends)
     manifest = json.loads(json.dumps(found.manifest()))
     assert (manifest["n_rows"], manifest["n_bad"], manifest["model"]) == (9, 3, MODEL.fingerprint)
-    assert {"report", "contents"}.isdisjoint(manifest)
+    assert {"report", "trained"}.isdisjoint(manifest)
     assert Result.open(write_result(tmp_path, appends=[])).report()["training"] == {"history": []}
 
 
@@ -231,7 +237,11 @@ def test_an_index_changed_by_another_program_is_refused(tmp_path: Path, write: C
 
 @pytest.mark.parametrize(
     ("name", "error"),
-    [("shardpress-output/4", OtherVersion), ("shardpress-output/2", EarlierVersion), ("shardpress-model/4", DataError)],
+    [
+        (f"{NAME}{VERSION + 1}", OtherVersion),
+        (f"{NAME}{VERSION - 1}", EarlierVersion),
+        ("shardpress-model/4", DataError),
+    ],
 )
 def test_another_version_is_refused_as_such(tmp_path: Path, name: str, error: type[Exception]) -> None:
     path = write_result(tmp_path)
@@ -246,7 +256,7 @@ def test_results_of_the_first_version_are_refused_as_such(tmp_path: Path) -> Non
     for name, text, exit_codes in [
         ("manifest.json", '{"format": "shardpress-output/2", "parts": []}', (76, 76)),
         (".shardpress", "shardpress-output/2", (76, 76)),
-        (".shardpress", "shardpress-output/3", (66, 65)),
+        (".shardpress", FORMAT, (66, 65)),
         ("manifest.json", '{"name": "of another program"}', (66, 65)),
     ]:
         (tmp_path / name).write_text(text)
@@ -366,6 +376,15 @@ FORGERIES: dict[str, Callable[[h5py.Group], object]] = {
     "request of another type": edit("facts", lambda facts: facts.update(request=None)),
     "shards of another type": put("shards", {"a": 1}),
     "shard with a shape of text": edit("shards", lambda shards: shards[0].update(shape="big")),
+    "part of another shard": edit("parts", lambda parts: parts[1].update(shard=1)),
+    "part of a shard before the first": edit("parts", lambda parts: parts[1].update(shard=-1)),
+    "parts in another order": edit("parts", lambda parts: parts.reverse()),
+    "parts that overlap": edit("parts", lambda parts: parts[1].update(start=4, n_rows=5)),
+    "part with fewer rows than its range": edit("parts", lambda parts: parts[1].update(n_rows=3)),
+    "part of a negative number of rows": edit("parts", lambda parts: parts[1].update(n_rows=-5, stop=0)),
+    "shard with more rows than its parts": edit("shards", lambda shards: shards[0].update(shape=[10, 4])),
+    "shard without a shape": edit("shards", lambda shards: shards[0].update(shape=[])),
+    "digest that is no number": edit("parts", lambda parts: parts[0].update(rows="x" * 32)),
     "JSON that is cut": put("facts", b'{"config": {'),
     "JSON that is not UTF-8": put("parts", b'["\xff"]'),
     "JSON that is nested": put("facts", b"[" * 10**5 + b"]" * 10**5),
@@ -427,6 +446,59 @@ def test_forged_models_and_maps_are_refused(tmp_path: Path) -> None:
     for read in (lambda result: result.statistics(), lambda result: result.map_to(9)):
         with refused(65, "index.h5"):
             read(Result.open(path))
+
+
+def virtual(n_rows: int) -> h5py.VirtualLayout:
+    layout = h5py.VirtualLayout((n_rows,), np.uint8)
+    layout[:] = h5py.VirtualSource("parts/0.h5", "use", (n_rows,))
+    return layout
+
+
+FORGED_USES: dict[str, Callable[[h5py.File, int], object]] = {
+    "missing": lambda file, n_rows: None,
+    "a group": lambda file, n_rows: file.create_group("use"),
+    "too short": lambda file, n_rows: file.create_dataset("use", data=np.zeros(n_rows - 1, np.uint8)),
+    "too long": lambda file, n_rows: file.create_dataset("use", (2**62,), np.uint8, chunks=(1000,), compression="gzip"),
+    "another dtype": lambda file, n_rows: file.create_dataset("use", data=np.zeros(n_rows, np.int8)),
+    "text": lambda file, n_rows: file.create_dataset("use", data=np.full(n_rows, "a", h5py.string_dtype())),
+    "two axes": lambda file, n_rows: file.create_dataset("use", data=np.zeros((n_rows, 1), np.uint8)),
+    "no shape": lambda file, n_rows: file.create_dataset("use", data=h5py.Empty(np.uint8)),
+    "virtual": lambda file, n_rows: file.create_virtual_dataset("use", virtual(n_rows)),
+    "an unknown number": lambda file, n_rows: file.create_dataset("use", data=np.full(n_rows, 4, np.uint8)),
+}
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_a_forged_use_of_rows_is_refused_by_all_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    standin.install(monkeypatch)
+    workspace = standin.Workspace(tmp_path, 20, 9)
+    out = tmp_path / "out"
+    assert workspace.run(out) == 0
+    intact = (out / "index.h5").read_bytes()
+    assert Result.open(out, is_foreign=True).use().shape == (29,)
+    workspace.add_shard("2.h5", np.ones((5, 4), np.float32))
+    for name, write in FORGED_USES.items():
+
+        def forge_use(file: h5py.File, write: Callable[[h5py.File, int], object] = write) -> None:
+            del file["use"]
+            write(file, 29)
+
+        forged = changed(intact, forge_use)
+        (out / "index.h5").write_bytes(forged)
+        caplog.clear()
+        with case(name):
+            with refused(65, "index.h5"):
+                Result.open(out).use()
+            if name in ("missing", "too short", "another dtype"):
+                assert workspace.run(out, "--append") == 65
+                assert "Traceback" not in caplog.text
+                assert (out / "index.h5").read_bytes() == forged
+    (out / "index.h5").write_bytes(intact)
+    assert workspace.run(out, "--append") == 0
+    assert Result.open(out, is_foreign=True).use().tolist()[29:] == [Use.LATER] * 5
 
 
 @pytest.mark.process

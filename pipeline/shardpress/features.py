@@ -7,8 +7,9 @@ itself a valid input shard. It contains:
   the features can be memory-mapped. With ``--storage-dtype`` and ``--compression``, features can be stored as float16,
   or in compressed chunks of rows.
 - ``valid`` (n_rows,), bool: false for bad rows. The features of bad rows are NaN.
-- Extras under their own names. All parts have the same extras. If a shard lacks an extra, its parts hold
-  `missing_value` or the code -1 instead, and a mask such as ``NAME_present`` is false for these rows.
+- Extras under their own names, or with the prefix ``source_`` if the name is reserved. All parts have the same extras.
+  If a shard lacks an extra, its parts hold `missing_value` or the code -1 instead, and a mask such as ``NAME_present``
+  is false for these rows.
 - The attribute ``categories`` of each extra that is stored as codes (`shardpress.hdf5.categories`).
 - The attribute ``source``: the source file and the row range, as JSON.
 
@@ -31,15 +32,9 @@ from shardpress.errors import DataError, printable, short_list
 from shardpress.frames import data_frame, import_pandas
 from shardpress.hdf5.categories import array_of, read_categories
 from shardpress.records import Part
-from shardpress.result import INDEX, Result
-from shardpress.sealed import GROUP, has_footer
+from shardpress.result import APPEND_ID, FEATURES, INDEX, VALID, Result
+from shardpress.sealed import has_footer
 
-FEATURES = "features"
-VALID = "valid"
-APPEND_ID = "append_id"
-"""Extra with the number of the append that encoded each row: 0 for the rows of the run that trained the model."""
-RESERVED = (FEATURES, VALID, GROUP)
-"""Names that no extra has in the files of an output."""
 _WHOLE = "Copy the whole directory, with parts/, or the file that shardpress export --to hdf5 writes."
 _NAMED = 10  # appends that a message names
 _REPEAT = "Run the command of that run again, which recomputes damaged files."
@@ -365,15 +360,14 @@ def _features_of(result: Result, selection: _Selection) -> Features:
         manifest["n_rows"] = sum(part.n_rows for part in parts)
     checked = [(result.directory / part.file, check_part(result.directory, part)) for part in parts]
     opened = _opened(checked, manifest, selection.block_rows, categories_in(result))
-    if result.facts.appends and APPEND_ID not in opened.extras:
+    if result.facts.appends:
         opened.extras[APPEND_ID] = _lazy_append_ids(parts, selection.block_rows)
     return replace(opened, result=result)
 
 
 def categories_in(result: Result) -> dict[str, np.ndarray]:
-    """Return the categories of the extras of all rows. The latest part has all of them."""
-    latest = max(result.parts, key=lambda part: part.append_id)
-    return _readable_categories(result.directory / latest.file)
+    """Return the categories of the extras of all rows."""
+    return {name: array_of(values) for name, (_, values) in result.extras().items() if values is not None}
 
 
 def _generation(result: Result, number: int) -> Result:

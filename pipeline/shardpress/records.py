@@ -7,17 +7,22 @@ file, is escaped in JSON and restored.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeVar
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import msgspec
+from msgspec import structs
 
 from shardpress.columns import Columns
 from shardpress.formats import fingerprint
 
 T = TypeVar("T")
 
-_UNFINGERPRINTED = ("folders", "row_names")  # fields of a request that do not identify a run
+
+Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+"""Digest of rows or extras, in hexadecimal digits."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -59,7 +64,7 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
     n_rows: int
     n_bad: int  # bad rows, whose features are NaN
     n_outside: int  # good rows with values outside the range of the model's training rows
-    shard: int  # number of the shard: its index in the input, or in the order of arrival if shards were appended
+    shard: int  # position of the shard in the table of shards
     path: str  # file of the shard
     dataset: str
     start: int  # first row in the shard
@@ -73,10 +78,17 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
     append_id: int = 0  # number of the append, from 1 on; 0 for parts of the run that trained the model
     # row ranges of the shard with fill values for unreadable ones, by the names of extras in the part
     lost: dict[str, list[list[int]]] = {}
+    rows: Digest | None = None  # digest of the rows as they are stored; None if the shard was unreadable
+    extras: Digest | None = None  # digest of the extras; None if some of their values were unreadable
 
     @property
     def file(self) -> str:
         return self.entry.file
+
+    @property
+    def is_unreadable(self) -> bool:
+        """Whether the shard could not be read, so that all rows are bad."""
+        return self.rows is None
 
     @property
     def key(self) -> str:
@@ -88,41 +100,40 @@ def part_key(shard: int, start: int) -> str:
     return f"part-{shard:06d}-{start:012d}"  # padded, so that names sort like numbers
 
 
-class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Facts that identify the rows of a shard."""
+class Stat(NamedTuple):
+    """Facts about a file from the file system. If they are the same, so is the content."""
 
-    file: str  # name, without its directory
+    n_bytes: int
+    changed: int  # modification time in nanoseconds since 1970
+    ctime_ns: int  # chmod, hard links and backups change it, too
+    inode: int
+
+
+class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Facts about a shard, and digests of its content."""
+
+    path: str
     dataset: str
     shape: list[int]
     dtype: str
     form: str
-    n_bytes: int  # size of the file
-    changed: int  # modification time in nanoseconds since 1970
-    extras: list[str]  # next to the rows, which a user has not named
+    stat: Stat
     column_order: str | None = None  # digest of the order in which the columns are read, if it differs from the file's
-    contents: str | None = None  # digest of the file, if it was changed in place without a new modification time
-    dropped_by: int | None = None  # the append that removed the rows of the shard from the results
+    rows: Digest | None = None  # digest of the rows; None if it is unknown
+    extras: Digest | None = None  # digest of the extras
 
     @property
-    def identity(self) -> tuple[str, int, int]:
-        """Name, size and modification time, which identify a file in any directory."""
-        return self.file, self.n_bytes, self.changed
-
-
-class FileContents(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Facts about the content of a shard's file."""
-
-    file: str
-    n_bytes: int
-    changed: int
-    ctime_ns: int
-    blake3: str | None  # of the file; None if it is unknown, as the next one
-    rows: str | None  # of the dataset with the rows: it stays the same if a program adds another dataset to the file
-    is_changed: bool = False  # whether the contents differ from those of an earlier run with the same modification time
+    def name(self) -> str:
+        return PurePath(self.path).name
 
     @property
-    def identity(self) -> tuple[str, int, int]:
-        return self.file, self.n_bytes, self.changed
+    def place(self) -> tuple[str, str]:
+        return self.path, self.dataset
+
+    @property
+    def kind(self) -> tuple[tuple[int, ...], str]:
+        """Shape and dtype: rows of another kind are other rows."""
+        return tuple(self.shape), self.dtype
 
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -132,34 +143,49 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     scan: dict[str, Any]  # settings of this stage, as of the next two
     training: dict[str, Any]
     encoding: dict[str, Any]
-    folders: list[str]  # of the shards; not part of a fingerprint, so that a data set can be moved between two runs
-    n_trained: int | None = None  # shards of the training, if others were appended
-    # Extras that are copied although they are neither next to the rows nor requested. They are part of the fingerprint
-    # of the features only, so that requesting them changes nothing else.
-    row_names: list[str] = []
+
+    @property
+    def settings(self) -> dict[str, dict[str, Any]]:
+        return {"scan": self.scan, "training": self.training, "encoding": self.encoding}
 
     def of_scan(self) -> str:
-        """Return the fingerprint of the scan."""
-        return fingerprint("scan", self._inputs(), self.scan)
+        """Return the fingerprint of the scan. The digests of all rows must be known, except for unreadable shards."""
+        return fingerprint("scan", [[shard.kind, shard.rows] for shard in self.shards], self.scan)
 
-    def of_model(self, unreadable: Iterable[int] = ()) -> str:
-        """Return the fingerprint of the model, without the shards at the `unreadable` positions."""
-        key = fingerprint("model", self.of_scan(), self.training)
-        missing = sorted(unreadable)
-        return fingerprint(key, missing) if missing else key
+    def of_model(self) -> str:
+        """Return the fingerprint of the model."""
+        return fingerprint("model", self.of_scan(), self.training)
 
-    def of_features(self, model: str) -> str:
-        """Return the fingerprint of the features, given the fingerprint of the model."""
-        key = fingerprint("features", self._inputs(), self.scan, self.encoding, model)
-        return fingerprint(key, self.row_names) if self.row_names else key
+    def of_features(self, model: str, extras: Any) -> str:
+        """Return the fingerprint of a row's features, given those of the model, and facts about the extras.
 
-    def of_all(self) -> str:
-        """Return the fingerprint of the whole request."""
-        content = plain(self)
-        return fingerprint("run", {name: value for name, value in content.items() if name not in _UNFINGERPRINTED})
+        It does not depend on the shards, because the features of a row depend only on this row.
+        """
+        encoding = {name: value for name, value in self.encoding.items() if name != "include"}
+        return fingerprint("features", self.scan, encoding, model, extras)
 
-    def _inputs(self) -> Any:
-        return plain([self.shards, self.n_trained])
+
+def total(digests: Iterable[str | None]) -> str | None:
+    """Return the digest of the rows of several parts: the sum of theirs; None if one of them is unknown."""
+    found = 0
+    for digest in digests:
+        if digest is None:
+            return None
+        found += int(digest, 16)
+    return f"{found % 2**128:032x}"
+
+
+def with_digests(shards: Sequence[ShardFacts], parts: Iterable[Part]) -> list[ShardFacts]:
+    """Return the shards with the digests of their content, which are the sums of those of their parts."""
+    by_shard: dict[int, list[Part]] = defaultdict(list)
+    for part in parts:
+        by_shard[part.shard].append(part)
+    found = []
+    for i, shard in enumerate(shards):
+        rows = total(part.rows for part in by_shard[i])
+        extras = total(part.extras for part in by_shard[i])
+        found.append(structs.replace(shard, rows=rows, extras=extras))
+    return found
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -211,7 +237,7 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     generations: list[Generation] = []  # earlier ones that are kept
     maps: list[MapFacts] = []
     appends: list[dict[str, Any]] = []
-    contents: list[FileContents] = []
+    trained: list[str] = []  # digests of the rows of each shard that trained the model; empty if they are unknown
     views: list[Entry] = []  # files that the index refers to if there are many parts
     report: dict[str, Any] = {}  # what only the report needs
 

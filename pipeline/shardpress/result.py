@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,38 @@ from msgspec.structs import replace
 
 from shardpress.alignment import LinearMap
 from shardpress.errors import NoInput, printable
+from shardpress.hdf5.categories import read_categories
 from shardpress.model import Model
 from shardpress.modelfile import read_model
 from shardpress.records import Part, RunFacts, ShardFacts, from_json, plain, to_json
-from shardpress.sealed import digest_of, read_sealed, reading_group, sealed, write_json
+from shardpress.sealed import GROUP, digest_of, read_sealed, reading_group, sealed, write_json
 from shardpress.settings.config import Config
 
 INDEX = "index.h5"
 GENERATION = "generation-{}.h5"
 """Name of an earlier result, by its number."""
 
+FEATURES = "features"
+VALID = "valid"
+USE = "use"
+"""Dataset of the index that says what each row was used for: a number of `Use`."""
+APPEND_ID = "append_id"
+"""Number of the append that encoded each row: 0 for the rows of the run that trained the model."""
+RESERVED = (FEATURES, VALID, USE, APPEND_ID, "error", GROUP)
+"""Names that no extra has in the files of an output."""
+_PREFIX = "source_"  # of extras with such names
+
 _PART = re.compile(r"parts/part-[0-9-]*[0-9a-f]{32}\.h5")
 _VIEW = re.compile(r"index-[0-9a-f]{32}\.h5")
+
+
+class Use(IntEnum):
+    """Role of a row in the training."""
+
+    TRAINING = 0  # trained the model, or may have
+    VALIDATION = 1  # measured the error during the training
+    LEFT_OUT = 2  # was left out by ``--fit-on``
+    LATER = 3  # arrived after the training
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +102,7 @@ class Result:
             names += [view.file for view in facts.views if not _VIEW.fullmatch(view.file)]
             if names:
                 raise ValueError(f"it names {names[0]}, expected files in parts/")
+            _check_rows(shards, parts)
         return cls(file, data, facts, parts)
 
     @property
@@ -114,11 +136,6 @@ class Result:
     def n_bad(self) -> int:
         return sum(part.n_bad for part in self.parts)
 
-    @property
-    def fingerprint(self) -> str:
-        """Fingerprint of the request."""
-        return self.facts.request.of_all()
-
     @cached_property
     def files(self) -> frozenset[str]:
         """Paths of all parts and views, relative to the directory."""
@@ -148,6 +165,27 @@ class Result:
             numbers = {name: value.item() for name, value in found.attrs.items()}
             return {name: item[()] for name, item in found.items()}, numbers
 
+    def use(self) -> np.ndarray:
+        """Return what each row was used for, uint8 (n_rows,): the numbers of `Use`."""
+        with self._reading() as group:
+            dataset = group.file[USE]
+            if dataset.shape != (self.n_rows,) or dataset.dtype != np.uint8 or dataset.is_virtual:
+                raise ValueError(f"its dataset {USE} does not have a number for each row")
+            found: np.ndarray = dataset[()]
+            if found.max(initial=0) > max(Use):
+                raise ValueError(f"its dataset {USE} has the number {found.max()}, expected at most {max(Use)}")
+            return found
+
+    def extras(self) -> dict[str, tuple[np.dtype, list[Any] | None]]:
+        """Return the dtype of each extra of all rows, and its categories if the values are codes."""
+        with self._reading() as group:
+            found = {}
+            for name, item in group.file.items():
+                if isinstance(item, h5py.Dataset) and item.is_virtual and name not in (FEATURES, VALID):
+                    dtype = np.dtype((item.dtype, item.shape[1:])) if item.ndim > 1 else item.dtype
+                    found[name] = (dtype, read_categories(item.id))
+            return found
+
     def report(self) -> dict[str, Any]:
         """Return everything that the report shows, as plain values."""
         facts = self.facts
@@ -155,7 +193,7 @@ class Result:
         names = ("config", "made", "command", "versions", "storage", "summary", "verification")
         found = {name: getattr(facts, name) for name in names}
         found |= {
-            "fingerprints": {"request": self.fingerprint, "model": self.encoder},
+            "fingerprints": {"features": facts.keys.features, "model": self.encoder},
             "target": model.target,
             "generations": self._generations(),
             **facts.report,
@@ -168,7 +206,7 @@ class Result:
 
     def manifest(self) -> dict[str, Any]:
         """Return facts about the result as plain values, without the tables and the numbers of the report."""
-        facts = {name: value for name, value in plain(self.facts).items() if name not in ("report", "contents")}
+        facts = {name: value for name, value in plain(self.facts).items() if name not in ("report", "trained")}
         facts |= {"model": self.encoder, "n_rows": self.n_rows, "n_bad": self.n_bad, "n_features": self.n_features}
         if self.model.is_nested:
             facts["nested"] = True
@@ -193,8 +231,38 @@ class Result:
             yield group
 
 
+def _check_rows(shards: Sequence[ShardFacts], parts: Sequence[Part]) -> None:
+    """Raise `ValueError` unless the parts contain all rows of the shards, in their order."""
+    ends = [0] * len(shards)  # of the rows in the parts so far
+    current = 0
+    for part in parts:
+        is_next = current <= part.shard < len(shards) and part.start == ends[part.shard]
+        if not is_next or part.start + part.n_rows != part.stop or part.n_rows < 0:
+            raise ValueError(f"its part {part.file} does not follow the rows of the parts before it")
+        current = part.shard
+        ends[current] = part.stop
+    if ends != [shard.shape[0] for shard in shards]:
+        raise ValueError("its parts do not contain all rows of its shards")
+
+
 _ENCODERS = ("encoder_from", "encoder_to")
 _MAX_APPENDS = 200  # in the report; the facts list all of them
+
+
+def stored_name(extra: str) -> str:
+    """Return the name of the dataset with an extra. Names that are reserved, with any prefixes, get a prefix."""
+    return f"{_PREFIX}{extra}" if _is_reserved(extra) else extra
+
+
+def given_name(dataset: str) -> str:
+    """Return the name of the extra in a dataset."""
+    return dataset.removeprefix(_PREFIX) if _is_reserved(dataset) else dataset
+
+
+def _is_reserved(name: str) -> bool:
+    while name.startswith(_PREFIX):
+        name = name.removeprefix(_PREFIX)
+    return name in RESERVED
 
 
 def file_of(path: str | Path) -> Path:

@@ -162,12 +162,17 @@ def drive(folder: Path, trained: Path, shards: Path, n_parts: int, cluster: Loca
 
 
 def index_of(parts: list[Part], trained: Result, journal: Journal) -> bytes:
-    """Return the content of an index of parts, with the model and the facts of a run."""
+    """Return the content of an index of parts of one shard, with the model and the facts of a run."""
     views: list[Entry] = []
     shapes = [(part.file, part_shapes(part.n_rows, trained.n_features, ())) for part in parts]
     files = in_views(shapes, lambda name, data: views.append(journal.write(name, data)))
-    facts = structs.replace(trained.facts, views=views)
-    return result_bytes(lambda file: write_index(file, files, {}), trained.model, facts, parts, {}, None)
+    n_rows = sum(part.n_rows for part in parts)
+    request = trained.facts.request
+    first = request.shards[0]
+    shard = structs.replace(first, shape=[n_rows, *first.shape[1:]])
+    facts = structs.replace(trained.facts, views=views, request=structs.replace(request, shards=[shard]))
+    use = np.zeros(n_rows, np.uint8)
+    return result_bytes(lambda file: write_index(file, files, {}, use), trained.model, facts, parts, {}, None)
 
 
 @contextmanager

@@ -85,4 +85,4 @@ def empty_part(task: EncodeTask) -> Part:
     key = task.part.key
     entry = Entry(f"parts/{key}-{source.start:032x}.h5", 4 * len(source), "0" * 64)
     where = (source.shard.path, source.shard.dataset, source.start, source.stop)
-    return Part(entry, len(source), 0, 0, task.part.number, *where)
+    return Part(entry, len(source), 0, 0, task.part.shard, *where, rows="0" * 32, extras="0" * 32)

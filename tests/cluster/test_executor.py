@@ -134,7 +134,7 @@ def test_a_scan_is_equal_on_every_executor(executor: Callable[[], Executor], tmp
     shards = numbered_shards(tmp_path, 9, 0, 4)
     reported = list[int]()
     found = scan(shards, ScanSettings(2, missing=41), executor(), 2, reported.append)
-    assert found.to_npz() == scanned(shards, 3, missing=41).to_npz()
+    assert found.to_npz() == scanned(shards, 2, missing=41).to_npz()
     assert (found.bad_rows.tolist(), sum(reported)) == ([4], 13)
 
 

@@ -20,20 +20,22 @@ from msgspec.structs import replace
 
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import check, threads
-from shardpress.device import TILE_ROWS, autoencoder_of
+from shardpress.device import TILE_ROWS
 from shardpress.encoding import encode as module
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.encode import EncodeTask, encode_part
 from shardpress.encoding.parts import plan_parts
-from shardpress.encoding.worker import IN_MEMORY, Encoder, EncodeSettings, serving
+from shardpress.encoding.worker import IN_MEMORY, Encoder, Encoders, EncodeSettings, serving
 from shardpress.hdf5.files import FILES
 from shardpress.model import Model
 from shardpress.output.disk import Disk
 from shardpress.output.files import fault_of, write_file
-from shardpress.records import Part
+from shardpress.records import Part, with_digests
+from shardpress.run.digests import with_content
+from shardpress.run.request import facts_of
 from shardpress.scan.scaler import Scaler
+from shardpress.shards import digests, shard
 from shardpress.shards import rows as rows_module
-from shardpress.shards import shard
 from shardpress.shards.open import open_shards
 from shardpress.shards.shard import Shard
 from shardpress_kernels.network import Network
@@ -55,10 +57,10 @@ def model_of(n_inputs: int, n_features: int = 2) -> Model:
     return Model(Scaler(np.full(n_inputs, -5.0), np.full(n_inputs, 200.0)), Network((n_inputs, 2)), parameters)
 
 
-def settings_of(shards: Sequence[Shard], folder: Path, block_rows: int, part_rows: int, **more: Any) -> EncodeSettings:
+def settings_of(folder: Path, block_rows: int, part_rows: int, **more: Any) -> EncodeSettings:
     (folder / "parts").mkdir(exist_ok=True)
     rows = (min(block_rows, part_rows), part_rows)
-    return EncodeSettings(str(folder), IN_MEMORY, shards[0].dtype, *rows, 2, attributes={"command": "test"}, **more)
+    return EncodeSettings(str(folder), IN_MEMORY, *rows, 2, attributes={"command": "test"}, **more)
 
 
 def run(
@@ -72,7 +74,7 @@ def run(
 ) -> list[Part]:
     """Encode all parts of the shards in threads."""
     parts, _ = plan_parts(shards, settings.part_rows, [])
-    tasks = [(encode_part, EncodeTask(part, settings, (unreadable or {}).get(part.number))) for part in parts]
+    tasks = [(encode_part, EncodeTask(part, settings, (unreadable or {}).get(part.shard))) for part in parts]
     model = model_of(shards[0].n_inputs)
     with serving(settings, model, encoder, disk or Disk()), threads(n_threads) as pool:
         return compute(tasks, pool, n_threads, done)
@@ -87,7 +89,7 @@ def encode(
     **options: Any,
 ) -> tuple[list[Part], np.ndarray]:
     """Return the facts of all parts, and their features."""
-    parts = run(shards, settings_of(shards, folder, block_rows, part_rows, bad_data=bad_data or BadData()), **options)
+    parts = run(shards, settings_of(folder, block_rows, part_rows, bad_data=bad_data or BadData()), **options)
     return parts, concatenate(folder, parts, "features")
 
 
@@ -352,6 +354,48 @@ def test_rows_outside_the_range_are_counted_for_each_part(tmp_path: Path) -> Non
     assert [part.n_outside for part in parts] == [1, 1, 2]  # rows 0, 7, and 8 and 9
 
 
+# -- digests -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("wide")
+@pytest.mark.parametrize("part_rows", [4, 12, 100])
+def test_digests_of_parts_are_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_rows: int
+) -> None:
+    """A file that has other times is recognized by digests that are computed without encoding it."""
+    monkeypatch.setattr(digests, "UNIT_ROWS", 4)
+    write_shard(tmp_path / "0.h5", numbered(30), extras={name: values for name, (values, _) in EXTRAS.items()})
+    write_shard(tmp_path / "1.h5", numbered(9), extras={"kind": np.zeros(9, "i1")})
+    with h5py.File(tmp_path / "1.h5", "a") as file:
+        file["__categories/kind"] = [b"a"]
+        file["text"] = np.array(["größe"] * 9, object)
+        file.create_dataset("array", (9,), np.dtype(("f4", (2, 2))))[...] = np.ones((9, 2, 2))
+    shards = open_shards([str(tmp_path)])
+    names = {extra.name for extra in shards[0].extras}
+    assert names > {"number_present", "text", "kind", "array"}
+    parts, _ = encode(shards, tmp_path, 4, part_rows)
+    facts = [facts_of(shard) for shard in shards]
+    found = with_digests(facts, parts)
+    for i, each in enumerate(shards):
+        read_again = with_content(facts[i], each, names)
+        assert None not in (read_again.rows, read_again.extras)
+        assert (read_again.rows, read_again.extras) == (found[i].rows, found[i].extras)
+
+
+def test_lost_values_and_unreadable_rows_have_no_digest(tmp_path: Path) -> None:
+    paths = [
+        write_shard(tmp_path / f"{i}.h5", numbered(10), fletcher32=True, extras={"y": np.arange(10)}) for i in range(3)
+    ]
+    with h5py.File(paths[0], "a") as file:
+        del file["y"]
+        file.create_dataset("y", data=np.arange(10), chunks=(5,), compression="gzip")
+    damage(paths[0], "y")
+    damage(paths[1])
+    parts, _ = encode(open_shards(paths), tmp_path, 4, 100, BadData("skip"), unreadable={1: "broken"})
+    assert [(part.rows is None, part.extras is None) for part in parts] == [(False, True), (True, True), (False, False)]
+
+
 # -- tasks -------------------------------------------------------------------------------------------------------
 
 
@@ -371,19 +415,30 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
     shards = open_shards(names)
     model = model_of(3)
     bad_data = BadData("skip", -99, "clip")
-    settings = settings_of(shards, tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data, has_range=True)
+    settings = settings_of(tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data, has_range=True)
     settings = dataclasses.replace(settings, model=write_file(tmp_path, Disk(), "model.h5", model.to_hdf5()))
-    autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))
-    autoencoder.set_parameters(model.parameters)
-    local = run(shards, settings, encoder=autoencoder.encode_checked, unreadable={2: "broken"})
+    local = run(shards, settings, encoder=Encoders(model).encode_checked, unreadable={2: "broken"})
     parts, _ = plan_parts(shards, TILE_ROWS, [])
     remote = run_in_fresh_process(
-        [(encode_part, EncodeTask(part, settings, {2: "broken"}.get(part.number))) for part in parts]
+        [(encode_part, EncodeTask(part, settings, {2: "broken"}.get(part.shard))) for part in parts]
     )
     assert [(part.n_bad, part.n_outside) for part in local] == [(1, 0), (1, 0), (0, 1), (9, 0)]
     nameless = [[replace(part, entry=replace(part.entry, file="")) for part in parts] for parts in (local, remote)]
     assert nameless[0] == nameless[1], "all facts, and the BLAKE3 of the files"
     assert all(fault_of(tmp_path, part.entry) is None for part in remote)
+
+
+@pytest.mark.compiler
+def test_features_do_not_depend_on_the_dtypes_of_other_shards() -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 3)) * 30
+    encoders = Encoders(model_of(3))
+    for dtype in ("f8", "f4", "i2", "i4"):
+        features = []
+        for encoder in (encoders, Encoders(model_of(3))):
+            out = np.empty((50, 2), np.float32)
+            encoder.encode_checked(rows.astype(dtype), out)
+            features.append(out)
+        np.testing.assert_array_equal(*features, err_msg=dtype)
 
 
 @pytest.mark.process
@@ -397,7 +452,7 @@ def test_runs_in_one_process_keep_their_own_categories(tmp_path: Path) -> None:
             file["__categories/kind"] = kinds
         (tmp_path / f"out{i}").mkdir()
         shards += open_shards([str(tmp_path / f"{i}.h5")])
-    both = [settings_of(shards, tmp_path / f"out{i}", 4, 8) for i in range(2)]
+    both = [settings_of(tmp_path / f"out{i}", 4, 8) for i in range(2)]
     with serving(both[0], model_of(2), double, Disk()):
         for shard, settings in zip(shards, both, strict=True):
             (part,), _ = plan_parts([shard], 8, [])

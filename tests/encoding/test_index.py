@@ -11,12 +11,12 @@ from shardpress.encoding.partfile import part_shapes
 from shardpress.features import open_features
 from shardpress.formats import missing_value
 from shardpress.output.files import is_ours
-from shardpress.result import Result
+from shardpress.result import Result, Use
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
-from shardpress.shards.shard import Block, Extra
+from shardpress.shards.shard import Block
 from tests.support.helpers import names
-from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, part_paths
+from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, finished_parts, part, part_paths
 
 
 @pytest.fixture(params=[1000, 2], ids=["a view of parts", "a view of views"])
@@ -25,7 +25,7 @@ def output(tmp_path, request):
 
 
 def datasets_in(file):
-    return {name: item for name, item in file.items() if isinstance(item, h5py.Dataset)}
+    return {name: item for name, item in file.items() if isinstance(item, h5py.Dataset) and name != "use"}
 
 
 @pytest.mark.process
@@ -144,14 +144,18 @@ def test_the_index_tells_which_append_encoded_each_row(monkeypatch, numbers, len
     monkeypatch.setattr("shardpress.encoding.index._CHUNK_ROWS", 8)
     files = [(f"parts/{i}.h5", part_shapes(n_rows, 2, ())) for i, n_rows in enumerate(lengths)]
     with h5py.File.in_memory() as file:
-        write_index(file, files, {}, list(zip(numbers, lengths, strict=True)))
+        write_index(file, files, {}, np.zeros(sum(lengths), np.uint8), list(zip(numbers, lengths, strict=True)))
         dataset = file["append_id"]
         np.testing.assert_array_equal(dataset[()], np.repeat(numbers, lengths))
         assert dataset.id.get_num_chunks() == n_stored  # chunks of zeros take no time and no space
 
 
-def test_an_extra_called_append_id_is_kept():
-    files = [("parts/0.h5", part_shapes(2, 2, [Extra("append_id", np.dtype("f4"))]))]
-    with h5py.File.in_memory() as file:
-        write_index(file, files, {}, [(1, 2)])
-        assert (file["append_id"].dtype, file["append_id"].is_virtual) == (np.float32, True)
+@pytest.mark.process
+def test_the_index_holds_the_use_of_each_row_of_any_number(tmp_path):
+    for n_rows in (1, 2**20 + 3):
+        parts = [(n_rows, part(n_rows))] * 2
+        directory = finished_parts(tmp_path / str(n_rows), parts, append_ids=[0, 1])
+        result = Result.open(directory, is_foreign=True)
+        np.testing.assert_array_equal(result.use(), np.repeat([Use.TRAINING, Use.LATER], n_rows))
+        with h5py.File(directory / "index.h5") as file:
+            assert file["use"].id.get_storage_size() < 5000  # a few bytes for each million of rows

@@ -14,10 +14,11 @@ from shardpress.encoding import partfile as module
 from shardpress.encoding.partfile import PartMemory, part_shapes
 from shardpress.encoding.template import Streamed, lay_out
 from shardpress.features import open_features
+from shardpress.result import RESERVED, Result, given_name
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from shardpress.shards.shard import Block, Extra
-from tests.support.helpers import names, numbered, write_shard
+from tests.support.helpers import names, numbered, refused, write_shard
 from tests.support.parts import (
     EXTRAS,
     assert_same_datasets,
@@ -283,15 +284,28 @@ def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
 
 
 def test_extras_named_like_our_datasets_are_renamed(tmp_path):
-    names = ["features", "valid", "shardpress"]
-    data = part(3, extras={name: np.arange(i, i + 3) for i, name in enumerate(names)})
-    found = open_features(finished_parts(tmp_path / "out", [(3, data)]))
-    np.testing.assert_array_equal(found.features, feature_rows(3))
+    renamed = [*RESERVED, "source_valid", "source_source_use"]
+    kept = ["y", "source_", "source_y", "valid_present"]
+    data = part(3, extras={name: np.arange(i, i + 3) for i, name in enumerate([*renamed, *kept])})
+    output = finished_parts(tmp_path / "out", [(3, data)] * 2, append_ids=[0, 1])
+    found = open_features(output)
+    np.testing.assert_array_equal(found.features, np.tile(feature_rows(3), (2, 1)))
+    assert found.extras.pop("append_id").compute().tolist() == [0, 0, 0, 1, 1, 1]
+    expected = [*(f"source_{name}" for name in renamed), *kept]
     assert {name: values.compute()[0] for name, values in found.extras.items()} == {
-        "source_features": 0,
-        "source_valid": 1,
-        "source_shardpress": 2,
+        name: i for i, name in enumerate(expected)
     }
+    assert [given_name(name) for name in expected] == [*renamed, *kept]
+    assert set(Result.open(output).extras()) == set(expected)
+
+
+@pytest.mark.process
+def test_a_requested_extra_with_a_reserved_name_is_refused(tmp_path):
+    for name in RESERVED:
+        path = write_shard(tmp_path / "x.h5", numbered(3), extras={f"obs/{name}": np.arange(3)})
+        assert names(open_shards([path], include=["obs"])[0]) == (name,)
+        with refused(65, f"dataset=obs/{name}", f"--include obs/{name}"):
+            open_shards([path], include=[f"obs/{name}"])
 
 
 def test_categories_have_the_name_of_their_codes(tmp_path):

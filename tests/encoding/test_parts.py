@@ -18,14 +18,14 @@ def test_committed_parts_of_any_size_are_kept(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 10, 0, 7)
     existing = [part(2, 0, 7), part(0, 4, 6), part(0, 2, 5)]
     missing, overlapping = plan_parts(shards, 4, existing)
-    places = [(each.number, each.source.start, each.source.stop) for each in missing]
+    places = [(each.shard, each.source.start, each.source.stop) for each in missing]
     assert places == [(0, 0, 2), (0, 5, 9), (0, 9, 10)]
     assert overlapping == [existing[1]]
 
 
 def test_parts_beyond_a_shorter_shard_are_not_used(tmp_path: Path) -> None:
-    shards = numbered_shards(tmp_path, 5)
-    existing = [part(3, 0, 4), part(3, 4, 8), part(9, 0, 5)]
-    missing, overlapping = plan_parts(shards, 4, existing, [3])
-    assert [(each.key, each.source.stop) for each in missing] == [(part_key(3, 4), 5)]
+    shards = numbered_shards(tmp_path, 5, 5)
+    existing = [part(1, 0, 4), part(1, 4, 8), part(0, 0, 5)]
+    missing, overlapping = plan_parts(shards, 4, existing)
+    assert [(each.key, each.source.stop) for each in missing] == [(part_key(1, 4), 5)]
     assert overlapping == [existing[1]]

@@ -25,7 +25,7 @@ from shardpress.report.sample import Sample, SampleSpec, draw_sample, max_stretc
 from shardpress.scan.ranges import Scan
 from shardpress.scan.scaler import Scaler
 from shardpress.training.components import principal_components
-from shardpress.training.fit import _validation_numbers
+from shardpress.training.fit import validation_rows
 from shardpress.training.order import spread_rows
 from shardpress_kernels.network import Network
 from tests.support.cases import case, each, sample
@@ -394,7 +394,7 @@ def test_held_out_rows_are_those_of_the_training() -> None:
     scan = Scan(2000, range_, range_ + 1, bad_rows, range_, np.zeros((2, 3)))
     for fraction, most in ((0.05, 10**6), (0.3, 10**6), (0.3, 100), (0.0, 100)):
         with case(fraction, most):
-            of_training = _validation_numbers(scan, fraction, most, seed=3)
+            of_training = validation_rows(scan, fraction, most, seed=3)
             held_out = spread_rows(2000, NO_ROWS, min(round(fraction * 2000), most), 3)
             np.testing.assert_array_equal(np.setdiff1d(held_out, bad_rows), of_training)
             assert is_held_out(held_out_stretches(held_out, 300), np.union1d(of_training, bad_rows))

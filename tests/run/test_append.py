@@ -171,15 +171,51 @@ def test_a_file_edited_in_place_is_encoded_again(growing: Workspace, finished: P
     assert ids_of(finished) == [0] * 29 + [1] * 15
 
 
-def test_a_touched_or_moved_data_set_is_the_same(growing: Workspace, finished: Path) -> None:
+def test_copies_of_files_with_parts_of_other_sizes_are_recognized(growing: Workspace, out: Path) -> None:
+    for path in list(growing.shards.iterdir()):
+        path.unlink()
+    for number, flags in enumerate(([], ["block_rows=12", "--append"])):
+        add(growing, f"{number}.h5", n_rows=50, seed=number)
+        assert growing.run(out, *flags) == 0
+    before = parts(out)
+    for path in sorted(growing.shards.iterdir()):
+        shutil.copyfile(path, growing.shards / f"copy{path.name}")
+        path.unlink()
+    assert growing.run(out, "--append") == 0
+    assert parts(out) == before
+
+
+@pytest.mark.parametrize("flags", [[], ["--append"]], ids=["plain", "append"])
+def test_a_touched_or_moved_data_set_is_not_encoded_again(growing: Workspace, finished: Path, flags: list[str]) -> None:
+    before = parts(finished)
+    features = features_of(finished)
     for path in growing.shards.iterdir():
-        path.chmod(0o600)
+        path.touch()
+    assert growing.run(finished, *flags) == 0
     moved = growing.folder / "moved"
     growing.shards.rename(moved)
     growing.shards = moved
+    (moved / "0.h5").rename(moved / "last.h5")
+    assert growing.run(finished, *flags) == 0
+    assert parts(finished) == before
+    assert features_of(finished) == features
+    result = Result.open(finished)
+    assert result.facts.appends == []
+    assert {part.path for part in result.parts} == {str(path) for path in moved.iterdir()}
     recording = RecordingDisk()
-    assert growing.run(finished, "--append", disk=recording) == 0
+    assert growing.run(finished, *flags, disk=recording) == 0
     assert recording.calls == []
+
+
+def test_a_moved_file_is_found_although_a_bad_one_takes_its_place(growing: Workspace, out: Path) -> None:
+    flags = ("--on-bad-data", "skip", "--max-bad", "50%")
+    assert growing.run(out, *flags) == 0
+    before = features_of(out)
+    (growing.shards / "1.h5").rename(growing.shards / "moved.h5")
+    (growing.shards / "1.h5").write_bytes(b"bad")
+    assert growing.run(out, "--append", *flags) == 0
+    assert features_of(out) == before
+    assert [Path(bad["file"]).name for bad in Result.open(out).facts.bad_shards] == ["1.h5"]
 
 
 def test_missing_files_are_an_error_unless_their_rows_are_dropped(growing: Workspace, finished: Path) -> None:

@@ -14,11 +14,13 @@ from msgspec import structs
 from shardpress.features import open_features
 from shardpress.interop.export import export
 from shardpress.report.page.build import is_current
-from shardpress.result import INDEX, Result, result_bytes
+from shardpress.result import INDEX, RESERVED, Result, Use, result_bytes
 from shardpress.run import new_rows
-from tests.support.appends import add, add_extra, ids_of, write
+from tests.support.appends import N_ROWS, add, add_extra, ids_of, write
+from tests.support.bad_shards import errors
+from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import parts, stamps
-from tests.support.logged import COMPLETE, mentions
+from tests.support.logged import mentions
 from tests.support.standin import Workspace
 
 pytestmark = pytest.mark.slow
@@ -70,13 +72,19 @@ def test_results_of_a_given_model_can_be_extended(growing: Workspace, finished: 
     add(growing, "3.h5")
     assert growing.run(again, "--append", "--model", str(finished)) == 0
     assert ids_of(again) == [0] * 44 + [1] * 7
+    assert (Result.open(again).use() == Use.TRAINING).all()  # the rows of the training are unknown
 
 
-def test_float16_features_stay_float16(growing: Workspace, out: Path) -> None:
-    assert growing.run(out, "--storage-dtype", "float16") == 0
+@pytest.mark.parametrize("is_overwritten", [False, True])
+def test_float16_features_stay_float16(growing: Workspace, out: Path, is_overwritten: bool) -> None:
+    if is_overwritten:
+        assert growing.run(out) == 0
+    assert growing.run(out, "--storage-dtype", "float16", "--overwrite") == 0
     add(growing, "3.h5")
     assert growing.run(out, "--append") == 0
-    assert open_features(out).features.dtype == np.float16
+    found = open_features(out).features
+    assert (found.shape, found.dtype) == ((51, 2), np.float16)
+    assert Result.open(out).facts.config["storage_dtype"] == "float16"
 
 
 def test_an_export_after_an_append_writes_only_new_files(growing: Workspace, finished: Path) -> None:
@@ -101,7 +109,9 @@ def test_a_run_without_append_names_it(growing: Workspace, finished: Path) -> No
     assert growing.run(finished) == 78
     assert mentions((finished / "run.log").read_text(), "--append", "--model", "--overwrite")
     assert growing.run(finished, "--append") == 0
+    (finished / "run.log").unlink()
     assert growing.run(finished) == 78  # it would train on all files
+    assert mentions((finished / "run.log").read_text(), "appended", "--append", "--retrain")
     path.unlink()
     assert growing.run(finished) == 78
     assert growing.run(finished, "--overwrite") in (0, 78)
@@ -121,14 +131,17 @@ def test_a_run_without_append_names_it(growing: Workspace, finished: Path) -> No
     ids=["another width", "no extra", "an extra of another dtype", "an extra of text"],
 )
 def test_files_that_do_not_fit_are_refused(
-    growing: Workspace, finished: Path, n_inputs: int, extras: dict[str, object], words: str
+    growing: Workspace,
+    finished: Path,
+    n_inputs: int,
+    extras: dict[str, object],
+    words: str,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     write(growing.shards / "3.h5", n_inputs, **extras)
     before = stamps(finished)
     assert growing.run(finished, "--append") == 65
-    text = (finished / "run.log").read_text()
-    assert mentions(text, "3.h5")
-    assert mentions(text, words)
+    assert mentions(errors(caplog), "3.h5", words)
     assert stamps(finished) == before
 
 
@@ -137,6 +150,33 @@ def test_further_extras_are_left_out(growing: Workspace, finished: Path, caplog:
     assert growing.run(finished, "--append") == 0
     assert any(record.levelname == "WARNING" and "z" in record.message for record in caplog.records)
     assert set(open_features(finished).extras) == {"y", "append_id"}
+
+
+def test_extras_with_reserved_names_are_appended(growing: Workspace, out: Path) -> None:
+    names = [*RESERVED, "source_valid"]
+    for path, n_rows in zip(sorted(growing.shards.iterdir()), N_ROWS, strict=True):
+        for name in names:
+            add_extra(path, name, np.arange(n_rows))
+    assert growing.run(out) == 0
+    write(growing.shards / "3.h5", y=np.arange(6), **{name: np.arange(6) for name in names})
+    assert growing.run(out, "--append") == 0
+    found = open_features(out).extras
+    assert set(found) == {"y", "append_id", *(f"source_{name}" for name in names)}
+    assert all(found[f"source_{name}"].compute().tolist()[-6:] == list(range(6)) for name in names)
+    assert ids_of(out) == [0] * 44 + [1] * 6
+
+
+def test_masks_stay_when_all_rows_have_a_value(growing: Workspace, out: Path) -> None:
+    write(growing.shards / "3.h5")
+    assert growing.run(out) == 0
+    (growing.shards / "3.h5").unlink()
+    add(growing, "4.h5")
+    before = parts(out)
+    assert growing.run(out, "--append", "--drop-missing") == 0
+    assert parts(out)[: len(before) - 1] == before[:-1]  # nothing else was encoded again
+    add(growing, "5.h5")
+    assert growing.run(out, "--append") == 0
+    assert open_features(out).extras["y_present"].compute().all()
 
 
 def test_rows_without_a_value_stay_marked(growing: Workspace, out: Path) -> None:
@@ -213,14 +253,18 @@ def test_forged_settings_of_the_finished_run_are_refused(
     assert stamps(finished) == before
 
 
-def test_only_bad_new_files_leave_the_results_complete(growing: Workspace, out: Path) -> None:
+def test_a_bad_new_file_is_recorded_once(growing: Workspace, out: Path) -> None:
     flags = ("--on-bad-data", "skip", "--max-bad", "50%")
     assert growing.run(out, *flags) == 0
+    before = parts(out)
     (growing.shards / "3.h5").write_bytes(b"bad")
-    before = stamps(out)
     assert growing.run(out, "--append", *flags) == 0
-    assert stamps(out) == before
-    assert mentions((out / "run.log").read_text(), COMPLETE, 44)
+    assert parts(out) == before
+    assert [Path(bad["file"]).name for bad in Result.open(out).facts.bad_shards] == ["3.h5"]
+    assert Result.open(out).facts.appends == []
+    recording = RecordingDisk()
+    assert growing.run(out, "--append", *flags, disk=recording) == 0
+    assert recording.calls == []
     assert growing.run(out, "--append", "--on-bad-data", "skip", "--max-bad", "0") == 65
 
 

@@ -1,8 +1,4 @@
-"""Tests of rerunning over bad data: interrupted anywhere, repaired in between, or with other settings.
-
-Sample: each policy for bad data with one number of threads; with TEST_CASES=all with both. One or two checkpoints are
-damaged in two ways; with TEST_CASES=all in every way.
-"""
+"""Tests of rerunning over bad data: interrupted anywhere, repaired in between, or with other settings."""
 
 from __future__ import annotations
 
@@ -13,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.result import INDEX, load_model
+from shardpress.result import INDEX, Result, Use, load_model
 from tests.support import standin
 from tests.support.bad_shards import (
     NO_LIMITS,
@@ -25,20 +21,20 @@ from tests.support.bad_shards import (
     results,
     state,
 )
-from tests.support.cases import ALL_CASES
 from tests.support.damage import damage
-from tests.support.logged import COMPLETE, mentions, n_recomputed, resumed_step, reuses
-from tests.support.soak_protocol import records
+from tests.support.logged import COMPLETE, mentions, reuses
 
 
 @pytest.mark.process
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(shards: Shards, tmp_path: Path, threads: str) -> None:
     bad = fill_with_bad_data(shards)
-    flags = ["--on-bad-data", "skip", "--threads", threads, *NO_LIMITS]
+    flags = ["--on-bad-data", "skip", "--threads", threads, "--validation-fraction", "0.2", *NO_LIMITS]
     assert shards.run(*flags) == 0
     check(shards.output, shards.arrays, bad)
     expected = standin.features_of(shards.output)
+    use = Result.open(shards.output).use()
+    assert 0 < np.count_nonzero(use == Use.VALIDATION) < 78
     lines = bad_lines(shards.output)
     for folder, number in (("work", 0), ("work", 2), ("work", 3), ("parts", 0), ("parts", 1), ("parts", 5)):
         output = tmp_path / f"{folder}-{number}"
@@ -46,6 +42,7 @@ def test_a_run_interrupted_anywhere_resumes_with_the_same_bits(shards: Shards, t
         assert not (output / INDEX).exists()
         assert shards.run(*flags, output=output) == 0
         assert standin.features_of(output) == expected
+        np.testing.assert_array_equal(Result.open(output).use(), use)
         assert lines == bad_lines(output)
         assert shards.run(*flags, output=output) == 0
 
@@ -102,43 +99,6 @@ def test_a_shard_that_was_repaired_between_runs_is_read(
     check(shards.output, shards.arrays, [], load_model(model) if with_model else None)
 
 
-DAMAGE = {
-    "flipped": lambda data: data[:100] + bytes([data[100] ^ 1]) + data[101:],
-    "truncated": lambda data: data[:-10],
-    "emptied": lambda data: b"",
-    "gone": None,
-}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n_damaged", [1, 2])
-def test_training_resumes_from_the_last_intact_checkpoint(
-    shards: Shards, tmp_path: Path, caplog: pytest.LogCaptureFixture, n_damaged: int
-) -> None:
-    caplog.set_level("INFO", "shardpress")
-    shards.fill(100)
-    flags = ["checkpoint_seconds=0", "--epochs", "4"]
-    assert shards.run(*flags, output=tmp_path / "undisturbed") == 0
-    # Without TEST_CASES=all, each kind of damage is tested with one number of damaged checkpoints.
-    for fault in DAMAGE if ALL_CASES else [*DAMAGE][n_damaged - 1 :: 2]:
-        output = tmp_path / fault
-        assert shards.run(*flags, output=output, disk=InterruptedDisk("work", 12)) == 130, fault
-        found = [record for record in records(output) if record["key"].startswith("checkpoint")]
-        earlier, last = sorted(found, key=lambda record: record["key"])
-        for record in (earlier, last)[-n_damaged:]:
-            path = output / record["entry"]["file"]
-            if DAMAGE[fault] is None:
-                path.unlink()
-            else:
-                path.write_bytes(DAMAGE[fault](path.read_bytes()))
-        caplog.clear()
-        assert shards.run(*flags, output=output) == 0, fault
-        assert n_recomputed(caplog.text) == n_damaged, fault
-        step = int(earlier["key"].split("-")[1])
-        assert (resumed_step(caplog.text) == step) == (n_damaged == 1), fault
-        assert standin.features_of(output) == standin.features_of(tmp_path / "undisturbed"), fault
-
-
 # -- another policy after the run has finished ------------------------------------------------------------------------
 
 
@@ -170,18 +130,56 @@ def test_results_with_more_bad_shards_than_allowed_are_refused(shards: Shards) -
     assert shards.run("--on-bad-data", "skip", "--max-bad", "50%") == 0
 
 
-def test_bad_rows_and_shards_are_listed(shards: Shards, capsys: Any) -> None:
+@pytest.mark.process
+@pytest.mark.parametrize("limit", ["4", "20%"])
+def test_the_limit_of_bad_rows_of_an_append_refers_to_its_rows(shards: Shards, limit: str) -> None:
+    """Otherwise a small file of only bad rows would hardly be noticed among many good rows."""
+
+    def add(n_rows: int, n_bad: int) -> None:
+        rows = np.random.default_rng(n_rows).normal(size=(n_rows, 4)).astype(np.float32)
+        rows[:n_bad, 1] = np.nan
+        shards.add(rows)
+
+    add(100, 4)
+    flags = ["--on-bad-data", "skip", "--max-bad", limit]
+    assert shards.run(*flags) == 0
+    add(20, 5)
+    before = results(shards.output)
+    assert shards.run("--append", *flags) == 65
+    assert results(shards.output) == before
+    shards.rewrite(1, np.concatenate([shards.arrays[1][1:], shards.arrays[0][-1:]]))
+    assert shards.run("--append", *flags) == 0
+    bad = [0, 1, 2, 3, *range(100, 104)]
+    check(shards.output, shards.arrays, bad)
+    before = state(shards.output)
+    assert shards.run("--append", *flags) == 0
+    assert state(shards.output) == before
+    (shards.output / Result.open(shards.output).parts[0].file).unlink()
+    assert shards.run("--append", *flags) == 0
+    check(shards.output, shards.arrays, bad)
+
+
+@pytest.mark.process
+def test_a_limit_of_an_append_does_not_refer_to_earlier_shards(shards: Shards) -> None:
+    shards.fill(30, 41, fletcher32=True)
+    damage(shards.folder / "1.h5")
+    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
+    shards.fill(20, seed=1)
+    limited = ["--append", "--max-bad", "1%"]
+    assert shards.run(*limited) == 0
+    check(shards.output, shards.arrays, range(30, 71))
+    before = state(shards.output)
+    assert shards.run(*limited) == 0
+    assert state(shards.output) == before
+
+
+def test_bad_rows_and_shards_are_listed(shards: Shards) -> None:
     bad = fill_with_bad_data(shards)
     assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
     lines = bad_lines(shards.output)
     assert [line["row"] for line in lines[1:3]] == bad[:2]
     assert lines[0]["file"].endswith("x.h5")
     assert {Path(line["file"]).name for line in lines[3:]} == {"1.h5"}
-    before = results(shards.output)
-    capsys.readouterr()
-    assert shards.run("--on-bad-data", "skip", *NO_LIMITS) == 0
-    assert capsys.readouterr().out.startswith(COMPLETE)
-    assert results(shards.output) == before
 
 
 def test_the_list_of_bad_rows_is_removed_with_its_results(shards: Shards) -> None:

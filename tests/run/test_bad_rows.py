@@ -199,14 +199,13 @@ def test_a_range_stretched_by_outliers_causes_a_warning(shards: Shards, caplog: 
     shards.arrays[1][7, 2] = 3e5
     shards.arrays[1][9, 1] = -1e7
     shards.rewrite(1, shards.arrays[1])
-    for _ in range(2):
+    for flags in ([], ["--seed", "1", "--overwrite"]):  # the second run reuses the scan
         caplog.clear()
-        assert shards.run() == 0
+        assert shards.run(*flags) == 0
         (words,) = [record.getMessage() for record in caplog.records if "--clip-quantile" in record.getMessage()]
         assert mentions(words, 2, "1, 2", 1, "-1e+07", "--clip-quantile 0.001")
         report = Result.open(shards.output).report()["scan"]
         assert list(report["narrow_columns"]) == ["1", "2"]
-        (shards.output / Result.open(shards.output).parts[0].file).unlink()  # the scan is reused
 
 
 EXTREME_RANGES: list[tuple[Any, float, float]] = [
@@ -329,7 +328,7 @@ def check_limit(shards: Shards, model: str, caplog: pytest.LogCaptureFixture, li
             before = results(shards.output)
             assert shards.run(*flags, "--overwrite") == 65
             written = limit.replace(" ", "")
-            assert mentions(errors(caplog), "8 of 100", 7, f"--max-bad {written}")
+            assert mentions(errors(caplog), 8, 7, f"--max-bad {written}")
             assert results(shards.output) == before
 
 

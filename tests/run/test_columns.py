@@ -111,7 +111,7 @@ def test_bad_and_drifting_columns_are_named(cells: Cells, caplog: pytest.LogCapt
     assert cells.run("bad.h5ad", "out", *model) == 65
     assert "column 1 (GAPDH)" in caplog.text
     caplog.clear()
-    assert cells.run("bad.h5ad", "out", *model, "--workers", "1") == 65
+    assert cells.run("bad.h5ad", "workers", *model, "--workers", "1") == 65
     assert "column 1 (GAPDH)" in caplog.text
     assert cells.run("bad.h5ad", "out", *model, "--on-bad-data", "skip", "--max-bad", "1") == 0
     assert "column 4 (TP53)" in caplog.text

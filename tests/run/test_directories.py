@@ -17,7 +17,7 @@ from shardpress.report.verify import verify
 from shardpress.result import Result, load_model
 from tests.support.faulty import RecordingDisk, journal_lines
 from tests.support.interruptions import OTHER, STEPS, FullAfter, FullDisk, flip, undisturbed_features
-from tests.support.logged import resumed_step, reuses
+from tests.support.logged import mentions, resumed_step, reuses
 from tests.support.soak_protocol import edit, invalid_entries, leftovers, records, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
 
@@ -319,6 +319,32 @@ def test_an_unfinished_run_survives_a_look_at_the_finished_one(
     caplog.clear()
     assert workspace.run(out, *OTHER, "--overwrite") == 0
     assert reuses(caplog.text, "training")
+    assert is_clean(out)
+
+
+def test_the_first_command_after_an_append_is_refused_with_a_reason(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It would train on all files."""
+    assert workspace.run(out) == 0
+    add_rows(workspace)
+    assert workspace.run(out, "--append") == 0
+    assert workspace.run(out) == 78
+    assert mentions(caplog.text, "a different run", "appended", "--append", "--retrain")
+    assert workspace.run(out, "--append") == 0
+
+
+def test_touched_files_keep_the_training_of_an_unfinished_run(
+    workspace: Workspace, out: Path, expected: Callable[..., bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their rows are read again, and are the same."""
+    assert workspace.run(out, disk=FullAfter("part", 1)) == 74
+    for path in workspace.shards.iterdir():
+        path.touch()
+    caplog.clear()
+    assert workspace.run(out) == 0
+    assert reuses(caplog.text, "training")
+    assert features_of(out) == expected()
     assert is_clean(out)
 
 

@@ -165,32 +165,6 @@ def test_labels_and_features_have_the_same_order_in_the_index(finished: Path) ->
 # -- bad rows ----------------------------------------------------------------------------------------------------
 
 
-def test_skipped_rows_do_not_change_other_rows(tmp_path: Path) -> None:
-    x = rows(1500)
-    x[10, 3] = np.nan
-    x[1400, 0] = np.inf
-    write_shard(tmp_path / "x.h5", x)
-    out = tmp_path / "out"
-    assert main(["--input", str(tmp_path / "x.h5"), "--output", str(out), "--on-bad-data", "skip", *QUICK]) == 0
-    found = open_features(out)
-    valid = found.valid.compute()
-    h = found.features.compute()
-    assert np.flatnonzero(~valid).tolist() == [10, 1400]
-    assert np.isnan(h[~valid]).all()
-    assert np.isfinite(h[valid]).all()
-    assert load_model(out).scaler.maximum[0] == x[np.isfinite(x).all(axis=1), 0].max()
-
-
-def test_bad_rows_stop_a_run_before_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    x = rows(1500)
-    x[10, 3] = np.nan
-    x[1400, 0] = np.inf
-    write_shard(tmp_path / "x.h5", x)
-    assert main(["--input", str(tmp_path / "x.h5"), "--output", str(tmp_path / "out")]) == 65
-    assert mentions(caplog.text, f"file={tmp_path / 'x.h5'}", "nan", 10, 3, "2 of 1500")
-    assert not (tmp_path / "out" / "index.h5").exists()
-
-
 def test_bad_rows_stop_a_run_with_a_given_model(
     finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -213,17 +187,6 @@ def test_divergence_keeps_the_last_good_weights(shards: Path, tmp_path: Path, ca
 
 
 # -- the output directory ----------------------------------------------------------------------------------------
-
-
-def test_results_are_only_replaced_with_overwrite(
-    shards: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    out = tmp_path / "out"
-    first = features(shards, out)
-    assert main(["--input", str(shards), "--output", str(out), *QUICK, "--seed", "3"]) == 78
-    assert mentions(caplog.text, f"output={out}", "seed 0 -> 3", "--overwrite")
-    assert np.array_equal(open_features(out).features.compute(), first), "a refused run changes nothing"
-    assert not np.array_equal(features(shards, out, "--overwrite", "--seed", "3"), first)
 
 
 def test_repeating_a_finished_run_changes_nothing(

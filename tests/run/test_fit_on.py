@@ -206,11 +206,11 @@ def test_another_condition_trains_another_model(shards: Shards, caplog: pytest.L
     rows = some_rows()
     add_split(shards, rows, is_train(len(rows)))
     assert shards.run() == 0
-    before = Result.open(shards.output).fingerprint
+    before = Result.open(shards.output).encoder
     assert shards.run(*ON_TRAIN) != 0  # the results are not replaced without --overwrite
     assert mentions(errors(caplog), "fit_on", "--overwrite")
     assert shards.run(*ON_TRAIN, "--overwrite") == 0
-    assert Result.open(shards.output).fingerprint != before
+    assert Result.open(shards.output).encoder != before
     assert shards.run("--fit-on", "split ==  'train'") == 0  # the same condition
 
 

@@ -172,6 +172,20 @@ def test_appends_of_an_earlier_generation_are_kept(runs: Workspace, first: Path)
     assert open_features(first, generation=1, appends=1).features.shape == (12, 2)
 
 
+def test_moved_files_are_common_rows_in_the_order_of_the_input(runs: Workspace, first: Path) -> None:
+    """They are recognized by their contents, so that the map can be fitted."""
+    before = features(first)
+    add(runs, "2.h5")
+    assert runs.run(first, "--append") == 0
+    for old, new in (("0.h5", "9.h5"), ("2.h5", "00.h5")):
+        (runs.shards / old).rename(runs.shards / new)
+    assert runs.run(first, *RETRAIN) == 0
+    sizes = [shard.shape[0] for shard in Result.open(first).facts.request.shards]
+    assert sizes == [12, 30, 40]
+    found = features(first, as_of=1)
+    assert residual(np.concatenate([found[42:], found[12:42]]), before) < 0.1
+
+
 def test_missing_files_are_refused_unless_they_are_dropped(runs: Workspace, first: Path) -> None:
     before = stamps(first)
     (runs.shards / "0.h5").unlink()

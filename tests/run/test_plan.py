@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +25,7 @@ from shardpress.run.sample import AnonymousDisk
 from tests.support.cases import case, each
 from tests.support.interruptions import OTHER, STEPS, FullAfter
 from tests.support.logged import mentions, resumed_step, resumes_encoding, reuses
+from tests.support.soak_protocol import edit
 from tests.support.standin import Workspace
 
 
@@ -171,16 +174,116 @@ def test_a_plan_reports_every_problem(workspace: Workspace, out: Path) -> None:
     assert [sum(name in warning for warning in lenient.warnings) for name in ("7.h5: ", "8.h5: ")] == [1, 1]
 
 
+def _new_bytes(output: Path, earlier: set[str]) -> tuple[int, int]:
+    """Return the number of rows, and their bytes, in the parts of a result that are not among `earlier` files."""
+    n_rows = 0
+    n_bytes = 0
+    for part in Result.open(output).parts:
+        if part.file not in earlier:
+            n_rows += part.n_rows
+            with h5py.File(output / part.file) as file:
+                n_bytes += sum(each.nbytes for each in file.values() if isinstance(each, h5py.Dataset))
+    return n_rows, n_bytes
+
+
 def test_a_plan_predicts_the_bytes_that_are_written(workspace: Workspace, out: Path) -> None:
     planned_run = workspace.plan(out)
     assert workspace.run(out) == 0
-    n_bytes = 0
-    for part in Result.open(out).parts:
-        with h5py.File(out / part.file) as file:
-            n_bytes += sum(file[name].nbytes for name in ("features", "valid", "y"))
+    _, n_bytes = _new_bytes(out, set())
     n_weights = 4 * 2  # twice, in work/ and in the index; biases are small in comparison
     assert planned_run.disk["n_bytes"] == n_bytes + 8 * n_weights
     assert workspace.plan(out).disk["n_bytes"] == 0
+
+
+def _rows(n_rows: int) -> np.ndarray:
+    return np.random.default_rng(n_rows).normal(size=(n_rows, 4)).astype(np.float32)
+
+
+def _swap(folder: Path) -> None:
+    (folder / "0.h5").rename(folder / "x")
+    (folder / "2.h5").rename(folder / "0.h5")
+    (folder / "x").rename(folder / "2.h5")
+
+
+def _damage(workspace: Workspace) -> None:
+    output = workspace.folder / "out"
+    (output / Result.open(output).parts[0].file).unlink()
+
+
+APPEND = ["--append"]
+SKIP = ["--on-bad-data", "skip", "--max-bad", "50%"]
+# What changes after a run, flags of the next one, and the files that the plan names.
+CHANGES: dict[str, tuple[Callable[[Workspace], object], list[str], list[tuple[str | int, ...]]]] = {
+    "nothing": (lambda workspace: None, [], []),
+    "touched": (lambda workspace: os.utime(workspace.shards / "0.h5"), APPEND, []),
+    "new": (lambda workspace: workspace.add_shard("9.h5", _rows(9)), APPEND, [(1, "new", "9.h5")]),
+    "changed": (lambda workspace: workspace.add_shard("2.h5", _rows(30)), APPEND, [(1, "changed", "2.h5")]),
+    "edited": (lambda workspace: edit(workspace.shards / "2.h5"), APPEND, [(1, "changed", "2.h5")]),
+    "moved": (
+        lambda workspace: (workspace.shards / "0.h5").rename(workspace.shards / "m.h5"),
+        [],
+        [(1, "moved", "m.h5")],
+    ),
+    "swapped": (lambda workspace: _swap(workspace.shards), [], [(2, "moved", "2.h5", "0.h5")]),
+    "missing": (
+        lambda workspace: (workspace.shards / "0.h5").unlink(),
+        [*APPEND, "--drop-missing"],
+        [(1, "missing", "0.h5")],
+    ),
+    "missing and refused": (
+        lambda workspace: (workspace.shards / "0.h5").unlink(),
+        APPEND,
+        [(1, "missing", "0.h5")],
+    ),
+    "new and refused": (lambda workspace: workspace.add_shard("9.h5", _rows(9)), [], [(1, "new", "9.h5")]),
+    "unreadable": (lambda workspace: (workspace.shards / "0.h5").write_bytes(b"no HDF5"), [*APPEND, *SKIP], []),
+    "unreadable and refused": (lambda workspace: (workspace.shards / "0.h5").write_bytes(b"no HDF5"), APPEND, []),
+    "damaged": (_damage, [], []),
+    "more extras": (lambda workspace: None, ["--include", "obs/z"], []),
+    "other form": (lambda workspace: None, ["--storage-dtype", "float16", "--overwrite"], []),
+    "other model": (lambda workspace: None, ["--seed", "1", "--overwrite"], []),
+    "new generation": (
+        lambda workspace: workspace.add_shard("9.h5", _rows(9)),
+        ["--retrain", "--seed", "1"],
+        [(1, "new", "9.h5")],
+    ),
+    "new start": (lambda workspace: workspace.add_shard("9.h5", _rows(9)), ["--restart"], []),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_plan_tells_what_a_run_does_with_each_change(workspace: Workspace, out: Path, kind: str) -> None:
+    change, flags, files = CHANGES[kind]
+    for path in workspace.shards.iterdir():
+        with h5py.File(path, "r+") as file:
+            file["obs/z"] = np.arange(len(file["X"]))
+    assert workspace.run(out) == 0
+    change(workspace)
+    before = content(workspace.folder)
+    result = Result.open(out)
+    planned_run = workspace.plan(out, *flags)
+    assert content(workspace.folder) == before
+    exit_code = workspace.run(out, *flags)
+    assert [problem["exit_code"] for problem in planned_run.problems] == ([exit_code] if exit_code else [])
+    assert bool(exit_code) == ("refused" in kind)
+    assert [mentions(words, *facts) for words, facts in zip(planned_run.files, files, strict=True)] == [True] * len(
+        files
+    )
+    if exit_code:
+        return
+    after = Result.open(out)
+    n_encoded, n_bytes = _new_bytes(out, {part.file for part in result.parts})
+    seconds = {stage.name: stage.seconds for stage in planned_run.stages}
+    assert (seconds.get("training", 0) > 0) == (after.encoder != result.encoder or kind == "new start")
+    assert (seconds.get("encoding", 0) > 0) == (n_encoded > 0)
+    n_kept = after.n_rows - n_encoded
+    if 0 < n_kept < after.n_rows:
+        assert mentions(planned_run.earlier["encoding"], n_kept, f"of {after.n_rows}")
+    n_weights = 4 * 2
+    n_models = 0 if after.digest == result.digest else 1 + (n_encoded > 0)
+    assert planned_run.disk["n_bytes"] == n_bytes + 4 * n_weights * n_models
+    assert workspace.plan(out, *(flag for flag in flags if flag not in ("--retrain", "--restart"))).seconds == 0
 
 
 def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path) -> None:

@@ -12,13 +12,16 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
+import h5py
 import numpy as np
 import pytest
 
 from shardpress.errors import DataError
 from shardpress.features import open_features
-from shardpress.result import INDEX, Result
+from shardpress.result import INDEX, Result, load_model
+from shardpress.run import inputs
 from tests.support import standin
 from tests.support.cases import ALL_CASES
 from tests.support.faulty import RecordingDisk
@@ -34,7 +37,7 @@ from tests.support.interruptions import (
     undisturbed_features,
 )
 from tests.support.logged import COMPLETE, differs, mentions, resumed_step, resumes_encoding, reuses, reuses_anything
-from tests.support.soak_protocol import invalid_entries, leftovers, records, run_seen_by_readers
+from tests.support.soak_protocol import edit, invalid_entries, leftovers, records, run_seen_by_readers
 from tests.support.standin import Workspace, features_of
 
 pytestmark = pytest.mark.slow
@@ -70,14 +73,14 @@ def test_overwriting_reuses_results_that_still_fit(
 
 
 @pytest.mark.parametrize("flags", [["--on-drift", "clip"], ["--storage-dtype", "float16"], ["--compression", "gzip"]])
-def test_settings_of_the_encoding_keep_scan_and_model(
+def test_settings_of_the_encoding_keep_the_model(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, flags: list[str]
 ) -> None:
     assert workspace.run(out) == 0
     caplog.clear()
     assert workspace.run(out, *flags, "--overwrite") == 0
-    assert reuses(caplog.text, "scan")
-    assert reuses(caplog.text, "training")
+    assert "scan:" not in caplog.text
+    assert "training:" not in caplog.text
     assert features_of(out) == undisturbed_features(workspace, *flags)
     assert invalid_entries(out) == leftovers(out) == []
 
@@ -293,81 +296,143 @@ def rewrite(workspace: Workspace) -> None:
     write_shard(workspace.shards / "2.h5", np.ones((30, 4), np.float32), extras={"y": np.arange(30)})
 
 
-INPUTS: dict[str, tuple[Callable[[Workspace], object], str]] = {
-    "touched": (touch, "2.h5 (modification time "),
-    "rewritten": (rewrite, "2.h5 (shape [35, 4] -> [30, 4]; size "),
-    "added": (lambda workspace: workspace.add_shard("3.h5", np.zeros((5, 4), np.float32)), "3.h5 "),
-    "removed": (lambda workspace: (workspace.shards / "0.h5").unlink(), "0.h5 "),
+INPUTS: dict[str, tuple[Callable[[Workspace], object], tuple[str | int, ...]]] = {
+    "touched": (touch, ("2.h5", "time")),
+    "rewritten": (rewrite, ("2.h5", 35, 30)),
+    "edited in place": (lambda workspace: edit(workspace.shards / "2.h5"), ("2.h5", "time")),
+    "added": (lambda workspace: workspace.add_shard("3.h5", np.zeros((5, 4), np.float32)), ("3.h5",)),
+    "removed": (lambda workspace: (workspace.shards / "0.h5").unlink(), ("0.h5",)),
 }
 
 
-@pytest.mark.parametrize("kind", INPUTS)
+@pytest.mark.parametrize("kind", [kind for kind in INPUTS if kind != "touched"])
 def test_a_changed_input_of_a_finished_run_is_detected(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    change, words = INPUTS[kind]
+    change, facts = INPUTS[kind]
     assert workspace.run(out) == 0
+    before = stamps(out)
     change(workspace)
     assert workspace.run(out) == 78
-    assert words in caplog.text
+    assert mentions(caplog.text, "ConfigError", *facts)
+    assert stamps(out) == before
     assert workspace.run(out, "--restart" if kind == "removed" else "--overwrite") == 0
     assert features_of(out) == undisturbed_features(workspace)
 
 
-def test_overwrite_does_not_replace_results_of_other_inputs(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+def test_a_touched_input_is_read_once_and_changes_nothing(
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The option in a script refers to results of the same files."""
+    assert workspace.run(out) == 0
+    before = stamps(out)
+    touch(workspace)
+    n_digests = []
+    for _ in range(2):
+        with monkeypatch.context() as patch:
+            find_content = Mock(side_effect=inputs.with_content)
+            patch.setattr(inputs, "with_content", find_content)
+            assert workspace.run(out) == 0
+        n_digests.append(find_content.call_count)
+    assert n_digests == [1, 0]
+    journal = "work/journal.jsonl"
+    assert {**stamps(out), journal: None} == {**before, journal: None}
+
+
+def test_an_edit_that_sizes_hide_is_found_by_the_next_run(workspace: Workspace, out: Path) -> None:
+    """The program must not take the digest of earlier rows for that of the edited file."""
+    assert workspace.run(out) == 0
+    edit(workspace.shards / "2.h5")
+    assert workspace.run(out, "--verify", "sizes") == 0
+    workspace.add_shard("3.h5", np.zeros((5, 4), np.float32))
+    assert workspace.run(out, "--append", "--verify", "sizes") == 0
+    assert workspace.run(out) == 78
+    assert workspace.run(out, "--append") == 0
+    with h5py.File(workspace.shards / "2.h5") as file:
+        expected = load_model(out).encode(file["X"][:])
+    assert np.allclose(open_features(out).features[20:55], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "copies", "swapped"])
+def test_the_input_can_be_moved(workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    """Only the index is written again, with the new paths. The order of the rows stays."""
+    assert workspace.run(out) == 0
+    before = stamps(out)
+    features = features_of(out)
+    folder = workspace.shards
+    names = ["0.h5", "1.h5", "2.h5"]
+    if kind == "file":
+        names[0] = "mine.h5"
+        (folder / "0.h5").rename(folder / "mine.h5")
+    elif kind == "folder":
+        workspace.shards = folder.rename(folder.with_name("moved"))
+    elif kind == "copies":
+        workspace.shards = folder.with_name("copies")
+        workspace.shards.mkdir()
+        for path in folder.iterdir():
+            (workspace.shards / path.name).write_bytes(path.read_bytes())
+    else:
+        names = ["2.h5", "1.h5", "0.h5"]
+        (folder / "0.h5").rename(folder / "x")
+        (folder / "2.h5").rename(folder / "0.h5")
+        (folder / "x").rename(folder / "2.h5")
+    caplog.clear()
+    assert workspace.run(out) == 0
+    assert "training:" not in caplog.text
+    assert reuses(caplog.text, "encoding")
+    assert features_of(out) == features
+    assert {name for name in before if name.startswith("parts/")} <= stamps(out).keys()
+    paths = [str(workspace.shards / name) for name in names]
+    result = Result.open(out)
+    assert [shard.path for shard in result.facts.request.shards] == paths
+    assert {part.path for part in result.parts} <= set(paths)
+    assert result.facts.appends == []
+    assert result.facts.verification["n_rows"] == 55
+    after = stamps(out)
+    disk = RecordingDisk()
+    assert workspace.run(out, disk=disk) == 0
+    assert disk.calls == []
+    assert stamps(out) == after
+
+
+@pytest.mark.parametrize("folder", ["shards", "next"])
+def test_overwrite_does_not_replace_results_of_other_inputs(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, folder: str
+) -> None:
+    """The option in a script refers to results of the same files, and not to others of the same names."""
     assert workspace.run(out) == 0
     before = stamps(out)
     disk = RecordingDisk()
-    (workspace.shards / "0.h5").rename(workspace.shards / "mine.h5")
+    rows = np.random.default_rng(1).normal(size=(20, 4)).astype(np.float32)
+    if folder == "next":
+        workspace.shards = shutil.copytree(workspace.shards, workspace.shards.with_name("next"))
+        name = "0.h5"
+    else:
+        (workspace.shards / "0.h5").unlink()
+        name = "mine.h5"
+    workspace.add_shard(name, rows)
     for flags in ([], ["--overwrite"], ["--overwrite", "--epochs", "1"]):
         caplog.clear()
         assert workspace.run(out, *flags, disk=disk) == 78
-        assert mentions(caplog.text, f"output={out}", "0.h5", "mine.h5", "--output", "--restart")
+        assert mentions(caplog.text, f"output={out}", "0.h5", name, "--output", "--restart")
     assert disk.calls == []
     assert stamps(out) == before
     assert workspace.run(out, "--restart") == 0
     assert features_of(out) == undisturbed_features(workspace)
 
 
-def test_other_files_of_the_same_names_are_other_inputs(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    assert workspace.run(out) == 0
-    before = stamps(out)
-    first = workspace.shards
-    workspace.shards = first.with_name("next")
-    workspace.shards.mkdir()
-    for path in first.iterdir():
-        (workspace.shards / path.name).write_bytes(path.read_bytes())
-    assert workspace.run(out, "--overwrite") == 78
-    assert mentions(caplog.text, f"output={out}", workspace.shards, first, "0.h5")
-    assert stamps(out) == before
-
-
-def test_the_input_can_be_moved(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out) == 0
-    before = stamps(out)
-    workspace.shards = workspace.shards.rename(workspace.shards.with_name("moved"))
-    assert workspace.run(out) == 0
-    assert stamps(out) == before
-    assert workspace.run(out, "--epochs", "1", "--overwrite") == 0
-
-
 @pytest.mark.parametrize("kind", [kind for kind in INPUTS if kind != "removed"])
-def test_a_changed_input_restarts_an_unfinished_run(
+def test_a_changed_input_of_an_unfinished_run_is_detected(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
-    change, words = INPUTS[kind]
+    change, facts = INPUTS[kind]
     assert workspace.run(out, disk=FullAfter("part", 2)) == 74
     change(workspace)
     caplog.clear()
     assert workspace.run(out) == 0
     assert differs(caplog.text)
-    assert words in caplog.text
-    assert not reuses_anything(caplog.text)
+    assert mentions(caplog.text, *facts)
+    assert not reuses(caplog.text, "scan")
+    assert reuses(caplog.text, "training") == (kind == "touched"), "the scan finds the same rows"
     assert features_of(out) == undisturbed_features(workspace)
     assert leftovers(out) == []
 

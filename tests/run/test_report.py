@@ -110,13 +110,29 @@ def test_the_report_lists_warnings_and_bad_rows(shards: Shards) -> None:
     assert mentions(page, "2 of 60")
 
 
-def test_the_report_lists_reused_results(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out) == 0
-    assert report_of(out)["taken_over"] == []
-    (out / Result.open(out).parts[0].file).unlink()
-    assert workspace.run(out) == 0
-    reused = report_of(out)["taken_over"]
-    assert [mentions(*pair) for pair in zip(reused, ("scan", "training", "features"), strict=True)] == [True] * 3
+def test_a_run_that_repairs_a_result_reports_on_all_rows(shards: Shards) -> None:
+    """It reads only the files whose parts are damaged."""
+    shards.fill(40, 30, 30)
+    rows = shards.arrays[0].copy()
+    rows[3, 2] = np.nan
+    shards.rewrite(0, rows)
+    flags = ("--on-bad-data", "skip", "--max-bad", "50%")
+    assert shards.run(*flags) == 0
+    first = report_of(shards.output)
+    assert first["taken_over"] == []
+    (shards.output / Result.open(shards.output).parts[-1].file).unlink()
+    assert shards.run(*flags) == 0
+    second = report_of(shards.output)
+    assert second["bad"] == first["bad"]
+    assert second["scan"] == first["scan"]
+    assert second["last"] is first["last"] is None
+    changing = {"seconds", "compiling"}
+    assert {name: value for name, value in second["summary"].items() if name not in changing} == {
+        name: value for name, value in first["summary"].items() if name not in changing
+    }
+    (model, features) = second["taken_over"]
+    assert mentions(model, "model")
+    assert mentions(features, "features", 100 - Result.open(shards.output).parts[-1].n_rows)
 
 
 def test_the_report_compares_with_the_previous_run(workspace: Workspace, out: Path) -> None:

@@ -16,6 +16,7 @@ from shardpress import runlog
 from shardpress.errors import WriteFailed
 from shardpress.output.disk import Disk, publish
 from shardpress.output.lock import locked
+from shardpress.result import Result
 from tests.support.faulty import BrokenDisk, RecordingDisk, forked, small_disk
 from tests.support.interruptions import STEPS, FullAfter
 from tests.support.logged import STARTED_NOTHING, mentions
@@ -78,7 +79,13 @@ def test_sufficient_space_is_accepted(workspace: Workspace, out: Path) -> None:
 
 def test_committed_parts_need_no_space_again(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out, disk=FullAfter("part", 2)) == 74
-    assert workspace.run(out, disk=Small(0)) == 0
+    n_rows = sum(record["facts"]["n_rows"] for record in records(out) if record["key"].startswith("part-"))
+    assert n_rows == 20
+    assert workspace.run(out, disk=Small(935 * 35 // 55 - 1)) == 74
+    assert workspace.run(out, disk=Small(935 * 35 // 55)) == 0
+    (out / Result.open(out).parts[0].file).unlink()
+    assert workspace.run(out, disk=Small(935 * 16 // 55 - 1)) == 74
+    assert workspace.run(out, disk=Small(935 * 16 // 55)) == 0
 
 
 def test_a_finished_run_needs_no_space(workspace: Workspace, out: Path) -> None:

@@ -1,4 +1,4 @@
-"""Tests of scripts/classify.py and of the report: rows that trained the features with targets are no test rows."""
+"""Tests of what each row was used for: rows that may have trained the features are no test rows."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from scripts import classify as script
-from shardpress.features import open_features
-from shardpress.result import Result
+from shardpress.result import Result, Use
 from tests.support.bad_shards import Shards
 from tests.support.damage import damage
 from tests.support.helpers import write_shard
@@ -73,59 +72,76 @@ def move(trained: Shards) -> None:
     (trained.folder / "1.h5").rename(trained.folder / "moved.h5")
 
 
-@pytest.mark.parametrize("selection", [(), ON_TRAIN])
-@pytest.mark.parametrize("change", [damage_a_part, grow, move])
-def test_rows_of_the_training_that_were_encoded_again_are_no_test_rows(
+@pytest.mark.parametrize("selection", [(), ON_TRAIN], ids=["all", "fit_on"])
+@pytest.mark.parametrize("change", [damage_a_part, move])
+def test_the_same_rows_keep_their_use(
     trained: Shards, change: Callable[[Shards], None], selection: tuple[str, ...]
 ) -> None:
     assert trained.run(*TARGET, *selection) == 0
+    before = Result.open(trained.output).use()
+    assert np.count_nonzero(before == Use.LEFT_OUT) == (3 * N // 2 if selection else 0)
     change(trained)
-    assert trained.run("--append", "--drop-missing") == 0
-    assert mentions(refusal(trained.output), "No honest test", "y", "--test")
-    assert set(probe_of(trained.output)) == {"labels", "no_test"}
-    add(trained, "new.h5", seed=7)  # may contain rows of the training, too
-    assert trained.run("--append", "--drop-missing") == 0
-    assert "no_test" in probe_of(trained.output)
-    assert "--test" in refusal(trained.output)
+    add(trained, "new.h5", seed=7)
+    assert trained.run("--append") == 0
+    use = Result.open(trained.output).use()
+    assert np.array_equal(use[: 3 * N], before)
+    assert (use[3 * N :] == Use.LATER).all()
 
 
-@pytest.mark.parametrize("selection", [(), ON_TRAIN])
+@pytest.mark.parametrize("selection", [(), ON_TRAIN], ids=["all", "fit_on"])
+def test_rows_that_may_have_trained_the_model_are_no_test_rows(trained: Shards, selection: tuple[str, ...]) -> None:
+    """If a file of the training has changed, its rows may be anywhere."""
+    assert trained.run(*TARGET, *selection) == 0
+    grow(trained)
+    add(trained, "new.h5", seed=7)
+    assert trained.run("--append") == 0
+    if selection:
+        assert probe_of(trained.output)["n_test"] == N  # the rows of the other files that were left out
+    else:
+        assert set(probe_of(trained.output)) == {"labels", "no_test"}
+        assert mentions(refusal(trained.output), "No honest test", "y", "--test")
+    assert (Result.open(trained.output).use()[N : 2 * N + 2] == Use.TRAINING).all()
+    assert (Result.open(trained.output).use()[3 * N + 2 :] == Use.TRAINING).all()
+
+
+def test_copies_of_training_rows_are_no_test_rows(trained: Shards) -> None:
+    assert trained.run(*TARGET) == 0
+    add(trained, "copy.h5", seed=1)
+    add(trained, "new.h5", seed=7)
+    assert trained.run("--append") == 0
+    use = Result.open(trained.output).use()
+    assert (use[3 * N : 4 * N] == Use.TRAINING).all()
+    assert (use[4 * N :] == Use.LATER).all()
+
+
+@pytest.mark.parametrize("selection", [(), ON_TRAIN], ids=["all", "fit_on"])
 def test_rows_of_new_files_are_test_rows(trained: Shards, capsys: Any, selection: tuple[str, ...]) -> None:
     assert trained.run(*TARGET, *selection) == 0
     assert ("no_test" in probe_of(trained.output)) == (not selection)
     add(trained, "new.h5", seed=7)
     assert trained.run("--append") == 0
-    probe = probe_of(trained.output)
-    assert probe["n_train"] + probe["n_test"] == N
-    script.main([str(trained.output)])
     n_test = N if not selection else N + 3 * N // 2
+    probe = probe_of(trained.output)
+    assert (probe["n_test"], probe["n_train"]) == (n_test, 4 * N - n_test)
+    script.main([str(trained.output)])
     assert mentions(capsys.readouterr().out, f"{n_test} test rows", f"{4 * N - n_test} other rows")
 
 
-def test_added_extras_leave_the_test_rows_of_classify_as_they_are(trained: Shards, capsys: Any) -> None:
-    for number in range(3):
-        add(trained, f"{number}.h5", seed=number, **{"obs/z": np.arange(N)})
-    assert trained.run(*TARGET, *ON_TRAIN) == 0
-    assert probe_of(trained.output)["n_test"] == 3 * N // 2
-    assert trained.run("--append", "--include", "obs/z") == 0
-    assert "no_test" in probe_of(trained.output)  # only the script compares all rows with those of the training
-    script.main([str(trained.output)])
-    assert mentions(capsys.readouterr().out, f"{3 * N // 2} test rows")
-
-
 @pytest.mark.parametrize("has_targets", [True, False])
-def test_other_values_of_the_condition_select_no_test_rows(trained: Shards, capsys: Any, has_targets: bool) -> None:
+def test_other_extras_leave_the_test_rows_as_they_are(trained: Shards, capsys: Any, has_targets: bool) -> None:
     flags = TARGET if has_targets else ("--epochs", "2")
     assert trained.run(*flags, *ON_TRAIN) == 0
+    before = Result.open(trained.output).use()
     with h5py.File(trained.folder / "1.h5", "r+") as file:
         file["split"][:9] = b"test"
-    assert trained.run("--append") == 0
-    assert open_features(trained.output).extras["append_id"].compute().sum() == 0  # the features are copied
-    if has_targets:
-        assert "--fit-on" in refusal(trained.output)
-    else:  # the labels have not trained the features, so that any rows can be test rows
-        script.main([str(trained.output)])
-        assert mentions(capsys.readouterr().out, f"{3 * N // 5} test rows")
+    for number in range(3):
+        with h5py.File(trained.folder / f"{number}.h5", "r+") as file:
+            file["obs/z"] = np.arange(N)
+    assert trained.run("--append", "--include", "obs/z") == 0
+    assert np.array_equal(Result.open(trained.output).use(), before)
+    assert probe_of(trained.output)["n_test"] == 3 * N // 2
+    script.main([str(trained.output)])
+    assert mentions(capsys.readouterr().out, f"{3 * N // 2} test rows")
 
 
 # -- other runs ----------------------------------------------------------------------------------------------------

@@ -164,6 +164,7 @@ def test_integers_hold_no_bad_rows():
 # -- columns with outliers ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("units_of_one_row")
 def test_the_spread_does_not_depend_on_blocks_and_threads(tmp_path):
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(5000, 4)) * [1, 1e3, 1e-9, 1] + [0, 1e9, 0, 5]
@@ -289,6 +290,7 @@ def is_gap(value, missing):
 @pytest.mark.process
 @pytest.mark.parametrize(("dtype", "missing"), [("f4", np.nan), ("f4", -7), ("f8", np.nan), ("i2", -7), ("i8", -7)])
 @pytest.mark.parametrize("impute", ["mean", "median"])
+@pytest.mark.usefixtures("units_of_one_row")
 def test_imputed_values_equal_the_mean_or_median(tmp_path, dtype, missing, impute):
     rows, bad = rows_with_gaps(np.random.default_rng(0), 97, dtype, missing)
     shards = shards_of(tmp_path, rows[:40], rows[40:])
@@ -385,6 +387,7 @@ def test_unreadable_shards_count_as_bad_rows_for_any_blocks(tmp_path, options):
                 found = scanned(shards, block_rows, n_threads, counts.append, max_unreadable=6)
                 check(found, expected_arrays)
                 assert list(found.unreadable) == bad
+                assert [i for i, digest in enumerate(found.digests) if digest is None] == bad
                 assert all(f"file={shards[i].path} dataset=X rows=" in why for i, why in found.unreadable.items())
                 assert sum(counts) == found.n_rows, "each row is reported once, although some are read twice"
 

@@ -225,6 +225,7 @@ def test_columns_far_from_zero_keep_their_digits(dtype: str) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("units_of_one_row")
 def test_blocks_and_threads_change_no_bit(tmp_path: Path) -> None:
     rows = rows_of(97, "f4")
     rows[11, 2] = np.nan

@@ -31,7 +31,7 @@ from tests.support.parts import finished
 def test_empty_and_real_tasks_have_results_of_similar_size(tmp_path: Path) -> None:
     (tmp_path / "parts").mkdir()
     shards = numbered_shards(tmp_path, 9)
-    settings = EncodeSettings(str(tmp_path), IN_MEMORY, shards[0].dtype, 4, 9, 1)
+    settings = EncodeSettings(str(tmp_path), IN_MEMORY, 4, 9, 1)
     (part,), _ = plan_parts(shards, 9, [])
     task = EncodeTask(part, settings)
 
@@ -47,7 +47,7 @@ def test_empty_and_real_tasks_have_results_of_similar_size(tmp_path: Path) -> No
 
 def test_empty_parts_are_committed_like_those_of_a_run(tmp_path: Path) -> None:
     trained = Result.open(finished(tmp_path / "trained", 3))
-    settings = EncodeSettings(str(tmp_path), IN_MEMORY, "float64", 4, 4, 1)
+    settings = EncodeSettings(str(tmp_path), IN_MEMORY, 4, 4, 1)
     parts, _ = plan_parts(numbered_shards(tmp_path, 9), 4, [])
     tasks = [(empty_part, EncodeTask(part, settings)) for part in parts]
     with threads(1) as pool:

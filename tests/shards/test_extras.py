@@ -187,7 +187,7 @@ def test_extras_that_differ_by_shard_are_not_in_the_output(tmp_path, monkeypatch
     export(tmp_path / "out", "hdf5")
     for path in (tmp_path / "out/index.h5", tmp_path / "out/features.h5", *(tmp_path / "out/parts").iterdir()):
         with h5py.File(path) as file:
-            assert set(file) - {"append_id", "shardpress"} == {"features", "valid", "z"}
+            assert set(file) - {"append_id", "use", "shardpress"} == {"features", "valid", "z"}
 
 
 @pytest.mark.compiler
@@ -221,7 +221,7 @@ def test_features_do_not_depend_on_extras(tmp_path, monkeypatch):
     np.testing.assert_array_equal(without.features.compute(), with_extras.features.compute())
     assert set(with_extras.extras) == {"y", "y_present", "t", "t_present"}
     with h5py.File(f"{output}/index.h5") as index:
-        assert set(index) == {"features", "valid", "shardpress", *with_extras.extras}
+        assert set(index) == {"features", "valid", "use", "shardpress", *with_extras.extras}
         for name in ("y", "y_present", "t_present"):
             assert index[name][:].tolist() == with_extras.extras[name].compute().tolist()
         assert index["y"][:].tolist() == [*range(30), *[LOWEST] * 30, *range(30)]

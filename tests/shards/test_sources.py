@@ -215,13 +215,19 @@ def output(tmp_path):
     return directory
 
 
-def edit_parts(directory, change):
-    forge(directory / "index.h5", lambda run: edit_json(run, "parts", change), "shardpress/run")
+def edit_parts(directory, change, name="parts"):
+    forge(directory / "index.h5", lambda run: edit_json(run, name, change), "shardpress/run")
 
 
 @pytest.mark.process
 def test_output_directory_is_read_by_its_index(output):
-    edit_parts(output, lambda parts: parts.reverse())  # the order of the index counts, and not that of the names
+    def reverse(parts):
+        parts.reverse()
+        for i, part in enumerate(parts):
+            part["shard"] = i
+
+    edit_parts(output, reverse)  # the order of the index counts, and not that of the names
+    edit_parts(output, lambda shards: shards.reverse(), "shards")
     for pattern in (output, output / "index.h5", f"{output}/"):
         shards = open_shards([str(pattern)])
         assert [shard.n_rows for shard in shards] == [4, 2, 3]
@@ -251,15 +257,15 @@ def test_flipped_bit_in_a_part_is_found_by_its_digest(output):
 @pytest.mark.process
 def test_part_with_a_size_different_from_the_index_is_refused(output):
     path = part_paths(output)[1]
-    for change in (
-        lambda parts: parts[1].update(n_rows=5),
-        lambda parts: parts[1]["entry"].update(n_bytes=5),
-    ):
-        before = (output / "index.h5").read_bytes()
-        edit_parts(output, change)
-        with refused(65, f"file={path}", "expected 5"):
-            open_shards([str(output)])
-        (output / "index.h5").write_bytes(before)
+    before = (output / "index.h5").read_bytes()
+    edit_parts(output, lambda parts: parts[1].update(n_rows=5, stop=5))
+    edit_parts(output, lambda shards: shards[1].update(shape=[5, 4]), "shards")
+    with refused(65, f"file={path}", "expected 5"):
+        open_shards([str(output)])
+    (output / "index.h5").write_bytes(before)
+    edit_parts(output, lambda parts: parts[1]["entry"].update(n_bytes=5))
+    with refused(65, f"file={path}", "expected 5"):
+        open_shards([str(output)])
 
 
 @pytest.mark.process

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
 from shardpress.formats import fingerprint
 from shardpress.output.files import unique_name
 from shardpress.output.journal import Journal, Record
-from shardpress.records import Generation, Keys, Part, Request, RunFacts
+from shardpress.records import Generation, Keys, Part, Request, RunFacts, ShardFacts, Stat
 from shardpress.result import result_bytes
 from tests.support.hostilemodels import model_of
 
@@ -18,7 +20,7 @@ KEYS = [f"part-{i:06d}-000000000000" for i in range(5)]
 NOW = fingerprint("now")
 BEFORE = fingerprint("before")
 HEX = "0123456789abcdef" * 2
-REQUEST = Request(shards=[], scan={}, training={"epochs": 1}, encoding={}, folders=[])
+REQUEST = Request(shards=[], scan={}, training={"epochs": 1}, encoding={})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -58,9 +60,10 @@ def add(
 
 def index_of(*records: Record, generation: int = 1, generations: tuple[Generation, ...] = ()) -> bytes:
     """Return the content of an index with these parts, and without datasets."""
+    shard = ShardFacts("/in/x.h5", "X", [len(records), 4], "f4", "dense", Stat(9, 0, 0, 0))
     facts = RunFacts(
         config={},
-        request=REQUEST,
+        request=replace(REQUEST, shards=[shard] if records else []),
         keys=Keys("", ""),
         made=f"generation {generation} of {len(records)} parts",
         command="",
@@ -73,7 +76,7 @@ def index_of(*records: Record, generation: int = 1, generations: tuple[Generatio
         generation=generation,
         generations=list(generations),
     )
-    parts = [Part(record.entry, 1, 0, 0, i, "x.h5", "X", 0, 1) for i, record in enumerate(records)]
+    parts = [Part(record.entry, 1, 0, 0, 0, "/in/x.h5", "X", i, i + 1) for i, record in enumerate(records)]
     return result_bytes(lambda file: None, model_of(), facts, parts, {}, None)
 
 

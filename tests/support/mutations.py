@@ -446,15 +446,29 @@ _ENCODING = (
         ("tests/encoding/test_encode.py::test_skipped_rows_do_not_shift_other_rows",),
     ),
     Mutation(
-        "encoder-of-another-dtype-is-reused",
+        "encoder-of-another-model-is-reused",
         "pipeline/shardpress/encoding/worker.py",
-        "(self.model.blake3, self.dtype, *sizes, self.storage)",
         "(self.model.blake3, *sizes, self.storage)",
-        ("tests/encoding/test_worker.py::test_another_model_dtype_or_size_replaces_the_worker",),
+        "(*sizes, self.storage)",
+        ("tests/encoding/test_worker.py::test_another_model_or_size_replaces_the_worker",),
+    ),
+    Mutation(
+        "rows-are-scaled-in-the-dtype-of-others",
+        "pipeline/shardpress/encoding/worker.py",
+        "shift, _ = self._model.scaler.arrays(dtype)",
+        "shift, _ = self._model.scaler.arrays(np.dtype(np.float64))",
+        ("tests/encoding/test_worker.py::test_a_model_is_made_once_for_all_threads",),
     ),
 )
 
 _RUN = (
+    Mutation(
+        "rows-of-new-files-count-as-trained",
+        "pipeline/shardpress/run/use.py",
+        "Use.TRAINING if may_have_trained else Use.LATER",
+        "Use.TRAINING",
+        ("tests/run/test_trained_rows.py::test_rows_of_new_files_are_test_rows",),
+    ),
     Mutation(
         "rows-that-are-left-out-are-trained-on",
         "pipeline/shardpress/run/training_stage.py",
@@ -464,38 +478,101 @@ _RUN = (
     ),
     Mutation(
         "parts-of-another-model-are-reused",
-        "pipeline/shardpress/run/resume.py",
-        "base.facts.keys.features == key and not base.facts.appends",
-        "not base.facts.appends",
+        "pipeline/shardpress/run/difference.py",
+        "is_encoded_alike = not trains and base.features",
+        "is_encoded_alike = base.features",
         ("tests/run/test_replacing.py::test_overwriting_reuses_results_that_still_fit",),
     ),
     Mutation(
         "features-of-another-storage-are-reused",
-        "pipeline/shardpress/run/fingerprints.py",
-        'encoding={**fingerprint_values(settings, "features"), "format": _ENCODING},',
-        'encoding={"format": _ENCODING},',
-        ("tests/run/test_storage.py::test_another_storage_keeps_the_model",),
+        "pipeline/shardpress/run/request.py",
+        'encoding = {**fingerprint_values(settings, "features"), "format": _ENCODING}',
+        'encoding = {"include": [], "format": _ENCODING}',
+        ("tests/run/test_request.py::test_every_setting_changes_the_stages_that_it_declares",),
     ),
     Mutation(
         "changed-inputs-are-not-noticed",
-        "pipeline/shardpress/run/fingerprints.py",
-        "changed=shard.identity.mtime_ns",
-        "changed=0",
-        ("tests/run/test_fingerprints.py::test_a_changed_input_changes_every_stage_and_is_named",),
+        "pipeline/shardpress/run/request.py",
+        "Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode)",
+        "Stat(identity.size, 0, 0, 0)",
+        ("tests/run/test_replacing.py::test_a_changed_input_of_a_finished_run_is_detected",),
     ),
     Mutation(
-        "append-compares-files-with-an-unfinished-run",
-        "pipeline/shardpress/run/append_files.py",
-        "contents = result.facts.contents",
-        "contents = journal.contents",
-        ("tests/run/test_directories.py::test_files_are_compared_with_those_of_the_finished_run[append]",),
+        "files-are-compared-with-those-of-an-unfinished-run",
+        "pipeline/shardpress/run/base.py",
+        "if other is not None and (other.kind, other.rows, other.extras) == (shard.kind, shard.rows, shard.extras):",
+        "if other is not None:",
+        ("tests/run/test_directories.py::test_files_are_compared_with_those_of_the_finished_run",),
+    ),
+    Mutation(
+        "two-shards-are-the-same-earlier-one",
+        "pipeline/shardpress/run/difference.py",
+        "same |= _pairs(before, now, rest, key, set(same.values()))",
+        "same |= _pairs(before, now, rest, key)",
+        ("tests/run/test_difference.py::test_the_table",),
+    ),
+    Mutation(
+        "changed-extras-are-not-noticed",
+        "pipeline/shardpress/run/difference.py",
+        "return shard.kind, shard.rows, shard.extras",
+        "return shard.kind, shard.rows",
+        ("tests/run/test_contents.py::test_files_with_all_kinds_of_extras_are_recognized",),
+    ),
+    Mutation(
+        "copied-files-are-new",
+        "pipeline/shardpress/run/difference.py",
+        "keys.append(_content_key)",
+        "pass",
+        ("tests/run/test_difference.py::test_the_table",),
+    ),
+    Mutation(
+        "the-model-of-changed-rows-stays",
+        "pipeline/shardpress/run/difference.py",
+        "            return True",
+        "            continue",
+        ("tests/run/test_difference.py::test_the_table",),
+    ),
+    Mutation(
+        "rows-that-change-after-the-scan-are-not-noticed",
+        "pipeline/shardpress/run/finish.py",
+        "and known.rows != found.rows",
+        "and False",
+        ("tests/run/test_contents.py::test_contents_that_change_during_a_run_stop_it",),
+    ),
+    Mutation(
+        "copies-of-training-rows-are-test-rows",
+        "pipeline/shardpress/run/use.py",
+        "may_have_trained = unknown or shard.rows in trained",
+        "may_have_trained = unknown",
+        ("tests/run/test_trained_rows.py::test_copies_of_training_rows_are_no_test_rows",),
+    ),
+    Mutation(
+        "bad-rows-of-an-append-hide-among-earlier-rows",
+        "pipeline/shardpress/run/prepare.py",
+        "if self.config.results.append:\n            return sorted",
+        "if False:\n            return sorted",
+        ("tests/run/test_bad_data.py::test_the_limit_of_bad_rows_of_an_append_refers_to_its_rows",),
+    ),
+    Mutation(
+        "bad-shards-of-reused-results-are-not-limited",
+        "pipeline/shardpress/run/encoding_stage.py",
+        "if len(reasons) > limit:",
+        "if False:",
+        ("tests/run/test_bad_data.py::test_results_with_more_bad_shards_than_allowed_are_refused",),
     ),
     Mutation(
         "one-bad-row-more-than-allowed-passes",
-        "pipeline/shardpress/run/scan_stage.py",
-        "if n_bad > limit:",
-        "if n_bad > limit + 1:",
+        "pipeline/shardpress/run/prepare.py",
+        "n_allowed(self.config.bad_data.max_bad, n_rows) if",
+        "1 + n_allowed(self.config.bad_data.max_bad, n_rows) if",
         ("tests/run/test_bad_rows.py::test_the_limit_of_bad_rows_is_exact",),
+    ),
+    Mutation(
+        "limit-of-an-append-refers-to-all-rows",
+        "pipeline/shardpress/run/prepare.py",
+        "sum(self.shards[i].n_rows for i in self.limited)",
+        "self.n_rows",
+        ("tests/run/test_bad_data.py::test_the_limit_of_bad_rows_of_an_append_refers_to_its_rows",),
     ),
     Mutation(
         "deadline-leaves-no-time-to-encode",
@@ -554,7 +631,7 @@ _SETTINGS = (
         "pipeline/shardpress/settings/config.py",
         '"Seed of all random numbers.", default=0',
         '"Seed of all random numbers.", default=0, affects="nothing"',
-        ("tests/run/test_fingerprints.py::test_a_setting_changes_the_stages_that_depend_on_it",),
+        ("tests/run/test_request.py::test_a_setting_changes_the_stages_that_depend_on_it",),
     ),
 )
 
@@ -643,6 +720,35 @@ _HDF5_AND_SHARDS = (
         "_check_same(path, identity, identity)",
         ("tests/hdf5/test_values.py::test_file_changed_after_vetting_is_refused",),
     ),
+    Mutation(
+        "exchanged-units-have-one-digest",
+        "pipeline/shardpress/shards/digests.py",
+        "unit.data, (first_row + start) // UNIT_ROWS",
+        "unit.data, 0",
+        ("tests/shards/test_digests.py::test_different_rows_have_different_digests",),
+    ),
+    Mutation(
+        "exchanged-units-of-extras-have-one-digest",
+        "pipeline/shardpress/shards/digests.py",
+        'f"{first_row // UNIT_ROWS} {name} "',
+        'f"{name} "',
+        ("tests/shards/test_digests.py::test_different_extras_have_different_digests",),
+    ),
+    Mutation(
+        "joined-texts-have-one-digest",
+        "pipeline/shardpress/shards/digests.py",
+        'parts += [len(text).to_bytes(8, "little"), text]',
+        "parts += [text]",
+        ("tests/shards/test_digests.py::test_different_extras_have_different_digests",),
+    ),
+    Mutation(
+        "columns-are-digested-in-the-order-of-the-file",
+        "pipeline/shardpress/shards/rows.py",
+        "_reorder(out, block.shard.order)\n    if digest is not None:\n        digest.add_rows(out, block.start)",
+        "digest and digest.add_rows(out, block.start)\n        _reorder(out, block.shard.order)\n"
+        "    elif digest is not None:\n        digest.add_rows(out, block.start)",
+        ("tests/shards/test_digests.py::test_columns_are_digested_in_the_order_of_the_model",),
+    ),
 )
 
 _CLUSTER = (
@@ -691,13 +797,6 @@ _CLUSTER = (
 )
 
 _BASE = (
-    Mutation(
-        "rows-of-the-first-new-file-count-as-trained",
-        "pipeline/shardpress/rowfacts.py",
-        "np.repeat([part.shard < n_trained for part in parts]",
-        "np.repeat([part.shard <= n_trained for part in parts]",
-        ("tests/run/test_trained_rows.py::test_rows_of_new_files_are_test_rows",),
-    ),
     Mutation(
         "rate-counts-rows-of-earlier-runs",
         "pipeline/shardpress/progress.py",

@@ -13,8 +13,8 @@ from shardpress.encoding.storage import PLAIN
 from shardpress.formats import digest
 from shardpress.hdf5.categories import attribute_value, read_categories
 from shardpress.output.lock import locked
-from shardpress.records import Entry, Keys, Part, Request, RunFacts, ShardFacts, part_key
-from shardpress.result import result_bytes
+from shardpress.records import Entry, Keys, Part, Request, RunFacts, ShardFacts, Stat, part_key
+from shardpress.result import Use, result_bytes
 from shardpress.shards.shard import Extra
 from shardpress_kernels.network import Network
 from tests.support.helpers import numbered
@@ -87,10 +87,14 @@ def finished_parts(directory, parts, most=1000, model=None, append_ids=None, **f
     model = model or model_of(Network((4, shapes_in(parts[0][1])["features"][0][1])))
     numbers = append_ids or [0] * len(parts)
     found = [_part_of(i, data, number) for i, ((_, data), number) in enumerate(zip(parts, numbers, strict=True))]
-    shards = [ShardFacts(f"{i}.h5", "X", [n_rows, 4], "f8", "dense", 9, 0, []) for i, (n_rows, _) in enumerate(parts)]
-    facts.setdefault("request", Request(shards, {}, {}, {}, ["in"]))
+    shards = [
+        ShardFacts(f"/in/{i}.h5", "X", [n_rows, 4], "f8", "dense", Stat(9, 0, 0, 0))
+        for i, (n_rows, _) in enumerate(parts)
+    ]
+    facts.setdefault("request", Request(shards, {}, {}, {}))
     facts.setdefault("appends", [{"id": number} for number in sorted(set(numbers) - {0})])
     categories = {name: attribute_value(values) for name, values in _categories_in(parts[0][1]).items()}
+    use = np.repeat([Use.LATER if number else Use.TRAINING for number in numbers], [each.n_rows for each in found])
     views = []
     with locked(directory) as journal, mock.patch.object(index, "_MOST_PARTS", most):
         for each, (_, data) in zip(found, parts, strict=True):
@@ -99,7 +103,7 @@ def finished_parts(directory, parts, most=1000, model=None, append_ids=None, **f
         files = index.in_views(files, lambda name, data: views.append(journal.write(name, data)))
         rows_of_appends = append_ids and [(each.append_id, each.n_rows) for each in found]
         data = result_bytes(
-            lambda file: index.write_index(file, files, categories, rows_of_appends),
+            lambda file: index.write_index(file, files, categories, use.astype(np.uint8), rows_of_appends),
             model,
             run_facts(views=views, **facts),
             found,
@@ -114,7 +118,7 @@ def run_facts(**fields):
     """Return facts about a run, which are empty by default."""
     defaults = {
         "config": {},
-        "request": Request([], {}, {}, {}, ["in"]),
+        "request": Request([], {}, {}, {}),
         "keys": Keys("model", "features"),
         "made": "2000-01-01 00:00:00+00:00",
         "command": "shardpress run",
@@ -136,7 +140,7 @@ def _part_of(number, data, append_id):
     entry = Entry(f"parts/{part_key(number, 0)}-{blake3[:32]}.h5", len(data), blake3)
     n_rows = len(valid)
     n_bad = n_rows - int(valid.sum())
-    return Part(entry, n_rows, n_bad, 0, number, f"in/{number}.h5", "X", 0, n_rows, append_id=append_id)
+    return Part(entry, n_rows, n_bad, 0, number, f"/in/{number}.h5", "X", 0, n_rows, append_id=append_id)
 
 
 def shapes_in(data):

@@ -36,7 +36,7 @@ import pytest
 from shardpress.errors import NoInput
 from shardpress.features import open_features, reading
 from shardpress.formats import digest
-from shardpress.records import plain
+from shardpress.records import plain, to_json
 from shardpress.report.page.build import is_current
 from shardpress.report.verify import verify
 from shardpress.result import Result, load_model
@@ -245,7 +245,7 @@ def leftovers(output: Path) -> list[str]:
 
 
 def run_seen_by_readers(output: Path) -> str | None:
-    """Return the run that every reader sees, as a digest of features and settings. Return None for no run.
+    """Return the run that every reader sees, as digests of features, use and request. Return None for no run.
 
     Raises
     ------
@@ -269,7 +269,8 @@ def run_seen_by_readers(output: Path) -> str | None:
         assert index["y"][()].tobytes() == opened.extras["y"].compute().tobytes()
     earlier = [open_features(output, generation=each.generation) for each in result.facts.generations]
     digests = [digest([each.features.compute().tobytes()]) for each in (opened, *earlier)]
-    return f"{' '.join(digests)} {result.fingerprint}"
+    request = digest([to_json(result.facts.request), result.use().tobytes()])
+    return " ".join([*digests, request])
 
 
 class ObservedDisk(RecordingDisk):
@@ -424,15 +425,20 @@ def random_history(folder: Path, n_commands: int, seed: int) -> Counter[str]:
 
 
 def _change_files(workspace: Workspace, command: Sequence[str], number: int, rng: random.Random) -> None:
-    """Add a file before an append; with `--drop-missing`, remove the last one. Sometimes edit a file in place."""
+    """Add a file before an append; with `--drop-missing`, remove the last one. Sometimes change another file."""
     if command == ("--append",):
         rows = np.random.default_rng(number).normal(size=(9, 4)).astype(np.float32)
         workspace.add_shard(f"new-{number:02d}.h5", rows)
     elif "--append" in command:
         for path in sorted(workspace.shards.glob("new-*"))[-1:]:
             path.unlink()
+    path = rng.choice([workspace.shards / "0.h5", *workspace.shards.glob("2*.h5")])
     if rng.random() < 0.2:
-        edit(workspace.shards / rng.choice(["0.h5", "2.h5"]))
+        edit(path)
+    if rng.random() < 0.2:
+        os.utime(path)
+    if rng.random() < 0.2 and path.name != "0.h5":
+        path.rename(path.with_name("2.h5" if "moved" in path.name else "2-moved.h5"))  # the order of the files stays
 
 
 def edit(path: Path) -> None:

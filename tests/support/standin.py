@@ -26,9 +26,10 @@ import pytest
 from shardpress.encoding import index
 from shardpress.output.disk import Disk
 from shardpress.result import INDEX, Result
-from shardpress.run import budget, context, engine, fingerprints, prepare
+from shardpress.run import budget, context, engine, inputs, prepare, request
 from shardpress.run.plan import plan as planning
 from shardpress.settings.flags import parse
+from shardpress.shards import digests
 from shardpress.shards.open import open_sources
 from shardpress.shards.sources import Source
 from shardpress.shards.vet import Selection
@@ -230,10 +231,11 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     for starter in (engine, planning):
         monkeypatch.setattr(starter, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
     monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
+    monkeypatch.setattr(digests, "UNIT_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(index, "_MOST_PARTS", 2)  # so that an index of three parts is already nested
-    monkeypatch.setattr(prepare, "open_sources", _remembering(open_sources))
-    for user in (context, fingerprints):
+    monkeypatch.setattr(inputs, "open_sources", _remembering(open_sources))
+    for user in (context, request):
         monkeypatch.setattr(user, "version", cache(version))  # without a cache, each call parses a metadata file
 
 
@@ -243,8 +245,9 @@ def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
 
     def vet_once(sources: Sequence[Source], selection: Selection, refuse: Any, *rest: Any) -> Any:
         stamps = _stamps(sources)
-        *others, like = rest
-        if stamps is None or refuse is not None or like is not None:  # errors and appends are not repeated often
+        *others, like, categories = rest
+        # Errors and appends are not repeated often.
+        if stamps is None or refuse is not None or like is not None or categories:
             return vet(sources, selection, refuse, *rest)
         key = (stamps, selection, *others)
         if key not in known:

@@ -16,8 +16,8 @@ DESCRIPTION = """Compare the features of two runs: how similar they are, and whe
     shardpress compare features features-new --map map.npz     also write a linear map from features-new to features
     shardpress compare features features-new --json
 
-Rows with the same file name and row number are compared. Labels and other extras are ignored. The runs can have
-different numbers of features. Only --map writes a file, and Theano is not needed.
+Rows with the same number are compared, in input files whose rows are the same in both runs. Labels and other extras are
+ignored. The runs can have different numbers of features. Only --map writes a file, and Theano is not needed.
 
 A classifier that was trained on the features of A can be used for rows of B after the map:
 open_features("features-new", as_of="map.npz").

@@ -8,7 +8,7 @@ part and every block starts at a tile boundary of its shard.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from shardpress.cluster.threads import check
 from shardpress.device import theanos_errors
 from shardpress.encoding.bad_data import BadData, RowFacts
-from shardpress.encoding.partfile import PartMemory, stored_names
+from shardpress.encoding.partfile import PartMemory
 from shardpress.encoding.parts import MAX_LISTED_COLUMNS, PartRange
 from shardpress.encoding.template import Streamed
 from shardpress.encoding.worker import EncodeSettings, Worker, check_place, worker_of
@@ -27,7 +27,9 @@ from shardpress.model import Model
 from shardpress.output.disk import GuardedDisk, Pieces
 from shardpress.output.files import PARTS, unique_name, write_file
 from shardpress.records import Entry, Part
+from shardpress.result import stored_name
 from shardpress.scan.scaler import Cleaning
+from shardpress.shards.digests import Digest, ExtrasDigest
 from shardpress.shards.rows import keep_chunks, read, read_extras, stream_extra
 from shardpress.shards.shard import Block, Extra, Shard, is_wide
 
@@ -68,14 +70,16 @@ def encode_part(task: EncodeTask) -> Part:
     memory = worker.part_memory(source.shard)
     features = memory.features(len(source))
     valid = np.ones(len(source), dtype=bool)
+    digest = Digest()
     if task.unreadable is None:
         with worker.readers:  # released before the part is written, because writing waits for the disk
-            rows = _encode_rows(worker, task, features, valid)
+            rows = _encode_rows(worker, task, features, valid, digest)
     else:
         rows = _mark_unreadable(source, task.unreadable, features, valid)
     error = memory.store(len(source))
     facts = _facts(task, valid, rows.n_outside, error)
-    entry, lost = _write_part(worker, task, memory, valid, facts)
+    extras_digest = ExtrasDigest(source.start)
+    entry, lost = _write_part(worker, task, memory, valid, facts, extras_digest)
     # Wide extras are read during the writing, so `lost` is complete only after it.
     listed = [*rows.bad, *lost]
     return Part(
@@ -84,16 +88,17 @@ def encode_part(task: EncodeTask) -> Part:
         bad=listed,
         outside=rows.outside[:MAX_LISTED_COLUMNS],
         lost=_lost_ranges(source.shard, lost),
+        rows=None if task.unreadable else str(digest),
+        extras=None if task.unreadable or lost else str(extras_digest),
     )
 
 
 def _lost_ranges(shard: Shard, reports: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int]]]:
     """Return the row ranges of the shard whose values are lost, by the stored names of the extras."""
-    names = stored_names(extra.name for extra in shard.extras)
     names_by_dataset: dict[str, list[str]] = {}  # the fields of a table are extras in one dataset
     for extra in shard.extras:
         if extra.layout is not None:
-            names_by_dataset.setdefault(extra.layout.name, []).append(names[extra.name])
+            names_by_dataset.setdefault(extra.layout.name, []).append(stored_name(extra.name))
     found: dict[str, list[list[int]]] = {}
     for report in reports:
         first, end = report["row"]
@@ -113,7 +118,7 @@ def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | N
         "n_rows": len(source),
         "n_bad": int(len(valid) - valid.sum()),
         "n_outside": n_outside,
-        "shard": task.part.number,
+        "shard": task.part.shard,
         "path": source.shard.path,
         "dataset": source.shard.dataset,
         "start": source.start,
@@ -133,8 +138,8 @@ def _mark_unreadable(source: Block, reason_text: str, features: np.ndarray, vali
     return RowFacts(bad=[reason])
 
 
-def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray) -> RowFacts:
-    """Encode the rows of a part into `features`, and set `valid` to False for bad rows."""
+def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray, digest: Digest) -> RowFacts:
+    """Encode the rows of a part into `features`, set `valid` to False for bad rows, and add the rows to `digest`."""
     source = task.part.source
     bad_data = _bad_data(worker.model, task.settings)
     cleaning = Cleaning(worker.model.scaler, bad_data.missing, bad_data.clips)
@@ -144,7 +149,7 @@ def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: 
     for block in source.cut(task.settings.block_rows):
         check()  # a part can take seconds, but a signal should stop the run at once
         place = slice(block.start - source.start, block.stop - source.start)
-        rows = read(block, worker.block_memory(block))
+        rows = read(block, worker.block_memory(block), digest)
         cleaned = cleaning.cleaned(block, rows)
         suspects = worker.encode(cleaned, features[place])
         if not finds_suspects:
@@ -166,18 +171,26 @@ def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
 
 
 def _write_part(
-    worker: Worker, task: EncodeTask, memory: PartMemory, valid: np.ndarray, facts: Mapping[str, Any]
+    worker: Worker,
+    task: EncodeTask,
+    memory: PartMemory,
+    valid: np.ndarray,
+    facts: Mapping[str, Any],
+    digest: ExtrasDigest,
 ) -> tuple[Entry, list[dict[str, Any]]]:
-    """Write the file of a part from the features in `memory`. Return its entry, and reports of lost extra values."""
+    """Write the file of a part from the features in `memory`, and add the extras to `digest`.
+
+    Return its entry, and reports of lost extra values.
+    """
     settings = task.settings
     source = task.part.source
     if any(is_wide(extra, len(source)) for extra in source.shard.extras):
         with worker.wide_writers:
-            streamed, lost = _stream_extras(source, settings.bad_data)
+            streamed, lost = _stream_extras(source, settings.bad_data, digest)
             entry = _write_file(worker, task, memory.stream(valid, streamed, settings.attributes, facts))
             _trim_memory()
         return entry, lost
-    extras, lost = _read_extras(source, settings.bad_data)
+    extras, lost = _read_extras(source, settings.bad_data, digest)
     entry = _write_file(worker, task, memory.file(valid, extras, settings.attributes, facts))
     return entry, lost
 
@@ -195,34 +208,49 @@ def _trim_memory() -> None:
         trim(0)
 
 
-def _stream_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray | Streamed], list[dict[str, Any]]]:
+def _stream_extras(
+    source: Block, bad_data: BadData, digest: ExtrasDigest
+) -> tuple[dict[str, np.ndarray | Streamed], list[dict[str, Any]]]:
     """Return the extras of a part, and a list of reports of lost values.
 
     Wide extras are read later. They append their reports to the same list.
     """
     shard = source.shard
     narrow = tuple(extra for extra in shard.extras if not is_wide(extra, len(source)))
-    values, lost = _read_extras(replace(source, shard=replace(shard, extras=narrow)), bad_data)
+    values, lost = _read_extras(replace(source, shard=replace(shard, extras=narrow)), bad_data, digest)
     reports = None if bad_data.on_bad_data == "raise" else lost
     found: dict[str, np.ndarray | Streamed] = {}
     for extra in shard.extras:  # keep this order, because a mask follows the extra whose lost values it marks
         if extra.name in values:
             found[extra.name] = values[extra.name]
         else:
-            found[extra.name] = _wide_extra(source, extra, values, reports)
+            found[extra.name] = _wide_extra(source, extra, values, reports, digest)
     return found, lost
 
 
 def _wide_extra(
-    source: Block, extra: Extra, values: Mapping[str, np.ndarray], reports: list[dict[str, Any]] | None
+    source: Block,
+    extra: Extra,
+    values: Mapping[str, np.ndarray],
+    reports: list[dict[str, Any]] | None,
+    digest: ExtrasDigest,
 ) -> Streamed:
     """Return a wide extra of a part, which is read block by block."""
     empty = np.empty(0, extra.dtype)  # NumPy splits a dtype of arrays into shape and dtype
     shape = (len(source), *empty.shape[1:])
-    return Streamed(shape, empty.dtype, partial(stream_extra, source, extra, values, reports, check))
+
+    def blocks() -> Iterator[np.ndarray]:
+        return digest.passing(extra.name, stream_extra(source, extra, values, reports, check))
+
+    return Streamed(shape, empty.dtype, blocks)
 
 
-def _read_extras(source: Block, bad_data: BadData) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
+def _read_extras(
+    source: Block, bad_data: BadData, digest: ExtrasDigest
+) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
     """Return the values of extras, and reports of values that are lost because they cannot be read."""
     lost: list[dict[str, Any]] = []
-    return read_extras(source, None if bad_data.on_bad_data == "raise" else lost, check), lost
+    extras = read_extras(source, None if bad_data.on_bad_data == "raise" else lost, check)
+    for name, values in extras.items():
+        digest.add(name, values)
+    return extras, lost

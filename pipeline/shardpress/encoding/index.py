@@ -14,9 +14,10 @@ import h5py
 import numpy as np
 
 from shardpress.encoding.template import describe, write_attributes
-from shardpress.features import APPEND_ID, Shape, common_dtypes
+from shardpress.features import Shape, common_dtypes
 from shardpress.formats import digest, missing_value
 from shardpress.hdf5.categories import ATTRIBUTE
+from shardpress.result import APPEND_ID, USE
 
 _VIEW = "The values are in parts/. Copy the whole directory, or the file that shardpress export --to hdf5 writes."
 _MOST_PARTS = 1000  # in one view
@@ -47,6 +48,7 @@ def write_index(
     file: h5py.File,
     files: Sequence[IndexedFile],
     categories: Mapping[str, np.ndarray | str],
+    use: np.ndarray,
     append_ids: Sequence[tuple[int, int]] | None = None,
 ) -> None:
     """Write virtual datasets over files to an empty HDF5 file, without opening them.
@@ -59,6 +61,8 @@ def write_index(
         All parts in row order, or the result of `in_views`.
     categories : mapping of str to ndarray or str
         Values of the attribute ``categories`` of datasets, from `attribute_value`.
+    use : ndarray of uint8, shape (n_rows,)
+        What each row was used for, for the dataset `USE`.
     append_ids : sequence of (int, int), optional
         Number of the append that encoded each part, and the number of its rows, for the dataset `APPEND_ID`. By
         default, there is no such dataset.
@@ -67,6 +71,7 @@ def write_index(
     for name, value in categories.items():
         if name in file:
             write_attributes(file[name], {ATTRIBUTE: value})
+    _write_use(file, use)
     if append_ids is not None:
         _write_append_ids(file, append_ids)
 
@@ -78,14 +83,18 @@ def _write_datasets(file: h5py.File, files: Sequence[IndexedFile]) -> None:
         _write_virtual(file, name, shape, sources)
 
 
+def _write_use(file: h5py.File, use: np.ndarray) -> None:
+    file.create_dataset(
+        USE, data=use, chunks=(max(1, min(len(use), _CHUNK_ROWS)),), compression="gzip", track_times=False
+    )
+
+
 def _write_append_ids(file: h5py.File, append_ids: Sequence[tuple[int, int]]) -> None:
-    """Write the number of the append of each row, unless an extra has this name.
+    """Write the number of the append of each row.
 
     Chunks in which all numbers are 0 are not written: 0 is the fill value. The time therefore depends on the number of
     appended rows. Long runs of equal numbers compress to almost nothing.
     """
-    if APPEND_ID in file:
-        return
     n_rows = sum(n for _, n in append_ids)
     dataset = file.create_dataset(
         APPEND_ID,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, TypeVar
 
@@ -12,9 +12,10 @@ import numpy as np
 
 from shardpress.encoding.storage import PLAIN, Chunked, Storage
 from shardpress.encoding.template import SOURCE, Streamed, Template, lay_out
-from shardpress.features import FEATURES, RESERVED, VALID, Shape
+from shardpress.features import Shape
 from shardpress.hdf5.categories import attribute_value
 from shardpress.output.disk import PAGE, Pieces
+from shardpress.result import FEATURES, VALID, stored_name
 from shardpress.shards.shard import Extra, is_wide
 
 _Values = TypeVar("_Values")
@@ -185,38 +186,28 @@ def _source_json(source: Mapping[str, Any]) -> bytes:
 
 def part_shapes(n_rows: int, n_features: int, extras: Sequence[Extra], dtype: np.dtype = _FLOAT32) -> dict[str, Shape]:
     """Return the shape and dtype of each dataset in the file of a part, without opening the file."""
-    names = stored_names(extra.name for extra in extras)
     shapes = {FEATURES: ((n_rows, n_features), dtype), VALID: ((n_rows,), np.dtype(bool))}
     for extra in extras:
         item_dtype, item_shape = extra.dtype.subdtype or (extra.dtype, ())
         stored_dtype = h5py.string_dtype() if item_dtype.hasobject else item_dtype
-        shapes[names[extra.name]] = ((n_rows, *item_shape), stored_dtype)
+        shapes[stored_name(extra.name)] = ((n_rows, *item_shape), stored_dtype)
     return shapes
 
 
 def stored_categories(extras: Sequence[Extra]) -> dict[str, np.ndarray | str]:
     """Return the attributes with the categories of extras that are stored as codes, by the name of the dataset."""
-    names = stored_names(extra.name for extra in extras)
-    return {names[extra.name]: attribute_value(extra.categories) for extra in extras if extra.categories is not None}
+    found = {}
+    for extra in extras:
+        if extra.categories is not None:
+            found[stored_name(extra.name)] = attribute_value(extra.categories)
+    return found
 
 
 def stored_masks(extras: Sequence[Extra]) -> dict[str, str]:
     """Return the datasets that mark the rows with a value of another dataset, by the name of that dataset."""
-    names = stored_names(extra.name for extra in extras)
-    return {names[extra.name]: names[extra.mask] for extra in extras if extra.mask is not None}
+    return {stored_name(extra.name): stored_name(extra.mask) for extra in extras if extra.mask is not None}
 
 
 def _with_stored_names(extras: Mapping[str, _Values]) -> dict[str, _Values]:
     """Return the extras with the names of their datasets in a part as keys."""
-    names = stored_names(extras)
-    return {names[name]: values for name, values in extras.items()}
-
-
-def stored_names(extras: Iterable[str]) -> dict[str, str]:
-    """Map the name of each extra to the name of its dataset. They differ only if the format reserves the name."""
-    names = {name: name for name in extras}
-    used_names = {*RESERVED, *names}
-    for name in names.keys() & set(RESERVED):
-        while names[name] in used_names:
-            names[name] = f"source_{names[name]}"
-    return names
+    return {stored_name(name): values for name, values in extras.items()}

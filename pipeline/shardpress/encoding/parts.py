@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from shardpress.records import Part, part_key
@@ -16,30 +16,31 @@ MAX_LISTED_COLUMNS = 20
 class PartRange:
     """A row range of one input shard whose features are written to one file."""
 
-    number: int  # index of the shard in the input, or in the order of arrival if shards were appended
+    shard: int  # position of the shard
     source: Block
 
     @property
     def key(self) -> str:
         """Name of the part. Sorting parts by name puts them in row order."""
-        return part_key(self.number, self.source.start)
+        return part_key(self.shard, self.source.start)
 
 
-def plan_parts(
-    shards: Sequence[Shard], part_rows: int, existing: Sequence[Part], numbers: Sequence[int] | None = None
-) -> tuple[list[PartRange], list[Part]]:
+def in_order(parts: Iterable[Part]) -> list[Part]:
+    """Return parts in the order of their rows."""
+    return sorted(parts, key=lambda part: (part.shard, part.start))
+
+
+def plan_parts(shards: Sequence[Shard], part_rows: int, existing: Sequence[Part]) -> tuple[list[PartRange], list[Part]]:
     """Plan parts of at most `part_rows` rows for all rows that are not encoded yet, in row order.
 
     The sizes of existing parts can differ from `part_rows`, because the memory or the number of threads may have
     changed. All existing parts are kept, except parts that overlap an earlier one or extend past the end of their
-    shard: these are returned as well. The numbers of the shards are by default their indices, see `Part`.
+    shard: these are returned as well.
     """
     parts_of_shard = _by_shard(existing)
     missing: list[PartRange] = []
     overlapping: list[Part] = []
-    if numbers is None:
-        numbers = range(len(shards))
-    for number, shard in zip(numbers, shards, strict=True):
+    for number, shard in enumerate(shards):
         gaps, unused = _gaps(shard, parts_of_shard.get(number, []))
         overlapping += unused
         for start, stop in gaps:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,6 +31,9 @@ from shardpress.records import Entry
 from shardpress.result import read_model_file
 from shardpress.shards.shard import Block, Shard
 
+if TYPE_CHECKING:
+    from shardpress_kernels.autoencoder import Autoencoder
+
 Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 """Thread-safe function that writes the features of rows (n, n_inputs) into an array (n, n_features). It can return the
 positions of suspect rows. In that case all other rows contain only finite numbers in the model's range."""
@@ -45,7 +48,6 @@ class EncodeSettings:
 
     directory: str  # output directory
     model: Entry  # file of the model in the output directory
-    dtype: str  # common dtype of the rows of all shards, which determines how rows are scaled
     block_rows: int  # largest number of rows of a block
     part_rows: int  # largest number of rows of a part
     n_readers: int  # threads in a process that read and encode, while others write; 0 means `n_cores`
@@ -60,7 +62,38 @@ class EncodeSettings:
     def key(self) -> object:
         """Key that is equal for all settings that can share one worker."""
         sizes = (self.block_rows, self.part_rows, self.n_readers, self.n_wide)
-        return (self.model.blake3, self.dtype, *sizes, self.storage)
+        return (self.model.blake3, *sizes, self.storage)
+
+
+class Encoders:
+    """A model on the device of this process.
+
+    Rows are scaled in a dtype that depends on the dtype of their own shard only. The bits of their features are
+    therefore the same, whatever other shards a run has.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.network = model.network
+        self._model = model
+        self._lock = threading.Lock()
+        self._by_dtype: dict[np.dtype, Autoencoder] = {}  # of the rows
+        self._by_scaling: dict[np.dtype, Autoencoder] = {}  # of the scaled values
+
+    def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray | None:
+        """Write the features of rows into `out`. Return the positions of suspect rows, as in `Encoder`."""
+        with self._lock:
+            if rows.dtype not in self._by_dtype:
+                self._by_dtype[rows.dtype] = self._encoder_for(rows.dtype)
+        suspects: np.ndarray | None = self._by_dtype[rows.dtype].encode_checked(rows, out)
+        return suspects
+
+    def _encoder_for(self, dtype: np.dtype) -> Autoencoder:
+        shift, _ = self._model.scaler.arrays(dtype)
+        if shift.dtype not in self._by_scaling:
+            encoder = autoencoder_of(self._model.scaler, self._model.network, dtype)
+            encoder.set_parameters(self._model.parameters)
+            self._by_scaling[shift.dtype] = encoder
+        return self._by_scaling[shift.dtype]
 
 
 class Worker:
@@ -109,9 +142,7 @@ def worker_of(settings: EncodeSettings) -> Worker:
 def _new_worker(settings: EncodeSettings) -> Worker:
     model = _load_model(settings)
     start_device()
-    autoencoder = autoencoder_of(model.scaler, model.network, np.dtype(settings.dtype))
-    autoencoder.set_parameters(model.parameters)
-    return Worker(settings, model, autoencoder.encode_checked, Disk())
+    return Worker(settings, model, Encoders(model).encode_checked, Disk())
 
 
 def _load_model(settings: EncodeSettings) -> Model:

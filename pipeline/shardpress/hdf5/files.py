@@ -49,7 +49,7 @@ class Identity:
     inode: int
     size: int
     mtime_ns: int
-    # Not compared, because chmod, hard links and backups change it. If it differs, `run.contents` compares digests.
+    # Not compared, because chmod, hard links and backups change it. If it differs, a run compares digests of the rows.
     ctime_ns: int = field(default=0, compare=False)
 
     @classmethod

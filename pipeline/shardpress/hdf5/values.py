@@ -5,7 +5,7 @@ one at a time, and large chunks are cached. Values are converted piece by piece.
 values that are not plain, such as variable-length strings.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -87,37 +87,6 @@ def file_digest(path: str, identity: Identity) -> str:
             yield from _stored_bytes(descriptor, 0, identity.size)
 
     return with_retries(lambda: digest(pieces()), f"file={printable(path)}")
-
-
-def dataset_digest(path: str, identity: Identity, layouts: Sequence[Layout]) -> str | None:
-    """Return the hexadecimal BLAKE3 digest of some datasets as they are stored, or None if only libhdf5 can read them.
-
-    It depends on names, shapes, dtypes, filters and stored bytes, but not on where the bytes are stored. It raises the
-    same errors as `read_values`.
-    """
-    if any(layout.kind == "asked" for layout in layouts):
-        return None
-
-    def pieces() -> Iterator[bytes | memoryview]:
-        with opened(path, identity) as (descriptor, _):
-            for layout in layouts:
-                dtype = layout.dtype.str if layout.dtype.names is None else str(layout.dtype)
-                yield repr((layout.name, layout.shape, dtype, layout.kind, layout.chunks, layout.filters)).encode()
-                yield layout.data
-                for offset, n_bytes in _extents(layout):
-                    yield n_bytes.to_bytes(8, "little")
-                    yield from _stored_bytes(descriptor, offset, n_bytes)
-
-    return with_retries(lambda: digest(pieces()), f"file={printable(path)}")
-
-
-def _extents(layout: Layout) -> Iterator[tuple[int, int]]:
-    """Yield offset and size of the stored bytes of a dataset in logical order."""
-    if layout.kind == "contiguous":
-        yield layout.offset, layout.n_bytes
-    elif layout.index is not None:
-        for offset, n_bytes, _ in layout.index.T.tolist():
-            yield offset, n_bytes
 
 
 def _stored_bytes(descriptor: int, offset: int, n_bytes: int) -> Iterator[memoryview]:

@@ -12,11 +12,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from shardpress.features import FEATURES, VALID, Shape
+from shardpress.features import Shape
 from shardpress.frames import INDEXES, to_encodable
 from shardpress.interop.hdf5 import SOURCE, write_rows
 from shardpress.interop.rows import Block, Rows
 from shardpress.progress import Progress
+from shardpress.result import FEATURES, VALID
 
 KEY = "X_shardpress"
 """Name of the features in ``obsm``."""

@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from shardpress.errors import CannotCreate, printable
-from shardpress.features import FEATURES, VALID, categories_of
+from shardpress.features import categories_of
 from shardpress.formats import digest, fingerprint
 from shardpress.frames import VALID_COLUMN, ColumnNames, name_columns, to_encodable, to_native
 from shardpress.interop.hdf5 import SOURCE
@@ -29,6 +29,7 @@ from shardpress.interop.rows import Block, Rows
 from shardpress.output.disk import TEMPORARY, Disk, changing, publish_from, remove, sync_directory
 from shardpress.progress import Progress
 from shardpress.records import Part
+from shardpress.result import FEATURES, VALID
 
 ENCODER = "shardpress.encoder"
 """Key of the fingerprint of the encoder in the metadata of the schema."""

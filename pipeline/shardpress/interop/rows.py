@@ -15,10 +15,7 @@ from shardpress.alignment import LinearMap
 from shardpress.asof import find_map
 from shardpress.errors import DataError, ReadFailed, printable
 from shardpress.features import (
-    APPEND_ID,
     FAILURES,
-    FEATURES,
-    VALID,
     Shape,
     categories_in,
     check_part,
@@ -28,7 +25,7 @@ from shardpress.features import (
 )
 from shardpress.progress import Progress
 from shardpress.records import Part
-from shardpress.result import Result
+from shardpress.result import APPEND_ID, FEATURES, VALID, Result
 
 _BLOCK_BYTES = 2**22
 _TEXT_ROWS = 2**12  # rows to read at once if there are strings, because these can be long
@@ -105,8 +102,7 @@ class Rows:
 
     def _read(self, file: h5py.File, part: Part, start: int, stop: int) -> Block:
         block = {name: read_values(file[name], start, stop) for name in self.shapes if name in file}
-        if APPEND_ID not in block:
-            block[APPEND_ID] = np.full(stop - start, part.append_id, np.int32)
+        block[APPEND_ID] = np.full(stop - start, part.append_id, np.int32)
         if self.to_other is not None:
             block[FEATURES] = self.to_other.apply(block[FEATURES])
         return block
@@ -135,5 +131,5 @@ def _shapes_of(result: Result) -> dict[str, Shape]:
     for name, dtype in common_dtypes(shapes).items():
         dims, _ = shapes[0][name]
         joined[name] = ((n_rows, *dims[1:]), dtype)
-    joined.setdefault(APPEND_ID, ((n_rows,), np.dtype(np.int32)))
+    joined[APPEND_ID] = ((n_rows,), np.dtype(np.int32))
     return joined

@@ -18,7 +18,8 @@ The protocol:
    file counts as soon as the journal names it, with its size, its BLAKE3, and the fingerprint of everything that
    determines it.
 3. The journal consists of lines, each with its digest. The first one names the digest of the index from which the run
-   started. A journal of another index is ignored.
+   started. A journal of another index is ignored. Other lines name results, withdraw some of them, or contain the
+   request of the last run, with the sizes and times of files whose content it has compared.
 4. A line is synced only after the names of the files that it can name. A file is removed only after a synced line has
    withdrawn it, or a synced journal no longer names it.
 5. The commit syncs parts, folders and journal, and then replaces ``index.h5`` by one rename. Before it, readers see the
@@ -54,7 +55,7 @@ from shardpress.output.files import (
     is_result,
     write_file,
 )
-from shardpress.records import Entry, FileContents, Part, Request, plain
+from shardpress.records import Entry, Part, Request, plain
 from shardpress.result import GENERATION, INDEX, Result
 from shardpress.sealed import FORMAT
 
@@ -106,15 +107,11 @@ class _Requested(msgspec.Struct, frozen=True, tag="request"):
     deadline: dict[str, Any] | None
 
 
-class _Contents(msgspec.Struct, frozen=True, tag="contents"):
-    files: list[FileContents]
-
-
 class _Withdrawn(msgspec.Struct, frozen=True, tag="withdrawn"):
     files: list[str]
 
 
-_Line = _Base | Record | _Requested | _Contents | _Withdrawn
+_Line = _Base | Record | _Requested | _Withdrawn
 
 
 class Journal:
@@ -151,7 +148,6 @@ class Journal:
         self._begin_line(restarts)
         self._records: dict[tuple[str, str], Record] = {}
         self._request: _Requested | None = None
-        self._contents: _Contents | None = None
         self._withdrawn: set[str] = set()
 
     def _begin_line(self, restarts: bool) -> None:
@@ -191,20 +187,13 @@ class Journal:
 
     @property
     def request(self) -> Request | None:
-        """Request of an unfinished run; None if there is none."""
+        """Request of the last run; None if there is none."""
         return None if self._request is None else self._request.request
 
     @property
     def deadline(self) -> dict[str, Any] | None:
         """Deadline of an unfinished run; None if it has none."""
         return None if self._request is None else self._request.deadline
-
-    @property
-    def contents(self) -> list[FileContents]:
-        """Facts about the content of the input files; empty if there are none."""
-        if self._contents is not None:
-            return self._contents.files
-        return [] if self.base is None else self.base.facts.contents
 
     # -- writing --
 
@@ -260,12 +249,6 @@ class Journal:
         if line != self._request:
             self._request = line
             self._append([line])
-
-    def set_contents(self, files: Sequence[FileContents]) -> None:
-        """Store facts about the content of the input files."""
-        if list(files) != self.contents:
-            self._contents = _Contents(list(files))
-            self._append([self._contents])
 
     def commit(self, data: bytes, keeps_earlier: bool = False, kept: Sequence[Record] = ()) -> None:
         """Publish a result, which completes the run. Only the records `kept` stay in the journal.
@@ -358,8 +341,6 @@ class Journal:
         yield self._base
         if self._request is not None:
             yield self._request
-        if self._contents is not None:
-            yield self._contents
         yield from self._records.values()
         if self._withdrawn:
             yield _Withdrawn(sorted(self._withdrawn))
@@ -387,8 +368,6 @@ class Journal:
             self._base = line
         elif isinstance(line, _Requested):
             self._request = line
-        elif isinstance(line, _Contents):
-            self._contents = line
         elif isinstance(line, Record):
             self._records[line.identity] = line
         else:

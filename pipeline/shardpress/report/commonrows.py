@@ -1,15 +1,15 @@
-"""Rows that two runs have in common: rows with the same number in the same input file."""
+"""Rows that two runs have in common: rows with the same number in shards with the same content."""
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from shardpress.records import Part, ShardFacts
+from shardpress.records import Part, ShardFacts, with_digests
 from shardpress.report.rows import read_features, select_rows
 from shardpress.result import Result
 
@@ -25,17 +25,12 @@ class EncodedRows:
     parts: Sequence[Part]
     n_features: int
     encoder: str  # fingerprint
-    shards: Sequence[ShardFacts]
+    shards: Sequence[ShardFacts]  # with digests
 
     @classmethod
     def of(cls, result: Result) -> EncodedRows:
-        return cls(result.directory, result.parts, result.n_features, result.encoder, result.facts.request.shards)
-
-
-def common_pieces(a: EncodedRows, b: EncodedRows) -> list[Piece]:
-    """Return the common rows of two runs, without files that have changed between them."""
-    changed = changed_files(a, b)
-    return [piece for piece in all_pieces(a.parts, b.parts) if piece.name not in changed]
+        shards = with_digests(result.facts.request.shards, result.parts)
+        return cls(result.directory, result.parts, result.n_features, result.encoder, shards)
 
 
 def default_rows(n_features: tuple[int, int]) -> int:
@@ -71,46 +66,55 @@ class Piece:
         return features_a, features_b, valid_a & valid_b
 
 
-def all_pieces(a: Sequence[Part], b: Sequence[Part]) -> Iterator[Piece]:
-    """Yield pieces that contain all common rows, in the order of A."""
-    by_name = _has_unique_names(a) and _has_unique_names(b)
-    parts_of_file: dict[tuple[str, str], list[Part]] = {}
-    for part in sorted(b, key=lambda part: part.start):
-        parts_of_file.setdefault(_source(part, by_name), []).append(part)
-    for part in a:
-        others = parts_of_file.get(_source(part, by_name), [])
-        for other in _overlapping(part, others):
-            yield Piece.of(part, other)
+def common_pieces(a: EncodedRows, b: EncodedRows) -> list[Piece]:
+    """Return pieces that contain all common rows, in the order of A."""
+    pairs = _same_shards(a.shards, b.shards)
+    parts_of_shard: dict[int, list[Part]] = {}
+    for part in sorted(b.parts, key=lambda part: part.start):
+        parts_of_shard.setdefault(part.shard, []).append(part)
+    pieces = []
+    for part in a.parts:
+        others = parts_of_shard.get(pairs.get(part.shard, -1), [])
+        pieces += [Piece.of(part, other) for other in _overlapping(part, others)]
+    return pieces
+
+
+def _same_shards(a: Sequence[ShardFacts], b: Sequence[ShardFacts]) -> dict[int, int]:
+    """Return the position in B of each shard of A whose rows are the same: first at the same path, then anywhere."""
+    pairs: dict[int, int] = {}
+    taken: set[int] = set()
+    for key in (_content_at_place, _content):
+        free: dict[Hashable, list[int]] = {}
+        for j in reversed(range(len(b))):
+            if j not in taken:
+                free.setdefault(key(b[j]), []).append(j)
+        for i, shard in enumerate(a):
+            found = free.get(key(shard))
+            if i not in pairs and found and shard.rows is not None:
+                pairs[i] = found.pop()
+                taken.add(pairs[i])
+    return pairs
+
+
+def _content(shard: ShardFacts) -> Hashable:
+    return shard.kind, shard.rows
+
+
+def _content_at_place(shard: ShardFacts) -> Hashable:
+    return shard.place, shard.kind, shard.rows
 
 
 def _overlapping(part: Part, others: Sequence[Part]) -> Sequence[Part]:
-    """Return the parts of the same file in `others`, which are sorted by start, that overlap a part."""
+    """Return the parts of the same shard in `others`, which are sorted by start, that overlap a part."""
     first = bisect_right(others, part.start, key=lambda other: other.stop)  # fast even with thousands of parts
     last = bisect_left(others, part.stop, key=lambda other: other.start)
     return others[first:last]
 
 
-def _source(part: Part, by_name: bool) -> tuple[str, str]:
-    """Return the key that identifies a source across runs, without the directory if the names of files are unique."""
-    path = part.path
-    return Path(path).name if by_name else path, part.dataset
-
-
-def _has_unique_names(parts: Sequence[Part]) -> bool:
-    names = {_source(part, by_name=True) for part in parts}
-    paths = {_source(part, by_name=False) for part in parts}
-    return len(names) == len(paths)
-
-
-def changed_files(a: EncodedRows, b: EncodedRows) -> set[str]:
-    """Return the names of input files whose size or modification time differs between two runs."""
-    before = _file_states(a)
-    now = _file_states(b)
-    return {name for name in before.keys() & now.keys() if before[name] != now[name]}
-
-
-def _file_states(rows: EncodedRows) -> dict[str, tuple[str, int, int]]:
-    return {shard.file: shard.identity for shard in rows.shards}  # changed files that were read again come later
+def n_changed(a: EncodedRows, b: EncodedRows) -> int:
+    """Return the number of input files that are in both runs, but with other rows."""
+    before = {shard.place: _content(shard) for shard in a.shards}
+    return sum(before.get(shard.place, _content(shard)) != _content(shard) for shard in b.shards)
 
 
 def read_pieces(a: Path, b: Path, pieces: Sequence[Piece], n_rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -14,10 +14,9 @@ from shardpress.errors import DataError, printable, quantity
 from shardpress.features import check_part
 from shardpress.report.commonrows import (
     EncodedRows,
-    all_pieces,
-    changed_files,
     common_pieces,
     default_rows,
+    n_changed,
     read_pieces,
 )
 from shardpress.result import Result
@@ -102,14 +101,15 @@ def verdict(found: Likeness) -> tuple[bool, str]:
 def compare(a: str, b: str, n_rows: int | None = None) -> _Comparison:
     """Compare the features of two output directories on up to `n_rows` common rows.
 
-    Rows are common if they have the same row number in the same input file. Raise `NoInput` if a directory contains no
-    finished run, and `DataError` if fewer than two rows have features in both runs, or if a part cannot be read.
+    Rows are common if they have the same number in input files with the same rows. Raise `NoInput` if a directory
+    contains no finished run, and `DataError` if fewer than two rows have features in both runs, or if a part cannot be
+    read.
     """
     results = (Result.open(a), Result.open(b))
     for result in results:
         check_part(result.directory, result.parts[0])  # the index may have been copied without its parts
     rows_a, rows_b = map(EncodedRows.of, results)
-    pieces = list(all_pieces(rows_a.parts, rows_b.parts))
+    pieces = common_pieces(rows_a, rows_b)
     n_features = (rows_a.n_features, rows_b.n_features)
     n_most = n_rows or default_rows(n_features)
     features_a, features_b = read_pieces(rows_a.directory, rows_b.directory, pieces, n_most)
@@ -117,17 +117,16 @@ def compare(a: str, b: str, n_rows: int | None = None) -> _Comparison:
         n_found = quantity(len(features_a), "row")
         raise DataError(
             f"output={printable(a)} and output={printable(b)}: found {n_found} with features in both, "
-            "expected at least two, from input files with the same names and datasets. Compare runs on the same files."
+            "expected at least two, from input files with the same rows. Compare runs on the same files."
         )
     found = likeness(features_a, features_b)
     retrain, sentence = verdict(found)
-    changed = changed_files(rows_a, rows_b)
     return _Comparison(
         a=a,
         b=b,
         n_features=n_features,
         n_common=sum(piece.n_rows for piece in pieces),
-        n_changed=len(changed & {piece.name for piece in pieces}),
+        n_changed=n_changed(rows_a, rows_b),
         likeness=found,
         retrain=retrain,
         verdict=sentence,

@@ -10,17 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.errors import ShardpressError, printable
-from shardpress.features import categories_of
-from shardpress.records import Outside
+from shardpress.columns import Columns
+from shardpress.errors import printable
+from shardpress.records import Outside, Part
 from shardpress.report.measures import LabelChoice, measure
 from shardpress.report.sample import PartSource, SampleSpec, draw_sample
 from shardpress.result import Result
 from shardpress.scan.drift import farthest
-from shardpress.scan.ranges import Scan
-from shardpress.scan.scaler import bad_entries
-from shardpress.shards.rows import read
-from shardpress.shards.shard import Block, Shard, block_of, first_rows
+from shardpress.shards.shard import Shard
 
 log = logging.getLogger(__name__)
 
@@ -46,53 +43,31 @@ def input_facts(shards: Sequence[Shard]) -> dict[str, Any]:
 # -- bad data ------------------------------------------------------------------------------------------------------
 
 
-def bad_data_facts(
-    shards: Sequence[Shard], refused: Sequence[Mapping[str, str]], scan: Scan | None, missing: float | None
-) -> dict[str, Any]:
+def bad_data_facts(refused: Sequence[Mapping[str, str]], parts: Sequence[Part], columns: Columns) -> dict[str, Any]:
     """Return the number of bad shards and of bad rows, with details about the first few of each.
 
-    `refused` are files that were left out, each with the keys ``file`` and ``reason``. `missing` marks missing entries,
-    in addition to NaN.
+    `refused` are files that were left out, each with the keys ``file`` and ``reason``.
     """
     bad_shards = list(refused)
-    bad_rows: dict[str, Any] = {"n": 0, "first": []}
-    if scan is not None:
-        unreadable = sorted(scan.unreadable.items())
-        bad_shards += [{"file": shards[i].path, "reason": reason} for i, reason in unreadable]
-        numbers = _bad_rows_of_good_shards(shards, scan)
-        first = [_bad_row(shards, number, scan, missing) for number in numbers[:_MAX_LISTED].tolist()]
-        bad_rows = {"n": len(numbers), "first": first}
-    return {"shards": {"n": len(bad_shards), "first": bad_shards[:_MAX_LISTED]}, "rows": bad_rows}
+    rows = []
+    for part in parts:
+        if not part.is_unreadable:
+            rows += [(part, each) for each in part.bad if isinstance(each["row"], int)]  # others are ranges of extras
+        elif part.start == 0:
+            bad_shards.append({"file": part.path, "reason": part.bad[0]["reason"]})
+    first = [_bad_row(part, each, columns) for part, each in rows[:_MAX_LISTED]]
+    return {
+        "shards": {"n": len(bad_shards), "first": bad_shards[:_MAX_LISTED]},
+        "rows": {"n": len(rows), "first": first},
+    }
 
 
-def _bad_rows_of_good_shards(shards: Sequence[Shard], scan: Scan) -> np.ndarray:
-    """Return the numbers of bad rows. Rows of unreadable shards are not included."""
-    shard_of_row = np.searchsorted(first_rows(shards), scan.bad_rows, side="right") - 1
-    return scan.bad_rows[~np.isin(shard_of_row, list(scan.unreadable))]
-
-
-def _bad_row(shards: Sequence[Shard], number: int, scan: Scan, missing: float | None) -> dict[str, Any]:
-    """Return the location and the first bad entry of a bad row."""
-    block = block_of(shards, first_rows(shards), number, number + 1)
-    shard = block.shard
-    facts = {"file": shard.path, "dataset": shard.dataset, "row": block.start}
-    return {**facts, **_first_bad_entry(block, scan, missing)}
-
-
-def _first_bad_entry(block: Block, scan: Scan, missing: float | None) -> dict[str, Any]:
-    """Return the column, its name and the value of the first bad entry in a block of one row."""
-    facts = {"column": None, "name": None, "value": None}
-    try:
-        row = read(block)
-    except ShardpressError as error:  # the row was readable during the scan
-        return {**facts, "value": str(error)}
-    shard = block.shard
-    is_bad = bad_entries(row, missing, shard.stored_dtype, scan.fill is not None)[0]
-    columns = np.flatnonzero(is_bad).tolist()
-    if not columns:
-        return facts
-    column = columns[0]
-    return {"column": column, "name": shard.columns.name_of(column), "value": str(row[0, column])}
+def _bad_row(part: Part, bad: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+    """Return the location, the first bad column and its value of a bad row."""
+    column = next(iter(bad["columns"]), None)
+    name = None if column is None else columns.name_of(column)
+    location = {"file": part.path, "dataset": part.dataset, "row": bad["row"]}
+    return {**location, "column": column, "name": name, "value": bad["reason"]}
 
 
 # -- drift ---------------------------------------------------------------------------------------------------------
@@ -150,26 +125,26 @@ def _first_columns(shard: Shard, columns: Sequence[Outside], parts: Sequence[Par
 # -- the last run, and a sample of rows ------------------------------------------------------------------------------
 
 
-def last_run_facts(base: Result | None, fingerprint: str) -> dict[str, Any] | None:
-    """Return facts about the last run in an output directory whose request had another fingerprint, or None."""
+def last_run_facts(base: Result | None) -> dict[str, Any] | None:
+    """Return facts about the run whose result a run replaces, or None."""
     if base is None:
         return None
-    if base.fingerprint == fingerprint:  # an earlier attempt at this run
-        last: dict[str, Any] | None = base.facts.report.get("last")
-        return last
     return {"made": base.facts.made, "summary": base.facts.summary, "config": base.facts.config}
 
 
-def sample_facts(parts: Sequence[PartSource], spec: SampleSpec, choice: LabelChoice) -> dict[str, Any] | None:
+def sample_facts(
+    parts: Sequence[PartSource], spec: SampleSpec, categories: Mapping[str, np.ndarray], choice: LabelChoice
+) -> dict[str, Any] | None:
     """Return measurements of a sample of rows, or None if there are too few rows or if a measurement fails.
 
-    A failure is only logged as a warning, because the features are already complete.
+    `categories` are those of the extras that are stored as codes. A failure is only logged as a warning, because the
+    features are already complete.
     """
     try:
         sample = draw_sample(parts, spec)
         if sample is None:
             return None
-        return measure(sample, parts, spec.model, categories_of(parts[0].file), choice)
+        return measure(sample, parts, spec.model, categories, choice)
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}")
         log.warning("report: measuring a sample of rows failed, so its figures are missing: %s", reason)

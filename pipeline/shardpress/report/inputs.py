@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shardpress.errors import DataError, NoInput, printable
+from shardpress.errors import DataError, NoInput
 from shardpress.records import Part
 from shardpress.report.rows import Preprocessing
 from shardpress.result import Result
@@ -22,12 +22,11 @@ def preprocessing_of(result: Result) -> Preprocessing:
 
 
 class Inputs:
-    """Input shards of a run, which are opened at the paths in its result or in the input directories."""
+    """Input shards of a run, which are opened at the paths in its result."""
 
     def __init__(self, result: Result) -> None:
         request = result.facts.request
         self._shards = request.shards
-        self._folders = request.folders
         self._orientation = result.facts.config.get("orientation")
         self._model = result.model
 
@@ -36,7 +35,7 @@ class Inputs:
         before = self._shards[part.shard]
         shard = vet(self._path(part), Selection(part.dataset, self._orientation))
         identity = shard.identity
-        if (identity.size, identity.mtime_ns) != (before.n_bytes, before.changed):
+        if (identity.size, identity.mtime_ns) != (before.stat.n_bytes, before.stat.changed):
             raise DataError("the file has changed since the run")
         if before.column_order is not None:
             shard = reordered(shard, self._model.columns)
@@ -44,7 +43,6 @@ class Inputs:
 
     def _path(self, part: Part) -> Path:
         path = Path(part.path)
-        for candidate in (path, *(Path(folder) / path.name for folder in self._folders)):
-            if candidate.is_file():
-                return candidate
-        raise NoInput(f"the file no longer exists at this path or in {', '.join(map(printable, self._folders))}")
+        if not path.is_file():
+            raise NoInput("the file no longer exists at this path")
+        return path

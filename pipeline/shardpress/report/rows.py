@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from shardpress.errors import DataError, NoInput, NotPermitted, printable
-from shardpress.features import FAILURES, FEATURES, VALID, reading
+from shardpress.features import FAILURES, reading
 from shardpress.model import Model
 from shardpress.output.files import check_storage
 from shardpress.records import Part
+from shardpress.result import FEATURES, VALID
 from shardpress.scan.scaler import Cleaning, bad_entries
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, Shard

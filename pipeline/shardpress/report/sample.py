@@ -12,8 +12,9 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from shardpress.features import FEATURES, VALID, reading
+from shardpress.features import reading
 from shardpress.report.rows import Preprocessing
+from shardpress.result import FEATURES, VALID
 from shardpress.rowfacts import in_ranges
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block

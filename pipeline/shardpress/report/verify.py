@@ -58,9 +58,9 @@ class _Verification:
 def verify(output: str, n_rows: int | None = None) -> _Verification:
     """Compare all files with their digests, and recompute the features of some rows.
 
-    Features can be recomputed only if the input file has not changed, and still exists at its path or in an input
-    directory of the run. By default, those of at most 256 rows are recomputed. Nothing is written. Raise `NoInput` if
-    the directory contains no finished run, and `OtherVersion` if another version of shardpress has written it.
+    Features can be recomputed only if the input file still exists at its path, with the same size and modification
+    time. By default, those of at most 256 rows are recomputed. Nothing is written. Raise `NoInput` if the directory
+    contains no finished run, and `OtherVersion` if another version of shardpress has written it.
     """
     try:
         result = Result.open(output)

@@ -1,48 +1,45 @@
-"""Digests of input files, and of the datasets with their rows."""
+"""Digests of the content of a file whose size, times or inode differ, to compare it with earlier content."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Collection
+from dataclasses import replace
 
-from shardpress.cluster.executor import compute
-from shardpress.cluster.threads import threads
+from msgspec import structs
+
 from shardpress.errors import DataError, NoInput
-from shardpress.hdf5.files import Identity
-from shardpress.hdf5.values import dataset_digest, file_digest
-from shardpress.shards.shard import Shard
+from shardpress.records import ShardFacts
+from shardpress.shards import digests
+from shardpress.shards.digests import Digest, ExtrasDigest
+from shardpress.shards.rows import read, stream_extra
+from shardpress.shards.shard import Block, Shard
+
+_BLOCK_BYTES = 2**23  # rows that are read at once
 
 
-def file_digests(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
-    """Return the digest of each shard's file, or None if it is unknown. A file with several shards is read once."""
-    files = {shard.path: shard.identity for shard in shards}
-    found = _digests(lambda file: digest_of(*file), list(files.items()), n_threads)
-    by_path = dict(zip(files, found, strict=True))
-    return [by_path[shard.path] for shard in shards]
-
-
-def digests_of_rows(shards: Sequence[Shard], n_threads: int) -> list[str | None]:
-    """Return the digest of the dataset with the rows of each shard, or None if it is unknown."""
-    return _digests(_digest_of_rows, shards, n_threads)
-
-
-def digest_of(path: str, identity: Identity) -> str | None:
-    """Return the digest of a file; None if it has been replaced since it was opened, so that its shard is bad."""
+def with_content(facts: ShardFacts, shard: Shard, names: Collection[str]) -> ShardFacts:
+    """Return the facts about a shard with the digests of its rows and of some extras; unchanged if it is damaged."""
+    shard = replace(shard, extras=tuple(extra for extra in shard.extras if extra.name in names))
     try:
-        return file_digest(path, identity)
-    except (DataError, NoInput):
-        return None
+        rows = digest_of_rows(Block(shard, 0, shard.n_rows))
+        extras = _digest_of_extras(shard)
+    except (DataError, NoInput):  # the run finds and reports this again
+        return facts
+    return structs.replace(facts, rows=rows, extras=extras)
 
 
-def _digest_of_rows(shard: Shard) -> str | None:
-    try:
-        return dataset_digest(shard.path, shard.identity, shard.layouts)
-    except (DataError, NoInput):
-        return None
+def digest_of_rows(rows: Block) -> str:
+    """Return the digest of rows, of which the first one begins a unit. Raise `DataError` if they cannot be read."""
+    digest = Digest()
+    n_units = max(1, _BLOCK_BYTES // max(1, rows.shard.row_bytes) // digests.UNIT_ROWS)
+    for block in rows.cut(n_units * digests.UNIT_ROWS):
+        read(block, None, digest)
+    return str(digest)
 
 
-def _digests(digest: Callable[[Any], str | None], items: Sequence[Any], n_threads: int) -> list[str | None]:
-    if not items:
-        return []
-    with threads(n_threads) as pool:
-        return compute([(digest, item) for item in items], pool, n_threads)
+def _digest_of_extras(shard: Shard) -> str:
+    digest = ExtrasDigest(0)
+    for extra in shard.extras:
+        for _ in digest.passing(extra.name, stream_extra(Block(shard, 0, shard.n_rows), extra, {})):
+            pass
+    return str(digest)

@@ -1,10 +1,11 @@
-"""The encoding: features of every row, in parts that are written one by one."""
+"""The encoding: features of the rows that no part contains yet, in parts that are written one by one."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,12 +13,11 @@ import numpy as np
 from msgspec import structs
 
 from shardpress.cluster.executor import compute
-from shardpress.device import autoencoder_of
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.encode import EncodeTask, encode_part
-from shardpress.encoding.parts import MAX_LISTED_COLUMNS, PartRange, plan_parts
+from shardpress.encoding.parts import MAX_LISTED_COLUMNS, PartRange, in_order, plan_parts
 from shardpress.encoding.storage import storage_of
-from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, serving
+from shardpress.encoding.worker import IN_MEMORY, Encoders, EncodeSettings, serving
 from shardpress.errors import DataError, printable, quantity
 from shardpress.formats import digest, fingerprint
 from shardpress.model import Model
@@ -31,10 +31,11 @@ from shardpress.run.budget import extras_bytes
 from shardpress.run.context import RunContext
 from shardpress.run.memory import block_bytes, chunk_bytes, trained_network_bytes
 from shardpress.run.prepare import Prepared
+from shardpress.run.request import categories_of
 from shardpress.run.resume import EarlierResults
 from shardpress.run.sample import Pace, Stretch, measure_tasks
 from shardpress.scan.drift import farthest
-from shardpress.shards.shard import Shard, row_dtype
+from shardpress.shards.shard import Shard
 
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
@@ -47,8 +48,8 @@ _COLUMNS_LISTED = 3  # columns that a message lists
 
 @dataclass(frozen=True)
 class Encoded:
-    key: str  # fingerprint of the features
     parts: list[Part]  # in the order of the rows
+    new: list[Part]  # those that are not published yet
 
     @property
     def n_rows(self) -> int:
@@ -61,54 +62,54 @@ class EncodingStage:
 
     prepared: Prepared  # with shards whose rows are read minus the model's offset
     model: Model
-    unreadable: Mapping[int, str]  # reasons, by the numbers of the shards
+    unreadable: Mapping[int, str]  # reasons, by the positions of the shards
 
     name: ClassVar[str] = "encoding"
 
-    def key(self) -> str:
-        """Return the fingerprint of the features."""
-        key = self.prepared.request.of_features(self.model.fingerprint)
-        if self.prepared.finished is not None:
-            same_rows = sorted(self.prepared.finished.same_rows)
-            key = fingerprint(key, "append", list(self.prepared.numbers), same_rows)
-        unreadable = sorted(self.unreadable)
-        if unreadable:
-            key = fingerprint(key, unreadable)
-        return key
+    @cached_property
+    def keys(self) -> list[str]:
+        """Fingerprints of the features of each shard, under which the journal names its parts."""
+        extras = self.prepared.shards[0].extras
+        key = self.prepared.wanted.features(self.model.fingerprint)
+        return [fingerprint(key, categories_of(extras), identity) for identity in self.prepared.identities]
 
     def load(self, earlier: EarlierResults) -> Encoded | None:
-        """Return the features of an earlier run if it has encoded all rows, or None."""
+        """Return the features if an earlier run has encoded all rows, or None."""
         encoded = self.existing(earlier)
         if encoded.n_rows < self.prepared.n_rows:
             return None
         return encoded
 
     def existing(self, earlier: EarlierResults) -> Encoded:
-        """Return the parts that an earlier run has encoded; withdraw parts that overlap others."""
-        key = self.key()
-        parts = earlier.parts(key)
-        _, overlapping = self._missing(parts)
-        earlier.withdraw(*(Record.of_part(part, key) for part in overlapping))
-        return Encoded(key, [part for part in parts if part not in overlapping])
+        """Return the parts that earlier runs have encoded; withdraw parts that overlap others."""
+        kept = list(self.prepared.change.kept)
+        found = earlier.parts(self.keys)
+        _, overlapping = self._missing([*kept, *found])
+        earlier.withdraw(*(Record.of_part(part, self.keys[part.shard]) for part in overlapping))
+        found = [part for part in found if part not in overlapping]
+        return Encoded(in_order([*kept, *found]), found)
 
     def make(self, context: RunContext) -> Encoded:
         """Encode the missing rows."""
-        encoder = encoder_of(self.prepared, self.model)
+        encoder = Encoders(self.model)
         encoded = self.existing(context.earlier)
         missing, _ = self._missing(encoded.parts)
-        context.state.features_key = encoded.key
+        context.state.part_keys = frozenset(self.keys)
         if encoded.parts:
-            rows = _rows_in_words(encoded.parts)
-            context.state.reused[self.name] = f"the features of {rows}"
-            log.info("encoding: resuming; an earlier run has encoded %s", rows)
+            context.state.reused[self.name] = f"the features of {_rows_in_words(encoded.parts)}"
+        if encoded.new:
+            log.info("encoding: resuming; an earlier run has encoded %s", _rows_in_words(encoded.new))
         new = self._encode(context, encoder, missing) if missing else []
-        return Encoded(encoded.key, sorted([*encoded.parts, *new], key=lambda part: part.key))
+        return Encoded(in_order([*encoded.parts, *new]), in_order([*encoded.new, *new]))
 
     def check(self, encoded: Encoded) -> None:
-        """Raise `DataError` if too many rows are bad; warn if many rows differ from the training rows."""
-        self._check_bad_rows(encoded.parts)
+        """Raise `DataError` if too many rows or shards are bad; warn if many rows differ from the training rows."""
+        limited = set(self.prepared.limited)
+        parts = [part for part in encoded.parts if part.shard in limited]
+        self._check_bad_rows(parts)
+        self._check_bad_shards(parts)
         n_outside = sum(part.n_outside for part in encoded.parts)
-        if self.prepared.finished is not None or n_outside <= _MANY_OUTSIDE * encoded.n_rows:
+        if self.prepared.appends or n_outside <= _MANY_OUTSIDE * encoded.n_rows:
             return  # the verdict on the rows of an append includes their range
         worst = farthest((column for part in encoded.parts for column in part.outside), _COLUMNS_LISTED)
         log.warning(
@@ -133,11 +134,10 @@ class EncodingStage:
         drifted = []
         for part in encoded.parts:
             is_whole = len(part.outside) < MAX_LISTED_COLUMNS
-            position = prepared.position(part.shard)
-            drifted.append(PartDrift(position, part.n_rows, part.n_outside, part.outside, is_whole))
+            drifted.append(PartDrift(part.shard, part.n_rows, part.n_outside, part.outside, is_whole))
         return {"storage": storage, "drift": drift_facts(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
 
-    def sample(self, encoder: Autoencoder, stretches: Sequence[Stretch], disk: Disk) -> Pace:
+    def sample(self, encoder: Encoders | Autoencoder, stretches: Sequence[Stretch], disk: Disk) -> Pace:
         """Encode some rows on a disk that discards the files."""
         prepared = self.prepared
         if prepared.config.bad_data.on_bad_data == "raise":  # the scan reports bad rows
@@ -169,7 +169,6 @@ class EncodingStage:
         return EncodeSettings(
             directory=str(directory),
             model=IN_MEMORY,
-            dtype=row_dtype(prepared.shards).name,
             block_rows=min(part_rows, budget.block_rows),
             part_rows=part_rows,
             n_readers=budget.n_threads,
@@ -196,22 +195,34 @@ class EncodingStage:
                 "--max-bad."
             )
 
+    def _check_bad_shards(self, parts: Sequence[Part]) -> None:
+        """Raise `DataError` if there are more bad shards than the settings allow, in this run or in an earlier one."""
+        prepared = self.prepared
+        reasons = [bad["reason"] for bad in prepared.bad_shards]
+        reasons += [part.bad[0]["reason"] for part in parts if part.is_unreadable and part.start == 0]
+        limit = prepared.max_bad_shards
+        if len(reasons) > limit:
+            raise DataError(
+                f"{quantity(len(reasons), 'bad shard')}, expected at most {limit} (--max-bad "
+                f"{prepared.config.bad_data.max_bad}, --on-bad-data {prepared.config.bad_data.on_bad_data}). Fix the "
+                f"files, or raise --max-bad. The first error: {reasons[0]}"
+            )
+
     def _missing(self, parts: Sequence[Part]) -> tuple[list[PartRange], list[Part]]:
         """Return the parts to encode, and existing parts that cannot be used, as `plan_parts` does."""
         prepared = self.prepared
-        return plan_parts(prepared.shards, prepared.budget.part_rows, parts, prepared.numbers)
+        return plan_parts(prepared.shards, prepared.budget.part_rows, parts)
 
-    def _encode(self, context: RunContext, encoder: Autoencoder, missing: Sequence[PartRange]) -> list[Part]:
+    def _encode(self, context: RunContext, encoder: Encoders | Autoencoder, missing: Sequence[PartRange]) -> list[Part]:
         """Encode parts, and name each one in the journal as soon as it is written."""
         if context.pool.is_local:
             compile_encoder(encoder, self.prepared.shards)  # before the progress bar starts to count
         settings = self._shared_settings(context, max(len(part.source) for part in missing))
-        tasks = [EncodeTask(part, settings, self.unreadable.get(part.number)) for part in missing]
+        tasks = [EncodeTask(part, settings, self.unreadable.get(part.shard)) for part in missing]
         n_rows = sum(len(part.source) for part in missing)
         # Parts of small shards are sent together, with about the number of rows of a full part in total.
         n_small = self.prepared.budget.part_rows * len(tasks) // max(1, n_rows)
-        key = self.key()
-        append_ids = {} if self.prepared.finished is None else self.prepared.finished.append_ids
+        append_ids = self.prepared.append_ids
         stats = context.pool.stats
         parts: list[Part] = []
         with (
@@ -221,8 +232,8 @@ class EncodingStage:
         ):
 
             def keep(part: Part) -> None:
-                part = structs.replace(part, append_id=append_ids.get(part.shard, 0))
-                context.journal.add(Record.of_part(part, key), waits=False)
+                part = structs.replace(part, append_id=append_ids[part.shard])
+                context.journal.add(Record.of_part(part, self.keys[part.shard]), waits=False)
                 parts.append(part)
                 progress.advance(part.n_rows, stats)
 
@@ -245,8 +256,6 @@ class EncodingStage:
 
     def _model_file(self, context: RunContext) -> Entry:
         """Return the file from which workers load the model. The next sweep removes the copy of a given model."""
-        for record in context.journal.records("model", self.prepared.request.of_model(self.unreadable)):
-            return record.entry
         return write_model(context.journal, self.model)
 
 
@@ -266,14 +275,7 @@ def encoding_bytes(prepared: Prepared) -> int:
     return trained_network_bytes(prepared) + writers + extras + chunk_bytes(prepared)
 
 
-def encoder_of(prepared: Prepared, model: Model) -> Autoencoder:
-    """Return a model on the device of this process."""
-    encoder = autoencoder_of(model.scaler, model.network, row_dtype(prepared.shards))
-    encoder.set_parameters(model.parameters)
-    return encoder
-
-
-def compile_encoder(encoder: Autoencoder, shards: Sequence[Shard]) -> None:
+def compile_encoder(encoder: Encoders | Autoencoder, shards: Sequence[Shard]) -> None:
     """Compile the encoder for the dtypes of shards, by encoding no rows."""
     network = encoder.network
     for dtype in sorted({shard.dtype for shard in shards}):

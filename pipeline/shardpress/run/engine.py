@@ -1,29 +1,31 @@
-"""A run: its stages in order. Each is loaded from an earlier run or computed."""
+"""A run: what is left to do, and then the stages in order. Each is loaded from an earlier run or computed.
+
+First, resumed and repeated runs, appends and new generations differ only in their `Change`.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from shardpress.cluster.pool import open_pool
 from shardpress.cluster.probe import Probe
 from shardpress.device import is_compiling, n_device_calls, start_device, theanos_errors
-from shardpress.errors import ConfigError, printable, quantity, short_list
+from shardpress.errors import TryAgain, printable
 from shardpress.output.disk import Disk
 from shardpress.output.journal import Journal
 from shardpress.output.lock import locked
-from shardpress.run.append import check_finished, open_finished
-from shardpress.run.budget import n_threads_of
-from shardpress.run.contents import Contents, check_contents, compare_contents, record_contents, record_times
+from shardpress.run.base import base_of, open_readonly
 from shardpress.run.context import RunContext, RunState
 from shardpress.run.encoding_stage import EncodingStage
-from shardpress.run.finish import StageResults, finish, load_finished, write_derived
-from shardpress.run.finished import FinishedRun
-from shardpress.run.prepare import NothingToAppend, Prepared, prepare
-from shardpress.run.resume import EarlierResults, adds_extras_to, stored_deadline
+from shardpress.run.finish import StageResults, check_same_rows, finish, write_derived
+from shardpress.run.prepare import Prepared, prepare
+from shardpress.run.refusal import check_change, log_change
+from shardpress.run.resume import EarlierResults, is_complete, stored_deadline
 from shardpress.run.scan_stage import ScanStage
 from shardpress.run.space import check_space
 from shardpress.run.stage import load_or_make
@@ -36,8 +38,6 @@ from shardpress.shards.rows import keep_chunks
 from shardpress.watch import watching
 
 log = logging.getLogger(__name__)
-
-_NAMED = 5  # files that a message names
 
 
 def run(
@@ -62,24 +62,22 @@ def run(
     """
     with collect_warnings() as warnings, watching(n_device_calls, is_compiling) as watch:
         state = RunState(warnings, watch)
-        if config.results.append:
-            check_finished(config)  # before the directory is locked, because that would create it
-            with locked(Path(config.results.output), disk, extends=True) as journal:
-                on_locked(journal.directory)
-                return _append_in(journal, config, state, command)
-        prepared = prepare(config)
-        with locked(Path(config.results.output), disk, config.results.restart, config.results.retrain) as journal:
+        results = config.results
+        prepared = prepare(config, open_readonly(config))
+        output = Path(results.output)
+        with locked(output, disk, results.restart, results.append or results.retrain) as journal:
             on_locked(journal.directory)
-            prepared, contents = compare_contents(journal, prepared)
-            if adds_extras_to(journal, prepared):
-                return _append_in(journal, config, state, command)
-            return _run_in(journal, prepared, contents, state, command)
+            return _run_in(journal, prepared, state, command)
 
 
-def _run_in(
-    journal: Journal, prepared: Prepared, contents: Contents, state: RunState, command: Sequence[str]
-) -> Summary:
+def _run_in(journal: Journal, prepared: Prepared, state: RunState, command: Sequence[str]) -> Summary:
     config = prepared.config
+    base = base_of(journal)
+    if base != prepared.base:
+        raise TryAgain(
+            f"output={printable(journal.directory)}: another run has published results in this directory meanwhile. "
+            "Run the same command again."
+        )
     if config.results.restart:
         log.info(
             "output=%s: starting over; earlier results stay until this run is finished. To resume it after an "
@@ -87,60 +85,30 @@ def _run_in(
             printable(journal.directory),
         )
     journal.sweep()  # removes files of a killed run before new files need the space
-    earlier = EarlierResults(journal, prepared.budget.n_threads, config.results.verify == "digests")
-    finished = load_finished(prepared, earlier)
-    if contents:
-        journal.set_contents(contents)
-    if finished is not None:
+    n_threads = prepared.budget.n_threads
+    compares_digests = config.results.verify == "digests"
+    earlier = EarlierResults(journal, n_threads, compares_digests)
+    if base is not None:
+        # An append would take long to read all parts of the result, which can be far larger than its files.
+        reads_parts = compares_digests and not config.results.append
+        published = EarlierResults(journal, n_threads, reads_parts)
+        base = replace(base, parts=published.published_parts())
+    prepared = prepared.with_change(base, journal.base)
+    check_change(journal, prepared)
+    if is_complete(journal, prepared, earlier):
+        result = journal.published
+        assert result is not None
+        if base is not None and prepared.request.shards != base.request.shards:
+            journal.set_request(prepared.request)  # with the current times of the files, which no later run compares
         write_derived(journal)
         state.end_stage("verification")
-        return Summary.of_result(finished, config.results.output, state.seconds)
+        return Summary.of_result(result, config.results.output, state.seconds)
+    log_change(prepared)
     # The request comes before the first result, so that results can be attributed to it.
-    deadline = stored_deadline(journal, prepared.config, prepared.request, state.began)
+    deadline = stored_deadline(journal, config, prepared.request, state.began)
     journal.set_request(prepared.request, deadline)
     state.ends_by = None if deadline is None else float(deadline["ends_by"])
     return _compute(journal, prepared, earlier, state, command)
-
-
-def _append_in(journal: Journal, config: Config, state: RunState, command: Sequence[str]) -> Summary:
-    """Append new files to the finished run in a locked output directory, or add extras to its results."""
-    n_threads = n_threads_of(config.machine)
-    # The earlier parts are compared by size only, because reading all of them could take longer than the append.
-    finished = open_finished(config, journal, EarlierResults(journal, n_threads, compares_digests=False))
-    journal.sweep()
-    try:
-        prepared = prepare(finished.config, finished) if finished.sources else None
-    except NothingToAppend as error:
-        log.warning("append: %s", error)
-        prepared = None
-    if prepared is None:
-        if not finished.sources:
-            log.info("append: the results contain all files of --input; there is nothing to append")
-        write_derived(journal)
-        state.end_stage("verification")
-        return Summary.of_result(finished.result, config.results.output, state.seconds)
-    if not config.results.append:
-        assert prepared.finished is not None
-        _check_only_extras(prepared.finished)
-        log.info("output=%s: adding extras to the finished results", printable(journal.directory))
-    prepared, contents = compare_contents(journal, prepared)
-    if contents:
-        journal.set_contents([*finished.contents, *contents])
-    earlier = EarlierResults(journal, n_threads, config.results.verify == "digests")
-    return _compute(journal, prepared, earlier, state, command)
-
-
-def _check_only_extras(finished: FinishedRun) -> None:
-    """Raise `ConfigError` if there are changed rows, because a user has only requested other extras."""
-    if finished.n_changed:
-        numbered = zip(finished.numbers, finished.sources, strict=True)
-        names = [printable(source.path.name) for number, source in numbered if number not in finished.same_rows]
-        raise ConfigError(
-            f"output={printable(finished.config.results.output)}: the rows of {quantity(len(names), 'file')} have "
-            f"changed, or their features are damaged ({short_list(names, _NAMED)}), expected the rows of the finished "
-            "run, so that extras can be added. To encode changed rows with the same model, use --append. To train "
-            "again, use --retrain."
-        )
 
 
 def _compute(
@@ -149,7 +117,6 @@ def _compute(
     """Start the device and the workers, and run the stages."""
     config = prepared.config
     check_space(journal, prepared)
-    record_times(prepared, journal)
     # Theano takes seconds to start, and a finished run does not need it.
     device = start_device(config.machine.require_device)
     output = str(journal.directory.absolute())
@@ -172,18 +139,18 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
 
     scan: Scan | None = None
     facts: dict[str, Any] = {}
+    unreadable: dict[int, str] = {}
     if prepared.is_scanned:
         scanning = ScanStage(prepared)
         scan = load_or_make(scanning, context)
         facts.update(scanning.facts(scan))
-    unreadable = scan.unreadable if scan else {}
-    if prepared.is_scanned:
-        record_contents(prepared, context.journal)  # now, because the scan has left the files in the page cache
+        prepared = prepared.with_digests(scan.digests)
+        unreadable = {prepared.scanned[i]: reason for i, reason in scan.unreadable.items()}
 
     if prepared.given_model is None:
         assert scan is not None
         prepared = prepared.with_offset(scan.offset)
-        training = TrainingStage(prepared, tuple(unreadable), scan)
+        training = TrainingStage(prepared, scan)
         model = load_or_make(training, context)
         facts.update(training.facts(model))
     else:
@@ -191,13 +158,14 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
         prepared = prepared.with_offset(model.offset)
         # The report suggests other scalings, and the rows alone do not show which one the model has.
         facts["scan"] = {**facts.get("scan", {}), "scale": model.scaler.scale_setting}
+        if prepared.keeps_model:
+            assert context.journal.base is not None
+            facts["scan"] |= context.journal.base.facts.report["scan"]
+            context.state.reused[TrainingStage.name] = "the model"
 
-    encoding = EncodingStage(prepared, model, prepared.by_number(unreadable))
+    encoding = EncodingStage(prepared, model, unreadable)
     encoded = load_or_make(encoding, context)
-    context.state.features_key = encoded.key  # also set for reused features, for the message of a run that fails later
+    context.state.part_keys = frozenset(encoding.keys)  # for the message of a run that fails later
     facts.update(encoding.facts(encoded))
-    if not prepared.is_scanned:
-        record_contents(prepared, context.journal)  # only now: before, it would read the files in a pass of its own
-
-    check_contents(prepared, context.journal)
+    check_same_rows(context.journal, prepared, encoded.parts)
     return finish(prepared, StageResults(scan, model, encoded, facts), context)

@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from shardpress.columns import Columns
 from shardpress.encoding.index import IndexedFile, in_views, write_index
 from shardpress.encoding.partfile import part_shapes, stored_categories, stored_masks
-from shardpress.errors import VerificationFailed, printable, quantity
+from shardpress.errors import DataError, VerificationFailed, printable, quantity
 from shardpress.model import Model
 from shardpress.output.disk import publish, remove
 from shardpress.output.files import BAD_ROWS, REPORT
 from shardpress.output.journal import Journal
-from shardpress.records import Entry, Keys, Part, RunFacts
+from shardpress.records import Entry, Keys, Part, Request, RunFacts, ShardFacts, with_digests
 from shardpress.report.commonrows import EncodedRows
 from shardpress.report.facts import bad_data_facts, input_facts, last_run_facts, sample_facts
 from shardpress.report.judgment import Judgment, judge
@@ -33,20 +34,20 @@ from shardpress.report.page.build import is_current, page_bytes
 from shardpress.report.reference import Reference
 from shardpress.report.rows import Preprocessing, RowCheck, check_rows
 from shardpress.report.sample import PartSource, SampleSpec, largest_sample
-from shardpress.result import Result, result_bytes
+from shardpress.result import Result, Use, result_bytes
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import gave_up, warn_if_late
+from shardpress.run.digests import digest_of_rows
 from shardpress.run.encoding_stage import Encoded
 from shardpress.run.generations import Generations, count_generations
 from shardpress.run.memory import block_bytes, peak_bytes, trained_network_bytes
 from shardpress.run.new_rows import check_verdict, verdict_on
 from shardpress.run.prepare import Prepared
-from shardpress.run.resume import EarlierResults, finished_result, is_acceptable
 from shardpress.run.summary import Summary
-from shardpress.run.trained import trained_in
+from shardpress.run.use import use_of_rows
 from shardpress.scan.ranges import Scan
 from shardpress.shards.extras import why_left_out
-from shardpress.shards.shard import Block, Shard
+from shardpress.shards.shard import UNREADABLE, Block, Shard, first_rows
 
 log = logging.getLogger(__name__)
 
@@ -63,21 +64,22 @@ class StageResults:
     facts: Mapping[str, Any]  # for the report; ``storage`` is stored by itself
 
 
-def load_finished(prepared: Prepared, earlier: EarlierResults) -> Result | None:
-    """Return the result of a finished run with the same request whose files are intact, or None.
+def check_same_rows(journal: Journal, prepared: Prepared, parts: Sequence[Part]) -> None:
+    """Raise `DataError` if the rows of a shard have changed since the scan. Then withdraw the model of this run."""
+    encoded = with_digests(prepared.request.shards, parts)
+    for known, found in zip(prepared.request.shards, encoded, strict=True):
+        if None not in (known.rows, found.rows) and known.rows != found.rows:
+            if prepared.given_model is None:
+                # The changed rows may have trained it, but its fingerprint is that of the scanned rows.
+                journal.withdraw(*journal.records(fingerprint=prepared.request.of_model()))
+            raise _changed(known.path)
 
-    Raise `ConfigError` if there are results of other settings or inputs that must not be replaced.
-    """
-    result = finished_result(earlier.journal, prepared)
-    if result is None:
-        return None
-    if not is_acceptable(result, prepared):
-        log.info(
-            "output=%s: the finished results exceed the new limits, or lack the requested labels; updating them",
-            printable(earlier.journal.directory),
-        )
-        return None
-    return result if earlier.is_intact(result) else None
+
+def _changed(path: str) -> DataError:
+    return DataError(
+        f"file={printable(path)}: its contents changed during the run. Input files must not change during a run. Run "
+        "the same command again once no other process writes to the file."
+    )
 
 
 def write_derived(journal: Journal) -> None:
@@ -145,15 +147,16 @@ class _Finish:
         self._prepared = prepared
         self._context = context
         self._journal = context.journal
-        self._scan = results.scan
         self._model = results.model
         self._encoded = results.encoded
         self._parts = results.encoded.parts
-        self._all_parts = _all_parts(prepared, self._parts)
+        self._new = results.encoded.new
         self._facts = results.facts
         settings = prepared.config.bad_data
         clips = prepared.has_other_rows and settings.on_drift == "clip"
         self._preprocessing = Preprocessing(results.model, settings.missing_value, clips)
+        self._base = context.journal.base
+        self._use = use_of_rows(prepared, results.scan, self._parts, self._base)
         self._verdict: Verdict | None = None
         self._reference: Reference | None = None
         self._generations = Generations()
@@ -161,8 +164,10 @@ class _Finish:
 
     def verify(self) -> dict[str, Any]:
         """Recompute the features of some rows, compare them with the stored ones, and withdraw parts that differ."""
+        if self._base is not None and not self._new:
+            return self._base.facts.verification
         checked = check_rows(
-            self._journal.directory, self._parts, lambda part: self._shard(part.shard), self._preprocessing
+            self._journal.directory, self._new, lambda part: self._prepared.shards[part.shard], self._preprocessing
         )
         self._journal.check()
         if checked.faults:
@@ -173,14 +178,18 @@ class _Finish:
         log.info("verification: %s", checked)
         return asdict(checked)
 
-    def _verification_error(self, checked: RowCheck) -> VerificationFailed:
+    def _verification_error(self, checked: RowCheck) -> DataError | VerificationFailed:
         """Withdraw the parts in which features differ, and return the error that reports them."""
         files = {fault.file for fault in checked.faults}
         self._journal.withdraw_parts(sorted(files))
         first = checked.faults[0]
+        part = next(part for part in self._new if part.file == first.file)
+        rows = Block(self._prepared.shards[part.shard], part.start, part.stop)
+        if part.rows not in (None, digest_of_rows(rows)):
+            return _changed(part.path)
         return VerificationFailed(
             f"file={printable(self._journal.directory / first.file)}: {first.fault}; {len(files)} of "
-            f"{quantity(len(self._parts), 'part')} contain wrong features. Run the same command again to recompute "
+            f"{quantity(len(self._new), 'part')} contain wrong features. Run the same command again to recompute "
             "them. If it fails again, test the memory of this machine and of its device, or avoid the fused "
             "operations with THEANO_FLAGS=optimizer_excluding=fused."
         )
@@ -193,19 +202,22 @@ class _Finish:
         if config.training.target is not None:
             include = (config.training.target, *include)
         choice = LabelChoice(include, inputs.labels, self._masks())
-        return sample_facts(self._sources(self._parts), self._sample_spec(), choice)
+        extras = self._prepared.shards[0].extras
+        # Earlier parts lack the categories of later rows.
+        categories = [np.array(extra.categories) for extra in extras if extra.categories is not None]
+        by_name = dict(zip(stored_categories(extras), categories, strict=True))
+        return sample_facts(self._sources(self._parts), self._sample_spec(), by_name, choice)
 
     def judge_new_rows(self) -> None:
-        """Compare the rows that an append has encoded with the rows of the training. Log the verdict."""
-        finished = self._prepared.finished
-        if finished is None:
+        """Compare the rows that an append brings with the rows of the training. Log the verdict."""
+        prepared = self._prepared
+        new = self._added
+        if self._base is None or not prepared.appends or not new:
             return
-        new = finished.new_parts(self._parts)
-        if not new:
-            return
-        self._verdict, self._reference = verdict_on(self._sources(new), new, self._sample_spec(), self._prepared)
+        spec = self._sample_spec()
+        self._verdict, self._reference = verdict_on(self._sources(new), new, spec, prepared, self._base)
         self._context.state.end_stage("verdict")
-        check_verdict(self._verdict, self._journal.directory, self._prepared.config.results.on_append_drift)
+        check_verdict(self._verdict, self._journal.directory, prepared.config.results.on_append_drift)
 
     def count_generations(self, probe: Mapping[str, Any] | None) -> None:
         """Determine the generation, and fit maps from its features to those of earlier ones."""
@@ -213,30 +225,31 @@ class _Finish:
         results = self._prepared.config.results
         rows = EncodedRows(
             self._journal.directory,
-            self._all_parts,
+            self._parts,
             self._model.n_features,
             self._model.fingerprint,
-            self._prepared.whole_request.shards,
+            with_digests(self._prepared.request.shards, self._parts),
         )
         self._generations = count_generations(self._journal, rows, results, labels)
         if self._generations.keeps_published:
             self._context.state.end_stage("maps")
 
     def _sources(self, parts: Sequence[Part]) -> list[PartSource]:
+        """Return the rows of parts whose files can be read."""
         folder = self._journal.directory
+        starts = first_rows(self._prepared.shards)
         sources = []
-        for part, trained in zip(parts, trained_in(parts, self._all_parts, self._prepared), strict=True):
-            block = Block(self._shard(part.shard), part.start, part.stop)
-            sources.append(PartSource(block, folder / part.file, trained, part.lost))
+        for part in parts:
+            shard = self._prepared.shards[part.shard]
+            if shard.form != UNREADABLE:
+                first = int(starts[part.shard]) + part.start
+                trained = self._use[first : first + part.n_rows] <= Use.VALIDATION
+                sources.append(PartSource(Block(shard, part.start, part.stop), folder / part.file, trained, part.lost))
         return sources
 
     def _masks(self) -> dict[str, str]:
         """Return the datasets that mark the rows with a value of another dataset, by the name of that dataset."""
-        masks = stored_masks(self._prepared.shards[0].extras)
-        finished = self._prepared.finished
-        if finished is not None and finished.parts:  # the parts that stay have masks, too
-            masks |= finished.result.facts.masks
-        return masks
+        return stored_masks(self._prepared.shards[0].extras)
 
     def _sample_spec(self) -> SampleSpec:
         config = self._prepared.config
@@ -248,29 +261,24 @@ class _Finish:
     def summarize(self, sample: Mapping[str, Any] | None) -> tuple[Summary, Judgment]:
         """Return the numbers of the run, and a judgment of the features from a sample."""
         prepared = self._prepared
-        training = {} if prepared.given_model is not None else self._model.about["training"]
-        baseline = training.get("baseline") or {}
-        n_unreadable = len(self._scan.unreadable) if self._scan else 0
+        n_unreadable = sum(part.is_unreadable and part.start == 0 for part in self._parts)
         state = self._context.state
         summary = Summary(
             output=prepared.config.results.output,
-            n_rows=sum(part.n_rows for part in self._all_parts),
+            n_rows=sum(part.n_rows for part in self._parts),
             n_inputs=self._model.n_columns,
             n_features=self._model.n_features,
-            n_bad=sum(part.n_bad for part in self._all_parts),
-            n_parts=len(self._all_parts),
+            n_bad=sum(part.n_bad for part in self._parts),
+            n_parts=len(self._parts),
             device=self._context.devices,
-            cost=_best_cost(training) if training else None,
-            components=baseline.get("components"),
-            mean=baseline.get("mean"),
+            **self._training_errors(),
             seconds=state.seconds,
             n_bad_shards=len(prepared.bad_shards) + n_unreadable,
-            n_outside=sum(part.n_outside for part in self._parts),
-            appended=None if prepared.finished is None else prepared.finished.counts(self._parts),
+            n_outside=sum(part.n_outside for part in (self._added if prepared.appends else self._parts)),
+            appended=self._counts() if prepared.appends else None,
             verdict=self._verdict.verdict if self._verdict is not None and self._verdict.n_sampled else None,
             generation=self._generations.number if self._generations.number > 1 else None,
             compiling=state.seconds_compiling,
-            gave_up=gave_up(training),
             n_components=self._model.network.n_features,
         )
         judgment = judge(asdict(summary), sample, prepared.config.flat(), self._facts.get("scan"))
@@ -291,10 +299,8 @@ class _Finish:
             "memory": {"peak_bytes": peak_bytes()},
             "taken_over": list(state.reused.values()),
             "warnings": {"n": state.warnings.n, "first": state.warnings.first},
-            "bad": bad_data_facts(
-                prepared.shards, prepared.bad_shards, self._scan, prepared.config.bad_data.missing_value
-            ),
-            "last": last_run_facts(self._journal.base, prepared.whole_request.of_all()),
+            "bad": bad_data_facts(prepared.bad_shards, self._parts, self._model.columns),
+            "last": self._last(),
             "sample": sample,
             "judgment": asdict(judgment),
             **{name: facts for name, facts in self._facts.items() if name not in ("storage", "training")},
@@ -311,7 +317,7 @@ class _Finish:
         generations = self._generations
         facts = RunFacts(
             config=self._config(),
-            request=prepared.whole_request,
+            request=self._request(),
             keys=self._keys(),
             made=self._made,
             command=" ".join(self._context.command),
@@ -327,81 +333,134 @@ class _Finish:
             generations=list(generations.earlier),
             maps=list(generations.maps),
             appends=self._appends(),
-            contents=journal.contents,
+            trained=self._trained(),
             views=views,
             report=dict(report),
         )
         categories = stored_categories(prepared.shards[0].extras)  # the same in all shards
         append_ids = None
-        if prepared.finished is not None:
-            append_ids = [(part.append_id, part.n_rows) for part in self._all_parts]
+        if facts.appends:
+            append_ids = [(part.append_id, part.n_rows) for part in self._parts]
         data = result_bytes(
-            lambda file: write_index(file, files, categories, append_ids),
+            lambda file: write_index(file, files, categories, self._use, append_ids),
             self._model,
             facts,
-            self._all_parts,
+            _in_table(self._parts, prepared.request.shards),
             generations.linear_maps,
             self._statistics(),
         )
         # The scan stays, because a later run with other settings of the training can use it.
-        scans = [] if prepared.finished is not None else journal.records("scan", prepared.scan_key)
+        scans = journal.records("scan") if prepared.given_model is None else []
         journal.commit(data, generations.keeps_published, scans)
         warn_if_late(self._context.state.ends_by)
-        _warn_of_many_parts(len(self._all_parts))
+        _warn_of_many_parts(len(self._parts))
         write_derived(journal)
         journal.sweep()
 
     # -- private --
 
-    def _shard(self, number: int) -> Shard:
-        return self._prepared.shards[self._prepared.position(number)]
+    @property
+    def _added(self) -> list[Part]:
+        """The parts of new and changed shards."""
+        change = self._prepared.change
+        added = {*change.new, *change.changed}
+        return [part for part in self._parts if part.shard in added]
+
+    @property
+    def _repairs(self) -> bool:
+        """Whether the result contains the same rows as before, with the same features."""
+        prepared = self._prepared
+        return prepared.keeps_model and not prepared.appends and not prepared.change.settings
+
+    def _training_errors(self) -> dict[str, Any]:
+        """Return the fields of the summary that describe a training, if the model was trained on the same rows."""
+        prepared = self._prepared
+        if prepared.keeps_model and not prepared.appends:
+            assert self._base is not None
+            before = self._base.facts.summary
+            return {name: before[name] for name in ("cost", "components", "mean", "gave_up")}
+        if prepared.given_model is not None:
+            return {"cost": None}
+        training = self._model.about["training"]
+        baseline = training.get("baseline") or {}
+        return {
+            "cost": _best_cost(training),
+            "components": baseline.get("components"),
+            "mean": baseline.get("mean"),
+            "gave_up": gave_up(training),
+        }
+
+    def _last(self) -> dict[str, Any] | None:
+        """Return facts about the previous run. A run that computes parts again is the same run as before."""
+        if self._base is not None and self._repairs:
+            last: dict[str, Any] | None = self._base.facts.report.get("last")
+            return last
+        return last_run_facts(self._base)
 
     def _config(self) -> dict[str, Any]:
-        """Return the settings. Those of the training stay in an append, and those of the features are the same."""
+        """Return the settings. An append adds rows to those of the earlier run."""
         config = self._prepared.config
-        if self._prepared.finished is None:
+        if not (self._prepared.keeps_model and config.results.append):
             return config.flat()
         inputs = {"input": list(config.inputs.input), "include": list(config.inputs.include)}
-        return {**self._prepared.finished.result.facts.config, **inputs}
+        assert self._base is not None
+        return {**self._base.facts.config, **inputs, "labels": config.inputs.labels}
+
+    def _request(self) -> Request:
+        """Return the request. The digests of the shards are those of their parts."""
+        request = self._prepared.request
+        return structs.replace(request, shards=[structs.replace(s, rows=None, extras=None) for s in request.shards])
 
     def _keys(self) -> Keys:
-        finished = self._prepared.finished
-        if finished is not None:
-            return finished.result.facts.keys
-        unreadable = self._scan.unreadable if self._scan else {}
-        return Keys(self._prepared.request.of_model(unreadable), self._encoded.key)
+        prepared = self._prepared
+        features = prepared.wanted.features(self._model.fingerprint)
+        if prepared.keeps_model:
+            assert self._base is not None
+            return Keys(self._base.facts.keys.model, features)
+        return Keys(prepared.request.of_model(), features)
+
+    def _trained(self) -> list[str]:
+        """Return the digests of the shards that trained the model; nothing if they are unknown."""
+        prepared = self._prepared
+        if prepared.keeps_model:
+            assert self._base is not None
+            return self._base.facts.trained
+        if prepared.given_model is not None:
+            return []
+        return [shard.rows for shard in prepared.request.shards if shard.rows is not None and shard.shape[0]]
 
     def _bad_shards(self) -> list[dict[str, str]]:
-        prepared = self._prepared
-        if prepared.finished is None:
-            return prepared.bad_shards
-        names_now = {Path(bad["file"]).name for bad in prepared.bad_shards}
-        names_now |= {Path(shard.path).name for shard in prepared.shards}
-        before = prepared.finished.result.facts.bad_shards
-        return [*(bad for bad in before if Path(bad["file"]).name not in names_now), *prepared.bad_shards]
+        return self._prepared.bad_shards
 
     def _left_out(self) -> dict[str, str]:
-        finished = self._prepared.finished
-        before = {} if finished is None else finished.result.facts.left_out
+        before = self._base.facts.left_out if self._prepared.keeps_model and self._base is not None else {}
         return {**before, **why_left_out(self._prepared.shards)}
+
+    def _counts(self) -> dict[str, int]:
+        """Return the numbers of files of each kind and of new rows in an append."""
+        change = self._prepared.change
+        return {
+            "n_new": len(change.new),
+            "n_changed": len(change.changed),
+            "n_dropped": len(change.gone),
+            "n_rows": sum(part.n_rows for part in self._added),
+        }
 
     def _appends(self) -> list[dict[str, Any]]:
         """Return facts about all appends, including this one."""
-        finished = self._prepared.finished
-        if finished is None:
+        if not self._prepared.keeps_model or self._base is None:
             return []
+        before = self._base.facts.appends
+        if not self._prepared.appends:
+            return before
         drift = None if self._verdict is None else self._verdict.facts()
-        return [
-            *finished.result.facts.appends,
-            {"id": finished.append_id, "made": self._made, **finished.counts(self._parts), "drift": drift},
-        ]
+        return [*before, {"id": len(before) + 1, "made": self._made, **self._counts(), "drift": drift}]
 
     def _statistics(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, Any]] | None:
         """Return the statistics with which appended rows are compared, for the next append."""
         if self._reference is not None:
             return self._reference.stored()
-        finished = self._prepared.finished
-        return None if finished is None else finished.result.statistics()
+        return self._base.statistics() if self._prepared.keeps_model and self._base is not None else None
 
     def _stages(self) -> dict[str, dict[str, Any]]:
         """Return the times of each finished stage, and its rows and bytes if it processed all of them."""
@@ -410,7 +469,7 @@ class _Finish:
         for stage, seconds in state.seconds.items():
             shards: Sequence[Shard] = ()
             if stage in ("scan", "encoding") and stage not in state.reused:
-                shards = self._prepared.shards
+                shards = [self._prepared.shards[i] for i in self._prepared.scanned]
             stages[stage] = {
                 "seconds": seconds,
                 "processor_seconds": state.processor_seconds[stage],
@@ -423,23 +482,19 @@ class _Finish:
 
     def _indexed_files(self) -> list[IndexedFile]:
         """Return the file of each part, with the shape and dtype of each dataset."""
-        first = self._prepared.shards[0]
+        extras = self._prepared.shards[0].extras
         n_features = self._prepared.config.network.n_outputs
         dtype = np.dtype(self._facts["storage"]["dtype"])
-        encoded = {part.shard for part in self._parts}
-        files: list[IndexedFile] = []
-        for part in self._all_parts:
-            # Appended shards have the extras of the earlier parts that are in the index.
-            extras = self._shard(part.shard).extras if part.shard in encoded else first.extras
-            files.append((part.file, part_shapes(part.n_rows, n_features, extras, dtype)))
-        return files
+        return [(part.file, part_shapes(part.n_rows, n_features, extras, dtype)) for part in self._parts]
 
 
-def _all_parts(prepared: Prepared, parts: Sequence[Part]) -> list[Part]:
-    """Return the parts of the results in the order of the rows: encoded ones, and those of an extended run."""
-    if prepared.finished is None:
-        return list(parts)
-    return sorted([*prepared.finished.parts, *parts], key=lambda part: part.key)
+def _in_table(parts: Sequence[Part], shards: Sequence[ShardFacts]) -> list[Part]:
+    """Return parts with the current places of their shards."""
+    found = []
+    for part in parts:
+        shard = shards[part.shard]
+        found.append(structs.replace(part, path=shard.path, dataset=shard.dataset))
+    return found
 
 
 def _best_cost(training: Mapping[str, Any]) -> float | None:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from shardpress.errors import DataError, NoInput, RowsDrifted, printable
+from shardpress.errors import RowsDrifted, printable
 from shardpress.records import Part
-from shardpress.report.inputs import Inputs
 from shardpress.report.newrows import Verdict, judge_new_rows
 from shardpress.report.reference import Reference, held_out_stretches
 from shardpress.report.sample import PartSource, SampleSpec, draw_sample
-from shardpress.run.finished import FinishedRun
+from shardpress.result import Result, Use
 from shardpress.run.prepare import Prepared
-from shardpress.shards.shard import Block, Shard
+from shardpress.shards.shard import UNREADABLE, Block
 from shardpress.training.order import spread_rows
 
 log = logging.getLogger(__name__)
@@ -35,23 +34,21 @@ _Stretch = tuple[int, int]
 
 
 def verdict_on(
-    sources: Sequence[PartSource], parts: Sequence[Part], spec: SampleSpec, prepared: Prepared
+    sources: Sequence[PartSource], parts: Sequence[Part], spec: SampleSpec, prepared: Prepared, base: Result
 ) -> tuple[Verdict | None, Reference | None]:
-    """Return the verdict on the rows that an append has encoded, and the statistics with which they were compared.
+    """Return the verdict on the rows that an append brings, and the statistics with which they were compared.
 
     If the rows cannot be judged, this is only logged as a warning, because the features are already complete.
     """
-    finished = prepared.finished
-    assert finished is not None
     try:
-        reference = _stored_reference(finished) or _new_reference(prepared, finished, spec)
+        reference = _stored_reference(base) or _new_reference(prepared, base, spec)
         if reference is None:
             log.warning("append: the new rows are not compared with earlier rows, because too few of those can be read")
             return None, None
         sample = draw_sample(sources, spec)
         n_outside = sum(part.n_outside for part in parts)
         n_good = sum(part.n_rows - part.n_bad for part in parts)
-        model = finished.model
+        model = base.model
         return judge_new_rows(reference, sample, model, model.columns, n_outside, n_good), reference
     except Exception as error:  # the features are complete without a verdict
         reason = printable(f"{type(error).__name__}: {error}")
@@ -82,78 +79,82 @@ def check_verdict(found: Verdict | None, directory: Path, on_append_drift: str) 
     log.warning("append: verdict on the new rows: %s. %s", found.verdict, words)
 
 
-def _stored_reference(finished: FinishedRun) -> Reference | None:
+def _stored_reference(base: Result) -> Reference | None:
     """Return the statistics that an earlier append has stored, or None."""
-    stored = finished.result.statistics()
+    stored = base.statistics()
     return None if stored is None else Reference.of_stored(*stored)
 
 
-def _new_reference(prepared: Prepared, finished: FinishedRun, spec: SampleSpec) -> Reference | None:
+def _new_reference(prepared: Prepared, base: Result, spec: SampleSpec) -> Reference | None:
     """Compute the statistics of earlier rows; None if too few of them can be read."""
-    facts = finished.result.facts
-    # The training numbers its rows without those of unreadable files, which are all bad.
-    trained = [part for part in finished.result.parts if not part.append_id and part.n_bad < part.n_rows]
-    n_rows = sum(part.n_rows for part in trained)
-    # After appends, some rows of the training may have been replaced, so the validation rows are not known.
-    rows = None if facts.appends else _held_out(facts.config, n_rows, prepared.budget.max_validation_rows)
-    is_held_out = rows is not None
-    if rows is None:
-        rows = spread_rows(n_rows, _NO_ROWS, min(n_rows, spec.n_rows), spec.seed, max_runs=_MAX_STRETCHES)
+    use = base.use()
+    first = [part for part in base.parts if not part.append_id]
+    n_first = sum(part.n_rows for part in first)
+    is_first = np.repeat([not part.append_id for part in base.parts], [part.n_rows for part in base.parts])
+    rows = _held_out(use[is_first], spec.seed)
+    is_held_out = len(rows) >= 2
+    if not is_held_out:
+        rows = spread_rows(n_first, _NO_ROWS, min(n_first, spec.n_rows), spec.seed, max_runs=_MAX_STRETCHES)
     stretches = held_out_stretches(rows, spec.n_rows, _MAX_STRETCHES)
-    sources, stretches = _readable(trained, stretches, prepared, finished)
+    sources, stretches = _readable(first, stretches, prepared, base)
     sample = draw_sample(sources, spec, stretches)
     if sample is None or len(sample.rows) < 2:
         return None
-    reference = Reference.of(sample, finished.model, is_held_out, n_rows)
-    if facts.config.get("fit_on") is None and facts.config.get("model") is None:
+    reference = Reference.of(sample, base.model, is_held_out, n_first)
+    config = base.facts.config
+    if config.get("fit_on") is None and config.get("model") is None:
         return reference
     # Not all of these rows determined the range, so those outside were counted.
-    n_good = sum(part.n_rows - part.n_bad for part in trained)
-    n_outside = sum(part.n_outside for part in trained)
+    n_good = sum(part.n_rows - part.n_bad for part in first)
+    n_outside = sum(part.n_outside for part in first)
     return replace(reference, outside_share=n_outside / n_good, outside_rows=float(n_good))
 
 
-def _held_out(config: Mapping[str, Any], n_rows: int, n_most: int) -> np.ndarray | None:
-    """Return the sorted numbers of the validation rows, or None if there are none or the model was given."""
-    n_validated = min(round(config["validation_fraction"] * n_rows), n_most)
-    if config.get("model") is not None or n_validated < 2:
-        return None
-    return spread_rows(n_rows, _NO_ROWS, n_validated, config["seed"])
+def _held_out(use: np.ndarray, seed: int) -> np.ndarray:
+    """Return the sorted numbers of held-out rows that represent all rows, given the use of each row.
+
+    The validation rows represent the rows that ``--fit-on`` selects. The same share of the other rows is added.
+    """
+    validation = np.flatnonzero(use == Use.VALIDATION)
+    is_left_out = use == Use.LEFT_OUT
+    if len(validation) < 2 or not is_left_out.any():
+        return validation
+    share = len(validation) / np.count_nonzero(~is_left_out)
+    others = spread_rows(len(use), np.flatnonzero(~is_left_out), round(share * len(use)), seed)
+    return np.union1d(validation, others)
 
 
 def _readable(
-    parts: Sequence[Part], stretches: Sequence[_Stretch], prepared: Prepared, finished: FinishedRun
+    parts: Sequence[Part], stretches: Sequence[_Stretch], prepared: Prepared, base: Result
 ) -> tuple[list[PartSource], list[_Stretch]]:
-    """Return the parts that contain stretches, as far as their files can be read, and the stretches in these parts."""
-    # Files may have changed, but not their rows.
-    same_rows = {number: prepared.shards[prepared.position(number)] for number in finished.same_rows}
-    inputs = Inputs(finished.result)
+    """Return the parts that contain stretches, as far as their rows can be read, and the stretches in these parts."""
+    positions = {place.base: i for i, place in enumerate(prepared.change.places) if place.is_same}
     sources: list[PartSource] = []
     found: list[_Stretch] = []
     n_before = 0  # rows of the sources
     for part, pieces in _spaced(list(_by_part(parts, stretches)), _MAX_PARTS):
-        shard = same_rows.get(part.shard)
-        if shard is None:
-            shard = _unchanged_shard(inputs, part)
-        if shard is None:
+        position = positions.get(part.shard)
+        if position is None or prepared.shards[position].form == UNREADABLE:
             continue
-        sources.append(PartSource(Block(shard, part.start, part.stop), finished.result.directory / part.file))
+        block = Block(prepared.shards[position], part.start, part.stop)
+        sources.append(PartSource(block, base.directory / part.file))
         found += [(n_before + start, n_before + stop) for start, stop in pieces]
         n_before += part.n_rows
     return sources, found
 
 
 def _by_part(parts: Sequence[Part], stretches: Sequence[_Stretch]) -> Iterator[tuple[Part, list[_Stretch]]]:
-    """Yield each part that contains stretches, with the rows of these stretches in the part.
-
-    A stretch that continues in the next part ends at the end of its first part.
-    """
+    """Yield each part that contains stretches, with the rows of these stretches in the part."""
     firsts = [0, *accumulate(part.n_rows for part in parts)]
     pieces: dict[int, list[_Stretch]] = {}
     for start, stop in stretches:
         number = bisect_right(firsts, start) - 1
-        first = firsts[number]
-        pieces.setdefault(number, []).append((start - first, min(stop, firsts[number + 1]) - first))
+        while start < stop:  # a stretch can continue in the next part
+            first = firsts[number]
+            end = min(stop, firsts[number + 1])
+            pieces.setdefault(number, []).append((start - first, end - first))
+            start = end
+            number += 1
     for number, found in sorted(pieces.items()):
         yield parts[number], found
 
@@ -162,12 +163,3 @@ def _spaced(items: Sequence[T], n_most: int) -> list[T]:
     """Return at most `n_most` evenly spaced items."""
     numbers = np.linspace(0, len(items) - 1, min(len(items), n_most)).astype(int)
     return [items[number] for number in numbers]
-
-
-def _unchanged_shard(inputs: Inputs, part: Part) -> Shard | None:
-    """Return the shard of a part, or None if the input file is missing or has changed."""
-    try:
-        return inputs.shard(part)
-    except (DataError, NoInput) as error:
-        log.debug("append: file=%s: not used as a reference: %s", printable(part.path), error)
-        return None

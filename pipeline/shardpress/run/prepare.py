@@ -1,49 +1,52 @@
-"""Preparation of a run: inputs, resolved settings, memory budget and fingerprints, before anything is written."""
+"""Preparation of a run: inputs, settings, memory budget, and what is left to do, before anything is written."""
 
 from __future__ import annotations
 
 import logging
 import time
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from shardpress.cluster.pool import check_settings
 from shardpress.columns import Columns
 from shardpress.device import TILE_ROWS
-from shardpress.errors import ConfigError, DataError, printable, quantity
-from shardpress.formats import fingerprint
+from shardpress.errors import ConfigError, printable
 from shardpress.model import Model
 from shardpress.output.inside import files_inside
-from shardpress.preparation import Preparation, preparation_of
+from shardpress.output.journal import Journal
+from shardpress.preparation import Preparation
 from shardpress.records import Request
-from shardpress.result import INDEX, load_model
+from shardpress.result import INDEX, Result, load_model
+from shardpress.run.base import base_of, with_settings_of
 from shardpress.run.budget import Budget, make_budget, n_threads_of, repeated_chunks, too_wide
-from shardpress.run.digests import digests_of_rows
-from shardpress.run.fingerprints import request_of
-from shardpress.run.finished import FinishedRun
+from shardpress.run.difference import (
+    Base,
+    Change,
+    Wanted,
+    difference,
+    identity_of,
+    known_digests,
+)
 from shardpress.run.fitted import fitted_rows, name_of_extra
+from shardpress.run.inputs import model_name, open_inputs
+from shardpress.run.request import request_of, schema_of
 from shardpress.scan.ranges import Scan
 from shardpress.settings.config import Config, problems
 from shardpress.settings.deadline import deadline_of
 from shardpress.settings.kinds import as_typed, n_allowed
 from shardpress.settings.resolve import Settings, max_network_inputs, network_of, resolve, unsuitable_settings
-from shardpress.shards.columns import ColumnRule
-from shardpress.shards.open import check_any, open_sources
-from shardpress.shards.shard import Shard, leave_out_extras, with_offset, with_preparation
-from shardpress.shards.sources import find
-from shardpress.shards.vet import Selection
+from shardpress.shards.shard import Shard, leave_out_extras, with_offset
 from shardpress.training.targets import Targets, read_targets
 from shardpress_kernels.network import Network
 
 log = logging.getLogger(__name__)
-
-
-class NothingToAppend(DataError):
-    """All new files were refused, and the settings allow that."""
 
 
 @dataclass(frozen=True)
@@ -55,32 +58,57 @@ class Prepared:
     bad_shards: list[dict[str, str]]  # files that were refused and left out: ``file`` and ``reason``
     given_model: Model | None  # replaces the training
     budget: Budget
-    request: Request
+    wanted: Wanted
     fitted: np.ndarray | None = None  # mask (n_rows,) of the rows that ``--fit-on`` selects; None for all rows
     targets: Targets | None = None  # what a head learns to predict (``--target``)
-    finished: FinishedRun | None = None  # the run that the shards are appended to
+    base: Base | None = None  # what the output directory contains
+    change: Change = field(default_factory=lambda: Change(()))  # what the run has to do
 
     @property
-    def numbers(self) -> Sequence[int]:
-        """Number of each shard in the results: its index, or its place in the order of arrival after appends."""
-        if self.finished is None:
-            return range(len(self.shards))
-        return self.finished.numbers
+    def request(self) -> Request:
+        return self.wanted.request
 
-    def position(self, number: int) -> int:
-        """Return the position in `shards` of the shard with a number."""
-        return bisect_left(self.numbers, number)  # the numbers are sorted
-
-    def by_number(self, reasons: Mapping[int, str]) -> dict[int, str]:
-        """Return reasons, given by the positions of shards, by their numbers."""
-        return {self.numbers[position]: reason for position, reason in reasons.items()}
+    @cached_property
+    def identities(self) -> list[list[Any]]:
+        """Values that identify the content of each shard as long as its digest is unknown."""
+        compares_digests = self.wanted.compares_digests
+        return [identity_of(shard, compares_digests) for shard in self.request.shards]
 
     @property
-    def whole_request(self) -> Request:
-        """Everything that determines all results, including those of the finished run that an append extends."""
-        if self.finished is None:
-            return self.request
-        return self.finished.request(self.request)
+    def keeps_model(self) -> bool:
+        """Whether the model in the output directory stays."""
+        return not self.change.trains and self.base is not None
+
+    @property
+    def appends(self) -> bool:
+        """Whether the run changes the rows of a result, and keeps its model."""
+        return self.keeps_model and self.change.has_other_rows
+
+    @property
+    def append_ids(self) -> list[int]:
+        """Number of the append that brings the rows of each shard; 0 for the run that trains the model."""
+        if self.base is None or not self.keeps_model:
+            return [0] * len(self.shards)
+        found = []
+        for place in self.change.places:
+            if place.is_same and place.base is not None:
+                found.append(self.base.append_ids[place.base])
+            else:
+                found.append(self.base.n_appends + 1)
+        return found
+
+    @property
+    def encoded(self) -> list[int]:
+        """Positions of the shards with rows that have to be encoded."""
+        n_kept: Counter[int] = Counter()
+        for part in self.change.kept:
+            n_kept[part.shard] += part.n_rows
+        return [i for i, shard in enumerate(self.shards) if n_kept[i] < shard.n_rows]
+
+    @property
+    def scanned(self) -> Sequence[int]:
+        """Positions of the shards that are scanned: all of them before a training, otherwise those that are encoded."""
+        return range(len(self.shards)) if self.given_model is None else self.encoded
 
     @property
     def n_rows(self) -> int:
@@ -134,14 +162,7 @@ class Prepared:
     @property
     def is_scanned(self) -> bool:
         """Whether the rows are scanned: to train a model, and to count bad rows before a part is written."""
-        return self.given_model is None or self.allows_bad_data
-
-    @property
-    def scan_key(self) -> str:
-        """Fingerprint of the inputs and the settings that determine the scan."""
-        key = self.request.of_scan()
-        # A training must not use the scan of an append, which lacks what only the training needs.
-        return key if self.finished is None else fingerprint(key, "append")
+        return self.given_model is None or (self.allows_bad_data and bool(self.encoded))
 
     @property
     def impute(self) -> str | None:
@@ -156,9 +177,17 @@ class Prepared:
         return self.config.scaling.scale if self.given_model is None else "range"
 
     @property
+    def limited(self) -> Sequence[int]:
+        """Positions of the shards to which the limit of bad rows refers: those that an append adds, otherwise all."""
+        if self.config.results.append:
+            return sorted([*self.change.new, *self.change.changed])
+        return range(len(self.shards))
+
+    @property
     def max_bad_rows(self) -> int:
-        """Number of bad rows that are allowed."""
-        return n_allowed(self.config.bad_data.max_bad, self.n_rows) if self.allows_bad_data else 0
+        """Number of bad rows that are allowed in the shards `limited`."""
+        n_rows = sum(self.shards[i].n_rows for i in self.limited)
+        return n_allowed(self.config.bad_data.max_bad, n_rows) if self.allows_bad_data else 0
 
     @property
     def max_bad_shards(self) -> int:
@@ -175,19 +204,44 @@ class Prepared:
             return self
         return replace(self, shards=tuple(with_offset(shard, offset) for shard in self.shards))
 
+    def with_change(self, base: Base | None, result: Result | None) -> Prepared:
+        """Return a copy that knows what it has to do, given what the output directory contains."""
+        change = difference(base, self.wanted)
+        if base is None or result is None:
+            return replace(self, base=None, change=change)
+        request = structs.replace(self.request, shards=known_digests(base, self.wanted, change))
+        wanted = replace(self.wanted, request=request)
+        given_model = self.given_model
+        if given_model is None and not change.trains:
+            given_model = result.model
+        return replace(self, base=base, change=change, wanted=wanted, given_model=given_model)
 
-def prepare(config: Config, finished: FinishedRun | None = None) -> Prepared:
+    def with_digests(self, digests: Sequence[str | None]) -> Prepared:
+        """Return a copy that knows the digests of the rows of the scanned shards."""
+        shards = list(self.request.shards)
+        for i, digest in zip(self.scanned, digests, strict=True):
+            shards[i] = structs.replace(shards[i], rows=digest)
+        request = structs.replace(self.request, shards=shards)
+        return replace(self, wanted=replace(self.wanted, request=request))
+
+
+def prepare(config: Config, journal: Journal | None = None) -> Prepared:
     """Open the inputs, resolve the settings and divide the memory. Nothing is written.
 
-    For an append to a `finished` run, only the files that it encodes are opened.
+    `journal` is that of the output directory, if it exists.
     """
     _refuse(problems(config))  # before the inputs, which can take minutes to open
     check_settings(config.cluster)
-    given_model = _load_given_model(config) if finished is None else finished.model
-    shards, bad_shards = _open_inputs(config, given_model, finished)
-    if finished is not None:
-        finished = finished.without({Path(bad["file"]) for bad in bad_shards})
-        finished = _recognizing_rows(finished, shards, n_threads_of(config.machine))
+    result = None if journal is None else journal.base
+    base = base_of(journal)
+    extended = result if config.results.append else None
+    if extended is None:
+        given_model = _load_given_model(config)
+    else:
+        config = with_settings_of(config, extended)
+        given_model = extended.model
+    inputs = open_inputs(config, given_model, base, result)
+    shards = inputs.shards
     fitted = fitted_rows(config, shards)
     n_fitted = sum(shard.n_rows for shard in shards) if fitted is None else int(np.count_nonzero(fitted))
     n_inputs = shards[0].n_inputs
@@ -212,8 +266,19 @@ def prepare(config: Config, finished: FinishedRun | None = None) -> Prepared:
     log.debug("budget: %s", budget)
     if warning := repeated_chunks(shards, budget):
         log.warning("%s", warning)
-    request = request_of(settings, shards, given_model, fitted, targets)
-    return Prepared(settings, shards, bad_shards, given_model, budget, request, fitted, targets, finished)
+    request = request_of(settings, inputs.facts, given_model, fitted, targets)
+    if extended is not None and base is not None:
+        encoding = {**base.request.encoding, "include": request.encoding["include"]}
+        request = structs.replace(base.request, shards=inputs.facts, encoding=encoding)
+    wanted = Wanted(
+        request,
+        given_model.fingerprint if given_model else None,
+        partial(request.of_features, extras=schema_of(shards[0].extras)),
+        compares_digests=config.results.verify == "digests",
+        reorders=config.results.retrain,
+    )
+    prepared = Prepared(settings, shards, inputs.bad_shards, given_model, budget, wanted, fitted, targets)
+    return prepared.with_change(base, result)
 
 
 def _load_given_model(config: Config) -> Model | None:
@@ -293,87 +358,6 @@ def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple
     return tuple(leave_out_extras(shard, reasons) for shard in shards) if reasons else shards
 
 
-def _open_inputs(
-    config: Config, given_model: Model | None, finished: FinishedRun | None
-) -> tuple[tuple[Shard, ...], list[dict[str, str]]]:
-    """Return the shards, and the files that were refused and are left out."""
-    refused: list[dict[str, str]] = []
-
-    def refuse(path: Path, error: DataError) -> None:
-        log.warning("%s This shard is left out.", error)
-        refused.append({"file": str(path), "reason": str(error)})
-
-    on_bad_shard = None if config.bad_data.on_bad_data == "raise" else refuse
-    inputs = config.inputs
-    rule = ColumnRule(inputs.match_columns)
-    if given_model is not None:
-        rule = ColumnRule(inputs.match_columns, given_model.columns, _model_name(config))
-    if finished is None:
-        sources = find(inputs.input)
-        like = None
-    else:
-        sources = list(finished.sources)
-        like = finished.part
-    selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
-    shards = open_sources(sources, selection, on_bad_shard, rule, like)
-    n_others = 0 if finished is None else len(finished.shards) - len(finished.same_rows)
-    if error := too_many_bad_shards(config, refused, len(shards) + len(refused) + n_others):
-        raise error
-    if finished is not None and not shards:
-        raise NothingToAppend("none of the new files can be used; see the reasons above")
-    check_any(shards, sources)
-    first = shards[0]
-    if finished is not None and first.n_inputs != finished.model.n_columns:
-        raise DataError(
-            f"{first}: has {first.n_inputs} columns, expected {finished.model.n_columns} as in the finished run. Give "
-            "files with the same columns, or use another --output."
-        )
-    if first.n_inputs == 1:
-        raise DataError(
-            f"{first}: shape {first.shape} has a single column, which cannot be compressed. Expected two or more "
-            "columns. Name another dataset with --dataset."
-        )
-    if given_model is None:
-        preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
-    else:
-        preparation = given_model.preparation
-    return tuple(with_preparation(shard, preparation) for shard in shards), refused
-
-
-def _recognizing_rows(finished: FinishedRun, shards: Sequence[Shard], n_threads: int) -> FinishedRun:
-    """Return the finished run, with the changed files whose rows have stayed the same. Log their number."""
-    by_number = dict(zip(finished.numbers, shards, strict=True))
-    numbers = [number for number in finished.row_digests if number in by_number]
-    digests = digests_of_rows([by_number[number] for number in numbers], n_threads)
-    finished = finished.recognizing(dict(zip(numbers, digests, strict=True)))
-    if finished.same_rows:
-        log.info("append: encoding %s with the same rows again", quantity(len(finished.same_rows), "file"))
-    return finished
-
-
-def _model_name(config: Config) -> str:
-    """Return the given model, or the model that an append uses, for messages."""
-    return f"model={printable(config.inputs.model or config.results.output)}"
-
-
-def too_many_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> DataError | None:
-    """Return an error if more of `n_shards` shards were refused than allowed, otherwise None."""
-    if not refused:
-        return None
-    max_bad = config.bad_data.max_bad
-    found = f"{len(refused)} of {n_shards} shards are bad"
-    first_error = f"The first error: {refused[0]['reason']}"
-    if not max_bad.endswith("%"):
-        return DataError(
-            f"{found}, with an unknown number of rows, expected at most {max_bad} bad rows (--max-bad {max_bad}). Fix "
-            f"the files, or give a percentage, which limits the number of bad shards as well. {first_error}"
-        )
-    limit = n_allowed(max_bad, n_shards)
-    if len(refused) <= limit:
-        return None
-    return DataError(f"{found}, expected at most {limit} (--max-bad {max_bad}). {first_error}")
-
-
 def _refuse(complaints: Iterable[str]) -> None:
     """Raise `ConfigError` with all complaints, if there are any."""
     if words := "; ".join(complaints):
@@ -386,7 +370,7 @@ def _complaints(settings: Settings, shards: Sequence[Shard], given_model: Model 
     if given_model is None:
         yield from unsuitable_settings(settings, n_fitted, first.n_inputs)
     else:
-        model = _model_name(settings)
+        model = model_name(settings)
         if given_model.n_columns != first.n_inputs:
             found = f"found {first.n_inputs} in file={printable(first.path)}"
             yield f"{model}: expects {given_model.n_columns} columns, {found}"

@@ -1,4 +1,4 @@
-"""Results of earlier runs in the output directory: which of them are reused, and whether others can be replaced."""
+"""Results in the output directory that a run reuses, and whether they are already what it is asked for."""
 
 from __future__ import annotations
 
@@ -8,22 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from msgspec import structs
+
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
-from shardpress.errors import ConfigError, DataError, NoInput, printable
+from shardpress.errors import DataError, NoInput, printable
 from shardpress.model import Model
 from shardpress.output.files import fault_of
 from shardpress.output.journal import Journal, Record
 from shardpress.records import Entry, Part, Request
 from shardpress.result import Result, read_model_file
-from shardpress.run.fingerprints import (
-    can_append,
-    differences,
-    may_only_add_extras,
-    other_inputs,
-    other_settings,
-    shares_inputs,
-)
 from shardpress.run.prepare import Prepared
 from shardpress.settings.config import Config
 from shardpress.settings.deadline import deadline_of, in_words
@@ -80,22 +74,29 @@ class EarlierResults:
                 self.withdraw(record)
         return None
 
-    def parts(self, key: str) -> list[Part]:
-        """Return the intact parts that were made from the fingerprint `key`, in the order of their rows."""
-        found = [record.part for record in self.records("part", key)]
+    def parts(self, keys: Sequence[str]) -> list[Part]:
+        """Return the intact parts in the journal, given the fingerprint of the features of each shard."""
+        positions = {key: i for i, key in reversed(list(enumerate(keys)))}
+        named = [record for record in self.journal.records("part") if record.fingerprint in positions]
+        faults = self.faults(record.entry for record in named)
+        self.withdraw(*(record for record, fault in zip(named, faults, strict=True) if fault))
+        found = []
+        for record, fault in zip(named, faults, strict=True):
+            if not fault:
+                found.append(structs.replace(record.part, shard=positions[record.fingerprint]))
+        return found
+
+    def published_parts(self) -> tuple[Part, ...]:
+        """Return the intact parts of the published result."""
         base = self.journal.base
-        if base is not None and base.facts.keys.features == key and not base.facts.appends:
-            usable = [part for part in base.parts if not self.journal.is_withdrawn(part.file)]
-            faults = self.faults(part.entry for part in usable)
-            found += [part for part, fault in zip(usable, faults, strict=True) if not fault]
-        return sorted(found, key=lambda part: part.key)
+        if base is None:
+            return ()
+        usable = [part for part in base.parts if not self.journal.is_withdrawn(part.file)]
+        faults = self.faults(part.entry for part in usable)
+        return tuple(part for part, fault in zip(usable, faults, strict=True) if not fault)
 
     def model(self, key: str) -> Model | None:
-        """Return the model that was trained from the fingerprint `key`, or None."""
-        base = self.journal.base
-        # An append may have encoded other rows of a file than those that trained the model.
-        if base is not None and base.facts.keys.model == key and not base.facts.appends:
-            return base.model
+        """Return the model in the journal that was trained from the fingerprint `key`, or None."""
 
         def read(record: Record) -> Model:
             return read_model_file(self.journal.directory / record.entry.file)
@@ -125,12 +126,6 @@ class EarlierResults:
             for fault in filter(None, found):
                 log.warning("%s; it is recomputed", fault)
         return [self._faults[entry] for entry in entries]
-
-    def is_intact(self, result: Result) -> bool:
-        """Return whether the files that a result names are unchanged since they were written."""
-        entries = [*(part.entry for part in result.parts), *result.facts.views]
-        is_wrong = any(self.journal.is_withdrawn(part.file) for part in result.parts)
-        return not is_wrong and not any(self.faults(entries))
 
 
 def _faults_of(directory: Path, entries: Sequence[Entry], digests: bool) -> list[str | None]:
@@ -164,7 +159,7 @@ def stored_deadline(journal: Journal, config: Config, now: Request, start: float
     if ends_by is None:
         return None
     requested = config.timing.finish_by
-    before = journal.deadline if journal.request == now else None
+    before = journal.deadline if journal.request is not None and _is_same_work(journal.request, now) else None
     if before is not None and before["finish_by"] == requested:
         if before["ends_by"] > start:
             return before
@@ -172,36 +167,25 @@ def stored_deadline(journal: Journal, config: Config, now: Request, start: float
     return {"finish_by": requested, "ends_by": ends_by}
 
 
-def adds_extras_to(journal: Journal, prepared: Prepared) -> bool:
-    """Return whether a run names the files and settings of the finished run in its output, and extras in addition.
+def _is_same_work(before: Request, now: Request) -> bool:
+    places = [[(shard.place, shard.kind) for shard in request.shards] for request in (before, now)]
+    return places[0] == places[1] and before.settings == now.settings
 
-    Unless rows have changed, an append can add these extras. With `--overwrite`, `--retrain` and `--restart`, a user
-    requests a new run.
-    """
-    results = prepared.config.results
-    if results.append or results.overwrite or results.retrain or results.restart or not prepared.config.inputs.include:
+
+def is_complete(journal: Journal, prepared: Prepared, earlier: EarlierResults) -> bool:
+    """Return whether the published result is what the run is asked for."""
+    result = journal.base
+    change = prepared.change
+    if result is None or change.trains or change.has_other_rows or prepared.encoded:
         return False
-    base = journal.base
-    if base is None or base.fingerprint == prepared.request.of_all():
+    if prepared.base is None or change.moved(prepared.base, prepared.wanted):
         return False
-    return may_only_add_extras(base.facts.request, prepared.request)
+    if not _is_acceptable(result, prepared):
+        return False
+    return not any(earlier.faults(result.facts.views))
 
 
-def finished_result(journal: Journal, prepared: Prepared) -> Result | None:
-    """Return the result of a finished run with the same request, or None. Nothing is changed.
-
-    Raise `ConfigError` if there are other results, and the settings do not allow replacing them.
-    """
-    base = journal.base
-    if base is None:
-        _check_unfinished(journal, prepared.config, prepared.request)
-    elif base.fingerprint != prepared.request.of_all():
-        _check_finished(journal, prepared.config, base.facts.request, prepared.request)
-        return None
-    return base
-
-
-def is_acceptable(result: Result, prepared: Prepared) -> bool:
+def _is_acceptable(result: Result, prepared: Prepared) -> bool:
     """Return whether a finished run satisfies settings that do not determine its results.
 
     These are the limits on bad data, and the labels of the report.
@@ -210,9 +194,11 @@ def is_acceptable(result: Result, prepared: Prepared) -> bool:
     facts = result.facts
     if config.inputs.labels not in (None, facts.config.get("labels")):
         return False
-    # The numbers of rows and shards are equal, because the requests are.
-    if facts.summary["n_bad"] > prepared.max_bad_rows or facts.summary["n_bad_shards"] > prepared.max_bad_shards:
-        return False
+    if not config.results.append:  # otherwise only new rows are limited
+        n_bad = facts.summary["n_bad"]
+        n_bad_shards = facts.summary["n_bad_shards"]
+        if n_bad > prepared.max_bad_rows or n_bad_shards > prepared.max_bad_shards:
+            return False
     # Files are compared by name only, because they may have been moved to another directory.
     return _names(facts.bad_shards) == _names(prepared.bad_shards)
 
@@ -221,73 +207,11 @@ def _names(bad_shards: Sequence[Mapping[str, str]]) -> list[str]:
     return [Path(bad["file"]).name for bad in bad_shards]
 
 
-def _check_finished(journal: Journal, config: Config, before: Request, now: Request) -> None:
-    """Raise `ConfigError` unless the settings allow replacing the results of another run.
-
-    `overwrite` never replaces the results of other input files.
-    """
-    where = f"output={printable(journal.directory)}"
-    changed = differences(before, now)
-    results = config.results
-    if other_inputs(before, now) and not (results.retrain and results.drop_missing):
-        if results.retrain:
-            advice = "Add these files to --input, or train without them with --drop-missing."
-        else:
-            advice = (
-                "Choose another --output, or discard the results with --restart. (--overwrite replaces only results of "
-                "the same files.)"
-            )
-            if shares_inputs(before, now):
-                advice = f"To update the results with the same model, use --append --drop-missing. {advice}"
-        raise ConfigError(f"{where}: contains the results of other input files: {changed}. {advice}")
-    if not (results.overwrite or results.retrain):
-        advice = (
-            "Choose another --output, or replace them with --overwrite (results that are still valid are reused) or "
-            "--restart."
-        )
-        if can_append(before, now):
-            # Training again takes long and gives other features, which earlier classifiers cannot use.
-            advice = (
-                "To encode only new and changed files, with the same model, use --append. To write "
-                f"the features of new files to another --output, use --model {printable(journal.directory)} with their "
-                "--input. To train a new generation on all files, use --retrain; to replace the results, --overwrite."
-            )
-        raise ConfigError(f"{where}: contains the results of a different run: {changed}. {advice}")
-    log.info("%s: replacing the earlier results, which differ: %s", where, changed)
-
-
-def _check_unfinished(journal: Journal, config: Config, now: Request) -> None:
-    """Raise `ConfigError` unless the settings allow replacing an unfinished run.
-
-    A typing error in a command must not discard a training run. Results that no settings can restore are not protected.
-    """
-    before = journal.request or now
-    where = f"output={printable(journal.directory)}"
-    changed = differences(before, now)
-    progress = _finished_work(journal, before)
-    if progress and other_inputs(before, now):
-        raise ConfigError(
-            f"{where}: contains an unfinished run of other input files ({progress}): {changed}. Choose another "
-            "--output, or discard that run with --restart."
-        )
-    if progress and other_settings(before, now) and not config.results.overwrite:
-        raise ConfigError(
-            f"{where}: contains an unfinished run ({progress}) with other settings: {changed}. Restore these settings "
-            "to resume it, choose another --output, or use the new settings with --overwrite (results that are still "
-            "valid are reused)."
-        )
-    if changed and journal.records():
-        log.warning(
-            "this run differs from the previous one in this output; recomputing everything that depends on: %s", changed
-        )
-
-
-def _finished_work(journal: Journal, request: Request) -> str:
-    """Return a description of the expensive results of an unfinished run; empty if its training has diverged."""
-    if journal.records("diverged", request.of_model()):
-        return ""  # the training would diverge again
+def expensive_work(journal: Journal) -> str:
+    """Return a description of the expensive results of an unfinished run, without trainings that have diverged."""
+    diverged = {record.fingerprint for record in journal.records("diverged")}  # they would diverge again
     done = []
-    checkpoints = journal.records("checkpoint")
+    checkpoints = [record for record in journal.records("checkpoint") if record.fingerprint not in diverged]
     if journal.records("model"):
         done.append("trained")
     elif checkpoints:

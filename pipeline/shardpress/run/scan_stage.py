@@ -1,4 +1,4 @@
-"""The scan: one pass over all rows that finds the range of each column and the bad rows."""
+"""The scan: one pass over the rows that finds the range of each column, the bad rows, and the digests of shards."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from shardpress.errors import DataError, printable, quantity, short_list
+from shardpress.formats import fingerprint
 from shardpress.output.files import WORK, unique_name
 from shardpress.output.journal import Record
 from shardpress.progress import Progress
@@ -23,6 +24,7 @@ from shardpress.scan import ranges
 from shardpress.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, stats_of_unreadable
 from shardpress.scan.ranges import Scan
 from shardpress.settings.kinds import n_allowed
+from shardpress.shards.shard import Shard, first_rows
 
 log = logging.getLogger(__name__)
 
@@ -45,8 +47,17 @@ class ScanStage:
 
     name: ClassVar[str] = "scan"
 
+    @property
+    def shards(self) -> list[Shard]:
+        return [self.prepared.shards[i] for i in self.prepared.scanned]
+
     def key(self) -> str:
-        return self.prepared.scan_key
+        """Return the fingerprint of the scan, for which the digests of the rows need not be known."""
+        prepared = self.prepared
+        identities = prepared.identities
+        # A training must not use the scan of other runs, which lacks what only the training needs.
+        is_training = prepared.given_model is None
+        return fingerprint("scan", prepared.request.scan, is_training, [identities[i] for i in prepared.scanned])
 
     def load(self, earlier: EarlierResults) -> Scan | None:
         scan = self.existing(earlier)
@@ -88,7 +99,7 @@ class ScanStage:
         """
         if self.prepared.given_model is not None or self.prepared.config.bad_data.missing_value is not None:
             return None
-        return ranges.offset_for(self.prepared.shards, scan)
+        return ranges.offset_for(self.shards, scan)
 
     def check(self, scan: Scan) -> None:
         """Log warnings about the rows. Raise `DataError` if too many are bad, or no model can be trained on them."""
@@ -107,20 +118,25 @@ class ScanStage:
         """Raise `DataError` if there are more bad rows than the settings allow."""
         prepared = self.prepared
         settings = prepared.config.bad_data
-        n_bad = len(scan.bad_rows)
-        if not n_bad:
+        if not len(scan.bad_rows):
             return
-        words = ranges.describe_bad_rows(prepared.shards, scan, settings.missing_value)
+        words = ranges.describe_bad_rows(self.shards, scan, settings.missing_value)
         limit = prepared.max_bad_rows
-        if n_bad > limit:
+        if self.n_limited(scan) > limit:
             expected = "finite numbers"
             if prepared.allows_bad_data:
                 expected = f"at most {limit} (--max-bad {settings.max_bad})"
             raise DataError(f"{words}, expected {expected}. {self._advice_on_bad_rows(scan)}")
         log.warning("%s; they are left out and get NaN features", words)
 
+    def n_limited(self, scan: Scan) -> int:
+        """Return the number of bad rows to which the limit refers."""
+        shard_of_row = np.searchsorted(first_rows(self.shards), scan.bad_rows, side="right") - 1
+        is_limited = np.isin(self.prepared.scanned, self.prepared.limited)
+        return int(np.count_nonzero(is_limited[shard_of_row]))
+
     def check_usable(self, scan: Scan) -> None:
-        ranges.check_usable(self.prepared.shards, scan, self.prepared.config.bad_data.missing_value)
+        ranges.check_usable(self.shards, scan, self.prepared.config.bad_data.missing_value)
 
     def facts(self, scan: Scan) -> dict[str, Any]:
         return {"scan": scan.summary()}
@@ -154,12 +170,13 @@ class ScanStage:
 
     def _scan(self, context: RunContext) -> Scan:
         prepared = self.prepared
+        shards = self.shards
         settings = self._settings()
         n_processes = max(1, context.pool.n_local_processes)  # number of processes that share the memory budget
         settings = replace(settings, chunk_bytes=settings.chunk_bytes // n_processes)
         stats = context.pool.stats
         with (
-            Progress("scan", prepared.n_rows, "rows", prepared.shards[0].row_bytes) as progress,
+            Progress("scan", sum(shard.n_rows for shard in shards), "rows", shards[0].row_bytes) as progress,
             context.pool.executor(prepared.budget.n_threads) as (executor, n_at_once),
         ):
             stats.begin("scan")
@@ -167,7 +184,7 @@ class ScanStage:
             def advance(n_rows: int) -> None:
                 progress.advance(n_rows, stats)
 
-            return ranges.scan(prepared.shards, settings, executor, n_at_once, advance, prepared.fitted)
+            return ranges.scan(shards, settings, executor, n_at_once, advance, prepared.fitted)
 
     def _settings(self) -> ScanSettings:
         prepared = self.prepared
@@ -184,7 +201,7 @@ class ScanStage:
             chunk_bytes=prepared.budget.chunk_bytes,
             missing_indicator=prepared.given_model is None and prepared.config.bad_data.missing_indicator,
             ranks=prepared.given_model is None and prepared.config.scaling.transform == "rank",
-            for_training=prepared.finished is None,
+            for_training=prepared.given_model is None,
         )
 
     def _advice_on_bad_rows(self, scan: Scan) -> str:
@@ -193,7 +210,7 @@ class ScanStage:
         settings = prepared.config.bad_data
         advice = ["Fix the files"]
         # With a given model, --impute has no effect: the model either imputes values already, or never does.
-        if prepared.given_model is None and ranges.misses_values(prepared.shards, scan, settings.missing_value):
+        if prepared.given_model is None and ranges.misses_values(self.shards, scan, settings.missing_value):
             advice.append("fill in missing values with --impute median")
         if not scan.n_fitted:
             return f"Without these rows, no usable rows would remain. {', or '.join(advice)}."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from shardpress.encoding.storage import storage_of
@@ -17,14 +16,6 @@ _VALID_BYTES = 1  # of a row in `valid`
 _LEAST_COMPRESSED = 4  # compression ratio that is assumed before any features are known
 
 
-@dataclass(frozen=True)
-class Written:
-    """Rows with features that a run reuses, and the bytes of their parts."""
-
-    n_rows: int = 0
-    n_bytes: int = 0
-
-
 def check_space(journal: Journal, prepared: Prepared) -> None:
     """Raise `WriteFailed` if the features do not fit on the disk of the output directory."""
     try:
@@ -34,15 +25,13 @@ def check_space(journal: Journal, prepared: Prepared) -> None:
         return
     # Existing parts may belong to this model, whose fingerprint is known only after the training.
     parts = [record.part for record in journal.records("part")]
-    if journal.base is not None and prepared.finished is None:
-        parts += journal.base.parts
-    n_bytes = sum(part.entry.n_bytes for part in parts)
-    check_free(prepared, Written(sum(part.n_rows for part in parts), n_bytes), free)
+    parts += prepared.change.kept
+    check_free(prepared, sum(part.n_rows for part in parts), free)
 
 
-def check_free(prepared: Prepared, written: Written, free: int) -> None:
-    """Raise `WriteFailed` if `free` bytes are too few for the features that are not written yet."""
-    needed = bytes_missing(prepared, written)
+def check_free(prepared: Prepared, n_written: int, free: int) -> None:
+    """Raise `WriteFailed` if `free` bytes are too few for the features of all rows except `n_written`."""
+    needed = bytes_missing(prepared, n_written)
     if needed > free:
         output = Path(prepared.config.results.output)
         raise WriteFailed(
@@ -51,8 +40,8 @@ def check_free(prepared: Prepared, written: Written, free: int) -> None:
         )
 
 
-def bytes_missing(prepared: Prepared, written: Written) -> int:
-    """Return the minimum number of bytes of the features and extras that are not written yet.
+def bytes_missing(prepared: Prepared, n_written: int) -> int:
+    """Return the minimum number of bytes of the features and extras of all rows except `n_written`.
 
     Models and digests are not counted, because they are small.
     """
@@ -61,4 +50,4 @@ def bytes_missing(prepared: Prepared, written: Written) -> int:
     if storage.compression != "none":
         part_bytes //= _LEAST_COMPRESSED
     extras_bytes = sum(extra.dtype.itemsize for extra in prepared.shards[0].extras)
-    return max(0, prepared.n_rows * (part_bytes + extras_bytes + _VALID_BYTES) - written.n_bytes)
+    return max(0, prepared.n_rows - n_written) * (part_bytes + extras_bytes + _VALID_BYTES)

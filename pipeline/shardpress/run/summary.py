@@ -37,7 +37,7 @@ class Summary:
     gave_up: str = ""  # a sentence about the epochs that a deadline prevented
     judgment: str = ""  # sentences on the features compared with baselines
     n_components: int | None = None  # number of principal components, if it is not `n_features`
-    appended: dict[str, int] | None = None  # see `FinishedRun.counts`
+    appended: dict[str, int] | None = None  # numbers of files and rows, see `shardpress.run.finish`
     verdict: str | None = None  # on the new rows: ``keep``, ``watch`` or ``retrain``
     generation: int | None = None  # if it is not the first one
 
@@ -65,8 +65,6 @@ class Summary:
             words.append(f"Added {quantity(appended['n_new'], 'file')}")
         if appended["n_changed"]:
             words.append(f"Replaced {quantity(appended['n_changed'], 'changed file')}")
-        if appended["n_same"]:
-            words.append(f"Encoded {quantity(appended['n_same'], 'file')} with the same rows again")
         if appended["n_dropped"]:
             words.append(f"Removed {quantity(appended['n_dropped'], 'file')}")
         new = f"{quantity(appended['n_rows'], 'new row')}. " if appended["n_rows"] else ""

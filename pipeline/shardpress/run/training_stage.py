@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -50,13 +50,12 @@ class TrainingStage:
     """Stage that trains a model, or reuses the model of an earlier run."""
 
     prepared: Prepared  # with shards whose rows are read minus the scan's offset
-    unreadable: Iterable[int]  # positions of shards
     scan: Scan | None = None  # only `make` needs it
 
     name: ClassVar[str] = "training"
 
     def key(self) -> str:
-        return self.prepared.request.of_model(self.unreadable)
+        return self.prepared.request.of_model()
 
     def load(self, earlier: EarlierResults) -> Model | None:
         model = earlier.model(self.key())

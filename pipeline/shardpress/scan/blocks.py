@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ from shardpress.cluster.threads import check
 from shardpress.errors import DataError
 from shardpress.scan.sample import sample_positions
 from shardpress.scan.scaler import bad_rows, missing_entries
+from shardpress.shards.digests import Digest
 from shardpress.shards.rows import keep_chunks, read
 from shardpress.shards.shard import Block, Shard, first_rows
 
@@ -93,6 +94,7 @@ class BlockStats:
     n_missing: np.ndarray  # (n_inputs,), int64, missing values of each column
     sample: np.ndarray  # (n, n_inputs), float64, with NaN for missing values
     unreadable: Mapping[int, str] = field(default_factory=dict)  # reasons by the number of the shard in the input
+    digests: Mapping[int, int] = field(default_factory=dict)  # of rows, by the number of the shard
 
 
 def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) -> BlockStats:
@@ -109,8 +111,10 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) ->
         memory = _memory_for(block, memory)
         try:
             # Reuse the memory of the last block, because new pages would take half as long as the scan of a block.
-            rows = read(block, memory[: len(block)])
-            stats.append(_stats_of_rows(settings, stride, piece, rows))
+            digest = None if block.shard.form == "array" else Digest()  # no later run recognizes an array
+            rows = read(block, memory[: len(block)], digest)
+            found = _stats_of_rows(settings, stride, piece, rows)
+            stats.append(found if digest is None else replace(found, digests={piece.number: digest.value}))
         except DataError as error:
             if settings.max_unreadable is None:
                 raise
@@ -147,7 +151,16 @@ def merge_stats(stats: Sequence[BlockStats]) -> BlockStats:
         n_missing=np.sum([each.n_missing for each in stats], axis=0),
         sample=np.concatenate([each.sample for each in stats]),
         unreadable=_first_reasons(stats),
+        digests=_summed(stats),
     )
+
+
+def _summed(stats: Sequence[BlockStats]) -> dict[int, int]:
+    digests: dict[int, Digest] = {}
+    for each in stats:
+        for number, value in each.digests.items():
+            digests.setdefault(number, Digest()).add(value)
+    return {number: digest.value for number, digest in digests.items()}
 
 
 def _first_reasons(stats: Sequence[BlockStats]) -> dict[int, str]:

@@ -38,6 +38,7 @@ from shardpress.scan.sample import (
 )
 from shardpress.scan.scaler import Scaler, bad_entries
 from shardpress.scan.scaling import chosen_scale, scaled_as
+from shardpress.shards.digests import as_text
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, Shard, block_of, first_rows, row_dtype
 
@@ -85,6 +86,7 @@ class Scan:
     ranks: np.ndarray | None = None
     # Number of the good rows that ``--fit-on`` selects. All arrays but `bad_rows` describe only these rows.
     n_selected: int | None = None
+    digests: tuple[str | None, ...] = ()  # of the rows of each shard; None for unreadable shards
 
     @property
     def n_fitted(self) -> int:
@@ -141,6 +143,7 @@ class Scan:
         arrays, about = unpack(data)
         try:
             values = {**arrays, **about, "unreadable": dict(about["unreadable"]), "hints": tuple(about["hints"])}
+            values["digests"] = tuple(about["digests"])
             return cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"is not a scan: {error!r}") from error
@@ -271,6 +274,7 @@ def scan_from_stats(
         knots=None if tables is None else tables.knots,
         ranks=None if tables is None else tables.ranks,
         n_selected=None if fitted is None else stats.n_fitted,
+        digests=tuple(None if i in stats.unreadable else as_text(stats.digests.get(i, 0)) for i in range(len(shards))),
     )
     if scan.n_fitted and settings.for_training:
         scan = _with_scale(scan, settings.scale, scaler, stats.sample)

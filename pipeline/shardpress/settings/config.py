@@ -380,14 +380,15 @@ class ResultSettings:
 
     output: FolderPath = _setting("Write the results to this directory.", default="features")
     verify: Literal["digests", "sizes"] = _setting(
-        "How to check files of an earlier run: by size and digest (digests), or by size only (sizes).",
+        "How to recognize input files and check earlier results: by digests where they are needed (digests), or "
+        "without reading them, by name, size and modification time (sizes). --append checks results by size.",
         default="digests",
     )
     restart: bool = _switch("Discard all results in the output directory and start over.")
     overwrite: bool = _switch("Allow replacing results that were made from the same input with other settings.")
     append: bool = _switch(
-        "Encode new and changed files with the model in the output directory, and add their features to the finished "
-        "results."
+        "Encode new and changed files with the model in the output directory, and publish their features with the "
+        "finished results."
     )
     drop_missing: bool = _switch(
         "With --append or --retrain, remove the rows of files that are no longer in the input from the results."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,17 +26,17 @@ def fit_extras(shards: Sequence[Shard], part: Shard, include: Sequence[str] = ()
     Raise `DataError` if a shard lacks an extra, or if its values do not fit into the dtype of the part.
     """
     shards, _ = rename_extras(shards, existing_paths(shards, include))
-    masks = {extra.mask for extra in part.extras if extra.mask is not None}
-    expected = [extra for extra in part.extras if extra.name not in masks]
+    masks = {extra.name: extra.mask for extra in part.extras if extra.mask is not None}
+    expected = [extra for extra in part.extras if extra.name not in masks.values()]
     required = {extra.name for extra in expected if extra.mask is None}
     for shard in shards:
         _check_has_all(shard, required, part)
         _check_values(shard, expected, part)
-    shards = _without_others(shards, {extra.name for extra in expected}, masks)
+    shards = _without_others(shards, {extra.name for extra in part.extras})
     named = {extra.name for shard in shards for extra in shard.extras if extra.is_named}
     model = tuple(replace(extra, is_named=extra.name in named) for extra in expected)
-    # The part comes first, so that its categories keep their codes.
-    unified = unify_renamed([replace(part, extras=model), *shards], frozenset())[1:]
+    categories = {extra.name: extra.categories for extra in model if extra.categories is not None}
+    unified = unify_renamed([replace(part, extras=model), *shards], frozenset(), categories)[1:]
     fitted = [_with_masks(shard, masks) for shard in unified]
     for extra in part.extras:
         _check_dtype(extra, fitted[0], part)
@@ -54,19 +54,20 @@ def _check_has_all(shard: Shard, required: Iterable[str], part: Shard) -> None:
         )
 
 
-def _without_others(shards: Sequence[Shard], expected: set[str], masks: set[str]) -> list[Shard]:
+def _without_others(shards: Sequence[Shard], names: set[str]) -> list[Shard]:
     fitting = []
     for shard in shards:
-        surplus = {extra.name: _NOT_IN_EARLIER for extra in shard.extras if extra.name not in expected | masks}
+        surplus = {extra.name: _NOT_IN_EARLIER for extra in shard.extras if extra.name not in names}
         fitting.append(leave_out_extras(shard, surplus))
     return fitting
 
 
-def _with_masks(shard: Shard, masks: Iterable[str]) -> Shard:
-    """Return a shard with a mask for each extra that some of the earlier rows lack."""
+def _with_masks(shard: Shard, masks: Mapping[str, str]) -> Shard:
+    """Return a shard with a mask for each extra that some rows lack or lacked. `masks` are their names."""
     names = {extra.name for extra in shard.extras}
-    added = [Extra(mask, np.dtype(bool), fill=True) for mask in sorted(masks) if mask not in names]
-    return replace(shard, extras=(*shard.extras, *added))
+    extras = [replace(extra, mask=masks.get(extra.name)) for extra in shard.extras]
+    extras += [Extra(mask, np.dtype(bool), fill=True) for mask in sorted(masks.values()) if mask not in names]
+    return replace(shard, extras=tuple(extras))
 
 
 def _check_values(shard: Shard, expected: Sequence[Extra], part: Shard) -> None:

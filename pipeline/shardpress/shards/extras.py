@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from shardpress.errors import DataError, printable, quantity, short_list
 from shardpress.hdf5.forms import A_GROUP, are_few, is_requested, normal
 from shardpress.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
+from shardpress.result import RESERVED
 from shardpress.shards.shard import Extra, LeftOut, Shard
 from shardpress.shards.vet import code_dtype
 
@@ -36,29 +37,36 @@ _LONGEST = 80  # characters of a name or reason
 _Holders = Sequence[tuple[Shard, Extra]]  # shards that contain an extra of a given name, each with that extra
 
 
-def unify_extras(shards: Sequence[Shard], include: Sequence[str] = ()) -> tuple[Shard, ...]:
-    """Return shards that all have the same extras.
+def unify_extras(
+    shards: Sequence[Shard], include: Sequence[str] = (), categories: Mapping[str, Sequence[Any]] | None = None
+) -> tuple[Shard, ...]:
+    """Return shards that all have the same extras. Codes refer to known `categories`, followed by new ones.
 
     These are the extras of any shard, with a dtype that holds the values of all shards. Raise `DataError` if no shard
     has an extra at one of the paths `include`, or if no dtype holds those at the path of a dataset.
     """
     shards, required = rename_extras(shards, include)
-    return unify_renamed(shards, required)
+    return unify_renamed(shards, required, categories or {})
 
 
-def unify_renamed(shards: Sequence[Shard], required: frozenset[str]) -> tuple[Shard, ...]:
+def unify_renamed(
+    shards: Sequence[Shard], required: frozenset[str], categories: Mapping[str, Sequence[Any]]
+) -> tuple[Shard, ...]:
     """Return shards that all have the same extras, given shards whose extras have their final names."""
     kinds = {tuple((extra.name, _kind(extra)) for extra in shard.extras) for shard in shards}
-    if len(kinds) == 1:
+    has_known = any(extra.name in categories for extra in shards[0].extras)
+    if len(kinds) == 1 and not has_known:
         return tuple(shards)  # the usual case
-    common, left_out = _common_extras(shards, required)
+    common, left_out = _common_extras(shards, required, categories)
     unified = [replace(shard, extras=tuple(_fitted_extras(shard, common))) for shard in shards]
     # Only the first shard lists these extras, because they are the same for all shards.
     unified[0] = replace(unified[0], left_out=(*left_out, *shards[0].left_out))
     return tuple(unified)
 
 
-def _common_extras(shards: Sequence[Shard], required: frozenset[str]) -> tuple[list[Extra], list[LeftOut]]:
+def _common_extras(
+    shards: Sequence[Shard], required: frozenset[str], categories: Mapping[str, Sequence[Any]]
+) -> tuple[list[Extra], list[LeftOut]]:
     """Return the extras that every shard gets, and those without a common dtype. Log warnings.
 
     `required` are the names of extras that must have a common dtype.
@@ -75,7 +83,7 @@ def _common_extras(shards: Sequence[Shard], required: frozenset[str]) -> tuple[l
             continue
         with_rows = [each for each in own if each[0].n_rows] or own  # a shard without rows has no values that must fit
         kinds = _first_of_each_kind(with_rows)
-        extra = _common_extra(name, [each for _, each in kinds])
+        extra = _common_extra(name, [each for _, each in kinds], tuple(categories.get(name, ())))
         if extra is not None:
             common.append(_with_mask(extra, own, shards, used_names, warnings))
             continue
@@ -104,8 +112,11 @@ def _kind(extra: Extra) -> object:
     return extra.dtype, repr(extra.dtype.metadata), extra.categories, extra.is_named
 
 
-def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
-    """Return an extra that can hold the values of extras of several kinds, or None."""
+def _common_extra(name: str, kinds: Sequence[Extra], known: tuple[Any, ...]) -> Extra | None:
+    """Return an extra that can hold the values of extras of several kinds, or None.
+
+    `known` categories keep their codes.
+    """
     is_named = kinds[0].is_named
     all_categories = [extra.categories for extra in kinds if extra.categories is not None]
     if not all_categories:
@@ -113,7 +124,7 @@ def _common_extra(name: str, kinds: Sequence[Extra]) -> Extra | None:
         return None if dtype is None else Extra(name, dtype, is_named=is_named)
     if len(all_categories) < len(kinds):
         return None
-    categories = _union(all_categories)
+    categories = _union([known, *all_categories])
     if categories is None:
         return None
     return Extra(name, code_dtype(categories), fill=-1, is_named=is_named, categories=categories)
@@ -223,7 +234,8 @@ def _codes_of(extra: Extra, categories: Sequence[Any] | None) -> tuple[int, ...]
 def rename_extras(shards: Sequence[Shard], include: Sequence[str]) -> tuple[Sequence[Shard], frozenset[str]]:
     """Return the shards with the final names of the named extras, and the names of the extras at the paths `include`.
 
-    The names do not include extras in groups that a user has given, and the names of rows.
+    The names do not include extras in groups that a user has given, and the names of rows. Raise `DataError` if there
+    is no extra at a path, or if its final name is reserved.
     """
     extras = [extra for shard in shards for extra in shard.extras]
     named = list(dict.fromkeys(extra.name for extra in extras if extra.is_named))
@@ -235,6 +247,9 @@ def rename_extras(shards: Sequence[Shard], include: Sequence[str]) -> tuple[Sequ
         return shards, frozenset()
     paths = [path for path in include if path in named]
     names = _short_names(paths, named, {extra.name for extra in extras if not extra.is_named})
+    for path in paths:
+        if names[path] in RESERVED:
+            raise _reserved_error(shards, path, names[path])
     return [_with_names(shard, names) for shard in shards], frozenset(names[path] for path in paths)
 
 
@@ -247,20 +262,19 @@ def existing_paths(shards: Sequence[Shard], include: Sequence[str]) -> list[str]
     return [path for path in include if any(is_requested(each, [path]) for each in found)]
 
 
-def row_names_in(shards: Sequence[Shard], include: Sequence[str]) -> list[str]:
-    """Return the names of the extras that hold the names of rows, except for those that a user has requested."""
-    found = set()
-    for shard in shards:
-        for extra in shard.extras:
-            if extra.is_named and extra.layout and not is_requested(normal(extra.layout.name), include):
-                found.add(extra.name)
-    return sorted(found)
-
-
 def _missing_error(first: Shard, path: str) -> DataError:
     where = f"file={printable(first.path)} dataset={printable(path)}"
     reason = _reason(first, path) or "cannot be copied"
     return DataError(f"{where}: {printable(reason)}. Choose one with --include.")
+
+
+def _reserved_error(shards: Sequence[Shard], path: str, name: str) -> DataError:
+    holder = next(shard for shard in shards if any(extra.name == path for extra in shard.extras))
+    return DataError(
+        f"file={printable(holder.path)} dataset={printable(path)}: its values would be stored as {name}, a name that "
+        f"is reserved for shardpress ({', '.join(RESERVED)}). Rename the dataset in the files, or omit --include "
+        f"{printable(path)}."
+    )
 
 
 def _short_names(first: Sequence[str], paths: Sequence[str], used_names: set[str]) -> dict[str, str]:

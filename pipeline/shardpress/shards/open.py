@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from shardpress import signals
 from shardpress.errors import DataError, printable, quantity, short_list
@@ -77,10 +78,12 @@ def open_sources(
     on_bad_shard: Callable[[Path, DataError], object] | None,
     columns: ColumnRule,
     like: Shard | None = None,
+    categories: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[Shard, ...]:
     """Vet files and describe the shards in the log, as `open_shards` does. Return nothing if all files are refused.
 
-    If `like` is a part of a finished run, the shards must have its extras (`shardpress.shards.appending.fit_extras`).
+    If `like` has the rows of a finished run, the shards must have its extras: see `fit_extras`.
+    Otherwise, extras keep the codes of known `categories`, by their names.
     """
     selection = replace(selection, include=tuple(dict.fromkeys(selection.include)))
     check = ColumnCheck(columns)
@@ -89,7 +92,7 @@ def open_sources(
     if not fitting:
         return ()
     if like is None:
-        shards = unify_extras(fitting, selection.include)
+        shards = unify_extras(fitting, selection.include, categories or {})
     else:
         shards = fit_extras(fitting, like, selection.include)
     _log_shards(shards)

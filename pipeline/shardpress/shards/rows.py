@@ -20,7 +20,8 @@ from shardpress.hdf5.forms import Numbers, numbers_of
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.values import read_values
 from shardpress.preparation import Preparation
-from shardpress.shards.shard import Block, Extra, Shard, aligned, read_dtype
+from shardpress.shards.digests import Digest
+from shardpress.shards.shard import UNREADABLE, Block, Extra, Shard, aligned, read_dtype
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,11 @@ def keep_chunks(max_bytes: int) -> None:
     CHUNKS.resize(max_bytes)
 
 
-def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
+def read(block: Block, out: np.ndarray | None = None, digest: Digest | None = None) -> np.ndarray:
     """Return the rows of a block: (len(block), n_inputs), in the shard's `dtype`, C order.
 
-    `out` is memory for the result, with this shape and dtype.
+    `out` is memory for the result, with this shape and dtype. The rows as they are stored, in the order of the model's
+    columns, are added to `digest`.
 
     Raises
     ------
@@ -53,21 +55,21 @@ def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
     if len(block):  # an empty block needs no file
         if shard.preparation is not None:
-            _read_prepared(block, shard.preparation, out)
+            _read_prepared(block, shard.preparation, out, digest)
         elif shard.offset is not None:
-            _read_with_offset(block, shard.offset, out)
+            _read_with_offset(block, shard.offset, out, digest)
         else:
-            _read_ordered(block, out)
+            _read_ordered(block, out, digest)
     return out
 
 
-def _read_prepared(block: Block, preparation: Preparation, out: np.ndarray) -> None:
+def _read_prepared(block: Block, preparation: Preparation, out: np.ndarray, digest: Digest | None) -> None:
     raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
     if raw_dtype == out.dtype:
-        _read_ordered(block, out)
+        _read_ordered(block, out, digest)
     else:
         raw = np.empty(out.shape, raw_dtype)
-        _read_ordered(block, raw)
+        _read_ordered(block, raw, digest)
         try:
             preparation.check(raw, block.start)
         except ValueError as error:
@@ -76,10 +78,12 @@ def _read_prepared(block: Block, preparation: Preparation, out: np.ndarray) -> N
     preparation.apply_in_place(out)
 
 
-def _read_ordered(block: Block, out: np.ndarray) -> None:
+def _read_ordered(block: Block, out: np.ndarray, digest: Digest | None) -> None:
     _READERS[block.shard.form](block, out)
     if block.shard.order is not None:
         _reorder(out, block.shard.order)
+    if digest is not None:
+        digest.add_rows(out, block.start)
 
 
 def _reorder(rows: np.ndarray, order: np.ndarray) -> None:
@@ -90,7 +94,7 @@ def _reorder(rows: np.ndarray, order: np.ndarray) -> None:
         piece[...] = np.take(piece, order, axis=1)
 
 
-def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray) -> None:
+def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray, digest: Digest | None) -> None:
     """Read rows and subtract an offset (n_inputs,). Integers are subtracted exactly, in 64 bits."""
     raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
     # Rows of 64 bits are read into the memory of the result.
@@ -99,7 +103,7 @@ def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray) -> None
         raw = out.view(raw_dtype)
     else:
         raw = np.empty(out.shape, raw_dtype)
-    _read_ordered(block, raw)
+    _read_ordered(block, raw, digest)
     if out.dtype.kind == "f":
         np.subtract(raw, offset, out=out)
     else:
@@ -248,12 +252,17 @@ def _read_array(block: Block, out: np.ndarray) -> None:
         out[start:stop] = shard.rows[block.start + start : block.start + stop].toarray()
 
 
+def _refuse(block: Block, out: np.ndarray) -> None:
+    raise DataError(f"{block.shard}: its file cannot be used. See the warning about it above.")
+
+
 _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
     "dense": partial(_read_stored, axis=0),
     "columns": partial(_read_stored, axis=-1),
     "sparse": _read_sparse,
     "table": _read_table,
     "array": _read_array,
+    UNREADABLE: _refuse,
 }
 
 

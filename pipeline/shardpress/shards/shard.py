@@ -29,6 +29,9 @@ WIDE_BYTES = 2**22
 _NUMBER_BYTES = 8
 _LONGEST = 400  # characters of a reason
 
+UNREADABLE = "unreadable"
+"""Form of a shard whose rows are in a result, but whose file cannot be used."""
+
 _READ_AS = {
     "bool": "uint8",  # the fastest dtype to copy to a device
     "float16": "float32",  # Theano has no float16 arithmetic on the CPU

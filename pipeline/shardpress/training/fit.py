@@ -137,9 +137,11 @@ def _read_data(
 ) -> _Data:
     """Choose the rows of a training run and of its validation, and read the rows that stay in memory."""
     seed = config.training.seed
-    validation_numbers = _validation_numbers(
-        scan, config.validation.validation_fraction, sizes.max_validation_rows, seed
-    )
+    validation_numbers = validation_rows(scan, config.validation.validation_fraction, sizes.max_validation_rows, seed)
+    n_wanted = round(config.validation.validation_fraction * scan.n_rows)
+    if n_wanted > sizes.max_validation_rows:
+        n_used = quantity(sizes.max_validation_rows, "row")
+        log.info("validation: using %s instead of %d, which suffice to measure the error", n_used, n_wanted)
     left_out = np.union1d(scan.bad_rows, validation_numbers)  # sorted, as `Order` requires
     # A window takes whole slabs. With four or more slabs, it mixes rows from different parts of the data set.
     starts = slab_starts(shards, sizes.window_rows // 4)
@@ -152,13 +154,9 @@ def _read_data(
     return _Data(shards, scan, cleaning, order, rows, rows.take(validation_numbers), validation_numbers)
 
 
-def _validation_numbers(scan: Scan, fraction: float, most: int, seed: int) -> np.ndarray:
+def validation_rows(scan: Scan, fraction: float, most: int, seed: int) -> np.ndarray:
     """Return the numbers of the validation rows."""
     n_wanted = round(fraction * scan.n_rows)  # a fraction of all rows, from which bad rows are then dropped
-    if n_wanted > most:
-        log.info(
-            "validation: using %s instead of %d, which suffice to measure the error", quantity(most, "row"), n_wanted
-        )
     return spread_rows(scan.n_rows, scan.bad_rows, min(n_wanted, most), seed)
 
 

@@ -12,29 +12,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
-from shardpress.errors import DataError, EarlierVersion, ShardpressError, TryAgain, printable, quantity
+from shardpress.errors import DataError, EarlierVersion, ShardpressError, TryAgain, printable
 from shardpress.hdf5.files import writers
 from shardpress.model import Model
-from shardpress.output.disk import Disk
 from shardpress.output.journal import Journal, Record
 from shardpress.output.lock import LOCK, objection
 from shardpress.records import Part
-from shardpress.run.append import check_finished, open_finished
-from shardpress.run.budget import n_threads_of
-from shardpress.run.contents import compare_contents
+from shardpress.run.base import base_of, open_readonly, with_settings_of
 from shardpress.run.encoding_stage import EncodingStage
-from shardpress.run.finished import FinishedRun
-from shardpress.run.prepare import Prepared, prepare, too_many_bad_shards
-from shardpress.run.resume import (
-    EarlierResults,
-    adds_extras_to,
-    checkpoint_in_words,
-    finished_result,
-    is_acceptable,
-    stored_deadline,
-)
+from shardpress.run.inputs import too_many_bad_shards
+from shardpress.run.prepare import Prepared, prepare
+from shardpress.run.refusal import changed_files, check_change
+from shardpress.run.resume import EarlierResults, checkpoint_in_words, is_complete, stored_deadline
 from shardpress.run.scan_stage import ScanStage
-from shardpress.run.space import Written, check_free
+from shardpress.run.space import check_free
 from shardpress.run.training_stage import TrainingStage
 from shardpress.scan.ranges import Scan
 from shardpress.settings.config import Config
@@ -86,15 +77,17 @@ def captured_warnings() -> Iterator[Findings]:
 
 
 def check_inputs(config: Config, findings: Findings) -> Prepared | None:
-    """Return the prepared run; None if the settings or the inputs are invalid, or if there is nothing to append."""
-    finished = None
-    if config.results.append:
-        finished = findings.attempt(lambda: _finished_run(config))
-        if finished is None or not finished.sources:
-            return None
-        config = finished.config
+    """Return the prepared run; None if the settings, the inputs or the earlier results are invalid."""
+    n_before = len(findings.problems)
+    journal = findings.attempt(lambda: open_readonly(config))
+    if len(findings.problems) > n_before and config.results.append:
+        return None
     lenient = config.changed(on_bad_data="skip", max_bad="100%")  # so that all bad shards are found
-    prepared = findings.attempt(lambda: prepare(lenient, finished))
+    prepared = findings.attempt(lambda: prepare(lenient, journal))
+    if prepared is not None and config.results.append:
+        assert journal is not None
+        assert journal.base is not None
+        config = with_settings_of(config, journal.base)
     if config.bad_data.on_bad_data == "raise":
         left_out = [words for words in findings.warnings if words.endswith(_LEFT_OUT)]
         findings.problems += [DataError(words.removesuffix(_LEFT_OUT)) for words in left_out]
@@ -107,28 +100,6 @@ def check_inputs(config: Config, findings: Findings) -> Prepared | None:
         if error is not None:
             findings.problems.append(error)
     return replace(prepared, config=replace(prepared.config, bad_data=config.bad_data))
-
-
-def _finished_run(config: Config) -> FinishedRun:
-    """Return the finished run that an append would extend."""
-    check_finished(config)
-    journal = _open_readonly(config)
-    assert journal is not None
-    earlier = EarlierResults(journal, n_threads_of(config.machine), compares_digests=False, is_readonly=True)
-    return open_finished(config, journal, earlier)
-
-
-def adds_extras(prepared: Prepared) -> bool:
-    """Return whether a run would only add extras to the finished run in its output."""
-    directory = Path(prepared.config.results.output)
-    if not prepared.config.inputs.include or objection(directory) is not None:
-        return False
-    with suppress(ShardpressError):  # `check_output` reports it
-        journal = _open_readonly(prepared.config)
-        if journal is not None:
-            prepared, _ = compare_contents(journal, prepared, reads=False)
-            return adds_extras_to(journal, prepared)
-    return False
 
 
 def check_output(prepared: Prepared, findings: Findings) -> Reusable:
@@ -148,17 +119,17 @@ def check_output(prepared: Prepared, findings: Findings) -> Reusable:
             )
         )
     reusable = Reusable()
-    journal = findings.attempt(lambda: _open_readonly(prepared.config))
-    if journal is not None:
-        prepared, _ = compare_contents(journal, prepared, reads=False)
-        reusable = _reusable_results(journal, prepared)
-        if prepared.finished is None:
-            findings.attempt(lambda: finished_result(journal, prepared))
+    with suppress(ShardpressError):  # `check_inputs` has reported it
+        journal = open_readonly(prepared.config)
+        if journal is not None:
+            prepared, earlier = _with_parts(journal, prepared)
+            reusable = _reusable_results(prepared, earlier)
+            findings.attempt(lambda: check_change(journal, prepared))
     if reusable.is_complete:
         return reusable  # a finished run writes nothing
     free = free_bytes(directory)
     if free is not None:
-        findings.attempt(lambda: check_free(prepared, reusable.written, free))
+        findings.attempt(lambda: check_free(prepared, reusable.n_written, free))
     return reusable
 
 
@@ -188,8 +159,9 @@ def check_rows(stage: ScanStage, scan: Scan, findings: Findings) -> bool:
     """Return whether a model can be trained on the rows, according to a scan of some of them."""
     prepared = stage.prepared
     n_before = len(findings.problems)
-    n_bad = len(scan.bad_rows) * prepared.n_rows // max(1, scan.n_rows)
-    if prepared.allows_bad_data and len(scan.bad_rows) * prepared.n_rows > prepared.max_bad_rows * scan.n_rows:
+    n_limited = stage.n_limited(scan)
+    if prepared.allows_bad_data and n_limited * prepared.n_rows > prepared.max_bad_rows * scan.n_rows:
+        n_bad = n_limited * prepared.n_rows // max(1, scan.n_rows)
         limit = f"expected at most {prepared.max_bad_rows} (--max-bad {prepared.config.bad_data.max_bad})"
         findings.warnings.append(f"about {n_bad} rows are bad, {limit}")
     findings.attempt(lambda: stage.check_bad_rows(scan))
@@ -215,38 +187,31 @@ class Reusable:
     model: Model | None = None  # the trained model, or the given model
     checkpoint: Record | None = None  # the last one of an unfinished training run
     ends_by: float | None = None  # deadline, in seconds since 1970
-    written: Written = field(default_factory=Written)
+    n_written: int = 0  # rows whose features exist
     words: dict[str, str] = field(default_factory=dict)  # about reused results, by the name of the stage
+    files: list[str] = field(default_factory=list)  # how they differ from those of the published result, in words
 
 
-class _UnchangingDisk(Disk):
-    """Disk that removes no file, not even those that a run would remove."""
+def _with_parts(journal: Journal, prepared: Prepared) -> tuple[Prepared, EarlierResults]:
+    """Return the run with the change that the intact parts of the result leave to it.
 
-    def remove(self, path: Path) -> None:
-        """Do nothing."""
-
-
-def _open_readonly(config: Config) -> Journal | None:
-    """Return the journal of an output directory without locking or changing it; None if it does not exist yet."""
-    directory = Path(config.results.output)
-    if not directory.is_dir():
-        return None
-    results = config.results
-    return Journal(directory, _UnchangingDisk(), results.restart, results.append or results.retrain)
+    Files are compared by size only; with ``--verify digests`` a run also compares their digests.
+    """
+    earlier = EarlierResults(journal, prepared.budget.n_threads, compares_digests=False, is_readonly=True)
+    base = base_of(journal)
+    if base is not None:
+        base = replace(base, parts=earlier.published_parts())
+    return prepared.with_change(base, journal.base), earlier
 
 
-def _reusable_results(journal: Journal, prepared: Prepared) -> Reusable:
+def _reusable_results(prepared: Prepared, earlier: EarlierResults) -> Reusable:
     """Return the results in a directory that a run would reuse.
 
-    Files are compared by size only; with ``--verify digests`` a run also compares their digests. The function
-    `shardpress.run.resume.finished_result` checks whether the settings allow replacing the other results.
+    The function `shardpress.run.refusal.check_change` checks whether the settings allow replacing the others.
     """
-    base = journal.base
-    earlier = EarlierResults(journal, prepared.budget.n_threads, compares_digests=False, is_readonly=True)
-    is_same = base is not None and base.fingerprint == prepared.request.of_all()
-    if base is not None and is_same and is_acceptable(base, prepared) and earlier.is_intact(base):
+    if is_complete(earlier.journal, prepared, earlier):
         words = dict.fromkeys(("scan", "training", "encoding"), _FINISHED)
-        return Reusable(is_complete=True, has_scan=True, written=Written(prepared.n_rows), words=words)
+        return Reusable(is_complete=True, has_scan=True, n_written=prepared.n_rows, words=words)
     return _reusable_stages(earlier, prepared)
 
 
@@ -255,41 +220,45 @@ def _reusable_stages(earlier: EarlierResults, prepared: Prepared) -> Reusable:
     scanning = ScanStage(prepared)
     has_scan = scanning.load(earlier) is not None
     scan = scanning.existing(earlier)  # even if it will be repeated, because it lists the unreadable shards
-    unreadable = scan.unreadable if scan else {}
+    unreadable: dict[int, str] = {}
+    if scan is not None:
+        prepared = prepared.with_digests(scan.digests)
+        unreadable = {prepared.scanned[i]: reason for i, reason in scan.unreadable.items()}
 
-    training = TrainingStage(prepared, tuple(unreadable))
-    model = prepared.given_model or training.load(earlier)
+    model = prepared.given_model
     checkpoint = None
     parts: list[Part] = []
-    if model is None:
-        checkpoint = training.last_checkpoint(earlier)
-    else:
-        parts = EncodingStage(prepared, model, prepared.by_number(unreadable)).existing(earlier).parts
-    n_encoded = sum(part.n_rows for part in parts)
-    n_bytes = sum(part.entry.n_bytes for part in parts)
+    if model is None and scan is not None:
+        training = TrainingStage(prepared)
+        model = training.load(earlier)
+        if model is None:
+            checkpoint = training.last_checkpoint(earlier)
+    if model is not None:
+        parts = EncodingStage(prepared, model, unreadable).existing(earlier).parts
+    n_written = sum(part.n_rows for part in parts)
 
     words = _training_in_words(prepared, model, checkpoint)
-    if prepared.finished is not None:
-        n_kept = sum(part.n_rows for part in prepared.finished.parts)
-        words["encoding"] = f"only new and changed files; the features of {quantity(n_kept, 'row')} stay"
     if has_scan:
         words["scan"] = _FINISHED
-    if n_encoded:
-        words["encoding"] = f"{n_encoded} of {prepared.n_rows} rows were encoded by an earlier run"
+    if n_written:
+        words["encoding"] = f"{n_written} of {prepared.n_rows} rows were encoded by an earlier run"
     deadline = stored_deadline(earlier.journal, prepared.config, prepared.request, time.time()) or {}
     return Reusable(
         has_scan=has_scan,
         model=model,
         checkpoint=checkpoint,
         ends_by=deadline.get("ends_by"),
-        written=Written(n_encoded, n_bytes),
+        n_written=n_written,
         words=words,
+        files=changed_files(prepared),
     )
 
 
 def _training_in_words(prepared: Prepared, model: Model | None, checkpoint: Record | None) -> dict[str, str]:
+    if prepared.keeps_model:
+        return {"training": "the model stays"}
     if prepared.given_model is not None:
-        return {"training": "the model is given (--model or --append)"}
+        return {"training": "the model is given (--model)"}
     if model is not None:
         return {"training": _FINISHED}
     if checkpoint is not None:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shardpress.device import TILE_ROWS, seconds_compiling, start_device, theanos_errors
+from shardpress.encoding.worker import Encoders
 from shardpress.run.deadline import reserved_seconds
-from shardpress.run.encoding_stage import EncodingStage, encoder_of, encoding_bytes
+from shardpress.run.encoding_stage import EncodingStage, encoding_bytes
 from shardpress.run.finish import finish_bytes
 from shardpress.run.memory import LIBRARY_BYTES, available_bytes, device_bytes, taken_bytes
 from shardpress.run.plan.checks import (
     Findings,
     Reusable,
-    adds_extras,
     captured_warnings,
     check_inputs,
     check_output,
@@ -35,6 +35,7 @@ from shardpress.settings.deadline import deadline_of
 from shardpress.shards.shard import row_dtype
 
 if TYPE_CHECKING:
+    from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.backend import Device
 
 # Estimates for the report, which measures a bounded number of rows. Its classifiers and components take longer on wide
@@ -55,6 +56,7 @@ class Plan:
     stages: list[StageEstimate] = field(default_factory=list)  # without stages that could not be tried
     memory: dict[str, int | None] = field(default_factory=dict)
     disk: dict[str, int | None] = field(default_factory=dict)
+    files: list[str] = field(default_factory=list)  # how they differ from those of the published result, in words
     earlier: dict[str, str] = field(default_factory=dict)  # results of an earlier run that each stage reuses
     problems: list[dict[str, Any]] = field(default_factory=list)  # ``kind``, ``exit_code``, ``words``
     warnings: list[str] = field(default_factory=list)
@@ -78,13 +80,6 @@ def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
         start = time.monotonic()
         report_step("checking the inputs and the output")
         prepared = check_inputs(config, findings)
-        if prepared is not None and adds_extras(prepared):
-            appended = check_inputs(config.changed(append=True), findings)
-            if appended is None or not _has_changed_rows(appended):
-                config = config.changed(append=True)
-                prepared = appended
-        if prepared is None and config.results.append and not findings.problems:
-            facts["earlier"] = {"encoding": "the results contain all files of --input; there is nothing to append"}
         if prepared is not None:
             reusable = check_output(prepared, findings)
             facts = _facts_without_sample(prepared, reusable)
@@ -101,10 +96,6 @@ def make_plan(config: Config, report_step: Callable[[str], object]) -> Plan:
         {"kind": type(error).__name__, "exit_code": error.exit_code, "words": str(error)} for error in findings.problems
     ]
     return Plan(**facts, problems=problems, warnings=list(dict.fromkeys(findings.warnings)))
-
-
-def _has_changed_rows(appended: Prepared) -> bool:
-    return appended.finished is not None and appended.finished.n_changed > 0
 
 
 def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, Any]:
@@ -130,6 +121,7 @@ def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, A
             "replicas": config.training.replicas,
         },
         "disk": _disk(prepared, reusable),
+        "files": reusable.files,
         "earlier": reusable.words,
     }
 
@@ -138,9 +130,9 @@ def _disk(prepared: Prepared, reusable: Reusable) -> dict[str, int | None]:
     """Return the bytes that the run would write, the free bytes now, and the free bytes afterwards."""
     n_bytes = 0
     if not reusable.is_complete:
-        # A trained model is written twice: before the encoding, and in the index.
-        n_copies = 2 if prepared.given_model is None else 1
-        n_bytes = bytes_missing(prepared, reusable.written) + prepared.max_network.n_weights * 4 * n_copies
+        # The model is written twice: before the encoding, and in the index.
+        n_copies = 2 if reusable.n_written < prepared.n_rows else 1
+        n_bytes = bytes_missing(prepared, reusable.n_written) + prepared.max_network.n_weights * 4 * n_copies
     free = free_bytes(Path(prepared.config.results.output))
     return {"n_bytes": n_bytes, "free": free, "left": None if free is None else free - n_bytes}
 
@@ -169,7 +161,7 @@ def _memory(prepared: Prepared, device: Device, findings: Findings) -> dict[str,
     resident = prepared.budget.keeps_rows(device)
     stages = [ScanStage(prepared).memory_bytes(), encoding_bytes(prepared), finish_bytes(prepared)]
     if prepared.given_model is None:
-        stages.append(TrainingStage(prepared, ()).memory_bytes(resident and on_host))
+        stages.append(TrainingStage(prepared).memory_bytes(resident and on_host))
     needed = in_use + LIBRARY_BYTES + max(stages)
     available = available_bytes()
     if 0 < available < needed:
@@ -200,12 +192,13 @@ def _sample_stages(
         return None
 
     training = None
+    encoder: Encoders | Autoencoder
     if prepared.given_model is None:
         report_step("compiling, and training on a sample")
         training, model, encoder = sample_training(prepared, scanned.scan, resident)
     else:
         model = prepared.given_model
-        encoder = encoder_of(prepared, model)
+        encoder = Encoders(model)
 
     report_step("encoding a sample")
     folder = None  # nothing is written to a disk that is nearly full, not even for a moment
@@ -220,18 +213,18 @@ def _estimate_stages(prepared: Prepared, reusable: Reusable, sample: Sample) -> 
     """Return the time of each stage: 0 if its result is reused, otherwise an estimate from the sample."""
     estimates = []
     if prepared.is_scanned:
-        seconds = sample.scan.seconds_for(prepared.n_rows)
+        seconds = sample.scan.seconds_for(sum(prepared.shards[i].n_rows for i in prepared.scanned))
         scan = StageEstimate(ScanStage.name, seconds, sample.scan.in_words())
         estimates.append(_reused(scan, reusable) if reusable.has_scan else scan)
-    seconds = sample.encoding.seconds_for(prepared.n_rows - reusable.written.n_rows)
+    seconds = sample.encoding.seconds_for(prepared.n_rows - reusable.n_written)
     encoding = StageEstimate(EncodingStage.name, seconds, sample.encoding.in_words())
-    if reusable.written.n_rows == prepared.n_rows:
+    if reusable.n_written == prepared.n_rows:
         encoding = _reused(encoding, reusable)
     if sample.training is not None:
         reserved = reserved_seconds(encoding.seconds)
         reserved += sum(estimate.seconds for estimate in estimates)
         ends_by = reusable.ends_by or deadline_of(prepared.config.timing, time.time())
-        training = TrainingStage(prepared, ()).estimate(sample, reusable.checkpoint, ends_by, reserved)
+        training = TrainingStage(prepared).estimate(sample, reusable.checkpoint, ends_by, reserved)
         estimates.append(_reused(training, reusable) if reusable.model is not None else training)
     what = "verification of some rows, and a sample for the report"
     report_seconds = _REPORT_SECONDS + _REPORT_SECONDS_PER_COLUMN * prepared.n_inputs

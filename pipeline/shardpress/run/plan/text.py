@@ -22,6 +22,7 @@ def plan_text(plan: Plan, output: str) -> str:
         _components(plan),
         _stages(plan),
         _resources(plan),
+        _files(plan),
         _earlier(plan),
         _problems(plan),
     ]
@@ -83,6 +84,11 @@ def _resources(plan: Plan) -> Iterator[str]:
         if disk["free"] is not None and disk["left"] is not None:
             text += f"; {size(disk['free'])} free, {size(disk['left'])} afterwards"
         yield text
+
+
+def _files(plan: Plan) -> Iterator[str]:
+    for words in plan.files:
+        yield from _filled("input:", words)
 
 
 def _earlier(plan: Plan) -> Iterator[str]:

@@ -1,0 +1,147 @@
+"""The content of an output directory when a run starts, and the settings that an append takes over from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from msgspec import structs
+
+from shardpress.errors import ConfigError, NoInput, printable
+from shardpress.output.disk import Disk
+from shardpress.output.journal import Journal
+from shardpress.records import Request, with_digests
+from shardpress.result import INDEX, Result, given_name, load_model
+from shardpress.run.difference import Base
+from shardpress.settings.config import SETTINGS, Config
+from shardpress.settings.kinds import as_typed
+from shardpress.shards.shard import Extra, Shard
+
+# Settings that the new rows need in addition to those that affect only the features. The model has all others.
+_INHERITED = ("dataset", "orientation", "match_columns", "labels", "missing_value", "on_bad_data", "max_bad")
+_OF_RESULTS = ("scan", "model", "features")
+
+
+class _UnchangingDisk(Disk):
+    """Disk that removes no file, not even those that a run would remove."""
+
+    def remove(self, path: Path) -> None:
+        """Do nothing."""
+
+
+def open_readonly(config: Config) -> Journal | None:
+    """Return the journal of an output directory without locking or changing it; None if it does not exist yet.
+
+    Raise `NoInput` if a run with ``--append`` has nothing to append to.
+    """
+    results = config.results
+    directory = Path(results.output)
+    if results.append and not (directory / INDEX).exists():
+        raise NoInput(
+            f"output={printable(directory)}: contains no finished run, expected one to append to. Run the same command "
+            "without --append first."
+        )
+    if not directory.is_dir():
+        return None
+    return Journal(directory, _UnchangingDisk(), results.restart, results.append or results.retrain)
+
+
+def base_of(journal: Journal | None) -> Base | None:
+    """Return what an output directory contains, without its parts; None if it contains no result."""
+    if journal is None or journal.base is None:
+        return None
+    result = journal.base
+    facts = result.facts
+    shards = with_digests(facts.request.shards, result.parts)
+    request = structs.replace(facts.request, shards=shards)
+    append_ids = [0] * len(shards)
+    for part in result.parts:
+        append_ids[part.shard] = part.append_id
+    request = _with_later_stats(request, journal.request)
+    return Base(
+        request,
+        facts.keys.model,
+        result.encoder,
+        facts.keys.features,
+        n_appends=len(facts.appends),
+        append_ids=append_ids,
+    )
+
+
+def _with_later_stats(request: Request, later: Request | None) -> Request:
+    """Return the request with the stats of files that a later run has seen with the same content."""
+    if later is None:
+        return request
+    seen = {shard.place: shard for shard in later.shards if shard.rows is not None}
+    shards = []
+    for shard in request.shards:
+        other = seen.get(shard.place)
+        if other is not None and (other.kind, other.rows, other.extras) == (shard.kind, shard.rows, shard.extras):
+            shard = structs.replace(shard, stat=other.stat)
+        shards.append(shard)
+    return structs.replace(request, shards=shards)
+
+
+def shard_like(result: Result) -> Shard:
+    """Return the rows of a result as a shard with its extras, whose dtypes, categories and masks new rows get."""
+    masks = result.facts.masks
+    extras = []
+    for name, (dtype, categories) in result.extras().items():
+        extra = Extra(given_name(name), dtype, mask=masks.get(name))
+        if categories is not None:
+            codes = tuple(range(len(categories)))
+            extra = replace(extra, fill=-1, categories=tuple(categories), codes=codes)
+        extras.append(extra)
+    shape = (result.n_rows, result.n_features)
+    return Shard(str(result.path), "features", shape, "<f4", "float32", extras=tuple(extras))
+
+
+def names_of_extras(result: Result) -> set[str]:
+    return {given_name(name) for name in result.extras()}
+
+
+# -- settings ------------------------------------------------------------------------------------------------------
+
+
+def with_settings_of(config: Config, result: Result) -> Config:
+    """Return the settings of an append, with those of the result on which its rows depend.
+
+    Raise `ConfigError` if a setting that affects the results was given with another value.
+    """
+    values = config.flat()
+    stored: Mapping[str, Any] = Config.from_flat(result.facts.config).flat()
+    conflicts = []
+    inherited = {}
+    for name, setting in SETTINGS.items():
+        if name == "replicas":  # the number of replicas is reduced to what the rows allow
+            continue
+        value = stored[name]
+        is_default = values[name] == setting.default
+        if name == "include":
+            inherited[name] = tuple(dict.fromkeys([*value, *values[name]]))  # extras can be added to the results
+            continue
+        if setting.affects in _OF_RESULTS and not is_default and values[name] != value:
+            conflicts.append(f"{name} {as_typed(value)}, found {as_typed(values[name])}")
+        if is_default and (setting.affects == "features" or name in _INHERITED):
+            inherited[name] = value
+    if conflicts:
+        raise ConfigError(
+            f"output={printable(result.directory)}: --append uses the settings of the finished run, which has "
+            f"{'; '.join(conflicts)}. Omit these settings, or choose another --output with --model."
+        )
+    _check_model(config, result)
+    return config.changed(**inherited, fit_on=None)  # the new rows are only encoded
+
+
+def _check_model(config: Config, result: Result) -> None:
+    """Raise `ConfigError` if `--model` is another model than that of a finished run."""
+    given = config.inputs.model
+    if given is None or given == result.facts.config.get("model"):
+        return
+    if load_model(given).fingerprint != result.encoder:
+        raise ConfigError(
+            f"model={printable(given)}: another model than that of the finished run in "
+            f"output={printable(result.directory)}. Omit --model, or choose another --output."
+        )

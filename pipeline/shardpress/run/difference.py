@@ -1,0 +1,251 @@
+"""The difference between what an output directory contains and what a run is asked for.
+
+No file is read here. A shard is the same if its rows and extras have the same digests, wherever its file is. What the
+file system says about a file only decides whether a digest is needed: if its size, times and inode are the same, so is
+its content. A file with other content at the same path has changed.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from msgspec import structs
+
+from shardpress.records import Part, Request, ShardFacts
+
+
+@dataclass(frozen=True)
+class Base:
+    """The content of an output directory."""
+
+    request: Request
+    model: str  # fingerprint of everything that determines the model
+    encoder: str  # fingerprint of the model itself
+    features: str  # fingerprint of everything else that determines the features of a row
+    parts: tuple[Part, ...] = ()  # intact ones, in the order of the rows
+    n_appends: int = 0
+    append_ids: Sequence[int] = ()  # the append that brought the rows of each shard; 0 for the first run
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The request of a run, and facts that decide which results satisfy it."""
+
+    request: Request  # with the shards in the order of the input, and the digests that are known
+    encoder: str | None  # fingerprint of the model if the run does not train one
+    features: Callable[[str], str]  # returns the fingerprint `Base.features`, given that of the model
+    unreadable: Collection[str] = ()  # paths of files that cannot be used
+    compares_digests: bool = True  # otherwise, files with the same size and modification time are the same
+    reorders: bool = False  # whether the rows get the order of the input
+
+
+class Place(NamedTuple):
+    """A shard of the result that a run makes."""
+
+    base: int | None  # its position in the base; None for a new shard
+    wanted: int | None  # its position in the input; None if its file cannot be used, and its rows stay
+    is_same: bool = False  # whether its rows and extras are those of the base
+
+
+@dataclass(frozen=True)
+class Change:
+    """The work of a run."""
+
+    places: tuple[Place, ...]  # of the result, in the order of the rows
+    gone: tuple[int, ...] = ()  # positions in the base
+    trains: bool = True  # whether the model of the base is not used
+    settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # before and now, by name
+    encodes_again: bool = False  # whether all rows are encoded again with the same model, for example with more extras
+    kept: tuple[Part, ...] = ()  # with the positions of `places`
+
+    @property
+    def new(self) -> list[int]:
+        return [i for i, place in enumerate(self.places) if place.base is None]
+
+    @property
+    def changed(self) -> list[int]:
+        """Positions of shards whose rows replace others."""
+        return [i for i, place in enumerate(self.places) if place.base is not None and not place.is_same]
+
+    def moved(self, base: Base, wanted: Wanted) -> list[int]:
+        """Return the positions of shards whose rows stay, and whose files are at other places."""
+        found = []
+        for i, place in enumerate(self.places):
+            if place.base is None or place.wanted is None or not place.is_same:
+                continue
+            if base.request.shards[place.base].place != wanted.request.shards[place.wanted].place:
+                found.append(i)
+        return found
+
+    @property
+    def has_other_rows(self) -> bool:
+        return bool(self.new or self.changed or self.gone)
+
+
+def difference(base: Base | None, wanted: Wanted) -> Change:
+    """Return what a run has to do.
+
+    `needed_digests` says which digests `wanted` must contain for that, and `places_of` in which order its shards are
+    best.
+    """
+    if base is None:
+        return Change(tuple(Place(None, i) for i in range(len(wanted.request.shards))))
+    places = places_of(base, wanted)
+    reached = {place.base for place in places}
+    gone = tuple(i for i in range(len(base.request.shards)) if i not in reached)
+    trains = _trains(base, wanted, places)
+    is_encoded_alike = not trains and base.features == wanted.features(base.encoder)
+    return Change(
+        places=places,
+        gone=gone,
+        trains=trains,
+        settings=_changed_settings(base.request, wanted.request),
+        encodes_again=not trains and not is_encoded_alike,
+        kept=_kept(base, places) if is_encoded_alike else (),
+    )
+
+
+def needed_digests(base: Base | None, wanted: Wanted) -> list[int]:
+    """Return the positions of the wanted shards whose digests are needed.
+
+    These are shards with another stat, whose shape and dtype are those of a shard that is not found otherwise.
+    """
+    if base is None or not wanted.compares_digests:
+        return []
+    places = [place for place in places_of(base, wanted) if place.is_same and place.wanted is not None]
+    found = {place.wanted: place.base for place in places}  # a file that cannot be used may have moved
+    missing = set(range(len(base.request.shards))) - set(found.values())
+    kinds = {base.request.shards[i].kind for i in missing}
+    return [i for i, shard in enumerate(wanted.request.shards) if i not in found and shard.kind in kinds]
+
+
+def identity_of(shard: ShardFacts, compares_digests: bool) -> list[Any]:
+    """Return plain values that identify the content of a shard without its digest."""
+    stat = shard.stat if compares_digests else shard.stat[:2]
+    return [shard.path, shard.dataset, *shard.kind, shard.column_order, *stat]
+
+
+def known_digests(base: Base, wanted: Wanted, change: Change) -> list[ShardFacts]:
+    """Return the wanted shards with the digests of those of the base that are the same."""
+    shards = list(wanted.request.shards)
+    for place in change.places:
+        if place.is_same and place.base is not None and place.wanted is not None:
+            before = base.request.shards[place.base]
+            shard = structs.replace(shards[place.wanted], rows=before.rows, extras=before.extras)
+            if not wanted.compares_digests:
+                shard = structs.replace(shard, stat=before.stat)  # that of the content to which the digests belong
+            shards[place.wanted] = shard
+    return shards
+
+
+def _changed_settings(before: Request, now: Request) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ, with both values: current ones first, then those that no longer exist."""
+    found = {}
+    for stage, values in now.settings.items():
+        earlier = before.settings[stage]
+        for name in {**values, **earlier}:
+            if earlier.get(name) != values.get(name):
+                found[name] = (earlier.get(name), values.get(name))
+    return found
+
+
+# -- shards ------------------------------------------------------------------------------------------------------------
+
+
+def places_of(base: Base, wanted: Wanted) -> tuple[Place, ...]:
+    """Match the shards of the base with those of the input. Their order is that of the base; new shards are last."""
+    before = base.request.shards
+    now = wanted.request.shards
+    at_place = _pairs(before, now, range(len(now)), lambda shard: shard.place)
+    same = {i: j for i, j in at_place.items() if _is_same(before[j], now[i], wanted.compares_digests)}
+    keys: list[Callable[[ShardFacts], Hashable]] = [_named_stat_key if wanted.compares_digests else _name_key]
+    if wanted.compares_digests:
+        keys.append(_content_key)
+    for key in keys:
+        rest = [i for i in range(len(now)) if i not in same]
+        same |= _pairs(before, now, rest, key, set(same.values()))
+    matched = dict(same)
+    taken = set(same.values())
+    for i, j in at_place.items():
+        if i not in same and j not in taken:
+            matched[i] = j
+    places = [Place(matched.get(i), i, i in same) for i in range(len(now))]
+    if wanted.reorders:
+        return tuple(places)
+    reached = {place.base for place in places}
+    for j, shard in enumerate(before):
+        if j not in reached and shard.path in wanted.unreadable:
+            places.append(Place(j, None, is_same=True))
+    return tuple(sorted(places, key=lambda place: len(before) if place.base is None else place.base))
+
+
+def _pairs(
+    before: Sequence[ShardFacts],
+    now: Sequence[ShardFacts],
+    positions: Iterable[int],
+    key: Callable[[ShardFacts], Hashable],
+    taken: Collection[int] = (),
+) -> dict[int, int]:
+    """Pair shards with equal keys, each one once and in order. Shards whose key is None stay alone."""
+    free: dict[Hashable, list[int]] = defaultdict(list)
+    for j in reversed(range(len(before))):
+        if j not in taken:
+            free[key(before[j])].append(j)
+    pairs = {}
+    for i in positions:
+        found = key(now[i])
+        if found is not None and free[found]:
+            pairs[i] = free[found].pop()
+    return pairs
+
+
+def _is_same(before: ShardFacts, now: ShardFacts, compares_digests: bool) -> bool:
+    if not compares_digests:
+        return _name_key(before) == _name_key(now)
+    return _stat_key(before) == _stat_key(now) or _content_key(before) == _content_key(now) is not None
+
+
+def _stat_key(shard: ShardFacts) -> Hashable:
+    return shard.stat, shard.dataset, shard.kind, shard.column_order
+
+
+def _named_stat_key(shard: ShardFacts) -> Hashable:
+    """Return what identifies a file in another folder. Without the name, coarse times would confuse new files."""
+    return shard.name, _stat_key(shard)
+
+
+def _name_key(shard: ShardFacts) -> Hashable:
+    return shard.name, shard.stat[:2], shard.dataset, shard.kind, shard.column_order
+
+
+def _content_key(shard: ShardFacts) -> Hashable:
+    """Return what identifies the content of a shard, or None if it is unknown."""
+    if shard.rows is None or shard.extras is None:
+        return None
+    return shard.kind, shard.rows, shard.extras
+
+
+# -- model and features ------------------------------------------------------------------------------------------------
+
+
+def _trains(base: Base, wanted: Wanted, places: Sequence[Place]) -> bool:
+    """Return whether the model of the base is another one than the run is asked for."""
+    if wanted.encoder is not None:
+        return wanted.encoder != base.encoder
+    known = []
+    for place in places:
+        if place.base is None or place.wanted is None or not place.is_same:
+            return True
+        shard = wanted.request.shards[place.wanted]
+        known.append(structs.replace(shard, rows=base.request.shards[place.base].rows))
+    return structs.replace(wanted.request, shards=known).of_model() != base.model
+
+
+def _kept(base: Base, places: Sequence[Place]) -> tuple[Part, ...]:
+    """Return the parts whose rows stay, with their positions in the new result."""
+    positions = {place.base: i for i, place in enumerate(places) if place.is_same}
+    kept = [structs.replace(part, shard=positions[part.shard]) for part in base.parts if part.shard in positions]
+    return tuple(sorted(kept, key=lambda part: (part.shard, part.start)))

@@ -1,0 +1,177 @@
+"""The input files of a run, opened and compared with those of the result in the output directory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from msgspec import structs
+
+from shardpress.cluster.executor import compute
+from shardpress.cluster.threads import threads
+from shardpress.errors import DataError, printable, quantity
+from shardpress.features import categories_in
+from shardpress.model import Model
+from shardpress.preparation import preparation_of
+from shardpress.records import ShardFacts
+from shardpress.result import Result
+from shardpress.run.base import names_of_extras, shard_like
+from shardpress.run.budget import n_threads_of
+from shardpress.run.difference import Base, Wanted, needed_digests, places_of
+from shardpress.run.digests import with_content
+from shardpress.run.request import absolute, facts_of
+from shardpress.settings.config import Config
+from shardpress.settings.kinds import n_allowed
+from shardpress.shards.columns import ColumnRule
+from shardpress.shards.open import check_any, open_sources
+from shardpress.shards.shard import UNREADABLE, Shard, read_dtype, with_preparation
+from shardpress.shards.sources import Source, find
+from shardpress.shards.vet import Selection
+
+log = logging.getLogger(__name__)
+
+
+class _Inputs(NamedTuple):
+    shards: tuple[Shard, ...]  # in the order of the rows
+    facts: list[ShardFacts]  # with the digests that are needed
+    bad_shards: list[dict[str, str]]  # files that were refused and are left out
+
+
+def open_inputs(config: Config, given_model: Model | None, base: Base | None, result: Result | None) -> _Inputs:
+    """Open all input files. Shards of the base come first, in its order."""
+    refused: list[dict[str, str]] = []
+
+    def refuse(path: Path, error: DataError) -> None:
+        log.warning("%s This shard is left out.", error)
+        refused.append({"file": str(path), "reason": str(error)})
+
+    on_bad_shard = None if config.bad_data.on_bad_data == "raise" else refuse
+    inputs = config.inputs
+    rule = ColumnRule(inputs.match_columns)
+    if given_model is not None:
+        rule = ColumnRule(inputs.match_columns, given_model.columns, model_name(config))
+    sources = find(inputs.input)
+    if base is not None and not config.results.retrain:
+        sources = _in_order(sources, base)
+    like = None
+    if result is not None and config.results.append and set(inputs.include) == set(result.facts.config["include"]):
+        like = shard_like(result)
+    known = {} if result is None else {name: each.tolist() for name, each in categories_in(result).items()}
+    selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
+    shards = open_sources(sources, selection, on_bad_shard, rule, like, known)
+    if error := too_many_bad_shards(config, refused, len(shards) + len(refused)):
+        raise error
+    check_any(shards, sources)
+    _check_width(shards[0], given_model if config.results.append else None)
+    preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
+    if given_model is not None:
+        preparation = given_model.preparation
+    shards = tuple(with_preparation(shard, preparation) for shard in shards)
+    unreadable = [absolute(bad["file"]) for bad in refused]
+    names = () if result is None else names_of_extras(result)
+    return _arranged(shards, refused, unreadable, base, names, config)
+
+
+def _check_width(first: Shard, extended: Model | None) -> None:
+    """Raise `DataError` if the rows do not have the columns of the model that an append uses, or only one."""
+    if extended is not None and first.n_inputs != extended.n_columns:
+        raise DataError(
+            f"{first}: has {first.n_inputs} columns, expected {extended.n_columns} as in the finished run. Give "
+            "files with the same columns, or use another --output."
+        )
+    if first.n_inputs == 1:
+        raise DataError(
+            f"{first}: shape {first.shape} has a single column, which cannot be compressed. Expected two or more "
+            "columns. Name another dataset with --dataset."
+        )
+
+
+def _in_order(sources: Sequence[Source], base: Base) -> list[Source]:
+    """Return the files of the base first, in its order."""
+    positions = {shard.path: i for i, shard in reversed(list(enumerate(base.request.shards)))}
+    return sorted(sources, key=lambda source: positions.get(absolute(str(source.path)), len(positions)))
+
+
+def _arranged(
+    shards: tuple[Shard, ...],
+    refused: list[dict[str, str]],
+    unreadable: list[str],
+    base: Base | None,
+    names: Collection[str],
+    config: Config,
+) -> _Inputs:
+    """Put the shards in the order of the rows, and add those of the base whose files were refused.
+
+    `names` are those of the extras in the base.
+    """
+    facts = [facts_of(shard) for shard in shards]
+    if base is None:
+        return _Inputs(shards, facts, refused)
+    results = config.results
+    request = structs.replace(base.request, shards=facts)
+    wanted = Wanted(request, None, lambda encoder: "", unreadable, results.verify == "digests", results.retrain)
+    needed = needed_digests(base, wanted)
+
+    def find_content(i: int) -> None:
+        facts[i] = with_content(facts[i], shards[i], names)
+
+    if needed:
+        log.info("input: comparing the contents of %s with those of the result", quantity(len(needed), "file"))
+        n_threads = n_threads_of(config.machine)
+        with threads(n_threads) as pool:
+            compute([(find_content, i) for i in needed], pool, n_threads)
+    arranged: list[Shard] = []
+    arranged_facts: list[ShardFacts] = []
+    for place in places_of(base, wanted):
+        if place.wanted is None:
+            assert place.base is not None
+            arranged_facts.append(base.request.shards[place.base])
+            arranged.append(_unreadable_shard(shards[0], arranged_facts[-1]))
+        else:
+            arranged_facts.append(facts[place.wanted])
+            arranged.append(shards[place.wanted])
+    staying = {shard.path for shard in arranged_facts}
+    bad_shards = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
+    return _Inputs(tuple(arranged), arranged_facts, bad_shards)
+
+
+def _unreadable_shard(like: Shard, facts: ShardFacts) -> Shard:
+    """Return a shard whose rows stay in the result, although its file cannot be read."""
+    return replace(
+        like,
+        path=facts.path,
+        dataset=facts.dataset,
+        shape=tuple(facts.shape),
+        stored_dtype=facts.dtype,
+        dtype=read_dtype(np.dtype(facts.dtype)),
+        form=UNREADABLE,
+        layouts=(),
+        order=None,
+    )
+
+
+def model_name(config: Config) -> str:
+    """Return the given model, or the model that an append uses, for messages."""
+    return f"model={printable(config.inputs.model or config.results.output)}"
+
+
+def too_many_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> DataError | None:
+    """Return an error if more of `n_shards` shards were refused than allowed, otherwise None."""
+    if not refused:
+        return None
+    max_bad = config.bad_data.max_bad
+    found = f"{len(refused)} of {n_shards} shards are bad"
+    first_error = f"The first error: {refused[0]['reason']}"
+    if not max_bad.endswith("%"):
+        return DataError(
+            f"{found}, with an unknown number of rows, expected at most {max_bad} bad rows (--max-bad {max_bad}). Fix "
+            f"the files, or give a percentage, which limits the number of bad shards as well. {first_error}"
+        )
+    limit = n_allowed(max_bad, n_shards)
+    if len(refused) <= limit:
+        return None
+    return DataError(f"{found}, expected at most {limit} (--max-bad {max_bad}). {first_error}")

@@ -1,0 +1,259 @@
+"""Refusal of a run whose settings do not allow what it would change, with the differences in words."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+
+from shardpress.errors import ConfigError, DataError, NoInput, printable, quantity, short_list
+from shardpress.output.journal import Journal
+from shardpress.records import Request, ShardFacts
+from shardpress.result import stored_name
+from shardpress.run.difference import Base, Change, Wanted, difference
+from shardpress.run.prepare import Prepared
+from shardpress.run.request import SELECTED, TARGETS
+from shardpress.run.resume import expensive_work
+from shardpress.settings.config import Config
+from shardpress.shards.shard import UNREADABLE
+
+log = logging.getLogger(__name__)
+
+_LISTED = 10  # differences that a message lists
+_NAMED = 5  # files that a message names
+_FILES = 3  # changed files that a message describes; more are only named
+# Phrases for settings whose values are digests.
+_SENTENCES = {SELECTED: "fit_on selects other rows", TARGETS: "the values of target differ"}
+
+
+def differences(base: Base, wanted: Wanted, change: Change) -> str:
+    """Return the differences in words; empty if there are none."""
+    words = [*_files_in_words(base, wanted, change), *_settings_in_words(change)]
+    if change.trains and base.n_appends:
+        words.insert(0, "the model was trained before files were appended")
+    more = f" and {len(words) - _LISTED} more" if len(words) > _LISTED else ""
+    return "; ".join(words[:_LISTED]) + more
+
+
+def check_change(journal: Journal, prepared: Prepared) -> None:
+    """Raise `ConfigError`, `DataError` or `NoInput` unless the run can replace what the directory contains."""
+    if prepared.base is not None:
+        _refuse(prepared.base, prepared.wanted, prepared.change, prepared.config, _lost_extras(journal, prepared))
+        _check_unreadable(prepared)
+    elif journal.base is None and journal.request is not None and journal.records():
+        _refuse_unfinished(journal.request, prepared.wanted, expensive_work(journal), prepared.config)
+
+
+def log_change(prepared: Prepared) -> None:
+    """Log which files a run adds to a result, and which ones it encodes again."""
+    if not prepared.keeps_model:
+        return
+    for words in changed_files(prepared):
+        log.info("%s: %s", "append" if prepared.appends else "input", words)
+    if prepared.change.encodes_again:
+        log.info("encoding all rows again, because their extras or the form in which they are stored differ")
+
+
+def _lost_extras(journal: Journal, prepared: Prepared) -> list[str]:
+    """Return the extras of a finished run that the files of the input, or the settings, no longer give."""
+    if journal.base is None:
+        return []
+    names = {stored_name(extra.name) for extra in prepared.shards[0].extras}
+    masks = journal.base.facts.masks.values()  # a mask is not needed if all rows have a value
+    return sorted(journal.base.extras().keys() - names - set(masks))
+
+
+def changed_files(prepared: Prepared) -> list[str]:
+    """Return words about each kind of difference between the files of a result and those of the input."""
+    base = prepared.base
+    if base is None:
+        return []
+    change = prepared.change
+    names = [printable(shard.name) for shard in prepared.request.shards]
+    kinds = {
+        "new": [names[i] for i in change.new],
+        "changed": [names[i] for i in change.changed],
+        "moved": [names[i] for i in change.moved(base, prepared.wanted)],
+        "missing": [printable(base.request.shards[i].name) for i in change.gone],
+    }
+    return [
+        f"{quantity(len(files), f'{kind} file')}: {short_list(files, _NAMED)}" for kind, files in kinds.items() if files
+    ]
+
+
+def _refuse(base: Base, wanted: Wanted, change: Change, config: Config, lost: Sequence[str]) -> None:
+    """Raise an error unless the settings allow the change of a finished run, which would lose some extras."""
+    results = config.results
+    where = f"output={printable(results.output)}"
+    if results.append:
+        _check_gone(base, change, where, results.drop_missing)
+        if lost:
+            raise DataError(
+                f"{where}: contains {quantity(len(lost), 'extra')} that this run would remove: "
+                f"{printable(short_list(lost, _NAMED))} (see the warnings above). Restore the files, or raise "
+                "--memory-budget."
+            )
+        return
+    if not (change.has_other_rows or change.trains or change.encodes_again) or _only_adds_extras(change, lost):
+        return
+    words = differences(base, wanted, change)
+    if not words and change.trains:
+        words = "its model was trained on other rows"
+    elif not words:
+        words = f"this one has no {printable(short_list(lost, _NAMED))}"
+    if change.gone and not (results.retrain and results.drop_missing):
+        raise ConfigError(
+            f"{where}: contains the results of other input files: {words}. {_advice_on_gone(change, config)}"
+        )
+    if not (results.overwrite or results.retrain):
+        raise ConfigError(f"{where}: contains the results of a different run: {words}. {_advice(base, change, where)}")
+    log.info("%s: replacing the earlier results, which differ: %s", where, words)
+
+
+def _only_adds_extras(change: Change, lost: Sequence[str]) -> bool:
+    has_others = change.has_other_rows or lost or change.settings.keys() - {"include"}
+    return change.encodes_again and not has_others
+
+
+def _refuse_unfinished(before: Request, wanted: Wanted, progress: str, config: Config) -> None:
+    """Raise `ConfigError` unless the settings allow replacing an unfinished run.
+
+    A typing error in a command must not discard a training run. `progress` describes its expensive results; it is empty
+    if there are none.
+    """
+    base = Base(before, model="", encoder="", features="")
+    change = difference(base, wanted)
+    where = f"output={printable(config.results.output)}"
+    words = differences(base, wanted, change)
+    if progress and change.gone:
+        raise ConfigError(
+            f"{where}: contains an unfinished run of other input files ({progress}): {words}. Choose another --output, "
+            "or discard that run with --restart."
+        )
+    # Versions of packages are excluded: users do not choose them, and can hardly restore earlier ones.
+    has_other_settings = bool(change.settings.keys() - set(wanted.request.encoding) - {"versions", "format"})
+    if progress and has_other_settings and not change.has_other_rows and not config.results.overwrite:
+        raise ConfigError(
+            f"{where}: contains an unfinished run ({progress}) with other settings: {words}. Restore these settings to "
+            "resume it, choose another --output, or use the new settings with --overwrite (results that are still "
+            "valid are reused)."
+        )
+    if words:
+        log.warning(
+            "this run differs from the previous one in this output; recomputing everything that depends on: %s", words
+        )
+
+
+def _check_gone(base: Base, change: Change, where: str, drops: bool) -> None:
+    if not change.gone:
+        return
+    names = short_list((printable(base.request.shards[i].name) for i in change.gone), _NAMED)
+    n_files = quantity(len(change.gone), "file")
+    if not drops:
+        raise NoInput(
+            f"{where}: contains the features of {n_files} that are not in --input: {names}. Add these files to "
+            "--input, or remove their rows from the results with --drop-missing."
+        )
+    log.warning("append: the rows of %s are removed from the results (--drop-missing): %s", n_files, names)
+
+
+def _check_unreadable(prepared: Prepared) -> None:
+    """Raise `DataError` if rows have to be encoded again whose files cannot be used."""
+    paths = [printable(shard.path) for shard in prepared.shards if shard.form == UNREADABLE]
+    if not paths:
+        return
+    change = prepared.change
+    names = short_list(paths, _NAMED)
+    where = f"output={printable(prepared.config.results.output)}"
+    if change.trains or change.encodes_again:
+        raise DataError(
+            f"{where}: contains rows of files that cannot be used (see the warnings above), and that this run has to "
+            f"read: {names}. Restore these files; or remove them from --input, and their rows with --append "
+            "--drop-missing."
+        )
+    log.warning("%s: the rows of files that cannot be used stay in the results: %s", where, names)
+
+
+def _advice_on_gone(change: Change, config: Config) -> str:
+    if config.results.retrain:
+        return "Add these files to --input, or train without them with --drop-missing."
+    advice = (
+        "Choose another --output, or discard the results with --restart. (--overwrite replaces only results of the "
+        "same files.)"
+    )
+    if any(place.is_same for place in change.places):
+        advice = f"To update the results with the same model, use --append --drop-missing. {advice}"
+    return advice
+
+
+def _advice(base: Base, change: Change, where: str) -> str:
+    has_more_files = change.has_other_rows or base.n_appends
+    if change.settings and not has_more_files and "include" not in change.settings:
+        return (
+            "Choose another --output, or replace them with --overwrite (results that are still valid are reused) or "
+            "--restart."
+        )
+    # Training again takes long and gives other features, which earlier classifiers cannot use.
+    return (
+        "To encode only new and changed files, with the same model, use --append. To write the features of new files "
+        f"to another --output, use --model {where.removeprefix('output=')} with their --input. To train a new "
+        "generation on all files, use --retrain; to replace the results, --overwrite."
+    )
+
+
+# -- words -------------------------------------------------------------------------------------------------------------
+
+
+def _files_in_words(base: Base, wanted: Wanted, change: Change) -> Iterator[str]:
+    before = base.request.shards
+    now = wanted.request.shards
+    yield from (f"input {printable(before[i].name)} was removed" for i in change.gone)
+    for i in change.new:
+        yield f"input {printable(_at(now, change, i).name)} was added"
+    pairs = []
+    for i in change.changed:
+        j = change.places[i].base
+        assert j is not None
+        pairs.append((before[j], _at(now, change, i)))
+    if len(pairs) > _FILES:
+        yield f"{len(pairs)} of {len(now)} inputs changed ({short_list((printable(b.name) for _, b in pairs), _NAMED)})"
+    else:
+        for a, b in pairs:
+            yield f"input {printable(b.name)} ({'; '.join(_changes(a, b))})"
+
+
+def _at(shards: Sequence[ShardFacts], change: Change, i: int) -> ShardFacts:
+    place = change.places[i].wanted
+    assert place is not None
+    return shards[place]
+
+
+def _changes(before: ShardFacts, now: ShardFacts) -> Iterator[str]:
+    """Yield a phrase for each difference between two states of a shard."""
+    if before.stat[:2] == now.stat[:2] and before.kind == now.kind and before.column_order == now.column_order:
+        if None in (before.rows, now.rows):
+            yield "its contents may have changed although its modification time did not"
+        else:
+            yield "its contents changed although its modification time did not"
+        return
+    if before.shape != now.shape:
+        yield f"shape {tuple(before.shape)} -> {tuple(now.shape)}"
+    if before.dtype != now.dtype:
+        yield f"dtype {before.dtype} -> {now.dtype}"
+    if before.stat.n_bytes != now.stat.n_bytes:
+        yield f"size {before.stat.n_bytes} -> {now.stat.n_bytes}"
+    if before.stat.changed != now.stat.changed:
+        yield f"modification time {_time(before.stat.changed)} -> {_time(now.stat.changed)}"
+    if before.column_order != now.column_order:
+        yield "another order of the columns"
+
+
+def _time(nanoseconds: int) -> str:
+    """Return a modification time, in nanoseconds since 1970, as date and time."""
+    seconds, rest = divmod(nanoseconds, 10**9)
+    return f"{datetime.fromtimestamp(seconds)}.{rest:09d}"
+
+
+def _settings_in_words(change: Change) -> Iterable[str]:
+    for name, (before, now) in change.settings.items():
+        yield _SENTENCES.get(name, f"{name} {printable(before)} -> {printable(now)}")

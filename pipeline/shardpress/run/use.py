@@ -1,0 +1,80 @@
+"""The use of each row: the training, its validation, or nothing, because it was left out or arrived later."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from shardpress.records import Part, ShardFacts, with_digests
+from shardpress.result import Result, Use
+from shardpress.run.prepare import Prepared
+from shardpress.scan.ranges import Scan, readable
+from shardpress.shards.shard import first_rows
+from shardpress.training.fit import validation_rows
+
+
+def use_of_rows(prepared: Prepared, scan: Scan | None, parts: Sequence[Part], base: Result | None) -> np.ndarray:
+    """Return the `Use` of each row, uint8 (n_rows,), in the order of the rows."""
+    if prepared.keeps_model:
+        assert base is not None
+        return _with_later_rows(prepared, parts, base)
+    use = np.full(prepared.n_rows, Use.TRAINING, np.uint8)
+    if prepared.given_model is None:
+        assert scan is not None
+        use[validation_numbers(prepared, scan)] = Use.VALIDATION
+        use[prepared.not_fitted()] = Use.LEFT_OUT
+    return use
+
+
+def validation_numbers(prepared: Prepared, scan: Scan) -> np.ndarray:
+    """Return the sorted numbers of the validation rows, numbered over all shards."""
+    left_out = np.union1d(scan.bad_rows, prepared.not_fitted())
+    config = prepared.config
+    usable, usable_scan = readable(prepared.shards, replace(scan, bad_rows=left_out))
+    found = validation_rows(
+        usable_scan,
+        config.validation.validation_fraction,
+        prepared.budget.max_validation_rows,
+        config.training.seed,
+    )
+    starts = first_rows(usable)
+    shifts = np.array([first for i, first in enumerate(first_rows(prepared.shards)[:-1]) if i not in scan.unreadable])
+    shard_of = np.searchsorted(starts, found, side="right") - 1
+    return found - starts[shard_of] + shifts[shard_of]
+
+
+def _with_later_rows(prepared: Prepared, parts: Sequence[Part], base: Result) -> np.ndarray:
+    """Return the use of rows of which some arrived after the training."""
+    assert prepared.base is not None
+    before = base.use()
+    earlier = prepared.base.request.shards
+    starts = np.cumsum([0, *(shard.shape[0] for shard in base.facts.request.shards)])
+    shards = with_digests(prepared.request.shards, parts)
+    unknown = _are_unknown(base, (shard.rows for shard in shards))
+    trained = set(base.facts.trained)
+    pieces = []
+    for place, shard in zip(prepared.change.places, shards, strict=True):
+        # The rows of a changed file can be the same, with other extras.
+        if place.base is not None and (place.is_same or _has_rows_of(shard, earlier[place.base])):
+            pieces.append(before[starts[place.base] : starts[place.base + 1]])
+        else:
+            may_have_trained = unknown or shard.rows in trained
+            pieces.append(np.full(shard.shape[0], Use.TRAINING if may_have_trained else Use.LATER, np.uint8))
+    return np.concatenate(pieces)
+
+
+def _has_rows_of(shard: ShardFacts, other: ShardFacts) -> bool:
+    return shard.rows is not None and (shard.kind, shard.rows) == (other.kind, other.rows)
+
+
+def _are_unknown(base: Result, digests: Iterable[str | None]) -> bool:
+    """Return whether rows that arrive now may have trained the model.
+
+    This is so if the rows of the training are unknown, or if some of them are no longer there as they were: then the
+    rows that arrive may be the same ones in other files.
+    """
+    trained = base.facts.trained
+    return not trained or bool(Counter(trained) - Counter(filter(None, digests)))

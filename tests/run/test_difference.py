@@ -1,0 +1,254 @@
+"""Table of differences between a result and what a run is asked for.
+
+A shard is written as ``path=content``. Marks behind it say what differs from a file that was not touched since:
+
+- ``*``: another stat, with a known digest; ``?``: another stat, with an unknown digest
+- ``!``: edited with restored times, with a known digest
+- ``/f8``: another dtype; ``/3``: three rows
+- ``x``: a damaged part in the base, or a file that cannot be used in the input
+- ``@1``: rows of the first append
+
+The expected change lists the shards of the new result in order: ``=a`` its features stay, ``.a`` its rows stay and are
+encoded again, ``~a`` its rows are replaced, ``+a`` it is new, ``!a`` its rows stay although its file cannot be used,
+``-a`` it is gone. Then ``train``, if a model is trained, ``again``, if all rows are encoded again with the same model,
+and the names of settings that differ.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, NamedTuple
+
+import pytest
+from msgspec import structs
+
+from shardpress.records import Entry, Part, Request, ShardFacts, Stat
+from shardpress.run.difference import Base, Change, Wanted, difference, needed_digests
+
+_SHARD = re.compile(r"(?P<path>\w+)=(?P<content>\w)(?P<marks>(?:[*?!x]|/f8|/\d|@\d)*)")
+_TRAINING = {"seed": 0}
+_ENCODING = {"storage_dtype": "float32", "include": []}
+
+
+class Row(NamedTuple):
+    title: str
+    base: str
+    wanted: str
+    expected: str
+    append: bool = False
+    reorders: bool = False
+    sizes: bool = False  # --verify sizes
+    seed: int = 0
+    include: tuple[str, ...] = ()
+    storage: str = "float32"
+
+
+def append(title: str, base: str, wanted: str, expected: str, **settings: Any) -> Row:
+    return Row(title, base, wanted, expected, append=True, **settings)
+
+
+def retrain(title: str, base: str, wanted: str, expected: str, **settings: Any) -> Row:
+    return Row(title, base, wanted, expected, reorders=True, **settings)
+
+
+ROWS = [
+    # first runs and repeated runs
+    Row("nothing is there", "", "a=1 b=2", "+a +b train"),
+    Row("nothing differs", "a=1 b=2", "a=1 b=2", "=a =b"),
+    Row("one shard", "a=1", "a=1", "=a"),
+    Row("another order of the input", "a=1 b=2", "b=2 a=1", "=a =b"),
+    Row("a touched file", "a=1 b=2", "a=1* b=2", "=a =b"),
+    Row("all files are touched", "a=1 b=2", "a=1* b=2*", "=a =b"),
+    Row("a touched file that cannot be read for its digest", "a=1 b=2", "a=1? b=2", "~a =b train"),
+    Row("an edited file", "a=1 b=2", "a=3* b=2", "~a =b train"),
+    Row("edited with restored times", "a=1 b=2", "a=3! b=2", "~a =b train"),
+    Row("a new file", "a=1 b=2", "a=1 b=2 c=3", "=a =b +c train"),
+    Row("a new file that comes first", "b=2 c=3", "a=1 b=2 c=3", "=b =c +a train"),
+    Row("a file is gone", "a=1 b=2", "a=1", "=a -b train"),
+    Row("all files are others", "a=1 b=2", "c=3 d=4", "+c +d -a -b train"),
+    Row("other settings of the training", "a=1 b=2", "a=1 b=2", "=a =b train seed", seed=1),
+    Row("another form of storage", "a=1 b=2", "a=1 b=2", ".a .b again storage_dtype", storage="float16"),
+    Row("another extra", "a=1 b=2", "a=1 b=2", ".a .b again include", include=("y",)),
+    Row("another extra, and a touched file", "a=1 b=2", "a=1* b=2", ".a .b again include", include=("y",)),
+    Row("another extra, and an edited file", "a=1 b=2", "a=3* b=2", "~a =b train include", include=("y",)),
+    Row("an extra and other settings", "a=1", "a=1", "=a train include seed", include=("y",), seed=1),
+    Row("a damaged part", "a=1x b=2", "a=1 b=2", ".a =b"),
+    Row("all parts are damaged", "a=1x b=2x", "a=1 b=2", ".a .b"),
+    Row("a damaged part of a touched file", "a=1x b=2", "a=1* b=2", ".a =b"),
+    Row("a damaged part of an edited file", "a=1x b=2", "a=3* b=2", "~a =b train"),
+    Row("a shard without rows", "a=1/0 b=2", "a=1/0 b=2", "=a =b"),
+    Row("a touched shard without rows", "a=1/0 b=2", "a=1/0* b=2", "=a =b"),
+    Row("only a shard without rows", "a=1/0", "a=1/0", "=a"),
+    Row("a shard gets rows", "a=1/0 b=2", "a=3* b=2", "~a =b train"),
+    Row("a shard loses its rows", "a=1 b=2", "a=3/0* b=2", "~a =b train"),
+    Row("a shard grows", "a=1 b=2", "a=3/5* b=2", "~a =b train"),
+    Row("equal values in another dtype", "a=1 b=2", "a=1/f8* b=2", "~a =b train"),
+    # places
+    Row("a moved file", "a=1 b=2", "c=1* b=2", "=c =b"),
+    Row("a moved folder, whose files keep their stats", "a=1 b=2", "c=1 d=2", "=c =d"),
+    Row("a hard link to a file, whose digest is unknown", "a=1", "a=1 b=1?", "=a +b train"),
+    Row("a copied data set", "a=1 b=2", "c=1* d=2*", "=c =d"),
+    Row("swapped names", "a=1 b=2", "a=2* b=1*", "=b =a"),
+    Row("swapped names of equal files", "a=1 b=1", "a=1* b=1*", "=a =b"),
+    Row("rotated names", "a=1 b=2 c=3", "a=3* b=1* c=2*", "=b =c =a"),
+    Row("a log is rotated: its rows get another name", "a=1", "a=2* b=1*", "=b +a train"),
+    Row("a moved file that was edited", "a=1 b=2", "c=3* b=2", "=b +c -a train"),
+    Row("a copy of a file is added", "a=1", "a=1 b=1*", "=a +b train"),
+    Row("a hard link to a file is added", "a=1", "a=1 b=1", "=a +b train"),
+    Row("duplicates", "a=1 b=1", "a=1 b=1", "=a =b"),
+    Row("one duplicate is gone", "a=1 b=1", "a=1", "=a -b train"),
+    Row("the other duplicate is gone", "a=1 b=1", "b=1", "=b -a train"),
+    Row("a duplicate becomes another file", "a=1 b=1", "a=1 b=2*", "=a ~b train"),
+    Row("duplicates are moved", "a=1 b=1", "c=1* d=1*", "=c =d"),
+    Row("one of two duplicates is moved", "a=1 b=1", "a=1 d=1*", "=a =d"),
+    Row("more duplicates than before", "a=1 b=1", "a=1 b=1 c=1*", "=a =b +c train"),
+    # sizes only
+    Row("a touched file, without digests", "a=1 b=2", "a=1* b=2", "~a =b train", sizes=True),
+    Row("edited with restored times, without digests", "a=1 b=2", "a=3! b=2", "=a =b", sizes=True),
+    Row("a moved file, without digests", "a=1 b=2", "c=1 b=2", "=b +c -a train", sizes=True),
+    append("a new file, without digests", "a=1", "a=1 b=2", "=a +b", sizes=True),
+    # appends
+    append("nothing is new", "a=1 b=2", "a=1 b=2", "=a =b"),
+    append("a new file", "a=1 b=2", "a=1 b=2 c=3", "=a =b +c"),
+    append("a new file that comes first", "b=2", "a=1 b=2", "=b +a"),
+    append("several new files keep their order", "b=2", "d=4 b=2 a=1 c=3", "=b +d +a +c"),
+    append("another append", "a=1 b=2@1", "a=1 b=2 c=3", "=a =b +c"),
+    append("a changed file keeps its place", "a=1 b=2", "a=3* b=2", "~a =b"),
+    append("an appended file has changed", "a=1 b=2@1", "a=1 b=3*", "=a ~b"),
+    append("edited with restored times", "a=1 b=2", "a=3! b=2", "~a =b"),
+    append("a file is gone", "a=1 b=2 c=3", "a=1 c=3", "=a =c -b"),
+    append("an appended file is gone", "a=1 b=2@1", "a=1", "=a -b"),
+    append("a file is gone and another one is new", "a=1 b=2", "a=1 c=3", "=a +c -b"),
+    append("a file is moved and another one is new", "a=1 b=2", "b=2 c=3 d=1*", "=d =b +c"),
+    append("a new file has the name of one that is moved", "a=1 b=2", "a=3* b=2 c=1*", "=c =b +a"),
+    append("a file comes back after it was dropped", "b=2", "a=1 b=2", "=b +a"),
+    append("a damaged part and a new file", "a=1x b=2", "a=1 b=2 c=3", ".a =b +c"),
+    append("a touched file and a new one", "a=1 b=2", "a=1* b=2 c=3", "=a =b +c"),
+    append("a shard without rows is new", "a=1", "a=1 b=2/0", "=a +b"),
+    append("an extra is added", "a=1 b=2", "a=1 b=2", ".a .b again include", include=("y",)),
+    append("an extra and a file are added", "a=1", "a=1 b=2", ".a +b again include", include=("y",)),
+    append("an extra, and a file is gone", "a=1 b=2", "a=1", ".a -b again include", include=("y",)),
+    append("a copy of a file", "a=1 b=2", "a=1 b=2 c=1*", "=a =b +c"),
+    append("swapped names and a new file", "a=1 b=2", "a=2* b=1* c=3", "=b =a +c"),
+    append("another dtype", "a=1", "a=1 b=2/f8", "=a +b"),
+    # files that cannot be used
+    append("a file cannot be used", "a=1 b=2", "a=1x b=2", "!a =b"),
+    append("a file cannot be used, and another one is new", "a=1 b=2", "a=1x b=2 c=3", "!a =b +c"),
+    append("a new file cannot be used", "a=1", "a=1 b=2x", "=a"),
+    append("no file can be used", "a=1 b=2", "a=1x b=2x", "!a !b"),
+    Row("a file cannot be used in a repeated run", "a=1 b=2", "a=1x b=2", "!a =b train"),
+    # training again
+    retrain("nothing differs", "a=1 b=2", "a=1 b=2", "=a =b"),
+    retrain("another order of the input", "a=1 b=2", "b=2 a=1", "=b =a train"),
+    retrain("appended files come to their places", "a=1 c=3 b=2@1", "a=1 b=2 c=3", "=a =b =c train"),
+    retrain("after an append", "a=1 b=2@1", "a=1 b=2", "=a =b train"),
+    retrain("a file is gone", "a=1 b=2", "b=2", "=b -a train"),
+    retrain("a file cannot be used", "a=1 b=2", "a=1x b=2", "=b -a train"),
+    Row("a repeated run after an append", "a=1 b=2@1", "a=1 b=2", "=a =b train"),
+    Row("a run without what was appended", "a=1 b=2@1", "a=1", "=a -b"),
+]
+
+
+def shard(match: re.Match[str]) -> ShardFacts:
+    marks = match["marks"]
+    n_rows = int(found[1]) if (found := re.search(r"/(\d)", marks)) else 4
+    dtype = "<f8" if "/f8" in marks else "<f4"
+    content = "0" if not n_rows else match["content"]
+    changed = 1 if "*" in marks or "?" in marks else 0
+    ctime = 1 if set("*?!") & set(marks) else 0
+    is_known = "?" not in marks
+    return ShardFacts(
+        path=f"/in/{match['path']}",
+        dataset="X",
+        shape=[n_rows, 2],
+        dtype=dtype,
+        form="dense",
+        stat=Stat(n_rows, 10 * ord(match["content"]) + changed if changed else 0, ctime, ord(match["content"])),
+        rows=content * 32 if is_known else None,
+        extras="0" * 32 if is_known else None,
+    )
+
+
+def base_and_wanted(row: Row) -> tuple[Base | None, Wanted]:
+    before = [*_SHARD.finditer(row.base)]
+    now = [*_SHARD.finditer(row.wanted)]
+    usable = [shard(match) for match in now if "x" not in match["marks"]]
+    encoding = {**_ENCODING, "include": list(row.include), "storage_dtype": row.storage}
+    request = Request(usable, {}, {"seed": row.seed}, encoding)
+    wanted = Wanted(
+        request=request,
+        encoder="encoder" if row.append else None,
+        features=lambda encoder: request.of_features(encoder, list(row.include)),
+        unreadable=[f"/in/{match['path']}" for match in now if "x" in match["marks"]],
+        compares_digests=not row.sizes,
+        reorders=row.reorders,
+    )
+    if not before:
+        return None, wanted
+    earlier = Request([shard(match) for match in before], {}, _TRAINING, _ENCODING)
+    trained = [shard(match) for match in before if "@" not in match["marks"]]
+    parts = []
+    for i, match in enumerate(before):
+        facts = earlier.shards[i]
+        if "x" not in match["marks"] and facts.shape[0]:
+            parts.append(Part(Entry("", 0, ""), facts.shape[0], 0, 0, i, facts.path, "X", 0, facts.shape[0]))
+    model = structs.replace(earlier, shards=trained).of_model()
+    return Base(earlier, model, "encoder", earlier.of_features("encoder", []), tuple(parts)), wanted
+
+
+def in_words(base: Base | None, wanted: Wanted, change: Change) -> str:
+    kept = {part.shard for part in change.kept}
+    words = []
+    for i, place in enumerate(change.places):
+        if place.wanted is None:
+            assert base is not None
+            assert place.base is not None
+            facts = base.request.shards[place.base]
+        else:
+            facts = wanted.request.shards[place.wanted]
+        name = facts.path.removeprefix("/in/")
+        if place.wanted is None:
+            mark = "!"
+        elif place.base is None:
+            mark = "+"
+        elif not place.is_same:
+            mark = "~"
+        else:
+            # A model that is trained encodes all rows; the table then shows which ones are the same.
+            mark = "=" if i in kept or change.trains or not facts.shape[0] else "."
+        words.append(mark + name)
+    assert base is not None or not change.gone
+    words += [f"-{base.request.shards[i].path.removeprefix('/in/')}" for i in change.gone] if base else []
+    words += ["train"] if change.trains else []
+    words += ["again"] if change.encodes_again else []
+    return " ".join([*words, *sorted(change.settings)])
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[f"{row.title}{' (append)' * row.append}" for row in ROWS])
+def test_the_table(row: Row) -> None:
+    base, wanted = base_and_wanted(row)
+    assert in_words(base, wanted, difference(base, wanted)) == row.expected
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[f"{row.title}{' (append)' * row.append}" for row in ROWS])
+def test_parts_are_kept_only_for_the_same_rows_and_the_same_model(row: Row) -> None:
+    base, wanted = base_and_wanted(row)
+    change = difference(base, wanted)
+    if change.trains or change.encodes_again:
+        assert change.kept == ()
+    for part in change.kept:
+        place = change.places[part.shard]
+        assert place.is_same
+
+
+def test_digests_are_needed_only_where_something_may_be_the_same() -> None:
+    row = Row("", "a=1 b=2 c=3 d=4", "a=1 b=2? e=3? f=5/9? d=4", "")
+    base, wanted = base_and_wanted(row)
+    # b may be touched, and e may be c under another name; no shard of the base has nine rows.
+    assert needed_digests(base, wanted) == [1, 2]
+    assert needed_digests(base, structs_without_digests(wanted)) == []
+    assert needed_digests(None, wanted) == []
+
+
+def structs_without_digests(wanted: Wanted) -> Wanted:
+    return Wanted(wanted.request, None, wanted.features, (), compares_digests=False)

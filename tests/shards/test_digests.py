@@ -1,0 +1,268 @@
+"""Tests of digests: the values of rows and extras determine them, and how these are stored or read does not."""
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from shardpress.device import TILE_ROWS
+from shardpress.preparation import Preparation
+from shardpress.records import total
+from shardpress.run.digests import with_content
+from shardpress.run.request import facts_of
+from shardpress.shards import digests
+from shardpress.shards import rows as rows_module
+from shardpress.shards.columns import ColumnRule
+from shardpress.shards.digests import UNIT_ROWS, Digest, ExtrasDigest
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from shardpress.shards.shard import Block, Shard, with_offset, with_preparation
+from tests.support import named_columns
+from tests.support.cases import case
+from tests.support.helpers import csr, numbered, scanned, some_rows, write_shard
+
+UNIT = 4
+SIZES = [0, 1, UNIT - 1, UNIT, UNIT + 1, 5 * UNIT + 3]
+N_ROWS = 2 * UNIT + 3  # of extras
+TEXTS = np.array(["ab", "c", "", "ä", "abc", "b", "", "c", "a", "x", "ä"], dtype=object)
+EXTRAS = {
+    "numbers": np.arange(N_ROWS) % 3,
+    "floats": np.linspace(0, 1, N_ROWS, dtype="f4"),
+    "codes": np.array([b"ab", b"c", b"", b"x", b"abc", b"b", b"", b"c", b"a", b"x", b"y"]),
+    "texts": TEXTS,
+}
+
+
+@pytest.fixture(autouse=True)
+def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digests, "UNIT_ROWS", UNIT)
+
+
+def digest_of(shard: Shard, block_rows: int = UNIT, seed: int = 0) -> str:
+    """Return the digest of the rows of a shard, which are read block by block in a random order."""
+    blocks = list(Block(shard, 0, shard.n_rows).cut(block_rows))
+    random.Random(seed).shuffle(blocks)
+    digest = Digest()
+    for block in blocks:
+        own = Digest()
+        read(block, None, own)
+        digest.add(own.value)
+    return str(digest)
+
+
+def content_of(shard: Shard) -> tuple[object, str]:
+    """Return what identifies the rows of a shard."""
+    return facts_of(shard).kind, digest_of(shard)
+
+
+def opened(path: Path, rows: np.ndarray, **options: Any) -> Shard:
+    (shard,) = open_shards([write_shard(path, rows, **options)])
+    return shard
+
+
+# -- rows --------------------------------------------------------------------------------------------------------------
+
+
+def test_units_divide_the_tiles_of_the_encoder() -> None:
+    # Blocks of rows start at multiples of the tile, so no unit is split.
+    assert TILE_ROWS % UNIT_ROWS == 0
+
+
+def test_block_size_threads_and_order_do_not_matter(tmp_path: Path) -> None:
+    write_shard(tmp_path / "first.h5", numbered(1))
+    for n_rows in SIZES:
+        write_shard(tmp_path / "rows.h5", numbered(n_rows))
+        shards = open_shards([str(tmp_path / name) for name in ("first.h5", "rows.h5")])
+        found = {digest_of(shards[1], n * UNIT, seed) for n in (1, 2, 10) for seed in range(3)}
+        for n, n_threads in ((1, 3), (2, 1), (10, 2)):
+            found.add(scanned(shards, n * UNIT, n_threads).digests[1] or "")
+        found.add(with_content(facts_of(shards[1]), shards[1], ()).rows or "")
+        with case(n_rows):
+            assert len(found) == 1
+
+
+def test_different_rows_have_different_digests(tmp_path: Path) -> None:
+    rows = numbered(3 * UNIT + 1, 3)
+    changed = rows.copy()
+    changed[5, 1] += 1
+    units = np.split(rows, range(UNIT, len(rows), UNIT))
+    others = {
+        "same": rows,
+        "a value": changed,
+        "exchanged rows": rows[[1, 0, *range(2, len(rows))]],
+        "exchanged units": np.concatenate([units[1], units[0], *units[2:]]),
+        "moved unit": np.concatenate([*units[1:3], units[0], units[3]]),
+        "exchanged columns": rows[:, [1, 0, 2]],
+        "a row less": rows[:-1],
+        "a row more": np.concatenate([rows, rows[-1:]]),
+        "a unit twice": np.concatenate([units[0], *units]),
+        "zeros": np.zeros_like(rows),
+        "more zeros": np.zeros((len(rows) + 1, 3), rows.dtype),
+        "another shape": rows.reshape(3, -1),
+    }
+    contents = {name: content_of(opened(tmp_path / f"{name}.h5", each)) for name, each in others.items()}
+    for a, b in combinations(contents, 2):
+        with case(a, b):
+            assert contents[a] != contents[b]
+
+
+def test_equal_values_of_another_dtype_are_other_rows(tmp_path: Path) -> None:
+    dtypes = ["?", "u1", "i1", "<u2", "<i4", ">i4", "<i8", "<u8", "<f2", "<f4", ">f4", "<f8"]
+    for value in (0, 1):  # the bytes of zeros of equal size are equal
+        rows = np.full((UNIT + 1, 3), value)
+        found = {content_of(opened(tmp_path / "x.h5", rows.astype(dtype))) for dtype in dtypes}
+        assert len(found) == len(dtypes)
+
+
+def test_offset_and_preparation_do_not_matter(tmp_path: Path) -> None:
+    preparations = [Preparation("total", "log1p"), Preparation(None, "rank"), Preparation("median")]
+    for dtype in ("u1", "<i2", "<i8", "<u8", "<f2", "<f4", "<f8"):
+        shard = opened(tmp_path / "x.h5", some_rows(dtype))
+        offset = np.arange(1.0, shard.n_inputs + 1)
+        found = {digest_of(shard), digest_of(with_offset(shard, offset))}
+        found |= {digest_of(with_preparation(shard, preparation)) for preparation in preparations}
+        with case(dtype):
+            assert len(found) == 1
+
+
+@pytest.mark.process
+def test_columns_are_digested_in_the_order_of_the_model(tmp_path: Path) -> None:
+    rows = some_rows()
+    names = [f"gene {i}" for i in range(rows.shape[1])]
+    order = np.random.default_rng(0).permutation(len(names))
+    permuted = rows[:, order]
+    named_columns.attribute(tmp_path / "0.h5", rows, names)
+    named_columns.attribute(tmp_path / "1.h5", permuted, [names[i] for i in order])
+    named_columns.sparse_anndata(tmp_path / "2.h5", permuted, [names[i] for i in order])
+    shards = open_shards([str(tmp_path / f"{i}.h5") for i in range(3)], columns=ColumnRule("name"))
+    assert {digest_of(shard) for shard in shards} == {digest_of(shards[0])}
+    assert digest_of(opened(tmp_path / "3.h5", permuted)) != digest_of(shards[0])
+
+
+@pytest.mark.process
+def test_storage_of_rows_does_not_matter(tmp_path: Path) -> None:
+    rows = some_rows("<i4")
+    expected = content_of(opened(tmp_path / "plain.h5", rows))
+    options: list[dict[str, Any]] = [
+        {"chunks": (7, 2)},
+        {"chunks": (5, 6), "compression": "gzip", "shuffle": True},
+        {"chunks": (64, 6), "compression": "lzf", "fletcher32": True, "maxshape": (None, 6)},
+    ]
+    for each in options:
+        with case(each):
+            assert content_of(opened(tmp_path / "x.h5", rows, **each)) == expected
+    for form, write in _FORMS.items():
+        path = tmp_path / f"{form}.h5"
+        with h5py.File(path, "w") as file:
+            write(file, rows)
+        (shard,) = open_shards([str(path)], orientation="columns" if form == "columns" else None)
+        assert shard.form == form
+        with case(form):
+            found = content_of(shard)
+            assert found == expected
+
+
+def _write_columns(file: h5py.File, rows: np.ndarray) -> None:
+    file["X"] = rows.T
+
+
+def _write_table(file: h5py.File, rows: np.ndarray) -> None:
+    records = np.zeros(len(rows), [("index", "<i8"), ("values_block_0", rows.dtype, rows.shape[1:])])
+    records["values_block_0"] = rows
+    file["X"] = records
+
+
+def _write_sparse(scramble: bool) -> Callable[[h5py.File, np.ndarray], None]:
+    def write(file: h5py.File, rows: np.ndarray) -> None:
+        group = file.create_group("X")
+        group.attrs.update({"encoding-type": "csr_matrix", "shape": rows.shape})
+        group["data"], group["indices"], group["indptr"] = csr(rows, scramble=scramble)
+
+    return write
+
+
+_FORMS = {"columns": _write_columns, "table": _write_table, "sparse": _write_sparse(scramble=True)}
+
+
+# -- extras ------------------------------------------------------------------------------------------------------------
+
+
+def extras_of(shard: Shard, part_rows: int = 3 * UNIT) -> str:
+    """Return the digest of the extras, which are read part by part."""
+    found = []
+    for part in Block(shard, 0, shard.n_rows).cut(part_rows):
+        digest = ExtrasDigest(part.start)
+        for name, values in read_extras(part).items():
+            digest.add(name, values)
+        found.append(str(digest))
+    return total(found) or ""
+
+
+def with_extras(path: Path, extras: Mapping[str, Any]) -> Shard:
+    write_shard(path, numbered(len(next(iter(extras.values())))), extras=extras)
+    (shard,) = open_shards([str(path)])
+    assert {extra.name for extra in shard.extras} == set(extras)
+    return shard
+
+
+@pytest.mark.process
+def test_parts_and_pieces_of_extras_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = with_extras(tmp_path / "x.h5", EXTRAS)
+    expected = extras_of(shard)
+    for part_rows in (UNIT, 2 * UNIT):
+        with case(part_rows=part_rows):
+            assert extras_of(shard, part_rows) == expected
+    for n_bytes in (1, 40, 10**6):
+        monkeypatch.setattr(rows_module, "_EXTRA_PIECE", n_bytes)
+        with case(n_bytes=n_bytes):
+            assert with_content(facts_of(shard), shard, EXTRAS.keys()).extras == expected
+
+
+@pytest.mark.process
+def test_storage_and_order_of_extras_do_not_matter(tmp_path: Path) -> None:
+    plain = with_extras(tmp_path / "0.h5", EXTRAS)
+    path = tmp_path / "1.h5"
+    write_shard(path, numbered(N_ROWS))
+    with h5py.File(path, "a") as file:
+        for name, values in reversed(EXTRAS.items()):
+            dtype = h5py.string_dtype() if values.dtype == object else values.dtype
+            file.create_dataset(name, data=values, dtype=dtype, chunks=True, compression="gzip")
+    (packed,) = open_shards([str(path)])
+    assert extras_of(packed) == extras_of(plain)
+
+
+@pytest.mark.process
+def test_codes_of_categories_do_not_matter(tmp_path: Path) -> None:
+    for i, categories in enumerate([["a", "b"], ["b", "a"]]):
+        codes = [categories.index(each) for each in "abbab"]
+        write_shard(tmp_path / f"{i}.h5", numbered(5), extras={"kind": np.array(codes, "i1")})
+        with h5py.File(tmp_path / f"{i}.h5", "a") as file:
+            file["__categories/kind"] = categories
+    first, second = open_shards([str(tmp_path / "0.h5"), str(tmp_path / "1.h5")])
+    assert first.extras[0].categories == ("a", "b")
+    assert extras_of(first) == extras_of(second)
+
+
+def _changed_extras() -> Iterator[dict[str, np.ndarray]]:
+    """Yield extras that differ from `EXTRAS` and from each other."""
+    for name, values in EXTRAS.items():
+        yield EXTRAS | {name: values[[1, 0, *range(2, N_ROWS)]]}  # exchanged rows
+        yield EXTRAS | {name: np.concatenate([values[UNIT : 2 * UNIT], values[:UNIT], values[2 * UNIT :]])}
+        without = {other: EXTRAS[other] for other in EXTRAS if other != name}
+        yield without
+        yield without | {f"{name} 2": values}
+    yield EXTRAS | {"more": EXTRAS["numbers"]}
+    yield EXTRAS | {"more": EXTRAS["numbers"] + 1}
+    for texts in (["a", "bc"], ["", "abc"], ["abc", ""]):
+        yield EXTRAS | {"texts": np.array([*texts, *TEXTS[2:]], dtype=object)}
+
+
+@pytest.mark.process
+def test_different_extras_have_different_digests(tmp_path: Path) -> None:
+    found = [extras_of(with_extras(tmp_path / "x.h5", extras)) for extras in (EXTRAS, *_changed_extras())]
+    assert len(set(found)) == len(found)

@@ -1,0 +1,467 @@
+"""Random sequences of runs over files that change, compared with an independent computation after each run.
+
+``python -m tests.support.sequences 500 7`` runs 500 of them, from seed 7 on.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from shardpress import load_model, open_features
+from shardpress.report.verify import verify
+from shardpress.result import Result, Use
+from tests.support.faulty import RecordingDisk
+from tests.support.interruptions import FullAfter
+from tests.support.standin import Workspace, install
+
+N_COLUMNS = 4
+NAMES = [f"column{i}" for i in range(N_COLUMNS)]
+FLAGS: list[tuple[str, ...]] = [
+    (),
+    ("--match-columns", "name"),
+    ("--include", "obs/kind"),
+    ("--fit-on", "part==1"),
+    ("--target", "part"),
+    ("--on-bad-data", "skip", "--max-bad", "50%"),
+    ("--storage-dtype", "float16"),
+]
+"""Flags of the first run."""
+_STAYING = ("shards/f0.h5", "others/g.h5")  # so that no folder is empty
+
+
+@dataclass(frozen=True)
+class _File:
+    """Rows and extras of a file."""
+
+    rows: np.ndarray  # in the order of `NAMES`
+    uid: np.ndarray  # number of each row
+    order: tuple[int, ...] = tuple(range(N_COLUMNS))  # of the columns in the file
+    kinds: tuple[str, ...] = ("a", "b")  # labels
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        with h5py.File(path, "w") as file:
+            file["X"] = self.rows[:, self.order]
+            file["X"].attrs["columns"] = [NAMES[i] for i in self.order]
+            file["uid"] = self.uid
+            file["part"] = (self.uid % 2).astype(np.int8)
+            group = file.create_group("obs")
+            kind = group.create_group("kind")
+            kind.attrs.update({"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False})
+            categories = sorted(set(self.kinds))
+            kind["codes"] = np.array([categories.index(each) for each in self.labels], np.int8)
+            kind["categories"] = categories
+            group["late"] = self.uid * 3
+
+    @property
+    def labels(self) -> list[str]:
+        return [self.kinds[i % len(self.kinds)] for i in self.uid]
+
+
+@dataclass
+class _Shard:
+    """Expected rows of a file in the result."""
+
+    name: str  # path of the file relative to the folder
+    file: _File
+    append_id: int
+    use: np.ndarray  # of each row
+
+
+class RandomSequence:
+    """Files that change at random, runs over them, and what their result must contain.
+
+    Parameters
+    ----------
+    folder : Path
+        Folder of the files and of the output.
+    seed : int
+        Seed of the files and of their changes.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._rng = np.random.default_rng(seed)
+        self._folder = folder
+        self._flags = list(FLAGS[seed % len(FLAGS)])
+        self._workspace = Workspace(folder)
+        self._output = folder / "out"
+        self._files: dict[str, _File] = {}  # by their names
+        self._shards: list[_Shard] = []  # in the order of the rows
+        self._changed: set[str] = set()  # files of the result with other content
+        self._used: set[str] = set()  # files that this step has changed
+        self._trained: Counter[bytes] = Counter()  # rows of each file that trained the model
+        self._n_uids = 0
+        self._n_names = 0
+        self._n_appends = 0
+        self._n_models = 0
+        self._log: list[str] = [f"sequence {seed} {' '.join(self._flags)}:"]
+
+    def __str__(self) -> str:
+        return " ".join(self._log)
+
+    # -- files --
+
+    def _new_file(self, n_rows: int | None = None) -> _File:
+        n = self._random.randrange(1, 40) if n_rows is None else n_rows
+        uid = np.arange(self._n_uids, self._n_uids + n)
+        self._n_uids += n
+        rows = self._rng.normal(size=(n, N_COLUMNS)).astype(np.float32)
+        kinds = ("a", "b") if self._random.random() < 0.5 else ("b", self._random.choice("acdef"))
+        return _File(rows, uid, self._any_order(), kinds)
+
+    def _any_order(self) -> tuple[int, ...]:
+        if "--match-columns" not in self._flags:
+            return tuple(range(N_COLUMNS))
+        return tuple(int(i) for i in self._rng.permutation(N_COLUMNS))
+
+    def _new_name(self, folder: str) -> str:
+        self._n_names += 1
+        return f"{folder}/n{self._random.randrange(10)}{self._n_names:03d}.h5"
+
+    def _path(self, name: str) -> Path:
+        return self._folder / name
+
+    def _write(self, name: str, file: _File) -> None:
+        self._files[name] = file
+        file.write(self._path(name))
+
+    def _any_name(self) -> str:
+        """Return a file that this step has not changed yet, as far as possible."""
+        names = sorted(set(self._files) - self._used) or sorted(self._files)
+        name = self._random.choice(names)
+        self._used.add(name)
+        return name
+
+    def _unique(self) -> list[str]:
+        """Return files of the result that no other file equals or equalled, so that it is clear which one has moved."""
+        n_equal = Counter(file.rows.tobytes() for file in self._files.values())
+        n_equal |= Counter(shard.file.rows.tobytes() for shard in self._shards)
+        known = [shard.name for shard in self._shards if shard.name in self._files and shard.name not in self._changed]
+        return [name for name in known if n_equal[self._files[name].rows.tobytes()] == 1]
+
+    # -- operations: each one changes the files, and what the result must contain --
+
+    def add(self) -> None:
+        self._write(self._new_name(self._random.choice(["shards", "others"])), self._new_file())
+
+    def add_empty(self) -> None:
+        self._write(self._new_name("shards"), self._new_file(0))
+
+    def change(self) -> None:
+        name = self._any_name()
+        self._write(name, self._new_file())
+        self._changed.add(name)
+
+    def grow(self) -> None:
+        name = self._any_name()
+        file = self._files[name]
+        more = self._new_file(4)
+        rows = np.concatenate([file.rows, more.rows])
+        self._write(name, replace(file, rows=rows, uid=np.concatenate([file.uid, more.uid])))
+        self._changed.add(name)
+
+    def edit_in_place(self) -> None:
+        """Change a row, but neither the size nor the modification time."""
+        name = self._any_name()
+        file = self._files[name]
+        path = self._path(name)
+        if not len(file.rows):
+            return
+        status = path.stat()
+        rows = file.rows.copy()
+        rows[self._random.randrange(len(rows))] += np.float32(0.25)
+        with h5py.File(path, "r+") as opened:
+            opened["X"][:] = rows[:, file.order]
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        self._files[name] = replace(file, rows=rows)
+        self._changed.add(name)
+
+    def edit_labels(self) -> None:
+        """Write the same rows with other extras."""
+        name = self._any_name()
+        file = self._files[name]
+        edited = replace(file, kinds=("b", self._random.choice("acdef")))
+        self._write(name, edited)
+        if "obs/kind" in self._flags and edited.labels != file.labels:
+            self._changed.add(name)
+
+    def permute(self) -> None:
+        """Write the same rows with the columns in another order."""
+        name = self._any_name()
+        self._write(name, replace(self._files[name], order=self._any_order()))
+
+    def touch(self) -> None:
+        os.utime(self._path(self._any_name()))
+
+    def chmod(self) -> None:
+        path = self._path(self._any_name())
+        path.chmod(path.stat().st_mode ^ 0o020)
+
+    def link(self) -> None:
+        os.link(self._path(self._any_name()), self._folder / f"link{self._random.random()}")
+
+    def rewrite(self) -> None:
+        """Copy a file, as a backup program that restores it does."""
+        path = self._path(self._any_name())
+        shutil.copyfile(path, path.with_suffix(".new"))
+        path.with_suffix(".new").replace(path)
+
+    def duplicate(self) -> None:
+        names = [name for name in self._unique() if name not in self._used]
+        if not names:
+            return
+        name = self._random.choice(names)
+        self._used.add(name)
+        copy = self._new_name("others")
+        shutil.copyfile(self._path(name), self._path(copy))
+        self._files[copy] = self._files[name]
+
+    def move(self) -> None:
+        name = self._any_name()
+        if name not in self._unique() or name in _STAYING:
+            return
+        target = self._new_name("others")
+        self._path(name).rename(self._path(target))
+        self._used.add(target)
+        self._files[target] = self._files.pop(name)
+        self._shard_of(name).name = target
+
+    def swap(self) -> None:
+        names = [name for name in self._unique() if name not in self._used]
+        if len(names) < 2:
+            return
+        a, b = self._random.sample(names, 2)
+        self._used.update((a, b))
+        path = self._path(a)
+        path.rename(path.with_suffix(".swap"))
+        self._path(b).rename(path)
+        path.with_suffix(".swap").rename(self._path(b))
+        self._files[a], self._files[b] = self._files[b], self._files[a]
+        shards = self._shard_of(a), self._shard_of(b)
+        shards[0].name = b
+        shards[1].name = a
+
+    def drop(self) -> None:
+        name = self._any_name()
+        if name in self._unique() and name not in _STAYING:
+            self._path(name).unlink()
+            del self._files[name]
+
+    def damage(self) -> None:
+        """Remove or damage a part."""
+        part = self._random.choice(Result.open(self._output).parts)
+        path = self._output / part.file
+        if self._random.random() < 0.5 or not path.exists():
+            path.unlink(missing_ok=True)
+        else:
+            path.write_bytes(path.read_bytes()[:-1])
+
+    def _shard_of(self, name: str) -> _Shard:
+        return next(shard for shard in self._shards if shard.name == name)
+
+    # -- runs --
+
+    def start(self) -> None:
+        """Write files, and train on them."""
+        for i in range(3):
+            self._write(f"shards/f{i}.h5", self._new_file(40 + i))
+        self._path("others").mkdir(exist_ok=True)
+        self._write("others/g.h5", self._new_file(60))
+        self._train()
+        self._check()
+
+    def step(self) -> None:
+        """Change the files, append or train again, and check the result."""
+        self._used.clear()
+        n_operations = self._random.randrange(1, 4)
+        if self._random.random() < 0.15:
+            self._change_files(n_operations, except_for="damage")  # the earlier generation would keep a damaged part
+            self._n_models += 1
+            self._log.append("retrain")
+            self._train("--seed", str(self._n_models), "--retrain", "--drop-missing")
+        else:
+            self._change_files(n_operations)
+            self._append()
+        self._check()
+
+    def _change_files(self, n_operations: int, except_for: str = "") -> None:
+        names = [name for name in OPERATIONS if name != except_for]
+        for name in self._random.choices(names, k=n_operations):
+            self._log.append(name)
+            OPERATIONS[name](self)
+
+    def _run(self, *flags: str, expected: Sequence[int] = (0,), disk: RecordingDisk | None = None) -> int:
+        inputs = ["--input", str(self._path("others"))]
+        code = self._workspace.run(self._output, *inputs, *flags, disk=disk)
+        assert code in expected, f"{self} exit code {code}"
+        return code
+
+    def _train(self, *flags: str) -> None:
+        self._run(*self._flags, *flags)
+        self._n_appends = 0
+        self._changed.clear()
+        use = Result.open(self._output).use()
+        self._shards = []
+        for name in self._in_order(self._files):
+            file = self._files[name]
+            self._shards.append(_Shard(name, file, 0, use[: len(file.rows)]))
+            use = use[len(file.rows) :]
+        self._trained = Counter(file.rows.tobytes() for file in self._files.values() if len(file.rows))
+        self._check_use_of_training()
+
+    def _append(self) -> None:
+        flags = ["--append", "--drop-missing"]
+        if "obs/late" not in self._flags and self._random.random() < 0.2:
+            self._flags += ["--include", "obs/late"]
+            self._log.append("late")
+        flags += [flag for flag in self._flags if flag in ("--include", "obs/late", "obs/kind")]
+        if self._random.random() < 0.2:
+            self._log.append("interrupted")
+            code = self._run(*flags, expected=(0, 74), disk=FullAfter("part", 1))
+            if code == 0:  # there were no parts to write
+                self._expect_appended()
+            self._change_files(1)
+        self._log.append("append")
+        self._run(*flags)
+        self._expect_appended()
+        if self._random.random() < 0.3:
+            self._log.append("again")
+            recording = RecordingDisk()
+            self._run(*flags, disk=recording)
+            assert recording.calls == [], f"{self} repeated run"
+
+    def _expect_appended(self) -> None:
+        known = {shard.name for shard in self._shards}
+        new = self._in_order(set(self._files) - known)
+        remaining = [shard for shard in self._shards if shard.name in self._files]
+        changed = [shard for shard in remaining if shard.name in self._changed]
+        if new or changed or len(remaining) < len(self._shards):
+            self._n_appends += 1
+        is_unknown = bool(self._trained - Counter(file.rows.tobytes() for file in self._files.values()))
+        for name in new:
+            file = self._files[name]
+            remaining.append(_Shard(name, file, self._n_appends, self._use_of_later(file, is_unknown)))
+        for shard in changed:
+            file = self._files[shard.name]
+            shard.append_id = self._n_appends
+            if not np.array_equal(shard.file.rows, file.rows):
+                shard.use = self._use_of_later(file, is_unknown)
+        for shard in remaining:
+            shard.file = self._files[shard.name]
+        self._shards = remaining
+        self._changed.clear()
+
+    def _use_of_later(self, file: _File, is_unknown: bool) -> np.ndarray:
+        """Return the use of rows that an append brings."""
+        may_have_trained = is_unknown or file.rows.tobytes() in self._trained
+        return np.full(len(file.rows), Use.TRAINING if may_have_trained else Use.LATER)
+
+    def _in_order(self, names: Collection[str]) -> list[str]:
+        """Return files in the order of the input."""
+        return sorted(names, key=lambda name: (not name.startswith("shards"), name))
+
+    # -- checks --
+
+    def _check_use_of_training(self) -> None:
+        use = np.concatenate([shard.use for shard in self._shards])
+        is_left_out = np.zeros(len(use), bool)
+        if "--fit-on" in self._flags:
+            is_left_out = np.concatenate([shard.file.uid % 2 == 0 for shard in self._shards])
+        assert np.array_equal(use == Use.LEFT_OUT, is_left_out), f"{self} left out"
+        assert Use.VALIDATION in use, f"{self} validation"
+        assert Use.LATER not in use, f"{self} later"
+
+    def _check(self) -> None:
+        found = open_features(self._output)
+        files = [shard.file for shard in self._shards]
+        uid = np.concatenate([file.uid for file in files])
+        extras = {name: values.compute() for name, values in found.extras.items()}
+        assert extras["uid"].tolist() == uid.tolist(), f"{self} order of the rows"
+        self._check_features(found.features.compute())
+        use = np.concatenate([shard.use for shard in self._shards])
+        assert found.result.use().tolist() == use.tolist(), f"{self} use"
+        if self._n_appends:
+            ids = np.concatenate([np.full(len(shard.use), shard.append_id) for shard in self._shards])
+            assert extras["append_id"].tolist() == ids.tolist(), f"{self} append_id"
+        assert ("append_id" in extras) == bool(self._n_appends), f"{self} append_id"
+        assert ("kind" in extras) == ("obs/kind" in self._flags), f"{self} kind"
+        assert ("late" in extras) == ("obs/late" in self._flags), f"{self} late"
+        if "kind" in extras:
+            labels = [label for file in files for label in file.labels]
+            assert found.categories["kind"][extras["kind"]].tolist() == labels, f"{self} categories"
+        if "late" in extras:
+            assert extras["late"].tolist() == (3 * uid).tolist(), f"{self} late"
+        assert not verify(str(self._output), n_rows=len(uid)).faults, f"{self} verify"
+
+    def _check_features(self, features: np.ndarray) -> None:
+        rows = np.concatenate([shard.file.rows for shard in self._shards])
+        model = load_model(self._output)
+        expected = model.encode(rows[:, [NAMES.index(name) for name in model.columns.names]])
+        tolerance = 1e-5 if features.dtype == np.float32 else 1e-3
+        assert np.allclose(features, expected, atol=tolerance), f"{self} features"
+        with h5py.File(self._output / "index.h5") as index:
+            assert np.array_equal(index["features"], features), f"{self} index"
+
+
+OPERATIONS: dict[str, Callable[[RandomSequence], None]] = {
+    "add": RandomSequence.add,
+    "add_empty": RandomSequence.add_empty,
+    "change": RandomSequence.change,
+    "grow": RandomSequence.grow,
+    "edit_in_place": RandomSequence.edit_in_place,
+    "edit_labels": RandomSequence.edit_labels,
+    "permute": RandomSequence.permute,
+    "touch": RandomSequence.touch,
+    "chmod": RandomSequence.chmod,
+    "link": RandomSequence.link,
+    "rewrite": RandomSequence.rewrite,
+    "duplicate": RandomSequence.duplicate,
+    "move": RandomSequence.move,
+    "swap": RandomSequence.swap,
+    "drop": RandomSequence.drop,
+    "damage": RandomSequence.damage,
+}
+
+
+def run_sequence(folder: Path, seed: int, n_steps: int = 6) -> None:
+    """Run a random sequence. Raise `AssertionError` if a result is not what it must be."""
+    sequence = RandomSequence(folder, seed)
+    sequence.start()
+    for _ in range(n_steps):
+        sequence.step()
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run sequences, and print those that fail and the number of each outcome."""
+    n_sequences = int(arguments[0])
+    first = int(arguments[1]) if len(arguments) > 1 else 0
+    counts = Counter[str]()
+    with pytest.MonkeyPatch.context() as patch:
+        install(patch)
+        for seed in range(first, first + n_sequences):
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    run_sequence(Path(folder), seed)
+                    counts["good"] += 1
+                except AssertionError as error:
+                    counts["bad"] += 1
+                    print(f"FAILED {error}", flush=True)
+    print(dict(counts))
+    return int(counts["bad"] > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
