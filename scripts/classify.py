@@ -31,6 +31,7 @@ from sklearn.preprocessing import StandardScaler
 from shardpress import open_features
 from shardpress.errors import ShardpressError
 from shardpress.features import Features
+from shardpress.records import with_digests
 from shardpress.result import Use
 from shardpress.rowfacts import rows_with_value
 
@@ -94,11 +95,18 @@ def split(run: Features, labels: np.ndarray, numbers: np.ndarray) -> tuple[np.nd
 def open_test_rows(directory: str, run: Features) -> Features:
     """Open features of other rows, encoded with the model of a run."""
     other = open_features(directory)
-    files = [{part.path for part in each.result.parts} for each in (run, other)]
+    known = shard_digests(run) | set(run.result.facts.trained)
     is_same_model = other.manifest["model"] == run.manifest["model"]
-    if not is_same_model or other.manifest["config"]["model"] is None or files[0] & files[1]:
-        raise SystemExit(f"{directory}: expected features of other files, encoded with --model and the same model.")
+    if not is_same_model or other.manifest["config"]["model"] is None or known & shard_digests(other):
+        raise SystemExit(f"{directory}: expected features of other rows, encoded with --model and the same model.")
     return other
+
+
+def shard_digests(run: Features) -> set[str]:
+    """Return the digests of the rows of each input file, which are the same for a copy of the file."""
+    result = run.result
+    shards = with_digests(result.facts.request.shards, result.parts)
+    return {shard.rows for shard in shards if shard.rows is not None}
 
 
 def classifier(*steps: object) -> Pipeline:

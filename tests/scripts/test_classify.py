@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,11 @@ def test_test_rows_have_the_same_model_and_other_files(tmp_path: Path) -> None:
     for name, rows in (("x", X[::2]), ("z", X[1::2])):
         write(tmp_path / name, rows.astype(np.float32), y=Y[: len(rows)])
     output = run(tmp_path / "x", tmp_path / "out")
+    shutil.copytree(tmp_path / "x", tmp_path / "copies")
     wrong = {
         "its own rows": output,
         "its own files": run(tmp_path / "x", tmp_path / "same", "--model", str(output)),
+        "copies of its files": run(tmp_path / "copies", tmp_path / "copied", "--model", str(output)),
         "another model": run(tmp_path / "z", tmp_path / "trained"),
     }
     for directory in wrong.values():
