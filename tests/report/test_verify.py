@@ -25,6 +25,7 @@ from tests.support import standin
 from tests.support.bad_shards import Silent
 from tests.support.helpers import refused, write_shard
 from tests.support.interruptions import SIZES, FullAfter
+from tests.support.soak_protocol import edit
 from tests.support.standin import Workspace, features_of
 
 N_ROWS = sum(SIZES)
@@ -232,10 +233,17 @@ def test_rows_outside_the_range_of_a_model_are_verified(
     assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), N_ROWS + 5)
 
 
+def test_touched_inputs_are_recognized_by_their_rows(workspace: Workspace, out: Path) -> None:
+    assert workspace.run(out) == 0
+    os.utime(workspace.shards / "0.h5", (0, 0))
+    found = verify(str(out))
+    assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), sum(SIZES))
+
+
 def test_missing_or_changed_inputs_are_listed_and_others_checked(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out) == 0
     path = workspace.shards / "0.h5"
-    os.utime(path, (0, 0))
+    edit(path)
     reasons = set()
     for _ in ("changed", "missing"):
         found = verify(str(out))

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from shardpress.errors import DataError, NoInput
-from shardpress.records import Part
+from shardpress.records import Part, ShardFacts, Stat, with_digests
 from shardpress.report.rows import Preprocessing
 from shardpress.result import Result
 from shardpress.shards.columns import reordered
-from shardpress.shards.shard import Shard, with_offset, with_preparation
+from shardpress.shards.rows import digest_of_rows
+from shardpress.shards.shard import Block, Shard, with_offset, with_preparation
 from shardpress.shards.vet import Selection, vet
 
 
@@ -25,8 +26,7 @@ class Inputs:
     """Input shards of a run, which are opened at the paths in its result."""
 
     def __init__(self, result: Result) -> None:
-        request = result.facts.request
-        self._shards = request.shards
+        self._shards = with_digests(result.facts.request.shards, result.parts)
         self._orientation = result.facts.config.get("orientation")
         self._model = result.model
 
@@ -34,11 +34,10 @@ class Inputs:
         """Return the shard of a part. Raise `NoInput` if its file does not exist, and `DataError` if it has changed."""
         before = self._shards[part.shard]
         shard = vet(self._path(part), Selection(part.dataset, self._orientation))
-        identity = shard.identity
-        if (identity.size, identity.mtime_ns) != (before.stat.n_bytes, before.stat.changed):
-            raise DataError("the file has changed since the run")
         if before.column_order is not None:
             shard = reordered(shard, self._model.columns)
+        if not _has_rows(shard, before):
+            raise DataError("its rows have changed since the run")
         return with_preparation(with_offset(shard, self._model.offset), self._model.preparation)
 
     def _path(self, part: Part) -> Path:
@@ -46,3 +45,13 @@ class Inputs:
         if not path.is_file():
             raise NoInput("the file no longer exists at this path")
         return path
+
+
+def _has_rows(shard: Shard, before: ShardFacts) -> bool:
+    """Return whether a shard has the same rows as before. They are read only if the file may have changed."""
+    identity = shard.identity
+    if before.stat == Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode):
+        return True
+    if (shard.shape, shard.stored_dtype) != before.kind:
+        return False
+    return digest_of_rows(Block(shard, 0, shard.n_rows)) == before.rows

@@ -9,12 +9,9 @@ from msgspec import structs
 
 from shardpress.errors import DataError, NoInput
 from shardpress.records import ShardFacts
-from shardpress.shards import digests
-from shardpress.shards.digests import Digest, ExtrasDigest
-from shardpress.shards.rows import read, stream_extra
+from shardpress.shards.digests import ExtrasDigest
+from shardpress.shards.rows import digest_of_rows, stream_extra
 from shardpress.shards.shard import Block, Shard
-
-_BLOCK_BYTES = 2**23  # rows that are read at once
 
 
 def with_content(facts: ShardFacts, shard: Shard, names: Collection[str]) -> ShardFacts:
@@ -26,15 +23,6 @@ def with_content(facts: ShardFacts, shard: Shard, names: Collection[str]) -> Sha
     except (DataError, NoInput):  # the run finds and reports this again
         return facts
     return structs.replace(facts, rows=rows, extras=extras)
-
-
-def digest_of_rows(rows: Block) -> str:
-    """Return the digest of rows, of which the first one begins a unit. Raise `DataError` if they cannot be read."""
-    digest = Digest()
-    n_units = max(1, _BLOCK_BYTES // max(1, rows.shard.row_bytes) // digests.UNIT_ROWS)
-    for block in rows.cut(n_units * digests.UNIT_ROWS):
-        read(block, None, digest)
-    return str(digest)
 
 
 def _digest_of_extras(shard: Shard) -> str:

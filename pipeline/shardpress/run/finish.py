@@ -37,7 +37,6 @@ from shardpress.report.sample import PartSource, SampleSpec, largest_sample
 from shardpress.result import Result, Use, result_bytes
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import gave_up, warn_if_late
-from shardpress.run.digests import digest_of_rows
 from shardpress.run.encoding_stage import Encoded
 from shardpress.run.generations import Generations, count_generations
 from shardpress.run.memory import block_bytes, peak_bytes, trained_network_bytes
@@ -47,6 +46,7 @@ from shardpress.run.summary import Summary
 from shardpress.run.use import use_of_rows
 from shardpress.scan.ranges import Scan
 from shardpress.shards.extras import why_left_out
+from shardpress.shards.rows import digest_of_rows
 from shardpress.shards.shard import UNREADABLE, Block, Shard, first_rows
 
 log = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from shardpress.hdf5.forms import Numbers, numbers_of
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.values import read_values
 from shardpress.preparation import Preparation
+from shardpress.shards import digests
 from shardpress.shards.digests import Digest
 from shardpress.shards.shard import UNREADABLE, Block, Extra, Shard, aligned, read_dtype
 
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _PIECE = 2**22  # bytes of a table
 _ENTRIES = 2**18  # entries of sparse rows: 6 MiB with their column indices and positions
+_DIGEST_BLOCK = 2**23  # bytes of rows that are read at once only for their digest
 _EXTRA_PIECE = 2**22  # bytes of a wide extra
 _EXTRA_ROWS = 1024  # rows that a damaged extra without chunks loses together
 _INT64 = np.dtype(np.int64)
@@ -61,6 +63,15 @@ def read(block: Block, out: np.ndarray | None = None, digest: Digest | None = No
         else:
             _read_ordered(block, out, digest)
     return out
+
+
+def digest_of_rows(rows: Block) -> str:
+    """Return the digest of rows, of which the first one begins a unit. Raise `DataError` if they cannot be read."""
+    digest = Digest()
+    n_units = max(1, _DIGEST_BLOCK // max(1, rows.shard.row_bytes) // digests.UNIT_ROWS)
+    for block in rows.cut(n_units * digests.UNIT_ROWS):
+        read(block, None, digest)
+    return str(digest)
 
 
 def _read_prepared(block: Block, preparation: Preparation, out: np.ndarray, digest: Digest | None) -> None:
