@@ -162,12 +162,16 @@ class RandomSequence:
 
     def change(self) -> None:
         name = self._any_name()
+        if not len(self._files[name].rows):
+            return  # a new empty file would count as this one under another name
         self._write(name, self._new_file())
         self._changed.add(name)
 
     def grow(self) -> None:
         name = self._any_name()
         file = self._files[name]
+        if not len(file.rows):
+            return
         more = self._new_file(4)
         rows = np.concatenate([file.rows, more.rows])
         self._write(name, replace(file, rows=rows, uid=np.concatenate([file.uid, more.uid])))
