@@ -50,7 +50,7 @@ PART = Part(
     rows="c" * 32,
     extras="d" * 32,
 )
-SHARD = ShardFacts("/in/a.h5", "X", [9, 4], "f8", "dense", Stat(10, 20, 30, 40), "e" * 64, "c" * 32, "d" * 32)
+SHARD = ShardFacts("/in/a.h5", "X", [9, 4], "f8", Stat(10, 20, 30, 40), "e" * 64, "c" * 32, "d" * 32)
 REQUEST = Request([SHARD], {"scale": 1}, {"epochs": 2}, {"dtype": "float32"})
 RECORDS: list[Any] = [
     PART,

@@ -59,7 +59,7 @@ DIGEST = "0123456789abcdef" * 2
 ODD_NAME = "größe \udcff.h5"  # bytes that are not UTF-8, as Python represents them
 
 STAT = Stat(10, 2**62, 2**62, 2**63 - 1)
-SHARDS = [ShardFacts(f"/in/{ODD_NAME}", "X", [9, 4], "f8", "dense", STAT, "c" * 64, "d" * 32, "e" * 32)]
+SHARDS = [ShardFacts(f"/in/{ODD_NAME}", "X", [9, 4], "f8", STAT, "c" * 64, "d" * 32, "e" * 32)]
 PARTS = [
     Part(Entry(f"parts/{part_key(0, 0)}-{DIGEST}.h5", 7, "b" * 64), 5, 1, 2, 0, f"/in/{ODD_NAME}", "X", 0, 5),
     Part(

@@ -85,6 +85,11 @@ def fingerprint(*content: object) -> str:
     return sha256(text.encode()).hexdigest()
 
 
+def sum_of_digests(values: Iterable[int]) -> str:
+    """Return the sum of digests of 128 bits, modulo 2**128, in hexadecimal digits."""
+    return f"{sum(values) % 2**128:032x}"
+
+
 def check_version(form: str, found: str, advice: str) -> None:
     """Raise `OtherVersion` if the format of a file is another version of the expected format.
 

@@ -16,13 +16,12 @@ import msgspec
 from msgspec import structs
 
 from shardpress.columns import Columns
-from shardpress.formats import fingerprint
+from shardpress.formats import fingerprint, sum_of_digests
 
 T = TypeVar("T")
 
 
-Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
-"""Digest of rows or extras, in hexadecimal digits."""
+_Digest = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]  # of rows or extras
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -78,8 +77,8 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True):
     append_id: int = 0  # number of the append, from 1 on; 0 for parts of the run that trained the model
     # row ranges of the shard with fill values for unreadable ones, by the names of extras in the part
     lost: dict[str, list[list[int]]] = {}
-    rows: Digest | None = None  # digest of the rows as they are stored; None if the shard was unreadable
-    extras: Digest | None = None  # digest of the extras; None if some of their values were unreadable
+    rows: _Digest | None = None  # digest of the rows as they are stored; None if the shard was unreadable
+    extras: _Digest | None = None  # digest of the extras; None if some of their values were unreadable
 
     @property
     def file(self) -> str:
@@ -116,11 +115,10 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     dataset: str
     shape: list[int]
     dtype: str
-    form: str
     stat: Stat
     column_order: str | None = None  # digest of the order in which the columns are read, if it differs from the file's
-    rows: Digest | None = None  # digest of the rows; None if it is unknown
-    extras: Digest | None = None  # digest of the extras
+    rows: _Digest | None = None  # digest of the rows; None if it is unknown
+    extras: _Digest | None = None  # digest of the extras
 
     @property
     def name(self) -> str:
@@ -167,12 +165,12 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def total(digests: Iterable[str | None]) -> str | None:
     """Return the digest of the rows of several parts: the sum of theirs; None if one of them is unknown."""
-    found = 0
+    known = []
     for digest in digests:
         if digest is None:
             return None
-        found += int(digest, 16)
-    return f"{found % 2**128:032x}"
+        known.append(int(digest, 16))
+    return sum_of_digests(known)
 
 
 def with_digests(shards: Sequence[ShardFacts], parts: Iterable[Part]) -> list[ShardFacts]:

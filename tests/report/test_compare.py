@@ -47,7 +47,7 @@ def test_run_equals_itself_and_a_run_with_other_parts(workspace: Workspace, out:
 
 
 def shard(path: str, rows: str | None, n_rows: int = 9, dtype: str = "<f4") -> ShardFacts:
-    return ShardFacts(path, "X", [n_rows, 4], dtype, "float32", Stat(9, 0, 0, 0), rows=rows)
+    return ShardFacts(path, "X", [n_rows, 4], dtype, Stat(9, 0, 0, 0), rows=rows)
 
 
 def encoded(shards: list[ShardFacts], parts: list[Part]) -> EncodedRows:

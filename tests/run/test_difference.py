@@ -23,7 +23,7 @@ import pytest
 from msgspec import structs
 
 from shardpress.records import Entry, Part, Request, ShardFacts, Stat
-from shardpress.run.difference import Base, Change, Wanted, difference, needed_digests
+from shardpress.run.difference import Base, Change, Matching, Wanted, difference, needed_digests
 
 _SHARD = re.compile(r"(?P<path>\w+)=(?P<content>\w)(?P<marks>(?:[*?!x]|/f8|/\d|@\d)*)")
 _TRAINING = {"seed": 0}
@@ -162,7 +162,6 @@ def shard(match: re.Match[str]) -> ShardFacts:
         dataset="X",
         shape=[n_rows, 2],
         dtype=dtype,
-        form="dense",
         stat=Stat(n_rows, 10 * ord(match["content"]) + changed if changed else 0, ctime, ord(match["content"])),
         rows=content * 32 if is_known else None,
         extras="0" * 32 if is_known else None,
@@ -179,9 +178,11 @@ def base_and_wanted(row: Row) -> tuple[Base | None, Wanted]:
         request=request,
         encoder="encoder" if row.append else None,
         features=lambda encoder: request.of_features(encoder, list(row.include)),
-        unreadable=[f"/in/{match['path']}" for match in now if "x" in match["marks"]],
-        compares_digests=not row.sizes,
-        reorders=row.reorders,
+        matching=Matching(
+            compares_digests=not row.sizes,
+            reorders=row.reorders,
+            unreadable=[f"/in/{match['path']}" for match in now if "x" in match["marks"]],
+        ),
     )
     if not before:
         return None, wanted
@@ -245,10 +246,8 @@ def test_digests_are_needed_only_where_something_may_be_the_same() -> None:
     row = Row("", "a=1 b=2 c=3 d=4", "a=1 b=2? e=3? f=5/9? d=4", "")
     base, wanted = base_and_wanted(row)
     # b may be touched, and e may be c under another name; no shard of the base has nine rows.
-    assert needed_digests(base, wanted) == [1, 2]
-    assert needed_digests(base, structs_without_digests(wanted)) == []
-    assert needed_digests(None, wanted) == []
-
-
-def structs_without_digests(wanted: Wanted) -> Wanted:
-    return Wanted(wanted.request, None, wanted.features, (), compares_digests=False)
+    assert base is not None
+    before = base.request.shards
+    now = wanted.request.shards
+    assert needed_digests(before, now, Matching()) == [1, 2]
+    assert needed_digests(before, now, Matching(compares_digests=False)) == []

@@ -16,7 +16,7 @@ from shardpress.hdf5.layout import Layout
 from shardpress.model import Model
 from shardpress.records import Request, ShardFacts, Stat, from_json, to_json
 from shardpress.run import request as module
-from shardpress.run.difference import Base, Wanted, difference
+from shardpress.run.difference import Base, Matching, Wanted, difference
 from shardpress.run.refusal import differences
 from shardpress.run.request import categories_of, facts_of, request_of, schema_of
 from shardpress.scan.scaler import Scaler
@@ -37,8 +37,7 @@ CONFIG = Config.of(
 )
 STAT = Stat(16000, 10**18, 10**18, 7)
 SHARDS = tuple(
-    ShardFacts(f"/data/{name}.h5", "X", [1000, 4], "<f4", "dense", STAT, rows=name * 32, extras="0" * 32)
-    for name in "abc"
+    ShardFacts(f"/data/{name}.h5", "X", [1000, 4], "<f4", STAT, rows=name * 32, extras="0" * 32) for name in "abc"
 )
 MODEL = Model(
     Scaler(np.zeros(4), np.ones(4)),
@@ -71,7 +70,7 @@ def affected_stages(now: Request, before: Request | None = None) -> set[str]:
 def words_about(now: Request, before: Request | None = None) -> str:
     """Return the differences between two requests in words."""
     base = Base(before or request(), model="", encoder="", features="")
-    wanted = Wanted(now, None, lambda model: "")
+    wanted = Wanted(now, None, lambda model: "", Matching())
     return differences(base, wanted, difference(base, wanted))
 
 

@@ -60,7 +60,7 @@ def add(
 
 def index_of(*records: Record, generation: int = 1, generations: tuple[Generation, ...] = ()) -> bytes:
     """Return the content of an index with these parts, and without datasets."""
-    shard = ShardFacts("/in/x.h5", "X", [len(records), 4], "f4", "dense", Stat(9, 0, 0, 0))
+    shard = ShardFacts("/in/x.h5", "X", [len(records), 4], "f4", Stat(9, 0, 0, 0))
     facts = RunFacts(
         config={},
         request=replace(REQUEST, shards=[shard] if records else []),

@@ -88,8 +88,7 @@ def finished_parts(directory, parts, most=1000, model=None, append_ids=None, **f
     numbers = append_ids or [0] * len(parts)
     found = [_part_of(i, data, number) for i, ((_, data), number) in enumerate(zip(parts, numbers, strict=True))]
     shards = [
-        ShardFacts(f"/in/{i}.h5", "X", [n_rows, 4], "f8", "dense", Stat(9, 0, 0, 0))
-        for i, (n_rows, _) in enumerate(parts)
+        ShardFacts(f"/in/{i}.h5", "X", [n_rows, 4], "f8", Stat(9, 0, 0, 0)) for i, (n_rows, _) in enumerate(parts)
     ]
     facts.setdefault("request", Request(shards, {}, {}, {}))
     facts.setdefault("appends", [{"id": number} for number in sorted(set(numbers) - {0})])

@@ -98,10 +98,6 @@ def shard_like(result: Result) -> Shard:
     return Shard(str(result.path), "features", shape, "<f4", "float32", extras=tuple(extras))
 
 
-def names_of_extras(result: Result) -> set[str]:
-    return {given_name(name) for name in result.extras()}
-
-
 # -- settings ------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,14 @@ class Base:
     append_ids: Sequence[int] = ()  # the append that brought the rows of each shard; 0 for the first run
 
 
+class Matching(NamedTuple):
+    """Facts that decide which shards are the same, and in which order they are."""
+
+    compares_digests: bool = True  # otherwise, files with the same name, size and modification time are the same
+    reorders: bool = False  # whether the rows get the order of the input
+    unreadable: Collection[str] = ()  # paths of files that cannot be used
+
+
 @dataclass(frozen=True)
 class Wanted:
     """The request of a run, and facts that decide which results satisfy it."""
@@ -37,9 +45,7 @@ class Wanted:
     request: Request  # with the shards in the order of the input, and the digests that are known
     encoder: str | None  # fingerprint of the model if the run does not train one
     features: Callable[[str], str]  # returns the fingerprint `Base.features`, given that of the model
-    unreadable: Collection[str] = ()  # paths of files that cannot be used
-    compares_digests: bool = True  # otherwise, files with the same size and modification time are the same
-    reorders: bool = False  # whether the rows get the order of the input
+    matching: Matching
 
 
 class Place(NamedTuple):
@@ -88,12 +94,11 @@ class Change:
 def difference(base: Base | None, wanted: Wanted) -> Change:
     """Return what a run has to do.
 
-    `needed_digests` says which digests `wanted` must contain for that, and `places_of` in which order its shards are
-    best.
+    `needed_digests` says which digests `wanted` must contain for that.
     """
     if base is None:
         return Change(tuple(Place(None, i) for i in range(len(wanted.request.shards))))
-    places = places_of(base, wanted)
+    places = places_of(base.request.shards, wanted.request.shards, wanted.matching)
     reached = {place.base for place in places}
     gone = tuple(i for i in range(len(base.request.shards)) if i not in reached)
     trains = _trains(base, wanted, places)
@@ -108,18 +113,18 @@ def difference(base: Base | None, wanted: Wanted) -> Change:
     )
 
 
-def needed_digests(base: Base | None, wanted: Wanted) -> list[int]:
-    """Return the positions of the wanted shards whose digests are needed.
+def needed_digests(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matching: Matching) -> list[int]:
+    """Return the positions of the shards of the input whose digests are needed.
 
     These are shards with another stat, whose shape and dtype are those of a shard that is not found otherwise.
     """
-    if base is None or not wanted.compares_digests:
+    if not matching.compares_digests:
         return []
-    places = [place for place in places_of(base, wanted) if place.is_same and place.wanted is not None]
+    places = [place for place in places_of(before, now, matching) if place.is_same and place.wanted is not None]
     found = {place.wanted: place.base for place in places}  # a file that cannot be used may have moved
-    missing = set(range(len(base.request.shards))) - set(found.values())
-    kinds = {base.request.shards[i].kind for i in missing}
-    return [i for i, shard in enumerate(wanted.request.shards) if i not in found and shard.kind in kinds]
+    missing = set(range(len(before))) - set(found.values())
+    kinds = {before[i].kind for i in missing}
+    return [i for i, shard in enumerate(now) if i not in found and shard.kind in kinds]
 
 
 def identity_of(shard: ShardFacts, compares_digests: bool) -> list[Any]:
@@ -135,7 +140,7 @@ def known_digests(base: Base, wanted: Wanted, change: Change) -> list[ShardFacts
         if place.is_same and place.base is not None and place.wanted is not None:
             before = base.request.shards[place.base]
             shard = structs.replace(shards[place.wanted], rows=before.rows, extras=before.extras)
-            if not wanted.compares_digests:
+            if not wanted.matching.compares_digests:
                 shard = structs.replace(shard, stat=before.stat)  # that of the content to which the digests belong
             shards[place.wanted] = shard
     return shards
@@ -155,14 +160,12 @@ def _changed_settings(before: Request, now: Request) -> dict[str, tuple[Any, Any
 # -- shards ------------------------------------------------------------------------------------------------------------
 
 
-def places_of(base: Base, wanted: Wanted) -> tuple[Place, ...]:
+def places_of(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matching: Matching) -> tuple[Place, ...]:
     """Match the shards of the base with those of the input. Their order is that of the base; new shards are last."""
-    before = base.request.shards
-    now = wanted.request.shards
     at_place = _pairs(before, now, range(len(now)), lambda shard: shard.place)
-    same = {i: j for i, j in at_place.items() if _is_same(before[j], now[i], wanted.compares_digests)}
-    keys: list[Callable[[ShardFacts], Hashable]] = [_named_stat_key if wanted.compares_digests else _name_key]
-    if wanted.compares_digests:
+    same = {i: j for i, j in at_place.items() if _is_same(before[j], now[i], matching.compares_digests)}
+    keys: list[Callable[[ShardFacts], Hashable]] = [_named_stat_key if matching.compares_digests else _name_key]
+    if matching.compares_digests:
         keys.append(_content_key)
     for key in keys:
         rest = [i for i in range(len(now)) if i not in same]
@@ -173,11 +176,11 @@ def places_of(base: Base, wanted: Wanted) -> tuple[Place, ...]:
         if i not in same and j not in taken:
             matched[i] = j
     places = [Place(matched.get(i), i, i in same) for i in range(len(now))]
-    if wanted.reorders:
+    if matching.reorders:
         return tuple(places)
     reached = {place.base for place in places}
     for j, shard in enumerate(before):
-        if j not in reached and shard.path in wanted.unreadable:
+        if j not in reached and shard.path in matching.unreadable:
             places.append(Place(j, None, is_same=True))
     return tuple(sorted(places, key=lambda place: len(before) if place.base is None else place.base))
 

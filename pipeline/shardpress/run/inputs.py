@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from msgspec import structs
 
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.errors import DataError, printable, quantity
-from shardpress.features import categories_in
 from shardpress.model import Model
 from shardpress.preparation import preparation_of
 from shardpress.records import ShardFacts
 from shardpress.result import Result
-from shardpress.run.base import names_of_extras, shard_like
+from shardpress.run.base import shard_like
 from shardpress.run.budget import n_threads_of
-from shardpress.run.difference import Base, Wanted, needed_digests, places_of
+from shardpress.run.difference import Base, Matching, needed_digests, places_of
 from shardpress.run.digests import with_content
 from shardpress.run.request import absolute, facts_of
-from shardpress.settings.config import Config
+from shardpress.settings.config import Config, ResultSettings
 from shardpress.settings.kinds import n_allowed
 from shardpress.shards.columns import ColumnRule
 from shardpress.shards.open import check_any, open_sources
@@ -57,12 +55,14 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
     sources = find(inputs.input)
     if base is not None and not config.results.retrain:
         sources = _in_order(sources, base)
+    earlier = None if result is None else shard_like(result)
     like = None
     if result is not None and config.results.append and set(inputs.include) == set(result.facts.config["include"]):
-        like = shard_like(result)
-    known = {} if result is None else {name: each.tolist() for name, each in categories_in(result).items()}
+        like = earlier
+    extras = () if earlier is None else earlier.extras
+    categories = {extra.name: extra.categories for extra in extras if extra.categories is not None}
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
-    shards = open_sources(sources, selection, on_bad_shard, rule, like, known)
+    shards = open_sources(sources, selection, on_bad_shard, rule, like, categories)
     if error := too_many_bad_shards(config, refused, len(shards) + len(refused)):
         raise error
     check_any(shards, sources)
@@ -72,8 +72,7 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
         preparation = given_model.preparation
     shards = tuple(with_preparation(shard, preparation) for shard in shards)
     unreadable = [absolute(bad["file"]) for bad in refused]
-    names = () if result is None else names_of_extras(result)
-    return _arranged(shards, refused, unreadable, base, names, config)
+    return _arranged(shards, refused, unreadable, base, {extra.name for extra in extras}, config)
 
 
 def _check_width(first: Shard, extended: Model | None) -> None:
@@ -111,10 +110,9 @@ def _arranged(
     facts = [facts_of(shard) for shard in shards]
     if base is None:
         return _Inputs(shards, facts, refused)
-    results = config.results
-    request = structs.replace(base.request, shards=facts)
-    wanted = Wanted(request, None, lambda encoder: "", unreadable, results.verify == "digests", results.retrain)
-    needed = needed_digests(base, wanted)
+    before = base.request.shards
+    matching = matching_of(config.results)._replace(unreadable=unreadable)
+    needed = needed_digests(before, facts, matching)
 
     def find_content(i: int) -> None:
         facts[i] = with_content(facts[i], shards[i], names)
@@ -126,10 +124,10 @@ def _arranged(
             compute([(find_content, i) for i in needed], pool, n_threads)
     arranged: list[Shard] = []
     arranged_facts: list[ShardFacts] = []
-    for place in places_of(base, wanted):
+    for place in places_of(before, facts, matching):
         if place.wanted is None:
             assert place.base is not None
-            arranged_facts.append(base.request.shards[place.base])
+            arranged_facts.append(before[place.base])
             arranged.append(_unreadable_shard(shards[0], arranged_facts[-1]))
         else:
             arranged_facts.append(facts[place.wanted])
@@ -137,6 +135,11 @@ def _arranged(
     staying = {shard.path for shard in arranged_facts}
     bad_shards = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
     return _Inputs(tuple(arranged), arranged_facts, bad_shards)
+
+
+def matching_of(results: ResultSettings) -> Matching:
+    """Return how the shards of a run are matched with those of a result, if all files can be used."""
+    return Matching(compares_digests=results.verify == "digests", reorders=results.retrain)
 
 
 def _unreadable_shard(like: Shard, facts: ShardFacts) -> Shard:

@@ -35,7 +35,7 @@ from shardpress.run.difference import (
     known_digests,
 )
 from shardpress.run.fitted import fitted_rows, name_of_extra
-from shardpress.run.inputs import model_name, open_inputs
+from shardpress.run.inputs import matching_of, model_name, open_inputs
 from shardpress.run.request import request_of, schema_of
 from shardpress.scan.ranges import Scan
 from shardpress.settings.config import Config, problems
@@ -71,7 +71,7 @@ class Prepared:
     @cached_property
     def identities(self) -> list[list[Any]]:
         """Values that identify the content of each shard as long as its digest is unknown."""
-        compares_digests = self.wanted.compares_digests
+        compares_digests = self.wanted.matching.compares_digests
         return [identity_of(shard, compares_digests) for shard in self.request.shards]
 
     @property
@@ -244,28 +244,14 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
     shards = inputs.shards
     fitted = fitted_rows(config, shards)
     n_fitted = sum(shard.n_rows for shard in shards) if fitted is None else int(np.count_nonzero(fitted))
-    n_inputs = shards[0].n_inputs
-    settings = resolve(config, n_fitted, n_inputs, given_model.network if given_model else None)
+    settings = resolve(config, n_fitted, shards[0].n_inputs, given_model.network if given_model else None)
     _log_settings(config, settings, given_model)
     _refuse(_complaints(settings, shards, given_model, n_fitted))
     shards = _without_wide_extras(settings, shards)
     _check_labels(settings.inputs.labels, shards)
     targets = _read_targets(settings, shards, fitted) if given_model is None else None
-    network = _max_network(settings, n_inputs, given_model)
-    n_replicas = 0 if given_model else settings.training.replicas
     # This can refuse the settings, so it comes before the output directory is created.
-    budget = make_budget(
-        settings.machine,
-        settings.storage,
-        network,
-        n_replicas,
-        shards,
-        TILE_ROWS,
-        settings.validation.validation_fraction,
-    )
-    log.debug("budget: %s", budget)
-    if warning := repeated_chunks(shards, budget):
-        log.warning("%s", warning)
+    budget = _budget(settings, shards, given_model)
     request = request_of(settings, inputs.facts, given_model, fitted, targets)
     if extended is not None and base is not None:
         encoding = {**base.request.encoding, "include": request.encoding["include"]}
@@ -274,8 +260,7 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
         request,
         given_model.fingerprint if given_model else None,
         partial(request.of_features, extras=schema_of(shards[0].extras)),
-        compares_digests=config.results.verify == "digests",
-        reorders=config.results.retrain,
+        matching_of(config.results),
     )
     prepared = Prepared(settings, shards, inputs.bad_shards, given_model, budget, wanted, fitted, targets)
     return prepared.with_change(base, result)
@@ -298,6 +283,23 @@ def _load_given_model(config: Config) -> Model | None:
     if n_features is not None and model.is_nested and n_features < model.network.n_features:
         model = model.with_first_features(n_features)
     return model
+
+
+def _budget(settings: Settings, shards: Sequence[Shard], given_model: Model | None) -> Budget:
+    """Divide the memory, and warn if that makes a run slow."""
+    budget = make_budget(
+        settings.machine,
+        settings.storage,
+        _max_network(settings, shards[0].n_inputs, given_model),
+        0 if given_model else settings.training.replicas,
+        shards,
+        TILE_ROWS,
+        settings.validation.validation_fraction,
+    )
+    log.debug("budget: %s", budget)
+    if warning := repeated_chunks(shards, budget):
+        log.warning("%s", warning)
+    return budget
 
 
 def _max_network(settings: Settings, n_columns: int, given_model: Model | None) -> Network:

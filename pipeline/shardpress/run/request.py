@@ -86,7 +86,6 @@ def facts_of(shard: Shard) -> ShardFacts:
         dataset=shard.dataset,
         shape=list(shard.shape),
         dtype=shard.stored_dtype,
-        form=shard.form,
         stat=Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode),
         column_order=None if shard.order is None else _order_digest(shard.order),
     )

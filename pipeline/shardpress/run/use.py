@@ -24,12 +24,12 @@ def use_of_rows(prepared: Prepared, scan: Scan | None, parts: Sequence[Part], ba
     use = np.full(prepared.n_rows, Use.TRAINING, np.uint8)
     if prepared.given_model is None:
         assert scan is not None
-        use[validation_numbers(prepared, scan)] = Use.VALIDATION
+        use[_validation_numbers(prepared, scan)] = Use.VALIDATION
         use[prepared.not_fitted()] = Use.LEFT_OUT
     return use
 
 
-def validation_numbers(prepared: Prepared, scan: Scan) -> np.ndarray:
+def _validation_numbers(prepared: Prepared, scan: Scan) -> np.ndarray:
     """Return the sorted numbers of the validation rows, numbered over all shards."""
     left_out = np.union1d(scan.bad_rows, prepared.not_fitted())
     config = prepared.config

@@ -14,7 +14,7 @@ import numpy as np
 from shardpress.cluster.executor import reduce
 from shardpress.columns import Columns
 from shardpress.errors import DataError, printable, quantity, short_list
-from shardpress.formats import pack, unpack
+from shardpress.formats import pack, sum_of_digests, unpack
 from shardpress.scan.blocks import (
     BlockStats,
     Piece,
@@ -38,7 +38,6 @@ from shardpress.scan.sample import (
 )
 from shardpress.scan.scaler import Scaler, bad_entries
 from shardpress.scan.scaling import chosen_scale, scaled_as
-from shardpress.shards.digests import as_text
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, Shard, block_of, first_rows, row_dtype
 
@@ -274,7 +273,7 @@ def scan_from_stats(
         knots=None if tables is None else tables.knots,
         ranks=None if tables is None else tables.ranks,
         n_selected=None if fitted is None else stats.n_fitted,
-        digests=tuple(None if i in stats.unreadable else as_text(stats.digests.get(i, 0)) for i in range(len(shards))),
+        digests=_digests(stats, len(shards)),
     )
     if scan.n_fitted and settings.for_training:
         scan = _with_scale(scan, settings.scale, scaler, stats.sample)
@@ -285,6 +284,13 @@ def scan_from_stats(
     if settings.missing_indicator and stats.n_missing.any():
         indicators = np.flatnonzero(stats.n_missing)
     return replace(scan, fill=fill, n_missing=stats.n_missing, indicators=indicators)
+
+
+def _digests(stats: BlockStats, n_shards: int) -> tuple[str | None, ...]:
+    found: list[str | None] = [sum_of_digests([stats.digests.get(i, 0)]) for i in range(n_shards)]
+    for i in stats.unreadable:
+        found[i] = None
+    return tuple(found)
 
 
 def _with_scale(scan: Scan, scale: str, scaler: Scaler, sample: np.ndarray) -> Scan:

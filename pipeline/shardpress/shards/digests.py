@@ -11,10 +11,10 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import xxhash
 
+from shardpress.formats import sum_of_digests
+
 UNIT_ROWS = 1024
 """Rows of a unit. Blocks start at multiples of it, like the tiles of the encoder."""
-
-_MODULUS = 2**128
 
 
 class Digest:
@@ -32,10 +32,10 @@ class Digest:
 
     def add(self, digest: int) -> None:
         """Add the sum of other units."""
-        self.value = (self.value + digest) % _MODULUS
+        self.value += digest
 
     def __str__(self) -> str:
-        return as_text(self.value)
+        return sum_of_digests([self.value])
 
 
 class ExtrasDigest:
@@ -71,11 +71,7 @@ class ExtrasDigest:
             pass
 
     def __str__(self) -> str:
-        return as_text(sum(self._found.values()) % _MODULUS)
-
-
-def as_text(value: int) -> str:
-    return f"{value:032x}"
+        return sum_of_digests(self._found.values())
 
 
 def _new_unit(name: str, first_row: int) -> xxhash.xxh3_128:
