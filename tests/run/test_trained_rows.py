@@ -153,7 +153,7 @@ def test_rows_of_a_given_supervised_model_may_have_trained_it(trained: Shards, t
     assert trained.run("--model", str(trained.output), output=given) == 0
     assert "no_test" in probe_of(given)
     assert "--test" in refusal(given)
-    assert "other files" in refusal(trained.output, "--test", str(given))
+    assert "other rows" in refusal(trained.output, "--test", str(given))
     other = trained.another("other")
     add(other, "3.h5", seed=9)
     assert other.run("--model", str(trained.output), output=tmp_path / "new") == 0
