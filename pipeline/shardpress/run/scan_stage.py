@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,8 +52,9 @@ class ScanStage:
     def shards(self) -> list[Shard]:
         return [self.prepared.shards[i] for i in self.prepared.scanned]
 
+    @cached_property
     def key(self) -> str:
-        """Return the fingerprint of the scan, for which the digests of the rows need not be known."""
+        """Fingerprint of the scan, for which the digests of the rows need not be known."""
         prepared = self.prepared
         identities = prepared.identities
         # A training must not use the scan of other runs, which lacks what only the training needs.
@@ -64,7 +66,7 @@ class ScanStage:
         if scan is None or not scan.unreadable:
             return scan
         # Unreadable files may have been repaired without a new modification time.
-        earlier.withdraw(*earlier.journal.records("scan", self.key()))
+        earlier.withdraw(*earlier.journal.records("scan", self.key))
         return None
 
     def existing(self, earlier: EarlierResults) -> Scan | None:
@@ -73,7 +75,7 @@ class ScanStage:
         def read(record: Record) -> Scan:
             return Scan.from_npz(earlier.journal.load(record))
 
-        return earlier.latest("scan", self.key(), read, "scan: the earlier scan cannot be used (%s); it is recomputed")
+        return earlier.latest("scan", self.key, read, "scan: the earlier scan cannot be used (%s); it is recomputed")
 
     def make(self, context: RunContext) -> Scan:
         """Scan all rows and keep the result. Large integers are scanned again with an offset subtracted."""
@@ -88,7 +90,7 @@ class ScanStage:
             with_offset = ScanStage(self.prepared.with_offset(offset))
             scan = replace(with_offset._scan(context), offset=offset)
         entry = context.journal.write(unique_name(f"{WORK}/scan", ".npz"), scan.to_npz())
-        context.journal.add(Record("scan", self.key(), entry))
+        context.journal.add(Record("scan", self.key, entry))
         return scan
 
     def offset_of(self, scan: Scan) -> np.ndarray | None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -54,11 +54,13 @@ class TrainingStage:
 
     name: ClassVar[str] = "training"
 
+    @cached_property
     def key(self) -> str:
+        """Fingerprint of everything that determines the model."""
         return self.prepared.request.of_model()
 
     def load(self, earlier: EarlierResults) -> Model | None:
-        model = earlier.model(self.key())
+        model = earlier.model(self.key)
         if model is None:
             return None
         self._remove_checkpoints(earlier)
@@ -66,7 +68,7 @@ class TrainingStage:
 
     def last_checkpoint(self, earlier: EarlierResults) -> Record | None:
         """Return the record of the last checkpoint of an unfinished training run, or None."""
-        checkpoints = earlier.records("checkpoint", self.key())
+        checkpoints = earlier.records("checkpoint", self.key)
         return checkpoints[-1] if checkpoints else None
 
     def make(self, context: RunContext) -> Model:
@@ -76,8 +78,8 @@ class TrainingStage:
         self._warn_of_idle_devices(context)
         # Training leaves out bad rows and the rows that it must not see in the same way.
         left_out = np.union1d(self.scan.bad_rows, prepared.not_fitted())
-        model = _trained(prepared, context, self.key(), replace(self.scan, bad_rows=left_out))
-        context.journal.add(Record("model", self.key(), write_model(context.journal, model)))
+        model = _trained(prepared, context, self.key, replace(self.scan, bad_rows=left_out))
+        context.journal.add(Record("model", self.key, write_model(context.journal, model)))
         # Checkpoints are removed only now: until the journal names the model, a run resumes from them.
         self._remove_checkpoints(context.earlier)
         # The compiled functions are in reference cycles, which keep all rows in memory.
@@ -139,7 +141,7 @@ class TrainingStage:
     # -- private --
 
     def _remove_checkpoints(self, earlier: EarlierResults) -> None:
-        earlier.withdraw(*earlier.journal.records("checkpoint", self.key()))
+        earlier.withdraw(*earlier.journal.records("checkpoint", self.key))
 
     def _warn_of_idle_devices(self, context: RunContext) -> None:
         config = self.prepared.config

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _Item = TypeVar("_Item")
 
+_TASKS_PER_THREAD = 16  # at least, so that all threads end at about the same time
+
 
 class ResidentRows:
     """All rows (n_rows, n_inputs), kept in memory in their own dtype."""
@@ -280,13 +282,17 @@ def rows_of(
     offsets = np.cumsum([0, *map(len, blocks)])
     buffer = np.empty((int(offsets[-1]), n_inputs), dtype=dtype)
 
-    def read_into(i: int) -> None:
+    def read_into(numbers: range) -> None:
         # Read in place, since a window that is assembled from pieces would need its memory twice.
-        rows = read(blocks[i])
-        if cleaning is not None:
-            rows = cleaning.cleaned(blocks[i], rows)
-        buffer[offsets[i] : offsets[i + 1]] = rows
+        for i in numbers:
+            rows = read(blocks[i])
+            if cleaning is not None:
+                rows = cleaning.cleaned(blocks[i], rows)
+            buffer[offsets[i] : offsets[i + 1]] = rows
 
+    n_per_task = max(1, len(blocks) // (_TASKS_PER_THREAD * n_threads))
+    numbers = range(len(blocks))
+    tasks = [(read_into, numbers[start : start + n_per_task]) for start in range(0, len(blocks), n_per_task)]
     with threads(n_threads) as pool:
-        compute([(read_into, i) for i in range(len(blocks))], pool, n_threads)
+        compute(tasks, pool, n_threads)
     return buffer
