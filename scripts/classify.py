@@ -58,12 +58,13 @@ def raw_columns(run: Features, numbers: np.ndarray) -> np.ndarray | None:
     if config["orientation"] == "columns" or config["match_columns"] == "name":
         return None
     pieces = []
-    for part in run.result.parts:
-        with h5py.File(part.path) as file:
-            dataset = file[part.dataset]
+    for _, each in run.result.ranges:
+        shard = run.result.shards[each.shard]
+        with h5py.File(shard.path) as file:
+            dataset = file[shard.dataset]
             if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "biuf":
                 return None
-            rows = dataset[part.start : part.stop]
+            rows = dataset[shard.first_row + each.start : shard.first_row + each.stop]
         pieces.append(rows.reshape(len(rows), -1).astype(np.float32))
     raw = np.concatenate(pieces)[numbers]
     if config["missing_value"] is not None:
@@ -105,7 +106,7 @@ def open_test_rows(directory: str, run: Features) -> Features:
 def shard_digests(run: Features) -> set[str]:
     """Return the digests of the rows of each input file, which are the same for a copy of the file."""
     result = run.result
-    shards = with_digests(result.facts.request.shards, result.parts)
+    shards = with_digests(result.shards, result.parts)
     return {shard.rows for shard in shards if shard.rows is not None}
 
 

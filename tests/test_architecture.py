@@ -266,7 +266,7 @@ def test_a_package_imports_what_the_table_allows() -> None:
         ("shardpress.cluster.executor", "import shardpress.run.engine"),
         ("shardpress.shards.sources", "from shardpress.output.journal import Journal"),
         ("shardpress.scan.ranges", "from shardpress import training"),
-        ("shardpress.training.fit", "from shardpress.encoding.parts import PartRange"),
+        ("shardpress.training.fit", "from shardpress.encoding.parts import Piece"),
         ("shardpress.encoding.encode", "from shardpress.output import journal"),
         ("shardpress.encoding.encode", "from shardpress.progress import Progress"),
         ("shardpress.encoding.encode", "try:\n    from shardpress.training.fit import fit\nfinally:\n    pass"),

@@ -1,5 +1,7 @@
 """Tests of `open_features`: lazy arrays equal the parts, and a part that does not match the index is an error."""
 
+import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -8,9 +10,12 @@ import numpy as np
 import pytest
 
 from shardpress.features import open_features
+from shardpress.records import Generation
+from shardpress.result import Result
 from tests.support.helpers import numbered, refused, write_shard
+from tests.support.hostilemodels import edit_json, forge
 from tests.support.logged import mentions
-from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, part, part_paths
+from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, finished_parts, part, part_paths
 
 
 @pytest.fixture
@@ -166,3 +171,91 @@ def test_computed_features_leave_no_file_open(output):
 
 def test_directories_can_be_given_as_strings(output):
     assert open_features(str(Path(output(3)))).features.shape == (3, 2)
+
+
+# -- dead rows ---------------------------------------------------------------------------------------------------------
+
+
+def part_of(n_rows, first):
+    extras = {"y": np.arange(first, first + n_rows), "name": np.array([f"{i}" for i in range(n_rows)], object)}
+    return n_rows, part(n_rows, first, extras)
+
+
+PARTS = [part_of(9, 0), part_of(6, 9), part_of(8, 15)]
+USED = {0: [(0, 2), (2, 3), (5, 6), (6, 9)], 1: [(1, 4)], 2: [(0, 3), (4, 5), (5, 8)]}
+# The position in the result and the number of the append of each of these ranges. Ranges 2 and 3 follow each other in
+# their part and in the result.
+ORDER = [2, 6, 3, 4, 0, 1, 7, 5]
+APPENDS = [0, 2, 0, 1, 0, 2, 2, 1]
+
+
+def scattered(directory):
+    """Write a result with dead rows and ranges in any order. Return the numbers of its rows and of their appends."""
+    earlier = finished_parts(directory, PARTS[:2], used={0: [(0, 9)], 1: [(2, 4)]})
+    shutil.copy(earlier / "index.h5", earlier / "generation-1.h5")
+    kept = [Generation(1, "a" * 64, 11, "b" * 64)]
+    appends = [{"id": 1}, {"id": 2}]
+    finished_parts(directory, PARTS, used=USED, generation=2, generations=kept, appends=appends)
+    ranges = [(9 * (i > 0) + 6 * (i > 1) + start, stop - start) for i in USED for start, stop in USED[i]]
+    positions = iter(zip(ORDER, APPENDS, strict=True))
+
+    def rearrange(parts):
+        for each in parts:
+            for rows in each["ranges"]:
+                rows["shard"], rows["append_id"] = next(positions)
+
+    def resize(shards):
+        for position, (_, n_rows) in zip(ORDER, ranges, strict=True):
+            shards[position]["shape"][0] = n_rows
+
+    def change(run):
+        edit_json(run, "parts", rearrange)
+        edit_json(run, "shards", resize)
+
+    forge(directory / "index.h5", change, "shardpress/run")
+    rows = []
+    numbers = []
+    for i in np.argsort(ORDER):
+        first, n_rows = ranges[i]
+        rows += range(first, first + n_rows)
+        numbers += [APPENDS[i]] * n_rows
+    return np.array(rows), np.array(numbers)
+
+
+def assert_rows(found, rows):
+    n_rows = max(rows) + 1
+    np.testing.assert_array_equal(found.features, feature_rows(n_rows)[rows])
+    np.testing.assert_array_equal(found.valid, rows % 5 != 1)
+    np.testing.assert_array_equal(found.extras["y"], rows)
+    assert found.manifest["n_rows"] == len(rows)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("block_rows", [1, 2, 3, 100])
+def test_ranges_of_parts_are_opened_in_their_order(tmp_path, block_rows):
+    rows, numbers = scattered(tmp_path / "out")
+    found = open_features(tmp_path / "out", block_rows)
+    assert_rows(found, rows)
+    np.testing.assert_array_equal(found.extras["append_id"], numbers)
+    assert max(found.features.chunks[0]) <= block_rows
+    for appends in ([0], [1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
+        found = open_features(tmp_path / "out", block_rows, appends=appends)
+        is_selected = np.isin(numbers, appends)
+        assert_rows(found, rows[is_selected])
+        np.testing.assert_array_equal(found.extras["append_id"], numbers[is_selected])
+    assert_rows(open_features(tmp_path / "out", block_rows, generation=1), np.r_[0:9, 11:13])
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+def test_a_damaged_part_with_dead_rows_is_refused_by_name(tmp_path, damage):
+    scattered(tmp_path / "out")
+    damaged = Result.open(tmp_path / "out").parts[1]
+    path = tmp_path / "out" / damaged.file
+    if damage == "missing":
+        path.unlink()
+    else:
+        os.truncate(path, path.stat().st_size // 2)
+    for selection in ({}, {"appends": damaged.ranges[0].append_id}, {"generation": 1}):
+        with refused(65, f"file={path}", "index"):
+            open_features(tmp_path / "out", **selection)
+    assert len(open_features(tmp_path / "out", appends=2).features) > 0, "no row is in the damaged part"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -18,31 +20,28 @@ from shardpress.records import (
     MapFacts,
     Outside,
     Part,
+    Range,
     Request,
     RunFacts,
     ShardFacts,
     Stat,
     from_json,
-    part_key,
+    in_order,
     plain,
+    stretches_of,
     to_json,
 )
-from tests.support.cases import case
+from tests.support.cases import case, each
 from tests.support.parts import run_facts
 
 ENTRY = Entry("parts/größe \udcff.h5", 7, "b" * 64)
-PART = Part(
-    ENTRY,
-    5,
-    1,
-    2,
-    3,
-    "in/a\udcff.h5",
-    "X",
-    5,
-    10,
-    dtype="float16",
-    max_error=0.5,
+RANGE = Range(
+    first=2,
+    shard=3,
+    start=5,
+    stop=10,
+    n_bad=1,
+    n_outside=2,
     bad=[{"row": 5, "columns": [1], "reason": "nan"}],
     outside=[Outside(1, 2.5, 0.0, 1.0, 3)],
     append_id=2,
@@ -50,14 +49,15 @@ PART = Part(
     rows="c" * 32,
     extras="d" * 32,
 )
-SHARD = ShardFacts("/in/a.h5", "X", [9, 4], "f8", Stat(10, 20, 30, 40), "e" * 64, "c" * 32, "d" * 32)
+PART = Part(ENTRY, 9, [RANGE], dtype="float16", max_error=0.5)
+SHARD = ShardFacts("/in/a.h5", "X", [9, 4], "f8", Stat(10, 20, 30, 40), 7, "e" * 64, "c" * 32, "d" * 32)
 REQUEST = Request([SHARD], {"scale": 1}, {"epochs": 2}, {"dtype": "float32"})
 RECORDS: list[Any] = [
     PART,
     Generation(2, "f" * 64, 9, "0" * 64),
     MapFacts(2, "f" * 64, [0.5, None], 9, 3, "words", {"labels": "y"}),
     REQUEST,
-    run_facts(request=REQUEST, trained=["c" * 32], views=[ENTRY]),
+    run_facts(request=REQUEST, trained=["c" * 32]),
 ]
 
 
@@ -71,7 +71,8 @@ def test_numbers_that_are_not_finite_are_restored() -> None:
     numbers = [math.nan, math.inf, -math.inf]
     found = from_json(to_json(run_facts(summary={"numbers": numbers})), RunFacts)
     assert repr(found.summary["numbers"]) == repr(numbers)
-    worst = replace(PART, max_error=math.inf, outside=[Outside(1, math.inf, 0.0, 1.0, 3)])
+    farthest = replace(RANGE, outside=[Outside(1, math.inf, 0.0, 1.0, 3)])
+    worst = replace(PART, max_error=math.inf, ranges=[farthest])
     assert from_json(to_json(worst), Part) == worst
 
 
@@ -82,8 +83,8 @@ def damaged(value: Any) -> Iterator[Any]:
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in items:
         copy = value.copy()
-        for each in damaged(child):
-            copy[key] = each
+        for other in damaged(child):
+            copy[key] = other
             yield copy
 
 
@@ -114,10 +115,28 @@ def test_records_without_a_required_field_are_refused() -> None:
                 from_json(json.dumps(others).encode(), type(record))
 
 
-def test_parts_are_sorted_by_name() -> None:
-    places = [(0, 0), (0, 99), (0, 100), (2, 5), (10, 0), (999_999, 10**11)]
-    assert sorted(part_key(*place) for place in places) == [part_key(*place) for place in places]
-    assert PART.key == part_key(3, 5)
+@each("seed", range(100))
+def test_stretches_join_rows_that_follow_each_other(seed: int) -> None:
+    """Stretches have the rows of the ranges in the order of the result, and are as long as possible."""
+    rng = np.random.default_rng(seed)
+    places = [(shard, start) for shard in range(4) for start in range(0, 6, 2)]
+    if seed % 2:
+        rng.shuffle(places)
+    parts = []
+    for number, some in enumerate(np.array_split(places, 3)):
+        firsts = 2 * np.arange(len(some)) + np.cumsum(rng.random(len(some)) < 0.3)  # with dead rows between
+        ranges = [
+            Range(int(first), int(shard), int(start), int(start) + 2)
+            for first, (shard, start) in zip(firsts, some, strict=True)
+        ]
+        parts.append(Part(Entry(f"{number}.h5", 7, "b"), 20, ranges))
+    pairs = in_order(parts)
+    assert [(used.shard, used.start) for _, used in pairs] == sorted(map(tuple, places))
+    rows = [(part.file, used.first + i) for part, used in pairs for i in range(used.n_rows)]
+    stretches = stretches_of(pairs)
+    assert [(part.file, first + i) for part, first, n_rows in stretches for i in range(n_rows)] == rows
+    for before, after in pairwise(stretches):
+        assert (before.part.file, before.first + before.n_rows) != (after.part.file, after.first)
 
 
 def test_distance_from_a_range_is_relative_to_its_width() -> None:

@@ -27,10 +27,10 @@ from shardpress.records import (
     MapFacts,
     Outside,
     Part,
+    Range,
     Request,
     ShardFacts,
     Stat,
-    part_key,
     to_json,
 )
 from shardpress.result import Result, Use, load_model, result_bytes
@@ -59,27 +59,31 @@ DIGEST = "0123456789abcdef" * 2
 ODD_NAME = "größe \udcff.h5"  # bytes that are not UTF-8, as Python represents them
 
 STAT = Stat(10, 2**62, 2**62, 2**63 - 1)
-SHARDS = [ShardFacts(f"/in/{ODD_NAME}", "X", [9, 4], "f8", STAT, "c" * 64, "d" * 32, "e" * 32)]
+SHARDS = [ShardFacts(f"/in/{ODD_NAME}", "X", [9, 4], "f8", STAT, 3, "c" * 64, "d" * 32, "e" * 32)]
 PARTS = [
-    Part(Entry(f"parts/{part_key(0, 0)}-{DIGEST}.h5", 7, "b" * 64), 5, 1, 2, 0, f"/in/{ODD_NAME}", "X", 0, 5),
+    Part(Entry(f"parts/part-000000-000000000000-{DIGEST}.h5", 7, "b" * 64), 8, [Range(1, 0, 0, 5, n_bad=1)]),
     Part(
-        Entry(f"parts/{part_key(0, 5)}-{DIGEST}.h5", 7, "b" * 64),
+        Entry(f"parts/part-000000-000000000005-{DIGEST}.h5", 7, "b" * 64),
         4,
-        2,
-        1,
-        0,
-        f"/in/{ODD_NAME}",
-        "X",
-        5,
-        9,
+        [
+            Range(
+                0,
+                0,
+                5,
+                8,
+                n_bad=2,
+                n_outside=1,
+                bad=[{"row": [5, 7], "columns": [1, 2], "reason": "nan"}],
+                outside=[Outside(1, float("inf"), 0.0, 1.0, 3)],
+                append_id=2,
+                lost={"y": [[5, 6]]},
+                rows="d" * 32,
+                extras="e" * 32,
+            ),
+            Range(3, 0, 8, 9),
+        ],
         dtype="float16",
         max_error=float("nan"),
-        bad=[{"row": [5, 7], "columns": [1, 2], "reason": "nan"}],
-        outside=[Outside(1, float("inf"), 0.0, 1.0, 3)],
-        append_id=2,
-        lost={"y": [[5, 6]]},
-        rows="d" * 32,
-        extras="e" * 32,
     ),
 ]
 FACTS = run_facts(
@@ -92,7 +96,6 @@ FACTS = run_facts(
     maps=[MapFacts(2, "f" * 64, [0.5, None], 9, 3), MapFacts(1, "f" * 64)],
     appends=[{"id": 1, "drift": None}, {"id": 2, "drift": {"verdict": "keep"}}],
     trained=["d" * 32],
-    views=[Entry(f"index-{DIGEST}.h5", 3, "d" * 64)],
     report={"host": "a"},
 )
 MODEL = model_of()
@@ -121,7 +124,7 @@ def test_a_result_is_restored_as_it_was_written(tmp_path: Path) -> None:
         assert (found.path, found.directory) == (path, folder)
         assert (found.n_rows, found.n_bad, found.n_features) == (9, 3, 3)
     assert found.facts.request.shards == SHARDS
-    assert found.parts[1].outside[0].distance == np.inf
+    assert found.parts[1].ranges[0].outside[0].distance == np.inf
     assert found.encoder == MODEL.fingerprint
     for name, array in MODEL.parameters.items():
         np.testing.assert_array_equal(found.model.parameters[name], array)
@@ -138,8 +141,8 @@ def test_a_result_is_restored_as_it_was_written(tmp_path: Path) -> None:
         assert arrays[name].dtype == array.dtype
 
 
-def test_a_result_names_its_parts_and_views(tmp_path: Path) -> None:
-    assert {PARTS[0].file, PARTS[1].file, f"index-{DIGEST}.h5"} <= set(Result.open(write_result(tmp_path)).files)
+def test_a_result_names_its_parts(tmp_path: Path) -> None:
+    assert Result.open(write_result(tmp_path)).files == {part.file for part in PARTS}
 
 
 def test_facts_can_be_printed_as_json(tmp_path: Path) -> None:
@@ -341,6 +344,11 @@ def name_part(name: str) -> Callable[[h5py.Group], None]:
     return edit("parts", lambda parts: parts[1]["entry"].update(file=name))
 
 
+def edit_range(**fields: Any) -> Callable[[h5py.Group], None]:
+    """Return a change of the first range of the second part."""
+    return edit("parts", lambda parts: parts[1]["ranges"][0].update(fields))
+
+
 NAMES = [
     "",
     "index.h5",
@@ -358,14 +366,14 @@ NAMES = [
 
 FORGERIES: dict[str, Callable[[h5py.Group], object]] = {
     **{f"part {name!r}": name_part(name) for name in NAMES},
-    "view out of the directory": edit("facts", lambda facts: facts["views"][0].update(file="../index.h5")),
     "no parts": put("parts", []),
     "parts of another type": put("parts", [1]),
     "part without fields": put("parts", [{}]),
     "rows that are text": edit("parts", lambda parts: parts[0].update(n_rows="5")),
     "rows that are no integer": edit("parts", lambda parts: parts[0].update(n_rows=5.5)),
-    "number of an append that is null": edit("parts", lambda parts: parts[1].update(append_id=None)),
-    "lost ranges of text": edit("parts", lambda parts: parts[1].update(lost={"y": "all"})),
+    "part without ranges": edit("parts", lambda parts: parts[1].update(ranges=[])),
+    "number of an append that is null": edit_range(append_id=None),
+    "lost ranges of text": edit_range(lost={"y": "all"}),
     "facts of another type": put("facts", [1]),
     "facts without settings": edit("facts", lambda facts: facts.pop("config")),
     "settings of another type": edit("facts", lambda facts: facts.update(config=[])),
@@ -376,15 +384,19 @@ FORGERIES: dict[str, Callable[[h5py.Group], object]] = {
     "request of another type": edit("facts", lambda facts: facts.update(request=None)),
     "shards of another type": put("shards", {"a": 1}),
     "shard with a shape of text": edit("shards", lambda shards: shards[0].update(shape="big")),
-    "part of another shard": edit("parts", lambda parts: parts[1].update(shard=1)),
-    "part of a shard before the first": edit("parts", lambda parts: parts[1].update(shard=-1)),
-    "parts in another order": edit("parts", lambda parts: parts.reverse()),
-    "parts that overlap": edit("parts", lambda parts: parts[1].update(start=4, n_rows=5)),
-    "part with fewer rows than its range": edit("parts", lambda parts: parts[1].update(n_rows=3)),
-    "part of a negative number of rows": edit("parts", lambda parts: parts[1].update(n_rows=-5, stop=0)),
+    "range of another shard": edit_range(shard=1),
+    "range of a shard before the first": edit_range(shard=-1),
+    "range that overlaps the one before it": edit_range(start=4),
+    "range that begins before its part": edit_range(first=-1),
+    "range that overlaps the next one in its part": edit_range(first=1),
+    "range without rows": edit_range(stop=5),
+    "range with a negative number of rows": edit_range(stop=0),
+    "ranges in another order": edit("parts", lambda parts: parts[1]["ranges"].reverse()),
+    "part with fewer rows than its ranges": edit("parts", lambda parts: parts[1].update(n_rows=3)),
+    "part of a negative number of rows": edit("parts", lambda parts: parts[1].update(n_rows=-5)),
     "shard with more rows than its parts": edit("shards", lambda shards: shards[0].update(shape=[10, 4])),
     "shard without a shape": edit("shards", lambda shards: shards[0].update(shape=[])),
-    "digest that is no number": edit("parts", lambda parts: parts[0].update(rows="x" * 32)),
+    "digest that is no number": edit_range(rows="x" * 32),
     "JSON that is cut": put("facts", b'{"config": {'),
     "JSON that is not UTF-8": put("parts", b'["\xff"]'),
     "JSON that is nested": put("facts", b"[" * 10**5 + b"]" * 10**5),

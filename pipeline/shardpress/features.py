@@ -1,19 +1,19 @@
 """The format of feature shards, and `open_features`, which reads them.
 
-A part, ``parts/part-<shard>-<first row>-<unique>.h5``, holds the features of one row range of an input shard, and is
-itself a valid input shard. It contains:
+A part, ``parts/part-<shard>-<row>-<unique>.h5``, holds the features of consecutive rows of one or more input shards.
+Its name contains the first of them. It is itself a valid input shard, and contains:
 
 - ``features`` (n_rows, n_features), float32: little-endian, in C order, contiguous, and aligned to 4096 bytes, so that
   the features can be memory-mapped. With ``--storage-dtype`` and ``--compression``, features can be stored as float16,
   or in compressed chunks of rows.
 - ``valid`` (n_rows,), bool: false for bad rows. The features of bad rows are NaN.
 - Extras under their own names, or with the prefix ``source_`` if the name is reserved. All parts have the same extras.
-  If a shard lacks an extra, its parts hold `missing_value` or the code -1 instead, and a mask such as ``NAME_present``
+  If a shard lacks an extra, its rows hold `missing_value` or the code -1 instead, and a mask such as ``NAME_present``
   is false for these rows.
 - The attribute ``categories`` of each extra that is stored as codes (`shardpress.hdf5.categories`).
-- The attribute ``source``: the source file and the row range, as JSON.
 
-``index.h5`` (`shardpress.result`) lists the parts. Its virtual datasets present them to other programs.
+``index.h5`` (`shardpress.result`) lists the parts and the rows of them that belong to the result. Its virtual datasets
+present these rows to other programs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from shardpress.asof import find_map, plain_number
 from shardpress.errors import DataError, printable, short_list
 from shardpress.frames import data_frame, import_pandas
 from shardpress.hdf5.categories import array_of, read_categories
-from shardpress.records import Part
+from shardpress.records import Part, Range, stretches_of
 from shardpress.result import APPEND_ID, FEATURES, INDEX, VALID, Result
 from shardpress.sealed import has_footer
 
@@ -353,15 +354,20 @@ def _open_result(path: Path, selection: _Selection) -> Features:
 def _features_of(result: Result, selection: _Selection) -> Features:
     if selection.generation is not None:
         result = _generation(result, selection.generation)
-    parts = result.parts
+    pairs = result.ranges
     manifest = result.manifest()
     if selection.appends is not None:
-        parts = _parts_of(selection.appends, result)
-        manifest["n_rows"] = sum(part.n_rows for part in parts)
-    checked = [(result.directory / part.file, check_part(result.directory, part)) for part in parts]
-    opened = _opened(checked, manifest, selection.block_rows, categories_in(result))
+        pairs = _ranges_of(selection.appends, result)
+        manifest["n_rows"] = sum(each.n_rows for _, each in pairs)
+    stretches = stretches_of(pairs)
+    parts = {part.file: part for part, _ in pairs}
+    shapes = {file: check_part(result.directory, part) for file, part in parts.items()}
+    pieces = [
+        _Piece(result.directory / part.file, shapes[part.file], first, n_rows) for part, first, n_rows in stretches
+    ]
+    opened = _opened(pieces, manifest, selection.block_rows, categories_in(result))
     if result.facts.appends:
-        opened.extras[APPEND_ID] = _lazy_append_ids(parts, selection.block_rows)
+        opened.extras[APPEND_ID] = _lazy_append_ids(pairs, selection.block_rows)
     return replace(opened, result=result)
 
 
@@ -380,10 +386,10 @@ def _generation(result: Result, number: int) -> Result:
     return result.generation(number)
 
 
-def _parts_of(appends: Collection[int], result: Result) -> list[Part]:
-    selected = [part for part in result.parts if part.append_id in appends]
+def _ranges_of(appends: Collection[int], result: Result) -> list[tuple[Part, Range]]:
+    selected = [(part, each) for part, each in result.ranges if each.append_id in appends]
     if not selected:
-        known = short_list(map(str, sorted({part.append_id for part in result.parts})), _NAMED)
+        known = short_list(map(str, sorted({each.append_id for _, each in result.ranges})), _NAMED)
         raise DataError(
             f"features={printable(result.directory)}: has no rows of appends={sorted(appends)}, expected numbers of "
             f"its appends: {known}."
@@ -391,10 +397,14 @@ def _parts_of(appends: Collection[int], result: Result) -> list[Part]:
     return selected
 
 
-def _lazy_append_ids(parts: Sequence[Part], block_rows: int) -> Any:
+def _lazy_append_ids(pairs: Sequence[tuple[Part, Range]], block_rows: int) -> Any:
     import dask.array as da
 
-    return da.concatenate([da.full(part.n_rows, part.append_id, dtype=np.int32, chunks=block_rows) for part in parts])
+    runs = []  # of equal numbers
+    for append_id, group in groupby(pairs, key=lambda pair: pair[1].append_id):
+        n_rows = sum(each.n_rows for _, each in group)
+        runs.append(da.full(n_rows, append_id, dtype=np.int32, chunks=block_rows))
+    return da.concatenate(runs)
 
 
 def _open_file(path: Path, block_rows: int) -> Features:
@@ -408,28 +418,35 @@ def _open_file(path: Path, block_rows: int) -> Features:
             manifest = {**file.attrs, "n_rows": file[FEATURES].shape[0]}
     except FAILURES as error:
         raise DataError(f"{where}: contains no readable features: {error}. {_WHOLE}") from error
-    return _opened([(path, shapes)], manifest, block_rows, _readable_categories(path))
+    pieces = [_Piece(path, shapes, 0, manifest["n_rows"])]
+    return _opened(pieces, manifest, block_rows, _readable_categories(path))
+
+
+class _Piece(NamedTuple):
+    """Rows in a file."""
+
+    path: Path
+    shapes: Mapping[str, Shape]  # of the datasets in the file
+    first: int
+    n_rows: int
 
 
 def _opened(
-    parts: Sequence[tuple[Path, Mapping[str, Shape]]],
+    pieces: Sequence[_Piece],
     manifest: dict[str, Any],
     block_rows: int,
     categories: dict[str, np.ndarray],
 ) -> Features:
     import dask.array as da  # imported here, because it takes longer to load than all other modules
 
-    for path, shapes in parts:
-        if VALID not in shapes:
-            where = f"file={printable(path)}"
+    for piece in pieces:
+        if VALID not in piece.shapes:
+            where = f"file={printable(piece.path)}"
             raise DataError(
                 f"{where}: contains no dataset {VALID!r}, expected a file that shardpress export --to hdf5 wrote"
             )
-    names = common_dtypes([shapes for _, shapes in parts])
-    arrays = {}
-    for name in names:
-        pieces = [_lazy(path, name, shapes[name], block_rows) for path, shapes in parts]
-        arrays[name] = da.concatenate(pieces)
+    names = common_dtypes([piece.shapes for piece in pieces])
+    arrays = {name: da.concatenate([_lazy(piece, name, block_rows) for piece in pieces]) for name in names}
     features = arrays.pop(FEATURES)
     valid = arrays.pop(VALID)
     return Features(features, valid, arrays, manifest, categories)
@@ -477,17 +494,18 @@ def _shapes_of(file: h5py.File) -> dict[str, Shape]:
     return shapes
 
 
-def _lazy(path: Path, name: str, shape: Shape, block_rows: int) -> Any:
+def _lazy(piece: _Piece, name: str, block_rows: int) -> Any:
     import dask
     import dask.array as da
 
-    (n_rows, *row_shape), dtype = shape
-    pieces = []
-    for start in range(0, max(n_rows, 1), block_rows):  # Dask needs at least one piece, even without rows
-        stop = min(start + block_rows, n_rows)
-        values = dask.delayed(_read_slice)(str(path), name, start, stop)
-        pieces.append(da.from_delayed(values, (stop - start, *row_shape), dtype=dtype))
-    return da.concatenate(pieces)
+    (_, *row_shape), dtype = piece.shapes[name]
+    blocks = []
+    end = piece.first + piece.n_rows
+    for start in range(piece.first, max(end, piece.first + 1), block_rows):  # Dask needs a block, even without rows
+        stop = min(start + block_rows, end)
+        values = dask.delayed(_read_slice)(str(piece.path), name, start, stop)
+        blocks.append(da.from_delayed(values, (stop - start, *row_shape), dtype=dtype))
+    return da.concatenate(blocks)
 
 
 def _read_slice(path: str, name: str, start: int, stop: int) -> np.ndarray:

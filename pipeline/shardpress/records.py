@@ -56,47 +56,82 @@ class Outside(NamedTuple):
         return f"{where} ({self.value:g}, trained on {self.low:g} to {self.high:g}, {distance_text})"
 
 
-class Part(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A file with the features of consecutive rows of one shard."""
+class Range(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Consecutive rows of a shard that a part contains."""
 
-    entry: Entry
-    n_rows: int
-    n_bad: int  # bad rows, whose features are NaN
-    n_outside: int  # good rows with values outside the range of the model's training rows
+    first: int  # position of the first row in the part
     shard: int  # position of the shard in the table of shards
-    path: str  # file of the shard
-    dataset: str
     start: int  # first row in the shard
     stop: int
-    # dtype of the stored features; None if they are stored exactly as the encoder returned them
-    dtype: str | None = None
-    # largest difference between a stored feature and the encoder's result; None without `dtype`
-    max_error: float | None = None
+    n_bad: int = 0  # bad rows, whose features are NaN
+    n_outside: int = 0  # good rows with values outside the range of the model's training rows
     bad: list[dict[str, Any]] = []  # ``row``, ``columns`` and ``reason`` of each bad row
     outside: list[Outside] = []  # columns with values outside the range, the farthest first
-    append_id: int = 0  # number of the append, from 1 on; 0 for parts of the run that trained the model
+    append_id: int = 0  # number of the append, from 1 on; 0 for rows of the run that trained the model
     # row ranges of the shard with fill values for unreadable ones, by the names of extras in the part
     lost: dict[str, list[list[int]]] = {}
     rows: _Digest | None = None  # digest of the rows as they are stored; None if the shard was unreadable
     extras: _Digest | None = None  # digest of the extras; None if some of their values were unreadable
 
     @property
-    def file(self) -> str:
-        return self.entry.file
+    def n_rows(self) -> int:
+        return self.stop - self.start
 
     @property
     def is_unreadable(self) -> bool:
         """Whether the shard could not be read, so that all rows are bad."""
         return self.rows is None
 
+
+class Part(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A file with the features of consecutive rows of one or more shards. It is never changed."""
+
+    entry: Entry
+    n_rows: int  # in the file
+    ranges: list[Range]  # the rows that a result uses, in the order of the file; others are dead
+    # dtype of the stored features; None if they are stored exactly as the encoder returned them
+    dtype: str | None = None
+    # largest difference between a stored feature and the encoder's result; None without `dtype`
+    max_error: float | None = None
+
     @property
-    def key(self) -> str:
-        """Name of the part. Sorting parts by name puts them in row order."""
-        return part_key(self.shard, self.start)
+    def file(self) -> str:
+        return self.entry.file
+
+    @property
+    def n_live(self) -> int:
+        """Number of rows that a result uses."""
+        return sum(each.n_rows for each in self.ranges)
 
 
-def part_key(shard: int, start: int) -> str:
-    return f"part-{shard:06d}-{start:012d}"  # padded, so that names sort like numbers
+def in_order(parts: Iterable[Part]) -> list[tuple[Part, Range]]:
+    """Return all ranges with their parts, in the order of the rows of a result."""
+    pairs = [(part, each) for part in parts for each in part.ranges]
+    return sorted(pairs, key=lambda pair: (pair[1].shard, pair[1].start))
+
+
+class Stretch(NamedTuple):
+    """Rows that are consecutive in a part and in a result."""
+
+    part: Part
+    first: int  # position of the first row in the part
+    n_rows: int
+
+    @property
+    def ranges(self) -> list[Range]:
+        """Ranges with these rows, in order."""
+        return [each for each in self.part.ranges if self.first <= each.first < self.first + self.n_rows]
+
+
+def stretches_of(pairs: Iterable[tuple[Part, Range]]) -> list[Stretch]:
+    """Join ranges that follow each other in their part and in the result."""
+    found: list[Stretch] = []
+    for part, each in pairs:
+        if found and found[-1].part is part and found[-1].first + found[-1].n_rows == each.first:
+            found[-1] = found[-1]._replace(n_rows=found[-1].n_rows + each.n_rows)
+        else:
+            found.append(Stretch(part, each.first, each.n_rows))
+    return found
 
 
 class Stat(NamedTuple):
@@ -116,6 +151,7 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     shape: list[int]
     dtype: str
     stat: Stat
+    first_row: int = 0  # of the rows in the dataset, which can have others before and after them
     column_order: str | None = None  # digest of the order in which the columns are read, if it differs from the file's
     rows: _Digest | None = None  # digest of the rows; None if it is unknown
     extras: _Digest | None = None  # digest of the extras
@@ -125,8 +161,8 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         return PurePath(self.path).name
 
     @property
-    def place(self) -> tuple[str, str]:
-        return self.path, self.dataset
+    def place(self) -> tuple[str, str, int]:
+        return self.path, self.dataset, self.first_row
 
     @property
     def kind(self) -> tuple[tuple[int, ...], str]:
@@ -148,7 +184,8 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def of_scan(self) -> str:
         """Return the fingerprint of the scan. The digests of all rows must be known, except for unreadable shards."""
-        return fingerprint("scan", [[shard.kind, shard.rows] for shard in self.shards], self.scan)
+        shards = [[[shard.shape, shard.dtype], shard.rows] for shard in self.shards]
+        return fingerprint("scan", shards, self.scan)
 
     def of_model(self) -> str:
         """Return the fingerprint of the model."""
@@ -164,7 +201,7 @@ class Request(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 def total(digests: Iterable[str | None]) -> str | None:
-    """Return the digest of the rows of several parts: the sum of theirs; None if one of them is unknown."""
+    """Return the digest of the rows of several ranges: the sum of theirs; None if one of them is unknown."""
     known = []
     for digest in digests:
         if digest is None:
@@ -174,14 +211,15 @@ def total(digests: Iterable[str | None]) -> str | None:
 
 
 def with_digests(shards: Sequence[ShardFacts], parts: Iterable[Part]) -> list[ShardFacts]:
-    """Return the shards with the digests of their content, which are the sums of those of their parts."""
-    by_shard: dict[int, list[Part]] = defaultdict(list)
+    """Return the shards with the digests of their content, which are the sums of those of their ranges."""
+    by_shard: dict[int, list[Range]] = defaultdict(list)
     for part in parts:
-        by_shard[part.shard].append(part)
+        for each in part.ranges:
+            by_shard[each.shard].append(each)
     found = []
     for i, shard in enumerate(shards):
-        rows = total(part.rows for part in by_shard[i])
-        extras = total(part.extras for part in by_shard[i])
+        rows = total(each.rows for each in by_shard[i])
+        extras = total(each.extras for each in by_shard[i])
         found.append(structs.replace(shard, rows=rows, extras=extras))
     return found
 
@@ -236,7 +274,6 @@ class RunFacts(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     maps: list[MapFacts] = []
     appends: list[dict[str, Any]] = []
     trained: list[str] = []  # digests of the rows of each shard that trained the model; empty if they are unknown
-    views: list[Entry] = []  # files that the index refers to if there are many parts
     report: dict[str, Any] = {}  # what only the report needs
 
 

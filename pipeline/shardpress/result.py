@@ -24,7 +24,7 @@ from shardpress.errors import NoInput, printable
 from shardpress.hdf5.categories import read_categories
 from shardpress.model import Model
 from shardpress.modelfile import read_model
-from shardpress.records import Part, RunFacts, ShardFacts, from_json, plain, to_json
+from shardpress.records import Part, Range, RunFacts, ShardFacts, from_json, in_order, plain, to_json
 from shardpress.sealed import GROUP, digest_of, read_sealed, reading_group, sealed, write_json
 from shardpress.settings.config import Config
 
@@ -43,7 +43,6 @@ RESERVED = (FEATURES, VALID, USE, APPEND_ID, "error", GROUP)
 _PREFIX = "source_"  # of extras with such names
 
 _PART = re.compile(r"parts/part-[0-9-]*[0-9a-f]{32}\.h5")
-_VIEW = re.compile(r"index-[0-9a-f]{32}\.h5")
 
 
 class Use(IntEnum):
@@ -65,7 +64,7 @@ class Result:
     path: Path  # of the file
     data: bytes  # its content
     facts: RunFacts
-    parts: list[Part]  # in the order of the rows
+    parts: list[Part]
 
     @classmethod
     def open(cls, path: str | Path, is_foreign: bool = False) -> Result:
@@ -99,7 +98,6 @@ class Result:
             if not parts:
                 raise ValueError("it has no parts")
             names = [part.file for part in parts if not _PART.fullmatch(part.file)]
-            names += [view.file for view in facts.views if not _VIEW.fullmatch(view.file)]
             if names:
                 raise ValueError(f"it names {names[0]}, expected files in parts/")
             _check_rows(shards, parts)
@@ -128,18 +126,28 @@ class Result:
     def n_features(self) -> int:
         return self.model.n_features
 
+    @cached_property
+    def ranges(self) -> list[tuple[Part, Range]]:
+        """All ranges of rows with their parts, in the order of the rows."""
+        return in_order(self.parts)
+
+    @property
+    def shards(self) -> list[ShardFacts]:
+        """The input files, without digests of their rows."""
+        return self.facts.request.shards
+
     @property
     def n_rows(self) -> int:
-        return sum(part.n_rows for part in self.parts)
+        return sum(part.n_live for part in self.parts)
 
     @property
     def n_bad(self) -> int:
-        return sum(part.n_bad for part in self.parts)
+        return sum(each.n_bad for _, each in self.ranges)
 
     @cached_property
     def files(self) -> frozenset[str]:
-        """Paths of all parts and views, relative to the directory."""
-        return frozenset([*(part.file for part in self.parts), *(view.file for view in self.facts.views)])
+        """Paths of all parts, relative to the directory."""
+        return frozenset(part.file for part in self.parts)
 
     def generation(self, number: int) -> Result:
         """Open the result of a generation: this one, or an earlier one that is kept."""
@@ -232,15 +240,20 @@ class Result:
 
 
 def _check_rows(shards: Sequence[ShardFacts], parts: Sequence[Part]) -> None:
-    """Raise `ValueError` unless the parts contain all rows of the shards, in their order."""
-    ends = [0] * len(shards)  # of the rows in the parts so far
-    current = 0
+    """Raise `ValueError` unless the parts contain each row of the shards once."""
     for part in parts:
-        is_next = current <= part.shard < len(shards) and part.start == ends[part.shard]
-        if not is_next or part.start + part.n_rows != part.stop or part.n_rows < 0:
-            raise ValueError(f"its part {part.file} does not follow the rows of the parts before it")
-        current = part.shard
-        ends[current] = part.stop
+        end = 0
+        for each in part.ranges:
+            if each.first < end:
+                raise ValueError(f"rows of its part {part.file} are used twice, or are not in their order")
+            end = each.first + each.n_rows
+        if end > part.n_rows:
+            raise ValueError(f"its part {part.file} has {part.n_rows} rows, but {end} are used")
+    ends = [0] * len(shards)  # of the rows so far
+    for part, each in in_order(parts):
+        if not (0 <= each.shard < len(shards) and each.start == ends[each.shard] < each.stop):
+            raise ValueError(f"rows of its part {part.file} do not follow the rows before them")
+        ends[each.shard] = each.stop
     if ends != [shard.shape[0] for shard in shards]:
         raise ValueError("its parts do not contain all rows of its shards")
 

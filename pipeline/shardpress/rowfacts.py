@@ -22,12 +22,11 @@ def rows_with_value(run: Features, name: str) -> np.ndarray:
     if mask is not None:
         has_value &= run.extras[mask].compute()
     first = 0
-    for part in run.result.parts:
-        ranges = part.lost.get(name)
-        if ranges:
-            numbers = np.arange(part.start, part.start + part.n_rows)
-            has_value[first : first + part.n_rows] &= ~in_ranges(numbers, ranges)
-        first += part.n_rows
+    for _, each in run.result.ranges:
+        lost = each.lost.get(name)
+        if lost:
+            has_value[first : first + each.n_rows] &= ~in_ranges(np.arange(each.start, each.stop), lost)
+        first += each.n_rows
     return has_value
 
 

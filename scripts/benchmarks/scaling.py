@@ -42,13 +42,12 @@ from scripts.benchmarks.tasks import FINGERPRINT, compute_and_commit, empty_part
 from shardpress.cluster.executor import batch_size, compute
 from shardpress.cluster.threads import threads
 from shardpress.encoding.encode import encode_part
-from shardpress.encoding.index import in_views, write_index
-from shardpress.encoding.partfile import part_shapes
+from shardpress.encoding.index import write_index
+from shardpress.encoding.partfile import row_shapes
 from shardpress.model import Model
 from shardpress.output.files import JOURNAL
-from shardpress.output.journal import Journal
 from shardpress.output.lock import locked
-from shardpress.records import Entry, Part
+from shardpress.records import Part, in_order, stretches_of
 from shardpress.result import Result, load_model, result_bytes
 from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.ranges import scan
@@ -155,24 +154,25 @@ def drive(folder: Path, trained: Path, shards: Path, n_parts: int, cluster: Loca
         parts = [record.part for record in journal.records("part", FINGERPRINT)]
     with locked(folder / "committed") as journal:
         with step("index", steps):
-            data = index_of(parts, Result.open(trained), journal)
+            data = index_of(parts, Result.open(trained))
         with step("commit", steps):
             journal.commit(data)
     return {"n_parts": len(parts), **steps, "index_bytes": len(data), "journal_bytes": journal_bytes}
 
 
-def index_of(parts: list[Part], trained: Result, journal: Journal) -> bytes:
+def index_of(parts: list[Part], trained: Result) -> bytes:
     """Return the content of an index of parts of one shard, with the model and the facts of a run."""
-    views: list[Entry] = []
-    shapes = [(part.file, part_shapes(part.n_rows, trained.n_features, ())) for part in parts]
-    files = in_views(shapes, lambda name, data: views.append(journal.write(name, data)))
     n_rows = sum(part.n_rows for part in parts)
     request = trained.facts.request
     first = request.shards[0]
     shard = structs.replace(first, shape=[n_rows, *first.shape[1:]])
-    facts = structs.replace(trained.facts, views=views, request=structs.replace(request, shards=[shard]))
+    facts = structs.replace(trained.facts, request=structs.replace(request, shards=[shard]))
+    stretches = stretches_of(in_order(parts))
+    shapes = row_shapes(trained.n_features, ())
     use = np.zeros(n_rows, np.uint8)
-    return result_bytes(lambda file: write_index(file, files, {}, use), trained.model, facts, parts, {}, None)
+    return result_bytes(
+        lambda file: write_index(file, stretches, shapes, {}, use), trained.model, facts, parts, {}, None
+    )
 
 
 @contextmanager

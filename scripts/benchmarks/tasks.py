@@ -11,12 +11,12 @@ from typing import Any
 from scripts.benchmarks.harness import fresh, script
 from shardpress.cluster.executor import compute
 from shardpress.encoding.encode import EncodeTask
-from shardpress.encoding.parts import plan_parts
+from shardpress.encoding.parts import PartSize, plan_parts
 from shardpress.encoding.worker import EncodeSettings
 from shardpress.model import Model
 from shardpress.output.journal import Record
 from shardpress.output.lock import locked
-from shardpress.records import Entry, Part
+from shardpress.records import Entry, Part, Range
 from shardpress.result import INDEX, load_model
 from shardpress.run.context import versions
 from shardpress.run.encoding_stage import EncodingStage, write_model
@@ -49,8 +49,8 @@ def encoding_tasks(
     if n_parts is not None:
         shape = (n_parts * settings.part_rows, *inputs[0].shape[1:])
         inputs = (replace(inputs[0], shape=shape),)
-    parts, _ = plan_parts(inputs, settings.part_rows, [])
-    return [(function, EncodeTask(part, settings)) for part in parts]
+    size = PartSize(settings.part_rows, 1, settings.block_rows)
+    return [(function, EncodeTask(pieces, settings)) for pieces in plan_parts(inputs, [], size)]
 
 
 def encode_settings(prepared: Prepared, model: Model, output: Path) -> EncodeSettings:
@@ -73,7 +73,7 @@ def compute_and_commit(
     with locked(fresh(folder / "committed")) as journal:
 
         def commit(part: Part) -> None:
-            journal.add(Record.of_part(part, FINGERPRINT), waits=False)
+            journal.add(Record.of_part(part, FINGERPRINT, [FINGERPRINT[:32]]), waits=False)
             done(part)
 
         compute(tasks, executor, n_at_once, commit)
@@ -81,8 +81,8 @@ def compute_and_commit(
 
 def empty_part(task: EncodeTask) -> Part:
     """Do no work, but with an argument and a result as large as in an encoding task."""
-    source = task.part.source
-    key = task.part.key
-    entry = Entry(f"parts/{key}-{source.start:032x}.h5", 4 * len(source), "0" * 64)
-    where = (source.shard.path, source.shard.dataset, source.start, source.stop)
-    return Part(entry, len(source), 0, 0, task.part.shard, *where, rows="0" * 32, extras="0" * 32)
+    (piece,) = task.pieces
+    source = piece.source
+    entry = Entry(f"parts/part-{piece.shard:06d}-{source.start:012d}-{source.start:032x}.h5", 4 * len(source), "0" * 64)
+    rows = Range(0, piece.shard, source.start, source.stop, rows="0" * 32, extras="0" * 32)
+    return Part(entry, len(source), [rows])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import errno
 import itertools
-import json
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,24 +24,26 @@ from shardpress.device import TILE_ROWS
 from shardpress.encoding import encode as module
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.encode import EncodeTask, encode_part
-from shardpress.encoding.parts import plan_parts
+from shardpress.encoding.partfile import row_shapes
+from shardpress.encoding.parts import PartSize, Piece, plan_parts
+from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.encoding.worker import IN_MEMORY, Encoder, Encoders, EncodeSettings, serving
 from shardpress.hdf5.files import FILES
 from shardpress.model import Model
 from shardpress.output.disk import Disk
 from shardpress.output.files import fault_of, write_file
-from shardpress.records import Part, with_digests
+from shardpress.records import Part, Range, in_order, with_digests
 from shardpress.run.digests import with_content
 from shardpress.run.request import facts_of
 from shardpress.scan.scaler import Scaler
 from shardpress.shards import digests, shard
 from shardpress.shards import rows as rows_module
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import Shard
+from shardpress.shards.shard import Block, Shard
 from shardpress_kernels.network import Network
 from tests.support.damage import damage
 from tests.support.fresh_process import run_in_fresh_process
-from tests.support.helpers import numbered, numbered_shards, refused, write_shard
+from tests.support.helpers import names, numbered, numbered_shards, refused, write_shard
 from tests.support.logged import mentions
 
 
@@ -63,6 +65,10 @@ def settings_of(folder: Path, block_rows: int, part_rows: int, **more: Any) -> E
     return EncodeSettings(str(folder), IN_MEMORY, *rows, 2, attributes={"command": "test"}, **more)
 
 
+def planned(shards: Sequence[Shard], settings: EncodeSettings) -> list[list[Piece]]:
+    return plan_parts(shards, [], PartSize(settings.part_rows, 100, settings.block_rows))
+
+
 def run(
     shards: Sequence[Shard],
     settings: EncodeSettings,
@@ -73,8 +79,7 @@ def run(
     unreadable: dict[int, str] | None = None,
 ) -> list[Part]:
     """Encode all parts of the shards in threads."""
-    parts, _ = plan_parts(shards, settings.part_rows, [])
-    tasks = [(encode_part, EncodeTask(part, settings, (unreadable or {}).get(part.shard))) for part in parts]
+    tasks = [(encode_part, EncodeTask(pieces, settings, unreadable or {})) for pieces in planned(shards, settings)]
     model = model_of(shards[0].n_inputs)
     with serving(settings, model, encoder, disk or Disk()), threads(n_threads) as pool:
         return compute(tasks, pool, n_threads, done)
@@ -102,6 +107,10 @@ def concatenate(folder: Path, parts: Sequence[Part], name: str) -> np.ndarray:
     return np.concatenate(found)
 
 
+def ranges_of(parts: Sequence[Part]) -> list[Range]:
+    return [each for _, each in in_order(parts)]
+
+
 @pytest.mark.parametrize("n_threads", [1, 4])
 def test_features_are_in_the_order_of_the_rows(tmp_path: Path, n_threads: int) -> None:
     shards = numbered_shards(tmp_path, 5, 0, 1, 7)
@@ -114,13 +123,12 @@ def test_features_are_in_the_order_of_the_rows(tmp_path: Path, n_threads: int) -
 
 
 def test_a_part_names_the_rows_that_it_was_made_from(tmp_path: Path) -> None:
-    shards = numbered_shards(tmp_path, 5, 2)
-    parts, _ = encode(shards, tmp_path, 2, 3)
-    found = [(part.path, part.start, part.stop, part.n_bad) for part in parts]
-    assert found == [(shards[0].path, 0, 3, 0), (shards[0].path, 3, 5, 0), (shards[1].path, 0, 2, 0)]
+    parts, _ = encode(numbered_shards(tmp_path, 2, 0, 9, 3), tmp_path, 2, 5)
+    found = [[(each.first, each.shard, each.start, each.stop) for each in part.ranges] for part in parts]
+    assert found == [[(0, 0, 0, 2), (2, 2, 0, 2)], [(0, 2, 2, 6)], [(0, 2, 6, 9), (3, 3, 0, 2)], [(0, 3, 2, 3)]]
+    assert [part.n_rows for part in parts] == [4, 4, 5, 1]
     with h5py.File(tmp_path / parts[1].entry.file) as file:
-        source = json.loads(file.attrs["source"])
-        assert (source["start"], source["stop"], file.attrs["command"]) == (3, 5, "test")
+        assert file.attrs["command"] == "test"
 
 
 def test_skipped_rows_do_not_shift_other_rows(tmp_path: Path) -> None:
@@ -132,7 +140,7 @@ def test_skipped_rows_do_not_shift_other_rows(tmp_path: Path) -> None:
     bad = np.array([False, False, True, False, False, True])
     assert np.isnan(features[bad]).all()
     assert np.array_equal(features[~bad], 2 * rows[~bad])
-    assert [part.n_bad for part in parts] == [1, 1]
+    assert [each.n_bad for each in ranges_of(parts)] == [1, 1]
     with h5py.File(tmp_path / parts[0].entry.file) as file:
         assert file["valid"][:].tolist() == [True, True, False, True]
 
@@ -231,27 +239,28 @@ def test_bad_rows_are_listed_whatever_the_size_of_parts(tmp_path: Path) -> None:
     ]
     for block_rows, part_rows in ((4, 12), (3, 9)):
         parts, _ = encode(shards, tmp_path, block_rows, part_rows, BadData("skip"))
-        assert [bad for part in parts for bad in part.bad] == expected
-        assert sum(part.n_bad for part in parts) == len(expected)
+        assert [bad for each in ranges_of(parts) for bad in each.bad] == expected
+        assert sum(each.n_bad for each in ranges_of(parts)) == len(expected)
 
 
 @pytest.mark.parametrize("part_rows", [4, 8, 100])
 def test_an_unreadable_shard_keeps_its_place_and_its_extras(tmp_path: Path, part_rows: int) -> None:
-    names = [
+    paths = [
         write_shard(tmp_path / f"{i}.h5", numbered(10, first=10 * i), fletcher32=True, extras={"y": np.arange(10) + i})
         for i in range(3)
     ]
-    damage(names[1])
-    parts, features = encode(open_shards(names), tmp_path, 4, part_rows, BadData("skip"), unreadable={1: "broken"})
+    damage(paths[1])
+    parts, features = encode(open_shards(paths), tmp_path, 4, part_rows, BadData("skip"), unreadable={1: "broken"})
     valid, y = (concatenate(tmp_path, parts, name) for name in ("valid", "y"))
     assert valid.tolist() == [True] * 10 + [False] * 10 + [True] * 10
     assert np.isnan(features[~valid]).all()
     assert np.array_equal(features[valid], 2 * numbered(30)[valid])
     assert y.tolist() == [i + j for i in range(3) for j in range(10)]
-    assert [bad for part in parts for bad in part.bad] == [
-        {"row": [start, min(start + part_rows, 10)], "columns": [], "reason": "broken"}
-        for start in range(0, 10, part_rows)
+    unreadable = [each for each in ranges_of(parts) if each.shard == 1]
+    assert [each.bad for each in unreadable] == [
+        [{"row": [each.start, each.stop], "columns": [], "reason": "broken"}] for each in unreadable
     ]
+    assert all(each.bad == [] for each in ranges_of(parts) if each.shard != 1)
 
 
 EXTRAS = {
@@ -266,7 +275,7 @@ EXTRAS = {
 def wide(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Return whether all extras are treated as wide, so that only a few rows of them are read at a time."""
     if request.param:
-        monkeypatch.setattr(shard, "WIDE_BYTES", 0)
+        monkeypatch.setattr(module, "WIDE_BYTES", 0)
         monkeypatch.setattr(rows_module, "_EXTRA_PIECE", 50)
     return bool(request.param)
 
@@ -303,8 +312,8 @@ def test_unreadable_values_of_an_extra_dataset_are_filled(
     assert concatenate(tmp_path, parts, "intact").tolist() == list(range(30))
     assert np.array_equal(features, 2 * numbered(30))
     assert concatenate(tmp_path, parts, "valid").all()
-    assert sum(part.n_bad for part in parts) == 0
-    listed = [bad for part in parts for bad in part.bad]
+    assert sum(each.n_bad for each in ranges_of(parts)) == 0
+    listed = [bad for each in ranges_of(parts) for bad in each.bad]
     assert sorted(row for bad in listed for row in range(*bad["row"])) == list(range(14, 21))
     assert {(bad["dataset"], f"dataset={name} rows=" in bad["reason"]) for bad in listed} == {(name, True)}
     assert mentions(caplog.text, name, nothing or "empty", f"file={path}")
@@ -351,7 +360,7 @@ def test_rows_outside_the_range_are_counted_for_each_part(tmp_path: Path) -> Non
     shards = numbered_shards(tmp_path, 10)
     bad_data = BadData("raise", trained_on=Scaler(np.array([10.0, 0.0]), np.array([1e9, 61.0])))
     parts, _ = encode(shards, tmp_path, 2, 4, bad_data)
-    assert [part.n_outside for part in parts] == [1, 1, 2]  # rows 0, 7, and 8 and 9
+    assert [each.n_outside for each in ranges_of(parts)] == [1, 1, 2]  # rows 0, 7, and 8 and 9
 
 
 # -- digests -----------------------------------------------------------------------------------------------------
@@ -393,7 +402,115 @@ def test_lost_values_and_unreadable_rows_have_no_digest(tmp_path: Path) -> None:
     damage(paths[0], "y")
     damage(paths[1])
     parts, _ = encode(open_shards(paths), tmp_path, 4, 100, BadData("skip"), unreadable={1: "broken"})
-    assert [(part.rows is None, part.extras is None) for part in parts] == [(False, True), (True, True), (False, False)]
+    found = [(each.rows is None, each.extras is None) for each in ranges_of(parts)]
+    assert found == [(False, True), (True, True), (False, False)]
+
+
+# -- parts over several shards -----------------------------------------------------------------------------------
+
+
+def various_shards(folder: Path) -> tuple[Shard, ...]:
+    """Write small shards with rows and extras of many kinds. Shard 3 is damaged, and so is an extra of shard 4."""
+    state = h5py.enum_dtype({"on": 1, "off": 0}, "i2")
+    paths = []
+    for i, (n_rows, dtype) in enumerate([(5, "f4"), (1, "f8"), (9, "i2"), (6, "f4"), (12, "f8"), (3, "u1")]):
+        rows = (numbered(n_rows, 3, first=5 * i) % 250).astype(dtype)
+        if dtype == "f8":
+            rows[0, 1] = np.nan
+        paths.append(write_shard(folder / f"{i}.h5", rows, chunks=(1, 3), fletcher32=True))
+        texts = {"short": [f"ß{k}" for k in range(n_rows)], "long": ["x" * (100 * k + i) for k in range(n_rows)]}
+        with h5py.File(paths[-1], "a") as file:
+            for name, values in texts.items():
+                file.create_dataset(name, data=values, dtype=h5py.string_dtype())
+            file.create_dataset("big", data=np.arange(n_rows), dtype=">i4")
+            file.create_dataset("state", data=np.arange(n_rows) % 2, dtype=state)
+            file.create_dataset("pair", (n_rows,), np.dtype(("f4", (2,))))[...] = np.ones((n_rows, 2))
+            file.create_dataset("label", data=np.arange(n_rows) % 2, dtype="i1")
+            file["__categories/label"] = [b"common", b"of shard %d" % i]
+            if i != 1:
+                word = np.array([b"word %d" % k for k in range(n_rows)], "S40")
+                file.create_dataset("word", data=word, chunks=(3,), compression="gzip")
+    damage(paths[3])
+    damage(paths[4], "word", chunk=1)
+    return open_shards(paths)
+
+
+def encoded(pieces: Sequence[Piece], settings: EncodeSettings, encoder: Encoder) -> tuple[Part, dict[str, Any]]:
+    """Return the record of a part, and the values in its file."""
+    model = model_of(pieces[0].source.shard.n_inputs)
+    with serving(settings, model, encoder, Disk()):
+        part = encode_part(EncodeTask(pieces, settings, {3: "broken"}))
+    with h5py.File(Path(settings.directory) / part.file) as file:
+        return part, {name: (item.dtype, item[:]) for name, item in file.items()}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("encoder", "storage"),
+    [(double, PLAIN), pytest.param(None, Storage("float16", "gzip"), marks=pytest.mark.compiler)],
+    ids=["NumPy", "device"],
+)
+@pytest.mark.usefixtures("wide")
+def test_a_part_of_several_shards_equals_parts_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoder: Encoder | None, storage: Storage
+) -> None:
+    monkeypatch.setattr(digests, "UNIT_ROWS", 4)
+    shards = various_shards(tmp_path)
+    assert {"big", "short", "long", "state", "pair", "label", "word", "word_present"} == set(names(shards[0]))
+    encoder = encoder or Encoders(model_of(3)).encode_checked
+    settings = settings_of(tmp_path, 4, 100, bad_data=BadData("skip"), has_range=True, storage=storage)
+    pieces = [Piece(i, Block(shard, 0, shard.n_rows)) for i, shard in enumerate(shards)]
+    pieces[2] = Piece(2, Block(shards[2], 4, 9))
+    part, values = encoded(pieces, settings, encoder)
+    for name, (_, dtype) in row_shapes(2, shards[0].extras, np.dtype(storage.dtype)).items():
+        assert values[name][0] == dtype, "as the index declares it"
+        assert h5py.check_enum_dtype(values[name][0]) == h5py.check_enum_dtype(dtype)
+    assert [(each.first, each.shard, each.start) for each in part.ranges] == [
+        (0, 0, 0), (5, 1, 0), (6, 2, 4), (11, 3, 0), (17, 4, 0), (29, 5, 0)
+    ]  # fmt: skip
+    for piece, each in zip(pieces, part.ranges, strict=True):
+        own_part, own_values = encoded([piece], settings, encoder)
+        assert [replace(each, first=0)] == own_part.ranges
+        assert own_values.keys() == values.keys()
+        for name, (dtype, own) in own_values.items():
+            joint_dtype, joint = values[name]
+            assert (joint_dtype, joint_dtype.metadata) == (dtype, dtype.metadata), name
+            np.testing.assert_array_equal(joint[each.first : each.first + each.n_rows], own)
+    bad = np.isnan(values["features"][1]).any(axis=1)
+    assert np.flatnonzero(bad).tolist() == [5, *range(11, 17), 17]
+    assert np.array_equal(~bad, values["valid"][1])
+    assert [each.is_unreadable for each in part.ranges] == [i == 3 for i in range(6)]
+    assert [each.lost for each in part.ranges] == [{"word": [[3, 6]]} if i == 4 else {} for i in range(6)]
+    assert [each.extras is None for each in part.ranges] == [i in (3, 4) for i in range(6)]
+
+
+def test_wide_extras_of_several_shards_are_streamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_rows = 5000
+    values = np.arange(4 * n_rows).astype("S500")
+    paths = [
+        write_shard(tmp_path / f"{i}.h5", numbered(n_rows), extras={"word": values[i * n_rows :][:n_rows]})
+        for i in range(4)
+    ]
+    shards = open_shards(paths)
+    monkeypatch.setattr(rows_module, "_EXTRA_PIECE", 2**18)
+    settings = settings_of(tmp_path, 1024, 2**20)
+    pieces = [Piece(i, Block(shard, 0, n_rows)) for i, shard in enumerate(shards)]
+    parts = []
+    for least in (2**20, 2**30):
+        monkeypatch.setattr(module, "WIDE_BYTES", least)
+        with serving(settings, model_of(2), double, Disk()):
+            encode_part(EncodeTask(pieces[:1], settings))  # the memory of this thread
+            tracemalloc.start()
+            try:
+                parts.append(encode_part(EncodeTask(pieces, settings)))
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+        assert (peak < values.nbytes / 4) == (least == 2**20), peak
+    assert parts[0].entry.blake3 == parts[1].entry.blake3
+    assert parts[0].ranges == parts[1].ranges
+    assert None not in {each.extras for each in parts[0].ranges}
+    assert np.array_equal(concatenate(tmp_path, parts[:1], "word"), values)
 
 
 # -- tasks -------------------------------------------------------------------------------------------------------
@@ -408,21 +525,21 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
     rows[0][TILE_ROWS + 3, 0] = -99
     rows[1][4, 2] = 1e6
     extras = {"y": np.arange(TILE_ROWS + 40), "name": np.array([b"a", b"bc", b"d"] * 700, object)}
-    names = [
+    paths = [
         write_shard(tmp_path / f"{i}.h5", each, extras={name: values[: len(each)] for name, values in extras.items()})
         for i, each in enumerate(rows)
     ]
-    shards = open_shards(names)
+    shards = open_shards(paths)
     model = model_of(3)
     bad_data = BadData("skip", -99, "clip")
     settings = settings_of(tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data, has_range=True)
     settings = dataclasses.replace(settings, model=write_file(tmp_path, Disk(), "model.h5", model.to_hdf5()))
     local = run(shards, settings, encoder=Encoders(model).encode_checked, unreadable={2: "broken"})
-    parts, _ = plan_parts(shards, TILE_ROWS, [])
     remote = run_in_fresh_process(
-        [(encode_part, EncodeTask(part, settings, {2: "broken"}.get(part.shard))) for part in parts]
+        [(encode_part, EncodeTask(pieces, settings, {2: "broken"})) for pieces in planned(shards, settings)]
     )
-    assert [(part.n_bad, part.n_outside) for part in local] == [(1, 0), (1, 0), (0, 1), (9, 0)]
+    assert [len(part.ranges) for part in local] == [1, 3]
+    assert [(each.n_bad, each.n_outside) for each in ranges_of(local)] == [(1, 0), (1, 0), (0, 1), (9, 0)]
     nameless = [[replace(part, entry=replace(part.entry, file="")) for part in parts] for parts in (local, remote)]
     assert nameless[0] == nameless[1], "all facts, and the BLAKE3 of the files"
     assert all(fault_of(tmp_path, part.entry) is None for part in remote)
@@ -441,29 +558,9 @@ def test_features_do_not_depend_on_the_dtypes_of_other_shards() -> None:
         np.testing.assert_array_equal(*features, err_msg=dtype)
 
 
-@pytest.mark.process
-def test_runs_in_one_process_keep_their_own_categories(tmp_path: Path) -> None:
-    """If runs share a model, the second one reuses the memory of the first and its file layout."""
-    shards = []
-    found = []
-    for i, kinds in enumerate(([b"a", b"b"], [b"c", b"d"])):
-        write_shard(tmp_path / f"{i}.h5", numbered(3), extras={"kind": np.array([0, 1, 0], "i1")})
-        with h5py.File(tmp_path / f"{i}.h5", "a") as file:
-            file["__categories/kind"] = kinds
-        (tmp_path / f"out{i}").mkdir()
-        shards += open_shards([str(tmp_path / f"{i}.h5")])
-    both = [settings_of(tmp_path / f"out{i}", 4, 8) for i in range(2)]
-    with serving(both[0], model_of(2), double, Disk()):
-        for shard, settings in zip(shards, both, strict=True):
-            (part,), _ = plan_parts([shard], 8, [])
-            with h5py.File(Path(settings.directory) / encode_part(EncodeTask(part, settings)).entry.file) as file:
-                found += [file["kind"].attrs["categories"].tolist()]
-    assert found == [[b"a", b"b"], [b"c", b"d"]]
-
-
 def test_lost_ranges_of_the_fields_of_a_table_are_equal() -> None:
     table = SimpleNamespace(name="table")
     one_shard: Any = SimpleNamespace(extras=[SimpleNamespace(name=name, layout=table) for name in ("a", "b")])
-    reports = [{"dataset": "table", "row": row} for row in ([0, 10], [10, 20], [30, 40])]
+    reports = 2 * [{"dataset": "table", "row": row} for row in ([0, 10], [10, 20], [30, 40])]  # of each field
     expected = [[0, 20], [30, 40]]
     assert module._lost_ranges(one_shard, reports) == {"a": expected, "b": expected}

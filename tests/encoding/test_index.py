@@ -1,27 +1,24 @@
 """Tests of the index: it shows all parts as one file, and is not mistaken for data if parts are missing."""
 
-from functools import partial
+from contextlib import nullcontext
 
 import h5py
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
-from shardpress.encoding.index import in_views, write_index
-from shardpress.encoding.partfile import part_shapes
+from shardpress.encoding.index import write_index
+from shardpress.encoding.partfile import row_shapes
 from shardpress.features import open_features
 from shardpress.formats import missing_value
-from shardpress.output.files import is_ours
-from shardpress.result import Result, Use
+from shardpress.records import Entry, Part, Stretch
+from shardpress.result import Result, Use, result_bytes
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block
-from tests.support.helpers import names
+from tests.support.cases import case
+from tests.support.helpers import names, refused
 from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, finished_parts, part, part_paths
-
-
-@pytest.fixture(params=[1000, 2], ids=["a view of parts", "a view of views"])
-def output(tmp_path, request):
-    return partial(finished, tmp_path / "out", most=request.param)
 
 
 def datasets_in(file):
@@ -29,12 +26,12 @@ def datasets_in(file):
 
 
 @pytest.mark.process
-def test_the_index_concatenates_all_parts(output, tmp_path, monkeypatch):
+def test_the_index_concatenates_all_parts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for sizes in ((1,), (3, 4), (2, 1, 5), (2, 0, 5, 1, 1)):
         n_rows = sum(sizes)
         name = f"{len(sizes)} parts"
-        directory = output(*sizes).rename(tmp_path / name)
+        directory = finished(tmp_path / name, *sizes)
         for path in (directory / "index.h5", f"{name}/index.h5"):
             with h5py.File(path) as file:
                 valid = np.arange(n_rows) % 5 != 1
@@ -43,35 +40,26 @@ def test_the_index_concatenates_all_parts(output, tmp_path, monkeypatch):
 
 
 @pytest.mark.process
-def test_the_index_can_be_used_as_input(output):
-    shards = open_shards([str(output(3, 4) / "index.h5")])
+def test_the_index_can_be_used_as_input(tmp_path):
+    shards = open_shards([str(finished(tmp_path / "out", 3, 4) / "index.h5")])
     assert {(shard.dataset, names(shard)) for shard in shards} == {("features", ("valid", "y"))}
     found = np.concatenate([read(Block(shard, 0, shard.n_rows)) for shard in shards])
     np.testing.assert_array_equal(found, feature_rows(7))
 
 
-def test_the_index_holds_extra_datasets_of_every_kind(output):
-    with h5py.File(output(3, extras={0: EXTRAS}) / "index.h5") as file:
+def test_the_index_holds_extra_datasets_of_every_kind(tmp_path):
+    with h5py.File(finished(tmp_path / "out", 3, extras={0: EXTRAS}) / "index.h5") as file:
         assert_same_datasets({name: file[name][:] for name in EXTRAS}, EXTRAS)
 
 
-def test_extra_datasets_can_have_any_name(output):
+def test_extra_datasets_can_have_any_name(tmp_path):
     names = ["50%", "a%b", "%%", "with space", "größe"]
     part_extras = {i: {name: np.full(2, i) for name in names} for i in range(2)}
-    with h5py.File(output(2, 2, extras=part_extras) / "index.h5") as file:
+    with h5py.File(finished(tmp_path / "out", 2, 2, extras=part_extras) / "index.h5") as file:
         assert {name: file[name][:].tolist() for name in names} == {name: [0, 0, 1, 1] for name in names}
 
 
-def test_the_index_omits_extras_that_differ_between_parts(output):
-    part_extras = {0: {"some": np.arange(2), "odd": np.zeros(2, "f4")}, 1: {"odd": np.zeros(3, "f8")}}
-    directory = output(2, 3, extras=part_extras)
-    with h5py.File(directory / "index.h5") as file:
-        assert set(datasets_in(file)) == {"features", "valid", "y"}
-    with h5py.File(part_paths(directory)[0]) as file:
-        assert set(file) == {"features", "valid", "y", "some", "odd"}
-
-
-def test_an_index_without_its_parts_gives_only_fill_values(output, tmp_path):
+def test_an_index_without_its_parts_gives_only_fill_values(tmp_path):
     part_extras = {
         "i": np.ones(3, "i2"),
         "u": np.ones(3, ">u4"),
@@ -79,7 +67,7 @@ def test_an_index_without_its_parts_gives_only_fill_values(output, tmp_path):
         "is": np.ones(3, bool),
         **EXTRAS,
     }
-    lone_index = (output(3, extras={0: part_extras}) / "index.h5").rename(tmp_path / "alone.h5")
+    lone_index = (finished(tmp_path / "out", 3, extras={0: part_extras}) / "index.h5").rename(tmp_path / "alone.h5")
     with h5py.File(lone_index) as file:
         np.testing.assert_array_equal(file["features"], np.full((3, 2), np.nan))
         assert {name: file[name][:].tolist() for name in ("valid", "i", "u", "is", "y", "code", "name")} == {
@@ -97,37 +85,71 @@ def test_an_index_without_its_parts_gives_only_fill_values(output, tmp_path):
             assert "directory" in item.attrs["view"]
 
 
-def test_equal_parts_have_equal_views():
-    """A view that exists already is written again with the same name, and an unreferenced one can be removed."""
-    files = [(f"parts/part-{i:032x}.h5", part_shapes(2, 2, ())) for i in range(2500)]
-    views = [[], [], []]
-    for found, n_parts in zip(views, (2500, 2001, 1000), strict=True):
-        indexed = in_views(files[:n_parts], lambda name, data, found=found: found.append((name, data)))
-        n_rows = [shapes["features"][0][0] for _, shapes in indexed]
-        assert n_rows == {2500: [2000, 2000, 1000], 2001: [2000, 2000, 2], 1000: [2] * 1000}[n_parts]
-    assert [len(each) for each in views] == [3, 3, 0]
-    assert views[0][:2] == views[1][:2]
-    assert views[0][2] != views[1][2]
-    assert all(is_ours(name) for name, _ in views[0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("n_parts", [1000, 1001])
-def test_a_result_of_very_many_parts_is_read(tmp_path, n_parts):
-    directory = finished(tmp_path / "out", *[1] * n_parts)
-    result = Result.open(directory, is_foreign=True)
-    assert (len(result.parts), len(result.facts.views)) == (n_parts, 2 * (n_parts > 1000))
-    with h5py.File(directory / "index.h5") as file:
-        np.testing.assert_array_equal(file["features"][900:], feature_rows(n_parts - 900, 900))
-    np.testing.assert_array_equal(open_features(directory).extras["y"][-3:], np.arange(n_parts)[-3:])
-
-
-def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path):
-    directory = finished(tmp_path / "out", 2, 2, 2, 2, 2, most=2)
+def test_an_index_loses_only_rows_of_missing_parts(tmp_path):
+    directory = finished(tmp_path / "out", 2, 2, 2, 2, 2)
     part_paths(directory)[2].unlink()
     with h5py.File(directory / "index.h5") as file:
         assert np.isnan(file["features"][:]).any(axis=1).tolist() == [4 <= i < 6 for i in range(10)]
         assert file["y"][:].tolist() == [0, 1, 2, 3, *2 * [missing_value(np.dtype(int))], 6, 7, 8, 9]
+
+
+# -- dead rows ---------------------------------------------------------------------------------------------------
+
+
+def with_dead_rows(directory, used):
+    """Write a result of three files of 9 rows, of which some ranges are used. Return the numbers of their rows."""
+    parts = [(9, part(9, 9 * i, {"y": np.arange(9 * i, 9 * i + 9)})) for i in range(3)]
+    finished_parts(directory, parts, used=used)
+    result = Result.open(directory, is_foreign=True)
+    start_of = {each.file: 9 * i for i, each in enumerate(result.parts)}
+    return np.concatenate(
+        [start_of[each.file] + np.arange(used.first, used.first + used.n_rows) for each, used in result.ranges]
+    )
+
+
+@pytest.mark.process
+def test_an_index_shows_only_live_rows_in_the_order_of_the_result(tmp_path):
+    for i, used in enumerate(
+        (
+            {0: [(0, 9)], 1: [(2, 3)], 2: [(8, 9)]},
+            {0: [(6, 9), (0, 2)], 1: [(3, 6), (6, 8), (0, 1)], 2: [(1, 8)]},
+        )
+    ):
+        directory = tmp_path / str(i)
+        rows = with_dead_rows(directory, used)
+        assert rows.tolist() == [
+            9 * number + row for number in used for first, end in used[number] for row in range(first, end)
+        ]
+        expected = {"features": feature_rows(27)[rows], "valid": rows % 5 != 1, "y": rows}
+        with case(used):
+            with h5py.File(directory / "index.h5") as file:
+                assert_same_datasets({name: item[:] for name, item in datasets_in(file).items()}, expected)
+            opened = open_features(directory, block_rows=2)
+            found = {"features": opened.features, "valid": opened.valid, **opened.extras}
+            assert_same_datasets({name: values.compute() for name, values in found.items()}, expected)
+            shards = open_shards([str(directory)])
+            np.testing.assert_array_equal(
+                np.concatenate([read(Block(each, 0, each.n_rows)) for each in shards]), expected["features"]
+            )
+
+
+@pytest.mark.process
+def test_ranges_that_overlap_or_lie_outside_are_refused(tmp_path):
+    """A range that is used twice, in its part or in its shard, would count its rows twice."""
+    with_dead_rows(tmp_path, {0: [(6, 9), (0, 2)], 1: [(1, 8)]})
+    result = Result.open(tmp_path)
+    changes = [{}, {"first": -1}, {"first": 1}, {"first": 7}, {"start": 1}, {"start": -1}, {"stop": 4}, {"stop": 2}]
+    changes += [{"shard": 1}, {"shard": -1}, {"shard": 9}]
+    for change in changes:
+        first, *others = result.parts
+        changed = replace(first, ranges=[first.ranges[0], replace(first.ranges[1], **change)])
+        data = result_bytes(lambda file: None, result.model, result.facts, [changed, *others], {}, None)
+        (tmp_path / "index.h5").write_bytes(data)
+        with case(change), refused(65, "part") if change else nullcontext():
+            Result.open(tmp_path, is_foreign=True)
+
+
+# -- facts about each row ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -142,9 +164,12 @@ def test_a_view_of_views_loses_only_rows_of_missing_parts(tmp_path):
 )
 def test_the_index_tells_which_append_encoded_each_row(monkeypatch, numbers, lengths, n_stored):
     monkeypatch.setattr("shardpress.encoding.index._CHUNK_ROWS", 8)
-    files = [(f"parts/{i}.h5", part_shapes(n_rows, 2, ())) for i, n_rows in enumerate(lengths)]
+    stretches = [
+        Stretch(Part(Entry(f"parts/{i}.h5", 7, "b"), n_rows, []), 0, n_rows) for i, n_rows in enumerate(lengths)
+    ]
     with h5py.File.in_memory() as file:
-        write_index(file, files, {}, np.zeros(sum(lengths), np.uint8), list(zip(numbers, lengths, strict=True)))
+        use = np.zeros(sum(lengths), np.uint8)
+        write_index(file, stretches, row_shapes(2, ()), {}, use, list(zip(numbers, lengths, strict=True)))
         dataset = file["append_id"]
         np.testing.assert_array_equal(dataset[()], np.repeat(numbers, lengths))
         assert dataset.id.get_num_chunks() == n_stored  # chunks of zeros take no time and no space

@@ -12,15 +12,14 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.encoding.partfile import PartMemory
 from shardpress.features import categories_of, open_features
 from shardpress.interop.export import export
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
-from shardpress.shards.shard import Block, Extra
+from shardpress.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import names, write_shard
-from tests.support.parts import finished_parts
+from tests.support.parts import feature_rows, finished_parts, part_bytes
 
 CATEGORIES = {
     "kind": ("T cell", "ß", "none"),
@@ -47,11 +46,9 @@ def assert_loadable(path: Path) -> None:
 
 
 def write_part(path: Path) -> None:
-    extras = [Extra(name, np.dtype("i2"), categories=categories) for name, categories in CATEGORIES.items()]
-    memory = PartMemory(4, 2, [*extras, Extra("_index", np.dtype(object))])
-    memory.features(4)[:] = 0
     cells = np.array([b"a", b"b", b"c", b"d"], object)
-    path.write_bytes(memory.file(np.ones(4, bool), {**CODES, "_index": cells}, {}, {"path": "x.h5"}))
+    extras = {**CODES, "_index": cells}
+    path.write_bytes(part_bytes(feature_rows(4), np.ones(4, bool), extras, {}, categories=CATEGORIES))
 
 
 def write_part_of_version_0_1(path: Path) -> None:

@@ -1,8 +1,6 @@
-"""Tests of a part's file: it is valid input, can be mapped into memory, and equals the file that HDF5 writes."""
+"""Tests of a part's file: it is valid input, holds all values, and can be mapped into memory."""
 
 import io
-import json
-import os
 import tracemalloc
 from functools import partial
 
@@ -11,13 +9,13 @@ import numpy as np
 import pytest
 
 from shardpress.encoding import partfile as module
-from shardpress.encoding.partfile import PartMemory, part_shapes
-from shardpress.encoding.template import Streamed, lay_out
+from shardpress.encoding.partfile import Streamed, part_file, row_shapes
 from shardpress.features import open_features
 from shardpress.result import RESERVED, Result, given_name
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block, Extra
+from shardpress.shards.shard import Block
+from tests.support.cases import each
 from tests.support.helpers import names, numbered, refused, write_shard
 from tests.support.parts import (
     EXTRAS,
@@ -28,8 +26,40 @@ from tests.support.parts import (
     part,
     part_bytes,
     shapes_in,
-    written_by_hdf5,
 )
+
+ASCII = np.dtype("S2", metadata={"h5py_encoding": "ascii"})
+DTYPES = ["u1", "<i2", ">i4", "<f4", ">f8", "?", "S3", "<c8", "O", ASCII]
+
+
+def random_values(rng, n_rows):
+    """Return values of any dtype and number of axes. Some are not contiguous."""
+    dtype = np.dtype(DTYPES[rng.integers(0, len(DTYPES))])
+    if dtype.hasobject:
+        texts = [b"x" * int(n) for n in rng.integers(0, 3000, 2 * n_rows)]
+        return np.array(texts, object)[::2]
+    shape = (n_rows, 2, *rng.integers(0, 5, rng.integers(0, 3)))
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    return rng.integers(0, 2, n_bytes).astype(np.uint8).view(dtype).reshape(shape)[:, 0]
+
+
+@each("seed", range(40))
+def test_a_part_holds_all_values(seed):
+    rng = np.random.default_rng(seed)
+    n_rows = int(rng.choice([0, 1, 3, 100, 5000]))
+    extras = {"x" * int(rng.integers(1, 300)): random_values(rng, n_rows) for _ in range(rng.integers(0, 8))}
+    features = feature_rows(n_rows)
+    valid = rng.random(n_rows) < 0.5
+    attributes = {"n": seed, "text": "größe" * seed, "odd": "\udcff.h5", "nested": {"seed": [seed, None]}, "share": 0.5}
+    with h5py.File(io.BytesIO(part_bytes(features, valid, extras, attributes))) as file:
+        found = {name: item[()] for name, item in file.items()}
+        assert_same_datasets(found, {"features": features, "valid": valid, **extras})
+        for name, values in extras.items():
+            dtype = h5py.string_dtype() if values.dtype == object else values.dtype
+            assert file[name].dtype == dtype
+            assert h5py.check_string_dtype(file[name].dtype) == h5py.check_string_dtype(dtype)
+        expected = {**attributes, "odd": "\\udcff.h5", "nested": f'{{"seed": [{seed}, null]}}', "format": module.FORMAT}
+        assert dict(file.attrs) == expected
 
 
 @pytest.mark.process
@@ -65,15 +95,13 @@ def test_a_streamed_file_equals_one_made_at_once():
     def blocks(values):
         return (values[start : start + 300] for start in range(0, 1000, 300))
 
-    memory = PartMemory(*rows.shape, extras_of(extras))
-    memory.features(1000)[:] = rows
     streamed = {
         name: values if name == "y" else Streamed(values.shape, values.dtype, partial(blocks, values))
         for name, values in extras.items()
     }
-    pieces = memory.stream(valid, streamed, {"a": 1}, {"file": "x"})
+    pieces = part_file(rows, valid, streamed, {"a": 1}, {})
     content = b"".join(map(bytes, pieces.pieces))
-    assert content == part_bytes(rows, valid, extras, {"a": 1}, {"file": "x"})
+    assert content == part_bytes(rows, valid, extras, {"a": 1})
     assert len(content) == len(pieces)
 
 
@@ -81,12 +109,10 @@ def test_streamed_texts_use_their_memory_once(tmp_path):
     n = 400
     text = b"x" * 10**5  # 40 MB in total
     valid = np.ones(n, bool)
-    memory = PartMemory(n, 2)
-    memory.features(n)[:] = feature_rows(n)
     tracemalloc.start()
     try:
         texts = Streamed((n,), np.dtype("O"), lambda: (np.full(10, text, object) for _ in range(n // 10)))
-        pieces = memory.stream(valid, {"text": texts}, {}, {})
+        pieces = part_file(feature_rows(n), valid, {"text": texts}, {}, {})
         with open(tmp_path / "part.h5", "wb") as file:
             for piece in pieces.pieces:
                 file.write(piece)
@@ -94,147 +120,50 @@ def test_streamed_texts_use_their_memory_once(tmp_path):
     finally:
         tracemalloc.stop()
     assert peak < 1.3 * n * len(text)
-    with h5py.File(tmp_path / "part.h5") as part_file:
-        assert all(found == text for found in part_file["text"][:])
-        np.testing.assert_array_equal(part_file["features"], feature_rows(n))
+    with h5py.File(tmp_path / "part.h5") as file:
+        assert all(found == text for found in file["text"][:])
+        np.testing.assert_array_equal(file["features"], feature_rows(n))
 
 
-def test_big_endian_and_strided_features_are_stored_equally():
-    rows = feature_rows(4)
-    expected = part_bytes(rows, np.ones(4, bool), {}, {})
-    assert part_bytes(rows.astype(">f4"), np.ones(4, bool), {}, {}) == expected
-    assert part_bytes(np.repeat(rows, 2, axis=1)[:, ::2], np.ones(4, bool), {}, {}) == expected
+def test_the_values_of_numbers_are_not_held():
+    """HDF5 stores its metadata after the values far away from the metadata before them."""
+    huge = Streamed((2**37,), np.dtype(float), lambda: iter(()))
+    tracemalloc.start()
+    try:
+        n_bytes = len(part_file(feature_rows(3), np.ones(3, bool), {"huge": huge}, {}, {}))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert n_bytes > 2**40
+    assert peak < 2**20
+
+
+def test_an_image_equals_the_written_file():
+    rng = np.random.default_rng(0)
+    image = module._Image()
+    expected = bytearray(400000)
+    for _ in range(50):  # some cross the ends of its pages
+        start = int(rng.integers(0, 200000))
+        data = rng.bytes(int(rng.integers(0, 10 ** rng.integers(1, 6))))
+        image.seek(start)
+        assert image.write(memoryview(data)) == len(data)
+        expected[start : start + len(data)] = data
+        assert image.tell() == start + len(data)
+    assert b"".join(image.pages(0, image.size)) == bytes(expected[: image.size])
+    for _ in range(50):
+        start, stop = sorted(map(int, rng.integers(0, image.size, 2)))
+        assert b"".join(image.pages(start, stop)) == bytes(expected[start:stop]), (start, stop)
+        image.seek(start - image.size, 2)
+        assert image.read(stop - start) == expected[start:stop]
 
 
 def test_equal_content_gives_equal_bytes():
     assert part(3, extras=EXTRAS, attributes={"a": 1}) == part(3, extras=EXTRAS, attributes={"a": 1})
 
 
-def test_attributes_describe_how_a_part_was_made(tmp_path):
-    attributes = {"text": "größe\n", "number": 3, "share": 0.5, "nested": {"a": [1, None]}, "long": "x" * 10**6}
-    (tmp_path / "part.h5").write_bytes(part(3, attributes=attributes))
-    with h5py.File(tmp_path / "part.h5") as file:
-        found = dict(file.attrs)
-    assert json.loads(found.pop("source")) == {}
-    assert found == {**attributes, "nested": '{"a": [1, null]}', "format": "shardpress-features/1"}
-
-
-def test_an_attribute_names_the_source_of_a_part():
-    name = os.fsdecode(b"\xff")
-    sources = [
-        {"path": "größe/0.h5", "n_rows": 3, "share": 0.5, "none": None, "is": True, "nested": {"a": [1, 2, 3]}},
-        {"path": name + "\\udcff.h5", "dataset": "a\0b"},
-        {"path": name * 4096, "dataset": name * 4096},
-        *({"path": "x" * n} for n in range(240, 260)),  # lengths around the padded length
-    ]
-    for source in sources:
-        with h5py.File(io.BytesIO(part_bytes(feature_rows(3), np.ones(3, bool), {}, {}, source))) as file:
-            assert json.loads(file.attrs["source"]) == source
-            kind = h5py.h5a.open(file.id, b"source").get_type()
-        assert (kind.get_strpad(), kind.get_cset()) == (h5py.h5t.STR_NULLTERM, h5py.h5t.CSET_UTF8)
-
-
-def test_a_long_source_name_is_reduced_to_its_end():
-    names = {"dataset": "x" * 10**6 + "end", "path": "0.h5"}
-    with h5py.File(io.BytesIO(part_bytes(feature_rows(3), np.ones(3, bool), {}, {}, names))) as file:
-        found = json.loads(file.attrs["source"])
-    assert names["dataset"].endswith(found["dataset"])
-    assert found["dataset"].endswith("end")
-    assert found["path"] == "0.h5"
-
-
-def test_reused_memory_gives_the_same_file_as_fresh_memory():
-    """The result does not depend on what earlier parts left in memory, or how much their extras needed."""
-    for sizes in ((100, 7), (7, 100), (100, 100), (1, 100, 0, 3)):
-        memory = PartMemory(max(sizes), 2)
-        for i, size in enumerate(sizes):
-            features = feature_rows(size, first=i)
-            valid = np.arange(size) % 3 > 0
-            extras = {"y": valid}
-            if i == 0:
-                extras = {"y": np.arange(size), "text": np.array([b"x" * 5000] * size, object)}
-            memory.features(size)[:] = features
-            found = bytes(memory.file(valid, extras, {}, {"i": i}))
-            assert found == part_bytes(features, valid, extras, {}, {"i": i}), f"part {i} of {sizes}"
-            with h5py.File(io.BytesIO(found)) as file:
-                assert_same_datasets(
-                    {key: file[key][()] for key in ("features", "valid")}, {"features": features, "valid": valid}
-                )
-                assert set(file) == {"features", "valid", *extras}
-                assert size == 0 or file["features"].id.get_offset() % 4096 == 0
-
-
-NUMBERS = {name: values for name, values in EXTRAS.items() if values.dtype != object}
-ASCII = np.dtype("S2", metadata={"h5py_encoding": "ascii"})
-
-
-@pytest.mark.parametrize(
-    "extras",
-    [{}, NUMBERS, EXTRAS, {"source": np.arange(3), "format": np.ones(3)}, {"wide": np.arange(6.0).reshape(3, 2)}],
-    ids=["no extras", "numbers", "texts", "called like attributes", "arrays"],
-)
-def test_parts_equal_the_files_that_hdf5_writes(extras):
-    attributes = {"share": 0.5, "is": True, "nested": {"a": [1, 2, 3]}}
-    memory = PartMemory(4, 2)
-    sources = [{"path": path, "n_rows": n} for path in ("größe/0.h5", "x" * 300, "b") for n in (3, -(2**63), 2**64)]
-    for i, source in enumerate(sources):
-        part_extras = {name: np.roll(values, i, axis=0) for name, values in extras.items()}
-        if i == 3 and "code" in part_extras:
-            part_extras["code"] = part_extras["code"].astype(ASCII)
-        features = feature_rows(3, first=i)
-        valid = np.arange(3) % 2 == i % 2
-        memory.features(3)[:] = features
-        text = json.dumps(source, ensure_ascii=False).encode()
-        padded = text.ljust(256 * (len(text) // 256 + 1), b"\0")
-        numbers, texts = ({n: v for n, v in part_extras.items() if v.dtype.hasobject == has} for has in (False, True))
-        expected = written_by_hdf5({"features": features, "valid": valid, **numbers}, texts, attributes, padded)
-        found = bytes(memory.file(valid, part_extras, attributes, source))
-        assert found == expected, f"part {i}"
-        with h5py.File(io.BytesIO(found)) as file:
-            assert_same_datasets({name: file[name][()] for name in part_extras}, part_extras)
-
-
-def test_unsupported_text_is_an_error_in_every_part():
-    memory = PartMemory(3, 2)
-    for _ in range(2):
-        memory.file(np.ones(3, bool), {}, {}, {})
-        with pytest.raises(ValueError, match="NULL"):
-            memory.file(np.ones(3, bool), {"text": np.array([b"", b"a\0b", b""], object)}, {}, {})
-
-
-def test_only_the_first_of_similar_parts_is_laid_out_by_hdf5(monkeypatch):
-    layouts = []
-    memory = PartMemory(4, 2)  # created first, because it can be the first of the process, which causes one more layout
-    monkeypatch.setattr(module, "lay_out", lambda *arguments: layouts.append(1) or lay_out(*arguments))
-    for i in range(5):
-        memory.file(np.ones(3, bool), {"y": np.arange(3)}, {}, {"n_rows": 10**i, "path": f"größe/{'x' * i}.h5"})
-    assert len(layouts) == 1
-
-
-def test_layouts_of_a_few_sizes_are_kept(monkeypatch):
-    expected = {n: part_bytes(feature_rows(n), np.arange(n) > 0, {}, {}, {}) for n in (1, 3, 4)}
-    layouts = []
-    monkeypatch.setattr(module, "_MOST_TEMPLATES", 2)
-    memory = PartMemory(4, 2)
-    monkeypatch.setattr(module, "lay_out", lambda *arguments: layouts.append(1) or lay_out(*arguments))
-    for sizes, n_layouts in (((3, 4, 3, 4), 2), ((1,), 3), ((1, 3), 4), ((4, 3), 6)):
-        for n_rows in sizes:
-            memory.features(n_rows)[:] = feature_rows(n_rows)
-            assert bytes(memory.file(np.arange(n_rows) > 0, {}, {}, {})) == expected[n_rows]
-        assert len(layouts) == n_layouts, sizes
-
-
-def test_texts_are_copied_rarely_and_never_kept():
-    texts = {"text": np.array([b"x" * 10000] * 1000, object)}
-    memory = PartMemory(1000, 2)
-    tracemalloc.start()
-    try:
-        n_bytes = len(memory.file(np.ones(1000, bool), texts, {}, {}))
-        current, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert current < 1.1 * n_bytes, current
-    assert peak < 3.2 * n_bytes, peak
+def test_a_text_that_hdf5_cannot_hold_is_an_error():
+    with pytest.raises(ValueError, match="NULL"):
+        part(3, extras={"text": np.array([b"", b"a\0b", b""], object)})
 
 
 @pytest.mark.parametrize("n_rows", [0, 3])
@@ -246,8 +175,8 @@ def test_shapes_of_a_part_are_known_without_reading_it(n_rows):
     }
     arrays["text"][:] = b""
     stored = shapes_in(part(n_rows, extras=arrays))
-    found = part_shapes(n_rows, 2, extras_of(arrays))
-    assert found == stored
+    found = row_shapes(2, extras_of(arrays))
+    assert found == {name: (dims[1:], dtype) for name, (dims, dtype) in stored.items()}
     for name, (_, dtype) in stored.items():
         assert h5py.check_enum_dtype(found[name][1]) == h5py.check_enum_dtype(dtype)
         assert h5py.check_string_dtype(found[name][1]) == h5py.check_string_dtype(dtype)
@@ -273,8 +202,8 @@ def test_declared_extras_of_a_shard_match_its_parts(tmp_path):
             file.create_dataset("array", (n,), np.dtype(("f4", (2, 2))))[...] = np.zeros((n, 2, 2))
     for shard in open_shards([str(tmp_path)]):
         found = read_extras(Block(shard, 0, n))
-        declared = part_shapes(n, 2, shard.extras)
-        shapes = shapes_in(part(n, extras=found))
+        declared = row_shapes(2, shard.extras)
+        shapes = {name: (dims[1:], dtype) for name, (dims, dtype) in shapes_in(part(n, extras=found)).items()}
         assert {"ascii", "utf8", "state", "big", "big_present", "column", "row", "text", "array"} <= set(declared)
         assert declared == shapes
         for check in (h5py.check_enum_dtype, h5py.check_string_dtype):
@@ -309,11 +238,9 @@ def test_a_requested_extra_with_a_reserved_name_is_refused(tmp_path):
 
 
 def test_categories_have_the_name_of_their_codes(tmp_path):
-    codes = Extra("features", np.dtype("i1"), categories=("a", "b"))
-    memory = PartMemory(3, 2, [codes, Extra("source_features", np.dtype(int))])
-    memory.features(3)[:] = 0
     extras = {"features": np.array([0, 1, -1], "i1"), "source_features": np.arange(3)}
-    (tmp_path / "0.h5").write_bytes(memory.file(np.ones(3, bool), extras, {}, {}))
+    data = part_bytes(feature_rows(3), np.ones(3, bool), extras, {}, categories={"features": ("a", "b")})
+    (tmp_path / "0.h5").write_bytes(data)
     with h5py.File(tmp_path / "0.h5") as file:
         (name,) = (name for name in file if "categories" in file[name].attrs)
         assert file[name][:].tolist() == [0, 1, -1]

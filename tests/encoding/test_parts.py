@@ -1,31 +1,106 @@
-"""Tests of parts: rows that are not encoded yet."""
+"""Tests of the division into parts: each row is in exactly one part."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
-from shardpress.encoding.parts import plan_parts
-from shardpress.records import Entry, Part, part_key
-from tests.support.helpers import numbered_shards
+import numpy as np
 
-
-def part(shard: int, start: int, stop: int) -> Part:
-    entry = Entry(f"parts/{part_key(shard, start)}-{'0' * 32}.h5", 7, "b")
-    return Part(entry, stop - start, 1, 2, shard, "a.h5", "X", start, stop)
+from shardpress.encoding.parts import PartSize, Piece, plan_parts, without_overlaps
+from shardpress.records import Entry, Part, Range
+from shardpress.shards.shard import Shard
+from tests.support.cases import each
 
 
-def test_committed_parts_of_any_size_are_kept(tmp_path: Path) -> None:
-    shards = numbered_shards(tmp_path, 10, 0, 7)
-    existing = [part(2, 0, 7), part(0, 4, 6), part(0, 2, 5)]
-    missing, overlapping = plan_parts(shards, 4, existing)
-    places = [(each.shard, each.source.start, each.source.stop) for each in missing]
-    assert places == [(0, 0, 2), (0, 5, 9), (0, 9, 10)]
-    assert overlapping == [existing[1]]
+def shards_of(*sizes: int) -> list[Shard]:
+    return [Shard(f"{i}.h5", "X", (size, 2), "float32", "float32") for i, size in enumerate(sizes)]
 
 
-def test_parts_beyond_a_shorter_shard_are_not_used(tmp_path: Path) -> None:
-    shards = numbered_shards(tmp_path, 5, 5)
-    existing = [part(1, 0, 4), part(1, 4, 8), part(0, 0, 5)]
-    missing, overlapping = plan_parts(shards, 4, existing)
-    assert [(each.key, each.source.stop) for each in missing] == [(part_key(1, 4), 5)]
-    assert overlapping == [existing[1]]
+def part(number: int, *places: tuple[int, int, int]) -> Part:
+    """Return a part with ranges, which are given by their shards, first rows and ends. Some of its rows are dead."""
+    ranges = []
+    n_rows = 1
+    for shard, start, stop in places:
+        ranges.append(Range(n_rows, shard, start, stop))
+        n_rows += stop - start + 1
+    return Part(Entry(f"parts/part-{number:032x}.h5", 7, "b"), n_rows, ranges)
+
+
+def places(parts: Sequence[Sequence[Piece]]) -> list[list[tuple[int, int, int]]]:
+    return [[(number, source.start, source.stop) for number, source in pieces] for pieces in parts]
+
+
+def random_parts(rng: np.random.Generator, sizes: Sequence[int]) -> list[Part]:
+    """Return parts with random ranges. Some of them overlap, or extend past the end of their shard."""
+    found = []
+    for i in range(int(rng.integers(0, 4))):
+        ranges = []
+        for _ in range(int(rng.integers(1, 4))):
+            shard = int(rng.integers(0, len(sizes)))
+            start = int(rng.integers(0, sizes[shard] + 1))
+            ranges.append((shard, start, start + int(rng.integers(1, 8))))
+        found.append(part(i, *ranges))
+    return found
+
+
+def random_plan(seed: int) -> tuple[list[Shard], list[Part], PartSize, list[list[Piece]]]:
+    """Return random shards, the usable ones of random existing parts, and the planned parts."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(0, 30, rng.integers(1, 8)).tolist()
+    shards = shards_of(*sizes)
+    kept = without_overlaps(random_parts(rng, sizes), shards)
+    step = int(rng.integers(1, 6))
+    size = PartSize(step * int(rng.integers(1, 5)), int(rng.integers(1, 4)), step)
+    return shards, kept, size, plan_parts(shards, kept, size)
+
+
+def test_small_shards_share_parts_and_large_ones_are_cut() -> None:
+    planned = plan_parts(shards_of(3, 0, 2, 25, 1, 1, 1, 1), [], PartSize(12, 3, 4))
+    assert places(planned) == [
+        [(0, 0, 3), (2, 0, 2), (3, 0, 4)],
+        [(3, 4, 16)],
+        [(3, 16, 25), (4, 0, 1), (5, 0, 1)],
+        [(6, 0, 1), (7, 0, 1)],
+    ]
+
+
+@each("seed", range(300))
+def test_every_row_is_in_exactly_one_place(seed: int) -> None:
+    shards, kept, _, planned = random_plan(seed)
+    n_times = [np.zeros(shard.n_rows, int) for shard in shards]
+    for used in (used for part in kept for used in part.ranges):
+        n_times[used.shard][used.start : used.stop] += 1
+    for number, source in (piece for pieces in planned for piece in pieces):
+        assert source.shard is shards[number]
+        n_times[number][source.start : source.stop] += 1
+    assert (np.concatenate(n_times) == 1).all()
+
+
+@each("seed", range(300))
+def test_planned_parts_are_in_order_and_full(seed: int) -> None:
+    """A part is full if the next one begins with rows that it could not take."""
+    shards, kept, size, planned = random_plan(seed)
+    steps = {
+        (i, row) for i, shard in enumerate(shards) for row in (*range(0, shard.n_rows, size.step_rows), shard.n_rows)
+    }
+    ends = {(used.shard, row) for part in kept for used in part.ranges for row in (used.start, used.stop)}
+    every = [place for pieces in places(planned) for place in pieces]
+    assert every == sorted(every)
+    assert {(shard, row) for shard, *rows in every for row in rows} <= steps | ends
+    n_rows = [sum(len(source) for _, source in pieces) for pieces in planned]
+    assert all(1 <= len(pieces) <= size.n_shards for pieces in planned)
+    assert max(n_rows, default=0) <= size.n_rows
+    for pieces, n, (following, *_) in zip(planned, n_rows, planned[1:], strict=False):
+        least = min(len(following.source), size.step_rows - following.source.start % size.step_rows)
+        assert len(pieces) == size.n_shards or n + least > size.n_rows
+
+
+def test_only_ranges_that_overlap_or_pass_the_end_are_dropped() -> None:
+    shards = shards_of(10, 0, 7)
+    existing = [part(0, (0, 4, 6), (2, 0, 7)), part(1, (0, 2, 5), (0, 6, 10)), part(2, (0, 9, 11), (2, 6, 8))]
+    kept = without_overlaps(existing, shards)
+    assert [part.file for part in kept] == [existing[0].file, existing[1].file]
+    assert [each.ranges for each in kept] == [existing[0].ranges[1:], existing[1].ranges]
+    assert [each.n_rows for each in kept] == [each.n_rows for each in existing[:2]]
+    (missing,) = plan_parts(shards, kept, PartSize(8, 4, 4))
+    assert places([missing]) == [[(0, 0, 2), (0, 5, 6)]]

@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.encoding.partfile import PartMemory, part_shapes
-from shardpress.encoding.storage import PLAIN, Storage
+from shardpress.encoding.partfile import row_shapes
+from shardpress.encoding.storage import Storage
 from shardpress.interop.export import export
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
@@ -57,8 +57,8 @@ def test_overflow_of_float16_is_clipped_and_reported() -> None:
 def test_a_part_holds_all_values_in_every_storage(extras: dict) -> None:
     valid = np.array([True, False, True])
     for storage in STORAGES:
-        data = part_bytes(feature_rows(3), valid, extras, {"a": 1}, {"path": "x"}, storage)
-        assert data == part_bytes(feature_rows(3), valid, extras, {"a": 1}, {"path": "x"}, storage)
+        data = part_bytes(feature_rows(3), valid, extras, {"a": 1}, storage)
+        assert data == part_bytes(feature_rows(3), valid, extras, {"a": 1}, storage)
         with h5py.File(io.BytesIO(data)) as file:
             features = file["features"]
             assert (features.dtype, features.compression or "none") == (storage.dtype, storage.compression)
@@ -66,23 +66,16 @@ def test_a_part_holds_all_values_in_every_storage(extras: dict) -> None:
             assert_same_datasets(
                 {name: file[name][()] for name in file}, {"features": feature_rows(3), "valid": valid, **extras}
             )
-            assert {name: (item.shape, item.dtype) for name, item in file.items()} == part_shapes(
-                3, 2, extras_of(extras), np.dtype(storage.dtype)
-            )
+            found = {name: (item.shape[1:], item.dtype) for name, item in file.items()}
+            assert found == row_shapes(2, extras_of(extras), np.dtype(storage.dtype))
 
 
-def test_reused_memory_gives_the_same_parts_for_any_size() -> None:
+def test_chunks_hold_all_rows_of_parts_of_any_size() -> None:
     for storage in OTHER_STORAGES:
-        sizes = (70000, 5, 0, 2048, 2049)
-        memory = PartMemory(max(sizes), 2, (), storage)
-        for size in sizes:
+        for size in (70000, 5, 0, 2048, 2049):
             features = RNG.random((size, 2), np.float32)
-            valid = np.ones(size, bool)
-            memory.features(size)[:] = features
-            memory.store(size)
-            found = bytes(memory.file(valid, {}, {}, {}))
-            assert found == part_bytes(features, valid, {}, {}, {}, storage), (storage, size)
-            with h5py.File(io.BytesIO(found)) as file:
+            data = part_bytes(features, np.ones(size, bool), {}, {}, storage)
+            with h5py.File(io.BytesIO(data)) as file:
                 np.testing.assert_array_equal(file["features"], features.astype(storage.dtype))
 
 
@@ -93,7 +86,7 @@ def test_every_storage_is_valid_in_shards_index_and_export(tmp_path: Path) -> No
         for size, first in ((3, 0), (0, 3), (3, 3)):
             rows = feature_rows(size, first)
             part_extras = {key: values[:size] for key, values in EXTRAS.items()}
-            parts.append((size, part_bytes(rows, np.ones(size, bool), part_extras, {}, {}, storage)))
+            parts.append((size, part_bytes(rows, np.ones(size, bool), part_extras, {}, storage)))
         output = finished_parts(tmp_path / str(i), parts)
         (shard,) = open_shards([str(part_paths(output)[0])])
         assert shard.dtype == "float32"
@@ -104,11 +97,3 @@ def test_every_storage_is_valid_in_shards_index_and_export(tmp_path: Path) -> No
             with h5py.File(path) as file:
                 assert file["features"].dtype == storage.dtype
                 np.testing.assert_array_equal(file["features"], feature_rows(6))
-
-
-def test_plain_storage_needs_no_conversion() -> None:
-    memory = PartMemory(3, 2)
-    memory.features(3)[:] = feature_rows(3)
-    assert PLAIN.is_plain
-    assert memory.store(3) is None
-    assert not any(storage.is_plain for storage in OTHER_STORAGES)

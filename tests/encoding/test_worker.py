@@ -18,11 +18,11 @@ from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.encoding import worker as module
 from shardpress.encoding.encode import EncodeTask
-from shardpress.encoding.parts import PartRange
+from shardpress.encoding.parts import Piece
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, Worker, serving, worker_of
 from shardpress.errors import ReadFailed
 from shardpress.model import Model
-from shardpress.output.disk import Disk
+from shardpress.output.disk import PAGE, Disk
 from shardpress.output.files import unique_name, write_file
 from shardpress.records import Entry
 from shardpress.scan.scaler import Scaler
@@ -111,8 +111,8 @@ def test_the_size_of_a_task_does_not_depend_on_the_model(settings: EncodeSetting
         shapes = Network((n_inputs, 2)).shapes
         model = Model(Scaler(*edges), Network((n_inputs, 2)), {k: np.zeros(v, np.float32) for k, v in shapes.items()})
         of_model = replace(settings, model=write_model(Path(settings.directory), model), has_range=True)
-        part = PartRange(0, Block(Shard("a.h5", "X", (9, n_inputs), "float32", "float32"), 0, 8))
-        n_bytes.append(len(pickle.dumps(EncodeTask(part, of_model))))
+        piece = Piece(0, Block(Shard("a.h5", "X", (9, n_inputs), "float32", "float32"), 0, 8))
+        n_bytes.append(len(pickle.dumps(EncodeTask([piece], of_model))))
     assert n_bytes[1] < n_bytes[0] + 20 < 2000
 
 
@@ -143,7 +143,9 @@ def test_a_thread_reuses_its_memory(settings: EncodeSettings) -> None:
     again = worker.block_memory(Block(shards["float32"], 4, 7))
     assert (again.shape, np.shares_memory(memory, again)) == ((3, 3), True)
     assert worker.block_memory(Block(shards["uint8"], 0, 2)).dtype == np.uint8
-    assert worker.part_memory(shards["uint8"]) is worker.part_memory(shards["float32"])
+    features = worker.features(8)
+    assert features.ctypes.data % PAGE == 0
+    assert np.shares_memory(features, worker.features(5))
     with threads(1) as pool:
         (others,) = compute([(worker.block_memory, Block(shards["float32"], 0, 4))], pool, 1)
     assert not np.shares_memory(memory, others)

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.encoding.template import write_attributes
+from shardpress.encoding.partfile import write_attributes
 from shardpress.hdf5.categories import ATTRIBUTE, array_of, attribute_value, read_categories
 from tests.support.cases import case
 

@@ -24,7 +24,9 @@ from shardpress.features import Features, open_features
 from shardpress.interop import rows as rows_module
 from shardpress.interop.export import FORMATS, export
 from shardpress.output.disk import Disk
+from shardpress.records import stretches_of
 from shardpress.result import Result
+from shardpress.run import encoding_stage
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from shardpress.shards.shard import Block
@@ -33,8 +35,9 @@ from tests.support.cases import case
 from tests.support.helpers import refused
 from tests.support.hostilemodels import model_of
 from tests.support.parts import feature_rows, finished_parts, part_bytes
+from tests.support.standin import Workspace, install
 
-SIZES = (3, 0, 4, 2)
+SIZES = (3, 3, 4, 2)
 CATEGORIES = ("T cell", "ö", "unused")
 MODEL = model_of(Network((4, 3, 2)))
 FEATURE_FORMATS = ("hdf5", "parquet", "anndata")
@@ -154,14 +157,14 @@ def test_blocks_are_small(form: str, output: Path, monkeypatch: pytest.MonkeyPat
     sizes = []
     real = rows_module.Rows._read
 
-    def recorded(rows: Any, file: Any, part: Any, start: int, stop: int) -> Any:
+    def recorded(rows: Any, file: Any, start: int, stop: int) -> Any:
         sizes.append(stop - start)
-        return real(rows, file, part, start, stop)
+        return real(rows, file, start, stop)
 
     monkeypatch.setattr(rows_module.Rows, "_read", recorded)
     monkeypatch.setattr(rows_module, "_TEXT_ROWS", 2)
     export(output, form)
-    assert sizes == [2, 1, 0, 2, 2]
+    assert sizes == [2, 1, 2, 1, 2, 2]
 
 
 @pytest.mark.process
@@ -179,7 +182,7 @@ def test_an_export_numbers_the_appends_even_before_the_first(tmp_path: Path) -> 
     """Otherwise, the first append would add a column, and all Parquet files would have to be written again."""
     finished_parts(tmp_path / "out", PARTS[:2])
     export(tmp_path / "out", "parquet")
-    assert pd.read_parquet(tmp_path / "out/parquet")["append_id"].tolist() == [0, 0, 0]
+    assert pd.read_parquet(tmp_path / "out/parquet")["append_id"].tolist() == [0] * 6
 
 
 def test_the_single_file_keeps_bytes_that_are_not_utf8(tmp_path: Path) -> None:
@@ -233,10 +236,46 @@ def test_only_changed_parquet_files_are_written(output: Path) -> None:
     assert "1 of 4 files" in export(output, "parquet")
     after = {path.name: path.stat().st_ino for path in folder.iterdir()}
     assert after.items() > before.items()
-    # The second part stays, and the rows of the third one now belong to the first run.
-    finished_parts(output, [PARTS[2], PARTS[1]], model=MODEL)
+    # The first part moves, and the rows of the third one now belong to the first run.
+    finished_parts(output, [PARTS[2], PARTS[0]], model=MODEL)
     assert "1 of 2 files" in export(output, "parquet")
     check_parquet(folder, with_ids(open_features(output)))
+    finished_parts(output, [PARTS[2], part(1, first=20)], model=MODEL)
+    assert "1 of 2 files" in export(output, "parquet")
+    check_parquet(folder, with_ids(open_features(output)))
+
+
+@pytest.mark.process
+def test_rows_in_parts_with_dead_rows_are_exported_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch)
+    monkeypatch.setattr(encoding_stage, "_LEAST_FILES", 9)
+    workspace = Workspace(tmp_path, 20, 3, 3, 3, 35)
+    output = tmp_path / "features"
+    assert workspace.run(output) == 0
+    export(output, "parquet")
+    before = files_by_inode(output / "parquet")
+    workspace.add_shard("2.h5", np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32))
+    (workspace.shards / "1.h5").unlink()
+    assert workspace.run(output, "--append", "--drop-missing") == 0
+    expected = open_features(output)
+    files = [part.file for part, _, _ in stretches_of(Result.open(output).ranges)]
+    assert len(set(files)) < len(files), "a part has new rows between its rows"
+    for form in FEATURE_FORMATS:
+        export(output, form)
+    pd.testing.assert_frame_equal(pd.read_parquet(output / "parquet"), expected.to_pandas())
+    assert_same(open_features(output / "features.h5"), expected)
+    with h5py.File(output / "features.h5ad") as file:
+        np.testing.assert_array_equal(file["obsm/X_shardpress"], expected.features)
+        np.testing.assert_array_equal(file["obs/y"], expected.extras["y"])
+
+    after = files_by_inode(output / "parquet")
+    assert any(before[inode] != after[inode] for inode in before.keys() & after.keys()), "some files were renamed"
+    contents = [{name[-len("0" * 32 + ".parquet") :] for name in names.values()} for names in (before, after)]
+    assert len(contents[0] & contents[1]) == len(before.keys() & after.keys())
+
+
+def files_by_inode(folder: Path) -> dict[int, str]:
+    return {path.stat().st_ino: path.name for path in folder.iterdir()}
 
 
 def with_ids(features: Features) -> Features:
@@ -348,7 +387,7 @@ def test_an_unreadable_part_is_named_and_the_earlier_export_stays(form: str, out
     rows = rows_module.open_rows(output, None)
     os.truncate(path, offset)
     with refused(74, f"file={path}: "):
-        list(rows.blocks(rows.parts, rows_module.Progress("export", None, "rows")))
+        list(rows.blocks(rows.stretches, rows_module.Progress("export", None, "rows")))
     with refused(65, f"file={path}: "):
         export(output, form)
     assert content(target(output, form)) == before

@@ -14,13 +14,15 @@ from tests.support.journals import HEX, KEY, add, contents, fill, index_of, is_p
 FILES = [
     "run.json",
     "model-last-good.h5",
+    f"index-{HEX}.h5",
+    f"index-{HEX}.h5.{HEX}.writing",
     f"parts/{KEY}-{HEX}.h5",
     f"stages/scan-{HEX}.npz",
     f"commits/part-{HEX}.json",
     f"published/{HEX}/manifest.json",
     f"published/{HEX}/model.h5",
 ]
-FOREIGN = ["notes.txt", "stages/mine.txt", f"published/{HEX}/thesis.tex", "published/mine/model.h5"]
+FOREIGN = ["notes.txt", "index-of-mine.h5", "stages/mine.txt", f"published/{HEX}/thesis.tex", "published/mine/model.h5"]
 
 
 @pytest.fixture

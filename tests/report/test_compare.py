@@ -14,7 +14,7 @@ import pytest
 
 from shardpress.commands.table import main
 from shardpress.features import open_features
-from shardpress.records import Entry, Part, ShardFacts, Stat
+from shardpress.records import Entry, Part, Range, ShardFacts, Stat, in_order
 from shardpress.report.commonrows import EncodedRows, common_pieces, n_changed
 from shardpress.report.compare import Likeness, compare, verdict
 from tests.support.helpers import refused
@@ -51,38 +51,44 @@ def shard(path: str, rows: str | None, n_rows: int = 9, dtype: str = "<f4") -> S
 
 
 def encoded(shards: list[ShardFacts], parts: list[Part]) -> EncodedRows:
-    return EncodedRows(Path(), parts, 2, "encoder", shards)
+    return EncodedRows(Path(), in_order(parts), 2, "encoder", shards)
+
+
+def random_parts(rng: np.random.Generator, *sizes: int) -> list[Part]:
+    """Return a few parts that contain most rows of shards of these sizes in any order, with dead rows between them."""
+    ranges: list[list[Range]] = [[] for _ in range(4)]
+    ends = [0] * 4
+    for number, size in enumerate(sizes):
+        edges = np.unique([0, size, *rng.integers(0, size, 9)]).tolist()
+        for start, stop in rng.permutation(list(pairwise(edges))).tolist():
+            if rng.random() < 0.8:
+                i = int(rng.integers(4))
+                first = ends[i] + int(rng.integers(3))
+                ranges[i].append(Range(first, number, start, stop))
+                ends[i] = first + stop - start
+    return [Part(Entry(f"part-{i}", 0, ""), ends[i] + 2, each) for i, each in enumerate(ranges) if each]
 
 
 def test_common_pieces_equal_a_pairwise_search() -> None:
     rng = np.random.default_rng(0)
 
-    def cut(number: int, n_rows: int) -> list[Part]:
-        edges = np.unique([0, n_rows, *rng.integers(0, n_rows, 9)]).tolist()
-        return [
-            Part(Entry(f"{number}-{start}", 0, ""), stop - start, 0, 0, number, f"{number}.h5", "X", start, stop)
-            for start, stop in pairwise(edges)
-            if rng.random() < 0.8
-        ]
-
-    def rows_of(run: EncodedRows) -> dict[tuple[str | None, int], str]:
+    def rows_of(run: EncodedRows) -> dict[tuple[str | None, int], tuple[str, int]]:
+        """Return the part and the position in it of each row, given the digest of its shard and its number."""
         found = {}
-        for part in run.parts:
-            for row in range(part.start, part.stop):
-                found[run.shards[part.shard].rows, row] = part.file
+        for part, each in run.ranges:
+            for i in range(each.n_rows):
+                found[run.shards[each.shard].rows, each.start + i] = (part.file, each.first + i)
         return found
 
     for _ in range(20):
-        a = encoded([shard("0.h5", "aa", 100), shard("1.h5", "bb", 50)], cut(0, 100) + cut(1, 50))
-        b = encoded([shard("0.h5", "bb", 50), shard("x.h5", "aa", 100)], cut(0, 50) + cut(1, 100))
-        starts = {part.file: (part.start, a.shards[part.shard].rows) for part in a.parts}
-        found = {}
+        a = encoded([shard("0.h5", "aa", 100), shard("1.h5", "bb", 50)], random_parts(rng, 100, 50))
+        b = encoded([shard("0.h5", "bb", 50), shard("x.h5", "aa", 100)], random_parts(rng, 50, 100))
+        pairs = []
         for piece in common_pieces(a, b):
-            start, digest = starts[piece.parts[0]]
             for i in range(piece.n_rows):
-                found[digest, start + piece.starts[0] + i] = piece.parts
+                pairs.append([(piece.parts[k], piece.starts[k] + i) for k in range(2)])
         before, now = rows_of(a), rows_of(b)
-        assert found == {row: (before[row], now[row]) for row in before.keys() & now.keys()}
+        assert pairs == [[before[row], now[row]] for row in before if row in now]
 
 
 def test_shards_are_paired_by_their_rows_and_first_by_path() -> None:
@@ -91,8 +97,7 @@ def test_shards_are_paired_by_their_rows_and_first_by_path() -> None:
     b = [shard("/9", "aa"), shard("/0", "aa"), shard("/2", "dd"), shard("/3", None), shard("/4", "cc", dtype="<f8")]
     runs = []
     for shards in (a, b):
-        parts = [Part(Entry(str(i), 0, ""), 9, 0, 0, i, each.path, "X", 0, 9) for i, each in enumerate(shards)]
-        runs.append(encoded(shards, parts))
+        runs.append(encoded(shards, [Part(Entry(str(i), 0, ""), 9, [Range(0, i, 0, 9)]) for i in range(len(shards))]))
     assert [piece.parts for piece in common_pieces(*runs)] == [("0", "1"), ("1", "0")]
     assert [piece.parts for piece in common_pieces(*reversed(runs))] == [("0", "1"), ("1", "0")]
     assert n_changed(*runs) == 2

@@ -1,4 +1,4 @@
-"""Tests of drift in the report: sums over parts and shards, the order, and a note if counts are lower bounds."""
+"""Tests of drift in the report: sums over ranges and shards, the order, and a note if counts are lower bounds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shardpress.report.facts import PartDrift, drift_facts
+from shardpress.report.facts import RangeDrift, drift_facts
 from shardpress.report.page.document import Table
 from shardpress.report.page.verdict import drift
 from shardpress.scan.drift import outside_of
@@ -16,27 +16,27 @@ from tests.support.helpers import numbered_shards
 RANGE = Scaler(np.zeros(30), np.ones(30))
 
 
-def parts_of(rows: np.ndarray, part_rows: int) -> list[PartDrift]:
-    """Return the drift of the parts of three shards. Some of their rows are outside the range."""
-    parts = []
+def ranges_of(rows: np.ndarray, range_rows: int) -> list[RangeDrift]:
+    """Return the drift of the ranges of three shards. Some of their rows are outside the range."""
+    ranges = []
     for shard in range(3):
-        for start in range(0, len(rows[shard]), part_rows):
-            part = rows[shard][start : start + part_rows]
-            out = part[((part < 0) | (part > 1)).any(axis=1)]
+        for start in range(0, len(rows[shard]), range_rows):
+            some = rows[shard][start : start + range_rows]
+            out = some[((some < 0) | (some > 1)).any(axis=1)]
             found = tuple(outside_of(out, RANGE)) if len(out) else ()
-            parts.append(PartDrift(shard, len(part), len(out), found, True))
-    return parts
+            ranges.append(RangeDrift(shard, len(some), len(out), found, True))
+    return ranges
 
 
-def test_counts_of_drift_do_not_depend_on_the_parts(tmp_path: Path) -> None:
+def test_counts_of_drift_do_not_depend_on_the_ranges(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 40, 40)
     rows = np.random.default_rng(0).uniform(0.1, 0.9, (3, 40, 30))
     rows[0, 5:9, 3] = 2
     rows[1, 7, 3] = -4
     rows[1, 8:30, 4] = 1.5
     rows[1, 30, 11] = 9
-    summary = drift_facts(shards, parts_of(rows, 7), "clip")
-    assert summary == drift_facts(shards, parts_of(rows, 40), "clip")
+    summary = drift_facts(shards, ranges_of(rows, 7), "clip")
+    assert summary == drift_facts(shards, ranges_of(rows, 40), "clip")
     assert (summary["n_rows"], summary["n_outside"], summary["n_columns"], summary["n_shards"]) == (120, 28, 3, 2)
     assert [
         (each["column"], each["n_values"], each["n_shards"], each["value"], each["excess"])
@@ -49,7 +49,7 @@ def test_counts_of_drift_do_not_depend_on_the_parts(tmp_path: Path) -> None:
     assert [(Path(each["file"]).name, each["n_outside"]) for each in summary["shards"]] == [("1.h5", 24), ("0.h5", 4)]
     words, columns, files = drift(summary)
     assert "28 of 120 rows (23 %)" in str(words)
-    assert str(words) != str(next(drift(drift_facts(shards, parts_of(rows, 7), "pass"))))
+    assert str(words) != str(next(drift(drift_facts(shards, ranges_of(rows, 7), "pass"))))
     assert isinstance(columns, Table)
     assert columns.rows[1] == ("3", "5", "2", "0 to 1", "-4", "4")
     assert isinstance(files, Table)
@@ -59,17 +59,17 @@ def test_counts_of_drift_do_not_depend_on_the_parts(tmp_path: Path) -> None:
 def test_first_of_many_columns_are_listed_with_a_note(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 40, 40)
     rows = np.full((3, 40, 30), 2.0)
-    summary = drift_facts(shards, parts_of(rows, 40), "pass")
+    summary = drift_facts(shards, ranges_of(rows, 40), "pass")
     assert (summary["n_columns"], len(summary["columns"])) == (30, 10)
-    cut_parts = [
-        PartDrift(part.shard, part.n_rows, part.n_outside, part.outside[:20], False) for part in parts_of(rows, 40)
+    cut_ranges = [
+        RangeDrift(each.shard, each.n_rows, each.n_outside, each.outside[:20], False) for each in ranges_of(rows, 40)
     ]
     complete = str(next(drift(summary)))
-    shortened = str(next(drift(drift_facts(shards, cut_parts, "pass"))))
+    shortened = str(next(drift(drift_facts(shards, cut_ranges, "pass"))))
     assert shortened.startswith(complete)
     assert "20 farthest columns" in shortened.removeprefix(complete)
 
 
 def test_no_drift_means_no_section(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 40, 40)
-    assert list(drift(drift_facts(shards, parts_of(np.full((3, 40, 30), 0.5), 8), "pass"))) == list(drift(None)) == []
+    assert list(drift(drift_facts(shards, ranges_of(np.full((3, 40, 30), 0.5), 8), "pass"))) == list(drift(None)) == []

@@ -21,6 +21,7 @@ from shardpress.records import Entry
 from shardpress.report import rows as module
 from shardpress.report.verify import verify
 from shardpress.result import GENERATION, INDEX, Result, load_model, result_bytes
+from shardpress.run import encoding_stage
 from tests.support import standin
 from tests.support.bad_shards import Silent
 from tests.support.helpers import refused, write_shard
@@ -64,7 +65,7 @@ def test_wrong_features_end_the_run_and_are_recomputed(
     assert workspace.run(out) == 79
     assert not (out / INDEX).exists()
     assert "row 0: feature 1 " in caplog.text
-    assert "of 5 parts" in caplog.text
+    assert "4 of 4 parts" in caplog.text
     monkeypatch.setattr(sys.modules["shardpress_kernels.autoencoder"], "Autoencoder", right)
     assert workspace.run(out) == 0
     assert workspace.run(tmp_path / "undisturbed") == 0
@@ -89,7 +90,6 @@ def test_every_damaged_file_is_named_and_others_are_checked(workspace: Workspace
     assert workspace.run(out) == 0
     assert workspace.run(out, "--retrain", "--seed", "1") == 0
     result = Result.open(out)
-    assert result.facts.views
     files = [*result.files, *(GENERATION.format(each.generation) for each in result.facts.generations)]
     assert files[-1] == "generation-1.h5"
     for i, name in enumerate(files):
@@ -152,13 +152,14 @@ def test_validity_of_rows_is_verified(workspace: Workspace, out: Path) -> None:
     result = Result.open(out)
     found = set()
     for number in (0, -1):
-        path = out / result.parts[number].file
+        part, rows = result.ranges[number]
+        path = out / part.file
         whole = path.read_bytes()
         with h5py.File(path, "a") as file:
-            file["valid"][1] = not file["valid"][1]
+            file["valid"][rows.first + 1] ^= True
         rewrite_index(out)
         (fault,) = verify(str(out), 1000).faults
-        assert fault.fault.startswith("row 1: ")
+        assert fault.fault.startswith(f"row {rows.first + 1}: ")
         found.add(fault.fault)
         path.write_bytes(whole)
     assert len(found) == 2  # the texts differ for a good row stored as bad, and a bad row stored as good
@@ -178,12 +179,72 @@ def test_good_rows_stored_as_bad_are_a_fault(workspace: Workspace, out: Path) ->
     assert fault.fault.startswith("row 1: ")
 
 
+def scattered(workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """Return a result with a part of many ranges, which are in another order than in its file, and dead rows."""
+    monkeypatch.setattr(encoding_stage, "_LEAST_FILES", 9)
+    rows = np.random.default_rng(4).normal(size=(5, 3, 4)).astype(np.float32)
+    for i in range(5):
+        workspace.add_shard(f"3{i}.h5", rows[i])
+    model = out.with_name("model")
+    assert workspace.run(model) == 0
+    n_parts = len(Result.open(model).parts)
+    assert workspace.run(out, "--model", str(model), disk=FullAfter("part", n_parts)) == 74
+    paths = sorted(workspace.shards.iterdir(), reverse=True)  # the order of the result, but not of the parts
+    assert workspace.run_on(paths, out, "--model", str(model)) == 0
+    paths.remove(workspace.shards / "32.h5")
+    assert workspace.run_on(paths, out, "--model", str(model), "--append", "--drop-missing") == 0
+    return Result.open(out)
+
+
+@pytest.mark.process
+def test_a_wrong_row_in_any_range_of_a_part_is_found(
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = scattered(workspace, out, monkeypatch)
+    part = max(result.parts, key=lambda part: len(part.ranges))
+    in_result = [each.first for other, each in result.ranges if other is part]
+    assert len(part.ranges) == 3
+    assert sorted(in_result) != in_result
+    assert part.n_live < part.n_rows
+    assert verify(str(out), 1000).faults == ()
+    path = out / part.file
+    whole = path.read_bytes()
+    for each in part.ranges:
+        with h5py.File(path, "a") as file:
+            file["features"][each.first + 1, 0] += 0.1
+        rewrite_index(out)
+        (fault,) = verify(str(out), 1000).faults
+        assert fault.file == part.file
+        assert fault.fault.startswith(f"row {each.first + 1}: feature 0 ")
+        path.write_bytes(whole)
+    with h5py.File(path, "a") as file:
+        file["features"][:] += 0.1
+    rewrite_index(out)
+    assert {fault.file for fault in verify(str(out), 1000).faults} == {part.file}
+
+
+@pytest.mark.process
+def test_unchecked_inputs_of_one_part_are_named(
+    workspace: Workspace, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scattered(workspace, out, monkeypatch)
+    names = ("33.h5", "34.h5", "2.h5")
+    paths = [workspace.shards / name for name in names]
+    paths[0].unlink()
+    paths[1].write_bytes(b"text")
+    edit(paths[2])
+    found = verify(str(out), 1000)
+    assert (found.faults, found.rows.n_rows) == ((), SIZES[0] + 6)
+    assert {each.file for each in found.unchecked} == {str(path) for path in paths}
+    assert len({each.fault for each in found.unchecked}) == 3
+
+
 @pytest.mark.process
 def test_rounding_error_is_allowed_once(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out, "--storage-dtype", "float16") == 0
     result = Result.open(out)
     part = result.parts[0]
-    with h5py.File(part.path) as file:
+    with h5py.File(result.shards[0].path) as file:
         exact = load_model(out).encode(file["X"][:4])
     for share, n_faults in ((0.9, 0), (1.5, 1)):
         with h5py.File(out / part.file, "a") as file:

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import pytest
 from msgspec import structs
 
-from shardpress.records import Entry, Part, Request, ShardFacts, Stat
-from shardpress.run.difference import Base, Change, Matching, Wanted, difference, needed_digests
+from shardpress.records import Entry, Part, Range, Request, ShardFacts, Stat
+from shardpress.run import difference as module
+from shardpress.run.difference import Base, Change, Matching, Place, Wanted, compacted, difference, needed_digests
 
 _SHARD = re.compile(r"(?P<path>\w+)=(?P<content>\w)(?P<marks>(?:[*?!x]|/f8|/\d|@\d)*)")
 _TRAINING = {"seed": 0}
@@ -188,17 +189,20 @@ def base_and_wanted(row: Row) -> tuple[Base | None, Wanted]:
         return None, wanted
     earlier = Request([shard(match) for match in before], {}, _TRAINING, _ENCODING)
     trained = [shard(match) for match in before if "@" not in match["marks"]]
-    parts = []
+    ranges = []  # in one part, except for those in damaged parts
+    first = 0
     for i, match in enumerate(before):
-        facts = earlier.shards[i]
-        if "x" not in match["marks"] and facts.shape[0]:
-            parts.append(Part(Entry("", 0, ""), facts.shape[0], 0, 0, i, facts.path, "X", 0, facts.shape[0]))
+        n_rows = earlier.shards[i].shape[0]
+        if "x" not in match["marks"] and n_rows:
+            ranges.append(Range(first, i, 0, n_rows))
+            first += n_rows
+    parts = [Part(Entry("", 0, ""), first, ranges)] if ranges else []
     model = structs.replace(earlier, shards=trained).of_model()
     return Base(earlier, model, "encoder", earlier.of_features("encoder", []), tuple(parts)), wanted
 
 
 def in_words(base: Base | None, wanted: Wanted, change: Change) -> str:
-    kept = {part.shard for part in change.kept}
+    kept = {each.shard for part in change.kept for each in part.ranges}
     words = []
     for i, place in enumerate(change.places):
         if place.wanted is None:
@@ -238,8 +242,7 @@ def test_parts_are_kept_only_for_the_same_rows_and_the_same_model(row: Row) -> N
     if change.trains or change.encodes_again:
         assert change.kept == ()
     for part in change.kept:
-        place = change.places[part.shard]
-        assert place.is_same
+        assert all(change.places[each.shard].is_same for each in part.ranges)
 
 
 def test_digests_are_needed_only_where_something_may_be_the_same() -> None:
@@ -251,3 +254,76 @@ def test_digests_are_needed_only_where_something_may_be_the_same() -> None:
     now = wanted.request.shards
     assert needed_digests(before, now, Matching()) == [1, 2]
     assert needed_digests(before, now, Matching(compares_digests=False)) == []
+
+
+# -- parts that are encoded again with others --------------------------------------------------------------------------
+
+
+class Compaction(NamedTuple):
+    """Parts, written as ``live/all`` rows, and those that stay.
+
+    Live rows can be those of several files, as in ``2+1/4``. An ``x`` marks a file that cannot be read.
+    """
+
+    title: str
+    parts: str
+    expected: str
+    n_missing: int = 1
+    n_gone: int = 0
+
+
+PART_ROWS = 8
+MOST_PARTS = 3
+COMPACTIONS = [
+    Compaction("all rows are live", "8/8 1/1", "8/8 1/1"),
+    Compaction("most rows are dead", "3/8 8/8 1/3", "8/8"),
+    Compaction("exactly half of the rows are live", "4/8 1/2", "4/8 1/2"),
+    Compaction("live rows of several files", "2+2/8 2+1/8", "2+2/8"),
+    Compaction("no part", "", "", n_missing=9),
+    Compaction("nothing changes", "1/8 8/8", "1/8 8/8", n_missing=0),
+    Compaction("nothing changes, and there are too many parts", "1/1 1/1 1/1 1/1", "1/1 1/1 1/1 1/1", n_missing=0),
+    Compaction("files are only removed", "1/8 8/8", "8/8", n_missing=0, n_gone=1),
+    Compaction("a file cannot be read", "1x/8 8/8", "1x/8 8/8"),
+    Compaction("one of two files cannot be read", "1+1x/8 1+1/8", "1+1x/8"),
+    Compaction("as many parts as possible", "1/1 8/8", "1/1 8/8"),
+    Compaction("with the new one, as many parts as possible", "1/1 8/8", "1/1 8/8", n_missing=8),
+    Compaction("too many parts", "1/1 3/3 8/8", "8/8"),
+    Compaction("with two new ones, too many parts", "1/1 8/8", "8/8", n_missing=9),
+    Compaction("too many parts, some of them half full", "4/4 3/3 4/8", "4/4 4/8"),
+    Compaction("too many parts, of which some are larger than new ones", "8/20 10/20 4/8", "10/20 4/8"),
+    Compaction("too many large parts", "8/8 8/8 8/8 8/8", "8/8 8/8 8/8 8/8"),
+    Compaction("without dead parts, few enough", "1/1 1/8 8/8", "1/1 8/8"),
+    Compaction("too many small parts of files that cannot be read", "1x/1 1/1 1x/1", "1x/1 1x/1"),
+    Compaction("too many parts, although files are only removed", "1/1 1/1 8/8 8/8", "8/8 8/8", n_missing=0, n_gone=1),
+]
+
+
+def change_of(row: Compaction) -> tuple[Change, set[int]]:
+    """Return a change that keeps all parts, and the positions of files that cannot be read.
+
+    The files of the parts are named by the words in the table.
+    """
+    places: list[Place] = []
+    unreadable = set()
+    parts = []
+    for word in row.parts.split():
+        live, n_rows = word.split("/")
+        ranges = []
+        for each in live.split("+"):
+            ranges.append(Range(0, len(places), 0, int(each.removesuffix("x"))))
+            if each.endswith("x"):
+                unreadable.add(len(places))
+            places.append(Place(len(places), len(places), is_same=True))
+        parts.append(Part(Entry(word, 0, ""), int(n_rows), ranges))
+    gone = tuple(range(len(places), len(places) + row.n_gone))
+    return Change(tuple(places), gone, trains=False, kept=tuple(parts)), unreadable
+
+
+@pytest.mark.parametrize("row", COMPACTIONS, ids=[row.title for row in COMPACTIONS])
+def test_parts_that_are_mostly_dead_or_small_do_not_stay(row: Compaction, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_PARTS", MOST_PARTS)
+    change, unreadable = change_of(row)
+    found = compacted(change, unreadable, row.n_missing, PART_ROWS)
+    assert " ".join(part.file for part in found.kept) == row.expected
+    assert found.n_rewritten == len(row.parts.split()) - len(row.expected.split())
+    assert all(part in change.kept for part in found.kept), "their ranges are the same"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from shardpress.features import open_features
+from shardpress.output.disk import Disk
 from shardpress.report.verify import verify
 from shardpress.result import Result, Use, load_model
 from tests.support.faulty import RecordingDisk
@@ -175,12 +176,12 @@ class Labelled:
             group["categories"] = stored
         self._labels[number] = labels
 
-    def run(self, *flags: str) -> int:
-        return self._workspace.run(self._output, "--include", "obs/kind", *flags)
+    def run(self, *flags: str, disk: Disk | None = None) -> int:
+        return self._workspace.run(self._output, "--include", "obs/kind", *flags, disk=disk)
 
     def check(self) -> None:
         """Check the labels in every format."""
-        expected = [label for labels in self._labels.values() for label in labels]
+        expected = [label for _, labels in sorted(self._labels.items()) for label in labels]
         found = open_features(self._output)
         assert found.categories["kind"][found.extras["kind"].compute()].tolist() == expected
         assert found.to_pandas()["kind"].tolist() == expected
@@ -211,6 +212,16 @@ def test_labels_survive_if_new_categories_come_before_old_ones(labelled: Labelle
     assert labelled.run() == 0
     labelled.put(1, "bd")
     labelled.put(2, "ab")
+    assert labelled.run("--append") == 0
+    labelled.check()
+
+
+def test_labels_survive_new_categories_after_an_interruption(labelled: Labelled) -> None:
+    labelled.put(0, "ab")
+    assert labelled.run() == 0
+    labelled.put(2, "ac")
+    assert labelled.run("--append", disk=FullAfter("part", 2)) == 74
+    labelled.put(1, "ad")
     assert labelled.run("--append") == 0
     labelled.check()
 

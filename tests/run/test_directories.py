@@ -277,14 +277,16 @@ def test_an_append_discards_an_unfinished_run_when_it_is_complete(workspace: Wor
     assert run_seen_by_readers(out) is not None
 
 
-@pytest.mark.parametrize("flags", [("--append",), ("--overwrite", *OTHER)], ids=["append", "overwrite"])
+@pytest.mark.parametrize(
+    ("n_parts", "flags"), [(3, ("--append",)), (4, ("--overwrite", *OTHER))], ids=["append", "overwrite"]
+)
 def test_files_are_compared_with_those_of_the_finished_run(
-    workspace: Workspace, out: Path, tmp_path: Path, flags: tuple[str, ...]
+    workspace: Workspace, out: Path, tmp_path: Path, n_parts: int, flags: tuple[str, ...]
 ) -> None:
     """An interrupted run has stored the digest of an edited file, but the result has features of the earlier rows."""
     assert workspace.run(out) == 0
     edit(workspace.shards / "2.h5")
-    assert workspace.run(out, *flags, disk=FullDisk("index-", 1)) == 74
+    assert workspace.run(out, *flags, disk=FullAfter("part", n_parts)) == 74
     assert workspace.run(out) == 78, "the finished run had other rows"
     assert workspace.run(out, "--append") == 0
     assert workspace.run(tmp_path / "fresh", "--model", str(out)) == 0
@@ -300,7 +302,7 @@ def test_an_append_notices_edits_after_an_interruption(
     assert workspace.run(out) == 0
     add_rows(workspace)
     edit(workspace.shards / "2.h5")
-    assert workspace.run(out, "--append", disk=FullDisk("index-", 1)) == 74
+    assert workspace.run(out, "--append", disk=FullAfter("part", 4)) == 74
     edit(workspace.shards / name)
     assert workspace.run(out, "--append") == 0
     assert workspace.run(tmp_path / "fresh", "--model", str(out)) == 0

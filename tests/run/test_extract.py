@@ -21,6 +21,7 @@ from shardpress.cli import main as run_cli
 from shardpress.features import open_features
 from shardpress.output.disk import Disk
 from shardpress.result import Result, load_model
+from shardpress.run import encoding_stage
 from tests.support.cases import cross, sample
 from tests.support.fields import run_with_sizes, set_fields
 from tests.support.helpers import write_shard
@@ -218,8 +219,9 @@ class Interrupted(Disk):
 
 
 def test_an_interrupt_exits_with_130_and_leaves_no_partial_file(
-    shards: Path, finished: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    shards: Path, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(encoding_stage, "_LEAST_FILES", 1)  # so that there are two parts
     out = tmp_path / "out"
     flags = ["--input", str(shards), "--output", str(out), "--threads", "1", *QUICK]
     assert run_cli("", flags, Interrupted()) == 130

@@ -47,7 +47,7 @@ def test_the_summary_of_a_finished_run_has_its_current_path() -> None:
     assert mentions(str(restored), COMPLETE, 300, 9, 4, "elsewhere/index.h5")
 
 
-@pytest.mark.parametrize(("max_files", "has_warning"), [(36, True), (37, False)])
+@pytest.mark.parametrize(("max_files", "has_warning"), [(35, True), (36, False)])
 def test_more_parts_than_open_files_cause_a_warning(
     workspace: Workspace,
     out: Path,
@@ -64,4 +64,4 @@ def test_more_parts_than_open_files_cause_a_warning(
         lambda which: (max_files, max_files) if which == resource.RLIMIT_NOFILE else getrlimit(which),
     )
     assert workspace.run(out) == 0
-    assert mentions(caplog.text, "index.h5", 5, max_files, "export") is has_warning
+    assert mentions(caplog.text, "index.h5", 4, max_files, "export") is has_warning

@@ -1,6 +1,6 @@
 """Tests of repeating a command: a finished run is complete, and only damaged results are recomputed.
 
-Sample: parts are damaged in every way, and each other file in two ways; with TEST_CASES=all in every way.
+Sample: the files of unfinished runs are damaged in two ways, and with TEST_CASES=all in every way.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from tests.support.standin import UnsyncedDisk, Workspace, features_of
 def some_damage(*files: str) -> list[tuple[str, list[str]]]:
     """Return each file with two kinds of damage in turn."""
     kinds = [*DAMAGE]
-    return [(file, kinds if ALL_CASES or file == "part" else kinds[i % 2 :: 2]) for i, file in enumerate(files)]
+    return [(file, kinds if ALL_CASES else kinds[i % 2 :: 2]) for i, file in enumerate(files)]
 
 
 @pytest.mark.slow
@@ -63,16 +63,15 @@ def test_a_finished_run_is_verified_and_nothing_is_written(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "damages"), some_damage("part", "view"))
-def test_only_damaged_files_of_a_finished_run_are_recomputed(
-    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture, kind: str, damages: list[str]
+def test_only_damaged_parts_of_a_finished_run_are_recomputed(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for damage in damages:
+    for damage in DAMAGE:
         output = out.with_name(damage)
         assert workspace.run(output) == 0, damage
         expected = features_of(output)
         before = stamps(output)
-        damaged = parts(output)[1] if kind == "part" else Result.open(output).facts.views[0].file
+        damaged = parts(output)[1]
         DAMAGE[damage](output / damaged)
         caplog.clear()
         assert workspace.run(output) == 0, damage
@@ -84,7 +83,7 @@ def test_only_damaged_files_of_a_finished_run_are_recomputed(
         assert invalid_entries(output) == leftovers(output) == [], damage
         first = {name: stamp for name, stamp in results(before).items() if not name.startswith("work/scan")}
         changed = {name for name, stamp in first.items() if stamps(output).get(name) != stamp}
-        assert changed == ({damaged} if kind == "part" else set()), damage
+        assert changed == {damaged}, damage
 
 
 @pytest.mark.slow
@@ -196,7 +195,7 @@ def make_earlier_output(out: Path) -> list[str]:
     part = f"parts/part-000000-000000000000-{unique}.h5"
     sealed = json.dumps({"format": EARLIER, "seal": "0"})
     for name in (
-        *(".shardpress", ".lock", "run.json", part, f"index-{unique}.h5", f"stages/scan-{unique}.npz"),
+        *(".shardpress", ".lock", "run.json", part, f"stages/scan-{unique}.npz"),
         *(f"stages/model-{unique}.h5", f"commits/part-{unique}.json"),
         *(f"published/{unique}/{each}" for each in ("index.h5", "manifest.json", "model.h5", "report.html")),
     ):

@@ -79,10 +79,10 @@ def test_sufficient_space_is_accepted(workspace: Workspace, out: Path) -> None:
 
 def test_committed_parts_need_no_space_again(workspace: Workspace, out: Path) -> None:
     assert workspace.run(out, disk=FullAfter("part", 2)) == 74
-    n_rows = sum(record["facts"]["n_rows"] for record in records(out) if record["key"].startswith("part-"))
-    assert n_rows == 20
-    assert workspace.run(out, disk=Small(935 * 35 // 55 - 1)) == 74
-    assert workspace.run(out, disk=Small(935 * 35 // 55)) == 0
+    n_rows = sum(record["facts"]["part"]["n_rows"] for record in records(out) if record["key"].startswith("part-"))
+    assert n_rows == 28
+    assert workspace.run(out, disk=Small(935 * 27 // 55 - 1)) == 74
+    assert workspace.run(out, disk=Small(935 * 27 // 55)) == 0
     (out / Result.open(out).parts[0].file).unlink()
     assert workspace.run(out, disk=Small(935 * 16 // 55 - 1)) == 74
     assert workspace.run(out, disk=Small(935 * 16 // 55)) == 0

@@ -200,7 +200,7 @@ def test_labels_that_cannot_be_read_are_no_labels_but_their_fill_value_is_one(
             file.create_dataset("y", data=y, chunks=(10,), compression="gzip")
     damage(path, "y", 3)
     assert trained.run("--epochs", "2", "--on-bad-data", "skip") == 0
-    lost = [part.lost for part in Result.open(trained.output).parts if part.lost]
+    lost = [each.lost for _, each in Result.open(trained.output).ranges if each.lost]
     assert lost == [{"y": [[30, 32]]}, {"y": [[32, 40]]}]
     probe = probe_of(trained.output)
     assert probe["n_train"] + probe["n_test"] == 3 * N - 10

@@ -16,7 +16,7 @@ from scripts.benchmarks.tasks import FINGERPRINT, compute_and_commit, empty_part
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.encoding.encode import EncodeTask, encode_part
-from shardpress.encoding.parts import plan_parts
+from shardpress.encoding.parts import PartSize, plan_parts
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, serving
 from shardpress.model import Model
 from shardpress.output.disk import Disk
@@ -32,8 +32,8 @@ def test_empty_and_real_tasks_have_results_of_similar_size(tmp_path: Path) -> No
     (tmp_path / "parts").mkdir()
     shards = numbered_shards(tmp_path, 9)
     settings = EncodeSettings(str(tmp_path), IN_MEMORY, 4, 9, 1)
-    (part,), _ = plan_parts(shards, 9, [])
-    task = EncodeTask(part, settings)
+    (pieces,) = plan_parts(shards, [], PartSize(9, 1, 4))
+    task = EncodeTask(pieces, settings)
 
     def double(rows: np.ndarray, out: np.ndarray) -> None:
         out[:] = 2 * rows[:, :2]
@@ -48,13 +48,13 @@ def test_empty_and_real_tasks_have_results_of_similar_size(tmp_path: Path) -> No
 def test_empty_parts_are_committed_like_those_of_a_run(tmp_path: Path) -> None:
     trained = Result.open(finished(tmp_path / "trained", 3))
     settings = EncodeSettings(str(tmp_path), IN_MEMORY, 4, 4, 1)
-    parts, _ = plan_parts(numbered_shards(tmp_path, 9), 4, [])
-    tasks = [(empty_part, EncodeTask(part, settings)) for part in parts]
+    planned = plan_parts(numbered_shards(tmp_path, 9), [], PartSize(4, 1, 4))
+    tasks = [(empty_part, EncodeTask(pieces, settings)) for pieces in planned]
     with threads(1) as pool:
         compute_and_commit(tmp_path, tasks, pool, 1)
     with locked(tmp_path / "committed") as journal:
         parts = [record.part for record in journal.records("part", FINGERPRINT)]
-        journal.commit(index_of(parts, trained, journal))
+        journal.commit(index_of(parts, trained))
     result = Result.open(tmp_path / "committed")
     assert [part.n_rows for part in result.parts] == [4, 4, 1]
     assert result.encoder == trained.encoder

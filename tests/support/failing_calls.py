@@ -320,13 +320,13 @@ class Scenario:
         self.reset()
 
     def _interrupt(self) -> None:
-        """Create the output of a run that failed when it renamed its fourth part."""
+        """Create the output of a run that failed when it renamed its third and last part."""
         shutil.rmtree(self._path)
         n_renames = self.run(Fault(self.output, "rename")).n_calls
         shutil.rmtree(self._path)
-        ended = self.run(Fault(self.output, "rename", n_renames - 6, errno.ENOSPC, always=True))
+        ended = self.run(Fault(self.output, "rename", n_renames - 4, errno.ENOSPC, always=True))
         assert ended.code == 74, ended
-        assert len(committed_parts(self._path)) == 3
+        assert len(committed_parts(self._path)) == 2
 
     @staticmethod
     def _expect_success(ended: EndedRun) -> None:

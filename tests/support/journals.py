@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from shardpress.formats import fingerprint
 from shardpress.output.files import unique_name
 from shardpress.output.journal import Journal, Record
-from shardpress.records import Generation, Keys, Part, Request, RunFacts, ShardFacts, Stat
+from shardpress.records import Generation, Keys, Part, Range, Request, RunFacts, ShardFacts, Stat
 from shardpress.result import result_bytes
 from tests.support.hostilemodels import model_of
 
@@ -76,7 +76,7 @@ def index_of(*records: Record, generation: int = 1, generations: tuple[Generatio
         generation=generation,
         generations=list(generations),
     )
-    parts = [Part(record.entry, 1, 0, 0, 0, "/in/x.h5", "X", i, i + 1) for i, record in enumerate(records)]
+    parts = [Part(record.entry, 1, [Range(0, 0, i, i + 1)]) for i, record in enumerate(records)]
     return result_bytes(lambda file: None, model_of(), facts, parts, {}, None)
 
 

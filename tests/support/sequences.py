@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -22,9 +23,10 @@ import pytest
 from shardpress import load_model, open_features
 from shardpress.report.verify import verify
 from shardpress.result import Result, Use
+from shardpress.run import budget, difference, encoding_stage
 from tests.support.faulty import RecordingDisk
 from tests.support.interruptions import FullAfter
-from tests.support.standin import Workspace, install
+from tests.support.standin import PART_BYTES, Workspace, install
 
 N_COLUMNS = 4
 NAMES = [f"column{i}" for i in range(N_COLUMNS)]
@@ -38,6 +40,7 @@ FLAGS: list[tuple[str, ...]] = [
     ("--storage-dtype", "float16"),
 ]
 """Flags of the first run."""
+_SKIPPING = "--on-bad-data"
 _STAYING = ("shards/f0.h5", "others/g.h5")  # so that no folder is empty
 
 
@@ -68,6 +71,10 @@ class _File:
     @property
     def labels(self) -> list[str]:
         return [self.kinds[i % len(self.kinds)] for i in self.uid]
+
+    @property
+    def is_bad(self) -> np.ndarray:
+        return np.isnan(self.rows).any(axis=1)
 
 
 @dataclass
@@ -102,6 +109,8 @@ class RandomSequence:
         self._shards: list[_Shard] = []  # in the order of the rows
         self._changed: set[str] = set()  # files of the result with other content
         self._used: set[str] = set()  # files that this step has changed
+        self._broken: set[str] = set()  # files of the result that cannot be read at the moment
+        self._has_damage = False  # whether a part is damaged
         self._trained: Counter[bytes] = Counter()  # rows of each file that trained the model
         self._n_uids = 0
         self._n_names = 0
@@ -119,8 +128,14 @@ class RandomSequence:
         uid = np.arange(self._n_uids, self._n_uids + n)
         self._n_uids += n
         rows = self._rng.normal(size=(n, N_COLUMNS)).astype(np.float32)
+        if _SKIPPING in self._flags and n >= 10:
+            rows[self._random.randrange(n), 0] = np.nan
         kinds = ("a", "b") if self._random.random() < 0.5 else ("b", self._random.choice("acdef"))
         return _File(rows, uid, self._any_order(), kinds)
+
+    def _few(self) -> int:
+        """Return a number of rows of which a part has several times as many."""
+        return self._random.randrange(1, 6)
 
     def _any_order(self) -> tuple[int, ...]:
         if "--match-columns" not in self._flags:
@@ -140,7 +155,8 @@ class RandomSequence:
 
     def _any_name(self) -> str:
         """Return a file that this step has not changed yet, as far as possible."""
-        names = sorted(set(self._files) - self._used) or sorted(self._files)
+        readable = set(self._files) - self._broken
+        names = sorted(readable - self._used) or sorted(readable)
         name = self._random.choice(names)
         self._used.add(name)
         return name
@@ -149,13 +165,19 @@ class RandomSequence:
         """Return files of the result that no other file equals or equalled, so that it is clear which one has moved."""
         n_equal = Counter(file.rows.tobytes() for file in self._files.values())
         n_equal |= Counter(shard.file.rows.tobytes() for shard in self._shards)
-        known = [shard.name for shard in self._shards if shard.name in self._files and shard.name not in self._changed]
+        known = [shard.name for shard in self._shards if shard.name in self._files]
+        known = [name for name in known if name not in self._changed | self._broken]
         return [name for name in known if n_equal[self._files[name].rows.tobytes()] == 1]
 
     # -- operations: each one changes the files, and what the result must contain --
 
     def add(self) -> None:
         self._write(self._new_name(self._random.choice(["shards", "others"])), self._new_file())
+
+    def add_small(self) -> None:
+        """Add files that share a part."""
+        for _ in range(self._random.randrange(2, 6)):
+            self._write(self._new_name(self._random.choice(["shards", "others"])), self._new_file(self._few()))
 
     def add_empty(self) -> None:
         self._write(self._new_name("shards"), self._new_file(0))
@@ -264,8 +286,26 @@ class RandomSequence:
             self._path(name).unlink()
             del self._files[name]
 
+    def break_file(self) -> None:
+        """Make a file unreadable. Its rows stay in the result."""
+        names = [name for name in self._unique() if name not in self._used and len(self._files[name].rows)]
+        if _SKIPPING not in self._flags or self._has_damage or self._broken or not names:
+            return
+        name = self._random.choice(names)
+        self._path(name).write_bytes(b"not HDF5")
+        self._broken.add(name)
+        self._used.add(name)
+
+    def repair(self) -> None:
+        for name in sorted(self._broken):
+            self._write(name, self._files[name])
+        self._broken.clear()
+
     def damage(self) -> None:
         """Remove or damage a part."""
+        if self._broken:
+            return
+        self._has_damage = True
         part = self._random.choice(Result.open(self._output).parts)
         path = self._output / part.file
         if self._random.random() < 0.5 or not path.exists():
@@ -282,6 +322,8 @@ class RandomSequence:
         """Write files, and train on them."""
         for i in range(3):
             self._write(f"shards/f{i}.h5", self._new_file(40 + i))
+        for i in range(6):
+            self._write(f"shards/s{i}.h5", self._new_file(self._few()))
         self._path("others").mkdir(exist_ok=True)
         self._write("others/g.h5", self._new_file(60))
         self._train()
@@ -292,7 +334,9 @@ class RandomSequence:
         self._used.clear()
         n_operations = self._random.randrange(1, 4)
         if self._random.random() < 0.15:
-            self._change_files(n_operations, except_for="damage")  # the earlier generation would keep a damaged part
+            self.repair()
+            # The earlier generation would keep a damaged part, and a training needs all files.
+            self._change_files(n_operations, {"damage", "break_file"})
             self._n_models += 1
             self._log.append("retrain")
             self._train("--seed", str(self._n_models), "--retrain", "--drop-missing")
@@ -301,8 +345,8 @@ class RandomSequence:
             self._append()
         self._check()
 
-    def _change_files(self, n_operations: int, except_for: str = "") -> None:
-        names = [name for name in OPERATIONS if name != except_for]
+    def _change_files(self, n_operations: int, excluded: Collection[str] = ()) -> None:
+        names = [name for name in OPERATIONS if name not in excluded]
         for name in self._random.choices(names, k=n_operations):
             self._log.append(name)
             OPERATIONS[name](self)
@@ -329,6 +373,7 @@ class RandomSequence:
     def _append(self) -> None:
         flags = ["--append", "--drop-missing"]
         if "obs/late" not in self._flags and self._random.random() < 0.2:
+            self.repair()  # because all rows are read
             self._flags += ["--include", "obs/late"]
             self._log.append("late")
         flags += [flag for flag in self._flags if flag in ("--include", "obs/late", "obs/kind")]
@@ -337,7 +382,7 @@ class RandomSequence:
             code = self._run(*flags, expected=(0, 74), disk=FullAfter("part", 1))
             if code == 0:  # there were no parts to write
                 self._expect_appended()
-            self._change_files(1)
+            self._change_files(1, {"break_file"})
         self._log.append("append")
         self._run(*flags)
         self._expect_appended()
@@ -348,6 +393,7 @@ class RandomSequence:
             assert recording.calls == [], f"{self} repeated run"
 
     def _expect_appended(self) -> None:
+        self._has_damage = False
         known = {shard.name for shard in self._shards}
         new = self._in_order(set(self._files) - known)
         remaining = [shard for shard in self._shards if shard.name in self._files]
@@ -361,7 +407,7 @@ class RandomSequence:
         for shard in changed:
             file = self._files[shard.name]
             shard.append_id = self._n_appends
-            if not np.array_equal(shard.file.rows, file.rows):
+            if shard.file.rows.tobytes() != file.rows.tobytes():
                 shard.use = self._use_of_later(file, is_unknown)
         for shard in remaining:
             shard.file = self._files[shard.name]
@@ -394,7 +440,7 @@ class RandomSequence:
         uid = np.concatenate([file.uid for file in files])
         extras = {name: values.compute() for name, values in found.extras.items()}
         assert extras["uid"].tolist() == uid.tolist(), f"{self} order of the rows"
-        self._check_features(found.features.compute())
+        self._check_features(found.features.compute(), found.valid.compute())
         use = np.concatenate([shard.use for shard in self._shards])
         assert found.result.use().tolist() == use.tolist(), f"{self} use"
         if self._n_appends:
@@ -408,20 +454,49 @@ class RandomSequence:
             assert found.categories["kind"][extras["kind"]].tolist() == labels, f"{self} categories"
         if "late" in extras:
             assert extras["late"].tolist() == (3 * uid).tolist(), f"{self} late"
+        self._check_bad_rows()
+        self._check_parts()
         assert not verify(str(self._output), n_rows=len(uid)).faults, f"{self} verify"
 
-    def _check_features(self, features: np.ndarray) -> None:
+    def _check_features(self, features: np.ndarray, valid: np.ndarray) -> None:
         rows = np.concatenate([shard.file.rows for shard in self._shards])
+        is_bad = np.isnan(rows).any(axis=1)
+        assert valid.tolist() == (~is_bad).tolist(), f"{self} valid"
         model = load_model(self._output)
         expected = model.encode(rows[:, [NAMES.index(name) for name in model.columns.names]])
+        expected[is_bad] = np.nan
         tolerance = 1e-5 if features.dtype == np.float32 else 1e-3
-        assert np.allclose(features, expected, atol=tolerance), f"{self} features"
+        assert np.allclose(features, expected, atol=tolerance, equal_nan=True), f"{self} features"
         with h5py.File(self._output / "index.h5") as index:
-            assert np.array_equal(index["features"], features), f"{self} index"
+            assert np.array_equal(index["features"], features, equal_nan=True), f"{self} index"
+
+    def _check_bad_rows(self) -> None:
+        expected = [
+            (str(self._path(shard.name)), int(row))
+            for shard in self._shards
+            for row in np.flatnonzero(shard.file.is_bad)
+        ]
+        path = self._output / "bad_rows.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        found = [(line["file"], line["row"]) for line in lines if line["row"] is not None]
+        assert found == expected, f"{self} bad rows"
+
+    def _check_parts(self) -> None:
+        """Check the record of each part: its ranges have all rows of the result, and facts about these rows only."""
+        result = Result.open(self._output)
+        n_bad = [0] * len(self._shards)
+        for part in result.parts:
+            ends = [0, *(each.first + each.n_rows for each in part.ranges)]
+            firsts = [*(each.first for each in part.ranges), part.n_rows]
+            assert all(end <= first for end, first in zip(ends, firsts, strict=True)), f"{self} ranges"
+            for each in part.ranges:
+                n_bad[each.shard] += each.n_bad
+        assert n_bad == [np.count_nonzero(shard.file.is_bad) for shard in self._shards], f"{self} n_bad"
 
 
 OPERATIONS: dict[str, Callable[[RandomSequence], None]] = {
     "add": RandomSequence.add,
+    "add_small": RandomSequence.add_small,
     "add_empty": RandomSequence.add_empty,
     "change": RandomSequence.change,
     "grow": RandomSequence.grow,
@@ -437,15 +512,22 @@ OPERATIONS: dict[str, Callable[[RandomSequence], None]] = {
     "swap": RandomSequence.swap,
     "drop": RandomSequence.drop,
     "damage": RandomSequence.damage,
+    "break_file": RandomSequence.break_file,
+    "repair": RandomSequence.repair,
 }
 
 
 def run_sequence(folder: Path, seed: int, n_steps: int = 6) -> None:
     """Run a random sequence. Raise `AssertionError` if a result is not what it must be."""
-    sequence = RandomSequence(folder, seed)
-    sequence.start()
-    for _ in range(n_steps):
-        sequence.step()
+    sizes = random.Random(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(encoding_stage, "_LEAST_FILES", sizes.choice([2, 4, 20]))
+        patch.setattr(budget, "_PART_BYTES", PART_BYTES * sizes.choice([1, 3]))
+        patch.setattr(difference, "MOST_PARTS", sizes.choice([4, 12, 500]))
+        sequence = RandomSequence(folder, seed)
+        sequence.start()
+        for _ in range(n_steps):
+            sequence.step()
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -198,7 +198,7 @@ def committed(output: Path) -> dict[str, str]:
     """Return the file of each result that the journal names, and of each part of the published result."""
     found = {record["key"]: record["entry"]["file"] for record in records(output)}
     published = _results(output)[:1]
-    return found | {part.key: part.file for result in published for part in result.parts}
+    return found | {Path(part.file).stem: part.file for result in published for part in result.parts}
 
 
 def _results(output: Path) -> list[Result]:
@@ -213,7 +213,7 @@ def invalid_entries(output: Path) -> list[str]:
     """Return files that do not match the journal or an index that names them."""
     entries = [record["entry"] for record in records(output)]
     for result in _results(output):
-        entries += [plain(part.entry) for part in result.parts] + [plain(view) for view in result.facts.views]
+        entries += [plain(part.entry) for part in result.parts]
     return [entry["file"] for entry in entries if not _as_named(output, entry)]
 
 
@@ -231,7 +231,7 @@ def unreferenced(output: Path) -> set[str]:
     for result in _results(output)[:1]:
         named |= {f"generation-{each.generation}.h5" for each in result.facts.generations}
     found = {str(path.relative_to(output)) for path in output.rglob("*") if path.is_file()}
-    kinds = ("parts/", "work/scan", "work/model", "work/checkpoint", "index-", "generation-")
+    kinds = ("parts/", "work/scan", "work/model", "work/checkpoint", "generation-")
     return {name for name in found if name.endswith(".writing") or (name.startswith(kinds) and name not in named)}
 
 

@@ -23,10 +23,10 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.encoding import index
 from shardpress.output.disk import Disk
+from shardpress.records import stretches_of
 from shardpress.result import INDEX, Result
-from shardpress.run import budget, context, engine, inputs, prepare, request
+from shardpress.run import budget, context, encoding_stage, engine, inputs, prepare, request
 from shardpress.run.plan import plan as planning
 from shardpress.settings.flags import parse
 from shardpress.shards import digests
@@ -233,7 +233,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(digests, "UNIT_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
-    monkeypatch.setattr(index, "_MOST_PARTS", 2)  # so that an index of three parts is already nested
+    monkeypatch.setattr(encoding_stage, "_LEAST_FILES", 2)  # so that three files give two parts
     monkeypatch.setattr(inputs, "open_sources", _remembering(open_sources))
     for user in (context, request):
         monkeypatch.setattr(user, "version", cache(version))  # without a cache, each call parses a metadata file
@@ -260,11 +260,11 @@ def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:
 def _stamps(sources: Sequence[Source]) -> tuple[object, ...] | None:
     """Return facts that change if files change, or None if a file does not exist."""
     try:
-        found = [(source.path, os.stat(source.path)) for source in sources]
+        found = [(source, os.stat(source.path)) for source in sources]
     except OSError:
         return None
     return tuple(
-        (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for path, status in found
+        (source, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns) for source, status in found
     )
 
 
@@ -315,6 +315,12 @@ class Workspace:
         with redirect_stdout(io.StringIO()):
             return run_with_sizes(self.arguments(output, *flags), disk or UnsyncedDisk())
 
+    def run_on(self, inputs: Sequence[Path], output: Path, *flags: str) -> int:
+        """Run the program on other files or directories, and return its exit code."""
+        arguments = ["--input", *map(str, inputs), *self.arguments(output, *flags)[2:]]
+        with redirect_stdout(io.StringIO()):
+            return run_with_sizes(arguments, UnsyncedDisk())
+
 
 def features_of(output: Path) -> bytes:
     """Return the bytes of the model and of each dataset of a finished run."""
@@ -322,12 +328,14 @@ def features_of(output: Path) -> bytes:
     bits = [result.encoder.encode()]
     with h5py.File(output / INDEX) as index:
         for name in ("features", "valid", "y"):
-            values = b"".join(_values(output / part.file, name) for part in result.parts)
+            values = b"".join(
+                _values(output / part.file, name, first, n) for part, first, n in stretches_of(result.ranges)
+            )
             assert index[name][()].tobytes() == values, "index and parts differ"
             bits.append(values)
     return b"".join(bits)
 
 
-def _values(part: Path, name: str) -> bytes:
+def _values(part: Path, name: str, first: int, n_rows: int) -> bytes:
     with h5py.File(part) as file:
-        return bytes(file[name][()].tobytes())
+        return bytes(file[name][first : first + n_rows].tobytes())

@@ -114,8 +114,9 @@ class BadData:
     def _describe_overflown(self, block: Block, numbers: np.ndarray) -> list[dict[str, Any]]:
         """Return a reason for each row whose features are not finite. `numbers` are the row numbers in the shard."""
         if len(numbers) > 0 and self.on_bad_data == "raise":
+            first = block.shard.first_row + numbers[0]
             raise DataError(
-                f"{block}: the features of row {numbers[0]} and {len(numbers) - 1} more rows overflow float32, because "
+                f"{block}: the features of row {first} and {len(numbers) - 1} more rows overflow float32, because "
                 "the rows are too far outside the range of the model's training rows. Train a model on such rows, or "
                 "skip them with --on-bad-data skip."
             )
@@ -153,7 +154,7 @@ class BadData:
         """Describe the row (number) and the column (number and name) for messages."""
         # Shards in worker processes have no column names, which keeps tasks small. The model has the same names.
         columns = block.shard.columns if block.shard.columns.is_known else self.columns
-        return f"row {number}, column {columns.numbered(int(column))}"
+        return f"row {block.shard.first_row + number}, column {columns.numbered(int(column))}"
 
 
 def _first_reason(number: int, row: np.ndarray, is_bad: np.ndarray) -> dict[str, Any]:

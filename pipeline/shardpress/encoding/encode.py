@@ -1,15 +1,16 @@
 """Task that encodes one part: it reads rows, encodes them, finds bad rows and writes the features.
 
 A task is a plain value that any thread or process can run. The number of concurrent tasks limits the memory. While one
-task encodes, another one reads rows or waits for the disk. The features of a row depend only on that row, because every
-part and every block starts at a tile boundary of its shard.
+task encodes, another one reads rows or waits for the disk. The features of a row depend only on that row, because all
+rows of a part and of a block start at a tile boundary of their shard.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,21 @@ import numpy as np
 from shardpress.cluster.threads import check
 from shardpress.device import theanos_errors
 from shardpress.encoding.bad_data import BadData, RowFacts
-from shardpress.encoding.partfile import PartMemory
-from shardpress.encoding.parts import MAX_LISTED_COLUMNS, PartRange
-from shardpress.encoding.template import Streamed
+from shardpress.encoding.partfile import Streamed, part_file, stored_categories
+from shardpress.encoding.parts import Piece
 from shardpress.encoding.worker import EncodeSettings, Worker, check_place, worker_of
 from shardpress.model import Model
 from shardpress.output.disk import GuardedDisk, Pieces
 from shardpress.output.files import PARTS, unique_name, write_file
-from shardpress.records import Entry, Part
+from shardpress.records import Entry, Part, Range
 from shardpress.result import stored_name
 from shardpress.scan.scaler import Cleaning
 from shardpress.shards.digests import Digest, ExtrasDigest
 from shardpress.shards.rows import keep_chunks, read, read_extras, stream_extra
-from shardpress.shards.shard import Block, Extra, Shard, is_wide
+from shardpress.shards.shard import WIDE_BYTES, Block, Shard, long_bytes
+
+MAX_LISTED_COLUMNS = 20
+"""Largest number of columns outside the range to store in a range's record. A run can have thousands of records."""
 
 _LIBC = ctypes.CDLL(None)
 
@@ -40,12 +43,54 @@ _LIBC = ctypes.CDLL(None)
 class EncodeTask:
     """Task to encode one part."""
 
-    part: PartRange
+    pieces: Sequence[Piece]
     settings: EncodeSettings
-    unreadable: str | None = None  # reason why the part's shard cannot be read; all of its rows are then bad
+    unreadable: Mapping[int, str] = field(default_factory=dict)  # reasons why shards cannot be read, by their positions
 
     def __str__(self) -> str:
-        return str(self.part.source)
+        first = str(self.pieces[0].source)
+        return first if len(self.pieces) == 1 else f"{first} and rows of {len(self.pieces) - 1} more shards"
+
+    @property
+    def n_rows(self) -> int:
+        return sum(len(piece.source) for piece in self.pieces)
+
+
+class _Place:
+    """A piece of a part while it is encoded."""
+
+    def __init__(self, piece: Piece, first: int) -> None:
+        self.piece = piece
+        self.first = first  # position of the first row in the part
+        self.facts = RowFacts()
+        self.digest = Digest()
+        self.extras = ExtrasDigest(piece.source.start)
+        self.lost: list[dict[str, Any]] = []  # reports of lost extra values
+
+    @property
+    def source(self) -> Block:
+        return self.piece.source
+
+    @property
+    def rows(self) -> slice:
+        """The rows of the piece in the part."""
+        return slice(self.first, self.first + len(self.source))
+
+    def range(self, valid: np.ndarray, is_unreadable: bool) -> Range:
+        """Return the record of the piece, given the good rows of the part (n_rows,)."""
+        return Range(
+            first=self.first,
+            shard=self.piece.shard,
+            start=self.source.start,
+            stop=self.source.stop,
+            n_bad=int(np.count_nonzero(~valid[self.rows])),
+            n_outside=self.facts.n_outside,
+            bad=[*self.facts.bad, *self.lost],
+            outside=self.facts.outside[:MAX_LISTED_COLUMNS],
+            lost=_lost_ranges(self.source.shard, self.lost),
+            rows=None if is_unreadable else str(self.digest),
+            extras=None if is_unreadable or self.lost else str(self.extras),
+        )
 
 
 @theanos_errors()  # also in a worker process, because most of Theano's exceptions cannot be pickled
@@ -64,33 +109,35 @@ def encode_part(task: EncodeTask) -> Part:
         See `shardpress.encoding.worker.worker_of`.
     """
     settings = task.settings
-    source = task.part.source
     worker = worker_of(settings)
     keep_chunks(settings.chunk_bytes)
-    memory = worker.part_memory(source.shard)
-    features = memory.features(len(source))
-    valid = np.ones(len(source), dtype=bool)
-    digest = Digest()
-    if task.unreadable is None:
-        with worker.readers:  # released before the part is written, because writing waits for the disk
-            rows = _encode_rows(worker, task, features, valid, digest)
-    else:
-        rows = _mark_unreadable(source, task.unreadable, features, valid)
-    error = memory.store(len(source))
-    facts = _facts(task, valid, rows.n_outside, error)
-    extras_digest = ExtrasDigest(source.start)
-    entry, lost = _write_part(worker, task, memory, valid, facts, extras_digest)
-    # Wide extras are read during the writing, so `lost` is complete only after it.
-    listed = [*rows.bad, *lost]
+    features = worker.features(task.n_rows)
+    valid = np.ones(task.n_rows, dtype=bool)
+    places = list(_places(task.pieces))
+    with worker.readers:  # released before the part is written, because writing waits for the disk
+        for place in places:
+            reason = task.unreadable.get(place.piece.shard)
+            if reason is None:
+                _encode_rows(worker, settings, place, features[place.rows], valid[place.rows])
+            else:
+                _mark_unreadable(place, reason, features[place.rows], valid[place.rows])
+    stored, error = worker.stored(features)
+    entry = _write_part(worker, settings, places, stored, valid)
+    # Wide extras are read during the writing, so reports of lost values are complete only after it.
     return Part(
         entry,
-        **facts,
-        bad=listed,
-        outside=rows.outside[:MAX_LISTED_COLUMNS],
-        lost=_lost_ranges(source.shard, lost),
-        rows=None if task.unreadable else str(digest),
-        extras=None if task.unreadable or lost else str(extras_digest),
+        task.n_rows,
+        [place.range(valid, place.piece.shard in task.unreadable) for place in places],
+        dtype=None if error is None else settings.storage.dtype,
+        max_error=error,
     )
+
+
+def _places(pieces: Sequence[Piece]) -> Iterator[_Place]:
+    first = 0
+    for piece in pieces:
+        yield _Place(piece, first)
+        first += len(piece.source)
 
 
 def _lost_ranges(shard: Shard, reports: Sequence[Mapping[str, Any]]) -> dict[str, list[list[int]]]:
@@ -100,9 +147,10 @@ def _lost_ranges(shard: Shard, reports: Sequence[Mapping[str, Any]]) -> dict[str
         if extra.layout is not None:
             names_by_dataset.setdefault(extra.layout.name, []).append(stored_name(extra.name))
     found: dict[str, list[list[int]]] = {}
-    for report in reports:
-        first, end = report["row"]
-        for name in names_by_dataset[report["dataset"]]:
+    # Each field of a damaged table has its own reports.
+    lost_rows = sorted({(report["dataset"], *report["row"]) for report in reports})
+    for dataset, first, end in lost_rows:
+        for name in names_by_dataset[dataset]:
             ranges = found.setdefault(name, [])
             if ranges and ranges[-1][1] == first:
                 ranges[-1][1] = end
@@ -111,55 +159,35 @@ def _lost_ranges(shard: Shard, reports: Sequence[Mapping[str, Any]]) -> dict[str
     return found
 
 
-def _facts(task: EncodeTask, valid: np.ndarray, n_outside: int, error: float | None) -> dict[str, Any]:
-    """Return the fields of `Part` that are also stored in the part's file."""
-    source = task.part.source
-    facts = {
-        "n_rows": len(source),
-        "n_bad": int(len(valid) - valid.sum()),
-        "n_outside": n_outside,
-        "shard": task.part.shard,
-        "path": source.shard.path,
-        "dataset": source.shard.dataset,
-        "start": source.start,
-        "stop": source.stop,
-    }
-    if error is not None:
-        facts["dtype"] = task.settings.storage.dtype
-        facts["max_error"] = error
-    return facts
-
-
-def _mark_unreadable(source: Block, reason_text: str, features: np.ndarray, valid: np.ndarray) -> RowFacts:
-    """Mark all rows of a part as bad, and return the facts about them."""
+def _mark_unreadable(place: _Place, reason: str, features: np.ndarray, valid: np.ndarray) -> None:
+    """Mark all rows of a piece as bad."""
     features[:] = np.nan
     valid[:] = False
-    reason = {"row": [source.start, source.stop], "columns": [], "reason": reason_text}
-    return RowFacts(bad=[reason])
+    place.facts.bad.append({"row": [place.source.start, place.source.stop], "columns": [], "reason": reason})
 
 
-def _encode_rows(worker: Worker, task: EncodeTask, features: np.ndarray, valid: np.ndarray, digest: Digest) -> RowFacts:
-    """Encode the rows of a part into `features`, set `valid` to False for bad rows, and add the rows to `digest`."""
-    source = task.part.source
-    bad_data = _bad_data(worker.model, task.settings)
+def _encode_rows(
+    worker: Worker, settings: EncodeSettings, place: _Place, features: np.ndarray, valid: np.ndarray
+) -> None:
+    """Encode the rows of a piece into `features`, and set `valid` to False for bad rows."""
+    source = place.source
+    bad_data = _bad_data(worker.model, settings)
     cleaning = Cleaning(worker.model.scaler, bad_data.missing, bad_data.clips)
     # The encoder cannot find bad rows if a finite number marks missing values, or if rows are cleaned before encoding.
     finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans
-    facts = RowFacts()
-    for block in source.cut(task.settings.block_rows):
+    for block in source.cut(settings.block_rows):
         check()  # a part can take seconds, but a signal should stop the run at once
-        place = slice(block.start - source.start, block.stop - source.start)
-        rows = read(block, worker.block_memory(block), digest)
+        rows_of_block = slice(block.start - source.start, block.stop - source.start)
+        rows = read(block, worker.block_memory(block), place.digest)
         cleaned = cleaning.cleaned(block, rows)
-        suspects = worker.encode(cleaned, features[place])
+        suspects = worker.encode(cleaned, features[rows_of_block])
         if not finds_suspects:
             suspects = None
         if suspects is not None and len(suspects) == 0:
             continue
-        bad, found = bad_data.judge(block, (rows, cleaned), features[place], worker.encode, suspects)
-        valid[place][bad] = False
-        facts.add(found)
-    return facts
+        bad, found = bad_data.judge(block, (rows, cleaned), features[rows_of_block], worker.encode, suspects)
+        valid[rows_of_block][bad] = False
+        place.facts.add(found)
 
 
 def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
@@ -170,35 +198,30 @@ def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
     return bad_data
 
 
+# -- writing -------------------------------------------------------------------------------------------------------
+
+
 def _write_part(
-    worker: Worker,
-    task: EncodeTask,
-    memory: PartMemory,
-    valid: np.ndarray,
-    facts: Mapping[str, Any],
-    digest: ExtrasDigest,
-) -> tuple[Entry, list[dict[str, Any]]]:
-    """Write the file of a part from the features in `memory`, and add the extras to `digest`.
-
-    Return its entry, and reports of lost extra values.
-    """
-    settings = task.settings
-    source = task.part.source
-    if any(is_wide(extra, len(source)) for extra in source.shard.extras):
-        with worker.wide_writers:
-            streamed, lost = _stream_extras(source, settings.bad_data, digest)
-            entry = _write_file(worker, task, memory.stream(valid, streamed, settings.attributes, facts))
+    worker: Worker, settings: EncodeSettings, places: Sequence[_Place], features: np.ndarray, valid: np.ndarray
+) -> Entry:
+    """Write the file of a part, and add the extras to the digests of its pieces."""
+    extras = places[0].source.shard.extras  # the same in all shards
+    wide = {extra.name for i, extra in enumerate(extras) if _is_wide(places, i)}
+    categories = stored_categories(extras)
+    # A wide extra is read while it is written.
+    with worker.wide_writers if wide else nullcontext():
+        values = _extras_of(places, wide, settings.bad_data)
+        content = part_file(features, valid, values, settings.attributes, categories, settings.storage.compression)
+        entry = _write_file(worker, settings, places[0], content)
+        if wide:
             _trim_memory()
-        return entry, lost
-    extras, lost = _read_extras(source, settings.bad_data, digest)
-    entry = _write_file(worker, task, memory.file(valid, extras, settings.attributes, facts))
-    return entry, lost
+    return entry
 
 
-def _write_file(worker: Worker, task: EncodeTask, data: memoryview | Pieces) -> Entry:
-    disk = GuardedDisk(worker.disk, partial(check_place, task.settings))
-    name = unique_name(f"{PARTS}/{task.part.key}", ".h5")
-    return write_file(Path(task.settings.directory), disk, name, data)
+def _write_file(worker: Worker, settings: EncodeSettings, first: _Place, content: Pieces) -> Entry:
+    disk = GuardedDisk(worker.disk, partial(check_place, settings))
+    stem = f"{PARTS}/part-{first.piece.shard:06d}-{first.source.start:012d}"  # so that names sort like the rows
+    return write_file(Path(settings.directory), disk, unique_name(stem, ".h5"), content)
 
 
 def _trim_memory() -> None:
@@ -208,49 +231,54 @@ def _trim_memory() -> None:
         trim(0)
 
 
-def _stream_extras(
-    source: Block, bad_data: BadData, digest: ExtrasDigest
-) -> tuple[dict[str, np.ndarray | Streamed], list[dict[str, Any]]]:
-    """Return the extras of a part, and a list of reports of lost values.
+def _is_wide(places: Sequence[_Place], position: int) -> bool:
+    """Return whether an extra of a part is read and written block by block."""
+    n_bytes = [long_bytes(place.source.shard.extras[position], len(place.source)) for place in places]
+    return sum(n_bytes) > WIDE_BYTES
 
-    Wide extras are read later. They append their reports to the same list.
-    """
-    shard = source.shard
-    narrow = tuple(extra for extra in shard.extras if not is_wide(extra, len(source)))
-    values, lost = _read_extras(replace(source, shard=replace(shard, extras=narrow)), bad_data, digest)
-    reports = None if bad_data.on_bad_data == "raise" else lost
-    found: dict[str, np.ndarray | Streamed] = {}
-    for extra in shard.extras:  # keep this order, because a mask follows the extra whose lost values it marks
-        if extra.name in values:
-            found[extra.name] = values[extra.name]
+
+def _extras_of(places: Sequence[_Place], wide: set[str], bad_data: BadData) -> dict[str, np.ndarray | Streamed]:
+    """Return the extras of a part. Wide ones are read later."""
+    raises = bad_data.on_bad_data == "raise"
+    n_rows = sum(len(place.source) for place in places)
+    extras = places[0].source.shard.extras
+    # Concatenation would change the byte order, and forget the names of an enumeration's values.
+    narrow = {extra.name: np.empty(n_rows, extra.dtype) for extra in extras if extra.name not in wide}
+    for place in places:
+        for name, each in _read_extras(place, wide, raises).items():
+            narrow[name][place.rows] = each
+    values: dict[str, np.ndarray | Streamed] = {}
+    # Keep this order, because a mask follows the extra whose lost values it marks.
+    for position, extra in enumerate(extras):
+        if extra.name in wide:
+            values[extra.name] = _wide_extra(places, position, narrow, raises)
         else:
-            found[extra.name] = _wide_extra(source, extra, values, reports, digest)
-    return found, lost
+            values[extra.name] = narrow[extra.name]
+    return values
 
 
-def _wide_extra(
-    source: Block,
-    extra: Extra,
-    values: Mapping[str, np.ndarray],
-    reports: list[dict[str, Any]] | None,
-    digest: ExtrasDigest,
-) -> Streamed:
+def _read_extras(place: _Place, wide: set[str], raises: bool) -> dict[str, np.ndarray]:
+    """Return the narrow extras of a piece."""
+    source = place.source
+    extras = tuple(extra for extra in source.shard.extras if extra.name not in wide)
+    narrow = replace(source, shard=replace(source.shard, extras=extras))
+    values = read_extras(narrow, None if raises else place.lost, check)
+    for name, each in values.items():
+        place.extras.add(name, each)
+    return values
+
+
+def _wide_extra(places: Sequence[_Place], position: int, narrow: Mapping[str, np.ndarray], raises: bool) -> Streamed:
     """Return a wide extra of a part, which is read block by block."""
+    extra = places[0].source.shard.extras[position]
     empty = np.empty(0, extra.dtype)  # NumPy splits a dtype of arrays into shape and dtype
-    shape = (len(source), *empty.shape[1:])
+    n_rows = sum(len(place.source) for place in places)
 
     def blocks() -> Iterator[np.ndarray]:
-        return digest.passing(extra.name, stream_extra(source, extra, values, reports, check))
+        for place in places:
+            own = place.source.shard.extras[position]
+            masks = {name: values[place.rows] for name, values in narrow.items()}
+            stream = stream_extra(place.source, own, masks, None if raises else place.lost, check)
+            yield from place.extras.passing(own.name, stream)
 
-    return Streamed(shape, empty.dtype, blocks)
-
-
-def _read_extras(
-    source: Block, bad_data: BadData, digest: ExtrasDigest
-) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
-    """Return the values of extras, and reports of values that are lost because they cannot be read."""
-    lost: list[dict[str, Any]] = []
-    extras = read_extras(source, None if bad_data.on_bad_data == "raise" else lost, check)
-    for name, values in extras.items():
-        digest.add(name, values)
-    return extras, lost
+    return Streamed((n_rows, *empty.shape[1:]), empty.dtype, blocks)

@@ -1,86 +1,55 @@
-"""Virtual datasets that present all parts as one file. They contain no values, except the numbers of appends.
-
-HDF5 needs 20 kB of memory per part to create a view, and 4 kB per part to open one of its datasets. Therefore the index
-of very many parts refers to smaller views, ``index-<digest>.h5``, with `_MOST_PARTS` parts each. HDF5 opens a
-smaller view when its rows are read. These files are next to the index and not in ``parts/``, because programs that read
-all files in ``parts/`` would find rows twice.
-"""
+"""Virtual datasets that present the rows of all parts as one file, and datasets with facts about each row."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import h5py
 import numpy as np
 
-from shardpress.encoding.template import describe, write_attributes
-from shardpress.features import Shape, common_dtypes
-from shardpress.formats import digest, missing_value
+from shardpress.encoding.partfile import describe, write_attributes
+from shardpress.features import Shape
+from shardpress.formats import missing_value
 from shardpress.hdf5.categories import ATTRIBUTE
+from shardpress.records import Stretch
 from shardpress.result import APPEND_ID, USE
 
 _VIEW = "The values are in parts/. Copy the whole directory, or the file that shardpress export --to hdf5 writes."
-_MOST_PARTS = 1000  # in one view
 _CHUNK_ROWS = 2**20  # rows in a chunk of the numbers of appends
-
-IndexedFile = tuple[str, Mapping[str, Shape]]
-"""Path of a file relative to the view, and the shape and dtype of each dataset in the file."""
-
-
-def in_views(files: Sequence[IndexedFile], write: Callable[[str, bytes], object]) -> Sequence[IndexedFile]:
-    """Return the files to which an index refers. If there are very many, these are views, which `write` writes."""
-    if len(files) <= _MOST_PARTS:
-        return files
-    views = []
-    for start in range(0, len(files), _MOST_PARTS):
-        group = files[start : start + _MOST_PARTS]
-        with h5py.File.in_memory() as file:
-            _write_datasets(file, group)
-            file.flush()  # otherwise the image would lack the content of HDF5's cache
-            data = bytes(file.id.get_file_image())
-        name = f"index-{digest([data])[:32]}.h5"  # the digest of the content makes the name unique
-        write(name, data)
-        views.append((name, _joined_shapes(group)))
-    return views
 
 
 def write_index(
     file: h5py.File,
-    files: Sequence[IndexedFile],
+    stretches: Sequence[Stretch],
+    shapes: Mapping[str, Shape],
     categories: Mapping[str, np.ndarray | str],
     use: np.ndarray,
     append_ids: Sequence[tuple[int, int]] | None = None,
 ) -> None:
-    """Write virtual datasets over files to an empty HDF5 file, without opening them.
-
-    The index omits extras that are missing in some files, or that have several dtypes.
+    """Write virtual datasets over parts to an empty HDF5 file, without opening the parts.
 
     Parameters
     ----------
-    files : sequence
-        All parts in row order, or the result of `in_views`.
+    stretches : sequence of Stretch
+        All rows, in their order.
+    shapes : mapping of str to (tuple, dtype)
+        The shape of a row and the dtype of each dataset, which are the same in all parts.
     categories : mapping of str to ndarray or str
         Values of the attribute ``categories`` of datasets, from `attribute_value`.
     use : ndarray of uint8, shape (n_rows,)
         What each row was used for, for the dataset `USE`.
     append_ids : sequence of (int, int), optional
-        Number of the append that encoded each part, and the number of its rows, for the dataset `APPEND_ID`. By
-        default, there is no such dataset.
+        Number of the append that encoded each range of rows, and the number of its rows, for the dataset `APPEND_ID`.
+        By default, there is no such dataset.
     """
-    _write_datasets(file, files)
+    describe(file, {"view": _VIEW})
+    for name, shape in shapes.items():
+        _write_virtual(file, name, shape, stretches)
     for name, value in categories.items():
-        if name in file:
-            write_attributes(file[name], {ATTRIBUTE: value})
+        write_attributes(file[name], {ATTRIBUTE: value})
     _write_use(file, use)
     if append_ids is not None:
         _write_append_ids(file, append_ids)
-
-
-def _write_datasets(file: h5py.File, files: Sequence[IndexedFile]) -> None:
-    describe(file, {"view": _VIEW})
-    for name, shape in _joined_shapes(files).items():
-        sources = [(path, shapes[name][0]) for path, shapes in files]
-        _write_virtual(file, name, shape, sources)
 
 
 def _write_use(file: h5py.File, use: np.ndarray) -> None:
@@ -116,30 +85,20 @@ def _write_append_ids(file: h5py.File, append_ids: Sequence[tuple[int, int]]) ->
             dataset[start:stop] = np.repeat(numbers[first:end], lengths)
 
 
-def _joined_shapes(files: Sequence[IndexedFile]) -> dict[str, Shape]:
-    """Return the shape and dtype of each dataset that all files have, after concatenation along the rows."""
-    parts = [shapes for _, shapes in files]
-    joined: dict[str, Shape] = {}
-    for name, dtype in common_dtypes(parts).items():
-        dims = [part[name][0] for part in parts]
-        n_rows = sum(shape[0] for shape in dims)
-        joined[name] = ((n_rows, *dims[0][1:]), dtype)
-    return joined
-
-
-def _write_virtual(file: h5py.File, name: str, shape: Shape, sources: Sequence[tuple[str, tuple[int, ...]]]) -> None:
-    """Create a virtual dataset from paths and shapes of `sources`, twice as fast as with `h5py.VirtualLayout`."""
-    dims, dtype = shape
+def _write_virtual(file: h5py.File, name: str, shape: Shape, stretches: Sequence[Stretch]) -> None:
+    """Create a virtual dataset, twice as fast as with `h5py.VirtualLayout`."""
+    row_shape, dtype = shape
+    corner = (0,) * len(row_shape)
     creation = _virtual_layout(dtype)
-    space = h5py.h5s.create_simple(dims)
+    space = h5py.h5s.create_simple((sum(each.n_rows for each in stretches), *row_shape))
     source_name = name.replace("%", "%%").encode()  # HDF5 interprets %
-    source_spaces = {source_dims: h5py.h5s.create_simple(source_dims) for _, source_dims in sources}
     start = 0
-    for path, source_dims in sources:
-        corner = (start, *(0 for _ in source_dims[1:]))
-        space.select_hyperslab(corner, source_dims)
-        creation.set_virtual(space, path.encode(), source_name, source_spaces[source_dims])
-        start += source_dims[0]
+    for part, first, n_rows in stretches:
+        source = h5py.h5s.create_simple((part.n_rows, *row_shape))
+        source.select_hyperslab((first, *corner), (n_rows, *row_shape))
+        space.select_hyperslab((start, *corner), (n_rows, *row_shape))
+        creation.set_virtual(space, part.file.encode(), source_name, source)
+        start += n_rows
     stored_type = h5py.h5t.py_create(dtype, logical=True)
     dataset = h5py.Dataset(h5py.h5d.create(file.id, name.encode(), stored_type, space, dcpl=creation))
     write_attributes(dataset, {"view": _VIEW})

@@ -1,196 +1,158 @@
-"""File of a part, which consists of features in memory and HDF5 metadata around them."""
+"""The file of a part: HDF5's metadata, and the values of the datasets between them.
+
+HDF5 lays the file out in memory, without the values of numeric datasets. These are written to the disk from the arrays
+in which they were computed, because copies to and from HDF5 would take longer than encoding.
+"""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import Any, TypeVar
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from typing import Any
 
 import h5py
 import numpy as np
 
-from shardpress.encoding.storage import PLAIN, Chunked, Storage
-from shardpress.encoding.template import SOURCE, Streamed, Template, lay_out
+from shardpress.encoding.storage import write_chunked
 from shardpress.features import Shape
-from shardpress.hdf5.categories import attribute_value
+from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
 from shardpress.output.disk import PAGE, Pieces
 from shardpress.result import FEATURES, VALID, stored_name
-from shardpress.shards.shard import Extra, is_wide
+from shardpress.shards.shard import Extra
 
-_Values = TypeVar("_Values")
-
+_PAGE = 2**16  # page size of an image in bytes; smaller pages are slow with megabytes of strings
+_EMPTY_PAGE = bytes(_PAGE)
 _FLOAT32 = np.dtype("<f4")
-_SPARE_BYTES = 2**17  # initial space for metadata and strings
-_SOURCE_BYTES = 256  # `source` is padded to a multiple of this size, so that parts with other paths share a layout
-_MOST_TEMPLATES = 8  # templates per thread; the shards of a data set usually have only one or two sizes
-_MAX_SOURCE_TEXT = 2**12  # characters; any path fits, and two escaped paths fit into an attribute of 64 KiB
 
 
-class PartMemory:
-    """Reusable memory that holds the file of one part at a time, built without copying the features.
+@dataclass(frozen=True)
+class Streamed:
+    """Values of a dataset that are read block by block, because all values would take too much memory."""
 
-    HDF5 metadata are placed around the features. New memory for each part, and copies to and from HDF5, would take
-    longer than encoding. `n_rows` is the number of rows of the largest part. The extras determine the size of the
-    memory, which grows if strings are longer. Unless the storage is plain, features are encoded into separate memory
-    and then converted.
+    shape: tuple[int, ...]  # shape of all values
+    dtype: np.dtype  # dtype of each block; object for strings of variable length
+    blocks: Callable[[], Iterator[np.ndarray]]  # function that returns all values in order, as arrays of shape (n, ...)
+
+
+def part_file(
+    features: np.ndarray,
+    valid: np.ndarray,
+    extras: Mapping[str, np.ndarray | Streamed],
+    attributes: Mapping[str, Any],
+    categories: Mapping[str, np.ndarray | str],
+    compression: str = "none",
+) -> Pieces:
+    """Return the file of a part.
+
+    Parameters
+    ----------
+    features : ndarray of shape (n_rows, n_features)
+        Features in the dtype in which they are stored. They must not change before all pieces are written.
+    valid : ndarray of bool, shape (n_rows,)
+        Mask of the good rows.
+    extras : mapping of str to ndarray or Streamed
+        Values (n_rows, ...) by their names. `Streamed` strings are read immediately, and other streamed values while
+        the pieces are written.
+    attributes : mapping
+        Attributes of the file. Nested values are written as JSON.
+    categories : mapping of str to ndarray or str
+        See `stored_categories`.
+    compression : {"none", "lzf", "gzip"}
+        Compression of the features.
     """
-
-    def __init__(
-        self,
-        n_rows: int,
-        n_features: int,
-        extras: Sequence[Extra] = (),
-        storage: Storage = PLAIN,
-    ) -> None:
-        self._n_features = n_features
-        self._categories = stored_categories(extras)
-        self._storage = storage
-        self._offset = _first_offset()
-        self._dtype = np.dtype(storage.dtype).newbyteorder("<")
-        extra_bytes = sum(extra.dtype.itemsize for extra in extras if not is_wide(extra, n_rows))
-        row_bytes = storage.itemsize * n_features + 1 + extra_bytes  # 1 for `valid`
-        self._memory = _aligned_zeros(self._offset + n_rows * row_bytes + _SPARE_BYTES)
-        n_encoded = 0 if storage.is_plain else n_rows
-        self._encoded = np.empty((n_encoded, n_features), _FLOAT32)
-        self._templates: dict[str, Template] = {}  # layouts of recent parts, by their keys
-
-    def features(self, n_rows: int) -> np.ndarray:
-        """Return the float32 array (n_rows, n_features) for the features of the next part."""
-        return self._stored_features(n_rows) if self._storage.is_plain else self._encoded[:n_rows]
-
-    def store(self, n_rows: int) -> float | None:
-        """Convert the features to their stored form, and return their largest error; None if the storage is plain."""
-        if self._storage.is_plain:
-            return None
-        return self._storage.store(self._encoded[:n_rows], self._stored_features(n_rows))
-
-    def _stored_features(self, n_rows: int) -> np.ndarray:
-        """Return the features in their stored form, before compression."""
-        end = self._offset + n_rows * self._n_features * self._dtype.itemsize
-        return self._memory[self._offset : end].view(self._dtype).reshape(n_rows, self._n_features)
-
-    def file(
-        self,
-        valid: np.ndarray,
-        extras: Mapping[str, np.ndarray],
-        attributes: Mapping[str, Any],
-        source: Mapping[str, Any],
-    ) -> memoryview:
-        """Return the bytes of a part's file with the features in this memory. The next part overwrites them.
-
-        `valid` (n_rows,) is the mask of the good rows. An extra whose name the format reserves is stored as
-        ``source_...``. Nested values of `attributes`, which many parts share, are written as JSON, and so is the
-        attribute ``source``.
-        """
-        arrays = {VALID: valid, **_with_stored_names(extras)}
-        data = _source_json(source)
-        template = self._template(arrays, attributes, len(data))
-        if template.n_bytes > len(self._memory):
-            self._memory = _aligned_zeros(template.n_bytes + _SPARE_BYTES, self._memory)
-        template.fill(self._memory, {**arrays, SOURCE: data})
-        return self._memory[: template.n_bytes].data
-
-    def stream(
-        self,
-        valid: np.ndarray,
-        extras: Mapping[str, np.ndarray | Streamed],
-        attributes: Mapping[str, Any],
-        source: Mapping[str, Any],
-    ) -> Pieces:
-        """Return the same file as `file`, but in pieces. This takes less memory for `Streamed` extras.
-
-        Streamed strings are read immediately, and memory holds one copy of them in HDF5's form. Other streamed extras
-        are read while the pieces are written. The features must not change before all pieces are written.
-        """
-        arrays = {VALID: valid, **_with_stored_names(extras)}
-        data = _source_json(source)
-        template = self._template(arrays, attributes, len(data))
-        values = {FEATURES: self._stored_features(len(valid)), **arrays, SOURCE: data}
-        return Pieces(template.n_bytes, template.stream(values))
-
-    def _template(
-        self, arrays: Mapping[str, np.ndarray | Streamed], attributes: Mapping[str, Any], n_source: int
-    ) -> Template:
-        """Return the layout of a file. It is cached for parts that differ only in numeric values."""
-        key = _layout_key(arrays, attributes, n_source)
-        if key in self._templates:
-            return self._templates[key]
-        is_compressed = self._storage.compression != "none" and arrays[VALID].shape[0] > 0
-        shapes, written = self._datasets(arrays, is_compressed)
-        template = lay_out(shapes, written, attributes, n_source, self._categories)
-        offset = template.place_of(FEATURES)
-        if offset not in (None, self._offset):
-            raise RuntimeError(f"HDF5 puts features at byte {offset}, expected {self._offset} as in an empty file")
-        has_strings = any(values.dtype.hasobject for values in arrays.values())
-        # A template contains the strings and the compressed features of its part. With them it can be large, and other
-        # parts cannot use it.
-        if not has_strings and not is_compressed:
-            if len(self._templates) == _MOST_TEMPLATES:
-                self._templates.clear()
-            self._templates[key] = template
-        return template
-
-    def _datasets(
-        self, arrays: Mapping[str, np.ndarray | Streamed], is_compressed: bool
-    ) -> tuple[dict[str, Shape], dict[str, np.ndarray | Chunked | Streamed]]:
-        """Return the datasets whose values are inserted later, and the datasets that HDF5 writes."""
-        n_rows = arrays[VALID].shape[0]
-        shapes: dict[str, Shape] = {}
-        written: dict[str, np.ndarray | Chunked | Streamed] = {}
-        if not is_compressed:
-            # The features come first, because their offset must not depend on the other datasets.
-            shapes[FEATURES] = ((n_rows, self._n_features), self._dtype)
-        for name, values in arrays.items():
-            if values.dtype.hasobject:
-                written[name] = values
+    values: dict[str, np.ndarray | Streamed] = {FEATURES: features, VALID: valid}
+    values.update({stored_name(name): each for name, each in extras.items()})
+    image = _Image()
+    offsets: dict[int, str] = {}
+    with h5py.File(image, "w", alignment_threshold=1, alignment_interval=PAGE) as file:
+        for name, each in values.items():
+            if name == FEATURES and compression != "none" and len(valid):
+                write_chunked(file, name, features, compression)
+            elif each.dtype.hasobject:
+                _write_texts(file, name, each)
             else:
-                shapes[name] = (values.shape, values.dtype)
-        if is_compressed:
-            written[FEATURES] = Chunked(self._stored_features(n_rows), self._storage.compression)
-        return shapes, written
+                offset = _allocate(file, name, each)
+                if offset is not None:
+                    offsets[offset] = name
+        for name, value in categories.items():
+            write_attributes(file[name], {ATTRIBUTE: value})
+        describe(file, attributes)
+    return Pieces(image.size, _pieces(image, offsets, values))
 
 
-def _layout_key(arrays: Mapping[str, np.ndarray | Streamed], attributes: Mapping[str, Any], n_source: int) -> str:
-    """Return a text that is equal for files that differ only in values."""
-    # The metadata are included because HDF5 distinguishes ASCII and UTF-8 strings, but NumPy's comparison does not.
-    datasets = [(name, values.shape, values.dtype, values.dtype.metadata) for name, values in arrays.items()]
-    return repr((n_source, attributes, datasets))
+def _pieces(
+    image: _Image, offsets: Mapping[int, str], values: Mapping[str, np.ndarray | Streamed]
+) -> Iterator[bytes | memoryview]:
+    """Yield the file in order. Values at an offset take the place of the image's bytes."""
+    position = 0
+    for offset, name in sorted(offsets.items()):
+        yield from image.pages(position, offset)
+        each = values[name]
+        blocks = each.blocks() if isinstance(each, Streamed) else [each]
+        for block in blocks:
+            yield np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
+        position = offset + prod(each.shape) * each.dtype.itemsize
+    yield from image.pages(position, image.size)
 
 
-def _aligned_zeros(n_bytes: int, content: np.ndarray | None = None) -> np.ndarray:
-    """Return a copy of `content` in zeros that start at a multiple of `PAGE`, as direct I/O requires."""
-    memory = np.zeros(n_bytes + PAGE, dtype=np.uint8)
-    start = -memory.ctypes.data % PAGE
-    if content is not None:
-        memory[start : start + len(content)] = content
-    return memory[start : start + n_bytes]
+def _write_texts(file: h5py.File, name: str, values: np.ndarray | Streamed) -> None:
+    dataset = file.create_dataset(name, values.shape, h5py.string_dtype(), track_times=False)
+    start = 0
+    for block in values.blocks() if isinstance(values, Streamed) else [values]:
+        if len(block):
+            dataset[start : start + len(block)] = block
+        start += len(block)
 
 
-@cache
-def _first_offset() -> int:
-    """Return the offset at which HDF5 stores the first dataset of a file."""
-    return lay_out({FEATURES: ((1, 1), _FLOAT32)}, {}, {}).place_of(FEATURES) or 0
+def _allocate(file: h5py.File, name: str, values: np.ndarray | Streamed) -> int | None:
+    """Create a dataset without writing values. Return the offset of the values, or None if the dataset is empty."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_obj_track_times(False)  # so that equal parts have equal bytes
+    # Otherwise the dataset would have no offset before its values are written.
+    creation.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)  # otherwise HDF5 would write gigabytes of zeros into the image
+    stored_type = h5py.h5t.py_create(values.dtype, logical=True)
+    space = h5py.h5s.create_simple(values.shape)
+    dataset = h5py.h5d.create(file.id, name.encode(), stored_type, space, dcpl=creation)
+    offset: int | None = dataset.get_offset()
+    return offset
 
 
-def _source_json(source: Mapping[str, Any]) -> bytes:
-    """Return JSON in UTF-8, padded with NULs. Bytes of file names that are not UTF-8 are escaped."""
-    shortened = {key: value[-_MAX_SOURCE_TEXT:] if isinstance(value, str) else value for key, value in source.items()}
-    data = json.dumps(shortened, ensure_ascii=False).encode("utf-8", "backslashreplace")
-    n_blocks = len(data) // _SOURCE_BYTES + 1
-    return data.ljust(n_blocks * _SOURCE_BYTES, b"\0")
+# -- attributes --------------------------------------------------------------------------------------------------
+
+
+def describe(file: h5py.File, attributes: Mapping[str, Any]) -> None:
+    """Write the format and attributes of a file, as in `write_attributes`."""
+    write_attributes(file, {"format": FORMAT, **attributes})
+
+
+def write_attributes(item: h5py.File | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
+    """Write attributes. Numbers, strings and arrays are written unchanged, other values as JSON."""
+    for key, value in attributes.items():
+        item.attrs[key] = value if isinstance(value, (int, float, np.ndarray)) else _text(value)
+
+
+def _text(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    # HDF5 accepts only UTF-8, but a file name can contain any bytes.
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 # -- names and shapes of datasets --------------------------------------------------------------------------------
 
 
-def part_shapes(n_rows: int, n_features: int, extras: Sequence[Extra], dtype: np.dtype = _FLOAT32) -> dict[str, Shape]:
-    """Return the shape and dtype of each dataset in the file of a part, without opening the file."""
-    shapes = {FEATURES: ((n_rows, n_features), dtype), VALID: ((n_rows,), np.dtype(bool))}
+def row_shapes(n_features: int, extras: Sequence[Extra], dtype: np.dtype = _FLOAT32) -> dict[str, Shape]:
+    """Return the shape of a row and the dtype of each dataset in a part."""
+    shapes: dict[str, Shape] = {FEATURES: ((n_features,), dtype), VALID: ((), np.dtype(bool))}
     for extra in extras:
         item_dtype, item_shape = extra.dtype.subdtype or (extra.dtype, ())
         stored_dtype = h5py.string_dtype() if item_dtype.hasobject else item_dtype
-        shapes[stored_name(extra.name)] = ((n_rows, *item_shape), stored_dtype)
+        shapes[stored_name(extra.name)] = (item_shape, stored_dtype)
     return shapes
 
 
@@ -208,6 +170,47 @@ def stored_masks(extras: Sequence[Extra]) -> dict[str, str]:
     return {stored_name(extra.name): stored_name(extra.mask) for extra in extras if extra.mask is not None}
 
 
-def _with_stored_names(extras: Mapping[str, _Values]) -> dict[str, _Values]:
-    """Return the extras with the names of their datasets in a part as keys."""
-    return {stored_name(name): values for name, values in extras.items()}
+# -- memory ------------------------------------------------------------------------------------------------------
+
+
+class _Image(io.RawIOBase):
+    """Sparse file in memory for h5py. Only pages that were written take memory."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        self._position = 0
+        self._pages = defaultdict[int, bytearray](partial(bytearray, _PAGE))
+
+    def pages(self, start: int, stop: int) -> Iterator[memoryview]:
+        """Yield the bytes from `start` up to `stop`, without copying."""
+        position = start
+        while position < stop:
+            number, first = divmod(position, _PAGE)
+            page = memoryview(self._pages.get(number, _EMPTY_PAGE))[first : first + stop - position]
+            yield page
+            position += len(page)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        origins = (0, self._position, self.size)
+        self._position = offset + origins[whence]
+        return self._position
+
+    def readinto(self, target: Any) -> int:
+        target[:] = b"".join(self.pages(self._position, self._position + len(target)))
+        self._position += len(target)
+        return len(target)
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data)  # slicing a memoryview makes no copy
+        while rest:
+            number, start = divmod(self._position, _PAGE)
+            piece = rest[: _PAGE - start]
+            rest = rest[_PAGE - start :]
+            self._pages[number][start : start + len(piece)] = piece
+            self._position += len(piece)
+        self.size = max(self.size, self._position)
+        return len(data)
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self._position if size is None else size
+        return self.size

@@ -2,71 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-from shardpress.records import Part, part_key
+from msgspec import structs
+
+from shardpress.records import Part, Range, in_order
 from shardpress.shards.shard import Block, Shard
 
-MAX_LISTED_COLUMNS = 20
-"""Largest number of columns outside the range to store in a part's record. A run can have thousands of records."""
 
-
-@dataclass(frozen=True)
-class PartRange:
-    """A row range of one input shard whose features are written to one file."""
+class Piece(NamedTuple):
+    """Rows of one shard in a part."""
 
     shard: int  # position of the shard
     source: Block
 
-    @property
-    def key(self) -> str:
-        """Name of the part. Sorting parts by name puts them in row order."""
-        return part_key(self.shard, self.source.start)
+
+class PartSize(NamedTuple):
+    """Largest size of a part. Rows of a shard are divided only at multiples of `step_rows`."""
+
+    n_rows: int
+    n_shards: int
+    step_rows: int
 
 
-def in_order(parts: Iterable[Part]) -> list[Part]:
-    """Return parts in the order of their rows."""
-    return sorted(parts, key=lambda part: (part.shard, part.start))
+def plan_parts(shards: Sequence[Shard], existing: Iterable[Part], size: PartSize) -> list[list[Piece]]:
+    """Divide all rows that are in no existing part, in row order. Existing parts do not overlap."""
+    parts: list[list[Piece]] = []
+    room = 0  # rows that the last part can still take
+    for number, start, stop in _gaps(shards, existing):
+        while start < stop:
+            end = stop if stop - start <= room else (start + room) // size.step_rows * size.step_rows
+            if end <= start or len(parts[-1]) == size.n_shards:
+                parts.append([])
+                room = size.n_rows
+                continue
+            parts[-1].append(Piece(number, Block(shards[number], start, end)))
+            room -= end - start
+            start = end
+    return parts
 
 
-def plan_parts(shards: Sequence[Shard], part_rows: int, existing: Sequence[Part]) -> tuple[list[PartRange], list[Part]]:
-    """Plan parts of at most `part_rows` rows for all rows that are not encoded yet, in row order.
+def without_overlaps(parts: Sequence[Part], shards: Sequence[Shard]) -> list[Part]:
+    """Return the parts without ranges that overlap earlier ones, or extend past the end of their shard.
 
-    The sizes of existing parts can differ from `part_rows`, because the memory or the number of threads may have
-    changed. All existing parts are kept, except parts that overlap an earlier one or extend past the end of their
-    shard: these are returned as well.
+    Interrupted runs with parts of other sizes leave such ranges.
     """
-    parts_of_shard = _by_shard(existing)
-    missing: list[PartRange] = []
-    overlapping: list[Part] = []
-    for number, shard in enumerate(shards):
-        gaps, unused = _gaps(shard, parts_of_shard.get(number, []))
-        overlapping += unused
-        for start, stop in gaps:
-            blocks = Block(shard, start, stop).cut(part_rows)
-            missing += [PartRange(number, block) for block in blocks]
-    return missing, overlapping
-
-
-def _by_shard(parts: Sequence[Part]) -> dict[int, list[Part]]:
-    """Return the parts of each shard, sorted by first row."""
-    by_shard: dict[int, list[Part]] = {}
-    for part in sorted(parts, key=lambda part: part.start):
-        by_shard.setdefault(part.shard, []).append(part)
-    return by_shard
-
-
-def _gaps(shard: Shard, parts: Sequence[Part]) -> tuple[list[tuple[int, int]], list[Part]]:
-    """Return the row ranges that parts, sorted by first row, do not cover, and the parts that do not fit."""
-    gaps = []
-    overlapping = []
-    first = 0
+    ends = [0] * len(shards)
+    used = set()
+    for part, each in in_order(parts):
+        if ends[each.shard] <= each.start and each.stop <= shards[each.shard].n_rows:
+            ends[each.shard] = each.stop
+            used.add((part.file, each.first))
+    found = []
     for part in parts:
-        if part.start < first or part.stop > shard.n_rows:  # written by two runs with different part sizes
-            overlapping.append(part)
-            continue
-        gaps.append((first, part.start))
-        first = part.stop
-    gaps.append((first, shard.n_rows))
-    return gaps, overlapping
+        ranges = [each for each in part.ranges if (part.file, each.first) in used]
+        if ranges:
+            found.append(structs.replace(part, ranges=ranges))
+    return found
+
+
+def _gaps(shards: Sequence[Shard], parts: Iterable[Part]) -> Iterator[tuple[int, int, int]]:
+    """Yield the position of a shard and a first row and end for all rows that no part contains."""
+    by_shard: dict[int, list[Range]] = {}
+    for _, each in in_order(parts):
+        by_shard.setdefault(each.shard, []).append(each)
+    for number, shard in enumerate(shards):
+        first = 0
+        for each in by_shard.get(number, []):
+            if first < each.start:
+                yield number, first, each.start
+            first = each.stop
+        if first < shard.n_rows:
+            yield number, first, shard.n_rows

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import deflate
 import h5py
@@ -15,13 +14,6 @@ from shardpress.settings.config import StorageSettings
 _BLOCK_ROWS = 2**12  # rows to round at once; they fit into the processor's cache
 _CHUNK_BYTES = 2**18  # bytes before compression; HDF5 decompresses a whole chunk for each read
 _LEVEL = 1  # deflate level; level 4 takes twice as long and saves only 2.5 %
-
-
-class Chunked(NamedTuple):
-    """Values (n_rows, n_features) to store in chunks of rows, with the compression ``gzip`` or ``lzf``."""
-
-    values: np.ndarray
-    compression: str
 
 
 @dataclass(frozen=True)
@@ -62,13 +54,12 @@ def storage_of(settings: StorageSettings) -> Storage:
     return Storage(settings.storage_dtype, settings.compression)
 
 
-def write_chunked(file: h5py.File, name: str, chunked: Chunked) -> None:
-    """Create a dataset with compressed chunks.
+def write_chunked(file: h5py.File, name: str, values: np.ndarray, compression: str) -> None:
+    """Create a dataset (n_rows, n_features) with chunks of rows, and with the compression ``gzip`` or ``lzf``.
 
     For gzip, libdeflate compresses the chunks, because the zlib filter of HDF5 takes three times as long and holds
     HDF5's lock during that time.
     """
-    values = chunked.values
     n_rows, n_features = values.shape
     chunk_rows = max(1, min(n_rows, _CHUNK_BYTES // (values.itemsize * n_features)))
     dataset = file.create_dataset(
@@ -76,11 +67,11 @@ def write_chunked(file: h5py.File, name: str, chunked: Chunked) -> None:
         values.shape,
         values.dtype,
         chunks=(chunk_rows, n_features),
-        compression=chunked.compression,
+        compression=compression,
         shuffle=True,
         track_times=False,  # so that equal parts have equal bytes
     )
-    if chunked.compression == "lzf":
+    if compression == "lzf":
         dataset[...] = values
         return
     chunk = np.zeros(dataset.chunks, values.dtype)

@@ -20,16 +20,15 @@ import numpy as np
 
 from shardpress.device import autoencoder_of, n_cores, start_device
 from shardpress.encoding.bad_data import BadData
-from shardpress.encoding.partfile import PartMemory
 from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.errors import ReadFailed, TryAgain, printable
 from shardpress.model import Model
-from shardpress.output.disk import Disk
+from shardpress.output.disk import PAGE, Disk
 from shardpress.output.files import fault_of
 from shardpress.processcache import ProcessCache
 from shardpress.records import Entry
 from shardpress.result import read_model_file
-from shardpress.shards.shard import Block, Shard
+from shardpress.shards.shard import Block
 
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
@@ -55,7 +54,7 @@ class EncodeSettings:
     has_range: bool = False  # rows can have values outside the range of the model's training rows
     attributes: Mapping[str, Any] = field(default_factory=dict)  # attributes of every file
     storage: Storage = PLAIN
-    n_wide: int = 1  # parts with wide extras (see `is_wide`) that a process can write at the same time
+    n_wide: int = 1  # parts with wide extras (see `WIDE_BYTES`) that a process can write at the same time
     chunk_bytes: int = 0  # size of the cache of decompressed chunks in each process
 
     @property
@@ -117,15 +116,38 @@ class Worker:
             self._local.block = memory
         return np.asarray(memory[: len(block)])
 
-    def part_memory(self, shard: Shard) -> PartMemory:
-        # All shards of a run have the same categories, but another run with the same model can have other categories.
-        categories = [(extra.name, extra.categories) for extra in shard.extras]
-        if getattr(self._local, "categories", None) != categories:
-            settings = self._settings
-            self._local.part = PartMemory(settings.part_rows, self.model.n_features, shard.extras, settings.storage)
-            self._local.categories = categories
-        memory: PartMemory = self._local.part
-        return memory
+    def features(self, n_rows: int) -> np.ndarray:
+        """Return this thread's array (n_rows, n_features), float32, for the features of a part.
+
+        It is aligned as direct I/O requires. New memory for each part would take longer than encoding.
+        """
+        n_values = n_rows * self.model.n_features
+        memory = getattr(self._local, "features", None)
+        if memory is None or len(memory) < n_values:
+            most = max(n_rows, self._settings.part_rows) * self.model.n_features
+            memory = _aligned_array(most, np.dtype("<f4"))
+            self._local.features = memory
+        return np.asarray(memory[:n_values].reshape(n_rows, -1))
+
+    def stored(self, features: np.ndarray) -> tuple[np.ndarray, float | None]:
+        """Return features in the form in which they are stored, and their largest error; None if it is the same."""
+        storage = self._settings.storage
+        if storage.dtype == "float32":
+            return features, None if storage.is_plain else 0.0
+        memory = getattr(self._local, "stored", None)
+        if memory is None or memory.size < features.size:
+            memory = _aligned_array(self._local.features.size, np.dtype(storage.dtype).newbyteorder("<"))
+            self._local.stored = memory
+        out = memory[: features.size].reshape(features.shape)
+        return out, storage.store(features, out)
+
+
+def _aligned_array(n_values: int, dtype: np.dtype) -> np.ndarray:
+    """Return zeros (n_values,) that start at a multiple of `PAGE`."""
+    n_bytes = n_values * dtype.itemsize
+    memory = np.zeros(n_bytes + PAGE, dtype=np.uint8)
+    start = -memory.ctypes.data % PAGE
+    return memory[start : start + n_bytes].view(dtype)
 
 
 _workers = ProcessCache[object, Worker](max_size=1)  # a model and its memory are large

@@ -52,7 +52,7 @@ def write_anndata(path: Path, rows: Rows, source: str, progress: Progress) -> li
         for name in columns:
             _create_column(obs, name, rows)
         start = 0
-        for block in rows.blocks(rows.parts, progress):
+        for block in rows.blocks(rows.stretches, progress):
             stop = start + len(block[VALID])
             _write(file["obsm"][KEY], start, stop, block[FEATURES])
             _write(obs[_INDEX], start, stop, _names(block, start, index, rows))

@@ -110,7 +110,7 @@ def _export_parquet(output: str | Path, as_of: int | str | Path | None, target: 
     rows = open_rows(output, as_of)
     n_written = write_parquet(target.path, rows, target.source, target.disk)
     return (
-        f"Wrote {n_written} of {len(rows.parts)} files in {_size(rows, target)}. "
+        f"Wrote {n_written} of {len(rows.stretches)} files in {_size(rows, target)}. "
         f'Read them with pandas.read_parquet("{printable(target.path)}").'
     )
 

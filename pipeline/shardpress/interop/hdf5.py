@@ -35,7 +35,7 @@ def write_hdf5(path: Path, rows: Rows, source: str, progress: Progress) -> None:
             if name in rows.categories:
                 file[name].attrs[ATTRIBUTE] = attribute_value(rows.categories[name].tolist())
         start = 0
-        for block in rows.blocks(rows.parts, progress):
+        for block in rows.blocks(rows.stretches, progress):
             stop = start + len(block["valid"])
             for name, values in block.items():
                 write_rows(file[name], start, stop, values)

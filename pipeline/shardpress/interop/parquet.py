@@ -1,8 +1,8 @@
 """Export of features to a folder of Parquet files, for pandas, Polars, DuckDB, Spark and programs that read tables.
 
-The folder has one file for each part. The columns have the names and values of
-`shardpress.features.Features.to_pandas`. The name of a file depends on its content, so a repeated export writes only
-the files of new parts.
+The folder has a file for each stretch of rows that are consecutive in a part. The columns have the names and values of
+`shardpress.features.Features.to_pandas`. The name of a file contains its first row and a digest of its content, so a
+repeated export writes only new content.
 
 This module imports pyarrow, an optional package. Import it only if Parquet files are written.
 """
@@ -28,7 +28,7 @@ from shardpress.interop.hdf5 import SOURCE
 from shardpress.interop.rows import Block, Rows
 from shardpress.output.disk import TEMPORARY, Disk, changing, publish_from, remove, sync_directory
 from shardpress.progress import Progress
-from shardpress.records import Part
+from shardpress.records import Stretch
 from shardpress.result import FEATURES, VALID
 
 ENCODER = "shardpress.encoder"
@@ -45,36 +45,57 @@ _UNFINISHED = re.compile(rf"\.{_FILE.pattern}\.[0-9a-f]{{32}}\{TEMPORARY}")
 
 
 def write_parquet(folder: Path, rows: Rows, source: str, disk: Disk) -> int:
-    """Write the files of new parts to a folder, remove those of parts that are gone, and return the number of new ones.
+    """Write the rows to the files of a folder, as far as they are new, and return the number of new files.
 
-    New files have hidden names until all of them are written. Until then, the earlier export is complete.
+    New files have hidden names until all of them are written. Until then, the earlier export is complete. Files with
+    the same content at another place are renamed, and files with other rows are removed.
     """
     found = _earlier_files(folder, source)
-    digest_of_map = "" if rows.to_other is None else digest([rows.to_other.to_npz()])
-    columns = fingerprint(_VERSION, sorted(rows.shapes), rows.encoder, digest_of_map)
-    names = {_name(part, columns): part for part in rows.parts}
-    missing = {name: part for name, part in names.items() if name not in found}
-    to_write = {name: part for name, part in missing.items() if f"{_NEW}{name}" not in found}
+    wanted = _named(rows)
+    spare = {_digest_in(name): name for name in sorted(found - wanted.keys())}
+    missing: dict[str, str] = {}  # present names of files, by the names that they get
+    to_write: dict[str, Stretch] = {}
+    for name, stretch in wanted.items():
+        if name in found:
+            continue
+        present = spare.pop(_digest_in(name), None)
+        if present is None:
+            present = f"{_NEW}{name}"
+            to_write[present] = stretch
+        missing[name] = present
     with changing(folder, "writing its files"):
         if not folder.exists():
             disk.make_directory(folder)
             sync_directory(disk, folder.parent)
-        with Progress("export", sum(part.n_rows for part in to_write.values()), "rows") as progress:
-            for name, part in to_write.items():
-                _write(folder / f"{_NEW}{name}", part, rows, source, progress, disk)
-        for name in missing:
-            disk.replace(folder / f"{_NEW}{name}", folder / name)
-        for name in sorted(found - names.keys()):
+        with Progress("export", sum(stretch.n_rows for stretch in to_write.values()), "rows") as progress:
+            for name, stretch in to_write.items():
+                _write(folder / name, stretch, rows, source, progress, disk)
+        for name, present in missing.items():
+            disk.replace(folder / present, folder / name)
+        for name in sorted(found - wanted.keys() - set(missing.values())):
             remove(disk, folder / name)
         sync_directory(disk, folder)
     return len(to_write)
 
 
-def _name(part: Part, columns: str) -> str:
-    """Return the name of the file of a part. It ends with a digest of everything that determines the content."""
-    stem = re.sub("-?[0-9a-f]{32}$", "", Path(part.file).stem)
-    content = fingerprint(columns, part.entry.blake3, part.append_id)
-    return f"{stem}-{content[:32]}.parquet"
+def _named(rows: Rows) -> dict[str, Stretch]:
+    """Return all rows by the names of their files, which sort like the rows."""
+    digest_of_map = "" if rows.to_other is None else digest([rows.to_other.to_npz()])
+    columns = fingerprint(_VERSION, sorted(rows.shapes), rows.encoder, digest_of_map)
+    found = {}
+    row = 0
+    for stretch in rows.stretches:
+        part, first, n_rows = stretch
+        append_ids = [[each.first, each.append_id] for each in stretch.ranges]
+        content = fingerprint(columns, part.entry.blake3, first, n_rows, append_ids)
+        found[f"part-{row:012d}-{content[:32]}.parquet"] = stretch
+        row += n_rows
+    return found
+
+
+def _digest_in(name: str) -> str:
+    """Return the digest of the content in the name of a file."""
+    return name.removesuffix(".parquet")[-32:]
 
 
 def _earlier_files(folder: Path, source: str) -> set[str]:
@@ -107,11 +128,11 @@ def _source_of(path: Path) -> str | None:
     return None if found is None else found.decode(errors="replace")
 
 
-def _write(path: Path, part: Part, rows: Rows, source: str, progress: Progress, disk: Disk) -> None:
+def _write(path: Path, stretch: Stretch, rows: Rows, source: str, progress: Progress, disk: Disk) -> None:
     metadata = {ENCODER: rows.encoder, _SOURCE: source}
 
     def write(temporary: Path) -> None:
-        groups = _groups(part, rows, metadata, progress)
+        groups = _groups(stretch, rows, metadata, progress)
         first = next(groups)
         dictionaries = [field.name for field in first.schema if pa.types.is_dictionary(field.type)]
         with parquet.ParquetWriter(
@@ -124,14 +145,14 @@ def _write(path: Path, part: Part, rows: Rows, source: str, progress: Progress, 
     publish_from(disk, path, write)
 
 
-def _groups(part: Part, rows: Rows, metadata: Mapping[str, str], progress: Progress) -> Iterator[pa.Table]:
-    """Yield tables of a few megabytes each. There is at least one, which can have no rows."""
+def _groups(stretch: Stretch, rows: Rows, metadata: Mapping[str, str], progress: Progress) -> Iterator[pa.Table]:
+    """Yield tables of a few megabytes each."""
     ndims = {name: len(dims) for name, (dims, _) in rows.extras.items()}
     names = name_columns(rows.n_features, [VALID_COLUMN], ndims)
-    categories = categories_of(rows.result.directory / part.file)
+    categories = categories_of(rows.result.directory / stretch.part.file)
     tables: list[pa.Table] = []
     n_bytes = 0
-    for block in rows.blocks([part], progress):
+    for block in rows.blocks([stretch], progress):
         table = _table(block, categories, names)
         table = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
         tables.append(table)

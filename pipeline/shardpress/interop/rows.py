@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from shardpress.features import (
     reading,
 )
 from shardpress.progress import Progress
-from shardpress.records import Part
+from shardpress.records import Stretch, stretches_of
 from shardpress.result import APPEND_ID, FEATURES, VALID, Result
 
 _BLOCK_BYTES = 2**22
@@ -46,10 +47,10 @@ class Rows:
     categories: Mapping[str, np.ndarray]  # of the extras that are stored as codes
     to_other: LinearMap | None  # map to the features of another encoder, which is applied to all features
 
-    @property
-    def parts(self) -> list[Part]:
-        """All parts, in the order of the rows."""
-        return self.result.parts
+    @cached_property
+    def stretches(self) -> list[Stretch]:
+        """All rows, in their order."""
+        return stretches_of(self.result.ranges)
 
     @property
     def n_rows(self) -> int:
@@ -69,11 +70,11 @@ class Rows:
         """Fingerprint of the encoder of the features, after the map."""
         return self.result.encoder if self.to_other is None else self.to_other.encoder_to
 
-    def blocks(self, parts: Sequence[Part], progress: Progress) -> Iterator[Block]:
-        """Yield the rows of some parts in order. Each part has at least one block, which can be empty."""
+    def blocks(self, stretches: Sequence[Stretch], progress: Progress) -> Iterator[Block]:
+        """Yield some rows in order."""
         step = self._rows_at_once()
-        for part in parts:
-            for block in self._blocks_of(part, step):
+        for stretch in stretches:
+            for block in self._blocks_of(stretch, step):
                 signals.check()
                 yield block
                 progress.advance(len(block[VALID]))
@@ -88,21 +89,26 @@ class Rows:
         n_rows = max(1, _BLOCK_BYTES // row_bytes)
         return min(n_rows, _TEXT_ROWS) if has_text else n_rows
 
-    def _blocks_of(self, part: Part, step: int) -> Iterator[Block]:
-        path = self.result.directory / part.file
+    def _blocks_of(self, stretch: Stretch, step: int) -> Iterator[Block]:
+        path = self.result.directory / stretch.part.file
+        ranges = stretch.ranges
+        append_ids = np.repeat(
+            np.array([each.append_id for each in ranges], np.int32), [each.n_rows for each in ranges]
+        )
         try:
             with reading(path) as file:
-                for start in range(0, max(1, part.n_rows), step):
-                    yield self._read(file, part, start, min(start + step, part.n_rows))
+                for start in range(0, stretch.n_rows, step):
+                    stop = min(start + step, stretch.n_rows)
+                    block = self._read(file, stretch.first + start, stretch.first + stop)
+                    yield {**block, APPEND_ID: append_ids[start:stop]}
         except FAILURES as error:
             raise ReadFailed(
                 f"file={printable(path)}: cannot be read: {error}. Check the results with shardpress verify, and "
                 "run the command that made them again to recompute damaged files."
             ) from error
 
-    def _read(self, file: h5py.File, part: Part, start: int, stop: int) -> Block:
+    def _read(self, file: h5py.File, start: int, stop: int) -> Block:
         block = {name: read_values(file[name], start, stop) for name in self.shapes if name in file}
-        block[APPEND_ID] = np.full(stop - start, part.append_id, np.int32)
         if self.to_other is not None:
             block[FEATURES] = self.to_other.apply(block[FEATURES])
         return block

@@ -20,7 +20,9 @@ _IN_FOLDERS = re.compile(
     r"[a-z]+-[0-9-]*[0-9a-f]{32}\.(h5|npz|txt|json)|current|manifest\.json|report\.(json|html)|(model|index)\.h5"
     r"|bad_rows\.jsonl|encoder\.npz"
 )
-_TOP = ("model.h5", "model-last-good.h5", "report.json", "run.json", ".lock", "manifest.json")
+_TOP = re.compile(
+    r"model(-last-good)?\.h5|(report|run|manifest)\.json|\.lock|index-[0-9a-f]{32}\.h5(\.[0-9a-f]{32}\.writing)?"
+)
 _PUBLICATION = re.compile("[0-9a-f]{32}")
 
 
@@ -37,7 +39,7 @@ def remove_earlier(directory: Path, disk: Disk) -> None:
             _remove_folder(published / name, disk)
     for name in _FOLDERS:
         _remove_folder(directory / name, disk)
-    for name in _TOP:
+    for name in filter(_TOP.fullmatch, sorted(os.listdir(directory))):
         remove(disk, directory / name)
     publish(disk, directory / MARKER, f"{FORMAT}\n".encode())
 

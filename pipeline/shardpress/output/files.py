@@ -39,7 +39,7 @@ _PIECE = 2**20  # bytes read at once, so that verifying large parts takes little
 # Only files with these names are ever removed. All others belong to the user.
 _RESULT = re.compile(
     r"parts/part-[0-9-]*[0-9a-f]{32}\.h5|work/(scan|checkpoint|model|probe)-[0-9a-f]{32}\.(h5|npz|txt)"
-    r"|work/model-last-good\.h5|index-[0-9a-f]{32}\.h5|generation-[0-9]+\.h5"
+    r"|work/model-last-good\.h5|generation-[0-9]+\.h5"
 )
 _FIXED = r"index\.h5|report\.html|bad_rows\.jsonl|\.shardpress|work/journal\.jsonl"
 _TEMPORARY = re.compile(rf"({_FIXED}|{_RESULT.pattern})\.[0-9a-f]{{32}}\{TEMPORARY}")

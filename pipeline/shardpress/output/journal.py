@@ -37,7 +37,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import msgspec
@@ -68,7 +68,7 @@ _SECONDS = 1.0  # largest age of a line that is not synced; a power cut loses at
 class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
     """A file that a run has written, as the journal names it."""
 
-    key: str  # scan, model, diverged, checkpoint-<step>, part-<shard>-<row>
+    key: str  # scan, model, diverged, checkpoint-<step>, part-<number>
     fingerprint: str  # of everything that determines the content
     entry: Entry
     facts: dict[str, Any] = {}  # plain values that are stored with the record
@@ -85,13 +85,18 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
     @property
     def part(self) -> Part:
         """The part that the record names."""
-        return msgspec.convert({**self.facts, "entry": self.entry}, Part)
+        return msgspec.convert({**self.facts["part"], "entry": self.entry}, Part)
+
+    @property
+    def identities(self) -> list[str]:
+        """Identity of the shard of each range of the part, as `Prepared.identities` returns it."""
+        return msgspec.convert(self.facts["identities"], list[str])
 
     @classmethod
-    def of_part(cls, part: Part, fingerprint: str) -> Record:
+    def of_part(cls, part: Part, fingerprint: str, identities: Sequence[str]) -> Record:
         facts = plain(part)
         del facts["entry"]
-        return cls(part.key, fingerprint, part.entry, facts)
+        return cls(PurePath(part.file).stem, fingerprint, part.entry, {"part": facts, "identities": list(identities)})
 
 
 class _Base(msgspec.Struct, frozen=True, tag="base"):
@@ -255,7 +260,6 @@ class Journal:
 
         With `keeps_earlier`, the earlier result becomes ``generation-N.h5``.
         """
-        self._sync_names("")  # of views
         self._append([])
         if keeps_earlier and self.published is not None:
             name = GENERATION.format(self.published.facts.generation)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shardpress.records import Part, ShardFacts, with_digests
+from shardpress.records import Part, Range, ShardFacts, with_digests
 from shardpress.report.rows import read_features, select_rows
 from shardpress.result import Result
 
@@ -19,18 +19,18 @@ _BYTES = 2**26  # maximum size of the features of each run, in float64
 
 @dataclass(frozen=True)
 class EncodedRows:
-    """The parts of a run, which may not be published yet."""
+    """The rows of a run, which may not be published yet."""
 
     directory: Path
-    parts: Sequence[Part]
+    ranges: Sequence[tuple[Part, Range]]  # in the order of the rows
     n_features: int
     encoder: str  # fingerprint
     shards: Sequence[ShardFacts]  # with digests
 
     @classmethod
     def of(cls, result: Result) -> EncodedRows:
-        shards = with_digests(result.facts.request.shards, result.parts)
-        return cls(result.directory, result.parts, result.n_features, result.encoder, shards)
+        shards = with_digests(result.shards, result.parts)
+        return cls(result.directory, result.ranges, result.n_features, result.encoder, shards)
 
 
 def default_rows(n_features: tuple[int, int]) -> int:
@@ -47,18 +47,6 @@ class Piece:
     starts: tuple[int, int]  # the first row within each part
     n_rows: int
 
-    @classmethod
-    def of(cls, a: Part, b: Part) -> Piece:
-        """Return the rows that are in both of two parts."""
-        start = max(a.start, b.start)
-        stop = min(a.stop, b.stop)
-        return cls(
-            name=Path(a.path).name,
-            parts=(a.file, b.file),
-            starts=(start - a.start, start - b.start),
-            n_rows=stop - start,
-        )
-
     def read(self, a: Path, b: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Read some rows of both runs. Return their features, and a mask of the rows that are valid in both."""
         features_a, valid_a = read_features(a / self.parts[0], rows + self.starts[0])
@@ -69,13 +57,18 @@ class Piece:
 def common_pieces(a: EncodedRows, b: EncodedRows) -> list[Piece]:
     """Return pieces that contain all common rows, in the order of A."""
     pairs = _same_shards(a.shards, b.shards)
-    parts_of_shard: dict[int, list[Part]] = {}
-    for part in sorted(b.parts, key=lambda part: part.start):
-        parts_of_shard.setdefault(part.shard, []).append(part)
+    by_shard: dict[int, list[tuple[Part, Range]]] = {}
+    for part, each in b.ranges:
+        by_shard.setdefault(each.shard, []).append((part, each))
     pieces = []
-    for part in a.parts:
-        others = parts_of_shard.get(pairs.get(part.shard, -1), [])
-        pieces += [Piece.of(part, other) for other in _overlapping(part, others)]
+    for part, each in a.ranges:
+        name = a.shards[each.shard].name
+        others = by_shard.get(pairs.get(each.shard, -1), [])
+        for other_part, other in _overlapping(each, others):
+            start = max(each.start, other.start)
+            n_rows = min(each.stop, other.stop) - start
+            starts = (each.first + start - each.start, other.first + start - other.start)
+            pieces.append(Piece(name, (part.file, other_part.file), starts, n_rows))
     return pieces
 
 
@@ -104,10 +97,10 @@ def _content_at_place(shard: ShardFacts) -> Hashable:
     return shard.place, shard.kind, shard.rows
 
 
-def _overlapping(part: Part, others: Sequence[Part]) -> Sequence[Part]:
-    """Return the parts of the same shard in `others`, which are sorted by start, that overlap a part."""
-    first = bisect_right(others, part.start, key=lambda other: other.stop)  # fast even with thousands of parts
-    last = bisect_left(others, part.stop, key=lambda other: other.start)
+def _overlapping(rows: Range, others: Sequence[tuple[Part, Range]]) -> Sequence[tuple[Part, Range]]:
+    """Return the ranges of the same shard in `others`, which are sorted by start, that overlap a range."""
+    first = bisect_right(others, rows.start, key=lambda pair: pair[1].stop)  # fast even with thousands of ranges
+    last = bisect_left(others, rows.stop, key=lambda pair: pair[1].start)
     return others[first:last]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from shardpress.columns import Columns
 from shardpress.errors import printable
-from shardpress.records import Outside, Part
+from shardpress.records import Outside, Range, ShardFacts
 from shardpress.report.measures import LabelChoice, measure
 from shardpress.report.sample import PartSource, SampleSpec, draw_sample
 from shardpress.result import Result
@@ -43,30 +43,32 @@ def input_facts(shards: Sequence[Shard]) -> dict[str, Any]:
 # -- bad data ------------------------------------------------------------------------------------------------------
 
 
-def bad_data_facts(refused: Sequence[Mapping[str, str]], parts: Sequence[Part], columns: Columns) -> dict[str, Any]:
+def bad_data_facts(
+    refused: Sequence[Mapping[str, str]], ranges: Sequence[Range], shards: Sequence[ShardFacts], columns: Columns
+) -> dict[str, Any]:
     """Return the number of bad shards and of bad rows, with details about the first few of each.
 
     `refused` are files that were left out, each with the keys ``file`` and ``reason``.
     """
     bad_shards = list(refused)
     rows = []
-    for part in parts:
-        if not part.is_unreadable:
-            rows += [(part, each) for each in part.bad if isinstance(each["row"], int)]  # others are ranges of extras
-        elif part.start == 0:
-            bad_shards.append({"file": part.path, "reason": part.bad[0]["reason"]})
-    first = [_bad_row(part, each, columns) for part, each in rows[:_MAX_LISTED]]
+    for each in ranges:
+        if not each.is_unreadable:
+            rows += [(each, bad) for bad in each.bad if isinstance(bad["row"], int)]  # others are ranges of extras
+        elif each.start == 0:
+            bad_shards.append({"file": shards[each.shard].path, "reason": each.bad[0]["reason"]})
+    first = [_bad_row(shards[each.shard], bad, columns) for each, bad in rows[:_MAX_LISTED]]
     return {
         "shards": {"n": len(bad_shards), "first": bad_shards[:_MAX_LISTED]},
         "rows": {"n": len(rows), "first": first},
     }
 
 
-def _bad_row(part: Part, bad: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
+def _bad_row(shard: ShardFacts, bad: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     """Return the location, the first bad column and its value of a bad row."""
     column = next(iter(bad["columns"]), None)
     name = None if column is None else columns.name_of(column)
-    location = {"file": part.path, "dataset": part.dataset, "row": bad["row"]}
+    location = {"file": shard.path, "dataset": shard.dataset, "row": shard.first_row + bad["row"]}
     return {**location, "column": column, "name": name, "value": bad["reason"]}
 
 
@@ -74,8 +76,8 @@ def _bad_row(part: Part, bad: Mapping[str, Any], columns: Columns) -> dict[str, 
 
 
 @dataclass(frozen=True)
-class PartDrift:
-    """Values of a part that are outside the range of a model."""
+class RangeDrift:
+    """Values of consecutive rows of a shard that are outside the range of a model."""
 
     shard: int  # index
     n_rows: int
@@ -84,35 +86,35 @@ class PartDrift:
     is_whole: bool  # whether `outside` lists all columns with values outside
 
 
-def drift_facts(shards: Sequence[Shard], parts: Sequence[PartDrift], on_drift: str) -> dict[str, Any]:
+def drift_facts(shards: Sequence[Shard], ranges: Sequence[RangeDrift], on_drift: str) -> dict[str, Any]:
     """Return facts about values outside the range of a model, by column and by shard.
 
     Only the columns with the most values outside the range and the shards with the most affected rows are listed.
     """
     n_rows: Counter[int] = Counter()
     n_outside: Counter[int] = Counter()
-    for part in parts:
-        n_rows[part.shard] += part.n_rows
-        n_outside[part.shard] += part.n_outside
+    for each in ranges:
+        n_rows[each.shard] += each.n_rows
+        n_outside[each.shard] += each.n_outside
     affected = sorted((i for i in n_outside if n_outside[i]), key=lambda i: (-n_outside[i], i))
-    columns = farthest(column for part in parts for column in part.outside)
+    columns = farthest(column for each in ranges for column in each.outside)
     return {
         "on_drift": on_drift,
         "n_rows": n_rows.total(),
         "n_outside": n_outside.total(),
         "n_columns": len(columns),
         "n_shards": len(affected),
-        "is_whole": all(part.is_whole for part in parts),
-        "columns": _first_columns(shards[0], columns, parts),
+        "is_whole": all(each.is_whole for each in ranges),
+        "columns": _first_columns(shards[0], columns, ranges),
         "shards": [
             {"file": shards[i].path, "n_rows": n_rows[i], "n_outside": n_outside[i]} for i in affected[:_MAX_LISTED]
         ],
     }
 
 
-def _first_columns(shard: Shard, columns: Sequence[Outside], parts: Sequence[PartDrift]) -> list[dict[str, Any]]:
+def _first_columns(shard: Shard, columns: Sequence[Outside], ranges: Sequence[RangeDrift]) -> list[dict[str, Any]]:
     """Return facts about the columns with the most values outside the range, with the number of affected shards."""
-    shards_and_columns = {(part.shard, each.column) for part in parts for each in part.outside}
+    shards_and_columns = {(one.shard, each.column) for one in ranges for each in one.outside}
     n_shards = Counter(column for _, column in shards_and_columns)
     most_first = sorted(columns, key=lambda column: -column.n_values)
     facts = []

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from shardpress.errors import DataError, NoInput
-from shardpress.records import Part, ShardFacts, Stat, with_digests
+from shardpress.records import ShardFacts, Stat, with_digests
 from shardpress.report.rows import Preprocessing
 from shardpress.result import Result
 from shardpress.shards.columns import reordered
 from shardpress.shards.rows import digest_of_rows
-from shardpress.shards.shard import Block, Shard, with_offset, with_preparation
+from shardpress.shards.shard import Block, Shard, rows_of, with_offset, with_preparation
 from shardpress.shards.vet import Selection, vet
 
 
@@ -26,25 +26,24 @@ class Inputs:
     """Input shards of a run, which are opened at the paths in its result."""
 
     def __init__(self, result: Result) -> None:
-        self._shards = with_digests(result.facts.request.shards, result.parts)
+        self._shards = with_digests(result.shards, result.parts)
         self._orientation = result.facts.config.get("orientation")
         self._model = result.model
 
-    def shard(self, part: Part) -> Shard:
-        """Return the shard of a part. Raise `NoInput` if its file does not exist, and `DataError` if it has changed."""
-        before = self._shards[part.shard]
-        shard = vet(self._path(part), Selection(part.dataset, self._orientation))
+    def shard(self, number: int) -> Shard:
+        """Return a shard. Raise `NoInput` if its file does not exist, and `DataError` if it has changed."""
+        before = self._shards[number]
+        path = Path(before.path)
+        if not path.is_file():
+            raise NoInput("the file no longer exists at this path")
+        shard = vet(path, Selection(before.dataset, self._orientation))
+        if before.first_row + before.shape[0] <= shard.n_rows:
+            shard = rows_of(shard, before.first_row, before.shape[0])
         if before.column_order is not None:
             shard = reordered(shard, self._model.columns)
         if not _has_rows(shard, before):
             raise DataError("its rows have changed since the run")
         return with_preparation(with_offset(shard, self._model.offset), self._model.preparation)
-
-    def _path(self, part: Part) -> Path:
-        path = Path(part.path)
-        if not path.is_file():
-            raise NoInput("the file no longer exists at this path")
-        return path
 
 
 def _has_rows(shard: Shard, before: ShardFacts) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from shardpress.errors import DataError, NoInput, NotPermitted, printable
 from shardpress.features import FAILURES, reading
 from shardpress.model import Model
 from shardpress.output.files import check_storage
-from shardpress.records import Part
+from shardpress.records import Part, Range, ShardFacts
 from shardpress.result import FEATURES, VALID
 from shardpress.scan.scaler import Cleaning, bad_entries
 from shardpress.shards.rows import read
@@ -81,18 +81,19 @@ class RowCheck:
 
 def check_rows(
     directory: Path,
-    parts: Sequence[Part],
-    shard_of: Callable[[Part], Shard],
+    pairs: Sequence[tuple[Part, Range]],
+    shards: Sequence[ShardFacts],
+    shard_of: Callable[[int], Shard],
     preprocessing: Preprocessing,
     n_rows: int | None = None,
 ) -> RowCheck:
-    """Recompute the features of some rows from all parts, and compare them with the stored features.
+    """Recompute the features of some rows from all ranges of parts, and compare them with the stored features.
 
     Parameters
     ----------
     shard_of : callable
-        Function that returns the shard of a part. It raises `DataError`, `NoInput` or `NotPermitted` if the shard
-        cannot be read.
+        Function that returns a shard, given its position. It raises `DataError`, `NoInput` or `NotPermitted` if the
+        shard cannot be read.
     n_rows : int, optional
         Number of rows, evenly spread. The default is 256, or less if chunks are large.
 
@@ -103,20 +104,19 @@ def check_rows(
     """
     sources = _Sources(shard_of)
     if not n_rows:
-        n_rows = _affordable_rows(parts, sources)
-    selection = select_rows([part.n_rows for part in parts], n_rows)
+        n_rows = _affordable_rows([each for _, each in pairs], sources)
+    selection = select_rows([each.n_rows for _, each in pairs], n_rows)
     results = []
-    for part, rows in zip(parts, selection, strict=True):
+    for pair, rows in zip(pairs, selection, strict=True):
         for start in range(0, len(rows), _DEFAULT_ROWS):
-            numbers = rows[start : start + _DEFAULT_ROWS]
-            results.append(_check_part(directory, part, numbers, sources, preprocessing))
+            results.append(_check_range(directory, pair, rows[start : start + _DEFAULT_ROWS], sources, preprocessing))
     return RowCheck(
         n_rows=sum(each.n_rows for each in results),
         n_bad=sum(each.n_bad for each in results),
         largest_difference=max((each.largest_difference for each in results), default=0.0),
         of_tolerance=max((each.of_tolerance for each in results), default=0.0),
-        faults=tuple(fault for each in results for fault in each.faults),
-        unchecked=tuple(Fault(path, reason) for path, reason in sources.unreadable.items()),
+        faults=tuple(dict.fromkeys(fault for each in results for fault in each.faults)),
+        unchecked=tuple(dict.fromkeys(Fault(shards[i].path, reason) for i, reason in sources.unreadable.items())),
     )
 
 
@@ -138,15 +138,15 @@ def select_rows(sizes: Sequence[int], n: int) -> list[np.ndarray]:
     return [rows[ends[i] : ends[i + 1]] - first_rows[i] for i in range(len(sizes))]
 
 
-def _affordable_rows(parts: Sequence[Part], sources: _Sources) -> int:
+def _affordable_rows(ranges: Sequence[Range], sources: _Sources) -> int:
     """Return the number of rows that can be read in about a second.
 
     All shards are assumed to be like the first one, and each row is assumed to be in a different chunk.
     """
-    shard = next(filter(None, map(sources.shard, parts)), None)
+    shard = next(filter(None, (sources.shard(each.shard) for each in ranges)), None)
     if shard is None:
         return _DEFAULT_ROWS
-    n_bytes = sum(part.n_rows for part in parts) * shard.row_bytes
+    n_bytes = sum(each.n_rows for each in ranges) * shard.row_bytes
     if n_bytes <= _BYTES:
         return _DEFAULT_ROWS
     n_chunks = _BYTES // (shard.chunk_rows * shard.row_bytes)
@@ -189,37 +189,35 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 class _Sources:
-    """Input shards of the parts. Each shard is opened only once."""
+    """Input shards. Each one is opened only once."""
 
-    def __init__(self, shard_of: Callable[[Part], Shard]) -> None:
+    def __init__(self, shard_of: Callable[[int], Shard]) -> None:
         self._shard_of = shard_of
         self._shards: dict[int, Shard | None] = {}
-        self.unreadable: dict[str, str] = {}  # the reason why a file cannot be read, by its path
+        self.unreadable: dict[int, str] = {}  # the reason why a shard cannot be read, by its position
 
-    def shard(self, part: Part) -> Shard | None:
-        """Return the shard of a part, or None if the shard can no longer be read."""
-        number = part.shard
+    def shard(self, number: int) -> Shard | None:
+        """Return a shard, or None if it can no longer be read."""
         if number not in self._shards:
             self._shards[number] = None
             try:
-                self._shards[number] = self._shard_of(part)
+                self._shards[number] = self._shard_of(number)
             except (DataError, NoInput, NotPermitted) as error:
-                self.unreadable[part.path] = str(error)
+                self.unreadable[number] = str(error)
         return self._shards[number]
 
 
-def _read_rows(part: Part, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
-    """Read input rows (n_rows, n_inputs) of a part from its shard.
+def _read_rows(shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+    """Read some rows (n_rows, n_inputs) of a shard.
 
     Also return the reason why a row cannot be read, by its position. Such rows are 0.
     """
     rows = np.zeros((len(numbers), shard.n_inputs), shard.dtype)
     failures: dict[int, str] = {}
-    rows_of_shard = numbers + part.start
-    chunk_of_row = rows_of_shard // shard.chunk_rows
+    chunk_of_row = numbers // shard.chunk_rows
     for chunk in np.unique(chunk_of_row):  # so that each chunk is decompressed only once
         positions = np.flatnonzero(chunk_of_row == chunk)
-        wanted = rows_of_shard[positions]
+        wanted = numbers[positions]
         try:
             values = read(Block(shard, int(wanted[0]), int(wanted[-1]) + 1))
             rows[positions] = values[wanted - wanted[0]]
@@ -231,25 +229,30 @@ def _read_rows(part: Part, shard: Shard, numbers: np.ndarray) -> tuple[np.ndarra
 # -- comparison ----------------------------------------------------------------------------------------------------
 
 
-def _check_part(
-    directory: Path, part: Part, numbers: np.ndarray, sources: _Sources, preprocessing: Preprocessing
+def _check_range(
+    directory: Path, pair: tuple[Part, Range], numbers: np.ndarray, sources: _Sources, preprocessing: Preprocessing
 ) -> RowCheck:
-    """Recompute the features of some rows of a part, and compare them with the stored features."""
+    """Recompute the features of some rows of a range, and compare them with the stored features."""
+    part, rows_of_part = pair
     try:
-        features, valid = read_features(directory / part.file, numbers)
+        features, valid = read_features(directory / part.file, rows_of_part.first + numbers)
     except DataError as error:
         return RowCheck(faults=(Fault(part.file, str(error)),))
-    shard = sources.shard(part)
+    shard = sources.shard(rows_of_part.shard)
     if shard is None:
         return RowCheck()
-    rows, failures = _read_rows(part, shard, numbers)
+    rows, failures = _read_rows(shard, rows_of_part.start + numbers)
     # If the run could not read the row either, the row is stored as a bad row.
     reasons = [reason for i, reason in failures.items() if valid[i]]
     if reasons:
-        sources.unreadable[part.path] = reasons[0]
+        sources.unreadable[rows_of_part.shard] = reasons[0]
     positions = np.delete(np.arange(len(rows)), list(failures))
-    stored = _Stored(numbers[positions], features[positions].astype(np.float64), valid[positions])
-    return _compare(part.file, stored, _expected(part, shard, rows[positions], preprocessing))
+    expected = _expected(shard, rows[positions], preprocessing, part.max_error or 0.0)
+    if rows_of_part.is_unreadable:
+        expected = replace(expected, may_be_bad=np.ones_like(expected.may_be_bad))
+    places = rows_of_part.first + numbers[positions]
+    stored = _Stored(places, features[positions].astype(np.float64), valid[positions])
+    return _compare(part.file, stored, expected)
 
 
 @dataclass(frozen=True)
@@ -271,8 +274,8 @@ class _Expected:
     may_be_bad: np.ndarray  # bool (n_rows,), true for rows that are allowed to be bad, as float32 can overflow
 
 
-def _expected(part: Part, shard: Shard, rows: np.ndarray, preprocessing: Preprocessing) -> _Expected:
-    """Recompute the features of some rows of a part in float64."""
+def _expected(shard: Shard, rows: np.ndarray, preprocessing: Preprocessing, storage_error: float) -> _Expected:
+    """Recompute the features of some rows in float64. `storage_error` is that of their conversion."""
     scaler = preprocessing.model.scaler
     bad = bad_entries(rows, preprocessing.missing, shard.stored_dtype, scaler.fill is not None)
     cleaned = preprocessing.cleaned(Block(shard, 0, 0), rows)
@@ -281,9 +284,6 @@ def _expected(part: Part, shard: Shard, rows: np.ndarray, preprocessing: Preproc
         is_far = ~(np.abs(scaler.scaled(cleaned)).max(axis=1) < _HUGE)
         features = preprocessing.model.encode_cleaned(cleaned)
     may_be_bad = is_far | ~np.isfinite(allowed).all(axis=1)
-    # If the run could not read a shard completely, all of its rows are bad, even the rows that can be read now.
-    may_be_bad |= part.n_bad == part.n_rows
-    storage_error = part.max_error or 0.0  # measured by the run
     return _Expected(features, allowed + storage_error, bad.any(axis=1), may_be_bad)
 
 

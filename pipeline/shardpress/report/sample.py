@@ -33,6 +33,7 @@ class PartSource:
 
     block: Block
     file: Path  # contains the features of these rows in the same order
+    first: int = 0  # position of the first row in the file
     trained: np.ndarray | None = None  # bool (n_rows,), the rows that trained the model; None if they are unknown
     # Row ranges of the shard whose values could not be read, by the names of the extras.
     lost: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
@@ -103,10 +104,12 @@ def draw_sample(
     if stretches is None:
         stretches = list(_random_stretches(first_rows[-1], parts, spec))
     samples = []
-    for i, places in groupby(_places(first_rows, stretches), key=lambda place: place.part):
-        sample = _sample_of_part(parts[i], list(places), spec)
-        if sample is not None:
-            samples.append(sample)
+    for path, group in groupby(_places(first_rows, stretches), key=lambda place: parts[place.part].file):
+        with reading(path) as file:
+            for i, places in groupby(group, key=lambda place: place.part):
+                sample = _sample_of_part(file, parts[i], list(places), spec)
+                if sample is not None:
+                    samples.append(sample)
     if sum(len(sample.rows) for sample in samples) < 2:
         return None
     return _joined(samples)
@@ -202,25 +205,24 @@ def max_stretches(parts: Sequence[PartSource], max_reads: int = _MAX_READS) -> i
 # -- reading -------------------------------------------------------------------------------------------------------
 
 
-def _sample_of_part(part: PartSource, places: Sequence[_Place], spec: SampleSpec) -> Sample | None:
-    """Return the good rows at some places of one part, or None if no row is good."""
+def _sample_of_part(file: h5py.File, part: PartSource, places: Sequence[_Place], spec: SampleSpec) -> Sample | None:
+    """Return the good rows at some places of one source, or None if no row is good."""
     numbers = np.concatenate([np.arange(place.start, place.stop) for place in places])
     stretches = np.repeat([place.stretch for place in places], [place.stop - place.start for place in places])
-    with reading(part.file) as file:
-        is_good = file[VALID][numbers]
-        numbers = numbers[is_good]
-        stretches = stretches[is_good]
-        if not len(numbers):
-            return None
-        features = file[FEATURES][numbers]
-        extras = {name: _values(item, numbers) for name, item in _extras(file).items()}
+    is_good = file[VALID][part.first + numbers]
+    numbers = numbers[is_good]
+    stretches = stretches[is_good]
+    if not len(numbers):
+        return None
+    features = file[FEATURES][part.first + numbers]
+    extras = {name: _values(item, part.first + numbers) for name, item in _extras(file).items()}
     rows = part.block.start + numbers
     return Sample(
         scaled=_scaled_rows(part.block, numbers, stretches, spec),
         features=features.astype(np.float32, copy=False),
         extras=extras,
         sources=np.full(len(features), places[0].part),
-        rows=rows,
+        rows=part.block.shard.first_row + rows,
         stretches=stretches,
         trained=None if part.trained is None else part.trained[numbers],
         lost={name: in_ranges(rows, ranges) for name, ranges in part.lost.items()},

@@ -70,13 +70,12 @@ def verify(output: str, n_rows: int | None = None) -> _Verification:
     entries: dict[str, Entry] = {}
     for each in (result, *earlier):  # generations share parts
         entries |= {part.file: part.entry for part in each.parts}
-        entries |= {view.file: view for view in each.facts.views}
     faults += _file_faults(result.directory, list(entries.values()))
     n_files = len(entries) + 1 + len(result.facts.generations)
     n_bytes = sum(entry.n_bytes for entry in entries.values()) + sum(len(each.data) for each in (result, *earlier))
     wrong_files = {each.file for each in faults}
-    parts = [part for part in result.parts if part.file not in wrong_files]
-    rows = check_rows(result.directory, parts, Inputs(result).shard, preprocessing_of(result), n_rows)
+    pairs = [(part, each) for part, each in result.ranges if part.file not in wrong_files]
+    rows = check_rows(result.directory, pairs, result.shards, Inputs(result).shard, preprocessing_of(result), n_rows)
     return _Verification(output, n_files, n_bytes, rows, (*faults, *rows.faults), rows.unchecked)
 
 

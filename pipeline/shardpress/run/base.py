@@ -57,8 +57,8 @@ def base_of(journal: Journal | None) -> Base | None:
     shards = with_digests(facts.request.shards, result.parts)
     request = structs.replace(facts.request, shards=shards)
     append_ids = [0] * len(shards)
-    for part in result.parts:
-        append_ids[part.shard] = part.append_id
+    for _, each in result.ranges:
+        append_ids[each.shard] = each.append_id
     request = _with_later_stats(request, journal.request)
     return Base(
         request,

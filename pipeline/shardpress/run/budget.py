@@ -14,7 +14,7 @@ from shardpress.encoding.storage import storage_of
 from shardpress.errors import ConfigError
 from shardpress.settings.config import MachineSettings, StorageSettings
 from shardpress.settings.defaults import COPIES_IN_TRAINING, SHUFFLE_WINDOW
-from shardpress.shards.shard import WIDE_BYTES, Shard, leave_out_extras, row_dtype
+from shardpress.shards.shard import WIDE_BYTES, Shard, leave_out_extras, long_bytes, row_dtype
 from shardpress.training.fit import Sizes
 from shardpress.training.order import MAX_CHUNK_BYTES
 from shardpress_kernels.network import Network
@@ -25,10 +25,8 @@ if TYPE_CHECKING:
 # With smaller blocks and parts (2 or 4 MB, and 8 or 16 MB), an encoding that takes 680 ms took 760 to 980 ms.
 _BLOCK_BYTES = 2**23  # rows that are read at once
 _PART_BYTES = 2**26  # features in one file
-# Above this number of parts, parts get larger, as far as the memory allows. Each part costs the driver and scheduler a
-# few milliseconds, and adds lines to the journal and the index. With more parts, thousands of workers would wait for
-# the driver.
-_MANY_PARTS = 2**15
+_MOST_PART_BYTES = 2**28
+_MANY_PARTS = 250  # of one run, above which parts get larger
 _COPIES_IN_ENCODING = 3  # copies of the network
 _COPIES_OF_EXTRAS = 2  # numbers as read and as written; strings in the file's image and in the written blocks
 _COPIES_OF_REPLICAS = 4  # extra copies of the network with several replicas: momentum of the averaging, checkpoints
@@ -192,10 +190,9 @@ def _check_training(machine: MachineSettings, memory: int, held_bytes: int) -> N
 
 def _part_rows(thread_bytes: int, storage: StorageSettings, n_features: int, n_rows: int, block_rows: int) -> int:
     """Return the rows of a part, a multiple of `block_rows`, whose features take less than `thread_bytes`."""
-    wanted_bytes = max(_PART_BYTES, n_rows * 4 * n_features // _MANY_PARTS)
-    # A part is held as one array. The other two shares are for extras, and for a copy of extras that are longer than
-    # expected. A second copy of the features is needed for conversion, and for compression while HDF5 writes the file.
-    n_shares = 3 if storage_of(storage).is_plain else 6
+    wanted_bytes = min(_MOST_PART_BYTES, max(_PART_BYTES, n_rows * 4 * n_features // _MANY_PARTS))
+    # The features of a part are held as one array. A copy is needed for conversion and for compression.
+    n_shares = 1 if storage_of(storage).is_plain else 2
     part_bytes = min(wanted_bytes, thread_bytes // n_shares)
     n_blocks = part_bytes // (4 * n_features) // block_rows
     return max(1, n_blocks) * block_rows
@@ -203,11 +200,13 @@ def _part_rows(thread_bytes: int, storage: StorageSettings, n_features: int, n_r
 
 def extras_bytes(shards: Sequence[Shard], n_rows: int) -> int:
     """Return the maximum memory of the extras of a part of `n_rows` rows while it is written."""
-    held_rows = min(n_rows, max(shard.n_rows for shard in shards))
-    # Extras have the same dtypes in all shards; only the lengths of strings differ.
-    widths = [extra.dtype.itemsize for extra in shards[0].extras]
+    held_rows = min(n_rows, sum(shard.n_rows for shard in shards))
     texts = max(sum(extra.text_bytes for extra in shard.extras) for shard in shards)
-    n_bytes = sum(min(held_rows * width, WIDE_BYTES) for width in widths) + held_rows * texts
+    n_bytes = held_rows * texts
+    for extra in shards[0].extras:  # the dtypes are the same in all shards; only the lengths of strings differ
+        extra_bytes = held_rows * extra.dtype.itemsize
+        is_number = long_bytes(extra, held_rows) == 0  # always read at once
+        n_bytes += extra_bytes if is_number else min(extra_bytes, WIDE_BYTES)
     return _COPIES_OF_EXTRAS * n_bytes
 
 
@@ -220,7 +219,7 @@ def _for_extras(
     extras that do not fit even then.
     """
     while part_rows > tile_rows and n_writers * extras_bytes(shards, part_rows) > n_bytes:
-        half = min(part_rows, max(shard.n_rows for shard in shards)) // 2
+        half = min(part_rows, sum(shard.n_rows for shard in shards)) // 2
         part_rows = max(1, half // tile_rows) * tile_rows
     needed = extras_bytes(shards, part_rows)
     return part_rows, max(1, min(n_writers, n_bytes // max(1, needed)))

@@ -50,7 +50,7 @@ class RunState:
         self.bounds: dict[str, dict[str, float]] = {}
         self.reused: dict[str, str] = {}  # results of an earlier run in words, by the stage that reuses them
         self.model_key: str | None = None  # fingerprint of the model that the run is about to make
-        self.part_keys: frozenset[str] = frozenset()  # fingerprints of the parts that the run is about to make
+        self.features_key: str | None = None  # fingerprint of the features that the run is about to make
         self.began = time.time()
         self.ends_by: float | None = None  # deadline, in seconds since 1970
         self._watch = watch
@@ -123,7 +123,7 @@ class RunContext:
         checkpoints = self.journal.records("checkpoint", state.model_key) if state.model_key else []
         if checkpoints:
             stages += f"; checkpoint: {checkpoint_in_words(checkpoints[-1])}"
-        parts = [record for record in self.journal.records("part") if record.fingerprint in state.part_keys]
+        parts = self.journal.records("part", state.features_key) if state.features_key else []
         return (
             f"Stopped after {state.total_seconds:.1f} s in {printable(self.journal.directory)}. Done: {stages}; "
             f"{n_rows_in(parts)} of {n_rows} rows encoded."

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from msgspec import structs
 
 from shardpress.records import Part, Request, ShardFacts
+
+MOST_PARTS = 500
+"""Number of parts above which small ones are merged. A process can open about a thousand files."""
+_LIVE = 0.5  # smallest share of a part's rows that a result uses
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Base:
     model: str  # fingerprint of everything that determines the model
     encoder: str  # fingerprint of the model itself
     features: str  # fingerprint of everything else that determines the features of a row
-    parts: tuple[Part, ...] = ()  # intact ones, in the order of the rows
+    parts: tuple[Part, ...] = ()  # intact ones
     n_appends: int = 0
     append_ids: Sequence[int] = ()  # the append that brought the rows of each shard; 0 for the first run
 
@@ -65,7 +69,10 @@ class Change:
     trains: bool = True  # whether the model of the base is not used
     settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # before and now, by name
     encodes_again: bool = False  # whether all rows are encoded again with the same model, for example with more extras
-    kept: tuple[Part, ...] = ()  # with the positions of `places`
+    kept: tuple[Part, ...] = ()  # parts, with the ranges that stay and the positions of `places`
+    n_rewritten: int = (
+        0  # parts whose rows are encoded again with others, because much of them is dead or they are small
+    )
 
     @property
     def new(self) -> list[int]:
@@ -113,6 +120,27 @@ def difference(base: Base | None, wanted: Wanted) -> Change:
     )
 
 
+def compacted(change: Change, unreadable: Collection[int], n_missing: int, part_rows: int) -> Change:
+    """Return the change without parts that are mostly dead or, if there are too many parts, small.
+
+    Their rows are encoded again, together with the `n_missing` rows that no part contains. Parts with rows of the
+    `unreadable` shards, which are given by their positions, stay. New parts have `part_rows` rows.
+    """
+    if not n_missing and not change.gone:
+        return change
+    is_fixed = [any(each.shard in unreadable for each in part.ranges) for part in change.kept]
+    kept = [
+        part for part, stays in zip(change.kept, is_fixed, strict=True) if stays or part.n_live >= _LIVE * part.n_rows
+    ]
+    if len(kept) + -(-n_missing // part_rows) > MOST_PARTS:
+        kept = [
+            part
+            for part, stays in zip(change.kept, is_fixed, strict=True)
+            if stays or part.n_live >= _LIVE * max(part.n_rows, part_rows)
+        ]
+    return replace(change, kept=tuple(kept), n_rewritten=len(change.kept) - len(kept))
+
+
 def needed_digests(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matching: Matching) -> list[int]:
     """Return the positions of the shards of the input whose digests are needed.
 
@@ -130,7 +158,7 @@ def needed_digests(before: Sequence[ShardFacts], now: Sequence[ShardFacts], matc
 def identity_of(shard: ShardFacts, compares_digests: bool) -> list[Any]:
     """Return plain values that identify the content of a shard without its digest."""
     stat = shard.stat if compares_digests else shard.stat[:2]
-    return [shard.path, shard.dataset, *shard.kind, shard.column_order, *stat]
+    return [*shard.place, *shard.kind, shard.column_order, *stat]
 
 
 def known_digests(base: Base, wanted: Wanted, change: Change) -> list[ShardFacts]:
@@ -212,7 +240,7 @@ def _is_same(before: ShardFacts, now: ShardFacts, compares_digests: bool) -> boo
 
 
 def _stat_key(shard: ShardFacts) -> Hashable:
-    return shard.stat, shard.dataset, shard.kind, shard.column_order
+    return shard.stat, shard.dataset, shard.first_row, shard.kind, shard.column_order
 
 
 def _named_stat_key(shard: ShardFacts) -> Hashable:
@@ -221,7 +249,7 @@ def _named_stat_key(shard: ShardFacts) -> Hashable:
 
 
 def _name_key(shard: ShardFacts) -> Hashable:
-    return shard.name, shard.stat[:2], shard.dataset, shard.kind, shard.column_order
+    return shard.name, shard.stat[:2], shard.dataset, shard.first_row, shard.kind, shard.column_order
 
 
 def _content_key(shard: ShardFacts) -> Hashable:
@@ -248,7 +276,11 @@ def _trains(base: Base, wanted: Wanted, places: Sequence[Place]) -> bool:
 
 
 def _kept(base: Base, places: Sequence[Place]) -> tuple[Part, ...]:
-    """Return the parts whose rows stay, with their positions in the new result."""
+    """Return the parts with the ranges whose rows stay, with their positions in the new result."""
     positions = {place.base: i for i, place in enumerate(places) if place.is_same}
-    kept = [structs.replace(part, shard=positions[part.shard]) for part in base.parts if part.shard in positions]
-    return tuple(sorted(kept, key=lambda part: (part.shard, part.start)))
+    kept = []
+    for part in base.parts:
+        ranges = [structs.replace(each, shard=positions[each.shard]) for each in part.ranges if each.shard in positions]
+        if ranges:
+            kept.append(structs.replace(part, ranges=ranges))
+    return tuple(kept)

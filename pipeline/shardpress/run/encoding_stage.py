@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,19 +14,19 @@ from msgspec import structs
 
 from shardpress.cluster.executor import compute
 from shardpress.encoding.bad_data import BadData
-from shardpress.encoding.encode import EncodeTask, encode_part
-from shardpress.encoding.parts import MAX_LISTED_COLUMNS, PartRange, in_order, plan_parts
+from shardpress.encoding.encode import MAX_LISTED_COLUMNS, EncodeTask, encode_part
+from shardpress.encoding.parts import PartSize, Piece, plan_parts, without_overlaps
 from shardpress.encoding.storage import storage_of
 from shardpress.encoding.worker import IN_MEMORY, Encoders, EncodeSettings, serving
-from shardpress.errors import DataError, printable, quantity
+from shardpress.errors import DataError, quantity
 from shardpress.formats import digest, fingerprint
 from shardpress.model import Model
 from shardpress.output.disk import Disk
 from shardpress.output.files import WORK
 from shardpress.output.journal import Journal, Record
 from shardpress.progress import Progress
-from shardpress.records import Entry, Part
-from shardpress.report.facts import PartDrift, drift_facts
+from shardpress.records import Entry, Part, Range, in_order
+from shardpress.report.facts import RangeDrift, drift_facts
 from shardpress.run.budget import extras_bytes
 from shardpress.run.context import RunContext
 from shardpress.run.memory import block_bytes, chunk_bytes, trained_network_bytes
@@ -35,7 +35,7 @@ from shardpress.run.request import categories_of
 from shardpress.run.resume import EarlierResults
 from shardpress.run.sample import Pace, Stretch, measure_tasks
 from shardpress.scan.drift import farthest
-from shardpress.shards.shard import Shard
+from shardpress.shards.shard import Block, Shard
 
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
@@ -44,16 +44,21 @@ log = logging.getLogger(__name__)
 
 _MANY_OUTSIDE = 0.01  # fraction of the rows above which a warning is logged
 _COLUMNS_LISTED = 3  # columns that a message lists
+# Rows of small files, or for many threads, are divided into about this number of parts, so that each worker has some.
+_MANY_PARTS = 64
+_PARTS_OF_THREAD = 4
+_LEAST_FILES = 64  # in one part, because each part costs some milliseconds, and has a file of its own
+_LEAST_BYTES = 2**23  # features in a part, if that gives fewer parts
 
 
 @dataclass(frozen=True)
 class Encoded:
-    parts: list[Part]  # in the order of the rows
+    parts: list[Part]
     new: list[Part]  # those that are not published yet
 
     @property
     def n_rows(self) -> int:
-        return sum(part.n_rows for part in self.parts)
+        return sum(part.n_live for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,10 @@ class EncodingStage:
     name: ClassVar[str] = "encoding"
 
     @cached_property
-    def keys(self) -> list[str]:
-        """Fingerprints of the features of each shard, under which the journal names its parts."""
+    def key(self) -> str:
+        """Fingerprint of the features, under which the journal names parts."""
         extras = self.prepared.shards[0].extras
-        key = self.prepared.wanted.features(self.model.fingerprint)
-        return [fingerprint(key, categories_of(extras), identity) for identity in self.prepared.identities]
+        return fingerprint(self.prepared.wanted.features(self.model.fingerprint), categories_of(extras))
 
     def load(self, earlier: EarlierResults) -> Encoded | None:
         """Return the features if an earlier run has encoded all rows, or None."""
@@ -81,37 +85,37 @@ class EncodingStage:
         return encoded
 
     def existing(self, earlier: EarlierResults) -> Encoded:
-        """Return the parts that earlier runs have encoded; withdraw parts that overlap others."""
-        kept = list(self.prepared.change.kept)
-        found = earlier.parts(self.keys)
-        _, overlapping = self._missing([*kept, *found])
-        earlier.withdraw(*(Record.of_part(part, self.keys[part.shard]) for part in overlapping))
-        found = [part for part in found if part not in overlapping]
-        return Encoded(in_order([*kept, *found]), found)
+        """Return the parts that stay in the result, and those that an unfinished run has encoded."""
+        kept = self.prepared.change.kept
+        found = earlier.parts(self.key, self.prepared.identities)
+        parts = without_overlaps([*kept, *found], self.prepared.shards)
+        published = {part.file for part in kept}
+        return Encoded(_sorted(parts), _sorted(part for part in parts if part.file not in published))
 
     def make(self, context: RunContext) -> Encoded:
         """Encode the missing rows."""
         encoder = Encoders(self.model)
         encoded = self.existing(context.earlier)
-        missing, _ = self._missing(encoded.parts)
-        context.state.part_keys = frozenset(self.keys)
+        n_missing = self.prepared.n_rows - encoded.n_rows
+        missing = plan_parts(self.prepared.shards, encoded.parts, self._part_size(n_missing)) if n_missing else []
+        context.state.features_key = self.key
         if encoded.parts:
             context.state.reused[self.name] = f"the features of {_rows_in_words(encoded.parts)}"
         if encoded.new:
             log.info("encoding: resuming; an earlier run has encoded %s", _rows_in_words(encoded.new))
         new = self._encode(context, encoder, missing) if missing else []
-        return Encoded(in_order([*encoded.parts, *new]), in_order([*encoded.new, *new]))
+        return Encoded(_sorted([*encoded.parts, *new]), _sorted([*encoded.new, *new]))
 
     def check(self, encoded: Encoded) -> None:
         """Raise `DataError` if too many rows or shards are bad; warn if many rows differ from the training rows."""
         limited = set(self.prepared.limited)
-        parts = [part for part in encoded.parts if part.shard in limited]
-        self._check_bad_rows(parts)
-        self._check_bad_shards(parts)
-        n_outside = sum(part.n_outside for part in encoded.parts)
+        ranges = [each for _, each in in_order(encoded.parts)]
+        self._check_bad_rows([each for each in ranges if each.shard in limited])
+        self._check_bad_shards([each for each in ranges if each.shard in limited])
+        n_outside = sum(each.n_outside for each in ranges)
         if self.prepared.appends or n_outside <= _MANY_OUTSIDE * encoded.n_rows:
             return  # the verdict on the rows of an append includes their range
-        worst = farthest((column for part in encoded.parts for column in part.outside), _COLUMNS_LISTED)
+        worst = farthest((column for each in ranges for column in each.outside), _COLUMNS_LISTED)
         log.warning(
             "%d of %d rows are outside the range of the model's training rows, farthest in %s. Their features may "
             "be meaningless. Train a model on such rows, or choose how to treat them with --on-drift.",
@@ -132,9 +136,9 @@ class EncodingStage:
         if not prepared.has_other_rows:
             return {"storage": storage}
         drifted = []
-        for part in encoded.parts:
-            is_whole = len(part.outside) < MAX_LISTED_COLUMNS
-            drifted.append(PartDrift(part.shard, part.n_rows, part.n_outside, part.outside, is_whole))
+        for _, each in in_order(encoded.parts):
+            is_whole = len(each.outside) < MAX_LISTED_COLUMNS
+            drifted.append(RangeDrift(each.shard, each.n_rows, each.n_outside, each.outside, is_whole))
         return {"storage": storage, "drift": drift_facts(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
 
     def sample(self, encoder: Encoders | Autoencoder, stretches: Sequence[Stretch], disk: Disk) -> Pace:
@@ -144,10 +148,17 @@ class EncodingStage:
             prepared = replace(prepared, config=prepared.config.changed(on_bad_data="skip"))
         n_rows = min(prepared.budget.part_rows, max(len(stretch.block) for stretch in stretches))
         settings = replace(self, prepared=prepared).settings(n_rows, Path())
-        parts = [PartRange(stretch.number, block) for stretch in stretches for block in stretch.block.cut(n_rows)]
+        parts: list[list[Piece]] = []
+        room = 0
+        for piece in (Piece(stretch.number, block) for stretch in stretches for block in stretch.block.cut(n_rows)):
+            if not parts or len(parts[-1]) == _LEAST_FILES or room < len(piece.source):
+                parts.append([])
+                room = n_rows
+            parts[-1].append(piece)
+            room -= len(piece.source)
         compile_encoder(encoder, prepared.shards)
         with serving(settings, self.model, encoder.encode_checked, disk):
-            tasks = [(encode_part, EncodeTask(part, settings)) for part in parts]
+            tasks = [(encode_part, EncodeTask(pieces, settings)) for pieces in parts]
             pace, _ = measure_tasks(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
         return pace
 
@@ -181,25 +192,25 @@ class EncodingStage:
 
     # -- private --
 
-    def _check_bad_rows(self, parts: Sequence[Part]) -> None:
+    def _check_bad_rows(self, ranges: Sequence[Range]) -> None:
         """Raise `DataError` if there are more bad rows than the settings allow, for example outside ``--fit-on``."""
         settings = self.prepared.config.bad_data
         limit = self.prepared.max_bad_rows
-        n_bad = sum(part.n_bad for part in parts)
+        n_bad = sum(each.n_bad for each in ranges)
         if n_bad > limit:
-            worst = max(parts, key=lambda part: part.n_bad)
+            worst = max(ranges, key=lambda each: each.n_bad)
+            block = Block(self.prepared.shards[worst.shard], worst.start, worst.stop)
             raise DataError(
-                f"{quantity(n_bad, 'bad row')}, most of them in file={printable(worst.path)} "
-                f"dataset={printable(worst.dataset)} rows={worst.start}:{worst.stop}, expected at most {limit} "
+                f"{quantity(n_bad, 'bad row')}, most of them in {block}, expected at most {limit} "
                 f"(--max-bad {settings.max_bad}, --on-bad-data {settings.on_bad_data}). Fix the files, or raise "
                 "--max-bad."
             )
 
-    def _check_bad_shards(self, parts: Sequence[Part]) -> None:
+    def _check_bad_shards(self, ranges: Sequence[Range]) -> None:
         """Raise `DataError` if there are more bad shards than the settings allow, in this run or in an earlier one."""
         prepared = self.prepared
         reasons = [bad["reason"] for bad in prepared.bad_shards]
-        reasons += [part.bad[0]["reason"] for part in parts if part.is_unreadable and part.start == 0]
+        reasons += [each.bad[0]["reason"] for each in ranges if each.is_unreadable and each.start == 0]
         limit = prepared.max_bad_shards
         if len(reasons) > limit:
             raise DataError(
@@ -208,38 +219,55 @@ class EncodingStage:
                 f"files, or raise --max-bad. The first error: {reasons[0]}"
             )
 
-    def _missing(self, parts: Sequence[Part]) -> tuple[list[PartRange], list[Part]]:
-        """Return the parts to encode, and existing parts that cannot be used, as `plan_parts` does."""
-        prepared = self.prepared
-        return plan_parts(prepared.shards, prepared.budget.part_rows, parts)
+    def _part_size(self, n_rows: int) -> PartSize:
+        """Return the size of parts for `n_rows` rows. They are of about the same size, and some for each thread."""
+        budget = self.prepared.budget
+        step_rows = min(budget.part_rows, budget.block_rows)
+        n_bytes = 4 * n_rows * self.prepared.config.network.n_outputs
+        n_wanted = min(_PARTS_OF_THREAD * budget.n_threads, _MANY_PARTS, n_bytes // _LEAST_BYTES)
+        n_parts = max(-(-n_rows // budget.part_rows), n_wanted)
+        part_rows = -(-n_rows // (n_parts * step_rows)) * step_rows
+        n_files = max(_LEAST_FILES, len(self.prepared.shards) // _MANY_PARTS)
+        return PartSize(part_rows, n_files, step_rows)
 
-    def _encode(self, context: RunContext, encoder: Encoders | Autoencoder, missing: Sequence[PartRange]) -> list[Part]:
+    def _encode(
+        self, context: RunContext, encoder: Encoders | Autoencoder, missing: Sequence[Sequence[Piece]]
+    ) -> list[Part]:
         """Encode parts, and name each one in the journal as soon as it is written."""
+        prepared = self.prepared
         if context.pool.is_local:
-            compile_encoder(encoder, self.prepared.shards)  # before the progress bar starts to count
-        settings = self._shared_settings(context, max(len(part.source) for part in missing))
-        tasks = [EncodeTask(part, settings, self.unreadable.get(part.shard)) for part in missing]
-        n_rows = sum(len(part.source) for part in missing)
-        # Parts of small shards are sent together, with about the number of rows of a full part in total.
-        n_small = self.prepared.budget.part_rows * len(tasks) // max(1, n_rows)
-        append_ids = self.prepared.append_ids
+            compile_encoder(encoder, prepared.shards)  # before the progress bar starts to count
+        sizes = [sum(len(piece.source) for piece in pieces) for pieces in missing]
+        settings = self._shared_settings(context, max(sizes))
+        tasks = []
+        for pieces in missing:
+            unreadable = {i: self.unreadable[i] for i, _ in pieces if i in self.unreadable}
+            tasks.append((encode_part, EncodeTask(pieces, settings, unreadable)))
+        # Small parts are sent together, with about the number of rows of a full part in total.
+        n_small = prepared.budget.part_rows * len(tasks) // max(1, sum(sizes))
         stats = context.pool.stats
         parts: list[Part] = []
         with (
             serving(settings, self.model, encoder.encode_checked, context.journal.disk),
-            Progress(self.name, n_rows, "rows", missing[0].source.shard.row_bytes) as progress,
-            context.pool.executor(self.prepared.budget.n_writers) as (executor, n_at_once),
+            Progress(self.name, sum(sizes), "rows", prepared.shards[0].row_bytes) as progress,
+            context.pool.executor(prepared.budget.n_writers) as (executor, n_at_once),
         ):
 
             def keep(part: Part) -> None:
-                part = structs.replace(part, append_id=append_ids[part.shard])
-                context.journal.add(Record.of_part(part, self.keys[part.shard]), waits=False)
+                part = self._with_append_ids(part)
+                identities = [prepared.identities[each.shard] for each in part.ranges]
+                context.journal.add(Record.of_part(part, self.key, identities), waits=False)
                 parts.append(part)
                 progress.advance(part.n_rows, stats)
 
             stats.begin(self.name)
-            compute([(encode_part, task) for task in tasks], executor, n_at_once, keep, n_small)
+            compute(tasks, executor, n_at_once, keep, n_small)
         return parts
+
+    def _with_append_ids(self, part: Part) -> Part:
+        append_ids = self.prepared.append_ids
+        ranges = [structs.replace(each, append_id=append_ids[each.shard]) for each in part.ranges]
+        return structs.replace(part, ranges=ranges)
 
     def _shared_settings(self, context: RunContext, part_rows: int) -> EncodeSettings:
         settings = self.settings(part_rows, context.journal.directory)
@@ -268,8 +296,7 @@ def write_model(journal: Journal, model: Model) -> Entry:
 def encoding_bytes(prepared: Prepared) -> int:
     """Return the maximum memory of the encoding in bytes, which does not depend on the model."""
     budget = prepared.budget
-    largest_shard = max(shard.n_rows for shard in prepared.shards)
-    part_bytes = min(budget.part_rows, largest_shard) * (4 * prepared.config.network.n_outputs + 1)
+    part_bytes = min(budget.part_rows, prepared.n_rows) * (4 * prepared.config.network.n_outputs + 1)
     writers = budget.n_writers * (block_bytes(prepared) + part_bytes)
     extras = min(budget.n_wide, budget.n_writers) * extras_bytes(prepared.shards, budget.part_rows)
     return trained_network_bytes(prepared) + writers + extras + chunk_bytes(prepared)
@@ -283,5 +310,10 @@ def compile_encoder(encoder: Encoders | Autoencoder, shards: Sequence[Shard]) ->
         encoder.encode_checked(nothing, np.empty((0, network.n_outputs), dtype=np.float32))
 
 
+def _sorted(parts: Iterable[Part]) -> list[Part]:
+    """Return parts in the order of their first rows."""
+    return sorted(parts, key=lambda part: (part.ranges[0].shard, part.ranges[0].start))
+
+
 def _rows_in_words(parts: Sequence[Part]) -> str:
-    return f"{quantity(sum(part.n_rows for part in parts), 'row')} in {quantity(len(parts), 'part')}"
+    return f"{quantity(sum(part.n_live for part in parts), 'row')} in {quantity(len(parts), 'part')}"

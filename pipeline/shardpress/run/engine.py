@@ -23,6 +23,7 @@ from shardpress.run.base import base_of, open_readonly
 from shardpress.run.context import RunContext, RunState
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.finish import StageResults, check_same_rows, finish, write_derived
+from shardpress.run.merging import lost_again
 from shardpress.run.prepare import Prepared, prepare
 from shardpress.run.refusal import check_change, log_change
 from shardpress.run.resume import EarlierResults, is_complete, stored_deadline
@@ -94,8 +95,10 @@ def _run_in(journal: Journal, prepared: Prepared, state: RunState, command: Sequ
         published = EarlierResults(journal, n_threads, reads_parts)
         base = replace(base, parts=published.published_parts())
     prepared = prepared.with_change(base, journal.base)
+    if prepared.change.n_rewritten:
+        prepared = prepared.with_change(base, journal.base, lost_again(prepared))
     check_change(journal, prepared)
-    if is_complete(journal, prepared, earlier):
+    if is_complete(journal, prepared):
         result = journal.published
         assert result is not None
         if base is not None and prepared.request.shards != base.request.shards:
@@ -165,7 +168,7 @@ def _run_stages(prepared: Prepared, context: RunContext) -> Summary:
 
     encoding = EncodingStage(prepared, model, unreadable)
     encoded = load_or_make(encoding, context)
-    context.state.part_keys = frozenset(encoding.keys)  # for the message of a run that fails later
+    context.state.features_key = encoding.key  # for the message of a run that fails later
     facts.update(encoding.facts(encoded))
     check_same_rows(context.journal, prepared, encoded.parts)
     return finish(prepared, StageResults(scan, model, encoded, facts), context)

@@ -17,14 +17,14 @@ import numpy as np
 from msgspec import structs
 
 from shardpress.columns import Columns
-from shardpress.encoding.index import IndexedFile, in_views, write_index
-from shardpress.encoding.partfile import part_shapes, stored_categories, stored_masks
+from shardpress.encoding.index import write_index
+from shardpress.encoding.partfile import row_shapes, stored_categories, stored_masks
 from shardpress.errors import DataError, VerificationFailed, printable, quantity
 from shardpress.model import Model
 from shardpress.output.disk import publish, remove
 from shardpress.output.files import BAD_ROWS, REPORT
 from shardpress.output.journal import Journal
-from shardpress.records import Entry, Keys, Part, Request, RunFacts, ShardFacts, with_digests
+from shardpress.records import Keys, Part, Range, Request, RunFacts, in_order, stretches_of, with_digests
 from shardpress.report.commonrows import EncodedRows
 from shardpress.report.facts import bad_data_facts, input_facts, last_run_facts, sample_facts
 from shardpress.report.judgment import Judgment, judge
@@ -110,9 +110,11 @@ def _bad_rows(result: Result) -> bytes:
     lines: list[dict[str, Any]] = []
     for bad in result.facts.bad_shards:
         lines.append({**bad, "dataset": None, "row": None, "columns": []})
-    for part in result.parts:
-        for each in part.bad:
-            lines.append({"file": part.path, "dataset": part.dataset, **_with_names(each, columns)})
+    for _, each in result.ranges:
+        shard = result.shards[each.shard]
+        for bad in each.bad:
+            row = np.add(bad["row"], shard.first_row).tolist()  # a number, or the first row and the end of a range
+            lines.append({"file": shard.path, "dataset": shard.dataset, **_with_names(bad, columns), "row": row})
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
 
@@ -150,6 +152,7 @@ class _Finish:
         self._model = results.model
         self._encoded = results.encoded
         self._parts = results.encoded.parts
+        self._ranges = in_order(self._parts)
         self._new = results.encoded.new
         self._facts = results.facts
         settings = prepared.config.bad_data
@@ -166,8 +169,13 @@ class _Finish:
         """Recompute the features of some rows, compare them with the stored ones, and withdraw parts that differ."""
         if self._base is not None and not self._new:
             return self._base.facts.verification
+        prepared = self._prepared
         checked = check_rows(
-            self._journal.directory, self._new, lambda part: self._prepared.shards[part.shard], self._preprocessing
+            self._journal.directory,
+            in_order(self._new),
+            prepared.request.shards,
+            lambda i: prepared.shards[i],
+            self._preprocessing,
         )
         self._journal.check()
         if checked.faults:
@@ -184,9 +192,10 @@ class _Finish:
         self._journal.withdraw_parts(sorted(files))
         first = checked.faults[0]
         part = next(part for part in self._new if part.file == first.file)
-        rows = Block(self._prepared.shards[part.shard], part.start, part.stop)
-        if part.rows not in (None, digest_of_rows(rows)):
-            return _changed(part.path)
+        for each in part.ranges:
+            rows = Block(self._prepared.shards[each.shard], each.start, each.stop)
+            if each.rows not in (None, digest_of_rows(rows)):
+                return _changed(rows.shard.path)
         return VerificationFailed(
             f"file={printable(self._journal.directory / first.file)}: {first.fault}; {len(files)} of "
             f"{quantity(len(self._new), 'part')} contain wrong features. Run the same command again to recompute "
@@ -206,7 +215,7 @@ class _Finish:
         # Earlier parts lack the categories of later rows.
         categories = [np.array(extra.categories) for extra in extras if extra.categories is not None]
         by_name = dict(zip(stored_categories(extras), categories, strict=True))
-        return sample_facts(self._sources(self._parts), self._sample_spec(), by_name, choice)
+        return sample_facts(self._sources(self._ranges), self._sample_spec(), by_name, choice)
 
     def judge_new_rows(self) -> None:
         """Compare the rows that an append brings with the rows of the training. Log the verdict."""
@@ -215,7 +224,8 @@ class _Finish:
         if self._base is None or not prepared.appends or not new:
             return
         spec = self._sample_spec()
-        self._verdict, self._reference = verdict_on(self._sources(new), new, spec, prepared, self._base)
+        ranges = [each for _, each in new]
+        self._verdict, self._reference = verdict_on(self._sources(new), ranges, spec, prepared, self._base)
         self._context.state.end_stage("verdict")
         check_verdict(self._verdict, self._journal.directory, prepared.config.results.on_append_drift)
 
@@ -225,7 +235,7 @@ class _Finish:
         results = self._prepared.config.results
         rows = EncodedRows(
             self._journal.directory,
-            self._parts,
+            self._ranges,
             self._model.n_features,
             self._model.fingerprint,
             with_digests(self._prepared.request.shards, self._parts),
@@ -234,17 +244,18 @@ class _Finish:
         if self._generations.keeps_published:
             self._context.state.end_stage("maps")
 
-    def _sources(self, parts: Sequence[Part]) -> list[PartSource]:
-        """Return the rows of parts whose files can be read."""
+    def _sources(self, pairs: Sequence[tuple[Part, Range]]) -> list[PartSource]:
+        """Return the rows of ranges whose files can be read."""
         folder = self._journal.directory
         starts = first_rows(self._prepared.shards)
         sources = []
-        for part in parts:
-            shard = self._prepared.shards[part.shard]
+        for part, each in pairs:
+            shard = self._prepared.shards[each.shard]
             if shard.form != UNREADABLE:
-                first = int(starts[part.shard]) + part.start
-                trained = self._use[first : first + part.n_rows] <= Use.VALIDATION
-                sources.append(PartSource(Block(shard, part.start, part.stop), folder / part.file, trained, part.lost))
+                row = int(starts[each.shard]) + each.start
+                trained = self._use[row : row + each.n_rows] <= Use.VALIDATION
+                block = Block(shard, each.start, each.stop)
+                sources.append(PartSource(block, folder / part.file, each.first, trained, each.lost))
         return sources
 
     def _masks(self) -> dict[str, str]:
@@ -261,20 +272,21 @@ class _Finish:
     def summarize(self, sample: Mapping[str, Any] | None) -> tuple[Summary, Judgment]:
         """Return the numbers of the run, and a judgment of the features from a sample."""
         prepared = self._prepared
-        n_unreadable = sum(part.is_unreadable and part.start == 0 for part in self._parts)
+        ranges = [each for _, each in self._ranges]
+        n_unreadable = sum(each.is_unreadable and each.start == 0 for each in ranges)
         state = self._context.state
         summary = Summary(
             output=prepared.config.results.output,
-            n_rows=sum(part.n_rows for part in self._parts),
+            n_rows=prepared.n_rows,
             n_inputs=self._model.n_columns,
             n_features=self._model.n_features,
-            n_bad=sum(part.n_bad for part in self._parts),
+            n_bad=sum(each.n_bad for each in ranges),
             n_parts=len(self._parts),
             device=self._context.devices,
             **self._training_errors(),
             seconds=state.seconds,
             n_bad_shards=len(prepared.bad_shards) + n_unreadable,
-            n_outside=sum(part.n_outside for part in (self._added if prepared.appends else self._parts)),
+            n_outside=sum(each.n_outside for _, each in (self._added if prepared.appends else self._ranges)),
             appended=self._counts() if prepared.appends else None,
             verdict=self._verdict.verdict if self._verdict is not None and self._verdict.n_sampled else None,
             generation=self._generations.number if self._generations.number > 1 else None,
@@ -289,6 +301,7 @@ class _Finish:
         prepared = self._prepared
         context = self._context
         state = context.state
+        ranges = [each for _, each in self._ranges]
         report = {
             "host": socket.gethostname(),
             "directory": str(self._journal.directory.resolve()),
@@ -299,7 +312,7 @@ class _Finish:
             "memory": {"peak_bytes": peak_bytes()},
             "taken_over": list(state.reused.values()),
             "warnings": {"n": state.warnings.n, "first": state.warnings.first},
-            "bad": bad_data_facts(prepared.bad_shards, self._parts, self._model.columns),
+            "bad": bad_data_facts(prepared.bad_shards, ranges, prepared.request.shards, self._model.columns),
             "last": self._last(),
             "sample": sample,
             "judgment": asdict(judgment),
@@ -312,8 +325,6 @@ class _Finish:
         """Write the index, which completes the run, and then the files that are derived from it."""
         prepared = self._prepared
         journal = self._journal
-        views: list[Entry] = []
-        files = in_views(self._indexed_files(), lambda name, data: views.append(journal.write(name, data)))
         generations = self._generations
         facts = RunFacts(
             config=self._config(),
@@ -334,18 +345,19 @@ class _Finish:
             maps=list(generations.maps),
             appends=self._appends(),
             trained=self._trained(),
-            views=views,
             report=dict(report),
         )
-        categories = stored_categories(prepared.shards[0].extras)  # the same in all shards
+        extras = prepared.shards[0].extras  # the same in all shards
+        shapes = row_shapes(prepared.config.network.n_outputs, extras, np.dtype(self._facts["storage"]["dtype"]))
+        stretches = stretches_of(self._ranges)
         append_ids = None
         if facts.appends:
-            append_ids = [(part.append_id, part.n_rows) for part in self._parts]
+            append_ids = [(each.append_id, each.n_rows) for _, each in self._ranges]
         data = result_bytes(
-            lambda file: write_index(file, files, categories, self._use, append_ids),
+            lambda file: write_index(file, stretches, shapes, stored_categories(extras), self._use, append_ids),
             self._model,
             facts,
-            _in_table(self._parts, prepared.request.shards),
+            self._parts,
             generations.linear_maps,
             self._statistics(),
         )
@@ -360,11 +372,11 @@ class _Finish:
     # -- private --
 
     @property
-    def _added(self) -> list[Part]:
-        """The parts of new and changed shards."""
+    def _added(self) -> list[tuple[Part, Range]]:
+        """The ranges of new and changed shards."""
         change = self._prepared.change
         added = {*change.new, *change.changed}
-        return [part for part in self._parts if part.shard in added]
+        return [(part, each) for part, each in self._ranges if each.shard in added]
 
     @property
     def _repairs(self) -> bool:
@@ -443,7 +455,7 @@ class _Finish:
             "n_new": len(change.new),
             "n_changed": len(change.changed),
             "n_dropped": len(change.gone),
-            "n_rows": sum(part.n_rows for part in self._added),
+            "n_rows": sum(each.n_rows for _, each in self._added),
         }
 
     def _appends(self) -> list[dict[str, Any]]:
@@ -479,22 +491,6 @@ class _Finish:
                 "n_bytes": sum(shard.n_rows * shard.row_bytes for shard in shards),
             }
         return stages
-
-    def _indexed_files(self) -> list[IndexedFile]:
-        """Return the file of each part, with the shape and dtype of each dataset."""
-        extras = self._prepared.shards[0].extras
-        n_features = self._prepared.config.network.n_outputs
-        dtype = np.dtype(self._facts["storage"]["dtype"])
-        return [(part.file, part_shapes(part.n_rows, n_features, extras, dtype)) for part in self._parts]
-
-
-def _in_table(parts: Sequence[Part], shards: Sequence[ShardFacts]) -> list[Part]:
-    """Return parts with the current places of their shards."""
-    found = []
-    for part in parts:
-        shard = shards[part.shard]
-        found.append(structs.replace(part, path=shard.path, dataset=shard.dataset))
-    return found
 
 
 def _best_cost(training: Mapping[str, Any]) -> float | None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 import numpy as np
 
 from shardpress.errors import RowsDrifted, printable
-from shardpress.records import Part
+from shardpress.records import Part, Range
 from shardpress.report.newrows import Verdict, judge_new_rows
 from shardpress.report.reference import Reference, held_out_stretches
 from shardpress.report.sample import PartSource, SampleSpec, draw_sample
@@ -25,16 +25,17 @@ from shardpress.training.order import spread_rows
 log = logging.getLogger(__name__)
 
 _MAX_STRETCHES = 512  # ranges of held-out rows that are read
-_MAX_PARTS = 64  # parts that contain them, because opening a file takes as long as reading many ranges
+_MAX_RANGES = 64  # ranges of files that contain them, because opening a file takes as long as reading many stretches
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
 T = TypeVar("T")
 _Stretch = tuple[int, int]
-"""First row, and the row after the last one, counted over all parts."""
+"""First row, and the row after the last one, counted over all ranges."""
+_Pair = tuple[Part, Range]
 
 
 def verdict_on(
-    sources: Sequence[PartSource], parts: Sequence[Part], spec: SampleSpec, prepared: Prepared, base: Result
+    sources: Sequence[PartSource], ranges: Sequence[Range], spec: SampleSpec, prepared: Prepared, base: Result
 ) -> tuple[Verdict | None, Reference | None]:
     """Return the verdict on the rows that an append brings, and the statistics with which they were compared.
 
@@ -46,8 +47,8 @@ def verdict_on(
             log.warning("append: the new rows are not compared with earlier rows, because too few of those can be read")
             return None, None
         sample = draw_sample(sources, spec)
-        n_outside = sum(part.n_outside for part in parts)
-        n_good = sum(part.n_rows - part.n_bad for part in parts)
+        n_outside = sum(each.n_outside for each in ranges)
+        n_good = sum(each.n_rows - each.n_bad for each in ranges)
         model = base.model
         return judge_new_rows(reference, sample, model, model.columns, n_outside, n_good), reference
     except Exception as error:  # the features are complete without a verdict
@@ -88,9 +89,9 @@ def _stored_reference(base: Result) -> Reference | None:
 def _new_reference(prepared: Prepared, base: Result, spec: SampleSpec) -> Reference | None:
     """Compute the statistics of earlier rows; None if too few of them can be read."""
     use = base.use()
-    first = [part for part in base.parts if not part.append_id]
-    n_first = sum(part.n_rows for part in first)
-    is_first = np.repeat([not part.append_id for part in base.parts], [part.n_rows for part in base.parts])
+    first = [(part, each) for part, each in base.ranges if not each.append_id]
+    n_first = sum(each.n_rows for _, each in first)
+    is_first = np.repeat([not each.append_id for _, each in base.ranges], [each.n_rows for _, each in base.ranges])
     rows = _held_out(use[is_first], spec.seed)
     is_held_out = len(rows) >= 2
     if not is_held_out:
@@ -105,8 +106,8 @@ def _new_reference(prepared: Prepared, base: Result, spec: SampleSpec) -> Refere
     if config.get("fit_on") is None and config.get("model") is None:
         return reference
     # Not all of these rows determined the range, so those outside were counted.
-    n_good = sum(part.n_rows - part.n_bad for part in first)
-    n_outside = sum(part.n_outside for part in first)
+    n_good = sum(each.n_rows - each.n_bad for _, each in first)
+    n_outside = sum(each.n_outside for _, each in first)
     return replace(reference, outside_share=n_outside / n_good, outside_rows=float(n_good))
 
 
@@ -125,38 +126,38 @@ def _held_out(use: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _readable(
-    parts: Sequence[Part], stretches: Sequence[_Stretch], prepared: Prepared, base: Result
+    pairs: Sequence[_Pair], stretches: Sequence[_Stretch], prepared: Prepared, base: Result
 ) -> tuple[list[PartSource], list[_Stretch]]:
-    """Return the parts that contain stretches, as far as their rows can be read, and the stretches in these parts."""
+    """Return the ranges that contain stretches, as far as their rows can be read, and the stretches in these ranges."""
     positions = {place.base: i for i, place in enumerate(prepared.change.places) if place.is_same}
     sources: list[PartSource] = []
     found: list[_Stretch] = []
     n_before = 0  # rows of the sources
-    for part, pieces in _spaced(list(_by_part(parts, stretches)), _MAX_PARTS):
-        position = positions.get(part.shard)
+    for (part, each), pieces in _spaced(list(_by_range(pairs, stretches)), _MAX_RANGES):
+        position = positions.get(each.shard)
         if position is None or prepared.shards[position].form == UNREADABLE:
             continue
-        block = Block(prepared.shards[position], part.start, part.stop)
-        sources.append(PartSource(block, base.directory / part.file))
+        block = Block(prepared.shards[position], each.start, each.stop)
+        sources.append(PartSource(block, base.directory / part.file, each.first))
         found += [(n_before + start, n_before + stop) for start, stop in pieces]
-        n_before += part.n_rows
+        n_before += each.n_rows
     return sources, found
 
 
-def _by_part(parts: Sequence[Part], stretches: Sequence[_Stretch]) -> Iterator[tuple[Part, list[_Stretch]]]:
-    """Yield each part that contains stretches, with the rows of these stretches in the part."""
-    firsts = [0, *accumulate(part.n_rows for part in parts)]
+def _by_range(pairs: Sequence[_Pair], stretches: Sequence[_Stretch]) -> Iterator[tuple[_Pair, list[_Stretch]]]:
+    """Yield each range that contains stretches, with the rows of these stretches in the range."""
+    firsts = [0, *accumulate(each.n_rows for _, each in pairs)]
     pieces: dict[int, list[_Stretch]] = {}
     for start, stop in stretches:
         number = bisect_right(firsts, start) - 1
-        while start < stop:  # a stretch can continue in the next part
+        while start < stop:  # a stretch can continue in the next range
             first = firsts[number]
             end = min(stop, firsts[number + 1])
             pieces.setdefault(number, []).append((start - first, end - first))
             start = end
             number += 1
     for number, found in sorted(pieces.items()):
-        yield parts[number], found
+        yield pairs[number], found
 
 
 def _spaced(items: Sequence[T], n_most: int) -> list[T]:

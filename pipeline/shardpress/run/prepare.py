@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from msgspec import structs
@@ -18,6 +17,7 @@ from shardpress.cluster.pool import check_settings
 from shardpress.columns import Columns
 from shardpress.device import TILE_ROWS
 from shardpress.errors import ConfigError, printable
+from shardpress.formats import fingerprint
 from shardpress.model import Model
 from shardpress.output.inside import files_inside
 from shardpress.output.journal import Journal
@@ -30,6 +30,7 @@ from shardpress.run.difference import (
     Base,
     Change,
     Wanted,
+    compacted,
     difference,
     identity_of,
     known_digests,
@@ -42,7 +43,7 @@ from shardpress.settings.config import Config, problems
 from shardpress.settings.deadline import deadline_of
 from shardpress.settings.kinds import as_typed, n_allowed
 from shardpress.settings.resolve import Settings, max_network_inputs, network_of, resolve, unsuitable_settings
-from shardpress.shards.shard import Shard, leave_out_extras, with_offset
+from shardpress.shards.shard import UNREADABLE, Shard, leave_out_extras, with_offset
 from shardpress.training.targets import Targets, read_targets
 from shardpress_kernels.network import Network
 
@@ -69,10 +70,10 @@ class Prepared:
         return self.wanted.request
 
     @cached_property
-    def identities(self) -> list[list[Any]]:
-        """Values that identify the content of each shard as long as its digest is unknown."""
+    def identities(self) -> list[str]:
+        """Identity of the content of each shard, which needs no digest."""
         compares_digests = self.wanted.matching.compares_digests
-        return [identity_of(shard, compares_digests) for shard in self.request.shards]
+        return [fingerprint(identity_of(shard, compares_digests))[:32] for shard in self.request.shards]
 
     @property
     def keeps_model(self) -> bool:
@@ -84,7 +85,7 @@ class Prepared:
         """Whether the run changes the rows of a result, and keeps its model."""
         return self.keeps_model and self.change.has_other_rows
 
-    @property
+    @cached_property
     def append_ids(self) -> list[int]:
         """Number of the append that brings the rows of each shard; 0 for the run that trains the model."""
         if self.base is None or not self.keeps_model:
@@ -102,7 +103,8 @@ class Prepared:
         """Positions of the shards with rows that have to be encoded."""
         n_kept: Counter[int] = Counter()
         for part in self.change.kept:
-            n_kept[part.shard] += part.n_rows
+            for each in part.ranges:
+                n_kept[each.shard] += each.n_rows
         return [i for i, shard in enumerate(self.shards) if n_kept[i] < shard.n_rows]
 
     @property
@@ -204,11 +206,17 @@ class Prepared:
             return self
         return replace(self, shards=tuple(with_offset(shard, offset) for shard in self.shards))
 
-    def with_change(self, base: Base | None, result: Result | None) -> Prepared:
-        """Return a copy that knows what it has to do, given what the output directory contains."""
+    def with_change(self, base: Base | None, result: Result | None, spared: Collection[int] = ()) -> Prepared:
+        """Return a copy that knows what it has to do, given what the output directory contains.
+
+        Parts with rows of the shards `spared`, which are given by their positions, are not merged with others.
+        """
         change = difference(base, self.wanted)
         if base is None or result is None:
             return replace(self, base=None, change=change)
+        n_missing = self.n_rows - sum(part.n_live for part in change.kept)
+        unreadable = {i for i, shard in enumerate(self.shards) if shard.form == UNREADABLE}
+        change = compacted(change, {*unreadable, *spared}, n_missing, self.budget.part_rows)
         request = structs.replace(self.request, shards=known_digests(base, self.wanted, change))
         wanted = replace(self.wanted, request=request)
         given_model = self.given_model
@@ -353,7 +361,7 @@ def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple
             "dataset=%s: left out, since the extras of %d rows take more than half of the memory budget (%d bytes), "
             "expected a budget of at least %d bytes. Raise --memory-budget to keep it.",
             printable(name),
-            min(TILE_ROWS, max(shard.n_rows for shard in shards)),
+            min(TILE_ROWS, sum(shard.n_rows for shard in shards)),
             memory_budget,
             needed,
         )

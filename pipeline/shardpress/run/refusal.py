@@ -50,6 +50,11 @@ def log_change(prepared: Prepared) -> None:
         return
     for words in changed_files(prepared):
         log.info("%s: %s", "append" if prepared.appends else "input", words)
+    if prepared.change.n_rewritten:
+        log.info(
+            "encoding: the rows of %s, which are mostly unused or small, are encoded again in other parts",
+            quantity(prepared.change.n_rewritten, "earlier part"),
+        )
     if prepared.change.encodes_again:
         log.info("encoding all rows again, because their extras or the form in which they are stored differ")
 
@@ -159,13 +164,12 @@ def _check_gone(base: Base, change: Change, where: str, drops: bool) -> None:
 
 def _check_unreadable(prepared: Prepared) -> None:
     """Raise `DataError` if rows have to be encoded again whose files cannot be used."""
-    paths = [printable(shard.path) for shard in prepared.shards if shard.form == UNREADABLE]
-    if not paths:
+    unreadable = [i for i, shard in enumerate(prepared.shards) if shard.form == UNREADABLE]
+    if not unreadable:
         return
-    change = prepared.change
-    names = short_list(paths, _NAMED)
+    names = short_list((printable(prepared.shards[i].path) for i in unreadable), _NAMED)
     where = f"output={printable(prepared.config.results.output)}"
-    if change.trains or change.encodes_again:
+    if prepared.change.trains or not set(unreadable).isdisjoint(prepared.encoded):
         raise DataError(
             f"{where}: contains rows of files that cannot be used (see the warnings above), and that this run has to "
             f"read: {names}. Restore these files; or remove them from --input, and their rows with --append "

@@ -17,7 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from shardpress.encoding.partfile import part_shapes, stored_masks
+from shardpress.encoding.partfile import row_shapes, stored_masks
 from shardpress.model import Model
 from shardpress.records import Request, ShardFacts, Stat, from_json, to_json
 from shardpress.result import FEATURES, VALID
@@ -87,6 +87,7 @@ def facts_of(shard: Shard) -> ShardFacts:
         shape=list(shard.shape),
         dtype=shard.stored_dtype,
         stat=Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode),
+        first_row=shard.first_row,
         column_order=None if shard.order is None else _order_digest(shard.order),
     )
 
@@ -116,11 +117,11 @@ def schema_of(extras: Sequence[Extra]) -> list[Any]:
     """Return plain values that describe the datasets of extras in a part, without their categories."""
     masks = stored_masks(extras)
     found = []
-    for name, (shape, dtype) in sorted(part_shapes(0, 0, extras).items()):
+    for name, (shape, dtype) in sorted(row_shapes(0, extras).items()):
         if name not in (FEATURES, VALID):
             enum = h5py.check_enum_dtype(dtype)
             names = None if enum is None else sorted(enum.items())
-            found.append([name, dtype.str, list(shape[1:]), names, masks.get(name)])
+            found.append([name, dtype.str, list(shape), names, masks.get(name)])
     return found
 
 

@@ -74,16 +74,21 @@ class EarlierResults:
                 self.withdraw(record)
         return None
 
-    def parts(self, keys: Sequence[str]) -> list[Part]:
-        """Return the intact parts in the journal, given the fingerprint of the features of each shard."""
-        positions = {key: i for i, key in reversed(list(enumerate(keys)))}
-        named = [record for record in self.journal.records("part") if record.fingerprint in positions]
-        faults = self.faults(record.entry for record in named)
-        self.withdraw(*(record for record, fault in zip(named, faults, strict=True) if fault))
+    def parts(self, key: str, identities: Sequence[str]) -> list[Part]:
+        """Return the intact parts in the journal that were made from the fingerprint `key`.
+
+        They have the ranges of shards that are still the same, given what identifies each shard of this run.
+        """
+        positions = {identity: i for i, identity in reversed(list(enumerate(identities)))}
         found = []
-        for record, fault in zip(named, faults, strict=True):
-            if not fault:
-                found.append(structs.replace(record.part, shard=positions[record.fingerprint]))
+        for record in self.records("part", key):
+            part = record.part
+            ranges = []
+            for each, identity in zip(part.ranges, record.identities, strict=True):
+                if identity in positions:
+                    ranges.append(structs.replace(each, shard=positions[identity]))
+            if ranges:
+                found.append(structs.replace(part, ranges=ranges))
         return found
 
     def published_parts(self) -> tuple[Part, ...]:
@@ -143,7 +148,7 @@ def checkpoint_in_words(checkpoint: Record) -> str:
 
 
 def n_rows_in(parts: Iterable[Record]) -> int:
-    return sum(record.part.n_rows for record in parts)
+    return sum(record.part.n_live for record in parts)
 
 
 # -- requests ----------------------------------------------------------------------------------------------------------
@@ -172,7 +177,7 @@ def _is_same_work(before: Request, now: Request) -> bool:
     return places[0] == places[1] and before.settings == now.settings
 
 
-def is_complete(journal: Journal, prepared: Prepared, earlier: EarlierResults) -> bool:
+def is_complete(journal: Journal, prepared: Prepared) -> bool:
     """Return whether the published result is what the run is asked for."""
     result = journal.base
     change = prepared.change
@@ -180,9 +185,7 @@ def is_complete(journal: Journal, prepared: Prepared, earlier: EarlierResults) -
         return False
     if prepared.base is None or change.moved(prepared.base, prepared.wanted):
         return False
-    if not _is_acceptable(result, prepared):
-        return False
-    return not any(earlier.faults(result.facts.views))
+    return _is_acceptable(result, prepared)
 
 
 def _is_acceptable(result: Result, prepared: Prepared) -> bool:

@@ -501,7 +501,7 @@ def _first_bad_entry(shards: Sequence[Shard], scan_result: Scan, missing: float 
     block, row = _first_bad_row(shards, scan_result)
     entries = bad_entries(row, missing, block.shard.stored_dtype, scan_result.fill is not None)
     column = int(np.flatnonzero(entries[0])[0])
-    where = f"row {block.start}, column {block.shard.columns.numbered(column)}"
+    where = f"row {block.shard.first_row + block.start}, column {block.shard.columns.numbered(column)}"
     return f"{block.shard}: {row[0, column]} in {where}"
 
 

@@ -22,7 +22,7 @@ from shardpress.hdf5.values import file_digest
 from shardpress.shards.appending import fit_extras
 from shardpress.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
 from shardpress.shards.extras import log_extras, shorten, unify_extras
-from shardpress.shards.shard import Shard, row_dtype
+from shardpress.shards.shard import Shard, row_dtype, rows_of
 from shardpress.shards.sources import COPY_AGAIN, Source, find
 from shardpress.shards.vet import Selection, vet
 
@@ -118,30 +118,36 @@ def check_any(shards: Sequence[Shard], sources: Sequence[Source]) -> None:
 
 def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[Shard | DataError, None, None]:
     """Yield each shard, or the error of its file, in order."""
+    parts: dict[Path, Shard] = {}
     n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_PER_THREAD)
     with ThreadPoolExecutor(n_threads, "vet") as pool:
         for start in range(0, len(sources), _FILES_PER_BATCH):
             batch = sources[start : start + _FILES_PER_BATCH]
             tasks = (batch[i : i + _FILES_PER_TASK] for i in range(0, len(batch), _FILES_PER_TASK))
-            for shards in pool.map(partial(_open_few, selection=selection), tasks):
+            for shards in pool.map(partial(_open_few, selection=selection, parts=parts), tasks):
                 yield from shards
     retire(n_kept=1)  # each thread may have started a child process
 
 
-def _open_few(sources: Sequence[Source], selection: Selection) -> list[Shard | DataError]:
+def _open_few(sources: Sequence[Source], selection: Selection, parts: dict[Path, Shard]) -> list[Shard | DataError]:
+    """Open some files. `parts` are vetted files of which rows are read; another thread may add to them."""
     opened: list[Shard | DataError] = []
     for source in sources:
         try:
-            shard = vet(source.path, selection)
-            _check_as_listed(shard, source)
-            opened.append(shard)
+            if source.rows is None:
+                opened.append(_vetted(source, selection))
+                continue
+            if source.path not in parts:  # a part can have many ranges of rows, and its digest takes time
+                parts[source.path] = _vetted(source, selection)
+            opened.append(rows_of(parts[source.path], *source.rows))
         except DataError as error:  # the caller decides, in the order of the files, whether the error ends the run
             opened.append(error)
     return opened
 
 
-def _check_as_listed(shard: Shard, source: Source) -> None:
-    """Check that the file is the one that the index names; the digest, which takes longest, comes last."""
+def _vetted(source: Source, selection: Selection) -> Shard:
+    """Vet a file, and check that it is the one that the index names; the digest, which takes longest, comes last."""
+    shard = vet(source.path, selection)
     where = f"file={printable(source.path)}"
     n_bytes = shard.identity.size
     for n, expected, unit in ((n_bytes, source.n_bytes, "bytes"), (shard.n_rows, source.n_rows, "rows")):
@@ -149,6 +155,7 @@ def _check_as_listed(shard: Shard, source: Source) -> None:
             raise DataError(f"{where}: {n} {unit}, expected {expected} from the index. {COPY_AGAIN}")
     if source.blake3 is not None and file_digest(shard.path, shard.identity) != source.blake3:
         raise DataError(f"{where}: its content has changed: the BLAKE3 digest differs from the index. {COPY_AGAIN}")
+    return shard
 
 
 # -- all together ------------------------------------------------------------------------------------------------
@@ -162,6 +169,7 @@ def _accept_fitting(
 ) -> list[Shard]:
     """Return the shards that fit the accepted shards before them, and refuse the others, in the order of the files."""
     shards: list[Shard] = []
+    refused: set[Path] = set()
     for source, shard in zip(sources, opened, strict=True):
         signals.check()  # there may be many shards
         try:
@@ -173,7 +181,9 @@ def _accept_fitting(
         except DataError as error:
             if on_bad_shard is None:
                 raise
-            on_bad_shard(source.path, error)
+            if source.path not in refused:  # a part can have many ranges of rows
+                on_bad_shard(source.path, error)
+            refused.add(source.path)
             continue
         shards.append(check.accept(shard, order))
     if check.columns.is_known:  # also set the columns of shards before the first one with names

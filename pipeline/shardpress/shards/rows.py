@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -90,11 +91,17 @@ def _read_prepared(block: Block, preparation: Preparation, out: np.ndarray, dige
 
 
 def _read_ordered(block: Block, out: np.ndarray, digest: Digest | None) -> None:
-    _READERS[block.shard.form](block, out)
+    _READERS[block.shard.form](_in_dataset(block), out)
     if block.shard.order is not None:
         _reorder(out, block.shard.order)
     if digest is not None:
         digest.add_rows(out, block.start)
+
+
+def _in_dataset(block: Block) -> Block:
+    """Return the block with row numbers of the dataset, of which a shard can have some rows only."""
+    first = block.shard.first_row
+    return block if not first else replace(block, start=block.start + first, stop=block.stop + first)
 
 
 def _reorder(rows: np.ndarray, order: np.ndarray) -> None:
@@ -389,6 +396,7 @@ def _salvage(
 
 def _read_extra(block: Block, extra: Extra) -> np.ndarray:
     """Return (len(block),) values, with further axes if the values are arrays."""
+    block = _in_dataset(block)
     layout = extra.layout
     if layout is None:
         return np.full(len(block), extra.resolved_fill, extra.dtype)
@@ -428,4 +436,4 @@ def _read_stored_extra(block: Block, layout: Layout, dtype: np.dtype) -> np.ndar
 
 def _axis(shard: Shard, layout: Layout) -> int:
     """Return the axis of the rows in an extra: 0, or -1 if axes of length 1 precede it, as in MATLAB."""
-    return 0 if layout.shape[0] == shard.n_rows else -1
+    return 0 if layout.shape[0] >= shard.first_row + shard.n_rows else -1

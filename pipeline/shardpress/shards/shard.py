@@ -25,7 +25,7 @@ from shardpress.preparation import Preparation
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
 
 WIDE_BYTES = 2**22
-"""Maximum bytes of an extra's values in one part to read at once. Larger extras are processed block by block."""
+"""Maximum bytes of an extra's long values in one part to read at once. Others are read and written block by block."""
 _NUMBER_BYTES = 8
 _LONGEST = 400  # characters of a reason
 
@@ -75,9 +75,9 @@ class Extra:
         return str(value)
 
 
-def is_wide(extra: Extra, n_rows: int) -> bool:
-    """Return whether `n_rows` values of an extra are read and written block by block. Return False for numbers."""
-    return extra.value_bytes > _NUMBER_BYTES and n_rows * extra.value_bytes > WIDE_BYTES
+def long_bytes(extra: Extra, n_rows: int) -> int:
+    """Return the bytes of `n_rows` long values of an extra; 0 for numbers."""
+    return n_rows * extra.value_bytes if extra.value_bytes > _NUMBER_BYTES else 0
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ class Shard:
     # Integers that are subtracted exactly from every row on reading: (n_inputs,), float64.
     offset: np.ndarray | None = field(default=None, compare=False, repr=False)
     preparation: Preparation | None = None  # of rows on reading
+    first_row: int = 0  # of the rows in their dataset and in the extras, which can have others before and after them
 
     def __str__(self) -> str:
         return f"file={printable(self.path)} dataset={printable(self.dataset)}"
@@ -150,6 +151,11 @@ def leave_out_extras(shard: Shard, reasons: Mapping[str, str]) -> Shard:
     extras = tuple(extra for extra in shard.extras if extra.name not in reasons)
     left_out = tuple(LeftOut(name, reason[:_LONGEST], True) for name, reason in reasons.items())
     return replace(shard, extras=extras, left_out=(*left_out, *shard.left_out)[:MOST_LEFT_OUT])
+
+
+def rows_of(shard: Shard, first: int, n_rows: int) -> Shard:
+    """Return a shard with some of the rows of another one."""
+    return replace(shard, shape=(n_rows, *shard.shape[1:]), first_row=shard.first_row + first)
 
 
 def array_shard(rows: Any) -> Shard:
@@ -196,7 +202,8 @@ class Block:
         return self.stop - self.start
 
     def __str__(self) -> str:
-        return f"{self.shard} rows={self.start}:{self.stop}"
+        first = self.shard.first_row
+        return f"{self.shard} rows={first + self.start}:{first + self.stop}"
 
     def cut(self, n_rows: int) -> Iterator[Block]:
         for start in range(self.start, self.stop, n_rows):

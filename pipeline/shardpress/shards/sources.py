@@ -7,13 +7,14 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from shardpress.errors import DataError, NoInput, NotPermitted, printable, short_list
 from shardpress.hdf5.files import FILES, translated_error
 from shardpress.hdf5.superblock import signature_at
+from shardpress.records import stretches_of
 from shardpress.result import INDEX, Result
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class Source:
     """A file to open, with facts from the index of an output directory."""
 
     path: Path
+    rows: tuple[int, int] | None = None  # the first one to read, and their number; None for all rows
     n_rows: int | None = None
     n_bytes: int | None = None
     blake3: str | None = None
@@ -53,21 +55,21 @@ def find(patterns: Sequence[str]) -> list[Source]:
     DataError
         If a file is found twice, because its rows would be counted twice.
     """
-    return _distinct((source, pattern) for pattern in patterns for source in _matches(pattern))
-
-
-def _distinct(named: Iterable[tuple[Source, str]]) -> list[Source]:
-    names: dict[object, str] = {}
+    given: dict[object, tuple[Path, int]] = {}
     sources = []
-    for source, name in named:
-        key = _file_key(source.path)
-        if key in names:
-            raise DataError(
-                f"file={printable(source.path)}: given twice (as {printable(names[key])} and by {printable(name)}), "
-                "expected each shard once. Remove one of the inputs."
-            )
-        names[key] = str(source.path)
-        sources.append(source)
+    for number, pattern in enumerate(patterns):
+        for source in _matches(pattern):
+            key = _file_key(source.path)
+            if key in given:
+                earlier_path, earlier_number = given[key]
+                is_next_piece = source.rows is not None and earlier_number == number  # of a part with dead rows
+                if not is_next_piece:
+                    raise DataError(
+                        f"file={printable(source.path)}: given twice (as {printable(earlier_path)} and by "
+                        f"{printable(pattern)}), expected each shard once. Remove one of the inputs."
+                    )
+            given[key] = (source.path, number)
+            sources.append(source)
     return sources
 
 
@@ -226,12 +228,16 @@ def _check_inside(directory: str, entries: Sequence[Path]) -> None:
 
 
 def _parts(directory: Path) -> list[Source]:
-    """Return the parts that the index of an output directory names; other files in it are unfinished."""
+    """Return the rows in parts that the index of an output directory names; other files in it are unfinished."""
     where = f"input={printable(directory)}"
-    parts = Result.open(directory, is_foreign=True).parts
-    for part in parts:
+    result = Result.open(directory, is_foreign=True)
+    for part in result.parts:
         _check_in_directory(Path(part.file), directory, where)
-    return [Source(directory / part.file, part.n_rows, part.entry.n_bytes, part.entry.blake3) for part in parts]
+    sources = []
+    for part, first, n_rows in stretches_of(result.ranges):
+        rows = None if n_rows == part.n_rows else (first, n_rows)
+        sources.append(Source(directory / part.file, rows, part.n_rows, part.entry.n_bytes, part.entry.blake3))
+    return sources
 
 
 def _check_in_directory(part: Path, directory: Path, where: str) -> None:

@@ -15,7 +15,7 @@ from shardpress.hdf5.child.find import GROUP, Refused, attribute, dtype_of, name
 from shardpress.hdf5.forms import text
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_ITEM
 
-_SOURCE = re.compile(rb"parts/[0-9A-Za-z_][0-9A-Za-z_.-]*\.h5|index-[0-9a-f]{32}\.h5")
+_SOURCE = re.compile(rb"parts/[0-9A-Za-z_][0-9A-Za-z_.-]*\.h5")
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}
 _ARRAY_TYPES = [h5py.h5t.py_create(np.dtype(code), logical=True) for code in "?bBhHiIqQfd"]
 
@@ -32,7 +32,7 @@ def check_result(file: h5py.File) -> tuple[None, list[np.ndarray]]:
     """Raise `Refused` if the file contains anything that an index or a model does not contain.
 
     The root group has datasets and one group, `GROUP`. A dataset is virtual, or stored in the file. Mappings name
-    files in ``parts/`` or smaller views, and the same dataset there. `GROUP` has groups and contiguous arrays of
+    files in ``parts/``, and the same dataset there. `GROUP` has groups and contiguous arrays of
     numbers. All links are hard links. The total size of all arrays and attributes is at most the size of the file.
 
     The shapes of virtual and of chunked datasets are not limited, because they need no space in the file. The caller

@@ -17,7 +17,6 @@ from shardpress.hdf5.files import writers
 from shardpress.model import Model
 from shardpress.output.journal import Journal, Record
 from shardpress.output.lock import LOCK, objection
-from shardpress.records import Part
 from shardpress.run.base import base_of, open_readonly, with_settings_of
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.inputs import too_many_bad_shards
@@ -209,7 +208,7 @@ def _reusable_results(prepared: Prepared, earlier: EarlierResults) -> Reusable:
 
     The function `shardpress.run.refusal.check_change` checks whether the settings allow replacing the others.
     """
-    if is_complete(earlier.journal, prepared, earlier):
+    if is_complete(earlier.journal, prepared):
         words = dict.fromkeys(("scan", "training", "encoding"), _FINISHED)
         return Reusable(is_complete=True, has_scan=True, n_written=prepared.n_rows, words=words)
     return _reusable_stages(earlier, prepared)
@@ -227,15 +226,14 @@ def _reusable_stages(earlier: EarlierResults, prepared: Prepared) -> Reusable:
 
     model = prepared.given_model
     checkpoint = None
-    parts: list[Part] = []
+    n_written = 0
     if model is None and scan is not None:
         training = TrainingStage(prepared)
         model = training.load(earlier)
         if model is None:
             checkpoint = training.last_checkpoint(earlier)
     if model is not None:
-        parts = EncodingStage(prepared, model, unreadable).existing(earlier).parts
-    n_written = sum(part.n_rows for part in parts)
+        n_written = EncodingStage(prepared, model, unreadable).existing(earlier).n_rows
 
     words = _training_in_words(prepared, model, checkpoint)
     if has_scan:

@@ -1,0 +1,180 @@
+"""Tests of output directories as input: the rows are those of the result in its order, even if parts have dead rows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from shardpress.features import open_features
+from shardpress.hdf5.files import Identity
+from shardpress.hdf5.values import file_digest
+from shardpress.report.verify import verify
+from shardpress.result import Result
+from shardpress.run import encoding_stage
+from shardpress.shards import open as open_module
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read_extras
+from shardpress.shards.shard import Block
+from tests.support.helpers import refused, whole
+from tests.support.interruptions import FullAfter
+from tests.support.parts import feature_rows, finished_parts, part_bytes
+from tests.support.soak_protocol import edit
+from tests.support.standin import Workspace, install
+
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    install(monkeypatch)
+    monkeypatch.setattr(encoding_stage, "_LEAST_FILES", 9)
+    return Workspace(tmp_path, 20, 3, 3, 3, 35, 3, 3, 3)
+
+
+@pytest.fixture
+def first(workspace: Workspace) -> Path:
+    """Return a directory with dead rows, and with ranges that are in another order than in their parts."""
+    first = workspace.folder / "first"
+    model = workspace.folder / "model"
+    assert workspace.run(model) == 0
+    n_parts = len(Result.open(model).parts)
+    assert workspace.run(first, "--model", str(model), disk=FullAfter("part", n_parts)) == 74
+    paths = sorted(workspace.shards.iterdir(), reverse=True)
+    assert workspace.run_on(paths, first, "--model", str(model)) == 0
+    append(workspace, first, edited="4.h5", removed="6.h5")
+    return first
+
+
+def append(workspace: Workspace, first: Path, edited: str, removed: str) -> None:
+    edit(workspace.shards / edited)
+    (workspace.shards / removed).unlink()
+    model = str(workspace.folder / "model")
+    assert workspace.run(first, "--model", model, "--append", "--drop-missing") == 0
+
+
+def assert_rows_of_inputs(output: Path) -> None:
+    """Check the features of all rows, and that each row has the extra of its input row."""
+    found = verify(str(output), 1000)
+    assert (found.faults, found.unchecked, found.rows.n_rows) == ((), (), Result.open(output).n_rows)
+    result = Result.open(output)
+    values = []
+    for _, each in result.ranges:
+        shard = result.shards[each.shard]
+        with h5py.File(shard.path) as file:
+            values.append(file["y"][shard.first_row + each.start : shard.first_row + each.stop])
+    np.testing.assert_array_equal(open_features(output).extras["y"], np.concatenate(values))
+
+
+def test_rows_and_extras_are_those_of_open_features(first: Path) -> None:
+    found = open_features(first)
+    shards = open_shards([str(first)])
+    places = [(shard.path, shard.first_row) for shard in shards]
+    assert sorted(places) != places
+    assert len({path for path, _ in places}) < len(places)
+    np.testing.assert_array_equal(np.concatenate([whole(shard) for shard in shards]), found.features)
+    extras = [read_extras(Block(shard, 0, shard.n_rows))["y"] for shard in shards]
+    np.testing.assert_array_equal(np.concatenate(extras), found.extras["y"])
+
+
+def test_extras_of_any_kind_are_read_from_some_rows(tmp_path: Path) -> None:
+    extras = {
+        "codes": np.array([0, 1, -1, 1, 0, 0], np.int8),
+        "fixed": np.array([f"{i}".encode() for i in range(6)], "S3"),
+        "name": np.array([("ö" * i).encode() for i in range(6)], object),
+        "column": np.arange(6)[:, None],
+    }
+    data = part_bytes(feature_rows(6), np.ones(6, bool), extras, {}, categories={"codes": ["a", "b"]})
+    used = [(1, 2), (4, 6)]
+    finished_parts(tmp_path / "out", [(6, data)], used={0: used})
+    shards = open_shards([str(tmp_path / "out")], dataset="features", include=list(extras))
+    assert len(shards) == len(used)
+    for shard, (start, stop) in zip(shards, used, strict=True):
+        np.testing.assert_array_equal(whole(shard), feature_rows(6)[start:stop])
+        found = read_extras(Block(shard, 0, shard.n_rows))
+        for name, values in extras.items():
+            np.testing.assert_array_equal(found[name], values[start:stop].ravel(), err_msg=name)
+
+
+def test_the_digest_of_a_part_is_computed_once(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    digested = []
+
+    def recorded(path: str, identity: Identity) -> str:
+        digested.append(path)
+        return file_digest(path, identity)
+
+    monkeypatch.setattr(open_module, "file_digest", recorded)
+    open_shards([str(first)])
+    assert sorted(digested) == sorted(str(first / file) for file in Result.open(first).files)
+
+
+def test_a_part_with_dead_rows_is_counted_once(workspace: Workspace, first: Path) -> None:
+    parts = sorted({str(first / file) for file in Result.open(first).files})
+    for inputs in ([first, first], [first, first / "index.h5"], [first, *parts], [*parts, first]):
+        with refused(65, "given twice"):
+            open_shards([str(path) for path in inputs])
+
+
+def test_a_damaged_part_with_dead_rows_is_refused(first: Path) -> None:
+    part = max(Result.open(first).parts, key=lambda part: len(part.ranges))
+    path = first / part.file
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with refused(65, f"file={path}", "BLAKE3"):
+        open_shards([str(first)])
+    left_out: list[Path] = []
+    shards = open_shards([str(first)], on_bad_shard=lambda path, error: left_out.append(path))
+    assert left_out == [path]
+    assert sum(shard.n_rows for shard in shards) == Result.open(first).n_rows - part.n_live
+
+
+def test_bad_rows_are_listed_with_their_row_in_the_part(workspace: Workspace, first: Path) -> None:
+    rows = np.ones((5, 4), np.float32)
+    rows[[1, 3]] = np.nan
+    for name in ("90.h5", "91.h5", "92.h5"):
+        workspace.add_shard(name, rows)
+    skips = ["--on-bad-data", "skip", "--max-bad", "50%"]
+    model = str(workspace.folder / "model")
+    assert workspace.run(first, "--model", model, "--append", *skips) == 0
+    (workspace.shards / "91.h5").unlink()
+    assert workspace.run(first, "--model", model, "--append", "--drop-missing") == 0
+    second = workspace.folder / "second"
+    assert workspace.run_on([first], second, "--n-features", "1", *skips) == 0
+    places = set()
+    for line in (second / "bad_rows.jsonl").read_text().splitlines():
+        bad = json.loads(line)
+        places.add((bad["file"], bad["row"]))
+        with h5py.File(bad["file"]) as file:
+            assert np.isnan(file[bad["dataset"]][bad["row"]]).all()
+    assert len(places) == 4
+    result = Result.open(second)
+    assert any(shard.first_row for shard in result.shards if shard.path in {path for path, _ in places})
+    assert {(bad["file"], bad["row"]) for bad in result.report()["bad"]["rows"]["first"]} == places
+
+
+def test_a_run_on_parts_follows_their_changes(workspace: Workspace, first: Path) -> None:
+    second = workspace.folder / "second"
+    assert workspace.run_on([first], second, "--n-features", "1") == 0
+    assert_rows_of_inputs(second)
+    np.testing.assert_array_equal(open_features(second).extras["y"], open_features(first).extras["y"])
+
+    workspace.add_shard("9.h5", np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32))
+    assert workspace.run(first, "--append") == 0
+    before = Result.open(second).files
+    assert workspace.run_on([first], second, "--n-features", "1", "--append") == 0
+    assert_rows_of_inputs(second)
+    new = [part for part in Result.open(second).parts if part.file not in before]
+    assert sum(part.n_rows for part in new) == 6
+    np.testing.assert_array_equal(open_features(second).extras["y"], open_features(first).extras["y"])
+
+    append(workspace, first, edited="0.h5", removed="2.h5")
+    before = Result.open(second).files
+    assert workspace.run_on([first], second, "--n-features", "1", "--append", "--drop-missing") == 0
+    assert_rows_of_inputs(second)
+    assert before & Result.open(second).files, "most rows stay"
+    y = [sorted(open_features(output).extras["y"].compute()) for output in (first, second)]
+    assert y[0] == y[1]
