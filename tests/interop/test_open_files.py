@@ -39,7 +39,7 @@ def use_many_files(folder: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         standin.install(patch)
         patch.setattr(encoding_stage, "_LEAST_FILES", 1)
-        patch.setattr(encoding_stage, "_PARTS_OF_FILES", N_FILES)
+        patch.setattr(encoding_stage, "_MANY_PARTS", N_FILES)
         workspace = Workspace(Path(folder), *[5] * N_FILES)
         output = Path(folder) / "out"
         assert workspace.run(output) == 0

@@ -8,6 +8,7 @@ results, regardless of block size, threads and interruptions.
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.output import journal
 from shardpress.output.disk import Disk
 from shardpress.records import stretches_of
 from shardpress.result import INDEX, Result
@@ -234,6 +236,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "UNIT_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(encoding_stage, "_LEAST_FILES", 2)  # so that three files give two parts
+    monkeypatch.setattr(journal, "_SECONDS", math.inf)  # so that equal runs make equal calls, however long they take
     monkeypatch.setattr(inputs, "open_sources", _remembering(open_sources))
     for user in (context, request):
         monkeypatch.setattr(user, "version", cache(version))  # without a cache, each call parses a metadata file
