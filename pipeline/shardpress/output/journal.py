@@ -68,7 +68,7 @@ _SECONDS = 1.0  # largest age of a line that is not synced; a power cut loses at
 class Record(msgspec.Struct, frozen=True, omit_defaults=True, tag="result"):
     """A file that a run has written, as the journal names it."""
 
-    key: str  # scan, model, diverged, checkpoint-<step>, part-<number>
+    key: str  # scan, model, diverged, checkpoint-<step>, part-<shard>-<row>-<unique>
     fingerprint: str  # of everything that determines the content
     entry: Entry
     facts: dict[str, Any] = {}  # plain values that are stored with the record

@@ -23,7 +23,7 @@ from shardpress.run.base import base_of, open_readonly
 from shardpress.run.context import RunContext, RunState
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.finish import StageResults, check_same_rows, finish, write_derived
-from shardpress.run.merging import lost_again
+from shardpress.run.merging import spared_shards
 from shardpress.run.prepare import Prepared, prepare
 from shardpress.run.refusal import check_change, log_change
 from shardpress.run.resume import EarlierResults, is_complete, stored_deadline
@@ -96,7 +96,7 @@ def _run_in(journal: Journal, prepared: Prepared, state: RunState, command: Sequ
         base = replace(base, parts=published.published_parts())
     prepared = prepared.with_change(base, journal.base)
     if prepared.change.n_rewritten:
-        prepared = prepared.with_change(base, journal.base, lost_again(prepared))
+        prepared = prepared.with_change(base, journal.base, spared_shards(prepared))
     check_change(journal, prepared)
     if is_complete(journal, prepared):
         result = journal.published

@@ -1,4 +1,4 @@
-"""Files whose rows a run would encode again only to merge parts."""
+"""Check of the files whose rows are encoded again only to merge parts."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from shardpress.run.digests import with_content
 from shardpress.run.prepare import Prepared
 
 
-def lost_again(prepared: Prepared) -> list[int]:
+def spared_shards(prepared: Prepared) -> list[int]:
     """Return the positions of shards whose rows stay, but whose files no longer have the content of the result.
 
-    Files can be damaged without new times. Their rows stay where they are, and the merge of other parts does not end
-    the run.
+    A file can be damaged without new times. Its rows then stay where they are, so that a merge neither loses them nor
+    ends the run.
     """
     positions = [i for i in prepared.encoded if prepared.change.places[i].is_same]
 

@@ -130,7 +130,7 @@ def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[Shar
 
 
 def _open_few(sources: Sequence[Source], selection: Selection, parts: dict[Path, Shard]) -> list[Shard | DataError]:
-    """Open some files. `parts` are vetted files of which rows are read; another thread may add to them."""
+    """Open some files. A part of a result is vetted once for all of its rows, and then kept in `parts`."""
     opened: list[Shard | DataError] = []
     for source in sources:
         try:

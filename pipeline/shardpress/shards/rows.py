@@ -99,7 +99,7 @@ def _read_ordered(block: Block, out: np.ndarray, digest: Digest | None) -> None:
 
 
 def _in_dataset(block: Block) -> Block:
-    """Return the block with row numbers of the dataset, of which a shard can have some rows only."""
+    """Return the block with the row numbers of the dataset, which can have rows before those of the shard."""
     first = block.shard.first_row
     return block if not first else replace(block, start=block.start + first, stop=block.stop + first)
 
