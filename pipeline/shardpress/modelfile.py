@@ -103,10 +103,10 @@ def _network(attributes: Mapping[str, Any]) -> Network:
 
 
 def _preparation(attributes: Mapping[str, Any]) -> Preparation | None:
-    values: dict[str, str | None] = {}
+    values: dict[str, str] = {}
     for name, known in (("row_scale", ROW_SCALES), ("transform", TRANSFORMS)):
-        values[name] = _text(attributes, name) if name in attributes else None
-        if values[name] not in (None, *known):
+        values[name] = _text(attributes, name) if name in attributes else "none"
+        if values[name] not in ("none", *known):
             raise ValueError(f"expected attribute {name} to be one of {', '.join(known)}, found {values[name]!r}")
     return preparation_of(values["row_scale"], values["transform"])
 

@@ -27,6 +27,10 @@ class Preparation:
     # from the scan, which belong to the scaler (see `shardpress.scan.scaler.Scaler`).
     transform: str | None = None
 
+    def __str__(self) -> str:
+        flags = {"--row-scale": self.row_scale, "--transform": self.transform}
+        return " ".join(f"{flag} {value}" for flag, value in flags.items() if value is not None)
+
     @property
     def target(self) -> float:
         """Size of the scaled rows."""
@@ -92,8 +96,8 @@ class Preparation:
         return rows
 
 
-def preparation_of(row_scale: str | None, transform: str | None) -> Preparation | None:
-    """Return the preparation for two settings, or None if rows stay as they are."""
-    if row_scale is None and transform is None:
+def preparation_of(row_scale: str, transform: str) -> Preparation | None:
+    """Return the preparation for two settings, or None if both are ``none`` and rows stay as they are."""
+    if row_scale == transform == "none":
         return None
-    return Preparation(row_scale, transform)
+    return Preparation(None if row_scale == "none" else row_scale, None if transform == "none" else transform)

@@ -29,6 +29,7 @@ from shardpress import TiedAutoencoder, load_model, open_features
 from shardpress.device import TILE_ROWS
 from shardpress.interop import applying
 from shardpress.interop.applying import compute
+from shardpress.preparation import Preparation
 from shardpress.run.engine import run
 from shardpress.settings.config import SETTINGS, Config
 from tests.support.cases import ALL_CASES, case, each
@@ -205,13 +206,13 @@ def test_partial_fit_of_integers_equals_that_of_floats() -> None:
     assert same_models(one, other)
 
 
-def test_rows_of_very_different_sizes_get_linear_features() -> None:
+def test_fit_follows_the_look_at_the_rows() -> None:
     rng = np.random.default_rng(0)
-    shapes = rng.random((400, 256))
-    bright = shapes * rng.lognormal(0, 1.5, (400, 1))
-    codes = [TiedAutoencoder(**QUICK).fit(x).model_.network.code for x in (shapes, bright)]
-    assert codes == ["sigmoid", "linear"]
-    assert TiedAutoencoder(**QUICK, code_activation="sigmoid").fit(bright).model_.network.code == "sigmoid"
+    tails = np.exp(2 * rng.normal(size=(400, 50)))
+    assert TiedAutoencoder(**QUICK).fit(tails).model_.preparation == Preparation(None, "log1p")
+    assert TiedAutoencoder(**QUICK, value_transform="none").fit(tails).model_.preparation is None
+    bits = TiedAutoencoder(**QUICK).fit(rng.random((400, 300)) < 0.1)
+    assert (bits.model_.network.widths[1:-1], bits.model_.network.code) == ((), "linear")
 
 
 def test_partial_fit_after_fit_keeps_the_scaling() -> None:

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.sparse import csr_matrix
 from sklearn.preprocessing import StandardScaler
 
 from shardpress.scan.ranges import Scan
 from shardpress.scan.scaler import Scaler
 from shardpress.scan.scaling import chosen_scale, scaled_as
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import Shard, array_shard
+from shardpress.shards.shard import Shard
 from tests.support.cases import case, each
 from tests.support.helpers import scanned, write_shard
 
@@ -129,58 +128,8 @@ def test_auto_standardizes_counts() -> None:
         assert chosen_scale(Scaler(rows.min(axis=0), rows.max(axis=0)), rows) == "std"
 
 
-def bits() -> np.ndarray:
-    """Return 200 columns of bits with deviations below 0.1: the share of ones is at most 1 %."""
-    rng = np.random.default_rng(0)
-    rows = rng.random((2000, 200)) < rng.uniform(0.001, 0.007, 200)
-    rows[:2] = True
-    rows[2] = False
-    return rows
-
-
 def choice_for(rows: np.ndarray) -> str:
     return chosen_scale(Scaler(np.nanmin(rows, axis=0), np.nanmax(rows, axis=0)), rows)
-
-
-def test_auto_keeps_the_range_of_bits() -> None:
-    rows = bits().astype(np.float64)
-    constant = np.hstack([rows, np.full((len(rows), 30), 7.0)])
-    missing = np.where(np.random.default_rng(1).random(rows.shape) < 0.1, np.nan, rows)
-    for same in (rows, constant, missing, 1 - 2 * rows, 255 * rows, np.log1p(rows)):
-        assert choice_for(same) == "range"
-
-
-def test_auto_keeps_the_range_of_bits_in_the_clipped_range() -> None:
-    rows = bits().astype(np.float64)
-    scaler = Scaler(rows.min(axis=0), rows.max(axis=0))
-    rows[5] = 9
-    assert chosen_scale(scaler, rows) == "range"
-
-
-def test_a_third_value_or_another_width_makes_no_bits() -> None:
-    rows = bits().astype(np.float64)
-    third = rows.copy()
-    third[7, 3] = 3
-    weighted = rows * np.linspace(1, 20, 200)
-    assert choice_for(third) == "std"
-    assert choice_for(weighted) != "range"
-
-
-@pytest.mark.process
-@each("dtype", ["?", "u1", "i8", "f4", "f8"])
-def test_the_dtype_of_bits_changes_no_choice(tmp_path: Path, dtype: str) -> None:
-    shards = shards_of(tmp_path, bits().astype(dtype))
-    assert scanned(shards, 100, 2, scale="auto").scale == "range"
-
-
-@pytest.mark.process
-def test_bits_of_sparse_rows_and_with_missing_values_keep_their_range(tmp_path: Path) -> None:
-    sparse = array_shard(csr_matrix(bits().astype(np.uint8)))
-    assert scanned((sparse,), 100, 2, scale="auto").scale == "range"
-    rows = bits().astype(np.float32)
-    rows[::7, ::5] = np.nan
-    shards = shards_of(tmp_path, rows)
-    assert scanned(shards, 100, 2, scale="auto", impute="median").scale == "range"
 
 
 def test_auto_standardizes_tails_in_different_units_unless_all_are_extreme() -> None:

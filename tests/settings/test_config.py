@@ -145,17 +145,17 @@ def test_sigmoids_have_a_gain_by_default():
     assert resolve(Config.of(code_activation="sigmoid", decoder_gain=False), 100, 8).network.decoder_gain is False
 
 
-def test_features_are_linear_for_few_columns_and_for_huge_rows():
-    def code_and_gain(n_inputs, has_huge_rows, **settings):
-        resolved = resolve(Config.of(**settings), 100, n_inputs)
-        network = network_of(resolved.network, n_inputs, has_huge_rows=has_huge_rows)
+def test_features_are_linear_for_few_columns_and_with_a_hidden_layer():
+    def code_and_gain(n_rows, n_inputs, **settings):
+        network = network_of(resolve(Config.of(**settings), n_rows, n_inputs).network, n_inputs)
         return network.code, network.gain
 
-    assert code_and_gain(255, False) == ("linear", False), "an outlier is a large part of a row"
-    assert code_and_gain(256, False) == ("sigmoid", True)
-    assert code_and_gain(256, True) == ("linear", False), "huge rows saturate sigmoids"
-    assert code_and_gain(256, True, code_activation="sigmoid") == ("sigmoid", True)
-    assert code_and_gain(256, True, decoder_gain=True) == ("linear", True)
+    assert code_and_gain(100, 255) == ("linear", False), "an outlier is a large part of a row"
+    assert code_and_gain(100, 256) == ("sigmoid", True)
+    assert code_and_gain(1000, 256) == ("linear", False)
+    assert code_and_gain(1000, 256, code_activation="sigmoid") == ("sigmoid", True)
+    assert code_and_gain(1000, 256, decoder_gain=True) == ("linear", True)
+    assert code_and_gain(1000, 256, hidden=()) == ("sigmoid", True)
 
 
 def test_a_given_model_determines_the_network():

@@ -15,6 +15,7 @@ from shardpress.errors import DataError, printable, quantity, short_list
 
 if TYPE_CHECKING:
     from shardpress.columns import Columns
+    from shardpress.scan.look import Form
     from shardpress.scan.ranges import Scan
     from shardpress.settings.config import Config
     from shardpress.shards.inspect import FileGroup, Inspection
@@ -41,6 +42,7 @@ _MAX_LISTED = 10
 def run(options: argparse.Namespace) -> int:
     """Describe the files. Return 65 if a file is refused."""
     logging.basicConfig(level=logging.ERROR, format="%(message)s")  # the output already contains the warnings
+    from shardpress.scan.look import form_of
     from shardpress.settings.flags import parse_with_settings
     from shardpress.shards.columns import ColumnRule
     from shardpress.shards.inspect import inspect_files
@@ -52,14 +54,16 @@ def run(options: argparse.Namespace) -> int:
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     inspection = inspect_files(own.shards or inputs.input, selection, ColumnRule(inputs.match_columns))
     scan = None
+    form = None
     if inspection.shards:
         with log_progress():
             scan = _scan_rows(inspection, config, own.all)
+            form = form_of(config, inspection.shards)
     twins = list(find_twins(inspection.shards)) if own.all else []
     if own.json:
-        print_json(_as_json(inspection, scan, twins))
+        print_json(_as_json(inspection, scan, form, twins))
     else:
-        print("\n".join(_lines(inspection, scan, twins)))
+        print("\n".join(_lines(inspection, scan, form, twins)))
     return DataError.exit_code if inspection.refused else 0
 
 
@@ -97,11 +101,14 @@ def _n_rows(inspection: Inspection) -> int:
     return sum(shard.n_rows for shard in inspection.shards)
 
 
-def _as_json(inspection: Inspection, scan: Scan | None, twins: Sequence[tuple[Shard, Shard]]) -> dict[str, Any]:
+def _as_json(
+    inspection: Inspection, scan: Scan | None, form: Form | None, twins: Sequence[tuple[Shard, Shard]]
+) -> dict[str, Any]:
     return {
         "files": [vars(each) for each in inspection.files],
         "refused": inspection.refused,
         "rows": None if scan is None else _rows_as_json(inspection, scan),
+        "form": None if form is None else form._asdict(),
         "equal": [[first.path, second.path] for first, second in twins],
     }
 
@@ -125,12 +132,16 @@ def _rows_as_json(inspection: Inspection, scan: Scan) -> dict[str, Any]:
 # -- text ---------------------------------------------------------------------------------------------------------
 
 
-def _lines(inspection: Inspection, scan: Scan | None, twins: Sequence[tuple[Shard, Shard]]) -> Iterator[str]:
+def _lines(
+    inspection: Inspection, scan: Scan | None, form: Form | None, twins: Sequence[tuple[Shard, Shard]]
+) -> Iterator[str]:
     for files in inspection.files:
         yield from _lines_of_files(files)
         yield ""
     if scan is not None:
         yield from _lines_of_rows(inspection, scan)
+    if form is not None:
+        yield f"  the rows look like {form.words}" + (f"; a run uses {form.flags}" if form.settings else "")
     for first, second in twins[:_MAX_LISTED]:
         names = f"file={printable(first.path)} and file={printable(second.path)}"
         yield f"EQUAL ROWS  {names}: both hold the same {first.n_rows} rows. Remove one of them if it is a copy."

@@ -49,8 +49,8 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     activation : str
         Activation of the hidden layers. ``shardpress run --help-all`` lists the values.
     code_activation : str, optional
-        Activation of the features. The default is "sigmoid", or "linear" for fewer than 256 columns or
-        if some rows are much larger than the others.
+        Activation of the features. The default is "linear", or "sigmoid" for 256 columns or more without a hidden
+        layer.
     nested : bool
         Whether the first 8, 16, 32, ... features can be used without the others. The features are then linear.
     output_layer : {"code", "hidden"}, optional
@@ -85,11 +85,13 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     missing_indicator : bool
         Whether to add a column for each column with NaN, which is 1 where the value is NaN and 0 elsewhere. This
         requires `impute`.
-    row_scale : {"total", "median", "norm", "max"}, optional
+    row_scale : {"auto", "none", "total", "median", "norm", "max"}
         Size by which each row is divided before the columns are scaled. With "total", each row gets a total of 10,000.
-    value_transform : {"log1p", "rank"}, optional
+        "auto" chooses "total" for rows that look like counts, "median" for spectra of different brightness, and "none"
+        for all others.
+    value_transform : {"auto", "none", "log1p", "rank"}
         Transformation of all values before the columns are scaled: ``sign(x) * log(1 + abs(x))``, or the rank among the
-        values of the column, from 0 to 1.
+        values of the column, from 0 to 1. "auto" chooses "log1p" for counts and for values with heavy tails.
     scale : {"auto", "range", "std", "common", "none"}
         Scaling of the columns: each to [0, 1], each to the same variance, all divided by one number, or none. "auto"
         chooses one of the first three.
@@ -140,8 +142,8 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     patience: int = 5
     impute: str | None = None
     missing_indicator: bool = False
-    row_scale: str | None = None
-    value_transform: str | None = None
+    row_scale: str = "auto"
+    value_transform: str = "auto"
     scale: str = "auto"
     clip_quantile: float = 0.0
     memory_budget: int = 2 * 2**30

@@ -20,6 +20,7 @@ from shardpress.model import Model
 from shardpress.preparation import Preparation, preparation_of
 from shardpress.run.budget import Budget, make_budget
 from shardpress.scan.blocks import ScanSettings
+from shardpress.scan.look import follow
 from shardpress.scan.ranges import Scan, check_usable, describe_bad_rows, scan
 from shardpress.scan.scaler import Scaler
 from shardpress.settings.config import Config, problems
@@ -72,8 +73,10 @@ def prepare_fit(rows: Any, config: Config, y: Any = None) -> _Fit:
         targets = _targets(y)
         config = config.changed(target=targets.name)
     _refuse(problems(config))
+    shards = (array_shard(rows),)
+    config = follow(config, shards)
     preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
-    shards = (with_preparation(array_shard(rows), preparation),)
+    shards = (with_preparation(shards[0], preparation),)
     n_rows, n_inputs = shards[0].shape
     settings = resolve(config, n_rows, n_inputs)
     _refuse([*unsuitable_settings(settings, n_rows, n_inputs)])
@@ -174,7 +177,7 @@ def _fit(
     device = start_device()
     dtype = row_dtype(shards)
     with theanos_errors():
-        network = network_of(settings.network, ranges.scaler.n_inputs, has_huge_rows=ranges.has_huge_rows)
+        network = network_of(settings.network, ranges.scaler.n_inputs)
         if targets is not None:
             network = replace(network, head=targets.head)
         autoencoder = autoencoder_of(ranges.scaler, network, dtype)

@@ -14,7 +14,6 @@ from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.errors import DataError, printable, quantity
 from shardpress.model import Model
-from shardpress.preparation import preparation_of
 from shardpress.records import ShardFacts
 from shardpress.result import Result
 from shardpress.run.base import shard_like
@@ -26,7 +25,7 @@ from shardpress.settings.config import Config, ResultSettings
 from shardpress.settings.kinds import n_allowed
 from shardpress.shards.columns import ColumnRule
 from shardpress.shards.open import check_any, open_sources
-from shardpress.shards.shard import UNREADABLE, Shard, read_dtype, with_preparation
+from shardpress.shards.shard import UNREADABLE, Shard, read_dtype
 from shardpress.shards.sources import Source, find
 from shardpress.shards.vet import Selection
 
@@ -67,10 +66,6 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
         raise error
     check_any(shards, sources)
     _check_width(shards[0], given_model if config.results.append else None)
-    preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
-    if given_model is not None:
-        preparation = given_model.preparation
-    shards = tuple(with_preparation(shard, preparation) for shard in shards)
     unreadable = [absolute(bad["file"]) for bad in refused]
     return _arranged(shards, refused, unreadable, base, {extra.name for extra in extras}, config)
 

@@ -21,7 +21,7 @@ from shardpress.formats import fingerprint
 from shardpress.model import Model
 from shardpress.output.inside import files_inside
 from shardpress.output.journal import Journal
-from shardpress.preparation import Preparation
+from shardpress.preparation import Preparation, preparation_of
 from shardpress.records import Request
 from shardpress.result import INDEX, Result, load_model
 from shardpress.run.base import base_of, with_settings_of
@@ -38,12 +38,13 @@ from shardpress.run.difference import (
 from shardpress.run.fitted import fitted_rows, name_of_extra
 from shardpress.run.inputs import matching_of, model_name, open_inputs
 from shardpress.run.request import request_of, schema_of
+from shardpress.scan.look import follow
 from shardpress.scan.ranges import Scan
 from shardpress.settings.config import Config, problems
 from shardpress.settings.deadline import deadline_of
 from shardpress.settings.kinds import as_typed, n_allowed
 from shardpress.settings.resolve import Settings, max_network_inputs, network_of, resolve, unsuitable_settings
-from shardpress.shards.shard import UNREADABLE, Shard, leave_out_extras, with_offset
+from shardpress.shards.shard import UNREADABLE, Shard, leave_out_extras, with_offset, with_preparation
 from shardpress.training.targets import Targets, read_targets
 from shardpress_kernels.network import Network
 
@@ -139,7 +140,7 @@ class Prepared:
         return self._with_head(_max_network(self.config, self.n_inputs, self.given_model))
 
     def network_for(self, scan: Scan) -> Network:
-        network = network_of(self.config.network, scan.scaler.n_inputs, has_huge_rows=scan.has_huge_rows)
+        network = network_of(self.config.network, scan.scaler.n_inputs)
         return self._with_head(network)
 
     def _with_head(self, network: Network) -> Network:
@@ -251,6 +252,12 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
     inputs = open_inputs(config, given_model, base, result)
     shards = inputs.shards
     fitted = fitted_rows(config, shards)
+    if given_model is None:
+        config = follow(config, shards, fitted)
+        preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
+    else:
+        preparation = given_model.preparation
+    shards = tuple(with_preparation(shard, preparation) for shard in shards)
     n_fitted = sum(shard.n_rows for shard in shards) if fitted is None else int(np.count_nonzero(fitted))
     settings = resolve(config, n_fitted, shards[0].n_inputs, given_model.network if given_model else None)
     _log_settings(config, settings, given_model)
@@ -418,8 +425,9 @@ def _contradictions(settings: Settings, given_model: Model, model: str) -> Itera
     preparation = given_model.preparation or Preparation()
     for name in ("row_scale", "transform"):
         value = getattr(settings.scaling, name)
-        if value not in (None, getattr(preparation, name)):
-            yield f"{model}: was trained with {name} {getattr(preparation, name)}, found {value}; omit this setting"
+        trained_with = getattr(preparation, name) or "none"
+        if value not in ("auto", trained_with):
+            yield f"{model}: was trained with {name} {trained_with}, found {value}; omit this setting"
 
 
 def _inside_output(settings: Settings, shards: Sequence[Shard]) -> Iterator[str]:

@@ -109,7 +109,6 @@ class ScanStage:
         if self.prepared.given_model is None:
             self.check_usable(scan)
             self._log_scaling(scan)
-            self._log_activation(scan)
             for hint in scan.hints:
                 log.info("hint: %s", printable(hint))
             self._warn_of_few_rows(scan)
@@ -234,13 +233,6 @@ class ScanStage:
                 "scaling: %s (--scale %s), because most columns have rare values that are much larger than the others",
                 _SCALINGS[scan.scale],
                 scan.scale,
-            )
-
-    def _log_activation(self, scan: Scan) -> None:
-        if self.prepared.config.network.code_activation is None and scan.has_huge_rows:
-            log.info(
-                "features: linear (--code-activation linear), because some rows are much larger than the others, and "
-                "would saturate sigmoids"
             )
 
     def _warn_of_few_rows(self, scan: Scan) -> None:

@@ -30,7 +30,6 @@ from shardpress.scan.ranks import RankTables, rank_tables
 from shardpress.scan.sample import (
     INNER,
     SAMPLED_VALUES,
-    has_huge_rows,
     means,
     quantiles,
     spread,
@@ -76,7 +75,6 @@ class Scan:
     offset: np.ndarray | None = None
     scale: str = "range"  # as in `shardpress.scan.scaling.scaled_as`
     hints: tuple[str, ...] = ()  # sentences about rows that other settings would suit better
-    has_huge_rows: bool = False  # see `shardpress.scan.sample.has_huge_rows`
     center: np.ndarray | None = None  # (n_inputs,), float64, as in `Scaler`
     factor: np.ndarray | None = None
     indicators: np.ndarray | None = None  # int64, sorted numbers of the columns that get a missing indicator
@@ -269,7 +267,7 @@ def scan_from_stats(
         inner=quantiles(stats.sample, INNER) if settings.for_training else unknown,
         unreadable=stats.unreadable,
         clips=settings.clip_quantile > 0,
-        hints=_hints(stats, shards, fitted) if settings.for_training else (),
+        hints=_hints(stats, fitted) if settings.for_training else (),
         knots=None if tables is None else tables.knots,
         ranks=None if tables is None else tables.ranks,
         n_selected=None if fitted is None else stats.n_fitted,
@@ -297,16 +295,14 @@ def _with_scale(scan: Scan, scale: str, scaler: Scaler, sample: np.ndarray) -> S
     with np.errstate(over="ignore", invalid="ignore"):  # a range may overflow float64; it is refused later
         chosen = chosen_scale(scaler, sample) if scale == "auto" else scale
         scaled = scaled_as(chosen, scaler, sample)
-        huge = has_huge_rows(sample, scaled)
-    return replace(scan, scale=chosen, center=scaled.center, factor=scaled.factor, has_huge_rows=huge)
+    return replace(scan, scale=chosen, center=scaled.center, factor=scaled.factor)
 
 
-def _hints(stats: BlockStats, shards: Sequence[Shard], fitted: np.ndarray | None) -> tuple[str, ...]:
+def _hints(stats: BlockStats, fitted: np.ndarray | None) -> tuple[str, ...]:
     n_bad = len(stats.bad_rows)
     if fitted is not None:
         n_bad = int(np.count_nonzero(fitted[stats.bad_rows]))
-    are_flat = all(len(shard.shape) == 2 for shard in shards)
-    return hints_of(stats.sample, _n_fitted(shards, fitted), stats.n_fitted, n_bad, are_flat)
+    return hints_of(stats.sample, stats.n_fitted, n_bad)
 
 
 def _ranked(stats: BlockStats, tables: RankTables, dtype: np.dtype) -> BlockStats:

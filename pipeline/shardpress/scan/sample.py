@@ -18,10 +18,6 @@ _SPREAD_VALUES = 2**17  # number of values that determine the spread of columns
 _OUTER = 0.001  # fraction of each column's values to exclude from the spread at either end
 _SORTED_VALUES = 2**18  # number of values to copy and sort at once
 _LEAST_ROWS = 32  # smallest number of sampled rows, for any number of columns
-# Size of a huge row, as a multiple of the root mean square. Among images, log-normalized counts and time series, the
-# thousandth largest row has a size of 1.1 to 2.1; among raw counts and spectra of different brightness, of 2.5 to 11.
-_HUGE = 2.3
-_ENOUGH_ROWS = 200  # the largest of fewer rows says little about a thousandth of the rows
 
 
 def stride_of(n_rows: int, n_inputs: int, n_values: int) -> int:
@@ -84,30 +80,6 @@ def means(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
             total += np.nansum((values - scaler.minimum) * scaler.scale, axis=0)
         scaled_means = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
         return scaler.minimum + scaled_means * (scaler.maximum - scaler.minimum)
-
-
-def has_huge_rows(sample: np.ndarray, scaler: Scaler) -> bool:
-    """Return whether some rows of a sample (n, n_inputs) are much larger than the others.
-
-    The size of a row is the distance of its scaled values from their means, without NaN. Some rows are huge if one row
-    in a thousand is more than 2.3 times as large as the root mean square of all sizes. Of fewer rows, the largest one
-    counts. With fewer than 200 rows, none counts as huge.
-    """
-    if len(sample) < _ENOUGH_ROWS:
-        return False
-    squares = _squared_sizes(sample, scaler)
-    return bool(np.quantile(squares, 1 - _OUTER, method="higher") > _HUGE**2 * squares.mean())
-
-
-def _squared_sizes(sample: np.ndarray, scaler: Scaler) -> np.ndarray:
-    """Return the squared distance of each scaled row from the mean row: (n,)."""
-    mean = means(sample, Scaler(scaler.minimum, scaler.maximum))
-    squares = np.empty(len(sample))
-    size = max(1, _SORTED_VALUES // sample.shape[1])
-    for start in range(0, len(sample), size):
-        values = np.clip(sample[start : start + size], scaler.minimum, scaler.maximum)
-        squares[start : start + size] = np.nansum(((values - mean) * scaler.scale) ** 2, axis=1)
-    return squares
 
 
 def spread(sample: np.ndarray, scaler: Scaler) -> np.ndarray:

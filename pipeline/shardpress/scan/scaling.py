@@ -19,7 +19,6 @@ _LARGEST = 20.0
 # evenly, 0.1 or more if they are normal. With the ranges of counts and of other heavy tails, ordinary values differ
 # little. docs/performance.md has the measurements.
 _USES_RANGE = 0.1
-_SAME_WIDTH = 1e-6  # tolerated relative difference of two widths, which a logarithm or ranks round
 _SIMILAR = 5.0  # ratio of the deviations of columns of one kind, such as the channels of a spectrum
 _MOST = 0.9  # share of columns
 _CLOSE = 0.01  # tolerated error of a center in standard deviations, if float32 holds the rounded center
@@ -52,10 +51,10 @@ def scaled_as(scale: str, scaler: Scaler, sample: np.ndarray) -> Scaler:
 def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
     """Return the scaling of `scaled_as` that suits the columns.
 
-    It is ``range`` if the median column uses its range, or if the columns are flags, like the bits of fingerprints.
-    Otherwise it is ``common`` for columns of one kind, like spectra, whose differences in size are information, and
-    ``std`` for counts and for other columns. But if `scaled_as` would assume a larger deviation for almost all columns
-    other than counts, ``std`` would only stretch the ranges, so it is ``range``.
+    It is ``range`` if the median column uses its range. Otherwise it is ``common`` for columns of one kind, like
+    spectra, whose differences in size are information, and ``std`` for counts and for other columns. But if `scaled_as`
+    would assume a larger deviation for almost all columns other than counts, ``std`` would only stretch the ranges, so
+    it is ``range``.
     """
     width = scaler.maximum - scaler.minimum
     varies = width > 0
@@ -64,8 +63,6 @@ def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
     _, deviation = moments(sample, scaler)
     if np.median(deviation[varies] / width[varies]) >= _USES_RANGE:
         return "range"
-    if _are_flags(scaler, sample):
-        return "range"
     if _are_counts(scaler.minimum[varies], sample):
         return "std"
     low, high = np.quantile(deviation[varies], (1 - _MOST, _MOST))
@@ -73,19 +70,6 @@ def chosen_scale(scaler: Scaler, sample: np.ndarray) -> str:
         return "common"
     is_wide = width[varies] > _LARGEST * deviation[varies]
     return "range" if np.mean(is_wide) >= _MOST else "std"
-
-
-def _are_flags(scaler: Scaler, sample: np.ndarray) -> bool:
-    """Return whether each column that varies has only two values, with the same distance in all columns.
-
-    Different distances may be weights, and are left to the other rules.
-    """
-    width = scaler.maximum - scaler.minimum
-    widths = width[width > 0]
-    if widths.max() - widths.min() > _SAME_WIDTH * widths.max():
-        return False
-    is_between = (sample > scaler.minimum) & (sample < scaler.maximum)
-    return not is_between.any()
 
 
 def _are_counts(minimum: np.ndarray, sample: np.ndarray) -> bool:

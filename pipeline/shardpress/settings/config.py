@@ -174,13 +174,18 @@ class _ScalingSettings:
         "leave them as they are (none), or choose one of the first three (auto).",
         default="auto",
     )
-    row_scale: Annotated[str, one_of(ROW_SCALES)] | None = _setting(
+    row_scale: Annotated[str, one_of(("auto", "none", *ROW_SCALES))] = _setting(
         "Divide each row by its total, and multiply it by 10,000 (total), or divide it by its median, its Euclidean "
-        "norm (norm) or its largest absolute value (max), before the columns are scaled."
+        "norm (norm) or its largest absolute value (max), before the columns are scaled; or leave it as it is (none). "
+        "With auto, rows that look like counts are divided by their total, and spectra of different brightness by "
+        "their median.",
+        default="auto",
     )
-    transform: Annotated[str, one_of(TRANSFORMS)] | None = _setting(
+    transform: Annotated[str, one_of(("auto", "none", *TRANSFORMS))] = _setting(
         "After --row-scale and before the columns are scaled, replace each value x by sign(x) log(1 + |x|) (log1p), or "
-        "by its rank among the values of its column, from 0 to 1 (rank)."
+        "by its rank among the values of its column, from 0 to 1 (rank); or leave it as it is (none). With auto, "
+        "counts and values with heavy tails are replaced by logarithms.",
+        default="auto",
     )
 
 
@@ -202,8 +207,8 @@ class NetworkSettings:
     )
     activation: Annotated[str, one_of(HIDDEN)] = _setting("Activation of the hidden layers.", default="relu")
     code_activation: Annotated[str, one_of(CODES)] | None = _setting(
-        f"Activation of the features. Default: sigmoid, or linear for fewer than {MANY_INPUTS} columns or if some rows "
-        "are much larger than the others."
+        f"Activation of the features. Default: linear, or sigmoid for {MANY_INPUTS} columns or more without a hidden "
+        "layer."
     )
     # Learn one scale factor per feature in the decoder, so that sigmoid features need not saturate. Default: True for
     # sigmoid features.
@@ -296,7 +301,7 @@ class MachineSettings:
 
 
 @dataclass(frozen=True)
-class _BadDataSettings:
+class BadDataSettings:
     """Handling of bad rows and files, missing values and outliers."""
 
     on_bad_data: Literal["raise", "skip"] = _setting(
@@ -420,7 +425,7 @@ class Config:
     training: TrainingSettings = _slice(TrainingSettings, "model")
     validation: _ValidationSettings = _slice(_ValidationSettings, "model")
     machine: MachineSettings = _slice(MachineSettings, "nothing")
-    bad_data: _BadDataSettings = _slice(_BadDataSettings, "scan")
+    bad_data: BadDataSettings = _slice(BadDataSettings, "scan")
     storage: StorageSettings = _slice(StorageSettings, "features")
     cluster: ClusterSettings = _slice(ClusterSettings, "nothing")
     timing: TimingSettings = _slice(TimingSettings, "inputs")
@@ -497,7 +502,7 @@ def problems(config: Config) -> list[str]:
     if config.training.corruption is not None and 0 < config.training.corruption < 0.004:
         wrong.append(f"corruption: {config.training.corruption}, expected 0, or from 0.004 to 0.998")
     for pair in _EXCLUSIVE:
-        if all(values[name] for name in pair):
+        if all(values[name] not in (SETTINGS[name].default, "none") for name in pair):
             wrong.append(f"{' and '.join(pair)}: both are set, expected at most one of them")
     for name, required in _REQUIRED.items():
         if values[name] != SETTINGS[name].default and not any(values[other] for other in required):

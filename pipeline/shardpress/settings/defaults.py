@@ -22,8 +22,9 @@ COPIES_IN_TRAINING = 18
 SHUFFLE_WINDOW = 2**28  # bytes of rows that are shuffled together
 NETWORK_BYTES = 2**30  # bytes of all copies of a network with the default hidden layer
 
-# With this many columns, which are usually correlated, hiding a few of them hardly increases the error. Hiding columns
-# and sigmoids both improve classifiers. With fewer columns, each one is a large part of the row, and sigmoids saturate.
+# With this many columns, which are usually correlated, hiding a few of them hardly increases the error, and improves
+# classifiers. So do sigmoids, but only without a hidden layer. With fewer columns, each one is a large part of the row,
+# and sigmoids saturate.
 MANY_INPUTS = 256
 MASKED = 0.0625
 

@@ -61,7 +61,7 @@ def n_allowed(limit: str, total: int) -> int:
 def as_typed(value: object) -> str:
     """Return a setting's value as a user would type it."""
     if isinstance(value, tuple):
-        return " ".join(printable(item) for item in value) or "None"
+        return " ".join(printable(item) for item in value) or "none"
     if isinstance(value, int) and value >= 2**20 and value % 2**20 == 0:
         return f"{value // 2**20}MiB"
     return printable(value)

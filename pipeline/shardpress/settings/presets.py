@@ -7,8 +7,8 @@ from typing import Any
 
 # Each setting that changes the model has its value here, even if it is the default, because defaults can change.
 _REFERENCE = {
-    "row_scale": None,
-    "transform": None,
+    "row_scale": "none",
+    "transform": "none",
     "scale": "range",
     "clip_quantile": 0.0,
     "n_features": 2,

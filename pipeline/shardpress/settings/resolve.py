@@ -33,13 +33,12 @@ from shardpress_kernels.rules import RULES
 
 @dataclass(frozen=True, kw_only=True)
 class _ResolvedNetwork(NetworkSettings):
-    """Layers of the autoencoder, with the defaults resolved that do not depend on the scan.
-
-    `code_activation` and `decoder_gain` are None if `network_of` chooses them.
-    """
+    """Layers of the autoencoder, with all defaults resolved."""
 
     n_features: int
     hidden: tuple[int, ...]
+    code_activation: str
+    decoder_gain: bool
     output_layer: str
 
     @property
@@ -96,11 +95,13 @@ def _with_default_layers(requested: NetworkSettings, n_rows: int, n_inputs: int)
         units_per_input = UNITS_PER_INPUT if output_layer == "code" else MOST_UNITS
         hidden = _default_hidden(n_rows, n_inputs, n_features, units_per_input)
     code_activation = requested.code_activation
-    if code_activation is None and (n_inputs < MANY_INPUTS or requested.nested):
-        code_activation = "linear"
+    if code_activation is None:
+        is_linear = hidden or n_inputs < MANY_INPUTS or requested.nested
+        code_activation = "linear" if is_linear else "sigmoid"
     decoder_gain = requested.decoder_gain
-    if decoder_gain is None and code_activation is not None:
-        decoder_gain = _needs_gain(code_activation)
+    if decoder_gain is None:
+        # With a gain in the decoder, the units of bounded features need not saturate.
+        decoder_gain = ACTIVATIONS[code_activation].limits is not None
     return replace(
         requested,
         n_features=n_features,
@@ -109,11 +110,6 @@ def _with_default_layers(requested: NetworkSettings, n_rows: int, n_inputs: int)
         decoder_gain=decoder_gain,
         output_layer=output_layer,
     )
-
-
-def _needs_gain(code_activation: str) -> bool:
-    """Return whether features need a gain in the decoder, so that their units need not saturate."""
-    return ACTIVATIONS[code_activation].limits is not None
 
 
 def _with_layers_of_model(requested: NetworkSettings, trained: Network) -> NetworkSettings:
@@ -216,27 +212,17 @@ def max_network_inputs(settings: Config, n_columns: int) -> int:
     return 2 * n_columns if settings.bad_data.missing_indicator else n_columns
 
 
-def network_of(settings: _ResolvedNetwork, n_inputs: int, *, has_huge_rows: bool = False) -> Network:
-    """Return the network that is trained on rows of `n_inputs` columns and missing indicators.
-
-    Only the scan finds out whether rows are so large that they would saturate sigmoids
-    (`shardpress.scan.sample.has_huge_rows`). It does not change the number of weights.
-    """
+def network_of(settings: _ResolvedNetwork, n_inputs: int) -> Network:
+    """Return the network that is trained on rows of `n_inputs` columns and missing indicators."""
     widths = (n_inputs, *settings.hidden, settings.n_features)
     activation = settings.activation
     if not settings.hidden:
         activation = HIDDEN[0]  # the activation of hidden layers makes no difference without them
-    code_activation = settings.code_activation
-    if code_activation is None:
-        code_activation = "linear" if has_huge_rows else "sigmoid"
-    decoder_gain = settings.decoder_gain
-    if decoder_gain is None:
-        decoder_gain = _needs_gain(code_activation)
     return Network(
         widths,
         activation,
-        code_activation,
-        decoder_gain,
+        settings.code_activation,
+        settings.decoder_gain,
         nested=settings.nested,
         output_layer=settings.output_layer,
     )

@@ -111,6 +111,7 @@ def _facts_without_sample(prepared: Prepared, reusable: Reusable) -> dict[str, A
             "dtype": str(row_dtype(shards)),
             "n_bytes": sum(shard.n_rows * shard.row_bytes for shard in shards),
             "columns": str(prepared.columns),
+            "preparation": "" if shards[0].preparation is None else str(shards[0].preparation),
         },
         "model": {
             "widths": list(prepared.max_network.widths),

@@ -39,6 +39,8 @@ def _summary(plan: Plan, output: str) -> Iterator[str]:
         yield f"{quantity(inputs['n_shards'], 'shard')}, {rows} -> {n_features} features in {printable(output)}"
         yield f"network {' x '.join(map(str, plan.model['widths']))}, {_training(plan.model)}"
         yield f"columns: {inputs['columns']}"
+        if inputs["preparation"]:
+            yield f"rows are prepared with {inputs['preparation']}"
     if plan.device:
         yield f"device {plan.device}"
 

@@ -1,0 +1,65 @@
+"""Tests of the preparation that a run chooses from a look at the rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from shardpress.preparation import Preparation
+from shardpress.result import Result
+from tests.support.standin import Workspace, features_of
+
+pytestmark = pytest.mark.process  # the model of an append is checked in a child
+
+_RNG = np.random.default_rng(3)
+TAILS = np.exp(3 * _RNG.normal(size=(400, 4)))  # the look takes them for numbers with heavy tails
+LOG1P = Preparation(None, "log1p")
+
+
+@pytest.fixture
+def tails(workspace: Workspace) -> Workspace:
+    for path in workspace.shards.iterdir():
+        path.unlink()
+    workspace.add_shard("a.h5", TAILS[:300])
+    return workspace
+
+
+def test_a_run_prepares_the_rows(tails: Workspace, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert tails.run(out) == 0
+    assert "heavy tails" in caplog.text
+    result = Result.open(out)
+    assert result.model.preparation == LOG1P
+    assert (result.facts.config["row_scale"], result.facts.config["transform"]) == ("none", "log1p")
+    given = tails.folder / "given"
+    assert tails.run(given, "--transform", "log1p") == 0
+    assert features_of(given) == features_of(out)
+
+
+def test_a_repeated_run_finds_its_result(tails: Workspace, out: Path) -> None:
+    assert tails.run(out) == 0
+    digest = Result.open(out).digest
+    assert tails.run(out) == 0
+    assert Result.open(out).digest == digest
+
+
+def test_flags_win(tails: Workspace, out: Path) -> None:
+    assert tails.run(out, "--transform", "none") == 0
+    assert Result.open(out).model.preparation is None
+    scaled = tails.folder / "scaled"
+    assert tails.run(scaled, "--row-scale", "norm") == 0
+    assert Result.open(scaled).model.preparation == Preparation("norm", "log1p")
+    assert tails.run(out) == 78  # the preparation differs, and nothing allows replacing the result
+    assert tails.run(out, "--overwrite") == 0
+    assert Result.open(out).model.preparation == LOG1P
+
+
+def test_new_rows_are_prepared_like_those_of_the_training(tails: Workspace, out: Path) -> None:
+    assert tails.run(out) == 0
+    tails.add_shard("b.h5", 1 + _RNG.random((100, 4)))
+    assert tails.run(out, "--append") == 0
+    given = tails.folder / "given"
+    assert tails.run(given, "--model", str(out)) == 0
+    assert features_of(given) == features_of(out)
+    assert tails.run(given, "--model", str(out), "--transform", "rank", "--overwrite") == 78

@@ -1,0 +1,182 @@
+"""Tests of the look at some rows, which chooses their preparation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+from scipy.sparse import csr_matrix
+
+from shardpress.scan.look import follow, form_of
+from shardpress.settings.config import Config
+from shardpress.shards.open import open_shards
+from shardpress.shards.shard import array_shard
+from tests.support.cases import case, each
+
+RNG_SEED = 0
+NONE = ("none", "none")
+OF_COUNTS = ("total", "log1p")
+OF_SPECTRA = ("median", "none")
+OF_TAILS = ("none", "log1p")
+OF_BITS = ("range", (), "linear")
+
+
+def chosen(rows: np.ndarray, fitted: np.ndarray | None = None, **settings: object) -> tuple[str, str]:
+    """Return the row scaling and the transformation that are chosen."""
+    scaling = follow(Config.of(**settings), (array_shard(rows),), fitted).scaling
+    return scaling.row_scale, scaling.transform
+
+
+def counts(rng: np.random.Generator) -> np.ndarray:
+    abundances = rng.gamma(0.5, size=200) * 3
+    return rng.poisson(rng.gamma(0.3, abundances, (500, 200))).astype(np.float32)
+
+
+def spectra(rng: np.random.Generator, n_sections: int = 1) -> np.ndarray:
+    """Return spectra of some sections of 300 channels, of which each row is bright or faint as a whole."""
+    channels = np.linspace(0, 6, 300)
+    shapes = 3 + np.sin(channels + rng.uniform(0, 6, (500, n_sections, 1))) + 0.02 * rng.normal(size=(500, 1, 300))
+    return (shapes * rng.lognormal(0, 1, (500, 1, 1))).reshape(500, -1)
+
+
+def sensors(rng: np.random.Generator) -> np.ndarray:
+    """Return 300 hours of 4 sensors, which are smooth, positive, and have levels of their own."""
+    hours = np.linspace(0, 6, 300)
+    series = 3 + np.sin(hours + rng.uniform(0, 6, (500, 4, 1))) + 0.02 * rng.normal(size=(500, 4, 300))
+    return (series * rng.lognormal(0, 1, (500, 4, 1))).reshape(500, -1)
+
+
+def tails(rng: np.random.Generator) -> np.ndarray:
+    return np.exp(2 * rng.normal(size=(1000, 50)))
+
+
+def bits(rng: np.random.Generator, share: float) -> np.ndarray:
+    return rng.random((500, 1024)) < share
+
+
+def network_for(rows: np.ndarray, **settings: object) -> tuple[object, ...]:
+    """Return the scaling, the hidden layers and the activation that are chosen."""
+    config = follow(Config.of(**settings), (array_shard(rows),))
+    return config.scaling.scale, config.network.hidden, config.network.code_activation
+
+
+def test_counts_spectra_and_heavy_tails_are_prepared() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    assert chosen(counts(rng)) == OF_COUNTS
+    assert chosen(spectra(rng)) == OF_SPECTRA
+    with_gaps = tails(rng)
+    with_gaps[::5, 3] = np.nan
+    assert chosen(with_gaps) == OF_TAILS
+    assert chosen(with_gaps, impute="median") == OF_TAILS
+
+
+def test_large_counts_are_recognized() -> None:
+    """Counts of kinds with equal means, of kinds with different means, and in rows of different depths."""
+    rng = np.random.default_rng(RNG_SEED)
+    equal = rng.poisson(rng.gamma(0.1, 200, (500, 100)))
+    different = rng.poisson(rng.gamma(0.3, 100 / np.arange(1, 201), (500, 200)))
+    depths = rng.poisson(0.3 * rng.lognormal(0, 2, (500, 1)) * np.ones(100))
+    for rows in (equal, different, depths):
+        assert rows.max() > 200
+        assert chosen(rows) == OF_COUNTS
+
+
+def test_prepared_rows_stay_as_they_are() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    of_cells = counts(rng) + 1e-9
+    of_stars = spectra(rng)
+    assert chosen(np.log1p(1e4 * of_cells / of_cells.sum(axis=1, keepdims=True))) == NONE
+    assert chosen(of_stars / np.median(of_stars, axis=1, keepdims=True)) == NONE
+    assert chosen(np.log1p(tails(rng))) == NONE
+    assert chosen(tails(rng) / 1e6) == NONE  # a logarithm of 1 + x would change nothing
+
+
+def test_other_rows_stay_as_they_are() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    pixels = np.clip(rng.normal(0, 200, (500, 196)).round(), 0, 255)
+    pixels[:, :20] = 0
+    table = rng.normal(size=(500, 60)) * 10.0 ** rng.integers(-3, 4, 60)
+    uniform = rng.integers(0, 256, (500, 80)) * (rng.random((500, 80)) < 0.4)
+    dense = np.packbits(bits(rng, 0.5), axis=1)
+    huge = np.full((500, 3), 2**53)
+    empty = np.full((500, 3), np.nan)
+    for rows in (pixels, table, uniform, dense, bits(rng, 0.02), sensors(rng), huge, empty, table[:5], table[:0]):
+        with case(rows.shape, rows.dtype):
+            assert chosen(rows) == NONE
+
+
+@each("share", [0.005, 0.02, 0.08])
+def test_packed_bits_are_named(share: float) -> None:
+    rows = np.packbits(bits(np.random.default_rng(RNG_SEED), share), axis=1)
+    assert np.mean(rows == 0) >= 0.5
+    assert chosen(rows) == NONE
+    form = form_of(Config(), (array_shard(rows),))
+    assert form is not None
+    assert "unpackbits" in form.words
+
+
+def test_bits_of_all_dtypes_get_linear_features_without_a_hidden_layer() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    rows = bits(rng, 0.02).astype(np.float64)
+    constant = np.hstack([rows, np.full((500, 30), 7.0)])
+    gaps = np.where(rng.random(rows.shape) < 0.1, np.nan, rows)
+    for same in (rows, constant, 1 - 2 * rows, 255 * rows, rows > 0, rows.astype(np.uint8), csr_matrix(rows)):
+        assert network_for(same) == OF_BITS
+    assert network_for(gaps, impute="median") == OF_BITS
+    marked = np.where(np.isnan(gaps), -1, gaps).astype(np.int8)
+    assert network_for(marked, impute="median", missing_value=-1) == OF_BITS
+    third = rows.copy()
+    third[7, 3] = 3
+    for other in (third, rows * np.linspace(1, 20, 1024)):
+        assert network_for(other) == ("auto", None, None)
+    assert network_for(rows, target="y") == ("range", None, "linear"), "a target needs the layer"
+    assert network_for(rows, output_layer="hidden") == ("range", None, "linear")
+    assert network_for(rows, scale="std", hidden=(8,), code_activation="relu") == ("std", (8,), "relu")
+
+
+def test_given_settings_win() -> None:
+    rows = counts(np.random.default_rng(RNG_SEED))
+    assert chosen(rows, row_scale="none", transform="none") == NONE
+    assert chosen(rows, row_scale="norm") == ("norm", "log1p")
+    assert chosen(rows, transform="none") == ("total", "none")
+    assert chosen(rows, missing_value=-1) == NONE
+
+
+def test_only_selected_rows_are_judged_unless_most_are_bad() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    rows = np.concatenate([counts(rng), rng.normal(size=(400, 200))])
+    are_counts = np.arange(900) < 500
+    assert chosen(rows) == NONE
+    assert chosen(rows, are_counts) == OF_COUNTS
+    rows[:240, 7] = np.nan
+    assert chosen(rows, are_counts) == OF_COUNTS
+    rows[:260, 7] = np.nan
+    assert chosen(rows, are_counts) == NONE
+    assert chosen(rows, are_counts, impute="median") == OF_COUNTS
+
+
+def test_the_choice_does_not_depend_on_shards(tmp_path: Path) -> None:
+    """Empty and damaged shards are left out. The rows of many shards are read from a few places."""
+    rows = counts(np.random.default_rng(RNG_SEED))
+    for i, part in enumerate(np.split(rows, [0, 1, 250])):
+        with h5py.File(tmp_path / f"{i}.h5", "w") as file:
+            file["X"] = part
+    shards = open_shards([str(tmp_path)])
+    assert follow(Config(), shards).scaling.row_scale == "total"
+    (tmp_path / "2.h5").write_bytes(b"")
+    assert follow(Config(), shards).scaling.row_scale == "total"
+
+
+def test_sections_of_a_spectrum_may_have_a_shape(tmp_path: Path) -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    cases = [
+        (spectra(rng, 4).reshape(500, 4, 300), "median"),
+        (sensors(rng).reshape(500, 4, 300), "none"),
+        (counts(rng).reshape(500, 10, 20), "none"),  # pixels of an image, perhaps
+    ]
+    for i, (rows, expected) in enumerate(cases):
+        path = tmp_path / f"{i}.h5"
+        with h5py.File(path, "w") as file:
+            file["X"] = rows
+        assert follow(Config(), open_shards([str(path)])).scaling.row_scale == expected
