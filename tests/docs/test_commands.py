@@ -1,6 +1,6 @@
 """Tests of the commands on the pages: they succeed on small files, or use existing flags if they cannot run here.
 
-`test_readme.py` and `test_tutorial.py` run the commands of their pages in order.
+`test_readme.py`, and the tests of the pages with blocks that are marked as ``sh``, run these in order.
 """
 
 from __future__ import annotations
@@ -24,23 +24,25 @@ from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
 
 PAGES = sorted([*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")])
-RUN_ELSEWHERE = ("README.md", "tutorial.md")
 N_ROWS = 300
 N_COLUMNS = 12
 
 
+def indented_lines(page: Path) -> list[str]:
+    """Return the lines of the indented blocks on a page."""
+    outside = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+    return re.findall(r"^    (\S.*)$", outside, re.M)
+
+
 def lines_of(page: Path) -> list[str]:
     """Return the lines of the shell programs on a page: indented blocks, and blocks that are marked as ``sh``."""
-    text = page.read_text()
-    programs = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
-    outside = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
-    programs += re.findall(r"^    (\S.*)$", outside, re.M)
-    return "\n".join(programs).replace("\\\n", " ").splitlines()
+    programs = re.findall(r"^```sh\n(.*?)^```$", page.read_text(), re.M | re.S)
+    return "\n".join(programs).replace("\\\n", " ").splitlines() + indented_lines(page)
 
 
-def commands_of(page: Path) -> list[str]:
-    """Return the calls of shardpress on a page, without the programs before and after them."""
-    found = [re.search(r"(?:THEANO_FLAGS=\S+ )?\bshardpress [a-z].*", line) for line in lines_of(page)]
+def commands_of(lines: list[str]) -> list[str]:
+    """Return the calls of shardpress, without the programs before and after them."""
+    found = [re.search(r"(?:THEANO_FLAGS=\S+ )?\bshardpress [a-z].*", line) for line in lines]
     calls = [match[0] for match in found if match]
     return [re.split(r" \| | & | {2,}", call)[0] for call in calls]
 
@@ -58,8 +60,13 @@ def can_run_here(command: str) -> bool:
     return name not in ("doctor", "setup-gpu", "setup-theano") and not needs_others
 
 
-ALL_COMMANDS = [(page.name, command) for page in PAGES for command in commands_of(page)]
-RUNNABLE = {command: page for page, command in ALL_COMMANDS if page not in RUN_ELSEWHERE and can_run_here(command)}
+ALL_COMMANDS = [(page.name, command) for page in PAGES for command in commands_of(lines_of(page))]
+RUNNABLE = {
+    command: page.name
+    for page in PAGES
+    for command in commands_of(indented_lines(page))
+    if page.name != "README.md" and can_run_here(command)
+}
 
 
 def start(command: str, folder: Path) -> None:

@@ -1,19 +1,32 @@
-"""Tests of docs/recipes.md: the files that it writes are read as the page says."""
+"""Tests of docs/recipes.md: its files are read as the page says, and its recipes do what it says on made-up data."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import scipy.sparse
 from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
+from shardpress.features import open_features
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from shardpress.shards.shard import Block
+from tests.support.interpreters import REPOSITORY, environment
 
-PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
+PAGE = (REPOSITORY / "docs/recipes.md").read_text()
+EPOCHS = "5"
+LINEAR = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
 RECIPES = dict(re.findall(r"^\*\*(\w+)\*\*[^`]*?(?:`[^`\n]+`[^`]*?)*\n\n```python\n(.*?)```$", PAGE, re.M | re.S))
 ROWS = np.arange(12.0).reshape(4, 3)
 NAMES = ["ant", "bee", "cat", "ant"]
@@ -37,32 +50,6 @@ class Frame:
         return ROWS.astype(dtype)
 
 
-class Cells:
-    """Replaces an AnnData object in which every second column is selected."""
-
-    def __init__(self, form):
-        self.form = form
-        self.var = {"highly_variable": np.array([True, False, True])}
-        self.obs = {"cell_type": Column()}
-
-    def __getitem__(self, key):
-        return SimpleNamespace(X=self.form(ROWS[key]), obs=self.obs, var_names=["g0", "g2"])
-
-
-class Array:
-    """Replaces an array of xarray with the times as last axis."""
-
-    def transpose(self, first, _):
-        assert first == "time"
-        return self
-
-    def __getitem__(self, name):
-        assert name == "time"
-        return SimpleNamespace(values=np.arange(4).astype("datetime64[s]").astype("datetime64[ns]"))
-
-    values = ROWS
-
-
 def images():
     Path("photos").mkdir()
     for i in range(4):
@@ -70,16 +57,12 @@ def images():
 
 
 INPUTS = {
-    "pandas": [lambda: {"frame": Frame(), "labels": Column()}],
-    "AnnData": [lambda: {"adata": Cells(scipy.sparse.csr_matrix)}, lambda: {"adata": Cells(np.asarray)}],
-    "xarray": [lambda: {"array": Array()}],
-    "Images": [images],
-    "NumPy": [lambda: np.save("rows.npy", ROWS)],
+    "pandas": lambda: {"frame": Frame(), "labels": Column()},
+    "Images": images,
+    "NumPy": lambda: np.save("rows.npy", ROWS),
 }
 EXPECTED = {
     "pandas": (ROWS, {"y": NAMES}),
-    "AnnData": (ROWS[:, ::2], {"y": NAMES}),
-    "xarray": (ROWS, {"time": [0, 1, 2, 3]}),
     "Images": (np.repeat([[0], [50], [100], [150]], 32 * 32 * 3, axis=1), {"name": [f"{i}.png" for i in range(4)]}),
     "NumPy": (ROWS, {}),
 }
@@ -87,17 +70,144 @@ EXPECTED = {
 
 def test_every_recipe_is_tested():
     assert list(RECIPES) == list(INPUTS) == list(EXPECTED)
+    with_code = [name for name, section in SECTIONS.items() if "\n```" in section]
+    assert with_code == ["Writing shards", "Fingerprints", "Windows of sensors", "Anomalies", "Cells", "Time series"]
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("name", "given"), [(name, given) for name, choices in INPUTS.items() for given in choices])
-def test_recipes_write_shards_with_labels_and_names(tmp_path, monkeypatch, name, given):
+@pytest.mark.parametrize("name", INPUTS)
+def test_recipes_write_shards_with_labels_and_names(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    exec(RECIPES[name], given() or {})
+    exec(RECIPES[name], INPUTS[name]() or {})
     (shard,) = open_shards(["shards" if Path("shards").exists() else "shard.h5"])
     rows, extras = EXPECTED[name]
     np.testing.assert_array_equal(read(Block(shard, 0, 4)), rows)
     found = read_extras(Block(shard, 0, 4))
     values = {key: [each.decode() if isinstance(each, bytes) else each for each in found[key]] for key in found}
     assert values == extras
-    assert shard.columns.names == {"pandas": ("a", "b", "3"), "AnnData": ("g0", "g2")}.get(name, ())
+    assert shard.columns.names == (("a", "b", "3") if name == "pandas" else ())
+
+
+# -- recipes for kinds of data ----------------------------------------------------------------------------------------
+
+
+def blocks_of(section):
+    """Return the kinds and texts of the programs in a section."""
+    return re.findall(r"^```(python|sh)\n(.*?)^```$", SECTIONS[section], re.M | re.S)
+
+
+def run_blocks(section, **names):
+    """Run the Python code and the commands of a section in order. Return the variables of the code."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = environment(PATH=path, SHARDPRESS_EPOCHS=EPOCHS)
+    for kind, block in blocks_of(section):
+        if kind == "python":
+            exec(block, names)
+        else:
+            command = ["sh", "-ec", block]
+            result = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, result.stderr
+    return names
+
+
+def accuracy(classifier, rows, classes, is_training):
+    """Return the accuracy of a classifier on the rows that did not train it."""
+    classifier.fit(rows[is_training], classes[is_training])
+    return classifier.score(rows[~is_training], classes[~is_training])
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_target_of_fingerprints_beats_bits_and_components(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 256, (100, 6))  # each group of atoms sets six bits
+    has_group = rng.random((900, 100)) < 0.1
+    rows = np.zeros((900, 256), np.uint8)
+    for row, chosen in zip(rows, has_group, strict=True):
+        row[groups[chosen]] = 1
+    solubility = has_group @ rng.normal(size=100)
+    classes = (solubility > np.median(solubility)).astype(int)
+    split = ["train", "train", "test"] * 300
+    run_blocks("Fingerprints", bits=scipy.sparse.csr_matrix(rows), classes=classes, split=split)
+    is_training = np.array(split) == "train"
+    features = open_features("features").features.compute()
+    components = PCA(64, random_state=0).fit(rows[is_training]).transform(rows)
+    neighbours = KNeighborsClassifier(5)
+    found = accuracy(neighbours, features, classes, is_training)
+    assert found > accuracy(neighbours, components, classes, is_training)
+    assert found > accuracy(neighbours, rows, classes, is_training)
+
+
+def recording_with_gaps():
+    """Return values of four sensors with days, seasons and noise. Each is silent for hours at a time."""
+    rng = np.random.default_rng(0)
+    hours = np.arange(50_000)
+    cycles = np.stack([np.sin(2 * np.pi * hours / 24), np.sin(2 * np.pi * hours / 4000)], axis=1)
+    recording = cycles @ rng.normal(size=(2, 4)) + 0.2 * rng.normal(size=(len(hours), 4))
+    for sensor in range(4):
+        for start in rng.integers(0, len(hours), 300):
+            recording[start : start + rng.integers(1, 20), sensor] = np.nan
+    return recording.astype(np.float32)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_windows_with_gaps_get_features(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recording = recording_with_gaps()
+    run_blocks("Windows of sensors", recording=recording)
+    output = open_features("features")
+    start = output.extras["start"].compute()
+    with h5py.File("windows.h5") as file:
+        np.testing.assert_array_equal(file["X"][-1], recording[start[-1] : start[-1] + 64].T)
+    assert output.valid.compute().all()
+    is_summer = np.sin(2 * np.pi * (start + 32) / 4000) > 0
+    assert accuracy(LINEAR, output.features.compute(), is_summer, start < 40_000) > 0.9
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_broken_sensor_is_an_anomaly(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recording = recording_with_gaps()
+    recording[42_000:42_010, 2] = 1048
+    (_, write_windows), _ = blocks_of("Windows of sensors")
+    exec(write_windows, {"recording": recording})
+    names = run_blocks("Anomalies")
+    start = names["start"]
+    has_broken_sensor = (start + 64 > 42_000) & (start < 42_010)
+    assert set(start[has_broken_sensor]) <= set(names["anomalies"])
+    assert len(names["anomalies"]) < 0.05 * np.sum(start >= 40_000)
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_cells_of_one_type_are_neighbours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    types = rng.integers(3, size=600)
+    means = rng.gamma(0.5, 1.0, 200) * np.exp(rng.normal(size=(3, 200)))[types]
+    depths = rng.lognormal(0, 1, (600, 1))
+    with h5py.File("cells.h5ad", "w") as file:
+        file["X"] = rng.poisson(depths * means).astype(np.float32)
+        file["obs/cell_type"] = [f"type {number}" for number in types]
+    run_blocks("Cells")
+    with h5py.File("features/features.h5ad") as file:
+        features = file["obsm/X_shardpress"][:]
+    assert accuracy(KNeighborsClassifier(5), features, types, np.arange(600) < 400) > 0.95
+
+
+@pytest.mark.compiler
+@pytest.mark.slow
+def test_convolutions_find_shapes_at_any_time():
+    rng = np.random.default_rng(0)
+    classes = np.arange(120) % 2
+    series = rng.normal(size=(120, 150))
+    for row, label in zip(series, classes, strict=True):
+        start = rng.integers(0, 110)
+        row[start : start + 40] += 3 * np.sin(2 * np.pi * np.arange(40) / (4, 10)[label])
+    is_training = np.arange(120) < 80
+    names = run_blocks("Time series", series=series[is_training], classes=classes[is_training])
+    assert names["model"].score(series[~is_training], classes[~is_training]) > 0.9
+    assert accuracy(LINEAR, series, classes, is_training) < 0.8

@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
     if own.json:
         print_json(_as_json(inspection, scan, form, twins))
     else:
-        print("\n".join(_lines(inspection, scan, form, twins)))
+        print("\n".join(_lines(inspection, scan, form, config.bad_data.missing_value, twins)))
     return DataError.exit_code if inspection.refused else 0
 
 
@@ -133,13 +133,17 @@ def _rows_as_json(inspection: Inspection, scan: Scan) -> dict[str, Any]:
 
 
 def _lines(
-    inspection: Inspection, scan: Scan | None, form: Form | None, twins: Sequence[tuple[Shard, Shard]]
+    inspection: Inspection,
+    scan: Scan | None,
+    form: Form | None,
+    missing: float | None,
+    twins: Sequence[tuple[Shard, Shard]],
 ) -> Iterator[str]:
     for files in inspection.files:
         yield from _lines_of_files(files)
         yield ""
     if scan is not None:
-        yield from _lines_of_rows(inspection, scan)
+        yield from _lines_of_rows(inspection, scan, missing)
     if form is not None:
         yield f"  the rows look like {form.words}" + (f"; a run uses {form.flags}" if form.settings else "")
     for first, second in twins[:_MAX_LISTED]:
@@ -199,8 +203,8 @@ def _product(lengths: Sequence[int] | None) -> str:
     return " x ".join(map(str, lengths or ()))
 
 
-def _lines_of_rows(inspection: Inspection, scan: Scan) -> Iterator[str]:
-    from shardpress.scan.ranges import describe_bad_rows
+def _lines_of_rows(inspection: Inspection, scan: Scan, missing: float | None) -> Iterator[str]:
+    from shardpress.scan.ranges import describe_bad_rows, misses_values
 
     n_rows = _n_rows(inspection)
     n_scanned = "all" if scan.n_rows == n_rows else scan.n_rows
@@ -208,7 +212,10 @@ def _lines_of_rows(inspection: Inspection, scan: Scan) -> Iterator[str]:
     for i, why in list(scan.unreadable.items())[:_MAX_LISTED]:
         yield f"  UNREADABLE: {printable(inspection.shards[i].path)}: {why}"
     if len(scan.bad_rows):
-        yield f"  BAD ROWS: {describe_bad_rows(inspection.shards, replace(scan, unreadable={}))}"
+        readable = replace(scan, unreadable={})
+        yield f"  BAD ROWS: {describe_bad_rows(inspection.shards, readable, missing)}"
+        if misses_values(inspection.shards, readable, missing):
+            yield "  advice: a run with --impute median fills in missing values"
     if scan.n_fitted:
         n_bad = len(scan.bad_rows) or "none"
         yield f"  values from {scan.minimum.min():g} to {scan.maximum.max():g}; bad rows: {n_bad}"

@@ -406,8 +406,8 @@ def _sparse_shape(group: Any, name: str) -> tuple[int, int]:
     # As signed integers, values of 2**63 or more become negative and are refused as well.
     if shape is None or shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape.astype(np.int64) < 0).any():
         raise Refused(
-            "a sparse matrix without a shape, expected two integers in an attribute or dataset `shape`. Write it "
-            "again.",
+            "a sparse matrix without a shape, expected two integers in an attribute or dataset `shape`. Add the "
+            "attribute to the group: group.attrs['shape'] = (n_rows, n_columns).",
             name,
         )
     return int(shape[0]), int(shape[1])
