@@ -148,7 +148,7 @@ clean: ## remove virtual environments, trees of other commits and caches; keep d
 
 export PYTHON
 
-C_SOURCES := pipeline/shardpress/hdf5/filters/lzf.c pipeline/shardpress/rowmath.c pipeline/shardpress/rowmath.h
+C_SOURCES := pipeline/shardpress/hdf5/filters/lzf.c pipeline/shardpress/rowmath.c
 
 $(STAMP): setup.py $(C_SOURCES) pyproject.toml constraints.txt scripts/setup.sh scripts/install_pygpu.sh
 	scripts/setup.sh

@@ -56,7 +56,6 @@ EXACT = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"]
 ROWMATH = Extension(
     "shardpress.rowmath",
     ["pipeline/shardpress/rowmath.c"],
-    depends=["pipeline/shardpress/rowmath.h"],
     py_limited_api=True,
     extra_compile_args=EXACT,
 )

@@ -55,7 +55,7 @@ ALLOWED_IMPORTS = {
     "result": ["alignment", "hdf5.categories", "model", "modelfile", "sealed"],
     "shards": ["hdf5", "result"],
     "scan": ["shards", "cluster"],
-    "modelfile": ["model", "scan.ranks", "scan.scaler"],
+    "modelfile": ["model", "scan.scaler"],
     "model": ["scan.scaler", "sealed"],
     "device": ["scan.scaler", "shardpress_kernels"],
     "frames": [],

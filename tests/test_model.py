@@ -13,7 +13,6 @@ from shardpress.columns import Columns
 from shardpress.model import Model
 from shardpress.preparation import Preparation
 from shardpress.result import load_model, read_model_file
-from shardpress.scan.ranks import rank_tables
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
 from tests.support.cases import each
@@ -269,49 +268,6 @@ def test_invalid_indicators_are_refused(tmp_path):
         read_model_file(saved(tmp_path, model, {"fill": None}))
 
 
-def ranking_model():
-    """Return a model that ranks, fills in and clips values, and rows with missing values."""
-    rows = np.random.default_rng(3).gamma(0.5, 20, (400, 4)).round(1)
-    rows[np.random.default_rng(1).random(rows.shape) < 0.1] = np.nan
-    scaler = Scaler(np.full(4, 0.1), np.full(4, 0.9), np.full(4, 0.5), clips=True, tables=rank_tables(rows))
-    return replace(
-        model_of(EXTENDED[0], scaler.with_indicators(INDICATORS)), preparation=Preparation(None, "rank")
-    ), rows
-
-
-def test_ranks_are_applied_stored_and_fingerprinted(tmp_path):
-    model, rows = ranking_model()
-    tables = model.scaler.tables
-    ranks = np.stack([np.interp(rows[:, i], tables.knots[i], tables.ranks[i], 0, 1) for i in range(4)], axis=1)
-    plain = replace(model, scaler=replace(model.scaler, tables=None), preparation=None)
-    np.testing.assert_allclose(model.encode(rows), plain.encode(ranks), atol=1e-6)
-    found = read_model_file(saved(tmp_path, model))
-    assert found.fingerprint == model.fingerprint != plain.fingerprint
-    np.testing.assert_array_equal(found.encode(rows), model.encode(rows))
-    other = replace(model, scaler=replace(model.scaler, tables=rank_tables(rows[:300])))
-    assert other.fingerprint != model.fingerprint
-    encoder = np.load(io.BytesIO(model.to_npz()))
-    assert str(encoder["transform"]) == "rank"
-    np.testing.assert_array_equal(encoder["knots"], tables.knots)
-    np.testing.assert_array_equal(encoder["ranks"], tables.ranks)
-    (tmp_path / "encoder.npz").write_bytes(model.to_npz())
-    with pytest.raises(KeyError, match="fill"):  # instead of wrong features
-        encoded_as_shown(tmp_path, rows)
-
-
-def test_invalid_tables_are_refused(tmp_path):
-    model, _ = ranking_model()
-    tables = model.scaler.tables
-    changes = {
-        "knots": [tables.knots[:, ::-1], tables.knots[:3], tables.knots[0], np.zeros((4, 0)), np.zeros((4, 257)), None],
-        "ranks": [tables.ranks + 1, tables.ranks[:, :-1], tables.ranks.astype(np.float32), tables.ranks * np.nan, None],
-    }
-    for name, arrays in changes.items():
-        for array in arrays:
-            with refused(65, "model.h5"):
-                read_model_file(saved(tmp_path, model, {name: array}))
-
-
 def test_another_scaling_is_applied_stored_and_fingerprinted(tmp_path):
     rng = np.random.default_rng(4)
     rows = rng.normal(size=(30, 4)) * [1, 10, 0, 3] + 5
@@ -347,11 +303,11 @@ def test_a_preparation_is_applied_stored_and_fingerprinted(tmp_path):
     assert len(fingerprints) == 4
 
 
-@pytest.mark.parametrize("name", ["row_scale", "transform"])
-def test_an_unknown_preparation_is_refused(tmp_path, name):
+@pytest.mark.parametrize(("name", "value"), [("row_scale", "eval"), ("transform", "rank")])
+def test_an_unknown_preparation_is_refused(tmp_path, name, value):
     model = replace(model_of(FIRST), preparation=Preparation("total", "log1p"))
-    with refused(65, "model.h5", name, "eval"):
-        read_model_file(saved(tmp_path, model, {}, {name: "eval"}))
+    with refused(65, "model.h5", name, value):
+        read_model_file(saved(tmp_path, model, {}, {name: value}))
 
 
 def test_a_scaling_is_complete(tmp_path):

@@ -2,5 +2,5 @@
 
 ROW_SCALES = ("total", "median", "norm", "max")
 """Sizes that rows are divided by."""
-TRANSFORMS = ("log1p", "rank")
+TRANSFORMS = ("log1p",)
 """Transformations of values."""

@@ -198,8 +198,6 @@ class Model:
         - ``offset`` (n_columns,), if present, is subtracted from integer rows first.
         - ``row_scale`` and ``transform``, if present, describe the preparation that follows: see `Preparation`. The
           array ``fill`` is then called ``fill_prepared``, so that programs without this preparation fail.
-        - ``knots`` and ``ranks`` (n_columns, n_knots), if present, are the tables that replace values by ranks: see
-          `RankTables`. All arrays below describe ranks.
         - ``fill`` (n_columns,) then replaces NaN. It is NaN itself if the model does not impute values.
         - ``indicators`` (n_indicators,), if present, are the numbers of the columns whose masks of NaN are appended to
           the filled rows. Programs that do not append them fail, because the rows are then too short.
@@ -281,9 +279,6 @@ class Model:
             arrays["offset"] = self.offset
         if self.scaler.indicators is not None:
             arrays["indicators"] = self.scaler.indicators
-        if self.scaler.tables is not None:
-            arrays["knots"] = self.scaler.tables.knots
-            arrays["ranks"] = self.scaler.tables.ranks
         return arrays
 
     def _wide(self, name: str) -> np.ndarray:

@@ -18,7 +18,6 @@ from shardpress.errors import short_list
 from shardpress.formats import parse_bounded
 from shardpress.model import ABOUT, COLUMNS, Model
 from shardpress.preparation import Preparation, preparation_of
-from shardpress.scan.ranks import MAX_KNOTS, RankTables, are_tables
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.activations import CODES, HIDDEN
 from shardpress_kernels.network import OUTPUT_LAYERS, Network
@@ -35,7 +34,7 @@ def read_model(group: h5py.Group) -> Model:
     """Return the model in a group. Raise `ValueError` if it is not one that `Model.write` has written."""
     network = _network(group.attrs)
     preparation = _preparation(group.attrs)
-    arrays = _arrays(group, network, preparation)
+    arrays = _arrays(group, network)
     n_columns = network.n_inputs - len(arrays.get(_INDICATORS, ()))
     _check_values(arrays, n_columns)
     columns = NO_COLUMNS
@@ -50,7 +49,6 @@ def read_model(group: h5py.Group) -> Model:
             arrays.get("center"),
             arrays.get("factor"),
             arrays.get(_INDICATORS),
-            RankTables(arrays["knots"], arrays["ranks"]) if "knots" in arrays else None,
         ),
         network=network,
         parameters={name: arrays[name] for name in network.shapes},
@@ -107,15 +105,14 @@ def _preparation(attributes: Mapping[str, Any]) -> Preparation | None:
     for name, known in (("row_scale", ROW_SCALES), ("transform", TRANSFORMS)):
         values[name] = _text(attributes, name) if name in attributes else "none"
         if values[name] not in ("none", *known):
-            raise ValueError(f"expected attribute {name} to be one of {', '.join(known)}, found {values[name]!r}")
+            expected = ", ".join(("none", *known))
+            raise ValueError(f"expected attribute {name} to be one of {expected}, found {values[name]!r}")
     return preparation_of(values["row_scale"], values["transform"])
 
 
-def _arrays(group: h5py.Group, network: Network, preparation: Preparation | None) -> dict[str, np.ndarray]:
+def _arrays(group: h5py.Group, network: Network) -> dict[str, np.ndarray]:
     """Return all arrays, after checking that shapes and dtypes match the network."""
     expected = _expected_arrays(group, network)
-    if preparation is not None and preparation.transform == "rank":
-        expected |= _expected_tables(group, network.n_inputs - _n_indicators(group, network))
     for name, (shape, dtype) in expected.items():
         dataset = group[name]
         if dataset.shape != shape or dataset.dtype != dtype:
@@ -146,16 +143,6 @@ def _expected_arrays(group: h5py.Group, network: Network) -> _Shapes:
     return required | {name: kind for name, kind in optional.items() if name in group}
 
 
-def _expected_tables(group: h5py.Group, n_columns: int) -> _Shapes:
-    """Return the shape and dtype of the arrays of `RankTables`. All columns have the same number of knots."""
-    shape = group["knots"].shape
-    n_knots = shape[-1] if len(shape) == 2 else 0
-    if not 1 <= n_knots <= MAX_KNOTS:
-        raise ValueError(f"array knots has the shape {shape}, expected ({n_columns}, 1 to {MAX_KNOTS})")
-    kind = ((n_columns, n_knots), np.float64)
-    return {"knots": kind, "ranks": kind}
-
-
 def _n_indicators(group: h5py.Group, network: Network) -> int:
     """Return the number of missing indicators. Each column has at most one."""
     if _INDICATORS not in group:
@@ -171,8 +158,6 @@ def _check_values(arrays: Mapping[str, np.ndarray], n_columns: int) -> None:
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise ValueError(f"array {name} contains NaN or Inf, expected finite {array.dtype}")
-    if "knots" in arrays and not are_tables(arrays["knots"], arrays["ranks"]):
-        raise ValueError("arrays knots and ranks are invalid, expected increasing knots, and ranks between 0 and 1")
     indicators = arrays.get(_INDICATORS)
     if indicators is None:
         return

@@ -11,6 +11,9 @@ import numpy as np
 
 from shardpress import rowmath
 
+# Dtype of prepared rows. Equal values give equal results, whatever dtype stores them, and columns far from zero keep
+# their digits.
+PREPARED_DTYPE = np.dtype(np.float64)
 _TOTAL = 10_000.0  # the usual total of the counts of a cell
 _EXACT = 2**53  # float64 represents all integers up to this one exactly
 
@@ -23,9 +26,7 @@ class Preparation:
     # absolute value of its median, by its Euclidean norm, or by its largest absolute value. A row whose size is 0, not
     # finite, or so small that its factor would overflow stays as it is. NaN is ignored.
     row_scale: str | None = None
-    # "log1p" replaces each value x by sign(x) * log(1 + abs(x)). "rank" only converts rows to floats: ranks need tables
-    # from the scan, which belong to the scaler (see `shardpress.scan.scaler.Scaler`).
-    transform: str | None = None
+    transform: str | None = None  # "log1p" replaces each value x by sign(x) * log(1 + abs(x))
 
     def __str__(self) -> str:
         flags = {"--row-scale": self.row_scale, "--transform": self.transform}
@@ -36,36 +37,19 @@ class Preparation:
         """Size of the scaled rows."""
         return _TOTAL if self.row_scale == "total" else 1.0
 
-    @property
-    def computes(self) -> bool:
-        """True if new values are computed, False if rows are only converted to floats."""
-        return self.row_scale is not None or self.transform == "log1p"
-
-    def dtype(self, stored: np.dtype) -> np.dtype:
-        """Return the dtype of prepared rows.
-
-        All values are computed in float64, so that equal values give equal results, whatever dtype stores them, and so
-        that columns far from zero keep their digits. Rows that are only converted become float32 if it holds all
-        values of `stored`, and otherwise float64.
-        """
-        if not self.computes and np.can_cast(stored, np.float32):
-            return np.dtype(np.float32)
-        return np.dtype(np.float64)
-
     def apply(self, rows: np.ndarray) -> np.ndarray:
         """Return prepared rows for rows (n_rows, n_inputs) of any real dtype. Raise `ValueError` as `check` does."""
         self.check(rows)
-        prepared = rows.astype(self.dtype(rows.dtype), order="C")
+        prepared = rows.astype(PREPARED_DTYPE, order="C")
         self.apply_in_place(prepared)
         return prepared
 
     def apply_in_place(self, rows: np.ndarray) -> None:
-        """Prepare contiguous rows (n_rows, n_inputs) in place. Their dtype is one that `dtype` returns.
+        """Prepare contiguous rows (n_rows, n_inputs), float64, in place.
 
         The bits of a row depend on this row only, and are the same on all processors.
         """
-        if self.computes:
-            rowmath.prepare(rows, self.row_scale or "none", self.target, self.transform == "log1p")
+        rowmath.prepare(rows, self.row_scale or "none", self.target, self.transform == "log1p")
 
     def check(self, rows: np.ndarray, first_row: int | None = None) -> None:
         """Raise `ValueError` if rows (n_rows, n_inputs) contain integers that row scaling would round.

@@ -1,4 +1,4 @@
-/* Preparation of rows: each row is divided by its size, and values are replaced by their logarithms or ranks.
+/* Preparation of rows: each row is divided by its size, and values are replaced by their logarithms.
  *
  * NumPy takes two to ten times as long, and its logarithms differ between processors in their last bits. These functions
  * use only operations that IEEE 754 defines exactly, in a fixed order, and give the same bits on all processors. This
@@ -11,8 +11,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#define LANES 16      /* independent sums of a row */
-#define BLOCK_ROWS 64 /* rows that are ranked together */
+#define LANES 16 /* independent sums of a row */
 
 /* Compile functions for several instruction sets. The dynamic linker of glibc chooses one when the module is loaded. */
 #if defined(CLONES) /* by a test */
@@ -33,12 +32,6 @@ typedef struct {
     int64_t *scratch; /* memory for a row, if the kind is MEDIAN */
     int takes_logarithm;
 } Request;
-
-/* Increasing values of each column and their ranks. A column with fewer knots than others repeats the last one. */
-typedef struct {
-    Py_ssize_t n_columns, n_knots;
-    const double *knots, *ranks;
-} Tables;
 
 #define MANTISSA 52 /* stored bits of a double's mantissa */
 #define BIAS 1023   /* of a double's exponent */
@@ -223,41 +216,6 @@ CLONES static void prepare_rows(double *rows, const Request *request)
     }
 }
 
-/* -- ranks ---------------------------------------------------------------------------------------------------- */
-
-/* Find the last knot that is at most each value, or the first knot. All searches take the same number of steps. */
-static inline __attribute__((always_inline)) void search(
-    const double *x, int64_t *at, const double *knots, int64_t n_knots)
-{
-    for (int j = 0; j < BLOCK_ROWS; j++)
-        at[j] = 0;
-    for (int64_t n = n_knots; n > 1; n -= n / 2)
-        for (int j = 0; j < BLOCK_ROWS; j++)
-            at[j] += knots[at[j] + n / 2] <= x[j] ? n / 2 : 0;
-}
-
-/* Return the rank of a value, interpolated between knot `at` and the next one: 0 below the first knot, and 1 above the
- * last. Differences are those of halves, because the difference of two knots could overflow. */
-static inline __attribute__((always_inline)) double rank(
-    double x, int64_t at, const double *knots, const double *ranks, int64_t n_knots)
-{
-    const int64_t next = at + 1 < n_knots ? at + 1 : at;
-    const double slope = (ranks[next] - ranks[at]) / (knots[next] / 2 - knots[at] / 2);
-    double rank = slope * (x / 2 - knots[at] / 2) + ranks[at];
-    rank = x == knots[at] ? ranks[at] : rank;
-    rank = x < knots[0] ? 0 : rank;
-    rank = x > knots[n_knots - 1] ? 1 : rank;
-    return x == x ? rank : x;
-}
-
-#define VALUE float
-#define NAME(name) name##_float
-#include "rowmath.h"
-
-#define VALUE double
-#define NAME(name) name##_double
-#include "rowmath.h"
-
 /* -- the module ----------------------------------------------------------------------------------------------- */
 
 /* Set the kind for its name, or raise ValueError. */
@@ -272,15 +230,14 @@ static int find_kind(const char *name, Kind *kind)
     return 0;
 }
 
-/* Get a contiguous array of two dimensions with one of these formats; raise TypeError, ValueError or BufferError for
- * anything else. */
-static int get_array(PyObject *object, Py_buffer *view, int flags, const char *formats)
+/* Get writable, contiguous rows of double; raise TypeError, ValueError or BufferError for anything else. */
+static int get_rows(PyObject *object, Py_buffer *view)
 {
-    if (PyObject_GetBuffer(object, view, flags | PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0)
+    if (PyObject_GetBuffer(object, view, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS | PyBUF_FORMAT) < 0)
         return 0;
-    if (view->ndim == 2 && strlen(view->format) == 1 && strchr(formats, view->format[0]))
+    if (view->ndim == 2 && strcmp(view->format, "d") == 0)
         return 1;
-    PyErr_Format(PyExc_TypeError, "expected 2 dimensions with a format of '%s', found %d of '%s'", formats, view->ndim,
+    PyErr_Format(PyExc_TypeError, "expected 2 dimensions with the format 'd', found %d of '%s'", view->ndim,
                  view->format);
     PyBuffer_Release(view);
     return 0;
@@ -294,7 +251,7 @@ static PyObject *prepare(PyObject *module, PyObject *arguments)
     Request request = {0};
     if (!PyArg_ParseTuple(arguments, "Osdp", &rows, &name, &request.target, &request.takes_logarithm))
         return NULL;
-    if (!find_kind(name, &request.kind) || !get_array(rows, &view, PyBUF_WRITABLE, "d"))
+    if (!find_kind(name, &request.kind) || !get_rows(rows, &view))
         return NULL;
     request.n_rows = view.shape[0];
     request.n_columns = view.shape[1];
@@ -313,42 +270,6 @@ static PyObject *prepare(PyObject *module, PyObject *arguments)
     Py_RETURN_NONE;
 }
 
-/* Check that tables belong to rows, and replace the rows. */
-static PyObject *rank_with(const Py_buffer *rows, const Py_buffer *knots, const Py_buffer *ranks)
-{
-    const Tables tables = {rows->shape[1], knots->shape[1], knots->buf, ranks->buf};
-    if (knots->shape[0] != tables.n_columns || ranks->shape[0] != tables.n_columns || tables.n_knots < 1 ||
-        ranks->shape[1] != tables.n_knots)
-        return PyErr_Format(PyExc_ValueError, "expected knots and ranks of %zd columns, with equal numbers of knots",
-                            tables.n_columns);
-    Py_BEGIN_ALLOW_THREADS
-    if (rows->format[0] == 'f')
-        replace_by_ranks_float(rows->buf, rows->shape[0], &tables);
-    else
-        replace_by_ranks_double(rows->buf, rows->shape[0], &tables);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
-}
-
-static PyObject *replace_by_ranks(PyObject *module, PyObject *arguments)
-{
-    PyObject *rows, *knots, *ranks, *found = NULL;
-    Py_buffer row_view, knot_view, rank_view;
-    if (!PyArg_ParseTuple(arguments, "OOO", &rows, &knots, &ranks))
-        return NULL;
-    if (!get_array(rows, &row_view, PyBUF_WRITABLE, "fd"))
-        return NULL;
-    if (get_array(knots, &knot_view, 0, "d")) {
-        if (get_array(ranks, &rank_view, 0, "d")) {
-            found = rank_with(&row_view, &knot_view, &rank_view);
-            PyBuffer_Release(&rank_view);
-        }
-        PyBuffer_Release(&knot_view);
-    }
-    PyBuffer_Release(&row_view);
-    return found;
-}
-
 static PyMethodDef methods[] = {
     {"prepare", prepare, METH_VARARGS,
      "Prepare rows in place.\n\nParameters\n----------\nrows : ndarray of shape (n_rows, n_columns), float64\n"
@@ -358,12 +279,6 @@ static PyMethodDef methods[] = {
      "float\n    Size of the rows afterwards.\ntakes_logarithm : bool\n    Whether each value x is then replaced by "
      "sign(x) log(1 + abs(x)). The error is at most 2 units in the last\n    place.\n\nRaises\n------\nTypeError, "
      "ValueError, BufferError\n    If the rows or the kind are not as described.\n"},
-    {"replace_by_ranks", replace_by_ranks, METH_VARARGS,
-     "Replace values by their ranks, in place.\n\nParameters\n----------\nrows : ndarray of shape (n_rows, n_columns), "
-     "float32 or float64\n    Contiguous rows. NaN stays NaN.\nknots, ranks : ndarray of shape (n_columns, n_knots), "
-     "float64\n    Increasing values of each column and their ranks. Ranks between them are interpolated linearly; they "
-     "are\n    0 below the first knot and 1 above the last one.\n\nRaises\n------\nTypeError, ValueError, "
-     "BufferError\n    If an array is not as described.\n"},
     {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "rowmath", "Preparation of rows.", -1, methods};

@@ -80,7 +80,6 @@ SCENARIOS = (
     # Dtypes and layouts, with the scalings.
     _scenario("float32", "floats"),
     _scenario("float64-gzip", "doubles"),
-    _scenario("float64-rank", "doubles", "--transform rank --scale range"),
     _scenario("uint8-rank-3", "images", "--scale common"),
     _scenario("uint8-binary", "bits", "--scale auto"),
     _scenario("uint16-total", "dense-counts", "--row-scale total --transform log1p"),

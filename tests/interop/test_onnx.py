@@ -10,10 +10,9 @@ import onnxruntime
 import pytest
 
 from shardpress.interop.export import export
-from shardpress.interop.onnx import encoder_onnx, input_dtype
+from shardpress.interop.onnx import encoder_onnx
 from shardpress.model import Model
 from shardpress.preparation import Preparation
-from shardpress.scan.ranks import rank_tables
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
 from tests.support.cases import each
@@ -108,28 +107,6 @@ def test_onnx_encoder_scales_rows_with_missing_values(row_scale: str) -> None:
     low, high = np.nanquantile(preparation.apply(rows), (0, 1), axis=0)
     model = model_of(Network((6, 3)), np.ones((2, 6)))
     model = replace(model, scaler=Scaler(low, high, (low + high) / 2), preparation=preparation)
-    np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
-
-
-@each("dtype", [np.float32, np.float64])
-def test_onnx_encoder_replaces_values_by_ranks(dtype: type) -> None:
-    rng = np.random.default_rng(1)
-    rows = rng.standard_cauchy((3000, 4))
-    rows[:, 1] = rng.integers(0, 3, len(rows))
-    rows[:, 2] = 7
-    rows[:, 3] += MIDNIGHT
-    sample = rows.astype(dtype).astype(np.float64)
-    tables = rank_tables(sample)
-    ranked = tables.apply(sample)
-    network = Network((4, 3))
-    model = model_of(network, ranked)
-    scaler = replace(model.scaler, fill=np.full(4, 0.5), tables=tables)
-    model = replace(model, scaler=scaler, preparation=Preparation(None, "rank"))
-    rows = sample[:300]
-    rows[0] = -1e30
-    rows[1] = 1e30
-    rows[2] = np.nan
-    assert input_dtype(model) == dtype
     np.testing.assert_allclose(run(model, rows), model.encode(rows), rtol=1e-5, atol=1e-5)
 
 

@@ -26,7 +26,7 @@ ON_TRAIN = ["--fit-on", "split==train"]
 OPTIONS = (
     [],
     ["--scale", "std", "--impute", "median", "--missing-indicator"],
-    ["--transform", "rank", "--clip-quantile", "0.05"],
+    ["--transform", "log1p", "--clip-quantile", "0.05"],
     ["--row-scale", "norm", "--scale", "auto", "shuffle_window=600"],
 )
 

@@ -62,4 +62,4 @@ def test_new_rows_are_prepared_like_those_of_the_training(tails: Workspace, out:
     given = tails.folder / "given"
     assert tails.run(given, "--model", str(out)) == 0
     assert features_of(given) == features_of(out)
-    assert tails.run(given, "--model", str(out), "--transform", "rank", "--overwrite") == 78
+    assert tails.run(given, "--model", str(out), "--transform", "none", "--overwrite") == 78

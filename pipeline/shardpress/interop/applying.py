@@ -18,6 +18,7 @@ from shardpress.alignment import LinearMap
 from shardpress.device import TILE_ROWS, autoencoder_of, start_device, theanos_errors
 from shardpress.errors import WriteFailed, printable
 from shardpress.model import Model
+from shardpress.preparation import PREPARED_DTYPE
 from shardpress.processcache import ProcessCache
 from shardpress.shards.shard import read_dtype
 
@@ -44,9 +45,7 @@ def keep_compiled(model: Model, dtype: np.dtype, autoencoder: Autoencoder) -> No
 
 
 def _on_device(model: Model, stored: np.dtype) -> Autoencoder:
-    dtype = np.dtype(read_dtype(stored))
-    if model.preparation is not None:
-        dtype = model.preparation.dtype(dtype)
+    dtype = np.dtype(read_dtype(stored)) if model.preparation is None else PREPARED_DTYPE
     autoencoder = _compiled.get((model.fingerprint, dtype.name))
     if autoencoder is None:
         start_device()

@@ -89,9 +89,9 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         Size by which each row is divided before the columns are scaled. With "total", each row gets a total of 10,000.
         "auto" chooses "total" for rows that look like counts, "median" for spectra of different brightness, and "none"
         for all others.
-    value_transform : {"auto", "none", "log1p", "rank"}
-        Transformation of all values before the columns are scaled: ``sign(x) * log(1 + abs(x))``, or the rank among the
-        values of the column, from 0 to 1. "auto" chooses "log1p" for counts and for values with heavy tails.
+    value_transform : {"auto", "none", "log1p"}
+        Transformation of all values before the columns are scaled: ``sign(x) * log(1 + abs(x))``. "auto" chooses
+        "log1p" for counts and for values with heavy tails.
     scale : {"auto", "range", "std", "common", "none"}
         Scaling of the columns: each to [0, 1], each to the same variance, all divided by one number, or none. "auto"
         chooses one of the first three.

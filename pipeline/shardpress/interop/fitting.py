@@ -89,7 +89,6 @@ def prepare_fit(rows: Any, config: Config, y: Any = None) -> _Fit:
         scale=settings.scaling.scale,
         chunk_bytes=budget.chunk_bytes,
         missing_indicator=bad_data.missing_indicator,
-        ranks=settings.scaling.transform == "rank",
     )
     ranges = _scan(shards, scan_settings, budget)
     check_usable(shards, ranges)
@@ -205,8 +204,6 @@ def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, bu
         center=columns.center,
         factor=columns.factor,
         indicators=scaler.indicators,
-        knots=None if scaler.tables is None else scaler.tables.knots,
-        ranks=None if scaler.tables is None else scaler.tables.ranks,
     )
 
 

@@ -38,16 +38,13 @@ def input_dtype(model: Model) -> np.dtype:
     """Return the dtype of the input of `encoder_onnx`.
 
     The dtype is float32 if the rounding of rows to float32 hardly changes the features. Otherwise it is float64: if
-    rows are prepared in float64, if float32 does not hold the ranges of the columns or the knots of ranks exactly, or
-    if columns are far from zero, compared with the width of their range.
+    rows are prepared in float64, if float32 does not hold the ranges of the columns exactly, or if columns are far from
+    zero, compared with the width of their range.
     """
     scaler = model.scaler
-    if model.preparation is not None and model.preparation.computes:
+    if model.preparation is not None:
         return np.dtype(np.float64)
     shift, scale = scaler.arrays(np.dtype(np.float32))
-    if scaler.tables is not None:
-        knots = scaler.tables.knots
-        return shift.dtype if np.array_equal(knots, knots.astype(np.float32)) else np.dtype(np.float64)
     largest = np.maximum(np.abs(scaler.minimum), np.abs(scaler.maximum))
     return np.dtype(np.float64) if (largest * scale > _LARGEST).any() else shift.dtype
 

@@ -10,7 +10,6 @@ import numpy as np
 from shardpress.interop.onnxgraph import Graph
 from shardpress.model import Model
 from shardpress.preparation import Preparation
-from shardpress.scan.ranks import RankTables
 
 
 def add_scaling(graph: Graph, model: Model, dtype: np.dtype) -> str:
@@ -21,8 +20,6 @@ def add_scaling(graph: Graph, model: Model, dtype: np.dtype) -> str:
     x = "rows"
     if model.preparation is not None:
         x = _add_preparation(graph, model.preparation, dtype, model.n_columns)
-    if scaler.tables is not None:
-        x = _add_ranks(graph, scaler.tables, x, dtype)
     if scaler.fill is not None:
         is_missing = graph.add("IsNaN", x)
         x = graph.add("Where", is_missing, scaler.fill.astype(dtype), x)
@@ -117,52 +114,3 @@ def _add_median(graph: Graph, dtype: np.dtype, n_columns: int) -> str:
         middle = graph.add("GatherElements", in_order, position, axis=1)
         halves.append(graph.add("Mul", middle, np.array(0.5, dtype)))
     return graph.add("Abs", graph.add("Add", *halves))
-
-
-# -- ranks ---------------------------------------------------------------------------------------------------------
-
-
-def _add_ranks(graph: Graph, tables: RankTables, x: str, dtype: np.dtype) -> str:
-    """Add the replacement of values by ranks, as in `RankTables.apply`.
-
-    The rows are transposed, because the operator that looks up elements needs tables with as many rows as its indices.
-    """
-    knots = tables.knots.astype(dtype)
-    ranks = tables.ranks.astype(dtype)
-    columns = graph.add("Transpose", x, perm=[1, 0])
-    at = _add_search(graph, knots, columns)
-    # Differences are those of halves, because the difference of two knots could overflow.
-    half = np.array(0.5, dtype)
-    distance = graph.add("Sub", graph.add("Mul", columns, half), graph.add("GatherElements", knots * half, at, axis=1))
-    slope = graph.add("GatherElements", _slopes(tables).astype(dtype), at, axis=1)
-    rank = graph.add("Add", graph.add("Mul", slope, distance), graph.add("GatherElements", ranks, at, axis=1))
-    is_below = graph.add("Less", columns, knots[:, :1])
-    rank = graph.add("Where", is_below, np.array(0, dtype), rank)
-    is_above = graph.add("Greater", columns, knots[:, -1:])
-    rank = graph.add("Where", is_above, np.array(1, dtype), rank)
-    return graph.add("Transpose", rank, perm=[1, 0])
-
-
-def _add_search(graph: Graph, knots: np.ndarray, columns: str) -> str:
-    """Add a binary search for the last knot that is at most each value, or the first knot: int64, like `columns`."""
-    from onnx import numpy_helper
-
-    zero = np.array(0, np.int64)
-    at = graph.add("ConstantOfShape", graph.add("Shape", columns), value=numpy_helper.from_array(zero.reshape(1)))
-    n_left = knots.shape[1]
-    while n_left > 1:
-        step = np.array(n_left // 2, np.int64)
-        further = graph.add("Add", at, step)
-        is_at_most = graph.add("LessOrEqual", graph.add("GatherElements", knots, further, axis=1), columns)
-        at = graph.add("Where", is_at_most, further, at)
-        n_left -= n_left // 2
-    return at
-
-
-def _slopes(tables: RankTables) -> np.ndarray:
-    """Return the slope from each knot to the next one (n_columns, n_knots), per half distance; 0 at the last knot."""
-    slopes = np.zeros_like(tables.ranks)
-    distances = np.diff(tables.knots / 2, axis=1)
-    np.divide(np.diff(tables.ranks, axis=1), distances, out=slopes[:, :-1], where=distances > 0)
-    # A finite slope gives the rank of a knot exactly, because its distance is 0.
-    return np.minimum(slopes, np.finfo(np.float32).max)

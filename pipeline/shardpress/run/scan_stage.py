@@ -201,7 +201,6 @@ class ScanStage:
             scale=prepared.scale,
             chunk_bytes=prepared.budget.chunk_bytes,
             missing_indicator=prepared.given_model is None and prepared.config.bad_data.missing_indicator,
-            ranks=prepared.given_model is None and prepared.config.scaling.transform == "rank",
             for_training=prepared.given_model is None,
         )
 

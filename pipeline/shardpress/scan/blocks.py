@@ -67,9 +67,8 @@ class ScanSettings:
     scale: str = "range"  # as in `shardpress.scan.scaling.scaled_as`, or "auto"
     chunk_bytes: int = 0  # size of the cache of decompressed chunks in each process
     missing_indicator: bool = False  # each column with missing values gets an indicator
-    ranks: bool = False  # values are replaced by their ranks
     # False if no model will be trained. The scan then has nothing that needs a sample of the rows, except for clipped
-    # ranges, fill values and ranks.
+    # ranges and fill values.
     for_training: bool = True
 
     @property
@@ -79,7 +78,7 @@ class ScanSettings:
     @property
     def needs_sample(self) -> bool:
         """True if the scan needs a sample of the rows. Copying the sample takes as long as the rest of the scan."""
-        return self.for_training or self.fills or self.ranks or self.clip_quantile > 0
+        return self.for_training or self.fills or self.clip_quantile > 0
 
 
 @dataclass(frozen=True)

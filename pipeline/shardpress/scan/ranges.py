@@ -26,7 +26,6 @@ from shardpress.scan.blocks import (
     stats_of_unreadable,
 )
 from shardpress.scan.hints import hints_of
-from shardpress.scan.ranks import RankTables, rank_tables
 from shardpress.scan.sample import (
     INNER,
     SAMPLED_VALUES,
@@ -78,9 +77,6 @@ class Scan:
     center: np.ndarray | None = None  # (n_inputs,), float64, as in `Scaler`
     factor: np.ndarray | None = None
     indicators: np.ndarray | None = None  # int64, sorted numbers of the columns that get a missing indicator
-    # Tables (n_inputs, n_knots), float64, as in `RankTables`. All other arrays then describe ranks.
-    knots: np.ndarray | None = None
-    ranks: np.ndarray | None = None
     # Number of the good rows that ``--fit-on`` selects. All arrays but `bad_rows` describe only these rows.
     n_selected: int | None = None
     digests: tuple[str | None, ...] = ()  # of the rows of each shard; None for unreadable shards
@@ -100,10 +96,7 @@ class Scan:
     @property
     def scaler(self) -> Scaler:
         """Scaling of the columns and of the missing indicators."""
-        tables = None
-        if self.knots is not None and self.ranks is not None:
-            tables = RankTables(self.knots, self.ranks)
-        columns = Scaler(self.minimum, self.maximum, self.fill, self.clips, self.center, self.factor, tables=tables)
+        columns = Scaler(self.minimum, self.maximum, self.fill, self.clips, self.center, self.factor)
         return columns.with_indicators(self.indicators)
 
     @property
@@ -248,12 +241,7 @@ def scan_from_stats(
     stats: BlockStats, settings: ScanSettings, shards: Sequence[Shard], fitted: np.ndarray | None = None
 ) -> Scan:
     """Return the scan for the statistics of all rows of shards, or of some of their rows."""
-    tables = None
-    is_rounded = shards[0].preparation is not None and shards[0].preparation.computes
-    if settings.ranks:
-        tables = rank_tables(stats.sample, is_rounded)
-        stats = _ranked(stats, tables, row_dtype(shards))
-    elif is_rounded:
+    if shards[0].preparation is not None:
         stats = _without_errors(stats)
     minimum, maximum = _scaled_range(stats, settings)
     scaler = Scaler(minimum, maximum)
@@ -268,8 +256,6 @@ def scan_from_stats(
         unreadable=stats.unreadable,
         clips=settings.clip_quantile > 0,
         hints=_hints(stats, fitted) if settings.for_training else (),
-        knots=None if tables is None else tables.knots,
-        ranks=None if tables is None else tables.ranks,
         n_selected=None if fitted is None else stats.n_fitted,
         digests=_digests(stats, len(shards)),
     )
@@ -303,13 +289,6 @@ def _hints(stats: BlockStats, fitted: np.ndarray | None) -> tuple[str, ...]:
     if fitted is not None:
         n_bad = int(np.count_nonzero(fitted[stats.bad_rows]))
     return hints_of(stats.sample, stats.n_fitted, n_bad)
-
-
-def _ranked(stats: BlockStats, tables: RankTables, dtype: np.dtype) -> BlockStats:
-    """Return the statistics of the ranks of rows of `dtype`. They need no second pass, because ranks are monotone."""
-    minimum, maximum = tables.apply(np.stack([stats.minimum, stats.maximum]))
-    sample = tables.apply(stats.sample).astype(dtype).astype(np.float64)
-    return replace(stats, minimum=minimum, maximum=maximum, sample=sample)
 
 
 def _without_errors(stats: BlockStats) -> BlockStats:

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shardpress.scan.ranks import RankTables
-
 if TYPE_CHECKING:
     from shardpress.shards.shard import Block
 
@@ -33,8 +31,6 @@ class Scaler:
     center: np.ndarray | None = None
     factor: np.ndarray | None = None  # 0 for constant columns
     indicators: np.ndarray | None = None  # int64, sorted numbers of the columns that have one
-    # Replace values by ranks, before anything else. All other attributes then describe ranks.
-    tables: RankTables | None = None
 
     @property
     def n_inputs(self) -> int:
@@ -92,8 +88,8 @@ class Scaler:
 
     @property
     def cleans(self) -> bool:
-        """True if values are replaced by ranks, filled in or clipped before the scaling."""
-        return self.clips or self.fill is not None or self.tables is not None
+        """True if values are filled in or clipped before the scaling."""
+        return self.clips or self.fill is not None
 
     @property
     def shift(self) -> np.ndarray:
@@ -150,14 +146,12 @@ class Scaler:
         return np.dtype(np.float64)
 
     def cleaned(self, rows: np.ndarray, to_fill: np.ndarray | None = None) -> np.ndarray:
-        """Rank, fill and clip rows (n_rows, n_columns), and append the indicators: (n_rows, n_inputs).
+        """Fill and clip rows (n_rows, n_columns), and append the indicators: (n_rows, n_inputs).
 
         `to_fill` (n_rows, n_columns) is a mask of the entries to fill in, by default those that are NaN. The result has
         the dtype `dtype_of_cleaned`, and is the same array if nothing changes. Clipping also replaces Inf. The caller
         finds bad rows in the rows as they were read.
         """
-        if self.tables is not None:
-            rows = self.tables.apply(rows)
         if self.fill is not None:
             is_missing = np.isnan(rows) if to_fill is None else to_fill
             rows = rows.astype(self.dtype_of_cleaned(rows.dtype), copy=False)
@@ -202,10 +196,7 @@ class Scaler:
         width = columns.maximum - columns.minimum
         if columns.factor is not None:
             width = np.divide(1, columns.factor, out=np.zeros_like(columns.factor), where=columns.factor > 0)
-        rows = np.asarray(x[:, : self.n_columns] * width + columns.shift)
-        if self.tables is not None:
-            return self.tables.restore(rows)
-        return rows
+        return np.asarray(x[:, : self.n_columns] * width + columns.shift)
 
 
 def _are_exact(dtype: np.dtype, values: np.ndarray) -> bool:
@@ -228,7 +219,7 @@ def _are_normal(values: np.ndarray) -> bool:
 
 @dataclass(frozen=True)
 class Cleaning:
-    """Ranking, filling and clipping of rows after they are read, and their extension by missing indicators."""
+    """Filling and clipping of rows after they are read, and their extension by missing indicators."""
 
     scaler: Scaler
     missing: float | None = None  # marks missing entries, in addition to NaN

@@ -183,8 +183,7 @@ class _ScalingSettings:
     )
     transform: Annotated[str, one_of(("auto", "none", *TRANSFORMS))] = _setting(
         "After --row-scale and before the columns are scaled, replace each value x by sign(x) log(1 + |x|) (log1p), or "
-        "by its rank among the values of its column, from 0 to 1 (rank); or leave it as it is (none). With auto, "
-        "counts and values with heavy tails are replaced by logarithms.",
+        "leave it as it is (none). With auto, counts and values with heavy tails are replaced by logarithms.",
         default="auto",
     )
 

@@ -20,7 +20,7 @@ from shardpress.hdf5.chunkcache import band_bytes
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_LEFT_OUT
-from shardpress.preparation import Preparation
+from shardpress.preparation import PREPARED_DTYPE, Preparation
 
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
 
@@ -187,7 +187,7 @@ def with_offset(shard: Shard, offset: np.ndarray | None) -> Shard:
 def with_preparation(shard: Shard, preparation: Preparation | None) -> Shard:
     if preparation is None:
         return shard
-    return replace(shard, preparation=preparation, dtype=preparation.dtype(np.dtype(shard.dtype)).name)
+    return replace(shard, preparation=preparation, dtype=PREPARED_DTYPE.name)
 
 
 @dataclass(frozen=True)

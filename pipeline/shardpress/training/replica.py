@@ -52,8 +52,6 @@ class ReplicaSettings:
         """Key shared by all settings that can use the same compiled step."""
         scaler = self.cleaning.scaler
         values = [getattr(scaler, each.name) for each in fields(scaler)]
-        if scaler.tables is not None:
-            values += [scaler.tables.knots, scaler.tables.ranks]
         content = digest(value.tobytes() for value in values if isinstance(value, np.ndarray))
         facts = (self.training, self.network, self.loss, self.dtype, self.cleaning.missing, scaler.clips)
         return *facts, content
