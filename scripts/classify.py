@@ -5,7 +5,9 @@
     python scripts/classify.py features --test features-test   test rows of another run, which used --model features
 
 The same classifier is also trained on the raw columns of the same rows, and on the same number of principal components.
-If the run had --fit-on, the rows that it left out are the test rows. All rows are held in memory.
+If the labels are numbers with fractions, or the numbers of --target, ridge regressions are trained, and R2 is printed.
+If the run had --fit-on, the rows that it left out are the test rows; with --target alone, the validation rows are. All
+rows are held in memory.
 """
 
 import sys
@@ -23,7 +25,7 @@ import h5py
 import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -32,6 +34,7 @@ from shardpress import open_features
 from shardpress.errors import ShardpressError
 from shardpress.features import Features
 from shardpress.records import with_digests
+from shardpress.report.baselines import MIN_TEST_ROWS
 from shardpress.result import Use
 from shardpress.rowfacts import rows_with_value
 
@@ -46,7 +49,7 @@ def labels_of(run: Features, name: str) -> tuple[np.ndarray, np.ndarray]:
         is_usable &= labels >= 0  # the code of a missing value is -1
         labels = run.categories[name][labels]
     if labels.dtype.kind == "f":
-        is_usable &= ~np.isnan(labels)
+        is_usable &= np.isfinite(labels)
     if labels.dtype == object:
         is_usable &= labels != ""
     return labels, np.flatnonzero(is_usable)
@@ -77,19 +80,31 @@ def read(run: Features, labels: np.ndarray, numbers: np.ndarray) -> tuple[np.nda
     return run.features[numbers].compute(), raw_columns(run, numbers), labels[numbers]
 
 
-def split(run: Features, labels: np.ndarray, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def are_numbers(run: Features, name: str, labels: np.ndarray) -> bool:
+    """Return whether labels are numbers for a regression, not classes."""
+    target = run.manifest.get("target")
+    if target is not None and target["name"] == name:
+        return bool(target["kind"] == "numbers")
+    return labels.dtype.kind == "f" and bool((labels % 1).any())
+
+
+def split(run: Features, classes: np.ndarray | None, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the numbers of the training rows and of the test rows. Labels of test rows never trained the features."""
     target = run.manifest.get("target")
     if target is not None or run.manifest["config"]["fit_on"] is not None:
-        is_trained = run.result.use()[numbers] <= Use.VALIDATION
-        if not is_trained.all():
-            return numbers[is_trained], numbers[~is_trained]
-        if target is not None:
-            raise SystemExit(
-                f"No honest test is possible: the labels {target['name']} of these rows may have trained the features. "
-                "Train on some rows with --fit-on, or encode other rows with --model, and name them with --test."
-            )
-    train, test = train_test_split(numbers, test_size=0.2, stratify=labels[numbers], random_state=0)
+        use = run.result.use()[numbers]
+        is_test = use > Use.VALIDATION
+        if target is not None and not is_test.any():
+            is_test = use == Use.VALIDATION  # their labels decide at most which epoch is the best
+            if is_test.sum() < MIN_TEST_ROWS:
+                raise SystemExit(
+                    f"No honest test is possible: the labels {target['name']} of these rows may have trained the "
+                    "features. Train on some rows with --fit-on, or encode other rows with --model, and name them with "
+                    "--test."
+                )
+        if is_test.any():
+            return numbers[~is_test], numbers[is_test]
+    train, test = train_test_split(numbers, test_size=0.2, stratify=classes, random_state=0)
     return np.sort(train), np.sort(test)
 
 
@@ -115,6 +130,11 @@ def classifier(*steps: object) -> Pipeline:
     return make_pipeline(*steps, StandardScaler(), LogisticRegression(max_iter=2000, tol=1e-3))
 
 
+def regression(*steps: object) -> Pipeline:
+    """Return a ridge regression on standardized columns, after other steps."""
+    return make_pipeline(*steps, StandardScaler(), RidgeCV(np.logspace(-3, 4, 8)))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Train the classifiers, and print their accuracies on the test rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -125,30 +145,32 @@ def main(argv: list[str] | None = None) -> None:
 
     run = open_features(options.features)
     labels, numbers = labels_of(run, options.labels)
+    is_regression = are_numbers(run, options.labels, labels[numbers])
+    model = regression if is_regression else classifier
     if options.test:
         other = open_test_rows(options.test, run)
         x, raw, y = read(run, labels, numbers)
         x_test, raw_test, y_test = read(other, *labels_of(other, options.labels))
     else:
-        train_numbers, test_numbers = split(run, labels, numbers)
+        train_numbers, test_numbers = split(run, None if is_regression else labels[numbers], numbers)
         x, raw, y = read(run, labels, train_numbers)
         x_test, raw_test, y_test = read(run, labels, test_numbers)
-    print(f"Accuracy on {len(y_test)} test rows, after training on {len(y)} other rows:")
+    print(f"{'R2' if is_regression else 'Accuracy'} on {len(y_test)} test rows, after training on {len(y)} other rows:")
 
-    def report(name: str, model: Pipeline, rows: np.ndarray, test_rows: np.ndarray) -> None:
-        accuracy = model.fit(rows, y).score(test_rows, y_test)
-        print(f"  {accuracy:.4f}  on {name}", flush=True)
+    def report(name: str, pipeline: Pipeline, rows: np.ndarray, test_rows: np.ndarray) -> None:
+        score = pipeline.fit(rows, y).score(test_rows, y_test)
+        print(f"  {score:.4f}  on {name}", flush=True)
 
-    report(f"{x.shape[1]} features", classifier(), x, x_test)
+    report(f"{x.shape[1]} features", model(), x, x_test)
     if raw is None or raw_test is None:
         print("Raw columns are not compared: this example reads only dense datasets with the rows first.")
         return
     n = min(x.shape[1], *raw.shape)
     fill = SimpleImputer(keep_empty_features=True)
     pca = PCA(n, random_state=0)
-    report(f"{n} principal components", classifier(fill, pca), raw, raw_test)
-    report(f"{n} components of standardized columns", classifier(fill, StandardScaler(), pca), raw, raw_test)
-    report(f"{raw.shape[1]} raw columns", classifier(fill), raw, raw_test)
+    report(f"{n} principal components", model(fill, pca), raw, raw_test)
+    report(f"{n} components of standardized columns", model(fill, StandardScaler(), pca), raw, raw_test)
+    report(f"{raw.shape[1]} raw columns", model(fill), raw, raw_test)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ COMMON = [
     "conditions",
     "errors",
     "formats",
+    "outliers",
     "preparation",
     "processcache",
     "records",

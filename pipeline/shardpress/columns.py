@@ -1,10 +1,11 @@
-"""Names or numbers that describe the columns, for example names of genes or wavelengths."""
+"""Names, numbers or positions that describe the columns, for example names of genes, wavelengths or pixels."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -40,6 +41,8 @@ class Columns:
         Name of the dataset that contains `values`.
     note : str
         Reason why the names or numbers in a file are not used. Empty if they are used, or if the file has none.
+    row_shape : tuple of int
+        Shape of a row whose axes are flattened, for example of an image. Empty for rows with one axis.
     """
 
     names: tuple[str, ...] = field(default=(), repr=False)
@@ -47,6 +50,7 @@ class Columns:
     values: np.ndarray | None = field(default=None, repr=False)
     values_from: str = ""
     note: str = ""
+    row_shape: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         found = []
@@ -61,12 +65,23 @@ class Columns:
         """True if the columns have names or numbers."""
         return bool(self.names) or self.values is not None
 
+    @property
+    def has_names(self) -> bool:
+        """True if `name_of` returns a name or a position of each column."""
+        return self.is_known or bool(self.row_shape)
+
     def name_of(self, column: int) -> str | None:
-        """Return the name of a column, escaped and shortened for a message, or None if it has no name."""
+        """Return the name of a column, escaped and shortened for a message, or None if it has no name.
+
+        Without names, it is the position of the column in a row with several axes, for example ``(4, 20)``.
+        """
         if column < len(self.names):
             return _cut(self.names[column])
         if self.values is not None and column < len(self.values):
             return f"{_cut(self.values_from)} {self.values[column]:g}"
+        if self.row_shape:
+            position = np.unravel_index(column, self.row_shape)
+            return f"({', '.join(map(str, position))})"
         return None
 
     def name_of_input(self, i: int, n_columns: int, indicators: np.ndarray | None) -> tuple[int, str | None]:
@@ -81,11 +96,8 @@ class Columns:
         return column, "is missing" if name is None else f"{name} is missing"
 
     def numbered(self, column: int) -> str:
-        """Return the index of a column with its name, for example ``17 (GAPDH)``."""
-        name = self.name_of(column)
-        if name in (None, str(column)):  # in some files, the names are the indices
-            return str(column)
-        return f"{column} ({name})"
+        """Return the index of a column with its name, see `with_name`."""
+        return with_name(column, self.name_of(column))
 
     def listed(self, columns: Iterable[int]) -> list[str]:
         """Return the indices of several columns with their names."""
@@ -95,7 +107,7 @@ class Columns:
         """Return the description of the columns in another order, given by the indices `order` (n_inputs,)."""
         names = tuple(self.names[place] for place in order.tolist()) if self.names else ()
         values = None if self.values is None else self.values[order]
-        return Columns(names, self.names_from, values, self.values_from, self.note)
+        return replace(self, names=names, values=values)
 
     def first_difference(self, expected: Columns) -> Difference | None:
         """Return the first column whose name or number differs, or None if all agree or cannot be compared.
@@ -123,6 +135,7 @@ class Columns:
             "names_from": self.names_from,
             "values": values,
             "values_from": self.values_from,
+            "row_shape": list(self.row_shape),
         }
         return json.dumps(content).encode()
 
@@ -138,10 +151,26 @@ class Columns:
         if len(names) not in (0, n_inputs) or (values is not None and len(values) != n_inputs):
             raise ValueError(f"columns: expected {n_inputs} names or numbers")
         sources = _texts([content.get("names_from"), content.get("values_from")])
-        return cls(tuple(names), sources[0], values, sources[1])
+        return cls(
+            tuple(names), sources[0], values, sources[1], row_shape=_row_shape(content.get("row_shape", []), n_inputs)
+        )
 
 
 NO_COLUMNS = Columns()
+
+
+def with_name(column: int, name: str | None) -> str:
+    """Return the index of a column with its name, for example ``17 (GAPDH)``, or ``276 = (4, 20)`` for a position."""
+    if name in (None, str(column)):  # in some files, the names are the indices
+        return str(column)
+    if name.startswith("("):
+        return f"{column} = {name}"
+    return f"{column} ({name})"
+
+
+def row_shape_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a row with several axes, given the shape of all rows; empty for rows with one axis."""
+    return shape[1:] if len(shape) > 2 else ()
 
 
 def _texts(values: Any) -> list[str]:
@@ -154,6 +183,14 @@ def _numbers(values: Any) -> np.ndarray:
     if not isinstance(values, list) or not all(type(value) in (int, float) for value in values):
         raise ValueError("columns: expected a list of numbers")
     return np.array(values, dtype=np.float64)
+
+
+def _row_shape(sides: Any, n_inputs: int) -> tuple[int, ...]:
+    if not isinstance(sides, list) or not all(type(side) is int and side > 0 for side in sides):
+        raise ValueError("columns: expected a list of positive integers")
+    if sides and prod(sides) != n_inputs:
+        raise ValueError(f"columns: expected a row shape of {n_inputs} columns")
+    return tuple(sides)
 
 
 def _first_name(found: tuple[str, ...], expected: tuple[str, ...]) -> Difference:

@@ -1,4 +1,4 @@
-"""Labels of rows: the choice of the extra dataset that contains them, and their conversion to codes.
+"""Labels of rows: the choice of the extra dataset that contains them, and their conversion to codes. Numbers of rows.
 
 If no dataset is named, the candidates are tried in this order:
 
@@ -51,6 +51,14 @@ class Labels:
         if code == NONE:
             return None
         return self.names[code]
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers that rows have, for example the targets of a regression."""
+
+    name: str  # of the dataset
+    values: np.ndarray  # shape (n_rows,), float64: NaN for rows without a number
 
 
 # -- choice of the dataset -----------------------------------------------------------------------------------------
@@ -127,15 +135,23 @@ def labels_of(
         names = [] if found is None else [found]
         limit = _MAX_NAMED_LABELS
     for name in names:
-        has_value = np.ones(len(extras[name]), dtype=bool)
-        if masks.get(name) in extras:
-            has_value &= extras[masks[name]]
-        if name in lost:
-            has_value &= ~lost[name]
+        has_value = have_value(name, extras, masks, lost)
         labels = labels_in(name, extras[name], categories.get(name), limit, has_value)
         if labels is not None:
             return labels
     return None
+
+
+def have_value(
+    name: str, extras: Mapping[str, np.ndarray], masks: Mapping[str, str], lost: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    """Return a mask of the rows whose value of an extra is no fill value, bool (n_rows,). See `labels_of`."""
+    has_value = np.ones(len(extras[name]), dtype=bool)
+    if masks.get(name) in extras:
+        has_value &= extras[masks[name]]
+    if name in lost:
+        has_value &= ~lost[name]
+    return has_value
 
 
 def labels_in(
@@ -162,6 +178,14 @@ def labels_in(
     codes[has_label] = indices
     names = tuple(_label_text(value, categories) for value in distinct.tolist())
     return Labels(name, names, codes)
+
+
+def numbers_in(name: str, values: np.ndarray, has_value: np.ndarray) -> Numbers | None:
+    """Return the values of a dataset as numbers, or None if they are none. `has_value` is that of `labels_in`."""
+    if values.dtype.kind not in "biuf":
+        return None
+    numbers = values.astype(np.float64)
+    return Numbers(name, np.where(has_value & np.isfinite(numbers), numbers, np.nan))
 
 
 def _has_fractions(values: np.ndarray) -> bool:

@@ -52,8 +52,8 @@ class Model:
     preparation : Preparation or None
         Preparation of rows before they are scaled.
     columns : Columns
-        Names or numbers of the columns, in order, if they are known. The fingerprint does not include them, because
-        features do not depend on the names of columns.
+        Names, numbers or positions of the columns, in order, if they are known. The fingerprint does not include them,
+        because features do not depend on the names of columns.
     """
 
     scaler: Scaler
@@ -88,13 +88,18 @@ class Model:
     def target(self) -> dict[str, str | None] | None:
         """The extra whose values trained the features, and the condition that selected the rows; otherwise None.
 
-        The keys are ``name`` and ``fit_on``. The condition is None if all rows were used.
+        The keys are ``name``, ``kind`` (``classes`` or ``numbers``) and ``fit_on``. The condition is None if all rows
+        were used.
         """
         target = self.about.get("training", {}).get("target")
         if not isinstance(target, Mapping):
             return None
         fit_on = target.get("fit_on")
-        return {"name": str(target.get("name")), "fit_on": None if fit_on is None else str(fit_on)}
+        return {
+            "name": str(target.get("name")),
+            "kind": str(target.get("kind")),
+            "fit_on": None if fit_on is None else str(fit_on),
+        }
 
     @cached_property
     def fingerprint(self) -> str:
@@ -180,7 +185,7 @@ class Model:
         for name, array in self._arrays().items():
             group[name] = array
         write_json(group, ABOUT, json.dumps(self.about).encode())
-        if self.columns.is_known:
+        if self.columns.has_names:
             write_json(group, COLUMNS, self.columns.to_json())
 
     def _attributes(self) -> dict[str, Any]:

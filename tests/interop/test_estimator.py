@@ -125,6 +125,42 @@ def test_unusable_rows_are_refused() -> None:
         TiedAutoencoder(**QUICK).fit(rows()).inverse_transform(np.ones((2, 4)))
 
 
+def test_rows_with_several_axes_are_flattened_as_in_a_run(tmp_path: Path) -> None:
+    flat = rows()
+    images = flat.reshape(120, 3, 3)
+    expected = TiedAutoencoder(**QUICK).fit(flat)
+    features = expected.transform(flat)
+    lazy = da.from_array(images, chunks=(50, 2, 3))
+    for X in (images, list(images), lazy):
+        fitted = TiedAutoencoder(**QUICK).fit(X)
+        assert same_models(fitted, expected)
+        assert fitted.n_features_in_ == 9
+        assert np.asarray(fitted.transform(X)).tobytes() == features.tobytes()
+        assert fitted.score_samples(X).shape == (120,)
+        assert same_models(TiedAutoencoder(**QUICK).partial_fit(X), TiedAutoencoder(**QUICK).partial_fit(flat))
+    with pytest.raises(ValueError, match=r"6 features.* 9 "):
+        expected.transform(images[:, :2])
+    model = TiedAutoencoder(**QUICK).fit(images).model_
+    (tmp_path / "model.h5").write_bytes(model.to_hdf5())
+    assert load_model(tmp_path / "model.h5").columns.numbered(5) == "5 = (1, 2)"
+
+
+def test_nan_is_refused_with_the_parameter_that_fills_it_in() -> None:
+    x = rows().astype(np.float64)
+    fitted = TiedAutoencoder(**QUICK).fit(x)
+    x[3, 1] = np.nan
+    for apply in (TiedAutoencoder(**QUICK).fit, TiedAutoencoder(**QUICK).partial_fit, fitted.transform, fitted.score):
+        with pytest.raises(ValueError, match=r"NaN.*impute=") as caught:
+            apply(x)
+        assert "HistGradientBoosting" not in str(caught.value)
+    x[3, 1] = np.inf
+    with pytest.raises(ValueError, match="infinity"):
+        fitted.transform(x)
+    lazy = da.from_array(x, chunks=(50, 9))
+    with pytest.raises(ValueError, match="impute="):
+        fitted.transform(lazy).compute()
+
+
 def test_estimator_works_in_pipelines_and_searches() -> None:
     frame = pd.DataFrame(rows(), columns=[*"abcdefghi"])
     y = np.arange(120) % 2
@@ -269,7 +305,7 @@ def test_targets_are_ignored_without_a_weight_and_matter_with_one() -> None:
     missing = np.where(np.arange(120) % 2, y, -1)
     assert not same_models(TiedAutoencoder(**QUICK, target_weight=1).fit(x, missing), learned)
     assert same_models(TiedAutoencoder(**QUICK, target_weight=1).fit(x, y[:, None]), learned)
-    assert learned.model_.target == {"name": "y", "fit_on": None}
+    assert learned.model_.target == {"name": "y", "kind": "classes", "fit_on": None}
     assert plain.model_.target is None
     assert clone(learned).target_weight == 1
 

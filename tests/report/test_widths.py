@@ -53,8 +53,8 @@ def test_errors_and_accuracies_are_those_of_the_first_features(tmp_path: Path) -
         assert each["error"] == pytest.approx(np.square(decoded - rows).mean(), rel=1e-6)
         expected = np.square(scores[:, :n] @ pca.components_[:n] + pca.mean_ - rows).mean()
         assert each["components"] == pytest.approx(expected, rel=1e-3)
-        assert each["accuracy"] == are_correct(features, sample.extras["y"], is_test).mean()
-    accuracies = [each["components_accuracy"] for each in widths]
+        assert each["score"] == pytest.approx(are_correct(features, sample.extras["y"], is_test).mean())
+    accuracies = [each["components_score"] for each in widths]
     assert accuracies[-1] > accuracies[0] + 0.1
 
 
@@ -63,12 +63,32 @@ def test_all_features_come_last(tmp_path: Path, n_features: int) -> None:
     facts, _, _ = facts_of(tmp_path, n_features)
     expected = sorted({min(8, n_features), n_features})
     assert [each["n_features"] for each in facts["widths"]] == expected
-    assert "accuracy" not in facts["widths"][0]
+    assert "score" not in facts["widths"][0]
 
 
 def test_other_models_have_no_widths(tmp_path: Path) -> None:
     facts, _, _ = facts_of(tmp_path, 20, nested=False, y=CLASSES)
     assert "widths" not in facts
+
+
+def test_scores_of_a_target_are_r2(tmp_path: Path) -> None:
+    target = {"name": "t", "kind": "numbers"}
+    about = {"config": {"nested": True}, "training": {"target": target}}
+    model = replace(model_of(24, 20), about=about)
+    (part,) = make_parts(tmp_path, model, ROWS, 600, t=ROWS[:, -1].astype(np.float64), y=CLASSES)
+    parts = [replace(part, trained=np.arange(600) % 2 == 1)]
+    sample = draw_sample(parts, SampleSpec(model))
+    assert sample is not None
+    facts = measure(sample, parts, model, {})
+    assert (facts["probe"]["labels"], facts["probe"]["score"]) == ("t", "R2")
+    assert facts["widths"][-1]["score"] == pytest.approx(facts["probe"]["features"])
+    assert facts["widths"][-1]["components_score"] == pytest.approx(facts["probe"]["components"])
+    (table,) = [item for item in quality({"summary": {"n_features": 20}, "sample": facts}).items if is_widths(item)]
+    assert table.rows[-1][3] == f"{facts['probe']['features']:.3f}"
+
+
+def is_widths(item: Any) -> bool:
+    return isinstance(item, Table) and item.columns[0] == "features"
 
 
 def test_the_page_shows_errors_and_accuracies(tmp_path: Path) -> None:
@@ -77,4 +97,4 @@ def test_the_page_shows_errors_and_accuracies(tmp_path: Path) -> None:
     (table,) = [item for item in quality(report).items if isinstance(item, Table) and "features" in item.columns[0]]
     assert [row[0] for row in table.rows] == ["8", "16", "20"]
     assert float(table.rows[0][1]) == pytest.approx(facts["widths"][0]["error"], rel=0.01)
-    assert table.rows[-1][4] == f"{100 * facts['widths'][-1]['components_accuracy']:.1f} %"
+    assert table.rows[-1][4] == f"{100 * facts['widths'][-1]['components_score']:.1f} %"

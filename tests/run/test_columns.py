@@ -12,9 +12,11 @@ import pytest
 
 from shardpress.cli import main
 from shardpress.columns import NO_COLUMNS
+from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
 from shardpress.result import INDEX, Result, load_model
 from tests.support import named_columns
+from tests.support.helpers import write_shard
 from tests.support.logged import mentions
 from tests.support.standin import install
 
@@ -120,9 +122,44 @@ def test_bad_and_drifting_columns_are_named(cells: Cells, caplog: pytest.LogCapt
     assert report["drift"]["columns"][0]["name"] == "TP53"  # type: ignore[index]
     (line,) = (cells.folder / "out" / "bad_rows.jsonl").read_text().splitlines()
     assert json.loads(line)["names"] == ["GAPDH"]
-    assert "1 GAPDH" in (cells.folder / "out" / "report.html").read_text()
+    assert "1 (GAPDH)" in (cells.folder / "out" / "report.html").read_text()
 
 
 def test_a_shard_with_other_columns_can_be_skipped(cells: Cells) -> None:
     assert cells.run("other", "out", *FLAGS, "--on-bad-data", "skip", "--max-bad", "50%") == 0
     assert cells.report("out")["inputs"]["n_shards"] == 1  # type: ignore[index]
+
+
+def test_columns_of_images_are_named_by_their_positions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    install(monkeypatch)
+    images = np.random.default_rng(0).uniform(0, 9, (60, 3, 4)).astype(np.float32)
+    flags = ["--output", str(tmp_path / "out"), *FLAGS]
+    images[7, 1, 2] = np.nan
+    path = write_shard(tmp_path / "images.h5", images)
+    assert main("", ["--input", str(path), *flags]) == 65
+    assert mentions(caplog.text, "row 7, column 6 = (1, 2)")
+    assert main("", ["--input", str(path), *flags, "--on-bad-data", "skip", "--max-bad", "100%"]) == 0
+    (line,) = (tmp_path / "out" / "bad_rows.jsonl").read_text().splitlines()
+    assert (json.loads(line)["columns"], json.loads(line)["names"]) == ([6], ["(1, 2)"])
+    report = Result.open(tmp_path / "out").report()
+    assert report["bad"]["rows"]["first"][0]["name"] == "(1, 2)"
+    assert mentions(text_of(page_of(report)), "6 = (1, 2)")
+    for each in report["sample"]["worst"]:
+        assert each["name"] == str(divmod(each["column"], 4))
+
+    # The model knows the shape, and other rows with the same number of columns can have their own.
+    assert load_model(tmp_path / "out").columns.row_shape == (3, 4)
+    images[7, 1, 2] = 99
+    for rows, place in ((images, "column 6 = (1, 2)"), (images.reshape(60, 2, 6), "column 6 = (1, 0)")):
+        write_shard(path, rows)
+        caplog.clear()
+        output = ["--output", str(tmp_path / "new")]
+        given = ["--model", str(tmp_path / "out"), "--on-drift", "raise"]
+        assert main("", ["--input", str(path), *output, *given]) == 65
+        assert mentions(caplog.text, place)
+    write_shard(path, images.reshape(60, 12))
+    caplog.clear()
+    assert main("", ["--input", str(path), *output, *given]) == 65
+    assert mentions(caplog.text, "column 6 = (1, 2)")

@@ -15,6 +15,8 @@ from shardpress.commands.table import main as command
 from shardpress.features import open_features
 from shardpress.interop.onnx import encoder_onnx
 from shardpress.model import Model
+from shardpress.report.baselines import BASELINES
+from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
 from shardpress.result import Result, load_model
 from shardpress.settings import replicas
@@ -298,7 +300,7 @@ def test_supervised_features_are_marked_and_not_scored_on_their_rows(shards: Sha
     for name, flags, fit_on in (("all", [], None), ("some", ON_TRAIN, "split == train")):
         output = tmp_path / name
         assert shards.run(*LEARNING, *flags, output=output) == 0
-        mark = {"name": "kind", "fit_on": fit_on}
+        mark = {"name": "kind", "kind": "classes", "fit_on": fit_on}
         assert open_features(output).manifest["target"] == mark
         assert Result.open(output).report()["target"] == mark
         assert mentions((output / "report.html").read_text(), "supervised", "kind")
@@ -311,4 +313,61 @@ def test_supervised_features_are_marked_and_not_scored_on_their_rows(shards: Sha
     other = shards.another("other")
     add(other, seed=5)
     assert other.run("--model", str(tmp_path / "all"), output=tmp_path / "new") == 0
-    assert open_features(tmp_path / "new").manifest["target"] == {"name": "kind", "fit_on": None}
+    target = open_features(tmp_path / "new").manifest["target"]
+    assert target == {"name": "kind", "kind": "classes", "fit_on": None}
+
+
+# -- the judgment of the target --------------------------------------------------------------------------------------
+
+
+@pytest.mark.process
+def test_a_number_is_judged_by_r2_on_rows_that_are_left_out(shards: Shards, capsys: pytest.CaptureFixture[str]) -> None:
+    """The extra `kind`, which the report would choose as labels, is not the target."""
+    values = add(shards, n=600)
+    score = values["rows"].sum(axis=1, dtype=np.float64)
+    score[::7] = np.nan
+    values = add(shards, n=600, score=score)
+    is_test = (values["split"] == b"test") & ~np.isnan(score)
+    assert shards.run(*ON_TRAIN, *ON_SCORE) == 0
+    report = Result.open(shards.output).report()
+    probe = report["sample"]["probe"]
+    assert (probe["labels"], probe["score"], probe["n_test"]) == ("score", "R2", is_test.sum())
+    assert probe["n_train"] == np.count_nonzero(~np.isnan(score)) - is_test.sum()
+    assert probe["columns"] == pytest.approx(1, abs=0.01), "the score is a linear function of the columns"
+    assert {*BASELINES, "constant"} == set(probe["margins"])
+    sentence = report["judgment"]["classifier"]
+    assert mentions(sentence, "score", is_test.sum(), "R2", f"{probe['features']:.3f}")
+    assert sentence in capsys.readouterr().out
+    for name in ("columns", "standardized", "components"):
+        assert mentions(text_of(page_of(report)), f"{probe[name]:.3f}"), name
+    assert "--scale" not in report["judgment"]["suggestion"]
+
+    assert shards.run(*ON_TRAIN, *ON_SCORE, "--labels", "kind") == 0
+    probe = Result.open(shards.output).report()["sample"]["probe"]
+    assert (probe["labels"], probe["score"]) == ("kind", "accuracy")
+
+
+@pytest.mark.slow
+def test_validation_rows_test_a_target_if_no_other_rows_are_left_out(shards: Shards, tmp_path: Path) -> None:
+    score = np.random.default_rng(0).normal(size=800)
+    add(shards, n=800, score=score)
+    for fraction, n_test in (("0.25", 200), ("0.03", None)):
+        output = tmp_path / fraction
+        assert shards.run(*ON_SCORE, "--validation-fraction", fraction, output=output) == 0
+        report = Result.open(output).report()
+        probe = report["sample"]["probe"]
+        if n_test is None:
+            assert mentions(report["judgment"]["classifier"], 30, "score", "--fit-on")
+            assert report["judgment"]["is_good"]
+        else:
+            assert (probe["n_test"], probe["n_train"]) == (n_test, 800 - n_test)
+            assert probe["features"] < 0.1, "the score is random"
+
+
+@pytest.mark.slow
+def test_masked_rows_of_a_target_are_left_out(shards: Shards) -> None:
+    values = add(shards, n=300, score=np.random.default_rng(0).normal(size=300))
+    write_shard(shards.folder / "2.h5", values["rows"], extras={"kind": values["kind"], "split": values["split"]})
+    assert shards.run(*ON_TRAIN, *ON_SCORE) == 0
+    probe = Result.open(shards.output).report()["sample"]["probe"]
+    assert (probe["labels"], probe["n_test"] + probe["n_train"]) == ("score", 300)

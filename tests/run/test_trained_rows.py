@@ -98,7 +98,7 @@ def test_rows_that_may_have_trained_the_model_are_no_test_rows(trained: Shards, 
     if selection:
         assert probe_of(trained.output)["n_test"] == N  # the rows of the other files that were left out
     else:
-        assert set(probe_of(trained.output)) == {"labels", "no_test"}
+        assert "no_test" in probe_of(trained.output)
         assert mentions(refusal(trained.output), "No honest test", "y", "--test")
     assert (Result.open(trained.output).use()[N : 2 * N + 2] == Use.TRAINING).all()
     assert (Result.open(trained.output).use()[3 * N + 2 :] == Use.TRAINING).all()

@@ -13,7 +13,7 @@ import pytest
 from sklearn.datasets import load_wine
 from sklearn.decomposition import PCA
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, RidgeCV
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -94,6 +94,29 @@ def test_accuracies_equal_those_of_plain_scikit_learn(tmp_path: Path, capsys: py
     features = open_features(output).features.compute()
     assert accuracies == pytest.approx(by_hand(features, raw, Y, np.sort(train), np.sort(test)), abs=1e-4)
     assert accuracies["13 raw columns"] > 0.9
+
+
+def test_numbers_are_predicted_with_the_r2_of_plain_scikit_learn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = X.astype(np.float32)
+    t = X @ np.linspace(-1, 1, 13) / X.std(axis=0).max()
+    t[[4, 9]] = (np.nan, np.inf)
+    has_value = np.isfinite(t)
+    is_train = np.arange(len(Y)) % 3 != 0
+    write(tmp_path / "x", rows, t=t, split=np.where(is_train, b"train", b"test"))
+    train = is_train & has_value
+    test = ~is_train & has_value
+    expected = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-3, 4, 8)))
+    for name, flags in (("plain", []), ("supervised", ["--target", "t", "--optimizer", "momentum"])):
+        output = run(tmp_path / "x", tmp_path / name, "--fit-on", "split==train", *flags)
+        sizes, scores = outcome(capsys, output, "--labels", "t")
+        assert sizes[-2:] == [test.sum(), train.sum()]
+        features = open_features(output).features.compute()
+        for title, table in (("2 features", features), ("13 raw columns", rows)):
+            assert scores[title] == pytest.approx(
+                expected.fit(table[train], t[train]).score(table[test], t[test]), abs=1e-4
+            )
 
 
 def test_rows_of_another_run_are_test_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

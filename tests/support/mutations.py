@@ -120,6 +120,13 @@ _REPORT = (
         ("tests/report/test_judgment.py::test_baselines_equal_scikit_learn_on_the_same_split",),
     ),
     Mutation(
+        "a-target-is-tested-on-rows-without-a-value",
+        "pipeline/shardpress/report/measures.py",
+        "has_value = have_value(name, sample.extras, choice.masks, sample.lost)",
+        "has_value = np.ones(len(values), dtype=bool)",
+        ("tests/report/test_judgment.py::test_a_target_is_probed_unless_labels_are_named",),
+    ),
+    Mutation(
         "report-of-an-earlier-index-stays",
         "pipeline/shardpress/report/page/build.py",
         "return digest.encode() in file.read(_HEAD_BYTES)",
@@ -142,6 +149,13 @@ _TRAINING = (
         "for slab in np.sort(slabs)",
         "for slab in slabs",
         ("tests/training/test_rounds.py::test_a_share_lists_its_rows_in_order",),
+    ),
+    Mutation(
+        "one-row-decides-the-comparison",
+        "pipeline/shardpress/training/components.py",
+        "excess = (errors - self.components)[is_usual]",
+        "excess = errors - self.components",
+        ("tests/test_outliers.py::test_a_damaged_validation_row_does_not_decide_the_comparison",),
     ),
     Mutation(
         "replicas-count-the-fewest-steps",

@@ -24,7 +24,7 @@ from tests.support.logged import mentions
 CONFIG = resolve(Config.of(n_features=2), 1000, 4)
 UNITS = Units(100, 20, 0, 0, 0, 0.0)
 BASELINE = {"n_components": 20, "components": 0.01, "mean": 0.1, "is_worse": False}
-WORSE = {"baseline": {**BASELINE, "is_worse": True}, "units": asdict(UNITS)}
+WORSE: dict[str, Any] = {"baseline": {**BASELINE, "is_worse": True}, "units": asdict(UNITS)}
 
 
 class Rows:
@@ -110,6 +110,18 @@ def test_features_worse_than_components_cause_a_warning() -> None:
     assert mentions(warning, "20 principal components", "0.01")
     assert warnings_about(WORSE, corruption=0.25) == [], "corruption is expected to increase the error"
     assert warnings_about(WORSE, target="y") == [], "targets are expected to increase the error"
+
+
+def test_the_row_with_most_of_the_error_is_named_and_left_out() -> None:
+    outlier = {"file": "a.h5", "row": 7, "share": 0.97, "cost": 0.006, "components": 0.005, "mean": 0.05}
+    about = {**WORSE, "baseline": {**WORSE["baseline"], "outlier": outlier}}
+    named, worse = warnings_about(about)
+    assert mentions(named, "file=a.h5", "row=7", "97.0%")
+    assert mentions(worse, "20 principal components", "0.005")
+    (worse,) = warnings_about({**about, "baseline": {**about["baseline"], "outlier": {**outlier, "share": 0.3}}})
+    assert mentions(worse, "0.005")
+    del outlier["file"]  # rows of an estimator have no file
+    assert mentions(warnings_about(about)[0], "row=7")
 
 
 def test_advice_omits_settings_that_are_already_used() -> None:

@@ -153,7 +153,7 @@ class BadData:
     def _place(self, block: Block, number: int, column: np.integer[Any]) -> str:
         """Describe the row (number) and the column (number and name) for messages."""
         # Shards in worker processes have no column names, which keeps tasks small. The model has the same names.
-        columns = block.shard.columns if block.shard.columns.is_known else self.columns
+        columns = block.shard.columns if block.shard.columns.has_names else self.columns
         return f"row {block.shard.first_row + number}, column {columns.numbered(int(column))}"
 
 

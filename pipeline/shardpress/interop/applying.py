@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from importlib.util import find_spec
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -165,6 +166,27 @@ def compute(rows: Any, max_bytes: float = np.inf) -> Any:
     return rows.compute()
 
 
+def flattened(rows: Any) -> Any:
+    """Return rows (n_rows, n_columns) whose axes after the first are flattened, as in a run.
+
+    Dask arrays stay lazy. Anything else than an array or a sequence is returned unchanged.
+    """
+    array: Any = np.asarray(rows) if isinstance(rows, list | tuple) else rows
+    if getattr(array, "ndim", 2) <= 2:
+        return rows
+    width = prod(array.shape[1:])
+    if not is_lazy(array):
+        return array.reshape(len(array), width)
+    whole = array.rechunk(dict.fromkeys(range(1, array.ndim), -1))
+    chunks = (whole.chunks[0], (width,))
+    axes = list(range(2, array.ndim))
+    return whole.map_blocks(_flattened_block, width, drop_axis=axes, chunks=chunks, dtype=array.dtype)
+
+
+def _flattened_block(block: np.ndarray, width: int) -> np.ndarray:
+    return block.reshape(len(block), width)
+
+
 def _compute_to_file(rows: Any) -> np.ndarray:
     """Compute rows into a temporary file, which is deleted when the array is freed."""
     with tempfile.TemporaryFile() as file:
@@ -196,5 +218,8 @@ def _apply_to_block(apply: Callable[[Model, np.ndarray], np.ndarray], model: Mod
     # The caller checks arrays in memory, but lazy arrays can only be checked here.
     if model.scaler.fill is None and rows.dtype.kind == "f" and not np.isfinite(rows).all():
         first = int(np.argmax(~np.isfinite(rows).all(axis=1)))
-        raise ValueError(f"row {first} of a block contains NaN or Inf, expected finite numbers. Remove such rows.")
+        raise ValueError(
+            f"row {first} of a block contains NaN or Inf, expected finite numbers. Remove such rows, or fit with "
+            'impute="median", which fills in NaN.'
+        )
     return apply(model, rows)

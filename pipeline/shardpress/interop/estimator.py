@@ -16,10 +16,19 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from shardpress.alignment import LinearMap
 from shardpress.asof import find_map
-from shardpress.columns import Columns
+from shardpress.columns import Columns, row_shape_of
 from shardpress.doctor.packages import missing_theano, unsuitable_python
 from shardpress.errors import ConfigError, DataError, DeviceError, printable
-from shardpress.interop.applying import compute, decode, encode, has_theano, is_lazy, mapped, reconstruction_errors
+from shardpress.interop.applying import (
+    compute,
+    decode,
+    encode,
+    flattened,
+    has_theano,
+    is_lazy,
+    mapped,
+    reconstruction_errors,
+)
 from shardpress.model import Model
 from shardpress.result import load_model
 from shardpress.settings.config import Config
@@ -157,10 +166,11 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         Parameters
         ----------
-        X : {array-like, sparse matrix} of shape (n_rows, n_inputs)
-            Rows, for example a NumPy array, a pandas DataFrame, a SciPy sparse matrix or a Dask array. Sparse rows are
-            made dense block by block. Each block of a Dask array is computed once. A Dask array that exceeds half the
-            memory budget is stored in a temporary file (in ``TMPDIR``).
+        X : {array-like, sparse matrix} of shape (n_rows, n_inputs) or (n_rows, ...)
+            Rows, for example a NumPy array, a pandas DataFrame, a SciPy sparse matrix or a Dask array. Rows with
+            several axes, such as images, are flattened here and in all other methods, as in a run. Sparse rows are made
+            dense block by block. Each block of a Dask array is computed once. A Dask array that exceeds half the memory
+            budget is stored in a temporary file (in ``TMPDIR``).
         y : array-like of shape (n_rows,), optional
             Targets. They are ignored unless `target_weight` is set. Rows whose target is NaN, None,
             `pandas.NA`, an empty string or -1 are used for the reconstruction only.
@@ -177,8 +187,9 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
 
         with _as_value_errors():
             config = self._config()
+            row_shape = row_shape_of(getattr(X, "shape", ()))
             rows = self._rows(compute(X, config.machine.memory_budget // 2), reset=True, min_rows=2)
-            self._train(prepare_fit(rows, config, self._targets(y, rows.shape[0])))
+            self._train(prepare_fit(rows, config, self._targets(y, rows.shape[0]), row_shape))
         return self
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
@@ -296,6 +307,7 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = True
+        tags.input_tags.three_d_array = True
         tags.input_tags.allow_nan = self.impute is not None
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
@@ -330,18 +342,28 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return targets.reshape(n_rows)
 
     def _rows(self, X: Any, reset: bool, min_rows: int = 1) -> Any:
+        X = flattened(X)
         if is_lazy(X):  # the values are checked later, block by block
             return validate_data(self, X, reset=reset, skip_check_array=True)
-        return validate_data(
-            self,
-            X,
-            reset=reset,
-            accept_sparse="csr",  # other sparse matrices are converted
-            dtype=_DTYPES,
-            ensure_all_finite="allow-nan" if self._fills(reset) else True,
-            ensure_min_samples=min_rows,
-            ensure_min_features=2 if reset else 1,  # a single column cannot be compressed
-        )
+        try:
+            return validate_data(
+                self,
+                X,
+                reset=reset,
+                accept_sparse="csr",  # other sparse matrices are converted
+                dtype=_DTYPES,
+                ensure_all_finite="allow-nan" if self._fills(reset) else True,
+                ensure_min_samples=min_rows,
+                ensure_min_features=2 if reset else 1,  # a single column cannot be compressed
+            )
+        except ValueError as error:
+            if "contains NaN" not in str(error):
+                raise
+            # scikit-learn recommends other estimators here.
+            raise ValueError(
+                'Input X contains NaN, expected finite numbers. Fit with impute="median" (or "mean"), which fills in '
+                "missing values in all rows, or remove such rows."
+            ) from error
 
     def _fills(self, reset: bool) -> bool:
         if reset:

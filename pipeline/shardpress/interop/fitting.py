@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from shardpress.cluster.threads import threads
+from shardpress.columns import Columns
 from shardpress.device import TILE_ROWS, autoencoder_of, start_device, theanos_errors
 from shardpress.errors import ConfigError, DataError
 from shardpress.interop.applying import keep_compiled
@@ -42,6 +43,7 @@ class _Fit:
     config: Settings
     scaler: Scaler
     preparation: Preparation | None
+    columns: Columns
     dtype: np.dtype
     device: str
 
@@ -58,13 +60,13 @@ class _Fit:
         facts = {"training": about, "config": self.config.flat(), "device": self.device}
         network = training.autoencoder.network.encoder
         parameters = {name: training.best[name] for name in network.shapes}
-        model = Model(self.scaler, network, parameters, facts, preparation=self.preparation)
+        model = Model(self.scaler, network, parameters, facts, None, self.columns, self.preparation)
         keep_compiled(model, self.dtype, training.autoencoder)
         return model
 
 
-def prepare_fit(rows: Any, config: Config, y: Any = None) -> _Fit:
-    """Prepare the training of a new model on an array or CSR matrix.
+def prepare_fit(rows: Any, config: Config, y: Any = None, row_shape: tuple[int, ...] = ()) -> _Fit:
+    """Prepare the training of a new model on an array or CSR matrix. Messages name columns by `row_shape`.
 
     NaN, None, `pandas.NA`, an empty string and -1 in `y` mean that a row has no target.
     """
@@ -73,11 +75,11 @@ def prepare_fit(rows: Any, config: Config, y: Any = None) -> _Fit:
         targets = _targets(y)
         config = config.changed(target=targets.name)
     _refuse(problems(config))
-    shards = (array_shard(rows),)
-    config = follow(config, shards)
+    shard = replace(array_shard(rows), columns=Columns(row_shape=row_shape))
+    config = follow(config, [shard])
     preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
-    shards = (with_preparation(shards[0], preparation),)
-    n_rows, n_inputs = shards[0].shape
+    shards = (with_preparation(shard, preparation),)
+    n_rows, n_inputs = shard.shape
     settings = resolve(config, n_rows, n_inputs)
     _refuse([*unsuitable_settings(settings, n_rows, n_inputs)])
     budget = _budget(settings, shards)
@@ -181,7 +183,7 @@ def _fit(
             network = replace(network, head=targets.head)
         autoencoder = autoencoder_of(ranges.scaler, network, dtype)
         training = prepare_training(autoencoder, shards, ranges, settings, budget.sizes(device), targets)
-    return _Fit(training, settings, ranges.scaler, shards[0].preparation, dtype, str(device))
+    return _Fit(training, settings, ranges.scaler, shards[0].preparation, shards[0].columns, dtype, str(device))
 
 
 def _scan_with(scaler: Scaler, shards: tuple[Shard, ...], settings: Settings, budget: Budget) -> Scan:

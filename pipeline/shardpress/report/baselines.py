@@ -1,7 +1,8 @@
-"""Accuracies of a linear classifier on features, and on baselines that need no training.
+"""Quality of a linear model on features, and on baselines that need no training.
 
-All of them are measured on the same rows with the same split. Differences have an error bar of two standard errors:
-each test row is assigned by both classifiers, so the error bar is that of the mean of paired differences.
+The model predicts the values of an extra: a classifier predicts labels, and a regression predicts numbers. All scores
+are measured on the same rows with the same split. Differences have an error bar of two standard errors: each test row
+is predicted by both models, so the error bar is that of the mean of paired differences.
 """
 
 from __future__ import annotations
@@ -12,78 +13,120 @@ from typing import Any
 
 import numpy as np
 
-from shardpress.labels import NONE, Labels
-from shardpress.report.probe import are_correct, standardized
+from shardpress.labels import NONE, Labels, Numbers
+from shardpress.outliers import outliers
+from shardpress.report.probe import are_correct, regression_errors, standardized
 from shardpress.report.sample import Sample
 from shardpress.training.components import Components, principal_components
 
 BASELINES = ("components", "standardized", "columns")
 """Keys of the baselines: principal components of the scaled and of the standardized columns, and the columns."""
-MIN_TEST_ROWS = 30  # with fewer rows, an accuracy would be meaningless
+MIN_TEST_ROWS = 30  # with fewer rows, a score would be meaningless
 _STANDARD_ERRORS = 2
 
 
 @dataclass(frozen=True)
-class Split:
-    """Rows with a label, divided into training rows and test rows."""
+class Prediction:
+    """Values that a linear model predicts, and the rows that train and test it.
 
-    has_label: np.ndarray  # bool (n_rows,)
-    codes: np.ndarray  # int64 (n_labelled,), the class of each row with a label
-    is_test: np.ndarray  # bool (n_labelled,)
-
-    @classmethod
-    def of(cls, labels: Labels, is_test: np.ndarray) -> Split | None:
-        """Divide rows. `is_test` (n_rows,) is a mask of all rows. Return None if there are too few rows or classes."""
-        has_label = labels.codes != NONE
-        split = cls(has_label, labels.codes[has_label], is_test[has_label])
-        if split.n_test < MIN_TEST_ROWS or len(np.unique(split.train_codes)) < 2:
-            return None
-        return split
-
-    @property
-    def train_codes(self) -> np.ndarray:
-        return self.codes[~self.is_test]
-
-    @property
-    def n_test(self) -> int:
-        return int(self.is_test.sum())
-
-    def are_commonest(self) -> np.ndarray:
-        """Return a mask of the test rows that belong to the most frequent class of the training rows."""
-        commonest = np.bincount(self.train_codes).argmax()
-        return np.asarray(self.codes[self.is_test] == commonest)
-
-    def are_correct(self, rows: np.ndarray) -> np.ndarray:
-        """Return a mask of the test rows that a linear classifier of rows (n_labelled, n_columns) assigns correctly."""
-        return are_correct(rows, self.codes, self.is_test)
-
-
-def probe_facts(sample: Sample, components: Components, labels: Labels, is_test: np.ndarray) -> dict[str, Any] | None:
-    """Return the accuracy of a linear classifier on features and baselines, and the error bars of their differences.
-
-    The principal components are those of the scaled training rows. Return None if there are too few rows, or only one
-    label. ``commonest`` is the accuracy of the most frequent label.
+    A score is 1 minus the mean loss of the test rows. The loss of a label is 1 if it is wrong, so its score is the
+    accuracy. The loss of a number is the squared error divided by the variance of the test rows, so its score is R2.
     """
-    split = Split.of(labels, is_test)
-    if split is None:
+
+    name: str  # of the extra
+    score_name: str  # ``accuracy`` or ``R2``
+    has_value: np.ndarray  # bool (n_rows,), the rows that train or test the model
+    values: np.ndarray  # (n_with_value,), int64 codes of labels, or float64 numbers
+    is_test: np.ndarray  # bool (n_with_value,)
+
+    @property
+    def is_regression(self) -> bool:
+        return self.score_name == "R2"
+
+    @property
+    def train_values(self) -> np.ndarray:
+        return self.values[~self.is_test]
+
+    @property
+    def test_values(self) -> np.ndarray:
+        return self.values[self.is_test]
+
+    def losses(self, rows: np.ndarray) -> np.ndarray:
+        """Return the losses (n_test,) of a linear model of rows (n_with_value, n_columns)."""
+        if self.is_regression:
+            return regression_errors(rows, self.values, self.is_test) / self.test_values.var()
+        return 1.0 - are_correct(rows, self.values, self.is_test)
+
+    def constant_losses(self) -> np.ndarray:
+        """Return the losses (n_test,) of the most frequent label of the training rows, or of their mean."""
+        if self.is_regression:
+            return np.square(self.test_values - self.train_values.mean()) / self.test_values.var()
+        return (self.test_values != np.bincount(self.train_values).argmax()).astype(np.float64)
+
+    def score(self, rows: np.ndarray) -> float:
+        return float(1 - self.losses(rows).mean())
+
+
+def prediction_of(wanted: Labels | Numbers, is_test: np.ndarray, is_usable: np.ndarray) -> Prediction | None:
+    """Divide rows, given masks (n_rows,) of the test rows and of the rows to use. Leave out numbers that are outliers.
+
+    Return None if there are fewer than `MIN_TEST_ROWS` test rows, or if the values of the training rows, or numbers of
+    the test rows, do not vary.
+    """
+    if isinstance(wanted, Labels):
+        has_value = is_usable & (wanted.codes != NONE)
+        values = wanted.codes[has_value]
+    else:
+        has_value = is_usable & np.isfinite(wanted.values)
+        has_value[has_value] = ~outliers(_squared_deviations(wanted.values[has_value]))
+        values = _scaled(wanted.values[has_value])
+    found = Prediction(wanted.name, score_of(wanted), has_value, values, is_test[has_value])
+    if len(found.test_values) < MIN_TEST_ROWS or len(np.unique(found.train_values)) < 2:
         return None
-    rows = sample.scaled[split.has_label]
-    features = sample.features[split.has_label]
-    n_components = min(features.shape[1], components.components.shape[1], len(split.train_codes))
-    on_features = split.are_correct(features)
+    return found if not found.is_regression or np.ptp(found.test_values) > 0 else None
+
+
+def score_of(wanted: Labels | Numbers) -> str:
+    """Return the name of the score that measures a prediction of values."""
+    return "R2" if isinstance(wanted, Numbers) else "accuracy"
+
+
+def _scaled(numbers: np.ndarray) -> np.ndarray:
+    """Scale numbers, so that their squares neither overflow nor underflow."""
+    centred = numbers - np.median(numbers) if len(numbers) else numbers
+    return centred / (np.abs(centred).max(initial=0) or 1)
+
+
+def _squared_deviations(numbers: np.ndarray) -> np.ndarray:
+    """Return the squared deviations of numbers from their median, up to a factor."""
+    return np.square(_scaled(numbers))
+
+
+def probe_facts(sample: Sample, components: Components, prediction: Prediction) -> dict[str, Any]:
+    """Return the scores of a linear model on features and baselines, and the error bars of their differences.
+
+    The principal components are those of the scaled training rows. ``constant`` is the score of the most frequent
+    label, or of the mean.
+    """
+    rows = sample.scaled[prediction.has_value]
+    features = sample.features[prediction.has_value]
+    n_train = len(prediction.train_values)
+    n_components = min(features.shape[1], components.components.shape[1], n_train)
+    on_features = prediction.losses(features)
     others = {
-        "components": split.are_correct(_projected(rows, components, n_components)),
-        "standardized": split.are_correct(_standardized_components(rows, split.is_test, n_components)),
-        "columns": split.are_correct(rows),
-        "commonest": split.are_commonest(),
+        "components": prediction.losses(_projected(rows, components, n_components)),
+        "standardized": prediction.losses(_standardized_components(rows, prediction.is_test, n_components)),
+        "columns": prediction.losses(rows),
+        "constant": prediction.constant_losses(),
     }
     return {
-        "labels": labels.name,
-        "n_train": len(split.train_codes),
-        "n_test": split.n_test,
+        "labels": prediction.name,
+        "score": prediction.score_name,
+        "n_train": n_train,
+        "n_test": len(prediction.test_values),
         "n_components": n_components,
-        "features": float(on_features.mean()),
-        **{name: float(correct.mean()) for name, correct in others.items()},
+        "features": float(1 - on_features.mean()),
+        **{name: float(1 - losses.mean()) for name, losses in others.items()},
         "margins": _margins(on_features, others),
     }
 
@@ -100,12 +143,9 @@ def _standardized_components(rows: np.ndarray, is_test: np.ndarray, n_components
 
 
 def _margins(on_features: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return the error bar of the difference between each accuracy and the accuracy on features.
-
-    All arrays are masks (n_test,) of the rows that are assigned correctly.
-    """
+    """Return the error bar of the difference between each score and the score on features, given losses (n_test,)."""
     margins = {}
-    for name, correct in others.items():
-        differences = correct.astype(np.float64) - on_features
+    for name, losses in others.items():
+        differences = losses - on_features
         margins[name] = float(_STANDARD_ERRORS * differences.std() / np.sqrt(len(differences)))
     return margins

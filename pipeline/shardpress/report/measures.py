@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from shardpress.errors import printable
-from shardpress.labels import LABELS_IN_WORDS, Labels, labels_of
+from shardpress.labels import LABELS_IN_WORDS, Labels, Numbers, have_value, labels_in, labels_of, numbers_in
 from shardpress.model import Model
-from shardpress.report.baselines import probe_facts
+from shardpress.outliers import largest_share, outliers
+from shardpress.report.baselines import MIN_TEST_ROWS, Prediction, prediction_of, probe_facts, score_of
 from shardpress.report.sample import PartSource, Sample
 from shardpress.report.widths import width_facts
 from shardpress.shards.shard import Shard
@@ -24,6 +25,7 @@ from shardpress.training.verdict import count_units
 
 log = logging.getLogger(__name__)
 
+_MOST_CLASSES = 1000  # of a target, as in the training
 _N_BINS = 24
 _QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
 _N_WORST = 10  # number of rows to list
@@ -64,17 +66,44 @@ def measure(
             LABELS_IN_WORDS,
         )
     is_test = _test_rows(sample, has_targets=model.target is not None)
-    no_test = _why_untestable(sample, model)
+    # Damaged rows would decide what a linear model learns, and how wrong it is.
+    is_usable = ~outliers(np.square(sample.scaled - sample.scaled.mean(axis=0, dtype=np.float64)).mean(axis=1))
+    is_fitted = is_usable & ~is_test
     n_components = min(max(2, model.n_features), model.n_inputs)  # hidden layers can be wider than the rows
-    components = principal_components(sample.scaled[~is_test], n_components, np.random.default_rng(0))
-    facts = _reconstruction_facts(_Reconstruction.of(sample, parts, model, labels), components)
+    components = principal_components(sample.scaled[is_fitted], n_components, np.random.default_rng(0))
+    facts = _reconstruction_facts(_Reconstruction.of(sample, parts, model, labels), components, is_usable)
+    prediction = None
+    wanted = _values_to_predict(sample, model, labels, categories, choice)
+    if wanted is not None:
+        prediction = prediction_of(wanted, is_test, is_usable)
+        no_test = _why_untestable(sample, model, prediction, wanted.name)
+        if no_test:
+            facts["probe"] = {"labels": wanted.name, "score": score_of(wanted), "no_test": no_test}
+            prediction = None
+        else:
+            facts["probe"] = None if prediction is None else probe_facts(sample, components, prediction)
     if model.is_nested:
-        facts["widths"] = width_facts(sample, model, components, None if no_test else labels, is_test)
-    if labels is not None and no_test:
-        facts["probe"] = {"labels": labels.name, "no_test": no_test}
-    elif labels is not None:
-        facts["probe"] = probe_facts(sample, components, labels, is_test)
+        facts["widths"] = width_facts(sample, model, components, prediction, is_fitted)
     return facts
+
+
+def _values_to_predict(
+    sample: Sample,
+    model: Model,
+    labels: Labels | None,
+    categories: Mapping[str, np.ndarray],
+    choice: LabelChoice,
+) -> Labels | Numbers | None:
+    """Return the values of the target that trained the features, or the labels if there is none, or for --labels."""
+    target = model.target
+    if target is None or choice.named is not None or target["name"] not in sample.extras:
+        return labels
+    name = str(target["name"])
+    values = sample.extras[name]
+    has_value = have_value(name, sample.extras, choice.masks, sample.lost)
+    if target["kind"] == "numbers":
+        return numbers_in(name, values, has_value)
+    return labels_in(name, values, categories.get(name), _MOST_CLASSES, has_value)
 
 
 @dataclass(frozen=True)
@@ -117,13 +146,14 @@ class _Reconstruction:
         return self.parts[0].block.shard
 
 
-def _reconstruction_facts(decoded: _Reconstruction, components: Components) -> dict[str, Any]:
+def _reconstruction_facts(decoded: _Reconstruction, components: Components, is_usable: np.ndarray) -> dict[str, Any]:
     sample = decoded.sample
     errors = decoded.errors
     return {
         "n_rows": len(errors),
         "mean_error": float(errors.mean()),
         "of_mean": _error_of_mean(sample.scaled),
+        "outlier": _outlier(decoded, is_usable),
         "errors": _distribution(errors),
         "worst": _worst_rows(decoded),
         "units": asdict(count_units(sample.features, decoded.model.network.output.code)),
@@ -151,14 +181,22 @@ def _test_rows(sample: Sample, has_targets: bool) -> np.ndarray:
     return is_test
 
 
-def _why_untestable(sample: Sample, model: Model) -> str:
-    """Return a sentence if no row of the sample can test a classifier honestly, otherwise an empty string."""
-    if model.target is None or (sample.trained is not None and not sample.trained.all()):
+def _why_untestable(sample: Sample, model: Model, prediction: Prediction | None, name: str) -> str:
+    """Return a sentence if too few rows of the sample can test a linear model honestly, otherwise an empty string."""
+    if model.target is None:
         return ""
-    return (
-        "The features were trained with targets of all sampled rows, or of unknown rows, so that no honest test of a "
-        "classifier is possible. --fit-on keeps rows for a test."
-    )
+    if sample.trained is None or sample.trained.all():
+        return (
+            "The features were trained with targets of all sampled rows, or of unknown rows, so that no honest test of "
+            "a linear model is possible. --fit-on keeps rows for a test."
+        )
+    if prediction is None:
+        return (
+            f"Fewer than {MIN_TEST_ROWS} of the sampled rows that did not train the features have a value of "
+            f"{printable(name)}, or all values are the same, so that no honest test of a linear model is possible. "
+            "--fit-on keeps rows for a test."
+        )
+    return ""
 
 
 # -- errors --------------------------------------------------------------------------------------------------------
@@ -167,6 +205,24 @@ def _why_untestable(sample: Sample, model: Model) -> str:
 def _error_of_mean(rows: np.ndarray) -> float:
     """Return the mean squared error of a reconstruction that replaces each row with the mean of all rows."""
     return float(np.square(rows - rows.mean(axis=0, dtype=np.float64)).mean())
+
+
+def _outlier(decoded: _Reconstruction, is_usable: np.ndarray) -> dict[str, Any] | None:
+    """Return the row with the largest error, and the mean errors without outliers, as in the summary; or None.
+
+    `is_usable` (n_rows,) is False for rows that are far from all others.
+    """
+    errors = decoded.errors
+    is_usual = is_usable & ~outliers(errors)
+    if is_usual.all():
+        return None
+    largest = largest_share(errors)
+    return {
+        **decoded.location(largest["position"]),
+        "share": largest["share"],
+        "cost": float(errors[is_usual].mean()),
+        "mean": _error_of_mean(decoded.sample.scaled[is_usual]),
+    }
 
 
 def _distribution(errors: np.ndarray) -> dict[str, Any]:

@@ -5,7 +5,7 @@ comparison covers the reconstruction error, the mean and the covariance of the f
 training range, and columns that no longer vary.
 
 The sizes of the differences decide, because any difference is significant if there are enough rows. Differences that
-the noise of the samples explains are ignored.
+the noise of the samples explains are ignored, and so are outliers, which can have almost all of the squared error.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shardpress.columns import Columns
+from shardpress.columns import Columns, with_name
 from shardpress.errors import quantity, short_list
 from shardpress.model import Model
+from shardpress.outliers import MOST_OF_ALL, VERY_FAR, largest_share, outliers, place_of
 from shardpress.report.moments import (
     HalfMoments,
     MeanEstimate,
@@ -78,14 +79,26 @@ class Verdict:
 
 
 def judge_new_rows(
-    reference: Reference, sample: Sample | None, model: Model, columns: Columns, n_outside: int, n_rows: int
+    reference: Reference,
+    sample: Sample | None,
+    model: Model,
+    columns: Columns,
+    n_outside: int,
+    n_rows: int,
+    files: Sequence[str] = (),
 ) -> Verdict:
     """Return the verdict on `n_rows` new good rows, of which `n_outside` are outside the training range.
 
-    `sample` contains some of the new rows. It is None if fewer than two of them are good.
+    `sample` contains some of the new rows. It is None if fewer than two of them are good. `files` are the paths of its
+    sources.
     """
     if sample is None or len(sample.rows) < 2:
         return Verdict("keep", ("There are too few good new rows to judge.",), n_rows)
+    n_sampled = len(sample.rows)
+    errors = squared_errors(sample, model).mean(axis=1)
+    is_outlier = outliers(errors, VERY_FAR)
+    outlier = _describe_outlier(sample, errors, files) if is_outlier.any() else ()
+    sample = sample.selected(~is_outlier)
     new = _NewRows.of(sample, model, reference)
     ratio = _error_ratio(reference, new.error)
     mean_shift, covariance_shift = _shifts(reference, new.halves)
@@ -102,9 +115,9 @@ def judge_new_rows(
     ]
     return Verdict(
         verdict=_VERDICTS[max(finding.level for finding in findings)],
-        reasons=_reasons(findings, ratio, len(sample.rows)),
+        reasons=(*_reasons(findings, ratio, n_sampled), *outlier),
         n_rows=n_rows,
-        n_sampled=len(sample.rows),
+        n_sampled=n_sampled,
         outside_share=outside_share,
         reference_outside_share=reference.outside_share,
         error_ratio=ratio.value,
@@ -256,7 +269,7 @@ def _names_of_largest(sizes: np.ndarray, model: Model, columns: Columns) -> str:
     names = []
     for i in order.tolist():
         column, name = columns.name_of_input(i, model.n_columns, model.scaler.indicators)
-        names.append(columns.numbered(i) if i < model.n_columns else f"{column} ({name})")
+        names.append(with_name(column, name))
     return f"column{'s' if len(names) > 1 else ''} {', '.join(names)}"
 
 
@@ -271,6 +284,22 @@ def _reasons(findings: Sequence[_Finding], ratio: _Ratio, n_sampled: int) -> tup
             f"{ratio.high:.3g} times."
         )
     return tuple(reasons)
+
+
+def _describe_outlier(sample: Sample, errors: np.ndarray, files: Sequence[str]) -> tuple[str, ...]:
+    """Return a sentence about the row that has most of the squared errors (n_rows,), if there is one."""
+    largest = largest_share(errors)
+    if largest["share"] < MOST_OF_ALL:
+        return ()
+    i = largest["position"]
+    place: dict[str, Any] = {"row": int(sample.rows[i])}
+    if files:
+        place["file"] = files[int(sample.sources[i])]
+    share = f"{100 * largest['share']:.3g} %"
+    return (
+        f"One row ({place_of(place)}) has {share} of the squared error of all sampled new rows, and is left out. Check "
+        "its values.",
+    )
 
 
 def _level(size: float, limits: tuple[float, float]) -> int:

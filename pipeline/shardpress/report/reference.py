@@ -15,6 +15,7 @@ import numpy as np
 
 from shardpress.errors import quantity
 from shardpress.model import Model
+from shardpress.outliers import VERY_FAR, outliers
 from shardpress.report.moments import (
     Whitening,
     estimate_mean,
@@ -25,7 +26,7 @@ from shardpress.report.moments import (
 from shardpress.report.sample import Sample
 
 _MAX_STRETCHES = 128
-_VERSION = 1  # of the statistics; those of another version are computed again
+_VERSION = 2  # of the statistics; those of another version are computed again
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,15 +55,18 @@ class Reference:
 
     @classmethod
     def of(cls, sample: Sample, model: Model, is_held_out: bool, n_fitted: int | None = None) -> Reference:
-        """Return the statistics of a sample. Raise `ValueError` if it has fewer than two rows.
+        """Return the statistics of a sample without its outliers. Raise `ValueError` if it has fewer than two rows.
 
         `n_fitted` is the number of rows that determined the training range, including those of the sample. Without it,
         the expected share of rows outside the range is too large.
         """
         if len(sample.rows) < 2:
             raise ValueError(f"found {quantity(len(sample.rows), 'row')}, expected at least two")
-        groups = group_rows(sample)
         squares = squared_errors(sample, model)
+        is_usual = ~outliers(squares.mean(axis=1), VERY_FAR)
+        sample = sample.selected(is_usual)
+        squares = squares[is_usual]
+        groups = group_rows(sample)
         error = estimate_mean(squares.mean(axis=1), groups)
         outside = _expected_outside(sample.scaled[:, : model.n_columns], groups, n_fitted)
         whitening = Whitening.of(sample.features, groups)

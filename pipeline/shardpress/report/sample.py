@@ -80,6 +80,19 @@ class Sample:
     trained: np.ndarray | None = None  # bool (n_rows,), the rows that trained the model; None if they are unknown
     lost: dict[str, np.ndarray] = field(default_factory=dict)  # bool (n_rows,), values that could not be read
 
+    def selected(self, mask: np.ndarray) -> Sample:
+        """Return the rows where a mask (n_rows,) is True."""
+        return Sample(
+            scaled=self.scaled[mask],
+            features=self.features[mask],
+            extras={name: values[mask] for name, values in self.extras.items()},
+            sources=self.sources[mask],
+            rows=self.rows[mask],
+            stretches=self.stretches[mask],
+            trained=None if self.trained is None else self.trained[mask],
+            lost={name: values[mask] for name, values in self.lost.items()},
+        )
+
 
 def draw_sample(
     parts: Sequence[PartSource], spec: SampleSpec, stretches: Sequence[tuple[int, int]] | None = None

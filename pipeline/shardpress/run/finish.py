@@ -10,6 +10,7 @@ import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -231,7 +232,9 @@ class _Finish:
 
     def count_generations(self, probe: Mapping[str, Any] | None) -> None:
         """Determine the generation, and fit maps from its features to those of earlier ones."""
-        labels = None if probe is None else str(probe["labels"])
+        labels = None
+        if probe is not None and probe["score"] == "accuracy":
+            labels = str(probe["labels"])
         results = self._prepared.config.results
         rows = EncodedRows(
             self._journal.directory,
@@ -253,10 +256,24 @@ class _Finish:
             shard = self._prepared.shards[each.shard]
             if shard.form != UNREADABLE:
                 row = int(starts[each.shard]) + each.start
-                trained = self._use[row : row + each.n_rows] <= Use.VALIDATION
+                trained = ~self._are_held_out[row : row + each.n_rows]
                 block = Block(shard, each.start, each.stop)
                 sources.append(PartSource(block, folder / part.file, each.first, trained, each.lost))
         return sources
+
+    @cached_property
+    def _are_held_out(self) -> np.ndarray:
+        """Mask of all rows that did not train the features, bool (n_rows,).
+
+        Targets of validation rows decide at most which epoch is the best. So these rows test supervised features unless
+        there are others.
+        """
+        is_left_out = self._use > Use.VALIDATION
+        is_validation = self._use == Use.VALIDATION
+        target = self._model.target
+        if target is None or target["fit_on"] is not None or is_left_out.sum() > is_validation.sum():
+            return is_left_out
+        return is_validation
 
     def _masks(self) -> dict[str, str]:
         """Return the datasets that mark the rows with a value of another dataset, by the name of that dataset."""
@@ -293,7 +310,7 @@ class _Finish:
             compiling=state.seconds_compiling,
             n_components=self._model.network.n_features,
         )
-        judgment = judge(asdict(summary), sample, prepared.config.flat(), self._facts.get("scan"))
+        judgment = judge(asdict(summary), sample, prepared.config.flat())
         return replace(summary, judgment=judgment.remark), judgment
 
     def report(self, judgment: Judgment, sample: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -390,7 +407,7 @@ class _Finish:
         if prepared.keeps_model and not prepared.appends:
             assert self._base is not None
             before = self._base.facts.summary
-            return {name: before[name] for name in ("cost", "components", "mean", "gave_up")}
+            return {name: before[name] for name in ("cost", "components", "mean", "outlier", "gave_up")}
         if prepared.given_model is not None:
             return {"cost": None}
         training = self._model.about["training"]
@@ -399,6 +416,7 @@ class _Finish:
             "cost": _best_cost(training),
             "components": baseline.get("components"),
             "mean": baseline.get("mean"),
+            "outlier": baseline.get("outlier"),
             "gave_up": gave_up(training),
         }
 
@@ -502,7 +520,7 @@ def _best_cost(training: Mapping[str, Any]) -> float | None:
 
 def _with_names(bad: Mapping[str, Any], columns: Columns) -> dict[str, Any]:
     """Return the facts about a bad row, with the names of its columns if they are known."""
-    if not columns.is_known:
+    if not columns.has_names:
         return dict(bad)
     return {**bad, "names": [columns.name_of(column) for column in bad["columns"]]}
 

@@ -50,7 +50,8 @@ def verdict_on(
         n_outside = sum(each.n_outside for each in ranges)
         n_good = sum(each.n_rows - each.n_bad for each in ranges)
         model = base.model
-        return judge_new_rows(reference, sample, model, model.columns, n_outside, n_good), reference
+        files = [source.block.shard.path for source in sources]
+        return judge_new_rows(reference, sample, model, model.columns, n_outside, n_good, files), reference
     except Exception as error:  # the features are complete without a verdict
         reason = printable(f"{type(error).__name__}: {error}")
         log.warning("append: the new rows could not be compared with the training rows: %s", reason)

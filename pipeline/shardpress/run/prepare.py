@@ -339,8 +339,9 @@ def _read_targets(settings: Settings, shards: Sequence[Shard], fitted: np.ndarra
     log.info("target: %s, %s, known for %.3g %% of the rows", printable(name), what, 100 * targets.share)
     if fitted is None:
         log.warning(
-            "target: all rows with a value of %s train the features, so that a classifier tested on any of them seems "
-            "better than it is. Keep test rows apart with --fit-on, for example --fit-on 'split==train'.",
+            "target: all rows with a value of %s, except for the validation rows, train the features, so that a "
+            "classifier tested on them seems better than it is. Keep test rows apart with --fit-on, for example "
+            "--fit-on 'split==train'.",
             printable(name),
         )
     return targets

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from shardpress.errors import quantity
+from shardpress.outliers import MOST_OF_ALL, place_of
 from shardpress.result import Result
 
 _VERDICTS = {
@@ -33,6 +35,9 @@ class Summary:
     before: bool = False  # whether an earlier run had finished everything
     components: float | None = None  # `cost` for principal components
     mean: float | None = None  # `cost` for the column means
+    # The row with the largest error, its share of all errors, and the same errors without outliers; None if there are
+    # no outliers.
+    outlier: dict[str, Any] | None = None
     compiling: float = 0.0  # seconds of the compiler, which stages do not include
     gave_up: str = ""  # a sentence about the epochs that a deadline prevented
     judgment: str = ""  # sentences on the features compared with baselines
@@ -73,11 +78,20 @@ class Summary:
     def _errors(self) -> str:
         if self.cost is None:
             return ""
-        baseline = ""
-        if self.components is not None and self.mean is not None:
-            components = quantity(self.n_components or self.n_features, "principal component")
-            baseline = f" ({components}: {self.components:.3g}, the mean: {self.mean:.3g})"
-        return f" Mean squared error {self.cost:.3g} in scaled units{baseline}."
+        outlier = self.outlier
+        remark = ""
+        if outlier is not None and outlier["share"] >= MOST_OF_ALL:
+            usual = f"{outlier['cost']:.3g}{self._baseline(outlier['components'], outlier['mean'])}"
+            share = f"{100 * outlier['share']:.3g} %"
+            remark = f" One row ({place_of(outlier)}) has {share} of it; without outliers, the error is {usual}."
+        baseline = self._baseline(self.components, self.mean)
+        return f" Mean squared error {self.cost:.3g} in scaled units{baseline}.{remark}"
+
+    def _baseline(self, components: float | None, mean: float | None) -> str:
+        if components is None or mean is None:
+            return ""
+        n_components = quantity(self.n_components or self.n_features, "principal component")
+        return f" ({n_components}: {components:.3g}, the mean: {mean:.3g})"
 
     def _remarks(self) -> str:
         remarks = []

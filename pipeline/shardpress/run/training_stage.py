@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -28,9 +28,9 @@ from shardpress.run.memory import ALLOCATOR_BYTES, NETWORK_COPIES, SCALING_BYTES
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import EarlierResults, step_of
 from shardpress.run.sample import Sample, StageEstimate, TrainingPace
-from shardpress.scan.ranges import Scan
+from shardpress.scan.ranges import Scan, readable
 from shardpress.settings.deadline import in_words
-from shardpress.shards.shard import row_dtype
+from shardpress.shards.shard import Shard, first_rows, row_dtype
 from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.epochs import Training
 from shardpress.training.fit import prepare_training
@@ -190,7 +190,7 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
         path = context.journal.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {printable(path)}.") from error
     _log_end(training)
-    about = _facts(prepared, context, training)
+    about = _facts(prepared, context, training, scan)
     if deadline is not None:
         about["training"]["deadline"] = deadline.facts(training)
     return _model(prepared, scan, training, about)
@@ -266,16 +266,27 @@ def _log_end(training: Training) -> None:
         log.info("training: stopped early; epoch %d was the best", state.best_epoch)
 
 
-def _facts(prepared: Prepared, context: RunContext, training: Training) -> dict[str, Any]:
+def _facts(prepared: Prepared, context: RunContext, training: Training, scan: Scan) -> dict[str, Any]:
     target = {}
+    found = measured(training)
+    outlier = (found["baseline"] or {}).get("outlier")
+    if outlier:
+        outlier |= _location(readable(prepared.shards, scan)[0], outlier["row"])
     if prepared.targets is not None:
         target = {"target": {**prepared.targets.facts(), "fit_on": prepared.config.inputs.fit_on}}
     return {
-        "training": {**training.state.summary(), **measured(training), **target},
+        "training": {**training.state.summary(), **found, **target},
         "config": prepared.config.flat(),
         "versions": versions(),
         "device": str(context.device),
     }
+
+
+def _location(shards: Sequence[Shard], number: int) -> dict[str, Any]:
+    """Return the file and the row of a row that is numbered over all shards."""
+    starts = first_rows(shards)
+    i = int(np.searchsorted(starts, number, side="right")) - 1
+    return {"file": shards[i].path, "row": shards[i].first_row + number - int(starts[i])}
 
 
 def _model(prepared: Prepared, scan: Scan, training: Training, about: dict[str, Any]) -> Model:

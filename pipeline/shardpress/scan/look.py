@@ -57,7 +57,7 @@ _SHORTER = 0.7  # ratio of the median tails after and before a logarithm that he
 
 
 class Form(NamedTuple):
-    """What rows look like, and settings that suit such rows."""
+    """Appearance of rows, and settings that suit such rows."""
 
     words: str  # after "the rows look like"
     settings: Mapping[str, Any]  # values by name
@@ -97,7 +97,8 @@ def form_of(config: Config, shards: Sequence[Shard], fitted: np.ndarray | None =
 
     None if the rows suggest nothing, or if all such settings are given.
     """
-    form = _form_of_rows(_some_rows(config.bad_data, shards, fitted), shards[0].shape[1:])
+    shape = shards[0].columns.row_shape or (shards[0].n_inputs,)
+    form = _form_of_rows(_some_rows(config.bad_data, shards, fitted), shape)
     if form is None or form is _PACKED:
         return form
     settings = {name: value for name, value in form.settings.items() if _is_open(config, name)}

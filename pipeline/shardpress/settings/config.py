@@ -151,8 +151,8 @@ class _InputSettings:
     )
     labels: DatasetPath | None = _setting(
         "Extra with the labels, for the report: it compares the accuracy of a classifier on the features and on "
-        "principal components. Default: the first usable one of --include, y, label, target, class, or any other; "
-        "none that is named like a batch or an id.",
+        "principal components. Default: --target, otherwise the first usable one of --include, y, label, target, "
+        "class, or any other; none that is named like a batch or an id.",
         affects="nothing",
     )
     fit_on: ConditionText | None = _setting(

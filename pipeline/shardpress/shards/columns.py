@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from shardpress.columns import NO_COLUMNS, Columns, Difference
+from shardpress.columns import NO_COLUMNS, Columns, Difference, row_shape_of
 from shardpress.errors import DataError, printable, quantity, short_list
 from shardpress.shards.shard import Shard
 
@@ -109,6 +109,9 @@ class ColumnCheck:
         if found.values is not None and common.values is None:
             common = replace(common, values=found.values, values_from=found.values_from)
             self._values_of = str(shard)
+        row_shape = row_shape_of(shard.shape) or common.row_shape
+        if row_shape != common.row_shape:
+            common = replace(common, row_shape=row_shape)
         self.columns = common
         # All shards share one object, since there may be many shards and many names.
         return replace(shard, columns=common, order=order)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from shardpress.outliers import largest_share, outliers
 from shardpress.scan.scaler import Scaler
 from shardpress.training.order import Order
 from shardpress.training.rows import Rows
@@ -173,14 +174,27 @@ class Baseline:
     def comparison(self, errors: np.ndarray) -> dict[str, Any]:
         """Return plain values for reports, and whether features with `errors` (n_rows,) are worse than components.
 
-        All errors belong to the same rows, so the test uses their differences.
+        All errors belong to the same rows, so the test uses their differences. It leaves out outliers. If there are
+        any, ``outlier`` contains the position of the row with the largest error, the share of all errors that it has,
+        and the mean errors without outliers.
         """
-        excess = errors.astype(np.float64) - self.components
+        errors = errors.astype(np.float64)
+        is_usual = ~(outliers(errors) | outliers(self.mean))
+        components = float(self.components[is_usual].mean())
+        mean = float(self.mean[is_usual].mean())
+        excess = (errors - self.components)[is_usual]
         tolerance = _STANDARD_ERRORS * excess.std() / np.sqrt(len(excess))
-        components = float(self.components.mean())
-        mean = float(self.mean.mean())
-        is_worse = bool(excess.mean() > max(_MARGIN * components, NOTHING * mean, tolerance))
-        return {"n_components": self.n_components, "components": components, "mean": mean, "is_worse": is_worse}
+        found: dict[str, Any] = {
+            "n_components": self.n_components,
+            "components": float(self.components.mean()),
+            "mean": float(self.mean.mean()),
+            "is_worse": bool(excess.mean() > max(_MARGIN * components, NOTHING * mean, tolerance)),
+        }
+        if not is_usual.all():
+            cost = float(errors[is_usual].mean())
+            largest = largest_share(errors)
+            found["outlier"] = {**largest, "cost": cost, "components": components, "mean": mean}
+        return found
 
 
 def baseline_of(components: Components, rows: np.ndarray, scaler: Scaler) -> Baseline:

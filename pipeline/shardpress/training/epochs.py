@@ -81,6 +81,7 @@ class Training:
     baseline: Baseline | None = None
     replicas: Replicas | None = None
     supervision: Supervision | None = None
+    validation_numbers: np.ndarray | None = None  # int64 (n_validation,), the numbers of these rows in the shards
     # cost of the validation rows; None if it has not decided which epoch is the best
     start_cost: float | None = field(init=False)
     state: TrainingState = field(init=False)

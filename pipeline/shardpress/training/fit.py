@@ -123,6 +123,7 @@ def prepare_training(
         baseline=baseline,
         replicas=_replicas(autoencoder, step, data, settings, sizes.n_threads, supervision),
         supervision=supervision,
+        validation_numbers=data.validation_numbers,
     )
 
 

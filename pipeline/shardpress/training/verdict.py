@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shardpress.outliers import MOST_OF_ALL, outliers, place_of
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.training.components import NOTHING
 from shardpress_kernels.activations import ACTIVATIONS
@@ -55,21 +56,33 @@ def measured(training: Training) -> dict[str, Any]:
     if training.baseline is not None:
         errors = training.autoencoder.errors(training.validation)
         comparison = training.baseline.comparison(errors)
+        outlier = comparison.get("outlier")
+        if outlier:
+            assert training.validation_numbers is not None
+            outlier["row"] = int(training.validation_numbers[outlier.pop("position")])
     return {"start_cost": training.start_cost, "baseline": comparison, "units": asdict(_units(training))}
 
 
 def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Network) -> Iterator[str]:
     """Yield warnings about a training run, each with advice. `about` has the facts from `measured`, and the history."""
     baseline = about.get("baseline")
+    outlier = (baseline or {}).get("outlier") or {}
+    is_of_one_row = outlier.get("share", 0.0) >= MOST_OF_ALL
+    if is_of_one_row:
+        yield (
+            f"{place_of(outlier)}: this validation row has {outlier['share']:.1%} of the squared error of all "
+            "validation rows. Comparisons with principal components leave it out. Check its values."
+        )
     # Training with strong corruption or with targets aims at other features, not at a smaller error.
     if baseline and baseline["is_worse"] and not settings.hides_much and settings.target is None:
+        components = outlier.get("components", baseline["components"])
         yield (
             f"the features reconstruct the validation rows worse than {baseline['n_components']} principal "
-            f"components, whose mean squared error is {baseline['components']:.3g}. {_remedies(settings, network)} "
+            f"components, whose mean squared error is {components:.3g}. {_remedies(settings, network)} "
             "usually help."
         )
     improvement = _late_improvement(about.get("history", []), settings, baseline["mean"] if baseline else 0.0)
-    if improvement > _STILL_IMPROVING:
+    if improvement > _STILL_IMPROVING and not is_of_one_row:
         yield (
             f"the training was still improving at its end: the second half of {settings.epochs} epochs reduced the "
             f"error by {improvement:.0%}. Raise --epochs."
@@ -152,8 +165,13 @@ def _sample(training: Training) -> np.ndarray:
 
 
 def count_units(features: np.ndarray, code: str) -> Units:
-    """Count the units that carry little information, from float32 features (n_rows, n_features) of two rows or more."""
+    """Count the units that carry little information, from float32 features (n_rows, n_features) of two rows or more.
+
+    Outliers are left out, because other rows hardly vary compared with them.
+    """
     n_rows, n_features = features.shape
+    centred = features - features.mean(axis=0, dtype=np.float64)
+    features = features[~outliers(np.square(centred).sum(axis=1))]
     ends = np.zeros(n_features)
     limits = ACTIVATIONS[code].limits
     if limits is not None:

@@ -126,11 +126,11 @@ def _legend(x: float, y: float, name: str, stroke: str, **style: Any) -> list[El
 
 
 def bars(title: str, values: Mapping[str, float], to_text: Callable[[float], str] = number, note: str = "") -> Figure:
-    """Draw one bar for each value, starting at 0. The first value is that of the features."""
+    """Draw one bar for each value, starting at 0; negative ones are empty. The first value is that of the features."""
     texts = [(name, to_text(value)) for name, value in values.items()]
     description = "; ".join(f"{name}: {value}" for name, value in texts) + "."
     left = 12 + _LETTER * max(len(name) for name in values)
-    x = Scale(0, max(values.values()) or 1, left, _WIDTH - 76)
+    x = Scale(0, max(0, *values.values()) or 1, left, _WIDTH - 76)
     elements: list[Element] = []
     for i, (name, value_text) in enumerate(texts):
         top = 8 + 30 * i

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from shardpress.outliers import MOST_OF_ALL
 from shardpress.report.page.document import Item, Section, Table
 from shardpress.report.page.pictures import bars, curves, histogram, images, profiles, scatter
 from shardpress.report.page.svg import COMPARED, FEATURES
-from shardpress.report.page.words import column, count, cut, number, path, percent
+from shardpress.report.page.words import column, count, cut, number, path, percent, score
 
 
 def quality(report: Mapping[str, Any]) -> Section:
@@ -64,10 +66,20 @@ def _errors(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[It
         note = "Measured on validation rows; lower is better. Components are principal components."
         if n_components != summary["n_features"]:
             note += f" Rows are reconstructed from the code of {n_components} features."
+        note += _remark_on_outlier(summary.get("outlier"))
         yield bars(title, dict(zip(names, values, strict=True)), note=note)
     elif sample:
         errors = {features: sample["mean_error"], "column means": sample["of_mean"]}
-        yield bars(title, errors, note=f"Measured on a sample of {count(sample['n_rows'])} rows; lower is better.")
+        note = f"Measured on a sample of {count(sample['n_rows'])} rows; lower is better."
+        yield bars(title, errors, note=note + _remark_on_outlier(sample["outlier"]))
+
+
+def _remark_on_outlier(outlier: Mapping[str, Any] | None) -> str:
+    """Return a sentence about the row that has most of the error of the features, if there is one."""
+    if outlier is None or outlier["share"] < MOST_OF_ALL:
+        return ""
+    where = f"row {count(outlier['row'])} of {path(outlier['file'])}"
+    return f" One row ({where}) has {percent(outlier['share'])} of the error of the features."
 
 
 def _features_in_words(report: Mapping[str, Any]) -> str:
@@ -75,17 +87,19 @@ def _features_in_words(report: Mapping[str, Any]) -> str:
 
 
 def _widths(sample: Mapping[str, Any]) -> Iterator[Item]:
-    """Yield the error and the accuracy of the first features of a nested model by their number."""
+    """Yield the error and the score of the first features of a nested model by their number."""
     found = sample.get("widths")
     if not found:
         return
     columns = "features, error, error of components"
     rows = [[count(each["n_features"]), number(each["error"]), number(each["components"])] for each in found]
-    if "accuracy" in found[0]:
-        columns = f"{columns}, accuracy, accuracy of components"
+    title = "First features and as many principal components: errors on the rows of the latter"
+    if "score" in found[0]:
+        name = sample["probe"]["score"]
+        columns = f"{columns}, {name}, {name} of components"
+        title = f"{title}, {name} on test rows"
         for row, each in zip(rows, found, strict=True):
-            row += [_percent(each["accuracy"]), _percent(each["components_accuracy"])]
-    title = "First features and as many principal components: errors on the rows of the latter, accuracies on test rows"
+            row += [score(each["score"], name), score(each["components_score"], name)]
     yield Table.of(title, columns, rows)
 
 
@@ -94,25 +108,23 @@ def _probe(report: Mapping[str, Any], sample: Mapping[str, Any]) -> Iterator[Ite
     if not probe or "no_test" in probe:
         return
     n = probe["n_components"]
+    is_regression = probe["score"] == "R2"
     names = {
         "features": _features_in_words(report),
         "components": f"{n} components",
         "standardized": f"{n} components, standardized",
         "columns": "raw columns",
-        "commonest": "most frequent label",
+        "constant": "mean" if is_regression else "most frequent label",
     }
-    accuracies = {names[key]: probe[key] for key in names}
+    scores = {names[key]: probe[key] for key in names}
+    title = "R2 of a linear regression" if is_regression else "Accuracy of a linear classifier"
+    model = "regression, trained on the numbers" if is_regression else "classifier, trained on the labels"
     note = (
-        f"A ridge classifier, trained on the labels {cut(probe['labels'], 40)} of {count(probe['n_train'])} rows and "
-        f"tested on {count(probe['n_test'])} other rows. Error bars of the differences from the features, two standard "
-        f"errors of paired differences: at most {percent(max(probe['margins'].values()))}."
+        f"A ridge {model} {cut(probe['labels'], 40)} of {count(probe['n_train'])} rows and tested on "
+        f"{count(probe['n_test'])} other rows. Error bars of the differences from the features, two standard errors of "
+        f"paired differences: at most {score(max(probe['margins'].values()), probe['score'])}."
     )
-    yield bars("Accuracy of a linear classifier", accuracies, _percent, note)
-
-
-def _percent(share: float) -> str:
-    """Return an accuracy with one decimal, as in the summary."""
-    return f"{100 * share:.1f} %"
+    yield bars(title, scores, partial(score, name=probe["score"]), note)
 
 
 def _points(sample: Mapping[str, Any]) -> Iterator[Item]:

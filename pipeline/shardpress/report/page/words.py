@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from shardpress.columns import with_name
 from shardpress.errors import printable
 
 
@@ -29,6 +30,13 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %"
 
 
+def score(value: float, name: str) -> str:
+    """Return an accuracy as a percentage with one decimal, or R2 with three decimals."""
+    if name == "R2":
+        return f"{value:.3f}"
+    return f"{100 * value:.1f} %"
+
+
 def cut(text: object, most: int = 300) -> str:
     """Return a text, for example from a file, cut to `most` characters, with unprintable characters escaped."""
     clean = printable(text)
@@ -42,9 +50,7 @@ def column(facts: Mapping[str, Any]) -> str:
     if facts["column"] is None:
         return "-"
     name = facts.get("name")
-    if not name:
-        return str(facts["column"])
-    return f"{facts['column']} {cut(name, 24)}"
+    return with_name(facts["column"], cut(name, 24) if name else None)
 
 
 def path(text: object, most: int = 80) -> str:
