@@ -96,8 +96,8 @@ class Autoencoder:
     def _features_of(self, rows: Any) -> Any:
         return graph.features(self.network, self.scaled(rows), self.shared)
 
-    def _errors_of(self, rows: Any) -> Any:
-        return graph.row_errors(self.network, self.scaled(rows), self.shared)
+    def _errors_of(self, rows: Any, features: Any = None) -> Any:
+        return graph.row_errors(self.network, self.scaled(rows), self.shared, features)
 
     # -- functions --
 
@@ -162,10 +162,23 @@ class Autoencoder:
         self._functions(rows.dtype).encode(rows, out, inside)
         return np.flatnonzero(~inside)
 
-    def errors(self, rows: np.ndarray) -> np.ndarray:
-        """Return the mean squared error of each row's reconstruction: (n_rows,), float32, scaled units squared."""
+    def errors(self, rows: np.ndarray, features: np.ndarray | None = None) -> np.ndarray:
+        """Return the mean squared error of each row's reconstruction: (n_rows,), float32, scaled units squared.
+
+        Parameters
+        ----------
+        rows : ndarray of shape (n_rows, n_inputs), any real dtype of native byte order, C order
+        features : ndarray of shape (n_rows, n_outputs), float32, optional
+            Features from which the rows are reconstructed, for example those of clipped rows. By default, features of
+            `rows` are computed.
+
+        Returns
+        -------
+        ndarray of shape (n_rows,), float32
+            The bits do not depend on other rows, as those of `encode`.
+        """
         out = np.empty(len(rows), dtype=np.float32)
-        self._functions(rows.dtype).errors(rows, out)
+        self._functions(rows.dtype).errors(rows, out, features)
         return out
 
     def cost(self, rows: np.ndarray) -> float:

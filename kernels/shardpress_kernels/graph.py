@@ -40,6 +40,15 @@ def _forward(network: Network, x: Any, variables: _Variables) -> list[Any]:
     return a
 
 
+def _code_of(network: Network, written: Any, variables: _Variables) -> Any:
+    """Return the code of symbolic written features."""
+    h = written
+    layers = list(zip(network.layers, network.activations, strict=True))
+    for (W, b_hidden, _), kind in layers[network.output.n_layers :]:
+        h = ACTIVATIONS[kind].value(MATH, tensor.dot(h, variables[W]) + variables[b_hidden])
+    return h
+
+
 def code(network: Network, x: Any, variables: _Variables) -> Any:
     """Return the features of symbolic scaled rows."""
     return _forward(network, x, variables)[-1]
@@ -55,10 +64,13 @@ def reconstruction(network: Network, h: Any, variables: _Variables) -> Any:
     return _decode(network, h, variables)[0]
 
 
-def row_errors(network: Network, x: Any, variables: _Variables) -> Any:
-    """Return the mean squared error of the reconstruction of each symbolic scaled row."""
-    y = reconstruction(network, code(network, x, variables), variables)
-    return _row_means((y - x) ** 2)
+def row_errors(network: Network, x: Any, variables: _Variables, written: Any = None) -> Any:
+    """Return the mean squared error of the reconstruction of each symbolic scaled row.
+
+    By default, rows are reconstructed from their own features, otherwise from the symbolic features `written`.
+    """
+    h = code(network, x, variables) if written is None else _code_of(network, written, variables)
+    return _row_means((reconstruction(network, h, variables) - x) ** 2)
 
 
 def masked(x: Any, noise: Any, corruption: float) -> Any:

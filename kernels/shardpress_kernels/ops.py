@@ -273,24 +273,34 @@ class Encode(_Native):
 
 
 class Errors(_Native):
-    """``(rows, *parameters, n_threads, out, *scaling) -> out``: mean squared errors (n_rows,), float32."""
+    """``(rows, *parameters, n_threads, out, *scaling) -> out``: mean squared errors (n_rows,), float32.
 
+    If `decodes`: ``(rows, features, *parameters, n_threads, out, *scaling) -> out``. The rows are reconstructed from
+    these features (n_rows, n_outputs), float32, instead of those that the network computes.
+    """
+
+    __props__ = ("network", "decodes", "inplace")
     file = "reconstruction.c"
 
-    def __init__(self, network: Network, inplace: bool = False) -> None:
-        n_inputs = len(network.shapes) + 3
+    def __init__(self, network: Network, decodes: bool = False, inplace: bool = False) -> None:
+        self.decodes = decodes
+        n_inputs = len(network.shapes) + 3 + decodes
         super().__init__(network, n_inputs, range(n_inputs - 1, n_inputs), inplace)
+
+    def macros(self) -> dict[str, Any]:
+        """Return the macros that describe the network and the first level to the C code."""
+        return {**super().macros(), "FIRST_LEVEL": self.network.output.n_layers if self.decodes else 0}
 
     def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Compute errors in NumPy."""
-        (rows,), parameters, (_, out) = self.split(inputs, 1)
-        out[:] = reference.row_errors(self.network, reference.scaled(rows, scaling), parameters)
+        (rows, *features), parameters, (_, out) = self.split(inputs, 1 + self.decodes)
+        out[:] = reference.row_errors(self.network, reference.scaled(rows, scaling), parameters, *features)
         return []
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """Compute errors in C."""
-        (rows,), parameters, (n_threads, out) = self.split(inputs, 1)
-        arguments = [memory, rows, "parameters", _number(n_threads), out, *scaling]
+        (rows, *features), parameters, (n_threads, out) = self.split(inputs, 1 + self.decodes)
+        arguments = [memory, rows, *(features or ["NULL"]), "parameters", _number(n_threads), out, *scaling]
         return f"{_array('parameters', parameters)} done = errors_arrays({', '.join(arguments)});"
 
 

@@ -114,10 +114,16 @@ def code_of(network: Network, written: np.ndarray, parameters: Mapping[str, np.n
     return h
 
 
-def row_errors(network: Network, x: np.ndarray, parameters: _Parameters) -> np.ndarray:
-    """Return the mean squared error of the reconstruction of each scaled row: shape (n_rows,)."""
-    _, s = forward(network, x, parameters)
-    return np.mean((s[0] - x) ** 2, axis=1)
+def row_errors(
+    network: Network, x: np.ndarray, parameters: _Parameters, written: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the mean squared error of the reconstruction of each scaled row: shape (n_rows,).
+
+    By default, rows are reconstructed from their own features, otherwise from the features `written`.
+    """
+    named = _named(network, parameters)
+    h = code(network, x, named) if written is None else code_of(network, written, named)
+    return np.mean((_decode(network, h, named)[0] - x) ** 2, axis=1)
 
 
 def head_outputs(h: np.ndarray, parameters: Mapping[str, np.ndarray], scale: float) -> np.ndarray:

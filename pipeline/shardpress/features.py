@@ -7,6 +7,8 @@ Its name contains the first of them. It is itself a valid input shard, and conta
   the features can be memory-mapped. With ``--storage-dtype`` and ``--compression``, features can be stored as float16,
   or in compressed chunks of rows.
 - ``valid`` (n_rows,), bool: false for bad rows. The features of bad rows are NaN.
+- ``error`` (n_rows,), float32, with ``--row-error``: the mean squared error of the reconstruction in scaled units, NaN
+  for bad rows.
 - Extras under their own names, or with the prefix ``source_`` if the name is reserved. All parts have the same extras.
   If a shard lacks an extra, its rows hold `missing_value` or the code -1 instead, and a mask such as ``NAME_present``
   is false for these rows.
@@ -99,7 +101,8 @@ class Features:
     valid : dask.array.Array of shape (n_rows,), bool
         False for bad rows, such as rows with NaN or Inf.
     extras : dict of str to dask.array.Array of shape (n_rows,)
-        Extras, such as labels and ids. Strings are Python objects of type str.
+        Extras, such as labels and ids, and ``error`` if the run stored the error of each row. Strings are Python
+        objects of type str.
     manifest : dict
         Facts about the run, or the attributes of a single file. For several runs, ``runs`` lists their facts, next to
         the totals ``n_rows`` and ``n_bad``.

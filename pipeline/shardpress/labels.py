@@ -135,17 +135,17 @@ def labels_of(
         names = [] if found is None else [found]
         limit = _MAX_NAMED_LABELS
     for name in names:
-        has_value = have_value(name, extras, masks, lost)
+        has_value = rows_with_value(name, extras, masks, lost)
         labels = labels_in(name, extras[name], categories.get(name), limit, has_value)
         if labels is not None:
             return labels
     return None
 
 
-def have_value(
+def rows_with_value(
     name: str, extras: Mapping[str, np.ndarray], masks: Mapping[str, str], lost: Mapping[str, np.ndarray]
 ) -> np.ndarray:
-    """Return a mask of the rows whose value of an extra is no fill value, bool (n_rows,). See `labels_of`."""
+    """Return a mask (n_rows,) of the rows that have a value of an extra, see `labels_of`."""
     has_value = np.ones(len(extras[name]), dtype=bool)
     if masks.get(name) in extras:
         has_value &= extras[masks[name]]
@@ -168,12 +168,20 @@ def labels_in(
     """
     if values.dtype.kind not in "biufO" or not len(values) or _has_fractions(values) or _is_mixed(values):
         return None
+    labels = as_labels(name, values, categories, has_value)
+    if not 2 <= len(labels.names) <= min(limit, len(values) // _MIN_ROWS_PER_LABEL):
+        return None
+    return labels
+
+
+def as_labels(
+    name: str, values: np.ndarray, categories: np.ndarray | None = None, has_value: np.ndarray | None = None
+) -> Labels:
+    """Return the values of a dataset as labels, whatever they look like. The parameters are those of `labels_in`."""
     has_label = _is_label(values, is_code=categories is not None)
     if has_value is not None:
         has_label &= has_value
     distinct, indices = np.unique(values[has_label], return_inverse=True)
-    if not 2 <= len(distinct) <= min(limit, len(values) // _MIN_ROWS_PER_LABEL):
-        return None
     codes = np.full(len(values), NONE)
     codes[has_label] = indices
     names = tuple(_label_text(value, categories) for value in distinct.tolist())

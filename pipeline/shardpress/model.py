@@ -165,6 +165,15 @@ class Model:
             s = activated(kind, s @ self._wide(W).T + self._wide(b_output))
         return s
 
+    def row_errors(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Return the mean squared error (n_rows,), float64, of rows that are reconstructed from features, scaled.
+
+        The rows (n_rows, n_inputs) are filled, but not clipped: see `Scaler.filled`.
+        """
+        with np.errstate(over="ignore"):  # values far outside the range
+            difference = self.decode(features) - self.scaler.scaled(rows)
+            return np.asarray(np.square(difference).mean(axis=1))
+
     def folded(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return the affine map of each layer that computes features: a matrix and a vector, in float64.
 
@@ -288,6 +297,11 @@ class Model:
 
     def _wide(self, name: str) -> np.ndarray:
         return np.asarray(self.parameters[name], dtype=np.float64)
+
+
+def finite_errors(errors: np.ndarray) -> np.ndarray:
+    """Return the errors of good rows as float32. Errors that overflow, or are NaN, become its largest number."""
+    return np.asarray(np.fmin(errors, np.finfo(np.float32).max).astype(np.float32))
 
 
 def _network_attributes(network: Network) -> dict[str, Any]:

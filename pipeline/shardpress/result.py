@@ -34,11 +34,13 @@ GENERATION = "generation-{}.h5"
 
 FEATURES = "features"
 VALID = "valid"
+ERROR = "error"
+"""Mean squared error of the reconstruction of each row, with ``--row-error``."""
 USE = "use"
 """Dataset of the index that says what each row was used for: a number of `Use`."""
 APPEND_ID = "append_id"
 """Number of the append that encoded each row: 0 for the rows of the run that trained the model."""
-RESERVED = (FEATURES, VALID, USE, APPEND_ID, "error", GROUP)
+RESERVED = (FEATURES, VALID, USE, APPEND_ID, ERROR, GROUP)
 """Names that no extra has in the files of an output."""
 _PREFIX = "source_"  # of extras with such names
 
@@ -189,7 +191,7 @@ class Result:
         with self._reading() as group:
             found = {}
             for name, item in group.file.items():
-                if isinstance(item, h5py.Dataset) and item.is_virtual and name not in (FEATURES, VALID):
+                if isinstance(item, h5py.Dataset) and item.is_virtual and name not in (FEATURES, VALID, ERROR):
                     dtype = np.dtype((item.dtype, item.shape[1:])) if item.ndim > 1 else item.dtype
                     found[name] = (dtype, read_categories(item.id))
             return found

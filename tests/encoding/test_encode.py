@@ -73,15 +73,18 @@ def run(
     shards: Sequence[Shard],
     settings: EncodeSettings,
     n_threads: int = 2,
-    encoder: Encoder = double,
+    encoder: Encoder | Encoders = double,
     disk: Disk | None = None,
     done: Callable[[Part], object] | None = None,
     unreadable: dict[int, str] | None = None,
 ) -> list[Part]:
     """Encode all parts of the shards in threads."""
+    functions: dict[str, Any] = {"encode": encoder}
+    if isinstance(encoder, Encoders):
+        functions = {"encode": encoder.encode_checked, "errors": encoder.errors}
     tasks = [(encode_part, EncodeTask(pieces, settings, unreadable or {})) for pieces in planned(shards, settings)]
     model = model_of(shards[0].n_inputs)
-    with serving(settings, model, encoder, disk or Disk()), threads(n_threads) as pool:
+    with serving(settings, model, disk=disk or Disk(), **functions), threads(n_threads) as pool:
         return compute(tasks, pool, n_threads, done)
 
 
@@ -532,9 +535,9 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
     shards = open_shards(paths)
     model = model_of(3)
     bad_data = BadData("skip", -99, "clip")
-    settings = settings_of(tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data, has_range=True)
+    settings = settings_of(tmp_path, TILE_ROWS, TILE_ROWS, bad_data=bad_data, has_range=True, row_error=True)
     settings = dataclasses.replace(settings, model=write_file(tmp_path, Disk(), "model.h5", model.to_hdf5()))
-    local = run(shards, settings, encoder=Encoders(model).encode_checked, unreadable={2: "broken"})
+    local = run(shards, settings, encoder=Encoders(model), unreadable={2: "broken"})
     remote = run_in_fresh_process(
         [(encode_part, EncodeTask(pieces, settings, {2: "broken"})) for pieces in planned(shards, settings)]
     )
@@ -543,6 +546,8 @@ def test_a_task_gives_the_same_results_in_a_fresh_process(tmp_path: Path) -> Non
     nameless = [[replace(part, entry=replace(part.entry, file="")) for part in parts] for parts in (local, remote)]
     assert nameless[0] == nameless[1], "all facts, and the BLAKE3 of the files"
     assert all(fault_of(tmp_path, part.entry) is None for part in remote)
+    values = concatenate(tmp_path, remote, "error")
+    np.testing.assert_array_equal(np.isnan(values), ~concatenate(tmp_path, remote, "valid"))
 
 
 @pytest.mark.compiler
@@ -550,12 +555,12 @@ def test_features_do_not_depend_on_the_dtypes_of_other_shards() -> None:
     rows = np.random.default_rng(0).normal(size=(50, 3)) * 30
     encoders = Encoders(model_of(3))
     for dtype in ("f8", "f4", "i2", "i4"):
-        features = []
+        found = []
         for encoder in (encoders, Encoders(model_of(3))):
-            out = np.empty((50, 2), np.float32)
-            encoder.encode_checked(rows.astype(dtype), out)
-            features.append(out)
-        np.testing.assert_array_equal(*features, err_msg=dtype)
+            features = np.empty((50, 2), np.float32)
+            encoder.encode_checked(rows.astype(dtype), features)
+            found.append(np.column_stack([features, encoder.errors(rows.astype(dtype), features)]))
+        np.testing.assert_array_equal(*found, err_msg=dtype)
 
 
 def test_lost_ranges_of_the_fields_of_a_table_are_equal() -> None:

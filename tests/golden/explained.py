@@ -26,6 +26,14 @@ class Explained:
 
 
 _FLOAT64 = "--row-scale and log1p are computed in float64, whatever dtype stores the rows"
+_SCORES = "errors are those of the features as a run computes them, with other roundings than before"
+_SCORED = (
+    *("float32", "uint8-rank-3", "uint8-binary", "sigmoid"),
+    *("nested", "wide", "masking-noise", "momentum"),
+    *("nesterov", "rmsprop", "impute-mean", "target-fit-on"),
+    *("target-numbers", "target-few-labels", "replicas-two-workers", "columns-by-name"),
+    *("model", "append-new-files", "append-changed-file", "retrain"),
+)
 
 EXPLAINED: tuple[Explained, ...] = (
     Explained("uint16-total", "features model/*", _FLOAT64),
@@ -33,4 +41,6 @@ EXPLAINED: tuple[Explained, ...] = (
     Explained("float16-storage", "model/*", _FLOAT64),
     Explained("bad-rows", "features model/*", _FLOAT64),
     Explained("anndata", "features model/*", _FLOAT64),
+    *(Explained(name, "model/score_samples", _SCORES) for name in _SCORED),
+    Explained("missing-value", "model/score_samples", "errors compare values before they are clipped"),
 )

@@ -416,10 +416,12 @@ def test_indicators_equal_appended_columns() -> None:
             assert same_models(TiedAutoencoder(**settings, missing_indicator=True).fit(sparse), fitted)
             features = fitted.transform(x)
             assert fitted.transform(sparse).tobytes() == features.tobytes()
-            filled = TiedAutoencoder(**settings).fit(x).model_.scaler.cleaned(model.prepared(x))
-            appended = np.hstack([filled, np.isnan(x)[:, [2, 7]]])
+            scaler = TiedAutoencoder(**settings).fit(x).model_.scaler
+            prepared = model.prepared(x)
+            appended = np.hstack([scaler.cleaned(prepared), np.isnan(x)[:, [2, 7]]])
             np.testing.assert_allclose(features, model.encode_cleaned(appended), rtol=1e-4, atol=1e-5)
-            errors = np.square(model.scaler.scaled(appended) - model.decode(features)).mean(axis=1)
+            unclipped = np.hstack([np.where(np.isnan(x), scaler.fill, prepared), np.isnan(x)[:, [2, 7]]])
+            errors = np.square(model.scaler.scaled(unclipped) - model.decode(features)).mean(axis=1)
             np.testing.assert_allclose(-fitted.score_samples(x), errors, rtol=1e-3)
             assert fitted.inverse_transform(features).shape == x.shape
 

@@ -127,8 +127,11 @@ def _far(kind: str, settings: list[str]) -> float:
 # -- the independent computation ---------------------------------------------------------------------------------
 
 
-def expected_features(model: Model, rows: np.ndarray, settings: list[str]) -> np.ndarray:
-    """Compute features in float64 from values and from the arrays of a model."""
+def expected_values(model: Model, rows: np.ndarray, settings: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Compute features and errors in float64 from values and from the arrays of a model.
+
+    Also return the mean squares of the scaled rows, with which the rounding of the errors grows.
+    """
     x = _values(model, rows)
     if "--row-scale" in settings:
         x = x / _sizes(x, settings[settings.index("--row-scale") + 1])
@@ -140,14 +143,21 @@ def expected_features(model: Model, rows: np.ndarray, settings: list[str]) -> np
         x = np.where(is_missing, scaler.fill, x)
     if scaler.indicators is not None:
         x = np.concatenate([x, is_missing[:, scaler.indicators]], axis=1)
+    clipped = x
     if scaler.clips:
-        x = np.clip(x, scaler.minimum, scaler.maximum)
+        clipped = np.clip(x, scaler.minimum, scaler.maximum)
+    features = _of_layers(model, _scaled(model, clipped))
+    scaled = _scaled(model, x)
+    errors = np.square(_decoded(model, features) - scaled).mean(axis=1)
+    return features, errors, np.square(scaled).mean(axis=1)
+
+
+def _scaled(model: Model, x: np.ndarray) -> np.ndarray:
+    scaler = model.scaler
     if scaler.center is not None:
-        x = (x - scaler.center) * scaler.factor
-    else:
-        width = scaler.maximum - scaler.minimum
-        x = np.where(width > 0, (x - scaler.minimum) / np.where(width > 0, width, 1), 0)
-    return _of_layers(model, x)
+        return np.asarray((x - scaler.center) * scaler.factor)
+    width = scaler.maximum - scaler.minimum
+    return np.where(width > 0, (x - scaler.minimum) / np.where(width > 0, width, 1), 0)
 
 
 def _values(model: Model, rows: np.ndarray) -> np.ndarray:
@@ -173,16 +183,29 @@ def _sizes(x: np.ndarray, row_scale: str) -> np.ndarray:
     return np.array(sizes)[:, None]
 
 
+ACTIVATIONS: dict[str, Any] = {
+    "linear": lambda z: z,
+    "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
+    "relu": lambda z: np.maximum(z, 0),
+}
+
+
 def _of_layers(model: Model, x: np.ndarray) -> np.ndarray:
-    activations = {
-        "linear": lambda z: z,
-        "sigmoid": lambda z: 1 / (1 + np.exp(-z)),
-        "relu": lambda z: np.maximum(z, 0),
-    }
     for W, b, kind in model.network.feature_layers:
         z = x @ model.parameters[W].astype(np.float64) + model.parameters[b]
-        x = activations[kind](z)
+        x = ACTIVATIONS[kind](z)
     return x
+
+
+def _decoded(model: Model, features: np.ndarray) -> np.ndarray:
+    s = features
+    if "gain" in model.parameters:
+        s = (s - (0.5 if model.network.code == "sigmoid" else 0)) * model.parameters["gain"]
+    names = [name.removeprefix("W") for name in model.parameters if name.startswith("W")]
+    for name in reversed(names):
+        z = s @ model.parameters[f"W{name}"].T.astype(np.float64) + model.parameters[f"b_output{name}"]
+        s = z if name == names[0] else ACTIVATIONS[model.network.activation](z)
+    return np.asarray(s)
 
 
 # -- the ways to compute features --------------------------------------------------------------------------------
@@ -192,12 +215,16 @@ def run(folder: Path, rows: np.ndarray, *flags: str) -> int:
     """Run the program over one shard. The output is in the folder ``out``."""
     (folder / "in").mkdir(parents=True)
     write_shard(folder / "in/0.h5", rows)
-    quick = ["--epochs", "2", "--n-features", "3"]
+    quick = ["--epochs", "2", "--n-features", "3", "--row-error"]
     return main("", ["--input", str(folder / "in"), "--output", str(folder / "out"), *quick, *flags])
 
 
 def of_run(folder: Path) -> np.ndarray:
     return np.asarray(open_features(folder / "out").features.compute())
+
+
+def errors_of_run(folder: Path) -> np.ndarray:
+    return np.asarray(open_features(folder / "out").extras["error"].compute())
 
 
 def of_npz(folder: Path, rows: np.ndarray) -> np.ndarray:
@@ -272,12 +299,16 @@ def largest_differences(folder: Path, data: Data, settings: list[str]) -> dict[s
     as large as the rows, and float32 represents about seven digits of them.
     """
     model = load_model(folder / "out")
-    expected = expected_features(model, data.floats, settings)
+    expected, expected_errors, squares = expected_values(model, data.floats, settings)
     assert np.std(expected) > 1e-4  # features that differ between rows
     found = {"run": of_run(folder), "npz": of_npz(folder, data.floats)}
+    errors = {"error": errors_of_run(folder)}
     if model.offset is None:
         estimator = TiedAutoencoder.from_run(folder / "out")
         found["estimator"] = estimator.transform(data.floats)
+        errors["error of estimator"] = -estimator.score_samples(data.floats)
+        if not data.flags:
+            np.testing.assert_array_equal(errors["error of estimator"], errors["error"])
         found["onnx"] = of_onnx(model, data.floats)
         for dtype in other_dtypes(data.floats):
             found[dtype.name] = estimator.transform(data.floats.astype(dtype))
@@ -286,5 +317,8 @@ def largest_differences(folder: Path, data: Data, settings: list[str]) -> dict[s
             again = folder / "again"
             assert run(again, data.rows.astype(others[0]), "--model", str(folder / "out"), *data.flags) == 0
             found["run again"] = of_run(again)
+            errors["error again"] = errors_of_run(again)
     largest = max(1.0, np.abs(expected).max())
-    return {name: float(np.abs(features - expected).max() / largest) for name, features in found.items()}
+    differences = {name: float(np.abs(features - expected).max() / largest) for name, features in found.items()}
+    sizes = np.maximum(1, squares + expected_errors)
+    return differences | {name: float((np.abs(e - expected_errors) / sizes).max()) for name, e in errors.items()}

@@ -101,6 +101,9 @@ def test_scaling_and_encoding_every_dtype_equals_numpy(rng, dtype, working):
     decoded = theano.function([symbol], graph.reconstruction(autoencoder.network, symbol, autoencoder.shared))(features)
     assert_close(decoded, y, "cpu", "float32", "reconstruction")
     assert_close(autoencoder.errors(rows), np.mean((x - y) ** 2, axis=1), "cpu", "float32", "cost")
+    assert_close(
+        autoencoder.errors(rows, features[::-1]), np.mean((x - y[::-1]) ** 2, axis=1), "cpu", "float32", "cost"
+    )
     assert_close(autoencoder.cost(rows), oracle_cost(p, x), "cpu", "float32", "cost")
 
 
@@ -138,10 +141,12 @@ def test_features_of_a_row_do_not_depend_on_the_rows_after_it(images, n_rows):
     autoencoder, rows = images
     features = autoencoder.encode(rows[:n_rows])
     errors = autoencoder.errors(rows[:n_rows])
+    decoded = autoencoder.errors(rows[:n_rows], features)
     assert features.shape == (n_rows, 24)
     assert errors.shape == (n_rows,)
     np.testing.assert_array_equal(features, autoencoder.encode(rows)[:n_rows])
     np.testing.assert_array_equal(errors, autoencoder.errors(rows)[:n_rows])
+    np.testing.assert_array_equal(decoded, autoencoder.errors(rows, autoencoder.encode(rows))[:n_rows])
 
 
 @both_ways

@@ -228,6 +228,8 @@ def test_features_and_errors_equal_numpy(runs, device):
         with case(name):
             assert_close(arrays["features"], reference.features(network, x, arrays), device, "float32", "features")
             assert_close(arrays["errors"], reference.row_errors(network, x, arrays), device, "float32", "cost")
+            decoded = reference.row_errors(network, x, arrays, arrays["features"])
+            assert_close(arrays["decoded"], decoded, device, "float32", "cost")
 
 
 def test_products_of_every_network_are_compiled_for_the_device(runs, gpu):

@@ -28,17 +28,19 @@ def test_networks_equal_the_reference_in_float32_throughout(rng, name):
     cost, gradients = graph.error_and_gradients(network, rows, graph.masked(rows, noise, 0.3), shared)
     h = graph.code(network, rows, shared)
     results = [h, graph.reconstruction(network, h, shared), graph.row_errors(network, rows, shared), cost, *gradients]
+    results.append(graph.row_errors(network, rows, shared, h[::-1]))
     types = {variable.dtype for variable in theano.gof.graph.ancestors(results) if variable.ndim}
     assert "float64" not in types
     function = theano.function([rows, noise], results)
     x = rng.random((11, 7), dtype=np.float32)
     bytes_ = rng.integers(0, 256, (11, 7), dtype=np.uint8)
-    h, y, errors, cost, *gradients = function(x, bytes_)
+    h, y, errors, cost, *gradients, of_others = function(x, bytes_)
 
     a, s = reference.forward(network, x, p)
     assert_close(h, a[-1], "cpu", "float32", "features")
     assert_close(y, s[0], "cpu", "float32", "reconstruction")
     assert_close(errors, reference.row_errors(network, x, p), "cpu", "float32", "cost")
+    assert_close(of_others, reference.row_errors(network, x, p, a[-1][::-1]), "cpu", "float32", "cost")
     expected_cost, expected = reference.gradients(network, x, reference.masked(x, bytes_, 0.3), p)
     assert_close(cost, expected_cost, "cpu", "float32", "cost")
     for found, gradient, parameter in zip(gradients, expected, network.shapes, strict=True):

@@ -218,6 +218,7 @@ def test_numpy_and_c_versions_of_each_op_agree(rng, network, inplace):
         (ops.Encode, (), [rows, *parameters, one, np.empty((20, 4), np.float32), *scaling]),
         (ops.Encode, (True,), [rows, *parameters, one, *limits, *checked, *scaling]),
         (ops.Errors, (), [rows, *parameters, one, np.empty(20, np.float32), *scaling]),
+        (ops.Errors, (True,), [rows, rows[:, :4].copy(), *parameters, one, np.empty(20, np.float32), *scaling]),
         (ops.Step, (rule, 0.3, True), [rows, numbers, noise, *rates, one, *parameters, *states, *scaling]),
         (ops.Step, (rule, 0.0, False), [rows, *rates, one, *parameters, *states, *scaling]),
     ]

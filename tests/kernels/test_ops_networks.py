@@ -86,6 +86,9 @@ def check_features_and_errors(rng, network, dtype):
         rows, x = random_rows(rng, n_rows, network, dtype)
         assert_close(autoencoder.encode(rows), reference.features(network, x, p), "cpu", "float32", "features")
         assert_close(autoencoder.errors(rows), reference.row_errors(network, x, p), "cpu", "float32", "cost")
+        others = autoencoder.encode(np.ascontiguousarray(rows[::-1]))
+        expected = reference.row_errors(network, x, p, others.astype(np.float64))
+        assert_close(autoencoder.errors(rows, others), expected, "cpu", "float32", "cost")
 
 
 @each("network, corruption", [*((network, 0.0) for network in NETWORKS), (NETWORKS[0], 0.25), (NETWORKS[3], 0.25)])
@@ -150,11 +153,13 @@ def test_row_gives_the_same_bits_with_any_rows_and_threads(rng, network, dtype):
     first = autoencoder_of(network, parameters, n_threads=1)
     features = first.encode(rows)
     errors = first.errors(rows)
+    decoded = first.errors(rows, features)
     for n_threads in (1, 2, 4):
         autoencoder = autoencoder_of(network, parameters, n_threads=n_threads)
         for start, stop in [(0, 211), (3, 4), (5, 200), (205, 211)]:
             assert_same_bits(autoencoder.encode(rows[start:stop]), features[start:stop])
             assert_same_bits(autoencoder.errors(rows[start:stop]), errors[start:stop])
+            assert_same_bits(autoencoder.errors(rows[start:stop], features[start:stop]), decoded[start:stop])
         assert_same_bits(autoencoder.encode(np.ascontiguousarray(rows[::-1])), features[::-1])
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shardpress.model import Model
-from shardpress.report.rows import rounding_bound
+from shardpress.report.rows import error_bound, rounding_bound
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
 
@@ -30,12 +30,26 @@ def encode_in_one_chain(model: Model, rows: np.ndarray) -> np.ndarray:
     """Return float32 features whose sums add one term after another, which is the least accurate order."""
     a = model.scaler.transform(rows)
     for (weights, bias, _), kind in zip(model.network.layers, model.network.activations, strict=True):
-        W = model.parameters[weights]
-        b = model.parameters[bias]
-        z = np.stack([np.cumsum(row[:, None] * W, axis=0, dtype=np.float32)[-1] for row in a]) + b
-        slope = {"relu": 0.0, "leaky-relu": 0.1}.get(kind, 1.0)
-        a = 1 / (1 + np.exp(-z)) if kind == "sigmoid" else np.where(z > 0, z, np.float32(slope) * z)
+        a = outputs_in_one_chain(a, model.parameters[weights], model.parameters[bias], kind)
     return a
+
+
+def outputs_in_one_chain(a: np.ndarray, W: np.ndarray, b: np.ndarray, kind: str) -> np.ndarray:
+    """Return the outputs of a layer in float32."""
+    z = np.stack([np.cumsum(row[:, None] * W, axis=0, dtype=np.float32)[-1] for row in a]) + b
+    slope = {"relu": 0.0, "leaky-relu": 0.1}.get(kind, 1.0)
+    return 1 / (1 + np.exp(-z)) if kind == "sigmoid" else np.where(z > 0, z, np.float32(slope) * z)
+
+
+def errors_in_one_chain(model: Model, rows: np.ndarray) -> np.ndarray:
+    """Return float32 errors of reconstructions whose sums add one term after another."""
+    s = encode_in_one_chain(model, rows)
+    if model.network.gain:
+        s = (s - np.float32(model.network.center)) * model.parameters["gain"]
+    for (weights, _, bias), kind in reversed(list(zip(model.network.layers, model.network.mirrors, strict=True))):
+        s = outputs_in_one_chain(s, np.ascontiguousarray(model.parameters[weights].T), model.parameters[bias], kind)
+    squares = np.square(s - model.scaler.transform(rows))
+    return np.asarray(np.cumsum(squares, axis=1, dtype=np.float32)[:, -1] / np.float32(model.n_inputs))
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")
@@ -50,6 +64,28 @@ def test_float32_in_any_order_stays_within_a_tight_bound() -> None:
         allowed = rounding_bound(model, rows)
         assert (np.abs(encode_in_one_chain(model, rows) - expected) < allowed / 2).all(), network
         assert (allowed < 1e-2 * np.maximum(1, np.abs(expected).max())).all(), network
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+def test_bound_of_errors_holds_in_any_order_and_is_tight() -> None:
+    for network in NETWORKS:
+        rng = np.random.default_rng(network.n_inputs)
+        model = model_of(network, rng)
+        rows = model.scaler.minimum + rng.uniform(-0.5, 1.5, (20, network.n_inputs))
+        features = model.encode(rows)
+        model.parameters[network.layers[0][2]][:] = 0.5  # near the middle of the rows
+        expected = model.row_errors(rows, features)
+        allowed = error_bound(model, rows, features, rounding_bound(model, rows))
+        assert (np.abs(errors_in_one_chain(model, rows) - expected) < allowed / 2).all(), network
+        assert (allowed < 1e-2 * expected).all(), network
+
+
+def test_bound_of_errors_is_infinite_where_float32_overflows() -> None:
+    model = model_of(Network((5, 3), code="linear"), np.random.default_rng(0))
+    rows = np.array([[1.0] * 5, [1e30] * 5, [1e300] * 5])
+    features = np.zeros((3, 3))
+    allowed = error_bound(model, rows, features, np.zeros((3, 3)))
+    assert np.isfinite(allowed).tolist() == [True, False, False]
 
 
 def test_bound_holds_for_units_with_zero_tiny_and_large_weights() -> None:

@@ -55,6 +55,7 @@ SAMPLES = {
     "on_drift": ("clip", "raise", "clip"),
     "storage_dtype": ("float16", "float32", "float16"),
     "compression": ("gzip", "none", "lzf"),
+    "row_error": (True, False, True),
     "workers": (1, 2, 3),
     "devices": (("cuda0",), ("opencl0:0", "cpu"), ("all",)),
     "scheduler": ("tls://a:1", "b", "c"),

@@ -235,6 +235,8 @@ def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
     found = {"costs": np.array(costs), "features": autoencoder.encode(rows)}
     graphs.label = f"errors {name}"
     found |= {"errors": autoencoder.errors(rows)} | autoencoder.parameters()
+    graphs.label = f"decoded {name}"
+    found["decoded"] = autoencoder.errors(rows, found["features"])
     return {f"{name} {key}": array for key, array in found.items()}
 
 

@@ -40,6 +40,7 @@ def encode(autoencoder: Autoencoder, rows: np.ndarray) -> None:
     """Run all functions that need no training."""
     features = autoencoder.encode(rows)
     autoencoder.errors(rows)
+    autoencoder.errors(rows, features)
     symbol = backend.load().tensor.fmatrix()
     backend.compile_function([symbol], reconstruction(autoencoder.network, symbol, autoencoder.shared))(features)
 

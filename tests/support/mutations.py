@@ -122,7 +122,7 @@ _REPORT = (
     Mutation(
         "a-target-is-tested-on-rows-without-a-value",
         "pipeline/shardpress/report/measures.py",
-        "has_value = have_value(name, sample.extras, choice.masks, sample.lost)",
+        "has_value = rows_with_value(name, sample.extras, choice.masks, sample.lost)",
         "has_value = np.ones(len(values), dtype=bool)",
         ("tests/report/test_judgment.py::test_a_target_is_probed_unless_labels_are_named",),
     ),
@@ -139,6 +139,13 @@ _REPORT = (
         " or found.encoder_to == encoder",
         "",
         ("tests/run/test_generations.py::test_features_can_be_read_as_those_of_another_output",),
+    ),
+    Mutation(
+        "errors-are-not-verified",
+        "pipeline/shardpress/report/rows.py",
+        "errors = file[ERROR][rows] if ERROR in file else None",
+        "errors = None",
+        ("tests/run/test_row_error.py::test_a_changed_error_is_a_fault",),
     ),
 )
 
@@ -455,9 +462,16 @@ _ENCODING = (
     Mutation(
         "bad-rows-are-marked-in-the-first-block",
         "pipeline/shardpress/encoding/encode.py",
-        "valid[rows_of_block][bad] = False",
-        "valid[bad] = False",
+        "out.valid[bad] = False",
+        "arrays.valid[bad] = False",
         ("tests/encoding/test_encode.py::test_skipped_rows_do_not_shift_other_rows",),
+    ),
+    Mutation(
+        "error-is-that-of-clipped-rows",
+        "pipeline/shardpress/encoding/encode.py",
+        "worker.errors(filled, out.features)",
+        "worker.errors(cleaned, out.features)",
+        ("tests/run/test_row_error.py::test_the_report_lists_the_worst_of_all_rows",),
     ),
     Mutation(
         "reason-of-an-unreadable-shard-concerns-its-neighbours",

@@ -38,6 +38,7 @@ FLAGS: list[tuple[str, ...]] = [
     ("--target", "part"),
     ("--on-bad-data", "skip", "--max-bad", "50%"),
     ("--storage-dtype", "float16"),
+    ("--row-error", "--clip-quantile", "0.1"),
 ]
 """Flags of the first run."""
 _SKIPPING = "--on-bad-data"
@@ -440,7 +441,7 @@ class RandomSequence:
         uid = np.concatenate([file.uid for file in files])
         extras = {name: values.compute() for name, values in found.extras.items()}
         assert extras["uid"].tolist() == uid.tolist(), f"{self} order of the rows"
-        self._check_features(found.features.compute(), found.valid.compute())
+        self._check_features(found.features.compute(), found.valid.compute(), extras.get("error"))
         use = np.concatenate([shard.use for shard in self._shards])
         assert found.result.use().tolist() == use.tolist(), f"{self} use"
         if self._n_appends:
@@ -458,15 +459,19 @@ class RandomSequence:
         self._check_parts()
         assert not verify(str(self._output), n_rows=len(uid)).faults, f"{self} verify"
 
-    def _check_features(self, features: np.ndarray, valid: np.ndarray) -> None:
+    def _check_features(self, features: np.ndarray, valid: np.ndarray, errors: np.ndarray | None) -> None:
         rows = np.concatenate([shard.file.rows for shard in self._shards])
         is_bad = np.isnan(rows).any(axis=1)
         assert valid.tolist() == (~is_bad).tolist(), f"{self} valid"
         model = load_model(self._output)
-        expected = model.encode(rows[:, [NAMES.index(name) for name in model.columns.names]])
+        rows = rows[:, [NAMES.index(name) for name in model.columns.names]]
+        expected = model.encode(rows)
         expected[is_bad] = np.nan
         tolerance = 1e-5 if features.dtype == np.float32 else 1e-3
         assert np.allclose(features, expected, atol=tolerance, equal_nan=True), f"{self} features"
+        assert (errors is not None) == ("--row-error" in self._flags), f"{self} error"
+        if errors is not None:
+            assert np.allclose(errors, model.row_errors(rows, expected), rtol=1e-4, equal_nan=True), f"{self} error"
         with h5py.File(self._output / "index.h5") as index:
             assert np.array_equal(index["features"], features, equal_nan=True), f"{self} index"
 

@@ -81,8 +81,8 @@ class Autoencoder:
         sums = (x[:, :, None] * self._parameters["W"]).sum(axis=1) + self._parameters["b_hidden"]
         return 1 / (1 + np.exp(-sums))
 
-    def residual(self, x: np.ndarray) -> np.ndarray:
-        products = self.code_of_scaled(x)[:, None, :] * self._parameters["W"]
+    def residual(self, x: np.ndarray, code: np.ndarray) -> np.ndarray:
+        products = code[:, None, :] * self._parameters["W"]
         return products.sum(axis=2) + self._parameters["b_output"] - x
 
     def encode(self, rows: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -97,8 +97,11 @@ class Autoencoder:
         low, high = self._limits
         return np.flatnonzero(~((rows >= low) & (rows <= high)).all(axis=1))
 
-    def errors(self, rows: np.ndarray) -> np.ndarray:
-        return (self.residual(self.scaled(rows)) ** 2).mean(axis=1)
+    def errors(self, rows: np.ndarray, features: np.ndarray | None = None) -> np.ndarray:
+        with np.errstate(invalid="ignore", over="ignore"):
+            x = self.scaled(rows)
+            code = self.code_of_scaled(x) if features is None else features
+            return (self.residual(x, code) ** 2).mean(axis=1)
 
     def cost(self, rows: np.ndarray) -> float:
         return float(self.errors(rows).mean(dtype=np.float64))
@@ -174,7 +177,7 @@ class TrainingStep:
         x = self._autoencoder.scaled(rows)
         parameters = self._autoencoder.parameters()
         h = self._autoencoder.code_of_scaled(x)
-        dy = self._autoencoder.residual(x)
+        dy = self._autoencoder.residual(x, h)
         dh = dy @ parameters["W"] * h * (1 - h)
         of_head = self._gradients_of_head(h, parameters, x.size)
         if of_head:

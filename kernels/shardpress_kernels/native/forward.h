@@ -107,12 +107,13 @@ static void finish_back(const Batch *b, int level, long row, long column, Tile s
             store(out + j, activate(level, load(&sums[i][j]) + load(bias + j)));
 }
 
-/* Take scaled rows through all layers, and back to the hidden level next to the columns. */
-static void forward_pass(const Batch *b, long next)
+/* Take the outputs of a level through all layers after it, and back to the hidden level next to the columns. Level 0 is
+ * the scaled rows. */
+static void forward_pass(const Batch *b, int first, long next)
 {
     const Model *m = b->model;
     const Level *levels = m->levels;
-    for (int l = 1; l <= N_LAYERS; l++)
+    for (int l = first + 1; l <= N_LAYERS; l++)
         multiply_batch(b, rows_in(b, l - 1, levels[l - 1].in.out), &m->layers[l - 1].in, l, l == 1 ? next : -1,
                        finish_in);
     if (IS_NESTED)

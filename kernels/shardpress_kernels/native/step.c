@@ -326,7 +326,7 @@ static void rows_some(void *job)
         scale_rows(&s->rows, b.first, n_rows, s->x + place * x_row, x_row, m->levels[0].strip);
         if (s->noise)
             mask_batch(s, &b);
-        forward_pass(&b, -1);
+        forward_pass(&b, 0, -1);
         if (HAS_HEAD)
             pass_through_head(&b);
         multiply_batch(&b, rows_in(&b, 1, m->levels[1].back.out), &m->layers[0].back, 0, -1, finish_r);

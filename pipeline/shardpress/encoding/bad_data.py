@@ -16,7 +16,7 @@ from shardpress.scan.scaler import Scaler, bad_entries, bad_rows
 from shardpress.shards.shard import Block
 
 _MAX_LISTED_COLUMNS = 20  # columns to list per row, because a row can have thousands of bad values
-_NO_POSITIONS = np.empty(0, dtype=np.int64)
+NO_POSITIONS = np.empty(0, dtype=np.int64)
 
 _Encode = Callable[[np.ndarray, np.ndarray], object]
 
@@ -94,7 +94,7 @@ class BadData:
     def _find_bad(self, block: Block, numbers: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, list[dict[str, Any]]]:
         """Return the positions of bad rows and the reasons. `numbers` are the row numbers in the shard."""
         if self.missing is None and rows.dtype.kind != "f":
-            return _NO_POSITIONS, []  # integers are always finite
+            return NO_POSITIONS, []  # integers are always finite
         is_bad = bad_entries(rows, self.missing, block.shard.stored_dtype, self.fills)
         bad = np.flatnonzero(is_bad.any(axis=1))
         if len(bad) > 0 and self.on_bad_data == "raise":
@@ -120,7 +120,7 @@ class BadData:
                 "the rows are too far outside the range of the model's training rows. Train a model on such rows, or "
                 "skip them with --on-bad-data skip."
             )
-        return [_reason(number, _NO_POSITIONS, "overflows float32") for number in numbers]
+        return [_reason(number, NO_POSITIONS, "overflows float32") for number in numbers]
 
     def _measure_drift(
         self, block: Block, numbers: np.ndarray, rows: np.ndarray, bad: np.ndarray

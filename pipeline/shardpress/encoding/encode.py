@@ -13,13 +13,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from shardpress.cluster.threads import check
 from shardpress.device import theanos_errors
-from shardpress.encoding.bad_data import BadData, RowFacts
+from shardpress.encoding.bad_data import NO_POSITIONS, BadData, RowFacts
 from shardpress.encoding.partfile import Streamed, part_file, stored_categories
 from shardpress.encoding.parts import Piece
 from shardpress.encoding.worker import EncodeSettings, Worker, check_place, worker_of
@@ -54,6 +54,18 @@ class EncodeTask:
     @property
     def n_rows(self) -> int:
         return sum(len(piece.source) for piece in self.pieces)
+
+
+class _Arrays(NamedTuple):
+    """Results for the rows of a part, or for some of them."""
+
+    features: np.ndarray  # float32 (n_rows, n_features)
+    valid: np.ndarray  # bool (n_rows,)
+    errors: np.ndarray | None  # float32 (n_rows,); None if they are not requested
+
+    def at(self, rows: slice) -> _Arrays:
+        errors = None if self.errors is None else self.errors[rows]
+        return _Arrays(self.features[rows], self.valid[rows], errors)
 
 
 class _Place:
@@ -111,23 +123,23 @@ def encode_part(task: EncodeTask) -> Part:
     settings = task.settings
     worker = worker_of(settings)
     keep_chunks(settings.chunk_bytes)
-    features = worker.features(task.n_rows)
-    valid = np.ones(task.n_rows, dtype=bool)
+    errors = np.empty(task.n_rows, dtype=np.float32) if settings.row_error else None
+    arrays = _Arrays(worker.features(task.n_rows), np.ones(task.n_rows, dtype=bool), errors)
     places = list(_places(task.pieces))
     with worker.readers:  # released before the part is written, because writing waits for the disk
         for place in places:
             reason = task.unreadable.get(place.piece.shard)
             if reason is None:
-                _encode_rows(worker, settings, place, features[place.rows], valid[place.rows])
+                _encode_rows(worker, settings, place, arrays.at(place.rows))
             else:
-                _mark_unreadable(place, reason, features[place.rows], valid[place.rows])
-    stored, error = worker.stored(features)
-    entry = _write_part(worker, settings, places, stored, valid)
+                _mark_unreadable(place, reason, arrays.at(place.rows))
+    stored, error = worker.stored(arrays.features)
+    entry = _write_part(worker, settings, places, arrays._replace(features=stored))
     # Wide extras are read during the writing, so reports of lost values are complete only after it.
     return Part(
         entry,
         task.n_rows,
-        [place.range(valid, place.piece.shard in task.unreadable) for place in places],
+        [place.range(arrays.valid, place.piece.shard in task.unreadable) for place in places],
         dtype=None if error is None else settings.storage.dtype,
         max_error=error,
     )
@@ -159,17 +171,17 @@ def _lost_ranges(shard: Shard, reports: Sequence[Mapping[str, Any]]) -> dict[str
     return found
 
 
-def _mark_unreadable(place: _Place, reason: str, features: np.ndarray, valid: np.ndarray) -> None:
+def _mark_unreadable(place: _Place, reason: str, arrays: _Arrays) -> None:
     """Mark all rows of a piece as bad."""
-    features[:] = np.nan
-    valid[:] = False
+    arrays.features[:] = np.nan
+    arrays.valid[:] = False
+    if arrays.errors is not None:
+        arrays.errors[:] = np.nan
     place.facts.bad.append({"row": [place.source.start, place.source.stop], "columns": [], "reason": reason})
 
 
-def _encode_rows(
-    worker: Worker, settings: EncodeSettings, place: _Place, features: np.ndarray, valid: np.ndarray
-) -> None:
-    """Encode the rows of a piece into `features`, and set `valid` to False for bad rows."""
+def _encode_rows(worker: Worker, settings: EncodeSettings, place: _Place, arrays: _Arrays) -> None:
+    """Encode the rows of a piece, and mark bad rows."""
     source = place.source
     bad_data = _bad_data(worker.model, settings)
     cleaning = Cleaning(worker.model.scaler, bad_data.missing, bad_data.clips)
@@ -177,17 +189,22 @@ def _encode_rows(
     finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans
     for block in source.cut(settings.block_rows):
         check()  # a part can take seconds, but a signal should stop the run at once
-        rows_of_block = slice(block.start - source.start, block.stop - source.start)
+        out = arrays.at(slice(block.start - source.start, block.stop - source.start))
         rows = read(block, worker.block_memory(block), place.digest)
-        cleaned = cleaning.cleaned(block, rows)
-        suspects = worker.encode(cleaned, features[rows_of_block])
+        filled = cleaning.filled(block, rows)
+        cleaned = cleaning.clipped(filled)
+        suspects = worker.encode(cleaned, out.features)
         if not finds_suspects:
             suspects = None
-        if suspects is not None and len(suspects) == 0:
-            continue
-        bad, found = bad_data.judge(block, (rows, cleaned), features[rows_of_block], worker.encode, suspects)
-        valid[rows_of_block][bad] = False
-        place.facts.add(found)
+        bad = NO_POSITIONS
+        if suspects is None or len(suspects) > 0:
+            bad, found = bad_data.judge(block, (rows, cleaned), out.features, worker.encode, suspects)
+            out.valid[bad] = False
+            place.facts.add(found)
+        if out.errors is not None:
+            # The features are those of clipped rows, but the error is that of the rows before.
+            out.errors[:] = worker.errors(filled, out.features)
+            out.errors[bad] = np.nan
 
 
 def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
@@ -201,9 +218,7 @@ def _bad_data(model: Model, settings: EncodeSettings) -> BadData:
 # -- writing -------------------------------------------------------------------------------------------------------
 
 
-def _write_part(
-    worker: Worker, settings: EncodeSettings, places: Sequence[_Place], features: np.ndarray, valid: np.ndarray
-) -> Entry:
+def _write_part(worker: Worker, settings: EncodeSettings, places: Sequence[_Place], arrays: _Arrays) -> Entry:
     """Write the file of a part, and add the extras to the digests of its pieces."""
     extras = places[0].source.shard.extras  # the same in all shards
     wide = {extra.name for i, extra in enumerate(extras) if _is_wide(places, i)}
@@ -211,7 +226,15 @@ def _write_part(
     # A wide extra is read while it is written.
     with worker.wide_writers if wide else nullcontext():
         values = _extras_of(places, wide, settings.bad_data)
-        content = part_file(features, valid, values, settings.attributes, categories, settings.storage.compression)
+        content = part_file(
+            arrays.features,
+            arrays.valid,
+            values,
+            settings.attributes,
+            categories,
+            settings.storage.compression,
+            arrays.errors,
+        )
         entry = _write_file(worker, settings, places[0], content)
         if wide:
             _trim_memory()

@@ -22,7 +22,7 @@ from shardpress.encoding.storage import write_chunked
 from shardpress.features import Shape
 from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
 from shardpress.output.disk import PAGE, Pieces
-from shardpress.result import FEATURES, VALID, stored_name
+from shardpress.result import ERROR, FEATURES, VALID, stored_name
 from shardpress.shards.shard import Extra
 
 _PAGE = 2**16  # page size of an image in bytes; smaller pages are slow with megabytes of strings
@@ -46,6 +46,7 @@ def part_file(
     attributes: Mapping[str, Any],
     categories: Mapping[str, np.ndarray | str],
     compression: str = "none",
+    errors: np.ndarray | None = None,
 ) -> Pieces:
     """Return the file of a part.
 
@@ -64,8 +65,12 @@ def part_file(
         See `stored_categories`.
     compression : {"none", "lzf", "gzip"}
         Compression of the features.
+    errors : ndarray of shape (n_rows,), float32, optional
+        Error of each row.
     """
     values: dict[str, np.ndarray | Streamed] = {FEATURES: features, VALID: valid}
+    if errors is not None:
+        values[ERROR] = errors
     values.update({stored_name(name): each for name, each in extras.items()})
     image = _Image()
     offsets: dict[int, str] = {}
@@ -146,9 +151,13 @@ def _text(value: object) -> str:
 # -- names and shapes of datasets --------------------------------------------------------------------------------
 
 
-def row_shapes(n_features: int, extras: Sequence[Extra], dtype: np.dtype = _FLOAT32) -> dict[str, Shape]:
+def row_shapes(
+    n_features: int, extras: Sequence[Extra], dtype: np.dtype = _FLOAT32, has_errors: bool = False
+) -> dict[str, Shape]:
     """Return the shape of a row and the dtype of each dataset in a part."""
     shapes: dict[str, Shape] = {FEATURES: ((n_features,), dtype), VALID: ((), np.dtype(bool))}
+    if has_errors:
+        shapes[ERROR] = ((), _FLOAT32)
     for extra in extras:
         item_dtype, item_shape = extra.dtype.subdtype or (extra.dtype, ())
         stored_dtype = h5py.string_dtype() if item_dtype.hasobject else item_dtype

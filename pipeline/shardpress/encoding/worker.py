@@ -22,7 +22,7 @@ from shardpress.device import autoencoder_of, n_cores, start_device
 from shardpress.encoding.bad_data import BadData
 from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.errors import ReadFailed, TryAgain, printable
-from shardpress.model import Model
+from shardpress.model import Model, finite_errors
 from shardpress.output.disk import PAGE, Disk
 from shardpress.output.files import fault_of
 from shardpress.processcache import ProcessCache
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 """Thread-safe function that writes the features of rows (n, n_inputs) into an array (n, n_features). It can return the
 positions of suspect rows. In that case all other rows contain only finite numbers in the model's range."""
+
+ErrorFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""Thread-safe function that returns the mean squared errors (n,), float32, of rows (n, n_inputs) that are reconstructed
+from features (n, n_features)."""
 
 IN_MEMORY = Entry("", 0, "")
 """Placeholder for the model file in tasks of the process that has the model in memory (see `serving`)."""
@@ -54,6 +58,7 @@ class EncodeSettings:
     has_range: bool = False  # rows can have values outside the range of the model's training rows
     attributes: Mapping[str, Any] = field(default_factory=dict)  # attributes of every file
     storage: Storage = PLAIN
+    row_error: bool = False  # whether the error of each row is stored
     n_wide: int = 1  # parts with wide extras (see `WIDE_BYTES`) that a process can write at the same time
     chunk_bytes: int = 0  # size of the cache of decompressed chunks in each process
 
@@ -80,13 +85,20 @@ class Encoders:
 
     def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray | None:
         """Write the features of rows into `out`. Return the positions of suspect rows, as in `Encoder`."""
-        with self._lock:
-            if rows.dtype not in self._by_dtype:
-                self._by_dtype[rows.dtype] = self._encoder_for(rows.dtype)
-        suspects: np.ndarray | None = self._by_dtype[rows.dtype].encode_checked(rows, out)
+        suspects: np.ndarray | None = self._encoder_for(rows.dtype).encode_checked(rows, out)
         return suspects
 
+    def errors(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Return the errors of rows, as in `ErrorFunction`."""
+        return np.asarray(self._encoder_for(rows.dtype).errors(rows, features))
+
     def _encoder_for(self, dtype: np.dtype) -> Autoencoder:
+        with self._lock:
+            if dtype not in self._by_dtype:
+                self._by_dtype[dtype] = self._encoder_of_scaling(dtype)
+            return self._by_dtype[dtype]
+
+    def _encoder_of_scaling(self, dtype: np.dtype) -> Autoencoder:
         shift, _ = self._model.scaler.arrays(dtype)
         if shift.dtype not in self._by_scaling:
             encoder = autoencoder_of(self._model.scaler, self._model.network, dtype)
@@ -98,9 +110,12 @@ class Encoders:
 class Worker:
     """Model, device and memory of a process that encodes."""
 
-    def __init__(self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> None:
+    def __init__(
+        self, settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk, errors: ErrorFunction | None = None
+    ) -> None:
         self.model = model
         self.encode = encode
+        self._errors = errors  # needed with `row_error` only
         self.disk = disk
         # Without this limit, all threads would soon wait for the disk at the same time.
         self.readers = threading.Semaphore(settings.n_readers or n_cores())
@@ -128,6 +143,11 @@ class Worker:
             memory = _aligned_array(most, np.dtype("<f4"))
             self._local.features = memory
         return np.asarray(memory[:n_values].reshape(n_rows, -1))
+
+    def errors(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
+        """Return the errors (n,), float32, of filled rows (n, n_inputs) that are reconstructed from features."""
+        assert self._errors is not None
+        return finite_errors(self._errors(rows, features))
 
     def stored(self, features: np.ndarray) -> tuple[np.ndarray, float | None]:
         """Return features in the form in which they are stored, and their largest error; None if it is the same."""
@@ -164,7 +184,8 @@ def worker_of(settings: EncodeSettings) -> Worker:
 def _new_worker(settings: EncodeSettings) -> Worker:
     model = _load_model(settings)
     start_device()
-    return Worker(settings, model, Encoders(model).encode_checked, Disk())
+    encoders = Encoders(model)
+    return Worker(settings, model, encoders.encode_checked, Disk(), encoders.errors)
 
 
 def _load_model(settings: EncodeSettings) -> Model:
@@ -196,9 +217,11 @@ def check_place(settings: EncodeSettings) -> None:
 
 
 @contextmanager
-def serving(settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk) -> Iterator[None]:
+def serving(
+    settings: EncodeSettings, model: Model, encode: Encoder, disk: Disk, errors: ErrorFunction | None = None
+) -> Iterator[None]:
     """Let this process encode with an existing model and encoder within the context, so that nothing is recompiled."""
-    _workers.put(settings.key, Worker(settings, model, encode, disk))
+    _workers.put(settings.key, Worker(settings, model, encode, disk, errors))
     try:
         yield
     finally:

@@ -18,7 +18,7 @@ import numpy as np
 from shardpress.alignment import LinearMap
 from shardpress.device import TILE_ROWS, autoencoder_of, start_device, theanos_errors
 from shardpress.errors import WriteFailed, printable
-from shardpress.model import Model
+from shardpress.model import Model, finite_errors
 from shardpress.preparation import PREPARED_DTYPE
 from shardpress.processcache import ProcessCache
 from shardpress.shards.shard import read_dtype
@@ -78,7 +78,8 @@ def encode(model: Model, rows: Any) -> Any:
 def reconstruction_errors(model: Model, rows: Any) -> Any:
     """Return the mean squared reconstruction error of each row in scaled units, shape (n_rows,), float32.
 
-    For a Dask array, the result is lazy.
+    Values are not clipped. If the errors are computed on the device, they have the same bits as those of a run. For a
+    Dask array, the result is lazy.
     """
     if is_lazy(rows):
         return _apply_lazily(partial(_apply_to_block, reconstruction_errors, model), rows, None, np.float32)
@@ -86,12 +87,24 @@ def reconstruction_errors(model: Model, rows: Any) -> Any:
     if not has_theano():
         return _by_blocks(partial(_errors_in_numpy, model), rows, errors)
     with theanos_errors():
-        errors_of_block = _on_device(model, rows.dtype).errors
-        return _by_blocks(lambda block, out: np.copyto(out, errors_of_block(_cleaned(model, block))), rows, errors)
+        return _by_blocks(partial(_errors_on_device, model, _on_device(model, rows.dtype)), rows, errors)
 
 
 def _cleaned(model: Model, rows: np.ndarray) -> np.ndarray:
     return model.scaler.cleaned(model.prepared(rows))
+
+
+def _filled_and_cleaned(model: Model, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows before and after the clipping."""
+    filled = model.scaler.filled(model.prepared(rows))
+    return filled, model.scaler.clipped(filled) if model.scaler.clips else filled
+
+
+def _errors_on_device(model: Model, autoencoder: Autoencoder, rows: np.ndarray, out: np.ndarray) -> None:
+    filled, cleaned = _filled_and_cleaned(model, rows)
+    features = np.empty((len(rows), model.n_features), dtype=np.float32)
+    autoencoder.encode_checked(cleaned, features)
+    out[...] = finite_errors(autoencoder.errors(filled, features))
 
 
 def decode(model: Model, features: Any) -> Any:
@@ -119,10 +132,8 @@ def _decode_block(model: Model, features: np.ndarray, out: np.ndarray) -> None:
 
 
 def _errors_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:
-    rows = _cleaned(model, rows)
-    x = model.scaler.scaled(rows)
-    reconstructions = model.decode(model.encode_cleaned(rows))
-    out[...] = np.square(x - reconstructions).mean(axis=1)
+    filled, cleaned = _filled_and_cleaned(model, rows)
+    out[...] = finite_errors(model.row_errors(filled, model.encode_cleaned(cleaned)))
 
 
 def _by_blocks(fill: Callable[[np.ndarray, np.ndarray], object], rows: Any, out: np.ndarray) -> np.ndarray:

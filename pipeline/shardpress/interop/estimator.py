@@ -295,7 +295,20 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         return decode(self.model_, features)
 
     def score_samples(self, X: Any) -> Any:
-        """Return the negative mean squared reconstruction error of each scaled row, shape (n_rows,)."""
+        """Return the negative reconstruction error of rows. Rows with low scores are unlike the training rows.
+
+        The error is the mean over the scaled columns of the squared differences from the reconstruction. It compares
+        values before they are clipped, as ``shardpress run --row-error`` does.
+
+        Parameters
+        ----------
+        X : {array-like, sparse matrix} of shape (n_rows, n_inputs)
+            Rows. For a Dask array, the result is lazy.
+
+        Returns
+        -------
+        array of shape (n_rows,), float32
+        """
         return -self._apply(reconstruction_errors, X)
 
     def score(self, X: Any, y: Any = None) -> float:

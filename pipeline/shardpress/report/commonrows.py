@@ -49,8 +49,8 @@ class Piece:
 
     def read(self, a: Path, b: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Read some rows of both runs. Return their features, and a mask of the rows that are valid in both."""
-        features_a, valid_a = read_features(a / self.parts[0], rows + self.starts[0])
-        features_b, valid_b = read_features(b / self.parts[1], rows + self.starts[1])
+        features_a, valid_a, _ = read_features(a / self.parts[0], rows + self.starts[0])
+        features_b, valid_b, _ = read_features(b / self.parts[1], rows + self.starts[1])
         return features_a, features_b, valid_a & valid_b
 
 

@@ -15,6 +15,7 @@ from shardpress.errors import printable
 from shardpress.records import Outside, Range, ShardFacts
 from shardpress.report.measures import LabelChoice, measure
 from shardpress.report.sample import PartSource, SampleSpec, draw_sample
+from shardpress.report.worst import worst_facts
 from shardpress.result import Result
 from shardpress.scan.drift import farthest
 from shardpress.shards.shard import Shard
@@ -135,18 +136,25 @@ def last_run_facts(base: Result | None) -> dict[str, Any] | None:
 
 
 def sample_facts(
-    parts: Sequence[PartSource], spec: SampleSpec, categories: Mapping[str, np.ndarray], choice: LabelChoice
+    parts: Sequence[PartSource],
+    spec: SampleSpec,
+    categories: Mapping[str, np.ndarray],
+    choice: LabelChoice,
+    has_errors: bool,
 ) -> dict[str, Any] | None:
     """Return measurements of a sample of rows, or None if there are too few rows or if a measurement fails.
 
-    `categories` are those of the extras that are stored as codes. A failure is only logged as a warning, because the
-    features are already complete.
+    `categories` are those of the extras that are stored as codes. If the errors of all rows are stored (`has_errors`),
+    the worst of all rows are listed. A failure is only logged as a warning, because the features are already complete.
     """
     try:
         sample = draw_sample(parts, spec)
         if sample is None:
             return None
-        return measure(sample, parts, spec.model, categories, choice)
+        facts = measure(sample, parts, spec.model, categories, choice)
+        if has_errors:
+            facts |= worst_facts(parts, spec, categories, choice.masks, facts["points"]["dataset"])
+        return facts
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}")
         log.warning("report: measuring a sample of rows failed, so its figures are missing: %s", reason)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shardpress.errors import printable
-from shardpress.labels import LABELS_IN_WORDS, Labels, Numbers, have_value, labels_in, labels_of, numbers_in
+from shardpress.labels import LABELS_IN_WORDS, Labels, Numbers, labels_in, labels_of, numbers_in, rows_with_value
 from shardpress.model import Model
 from shardpress.outliers import largest_share, outliers
 from shardpress.report.baselines import MIN_TEST_ROWS, Prediction, prediction_of, probe_facts, score_of
@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 _MOST_CLASSES = 1000  # of a target, as in the training
 _N_BINS = 24
 _QUANTILES = (0, 0.05, 0.25, 0.5, 0.75, 0.95, 1)
-_N_WORST = 10  # number of rows to list
+N_WORST = 10
+"""Number of rows with large errors to list."""
 _N_POINTS = 500
 _N_PAIRS = 8
 _MAX_SIDE = 32  # maximum number of pixels per side of an image
@@ -71,7 +72,7 @@ def measure(
     is_fitted = is_usable & ~is_test
     n_components = min(max(2, model.n_features), model.n_inputs)  # hidden layers can be wider than the rows
     components = principal_components(sample.scaled[is_fitted], n_components, np.random.default_rng(0))
-    facts = _reconstruction_facts(_Reconstruction.of(sample, parts, model, labels), components, is_usable)
+    facts = _reconstruction_facts(Reconstruction.of(sample, parts, model, labels), components, is_usable)
     prediction = None
     wanted = _values_to_predict(sample, model, labels, categories, choice)
     if wanted is not None:
@@ -100,14 +101,14 @@ def _values_to_predict(
         return labels
     name = str(target["name"])
     values = sample.extras[name]
-    has_value = have_value(name, sample.extras, choice.masks, sample.lost)
+    has_value = rows_with_value(name, sample.extras, choice.masks, sample.lost)
     if target["kind"] == "numbers":
         return numbers_in(name, values, has_value)
     return labels_in(name, values, categories.get(name), _MOST_CLASSES, has_value)
 
 
 @dataclass(frozen=True)
-class _Reconstruction:
+class Reconstruction:
     """Rows of a sample that were decoded from their features."""
 
     sample: Sample
@@ -119,7 +120,7 @@ class _Reconstruction:
     errors: np.ndarray  # (n_rows,), their means
 
     @classmethod
-    def of(cls, sample: Sample, parts: Sequence[PartSource], model: Model, labels: Labels | None) -> _Reconstruction:
+    def of(cls, sample: Sample, parts: Sequence[PartSource], model: Model, labels: Labels | None) -> Reconstruction:
         rows = model.decode(sample.features)
         squares = np.square(sample.scaled - rows)
         return cls(sample, parts, model, labels, rows, squares, squares.mean(axis=1))
@@ -131,6 +132,10 @@ class _Reconstruction:
         if self.labels is not None:
             label = self.labels.name_of(i)
         return {"file": shard.path, "dataset": shard.dataset, "row": int(self.sample.rows[i]), "label": label}
+
+    def described(self, i: int, error: float) -> dict[str, Any]:
+        """Return facts about row `i`, which has this error: its location, and the column with the largest error."""
+        return {**self.location(i), "error": error, **self.worst_column(i)}
 
     def worst_column(self, i: int) -> dict[str, Any]:
         """Return the number and name of the column with the largest error in row `i`. The name can be None.
@@ -146,7 +151,7 @@ class _Reconstruction:
         return self.parts[0].block.shard
 
 
-def _reconstruction_facts(decoded: _Reconstruction, components: Components, is_usable: np.ndarray) -> dict[str, Any]:
+def _reconstruction_facts(decoded: Reconstruction, components: Components, is_usable: np.ndarray) -> dict[str, Any]:
     sample = decoded.sample
     errors = decoded.errors
     return {
@@ -207,7 +212,7 @@ def _error_of_mean(rows: np.ndarray) -> float:
     return float(np.square(rows - rows.mean(axis=0, dtype=np.float64)).mean())
 
 
-def _outlier(decoded: _Reconstruction, is_usable: np.ndarray) -> dict[str, Any] | None:
+def _outlier(decoded: Reconstruction, is_usable: np.ndarray) -> dict[str, Any] | None:
     """Return the row with the largest error, and the mean errors without outliers, as in the summary; or None.
 
     `is_usable` (n_rows,) is False for rows that are far from all others.
@@ -238,16 +243,16 @@ def _distribution(errors: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _worst_rows(decoded: _Reconstruction) -> list[dict[str, Any]]:
+def _worst_rows(decoded: Reconstruction) -> list[dict[str, Any]]:
     """Return the rows with the largest errors, and the column with the largest error in each row."""
-    worst = np.argsort(-decoded.errors, kind="stable")[:_N_WORST].tolist()
-    return [{**decoded.location(i), "error": float(decoded.errors[i]), **decoded.worst_column(i)} for i in worst]
+    worst = np.argsort(-decoded.errors, kind="stable")[:N_WORST].tolist()
+    return [decoded.described(i, float(decoded.errors[i])) for i in worst]
 
 
 # -- points --------------------------------------------------------------------------------------------------------
 
 
-def _points(decoded: _Reconstruction, components: Components) -> dict[str, Any]:
+def _points(decoded: Reconstruction, components: Components) -> dict[str, Any]:
     """Return the first two principal components of some rows, of their features and of their reconstructions."""
     sample = decoded.sample
     n_rows, n_features = sample.features.shape
@@ -273,7 +278,7 @@ def _projected(rows: np.ndarray, components: Components) -> list[Any]:
 # -- rows and their reconstructions --------------------------------------------------------------------------------
 
 
-def _pairs(decoded: _Reconstruction) -> dict[str, Any]:
+def _pairs(decoded: Reconstruction) -> dict[str, Any]:
     """Return rows from the best to the worst with their reconstructions, as images if the rows are images.
 
     Missing indicators are not shown.

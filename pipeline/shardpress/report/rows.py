@@ -16,10 +16,10 @@ import numpy as np
 
 from shardpress.errors import DataError, NoInput, NotPermitted, printable
 from shardpress.features import FAILURES, reading
-from shardpress.model import Model
+from shardpress.model import Model, finite_errors
 from shardpress.output.files import check_storage
 from shardpress.records import Part, Range, ShardFacts
-from shardpress.result import FEATURES, VALID
+from shardpress.result import ERROR, FEATURES, VALID
 from shardpress.scan.scaler import Cleaning, bad_entries
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, Shard
@@ -46,9 +46,15 @@ class Preprocessing:
 
     def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
         """Return the rows (n_rows, n_inputs) of a block as they were passed to the encoder."""
+        return self.clipped(self.filled(block, rows))
+
+    def filled(self, block: Block, rows: np.ndarray) -> np.ndarray:
+        """Return the rows (n_rows, n_inputs) of a block before they are clipped."""
+        return Cleaning(self.model.scaler, self.missing, self.clips).filled(block, rows)
+
+    def clipped(self, filled: np.ndarray) -> np.ndarray:
         scaler = self.model.scaler
-        rows = Cleaning(scaler, self.missing).cleaned(block, rows)
-        return scaler.clipped(rows) if self.clips else rows
+        return scaler.clipped(filled) if self.clips or scaler.clips else filled
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ def _affordable_rows(ranges: Sequence[Range], sources: _Sources) -> int:
 # -- stored features -----------------------------------------------------------------------------------------------
 
 
-def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Read some rows of a part, given their sorted numbers (n,).
 
     Returns
@@ -165,6 +171,8 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
         Features in the stored dtype.
     valid : ndarray of shape (n,), bool
         False for bad rows.
+    errors : ndarray of shape (n,), float32, or None
+        Reconstruction errors, if they are stored.
 
     Raises
     ------
@@ -175,7 +183,8 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]
     """
     try:
         with reading(path) as file:
-            return file[FEATURES][rows], file[VALID][rows]
+            errors = file[ERROR][rows] if ERROR in file else None
+            return file[FEATURES][rows], file[VALID][rows], errors
     except FAILURES as error:
         # HDF5 reports the error number of a failed system call only in the text of its error.
         match = re.search(r"errno = (\d+), error message", str(error))
@@ -235,7 +244,7 @@ def _check_range(
     """Recompute the features of some rows of a range, and compare them with the stored features."""
     part, rows_of_part = pair
     try:
-        features, valid = read_features(directory / part.file, rows_of_part.first + numbers)
+        features, valid, errors = read_features(directory / part.file, rows_of_part.first + numbers)
     except DataError as error:
         return RowCheck(faults=(Fault(part.file, str(error)),))
     shard = sources.shard(rows_of_part.shard)
@@ -247,59 +256,70 @@ def _check_range(
     if reasons:
         sources.unreadable[rows_of_part.shard] = reasons[0]
     positions = np.delete(np.arange(len(rows)), list(failures))
-    expected = _expected(shard, rows[positions], preprocessing, part.max_error or 0.0)
+    expected = _expected(shard, rows[positions], preprocessing, part.max_error or 0.0, errors is not None)
     if rows_of_part.is_unreadable:
         expected = replace(expected, may_be_bad=np.ones_like(expected.may_be_bad))
     places = rows_of_part.first + numbers[positions]
-    stored = _Stored(places, features[positions].astype(np.float64), valid[positions])
+    values = features if errors is None else np.column_stack([features, errors])
+    stored = _Stored(places, values[positions].astype(np.float64), valid[positions])
     return _compare(part.file, stored, expected)
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """Stored features of some rows."""
+    """Stored values of some rows: their features and, if it is stored, their reconstruction error."""
 
     numbers: np.ndarray  # (n_rows,), within the part
-    features: np.ndarray  # float64 (n_rows, n_features)
+    values: np.ndarray  # float64 (n_rows, n_values)
     valid: np.ndarray  # bool (n_rows,), false for rows that are stored as bad rows
 
 
 @dataclass(frozen=True)
 class _Expected:
-    """Expected features of some rows."""
+    """Expected values of some rows."""
 
-    features: np.ndarray  # float64 (n_rows, n_features)
-    allowed: np.ndarray  # float64 (n_rows, n_features), the largest allowed differences
+    n_features: int
+    values: np.ndarray  # float64 (n_rows, n_values)
+    allowed: np.ndarray  # float64 (n_rows, n_values), the largest allowed differences
     is_bad: np.ndarray  # bool (n_rows,), true for rows that must be stored as bad rows
     may_be_bad: np.ndarray  # bool (n_rows,), true for rows that are allowed to be bad, as float32 can overflow
 
 
-def _expected(shard: Shard, rows: np.ndarray, preprocessing: Preprocessing, storage_error: float) -> _Expected:
-    """Recompute the features of some rows in float64. `storage_error` is that of their conversion."""
-    scaler = preprocessing.model.scaler
+def _expected(
+    shard: Shard, rows: np.ndarray, preprocessing: Preprocessing, storage_error: float, has_errors: bool
+) -> _Expected:
+    """Recompute the features of some rows in float64, and their errors. `storage_error` is that of the conversion."""
+    model = preprocessing.model
+    scaler = model.scaler
     bad = bad_entries(rows, preprocessing.missing, shard.stored_dtype, scaler.fill is not None)
-    cleaned = preprocessing.cleaned(Block(shard, 0, 0), rows)
+    filled = preprocessing.filled(Block(shard, 0, 0), rows)
+    cleaned = preprocessing.clipped(filled)
     with np.errstate(over="ignore", invalid="ignore"):  # bad rows, and rows far outside the range
-        allowed = rounding_bound(preprocessing.model, cleaned)
+        rounding = rounding_bound(model, cleaned)
         is_far = ~(np.abs(scaler.scaled(cleaned)).max(axis=1) < _HUGE)
-        features = preprocessing.model.encode_cleaned(cleaned)
-    may_be_bad = is_far | ~np.isfinite(allowed).all(axis=1)
-    return _Expected(features, allowed + storage_error, bad.any(axis=1), may_be_bad)
+        features = model.encode_cleaned(cleaned)
+        values = features
+        allowed = rounding + storage_error
+        if has_errors:
+            values = np.column_stack([features, finite_errors(model.row_errors(filled, features))])
+            allowed = np.column_stack([allowed, error_bound(model, filled, features, rounding)])
+    may_be_bad = is_far | ~np.isfinite(rounding).all(axis=1)
+    return _Expected(model.n_features, values, allowed, bad.any(axis=1), may_be_bad)
 
 
 def _compare(file: str, stored: _Stored, expected: _Expected) -> RowCheck:
-    """Compare stored features with expected features, and report the first wrong row."""
+    """Compare stored values with expected values, and report the first wrong row."""
     is_comparable = stored.valid & ~expected.is_bad & ~expected.may_be_bad
-    differences = np.where(is_comparable[:, None], np.abs(stored.features - expected.features), 0)
+    differences = np.where(is_comparable[:, None], np.abs(stored.values - expected.values), 0)
     shares = np.where(is_comparable[:, None], differences / expected.allowed, 0)
-    is_nan = np.isnan(stored.features).all(axis=1)
+    is_nan = np.isnan(stored.values).all(axis=1)
     is_left_out = ~stored.valid & is_nan & (expected.is_bad | expected.may_be_bad)  # correctly stored as bad rows
     is_right = stored.valid & ~expected.is_bad & (shares <= 1).all(axis=1)  # shares are 0 if a row may be bad
     wrong = np.flatnonzero(~(is_right | is_left_out)).tolist()
     return RowCheck(
         n_rows=int(is_comparable.sum()),
         n_bad=int(is_left_out.sum()),
-        largest_difference=float(differences.max(initial=0)),
+        largest_difference=float(differences[:, : expected.n_features].max(initial=0)),
         of_tolerance=float(shares.max(initial=0)),
         faults=tuple(Fault(file, _fault(i, stored, expected, shares)) for i in wrong[:1]),
     )
@@ -313,8 +333,9 @@ def _fault(i: int, stored: _Stored, expected: _Expected, shares: np.ndarray) -> 
     if not stored.valid[i]:
         return f"{where}: is marked as bad although its input row is good, expected features and valid=True"
     worst = int(np.argmax(np.where(np.isnan(shares[i]), np.inf, shares[i])))
+    name = f"feature {worst}" if worst < expected.n_features else ERROR
     return (
-        f"{where}: feature {worst} is {stored.features[i, worst]:.7g}, expected {expected.features[i, worst]:.7g} +- "
+        f"{where}: {name} is {stored.values[i, worst]:.7g}, expected {expected.values[i, worst]:.7g} +- "
         f"{expected.allowed[i, worst]:.2g} (recomputed in float64)"
     )
 
@@ -337,18 +358,51 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
         a = model.scaler.scaled(rows)
         error = np.float32(_SAFETY * _EPS) * (np.abs(a) + 1)
         for weights, bias, kind in model.network.feature_layers:
-            W = model.parameters[weights]
-            b = model.parameters[bias]
-            error = np.hypot(np.sqrt(error**2 @ W**2), _error_of_layer(a, W, b))
-            a = activated(kind, a @ W + b)
-            activation = ACTIVATIONS[kind]
-            error = error * np.float32(activation.largest_slope)
-            if activation.n_roundings > 0:
-                sizes = np.abs(a)
-                if activation.limits is not None:
-                    sizes = np.asarray(max(map(abs, activation.limits)), dtype=np.float32)
-                error = error + np.float32(activation.n_roundings * _EPS) * sizes
+            a, error = _through_layer(a, error, model.parameters[weights], model.parameters[bias], kind)
     return np.maximum(error, _MIN_ERROR).astype(np.float64)
+
+
+def error_bound(model: Model, rows: np.ndarray, features: np.ndarray, bound: np.ndarray) -> np.ndarray:
+    """Return a bound on the rounding errors of `Model.row_errors` in float32, float64 (n_rows,).
+
+    `bound` is that of the features (n_rows, n_features). The result is Inf where float32 overflows. The errors of the
+    columns of a reconstruction depend on the same features, so they are added without quadrature.
+    """
+    network = model.network
+    p = model.parameters
+    with np.errstate(over="ignore", invalid="ignore"):
+        s = features.astype(np.float32)
+        error = bound.astype(np.float32)
+        layers = list(zip(network.layers, network.activations, strict=True))
+        for (weights, bias, _), kind in layers[network.output.n_layers :]:
+            s, error = _through_layer(s, error, p[weights], p[bias], kind)
+        if network.gain:
+            s = (s - np.float32(network.center)) * p["gain"]
+            error = error * np.abs(p["gain"]) + np.float32(_SAFETY * _EPS) * np.abs(s)
+        for (weights, _, bias), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
+            s, error = _through_layer(s, error, p[weights].T, p[bias], kind)
+        x = model.scaler.scaled(rows)
+        of_entries = error + np.float32(_SAFETY * _EPS) * np.abs(x)
+        difference = np.abs(s - x)
+        of_sum = _SAFETY * _EPS * np.sqrt(model.n_inputs) * np.square(difference).mean(axis=1)
+        found = of_sum + (2 * difference * of_entries + of_entries**2).mean(axis=1)
+    return np.where(np.isfinite(found), np.maximum(found, _MIN_ERROR), np.inf)
+
+
+def _through_layer(
+    a: np.ndarray, error: np.ndarray, W: np.ndarray, b: np.ndarray, kind: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the outputs of a layer in float32, and a bound on their errors, given those of its inputs."""
+    error = np.hypot(np.sqrt(error**2 @ W**2), _error_of_layer(a, W, b))
+    a = activated(kind, a @ W + b)
+    activation = ACTIVATIONS[kind]
+    error = error * np.float32(activation.largest_slope)
+    if activation.n_roundings > 0:
+        sizes = np.abs(a)
+        if activation.limits is not None:
+            sizes = np.asarray(max(map(abs, activation.limits)), dtype=np.float32)
+        error = error + np.float32(activation.n_roundings * _EPS) * sizes
+    return a, error
 
 
 def _error_of_layer(a: np.ndarray, W: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 
 from shardpress.features import reading
 from shardpress.report.rows import Preprocessing
-from shardpress.result import FEATURES, VALID
+from shardpress.result import ERROR, FEATURES, VALID
 from shardpress.rowfacts import in_ranges
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block
@@ -45,6 +45,7 @@ class SampleSpec(Preprocessing):
 
     memory_bytes: int = 2**31  # host memory budget of the whole run
     seed: int = 0
+    is_clipped: bool = True  # whether the scaled rows are those that were encoded, or those before the clipping
 
     @property
     def n_rows(self) -> int:
@@ -244,7 +245,7 @@ def _sample_of_part(file: h5py.File, part: PartSource, places: Sequence[_Place],
 
 def _extras(file: h5py.File) -> dict[str, h5py.Dataset]:
     """Return the extra datasets of a part that have one value per row."""
-    others = {name: file[name] for name in file if name not in (FEATURES, VALID)}
+    others = {name: file[name] for name in file if name not in (FEATURES, VALID, ERROR)}
     return {name: item for name, item in others.items() if isinstance(item, h5py.Dataset) and item.ndim == 1}
 
 
@@ -265,4 +266,6 @@ def _scaled_rows(block: Block, numbers: np.ndarray, stretches: np.ndarray, spec:
         first = block.start + int(some[0])
         rows = read(Block(block.shard, first, block.start + int(some[-1]) + 1))
         pieces.append(rows[some - some[0]])
-    return spec.model.scaler.scaled(spec.cleaned(block, np.concatenate(pieces)))
+    filled = spec.filled(block, np.concatenate(pieces))
+    with np.errstate(over="ignore"):  # values far outside the range
+        return spec.model.scaler.scaled(spec.clipped(filled) if spec.is_clipped else filled)

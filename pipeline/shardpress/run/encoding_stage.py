@@ -156,8 +156,8 @@ class EncodingStage:
                 room = n_rows
             parts[-1].append(piece)
             room -= len(piece.source)
-        compile_encoder(encoder, prepared.shards)
-        with serving(settings, self.model, encoder.encode_checked, disk):
+        compile_encoder(encoder, prepared.shards, settings.row_error)
+        with serving(settings, self.model, encoder.encode_checked, disk, encoder.errors):
             tasks = [(encode_part, EncodeTask(pieces, settings)) for pieces in parts]
             pace, _ = measure_tasks(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
         return pace
@@ -186,6 +186,7 @@ class EncodingStage:
             bad_data=bad_data,
             has_range=prepared.has_other_rows and not scaler.clips,  # clipped rows are never outside
             storage=storage_of(prepared.config.storage),
+            row_error=prepared.config.storage.row_error,
             n_wide=budget.n_wide,
             chunk_bytes=budget.chunk_bytes,
         )
@@ -236,7 +237,8 @@ class EncodingStage:
         """Encode parts, and name each one in the journal as soon as it is written."""
         prepared = self.prepared
         if context.pool.is_local:
-            compile_encoder(encoder, prepared.shards)  # before the progress bar starts to count
+            # before the progress bar starts to count
+            compile_encoder(encoder, prepared.shards, prepared.config.storage.row_error)
         sizes = [sum(len(piece.source) for piece in pieces) for pieces in missing]
         settings = self._shared_settings(context, max(sizes))
         tasks = []
@@ -248,7 +250,7 @@ class EncodingStage:
         stats = context.pool.stats
         parts: list[Part] = []
         with (
-            serving(settings, self.model, encoder.encode_checked, context.journal.disk),
+            serving(settings, self.model, encoder.encode_checked, context.journal.disk, encoder.errors),
             Progress(self.name, sum(sizes), "rows", prepared.shards[0].row_bytes) as progress,
             context.pool.executor(prepared.budget.n_writers) as (executor, n_at_once),
         ):
@@ -296,18 +298,22 @@ def write_model(journal: Journal, model: Model) -> Entry:
 def encoding_bytes(prepared: Prepared) -> int:
     """Return the maximum memory of the encoding in bytes, which does not depend on the model."""
     budget = prepared.budget
-    part_bytes = min(budget.part_rows, prepared.n_rows) * (4 * prepared.config.network.n_outputs + 1)
+    row_bytes = 4 * prepared.config.network.n_outputs + 1 + 4 * prepared.config.storage.row_error
+    part_bytes = min(budget.part_rows, prepared.n_rows) * row_bytes
     writers = budget.n_writers * (block_bytes(prepared) + part_bytes)
     extras = min(budget.n_wide, budget.n_writers) * extras_bytes(prepared.shards, budget.part_rows)
     return trained_network_bytes(prepared) + writers + extras + chunk_bytes(prepared)
 
 
-def compile_encoder(encoder: Encoders | Autoencoder, shards: Sequence[Shard]) -> None:
-    """Compile the encoder for the dtypes of shards, by encoding no rows."""
+def compile_encoder(encoder: Encoders | Autoencoder, shards: Sequence[Shard], row_error: bool) -> None:
+    """Compile the encoder and, if it is needed, the error of rows for the dtypes of shards, by encoding no rows."""
     network = encoder.network
     for dtype in sorted({shard.dtype for shard in shards}):
         nothing = np.empty((0, network.n_inputs), np.dtype(dtype))
-        encoder.encode_checked(nothing, np.empty((0, network.n_outputs), dtype=np.float32))
+        features = np.empty((0, network.n_outputs), dtype=np.float32)
+        encoder.encode_checked(nothing, features)
+        if row_error:
+            encoder.errors(nothing, features)
 
 
 def _sorted(parts: Iterable[Part]) -> list[Part]:

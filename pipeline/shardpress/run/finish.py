@@ -216,7 +216,8 @@ class _Finish:
         # Earlier parts lack the categories of later rows.
         categories = [np.array(extra.categories) for extra in extras if extra.categories is not None]
         by_name = dict(zip(stored_categories(extras), categories, strict=True))
-        return sample_facts(self._sources(self._ranges), self._sample_spec(), by_name, choice)
+        has_errors = config.storage.row_error
+        return sample_facts(self._sources(self._ranges), self._sample_spec(), by_name, choice, has_errors)
 
     def judge_new_rows(self) -> None:
         """Compare the rows that an append brings with the rows of the training. Log the verdict."""
@@ -365,7 +366,9 @@ class _Finish:
             report=dict(report),
         )
         extras = prepared.shards[0].extras  # the same in all shards
-        shapes = row_shapes(prepared.config.network.n_outputs, extras, np.dtype(self._facts["storage"]["dtype"]))
+        storage = prepared.config.storage
+        dtype = np.dtype(self._facts["storage"]["dtype"])
+        shapes = row_shapes(prepared.config.network.n_outputs, extras, dtype, storage.row_error)
         stretches = stretches_of(self._ranges)
         append_ids = None
         if facts.appends:

@@ -116,7 +116,10 @@ def _refuse(base: Base, wanted: Wanted, change: Change, config: Config, lost: Se
 
 
 def _only_adds_extras(change: Change, lost: Sequence[str]) -> bool:
-    has_others = change.has_other_rows or lost or change.settings.keys() - {"include"}
+    settings = change.settings.keys() - {"include"}
+    if change.settings.get("row_error") == (False, True):
+        settings -= {"row_error"}
+    has_others = change.has_other_rows or lost or settings
     return change.encodes_again and not has_others
 
 

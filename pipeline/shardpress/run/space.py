@@ -13,6 +13,7 @@ from shardpress.run.prepare import Prepared
 log = logging.getLogger(__name__)
 
 _VALID_BYTES = 1  # of a row in `valid`
+_ERROR_BYTES = 4  # of a row in `error`
 _LEAST_COMPRESSED = 4  # compression ratio that is assumed before any features are known
 
 
@@ -49,5 +50,7 @@ def bytes_missing(prepared: Prepared, n_written: int) -> int:
     part_bytes = storage.itemsize * prepared.config.network.n_outputs
     if storage.compression != "none":
         part_bytes //= _LEAST_COMPRESSED
-    extras_bytes = sum(extra.dtype.itemsize for extra in prepared.shards[0].extras)
-    return max(0, prepared.n_rows - n_written) * (part_bytes + extras_bytes + _VALID_BYTES)
+    other_bytes = sum(extra.dtype.itemsize for extra in prepared.shards[0].extras) + _VALID_BYTES
+    if prepared.config.storage.row_error:
+        other_bytes += _ERROR_BYTES
+    return max(0, prepared.n_rows - n_written) * (part_bytes + other_bytes)

@@ -173,7 +173,7 @@ def _compile(autoencoder: Autoencoder, prepared: Prepared, rows: Rows) -> Any:
     dtype = row_dtype(prepared.shards)
     step = training_step_of(autoencoder, prepared.config.training, dtype, rows.resident, _NO_LOSS)
     autoencoder.errors(np.empty((0, autoencoder.network.n_inputs), dtype))
-    compile_encoder(autoencoder, prepared.shards)
+    compile_encoder(autoencoder, prepared.shards, prepared.config.storage.row_error)
     return step
 
 

@@ -152,6 +152,11 @@ class Scaler:
         the dtype `dtype_of_cleaned`, and is the same array if nothing changes. Clipping also replaces Inf. The caller
         finds bad rows in the rows as they were read.
         """
+        filled = self.filled(rows, to_fill)
+        return self.clipped(filled) if self.clips else filled
+
+    def filled(self, rows: np.ndarray, to_fill: np.ndarray | None = None) -> np.ndarray:
+        """Return rows like `cleaned`, in the same dtype, but without clipping them."""
         if self.fill is not None:
             is_missing = np.isnan(rows) if to_fill is None else to_fill
             rows = rows.astype(self.dtype_of_cleaned(rows.dtype), copy=False)
@@ -159,9 +164,7 @@ class Scaler:
                 rows = np.where(is_missing, self.fill.astype(rows.dtype), rows)
             if self.indicators is not None:
                 rows = np.concatenate([rows, is_missing[:, self.indicators]], axis=1, dtype=rows.dtype)
-        if self.clips:
-            return self.clipped(rows)
-        return rows
+        return rows.astype(self.dtype_of_cleaned(rows.dtype), copy=False)
 
     def clipped(self, rows: np.ndarray) -> np.ndarray:
         """Clip rows (n_rows, n_inputs) to the range. Return the same array if nothing changes."""
@@ -227,14 +230,22 @@ class Cleaning:
 
     def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
         """Return the rows (len(block), n_columns) of a block as `Scaler.cleaned` returns them."""
+        return self.clipped(self.filled(block, rows))
+
+    def filled(self, block: Block, rows: np.ndarray) -> np.ndarray:
+        """Return the rows of a block as `Scaler.filled` returns them, in the dtype of clipped rows."""
         to_fill = None
         if self.scaler.fill is not None and self.missing is not None:
             to_fill = missing_entries(rows, self.missing, block.shard.stored_dtype)
-        cleaned = self.scaler.cleaned(rows, to_fill)
+        filled = self.scaler.filled(rows, to_fill)
         if self.clips_later:
             # Convert all rows, because the bits of features can depend on the dtype, but must not depend on other rows.
-            return cleaned.astype(self.scaler.dtype_of_cleaned(cleaned.dtype, clips=True), copy=False)
-        return cleaned
+            return filled.astype(self.scaler.dtype_of_cleaned(filled.dtype, clips=True), copy=False)
+        return filled
+
+    def clipped(self, filled: np.ndarray) -> np.ndarray:
+        """Clip rows (n_rows, n_inputs) if the scaler does that."""
+        return self.scaler.clipped(filled) if self.scaler.clips else filled
 
 
 # -- bad entries -----------------------------------------------------------------------------------------------

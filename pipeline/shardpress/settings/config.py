@@ -348,6 +348,10 @@ class StorageSettings:
     compression: Literal["none", "lzf", "gzip"] = _setting(
         "Compression of the stored features; lzf is specific to h5py.", default="none"
     )
+    row_error: bool = _switch(
+        "Store the reconstruction error of each row as well, as the extra error: the mean squared error in scaled "
+        "units, of values before they are clipped. Rows with large errors are unlike the rows of the training."
+    )
 
 
 @dataclass(frozen=True)

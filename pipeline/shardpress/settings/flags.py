@@ -35,7 +35,7 @@ _STAGES = {
         *("validation_fraction", "patience"),
     ),
     "output": (
-        *("output", "storage_dtype", "compression"),
+        *("output", "storage_dtype", "compression", "row_error"),
         *("verify", "restart", "overwrite", "append", "drop_missing", "on_append_drift"),
         *("retrain", "keep_generations"),
     ),

@@ -163,6 +163,8 @@ def _rows(sample: Mapping[str, Any]) -> Iterator[Item]:
         "Reconstruction error of rows", errors["edges"], errors["counts"], "mean squared error of a row", table
     )
     title = f"Worst rows of a sample of {count(sample['n_rows'])} rows"
+    if "n_of_worst" in sample:
+        title = f"Worst rows of all {count(sample['n_of_worst'])} good rows"
     worst = [_worst_row(row) for row in sample["worst"]]
     yield Table.of(title, "file, row, label, error, worst column", worst)
 
