@@ -14,7 +14,7 @@ from tests.support.standin import Workspace, features_of
 pytestmark = pytest.mark.process  # the model of an append is checked in a child
 
 _RNG = np.random.default_rng(3)
-TAILS = np.exp(3 * _RNG.normal(size=(400, 4)))  # the look takes them for numbers with heavy tails
+TAILS = np.exp(1.5 * _RNG.normal(size=(600, 4)))  # the look takes them for numbers with heavy tails
 LOG1P = Preparation(None, "log1p")
 
 
@@ -22,7 +22,7 @@ LOG1P = Preparation(None, "log1p")
 def tails(workspace: Workspace) -> Workspace:
     for path in workspace.shards.iterdir():
         path.unlink()
-    workspace.add_shard("a.h5", TAILS[:300])
+    workspace.add_shard("a.h5", TAILS)
     return workspace
 
 

@@ -92,6 +92,13 @@ def test_prepared_rows_stay_as_they_are() -> None:
     assert chosen(tails(rng) / 1e6) == NONE  # a logarithm of 1 + x would change nothing
 
 
+def test_damaged_rows_are_no_tails() -> None:
+    rows = np.random.default_rng(RNG_SEED).normal(size=(1000, 50))
+    rows[3] *= 1e6
+    rows[7] *= 1e4
+    assert chosen(rows) == NONE
+
+
 def test_other_rows_stay_as_they_are() -> None:
     rng = np.random.default_rng(RNG_SEED)
     pixels = np.clip(rng.normal(0, 200, (500, 196)).round(), 0, 255)
