@@ -175,6 +175,7 @@ def test_a_finished_run_gets_errors_without_another_training(workspace: Workspac
     assert "error" not in open_features(out).extras
 
 
+@pytest.mark.process
 def test_an_append_writes_errors_like_the_finished_run(growing: Workspace, out: Path) -> None:
     assert growing.run(out, "--row-error", "--clip-quantile", "0.05") == 0
     path = add(growing, "3.h5")
@@ -269,6 +270,7 @@ def test_exports_contain_the_errors(workspace: Workspace, out: Path) -> None:
         np.testing.assert_array_equal(file["obs/error"], expected)
 
 
+@pytest.mark.process
 def test_other_datasets_called_error_are_renamed(workspace: Workspace, out: Path, tmp_path: Path) -> None:
     """The errors of the output of another run are extras like any other dataset of its rows."""
     assert workspace.run(out, "--row-error") == 0
