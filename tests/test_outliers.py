@@ -46,7 +46,7 @@ def test_infinite_errors_are_outliers_with_all_of_the_error() -> None:
     assert largest_share(errors) == {"position": 7, "share": 1.0}
 
 
-# -- judgments of rows of which one is damaged ---------------------------------------------------------------------
+# -- judgments of rows, one of them damaged -------------------------------------------------------------------------
 
 
 @each("factor, is_worse", [(0.95, False), (1.2, True)])

@@ -34,7 +34,7 @@ def counts(rng: np.random.Generator) -> np.ndarray:
 
 
 def spectra(rng: np.random.Generator, n_sections: int = 1) -> np.ndarray:
-    """Return spectra of some sections of 300 channels, of which each row is bright or faint as a whole."""
+    """Return spectra with some sections of 300 channels. Each row is bright or faint in all sections."""
     channels = np.linspace(0, 6, 300)
     shapes = 3 + np.sin(channels + rng.uniform(0, 6, (500, n_sections, 1))) + 0.02 * rng.normal(size=(500, 1, 300))
     return (shapes * rng.lognormal(0, 1, (500, 1, 1))).reshape(500, -1)

@@ -254,10 +254,7 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
     fitted = fitted_rows(config, shards)
     if given_model is None:
         config = follow(config, shards, fitted)
-        preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
-    else:
-        preparation = given_model.preparation
-    shards = tuple(with_preparation(shard, preparation) for shard in shards)
+    shards = _with_preparation(config, shards, given_model)
     n_fitted = sum(shard.n_rows for shard in shards) if fitted is None else int(np.count_nonzero(fitted))
     settings = resolve(config, n_fitted, shards[0].n_inputs, given_model.network if given_model else None)
     _log_settings(config, settings, given_model)
@@ -279,6 +276,15 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
     )
     prepared = Prepared(settings, shards, inputs.bad_shards, given_model, budget, wanted, fitted, targets)
     return prepared.with_change(base, result)
+
+
+def _with_preparation(config: Config, shards: Sequence[Shard], given_model: Model | None) -> tuple[Shard, ...]:
+    """Return shards whose rows are prepared on reading, as a given model or the settings require."""
+    if given_model is None:
+        preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
+    else:
+        preparation = given_model.preparation
+    return tuple(with_preparation(shard, preparation) for shard in shards)
 
 
 def _load_given_model(config: Config) -> Model | None:
