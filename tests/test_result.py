@@ -100,7 +100,7 @@ FACTS = run_facts(
 )
 MODEL = model_of()
 MAPS = {2: LinearMap(np.arange(6.0).reshape(3, 2), np.arange(2.0), "a" * 64, "b" * 64)}
-STATISTICS = ({"means": np.arange(3.0), "counts": np.arange(4)}, {"error": float("nan"), "n_rows": 3, "is": True})
+STATISTICS = {"center": np.arange(3.0), "n_rows": np.array(3.0), "error/mean": np.full(2, np.nan)}
 
 
 def write_result(folder: Path, **facts: Any) -> Path:
@@ -133,12 +133,10 @@ def test_a_result_is_restored_as_it_was_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(linear.W, MAPS[2].W)
     np.testing.assert_array_equal(linear.b, MAPS[2].b)
     statistics = found.statistics()
-    assert statistics is not None
-    arrays, numbers = statistics
-    assert repr(sorted(numbers.items())) == repr(sorted(STATISTICS[1].items()))
-    for name, array in STATISTICS[0].items():
-        np.testing.assert_array_equal(arrays[name], array)
-        assert arrays[name].dtype == array.dtype
+    assert statistics.keys() == STATISTICS.keys()
+    for name, array in STATISTICS.items():
+        np.testing.assert_array_equal(statistics[name], array)
+        assert statistics[name].dtype == array.dtype
 
 
 def test_a_result_names_its_parts(tmp_path: Path) -> None:
@@ -454,10 +452,8 @@ def test_forged_models_and_maps_are_refused(tmp_path: Path) -> None:
         path = forge(write_result(tmp_path), change, f"shardpress/{group}")
         with case(group, name), refused(65, "index.h5"):
             read(Result.open(path))
-    path = forge(write_result(tmp_path), lambda run: run["reference"].attrs.__setitem__("error", "text"), RUN)
-    for read in (lambda result: result.statistics(), lambda result: result.map_to(9)):
-        with refused(65, "index.h5"):
-            read(Result.open(path))
+    with refused(65, "index.h5"):
+        Result.open(write_result(tmp_path)).map_to(9)
 
 
 def virtual(n_rows: int) -> h5py.VirtualLayout:

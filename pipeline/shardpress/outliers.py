@@ -14,19 +14,15 @@ MOST_OF_ALL = 0.5
 _MOST = 100  # one row of this number of rows can be an outlier
 _LEAST_ROWS = 20  # with fewer rows, none is an outlier
 _FAR = 100  # times the mean of the other squares, that is ten times as far
-VERY_FAR = 1000
-"""Limit for estimates with confidence intervals: without the large errors of heavy tails, intervals are too short."""
 
 
-def outliers(squares: np.ndarray, far: float = _FAR) -> np.ndarray:
+def outliers(squares: np.ndarray) -> np.ndarray:
     """Return a mask of the rows whose squared errors, or squared distances, are far above the mean of the others.
 
     Parameters
     ----------
     squares : ndarray of shape (n_rows,)
         Squared error, or squared distance from the mean, of each row.
-    far : float
-        Limit, in means of the other squares.
 
     Returns
     -------
@@ -39,7 +35,7 @@ def outliers(squares: np.ndarray, far: float = _FAR) -> np.ndarray:
     n_most = max(1, len(squares) // _MOST)
     order = np.argsort(squares)
     largest = order[-n_most:]
-    limit = far * squares[order[:-n_most]].mean(dtype=np.float64)
+    limit = _FAR * squares[order[:-n_most]].mean(dtype=np.float64)
     is_outlier[largest] = squares[largest] > limit
     return is_outlier
 

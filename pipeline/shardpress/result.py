@@ -166,14 +166,10 @@ class Result:
                 raise ValueError(f"its map to generation {generation} is invalid")
             return found
 
-    def statistics(self) -> tuple[dict[str, np.ndarray], dict[str, Any]] | None:
-        """Return the arrays and numbers with which appended rows are compared; None if there are none."""
+    def statistics(self) -> dict[str, np.ndarray]:
+        """Return the statistics of held-out rows with which appended rows are compared; empty if there are none."""
         with self._reading() as group:
-            if "reference" not in group["run"]:
-                return None
-            found = group["run/reference"]
-            numbers = {name: value.item() for name, value in found.attrs.items()}
-            return {name: item[()] for name, item in found.items()}, numbers
+            return _statistics(group)
 
     def use(self) -> np.ndarray:
         """Return what each row was used for, uint8 (n_rows,): the numbers of `Use`."""
@@ -320,6 +316,23 @@ def read_model_file(path: Path, is_foreign: bool = False) -> Model:
         return read_model(group["model"])
 
 
+def load_statistics(path: str | Path, fingerprint: str) -> dict[str, np.ndarray]:
+    """Return `Result.statistics` from a file of a model; empty if its model has another fingerprint."""
+    file = file_of(path)
+    where = f"model={printable(file)}"
+    with reading_group(read_sealed(file, where, is_foreign=True), where) as group:
+        return _statistics(group) if read_model(group["model"]).fingerprint == fingerprint else {}
+
+
+def _statistics(group: h5py.Group) -> dict[str, np.ndarray]:
+    if "run/reference" not in group:
+        return {}
+    names: list[str] = []
+    group["run/reference"].visit(names.append)
+    items = {name: group["run/reference"][name] for name in names}
+    return {name: item[()] for name, item in items.items() if isinstance(item, h5py.Dataset)}
+
+
 # -- writing -------------------------------------------------------------------------------------------------------
 
 
@@ -329,12 +342,12 @@ def result_bytes(
     facts: RunFacts,
     parts: list[Part],
     maps: Mapping[int, LinearMap],
-    statistics: tuple[Mapping[str, np.ndarray], Mapping[str, Any]] | None,
+    statistics: Mapping[str, np.ndarray],
 ) -> bytes:
     """Return the content of the file of a result.
 
     `write_rows` writes the virtual datasets. `maps` are the maps to earlier generations, by their numbers, and
-    `statistics` the arrays and numbers of `Result.statistics`.
+    `statistics` the arrays of `Result.statistics`.
     """
 
     def write(group: h5py.Group) -> None:
@@ -350,11 +363,7 @@ def result_bytes(
             found["W"] = linear.W
             found["b"] = linear.b
             found.attrs.update({name: getattr(linear, name) for name in _ENCODERS})
-        if statistics is not None:
-            arrays, numbers = statistics
-            found = run.create_group("reference")
-            found.attrs.update(numbers)
-            for name, array in arrays.items():
-                found[name] = array
+        for name, array in statistics.items():
+            run[f"reference/{name}"] = array
 
     return sealed(write, write_rows)

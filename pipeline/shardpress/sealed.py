@@ -21,7 +21,7 @@ from shardpress.formats import check_version, digest
 from shardpress.hdf5.check import FORGED, check_in_child
 from shardpress.hdf5.files import opened, read_at, translated_error, with_retries
 
-FORMAT = "shardpress-output/5"
+FORMAT = "shardpress-output/6"
 """Name and version of the format of an output directory and its files."""
 GROUP = "shardpress"
 """Name of the group with everything except the rows."""

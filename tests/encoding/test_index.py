@@ -143,7 +143,7 @@ def test_ranges_that_overlap_or_lie_outside_are_refused(tmp_path):
     for change in changes:
         first, *others = result.parts
         changed = replace(first, ranges=[first.ranges[0], replace(first.ranges[1], **change)])
-        data = result_bytes(lambda file: None, result.model, result.facts, [changed, *others], {}, None)
+        data = result_bytes(lambda file: None, result.model, result.facts, [changed, *others], {}, {})
         (tmp_path / "index.h5").write_bytes(data)
         with case(change), refused(65, "part") if change else nullcontext():
             Result.open(tmp_path, is_foreign=True)

@@ -6,9 +6,8 @@ Models are linear networks of principal components, which need no training.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ import pytest
 
 from shardpress.columns import NO_COLUMNS, Columns
 from shardpress.model import Model
-from shardpress.report.moments import moments_of_halves, t_quantile
 from shardpress.report.newrows import Verdict, judge_new_rows
-from shardpress.report.reference import Reference, held_out_stretches
-from shardpress.report.sample import Sample, SampleSpec, draw_sample, max_stretches
+from shardpress.report.reference import Reference, estimate
+from shardpress.report.sample import Sample, SampleSpec, draw_sample, held_out_stretches, max_stretches
 from shardpress.scan.ranges import Scan
 from shardpress.scan.scaler import Scaler
 from shardpress.training.components import principal_components
@@ -34,6 +32,7 @@ from tests.support.pages import make_parts, model_of
 NO_ROWS = np.empty(0, dtype=np.int64)
 NAMED = Columns(tuple(f"column-{i}-end" for i in range(20)), "names")
 SEEDS = sample(range(400), 100)
+FILES = ["new.h5"]
 
 
 # -- rows, models and samples --------------------------------------------------------------------------------------
@@ -84,7 +83,12 @@ def judged(reference: Reference, model: Model, rows: np.ndarray, columns: Column
     """Return the verdict on rows. The sample contains all of them."""
     scaler = model.scaler
     n_outside = int(((rows < scaler.minimum) | (rows > scaler.maximum)).any(axis=1).sum())
-    return judge_new_rows(reference, sample_of(model, rows), model, columns, n_outside, len(rows))
+    return judge_new_rows(reference, sample_of(model, rows), model, columns, n_outside, len(rows), FILES)
+
+
+def reference_of(model: Model, rows: np.ndarray, n_rows: int = 0, stretch_rows: int = 8) -> Reference:
+    """Return the reference of held-out rows. The run has `n_rows` rows, or those."""
+    return Reference.of(sample_of(model, rows, stretch_rows), model, FILES, n_rows or len(rows))
 
 
 def small_case(n_rows: int = 400, n_columns: int = 6, n_features: int = 3) -> tuple[Model, np.ndarray, Reference]:
@@ -92,35 +96,23 @@ def small_case(n_rows: int = 400, n_columns: int = 6, n_features: int = 3) -> tu
     rng = np.random.default_rng(3)
     rows = Mixture.of(rng, n_columns, has_heavy_tails=False).draw(rng, 2 * n_rows)
     model = components_model(rows, n_features)
-    return model, rows, Reference.of(sample_of(model, rows[:n_rows]), model, True, 2 * n_rows)
+    return model, rows, reference_of(model, rows[:n_rows], 2 * n_rows)
 
 
 def as_json(verdict: Verdict) -> Any:
-    return json.loads(json.dumps(verdict.facts(), allow_nan=False))
+    return json.loads(json.dumps(asdict(verdict), allow_nan=False))
 
 
 # -- stored references ---------------------------------------------------------------------------------------------
 
 
-def restored(reference: Reference) -> Reference:
-    """Return a reference after it was stored and read."""
-    found = Reference.of_stored(*reference.stored())
-    assert found is not None
-    return found
-
-
 @each("n_rows, n_columns, n_features", [(2, 3, 2), (400, 6, 3), (2000, 50, 40), (30, 1, 1)])
 def test_stored_reference_gives_the_same_verdict(n_rows: int, n_columns: int, n_features: int) -> None:
     model, rows, reference = small_case(n_rows, n_columns, n_features)
-    found = restored(reference)
-    for field in fields(Reference):
-        np.testing.assert_array_equal(getattr(found, field.name), getattr(reference, field.name), strict=True)
+    stored = reference.stored()
+    assert all(array.dtype.kind in "if" and np.isfinite(array).all() for array in stored.values())
+    found = Reference.of_stored(stored)
     assert judged(found, model, rows[n_rows:]) == judged(reference, model, rows[n_rows:])
-
-
-def test_reference_of_another_version_is_computed_again() -> None:
-    arrays, numbers = small_case()[2].stored()
-    assert Reference.of_stored(arrays, {**numbers, "version": 0}) is None
 
 
 # -- small and degenerate samples ----------------------------------------------------------------------------------
@@ -128,48 +120,31 @@ def test_reference_of_another_version_is_computed_again() -> None:
 
 def test_too_few_rows_are_not_judged() -> None:
     model, rows, reference = small_case()
-    one = sample_of(model, rows[:1])
-    for few in (None, sample_of(model, rows[:0]), one):
-        verdict = judge_new_rows(reference, few, model, NO_COLUMNS, 0, 1)
+    for few in (None, sample_of(model, rows[:0]), sample_of(model, rows[:1])):
+        verdict = judge_new_rows(reference, few, model, NO_COLUMNS, 0, 1, FILES)
         facts = as_json(verdict)
         assert facts.pop("verdict") == "keep"
         assert len(facts.pop("reasons")) == 1
         assert (facts.pop("n_rows"), facts.pop("n_sampled"), facts.pop("stuck_columns")) == (1, 0, [])
         assert set(facts.values()) == {None}
-        assert len(facts) == 7
-    with pytest.raises(ValueError, match="rows"):
-        Reference.of(sample_of(model, rows[:0]), model, True)
-    with pytest.raises(ValueError, match="row"):
-        Reference.of(one, model, True)
 
 
 @each("n_reference, n_new", [(2, 2), (3, 9), (9, 3), (10, 31), (40, 2), (400, 2), (400, 4), (127, 128), (33, 400)])
 def test_few_rows_give_finite_numbers_and_no_alarm(n_reference: int, n_new: int) -> None:
     model, rows, _ = small_case()
-    reference = Reference.of(sample_of(model, rows[:n_reference]), model, True, len(rows))
+    reference = reference_of(model, rows[:n_reference], len(rows))
     assert reference.basis.shape[1] <= n_reference // 10
-    restored(reference)
     verdict = judged(reference, model, rows[-n_new:])
     assert as_json(verdict)["verdict"] == "keep"
-    has_shifts = reference.basis.shape[1] > 0 and n_new >= 4
-    assert (verdict.mean_shift is not None) == (verdict.covariance_shift is not None) == has_shifts
-
-
-def test_few_long_stretches_are_divided_into_blocks() -> None:
-    model, rows, _ = small_case()
-    for n_rows, stretch_rows, n_groups in [(30, 10, 30), (40, 10, 4), (800, 300, 67), (800, 200, 4)]:
-        with case(n_rows, stretch_rows):
-            reference = Reference.of(sample_of(model, rows[:n_rows], stretch_rows), model, True, len(rows))
-            assert reference.n_groups == n_groups
-            assert judged(reference, model, rows[400:]).verdict == "keep"
+    assert (verdict.mean_shift is None) == (verdict.covariance_shift is None) == (reference.basis.shape[1] == 0)
 
 
 def test_features_that_do_not_vary_have_no_shift() -> None:
     model, rows, _ = small_case()
     constant = replace(model, parameters={**model.parameters, "W": np.zeros_like(model.parameters["W"])})
-    reference = Reference.of(sample_of(constant, rows[:400]), constant, True)
+    reference = reference_of(constant, rows[:400])
     assert reference.basis.shape == (3, 0)
-    verdict = judged(restored(reference), constant, rows[400:])
+    verdict = judged(reference, constant, rows[400:])
     assert (verdict.verdict, verdict.mean_shift, verdict.covariance_shift) == ("keep", None, None)
 
 
@@ -178,7 +153,7 @@ def test_features_of_lower_rank_use_fewer_directions() -> None:
     W = model.parameters["W"].copy()
     W[:, 2] = W[:, 0] - W[:, 1]
     dependent = replace(model, parameters={**model.parameters, "W": W})
-    reference = Reference.of(sample_of(dependent, rows[:400]), dependent, True, 800)
+    reference = reference_of(dependent, rows[:400])
     assert reference.basis.shape == (3, 2)
     assert judged(reference, dependent, rows[400:]).mean_shift is not None
 
@@ -186,117 +161,75 @@ def test_features_of_lower_rank_use_fewer_directions() -> None:
 def test_equal_rows_and_exact_models_give_no_alarm() -> None:
     model, rows, _ = small_case(n_columns=4, n_features=4)  # reconstructs all rows
     for values in (rows, np.repeat(rows[:1], 800, axis=0)):
-        reference = Reference.of(sample_of(model, values[:400]), model, True, 800)
-        assert judged(reference, model, values[400:]).verdict == "keep"
+        assert judged(reference_of(model, values[:400]), model, values[400:]).verdict == "keep"
 
 
-def test_rows_far_away_give_finite_numbers() -> None:
+@each("factor", [1e6, 1e30])
+def test_rows_far_away_give_finite_numbers(factor: float) -> None:
     model, rows, reference = small_case()
-    for factor in (1e6, 1e30):
-        verdict = judged(reference, model, rows[400:] * factor)
-        assert as_json(verdict)["verdict"] == "retrain"
-        assert verdict.error_ratio is not None
-        assert verdict.error_ratio > 1e6
+    assert as_json(judged(reference, model, rows[400:] * factor))["verdict"] == "retrain"
 
 
-def test_training_rows_as_reference_cannot_cause_retraining() -> None:
-    model, rows, reference = small_case()
-    reference = replace(reference, error=reference.error / 10, error_variance=reference.error_variance / 100)
-    assert judged(reference, model, rows[400:]).verdict == "retrain"
-    assert judged(replace(reference, is_held_out=False), model, rows[400:]).verdict == "watch"
+@each("factor", [10, 1e4, 1e30])
+def test_one_damaged_row_in_a_thousand_changes_no_verdict(factor: float) -> None:
+    """Neither among the new rows nor in the reference. A damaged new row is named."""
+    model, rows, _ = small_case(n_rows=1000)
+    damaged = rows.copy()
+    damaged[[77, 1400]] *= factor
+    for held_out in (rows[:1000], damaged[:1000]):
+        reference = reference_of(model, held_out, 2000)
+        verdict = judged(reference, model, damaged[1000:])
+        assert verdict.verdict == "keep"
+        assert verdict.error_ratio == pytest.approx(1, abs=0.1)
+        assert any("new.h5" in reason and "400" in reason for reason in verdict.reasons)
+        changed = damaged[1000:].copy()
+        changed[:, 2] += 2 * rows[:, 2].std()
+        assert judged(reference, model, changed).verdict != "keep"
 
 
 # -- estimates -----------------------------------------------------------------------------------------------------
 
 
-def half_moments(coordinates: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the mean and the covariance of the coordinates, with loops over rows and groups."""
-    n_rows, p = coordinates.shape
-    mean = sum(coordinates) / n_rows
-    covariance = np.zeros((p, p))
-    for row in coordinates:
-        covariance += np.outer(row - mean, row - mean) / n_rows
-    numbers = sorted(set(groups.tolist()))
-    for number in numbers:
-        total = sum(row - mean for row, group in zip(coordinates, groups, strict=True) if group == number)
-        covariance += len(numbers) / (len(numbers) - 1) * np.outer(total, total) / n_rows**2
-    return mean, covariance
-
-
-def slow_shifts(old: Sample, new: Sample) -> tuple[float, float]:
-    """Return the shifts of the mean and of the covariance, from the eigenvectors of the covariance of features."""
-    features = old.features.astype(np.float64)
-    variances, axes = np.linalg.eigh(np.cov(features.T, bias=True))
-    basis = axes / np.sqrt(variances)
-    moments = []
-    for each_sample in (old, new):
-        coordinates = np.clip((each_sample.features - features.mean(axis=0)) @ basis, -4, 4)
-        for parity in (0, 1):
-            is_in_half = each_sample.stretches % 2 == parity
-            moments.append(half_moments(coordinates[is_in_half], each_sample.stretches[is_in_half]))
-    mean_square = (moments[2][0] - moments[0][0]) @ (moments[3][0] - moments[1][0])
-    covariance_square = ((moments[2][1] - moments[0][1]) * (moments[3][1] - moments[1][1])).sum()
-    return float(np.sqrt(max(0, mean_square))), float(np.sqrt(max(0, covariance_square)))
-
-
-@each("factor, offset", [(1.0, 0.0), (1.0, 2.0), (2.0, 0.5), (40.0, 0.0)])
-def test_shifts_agree_with_a_slow_implementation(factor: float, offset: float) -> None:
-    model, rows, reference = small_case()
-    new = rows[400:700] * factor
-    new[:, 1] += offset
-    verdict = judged(reference, model, new)
-    expected = slow_shifts(sample_of(model, rows[:400]), sample_of(model, new))
-    assert (verdict.mean_shift, verdict.covariance_shift) == pytest.approx(expected, rel=1e-3, abs=1e-3)
-
-
-def test_squared_shifts_are_unbiased_and_their_noise_is_not_underestimated() -> None:
+def test_the_noise_of_a_mean_is_that_of_repeated_draws() -> None:
+    """Also if the rows of a group have a common part."""
     rng = np.random.default_rng(0)
-    groups = np.arange(96) // 8
+    groups = np.arange(480) // 8
     means = []
-    covariances = []
     noises = []
     for _ in range(300):
-        # Rows of a group have a common part.
-        halves = moments_of_halves(rng.normal(0, 0.5, (12, 3))[groups] + rng.normal(size=(96, 3)), groups)
-        means.append(halves[0].mean @ halves[1].mean)
-        deviations = [half.covariance - 1.25 * np.eye(3) for half in halves]
-        covariances.append((deviations[0] * deviations[1]).sum())
-        noises.append([(halves[0].mean_noise * halves[1].mean_noise), halves[0].covariance_noise])
-    for squares in (np.array(means), np.array(covariances)):
-        assert abs(squares.mean()) < 4 * squares.std() / np.sqrt(300)
-    mean_noise, covariance_noise = np.mean(noises, axis=0)
-    assert np.std(means) < np.sqrt(mean_noise) * 1.1
-    assert np.std(covariances) < covariance_noise * 1.1
+        mean, noise = estimate(rng.normal(0, 0.5, (60, 3))[groups] + rng.normal(size=(480, 3)), groups)
+        means.append(mean)
+        noises.append(noise)
+    covariance = np.cov(np.array(means).T)
+    trace, norm = np.mean(noises, axis=0)
+    assert trace == pytest.approx(np.trace(covariance), rel=0.15)
+    assert norm == pytest.approx(np.linalg.norm(covariance), rel=0.2)
+
+
+@each("factor, offset", [(1.0, 2.0), (2.0, 0.5), (40.0, 0.0)])
+def test_shifts_agree_with_a_slow_implementation(factor: float, offset: float) -> None:
+    model, rows, reference = small_case()
+    new = rows[400:] * factor
+    new[:, 1] += offset
+    verdict = judged(reference, model, new)
+    old_features = model.encode(rows[:400])
+    variances, axes = np.linalg.eigh(np.cov(old_features.T, bias=True))
+    coordinates = (model.encode(new) - old_features.mean(axis=0)) @ (axes / np.sqrt(variances))
+    coordinates = np.clip(coordinates, -4, 4)
+    shift = coordinates.mean(axis=0)
+    change = np.cov(coordinates.T, bias=True) - np.eye(3)
+    assert verdict.mean_shift == pytest.approx(np.linalg.norm(shift), rel=0.05, abs=0.05)
+    assert verdict.covariance_shift == pytest.approx(np.linalg.norm(change), rel=0.05, abs=0.15)
 
 
 def test_error_ratio_is_that_of_the_mean_errors() -> None:
     model, rows, reference = small_case()
     new = rows[400:] * 1.2
-    verdict = judged(reference, model, new)
     errors = []
-    for each_rows in (rows[:400], new):
-        scaled = model.scaler.scaled(each_rows)
-        errors.append(np.square(scaled - model.decode(model.encode(each_rows))).mean())
-    assert verdict.error_ratio == pytest.approx(errors[1] / errors[0], rel=1e-4)
-    assert verdict.error_ratio_low is not None
-    assert verdict.error_ratio_high is not None
-    assert verdict.error_ratio_low < verdict.error_ratio < verdict.error_ratio_high
-
-
-def test_quantiles_of_the_t_distribution_match_tables() -> None:
-    for dof, expected in {3: 3.182, 5: 2.571, 10: 2.228, 30: 2.042, 1e9: 1.960}.items():
-        assert t_quantile(dof) == pytest.approx(expected, rel=0.01)
-
-
-def test_shares_of_values_and_changes_agree_with_counting() -> None:
-    model, rows, _ = small_case()
-    values = np.round(rows[:200])
-    found = Reference.of(sample_of(model, values), model, True)
-    for column in range(6):
-        firsts = values[::8, column].tolist()
-        assert found.mode_share[column] == Counter(firsts).most_common(1)[0][1] / 25
-        changes = [values[i, column] != values[i - 1, column] for i in range(200) if i % 8]
-        assert found.change_share[column] == pytest.approx(np.mean(changes))
+    for some in (rows[:400], new):
+        scaled = model.scaler.scaled(some)
+        errors.append(np.square(scaled - model.decode(model.encode(some))).mean())
+    assert judged(reference, model, new).error_ratio == pytest.approx(errors[1] / errors[0], rel=1e-4)
 
 
 def test_expected_share_outside_is_right_for_other_rows() -> None:
@@ -306,22 +239,21 @@ def test_expected_share_outside_is_right_for_other_rows() -> None:
     for _ in range(60):
         rows = rng.normal(size=(1300, 6))
         model = components_model(rows[:300], 2)
-        expected.append(Reference.of(sample_of(model, rows[:100]), model, True, 300).outside_share)
+        expected.append(reference_of(model, rows[:100], 300).outside_share)
         found.append(((rows[300:] < model.scaler.minimum) | (rows[300:] > model.scaler.maximum)).any(axis=1).mean())
-    assert np.mean(expected) == pytest.approx(np.mean(found), rel=0.15)
+    # The correlation of few rows is overestimated on average, and with it the share.
+    assert 0.9 * np.mean(found) < np.mean(expected) < 1.6 * np.mean(found)
 
 
 def test_rows_of_few_values_are_not_expected_outside() -> None:
     rows = np.random.default_rng(0).integers(0, 4, (400, 6)).astype(np.float64)
-    model = components_model(rows, 3)
-    reference = Reference.of(sample_of(model, rows), model, True)
-    assert reference.outside_share == 0
+    assert reference_of(components_model(rows, 3), rows).outside_share == 0
 
 
 @each("n_outside, verdict", [(0, "keep"), (2, "keep"), (40, "watch"), (200, "retrain")])
 def test_rows_outside_the_range_are_counted_exactly(n_outside: int, verdict: str) -> None:
     model, rows, reference = small_case()
-    found = judge_new_rows(reference, sample_of(model, rows[400:]), model, NO_COLUMNS, n_outside, 400)
+    found = judge_new_rows(reference, sample_of(model, rows[400:]), model, NO_COLUMNS, n_outside, 400, FILES)
     assert found.verdict == verdict
     assert found.outside_share == n_outside / 400
     assert found.reference_outside_share == reference.outside_share
@@ -334,10 +266,10 @@ def test_columns_that_rarely_change_are_not_stuck() -> None:
     rows[:, 2] = rng.random(800) < 0.01  # like a rare event
     rows[:, 3] = rng.random(800) < 0.5  # like a switch
     model = components_model(rows, 2)
-    reference = Reference.of(sample_of(model, rows[:400]), model, True, 800)
     new = rows[400:].copy()
     new[:] = new[0]
-    assert judged(reference, model, new).stuck_columns == ((0, None), (3, None))
+    stuck = judged(reference_of(model, rows[:400]), model, new).stuck_columns
+    assert [each["column"] for each in stuck] == [0, 3]
 
 
 def test_constant_missing_indicators_are_not_stuck() -> None:
@@ -354,8 +286,9 @@ def test_constant_missing_indicators_are_not_stuck() -> None:
     for values in (scaled[:400], complete):
         numbers = np.arange(400)
         features = (values @ parameters["W"]).astype(np.float32)
-        samples.append(Sample(values, features, {}, numbers, numbers, numbers // 8))
-    verdict = judge_new_rows(Reference.of(samples[0], model, True, 800), samples[1], model, NAMED, 0, 400)
+        samples.append(Sample(values, features, {}, np.zeros_like(numbers), numbers, numbers // 8))
+    reference = Reference.of(samples[0], model, FILES, 800)
+    verdict = judge_new_rows(reference, samples[1], model, NAMED, 0, 400, FILES)
     assert verdict.stuck_columns == ()
     assert any("is missing" in reason for reason in verdict.reasons)
 
@@ -449,7 +382,7 @@ def scene(seed: int, has_heavy_tails: bool = False) -> Scene:
     mixture = Mixture.of(rng, 20, has_heavy_tails)
     rows = mixture.draw(rng, 4000)
     model = components_model(rows, 8, trained_on=rows[2000:])
-    reference = Reference.of(sample_of(model, rows[:2000], 16), model, True, len(rows))
+    reference = reference_of(model, rows[:2000], len(rows), 16)
     return Scene(model, reference, mixture, rows.std(axis=0), seed)
 
 
@@ -462,15 +395,34 @@ def n_found(is_found: Callable[[Scene], bool], has_heavy_tails: bool = False) ->
 @pytest.mark.slow
 @each("n_rows, has_heavy_tails", [(500, False), (500, True), (50, False), (50, True), (20, False)])
 def test_rows_of_the_same_distribution_are_kept(n_rows: int, has_heavy_tails: bool) -> None:
-    verdicts = []
-
     def is_alarm(one: Scene) -> bool:
-        verdicts.append(one.judge(one.draw(n_rows)[0]))
-        return verdicts[-1].verdict != "keep"
+        return one.judge(one.draw(n_rows)[0]).verdict != "keep"
 
     assert n_found(is_alarm, has_heavy_tails) <= 5
-    covers = [(v.error_ratio_low or 0) <= 1 <= (v.error_ratio_high or 0) for v in verdicts]
-    assert np.mean(covers) >= 0.85
+
+
+@pytest.mark.slow
+@each("n_files, file_rows", [(20, 500), (1, 10_000)])
+def test_rows_that_resemble_their_neighbours_are_kept(n_files: int, file_rows: int) -> None:
+    """Each row of a time series is close to the one before it, so a short file looks unlike the others."""
+
+    def is_alarm(one: Scene) -> bool:
+        rng = np.random.default_rng(one.seed)
+        n_rows = n_files * file_rows
+        causes = rng.normal(size=(n_rows + 500, 6))
+        for i in range(1, len(causes)):
+            causes[i] = 0.98 * causes[i - 1] + 0.2 * causes[i]
+        rows = causes @ rng.normal(size=(6, 20)) + 0.3 * rng.normal(size=(len(causes), 20))
+        model = components_model(rows[:n_rows], 8)
+        held_out = np.flatnonzero(np.arange(n_rows) % 40 < 4)
+        files = held_out // file_rows
+        features = model.encode(rows[held_out]).astype(np.float32)
+        scaled = model.scaler.scaled(rows[held_out])
+        drawn = Sample(scaled, features, {}, files, held_out % file_rows, held_out // 40)
+        reference = Reference.of(drawn, model, [f"{i}.h5" for i in range(n_files)], n_rows)
+        return judged(reference, model, rows[n_rows:]).verdict != "keep"
+
+    assert n_found(is_alarm) <= 5
 
 
 @pytest.mark.slow
@@ -510,7 +462,11 @@ def test_one_stuck_column_is_found_and_named(n_rows: int) -> None:
         rows[:, stuck] = rows[0, stuck]
         verdict = one.judge(rows)
         is_named = any(NAMED.names[stuck] in reason for reason in verdict.reasons)
-        return verdict.verdict != "keep" and verdict.stuck_columns == ((stuck, NAMED.names[stuck]),) and is_named
+        return (
+            verdict.verdict != "keep"
+            and verdict.stuck_columns == ({"column": stuck, "name": NAMED.names[stuck]},)
+            and is_named
+        )
 
     assert n_found(is_found) >= 95
 

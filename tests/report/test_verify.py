@@ -39,7 +39,7 @@ def rewrite_index(out: Path) -> None:
     for part in result.parts:
         data = (out / part.file).read_bytes()
         parts.append(replace(part, entry=Entry(part.file, len(data), digest([data]))))
-    (out / INDEX).write_bytes(result_bytes(lambda file: None, result.model, result.facts, parts, {}, None))
+    (out / INDEX).write_bytes(result_bytes(lambda file: None, result.model, result.facts, parts, {}, {}))
 
 
 def test_run_reports_differences_from_float64_features(workspace: Workspace, out: Path) -> None:

@@ -19,7 +19,7 @@ import pytest
 
 from shardpress.report.page.build import page_of, text_of
 from shardpress.result import Result
-from shardpress.run import budget, new_rows
+from shardpress.run import budget
 from tests.support.cases import ALL_CASES
 from tests.support.standin import Workspace, features_of
 
@@ -158,25 +158,47 @@ def test_new_rows_are_compared_with_the_validation_rows(
     month = Month(make_workspace(), output, Source(seed=0))
     month.train(n_files=20)
     training = Result.open(output).model.about["training"]
-    assert month.append(n_files=1)["verdict"] == "keep"
-    found = Result.open(output).statistics()
-    assert found is not None
-    arrays, numbers = found
-    assert numbers["is_held_out"]
-    assert numbers["n_rows"] == (n_most or 0.1 * 20 * N_ROWS)
+    before = Result.open(output).statistics()
+    assert before["n_rows"] == (n_most or 0.1 * 20 * N_ROWS)
     best = training["history"][training["best_epoch"]]
-    assert numbers["error"] == pytest.approx(best["validation_cost"], rel=1e-5)
+    assert before["error/mean"] == pytest.approx(best["validation_cost"], rel=1e-5)
+    for _ in range(2):
+        assert month.append(n_files=1)["verdict"] == "keep"
+        after = Result.open(output).statistics()
+        assert after.keys() == before.keys()
+        for name, array in before.items():
+            np.testing.assert_array_equal(after[name], array)
 
-    def fail(*_arguments: object) -> None:
-        raise AssertionError("the statistics are computed again")
 
-    monkeypatch.setattr(new_rows, "_new_reference", fail)
-    assert month.append(n_files=1)["verdict"] == "keep"
-    again = Result.open(output).statistics()
-    assert again is not None
-    assert again[1] == numbers
-    for name, array in arrays.items():
-        np.testing.assert_array_equal(again[0][name], array)
+def test_without_held_out_rows_there_is_no_verdict(make_workspace: Callable[..., Workspace], tmp_path: Path) -> None:
+    output = tmp_path / "features"
+    workspace = make_workspace()
+    month = Month(workspace, output, Source(seed=0))
+    month.arrive(n_files=20)
+    flags = ("--n-features", "4", "--epochs", "4", "--quiet")
+    assert workspace.run(output, *flags, "--validation-fraction", "0") == 0
+    month.arrive(n_files=1)
+    assert workspace.run(output, *flags, "--append", "--on-append-drift", "fail") == 80
+    assert workspace.run(output, *flags, "--append") == 0
+    assert Result.open(output).facts.appends[-1]["drift"] is None
+    assert "held out no rows" in text_of(page_of(Result.open(output).report()))
+
+
+def test_rows_are_compared_with_those_of_the_training_of_a_given_model(
+    make_workspace: Callable[..., Workspace], tmp_path: Path
+) -> None:
+    trained = tmp_path / "trained"
+    output = tmp_path / "features"
+    workspace = make_workspace()
+    month = Month(workspace, output, Source(seed=0))
+    month.arrive(n_files=20)
+    assert workspace.run(trained, *FLAGS) == 0
+    flags = ("--n-features", "4", "--epochs", "4", "--quiet")
+    assert workspace.run(output, *flags, "--model", str(trained)) == 0
+    for kind, expected in (("unchanged", "keep"), ("foreign", "retrain")):
+        month.arrive(n_files=1, kind=kind)
+        assert workspace.run(output, *flags, "--append") == 0
+        assert Result.open(output).facts.appends[-1]["drift"]["verdict"] == expected
 
 
 def test_the_report_lists_the_verdicts(make_workspace: Callable[..., Workspace], tmp_path: Path) -> None:

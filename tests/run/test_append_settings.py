@@ -245,7 +245,7 @@ def test_forged_settings_of_the_finished_run_are_refused(
 ) -> None:
     result = Result.open(finished)
     facts = structs.replace(result.facts, config={**result.facts.config, **values})
-    data = result_bytes(lambda file: None, result.model, facts, result.parts, {}, None)
+    data = result_bytes(lambda file: None, result.model, facts, result.parts, {}, {})
     (finished / INDEX).write_bytes(data)
     add(growing, "3.h5")
     before = stamps(finished)

@@ -304,7 +304,7 @@ def test_a_part_of_another_encoder_is_a_fault(runs: Workspace, first: Path) -> N
     foreign = Result.open(other).parts[0]
     shutil.copy(other / foreign.file, first / foreign.file)
     parts = [foreign, *result.parts[1:]]
-    data = result_bytes(lambda file: None, result.model, result.facts, parts, {}, None)
+    data = result_bytes(lambda file: None, result.model, result.facts, parts, {}, {})
     (first / INDEX).write_bytes(data)
     assert [fault.file for fault in verify(str(first)).faults] == [foreign.file]
 

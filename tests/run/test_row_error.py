@@ -212,7 +212,7 @@ def test_a_changed_error_is_a_fault(workspace: Workspace, out: Path) -> None:
         replace(each, entry=Entry(each.file, len(data), digest([data]))) if each is part else each
         for each in result.parts
     ]
-    (out / INDEX).write_bytes(result_bytes(lambda file: None, result.model, result.facts, parts, {}, None))
+    (out / INDEX).write_bytes(result_bytes(lambda file: None, result.model, result.facts, parts, {}, {}))
     (fault,) = verify(str(out), 1000).faults
     assert fault.file == part.file
     assert mentions(fault.fault, "row 2", "error is")

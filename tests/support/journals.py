@@ -77,7 +77,7 @@ def index_of(*records: Record, generation: int = 1, generations: tuple[Generatio
         generations=list(generations),
     )
     parts = [Part(record.entry, 1, [Range(0, 0, i, i + 1)]) for i, record in enumerate(records)]
-    return result_bytes(lambda file: None, model_of(), facts, parts, {}, None)
+    return result_bytes(lambda file: None, model_of(), facts, parts, {}, {})
 
 
 def reopen(journal: Journal, restarts: bool = False, extends: bool = False) -> Journal:

@@ -98,7 +98,7 @@ def finished_parts(directory, parts, model=None, append_ids=None, used=None, **f
             run_facts(**facts),
             found,
             {},
-            None,
+            {},
         )
         journal.commit(data)
     return directory

@@ -199,6 +199,22 @@ def _random_stretches(n_rows: int, parts: Sequence[PartSource], spec: SampleSpec
         yield first, first + n
 
 
+def held_out_stretches(rows: np.ndarray, n_wanted: int, max_stretches: int = _MAX_READS) -> list[tuple[int, int]]:
+    """Choose stretches of held-out rows for `draw_sample`, evenly spread over all held-out rows.
+
+    `rows` (n_rows,), int64, are their sorted numbers, counted over all parts. They can include bad rows. Return the
+    first row of each stretch, and the row after its last one; all stretches together have at most `n_wanted` rows.
+    """
+    n_most = min(max_stretches, n_wanted)
+    if n_most < 1 or not len(rows):
+        return []
+    length = n_wanted // n_most
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    pieces = [run[start : start + length] for run in runs for start in range(0, len(run), length)]
+    chosen = np.linspace(0, len(pieces) - 1, min(n_most, len(pieces))).astype(int)
+    return [(int(pieces[i][0]), int(pieces[i][-1]) + 1) for i in chosen]
+
+
 def _edges(n: int, n_ranges: int) -> list[int]:
     """Return the edges that divide `n` rows into equal ranges."""
     return np.linspace(0, n, n_ranges + 1).astype(int).tolist()

@@ -32,16 +32,15 @@ from shardpress.report.judgment import Judgment, judge
 from shardpress.report.measures import LabelChoice
 from shardpress.report.newrows import Verdict
 from shardpress.report.page.build import is_current, page_bytes
-from shardpress.report.reference import Reference
 from shardpress.report.rows import Preprocessing, RowCheck, check_rows
 from shardpress.report.sample import PartSource, SampleSpec, largest_sample
-from shardpress.result import Result, Use, result_bytes
+from shardpress.result import Result, Use, load_statistics, result_bytes
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import gave_up, warn_if_late
 from shardpress.run.encoding_stage import Encoded
 from shardpress.run.generations import Generations, count_generations
 from shardpress.run.memory import block_bytes, peak_bytes, trained_network_bytes
-from shardpress.run.new_rows import check_verdict, verdict_on
+from shardpress.run.new_rows import check_verdict, reference_of, verdict_on
 from shardpress.run.prepare import Prepared
 from shardpress.run.summary import Summary
 from shardpress.run.use import use_of_rows
@@ -162,7 +161,6 @@ class _Finish:
         self._base = context.journal.base
         self._use = use_of_rows(prepared, results.scan, self._parts, self._base)
         self._verdict: Verdict | None = None
-        self._reference: Reference | None = None
         self._generations = Generations()
         self._made = datetime.now().astimezone().isoformat(" ", "seconds")
 
@@ -227,7 +225,7 @@ class _Finish:
             return
         spec = self._sample_spec()
         ranges = [each for _, each in new]
-        self._verdict, self._reference = verdict_on(self._sources(new), ranges, spec, prepared, self._base)
+        self._verdict = verdict_on(self._sources(new), ranges, spec, self._base)
         self._context.state.end_stage("verdict")
         check_verdict(self._verdict, self._journal.directory, prepared.config.results.on_append_drift)
 
@@ -486,14 +484,22 @@ class _Finish:
         before = self._base.facts.appends
         if not self._prepared.appends:
             return before
-        drift = None if self._verdict is None else self._verdict.facts()
+        drift = None if self._verdict is None else asdict(self._verdict)
         return [*before, {"id": len(before) + 1, "made": self._made, **self._counts(), "drift": drift}]
 
-    def _statistics(self) -> tuple[Mapping[str, np.ndarray], Mapping[str, Any]] | None:
-        """Return the statistics with which appended rows are compared, for the next append."""
-        if self._reference is not None:
-            return self._reference.stored()
-        return self._base.statistics() if self._prepared.keeps_model and self._base is not None else None
+    def _statistics(self) -> Mapping[str, np.ndarray]:
+        """Return the statistics of held-out rows with which appended rows are compared; none if there are none."""
+        prepared = self._prepared
+        if prepared.keeps_model:
+            assert self._base is not None
+            return self._base.statistics()
+        if prepared.given_model is not None:
+            model = prepared.config.inputs.model
+            assert model is not None
+            return load_statistics(model, self._model.fingerprint)
+        ranges = [each for _, each in self._ranges]
+        reference = reference_of(self._sources(self._ranges), ranges, self._use, self._sample_spec())
+        return {} if reference is None else reference.stored()
 
     def _stages(self) -> dict[str, dict[str, Any]]:
         """Return the times of each finished stage, and its rows and bytes if it processed all of them."""

@@ -33,7 +33,7 @@ def appends(report: Mapping[str, Any]) -> Section | None:
 def _last_verdict(last: Mapping[str, Any]) -> Iterator[Item]:
     verdict = last.get("drift")
     if not verdict:
-        yield "The last append has no verdict, because no rows were added or they could not be compared."
+        yield "The last append has no verdict: it added no rows, or the training of the model held out no rows."
         return
     yield f"Verdict on the last append ({quantity(last['n_rows'], 'row')}): {_VERDICTS[verdict['verdict']]}"
     for reason in verdict["reasons"]:
