@@ -60,7 +60,7 @@ ALLOWED_IMPORTS = {
     "model": ["scan.scaler", "sealed"],
     "device": ["scan.scaler", "shardpress_kernels"],
     "frames": [],
-    "alignment": ["hdf5.files"],
+    "alignment": ["hdf5.files", "ridge"],
     "ridge": [],
     "rowfacts": ["features"],
     "asof": ["alignment", "result"],

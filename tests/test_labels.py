@@ -41,6 +41,12 @@ def test_codes_are_named_by_category_and_missing_ones_ignored() -> None:
     assert found.codes.tolist() == [0, 1, NONE] * 5
 
 
+def test_no_number_is_no_label() -> None:
+    found = labels_of({"y": np.array([0, 1, np.nan, np.inf, -np.inf] * 5)}, {})
+    assert found is not None
+    assert (found.names, found.codes.tolist()) == (("0", "1"), [0, 1, NONE, NONE, NONE] * 5)
+
+
 def test_rows_without_a_value_have_no_label() -> None:
     values = np.array([0, 1, 255] * 20, "u1")
     extras = {"y_present": values < 255, "y": values, "z": values}

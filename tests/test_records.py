@@ -55,7 +55,7 @@ REQUEST = Request([SHARD], {"scale": 1}, {"epochs": 2}, {"dtype": "float32"})
 RECORDS: list[Any] = [
     PART,
     Generation(2, "f" * 64, 9, "0" * 64),
-    MapFacts(2, "f" * 64, [0.5, None], 9, 3, "words", {"labels": "y"}),
+    MapFacts(2, "f" * 64, [0.5, None], 9, 3, {"labels": "y"}),
     REQUEST,
     run_facts(request=REQUEST, trained=["c" * 32]),
 ]

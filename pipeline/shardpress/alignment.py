@@ -1,7 +1,7 @@
 """Linear maps from the features of one encoder to those of another, for classifiers that were trained on the latter.
 
-A map is fitted in closed form to rows that both encoders have encoded: a ridge regression with a constant. Its penalty
-is chosen by rows that are held out. A map file contains the arrays ``W`` and ``b``: ``features @ W + b``.
+A map is a ridge regression on rows that both encoders have encoded. Other rows, which choose neither its weights nor
+its penalty, measure its quality. A map file contains the arrays ``W`` and ``b``: ``features @ W + b``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,10 @@ import numpy as np
 from shardpress.errors import DataError, NoInput, printable
 from shardpress.formats import pack, unpack
 from shardpress.hdf5.files import opened, read_at, with_retries
+from shardpress.ridge import fit_ridge
 
 _FORMAT = "shardpress-map/1"
-_PENALTIES = 10.0 ** np.arange(-8, 2)  # relative to the variance of a standardized feature times the number of rows
-_HELD_OUT = 3  # one row of this number is held out
-_MIN_ROWS = 6
+_PENALTIES = 10.0 ** np.arange(-8, 5)  # small ones, because a map can be almost exact
 _MOST_BYTES = 2**30  # of a file; a map of 8,000 features to as many takes half of it
 _QUOTED = 300  # characters of an error about a file
 _FINGERPRINT = re.compile("[0-9a-f]{64}")
@@ -38,9 +37,11 @@ class LinearMap:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the shapes of `W` and `b` match, and all their values are finite float64."""
+        """Whether `W` and `b` are finite float64 of matching shapes, and the encoders are fingerprints."""
         is_possible = self.W.ndim == 2 and self.b.shape == self.W.shape[1:] and 0 not in self.W.shape
-        return is_possible and all(each.dtype == np.float64 and np.isfinite(each).all() for each in (self.W, self.b))
+        if not is_possible or not all(_FINGERPRINT.fullmatch(each) for each in (self.encoder_from, self.encoder_to)):
+            return False
+        return all(each.dtype == np.float64 and np.isfinite(each).all() for each in (self.W, self.b))
 
     def apply(self, features: np.ndarray) -> np.ndarray:
         """Return the mapped features (n_rows, n_to), float32. Rows of NaN stay NaN."""
@@ -60,13 +61,13 @@ class LinearMap:
 
 @dataclass(frozen=True, eq=False)
 class Alignment:
-    """A fitted map, and how well it predicts held-out rows."""
+    """A fitted map, and how well it predicts rows that it was not fitted to."""
 
-    map: LinearMap  # fitted to all rows
+    map: LinearMap
     # Coefficient of determination of each feature on the held-out rows, float64 (n_to,); NaN if it does not vary there.
     r2: np.ndarray
     n_rows: int
-    n_held_out: int  # rows that were held out to choose the penalty and to measure `r2`
+    n_held_out: int
 
     def facts(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -77,54 +78,30 @@ class Alignment:
         varying = self.r2[~np.isnan(self.r2)]
         if not len(varying):
             return f"no feature varies in {self.n_held_out} held-out rows"
-        n = len(varying)
         return (
-            f"R2 {varying.mean():.3f} (mean of {n} features), minimum {varying.min():.3f}, on {self.n_held_out} "
-            "held-out rows"
+            f"R2 {varying.mean():.3f} (mean of {len(varying)} features), minimum {varying.min():.3f}, on "
+            f"{self.n_held_out} held-out rows"
         )
 
 
-def fit_map(source: np.ndarray, target: np.ndarray, encoder_from: str, encoder_to: str) -> Alignment:
-    """Fit a linear map from features (n_rows, n_from) to other features (n_rows, n_to) of the same rows.
+def fit_map(
+    source: np.ndarray, target: np.ndarray, is_held_out: np.ndarray, encoder_from: str, encoder_to: str
+) -> Alignment:
+    """Fit a linear map from features (n_rows, n_from) to other features (n_rows, n_to) of the same rows, float64.
 
-    Raise `DataError` if there are too few rows.
+    The map is not fitted again to the rows in the mask `is_held_out` (n_rows,), so that `Alignment.r2` describes it.
     """
-    n_rows = len(source)
-    if n_rows < _MIN_ROWS:
-        raise DataError(f"found {n_rows} common rows with features, expected at least {_MIN_ROWS} to fit a map")
-    x = source.astype(np.float64)
-    y = target.astype(np.float64)
-    is_held_out = np.random.default_rng(0).permutation(n_rows) % _HELD_OUT == 0
-    train = ~is_held_out
-    solutions = _ridge(x[train], y[train], _PENALTIES)
-    errors = [np.square(x[is_held_out] @ W + b - y[is_held_out]) for W, b in solutions]
-    spread = y[train].std(axis=0)
-    weights = np.divide(1, spread, out=np.zeros_like(spread), where=spread > 0) ** 2
-    best = int(np.argmin([float((error.mean(axis=0) * weights).sum()) for error in errors]))
-    variance = y[is_held_out].var(axis=0)
+    known = target[~is_held_out]
+    spread = known.std(axis=0)
+    unit = np.where(spread > 0, spread, 1)  # otherwise the features with a large spread would choose the penalty
+    W, b = fit_ridge(source[~is_held_out], known / unit, _PENALTIES)
+    found = LinearMap(W * unit, b * unit, encoder_from, encoder_to)
+    expected = target[is_held_out]
+    errors = np.square(source[is_held_out] @ found.W + found.b - expected).mean(axis=0)
+    variance = expected.var(axis=0)
     unknown = np.full(len(variance), np.nan)
-    r2 = 1 - np.divide(errors[best].mean(axis=0), variance, out=unknown, where=variance > 0)
-    ((W, b),) = _ridge(x, y, _PENALTIES[best : best + 1])
-    return Alignment(LinearMap(W, b, encoder_from, encoder_to), r2, n_rows, int(is_held_out.sum()))
-
-
-def _ridge(x: np.ndarray, y: np.ndarray, penalties: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the matrix and the constant of a ridge regression of y on standardized x, for each penalty.
-
-    Source: Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems", 1970, equation 2.1.
-    """
-    mean = x.mean(axis=0)
-    deviation = x.std(axis=0)
-    scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=deviation > 0)
-    z = (x - mean) * scale
-    offset = y.mean(axis=0)
-    variances, axes = np.linalg.eigh(z.T @ z / len(z))
-    projected = axes.T @ (z.T @ (y - offset) / len(z))
-    found = []
-    for penalty in penalties:
-        W = scale[:, None] * (axes @ (projected / (np.maximum(variances, 0) + penalty)[:, None]))
-        found.append((W, offset - mean @ W))
-    return found
+    r2 = 1 - np.divide(errors, variance, out=unknown, where=variance > 0)
+    return Alignment(found, r2, len(source), int(is_held_out.sum()))
 
 
 def load_map(path: str | Path) -> LinearMap:
@@ -143,15 +120,11 @@ def load_map(path: str | Path) -> LinearMap:
     data = with_retries(lambda: _read(str(path), where), where)
     try:
         arrays, about = unpack(data)
-        _check_about(about)
         found = LinearMap(arrays["W"], arrays["b"], about["encoder_from"], about["encoder_to"])
+        if about["format"] != _FORMAT or not found.is_usable:
+            raise ValueError(f"its format is not {_FORMAT}, or it has other arrays than finite W (n, m) and b (m,)")
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{where}: not a map: {printable(error)[:_QUOTED]}. {_OTHER_FILE}.") from error
-    if not found.is_usable:
-        raise DataError(
-            f"{where}: arrays W of shape {found.W.shape} and b of shape {found.b.shape}, expected finite float64 of "
-            f"shapes (n_from, n_to) and (n_to,). {_OTHER_FILE}."
-        )
     return found
 
 
@@ -164,12 +137,3 @@ def _read(path: str, where: str) -> bytes:
             return read_at(descriptor, 0, identity.size)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise NoInput(f"{where}: {error.strerror}. {_OTHER_FILE}.") from error
-
-
-def _check_about(about: Any) -> None:
-    """Raise `ValueError`, `KeyError` or `TypeError` unless plain values describe a map of two encoders."""
-    if about["format"] != _FORMAT:
-        raise ValueError(f"its format is {about['format']!r}")
-    for name in ("encoder_from", "encoder_to"):
-        if not _FINGERPRINT.fullmatch(about[name]):
-            raise ValueError(f"{name} is not a fingerprint")

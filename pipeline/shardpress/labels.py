@@ -206,9 +206,9 @@ def _is_mixed(values: np.ndarray) -> bool:
 
 
 def _is_label(values: np.ndarray, is_code: bool) -> np.ndarray:
-    """Return a mask of the values that are not NaN, an empty string or the code -1, bool (n_rows,)."""
+    """Return a mask of the values that are not NaN, infinite, an empty string or the code -1, bool (n_rows,)."""
     if values.dtype.kind == "f":
-        return ~np.isnan(values)
+        return np.isfinite(values)
     if values.dtype == object:
         return np.asarray(values != "")
     if is_code:

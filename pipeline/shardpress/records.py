@@ -169,6 +169,10 @@ class ShardFacts(msgspec.Struct, frozen=True, omit_defaults=True):
         """Shape and dtype: rows of another kind are other rows."""
         return tuple(self.shape), self.dtype
 
+    def has_rows_of(self, other: ShardFacts) -> bool:
+        """Return whether the rows are known to be the same."""
+        return self.rows is not None and (self.kind, self.rows) == (other.kind, other.rows)
+
 
 class Request(msgspec.Struct, frozen=True, omit_defaults=True):
     """Plain values that determine the results of a run."""
@@ -249,7 +253,6 @@ class MapFacts(msgspec.Struct, frozen=True, omit_defaults=True):
     r2: list[float | None] = []
     n_rows: int | None = None
     n_held_out: int | None = None
-    summary: str | None = None
     classifier: dict[str, Any] | None = None
 
 

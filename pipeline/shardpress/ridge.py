@@ -7,18 +7,44 @@ import numpy as np
 _PENALTIES = 10.0 ** np.arange(-3, 5)  # relative to the variance of a column times the number of rows
 
 
-def ridge_weights(x: np.ndarray, targets: np.ndarray, penalties: np.ndarray = _PENALTIES) -> np.ndarray:
-    """Return the weights (n_columns, n_classes) of a ridge regression on centred columns.
+def fit_ridge(x: np.ndarray, y: np.ndarray, penalties: np.ndarray = _PENALTIES) -> tuple[np.ndarray, np.ndarray]:
+    """Fit a ridge regression of targets on standardized columns: ``x @ W + b``.
 
-    The eigenvectors of the smaller Gram matrix are computed once for all penalties. This takes a fifth of the time of
-    a singular value decomposition, but loses half of the digits.
+    Source: Hoerl and Kennard, "Ridge regression: biased estimation for nonorthogonal problems", 1970, equation 2.1.
 
     Parameters
     ----------
-    x : ndarray of shape (n_rows, n_columns), float64
-    targets : ndarray of shape (n_rows, n_classes), float64
+    x : ndarray of shape (n_rows, n_columns)
+    y : ndarray of shape (n_rows, n_targets), float64
+        All targets share a penalty, so they must have comparable variances.
     penalties : ndarray of shape (n_penalties,)
-        Candidates, of which the best one is used.
+        Candidates. Generalized cross-validation on these rows chooses one.
+
+    Returns
+    -------
+    W : ndarray of shape (n_columns, n_targets), float64
+        Constant columns have the weight 0.
+    b : ndarray of shape (n_targets,), float64
+    """
+    mean, scale = standardization(x)
+    offset = y.mean(axis=0)
+    W = scale[:, None] * _weights((x - mean) * scale, y - offset, penalties)
+    return W, offset - mean @ W
+
+
+def standardization(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the mean of each column and the inverse of its standard deviation, or 0 for constant columns: float64."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    deviation = x.std(axis=0, dtype=np.float64)
+    is_constant = deviation <= 1e-9 * deviation.max(initial=0)
+    return mean, _divide(np.ones_like(deviation), np.where(is_constant, 0, deviation))
+
+
+def _weights(x: np.ndarray, targets: np.ndarray, penalties: np.ndarray) -> np.ndarray:
+    """Return the weights (n_columns, n_targets) of a ridge regression on centred columns.
+
+    The eigenvectors of the smaller Gram matrix are computed once for all penalties. This takes a fifth of the time of
+    a singular value decomposition, but loses half of the digits.
     """
     if len(x) >= x.shape[1]:
         squares, right = _eigenvectors(x.T @ x)
@@ -39,9 +65,9 @@ def _eigenvectors(gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shrunk(squares: np.ndarray, projected: np.ndarray, targets: np.ndarray, penalties: np.ndarray) -> np.ndarray:
-    """Return the predictions (n, n_classes) in the basis of the singular vectors, shrunk with the best penalty.
+    """Return the predictions (n, n_targets) in the basis of the singular vectors, shrunk with the best penalty.
 
-    `squares` (n,) are the squared singular values of the rows, and `projected` (n, n_classes) the targets in the basis
+    `squares` (n,) are the squared singular values of the rows, and `projected` (n, n_targets) the targets in the basis
     of the left singular vectors.
     """
     factors = [squares / (squares + penalty * len(targets)) for penalty in penalties]

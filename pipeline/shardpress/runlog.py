@@ -13,7 +13,7 @@ from pathlib import Path
 SHOWN_BY_BAR = "is_shown_by_bar"  # attribute of records that a progress bar already shows: only the file gets them
 _NAME = "run.log"
 _FORMAT = "%(asctime)s %(levelname)s %(message)s"
-_MAX_WARNINGS = 50  # maximum in the report; a file with thousands of faults causes thousands of warnings
+MAX_WARNINGS = 50  # maximum in the report; a file with thousands of faults causes thousands of warnings
 _MAX_WAITING = 1000  # maximum number of lines in memory before the directory is known
 
 
@@ -95,7 +95,7 @@ class Warnings(logging.Handler):
         if line in self.first:
             return
         self.n += 1
-        if len(self.first) < _MAX_WARNINGS:
+        if len(self.first) < MAX_WARNINGS:
             self.first.append(line)
 
 

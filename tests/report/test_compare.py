@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import pytest
 from shardpress.commands.table import main
 from shardpress.features import open_features
 from shardpress.records import Entry, Part, Range, ShardFacts, Stat, in_order
-from shardpress.report.commonrows import EncodedRows, common_pieces, n_changed
+from shardpress.report import commonrows
+from shardpress.report.commonrows import CommonRows, EncodedRows, read_common_rows
 from shardpress.report.compare import Likeness, compare, verdict
+from shardpress.result import Use
 from tests.support.helpers import refused
 from tests.support.interruptions import SIZES
 from tests.support.standin import Workspace
@@ -50,57 +53,86 @@ def shard(path: str, rows: str | None, n_rows: int = 9, dtype: str = "<f4") -> S
     return ShardFacts(path, "X", [n_rows, 4], dtype, Stat(9, 0, 0, 0), rows=rows)
 
 
-def encoded(shards: list[ShardFacts], parts: list[Part]) -> EncodedRows:
-    return EncodedRows(Path(), in_order(parts), 2, "encoder", shards)
+def encoded(shards: list[ShardFacts], parts: list[Part], use: int = Use.TRAINING) -> EncodedRows:
+    n_rows = sum(shard.shape[0] for shard in shards)
+    return EncodedRows(Path(), in_order(parts), 2, "encoder", shards, np.full(n_rows, use), is_supervised=False)
 
 
 def random_parts(rng: np.random.Generator, *sizes: int) -> list[Part]:
-    """Return a few parts that contain most rows of shards of these sizes in any order, with dead rows between them."""
+    """Return a few parts that contain the rows of shards of these sizes in any order, with dead rows between them."""
     ranges: list[list[Range]] = [[] for _ in range(4)]
     ends = [0] * 4
     for number, size in enumerate(sizes):
         edges = np.unique([0, size, *rng.integers(0, size, 9)]).tolist()
         for start, stop in rng.permutation(list(pairwise(edges))).tolist():
-            if rng.random() < 0.8:
-                i = int(rng.integers(4))
-                first = ends[i] + int(rng.integers(3))
-                ranges[i].append(Range(first, number, start, stop))
-                ends[i] = first + stop - start
+            i = int(rng.integers(4))
+            first = ends[i] + int(rng.integers(3))
+            ranges[i].append(Range(first, number, start, stop))
+            ends[i] = first + stop - start
     return [Part(Entry(f"part-{i}", 0, ""), ends[i] + 2, each) for i, each in enumerate(ranges) if each]
 
 
-def test_common_pieces_equal_a_pairwise_search() -> None:
+def test_rows_are_read_where_the_ranges_say() -> None:
     rng = np.random.default_rng(0)
 
-    def rows_of(run: EncodedRows) -> dict[tuple[str | None, int], tuple[str, int]]:
-        """Return the part and the position in it of each row, given the digest of its shard and its number."""
-        found = {}
-        for part, each in run.ranges:
-            for i in range(each.n_rows):
-                found[run.shards[each.shard].rows, each.start + i] = (part.file, each.first + i)
-        return found
+    def read(path: Path, positions: np.ndarray) -> list[np.ndarray]:
+        assert (np.diff(positions) > 0).all()  # as h5py requires
+        return [np.full(len(positions), path.name), positions]
 
     for _ in range(20):
-        a = encoded([shard("0.h5", "aa", 100), shard("1.h5", "bb", 50)], random_parts(rng, 100, 50))
-        b = encoded([shard("0.h5", "bb", 50), shard("x.h5", "aa", 100)], random_parts(rng, 50, 100))
-        pairs = []
-        for piece in common_pieces(a, b):
-            for i in range(piece.n_rows):
-                pairs.append([(piece.parts[k], piece.starts[k] + i) for k in range(2)])
-        before, now = rows_of(a), rows_of(b)
-        assert pairs == [[before[row], now[row]] for row in before if row in now]
+        run = encoded([shard("0.h5", "aa", 100), shard("1.h5", "bb", 50)], random_parts(rng, 100, 50))
+        places = [(part.file, each.first + i) for part, each in run.ranges for i in range(each.n_rows)]
+        rows = rng.permutation(150)[: rng.integers(1, 150)]
+        files, positions = run.read(rows, read)
+        assert list(zip(files.tolist(), positions.tolist(), strict=True)) == [places[row] for row in rows]
 
 
-def test_shards_are_paired_by_their_rows_and_first_by_path() -> None:
+def common(monkeypatch: pytest.MonkeyPatch, a: EncodedRows, b: EncodedRows) -> CommonRows:
+    """Return common rows whose features are the numbers of their parts and their positions in them."""
+
+    def read(path: Path, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray, None]:
+        numbers = np.full(len(positions), int(path.name.rpartition("-")[2]))
+        return np.column_stack([numbers, positions]), np.ones(len(positions), dtype=bool), None
+
+    monkeypatch.setattr(commonrows, "read_features", read)
+    return read_common_rows(a, b)
+
+
+def test_shards_are_paired_by_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Copies of a file are paired one to one; shards whose rows are unknown or have another dtype are not paired."""
     a = [shard("/0", "aa"), shard("/1", "aa"), shard("/2", "bb"), shard("/3", None), shard("/4", "cc")]
-    b = [shard("/9", "aa"), shard("/0", "aa"), shard("/2", "dd"), shard("/3", None), shard("/4", "cc", dtype="<f8")]
+    b = [shard("/9", "ee"), shard("/0", "aa"), shard("/2", "dd"), shard("/3", None), shard("/4", "cc", dtype="<f8")]
     runs = []
     for shards in (a, b):
         runs.append(encoded(shards, [Part(Entry(str(i), 0, ""), 9, [Range(0, i, 0, 9)]) for i in range(len(shards))]))
-    assert [piece.parts for piece in common_pieces(*runs)] == [("0", "1"), ("1", "0")]
-    assert [piece.parts for piece in common_pieces(*reversed(runs))] == [("0", "1"), ("1", "0")]
-    assert n_changed(*runs) == 2
+    for before, now in (runs, runs[::-1]):
+        found = common(monkeypatch, before, now)
+        assert (found.n_rows, found.n_changed) == (9, 2)
+        np.testing.assert_array_equal(found.a[:, 1], np.arange(9))
+        np.testing.assert_array_equal(found.b[:, 1], np.arange(9))
+        assert {int(found.a[0, 0]), int(found.b[0, 0])} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("is_supervised", "n_unused", "are_enough"),
+    [(True, 0, False), (True, 29, False), (True, 30, True), (False, 299, False), (False, 300, True)],
+)
+def test_rows_are_held_out_that_trained_neither_model(
+    monkeypatch: pytest.MonkeyPatch, is_supervised: bool, n_unused: int, are_enough: bool
+) -> None:
+    """Without enough of them, a third of the rows is held out; in both cases, whole stretches of a third."""
+    parts = [Part(Entry("0", 0, ""), 1200, [Range(0, 0, 0, 1200)])]
+    before = encoded([shard("/0", "aa", 1200)], parts, Use.LEFT_OUT)
+    now = replace(before, use=before.use.copy(), is_supervised=is_supervised)
+    thirds = np.flatnonzero(common(monkeypatch, before, now).is_held_out)
+    assert len(thirds) == pytest.approx(400, abs=10)
+    assert (np.diff(thirds) == 1).mean() > 0.8, "stretches"
+    before.use[thirds[:50]] = Use.TRAINING
+    now.use[thirds[50 + n_unused :]] = Use.TRAINING
+    found = common(monkeypatch, before, now)
+    assert found.trained_neither == are_enough
+    expected = thirds[50 : 50 + n_unused] if are_enough else thirds
+    np.testing.assert_array_equal(np.flatnonzero(found.is_held_out), expected)
 
 
 @pytest.mark.process

@@ -150,14 +150,14 @@ def test_ridge_weights_solve_the_normal_equations(n_rows: int, n_columns: int, r
     x, targets = random_rows(n_rows, n_columns, rank)
     for penalty in (1e-3, 0.1, 10.0):
         weights = np.linalg.solve(x.T @ x + penalty * n_rows * np.eye(n_columns), x.T @ targets)
-        found = ridge.ridge_weights(x, targets, np.array([penalty]))
+        found = ridge._weights(x, targets, np.array([penalty]))
         np.testing.assert_allclose(found, weights, rtol=1e-6, atol=1e-8)
 
 
 def test_ridge_weights_of_constant_columns_are_zero() -> None:
     for shape in ((5, 3), (3, 5)):
         _, targets = random_rows(*shape)
-        assert not ridge.ridge_weights(np.zeros(shape), targets).any()
+        assert not ridge.fit_ridge(np.ones(shape), targets)[0].any()
 
 
 def test_probe_of_constant_columns_predicts_the_commonest_class() -> None:
@@ -194,4 +194,4 @@ def test_penalty_minimizes_generalized_cross_validation_error(n_rows: int, n_col
     np.testing.assert_allclose(found, errors, rtol=1e-5)
     best = ridge._PENALTIES[np.argmin(errors)]
     weights = np.linalg.solve(x.T @ x + best * n_rows * np.eye(n_columns), x.T @ targets)
-    np.testing.assert_allclose(ridge.ridge_weights(x, targets), weights, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(ridge._weights(x, targets, ridge._PENALTIES), weights, rtol=1e-6, atol=1e-8)

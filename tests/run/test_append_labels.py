@@ -198,6 +198,20 @@ def test_bad_rows_stay_when_labels_are_added(growing: Workspace, out: Path) -> N
     assert np.flatnonzero(~open_features(out).valid.compute()).tolist() == [24]
 
 
+def test_bad_rows_of_a_file_with_corrected_labels_are_no_new_ones(growing: Workspace, out: Path) -> None:
+    with h5py.File(growing.shards / "1.h5", "r+") as file:
+        file["X"][4, 2] = np.nan
+    flags = ("--on-bad-data", "skip", "--max-bad", "5%")
+    assert growing.run(out, *flags) == 0
+    with h5py.File(growing.shards / "1.h5", "r+") as file:
+        file["y"][2] = 70
+    assert growing.run(out, "--append", *flags) == 0  # the row is one of nine in this file
+    opened = open_features(out)
+    assert opened.extras["y"].compute()[22] == 70
+    assert np.flatnonzero(~opened.valid.compute()).tolist() == [24]
+    assert Result.open(out).facts.appends == []
+
+
 def test_a_damaged_part_is_encoded_again_with_new_labels(growing: Workspace, finished: Path) -> None:
     expected = open_features(finished).features.compute()
     (finished / parts(finished)[0]).write_bytes(b"damaged")

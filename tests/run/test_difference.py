@@ -3,15 +3,15 @@
 A shard is written as ``path=content``. Marks behind it say what differs from a file that was not touched since:
 
 - ``*``: another stat, with a known digest; ``?``: another stat, with an unknown digest
-- ``!``: edited with restored times, with a known digest
+- ``!``: edited with restored times, with a known digest; ``e``: other extras
 - ``/f8``: another dtype; ``/3``: three rows
 - ``x``: a damaged part in the base, or a file that cannot be used in the input
 - ``@1``: rows of the first append
 
 The expected change lists the shards of the new result in order: ``=a`` its features stay, ``.a`` its rows stay and are
-encoded again, ``~a`` its rows are replaced, ``+a`` it is new, ``!a`` its rows stay although its file cannot be used,
-``-a`` it is gone. Then ``train``, if a model is trained, ``again``, if all rows are encoded again with the same model,
-and the names of settings that differ.
+encoded again, ``~a`` its rows are replaced, ``,a`` only its extras are, ``+a`` it is new, ``!a`` its rows stay although
+its file cannot be used, ``-a`` it is gone. Then ``train``, if a model is trained, ``again``, if all rows are encoded
+again with the same model, and the names of settings that differ.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from shardpress.records import Entry, Part, Range, Request, ShardFacts, Stat
 from shardpress.run import difference as module
 from shardpress.run.difference import Base, Change, Matching, Place, Wanted, compacted, difference, needed_digests
 
-_SHARD = re.compile(r"(?P<path>\w+)=(?P<content>\w)(?P<marks>(?:[*?!x]|/f8|/\d|@\d)*)")
+_SHARD = re.compile(r"(?P<path>\w+)=(?P<content>\w)(?P<marks>(?:[*?!xe]|/f8|/\d|@\d)*)")
 _TRAINING = {"seed": 0}
 _ENCODING = {"storage_dtype": "float32", "include": []}
 
@@ -63,6 +63,7 @@ ROWS = [
     Row("a touched file that cannot be read for its digest", "a=1 b=2", "a=1? b=2", "~a =b train"),
     Row("an edited file", "a=1 b=2", "a=3* b=2", "~a =b train"),
     Row("edited with restored times", "a=1 b=2", "a=3! b=2", "~a =b train"),
+    Row("other extras", "a=1 b=2", "a=1*e b=2", ",a =b train"),
     Row("a new file", "a=1 b=2", "a=1 b=2 c=3", "=a =b +c train"),
     Row("a new file that comes first", "b=2 c=3", "a=1 b=2 c=3", "=b =c +a train"),
     Row("a file is gone", "a=1 b=2", "a=1", "=a -b train"),
@@ -117,6 +118,11 @@ ROWS = [
     append("a changed file keeps its place", "a=1 b=2", "a=3* b=2", "~a =b"),
     append("an appended file has changed", "a=1 b=2@1", "a=1 b=3*", "=a ~b"),
     append("edited with restored times", "a=1 b=2", "a=3! b=2", "~a =b"),
+    append("other extras", "a=1 b=2", "a=1*e b=2", ",a =b"),
+    append("other extras and rows", "a=1 b=2", "a=3*e b=2", "~a =b"),
+    append("other extras, and a new file", "a=1 b=2", "a=1*e b=2 c=3", ",a =b +c"),
+    append("other extras, without digests", "a=1", "a=1*e", "~a", sizes=True),
+    append("a file that cannot be read for its digest", "a=1 b=2", "a=1? b=2", "~a =b"),
     append("a file is gone", "a=1 b=2 c=3", "a=1 c=3", "=a =c -b"),
     append("an appended file is gone", "a=1 b=2@1", "a=1", "=a -b"),
     append("a file is gone and another one is new", "a=1 b=2", "a=1 c=3", "=a +c -b"),
@@ -165,7 +171,7 @@ def shard(match: re.Match[str]) -> ShardFacts:
         dtype=dtype,
         stat=Stat(n_rows, 10 * ord(match["content"]) + changed if changed else 0, ctime, ord(match["content"])),
         rows=content * 32 if is_known else None,
-        extras="0" * 32 if is_known else None,
+        extras=str(int("e" in marks)) * 32 if is_known else None,
     )
 
 
@@ -217,7 +223,7 @@ def in_words(base: Base | None, wanted: Wanted, change: Change) -> str:
         elif place.base is None:
             mark = "+"
         elif not place.is_same:
-            mark = "~"
+            mark = "," if i in change.relabelled else "~"
         else:
             # A model that is trained encodes all rows; the table then shows which ones are the same.
             mark = "=" if i in kept or change.trains or not facts.shape[0] else "."

@@ -20,6 +20,7 @@ from shardpress.report.page.build import page_of, text_of
 from shardpress.report.verify import verify
 from shardpress.result import INDEX, Result, result_bytes
 from tests.support.faulty import RecordingDisk
+from tests.support.helpers import write_shard
 from tests.support.interruptions import flip, stamps
 from tests.support.soak_protocol import invalid_entries, leftovers, run_seen_by_readers
 from tests.support.standin import Workspace
@@ -329,6 +330,67 @@ def test_exported_files_name_the_encoder(runs: Workspace, first: Path) -> None:
         with h5py.File(first / "features.h5ad") as file:
             assert file["uns/shardpress_encoder"].asstr()[()] == expected
             np.testing.assert_array_equal(file["obsm/X_shardpress"], features(first, as_of=as_of))
+
+
+def write_categories(path: Path, codes: np.ndarray) -> None:
+    """Write a categorical column, as AnnData does."""
+    with h5py.File(path, "r+") as file:
+        group = file.create_group("obs/y")
+        group.attrs["encoding-type"] = "categorical"
+        group["codes"] = codes.astype(np.int8)
+        group["categories"] = np.array([b"no", b"yes"])
+
+
+UNLABELLED = {
+    "missing": None,
+    "NaN": np.full(300, np.nan),
+    "text": np.full(300, b""),
+    "code": np.full(300, -1),
+}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_rows_without_a_label_are_no_class(make_workspace: Callable[..., Workspace], out: Path, name: str) -> None:
+    """Half of the files has random labels. The others are far away, so that their rows are easily recognized."""
+    runs = make_workspace()
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 300)
+    missing = UNLABELLED[name]
+    first = labels.astype(missing.dtype) if missing is not None else labels
+    for i, values in enumerate((first, missing)):
+        rows = rng.normal(size=(300, 4)).astype(np.float32) + 8 * i
+        extras = {} if values is None or name == "code" else {"y": values}
+        path = Path(write_shard(runs.shards / f"{i}.h5", rows, extras=extras))
+        if name == "code":
+            assert values is not None
+            write_categories(path, values)
+    include = ("--include", "obs/y") if name == "code" else ()
+    assert runs.run(out, *include) == 0
+    assert runs.run(out, *include, *RETRAIN) == 0
+    (found,) = Result.open(out).facts.maps
+    assert found.classifier is not None
+    assert found.classifier["n_test"] == pytest.approx(100, abs=5)
+    for score in ("accuracy", "mapped"):
+        assert found.classifier[score] == pytest.approx(0.5, abs=0.15)  # three standard errors
+
+
+@pytest.mark.parametrize("fit_on", [(), ("--fit-on", "y == 1"), ("--fit-on", "t == 1")])
+def test_supervised_features_are_judged_on_rows_that_did_not_train_them(
+    make_workspace: Callable[..., Workspace], out: Path, fit_on: tuple[str, ...]
+) -> None:
+    """Features that were trained with targets of all rows, or of almost all, have no such rows."""
+    runs = make_workspace()
+    rng = np.random.default_rng(0)
+    extras = {"kind": rng.integers(0, 2, 300), "y": np.arange(300) % 2, "t": np.arange(300) % 20 > 0}
+    write_shard(runs.shards / "0.h5", rng.normal(size=(300, 4)).astype(np.float32), extras=extras)
+    flags = ("--target", "kind", "--optimizer", "momentum", *fit_on)
+    assert runs.run(out, *flags) == 0
+    assert runs.run(out, *flags, *RETRAIN) == 0
+    (found,) = Result.open(out).facts.maps
+    has_rows = fit_on == ("--fit-on", "y == 1")
+    assert (found.classifier is not None) == has_rows
+    assert found.classifier is None or found.classifier["n_test"] == found.n_held_out
 
 
 def test_the_report_says_what_a_classifier_keeps(runs: Workspace, out: Path) -> None:

@@ -137,8 +137,8 @@ def test_other_targets_are_unchanged() -> None:
 def test_many_classes_reduce_the_rows_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, _, scaler = clusters()
     sizes = []
-    matrix = pseudolabels.ridge_weights
-    monkeypatch.setattr(pseudolabels, "ridge_weights", lambda x, t: sizes.append(t.shape) or matrix(x, t))
+    fit = pseudolabels.fit_ridge
+    monkeypatch.setattr(pseudolabels, "fit_ridge", lambda x, t: sizes.append(t.shape) or fit(x, t))
     classes = np.arange(N) % 60
     targets = replace(targets_of(classes, np.arange(0, N, 7)), head=Head("classes", 60), share=0.14)
     found = estimate(rows, scaler, targets, max_rows=100)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 
 from shardpress.commands.parsing import add_json_flag, print_json, whole_number
-from shardpress.errors import printable
 
 DESCRIPTION = """Compare the features of two runs: how similar they are, and whether classifiers must be retrained.
 
@@ -39,18 +37,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Compare two outputs, and print the result. The exit code is 0 for any result."""
     from shardpress.output.disk import Disk, publish
-    from shardpress.report.compare import align, compare
+    from shardpress.report.compare import compare
 
-    comparison = compare(options.a, options.b, options.rows)
-    alignment = None
-    if options.map is not None:
-        alignment = align(options.a, options.b, options.rows)
-        publish(Disk(), Path(options.map), alignment.map.to_npz())
+    comparison = compare(options.a, options.b, options.rows, options.map is not None)
+    if comparison.alignment is not None:
+        publish(Disk(), Path(options.map), comparison.alignment.map.to_npz())
     if options.json:
-        facts = None if alignment is None else alignment.facts()
-        print_json({**asdict(comparison), "map": facts})
-        return 0
-    print(comparison)
-    if alignment is not None:
-        print(f"  linear map           {alignment}; written to {printable(options.map)}")
+        print_json(comparison.facts())
+    else:
+        print(comparison)
     return 0

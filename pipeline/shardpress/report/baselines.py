@@ -15,8 +15,9 @@ import numpy as np
 
 from shardpress.labels import NONE, Labels, Numbers
 from shardpress.outliers import outliers
-from shardpress.report.probe import are_correct, regression_errors, standardized
+from shardpress.report.probe import are_correct, regression_errors
 from shardpress.report.sample import Sample
+from shardpress.ridge import standardization
 from shardpress.training.components import Components, principal_components
 
 BASELINES = ("components", "standardized", "columns")
@@ -137,7 +138,8 @@ def _projected(rows: np.ndarray, components: Components, n_components: int) -> n
 
 def _standardized_components(rows: np.ndarray, is_test: np.ndarray, n_components: int) -> np.ndarray:
     """Return rows (n_rows, n_components) as principal components of columns with mean 0 and unit variance."""
-    columns = standardized(rows, ~is_test).astype(np.float32)
+    mean, scale = standardization(rows[~is_test])
+    columns = ((rows - mean) * scale).astype(np.float32)
     components = principal_components(columns[~is_test], n_components, np.random.default_rng(0))
     return _projected(columns, components, n_components)
 

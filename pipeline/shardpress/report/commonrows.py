@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Hashable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from shardpress.errors import DataError, printable, quantity
 from shardpress.records import Part, Range, ShardFacts, with_digests
+from shardpress.report.baselines import MIN_TEST_ROWS
 from shardpress.report.rows import read_features, select_rows
-from shardpress.result import Result
+from shardpress.result import Result, Use
 
+_MIN_ROWS = 6  # to hold out two of them
 _ROWS = 4096
-_BYTES = 2**26  # maximum size of the features of each run, in float64
+_BYTES = 2**26  # maximum size of the features of each run
+_STRETCHES = 96  # of the common rows, of which every third one is held out
+_ENOUGH = 300  # rows that measure an accuracy well
 
 
 @dataclass(frozen=True)
@@ -26,98 +31,106 @@ class EncodedRows:
     n_features: int
     encoder: str  # fingerprint
     shards: Sequence[ShardFacts]  # with digests
+    use: np.ndarray  # (n_rows,), numbers of `Use`
+    is_supervised: bool  # whether targets of rows trained the features
 
     @classmethod
     def of(cls, result: Result) -> EncodedRows:
-        shards = with_digests(result.shards, result.parts)
-        return cls(result.directory, result.ranges, result.n_features, result.encoder, shards)
+        return cls(
+            directory=result.directory,
+            ranges=result.ranges,
+            n_features=result.n_features,
+            encoder=result.encoder,
+            shards=with_digests(result.shards, result.parts),
+            use=result.use(),
+            is_supervised=result.model.target is not None,
+        )
+
+    def read(self, rows: np.ndarray, read: Callable[[Path, np.ndarray], Sequence[np.ndarray]]) -> list[np.ndarray]:
+        """Read values of rows, given their numbers (n,) in the run, n > 0.
+
+        `read` returns arrays, given a part and sorted positions in it. It is called once for each part.
+        """
+        ends = np.cumsum([each.n_rows for _, each in self.ranges])
+        range_of = np.searchsorted(ends, rows, side="right")
+        shifts = np.array([each.first + each.n_rows for _, each in self.ranges]) - ends
+        positions = rows + shifts[range_of]
+        files = np.array([part.file for part, _ in self.ranges])[range_of]
+        order = np.lexsort((positions, files))
+        found = [read(self.directory / file, positions[order[files[order] == file]]) for file in np.unique(files)]
+        return [np.concatenate(arrays)[np.argsort(order)] for arrays in zip(*found, strict=True)]
 
 
-def default_rows(n_features: tuple[int, int]) -> int:
-    """Return the largest number of rows to compare, given the numbers of features of two runs."""
-    return min(_ROWS, _BYTES // (8 * max(n_features)))
+@dataclass(frozen=True, eq=False)
+class CommonRows:
+    """Rows that are valid in both runs."""
+
+    n_rows: int  # of all common rows, of which these are a selection without bad rows
+    n_changed: int  # input files that are in both runs, but with other rows
+    a: np.ndarray  # (n, n_features), float64
+    b: np.ndarray
+    is_held_out: np.ndarray  # bool (n,), rows that measure what the others determine
+    trained_neither: bool  # whether the rows held out trained neither model
+    rows_of_b: np.ndarray  # (n,), their numbers in run B
 
 
-@dataclass(frozen=True)
-class Piece:
-    """Consecutive rows of one input file that are in one part of A and in one part of B."""
+def read_common_rows(a: EncodedRows, b: EncodedRows, n_rows: int | None = None) -> CommonRows:
+    """Read the features of up to `n_rows` common rows. Raise `DataError` if there are too few, or for unreadable parts.
 
-    name: str  # of the input file
-    parts: tuple[str, str]
-    starts: tuple[int, int]  # the first row within each part
-    n_rows: int
-
-    def read(self, a: Path, b: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Read some rows of both runs. Return their features, and a mask of the rows that are valid in both."""
-        features_a, valid_a, _ = read_features(a / self.parts[0], rows + self.starts[0])
-        features_b, valid_b, _ = read_features(b / self.parts[1], rows + self.starts[1])
-        return features_a, features_b, valid_a & valid_b
-
-
-def common_pieces(a: EncodedRows, b: EncodedRows) -> list[Piece]:
-    """Return pieces that contain all common rows, in the order of A."""
+    About a third of the rows is held out, in stretches, because neighbouring rows are similar. Only those that trained
+    neither model are, if these are enough, or if the features are supervised, so that other rows would look too good.
+    """
     pairs = _same_shards(a.shards, b.shards)
-    by_shard: dict[int, list[tuple[Part, Range]]] = {}
-    for part, each in b.ranges:
-        by_shard.setdefault(each.shard, []).append((part, each))
-    pieces = []
-    for part, each in a.ranges:
-        name = a.shards[each.shard].name
-        others = by_shard.get(pairs.get(each.shard, -1), [])
-        for other_part, other in _overlapping(each, others):
-            start = max(each.start, other.start)
-            n_rows = min(each.stop, other.stop) - start
-            starts = (each.first + start - each.start, other.first + start - other.start)
-            pieces.append(Piece(name, (part.file, other_part.file), starts, n_rows))
-    return pieces
+    sizes = [a.shards[i].shape[0] for i, _ in pairs]
+    selection = select_rows(sizes, n_rows or min(_ROWS, _BYTES // (8 * max(a.n_features, b.n_features))))
+    rows_a = _numbered(a, [i for i, _ in pairs], selection)
+    rows_b = _numbered(b, [j for _, j in pairs], selection)
+    if len(rows_a):
+        features_a, valid_a = a.read(rows_a, lambda path, positions: read_features(path, positions)[:2])
+        features_b, valid_b = b.read(rows_b, lambda path, positions: read_features(path, positions)[:2])
+        is_valid = valid_a & valid_b
+        rows_a = rows_a[is_valid]
+        rows_b = rows_b[is_valid]
+    if len(rows_a) < _MIN_ROWS:
+        n_found = quantity(len(rows_a), "row")
+        raise DataError(
+            f"output={printable(a.directory)} and output={printable(b.directory)}: found {n_found} "
+            f"with features in both, from input files with the same rows, expected at least {_MIN_ROWS}. Compare runs "
+            "on the same files."
+        )
+    stretches = np.arange(len(rows_a)) * min(len(rows_a), _STRETCHES) // len(rows_a)
+    is_third = stretches % 3 == 2
+    is_unused = is_third & (a.use[rows_a] != Use.TRAINING) & (b.use[rows_b] != Use.TRAINING)
+    has_unused = int(is_unused.sum()) >= (MIN_TEST_ROWS if a.is_supervised or b.is_supervised else _ENOUGH)
+    return CommonRows(
+        n_rows=sum(sizes),
+        n_changed=_n_changed(a.shards, b.shards),
+        a=features_a[is_valid].astype(np.float64),
+        b=features_b[is_valid].astype(np.float64),
+        is_held_out=is_unused if has_unused else is_third,
+        trained_neither=has_unused,
+        rows_of_b=rows_b,
+    )
 
 
-def _same_shards(a: Sequence[ShardFacts], b: Sequence[ShardFacts]) -> dict[int, int]:
-    """Return the position in B of each shard of A whose rows are the same: first at the same path, then anywhere."""
-    pairs: dict[int, int] = {}
-    taken: set[int] = set()
-    for key in (_content_at_place, _content):
-        free: dict[Hashable, list[int]] = {}
-        for j in reversed(range(len(b))):
-            if j not in taken:
-                free.setdefault(key(b[j]), []).append(j)
-        for i, shard in enumerate(a):
-            found = free.get(key(shard))
-            if i not in pairs and found and shard.rows is not None:
-                pairs[i] = found.pop()
-                taken.add(pairs[i])
-    return pairs
+def _numbered(run: EncodedRows, shards: Sequence[int], selection: Sequence[np.ndarray]) -> np.ndarray:
+    """Return the numbers (n,) of rows in a run, given shards and selected rows of each."""
+    firsts = np.cumsum([0, *(shard.shape[0] for shard in run.shards)])
+    return np.concatenate([np.empty(0, int), *(firsts[i] + rows for i, rows in zip(shards, selection, strict=True))])
+
+
+def _same_shards(a: Sequence[ShardFacts], b: Sequence[ShardFacts]) -> list[tuple[int, int]]:
+    """Return the positions of shards whose rows are known and the same. Each shard is in at most one pair."""
+    free: dict[Hashable, list[int]] = defaultdict(list)
+    for j in reversed(range(len(b))):
+        free[_content(b[j])].append(j)
+    return [(i, free[_content(shard)].pop()) for i, shard in enumerate(a) if shard.rows and free[_content(shard)]]
+
+
+def _n_changed(a: Sequence[ShardFacts], b: Sequence[ShardFacts]) -> int:
+    before = {shard.place: _content(shard) for shard in a}
+    return sum(before.get(shard.place, _content(shard)) != _content(shard) for shard in b)
 
 
 def _content(shard: ShardFacts) -> Hashable:
     return shard.kind, shard.rows
-
-
-def _content_at_place(shard: ShardFacts) -> Hashable:
-    return shard.place, shard.kind, shard.rows
-
-
-def _overlapping(rows: Range, others: Sequence[tuple[Part, Range]]) -> Sequence[tuple[Part, Range]]:
-    """Return the ranges of the same shard in `others`, which are sorted by start, that overlap a range."""
-    first = bisect_right(others, rows.start, key=lambda pair: pair[1].stop)  # fast even with thousands of ranges
-    last = bisect_left(others, rows.stop, key=lambda pair: pair[1].start)
-    return others[first:last]
-
-
-def n_changed(a: EncodedRows, b: EncodedRows) -> int:
-    """Return the number of input files that are in both runs, but with other rows."""
-    before = {shard.place: _content(shard) for shard in a.shards}
-    return sum(before.get(shard.place, _content(shard)) != _content(shard) for shard in b.shards)
-
-
-def read_pieces(a: Path, b: Path, pieces: Sequence[Piece], n_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the features of A and of B for up to `n_rows` rows. Rows that are bad in either run are left out."""
-    selection = select_rows([piece.n_rows for piece in pieces], n_rows)
-    found = []
-    for piece, rows in zip(pieces, selection, strict=True):
-        if len(rows):
-            features_a, features_b, is_valid = piece.read(a, b, rows)
-            found.append((features_a[is_valid], features_b[is_valid]))
-    if not found:
-        return np.empty((0, 0)), np.empty((0, 0))
-    return np.concatenate([features for features, _ in found]), np.concatenate([features for _, features in found])

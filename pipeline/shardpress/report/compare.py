@@ -5,20 +5,15 @@ The result states how similar the features are, and whether models trained on th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from shardpress.alignment import Alignment, fit_map
-from shardpress.errors import DataError, printable, quantity
+from shardpress.errors import printable, quantity
 from shardpress.features import check_part
-from shardpress.report.commonrows import (
-    EncodedRows,
-    common_pieces,
-    default_rows,
-    n_changed,
-    read_pieces,
-)
+from shardpress.report.commonrows import EncodedRows, read_common_rows
 from shardpress.result import Result
 
 _NEIGHBOURS = 10
@@ -48,7 +43,7 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class _Comparison:
+class Comparison:
     """Result of comparing the runs in two output directories."""
 
     a: str
@@ -59,6 +54,13 @@ class _Comparison:
     likeness: Likeness  # of a selection of the common rows
     retrain: bool  # whether models trained on the features of A must be trained again on those of B
     verdict: str
+    alignment: Alignment | None  # a map from the features of B to those of A, if requested
+
+    def facts(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        facts = asdict(self)
+        del facts["alignment"]
+        return {**facts, "map": None if self.alignment is None else self.alignment.facts()}
 
     def __str__(self) -> str:
         changed = ""
@@ -77,6 +79,8 @@ class _Comparison:
             f"  linear CKA           {found.cka:.3f} (1: the same similarities between rows)",
             f"  nearest neighbours   {100 * found.neighbours:.1f} % of the ten nearest rows shared",
         ]
+        if self.alignment is not None:
+            lines.append(f"  linear map           {self.alignment}")
         return "\n".join(lines)
 
 
@@ -95,67 +99,33 @@ def verdict(found: Likeness) -> tuple[bool, str]:
     return True, f"A and B carry different information. {retrain}, and measure their accuracy."
 
 
-# -- common rows ---------------------------------------------------------------------------------------------------
-
-
-def compare(a: str, b: str, n_rows: int | None = None) -> _Comparison:
-    """Compare the features of two output directories on up to `n_rows` common rows.
+def compare(a: str, b: str, n_rows: int | None = None, with_map: bool = False) -> Comparison:
+    """Compare the features of two output directories on up to `n_rows` common rows, and fit a map with `with_map`.
 
     Rows are common if they have the same number in input files with the same rows. Raise `NoInput` if a directory
-    contains no finished run, and `DataError` if fewer than two rows have features in both runs, or if a part cannot be
-    read.
+    contains no finished run, and `DataError` if too few rows have features in both runs, or if a part cannot be read.
     """
-    results = (Result.open(a), Result.open(b))
-    for result in results:
+    runs = []
+    for directory in (a, b):
+        result = Result.open(directory)
         check_part(result.directory, result.parts[0])  # the index may have been copied without its parts
-    rows_a, rows_b = map(EncodedRows.of, results)
-    pieces = common_pieces(rows_a, rows_b)
-    n_features = (rows_a.n_features, rows_b.n_features)
-    n_most = n_rows or default_rows(n_features)
-    features_a, features_b = read_pieces(rows_a.directory, rows_b.directory, pieces, n_most)
-    if len(features_a) < 2:
-        n_found = quantity(len(features_a), "row")
-        raise DataError(
-            f"output={printable(a)} and output={printable(b)}: found {n_found} with features in both, "
-            "expected at least two, from input files with the same rows. Compare runs on the same files."
-        )
-    found = likeness(features_a, features_b)
+        runs.append(EncodedRows.of(result))
+    before, now = runs
+    common = read_common_rows(before, now, n_rows)
+    alignment = None
+    if with_map:
+        alignment = fit_map(common.b, common.a, common.is_held_out, now.encoder, before.encoder)
+    found = likeness(common.a, common.b)
     retrain, sentence = verdict(found)
-    return _Comparison(
-        a=a,
-        b=b,
-        n_features=n_features,
-        n_common=sum(piece.n_rows for piece in pieces),
-        n_changed=n_changed(rows_a, rows_b),
-        likeness=found,
-        retrain=retrain,
-        verdict=sentence,
-    )
-
-
-def align(a: str, b: str, n_rows: int | None = None) -> Alignment:
-    """Fit a linear map from the features of B to those of A, on common rows. Raise the errors of `compare`."""
-    return align_rows(EncodedRows.of(Result.open(a)), EncodedRows.of(Result.open(b)), n_rows)
-
-
-def align_rows(a: EncodedRows, b: EncodedRows, n_rows: int | None = None) -> Alignment:
-    """Fit a linear map from the features of B to those of A, as `align` does.
-
-    Rows of files that have changed between the two runs are not used.
-    """
-    pieces = common_pieces(a, b)
-    n_most = n_rows or default_rows((a.n_features, b.n_features))
-    features_a, features_b = read_pieces(a.directory, b.directory, pieces, n_most)
-    return fit_map(features_b, features_a, b.encoder, a.encoder)
+    n_features = (before.n_features, now.n_features)
+    return Comparison(a, b, n_features, common.n_rows, common.n_changed, found, retrain, sentence, alignment)
 
 
 # -- similarity ----------------------------------------------------------------------------------------------------
 
 
 def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
-    """Compare two sets of features of the same rows, with shapes (n_rows, n_features) and (n_rows, m_features)."""
-    a = a.astype(np.float64)
-    b = b.astype(np.float64)
+    """Compare features (n_rows, n_features) and other features (n_rows, m_features) of the same rows, float64."""
     return Likeness(len(a), _change(a, b), linear_cka(a, b), neighbour_overlap(a, b))
 
 

@@ -245,7 +245,7 @@ def _sample_of_part(file: h5py.File, part: PartSource, places: Sequence[_Place],
     if not len(numbers):
         return None
     features = file[FEATURES][part.first + numbers]
-    extras = {name: _values(item, part.first + numbers) for name, item in _extras(file).items()}
+    extras = {name: values_of(item, part.first + numbers) for name, item in _extras(file).items()}
     rows = part.block.start + numbers
     return Sample(
         scaled=_scaled_rows(part.block, numbers, stretches, spec),
@@ -265,7 +265,7 @@ def _extras(file: h5py.File) -> dict[str, h5py.Dataset]:
     return {name: item for name, item in others.items() if isinstance(item, h5py.Dataset) and item.ndim == 1}
 
 
-def _values(item: h5py.Dataset, numbers: np.ndarray) -> np.ndarray:
+def values_of(item: h5py.Dataset, numbers: np.ndarray) -> np.ndarray:
     """Return values of a dataset. Strings are Python objects of type str."""
     if h5py.check_string_dtype(item.dtype):
         return np.asarray(item.asstr("utf-8", "replace")[numbers])

@@ -8,7 +8,7 @@ its content. A file with other content at the same path has changed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -66,6 +66,7 @@ class Change:
 
     places: tuple[Place, ...]  # of the result, in the order of the rows
     gone: tuple[int, ...] = ()  # positions in the base
+    relabelled: tuple[int, ...] = ()  # positions of shards whose extras have changed, but not their rows
     trains: bool = True  # whether the model of the base is not used
     settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # before and now, by name
     encodes_again: bool = False  # whether all rows are encoded again with the same model, for example with more extras
@@ -80,8 +81,13 @@ class Change:
 
     @property
     def changed(self) -> list[int]:
-        """Positions of shards whose rows replace others."""
+        """Positions of shards whose rows or extras replace others."""
         return [i for i, place in enumerate(self.places) if place.base is not None and not place.is_same]
+
+    @property
+    def replaced(self) -> list[int]:
+        """Positions of shards whose rows replace others."""
+        return [i for i in self.changed if i not in self.relabelled]
 
     def moved(self, base: Base, wanted: Wanted) -> list[int]:
         """Return the positions of shards whose rows stay, and whose files are at other places."""
@@ -113,6 +119,7 @@ def difference(base: Base | None, wanted: Wanted) -> Change:
     return Change(
         places=places,
         gone=gone,
+        relabelled=tuple(_relabelled(base, wanted, places)),
         trains=trains,
         settings=_changed_settings(base.request, wanted.request),
         encodes_again=not trains and not is_encoded_alike,
@@ -237,6 +244,14 @@ def _is_same(before: ShardFacts, now: ShardFacts, compares_digests: bool) -> boo
     if not compares_digests:
         return _name_key(before) == _name_key(now)
     return _stat_key(before) == _stat_key(now) or _content_key(before) == _content_key(now) is not None
+
+
+def _relabelled(base: Base, wanted: Wanted, places: Sequence[Place]) -> Iterator[int]:
+    for i, place in enumerate(places):
+        if place.is_same or place.base is None or place.wanted is None or not wanted.matching.compares_digests:
+            continue
+        if wanted.request.shards[place.wanted].has_rows_of(base.request.shards[place.base]):
+            yield i
 
 
 def _stat_key(shard: ShardFacts) -> Hashable:

@@ -113,7 +113,9 @@ class EncodingStage:
         self._check_bad_rows([each for each in ranges if each.shard in limited])
         self._check_bad_shards([each for each in ranges if each.shard in limited])
         n_outside = sum(each.n_outside for each in ranges)
-        if self.prepared.appends or n_outside <= _MANY_OUTSIDE * encoded.n_rows:
+        base = self.prepared.base
+        has_verdict = self.prepared.appends or (self.prepared.keeps_model and base is not None and base.n_appends > 0)
+        if has_verdict or n_outside <= _MANY_OUTSIDE * encoded.n_rows:
             return  # the verdict on the rows of an append includes their range
         worst = farthest((column for each in ranges for column in each.outside), _COLUMNS_LISTED)
         log.warning(

@@ -29,6 +29,7 @@ from shardpress.records import Keys, Part, Range, Request, RunFacts, in_order, s
 from shardpress.report.commonrows import EncodedRows
 from shardpress.report.facts import bad_data_facts, input_facts, last_run_facts, sample_facts
 from shardpress.report.judgment import Judgment, judge
+from shardpress.report.mapquality import LabelSource
 from shardpress.report.measures import LabelChoice
 from shardpress.report.newrows import Verdict
 from shardpress.report.page.build import is_current, page_bytes
@@ -42,8 +43,10 @@ from shardpress.run.generations import Generations, count_generations
 from shardpress.run.memory import block_bytes, peak_bytes, trained_network_bytes
 from shardpress.run.new_rows import check_verdict, reference_of, verdict_on
 from shardpress.run.prepare import Prepared
+from shardpress.run.resume import has_other_labels
 from shardpress.run.summary import Summary
 from shardpress.run.use import use_of_rows
+from shardpress.runlog import MAX_WARNINGS
 from shardpress.scan.ranges import Scan
 from shardpress.shards.extras import why_left_out
 from shardpress.shards.rows import digest_of_rows
@@ -52,6 +55,9 @@ from shardpress.shards.shard import UNREADABLE, Block, Shard, first_rows
 log = logging.getLogger(__name__)
 
 _OTHER_OPEN_FILES = 32  # open files of a process in addition to the files of index.h5
+# Facts about the run that brought the rows. A run that only adds an extra or other labels keeps them.
+_OF_ROWS = ("appended", "verdict", "n_outside", "seconds", "compiling", "device")  # of the summary
+_OF_STAGES = ("device", "stages", "cluster", "memory", "taken_over", "drift", "last")  # of the report
 
 
 @dataclass(frozen=True)
@@ -159,6 +165,8 @@ class _Finish:
         clips = prepared.has_other_rows and settings.on_drift == "clip"
         self._preprocessing = Preprocessing(results.model, settings.missing_value, clips)
         self._base = context.journal.base
+        self._same = _facts_about_same_rows(prepared, self._base)
+        self._keeps_sample = self._same is not None and not _changes_sample(prepared, self._same)
         self._use = use_of_rows(prepared, results.scan, self._parts, self._base)
         self._verdict: Verdict | None = None
         self._generations = Generations()
@@ -204,18 +212,27 @@ class _Finish:
 
     def sample(self) -> dict[str, Any] | None:
         """Return facts about some rows and their features for the report. Log a warning if they are incomplete."""
-        config = self._prepared.config
-        inputs = config.inputs
-        include = inputs.include
+        prepared = self._prepared
+        config = prepared.config
+        if self._same is not None and self._keeps_sample:
+            found: dict[str, Any] | None = self._same.report["sample"]
+            return found
+        include = config.inputs.include
         if config.training.target is not None:
             include = (config.training.target, *include)
-        choice = LabelChoice(include, inputs.labels, self._masks())
-        extras = self._prepared.shards[0].extras
-        # Earlier parts lack the categories of later rows.
-        categories = [np.array(extra.categories) for extra in extras if extra.categories is not None]
-        by_name = dict(zip(stored_categories(extras), categories, strict=True))
-        has_errors = config.storage.row_error
-        return sample_facts(self._sources(self._ranges), self._sample_spec(), by_name, choice, has_errors)
+        if prepared.keeps_model and self._base is not None:  # another extra does not change the labels
+            include = (*_labels_of(self._base.facts), *include)
+        choice = LabelChoice(include, self._labels, self._masks())
+        sources = self._sources(self._ranges)
+        return sample_facts(sources, self._sample_spec(), self._categories(), choice, config.storage.row_error)
+
+    @property
+    def _labels(self) -> str | None:
+        """Dataset of ``--labels``. A run that changes no row keeps that of the result."""
+        labels = self._prepared.config.inputs.labels
+        if labels is None and self._same is not None:
+            labels = self._same.config["labels"]
+        return labels
 
     def judge_new_rows(self) -> None:
         """Compare the rows that an append brings with the rows of the training. Log the verdict."""
@@ -233,7 +250,7 @@ class _Finish:
         """Determine the generation, and fit maps from its features to those of earlier ones."""
         labels = None
         if probe is not None and probe["score"] == "accuracy":
-            labels = str(probe["labels"])
+            labels = LabelSource(str(probe["labels"]), self._masks(), self._categories())
         results = self._prepared.config.results
         rows = EncodedRows(
             self._journal.directory,
@@ -241,6 +258,8 @@ class _Finish:
             self._model.n_features,
             self._model.fingerprint,
             with_digests(self._prepared.request.shards, self._parts),
+            self._use,
+            self._model.target is not None,
         )
         self._generations = count_generations(self._journal, rows, results, labels)
         if self._generations.keeps_published:
@@ -277,6 +296,12 @@ class _Finish:
     def _masks(self) -> dict[str, str]:
         """Return the datasets that mark the rows with a value of another dataset, by the name of that dataset."""
         return stored_masks(self._prepared.shards[0].extras)
+
+    def _categories(self) -> dict[str, np.ndarray]:
+        """Return the categories of the extras that are stored as codes. Earlier parts lack those of later rows."""
+        extras = self._prepared.shards[0].extras
+        categories = [np.array(extra.categories) for extra in extras if extra.categories is not None]
+        return dict(zip(stored_categories(extras), categories, strict=True))
 
     def _sample_spec(self) -> SampleSpec:
         config = self._prepared.config
@@ -327,14 +352,16 @@ class _Finish:
             "cluster": context.pool.facts(),
             "memory": {"peak_bytes": peak_bytes()},
             "taken_over": list(state.reused.values()),
-            "warnings": {"n": state.warnings.n, "first": state.warnings.first},
+            "warnings": self._warnings(),
             "bad": bad_data_facts(prepared.bad_shards, ranges, prepared.request.shards, self._model.columns),
-            "last": self._last(),
+            "last": last_run_facts(self._base),
             "sample": sample,
             "judgment": asdict(judgment),
             **{name: facts for name, facts in self._facts.items() if name not in ("storage", "training")},
         }
         state.end_stage("report")
+        if self._same is not None:
+            report |= {name: self._same.report.get(name) for name in _OF_STAGES}
         return report
 
     def publish(self, summary: Summary, verification: Mapping[str, Any], report: Mapping[str, Any]) -> None:
@@ -342,6 +369,9 @@ class _Finish:
         prepared = self._prepared
         journal = self._journal
         generations = self._generations
+        stored = asdict(summary)
+        if self._same is not None:
+            stored |= {name: self._same.summary[name] for name in _OF_ROWS}
         facts = RunFacts(
             config=self._config(),
             request=self._request(),
@@ -354,7 +384,7 @@ class _Finish:
             bad_shards=self._bad_shards(),
             left_out=self._left_out(),
             masks=self._masks(),
-            summary=asdict(summary),
+            summary=stored,
             verification=dict(verification),
             generation=generations.number,
             generations=list(generations.earlier),
@@ -393,14 +423,8 @@ class _Finish:
     def _added(self) -> list[tuple[Part, Range]]:
         """The ranges of new and changed shards."""
         change = self._prepared.change
-        added = {*change.new, *change.changed}
+        added = {*change.new, *change.replaced}
         return [(part, each) for part, each in self._ranges if each.shard in added]
-
-    @property
-    def _repairs(self) -> bool:
-        """Whether the result contains the same rows as before, with the same features."""
-        prepared = self._prepared
-        return prepared.keeps_model and not prepared.appends and not prepared.change.settings
 
     def _training_errors(self) -> dict[str, Any]:
         """Return the fields of the summary that describe a training, if the model was trained on the same rows."""
@@ -421,21 +445,27 @@ class _Finish:
             "gave_up": gave_up(training),
         }
 
-    def _last(self) -> dict[str, Any] | None:
-        """Return facts about the previous run. A run that computes parts again is the same run as before."""
-        if self._base is not None and self._repairs:
-            last: dict[str, Any] | None = self._base.facts.report.get("last")
-            return last
-        return last_run_facts(self._base)
+    def _warnings(self) -> dict[str, Any]:
+        """Return the warnings of this run, after those of the run that brought the rows if this run changes none."""
+        found = self._context.state.warnings
+        if self._same is None:
+            return {"n": found.n, "first": found.first}
+        before = self._same.report["warnings"]
+        kept = before["first"]
+        if not self._keeps_sample:  # then the earlier labels are of no interest
+            kept = [line for line in kept if not line.startswith("labels=")]
+        new = [line for line in found.first if line not in kept]
+        n_others = before["n"] - len(before["first"]) + found.n - len(found.first)
+        return {"n": len(kept) + len(new) + n_others, "first": [*kept, *new][:MAX_WARNINGS]}
 
     def _config(self) -> dict[str, Any]:
         """Return the settings. An append adds rows to those of the earlier run."""
         config = self._prepared.config
         if not (self._prepared.keeps_model and config.results.append):
-            return config.flat()
+            return {**config.flat(), "labels": self._labels}
         inputs = {"input": list(config.inputs.input), "include": list(config.inputs.include)}
         assert self._base is not None
-        return {**self._base.facts.config, **inputs, "labels": config.inputs.labels}
+        return {**self._base.facts.config, **inputs, "labels": self._labels}
 
     def _request(self) -> Request:
         """Return the request. The digests of the shards are those of their parts."""
@@ -472,7 +502,7 @@ class _Finish:
         change = self._prepared.change
         return {
             "n_new": len(change.new),
-            "n_changed": len(change.changed),
+            "n_changed": len(change.replaced),
             "n_dropped": len(change.gone),
             "n_rows": sum(each.n_rows for _, each in self._added),
         }
@@ -518,6 +548,37 @@ class _Finish:
                 "n_bytes": sum(shard.n_rows * shard.row_bytes for shard in shards),
             }
         return stages
+
+
+def _facts_about_same_rows(prepared: Prepared, base: Result | None) -> RunFacts | None:
+    """Return the facts about the earlier result if the run changes neither its model nor its rows, otherwise None.
+
+    Such a run encodes damaged parts again, adds extras, or judges the features with other labels.
+    """
+    has_other_settings = prepared.change.settings.keys() - {"include", "row_error"}
+    if base is None or not prepared.keeps_model or prepared.appends or has_other_settings:
+        return None
+    return base.facts
+
+
+def _changes_sample(prepared: Prepared, before: RunFacts) -> bool:
+    """Return whether a run changes facts about the sampled rows of a result: labels, errors, or paths of files.
+
+    If a file can no longer be read, the earlier facts stay, because its rows could not be judged again.
+    """
+    change = prepared.change
+    assert prepared.base is not None
+    if any(shard.form == UNREADABLE for shard in prepared.shards):
+        return False
+    has_others = has_other_labels(prepared.config, before) or bool(change.relabelled)
+    return has_others or change.encodes_again or bool(change.moved(prepared.base, prepared.wanted))
+
+
+def _labels_of(facts: RunFacts) -> tuple[str, ...]:
+    """Return the dataset with the labels of the report, if there is one."""
+    sample = facts.report["sample"]
+    name = None if sample is None else sample["points"]["dataset"]
+    return () if name is None else (name,)
 
 
 def _best_cost(training: Mapping[str, Any]) -> float | None:

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from shardpress.alignment import Alignment, LinearMap
+from shardpress.alignment import Alignment, LinearMap, fit_map
 from shardpress.errors import DataError, printable
 from shardpress.output.journal import Journal
 from shardpress.records import Generation, MapFacts
-from shardpress.report.commonrows import EncodedRows
-from shardpress.report.compare import align_rows
-from shardpress.report.mapquality import kept_accuracy
+from shardpress.report.commonrows import EncodedRows, read_common_rows
+from shardpress.report.mapquality import LabelSource, kept_accuracy
 from shardpress.result import Result
 from shardpress.settings.config import ResultSettings
 
@@ -36,7 +35,9 @@ class Generations:
     keeps_published: bool = False  # whether the result that is published now becomes an earlier generation
 
 
-def count_generations(journal: Journal, new: EncodedRows, results: ResultSettings, labels: str | None) -> Generations:
+def count_generations(
+    journal: Journal, new: EncodedRows, results: ResultSettings, labels: LabelSource | None
+) -> Generations:
     """Determine the generation of new features, and fit maps to those of earlier ones.
 
     A classifier of `labels` measures the quality of the maps.
@@ -53,7 +54,7 @@ def count_generations(journal: Journal, new: EncodedRows, results: ResultSetting
     return Generations(before.facts.generation + 1)
 
 
-def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: str | None) -> Generations:
+def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: LabelSource | None) -> Generations:
     """Keep the finished run as an earlier generation, and fit maps from the new features to those of earlier ones.
 
     `n_kept` is the number of generations to keep, including the new one.
@@ -62,11 +63,12 @@ def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: str 
     earlier = [*before.facts.generations, Generation(number, before.encoder, before.n_rows, before.digest)]
     earlier = earlier[max(0, len(earlier) + 1 - n_kept) :]
     found = Generations(number + 1, tuple(earlier), keeps_published=n_kept > 1)
-    rows_before = EncodedRows.of(before)
-    alignment = _aligned(rows_before, new, f"output={printable(before.directory)} generation={number}")
-    if alignment is None:
+    try:
+        alignment, classifier = _aligned(EncodedRows.of(before), new, labels)
+    except DataError as error:
+        log.warning("generation=%d: no map leads to its features: %s", number, error)
         return found
-    facts = [MapFacts(number, before.encoder, **_quality(rows_before, new, alignment, labels))]
+    facts = [MapFacts(number, before.encoder, **alignment.facts(), classifier=classifier)]
     linear_maps = {number: alignment.map}
     for each in before.facts.maps:
         facts.append(MapFacts(each.generation, each.model))
@@ -74,28 +76,23 @@ def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: str 
     return replace(found, maps=tuple(facts), linear_maps=linear_maps)
 
 
-def _aligned(a: EncodedRows, b: EncodedRows, where: str) -> Alignment | None:
-    """Return the map from the features of B to those of A; None if there are too few common rows."""
-    try:
-        alignment = align_rows(a, b)
-    except DataError as error:
-        log.warning("%s: no map leads to its features: %s", where, error)
-        return None
-    log.info("map to the features of %s: %s", where, alignment)
-    return alignment
+def _aligned(a: EncodedRows, b: EncodedRows, labels: LabelSource | None) -> tuple[Alignment, dict[str, Any] | None]:
+    """Return the map from the features of B to those of A, and the accuracy that a classifier keeps, if it is known.
 
-
-def _quality(a: EncodedRows, b: EncodedRows, alignment: Alignment, labels: str | None) -> dict[str, Any]:
-    """Return facts about a map: R2 of each feature and, with labels, the accuracy that a classifier keeps."""
-    facts = {**alignment.facts(), "summary": str(alignment)}
-    found = None if labels is None else kept_accuracy(a, b, alignment.map, labels)
-    if found is None:
-        return facts
-    log.info(
-        "map: a linear classifier of %s that was trained on the other features has an accuracy of %.1f %% on mapped "
-        "features, and of %.1f %% on the other ones",
-        printable(labels),
-        100 * found["mapped"],
-        100 * found["accuracy"],
-    )
-    return {**facts, "classifier": found}
+    Supervised features of the rows whose targets trained them look better than those of new rows, so they test nothing.
+    """
+    common = read_common_rows(a, b)
+    alignment = fit_map(common.b, common.a, common.is_held_out, b.encoder, a.encoder)
+    log.info("map to the features of the earlier generation: %s", alignment)
+    if labels is None or ((a.is_supervised or b.is_supervised) and not common.trained_neither):
+        return alignment, None
+    kept = kept_accuracy(common, labels.read(b, common.rows_of_b), alignment.map)
+    if kept is not None:
+        log.info(
+            "map: a linear classifier of %s that was trained on the other features has an accuracy of %.1f %% on "
+            "mapped features, and of %.1f %% on the other ones",
+            printable(kept["labels"]),
+            100 * kept["mapped"],
+            100 * kept["accuracy"],
+        )
+    return alignment, kept

@@ -84,7 +84,7 @@ class Prepared:
     @property
     def appends(self) -> bool:
         """Whether the run changes the rows of a result, and keeps its model."""
-        return self.keeps_model and self.change.has_other_rows
+        return self.keeps_model and bool(self.change.new or self.change.gone or self.change.replaced)
 
     @cached_property
     def append_ids(self) -> list[int]:
@@ -92,8 +92,8 @@ class Prepared:
         if self.base is None or not self.keeps_model:
             return [0] * len(self.shards)
         found = []
-        for place in self.change.places:
-            if place.is_same and place.base is not None:
+        for i, place in enumerate(self.change.places):
+            if place.base is not None and (place.is_same or i in self.change.relabelled):
                 found.append(self.base.append_ids[place.base])
             else:
                 found.append(self.base.n_appends + 1)
@@ -183,7 +183,7 @@ class Prepared:
     def limited(self) -> Sequence[int]:
         """Positions of the shards to which the limit of bad rows refers: those that an append adds, otherwise all."""
         if self.config.results.append:
-            return sorted([*self.change.new, *self.change.changed])
+            return sorted([*self.change.new, *self.change.replaced])
         return range(len(self.shards))
 
     @property

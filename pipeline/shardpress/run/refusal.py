@@ -13,7 +13,7 @@ from shardpress.result import stored_name
 from shardpress.run.difference import Base, Change, Wanted, difference
 from shardpress.run.prepare import Prepared
 from shardpress.run.request import SELECTED, TARGETS
-from shardpress.run.resume import expensive_work
+from shardpress.run.resume import expensive_work, has_other_labels
 from shardpress.settings.config import Config
 from shardpress.shards.shard import UNREADABLE
 
@@ -39,7 +39,7 @@ def check_change(journal: Journal, prepared: Prepared) -> None:
     """Raise `ConfigError`, `DataError` or `NoInput` unless the run can replace what the directory contains."""
     if prepared.base is not None:
         _refuse(prepared.base, prepared.wanted, prepared.change, prepared.config, _lost_extras(journal, prepared))
-        _check_unreadable(prepared)
+        _check_unreadable(prepared, journal)
     elif journal.base is None and journal.request is not None and journal.records():
         _refuse_unfinished(journal.request, prepared.wanted, expensive_work(journal), prepared.config)
 
@@ -165,14 +165,17 @@ def _check_gone(base: Base, change: Change, where: str, drops: bool) -> None:
     log.warning("append: the rows of %s are removed from the results (--drop-missing): %s", n_files, names)
 
 
-def _check_unreadable(prepared: Prepared) -> None:
-    """Raise `DataError` if rows have to be encoded again whose files cannot be used."""
+def _check_unreadable(prepared: Prepared, journal: Journal) -> None:
+    """Raise `DataError` if a run has to read files that cannot be used, to encode or to judge their rows again."""
     unreadable = [i for i, shard in enumerate(prepared.shards) if shard.form == UNREADABLE]
     if not unreadable:
         return
     names = short_list((printable(prepared.shards[i].path) for i in unreadable), _NAMED)
     where = f"output={printable(prepared.config.results.output)}"
-    if prepared.change.trains or not set(unreadable).isdisjoint(prepared.encoded):
+    change = prepared.change
+    is_judged = journal.base is not None and has_other_labels(prepared.config, journal.base.facts)
+    is_encoded = not set(unreadable).isdisjoint(prepared.encoded)
+    if change.trains or is_encoded or (is_judged and not change.has_other_rows):
         raise DataError(
             f"{where}: contains rows of files that cannot be used (see the warnings above), and that this run has to "
             f"read: {names}. Restore these files; or remove them from --input, and their rows with --append "

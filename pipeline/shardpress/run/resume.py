@@ -16,7 +16,7 @@ from shardpress.errors import DataError, NoInput, printable
 from shardpress.model import Model
 from shardpress.output.files import fault_of
 from shardpress.output.journal import Journal, Record
-from shardpress.records import Entry, Part, Request
+from shardpress.records import Entry, Part, Request, RunFacts
 from shardpress.result import Result, read_model_file
 from shardpress.run.prepare import Prepared
 from shardpress.settings.config import Config
@@ -195,7 +195,7 @@ def _is_acceptable(result: Result, prepared: Prepared) -> bool:
     """
     config = prepared.config
     facts = result.facts
-    if config.inputs.labels not in (None, facts.config.get("labels")):
+    if has_other_labels(config, facts):
         return False
     if not config.results.append:  # otherwise only new rows are limited
         n_bad = facts.summary["n_bad"]
@@ -204,6 +204,11 @@ def _is_acceptable(result: Result, prepared: Prepared) -> bool:
             return False
     # Files are compared by name only, because they may have been moved to another directory.
     return _names(facts.bad_shards) == _names(prepared.bad_shards)
+
+
+def has_other_labels(config: Config, facts: RunFacts) -> bool:
+    """Return whether ``--labels`` names another dataset than that of a finished run."""
+    return config.inputs.labels not in (None, facts.config["labels"])
 
 
 def _names(bad_shards: Sequence[Mapping[str, str]]) -> list[str]:

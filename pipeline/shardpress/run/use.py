@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from shardpress.records import Part, ShardFacts, with_digests
+from shardpress.records import Part, with_digests
 from shardpress.result import Result, Use
 from shardpress.run.prepare import Prepared
 from shardpress.scan.ranges import Scan, readable
@@ -58,16 +58,12 @@ def _with_later_rows(prepared: Prepared, parts: Sequence[Part], base: Result) ->
     pieces = []
     for place, shard in zip(prepared.change.places, shards, strict=True):
         # The rows of a changed file can be the same, with other extras.
-        if place.base is not None and (place.is_same or _has_rows_of(shard, earlier[place.base])):
+        if place.base is not None and (place.is_same or shard.has_rows_of(earlier[place.base])):
             pieces.append(before[starts[place.base] : starts[place.base + 1]])
         else:
             may_have_trained = unknown or shard.rows in trained
             pieces.append(np.full(shard.shape[0], Use.TRAINING if may_have_trained else Use.LATER, np.uint8))
     return np.concatenate(pieces)
-
-
-def _has_rows_of(shard: ShardFacts, other: ShardFacts) -> bool:
-    return shard.rows is not None and (shard.kind, shard.rows) == (other.kind, other.rows)
 
 
 def _are_unknown(base: Result, digests: Iterable[str | None]) -> bool:

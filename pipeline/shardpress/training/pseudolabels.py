@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from shardpress.ridge import ridge_weights
+from shardpress.ridge import fit_ridge
 from shardpress.scan.scaler import Scaler
 from shardpress.training.components import blocks
 from shardpress.training.rows import Rows
@@ -34,18 +34,6 @@ class _Classifier:
 
     W: np.ndarray
     b: np.ndarray
-
-    @classmethod
-    def of(cls, rows: np.ndarray, classes: np.ndarray, n_classes: int) -> _Classifier:
-        """Fit a classifier to scaled rows (n_rows, n_inputs) and the numbers of their classes (n_rows,)."""
-        mean = rows.mean(axis=0, dtype=np.float64)
-        deviation = rows.std(axis=0, dtype=np.float64)
-        is_constant = deviation <= 1e-9 * deviation.max()
-        scale = np.divide(1, deviation, out=np.zeros_like(deviation), where=~is_constant)
-        targets = np.eye(n_classes)[classes]
-        offset = targets.mean(axis=0)
-        W = scale[:, None] * ridge_weights((rows - mean) * scale, targets - offset)
-        return cls(W, offset - mean @ W)
 
     def classify(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the class of each scaled row, int16, and the difference between its two largest scores, float32."""
@@ -96,7 +84,8 @@ def _fitted(
     classes = targets.values[known].astype(np.int64)
     if len(np.unique(classes)) < 2:
         return None
-    return _Classifier.of(scaler.scaled(rows.take(known)), classes, n_classes)
+    W, b = fit_ridge(scaler.scaled(rows.take(known)), np.eye(n_classes)[classes])
+    return _Classifier(W, b)
 
 
 def _confident_classes(

@@ -1,0 +1,204 @@
+"""Tests of requests on a complete result: they change what they name, but no verdict, test row or worst row."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+import pytest
+
+from shardpress.cli import main
+from shardpress.interop.export import export
+from shardpress.output.files import REPORT
+from shardpress.report.page.build import is_current
+from shardpress.result import Result
+from tests.support.cases import each
+from tests.support.helpers import write_shard
+from tests.support.standin import install
+
+pytestmark = pytest.mark.process
+
+N = 150
+SKIP = ("--on-bad-data", "skip", "--max-bad", "50%")
+
+
+class Cells:
+    """Shards whose rows have a kind, a group and a depth, and the output directory of runs over them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.output = folder / "out"
+        self.shards = folder / "shards"
+
+    def add(self, number: int, shift: float = 0.0) -> None:
+        rng = np.random.default_rng(number)
+        kinds = rng.integers(0, 2, N)
+        rows = rng.normal(size=(N, 4)) + 6 * kinds[:, None] * [0, 0, 0, 1] + shift
+        extras = {"kind": kinds, "group": rng.integers(0, 2, N), "obs/depth": rng.integers(0, 9, N)}
+        write_shard(self.shards / f"{number}.h5", rows.astype(np.float32), extras=extras)
+
+    def run(self, *flags: str) -> int:
+        settings = ("--epochs", "1", "--n-features", "2", "--hidden", "none", "--batch-size", "20")
+        return main("", ["--input", str(self.shards), "--output", str(self.output), *settings, *flags])
+
+    def touch(self) -> None:
+        for path in self.shards.iterdir():
+            os.utime(path)
+
+    def store_in_chunks(self) -> None:
+        with h5py.File(self.shards / "0.h5", "r+") as file:
+            rows = file["X"][()]
+            del file["X"]
+            file.create_dataset("X", data=rows, chunks=(50, 4))
+
+    def correct_labels(self) -> None:
+        with h5py.File(self.shards / "3.h5", "r+") as file:
+            file["kind"][:40] = 1 - file["kind"][:40]
+
+    def correct_labels_and_damage_file(self) -> None:
+        self.correct_labels()
+        self.damage_file()
+
+    def damage_first_part(self) -> None:
+        (self.output / Result.open(self.output).ranges[0][0].file).write_bytes(b"damaged")
+
+    def damage_last_part(self) -> None:
+        (self.output / Result.open(self.output).ranges[-1][0].file).write_bytes(b"damaged")
+
+    def damage_file(self) -> None:
+        (self.shards / "1.h5").write_bytes(b"damaged")
+
+    def damage_file_and_part(self) -> None:
+        self.damage_file()
+        self.damage_last_part()
+
+    def export(self) -> None:
+        for form in ("npz", "onnx", "parquet", "hdf5", "anndata"):
+            export(self.output, form)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the report states about rows, model and appends."""
+        result = Result.open(self.output)
+        report = result.report()
+        sample = report["sample"]
+        summary = report["summary"].items()
+        summary = {name: value for name, value in summary if name not in ("judgment", "n_parts", "output")}
+        places = [{**place, "label": None, "file": Path(place["file"]).name} for place in sample["worst"]]
+        probe = {name: sample["probe"][name] for name in ("n_train", "n_test", "n_components")}
+        names = ("last", "appends", "warnings", "drift", "bad", "scan", "stages", "device", "taken_over")
+        found = {name: report.get(name) for name in names}
+        return {**found, "summary": summary, "worst": places, "probe": probe, "use": result.use().tolist()}
+
+    def judgment(self) -> dict[str, Any]:
+        report = Result.open(self.output).report()
+        return {"labels": report["sample"]["probe"]["labels"], **report["judgment"]}
+
+
+def nothing(cells: Cells) -> None:
+    pass
+
+
+class Request(NamedTuple):
+    """A request on a complete result."""
+
+    flags: tuple[str, ...] = ()
+    before: Callable[[Cells], object] = nothing
+    labels: str = "kind"  # of the judgment afterwards
+    extras: tuple[str, ...] = ("group", "kind")
+    exit_code: int = 0
+    judges: bool = False  # whether the features are judged again
+    warns: bool = False  # whether the report lists more warnings
+
+
+DEPTH = ("depth", "group", "kind")
+REQUESTS = {
+    "the same again": Request(),
+    "all exports": Request(before=Cells.export),
+    "other labels": Request(("--labels", "group"), labels="group", judges=True),
+    "corrected labels": Request(before=Cells.correct_labels, judges=True),
+    "corrected labels, file unreadable": Request(SKIP, Cells.correct_labels_and_damage_file, warns=True),
+    "labels that do not exist": Request(("--labels", "depth"), exit_code=78),
+    "another extra": Request(("--include", "obs/depth"), extras=DEPTH),
+    "another extra as labels": Request(
+        ("--include", "obs/depth", "--labels", "depth"), labels="depth", extras=DEPTH, judges=True
+    ),
+    "touched files": Request(before=Cells.touch),
+    "touched files, other labels": Request(("--labels", "group"), Cells.touch, "group", judges=True),
+    "rows in chunks": Request(before=Cells.store_in_chunks),
+    "first part damaged": Request(before=Cells.damage_first_part, warns=True),
+    "last part damaged": Request(before=Cells.damage_last_part, warns=True),
+    "part damaged, other labels": Request(
+        ("--labels", "group"), Cells.damage_last_part, "group", judges=True, warns=True
+    ),
+    "file unreadable": Request(SKIP, Cells.damage_file),
+    "file unreadable, part damaged": Request(SKIP, Cells.damage_file_and_part, warns=True),
+    "file unreadable, other labels": Request(("--labels", "group", *SKIP), Cells.damage_file, exit_code=65),
+}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a result, to which rows with a verdict were appended, and of its input files."""
+    cells = Cells(tmp_path_factory.mktemp("finished"))
+    cells.shards.mkdir()
+    for number in range(3):
+        cells.add(number)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        install(monkeypatch)
+        assert cells.run("--labels", "kind") == 0
+        cells.add(3, shift=2.5)
+        assert cells.run("--append") == 0
+    assert Result.open(cells.output).facts.appends[-1]["drift"]["verdict"] == "retrain"
+    return cells.output.parent
+
+
+@each("name", REQUESTS)
+def test_a_request_changes_only_what_it_names(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    install(monkeypatch)
+    request = REQUESTS[name]
+    shutil.rmtree(tmp_path)
+    shutil.copytree(finished, tmp_path)
+    cells = Cells(tmp_path)
+    assert cells.run("--append") == 0  # the report names the files of the copy
+    before = cells.facts()
+    assert before == Cells(finished).facts()
+    judged = cells.judgment()
+    request.before(cells)
+    assert cells.run("--append", *request.flags) == request.exit_code
+    after = cells.facts()
+    new = after["warnings"]["n"] - before["warnings"]["n"]
+    assert (new > 0) == request.warns
+    assert {**after, "warnings": before["warnings"]} == before
+    assert after["warnings"]["first"][: before["warnings"]["n"]] == before["warnings"]["first"]
+    assert cells.judgment()["labels"] == request.labels
+    assert (cells.judgment() != judged) == request.judges
+    result = Result.open(cells.output)
+    assert tuple(sorted(result.extras())) == request.extras
+    assert is_current(cells.output / REPORT, result.digest)
+
+
+def test_requests_on_a_first_run_change_only_what_they_name(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without ``--labels``, the labels stay: neither another extra nor errors of all rows change them."""
+    install(monkeypatch)
+    cells = Cells(tmp_path)
+    shutil.copytree(finished / "shards", cells.shards)
+    assert cells.run("--labels", "kind") == 0
+    before = cells.facts()
+    judged = cells.judgment()
+    for flags in (["--include", "obs/depth"], ["--include", "obs/depth", "--row-error"]):
+        assert cells.run(*flags) == 0
+        assert cells.judgment() == judged
+        after = cells.facts()
+        assert {**after, "worst": before["worst"]} == before
+    cells.damage_last_part()
+    assert cells.run(*flags) == 0
+    assert cells.facts()["worst"] == after["worst"]
+    assert cells.judgment() == judged
