@@ -46,7 +46,7 @@ class Progress:
         self._before = done
         self._done = done
         self._logged = -1
-        self._note: object = ""
+        self._notes: tuple[object, ...] = ()
         self._start = now
         self._last_line = now
         self._last_bar = now
@@ -68,10 +68,10 @@ class Progress:
     def seconds(self) -> float:
         return self._clock() - self._start
 
-    def advance(self, n_units: int = 1, note: object = "") -> None:
-        """Count units, and show `note` after the count. It becomes text only then, because units can be short."""
+    def advance(self, n_units: int = 1, *notes: object) -> None:
+        """Count units, and show notes after the count. They become text only then, because units can be short."""
         self._done += n_units
-        self._note = note
+        self._notes = notes
         now = self._clock()
         if self._bar is not None and now - self._last_bar >= _SECONDS_BETWEEN_BARS:
             self._last_bar = now
@@ -107,7 +107,7 @@ class Progress:
         self._next_mark = self._mark_after(self._done)
         left = "" if is_last else self._left()
         elapsed = duration(self.seconds, math.inf)
-        words = [self._count(), elapsed, self._rate(), left, str(self._note)]
+        words = [self._count(), elapsed, self._rate(), left, *map(str, self._notes)]
         extra = {SHOWN_BY_BAR: self._bar is not None}
         log.info("%s: %s", self._what, ", ".join(filter(None, words)), extra=extra)
 
@@ -149,7 +149,7 @@ class Progress:
 
     def _draw(self) -> None:
         assert self._bar is not None
-        words = [self._pace(), str(self._note)]
+        words = [self._pace(), *map(str, self._notes)]
         self._bar.set_postfix_str(", ".join(filter(None, words)), refresh=False)
         self._bar.update(self._done - self._bar.n)
 

@@ -18,7 +18,6 @@ from shardpress.output.journal import Record
 from shardpress.output.lock import locked
 from shardpress.records import Entry, Part, Range
 from shardpress.result import INDEX, load_model
-from shardpress.run.context import versions
 from shardpress.run.encoding_stage import EncodingStage, write_model
 from shardpress.run.prepare import Prepared, prepare
 from shardpress.settings.config import Config
@@ -57,9 +56,8 @@ def encode_settings(prepared: Prepared, model: Model, output: Path) -> EncodeSet
     """Store a model in an output directory, and return the settings of tasks that load it."""
     with locked(output) as journal:
         entry = write_model(journal, model)
-    attributes = {"command": "x" * 60, "config": prepared.config.flat(), "versions": versions(), "device": "cpu"}
     settings = EncodingStage(prepared, model, {}).settings(prepared.budget.part_rows, output)
-    return replace(settings, model=entry, attributes=attributes)
+    return replace(settings, model=entry)
 
 
 def compute_and_commit(

@@ -62,7 +62,7 @@ def model_of(n_inputs: int, n_features: int = 2) -> Model:
 def settings_of(folder: Path, block_rows: int, part_rows: int, **more: Any) -> EncodeSettings:
     (folder / "parts").mkdir(exist_ok=True)
     rows = (min(block_rows, part_rows), part_rows)
-    return EncodeSettings(str(folder), IN_MEMORY, *rows, 2, attributes={"command": "test"}, **more)
+    return EncodeSettings(str(folder), IN_MEMORY, *rows, 2, **more)
 
 
 def planned(shards: Sequence[Shard], settings: EncodeSettings) -> list[list[Piece]]:
@@ -130,8 +130,6 @@ def test_a_part_names_the_rows_that_it_was_made_from(tmp_path: Path) -> None:
     found = [[(each.first, each.shard, each.start, each.stop) for each in part.ranges] for part in parts]
     assert found == [[(0, 0, 0, 2), (2, 2, 0, 2)], [(0, 2, 2, 6)], [(0, 2, 6, 9), (3, 3, 0, 2)], [(0, 3, 2, 3)]]
     assert [part.n_rows for part in parts] == [4, 4, 5, 1]
-    with h5py.File(tmp_path / parts[1].entry.file) as file:
-        assert file.attrs["command"] == "test"
 
 
 def test_skipped_rows_do_not_shift_other_rows(tmp_path: Path) -> None:

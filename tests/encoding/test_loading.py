@@ -48,7 +48,7 @@ def assert_loadable(path: Path) -> None:
 def write_part(path: Path) -> None:
     cells = np.array([b"a", b"b", b"c", b"d"], object)
     extras = {**CODES, "_index": cells}
-    path.write_bytes(part_bytes(feature_rows(4), np.ones(4, bool), extras, {}, categories=CATEGORIES))
+    path.write_bytes(part_bytes(feature_rows(4), np.ones(4, bool), extras, categories=CATEGORIES))
 
 
 def write_part_of_version_0_1(path: Path) -> None:

@@ -50,23 +50,21 @@ def test_a_part_holds_all_values(seed):
     extras = {"x" * int(rng.integers(1, 300)): random_values(rng, n_rows) for _ in range(rng.integers(0, 8))}
     features = feature_rows(n_rows)
     valid = rng.random(n_rows) < 0.5
-    attributes = {"n": seed, "text": "größe" * seed, "odd": "\udcff.h5", "nested": {"seed": [seed, None]}, "share": 0.5}
-    with h5py.File(io.BytesIO(part_bytes(features, valid, extras, attributes))) as file:
+    with h5py.File(io.BytesIO(part_bytes(features, valid, extras))) as file:
         found = {name: item[()] for name, item in file.items()}
         assert_same_datasets(found, {"features": features, "valid": valid, **extras})
         for name, values in extras.items():
             dtype = h5py.string_dtype() if values.dtype == object else values.dtype
             assert file[name].dtype == dtype
             assert h5py.check_string_dtype(file[name].dtype) == h5py.check_string_dtype(dtype)
-        expected = {**attributes, "odd": "\\udcff.h5", "nested": f'{{"seed": [{seed}, null]}}', "format": module.FORMAT}
-        assert dict(file.attrs) == expected
+        assert dict(file.attrs) == {"format": module.FORMAT}
 
 
 @pytest.mark.process
 def test_features_can_be_memory_mapped(tmp_path):
     path = tmp_path / "part.h5"
     for shape in ((1, 1), (3, 2), (1023, 1), (1024, 1), (1025, 1), (3000, 64)):
-        path.write_bytes(part(shape[0], n_features=shape[1], attributes={"long": "x" * 5000}))
+        path.write_bytes(part(shape[0], n_features=shape[1]))
         with h5py.File(path) as file:
             features = file["features"]
             offset = features.id.get_offset()
@@ -99,9 +97,9 @@ def test_a_streamed_file_equals_one_made_at_once():
         name: values if name == "y" else Streamed(values.shape, values.dtype, partial(blocks, values))
         for name, values in extras.items()
     }
-    pieces = part_file(rows, valid, streamed, {"a": 1}, {})
+    pieces = part_file(rows, valid, streamed, {})
     content = b"".join(map(bytes, pieces.pieces))
-    assert content == part_bytes(rows, valid, extras, {"a": 1})
+    assert content == part_bytes(rows, valid, extras)
     assert len(content) == len(pieces)
 
 
@@ -112,7 +110,7 @@ def test_streamed_texts_use_their_memory_once(tmp_path):
     tracemalloc.start()
     try:
         texts = Streamed((n,), np.dtype("O"), lambda: (np.full(10, text, object) for _ in range(n // 10)))
-        pieces = part_file(feature_rows(n), valid, {"text": texts}, {}, {})
+        pieces = part_file(feature_rows(n), valid, {"text": texts}, {})
         with open(tmp_path / "part.h5", "wb") as file:
             for piece in pieces.pieces:
                 file.write(piece)
@@ -130,7 +128,7 @@ def test_the_values_of_numbers_are_not_held():
     huge = Streamed((2**37,), np.dtype(float), lambda: iter(()))
     tracemalloc.start()
     try:
-        n_bytes = len(part_file(feature_rows(3), np.ones(3, bool), {"huge": huge}, {}, {}))
+        n_bytes = len(part_file(feature_rows(3), np.ones(3, bool), {"huge": huge}, {}))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -158,7 +156,7 @@ def test_an_image_equals_the_written_file():
 
 
 def test_equal_content_gives_equal_bytes():
-    assert part(3, extras=EXTRAS, attributes={"a": 1}) == part(3, extras=EXTRAS, attributes={"a": 1})
+    assert part(3, extras=EXTRAS) == part(3, extras=EXTRAS)
 
 
 def test_a_text_that_hdf5_cannot_hold_is_an_error():
@@ -239,7 +237,7 @@ def test_a_requested_extra_with_a_reserved_name_is_refused(tmp_path):
 
 def test_categories_have_the_name_of_their_codes(tmp_path):
     extras = {"features": np.array([0, 1, -1], "i1"), "source_features": np.arange(3)}
-    data = part_bytes(feature_rows(3), np.ones(3, bool), extras, {}, categories={"features": ("a", "b")})
+    data = part_bytes(feature_rows(3), np.ones(3, bool), extras, categories={"features": ("a", "b")})
     (tmp_path / "0.h5").write_bytes(data)
     with h5py.File(tmp_path / "0.h5") as file:
         (name,) = (name for name in file if "categories" in file[name].attrs)

@@ -57,8 +57,8 @@ def test_overflow_of_float16_is_clipped_and_reported() -> None:
 def test_a_part_holds_all_values_in_every_storage(extras: dict) -> None:
     valid = np.array([True, False, True])
     for storage in STORAGES:
-        data = part_bytes(feature_rows(3), valid, extras, {"a": 1}, storage)
-        assert data == part_bytes(feature_rows(3), valid, extras, {"a": 1}, storage)
+        data = part_bytes(feature_rows(3), valid, extras, storage)
+        assert data == part_bytes(feature_rows(3), valid, extras, storage)
         with h5py.File(io.BytesIO(data)) as file:
             features = file["features"]
             assert (features.dtype, features.compression or "none") == (storage.dtype, storage.compression)
@@ -74,7 +74,7 @@ def test_chunks_hold_all_rows_of_parts_of_any_size() -> None:
     for storage in OTHER_STORAGES:
         for size in (70000, 5, 0, 2048, 2049):
             features = RNG.random((size, 2), np.float32)
-            data = part_bytes(features, np.ones(size, bool), {}, {}, storage)
+            data = part_bytes(features, np.ones(size, bool), {}, storage)
             with h5py.File(io.BytesIO(data)) as file:
                 np.testing.assert_array_equal(file["features"], features.astype(storage.dtype))
 
@@ -86,7 +86,7 @@ def test_every_storage_is_valid_in_shards_index_and_export(tmp_path: Path) -> No
         for size, first in ((3, 0), (0, 3), (3, 3)):
             rows = feature_rows(size, first)
             part_extras = {key: values[:size] for key, values in EXTRAS.items()}
-            parts.append((size, part_bytes(rows, np.ones(size, bool), part_extras, {}, storage)))
+            parts.append((size, part_bytes(rows, np.ones(size, bool), part_extras, storage)))
         output = finished_parts(tmp_path / str(i), parts)
         (shard,) = open_shards([str(part_paths(output)[0])])
         assert shard.dtype == "float32"

@@ -67,7 +67,7 @@ def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
 
 def test_a_model_is_made_once_for_all_threads(compiled: list[Any], settings: EncodeSettings) -> None:
     def encode(i: int) -> Worker:
-        worker = worker_of(replace(settings, attributes={"part": i}))
+        worker = worker_of(replace(settings, row_error=bool(i % 2)))
         worker.encode(np.zeros((2, 3), DTYPES[i % len(DTYPES)]), np.empty((2, 2), np.float32))
         return worker
 

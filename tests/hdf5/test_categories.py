@@ -8,7 +8,6 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.encoding.partfile import write_attributes
 from shardpress.hdf5.categories import ATTRIBUTE, array_of, attribute_value, read_categories
 from tests.support.cases import case
 
@@ -31,7 +30,7 @@ def stored(path: Path, value: np.ndarray | str) -> list[object] | None:
     """Return the categories that are read from an attribute with this value."""
     with h5py.File(path, "w") as file:
         dataset = file.create_dataset("codes", data=np.zeros(3, "i1"))
-        write_attributes(dataset, {ATTRIBUTE: value})
+        dataset.attrs[ATTRIBUTE] = value
     with h5py.File(path) as file:
         return read_categories(file["codes"].id)
 

@@ -24,7 +24,7 @@ def exported(
 ) -> tuple[Path, str]:
     """Export a run with these extras; return the path of the file and the printed text."""
     output = folder / "out"
-    finished_parts(output, [(N, part_bytes(FEATURES, VALID, extras, {}, categories=categories))])
+    finished_parts(output, [(N, part_bytes(FEATURES, VALID, extras, categories=categories))])
     text = export(output, "anndata")
     return output / "features.h5ad", text
 

@@ -234,6 +234,13 @@ def test_partial_fits_equal_epochs_at_a_constant_rate(nested: bool) -> None:
     assert same_models(clone(estimator).partial_fit(x).fit(x).partial_fit(x), clone(estimator).fit(x).partial_fit(x))
 
 
+def test_partial_fit_keeps_the_network_of_the_model() -> None:
+    fitted = TiedAutoencoder(**QUICK).fit(rows())
+    before = fitted.model_.network
+    fitted.set_params(n_features=5, hidden=(8,), code_activation="sigmoid", output_layer="hidden")
+    assert fitted.partial_fit(rows()).model_.network == before
+
+
 def test_partial_fit_of_integers_equals_that_of_floats() -> None:
     """Limits with fractions were lost when cleaned rows were stored as integers."""
     fitted = TiedAutoencoder(**QUICK, clip_quantile=0.1).fit(rows())
@@ -486,7 +493,7 @@ def test_wide_sparse_rows_are_made_dense_block_by_block(monkeypatch: pytest.Monk
     x = scipy.sparse.random_array((n_rows, 400), density=0.01, rng=np.random.default_rng(0), format="csr")
     fitted = TiedAutoencoder(n_features=3, epochs=1, batch_size=512).fit(x)
     dense = x.toarray()
-    monkeypatch.setattr(applying, "_SPARSE_BLOCK", dense[:TILE_ROWS].nbytes)
+    monkeypatch.setattr(applying, "_BLOCK_BYTES", dense[:TILE_ROWS].nbytes)
     tracemalloc.start()
     try:
         found = fitted.transform(x)

@@ -56,7 +56,7 @@ def part(n_rows: int, first: int) -> tuple[int, bytes]:
         "name": np.array([("ö" * row).encode() for row in rows], object),
         "y": rows,
     }
-    return n_rows, part_bytes(features, valid, extras, {}, categories={"kind": CATEGORIES})
+    return n_rows, part_bytes(features, valid, extras, categories={"kind": CATEGORIES})
 
 
 PARTS = [part(size, sum(SIZES[:i])) for i, size in enumerate(SIZES)]
@@ -187,7 +187,7 @@ def test_an_export_numbers_the_appends_even_before_the_first(tmp_path: Path) -> 
 
 def test_the_single_file_keeps_bytes_that_are_not_utf8(tmp_path: Path) -> None:
     extras = {"name": np.array([b"\xff", b"a"], object)}
-    data = part_bytes(feature_rows(2), np.ones(2, bool), extras, {})
+    data = part_bytes(feature_rows(2), np.ones(2, bool), extras)
     output = finished_parts(tmp_path / "out", [(2, data)])
     export(output, "hdf5")
     assert open_features(output / "features.h5").extras["name"].compute().tolist() == ["\udcff", "a"]
@@ -195,7 +195,7 @@ def test_the_single_file_keeps_bytes_that_are_not_utf8(tmp_path: Path) -> None:
 
 def test_large_datasets_of_the_single_file_can_be_mapped(tmp_path: Path) -> None:
     n_rows = 2**14
-    data = part_bytes(feature_rows(n_rows), np.ones(n_rows, bool), {}, {})
+    data = part_bytes(feature_rows(n_rows), np.ones(n_rows, bool), {})
     output = finished_parts(tmp_path / "out", [(n_rows, data)])
     export(output, "hdf5")
     with h5py.File(output / "features.h5") as file:

@@ -46,7 +46,7 @@ def write_part(
     valid = np.arange(n_rows) != 1
     features = feature_rows(n_rows)
     features[~valid] = np.nan
-    part = part_bytes(features, valid, extras, {}, storage=storage, categories=categories)
+    part = part_bytes(features, valid, extras, storage=storage, categories=categories)
     # After an append, open_features has the numbers of appends, which Parquet files always have.
     finished_parts(folder / "out", [(n_rows, part)], append_ids=[1])
     return folder / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -251,6 +252,44 @@ def test_forged_settings_of_the_finished_run_are_refused(
     before = stamps(finished)
     assert growing.run(finished, "--append") in (65, 78)
     assert stamps(finished) == before
+
+
+def test_damaged_files_are_named_with_flags_that_continue(
+    growing: Workspace, finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(growing.shards / "0.h5", n_inputs=5)  # the first file does not decide on the number of columns
+    truncated = add(growing, "3.h5")
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    (growing.shards / "4.h5").write_bytes(b"bad")
+    add(growing, "5.h5")
+    add(growing, "6.h5", n_rows=0)
+    write(growing.shards / "7.h5")  # lacks the extra y
+    before = stamps(finished)
+    assert growing.run(finished, "--append") == 65
+    message = errors(caplog)
+    assert mentions(message, "4 of 8 files", "0.h5", "3.h5", "4.h5", "7.h5")
+    assert stamps(finished) == before
+    (flags,) = re.findall(r"--on-bad-data skip --max-bad \d+%", message)
+    assert growing.run(finished, "--append", *flags.split()) == 0
+    assert ids_of(finished) == [0] * 44 + [1] * 7
+    assert [Path(bad["file"]).name for bad in Result.open(finished).facts.bad_shards] == ["3.h5", "4.h5", "7.h5"]
+
+
+def test_rows_of_damaged_files_stay_until_they_are_dropped(
+    growing: Workspace, finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = open_features(finished).features.compute()
+    (growing.shards / "0.h5").write_bytes(b"bad")
+    (growing.shards / "2.h5").write_bytes(b"bad")
+    add(growing, "3.h5")
+    assert growing.run(finished, "--append", "--drop-missing") == 65
+    assert growing.run(finished, "--append", "--drop-missing", "--on-bad-data", "skip") == 0  # no limit refers to them
+    assert mentions(caplog.text, "0.h5", "2.h5")
+    np.testing.assert_array_equal(open_features(finished).features.compute()[:44], before)
+    (growing.shards / "0.h5").unlink()
+    assert growing.run(finished, "--append", "--on-bad-data", "skip") == 66
+    assert growing.run(finished, "--append", "--on-bad-data", "skip", "--drop-missing") == 0
+    np.testing.assert_array_equal(open_features(finished).features.compute()[:24], before[20:])
 
 
 def test_a_bad_new_file_is_recorded_once(growing: Workspace, out: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,20 @@ def test_the_limit_of_bad_shards_is_exact(
         summary = Result.open(these.output).facts.summary
         assert (summary["n_bad_shards"], summary["n_bad"]) == (2, 10 * unreadable), words
         check(these.output, these.arrays[: 10 - refused], range(10 * unreadable))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("refused", "unreadable"), [(1, 0), (0, 1), (3, 0), (0, 3)])
+def test_all_damaged_files_are_named_with_sufficient_flags(
+    shards: Shards, caplog: pytest.LogCaptureFixture, refused: int, unreadable: int
+) -> None:
+    spoil(shards, refused, unreadable)
+    assert shards.run() == 65
+    message = errors(caplog)
+    for i in [*range(unreadable), *range(10 - refused, 10)]:
+        assert f"{shards.folder}/{i}.h5" in message
+    (flags,) = re.findall(r"--on-bad-data skip --max-bad \d+%", message)
+    assert shards.run(*flags.split()) == 0
 
 
 def test_all_rows_of_an_unreadable_shard_count_as_bad(shards: Shards, caplog: pytest.LogCaptureFixture) -> None:
@@ -135,9 +150,16 @@ def test_an_unreadable_shard_keeps_its_place_and_affects_nothing(
 
 
 @pytest.mark.process
-def test_a_given_model_scans_shards_if_bad_data_is_allowed(shards: Shards, model: str) -> None:
+def test_a_given_model_scans_shards_if_bad_data_is_allowed(
+    shards: Shards, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run that allows no bad data encodes the first rows of the damaged file. The next run must not use them."""
     with_damage(shards, {"fletcher32": True})
-    assert shards.run("--on-bad-data", "skip", "--model", model, *NO_LIMITS) == 0
+    flags = ["--model", model, "--threads", "1"]
+    assert shards.run(*flags) == 65
+    assert "46 of 121 rows" in caplog.text
+    (more_flags,) = re.findall(r"--on-bad-data skip --max-bad \d+%", errors(caplog))
+    assert shards.run(*flags, *more_flags.split()) == 0
     check(shards.output, shards.arrays, range(30, 71), load_model(model))
     assert "scan" in Result.open(shards.output).facts.summary["seconds"]
 

@@ -10,6 +10,7 @@ import pytest
 
 from shardpress.errors import ConfigError
 from shardpress.hdf5.layout import Layout
+from shardpress.run import budget as budget_module
 from shardpress.run.budget import extras_bytes, make_budget, repeated_chunks, too_wide
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import network_of, resolve
@@ -23,19 +24,22 @@ TILE = 64
 ENCODING = {"model": "features"}  # a run that trains nothing: it needs no memory for a training
 
 
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget_module, "TILE_ROWS", TILE)
+
+
 def shard(n_rows=10**6, n_inputs=100, dtype="float32"):
     return Shard("x.h5", "X", (n_rows, n_inputs), np.dtype(dtype).str, dtype)
 
 
-def budget_of(shards=None, n_features=16, tile_rows=TILE, **settings):
+def budget_of(shards=None, n_features=16, **settings):
     shards = shards or [shard()]
     config = Config.of(**{"threads": 4, "n_features": n_features, "hidden": (), **settings})
     n_inputs = shards[0].n_inputs
     settings = resolve(config, sum(each.n_rows for each in shards), n_inputs)
-    network = network_of(settings.network, n_inputs)
-    n_replicas = 0 if config.inputs.model else settings.training.replicas
-    fraction = settings.validation.validation_fraction
-    return make_budget(settings.machine, settings.storage, network, n_replicas, shards, tile_rows, fraction)
+    given = network_of(settings.network, n_inputs) if config.inputs.model else None
+    return make_budget(settings, shards, given)
 
 
 def test_blocks_and_parts_fit_the_budget():
@@ -141,17 +145,17 @@ def test_extras_fit_the_budget():
         extras_size = budget.n_wide * extras_bytes(shards, budget.part_rows)
         one_tile = extras_bytes(shards, TILE)
         assert extras_size <= max(memory // 4, one_tile), case
-        if not too_wide(memory, shards, TILE):
+        if not too_wide(memory, shards):
             assert extras_size <= memory // 2, case
 
 
 def test_extras_that_no_part_can_hold_are_named():
     shards = [with_texts(shard(), 10 * MiB, n_numbers=2), with_texts(shard(), 5, n_numbers=2)]
-    (needed,) = too_wide(64 * MiB, shards, TILE).values()
-    assert too_wide(needed, shards, TILE) == {}
-    assert set(too_wide(needed - 2, shards, TILE)) == {"text"}
+    (needed,) = too_wide(64 * MiB, shards).values()
+    assert too_wide(needed, shards) == {}
+    assert set(too_wide(needed - 2, shards)) == {"text"}
     few = [with_texts(shard(n_rows=1), 10 * MiB)]
-    assert too_wide(64 * MiB, few, TILE) == {}
+    assert too_wide(64 * MiB, few) == {}
 
 
 def shard_in_chunks(n_rows, chunk_rows, n_inputs=100):
@@ -175,15 +179,16 @@ def test_chunks_that_do_not_fit_the_budget_cause_a_warning():
             assert "h5repack" in found
 
 
-def test_a_tile_larger_than_the_data_takes_no_memory():
+def test_a_tile_larger_than_the_data_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Twelve rows of 300,000 columns are 14 MB, although a full tile would be 1.2 GB."""
-    settings = {"memory_budget": 2**30, "threads": 2, "n_features": 4, "tile_rows": 1024}
+    one_block = [shard(TILE, 300_000)]
+    budget_of(one_block, memory_budget=4 * TILE * 1_200_000, threads=8, n_features=1)  # seven threads are idle
+    monkeypatch.setattr(budget_module, "TILE_ROWS", 1024)
+    settings = {"memory_budget": 2**30, "threads": 2, "n_features": 4}
     budget_of([shard(12, 300_000)], **settings)
     budget_of([shard(12, 300_000)] * 3, **settings)
     with pytest.raises(ConfigError, match=r"memory_budget\b.*\b1024\b"):
         budget_of([shard(10_000, 300_000)], **settings)
-    one_block = [shard(TILE, 300_000)]
-    budget_of(one_block, memory_budget=4 * TILE * 1_200_000, threads=8, n_features=1)  # seven threads are idle
 
 
 def test_a_network_larger_than_half_of_the_budget_is_refused():

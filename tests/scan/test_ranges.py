@@ -414,7 +414,7 @@ def damaged_shards(folder, n_bad, n_good=3):
 @pytest.mark.parametrize(("n_bad", "limit"), [(1, 0), (2, 1)])
 def test_too_many_unreadable_shards_are_refused(tmp_path, n_bad, limit):
     shards = damaged_shards(tmp_path, n_bad)
-    with refused(65, f"{n_bad} of 5 shards", f" {limit} ", "0.h5", "--max-bad"):
+    with refused(65, *(f"{i}.h5" for i in range(n_bad)), f"--max-bad {20 * n_bad}%"):
         scanned(shards, 3, 1, max_unreadable=limit)
     assert len(scanned(shards, 3, 1, max_unreadable=n_bad).unreadable) == n_bad
 

@@ -55,7 +55,7 @@ def output(tmp_path):
     parameters = {"W": W, "b_hidden": np.zeros(2, np.float32), "b_output": np.zeros(3, np.float32)}
     model = Model(Scaler(ROWS.min(0), ROWS.max(0)), Network((3, 2)), parameters)
     halves = (slice(0, 2), slice(2, 4))
-    parts = [(2, part_bytes(FEATURES[rows], VALID[rows], {"y": Y[rows]}, {})) for rows in halves]
+    parts = [(2, part_bytes(FEATURES[rows], VALID[rows], {"y": Y[rows]})) for rows in halves]
     np.save(tmp_path / "rows.npy", ROWS)
     return finished_parts(tmp_path / "out", parts, model=model)
 

@@ -16,6 +16,7 @@ from shardpress.shards.shard import Block, block_of, first_rows
 from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.helpers import numbered, refused, whole, write_shard
+from tests.support.logged import mentions
 
 
 def test_opening_reads_no_rows(tmp_path):
@@ -147,16 +148,25 @@ def test_bad_shards_are_left_out_and_reported_in_order(tmp_path):
     assert left_out == ["1.h5", "2.h5", "4.h5"]
 
 
-def test_first_bad_shard_is_reported_without_reading_the_rest(tmp_path, monkeypatch):
+def test_few_files_are_opened_if_many_are_bad(tmp_path, monkeypatch):
     monkeypatch.setattr("shardpress.shards.open._FILES_PER_BATCH", 10)
     for i in range(300):
         (tmp_path / f"{i}.h5").write_bytes(b"bad" if i >= 3 else Path(write_shard(tmp_path / ".x", [[1]])).read_bytes())
     opened = []
     real = FILES.open
     monkeypatch.setattr(FILES, "open", lambda path: opened.append(path) or real(path))
-    with refused(65, f"file={tmp_path}/3.h5"):
+    with refused(65, f"{tmp_path}/3.h5", f"{tmp_path}/4.h5", "--on-bad-data skip"):
         open_shards([str(tmp_path)])
-    assert len(opened) <= 10
+    assert len(opened) <= 30
+
+
+def test_many_empty_shards_give_one_warning(tmp_path, caplog):
+    write_shard(tmp_path / "x.h5", numbered(3))
+    for i in range(30):
+        write_shard(tmp_path / f"{i}.h5", numbered(0))
+    assert len(open_shards([str(tmp_path)])) == 31
+    (warning,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert mentions(warning.getMessage(), 30)
 
 
 def test_all_shards_bad_is_an_error(tmp_path):

@@ -87,7 +87,7 @@ def test_extras_of_any_kind_are_read_from_some_rows(tmp_path: Path) -> None:
         "name": np.array([("ö" * i).encode() for i in range(6)], object),
         "column": np.arange(6)[:, None],
     }
-    data = part_bytes(feature_rows(6), np.ones(6, bool), extras, {}, categories={"codes": ["a", "b"]})
+    data = part_bytes(feature_rows(6), np.ones(6, bool), extras, categories={"codes": ["a", "b"]})
     used = [(1, 2), (4, 6)]
     finished_parts(tmp_path / "out", [(6, data)], used={0: used})
     shards = open_shards([str(tmp_path / "out")], dataset="features", include=list(extras))

@@ -534,9 +534,9 @@ _RUN = (
     ),
     Mutation(
         "rows-that-are-left-out-are-trained-on",
-        "pipeline/shardpress/run/training_stage.py",
-        "np.union1d(self.scan.bad_rows, prepared.not_fitted())",
-        "self.scan.bad_rows",
+        "pipeline/shardpress/run/prepare.py",
+        "np.union1d(scan.bad_rows, self.not_fitted())",
+        "scan.bad_rows",
         ("tests/run/test_fit_on.py::test_rows_that_are_left_out_do_not_change_the_model",),
     ),
     Mutation(
@@ -584,8 +584,8 @@ _RUN = (
     Mutation(
         "rows-have-the-append-of-the-first-shard-of-their-part",
         "pipeline/shardpress/run/encoding_stage.py",
-        "append_id=append_ids[each.shard]",
-        "append_id=append_ids[part.ranges[0].shard]",
+        "append_id=prepared.append_ids[each.shard]",
+        "append_id=prepared.append_ids[part.ranges[0].shard]",
         ("tests/run/test_spanning.py::test_a_changed_file_changes_only_its_rows",),
     ),
     Mutation(
@@ -694,9 +694,16 @@ _RUN = (
         ("tests/run/test_bad_data.py::test_the_limit_of_bad_rows_of_an_append_refers_to_its_rows",),
     ),
     Mutation(
+        "rows-of-damaged-files-are-limited",
+        "pipeline/shardpress/run/inputs.py",
+        "too_many_bad_shards(config, left_out,",
+        "too_many_bad_shards(config, refused,",
+        ("tests/run/test_append_settings.py::test_rows_of_damaged_files_stay_until_they_are_dropped",),
+    ),
+    Mutation(
         "bad-shards-of-reused-results-are-not-limited",
         "pipeline/shardpress/run/encoding_stage.py",
-        "if len(reasons) > limit:",
+        "if len(found) > prepared.max_bad_shards:",
         "if False:",
         ("tests/run/test_bad_data.py::test_results_with_more_bad_shards_than_allowed_are_refused",),
     ),
@@ -776,6 +783,13 @@ _SETTINGS = (
 )
 
 _HDF5_AND_SHARDS = (
+    Mutation(
+        "only-the-first-damaged-file-is-named",
+        "pipeline/shardpress/shards/open.py",
+        "elif len(self._reasons) == MOST_NAMED:",
+        "else:",
+        ("tests/run/test_append_settings.py::test_damaged_files_are_named_with_flags_that_continue",),
+    ),
     Mutation(
         "sparse-rows-may-have-any-number-of-entries",
         "pipeline/shardpress/shards/rows.py",

@@ -36,20 +36,20 @@ def extras_of(arrays):
     return [Extra(name, np.dtype((a.dtype, a.shape[1:])) if a.ndim > 1 else a.dtype) for name, a in arrays.items()]
 
 
-def part_bytes(features, valid, extras, attributes, storage=PLAIN, categories=None):
+def part_bytes(features, valid, extras, storage=PLAIN, categories=None):
     """Return the bytes of a feature shard. `categories` are those of extras of codes."""
     described = [replace(extra, categories=(categories or {}).get(extra.name)) for extra in extras_of(extras)]
     stored = np.empty(features.shape, np.dtype(storage.dtype).newbyteorder("<"))
     storage.store(features, stored)
-    content = part_file(stored, valid, extras, attributes, stored_categories(described), storage.compression)
+    content = part_file(stored, valid, extras, stored_categories(described), storage.compression)
     data = b"".join(bytes(piece) for piece in content.pieces)
     assert len(data) == len(content)
     return data
 
 
-def part(n_rows=3, first=0, extras=None, attributes=None, n_features=2):
+def part(n_rows=3, first=0, extras=None, n_features=2):
     valid = np.arange(first, first + n_rows) % 5 != 1
-    return part_bytes(feature_rows(n_rows, first, n_features), valid, extras or {}, attributes or {})
+    return part_bytes(feature_rows(n_rows, first, n_features), valid, extras or {})
 
 
 def finished(directory, *sizes, extras=None, model=None):

@@ -28,7 +28,7 @@ from shardpress.output import journal
 from shardpress.output.disk import Disk
 from shardpress.records import stretches_of
 from shardpress.result import INDEX, Result
-from shardpress.run import budget, context, encoding_stage, engine, inputs, prepare, request
+from shardpress.run import budget, context, encoding_stage, engine, inputs, request
 from shardpress.run.plan import plan as planning
 from shardpress.settings.flags import parse
 from shardpress.shards import digests
@@ -235,7 +235,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     set_sizes(monkeypatch, block_rows=BLOCK_ROWS)
     for starter in (engine, planning):
         monkeypatch.setattr(starter, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
-    monkeypatch.setattr(prepare, "TILE_ROWS", TILE_ROWS)
+    monkeypatch.setattr(budget, "TILE_ROWS", TILE_ROWS)
     monkeypatch.setattr(digests, "UNIT_ROWS", TILE_ROWS)
     monkeypatch.setattr(budget, "_PART_BYTES", PART_BYTES)
     monkeypatch.setattr(encoding_stage, "_LEAST_FILES", 2)  # so that three files give two parts

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from shardpress.device import autoencoder_of
 from shardpress.errors import DataError
 from shardpress.scan.ranges import Scan
 from shardpress.scan.scaler import Scaler
-from shardpress.settings.resolve import Settings, network_of
+from shardpress.settings.resolve import Settings
 from shardpress.shards.open import open_shards
 from shardpress.shards.shard import Shard
 from shardpress.training.epochs import Training
@@ -54,9 +53,7 @@ def scan_of(rows: np.ndarray, bad: list[int]) -> Scan:
 
 
 def training_of(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, sizes: Sizes = SIZES) -> Training:
-    network = network_of(config.network, len(scan.minimum))
-    autoencoder = autoencoder_of(Scaler(scan.minimum, scan.maximum), network, np.dtype(np.float32))
-    return prepare_training(autoencoder, shards, scan, config, sizes)
+    return prepare_training(shards, scan, config, sizes)
 
 
 @pytest.mark.process

@@ -21,12 +21,10 @@ from distributed import Client
 
 from shardpress.cluster.threads import threads
 from shardpress.cluster.workers import ClusterPool, quiet_dask
-from shardpress.device import autoencoder_of
 from shardpress.errors import TrainingDiverged
 from shardpress.scan.ranges import Scan
-from shardpress.scan.scaler import Scaler
 from shardpress.settings import replicas as sizes_module
-from shardpress.settings.resolve import Settings, network_of
+from shardpress.settings.resolve import Settings
 from shardpress.shards.open import open_shards
 from shardpress.shards.shard import Shard
 from shardpress.signals import Stopped, stoppable
@@ -65,10 +63,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Shard, ...]
 def training_of(shards: tuple[Shard, ...], config: Settings = CONFIG, **sizes: Any) -> Training:
     inner = np.full((2, 5), np.nan)
     scan = Scan(200, np.zeros(5), np.ones(5), np.array(BAD), inner[0], inner)
-    autoencoder = autoencoder_of(
-        Scaler(scan.minimum, scan.maximum), network_of(config.network, 5), np.dtype(np.float32)
-    )
-    return prepare_training(autoencoder, shards, scan, config, replace(SIZES, **sizes))
+    return prepare_training(shards, scan, config, replace(SIZES, **sizes))
 
 
 def result_of(

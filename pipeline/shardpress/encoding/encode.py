@@ -23,6 +23,7 @@ from shardpress.encoding.bad_data import NO_POSITIONS, BadData, RowFacts
 from shardpress.encoding.partfile import Streamed, part_file, stored_categories
 from shardpress.encoding.parts import Piece
 from shardpress.encoding.worker import EncodeSettings, Worker, check_place, worker_of
+from shardpress.errors import DataError
 from shardpress.model import Model
 from shardpress.output.disk import GuardedDisk, Pieces
 from shardpress.output.files import PARTS, unique_name, write_file
@@ -190,7 +191,13 @@ def _encode_rows(worker: Worker, settings: EncodeSettings, place: _Place, arrays
     for block in source.cut(settings.block_rows):
         check()  # a part can take seconds, but a signal should stop the run at once
         out = arrays.at(slice(block.start - source.start, block.stop - source.start))
-        rows = read(block, worker.block_memory(block), place.digest)
+        try:
+            rows = read(block, worker.block_memory(block), place.digest)
+        except DataError as error:
+            if bad_data.on_bad_data != "raise":
+                raise
+            advice = "To continue without the rows of damaged files, use --on-bad-data skip --max-bad 100%."
+            raise DataError(f"{error} {advice}") from error
         filled = cleaning.filled(block, rows)
         cleaned = cleaning.clipped(filled)
         suspects = worker.encode(cleaned, out.features)
@@ -202,6 +209,7 @@ def _encode_rows(worker: Worker, settings: EncodeSettings, place: _Place, arrays
             out.valid[bad] = False
             place.facts.add(found)
         if out.errors is not None:
+            assert worker.errors is not None
             # The features are those of clipped rows, but the error is that of the rows before.
             out.errors[:] = worker.errors(filled, out.features)
             out.errors[bad] = np.nan
@@ -230,7 +238,6 @@ def _write_part(worker: Worker, settings: EncodeSettings, places: Sequence[_Plac
             arrays.features,
             arrays.valid,
             values,
-            settings.attributes,
             categories,
             settings.storage.compression,
             arrays.errors,

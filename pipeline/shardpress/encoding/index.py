@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import h5py
 import numpy as np
 
-from shardpress.encoding.partfile import describe, write_attributes
 from shardpress.features import Shape
 from shardpress.formats import missing_value
-from shardpress.hdf5.categories import ATTRIBUTE
+from shardpress.hdf5.categories import ATTRIBUTE, FORMAT
 from shardpress.records import Stretch
 from shardpress.result import APPEND_ID, USE
 
@@ -42,11 +41,12 @@ def write_index(
         Number of the append that encoded each range of rows, and the number of its rows, for the dataset `APPEND_ID`.
         By default, there is no such dataset.
     """
-    describe(file, {"view": _VIEW})
+    file.attrs["format"] = FORMAT
+    file.attrs["view"] = _VIEW
     for name, shape in shapes.items():
         _write_virtual(file, name, shape, stretches)
     for name, value in categories.items():
-        write_attributes(file[name], {ATTRIBUTE: value})
+        file[name].attrs[ATTRIBUTE] = value
     _write_use(file, use)
     if append_ids is not None:
         _write_append_ids(file, append_ids)
@@ -101,7 +101,7 @@ def _write_virtual(file: h5py.File, name: str, shape: Shape, stretches: Sequence
         start += n_rows
     stored_type = h5py.h5t.py_create(dtype, logical=True)
     dataset = h5py.Dataset(h5py.h5d.create(file.id, name.encode(), stored_type, space, dcpl=creation))
-    write_attributes(dataset, {"view": _VIEW})
+    dataset.attrs["view"] = _VIEW
 
 
 def _virtual_layout(dtype: np.dtype) -> h5py.h5p.PropDCID:

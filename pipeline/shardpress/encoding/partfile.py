@@ -7,7 +7,6 @@ in which they were computed, because copies to and from HDF5 would take longer t
 from __future__ import annotations
 
 import io
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +42,6 @@ def part_file(
     features: np.ndarray,
     valid: np.ndarray,
     extras: Mapping[str, np.ndarray | Streamed],
-    attributes: Mapping[str, Any],
     categories: Mapping[str, np.ndarray | str],
     compression: str = "none",
     errors: np.ndarray | None = None,
@@ -59,8 +57,6 @@ def part_file(
     extras : mapping of str to ndarray or Streamed
         Values (n_rows, ...) by their names. `Streamed` strings are read immediately, and other streamed values while
         the pieces are written.
-    attributes : mapping
-        Attributes of the file. Nested values are written as JSON.
     categories : mapping of str to ndarray or str
         See `stored_categories`.
     compression : {"none", "lzf", "gzip"}
@@ -85,8 +81,8 @@ def part_file(
                 if offset is not None:
                     offsets[offset] = name
         for name, value in categories.items():
-            write_attributes(file[name], {ATTRIBUTE: value})
-        describe(file, attributes)
+            file[name].attrs[ATTRIBUTE] = value
+        file.attrs["format"] = FORMAT
     return Pieces(image.size, _pieces(image, offsets, values))
 
 
@@ -126,26 +122,6 @@ def _allocate(file: h5py.File, name: str, values: np.ndarray | Streamed) -> int 
     dataset = h5py.h5d.create(file.id, name.encode(), stored_type, space, dcpl=creation)
     offset: int | None = dataset.get_offset()
     return offset
-
-
-# -- attributes --------------------------------------------------------------------------------------------------
-
-
-def describe(file: h5py.File, attributes: Mapping[str, Any]) -> None:
-    """Write the format and attributes of a file, as in `write_attributes`."""
-    write_attributes(file, {"format": FORMAT, **attributes})
-
-
-def write_attributes(item: h5py.File | h5py.Dataset, attributes: Mapping[str, Any]) -> None:
-    """Write attributes. Numbers, strings and arrays are written unchanged, other values as JSON."""
-    for key, value in attributes.items():
-        item.attrs[key] = value if isinstance(value, (int, float, np.ndarray)) else _text(value)
-
-
-def _text(value: object) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    # HDF5 accepts only UTF-8, but a file name can contain any bytes.
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 # -- names and shapes of datasets --------------------------------------------------------------------------------

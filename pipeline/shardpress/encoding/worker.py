@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -38,8 +38,8 @@ Encoder = Callable[[np.ndarray, np.ndarray], np.ndarray | None]
 positions of suspect rows. In that case all other rows contain only finite numbers in the model's range."""
 
 ErrorFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Thread-safe function that returns the mean squared errors (n,), float32, of rows (n, n_inputs) that are reconstructed
-from features (n, n_features)."""
+"""Thread-safe function that returns the mean squared errors (n,), float32 and finite, of filled rows (n, n_inputs) that
+are reconstructed from features (n, n_features)."""
 
 IN_MEMORY = Entry("", 0, "")
 """Placeholder for the model file in tasks of the process that has the model in memory (see `serving`)."""
@@ -56,7 +56,6 @@ class EncodeSettings:
     n_readers: int  # threads in a process that read and encode, while others write; 0 means `n_cores`
     bad_data: BadData = field(default_factory=BadData)
     has_range: bool = False  # rows can have values outside the range of the model's training rows
-    attributes: Mapping[str, Any] = field(default_factory=dict)  # attributes of every file
     storage: Storage = PLAIN
     row_error: bool = False  # whether the error of each row is stored
     n_wide: int = 1  # parts with wide extras (see `WIDE_BYTES`) that a process can write at the same time
@@ -90,7 +89,7 @@ class Encoders:
 
     def errors(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
         """Return the errors of rows, as in `ErrorFunction`."""
-        return np.asarray(self._encoder_for(rows.dtype).errors(rows, features))
+        return finite_errors(np.asarray(self._encoder_for(rows.dtype).errors(rows, features)))
 
     def _encoder_for(self, dtype: np.dtype) -> Autoencoder:
         with self._lock:
@@ -115,7 +114,7 @@ class Worker:
     ) -> None:
         self.model = model
         self.encode = encode
-        self._errors = errors  # needed with `row_error` only
+        self.errors = errors  # needed with `row_error` only
         self.disk = disk
         # Without this limit, all threads would soon wait for the disk at the same time.
         self.readers = threading.Semaphore(settings.n_readers or n_cores())
@@ -143,11 +142,6 @@ class Worker:
             memory = _aligned_array(most, np.dtype("<f4"))
             self._local.features = memory
         return np.asarray(memory[:n_values].reshape(n_rows, -1))
-
-    def errors(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Return the errors (n,), float32, of filled rows (n, n_inputs) that are reconstructed from features."""
-        assert self._errors is not None
-        return finite_errors(self._errors(rows, features))
 
     def stored(self, features: np.ndarray) -> tuple[np.ndarray, float | None]:
         """Return features in the form in which they are stored, and their largest error; None if it is the same."""

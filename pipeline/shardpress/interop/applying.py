@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from importlib.util import find_spec
 from math import prod
@@ -16,23 +16,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shardpress.alignment import LinearMap
-from shardpress.device import TILE_ROWS, autoencoder_of, start_device, theanos_errors
+from shardpress.device import TILE_ROWS, start_device, theanos_errors
 from shardpress.errors import WriteFailed, printable
 from shardpress.model import Model, finite_errors
-from shardpress.preparation import PREPARED_DTYPE
 from shardpress.processcache import ProcessCache
-from shardpress.shards.shard import read_dtype
+from shardpress.scan.scaler import Cleaning
+from shardpress.shards.rows import read
+from shardpress.shards.shard import Block, array_shard, with_preparation
 
 if TYPE_CHECKING:
-    from shardpress_kernels.autoencoder import Autoencoder
+    from shardpress.encoding.worker import Encoders
 
 _BLOCK_ROWS = 8 * TILE_ROWS  # whole tiles, as in a run
-_SPARSE_BLOCK = 2**26  # bytes of sparse rows that are made dense at a time
+_BLOCK_BYTES = 2**26  # fewer rows at a time if they are wide
 _MAX_COMPILED = 4
 
+_encoders: ProcessCache[str, Encoders] = ProcessCache(_MAX_COMPILED)  # by the fingerprint of the model
 
-# Models that are compiled for the device. Keys are the fingerprint of the model and the dtype of the rows.
-_compiled: ProcessCache[tuple[str, str], Autoencoder] = ProcessCache(_MAX_COMPILED)
+
+class _NumPyEncoder:
+    """The functions of `Encoders` without a device."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> None:
+        out[...] = self._model.encode_cleaned(rows)
+
+    def errors(self, rows: np.ndarray, features: np.ndarray) -> np.ndarray:
+        return finite_errors(self._model.row_errors(rows, features))
 
 
 @cache
@@ -40,20 +52,17 @@ def has_theano() -> bool:
     return find_spec("theano") is not None
 
 
-def keep_compiled(model: Model, dtype: np.dtype, autoencoder: Autoencoder) -> None:
-    """Cache an autoencoder that was compiled for rows of `dtype`, to apply the model later."""
-    _compiled.put((model.fingerprint, dtype.name), autoencoder)
+def _encoder_of(model: Model) -> Encoders | _NumPyEncoder:
+    if not has_theano():
+        return _NumPyEncoder(model)
 
+    def make() -> Encoders:
+        from shardpress.encoding.worker import Encoders  # NumPy needs none of the packages that this imports
 
-def _on_device(model: Model, stored: np.dtype) -> Autoencoder:
-    dtype = np.dtype(read_dtype(stored)) if model.preparation is None else PREPARED_DTYPE
-    autoencoder = _compiled.get((model.fingerprint, dtype.name))
-    if autoencoder is None:
         start_device()
-        autoencoder = autoencoder_of(model.scaler, model.network, dtype)
-        autoencoder.set_parameters(model.parameters)
-        keep_compiled(model, dtype, autoencoder)
-    return autoencoder
+        return Encoders(model)
+
+    return _encoders.get_or_make(model.fingerprint, make)
 
 
 # -- features and rows ---------------------------------------------------------------------------------------------
@@ -68,11 +77,11 @@ def encode(model: Model, rows: Any) -> Any:
     if is_lazy(rows):
         return _apply_lazily(partial(_apply_to_block, encode, model), rows, model.n_features, np.float32)
     features = np.empty((rows.shape[0], model.n_features), dtype=np.float32)
-    if not has_theano():
-        return _by_blocks(lambda block, out: np.copyto(out, model.encode(block)), rows, features)
     with theanos_errors():
-        encode_block = _on_device(model, rows.dtype).encode_checked  # a run uses the same compiled function
-        return _by_blocks(lambda block, out: encode_block(_cleaned(model, block), out), rows, features)
+        encoder = _encoder_of(model)
+        for here, _, cleaned in _cleaned_blocks(model, rows):
+            encoder.encode_checked(cleaned, features[here])
+    return features
 
 
 def reconstruction_errors(model: Model, rows: Any) -> Any:
@@ -84,27 +93,23 @@ def reconstruction_errors(model: Model, rows: Any) -> Any:
     if is_lazy(rows):
         return _apply_lazily(partial(_apply_to_block, reconstruction_errors, model), rows, None, np.float32)
     errors = np.empty(rows.shape[0], dtype=np.float32)
-    if not has_theano():
-        return _by_blocks(partial(_errors_in_numpy, model), rows, errors)
     with theanos_errors():
-        return _by_blocks(partial(_errors_on_device, model, _on_device(model, rows.dtype)), rows, errors)
+        encoder = _encoder_of(model)
+        for here, filled, cleaned in _cleaned_blocks(model, rows):
+            features = np.empty((len(filled), model.n_features), dtype=np.float32)
+            encoder.encode_checked(cleaned, features)
+            errors[here] = encoder.errors(filled, features)
+    return errors
 
 
-def _cleaned(model: Model, rows: np.ndarray) -> np.ndarray:
-    return model.scaler.cleaned(model.prepared(rows))
-
-
-def _filled_and_cleaned(model: Model, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows before and after the clipping."""
-    filled = model.scaler.filled(model.prepared(rows))
-    return filled, model.scaler.clipped(filled) if model.scaler.clips else filled
-
-
-def _errors_on_device(model: Model, autoencoder: Autoencoder, rows: np.ndarray, out: np.ndarray) -> None:
-    filled, cleaned = _filled_and_cleaned(model, rows)
-    features = np.empty((len(rows), model.n_features), dtype=np.float32)
-    autoencoder.encode_checked(cleaned, features)
-    out[...] = finite_errors(autoencoder.errors(filled, features))
+def _cleaned_blocks(model: Model, rows: Any) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+    """Yield a few thousand rows at a time: their positions, filled rows, and filled and clipped rows."""
+    shard = with_preparation(array_shard(rows), model.preparation)
+    cleaning = Cleaning(model.scaler)
+    n_tiles = max(1, _BLOCK_BYTES // (shard.row_bytes * TILE_ROWS))
+    for block in Block(shard, 0, shard.n_rows).cut(min(_BLOCK_ROWS, n_tiles * TILE_ROWS)):
+        filled = cleaning.filled(block, read(block))
+        yield slice(block.start, block.stop), filled, cleaning.clipped(filled)
 
 
 def decode(model: Model, features: Any) -> Any:
@@ -115,7 +120,12 @@ def decode(model: Model, features: Any) -> Any:
     if is_lazy(features):
         return _apply_lazily(partial(decode, model), features, model.n_columns, np.float64)
     rows = np.empty((len(features), model.n_columns))
-    return _by_blocks(partial(_decode_block, model), features, rows)
+    for start in range(0, len(rows), _BLOCK_ROWS):
+        here = slice(start, start + _BLOCK_ROWS)
+        rows[here] = model.scaler.restore(model.decode(features[here]))
+        if model.preparation is not None:
+            rows[here] = model.preparation.restore(rows[here])
+    return rows
 
 
 def mapped(to_other: LinearMap, features: Any) -> Any:
@@ -123,36 +133,6 @@ def mapped(to_other: LinearMap, features: Any) -> Any:
     if is_lazy(features):
         return _apply_lazily(to_other.apply, features, to_other.W.shape[1], np.float32)
     return to_other.apply(features)
-
-
-def _decode_block(model: Model, features: np.ndarray, out: np.ndarray) -> None:
-    out[...] = model.scaler.restore(model.decode(features))
-    if model.preparation is not None:
-        out[...] = model.preparation.restore(out)
-
-
-def _errors_in_numpy(model: Model, rows: np.ndarray, out: np.ndarray) -> None:
-    filled, cleaned = _filled_and_cleaned(model, rows)
-    out[...] = finite_errors(model.row_errors(filled, model.encode_cleaned(cleaned)))
-
-
-def _by_blocks(fill: Callable[[np.ndarray, np.ndarray], object], rows: Any, out: np.ndarray) -> np.ndarray:
-    """Fill `out` with a few thousand rows at a time, so that intermediate results need little memory."""
-    dtype = np.dtype(read_dtype(rows.dtype))
-    is_dense = isinstance(rows, np.ndarray)
-    n_rows = _BLOCK_ROWS
-    if not is_dense:
-        n_rows = _n_rows_of_sparse_block(rows.shape[1] * dtype.itemsize)
-    for start in range(0, rows.shape[0], n_rows):
-        here = slice(start, start + n_rows)
-        block = rows[here] if is_dense else rows[here].toarray()
-        fill(np.ascontiguousarray(block, dtype=dtype), out[here])
-    return out
-
-
-def _n_rows_of_sparse_block(row_bytes: int) -> int:
-    n_tiles = _SPARSE_BLOCK // (row_bytes * TILE_ROWS)
-    return min(_BLOCK_ROWS, max(1, n_tiles) * TILE_ROWS)
 
 
 # -- Dask arrays ---------------------------------------------------------------------------------------------------

@@ -250,11 +250,12 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
                 "Encode such rows with `shardpress run --model`."
             )
         estimator = cls(**_parameters_of(model, cls().get_params()))
-        estimator._set(**estimator._fitted_attributes(model), n_features_in_=model.n_columns)
+        estimator._set_model(model)
+        estimator.n_features_in_ = model.n_columns
         if as_of is not None:
-            estimator._set(map_=find_map(path, as_of, model.fingerprint))
+            estimator.map_ = find_map(path, as_of, model.fingerprint)
         if model.columns.names:  # scikit-learn compares these names with the columns of a data frame
-            estimator._set(feature_names_in_=np.array(model.columns.names, dtype=object))
+            estimator.feature_names_in_ = np.array(model.columns.names, dtype=object)
         return estimator
 
     # -- applying the model --
@@ -388,9 +389,9 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
         with _as_value_errors():
             return function(self.model_, self._rows(X, reset=False))
 
-    def _fitted_attributes(self, model: Model) -> dict[str, Any]:
-        history = model.about.get("training", {}).get("history", [])
-        return {"model_": model, "n_iter_": len(history)}
+    def _set_model(self, model: Model) -> None:
+        self.model_ = model
+        self.n_iter_ = len(model.about.get("training", {}).get("history", []))
 
     def _train(self, fit: Any) -> None:
         """Train, and set the fitted attributes."""
@@ -404,12 +405,8 @@ class TiedAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEst
             del self.map_
         if hasattr(self, "_checkpoint"):  # it belongs to an earlier call of `partial_fit`
             del self._checkpoint
-        found = complaints(model.about["training"], fit.config.training, model.network)
-        self._set(**self._fitted_attributes(model), complaints_=list(found))
-
-    def _set(self, **attributes: Any) -> None:
-        for name, value in attributes.items():
-            setattr(self, name, value)
+        self._set_model(model)
+        self.complaints_ = list(complaints(model.about["training"], fit.config.training, model.network))
 
 
 def _parameters_of(model: Model, names: Iterable[str]) -> dict[str, Any]:

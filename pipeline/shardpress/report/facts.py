@@ -44,6 +44,17 @@ def input_facts(shards: Sequence[Shard]) -> dict[str, Any]:
 # -- bad data ------------------------------------------------------------------------------------------------------
 
 
+def bad_shards(
+    refused: Sequence[Mapping[str, str]], ranges: Sequence[Range], shards: Sequence[ShardFacts]
+) -> list[Mapping[str, str]]:
+    """Return ``file`` and ``reason`` of the files that were left out, and of those that could not be read."""
+    found = list(refused)
+    for each in ranges:
+        if each.is_unreadable and each.start == 0:
+            found.append({"file": shards[each.shard].path, "reason": each.bad[0]["reason"]})
+    return found
+
+
 def bad_data_facts(
     refused: Sequence[Mapping[str, str]], ranges: Sequence[Range], shards: Sequence[ShardFacts], columns: Columns
 ) -> dict[str, Any]:
@@ -51,16 +62,14 @@ def bad_data_facts(
 
     `refused` are files that were left out, each with the keys ``file`` and ``reason``.
     """
-    bad_shards = list(refused)
+    found = bad_shards(refused, ranges, shards)
     rows = []
     for each in ranges:
         if not each.is_unreadable:
             rows += [(each, bad) for bad in each.bad if isinstance(bad["row"], int)]  # others are ranges of extras
-        elif each.start == 0:
-            bad_shards.append({"file": shards[each.shard].path, "reason": each.bad[0]["reason"]})
     first = [_bad_row(shards[each.shard], bad, columns) for each, bad in rows[:_MAX_LISTED]]
     return {
-        "shards": {"n": len(bad_shards), "first": bad_shards[:_MAX_LISTED]},
+        "shards": {"n": len(found), "first": found[:_MAX_LISTED]},
         "rows": {"n": len(rows), "first": first},
     }
 

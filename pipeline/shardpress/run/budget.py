@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardpress.device import MOST_RESIDENT
+from shardpress.device import MOST_RESIDENT, TILE_ROWS
 from shardpress.encoding.storage import storage_of
 from shardpress.errors import ConfigError
 from shardpress.settings.config import MachineSettings, StorageSettings
 from shardpress.settings.defaults import COPIES_IN_TRAINING, SHUFFLE_WINDOW
+from shardpress.settings.resolve import Settings, largest_network
 from shardpress.shards.shard import WIDE_BYTES, Shard, leave_out_extras, long_bytes, row_dtype
 from shardpress.training.fit import Sizes
 from shardpress.training.order import MAX_CHUNK_BYTES
@@ -84,15 +85,7 @@ def n_threads_of(machine: MachineSettings) -> int:
     return machine.threads or len(os.sched_getaffinity(0))
 
 
-def make_budget(
-    machine: MachineSettings,
-    storage: StorageSettings,
-    network: Network,
-    n_replicas: int,
-    shards: Sequence[Shard],
-    tile_rows: int,
-    validation_fraction: float,
-) -> Budget:
+def make_budget(settings: Settings, shards: Sequence[Shard], given: Network | None) -> Budget:
     """Divide the memory budget.
 
     - Training rows: half, if all of them fit; otherwise two windows.
@@ -100,10 +93,17 @@ def make_budget(
     - Blocks and parts of the threads: a quarter.
     - The network and copies: the rest. If a network needs more than an eighth, the rows get less.
 
-    `n_replicas` is 0 for a given model, which is not trained. Blocks are rounded up to a multiple of `tile_rows`, the
-    rows per matrix product in the encoder. Raise `ConfigError` if the budget is too small for one tile of rows per
+    `given` is the network of a given model, which is not trained. Blocks are rounded up to a multiple of the
+    encoder's tile, the rows per matrix product. Raise `ConfigError` if the budget is too small for one tile of rows per
     thread, for the rows that the training holds, or for twice the network.
     """
+    machine = settings.machine
+    if given is None:
+        network = largest_network(settings, shards[0].n_inputs)
+        n_replicas = settings.training.replicas
+    else:
+        network = given
+        n_replicas = 0
     row_bytes = _row_bytes(shards, network.n_inputs)
     n_rows = sum(shard.n_rows for shard in shards)
     n_threads = n_threads_of(machine)
@@ -113,19 +113,19 @@ def make_budget(
     memory = machine.memory_budget - max(0, network_bytes - machine.memory_budget // 8)
 
     thread_bytes = memory // 8 // n_writers  # for each thread's block; its part gets the same number of bytes
-    n_tiles = max(1, -(-_wanted_block_rows(thread_bytes, row_bytes) // tile_rows))
-    block_rows = n_tiles * tile_rows  # only the last tile of a shard is padded
+    n_tiles = max(1, -(-_wanted_block_rows(thread_bytes, row_bytes) // TILE_ROWS))
+    block_rows = n_tiles * TILE_ROWS  # only the last tile of a shard is padded
     _check_blocks(machine, memory, shards, row_bytes, n_threads, block_rows)
 
-    part_rows = _part_rows(thread_bytes, storage, network.n_outputs, n_rows, block_rows)
-    part_rows, n_wide = _for_extras(shards, part_rows, n_writers, memory // 4, tile_rows)
+    part_rows = _part_rows(thread_bytes, settings.storage, network.n_outputs, n_rows, block_rows)
+    part_rows, n_wide = _for_extras(shards, part_rows, n_writers, memory // 4)
     window_rows = max(1, SHUFFLE_WINDOW // row_bytes)
     max_validation_rows = _VALIDATION_BYTES // row_bytes
     max_sample_rows = max(1, _SAMPLE_BYTES // (4 * network.n_inputs))  # scaled, in float32
     resident = n_rows * row_bytes <= memory // 2
     if n_replicas:
         held_rows = n_rows if resident else min(n_rows, 2 * window_rows)
-        held_rows += min(round(validation_fraction * n_rows), max_validation_rows)
+        held_rows += min(round(settings.validation.validation_fraction * n_rows), max_validation_rows)
         sample_bytes = min(n_rows, max_sample_rows) * 4 * network.n_inputs
         _check_training(machine, memory, held_rows * row_bytes + sample_bytes)
     return Budget(
@@ -210,29 +210,27 @@ def extras_bytes(shards: Sequence[Shard], n_rows: int) -> int:
     return _COPIES_OF_EXTRAS * n_bytes
 
 
-def _for_extras(
-    shards: Sequence[Shard], part_rows: int, n_writers: int, n_bytes: int, tile_rows: int
-) -> tuple[int, int]:
+def _for_extras(shards: Sequence[Shard], part_rows: int, n_writers: int, n_bytes: int) -> tuple[int, int]:
     """Return the rows of a part and the number of parts written at a time, so that their extras fit in `n_bytes`.
 
     Extras are rarely wide enough to make parts smaller. The minimum is one part of one tile at a time; `too_wide` finds
     extras that do not fit even then.
     """
-    while part_rows > tile_rows and n_writers * extras_bytes(shards, part_rows) > n_bytes:
+    while part_rows > TILE_ROWS and n_writers * extras_bytes(shards, part_rows) > n_bytes:
         half = min(part_rows, sum(shard.n_rows for shard in shards)) // 2
-        part_rows = max(1, half // tile_rows) * tile_rows
+        part_rows = max(1, half // TILE_ROWS) * TILE_ROWS
     needed = extras_bytes(shards, part_rows)
     return part_rows, max(1, min(n_writers, n_bytes // max(1, needed)))
 
 
-def too_wide(memory_budget: int, shards: Sequence[Shard], tile_rows: int) -> dict[str, int]:
+def too_wide(memory_budget: int, shards: Sequence[Shard]) -> dict[str, int]:
     """Return extras that must be left out, because even the smallest part's extras exceed half of the memory budget.
 
     The widest extra is left out first. The values are the memory budgets in bytes that would be sufficient to keep the
     extras.
     """
     found: dict[str, int] = {}
-    while (needed := extras_bytes(shards, tile_rows)) > memory_budget // 2:
+    while (needed := extras_bytes(shards, TILE_ROWS)) > memory_budget // 2:
         texts = {extra.name: 0 for extra in shards[0].extras}
         for shard in shards:
             for extra in shard.extras:

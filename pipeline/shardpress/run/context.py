@@ -8,16 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import h5py
 
 from shardpress.cluster.pool import WorkerPool
 from shardpress.device import seconds_compiling
 from shardpress.errors import printable
-from shardpress.model import Model
 from shardpress.output.journal import Journal
-from shardpress.run.prepare import Prepared
 from shardpress.run.resume import EarlierResults, checkpoint_in_words, n_rows_in
 from shardpress.runlog import Warnings
 from shardpress.watch import Watch
@@ -92,28 +90,13 @@ class RunContext:
     device: Device  # of this process
     pool: WorkerPool
     state: RunState
-    command: Sequence[str]  # the command line, for the attributes of output files
+    command: Sequence[str]  # the command line, for the result
 
     @property
     def devices(self) -> str:
         """Description of the devices that encode."""
         of_workers = {worker["device"] for worker in self.pool.facts()["workers"]} - {None}
         return ", ".join(sorted(of_workers)) or str(self.device)
-
-    def attributes(self, prepared: Prepared, model: Model) -> dict[str, Any]:
-        """Return the attributes of every output file that `model` makes."""
-        attributes: dict[str, Any] = {
-            "command": " ".join(self.command),
-            "config": prepared.config.flat(),
-            "device": self.devices,
-            "versions": versions(),
-            "model": model.fingerprint,
-        }
-        if model.target is not None:
-            attributes["target"] = model.target
-        if model.is_nested:
-            attributes["nested"] = True
-        return attributes
 
     def progress_in_words(self, n_rows: int) -> str:
         """Return a sentence about the progress of an unfinished run of `n_rows` rows."""

@@ -26,9 +26,10 @@ from shardpress.output.files import WORK
 from shardpress.output.journal import Journal, Record
 from shardpress.progress import Progress
 from shardpress.records import Entry, Part, Range, in_order
-from shardpress.report.facts import RangeDrift, drift_facts
+from shardpress.report.facts import RangeDrift, bad_shards, drift_facts
 from shardpress.run.budget import extras_bytes
 from shardpress.run.context import RunContext
+from shardpress.run.inputs import bad_shards_error
 from shardpress.run.memory import block_bytes, chunk_bytes, trained_network_bytes
 from shardpress.run.prepare import Prepared
 from shardpress.run.request import categories_of
@@ -87,7 +88,12 @@ class EncodingStage:
     def existing(self, earlier: EarlierResults) -> Encoded:
         """Return the parts that stay in the result, and those that an unfinished run has encoded."""
         kept = self.prepared.change.kept
-        found = earlier.parts(self.key, self.prepared.identities)
+        found = []
+        for part in earlier.parts(self.key, self.prepared.identities):
+            # A run without a scan may have encoded the first rows of a file before it met a damaged chunk.
+            ranges = [each for each in part.ranges if each.is_unreadable or each.shard not in self.unreadable]
+            if ranges:
+                found.append(structs.replace(part, ranges=ranges))
         parts = without_overlaps([*kept, *found], self.prepared.shards)
         published = {part.file for part in kept}
         return Encoded(_sorted(parts), _sorted(part for part in parts if part.file not in published))
@@ -212,15 +218,10 @@ class EncodingStage:
     def _check_bad_shards(self, ranges: Sequence[Range]) -> None:
         """Raise `DataError` if there are more bad shards than the settings allow, in this run or in an earlier one."""
         prepared = self.prepared
-        reasons = [bad["reason"] for bad in prepared.bad_shards]
-        reasons += [each.bad[0]["reason"] for each in ranges if each.is_unreadable and each.start == 0]
-        limit = prepared.max_bad_shards
-        if len(reasons) > limit:
-            raise DataError(
-                f"{quantity(len(reasons), 'bad shard')}, expected at most {limit} (--max-bad "
-                f"{prepared.config.bad_data.max_bad}, --on-bad-data {prepared.config.bad_data.on_bad_data}). Fix the "
-                f"files, or raise --max-bad. The first error: {reasons[0]}"
-            )
+        found = bad_shards(prepared.bad_shards, ranges, prepared.request.shards)
+        if len(found) > prepared.max_bad_shards:
+            n_shards = len(prepared.shards) + len(prepared.bad_shards)
+            raise bad_shards_error(found, n_shards, prepared.max_bad_shards, prepared.config.bad_data)
 
     def _part_size(self, n_rows: int) -> PartSize:
         """Return the size of parts for `n_rows` rows. They are of about the same size, and some for each thread."""
@@ -258,7 +259,8 @@ class EncodingStage:
         ):
 
             def keep(part: Part) -> None:
-                part = self._with_append_ids(part)
+                ranges = [structs.replace(each, append_id=prepared.append_ids[each.shard]) for each in part.ranges]
+                part = structs.replace(part, ranges=ranges)
                 identities = [prepared.identities[each.shard] for each in part.ranges]
                 context.journal.add(Record.of_part(part, self.key, identities), waits=False)
                 parts.append(part)
@@ -268,27 +270,17 @@ class EncodingStage:
             compute(tasks, executor, n_at_once, keep, n_small)
         return parts
 
-    def _with_append_ids(self, part: Part) -> Part:
-        append_ids = self.prepared.append_ids
-        ranges = [structs.replace(each, append_id=append_ids[each.shard]) for each in part.ranges]
-        return structs.replace(part, ranges=ranges)
-
     def _shared_settings(self, context: RunContext, part_rows: int) -> EncodeSettings:
         settings = self.settings(part_rows, context.journal.directory)
         n_sharing = context.pool.n_local_processes
         n_processes = max(1, n_sharing)  # number of processes that share the memory budget
         return replace(
             settings,
-            model=self._model_file(context),
+            model=write_model(context.journal, self.model),  # the next sweep removes the copy of a given model
             n_readers=-(-settings.n_readers // n_sharing) if n_sharing else 0,
-            attributes=context.attributes(self.prepared, self.model),
             n_wide=max(1, settings.n_wide // n_processes),
             chunk_bytes=settings.chunk_bytes // n_processes,
         )
-
-    def _model_file(self, context: RunContext) -> Entry:
-        """Return the file from which workers load the model. The next sweep removes the copy of a given model."""
-        return write_model(context.journal, self.model)
 
 
 def write_model(journal: Journal, model: Model) -> Entry:

@@ -52,7 +52,7 @@ def run(
     Parameters
     ----------
     command : sequence of str
-        The command line, for the attributes of output files.
+        The command line, for the result.
     on_locked : callable
         Function that is called with the output directory once it is locked.
 

@@ -27,7 +27,7 @@ from shardpress.output.files import BAD_ROWS, REPORT
 from shardpress.output.journal import Journal
 from shardpress.records import Keys, Part, Range, Request, RunFacts, in_order, stretches_of, with_digests
 from shardpress.report.commonrows import EncodedRows
-from shardpress.report.facts import bad_data_facts, input_facts, last_run_facts, sample_facts
+from shardpress.report.facts import bad_data_facts, bad_shards, input_facts, last_run_facts, sample_facts
 from shardpress.report.judgment import Judgment, judge
 from shardpress.report.mapquality import LabelSource
 from shardpress.report.measures import LabelChoice
@@ -314,7 +314,6 @@ class _Finish:
         """Return the numbers of the run, and a judgment of the features from a sample."""
         prepared = self._prepared
         ranges = [each for _, each in self._ranges]
-        n_unreadable = sum(each.is_unreadable and each.start == 0 for each in ranges)
         state = self._context.state
         summary = Summary(
             output=prepared.config.results.output,
@@ -326,7 +325,7 @@ class _Finish:
             device=self._context.devices,
             **self._training_errors(),
             seconds=state.seconds,
-            n_bad_shards=len(prepared.bad_shards) + n_unreadable,
+            n_bad_shards=len(bad_shards(prepared.bad_shards, ranges, prepared.request.shards)),
             n_outside=sum(each.n_outside for _, each in (self._added if prepared.appends else self._ranges)),
             appended=self._counts() if prepared.appends else None,
             verdict=self._verdict.verdict if self._verdict is not None and self._verdict.n_sampled else None,
@@ -381,7 +380,7 @@ class _Finish:
             device=self._context.devices,
             versions=versions(),
             storage=dict(self._facts["storage"]),
-            bad_shards=self._bad_shards(),
+            bad_shards=prepared.bad_shards,
             left_out=self._left_out(),
             masks=self._masks(),
             summary=stored,
@@ -489,9 +488,6 @@ class _Finish:
         if prepared.given_model is not None:
             return []
         return [shard.rows for shard in prepared.request.shards if shard.rows is not None and shard.shape[0]]
-
-    def _bad_shards(self) -> list[dict[str, str]]:
-        return self._prepared.bad_shards
 
     def _left_out(self) -> dict[str, str]:
         before = self._base.facts.left_out if self._prepared.keeps_model and self._base is not None else {}

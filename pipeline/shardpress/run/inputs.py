@@ -21,8 +21,8 @@ from shardpress.run.budget import n_threads_of
 from shardpress.run.difference import Base, Matching, needed_digests, places_of
 from shardpress.run.digests import with_content
 from shardpress.run.request import absolute, facts_of
-from shardpress.settings.config import Config, ResultSettings
-from shardpress.settings.kinds import n_allowed
+from shardpress.settings.config import BadDataSettings, Config, ResultSettings
+from shardpress.settings.kinds import n_allowed, sufficient_percentage
 from shardpress.shards.columns import ColumnRule
 from shardpress.shards.open import check_any, open_sources
 from shardpress.shards.shard import UNREADABLE, Shard, read_dtype
@@ -48,35 +48,34 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
 
     on_bad_shard = None if config.bad_data.on_bad_data == "raise" else refuse
     inputs = config.inputs
+    results = config.results
     rule = ColumnRule(inputs.match_columns)
     if given_model is not None:
-        rule = ColumnRule(inputs.match_columns, given_model.columns, model_name(config))
+        n_columns = given_model.n_columns if results.append else None
+        rule = ColumnRule(inputs.match_columns, given_model.columns, model_name(config), n_columns)
     sources = find(inputs.input)
-    if base is not None and not config.results.retrain:
+    staying: set[str] = set()  # files whose rows stay if they cannot be used
+    if base is not None and not results.retrain:
         sources = _in_order(sources, base)
+        staying = {shard.path for shard in base.request.shards}
     earlier = None if result is None else shard_like(result)
     like = None
-    if result is not None and config.results.append and set(inputs.include) == set(result.facts.config["include"]):
+    if result is not None and results.append and set(inputs.include) == set(result.facts.config["include"]):
         like = earlier
     extras = () if earlier is None else earlier.extras
     categories = {extra.name: extra.categories for extra in extras if extra.categories is not None}
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
     shards = open_sources(sources, selection, on_bad_shard, rule, like, categories)
-    if error := too_many_bad_shards(config, refused, len(shards) + len(refused)):
+    unreadable = [absolute(bad["file"]) for bad in refused]
+    left_out = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
+    if error := too_many_bad_shards(config, left_out, len(shards) + len(refused)):
         raise error
     check_any(shards, sources)
-    _check_width(shards[0], given_model if config.results.append else None)
-    unreadable = [absolute(bad["file"]) for bad in refused]
+    _check_width(shards[0])
     return _arranged(shards, refused, unreadable, base, {extra.name for extra in extras}, config)
 
 
-def _check_width(first: Shard, extended: Model | None) -> None:
-    """Raise `DataError` if the rows do not have the columns of the model that an append uses, or only one."""
-    if extended is not None and first.n_inputs != extended.n_columns:
-        raise DataError(
-            f"{first}: has {first.n_inputs} columns, expected {extended.n_columns} as in the finished run. Give "
-            "files with the same columns, or use another --output."
-        )
+def _check_width(first: Shard) -> None:
     if first.n_inputs == 1:
         raise DataError(
             f"{first}: shape {first.shape} has a single column, which cannot be compressed. Expected two or more "
@@ -159,17 +158,25 @@ def model_name(config: Config) -> str:
 
 def too_many_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> DataError | None:
     """Return an error if more of `n_shards` shards were refused than allowed, otherwise None."""
-    if not refused:
-        return None
     max_bad = config.bad_data.max_bad
-    found = f"{len(refused)} of {n_shards} shards are bad"
-    first_error = f"The first error: {refused[0]['reason']}"
-    if not max_bad.endswith("%"):
+    if refused and not max_bad.endswith("%"):
         return DataError(
-            f"{found}, with an unknown number of rows, expected at most {max_bad} bad rows (--max-bad {max_bad}). Fix "
-            f"the files, or give a percentage, which limits the number of bad shards as well. {first_error}"
+            f"{len(refused)} of {n_shards} shards are bad, with an unknown number of rows, expected at most {max_bad} "
+            f"bad rows (--max-bad {max_bad}). Fix the files, or give a percentage, which limits the number of bad "
+            f"shards as well. The first error: {refused[0]['reason']}"
         )
     limit = n_allowed(max_bad, n_shards)
     if len(refused) <= limit:
         return None
-    return DataError(f"{found}, expected at most {limit} (--max-bad {max_bad}). {first_error}")
+    return bad_shards_error(refused, n_shards, limit, config.bad_data)
+
+
+def bad_shards_error(
+    bad: Sequence[Mapping[str, str]], n_shards: int, limit: int, settings: BadDataSettings
+) -> DataError:
+    """Return the error that reports more bad shards than the settings allow."""
+    return DataError(
+        f"{len(bad)} of {n_shards} shards are bad, expected at most {limit} (--on-bad-data {settings.on_bad_data}, "
+        f"--max-bad {settings.max_bad}). Fix the files, or allow them with --on-bad-data skip --max-bad "
+        f"{sufficient_percentage(len(bad), n_shards)}%. The first error: {bad[0]['reason']}"
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from shardpress.formats import fingerprint
 from shardpress.model import Model
 from shardpress.output.inside import files_inside
 from shardpress.output.journal import Journal
-from shardpress.preparation import Preparation, preparation_of
+from shardpress.preparation import Preparation
 from shardpress.records import Request
 from shardpress.result import INDEX, Result, load_model
 from shardpress.run.base import base_of, with_settings_of
@@ -37,16 +37,16 @@ from shardpress.run.difference import (
 )
 from shardpress.run.fitted import fitted_rows, name_of_extra
 from shardpress.run.inputs import matching_of, model_name, open_inputs
+from shardpress.run.modeling import refuse, resolve_for
 from shardpress.run.request import request_of, schema_of
-from shardpress.scan.look import follow
-from shardpress.scan.ranges import Scan
+from shardpress.scan.ranges import Scan, n_fitted_rows
 from shardpress.settings.config import Config, problems
 from shardpress.settings.deadline import deadline_of
 from shardpress.settings.kinds import as_typed, n_allowed
-from shardpress.settings.resolve import Settings, max_network_inputs, network_of, resolve, unsuitable_settings
-from shardpress.shards.shard import UNREADABLE, Shard, leave_out_extras, with_offset, with_preparation
+from shardpress.settings.resolve import Settings, largest_network, network_of, unsuitable_settings
+from shardpress.shards.shard import UNREADABLE, Shard, leave_out_extras, with_offset
 from shardpress.training.targets import Targets, read_targets
-from shardpress_kernels.network import Network
+from shardpress_kernels.network import Head, Network
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +120,7 @@ class Prepared:
     @property
     def n_fitted(self) -> int:
         """Number of rows, including bad ones, that the scan and the training use."""
-        if self.fitted is None:
-            return self.n_rows
-        return int(np.count_nonzero(self.fitted))
+        return n_fitted_rows(self.shards, self.fitted)
 
     def not_fitted(self) -> np.ndarray:
         """Return the sorted numbers (int64) of the rows that the scan and the training do not use."""
@@ -136,17 +134,21 @@ class Prepared:
 
     @property
     def max_network(self) -> Network:
-        """The network of a given model, or the largest network that the run could train: see `max_network_inputs`."""
-        return self._with_head(_max_network(self.config, self.n_inputs, self.given_model))
+        """The network of a given model, or the largest network that the run could train: see `largest_network`."""
+        if self.given_model is not None:
+            return self.given_model.network
+        return largest_network(self.config, self.n_inputs, self._head)
 
     def network_for(self, scan: Scan) -> Network:
-        network = network_of(self.config.network, scan.scaler.n_inputs)
-        return self._with_head(network)
+        return network_of(self.config.network, scan.scaler.n_inputs, self._head)
 
-    def _with_head(self, network: Network) -> Network:
-        if self.targets is None:
-            return network
-        return replace(network, head=self.targets.head)
+    @property
+    def _head(self) -> Head | None:
+        return None if self.targets is None else self.targets.head
+
+    def as_trained(self, scan: Scan) -> Scan:
+        """Return a scan in which the rows that the training must not use count as bad rows."""
+        return replace(scan, bad_rows=np.union1d(scan.bad_rows, self.not_fitted()))
 
     @property
     def columns(self) -> Columns:
@@ -166,18 +168,6 @@ class Prepared:
     def is_scanned(self) -> bool:
         """Whether the rows are scanned: to train a model, and to count bad rows before a part is written."""
         return self.given_model is None or (self.allows_bad_data and bool(self.encoded))
-
-    @property
-    def impute(self) -> str | None:
-        """Method of imputing missing values. A given model has stored values instead, or none."""
-        if self.given_model is None:
-            return self.config.bad_data.impute
-        return None if self.given_model.scaler.fill is None else "median"
-
-    @property
-    def scale(self) -> str:
-        """Scaling of the columns that the scan computes. A given model has its own scaling."""
-        return self.config.scaling.scale if self.given_model is None else "range"
 
     @property
     def limited(self) -> Sequence[int]:
@@ -239,7 +229,7 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
 
     `journal` is that of the output directory, if it exists.
     """
-    _refuse(problems(config))  # before the inputs, which can take minutes to open
+    refuse(problems(config))  # before the inputs, which can take minutes to open
     check_settings(config.cluster)
     result = None if journal is None else journal.base
     base = base_of(journal)
@@ -250,20 +240,18 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
         config = with_settings_of(config, extended)
         given_model = extended.model
     inputs = open_inputs(config, given_model, base, result)
-    shards = inputs.shards
-    fitted = fitted_rows(config, shards)
-    if given_model is None:
-        config = follow(config, shards, fitted)
-    shards = _with_preparation(config, shards, given_model)
-    n_fitted = sum(shard.n_rows for shard in shards) if fitted is None else int(np.count_nonzero(fitted))
-    settings = resolve(config, n_fitted, shards[0].n_inputs, given_model.network if given_model else None)
+    fitted = fitted_rows(config, inputs.shards)
+    settings, shards = resolve_for(config, inputs.shards, given_model, fitted)
     _log_settings(config, settings, given_model)
-    _refuse(_complaints(settings, shards, given_model, n_fitted))
+    refuse(_complaints(settings, shards, given_model, fitted))
     shards = _without_wide_extras(settings, shards)
-    _check_labels(settings.inputs.labels, shards)
+    if settings.inputs.labels is not None:
+        name_of_extra("labels", settings.inputs.labels, shards)  # raises an error if there is none
     targets = _read_targets(settings, shards, fitted) if given_model is None else None
     # This can refuse the settings, so it comes before the output directory is created.
-    budget = _budget(settings, shards, given_model)
+    budget = make_budget(settings, shards, None if given_model is None else given_model.network)
+    if warning := repeated_chunks(shards, budget):
+        log.warning("%s", warning)
     request = request_of(settings, inputs.facts, given_model, fitted, targets)
     if extended is not None and base is not None:
         encoding = {**base.request.encoding, "include": request.encoding["include"]}
@@ -276,15 +264,6 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
     )
     prepared = Prepared(settings, shards, inputs.bad_shards, given_model, budget, wanted, fitted, targets)
     return prepared.with_change(base, result)
-
-
-def _with_preparation(config: Config, shards: Sequence[Shard], given_model: Model | None) -> tuple[Shard, ...]:
-    """Return shards whose rows are prepared on reading, as a given model or the settings require."""
-    if given_model is None:
-        preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
-    else:
-        preparation = given_model.preparation
-    return tuple(with_preparation(shard, preparation) for shard in shards)
 
 
 def _load_given_model(config: Config) -> Model | None:
@@ -304,35 +283,6 @@ def _load_given_model(config: Config) -> Model | None:
     if n_features is not None and model.is_nested and n_features < model.network.n_features:
         model = model.with_first_features(n_features)
     return model
-
-
-def _budget(settings: Settings, shards: Sequence[Shard], given_model: Model | None) -> Budget:
-    """Divide the memory, and warn if that makes a run slow."""
-    budget = make_budget(
-        settings.machine,
-        settings.storage,
-        _max_network(settings, shards[0].n_inputs, given_model),
-        0 if given_model else settings.training.replicas,
-        shards,
-        TILE_ROWS,
-        settings.validation.validation_fraction,
-    )
-    log.debug("budget: %s", budget)
-    if warning := repeated_chunks(shards, budget):
-        log.warning("%s", warning)
-    return budget
-
-
-def _max_network(settings: Settings, n_columns: int, given_model: Model | None) -> Network:
-    if given_model is None:
-        return network_of(settings.network, max_network_inputs(settings, n_columns))
-    return network_of(settings.network, given_model.n_inputs)
-
-
-def _check_labels(labels: str | None, shards: Sequence[Shard]) -> None:
-    """Raise `ConfigError` if no extra has the name of the labels."""
-    if labels is not None:
-        name_of_extra("labels", labels, shards)
 
 
 def _read_targets(settings: Settings, shards: Sequence[Shard], fitted: np.ndarray | None) -> Targets | None:
@@ -369,7 +319,7 @@ def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple
     """Return the shards without extras that do not fit in the memory budget; log a warning for each."""
     memory_budget = settings.machine.memory_budget
     reasons: dict[str, str] = {}
-    for name, needed in too_wide(memory_budget, shards, TILE_ROWS).items():
+    for name, needed in too_wide(memory_budget, shards).items():
         reasons[name] = f"needs a memory budget of {needed} bytes"
         log.warning(
             "dataset=%s: left out, since the extras of %d rows take more than half of the memory budget (%d bytes), "
@@ -382,17 +332,13 @@ def _without_wide_extras(settings: Settings, shards: tuple[Shard, ...]) -> tuple
     return tuple(leave_out_extras(shard, reasons) for shard in shards) if reasons else shards
 
 
-def _refuse(complaints: Iterable[str]) -> None:
-    """Raise `ConfigError` with all complaints, if there are any."""
-    if words := "; ".join(complaints):
-        raise ConfigError(words)
-
-
-def _complaints(settings: Settings, shards: Sequence[Shard], given_model: Model | None, n_fitted: int) -> Iterator[str]:
+def _complaints(
+    settings: Settings, shards: Sequence[Shard], given_model: Model | None, fitted: np.ndarray | None
+) -> Iterator[str]:
     """Yield a sentence for each conflict between the settings, the inputs and a given model."""
     first = shards[0]
     if given_model is None:
-        yield from unsuitable_settings(settings, n_fitted, first.n_inputs)
+        yield from unsuitable_settings(settings, n_fitted_rows(shards, fitted), first.n_inputs)
     else:
         model = model_name(settings)
         if given_model.n_columns != first.n_inputs:

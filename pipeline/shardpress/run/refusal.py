@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from shardpress.errors import ConfigError, DataError, NoInput, printable, quantity, short_list
@@ -21,14 +21,16 @@ log = logging.getLogger(__name__)
 
 _LISTED = 10  # differences that a message lists
 _NAMED = 5  # files that a message names
-_FILES = 3  # changed files that a message describes; more are only named
+_FILES = 2  # changed files that a message describes; more are only named
 # Phrases for settings whose values are digests.
 _SENTENCES = {SELECTED: "fit_on selects other rows", TARGETS: "the values of target differ"}
 
 
 def differences(base: Base, wanted: Wanted, change: Change) -> str:
     """Return the differences in words; empty if there are none."""
-    words = [*_files_in_words(base, wanted, change), *_settings_in_words(change)]
+    words = list(_files_in_words(base, wanted, change))
+    for name, (before, now) in change.settings.items():
+        words.append(_SENTENCES.get(name, f"{name} {printable(before)} -> {printable(now)}"))
     if change.trains and base.n_appends:
         words.insert(0, "the model was trained before files were appended")
     more = f" and {len(words) - _LISTED} more" if len(words) > _LISTED else ""
@@ -73,17 +75,9 @@ def changed_files(prepared: Prepared) -> list[str]:
     base = prepared.base
     if base is None:
         return []
-    change = prepared.change
-    names = [printable(shard.name) for shard in prepared.request.shards]
-    kinds = {
-        "new": [names[i] for i in change.new],
-        "changed": [names[i] for i in change.changed],
-        "moved": [names[i] for i in change.moved(base, prepared.wanted)],
-        "missing": [printable(base.request.shards[i].name) for i in change.gone],
-    }
-    return [
-        f"{quantity(len(files), f'{kind} file')}: {short_list(files, _NAMED)}" for kind, files in kinds.items() if files
-    ]
+    moved = prepared.change.moved(base, prepared.wanted)
+    names = [printable(prepared.request.shards[i].name) for i in moved]
+    return [*_files_in_words(base, prepared.wanted, prepared.change), *_counted("moved", names)]
 
 
 def _refuse(base: Base, wanted: Wanted, change: Change, config: Config, lost: Sequence[str]) -> None:
@@ -215,27 +209,31 @@ def _advice(base: Base, change: Change, where: str) -> str:
 
 
 def _files_in_words(base: Base, wanted: Wanted, change: Change) -> Iterator[str]:
+    """Yield words about missing, new and changed files."""
     before = base.request.shards
     now = wanted.request.shards
-    yield from (f"input {printable(before[i].name)} was removed" for i in change.gone)
-    for i in change.new:
-        yield f"input {printable(_at(now, change, i).name)} was added"
-    pairs = []
-    for i in change.changed:
-        j = change.places[i].base
-        assert j is not None
-        pairs.append((before[j], _at(now, change, i)))
-    if len(pairs) > _FILES:
-        yield f"{len(pairs)} of {len(now)} inputs changed ({short_list((printable(b.name) for _, b in pairs), _NAMED)})"
-    else:
-        for a, b in pairs:
-            yield f"input {printable(b.name)} ({'; '.join(_changes(a, b))})"
+    new = []
+    changed: list[str] = []
+    for place in change.places:
+        if place.wanted is None or place.is_same:
+            continue
+        shard = now[place.wanted]
+        name = printable(shard.name)
+        if place.base is None:
+            new.append(name)
+        elif len(changed) < _FILES:
+            changed.append(f"{name} ({'; '.join(_changes(before[place.base], shard))})")
+        else:
+            changed.append(name)
+    yield from _counted("missing", [printable(before[i].name) for i in change.gone])
+    yield from _counted("new", new)
+    yield from _counted("changed", changed)
 
 
-def _at(shards: Sequence[ShardFacts], change: Change, i: int) -> ShardFacts:
-    place = change.places[i].wanted
-    assert place is not None
-    return shards[place]
+def _counted(kind: str, files: Sequence[str]) -> Iterator[str]:
+    """Yield the number of files of a kind and some of their names, if there are any."""
+    if files:
+        yield f"{quantity(len(files), f'{kind} file')}: {short_list(files, _NAMED)}"
 
 
 def _changes(before: ShardFacts, now: ShardFacts) -> Iterator[str]:
@@ -262,8 +260,3 @@ def _time(nanoseconds: int) -> str:
     """Return a modification time, in nanoseconds since 1970, as date and time."""
     seconds, rest = divmod(nanoseconds, 10**9)
     return f"{datetime.fromtimestamp(seconds)}.{rest:09d}"
-
-
-def _settings_in_words(change: Change) -> Iterable[str]:
-    for name, (before, now) in change.settings.items():
-        yield _SENTENCES.get(name, f"{name} {printable(before)} -> {printable(now)}")

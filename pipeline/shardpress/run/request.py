@@ -81,6 +81,7 @@ def _training_request(settings: Settings) -> dict[str, Any]:
 def facts_of(shard: Shard) -> ShardFacts:
     """Return the facts that identify a shard, without digests of its content."""
     identity = shard.identity
+    order = None if shard.order is None else sha256(shard.order.astype("<i4").tobytes()).hexdigest()
     return ShardFacts(
         path=absolute(shard.path),
         dataset=shard.dataset,
@@ -88,7 +89,7 @@ def facts_of(shard: Shard) -> ShardFacts:
         dtype=shard.stored_dtype,
         stat=Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode),
         first_row=shard.first_row,
-        column_order=None if shard.order is None else _order_digest(shard.order),
+        column_order=order,
     )
 
 
@@ -101,11 +102,6 @@ def absolute(path: str) -> str:
 @cache
 def _real_folder(folder: str, start: str) -> str:
     return os.path.realpath(os.path.join(start, folder))
-
-
-def _order_digest(order: np.ndarray) -> str:
-    """Return the SHA-256 of the order (n_inputs,) in which a shard's columns are read."""
-    return sha256(order.astype("<i4").tobytes()).hexdigest()
 
 
 def _selection_digest(selected: np.ndarray) -> str:

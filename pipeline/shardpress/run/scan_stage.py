@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,13 +17,14 @@ from shardpress.output.journal import Record
 from shardpress.progress import Progress
 from shardpress.run.context import RunContext
 from shardpress.run.memory import block_bytes, chunk_bytes
+from shardpress.run.modeling import scan_settings
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import EarlierResults
 from shardpress.run.sample import Pace, Stretch, measure_tasks
 from shardpress.scan import ranges
 from shardpress.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, stats_of_unreadable
 from shardpress.scan.ranges import Scan
-from shardpress.settings.kinds import n_allowed
+from shardpress.settings.kinds import n_allowed, sufficient_percentage
 from shardpress.shards.shard import Shard, first_rows
 
 log = logging.getLogger(__name__)
@@ -189,20 +189,12 @@ class ScanStage:
 
     def _settings(self) -> ScanSettings:
         prepared = self.prepared
-        max_unreadable = None  # the first unreadable shard is an error
+        max_unreadable = 0  # all unreadable shards are named at the end of the scan
         if prepared.allows_bad_data:
             max_unreadable = prepared.max_bad_shards - len(prepared.bad_shards)
-        return ScanSettings(
-            block_rows=prepared.budget.block_rows,
-            missing=prepared.config.bad_data.missing_value,
-            max_unreadable=max_unreadable,
-            clip_quantile=prepared.config.bad_data.clip_quantile,
-            impute=prepared.impute,
-            scale=prepared.scale,
-            chunk_bytes=prepared.budget.chunk_bytes,
-            missing_indicator=prepared.given_model is None and prepared.config.bad_data.missing_indicator,
-            for_training=prepared.given_model is None,
-        )
+        given = prepared.given_model
+        settings = scan_settings(prepared.config, prepared.budget, None if given is None else given.scaler)
+        return replace(settings, max_unreadable=max_unreadable)
 
     def _advice_on_bad_rows(self, scan: Scan) -> str:
         """Return advice on bad rows, including the flags that would let the next run succeed."""
@@ -223,8 +215,9 @@ class ScanStage:
         """Return a value of --max-bad that allows the bad rows of the scan, and the bad shards."""
         n_left_out = len(self.prepared.bad_shards)
         n_shards = len(self.prepared.shards) + n_left_out
-        share = max(len(scan.bad_rows) / scan.n_rows, (n_left_out + len(scan.unreadable)) / n_shards)
-        return f"{math.ceil(100 * share)}%"
+        of_rows = sufficient_percentage(len(scan.bad_rows), scan.n_rows)
+        of_shards = sufficient_percentage(n_left_out + len(scan.unreadable), n_shards)
+        return f"{max(of_rows, of_shards)}%"
 
     def _log_scaling(self, scan: Scan) -> None:
         if self.prepared.config.scaling.scale == "auto" and scan.scale != "range":

@@ -11,11 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
-import numpy as np
-
 from shardpress.cluster.pool import LocalPool
-from shardpress.cluster.stats import WorkerStats
-from shardpress.device import autoencoder_of
 from shardpress.errors import TrainingDiverged, printable
 from shardpress.model import Model
 from shardpress.output.files import LAST_GOOD, WORK, unique_name
@@ -25,18 +21,19 @@ from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import DeadlinePolicy, epochs_that_fit
 from shardpress.run.encoding_stage import write_model
 from shardpress.run.memory import ALLOCATOR_BYTES, NETWORK_COPIES, SCALING_BYTES, chunk_bytes, network_bytes
+from shardpress.run.modeling import trained_model, training_facts
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import EarlierResults, step_of
 from shardpress.run.sample import Sample, StageEstimate, TrainingPace
 from shardpress.scan.ranges import Scan, readable
 from shardpress.settings.deadline import in_words
-from shardpress.shards.shard import Shard, first_rows, row_dtype
+from shardpress.shards.shard import Shard, block_of, first_rows, row_dtype
 from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.epochs import Training
 from shardpress.training.fit import prepare_training
 from shardpress.training.loop import CheckpointPolicy, training_loop
 from shardpress.training.replica import RoundRunner, runner_on
-from shardpress.training.verdict import complaints, measured
+from shardpress.training.verdict import complaints
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +73,7 @@ class TrainingStage:
         assert self.scan is not None
         prepared = self.prepared
         self._warn_of_idle_devices(context)
-        # Training leaves out bad rows and the rows that it must not see in the same way.
-        left_out = np.union1d(self.scan.bad_rows, prepared.not_fitted())
-        model = _trained(prepared, context, self.key, replace(self.scan, bad_rows=left_out))
+        model = _trained(prepared, context, self.key, prepared.as_trained(self.scan))
         context.journal.add(Record("model", self.key, write_model(context.journal, model)))
         # Checkpoints are removed only now: until the journal names the model, a run resumes from them.
         self._remove_checkpoints(context.earlier)
@@ -185,7 +180,7 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
     try:
         _train(prepared, context, key, training, deadline)
     except TrainingDiverged as error:  # another run would diverge, too, so the weights are stored for inspection
-        last_good = _model(prepared, scan, training, {"stopped": str(error)})
+        last_good = trained_model(training, scan, prepared.shards[0], {"stopped": str(error)})
         context.journal.add(Record("diverged", key, context.journal.write(LAST_GOOD, last_good.to_hdf5())))
         path = context.journal.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {printable(path)}.") from error
@@ -193,7 +188,7 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
     about = _facts(prepared, context, training, scan)
     if deadline is not None:
         about["training"]["deadline"] = deadline.facts(training)
-    return _model(prepared, scan, training, about)
+    return trained_model(training, scan, prepared.shards[0], about)
 
 
 def _train(
@@ -207,29 +202,19 @@ def _train(
         _runner(prepared, context) as runner,
         training_loop(training, deadline, checkpoints, runner) as steps,
     ):
-        progress_text: object = training
-        if runner is not None:
-            progress_text = _TrainingProgress(training, context.pool.stats)
+        stats = context.pool.stats
+        stats.begin("training")
         for step in steps:
             if deadline is not None:  # it may have changed the number of epochs
                 progress.expect(training.n_rows_planned)
-            progress.advance(step.n_rows, progress_text)
+            progress.advance(step.n_rows, training, stats)
 
 
 def _prepared_training(prepared: Prepared, context: RunContext, scan: Scan) -> Training:
-    network = prepared.network_for(scan)
-    autoencoder = autoencoder_of(scan.scaler, network, row_dtype(prepared.shards))
     sizes = prepared.budget.sizes(context.device)
     if _uses_workers(prepared, context):  # workers read their rows themselves
         sizes = replace(sizes, resident=False, on_device=False)
-    return prepare_training(
-        autoencoder,
-        prepared.shards,
-        scan,
-        prepared.config,
-        sizes,
-        prepared.targets,
-    )
+    return prepare_training(prepared.shards, scan, prepared.config, sizes, prepared.targets)
 
 
 def _resume_latest(context: RunContext, key: str, training: Training) -> None:
@@ -267,51 +252,17 @@ def _log_end(training: Training) -> None:
 
 
 def _facts(prepared: Prepared, context: RunContext, training: Training, scan: Scan) -> dict[str, Any]:
-    target = {}
-    found = measured(training)
-    outlier = (found["baseline"] or {}).get("outlier")
+    facts = training_facts(training, prepared.config, context.device)
+    outlier = (facts["training"]["baseline"] or {}).get("outlier")
     if outlier:
         outlier |= _location(readable(prepared.shards, scan)[0], outlier["row"])
-    if prepared.targets is not None:
-        target = {"target": {**prepared.targets.facts(), "fit_on": prepared.config.inputs.fit_on}}
-    return {
-        "training": {**training.state.summary(), **found, **target},
-        "config": prepared.config.flat(),
-        "versions": versions(),
-        "device": str(context.device),
-    }
+    return {**facts, "versions": versions()}
 
 
 def _location(shards: Sequence[Shard], number: int) -> dict[str, Any]:
     """Return the file and the row of a row that is numbered over all shards."""
-    starts = first_rows(shards)
-    i = int(np.searchsorted(starts, number, side="right")) - 1
-    return {"file": shards[i].path, "row": shards[i].first_row + number - int(starts[i])}
-
-
-def _model(prepared: Prepared, scan: Scan, training: Training, about: dict[str, Any]) -> Model:
-    """Return the best model of a training run, without its head."""
-    network = training.autoencoder.network.encoder
-    return Model(
-        scan.scaler,
-        network,
-        {name: training.best[name] for name in network.shapes},
-        about,
-        scan.offset,
-        prepared.columns,
-        prepared.shards[0].preparation,
-    )
-
-
-@dataclass(frozen=True)
-class _TrainingProgress:
-    """Progress of a training run and the speed of its workers, formatted only when a line is logged."""
-
-    training: object
-    workers: WorkerStats
-
-    def __str__(self) -> str:
-        return f"{self.training}, {self.workers}"
+    row = block_of(shards, first_rows(shards), number, number + 1)
+    return {"file": row.shard.path, "row": row.shard.first_row + row.start}
 
 
 def _uses_workers(prepared: Prepared, context: RunContext) -> bool:
@@ -325,7 +276,6 @@ def _runner(prepared: Prepared, context: RunContext) -> Iterator[RoundRunner | N
         yield None
         return
     with context.pool.executor(prepared.budget.n_threads) as (executor, n_at_once):
-        context.pool.stats.begin("training")
         yield runner_on(executor, n_at_once)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 import numpy as np
 
@@ -31,9 +30,8 @@ def use_of_rows(prepared: Prepared, scan: Scan | None, parts: Sequence[Part], ba
 
 def _validation_numbers(prepared: Prepared, scan: Scan) -> np.ndarray:
     """Return the sorted numbers of the validation rows, numbered over all shards."""
-    left_out = np.union1d(scan.bad_rows, prepared.not_fitted())
     config = prepared.config
-    usable, usable_scan = readable(prepared.shards, replace(scan, bad_rows=left_out))
+    usable, usable_scan = readable(prepared.shards, prepared.as_trained(scan))
     found = validation_rows(
         usable_scan,
         config.validation.validation_fraction,

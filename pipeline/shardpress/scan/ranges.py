@@ -36,6 +36,8 @@ from shardpress.scan.sample import (
 )
 from shardpress.scan.scaler import Scaler, bad_entries
 from shardpress.scan.scaling import chosen_scale, scaled_as
+from shardpress.settings.kinds import sufficient_percentage
+from shardpress.shards.damaged import damage_error
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block, Shard, block_of, first_rows, row_dtype
 
@@ -98,6 +100,20 @@ class Scan:
         """Scaling of the columns and of the missing indicators."""
         columns = Scaler(self.minimum, self.maximum, self.fill, self.clips, self.center, self.factor)
         return columns.with_indicators(self.indicators)
+
+    def with_scaler(self, scaler: Scaler) -> Scan:
+        """Return the scan with the scaling of an existing model instead of that of its rows."""
+        columns = scaler.without_indicators()
+        return replace(
+            self,
+            minimum=columns.minimum,
+            maximum=columns.maximum,
+            fill=columns.fill,
+            clips=columns.clips,
+            center=columns.center,
+            factor=columns.factor,
+            indicators=scaler.indicators,
+        )
 
     @property
     def narrow(self) -> np.ndarray:
@@ -173,7 +189,7 @@ def scan(
         if len(found.unreadable) == len(known.unreadable):
             return scan_from_stats(found, settings, shards, fitted)
         # Check the limit before rows are read again, because that may take hours.
-        _check_unreadable(found, known, len(shards), settings.max_unreadable or 0)
+        _check_unreadable(shards, found.unreadable, settings.max_unreadable or 0)
         known = stats_of_unreadable(shards, found.unreadable)
         advance(known.n_rows - found.n_rows)  # count rows only once, although they are read again
 
@@ -197,13 +213,14 @@ def _stats_of_others(
     return merge_stats([known, found])
 
 
-def _check_unreadable(stats: BlockStats, known: BlockStats, n_shards: int, limit: int) -> None:
-    if len(stats.unreadable) > limit:
-        first = next(reason for i, reason in stats.unreadable.items() if i not in known.unreadable)
-        raise DataError(
-            f"{len(stats.unreadable)} of {n_shards} shards cannot be read, expected at most {limit} bad shards. The "
-            f"first one is: {first} Fix the files, or raise --max-bad."
-        )
+def _check_unreadable(shards: Sequence[Shard], unreadable: Mapping[int, str], limit: int) -> None:
+    """Raise `DataError` if there are more unreadable shards than allowed, whose rows count as bad, too."""
+    if len(unreadable) > limit:
+        n_rows = sum(shards[i].n_rows for i in unreadable)
+        of_shards = sufficient_percentage(len(unreadable), len(shards))
+        of_rows = sufficient_percentage(n_rows, sum(shard.n_rows for shard in shards))
+        reasons = {shards[i].path: unreadable[i] for i in sorted(unreadable)}
+        raise damage_error(reasons, len(shards), max(of_shards, of_rows))
 
 
 def scan_task(
@@ -211,10 +228,11 @@ def scan_task(
 ) -> Callable[[Sequence[Piece]], BlockStats]:
     """Return the function that scans the pieces of a task."""
     # The fewer rows are fitted to, the larger is the part of them that the sample needs.
-    return partial(scan_pieces, settings, stride_of(_n_fitted(shards, fitted), shards[0].n_inputs, SAMPLED_VALUES))
+    return partial(scan_pieces, settings, stride_of(n_fitted_rows(shards, fitted), shards[0].n_inputs, SAMPLED_VALUES))
 
 
-def _n_fitted(shards: Sequence[Shard], fitted: np.ndarray | None) -> int:
+def n_fitted_rows(shards: Sequence[Shard], fitted: np.ndarray | None) -> int:
+    """Return the number of rows, including bad ones, that a mask (n_rows,) selects, or that the shards have."""
     if fitted is None:
         return sum(shard.n_rows for shard in shards)
     return int(np.count_nonzero(fitted))

@@ -58,6 +58,11 @@ def n_allowed(limit: str, total: int) -> int:
     return int(Fraction(limit[:-1]) * total / 100)
 
 
+def sufficient_percentage(n: int, total: int) -> int:
+    """Return the smallest whole percentage that allows `n` of `total`."""
+    return -(-100 * n // total)
+
+
 def as_typed(value: object) -> str:
     """Return a setting's value as a user would type it."""
     if isinstance(value, tuple):

@@ -27,7 +27,7 @@ from shardpress.settings.defaults import (
 )
 from shardpress.settings.replicas import TrainingSizes, fitting_replicas, usual_replicas
 from shardpress_kernels.activations import ACTIVATIONS, HIDDEN
-from shardpress_kernels.network import Network
+from shardpress_kernels.network import Head, Network
 from shardpress_kernels.rules import RULES
 
 
@@ -204,15 +204,16 @@ def unsuitable_settings(settings: Settings, n_rows: int, n_inputs: int) -> Itera
         yield f"batch_size: {batch_size}, expected 1 to {n_rows} for these rows"
 
 
-def max_network_inputs(settings: Config, n_columns: int) -> int:
-    """Return the largest number of inputs of a network that is trained on rows of `n_columns` columns.
+def largest_network(settings: Settings, n_columns: int, head: Head | None = None) -> Network:
+    """Return the largest network that may be trained on rows of `n_columns` columns.
 
     Only the scan finds out which columns get a missing indicator.
     """
-    return 2 * n_columns if settings.bad_data.missing_indicator else n_columns
+    n_inputs = 2 * n_columns if settings.bad_data.missing_indicator else n_columns
+    return network_of(settings.network, n_inputs, head)
 
 
-def network_of(settings: _ResolvedNetwork, n_inputs: int) -> Network:
+def network_of(settings: _ResolvedNetwork, n_inputs: int, head: Head | None = None) -> Network:
     """Return the network that is trained on rows of `n_inputs` columns and missing indicators."""
     widths = (n_inputs, *settings.hidden, settings.n_features)
     activation = settings.activation
@@ -223,6 +224,7 @@ def network_of(settings: _ResolvedNetwork, n_inputs: int) -> Network:
         activation,
         settings.code_activation,
         settings.decoder_gain,
+        head=head,
         nested=settings.nested,
         output_layer=settings.output_layer,
     )

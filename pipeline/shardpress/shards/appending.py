@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,21 +18,32 @@ _NOT_IN_EARLIER = "not in the earlier rows (--append --include adds it to all ro
 _NAMED = 20  # extras that a message names
 
 
-def fit_extras(shards: Sequence[Shard], part: Shard, include: Sequence[str] = ()) -> tuple[Shard, ...]:
+def fit_extras(
+    shards: Sequence[Shard], part: Shard, refuse: Callable[[str, DataError], object], include: Sequence[str] = ()
+) -> tuple[Shard, ...]:
     """Return new shards with the extras of a part of a finished run, which has those of its index and their masks.
 
     Further extras are left out with a warning. Codes refer to the categories of the part, followed by new ones.
+    `refuse` is called with the path of each shard that lacks an extra, or whose values do not fit into the dtype of the
+    part. Such shards are left out.
 
-    Raise `DataError` if a shard lacks an extra, or if its values do not fit into the dtype of the part.
+    Raise `DataError` if the codes of all categories do not fit into the dtype of the part.
     """
     shards, _ = rename_extras(shards, existing_paths(shards, include))
     masks = {extra.name: extra.mask for extra in part.extras if extra.mask is not None}
     expected = [extra for extra in part.extras if extra.name not in masks.values()]
     required = {extra.name for extra in expected if extra.mask is None}
+    fitting = []
     for shard in shards:
-        _check_has_all(shard, required, part)
-        _check_values(shard, expected, part)
-    shards = _without_others(shards, {extra.name for extra in part.extras})
+        try:
+            _check_has_all(shard, required, part)
+            _check_values(shard, expected, part)
+            fitting.append(shard)
+        except DataError as error:
+            refuse(shard.path, error)
+    if not fitting:
+        return ()
+    shards = _without_others(fitting, {extra.name for extra in part.extras})
     named = {extra.name for shard in shards for extra in shard.extras if extra.is_named}
     model = tuple(replace(extra, is_named=extra.name in named) for extra in expected)
     categories = {extra.name: extra.categories for extra in model if extra.categories is not None}

@@ -28,6 +28,7 @@ class ColumnRule:
     match: str = "order"
     expected: Columns = NO_COLUMNS  # of a fitted model; the columns of shards are read in the same order
     where: str = ""  # name of that model in messages
+    n_inputs: int | None = None  # number of columns of that model. None: that of the first shard
 
 
 IN_ORDER = ColumnRule()
@@ -46,6 +47,8 @@ class ColumnCheck:
         self._rule = rule
         self._names_of = rule.where
         self._values_of = rule.where
+        self._n_inputs = rule.n_inputs
+        self._n_inputs_of = rule.where
         self._n_named = 0
         self._has_any = False
         self._n_reordered = 0
@@ -59,13 +62,19 @@ class ColumnCheck:
 
         Raise `DataError` if the columns differ from the columns of the model or of earlier shards.
         """
-        if self._rule.match == "ignore":
-            return None
-        order = self._order_by_name(shard) if self._rule.match == "name" else None
-        found = _in_order(shard.columns, order)
-        difference = found.first_difference(self.columns)
-        if difference is not None:
-            raise self._error(shard, found, difference)
+        order = None
+        if self._rule.match != "ignore":
+            order = self._order_by_name(shard) if self._rule.match == "name" else None
+            found = _in_order(shard.columns, order)
+            difference = found.first_difference(self.columns)
+            if difference is not None:
+                raise self._error(shard, found, difference)
+        # The error about names comes first, because it says which columns are missing.
+        if self._n_inputs not in (None, shard.n_inputs):
+            raise DataError(
+                f"{shard}: shape {shard.shape} has {shard.n_inputs} columns, expected {self._n_inputs} as in "
+                f"{self._n_inputs_of}. Give shards with the same number of columns."
+            )
         return order
 
     def _error(self, shard: Shard, found: Columns, difference: Difference) -> DataError:
@@ -101,6 +110,9 @@ class ColumnCheck:
     def accept(self, shard: Shard, order: np.ndarray | None) -> Shard:
         """Return an accepted shard with its final columns, and compare later shards with its columns as well."""
         self._count(shard, order)
+        if self._n_inputs is None:
+            self._n_inputs = shard.n_inputs
+            self._n_inputs_of = f"{shard} of shape {shard.shape}"
         found = _in_order(shard.columns, order)
         common = self.columns
         if found.names and not common.names:

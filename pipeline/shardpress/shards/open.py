@@ -19,8 +19,10 @@ from shardpress.hdf5.child.ask import retire
 from shardpress.hdf5.files import writers
 from shardpress.hdf5.forms import PREFERRED
 from shardpress.hdf5.values import file_digest
+from shardpress.settings.kinds import sufficient_percentage
 from shardpress.shards.appending import fit_extras
 from shardpress.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
+from shardpress.shards.damaged import MOST_NAMED, damage_error
 from shardpress.shards.extras import log_extras, shorten, unify_extras
 from shardpress.shards.shard import Shard, row_dtype, rows_of
 from shardpress.shards.sources import COPY_AGAIN, Source, find
@@ -33,6 +35,7 @@ _FILES_PER_THREAD = 100  # minimum for another thread, because starting one take
 _FILES_PER_BATCH = 1000  # maximum number of files to vet ahead, so that one bad file ends a run early
 _FILES_PER_TASK = 8  # passing a task to a thread takes half as long as vetting a file
 _DATASETS = 3  # datasets in a line of the log
+_EMPTY_SHARDS = 3  # files without rows in a line of the log
 _FORMS = {
     "columns": "stored by columns: the rows are along the last axis",
     "sparse": "sparse: values that are not stored are 0",
@@ -52,7 +55,7 @@ def open_shards(
 
     The patterns are those of `shardpress.shards.sources.find`, the other settings those of
     `shardpress.shards.vet.Selection`. `on_bad_shard` is called with each file that is refused because of its content,
-    and with the error. By default, the error is raised.
+    and with the error. By default, they are an error, which names the first ones.
 
     Returns
     -------
@@ -62,7 +65,7 @@ def open_shards(
     Raises
     ------
     DataError
-        If a file is refused (the message names it), or if no file is left.
+        If files are refused, or if no file is left.
     NoInput, NotPermitted, ReadFailed, SystemLimit
         If a file cannot be read.
     """
@@ -87,14 +90,16 @@ def open_sources(
     """
     selection = replace(selection, include=tuple(dict.fromkeys(selection.include)))
     check = ColumnCheck(columns)
+    refused = _Refused(on_bad_shard)
     with closing(_open_all(sources, selection)) as opened:  # after an error, no more files are opened
-        fitting = _accept_fitting(sources, opened, on_bad_shard, check)
-    if not fitting:
+        shards = _accept_fitting(sources, opened, refused, check)
+    if like is not None:
+        shards = fit_extras(shards, like, refused.add, selection.include)
+    refused.check(len(shards))
+    if not shards:
         return ()
     if like is None:
-        shards = unify_extras(fitting, selection.include, categories or {})
-    else:
-        shards = fit_extras(fitting, like, selection.include)
+        shards = unify_extras(shards, selection.include, categories or {})
     _log_shards(shards)
     check.log()
     return shards
@@ -161,42 +166,48 @@ def _vetted(source: Source, selection: Selection) -> Shard:
 # -- all together ------------------------------------------------------------------------------------------------
 
 
+class _Refused:
+    """Files that cannot be used, and what happens then."""
+
+    def __init__(self, on_bad_shard: Callable[[Path, DataError], object] | None) -> None:
+        self._on_bad_shard = on_bad_shard
+        self._reasons: dict[str, str] = {}  # by path
+
+    def add(self, path: str, error: DataError) -> None:
+        if path in self._reasons:  # a part can have many ranges of rows
+            return
+        self._reasons[path] = str(error)
+        if self._on_bad_shard is not None:
+            self._on_bad_shard(Path(path), error)
+        elif len(self._reasons) == MOST_NAMED:
+            raise damage_error(self._reasons, None, None)
+
+    def check(self, n_accepted: int) -> None:
+        """Raise `DataError` if there are such files, unless `on_bad_shard` was called with them."""
+        if self._reasons and self._on_bad_shard is None:
+            n_files = len(self._reasons) + n_accepted
+            raise damage_error(self._reasons, n_files, sufficient_percentage(len(self._reasons), n_files))
+
+
 def _accept_fitting(
     sources: Sequence[Source],
     opened: Iterator[Shard | DataError],
-    on_bad_shard: Callable[[Path, DataError], object] | None,
+    refused: _Refused,
     check: ColumnCheck,
-) -> list[Shard]:
+) -> tuple[Shard, ...]:
     """Return the shards that fit the accepted shards before them, and refuse the others, in the order of the files."""
     shards: list[Shard] = []
-    refused: set[Path] = set()
     for source, shard in zip(sources, opened, strict=True):
         signals.check()  # there may be many shards
         try:
             if isinstance(shard, DataError):
                 raise shard
-            order = check.order(shard)  # check this before the width, because its error names the missing columns
-            if shards:
-                _check_width(shard, shards[0])
+            shards.append(check.accept(shard, check.order(shard)))
         except DataError as error:
-            if on_bad_shard is None:
-                raise
-            if source.path not in refused:  # a part can have many ranges of rows
-                on_bad_shard(source.path, error)
-            refused.add(source.path)
-            continue
-        shards.append(check.accept(shard, order))
+            refused.add(str(source.path), error)
     if check.columns.is_known:  # also set the columns of shards before the first one with names
-        return [replace(shard, columns=check.columns) for shard in shards]
-    return shards
-
-
-def _check_width(shard: Shard, first: Shard) -> None:
-    if shard.n_inputs != first.n_inputs:
-        raise DataError(
-            f"{shard}: shape {shard.shape} has {shard.n_inputs} columns, expected {first.n_inputs} as in {first} of "
-            f"shape {first.shape}. Give shards with the same number of columns."
-        )
+        shards = [replace(shard, columns=check.columns) for shard in shards]
+    return tuple(shards)
 
 
 # -- the log -----------------------------------------------------------------------------------------------------
@@ -217,9 +228,9 @@ def _log_shards(shards: Sequence[Shard]) -> None:
     )
     _log_rows(shards)
     log_extras(shards)
-    for shard in shards:
-        if not shard.n_rows:
-            log.warning("%s: no rows", shard)
+    empty = [printable(shard.path) for shard in shards if not shard.n_rows]
+    if empty:
+        log.warning("input: %s without rows: %s", quantity(len(empty), "shard"), short_list(empty, _EMPTY_SHARDS))
     _warn_of_writers(shards)
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shardpress.device import training_step_of
+from shardpress.device import autoencoder_of, training_step_of
 from shardpress.errors import DataError, quantity
 from shardpress.scan.ranges import Scan, readable
 from shardpress.scan.scaler import Cleaning
 from shardpress.settings.defaults import TARGET_WEIGHT
-from shardpress.settings.resolve import ResolvedTraining, Settings
+from shardpress.settings.resolve import ResolvedTraining, Settings, network_of
 from shardpress.shards.shard import Shard, row_dtype
 from shardpress.training.components import Components, baseline_of, principal_components, sampled
 from shardpress.training.epochs import Training
@@ -76,18 +76,21 @@ class _Data:
 
 
 def prepare_training(
-    autoencoder: Autoencoder,
     shards: Sequence[Shard],
     scan: Scan,
     config: Settings,
     sizes: Sizes,
     targets: Targets | None = None,
+    parameters: Mapping[str, np.ndarray] | None = None,
 ) -> Training:
     """Choose the rows, read the rows that stay in memory, initialize the parameters, and compile the step.
 
-    Raise `DataError` if no row is left to train on, or rows cannot be read.
+    `parameters` are those of a model whose training continues; by default, they are initialized. Raise `DataError` if
+    no row is left to train on, or rows cannot be read.
     """
     settings = config.training
+    network = network_of(config.network, scan.scaler.n_inputs, None if targets is None else targets.head)
+    autoencoder = autoencoder_of(scan.scaler, network, row_dtype(shards))
     readable_shards, readable_scan = readable(shards, scan)
     data = _read_data(readable_shards, readable_scan, config, sizes)
     log.info(
@@ -97,14 +100,16 @@ def prepare_training(
         len(data.validation),
         settings.batch_size,
     )
-    starts_from_components = _starts_from_components(autoencoder.network, settings)
+    starts_from_components = parameters is None and _starts_from_components(network, settings)
     components = None
     if starts_from_components or len(data.validation):
-        components = _components(data, autoencoder.network.n_features, sizes.max_sample_rows)
+        components = _components(data, network.n_features, sizes.max_sample_rows)
     baseline = None
     if components is not None and len(data.validation):
         baseline = baseline_of(components, data.validation, data.scan.scaler)
-    _initialize(autoencoder, data, settings, components if starts_from_components else None)
+    if parameters is None:
+        parameters = _initial_parameters(network, data, settings, components if starts_from_components else None)
+    autoencoder.set_parameters(parameters)
     supervision = None
     if targets is not None:
         readable_targets = targets.of_shards(shards, list(scan.unreadable))
@@ -191,13 +196,12 @@ def _components(data: _Data, k: int, max_rows: int) -> Components:
     return principal_components(sample, k, np.random.default_rng((data.order.seed, _COMPONENTS)))
 
 
-def _initialize(
-    autoencoder: Autoencoder, data: _Data, settings: ResolvedTraining, components: Components | None
-) -> None:
-    """Set the initial parameters, from components if they are given."""
+def _initial_parameters(
+    network: Network, data: _Data, settings: ResolvedTraining, components: Components | None
+) -> dict[str, np.ndarray]:
+    """Return the initial parameters, from components if they are given."""
     mean = _mean(data, settings) if components is None else None
-    rng = np.random.default_rng(settings.seed)
-    autoencoder.set_parameters(start_of(autoencoder.network, rng, mean, components))
+    return start_of(network, np.random.default_rng(settings.seed), mean, components)
 
 
 def _mean(data: _Data, settings: ResolvedTraining) -> np.ndarray | None:

@@ -207,7 +207,7 @@ def test_compact_values_are_plain(tmp_path, libver):
 
 def test_our_own_output_is_plain(tmp_path):
     extras = {"y": np.arange(500), "name": np.zeros(500, "S5")}
-    data = part_bytes(np.zeros((500, 3), np.float32), np.ones(500, bool), extras, {"about": {"x": "y" * 1000}})
+    data = part_bytes(np.zeros((500, 3), np.float32), np.ones(500, bool), extras)
     (tmp_path / "x.h5").write_bytes(data)
     assert_plain(tmp_path / "x.h5")
     assert_plain(tmp_path / "x.h5", "features")

@@ -1,0 +1,84 @@
+"""The steps from settings and shards to a trained model, which a run and an estimator have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from shardpress.errors import ConfigError
+from shardpress.model import Model
+from shardpress.preparation import preparation_of
+from shardpress.run.budget import Budget
+from shardpress.scan.blocks import ScanSettings
+from shardpress.scan.look import follow
+from shardpress.scan.ranges import Scan, n_fitted_rows
+from shardpress.scan.scaler import Scaler
+from shardpress.settings.config import Config
+from shardpress.settings.resolve import Settings, resolve
+from shardpress.shards.shard import Shard, with_preparation
+from shardpress.training.epochs import Training
+from shardpress.training.verdict import measured
+
+
+def refuse(complaints: Iterable[str]) -> None:
+    """Raise `ConfigError` with all complaints, if there are any."""
+    if words := "; ".join(complaints):
+        raise ConfigError(words)
+
+
+def resolve_for(
+    config: Config, shards: Sequence[Shard], model: Model | None, fitted: np.ndarray | None = None
+) -> tuple[Settings, tuple[Shard, ...]]:
+    """Return the settings with all defaults, and shards whose rows are prepared on reading.
+
+    Parameters
+    ----------
+    model : Model, optional
+        Existing model, whose preparation and network are used.
+    fitted : ndarray of shape (n_rows,), bool, optional
+        Mask of the rows that a model is fitted to. By default, it is fitted to all rows.
+    """
+    network = None
+    if model is None:
+        config = follow(config, shards, fitted)
+        preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
+    else:
+        network = model.network
+        preparation = model.preparation
+    settings = resolve(config, n_fitted_rows(shards, fitted), shards[0].n_inputs, network)
+    return settings, tuple(with_preparation(shard, preparation) for shard in shards)
+
+
+def scan_settings(settings: Settings, budget: Budget, scaler: Scaler | None) -> ScanSettings:
+    """Return the settings of a scan. Given the scaling of an existing model, the scan only finds bad rows."""
+    trains = scaler is None
+    impute = settings.bad_data.impute
+    if scaler is not None:  # it has stored values instead, or none
+        impute = None if scaler.fill is None else "median"
+    return ScanSettings(
+        block_rows=budget.block_rows,
+        missing=settings.bad_data.missing_value,
+        clip_quantile=settings.bad_data.clip_quantile,
+        impute=impute,
+        scale=settings.scaling.scale,
+        chunk_bytes=budget.chunk_bytes,
+        missing_indicator=trains and settings.bad_data.missing_indicator,
+        for_training=trains,
+    )
+
+
+def training_facts(training: Training, settings: Settings, device: object) -> dict[str, Any]:
+    """Return plain values about a finished training, for `Model.about`."""
+    about = {**training.state.summary(), **measured(training)}
+    if training.supervision is not None:
+        about["target"] = {**training.supervision.targets.facts(), "fit_on": settings.inputs.fit_on}
+    return {"training": about, "config": settings.flat(), "device": str(device)}
+
+
+def trained_model(training: Training, scan: Scan, shard: Shard, about: Mapping[str, Any]) -> Model:
+    """Return the best model of a training run on shards like this one, without its head."""
+    network = training.autoencoder.network.encoder
+    parameters = {name: training.best[name] for name in network.shapes}
+    return Model(scan.scaler, network, parameters, about, scan.offset, shard.columns, shard.preparation)
