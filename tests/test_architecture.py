@@ -48,7 +48,7 @@ PLAIN = [
 ]
 ALLOWED_IMPORTS = {
     **{each: [] for each in ("labels", "pip", "progress", "watch", *COMMON, "hdf5")},
-    "output": ["result", "sealed"],
+    "output": ["hdf5.files", "result", "sealed"],
     "gpu": ["pip"],
     "theano_installer": ["doctor.packages", "pip"],
     "cluster": ["gpu.driver"],

@@ -170,9 +170,7 @@ def index_of(parts: list[Part], trained: Result) -> bytes:
     stretches = stretches_of(in_order(parts))
     shapes = row_shapes(trained.n_features, ())
     use = np.zeros(n_rows, np.uint8)
-    return result_bytes(
-        lambda file: write_index(file, stretches, shapes, {}, use), trained.model, facts, parts, {}, None
-    )
+    return result_bytes(lambda file: write_index(file, stretches, shapes, {}, use), trained.model, facts, parts, {}, {})
 
 
 @contextmanager

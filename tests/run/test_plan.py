@@ -14,14 +14,13 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.commands.plan import plan_lines
 from shardpress.commands.table import main
-from shardpress.output.disk import publish
+from shardpress.output.disk import AnonymousDisk, publish
 from shardpress.output.lock import locked
 from shardpress.result import Result
-from shardpress.run.plan import plan
-from shardpress.run.plan.plan import Plan
-from shardpress.run.plan.text import plan_text
-from shardpress.run.sample import AnonymousDisk
+from shardpress.run import plan
+from shardpress.run.plan import Plan
 from tests.support.cases import case, each
 from tests.support.interruptions import OTHER, STEPS, FullAfter
 from tests.support.logged import mentions, resumed_step, resumes_encoding, reuses
@@ -49,7 +48,7 @@ def test_a_plan_changes_nothing(workspace: Workspace, tmp_path: Path) -> None:
         before = content(tmp_path)
         for flags in ([], OTHER, ["--restart"], ["--overwrite", *OTHER]):
             with case(state, flags):
-                assert workspace.plan(out, *flags).input["n_rows"] == 55
+                assert "55 rows" in workspace.plan(out, *flags).facts["input"]
                 assert content(tmp_path) == before
                 assert out.exists() == (state != "nothing yet")
 
@@ -65,14 +64,14 @@ def test_a_plan_predicts_which_results_are_reused(
         planned_run = workspace.plan(out, *STEPS)
         caplog.clear()
         assert workspace.run(out, *STEPS) == 0
-        with case(kind, planned_run=planned_run.earlier, log=caplog.text):
+        with case(kind, planned_run=planned_run.change, log=caplog.text):
             seconds = {stage.name: stage.seconds for stage in planned_run.stages}
             assert reuses(caplog.text, "scan") == (seconds["scan"] == 0)
-            assert reuses(caplog.text, "training") == (seconds["training"] == 0)
+            assert reuses(caplog.text, "training") == ("training" not in seconds)
             step = resumed_step(caplog.text)
-            assert mentions(planned_run.earlier.get("training", ""), step) == (step is not None)
+            assert mentions(planned_run.facts["model"], step) == (step is not None)
             is_resumed = resumes_encoding(caplog.text) or (kind, n_named) == stops[-1]
-            assert is_resumed == mentions(planned_run.earlier.get("encoding", ""), "of 55")
+            assert is_resumed == (planned_run.change["n_kept"] > 0)
         assert workspace.plan(out, *STEPS).seconds == 0
 
 
@@ -81,8 +80,8 @@ def test_a_plan_counts_lost_parts(workspace: Workspace, out: Path) -> None:
     first = Result.open(out).parts[0]
     (out / first.file).unlink()
     planned_run = workspace.plan(out)
-    assert mentions(planned_run.earlier["encoding"], 55 - first.n_rows, "of 55")
-    assert planned_run.disk["n_bytes"] > 0
+    assert planned_run.change["n_kept"] == 55 - first.n_rows
+    assert planned_run.change["n_encoded"] == first.n_rows
 
 
 def test_a_plan_with_other_settings_reuses_the_scan(workspace: Workspace, out: Path) -> None:
@@ -90,9 +89,9 @@ def test_a_plan_with_other_settings_reuses_the_scan(workspace: Workspace, out: P
     planned_run = workspace.plan(out, "--overwrite", *OTHER)
     assert planned_run.problems == []
     assert {stage.name: stage.seconds for stage in planned_run.stages}["scan"] == 0
-    assert set(planned_run.earlier) == {"scan"}
+    assert planned_run.change["n_encoded"] == 55
     workspace.add_shard("9.h5", np.ones((3, 4), np.float32))
-    assert workspace.plan(out, "--overwrite").earlier == {}
+    assert {stage.name: stage.seconds for stage in workspace.plan(out, "--overwrite").stages}["scan"] > 0
 
 
 @pytest.mark.slow
@@ -144,7 +143,6 @@ def test_a_plan_reports_a_full_disk(workspace: Workspace, out: Path, monkeypatch
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     planned_run = workspace.plan(out)
     assert [problem["exit_code"] for problem in planned_run.problems] == [74]
-    assert planned_run.disk["free"] == 100
     assert not out.exists()
     assert workspace.run(out) == 74
 
@@ -174,25 +172,9 @@ def test_a_plan_reports_every_problem(workspace: Workspace, out: Path) -> None:
     assert [sum(name in warning for warning in lenient.warnings) for name in ("7.h5: ", "8.h5: ")] == [1, 1]
 
 
-def _new_bytes(output: Path, earlier: set[str]) -> tuple[int, int]:
-    """Return the number of rows, and their bytes, in the parts of a result that are not among `earlier` files."""
-    n_rows = 0
-    n_bytes = 0
-    for part in Result.open(output).parts:
-        if part.file not in earlier:
-            n_rows += part.n_rows
-            with h5py.File(output / part.file) as file:
-                n_bytes += sum(each.nbytes for each in file.values() if isinstance(each, h5py.Dataset))
-    return n_rows, n_bytes
-
-
-def test_a_plan_predicts_the_bytes_that_are_written(workspace: Workspace, out: Path) -> None:
-    planned_run = workspace.plan(out)
-    assert workspace.run(out) == 0
-    _, n_bytes = _new_bytes(out, set())
-    n_weights = 4 * 2  # twice, in work/ and in the index; biases are small in comparison
-    assert planned_run.disk["n_bytes"] == n_bytes + 8 * n_weights
-    assert workspace.plan(out).disk["n_bytes"] == 0
+def _n_new_rows(output: Path, earlier: set[str]) -> int:
+    """Return the number of rows in the parts of a result that are not among `earlier` files."""
+    return sum(part.n_rows for part in Result.open(output).parts if part.file not in earlier)
 
 
 def _rows(n_rows: int) -> np.ndarray:
@@ -251,6 +233,9 @@ CHANGES: dict[str, tuple[Callable[[Workspace], object], list[str], list[tuple[st
 }
 
 
+N_REMOVED = {"changed": 35, "edited": 35, "missing": 20}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CHANGES)
 def test_a_plan_tells_what_a_run_does_with_each_change(workspace: Workspace, out: Path, kind: str) -> None:
@@ -267,23 +252,33 @@ def test_a_plan_tells_what_a_run_does_with_each_change(workspace: Workspace, out
     exit_code = workspace.run(out, *flags)
     assert [problem["exit_code"] for problem in planned_run.problems] == ([exit_code] if exit_code else [])
     assert bool(exit_code) == ("refused" in kind)
-    assert [mentions(words, *facts) for words, facts in zip(planned_run.files, files, strict=True)] == [True] * len(
-        files
-    )
+    assert [mentions(words, *facts) for words, facts in zip(planned_run.change["files"], files, strict=True)] == [
+        True
+    ] * len(files)
     if exit_code:
         return
     after = Result.open(out)
-    n_encoded, n_bytes = _new_bytes(out, {part.file for part in result.parts})
+    n_encoded = _n_new_rows(out, {part.file for part in result.parts})
     seconds = {stage.name: stage.seconds for stage in planned_run.stages}
     assert (seconds.get("training", 0) > 0) == (after.encoder != result.encoder or kind == "new start")
     assert (seconds.get("encoding", 0) > 0) == (n_encoded > 0)
-    n_kept = after.n_rows - n_encoded
-    if 0 < n_kept < after.n_rows:
-        assert mentions(planned_run.earlier["encoding"], n_kept, f"of {after.n_rows}")
-    n_weights = 4 * 2
-    n_models = 0 if after.digest == result.digest else 1 + (n_encoded > 0)
-    assert planned_run.disk["n_bytes"] == n_bytes + 4 * n_weights * n_models
+    planned_change = planned_run.change
+    assert (planned_change["n_kept"], planned_change["n_encoded"]) == (after.n_rows - n_encoded, n_encoded)
+    assert planned_change["n_removed"] == N_REMOVED.get(kind, 0)
     assert workspace.plan(out, *(flag for flag in flags if flag not in ("--retrain", "--restart"))).seconds == 0
+
+
+def test_a_plan_counts_the_bad_rows_of_an_append(workspace: Workspace, out: Path) -> None:
+    skip = ["--on-bad-data", "skip", "--max-bad"]
+    assert workspace.run(out, *skip, "50%") == 0
+    rows = _rows(9)
+    rows[3] = np.nan
+    workspace.add_shard("9.h5", rows)
+    for most, exit_codes in (("0", [65]), ("1", [])):
+        flags = ["--append", *skip, most]
+        with case(most):
+            assert [problem["exit_code"] for problem in workspace.plan(out, *flags).problems] == exit_codes
+            assert workspace.run(out, *flags) == (exit_codes or [0])[0]
 
 
 def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path) -> None:
@@ -297,6 +292,10 @@ def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path) -> N
             assert fits is None or training.what.startswith(f"{fits} of")
 
 
+def _text(found: Plan) -> str:
+    return " ".join(" ".join(plan_lines(found)).split())
+
+
 def test_a_plan_lists_the_errors_of_components(workspace: Workspace, out: Path) -> None:
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(300, 3)) @ rng.normal(size=(3, 20))).astype(np.float32)
@@ -304,12 +303,12 @@ def test_a_plan_lists_the_errors_of_components(workspace: Workspace, out: Path) 
     for path in workspace.shards.iterdir():
         path.unlink()
     workspace.add_shard("0.h5", rows)
-    found = workspace.plan(out, "--n-features", "10")
+    found = workspace.plan(out, "--n-features", "10", "--validation-fraction", "0")
     scaled = (rows - rows.min(axis=0)) / (rows.max(axis=0) - rows.min(axis=0))
     values = np.linalg.svd(scaled - scaled.mean(axis=0), compute_uv=False) ** 2
     expected = [[n, values[n:].sum() / rows.size] for n in (0, 8, 10)]
     np.testing.assert_allclose(found.components, expected, rtol=1e-4)
-    assert mentions(" ".join(plan_text(found, "out").split()), "components", f"{expected[1][1]:.3g} with 8")
+    assert mentions(_text(found), "components", f"{expected[1][1]:.3g} with 8")
 
 
 def test_the_command_prints_text_or_json(workspace: Workspace, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -320,7 +319,7 @@ def test_the_command_prints_text_or_json(workspace: Workspace, out: Path, capsys
     planned_run = json.loads(capsys.readouterr().out)
     assert planned_run["problems"][0]["kind"] == "ConfigError"
     assert planned_run["seconds"] == 0
-    assert "PROBLEM" in plan_text(Plan(problems=planned_run["problems"]), "out")
+    assert "PROBLEM" in _text(Plan(problems=planned_run["problems"]))
 
 
 @each("named", [True, False])

@@ -16,7 +16,7 @@ from shardpress import runlog
 from shardpress.errors import WriteFailed
 from shardpress.output.disk import Disk, publish
 from shardpress.output.lock import locked
-from shardpress.result import Result
+from shardpress.run import engine
 from tests.support.faulty import BrokenDisk, RecordingDisk, forked, small_disk
 from tests.support.interruptions import STEPS, FullAfter
 from tests.support.logged import STARTED_NOTHING, mentions
@@ -65,27 +65,60 @@ class Small(RecordingDisk):
         return self._n_bytes
 
 
+def _needed(workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture) -> int:
+    """Return how many bytes a run needs according to its message on a full disk."""
+    caplog.clear()
+    assert workspace.run(out, disk=Small(0)) == 74
+    return int(re.findall(r"expected at least (\d+)", caplog.text)[-1])
+
+
 @pytest.mark.usefixtures("unread")
 def test_too_little_space_is_reported_before_rows_are_read(
     workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert workspace.run(out, disk=Small(934)) == 74
-    assert mentions(caplog.text, "WriteFailed", f"output={out}", 934, 935)
+    needed = _needed(workspace, out, caplog)
+    assert workspace.run(out, disk=Small(needed - 1)) == 74
+    assert mentions(caplog.text, "WriteFailed", f"output={out}", needed - 1, needed)
 
 
-def test_sufficient_space_is_accepted(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out, disk=Small(935)) == 0
+def test_sufficient_space_is_accepted(workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert workspace.run(out, disk=Small(_needed(workspace, out, caplog))) == 0
 
 
-def test_committed_parts_need_no_space_again(workspace: Workspace, out: Path) -> None:
-    assert workspace.run(out, disk=FullAfter("part", 2)) == 74
-    n_rows = sum(record["facts"]["part"]["n_rows"] for record in records(out) if record["key"].startswith("part-"))
-    assert n_rows == 28
-    assert workspace.run(out, disk=Small(935 * 27 // 55 - 1)) == 74
-    assert workspace.run(out, disk=Small(935 * 27 // 55)) == 0
-    (out / Result.open(out).parts[0].file).unlink()
-    assert workspace.run(out, disk=Small(935 * 16 // 55 - 1)) == 74
-    assert workspace.run(out, disk=Small(935 * 16 // 55)) == 0
+def test_committed_results_need_no_space_again(
+    workspace: Workspace, out: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    needed = [_needed(workspace, out, caplog)]
+    for kind, n_named in (("scan", 1), ("model", 1), ("part", 1), ("part", 1)):
+        assert workspace.run(out, disk=FullAfter(kind, n_named)) == 74
+        needed.append(_needed(workspace, out, caplog))
+    assert needed == sorted(needed, reverse=True)
+    assert len(set(needed)) == len(needed)
+    assert workspace.run(out, disk=Small(needed[-1])) == 0
+
+
+@pytest.mark.process
+def test_a_plan_finds_that_a_real_disk_is_too_small(workspace: Workspace, tmp_path: Path) -> None:
+    """The space that a plan reports is at most a tenth less than that with which a run succeeds."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def runs() -> Any:
+        if not small_disk(folder, 2**30):
+            return None
+        flags = ["--epochs", "4", "--hidden", "none"]
+        needed = workspace.plan(folder / "out", *flags).disk["n_bytes"]
+        found = []
+        for share in (0.97, 1.1):
+            assert small_disk(folder, int(share * needed))
+            codes = [problem["exit_code"] for problem in workspace.plan(folder / "out", *flags).problems]
+            found.append([codes, workspace.run(folder / "out", *flags)])
+        return found
+
+    code, found = forked(runs)
+    if found is None:
+        pytest.skip("missing on this machine: the right to mount a file system")
+    assert (code, found) == (0, [[[74], 74], [[], 0]])
 
 
 def test_a_finished_run_needs_no_space(workspace: Workspace, out: Path) -> None:
@@ -95,9 +128,10 @@ def test_a_finished_run_needs_no_space(workspace: Workspace, out: Path) -> None:
 
 @pytest.mark.process
 def test_a_run_resumes_after_a_real_disk_was_full(
-    workspace: Workspace, expected: Callable[..., bytes], tmp_path: Path
+    workspace: Workspace, expected: Callable[..., bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If the machine does not allow mounts, a disk that returns the error replaces it."""
+    monkeypatch.setattr(engine, "check_space", lambda journal, prepared: None)
     whole = expected()
     folder = tmp_path / "disk"
     folder.mkdir()

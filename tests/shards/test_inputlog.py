@@ -26,7 +26,7 @@ def test_names_of_datasets_are_logged_unless_they_are_x(tmp_path, caplog):
 def test_shards_without_rows_are_warned_about(tmp_path, caplog):
     assert [shard.n_rows for shard in numbered_shards(tmp_path, 2, 0)] == [2, 0]
     (warning,) = [record.message for record in caplog.records if record.levelname == "WARNING"]
-    assert "1.h5 dataset=X" in warning
+    assert "1.h5" in warning
 
 
 @pytest.mark.process

@@ -660,9 +660,9 @@ _RUN = (
     ),
     Mutation(
         "other-labels-remove-the-verdict-on-an-append",
-        "pipeline/shardpress/run/finish.py",
-        '_OF_ROWS = ("appended", "verdict", ',
-        "_OF_ROWS = (",
+        "pipeline/shardpress/run/extension.py",
+        '_OF_SUMMARY = ("appended", "verdict", ',
+        "_OF_SUMMARY = (",
         ("tests/run/test_requests.py::test_a_request_changes_only_what_it_names",),
     ),
     Mutation(
@@ -696,8 +696,8 @@ _RUN = (
     Mutation(
         "rows-of-damaged-files-are-limited",
         "pipeline/shardpress/run/inputs.py",
-        "too_many_bad_shards(config, left_out,",
-        "too_many_bad_shards(config, refused,",
+        "check_bad_shards(config, left_out,",
+        "check_bad_shards(config, refused,",
         ("tests/run/test_append_settings.py::test_rows_of_damaged_files_stay_until_they_are_dropped",),
     ),
     Mutation(

@@ -398,7 +398,7 @@ class RandomSequence:
         known = {shard.name for shard in self._shards}
         new = self._in_order(set(self._files) - known)
         remaining = [shard for shard in self._shards if shard.name in self._files]
-        changed = [shard for shard in remaining if shard.name in self._changed]
+        changed = [shard for shard in remaining if shard.name in self._changed and self._has_other_rows(shard)]
         if new or changed or len(remaining) < len(self._shards):
             self._n_appends += 1
         is_unknown = bool(self._trained - Counter(file.rows.tobytes() for file in self._files.values()))
@@ -408,12 +408,14 @@ class RandomSequence:
         for shard in changed:
             file = self._files[shard.name]
             shard.append_id = self._n_appends
-            if shard.file.rows.tobytes() != file.rows.tobytes():
-                shard.use = self._use_of_later(file, is_unknown)
+            shard.use = self._use_of_later(file, is_unknown)
         for shard in remaining:
             shard.file = self._files[shard.name]
         self._shards = remaining
         self._changed.clear()
+
+    def _has_other_rows(self, shard: _Shard) -> bool:
+        return shard.file.rows.tobytes() != self._files[shard.name].rows.tobytes()
 
     def _use_of_later(self, file: _File, is_unknown: bool) -> np.ndarray:
         """Return the use of rows that an append brings."""

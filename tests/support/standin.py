@@ -29,7 +29,7 @@ from shardpress.output.disk import Disk
 from shardpress.records import stretches_of
 from shardpress.result import INDEX, Result
 from shardpress.run import budget, context, encoding_stage, engine, inputs, request
-from shardpress.run.plan import plan as planning
+from shardpress.run import plan as planning
 from shardpress.settings.flags import parse
 from shardpress.shards import digests
 from shardpress.shards.open import open_sources
@@ -314,7 +314,7 @@ class Workspace:
     def plan(self, output: Path, *flags: str) -> planning.Plan:
         """Return the plan of a run."""
         arguments = self.arguments(output, *(flag for flag in flags if not is_size(flag)))
-        return planning.make_plan(parse(arguments, os.environ, ""), lambda words: None)
+        return planning.make_plan(parse(arguments, os.environ, ""))
 
     def run(self, output: Path, *flags: str, disk: Disk | None = None) -> int:
         """Run the program and return its exit code. Flags can be sizes such as ``block_rows=4``."""

@@ -41,6 +41,7 @@ class _Fit:
     scan: Scan
     shard: Shard
     device: str
+    targets: Targets | None
 
     def run(self) -> Model:
         """Train, and return the best model."""
@@ -48,7 +49,7 @@ class _Fit:
             with training_loop(self.training) as steps:
                 for _ in steps:
                     pass
-            about = training_facts(self.training, self.config, self.device)
+            about = training_facts(self.training, self.config, self.device, self.targets)
         return trained_model(self.training, self.scan, self.shard, about)
 
 
@@ -80,7 +81,7 @@ def prepare_fit(
     parameters = None if model is None else model.parameters
     with theanos_errors():
         training = prepare_training(shards, ranges, settings, budget.sizes(device), targets, parameters)
-    return _Fit(training, settings, ranges, shards[0], str(device))
+    return _Fit(training, settings, ranges, shards[0], str(device), targets)
 
 
 def _scan(shards: Sequence[Shard], settings: ScanSettings, n_threads: int) -> Scan:

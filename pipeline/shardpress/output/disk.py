@@ -148,6 +148,28 @@ class GuardedDisk(Disk):
             raise
 
 
+class AnonymousDisk(Disk):
+    """Disk of `folder` whose files have no names, to measure writing; they are in memory if that is not possible."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+
+    def create(self, path: Path) -> int:
+        if self._folder is not None:
+            with suppress(OSError):  # not every file system supports it
+                return os.open(self._folder, os.O_WRONLY | os.O_TMPFILE | os.O_CLOEXEC, 0o600)
+        return os.memfd_create("shardpress", os.MFD_CLOEXEC)
+
+    # There are no names that these calls could change or sync.
+    def replace(self, source: Path, target: Path) -> None: ...
+
+    def remove(self, path: Path) -> None: ...
+
+    def make_directory(self, path: Path) -> None: ...
+
+    def sync_directory(self, path: Path) -> None: ...
+
+
 @dataclass(frozen=True)
 class Pieces:
     """Content of a file that may be larger than memory. A piece is used before the next one is read."""

@@ -25,6 +25,7 @@ from shardpress.errors import (
     printable,
 )
 from shardpress.formats import check_version
+from shardpress.hdf5.files import writers
 from shardpress.output.disk import Disk, GuardedDisk, publish, sync_directory
 from shardpress.output.earlier import REPLACES
 from shardpress.output.files import FOLDERS, MARKER, WORK, check_limits, is_ours
@@ -94,28 +95,34 @@ def locked(
             os.close(descriptor)
 
 
-def objection(directory: Path) -> ShardpressError | None:
-    """Return the error that a run would raise for an output directory, as far as it can be determined without changes.
+def check_directory(directory: Path, restarts: bool) -> None:
+    """Raise the errors that `locked` would raise, as far as they can be determined without changes.
 
     The lock is not taken, since this could make another run fail.
     """
     where = f"output={printable(directory)}"
     existing = next(path for path in (directory, *directory.absolute().parents) if os.path.lexists(path))
     if not existing.is_dir():
-        return CannotCreate(f"{where}: {printable(existing)} is not a directory. Choose another --output.")
+        raise CannotCreate(f"{where}: {printable(existing)} is not a directory. Choose another --output.")
     if not os.access(existing, os.W_OK | os.X_OK):
         advice = "Choose an --output that you can write to."
-        return NotPermitted(f"{where}: {printable(existing)} is not writable. {advice}")
+        raise NotPermitted(f"{where}: {printable(existing)} is not writable. {advice}")
     if existing != directory:
-        return None
+        return
     try:
         _is_marked(directory)
         _check_folders(directory)
     except CannotCreate as error:
-        return CannotCreate(f"{where}: {error}. Choose another --output.")
-    except OtherVersion as error:
-        return error
-    return None
+        raise CannotCreate(f"{where}: {error}. Choose another --output.") from error
+    except EarlierVersion:
+        if not restarts:
+            raise
+    with suppress(OSError):
+        status = os.stat(directory / LOCK)
+        pid = writers().get((status.st_dev, status.st_ino))
+        if pid is not None:
+            advice = "Wait until it has ended, or choose another --output."
+            raise TryAgain(f"{where}: another run (process {pid}) is using this directory. {advice}")
 
 
 def _make_directory(directory: Path, disk: Disk) -> None:

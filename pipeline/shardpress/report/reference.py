@@ -13,7 +13,9 @@ from shardpress.model import Model
 from shardpress.report.sample import Sample
 from shardpress.training.components import principal_components
 
-_MAX_DIRECTIONS = 32  # of the features
+MAX_DIRECTIONS = 32
+"""Largest number of directions of the features that are compared."""
+
 _ROWS_PER_DIRECTION = 10  # independent rows
 _MIN_VARIANCE = 1e-6  # share of the largest variance; smaller variances are mostly rounding errors
 _ROUNDING = 1e-6  # relative rounding error of float32, with a margin
@@ -204,7 +206,7 @@ def _directions(features: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, n
 
     There are only as many directions as a few independent rows can determine.
     """
-    found = principal_components(features, min(_MAX_DIRECTIONS, features.shape[1]), np.random.default_rng(0))
+    found = principal_components(features, min(MAX_DIRECTIONS, features.shape[1]), np.random.default_rng(0))
     largest_mean = float(np.abs(found.mean).max())
     least = max(math.sqrt(_MIN_VARIANCE) * found.deviations[0], _ROUNDING * largest_mean)
     n_varying = int((found.deviations > least).sum())

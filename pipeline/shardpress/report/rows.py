@@ -186,12 +186,17 @@ def read_features(path: Path, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray,
             errors = file[ERROR][rows] if ERROR in file else None
             return file[FEATURES][rows], file[VALID][rows], errors
     except FAILURES as error:
-        # HDF5 reports the error number of a failed system call only in the text of its error.
-        match = re.search(r"errno = (\d+), error message", str(error))
-        number = int(match[1]) if match else getattr(error, "errno", None)
-        if number:
-            check_storage(OSError(number, os.strerror(number)), path)
+        check_failure(error, path)
         raise DataError(f"file={printable(path)}: cannot be read: {error}") from error
+
+
+def check_failure(error: Exception, path: Path) -> None:
+    """Raise `ReadFailed` or `SystemLimit` if the storage or the system is the cause of an error of HDF5."""
+    # HDF5 reports the error number of a failed system call only in the text of its error.
+    match = re.search(r"errno = (\d+), error message", str(error))
+    number = int(match[1]) if match else getattr(error, "errno", None)
+    if number:
+        check_storage(OSError(number, os.strerror(number)), path)
 
 
 # -- input rows ----------------------------------------------------------------------------------------------------

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
-from shardpress.features import reading
-from shardpress.report.rows import Preprocessing
+from shardpress.errors import DataError, printable
+from shardpress.features import FAILURES, reading
+from shardpress.report.rows import Preprocessing, check_failure
 from shardpress.result import ERROR, FEATURES, VALID
 from shardpress.rowfacts import in_ranges
 from shardpress.shards.rows import read
@@ -119,11 +120,15 @@ def draw_sample(
         stretches = list(_random_stretches(first_rows[-1], parts, spec))
     samples = []
     for path, group in groupby(_places(first_rows, stretches), key=lambda place: parts[place.part].file):
-        with reading(path) as file:
-            for i, places in groupby(group, key=lambda place: place.part):
-                sample = _sample_of_part(file, parts[i], list(places), spec)
-                if sample is not None:
-                    samples.append(sample)
+        try:
+            with reading(path) as file:
+                for i, places in groupby(group, key=lambda place: place.part):
+                    sample = _sample_of_part(file, parts[i], list(places), spec)
+                    if sample is not None:
+                        samples.append(sample)
+        except FAILURES as error:
+            check_failure(error, path)
+            raise DataError(f"file={printable(path)}: cannot be read: {error}") from error
     if sum(len(sample.rows) for sample in samples) < 2:
         return None
     return _joined(samples)

@@ -24,11 +24,19 @@ _INHERITED = ("dataset", "orientation", "match_columns", "labels", "missing_valu
 _OF_RESULTS = ("scan", "model", "features")
 
 
-class _UnchangingDisk(Disk):
+class UnchangingDisk(Disk):
     """Disk that removes no file, not even those that a run would remove."""
 
     def remove(self, path: Path) -> None:
         """Do nothing."""
+
+    def free_bytes(self, path: Path) -> int:
+        return super().free_bytes(existing_folder(path))
+
+
+def existing_folder(path: Path) -> Path:
+    """Return a folder, or the nearest existing one above it."""
+    return next(each for each in (path, *path.absolute().parents) if each.is_dir())
 
 
 def open_readonly(config: Config) -> Journal | None:
@@ -45,7 +53,7 @@ def open_readonly(config: Config) -> Journal | None:
         )
     if not directory.is_dir():
         return None
-    return Journal(directory, _UnchangingDisk(), results.restart, results.append or results.retrain)
+    return Journal(directory, UnchangingDisk(), results.restart, results.append or results.retrain)
 
 
 def base_of(journal: Journal | None) -> Base | None:

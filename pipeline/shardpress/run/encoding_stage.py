@@ -29,12 +29,13 @@ from shardpress.records import Entry, Part, Range, in_order
 from shardpress.report.facts import RangeDrift, bad_shards, drift_facts
 from shardpress.run.budget import extras_bytes
 from shardpress.run.context import RunContext
+from shardpress.run.estimate import Pace, measure_tasks
 from shardpress.run.inputs import bad_shards_error
 from shardpress.run.memory import block_bytes, chunk_bytes, trained_network_bytes
 from shardpress.run.prepare import Prepared
 from shardpress.run.request import categories_of
 from shardpress.run.resume import EarlierResults
-from shardpress.run.sample import Pace, Stretch, measure_tasks
+from shardpress.scan import blocks as scan_blocks
 from shardpress.scan.drift import farthest
 from shardpress.shards.shard import Block, Shard
 
@@ -103,7 +104,9 @@ class EncodingStage:
         encoder = Encoders(self.model)
         encoded = self.existing(context.earlier)
         n_missing = self.prepared.n_rows - encoded.n_rows
-        missing = plan_parts(self.prepared.shards, encoded.parts, self._part_size(n_missing)) if n_missing else []
+        missing = (
+            plan_parts(self.prepared.shards, encoded.parts, part_size(self.prepared, n_missing)) if n_missing else []
+        )
         context.state.features_key = self.key
         if encoded.parts:
             context.state.reused[self.name] = f"the features of {_rows_in_words(encoded.parts)}"
@@ -149,7 +152,9 @@ class EncodingStage:
             drifted.append(RangeDrift(each.shard, each.n_rows, each.n_outside, each.outside, is_whole))
         return {"storage": storage, "drift": drift_facts(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
 
-    def sample(self, encoder: Encoders | Autoencoder, stretches: Sequence[Stretch], disk: Disk) -> Pace:
+    def sample(
+        self, encoder: Encoders | Autoencoder, stretches: Sequence[scan_blocks.Piece], disk: Disk
+    ) -> tuple[Pace, list[Part]]:
         """Encode some rows on a disk that discards the files."""
         prepared = self.prepared
         if prepared.config.bad_data.on_bad_data == "raise":  # the scan reports bad rows
@@ -164,11 +169,10 @@ class EncodingStage:
                 room = n_rows
             parts[-1].append(piece)
             room -= len(piece.source)
-        compile_encoder(encoder, prepared.shards, settings.row_error)
+        _compile_encoder(encoder, prepared.shards, settings.row_error)
         with serving(settings, self.model, encoder.encode_checked, disk, encoder.errors):
             tasks = [(encode_part, EncodeTask(pieces, settings)) for pieces in parts]
-            pace, _ = measure_tasks(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
-        return pace
+            return measure_tasks(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
 
     def settings(self, part_rows: int, directory: Path) -> EncodeSettings:
         """Return the settings that all parts share, except for the model's file.
@@ -223,17 +227,6 @@ class EncodingStage:
             n_shards = len(prepared.shards) + len(prepared.bad_shards)
             raise bad_shards_error(found, n_shards, prepared.max_bad_shards, prepared.config.bad_data)
 
-    def _part_size(self, n_rows: int) -> PartSize:
-        """Return the size of parts for `n_rows` rows. They are of about the same size, and some for each thread."""
-        budget = self.prepared.budget
-        step_rows = min(budget.part_rows, budget.block_rows)
-        n_bytes = 4 * n_rows * self.prepared.config.network.n_outputs
-        n_wanted = min(_PARTS_OF_THREAD * budget.n_threads, _MANY_PARTS, n_bytes // _LEAST_BYTES)
-        n_parts = max(-(-n_rows // budget.part_rows), n_wanted)
-        part_rows = -(-n_rows // (n_parts * step_rows)) * step_rows
-        n_files = max(_LEAST_FILES, len(self.prepared.shards) // _MANY_PARTS)
-        return PartSize(part_rows, n_files, step_rows)
-
     def _encode(
         self, context: RunContext, encoder: Encoders | Autoencoder, missing: Sequence[Sequence[Piece]]
     ) -> list[Part]:
@@ -241,7 +234,7 @@ class EncodingStage:
         prepared = self.prepared
         if context.pool.is_local:
             # before the progress bar starts to count
-            compile_encoder(encoder, prepared.shards, prepared.config.storage.row_error)
+            _compile_encoder(encoder, prepared.shards, prepared.config.storage.row_error)
         sizes = [sum(len(piece.source) for piece in pieces) for pieces in missing]
         settings = self._shared_settings(context, max(sizes))
         tasks = []
@@ -283,6 +276,18 @@ class EncodingStage:
         )
 
 
+def part_size(prepared: Prepared, n_rows: int) -> PartSize:
+    """Return the size of parts for `n_rows` rows. They are of about the same size, and some for each thread."""
+    budget = prepared.budget
+    step_rows = min(budget.part_rows, budget.block_rows)
+    n_bytes = 4 * n_rows * prepared.config.network.n_outputs
+    n_wanted = min(_PARTS_OF_THREAD * budget.n_threads, _MANY_PARTS, n_bytes // _LEAST_BYTES)
+    n_parts = max(-(-n_rows // budget.part_rows), n_wanted)
+    part_rows = -(-n_rows // (n_parts * step_rows)) * step_rows
+    n_files = max(_LEAST_FILES, len(prepared.shards) // _MANY_PARTS)
+    return PartSize(part_rows, n_files, step_rows)
+
+
 def write_model(journal: Journal, model: Model) -> Entry:
     """Write the file of a model that is not published yet."""
     data = model.to_hdf5()
@@ -299,7 +304,7 @@ def encoding_bytes(prepared: Prepared) -> int:
     return trained_network_bytes(prepared) + writers + extras + chunk_bytes(prepared)
 
 
-def compile_encoder(encoder: Encoders | Autoencoder, shards: Sequence[Shard], row_error: bool) -> None:
+def _compile_encoder(encoder: Encoders | Autoencoder, shards: Sequence[Shard], row_error: bool) -> None:
     """Compile the encoder and, if it is needed, the error of rows for the dtypes of shards, by encoding no rows."""
     network = encoder.network
     for dtype in sorted({shard.dtype for shard in shards}):

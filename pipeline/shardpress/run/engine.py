@@ -86,17 +86,7 @@ def _run_in(journal: Journal, prepared: Prepared, state: RunState, command: Sequ
             printable(journal.directory),
         )
     journal.sweep()  # removes files of a killed run before new files need the space
-    n_threads = prepared.budget.n_threads
-    compares_digests = config.results.verify == "digests"
-    earlier = EarlierResults(journal, n_threads, compares_digests)
-    if base is not None:
-        # An append would take long to read all parts of the result, which can be far larger than its files.
-        reads_parts = compares_digests and not config.results.append
-        published = EarlierResults(journal, n_threads, reads_parts)
-        base = replace(base, parts=published.published_parts())
-    prepared = prepared.with_change(base, journal.base)
-    if prepared.change.n_rewritten:
-        prepared = prepared.with_change(base, journal.base, spared_shards(prepared))
+    prepared, earlier = compared(journal, prepared)
     check_change(journal, prepared)
     if is_complete(journal, prepared):
         result = journal.published
@@ -112,6 +102,27 @@ def _run_in(journal: Journal, prepared: Prepared, state: RunState, command: Sequ
     journal.set_request(prepared.request, deadline)
     state.ends_by = None if deadline is None else float(deadline["ends_by"])
     return _compute(journal, prepared, earlier, state, command)
+
+
+def compared(journal: Journal, prepared: Prepared, is_readonly: bool = False) -> tuple[Prepared, EarlierResults]:
+    """Return the run with the change that the intact results of the directory leave to it, and these results.
+
+    If it `is_readonly`, files are compared by their sizes only.
+    """
+    config = prepared.config
+    n_threads = prepared.budget.n_threads
+    compares_digests = config.results.verify == "digests" and not is_readonly
+    earlier = EarlierResults(journal, n_threads, compares_digests, is_readonly)
+    base = base_of(journal)
+    if base is not None:
+        # An append would take long to read all parts of the result, which can be far larger than its files.
+        reads_parts = compares_digests and not config.results.append
+        published = EarlierResults(journal, n_threads, reads_parts, is_readonly)
+        base = replace(base, parts=published.published_parts())
+    prepared = prepared.with_change(base, journal.base)
+    if prepared.change.n_rewritten:
+        prepared = prepared.with_change(base, journal.base, spared_shards(prepared))
+    return prepared, earlier
 
 
 def _compute(

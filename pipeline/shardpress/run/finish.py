@@ -20,7 +20,7 @@ from msgspec import structs
 from shardpress.columns import Columns
 from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes, stored_categories, stored_masks
-from shardpress.errors import DataError, VerificationFailed, printable, quantity
+from shardpress.errors import DataError, NoInput, NotPermitted, VerificationFailed, printable, quantity
 from shardpress.model import Model
 from shardpress.output.disk import publish, remove
 from shardpress.output.files import BAD_ROWS, REPORT
@@ -39,14 +39,13 @@ from shardpress.result import Result, Use, load_statistics, result_bytes
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import gave_up, warn_if_late
 from shardpress.run.encoding_stage import Encoded
+from shardpress.run.extension import extension_of
 from shardpress.run.generations import Generations, count_generations
 from shardpress.run.memory import block_bytes, peak_bytes, trained_network_bytes
 from shardpress.run.new_rows import check_verdict, reference_of, verdict_on
 from shardpress.run.prepare import Prepared
-from shardpress.run.resume import has_other_labels
 from shardpress.run.summary import Summary
 from shardpress.run.use import use_of_rows
-from shardpress.runlog import MAX_WARNINGS
 from shardpress.scan.ranges import Scan
 from shardpress.shards.extras import why_left_out
 from shardpress.shards.rows import digest_of_rows
@@ -55,9 +54,6 @@ from shardpress.shards.shard import UNREADABLE, Block, Shard, first_rows
 log = logging.getLogger(__name__)
 
 _OTHER_OPEN_FILES = 32  # open files of a process in addition to the files of index.h5
-# Facts about the run that brought the rows. A run that only adds an extra or other labels keeps them.
-_OF_ROWS = ("appended", "verdict", "n_outside", "seconds", "compiling", "device")  # of the summary
-_OF_STAGES = ("device", "stages", "cluster", "memory", "taken_over", "drift", "last")  # of the report
 
 
 @dataclass(frozen=True)
@@ -165,8 +161,7 @@ class _Finish:
         clips = prepared.has_other_rows and settings.on_drift == "clip"
         self._preprocessing = Preprocessing(results.model, settings.missing_value, clips)
         self._base = context.journal.base
-        self._same = _facts_about_same_rows(prepared, self._base)
-        self._keeps_sample = self._same is not None and not _changes_sample(prepared, self._same)
+        self._extension = extension_of(prepared, self._base)
         self._use = use_of_rows(prepared, results.scan, self._parts, self._base)
         self._verdict: Verdict | None = None
         self._generations = Generations()
@@ -214,8 +209,8 @@ class _Finish:
         """Return facts about some rows and their features for the report. Log a warning if they are incomplete."""
         prepared = self._prepared
         config = prepared.config
-        if self._same is not None and self._keeps_sample:
-            found: dict[str, Any] | None = self._same.report["sample"]
+        if self._extension is not None and self._extension.keeps_sample:
+            found: dict[str, Any] | None = self._extension.before.report["sample"]
             return found
         include = config.inputs.include
         if config.training.target is not None:
@@ -230,8 +225,8 @@ class _Finish:
     def _labels(self) -> str | None:
         """Dataset of ``--labels``. A run that changes no row keeps that of the result."""
         labels = self._prepared.config.inputs.labels
-        if labels is None and self._same is not None:
-            labels = self._same.config["labels"]
+        if labels is None and self._extension is not None:
+            labels = self._extension.before.config["labels"]
         return labels
 
     def judge_new_rows(self) -> None:
@@ -351,7 +346,7 @@ class _Finish:
             "cluster": context.pool.facts(),
             "memory": {"peak_bytes": peak_bytes()},
             "taken_over": list(state.reused.values()),
-            "warnings": self._warnings(),
+            "warnings": {"n": state.warnings.n, "first": state.warnings.first},
             "bad": bad_data_facts(prepared.bad_shards, ranges, prepared.request.shards, self._model.columns),
             "last": last_run_facts(self._base),
             "sample": sample,
@@ -359,9 +354,7 @@ class _Finish:
             **{name: facts for name, facts in self._facts.items() if name not in ("storage", "training")},
         }
         state.end_stage("report")
-        if self._same is not None:
-            report |= {name: self._same.report.get(name) for name in _OF_STAGES}
-        return report
+        return report if self._extension is None else self._extension.report(report)
 
     def publish(self, summary: Summary, verification: Mapping[str, Any], report: Mapping[str, Any]) -> None:
         """Write the index, which completes the run, and then the files that are derived from it."""
@@ -369,8 +362,8 @@ class _Finish:
         journal = self._journal
         generations = self._generations
         stored = asdict(summary)
-        if self._same is not None:
-            stored |= {name: self._same.summary[name] for name in _OF_ROWS}
+        if self._extension is not None:
+            stored = self._extension.summary(stored)
         facts = RunFacts(
             config=self._config(),
             request=self._request(),
@@ -444,19 +437,6 @@ class _Finish:
             "gave_up": gave_up(training),
         }
 
-    def _warnings(self) -> dict[str, Any]:
-        """Return the warnings of this run, after those of the run that brought the rows if this run changes none."""
-        found = self._context.state.warnings
-        if self._same is None:
-            return {"n": found.n, "first": found.first}
-        before = self._same.report["warnings"]
-        kept = before["first"]
-        if not self._keeps_sample:  # then the earlier labels are of no interest
-            kept = [line for line in kept if not line.startswith("labels=")]
-        new = [line for line in found.first if line not in kept]
-        n_others = before["n"] - len(before["first"]) + found.n - len(found.first)
-        return {"n": len(kept) + len(new) + n_others, "first": [*kept, *new][:MAX_WARNINGS]}
-
     def _config(self) -> dict[str, Any]:
         """Return the settings. An append adds rows to those of the earlier run."""
         config = self._prepared.config
@@ -524,7 +504,11 @@ class _Finish:
             assert model is not None
             return load_statistics(model, self._model.fingerprint)
         ranges = [each for _, each in self._ranges]
-        reference = reference_of(self._sources(self._ranges), ranges, self._use, self._sample_spec())
+        try:
+            reference = reference_of(self._sources(self._ranges), ranges, self._use, self._sample_spec())
+        except (DataError, NoInput, NotPermitted) as error:  # the features are complete nevertheless
+            log.warning("later appends will have no verdict, because the held-out rows cannot be read: %s", error)
+            return {}
         return {} if reference is None else reference.stored()
 
     def _stages(self) -> dict[str, dict[str, Any]]:
@@ -544,30 +528,6 @@ class _Finish:
                 "n_bytes": sum(shard.n_rows * shard.row_bytes for shard in shards),
             }
         return stages
-
-
-def _facts_about_same_rows(prepared: Prepared, base: Result | None) -> RunFacts | None:
-    """Return the facts about the earlier result if the run changes neither its model nor its rows, otherwise None.
-
-    Such a run encodes damaged parts again, adds extras, or judges the features with other labels.
-    """
-    has_other_settings = prepared.change.settings.keys() - {"include", "row_error"}
-    if base is None or not prepared.keeps_model or prepared.appends or has_other_settings:
-        return None
-    return base.facts
-
-
-def _changes_sample(prepared: Prepared, before: RunFacts) -> bool:
-    """Return whether a run changes facts about the sampled rows of a result: labels, errors, or paths of files.
-
-    If a file can no longer be read, the earlier facts stay, because its rows could not be judged again.
-    """
-    change = prepared.change
-    assert prepared.base is not None
-    if any(shard.form == UNREADABLE for shard in prepared.shards):
-        return False
-    has_others = has_other_labels(prepared.config, before) or bool(change.relabelled)
-    return has_others or change.encodes_again or bool(change.moved(prepared.base, prepared.wanted))
 
 
 def _labels_of(facts: RunFacts) -> tuple[str, ...]:

@@ -31,6 +31,9 @@ from shardpress.shards.vet import Selection
 
 log = logging.getLogger(__name__)
 
+LEFT_OUT = " This shard is left out."
+"""End of the warning about a file that cannot be used."""
+
 
 class _Inputs(NamedTuple):
     shards: tuple[Shard, ...]  # in the order of the rows
@@ -43,7 +46,7 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
     refused: list[dict[str, str]] = []
 
     def refuse(path: Path, error: DataError) -> None:
-        log.warning("%s This shard is left out.", error)
+        log.warning("%s%s", error, LEFT_OUT)
         refused.append({"file": str(path), "reason": str(error)})
 
     on_bad_shard = None if config.bad_data.on_bad_data == "raise" else refuse
@@ -68,8 +71,7 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
     shards = open_sources(sources, selection, on_bad_shard, rule, like, categories)
     unreadable = [absolute(bad["file"]) for bad in refused]
     left_out = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
-    if error := too_many_bad_shards(config, left_out, len(shards) + len(refused)):
-        raise error
+    check_bad_shards(config, left_out, len(shards) + len(refused))
     check_any(shards, sources)
     _check_width(shards[0])
     return _arranged(shards, refused, unreadable, base, {extra.name for extra in extras}, config)
@@ -156,19 +158,18 @@ def model_name(config: Config) -> str:
     return f"model={printable(config.inputs.model or config.results.output)}"
 
 
-def too_many_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> DataError | None:
-    """Return an error if more of `n_shards` shards were refused than allowed, otherwise None."""
+def check_bad_shards(config: Config, refused: Sequence[Mapping[str, str]], n_shards: int) -> None:
+    """Raise `DataError` if more of `n_shards` shards were refused than allowed."""
     max_bad = config.bad_data.max_bad
     if refused and not max_bad.endswith("%"):
-        return DataError(
+        raise DataError(
             f"{len(refused)} of {n_shards} shards are bad, with an unknown number of rows, expected at most {max_bad} "
             f"bad rows (--max-bad {max_bad}). Fix the files, or give a percentage, which limits the number of bad "
             f"shards as well. The first error: {refused[0]['reason']}"
         )
     limit = n_allowed(max_bad, n_shards)
-    if len(refused) <= limit:
-        return None
-    return bad_shards_error(refused, n_shards, limit, config.bad_data)
+    if len(refused) > limit:
+        raise bad_shards_error(refused, n_shards, limit, config.bad_data)
 
 
 def bad_shards_error(

@@ -15,6 +15,8 @@ SCALING_BYTES = 2**24
 """Bytes of one block of rows in float64, with everything computed from it, during the search for components."""
 LIBRARY_BYTES = 24 * 2**20
 """Bytes of libraries that are loaded after the device."""
+CLUSTER_BYTES = 2**27
+"""Bytes of the packages that the process of a run with workers loads."""
 ALLOCATOR_BYTES = 2 * SCALING_BYTES
 """Bytes that the memory allocator keeps after the training, for later stages."""
 

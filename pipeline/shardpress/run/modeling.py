@@ -19,6 +19,7 @@ from shardpress.settings.config import Config
 from shardpress.settings.resolve import Settings, resolve
 from shardpress.shards.shard import Shard, with_preparation
 from shardpress.training.epochs import Training
+from shardpress.training.targets import Targets
 from shardpress.training.verdict import measured
 
 
@@ -69,11 +70,14 @@ def scan_settings(settings: Settings, budget: Budget, scaler: Scaler | None) -> 
     )
 
 
-def training_facts(training: Training, settings: Settings, device: object) -> dict[str, Any]:
-    """Return plain values about a finished training, for `Model.about`."""
+def training_facts(training: Training, settings: Settings, device: object, targets: Targets | None) -> dict[str, Any]:
+    """Return plain values about a finished training, for `Model.about`.
+
+    The `targets` are those that were given; the training also has estimated ones.
+    """
     about = {**training.state.summary(), **measured(training)}
-    if training.supervision is not None:
-        about["target"] = {**training.supervision.targets.facts(), "fit_on": settings.inputs.fit_on}
+    if targets is not None:
+        about["target"] = {**targets.facts(), "fit_on": settings.inputs.fit_on}
     return {"training": about, "config": settings.flat(), "device": str(device)}
 
 

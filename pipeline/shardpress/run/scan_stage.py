@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -16,11 +15,11 @@ from shardpress.output.files import WORK, unique_name
 from shardpress.output.journal import Record
 from shardpress.progress import Progress
 from shardpress.run.context import RunContext
+from shardpress.run.estimate import Pace, measure_tasks, stretches
 from shardpress.run.memory import block_bytes, chunk_bytes
 from shardpress.run.modeling import scan_settings
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import EarlierResults
-from shardpress.run.sample import Pace, Stretch, measure_tasks
 from shardpress.scan import ranges
 from shardpress.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, stats_of_unreadable
 from shardpress.scan.ranges import Scan
@@ -35,9 +34,12 @@ _COLUMNS_LISTED = 10  # columns that a message lists
 
 @dataclass(frozen=True)
 class _ScanSample:
+    """Scan of some rows."""
+
+    stage: ScanStage  # whose shards have the offset
     pace: Pace
     scan: Scan
-    stretches: list[Stretch]  # the readable rows
+    stretches: list[Piece]  # the readable rows
 
 
 @dataclass(frozen=True)
@@ -146,28 +148,37 @@ class ScanStage:
         """Return the bytes of the blocks that the threads hold."""
         return self.prepared.budget.n_threads * block_bytes(self.prepared) + chunk_bytes(self.prepared)
 
-    def sample(self, stretches: Sequence[Stretch]) -> _ScanSample:
-        shards = self.prepared.shards
+    def sample(self) -> _ScanSample:
+        """Scan some of the rows, and again if an offset has to be subtracted from them."""
+        sample = self._sample()
+        model = self.prepared.given_model
+        offset = self.offset_of(sample.scan) if model is None else model.offset
+        if offset is None:
+            return sample
+        with_offset = ScanStage(self.prepared.with_offset(offset))
+        return replace(with_offset._sample(), pace=sample.pace)  # the first pass may read from the disk
+
+    # -- private --
+
+    def _sample(self) -> _ScanSample:
+        shards = self.shards
         budget = self.prepared.budget
         # Unreadable shards are recorded, and do not stop the sample.
         settings = replace(self._settings(), max_unreadable=len(shards))
         look = ranges.scan_task(shards, settings, self.prepared.fitted)
 
-        def scan_stretch(stretch: Stretch) -> tuple[Stretch, BlockStats]:
-            blocks = stretch.block.cut(budget.block_rows)
-            pieces = [Piece(stretch.number, stretch.first_row, block) for block in blocks]
+        def scan_stretch(stretch: Piece) -> tuple[Piece, BlockStats]:
+            pieces = [stretch._replace(block=block) for block in stretch.block.cut(budget.block_rows)]
             return stretch, look([piece.with_fitted(self.prepared.fitted) for piece in pieces])
 
-        tasks = [(scan_stretch, stretch) for stretch in stretches]
+        tasks = [(scan_stretch, stretch) for stretch in stretches(shards, self.prepared)]
         pace, found = measure_tasks(tasks, budget.n_threads, lambda each: len(each[0].block))
         unreadable = merge_stats([part for _, part in found]).unreadable
         readable = [each for each in found if each[0].number not in unreadable]
         # As in a run, all rows of an unreadable shard count as bad.
         part = merge_stats([stats_of_unreadable(shards, unreadable), *(part for _, part in readable)])
         scan = ranges.scan_from_stats(part, settings, shards, self.prepared.fitted)
-        return _ScanSample(pace, scan, [stretch for stretch, _ in readable])
-
-    # -- private --
+        return _ScanSample(self, pace, scan, [stretch for stretch, _ in readable])
 
     def _scan(self, context: RunContext) -> Scan:
         prepared = self.prepared

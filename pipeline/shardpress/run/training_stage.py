@@ -9,7 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain, islice
 from typing import Any, ClassVar
+
+import numpy as np
 
 from shardpress.cluster.pool import LocalPool
 from shardpress.errors import TrainingDiverged, printable
@@ -18,19 +21,22 @@ from shardpress.output.files import LAST_GOOD, WORK, unique_name
 from shardpress.output.journal import Record
 from shardpress.progress import Progress
 from shardpress.run.context import RunContext, versions
-from shardpress.run.deadline import DeadlinePolicy, epochs_that_fit
+from shardpress.run.deadline import DeadlinePolicy
 from shardpress.run.encoding_stage import write_model
+from shardpress.run.estimate import SECONDS, Pace, StageEstimate, measure_seconds
 from shardpress.run.memory import ALLOCATOR_BYTES, NETWORK_COPIES, SCALING_BYTES, chunk_bytes, network_bytes
 from shardpress.run.modeling import trained_model, training_facts
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import EarlierResults, step_of
-from shardpress.run.sample import Sample, StageEstimate, TrainingPace
+from shardpress.run.space import CHECKPOINTS_KEPT
+from shardpress.scan.blocks import Piece
 from shardpress.scan.ranges import Scan, readable
 from shardpress.settings.deadline import in_words
-from shardpress.shards.shard import Shard, block_of, first_rows, row_dtype
+from shardpress.shards.shard import Shard, block_of, first_rows, row_dtype, rows_of
 from shardpress.training.checkpoint import Checkpoint
-from shardpress.training.epochs import Training
-from shardpress.training.fit import prepare_training
+from shardpress.training.components import errors_of_components, sampled
+from shardpress.training.epochs import Training, steps_of
+from shardpress.training.fit import Sizes, prepare_training
 from shardpress.training.loop import CheckpointPolicy, training_loop
 from shardpress.training.replica import RoundRunner, runner_on
 from shardpress.training.verdict import complaints
@@ -39,7 +45,19 @@ log = logging.getLogger(__name__)
 
 _NUMBER_BYTES = 8  # number of a row that is left out
 _CHECKPOINT_SECONDS = 300.0  # longest time between two checkpoints
-_CHECKPOINTS_KEPT = 2  # more than one, because the last one could be damaged
+_UNTIMED_STEPS = 3  # first steps of a sample, whose data are not yet in the processor's caches
+
+
+@dataclass(frozen=True)
+class _TrainingSample:
+    """Measured training of some rows, extrapolated to all of them."""
+
+    once: float  # seconds that do not depend on the number of epochs
+    epoch: float  # seconds of an epoch
+    n_rows: int  # of an epoch
+    steps: Pace
+    model: Model
+    components: list[tuple[int, float]]  # as `errors_of_components` returns them
 
 
 @dataclass(frozen=True)
@@ -108,30 +126,52 @@ class TrainingStage:
         network = NETWORK_COPIES * network_bytes(prepared)
         return chunk_bytes(prepared) + rows + numbers + n_validated * row_bytes + max(sample, windows) + network
 
+    def sample(self, sizes: Sizes, stretches: Sequence[Piece], reading: Pace) -> _TrainingSample:
+        """Train for a moment on some of the rows that were scanned, which took the time `reading`.
+
+        Raise `DataError` if too few rows are good.
+        """
+        assert self.scan is not None
+        prepared = self.prepared
+        sample, scan = _with_some_rows(prepared, self.scan, stretches)
+        once, training = measure_seconds(lambda: _prepared_training(sample, scan, sizes))
+        if sizes.resident or sizes.on_device:
+            once += reading.seconds_for(prepared.n_rows - sample.n_rows)
+        n_validated = min(
+            round(prepared.config.validation.validation_fraction * prepared.n_fitted), sizes.max_validation_rows
+        )
+        steps = _pace_of_steps(training)
+        n_rows = prepared.n_fitted - n_validated
+        seconds = steps.seconds_for(n_rows)
+        if len(training.validation):
+            validating, _ = measure_seconds(lambda: training.autoencoder.cost(training.validation))
+            validation = Pace(len(training.validation), validating)
+            once += 2 * validation.seconds_for(n_validated)  # before the first epoch, and after the last one
+            seconds += validation.seconds_for(n_validated)
+        rows = sampled(training.rows, training.order, scan.scaler, sizes.max_sample_rows)
+        errors = errors_of_components(rows, training.autoencoder.network.n_features)
+        return _TrainingSample(
+            once, seconds, n_rows, steps, trained_model(training, scan, prepared.shards[0], {}), errors
+        )
+
     def estimate(
-        self, sample: Sample, checkpoint: Record | None, ends_by: float | None, reserved: float
+        self, sample: _TrainingSample, checkpoint: Record | None, left: float | None, reserved: float
     ) -> StageEstimate:
-        """Estimate the time of the training, of which `reserved` seconds before a deadline are left to later stages."""
+        """Estimate the time of the training; of the seconds `left` before a deadline, some are `reserved`."""
         config = self.prepared.config
-        pace = sample.training
-        assert pace is not None
-        once = self._seconds_once(pace, sample.resident)
-        epoch = self._seconds_per_epoch(pace, sample)
         n_epochs = float(config.training.epochs)
         if checkpoint is not None:
-            n_epochs_done = step_of(checkpoint) * config.training.batch_size / pace.n_rows
-            n_epochs = max(0.0, checkpoint.facts.get("of", n_epochs) - n_epochs_done)
-        if ends_by is not None:
-            n_epochs = min(n_epochs, epochs_that_fit(ends_by - time.time() - once - reserved, epoch))
-        rate = pace.steps.in_words()
-        what = f"{n_epochs:.3g} of {config.training.epochs} epochs, {epoch:.3g} s each at {rate}"
-        if not sample.resident:
+            n_epochs = max(0.0, n_epochs - step_of(checkpoint) * config.training.batch_size / sample.n_rows)
+        if left is not None:
+            n_epochs = min(n_epochs, max(0.0, left - sample.once - reserved) / sample.epoch)
+        what = f"{n_epochs:.3g} of {config.training.epochs} epochs, {sample.epoch:.3g} s each at {sample.steps}"
+        if not self.prepared.budget.resident:
             what += ", streamed"
-        if ends_by is not None:
-            what += f", to finish by {in_words(ends_by)}"
-        if config.validation.patience and pace.n_validated:
+        if left is not None:
+            what += f", to finish by {in_words(time.time() + left)}"
+        if config.validation.patience:
             what += "; may stop early"
-        return StageEstimate(self.name, once + n_epochs * epoch, what)
+        return StageEstimate(self.name, sample.once + n_epochs * sample.epoch, what)
 
     # -- private --
 
@@ -148,23 +188,6 @@ class TrainingStage:
                 "--replicas 8."
             )
 
-    def _seconds_once(self, pace: TrainingPace, resident: bool) -> float:
-        """Return the seconds of a training run that do not depend on its number of epochs."""
-        reading = pace.reading.seconds_for(self.prepared.n_rows)
-        if not resident:
-            n_read = pace.n_validated + self.prepared.budget.max_sample_rows
-            reading = min(reading, pace.reading.seconds_for(n_read))
-        return pace.once + reading
-
-    def _seconds_per_epoch(self, pace: TrainingPace, sample: Sample) -> float:
-        steps = pace.steps.seconds_for(pace.n_rows)
-        if sample.resident:
-            return steps + pace.validating
-        reading = pace.reading.seconds_for(self.prepared.n_rows)
-        if sample.on_host:  # the processor reads and computes
-            return steps + reading + pace.validating
-        return max(steps, reading) + pace.validating
-
 
 def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> Model:
     """Train the autoencoder, or resume its training, and return the model.
@@ -172,11 +195,14 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
     If the training diverges, the last good weights are stored in the output directory.
     """
     context.state.model_key = key
-    training = _prepared_training(prepared, context, scan)
+    sizes = prepared.budget.sizes(context.device)
+    if _uses_workers(prepared, context):  # workers read their rows themselves
+        sizes = replace(sizes, resident=False, on_device=False)
+    training = _prepared_training(prepared, scan, sizes)
     _resume_latest(context, key, training)
     deadline = None
     if context.state.ends_by is not None:
-        deadline = DeadlinePolicy(prepared, context, scan, context.state.ends_by)
+        deadline = DeadlinePolicy(prepared, context.journal.directory, scan, context.state.ends_by)
     try:
         _train(prepared, context, key, training, deadline)
     except TrainingDiverged as error:  # another run would diverge, too, so the weights are stored for inspection
@@ -210,11 +236,43 @@ def _train(
             progress.advance(step.n_rows, training, stats)
 
 
-def _prepared_training(prepared: Prepared, context: RunContext, scan: Scan) -> Training:
-    sizes = prepared.budget.sizes(context.device)
-    if _uses_workers(prepared, context):  # workers read their rows themselves
-        sizes = replace(sizes, resident=False, on_device=False)
+def _prepared_training(prepared: Prepared, scan: Scan, sizes: Sizes) -> Training:
     return prepare_training(prepared.shards, scan, prepared.config, sizes, prepared.targets)
+
+
+def _with_some_rows(prepared: Prepared, scan: Scan, stretches: Sequence[Piece]) -> tuple[Prepared, Scan]:
+    """Return a run on some rows of each stretch, and their scan. There are enough for the principal components."""
+    n_each = -(-prepared.budget.max_sample_rows // len(stretches))
+    shards = []
+    found = []
+    for stretch in stretches:
+        block = next(stretch.block.cut(n_each))
+        shards.append(rows_of(block.shard, block.start, len(block)))
+        found.append(stretch.first_row + np.arange(block.start, block.stop))
+    numbers = np.concatenate(found)
+    targets = prepared.targets
+    if targets is not None:
+        targets = replace(targets, values=targets.values[numbers])
+    bad_rows = np.flatnonzero(np.isin(numbers, scan.bad_rows))
+    scan = replace(scan, n_rows=len(numbers), bad_rows=bad_rows, unreadable={}, n_selected=None)
+    return replace(prepared, shards=tuple(shards), targets=targets, fitted=None), scan
+
+
+def _pace_of_steps(training: Training) -> Pace:
+    """Measure training steps for a limited time, in at most a few passes over the rows."""
+    passes = (steps_of(training, training.order, epoch, 0) for epoch in range(_UNTIMED_STEPS + 1))
+    steps = chain.from_iterable(passes)
+    for _ in islice(steps, _UNTIMED_STEPS):
+        pass
+    n_rows = 0
+    seconds = 0.0
+    start = time.monotonic()
+    for step in steps:  # at least one, since each pass has one
+        n_rows += step.n_rows
+        seconds = time.monotonic() - start
+        if seconds > SECONDS:
+            break
+    return Pace(n_rows, seconds)
 
 
 def _resume_latest(context: RunContext, key: str, training: Training) -> None:
@@ -252,7 +310,7 @@ def _log_end(training: Training) -> None:
 
 
 def _facts(prepared: Prepared, context: RunContext, training: Training, scan: Scan) -> dict[str, Any]:
-    facts = training_facts(training, prepared.config, context.device)
+    facts = training_facts(training, prepared.config, context.device, prepared.targets)
     outlier = (facts["training"]["baseline"] or {}).get("outlier")
     if outlier:
         outlier |= _location(readable(prepared.shards, scan)[0], outlier["row"])
@@ -287,4 +345,4 @@ def _save(prepared: Prepared, context: RunContext, key: str, checkpoint: Checkpo
     facts = {"n_epochs": state.epoch, "of": n_epochs}
     # Twelve digits, so that the keys sort in the order of the steps.
     context.journal.add(Record(f"checkpoint-{checkpoint.n_steps:012d}", key, entry, facts))
-    context.journal.withdraw(*context.journal.records("checkpoint", key)[:-_CHECKPOINTS_KEPT])
+    context.journal.withdraw(*context.journal.records("checkpoint", key)[:-CHECKPOINTS_KEPT])

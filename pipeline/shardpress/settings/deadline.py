@@ -15,14 +15,10 @@ def deadline_of(timing: TimingSettings, start: float) -> float | None:
     hours = hours_of(timing.finish_by)
     if hours is not None:
         return start + 3600 * hours
-    return _next(timing.finish_by, datetime.fromtimestamp(start))
-
-
-def _next(time: str, now: datetime) -> float:
-    """Return the next moment, in local time, with the given time of day, or the given date and time."""
-    if "-" in time:
-        return datetime.fromisoformat(time).timestamp()
-    time_of_day = datetime.fromisoformat(f"2000-01-01T{time}").time()
+    if "-" in timing.finish_by:
+        return datetime.fromisoformat(timing.finish_by).timestamp()
+    now = datetime.fromtimestamp(start)
+    time_of_day = datetime.fromisoformat(f"2000-01-01T{timing.finish_by}").time()
     moment = datetime.combine(now.date(), time_of_day)
     if moment <= now:
         moment += timedelta(days=1)

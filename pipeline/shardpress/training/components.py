@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -87,6 +88,18 @@ def principal_components(x: np.ndarray, k: int, rng: np.random.Generator) -> Com
     else:
         directions = _directions_of_products(gram, x.shape[1], k, rng)
     return _components_within(directions, gram, k)
+
+
+def errors_of_components(x: np.ndarray, k: int) -> list[tuple[int, float]]:
+    """Return the mean squared errors of rows (n, n_inputs) when reconstructed from numbers of principal components.
+
+    The numbers are 0 (the mean row), powers of two from 8 on, and `k`.
+    """
+    components = principal_components(x, k, np.random.default_rng(0))
+    variance = float(x.var(axis=0, dtype=np.float64).sum())
+    explained = np.cumsum([0.0, *components.deviations**2])
+    powers = takewhile(lambda n: n < k, (2**i for i in range(3, 64)))
+    return [(n, max(0.0, variance - float(explained[n])) / x.shape[1]) for n in (0, *powers, k)]
 
 
 def _components_within(directions: np.ndarray, gram: _Gram, k: int) -> Components:
