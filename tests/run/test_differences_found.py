@@ -114,6 +114,20 @@ def test_a_touched_file_does_not_change_the_verdict(workspace: Workspace, out: P
     assert drift_of(out) == drift_of(untouched)
 
 
+@pytest.mark.parametrize("flags", [["--seed", "7"], ["--n-features", "3"]])
+def test_a_retraining_does_not_stop_twice_because_of_an_edit(
+    workspace: Workspace, out: Path, flags: Sequence[str]
+) -> None:
+    """With ``--verify sizes``, an edit that keeps the time is found only when the rows are encoded."""
+    for number in range(3):
+        workspace.add_shard(f"{number}.h5", some_rows(number))
+    assert workspace.run(out, "--verify", "sizes") == 0
+    write_in_place(workspace.shards / "1.h5", some_rows(10))
+    codes = [workspace.run(out, "--retrain", *flags, "--verify", "sizes") for _ in range(2)]
+    assert codes == [65, 0]
+    check_features(out, some_rows(0), some_rows(10), some_rows(2))
+
+
 # -- columns -------------------------------------------------------------------------------------------------------
 
 

@@ -67,13 +67,15 @@ class StageResults:
 
 
 def check_same_rows(journal: Journal, prepared: Prepared, parts: Sequence[Part]) -> None:
-    """Raise `DataError` if the rows of a shard have changed since the scan. Then withdraw the model of this run."""
+    """Raise `DataError` if the rows of a shard have changed since the scan. Then withdraw the scan and its model."""
     encoded = with_digests(prepared.request.shards, parts)
     for known, found in zip(prepared.request.shards, encoded, strict=True):
         if None not in (known.rows, found.rows) and known.rows != found.rows:
+            stale = journal.records("scan")  # its file can have the same size and times as now
             if prepared.given_model is None:
                 # The changed rows may have trained it, but its fingerprint is that of the scanned rows.
-                journal.withdraw(*journal.records(fingerprint=prepared.request.of_model()))
+                stale += journal.records(fingerprint=prepared.request.of_model())
+            journal.withdraw(*stale)
             raise _changed(known.path)
 
 
