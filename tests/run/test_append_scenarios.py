@@ -184,6 +184,7 @@ def test_without_held_out_rows_there_is_no_verdict(make_workspace: Callable[...,
     assert "held out no rows" in text_of(page_of(Result.open(output).report()))
 
 
+@pytest.mark.process
 def test_rows_are_compared_with_those_of_the_training_of_a_given_model(
     make_workspace: Callable[..., Workspace], tmp_path: Path
 ) -> None:
