@@ -43,4 +43,5 @@ EXPLAINED: tuple[Explained, ...] = (
     Explained("anndata", "features model/*", _FLOAT64),
     *(Explained(name, "model/score_samples", _SCORES) for name in _SCORED),
     Explained("missing-value", "model/score_samples", "errors compare values before they are clipped"),
+    Explained("retrain", "as_of=1/features", "maps are fitted only to rows that do not measure them"),
 )
