@@ -104,9 +104,9 @@ class EncodingStage:
         encoder = Encoders(self.model)
         encoded = self.existing(context.earlier)
         n_missing = self.prepared.n_rows - encoded.n_rows
-        missing = (
-            plan_parts(self.prepared.shards, encoded.parts, part_size(self.prepared, n_missing)) if n_missing else []
-        )
+        missing: list[list[Piece]] = []
+        if n_missing:
+            missing = plan_parts(self.prepared.shards, encoded.parts, part_size(self.prepared, n_missing))
         context.state.features_key = self.key
         if encoded.parts:
             context.state.reused[self.name] = f"the features of {_rows_in_words(encoded.parts)}"

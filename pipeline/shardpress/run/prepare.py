@@ -43,10 +43,10 @@ from shardpress.scan.ranges import Scan, n_fitted_rows
 from shardpress.settings.config import Config, problems
 from shardpress.settings.deadline import deadline_of
 from shardpress.settings.kinds import as_typed, n_allowed
-from shardpress.settings.resolve import Settings, largest_network, network_of, unsuitable_settings
+from shardpress.settings.resolve import Settings, largest_network, unsuitable_settings
 from shardpress.shards.shard import UNREADABLE, Shard, leave_out_extras, with_offset
 from shardpress.training.targets import Targets, read_targets
-from shardpress_kernels.network import Head, Network
+from shardpress_kernels.network import Network
 
 log = logging.getLogger(__name__)
 
@@ -137,14 +137,8 @@ class Prepared:
         """The network of a given model, or the largest network that the run could train: see `largest_network`."""
         if self.given_model is not None:
             return self.given_model.network
-        return largest_network(self.config, self.n_inputs, self._head)
-
-    def network_for(self, scan: Scan) -> Network:
-        return network_of(self.config.network, scan.scaler.n_inputs, self._head)
-
-    @property
-    def _head(self) -> Head | None:
-        return None if self.targets is None else self.targets.head
+        head = None if self.targets is None else self.targets.head
+        return largest_network(self.config, self.n_inputs, head)
 
     def as_trained(self, scan: Scan) -> Scan:
         """Return a scan in which the rows that the training must not use count as bad rows."""
