@@ -11,8 +11,8 @@ def are_correct(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> np.
     """Return a mask of the test rows that a ridge classifier assigns to the correct class, bool (n_test,).
 
     All other rows train the classifier. The rows have shape (n_rows, n_columns), and `codes` (n_rows,) are their
-    classes, from 0 on. scikit-learn's `RidgeClassifierCV` is equally accurate, but importing
-    it takes longer than making the whole report.
+    classes, from 0 on. scikit-learn's `RidgeClassifierCV` is equally accurate, but importing it takes longer than
+    making the whole report.
     """
     scores = _predictions(rows, np.eye(codes.max() + 1)[codes], is_test)
     return np.asarray(scores.argmax(axis=1) == codes[is_test])

@@ -50,15 +50,14 @@ def estimate(values: np.ndarray, groups: np.ndarray) -> Estimate:
     totals = np.add.reduceat(values - mean, _firsts(groups), axis=0)
     n_groups = len(totals)
     residuals = totals * (math.sqrt(n_groups / max(1, n_groups - 1)) / len(values))
-    matrix = (
-        residuals @ residuals.T
-    )  # its trace and norm are those of the covariance matrix ``residuals.T @ residuals``
+    # The covariance matrix of the mean is ``residuals.T @ residuals``. This smaller one has the same trace and norm.
+    matrix = residuals @ residuals.T
     return Estimate(mean, np.array([np.trace(matrix), np.linalg.norm(matrix)]))
 
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """Statistics of held-out rows. Arrays are float64.
+    """Statistics of held-out rows. Arrays are float64, and numbers of rows and blocks can be int64.
 
     Rows of one file, or of one block of a large file, resemble each other more than others. The variation between them
     is therefore noise for an append of a few files.
