@@ -65,7 +65,7 @@ ALLOWED_IMPORTS = {
     "rowfacts": ["features"],
     "asof": ["alignment", "result"],
     "features": ["asof", "frames", "hdf5.categories", "result", "sealed"],
-    "training": ["shards", "scan", "cluster", "device", "ridge"],
+    "training": ["hdf5.description", "shards", "scan", "cluster", "device", "ridge"],
     "encoding": [
         "hdf5",
         "shards",
@@ -106,6 +106,7 @@ ALLOWED_IMPORTS = {
         "features",
         "training",
         "encoding",
+        "hdf5.description",
         "hdf5.files",
         "report",
         "watch",

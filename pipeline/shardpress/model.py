@@ -48,7 +48,7 @@ class Model:
         Description of how the model was made, as plain values that JSON can represent.
     offset : ndarray of shape (n_columns,), float64, or None
         Integers to subtract from integer rows before `encode`, in the dtype of the rows: see
-        `shardpress.shards.shard.with_offset`. None if float64 represents all values of the columns exactly.
+        `shardpress.shards.conversion`. None if float64 represents all values of the columns exactly.
     preparation : Preparation or None
         Preparation of rows before they are scaled.
     columns : Columns
@@ -140,13 +140,8 @@ class Model:
 
         All computations are in float64. Tests compare the results of devices with this reference.
         """
-        return self.encode_cleaned(self.scaler.cleaned(self.prepared(rows)))
-
-    def prepared(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows (n_rows, n_columns) after their preparation, which precedes the scaling."""
-        if self.preparation is None:
-            return rows
-        return self.preparation.apply(rows)
+        prepared = rows if self.preparation is None else self.preparation.apply(rows)
+        return self.encode_cleaned(self.scaler.cleaned(prepared))
 
     def encode_cleaned(self, rows: np.ndarray) -> np.ndarray:
         """Return the features (n_rows, n_features), float64, of cleaned rows (n_rows, n_inputs)."""

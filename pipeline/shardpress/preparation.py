@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shardpress import rowmath
+from shardpress.errors import DataError
 
 # Dtype of prepared rows. Equal values give equal results, whatever dtype stores them, and columns far from zero keep
 # their digits.
@@ -38,7 +39,7 @@ class Preparation:
         return _TOTAL if self.row_scale == "total" else 1.0
 
     def apply(self, rows: np.ndarray) -> np.ndarray:
-        """Return prepared rows for rows (n_rows, n_inputs) of any real dtype. Raise `ValueError` as `check` does."""
+        """Return prepared rows for rows (n_rows, n_inputs) of any real dtype. Raise `DataError` as `check` does."""
         self.check(rows)
         prepared = rows.astype(PREPARED_DTYPE, order="C")
         self.apply_in_place(prepared)
@@ -51,11 +52,10 @@ class Preparation:
         """
         rowmath.prepare(rows, self.row_scale or "none", self.target, self.transform == "log1p")
 
-    def check(self, rows: np.ndarray, first_row: int | None = None) -> None:
-        """Raise `ValueError` if rows (n_rows, n_inputs) contain integers that row scaling would round.
+    def check(self, rows: np.ndarray, where: object = "rows", first_row: int = 0) -> None:
+        """Raise `DataError` if rows (n_rows, n_inputs) contain integers that row scaling would round.
 
-        float64 represents integers exactly only up to 2^53, so small differences between larger ones would be lost. If
-        the number of the first row is given, the message contains the number of the row.
+        float64 represents integers exactly only up to 2^53, so small differences between larger ones would be lost.
         """
         if self.row_scale is None or rows.dtype.kind not in "iu" or rows.dtype.itemsize < 8 or not rows.size:
             return
@@ -66,10 +66,10 @@ class Preparation:
         if not is_rounded.any():
             return
         row, column = np.argwhere(is_rounded)[0]
-        where = f"column {column}" if first_row is None else f"row {first_row + row}, column {column}"
-        raise ValueError(
-            f"found {rows[row, column]} in {where}, expected integers up to 2^53, because rows are scaled in float64. "
-            "Omit --row-scale, or store smaller numbers, for example in a larger unit"
+        raise DataError(
+            f"{where}: found {rows[row, column]} in row {first_row + row}, column {column}, expected integers up to "
+            "2^53, because rows are scaled in float64. Omit --row-scale, or store smaller numbers, for example in a "
+            "larger unit."
         )
 
     def restore(self, rows: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import pytest
 
 from shardpress.commands.table import main
 from tests.support.cases import each
+from tests.support.damage import damage
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
 
@@ -73,6 +74,15 @@ def test_a_refused_file_is_listed_with_its_contents(tmp_path: Path, capsys: pyte
     assert f"{tmp_path / 'b.h5'}" in capsys.readouterr().err
 
 
+def test_files_refused_for_one_reason_are_listed_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(8):
+        write_shard(tmp_path / f"{i}.h5", np.zeros((5 + i, 2)), "this", extras={"that": np.zeros((5 + i, 3))})
+    assert main(["inspect", str(tmp_path)]) == 65
+    page = capsys.readouterr().out
+    assert page.count("--dataset") == 1
+    assert mentions(page, 7, "1.h5", "7.h5")
+
+
 @each("form", ["sensors", "gaps", "packed", "spectra"])
 def test_the_form_of_rows_is_named(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rng = np.random.default_rng(0)
@@ -94,3 +104,21 @@ def test_the_form_of_rows_is_named(form: str, tmp_path: Path, capsys: pytest.Cap
     found = [line for line in capsys.readouterr().out.splitlines() if "hint:" in line or "look like" in line]
     assert len(found) == bool(words)
     assert words in "".join(found)
+
+
+def test_files_with_equal_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    other = rows.copy()
+    other[24, 1] += 1
+    arrays = {"a": rows, "b": other, "c": rows, "d": rows[:49], "e": rows.astype(np.float64), "f": rows}
+    for name, values in {**arrays, "g": rows[:0], "h": rows[:0]}.items():
+        write_shard(tmp_path / f"{name}.h5", values)
+    for name in "ij":
+        write_shard(tmp_path / f"{name}.h5", rows, chunks=(50, 3), fletcher32=True)
+    damage(tmp_path / "j.h5")
+    assert main(["inspect", "--all", "--json", str(tmp_path)]) == 0
+    equal = json.loads(capsys.readouterr().out)["equal"]
+    assert [[Path(each).stem for each in pair] for pair in equal] == [["a", "c"], ["a", "f"], ["a", "i"]]
+    assert main(["inspect", "--all", str(tmp_path)]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("EQUAL ROWS")]
+    assert [("a.h5" in line, "c.h5" in line) for line in lines] == [(True, True), (True, False), (True, False)]

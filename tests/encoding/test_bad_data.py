@@ -20,7 +20,7 @@ from tests.support.logged import mentions
 
 def block_of(rows: np.ndarray, start: int = 100, stored_dtype: str | None = None) -> Block:
     """Return a block that has the shape and dtype of these rows."""
-    shard = Shard("a.h5", "X", (1000, rows.shape[1]), stored_dtype or rows.dtype.str, rows.dtype.name)
+    shard = Shard("a.h5", "X", (1000, rows.shape[1]), stored_dtype or rows.dtype.str)
     return Block(shard, start, start + len(rows))
 
 

@@ -38,6 +38,7 @@ from shardpress.run.request import facts_of
 from shardpress.scan.scaler import Scaler
 from shardpress.shards import digests, shard
 from shardpress.shards import rows as rows_module
+from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.shards.shard import Block, Shard
 from shardpress_kernels.network import Network
@@ -388,7 +389,7 @@ def test_digests_of_parts_are_those_of_the_file(
     facts = [facts_of(shard) for shard in shards]
     found = with_digests(facts, parts)
     for i, each in enumerate(shards):
-        read_again = with_content(facts[i], each, names)
+        read_again = with_content(facts[i], each, AS_STORED, names)
         assert None not in (read_again.rows, read_again.extras)
         assert (read_again.rows, read_again.extras) == (found[i].rows, found[i].extras)
 

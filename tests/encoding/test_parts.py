@@ -13,7 +13,7 @@ from tests.support.cases import each
 
 
 def shards_of(*sizes: int) -> list[Shard]:
-    return [Shard(f"{i}.h5", "X", (size, 2), "float32", "float32") for i, size in enumerate(sizes)]
+    return [Shard(f"{i}.h5", "X", (size, 2), "float32") for i, size in enumerate(sizes)]
 
 
 def part(number: int, *places: tuple[int, int, int]) -> Part:

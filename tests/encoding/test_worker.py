@@ -111,7 +111,7 @@ def test_the_size_of_a_task_does_not_depend_on_the_model(settings: EncodeSetting
         shapes = Network((n_inputs, 2)).shapes
         model = Model(Scaler(*edges), Network((n_inputs, 2)), {k: np.zeros(v, np.float32) for k, v in shapes.items()})
         of_model = replace(settings, model=write_model(Path(settings.directory), model), has_range=True)
-        piece = Piece(0, Block(Shard("a.h5", "X", (9, n_inputs), "float32", "float32"), 0, 8))
+        piece = Piece(0, Block(Shard("a.h5", "X", (9, n_inputs), "float32"), 0, 8))
         n_bytes.append(len(pickle.dumps(EncodeTask([piece], of_model))))
     assert n_bytes[1] < n_bytes[0] + 20 < 2000
 
@@ -137,15 +137,13 @@ def test_the_number_of_readers_defaults_to_the_cores(
 
 
 def test_a_thread_reuses_its_memory(settings: EncodeSettings) -> None:
-    shards = {dtype: Shard("a.h5", "X", (9, 3), dtype, dtype) for dtype in ("float32", "uint8")}
     worker = Worker(settings, MODEL, encode_nothing, Disk())
-    memory = worker.block_memory(Block(shards["float32"], 0, 4))
-    again = worker.block_memory(Block(shards["float32"], 4, 7))
-    assert (again.shape, np.shares_memory(memory, again)) == ((3, 3), True)
-    assert worker.block_memory(Block(shards["uint8"], 0, 2)).dtype == np.uint8
+    memory = worker.block_memory(12)
+    assert len(memory) == 12 * settings.block_rows
+    assert np.shares_memory(memory, worker.block_memory(3))
     features = worker.features(8)
     assert features.ctypes.data % PAGE == 0
     assert np.shares_memory(features, worker.features(5))
     with threads(1) as pool:
-        (others,) = compute([(worker.block_memory, Block(shards["float32"], 0, 4))], pool, 1)
+        (others,) = compute([(worker.block_memory, 12)], pool, 1)
     assert not np.shares_memory(memory, others)

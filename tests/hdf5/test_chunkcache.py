@@ -9,11 +9,12 @@ import pytest
 
 from shardpress.hdf5 import chunkcache, values
 from shardpress.hdf5.chunkcache import CHUNKS, ChunkCache
+from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
 from shardpress.shards.shard import Block
 from shardpress.training.order import Order
-from shardpress.training.rows import StreamedRows
+from shardpress.training.rows import Reader, StreamedRows
 from tests.support.helpers import numbered, write_shard
 
 N_ROWS = 100
@@ -77,7 +78,7 @@ def test_training_window_decompresses_each_chunk_once(tmp_path, decompressions):
     shard = shard_of(tmp_path, (50, 4))
     CHUNKS.resize(10**6)
     order = Order(np.arange(0, N_ROWS + 1, 5), np.empty(0, np.int64), 50, seed=1)
-    rows = StreamedRows([shard], 2)
+    rows = StreamedRows(Reader([shard], AS_STORED, 2))
     found = np.concatenate(list(rows.minibatches(order, 0, 10)))
     np.testing.assert_array_equal(np.sort(found[:, 0]), numbered(N_ROWS, 4)[:, 0])
     assert len(decompressions) <= 2 * 2  # each of the two windows may need both chunks

@@ -165,3 +165,76 @@ def test_log_about_extras_is_bounded(tmp_path, caplog):
     assert all(len(message) < 5000 for message in caplog.messages)
     (line,) = [message for message in caplog.messages if "130 more" in message]
     assert line.endswith("40 more")
+
+
+# -- pandas frames in fixed format -----------------------------------------------------------------------------------
+
+
+def write_frame(path, *items):
+    """Write a frame of pandas: a wide block, and a block of one column for each array that names the column."""
+    with h5py.File(path, "w") as file:
+        frame = file.create_group("df")
+        frame["axis0"] = np.arange(N).astype("S1")
+        frame["axis1"] = np.arange(N)
+        frame["block0_values"] = numbered(N, N)
+        frame["block0_items"] = np.arange(N).astype("S1")
+        for i, names_of_block in enumerate(items, 1):
+            frame[f"block{i}_values"] = np.arange(N, dtype="f4").reshape(N, 1)
+            frame[f"block{i}_items"] = names_of_block
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("items", "expected"),
+    [
+        (np.array([b"label"]), "label"),
+        (np.array(["größe".encode()]), "größe"),
+        (np.array([7]), "7"),
+        (np.array([b"axis1"]), "block1_values"),
+        (np.array([b"a/b"]), "block1_values"),
+        (np.array([b"a\0b"]), "block1_values"),
+        (np.array([b"\xff"]), "block1_values"),
+        (np.array([b"."]), "block1_values"),
+        (np.array([b""]), "block1_values"),
+        (np.array([b"x" * 70_000]), "block1_values"),
+        (np.array([b"a", b"b"]), "block1_values"),
+        (h5py.Empty("S1"), "block1_values"),
+        (h5py.SoftLink("/df/axis1"), "block1_values"),
+    ],
+    ids=str,
+)
+def test_single_column_of_a_frame_gets_the_name_of_the_column_if_usable(tmp_path, items, expected):
+    (shard,) = open_shards([write_frame(tmp_path / "x.h5", items)])
+    assert shard.dataset == "df/block0_values"
+    assert set(names(shard)) == {"axis1", expected}
+    assert read_extras(Block(shard, 1, 3))[expected].tolist() == [1, 2]
+
+
+def test_unreadable_column_name_affects_no_other_extra(tmp_path):
+    path = write_frame(tmp_path / "x.h5", np.array([b"y"]), np.array([b"z"]))
+    with h5py.File(path, "a") as file:
+        del file["df/block1_items"]
+        file.create_dataset("df/block1_items", (1,), "S1", chunks=(1,))  # a chunk that was never written
+        for i in (1, 2):
+            del file[f"df/block{i}_values"]
+            file.create_dataset(f"df/block{i}_values", data=i * np.arange(N).reshape(N, 1), chunks=(2, 1))
+    (shard,) = open_shards([path])
+    assert set(names(shard)) == {"axis1", "z"}
+    assert read_extras(Block(shard, 1, 3))["z"].tolist() == [2, 4]
+
+
+def test_equal_names_of_single_columns_are_used_once(tmp_path):
+    (shard,) = open_shards([write_frame(tmp_path / "x.h5", np.array([b"y"]), np.array([b"y"]))])
+    assert set(names(shard)) == {"axis1", "y", "block2_values"}
+
+
+def test_pickled_columns_of_a_frame_are_reported(tmp_path, caplog):
+    path = write_frame(tmp_path / "x.h5", np.array([b"y"]))
+    with h5py.File(path, "a") as file:
+        pickles = file.create_dataset("df/block2_values", (1,), h5py.vlen_dtype(np.uint8))
+        pickles[0] = np.zeros(9, np.uint8)
+        file["df/block2_items"] = np.array([b"t"])
+    (shard,) = open_shards([path])
+    assert set(names(shard)) == {"axis1", "y"}
+    (warning,) = warnings_of(caplog)
+    assert "pickle" in warning

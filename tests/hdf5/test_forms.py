@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from shardpress.hdf5.forms import is_utf8, normal, numbers_of, parts_of, rows_of, sibling, split, text, under
-from shardpress.hdf5.limits import MOST_COLUMNS
+from shardpress.hdf5.forms import is_utf8, normal, numbers_of, parts_of, sibling, split, text, under
 
 F8 = np.dtype("<f8")
 I8 = np.dtype("<i8")
@@ -46,50 +45,6 @@ def test_record_of_equal_adjacent_numbers_is_recognized(record, found):
 )
 def test_other_records_are_not_recognized(record):
     assert numbers_of(np.dtype(record)) is None
-
-
-@pytest.mark.parametrize(
-    ("form", "shapes", "dtypes", "shape", "found"),
-    [
-        ("dense", [(5, 2, 3)], [F8], (), (5, 2, 3)),
-        ("columns", [(2, 3, 5)], [F8], (), (5, 2, 3)),
-        ("table", [(5,)], [np.dtype([("a", "<f8"), ("b", "<f8")])], (), (5, 2)),
-        ("sparse", [(7,), (7,), (6,)], [F8, I4, I8], (5, 3), (5, 3)),
-        ("sparse", [(0,), (0,), (1,)], [F8, I4, I4], (0, 3), (0, 3)),
-    ],
-)
-def test_shape_of_rows_is_found_in_every_form(form, shapes, dtypes, shape, found):
-    expected = dtypes[0]["a"] if form == "table" else dtypes[0]
-    assert rows_of(form, shapes, dtypes, shape) == (found, expected)
-
-
-SPARSE = ("sparse", [(7,), (7,), (6,)], [F8, I4, I8], (5, 3))
-
-
-@pytest.mark.parametrize(
-    ("form", "shapes", "dtypes", "shape"),
-    [
-        ("other", [(5, 2)], [F8], ()),
-        ("dense", [(5,)], [F8], ()),
-        ("dense", [(5, 0)], [F8], ()),
-        ("dense", [(5, 2), (5, 2)], [F8, F8], ()),
-        ("dense", [(5, 2)], [np.dtype("S8")], ()),
-        ("columns", [(0, 5)], [F8], ()),
-        ("table", [(5, 2)], [np.dtype([("a", "<f8")])], ()),
-        ("table", [(5,)], [F8], ()),
-        (*SPARSE[:3], (6, 3)),
-        (*SPARSE[:3], (5, 0)),
-        (*SPARSE[:3], (5, MOST_COLUMNS + 1)),
-        (*SPARSE[:3], (5,)),
-        ("sparse", [(7,), (6,), (6,)], *SPARSE[2:]),
-        ("sparse", [(7, 1), (7, 1), (6,)], *SPARSE[2:]),
-        ("sparse", SPARSE[1], [np.dtype("S8"), I4, I8], (5, 3)),
-        ("sparse", [(7,), (6,)], [F8, I4], (5, 3)),
-    ],
-)
-def test_parts_that_form_no_rows_are_refused(form, shapes, dtypes, shape):
-    with pytest.raises((ValueError, TypeError)):
-        rows_of(form, shapes, dtypes, shape)
 
 
 def test_paths_are_split_as_in_hdf5():

@@ -28,7 +28,10 @@ FEW = np.where(ROWS % 3, 0, ROWS)
         ("sparse-csc.h5ad", None, "columns", "X", "<f4", FEW.T),
         ("frames-fixed.h5", None, None, "df/block0_values", "<f4", ROWS),
         ("frames-fixed.h5", "df", None, "df/block0_values", "<f4", ROWS),
-        ("frames-fixed-mixed.h5", "df/block0_values", None, "df/block0_values", "<f4", ROWS[:, :3]),
+        *(
+            ("frames-fixed-mixed.h5", requested, None, "df/block0_values", "<f4", ROWS[:, :3])
+            for requested in (None, "df", "df/block0_values")
+        ),
         ("frames-table.h5", None, None, "df/table", "<f4", ROWS),
         ("frames-table.h5", "df", None, "df/table", "<f4", ROWS),
         ("records.h5", None, None, "table", "<i4", ROWS),
@@ -49,12 +52,6 @@ def test_rows_of_other_software_are_read(name, requested, orientation, dataset, 
     ("name", "requested", "phrases"),
     [
         ("sparse-csc.h5ad", None, ["dataset=X", "(CSC)", "tocsr()"]),
-        (
-            "frames-fixed-mixed.h5",
-            None,
-            ["df/block0_values (60, 3) float32, df/block1_values (60, 1) int32"],
-        ),
-        ("frames-fixed-mixed.h5", "df", ["dataset=df:", "df.to_numpy()"]),
         ("frames-table-mixed.h5", None, ["dataset=df/table", "values_block_1 1 x int32", "df.to_numpy()"]),
         ("matlab.mat", None, ["MATLAB", "60 x 4", "--orientation columns", "--orientation rows"]),
     ],
@@ -66,6 +63,14 @@ def test_unusable_layout_is_refused_with_advice(name, requested, phrases):
 
 def test_columns_are_named_after_the_fields_of_a_table():
     assert open_shards([str(FILES / "records.h5")])[0].columns.names == ("a", "b", "c", "d")
+
+
+def test_single_column_of_another_dtype_in_a_frame_is_an_extra(caplog):
+    (shard,) = open_shards([str(FILES / "frames-fixed-mixed.h5")])
+    assert shard.columns.names == ("a", "b", "c")
+    assert [extra.name for extra in shard.extras] == ["axis1", "d"]
+    assert read_extras(Block(shard, 0, 60))["d"].tolist() == ROWS[:, 3].tolist()
+    assert not caplog.records
 
 
 def test_labels_in_a_matlab_column_are_an_extra():

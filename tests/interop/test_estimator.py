@@ -424,7 +424,7 @@ def test_indicators_equal_appended_columns() -> None:
             features = fitted.transform(x)
             assert fitted.transform(sparse).tobytes() == features.tobytes()
             scaler = TiedAutoencoder(**settings).fit(x).model_.scaler
-            prepared = model.prepared(x)
+            prepared = model.preparation.apply(x) if model.preparation else x
             appended = np.hstack([scaler.cleaned(prepared), np.isnan(x)[:, [2, 7]]])
             np.testing.assert_allclose(features, model.encode_cleaned(appended), rtol=1e-4, atol=1e-5)
             unclipped = np.hstack([np.where(np.isnan(x), scaler.fill, prepared), np.isnan(x)[:, [2, 7]]])

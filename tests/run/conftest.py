@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.scan import blocks
+from shardpress.scan import ranges
 from tests.support.appends import N_ROWS
 from tests.support.bad_shards import Shards, Silent
 from tests.support.helpers import write_shard
@@ -94,7 +94,7 @@ def unread(monkeypatch: pytest.MonkeyPatch) -> None:
     def read(*_arguments: object) -> None:
         raise Reading
 
-    monkeypatch.setattr(blocks, "read", read)
+    monkeypatch.setattr(ranges, "scan_pieces", read)
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from shardpress.errors import ConfigError
+from shardpress.hdf5.description import Extra
 from shardpress.hdf5.layout import Layout
 from shardpress.run import budget as budget_module
 from shardpress.run.budget import extras_bytes, make_budget, repeated_chunks, too_wide
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import network_of, resolve
-from shardpress.shards.shard import Extra, Shard
+from shardpress.shards.conversion import AS_STORED
+from shardpress.shards.shard import Shard
 from shardpress_kernels.backend import Device
 from tests.support.fields import set_sizes
 from tests.support.helpers import refused
@@ -30,7 +32,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shard(n_rows=10**6, n_inputs=100, dtype="float32"):
-    return Shard("x.h5", "X", (n_rows, n_inputs), np.dtype(dtype).str, dtype)
+    return Shard("x.h5", "X", (n_rows, n_inputs), np.dtype(dtype).str)
 
 
 def budget_of(shards=None, n_features=16, **settings):
@@ -39,7 +41,7 @@ def budget_of(shards=None, n_features=16, **settings):
     n_inputs = shards[0].n_inputs
     settings = resolve(config, sum(each.n_rows for each in shards), n_inputs)
     given = network_of(settings.network, n_inputs) if config.inputs.model else None
-    return make_budget(settings, shards, given)
+    return make_budget(settings, shards, AS_STORED, given)
 
 
 def test_blocks_and_parts_fit_the_budget():
@@ -172,7 +174,7 @@ def test_chunks_that_do_not_fit_the_budget_cause_a_warning():
         (10**7, 150_000, 2048 * MiB, r"\b1[0-9] times\b.*\bepoch\b"),
     ):
         shards = [shard_in_chunks(n_rows, chunk_rows)]
-        found = repeated_chunks(shards, budget_of(shards, memory_budget=memory, **ENCODING))
+        found = repeated_chunks(shards, AS_STORED, budget_of(shards, memory_budget=memory, **ENCODING))
         assert (found is None) == (times is None), (n_rows, chunk_rows, memory, found)
         if times:
             assert re.search(times, found), found

@@ -17,8 +17,8 @@ from shardpress.interop.onnx import encoder_onnx
 from shardpress.report.verify import verify
 from shardpress.result import load_model
 from shardpress.scan import ranges
-from shardpress.shards.rows import read
-from shardpress.shards.shard import Block, array_shard, with_offset
+from shardpress.shards.conversion import Conversion
+from shardpress.shards.shard import Block, array_shard
 from tests.support.cases import case
 from tests.support.logged import mentions
 from tests.support.standin import Workspace, features_of
@@ -128,8 +128,7 @@ def test_differences_are_exact_or_at_the_limit() -> None:
             *(offset + i for i in (-3, -1, 0, 1, 2**50) if info.min <= offset + i <= info.max),
         ]
         rows = np.array([[value] for value in values], dtype=dtype)
-        shard = with_offset(array_shard(rows), np.array([float(offset)]))
-        found = read(Block(shard, 0, len(rows)))
+        found = Conversion(offset=np.array([float(offset)])).read(Block(array_shard(rows), 0, len(rows)))
         expected = [min(max(value - offset, limits.min), limits.max) for value in values]
         with case(dtype):
             assert found.dtype == np.int64
@@ -141,7 +140,7 @@ def test_only_large_integers_of_a_narrow_range_get_an_offset() -> None:
         rows = np.array([[value, 7] for value in values], dtype=dtype)
         ends = rows.astype(np.float64)
         found = ranges.Scan(len(rows), ends.min(axis=0), ends.max(axis=0), np.empty(0, np.int64), ends[0], ends[:2])
-        offset = ranges.offset_for([array_shard(rows)], found)
+        offset = ranges.offset_for(rows.dtype, found)
         return None if offset is None else offset.tolist()
 
     assert offset_of([2**53, 1], "int64") is None

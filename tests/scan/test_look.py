@@ -10,6 +10,7 @@ from scipy.sparse import csr_matrix
 
 from shardpress.scan.look import follow, form_of
 from shardpress.settings.config import Config
+from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.shards.shard import array_shard
 from tests.support.cases import case, each
@@ -24,7 +25,7 @@ OF_BITS = ("range", (), "linear")
 
 def chosen(rows: np.ndarray, fitted: np.ndarray | None = None, **settings: object) -> tuple[str, str]:
     """Return the row scaling and the transformation that are chosen."""
-    scaling = follow(Config.of(**settings), (array_shard(rows),), fitted).scaling
+    scaling = follow(Config.of(**settings), (array_shard(rows),), AS_STORED, fitted).scaling
     return scaling.row_scale, scaling.transform
 
 
@@ -57,7 +58,7 @@ def bits(rng: np.random.Generator, share: float) -> np.ndarray:
 
 def network_for(rows: np.ndarray, **settings: object) -> tuple[object, ...]:
     """Return the scaling, the hidden layers and the activation that are chosen."""
-    config = follow(Config.of(**settings), (array_shard(rows),))
+    config = follow(Config.of(**settings), (array_shard(rows),), AS_STORED)
     return config.scaling.scale, config.network.hidden, config.network.code_activation
 
 
@@ -118,7 +119,7 @@ def test_packed_bits_are_named(share: float) -> None:
     rows = np.packbits(bits(np.random.default_rng(RNG_SEED), share), axis=1)
     assert np.mean(rows == 0) >= 0.5
     assert chosen(rows) == NONE
-    form = form_of(Config(), (array_shard(rows),))
+    form = form_of(Config(), (array_shard(rows),), AS_STORED)
     assert form is not None
     assert "unpackbits" in form.words
 
@@ -170,9 +171,9 @@ def test_the_choice_does_not_depend_on_shards(tmp_path: Path) -> None:
         with h5py.File(tmp_path / f"{i}.h5", "w") as file:
             file["X"] = part
     shards = open_shards([str(tmp_path)])
-    assert follow(Config(), shards).scaling.row_scale == "total"
+    assert follow(Config(), shards, AS_STORED).scaling.row_scale == "total"
     (tmp_path / "2.h5").write_bytes(b"")
-    assert follow(Config(), shards).scaling.row_scale == "total"
+    assert follow(Config(), shards, AS_STORED).scaling.row_scale == "total"
 
 
 def test_sections_of_a_spectrum_may_have_a_shape(tmp_path: Path) -> None:
@@ -186,4 +187,4 @@ def test_sections_of_a_spectrum_may_have_a_shape(tmp_path: Path) -> None:
         path = tmp_path / f"{i}.h5"
         with h5py.File(path, "w") as file:
             file["X"] = rows
-        assert follow(Config(), open_shards([str(path)])).scaling.row_scale == expected
+        assert follow(Config(), open_shards([str(path)]), AS_STORED).scaling.row_scale == expected

@@ -21,6 +21,8 @@ from tests.support.fresh_process import run_in_fresh_process
 from tests.support.helpers import blocks, numbered, refused, scanned, write_shard
 from tests.support.logged import mentions
 
+SETTINGS = ScanSettings(1)
+
 
 def shards_of(folder, *arrays):
     return open_shards([write_shard(folder / f"{i}.h5", rows) for i, rows in enumerate(arrays)])
@@ -110,7 +112,7 @@ def test_extreme_ranges_are_exact(tmp_path, rows):
 def test_error_about_a_range_that_overflows_names_the_column(tmp_path, block_rows):
     shards = shards_of(tmp_path, np.array([[0, 1.7e308], [1, -1.7e308]]))
     with refused(65, f"file={tmp_path / '0.h5'}", "columns 1", "float64"):
-        check_usable(shards, scanned(shards, block_rows, 1))
+        check_usable(shards, scanned(shards, block_rows, 1), SETTINGS)
 
 
 def test_constant_columns_are_found_and_logged(tmp_path, caplog):
@@ -120,7 +122,7 @@ def test_constant_columns_are_found_and_logged(tmp_path, caplog):
     shards = shards_of(tmp_path, rows + 7)
     found = scanned(shards, 2, 1)
     assert np.flatnonzero(~found.constant).tolist() == [3]
-    check_usable(shards, found)
+    check_usable(shards, found, SETTINGS)
     assert mentions(caplog.text, "13 constant columns", "0, 1, 2, 4, 5, 6, 7, 8, 9, 10", 3)
 
 
@@ -128,17 +130,17 @@ def test_columns_that_are_too_narrow_to_be_scaled_are_logged(tmp_path, caplog):
     rows = numbered(5, dtype=np.float64)
     rows[:, 1] *= 1e-320
     shards = shards_of(tmp_path, rows)
-    check_usable(shards, scanned(shards, 2, 1))
+    check_usable(shards, scanned(shards, 2, 1), SETTINGS)
     assert mentions(caplog.text, "WARNING", "1 column", "float64: 1.")
     shards = shards_of(tmp_path, rows * 1e-320)
     with refused(65, str(shards[0]), "too narrow"):
-        check_usable(shards, scanned(shards, 2, 1))
+        check_usable(shards, scanned(shards, 2, 1), SETTINGS)
 
 
 def test_rows_that_are_all_bad_are_refused(tmp_path):
     shards = shards_of(tmp_path, np.full((2, 2), np.nan), np.full((1, 2), np.inf))
     with refused(65, "3 rows", f"file={shards[0].path}"):
-        check_usable(shards, scanned(shards, 1, 2))
+        check_usable(shards, scanned(shards, 1, 2), SETTINGS)
 
 
 def test_every_row_is_reported_once(tmp_path):
@@ -152,7 +154,7 @@ def test_bad_rows_are_described_by_place_and_count(tmp_path):
     arrays[2][1, 1] = -np.inf
     arrays[2][3] = np.nan
     shards = shards_of(tmp_path, *arrays)
-    words = describe_bad_rows(shards, scanned(shards, 2, 1))
+    words = describe_bad_rows(shards, scanned(shards, 2, 1), SETTINGS)
     assert mentions(words, f"file={shards[2].path} dataset=X", "-inf", "row 1, column 1", "2 of 7")
 
 
@@ -226,7 +228,7 @@ def test_a_missing_value_is_found_in_the_dtype_of_its_file(tmp_path, dtype, miss
             found = scanned([shard], block_rows, 2, missing=missing)
             assert (found.bad_rows.tolist(), found.n_fitted) == ([2, 5], 5)
             np.testing.assert_array_equal((found.minimum, found.maximum), (good.min(axis=0), good.max(axis=0)))
-            assert mentions(describe_bad_rows([shard], found, missing), "2 of 7", missing)
+            assert mentions(describe_bad_rows([shard], found, ScanSettings(1, missing)), "2 of 7", missing)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +266,7 @@ def test_nan_and_the_missing_value_are_both_bad():
 def test_rows_that_are_all_missing_are_refused(tmp_path):
     shards = shards_of(tmp_path, np.full((3, 2), 9, np.uint8))
     with refused(65, "3 rows", "NaN, Inf or 9"):
-        check_usable(shards, scanned(shards, 2, 1, missing=9), 9)
+        check_usable(shards, scanned(shards, 2, 1, missing=9), ScanSettings(1, 9))
 
 
 # -- imputation and clipping -------------------------------------------------------------------------------------
@@ -438,7 +440,7 @@ def test_a_failing_disk_is_never_bad_data(tmp_path, monkeypatch, code):
 
 def test_an_unreadable_shard_is_described_by_its_error(tmp_path):
     shards = damaged_shards(tmp_path, 2)
-    words = describe_bad_rows(shards, scanned(shards, 3, 1, max_unreadable=2))
+    words = describe_bad_rows(shards, scanned(shards, 3, 1, max_unreadable=2), SETTINGS)
     assert words.startswith(f"file={shards[0].path} dataset=X rows=0:3")
     assert mentions(words, "8 of 20", 2)
 

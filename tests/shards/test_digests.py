@@ -17,11 +17,12 @@ from shardpress.run.digests import with_content
 from shardpress.run.request import facts_of
 from shardpress.shards import digests
 from shardpress.shards import rows as rows_module
-from shardpress.shards.columns import ColumnRule
+from shardpress.shards.columns import ColumnCheck, ColumnRule
+from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.digests import UNIT_ROWS, Digest, ExtrasDigest
 from shardpress.shards.open import open_shards
-from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block, Shard, with_offset, with_preparation
+from shardpress.shards.rows import read_extras
+from shardpress.shards.shard import Block, Shard
 from tests.support import named_columns
 from tests.support.cases import case
 from tests.support.helpers import csr, numbered, scanned, some_rows, write_shard
@@ -43,14 +44,14 @@ def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(digests, "UNIT_ROWS", UNIT)
 
 
-def digest_of(shard: Shard, block_rows: int = UNIT, seed: int = 0) -> str:
+def digest_of(shard: Shard, block_rows: int = UNIT, seed: int = 0, conversion: Conversion = AS_STORED) -> str:
     """Return the digest of the rows of a shard, which are read block by block in a random order."""
     blocks = list(Block(shard, 0, shard.n_rows).cut(block_rows))
     random.Random(seed).shuffle(blocks)
     digest = Digest()
     for block in blocks:
         own = Digest()
-        read(block, None, own)
+        conversion.read(block, None, own)
         digest.add(own.value)
     return str(digest)
 
@@ -81,7 +82,7 @@ def test_block_size_threads_and_order_do_not_matter(tmp_path: Path) -> None:
         found = {digest_of(shards[1], n * UNIT, seed) for n in (1, 2, 10) for seed in range(3)}
         for n, n_threads in ((1, 3), (2, 1), (10, 2)):
             found.add(scanned(shards, n * UNIT, n_threads).digests[1] or "")
-        found.add(with_content(facts_of(shards[1]), shards[1], ()).rows or "")
+        found.add(with_content(facts_of(shards[1]), shards[1], AS_STORED, ()).rows or "")
         with case(n_rows):
             assert len(found) == 1
 
@@ -124,8 +125,8 @@ def test_offset_and_preparation_do_not_matter(tmp_path: Path) -> None:
     for dtype in ("u1", "<i2", "<i8", "<u8", "<f2", "<f4", "<f8"):
         shard = opened(tmp_path / "x.h5", some_rows(dtype))
         offset = np.arange(1.0, shard.n_inputs + 1)
-        found = {digest_of(shard), digest_of(with_offset(shard, offset))}
-        found |= {digest_of(with_preparation(shard, preparation)) for preparation in preparations}
+        conversions = [AS_STORED, Conversion(offset=offset), *(Conversion(preparation=each) for each in preparations)]
+        found = {digest_of(shard, conversion=each) for each in conversions}
         with case(dtype):
             assert len(found) == 1
 
@@ -139,8 +140,10 @@ def test_columns_are_digested_in_the_order_of_the_model(tmp_path: Path) -> None:
     named_columns.attribute(tmp_path / "0.h5", rows, names)
     named_columns.attribute(tmp_path / "1.h5", permuted, [names[i] for i in order])
     named_columns.sparse_anndata(tmp_path / "2.h5", permuted, [names[i] for i in order])
-    shards = open_shards([str(tmp_path / f"{i}.h5") for i in range(3)], columns=ColumnRule("name"))
-    assert {digest_of(shard) for shard in shards} == {digest_of(shards[0])}
+    check = ColumnCheck(ColumnRule("name"))
+    shards = open_shards([str(tmp_path / f"{i}.h5") for i in range(3)], check=check)
+    conversion = Conversion(check.orders)
+    assert {digest_of(shard, conversion=conversion) for shard in shards} == {digest_of(shards[0])}
     assert digest_of(opened(tmp_path / "3.h5", permuted)) != digest_of(shards[0])
 
 
@@ -220,7 +223,7 @@ def test_parts_and_pieces_of_extras_do_not_matter(tmp_path: Path, monkeypatch: p
     for n_bytes in (1, 40, 10**6):
         monkeypatch.setattr(rows_module, "_EXTRA_PIECE", n_bytes)
         with case(n_bytes=n_bytes):
-            assert with_content(facts_of(shard), shard, EXTRAS.keys()).extras == expected
+            assert with_content(facts_of(shard), shard, AS_STORED, EXTRAS.keys()).extras == expected
 
 
 @pytest.mark.process

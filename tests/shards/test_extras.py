@@ -54,6 +54,32 @@ def test_extra_missing_in_some_shards_is_read_from_the_others(shards, caplog):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize(
+    ("names_of_extras", "include", "level"),
+    [
+        (["y"], [], "INFO"),
+        (["y", "z"], [], "INFO"),
+        (["obs/y"], ["obs"], "INFO"),
+        (["obs/y"], ["obs/y"], "WARNING"),
+        (["y"], ["y"], "WARNING"),
+    ],
+)
+def test_missing_extra_is_a_warning_only_if_the_user_named_it(tmp_path, caplog, names_of_extras, include, level):
+    caplog.set_level("INFO", "shardpress")
+    paths = []
+    for i in range(3):
+        extras = {"obs/id": range(3)}
+        if i == 1:
+            extras |= dict.fromkeys(names_of_extras, range(3))
+        paths.append(write_shard(tmp_path / f"{i}.h5", numbered(3), extras=extras))
+    opened = open_shards(paths, include=include)
+    assert {"y", "y_present"} <= set(names(opened[0]))
+    found = [record for record in caplog.records if "y_present" in record.message.partition("input: extras: ")[0]]
+    assert [record.levelname for record in found] == [level]
+    assert {record.levelname for record in caplog.records} <= {"INFO", level}
+
+
+@pytest.mark.process
 def test_fill_values_of_missing_extras_are_unlikely_values(shards):
     for present, missing in [
         (np.zeros(3, "f4"), np.nan),

@@ -72,6 +72,44 @@ def test_equal_files_are_grouped_and_bad_files_listed(tmp_path: Path) -> None:
     assert inspect_paths(tmp_path / "4.h5").shards == ()
 
 
+@each("kind", ["sparse", "dense", "gzip", "lzf"])
+def test_files_that_differ_only_in_numbers_are_one_group(kind: str, tmp_path: Path) -> None:
+    folder = tmp_path / kind
+    folder.mkdir()
+    for i, n_rows in enumerate((0, 300, 2000, 17_000)):
+        path = folder / f"{i}.h5"
+        if kind == "sparse":
+            rows = some_rows(n_rows=n_rows + 1)
+            write_csr(path, csr(rows), rows.shape, compression="gzip")
+        else:
+            options = {} if kind == "dense" else {"compression": kind, "maxshape": (None, 40)}
+            extras = {"y": np.arange(n_rows), "short": np.arange(n_rows + 3), "grid": np.zeros((7, n_rows))}
+            write_shard(path, np.zeros((n_rows, 40)), extras=extras, **options)
+    (files,) = inspect_paths(folder).files
+    assert len(files.names) == 4
+    assert set(files.left_out) == (set() if kind == "sparse" else {"short", "grid"})
+
+
+def test_files_that_differ_in_more_than_numbers_are_not_grouped(tmp_path: Path) -> None:
+    y = {"y": np.arange(9)}
+    write_shard(tmp_path / "0.h5", numbered(9), extras=y)
+    write_shard(tmp_path / "1.h5", numbered(9, dtype="f8"), extras=y)
+    write_shard(tmp_path / "2.h5", numbered(9), extras=y, compression="gzip")
+    write_shard(tmp_path / "3.h5", numbered(9))
+    found = inspect_paths(tmp_path)
+    assert [len(files.names) for files in found.files] == [1] * 4
+    assert [set(files.left_out) for files in found.files] == [set(), set(), set(), {"y"}]
+
+
+def test_slow_storage_of_some_files_of_a_group_is_reported(tmp_path: Path) -> None:
+    rows = np.zeros((40_000, 32), np.float32)
+    for i, width in enumerate((32, 8, 32)):
+        write_shard(tmp_path / f"{i}.h5", rows, chunks=(4096, width))
+    (files,) = inspect_paths(tmp_path).files
+    (advice,) = files.faster
+    assert "1 of 3 files" in advice
+
+
 def test_reason_for_the_chosen_dataset_is_given(tmp_path: Path) -> None:
     other = write_shard(tmp_path / "other.h5", numbered(5), "rows")
     preferred = write_shard(tmp_path / "x.h5", numbered(5), extras={"rows": numbered(5)})

@@ -7,9 +7,10 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block, Shard, aligned, block_of, first_rows, row_dtype
+from shardpress.shards.shard import Block, Shard, aligned, block_of, first_rows
 from tests.support.cases import case
 from tests.support.fresh_process import run_in_fresh_process
 from tests.support.helpers import blocks, csr, some_rows, write_csr, write_shard
@@ -18,7 +19,7 @@ from tests.support.helpers import blocks, csr, some_rows, write_csr, write_shard
 def test_blocks_cover_every_row_once_and_in_order():
     for sizes, block_rows in product([(1,), (3, 4), (0, 3, 0, 0, 2, 0), (1, 1, 1)], [1, 2, 3, 100]):
         with case(sizes, block_rows):
-            shards = [Shard(str(i), "X", (size, 2), "<f4", "float32") for i, size in enumerate(sizes)]
+            shards = [Shard(str(i), "X", (size, 2), "<f4") for i, size in enumerate(sizes)]
             rows = [(shard, row) for shard in shards for row in range(shard.n_rows)]
             cut = list(blocks(shards, block_rows))
             assert [(block.shard, row) for block in cut for row in range(block.start, block.stop)] == rows
@@ -39,7 +40,7 @@ def test_common_row_dtype_holds_all_dtypes():
         (["float32", "int32", "uint8"], "float64"),
     ]:
         with case(dtypes, common):
-            assert row_dtype([Shard("x", "X", (1, 2), dtype, dtype) for dtype in dtypes]) == common
+            assert AS_STORED.dtype([Shard("x", "X", (1, 2), dtype) for dtype in dtypes]) == common
 
 
 def test_ranges_are_cut_at_multiples_of_the_size():

@@ -7,12 +7,11 @@ the parser, as in a forged file. Section numbers refer to the HDF5 File Format S
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from shardpress.hdf5.plain.metadata import checksum
 
 # Signatures of the superblock (II.A), object headers and their continuations (IV.A.1.b), B-trees of version 2
 # (III.A.2), fractal heaps (III.G), extensible arrays (VII.D), fixed arrays (VII.C) and shared messages (III.F).
@@ -22,6 +21,7 @@ _SIGNATURES = re.compile(
 )
 _LONGEST = (256, 1024, 4096)  # lengths of structures to try, in bytes; the short ones first, since most are short
 _SHORTEST = 8
+_MASK = 0xFFFFFFFF
 _WIDTH = 4  # bytes of a checksum
 # The header of a fractal heap's direct block contains its checksum, computed with zeros in that place (III.G.2).
 _HEAP_BLOCK = b"FHDB"
@@ -148,3 +148,50 @@ def _final(state: np.ndarray) -> np.ndarray:
     a = (a ^ c) - _rotated(c, 4)
     b = (b ^ a) - _rotated(a, 14)
     return (c ^ b) - _rotated(b, 24)
+
+
+def checksum(data: bytes) -> bytes:
+    """Return HDF5's metadata checksum: lookup3 by Bob Jenkins (2006). `data` must not be empty."""
+    n_whole = (len(data) - 1) // 12
+    words = struct.unpack(f"<{3 * n_whole + 3}I", data.ljust(12 * n_whole + 12, b"\0"))
+    a, b, c = _mix_words(words[:-3], 0xDEADBEEF + len(data) & _MASK)
+    a = a + words[-3] & _MASK
+    b = b + words[-2] & _MASK
+    c = c + words[-1] & _MASK
+    return _final_mix(a, b, c).to_bytes(4, "little")
+
+
+def _mix_words(words: tuple[int, ...], start: int) -> tuple[int, int, int]:
+    """Mix words into the state, three at a time. Most of the time for reading metadata is spent here."""
+    m = _MASK
+    a = b = c = start
+    for i in range(0, len(words), 3):
+        a = a + words[i]
+        b = b + words[i + 1]
+        c = c + words[i + 2] & m
+        a = (a - c & m) ^ (c << 4 & m | c >> 28)
+        c = c + b & m
+        b = (b - a & m) ^ (a << 6 & m | a >> 26)
+        a = a + c & m
+        c = (c - b & m) ^ (b << 8 & m | b >> 24)
+        b = b + a & m
+        a = (a - c & m) ^ (c << 16 & m | c >> 16)
+        c = c + b & m
+        b = (b - a & m) ^ (a << 19 & m | a >> 13)
+        a = a + c & m
+        c = (c - b & m) ^ (b << 4 & m | b >> 28)
+        b = b + a & m
+    return a, b, c
+
+
+def _final_mix(a: int, b: int, c: int) -> int:
+    for first, second, third in ((14, 11, 25), (16, 4, 14)):
+        c = (c ^ b) - _rotated_number(b, first) & _MASK
+        a = (a ^ c) - _rotated_number(c, second) & _MASK
+        b = (b ^ a) - _rotated_number(a, third) & _MASK
+    return (c ^ b) - _rotated_number(b, 24) & _MASK
+
+
+def _rotated_number(x: int, n: int) -> int:
+    """Rotate a 32-bit number left by n bits."""
+    return x << n & _MASK | x >> 32 - n

@@ -13,15 +13,25 @@ ROOT = Path(__file__).parents[2]
 # A child like the real one, except for the function that describes a file.
 MODIFIED_CHILD = """
 import ctypes, os, socket, sys, time
+import h5py
 import numpy as np
 from shardpress.hdf5.child import server
 from shardpress.hdf5.child.describe import describe as honest
 warm_up = server._warm_up
+send = server._send
+def fake(*messages):
+    def send_once(connection, *_):
+        server._send = send
+        for message in messages:
+            connection.sendall(message)
+    server._send = send_once
+def message(data):
+    return server.LENGTH.pack(len(data)) + data
 def describe(file, dataset, *wanted):
     {lines}
 def start():
     warm_up()
-    server.describe = describe
+    server._FUNCTIONS['describe'] = describe
 server._warm_up = start
 main = server.main
 """

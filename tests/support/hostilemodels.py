@@ -322,7 +322,7 @@ def check_result(file):
     {act}
 def start():
     warm_up()
-    server.check_result = check_result
+    server._FUNCTIONS['check_result'] = check_result
 server._warm_up = start
 main = server.main
 """

@@ -798,13 +798,6 @@ _HDF5_AND_SHARDS = (
         ("tests/shards/test_rows.py::test_invalid_sparse_rows_are_refused_with_their_row",),
     ),
     Mutation(
-        "metadata-checksums-are-not-compared",
-        "pipeline/shardpress/hdf5/plain/metadata.py",
-        "expect(block[-4:] == checksum(block[:-4]))",
-        "expect(len(block) > 4)",
-        ("tests/hdf5/plain/test_describe.py::test_reader_answers_damaged_files_as_the_child_or_not_at_all",),
-    ),
-    Mutation(
         "check-of-a-result-ignores-the-end-of-a-source",
         "pipeline/shardpress/hdf5/child/results.py",
         "_SOURCE.fullmatch(",
@@ -827,10 +820,10 @@ _HDF5_AND_SHARDS = (
     ),
     Mutation(
         "values-may-overlap-in-a-file",
-        "pipeline/shardpress/hdf5/layout.py",
+        "pipeline/shardpress/hdf5/child/places.py",
         "overlaps = offsets[1:] < offsets[:-1] + sizes[:-1]",
         "overlaps = offsets[1:] < offsets[:-1]",
-        ("tests/hdf5/test_layout.py::test_overlapping_chunks_are_refused",),
+        ("tests/hdf5/child/test_places.py::test_overlapping_chunks_are_refused",),
     ),
     Mutation(
         "cached-chunks-are-those-of-another-file",
@@ -904,10 +897,9 @@ _HDF5_AND_SHARDS = (
     ),
     Mutation(
         "columns-are-digested-in-the-order-of-the-file",
-        "pipeline/shardpress/shards/rows.py",
-        "_reorder(out, block.shard.order)\n    if digest is not None:\n        digest.add_rows(out, block.start)",
-        "digest and digest.add_rows(out, block.start)\n        _reorder(out, block.shard.order)\n"
-        "    elif digest is not None:\n        digest.add_rows(out, block.start)",
+        "pipeline/shardpress/shards/conversion.py",
+        "digest.add_rows(stored, block.start)",
+        "digest.add_rows(rows.read(block), block.start)",
         ("tests/shards/test_digests.py::test_columns_are_digested_in_the_order_of_the_model",),
     ),
 )

@@ -14,15 +14,15 @@ _SECONDS = 0.3
 
 
 def dask_setup(_worker: Any = None) -> None:
-    """Make reads slow in this worker."""
+    """Make the check before each block slow in this worker."""
     patch = pytest.MonkeyPatch()  # until the process ends
     for module in (encode, blocks):
-        patch.setattr(module, "read", _slowly(module.read))
+        patch.setattr(module, "check", _slowly(module.check))
 
 
-def _slowly(read: Any) -> Any:
-    def slow(*arguments: Any) -> Any:
+def _slowly(check: Any) -> Any:
+    def slow() -> None:
         time.sleep(_SECONDS)
-        return read(*arguments)
+        check()
 
     return slow

@@ -21,6 +21,7 @@ import pytest
 
 from shardpress import device
 from shardpress.encoding import encode, worker
+from shardpress.shards.conversion import Conversion
 from shardpress_kernels.backend import Device
 from tests.support.standin import install
 
@@ -52,15 +53,15 @@ def dask_setup(_worker: Any = None) -> None:
     for module in (device, worker):
         patch.setattr(module, "start_device", lambda is_required=False: Device("cpu", "cpu", "stand-in"))
     faults = json.loads(os.environ.get("WORKER_FAULTS", "{}"))
-    read = encode.read
 
-    def read_or_not(block: Any, *rest: Any) -> Any:
-        name = Path(block.shard.path).name
-        if name in faults and _is_due(faults[name]):
-            FAULTS[faults[name]]()
-        return read(block, *rest)
+    class Faulty(Conversion):
+        def read(self, block: Any, *rest: Any) -> Any:
+            name = Path(block.shard.path).name
+            if name in faults and _is_due(faults[name]):
+                FAULTS[faults[name]]()
+            return super().read(block, *rest)
 
-    patch.setattr(encode, "read", read_or_not)
+    patch.setattr(encode, "Conversion", Faulty)
 
 
 def _is_due(what: str) -> bool:

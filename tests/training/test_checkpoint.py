@@ -18,13 +18,14 @@ import pytest
 from shardpress.device import training_step_of
 from shardpress.formats import pack
 from shardpress.settings.resolve import network_of
+from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.shards.shard import Shard
 from shardpress.signals import Stopped, stoppable
 from shardpress.training.checkpoint import Checkpoint, Epoch, TrainingState
 from shardpress.training.epochs import Training
 from shardpress.training.order import Order, slab_starts
-from shardpress.training.rows import ResidentRows, StreamedRows
+from shardpress.training.rows import Reader, ResidentRows, StreamedRows
 from shardpress.training.start import start_of
 from tests.support.helpers import write_shard
 from tests.support.loops import train
@@ -102,9 +103,10 @@ class Rig:
         more = DEEP if name == "deep" else {"optimizer": name}
         config = settings_of(**{**ONE_LAYER, **more}, n_features=3, learning_rate=RATES[name], batch_size=8, epochs=6)
         self.config = config
-        rows = ResidentRows.of(shards, 2) if resident else StreamedRows(shards, 2)
+        reader = Reader(shards, AS_STORED, 2)
+        rows = ResidentRows.of(reader) if resident else StreamedRows(reader)
         self.rows = rows
-        self.order = Order(slab_starts(shards, 5), np.array([3, 17, 18]), 11, seed=1)
+        self.order = Order(slab_starts(shards, AS_STORED, 5), np.array([3, 17, 18]), 11, seed=1)
         self.validation = np.repeat(rows.take(np.array([3, 17])), 50, axis=0)  # enough bad rows to matter
         self.autoencoder = Autoencoder(network_of(self.config.network, 6))
         self.step = training_step_of(self.autoencoder, self.config.training, np.dtype(np.float32), rows.resident)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from shardpress.scan.scaler import Scaler
+from shardpress.shards.conversion import AS_STORED
 from shardpress.training import components
 from shardpress.training.components import Components, principal_components, sampled
 from shardpress.training.order import Order, slab_starts, spread_rows
-from shardpress.training.rows import ResidentRows, StreamedRows
+from shardpress.training.rows import Reader, ResidentRows, StreamedRows
 from tests.support.cases import case, each
 from tests.support.helpers import numbered, numbered_shards
 
@@ -127,10 +128,11 @@ def test_the_sample_has_only_training_rows_and_ignores_storage(tmp_path: Path, m
     expected = numbered(100)
     scaler = Scaler(np.zeros(2), np.full(2, 1000.0))
     left_out = np.union1d(spread_rows(100, np.empty(0, dtype=np.int64), 20, 3), [0, 1, 99])
-    order = Order(slab_starts(shards), left_out, 1000, seed=3)
+    order = Order(slab_starts(shards, AS_STORED), left_out, 1000, seed=3)
     for most in (1, 2, 30, order.n_rows, 1000):
         with case(most):
-            one, other = (sampled(kind(shards, 2), order, scaler, most) for kind in (ResidentRows.of, StreamedRows))
+            reader = Reader(shards, AS_STORED, 2)
+            one, other = (sampled(kind(reader), order, scaler, most) for kind in (ResidentRows.of, StreamedRows))
             assert one.tobytes() == other.tobytes()
             assert one.dtype == np.float32
             numbers = np.rint(one[:, 0] * 100).astype(int)

@@ -13,6 +13,7 @@ from shardpress.errors import DataError
 from shardpress.scan.ranges import Scan
 from shardpress.scan.scaler import Scaler
 from shardpress.settings.resolve import Settings
+from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.shards.shard import Shard
 from shardpress.training.epochs import Training
@@ -53,7 +54,7 @@ def scan_of(rows: np.ndarray, bad: list[int]) -> Scan:
 
 
 def training_of(shards: tuple[Shard, ...], scan: Scan, config: Settings = CONFIG, sizes: Sizes = SIZES) -> Training:
-    return prepare_training(shards, scan, config, sizes)
+    return prepare_training(shards, AS_STORED, scan, config, sizes)
 
 
 @pytest.mark.process

@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.shard import Shard, first_rows
 from shardpress.training import order as order_module
 from shardpress.training.order import Order, noise_of, slab_starts, spread_rows
@@ -81,9 +82,9 @@ def test_a_window_over_all_rows_ignores_the_slabs():
 def test_slabs_stay_within_shards_and_hold_whole_chunks(monkeypatch):
     for chunk_rows, slab_bytes in product([1, 3, 10, 1000], [1, 64, 10**6]):
         with case(chunk_rows, slab_bytes):
-            shards = [Shard("", "X", (size, 2), "<f4", "float32", chunk_rows) for size in (17, 0, 1, 30)]
+            shards = [Shard("", "X", (size, 2), "<f4", chunk_rows) for size in (17, 0, 1, 30)]
             monkeypatch.setattr(order_module, "_SLAB_BYTES", slab_bytes)
-            starts = slab_starts(shards)
+            starts = slab_starts(shards, AS_STORED)
             assert starts.dtype == np.int64
             assert (np.diff(starts) > 0).all()
             firsts = first_rows(shards)
@@ -95,8 +96,8 @@ def test_slabs_stay_within_shards_and_hold_whole_chunks(monkeypatch):
 def test_chunks_too_large_for_a_window_are_divided(monkeypatch):
     monkeypatch.setattr(order_module, "_SLAB_BYTES", 80)
     monkeypatch.setattr(order_module, "MAX_CHUNK_BYTES", 100)
-    shards = [Shard("", "X", (35, 2), "<f4", "float32", chunk_rows=30)]
-    assert slab_starts(shards).tolist() == [0, 10, 20, 30, 35]
+    shards = [Shard("", "X", (35, 2), "<f4", chunk_rows=30)]
+    assert slab_starts(shards, AS_STORED).tolist() == [0, 10, 20, 30, 35]
 
 
 def test_validation_takes_the_requested_number_of_sorted_rows():
@@ -129,7 +130,7 @@ def test_slabs_are_small_compared_with_the_window(tmp_path):
     """Slabs of whole chunks could have thousands of rows, and a small memory budget cannot hold two such windows."""
     shards = numbered_shards(tmp_path, 100, 7, chunks=True)
     for max_rows in (0, 1, 3, 16, 1000):
-        sizes = np.diff(slab_starts(shards, max_rows))
+        sizes = np.diff(slab_starts(shards, AS_STORED, max_rows))
         assert sizes.max() <= max(1, max_rows), max_rows
         assert sizes.sum() == 107, max_rows
 

@@ -25,6 +25,7 @@ from shardpress.errors import TrainingDiverged
 from shardpress.scan.ranges import Scan
 from shardpress.settings import replicas as sizes_module
 from shardpress.settings.resolve import Settings
+from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.shards.shard import Shard
 from shardpress.signals import Stopped, stoppable
@@ -63,7 +64,7 @@ def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Shard, ...]
 def training_of(shards: tuple[Shard, ...], config: Settings = CONFIG, **sizes: Any) -> Training:
     inner = np.full((2, 5), np.nan)
     scan = Scan(200, np.zeros(5), np.ones(5), np.array(BAD), inner[0], inner)
-    return prepare_training(shards, scan, config, replace(SIZES, **sizes))
+    return prepare_training(shards, AS_STORED, scan, config, replace(SIZES, **sizes))
 
 
 def result_of(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from shardpress.settings import replicas
+from shardpress.shards.conversion import AS_STORED
 from shardpress.training.order import Order, slab_starts
 from shardpress.training.rounds import Rounds, rounds_of
 from tests.support.cases import case
@@ -66,9 +67,9 @@ def test_shares_have_similar_sizes_and_cover_the_data_set(tmp_path, monkeypatch)
     monkeypatch.setattr(replicas, "_MIN_STEPS", 20)
     monkeypatch.setattr(replicas, "_MIN_STEPS_PER_ROUND", 1)
     shards = numbered_shards(tmp_path, 1000, 0, 500, 2500)
-    order = Order(slab_starts(shards), np.arange(0, 4000, 40), 10**6, seed=0)
+    order = Order(slab_starts(shards, AS_STORED), np.arange(0, 4000, 40), 10**6, seed=0)
     config = settings_of(**{**ONE_LAYER, "replicas": 4}, n_features=1, batch_size=8, epochs=9)
-    shared = rounds_of(order, shards, config.training)
+    shared = rounds_of(order, shards, AS_STORED, config.training)
     assert shared.n_rounds * 8 >= 70
     for epoch in range(2):
         sizes = [share.n_rows for share in shared.shares(epoch)]

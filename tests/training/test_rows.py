@@ -1,6 +1,7 @@
 """Tests of minibatches: they do not depend on where rows are kept, and an epoch can start at any minibatch."""
 
 import threading
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,12 @@ import pytest
 
 from shardpress.hdf5.files import FILES
 from shardpress.scan.scaler import Cleaning, Scaler
+from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.training import order as order_module
 from shardpress.training import rows as module
 from shardpress.training.order import Order, noise_of, slab_starts
-from shardpress.training.rows import DeviceRows, ResidentRows, StepFeed, StreamedRows, cut
+from shardpress.training.rows import DeviceRows, Reader, ResidentRows, StepFeed, StreamedRows, cut
 from shardpress_kernels.network import Network
 from tests.support.cases import case
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
@@ -23,6 +25,7 @@ from tests.support.networks import ONE_LAYER
 from tests.support.settings import settings_of
 
 NONE = np.empty(0, dtype=np.int64)
+reader = partial(Reader, conversion=AS_STORED, n_threads=2)
 
 
 def epoch_of(order, epoch=0):
@@ -40,9 +43,9 @@ def shards(tmp_path, monkeypatch):
 def test_resident_and_streamed_rows_give_equal_minibatches(shards):
     for window_rows, batch_size in product([1, 7, 19, 21, 1000], [1, 18, 19, 20]):
         with case(window_rows, batch_size):
-            order = Order(slab_starts(shards), np.array([2, 8]), window_rows, seed=5)
-            resident = ResidentRows.of(shards, 2)
-            streamed = StreamedRows(shards, 2)
+            order = Order(slab_starts(shards, AS_STORED), np.array([2, 8]), window_rows, seed=5)
+            resident = ResidentRows.of(reader(shards))
+            streamed = StreamedRows(reader(shards))
             np.testing.assert_array_equal(resident.resident, numbered(21))
             assert streamed.resident is None
             for epoch in (0, 1):
@@ -57,15 +60,15 @@ def test_resident_and_streamed_rows_give_equal_minibatches(shards):
 
 @pytest.mark.process
 def test_rows_reach_a_device_in_order_for_any_window(shards):
-    order = Order(slab_starts(shards), np.array([2, 8]), 7, seed=5)
+    order = Order(slab_starts(shards, AS_STORED), np.array([2, 8]), 7, seed=5)
     for window_rows in (1, 2, 5, 12, 20, 21, 22, 1000):
         with case(window_rows):
-            rows = DeviceRows(shards, 2, None, window_rows)
+            rows = DeviceRows(reader(shards), window_rows)
             np.testing.assert_array_equal(np.concatenate([*rows.resident]), numbered(21))
             assert len(rows.resident) == 21
             assert all(1 <= len(piece) <= window_rows + window_rows // 4 for piece in rows.resident)
             np.testing.assert_array_equal(rows.take(np.array([0, 9, 20])), numbered(21)[[0, 9, 20]])
-            numbers = [source.minibatches(order, 1, 4, 2) for source in (rows, ResidentRows.of(shards, 2))]
+            numbers = [source.minibatches(order, 1, 4, 2) for source in (rows, ResidentRows.of(reader(shards)))]
             assert all(np.array_equal(*pair) for pair in zip(*numbers, strict=True))
 
 
@@ -78,8 +81,8 @@ def test_an_epoch_can_start_at_any_minibatch(shards):
             left_out = np.flatnonzero(rng.random(21) < rng.choice([0, 0.3, 0.9]))
             window_rows = int(rng.choice([1, 4, 7, 1000]))
             batch_size = int(rng.choice([1, 2, 5, 21, 30]))
-            order = Order(slab_starts(shards, int(rng.choice([1, 3]))), left_out, window_rows, seed)
-            for rows in (ResidentRows.of(shards, 2), StreamedRows(shards, 2)):
+            order = Order(slab_starts(shards, AS_STORED, int(rng.choice([1, 3]))), left_out, window_rows, seed)
+            for rows in (ResidentRows.of(reader(shards)), StreamedRows(reader(shards))):
                 for epoch in (0, 3):
                     whole = list(rows.minibatches(order, epoch, batch_size))
                     for first in range(len(whole) + 2):
@@ -147,24 +150,24 @@ def test_steps_do_not_depend_on_how_minibatches_are_grouped(corruption: float, n
 
 
 def test_windows_before_the_first_minibatch_are_not_read(shards, monkeypatch):
-    order = Order(slab_starts(shards), NONE, 3, seed=0)
-    streamed = StreamedRows(shards, 1)
+    order = Order(slab_starts(shards, AS_STORED), NONE, 3, seed=0)
+    streamed = StreamedRows(reader(shards))
     n_windows = []
-    read = module._Reader.slabs
-    monkeypatch.setattr(module._Reader, "slabs", lambda *arguments: n_windows.append(1) or read(*arguments))
+    read = module.Reader.slabs
+    monkeypatch.setattr(module.Reader, "slabs", lambda *arguments: n_windows.append(1) or read(*arguments))
     list(streamed.minibatches(order, 0, 3, first=5))
     assert len(n_windows) <= len(list(order.windows(0))) - 4
 
 
 def test_minibatches_of_one_window_are_full_except_the_last(shards):
-    order = Order(slab_starts(shards), NONE, 1000, seed=0)
-    assert [len(batch) for batch in ResidentRows.of(shards, 1).minibatches(order, 0, 8)] == [8, 8, 5]
+    order = Order(slab_starts(shards, AS_STORED), NONE, 1000, seed=0)
+    assert [len(batch) for batch in ResidentRows.of(reader(shards)).minibatches(order, 0, 8)] == [8, 8, 5]
 
 
 def test_shards_of_several_dtypes_are_read_in_a_common_dtype(tmp_path):
     arrays = [numbered(3, dtype=np.uint8), numbered(3, first=3, dtype=np.float32)]
     shards = open_shards([write_shard(tmp_path / f"{i}.h5", rows) for i, rows in enumerate(arrays)])
-    found = ResidentRows.of(shards, 2).resident
+    found = ResidentRows.of(reader(shards)).resident
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found, numbered(6))
 
@@ -181,17 +184,17 @@ def test_rows_are_imputed_and_clipped_after_reading(tmp_path):
     whole = np.concatenate(arrays, dtype=np.float32)
     filled = np.where(np.isnan(whole) | (whole == -99), [0.75, -0.5, 1.25], whole)
     expected = filled.clip([-1.5, -2.5, -0.5], [1.5, 0.5, 2.5])  # integers, too, although the limits are fractions
+    cleaned = reader(shards, cleaning=Cleaning(scaler, -99))
     for kind in (ResidentRows.of, StreamedRows):
-        rows = kind(shards, 2, Cleaning(scaler, -99))
-        np.testing.assert_array_equal(rows.take(np.arange(39)), expected)
-    np.testing.assert_array_equal(ResidentRows.of(shards, 2, Cleaning(scaler, -99)).resident, expected)
-    order = Order(slab_starts(shards), NONE, 7, 0)
-    streamed = np.concatenate(list(StreamedRows(shards, 2, Cleaning(scaler, -99)).minibatches(order, 0, 4)))
+        np.testing.assert_array_equal(kind(cleaned).take(np.arange(39)), expected)
+    np.testing.assert_array_equal(ResidentRows.of(cleaned).resident, expected)
+    order = Order(slab_starts(shards, AS_STORED), NONE, 7, 0)
+    streamed = np.concatenate(list(StreamedRows(cleaned).minibatches(order, 0, 4)))
     np.testing.assert_array_equal(streamed, expected[epoch_of(order, 0)])
 
 
 def test_closing_a_stream_ends_its_threads(shards):
-    batches = StreamedRows(shards, 2).minibatches(Order(slab_starts(shards), NONE, 3, 0), 0, 1)
+    batches = StreamedRows(reader(shards)).minibatches(Order(slab_starts(shards, AS_STORED), NONE, 3, 0), 0, 1)
     next(batches)
     batches.close()
     assert [thread.name for thread in threading.enumerate() if "read-ahead" in thread.name] == []
@@ -201,7 +204,7 @@ def test_an_error_while_reading_ahead_reaches_the_training(shards, monkeypatch):
     monkeypatch.setattr(FILES, "sleep", lambda seconds: None)
     Path(shards[3].path).unlink()
     with refused(74, shards[3].path, "No such file"):
-        list(StreamedRows(shards, 2).minibatches(Order(slab_starts(shards), NONE, 3, 0), 0, 4))
+        list(StreamedRows(reader(shards)).minibatches(Order(slab_starts(shards, AS_STORED), NONE, 3, 0), 0, 4))
 
 
 def test_taking_rows_equals_fancy_indexing(shards):
@@ -210,9 +213,9 @@ def test_taking_rows_equals_fancy_indexing(shards):
     ):
         with case(kind, rows):
             rows = np.array(rows, dtype=np.int64)
-            np.testing.assert_array_equal(kind(shards, 2).take(rows), numbered(21)[rows])
+            np.testing.assert_array_equal(kind(reader(shards)).take(rows), numbered(21)[rows])
 
 
 def test_reading_closes_every_file(shards):
-    list(StreamedRows(shards, 2).minibatches(Order(slab_starts(shards), NONE, 3, 0), 0, 4))
+    list(StreamedRows(reader(shards)).minibatches(Order(slab_starts(shards, AS_STORED), NONE, 3, 0), 0, 4))
     assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE) == 0

@@ -46,7 +46,6 @@ def run(options: argparse.Namespace) -> int:
     from shardpress.settings.flags import parse_with_settings
     from shardpress.shards.columns import ColumnRule
     from shardpress.shards.inspect import inspect_files
-    from shardpress.shards.twins import find_twins
     from shardpress.shards.vet import Selection
 
     config, own = parse_with_settings(_own_parser(), options.arguments, os.environ)
@@ -58,8 +57,8 @@ def run(options: argparse.Namespace) -> int:
     if inspection.shards:
         with log_progress():
             scan = _scan_rows(inspection, config, own.all)
-            form = form_of(config, inspection.shards)
-    twins = list(find_twins(inspection.shards)) if own.all else []
+            form = form_of(config, inspection.shards, inspection.conversion)
+    twins = [] if scan is None or not own.all else _twins(inspection.shards, scan.digests)
     if own.json:
         print_json(_as_json(inspection, scan, form, twins))
     else:
@@ -86,12 +85,25 @@ def _scan_rows(inspection: Inspection, config: Config, is_complete: bool) -> Sca
     from shardpress.scan.preview import preview_rows
 
     row_bytes = inspection.shards[0].row_bytes
-    settings = ScanSettings(max(1, _BLOCK_BYTES // row_bytes), config.bad_data.missing_value)
+    block_rows = max(1, _BLOCK_BYTES // row_bytes)
+    settings = ScanSettings(block_rows, config.bad_data.missing_value, conversion=inspection.conversion)
     n_threads = config.machine.threads or len(os.sched_getaffinity(0))
     if not is_complete:
         return preview_rows(inspection.shards, settings, n_threads, _MAX_SCANNED)
     with Progress("scanning rows", _n_rows(inspection), "rows", row_bytes) as progress:
         return preview_rows(inspection.shards, settings, n_threads, None, advance=progress.advance)
+
+
+def _twins(shards: Sequence[Shard], digests: Sequence[str | None]) -> list[tuple[Shard, Shard]]:
+    """Return the first shard with some rows, and each later one with equal rows, such as a copy in the same folder."""
+    first: dict[object, Shard] = {}
+    twins = []
+    for shard, digest in zip(shards, digests, strict=True):
+        if shard.n_rows and digest is not None:
+            earlier = first.setdefault((shard.stored_dtype, digest), shard)
+            if earlier is not shard:
+                twins.append((earlier, shard))
+    return twins
 
 
 # -- JSON ---------------------------------------------------------------------------------------------------------
@@ -151,17 +163,32 @@ def _lines(
         yield f"EQUAL ROWS  {names}: both hold the same {first.n_rows} rows. Remove one of them if it is a copy."
     if len(twins) > _MAX_LISTED:
         yield f"EQUAL ROWS  {len(twins) - _MAX_LISTED} more files have the same rows as another file"
-    for refused in inspection.refused[:_MAX_LISTED]:
-        yield f"REFUSED  {refused['reason']}"
-        yield from _table(refused["datasets"], "")
-    if len(inspection.refused) > _MAX_LISTED:
-        yield f"REFUSED  {len(inspection.refused) - _MAX_LISTED} more files"
+    yield from _lines_of_refused(inspection.refused)
+
+
+def _lines_of_refused(refused: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """Yield the reasons for refusing files, but only the first of those that differ only in numbers."""
+    from shardpress.shards.inspect import without_numbers
+
+    by_reason: dict[str, list[dict[str, Any]]] = {}
+    for each in refused:
+        reason = without_numbers(each["reason"].replace(printable(each["file"]), ""))
+        by_reason.setdefault(reason, []).append(each)
+    for first, *others in list(by_reason.values())[:_MAX_LISTED]:
+        yield f"REFUSED  {first['reason']}"
+        yield from _table(first["datasets"], "")
+        if others:
+            names = short_list((printable(os.path.basename(each["file"])) for each in others), _MAX_LISTED)
+            yield f"REFUSED  {quantity(len(others), 'more file')} for the same reason: {names}"
+    if len(by_reason) > _MAX_LISTED:
+        yield f"REFUSED  files for {len(by_reason) - _MAX_LISTED} more reasons"
 
 
 def _lines_of_files(files: FileGroup) -> Iterator[str]:
     first_and_last = dict.fromkeys(printable(os.path.basename(name)) for name in (files.names[0], files.names[-1]))
     names = " ... ".join(first_and_last)
-    yield f"{quantity(len(files.names), 'file')} ({names}), {quantity(files.n_rows, 'row')}"
+    whose = "; the datasets of the first one:" if len(files.names) > 1 else ""
+    yield f"{quantity(len(files.names), 'file')} ({names}), {quantity(files.n_rows, 'row')}{whose}"
     yield from _table(files.datasets, files.taken)
     form = "" if files.form == "dense" else f" ({files.form})"
     flattened = f", rows of shape {tuple(files.shape)} flattened" if len(files.shape) > 1 else ""
@@ -182,7 +209,7 @@ def _table(datasets: Sequence[dict[str, Any]], chosen: str) -> Iterator[str]:
     rows = [["dataset", "shape", "dtype", "stored", "filters", "bytes"], *map(_row, datasets)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        mark = "*" if row[0] == printable(chosen) else " "
+        mark = "*" if row[0] == printable(chosen) or row[0].startswith(f"{printable(chosen)}/") else " "
         cells = [word.ljust(width) for word, width in zip(row, widths, strict=True)]
         yield f"  {mark} {'  '.join(cells).rstrip()}"
 
@@ -204,8 +231,10 @@ def _product(lengths: Sequence[int] | None) -> str:
 
 
 def _lines_of_rows(inspection: Inspection, scan: Scan, missing: float | None) -> Iterator[str]:
+    from shardpress.scan.blocks import ScanSettings
     from shardpress.scan.ranges import describe_bad_rows, misses_values
 
+    settings = ScanSettings(1, missing, conversion=inspection.conversion)
     n_rows = _n_rows(inspection)
     n_scanned = "all" if scan.n_rows == n_rows else scan.n_rows
     yield f"{n_rows} rows, {n_scanned} of them scanned"
@@ -213,8 +242,8 @@ def _lines_of_rows(inspection: Inspection, scan: Scan, missing: float | None) ->
         yield f"  UNREADABLE: {printable(inspection.shards[i].path)}: {why}"
     if len(scan.bad_rows):
         readable = replace(scan, unreadable={})
-        yield f"  BAD ROWS: {describe_bad_rows(inspection.shards, readable, missing)}"
-        if misses_values(inspection.shards, readable, missing):
+        yield f"  BAD ROWS: {describe_bad_rows(inspection.shards, readable, settings)}"
+        if misses_values(inspection.shards, readable, settings):
             yield "  advice: a run with --impute median fills in missing values"
     if scan.n_fitted:
         n_bad = len(scan.bad_rows) or "none"

@@ -30,8 +30,9 @@ from shardpress.output.files import PARTS, unique_name, write_file
 from shardpress.records import Entry, Part, Range
 from shardpress.result import stored_name
 from shardpress.scan.scaler import Cleaning
+from shardpress.shards.conversion import Conversion
 from shardpress.shards.digests import Digest, ExtrasDigest
-from shardpress.shards.rows import keep_chunks, read, read_extras, stream_extra
+from shardpress.shards.rows import keep_chunks, read_extras, stream_extra
 from shardpress.shards.shard import WIDE_BYTES, Block, Shard, long_bytes
 
 MAX_LISTED_COLUMNS = 20
@@ -47,6 +48,7 @@ class EncodeTask:
     pieces: Sequence[Piece]
     settings: EncodeSettings
     unreadable: Mapping[int, str] = field(default_factory=dict)  # reasons why shards cannot be read, by their positions
+    orders: Mapping[str, np.ndarray] = field(default_factory=dict)  # as in `Conversion`
 
     def __str__(self) -> str:
         first = str(self.pieces[0].source)
@@ -131,7 +133,7 @@ def encode_part(task: EncodeTask) -> Part:
         for place in places:
             reason = task.unreadable.get(place.piece.shard)
             if reason is None:
-                _encode_rows(worker, settings, place, arrays.at(place.rows))
+                _encode_rows(worker, task, place, arrays.at(place.rows))
             else:
                 _mark_unreadable(place, reason, arrays.at(place.rows))
     stored, error = worker.stored(arrays.features)
@@ -181,18 +183,21 @@ def _mark_unreadable(place: _Place, reason: str, arrays: _Arrays) -> None:
     place.facts.bad.append({"row": [place.source.start, place.source.stop], "columns": [], "reason": reason})
 
 
-def _encode_rows(worker: Worker, settings: EncodeSettings, place: _Place, arrays: _Arrays) -> None:
+def _encode_rows(worker: Worker, task: EncodeTask, place: _Place, arrays: _Arrays) -> None:
     """Encode the rows of a piece, and mark bad rows."""
     source = place.source
-    bad_data = _bad_data(worker.model, settings)
-    cleaning = Cleaning(worker.model.scaler, bad_data.missing, bad_data.clips)
+    model = worker.model
+    bad_data = _bad_data(model, task.settings)
+    conversion = Conversion(task.orders, model.offset, model.preparation)
+    cleaning = Cleaning(model.scaler, bad_data.missing, bad_data.clips)
     # The encoder cannot find bad rows if a finite number marks missing values, or if rows are cleaned before encoding.
     finds_suspects = bad_data.missing is None and not cleaning.scaler.cleans
-    for block in source.cut(settings.block_rows):
+    for block in source.cut(task.settings.block_rows):
         check()  # a part can take seconds, but a signal should stop the run at once
         out = arrays.at(slice(block.start - source.start, block.stop - source.start))
         try:
-            rows = read(block, worker.block_memory(block), place.digest)
+            memory = worker.block_memory(conversion.row_bytes(block.shard))
+            rows = conversion.read(block, memory, place.digest)
         except DataError as error:
             if bad_data.on_bad_data != "raise":
                 raise

@@ -20,9 +20,9 @@ import numpy as np
 from shardpress.encoding.storage import write_chunked
 from shardpress.features import Shape
 from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
+from shardpress.hdf5.description import Extra
 from shardpress.output.disk import PAGE, Pieces
 from shardpress.result import ERROR, FEATURES, VALID, stored_name
-from shardpress.shards.shard import Extra
 
 _PAGE = 2**16  # page size of an image in bytes; smaller pages are slow with megabytes of strings
 _EMPTY_PAGE = bytes(_PAGE)

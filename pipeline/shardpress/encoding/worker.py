@@ -28,7 +28,6 @@ from shardpress.output.files import fault_of
 from shardpress.processcache import ProcessCache
 from shardpress.records import Entry
 from shardpress.result import read_model_file
-from shardpress.shards.shard import Block
 
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
@@ -122,13 +121,14 @@ class Worker:
         self._settings = settings
         self._local = threading.local()
 
-    def block_memory(self, block: Block) -> np.ndarray:
-        """Return this thread's array for the rows (len(block), n_inputs) of a block. It has the dtype of the shard."""
+    def block_memory(self, row_bytes: int) -> np.ndarray:
+        """Return this thread's memory, uint8, for the rows of a block."""
+        n_bytes = self._settings.block_rows * row_bytes
         memory = getattr(self._local, "block", None)
-        if memory is None or memory.dtype != block.shard.dtype:  # shards can have different dtypes
-            memory = np.empty((self._settings.block_rows, block.shard.n_inputs), dtype=block.shard.dtype)
+        if memory is None or len(memory) < n_bytes:  # shards can have different dtypes
+            memory = np.empty(n_bytes, np.uint8)
             self._local.block = memory
-        return np.asarray(memory[: len(block)])
+        return np.asarray(memory)
 
     def features(self, n_rows: int) -> np.ndarray:
         """Return this thread's array (n_rows, n_features), float32, for the features of a part.

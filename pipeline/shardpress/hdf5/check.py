@@ -3,8 +3,7 @@
 import os
 
 from shardpress.errors import DataError, ReadFailed
-from shardpress.hdf5.child.ask import ask
-from shardpress.hdf5.child.find import Refused
+from shardpress.hdf5.child.ask import Refusal, ask
 
 FORGED = "It is not a file that shardpress wrote, or it is damaged or forged: do not use it."
 
@@ -19,8 +18,9 @@ def check_in_child(data: bytes, where: str) -> None:
         file.write(data)
         file.flush()
         try:
-            ask("check_result", file.fileno(), [], where)
+            ask("check_result", file.fileno(), [], type(None), where)
         except (DataError, ReadFailed) as error:
-            is_refused = isinstance(error.__cause__, Refused)
-            reason = str(error) if is_refused else f"{where}: libhdf5 fails on it, or exceeds its limits"
+            reason = (
+                str(error) if isinstance(error, Refusal) else f"{where}: libhdf5 fails on it, or exceeds its limits"
+            )
             raise DataError(f"{reason}. {FORGED}") from error

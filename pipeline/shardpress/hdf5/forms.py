@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from shardpress.hdf5.limits import MOST_CATEGORIES, MOST_COLUMNS, MOST_ITEM, MOST_LEFT_OUT, MOST_PADDED
+from shardpress.hdf5.limits import MOST_CATEGORIES, MOST_ITEM, MOST_PADDED
 
 PREFERRED = "X"
 """Default name of the dataset with the rows."""
@@ -149,39 +149,6 @@ def rows_first(shape: tuple[int, ...], orientation: str | None) -> tuple[int, ..
     return (shape[-1], *shape[:-1]) if orientation == "columns" else shape
 
 
-def rows_of(
-    form: str, shapes: Sequence[tuple[int, ...]], dtypes: Sequence[np.dtype], shape: Sequence[int]
-) -> tuple[tuple[int, ...], np.dtype]:
-    """Return the shape (rows first) and the dtype of rows, given the shapes and dtypes of the datasets that store them.
-
-    Raise `ValueError` if the datasets do not fit the form. `shape` is the shape of a sparse matrix, which its datasets
-    do not determine. Other forms ignore it.
-    """
-    if form == "sparse":
-        return _sparse_rows(shapes, dtypes[0], shape), dtypes[0]
-    (stored_shape,) = shapes
-    (dtype,) = dtypes
-    if form == "table":
-        numbers = numbers_of(dtype)
-        if numbers is None or len(stored_shape) != 1:
-            raise ValueError("invalid table")
-        return (*stored_shape, numbers.n), numbers.dtype
-    rows = rows_first(stored_shape, form)
-    if form not in ("dense", "columns") or len(rows) < 2 or not prod(rows[1:]) or not is_number(dtype):
-        raise ValueError("invalid rows")
-    return rows, dtype
-
-
-def _sparse_rows(shapes: Sequence[tuple[int, ...]], dtype: np.dtype, shape: Sequence[int]) -> tuple[int, ...]:
-    (n_values,), (n_indices,), (n_pointers,) = shapes
-    n_rows, n_inputs = shape
-    if n_values != n_indices or n_pointers != n_rows + 1 or not is_number(dtype):
-        raise ValueError("inconsistent parts of a sparse matrix")
-    if not 1 <= n_inputs <= MOST_COLUMNS:
-        raise ValueError("invalid number of columns of a sparse matrix")
-    return n_rows, n_inputs
-
-
 # -- names and numbers of the columns ----------------------------------------------------------------------------
 
 
@@ -251,12 +218,6 @@ def misfit(shape: tuple[int, ...], rows: tuple[int, ...]) -> tuple[str, bool]:
 def is_utf8(name: bytes) -> bool:
     """Return whether a name is valid UTF-8, so that the dataset can be written to the output."""
     return name.decode(errors="ignore").encode() == name
-
-
-def leave_out(claims: list[list[Any]], name: bytes, reason: str, is_missed: bool = True) -> None:
-    """Append the name of a skipped dataset, the reason, and whether a user might expect it, unless the list is full."""
-    if len(claims) < MOST_LEFT_OUT:
-        claims.append([text(name), reason, is_missed])
 
 
 def are_few(categories: Sequence[Any]) -> bool:

@@ -1,6 +1,6 @@
 """Limits on the contents of a file, and on the work needed to read it.
 
-The child and the plain reader obey these limits. The code that checks their answers uses the same limits.
+The child obeys these limits. The code that checks its answers uses the same limits.
 """
 
 SMALLEST = 48  # bytes of the shortest superblock; no data can be stored before its end

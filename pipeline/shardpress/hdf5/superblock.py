@@ -9,28 +9,18 @@ and files that the writer has not closed.
 import struct
 from typing import NamedTuple, Self
 
-from shardpress.errors import DataError
+from shardpress.errors import DataError, printable
 from shardpress.hdf5.files import read_at
-from shardpress.hdf5.plain.metadata import Kind, Metadata, bodies_of
+from shardpress.hdf5.otherformats import HEAD_BYTES, describe
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SMALLEST_USER_BLOCK = 512
 _LONGEST = 128  # bytes to read; no superblock is longer
 _ADDRESSES = {2: struct.Struct("<4H"), 4: struct.Struct("<4I"), 8: struct.Struct("<4Q")}
 _OPEN_FLAGS = 0b101  # open for writing, or for single-writer/multiple-reader (SWMR) access
-_OTHER_FORMATS = [  # first bytes in lower case, and the end of the message
-    ((b"version https://git-lfs",), " but a Git LFS pointer to one. Run: git lfs pull"),
-    ((b"<!doctype html", b"<html"), " but a web page. Download it again."),
-    ((b"matlab 5.0 mat-file",), " but a MATLAB file older than 7.3. Save it again in MATLAB with save(..., '-v7.3')."),
-    ((b"cdf\1", b"cdf\2", b"cdf\5"), " but a netCDF-3 file, expected netCDF-4. Run: nccopy -k nc4"),
-    ((b"\x0e\3\x13\1",), " but an HDF4 file, expected HDF5. Run: h4toh5"),
-    ((b"pk\3\4",), " but a ZIP archive (.npz, .keras, ...). Write its content as HDF5 (docs/recipes.md)."),
-    ((b"\x1f\x8b",), " but a gzip-compressed file. Run: gunzip"),
-    ((b"\x93numpy",), " but a NumPy file (.npy). Write its rows as HDF5 (docs/recipes.md)."),
-]
 
 
-class Superblock(NamedTuple):
+class _Superblock(NamedTuple):
     """Contents of a superblock. The other addresses are relative to `base`."""
 
     version: int
@@ -68,31 +58,34 @@ def signature_at(descriptor: int, size: int) -> int | None:
     return None
 
 
-def check_superblock(descriptor: int, size: int, where: str) -> int:
-    """Check the superblock of an open file, and return its offset: 0, or the end of a user block.
-
-    Raise `DataError` if the file is not HDF5, is truncated or not closed, or depends on other files. Addresses in the
-    file are relative to the offset.
-    """
+def check_superblock(descriptor: int, size: int, path: str) -> None:
+    """Raise `DataError` if the open file at a path is not HDF5, is truncated or not closed, or uses other files."""
+    where = f"file={printable(path)}"
     base = 0
     head = read_at(descriptor, 0, min(size, _LONGEST))
     if not head.startswith(SIGNATURE):
         found = signature_at(descriptor, size)
         if found is None:
-            raise DataError(f"{where}: not an HDF5 file (first bytes {head[:16]!r}){_advice_on_format(head)}")
+            raise DataError(f"{where}: not an HDF5 file{_what_it_is(descriptor, size, path)}")
         base = found
         head = read_at(descriptor, base, min(size - base, _LONGEST))
-    _check(descriptor, size, base, head, where)
-    return base
+    _check(size, base, head, where)
 
 
-def _check(descriptor: int, size: int, base: int, head: bytes, where: str) -> None:
+def _what_it_is(descriptor: int, size: int, path: str) -> str:
+    head = read_at(descriptor, 0, min(size, HEAD_BYTES))
+    known = describe(path, head)
+    advice = ", expected one. Check the path." if known is None else f" but {known}"
+    return f" (first bytes {head[:16]!r}){advice}"
+
+
+def _check(size: int, base: int, head: bytes, where: str) -> None:
     block = _superblock(head, size, where)
     if block.base not in (0, base):  # 0 if the user block was added after the file was written
         raise DataError(
             f"{where}: addresses are relative to byte {block.base}, expected byte {base}. Rewrite it with h5repack."
         )
-    if _has_driver(descriptor, size, base, block):
+    if block.version < 2 and block.fourth != block.nowhere:  # later versions can name a driver only in the metadata
         raise DataError(
             f"{where}: the data are spread over several files (an HDF5 file driver), expected one file. Join the "
             "files with h5repart."
@@ -107,38 +100,10 @@ def _check(descriptor: int, size: int, base: int, head: bytes, where: str) -> No
         raise DataError(f"{where}: truncated: {size} bytes, expected {end} bytes from the header. Copy it again.")
 
 
-def _superblock(head: bytes, size: int, where: str) -> Superblock:
+def _superblock(head: bytes, size: int, where: str) -> _Superblock:
     try:
         if head[8] > 3:
             raise DataError(f"{where}: HDF5 superblock version {head[8]}, expected 0 to 3. Rewrite it with h5repack.")
-        return Superblock.of(head)
+        return _Superblock.of(head)
     except (LookupError, struct.error) as error:
         raise DataError(f"{where}: truncated: {size} bytes, too few for a header. Copy the file again.") from error
-
-
-def _advice_on_format(head: bytes) -> str:
-    start = head.lstrip().lower()
-    for beginnings, words in _OTHER_FORMATS:
-        if start.startswith(beginnings):
-            return words
-    return ", expected one. Check the path."
-
-
-def _has_driver(descriptor: int, size: int, base: int, block: Superblock) -> bool:
-    """Return whether a superblock names a file driver, which stores the data in several files."""
-    if block.version < 2:
-        return block.fourth != block.nowhere
-    return block.second != block.nowhere and _names_driver(descriptor, size, base, block.second)
-
-
-def _names_driver(descriptor: int, size: int, base: int, extension: int) -> bool:
-    """Return whether the superblock extension, an object header, has a driver message.
-
-    Return False if the header is not plain. libhdf5 then reads the header itself, and opens no second file either.
-    """
-    try:
-        return Kind.DRIVER in bodies_of(Metadata(descriptor, size, base), extension)  # other messages do not matter
-    except OSError:
-        raise
-    except Exception:
-        return False

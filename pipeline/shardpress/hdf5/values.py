@@ -10,13 +10,13 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from math import prod
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from shardpress.errors import DataError, printable
 from shardpress.formats import digest
-from shardpress.hdf5.child.ask import ask, checking_answer
+from shardpress.hdf5.child.ask import ask
 from shardpress.hdf5.chunkcache import CHUNKS
 from shardpress.hdf5.files import Identity, opened, read_into, with_retries
 from shardpress.hdf5.filters.codecs import decode_chunk
@@ -280,31 +280,17 @@ def _read_by_child(descriptor: int, request: _Request, out: np.ndarray) -> None:
     n_texts = max(1, min(_MOST_TEXTS, _TEXT_BYTES // max(1, layout.longest)))
     while first < len(out):
         arguments = [layout.name, request.start + first, stop, request.axis, n_texts]
-        answer, arrays = ask("values", descriptor, arguments, request.where)
-        with checking_answer(request.where):
-            values = _checked_values(answer, arrays, layout.dtype, out.shape[1:])
-            out[first : first + len(values)] = values
-        first += len(values)
+        n, (*lengths, data) = ask("values", descriptor, arguments, tuple[int, list[np.ndarray]], request.where)
+        values = _texts(data, lengths[0]) if lengths else data.view(layout.dtype)
+        out[first : first + n] = values.reshape(n, *out.shape[1:])
+        first += n
 
 
-def _checked_values(answer: Any, arrays: list[np.ndarray], dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Check an answer, and return its values. Each value has the given shape."""
-    *lengths, data = arrays
-    n = answer["n"]
-    if type(n) is not int or n < 1 or data.dtype != np.uint8:
-        raise ValueError("invalid number or dtype of values")
-    if not dtype.hasobject:
-        return data.view(dtype).reshape(n, *shape)
-    return _texts(data, lengths[0], n).reshape(n, *shape)
-
-
-def _texts(data: np.ndarray, lengths: np.ndarray, n: int) -> np.ndarray:
-    """Split concatenated bytes into `n` strings of the given lengths, after checking the lengths."""
+def _texts(data: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Split concatenated bytes into strings of the given lengths."""
     ends = np.cumsum(lengths)
-    if len(ends) != n or (lengths < 0).any() or ends[-1] != len(data):
-        raise ValueError("invalid lengths of texts")
     starts = ends - lengths
-    values = np.empty(n, dtype=object)
+    values = np.empty(len(ends), dtype=object)
     values[:] = [data[start:end].tobytes() for start, end in zip(starts.tolist(), ends.tolist(), strict=True)]
     return values
 

@@ -21,8 +21,8 @@ from shardpress.errors import WriteFailed, printable
 from shardpress.model import Model, finite_errors
 from shardpress.processcache import ProcessCache
 from shardpress.scan.scaler import Cleaning
-from shardpress.shards.rows import read
-from shardpress.shards.shard import Block, array_shard, with_preparation
+from shardpress.shards.conversion import Conversion
+from shardpress.shards.shard import Block, array_shard
 
 if TYPE_CHECKING:
     from shardpress.encoding.worker import Encoders
@@ -104,11 +104,12 @@ def reconstruction_errors(model: Model, rows: Any) -> Any:
 
 def _cleaned_blocks(model: Model, rows: Any) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
     """Yield a few thousand rows at a time: their positions, filled rows, and filled and clipped rows."""
-    shard = with_preparation(array_shard(rows), model.preparation)
+    shard = array_shard(rows)
+    conversion = Conversion(preparation=model.preparation)
     cleaning = Cleaning(model.scaler)
-    n_tiles = max(1, _BLOCK_BYTES // (shard.row_bytes * TILE_ROWS))
+    n_tiles = max(1, _BLOCK_BYTES // (conversion.row_bytes(shard) * TILE_ROWS))
     for block in Block(shard, 0, shard.n_rows).cut(min(_BLOCK_ROWS, n_tiles * TILE_ROWS)):
-        filled = cleaning.filled(block, read(block))
+        filled = cleaning.filled(block, conversion.read(block))
         yield slice(block.start, block.stop), filled, cleaning.clipped(filled)
 
 

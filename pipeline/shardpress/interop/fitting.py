@@ -24,7 +24,8 @@ from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.ranges import Scan, check_usable, describe_bad_rows, scan
 from shardpress.settings.config import Config, problems
 from shardpress.settings.resolve import Settings, unsuitable_settings
-from shardpress.shards.shard import Shard, array_shard, read_dtype
+from shardpress.shards.conversion import AS_STORED, Conversion
+from shardpress.shards.shard import Shard, array_shard
 from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.epochs import Training
 from shardpress.training.fit import prepare_training
@@ -39,7 +40,8 @@ class _Fit:
     training: Training
     config: Settings
     scan: Scan
-    shard: Shard
+    columns: Columns
+    conversion: Conversion
     device: str
     targets: Targets | None
 
@@ -50,7 +52,7 @@ class _Fit:
                 for _ in steps:
                     pass
             about = training_facts(self.training, self.config, self.device, self.targets)
-        return trained_model(self.training, self.scan, self.shard, about)
+        return trained_model(self.training, self.scan.scaler, self.columns, self.conversion, about)
 
 
 def prepare_fit(
@@ -66,22 +68,25 @@ def prepare_fit(
         targets = _targets(y)
         config = config.changed(target=targets.name)
     refuse(problems(config))
-    shard = replace(array_shard(rows), columns=Columns(row_shape=row_shape))
-    settings, shards = resolve_for(config, [shard], model)
+    columns = Columns(row_shape=row_shape)
+    shard = replace(array_shard(rows), columns=columns)
+    settings, conversion = resolve_for(config, [shard], AS_STORED, model)
     if model is None:
         refuse(unsuitable_settings(settings, *shard.shape))
-    budget = make_budget(settings, shards, None)
+    budget = make_budget(settings, [shard], conversion, None)
     scaler = None if model is None else model.scaler
-    ranges = _scan(shards, scan_settings(settings, budget, scaler), budget.n_threads)
+    scanning = scan_settings(settings, budget, scaler, conversion)
+    ranges = _scan([shard], scanning, budget.n_threads)
     if scaler is None:
-        check_usable(shards, ranges)
+        check_usable([shard], ranges, scanning)
     else:
         ranges = ranges.with_scaler(scaler)
     device = start_device()
     parameters = None if model is None else model.parameters
     with theanos_errors():
-        training = prepare_training(shards, ranges, settings, budget.sizes(device), targets, parameters)
-    return _Fit(training, settings, ranges, shards[0], str(device), targets)
+        sizes = budget.sizes(device)
+        training = prepare_training([shard], conversion, ranges, settings, sizes, targets, parameters)
+    return _Fit(training, settings, ranges, columns, conversion, str(device), targets)
 
 
 def _scan(shards: Sequence[Shard], settings: ScanSettings, n_threads: int) -> Scan:
@@ -89,7 +94,7 @@ def _scan(shards: Sequence[Shard], settings: ScanSettings, n_threads: int) -> Sc
         found = scan(shards, settings, pool, n_threads)
     if len(found.bad_rows):
         raise DataError(
-            f"{describe_bad_rows(shards, found)}, expected finite numbers. Remove such rows, or set impute."
+            f"{describe_bad_rows(shards, found, settings)}, expected finite numbers. Remove such rows, or set impute."
         )
     return found
 
@@ -132,7 +137,7 @@ def prepare_partial_fit(rows: Any, config: Config, model: Model | None, checkpoi
     if model is None:
         return prepare_fit(rows, config)
     # The training keeps cleaned rows in the dtype of the rows.
-    dtype = model.scaler.dtype_of_cleaned(np.dtype(read_dtype(rows.dtype)))
+    dtype = model.scaler.dtype_of_cleaned(array_shard(rows).dtype)
     rows = rows.astype(dtype, copy=False)
     fit = prepare_fit(rows, _like_model(config, model, rows.shape[0]), model=model)
     if checkpoint is not None:

@@ -8,9 +8,9 @@ from shardpress.errors import DataError, NoInput
 from shardpress.records import ShardFacts, Stat, with_digests
 from shardpress.report.rows import Preprocessing
 from shardpress.result import Result
-from shardpress.shards.columns import reordered
-from shardpress.shards.rows import digest_of_rows
-from shardpress.shards.shard import Block, Shard, rows_of, with_offset, with_preparation
+from shardpress.shards.columns import order_by_name
+from shardpress.shards.conversion import Conversion
+from shardpress.shards.shard import Block, Shard, rows_of
 from shardpress.shards.vet import Selection, vet
 
 
@@ -30,8 +30,11 @@ class Inputs:
         self._orientation = result.facts.config.get("orientation")
         self._model = result.model
 
-    def shard(self, number: int) -> Shard:
-        """Return a shard. Raise `NoInput` if its file does not exist, and `DataError` if it has changed."""
+    def shard(self, number: int) -> tuple[Shard, Conversion]:
+        """Return a shard and the conversion of its rows.
+
+        Raise `NoInput` if its file does not exist, and `DataError` if it has changed.
+        """
         before = self._shards[number]
         path = Path(before.path)
         if not path.is_file():
@@ -39,18 +42,21 @@ class Inputs:
         shard = vet(path, Selection(before.dataset, self._orientation))
         if before.first_row + before.shape[0] <= shard.n_rows:
             shard = rows_of(shard, before.first_row, before.shape[0])
+        order = None
         if before.column_order is not None:
-            shard = reordered(shard, self._model.columns)
-        if not _has_rows(shard, before):
+            order = order_by_name(shard, self._model.columns.names, "the model")
+        orders = {} if order is None else {shard.path: order}
+        conversion = Conversion(orders, self._model.offset, self._model.preparation)
+        if not _has_rows(shard, conversion, before):
             raise DataError("its rows have changed since the run")
-        return with_preparation(with_offset(shard, self._model.offset), self._model.preparation)
+        return shard, conversion
 
 
-def _has_rows(shard: Shard, before: ShardFacts) -> bool:
+def _has_rows(shard: Shard, conversion: Conversion, before: ShardFacts) -> bool:
     """Return whether a shard has the same rows as before. They are read only if the file may have changed."""
     identity = shard.identity
     if before.stat == Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode):
         return True
     if (shard.shape, shard.stored_dtype) != before.kind:
         return False
-    return digest_of_rows(Block(shard, 0, shard.n_rows)) == before.rows
+    return conversion.digest(Block(shard, 0, shard.n_rows)) == before.rows

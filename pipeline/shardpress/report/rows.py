@@ -21,7 +21,7 @@ from shardpress.output.files import check_storage
 from shardpress.records import Part, Range, ShardFacts
 from shardpress.result import ERROR, FEATURES, VALID
 from shardpress.scan.scaler import Cleaning, bad_entries
-from shardpress.shards.rows import read
+from shardpress.shards.conversion import Conversion
 from shardpress.shards.shard import Block, Shard
 from shardpress_kernels.activations import ACTIVATIONS
 from shardpress_kernels.reference import activated
@@ -43,10 +43,6 @@ class Preprocessing:
     model: Model
     missing: float | None = None  # marks missing entries, in addition to NaN
     clips: bool = False  # whether rows were clipped to the range of the model, although it does not require that
-
-    def cleaned(self, block: Block, rows: np.ndarray) -> np.ndarray:
-        """Return the rows (n_rows, n_inputs) of a block as they were passed to the encoder."""
-        return self.clipped(self.filled(block, rows))
 
     def filled(self, block: Block, rows: np.ndarray) -> np.ndarray:
         """Return the rows (n_rows, n_inputs) of a block before they are clipped."""
@@ -89,7 +85,7 @@ def check_rows(
     directory: Path,
     pairs: Sequence[tuple[Part, Range]],
     shards: Sequence[ShardFacts],
-    shard_of: Callable[[int], Shard],
+    shard_of: Callable[[int], tuple[Shard, Conversion]],
     preprocessing: Preprocessing,
     n_rows: int | None = None,
 ) -> RowCheck:
@@ -98,8 +94,8 @@ def check_rows(
     Parameters
     ----------
     shard_of : callable
-        Function that returns a shard, given its position. It raises `DataError`, `NoInput` or `NotPermitted` if the
-        shard cannot be read.
+        Function that returns a shard and the conversion of its rows, given its position. It raises `DataError`,
+        `NoInput` or `NotPermitted` if the shard cannot be read.
     n_rows : int, optional
         Number of rows, evenly spread. The default is 256, or less if chunks are large.
 
@@ -149,9 +145,10 @@ def _affordable_rows(ranges: Sequence[Range], sources: _Sources) -> int:
 
     All shards are assumed to be like the first one, and each row is assumed to be in a different chunk.
     """
-    shard = next(filter(None, (sources.shard(each.shard) for each in ranges)), None)
-    if shard is None:
+    source = next(filter(None, (sources.shard(each.shard) for each in ranges)), None)
+    if source is None:
         return _DEFAULT_ROWS
+    shard, _ = source
     n_bytes = sum(each.n_rows for each in ranges) * shard.row_bytes
     if n_bytes <= _BYTES:
         return _DEFAULT_ROWS
@@ -205,13 +202,13 @@ def check_failure(error: Exception, path: Path) -> None:
 class _Sources:
     """Input shards. Each one is opened only once."""
 
-    def __init__(self, shard_of: Callable[[int], Shard]) -> None:
+    def __init__(self, shard_of: Callable[[int], tuple[Shard, Conversion]]) -> None:
         self._shard_of = shard_of
-        self._shards: dict[int, Shard | None] = {}
+        self._shards: dict[int, tuple[Shard, Conversion] | None] = {}
         self.unreadable: dict[int, str] = {}  # the reason why a shard cannot be read, by its position
 
-    def shard(self, number: int) -> Shard | None:
-        """Return a shard, or None if it can no longer be read."""
+    def shard(self, number: int) -> tuple[Shard, Conversion] | None:
+        """Return a shard and the conversion of its rows, or None if it can no longer be read."""
         if number not in self._shards:
             self._shards[number] = None
             try:
@@ -221,19 +218,19 @@ class _Sources:
         return self._shards[number]
 
 
-def _read_rows(shard: Shard, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+def _read_rows(shard: Shard, conversion: Conversion, numbers: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
     """Read some rows (n_rows, n_inputs) of a shard.
 
     Also return the reason why a row cannot be read, by its position. Such rows are 0.
     """
-    rows = np.zeros((len(numbers), shard.n_inputs), shard.dtype)
+    rows = np.zeros((len(numbers), shard.n_inputs), conversion.dtype_of(shard))
     failures: dict[int, str] = {}
     chunk_of_row = numbers // shard.chunk_rows
     for chunk in np.unique(chunk_of_row):  # so that each chunk is decompressed only once
         positions = np.flatnonzero(chunk_of_row == chunk)
         wanted = numbers[positions]
         try:
-            values = read(Block(shard, int(wanted[0]), int(wanted[-1]) + 1))
+            values = conversion.read(Block(shard, int(wanted[0]), int(wanted[-1]) + 1))
             rows[positions] = values[wanted - wanted[0]]
         except DataError as error:
             failures |= dict.fromkeys(positions.tolist(), str(error))
@@ -252,10 +249,11 @@ def _check_range(
         features, valid, errors = read_features(directory / part.file, rows_of_part.first + numbers)
     except DataError as error:
         return RowCheck(faults=(Fault(part.file, str(error)),))
-    shard = sources.shard(rows_of_part.shard)
-    if shard is None:
+    source = sources.shard(rows_of_part.shard)
+    if source is None:
         return RowCheck()
-    rows, failures = _read_rows(shard, rows_of_part.start + numbers)
+    shard, conversion = source
+    rows, failures = _read_rows(shard, conversion, rows_of_part.start + numbers)
     # If the run could not read the row either, the row is stored as a bad row.
     reasons = [reason for i, reason in failures.items() if valid[i]]
     if reasons:

@@ -17,7 +17,7 @@ from shardpress.features import FAILURES, reading
 from shardpress.report.rows import Preprocessing, check_failure
 from shardpress.result import ERROR, FEATURES, VALID
 from shardpress.rowfacts import in_ranges
-from shardpress.shards.rows import read
+from shardpress.shards.conversion import Conversion
 from shardpress.shards.shard import Block
 from shardpress_kernels.network import Network
 
@@ -46,6 +46,7 @@ class SampleSpec(Preprocessing):
 
     memory_bytes: int = 2**31  # host memory budget of the whole run
     seed: int = 0
+    orders: Mapping[str, np.ndarray] = field(default_factory=dict)  # as in `Conversion`
     is_clipped: bool = True  # whether the scaled rows are those that were encoded, or those before the clipping
 
     @property
@@ -282,10 +283,11 @@ def _scaled_rows(block: Block, numbers: np.ndarray, stretches: np.ndarray, spec:
 
     Stretches without good rows are not read, because they can be damaged.
     """
+    conversion = Conversion(spec.orders, spec.model.offset, spec.model.preparation)
     pieces = []
     for some in np.split(numbers, np.flatnonzero(np.diff(stretches)) + 1):
         first = block.start + int(some[0])
-        rows = read(Block(block.shard, first, block.start + int(some[-1]) + 1))
+        rows = conversion.read(Block(block.shard, first, block.start + int(some[-1]) + 1))
         pieces.append(rows[some - some[0]])
     filled = spec.filled(block, np.concatenate(pieces))
     with np.errstate(over="ignore"):  # values far outside the range

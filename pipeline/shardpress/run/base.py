@@ -10,6 +10,7 @@ from typing import Any
 from msgspec import structs
 
 from shardpress.errors import ConfigError, NoInput, printable
+from shardpress.hdf5.description import Extra
 from shardpress.output.disk import Disk
 from shardpress.output.journal import Journal
 from shardpress.records import Request, with_digests
@@ -17,7 +18,7 @@ from shardpress.result import INDEX, Result, given_name, load_model
 from shardpress.run.difference import Base
 from shardpress.settings.config import SETTINGS, Config
 from shardpress.settings.kinds import as_typed
-from shardpress.shards.shard import Extra, Shard
+from shardpress.shards.shard import Shard
 
 # Settings that the new rows need in addition to those that affect only the features. The model has all others.
 _INHERITED = ("dataset", "orientation", "match_columns", "labels", "missing_value", "on_bad_data", "max_bad")
@@ -103,7 +104,7 @@ def shard_like(result: Result) -> Shard:
             extra = replace(extra, fill=-1, categories=tuple(categories), codes=codes)
         extras.append(extra)
     shape = (result.n_rows, result.n_features)
-    return Shard(str(result.path), "features", shape, "<f4", "float32", extras=tuple(extras))
+    return Shard(str(result.path), "features", shape, "<f4", extras=tuple(extras))
 
 
 # -- settings ------------------------------------------------------------------------------------------------------

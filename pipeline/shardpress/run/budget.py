@@ -15,7 +15,8 @@ from shardpress.errors import ConfigError
 from shardpress.settings.config import MachineSettings, StorageSettings
 from shardpress.settings.defaults import COPIES_IN_TRAINING, SHUFFLE_WINDOW
 from shardpress.settings.resolve import Settings, largest_network
-from shardpress.shards.shard import WIDE_BYTES, Shard, leave_out_extras, long_bytes, row_dtype
+from shardpress.shards.conversion import Conversion
+from shardpress.shards.shard import WIDE_BYTES, Shard, leave_out_extras, long_bytes
 from shardpress.training.fit import Sizes
 from shardpress.training.order import MAX_CHUNK_BYTES
 from shardpress_kernels.network import Network
@@ -85,7 +86,7 @@ def n_threads_of(machine: MachineSettings) -> int:
     return machine.threads or len(os.sched_getaffinity(0))
 
 
-def make_budget(settings: Settings, shards: Sequence[Shard], given: Network | None) -> Budget:
+def make_budget(settings: Settings, shards: Sequence[Shard], conversion: Conversion, given: Network | None) -> Budget:
     """Divide the memory budget.
 
     - Training rows: half, if all of them fit; otherwise two windows.
@@ -104,7 +105,9 @@ def make_budget(settings: Settings, shards: Sequence[Shard], given: Network | No
     else:
         network = given
         n_replicas = 0
-    row_bytes = _row_bytes(shards, network.n_inputs)
+    # of one row in its file or in memory, whichever is larger
+    itemsizes = [np.dtype(shard.stored_dtype).itemsize for shard in shards]
+    row_bytes = network.n_inputs * max(conversion.dtype(shards).itemsize, *itemsizes)
     n_rows = sum(shard.n_rows for shard in shards)
     n_threads = n_threads_of(machine)
     # Two more threads keep the processor busy while parts are written. If only one thread is allowed, none are added.
@@ -146,12 +149,6 @@ def make_budget(settings: Settings, shards: Sequence[Shard], given: Network | No
 
 def _wanted_block_rows(thread_bytes: int, row_bytes: int) -> int:
     return min(_BLOCK_BYTES, thread_bytes) // row_bytes
-
-
-def _row_bytes(shards: Sequence[Shard], n_inputs: int) -> int:
-    """Return the bytes of one row of `n_inputs` columns in its file or in memory, whichever is larger."""
-    stored = max(np.dtype(shard.stored_dtype).itemsize for shard in shards)
-    return n_inputs * max(row_dtype(shards).itemsize, stored)
 
 
 def _check_blocks(
@@ -246,7 +243,7 @@ def large_chunks(shards: Sequence[Shard], budget: Budget) -> list[Shard]:
     return [shard for shard in shards if shard.chunk_rows >= 2 * budget.block_rows and shard.band_bytes > 0]
 
 
-def repeated_chunks(shards: Sequence[Shard], budget: Budget) -> str | None:
+def repeated_chunks(shards: Sequence[Shard], conversion: Conversion, budget: Budget) -> str | None:
     """Return a warning if chunks are decompressed repeatedly because they exceed the budget, otherwise None."""
     large = large_chunks(shards, budget)
     advice = "Raise --memory-budget, or rewrite such files with smaller chunks (h5repack -l)."
@@ -260,9 +257,9 @@ def repeated_chunks(shards: Sequence[Shard], budget: Budget) -> str | None:
             f"files). Each chunk is decompressed about {n_times} times in every pass over the rows. {advice}"
         )
     n_windows = -(-sum(shard.n_rows for shard in shards) // budget.window_rows)
-    cut = [shard for shard in large if shard.chunk_rows * shard.row_bytes > MAX_CHUNK_BYTES]
+    cut = [shard for shard in large if shard.chunk_rows * conversion.row_bytes(shard) > MAX_CHUNK_BYTES]
     if cut and not budget.resident and n_windows > 1:
-        most_rows = max(1, MAX_CHUNK_BYTES // cut[0].row_bytes)
+        most_rows = max(1, MAX_CHUNK_BYTES // conversion.row_bytes(cut[0]))
         return (
             f"{cut[0]}: chunks hold {cut[0].chunk_rows} rows, expected at most {most_rows} ({len(cut)} such files). "
             f"The rows do not fit in memory, so the training decompresses each chunk about {n_windows} times in every "

@@ -149,7 +149,9 @@ def _timed_epochs(training: Training) -> list[float]:
 
 def _encoding_seconds(prepared: Prepared, directory: Path, scan: Scan, autoencoder: Autoencoder) -> float:
     """Return the seconds that encoding all rows would take, measured on some of them."""
-    model = Model(scan.scaler, autoencoder.network, autoencoder.parameters(), {})
+    conversion = prepared.conversion
+    weights = autoencoder.parameters()
+    model = Model(scan.scaler, autoencoder.network, weights, {}, conversion.offset, preparation=conversion.preparation)
     stage = EncodingStage(prepared, model, scan.unreadable)
     readable = [each for each in stretches(prepared.shards, prepared) if each.number not in scan.unreadable]
     disk = AnonymousDisk(directory)

@@ -9,16 +9,17 @@ from msgspec import structs
 
 from shardpress.errors import DataError, NoInput
 from shardpress.records import ShardFacts
+from shardpress.shards.conversion import Conversion
 from shardpress.shards.digests import ExtrasDigest
-from shardpress.shards.rows import digest_of_rows, stream_extra
+from shardpress.shards.rows import stream_extra
 from shardpress.shards.shard import Block, Shard
 
 
-def with_content(facts: ShardFacts, shard: Shard, names: Collection[str]) -> ShardFacts:
+def with_content(facts: ShardFacts, shard: Shard, conversion: Conversion, names: Collection[str]) -> ShardFacts:
     """Return the facts about a shard with the digests of its rows and of some extras; unchanged if it is damaged."""
     shard = replace(shard, extras=tuple(extra for extra in shard.extras if extra.name in names))
     try:
-        rows = digest_of_rows(Block(shard, 0, shard.n_rows))
+        rows = conversion.digest(Block(shard, 0, shard.n_rows))
         extras = _digest_of_extras(shard)
     except (DataError, NoInput):  # the run finds and reports this again
         return facts

@@ -37,7 +37,7 @@ from shardpress.run.request import categories_of
 from shardpress.run.resume import EarlierResults
 from shardpress.scan import blocks as scan_blocks
 from shardpress.scan.drift import farthest
-from shardpress.shards.shard import Block, Shard
+from shardpress.shards.shard import Block
 
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder
@@ -67,7 +67,7 @@ class Encoded:
 class EncodingStage:
     """Stage that encodes all rows, or reuses parts of an earlier run."""
 
-    prepared: Prepared  # with shards whose rows are read minus the model's offset
+    prepared: Prepared  # with the model's offset
     model: Model
     unreadable: Mapping[int, str]  # reasons, by the positions of the shards
 
@@ -169,9 +169,10 @@ class EncodingStage:
                 room = n_rows
             parts[-1].append(piece)
             room -= len(piece.source)
-        _compile_encoder(encoder, prepared.shards, settings.row_error)
+        _compile_encoder(encoder, prepared, settings.row_error)
         with serving(settings, self.model, encoder.encode_checked, disk, encoder.errors):
-            tasks = [(encode_part, EncodeTask(pieces, settings)) for pieces in parts]
+            orders = prepared.conversion.orders
+            tasks = [(encode_part, EncodeTask(pieces, settings, orders=orders)) for pieces in parts]
             return measure_tasks(tasks, prepared.budget.n_writers, lambda part: part.n_rows)
 
     def settings(self, part_rows: int, directory: Path) -> EncodeSettings:
@@ -234,13 +235,14 @@ class EncodingStage:
         prepared = self.prepared
         if context.pool.is_local:
             # before the progress bar starts to count
-            _compile_encoder(encoder, prepared.shards, prepared.config.storage.row_error)
+            _compile_encoder(encoder, prepared, prepared.config.storage.row_error)
         sizes = [sum(len(piece.source) for piece in pieces) for pieces in missing]
         settings = self._shared_settings(context, max(sizes))
         tasks = []
         for pieces in missing:
             unreadable = {i: self.unreadable[i] for i, _ in pieces if i in self.unreadable}
-            tasks.append((encode_part, EncodeTask(pieces, settings, unreadable)))
+            orders = prepared.conversion.of(piece.source for piece in pieces).orders
+            tasks.append((encode_part, EncodeTask(pieces, settings, unreadable, orders)))
         # Small parts are sent together, with about the number of rows of a full part in total.
         n_small = prepared.budget.part_rows * len(tasks) // max(1, sum(sizes))
         stats = context.pool.stats
@@ -304,10 +306,10 @@ def encoding_bytes(prepared: Prepared) -> int:
     return trained_network_bytes(prepared) + writers + extras + chunk_bytes(prepared)
 
 
-def _compile_encoder(encoder: Encoders | Autoencoder, shards: Sequence[Shard], row_error: bool) -> None:
-    """Compile the encoder and, if it is needed, the error of rows for the dtypes of shards, by encoding no rows."""
+def _compile_encoder(encoder: Encoders | Autoencoder, prepared: Prepared, row_error: bool) -> None:
+    """Compile the encoder and, if it is needed, the error of rows for the dtypes of rows, by encoding no rows."""
     network = encoder.network
-    for dtype in sorted({shard.dtype for shard in shards}):
+    for dtype in sorted({prepared.conversion.dtype_of(shard).name for shard in prepared.shards}):
         nothing = np.empty((0, network.n_inputs), np.dtype(dtype))
         features = np.empty((0, network.n_outputs), dtype=np.float32)
         encoder.encode_checked(nothing, features)

@@ -33,7 +33,7 @@ from shardpress.report.mapquality import LabelSource
 from shardpress.report.measures import LabelChoice
 from shardpress.report.newrows import Verdict
 from shardpress.report.page.build import is_current, page_bytes
-from shardpress.report.rows import Preprocessing, RowCheck, check_rows
+from shardpress.report.rows import RowCheck, check_rows
 from shardpress.report.sample import PartSource, SampleSpec, largest_sample
 from shardpress.result import Result, Use, load_statistics, result_bytes
 from shardpress.run.context import RunContext, versions
@@ -48,7 +48,6 @@ from shardpress.run.summary import Summary
 from shardpress.run.use import use_of_rows
 from shardpress.scan.ranges import Scan
 from shardpress.shards.extras import why_left_out
-from shardpress.shards.rows import digest_of_rows
 from shardpress.shards.shard import UNREADABLE, Block, Shard, first_rows
 
 log = logging.getLogger(__name__)
@@ -161,7 +160,14 @@ class _Finish:
         self._facts = results.facts
         settings = prepared.config.bad_data
         clips = prepared.has_other_rows and settings.on_drift == "clip"
-        self._preprocessing = Preprocessing(results.model, settings.missing_value, clips)
+        self._spec = SampleSpec(
+            results.model,
+            settings.missing_value,
+            clips,
+            prepared.config.machine.memory_budget,
+            prepared.config.training.seed,
+            prepared.conversion.orders,
+        )
         self._base = context.journal.base
         self._extension = extension_of(prepared, self._base)
         self._use = use_of_rows(prepared, results.scan, self._parts, self._base)
@@ -178,8 +184,8 @@ class _Finish:
             self._journal.directory,
             in_order(self._new),
             prepared.request.shards,
-            lambda i: prepared.shards[i],
-            self._preprocessing,
+            lambda i: (prepared.shards[i], prepared.conversion),
+            self._spec,
         )
         self._journal.check()
         if checked.faults:
@@ -198,7 +204,7 @@ class _Finish:
         part = next(part for part in self._new if part.file == first.file)
         for each in part.ranges:
             rows = Block(self._prepared.shards[each.shard], each.start, each.stop)
-            if each.rows not in (None, digest_of_rows(rows)):
+            if each.rows not in (None, self._prepared.conversion.digest(rows)):
                 return _changed(rows.shard.path)
         return VerificationFailed(
             f"file={printable(self._journal.directory / first.file)}: {first.fault}; {len(files)} of "
@@ -221,7 +227,7 @@ class _Finish:
             include = (*_labels_of(self._base.facts), *include)
         choice = LabelChoice(include, self._labels, self._masks())
         sources = self._sources(self._ranges)
-        return sample_facts(sources, self._sample_spec(), self._categories(), choice, config.storage.row_error)
+        return sample_facts(sources, self._spec, self._categories(), choice, config.storage.row_error)
 
     @property
     def _labels(self) -> str | None:
@@ -237,9 +243,8 @@ class _Finish:
         new = self._added
         if self._base is None or not prepared.appends or not new:
             return
-        spec = self._sample_spec()
         ranges = [each for _, each in new]
-        self._verdict = verdict_on(self._sources(new), ranges, spec, self._base)
+        self._verdict = verdict_on(self._sources(new), ranges, self._spec, self._base)
         self._context.state.end_stage("verdict")
         check_verdict(self._verdict, self._journal.directory, prepared.config.results.on_append_drift)
 
@@ -299,13 +304,6 @@ class _Finish:
         extras = self._prepared.shards[0].extras
         categories = [np.array(extra.categories) for extra in extras if extra.categories is not None]
         return dict(zip(stored_categories(extras), categories, strict=True))
-
-    def _sample_spec(self) -> SampleSpec:
-        config = self._prepared.config
-        preprocessing = self._preprocessing
-        return SampleSpec(
-            self._model, preprocessing.missing, preprocessing.clips, config.machine.memory_budget, config.training.seed
-        )
 
     def summarize(self, sample: Mapping[str, Any] | None) -> tuple[Summary, Judgment]:
         """Return the numbers of the run, and a judgment of the features from a sample."""
@@ -507,7 +505,7 @@ class _Finish:
             return load_statistics(model, self._model.fingerprint)
         ranges = [each for _, each in self._ranges]
         try:
-            reference = reference_of(self._sources(self._ranges), ranges, self._use, self._sample_spec())
+            reference = reference_of(self._sources(self._ranges), ranges, self._use, self._spec)
         except (DataError, NoInput, NotPermitted) as error:  # the features are complete nevertheless
             log.warning("later appends will have no verdict, because the held-out rows cannot be read: %s", error)
             return {}

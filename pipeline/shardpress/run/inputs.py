@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.errors import DataError, printable, quantity
@@ -23,9 +21,10 @@ from shardpress.run.digests import with_content
 from shardpress.run.request import absolute, facts_of
 from shardpress.settings.config import BadDataSettings, Config, ResultSettings
 from shardpress.settings.kinds import n_allowed, sufficient_percentage
-from shardpress.shards.columns import ColumnRule
+from shardpress.shards.columns import ColumnCheck, ColumnRule
+from shardpress.shards.conversion import Conversion
 from shardpress.shards.open import check_any, open_sources
-from shardpress.shards.shard import UNREADABLE, Shard, read_dtype
+from shardpress.shards.shard import UNREADABLE, Shard
 from shardpress.shards.sources import Source, find
 from shardpress.shards.vet import Selection
 
@@ -37,6 +36,7 @@ LEFT_OUT = " This shard is left out."
 
 class _Inputs(NamedTuple):
     shards: tuple[Shard, ...]  # in the order of the rows
+    conversion: Conversion  # orders of columns
     facts: list[ShardFacts]  # with the digests that are needed
     bad_shards: list[dict[str, str]]  # files that were refused and are left out
 
@@ -68,13 +68,15 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
     extras = () if earlier is None else earlier.extras
     categories = {extra.name: extra.categories for extra in extras if extra.categories is not None}
     selection = Selection(inputs.dataset, inputs.orientation, inputs.include)
-    shards = open_sources(sources, selection, on_bad_shard, rule, like, categories)
+    check = ColumnCheck(rule)
+    shards = open_sources(sources, selection, on_bad_shard, check, like, categories)
     unreadable = [absolute(bad["file"]) for bad in refused]
     left_out = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
     check_bad_shards(config, left_out, len(shards) + len(refused))
     check_any(shards, sources)
     _check_width(shards[0])
-    return _arranged(shards, refused, unreadable, base, {extra.name for extra in extras}, config)
+    names = {extra.name for extra in extras}
+    return _arranged(shards, Conversion(check.orders), refused, unreadable, base, names, config)
 
 
 def _check_width(first: Shard) -> None:
@@ -93,6 +95,7 @@ def _in_order(sources: Sequence[Source], base: Base) -> list[Source]:
 
 def _arranged(
     shards: tuple[Shard, ...],
+    conversion: Conversion,
     refused: list[dict[str, str]],
     unreadable: list[str],
     base: Base | None,
@@ -103,15 +106,15 @@ def _arranged(
 
     `names` are those of the extras in the base.
     """
-    facts = [facts_of(shard) for shard in shards]
+    facts = [facts_of(shard, conversion.orders.get(shard.path)) for shard in shards]
     if base is None:
-        return _Inputs(shards, facts, refused)
+        return _Inputs(shards, conversion, facts, refused)
     before = base.request.shards
     matching = matching_of(config.results)._replace(unreadable=unreadable)
     needed = needed_digests(before, facts, matching)
 
     def find_content(i: int) -> None:
-        facts[i] = with_content(facts[i], shards[i], names)
+        facts[i] = with_content(facts[i], shards[i], conversion, names)
 
     if needed:
         log.info("input: comparing the contents of %s with those of the result", quantity(len(needed), "file"))
@@ -130,7 +133,7 @@ def _arranged(
             arranged.append(shards[place.wanted])
     staying = {shard.path for shard in arranged_facts}
     bad_shards = [bad for bad, path in zip(refused, unreadable, strict=True) if path not in staying]
-    return _Inputs(tuple(arranged), arranged_facts, bad_shards)
+    return _Inputs(tuple(arranged), conversion, arranged_facts, bad_shards)
 
 
 def matching_of(results: ResultSettings) -> Matching:
@@ -146,10 +149,8 @@ def _unreadable_shard(like: Shard, facts: ShardFacts) -> Shard:
         dataset=facts.dataset,
         shape=tuple(facts.shape),
         stored_dtype=facts.dtype,
-        dtype=read_dtype(np.dtype(facts.dtype)),
         form=UNREADABLE,
         layouts=(),
-        order=None,
     )
 
 

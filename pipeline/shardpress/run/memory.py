@@ -6,7 +6,6 @@ import re
 
 from shardpress.run.budget import large_chunks
 from shardpress.run.prepare import Prepared
-from shardpress.shards.shard import row_dtype
 
 NETWORK_COPIES = 11
 """Copies of the network's parameters during training, including Adam's states, the best and the first parameters."""
@@ -48,7 +47,7 @@ def _from_proc(path: str, name: str) -> int:
 def block_bytes(prepared: Prepared) -> int:
     """Return the bytes of one block of rows."""
     n_rows = min(prepared.budget.block_rows, max(shard.n_rows for shard in prepared.shards))
-    return n_rows * prepared.max_network.n_inputs * row_dtype(prepared.shards).itemsize
+    return n_rows * prepared.row_bytes
 
 
 def chunk_bytes(prepared: Prepared) -> int:
@@ -72,8 +71,7 @@ def device_bytes(prepared: Prepared, resident: bool, tile_rows: int) -> int:
     """Return the bytes of rows, network and activations on a device with its own memory, excluding its driver."""
     config = prepared.config
     network = prepared.max_network
-    row_bytes = network.n_inputs * row_dtype(prepared.shards).itemsize
-    rows = prepared.n_rows * row_bytes if resident and prepared.given_model is None else 0
+    rows = prepared.n_rows * prepared.row_bytes if resident and prepared.given_model is None else 0
     # The activations of each layer in the encoder and in the decoder, and their gradients.
     n_rows_at_once = max(config.training.batch_size, tile_rows)
     activations = 4 * n_rows_at_once * sum(network.widths)

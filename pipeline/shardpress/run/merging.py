@@ -22,7 +22,7 @@ def spared_shards(prepared: Prepared) -> list[int]:
         shard = prepared.shards[i]
         known = prepared.request.shards[i]
         names = {extra.name for extra in shard.extras}
-        found = with_content(structs.replace(known, rows=None, extras=None), shard, names)
+        found = with_content(structs.replace(known, rows=None, extras=None), shard, prepared.conversion, names)
         return None in (found.rows, found.extras) or found != known
 
     n_threads = prepared.budget.n_threads

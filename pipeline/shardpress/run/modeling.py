@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from shardpress.columns import Columns
 from shardpress.errors import ConfigError
 from shardpress.model import Model
 from shardpress.preparation import preparation_of
 from shardpress.run.budget import Budget
 from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.look import follow
-from shardpress.scan.ranges import Scan, n_fitted_rows
+from shardpress.scan.ranges import n_fitted_rows
 from shardpress.scan.scaler import Scaler
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import Settings, resolve
-from shardpress.shards.shard import Shard, with_preparation
+from shardpress.shards.conversion import Conversion
+from shardpress.shards.shard import Shard
 from shardpress.training.epochs import Training
 from shardpress.training.targets import Targets
 from shardpress.training.verdict import measured
@@ -30,12 +33,18 @@ def refuse(complaints: Iterable[str]) -> None:
 
 
 def resolve_for(
-    config: Config, shards: Sequence[Shard], model: Model | None, fitted: np.ndarray | None = None
-) -> tuple[Settings, tuple[Shard, ...]]:
-    """Return the settings with all defaults, and shards whose rows are prepared on reading.
+    config: Config,
+    shards: Sequence[Shard],
+    conversion: Conversion,
+    model: Model | None,
+    fitted: np.ndarray | None = None,
+) -> tuple[Settings, Conversion]:
+    """Return the settings with all defaults, and the conversion with the preparation of rows.
 
     Parameters
     ----------
+    conversion : Conversion
+        Orders of columns.
     model : Model, optional
         Existing model, whose preparation and network are used.
     fitted : ndarray of shape (n_rows,), bool, optional
@@ -43,16 +52,16 @@ def resolve_for(
     """
     network = None
     if model is None:
-        config = follow(config, shards, fitted)
+        config = follow(config, shards, conversion, fitted)
         preparation = preparation_of(config.scaling.row_scale, config.scaling.transform)
     else:
         network = model.network
         preparation = model.preparation
     settings = resolve(config, n_fitted_rows(shards, fitted), shards[0].n_inputs, network)
-    return settings, tuple(with_preparation(shard, preparation) for shard in shards)
+    return settings, replace(conversion, preparation=preparation)
 
 
-def scan_settings(settings: Settings, budget: Budget, scaler: Scaler | None) -> ScanSettings:
+def scan_settings(settings: Settings, budget: Budget, scaler: Scaler | None, conversion: Conversion) -> ScanSettings:
     """Return the settings of a scan. Given the scaling of an existing model, the scan only finds bad rows."""
     trains = scaler is None
     impute = settings.bad_data.impute
@@ -67,6 +76,7 @@ def scan_settings(settings: Settings, budget: Budget, scaler: Scaler | None) -> 
         chunk_bytes=budget.chunk_bytes,
         missing_indicator=trains and settings.bad_data.missing_indicator,
         for_training=trains,
+        conversion=conversion,
     )
 
 
@@ -81,8 +91,10 @@ def training_facts(training: Training, settings: Settings, device: object, targe
     return {"training": about, "config": settings.flat(), "device": str(device)}
 
 
-def trained_model(training: Training, scan: Scan, shard: Shard, about: Mapping[str, Any]) -> Model:
-    """Return the best model of a training run on shards like this one, without its head."""
+def trained_model(
+    training: Training, scaler: Scaler, columns: Columns, conversion: Conversion, about: Mapping[str, Any]
+) -> Model:
+    """Return the best model of a training run, without its head."""
     network = training.autoencoder.network.encoder
     parameters = {name: training.best[name] for name in network.shapes}
-    return Model(scan.scaler, network, parameters, about, scan.offset, shard.columns, shard.preparation)
+    return Model(scaler, network, parameters, about, conversion.offset, columns, conversion.preparation)

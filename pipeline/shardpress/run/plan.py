@@ -35,7 +35,7 @@ from shardpress.run.training_stage import TrainingStage
 from shardpress.runlog import collect_warnings
 from shardpress.scan.blocks import Piece
 from shardpress.settings.config import Config
-from shardpress.shards.shard import row_dtype
+from shardpress.shards.conversion import AS_STORED
 from shardpress.text import size
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class _PlannedRun:
         prepared = self._prepared
         shards = prepared.shards
         n_bytes = size(sum(shard.n_rows * shard.row_bytes for shard in shards))
-        rows = f"{quantity(prepared.n_rows, 'row')} x {prepared.n_inputs} columns {row_dtype(shards)} ({n_bytes})"
+        rows = f"{quantity(prepared.n_rows, 'row')} x {prepared.n_inputs} columns {AS_STORED.dtype(shards)} ({n_bytes})"
         before = [] if prepared.base is None else prepared.base.request.shards
         same = {place.base for place in prepared.change.places if place.is_same}
         n_new = prepared.n_rows - self._n_encoded
@@ -179,8 +179,8 @@ class _PlannedRun:
         facts = self._plan.facts
         facts["input"] = f"{quantity(len(shards), 'shard')}, {rows}"
         facts["columns"] = str(prepared.columns)
-        if shards[0].preparation is not None:
-            facts["rows"] = f"are prepared with {shards[0].preparation}"
+        if prepared.conversion.preparation is not None:
+            facts["rows"] = f"are prepared with {prepared.conversion.preparation}"
         if files:
             facts["files"] = "; ".join(files)
         facts["model"] = f"{' x '.join(map(str, prepared.max_network.widths))}, {self._model_in_words()}"

@@ -44,7 +44,8 @@ from shardpress.settings.config import Config, problems
 from shardpress.settings.deadline import deadline_of
 from shardpress.settings.kinds import as_typed, n_allowed
 from shardpress.settings.resolve import Settings, largest_network, unsuitable_settings
-from shardpress.shards.shard import UNREADABLE, Shard, leave_out_extras, with_offset
+from shardpress.shards.conversion import Conversion
+from shardpress.shards.shard import UNREADABLE, Shard, leave_out_extras
 from shardpress.training.targets import Targets, read_targets
 from shardpress_kernels.network import Network
 
@@ -57,6 +58,7 @@ class Prepared:
 
     config: Settings
     shards: tuple[Shard, ...]
+    conversion: Conversion  # whose offset is known after the scan
     bad_shards: list[dict[str, str]]  # files that were refused and left out: ``file`` and ``reason``
     given_model: Model | None  # replaces the training
     budget: Budget
@@ -133,6 +135,11 @@ class Prepared:
         return self.shards[0].n_inputs
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of the largest network in memory."""
+        return self.max_network.n_inputs * self.conversion.dtype(self.shards).itemsize
+
+    @property
     def max_network(self) -> Network:
         """The network of a given model, or the largest network that the run could train: see `largest_network`."""
         if self.given_model is not None:
@@ -186,10 +193,8 @@ class Prepared:
         return n_allowed(self.config.bad_data.max_bad, n_shards) if self.allows_bad_data else 0
 
     def with_offset(self, offset: np.ndarray | None) -> Prepared:
-        """Return a copy whose shards subtract an offset (n_inputs,) on reading, or `self` if the offset is None."""
-        if offset is None:
-            return self
-        return replace(self, shards=tuple(with_offset(shard, offset) for shard in self.shards))
+        """Return a copy that subtracts an offset (n_inputs,) from the rows."""
+        return replace(self, conversion=replace(self.conversion, offset=offset))
 
     def with_change(self, base: Base | None, result: Result | None, spared: Collection[int] = ()) -> Prepared:
         """Return a copy that knows what it has to do, given what the output directory contains.
@@ -235,16 +240,16 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
         given_model = extended.model
     inputs = open_inputs(config, given_model, base, result)
     fitted = fitted_rows(config, inputs.shards)
-    settings, shards = resolve_for(config, inputs.shards, given_model, fitted)
+    settings, conversion = resolve_for(config, inputs.shards, inputs.conversion, given_model, fitted)
     _log_settings(config, settings, given_model)
-    refuse(_complaints(settings, shards, given_model, fitted))
-    shards = _without_wide_extras(settings, shards)
+    refuse(_complaints(settings, inputs.shards, given_model, fitted))
+    shards = _without_wide_extras(settings, inputs.shards)
     if settings.inputs.labels is not None:
         name_of_extra("labels", settings.inputs.labels, shards)  # raises an error if there is none
     targets = _read_targets(settings, shards, fitted) if given_model is None else None
     # This can refuse the settings, so it comes before the output directory is created.
-    budget = make_budget(settings, shards, None if given_model is None else given_model.network)
-    if warning := repeated_chunks(shards, budget):
+    budget = make_budget(settings, shards, conversion, None if given_model is None else given_model.network)
+    if warning := repeated_chunks(shards, conversion, budget):
         log.warning("%s", warning)
     request = request_of(settings, inputs.facts, given_model, fitted, targets)
     if extended is not None and base is not None:
@@ -256,7 +261,7 @@ def prepare(config: Config, journal: Journal | None = None) -> Prepared:
         partial(request.of_features, extras=schema_of(shards[0].extras)),
         matching_of(config.results),
     )
-    prepared = Prepared(settings, shards, inputs.bad_shards, given_model, budget, wanted, fitted, targets)
+    prepared = Prepared(settings, shards, conversion, inputs.bad_shards, given_model, budget, wanted, fitted, targets)
     return prepared.with_change(base, result)
 
 

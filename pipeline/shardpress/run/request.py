@@ -18,12 +18,13 @@ import h5py
 import numpy as np
 
 from shardpress.encoding.partfile import row_shapes, stored_masks
+from shardpress.hdf5.description import Extra
 from shardpress.model import Model
 from shardpress.records import Request, ShardFacts, Stat, from_json, to_json
 from shardpress.result import FEATURES, VALID
 from shardpress.settings.config import fingerprint_values
 from shardpress.settings.resolve import Settings
-from shardpress.shards.shard import Extra, Shard
+from shardpress.shards.shard import Shard
 from shardpress.training.targets import Targets
 
 # Format numbers. Increment them when the same settings give different results.
@@ -78,10 +79,9 @@ def _training_request(settings: Settings) -> dict[str, Any]:
     return training
 
 
-def facts_of(shard: Shard) -> ShardFacts:
-    """Return the facts that identify a shard, without digests of its content."""
+def facts_of(shard: Shard, order: np.ndarray | None = None) -> ShardFacts:
+    """Return the facts that identify a shard and the order of its columns, without digests of its content."""
     identity = shard.identity
-    order = None if shard.order is None else sha256(shard.order.astype("<i4").tobytes()).hexdigest()
     return ShardFacts(
         path=absolute(shard.path),
         dataset=shard.dataset,
@@ -89,7 +89,7 @@ def facts_of(shard: Shard) -> ShardFacts:
         dtype=shard.stored_dtype,
         stat=Stat(identity.size, identity.mtime_ns, identity.ctime_ns, identity.inode),
         first_row=shard.first_row,
-        column_order=order,
+        column_order=None if order is None else sha256(order.astype("<i4").tobytes()).hexdigest(),
     )
 
 

@@ -21,7 +21,7 @@ from shardpress.run.modeling import scan_settings
 from shardpress.run.prepare import Prepared
 from shardpress.run.resume import EarlierResults
 from shardpress.scan import ranges
-from shardpress.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, stats_of_unreadable
+from shardpress.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, scan_pieces, stats_of_unreadable
 from shardpress.scan.ranges import Scan
 from shardpress.settings.kinds import n_allowed, sufficient_percentage
 from shardpress.shards.shard import Shard, first_rows
@@ -36,7 +36,7 @@ _COLUMNS_LISTED = 10  # columns that a message lists
 class _ScanSample:
     """Scan of some rows."""
 
-    stage: ScanStage  # whose shards have the offset
+    stage: ScanStage  # with the offset
     pace: Pace
     scan: Scan
     stretches: list[Piece]  # the readable rows
@@ -46,7 +46,7 @@ class _ScanSample:
 class ScanStage:
     """Stage that scans the rows, or reuses the scan of an earlier run."""
 
-    prepared: Prepared  # with shards whose rows are read as they are stored
+    prepared: Prepared
 
     name: ClassVar[str] = "scan"
 
@@ -103,7 +103,7 @@ class ScanStage:
         """
         if self.prepared.given_model is not None or self.prepared.config.bad_data.missing_value is not None:
             return None
-        return ranges.offset_for(self.shards, scan)
+        return ranges.offset_for(self.prepared.conversion.dtype(self.shards), scan)
 
     def check(self, scan: Scan) -> None:
         """Log warnings about the rows. Raise `DataError` if too many are bad, or no model can be trained on them."""
@@ -123,7 +123,7 @@ class ScanStage:
         settings = prepared.config.bad_data
         if not len(scan.bad_rows):
             return
-        words = ranges.describe_bad_rows(self.shards, scan, settings.missing_value)
+        words = ranges.describe_bad_rows(self.shards, scan, self._settings())
         limit = prepared.max_bad_rows
         if self.n_limited(scan) > limit:
             expected = "finite numbers"
@@ -139,7 +139,7 @@ class ScanStage:
         return int(np.count_nonzero(is_limited[shard_of_row]))
 
     def check_usable(self, scan: Scan) -> None:
-        ranges.check_usable(self.shards, scan, self.prepared.config.bad_data.missing_value)
+        ranges.check_usable(self.shards, scan, self._settings())
 
     def facts(self, scan: Scan) -> dict[str, Any]:
         return {"scan": scan.summary()}
@@ -165,11 +165,12 @@ class ScanStage:
         budget = self.prepared.budget
         # Unreadable shards are recorded, and do not stop the sample.
         settings = replace(self._settings(), max_unreadable=len(shards))
-        look = ranges.scan_task(shards, settings, self.prepared.fitted)
+        stride = ranges.stride_for(shards, self.prepared.fitted)
 
         def scan_stretch(stretch: Piece) -> tuple[Piece, BlockStats]:
             pieces = [stretch._replace(block=block) for block in stretch.block.cut(budget.block_rows)]
-            return stretch, look([piece.with_fitted(self.prepared.fitted) for piece in pieces])
+            fitted = [piece.with_fitted(self.prepared.fitted) for piece in pieces]
+            return stretch, scan_pieces(settings, stride, fitted)
 
         tasks = [(scan_stretch, stretch) for stretch in stretches(shards, self.prepared)]
         pace, found = measure_tasks(tasks, budget.n_threads, lambda each: len(each[0].block))
@@ -204,7 +205,8 @@ class ScanStage:
         if prepared.allows_bad_data:
             max_unreadable = prepared.max_bad_shards - len(prepared.bad_shards)
         given = prepared.given_model
-        settings = scan_settings(prepared.config, prepared.budget, None if given is None else given.scaler)
+        scaler = None if given is None else given.scaler
+        settings = scan_settings(prepared.config, prepared.budget, scaler, prepared.conversion)
         return replace(settings, max_unreadable=max_unreadable)
 
     def _advice_on_bad_rows(self, scan: Scan) -> str:
@@ -213,7 +215,7 @@ class ScanStage:
         settings = prepared.config.bad_data
         advice = ["Fix the files"]
         # With a given model, --impute has no effect: the model either imputes values already, or never does.
-        if prepared.given_model is None and ranges.misses_values(self.shards, scan, settings.missing_value):
+        if prepared.given_model is None and ranges.misses_values(self.shards, scan, self._settings()):
             advice.append("fill in missing values with --impute median")
         if not scan.n_fitted:
             return f"Without these rows, no usable rows would remain. {', or '.join(advice)}."

@@ -32,7 +32,7 @@ from shardpress.run.space import CHECKPOINTS_KEPT
 from shardpress.scan.blocks import Piece
 from shardpress.scan.ranges import Scan, readable
 from shardpress.settings.deadline import in_words
-from shardpress.shards.shard import Shard, block_of, first_rows, row_dtype, rows_of
+from shardpress.shards.shard import Shard, block_of, first_rows, rows_of
 from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.components import errors_of_components, sampled
 from shardpress.training.epochs import Training, steps_of
@@ -113,7 +113,7 @@ class TrainingStage:
         config = prepared.config
         n_rows = prepared.n_rows
         n_inputs = prepared.max_network.n_inputs
-        row_bytes = n_inputs * row_dtype(prepared.shards).itemsize
+        row_bytes = prepared.row_bytes
         n_validated = min(round(config.validation.validation_fraction * n_rows), budget.max_validation_rows)
         numbers = _NUMBER_BYTES * (n_rows - prepared.n_fitted)
         if prepared.targets is not None:
@@ -150,9 +150,8 @@ class TrainingStage:
             seconds += validation.seconds_for(n_validated)
         rows = sampled(training.rows, training.order, scan.scaler, sizes.max_sample_rows)
         errors = errors_of_components(rows, training.autoencoder.network.n_features)
-        return _TrainingSample(
-            once, seconds, n_rows, steps, trained_model(training, scan, prepared.shards[0], {}), errors
-        )
+        model = trained_model(training, scan.scaler, prepared.columns, prepared.conversion, {})
+        return _TrainingSample(once, seconds, n_rows, steps, model, errors)
 
     def estimate(
         self, sample: _TrainingSample, checkpoint: Record | None, left: float | None, reserved: float
@@ -206,7 +205,8 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
     try:
         _train(prepared, context, key, training, deadline)
     except TrainingDiverged as error:  # another run would diverge, too, so the weights are stored for inspection
-        last_good = trained_model(training, scan, prepared.shards[0], {"stopped": str(error)})
+        facts = {"stopped": str(error)}
+        last_good = trained_model(training, scan.scaler, prepared.columns, prepared.conversion, facts)
         context.journal.add(Record("diverged", key, context.journal.write(LAST_GOOD, last_good.to_hdf5())))
         path = context.journal.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {printable(path)}.") from error
@@ -214,7 +214,7 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
     about = _facts(prepared, context, training, scan)
     if deadline is not None:
         about["training"]["deadline"] = deadline.facts(training)
-    return trained_model(training, scan, prepared.shards[0], about)
+    return trained_model(training, scan.scaler, prepared.columns, prepared.conversion, about)
 
 
 def _train(
@@ -237,7 +237,7 @@ def _train(
 
 
 def _prepared_training(prepared: Prepared, scan: Scan, sizes: Sizes) -> Training:
-    return prepare_training(prepared.shards, scan, prepared.config, sizes, prepared.targets)
+    return prepare_training(prepared.shards, prepared.conversion, scan, prepared.config, sizes, prepared.targets)
 
 
 def _with_some_rows(prepared: Prepared, scan: Scan, stretches: Sequence[Piece]) -> tuple[Prepared, Scan]:

@@ -12,8 +12,9 @@ from shardpress.cluster.threads import check
 from shardpress.errors import DataError
 from shardpress.scan.sample import sample_positions
 from shardpress.scan.scaler import bad_rows, missing_entries
+from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.digests import Digest
-from shardpress.shards.rows import keep_chunks, read
+from shardpress.shards.rows import keep_chunks
 from shardpress.shards.shard import Block, Shard, first_rows
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
@@ -70,6 +71,7 @@ class ScanSettings:
     # False if no model will be trained. The scan then has nothing that needs a sample of the rows, except for clipped
     # ranges and fill values.
     for_training: bool = True
+    conversion: Conversion = AS_STORED
 
     @property
     def fills(self) -> bool:
@@ -102,16 +104,16 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) ->
     If unreadable shards are tolerated, an unreadable block contributes only the reason of the failure.
     """
     stats = []
-    memory = np.empty(0)
+    # Reuse the memory of the last block, because new pages would take half as long as the scan of a block.
+    n_bytes = max(len(piece.block) * settings.conversion.row_bytes(piece.block.shard) for piece in pieces)
+    memory = np.empty(n_bytes, np.uint8)
     keep_chunks(settings.chunk_bytes)
     for piece in pieces:
         check()
         block = piece.block
-        memory = _memory_for(block, memory)
         try:
-            # Reuse the memory of the last block, because new pages would take half as long as the scan of a block.
             digest = None if block.shard.form == "array" else Digest()  # no later run recognizes an array
-            rows = read(block, memory[: len(block)], digest)
+            rows = settings.conversion.read(block, memory, digest)
             found = _stats_of_rows(settings, stride, piece, rows)
             stats.append(found if digest is None else replace(found, digests={piece.number: digest.value}))
         except DataError as error:
@@ -121,14 +123,6 @@ def scan_pieces(settings: ScanSettings, stride: int, pieces: Sequence[Piece]) ->
             reasons = {piece.number: str(error)}
             stats.append(_without_fitted_rows(len(block), block.shard.n_inputs, _NO_ROWS, reasons))
     return merge_stats(stats)
-
-
-def _memory_for(block: Block, memory: np.ndarray) -> np.ndarray:
-    """Return memory for the rows of a block: the given array, if it is large enough."""
-    shard = block.shard
-    if memory.dtype == shard.dtype and len(memory) >= len(block):
-        return memory
-    return np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
 
 
 def stats_of_unreadable(shards: Sequence[Shard], unreadable: Mapping[int, str]) -> BlockStats:

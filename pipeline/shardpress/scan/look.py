@@ -16,7 +16,7 @@ from shardpress.errors import DataError, NoInput
 from shardpress.scan.scaler import bad_rows, missing_entries
 from shardpress.settings.config import SETTINGS, BadDataSettings, Config
 from shardpress.settings.kinds import as_typed
-from shardpress.shards.rows import read
+from shardpress.shards.conversion import Conversion
 from shardpress.shards.shard import Block, Shard, block_of, first_rows
 
 log = logging.getLogger(__name__)
@@ -74,12 +74,12 @@ _PACKED = Form(
 )
 
 
-def follow(config: Config, shards: Sequence[Shard], fitted: np.ndarray | None = None) -> Config:
+def follow(config: Config, shards: Sequence[Shard], conversion: Conversion, fitted: np.ndarray | None = None) -> Config:
     """Return the settings with those that suit the rows in place of defaults; log a sentence if there are any.
 
     `fitted` (n_rows,) is a mask of the rows that train the model; by default, all do.
     """
-    form = form_of(config, shards, fitted)
+    form = form_of(config, shards, conversion, fitted)
     if form is _PACKED:
         log.warning("input: the rows look like %s", form.words)
     elif form is not None:
@@ -93,13 +93,15 @@ def follow(config: Config, shards: Sequence[Shard], fitted: np.ndarray | None = 
     return config.changed(**{**prepared, **chosen})
 
 
-def form_of(config: Config, shards: Sequence[Shard], fitted: np.ndarray | None = None) -> Form | None:
+def form_of(
+    config: Config, shards: Sequence[Shard], conversion: Conversion, fitted: np.ndarray | None = None
+) -> Form | None:
     """Return what the rows of a run look like, with the settings that suit them and are not given.
 
     None if the rows suggest nothing, or if all such settings are given.
     """
     shape = shards[0].columns.row_shape or (shards[0].n_inputs,)
-    form = _form_of_rows(_some_rows(config.bad_data, shards, fitted), shape)
+    form = _form_of_rows(_some_rows(config.bad_data, shards, conversion, fitted), shape)
     if form is None or form is _PACKED:
         return form
     settings = {name: value for name, value in form.settings.items() if _is_open(config, name)}
@@ -119,7 +121,9 @@ def _is_open(config: Config, name: str) -> bool:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def _some_rows(settings: BadDataSettings, shards: Sequence[Shard], fitted: np.ndarray | None) -> np.ndarray:
+def _some_rows(
+    settings: BadDataSettings, shards: Sequence[Shard], conversion: Conversion, fitted: np.ndarray | None
+) -> np.ndarray:
     """Return good rows (n, n_columns), float64, from a few places; none if most rows there are bad.
 
     Missing values are NaN. If they are not imputed, their rows are bad. Rows that cannot be read are left out, because
@@ -131,7 +135,7 @@ def _some_rows(settings: BadDataSettings, shards: Sequence[Shard], fitted: np.nd
     if n_columns <= _MOST_COLUMNS:
         for block, positions in _places(shards, fitted, min(_MOST_ROWS, _MOST_VALUES // n_columns)):
             try:
-                rows = read(block)[positions]
+                rows = conversion.read(block)[positions]
             except (DataError, NoInput):
                 continue
             n_read += len(rows)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
-from shardpress.scan.blocks import Piece, ScanSettings, merge_stats, pieces_of
-from shardpress.scan.ranges import Scan, scan_from_stats, scan_task
+from shardpress.scan.blocks import Piece, ScanSettings, merge_stats, pieces_of, scan_pieces
+from shardpress.scan.ranges import Scan, scan_from_stats, stride_for
 from shardpress.shards.shard import Shard
 
 
@@ -31,7 +32,7 @@ def preview_rows(
         If a system call fails.
     """
     settings = replace(settings, max_unreadable=len(shards))
-    task = scan_task(shards, settings)
+    task = partial(scan_pieces, settings, stride_for(shards))
     tasks = [(task, [piece]) for piece in _random_pieces(shards, settings.block_rows, n_bytes)]
     with threads(n_threads) as pool:
         stats = compute(tasks, pool, n_threads, lambda found: advance(found.n_rows))

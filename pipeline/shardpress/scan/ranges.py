@@ -17,7 +17,6 @@ from shardpress.errors import DataError, printable, quantity, short_list
 from shardpress.formats import pack, sum_of_digests, unpack
 from shardpress.scan.blocks import (
     BlockStats,
-    Piece,
     Pieces,
     ScanSettings,
     merge_stats,
@@ -38,8 +37,7 @@ from shardpress.scan.scaler import Scaler, bad_entries
 from shardpress.scan.scaling import chosen_scale, scaled_as
 from shardpress.settings.kinds import sufficient_percentage
 from shardpress.shards.damaged import damage_error
-from shardpress.shards.rows import read
-from shardpress.shards.shard import Block, Shard, block_of, first_rows, row_dtype
+from shardpress.shards.shard import Block, Shard, block_of, first_rows
 
 log = logging.getLogger(__name__)
 
@@ -204,8 +202,11 @@ def _stats_of_others(
     fitted: np.ndarray | None,
 ) -> BlockStats:
     """Scan the readable shards, and merge the result with `known`, the statistics of unreadable shards."""
-    task = scan_task(shards, settings, fitted)
-    tasks = [(task, pieces) for pieces in _pieces_of_tasks(shards, settings.block_rows, known.unreadable, fitted)]
+    stride = stride_for(shards, fitted)
+    tasks = []
+    for pieces in _pieces_of_tasks(shards, settings.block_rows, known.unreadable, fitted):
+        of_task = replace(settings, conversion=settings.conversion.of(piece.block for piece in pieces))
+        tasks.append((partial(scan_pieces, of_task, stride), pieces))
     if not tasks:  # no shard can be read
         return known
     n_small = _USUAL_BLOCKS // len(tasks[0][1])
@@ -223,12 +224,10 @@ def _check_unreadable(shards: Sequence[Shard], unreadable: Mapping[int, str], li
         raise damage_error(reasons, len(shards), max(of_shards, of_rows))
 
 
-def scan_task(
-    shards: Sequence[Shard], settings: ScanSettings, fitted: np.ndarray | None = None
-) -> Callable[[Sequence[Piece]], BlockStats]:
-    """Return the function that scans the pieces of a task."""
+def stride_for(shards: Sequence[Shard], fitted: np.ndarray | None = None) -> int:
+    """Return the stride of the sample (see `scan_pieces`), given the mask (n_rows,) of the rows to fit to."""
     # The fewer rows are fitted to, the larger is the part of them that the sample needs.
-    return partial(scan_pieces, settings, stride_of(n_fitted_rows(shards, fitted), shards[0].n_inputs, SAMPLED_VALUES))
+    return stride_of(n_fitted_rows(shards, fitted), shards[0].n_inputs, SAMPLED_VALUES)
 
 
 def n_fitted_rows(shards: Sequence[Shard], fitted: np.ndarray | None) -> int:
@@ -259,7 +258,7 @@ def scan_from_stats(
     stats: BlockStats, settings: ScanSettings, shards: Sequence[Shard], fitted: np.ndarray | None = None
 ) -> Scan:
     """Return the scan for the statistics of all rows of shards, or of some of their rows."""
-    if shards[0].preparation is not None:
+    if settings.conversion.preparation is not None:
         stats = _without_errors(stats)
     minimum, maximum = _scaled_range(stats, settings)
     scaler = Scaler(minimum, maximum)
@@ -281,7 +280,7 @@ def scan_from_stats(
         scan = _with_scale(scan, settings.scale, scaler, stats.sample)
     if settings.impute is None:
         return scan
-    fill = _fill(stats.sample, settings.impute, scaler, row_dtype(shards))
+    fill = _fill(stats.sample, settings.impute, scaler, settings.conversion.dtype(shards))
     indicators = None
     if settings.missing_indicator and stats.n_missing.any():
         indicators = np.flatnonzero(stats.n_missing)
@@ -361,26 +360,28 @@ def _medians(sample: np.ndarray) -> np.ndarray:
 # -- use of a scan --------------------------------------------------------------------------------------------------
 
 
-def offset_for(shards: Sequence[Shard], scan_result: Scan) -> np.ndarray | None:
+def offset_for(dtype: np.dtype, scan_result: Scan) -> np.ndarray | None:
     """Return the offset (n_inputs,), float64, to subtract from columns of large integers. None if none needs it.
+
+    `dtype` holds the rows of all shards.
 
     In float64, small differences between integers above 2**53 are lost. The offset is the minimum from the scan,
     rounded to float64. This integer is close to the true minimum, so the differences are small and exact. It is 0 for
     columns that need no offset.
     """
-    if not scan_result.n_fitted or row_dtype(shards).name not in ("int64", "uint64"):
+    if not scan_result.n_fitted or dtype.name not in ("int64", "uint64"):
         return None
     largest = np.maximum(np.abs(scan_result.minimum), np.abs(scan_result.maximum))
     needs_offset = (largest > _EXACT) & (scan_result.maximum - scan_result.minimum < _WIDEST)
     if not needs_offset.any():
         return None
     offset = np.where(needs_offset, scan_result.minimum, 0.0)
-    largest_integer = np.iinfo(row_dtype(shards)).max
+    largest_integer = np.iinfo(dtype).max
     rounded_up = np.array([int(each) > largest_integer for each in offset])
     return np.where(rounded_up, np.nextafter(offset, 0), offset)
 
 
-def check_usable(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> None:
+def check_usable(shards: Sequence[Shard], scan_result: Scan, settings: ScanSettings) -> None:
     """Check that the rows can be scaled with a scan, and log the columns that become 0.
 
     Raises
@@ -390,7 +391,7 @@ def check_usable(shards: Sequence[Shard], scan_result: Scan, missing: float | No
     """
     first = shards[0]
     if not scan_result.n_fitted:
-        raise _no_usable_rows(shards, scan_result, missing)
+        raise _no_usable_rows(shards, scan_result, settings)
     if scan_result.n_fitted == 1:
         raise DataError(
             f"{first}: found 1 usable row of {scan_result.n_rows}, expected at least two rows to train on. Provide "
@@ -410,13 +411,13 @@ def check_usable(shards: Sequence[Shard], scan_result: Scan, missing: float | No
     _log_useless_columns(first.columns, scan_result)
 
 
-def _no_usable_rows(shards: Sequence[Shard], scan_result: Scan, missing: float | None) -> DataError:
+def _no_usable_rows(shards: Sequence[Shard], scan_result: Scan, settings: ScanSettings) -> DataError:
     advice = ""
-    if misses_values(shards, scan_result, missing):
+    if misses_values(shards, scan_result, settings):
         advice = " Fill in missing values with --impute median."
     return DataError(
         f"file={printable(shards[0].path)} and later shards: found no usable rows, because all {scan_result.n_rows} "
-        f"rows contain {_bad_values(scan_result, missing)} or cannot be read.{advice}"
+        f"rows contain {_bad_values(scan_result, settings)} or cannot be read.{advice}"
     )
 
 
@@ -479,42 +480,41 @@ def _bad_rows_of_readable(shards: Sequence[Shard], scan_result: Scan) -> np.ndar
     return (scan_result.bad_rows - shift)[is_readable]
 
 
-def describe_bad_rows(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> str:
+def describe_bad_rows(shards: Sequence[Shard], scan_result: Scan, settings: ScanSettings) -> str:
     """Return a text with the number of bad rows, and the location of the first bad value."""
-    counts = (
-        f"{len(scan_result.bad_rows)} of {scan_result.n_rows} rows in total contain {_bad_values(scan_result, missing)}"
-    )
+    bad = _bad_values(scan_result, settings)
+    counts = f"{len(scan_result.bad_rows)} of {scan_result.n_rows} rows in total contain {bad}"
     if scan_result.unreadable:
         first_reason = next(iter(scan_result.unreadable.values()))
         return f"{first_reason} {counts}, or are in one of {len(scan_result.unreadable)} such shards"
-    return f"{_first_bad_entry(shards, scan_result, missing)}; {counts}"
+    return f"{_first_bad_entry(shards, scan_result, settings)}; {counts}"
 
 
-def _first_bad_entry(shards: Sequence[Shard], scan_result: Scan, missing: float | None) -> str:
-    block, row = _first_bad_row(shards, scan_result)
-    entries = bad_entries(row, missing, block.shard.stored_dtype, scan_result.fill is not None)
+def _first_bad_entry(shards: Sequence[Shard], scan_result: Scan, settings: ScanSettings) -> str:
+    block, row = _first_bad_row(shards, scan_result, settings)
+    entries = bad_entries(row, settings.missing, block.shard.stored_dtype, scan_result.fill is not None)
     column = int(np.flatnonzero(entries[0])[0])
     where = f"row {block.shard.first_row + block.start}, column {block.shard.columns.numbered(column)}"
     return f"{block.shard}: {row[0, column]} in {where}"
 
 
-def misses_values(shards: Sequence[Shard], scan_result: Scan, missing: float | None = None) -> bool:
+def misses_values(shards: Sequence[Shard], scan_result: Scan, settings: ScanSettings) -> bool:
     """Return whether the first bad row would be good if missing values were filled in."""
     if scan_result.unreadable or scan_result.fill is not None or not len(scan_result.bad_rows):
         return False
-    block, row = _first_bad_row(shards, scan_result)
-    return not bad_entries(row, missing, block.shard.stored_dtype, fills=True).any()
+    block, row = _first_bad_row(shards, scan_result, settings)
+    return not bad_entries(row, settings.missing, block.shard.stored_dtype, fills=True).any()
 
 
-def _first_bad_row(shards: Sequence[Shard], scan_result: Scan) -> tuple[Block, np.ndarray]:
+def _first_bad_row(shards: Sequence[Shard], scan_result: Scan, settings: ScanSettings) -> tuple[Block, np.ndarray]:
     number = int(scan_result.bad_rows[0])
     block = block_of(shards, first_rows(shards), number, number + 1)
-    return block, read(block)  # read again, because a scan stores only row numbers
+    return block, settings.conversion.read(block)  # read again, because a scan stores only row numbers
 
 
-def _bad_values(scan_result: Scan, missing: float | None) -> str:
+def _bad_values(scan_result: Scan, settings: ScanSettings) -> str:
     if scan_result.fill is not None:
         return "Inf or no value at all"
-    if missing is None:
+    if settings.missing is None:
         return "NaN or Inf"
-    return f"NaN, Inf or {missing}"
+    return f"NaN, Inf or {settings.missing}"

@@ -37,13 +37,14 @@ IN_ORDER = ColumnRule()
 class ColumnCheck:
     """Comparison of the columns of each shard with the columns of the model or of earlier shards."""
 
-    def __init__(self, rule: ColumnRule) -> None:
+    def __init__(self, rule: ColumnRule = IN_ORDER) -> None:
         if rule.match == "name" and rule.where and not rule.expected.names:
             raise DataError(
                 f"{rule.where}: has no column names, which --match-columns name needs. Train a model on input with "
                 "names, or omit the option if the columns are in the model's order."
             )
-        self.columns = rule.expected  # in the order in which accepted shards are read
+        self.columns = rule.expected
+        self.orders: dict[str, np.ndarray] = {}  # of accepted shards, as in `Conversion`
         self._rule = rule
         self._names_of = rule.where
         self._values_of = rule.where
@@ -51,21 +52,19 @@ class ColumnCheck:
         self._n_inputs_of = rule.where
         self._n_named = 0
         self._has_any = False
-        self._n_reordered = 0
         self._n_shards = 0
         self._notes: Counter[str] = Counter()
         self._first_note: dict[str, Shard] = {}
-        self._orders: dict[bytes, np.ndarray] = {}
+        self._distinct_orders: dict[bytes, np.ndarray] = {}
 
-    def order(self, shard: Shard) -> np.ndarray | None:
-        """Return the order in which to read a shard's columns, or None for the order in the file.
+    def accept(self, shard: Shard) -> Shard:
+        """Return a shard with its final columns, and compare later shards with its columns as well.
 
         Raise `DataError` if the columns differ from the columns of the model or of earlier shards.
         """
-        order = None
+        order = self._order_by_name(shard) if self._rule.match == "name" else None
+        found = shard.columns if order is None else shard.columns.reordered(order)
         if self._rule.match != "ignore":
-            order = self._order_by_name(shard) if self._rule.match == "name" else None
-            found = _in_order(shard.columns, order)
             difference = found.first_difference(self.columns)
             if difference is not None:
                 raise self._error(shard, found, difference)
@@ -75,7 +74,15 @@ class ColumnCheck:
                 f"{shard}: shape {shard.shape} has {shard.n_inputs} columns, expected {self._n_inputs} as in "
                 f"{self._n_inputs_of}. Give shards with the same number of columns."
             )
-        return order
+        if self._n_inputs is None:
+            self._n_inputs = shard.n_inputs
+            self._n_inputs_of = f"{shard} of shape {shard.shape}"
+        if order is not None:
+            self.orders[shard.path] = order
+        self._count(shard)
+        self._extend(found, shard)
+        # All shards share one object, since there may be many shards and many names.
+        return replace(shard, columns=self.columns)
 
     def _error(self, shard: Shard, found: Columns, difference: Difference) -> DataError:
         is_name = bool(found.names) and found.names != self.columns.names and bool(self.columns.names)
@@ -101,19 +108,12 @@ class ColumnCheck:
                 f"{shard}: has no column names, which --match-columns name needs. Omit the option, or write the names "
                 "into the file (docs/inputs.md)."
             )
-        if not expected or names == expected:
-            return None
-        _check_same_names(shard, expected, self._names_of)
-        order = _positions_of(names, expected)
-        return self._orders.setdefault(order.tobytes(), order)  # shards with the same order share one array
+        order = order_by_name(shard, expected, self._names_of) if expected else None
+        # Shards with the same order share one array.
+        return None if order is None else self._distinct_orders.setdefault(order.tobytes(), order)
 
-    def accept(self, shard: Shard, order: np.ndarray | None) -> Shard:
-        """Return an accepted shard with its final columns, and compare later shards with its columns as well."""
-        self._count(shard, order)
-        if self._n_inputs is None:
-            self._n_inputs = shard.n_inputs
-            self._n_inputs_of = f"{shard} of shape {shard.shape}"
-        found = _in_order(shard.columns, order)
+    def _extend(self, found: Columns, shard: Shard) -> None:
+        """Add names and numbers of columns that no earlier shard has."""
         common = self.columns
         if found.names and not common.names:
             common = replace(common, names=found.names, names_from=found.names_from)
@@ -125,15 +125,12 @@ class ColumnCheck:
         if row_shape != common.row_shape:
             common = replace(common, row_shape=row_shape)
         self.columns = common
-        # All shards share one object, since there may be many shards and many names.
-        return replace(shard, columns=common, order=order)
 
-    def _count(self, shard: Shard, order: np.ndarray | None) -> None:
+    def _count(self, shard: Shard) -> None:
         found = shard.columns
         self._n_shards += 1
         self._n_named += bool(found.names)
         self._has_any |= found.is_known
-        self._n_reordered += order is not None
         if found.note:
             self._notes[found.note] += 1
             self._first_note.setdefault(found.note, shard)
@@ -157,8 +154,8 @@ class ColumnCheck:
         if self._n_named and self._n_named < self._n_shards:
             n_nameless = self._n_shards - self._n_named
             log.info("input: columns: %s without names, read in the order of the others", quantity(n_nameless, "shard"))
-        if self._n_reordered:
-            log.info("input: columns of %s are reordered by name", quantity(self._n_reordered, "shard"))
+        if self.orders:
+            log.info("input: columns of %s are reordered by name", quantity(len(self.orders), "shard"))
 
     def _log_notes(self) -> None:
         for note, n in self._notes.most_common(_LISTED):
@@ -166,23 +163,15 @@ class ColumnCheck:
             log.warning("%s: column names or numbers are ignored%s: %s", self._first_note[note], more, printable(note))
 
 
-def _in_order(columns: Columns, order: np.ndarray | None) -> Columns:
-    if order is None:
-        return columns
-    return columns.reordered(order)
+def order_by_name(shard: Shard, expected: Sequence[str], where: str) -> np.ndarray | None:
+    """Return the position in a shard of each expected column, (n_inputs,), int32; None if they are in this order.
 
-
-def reordered(shard: Shard, expected: Columns) -> Shard:
-    """Return a shard whose columns are read in a model's order. Raise `DataError` if their names are not the same."""
+    Raise `DataError` if the names, which are those in `where`, are not the same.
+    """
     names = shard.columns.names
-    if names == expected.names:
-        return shard
-    _check_same_names(shard, expected.names, "the model")
-    return replace(shard, columns=expected, order=_positions_of(names, expected.names))
-
-
-def _positions_of(names: Sequence[str], expected: Sequence[str]) -> np.ndarray:
-    """Return the position of each expected name in `names`: shape (n_inputs,), int32."""
+    if names == expected:
+        return None
+    _check_same_names(shard, expected, where)
     positions = {name: position for position, name in enumerate(names)}
     return np.array([positions[name] for name in expected], dtype=np.int32)
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from shardpress.errors import DataError, printable, quantity, short_list
+from shardpress.hdf5.description import Extra, LeftOut, code_dtype
 from shardpress.hdf5.forms import A_GROUP, are_few, is_requested, normal
 from shardpress.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
 from shardpress.result import RESERVED
-from shardpress.shards.shard import Extra, LeftOut, Shard
-from shardpress.shards.vet import code_dtype
+from shardpress.shards.shard import Shard
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ def _common_extras(
     unnamed = [name for name, own in holders.items() if not own[0][1].is_named]
     surplus = set(unnamed[MAX_EXTRAS:])  # extras that a user has named do not count
     warnings: list[str] = []
+    partial: list[str] = []
     common: list[Extra] = []
     left_out: list[LeftOut] = []
     for name, own in holders.items():
@@ -85,7 +86,14 @@ def _common_extras(
         kinds = _first_of_each_kind(with_rows)
         extra = _common_extra(name, [each for _, each in kinds], tuple(categories.get(name, ())))
         if extra is not None:
-            common.append(_with_mask(extra, own, shards, used_names, warnings))
+            lacking = _lacking(own, shards)
+            if lacking:
+                extra = replace(extra, mask=_unused_name(f"{name}{_MASK}", used_names))
+                if name in required or any(_reason(shard, name) for shard in lacking):
+                    warnings.append(_describe_missing(extra, lacking, len(shards)))
+                else:
+                    partial.append(_describe_partial(extra, len(shards) - len(lacking)))
+            common.append(extra)
             continue
         difference = _difference(name, kinds)
         if name in required:
@@ -95,6 +103,8 @@ def _common_extras(
     if surplus:
         n_left_out = quantity(len(surplus), "more extra")
         warnings.append(f"{n_left_out} left out: at most {MAX_EXTRAS} are copied. Choose others with --include")
+    if partial:
+        log.info("input: only some of %d shards have these extras: %s", len(shards), short_list(partial, _NAMED))
     _warn(warnings)
     return common, left_out
 
@@ -161,25 +171,25 @@ def _union(all_categories: Sequence[tuple[Any, ...]]) -> tuple[Any, ...] | None:
     return union
 
 
-def _with_mask(
-    extra: Extra, holders: _Holders, shards: Sequence[Shard], used_names: set[str], warnings: list[str]
-) -> Extra:
-    """Return the extra, with the name of a mask if some shards with rows lack it."""
+def _lacking(holders: _Holders, shards: Sequence[Shard]) -> list[Shard]:
+    """Return the shards that have rows, but not the extra of the holders."""
     # Compare identities, since a test for equality would compare all extras of the shards.
     holder_ids = {id(shard) for shard, _ in holders}
-    lacking = [shard for shard in shards if id(shard) not in holder_ids and shard.n_rows]
-    if not lacking:
-        return extra
-    masked = replace(extra, mask=_unused_name(f"{extra.name}{_MASK}", used_names))
-    warnings.append(_describe_missing(masked, lacking, len(shards)))
-    return masked
+    return [shard for shard in shards if id(shard) not in holder_ids and shard.n_rows]
 
 
-def _describe_missing(fallback: Extra, lacking: Sequence[Shard], n_shards: int) -> str:
-    files = short_list((_file_and_reason(shard, fallback.name) for shard in lacking), _FILES)
+def _describe_partial(extra: Extra, n_holders: int) -> str:
+    mask = shorten(extra.mask or "")
     return (
-        f"{shorten(fallback.name)} is missing in {len(lacking)} of {n_shards} shards, {files}. Their rows get "
-        f"{fallback.fill_in_words}, and {shorten(fallback.mask or '')} marks the rows that have it"
+        f"{shorten(extra.name)} (in {n_holders}; other rows get {extra.fill_in_words}; {mask} marks rows with a value)"
+    )
+
+
+def _describe_missing(extra: Extra, lacking: Sequence[Shard], n_shards: int) -> str:
+    files = short_list((_file_and_reason(shard, extra.name) for shard in lacking), _FILES)
+    return (
+        f"{shorten(extra.name)} is missing in {len(lacking)} of {n_shards} shards, {files}. Their rows get "
+        f"{extra.fill_in_words}, and {shorten(extra.mask or '')} marks the rows that have it"
     )
 
 

@@ -1,12 +1,14 @@
 """Descriptions of input files for users: datasets, the reason for the choice of the rows, and advice on storage.
 
-Files that differ only in their rows are described together. No rows are read.
+Files that differ only in numbers, such as those of rows, are described together. No rows are read.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,13 @@ from typing import Any
 import numpy as np
 
 from shardpress.errors import DataError, printable
-from shardpress.hdf5.child.ask import ask, checking_answer
+from shardpress.hdf5.child.ask import ask
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.filters.codecs import FILTERS
 from shardpress.hdf5.layout import Layout, grid_of
-from shardpress.shards.columns import IN_ORDER, ColumnRule
+from shardpress.hdf5.limits import MOST_LEFT_OUT
+from shardpress.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
+from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.extras import shorten
 from shardpress.shards.open import open_shards
 from shardpress.shards.shard import Shard
@@ -33,7 +37,7 @@ _LISTED = 10  # number of refused files whose datasets are listed
 
 @dataclass(frozen=True)
 class FileGroup:
-    """Files that differ only in their rows."""
+    """Files that differ only in numbers."""
 
     names: list[str]  # paths of the files
     n_rows: int  # of all files
@@ -46,7 +50,7 @@ class FileGroup:
     extras: list[str]
     left_out: dict[str, str]  # reasons by the names of datasets that are not extras
     datasets: list[dict[str, Any]]  # of the first file, as `shardpress.hdf5.child.describe.listed` describes them
-    faster: list[str]  # advice on how to store the rows so that they are read faster
+    faster: list[str]  # advice on how to store the rows so that they are read faster, for any of the files
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class Inspection:
     """Contents of all files."""
 
     shards: tuple[Shard, ...] = ()  # empty if no file can be used
+    conversion: Conversion = AS_STORED
     files: list[FileGroup] = field(default_factory=list)
     # Refused files: "file", "reason", and "datasets" of the first ones.
     refused: list[dict[str, Any]] = field(default_factory=list)
@@ -70,13 +75,15 @@ def inspect_files(patterns: Sequence[str], selection: Selection, columns: Column
         datasets = _datasets(path) if len(refused) < _LISTED else []
         refused.append({"file": str(path), "reason": str(error), "datasets": datasets})
 
+    check = ColumnCheck(columns)
     try:
-        shards = open_shards(patterns, selection.dataset, refuse, selection.orientation, selection.include, columns)
+        shards = open_shards(patterns, selection.dataset, refuse, selection.orientation, selection.include, check)
     except DataError:
         if not refused:
             raise
         return Inspection(refused=refused)
-    return Inspection(shards, [_describe(group, selection) for group in _groups(shards)], refused)
+    files = [_describe(group, selection) for group in _groups(shards)]
+    return Inspection(shards, Conversion(check.orders), files, refused)
 
 
 def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
@@ -87,10 +94,34 @@ def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:
 
 
 def _group_key(shard: Shard) -> object:
-    layouts = tuple((layout.kind, layout.chunks, layout.filters) for layout in shard.layouts)
-    extras = tuple((extra.name, str(extra.dtype), extra.layout is None) for extra in shard.extras)
-    left_out = tuple((each.name, each.reason) for each in shard.left_out)
-    return shard.dataset, shard.shape[1:], shard.stored_dtype, shard.form, layouts, extras, left_out
+    # The sizes of chunks, parameters of filters, and storage in the metadata can depend on the number of rows.
+    layouts = []
+    for layout in shard.layouts:
+        codes = tuple(code for code, _ in layout.filters)
+        layouts.append((bool(layout.chunks), layout.kind == "asked", codes))
+    return shard.dataset, shard.shape[1:], shard.stored_dtype, shard.form, tuple(layouts), _missing(shard)
+
+
+def _missing(shard: Shard) -> tuple[str, ...]:
+    """Return the names of extras that other files have, but not this one."""
+    if not shard.n_rows:  # then no value is missing
+        return ()
+    return tuple(extra.name for extra in shard.extras if extra.mask and extra.layout is None)
+
+
+def without_numbers(words: str) -> str:
+    """Return words that are equal for reasons which differ only in numbers."""
+    return re.sub(r"[0-9]+", "#", words)
+
+
+def _left_out(shards: Sequence[Shard]) -> dict[str, str]:
+    reasons: dict[str, str] = {}
+    for shard in shards:
+        for each in shard.left_out:
+            reasons.setdefault(shorten(each.name), shorten(each.reason))
+    for name in _missing(shards[0]):
+        reasons.setdefault(shorten(name), "missing in these files")
+    return dict(islice(reasons.items(), MOST_LEFT_OUT))
 
 
 def _describe(shards: Sequence[Shard], selection: Selection) -> FileGroup:
@@ -104,10 +135,10 @@ def _describe(shards: Sequence[Shard], selection: Selection) -> FileGroup:
         dtype=str(np.dtype(first.stored_dtype)),
         form=first.form,
         columns=str(first.columns),
-        extras=[extra.name for extra in first.extras],
-        left_out={shorten(each.name): shorten(each.reason) for each in first.left_out},
+        extras=[extra.name for extra in first.extras if extra.name not in _missing(first)],
+        left_out=_left_out(shards),
         datasets=_datasets(Path(first.path)),
-        faster=list(_faster_storage(shards)),
+        faster=list(_advice(shards)),
     )
 
 
@@ -126,19 +157,17 @@ def _datasets(path: Path) -> list[dict[str, Any]]:
     """Return the datasets that the child process lists for a file, or an empty list if it fails."""
     where = f"file={printable(path)}"
 
-    def read(descriptor: int, identity: Identity, base: int) -> Any:
-        return ask("listed", descriptor, [], where)[0]
+    def read(descriptor: int, identity: Identity) -> Any:
+        return ask("listed", descriptor, [], list[dict[str, Any]], where)
 
     try:
-        claims = read_structure(path, read)
-        with checking_answer(where, " about its datasets"):
-            return [{"shape": None, **_printable_texts(claim)} for claim in claims]
+        return [{"shape": None, **_printable_texts(each)} for each in read_structure(path, read)]
     except DataError:  # already reported
         return []
 
 
 def _printable_texts(claim: Any) -> Any:
-    """Return the child's answer, or an item in it, with escaped texts. It is only shown, so nothing else is checked."""
+    """Return the child's answer, or an item in it, with escaped texts."""
     if isinstance(claim, dict):
         return {key: _printable_texts(each) for key, each in claim.items()}
     if isinstance(claim, list):
@@ -149,13 +178,24 @@ def _printable_texts(claim: Any) -> Any:
 # -- advice ------------------------------------------------------------------------------------------------------
 
 
-def _faster_storage(shards: Sequence[Shard]) -> Iterator[str]:
-    """Yield a reason and a remedy for everything that makes reading the files of one group slow."""
-    first = shards[0]
-    layout = first.layouts[0]
-    if first.form == "columns":
-        yield f"rows are stored by columns: each is read from {first.n_inputs} places. Store rows along the first axis."
-    if first.stored_dtype.startswith(">"):
+def _advice(shards: Sequence[Shard]) -> Iterator[str]:
+    """Yield a reason and a remedy for everything that makes reading some files of one group slow."""
+    by_kind: dict[str, list[str]] = {}
+    for shard in shards:
+        for words in _faster_storage(shard):
+            by_kind.setdefault(without_numbers(words), []).append(words)
+    for found in by_kind.values():
+        few = "" if len(found) == len(shards) else f"in {len(found)} of {len(shards)} files, "
+        yield few + found[0]
+    if len(shards) > _MANY_FILES and sum(shard.identity.size for shard in shards) < len(shards) * _SMALL_FILE:
+        yield f"{len(shards)} files of less than 1 MB: opening takes longer than reading. Write fewer, larger files."
+
+
+def _faster_storage(shard: Shard) -> Iterator[str]:
+    layout = shard.layouts[0]
+    if shard.form == "columns":
+        yield f"rows are stored by columns: each is read from {shard.n_inputs} places. Store rows along the first axis."
+    if shard.stored_dtype.startswith(">"):
         yield "the bytes of every value are swapped. Store values in the byte order of this machine."
     if layout.kind == "asked":
         yield "only libhdf5 can read the rows, in a separate process. Store plain numbers without special filters."
@@ -165,10 +205,8 @@ def _faster_storage(shards: Sequence[Shard]) -> Iterator[str]:
             f"decompressing {slow[0]} takes longer than all other preparation of the rows, in every epoch that streams "
             "them. Store the rows uncompressed, or with lz4 or lzf."
         )
-    if first.form == "dense" and layout.chunks:
-        yield from _faster_chunks(first, layout)
-    if len(shards) > _MANY_FILES and sum(shard.identity.size for shard in shards) < len(shards) * _SMALL_FILE:
-        yield f"{len(shards)} files of less than 1 MB: opening takes longer than reading. Write fewer, larger files."
+    if shard.form == "dense" and layout.chunks:
+        yield from _faster_chunks(shard, layout)
 
 
 def _faster_chunks(shard: Shard, layout: Layout) -> Iterator[str]:

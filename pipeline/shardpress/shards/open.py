@@ -21,10 +21,11 @@ from shardpress.hdf5.forms import PREFERRED
 from shardpress.hdf5.values import file_digest
 from shardpress.settings.kinds import sufficient_percentage
 from shardpress.shards.appending import fit_extras
-from shardpress.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
+from shardpress.shards.columns import ColumnCheck
+from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.damaged import MOST_NAMED, damage_error
 from shardpress.shards.extras import log_extras, shorten, unify_extras
-from shardpress.shards.shard import Shard, row_dtype, rows_of
+from shardpress.shards.shard import Shard, rows_of
 from shardpress.shards.sources import COPY_AGAIN, Source, find
 from shardpress.shards.vet import Selection, vet
 
@@ -49,13 +50,13 @@ def open_shards(
     on_bad_shard: Callable[[Path, DataError], object] | None = None,
     orientation: str | None = None,
     include: Sequence[str] = (),
-    columns: ColumnRule = IN_ORDER,
+    check: ColumnCheck | None = None,
 ) -> tuple[Shard, ...]:
     """Vet every file that matches `patterns`, without reading rows, and describe the shards in the log.
 
     The patterns are those of `shardpress.shards.sources.find`, the other settings those of
     `shardpress.shards.vet.Selection`. `on_bad_shard` is called with each file that is refused because of its content,
-    and with the error. By default, they are an error, which names the first ones.
+    and with the error. By default, they are an error, which names the first ones. `check` learns the orders of columns.
 
     Returns
     -------
@@ -70,7 +71,9 @@ def open_shards(
         If a file cannot be read.
     """
     sources = find(patterns)
-    shards = open_sources(sources, Selection(dataset, orientation, tuple(include)), on_bad_shard, columns)
+    shards = open_sources(
+        sources, Selection(dataset, orientation, tuple(include)), on_bad_shard, check or ColumnCheck()
+    )
     check_any(shards, sources)
     return shards
 
@@ -79,7 +82,7 @@ def open_sources(
     sources: Sequence[Source],
     selection: Selection,
     on_bad_shard: Callable[[Path, DataError], object] | None,
-    columns: ColumnRule,
+    check: ColumnCheck,
     like: Shard | None = None,
     categories: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[Shard, ...]:
@@ -89,7 +92,6 @@ def open_sources(
     Otherwise, extras keep the codes of known `categories`, by their names.
     """
     selection = replace(selection, include=tuple(dict.fromkeys(selection.include)))
-    check = ColumnCheck(columns)
     refused = _Refused(on_bad_shard)
     with closing(_open_all(sources, selection)) as opened:  # after an error, no more files are opened
         shards = _accept_fitting(sources, opened, refused, check)
@@ -202,7 +204,7 @@ def _accept_fitting(
         try:
             if isinstance(shard, DataError):
                 raise shard
-            shards.append(check.accept(shard, check.order(shard)))
+            shards.append(check.accept(shard))
         except DataError as error:
             refused.add(str(source.path), error)
     if check.columns.is_known:  # also set the columns of shards before the first one with names
@@ -223,7 +225,7 @@ def _log_shards(shards: Sequence[Shard]) -> None:
         quantity(len(shards), "shard"),
         quantity(n_rows, "row"),
         first.n_inputs,
-        row_dtype(shards),
+        AS_STORED.dtype(shards),
         n_bytes / 1e6,
     )
     _log_rows(shards)
@@ -243,7 +245,7 @@ def _log_rows(shards: Sequence[Shard]) -> None:
         log.info("input: rows of shape %s are flattened to %d columns", first.shape[1:], first.n_inputs)
     if len({shard.dtype for shard in shards}) > 1:
         dtypes = sorted({shard.stored_dtype for shard in shards})
-        log.info("input: dtypes %s are read as %s", dtypes, row_dtype(shards))
+        log.info("input: dtypes %s are read as %s", dtypes, AS_STORED.dtype(shards))
     _log_forms(shards)
     for value in sorted({shard.fill_value for shard in shards if shard.fill_value is not None}):
         log.info(

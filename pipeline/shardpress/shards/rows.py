@@ -17,19 +17,16 @@ import numpy as np
 from shardpress import signals
 from shardpress.errors import DataError, printable
 from shardpress.hdf5.chunkcache import CHUNKS
+from shardpress.hdf5.description import Extra
 from shardpress.hdf5.forms import Numbers, numbers_of
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.values import read_values
-from shardpress.preparation import Preparation
-from shardpress.shards import digests
-from shardpress.shards.digests import Digest
-from shardpress.shards.shard import UNREADABLE, Block, Extra, Shard, aligned, read_dtype
+from shardpress.shards.shard import UNREADABLE, Block, Shard, aligned
 
 log = logging.getLogger(__name__)
 
 _PIECE = 2**22  # bytes of a table
 _ENTRIES = 2**18  # entries of sparse rows: 6 MiB with their column indices and positions
-_DIGEST_BLOCK = 2**23  # bytes of rows that are read at once only for their digest
 _EXTRA_PIECE = 2**22  # bytes of a wide extra
 _EXTRA_ROWS = 1024  # rows that a damaged extra without chunks loses together
 _INT64 = np.dtype(np.int64)
@@ -40,11 +37,10 @@ def keep_chunks(max_bytes: int) -> None:
     CHUNKS.resize(max_bytes)
 
 
-def read(block: Block, out: np.ndarray | None = None, digest: Digest | None = None) -> np.ndarray:
-    """Return the rows of a block: (len(block), n_inputs), in the shard's `dtype`, C order.
+def read(block: Block, out: np.ndarray | None = None) -> np.ndarray:
+    """Return the rows of a block as they are stored: (len(block), n_inputs), in the shard's `dtype`, C order.
 
-    `out` is memory for the result, with this shape and dtype. The rows as they are stored, in the order of the model's
-    columns, are added to `digest`.
+    `out` is memory for the result, with this shape and dtype.
 
     Raises
     ------
@@ -57,90 +53,14 @@ def read(block: Block, out: np.ndarray | None = None, digest: Digest | None = No
     if out is None:
         out = np.empty((len(block), shard.n_inputs), dtype=shard.dtype)
     if len(block):  # an empty block needs no file
-        if shard.preparation is not None:
-            _read_prepared(block, shard.preparation, out, digest)
-        elif shard.offset is not None:
-            _read_with_offset(block, shard.offset, out, digest)
-        else:
-            _read_ordered(block, out, digest)
+        _READERS[shard.form](_in_dataset(block), out)
     return out
-
-
-def digest_of_rows(rows: Block) -> str:
-    """Return the digest of rows, of which the first one begins a unit. Raise `DataError` if they cannot be read."""
-    digest = Digest()
-    n_units = max(1, _DIGEST_BLOCK // max(1, rows.shard.row_bytes) // digests.UNIT_ROWS)
-    for block in rows.cut(n_units * digests.UNIT_ROWS):
-        read(block, None, digest)
-    return str(digest)
-
-
-def _read_prepared(block: Block, preparation: Preparation, out: np.ndarray, digest: Digest | None) -> None:
-    raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
-    if raw_dtype == out.dtype:
-        _read_ordered(block, out, digest)
-    else:
-        raw = np.empty(out.shape, raw_dtype)
-        _read_ordered(block, raw, digest)
-        try:
-            preparation.check(raw, block.start)
-        except ValueError as error:
-            raise DataError(f"{block.shard}: {error}.") from error
-        out[...] = raw
-    preparation.apply_in_place(out)
-
-
-def _read_ordered(block: Block, out: np.ndarray, digest: Digest | None) -> None:
-    _READERS[block.shard.form](_in_dataset(block), out)
-    if block.shard.order is not None:
-        _reorder(out, block.shard.order)
-    if digest is not None:
-        digest.add_rows(out, block.start)
 
 
 def _in_dataset(block: Block) -> Block:
     """Return the block with the row numbers of the dataset, which can have rows before those of the shard."""
     first = block.shard.first_row
     return block if not first else replace(block, start=block.start + first, stop=block.stop + first)
-
-
-def _reorder(rows: np.ndarray, order: np.ndarray) -> None:
-    """Put the columns of rows (n_rows, n_inputs) into another order, a few megabytes at a time."""
-    n_rows = max(1, _PIECE // max(1, rows[:1].nbytes))
-    for start in range(0, len(rows), n_rows):
-        piece = rows[start : start + n_rows]
-        piece[...] = np.take(piece, order, axis=1)
-
-
-def _read_with_offset(block: Block, offset: np.ndarray, out: np.ndarray, digest: Digest | None) -> None:
-    """Read rows and subtract an offset (n_inputs,). Integers are subtracted exactly, in 64 bits."""
-    raw_dtype = np.dtype(read_dtype(np.dtype(block.shard.stored_dtype)))
-    # Rows of 64 bits are read into the memory of the result.
-    has_room = raw_dtype.itemsize == out.itemsize
-    if has_room:
-        raw = out.view(raw_dtype)
-    else:
-        raw = np.empty(out.shape, raw_dtype)
-    _read_ordered(block, raw, digest)
-    if out.dtype.kind == "f":
-        np.subtract(raw, offset, out=out)
-    else:
-        out[...] = _integer_differences(raw, offset)
-
-
-def _integer_differences(raw: np.ndarray, offset: np.ndarray) -> np.ndarray:
-    """Subtract an offset (n_inputs,) from integers. Clip the differences to the range of int64, and return int64."""
-    wide = np.dtype(np.uint64 if raw.dtype == np.uint64 else np.int64)
-    raw = raw.astype(wide, copy=False)
-    offsets = np.array([int(each) for each in offset], dtype=wide)
-    is_below = raw < offsets
-    differences = (raw - offsets).view(np.int64)  # modulo 2**64
-    # A difference with the wrong sign has wrapped around.
-    wraps = is_below != (differences < 0)
-    limits = np.iinfo(np.int64)
-    differences[wraps & is_below] = limits.min
-    differences[wraps & ~is_below] = limits.max
-    return differences
 
 
 def _read_stored(block: Block, out: np.ndarray, axis: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -15,12 +16,11 @@ import numpy as np
 
 from shardpress.columns import NO_COLUMNS, Columns
 from shardpress.errors import printable
-from shardpress.formats import missing_value
 from shardpress.hdf5.chunkcache import band_bytes
+from shardpress.hdf5.description import Extra, LeftOut
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_LEFT_OUT
-from shardpress.preparation import PREPARED_DTYPE, Preparation
 
 _NO_FILE = Identity(0, 0, 0, 0)  # no file has this identity, so only vetted files can be read
 
@@ -38,55 +38,9 @@ _READ_AS = {
 }
 
 
-@dataclass(frozen=True)
-class Extra:
-    """A dataset with one value for each row, which is copied to the output."""
-
-    name: str  # in the output
-    dtype: np.dtype  # of the values as they are read
-    # Location of the values in the file, and their path there. None if the shard lacks the extra. It differs between
-    # copies of a file.
-    layout: Layout | None = field(default=None, compare=False, repr=False)
-    fill: Any = None  # for rows without a value, and for values that cannot be read. None: the default of the dtype
-    is_named: bool = False  # True if a user has given its path, which can be anywhere in the file
-    categories: tuple[Any, ...] | None = field(default=None, repr=False)  # meaning of each code
-    # Code in the output for each code in the file. None if the values are not codes.
-    codes: tuple[int, ...] | None = field(default=None, repr=False)
-    mask: str | None = None  # name of the extra that marks the rows with a value, if some shards lack this one
-    record_field: str | None = field(default=None, compare=False)  # field of the records at `layout` with the values
-    # Average bytes of a variable-length string, over the 1024 successive rows with the longest strings.
-    text_bytes: int = field(default=0, compare=False, repr=False)
-
-    @property
-    def value_bytes(self) -> int:
-        return self.dtype.itemsize + self.text_bytes
-
-    @property
-    def resolved_fill(self) -> Any:
-        if self.fill is None:
-            return missing_value(self.dtype.base)  # the base dtype, if each row has an array
-        return self.fill
-
-    @property
-    def fill_in_words(self) -> str:
-        value = self.resolved_fill
-        if isinstance(value, bytes) and not value.strip(b"\0"):
-            return "an empty text"
-        return str(value)
-
-
 def long_bytes(extra: Extra, n_rows: int) -> int:
     """Return the bytes of `n_rows` long values of an extra; 0 for numbers."""
     return n_rows * extra.value_bytes if extra.value_bytes > _NUMBER_BYTES else 0
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """A dataset next to the rows that is not copied to the output."""
-
-    name: str
-    reason: str
-    is_missed: bool  # True if a user might expect it in the output
 
 
 @dataclass(frozen=True)
@@ -97,21 +51,15 @@ class Shard:
     dataset: str  # path of the dataset with the rows
     shape: tuple[int, ...]  # number of rows, then any number of axes, which are flattened
     stored_dtype: str
-    dtype: str  # of rows as `read` returns them: native byte order, bool as uint8, float16 as float32
     chunk_rows: int = 1  # rows that are cheapest to read together: those of one HDF5 chunk, or 1
     extras: tuple[Extra, ...] = ()
     identity: Identity = _NO_FILE  # of the vetted file; a different file is not read
-    columns: Columns = field(default=NO_COLUMNS, compare=False, repr=False)  # in the order in which they are read
-    # Position in the file of each column that is read: (n_inputs,), int32. None for the order of the file.
-    order: np.ndarray | None = field(default=None, compare=False, repr=False)
+    columns: Columns = field(default=NO_COLUMNS, compare=False, repr=False)  # of the model, after their comparison
     fill_value: float | None = None  # marks missing values, according to the file
     form: str = "dense"  # as in `shardpress.hdf5.forms`, or "array" if the rows are not in a file
     layouts: tuple[Layout, ...] = field(default=(), compare=False, repr=False)  # of the rows; three for sparse rows
     left_out: tuple[LeftOut, ...] = field(default=(), compare=False, repr=False)  # datasets that are not extras
     rows: Any = field(default=None, compare=False, repr=False)  # (n_rows, n_inputs), if they are not in a file
-    # Integers that are subtracted exactly from every row on reading: (n_inputs,), float64.
-    offset: np.ndarray | None = field(default=None, compare=False, repr=False)
-    preparation: Preparation | None = None  # of rows on reading
     first_row: int = 0  # of the rows in their dataset and in the extras, which can have others before and after them
 
     def __str__(self) -> str:
@@ -138,10 +86,16 @@ class Shard:
         axis = -1 if self.form == "columns" else 0
         return band_bytes(self.layouts[0], axis)
 
+    @cached_property
+    def dtype(self) -> np.dtype:
+        """Dtype in which rows are read: in native byte order, and supported by devices."""
+        name = np.dtype(self.stored_dtype).name
+        return np.dtype(_READ_AS.get(name, name))
+
     @property
     def row_bytes(self) -> int:
         """Bytes of a row as it is read."""
-        return self.n_inputs * np.dtype(self.dtype).itemsize
+        return self.n_inputs * self.dtype.itemsize
 
 
 def leave_out_extras(shard: Shard, reasons: Mapping[str, str]) -> Shard:
@@ -165,29 +119,9 @@ def array_shard(rows: Any) -> Shard:
         dataset="X",
         shape=rows.shape,
         stored_dtype=rows.dtype.str,
-        dtype=read_dtype(rows.dtype),
         form="array",
         rows=rows,
     )
-
-
-def read_dtype(stored: np.dtype) -> str:
-    """Return the dtype in which stored rows are read: in native byte order, and supported by devices."""
-    return _READ_AS.get(stored.name, stored.name)
-
-
-def with_offset(shard: Shard, offset: np.ndarray | None) -> Shard:
-    """Return the shard with an offset (n_inputs,) to subtract from rows on reading, if there is one."""
-    if offset is None:
-        return shard
-    dtype = "float64" if np.dtype(shard.dtype).kind == "f" else "int64"
-    return replace(shard, offset=offset, dtype=dtype)
-
-
-def with_preparation(shard: Shard, preparation: Preparation | None) -> Shard:
-    if preparation is None:
-        return shard
-    return replace(shard, preparation=preparation, dtype=PREPARED_DTYPE.name)
 
 
 @dataclass(frozen=True)
@@ -211,12 +145,6 @@ class Block:
 
 
 # -- all rows ----------------------------------------------------------------------------------------------------
-
-
-def row_dtype(shards: Sequence[Shard]) -> np.dtype:
-    """Return the dtype that holds the rows of all shards."""
-    # For example, NumPy promotes float32 and int32 to float64, which holds all their values.
-    return np.result_type(*(np.dtype(shard.dtype) for shard in shards))
 
 
 def aligned(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from shardpress.errors import DataError, NoInput, NotPermitted, printable, short_list
 from shardpress.hdf5.files import FILES, translated_error
+from shardpress.hdf5.otherformats import describe_path
 from shardpress.hdf5.superblock import signature_at
 from shardpress.records import stretches_of
 from shardpress.result import INDEX, Result
@@ -20,6 +21,7 @@ from shardpress.result import INDEX, Result
 log = logging.getLogger(__name__)
 
 _ENDINGS = (".h5", ".hdf5", ".hdf", ".he5", ".h5ad")
+_DESCRIBED = 20  # files of a directory whose formats are determined, until one can be converted
 _LISTED = 3  # files of a directory that are not HDF5, in a message
 _MARKER = ".shardpress"
 COPY_AGAIN = "Copy the directory again, or repeat the run that made it."
@@ -79,6 +81,9 @@ def _file_key(path: Path) -> object:
         status = os.stat(path)
     except OSError:
         return os.path.realpath(path)  # the failure is reported when the file is opened
+    if stat.S_ISDIR(status.st_mode):
+        known = describe_path(str(path)) or "a directory. Give it without a pattern."
+        raise NoInput(f"file={printable(path)}: not an HDF5 file but {known}")
     return status.st_dev, status.st_ino
 
 
@@ -148,15 +153,27 @@ def _list_directory(directory: str) -> list[str]:
         ) from error
     except OSError as error:
         raise translated_error(error, f"input={printable(directory)}") from error
-    listed = short_list(map(printable, sorted(others, key=_natural_key)), _LISTED)
+    others.sort(key=_natural_key)
+    listed = short_list(map(printable, others), _LISTED)
     if not names:
         contents = f"holds {listed}" if others else "empty directory"
-        raise NoInput(
-            f"input={printable(directory)}: {contents}, expected HDF5 files. Subdirectories are not searched."
-        )
+        advice = _other_format(directory, others) or "Subdirectories are not searched."
+        raise NoInput(f"input={printable(directory)}: {contents}, expected HDF5 files. {advice}")
     if others:
         log.info("input=%s: left out, since they are not HDF5 files: %s", printable(directory), listed)
     return names
+
+
+def _other_format(directory: str, names: Sequence[str]) -> str | None:
+    """Return advice for a directory that is an array of another format, or for a file in it that can be converted."""
+    for name in ("", *names[:_DESCRIBED]):
+        try:
+            known = describe_path(os.path.join(directory, name))
+        except OSError:  # perhaps the permissions of this file
+            continue
+        if known is not None and "`" in known:  # a command
+            return f"{printable(name) or 'It'} is {known}"
+    return None
 
 
 def _names_and_others(directory: str) -> tuple[list[str], list[str]]:

@@ -16,14 +16,15 @@ from shardpress.scan.ranges import Scan, readable
 from shardpress.scan.scaler import Cleaning
 from shardpress.settings.defaults import TARGET_WEIGHT
 from shardpress.settings.resolve import ResolvedTraining, Settings, network_of
-from shardpress.shards.shard import Shard, row_dtype
+from shardpress.shards.conversion import Conversion
+from shardpress.shards.shard import Shard
 from shardpress.training.components import Components, baseline_of, principal_components, sampled
 from shardpress.training.epochs import Training
 from shardpress.training.order import Order, slab_starts, spread_rows
 from shardpress.training.pseudolabels import with_pseudo_labels
 from shardpress.training.replica import Replica, Replicas, ReplicaSettings
 from shardpress.training.rounds import rounds_of
-from shardpress.training.rows import DeviceRows, ResidentRows, Rows, StreamedRows
+from shardpress.training.rows import DeviceRows, Reader, ResidentRows, Rows, StreamedRows
 from shardpress.training.start import has_room, start_of
 from shardpress.training.targets import Supervision, Targets
 from shardpress_kernels.network import Network, TargetLoss
@@ -62,7 +63,7 @@ class Sizes:
 class _Data:
     """Rows of a training run."""
 
-    shards: tuple[Shard, ...]  # shards that can be read
+    reader: Reader  # of the shards that can be read
     scan: Scan  # scan of these shards alone
     cleaning: Cleaning
     order: Order  # rows that the model is trained on
@@ -70,13 +71,10 @@ class _Data:
     validation: np.ndarray  # (n_validation, n_inputs), rows that the model is not trained on
     validation_numbers: np.ndarray  # (n_validation,), int64
 
-    @property
-    def dtype(self) -> np.dtype:
-        return row_dtype(self.shards)
-
 
 def prepare_training(
     shards: Sequence[Shard],
+    conversion: Conversion,
     scan: Scan,
     config: Settings,
     sizes: Sizes,
@@ -90,9 +88,9 @@ def prepare_training(
     """
     settings = config.training
     network = network_of(config.network, scan.scaler.n_inputs, None if targets is None else targets.head)
-    autoencoder = autoencoder_of(scan.scaler, network, row_dtype(shards))
+    autoencoder = autoencoder_of(scan.scaler, network, conversion.dtype(shards))
     readable_shards, readable_scan = readable(shards, scan)
-    data = _read_data(readable_shards, readable_scan, config, sizes)
+    data = _read_data(readable_shards, conversion, readable_scan, config, sizes)
     log.info(
         "training: %s %s, %d for validation, minibatches of %d",
         quantity(data.order.n_rows, "row"),
@@ -115,7 +113,7 @@ def prepare_training(
         readable_targets = targets.of_shards(shards, list(scan.unreadable))
         supervision = _supervision(autoencoder, data, readable_targets, settings, sizes.max_sample_rows)
     loss = None if supervision is None else supervision.loss
-    step = training_step_of(autoencoder, settings, data.dtype, data.rows.resident, loss)
+    step = training_step_of(autoencoder, settings, data.reader.dtype, data.rows.resident, loss)
     autoencoder.errors(data.validation[:0])  # compile now, before the training time is measured
     return Training(
         autoencoder=autoencoder,
@@ -126,7 +124,7 @@ def prepare_training(
         settings=settings,
         patience=config.validation.patience,
         baseline=baseline,
-        replicas=_replicas(autoencoder, step, data, settings, sizes.n_threads, supervision),
+        replicas=_replicas(autoencoder, step, data, settings, supervision),
         supervision=supervision,
         validation_numbers=data.validation_numbers,
     )
@@ -137,6 +135,7 @@ def prepare_training(
 
 def _read_data(
     shards: tuple[Shard, ...],
+    conversion: Conversion,
     scan: Scan,
     config: Settings,
     sizes: Sizes,
@@ -150,14 +149,15 @@ def _read_data(
         log.info("validation: using %s instead of %d, which suffice to measure the error", n_used, n_wanted)
     left_out = np.union1d(scan.bad_rows, validation_numbers)  # sorted, as `Order` requires
     # A window takes whole slabs. With four or more slabs, it mixes rows from different parts of the data set.
-    starts = slab_starts(shards, sizes.window_rows // 4)
+    starts = slab_starts(shards, conversion, sizes.window_rows // 4)
     order = Order(starts, left_out, sizes.window_rows, seed)
     if not order.n_rows:
         counts = f"{scan.n_rows} rows, {len(scan.bad_rows)} bad, {len(validation_numbers)} for validation"
         raise DataError(f"no rows to train on: {counts}. Lower --validation-fraction.")
     cleaning = Cleaning(scan.scaler, config.bad_data.missing_value)
-    rows = _rows(shards, cleaning, sizes)
-    return _Data(shards, scan, cleaning, order, rows, rows.take(validation_numbers), validation_numbers)
+    reader = Reader(shards, conversion, sizes.n_threads, cleaning)
+    rows = _rows(reader, sizes)
+    return _Data(reader, scan, cleaning, order, rows, rows.take(validation_numbers), validation_numbers)
 
 
 def validation_rows(scan: Scan, fraction: float, most: int, seed: int) -> np.ndarray:
@@ -166,12 +166,12 @@ def validation_rows(scan: Scan, fraction: float, most: int, seed: int) -> np.nda
     return spread_rows(scan.n_rows, scan.bad_rows, min(n_wanted, most), seed)
 
 
-def _rows(shards: Sequence[Shard], cleaning: Cleaning, sizes: Sizes) -> Rows:
+def _rows(reader: Reader, sizes: Sizes) -> Rows:
     if sizes.on_device:
-        return DeviceRows(shards, sizes.n_threads, cleaning, sizes.window_rows)
+        return DeviceRows(reader, sizes.window_rows)
     if sizes.resident:
-        return ResidentRows.of(shards, sizes.n_threads, cleaning)
-    return StreamedRows(shards, sizes.n_threads, cleaning)
+        return ResidentRows.of(reader)
+    return StreamedRows(reader)
 
 
 # -- initial parameters --------------------------------------------------------------------------------------------
@@ -265,7 +265,6 @@ def _replicas(
     step: TrainingStep,
     data: _Data,
     settings: ResolvedTraining,
-    n_threads: int,
     supervision: Supervision | None,
 ) -> Replicas | None:
     """Return the replicas that share the rows; None for a single replica."""
@@ -274,12 +273,14 @@ def _replicas(
     loss = None if supervision is None else supervision.loss
     targets = None if supervision is None else supervision.targets.values
     network = autoencoder.network
-    common = ReplicaSettings(settings, network, data.cleaning, data.dtype.str, n_threads, loss)
-    rounds = rounds_of(data.order, data.shards, settings)
+    reader = data.reader
+    dtype = reader.dtype.str
+    common = ReplicaSettings(settings, network, reader.conversion, data.cleaning, dtype, reader.n_threads, loss)
+    rounds = rounds_of(data.order, reader.shards, reader.conversion, settings)
     log.info(
         "training: one replica in the first epoch, then %d replicas that are averaged %s per epoch",
         settings.replicas,
         quantity(rounds.n_rounds, "time"),
     )
     own_replica = Replica(autoencoder, step, is_resident=data.rows.resident is not None)
-    return Replicas(rounds, common, data.shards, own_replica, targets)
+    return Replicas(rounds, common, reader.shards, own_replica, targets)

@@ -21,6 +21,7 @@ import numpy as np
 
 from shardpress.settings.defaults import LEAST_STEPS
 from shardpress.settings.resolve import ResolvedTraining
+from shardpress.shards.conversion import Conversion
 from shardpress.shards.shard import Shard
 
 _SLAB_BYTES = 2**20  # long enough that seeking costs little, short enough that a window holds many slabs
@@ -92,6 +93,7 @@ class Order:
 
 def slab_starts(
     shards: Sequence[Shard],
+    conversion: Conversion,
     max_rows: int | None = None,
 ) -> np.ndarray:
     """Return the first row of each slab of about a megabyte, and the number of rows at the end: int64.
@@ -102,7 +104,7 @@ def slab_starts(
     starts = []
     first_row = 0
     for shard in shards:
-        slab_rows = _slab_rows(shard)
+        slab_rows = _slab_rows(shard, conversion.row_bytes(shard))
         if max_rows is not None:
             slab_rows = min(slab_rows, max(1, max_rows))
         starts.append(first_row + np.arange(0, shard.n_rows, slab_rows, dtype=np.int64))
@@ -110,10 +112,10 @@ def slab_starts(
     return np.concatenate([*starts, [first_row]])
 
 
-def _slab_rows(shard: Shard) -> int:
+def _slab_rows(shard: Shard, row_bytes: int) -> int:
     """Return the number of rows of a slab, in whole chunks unless the chunks are too large."""
-    slab_rows = max(1, _SLAB_BYTES // shard.row_bytes)
-    if shard.chunk_rows * shard.row_bytes > MAX_CHUNK_BYTES:
+    slab_rows = max(1, _SLAB_BYTES // row_bytes)
+    if shard.chunk_rows * row_bytes > MAX_CHUNK_BYTES:
         return slab_rows
     n_chunks = -(-slab_rows // shard.chunk_rows)
     return n_chunks * shard.chunk_rows

@@ -24,6 +24,7 @@ from shardpress.formats import digest
 from shardpress.processcache import ProcessCache
 from shardpress.scan.scaler import Cleaning
 from shardpress.settings.resolve import ResolvedTraining
+from shardpress.shards.conversion import Conversion
 from shardpress.shards.shard import Block, Shard, block_of, first_rows
 from shardpress.training.averaging import Weights
 from shardpress.training.order import learning_rate
@@ -38,10 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ReplicaSettings:
-    """Settings shared by all tasks of a training run."""
+    """Settings shared by all tasks of a training run, except for the orders of columns."""
 
     training: ResolvedTraining
     network: Network
+    conversion: Conversion
     cleaning: Cleaning
     dtype: str  # dtype that holds the rows of all shards
     n_threads: int  # threads that read a share
@@ -102,8 +104,9 @@ class Replica:
         """Return the rows of a share, or their numbers, one piece after the other."""
         if self._is_resident:
             return share.numbers()
+        dtype = np.dtype(settings.dtype)
         n_inputs = settings.network.n_inputs
-        return rows_of(blocks, np.dtype(settings.dtype), n_inputs, settings.cleaning, settings.n_threads)
+        return rows_of(blocks, settings.conversion, dtype, n_inputs, settings.cleaning, settings.n_threads)
 
     def train(self, task: _ReplicaTask, values: np.ndarray) -> _ReplicaResult:
         """Take the steps of a task on the rows or numbers that `read` returned for it."""
@@ -159,11 +162,12 @@ class Replicas:
 
         The learning rate falls over `n_epochs`. An epoch has `steps_per_epoch` steps if one replica trains alone.
         """
+        blocks = self._blocks(share)
         return _ReplicaTask(
-            settings=self.settings,
+            settings=replace(self.settings, conversion=self.settings.conversion.of(blocks)),
             weights=weights,
             share=share,
-            blocks=self._blocks(share),
+            blocks=blocks,
             rates=tuple(self._rates(share, n_epochs, steps_per_epoch)),
             # Shares never reuse noise seeds, because no share has more than `steps_per_epoch` steps.
             first_noise=(share.epoch * self.rounds.n_shares + share.number) * steps_per_epoch,

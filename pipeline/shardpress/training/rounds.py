@@ -15,6 +15,7 @@ import numpy as np
 
 from shardpress.settings.replicas import TrainingSizes, rounds_in_epoch
 from shardpress.settings.resolve import ResolvedTraining
+from shardpress.shards.conversion import Conversion
 from shardpress.shards.shard import Shard
 from shardpress.training.order import Order, slab_starts
 
@@ -104,8 +105,9 @@ class Rounds:
             yield round_shares
 
 
-def rounds_of(order: Order, shards: Sequence[Shard], settings: ResolvedTraining) -> Rounds:
+def rounds_of(order: Order, shards: Sequence[Shard], conversion: Conversion, settings: ResolvedTraining) -> Rounds:
     sizes = TrainingSizes(order.n_rows, settings.epochs, order.window_rows)
     n_rounds = rounds_in_epoch(settings.replicas, settings.batch_size, sizes)
     max_rows = min(order.window_rows // 4, order.n_rows // (settings.replicas * n_rounds * _SLABS))
-    return Rounds(replace(order, starts=slab_starts(shards, max(1, max_rows))), settings.replicas, n_rounds)
+    starts = slab_starts(shards, conversion, max(1, max_rows))
+    return Rounds(replace(order, starts=starts), settings.replicas, n_rounds)

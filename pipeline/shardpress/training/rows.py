@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, TypeVar
 
@@ -14,8 +15,8 @@ from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.scan.scaler import Cleaning
 from shardpress.settings.resolve import ResolvedTraining
-from shardpress.shards.rows import read
-from shardpress.shards.shard import Block, Shard, block_of, first_rows, row_dtype
+from shardpress.shards.conversion import Conversion
+from shardpress.shards.shard import Block, Shard, block_of, first_rows
 from shardpress.training.order import Order, kept_features, noise_of, slab_starts
 from shardpress_kernels.network import Network
 
@@ -34,9 +35,9 @@ class ResidentRows:
         self.resident = resident
 
     @classmethod
-    def of(cls, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None) -> ResidentRows:
-        starts = slab_starts(shards)
-        return cls(_Reader(shards, n_threads, cleaning).slabs(starts, np.arange(len(starts) - 1)))
+    def of(cls, reader: Reader) -> ResidentRows:
+        starts = slab_starts(reader.shards, reader.conversion)
+        return cls(reader.slabs(starts, np.arange(len(starts) - 1)))
 
     def minibatches(
         self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
@@ -54,9 +55,8 @@ class StreamedRows:
 
     resident: DeviceRows | None = None
 
-    def __init__(self, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None) -> None:
-        self._shards = shards
-        self._reader = _Reader(shards, n_threads, cleaning)
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
 
     def minibatches(
         self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
@@ -66,7 +66,7 @@ class StreamedRows:
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Return single rows (n, n_inputs), unscaled, by their sorted numbers (n,)."""
-        firsts = first_rows(self._shards)
+        firsts = first_rows(self._reader.shards)
         shard_of = np.searchsorted(firsts, numbers, side="right")
         # Adjacent rows are read at once, but no piece spans two shards.
         breaks = np.flatnonzero((np.diff(numbers) != 1) | (np.diff(shard_of) != 0)) + 1
@@ -92,18 +92,16 @@ class DeviceRows(StreamedRows):
     iterable, as `shardpress_kernels.upload.Pieces` of the rows.
     """
 
-    def __init__(
-        self, shards: Sequence[Shard], n_threads: int, cleaning: Cleaning | None = None, window_rows: int = 1
-    ) -> None:
-        super().__init__(shards, n_threads, cleaning)
+    def __init__(self, reader: Reader, window_rows: int = 1) -> None:
+        super().__init__(reader)
         self.resident = self
         self._window_rows = window_rows
 
     def __len__(self) -> int:
-        return int(first_rows(self._shards)[-1])
+        return int(first_rows(self._reader.shards)[-1])
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        starts = slab_starts(self._shards, max(1, self._window_rows // 4))
+        starts = slab_starts(self._reader.shards, self._reader.conversion, max(1, self._window_rows // 4))
         # A window consists of the slabs that begin in its rows.
         begins = np.searchsorted(starts, np.arange(0, len(self), self._window_rows))
         edges = np.unique([*np.minimum(begins, len(starts) - 1), len(starts) - 1])
@@ -255,12 +253,17 @@ def _places(starts: np.ndarray, slabs: np.ndarray, rows: np.ndarray) -> np.ndarr
 
 
 @dataclass(frozen=True)
-class _Reader:
+class Reader:
     """Reader of row ranges, which also cleans the rows."""
 
     shards: Sequence[Shard]
+    conversion: Conversion
     n_threads: int
-    cleaning: Cleaning | None
+    cleaning: Cleaning | None = None
+
+    @cached_property
+    def dtype(self) -> np.dtype:
+        return self.conversion.dtype(self.shards)
 
     def slabs(self, starts: np.ndarray, slabs: np.ndarray) -> np.ndarray:
         return self.pieces(list(zip(starts[slabs].tolist(), starts[slabs + 1].tolist(), strict=True)))
@@ -272,11 +275,16 @@ class _Reader:
         n_inputs = self.shards[0].n_inputs
         if self.cleaning is not None:
             n_inputs = self.cleaning.scaler.n_inputs
-        return rows_of(blocks, row_dtype(self.shards), n_inputs, self.cleaning, self.n_threads)
+        return rows_of(blocks, self.conversion, self.dtype, n_inputs, self.cleaning, self.n_threads)
 
 
 def rows_of(
-    blocks: Sequence[Block], dtype: np.dtype, n_inputs: int, cleaning: Cleaning | None, n_threads: int
+    blocks: Sequence[Block],
+    conversion: Conversion,
+    dtype: np.dtype,
+    n_inputs: int,
+    cleaning: Cleaning | None,
+    n_threads: int,
 ) -> np.ndarray:
     """Return the cleaned rows of blocks, one after the other; Dask's threads read them into one array."""
     offsets = np.cumsum([0, *map(len, blocks)])
@@ -285,7 +293,7 @@ def rows_of(
     def read_into(numbers: range) -> None:
         # Read in place, since a window that is assembled from pieces would need its memory twice.
         for i in numbers:
-            rows = read(blocks[i])
+            rows = conversion.read(blocks[i])
             if cleaning is not None:
                 rows = cleaning.cleaned(blocks[i], rows)
             buffer[offsets[i] : offsets[i + 1]] = rows

@@ -8,6 +8,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -31,7 +32,7 @@ def answer_about(path, dataset=None, limits=LIMITS):
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(ask_module, "LIMITS", limits)
-            return ask("describe", descriptor, [dataset], f"file={path}")
+            return ask("describe", descriptor, [dataset], Any, f"file={path}")
     finally:
         os.close(descriptor)
 
@@ -44,28 +45,27 @@ def answer_about(path, dataset=None, limits=LIMITS):
         ("os._exit(3)", "exit code 3"),
         ("while True: pass", "1 s"),
         ("np.ones(2**27)", "512 MiB"),
-        ("os.write(1, bytes(2**20)); os._exit(0)", ""),
-        ("os._exit(0)", ""),
-        ("os.write(1, b'[]\\n'); os._exit(0)", ""),
-        ("os.write(1, b'{' * 10**6 + b'\\n'); os._exit(0)", ""),
-        ("os.write(1, b'[' * 10**6 + b'\\n'); os._exit(0)", ""),
-        ('os.write(1, b\'{"answer": 1, "arrays": [["|O", [1]]]}\\n\' + bytes(8)); os._exit(0)', ""),
-        ('os.write(1, b\'{"answer": 1, "arrays": [["<i8", [-1]]]}\\n\'); os._exit(0)', ""),
-        ('os.write(1, b\'{"answer": 1, "arrays": [["<i8", [1]]]}\\n\'); os._exit(0)', ""),
-        ("while True: os.write(1, bytes(2**20))", ""),
+        ("os._exit(0)", "exit code 0"),
+        ("return fake(message(b''))", ""),
+        ("return fake(message(b'[]\\n'))", ""),
+        ("return fake(message(b'{' * 10**6 + b'\\n'))", ""),
+        ("return fake(message(b'[' * 10**6 + b'\\n'))", ""),
+        ('return fake(message(b\'{"answer": 1, "arrays": [["|O", [1]]]}\\n\' + bytes(8)))', ""),
+        ('return fake(message(b\'{"answer": 1, "arrays": [["<i8", [1]]]}\\n\'))', ""),
+        ("return fake(*[b'\\xff' * 2**20] * 1000)", "more metadata"),
         ("raise ValueError('\\x1b[31m\\n')", "\\x1b[31m\\n"),
         ("raise ValueError('x' * 10**6)", "xxx..."),
     ],
 )
 def test_failure_of_the_child_affects_only_this_file(path, child_runs, act, phrase):
-    child_runs("if dataset == 'evil':", f"    {act}", "return {}, []")
+    child_runs("if dataset == 'evil':", f"    {act}", "return {}")
     with refused(65, f"file={path}", phrase):
         answer_about(path, "evil", replace(LIMITS, seconds=1))
-    assert answer_about(path) == ({}, [])  # by the same process, which is alive
+    assert answer_about(path) == {}
 
 
 def test_complete_answer_above_the_size_limit_is_refused(path, child_runs):
-    child_runs('os.write(1, b\'{"answer": 1, "arrays": []}\'.ljust(1000) + b"\\n"); os._exit(0)')
+    child_runs('return fake(message(b\'{"answer": 1, "arrays": []}\'.ljust(1000) + b"\\n"))')
     with refused(65, f"file={path}"):
         answer_about(path, limits=replace(LIMITS, answer_bytes=1000))
 
@@ -73,7 +73,7 @@ def test_complete_answer_above_the_size_limit_is_refused(path, child_runs):
 def test_child_that_only_sleeps_is_stopped(path, child_runs):
     """Elapsed time alone would not suffice: a busy machine also takes long for valid files."""
     child_runs("if dataset == 'evil':", "    time.sleep(10**6)", "return honest(file, dataset, *wanted)")
-    limits = replace(LIMITS, patience=0.5, grace=10**6)  # the child itself may take any time to start
+    limits = replace(LIMITS, patience=0.5)
     with refused(65, f"file={path}", "0.5 s"):
         answer_about(path, "evil", limits)
     assert vet(Path(path)).shape == (3, 2)
@@ -82,16 +82,16 @@ def test_child_that_only_sleeps_is_stopped(path, child_runs):
 def test_time_limit_grows_with_the_file_size():
     for n_bytes, seconds, patience in ((0, 10, 100), (22_000, 10, 100), (50 * 2**20, 60, 600), (2**40, 120, 1200)):
         limits = ask_module._limits_of(n_bytes)
-        assert limits["seconds"] == pytest.approx(seconds, rel=0.01), n_bytes
-        assert limits["patience"] == pytest.approx(patience, rel=0.01), n_bytes
-        assert limits["memory"] == LIMITS.memory
+        assert limits.seconds == pytest.approx(seconds, rel=0.01), n_bytes
+        assert limits.patience == pytest.approx(patience, rel=0.01), n_bytes
+        assert limits.memory == LIMITS.memory
 
 
 def test_slow_file_is_named_in_the_log(path, child_runs, caplog):
     caplog.set_level("INFO", "shardpress")
     child_runs("return honest(file, dataset, *wanted)")
-    facts, _ = answer_about(path, limits=replace(LIMITS, silent=0.0))
-    assert facts["shape"] == [3, 2]
+    found = answer_about(path, limits=replace(LIMITS, silent=0.0))
+    assert found["shape"] == [3, 2]
     assert f"file={path}" in caplog.text
 
 
@@ -99,7 +99,7 @@ def test_only_the_file_that_crashes_hdf5_is_left_out(tmp_path, child_runs):
     for i in range(4):
         unusual(tmp_path / f"{i}.h5", 3 + i)
     child_runs(
-        "if file['X'].shape[0] == 5: ctypes.string_at(0)",
+        "if h5py.h5d.open(file, b'X').shape[0] == 5: ctypes.string_at(0)",
         "return honest(file, dataset, *wanted)",
     )
     left_out = []
@@ -127,7 +127,7 @@ def test_killed_child_is_restarted(path, fresh):
     assert child_pid() != before
 
 
-def test_killed_fork_is_a_system_limit_and_no_fault_of_the_file(path, child_runs, tmp_path):
+def test_killed_child_is_a_system_limit_and_no_fault_of_the_file(path, child_runs, tmp_path):
     child_runs("if dataset == 'evil': os.kill(os.getpid(), 9)", "return honest(file, dataset, *wanted)")
     with refused(71, f"file={path}", "twice"):
         vet(Path(path), Selection("evil"))
@@ -137,8 +137,7 @@ def test_killed_fork_is_a_system_limit_and_no_fault_of_the_file(path, child_runs
 @pytest.mark.parametrize(
     "program",
     [
-        "import sys; sys.stdin.readline()",
-        "import sys; sys.stdin.readline(); print('end', end='')",  # used to wait forever
+        "raise SystemExit(3)",
         "pass",
         "import os; os.kill(os.getpid(), 9)",
     ],
@@ -155,7 +154,7 @@ def test_failed_start_of_the_child_names_the_limits_to_raise(path, fresh, monkey
         vet(Path(path))
 
 
-@pytest.mark.parametrize("n", [4, 5, 6])
+@pytest.mark.parametrize("n", [4, 5])
 def test_child_without_descriptors_is_a_system_limit(path, fresh, monkeypatch, tmp_path, n):
     limited = f"def main():\n    resource.setrlimit(resource.RLIMIT_NOFILE, ({n}, {n}))\n    server.main()\n"
     plant(monkeypatch, tmp_path, f"import resource\nfrom shardpress.hdf5.child import server\n{limited}")
@@ -166,7 +165,7 @@ def test_child_without_descriptors_is_a_system_limit(path, fresh, monkeypatch, t
 def test_hanging_child_is_stopped(path, fresh, monkeypatch, tmp_path):
     plant(monkeypatch, tmp_path, "import time; time.sleep(1000)")
     with refused(71, f"file={path}", "twice"):
-        answer_about(path, limits=replace(LIMITS, patience=0.1, grace=0.1))
+        answer_about(path, limits=replace(LIMITS, start=0.1))
 
 
 def test_answer_to_an_interrupted_query_is_discarded(path, child_runs):

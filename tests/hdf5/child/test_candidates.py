@@ -46,6 +46,16 @@ SHAPED = [("X", "shape", (61, 6))]
         ({"df/table": FRAME, "df/_i_table/index/bounds": np.zeros((4, 9))}, (), None, ("df/table", "table")),
         ({"df/table": FRAME, "df/_i_table/index/bounds": np.zeros((4, 9))}, (), "df", ("df/table", "table")),
         ({"df/block0_values": np.zeros((4, 9)), "df/axis0": [1]}, (), "df/", ("df/block0_values", "dense")),
+        *(
+            (
+                {"df/block0_values": np.zeros((n, 1)), "df/block1_values": np.zeros((n, 9), "i8")},
+                (),
+                requested,
+                ("df/block1_values", "dense"),
+            )
+            for n in (1, 4)
+            for requested in (None, "df")
+        ),
         ({**sparse("X"), "obsm/X_pca": numbered(61, 3)}, SHAPED, None, ("X", "sparse")),
         ({**sparse("X"), "layers/dense": numbered(61, 3)}, SHAPED, "layers/dense", ("layers/dense", "dense")),
         (
@@ -92,19 +102,22 @@ def test_object_that_holds_the_rows_is_found(tmp_path, contents, attributes, req
         ),
         ({"one": FRAME, **sparse("two")}, None, ["one (4,) ", "two sparse"]),
         (
-            {"df/block0_values": np.zeros((4, 3)), "df/block1_values": np.zeros((4, 1), "i8")},
+            {"df/block0_values": np.zeros((4, 3)), "df/block1_values": np.zeros((4, 2), "i8")},
             None,
-            ["df/block0_values (4, 3) float64, df/block1_values (4, 1) int64"],
+            ["df/block0_values (4, 3) float64, df/block1_values (4, 2) int64"],
         ),
         (
-            {"df/block0_values": np.zeros((1, 3)), "df/block1_values": np.zeros((1, 1), "i8")},
+            {"df/block0_values": np.zeros((4, 1)), "df/block1_values": np.zeros((4, 1), "i8")},
             None,
-            ["df/block0_values (1, 3) float64, df/block1_values (1, 1) int64"],
+            ["df/block0_values (4, 1) float64, df/block1_values (4, 1) int64"],
         ),
-        (
-            {"df/block0_values": np.zeros((4, 3)), "df/block1_values": np.zeros((4, 1), "i8")},
-            "df",
-            ["dataset=df:", "df/block1_values (4, 1) int64", "df.to_numpy()"],
+        *(
+            (
+                {"df/block0_values": np.zeros((4, n)), "df/block1_values": np.zeros((4, n), "i8")},
+                "df",
+                ["dataset=df:", f"df/block1_values (4, {n}) int64", "df.to_numpy()"],
+            )
+            for n in (1, 2)
         ),
         *(
             (

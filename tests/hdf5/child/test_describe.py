@@ -17,9 +17,9 @@ def test_number_of_objects_is_bounded(tmp_path, monkeypatch, n_over, libver):
     with h5py.File(hostile.crowded(tmp_path, 48 + n_over, libver=libver)) as file:
         if n_over:
             with pytest.raises(find.Refused, match="50"):
-                describe.describe(file, None)
+                describe.describe(file.id, None)
         else:
-            assert describe.describe(file, None)[0]["dataset"] == "X"
+            assert describe.describe(file.id, None).dataset == "X"
 
 
 @pytest.mark.process
@@ -66,7 +66,7 @@ def test_attributes_are_not_enumerated(tmp_path, monkeypatch):
     for name in ("open_by_idx", "get_num_attrs", "iterate"):
         monkeypatch.setattr(h5py.h5a, name, refuse, raising=False)
     with h5py.File(path) as file:
-        assert describe.describe(file, None)[0]["columns"]["names"] is None
+        assert describe.describe(file.id, None).columns.names == ()
     assert open_shards([str(path)])[0].shape == (6, 2)
 
 
@@ -90,19 +90,20 @@ def test_too_many_chunks_are_refused(tmp_path, monkeypatch):
     for n, fits in ((9, True), (10, False)):
         path = write_shard(tmp_path / "x.h5", numbered(n), chunks=(1, 2))
         with h5py.File(path) as file:
+            rows = find.Dataset(file["X"].id)
             if fits:
-                assert layouts._index(file["X"], "X", 0).shape == (3, 9)
+                assert layouts.layout_of(rows, "X").index.shape == (3, 9)
                 continue
             with pytest.raises(find.Refused, match="10 chunks, expected at most 9"):
-                layouts._index(file["X"], "X", 0)
+                layouts.layout_of(rows, "X")
 
 
 def test_only_the_first_of_too_many_extras_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(extras, "MAX_EXTRAS", 3)
     path = write_shard(tmp_path / "x.h5", numbered(2), extras={f"r{i}": range(2) for i in range(4)})
     with h5py.File(path) as file:
-        found, left_out = extras.find_extras(file.id, "X", file["X"].shape, [])
-    assert [extra["name"] for extra in found] == ["r0", "r1", "r2"]
-    ((name, reason, is_missed),) = left_out
-    assert (name, is_missed) == ("r3", True)
-    assert "3" in reason
+        found = describe.describe(file.id, None)
+    assert [extra.name for extra in found.extras] == ["r0", "r1", "r2"]
+    (left_out,) = found.left_out
+    assert (left_out.name, left_out.is_missed) == ("r3", True)
+    assert "3" in left_out.reason

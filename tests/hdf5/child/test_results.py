@@ -236,10 +236,10 @@ def test_limits_are_the_largest_allowed_numbers(monkeypatch, limit, most, place)
     """The file has exactly these numbers of objects."""
     with h5py.File(BytesIO(image(add_model, add_rows))) as file:
         monkeypatch.setattr(results, limit, most)
-        check_result(file)
+        check_result(file.id)
         monkeypatch.setattr(results, limit, most - 1)
         with pytest.raises(Refused, match=place):
-            check_result(file)
+            check_result(file.id)
 
 
 def test_user_block_is_refused():

@@ -15,7 +15,6 @@ from shardpress.hdf5.filters.codecs import decode_chunk
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from shardpress.shards.shard import Block
-from shardpress.shards.vet import vet
 from tests.support.cases import case
 from tests.support.child import plant
 from tests.support.helpers import refused
@@ -53,12 +52,6 @@ def test_files_filtered_by_other_software_read_back(name):
 def test_n_bit_reads_back(precision):
     (shard,) = open_shards([str(path_of(f"nbit-{precision}"))])
     np.testing.assert_array_equal(read(Block(shard, 0, 60)), ROWS)
-
-
-@pytest.mark.parametrize("name", REGISTERED)
-def test_file_with_a_registered_filter_needs_no_child(name, monkeypatch):
-    monkeypatch.setattr("shardpress.shards.vet.ask", lambda *_: pytest.fail("the child was called"))
-    vet(path_of(name))
 
 
 @pytest.mark.process

@@ -1,252 +1,246 @@
 """Client of the child process: start a child, ask it about an open file, and handle failures.
 
-Messages are sent over pipes as JSON and plain arrays, never as pickles. A child serves one thread at a time. If several
-threads ask at the same time, each thread starts a child. Idle children are kept for later requests.
+Messages are JSON and plain arrays, never pickles. A child serves one thread at a time. If several threads ask at the
+same time, each thread starts a child. Idle children are kept for later requests.
 """
 
 import atexit
-import fcntl
 import json
 import logging
 import os
 import select
 import signal
+import socket
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
-from math import prod
-from subprocess import PIPE
-from typing import Any
-
-import numpy as np
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from shardpress.childprocess import ChildProcess
 from shardpress.errors import STORAGE, DataError, ReadFailed, SystemLimit, printable
-from shardpress.hdf5.child.find import Refused
+from shardpress.hdf5.child.message import Failure, unpacked
 from shardpress.hdf5.limits import MOST_ANSWER_BYTES
 from shardpress.processcache import ProcessCache
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 _MODULE = "shardpress.hdf5.child.server"
 _UNSAFE_VARIABLES = ("HDF5_", "LD_AUDIT", "LD_PRELOAD")  # prefixes of environment variables
+_LENGTH_BYTES = 8  # of the length that precedes each message
+_PIECE = 2**20  # bytes that are received at once
 _MOST_WORDS = 2000  # characters of the child's message to quote
-_SECONDS_AT_LEAST = 10.0  # CPU time
-_BYTES_PER_SECOND = 2**20  # per second of CPU time; a small file has little structure to read
-_CLOCK_PER_PROCESSOR = 10  # elapsed time divided by CPU time on a busy machine
+_MOST_ANSWERS = 1000  # of one child, because libhdf5 may leak memory with each damaged file
+_SECONDS_AT_LEAST = 10.0  # processor time
+_BYTES_PER_SECOND = 2**20  # per second of processor time; a small file has little structure to read
+_CLOCK_PER_PROCESSOR = 10  # elapsed time divided by processor time on a busy machine
 
 
 @dataclass(frozen=True)
 class _Limits:
     """Limits for one answer about a file of 110 MiB or more. `_limits_of` reduces them for smaller files."""
 
-    seconds: float = 120  # CPU time
+    seconds: float = 120  # processor time
     patience: float = 1200  # elapsed seconds; much longer, so that a busy machine does not refuse intact files
-    # Bytes of address space in addition to the size of the child before the request. The largest chunk index takes
-    # 100 MB, and twice as much while it is sent. HDF5's metadata cache takes 32 MB, and one chunk takes 64 MiB before
-    # and after decompression.
+    # Bytes of address space in addition to the size of the child when it starts. The largest chunk index takes 100 MB,
+    # and twice as much while it is sent. HDF5's metadata cache takes 32 MB, and one chunk takes 64 MiB before and after
+    # decompression.
     memory: int = 2**29
     answer_bytes: int = MOST_ANSWER_BYTES
     silent: float = 5.0  # seconds after which an unanswered request is logged
-    grace: float = 10.0  # seconds after `patience` until the child itself is regarded as stuck
+    start: float = 600.0  # elapsed seconds until a child is ready
 
 
 LIMITS = _Limits()
 
 
+class Refusal(DataError):
+    """Raised if the child has read a file, and refuses it."""
+
+
 class _Died(Exception):
-    """Raised if a child process has ended or is stuck."""
+    """Raised if a child has ended without an answer, or was ended because of its answer. The message says why."""
+
+    def __init__(self, reason: str, is_killed: bool = False) -> None:
+        super().__init__(reason)
+        self.is_killed = is_killed  # perhaps by the kernel, because memory is short; no file can cause that
 
 
 class _Child:
+    """Child process that answers requests. It is ready when its first message arrives."""
+
     def __init__(self) -> None:
-        # A new process, because a fork would copy locks that other threads may hold.
-        self._process = ChildProcess(_MODULE, environment=_environment(), bufsize=0, stdin=PIPE, stdout=PIPE)
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            # A new process, because a fork would copy locks that other threads may hold.
+            memory = str(LIMITS.memory)
+            self._process = ChildProcess(_MODULE, memory, environment=_environment(), stdin=theirs.fileno())
+            self._connection = ours.dup()
         self._owner = os.getpid()
+        self._n_answers = 0
+        self._is_ready = False
 
     @property
-    def usable(self) -> bool:
+    def is_usable(self) -> bool:
         """True if the child is alive and was started by this process, not by the parent process before a fork."""
-        return self._owner == os.getpid() and self._process.poll() is None
+        return self._owner == os.getpid() and self._n_answers < _MOST_ANSWERS and self._process.poll() is None
 
-    def ask(self, request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
-        """Send a request, and return how the fork of the child ended, and the bytes of its answer."""
-        assert self._process.stdin is not None
-        reader, writer = os.pipe()
+    def ask(self, request: dict[str, Any], descriptor: int, limits: _Limits, where: str) -> bytearray:
+        """Send a request about an open file, and return the answer. Raise `_Died` if there is none."""
+        if not self._is_ready:
+            self._received(replace(limits, patience=limits.start), where)
+            self._is_ready = True
+        self._n_answers += 1
+        body = json.dumps({**request, "seconds": limits.seconds}).encode()
         try:
-            os.set_blocking(reader, False)
-            with suppress(OSError):
-                fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 2**20)
-            line = json.dumps({**request, "answer": writer}).encode() + b"\n"
-            try:
-                self._process.stdin.write(line)
-            except BrokenPipeError as error:
-                raise _Died from error
-            ending, body = self._read(reader, request, where)
-        finally:
-            os.close(reader)
-            os.close(writer)
-        if len(body) > request["answer_bytes"]:
-            self.end()  # this also kills the fork, which might never stop
-            return {"end": "flood", "detail": None}, bytearray()
-        return json.loads(ending), body
+            socket.send_fds(self._connection, [len(body).to_bytes(_LENGTH_BYTES, "little")], [descriptor])
+            self._connection.sendall(body)
+        except OSError:
+            raise self._death(limits) from None
+        return self._received(limits, where)
 
-    def _read(self, reader: int, request: dict[str, Any], where: str) -> tuple[bytearray, bytearray]:
-        """Return the line of the child and the answer of the fork. Stop early if the answer is too long."""
-        assert self._process.stdout is not None
-        child = self._process.stdout.fileno()
-        line = bytearray()
-        body = bytearray()
-        for events in _events([child, reader], request, where):
-            if reader in events:
-                _read_available(reader, body, request["answer_bytes"])
-            if child in events:
-                more = os.read(child, 2**10)
-                if not more:
-                    raise _Died
-                line += more
-            if line.endswith(b"\n") or len(body) > request["answer_bytes"]:
+    def _received(self, limits: _Limits, where: str) -> bytearray:
+        """Return the next message of the child."""
+        message = bytearray()
+        n_bytes = _LENGTH_BYTES
+        for _ in self._arrivals(limits, where):
+            piece = b""
+            with suppress(ConnectionError):  # the child has ended before it received the request
+                piece = self._connection.recv(min(_PIECE, n_bytes - len(message)))
+            if not piece:
+                raise self._death(limits)
+            message += piece
+            if len(message) == _LENGTH_BYTES:
+                n_bytes = _LENGTH_BYTES + int.from_bytes(message, "little")
+                if n_bytes > _LENGTH_BYTES + limits.answer_bytes:
+                    raise _Died("libhdf5 returned more metadata than allowed for this file")
+            if len(message) == n_bytes:
                 break
-        _read_available(reader, body, request["answer_bytes"])  # the rest of the answer, after the fork has ended
-        return line, body
+        return message[_LENGTH_BYTES:]
+
+    def _arrivals(self, limits: _Limits, where: str) -> Iterator[None]:
+        """Yield whenever bytes can be received. Log a long wait once, and raise `_Died` after the time limit."""
+        waiting = select.poll()
+        waiting.register(self._connection, select.POLLIN)
+        start = time.monotonic()
+        deadline = start + limits.patience
+        until = min(deadline, start + limits.silent)
+        while True:
+            if waiting.poll(max(0.0, 1000 * (until - time.monotonic()))):
+                yield
+            elif until < deadline:
+                until = deadline
+                log.info("%s: still reading the file; this may take up to %g s of CPU time", where, limits.seconds)
+            else:
+                raise _Died(f"libhdf5 took more than {limits.patience:g} s for this file", not self._is_ready)
+
+    def _death(self, limits: _Limits) -> _Died:
+        """Return why the child has ended."""
+        code = self._process.wait()
+        if not self._is_ready or code == -signal.SIGKILL:
+            return _Died("", is_killed=True)
+        if code == -signal.SIGXCPU:
+            return _Died(f"libhdf5 took more than {limits.seconds:g} s of CPU time for this file")
+        if code < 0:
+            return _Died(f"libhdf5 crashed on this file (signal {-code})")
+        return _Died(f"libhdf5 exited on this file (exit code {code})")
 
     def end(self) -> None:
         if self._owner == os.getpid():
             self._process.end()
         else:
             self._process.returncode = 0  # only the process that started the child can wait for it
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self._connection.close()
 
 
-def _events(descriptors: Sequence[int], request: dict[str, Any], where: str) -> Iterator[dict[int, int]]:
-    """Yield events of the descriptors. Log a long wait once, and raise `_Died` after the time limit."""
-    waiting = select.poll()
-    for descriptor in descriptors:
-        waiting.register(descriptor, select.POLLIN)
-    start = time.monotonic()
-    deadline = start + request["patience"] + request["grace"]
-    until = min(deadline, start + request["silent"])
-    while True:
-        timeout = max(0.0, 1000 * (until - time.monotonic()))
-        events = dict(waiting.poll(timeout))
-        if events:
-            yield events
-        elif until < deadline:
-            until = deadline
-            log.info("%s: still reading the file; this may take up to %g s of CPU time", where, request["seconds"])
-        else:
-            raise _Died
-
-
-def _limits_of(n_bytes: int) -> dict[str, float]:
+def _limits_of(n_bytes: int) -> _Limits:
     """Return the limits for an answer about a file of `n_bytes`. Time limits grow with the size of the file."""
     seconds = min(LIMITS.seconds, _SECONDS_AT_LEAST + n_bytes / _BYTES_PER_SECOND)
     patience = min(LIMITS.patience, _CLOCK_PER_PROCESSOR * max(seconds, _SECONDS_AT_LEAST))
-    return {**asdict(LIMITS), "seconds": seconds, "patience": patience}
-
-
-def _read_available(reader: int, body: bytearray, most: int) -> None:
-    """Append the available bytes of a pipe to `body`, but stop soon after `most` bytes."""
-    with suppress(BlockingIOError):
-        while len(body) <= most and (data := os.read(reader, 2**20)):
-            body += data
+    return replace(LIMITS, seconds=seconds, patience=patience)
 
 
 _idle = ProcessCache[int, _Child]()  # idle children by `id`
 
 
-def ask(function: str, descriptor: int, arguments: Sequence[Any], where: str) -> tuple[Any, list[np.ndarray]]:
-    """Ask the child about an open file. The child opens the same inode, whatever the path refers to now.
+def ask(function: str, descriptor: int, arguments: Sequence[Any], kind: type[T], where: str) -> T:
+    """Ask the child about an open file. The child reads the same inode, whatever the path refers to now.
 
     `function` is ``describe``, ``values`` or ``listed`` of `child.describe`, or ``check_result`` of `child.results`.
-    The child calls it with the file and the `arguments`. The answer, which is a value from JSON, and its arrays are
-    untrusted.
+    The child calls it with the file and the `arguments`. The answer has the type `kind`, but its values are untrusted.
 
     Raises
     ------
     DataError
-        If the file is refused (then `find.Refused` is the cause), or if the child crashes or exceeds a limit.
+        If the file is refused (then it is a `Refusal`), or if the child crashes or exceeds a limit.
     ReadFailed
         If the storage fails.
     SystemLimit
         If no child can be started.
     """
-    request = {
-        "pid": os.getpid(),
-        "file": descriptor,
-        "ask": function,
-        "arguments": arguments,
-        **_limits_of(os.fstat(descriptor).st_size),
-    }
-    head, body = _answer_of_child(request, where)
-    if head["end"] != "answered":
-        raise _error_without_answer(head, where)
+    body = _answer_of_child({"ask": function, "arguments": arguments}, descriptor, where)
     try:
-        reply, arrays = _unpack(body)
+        reply = unpacked(body, kind)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
             f"{where}: libhdf5 returned malformed data for this file ({printable(error)}). The file is damaged or "
             "forged: do not use it."
         ) from error
-    if "answer" in reply:
-        return reply["answer"], arrays
-    if "refused" in reply:
-        dataset = reply.get("dataset")
-        if dataset is not None:
-            where = f"{where} dataset={printable(dataset)}"
-        reason = _quoted(reply["refused"])
-        raise DataError(f"{where}: {reason}") from Refused(reason)
-    raise _error_of_failure(reply, where)
+    if isinstance(reply, Failure):
+        raise _error_of(reply, where)
+    return reply
 
 
-def _answer_of_child(request: dict[str, Any], where: str) -> tuple[dict[str, Any], bytearray]:
-    """Return the answer of a child. Try a second child if the first one is killed, because no file can cause that."""
-    for _ in range(2):
-        child = _idle_or_new(where)
-        try:
-            answer = child.ask(request, where)
-        except _Died:
-            child.end()
-            continue
-        except BaseException:
-            child.end()  # otherwise a later request would receive the rest of this answer
-            raise
-        _idle.put(id(child), child)
-        head, _ = answer
-        if (head["end"], head["detail"]) != ("signal", signal.SIGKILL):  # perhaps from the kernel, if memory is short
-            return answer
-    raise SystemLimit(
-        f"{where}: the process that reads the structure of files was killed or hung twice. Check the machine's "
-        "memory and storage (dmesg), then run the same command again."
-    )
+def _answer_of_child(request: dict[str, Any], descriptor: int, where: str) -> bytearray:
+    """Return the answer of a child. If it ends without one, ask a new child, because an earlier file can be the cause.
+
+    Raise `DataError` if the new child ends, too.
+    """
+    limits = _limits_of(os.fstat(descriptor).st_size)
+    child = _idle_or_new(where)
+    try:
+        return _answer(child, request, descriptor, limits, where)
+    except _Died:
+        child = _new(where)
+    try:
+        return _answer(child, request, descriptor, limits, where)
+    except _Died as error:
+        if error.is_killed:
+            raise SystemLimit(
+                f"{where}: the process that reads the structure of files was killed or hung twice. Check the machine's "
+                "memory and storage (dmesg), then run the same command again."
+            ) from error
+        raise DataError(f"{where}: {error}. The file is damaged or forged: do not use it.") from error
+
+
+def _answer(child: _Child, request: dict[str, Any], descriptor: int, limits: _Limits, where: str) -> bytearray:
+    """Return the answer of a child, and keep the child. End it if there is no answer."""
+    try:
+        answer = child.ask(request, descriptor, limits, where)
+    except BaseException:
+        child.end()  # otherwise a later request would receive the rest of this answer
+        raise
+    _idle.put(id(child), child)
+    return answer
 
 
 def _idle_or_new(where: str) -> _Child:
     while (child := _idle.pop_last()) is not None:
-        if child.usable:
+        if child.is_usable:
             return child
         child.end()
+    return _new(where)
+
+
+def _new(where: str) -> _Child:
     try:
         return _Child()
     except OSError as error:
         raise SystemLimit(
             f"{where}: cannot start the process that reads the structure of files: {error.strerror}. Raise the "
             "limits (ulimit -n 4096, ulimit -u), then run the same command again."
-        ) from error
-
-
-@contextmanager
-def checking_answer(where: str, about: str = "") -> Iterator[None]:
-    """Convert errors from checks of an answer to `DataError`."""
-    try:
-        yield
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, StopIteration) as error:
-        raise DataError(
-            f"{where}: libhdf5 returned inconsistent facts{about} ({printable(error)}). The file is damaged or forged: "
-            "do not use it."
         ) from error
 
 
@@ -261,67 +255,22 @@ def retire(n_kept: int = 0) -> None:
 
 def _environment() -> dict[str, str]:
     variables = {name: value for name, value in os.environ.items() if not name.startswith(_UNSAFE_VARIABLES)}
-    # Disable plugins, which are untrusted code, and threads, because the child forks.
+    # Disable plugins, which are untrusted code, and threads, which would need more memory.
     return {**variables, "HDF5_PLUGIN_PRELOAD": "::", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-# -- answers -----------------------------------------------------------------------------------------------------
-
-
-def _unpack(body: bytearray) -> tuple[dict[str, Any], list[np.ndarray]]:
-    offset = body.index(b"\n") + 1
-    reply = json.loads(body[:offset])
-    arrays = []
-    for code, shape in reply["arrays"]:
-        array = _array(body, offset, code, shape)
-        offset += array.nbytes
-        arrays.append(array)
-    if offset != len(body):
-        raise ValueError(f"{len(body)} bytes, expected {offset}")
-    return reply, arrays
-
-
-def _array(body: bytearray, offset: int, code: Any, shape: Any) -> np.ndarray:
-    if code not in ("<i8", "|u1") or not all(type(n) is int and n >= 0 for n in shape):
-        raise ValueError("unexpected dtype or shape of an array")
-    return np.frombuffer(body, np.dtype(code), prod(shape), offset).reshape(shape)
-
-
-def _error_without_answer(head: dict[str, Any], where: str) -> Exception:
-    if head["end"] == "system":
-        return SystemLimit(
-            f"{where}: cannot start a process to read the file: {head['detail']}. Raise the limits (ulimit -u, -n), "
-            "then run the same command again."
-        )
-    words = {
-        "signal": f"libhdf5 crashed on this file (signal {head['detail']})",
-        "exit": f"libhdf5 exited on this file (exit code {head['detail']})",
-        "time": f"libhdf5 took more than {head['detail']} for this file",
-        "flood": "libhdf5 returned more metadata than allowed for this file",
-    }
-    return DataError(f"{where}: {words[head['end']]}. The file is damaged or forged: do not use it.")
-
-
-def _error_of_failure(reply: dict[str, Any], where: str) -> Exception:
-    if "memory" in reply:
+def _error_of(failure: Failure, where: str) -> Exception:
+    words = failure.words[:_MOST_WORDS] + "..." if len(failure.words) > _MOST_WORDS else failure.words
+    words = printable(words)  # a forged file may determine the text
+    if failure.kind == "refused":
+        if failure.dataset is not None:
+            where = f"{where} dataset={printable(failure.dataset)}"
+        return Refusal(f"{where}: {words}")
+    if failure.kind == "memory":
         return DataError(
             f"{where}: libhdf5 exceeded its memory limit of {LIMITS.memory >> 20} MiB on this file. The file is "
             "damaged or forged: do not use it."
         )
-    if "system" in reply:
-        return SystemLimit(
-            f"{where}: the process that reads the structure cannot open the file: {_quoted(reply['system'])}. Run the "
-            "same command again."
-        )
-    words = _quoted(reply.get("failed"))
-    if reply.get("errno") in STORAGE:
+    if failure.errno in STORAGE:
         return ReadFailed(f"{where}: {words}. Check the storage, then run the same command again.")
     return DataError(f"{where}: the structure cannot be read: {words}. The file is damaged: copy it again.")
-
-
-def _quoted(value: object) -> str:
-    """Shorten and escape a text from the child for a message, because a forged file may determine the text."""
-    words = str(value)
-    if len(words) > _MOST_WORDS:
-        words = words[:_MOST_WORDS] + "..."
-    return printable(words)

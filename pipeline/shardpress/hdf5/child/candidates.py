@@ -3,36 +3,37 @@
 Only short attributes are read. The pickles that pandas writes into some attributes are never read.
 """
 
-import re
+from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any, NamedTuple, Self
 
 import h5py
 import numpy as np
+from h5py.h5f import FileID
 
 from shardpress.errors import short_list
 from shardpress.hdf5.child.find import (
     LISTED,
+    Dataset,
     Refused,
-    as_dataset,
     attribute,
-    dtype_of,
-    is_plain,
     is_stack,
     link_of,
     listing,
     locate,
+    member,
+    names_in,
     objects,
-    outside_storage,
     own_dataset,
+    resolve,
 )
-from shardpress.hdf5.forms import PREFERRED, is_number, numbers_of, parts_of, rows_first, split, text, under
+from shardpress.hdf5.forms import PREFERRED, is_number, items_of, numbers_of, parts_of, rows_first, split, text, under
 from shardpress.hdf5.limits import MOST_COLUMNS
 
 _MATLAB = b"MATLAB_class"  # attribute that MATLAB writes to every array
 _STACKED = "(rows of other files)"
 _WRITE_ROWS = "Write them as one array of two dimensions"
-_BLOCK = re.compile(r"block[0-9]+_values")  # columns of one dtype in a pandas frame in fixed format
 
 _SPARSE_PARTS = (b"data", b"indices", b"indptr")
 _LONGEST_ATTRIBUTE = 64  # bytes
@@ -48,14 +49,20 @@ _UNKNOWN_FORMAT = (
 )
 
 
-class Rows(NamedTuple):
+@dataclass(frozen=True)
+class Rows:
     """The datasets that hold the rows."""
 
     name: str  # path of the dataset, or of the group with a sparse matrix
     parent: Any  # h5py.h5g.GroupID of the group that contains it
     form: str  # as in `shardpress.hdf5.forms`
-    parts: list[tuple[str, h5py.Dataset]]  # paths and datasets
+    parts: list[tuple[str, Dataset]]  # paths and datasets
     shape: tuple[int, ...]  # rows first
+
+    @cached_property
+    def names_around(self) -> list[bytes]:
+        """Names in the parent group."""
+        return names_in(self.parent)
 
 
 class _Candidate(NamedTuple):
@@ -63,12 +70,12 @@ class _Candidate(NamedTuple):
 
     form: str  # ``none`` if it cannot be used, `_STACKED` if it stacks the rows of other files
     shape: tuple[int, ...] = ()
-    dtype: str = ""
+    kind: object = ""  # of a value, in words
     n_rows: int = 0
     n_inputs: int = MOST_COLUMNS  # the default means that the number is unknown
 
     def __str__(self) -> str:
-        return f"{self.shape} {self.dtype}" if self.shape else self.form
+        return f"{self.shape} {self.kind}" if self.shape else self.form
 
     @property
     def is_single(self) -> bool:
@@ -86,29 +93,28 @@ class _Candidate(NamedTuple):
 # -- searching ---------------------------------------------------------------------------------------------------
 
 
-def choose(file: h5py.File, orientation: str | None) -> str:
-    """Return ``X`` if the root group has it, or otherwise the path of the only candidate.
+def choose(root: FileID, orientation: str | None) -> tuple[str, Any, Any]:
+    """Return the path, the parent group and the object of ``X`` in the root group, or of the only candidate.
 
     Candidates are numeric datasets of rank 2 or more. In files without such datasets, tables and sparse matrices are
     candidates as well.
     """
-    preferred = PREFERRED.encode()
-    has_preferred = file.id.links.exists(preferred)
-    if has_preferred and (link_of(file.id, preferred) or _candidate(h5py.h5o.open(file.id, preferred))):
-        return PREFERRED
-    candidates = _candidates_below(file.id)
+    parent, preferred = resolve(root, PREFERRED)
+    if preferred is not None and _candidate(preferred):
+        return PREFERRED, parent, preferred
+    candidates = _candidates_below(root)
     likely = _likely_candidates(candidates, orientation)
     if len(likely) == 1:
-        return likely[0]
+        return likely[0], *locate(root, likely[0])
     if likely:
         raise _no_choice({name: candidate for name, candidate in candidates.items() if candidate.form != "none"})
-    if has_preferred:
-        return PREFERRED
+    if preferred is not None:
+        return PREFERRED, parent, preferred
     # No object can be used. Return the one whose refusal is most helpful to the user.
     unfit = [name for name, candidate in candidates.items() if candidate.form == "none"] or list(candidates)
     if len(unfit) == 1:
-        return unfit[0]
-    raise _no_choice(candidates, listing(file))
+        return unfit[0], *locate(root, unfit[0])
+    raise _no_choice(candidates, listing(root))
 
 
 def _candidates_below(group: Any) -> dict[str, _Candidate]:
@@ -137,25 +143,21 @@ def _candidate(item: Any) -> _Candidate | None:
         if _is_sparse(item):
             return _Candidate("sparse", n_rows=_n_row_pointers(item) - 1)
         return _Candidate("none") if _is_matlab_sparse(item) else None
-    dataset = as_dataset(item)
-    if dataset is None or outside_storage(dataset) or dataset.shape is None:
+    if not isinstance(item, Dataset) or item.place or item.shape is None or item.dtype is None:
         return None
-    stored = dtype_of(dataset)
-    if stored is None:
-        return None
-    if stored.fields is not None:
-        return _table_candidate(dataset, stored)
-    if dataset.ndim >= 2 and stored.kind in "uifb":
-        return _Candidate("dense", dataset.shape, str(stored))
+    if item.dtype.fields is not None:
+        return _table_candidate(item.shape, item.dtype)
+    if len(item.shape) >= 2 and item.dtype.kind in "uifb":
+        return _Candidate("dense", item.shape, item.dtype)
     return None
 
 
-def _table_candidate(dataset: h5py.Dataset, stored: np.dtype) -> _Candidate:
+def _table_candidate(shape: tuple[int, ...], stored: np.dtype) -> _Candidate:
     records = f"records of {len(stored.fields or ())} fields"
-    numbers = numbers_of(stored) if dataset.ndim == 1 else None
+    numbers = numbers_of(stored) if len(shape) == 1 else None
     if numbers is None:
-        return _Candidate("none", dataset.shape, records, *dataset.shape[:1])
-    return _Candidate("table", dataset.shape, records, dataset.shape[0], numbers.n)
+        return _Candidate("none", shape, records, *shape[:1])
+    return _Candidate("table", shape, records, shape[0], numbers.n)
 
 
 def _likely_candidates(candidates: dict[str, _Candidate], orientation: str | None) -> list[str]:
@@ -177,79 +179,79 @@ def _may_be_meant(name: str, candidate: _Candidate, wider: set[tuple[str, int]])
     """Return whether a candidate may be the rows, given the groups and numbers of rows of `wider` ones."""
     if candidate.form == "none":
         return False
-    group, last = split(name)
-    if _BLOCK.fullmatch(last):  # all blocks of a pandas frame are equally likely
-        return True
-    is_extra = candidate.n_inputs == 1 and (group, candidate.n_rows) in wider
+    is_extra = candidate.n_inputs == 1 and (split(name)[0], candidate.n_rows) in wider
     return not (candidate.is_single or is_extra)
 
 
 # -- the rows at a path --------------------------------------------------------------------------------------------
 
 
-def find(file: h5py.File, name: str, orientation: str | None) -> Rows:
-    """Return the rows at the path of a dataset, a group with a sparse matrix, or a pandas frame.
+def find(name: str, parent: Any, item: Any, orientation: str | None) -> Rows:
+    """Return the rows in a dataset, a group with a sparse matrix, or a pandas frame, given the path and the parent.
 
     The rows are along the first axis, or along the last axis if the orientation is ``columns``.
     """
-    parent, item = locate(file, name)
     if isinstance(item, h5py.h5g.GroupID):
-        return _rows_of_group(file, name, parent, item, orientation)
-    dataset = as_dataset(item)
-    if dataset is None:
+        return _rows_of_group(name, parent, item, orientation)
+    if not isinstance(item, Dataset):
         raise Refused("a named datatype, expected a dataset. Choose one with --dataset.", name)
-    _check_place(dataset, name)
-    if dataset.ndim == 1:
-        table = _rows_of_table(dataset, name, parent, orientation)
+    shape = _shape_in_file(item, name)
+    if len(shape) == 1:
+        table = _rows_of_table(item, shape, name, parent, orientation)
         if table is not None:
             return table
-    _check_rows(dataset, name, orientation)
+    _check_rows(item, shape, name, orientation)
     form = "columns" if orientation == "columns" else "dense"
-    return Rows(name, parent, form, [(name, dataset)], rows_first(dataset.shape, orientation))
+    return Rows(name, parent, form, [(name, item)], rows_first(shape, orientation))
 
 
-def _rows_of_table(rows: h5py.Dataset, name: str, parent: Any, orientation: str | None) -> Rows | None:
+def _rows_of_table(
+    rows: Dataset, shape: tuple[int, ...], name: str, parent: Any, orientation: str | None
+) -> Rows | None:
     """Return the rows of a one-dimensional dataset, or None if the dataset is not a table."""
-    numbers = numbers_of(dtype_of(rows) or np.dtype("V1"))
+    numbers = None if rows.dtype is None else numbers_of(rows.dtype)
     if numbers is not None:
         _check_table(rows, name, orientation)
-        return Rows(name, parent, "table", [(name, rows)], (*rows.shape, numbers.n))
+        return Rows(name, parent, "table", [(name, rows)], (*shape, numbers.n))
     if _is_sparse(parent):
         group = split(name)[0]
         raise Refused(f"a part of the sparse matrix {group}, expected the whole matrix. Give --dataset {group}.", name)
     return None
 
 
-def _rows_of_group(file: h5py.File, name: str, parent: Any, group: Any, orientation: str | None) -> Rows:
+def _rows_of_group(name: str, parent: Any, group: Any, orientation: str | None) -> Rows:
     if _is_sparse(group) and parts_of(name):  # not in the root group, which has no name
         return _sparse_rows(parent, group, name, orientation)
-    frame = _frame(group)
+    frame = _frame(group, orientation)
     if frame is None:
         raise Refused(_no_rows_in_group(group, name), name)
-    return find(file, under(name, frame), orientation)
+    path = under(name, text(frame))
+    link = link_of(group, frame)
+    if link:
+        raise Refused(f"{path} is {link}, expected an object in the file itself", path)
+    return find(path, group, member(group, frame), orientation)
 
 
-def _check_place(rows: h5py.Dataset, name: str) -> None:
-    # Check this before the shape is read, because HDF5 may open source files to determine the shape.
-    place = outside_storage(rows)
-    if place:
-        raise Refused(f"{place}, expected rows in the file itself", name)
+def _shape_in_file(rows: Dataset, name: str) -> tuple[int, ...]:
+    if rows.place:
+        raise Refused(f"{rows.place}, expected rows in the file itself", name)
     if rows.shape is None:
         raise Refused(
             "an empty dataset without a shape, expected rows of numbers. Choose another dataset with --dataset.", name
         )
+    return rows.shape
 
 
-def _check_table(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
+def _check_table(rows: Dataset, name: str, orientation: str | None) -> None:
     if orientation == "columns":
         raise Refused("a table, which cannot be read by columns. Omit --orientation columns.", name)
-    if not is_plain(rows, rows.dtype):
+    if not rows.is_plain:
         raise Refused(f"{_records_in_words(rows.dtype)} in a type that NumPy does not support. {_WRITE_ROWS}.", name)
 
 
-def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
-    stored = dtype_of(rows)
-    _check_shape(rows, stored, name, orientation)
+def _check_rows(rows: Dataset, shape: tuple[int, ...], name: str, orientation: str | None) -> None:
+    stored = rows.dtype
+    _check_shape(shape, stored, name, orientation)
     if stored is None or not is_number(stored):  # types with unused bits are accepted, because HDF5 converts them
         raise Refused(
             f"holds {_values_in_words(stored)}, expected integers, bool, or floating-point numbers that fit into 64 "
@@ -257,18 +259,17 @@ def _check_rows(rows: h5py.Dataset, name: str, orientation: str | None) -> None:
             name,
         )
     if orientation is None and h5py.h5a.exists(rows.id, _MATLAB):
-        raise Refused(_ask_for_orientation(rows.shape), name)
+        raise Refused(_ask_for_orientation(shape), name)
 
 
-def _check_shape(rows: h5py.Dataset, stored: np.dtype | None, name: str, orientation: str | None) -> None:
-    shape = rows.shape
+def _check_shape(shape: tuple[int, ...], stored: np.dtype | None, name: str, orientation: str | None) -> None:
     if stored is not None and stored.fields is not None:
         raise Refused(
             f"{_records_in_words(stored)}, expected numbers of one dtype. {_WRITE_ROWS} (pandas: df.to_numpy()).", name
         )
-    if rows.ndim < 2:
+    if len(shape) < 2:
         raise Refused(
-            f"shape {shape} has rank {rows.ndim}, expected rank 2 or more, rows first. Choose another dataset with "
+            f"shape {shape} has rank {len(shape)}, expected rank 2 or more, rows first. Choose another dataset with "
             "--dataset.",
             name,
         )
@@ -289,9 +290,9 @@ def _ask_for_orientation(shape: tuple[int, ...]) -> str:
     )
 
 
-def _records_in_words(stored: np.dtype) -> str:
+def _records_in_words(stored: np.dtype | None) -> str:
     fields = []
-    for name, (dtype, *_) in (stored.fields or {}).items():
+    for name, (dtype, *_) in ((stored and stored.fields) or {}).items():
         sizes = " x ".join(map(str, (*dtype.shape, dtype.base)))
         fields.append(f"{name} {sizes}")
     return f"compound records of {len(fields)} fields ({short_list(fields, LISTED)})"
@@ -308,15 +309,15 @@ def _values_in_words(dtype: np.dtype | None) -> str:
 # -- groups --------------------------------------------------------------------------------------------------------
 
 
-def _frame(group: Any) -> str | None:
-    """Return the name of the dataset with the rows of a pandas frame: table format, or fixed format with one dtype."""
-    names = [b"table"]
-    if not group.links.exists(b"block1_values"):
-        names.append(b"block0_values")
-    for name in names:
-        # Return links as well: `find` refuses them with a message.
-        if group.links.exists(name) and (link_of(group, name) or as_dataset(h5py.h5o.open(group, name))):
-            return text(name)
+def _frame(group: Any, orientation: str | None) -> bytes | None:
+    """Return the name of the dataset with the rows of a pandas frame: a table, or the only wide block of columns."""
+    for name in (b"table", b"block0_values"):
+        if name == b"block0_values" and group.links.exists(b"block1_values"):
+            likely = _likely_candidates(_candidates_below(group), orientation)
+            return likely[0].encode() if len(likely) == 1 and items_of(likely[0]) else None
+        # Return links as well, which are refused with a message.
+        if group.links.exists(name) and (link_of(group, name) or isinstance(member(group, name), Dataset)):
+            return name
     return None
 
 
@@ -351,7 +352,7 @@ def _is_sparse(group: Any) -> bool:
 def _n_row_pointers(group: Any) -> int:
     """Return the number of row pointers of a sparse matrix, or 0 if they are not stored in the group itself."""
     dataset = own_dataset(group, _SPARSE_PARTS[2])
-    if dataset is None or outside_storage(dataset):
+    if dataset is None or dataset.place:
         return 0
     return prod(dataset.shape or (0,))
 
@@ -359,7 +360,7 @@ def _n_row_pointers(group: Any) -> int:
 def _sparse_rows(parent: Any, group: Any, name: str, orientation: str | None) -> Rows:
     """Return the rows of a sparse matrix, whose columns are the rows if the orientation is ``columns``."""
     parts = [(under(name, text(part)), _sparse_part(group, part, name)) for part in _SPARSE_PARTS]
-    sizes = [dataset.shape[0] for _, dataset in parts]
+    sizes = [dataset.size for _, dataset in parts]
     shape = _sparse_shape(group, name)
     is_transposed = orientation == "columns"
     by_columns = _is_by_columns(group, shape, n_pointers=sizes[2])
@@ -386,12 +387,11 @@ def _check_sparse_sizes(sizes: list[int], n_rows: int, shape: tuple[int, int], n
         )
 
 
-def _sparse_part(group: Any, part: bytes, name: str) -> h5py.Dataset:
+def _sparse_part(group: Any, part: bytes, name: str) -> Dataset:
     dataset = own_dataset(group, part)
-    if dataset is not None and not outside_storage(dataset) and len(dataset.shape or ()) == 1:
-        stored = dtype_of(dataset)
+    if dataset is not None and not dataset.place and len(dataset.shape or ()) == 1:
         kinds = "iufb" if part == b"data" else "iu"
-        if stored is not None and stored.kind in kinds and is_plain(dataset, stored):
+        if dataset.dtype is not None and dataset.dtype.kind in kinds and dataset.is_plain:
             return dataset
     found = link_of(group, part) or "not a plain numeric dataset"
     raise Refused(
@@ -420,9 +420,9 @@ def _written_shape(group: Any) -> np.ndarray | None:
         if shape is not None:
             return shape
     dataset = own_dataset(group, b"shape")
-    if dataset is None or outside_storage(dataset) or dataset.shape != (2,):
+    if dataset is None or dataset.place or dataset.shape != (2,):
         return None
-    return dataset[...]
+    return dataset.read()
 
 
 def _is_by_columns(group: Any, shape: tuple[int, int], n_pointers: int) -> bool | None:

@@ -5,29 +5,31 @@ the rows are read without them. Links are never followed.
 """
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any
 
 import h5py
 import numpy as np
+from h5py.h5f import FileID
 
+from shardpress.columns import Columns
 from shardpress.hdf5.child.candidates import Rows
 from shardpress.hdf5.child.extras import index_of, is_netcdf_dimension, masked_values, name_of_scale
 from shardpress.hdf5.child.find import (
+    Dataset,
     Refused,
-    as_dataset,
     attribute,
-    dtype_of,
-    names_in,
-    outside_storage,
+    member,
     own_dataset,
     reason_of,
     resolve,
 )
-from shardpress.hdf5.child.layouts import layout_claim
+from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.forms import (
     has_one_for_each_column,
     is_coordinate,
     items_of,
+    numbers_of,
     parts_of,
     sibling,
     split,
@@ -35,7 +37,6 @@ from shardpress.hdf5.forms import (
     under,
     variables_of,
 )
-from shardpress.hdf5.layout import bytes_of
 from shardpress.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
 
 _Names = tuple[str, list[str]]
@@ -44,30 +45,20 @@ _Values = tuple[str, np.ndarray]
 """Source of the coordinate, and the values."""
 
 
-def find_columns(file: h5py.File, rows: Rows, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Find the column names and the coordinate, and append the bytes of the float64 coordinate to `arrays`.
-
-    The answer has ``names`` (list of str, or None), ``names_from`` and ``values_from`` (the sources of the names and of
-    the coordinate), and ``note`` (the reason why names or a coordinate are not used).
-    """
-    n_inputs = int(np.prod(rows.shape[1:]))
+def find_columns(root: FileID, rows: Rows) -> Columns:
+    """Return the names of the columns and the coordinate, or the reason why they are not used."""
+    n_inputs = prod(rows.shape[1:])
     notes: list[str] = []
-    answer: dict[str, Any] = {"names": None, "names_from": "", "values_from": None, "note": ""}
-    names = _first_usable([_attribute_names, _variable_names, _block_names, _scale_names], file, rows, n_inputs, notes)
-    if names is not None:
-        answer["names_from"], answer["names"] = names
-    values = _first_usable([_scale_values, _coordinate_values], file, rows, n_inputs, notes)
-    if values is not None:
-        answer["values_from"], numbers = values
-        arrays.append(bytes_of(numbers))
-    if notes:
-        answer["note"] = notes[0]
-    return answer
+    names = _first_usable(_NAMES, root, rows, n_inputs, notes)
+    values = _first_usable([_scale_values, _coordinate_values], root, rows, n_inputs, notes)
+    names_from, names = names or ("", [])
+    values_from, values = values or ("", None)
+    return Columns(tuple(names), names_from, values, values_from, note=notes[0] if notes else "")
 
 
 def _first_usable(
-    sources: Sequence[Callable[[h5py.File, Rows, int], Any]],
-    file: h5py.File,
+    sources: Sequence[Callable[[FileID, Rows, int], Any]],
+    root: FileID,
     rows: Rows,
     n_inputs: int,
     notes: list[str],
@@ -75,7 +66,7 @@ def _first_usable(
     """Return the result of the first usable source, and note why earlier sources cannot be used."""
     for source in sources:
         try:
-            found = source(file, rows, n_inputs)
+            found = source(root, rows, n_inputs)
         except Exception as error:
             place = f"{error.dataset}: " if isinstance(error, Refused) and error.dataset else ""
             notes.append(place + reason_of(error))
@@ -88,7 +79,7 @@ def _first_usable(
 # -- names -------------------------------------------------------------------------------------------------------
 
 
-def _attribute_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
+def _attribute_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
     """Return the names in the attribute `columns`. Other attributes are not read, because there may be many."""
 
     def fits(shape: tuple[int, ...], dtype: np.dtype) -> bool:
@@ -109,69 +100,80 @@ def _objects_with_attributes(rows: Rows) -> list[Any]:
     values = rows.parts[0][1].id
     if rows.form != "sparse":
         return [values]
-    return [h5py.h5o.open(rows.parent, parts_of(rows.name)[-1]), values]
+    return [member(rows.parent, parts_of(rows.name)[-1]), values]
 
 
-def _variable_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
+def _variable_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
     """Return the names in AnnData's `var`: a table, or a group whose attribute `_index` names the dataset."""
     path = variables_of(rows.name)
-    _, item = resolve(file, path)
-    if isinstance(item, h5py.h5d.DatasetID):
-        return _table_names(h5py.Dataset(item), path, n_inputs)
+    _, item = resolve(root, path)
+    if isinstance(item, Dataset):
+        return _table_names(item, path, n_inputs)
     index = index_of(item) if isinstance(item, h5py.h5g.GroupID) else None
     if index is None:
         return None
     path = under(path, index)
-    _, names = resolve(file, path)
+    _, names = resolve(root, path)
     if names is None:
         return None
     if isinstance(names, h5py.h5g.GroupID):  # strings and a mask, which AnnData writes for pandas 3
         return path, _texts(masked_values(names, path, n_inputs), f"{path}/values", n_inputs)
-    return path, _texts(h5py.Dataset(names), path, n_inputs)
+    return path, _texts(names, path, n_inputs)
 
 
-def _table_names(table: h5py.Dataset, path: str, n_inputs: int) -> _Names | None:
+def _table_names(table: Dataset, path: str, n_inputs: int) -> _Names | None:
     """Return the names in the field `index` of a table."""
     _check_place(table, path)
-    stored = dtype_of(table)
-    if stored is None or stored.fields is None or "index" not in stored.fields or table.ndim != 1:
+    stored = table.dtype
+    if stored is None or stored.fields is None or "index" not in stored.fields or len(table.shape or ()) != 1:
         return None
     if h5py.check_string_dtype(stored.fields["index"][0]) is None:
         return None
-    _check_sizes(len(table), len(table) * stored.itemsize, n_inputs, path)
-    layout_claim(table, path, [])  # refuses unreadable datasets
-    return path, _checked_names(table.fields("index")[...].tolist(), path)
+    _check_sizes(table.size, table.n_bytes, n_inputs, path)
+    layout_of(table, path)  # refuses unreadable datasets
+    return path, _checked_names(h5py.Dataset(table.id).fields("index")[...].tolist(), path)
 
 
-def _block_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
+def _block_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
     """Return the column names of a block of a pandas frame in fixed format. Integer names are converted to strings."""
     path = items_of(rows.name)
     if path is None:
         return None
-    items = as_dataset(resolve(file, path)[1])
-    if items is None:
+    items = resolve(root, path)[1]
+    if not isinstance(items, Dataset):
         return None
-    stored = dtype_of(items)
-    if stored is not None and stored.kind in "iu" and not outside_storage(items):
+    if items.dtype is not None and items.dtype.kind in "iu" and not items.place:
         return path, [str(number) for number in _numbers(items, path, n_inputs).tolist()]
-    if _is_text(items):
+    if items.is_text and not items.place:
         return path, _texts(items, path, n_inputs)
     return None
 
 
-def _scale_names(file: h5py.File, rows: Rows, n_inputs: int) -> _Names | None:
+def _scale_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
     """Return the names in a dimension scale of strings along the columns."""
     scale = _scale_of_columns(rows)
-    if scale is None or not _is_text(scale):
+    if scale is None or not scale.is_text:
         return None
     name = _scale_name(scale)
     return f"dimension scale {name}", _texts(scale, name, n_inputs)
 
 
+def _field_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
+    """Return the names of the fields of a table, unless a field holds several numbers."""
+    record = rows.parts[0][1].dtype
+    numbers = None if rows.form != "table" or record is None else numbers_of(record)
+    if numbers is None or not numbers.names:
+        return None
+    return "the fields of the table", list(numbers.names)
+
+
+_NAMES = [_attribute_names, _variable_names, _block_names, _scale_names, _field_names]
+
+
 # -- numbers -----------------------------------------------------------------------------------------------------
 
 
-def _scale_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
+def _scale_values(root: FileID, rows: Rows, n_inputs: int) -> _Values | None:
     """Return the numbers in a dimension scale along the columns. netCDF stores coordinate variables this way."""
     scale = _scale_of_columns(rows)
     if scale is None or not _is_number(scale):
@@ -180,15 +182,15 @@ def _scale_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
     return name, _numbers(scale, name, n_inputs).astype(np.float64)
 
 
-def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | None:
+def _coordinate_values(root: FileID, rows: Rows, n_inputs: int) -> _Values | None:
     """Return the numbers in a dataset next to the rows that has the name of a physical coordinate."""
-    for name in names_in(rows.parent):
+    for name in rows.names_around:
         if not is_coordinate(text(name)):
             continue
         dataset = own_dataset(rows.parent, name)
-        if dataset is None or outside_storage(dataset) or not _is_number(dataset):
+        if dataset is None or dataset.place or not _is_number(dataset):
             continue
-        if has_one_for_each_column(dataset.shape, rows.shape[0], n_inputs):
+        if has_one_for_each_column(dataset.shape or (), rows.shape[0], n_inputs):
             path = sibling(rows.name, text(name))
             return text(name), _numbers(dataset, path, n_inputs).astype(np.float64).reshape(-1)
     return None
@@ -197,10 +199,10 @@ def _coordinate_values(file: h5py.File, rows: Rows, n_inputs: int) -> _Values | 
 # -- dimension scales --------------------------------------------------------------------------------------------
 
 
-def _scale_of_columns(rows: Rows) -> h5py.Dataset | None:
+def _scale_of_columns(rows: Rows) -> Dataset | None:
     """Return the dimension scale along the columns, if there is one and the rows are a matrix."""
     dataset = rows.parts[0][1]
-    if rows.form not in ("dense", "columns") or dataset.ndim != 2:
+    if rows.form not in ("dense", "columns") or len(dataset.shape or ()) != 2:
         return None
     if not h5py.h5a.exists(dataset.id, b"DIMENSION_LIST"):
         return None
@@ -214,7 +216,7 @@ def _scale_of_columns(rows: Rows) -> h5py.Dataset | None:
     return scale
 
 
-def _first_scale(dataset: h5py.Dataset, axis: int) -> h5py.Dataset:
+def _first_scale(dataset: Dataset, axis: int) -> Dataset:
     found: list[Any] = []
 
     def take(scale: Any) -> bool:
@@ -222,49 +224,42 @@ def _first_scale(dataset: h5py.Dataset, axis: int) -> h5py.Dataset:
         return True  # ends the iteration, because a forged file may list any number of scales
 
     h5py.h5ds.iterate(dataset.id, axis, take, 0)
-    return h5py.Dataset(found[0])
+    return Dataset(found[0])
 
 
-def _scale_name(scale: h5py.Dataset) -> str:
-    return split(text(name_of_scale(scale)))[1] or split(scale.name or "")[1] or "dimension scale"
+def _scale_name(scale: Dataset) -> str:
+    path = h5py.h5i.get_name(scale.id) or b""
+    return split(text(name_of_scale(scale)))[1] or split(text(path))[1] or "dimension scale"
 
 
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
-def _is_text(dataset: h5py.Dataset) -> bool:
-    if outside_storage(dataset):
-        return False
-    stored = dtype_of(dataset)
-    return stored is not None and h5py.check_string_dtype(stored) is not None
-
-
-def _is_number(dataset: h5py.Dataset) -> bool:
-    stored = dtype_of(dataset)
+def _is_number(dataset: Dataset) -> bool:
+    stored = dataset.dtype
     return stored is not None and bool(dataset.shape) and stored.kind in "iuf" and stored.itemsize <= 8
 
 
-def _check_place(dataset: h5py.Dataset, path: str) -> None:
-    place = outside_storage(dataset)
-    if place:
-        raise Refused(place, path)
+def _check_place(dataset: Dataset, path: str) -> None:
+    if dataset.place:
+        raise Refused(dataset.place, path)
 
 
-def _texts(dataset: h5py.Dataset, path: str, n_inputs: int) -> list[str]:
+def _texts(dataset: Dataset, path: str, n_inputs: int) -> list[str]:
     _check_place(dataset, path)
-    stored = dtype_of(dataset)
-    if stored is None or dataset.ndim != 1 or h5py.check_string_dtype(stored) is None:
-        raise Refused(f"dtype {stored} and shape {dataset.shape}, expected a one-dimensional dataset of strings", path)
-    _check_sizes(len(dataset), len(dataset) * stored.itemsize, n_inputs, path)
-    layout_claim(dataset, path, [])  # refuses unreadable datasets: unwritten, unknown filters, large chunks
-    return _checked_names(dataset[...].tolist(), path)
+    if len(dataset.shape or ()) != 1 or not dataset.is_text:
+        raise Refused(
+            f"dtype {dataset.dtype} and shape {dataset.shape}, expected a one-dimensional dataset of strings", path
+        )
+    _check_sizes(dataset.size, dataset.n_bytes, n_inputs, path)
+    layout_of(dataset, path)  # refuses unreadable datasets: unwritten, unknown filters, large chunks
+    return _checked_names(dataset.read().tolist(), path)
 
 
-def _numbers(dataset: h5py.Dataset, path: str, n_inputs: int) -> np.ndarray:
-    _check_sizes(dataset.size, dataset.nbytes, n_inputs, path)
-    layout_claim(dataset, path, [])
-    values: np.ndarray = dataset[...]
-    return values.reshape(-1)
+def _numbers(dataset: Dataset, path: str, n_inputs: int) -> np.ndarray:
+    _check_sizes(dataset.size, dataset.n_bytes, n_inputs, path)
+    layout_of(dataset, path)
+    return dataset.read().reshape(-1)
 
 
 def _check_sizes(n: int, n_bytes: int, n_inputs: int, path: str) -> None:

@@ -1,8 +1,4 @@
-"""Functions of the child that describe a file or read values with libhdf5.
-
-Only `server` calls these functions, in a process that has limits and exits after one answer. The answers are untrusted:
-`shards.vet` and `shards.inspect` check them.
-"""
+"""Functions of the child that describe a file or read values with libhdf5. Only `server` calls these functions."""
 
 from collections.abc import Sequence
 from math import isfinite, prod
@@ -10,24 +6,17 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py.h5f import FileID
 
 from shardpress.hdf5.child.candidates import Rows, choose, find
 from shardpress.hdf5.child.columns import find_columns
-from shardpress.hdf5.child.extras import find_extras, find_named, find_row_names
-from shardpress.hdf5.child.find import (
-    Refused,
-    attribute,
-    dtype_of,
-    link_of,
-    locate,
-    names_in,
-    objects,
-    outside_storage,
-    virtual_shape,
-)
-from shardpress.hdf5.child.layouts import filters_of, layout_claim
+from shardpress.hdf5.child.extras import find_extras, find_named, find_row_names, place_of
+from shardpress.hdf5.child.find import Dataset, Refused, attribute, link_of, locate, names_in, objects
+from shardpress.hdf5.child.layouts import filters_of, layout_of
+from shardpress.hdf5.child.places import check_apart
+from shardpress.hdf5.description import Description, Extra, LeftOut
 from shardpress.hdf5.filters.codecs import FILTERS
-from shardpress.hdf5.forms import normal, sibling, text
+from shardpress.hdf5.forms import normal, text
 from shardpress.hdf5.layout import bytes_of
 from shardpress.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT
 
@@ -39,12 +28,12 @@ _LAYOUTS = {h5py.h5d.COMPACT: "compact", h5py.h5d.CONTIGUOUS: "contiguous", h5py
 
 
 def describe(
-    file: h5py.File,
+    root: FileID,
     dataset: str | None,
     orientation: str | None = None,
     include: Sequence[str] = (),
     has_extras: bool = True,
-) -> tuple[dict[str, Any], list[np.ndarray]]:
+) -> Description:
     """Find the rows and their extras.
 
     Parameters
@@ -57,53 +46,33 @@ def describe(
         Absolute paths of additional extras, or of groups with extras.
     has_extras : bool
         False to ignore the extras next to the rows, because they have exceeded the limits of the child.
-
-    Returns
-    -------
-    dict
-        ``dataset`` (path of the rows), ``columns`` (see `find_columns`), ``fill_value``, ``form`` (see
-        `shardpress.hdf5.forms`), ``shape``, ``rows`` (layouts of the datasets with the rows), ``extras`` (each with
-        ``name``, ``layout``, ``categories`` and ``is_named``), and ``left_out`` (see `forms.leave_out`).
-    list of ndarray
-        Arrays of the layouts of the rows, and then of the extras (see `layout_claim`). The last array has the bytes of
-        the coordinate of the columns, if there is one.
     """
-    if dataset is None:
-        dataset = choose(file, orientation)
-    rows = find(file, dataset, orientation)
-    arrays: list[np.ndarray] = []
-    layouts = [layout_claim(part, path, arrays) for path, part in rows.parts]
-    extras, left_out = _extras(file, rows, include, has_extras, arrays)
-    answer = {
-        "dataset": rows.name,
-        "columns": find_columns(file, rows, arrays),
-        "fill_value": _fill_value(rows.parts[0][1]),
-        "form": rows.form,
-        "shape": rows.shape,
-        "rows": layouts,
-        "extras": extras,
-        "left_out": left_out,
-    }
-    return answer, arrays
+    place = choose(root, orientation) if dataset is None else (dataset, *locate(root, dataset))
+    rows = find(*place, orientation)
+    layouts = [layout_of(part, path) for path, part in rows.parts]
+    extras, left_out = _extras(root, rows, include, has_extras)
+    check_apart([*layouts, *(extra.layout for extra in extras if extra.layout)])
+    fill_value = _fill_value(rows.parts[0][1])
+    return Description(
+        rows.name, rows.form, rows.shape, layouts, extras, left_out, find_columns(root, rows), fill_value
+    )
 
 
-def _extras(
-    file: h5py.File, rows: Rows, include: Sequence[str], has_extras: bool, arrays: list[np.ndarray]
-) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    extras: list[dict[str, Any]] = []
-    left_out: list[list[Any]] = []
+def _extras(root: FileID, rows: Rows, include: Sequence[str], has_extras: bool) -> tuple[list[Extra], list[LeftOut]]:
+    extras: list[Extra] = []
+    left_out: list[LeftOut] = []
     if has_extras:
-        extras, left_out = find_extras(rows.parent, rows.name, rows.shape, arrays)
+        extras, left_out = find_extras(rows)
     # An extra that is requested by path and is also next to the rows is included only once.
-    included = {sibling(normal(rows.name), extra["name"]) for extra in extras}
-    others = [path for path in include if path not in included]
-    used = {normal(path) for path, _ in rows.parts} | {normal(each["layout"]["name"]) for each in extras}
-    named, missing = find_named(file, others, rows.shape, arrays, used)
-    row_names = find_row_names(file, rows.name, rows.shape, arrays, used) if has_extras else []
+    included = {place_of(extra) for extra in extras}
+    others = [path for path in include if normal(path) not in included]
+    used = {normal(path) for path, _ in rows.parts} | included
+    named, missing = find_named(root, others, rows.shape, used)
+    row_names = find_row_names(root, rows.name, rows.shape, used) if has_extras else []
     return extras + named + row_names, [*missing, *left_out][:MOST_LEFT_OUT]
 
 
-def _fill_value(rows: h5py.Dataset) -> float | None:
+def _fill_value(rows: Dataset) -> float | None:
     """Return the value of the netCDF attribute `_FillValue`, which marks missing entries."""
     value = attribute(rows.id, b"_FillValue", _is_one_number)
     if value is None:
@@ -119,26 +88,25 @@ def _is_one_number(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 # -- values ------------------------------------------------------------------------------------------------------
 
 
-def values(
-    file: h5py.File, name: str, start: int, stop: int, axis: int, n_texts: int
-) -> tuple[dict[str, Any], list[np.ndarray]]:
+def values(root: FileID, name: str, start: int, stop: int, axis: int, n_texts: int) -> tuple[int, list[np.ndarray]]:
     """Read values along the first or last axis of a dataset: the values that fit into one answer, but at least one.
 
-    Strings are read `n_texts` at a time, because their lengths are unknown before reading. The answer is ``n``, the
-    number of values, and their bytes (uint8). For strings, an array of lengths (int64) precedes the bytes.
+    Strings are read `n_texts` at a time, because their lengths are unknown before reading. The answer is the number of
+    values, and their bytes (uint8). For strings, an array of lengths (int64) precedes the bytes.
     """
-    dataset = h5py.Dataset(locate(file, name)[1])
-    if outside_storage(dataset):
+    found = locate(root, name)[1]
+    if found.place:
         raise Refused("the values are in other files, expected values in the file itself", name)
-    filters_of(dataset.id.get_create_plist(), name)
+    filters_of(found.properties, name)
+    dataset = h5py.Dataset(found.id)
     if dataset.dtype.hasobject:
         texts = _texts(dataset, name, start, stop, axis, n_texts)
         lengths = np.array([len(each) for each in texts], dtype=np.int64)
-        return {"n": len(texts)}, [lengths, np.frombuffer(b"".join(texts), dtype=np.uint8)]
+        return len(texts), [lengths, np.frombuffer(b"".join(texts), dtype=np.uint8)]
     row_bytes = max(1, prod(dataset.shape) // dataset.shape[axis] * dataset.dtype.itemsize)
     n_rows = max(1, ANSWER_BYTES // row_bytes)
     rows = _read(dataset, start, min(stop, start + n_rows), axis)
-    return {"n": len(rows)}, [bytes_of(np.ascontiguousarray(rows))]
+    return len(rows), [bytes_of(np.ascontiguousarray(rows))]
 
 
 def _texts(dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n_texts: int) -> list[bytes]:
@@ -163,52 +131,49 @@ def _read(dataset: h5py.Dataset, start: int, stop: int, axis: int) -> np.ndarray
 # -- all datasets ------------------------------------------------------------------------------------------------
 
 
-def listed(file: h5py.File) -> tuple[list[dict[str, Any]], list[Any]]:
+def listed(root: FileID) -> list[dict[str, Any]]:
     """Describe the first soft and external links in the root group, and then the first datasets in the file.
 
     Each item has ``name`` and ``what``, a description of a link or of storage in other files. For a dataset in the
     file itself, ``what`` is empty, and ``shape``, ``dtype``, ``layout``, ``chunks``, ``filters`` and ``n_bytes`` (the
-    size in the file) follow. There are no arrays.
+    size in the file) follow.
     """
-    found = _links_in_root(file)
-    for name, item in objects(file.id):
+    found = _links_in_root(root)
+    for name, item in objects(root):
         if len(found) >= MOST_LEFT_OUT:
             break
-        if isinstance(item, h5py.h5d.DatasetID):
+        if isinstance(item, Dataset):
             found.append({"name": name[:_LONGEST], **_facts_of(item)})
-    return found[:MOST_LEFT_OUT], []
+    return found[:MOST_LEFT_OUT]
 
 
-def _links_in_root(file: h5py.File) -> list[dict[str, Any]]:
+def _links_in_root(root: FileID) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    for name in names_in(file.id):
-        link = link_of(file.id, name)
+    for name in names_in(root):
+        link = link_of(root, name)
         if link:
             found.append({"name": text(name)[:_LONGEST], "what": link})
     return found
 
 
-def _facts_of(item: Any) -> dict[str, Any]:
-    dataset = h5py.Dataset(item)
-    place = outside_storage(dataset)  # checked before the shape, because HDF5 may open source files to determine it
-    if place:
-        return {"what": place, "shape": list(virtual_shape(item) or ())}
+def _facts_of(dataset: Dataset) -> dict[str, Any]:
+    if dataset.place:
+        return {"what": dataset.place, "shape": list(dataset.virtual_shape)}
     return {
         "what": "",
         "shape": None if dataset.shape is None else list(dataset.shape),
-        "dtype": _dtype_in_words(dtype_of(item))[:_LONGEST],
-        **_storage_of(item),
-        "n_bytes": item.get_storage_size(),
+        "dtype": _dtype_in_words(dataset.dtype)[:_LONGEST],
+        **_storage_of(dataset),
+        "n_bytes": dataset.id.get_storage_size(),
     }
 
 
-def _storage_of(item: Any) -> dict[str, Any]:
-    properties = item.get_create_plist()
-    layout = properties.get_layout()
+def _storage_of(dataset: Dataset) -> dict[str, Any]:
+    properties = dataset.properties
     filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
     return {
-        "layout": _LAYOUTS.get(layout, "other"),
-        "chunks": list(properties.get_chunk()) if layout == h5py.h5d.CHUNKED else None,
+        "layout": _LAYOUTS.get(dataset.layout, "other"),
+        "chunks": list(dataset.chunks) if dataset.layout == h5py.h5d.CHUNKED else None,
         "filters": [FILTERS[code].name if code in FILTERS else f"filter {code}" for code, *_ in filters],
     }
 

@@ -1,26 +1,30 @@
 """Functions of the child that find extras, either next to the rows or at paths that the user has given."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import h5py
 import numpy as np
+from h5py.h5f import FileID
 
 from shardpress.hdf5.categories import holds_features, read_categories
+from shardpress.hdf5.child.candidates import Rows
 from shardpress.hdf5.child.find import (
+    Dataset,
     Refused,
-    as_dataset,
     attribute,
-    dtype_of,
     link_of,
     listing,
+    member,
     names_in,
-    outside_storage,
     own_dataset,
     reason_of,
     resolve,
 )
-from shardpress.hdf5.child.layouts import layout_claim
+from shardpress.hdf5.child.layouts import layout_of
+from shardpress.hdf5.child.places import max_decompressed
+from shardpress.hdf5.description import Extra, LeftOut, extra_at
 from shardpress.hdf5.forms import (
     A_GROUP,
     CATEGORIES,
@@ -30,7 +34,7 @@ from shardpress.hdf5.forms import (
     has_one_for_each_row,
     is_requested,
     is_utf8,
-    leave_out,
+    items_of,
     misfit,
     normal,
     parts_of,
@@ -39,8 +43,15 @@ from shardpress.hdf5.forms import (
     split,
     text,
 )
-from shardpress.hdf5.layout import max_decompressed
-from shardpress.hdf5.limits import MAX_EXTRAS, MOST_CATEGORIES, MOST_ITEM, MOST_PADDED, MOST_WORDS
+from shardpress.hdf5.limits import (
+    LONGEST_COLUMN_NAME,
+    MAX_EXTRAS,
+    MOST_CATEGORIES,
+    MOST_ITEM,
+    MOST_LEFT_OUT,
+    MOST_PADDED,
+    MOST_WORDS,
+)
 
 _MOST_NUMBER = 2**63  # unsigned categories must be smaller, because they are stored as signed integers
 _AT_ONCE = 2**22  # values of a mask to read at a time
@@ -53,57 +64,80 @@ class _Unexpected(Refused):
     """Raised for an object that no user would expect as an extra. An empty message is not reported."""
 
 
-def find_extras(
-    parent: Any, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray]
-) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return the extras in the group of the rows at the path `rows`, and the skipped objects as in `forms.leave_out`.
-
-    Append to `arrays` like `layout_claim`.
-    """
-    extras: list[dict[str, Any]] = []
-    left_out: list[list[Any]] = []
-    skipped = (parts_of(rows)[-1], CATEGORIES.encode())
-    for name in names_in(parent):
+def find_extras(rows: Rows) -> tuple[list[Extra], list[LeftOut]]:
+    """Return the extras in the group of the rows, and the objects that are left out."""
+    extras: list[Extra] = []
+    left_out: list[LeftOut] = []
+    skipped = (parts_of(rows.name)[-1], CATEGORIES.encode())
+    used = set(map(text, rows.names_around))
+    for name in rows.names_around:
         if name in skipped:
             continue
         try:
-            dataset = _extra_in(parent, name, shape)
+            dataset = _extra_in(rows.parent, name, rows.shape)
             if len(extras) == MAX_EXTRAS:
                 raise Refused(f"more than {MAX_EXTRAS} extras")
-            path = sibling(rows, text(name))
-            categories = _categories_of(parent, dataset, name, path)
-            layout = layout_claim(dataset, path, arrays)
-            extras.append({"name": text(name), "layout": layout, "categories": categories, "is_named": False})
+            path = sibling(rows.name, text(name))
+            categories = _categories_of(rows.parent, dataset, name, path)
+            own_name = _column_of_frame(rows.parent, name, used) or text(name)
+            extras.append(extra_at(layout_of(dataset, path), own_name, categories, is_named=False))
+            used.add(own_name)
         except Exception as error:
             _leave_out(left_out, name, error)
     return extras, left_out
 
 
-def _leave_out(left_out: list[list[Any]], name: bytes, error: Exception) -> None:
+def _leave_out(left_out: list[LeftOut], name: bytes, error: Exception) -> None:
     """List an unusable dataset with the reason. Raise the error if it is a storage failure or a bug."""
     reason = reason_of(error)
-    if reason:
-        leave_out(left_out, name, reason, is_missed=not isinstance(error, _Unexpected))
+    if reason and len(left_out) < MOST_LEFT_OUT:
+        left_out.append(LeftOut(text(name), reason, is_missed=not isinstance(error, _Unexpected)))
 
 
-def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> h5py.Dataset:
+def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> Dataset:
     link = link_of(parent, name)
     if link:
         raise Refused(link)
-    item = h5py.h5o.open(parent, name)
-    dataset = as_dataset(item)
-    if dataset is None:
+    item = member(parent, name)
+    if not isinstance(item, Dataset):
         raise _Unexpected(A_GROUP if isinstance(item, h5py.h5g.GroupID) else "")
-    _check(dataset, shape)
+    _check_frame(parent, name, item)
+    _check(item, shape)
     if not is_utf8(name):
         raise Refused(NOT_UTF8)
-    return dataset
+    return item
 
 
-def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
-    reason = outside_storage(dataset)  # checked before the shape, because HDF5 may open other files to determine it
-    if reason:
-        raise Refused(reason)
+def _check_frame(parent: Any, name: bytes, dataset: Dataset) -> None:
+    """Refuse names of columns, and pickles, in a pandas frame in fixed format."""
+    is_block = name.endswith(b"_values")
+    is_about_columns = name == b"axis0" or name.endswith(b"_items")
+    if not (is_block or is_about_columns) or not parent.links.exists(b"block0_items"):
+        return
+    if is_about_columns:
+        raise _Unexpected("")
+    if dataset.dtype is not None and dataset.dtype.hasobject and not dataset.is_text:
+        raise Refused("pickled objects, which are never opened; write strings next to the rows")
+
+
+def _column_of_frame(parent: Any, block: bytes, used: set[str]) -> str | None:
+    """Return the name of the only column of a block of a pandas frame, or None if the name cannot be used."""
+    path = items_of(text(block)) or ""
+    items = own_dataset(parent, path.encode()) if path else None
+    if items is None or items.place or items.shape != (1,) or items.dtype is None:
+        return None
+    if items.dtype.kind not in "iuS" or items.dtype.itemsize > LONGEST_COLUMN_NAME:
+        return None
+    layout_of(items, path)  # refuses unreadable datasets
+    value = items.read()[0]
+    name = value if isinstance(value, bytes) else str(value).encode()
+    is_usable = is_utf8(name) and not set(b"/\0") & set(name) and name not in (b"", b".")
+    return text(name) if is_usable and text(name) not in used else None
+
+
+def _check(dataset: Dataset, shape: tuple[int, ...]) -> None:
+    if dataset.place:
+        raise Refused(dataset.place)
     if not dataset.shape:
         raise _Unexpected("")
     if is_netcdf_dimension(dataset):
@@ -113,25 +147,21 @@ def _check(dataset: h5py.Dataset, shape: tuple[int, ...]) -> None:
         if is_missed:
             raise Refused(reason)
         raise _Unexpected(reason)
-    _check_dtype(dataset, shape[0])
-
-
-def _check_dtype(dataset: h5py.Dataset, n_rows: int) -> None:
-    stored = dtype_of(dataset)
-    if stored is None or (stored.hasobject and h5py.check_string_dtype(stored) is None):
+    stored = dataset.dtype
+    if stored is None or (stored.hasobject and not dataset.is_text):
         raise Refused("neither numbers nor strings")
-    if stored.subdtype and dataset.shape[0] != n_rows:
+    if stored.subdtype and dataset.shape[0] != shape[0]:
         raise Refused("one array for each row, but the rows are not along the first axis")
     if stored.itemsize > MOST_ITEM:
         raise Refused(f"values of {stored.itemsize} bytes, expected at most {MOST_ITEM}")
 
 
-def is_netcdf_dimension(dataset: h5py.Dataset) -> bool:
+def is_netcdf_dimension(dataset: Dataset) -> bool:
     """Return whether a dataset is a netCDF dimension, which only specifies the length of an axis and has no values."""
     return name_of_scale(dataset).startswith(_DIMENSION)
 
 
-def name_of_scale(dataset: h5py.Dataset) -> bytes:
+def name_of_scale(dataset: Dataset) -> bytes:
     """Return the name that netCDF or h5py has written to a dimension scale, perhaps an empty one."""
     name = attribute(dataset.id, b"NAME", _is_short_text)
     return b"" if name is None else bytes(name.item())
@@ -145,28 +175,28 @@ def _is_short_text(shape: tuple[int, ...], dtype: np.dtype) -> bool:
 
 
 def find_named(
-    file: h5py.File, paths: Sequence[str], shape: tuple[int, ...], arrays: list[np.ndarray], used: set[str]
-) -> tuple[list[dict[str, Any]], list[list[Any]]]:
-    """Return the extras at the given paths, and the paths that cannot be used, in the format of `find_extras`.
+    root: FileID, paths: Sequence[str], shape: tuple[int, ...], used: set[str]
+) -> tuple[list[Extra], list[LeftOut]]:
+    """Return the extras at the given paths, and the paths that cannot be used.
 
     A group with codes and categories, as in AnnData, is one extra, and so is a group with values and a mask that hides
     none of them. Any other group stands for all objects in it that can be extras, except for the datasets at the paths
     `used`. The paths of all included datasets are added to `used`.
     """
-    extras: list[dict[str, Any]] = []
-    left_out: list[list[Any]] = []
+    extras: list[Extra] = []
+    left_out: list[LeftOut] = []
     groups: list[tuple[str, Any]] = []
     for path in paths:
-        parent, item = resolve(file, path)
+        parent, item = resolve(root, path)
         if item is None:
-            left_out.append([path, f"does not exist; the file holds {listing(file)}", True])
+            left_out.append(LeftOut(path, f"does not exist; the file holds {listing(root)}", True))
         elif isinstance(item, h5py.h5g.GroupID) and not _is_column(item):
             groups.append((path, item))
         else:
-            extras.append(_named_extra(parent, item, path, shape, arrays))
-            used.add(normal(extras[-1]["layout"]["name"]))
+            extras.append(_named_extra(parent, item, path, shape))
+            used.add(place_of(extras[-1]))
     for path, group in groups:  # after the paths of single extras, which they can contain
-        extras += _extras_of_group(group, path, shape, arrays, used, left_out)
+        extras += _extras_of_group(group, path, shape, used, left_out)
     return extras, left_out
 
 
@@ -178,77 +208,68 @@ def _is_column(group: Any) -> bool:
 
 
 def _extras_of_group(
-    group: Any, path: str, shape: tuple[int, ...], arrays: list[np.ndarray], used: set[str], left_out: list[list[Any]]
-) -> list[dict[str, Any]]:
+    group: Any, path: str, shape: tuple[int, ...], used: set[str], left_out: list[LeftOut]
+) -> list[Extra]:
     """Return the extras in a group that a user has given, except for those `used`. Append to `used` and `left_out`."""
-    extras: list[dict[str, Any]] = []
+    extras: list[Extra] = []
     index = index_of(group)
     for name in names_in(group):
         if name == CATEGORIES.encode():
             continue
         own_path = f"{path}/{text(name)}"
-        n_arrays = len(arrays)
         try:
             if len(extras) == MAX_EXTRAS:
                 raise Refused(f"more than {MAX_EXTRAS} extras")
-            claim = _member(group, name, own_path, shape, arrays)
+            extra = _member(group, name, own_path, shape)
         except Exception as error:
             _leave_out(left_out, own_path.encode("utf-8", "surrogateescape"), error)
             continue
-        if not _is_new(claim, used):
-            del arrays[n_arrays:]
+        if place_of(extra) in used:
             continue
+        used.add(place_of(extra))
         if text(name) == index:
-            claim["name"] = f"{path}/{ROW_NAMES}"
-        extras.append(claim)
+            extra = replace(extra, name=f"{path}/{ROW_NAMES}")
+        extras.append(extra)
     if not extras and not any(is_requested(each, [path]) for each in used):
         raise Refused("a group without a dataset with one value for each row, or a categorical", path)
     return extras
 
 
-def _is_new(claim: dict[str, Any], used: set[str]) -> bool:
-    """Return whether the dataset of an extra is not at one of the paths `used`, and add it to these paths."""
-    path = normal(claim["layout"]["name"])
-    if path in used:
-        return False
-    used.add(path)
-    return True
+def place_of(extra: Extra) -> str:
+    """Return the path of the dataset with the values of an extra."""
+    return "" if extra.layout is None else normal(extra.layout.name)
 
 
-def _member(group: Any, name: bytes, path: str, shape: tuple[int, ...], arrays: list[np.ndarray]) -> dict[str, Any]:
+def _member(group: Any, name: bytes, path: str, shape: tuple[int, ...]) -> Extra:
     link = link_of(group, name)
     if link:
         raise Refused(link)
     if not is_utf8(name):
         raise Refused(NOT_UTF8)
-    item = h5py.h5o.open(group, name)
+    item = member(group, name)
     if isinstance(item, h5py.h5g.GroupID) and not _is_column(item):
         raise _Unexpected(A_GROUP)
-    return _named_extra(group, item, path, shape, arrays)
+    return _named_extra(group, item, path, shape)
 
 
-def find_row_names(
-    file: h5py.File, rows: str, shape: tuple[int, ...], arrays: list[np.ndarray], used: set[str]
-) -> list[dict[str, Any]]:
+def find_row_names(root: FileID, rows: str, shape: tuple[int, ...], used: set[str]) -> list[Extra]:
     """Return the names of the rows in AnnData's group `obs` as an extra, unless they are at one of the paths `used`.
 
     No user has requested them, so nothing is reported if they cannot be used.
     """
     path = row_names_of(rows)
-    n_arrays = len(arrays)
     try:
-        _, group = resolve(file, split(path)[0])
+        _, group = resolve(root, split(path)[0])
         index = index_of(group) if isinstance(group, h5py.h5g.GroupID) else None
         if index is None or "/" in index:
             return []
-        claim = _member(group, index.encode("utf-8", "surrogateescape"), sibling(path, index), shape, arrays)
+        extra = _member(group, index.encode("utf-8", "surrogateescape"), sibling(path, index), shape)
     except Exception as error:
         reason_of(error)  # raises storage failures and bugs
         return []
-    if not _is_new(claim, used):
-        del arrays[n_arrays:]
+    if place_of(extra) in used:
         return []
-    return [{**claim, "name": path}]
+    return [replace(extra, name=path)]
 
 
 def index_of(group: Any) -> str | None:
@@ -264,21 +285,19 @@ def _is_path(shape: tuple[int, ...], dtype: np.dtype) -> bool:
     return shape == () and h5py.check_string_dtype(dtype) is not None and dtype.itemsize <= _SHORT
 
 
-def _named_extra(parent: Any, item: Any, path: str, shape: tuple[int, ...], arrays: list[np.ndarray]) -> dict[str, Any]:
+def _named_extra(parent: Any, item: Any, path: str, shape: tuple[int, ...]) -> Extra:
     dataset, where, categories = _values(parent, item, path, shape[0])
     try:
         _check(dataset, shape)
     except Refused as reason:
         raise Refused(f"{str(reason) or 'a single value'}; it cannot be copied", path) from reason
-    layout = layout_claim(dataset, where, arrays)
-    return {"name": path, "layout": layout, "categories": categories, "is_named": True}
+    return extra_at(layout_of(dataset, where), path, categories, is_named=True)
 
 
-def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Dataset, str, list[Any] | None]:
+def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[Dataset, str, list[Any] | None]:
     """Return the dataset with one value for each row, the path, and the categories if the values are codes."""
-    dataset = as_dataset(item)
-    if dataset is not None:
-        return dataset, path, _categories_of(parent, dataset, parts_of(path)[-1], path)
+    if isinstance(item, Dataset):
+        return item, path, _categories_of(parent, item, parts_of(path)[-1], path)
     codes = own_dataset(item, b"codes")
     categories = own_dataset(item, b"categories")
     if codes is not None and categories is not None:
@@ -286,7 +305,7 @@ def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[h5py.Datase
     return masked_values(item, path, n_rows), f"{path}/values", None
 
 
-def masked_values(group: Any, path: str, n: int) -> h5py.Dataset:
+def masked_values(group: Any, path: str, n: int) -> Dataset:
     """Return the `n` values of a group with values and a mask. Refuse the group if the mask hides some values."""
     values = own_dataset(group, b"values")
     mask = own_dataset(group, b"mask")
@@ -301,22 +320,23 @@ def masked_values(group: Any, path: str, n: int) -> h5py.Dataset:
     return values
 
 
-def _count_set(mask: h5py.Dataset, path: str, n: int) -> int:
-    if outside_storage(mask) or dtype_of(mask) != np.dtype(bool) or mask.shape != (n,):
+def _count_set(mask: Dataset, path: str, n: int) -> int:
+    if mask.place or mask.dtype != np.dtype(bool) or mask.shape != (n,):
         raise Refused(f"not a mask, expected {n} values of dtype bool", path)
-    layout_claim(mask, path, [])  # refuses unreadable datasets
+    layout_of(mask, path)  # refuses unreadable datasets
     n_bytes = h5py.h5i.get_file_id(mask.id).get_filesize()
     if n > max_decompressed(n_bytes):  # in a forged file, all chunks may be the same few bytes
         raise Refused(f"a mask with {n} values, expected fewer in a file of {n_bytes} bytes", path)
-    return sum(int(np.count_nonzero(mask[start : start + _AT_ONCE])) for start in range(0, n, _AT_ONCE))
+    values = h5py.Dataset(mask.id)
+    return sum(int(np.count_nonzero(values[start : start + _AT_ONCE])) for start in range(0, n, _AT_ONCE))
 
 
-def _categories_of(parent: Any, dataset: h5py.Dataset, name: bytes, path: str) -> list[Any] | None:
+def _categories_of(parent: Any, dataset: Dataset, name: bytes, path: str) -> list[Any] | None:
     """Return the categories of a dataset, or None if it has none.
 
     They are in the dataset's attribute in features of shardpress, or in the group `__categories` next to the dataset.
     """
-    if dataset.dtype.kind in "iu" and holds_features(parent):
+    if dataset.dtype is not None and dataset.dtype.kind in "iu" and holds_features(parent):
         categories = read_categories(dataset.id)
         if categories is not None:
             _check_size(categories, path)
@@ -324,21 +344,21 @@ def _categories_of(parent: Any, dataset: h5py.Dataset, name: bytes, path: str) -
     group = CATEGORIES.encode()
     if not parent.links.exists(group) or link_of(parent, group):
         return None
-    neighbour = own_dataset(h5py.h5o.open(parent, group), name)
+    neighbour = own_dataset(member(parent, group), name)
     if neighbour is None:
         return None
     return _categories(neighbour, sibling(path, f"{CATEGORIES}/{text(name)}"))
 
 
-def _categories(dataset: h5py.Dataset, path: str) -> list[Any]:
-    is_text = _check_categories(dataset, path)
-    layout_claim(dataset, path, [])  # refuses unreadable datasets: unwritten, unknown filters, large chunks
-    categories = dataset[...].tolist()
-    if is_text:
+def _categories(dataset: Dataset, path: str) -> list[Any]:
+    stored = _check_categories(dataset, path)
+    layout_of(dataset, path)  # refuses unreadable datasets: unwritten, unknown filters, large chunks
+    categories: list[Any] = dataset.read().tolist()
+    if dataset.is_text:
         if sum(map(len, categories)) > MOST_WORDS:
             raise Refused(f"categories with more than {MOST_WORDS} bytes in total, expected fewer", path)
         categories = [text(each) for each in categories]
-    elif dataset.dtype.kind == "u" and max(categories, default=0) >= _MOST_NUMBER:
+    elif stored.kind == "u" and max(categories, default=0) >= _MOST_NUMBER:
         raise Refused(f"category {max(categories)}, expected numbers below {_MOST_NUMBER}", path)
     _check_size(categories, path)
     return categories
@@ -349,15 +369,14 @@ def _check_size(categories: list[Any], path: str) -> None:
         raise Refused(f"categories that take more than {MOST_PADDED} bytes when padded to the longest one", path)
 
 
-def _check_categories(dataset: h5py.Dataset, path: str) -> bool:
-    """Refuse a dataset that cannot list categories, or lists too many. Return whether they are strings."""
-    place = outside_storage(dataset)
-    if place:
-        raise Refused(f"{place}, expected categories in the file itself", path)
-    stored = dtype_of(dataset)
-    is_text = stored is not None and h5py.check_string_dtype(stored) is not None
-    if stored is None or dataset.ndim != 1 or not (is_text or stored.kind in "iufb"):
+def _check_categories(dataset: Dataset, path: str) -> np.dtype:
+    """Refuse a dataset that cannot list categories, or lists too many. Return its dtype."""
+    if dataset.place:
+        raise Refused(f"{dataset.place}, expected categories in the file itself", path)
+    stored = dataset.dtype
+    if stored is None or len(dataset.shape or ()) != 1 or not (dataset.is_text or stored.kind in "iufb"):
         raise Refused("not a list of categories, expected a one-dimensional dataset of strings or numbers", path)
-    if len(dataset) > MOST_CATEGORIES or (not is_text and stored.itemsize > 8) or dataset.nbytes > MOST_PADDED:
-        raise Refused(f"{len(dataset)} categories of dtype {stored}, expected at most {MOST_CATEGORIES}", path)
-    return is_text
+    is_wide = not dataset.is_text and stored.itemsize > 8
+    if dataset.size > MOST_CATEGORIES or is_wide or dataset.n_bytes > MOST_PADDED:
+        raise Refused(f"{dataset.size} categories of dtype {stored}, expected at most {MOST_CATEGORIES}", path)
+    return stored

@@ -6,10 +6,13 @@ datasets and external storage are reported, but never followed.
 
 import re
 from collections.abc import Callable, Iterator
+from functools import cached_property
+from math import prod
 from typing import Any
 
 import h5py
 import numpy as np
+from h5py.h5f import FileID
 
 from shardpress.errors import short_list
 from shardpress.hdf5.forms import parts_of, text
@@ -22,6 +25,7 @@ GROUP = b"shardpress"
 """Group in our results and models with everything except the rows."""
 _LEAST_ENTRY_BYTES = 4  # minimum bytes of an entry: 2 for an address, 1 for a name, and 1 to mark the end
 _STORAGE_FAILED = re.compile(r"errno = \d")  # in HDF5's message if the storage fails
+_UNKNOWN = np.dtype("V1")
 _UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, TypeError)
 _MASTER = "this is a master file: give the files that hold the rows with --input"
 _TOO_MANY_NAMES = "a group lists more names than fit into the file. The file is damaged or forged: do not use it."
@@ -46,18 +50,89 @@ def reason_of(error: Exception) -> str:
     raise error
 
 
-def locate(file: h5py.File, name: str) -> tuple[Any, Any]:
+class Dataset:
+    """Facts about a dataset. Each is read once, because a question to libhdf5 takes some microseconds."""
+
+    def __init__(self, item: h5py.h5d.DatasetID) -> None:
+        self.id = item
+
+    @cached_property
+    def properties(self) -> Any:
+        """Properties with which the dataset was created."""
+        return self.id.get_create_plist()
+
+    @cached_property
+    def layout(self) -> int:
+        return int(self.properties.get_layout())
+
+    @cached_property
+    def place(self) -> str | None:
+        """Description of storage in other files, which is not allowed. None if the values are in the file itself.
+
+        Check this before the shape, because HDF5 may open other files to determine the shape.
+        """
+        if self.layout == h5py.h5d.VIRTUAL:
+            return f"a virtual dataset (not allowed: its values are in other files; {_MASTER})"
+        if self.properties.get_external_count():
+            return f"external storage (not allowed: {text(self.properties.get_external(0)[0])})"
+        return None
+
+    @property
+    def virtual_shape(self) -> tuple[int, ...]:
+        """Shape of a virtual dataset, without opening other files. Empty for other datasets."""
+        if self.layout != h5py.h5d.VIRTUAL or not self.properties.get_virtual_count():
+            return ()
+        return tuple(self.properties.get_virtual_vspace(0).shape)
+
+    @cached_property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape, or None for a null dataspace."""
+        return self.id.shape
+
+    @cached_property
+    def dtype(self) -> np.dtype | None:
+        """Dtype in which h5py reads the values, or None if NumPy has no such type."""
+        return dtype_of(self.id)
+
+    @cached_property
+    def chunks(self) -> tuple[int, ...]:
+        return tuple(self.properties.get_chunk())
+
+    @property
+    def size(self) -> int:
+        return prod(self.shape or ())
+
+    @property
+    def n_bytes(self) -> int:
+        return self.size * (self.dtype or _UNKNOWN).itemsize
+
+    @cached_property
+    def is_plain(self) -> bool:
+        """True if NumPy can use the bytes in the file without conversion."""
+        if self.dtype is None or self.dtype.hasobject:
+            return False
+        return bool(self.id.get_type().equal(h5py.h5t.py_create(self.dtype, logical=True)))
+
+    @property
+    def is_text(self) -> bool:
+        return self.dtype is not None and h5py.check_string_dtype(self.dtype) is not None
+
+    def read(self) -> np.ndarray:
+        return h5py.Dataset(self.id)[...]
+
+
+def locate(root: FileID, name: str) -> tuple[Any, Any]:
     """Return the parent group of an object, and the object. Raise `Refused` if the object does not exist."""
-    parent, item = resolve(file, name)
+    parent, item = resolve(root, name)
     if item is None:
-        raise Refused(f"does not exist; the file holds {listing(file)}. Choose one with --dataset.", name)
+        raise Refused(f"does not exist; the file holds {listing(root)}. Choose one with --dataset.", name)
     return parent, item
 
 
-def resolve(file: h5py.File, name: str) -> tuple[Any, Any]:
+def resolve(root: FileID, name: str) -> tuple[Any, Any]:
     """Return the parent group of an object, and the object. The object is None if it does not exist. Refuse links."""
-    item = file.id
-    parent = file.id
+    item = root
+    parent = root
     parts = parts_of(name)
     for i, part in enumerate(parts):
         if not isinstance(item, h5py.h5g.GroupID) or not item.links.exists(part):
@@ -67,21 +142,22 @@ def resolve(file: h5py.File, name: str) -> tuple[Any, Any]:
             path = text(b"/".join(parts[: i + 1]))
             raise Refused(f"{path} is {link}, expected an object in the file itself", name)
         parent = item
-        item = h5py.h5o.open(parent, part)
+        item = member(parent, part)
     return parent, item
 
 
-def own_dataset(group: Any, name: bytes) -> h5py.Dataset | None:
+def member(group: Any, name: bytes) -> Any:
+    """Return the object that a hard link of a group refers to: a `Dataset`, a GroupID or a TypeID."""
+    item = h5py.h5o.open(group, name)
+    return Dataset(item) if isinstance(item, h5py.h5d.DatasetID) else item
+
+
+def own_dataset(group: Any, name: bytes) -> Dataset | None:
     """Return the dataset with a name in a group. Return None for soft and external links, and for other objects."""
     if not isinstance(group, h5py.h5g.GroupID) or not group.links.exists(name) or link_of(group, name):
         return None
-    return as_dataset(h5py.h5o.open(group, name))
-
-
-def as_dataset(item: Any) -> h5py.Dataset | None:
-    if not isinstance(item, h5py.h5d.DatasetID):
-        return None
-    return h5py.Dataset(item)
+    item = member(group, name)
+    return item if isinstance(item, Dataset) else None
 
 
 def attribute(item: Any, name: bytes, fits: Callable[[tuple[int, ...], np.dtype], bool]) -> np.ndarray | None:
@@ -110,33 +186,6 @@ def link_of(group: Any, part: bytes) -> str | None:
     return f"a link of kind {kind} (not allowed)"
 
 
-def outside_storage(dataset: h5py.Dataset) -> str | None:
-    """Describe storage in other files, which is not allowed. Return None if the values are in the file itself."""
-    properties = dataset.id.get_create_plist()
-    if properties.get_layout() == h5py.h5d.VIRTUAL:
-        return f"a virtual dataset (not allowed: its values are in other files; {_MASTER})"
-    if properties.get_external_count():
-        return f"external storage (not allowed: {text(properties.get_external(0)[0])})"
-    return None
-
-
-def is_stack(item: Any) -> bool:
-    """Return whether an object refers to rows in other files: external links in a group, or a virtual dataset."""
-    if isinstance(item, h5py.h5g.GroupID):
-        return bool(_first_names(item, 0, h5py.h5l.TYPE_EXTERNAL))
-    return isinstance(item, h5py.h5d.DatasetID) and len(virtual_shape(item) or ()) >= 2
-
-
-def virtual_shape(item: Any) -> tuple[int, ...] | None:
-    """Return the shape of a virtual dataset without opening source files. Return None for other datasets."""
-    properties = item.get_create_plist()
-    if properties.get_layout() != h5py.h5d.VIRTUAL:
-        return None
-    if not properties.get_virtual_count():
-        return ()
-    return properties.get_virtual_vspace(0).shape
-
-
 def dtype_of(item: Any) -> np.dtype | None:
     """Return the dtype of a dataset or an attribute, or None if NumPy has no such type."""
     try:
@@ -145,9 +194,11 @@ def dtype_of(item: Any) -> np.dtype | None:
         return None
 
 
-def is_plain(dataset: h5py.Dataset, dtype: np.dtype) -> bool:
-    """Return whether NumPy can use the bytes in the file without conversion."""
-    return not dtype.hasobject and dataset.id.get_type().equal(h5py.h5t.py_create(dtype, logical=True))
+def is_stack(item: Any) -> bool:
+    """Return whether an object refers to rows in other files: external links in a group, or a virtual dataset."""
+    if isinstance(item, h5py.h5g.GroupID):
+        return bool(_first_names(item, 0, most_entries(item), h5py.h5l.TYPE_EXTERNAL))
+    return isinstance(item, Dataset) and len(item.virtual_shape) >= 2
 
 
 # -- searching ---------------------------------------------------------------------------------------------------
@@ -165,7 +216,7 @@ def objects(root: Any) -> Iterator[tuple[str, Any]]:
         for name in names:
             if link_of(group, name):
                 continue
-            item = h5py.h5o.open(group, name)
+            item = member(group, name)
             address = _identity(item)
             is_group = isinstance(item, h5py.h5g.GroupID)
             if address in seen or (is_group and _is_internal(name, item)):
@@ -187,20 +238,20 @@ def _is_internal(name: bytes, group: Any) -> bool:
 
 def names_in(group: Any, n_seen: int = 0) -> list[bytes]:
     """Return the names in a group, in order. The limits include `n_seen` names of other groups."""
-    names = _first_names(group, MOST_OBJECTS - n_seen)
+    most_links = most_entries(group)
+    names = _first_names(group, MOST_OBJECTS - n_seen, most_links)
     if n_seen + len(names) > MOST_OBJECTS:
         raise Refused(f"more than {MOST_OBJECTS} objects to search. Write the rows to a separate file or group.")
     # The limit applies to the total over all groups, because forged trees may share nodes.
-    if n_seen + len(names) > most_entries(group):
+    if n_seen + len(names) > most_links:
         raise Refused(_TOO_MANY_NAMES)
     return names
 
 
-def _first_names(group: Any, most: int, kind: int | None = None) -> list[bytes]:
+def _first_names(group: Any, most: int, most_links: int, kind: int | None = None) -> list[bytes]:
     """Return the first `most` + 1 names of links in a group, in order. `kind` selects one kind of links."""
     names: list[bytes] = []
     n_links = 0
-    most_links = most_entries(group)
 
     def take(name: bytes, info: Any) -> bool | None:
         nonlocal n_links
@@ -225,14 +276,14 @@ def most_entries(item: Any) -> int:
 def _identity(item: Any) -> tuple[Any, Any]:
     """Return the file number and the address of an open object, which together identify it."""
     # h5py.h5o.get_info also adds up the sizes of all index nodes, and never returns if the nodes form a cycle.
-    found = h5py.h5g.get_objinfo(item, b".")
+    found = h5py.h5g.get_objinfo(item.id if isinstance(item, Dataset) else item, b".")
     return found.fileno, found.objno
 
 
-def listing(file: h5py.File) -> str:
+def listing(root: FileID) -> str:
     names = []
     try:
-        for name, _ in objects(file.id):
+        for name, _ in objects(root):
             names.append(name)
     except Refused:
         return short_list(names[:LISTED], LISTED) + " and others"

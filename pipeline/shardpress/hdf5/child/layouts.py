@@ -1,16 +1,18 @@
-"""Functions of the child that return the location of a dataset's bytes. The parent process checks their answers."""
+"""Functions of the child that return the location of a dataset's bytes."""
 
 import ctypes
+from dataclasses import replace
 from math import prod
 from typing import Any
 
 import h5py
 import numpy as np
 
-from shardpress.hdf5.child.find import Refused, is_plain, most_entries
+from shardpress.hdf5.child.find import Dataset, Refused, most_entries
+from shardpress.hdf5.child.places import check_place
 from shardpress.hdf5.filters.codecs import ASKED, FILTERS, objection, rewrite_advice
 from shardpress.hdf5.forms import text
-from shardpress.hdf5.layout import bytes_of, grid_of
+from shardpress.hdf5.layout import Layout, grid_of
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS
 
 _UNFILTERED_EDGES = 2  # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS
@@ -20,33 +22,48 @@ _get_chunk_options = ctypes.CDLL(h5py.h5p.__file__).H5Pget_chunk_opts  # h5py do
 _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
 
 
-def layout_claim(dataset: h5py.Dataset, name: str, arrays: list[np.ndarray]) -> dict[str, Any]:
-    """Return the location of a dataset's bytes for `layout.layout_of`, and append arrays to `arrays`.
+def layout_of(dataset: Dataset, name: str) -> Layout:
+    """Return the location of the bytes of a dataset with a shape and a dtype. Refuse values that cannot be read."""
+    shape = dataset.shape
+    dtype = dataset.dtype
+    assert shape is not None
+    assert dtype is not None
+    layout = _layout(dataset, Layout(name, shape, dtype, "asked"))
+    check_place(layout, h5py.h5i.get_file_id(dataset.id).get_filesize())
+    return layout
 
-    For a chunked dataset, this is the array of `Layout.index`. For an inline dataset, it has the bytes.
-    """
-    properties = dataset.id.get_create_plist()
-    filters = filters_of(properties, name)
-    layout = properties.get_layout()
+
+def _layout(dataset: Dataset, layout: Layout) -> Layout:
+    """Return the layout with its kind and its location."""
+    filters = filters_of(dataset.properties, layout.name)
+    if dataset.layout == h5py.h5d.CHUNKED:
+        layout = replace(layout, kind=_kind_of_chunked(dataset, layout.name, filters), chunks=dataset.chunks)
+        layout = replace(layout, filters=filters)
+        return replace(layout, index=_index(dataset, layout))
     # Use the size of the stored type: bfloat16 is read as float32, but takes only two bytes in the file.
-    n_bytes = prod(dataset.shape) * dataset.id.get_type().get_size()
-    claim = {"name": name, "shape": dataset.shape, "dtype": _dtype_claim(dataset.dtype)}
-    if layout == h5py.h5d.CHUNKED:
-        kind = _kind_of_chunked(dataset, name, filters)
-        n_before = sum(array.shape[1] for array in arrays if array.ndim == 2)
-        arrays.append(_index(dataset, name, n_before))
-        return {**claim, "kind": kind, "chunks": properties.get_chunk(), "filters": filters}
-    if n_bytes and layout == h5py.h5d.CONTIGUOUS:
-        return {**claim, **_contiguous(dataset, name, n_bytes)}
-    if not is_plain(dataset, dataset.dtype):
-        return {**claim, "kind": "asked"}
-    arrays.append(bytes_of(dataset[...]))
-    return {**claim, "kind": "inline"}
+    n_bytes = prod(layout.shape) * dataset.id.get_type().get_size()
+    if n_bytes and dataset.layout == h5py.h5d.CONTIGUOUS:
+        offset = _offset(dataset, layout, n_bytes)
+        if dataset.is_plain:
+            return replace(layout, kind="contiguous", offset=offset)
+        return replace(layout, offset=offset) if layout.dtype.hasobject else layout
+    if not dataset.is_plain:
+        return layout
+    return replace(layout, kind="inline", data=dataset.read().tobytes())
 
 
-def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, list[int]]]) -> str:
+def _offset(dataset: Dataset, layout: Layout, n_bytes: int) -> int:
+    offset = dataset.id.get_offset()
+    if offset is None or dataset.id.get_storage_size() < n_bytes:
+        raise Refused(
+            f"shape {layout.shape}, but its {n_bytes} bytes were never written. Write the file again.", layout.name
+        )
+    return int(offset)
+
+
+def _kind_of_chunked(dataset: Dataset, name: str, filters: tuple[tuple[int, tuple[int, ...]], ...]) -> str:
     """Return ``chunked`` if libhdf5 is not needed, and otherwise ``asked``. Refuse values that need a plugin."""
-    is_readable = is_plain(dataset, dataset.dtype) and _has_usual_order(dataset)
+    is_readable = dataset.is_plain and _has_usual_order(dataset)
     if is_readable and not any(code in ASKED for code, _ in filters):
         return "chunked"
     for code, _ in filters:
@@ -59,65 +76,53 @@ def _kind_of_chunked(dataset: h5py.Dataset, name: str, filters: list[tuple[int, 
     return "asked"
 
 
-def _contiguous(dataset: h5py.Dataset, name: str, n_bytes: int) -> dict[str, Any]:
-    offset = dataset.id.get_offset()
-    if offset is None or dataset.id.get_storage_size() < n_bytes:
-        raise Refused(f"shape {dataset.shape}, but its {n_bytes} bytes were never written. Write the file again.", name)
-    if is_plain(dataset, dataset.dtype):
-        return {"kind": "contiguous", "offset": offset}
-    return {"kind": "asked", "offset": offset if dataset.dtype.hasobject else 0}
-
-
-def filters_of(properties: Any, name: str) -> list[tuple[int, list[int]]]:
+def filters_of(properties: Any, name: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
     """Return the codes and parameters of a dataset's filters. Refuse filters that cannot be decoded."""
     listed = [properties.get_filter(i) for i in range(properties.get_nfilters())]
-    filters: dict[int, list[int]] = {}
+    filters: dict[int, tuple[int, ...]] = {}
     for code, _flags, values, label in listed:
         words = objection(code, values, name)
         if code in filters:
             words = f"is applied twice, expected once. {rewrite_advice(name)}"
         if words:
             raise Refused(f"filter {code} ({text(label)}) {words}", name)
-        filters[code] = list(values)
-    return list(filters.items())
+        filters[code] = tuple(values)
+    return tuple(filters.items())
 
 
-def _index(dataset: h5py.Dataset, name: str, n_before: int) -> np.ndarray:
+def _index(dataset: Dataset, layout: Layout) -> np.ndarray:
     """Return the array of `Layout.index` for a chunked dataset. Refuse missing, too many or too large chunks."""
-    _check_chunks(dataset, name, n_before)
-    grid = grid_of(dataset.shape, dataset.chunks)
-    index = _listed_chunks(dataset, name, grid)
+    shape = layout.shape
+    grid = grid_of(shape, layout.chunks)
+    _check_chunks(layout, prod(grid))
+    index = _listed_chunks(dataset, layout.name, grid)
     n_missing = int((index[0] < 0).sum())
     if n_missing:
         raise Refused(
-            f"shape {dataset.shape} in {prod(grid)} chunks, but {n_missing} of them were never written. Write the file "
-            "again.",
-            name,
+            f"shape {shape} in {prod(grid)} chunks, but {n_missing} of them were never written. Write the file again.",
+            layout.name,
         )
-    properties = dataset.id.get_create_plist()
-    if properties.get_nfilters() and _has_unfiltered_edges(properties):
-        index[2, _edges(dataset, grid)] = _EVERY_FILTER
+    if layout.filters and _has_unfiltered_edges(dataset.properties):
+        index[2, _edges(shape, layout.chunks)] = _EVERY_FILTER
     return index
 
 
-def _check_chunks(dataset: h5py.Dataset, name: str, n_before: int) -> None:
-    n_bytes = prod(dataset.chunks) * dataset.dtype.itemsize
-    if n_bytes > MOST_CHUNK_BYTES:
+def _check_chunks(layout: Layout, n_chunks: int) -> None:
+    if layout.chunk_bytes > MOST_CHUNK_BYTES:
         raise Refused(
-            f"chunks of {n_bytes} bytes, expected at most {MOST_CHUNK_BYTES}. Rewrite the file with smaller chunks "
-            "(h5repack -l).",
-            name,
-        )
-    n_chunks = prod(grid_of(dataset.shape, dataset.chunks))
-    if n_before + n_chunks > MOST_CHUNKS:
-        raise Refused(
-            f"shape {dataset.shape} in {n_chunks} chunks, expected at most {MOST_CHUNKS}. Rewrite the file with larger "
+            f"chunks of {layout.chunk_bytes} bytes, expected at most {MOST_CHUNK_BYTES}. Rewrite the file with smaller "
             "chunks (h5repack -l).",
-            name,
+            layout.name,
+        )
+    if n_chunks > MOST_CHUNKS:
+        raise Refused(
+            f"shape {layout.shape} in {n_chunks} chunks, expected at most {MOST_CHUNKS}. Rewrite the file with larger "
+            "chunks (h5repack -l).",
+            layout.name,
         )
 
 
-def _listed_chunks(dataset: h5py.Dataset, name: str, grid: tuple[int, ...]) -> np.ndarray:
+def _listed_chunks(dataset: Dataset, name: str, grid: tuple[int, ...]) -> np.ndarray:
     """Return the index of the chunks that HDF5 lists, with -1 for missing chunks.
 
     The order is C order of the chunk grid, or HDF5's order if HDF5 lists wrong positions.
@@ -152,22 +157,23 @@ def _listed_chunks(dataset: h5py.Dataset, name: str, grid: tuple[int, ...]) -> n
     return index
 
 
-def _edges(dataset: h5py.Dataset, grid: tuple[int, ...]) -> np.ndarray:
+def _edges(shape: tuple[int, ...], chunks: tuple[int, ...]) -> np.ndarray:
     """Return a boolean mask of the chunks, in C order, that extend beyond the edge of the dataset."""
-    edges = np.zeros(grid, dtype=bool)
-    for axis, (n, size) in enumerate(zip(dataset.shape, dataset.chunks, strict=True)):
+    edges = np.zeros(grid_of(shape, chunks), dtype=bool)
+    for axis, (n, size) in enumerate(zip(shape, chunks, strict=True)):
         if n % size:
             np.moveaxis(edges, axis, 0)[-1] = True
     return edges.ravel()
 
 
-def _has_usual_order(dataset: h5py.Dataset) -> bool:
+def _has_usual_order(dataset: Dataset) -> bool:
     """Return whether HDF5 lists correct chunk positions for a dataset.
 
     The positions are wrong if the only unlimited axis is not the first one. HDF5 1.10 to 2.0 then numbers the chunks
     along that axis first, but lists positions as if the numbers were in C order.
     """
-    unlimited = [axis for axis, most in enumerate(dataset.maxshape) if most is None]
+    most_shape = dataset.id.get_space().get_simple_extent_dims(True)
+    unlimited = [axis for axis, most in enumerate(most_shape) if most == h5py.h5s.UNLIMITED]
     return len(unlimited) != 1 or unlimited[0] == 0
 
 
@@ -177,15 +183,3 @@ def _has_unfiltered_edges(properties: Any) -> bool:
     if _get_chunk_options(properties.id, ctypes.byref(options)) < 0:
         raise RuntimeError("H5Pget_chunk_opts failed")
     return bool(options.value & _UNFILTERED_EDGES)
-
-
-def _dtype_claim(dtype: np.dtype) -> dict[str, Any]:
-    """Convert a dtype, with h5py's metadata, to plain values."""
-    if dtype.subdtype is not None:
-        base, shape = dtype.subdtype
-        return {"of": _dtype_claim(base), "shape": shape}
-    if dtype.fields is not None:
-        fields = [(name, _dtype_claim(field), offset) for name, (field, offset, *_) in dtype.fields.items()]
-        return {"fields": fields, "itemsize": dtype.itemsize}
-    notes = {key: value for key, value in (dtype.metadata or {}).items() if key != "vlen"}
-    return {"code": dtype.str, "notes": notes}

@@ -10,6 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py.h5f import FileID
 
 from shardpress.hdf5.child.find import GROUP, Refused, attribute, dtype_of, names_in
 from shardpress.hdf5.forms import text
@@ -28,7 +29,7 @@ _MOST_ATTRIBUTE = 2**16  # bytes of an attribute in `GROUP`
 _MOST_DESCRIPTION = 2**24  # bytes of an attribute outside; a list of categories can be long
 
 
-def check_result(file: h5py.File) -> tuple[None, list[np.ndarray]]:
+def check_result(root: FileID) -> None:
     """Raise `Refused` if the file contains anything that an index or a model does not contain.
 
     The root group has datasets and one group, `GROUP`. A dataset is virtual, or stored in the file. Mappings name
@@ -38,17 +39,17 @@ def check_result(file: h5py.File) -> tuple[None, list[np.ndarray]]:
     The shapes of virtual and of chunked datasets are not limited, because they need no space in the file. The caller
     compares them with its tables.
     """
-    if file.userblock_size:
-        raise Refused(f"a user block of {file.userblock_size} bytes, expected none")
-    check = _Check(file.id.get_filesize())
-    check.attributes(file.id, "/", _MOST_DESCRIPTION)
-    for name in _names_of_members(file.id, "/", _MOST_DATASETS + 1):
-        item = h5py.h5o.open(file.id, name)  # one at a time: an open virtual dataset takes 4 kB for each mapping
+    n_bytes_before = root.get_create_plist().get_userblock()
+    if n_bytes_before:
+        raise Refused(f"a user block of {n_bytes_before} bytes, expected none")
+    check = _Check(root.get_filesize())
+    check.attributes(root, "/", _MOST_DESCRIPTION)
+    for name in _names_of_members(root, "/", _MOST_DATASETS + 1):
+        item = h5py.h5o.open(root, name)  # one at a time: an open virtual dataset takes 4 kB for each mapping
         if name == GROUP and isinstance(item, h5py.h5g.GroupID):
             check.group(item, f"/{text(name)}", 1)
         else:
             check.dataset_with_rows(item, name)
-    return None, []
 
 
 class _Check:

@@ -1,1 +1,0 @@
-"""Reading of plain files in pure Python, without libhdf5."""

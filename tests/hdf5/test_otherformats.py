@@ -1,0 +1,189 @@
+"""Tests of other formats: each command that a message suggests runs, and writes a file with the same numbers."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+
+from shardpress.errors import ShardpressError
+from shardpress.shards.open import open_shards
+from tests.support.cases import case, each
+from tests.support.helpers import refused, whole, write_shard
+
+ROWS = np.arange(12, dtype=np.float32).reshape(4, 3) / 4
+FRAME = pd.DataFrame(ROWS, columns=list("abc"))
+LABELS = np.array(["one", "two", "drei", "fünf"])
+
+
+def _write_pickle(path: Path) -> None:
+    path.write_bytes(pickle.dumps(FRAME))
+
+
+def _write_npz(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez_compressed(file, X=ROWS, y=LABELS)
+
+
+def _write_matlab(path: Path) -> None:
+    scipy.io.savemat(path, {"X": ROWS, "y": LABELS, "settings": {"rate": 1}}, appendmat=False)
+
+
+def _write_netcdf(path: Path) -> None:
+    with scipy.io.netcdf_file(path, "w") as file:
+        file.createDimension("n", 4)
+        file.createDimension("column", 3)
+        file.createVariable("X", "f4", ("n", "column"))[:] = ROWS
+
+
+def _write_gzip(path: Path) -> None:
+    content = Path(write_shard(path.with_name("plain"), ROWS)).read_bytes()
+    path.with_name("plain").unlink()
+    path.write_bytes(gzip.compress(content))
+
+
+def _write_zip(path: Path) -> None:
+    _write_gzip(path)
+    content = gzip.decompress(path.read_bytes())
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("rows.h5", content)
+
+
+def _write_zarr(path: Path, version: int, is_group: bool) -> None:
+    import zarr
+
+    if is_group:
+        group = zarr.open_group(path, mode="w", zarr_format=version)
+        group.create_array("X", data=ROWS)
+        group.create_array("y", data=np.arange(4))
+    else:
+        zarr.create_array(path, data=ROWS, zarr_format=version)
+
+
+def _write_anndata(path: Path) -> None:
+    import anndata
+
+    with warnings.catch_warnings(action="ignore"):  # about deprecations
+        anndata.AnnData(ROWS).write_zarr(path)
+
+
+# File names, the name of the format, the function that writes the file, and the package or program of the command.
+CONVERTED: list[tuple[str, str, Callable[[Path], object], str]] = [
+    ("a.parquet", "Parquet", lambda path: FRAME.assign(y=LABELS).to_parquet(path), "pyarrow"),
+    ("a.csv", "text", lambda path: FRAME.assign(y='"a, b"').to_csv(path, index=False), "pandas"),
+    ("index.csv", "text", lambda path: FRAME.to_csv(path), "pandas"),
+    ("wide.csv", "text", lambda path: pd.concat([FRAME] * 9000, axis=1).to_csv(path, index=False), "pandas"),
+    ("a.tsv", "text", lambda path: FRAME.to_csv(path, index=False, sep="\t", header=False), "pandas"),
+    ("a.txt", "text", lambda path: np.savetxt(path, ROWS, header="a b c"), "pandas"),
+    ("spaces", "text", lambda path: path.write_text(FRAME.to_string(index=False)), "pandas"),
+    ("long.csv", "text", lambda path: pd.concat([FRAME] * 500).to_csv(path, index=False, sep=";"), "pandas"),
+    ("a.pkl", "pickle", _write_pickle, "pandas"),
+    ("a.npy", "NumPy", lambda path: np.save(path, ROWS), "numpy"),
+    ("a.npz", "NumPy", _write_npz, "numpy"),
+    ("a.mat", "MATLAB", _write_matlab, "scipy"),
+    ("a.h5.gz", "gzip", _write_gzip, "gunzip"),
+    ("a.h5", "gzip", _write_gzip, "gunzip"),
+    ("a.zip", "ZIP", _write_zip, "numpy"),
+    ("a.nc", "netCDF-3", _write_netcdf, "nccopy"),
+    ("2.zarr", "Zarr", lambda path: _write_zarr(path, 2, is_group=False), "zarr"),
+    ("3.zarr", "Zarr", lambda path: _write_zarr(path, 3, is_group=False), "zarr"),
+    ("2-group.zarr", "Zarr", lambda path: _write_zarr(path, 2, is_group=True), "zarr"),
+    ("cells.zarr", "Zarr", _write_anndata, "anndata"),
+    ("3-group.zarr", "Zarr", lambda path: _write_zarr(path, 3, is_group=True), "zarr"),
+]
+
+
+OPTIONAL = ("anndata", "nccopy", "zarr")  # not among the packages for tests
+
+
+def message_about(path: Path | str) -> str:
+    with pytest.raises(ShardpressError) as caught:
+        open_shards([str(path)])
+    return str(caught.value)
+
+
+def converted(message: str, folder: Path) -> Path:
+    """Run the command in a message, and return the new file or directory."""
+    before = set(folder.iterdir())
+    command = re.search(r" with `(.*)`\.", message)
+    assert command, message
+    script = command[1].replace("python ", f"{sys.executable} ", 1)
+    subprocess.run(script, shell=True, check=True, cwd=folder)
+    (new,) = set(folder.iterdir()) - before
+    return new
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@each("name, words, write, needed", CONVERTED)
+def test_suggested_command_converts_the_rows(
+    name: str, words: str, write: Callable[[Path], object], needed: str, tmp_path: Path
+) -> None:
+    if needed in OPTIONAL and importlib.util.find_spec(needed) is None and shutil.which(needed) is None:
+        return
+    folder = tmp_path / f"it's $HOME of {name}"
+    folder.mkdir()
+    path = folder / name
+    write(path)
+    for given in (path, folder / f"*{path.suffix}", folder):
+        message = message_about(given)
+        assert words in message
+    (shard,) = open_shards([str(converted(message, folder))])
+    np.testing.assert_array_equal(whole(shard)[:4, :3], ROWS)
+
+
+@each(
+    "content, words",
+    [
+        (b"", "empty"),
+        (b" \n<!DOCTYPE html><html>404</html>", "web page"),
+        (b"<html lang=en>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\x0e\x03\x13\x01\0\0", "h4toh5"),
+        (b"The run of 12 May, with 8 sensors, took 3 h.", "a text file."),
+        (b'{"rows": 3}', "a text file."),
+        (b"\x00\x01\x02\x03", "first bytes"),
+        (b"PAR1,PAR2\n1,2\n", "read_csv"),
+        (b"1.5," * 2**18, "read_csv"),  # a row that is longer than the bytes that are read
+    ],
+)
+def test_file_without_rows_is_named_for_what_it_is(content: bytes, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    path.write_bytes(content)
+    with refused(65, f"file={path}", words):
+        open_shards([str(path)])
+
+
+@pytest.mark.process
+def test_suggested_command_names_only_the_given_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file name cannot add a command or an option."""
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        "-rf.npy",
+        "a';touch b;'.npy",
+        'a"+b+".npy',
+        "a`touch b`.npy",
+        "a$(touch b).npy",
+        "a\nb.npy",
+        "{new}.npy",
+    ):
+        path = tmp_path / name
+        np.save(path, ROWS)
+        with case(name):
+            new = converted(message_about(name), tmp_path)
+            assert new.suffix == ".h5"
+            new.unlink()
+        path.unlink()
