@@ -23,10 +23,10 @@ import numpy as np
 
 from shardpress.errors import ShardpressError
 from shardpress.features import open_features
+from shardpress.hdf5.shard import block_of, first_rows
 from shardpress.result import load_model
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
-from shardpress.shards.shard import block_of, first_rows
 
 TITLES = ("rows: {} columns", "{} features of each row", "rows reconstructed from their features")
 

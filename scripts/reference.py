@@ -25,10 +25,10 @@ import numpy as np
 from shardpress.cli import main as extract
 from shardpress.errors import NoInput, ShardpressError
 from shardpress.features import open_features
+from shardpress.hdf5.shard import Block
 from shardpress.result import load_model
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
-from shardpress.shards.shard import Block
 
 # Costs of the published run of this model. Its data are not available; ours are similar.
 PUBLISHED = {

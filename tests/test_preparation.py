@@ -15,10 +15,10 @@ import pytest
 
 from shardpress import rowmath
 from shardpress.choices import ROW_SCALES, TRANSFORMS
+from shardpress.hdf5.shard import Block, array_shard
 from shardpress.preparation import PREPARED_DTYPE, Preparation
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import Block, array_shard
 from tests.support.cases import case, each
 from tests.support.helpers import csr, refused, write_csr, write_shard
 from tests.support.interpreters import REPOSITORY

@@ -295,7 +295,7 @@ READ = """
     from shardpress.errors import ShardpressError
     from shardpress.shards.open import open_shards
     from shardpress.shards.rows import read
-    from shardpress.shards.shard import Block
+    from shardpress.hdf5.shard import Block
 
     (shard,) = open_shards(["x.h5"])
     facts["kind"] = shard.layouts[0].kind

@@ -18,9 +18,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from shardpress.features import open_features
+from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block
 from tests.support.interpreters import REPOSITORY, environment
 
 PAGE = (REPOSITORY / "docs/recipes.md").read_text()

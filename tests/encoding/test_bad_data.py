@@ -10,9 +10,9 @@ import pytest
 
 from shardpress.columns import NO_COLUMNS
 from shardpress.encoding.bad_data import BadData
+from shardpress.hdf5.shard import Block, Shard
 from shardpress.records import Outside
 from shardpress.scan.scaler import Scaler
-from shardpress.shards.shard import Block, Shard
 from tests.support.cases import case
 from tests.support.helpers import refused
 from tests.support.logged import mentions

@@ -29,6 +29,7 @@ from shardpress.encoding.parts import PartSize, Piece, plan_parts
 from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.encoding.worker import IN_MEMORY, Encoder, Encoders, EncodeSettings, serving
 from shardpress.hdf5.files import FILES
+from shardpress.hdf5.shard import Block, Shard
 from shardpress.model import Model
 from shardpress.output.disk import Disk
 from shardpress.output.files import fault_of, write_file
@@ -40,7 +41,6 @@ from shardpress.shards import digests, shard
 from shardpress.shards import rows as rows_module
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import Block, Shard
 from shardpress_kernels.network import Network
 from tests.support.damage import damage
 from tests.support.fresh_process import run_in_fresh_process

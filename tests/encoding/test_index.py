@@ -11,11 +11,11 @@ from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes
 from shardpress.features import open_features
 from shardpress.formats import missing_value
+from shardpress.hdf5.shard import Block
 from shardpress.records import Entry, Part, Stretch
 from shardpress.result import Result, Use, result_bytes
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
-from shardpress.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import names, refused
 from tests.support.parts import EXTRAS, assert_same_datasets, feature_rows, finished, finished_parts, part, part_paths

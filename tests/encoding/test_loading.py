@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from shardpress.features import categories_of, open_features
+from shardpress.hdf5.shard import Block
 from shardpress.interop.export import export
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
-from shardpress.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import names, write_shard
 from tests.support.parts import feature_rows, finished_parts, part_bytes

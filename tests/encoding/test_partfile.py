@@ -11,10 +11,10 @@ import pytest
 from shardpress.encoding import partfile as module
 from shardpress.encoding.partfile import Streamed, part_file, row_shapes
 from shardpress.features import open_features
+from shardpress.hdf5.shard import Block
 from shardpress.result import RESERVED, Result, given_name
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block
 from tests.support.cases import each
 from tests.support.helpers import names, numbered, refused, write_shard
 from tests.support.parts import (

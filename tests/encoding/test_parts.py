@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from shardpress.encoding.parts import PartSize, Piece, plan_parts, without_overlaps
+from shardpress.hdf5.shard import Shard
 from shardpress.records import Entry, Part, Range
-from shardpress.shards.shard import Shard
 from tests.support.cases import each
 
 

@@ -12,10 +12,10 @@ import pytest
 
 from shardpress.encoding.partfile import row_shapes
 from shardpress.encoding.storage import Storage
+from shardpress.hdf5.shard import Block
 from shardpress.interop.export import export
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block
 from tests.support.parts import (
     EXTRAS,
     assert_same_datasets,

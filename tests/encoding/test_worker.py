@@ -21,12 +21,12 @@ from shardpress.encoding.encode import EncodeTask
 from shardpress.encoding.parts import Piece
 from shardpress.encoding.worker import IN_MEMORY, EncodeSettings, Worker, serving, worker_of
 from shardpress.errors import ReadFailed
+from shardpress.hdf5.shard import Block, Shard
 from shardpress.model import Model
 from shardpress.output.disk import PAGE, Disk
 from shardpress.output.files import unique_name, write_file
 from shardpress.records import Entry
 from shardpress.scan.scaler import Scaler
-from shardpress.shards.shard import Block, Shard
 from shardpress_kernels.network import Network
 
 DTYPES = ["u1", "f4", "i8", "f8"]

@@ -9,10 +9,10 @@ import pytest
 
 from shardpress.hdf5 import chunkcache, values
 from shardpress.hdf5.chunkcache import CHUNKS, ChunkCache
+from shardpress.hdf5.shard import Block
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
-from shardpress.shards.shard import Block
 from shardpress.training.order import Order
 from shardpress.training.rows import Reader, StreamedRows
 from tests.support.helpers import numbered, write_shard

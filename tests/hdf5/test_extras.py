@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from shardpress.hdf5 import limits
+from shardpress.hdf5.shard import Block
 from shardpress.shards import extras as extras_module
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
-from shardpress.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, write_shard
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from shardpress.hdf5.forms import is_utf8, normal, numbers_of, parts_of, sibling, split, text, under
+from shardpress.hdf5.forms.table import numbers_of
+from shardpress.hdf5.names import is_utf8, normal, parts_of, sibling, split, text, under
 
 F8 = np.dtype("<f8")
 I8 = np.dtype("<i8")

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from shardpress.hdf5.files import FILES
+from shardpress.hdf5.shard import Block
 from shardpress.hdf5.values import read_values
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block
 from tests.support.cases import case, sample
 from tests.support.helpers import numbered, numbered_shards, refused, write_shard
 

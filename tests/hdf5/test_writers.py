@@ -7,9 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import refused, write_shard
 

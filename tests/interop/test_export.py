@@ -21,6 +21,7 @@ from pyarrow import parquet as arrow_parquet
 from shardpress.alignment import LinearMap
 from shardpress.commands import export as command
 from shardpress.features import Features, open_features
+from shardpress.hdf5.shard import Block
 from shardpress.interop import rows as rows_module
 from shardpress.interop.export import FORMATS, export
 from shardpress.output.disk import Disk
@@ -29,7 +30,6 @@ from shardpress.result import Result
 from shardpress.run import encoding_stage
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block
 from shardpress_kernels.network import Network
 from tests.support.cases import case
 from tests.support.helpers import refused

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 
 from shardpress.errors import ConfigError
-from shardpress.hdf5.description import Extra
 from shardpress.hdf5.layout import Layout
+from shardpress.hdf5.shard import Extra, Shard
 from shardpress.run import budget as budget_module
 from shardpress.run.budget import extras_bytes, make_budget, repeated_chunks, too_wide
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import network_of, resolve
 from shardpress.shards.conversion import AS_STORED
-from shardpress.shards.shard import Shard
 from shardpress_kernels.backend import Device
 from tests.support.fields import set_sizes
 from tests.support.helpers import refused

@@ -12,13 +12,13 @@ import pytest
 from shardpress.choices import ROW_SCALES
 from shardpress.errors import DataError
 from shardpress.features import open_features
+from shardpress.hdf5.shard import Block, array_shard
 from shardpress.interop.export import export
 from shardpress.interop.onnx import encoder_onnx
 from shardpress.report.verify import verify
 from shardpress.result import load_model
 from shardpress.scan import ranges
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import Block, array_shard
 from tests.support.cases import case
 from tests.support.logged import mentions
 from tests.support.standin import Workspace, features_of

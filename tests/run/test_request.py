@@ -11,9 +11,9 @@ import pytest
 from msgspec.structs import replace as changed
 
 from shardpress.columns import Columns
-from shardpress.hdf5.description import Extra
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.layout import Layout
+from shardpress.hdf5.shard import Extra, Shard
 from shardpress.model import Model
 from shardpress.records import Request, ShardFacts, Stat, from_json, to_json
 from shardpress.run import request as module
@@ -24,7 +24,6 @@ from shardpress.scan.scaler import Scaler
 from shardpress.settings import replicas
 from shardpress.settings.config import SETTINGS, Affected, Config, Setting
 from shardpress.settings.resolve import resolve
-from shardpress.shards.shard import Shard
 from shardpress.training.targets import targets_of
 from shardpress_kernels.network import Network
 from tests.support.logged import mentions

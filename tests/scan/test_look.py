@@ -8,11 +8,11 @@ import h5py
 import numpy as np
 from scipy.sparse import csr_matrix
 
+from shardpress.hdf5.shard import array_shard
 from shardpress.scan.look import follow, form_of
 from shardpress.settings.config import Config
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import array_shard
 from tests.support.cases import case, each
 
 RNG_SEED = 0

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import MinMaxScaler
 
+from shardpress.hdf5.shard import Block, array_shard
 from shardpress.scan.scaler import Cleaning, Scaler
-from shardpress.shards.shard import Block, array_shard
 
 TIMESTAMP = 1_600_000_000  # seconds since 1970, a column far from zero
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
+from shardpress.hdf5.shard import Shard
 from shardpress.scan.ranges import Scan
 from shardpress.scan.scaler import Scaler
 from shardpress.scan.scaling import chosen_scale, scaled_as
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import Shard
 from tests.support.cases import case, each
 from tests.support.helpers import scanned, write_shard
 

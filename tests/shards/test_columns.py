@@ -12,11 +12,11 @@ import pytest
 from shardpress.columns import NO_COLUMNS, Columns
 from shardpress.errors import DataError
 from shardpress.hdf5 import limits
+from shardpress.hdf5.shard import Block, Shard
 from shardpress.shards import conversion as module
 from shardpress.shards.columns import ColumnCheck, ColumnRule
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import Block, Shard
 from tests.support import named_columns
 from tests.support.cases import case
 from tests.support.helpers import refused, some_rows

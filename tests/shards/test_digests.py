@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from shardpress.device import TILE_ROWS
+from shardpress.hdf5.shard import Block, Shard
 from shardpress.preparation import Preparation
 from shardpress.records import total
 from shardpress.run.digests import with_content
@@ -22,7 +23,6 @@ from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.digests import UNIT_ROWS, Digest, ExtrasDigest
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
-from shardpress.shards.shard import Block, Shard
 from tests.support import named_columns
 from tests.support.cases import case
 from tests.support.helpers import csr, numbered, scanned, some_rows, write_shard

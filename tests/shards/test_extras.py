@@ -8,12 +8,12 @@ import pytest
 
 from shardpress.cli import main
 from shardpress.features import open_features
+from shardpress.hdf5.shard import Block
 from shardpress.interop.export import export
 from shardpress.shards import extras as extras_module
 from shardpress.shards.extras import common_dtype
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
-from shardpress.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, write_shard
 from tests.support.standin import install

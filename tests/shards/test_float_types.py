@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from h5py import h5t
 
+from shardpress.hdf5.shard import Block
 from shardpress.shards.rows import read
-from shardpress.shards.shard import Block
 from shardpress.shards.vet import Selection, vet
 from tests.support.cases import case
 from tests.support.helpers import refused

@@ -8,10 +8,10 @@ from shardpress.cli import main
 from shardpress.features import open_features
 from shardpress.hdf5.child.describe import describe
 from shardpress.hdf5.child.find import Refused
+from shardpress.hdf5.shard import Block
 from shardpress.interop.export import export
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
-from shardpress.shards.shard import Block
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, refused, write_shard
 from tests.support.logged import mentions
@@ -345,7 +345,7 @@ def test_too_many_or_invalid_categories_are_refused(tmp_path, monkeypatch):
 
 
 def test_too_many_categories_in_all_shards_are_left_out(shards, monkeypatch, caplog):
-    monkeypatch.setattr("shardpress.hdf5.forms.MOST_CATEGORIES", 3)
+    monkeypatch.setattr("shardpress.hdf5.names.MOST_CATEGORIES", 3)
     extras = [{"y": [0] * N, "__categories/y": np.array(words, object)} for words in (["a", "b"], ["c", "d"])]
     opened = shards(*extras, include=[])
     assert names(opened[0]) == ()

@@ -10,9 +10,9 @@ import pytest
 
 from shardpress.errors import DataError, printable
 from shardpress.hdf5.files import FILES
+from shardpress.hdf5.shard import Block, block_of, first_rows
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block, block_of, first_rows
 from tests.support.cases import case
 from tests.support.damage import damage
 from tests.support.helpers import numbered, refused, whole, write_shard

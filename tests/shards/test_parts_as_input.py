@@ -11,6 +11,7 @@ import pytest
 
 from shardpress.features import open_features
 from shardpress.hdf5.files import Identity
+from shardpress.hdf5.shard import Block
 from shardpress.hdf5.values import file_digest
 from shardpress.report.verify import verify
 from shardpress.result import Result
@@ -18,7 +19,6 @@ from shardpress.run import encoding_stage
 from shardpress.shards import open as open_module
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read_extras
-from shardpress.shards.shard import Block
 from tests.support.helpers import refused, whole
 from tests.support.interruptions import FullAfter
 from tests.support.parts import feature_rows, finished_parts, part_bytes

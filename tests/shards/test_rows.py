@@ -14,13 +14,13 @@ import pytest
 from shardpress.features import open_features
 from shardpress.hdf5 import values as hdf5_values
 from shardpress.hdf5.files import FILES
+from shardpress.hdf5.forms import sparse, table
+from shardpress.hdf5.shard import Block, array_shard
 from shardpress.run.engine import run
 from shardpress.settings.config import Config
 from shardpress.shards import digests
-from shardpress.shards import rows as module
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block, array_shard
 from tests.support.cases import ALL_CASES, case
 from tests.support.damage import damage
 from tests.support.fields import set_sizes
@@ -257,8 +257,8 @@ def test_columns_in_any_storage_equal_the_transposed_array(tmp_path, monkeypatch
 @pytest.mark.process
 @pytest.mark.parametrize("form", FORMS)
 def test_blocks_of_any_size_hold_the_same_rows(tmp_path, form, monkeypatch):
-    monkeypatch.setattr(module, "_PIECE", 200)
-    monkeypatch.setattr(module, "_ENTRIES", 7)
+    monkeypatch.setattr(table, "_PIECE", 200)
+    monkeypatch.setattr(sparse, "_ENTRIES", 7)
     rows = some_rows()
     shard = write_form(tmp_path / "x.h5", form, rows, **CHUNKED)
     for block_rows in (1, 2, 7, 60, 61, 62):
@@ -291,7 +291,7 @@ def test_index_of_a_table_can_have_any_type(tmp_path):
 
 @pytest.mark.process
 def test_index_of_a_table_is_an_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_PIECE", 200)
+    monkeypatch.setattr(table, "_PIECE", 200)
     texts = np.array([f"row {i}".encode() for i in range(61)])
     for options, index in product([{}, CHUNKED], [np.arange(61) - 5, np.arange(61) / 3, texts]):
         with case(options, index.dtype):
@@ -374,8 +374,8 @@ def test_sparse_rows_are_read_a_few_entries_at_a_time(tmp_path, monkeypatch):
         sizes.append(len(out))
         return hdf5_values.read_values(path, identity, layout, start, out)
 
-    monkeypatch.setattr(module, "read_values", read_and_count)
-    monkeypatch.setattr(module, "_ENTRIES", 20)
+    monkeypatch.setattr(sparse, "read_values", read_and_count)
+    monkeypatch.setattr(sparse, "_ENTRIES", 20)
     rows = some_rows()
     shard = write_form(tmp_path / "x.h5", "sparse", rows)
     assert read(Block(shard, 10, 40)).tobytes() == rows[10:40].tobytes()
@@ -482,7 +482,7 @@ def dense_or_none(values, columns, firsts, shape):
 def test_random_sparse_rows_are_read_or_refused(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     n_invalid = 0
-    monkeypatch.setattr(module, "_ENTRIES", 3)
+    monkeypatch.setattr(sparse, "_ENTRIES", 3)
     n_matrices = 150 if ALL_CASES else 75
     for i in range(n_matrices):
         shape = (int(rng.integers(1, 5)), int(rng.integers(1, 6)))

@@ -7,10 +7,10 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.hdf5.shard import Block, Shard, aligned, block_of, first_rows
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block, Shard, aligned, block_of, first_rows
 from tests.support.cases import case
 from tests.support.fresh_process import run_in_fresh_process
 from tests.support.helpers import blocks, csr, some_rows, write_csr, write_shard

@@ -8,10 +8,10 @@ import pytest
 
 from shardpress.hdf5.child import ask, places
 from shardpress.hdf5.child.describe import describe
+from shardpress.hdf5.shard import Block
 from shardpress.shards import vet
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block
 from tests.support import hostile
 from tests.support.cases import case
 from tests.support.helpers import names, numbered, refused, write_shard
@@ -150,7 +150,7 @@ def test_extras_that_decompress_to_too_much_are_left_out(tmp_path, monkeypatch):
         file.create_dataset("zeros", data=np.zeros(2000), chunks=(1000,), compression="gzip")
     with h5py.File(path) as file:
         found = describe(file.id, None)
-    assert found.extras == []
+    assert found.extras == ()
     (left_out,) = found.left_out
     assert left_out.name == "zeros"
     assert "16000" in left_out.reason

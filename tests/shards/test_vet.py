@@ -11,9 +11,9 @@ import pytest
 
 from shardpress.hdf5.child.ask import retire
 from shardpress.hdf5.files import FILES
+from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block
 from shardpress.shards.vet import vet
 from tests.support import hostile
 from tests.support.cases import case

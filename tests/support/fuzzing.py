@@ -24,9 +24,9 @@ from shardpress.errors import ShardpressError
 from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
 from shardpress.hdf5.child import ask as ask_module
 from shardpress.hdf5.child.ask import ask
+from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block
 from tests.support import hostile
 from tests.support.checksummed import Structure, checksum, repair, structures_of
 from tests.support.helpers import blocks

@@ -15,11 +15,11 @@ import pytest
 
 from shardpress.cluster.threads import threads
 from shardpress.errors import ShardpressError
+from shardpress.hdf5.shard import Block, Shard
 from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.ranges import Scan, scan
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
-from shardpress.shards.shard import Block, Shard
 
 UNPRIVILEGED = 65534
 

@@ -792,7 +792,7 @@ _HDF5_AND_SHARDS = (
     ),
     Mutation(
         "sparse-rows-may-have-any-number-of-entries",
-        "pipeline/shardpress/shards/rows.py",
+        "pipeline/shardpress/hdf5/forms/sparse.py",
         " | (sizes > shard.n_inputs)",
         "",
         ("tests/shards/test_rows.py::test_invalid_sparse_rows_are_refused_with_their_row",),

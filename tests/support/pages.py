@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from shardpress.hdf5.shard import Block
 from shardpress.model import Model
 from shardpress.report.facts import input_facts
 from shardpress.report.judgment import judge
@@ -21,7 +22,6 @@ from shardpress.report.sample import PartSource, SampleSpec, draw_sample
 from shardpress.scan.scaler import Scaler
 from shardpress.settings.config import Config
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import Block
 from shardpress_kernels.network import Network
 
 EMPTY = {"meta", "br", "link", "img", "hr", "input"}

@@ -11,7 +11,7 @@ from shardpress.encoding.partfile import part_file, stored_categories
 from shardpress.encoding.storage import PLAIN
 from shardpress.formats import digest
 from shardpress.hdf5.categories import attribute_value, read_categories
-from shardpress.hdf5.description import Extra
+from shardpress.hdf5.shard import Extra
 from shardpress.output.lock import locked
 from shardpress.records import Entry, Keys, Part, Range, Request, RunFacts, ShardFacts, Stat, in_order, stretches_of
 from shardpress.result import Use, result_bytes

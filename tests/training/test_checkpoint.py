@@ -17,10 +17,10 @@ import pytest
 
 from shardpress.device import training_step_of
 from shardpress.formats import pack
+from shardpress.hdf5.shard import Shard
 from shardpress.settings.resolve import network_of
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import Shard
 from shardpress.signals import Stopped, stoppable
 from shardpress.training.checkpoint import Checkpoint, Epoch, TrainingState
 from shardpress.training.epochs import Training

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from shardpress.errors import DataError
+from shardpress.hdf5.shard import Shard
 from shardpress.scan.ranges import Scan
 from shardpress.scan.scaler import Scaler
 from shardpress.settings.resolve import Settings
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import Shard
 from shardpress.training.epochs import Training
 from shardpress.training.fit import Sizes, prepare_training
 from shardpress_kernels import backend, upload

@@ -5,8 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
+from shardpress.hdf5.shard import Shard, first_rows
 from shardpress.shards.conversion import AS_STORED
-from shardpress.shards.shard import Shard, first_rows
 from shardpress.training import order as order_module
 from shardpress.training.order import Order, noise_of, slab_starts, spread_rows
 from tests.support.cases import case

@@ -22,12 +22,12 @@ from distributed import Client
 from shardpress.cluster.threads import threads
 from shardpress.cluster.workers import ClusterPool, quiet_dask
 from shardpress.errors import TrainingDiverged
+from shardpress.hdf5.shard import Shard
 from shardpress.scan.ranges import Scan
 from shardpress.settings import replicas as sizes_module
 from shardpress.settings.resolve import Settings
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import Shard
 from shardpress.signals import Stopped, stoppable
 from shardpress.training import replica as module
 from shardpress.training.checkpoint import Checkpoint

@@ -15,11 +15,11 @@ from shardpress.errors import DataError, printable, quantity, short_list
 
 if TYPE_CHECKING:
     from shardpress.columns import Columns
+    from shardpress.hdf5.shard import Shard
     from shardpress.scan.look import Form
     from shardpress.scan.ranges import Scan
     from shardpress.settings.config import Config
     from shardpress.shards.inspect import FileGroup, Inspection
-    from shardpress.shards.shard import Shard
 
 DESCRIPTION = """Describe HDF5 files: datasets, the choice of the dataset with the rows, extras, ranges of values,
 constant columns, bad rows, and storage layouts that make reading slow.

@@ -10,10 +10,10 @@ import numpy as np
 
 from shardpress.columns import NO_COLUMNS, Columns
 from shardpress.errors import DataError
+from shardpress.hdf5.shard import Block
 from shardpress.records import Outside
 from shardpress.scan.drift import farthest, outside_of
 from shardpress.scan.scaler import Scaler, bad_entries, bad_rows
-from shardpress.shards.shard import Block
 
 _MAX_LISTED_COLUMNS = 20  # columns to list per row, because a row can have thousands of bad values
 NO_POSITIONS = np.empty(0, dtype=np.int64)

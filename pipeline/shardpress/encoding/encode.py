@@ -24,6 +24,7 @@ from shardpress.encoding.partfile import Streamed, part_file, stored_categories
 from shardpress.encoding.parts import Piece
 from shardpress.encoding.worker import EncodeSettings, Worker, check_place, worker_of
 from shardpress.errors import DataError
+from shardpress.hdf5.shard import WIDE_BYTES, Block, Shard, long_bytes
 from shardpress.model import Model
 from shardpress.output.disk import GuardedDisk, Pieces
 from shardpress.output.files import PARTS, unique_name, write_file
@@ -33,7 +34,6 @@ from shardpress.scan.scaler import Cleaning
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.digests import Digest, ExtrasDigest
 from shardpress.shards.rows import keep_chunks, read_extras, stream_extra
-from shardpress.shards.shard import WIDE_BYTES, Block, Shard, long_bytes
 
 MAX_LISTED_COLUMNS = 20
 """Largest number of columns outside the range to store in a range's record. A run can have thousands of records."""

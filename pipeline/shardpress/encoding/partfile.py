@@ -20,7 +20,7 @@ import numpy as np
 from shardpress.encoding.storage import write_chunked
 from shardpress.features import Shape
 from shardpress.hdf5.categories import ATTRIBUTE, FORMAT, attribute_value
-from shardpress.hdf5.description import Extra
+from shardpress.hdf5.shard import Extra
 from shardpress.output.disk import PAGE, Pieces
 from shardpress.result import ERROR, FEATURES, VALID, stored_name
 

@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 
 from shardpress.hdf5.child.find import attribute
-from shardpress.hdf5.forms import text
 from shardpress.hdf5.limits import MOST_CATEGORIES
+from shardpress.hdf5.names import text
 
 FORMAT = "shardpress-features/1"
 """Value of the attribute ``format`` of the files that contain features."""

@@ -18,11 +18,11 @@ import numpy as np
 from shardpress.alignment import LinearMap
 from shardpress.device import TILE_ROWS, start_device, theanos_errors
 from shardpress.errors import WriteFailed, printable
+from shardpress.hdf5.shard import Block, array_shard
 from shardpress.model import Model, finite_errors
 from shardpress.processcache import ProcessCache
 from shardpress.scan.scaler import Cleaning
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import Block, array_shard
 
 if TYPE_CHECKING:
     from shardpress.encoding.worker import Encoders

@@ -17,6 +17,7 @@ from shardpress.cluster.threads import threads
 from shardpress.columns import Columns
 from shardpress.device import start_device, theanos_errors
 from shardpress.errors import DataError
+from shardpress.hdf5.shard import Shard, array_shard
 from shardpress.model import Model
 from shardpress.run.budget import make_budget
 from shardpress.run.modeling import refuse, resolve_for, scan_settings, trained_model, training_facts
@@ -25,7 +26,6 @@ from shardpress.scan.ranges import Scan, check_usable, describe_bad_rows, scan
 from shardpress.settings.config import Config, problems
 from shardpress.settings.resolve import Settings, unsuitable_settings
 from shardpress.shards.conversion import AS_STORED, Conversion
-from shardpress.shards.shard import Shard, array_shard
 from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.epochs import Training
 from shardpress.training.fit import prepare_training

@@ -12,13 +12,13 @@ import numpy as np
 
 from shardpress.columns import Columns
 from shardpress.errors import printable
+from shardpress.hdf5.shard import Shard
 from shardpress.records import Outside, Range, ShardFacts
 from shardpress.report.measures import LabelChoice, measure
 from shardpress.report.sample import PartSource, SampleSpec, draw_sample
 from shardpress.report.worst import worst_facts
 from shardpress.result import Result
 from shardpress.scan.drift import farthest
-from shardpress.shards.shard import Shard
 
 log = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from shardpress.errors import DataError, NoInput
+from shardpress.hdf5.shard import Block, Shard, rows_of
 from shardpress.records import ShardFacts, Stat, with_digests
 from shardpress.report.rows import Preprocessing
 from shardpress.result import Result
 from shardpress.shards.columns import order_by_name
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import Block, Shard, rows_of
 from shardpress.shards.vet import Selection, vet
 
 

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from shardpress.errors import printable
+from shardpress.hdf5.shard import Shard
 from shardpress.labels import LABELS_IN_WORDS, Labels, Numbers, labels_in, labels_of, numbers_in, rows_with_value
 from shardpress.model import Model
 from shardpress.outliers import largest_share, outliers
 from shardpress.report.baselines import MIN_TEST_ROWS, Prediction, prediction_of, probe_facts, score_of
 from shardpress.report.sample import PartSource, Sample
 from shardpress.report.widths import width_facts
-from shardpress.shards.shard import Shard
 from shardpress.training.components import Components, principal_components
 from shardpress.training.verdict import count_units
 

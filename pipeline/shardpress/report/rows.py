@@ -16,13 +16,13 @@ import numpy as np
 
 from shardpress.errors import DataError, NoInput, NotPermitted, printable
 from shardpress.features import FAILURES, reading
+from shardpress.hdf5.shard import Block, Shard
 from shardpress.model import Model, finite_errors
 from shardpress.output.files import check_storage
 from shardpress.records import Part, Range, ShardFacts
 from shardpress.result import ERROR, FEATURES, VALID
 from shardpress.scan.scaler import Cleaning, bad_entries
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import Block, Shard
 from shardpress_kernels.activations import ACTIVATIONS
 from shardpress_kernels.reference import activated
 

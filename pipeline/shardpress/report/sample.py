@@ -14,11 +14,11 @@ import numpy as np
 
 from shardpress.errors import DataError, printable
 from shardpress.features import FAILURES, reading
+from shardpress.hdf5.shard import Block
 from shardpress.report.rows import Preprocessing, check_failure
 from shardpress.result import ERROR, FEATURES, VALID
 from shardpress.rowfacts import in_ranges
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import Block
 from shardpress_kernels.network import Network
 
 _MAX_ROWS = 2000

@@ -10,7 +10,7 @@ from typing import Any
 from msgspec import structs
 
 from shardpress.errors import ConfigError, NoInput, printable
-from shardpress.hdf5.description import Extra
+from shardpress.hdf5.shard import Extra, Shard
 from shardpress.output.disk import Disk
 from shardpress.output.journal import Journal
 from shardpress.records import Request, with_digests
@@ -18,7 +18,6 @@ from shardpress.result import INDEX, Result, given_name, load_model
 from shardpress.run.difference import Base
 from shardpress.settings.config import SETTINGS, Config
 from shardpress.settings.kinds import as_typed
-from shardpress.shards.shard import Shard
 
 # Settings that the new rows need in addition to those that affect only the features. The model has all others.
 _INHERITED = ("dataset", "orientation", "match_columns", "labels", "missing_value", "on_bad_data", "max_bad")

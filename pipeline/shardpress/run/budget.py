@@ -12,11 +12,11 @@ import numpy as np
 from shardpress.device import MOST_RESIDENT, TILE_ROWS
 from shardpress.encoding.storage import storage_of
 from shardpress.errors import ConfigError
+from shardpress.hdf5.shard import WIDE_BYTES, Shard, leave_out_extras, long_bytes
 from shardpress.settings.config import MachineSettings, StorageSettings
 from shardpress.settings.defaults import COPIES_IN_TRAINING, SHUFFLE_WINDOW
 from shardpress.settings.resolve import Settings, largest_network
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import WIDE_BYTES, Shard, leave_out_extras, long_bytes
 from shardpress.training.fit import Sizes
 from shardpress.training.order import MAX_CHUNK_BYTES
 from shardpress_kernels.network import Network

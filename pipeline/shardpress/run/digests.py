@@ -8,11 +8,11 @@ from dataclasses import replace
 from msgspec import structs
 
 from shardpress.errors import DataError, NoInput
+from shardpress.hdf5.shard import Block, Shard
 from shardpress.records import ShardFacts
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.digests import ExtrasDigest
 from shardpress.shards.rows import stream_extra
-from shardpress.shards.shard import Block, Shard
 
 
 def with_content(facts: ShardFacts, shard: Shard, conversion: Conversion, names: Collection[str]) -> ShardFacts:

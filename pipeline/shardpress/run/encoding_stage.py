@@ -20,6 +20,7 @@ from shardpress.encoding.storage import storage_of
 from shardpress.encoding.worker import IN_MEMORY, Encoders, EncodeSettings, serving
 from shardpress.errors import DataError, quantity
 from shardpress.formats import digest, fingerprint
+from shardpress.hdf5.shard import Block
 from shardpress.model import Model
 from shardpress.output.disk import Disk
 from shardpress.output.files import WORK
@@ -37,7 +38,6 @@ from shardpress.run.request import categories_of
 from shardpress.run.resume import EarlierResults
 from shardpress.scan import blocks as scan_blocks
 from shardpress.scan.drift import farthest
-from shardpress.shards.shard import Block
 
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder

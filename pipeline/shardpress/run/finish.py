@@ -21,6 +21,7 @@ from shardpress.columns import Columns
 from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes, stored_categories, stored_masks
 from shardpress.errors import DataError, NoInput, NotPermitted, VerificationFailed, printable, quantity
+from shardpress.hdf5.shard import UNREADABLE, Block, Shard, first_rows
 from shardpress.model import Model
 from shardpress.output.disk import publish, remove
 from shardpress.output.files import BAD_ROWS, REPORT
@@ -48,7 +49,6 @@ from shardpress.run.summary import Summary
 from shardpress.run.use import use_of_rows
 from shardpress.scan.ranges import Scan
 from shardpress.shards.extras import why_left_out
-from shardpress.shards.shard import UNREADABLE, Block, Shard, first_rows
 
 log = logging.getLogger(__name__)
 

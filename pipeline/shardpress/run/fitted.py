@@ -10,13 +10,12 @@ import numpy as np
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.errors import ConfigError, DataError, printable, quantity, short_list
-from shardpress.hdf5.description import Extra
+from shardpress.hdf5.shard import Extra, Shard, first_rows
 from shardpress.labels import extra_of
 from shardpress.run.budget import n_threads_of
 from shardpress.settings.condition import Condition
 from shardpress.settings.config import Config
 from shardpress.shards.selection import check_condition, selected_rows
-from shardpress.shards.shard import Shard, first_rows
 
 log = logging.getLogger(__name__)
 

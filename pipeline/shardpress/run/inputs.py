@@ -11,6 +11,7 @@ from typing import NamedTuple
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.errors import DataError, printable, quantity
+from shardpress.hdf5.shard import UNREADABLE, Shard
 from shardpress.model import Model
 from shardpress.records import ShardFacts
 from shardpress.result import Result
@@ -24,7 +25,6 @@ from shardpress.settings.kinds import n_allowed, sufficient_percentage
 from shardpress.shards.columns import ColumnCheck, ColumnRule
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.open import check_any, open_sources
-from shardpress.shards.shard import UNREADABLE, Shard
 from shardpress.shards.sources import Source, find
 from shardpress.shards.vet import Selection
 

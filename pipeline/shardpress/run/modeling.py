@@ -10,6 +10,7 @@ import numpy as np
 
 from shardpress.columns import Columns
 from shardpress.errors import ConfigError
+from shardpress.hdf5.shard import Shard
 from shardpress.model import Model
 from shardpress.preparation import preparation_of
 from shardpress.run.budget import Budget
@@ -20,7 +21,6 @@ from shardpress.scan.scaler import Scaler
 from shardpress.settings.config import Config
 from shardpress.settings.resolve import Settings, resolve
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import Shard
 from shardpress.training.epochs import Training
 from shardpress.training.targets import Targets
 from shardpress.training.verdict import measured

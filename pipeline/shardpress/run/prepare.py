@@ -18,6 +18,7 @@ from shardpress.columns import Columns
 from shardpress.device import TILE_ROWS
 from shardpress.errors import ConfigError, printable
 from shardpress.formats import fingerprint
+from shardpress.hdf5.shard import UNREADABLE, Shard, leave_out_extras
 from shardpress.model import Model
 from shardpress.output.inside import files_inside
 from shardpress.output.journal import Journal
@@ -45,7 +46,6 @@ from shardpress.settings.deadline import deadline_of
 from shardpress.settings.kinds import as_typed, n_allowed
 from shardpress.settings.resolve import Settings, largest_network, unsuitable_settings
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import UNREADABLE, Shard, leave_out_extras
 from shardpress.training.targets import Targets, read_targets
 from shardpress_kernels.network import Network
 

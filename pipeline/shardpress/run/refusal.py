@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from shardpress.errors import ConfigError, DataError, NoInput, printable, quantity, short_list
+from shardpress.hdf5.shard import UNREADABLE
 from shardpress.output.journal import Journal
 from shardpress.records import Request, ShardFacts
 from shardpress.result import stored_name
@@ -15,7 +16,6 @@ from shardpress.run.prepare import Prepared
 from shardpress.run.request import SELECTED, TARGETS
 from shardpress.run.resume import expensive_work, has_other_labels
 from shardpress.settings.config import Config
-from shardpress.shards.shard import UNREADABLE
 
 log = logging.getLogger(__name__)
 

@@ -18,13 +18,12 @@ import h5py
 import numpy as np
 
 from shardpress.encoding.partfile import row_shapes, stored_masks
-from shardpress.hdf5.description import Extra
+from shardpress.hdf5.shard import Extra, Shard
 from shardpress.model import Model
 from shardpress.records import Request, ShardFacts, Stat, from_json, to_json
 from shardpress.result import FEATURES, VALID
 from shardpress.settings.config import fingerprint_values
 from shardpress.settings.resolve import Settings
-from shardpress.shards.shard import Shard
 from shardpress.training.targets import Targets
 
 # Format numbers. Increment them when the same settings give different results.

@@ -11,6 +11,7 @@ import numpy as np
 
 from shardpress.errors import DataError, printable, quantity, short_list
 from shardpress.formats import fingerprint
+from shardpress.hdf5.shard import Shard, first_rows
 from shardpress.output.files import WORK, unique_name
 from shardpress.output.journal import Record
 from shardpress.progress import Progress
@@ -24,7 +25,6 @@ from shardpress.scan import ranges
 from shardpress.scan.blocks import BlockStats, Piece, ScanSettings, merge_stats, scan_pieces, stats_of_unreadable
 from shardpress.scan.ranges import Scan
 from shardpress.settings.kinds import n_allowed, sufficient_percentage
-from shardpress.shards.shard import Shard, first_rows
 
 log = logging.getLogger(__name__)
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from shardpress.cluster.pool import LocalPool
 from shardpress.errors import TrainingDiverged, printable
+from shardpress.hdf5.shard import Shard, block_of, first_rows, rows_of
 from shardpress.model import Model
 from shardpress.output.files import LAST_GOOD, WORK, unique_name
 from shardpress.output.journal import Record
@@ -32,7 +33,6 @@ from shardpress.run.space import CHECKPOINTS_KEPT
 from shardpress.scan.blocks import Piece
 from shardpress.scan.ranges import Scan, readable
 from shardpress.settings.deadline import in_words
-from shardpress.shards.shard import Shard, block_of, first_rows, rows_of
 from shardpress.training.checkpoint import Checkpoint
 from shardpress.training.components import errors_of_components, sampled
 from shardpress.training.epochs import Training, steps_of

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from shardpress.hdf5.shard import first_rows
 from shardpress.records import Part, with_digests
 from shardpress.result import Result, Use
 from shardpress.run.prepare import Prepared
 from shardpress.scan.ranges import Scan, readable
-from shardpress.shards.shard import first_rows
 from shardpress.training.fit import validation_rows
 
 

@@ -10,12 +10,12 @@ import numpy as np
 
 from shardpress.cluster.threads import check
 from shardpress.errors import DataError
+from shardpress.hdf5.shard import Block, Shard, first_rows
 from shardpress.scan.sample import sample_positions
 from shardpress.scan.scaler import bad_rows, missing_entries
 from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.digests import Digest
 from shardpress.shards.rows import keep_chunks
-from shardpress.shards.shard import Block, Shard, first_rows
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
 

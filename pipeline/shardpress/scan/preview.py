@@ -10,9 +10,9 @@ import numpy as np
 
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
+from shardpress.hdf5.shard import Shard
 from shardpress.scan.blocks import Piece, ScanSettings, merge_stats, pieces_of, scan_pieces
 from shardpress.scan.ranges import Scan, scan_from_stats, stride_for
-from shardpress.shards.shard import Shard
 
 
 def preview_rows(

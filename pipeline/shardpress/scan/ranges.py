@@ -15,6 +15,7 @@ from shardpress.cluster.executor import reduce
 from shardpress.columns import Columns
 from shardpress.errors import DataError, printable, quantity, short_list
 from shardpress.formats import pack, sum_of_digests, unpack
+from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
 from shardpress.scan.blocks import (
     BlockStats,
     Pieces,
@@ -37,7 +38,6 @@ from shardpress.scan.scaler import Scaler, bad_entries
 from shardpress.scan.scaling import chosen_scale, scaled_as
 from shardpress.settings.kinds import sufficient_percentage
 from shardpress.shards.damaged import damage_error
-from shardpress.shards.shard import Block, Shard, block_of, first_rows
 
 log = logging.getLogger(__name__)
 

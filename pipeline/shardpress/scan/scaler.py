@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from shardpress.shards.shard import Block
+    from shardpress.hdf5.shard import Block
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from shardpress.errors import DataError, printable, quantity, short_list
-from shardpress.hdf5.description import Extra
+from shardpress.hdf5.shard import Extra, Shard, leave_out_extras
 from shardpress.shards.extras import common_dtype, existing_paths, rename_extras, shorten, unify_renamed
-from shardpress.shards.shard import Shard, leave_out_extras
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from shardpress.columns import NO_COLUMNS, Columns, Difference, row_shape_of
 from shardpress.errors import DataError, printable, quantity, short_list
-from shardpress.shards.shard import Shard
+from shardpress.hdf5.shard import Shard
 
 log = logging.getLogger(__name__)
 

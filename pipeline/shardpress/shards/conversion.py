@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from shardpress.hdf5.shard import Block, Shard
 from shardpress.preparation import PREPARED_DTYPE, Preparation
 from shardpress.shards import digests, rows
 from shardpress.shards.digests import Digest
-from shardpress.shards.shard import Block, Shard
 
 _PIECE = 2**22  # bytes of rows whose columns are put into another order at once
 _DIGEST_BLOCK = 2**23  # bytes of rows that are read at once only for their digest

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 
 from shardpress.errors import DataError, printable, quantity, short_list
-from shardpress.hdf5.description import Extra, LeftOut, code_dtype
-from shardpress.hdf5.forms import A_GROUP, are_few, is_requested, normal
 from shardpress.hdf5.limits import MAX_EXTRAS, MOST_LEFT_OUT
+from shardpress.hdf5.names import A_GROUP, are_few, is_requested, normal
+from shardpress.hdf5.shard import Extra, LeftOut, Shard, code_dtype
 from shardpress.result import RESERVED
-from shardpress.shards.shard import Shard
 
 log = logging.getLogger(__name__)
 

@@ -21,11 +21,11 @@ from shardpress.hdf5.files import Identity
 from shardpress.hdf5.filters.codecs import FILTERS
 from shardpress.hdf5.layout import Layout, grid_of
 from shardpress.hdf5.limits import MOST_LEFT_OUT
+from shardpress.hdf5.shard import Shard
 from shardpress.shards.columns import IN_ORDER, ColumnCheck, ColumnRule
 from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.extras import shorten
 from shardpress.shards.open import open_shards
-from shardpress.shards.shard import Shard
 from shardpress.shards.vet import Selection, read_structure
 
 _SMALL_PIECE = 2**16  # bytes; seeking takes longer than reading fewer bytes

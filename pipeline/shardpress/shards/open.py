@@ -17,7 +17,8 @@ from shardpress import signals
 from shardpress.errors import DataError, printable, quantity, short_list
 from shardpress.hdf5.child.ask import retire
 from shardpress.hdf5.files import writers
-from shardpress.hdf5.forms import PREFERRED
+from shardpress.hdf5.names import PREFERRED
+from shardpress.hdf5.shard import Shard, rows_of
 from shardpress.hdf5.values import file_digest
 from shardpress.settings.kinds import sufficient_percentage
 from shardpress.shards.appending import fit_extras
@@ -25,7 +26,6 @@ from shardpress.shards.columns import ColumnCheck
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.damaged import MOST_NAMED, damage_error
 from shardpress.shards.extras import log_extras, shorten, unify_extras
-from shardpress.shards.shard import Shard, rows_of
 from shardpress.shards.sources import COPY_AGAIN, Source, find
 from shardpress.shards.vet import Selection, vet
 

@@ -1,7 +1,7 @@
 """Read rows of any form as a dense array, and read extras.
 
 Each read opens the file and closes it. Rows that are not dense are read in pieces of a few megabytes, so that a block
-takes little more memory than its rows. The row pointers and column indices of sparse rows are checked on reading.
+takes little more memory than its rows.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,19 +16,17 @@ import numpy as np
 from shardpress import signals
 from shardpress.errors import DataError, printable
 from shardpress.hdf5.chunkcache import CHUNKS
-from shardpress.hdf5.description import Extra
-from shardpress.hdf5.forms import Numbers, numbers_of
+from shardpress.hdf5.forms.known import FORMS
+from shardpress.hdf5.forms.table import records_of
 from shardpress.hdf5.layout import Layout
+from shardpress.hdf5.shard import UNREADABLE, Block, Extra, Shard, aligned
 from shardpress.hdf5.values import read_values
-from shardpress.shards.shard import UNREADABLE, Block, Shard, aligned
 
 log = logging.getLogger(__name__)
 
-_PIECE = 2**22  # bytes of a table
-_ENTRIES = 2**18  # entries of sparse rows: 6 MiB with their column indices and positions
+_PIECE = 2**22  # bytes of a sparse matrix in memory
 _EXTRA_PIECE = 2**22  # bytes of a wide extra
 _EXTRA_ROWS = 1024  # rows that a damaged extra without chunks loses together
-_INT64 = np.dtype(np.int64)
 
 
 def keep_chunks(max_bytes: int) -> None:
@@ -63,121 +60,6 @@ def _in_dataset(block: Block) -> Block:
     return block if not first else replace(block, start=block.start + first, stop=block.stop + first)
 
 
-def _read_stored(block: Block, out: np.ndarray, axis: int) -> None:
-    """Read rows that are stored along the first or last axis of one dataset."""
-    read_values(block.shard.path, block.shard.identity, block.shard.layouts[0], block.start, out, axis)
-
-
-def _values(shard: Shard, layout: Layout, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
-    return read_values(shard.path, shard.identity, layout, start, np.empty(stop - start, dtype))
-
-
-# -- tables ------------------------------------------------------------------------------------------------------
-
-
-def _read_table(block: Block, out: np.ndarray) -> None:
-    (layout,) = block.shard.layouts
-    numbers = numbers_of(layout.dtype)
-    assert numbers is not None
-    for start, stop in _pieces_of_table(block, layout):
-        records = _values(block.shard, layout, start, stop, layout.dtype)
-        out[start - block.start : stop - block.start] = _view_of(records, numbers)
-
-
-def _pieces_of_table(block: Block, layout: Layout) -> Iterator[tuple[int, int]]:
-    """Return ranges of records of a few megabytes. They are whole chunks, so that none is read twice."""
-    chunk = layout.chunks[0] if layout.chunks else 1
-    size = max(1, _PIECE // layout.dtype.itemsize // chunk) * chunk
-    return aligned(block.start, block.stop, size)
-
-
-def _view_of(records: np.ndarray, numbers: Numbers) -> np.ndarray:
-    """Return a view of the numbers in each record. The numbers are adjacent, and other fields may surround them."""
-    return np.ndarray(
-        shape=(len(records), numbers.n),
-        dtype=numbers.dtype,
-        buffer=records.view(np.uint8),
-        offset=numbers.offset,
-        strides=(records.itemsize, numbers.dtype.itemsize),
-    )
-
-
-# -- sparse rows -------------------------------------------------------------------------------------------------
-
-
-def _read_sparse(block: Block, out: np.ndarray) -> None:
-    shard = block.shard
-    # Read one more pointer than rows, for the end of the last row.
-    pointers = _values(shard, shard.layouts[2], block.start, block.stop + 1, _INT64)
-    _check_pointers(block, pointers)
-    out[...] = 0
-    for row, last in _ranges_of_rows(pointers):
-        _read_entries(shard, block.start + row, pointers[row : last + 1], out[row:last])
-
-
-def _read_entries(shard: Shard, first_row: int, pointers: np.ndarray, out: np.ndarray) -> None:
-    """Read the entries of some sparse rows into `out`, which is zero."""
-    values, indices, _ = shard.layouts
-    low = int(pointers[0])
-    high = int(pointers[-1])
-    columns = _values(shard, indices, low, high, _INT64)
-    # Compute the position of each entry in the memory of the rows, so that one assignment sets all entries.
-    row_starts = np.arange(len(out)) * shard.n_inputs
-    positions = np.repeat(row_starts, np.diff(pointers)) + columns
-    _check_columns(shard, first_row, columns, positions)
-    out.reshape(-1)[positions] = _values(shard, values, low, high, out.dtype)
-
-
-def _ranges_of_rows(pointers: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield ranges of rows with a bounded number of entries; single rows may have more."""
-    row = 0
-    while row + 1 < len(pointers):
-        # Find the last row that ends within the bound. Rows are not split, because their columns are checked together.
-        last = max(row + 1, int(np.searchsorted(pointers, pointers[row] + _ENTRIES, side="right")) - 1)
-        yield row, last
-        row = last
-
-
-def _check_pointers(block: Block, pointers: np.ndarray) -> None:
-    shard = block.shard
-    sizes = np.diff(pointers)
-    # Without the limit of columns, a forged file could make this process allocate any amount of memory.
-    wrong = (sizes < 0) | (sizes > shard.n_inputs) | (pointers[:-1] < 0) | (pointers[1:] > shard.layouts[0].shape[0])
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise _damaged_row(shard, block.start + row, f"its entries are numbered {pointers[row]} to {pointers[row + 1]}")
-
-
-def _check_columns(shard: Shard, first: int, columns: np.ndarray, positions: np.ndarray) -> None:
-    """Check that columns exist and occur once in a row. Other values would be lost or written to wrong rows."""
-    if not len(columns):
-        return
-    if columns.min() < 0 or columns.max() >= shard.n_inputs:
-        i = int(np.argmax((columns < 0) | (columns >= shard.n_inputs)))
-        row = first + int(positions[i] - columns[i]) // shard.n_inputs
-        raise _damaged_row(shard, row, f"an entry in column {columns[i]}")
-    if not (positions[1:] > positions[:-1]).all():  # this order is usual, and checking it is far faster than sorting
-        _check_unique(shard, first, positions)
-
-
-def _check_unique(shard: Shard, first: int, positions: np.ndarray) -> None:
-    in_order = np.sort(positions)
-    repeated = in_order[1:][in_order[1:] == in_order[:-1]]
-    if len(repeated):
-        row, column = divmod(int(repeated[0]), shard.n_inputs)
-        raise DataError(
-            f"{shard} row={first + row}: column {column} has two entries, expected one. Sum duplicates before "
-            "writing the matrix (SciPy: X.sum_duplicates())."
-        )
-
-
-def _damaged_row(shard: Shard, row: int, problem: str) -> DataError:
-    return DataError(
-        f"{shard} row={row}: {problem}, expected {shard.n_inputs} columns and {shard.layouts[0].shape[0]} entries in "
-        "all rows. The file is damaged: copy it again."
-    )
-
-
 def _read_array(block: Block, out: np.ndarray) -> None:
     shard = block.shard
     if isinstance(shard.rows, np.ndarray):
@@ -195,10 +77,7 @@ def _refuse(block: Block, out: np.ndarray) -> None:
 
 
 _READERS: dict[str, Callable[[Block, np.ndarray], None]] = {
-    "dense": partial(_read_stored, axis=0),
-    "columns": partial(_read_stored, axis=-1),
-    "sparse": _read_sparse,
-    "table": _read_table,
+    **{name: form.read for name, form in FORMS.items()},
     "array": _read_array,
     UNREADABLE: _refuse,
 }
@@ -333,9 +212,8 @@ def _read_extra(block: Block, extra: Extra) -> np.ndarray:
 
 def _read_field(block: Block, layout: Layout, name: str, dtype: np.dtype) -> np.ndarray:
     values = np.empty(len(block), dtype)
-    for start, stop in _pieces_of_table(block, layout):
-        records = _values(block.shard, layout, start, stop, layout.dtype)
-        values[start - block.start : stop - block.start] = records[name]
+    for here, records in records_of(block, layout):
+        values[here] = records[name]
     return values
 
 

@@ -6,10 +6,9 @@ import numpy as np
 
 from shardpress.conditions import fulfils
 from shardpress.errors import printable
-from shardpress.hdf5.description import Extra
+from shardpress.hdf5.shard import Block, Extra, Shard
 from shardpress.settings.condition import Condition
 from shardpress.shards.rows import stream_extra
-from shardpress.shards.shard import Block, Shard
 
 
 def selected_rows(shard: Shard, extra: Extra, condition: Condition) -> np.ndarray:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,20 +19,15 @@ import numpy as np
 
 from shardpress.errors import DataError, ReadFailed, printable
 from shardpress.hdf5.child.ask import Refusal, ask
-from shardpress.hdf5.description import Description, Extra
 from shardpress.hdf5.files import Identity, opened, translated_error, with_retries
-from shardpress.hdf5.forms import INDEX_FIELD, index_dtype, numbers_of, sibling
-from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_TEXT_BYTES
+from shardpress.hdf5.shard import Extra, Shard, leave_out_extras
 from shardpress.hdf5.superblock import check_superblock
 from shardpress.hdf5.values import text_lengths
-from shardpress.shards.shard import Shard, leave_out_extras
 
 log = logging.getLogger(__name__)
 
 _GROUP_ROWS = 1024  # rows whose text lengths are added up; parts hold a multiple of this number of rows
-_PAGE = 2**12  # bytes that are read of one column at once
-_MOST_READ = 2**23  # bytes that are read of all columns at once
 
 T = TypeVar("T")
 
@@ -57,8 +51,7 @@ def vet(path: Path, selection: Selection = Selection()) -> Shard:
 
     def read(descriptor: int, identity: Identity) -> Shard:
         found = _described(descriptor, [selection.dataset, selection.orientation, list(selection.include)], where)
-        shard = _shard_of(found, str(path), identity)
-        return _with_index_of_table(_measure_all_texts(shard, descriptor))
+        return _measure_all_texts(replace(found, path=str(path), identity=identity), descriptor)
 
     return read_structure(path, read)
 
@@ -84,40 +77,20 @@ def read_structure(path: Path, read: Callable[[int, Identity], T]) -> T:
     return with_retries(read_once, where)
 
 
-def _described(descriptor: int, arguments: list[object], where: str) -> Description:
-    """Return the child's description of a file, or of the rows alone if the child fails because of the extras."""
+def _described(descriptor: int, arguments: list[object], where: str) -> Shard:
+    """Return the shard that the child finds in a file, or its rows alone if the child fails because of the extras."""
     try:
-        return ask("describe", descriptor, arguments, Description, where)
+        return ask("describe", descriptor, arguments, Shard, where)
     except DataError as error:
         include = arguments[-1]
         if isinstance(error, Refusal) or include:
             raise
         try:
-            found = ask("describe", descriptor, [*arguments, False], Description, where)
+            found = ask("describe", descriptor, [*arguments, False], Shard, where)
         except DataError:
             raise error from None
         log.warning("%s The rows are read without the datasets next to them.", error)
         return found
-
-
-def _shard_of(found: Description, path: str, identity: Identity) -> Shard:
-    first = found.layouts[0]
-    numbers = numbers_of(first.dtype)
-    stored = first.dtype if numbers is None else numbers.dtype
-    return Shard(
-        path=path,
-        dataset=found.dataset,
-        shape=found.shape,
-        stored_dtype=stored.str,
-        form=found.form,
-        chunk_rows=_chunk_rows(found.form, first, found.shape),
-        extras=tuple(found.extras),
-        identity=identity,
-        columns=found.columns,
-        fill_value=found.fill_value,
-        layouts=tuple(found.layouts),
-        left_out=tuple(found.left_out),
-    )
 
 
 def _measure_all_texts(shard: Shard, descriptor: int) -> Shard:
@@ -161,32 +134,3 @@ def _greatest_length_and_sum(pieces: Iterator[np.ndarray], group_rows: int) -> t
         greatest_sum = max(greatest_sum, int(sums.max(initial=0)))
         rest = lengths[n_whole:]
     return longest, max(greatest_sum, int(rest.sum()))
-
-
-def _with_index_of_table(shard: Shard) -> Shard:
-    """Return a shard with a leading field `index` of its records as an extra, which is a pandas frame's index.
-
-    The extra counts as named, so that it is not part of the identity of the rows.
-    """
-    if shard.form != "table":
-        return shard
-    (layout,) = shard.layouts
-    dtype = index_dtype(layout.dtype)
-    name = sibling(shard.dataset, INDEX_FIELD)
-    if dtype is None or any(extra.name == name for extra in shard.extras):
-        return shard
-    extra = Extra(name, dtype, layout, is_named=True, record_field=INDEX_FIELD)
-    return replace(shard, extras=(*shard.extras, extra))
-
-
-def _chunk_rows(form: str, first: Layout, shape: tuple[int, ...]) -> int:
-    """Return the number of rows that are cheapest to read together, given the layout of the first dataset."""
-    if first.chunks and form == "sparse":  # about the rows of one chunk of values
-        return max(1, first.chunks[0] * shape[0] // max(1, first.shape[0]))
-    if first.chunks:
-        axis = -1 if form == "columns" else 0
-        return first.chunks[axis]
-    if form == "columns":  # a piece of each column is read, and reading a page takes as long as reading a number
-        piece_bytes = min(_PAGE, _MOST_READ // prod(shape[1:]))
-        return max(1, piece_bytes // first.dtype.itemsize)
-    return 1

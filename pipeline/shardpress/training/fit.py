@@ -12,12 +12,12 @@ import numpy as np
 
 from shardpress.device import autoencoder_of, training_step_of
 from shardpress.errors import DataError, quantity
+from shardpress.hdf5.shard import Shard
 from shardpress.scan.ranges import Scan, readable
 from shardpress.scan.scaler import Cleaning
 from shardpress.settings.defaults import TARGET_WEIGHT
 from shardpress.settings.resolve import ResolvedTraining, Settings, network_of
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import Shard
 from shardpress.training.components import Components, baseline_of, principal_components, sampled
 from shardpress.training.epochs import Training
 from shardpress.training.order import Order, slab_starts, spread_rows

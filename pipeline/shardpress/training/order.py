@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from shardpress.hdf5.shard import Shard
 from shardpress.settings.defaults import LEAST_STEPS
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import Shard
 
 _SLAB_BYTES = 2**20  # long enough that seeking costs little, short enough that a window holds many slabs
 MAX_CHUNK_BYTES = 2**24  # larger chunks span several slabs, and are decompressed for each window

@@ -21,11 +21,11 @@ from shardpress.cluster.threads import check
 from shardpress.device import autoencoder_of, start_device, theanos_errors, training_step_of
 from shardpress.errors import quantity
 from shardpress.formats import digest
+from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
 from shardpress.processcache import ProcessCache
 from shardpress.scan.scaler import Cleaning
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import Block, Shard, block_of, first_rows
 from shardpress.training.averaging import Weights
 from shardpress.training.order import learning_rate
 from shardpress.training.rounds import Rounds, Share

@@ -13,10 +13,10 @@ from itertools import islice
 
 import numpy as np
 
+from shardpress.hdf5.shard import Shard
 from shardpress.settings.replicas import TrainingSizes, rounds_in_epoch
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import Shard
 from shardpress.training.order import Order, slab_starts
 
 # Numbers of random generators, in addition to the numbers in `shardpress.training.order`.

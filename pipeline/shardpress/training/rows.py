@@ -13,10 +13,10 @@ import numpy as np
 
 from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
+from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
 from shardpress.scan.scaler import Cleaning
 from shardpress.settings.resolve import ResolvedTraining
 from shardpress.shards.conversion import Conversion
-from shardpress.shards.shard import Block, Shard, block_of, first_rows
 from shardpress.training.order import Order, kept_features, noise_of, slab_starts
 from shardpress_kernels.network import Network
 

@@ -13,9 +13,8 @@ from shardpress.cluster.executor import compute
 from shardpress.cluster.threads import threads
 from shardpress.errors import ConfigError, printable
 from shardpress.formats import digest
-from shardpress.hdf5.description import Extra
+from shardpress.hdf5.shard import Block, Extra, Shard, first_rows
 from shardpress.shards.rows import stream_extra
-from shardpress.shards.shard import Block, Shard, first_rows
 from shardpress_kernels.network import Head, TargetLoss
 from shardpress_kernels.reference import head_outputs, target_losses
 

@@ -16,9 +16,9 @@ import pytest
 
 from shardpress.hdf5.child import ask as ask_module
 from shardpress.hdf5.child.ask import LIMITS, ask
+from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block
 from shardpress.shards.vet import Selection, vet
 from tests.support.child import DRIVER, ROOT, child_pid, plant, unusual
 from tests.support.helpers import numbered, refused, write_shard

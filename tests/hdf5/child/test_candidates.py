@@ -4,9 +4,9 @@ import h5py
 import numpy as np
 import pytest
 
+from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read
-from shardpress.shards.shard import Block
 from tests.support.helpers import csr, numbered, refused, some_rows, write_csr
 
 pytestmark = pytest.mark.process

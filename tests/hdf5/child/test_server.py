@@ -74,7 +74,7 @@ WITHOUT_RIGHTS = """
 import sys
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block
+from shardpress.hdf5.shard import Block
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 assert int(status["CapEff"], 16) == 0
 (shard,) = open_shards([sys.argv[1]])

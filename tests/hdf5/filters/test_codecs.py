@@ -12,9 +12,9 @@ import zstandard
 from shardpress.hdf5.child import ask
 from shardpress.hdf5.filters import codecs
 from shardpress.hdf5.filters.codecs import decode_chunk
+from shardpress.hdf5.shard import Block
 from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
-from shardpress.shards.shard import Block
 from tests.support.cases import case
 from tests.support.child import plant
 from tests.support.helpers import refused

@@ -13,7 +13,6 @@ import numpy as np
 from h5py.h5f import FileID
 
 from shardpress.columns import Columns
-from shardpress.hdf5.child.candidates import Rows
 from shardpress.hdf5.child.extras import index_of, is_netcdf_dimension, masked_values, name_of_scale
 from shardpress.hdf5.child.find import (
     Dataset,
@@ -25,11 +24,13 @@ from shardpress.hdf5.child.find import (
     resolve,
 )
 from shardpress.hdf5.child.layouts import layout_of
-from shardpress.hdf5.forms import (
+from shardpress.hdf5.forms.base import Rows
+from shardpress.hdf5.forms.table import numbers_of
+from shardpress.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
+from shardpress.hdf5.names import (
     has_one_for_each_column,
     is_coordinate,
     items_of,
-    numbers_of,
     parts_of,
     sibling,
     split,
@@ -37,7 +38,6 @@ from shardpress.hdf5.forms import (
     under,
     variables_of,
 )
-from shardpress.hdf5.limits import ANSWER_BYTES, LONGEST_COLUMN_NAME, MOST_COLUMN_NAMES
 
 _Names = tuple[str, list[str]]
 """Source of the names, and the names."""
@@ -98,7 +98,7 @@ def _attribute_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
 def _objects_with_attributes(rows: Rows) -> list[Any]:
     """Return the objects whose attributes may name columns: the rows, or the group and values of a sparse matrix."""
     values = rows.parts[0][1].id
-    if rows.form != "sparse":
+    if rows.form.name != "sparse":
         return [values]
     return [member(rows.parent, parts_of(rows.name)[-1]), values]
 
@@ -161,7 +161,7 @@ def _scale_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
 def _field_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
     """Return the names of the fields of a table, unless a field holds several numbers."""
     record = rows.parts[0][1].dtype
-    numbers = None if rows.form != "table" or record is None else numbers_of(record)
+    numbers = None if rows.form.name != "table" or record is None else numbers_of(record)
     if numbers is None or not numbers.names:
         return None
     return "the fields of the table", list(numbers.names)
@@ -202,11 +202,11 @@ def _coordinate_values(root: FileID, rows: Rows, n_inputs: int) -> _Values | Non
 def _scale_of_columns(rows: Rows) -> Dataset | None:
     """Return the dimension scale along the columns, if there is one and the rows are a matrix."""
     dataset = rows.parts[0][1]
-    if rows.form not in ("dense", "columns") or len(dataset.shape or ()) != 2:
+    if rows.form.name not in ("dense", "columns") or len(dataset.shape or ()) != 2:
         return None
     if not h5py.h5a.exists(dataset.id, b"DIMENSION_LIST"):
         return None
-    axis = 0 if rows.form == "columns" else 1
+    axis = 0 if rows.form.name == "columns" else 1
     if h5py.h5ds.get_num_scales(dataset.id, axis) < 1:
         return None
     scale = _first_scale(dataset, axis)

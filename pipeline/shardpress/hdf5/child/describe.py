@@ -8,17 +8,19 @@ import h5py
 import numpy as np
 from h5py.h5f import FileID
 
-from shardpress.hdf5.child.candidates import Rows, choose, find
+from shardpress.hdf5.child.candidates import choose, find
 from shardpress.hdf5.child.columns import find_columns
 from shardpress.hdf5.child.extras import find_extras, find_named, find_row_names, place_of
 from shardpress.hdf5.child.find import Dataset, Refused, attribute, link_of, locate, names_in, objects
 from shardpress.hdf5.child.layouts import filters_of, layout_of
 from shardpress.hdf5.child.places import check_apart
-from shardpress.hdf5.description import Description, Extra, LeftOut
 from shardpress.hdf5.filters.codecs import FILTERS
-from shardpress.hdf5.forms import normal, text
+from shardpress.hdf5.forms.base import Rows
+from shardpress.hdf5.forms.table import index_of_table
 from shardpress.hdf5.layout import bytes_of
 from shardpress.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT
+from shardpress.hdf5.names import normal, text
+from shardpress.hdf5.shard import Extra, LeftOut, Shard
 
 _LONGEST = 200  # characters of a name or dtype
 _LAYOUTS = {h5py.h5d.COMPACT: "compact", h5py.h5d.CONTIGUOUS: "contiguous", h5py.h5d.CHUNKED: "chunked"}
@@ -33,8 +35,8 @@ def describe(
     orientation: str | None = None,
     include: Sequence[str] = (),
     has_extras: bool = True,
-) -> Description:
-    """Find the rows and their extras.
+) -> Shard:
+    """Return the rows and their extras, as a shard without a path and an identity.
 
     Parameters
     ----------
@@ -51,10 +53,22 @@ def describe(
     rows = find(*place, orientation)
     layouts = [layout_of(part, path) for path, part in rows.parts]
     extras, left_out = _extras(root, rows, include, has_extras)
+    index = index_of_table(rows, layouts[0])
+    if index is not None and all(extra.name != index.name for extra in extras):
+        extras.append(index)
     check_apart([*layouts, *(extra.layout for extra in extras if extra.layout)])
-    fill_value = _fill_value(rows.parts[0][1])
-    return Description(
-        rows.name, rows.form, rows.shape, layouts, extras, left_out, find_columns(root, rows), fill_value
+    return Shard(
+        path="",
+        dataset=rows.name,
+        shape=rows.shape,
+        stored_dtype=rows.dtype.str,
+        chunk_rows=rows.form.chunk_rows(layouts[0], rows.shape),
+        extras=tuple(extras),
+        columns=find_columns(root, rows),
+        fill_value=_fill_value(rows.parts[0][1]),
+        form=rows.form.name,
+        layouts=tuple(layouts),
+        left_out=tuple(left_out),
     )
 
 

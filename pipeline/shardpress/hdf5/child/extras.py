@@ -9,7 +9,6 @@ import numpy as np
 from h5py.h5f import FileID
 
 from shardpress.hdf5.categories import holds_features, read_categories
-from shardpress.hdf5.child.candidates import Rows
 from shardpress.hdf5.child.find import (
     Dataset,
     Refused,
@@ -24,8 +23,18 @@ from shardpress.hdf5.child.find import (
 )
 from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.child.places import max_decompressed
-from shardpress.hdf5.description import Extra, LeftOut, extra_at
-from shardpress.hdf5.forms import (
+from shardpress.hdf5.forms.base import Rows
+from shardpress.hdf5.layout import Layout
+from shardpress.hdf5.limits import (
+    LONGEST_COLUMN_NAME,
+    MAX_EXTRAS,
+    MOST_CATEGORIES,
+    MOST_ITEM,
+    MOST_LEFT_OUT,
+    MOST_PADDED,
+    MOST_WORDS,
+)
+from shardpress.hdf5.names import (
     A_GROUP,
     CATEGORIES,
     NOT_UTF8,
@@ -43,15 +52,7 @@ from shardpress.hdf5.forms import (
     split,
     text,
 )
-from shardpress.hdf5.limits import (
-    LONGEST_COLUMN_NAME,
-    MAX_EXTRAS,
-    MOST_CATEGORIES,
-    MOST_ITEM,
-    MOST_LEFT_OUT,
-    MOST_PADDED,
-    MOST_WORDS,
-)
+from shardpress.hdf5.shard import Extra, LeftOut, code_dtype
 
 _MOST_NUMBER = 2**63  # unsigned categories must be smaller, because they are stored as signed integers
 _AT_ONCE = 2**22  # values of a mask to read at a time
@@ -80,7 +81,7 @@ def find_extras(rows: Rows) -> tuple[list[Extra], list[LeftOut]]:
             path = sibling(rows.name, text(name))
             categories = _categories_of(rows.parent, dataset, name, path)
             own_name = _column_of_frame(rows.parent, name, used) or text(name)
-            extras.append(extra_at(layout_of(dataset, path), own_name, categories, is_named=False))
+            extras.append(_extra_at(layout_of(dataset, path), own_name, categories, is_named=False))
             used.add(own_name)
         except Exception as error:
             _leave_out(left_out, name, error)
@@ -92,6 +93,14 @@ def _leave_out(left_out: list[LeftOut], name: bytes, error: Exception) -> None:
     reason = reason_of(error)
     if reason and len(left_out) < MOST_LEFT_OUT:
         left_out.append(LeftOut(text(name), reason, is_missed=not isinstance(error, _Unexpected)))
+
+
+def _extra_at(layout: Layout, name: str, categories: list[Any] | None, is_named: bool) -> Extra:
+    """Return an extra with the values at a layout. `categories` give the meaning of codes."""
+    if categories is None or layout.dtype.kind not in "iu":
+        return Extra(name, layout.dtype, layout, is_named=is_named)
+    codes = tuple(range(len(categories)))
+    return Extra(name, code_dtype(codes), layout, fill=-1, is_named=is_named, categories=tuple(categories), codes=codes)
 
 
 def _extra_in(parent: Any, name: bytes, shape: tuple[int, ...]) -> Dataset:
@@ -291,7 +300,7 @@ def _named_extra(parent: Any, item: Any, path: str, shape: tuple[int, ...]) -> E
         _check(dataset, shape)
     except Refused as reason:
         raise Refused(f"{str(reason) or 'a single value'}; it cannot be copied", path) from reason
-    return extra_at(layout_of(dataset, where), path, categories, is_named=True)
+    return _extra_at(layout_of(dataset, where), path, categories, is_named=True)
 
 
 def _values(parent: Any, item: Any, path: str, n_rows: int) -> tuple[Dataset, str, list[Any] | None]:

@@ -15,8 +15,8 @@ import numpy as np
 from h5py.h5f import FileID
 
 from shardpress.errors import short_list
-from shardpress.hdf5.forms import parts_of, text
 from shardpress.hdf5.limits import MOST_DEPTH, MOST_OBJECTS
+from shardpress.hdf5.names import parts_of, text
 
 _INTERNAL = (b"_i_", b"#refs#", b"#subsystem#")  # prefixes of groups: PyTables' indexes, MATLAB's cells
 LISTED = 20

@@ -11,9 +11,9 @@ import numpy as np
 from shardpress.hdf5.child.find import Dataset, Refused, most_entries
 from shardpress.hdf5.child.places import check_place
 from shardpress.hdf5.filters.codecs import ASKED, FILTERS, objection, rewrite_advice
-from shardpress.hdf5.forms import text
 from shardpress.hdf5.layout import Layout, grid_of
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS
+from shardpress.hdf5.names import text
 
 _UNFILTERED_EDGES = 2  # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS
 _EVERY_FILTER = 0xFFFFFFFF

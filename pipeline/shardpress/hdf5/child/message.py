@@ -34,6 +34,9 @@ def packed(reply: Any) -> list[Any]:
     def number_of(value: Any) -> Any:
         if isinstance(value, np.dtype):
             return _code_of(value)
+        for number, array in enumerate(arrays):
+            if array is value:  # two datasets can share one
+                return number
         arrays.append(np.ascontiguousarray(value))
         return len(arrays) - 1
 

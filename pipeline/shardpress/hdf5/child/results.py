@@ -13,8 +13,8 @@ import numpy as np
 from h5py.h5f import FileID
 
 from shardpress.hdf5.child.find import GROUP, Refused, attribute, dtype_of, names_in
-from shardpress.hdf5.forms import text
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_ITEM
+from shardpress.hdf5.names import text
 
 _SOURCE = re.compile(rb"parts/[0-9A-Za-z_][0-9A-Za-z_.-]*\.h5")
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}

@@ -1,28 +1,10 @@
-"""Rules about the structure of a file: names, forms of rows, columns, and extra datasets.
-
-The child process and `plain` follow these rules when they read a file, and `shards.vet` checks their answers against
-the same rules. All arguments and results are plain Python and NumPy values.
-
-Rows are stored in one of these forms:
-
-``dense``
-    One dataset with the rows along the first axis. The other axes are flattened.
-``columns``
-    One dataset with the rows along the last axis, as written by MATLAB, Fortran, Julia and R.
-``sparse``
-    Three datasets: values, column indices and row pointers (CSR, as in AnnData and SciPy).
-``table``
-    One dataset of compound records. The fields are adjacent numbers of one dtype (PyTables, pandas, NumPy's
-    structured arrays).
-"""
+"""Rules about names: of the rows, of their columns, and of extras."""
 
 from collections.abc import Sequence
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from shardpress.hdf5.limits import MOST_CATEGORIES, MOST_ITEM, MOST_PADDED
+from shardpress.hdf5.limits import MOST_CATEGORIES, MOST_PADDED
 
 PREFERRED = "X"
 """Default name of the dataset with the rows."""
@@ -32,8 +14,6 @@ OBSERVATIONS = "obs"
 """Name of AnnData's group with one entry for each row."""
 ROW_NAMES = "_index"
 """Name of the extra with the names of the rows, from AnnData's group with one entry for each row."""
-INDEX_FIELD = "index"
-"""Name of the record field that holds the index of a pandas frame, not a column."""
 CATEGORIES = "__categories"
 """Name of the group with the categories of coded datasets in the same parent group (early versions of AnnData)."""
 A_GROUP = "a group"
@@ -43,7 +23,6 @@ _LAYERS = b"layers"  # AnnData's group of other matrices with the same columns a
 _SAME_ROWS = (_LAYERS, b"obsm", b"raw")  # AnnData's groups of other matrices with the same rows as `X`
 _BLOCK = "_values"  # suffix of a dataset with a block of a pandas frame in fixed format
 _ITEMS = "_items"  # suffix of the dataset with the column names of that block
-_NUMBER_SIZES = {"b": (1,), "u": (1, 2, 4, 8), "i": (1, 2, 4, 8), "f": (2, 4, 8)}
 _COORDINATES = frozenset(
     [
         *("wave", "wavelength", "wavelengths", "lambda", "lam", "loglam", "wavenumber", "wavenumbers", "raman_shift"),
@@ -83,70 +62,6 @@ def sibling(dataset: str, name: str) -> str:
     """Return the path of another name in the group of a dataset."""
     group, _ = split(dataset)
     return under(group, name) if group else name
-
-
-# -- rows --------------------------------------------------------------------------------------------------------
-
-
-class Numbers(NamedTuple):
-    """Numbers in each record of a table. All have the same dtype."""
-
-    dtype: np.dtype
-    offset: int  # offset of the first number in the record, in bytes
-    n: int
-    names: tuple[str, ...]  # field names; empty if a field is an array
-
-
-def is_number(dtype: np.dtype) -> bool:
-    """Return whether rows may have this dtype: integer, bool, or floating point with 16, 32 or 64 bits."""
-    return dtype.itemsize in _NUMBER_SIZES.get(dtype.kind, ())
-
-
-def numbers_of(record: np.dtype) -> Numbers | None:
-    """Return the numbers of a record, or None unless all fields but a leading `index` are numbers of one dtype."""
-    fields = _fields_in_order(record)
-    if _begins_with_index(fields):
-        del fields[0]
-    if not fields:
-        return None
-    start, _, first = fields[0]
-    number = first.base
-    n = 0
-    for offset, _, dtype in fields:
-        is_next = offset == start + n * number.itemsize
-        if not is_next or dtype.base != number or dtype.ndim > 1:
-            return None
-        n += prod(dtype.shape)
-    if not is_number(number):
-        return None
-    names = tuple(name for _, name, _ in fields)
-    if len(names) != n:  # array fields do not name single columns
-        names = ()
-    return Numbers(number, start, n, names)
-
-
-def _fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
-    return sorted((offset, name, dtype) for name, (dtype, offset, *_) in (record.fields or {}).items())
-
-
-def _begins_with_index(fields: Sequence[tuple[int, str, np.dtype]]) -> bool:
-    return len(fields) > 1 and fields[0][1] == INDEX_FIELD
-
-
-def index_dtype(record: np.dtype) -> np.dtype | None:
-    """Return the dtype of a leading field `index`. None if there is none, or if it holds no number or string."""
-    fields = _fields_in_order(record)
-    if not _begins_with_index(fields):
-        return None
-    _, _, dtype = fields[0]
-    if dtype.kind not in "biufS" or not 0 < dtype.itemsize <= MOST_ITEM:
-        return None
-    return dtype
-
-
-def rows_first(shape: tuple[int, ...], orientation: str | None) -> tuple[int, ...]:
-    """Return a stored shape with the axis of the rows, which is the last one in the orientation ``columns``, first."""
-    return (shape[-1], *shape[:-1]) if orientation == "columns" else shape
 
 
 # -- names and numbers of the columns ----------------------------------------------------------------------------

@@ -16,8 +16,8 @@ import numpy as np
 
 from shardpress.columns import NO_COLUMNS, Columns
 from shardpress.errors import printable
+from shardpress.formats import missing_value
 from shardpress.hdf5.chunkcache import band_bytes
-from shardpress.hdf5.description import Extra, LeftOut
 from shardpress.hdf5.files import Identity
 from shardpress.hdf5.layout import Layout
 from shardpress.hdf5.limits import MOST_LEFT_OUT
@@ -36,6 +36,57 @@ _READ_AS = {
     "bool": "uint8",  # the fastest dtype to copy to a device
     "float16": "float32",  # Theano has no float16 arithmetic on the CPU
 }
+
+
+@dataclass(frozen=True)
+class Extra:
+    """A dataset with one value for each row, which is copied to the output."""
+
+    name: str  # in the output
+    dtype: np.dtype  # of the values as they are read
+    # Location of the values in the file, and their path there. None if the shard lacks the extra. It differs between
+    # copies of a file.
+    layout: Layout | None = field(default=None, compare=False, repr=False)
+    fill: Any = None  # for rows without a value, and for values that cannot be read. None: the default of the dtype
+    is_named: bool = False  # True if a user has given its path, which can be anywhere in the file
+    categories: tuple[Any, ...] | None = field(default=None, repr=False)  # meaning of each code
+    # Code in the output for each code in the file. None if the values are not codes.
+    codes: tuple[int, ...] | None = field(default=None, repr=False)
+    mask: str | None = None  # name of the extra that marks the rows with a value, if some shards lack this one
+    record_field: str | None = field(default=None, compare=False)  # field of the records at `layout` with the values
+    # Average bytes of a variable-length string, over the 1024 successive rows with the longest strings.
+    text_bytes: int = field(default=0, compare=False, repr=False)
+
+    @property
+    def value_bytes(self) -> int:
+        return self.dtype.itemsize + self.text_bytes
+
+    @property
+    def resolved_fill(self) -> Any:
+        if self.fill is None:
+            return missing_value(self.dtype.base)  # the base dtype, if each row has an array
+        return self.fill
+
+    @property
+    def fill_in_words(self) -> str:
+        value = self.resolved_fill
+        if isinstance(value, bytes) and not value.strip(b"\0"):
+            return "an empty text"
+        return str(value)
+
+
+def code_dtype(categories: tuple[Any, ...]) -> np.dtype:
+    """Return the smallest signed dtype for the codes of these categories and for -1."""
+    return np.min_scalar_type(-max(1, len(categories)))
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A dataset next to the rows that is not copied to the output."""
+
+    name: str
+    reason: str
+    is_missed: bool  # True if a user might expect it in the output
 
 
 def long_bytes(extra: Extra, n_rows: int) -> int:

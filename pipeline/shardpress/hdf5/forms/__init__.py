@@ -1,0 +1,1 @@
+"""Forms in which files store rows, each with a class that describes and reads them."""

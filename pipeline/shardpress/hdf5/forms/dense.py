@@ -1,0 +1,131 @@
+"""Rows in one dataset of numbers, along its first or its last axis. The other axes are flattened."""
+
+from math import prod
+from typing import Any
+
+import h5py
+import numpy as np
+
+from shardpress.errors import short_list
+from shardpress.hdf5.child.find import LISTED, Dataset, Refused
+from shardpress.hdf5.forms.base import WRITE_ROWS, Candidate, Form, Rows, is_number
+from shardpress.hdf5.layout import Layout
+from shardpress.hdf5.shard import Block
+from shardpress.hdf5.values import read_values
+
+_MATLAB = b"MATLAB_class"  # attribute that MATLAB writes to every array
+_PAGE = 2**12  # bytes that are read of one column at once
+_MOST_READ = 2**23  # bytes that are read of all columns at once
+
+
+class Dense(Form):
+    """Rows along the first axis."""
+
+    name = "dense"
+    axis = 0
+
+    def candidate(self, item: Any) -> Candidate | None:
+        if not isinstance(item, Dataset) or item.place or item.dtype is None or item.dtype.kind not in "uifb":
+            return None
+        if item.shape is None or len(item.shape) < 2:
+            return None
+        return Candidate(self.name, item.shape, item.dtype)
+
+    def describe(self, name: str, parent: Any, item: Any, orientation: str | None) -> Rows | None:
+        if not isinstance(item, Dataset) or (orientation == "columns") != (self.axis != 0):
+            return None
+        shape = _shape_of(item, name)
+        dtype = item.dtype
+        _check_rank(shape, dtype, name)
+        rows = _rows_first(shape, orientation)
+        if not prod(rows[1:]):
+            raise Refused(
+                f"an empty dataset (shape {shape} has no columns), expected at least one column. Choose another "
+                "dataset with --dataset.",
+                name,
+            )
+        if dtype is None or not is_number(dtype):  # types with unused bits are accepted, because HDF5 converts them
+            raise Refused(
+                f"holds {_values_in_words(dtype)}, expected integers, bool, or floating-point numbers that fit into 64 "
+                "bits. Convert them to one of these types.",
+                name,
+            )
+        if orientation is None and h5py.h5a.exists(item.id, _MATLAB):
+            raise Refused(_ask_for_orientation(shape), name)
+        return Rows(name, parent, self, [(name, item)], rows, dtype)
+
+    def read(self, block: Block, out: np.ndarray) -> None:
+        shard = block.shard
+        read_values(shard.path, shard.identity, shard.layouts[0], block.start, out, self.axis)
+
+
+class Columns(Dense):
+    """Rows along the last axis, as MATLAB, Fortran, Julia and R write them."""
+
+    name = "columns"
+    words = "stored by columns: the rows are along the last axis"
+    axis = -1
+
+    def candidate(self, item: Any) -> None:
+        return None  # the same datasets as those of `Dense`
+
+    def chunk_rows(self, first: Layout, shape: tuple[int, ...]) -> int:
+        if first.chunks:
+            return first.chunks[-1]
+        # A piece of each column is read, and reading a page takes as long as reading a number.
+        piece_bytes = min(_PAGE, _MOST_READ // prod(shape[1:]))
+        return max(1, piece_bytes // first.dtype.itemsize)
+
+
+def _rows_first(shape: tuple[int, ...], orientation: str | None) -> tuple[int, ...]:
+    """Return a stored shape with the axis of the rows, which is the last one in the orientation ``columns``, first."""
+    return (shape[-1], *shape[:-1]) if orientation == "columns" else shape
+
+
+def _shape_of(item: Dataset, name: str) -> tuple[int, ...]:
+    if item.place:
+        raise Refused(f"{item.place}, expected rows in the file itself", name)
+    if item.shape is None:
+        raise Refused(
+            "an empty dataset without a shape, expected rows of numbers. Choose another dataset with --dataset.", name
+        )
+    return item.shape
+
+
+def _check_rank(shape: tuple[int, ...], dtype: np.dtype | None, name: str) -> None:
+    if dtype is not None and dtype.fields is not None:
+        raise Refused(
+            f"{records_in_words(dtype)}, expected numbers of one dtype. {WRITE_ROWS} (pandas: df.to_numpy()).", name
+        )
+    if len(shape) < 2:
+        raise Refused(
+            f"shape {shape} has rank {len(shape)}, expected rank 2 or more, rows first. Choose another dataset with "
+            "--dataset.",
+            name,
+        )
+
+
+def _ask_for_orientation(shape: tuple[int, ...]) -> str:
+    matlab_shape = " x ".join(map(str, shape[::-1]))
+    return (
+        f"written by MATLAB, where its size is {matlab_shape}; the file has the axes in reverse order, {shape}. Give "
+        f"--orientation columns to read MATLAB's rows as rows ({shape[-1]} rows), or --orientation rows to read "
+        f"MATLAB's columns as rows ({shape[0]} rows)."
+    )
+
+
+def records_in_words(record: np.dtype) -> str:
+    """Describe the fields of records for a message."""
+    fields = []
+    for name, (dtype, *_) in (record.fields or {}).items():
+        sizes = " x ".join(map(str, (*dtype.shape, dtype.base)))
+        fields.append(f"{name} {sizes}")
+    return f"compound records of {len(fields)} fields ({short_list(fields, LISTED)})"
+
+
+def _values_in_words(dtype: np.dtype | None) -> str:
+    if dtype is None:
+        return "a type that NumPy does not support"
+    if h5py.check_string_dtype(dtype) is not None or dtype.kind in "SU":
+        return "strings"
+    return f"dtype {dtype}"

@@ -1,0 +1,134 @@
+"""Rows in one dataset of records: PyTables, pandas in table format, and structured arrays of NumPy.
+
+The fields are adjacent numbers of one dtype. A leading field `index` is the index of a pandas frame, not a column.
+"""
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from shardpress.hdf5.child.find import Dataset, Refused
+from shardpress.hdf5.forms.base import WRITE_ROWS, Candidate, Form, Rows, is_number
+from shardpress.hdf5.forms.dense import records_in_words
+from shardpress.hdf5.layout import Layout
+from shardpress.hdf5.limits import MOST_ITEM
+from shardpress.hdf5.names import sibling
+from shardpress.hdf5.shard import Block, Extra, aligned
+from shardpress.hdf5.values import read_values
+
+_INDEX = "index"
+_PIECE = 2**22  # bytes of records that are read at once
+
+
+class Table(Form):
+    """Records of numbers."""
+
+    name = "table"
+    words = "records of a table; a first field `index` is not a column"
+
+    def candidate(self, item: Any) -> Candidate | None:
+        if not isinstance(item, Dataset) or item.place or item.shape is None:
+            return None
+        if item.dtype is None or item.dtype.fields is None:
+            return None
+        records = f"records of {len(item.dtype.fields)} fields"
+        numbers = numbers_of(item.dtype) if len(item.shape) == 1 else None
+        if numbers is None:
+            return Candidate("none", item.shape, records, *item.shape[:1])
+        return Candidate(self.name, item.shape, records, item.shape[0], numbers.n)
+
+    def describe(self, name: str, parent: Any, item: Any, orientation: str | None) -> Rows | None:
+        if not isinstance(item, Dataset) or item.place or len(item.shape or ()) != 1 or item.dtype is None:
+            return None
+        numbers = numbers_of(item.dtype)
+        if numbers is None:
+            return None
+        if orientation == "columns":
+            raise Refused("a table, which cannot be read by columns. Omit --orientation columns.", name)
+        if not item.is_plain:
+            raise Refused(f"{records_in_words(item.dtype)} in a type that NumPy does not support. {WRITE_ROWS}.", name)
+        return Rows(name, parent, self, [(name, item)], (item.size, numbers.n), numbers.dtype)
+
+    def read(self, block: Block, out: np.ndarray) -> None:
+        (layout,) = block.shard.layouts
+        numbers = numbers_of(layout.dtype)
+        assert numbers is not None
+        for here, records in records_of(block, layout):
+            out[here] = _view_of(records, numbers)
+
+
+def records_of(block: Block, layout: Layout) -> Iterator[tuple[slice, np.ndarray]]:
+    """Yield the records of a block, a few megabytes at a time, each with its place in the block."""
+    chunk = layout.chunks[0] if layout.chunks else 1
+    size = max(1, _PIECE // layout.dtype.itemsize // chunk) * chunk  # whole chunks, so that none is read twice
+    for start, stop in aligned(block.start, block.stop, size):
+        records = np.empty(stop - start, layout.dtype)
+        read_values(block.shard.path, block.shard.identity, layout, start, records)
+        yield slice(start - block.start, stop - block.start), records
+
+
+class Numbers(NamedTuple):
+    """Numbers in each record of a table. All have the same dtype."""
+
+    dtype: np.dtype
+    offset: int  # offset of the first number in the record, in bytes
+    n: int
+    names: tuple[str, ...]  # field names; empty if a field is an array
+
+
+def _view_of(records: np.ndarray, numbers: Numbers) -> np.ndarray:
+    """Return a view of the numbers in each record. The numbers are adjacent, and other fields may surround them."""
+    return np.ndarray(
+        shape=(len(records), numbers.n),
+        dtype=numbers.dtype,
+        buffer=records.view(np.uint8),
+        offset=numbers.offset,
+        strides=(records.itemsize, numbers.dtype.itemsize),
+    )
+
+
+def numbers_of(record: np.dtype) -> Numbers | None:
+    """Return the numbers of a record, or None unless all fields but a leading `index` are numbers of one dtype."""
+    fields = _fields_in_order(record)
+    if _begins_with_index(fields):
+        del fields[0]
+    if not fields:
+        return None
+    start, _, first = fields[0]
+    number = first.base
+    n = 0
+    for offset, _, dtype in fields:
+        is_next = offset == start + n * number.itemsize
+        if not is_next or dtype.base != number or dtype.ndim > 1:
+            return None
+        n += prod(dtype.shape)
+    if not is_number(number):
+        return None
+    names = tuple(name for _, name, _ in fields)
+    if len(names) != n:  # array fields do not name single columns
+        names = ()
+    return Numbers(number, start, n, names)
+
+
+def index_of_table(rows: Rows, layout: Layout) -> Extra | None:
+    """Return a leading field `index` of the records as an extra, if it holds numbers or strings.
+
+    The extra counts as named, so that it is not part of the identity of the rows.
+    """
+    fields = _fields_in_order(layout.dtype)
+    if not isinstance(rows.form, Table) or not _begins_with_index(fields):
+        return None
+    _, _, dtype = fields[0]
+    if dtype.kind not in "biufS" or not 0 < dtype.itemsize <= MOST_ITEM:
+        return None
+    return Extra(sibling(rows.name, _INDEX), dtype, layout, is_named=True, record_field=_INDEX)
+
+
+def _fields_in_order(record: np.dtype) -> list[tuple[int, str, np.dtype]]:
+    return sorted((offset, name, dtype) for name, (dtype, offset, *_) in (record.fields or {}).items())
+
+
+def _begins_with_index(fields: Sequence[tuple[int, str, np.dtype]]) -> bool:
+    return len(fields) > 1 and fields[0][1] == _INDEX
