@@ -5,8 +5,8 @@ from pathlib import Path
 from setuptools import Extension, find_packages, setup
 
 PLOT = ["matplotlib"]
-# Codecs for files that were written with HDF5 plugins.
-FILTERS = ["blosc>=1.11", "lz4>=4", "zstandard>=0.22"]
+# Codecs for files that were written with HDF5 plugins. hdf5plugin decodes all of them, but takes 190 MB.
+FILTERS = ["blosc>=1.11", "hdf5plugin>=7", "lz4>=4", "zstandard>=0.22"]
 ONNX = ["onnx>=1.16"]
 PARQUET = ["pyarrow>=18"]  # for shardpress export --to parquet
 # Packages that read features and models, for tests.

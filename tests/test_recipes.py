@@ -52,7 +52,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     decoder, line = examples("Add a file filter")
     insert_before(root / "pipeline/shardpress/hdf5/filters/codecs.py", "\nFILTERS = {", f"\n{decoder}\n")
-    insert_before(root / "pipeline/shardpress/hdf5/filters/codecs.py", '}\n"""Supported filters', f"    {line}")
+    insert_before(root / "pipeline/shardpress/hdf5/filters/codecs.py", '}\n"""Filters that', f"    {line}")
 
     (rule,) = examples("Add an optimizer")
     insert_before(root / "kernels/shardpress_kernels/rules.py", "\n_RECORDS = (", f"\n{rule}\n")

@@ -5,13 +5,11 @@ Run this program in an environment with the packages that README.md names: pytho
 
 from __future__ import annotations
 
-import ctypes
 import sys
 from pathlib import Path
 
 import anndata
 import h5py
-import hdf5plugin
 import hdf5storage
 import netCDF4
 import numpy as np
@@ -21,67 +19,10 @@ import tables
 import xarray
 
 HERE = Path(__file__).parent
-# 35 of 240 elements are not a multiple of 8, so bitshuffle leaves some unchanged. All elements are distinct.
 ROWS = (np.arange(240).reshape(60, 4) % 97).astype("<i4")
 CHUNKS = (35, 4)
 FEW = np.where(ROWS % 3, 0, ROWS).astype("f4")
 KINDS = np.array(["b", "a", "c"])[ROWS[:, 0] % 3]
-
-
-def filtered() -> None:
-    """Write one file with rows and labels for each filter of a plugin, in the oldest format."""
-    ways = {
-        "zstd": hdf5plugin.Zstd(),
-        "zstd-shuffle": {"shuffle": True, "fletcher32": True, **hdf5plugin.Zstd()},
-        "lz4": hdf5plugin.LZ4(),
-        "lz4-blocks": hdf5plugin.LZ4(nbytes=96),
-        "bitshuffle": hdf5plugin.Bitshuffle(cname="none"),
-        "bitshuffle-lz4": hdf5plugin.Bitshuffle(nelems=16),
-        "bitshuffle-zstd": hdf5plugin.Bitshuffle(cname="zstd"),
-        "blosc-lz4": hdf5plugin.Blosc(),
-        "blosc-blosclz": hdf5plugin.Blosc("blosclz"),
-        "blosc-zlib": hdf5plugin.Blosc("zlib"),
-        "blosc-zstd": hdf5plugin.Blosc("zstd", 5, hdf5plugin.Blosc.BITSHUFFLE),
-        "blosc-snappy": hdf5plugin.Blosc("snappy"),
-        "blosc2": hdf5plugin.Blosc2(),
-        "bzip2": hdf5plugin.BZip2(),
-    }
-    for name, way in ways.items():
-        with h5py.File(HERE / f"filter-{name}.h5", "w", libver=("v108", "v108")) as file:
-            file.create_dataset("X", data=ROWS, chunks=CHUNKS, **way)
-            file.create_dataset("y", data=np.arange(60.0), chunks=(35,), **way)
-    with h5py.File(HERE / "filter-text.h5", "w", libver=("v108", "v108")) as file:
-        file["X"] = ROWS
-        file.create_dataset("text", data=[f"row {i}" for i in range(60)], chunks=(60,), **ways["zstd"])
-        file["y"] = np.arange(60.0)
-
-
-def packed() -> None:
-    """Write files with HDF5's own filters that store the minimal number of bits."""
-    with h5py.File(HERE / "filter-scaleoffset.h5", "w", libver=("v108", "v108")) as file:
-        file.create_dataset("X", data=ROWS, chunks=CHUNKS, scaleoffset=0)
-        file.create_dataset("y", data=np.arange(60.0), chunks=(35,), scaleoffset=1)
-    for precision in (32, 12):
-        _n_bit(HERE / f"filter-nbit-{precision}.h5", precision)
-
-
-def _n_bit(path: Path, precision: int) -> None:
-    hdf5 = ctypes.CDLL(h5py.h5p.__file__)  # h5py does not provide these two functions
-    hdf5.H5Pset_nbit.argtypes = [ctypes.c_int64]
-    hdf5.H5Pset_relax_file_integrity_checks.argtypes = [ctypes.c_int64, ctypes.c_uint64]
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    assert hdf5.H5Pset_relax_file_integrity_checks(access.id, 1) >= 0  # otherwise unused bits are an error
-    creation.set_chunk(CHUNKS)
-    of_file = h5py.h5p.create(h5py.h5p.FILE_CREATE)
-    for properties in (creation, of_file):
-        properties.set_obj_track_times(False)
-    assert hdf5.H5Pset_nbit(creation.id) >= 0
-    kind = h5py.h5t.STD_I32LE.copy()
-    kind.set_precision(precision)
-    with h5py.File(h5py.h5f.create(bytes(path), h5py.h5f.ACC_TRUNC, of_file, access)) as file:
-        dataset = h5py.h5d.create(file.id, b"X", kind, h5py.h5s.create_simple(ROWS.shape), dcpl=creation)
-        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, ROWS)
 
 
 def sparse() -> None:
@@ -139,7 +80,7 @@ def pytables() -> None:
 
 def main() -> None:
     """Write all files."""
-    for write in (filtered, packed, sparse, frames, records, matlab, netcdf, pytables):
+    for write in (sparse, frames, records, matlab, netcdf, pytables):
         write()
 
 

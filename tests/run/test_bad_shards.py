@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import h5py
+import hdf5plugin
 import numpy as np
 import pytest
 
@@ -99,8 +100,8 @@ def test_a_number_of_rows_allows_no_shard_that_cannot_be_opened(
 
 # -- shards that cannot be read ------------------------------------------------------------------------------------
 
-WAYS_TO_STORE = [{"compression": "gzip"}, {"fletcher32": True}]
-STORED = pytest.mark.parametrize("options", WAYS_TO_STORE, ids=["gzip", "fletcher32"])
+WAYS_TO_STORE = [{"compression": "gzip"}, {"fletcher32": True}, {**hdf5plugin.BZip2()}]
+STORED = pytest.mark.parametrize("options", WAYS_TO_STORE, ids=["gzip", "fletcher32", "bzip2"])
 
 
 def with_damage(shards: Shards, options: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,13 @@ from shardpress.shards.open import open_shards
 from shardpress.shards.rows import read, read_extras
 from tests.support import hostile
 from tests.support.checksummed import Structure, checksum, repair, structures_of
+from tests.support.filtered import WAYS
 from tests.support.helpers import blocks
 from tests.support.work import Work, count_work
 
 FILES = Path(__file__).parents[1] / "files"  # files that other software wrote
-REFUSED = ["filter-blosc2", "filter-blosc-snappy", "frames-table-mixed", "sparse-csc"]
+REFUSED = ["frames-table-mixed", "sparse-csc"]
+FILTERS = ["bitshuffle-lz4", "blosc", "blosc2", "bzip2", "lz4", "scaleoffset", "zstd-shuffle"]
 NO_HDF5 = ["README", "make_files"]
 SECONDS = 2.0  # processor time for one answer of the child
 ROWS = np.arange(60, dtype="<i4").reshape(30, 2)
@@ -301,6 +304,7 @@ def make_corpus(folder: Path, secret: Path) -> list[bytes]:
         table,
         lambda file: table(file, chunks=(7,), maxshape=(None,), compression="lzf", shuffle=True),
         crowded,
+        *(partial(plain, chunks=(7, 2), **WAYS[name].options) for name in FILTERS),
     ]
     corpus = [path.read_bytes() for path in sorted(FILES.iterdir()) if path.stem not in REFUSED + NO_HDF5]
     for i, write in enumerate(writers):

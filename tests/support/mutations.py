@@ -828,8 +828,8 @@ _HDF5_AND_SHARDS = (
     Mutation(
         "cached-chunks-are-those-of-another-file",
         "pipeline/shardpress/hdf5/values.py",
-        "CHUNKS.get((request.file, offset),",
-        "CHUNKS.get(offset,",
+        "CHUNKS.get((request.file, layout.name, cells[0]),",
+        "CHUNKS.get((layout.name, cells[0]),",
         ("tests/hdf5/test_chunkcache.py::test_changed_file_is_not_read_from_the_cache",),
     ),
     Mutation(

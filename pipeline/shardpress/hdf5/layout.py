@@ -14,7 +14,7 @@ class Layout:
     name: str  # path in the file
     shape: tuple[int, ...]
     dtype: np.dtype  # as stored
-    kind: str  # ``contiguous``, ``chunked``, ``inline`` (in the metadata), or ``asked`` (readable only by libhdf5)
+    kind: str  # ``contiguous``, ``chunked``, ``inline`` (in the metadata), or ``asked`` (from the child)
     offset: int = 0  # of a contiguous dataset, or of the references of an ``asked`` dataset of strings; 0 if unknown
     chunks: tuple[int, ...] = ()  # shape of a chunk
     filters: tuple[tuple[int, tuple[int, ...]], ...] = ()  # codes and parameters, in the order of their application

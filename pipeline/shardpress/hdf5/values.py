@@ -1,14 +1,14 @@
 """Read values directly from the file, without libhdf5 and its global lock.
 
 Each read opens the file, and checks before and after the read that it is still the vetted file. Chunks are decompressed
-one at a time, and large chunks are cached. Values are converted piece by piece. libhdf5 in the child process reads
-values that are not plain, such as variable-length strings.
+about 1 MiB at a time, and large chunks are cached. Values are converted piece by piece. The child process decompresses
+chunks with rare filters or types that NumPy lacks, and reads other values that are not plain, such as strings.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from itertools import product
+from itertools import islice, product
 from math import prod
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from shardpress.hdf5.limits import SMALLEST
 _PIECE = 2**20  # bytes
 _LINE = 2**17  # bytes to read from one line at a time
 _TILE = 64  # rows to transpose at a time
+_MOST_CHUNKS = 1024  # chunks to decode at a time
 _MOST_TEXTS = 1024  # strings that the child reads at a time
 _TEXT_BYTES = 2**25  # maximum total bytes of these strings
 # Reference to a variable-length string: its length and location (HDF5 File Format Specification, IV.B).
@@ -70,10 +71,12 @@ def read_values(
     where = f"file={printable(path)} dataset={printable(layout.name)} rows={start}:{start + len(out)}"
     request = _Request(layout, start, axis, where, (path, identity))
     values = request.in_values_shape(out)
+    is_decoded = bool(layout.chunks) and not layout.dtype.hasobject
+    reader = _READERS["chunked" if is_decoded else layout.kind]
 
     def read() -> np.ndarray:
         with opened(path, identity) as (descriptor, _):
-            _READERS[layout.kind](descriptor, request, values)
+            reader(descriptor, request, values)
             return out
 
     return with_retries(read, where)
@@ -105,26 +108,24 @@ def text_lengths(descriptor: int, size: int, layout: Layout, n_rows: int) -> Ite
     None if only libhdf5 can determine the lengths. Iteration raises `DataError` if a chunk is damaged.
     """
     n_bytes = n_rows * _REFERENCE.itemsize
-    if layout.index is not None and layout.kind == "asked":
-        kind = "chunked"
-    elif SMALLEST <= layout.offset <= size - n_bytes:
-        kind = "contiguous"
-    else:
-        return None
-    return _lengths(descriptor, replace(layout, kind=kind, dtype=_REFERENCE), n_rows)
+    if layout.chunks or SMALLEST <= layout.offset <= size - n_bytes:
+        return _lengths(descriptor, replace(layout, dtype=_REFERENCE), n_rows)
+    return None
 
 
 def _lengths(descriptor: int, references: Layout, n_rows: int) -> Iterator[np.ndarray]:
     """Yield the lengths of strings, given the layout of their references. Read about 1 MiB of references at a time."""
     axis = 0 if references.shape[0] == n_rows else -1
     at_once = _PIECE // _REFERENCE.itemsize
+    read = _read_contiguous
     if references.chunks:
+        read = _read_chunked
         chunk_rows = references.chunks[axis]
         at_once = -(-at_once // chunk_rows) * chunk_rows  # whole chunks
     for start in range(0, n_rows, at_once):
         values = np.empty(min(at_once, n_rows - start), dtype=_REFERENCE)
         request = _Request(references, start, axis, "")
-        _READERS[references.kind](descriptor, request, request.in_values_shape(values))
+        read(descriptor, request, request.in_values_shape(values))
         yield values["length"].astype(np.int64)
 
 
@@ -206,30 +207,62 @@ class _Part(NamedTuple):
 
 def _read_chunked(descriptor: int, request: _Request, out: np.ndarray) -> None:
     layout = request.layout
-    grid = grid_of(layout.shape, layout.chunks)
     values = np.moveaxis(out, 0, request.axis)  # a view with the axis order of the dataset
     is_kept = request.file is not None and bool(layout.filters) and CHUNKS.holds(layout, request.axis)
-    for part in _parts(layout, request.start, request.start + len(out), request.axis):
-        try:
-            chunk = _chunk(descriptor, request, grid, part, is_kept)
-        except ValueError as error:
-            first = [i * n for i, n in zip(part.cell, layout.chunks, strict=True)]
-            raise DataError(
-                f"{request.where}: the chunk at {first} cannot be read: {error}. The file is damaged: copy it again."
-            ) from error
-        values[part.target] = np.frombuffer(chunk, dtype=layout.dtype).reshape(layout.chunks)[part.source]
+    at_once = 1 if is_kept else max(1, min(_MOST_CHUNKS, _PIECE // layout.chunk_bytes))
+    parts = _parts(layout, request.start, request.start + len(out), request.axis)
+    while batch := list(islice(parts, at_once)):
+        for part, chunk in zip(batch, _chunks(descriptor, request, batch, is_kept), strict=True):
+            values[part.target] = np.frombuffer(chunk, dtype=layout.dtype).reshape(layout.chunks)[part.source]
 
 
-def _chunk(descriptor: int, request: _Request, grid: tuple[int, ...], part: _Part, is_kept: bool) -> memoryview:
-    """Return the decompressed bytes of a chunk. Use the cache if later reads will need the rest of the chunk."""
+def _chunks(descriptor: int, request: _Request, parts: list[_Part], is_kept: bool) -> list[memoryview]:
+    """Return the decoded chunks of some parts. Use the cache if later reads will need the rest of the only chunk."""
     layout = request.layout
+    cells = [part.cell for part in parts]
+    decode = partial(_decoded_by_child if layout.kind == "asked" else _decoded, descriptor, request, cells)
+    if is_kept and not _is_whole(layout, parts[0], request.axis):
+        return [CHUNKS.get((request.file, layout.name, cells[0]), layout.chunk_bytes, lambda: decode()[0])]
+    return decode()
+
+
+def _decoded(descriptor: int, request: _Request, cells: list[tuple[int, ...]]) -> list[memoryview]:
+    """Read and decode the chunks at some positions in the chunk grid."""
+    layout = request.layout
+    grid = grid_of(layout.shape, layout.chunks)
     assert layout.index is not None
-    entry = layout.index[:, np.ravel_multi_index(part.cell, grid)]
-    offset, size, mask = entry.tolist()
-    decompress = partial(_decompressed, descriptor, layout, offset, size, mask)
-    if is_kept and not _is_whole(layout, part, request.axis):
-        return CHUNKS.get((request.file, offset), layout.chunk_bytes, decompress)
-    return decompress()
+    chunks = []
+    for cell in cells:
+        offset, size, mask = layout.index[:, np.ravel_multi_index(cell, grid)].tolist()
+        data = np.empty(size, dtype=np.uint8).data
+        read_into(descriptor, data, offset)
+        try:
+            chunks.append(decode_chunk(data, layout.filters, mask, layout.chunk_bytes))
+        except ValueError as error:
+            where = _where(request, [cell])
+            raise DataError(f"{where}: cannot be read: {error}. The file is damaged: copy it again.") from error
+    return chunks
+
+
+def _decoded_by_child(descriptor: int, request: _Request, cells: list[tuple[int, ...]]) -> list[memoryview]:
+    layout = request.layout
+    where = _where(request, cells)
+    try:
+        arrays = ask("chunks", descriptor, [layout.name, cells], list[np.ndarray], where)
+    except DataError:
+        if len(cells) == 1:
+            raise
+        # The child may have crashed. Name the chunk that is the cause.
+        return [chunk for cell in cells for chunk in _decoded_by_child(descriptor, request, [cell])]
+    return [array.data for array in arrays]
+
+
+def _where(request: _Request, cells: list[tuple[int, ...]]) -> str:
+    """Return the beginning of messages, which names the chunk if there is only one."""
+    if len(cells) > 1:
+        return request.where
+    first = [i * n for i, n in zip(cells[0], request.layout.chunks, strict=True)]
+    return f"{request.where} chunk={first}"
 
 
 def _is_whole(layout: Layout, part: _Part, axis: int) -> bool:
@@ -237,13 +270,6 @@ def _is_whole(layout: Layout, part: _Part, axis: int) -> bool:
     chunk_rows = layout.chunks[axis]
     n_in_chunk = min(chunk_rows, layout.shape[axis] - part.cell[axis] * chunk_rows)
     return part.source[axis].stop - part.source[axis].start >= n_in_chunk
-
-
-def _decompressed(descriptor: int, layout: Layout, offset: int, size: int, mask: int) -> memoryview:
-    """Read and decode one chunk. Raise `ValueError` if the chunk is damaged."""
-    data = np.empty(size, dtype=np.uint8).data
-    read_into(descriptor, data, offset)
-    return decode_chunk(data, layout.filters, mask, layout.chunk_bytes)
 
 
 def _parts(layout: Layout, start: int, stop: int, axis: int = 0) -> Iterator[_Part]:

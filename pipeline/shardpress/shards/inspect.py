@@ -18,7 +18,7 @@ import numpy as np
 from shardpress.errors import DataError, printable
 from shardpress.hdf5.child.ask import ask
 from shardpress.hdf5.files import Identity
-from shardpress.hdf5.filters.codecs import FILTERS
+from shardpress.hdf5.filters.codecs import GZIP
 from shardpress.hdf5.layout import Layout, grid_of
 from shardpress.hdf5.limits import MOST_LEFT_OUT
 from shardpress.hdf5.shard import Shard
@@ -199,10 +199,9 @@ def _faster_storage(shard: Shard) -> Iterator[str]:
         yield "the bytes of every value are swapped. Store values in the byte order of this machine."
     if layout.kind == "asked":
         yield "only libhdf5 can read the rows, in a separate process. Store plain numbers without special filters."
-    slow = [FILTERS[code].name for code, _ in layout.filters if FILTERS[code].is_slow]
-    if slow:
+    if any(code == GZIP for code, _ in layout.filters):
         yield (
-            f"decompressing {slow[0]} takes longer than all other preparation of the rows, in every epoch that streams "
+            "decompressing gzip takes longer than all other preparation of the rows, in every epoch that streams "
             "them. Store the rows uncompressed, or with lz4 or lzf."
         )
     if shard.form == "dense" and layout.chunks:

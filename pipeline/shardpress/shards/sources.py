@@ -14,7 +14,7 @@ from pathlib import Path
 from shardpress.errors import DataError, NoInput, NotPermitted, printable, short_list
 from shardpress.hdf5.files import FILES, translated_error
 from shardpress.hdf5.otherformats import describe_path
-from shardpress.hdf5.superblock import signature_at
+from shardpress.hdf5.signature import signature_at
 from shardpress.records import stretches_of
 from shardpress.result import INDEX, Result
 

@@ -22,7 +22,7 @@ from shardpress.hdf5.child.ask import Refusal, ask
 from shardpress.hdf5.files import Identity, opened, translated_error, with_retries
 from shardpress.hdf5.limits import MOST_TEXT_BYTES
 from shardpress.hdf5.shard import Extra, Shard, leave_out_extras
-from shardpress.hdf5.superblock import check_superblock
+from shardpress.hdf5.signature import check_signature
 from shardpress.hdf5.values import text_lengths
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def read_structure(path: Path, read: Callable[[int, Identity], T]) -> T:
     def read_once() -> T:
         try:
             with opened(str(path)) as (descriptor, identity):
-                check_superblock(descriptor, identity.size, str(path))
+                check_signature(descriptor, identity.size, str(path))
                 return read(descriptor, identity)
         except OSError as error:
             failure = translated_error(error, where)

@@ -1,7 +1,7 @@
-"""Functions of the child that describe a file or read values with libhdf5. Only `server` calls these functions."""
+"""Functions of the child that describe a file with libhdf5. Only `server` calls these functions."""
 
 from collections.abc import Sequence
-from math import isfinite, prod
+from math import isfinite
 from typing import Any
 
 import h5py
@@ -11,14 +11,13 @@ from h5py.h5f import FileID
 from shardpress.hdf5.child.candidates import choose, find
 from shardpress.hdf5.child.columns import find_columns
 from shardpress.hdf5.child.extras import find_extras, find_named, find_row_names, place_of
-from shardpress.hdf5.child.find import Dataset, Refused, attribute, link_of, locate, names_in, objects
-from shardpress.hdf5.child.layouts import filters_of, layout_of
+from shardpress.hdf5.child.find import Dataset, attribute, link_of, locate, names_in, objects
+from shardpress.hdf5.child.layouts import layout_of
 from shardpress.hdf5.child.places import check_apart
 from shardpress.hdf5.filters.codecs import FILTERS
 from shardpress.hdf5.forms.base import Rows
 from shardpress.hdf5.forms.table import index_of_table
-from shardpress.hdf5.layout import bytes_of
-from shardpress.hdf5.limits import ANSWER_BYTES, MOST_ANSWER_BYTES, MOST_LEFT_OUT
+from shardpress.hdf5.limits import MOST_LEFT_OUT
 from shardpress.hdf5.names import normal, text
 from shardpress.hdf5.shard import Extra, LeftOut, Shard
 
@@ -99,49 +98,6 @@ def _is_one_number(shape: tuple[int, ...], dtype: np.dtype) -> bool:
     return shape in ((), (1,)) and dtype.kind in "iuf" and dtype.itemsize <= 8
 
 
-# -- values ------------------------------------------------------------------------------------------------------
-
-
-def values(root: FileID, name: str, start: int, stop: int, axis: int, n_texts: int) -> tuple[int, list[np.ndarray]]:
-    """Read values along the first or last axis of a dataset: the values that fit into one answer, but at least one.
-
-    Strings are read `n_texts` at a time, because their lengths are unknown before reading. The answer is the number of
-    values, and their bytes (uint8). For strings, an array of lengths (int64) precedes the bytes.
-    """
-    found = locate(root, name)[1]
-    if found.place:
-        raise Refused("the values are in other files, expected values in the file itself", name)
-    filters_of(found.properties, name)
-    dataset = h5py.Dataset(found.id)
-    if dataset.dtype.hasobject:
-        texts = _texts(dataset, name, start, stop, axis, n_texts)
-        lengths = np.array([len(each) for each in texts], dtype=np.int64)
-        return len(texts), [lengths, np.frombuffer(b"".join(texts), dtype=np.uint8)]
-    row_bytes = max(1, prod(dataset.shape) // dataset.shape[axis] * dataset.dtype.itemsize)
-    n_rows = max(1, ANSWER_BYTES // row_bytes)
-    rows = _read(dataset, start, min(stop, start + n_rows), axis)
-    return len(rows), [bytes_of(np.ascontiguousarray(rows))]
-
-
-def _texts(dataset: h5py.Dataset, name: str, start: int, stop: int, axis: int, n_texts: int) -> list[bytes]:
-    texts: list[bytes] = []
-    n_bytes = 0
-    while start + len(texts) < stop and n_bytes < ANSWER_BYTES:
-        first = start + len(texts)
-        more = _read(dataset, first, min(stop, first + n_texts), axis).reshape(-1)
-        texts.extend(more)
-        n_bytes += sum(map(len, more))
-    if n_bytes > MOST_ANSWER_BYTES:
-        raise Refused(f"strings of {n_bytes} bytes, expected at most {MOST_ANSWER_BYTES}. Write shorter strings.", name)
-    return texts
-
-
-def _read(dataset: h5py.Dataset, start: int, stop: int, axis: int) -> np.ndarray:
-    if axis == 0:
-        return dataset[start:stop]
-    return np.moveaxis(dataset[..., start:stop], axis, 0)
-
-
 # -- all datasets ------------------------------------------------------------------------------------------------
 
 
@@ -188,7 +144,7 @@ def _storage_of(dataset: Dataset) -> dict[str, Any]:
     return {
         "layout": _LAYOUTS.get(dataset.layout, "other"),
         "chunks": list(dataset.chunks) if dataset.layout == h5py.h5d.CHUNKED else None,
-        "filters": [FILTERS[code].name if code in FILTERS else f"filter {code}" for code, *_ in filters],
+        "filters": [FILTERS[code].name if code in FILTERS else text(label)[:_LONGEST] for code, *_, label in filters],
     }
 
 

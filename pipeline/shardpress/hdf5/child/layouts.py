@@ -10,13 +10,15 @@ import numpy as np
 
 from shardpress.hdf5.child.find import Dataset, Refused, most_entries
 from shardpress.hdf5.child.places import check_place
-from shardpress.hdf5.filters.codecs import ASKED, FILTERS, objection, rewrite_advice
+from shardpress.hdf5.filters.codecs import MISSING, Filters, needs_child
+from shardpress.hdf5.filters.plugins import decoders, has_plugins
 from shardpress.hdf5.layout import Layout, grid_of
 from shardpress.hdf5.limits import MOST_CHUNK_BYTES, MOST_CHUNKS
 from shardpress.hdf5.names import text
 
 _UNFILTERED_EDGES = 2  # H5D_CHUNK_DONT_FILTER_PARTIAL_CHUNKS
-_EVERY_FILTER = 0xFFFFFFFF
+EVERY_FILTER = 0xFFFFFFFF
+"""Filter mask of a chunk that is stored without filters."""
 
 _get_chunk_options = ctypes.CDLL(h5py.h5p.__file__).H5Pget_chunk_opts  # h5py does not wrap this function
 _get_chunk_options.argtypes = [ctypes.c_int64, ctypes.POINTER(ctypes.c_uint)]
@@ -35,10 +37,10 @@ def layout_of(dataset: Dataset, name: str) -> Layout:
 
 def _layout(dataset: Dataset, layout: Layout) -> Layout:
     """Return the layout with its kind and its location."""
-    filters = filters_of(dataset.properties, layout.name)
     if dataset.layout == h5py.h5d.CHUNKED:
-        layout = replace(layout, kind=_kind_of_chunked(dataset, layout.name, filters), chunks=dataset.chunks)
-        layout = replace(layout, filters=filters)
+        filters = filters_of(dataset.properties)
+        kind = _kind_of_chunked(dataset, layout.name, filters)
+        layout = replace(layout, kind=kind, chunks=dataset.chunks, filters=filters)
         return replace(layout, index=_index(dataset, layout))
     # Use the size of the stored type: bfloat16 is read as float32, but takes only two bytes in the file.
     n_bytes = prod(layout.shape) * dataset.id.get_type().get_size()
@@ -61,33 +63,30 @@ def _offset(dataset: Dataset, layout: Layout, n_bytes: int) -> int:
     return int(offset)
 
 
-def _kind_of_chunked(dataset: Dataset, name: str, filters: tuple[tuple[int, tuple[int, ...]], ...]) -> str:
-    """Return ``chunked`` if libhdf5 is not needed, and otherwise ``asked``. Refuse values that need a plugin."""
+def _kind_of_chunked(dataset: Dataset, name: str, filters: Filters) -> str:
+    """Return ``chunked`` if libhdf5 is not needed, and otherwise ``asked``. Refuse filters that it does not have."""
     is_readable = dataset.is_plain and _has_usual_order(dataset)
-    if is_readable and not any(code in ASKED for code, _ in filters):
+    if is_readable and not any(needs_child(code, values) for code, values in filters):
         return "chunked"
-    for code, _ in filters:
-        if FILTERS[code].is_plugin:
-            raise Refused(
-                f"values of a type that NumPy does not support, compressed by filter {code}: libhdf5 would need a "
-                f"plugin to decode them (not allowed). {rewrite_advice(name)}",
-                name,
-            )
+    missing = [code for code, _ in filters if code not in decoders()]
+    if missing:
+        _, _, label = dataset.id.get_create_plist().get_filter_by_id(missing[0])
+        raise Refused(f"filter {missing[0]} ({text(label)}) {_remedy(missing[0], is_readable)}", name)
     return "asked"
 
 
-def filters_of(properties: Any, name: str) -> tuple[tuple[int, tuple[int, ...]], ...]:
-    """Return the codes and parameters of a dataset's filters. Refuse filters that cannot be decoded."""
-    listed = [properties.get_filter(i) for i in range(properties.get_nfilters())]
-    filters: dict[int, tuple[int, ...]] = {}
-    for code, _flags, values, label in listed:
-        words = objection(code, values, name)
-        if code in filters:
-            words = f"is applied twice, expected once. {rewrite_advice(name)}"
-        if words:
-            raise Refused(f"filter {code} ({text(label)}) {words}", name)
-        filters[code] = tuple(values)
-    return tuple(filters.items())
+def _remedy(code: int, is_readable: bool) -> str:
+    """Return why a filter is not supported, and what to do."""
+    package = MISSING.get(code, "hdf5plugin") if is_readable else "hdf5plugin"
+    if package == "hdf5plugin" and has_plugins():
+        return "is not in HDF5 or hdf5plugin. Rewrite the file where it was written: h5repack -f GZIP=4 old.h5 new.h5"
+    return f"needs a package that is not installed. Run: pip install {package}"
+
+
+def filters_of(properties: Any) -> Filters:
+    """Return the codes and parameters of a dataset's filters."""
+    filters = [properties.get_filter(i) for i in range(properties.get_nfilters())]
+    return tuple((code, tuple(values)) for code, _flags, values, _label in filters)
 
 
 def _index(dataset: Dataset, layout: Layout) -> np.ndarray:
@@ -102,8 +101,8 @@ def _index(dataset: Dataset, layout: Layout) -> np.ndarray:
             f"shape {shape} in {prod(grid)} chunks, but {n_missing} of them were never written. Write the file again.",
             layout.name,
         )
-    if layout.filters and _has_unfiltered_edges(dataset.properties):
-        index[2, _edges(shape, layout.chunks)] = _EVERY_FILTER
+    if layout.filters and has_unfiltered_edges(dataset.properties):
+        index[2, _edges(shape, layout.chunks)] = EVERY_FILTER
     return index
 
 
@@ -177,7 +176,7 @@ def _has_usual_order(dataset: Dataset) -> bool:
     return len(unlimited) != 1 or unlimited[0] == 0
 
 
-def _has_unfiltered_edges(properties: Any) -> bool:
+def has_unfiltered_edges(properties: Any) -> bool:
     """Return whether chunks that extend beyond the edge of the dataset are stored without filters."""
     options = ctypes.c_uint(0)
     if _get_chunk_options(properties.id, ctypes.byref(options)) < 0:

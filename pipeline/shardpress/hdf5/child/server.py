@@ -22,10 +22,12 @@ from typing import Any
 import h5py
 import numpy as np
 
-from shardpress.hdf5.child.describe import describe, listed, values
+from shardpress.hdf5.child.describe import describe, listed
 from shardpress.hdf5.child.find import Refused
 from shardpress.hdf5.child.message import Failure, packed
 from shardpress.hdf5.child.results import check_result
+from shardpress.hdf5.child.values import chunks, values
+from shardpress.hdf5.filters.plugins import decoders
 
 LENGTH = struct.Struct("<Q")
 """Length of a message, which precedes it."""
@@ -33,6 +35,7 @@ LENGTH = struct.Struct("<Q")
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     "describe": describe,
     "values": values,
+    "chunks": chunks,
     "listed": listed,
     "check_result": check_result,
 }
@@ -157,6 +160,7 @@ def _send(connection: socket.socket, *pieces: bytes | memoryview) -> None:
 def _warm_up() -> None:
     """Read a small file, because this process cannot import modules that Python and h5py load on first use later."""
     codecs.lookup("ascii")
+    decoders()
     with h5py.File.in_memory() as file:
         file["strings"] = ["a", "b", "c", "ü"]
         file["enumeration"] = np.zeros(4, h5py.enum_dtype({"a": 0}))

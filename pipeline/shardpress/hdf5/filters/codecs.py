@@ -1,19 +1,13 @@
-"""Decode filtered chunks. The filters are applied in reverse order.
+"""Decode filtered chunks with libraries that release the GIL. The filters are applied in reverse order.
 
-Deflate follows RFC 1950, and LZF follows LibLZF. Shuffle and the Fletcher checksum follow H5Zshuffle.c and H5checksum.c
-of HDF5. For registered filters, libhdf5 would load a plugin, which is a library of unknown origin. This is never
-allowed. Instead, Python packages decode these formats, which the sources of the plugins define: H5Zzstd.c, H5Zlz4.c,
-blosc_filter.c and bshuf_h5filter.c.
-
-numcodecs is not used. It wraps the same C libraries, but does not support bitshuffle or the block formats of the
-plugins, and accepts truncated Blosc buffers.
+Shuffle and the Fletcher checksum follow H5Zshuffle.c and H5checksum.c of HDF5, and the blocks of lz4 follow the plugin
+H5Zlz4.c. LibLZF takes 2 to 10 times as long as our decoder of LZF. The child decodes all other filters (`plugins`).
 
 No function returns more bytes than allowed, or holds the GIL for long.
 """
 
-import bz2
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -23,75 +17,37 @@ import numpy as np
 
 from shardpress.hdf5.filters import lzf
 
-_GZIP = 1
+GZIP = 1
 SHUFFLE = 2
 FLETCHER32 = 3
-_LZF = 32000
+LZF = 32000
 _BLOSC = 32001
 
 _SNAPPY = 3  # number of this codec in Blosc
 _SUM_BYTES = 4
+_MOST_ADDED = 2**10  # bytes
 _WORDS = 2**13  # words of a checksum that are added at a time
 _WEIGHTS = np.arange(_WORDS, 0, -1, dtype=np.float64)
-_MOST_BLOCKS = 2**16  # blocks in a chunk; with bitshuffle's usual block size, the largest chunk has 8192
-_BLOCK_BYTES = 2**13  # bitshuffle's usual block size
-_LEAST_ELEMENTS = 128  # minimum number of elements in a bitshuffle block, if the file does not specify the block size
-_PIECE = 2**20  # bytes whose bits are sorted at a time
+_MOST_BLOCKS = 2**16  # blocks in a chunk; no writer creates more
 
-_Decoder = Callable[[memoryview, Sequence[int], int], memoryview]
+Filters = tuple[tuple[int, tuple[int, ...]], ...]
+"""Codes and parameters of the filters of a dataset, in the order of their application."""
+Decoder = Callable[[memoryview, Sequence[int], int], memoryview]
 """Function that decodes stored bytes, given the filter parameters and the maximum number of decoded bytes."""
 
 
 @dataclass(frozen=True)
 class _Filter:
-    """A filter that files may use."""
+    """A filter that this process decodes."""
 
     name: str
-    decode: _Decoder | None  # None if only libhdf5 decodes the filter, in the child
-    packages: tuple[str, ...] = ()  # Python packages that `decode` needs
-    is_plugin: bool = False  # libhdf5 would need a plugin for the filter
-    is_slow: bool = False  # decoding takes longer than reading; `shardpress inspect` advises against such filters
+    decode: Decoder
+    package: str | None = None  # Python package that `decode` needs
 
 
-def decode_chunk(data: memoryview, filters: Sequence[tuple[int, Sequence[int]]], mask: int, n_bytes: int) -> memoryview:
-    """Return the `n_bytes` bytes of a chunk before filtering. Raise `ValueError` if the chunk is damaged.
-
-    Bit i of the `mask` is set if filter i was skipped for this chunk.
-    """
-    for i, (code, parameters) in reversed(list(enumerate(filters))):
-        if mask >> i & 1:
-            continue
-        decode = FILTERS[code].decode
-        if decode is None:
-            raise ValueError(f"{FILTERS[code].name}: only libhdf5 can decode it")
-        try:
-            data = decode(data, parameters, n_bytes + _SUM_BYTES)  # an earlier filter may have added a checksum
-        except (MemoryError, ImportError):
-            raise
-        except Exception as error:  # each codec has its own exception types
-            raise ValueError(f"{FILTERS[code].name}: {error}") from error
-    if len(data) != n_bytes:
-        raise ValueError(f"{len(data)} bytes, expected {n_bytes}")
-    return data
-
-
-def objection(code: int, values: Sequence[int], dataset: str) -> str | None:
-    """Explain why a filter with these parameters is unsupported, and what to do. Return None if it is supported."""
-    if code not in FILTERS:
-        names = ", ".join(each.name for each in FILTERS.values())
-        return f"is not supported, expected {names}. {rewrite_advice(dataset)}"
-    if _MISSING.get(code):
-        return f"needs a package that is not installed. Run: pip install {' '.join(_MISSING[code])}"
-    if code == _BLOSC and list(values[6:7]) == [_SNAPPY]:
-        return f"with the codec Snappy is not supported, expected another Blosc codec. {rewrite_advice(dataset)}"
-    return None
-
-
-def rewrite_advice(dataset: str) -> str:
-    return (
-        "Rewrite the file with h5repack -f GZIP=4, or in Python after pip install hdf5plugin: import h5py, hdf5plugin; "
-        f"h5py.File('new.h5', 'w')[{dataset!r}] = h5py.File('old.h5')[{dataset!r}][:]"
-    )
+def needs_child(code: int, values: Sequence[int]) -> bool:
+    """Return whether only the child can decode a filter with these parameters."""
+    return code not in FILTERS or code in MISSING or (code == _BLOSC and list(values[6:7]) == [_SNAPPY])
 
 
 # -- standard HDF5 filters, and LZF ------------------------------------------------------------------------------
@@ -170,14 +126,6 @@ def _fold(total: int) -> int:
 # -- registered filters ------------------------------------------------------------------------------------------
 
 
-def _from_bzip2(data: memoryview, _: Sequence[int], most: int) -> memoryview:
-    codec = bz2.BZ2Decompressor()
-    done = codec.decompress(data, most)
-    if not codec.eof:
-        raise ValueError(f"truncated, or decompresses to more than {most} bytes")
-    return memoryview(done)
-
-
 def _from_zstd(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     import zstandard
 
@@ -208,9 +156,23 @@ def _from_blosc(data: memoryview, _: Sequence[int], most: int) -> memoryview:
 
 def _from_lz4(data: memoryview, _: Sequence[int], most: int) -> memoryview:
     """Decode a header (total size and block size) and LZ4 blocks. Blocks that did not shrink are uncompressed."""
+    import lz4.block
+
     n_bytes, n_block = struct.unpack_from(">QI", data)
     _check_blocks(n_bytes, n_block, most)
-    return _decode_blocks(data[12:], n_block, n_bytes, n_bytes, _block_from_lz4_or_raw)
+    data = data[12:]
+    done = bytearray(n_bytes)
+    for place in range(0, n_bytes, n_block):
+        size = min(n_block, n_bytes - place)
+        n_stored = int.from_bytes(data[:4], "big")
+        block = data[4 : 4 + n_stored]
+        data = data[4 + n_stored :]
+        if n_stored != size:
+            block = lz4.block.decompress(block, uncompressed_size=size)
+        if len(block) != size:
+            raise ValueError(f"a block of {len(block)} bytes, expected {size}")
+        done[place : place + size] = block
+    return memoryview(done)
 
 
 def _check_blocks(n_bytes: int, n_block: int, most: int) -> None:
@@ -219,123 +181,50 @@ def _check_blocks(n_bytes: int, n_block: int, most: int) -> None:
         raise ValueError(f"{n_bytes} bytes in blocks of {n_block}, expected at most {most} bytes")
 
 
-def _block_from_lz4_or_raw(piece: memoryview, size: int) -> bytes | memoryview:
-    if len(piece) == size:
-        return piece
-    return _block_from_lz4(piece, size)
-
-
-def _block_from_lz4(piece: memoryview, size: int) -> bytes:
-    import lz4.block
-
-    return lz4.block.decompress(piece, uncompressed_size=size)
-
-
-def _block_from_zstd(piece: memoryview, size: int) -> memoryview:
-    return _from_zstd(piece, (), size)
-
-
-_BlockDecoder = Callable[[memoryview, int], bytes | memoryview]
-
-
-def _decode_blocks(data: memoryview, n_block: int, n_coded: int, n_bytes: int, decode: _BlockDecoder) -> memoryview:
-    """Decode blocks of `n_block` bytes, `n_coded` bytes in total, and append the remaining bytes.
-
-    A stored size precedes each block. The last block may be shorter.
-    """
-    done = bytearray(n_bytes)
-    for place in range(0, n_coded, n_block):
-        size = min(n_block, n_coded - place)
-        n_stored = int.from_bytes(data[:4], "big")
-        piece = data[4 : 4 + n_stored]
-        data = data[4 + n_stored :]
-        block = decode(piece, size)
-        if len(piece) != n_stored or len(block) != size:
-            raise ValueError(f"a block of {len(block)} bytes, expected {size}")
-        done[place : place + size] = block
-    done[n_coded:] = data[: n_bytes - n_coded]
-    return memoryview(done)
-
-
-# -- bitshuffle --------------------------------------------------------------------------------------------------
-
-_UNCOMPRESSED = 0
-_BLOCK_DECODERS: dict[int, _BlockDecoder] = {2: _block_from_lz4, 3: _block_from_zstd}  # by codec number
-
-
-def _from_bitshuffle(data: memoryview, values: Sequence[int], most: int) -> memoryview:
-    """Undo bitshuffle, which sorts the bits of each block by their position in an element, and may compress blocks.
-
-    The last block may be shorter, but has a multiple of 8 elements. Up to 7 remaining elements are unchanged.
-    """
-    itemsize, n_block, kind = (*values, 0, 0)[2:5]
-    n_bytes = len(data)
-    if kind != _UNCOMPRESSED:
-        n_bytes, block_bytes = struct.unpack_from(">QI", data)
-        n_block = block_bytes // itemsize
-    if n_block == 0:
-        n_block = max(_LEAST_ELEMENTS, _BLOCK_BYTES // itemsize // 8 * 8)
-    if n_bytes > min(most, n_block * itemsize * _MOST_BLOCKS) or n_bytes % itemsize or n_block % 8:
-        raise ValueError(f"{n_bytes} bytes in blocks of {n_block} x {itemsize}, expected at most {most} bytes")
-    n_full, n_left = divmod(n_bytes // itemsize, n_block)
-    n_last = n_left // 8 * 8
-    if kind == _UNCOMPRESSED:
-        done = memoryview(bytearray(data))
-    else:
-        n_coded = (n_full * n_block + n_last) * itemsize
-        done = _decode_blocks(data[12:], n_block * itemsize, n_coded, n_bytes, _BLOCK_DECODERS[kind])
-    _sort_all_bits(np.frombuffer(done, dtype=np.uint8), n_full, n_last, n_block, itemsize)
-    return done
-
-
-def _sort_all_bits(data: np.ndarray, n_full: int, n_last: int, n_block: int, itemsize: int) -> None:
-    """Sort the bits of `n_full` blocks, about `_PIECE` bytes at a time, and of a last block with `n_last` elements."""
-    block_bytes = n_block * itemsize
-    end = n_full * block_bytes
-    at_once = max(1, _PIECE // block_bytes) * block_bytes
-    for start in range(0, end, at_once):
-        _sort_bits(data[start : min(start + at_once, end)], n_block, itemsize)
-    _sort_bits(data[end : end + n_last * itemsize], n_last, itemsize)
-
-
-def _sort_bits(data: np.ndarray, n_block: int, itemsize: int) -> None:
-    """Reassemble the bits of the elements in each block, in place. `n_block` must be a multiple of 8."""
-    if not data.size:
-        return
-    # For every 8 elements, the bits of one byte position are stored in 8 bytes, one in each of 8 lines.
-    lines = data.reshape(-1, itemsize, 8, n_block // 8)
-    words = np.ascontiguousarray(lines.transpose(0, 3, 1, 2)).view("<u8")[..., 0]
-    octets = _transposed_bits(words).view(np.uint8).reshape(-1, n_block // 8, itemsize, 8)
-    data[:] = octets.transpose(0, 1, 3, 2).reshape(-1)
-
-
-def _transposed_bits(words: np.ndarray) -> np.ndarray:
-    """Transpose matrices of 8 x 8 bits by swapping ever larger quarters (Warren, Hacker's Delight, 7-3)."""
-    for shift, bits in ((7, 0x00AA00AA00AA00AA), (14, 0x0000CCCC0000CCCC), (28, 0x00000000F0F0F0F0)):
-        swapped = (words ^ (words >> np.uint64(shift))) & np.uint64(bits)
-        words = words ^ swapped ^ (swapped << np.uint64(shift))
-    return np.ascontiguousarray(words)
-
-
 # -- all filters -------------------------------------------------------------------------------------------------
 
 FILTERS = {
-    _GZIP: _Filter("gzip", _from_gzip, is_slow=True),
+    GZIP: _Filter("gzip", _from_gzip),
     SHUFFLE: _Filter("shuffle", _from_shuffle),
     FLETCHER32: _Filter("fletcher32", _from_fletcher32),
-    5: _Filter("n-bit", None),
-    6: _Filter("scale-offset", None),
-    307: _Filter("bzip2", _from_bzip2, is_plugin=True, is_slow=True),
-    _LZF: _Filter("lzf", _from_lzf),
-    _BLOSC: _Filter("blosc", _from_blosc, ("blosc",), is_plugin=True),
-    32004: _Filter("lz4", _from_lz4, ("lz4",), is_plugin=True),
-    32008: _Filter("bitshuffle", _from_bitshuffle, ("lz4", "zstandard"), is_plugin=True),
-    32015: _Filter("zstd", _from_zstd, ("zstandard",), is_plugin=True),
+    LZF: _Filter("lzf", _from_lzf),
+    _BLOSC: _Filter("blosc", _from_blosc, "blosc"),
+    32004: _Filter("lz4", _from_lz4, "lz4"),
+    32015: _Filter("zstd", _from_zstd, "zstandard"),
 }
-"""Supported filters by filter code: standard HDF5 filters and registered filters."""
+"""Filters that need no child, by filter code."""
 
-ASKED = frozenset(code for code, each in FILTERS.items() if each.decode is None)
-"""Codes of the filters that libhdf5 decodes in the child."""
+DECODERS: dict[int, Decoder] = {code: each.decode for code, each in FILTERS.items()}
 
 # Determined at import, because the child cannot see any packages after it has restricted itself.
-_MISSING = {code: [name for name in each.packages if find_spec(name) is None] for code, each in FILTERS.items()}
+MISSING = {code: each.package for code, each in FILTERS.items() if each.package and find_spec(each.package) is None}
+"""Packages that are not installed, by the code of the filter that needs them."""
+
+
+def decode_chunk(
+    data: memoryview,
+    filters: Sequence[tuple[int, Sequence[int]]],
+    mask: int,
+    n_bytes: int,
+    decoders: Mapping[int, Decoder] = DECODERS,
+) -> memoryview:
+    """Return the `n_bytes` bytes of a chunk before filtering. Raise `ValueError` if the chunk is damaged.
+
+    Bit i of the `mask` is set if filter i was skipped for this chunk.
+    """
+    for i, (code, parameters) in reversed(list(enumerate(filters))):
+        if mask >> i & 1:
+            continue
+        most = n_bytes
+        if i:  # an earlier filter may have added a header or a checksum
+            most += n_bytes // 128 + _MOST_ADDED
+        try:
+            data = decoders[code](data, parameters, most)
+        except (MemoryError, ImportError):
+            raise
+        except Exception as error:  # each codec has its own exception types
+            name = FILTERS[code].name if code in FILTERS else f"filter {code}"
+            raise ValueError(f"{name}: {error}") from error
+    if len(data) != n_bytes:
+        raise ValueError(f"{len(data)} bytes, expected {n_bytes}")
+    return data

@@ -1,0 +1,242 @@
+"""Tests of all filters of HDF5 and hdf5plugin: values equal h5py's, and damaged chunks are refused.
+
+Sample: 6 random files for each filter, and with TEST_CASES=all 60.
+"""
+
+import bz2
+import ctypes
+
+import h5py
+import hdf5plugin
+import numpy as np
+import pytest
+
+from shardpress.errors import DataError
+from shardpress.hdf5.child import ask
+from shardpress.hdf5.chunkcache import CHUNKS
+from shardpress.hdf5.shard import Block
+from shardpress.shards.open import open_shards
+from shardpress.shards.rows import read, read_extras
+from tests.support.cases import case, sample
+from tests.support.child import plant
+from tests.support.damage import damage
+from tests.support.filtered import WAYS, write_n_bit, write_random
+from tests.support.helpers import numbered, refused, write_shard
+
+pytestmark = pytest.mark.process
+
+BZIP2 = hdf5plugin.BZip2()
+BITSHUFFLE = hdf5plugin.Bitshuffle()
+UNKNOWN = 300
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "x.h5"
+
+
+@pytest.fixture
+def new_child():
+    ask.retire()
+    yield
+    ask.retire()
+
+
+def opened(path):
+    (shard,) = open_shards([str(path)], "X")
+    return shard
+
+
+def read_all(shard):
+    return read(Block(shard, 0, shard.n_rows))
+
+
+# -- equal to h5py -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_bytes", [0, 10**6])
+@pytest.mark.parametrize("name", WAYS)
+def test_rows_with_every_filter_are_read_as_by_h5py(path, monkeypatch, name, max_bytes):
+    monkeypatch.setattr("shardpress.hdf5.chunkcache._LEAST_BYTES", 1)
+    CHUNKS.resize(max_bytes)
+    try:
+        for seed in sample(range(60), 6):
+            with case(seed=seed):
+                rng = np.random.default_rng(seed)
+                with h5py.File(path, "w", libver=("v108", "latest")) as file:
+                    write_random(file, "X", WAYS[name], rng)
+                    stored = file["X"][:]
+                shard = opened(path)
+                assert (shard.layouts[0].kind == "asked") == WAYS[name].is_by_child
+                expected = stored.astype(shard.dtype)
+                np.testing.assert_array_equal(read_all(shard), expected)
+                for block in Block(shard, 0, len(stored)).cut(int(rng.integers(1, len(stored) + 1))):
+                    assert read(block).tobytes() == expected[block.start : block.stop].tobytes()
+    finally:
+        CHUNKS.resize(0)
+
+
+def test_every_filter_of_hdf5plugin_is_tested():
+    codes = {way.options.get("compression") for way in WAYS.values()}
+    assert codes >= set(hdf5plugin.FILTERS.values())
+
+
+@pytest.mark.parametrize("precision", [32, 12])
+def test_n_bit_reads_back(path, precision):
+    rows = np.arange(60, dtype="<i4").reshape(20, 3)
+    write_n_bit(path, rows, precision)
+    np.testing.assert_array_equal(read_all(opened(path)), rows)
+
+
+def created(**options):
+    """Return the properties of a dataset with options of `create_dataset`."""
+    with h5py.File.in_memory() as file:
+        return file.create_dataset("X", (10, 6), "<i2", chunks=(4, 4), **options).id.get_create_plist()
+
+
+def write(path, rows, kind, properties, most=None):
+    with h5py.File(path, "w", libver="latest") as file:
+        space = h5py.h5s.create_simple(rows.shape, most)
+        dataset = h5py.h5d.create(file.id, b"X", kind, space, dcpl=properties)
+        dataset.write(h5py.h5s.ALL, h5py.h5s.ALL, rows)
+
+
+def test_types_that_numpy_lacks_are_read_with_a_plugin(path):
+    kind = h5py.h5t.IEEE_F16LE.copy()
+    kind.set_fields(15, 7, 8, 0, 7)
+    kind.set_ebias(127)
+    rows = numbered(10, 6, dtype=np.float32)
+    write(path, rows, kind, created(**BITSHUFFLE))
+    np.testing.assert_array_equal(read_all(opened(path)), rows)
+
+
+def test_chunks_of_another_unlimited_axis_are_read_with_a_plugin(path):
+    """HDF5 lists wrong positions of these chunks."""
+    rows = numbered(10, 6, dtype=np.int16)
+    write(path, rows, h5py.h5t.STD_I16LE, created(**BITSHUFFLE), (10, h5py.h5s.UNLIMITED))
+    np.testing.assert_array_equal(read_all(opened(path)), rows)
+
+
+def test_edge_chunks_without_filters_are_read_with_a_plugin(path):
+    properties = created(**BITSHUFFLE)
+    assert ctypes.CDLL(h5py.h5p.__file__).H5Pset_chunk_opts(ctypes.c_int64(properties.id), ctypes.c_uint(2)) == 0
+    rows = numbered(10, 6, dtype=np.int16)
+    write(path, rows, h5py.h5t.STD_I16LE, properties)
+    np.testing.assert_array_equal(read_all(opened(path)), rows)
+
+
+def test_texts_with_a_plugin_are_read(path):
+    texts = np.array([f"row {i}".encode() for i in range(60)], object)
+    write_shard(path, numbered(60))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("text", data=texts, chunks=(7,), **BITSHUFFLE)
+    assert read_extras(Block(opened(path), 3, 50))["text"].tolist() == texts[3:50].tolist()
+
+
+# -- damaged chunks ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_bytes", [0, 31, 33, 2**20, 2**27])
+def test_chunk_of_another_size_is_refused_with_its_place(path, n_bytes):
+    """libhdf5 would return other memory for a short chunk."""
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("X", data=numbered(8, 4, dtype=np.int16), chunks=(4, 4), **BZIP2)
+        dataset.id.write_direct_chunk((4, 0), bz2.compress(bytes(n_bytes)))
+    shard = opened(path)
+    with refused(65, f"file={path} dataset=X rows=0:8 chunk=[4, 0]", "cannot be read"):
+        read_all(shard)
+    np.testing.assert_array_equal(read(Block(shard, 0, 4)), numbered(4, 4))
+
+
+def test_short_chunk_with_texts_is_refused(path):
+    write_shard(path, numbered(8))
+    with h5py.File(path, "a") as file:
+        texts = np.array([b"text"] * 8, object)
+        dataset = file.create_dataset("text", data=texts, chunks=(4,), compression="gzip")
+        dataset.id.write_direct_chunk((4,), dataset.id.read_direct_chunk((0,))[1][:-5] + bytes(5))
+    with refused(65, "dataset=text", "gzip"):
+        read_extras(Block(opened(path), 0, 8))
+
+
+@pytest.mark.parametrize("name", [name for name, way in WAYS.items() if way.is_by_child])
+def test_damaged_chunk_is_named_or_has_the_right_size(path, name):
+    errors = []
+    seeds = sample(range(60), 4)
+    for seed in seeds:
+        with case(seed=seed):
+            with h5py.File(path, "w") as file:
+                write_random(file, "X", WAYS[name], np.random.default_rng(seed))
+            damage(path)
+            shard = opened(path)
+            try:
+                assert read_all(shard).shape == shard.shape
+            except DataError as error:
+                errors.append(str(error))
+    assert [error for error in errors if "dataset=X" not in error or "chunk=[0, 0]: " not in error] == []
+    if name.startswith(("bitshuffle-", "bzip2", "scaleoffset-gzip")):
+        assert len(errors) == len(seeds)
+
+
+CRASHING = """
+import os
+from shardpress.hdf5.child import server
+honest = server.chunks
+def chunks(file, name, cells):
+    if [1, 0] in cells:
+        os.abort()
+    return honest(file, name, cells)
+server._FUNCTIONS["chunks"] = chunks
+main = server.main
+"""
+
+
+def test_chunk_that_crashes_its_filter_is_named(path, tmp_path, new_child, monkeypatch):
+    with h5py.File(path, "w") as file:
+        file.create_dataset("X", data=numbered(8, 4), chunks=(2, 4), **BZIP2)
+    plant(monkeypatch, tmp_path, CRASHING)
+    shard = opened(path)
+    with refused(65, "rows=0:8 chunk=[2, 0]", "signal 6"):
+        read_all(shard)
+    np.testing.assert_array_equal(read(Block(shard, 4, 8)), numbered(4, 4, first=4))
+
+
+# -- missing packages --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "missing", "package"),
+    [
+        ("zstd", ["zstandard", "hdf5plugin"], "zstandard"),
+        ("lz4", ["lz4", "hdf5plugin"], "lz4"),
+        ("blosc-snappy", ["hdf5plugin"], "hdf5plugin"),
+        ("bitshuffle-lz4", ["hdf5plugin"], "hdf5plugin"),
+        ("scaleoffset", ["hdf5plugin"], None),
+        ("zstd", ["hdf5plugin"], None),
+        ("zstd", ["zstandard"], None),
+    ],
+)
+def test_missing_package_is_named_if_no_other_can_be_used(
+    path, tmp_path, new_child, monkeypatch, name, missing, package
+):
+    hidden = f"import sys\nsys.modules.update(dict.fromkeys({missing}))\n"
+    plant(monkeypatch, tmp_path, f"{hidden}from shardpress.hdf5.child.server import main\n")
+    with h5py.File(path, "w") as file:
+        write_random(file, "X", WAYS[name], np.random.default_rng(0))
+        stored = file["X"][:]
+    if package is None:
+        np.testing.assert_array_equal(read_all(opened(path)), stored)
+    else:
+        with refused(65, str(path), "dataset=X", f"pip install {package}"):
+            opened(path)
+
+
+def test_filter_of_no_package_is_refused_with_advice(path):
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_chunk((4, 4))
+    properties.set_filter(UNKNOWN, h5py.h5z.FLAG_OPTIONAL, ())
+    with h5py.File(path, "w") as file:
+        space = h5py.h5s.create_simple((4, 4))
+        dataset = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I16LE, space, dcpl=properties)
+        dataset.write_direct_chunk((0, 0), bytes(32))
+    with refused(65, str(path), "dataset=X", f"filter {UNKNOWN}", "h5repack"):
+        opened(path)
