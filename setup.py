@@ -11,11 +11,13 @@ ONNX = ["onnx>=1.16"]
 PARQUET = ["pyarrow>=18"]  # for shardpress export --to parquet
 # Packages that read features and models, for tests.
 DOWNSTREAM = ["onnxruntime", "pandas", "polars"]
+# Packages that write files for tests.
+WRITERS = ["anndata", "hdf5storage", "netCDF4", "tables"]
 SIMULATE = ["simpy>=4"]  # for scripts/benchmarks/run.py simulate
 NVRTC = ["nvidia-cuda-nvrtc-cu12"]  # for the CUDA stub of the tests; shardpress setup-gpu installs it for cards
 TEST = [
     *("mypy", "pytest", "pytest-randomly", "pytest-xdist", "ruff", "setuptools"),
-    *(*FILTERS, *PLOT, *ONNX, *PARQUET, *DOWNSTREAM, *SIMULATE, *NVRTC),
+    *(*FILTERS, *PLOT, *ONNX, *PARQUET, *DOWNSTREAM, *WRITERS, *SIMULATE, *NVRTC),
 ]
 
 # Packages that read features: each command that neither trains nor encodes needs only these.

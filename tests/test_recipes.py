@@ -16,7 +16,7 @@ from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, EndedProcess, run_python, search_path
 
 PAGE = (REPOSITORY / "CONTRIBUTING.md").read_text()
-RECIPES = ("Add an activation", "Add a file filter", "Add an optimizer", "Add a setting", "Add a command")
+RECIPES = ("Add an activation", "Add a form of rows", "Add an optimizer", "Add a setting", "Add a command")
 N_INPUTS = 7
 
 
@@ -50,9 +50,13 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     insert_before(root / "kernels/shardpress_kernels/activations.py", "\n_RECORDS = (", f"\n{activation}\n")
     insert_before(root / "kernels/shardpress_kernels/activations.py", ")\n\nACTIVATIONS =", "    _TANH,\n")
 
-    decoder, line = examples("Add a file filter")
-    insert_before(root / "pipeline/shardpress/hdf5/filters/codecs.py", "\nFILTERS = {", f"\n{decoder}\n")
-    insert_before(root / "pipeline/shardpress/hdf5/filters/codecs.py", '}\n"""Filters that', f"    {line}")
+    (form,) = examples("Add a form of rows")
+    forms = root / "pipeline/shardpress/hdf5/forms"
+    (forms / "separate.py").write_text(form)
+    insert_before(
+        forms / "known.py", "from shardpress.hdf5.forms.table", "from shardpress.hdf5.forms.separate import Separate\n"
+    )
+    insert_before(forms / "known.py", "Table(), ", "Separate(), ")
 
     (rule,) = examples("Add an optimizer")
     insert_before(root / "kernels/shardpress_kernels/rules.py", "\n_RECORDS = (", f"\n{rule}\n")
@@ -287,58 +291,31 @@ def test_new_records_compile_for_devices(tree: Path, device: str, request: pytes
     assert max(found["errors"]) < 1e-5
 
 
-# -- a filter ----------------------------------------------------------------------------------------------------
+# -- a form of rows ----------------------------------------------------------------------------------------------
 
 READ = """
-    import numpy as np
     from shardpress.commands.table import main
-    from shardpress.errors import ShardpressError
+    from shardpress.hdf5.shard import Block
     from shardpress.shards.open import open_shards
     from shardpress.shards.rows import read
-    from shardpress.hdf5.shard import Block
 
-    (shard,) = open_shards(["x.h5"])
-    facts["kind"] = shard.layouts[0].kind
-    facts["rows"] = read(Block(shard, 0, shard.n_rows)).tolist()
-    facts["inspected"] = main(["inspect", "x.h5", "--json"])
-    (damaged,) = open_shards(["damaged.h5"])
-    try:
-        read(Block(damaged, 0, damaged.n_rows))
-    except ShardpressError as error:
-        facts["damage"] = [error.exit_code, str(error)]
+    (shard,) = open_shards(["x.h5"], "table")
+    facts["rows"] = [read(Block(shard, start, start + 5)).tolist() for start in range(0, 20, 5)]
+    facts["inspected"] = main(["inspect", "x.h5", "--dataset", "table", "--json"])
 """
 
 
-def write_xz(path: Path, rows: np.ndarray, is_damaged: bool = False) -> None:
-    """Write a file with one chunk that went through filter 300, as a plugin would."""
-    import lzma
-
-    stored = bytearray(lzma.compress(rows.tobytes()))
-    if is_damaged:
-        stored[len(stored) // 2] ^= 0xFF
-    with h5py.File(path, "w") as file:
-        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        properties.set_chunk(rows.shape)
-        properties.set_filter(300, h5py.h5z.FLAG_OPTIONAL, ())
-        space = h5py.h5s.create_simple(rows.shape)
-        dataset = h5py.h5d.create(file.id, b"X", h5py.h5t.STD_I64LE, space, dcpl=properties)
-        dataset.write_direct_chunk((0, 0), bytes(stored))
-
-
 @pytest.mark.process
-def test_a_new_filter_is_undone_named_and_checked(tree: Path, tmp_path: Path) -> None:
-    rows = np.arange(80).reshape(20, 4)
-    write_xz(tmp_path / "x.h5", rows)
-    write_xz(tmp_path / "damaged.h5", rows, is_damaged=True)
+def test_rows_of_a_new_form_are_described_and_read(tree: Path, tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(20, 3))
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for column, name in enumerate("abc"):
+            file.create_dataset(f"table/{name}", data=rows[:, column], chunks=(7,), compression="gzip")
 
     found = in_tree(tree, READ).facts
 
-    assert found["kind"] == "chunked"
-    assert found["rows"] == rows.tolist()
+    assert np.concatenate(found["rows"]).tolist() == rows.tolist()
     assert found["inspected"] == 0
-    code, words = found["damage"]
-    assert code == 65
-    assert "xz" in words
 
 
 # -- a setting ---------------------------------------------------------------------------------------------------

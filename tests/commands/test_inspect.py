@@ -11,7 +11,6 @@ import pytest
 
 from shardpress.commands.table import main
 from tests.support.cases import each
-from tests.support.damage import damage
 from tests.support.helpers import write_shard
 from tests.support.logged import mentions
 
@@ -104,21 +103,3 @@ def test_the_form_of_rows_is_named(form: str, tmp_path: Path, capsys: pytest.Cap
     found = [line for line in capsys.readouterr().out.splitlines() if "hint:" in line or "look like" in line]
     assert len(found) == bool(words)
     assert words in "".join(found)
-
-
-def test_files_with_equal_rows_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
-    other = rows.copy()
-    other[24, 1] += 1
-    arrays = {"a": rows, "b": other, "c": rows, "d": rows[:49], "e": rows.astype(np.float64), "f": rows}
-    for name, values in {**arrays, "g": rows[:0], "h": rows[:0]}.items():
-        write_shard(tmp_path / f"{name}.h5", values)
-    for name in "ij":
-        write_shard(tmp_path / f"{name}.h5", rows, chunks=(50, 3), fletcher32=True)
-    damage(tmp_path / "j.h5")
-    assert main(["inspect", "--all", "--json", str(tmp_path)]) == 0
-    equal = json.loads(capsys.readouterr().out)["equal"]
-    assert [[Path(each).stem for each in pair] for pair in equal] == [["a", "c"], ["a", "f"], ["a", "i"]]
-    assert main(["inspect", "--all", str(tmp_path)]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("EQUAL ROWS")]
-    assert [("a.h5" in line, "c.h5" in line) for line in lines] == [(True, True), (True, False), (True, False)]

@@ -28,6 +28,7 @@ from shardpress.encoding.partfile import row_shapes
 from shardpress.encoding.parts import PartSize, Piece, plan_parts
 from shardpress.encoding.storage import PLAIN, Storage
 from shardpress.encoding.worker import IN_MEMORY, Encoder, Encoders, EncodeSettings, serving
+from shardpress.hdf5 import shard
 from shardpress.hdf5.files import FILES
 from shardpress.hdf5.shard import Block, Shard
 from shardpress.model import Model
@@ -37,7 +38,7 @@ from shardpress.records import Part, Range, in_order, with_digests
 from shardpress.run.digests import with_content
 from shardpress.run.request import facts_of
 from shardpress.scan.scaler import Scaler
-from shardpress.shards import digests, shard
+from shardpress.shards import digests
 from shardpress.shards import rows as rows_module
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards

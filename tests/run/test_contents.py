@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from shardpress.features import open_features
+from shardpress.hdf5 import shard
 from shardpress.hdf5.files import opened
 from shardpress.records import ShardFacts
 from shardpress.run import inputs
 from shardpress.run.digests import with_content
 from shardpress.run.encoding_stage import EncodingStage
 from shardpress.run.scan_stage import ScanStage
-from shardpress.shards import shard
 from tests.support.appends import add_extra
 from tests.support.interruptions import STEPS, FullAfter, results, stamps, undisturbed_features
 from tests.support.standin import Workspace, features_of

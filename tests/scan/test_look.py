@@ -119,7 +119,7 @@ def test_packed_bits_are_named(share: float) -> None:
     rows = np.packbits(bits(np.random.default_rng(RNG_SEED), share), axis=1)
     assert np.mean(rows == 0) >= 0.5
     assert chosen(rows) == NONE
-    form = form_of(Config(), (array_shard(rows),), AS_STORED)
+    form = form_of(Config(), (array_shard(rows),), AS_STORED, None)
     assert form is not None
     assert "unpackbits" in form.words
 

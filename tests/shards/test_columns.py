@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.columns import NO_COLUMNS, Columns
+from shardpress.columns import Columns
 from shardpress.errors import DataError
 from shardpress.hdf5 import limits
 from shardpress.hdf5.shard import Block, Shard
@@ -19,24 +19,24 @@ from shardpress.shards.conversion import Conversion
 from shardpress.shards.open import open_shards
 from tests.support import named_columns
 from tests.support.cases import case
-from tests.support.helpers import refused, some_rows
+from tests.support.helpers import refused, some_rows, whole
 
 NAMES = ("ACTB", "GAPDH", "größer", "MT-CO1", "TP53", "XIST")
 ORDER = (3, 0, 5, 1, 4, 2)
+BY_NAME = ColumnRule("name")
 ROWS = some_rows(n_rows=9)
 SHUFFLED = [NAMES[place] for place in ORDER]
 
 
-def opened(paths: list[Path], dataset: str | None = None, check: ColumnCheck | None = None) -> tuple[Shard, ...]:
-    return open_shards([str(path) for path in paths], dataset, check=check)
+def opened(paths: list[Path], dataset: str | None = None, rule: ColumnRule | None = None) -> tuple[Shard, ...]:
+    return open_shards([str(path) for path in paths], dataset, check=ColumnCheck(rule or ColumnRule()))
 
 
-def by_name(of_model: Columns = NO_COLUMNS, where: str = "") -> ColumnCheck:
-    return ColumnCheck(ColumnRule("name", of_model, where))
-
-
-def whole(shard: Shard, check: ColumnCheck | None = None) -> np.ndarray:
-    return Conversion(check.orders if check else {}).read(Block(shard, 0, shard.n_rows))
+def rows_of(paths: list[Path], rule: ColumnRule = BY_NAME) -> list[np.ndarray]:
+    """Return the rows of each file in the order of the model."""
+    check = ColumnCheck(rule)
+    shards = open_shards([str(path) for path in paths], check=check)
+    return [whole(shard, Conversion(check.orders)) for shard in shards]
 
 
 def two(folder: Path, kind: str) -> tuple[list[Path], str | None]:
@@ -75,12 +75,14 @@ def test_columns_matched_by_name_are_read_as_in_the_first_file(tmp_path: Path) -
     for kind in named_columns.SOURCES:
         with case(kind):
             paths, dataset = two(tmp_path, kind)
-            check = by_name()
-            first, second = opened(paths, dataset, check)
-            assert check.orders.keys() == {second.path}
-            assert whole(second, check).tobytes() == whole(first, check).tobytes() == ROWS.tobytes()
-            assert Conversion(check.orders).read(Block(second, 2, 5)).tobytes() == ROWS[2:5].tobytes()
-            assert second.columns.names == NAMES
+            check = ColumnCheck(BY_NAME)
+            shards = open_shards([str(path) for path in paths], dataset, check=check)
+            for shard in shards:
+                block = Block(shard, 2, 5)
+                conversion = Conversion(check.orders).of([block])  # as in a task
+                assert conversion.orders.keys() == {shard.path} & {shards[1].path}
+                assert conversion.read(block).tobytes() == ROWS[2:5].tobytes()
+                assert shard.columns.names == NAMES
 
 
 def test_pieces_of_a_block_are_all_reordered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,10 +97,9 @@ def test_columns_are_matched_with_those_of_a_model(tmp_path: Path) -> None:
     paths, _ = two(tmp_path, "anndata")
     of_model = Columns(NAMES, "somewhere")
     with refused(65, f"file={paths[1]}", "column 0 ", "model=m"):
-        opened(paths[1:], check=ColumnCheck(ColumnRule("order", of_model, "model=m")))
-    check = by_name(of_model, "model=m")
-    (shard,) = opened(paths[1:], check=check)
-    assert whole(shard, check).tobytes() == ROWS.tobytes()
+        opened(paths[1:], rule=ColumnRule("order", of_model, "model=m"))
+    (rows,) = rows_of(paths[1:], ColumnRule("name", of_model, "model=m"))
+    assert rows.tobytes() == ROWS.tobytes()
 
 
 @pytest.mark.process
@@ -108,7 +109,7 @@ def test_missing_and_surplus_columns_are_named(tmp_path: Path) -> None:
             named_columns.attribute(tmp_path / "0.h5", ROWS, NAMES)
             named_columns.attribute(tmp_path / "1.h5", ROWS[:, :width], names)
             with refused(65, f"file={tmp_path / '1.h5'}", "größer", "NEW"):
-                opened([tmp_path / "0.h5", tmp_path / "1.h5"], check=by_name())
+                opened([tmp_path / "0.h5", tmp_path / "1.h5"], rule=BY_NAME)
 
 
 @pytest.mark.process
@@ -118,11 +119,9 @@ def test_repeated_names_match_in_their_order_only(tmp_path: Path) -> None:
     named_columns.attribute(tmp_path / "1.h5", ROWS, names)
     named_columns.attribute(tmp_path / "2.h5", ROWS, names[::-1])
     paths = [tmp_path / f"{i}.h5" for i in range(3)]
-    check = by_name()
-    opened(paths[:2], check=check)
-    assert check.orders == {}
+    assert rows_of(paths[:2])[1].tobytes() == ROWS.tobytes()
     with refused(65, str(tmp_path), "several columns", "a"):
-        opened(paths, check=by_name())
+        opened(paths, rule=BY_NAME)
 
 
 @pytest.mark.process
@@ -132,17 +131,15 @@ def test_files_without_names_cannot_be_matched_by_name(tmp_path: Path) -> None:
     paths = [tmp_path / "0.h5", tmp_path / "1.h5"]
     assert [shard.columns.names for shard in opened(paths)] == [NAMES, NAMES]
     with refused(65, f"file={paths[1]}", "--match-columns name"):
-        opened(paths, check=by_name())
+        opened(paths, rule=BY_NAME)
     with refused(65, "model=m", "--match-columns name"):
-        opened(paths[:1], check=by_name(where="model=m"))
+        opened(paths[:1], rule=ColumnRule("name", where="model=m"))
 
 
 @pytest.mark.process
 def test_ignored_columns_are_not_compared(tmp_path: Path) -> None:
     paths, _ = two(tmp_path, "anndata")
-    check = ColumnCheck(ColumnRule("ignore"))
-    _, second = opened(paths, check=check)
-    assert whole(second, check).tobytes() == ROWS[:, ORDER].tobytes()
+    assert rows_of(paths, ColumnRule("ignore"))[1].tobytes() == ROWS[:, ORDER].tobytes()
 
 
 @pytest.mark.process
@@ -175,7 +172,7 @@ def test_other_coordinates_are_refused(tmp_path: Path) -> None:
             np.testing.assert_array_equal(opened(paths[:2])[0].columns.values, WAVELENGTHS)
             with refused(65, f"file={paths[2]}", "column 2 ", "4201.0", "4200.0", f" file={paths[0]}"):
                 opened(paths)
-            assert len(opened(paths, check=ColumnCheck(ColumnRule("ignore")))) == 3
+            assert len(opened(paths, rule=ColumnRule("ignore"))) == 3
 
 
 @pytest.mark.process
@@ -223,10 +220,9 @@ def test_numbers_of_reordered_columns_are_compared(tmp_path: Path) -> None:
         with h5py.File(path, "a") as file:
             file["X"].attrs["columns"] = [NAMES[place] for place in order]
     paths = [tmp_path / f"{i}.h5" for i in range(3)]
-    check = by_name()
-    assert whole(opened(paths[:2], check=check)[1], check).tobytes() == ROWS.tobytes()
+    assert rows_of(paths[:2])[1].tobytes() == ROWS.tobytes()
     with refused(65, f"file={paths[2]}", "wavelength"):
-        opened(paths, check=by_name())
+        opened(paths, rule=BY_NAME)
 
 
 # -- untrusted files ---------------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from shardpress.errors import ShardpressError
 from shardpress.hdf5.shard import Block, Shard
 from shardpress.scan.blocks import ScanSettings
 from shardpress.scan.ranges import Scan, scan
+from shardpress.shards.conversion import AS_STORED, Conversion
 from shardpress.shards.open import open_shards
-from shardpress.shards.rows import read
 
 UNPRIVILEGED = 65534
 
@@ -51,9 +51,9 @@ def blocks(shards: Sequence[Shard], block_rows: int) -> Iterator[Block]:
         yield from Block(shard, 0, shard.n_rows).cut(block_rows)
 
 
-def whole(shard: Shard) -> np.ndarray:
+def whole(shard: Shard, conversion: Conversion = AS_STORED) -> np.ndarray:
     """Return all rows of a shard."""
-    return read(Block(shard, 0, shard.n_rows))
+    return conversion.read(Block(shard, 0, shard.n_rows))
 
 
 def scanned(

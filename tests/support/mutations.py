@@ -877,7 +877,7 @@ _HDF5_AND_SHARDS = (
     Mutation(
         "exchanged-units-have-one-digest",
         "pipeline/shardpress/shards/digests.py",
-        "unit.data, (first_row + start) // UNIT_ROWS",
+        "unit.data, unit_number + (n_before << 40)",
         "unit.data, 0",
         ("tests/shards/test_digests.py::test_different_rows_have_different_digests",),
     ),

@@ -57,8 +57,8 @@ def run(options: argparse.Namespace) -> int:
     if inspection.shards:
         with log_progress():
             scan = _scan_rows(inspection, config, own.all)
-            form = form_of(config, inspection.shards, inspection.conversion)
-    twins = [] if scan is None or not own.all else _twins(inspection.shards, scan.digests)
+            form = form_of(config, inspection.shards, inspection.conversion, None)
+    twins = list(_twins(inspection, scan)) if scan is not None and own.all else []
     if own.json:
         print_json(_as_json(inspection, scan, form, twins))
     else:
@@ -94,16 +94,14 @@ def _scan_rows(inspection: Inspection, config: Config, is_complete: bool) -> Sca
         return preview_rows(inspection.shards, settings, n_threads, None, advance=progress.advance)
 
 
-def _twins(shards: Sequence[Shard], digests: Sequence[str | None]) -> list[tuple[Shard, Shard]]:
-    """Return the first shard with some rows, and each later one with equal rows, such as a copy in the same folder."""
-    first: dict[object, Shard] = {}
-    twins = []
-    for shard, digest in zip(shards, digests, strict=True):
+def _twins(inspection: Inspection, scan: Scan) -> Iterator[tuple[Shard, Shard]]:
+    """Yield the first shard with some rows, and each later shard with equal rows, given a scan of all rows."""
+    firsts: dict[object, Shard] = {}
+    for shard, digest in zip(inspection.shards, scan.digests, strict=True):
         if shard.n_rows and digest is not None:
-            earlier = first.setdefault((shard.stored_dtype, digest), shard)
-            if earlier is not shard:
-                twins.append((earlier, shard))
-    return twins
+            first = firsts.setdefault((shard.shape, shard.stored_dtype, digest), shard)
+            if first is not shard:
+                yield first, shard
 
 
 # -- JSON ---------------------------------------------------------------------------------------------------------

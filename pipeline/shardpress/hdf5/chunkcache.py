@@ -1,7 +1,7 @@
 """Cache of decompressed chunks, shared by all reads in a process.
 
-A chunk may hold far more rows than one read needs. Without a cache, each of these reads would decompress the chunk
-again. Small chunks are not cached, because decompressing them again costs less.
+The chunks that hold one row may hold far more rows than one read needs. Without a cache, each of these reads would
+decompress them again. If they are small together, they are not cached, because decompressing them again costs less.
 """
 
 import threading
@@ -12,7 +12,7 @@ from math import prod
 
 from shardpress.hdf5.layout import Layout, grid_of
 
-_LEAST_BYTES = 2**20  # smallest chunk that is worth caching
+_LEAST_BYTES = 2**20  # of all chunks that hold one row
 
 
 class ChunkCache:
@@ -32,7 +32,7 @@ class ChunkCache:
 
     def holds(self, layout: Layout, axis: int) -> bool:
         """Return whether chunks of a dataset stay in the cache while rows along an axis are read in order."""
-        return layout.chunk_bytes >= _LEAST_BYTES and band_bytes(layout, axis) <= self.max_bytes
+        return _LEAST_BYTES <= band_bytes(layout, axis) <= self.max_bytes
 
     def get(self, key: Hashable, n_bytes: int, decompress: Callable[[], memoryview]) -> memoryview:
         """Return the chunk with this key. Call `decompress` if it is not in the cache.

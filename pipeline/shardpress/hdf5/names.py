@@ -10,7 +10,7 @@ PREFERRED = "X"
 """Default name of the dataset with the rows."""
 _VARIABLES = "var"
 """Name of AnnData's group with one entry for each column. Early versions of AnnData wrote a table."""
-OBSERVATIONS = "obs"
+_OBSERVATIONS = "obs"
 """Name of AnnData's group with one entry for each row."""
 ROW_NAMES = "_index"
 """Name of the extra with the names of the rows, from AnnData's group with one entry for each row."""
@@ -84,12 +84,12 @@ def variables_of(dataset: str) -> str:
     return text(b"/".join([*groups, _VARIABLES.encode()]))
 
 
-def row_names_of(dataset: str) -> str:
-    """Return the path under which the names of the rows are copied, from AnnData's group `obs` for a matrix."""
+def observations_of(dataset: str) -> str:
+    """Return the path of AnnData's `obs` for a matrix. Some matrices are in groups next to it."""
     groups = parts_of(dataset)[:-1]
     if groups and groups[-1] in _SAME_ROWS:
         del groups[-1]
-    return text(b"/".join([*groups, OBSERVATIONS.encode(), ROW_NAMES.encode()]))
+    return text(b"/".join([*groups, _OBSERVATIONS.encode()]))
 
 
 def is_requested(path: str, include: Sequence[str]) -> bool:

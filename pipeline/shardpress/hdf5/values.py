@@ -1,8 +1,9 @@
 """Read values directly from the file, without libhdf5 and its global lock.
 
 Each read opens the file, and checks before and after the read that it is still the vetted file. Chunks are decompressed
-about 1 MiB at a time, and large chunks are cached. Values are converted piece by piece. The child process decompresses
-chunks with rare filters or types that NumPy lacks, and reads other values that are not plain, such as strings.
+one at a time, and those that hold many rows are cached. Values are converted piece by piece. The child process
+decompresses chunks with rare filters or types that NumPy lacks, and reads other values that are not plain, such as
+strings.
 """
 
 from collections.abc import Callable, Iterator
@@ -209,7 +210,9 @@ def _read_chunked(descriptor: int, request: _Request, out: np.ndarray) -> None:
     layout = request.layout
     values = np.moveaxis(out, 0, request.axis)  # a view with the axis order of the dataset
     is_kept = request.file is not None and bool(layout.filters) and CHUNKS.holds(layout, request.axis)
-    at_once = 1 if is_kept else max(1, min(_MOST_CHUNKS, _PIECE // layout.chunk_bytes))
+    at_once = 1
+    if layout.kind == "asked" and not is_kept:  # the child takes longer for two requests than for one
+        at_once = max(1, min(_MOST_CHUNKS, _PIECE // layout.chunk_bytes))
     parts = _parts(layout, request.start, request.start + len(out), request.axis)
     while batch := list(islice(parts, at_once)):
         for part, chunk in zip(batch, _chunks(descriptor, request, batch, is_kept), strict=True):

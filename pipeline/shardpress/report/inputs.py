@@ -9,7 +9,7 @@ from shardpress.hdf5.shard import Block, Shard, rows_of
 from shardpress.records import ShardFacts, Stat, with_digests
 from shardpress.report.rows import Preprocessing
 from shardpress.result import Result
-from shardpress.shards.columns import order_by_name
+from shardpress.shards.columns import ColumnCheck, ColumnRule
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.vet import Selection, vet
 
@@ -42,11 +42,10 @@ class Inputs:
         shard = vet(path, Selection(before.dataset, self._orientation))
         if before.first_row + before.shape[0] <= shard.n_rows:
             shard = rows_of(shard, before.first_row, before.shape[0])
-        order = None
-        if before.column_order is not None:
-            order = order_by_name(shard, self._model.columns.names, "the model")
-        orders = {} if order is None else {shard.path: order}
-        conversion = Conversion(orders, self._model.offset, self._model.preparation)
+        match = "ignore" if before.column_order is None else "name"
+        check = ColumnCheck(ColumnRule(match, self._model.columns, "the model"))
+        shard = check.accept(shard)
+        conversion = Conversion(dict(check.orders), self._model.offset, self._model.preparation)
         if not _has_rows(shard, conversion, before):
             raise DataError("its rows have changed since the run")
         return shard, conversion

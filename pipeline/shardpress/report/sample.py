@@ -24,6 +24,8 @@ from shardpress_kernels.network import Network
 _MAX_ROWS = 2000
 _MAX_READS = 128
 _MIN_ROWS_PER_READ = 8
+_FEW_READS = 32
+_LARGE_CHUNK = 2**20  # bytes
 _MAX_DECOMPRESSED_BYTES = 2**28  # takes about one second
 _MAX_OPERATIONS = 2e10  # a decoder needs about one second for this number of operations in float64
 
@@ -232,10 +234,17 @@ def _n_stretches(n_rows: int, parts: Sequence[PartSource]) -> int:
 
 
 def max_stretches(parts: Sequence[PartSource], max_reads: int = _MAX_READS) -> int:
-    """Return the largest number of stretches that can be read from parts in about a second, at least 1."""
+    """Return the largest number of stretches that can be read from parts in about a second, at least 1.
+
+    If chunks are large, no more than an eighth of the rows are decompressed, unless there would be too few stretches.
+    """
     shards = [part.block.shard for part in parts]
     chunk_bytes = max(shard.chunk_rows * shard.row_bytes for shard in shards)
-    return max(1, min(max_reads, _MAX_DECOMPRESSED_BYTES // chunk_bytes))
+    n_most = min(max_reads, _MAX_DECOMPRESSED_BYTES // chunk_bytes)
+    if chunk_bytes >= _LARGE_CHUNK and any(shard.band_bytes for shard in shards):
+        n_bytes = sum(len(part.block) * part.block.shard.row_bytes for part in parts)
+        n_most = min(n_most, max(_FEW_READS, n_bytes // 8 // chunk_bytes))
+    return max(1, n_most)
 
 
 # -- reading -------------------------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def open_inputs(config: Config, given_model: Model | None, base: Base | None, re
     check_any(shards, sources)
     _check_width(shards[0])
     names = {extra.name for extra in extras}
-    return _arranged(shards, Conversion(check.orders), refused, unreadable, base, names, config)
+    return _arranged(shards, Conversion(dict(check.orders)), refused, unreadable, base, names, config)
 
 
 def _check_width(first: Shard) -> None:

@@ -43,8 +43,6 @@ def resolve_for(
 
     Parameters
     ----------
-    conversion : Conversion
-        Orders of columns.
     model : Model, optional
         Existing model, whose preparation and network are used.
     fitted : ndarray of shape (n_rows,), bool, optional

@@ -15,7 +15,7 @@ import numpy as np
 from shardpress.errors import DataError, NoInput
 from shardpress.hdf5.shard import Block, Shard, block_of, first_rows
 from shardpress.scan.scaler import bad_rows, missing_entries
-from shardpress.settings.config import SETTINGS, BadDataSettings, Config
+from shardpress.settings.config import SETTINGS, Config
 from shardpress.settings.kinds import as_typed
 from shardpress.shards.conversion import Conversion
 
@@ -93,15 +93,13 @@ def follow(config: Config, shards: Sequence[Shard], conversion: Conversion, fitt
     return config.changed(**{**prepared, **chosen})
 
 
-def form_of(
-    config: Config, shards: Sequence[Shard], conversion: Conversion, fitted: np.ndarray | None = None
-) -> Form | None:
+def form_of(config: Config, shards: Sequence[Shard], conversion: Conversion, fitted: np.ndarray | None) -> Form | None:
     """Return what the rows of a run look like, with the settings that suit them and are not given.
 
     None if the rows suggest nothing, or if all such settings are given.
     """
     shape = shards[0].columns.row_shape or (shards[0].n_inputs,)
-    form = _form_of_rows(_some_rows(config.bad_data, shards, conversion, fitted), shape)
+    form = _form_of_rows(_some_rows(config, shards, conversion, fitted), shape)
     if form is None or form is _PACKED:
         return form
     settings = {name: value for name, value in form.settings.items() if _is_open(config, name)}
@@ -122,7 +120,7 @@ def _is_open(config: Config, name: str) -> bool:
 
 
 def _some_rows(
-    settings: BadDataSettings, shards: Sequence[Shard], conversion: Conversion, fitted: np.ndarray | None
+    config: Config, shards: Sequence[Shard], conversion: Conversion, fitted: np.ndarray | None
 ) -> np.ndarray:
     """Return good rows (n, n_columns), float64, from a few places; none if most rows there are bad.
 
@@ -139,9 +137,9 @@ def _some_rows(
             except (DataError, NoInput):
                 continue
             n_read += len(rows)
-            is_missing = missing_entries(rows, settings.missing_value, block.shard.stored_dtype)
+            is_missing = missing_entries(rows, config.bad_data.missing_value, block.shard.stored_dtype)
             rows = np.where(is_missing, np.nan, rows.astype(np.float64))
-            good.append(np.delete(rows, bad_rows(rows, fills=settings.impute is not None), axis=0))
+            good.append(np.delete(rows, bad_rows(rows, fills=config.bad_data.impute is not None), axis=0))
     found = np.concatenate(good)
     return found if 2 * len(found) >= n_read else found[:0]
 

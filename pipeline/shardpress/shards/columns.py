@@ -101,6 +101,7 @@ class ColumnCheck:
         return f"{advice}."
 
     def _order_by_name(self, shard: Shard) -> np.ndarray | None:
+        """Return the position in a shard of each column, (n_inputs,), int32; None if they are in this order."""
         names = shard.columns.names
         expected = self.columns.names
         if not names:
@@ -108,9 +109,12 @@ class ColumnCheck:
                 f"{shard}: has no column names, which --match-columns name needs. Omit the option, or write the names "
                 "into the file (docs/inputs.md)."
             )
-        order = order_by_name(shard, expected, self._names_of) if expected else None
-        # Shards with the same order share one array.
-        return None if order is None else self._distinct_orders.setdefault(order.tobytes(), order)
+        if not expected or names == expected:
+            return None
+        _check_same_names(shard, expected, self._names_of)
+        positions = {name: position for position, name in enumerate(names)}
+        order = np.array([positions[name] for name in expected], dtype=np.int32)
+        return self._distinct_orders.setdefault(order.tobytes(), order)  # shards with the same order share one array
 
     def _extend(self, found: Columns, shard: Shard) -> None:
         """Add names and numbers of columns that no earlier shard has."""
@@ -161,19 +165,6 @@ class ColumnCheck:
         for note, n in self._notes.most_common(_LISTED):
             more = f", in {quantity(n, 'shard')}" if n > 1 else ""
             log.warning("%s: column names or numbers are ignored%s: %s", self._first_note[note], more, printable(note))
-
-
-def order_by_name(shard: Shard, expected: Sequence[str], where: str) -> np.ndarray | None:
-    """Return the position in a shard of each expected column, (n_inputs,), int32; None if they are in this order.
-
-    Raise `DataError` if the names, which are those in `where`, are not the same.
-    """
-    names = shard.columns.names
-    if names == expected:
-        return None
-    _check_same_names(shard, expected, where)
-    positions = {name: position for position, name in enumerate(names)}
-    return np.array([positions[name] for name in expected], dtype=np.int32)
 
 
 def _check_same_names(shard: Shard, expected: Sequence[str], where: str) -> None:

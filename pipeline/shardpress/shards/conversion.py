@@ -29,7 +29,7 @@ class Conversion:
     def of(self, blocks: Iterable[Block]) -> Conversion:
         """Return what these blocks need, for a task."""
         paths = {block.shard.path for block in blocks}
-        return replace(self, orders={path: order for path, order in self.orders.items() if path in paths})
+        return replace(self, orders={path: self.orders[path] for path in paths if path in self.orders})
 
     def dtype_of(self, shard: Shard) -> np.dtype:
         """Return the dtype of the rows of a shard."""

@@ -27,8 +27,10 @@ class Digest:
         """Add rows (n_rows, n_inputs), C order, of which the first one has the number `first_row` in its shard."""
         for start in range(0, len(rows), UNIT_ROWS):
             unit = rows[start : start + UNIT_ROWS]
-            # The number of the unit is the seed, so that exchanged units change the sum.
-            self.add(xxhash.xxh3_128_intdigest(unit.data, (first_row + start) // UNIT_ROWS))
+            # The number of the unit is the seed, so that exchanged units change the sum. Rows that begin within a unit,
+            # as in a scan with small blocks, have other seeds.
+            unit_number, n_before = divmod(first_row + start, UNIT_ROWS)
+            self.add(xxhash.xxh3_128_intdigest(unit.data, unit_number + (n_before << 40)))
 
     def add(self, digest: int) -> None:
         """Add the sum of other units."""

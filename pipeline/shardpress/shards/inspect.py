@@ -83,7 +83,7 @@ def inspect_files(patterns: Sequence[str], selection: Selection, columns: Column
             raise
         return Inspection(refused=refused)
     files = [_describe(group, selection) for group in _groups(shards)]
-    return Inspection(shards, Conversion(check.orders), files, refused)
+    return Inspection(shards, Conversion(dict(check.orders)), files, refused)
 
 
 def _groups(shards: Sequence[Shard]) -> list[list[Shard]]:

@@ -28,6 +28,12 @@ _Item = TypeVar("_Item")
 _TASKS_PER_THREAD = 16  # at least, so that all threads end at about the same time
 
 
+def numbers_of(order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1) -> Iterator[np.ndarray]:
+    """Yield the minibatches of an epoch from number `first` on, `n_each` at a time: row numbers (n,), int64."""
+    windows = order.windows(epoch, first * batch_size)
+    return cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), n_each * batch_size)
+
+
 class ResidentRows:
     """All rows (n_rows, n_inputs), kept in memory in their own dtype."""
 
@@ -39,11 +45,7 @@ class ResidentRows:
         starts = slab_starts(reader.shards, reader.conversion)
         return cls(reader.slabs(starts, np.arange(len(starts) - 1)))
 
-    def minibatches(
-        self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
-    ) -> Iterator[np.ndarray]:
-        """Yield the minibatches of an epoch from number `first` on, `n_each` at a time: row numbers (n,), int64."""
-        return numbers_of(order, epoch, batch_size, first, n_each)
+    minibatches = staticmethod(numbers_of)
 
     def take(self, numbers: np.ndarray) -> np.ndarray:
         """Return single rows (n, n_inputs), unscaled, by their numbers (n,)."""
@@ -111,21 +113,11 @@ class DeviceRows(StreamedRows):
             yield rows
             del rows  # free these rows before another window is read
 
-    def minibatches(
-        self, order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1
-    ) -> Iterator[np.ndarray]:
-        """Yield the minibatches of an epoch from number `first` on, `n_each` at a time: row numbers (n,), int64."""
-        return numbers_of(order, epoch, batch_size, first, n_each)
+    minibatches = staticmethod(numbers_of)
 
 
 Rows = ResidentRows | StreamedRows
 """Source of training rows. The classes have the same methods."""
-
-
-def numbers_of(order: Order, epoch: int, batch_size: int, first: int = 0, n_each: int = 1) -> Iterator[np.ndarray]:
-    """Yield the numbers (n,), int64, of the rows of the minibatches of an epoch from number `first` on."""
-    windows = order.windows(epoch, first * batch_size)
-    return cut(((rows, np.arange(len(rows))) for _slabs, rows in windows), n_each * batch_size)
 
 
 def read_ahead(

@@ -154,7 +154,7 @@ def test_failed_start_of_the_child_names_the_limits_to_raise(path, fresh, monkey
         vet(Path(path))
 
 
-@pytest.mark.parametrize("n", [4, 5])
+@pytest.mark.parametrize("n", [3, 4])
 def test_child_without_descriptors_is_a_system_limit(path, fresh, monkeypatch, tmp_path, n):
     limited = f"def main():\n    resource.setrlimit(resource.RLIMIT_NOFILE, ({n}, {n}))\n    server.main()\n"
     plant(monkeypatch, tmp_path, f"import resource\nfrom shardpress.hdf5.child import server\n{limited}")

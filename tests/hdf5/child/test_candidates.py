@@ -206,6 +206,14 @@ def test_records_and_csr_matrices_have_no_rows_in_columns(tmp_path):
         open_shards([path], orientation="columns")
 
 
+def test_records_of_variable_length_are_refused(tmp_path):
+    records = np.zeros(3, [("index", h5py.string_dtype()), ("a", "f4"), ("b", "f4")])
+    records["index"] = "a"
+    path = write(tmp_path / "x.h5", {"df/table": records})
+    with refused(65, path, "dataset=df/table", "index object"):
+        open_shards([path])
+
+
 # -- sparse --------------------------------------------------------------------------------------------------------
 
 

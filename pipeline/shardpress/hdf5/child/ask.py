@@ -12,6 +12,7 @@ import re
 import select
 import signal
 import socket
+import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -77,8 +78,14 @@ class _Child:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             # A new process, because a fork would copy locks that other threads may hold.
-            memory = str(LIMITS.memory)
-            self._process = ChildProcess(_MODULE, memory, environment=_environment(), stdin=theirs.fileno())
+            self._process = ChildProcess(
+                _MODULE,
+                str(LIMITS.memory),
+                environment=_environment(),
+                stdin=theirs.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
             self._connection = ours.dup()
         self._owner = os.getpid()
         self._n_answers = 0

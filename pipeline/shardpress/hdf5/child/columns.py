@@ -31,6 +31,7 @@ from shardpress.hdf5.names import (
     has_one_for_each_column,
     is_coordinate,
     items_of,
+    observations_of,
     parts_of,
     sibling,
     split,
@@ -104,8 +105,11 @@ def _objects_with_attributes(rows: Rows) -> list[Any]:
 
 
 def _variable_names(root: FileID, rows: Rows, n_inputs: int) -> _Names | None:
-    """Return the names in AnnData's `var`: a table, or a group whose attribute `_index` names the dataset."""
-    path = variables_of(rows.name)
+    """Return the names in AnnData's `var`: a table, or a group whose attribute `_index` names the dataset.
+
+    If the matrix is transposed, its columns are named in `obs`.
+    """
+    path = observations_of(rows.name) if rows.is_transposed else variables_of(rows.name)
     _, item = resolve(root, path)
     if isinstance(item, Dataset):
         return _table_names(item, path, n_inputs)

@@ -81,7 +81,7 @@ def _extras(root: FileID, rows: Rows, include: Sequence[str], has_extras: bool) 
     others = [path for path in include if normal(path) not in included]
     used = {normal(path) for path, _ in rows.parts} | included
     named, missing = find_named(root, others, rows.shape, used)
-    row_names = find_row_names(root, rows.name, rows.shape, used) if has_extras else []
+    row_names = find_row_names(root, rows, used) if has_extras else []
     return extras + named + row_names, [*missing, *left_out][:MOST_LEFT_OUT]
 
 

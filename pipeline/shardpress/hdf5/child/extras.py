@@ -46,11 +46,12 @@ from shardpress.hdf5.names import (
     items_of,
     misfit,
     normal,
+    observations_of,
     parts_of,
-    row_names_of,
     sibling,
-    split,
     text,
+    under,
+    variables_of,
 )
 from shardpress.hdf5.shard import Extra, LeftOut, code_dtype
 
@@ -261,24 +262,25 @@ def _member(group: Any, name: bytes, path: str, shape: tuple[int, ...]) -> Extra
     return _named_extra(group, item, path, shape)
 
 
-def find_row_names(root: FileID, rows: str, shape: tuple[int, ...], used: set[str]) -> list[Extra]:
+def find_row_names(root: FileID, rows: Rows, used: set[str]) -> list[Extra]:
     """Return the names of the rows in AnnData's group `obs` as an extra, unless they are at one of the paths `used`.
 
-    No user has requested them, so nothing is reported if they cannot be used.
+    If the matrix is transposed, its rows are named in `var`. No user has requested the names, so nothing is reported if
+    they cannot be used.
     """
-    path = row_names_of(rows)
+    place = variables_of(rows.name) if rows.is_transposed else observations_of(rows.name)
     try:
-        _, group = resolve(root, split(path)[0])
+        _, group = resolve(root, place)
         index = index_of(group) if isinstance(group, h5py.h5g.GroupID) else None
         if index is None or "/" in index:
             return []
-        extra = _member(group, index.encode("utf-8", "surrogateescape"), sibling(path, index), shape)
+        extra = _member(group, index.encode("utf-8", "surrogateescape"), under(place, index), rows.shape)
     except Exception as error:
         reason_of(error)  # raises storage failures and bugs
         return []
     if place_of(extra) in used:
         return []
-    return [replace(extra, name=path)]
+    return [replace(extra, name=under(place, ROW_NAMES))]
 
 
 def index_of(group: Any) -> str | None:

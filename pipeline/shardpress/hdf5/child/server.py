@@ -58,10 +58,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=os.dup(0))
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    os.dup2(null, 2)
+    os.dup2(1, 0)  # the null device
     _warm_up()
     _confine(int(sys.argv[1]))
     _send(connection, b"ready")
@@ -112,15 +109,17 @@ def _answer(connection: socket.socket, request: dict[str, Any], opened: _File) -
     used = resource.getrusage(resource.RUSAGE_SELF)
     seconds = int(used.ru_utime + used.ru_stime + request["seconds"]) + 1
     _limit(resource.RLIMIT_CPU, seconds, resource.RLIM_INFINITY)  # ends this process with SIGXCPU
+    failure = None
     try:
-        reply = _reply(_FUNCTIONS[request["ask"]], opened, request["arguments"])
+        pieces = packed(_reply(_FUNCTIONS[request["ask"]], opened, request["arguments"]))
     except BaseException as error:
-        reply = _failure(error)
+        failure = _failure(error)
+        pieces = packed(failure)
     try:
-        _send(connection, *packed(reply))
+        _send(connection, *pieces)
     except BrokenPipeError:
         sys.exit(0)
-    if isinstance(reply, Failure) and reply.kind == "memory":
+    if failure is not None and failure.kind == "memory":
         sys.exit(0)  # libhdf5 may be in any state
 
 

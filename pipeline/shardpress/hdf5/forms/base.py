@@ -32,6 +32,7 @@ class Rows:
     parts: list[tuple[str, Dataset]]  # paths and datasets
     shape: tuple[int, ...]  # rows first
     dtype: np.dtype  # of the numbers, as stored
+    is_transposed: bool = False  # True if the rows are along the last axis, or are the columns of a sparse matrix
 
     @cached_property
     def names_around(self) -> list[bytes]:

@@ -52,7 +52,7 @@ class Dense(Form):
             )
         if orientation is None and h5py.h5a.exists(item.id, _MATLAB):
             raise Refused(_ask_for_orientation(shape), name)
-        return Rows(name, parent, self, [(name, item)], rows, dtype)
+        return Rows(name, parent, self, [(name, item)], rows, dtype, is_transposed=self.axis != 0)
 
     def read(self, block: Block, out: np.ndarray) -> None:
         shard = block.shard

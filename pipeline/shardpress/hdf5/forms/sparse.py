@@ -111,7 +111,7 @@ def _rows_of(form: Form, parent: Any, group: Any, name: str, orientation: str | 
         raise Refused(
             f"a sparse matrix with {n_inputs} columns, expected 1 to {MOST_COLUMNS}. Write fewer columns.", name
         )
-    return Rows(name, parent, form, parts, (n_rows, n_inputs), _dtype_of(parts))
+    return Rows(name, parent, form, parts, (n_rows, n_inputs), _dtype_of(parts), is_transposed)
 
 
 def _dtype_of(parts: list[tuple[str, Dataset]]) -> np.dtype:

@@ -47,8 +47,8 @@ class Table(Form):
             return None
         if orientation == "columns":
             raise Refused("a table, which cannot be read by columns. Omit --orientation columns.", name)
-        if not item.is_plain:
-            raise Refused(f"{records_in_words(item.dtype)} in a type that NumPy does not support. {WRITE_ROWS}.", name)
+        if item.dtype.hasobject:
+            raise Refused(f"{records_in_words(item.dtype)} of variable length. {WRITE_ROWS}.", name)
         return Rows(name, parent, self, [(name, item)], (item.size, numbers.n), numbers.dtype)
 
     def read(self, block: Block, out: np.ndarray) -> None:
