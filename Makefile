@@ -25,7 +25,7 @@ run: setup ## extract features from sample data into sample/, and train a classi
 	$(PYTHON_OF_VENV) scripts/make_data.py
 	@set=fashion-mnist; test -e data/$$set-train-0.h5 || set=digits; set -ex; \
 	$(PYTHON_OF_VENV) scripts/extract.py --overwrite --input data/$$set-train-*.h5 --output sample/$$set/features; \
-	$(PYTHON_OF_VENV) scripts/extract.py --quiet --overwrite --model sample/$$set/features --input data/$$set-test \
+	$(PYTHON_OF_VENV) scripts/extract.py --overwrite --model sample/$$set/features --input data/$$set-test \
 		--output sample/$$set/features-test; \
 	$(PYTHON_OF_VENV) scripts/classify.py sample/$$set/features --test sample/$$set/features-test
 

@@ -32,6 +32,7 @@ READER = [
     "PyYAML>=6",
     "scikit-learn>=1.9",
     "scipy>=1.11",
+    "threadpoolctl>=3.1",
     "tqdm>=4.66",
     "xxhash>=3",  # digests of rows
 ]
@@ -89,7 +90,7 @@ setup(
         "shardpress_kernels": ["native/*.c", "native/*.h"],
         "shardpress": ["*.pyi"],
         "shardpress.hdf5.filters": ["*.pyi"],
-        "shardpress.report.page": ["*.html", "*.css"],
+        "shardpress.report.page": ["*.html", "*.txt", "*.css"],
     },
     ext_modules=[LZF, ROWMATH],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},  # one wheel for Python 3.11 and later

@@ -158,6 +158,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{'R2' if is_regression else 'Accuracy'} on {len(y_test)} test rows, after training on {len(y)} other rows:")
 
     def report(name: str, pipeline: Pipeline, rows: np.ndarray, test_rows: np.ndarray) -> None:
+        if sys.stdout.isatty():  # this can take a minute; the score replaces the dots
+            print(f"  ......  on {name}", end="\r", flush=True)
         score = pipeline.fit(rows, y).score(test_rows, y_test)
         print(f"  {score:.4f}  on {name}", flush=True)
 

@@ -41,7 +41,7 @@ COMMON = [
 PLAIN = [
     "shardpress_kernels.activations",
     "shardpress_kernels.network",
-    "shardpress_kernels.reference",
+    "shardpress_kernels.hostmath",
     "shardpress_kernels.rules",
     "shardpress_kernels.theanofiles",
     "shardpress_kernels.trust",
@@ -65,7 +65,7 @@ ALLOWED_IMPORTS = {
     "rowfacts": ["features"],
     "asof": ["alignment", "result"],
     "features": ["asof", "frames", "hdf5.categories", "result", "sealed"],
-    "training": ["hdf5.shard", "shards", "scan", "cluster", "device", "ridge"],
+    "training": ["hdf5.shard", "shards", "scan", "cluster", "device", "progress", "ridge"],
     "encoding": [
         "hdf5",
         "shards",
@@ -93,9 +93,10 @@ ALLOWED_IMPORTS = {
         "training.verdict",
         "result",
     ],
-    # Only this package commits results and shows progress; the packages above report row counts to their caller.
+    # Only this package commits results; the packages above report row counts to their caller.
     "run": [
         "alignment",
+        "doctor.packages",
         "labels",
         "progress",
         "output",
@@ -113,7 +114,7 @@ ALLOWED_IMPORTS = {
         "watch",
         "result",
     ],
-    "cli": ["run"],
+    "cli": ["hdf5.child.ask", "progress", "run"],
     "interop": [
         "alignment",
         "asof",

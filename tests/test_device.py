@@ -122,7 +122,7 @@ def test_an_autoencoder_and_its_step_accept_rows_of_their_dtype() -> None:
     rows = np.array([[0, 1, 2], [2, 1, 0]], dtype=np.int16)
     autoencoder.set_parameters(start_of(autoencoder.network, np.random.default_rng(0), None))
     before = autoencoder.cost(rows)
-    settings = settings_of(corruption=0.0, optimizer="momentum", momentum=0.9, learning_rate=0.1, batch_size=2)
+    settings = settings_of(corruption=0.0, optimizer="momentum", learning_rate=0.1, batch_size=2)
     step = training_step_of(autoencoder, settings.training, rows.dtype, None)
     assert take_step(step, rows, 0.1, with_cost=True) == pytest.approx(before, rel=1e-5)
     assert autoencoder.cost(rows) < before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardpress.labels import NONE, candidates, extra_of, labels_of
+from shardpress.labels import NONE, LabelChoice, candidates, extra_of
 from tests.support.cases import each
 
 LABELS = {
@@ -30,19 +30,19 @@ LABELS = {
 
 @each("extras, expected", LABELS.values())
 def test_labels_are_distinguished_from_other_extras(extras: dict[str, np.ndarray], expected: object) -> None:
-    found = labels_of(extras, {})
+    found = LabelChoice().find(extras, {})
     assert (found and (found.name, found.names)) == expected
 
 
 def test_codes_are_named_by_category_and_missing_ones_ignored() -> None:
-    found = labels_of({"y": np.array([0, 1, -1] * 5)}, {"y": np.array([b"cat", b"dog"], object)})
+    found = LabelChoice(categories={"y": np.array([b"cat", b"dog"], object)}).find({"y": np.array([0, 1, -1] * 5)}, {})
     assert found is not None
     assert found.names == ("cat", "dog")
     assert found.codes.tolist() == [0, 1, NONE] * 5
 
 
 def test_no_number_is_no_label() -> None:
-    found = labels_of({"y": np.array([0, 1, np.nan, np.inf, -np.inf] * 5)}, {})
+    found = LabelChoice().find({"y": np.array([0, 1, np.nan, np.inf, -np.inf] * 5)}, {})
     assert found is not None
     assert (found.names, found.codes.tolist()) == (("0", "1"), [0, 1, NONE, NONE, NONE] * 5)
 
@@ -50,11 +50,11 @@ def test_no_number_is_no_label() -> None:
 def test_rows_without_a_value_have_no_label() -> None:
     values = np.array([0, 1, 255] * 20, "u1")
     extras = {"y_present": values < 255, "y": values, "z": values}
-    found = labels_of(extras, {}, masks={"y": "y_present"})
+    found = LabelChoice(masks={"y": "y_present"}).find(extras, {})
     assert found is not None
     assert (found.name, found.codes.tolist()) == ("y", [0, 1, NONE] * 20)
     lost = np.arange(60) < 3
-    found = labels_of(extras, {}, named="z", masks={"y": "y_present"}, lost={"z": lost})
+    found = LabelChoice(named="z", masks={"y": "y_present"}).find(extras, {"z": lost})
     assert found is not None
     assert found.codes.tolist() == [NONE] * 3 + [0, 1, 2] * 19
     assert candidates(list(extras), masks=["y_present"]) == ["y", "z"]
@@ -69,7 +69,7 @@ def test_included_labels_come_first_unless_they_are_batches() -> None:
         (["obs/batch"], "y"),
         ([], "y"),
     ):
-        found = labels_of(extras, {}, include)
+        found = LabelChoice(tuple(include)).find(extras, {})
         assert found is not None
         assert found.name == expected
     assert candidates(list(extras), ["obs/cell_type"]) == ["cell_type", "y", "depth"]
@@ -79,11 +79,11 @@ def test_named_labels_are_used_even_if_they_are_a_batch_but_no_others() -> None:
     many = np.arange(600) % 100
     extras = {"obs_batch": np.arange(600) % 2, "types": many, "y": many % 3, "depth": np.linspace(0, 1, 600)}
     for named, n_labels in (("obs/batch", 2), ("types", 100), ("obs/y", 3)):
-        found = labels_of(extras, {}, named=named)
+        found = LabelChoice(named=named).find(extras, {})
         assert found is not None
         assert len(found.names) == n_labels
-    assert labels_of(extras, {}, named="depth") is None
-    assert labels_of(extras, {}, named="other") is None
+    assert LabelChoice(named="depth").find(extras, {}) is None
+    assert LabelChoice(named="other").find(extras, {}) is None
 
 
 def test_paths_are_resolved_as_extras_are_named() -> None:

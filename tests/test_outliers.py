@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from shardpress.labels import LabelChoice
 from shardpress.outliers import largest_share, outliers
 from shardpress.report.baselines import BASELINES
 from shardpress.report.judgment import judge
-from shardpress.report.measures import LabelChoice, measure
+from shardpress.report.measures import measure
 from shardpress.report.sample import SampleSpec, draw_sample
 from shardpress.run.summary import Summary
 from shardpress.training.components import Baseline
@@ -89,7 +90,7 @@ def measured(folder: Path, rows: np.ndarray, model: Any, **extras: np.ndarray) -
     parts = make_parts(folder, model, rows, len(rows), **extras)
     sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
-    return measure(sample, parts, model, {}, LabelChoice())
+    return measure(sample, parts, model, LabelChoice())
 
 
 @each("i", [500, 501, 502])

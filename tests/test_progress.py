@@ -1,14 +1,17 @@
 """Tests of progress: a bar on a terminal, plain lines in a log."""
 
 import io
+import logging
 import re
 import sys
+import threading
 from contextlib import suppress
 
 import pytest
 from tqdm import tqdm
 
-from shardpress.progress import Progress
+from shardpress import progress
+from shardpress.progress import Progress, activity
 from shardpress.runlog import SHOWN_BY_BAR
 from tests.support.logged import mentions
 
@@ -136,3 +139,23 @@ def test_a_terminal_shows_a_bar_unless_quiet(caplog, monkeypatch, level, expecte
     assert ("scan: 100%" in sys.stderr.getvalue()) == expected
     assert ("note" in sys.stderr.getvalue()) == expected
     assert bool(caplog.records) == expected
+
+
+def test_a_terminal_shows_a_step_without_units_until_it_ends(caplog, monkeypatch):
+    caplog.set_level("INFO", "shardpress")
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with activity("training: compiling"):
+        assert sys.stderr.getvalue().endswith("training: compiling [00:00]")
+    assert not sys.stderr.getvalue().rpartition("\r")[2].strip()
+    assert caplog.records == []
+
+
+def test_a_log_shows_only_a_long_step_without_units(lines, monkeypatch):
+    with activity("short"):
+        pass
+    assert lines() == []
+    is_logged = threading.Event()
+    monkeypatch.setattr(progress, "_SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr(logging.getLogger("shardpress.progress"), "info", lambda *words: is_logged.set())
+    with activity("long"):
+        assert is_logged.wait(60)

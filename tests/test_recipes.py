@@ -135,12 +135,11 @@ RUN = """
 
 DERIVATIVES = """
     import numpy as np
-    from shardpress_kernels import reference
     from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.network import Network
     from shardpress_kernels.step import TrainingStep
-    from shardpress_kernels.updates import Rule
     from shardpress.settings.flags import parse
+    from tests.support import reference
     from tests.support.networks import random_parameters
 
     config = parse(["--activation", "tanh", "--code-activation", "tanh"], {}, "")
@@ -164,11 +163,11 @@ DERIVATIVES = """
             of_finite_differences = max(of_finite_differences, abs(slope - gradient[index]))
     facts["of finite differences"] = of_finite_differences
 
-    # Without momentum and at a rate of -1 the velocity is the gradient.
+    # In the first step at a rate of -1, the velocity is the gradient.
     autoencoder = Autoencoder(network)
     autoencoder.set_parameters(parameters)
     facts["fuses"] = autoencoder.uses_ops(x.dtype)
-    step = TrainingStep(autoencoder, Rule("momentum", 0.0), x.dtype)
+    step = TrainingStep(autoencoder, "momentum", x.dtype)
     step.begin(x, None, len(x))
     facts["of the cost"] = abs(step.take([-1.0], with_cost=True) - cost)
     found = step.state().values()
@@ -206,13 +205,13 @@ def test_a_new_activation_has_its_derivative_everywhere(tree: Path) -> None:
 
 STEPS = """
     import numpy as np
-    from shardpress_kernels import backend, reference
+    from shardpress_kernels import backend
     from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.network import Network
     from shardpress_kernels.step import TrainingStep
-    from shardpress_kernels.updates import Rule
     from shardpress.settings.flags import parse
     from shardpress.settings.resolve import resolve
+    from tests.support import reference
     from tests.support.networks import random_parameters
 
     config = parse(["--optimizer", "adagrad"], {}, "")
@@ -234,7 +233,7 @@ STEPS = """
         backend.uses_ops = fuses if path == "C code" else lambda: False
         autoencoder = Autoencoder(network)
         autoencoder.set_parameters(parameters)
-        step = TrainingStep(autoencoder, Rule("adagrad", 0.9), np.dtype(np.float32))
+        step = TrainingStep(autoencoder, "adagrad", np.dtype(np.float32))
         for x in minibatches:
             step.begin(x, None, len(x))
             step.take([0.1])
@@ -259,16 +258,16 @@ def test_steps_of_a_new_optimizer_equal_numpy(tree: Path) -> None:
 
 ON_DEVICE = """
     import numpy as np
-    from shardpress_kernels import backend, graph, reference
+    from shardpress_kernels import backend, graph
     from shardpress_kernels.activations import ACTIVATIONS
-    from shardpress_kernels.updates import Rule, updates_of
+    from shardpress_kernels.updates import updates_of
 
     facts["device"] = backend.start(require=True).used
     theano = backend.load()
     tanh, z, d = ACTIVATIONS["tanh"], np.linspace(-3, 3, 50, dtype=np.float32), np.float32(0.5)
     p, g = backend.shared(z, name="p"), backend.shared(z[::-1].copy(), name="g")
     a = tanh.value(graph.MATH, p)
-    updates = updates_of(Rule("adagrad", 0.9), [g], [p], np.float32(0.1))
+    updates = updates_of("adagrad", [g], [p], np.float32(0.1))
     function = backend.compile_function([], [a, tanh.gradient(graph.MATH, d * g, a)], updates=updates)
     facts["operations"] = [type(node.op).__name__ for node in function.maker.fgraph.toposort()]
     value, gradient = map(np.asarray, function())

@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from shardpress.signals import Stopped, check, deferred, leave, stoppable
+from shardpress.signals import Stopped, check, deferred, stoppable
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
@@ -166,11 +166,25 @@ def test_a_signal_that_nohup_ignores_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("code", [0, 65])
-def test_an_exit_code_without_a_signal_is_used_as_it_is(code: int) -> None:
-    with pytest.raises(SystemExit) as caught:
-        leave(code)
-    assert caught.value.code == code
+def test_an_exit_code_is_used_after_handlers_and_all_output(code: int) -> None:
+    program = (
+        "import atexit, sys\nfrom shardpress.signals import leave\natexit.register(print, 'done')\nprint('last')\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", f"{program}leave({code})"], capture_output=True, text=True, check=False
+    )
+    assert (result.returncode, result.stdout, result.stderr) == (code, "last\ndone\n", "")
+
+
+@pytest.mark.process
+def test_output_that_cannot_be_written_at_exit_is_reported() -> None:
+    program = "from shardpress.signals import leave\nprint('lost')\nleave(0)"
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert result.returncode != 0
+    assert b"No space left" in result.stderr
 
 
 @pytest.mark.process

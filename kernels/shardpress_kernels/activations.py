@@ -14,11 +14,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Math:
-    """Functions of arrays, either NumPy's (`shardpress_kernels.reference`) or Theano's (`shardpress_kernels.graph`)."""
+    """Functions of arrays, either NumPy's (`shardpress_kernels.hostmath`) or Theano's (`shardpress_kernels.graph`)."""
 
     where: Callable[..., Any]
-    exp: Callable[..., Any]
-    log1p: Callable[..., Any]
     tanh: Callable[..., Any]
     sigmoid: Callable[..., Any]
 

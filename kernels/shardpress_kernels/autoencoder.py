@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from shardpress_kernels import backend, graph, ops, reference
+from shardpress_kernels import backend, graph, ops
 from shardpress_kernels.functions import GraphFunctions, Limits, OpFunctions
+from shardpress_kernels.hostmath import code_of
 from shardpress_kernels.network import Network
 
 theano = backend.load()
@@ -133,7 +134,7 @@ class Autoencoder:
     def code(self, rows: np.ndarray) -> np.ndarray:
         """Return the code of rows (n_rows, n_features), float64, from which the decoder and a head compute."""
         written = self.encode(rows).astype(np.float64)
-        return reference.code_of(self.network, written, self.parameters())
+        return code_of(self.network, written, self.parameters())
 
     def encode_checked(self, rows: np.ndarray, out: np.ndarray) -> np.ndarray:
         """Compute features like `encode`, and return which rows are bad.

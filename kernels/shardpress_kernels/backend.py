@@ -31,7 +31,8 @@ from shardpress_kernels.compilecache import SettledCache
 from shardpress_kernels.compiler import check_processor_flags
 from shardpress_kernels.faults import explain, is_out_of_memory
 from shardpress_kernels.flags import NoScipy, check_flags, default_settings, requested_device
-from shardpress_kernels.repairs import repair_code_versions, repair_generated_code, repair_module_versions
+from shardpress_kernels.modulecache import repair_code_versions, repair_module_versions
+from shardpress_kernels.repairs import repair_generated_code
 
 log = logging.getLogger(__name__)
 
@@ -173,11 +174,12 @@ def answers() -> bool:
 def uses_ops() -> bool:
     """Return whether the Ops of `shardpress_kernels.ops` are used instead of Theano's own.
 
-    They are for the CPU and need a compiler. ``optimizer_excluding=fused`` in the user's Theano flags turns them off.
+    They are C code for the CPU. Flags of Theano without C code turn them off, as does ``optimizer_excluding=fused``.
     """
     config = load().config
     is_excluded = "fused" in config.optimizer_excluding.split(":")
-    return bool(config.cxx) and not is_excluded and not is_active()
+    runs_c = bool(config.cxx) and config.linker != "py" and config.mode != "FAST_COMPILE"
+    return runs_c and not is_excluded and not is_active()
 
 
 def n_cores() -> int:

@@ -15,7 +15,7 @@ import hashlib
 import shutil
 import sys
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
@@ -67,11 +67,9 @@ def adapt_compiler(cmodule: Any) -> None:
         code = _PRELUDE + src_code.replace(_PRIVATE_HEADER, "<Python.h>")
         return original_compile(module_name, code, *args, **options)
 
-    def link_options() -> tuple[list[str], list[str]]:
-        return [], []  # extension modules find Python's symbols in the process that loads them
-
     cmodule.GCC_compiler.compile_str = staticmethod(compile_str)
-    cmodule.std_lib_dirs_and_libs = link_options
+    # Extension modules find Python's symbols in the process that loads them.
+    cmodule.std_lib_dirs_and_libs = lambda: ([], [])
 
 
 @cache
@@ -149,11 +147,8 @@ def _distutils() -> SimpleNamespace:
     return SimpleNamespace(
         spawn=SimpleNamespace(find_executable=shutil.which),
         sysconfig=SimpleNamespace(
-            get_config_h_filename=sysconfig.get_config_h_filename,
             get_config_var=sysconfig.get_config_var,
             get_python_inc=_include_directory,
-            get_python_lib=_library_directory,
-            get_python_version=sysconfig.get_python_version,
         ),
     )
 
@@ -163,13 +158,6 @@ def _include_directory(plat_specific: bool = False) -> str:
     return sysconfig.get_path("platinclude" if plat_specific else "include")
 
 
-def _library_directory(plat_specific: bool = False, standard_lib: bool = False) -> str:
-    """Return the directory of the standard library, or of installed packages."""
-    if standard_lib:
-        return sysconfig.get_path("platstdlib" if plat_specific else "stdlib")
-    return sysconfig.get_path("platlib" if plat_specific else "purelib")
-
-
 def _find_no_module(name: str) -> Any:
     """Report each module as missing, as ``imp.find_module`` does: Theano searches for optional modules only."""
     raise ImportError(name)
@@ -177,7 +165,6 @@ def _find_no_module(name: str) -> Any:
 
 def _numpy() -> Any:
     """Return NumPy with the names that NumPy 1.24 and 2.0 removed, or whose behaviour NumPy 2 changed."""
-    exceptions = getattr(np, "exceptions", np)
     private = np._core if _HAS_NUMPY_2 else np.core  # type: ignore[attr-defined]
     multiarray = SimpleNamespace(
         _get_ndarray_c_version=private._multiarray_umath._get_ndarray_c_version,
@@ -187,29 +174,19 @@ def _numpy() -> Any:
         # Theano takes `bool` for the name of a dtype.
         "bool": np.bool_,
         "complex": complex,
-        "ComplexWarning": exceptions.ComplexWarning,
         "array": _array,
         "asarray": _asarray,
-        "cast": _Casts(),
         "core": SimpleNamespace(_multiarray_umath=multiarray, multiarray=multiarray),
         "distutils": SimpleNamespace(
-            __config__=SimpleNamespace(blas_opt_info={}),  # our flags name the BLAS
+            __config__=SimpleNamespace(),  # our flags name the BLAS
             misc_util=SimpleNamespace(get_numpy_include_dirs=lambda: [np.get_include()]),
         ),
-        "getbuffer": memoryview,
         "product": np.prod,
         "sctype2char": lambda kind: np.dtype(kind).char,
     }
     numpy = ModuleType("numpy")
     vars(numpy).update(vars(np) | replaced)
     return numpy
-
-
-class _Casts(dict[Any, Callable[[Any], np.ndarray]]):
-    """Functions that convert arrays to a dtype, by dtype, as ``numpy.cast`` of NumPy 1."""
-
-    def __missing__(self, dtype: Any) -> Callable[[Any], np.ndarray]:
-        return lambda values: np.asarray(values, dtype=dtype)
 
 
 def _array(values: Any, dtype: Any = None, copy: bool = True, **options: Any) -> np.ndarray:

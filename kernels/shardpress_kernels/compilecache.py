@@ -8,7 +8,6 @@ import hashlib
 import logging
 import math
 import os
-import pickle
 import re
 import shutil
 import stat
@@ -23,7 +22,7 @@ import numpy as np
 from shardpress_kernels import compilelock
 from shardpress_kernels.compatibility import adapt_compiler, fingerprint_adaptation
 from shardpress_kernels.compiler import check_compiler, silence_compiler, watch_compiler
-from shardpress_kernels.modulecache import read_records_on_demand
+from shardpress_kernels.modulecache import read_records_on_demand, write_keys_atomically
 from shardpress_kernels.theanofiles import TheanoChanged, changes_in_words, repair_command
 from shardpress_kernels.trust import private_directory, untrusted_above
 
@@ -69,7 +68,7 @@ class SettledCache(MetaPathFinder):
             cmodule = sys.modules["theano.gof.cmodule"]
             adapt_compiler(cmodule)
             silence_compiler(cmodule)
-            _write_keys_atomically(cmodule)
+            write_keys_atomically(cmodule)
             read_records_on_demand(cmodule)
 
 
@@ -97,28 +96,6 @@ def _check_theano() -> None:
     if sys.version_info >= (3, 12):
         raise TheanoChanged(f"{changes}. Run: {repair_command()}")
     log.warning("%s. To replace them, run: %s", changes, repair_command())
-
-
-def _write_keys_atomically(cmodule: Any) -> None:
-    """Make ``theano.gof.cmodule`` write the file with a module's keys atomically.
-
-    Theano overwrites this file, and reads it without a lock. If a process read an empty file, it would remove the
-    module as broken, although other processes had loaded it and still had keys to write.
-    """
-
-    def save_pkl(self: Any) -> None:
-        temporary = f"{self.key_pkl}.{os.getpid()}"
-        try:
-            with open(temporary, "wb") as file:
-                pickle.dump(self, file, protocol=pickle.HIGHEST_PROTOCOL)
-        except BaseException as error:
-            Path(temporary).unlink(missing_ok=True)
-            if isinstance(error, pickle.PicklingError):
-                Path(self.key_pkl).unlink(missing_ok=True)  # so that Theano finds no keys
-            raise
-        os.replace(temporary, self.key_pkl)
-
-    cmodule.KeyData.save_pkl = save_pkl
 
 
 def _choose_cache(config: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import platform
@@ -11,7 +13,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
@@ -21,6 +24,9 @@ _MAX_QUOTED = 300
 
 _WINDOWS = "theano.misc.windows"
 """Module from which Theano takes its function to run programs."""
+
+# Lines of /proc/cpuinfo that identify the processor; others, such as its frequency, change.
+_PROCESSOR = ("vendor_id", "cpu family", "model", "model name", "stepping", "cache size", "flags")
 
 # Patterns of lines that give the reason of a failure, the most reliable first: a full disk causes other errors as well.
 _SIGNS = ("No space left|quota exceeded|File too large", r"\berror\b", "cannot|not found")
@@ -111,15 +117,26 @@ def _watched() -> _WatchedCompiler | None:
 def check_processor_flags(cmodule: Any, config: Any) -> None:
     """Raise `CompilerFailed` unless the compiler has reported the processor's flags, or the user named a processor.
 
-    Theano queries the compiler once per process. If the query fails, for example because of a limit on processes,
-    Theano compiles for any processor of the architecture without a warning, and the last bits of the features differ.
+    Theano queries the compiler once per process, and compiles a program to test the flags. If the query fails, for
+    example because of a limit on processes, Theano compiles for any processor of the architecture without a warning,
+    and the last bits of the features differ. A file in the compile cache keeps the flags for later processes.
     """
     is_gcc = "g++" in config.cxx and "clang" not in config.cxx
     if not is_gcc or platform.machine() != "x86_64":
         return
-    is_chosen = any(flag.lstrip("-").startswith("march=") for flag in config.gcc.cxxflags.split())
-    cmodule.GCC_compiler.compile_args()  # queries the compiler
-    if is_chosen or cmodule.GCC_compiler.march_flags:
+    if any(flag.lstrip("-").startswith("march=") for flag in config.gcc.cxxflags.split()):
+        return
+    gcc = cmodule.GCC_compiler
+    file = Path(config.compiledir) / f"processor-flags-{_fingerprint_processor(cmodule, config)}.json"
+    gcc.march_flags = _read_flags(file)
+    if gcc.march_flags:
+        return
+    gcc.compile_args()  # queries the compiler
+    if gcc.march_flags:
+        with suppress(OSError):  # the next process queries the compiler again
+            temporary = file.with_suffix(f".{os.getpid()}")
+            temporary.write_text(json.dumps(gcc.march_flags))
+            temporary.replace(file)
         return
     command = [config.cxx, "-march=native", "-E", "-v", "-"]
     message = (
@@ -127,6 +144,27 @@ def check_processor_flags(cmodule: Any, config: Any) -> None:
         "(ulimit -u), or set the flags with gcc.cxxflags=-march=... in THEANO_FLAGS"
     )
     raise CompilerFailed(command, message)
+
+
+def _fingerprint_processor(cmodule: Any, config: Any) -> str:
+    """Return a hash of the processor, the compiler and its flags, which determine the flags that it reports."""
+    path = os.path.realpath(shutil.which(config.cxx) or config.cxx)
+    found = os.stat(path)
+    compiler = [path, found.st_size, found.st_mtime_ns, cmodule.gcc_version_str, config.gcc.cxxflags]
+    first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    processor = [line for line in first.splitlines() if line.partition("\t")[0] in _PROCESSOR]
+    return hashlib.sha256(json.dumps([compiler, processor]).encode()).hexdigest()[:16]
+
+
+def _read_flags(file: Path) -> list[str] | None:
+    """Return the flags in a file of the compile cache; None if it is missing or damaged."""
+    try:
+        flags = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return None
+    if isinstance(flags, list) and all(isinstance(flag, str) for flag in flags):
+        return flags
+    return None
 
 
 def is_running() -> bool:

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from shardpress_kernels import TILE_ROWS, backend, faults, ops, reference
+from shardpress_kernels import TILE_ROWS, backend, faults, ops
+from shardpress_kernels.hostmath import are_within
 from shardpress_kernels.network import Network
 
 theano = backend.load()
@@ -155,7 +156,7 @@ class GraphFunctions:
             low, high = self._limits
             # A device splits sums, which can then end in Inf - Inf. The sums of `shardpress_kernels.ops` are sequential
             # or exact.
-            inside[:] = reference.are_within(rows, low, high) & np.isfinite(out).all(axis=1)
+            inside[:] = are_within(rows, low, high) & np.isfinite(out).all(axis=1)
 
     def errors(self, rows: np.ndarray, out: np.ndarray, features: np.ndarray | None = None) -> None:
         """Compute the errors of reconstructions: see `OpFunctions.errors`."""

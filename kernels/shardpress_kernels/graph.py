@@ -1,6 +1,6 @@
 """Graphs of Theano that compute a network, from its description, its variables by name, and symbolic rows.
 
-`shardpress_kernels.reference` contains the same mathematics in NumPy, with the same names.
+Tests compare them with the same mathematics in NumPy.
 """
 
 from __future__ import annotations
@@ -12,41 +12,36 @@ import numpy as np
 
 from shardpress_kernels import backend
 from shardpress_kernels.activations import ACTIVATIONS, Math
+from shardpress_kernels.hostmath import threshold
 from shardpress_kernels.network import Head, Network
-from shardpress_kernels.reference import threshold
 
 theano = backend.load()
 tensor = theano.tensor
 
 _Variables = Mapping[str, Any]
 
-MATH = Math(tensor.switch, tensor.exp, tensor.log1p, tensor.tanh, tensor.nnet.sigmoid)
+MATH = Math(tensor.switch, tensor.tanh, tensor.nnet.sigmoid)
 
 
 class Targets(NamedTuple):
     """Variables of the targets of a minibatch, float32."""
 
-    values: Any  # vector, see `shardpress_kernels.reference.Targets`
+    values: Any  # vector: numbers of classes, or -1; or numbers, or NaN
     factor: Any  # half the number of columns, times the weight of the mean loss and the scale
     scale: Any  # scale of the outputs
 
 
-def _forward(network: Network, x: Any, variables: _Variables) -> list[Any]:
-    """Return the scaled rows, followed by the output of every layer for them; the last one is the features."""
+def _forward(network: Network, x: Any, variables: _Variables, n_before: int = 0) -> list[Any]:
+    """Return the inputs of the layers after the first `n_before`, followed by the output of each; the last is the code.
+
+    Without layers before, the inputs are scaled rows.
+    """
     a = [x]
-    for (W, b_hidden, _), kind in zip(network.layers, network.activations, strict=True):
+    layers = list(zip(network.layers, network.activations, strict=True))
+    for (W, b_hidden, _), kind in layers[n_before:]:
         z = tensor.dot(a[-1], variables[W]) + variables[b_hidden]
         a.append(ACTIVATIONS[kind].value(MATH, z))
     return a
-
-
-def _code_of(network: Network, written: Any, variables: _Variables) -> Any:
-    """Return the code of symbolic written features."""
-    h = written
-    layers = list(zip(network.layers, network.activations, strict=True))
-    for (W, b_hidden, _), kind in layers[network.output.n_layers :]:
-        h = ACTIVATIONS[kind].value(MATH, tensor.dot(h, variables[W]) + variables[b_hidden])
-    return h
 
 
 def code(network: Network, x: Any, variables: _Variables) -> Any:
@@ -69,12 +64,18 @@ def row_errors(network: Network, x: Any, variables: _Variables, written: Any = N
 
     By default, rows are reconstructed from their own features, otherwise from the symbolic features `written`.
     """
-    h = code(network, x, variables) if written is None else _code_of(network, written, variables)
+    h = code(network, x, variables)
+    if written is not None:
+        h = _forward(network, written, variables, network.output.n_layers)[-1]
     return _row_means((reconstruction(network, h, variables) - x) ** 2)
 
 
 def masked(x: Any, noise: Any, corruption: float) -> Any:
-    """Return symbolic scaled rows in which the entries with low bytes of noise are 0."""
+    """Return symbolic scaled rows in which the entries with low bytes of noise, uint8, are 0.
+
+    Source: Vincent, Larochelle, Bengio and Manzagol, "Extracting and composing robust features with denoising
+    autoencoders", 2008, section 2.3.
+    """
     return tensor.switch(noise < np.int16(threshold(corruption)), np.float32(0), x)
 
 

@@ -1,19 +1,24 @@
-"""A variant of Theano's cache of compiled modules that reads only the records of the modules that a process needs.
-
-Theano's own class reads the record (``key.pkl``) of every module in the cache when the first function is compiled. This
-takes about 2 ms per module, or two seconds at each start for a thousand modules. The name of a module's file is the
-hash of its C code. This code is generated before the cache is searched, so its hash identifies the records to read.
-"""
+"""Fixes of Theano's cache of compiled modules: which records are read, how they are written, and their versions."""
 
 from __future__ import annotations
 
 import os
+import pickle
 import time
+from functools import wraps
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 
 def read_records_on_demand(cmodule: Any) -> None:
-    """Replace the class of the module cache, of which Theano has no instance yet."""
+    """Replace the class of the module cache, of which Theano has no instance yet, by one that reads fewer records.
+
+    Theano's own class reads the record (``key.pkl``) of every module in the cache when the first function is compiled.
+    This takes about 2 ms per module, or two seconds at each start for a thousand modules. The name of a module's file
+    is the hash of its C code. This code is generated before the cache is searched, so its hash identifies the records
+    to read.
+    """
 
     class ModuleCache(cmodule.ModuleCache):
         """A cache whose `refresh` skips recent modules whose code this process does not need."""
@@ -72,3 +77,64 @@ def _recent_libraries(directory: str, max_age: float, known: dict[str, str]) -> 
         except OSError:  # not a directory, or another process has removed it
             continue
     return recent
+
+
+def write_keys_atomically(cmodule: Any) -> None:
+    """Make ``theano.gof.cmodule`` write the file with a module's keys atomically.
+
+    Theano overwrites this file, and reads it without a lock. If a process read an empty file, it would remove the
+    module as broken, although other processes had loaded it and still had keys to write.
+    """
+
+    def save_pkl(self: Any) -> None:
+        temporary = f"{self.key_pkl}.{os.getpid()}"
+        try:
+            with open(temporary, "wb") as file:
+                pickle.dump(self, file, protocol=pickle.HIGHEST_PROTOCOL)
+        except BaseException as error:
+            Path(temporary).unlink(missing_ok=True)
+            if isinstance(error, pickle.PicklingError):
+                Path(self.key_pkl).unlink(missing_ok=True)  # so that Theano finds no keys
+            raise
+        os.replace(temporary, self.key_pkl)
+
+    cmodule.KeyData.save_pkl = save_pkl
+
+
+def repair_code_versions(op_module: Any) -> None:
+    """Give Ops whose C code comes from files the same version in each process.
+
+    Theano uses the ``hash`` of the text of these files, which differs between processes. Without the fix, the code of
+    such Ops, for example ``DimShuffle``, is compiled again at each start, and the cache of modules grows without bound.
+    """
+
+    def c_code_cache_version(self: Any) -> tuple[Any, ...]:
+        digest = sha256("\0".join(self.func_codes).encode()).hexdigest()
+        if hasattr(self, "params_type"):
+            return (digest, self.params_type.c_code_cache_version())
+        return (digest,)
+
+    op_module.COp.c_code_cache_version = c_code_cache_version
+
+
+def repair_module_versions(linker_module: Any) -> None:
+    """Keep the compiled code of Ops without properties for other processes.
+
+    Theano adds the tuple ``__props__`` of each Op to the version of its module, and treats an empty tuple as a missing
+    version. Without the fix, the code of such Ops, for example ``GpuDot22`` and ``HostFromGpu``, is compiled again at
+    each start.
+    """
+    original_key = linker_module.CLinker.cmodule_key_
+
+    @wraps(original_key)
+    def cmodule_key_(self: Any, graph: Any, *args: Any, **options: Any) -> Any:
+        key = original_key(self, graph, *args, **options)
+        if key is None or key[0]:
+            return key
+        version = []
+        for node in self.schedule(graph):
+            version.append(node.op.c_code_cache_version_apply(node))
+            version.extend(variable.type.c_code_cache_version() for variable in (*node.inputs, *node.outputs))
+        return (tuple(version), key[1]) if all(version) else key
+
+    linker_module.CLinker.cmodule_key_ = cmodule_key_

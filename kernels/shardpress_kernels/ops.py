@@ -2,7 +2,6 @@
 
 Each Op takes raw rows in their own dtype. It works tile by tile in the caches, on all cores, and releases the GIL. The
 C code is in the directory ``native``, one subject per file. Theano compiles it and caches the result.
-`shardpress_kernels.reference` contains the mathematics in NumPy.
 """
 
 from __future__ import annotations
@@ -13,13 +12,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from shardpress_kernels import backend, reference
+from shardpress_kernels import backend
 from shardpress_kernels.activations import ACTIVATIONS, Activation
-from shardpress_kernels.network import Network, TargetLoss
-from shardpress_kernels.rules import RULES, UpdateRule
-from shardpress_kernels.updates import Rule
+from shardpress_kernels.hostmath import threshold
+from shardpress_kernels.network import Network
+from shardpress_kernels.rules import DECAY, RULES, UpdateRule
 
 theano: Any = backend.load()
 tensor = theano.tensor
@@ -54,11 +51,11 @@ def _source(file: str) -> str:
 
 
 class _Inputs(NamedTuple):
-    """Inputs of an Op without the scaling: arrays for NumPy, names of variables for C."""
+    """Names of C variables: inputs of an Op without the scaling."""
 
-    first: list[Any]
-    parameters: list[Any]
-    last: list[Any]
+    first: list[str]
+    parameters: list[str]
+    last: list[str]
 
 
 class _Native(theano.Op):
@@ -84,7 +81,7 @@ class _Native(theano.Op):
             n_new = len(self.new_types)
             self.destroy_map = {n_new + i: [position] for i, position in enumerate(changed)}
 
-    def split(self, inputs: Sequence[Any], n_first: int) -> _Inputs:
+    def split(self, inputs: Sequence[str], n_first: int) -> _Inputs:
         """Split inputs into the first `n_first`, the parameters, and the rest."""
         end = n_first + len(self.network.shapes)
         return _Inputs(list(inputs[:n_first]), list(inputs[n_first:end]), list(inputs[end:]))
@@ -100,25 +97,6 @@ class _Native(theano.Op):
         new = [new_type() for new_type in self.new_types]
         changed = [inputs[i].type() for i in self.changed]
         return theano.Apply(self, list(inputs), new + changed)
-
-    # -- in NumPy --
-
-    def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Change inputs in place, and return the new outputs."""
-        raise NotImplementedError
-
-    def perform(self, node: Any, inputs: Sequence[np.ndarray], output_storage: Any) -> None:
-        """Compute in NumPy what the C code computes."""
-        arrays = list(inputs)
-        if not self.inplace:
-            for i in self.changed:
-                arrays[i] = arrays[i].copy()
-        new = self.compute(arrays[: self.n_inputs], arrays[self.n_inputs :])
-        changed = [arrays[i] for i in self.changed]
-        for storage, output in zip(output_storage, [*new, *changed], strict=True):
-            storage[0] = output
-
-    # -- in C --
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """Return C code that changes inputs in place, allocates the new outputs, and then sets ``done`` to 1."""
@@ -246,19 +224,6 @@ class Encode(_Native):
         n_inputs = len(network.shapes) + n_others
         super().__init__(network, n_inputs, range(n_inputs - n_changed, n_inputs), inplace)
 
-    def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Encode in NumPy."""
-        (rows,), parameters, last = self.split(inputs, 1)
-        code = reference.code(self.network, reference.scaled(rows, scaling), parameters)
-        if self.checked:
-            _, low, high, out, inside = last
-            out[:] = code
-            inside[:] = reference.are_within(rows, low, high) & np.isfinite(out).all(axis=1)
-        else:
-            _, out = last
-            out[:] = code
-        return []
-
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """Encode in C."""
         (rows,), parameters, last = self.split(inputs, 1)
@@ -291,12 +256,6 @@ class Errors(_Native):
         """Return the macros that describe the network and the first level to the C code."""
         return {**super().macros(), "FIRST_LEVEL": self.network.output.n_layers if self.decodes else 0}
 
-    def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Compute errors in NumPy."""
-        (rows, *features), parameters, (_, out) = self.split(inputs, 1 + self.decodes)
-        out[:] = reference.row_errors(self.network, reference.scaled(rows, scaling), parameters, *features)
-        return []
-
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """Compute errors in C."""
         (rows, *features), parameters, (n_threads, out) = self.split(inputs, 1 + self.decodes)
@@ -304,27 +263,12 @@ class Errors(_Native):
         return f"{_array('parameters', parameters)} done = errors_arrays({', '.join(arguments)});"
 
 
-class _StepInputs(NamedTuple):
-    """First inputs of a `Step`: arrays for NumPy, names of variables for C."""
-
-    rows: Any
-    numbers: Any  # None if `rows` is the minibatch
-    noise: Any  # None without corruption
-    kept: Any  # None unless nested
-    targets: Any  # None without a head
-    target_factor: Any
-    target_scale: Any
-    learning_rate: Any
-    rate: Any
-    n_threads: Any
-
-
 class Step(_Native):
     """A step of training.
 
-    The inputs are ``(rows, *numbers, *noise, *kept, *targets, learning_rate, rate, n_threads, *parameters, *states,
-    *scaling)``. The outputs are the mean squared error of the minibatch before the step, the new parameters, and the
-    new states of the rule in the order of the parameters. Their bits do not depend on the number of threads.
+    The inputs are ``(rows, *numbers, *noise, *kept, *targets, rate, n_threads, *parameters, *states, *scaling)``.
+    The outputs are the mean squared error of the minibatch before the step, the new parameters, and the new states of
+    the rule in the order of the parameters. Their bits do not depend on the number of threads.
 
     If `resident`, the minibatch is given as the numbers, int64, of its rows in `rows`. With a corruption, the `noise`
     (n_rows, n_inputs), uint8, selects the entries that the network does not see. A nested network has the input `kept`
@@ -336,19 +280,19 @@ class Step(_Native):
     file = "step.c"
     new_types = (tensor.fscalar,)  # the cost
 
-    def __init__(self, network: Network, rule: Rule, corruption: float, resident: bool, inplace: bool = False) -> None:
+    def __init__(self, network: Network, rule: str, corruption: float, resident: bool, inplace: bool = False) -> None:
         self.rule = rule
         self.corruption = float(corruption)
         self.resident = resident
-        self._n_first = 4 + bool(corruption) + resident + network.nested + 3 * (network.head is not None)
-        n_changed = len(network.shapes) * (1 + len(RULES[rule.name].states))
+        self._n_first = 3 + bool(corruption) + resident + network.nested + 3 * (network.head is not None)
+        n_changed = len(network.shapes) * (1 + len(RULES[rule].states))
         end = self._n_first + n_changed
         super().__init__(network, end, range(self._n_first, end), inplace)
 
     @property
     def _record(self) -> UpdateRule:
         # The record is not an attribute, because Theano pickles Ops for the keys of its compile cache.
-        return RULES[self.rule.name]
+        return RULES[self.rule]
 
     def macros(self) -> dict[str, Any]:
         """Return the macros that describe the network and the rule to the C code."""
@@ -356,81 +300,34 @@ class Step(_Native):
         names = [*self._record.states, "unused", "unused_too"]
         macros["STATE_0"] = names[0]
         macros["STATE_1"] = names[1]
+        macros["DECAY"] = f"{DECAY}f"
         macros["UPDATE"] = " ".join(self._record.c.split())
         return macros
-
-    def _name_inputs(self, first: Sequence[Any]) -> _StepInputs:
-        rows, *optional, learning_rate, rate, n_threads = first
-        numbers = optional.pop(0) if self.resident else None
-        noise = optional.pop(0) if self.corruption else None
-        kept = optional.pop(0) if self.network.nested else None
-        targets, factor, scale = optional or (None, None, None)
-        return _StepInputs(rows, numbers, noise, kept, targets, factor, scale, learning_rate, rate, n_threads)
-
-    def compute(self, inputs: Sequence[np.ndarray], scaling: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """Take a step in NumPy."""
-        first, parameters, states = self.split(inputs, self._n_first)
-        named = self._name_inputs(first)
-        cost, gradients = self._gradients(named, parameters, scaling)
-        n_states = len(self._record.states)
-        for i, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
-            own = states[i * n_states : (i + 1) * n_states]
-            self._update([parameter, *own], gradient, float(named.learning_rate), float(named.rate))
-        return [np.array(cost, dtype=np.float32)]
-
-    def _gradients(
-        self, named: _StepInputs, parameters: Sequence[np.ndarray], scaling: Sequence[np.ndarray]
-    ) -> tuple[float, list[np.ndarray]]:
-        """Return the cost of a minibatch and its gradients."""
-        rows = named.rows
-        if named.numbers is not None:
-            rows = rows[named.numbers]
-        x = reference.scaled(rows, scaling)
-        visible = x
-        if named.noise is not None:
-            visible = reference.masked(x, named.noise, self.corruption)
-        targets = None
-        if named.targets is not None:
-            scale = float(named.target_scale)
-            weight = float(named.target_factor) * 2 / self.network.n_inputs / scale
-            targets = reference.Targets(named.targets, TargetLoss(weight, scale))
-        return reference.gradients(self.network, x, visible, parameters, targets, named.kept)
-
-    def _update(self, arrays: Sequence[np.ndarray], gradient: np.ndarray, learning_rate: float, rate: float) -> None:
-        """Update a parameter and its states in place."""
-        parameter, *states = arrays
-        start = parameter
-        if parameter.ndim == 2:
-            start = parameter * (1 - learning_rate * self.rule.weight_decay)
-        new = self._record.update(start, gradient, rate, self.rule.momentum, *states)
-        for array, values in zip(arrays, new, strict=True):
-            array[...] = values
 
     def call(self, inputs: Sequence[str], scaling: Sequence[str], outputs: Sequence[str], memory: str) -> str:
         """Take a step in C."""
         first, parameters, states = self.split(inputs, self._n_first)
-        named = self._name_inputs(first)
+        rows, *optional, rate, n_threads = first
         (cost,) = outputs
+        numbers = optional.pop(0) if self.resident else "NULL"
         calls = [
-            f"take_rows(&step.rows, {named.rows}, {named.numbers or 'NULL'}, {', '.join(scaling)})",
+            f"take_rows(&step.rows, {rows}, {numbers}, {', '.join(scaling)})",
             f"take_parameters(&step, parameters, states, {len(self._record.states)})",
         ]
-        if named.noise is not None:
-            calls.append(f"take_noise(&step, {named.noise}, {reference.threshold(self.corruption)})")
-        if named.kept is not None:
-            calls.append(f"take_kept(&step, {named.kept})")
-        if named.targets is not None:
-            numbers = f"{_number(named.target_factor, 'float')}, {_number(named.target_scale, 'float')}"
-            calls.append(f"take_targets(&step, {named.targets}, {numbers})")
+        if self.corruption:
+            calls.append(f"take_noise(&step, {optional.pop(0)}, {threshold(self.corruption)})")
+        if self.network.nested:
+            calls.append(f"take_kept(&step, {optional.pop(0)})")
+        if self.network.head is not None:
+            targets, factor, scale = optional
+            calls.append(f"take_targets(&step, {targets}, {_number(factor, 'float')}, {_number(scale, 'float')})")
         return f"""
             {_array("parameters", parameters)}
             {_array("states", states)}
             Step step;
             memset(&step, 0, sizeof step);
-            step.rate = {_number(named.rate, "float")};
-            step.decay = {self.rule.momentum!r};
-            step.shrinks = {self.rule.weight_decay!r} * {_number(named.learning_rate, "float")};
-            step.n_threads = {_number(named.n_threads)};
+            step.rate = {_number(rate, "float")};
+            step.n_threads = {_number(n_threads)};
             Py_XDECREF({cost});
             {cost} = (PyArrayObject *)PyArray_SimpleNew(0, NULL, NPY_FLOAT32);
             done = {cost} && {" && ".join(calls)} && step_arrays(&step, {memory});

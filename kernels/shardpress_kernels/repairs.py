@@ -1,51 +1,11 @@
-"""Fixes for errors of Theano in the code that it generates for devices, and in the versions of code in its cache."""
+"""Fixes for errors of Theano in the code that it generates for devices."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 from functools import wraps
-from hashlib import sha256
 from typing import Any
-
-
-def repair_code_versions(op_module: Any) -> None:
-    """Give Ops whose C code comes from files the same version in each process.
-
-    Theano uses the ``hash`` of the text of these files, which differs between processes. Without the fix, the code of
-    such Ops, for example ``DimShuffle``, is compiled again at each start, and the cache of modules grows without bound.
-    """
-
-    def c_code_cache_version(self: Any) -> tuple[Any, ...]:
-        digest = sha256("\0".join(self.func_codes).encode()).hexdigest()
-        if hasattr(self, "params_type"):
-            return (digest, self.params_type.c_code_cache_version())
-        return (digest,)
-
-    op_module.COp.c_code_cache_version = c_code_cache_version
-
-
-def repair_module_versions(linker_module: Any) -> None:
-    """Keep the compiled code of Ops without properties for other processes.
-
-    Theano adds the tuple ``__props__`` of each Op to the version of its module, and treats an empty tuple as a missing
-    version. Without the fix, the code of such Ops, for example ``GpuDot22`` and ``HostFromGpu``, is compiled again at
-    each start.
-    """
-    original_key = linker_module.CLinker.cmodule_key_
-
-    @wraps(original_key)
-    def cmodule_key_(self: Any, graph: Any, *args: Any, **options: Any) -> Any:
-        key = original_key(self, graph, *args, **options)
-        if key is None or key[0]:
-            return key
-        version = []
-        for node in self.schedule(graph):
-            version.append(node.op.c_code_cache_version_apply(node))
-            version.extend(variable.type.c_code_cache_version() for variable in (*node.inputs, *node.outputs))
-        return (tuple(version), key[1]) if all(version) else key
-
-    linker_module.CLinker.cmodule_key_ = cmodule_key_
 
 
 def repair_generated_code() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from shardpress_kernels import backend, graph, ops, upload
 from shardpress_kernels.autoencoder import Autoencoder, get_values, set_values
 from shardpress_kernels.network import Network, TargetLoss
-from shardpress_kernels.updates import Rule, Updates, rate_of, states_of, updates_of
+from shardpress_kernels.updates import Updates, rate_of, states_of, updates_of
 
 theano = backend.load()
 tensor = theano.tensor
@@ -27,12 +27,14 @@ class TrainingStep:
 
     Parameters
     ----------
+    rule : str
+        Name of an update rule in `shardpress_kernels.rules.RULES`.
     resident : ndarray of shape (n_rows, n_inputs), `dtype`, or `upload.Pieces` of it, optional
         All rows, to be kept on the device; pieces are allowed for a device with its own memory. If `resident` is given,
         minibatches are row numbers (int64), otherwise rows.
     corruption : float
         Fraction of the entries to hide. Hidden entries are 0 in the input of the network, but not in the rows that it
-        has to reconstruct. The noise of each step selects these entries, see `shardpress_kernels.reference.masked`.
+        has to reconstruct. The noise of each step selects these entries, see `shardpress_kernels.graph.masked`.
     loss : TargetLoss, optional
         Loss of the targets. It is required if the network has a head.
     """
@@ -40,7 +42,7 @@ class TrainingStep:
     def __init__(
         self,
         autoencoder: Autoencoder,
-        rule: Rule,
+        rule: str,
         dtype: np.dtype,
         resident: np.ndarray | upload.Pieces | None = None,
         corruption: float = 0.0,
@@ -357,11 +359,11 @@ def _state_among(updates: Updates, autoencoder: Autoencoder) -> dict[str, Any]:
     return {variable.name: variable for variable in updates if variable not in parameters}
 
 
-def _build_with_op(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatch) -> tuple[Any, Updates]:
+def _build_with_op(autoencoder: Autoencoder, rule: str, minibatch: _Minibatch) -> tuple[Any, Updates]:
     """Return the cost of a minibatch and the updates of a step on it, computed by `ops.Step`."""
     updates = Updates()
     rate = rate_of(rule, minibatch.learning_rate, updates)
-    scalars = [minibatch.learning_rate, rate, autoencoder.n_threads]
+    scalars = [rate, autoencoder.n_threads]
     variables = list(autoencoder.shared.values())
     for parameter in autoencoder.shared.values():
         variables += states_of(rule, parameter)
@@ -371,7 +373,7 @@ def _build_with_op(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatch) 
     return cost, updates
 
 
-def _build_with_graph(autoencoder: Autoencoder, rule: Rule, minibatch: _Minibatch) -> tuple[Any, Updates]:
+def _build_with_graph(autoencoder: Autoencoder, rule: str, minibatch: _Minibatch) -> tuple[Any, Updates]:
     """Return the cost of a minibatch and the updates of a step on it, computed by Theano's graph on any device."""
     rows = minibatch.rows
     if minibatch.numbers is not None:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from shardpress.errors import ShardpressError, VerificationFailed, system_failures
+from shardpress.progress import activity
 from shardpress.runlog import RunLog, Terminal
 from shardpress.settings.config import Config
 from shardpress.settings.flags import parse
@@ -117,9 +118,13 @@ def _run(config: Config, command: Sequence[str], disk: Disk | None, run_log: Run
     # Log this before slow imports, so that the user immediately sees that the run has started, and its settings.
     others = "are those of the finished run" if config.results.append else "have their defaults (--verbose lists them)"
     log.info("shardpress %s: %s; other settings %s", version("shardpress"), summary_line(config), others)
-    import dask
+    with activity("start: loading libraries"):
+        from shardpress.hdf5.child.ask import start_early
 
-    from shardpress.run.engine import run
+        start_early()
+        import dask
+
+        from shardpress.run.engine import run
 
     # Ignore the user's Dask configuration files and environment variables, which could change how Dask works.
     dask.config.refresh(paths=[], env={})

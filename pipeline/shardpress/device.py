@@ -82,10 +82,8 @@ def training_step_of(
         Loss of the targets, if the network has a head.
     """
     from shardpress_kernels.step import TrainingStep
-    from shardpress_kernels.updates import Rule
 
-    rule = Rule(settings.optimizer, settings.momentum, settings.weight_decay)
-    step = TrainingStep(autoencoder, rule, dtype, resident, settings.corruption, loss)
+    step = TrainingStep(autoencoder, settings.optimizer, dtype, resident, settings.corruption, loss)
     step.compile()  # compile now, so that the measured training time does not include the compilation
     return step
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -102,94 +102,65 @@ def _is_batch(name: str) -> bool:
 # -- labels --------------------------------------------------------------------------------------------------------
 
 
-def labels_of(
-    extras: Mapping[str, np.ndarray],
-    categories: Mapping[str, np.ndarray],
-    include: Sequence[str] = (),
-    named: str | None = None,
-    masks: Mapping[str, str] | None = None,
-    lost: Mapping[str, np.ndarray] | None = None,
-) -> Labels | None:
-    """Return the labels of rows, or None if no dataset contains labels.
+@dataclass(frozen=True)
+class LabelChoice:
+    """Settings that determine which extra contains the labels, and which rows have one.
 
-    Parameters
-    ----------
-    extras : mapping of str to ndarray of shape (n_rows,)
-    categories : mapping of str to ndarray
-        Categories of the extras that are stored as codes.
-    include : sequence of str
-        Paths of the datasets of ``--include``.
-    named : str, optional
-        Path or name of the dataset that a user has chosen. No other dataset is tried.
-    masks : mapping of str to str, optional
-        Names of the extras that mark the rows with a value of another extra, by the name of that extra.
-    lost : mapping of str to ndarray of shape (n_rows,), bool, optional
-        Masks of the rows whose value could not be read, for extras with such rows.
+    In all methods, `extras` are values (n_rows,) by the names of the extras, and `lost` masks (n_rows,) of the rows
+    whose value could not be read, for extras with such rows.
     """
-    masks = masks or {}
-    lost = lost or {}
-    names = candidates(list(extras), include, masks.values())
-    limit = _MAX_LABELS
-    if named is not None:
-        found = extra_of(named, list(extras))
-        names = [] if found is None else [found]
-        limit = _MAX_NAMED_LABELS
-    for name in names:
-        has_value = rows_with_value(name, extras, masks, lost)
-        labels = labels_in(name, extras[name], categories.get(name), limit, has_value)
-        if labels is not None:
-            return labels
-    return None
 
+    include: tuple[str, ...] = ()  # paths of --include; the first ones that can be labels are preferred
+    named: str | None = None  # path or name of the dataset of --labels; no other one is tried
+    masks: Mapping[str, str] = field(default_factory=dict)  # extras that mark the rows with a value of another extra
+    categories: Mapping[str, np.ndarray] = field(default_factory=dict)  # of the extras that are stored as codes
 
-def rows_with_value(
-    name: str, extras: Mapping[str, np.ndarray], masks: Mapping[str, str], lost: Mapping[str, np.ndarray]
-) -> np.ndarray:
-    """Return a mask (n_rows,) of the rows that have a value of an extra, see `labels_of`."""
-    has_value = np.ones(len(extras[name]), dtype=bool)
-    if masks.get(name) in extras:
-        has_value &= extras[masks[name]]
-    if name in lost:
-        has_value &= ~lost[name]
-    return has_value
+    def find(self, extras: Mapping[str, np.ndarray], lost: Mapping[str, np.ndarray]) -> Labels | None:
+        """Return the labels of rows, or None if no extra contains labels."""
+        if self.named is not None:
+            name = extra_of(self.named, list(extras))
+            return None if name is None else self.labels_in(name, extras, lost, _MAX_NAMED_LABELS)
+        names = candidates(list(extras), self.include, self.masks.values())
+        found = (self.labels_in(name, extras, lost, _MAX_LABELS) for name in names)
+        return next((labels for labels in found if labels is not None), None)
 
+    def labels_in(
+        self, name: str, extras: Mapping[str, np.ndarray], lost: Mapping[str, np.ndarray], limit: int
+    ) -> Labels | None:
+        """Return the values of an extra as labels, or None if they look like measurements or identifiers.
 
-def labels_in(
-    name: str,
-    values: np.ndarray,
-    categories: np.ndarray | None = None,
-    limit: int = _MAX_LABELS,
-    has_value: np.ndarray | None = None,
-) -> Labels | None:
-    """Return the values of a dataset as labels, or None if they look like measurements or identifiers.
+        `limit` is the maximum number of distinct labels.
+        """
+        values = extras[name]
+        if values.dtype.kind not in "biufO" or not len(values) or _has_fractions(values) or _is_mixed(values):
+            return None
+        labels = self.as_labels(name, extras, lost)
+        is_usual = 2 <= len(labels.names) <= min(limit, len(values) // _MIN_ROWS_PER_LABEL)
+        return labels if is_usual else None
 
-    `categories` are given if the values are codes, and `limit` is the maximum number of distinct labels. Rows that are
-    False in the mask `has_value` have a fill value.
-    """
-    if values.dtype.kind not in "biufO" or not len(values) or _has_fractions(values) or _is_mixed(values):
-        return None
-    labels = as_labels(name, values, categories, has_value)
-    if not 2 <= len(labels.names) <= min(limit, len(values) // _MIN_ROWS_PER_LABEL):
-        return None
-    return labels
+    def as_labels(self, name: str, extras: Mapping[str, np.ndarray], lost: Mapping[str, np.ndarray]) -> Labels:
+        """Return the values of an extra as labels, whatever they look like."""
+        values = extras[name]
+        categories = self.categories.get(name)
+        has_label = _is_label(values, is_code=categories is not None) & self.has_value(name, extras, lost)
+        distinct, indices = np.unique(values[has_label], return_inverse=True)
+        codes = np.full(len(values), NONE)
+        codes[has_label] = indices
+        names = tuple(_label_text(value, categories) for value in distinct.tolist())
+        return Labels(name, names, codes)
 
-
-def as_labels(
-    name: str, values: np.ndarray, categories: np.ndarray | None = None, has_value: np.ndarray | None = None
-) -> Labels:
-    """Return the values of a dataset as labels, whatever they look like. The parameters are those of `labels_in`."""
-    has_label = _is_label(values, is_code=categories is not None)
-    if has_value is not None:
-        has_label &= has_value
-    distinct, indices = np.unique(values[has_label], return_inverse=True)
-    codes = np.full(len(values), NONE)
-    codes[has_label] = indices
-    names = tuple(_label_text(value, categories) for value in distinct.tolist())
-    return Labels(name, names, codes)
+    def has_value(self, name: str, extras: Mapping[str, np.ndarray], lost: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Return a mask (n_rows,) of the rows that have a value of an extra."""
+        has_value = np.ones(len(extras[name]), dtype=bool)
+        if self.masks.get(name) in extras:
+            has_value &= extras[self.masks[name]]
+        if name in lost:
+            has_value &= ~lost[name]
+        return has_value
 
 
 def numbers_in(name: str, values: np.ndarray, has_value: np.ndarray) -> Numbers | None:
-    """Return the values of a dataset as numbers, or None if they are none. `has_value` is that of `labels_in`."""
+    """Return the values of a dataset as numbers, or None if they are none. `has_value` is a mask (n_rows,)."""
     if values.dtype.kind not in "biuf":
         return None
     numbers = values.astype(np.float64)

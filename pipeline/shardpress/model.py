@@ -23,8 +23,8 @@ from shardpress.preparation import Preparation
 from shardpress.scan.scaler import Scaler
 from shardpress.sealed import sealed, write_json
 from shardpress_kernels.activations import ACTIVATIONS
+from shardpress_kernels.hostmath import activated, code_of
 from shardpress_kernels.network import Network
-from shardpress_kernels.reference import activated, code_of
 
 ABOUT = "about"
 """Name of the dataset with the facts about a model, as JSON."""

@@ -1,4 +1,7 @@
-"""Progress of a pass over data: a tqdm bar on a terminal, and a few lines in the log. Both show the time left."""
+"""Progress of a pass over data: a tqdm bar on a terminal, and a few lines in the log. Both show the time left.
+
+Between passes, `activity` shows what is happening.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,10 @@ import logging
 import math
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
 from shardpress.runlog import SHOWN_BY_BAR
@@ -23,6 +28,40 @@ _MARKS = (1, 2, 5, *range(10, 100, 10))
 _SECONDS_BETWEEN_LINES = 5.0  # minimum; a short pass logs only one line, when it ends
 _LONGEST_SILENCE = 600.0  # seconds after which a line is logged in any case
 _SECONDS_BETWEEN_BARS = 0.1  # do not redraw after every unit, because a unit can take only a few microseconds
+
+
+@contextmanager
+def activity(what: str) -> Iterator[None]:
+    """Show what is happening during a step that has no units: on a terminal at once, in a log after 5 seconds.
+
+    The line on the terminal counts the seconds, and disappears at the end of the step.
+    """
+    bar = _activity_bar(what) if _is_watched() else None
+    is_done = threading.Event()
+    shown = threading.Thread(target=_show, args=(what, bar, is_done), name="activity", daemon=True)
+    shown.start()
+    try:
+        yield
+    finally:
+        is_done.set()
+        shown.join()
+        if bar is not None:
+            bar.close()
+
+
+def _activity_bar(what: str) -> tqdm:
+    from tqdm import tqdm
+
+    return tqdm(desc=what, bar_format="{desc} [{elapsed}]", leave=False)
+
+
+def _show(what: str, bar: tqdm | None, is_done: threading.Event) -> None:
+    if bar is None:
+        if not is_done.wait(_SECONDS_BETWEEN_LINES):
+            log.info("%s", what)
+        return
+    while not is_done.wait(1):
+        bar.refresh()
 
 
 class Progress:

@@ -76,14 +76,23 @@ def deferred() -> Iterator[None]:
 
 
 def leave(code: int) -> NoReturn:
-    """Exit with a code. Above 128, the process ends with a signal, which informs the parent process."""
+    """Exit with a code. Above 128, the process ends with a signal, which informs the parent process.
+
+    Python does not free its modules, which would take a tenth of a second.
+    """
     if code > 128:
         handled = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         for number in (*handled, code - 128):
             signal.signal(number, signal.SIG_DFL)  # another signal ends the process at once, without a traceback
         atexit._run_exitfuncs()  # Python does not call exit functions if a signal ends the process
         os.kill(os.getpid(), code - 128)
-    sys.exit(code)
+    atexit._run_exitfuncs()
+    try:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            stream.flush()
+    except (OSError, ValueError):
+        sys.exit(code)  # reports output that cannot be written
+    os._exit(code)
 
 
 def _on_signal(number: int, _frame: object) -> None:

@@ -30,6 +30,7 @@ import h5py
 import numpy as np
 
 from shardpress_kernels.network import Head, Network, TargetLoss
+from shardpress_kernels.rules import DECAY
 
 Arrays = Mapping[str, np.ndarray]
 Function = Callable[[Any], Any]
@@ -38,7 +39,6 @@ Stepper = tuple[Function, Callable[[], Arrays]]
 # to count if it does more work than the case requires.
 Prepared = tuple[Callable[[int], float | None], Callable[[], Arrays]]
 
-MOMENTUM = 0.9
 RATE = 0.1
 LOSS = TargetLoss(weight=0.02, scale=2.0)  # of a network with a head
 BLOCK_ROWS = 8192
@@ -96,12 +96,11 @@ class Ours:
     def step(self, folder: Path, network: Network) -> Prepared:
         """Take a training step."""
         from shardpress_kernels.step import TrainingStep
-        from shardpress_kernels.updates import Rule
 
         values = load_input(folder)
         autoencoder = self.autoencoder(network, values)
         loss = LOSS if network.head is not None else None
-        step = TrainingStep(autoencoder, Rule("momentum", MOMENTUM), np.dtype(np.float32), loss=loss)
+        step = TrainingStep(autoencoder, "momentum", np.dtype(np.float32), loss=loss)
         n_rows = len(values["x"])
         n_at_once = step.n_at_once(n_rows)
         rows = np.concatenate([values["x"]] * n_at_once)
@@ -462,7 +461,7 @@ class Jax(Peer):
     ) -> Any:
         """Return the next parameters and velocities."""
         gradient = self.jax.grad(lambda p: self.cost(network, p, scaler(rows), more))(p)
-        v = {name: MOMENTUM * v[name] - RATE * gradient[name] for name in p}
+        v = {name: DECAY * v[name] - RATE * gradient[name] for name in p}
         return {name: p[name] + v[name] for name in p}, v
 
     def first(self, h: Any, kept: Any) -> Any:
@@ -515,7 +514,7 @@ class Torch(Peer):
 
     def stepper(self, network: Network, scaler: Function, start: Arrays) -> Stepper:
         p = {name: self.torch.tensor(start[name], device=self._device, requires_grad=True) for name in network.shapes}
-        optimizer = self.torch.optim.SGD(p.values(), lr=RATE, momentum=MOMENTUM, fused=True)
+        optimizer = self.torch.optim.SGD(p.values(), lr=RATE, momentum=DECAY, fused=True)
         cost = self._maybe_compiled(lambda rows, more: self.cost(network, p, scaler(rows), more))
 
         def step(rows: Any, more: Mapping[str, Any]) -> None:

@@ -40,10 +40,10 @@ def test_the_first_line_needs_no_libraries_and_lists_settings(tmp_path: Path) ->
     )
     assert first.startswith("shardpress ")
     assert mentions(first, "input a.h5, b.h5, c.h5", 1, "output features", "hidden none", "epochs 3", "--verbose")
-    assert last == ["loads dask"]
-    assert first_output(tmp_path, "--quiet") == ["loads dask"]
+    assert last == ["loads h5py"]
+    assert first_output(tmp_path, "--quiet") == ["loads h5py"]
     (tmp_path / "quiet.yaml").write_text("quiet: true\n")
-    assert first_output(tmp_path, "--config", "quiet.yaml") == ["loads dask"], "also from the file"
+    assert first_output(tmp_path, "--config", "quiet.yaml") == ["loads h5py"], "also from the file"
 
 
 @pytest.mark.process

@@ -23,7 +23,7 @@ def test_sample_run_writes_to_its_own_directory(tmp_path, name):
     assert result.stdout.splitlines() == [
         "scripts/make_data.py",
         f"scripts/extract.py --overwrite --input {shards} --output {out}",
-        f"scripts/extract.py --quiet --overwrite --model {out} --input data/{name}-test --output {out}-test",
+        f"scripts/extract.py --overwrite --model {out} --input data/{name}-test --output {out}-test",
         f"scripts/classify.py {out} --test {out}-test",
     ]
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from shardpress.model import Model
-from shardpress_kernels import TILE_ROWS, graph, reference
+from shardpress_kernels import TILE_ROWS, graph
 from shardpress_kernels.autoencoder import Autoencoder, theano
 from shardpress_kernels.network import Network
+from tests.support import reference
 from tests.support.cases import cross, each
 from tests.support.models import (
     DTYPES,

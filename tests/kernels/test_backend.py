@@ -119,12 +119,11 @@ import pathlib
 import numpy as np
 from shardpress_kernels.autoencoder import Autoencoder
 from shardpress_kernels.network import Network
-from shardpress_kernels.updates import Rule
 from shardpress_kernels.step import TrainingStep
 autoencoder = Autoencoder(Network((5, 3)))
 rows = np.ones((4, 5), np.float32)
 autoencoder.encode(rows)
-step = TrainingStep(autoencoder, Rule("momentum", 0.9), rows.dtype)
+step = TrainingStep(autoencoder, "momentum", rows.dtype)
 step.begin(rows, None, len(rows))
 step.take([0.1])
 from shardpress_kernels import backend

@@ -19,9 +19,9 @@ import numpy as np
 import pytest
 
 from shardpress.model import Model
-from shardpress_kernels import reference
 from shardpress_kernels.network import Network
 from tests.support import device_child as child
+from tests.support import reference
 from tests.support.cases import ALL_CASES, case, each
 from tests.support.cuda import stub
 from tests.support.interpreters import REPOSITORY, environment
@@ -201,7 +201,6 @@ def trained_by_numpy():
             zip(minibatches, corrupted, strict=True),
             "adam",
             child.RATES["adam"],
-            child.WEIGHT_DECAY,
             [(targets_of(network, step), child.make_kept(network, step)) for step in range(child.N_NETWORK_STEPS)],
         )
         for name, network in child.NETWORKS.items()

@@ -13,7 +13,6 @@ from shardpress_kernels.calls import on_device
 from shardpress_kernels.faults import OutOfDeviceMemory
 from shardpress_kernels.network import Network
 from shardpress_kernels.step import TrainingStep
-from shardpress_kernels.updates import Rule
 from tests.support.cases import each
 from tests.support.networks import random_parameters
 from tests.support.steps import take_step
@@ -71,7 +70,7 @@ def test_running_calls_on_a_device_are_counted(monkeypatch, is_device):
     monkeypatch.setattr(backend, "uses_ops", lambda: False)
     monkeypatch.setattr(backend, "compile_function", compile_watched)
     autoencoder = Autoencoder(Network((5, 2)), np.zeros(5, np.float32), np.ones(5, np.float32))
-    step = TrainingStep(autoencoder, Rule("momentum", 0.9, 0.0), np.dtype("f4"))
+    step = TrainingStep(autoencoder, "momentum", np.dtype("f4"))
     monkeypatch.setattr(backend, "device_call", lambda: on_device if is_device else nullcontext())
     rows = np.random.default_rng(0).random((4, 5), np.float32)
     autoencoder.encode(rows)

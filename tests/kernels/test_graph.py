@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from shardpress_kernels import graph, reference
+from shardpress_kernels import graph
 from shardpress_kernels.autoencoder import Autoencoder, theano
+from tests.support import reference
 from tests.support.cases import case, each
 from tests.support.networks import NETWORKS, random_parameters
 from tests.support.tolerances import assert_close

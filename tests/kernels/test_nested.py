@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 
-from shardpress_kernels import graph, reference
+from shardpress_kernels import graph
 from shardpress_kernels.autoencoder import Autoencoder, theano
+from shardpress_kernels.hostmath import activated
 from shardpress_kernels.network import Head, Network, TargetLoss
 from shardpress_kernels.step import TrainingStep
-from shardpress_kernels.updates import Rule
+from tests.support import reference
 from tests.support.cases import case, each
 from tests.support.networks import random_parameters
+from tests.support.steps import forget
 from tests.support.tolerances import assert_close
 
 LOSS = TargetLoss(weight=0.3, scale=2.0)
@@ -61,7 +63,7 @@ def error(network, x, p, kept):
         s = (code - network.center) * p["gain"] if network.gain else code.copy()
         s[int(n) :] = 0
         for (W, _, b_output), kind in reversed(list(zip(network.layers, network.mirrors, strict=True))):
-            s = reference.activated(kind, p[W] @ s + p[b_output])
+            s = activated(kind, p[W] @ s + p[b_output])
         total += np.sum((s - row) ** 2)
     return total / x.size
 
@@ -135,13 +137,14 @@ def test_a_step_equals_numpy_at_tile_edges(rng, network):
     parameters = {name: rng.normal(0, 1 / np.sqrt(shape[0]), shape).astype(np.float32) for name, shape in shapes}
     zeros = np.zeros(network.n_inputs, np.float32)
     autoencoder = Autoencoder(network, zeros, zeros + np.float32(1 / 255), (zeros, zeros + 255))
-    step = TrainingStep(autoencoder, Rule("momentum", 0.0), np.dtype("f4"), loss=LOSS)
+    step = TrainingStep(autoencoder, "momentum", np.dtype("f4"), loss=LOSS)
     for n_rows in HEIGHTS:
         with case(n_rows):
             rows = rng.integers(0, 256, (n_rows, network.n_inputs)).astype(np.float32)
             targets = targets_of(rng, network, n_rows)
             kept = kept_of(rng, network, n_rows)
             autoencoder.set_parameters(parameters)
+            forget(step)
             step.begin(rows, None, n_rows, targets, kept)
             found_error = step.take([-1.0], with_cost=True)
             x = rows / 255
@@ -149,7 +152,7 @@ def test_a_step_equals_numpy_at_tile_edges(rng, network):
                 network, x, x, float64(parameters), for_reference(targets), kept
             )
             assert_close(found_error, expected_error, "cpu", "float32", "cost")
-            # Without momentum and with a rate of -1 the velocity is the gradient.
+            # In the first step at a rate of -1, the velocity is the gradient.
             for found, expected in zip(step.state().values(), gradients, strict=True):
                 assert_close(found, expected, "cpu", "float32", "gradients")
     empty = np.zeros((4, network.n_inputs), np.float32)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from shardpress_kernels import reference
 from shardpress_kernels.network import Network
+from tests.support import reference
 from tests.support.cases import each
 from tests.support.networks import NETWORKS, random_parameters
 

@@ -6,11 +6,11 @@ Sample: training with and without the cost is compared for two of four update ru
 import numpy as np
 import pytest
 
-from shardpress_kernels import reference
 from shardpress_kernels.autoencoder import Autoencoder
 from shardpress_kernels.network import Network
 from shardpress_kernels.rules import RULES
 from shardpress_kernels.upload import n_minibatches_at_once
+from tests.support import reference
 from tests.support.cases import each, sample
 from tests.support.models import (
     N_FEATURES,
@@ -134,17 +134,15 @@ def test_resident_and_streamed_rows_train_the_same_bits(rng, dtype):
 @pytest.mark.process
 @each("rule", RULES)
 def test_every_rule_with_every_option_equals_numpy(rng, rule):
-    # The options are weight decay, corrupted rows, and the cost.
     network = NETWORKS["three"]
     corruption = 0.25
-    weight_decay = 0.5
     x = rng.random((8, 16, N_INPUTS), dtype=np.float32)
     noise = rng.integers(0, 256, (8, 16, N_INPUTS), np.uint8)
     autoencoder = random_autoencoder(rng, network)
-    step = step_of(autoencoder, rule, weight_decay=weight_decay, corruption=corruption)
+    step = step_of(autoencoder, rule, corruption=corruption)
     corrupted = reference.masked(x.astype(np.float64), noise, corruption)
     expected, expected_costs = numpy_steps(
-        network, autoencoder.parameters(), zip(x.astype(np.float64), corrupted, strict=True), rule, 0.01, weight_decay
+        network, autoencoder.parameters(), zip(x.astype(np.float64), corrupted, strict=True), rule, 0.01
     )
     costs = [take_step(step, rows, 0.01, with_cost=True, noise=own) for rows, own in zip(x, noise, strict=True)]
     assert_close(costs, expected_costs, "cpu", "float32", "cost")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from shardpress_kernels.rules import RULES
-from shardpress_kernels.updates import Rule, theano, updates_of
+from shardpress_kernels.updates import theano, updates_of
 from tests.support.cases import each
 from tests.support.tolerances import assert_close
 
@@ -89,7 +89,7 @@ def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
     parameter = shared_parameter(start)
     gradient = theano.tensor.fmatrix()
     rate = theano.tensor.fscalar()
-    step = updates_of(Rule(rule, DECAY), [gradient], [parameter], rate)
+    step = updates_of(rule, [gradient], [parameter], rate)
     function = theano.function([gradient, rate], [], updates=step)
     for g, r in zip(gradients, RATES, strict=True):
         function(g, np.float32(r))
@@ -102,7 +102,7 @@ def test_rule_equals_a_numpy_loop_over_ten_steps(rule):
 @each("rule", RULES)
 def test_state_is_float32_zeros_named_by_parameter_and_role(rule):
     parameters = [shared_parameter(np.ones((3, 2)), "first.W"), shared_parameter(np.ones(2), "first.b_hidden")]
-    step = updates_of(Rule(rule, DECAY), parameters, parameters, np.float32(0.1))
+    step = updates_of(rule, parameters, parameters, np.float32(0.1))
     state = {name: variable for name, variable in states(step).items() if variable not in parameters}
     shapes = {f"{p.name}.{role}": p.get_value().shape for p in parameters for role in STATE[rule]}
     shapes |= dict.fromkeys(ONCE.get(rule, []), ())
@@ -114,7 +114,7 @@ def test_state_is_float32_zeros_named_by_parameter_and_role(rule):
 def test_rules_compute_nothing_in_float64(rule):
     parameter = shared_parameter(np.ones(2))
     rate = theano.tensor.fscalar()
-    step = updates_of(Rule(rule, DECAY), [theano.tensor.fvector()], [parameter], rate)
+    step = updates_of(rule, [theano.tensor.fvector()], [parameter], rate)
     assert {value.dtype for value in step.values()} == {"float32"}
     ancestors = theano.gof.graph.ancestors(list(step.values()))
     assert "float64" not in {variable.dtype for variable in ancestors}

@@ -6,25 +6,26 @@ from pathlib import Path
 
 import numpy as np
 
-from shardpress.report.facts import RangeDrift, drift_facts
+from shardpress.records import Range
+from shardpress.report.facts import drift_facts
 from shardpress.report.page.document import Table
 from shardpress.report.page.verdict import drift
-from shardpress.scan.drift import outside_of
+from shardpress.scan.drift import MAX_LISTED_COLUMNS, outside_of
 from shardpress.scan.scaler import Scaler
 from tests.support.helpers import numbered_shards
 
 RANGE = Scaler(np.zeros(30), np.ones(30))
 
 
-def ranges_of(rows: np.ndarray, range_rows: int) -> list[RangeDrift]:
+def ranges_of(rows: np.ndarray, range_rows: int) -> list[Range]:
     """Return the drift of the ranges of three shards. Some of their rows are outside the range."""
     ranges = []
     for shard in range(3):
         for start in range(0, len(rows[shard]), range_rows):
             some = rows[shard][start : start + range_rows]
             out = some[((some < 0) | (some > 1)).any(axis=1)]
-            found = tuple(outside_of(out, RANGE)) if len(out) else ()
-            ranges.append(RangeDrift(shard, len(some), len(out), found, True))
+            found = outside_of(out, RANGE)[:MAX_LISTED_COLUMNS] if len(out) else []
+            ranges.append(Range(0, shard, start, start + len(some), n_outside=len(out), outside=found))
     return ranges
 
 
@@ -58,14 +59,12 @@ def test_counts_of_drift_do_not_depend_on_the_ranges(tmp_path: Path) -> None:
 
 def test_first_of_many_columns_are_listed_with_a_note(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 40, 40)
-    rows = np.full((3, 40, 30), 2.0)
+    rows = np.full((3, 40, 30), 0.5)
+    rows[:, :, : MAX_LISTED_COLUMNS - 1] = 2.0
     summary = drift_facts(shards, ranges_of(rows, 40), "pass")
-    assert (summary["n_columns"], len(summary["columns"])) == (30, 10)
-    cut_ranges = [
-        RangeDrift(each.shard, each.n_rows, each.n_outside, each.outside[:20], False) for each in ranges_of(rows, 40)
-    ]
+    assert (summary["n_columns"], len(summary["columns"])) == (MAX_LISTED_COLUMNS - 1, 10)
     complete = str(next(drift(summary)))
-    shortened = str(next(drift(drift_facts(shards, cut_ranges, "pass"))))
+    shortened = str(next(drift(drift_facts(shards, ranges_of(np.full(rows.shape, 2.0), 40), "pass"))))
     assert shortened.startswith(complete)
     assert "20 farthest columns" in shortened.removeprefix(complete)
 

@@ -13,11 +13,11 @@ from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
-from shardpress.labels import Labels, Numbers, labels_in
+from shardpress.labels import LabelChoice, Labels, Numbers
 from shardpress.model import Model
 from shardpress.report.baselines import BASELINES, prediction_of, probe_facts
 from shardpress.report.judgment import Judgment, judge
-from shardpress.report.measures import LabelChoice, measure
+from shardpress.report.measures import measure
 from shardpress.report.page.build import page_of, text_of
 from shardpress.report.page.verdict import status, verdict
 from shardpress.report.sample import Sample, SampleSpec, draw_sample
@@ -56,7 +56,7 @@ def judged(probe: dict[str, Any] | None, config: dict[str, Any] = SETTINGS, **er
 
 def sample_of(rows: np.ndarray, features: np.ndarray) -> Sample:
     numbers = np.arange(len(rows))
-    return Sample(rows.astype(np.float32), features.astype(np.float32), {}, 0 * numbers, numbers, numbers)
+    return Sample(rows.astype(np.float32), features.astype(np.float32), {}, 0 * numbers, numbers, numbers, numbers >= 0)
 
 
 def facts_of(
@@ -78,7 +78,7 @@ def unequal_rows(n_rows: int = 900) -> tuple[np.ndarray, np.ndarray, Labels | No
     rows[:, :3] += 2 * np.eye(3)[kinds]
     rows[:, :6] += rng.normal(size=(n_rows, 1))  # so that the first components hold these columns
     rows[:, 6:] *= 50
-    return rows, kinds, labels_in("kind", kinds)
+    return rows, kinds, LabelChoice().find({"kind": kinds}, {})
 
 
 def test_baselines_equal_scikit_learn_on_the_same_split() -> None:
@@ -272,9 +272,9 @@ def test_labels_of_the_probe_are_chosen_by_name(tmp_path: Path, caplog: pytest.L
         (LabelChoice(("obs/batch", "obs/kind")), "kind"),
         (LabelChoice(("obs/kind",), "batch"), "batch"),
     ):
-        assert measure(sample, parts, model, {}, choice)["probe"]["labels"] == expected
+        assert measure(sample, parts, model, choice)["probe"]["labels"] == expected
     assert "labels=" not in caplog.text
-    assert "probe" not in measure(sample, parts, model, {}, LabelChoice(named="other"))
+    assert "probe" not in measure(sample, parts, model, LabelChoice(named="other"))
     assert mentions(caplog.text, "labels=other", "600")
 
 
@@ -299,18 +299,18 @@ def test_a_target_is_probed_unless_labels_are_named(tmp_path: Path) -> None:
     assert sample is not None
     usable = np.flatnonzero(~np.isnan(numbers) & has_value)
     choice = LabelChoice(masks={"t": "has_t", "c": "has_t"})
-    probe = measure(sample, parts, target_model("numbers"), {}, choice)["probe"]
+    probe = measure(sample, parts, target_model("numbers"), choice)["probe"]
     assert (probe["labels"], probe["score"]) == ("t", "R2")
     assert (probe["n_train"], probe["n_test"]) == ((usable < 600).sum(), (usable >= 600).sum())
     named = replace(choice, named="y")
-    probe = measure(sample, parts, target_model("numbers"), {}, named)["probe"]
+    probe = measure(sample, parts, target_model("numbers"), named)["probe"]
     assert (probe["labels"], probe["score"], probe["n_test"]) == ("y", "accuracy", 300)
     sample.extras["t"] = sample.extras.pop("c")
-    probe = measure(sample, parts, target_model("classes"), {}, choice)["probe"]
+    probe = measure(sample, parts, target_model("classes"), choice)["probe"]
     assert (probe["labels"], probe["score"]) == ("t", "accuracy")
     assert probe["n_test"] == (usable >= 600).sum()
     del sample.extras["t"]
-    assert measure(sample, parts, target_model("classes"), {}, choice)["probe"]["labels"] == "y"
+    assert measure(sample, parts, target_model("classes"), choice)["probe"]["labels"] == "y"
 
 
 @pytest.mark.parametrize("n_left_out", [0, 29, 30])
@@ -320,7 +320,7 @@ def test_too_few_rows_that_did_not_train_test_nothing(tmp_path: Path, n_left_out
     parts = [replace(part, trained=np.arange(900) >= n_left_out)]
     sample = draw_sample(parts, SampleSpec(model_of(6, 2)))
     assert sample is not None
-    facts = measure(sample, parts, target_model("numbers"), {})
+    facts = measure(sample, parts, target_model("numbers"), LabelChoice())
     assert ("no_test" in facts["probe"]) == (n_left_out < 30)
     judgment = judge({**SUMMARY, **ERRORS}, facts, SETTINGS)
     assert mentions(judgment.classifier, "--fit-on") == (n_left_out < 30)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from shardpress.alignment import LinearMap
-from shardpress.labels import NONE, Labels
+from shardpress.labels import NONE, LabelChoice, Labels
 from shardpress.records import Entry, Part, Range, ShardFacts, Stat
 from shardpress.report.commonrows import CommonRows, EncodedRows
-from shardpress.report.mapquality import LabelSource, kept_accuracy
+from shardpress.report.mapquality import kept_accuracy, read_labels
 
 N = 12
 IDENTITY = LinearMap(np.eye(2), np.zeros(2), "b", "a")
@@ -41,7 +41,7 @@ def test_labels_are_those_of_the_rows_that_have_one(tmp_path: Path) -> None:
     expected = [1, NONE, 1, 0, 3, NONE, 0]
     names = {"y": ("0", "1", "3"), "coded": ("a", "b", "d")}
     for categories, found_names in (({}, names["y"]), ({"y": np.array([b"a", b"b", b"c", b"d"])}, names["coded"])):
-        found = LabelSource("y", {"y": "has_y"}, categories).read(run, rows)
+        found = read_labels(run, rows, LabelChoice(named="y", masks={"y": "has_y"}, categories=categories))
         assert found.names == found_names
         values = [NONE if code == NONE else int(("0", "1", "3")[code]) for code in found.codes]
         assert values == expected

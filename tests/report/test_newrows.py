@@ -76,7 +76,8 @@ def sample_of(model: Model, rows: np.ndarray, stretch_rows: int = 8) -> Sample:
     """Return a sample of consecutive rows, in stretches of equal length."""
     numbers = np.arange(len(rows))
     features = model.encode(rows).astype(np.float32)
-    return Sample(model.scaler.scaled(rows), features, {}, np.zeros_like(numbers), numbers, numbers // stretch_rows)
+    scaled = model.scaler.scaled(rows)
+    return Sample(scaled, features, {}, 0 * numbers, numbers, numbers // stretch_rows, numbers < 0)
 
 
 def judged(reference: Reference, model: Model, rows: np.ndarray, columns: Columns = NO_COLUMNS) -> Verdict:
@@ -286,7 +287,7 @@ def test_constant_missing_indicators_are_not_stuck() -> None:
     for values in (scaled[:400], complete):
         numbers = np.arange(400)
         features = (values @ parameters["W"]).astype(np.float32)
-        samples.append(Sample(values, features, {}, np.zeros_like(numbers), numbers, numbers // 8))
+        samples.append(Sample(values, features, {}, 0 * numbers, numbers, numbers // 8, numbers < 0))
     reference = Reference.of(samples[0], model, FILES, 800)
     verdict = judge_new_rows(reference, samples[1], model, NAMED, 0, 400, FILES)
     assert verdict.stuck_columns == ()
@@ -418,7 +419,7 @@ def test_rows_that_resemble_their_neighbours_are_kept(n_files: int, file_rows: i
         files = held_out // file_rows
         features = model.encode(rows[held_out]).astype(np.float32)
         scaled = model.scaler.scaled(rows[held_out])
-        drawn = Sample(scaled, features, {}, files, held_out % file_rows, held_out // 40)
+        drawn = Sample(scaled, features, {}, files, held_out % file_rows, held_out // 40, held_out < 0)
         reference = Reference.of(drawn, model, [f"{i}.h5" for i in range(n_files)], n_rows)
         return judged(reference, model, rows[n_rows:]).verdict != "keep"
 

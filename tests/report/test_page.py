@@ -19,7 +19,7 @@ from shardpress.report.page.quality import quality
 from shardpress.report.page.run import time_spent
 from shardpress.report.page.svg import COMPARED, FEATURES, LABELS
 from shardpress.report.page.verdict import action_needed, verdict
-from shardpress.report.page.words import cut, path
+from shardpress.report.words import cut, path
 from shardpress.result import Result
 from tests.support.cases import each
 from tests.support.logged import mentions
@@ -96,7 +96,7 @@ def test_text_that_begins_with_a_number_is_wrapped() -> None:
     table = Table.of(
         "", "rate, columns", [("1,000,000 rows/s", "7 temperature (1,000 values)"), ("-", "8 x (2 values)")]
     )
-    assert (table.is_number(0), table.is_number(1)) == (True, False)
+    assert table.are_numbers == [True, False]
 
 
 def test_attention_section_comes_first_and_is_bounded(report: dict[str, Any]) -> None:

@@ -29,22 +29,23 @@ def words_of(figure: Figure) -> list[str]:
 
 
 def lines_of(figure: Figure) -> list[np.ndarray]:
-    """Return the positions (n, 2) of each line with more than two points."""
-    lines = [str(attributes["points"]).split() for attributes, _ in Parsed(figure.svg).named("polyline")]
+    """Return the positions (n, 2) of each line with more than two points, without axes."""
+    drawn = [attributes for attributes, _ in Parsed(figure.svg).named("polyline") if "class" not in attributes]
+    lines = [str(attributes["points"]).split() for attributes in drawn]
     return [np.array([list(map(float, pair.split(","))) for pair in line]) for line in lines if len(line) > 2]
 
 
 def test_usual_values_fit_on_an_axis_and_outliers_are_at_its_ends() -> None:
     rng = np.random.default_rng(0)
     for values in (rng.normal(size=500), rng.uniform(size=40), np.arange(3.0), np.ones(5)):
-        scale = Scale.over(values.tolist(), 0, 100)
+        scale = Scale.over(values, 0, 100)
         assert scale.low <= values.min() <= values.max() <= scale.high
     values = np.append(rng.normal(size=500), [1e6, -1e6])
-    scale = Scale.over(values.tolist(), 0, 100)
+    scale = Scale.over(values, 0, 100)
     assert np.ptp([scale(value) for value in values[:-2]]) > 30
     assert (scale(1e6), scale(-1e6)) == (100, 0)
     costs = np.append(1 / np.arange(1, 400), 1e9)
-    scale = Scale.over(costs.tolist(), 0, 100, allows_log=True)
+    scale = Scale.over(costs, 0, 100, allows_log=True)
     assert scale(1e9) == 100
     assert 0 <= scale(-1.0) < scale(0.01) < scale(0.5) <= 100
 
@@ -111,6 +112,6 @@ def test_each_colour_has_one_meaning() -> None:
     fills = [attributes["fill"] for attributes, _ in Parsed(bars("x", {"a": 1, "b": 2, "c": 3}).svg).named("rect")]
     assert fills == [FEATURES, COMPARED, COMPARED]
     lines = Parsed(curves("x", {"training": [3, 2, 1], "validation": [3, 2, 2]}, {"components": 2.5}).svg)
-    strokes = {attributes["stroke"] for attributes, _ in lines.named("polyline")}
+    strokes = {attributes["stroke"] for attributes, _ in lines.named("polyline") if "stroke" in attributes}
     assert strokes == {FEATURES, COMPARED}
     assert {"training", "validation", "components"} <= {words for _, words in lines.named("text")}

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from shardpress import ridge
+from shardpress.labels import LabelChoice
+from shardpress.report.baselines import are_correct
 from shardpress.report.measures import measure
-from shardpress.report.probe import are_correct
 from shardpress.report.sample import Sample, SampleSpec, draw_sample
 from tests.support.cases import each
 from tests.support.pages import make_parts, model_of
@@ -60,7 +61,7 @@ def test_errors_and_worst_rows_are_found_by_file_and_row(tmp_path: Path) -> None
     parts = make_parts(tmp_path, model, rows, 100)
     sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
-    facts = measure(sample, parts, model, {})
+    facts = measure(sample, parts, model, LabelChoice())
     errors = np.square(rows - model.decode(model.encode(rows).astype(np.float32))).mean(axis=1)
     assert facts["mean_error"] == pytest.approx(errors.mean(), rel=1e-6)
     assert facts["n_rows"] == 300 == sum(facts["errors"]["counts"])
@@ -78,7 +79,7 @@ def test_few_columns_are_drawn_without_a_loss(tmp_path: Path, n_inputs: int) -> 
     parts = make_parts(tmp_path, model, rows, 90)
     sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
-    points = measure(sample, parts, model, {})["points"]
+    points = measure(sample, parts, model, LabelChoice())["points"]
     assert np.shape(points["inputs"]) == np.shape(points["codes"]) == np.shape(points["reconstructions"]) == (90, 2)
     distances = np.linalg.norm(np.diff(points["inputs"], axis=0), axis=1)
     np.testing.assert_allclose(distances, np.linalg.norm(np.diff(rows, axis=0), axis=1), atol=1e-3)
@@ -105,7 +106,7 @@ def test_rows_of_image_shape_are_shown_as_images(
     parts = make_parts(tmp_path, model, rows, 8)
     sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
-    pairs = measure(sample, parts, model, {})["pairs"]
+    pairs = measure(sample, parts, model, LabelChoice())["pairs"]
     assert pairs["shape"] == expected
 
 

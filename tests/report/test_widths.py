@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
+from shardpress.labels import LabelChoice
+from shardpress.report.baselines import are_correct
 from shardpress.report.measures import measure
 from shardpress.report.page.document import Table
 from shardpress.report.page.quality import quality
-from shardpress.report.probe import are_correct
 from shardpress.report.sample import SampleSpec, draw_sample
 from tests.support.pages import make_parts, model_of
 
@@ -33,7 +34,7 @@ def facts_of(folder: Path, n_features: int, nested: bool = True, **extras: np.nd
         parts = [replace(part, trained=extras["train"] == 1) for part in parts]
     sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
-    return measure(sample, parts, model, {}), model, sample
+    return measure(sample, parts, model, LabelChoice()), model, sample
 
 
 def test_errors_and_accuracies_are_those_of_the_first_features(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_scores_of_a_target_are_r2(tmp_path: Path) -> None:
     parts = [replace(part, trained=np.arange(600) % 2 == 1)]
     sample = draw_sample(parts, SampleSpec(model))
     assert sample is not None
-    facts = measure(sample, parts, model, {})
+    facts = measure(sample, parts, model, LabelChoice())
     assert (facts["probe"]["labels"], facts["probe"]["score"]) == ("t", "R2")
     assert facts["widths"][-1]["score"] == pytest.approx(facts["probe"]["features"])
     assert facts["widths"][-1]["components_score"] == pytest.approx(facts["probe"]["components"])

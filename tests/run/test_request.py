@@ -158,8 +158,8 @@ def test_format_numbers_change_the_stages_that_depend_on_them(
 def test_version_of_theano_changes_the_model(monkeypatch: pytest.MonkeyPatch, package: str, affected: set[str]) -> None:
     # Results do not depend on the version of NumPy.
     before = request()
-    version = module.version
-    monkeypatch.setattr(module, "version", lambda name: "9.9" if name == package else version(name))
+    version = module.version_of
+    monkeypatch.setattr(module, "version_of", lambda name: "9.9" if name == package else version(name))
     assert affected_stages(request(), before) == affected
     assert (package in words_about(request(), before)) is bool(affected)
 

@@ -24,8 +24,6 @@ RANGES = {
     "learning_rate": ([None, 1e-9, 1e9], [0.0, -1.0, float("nan"), "fast"]),
     "hidden": ([None, [], [1], [512, 256]], [[0], [512, -1], 512]),
     "corruption": ([0.0, 0.004, 0.998], [-0.1, 0.999, 1.0, float("nan")]),
-    "weight_decay": ([0.0, 1e9], [-0.1, float("nan")]),
-    "momentum": ([0.0, 0.999], [-0.1, 1.0, float("nan")]),
     "replicas": ([None, 1, 8], [0, -1]),
     "seed": ([0, 2**70], [-1]),
     "validation_fraction": ([0.0, 0.99], [-0.1, 1.0, float("nan")]),

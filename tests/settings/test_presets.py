@@ -32,8 +32,8 @@ def test_the_reference_is_the_published_model() -> None:
     assert network_of(settings.network, 4) == Network((4, 2))
     training = settings.training
     assert (training.start, training.biases) == ("random", "zero")
-    assert (training.optimizer, training.learning_rate, training.momentum) == ("momentum", 0.1, 0.9)
-    assert (training.schedule, training.weight_decay, training.corruption) == ("constant", 0.0, 0.0)
+    assert (training.optimizer, training.learning_rate) == ("momentum", 0.1)
+    assert (training.schedule, training.corruption) == ("constant", 0.0)
     assert settings.scaling.scale == "range"
 
 

@@ -18,7 +18,6 @@ from shardpress.scan.scaler import Scaler
 from shardpress_kernels import backend
 from shardpress_kernels.network import Head, Network, TargetLoss
 from tests.support.cases import ALL_CASES
-from tests.support.networks import DECAY
 from tests.support.steps import take_step
 
 DTYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8") if ALL_CASES else ("u1", "i2", "i8", "f4", "f8")
@@ -32,7 +31,6 @@ N_INPUTS = 100
 N_FEATURES = 16
 NETWORK = Network((N_INPUTS, N_FEATURES))
 CORRUPTION = 0.25
-WEIGHT_DECAY = 0.1
 LOSS = TargetLoss(weight=0.02, scale=2.0)
 # Together they use every activation, code, head and output layer. They take few steps, since a unit may be at its kink.
 NETWORKS = {
@@ -180,7 +178,6 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
     from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.graph import reconstruction
     from shardpress_kernels.step import TrainingStep
-    from shardpress_kernels.updates import Rule
 
     rows = make_rows()
     label = f"{rule} {place}"
@@ -189,7 +186,7 @@ def train(graphs: Graphs, rule: str, place: str) -> dict[str, np.ndarray]:
         resident = rows.copy()
     autoencoder = Autoencoder(NETWORK, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(start_of(NETWORK))
-    step = TrainingStep(autoencoder, Rule(rule, DECAY), rows.dtype, resident=resident)
+    step = TrainingStep(autoencoder, rule, rows.dtype, resident=resident)
     graphs.label = f"step {label}"
     costs = []
     for number, minibatch in enumerate(make_minibatches()):
@@ -210,13 +207,12 @@ def train_network(graphs: Graphs, name: str) -> dict[str, np.ndarray]:
     """Train a network with adam on corrupted rows. Return costs, parameters, features and errors."""
     from shardpress_kernels.autoencoder import Autoencoder
     from shardpress_kernels.step import TrainingStep
-    from shardpress_kernels.updates import Rule
 
     rows = make_rows()
     network = NETWORKS[name]
     autoencoder = Autoencoder(network, *make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(start_of(network))
-    step = TrainingStep(autoencoder, Rule("adam", DECAY, WEIGHT_DECAY), rows.dtype, None, CORRUPTION, LOSS)
+    step = TrainingStep(autoencoder, "adam", rows.dtype, None, CORRUPTION, LOSS)
     graphs.label = f"step {name}"
     minibatches = make_minibatches()[:N_NETWORK_STEPS]
     costs = [

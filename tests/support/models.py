@@ -8,8 +8,7 @@ from shardpress.scan.scaler import Scaler
 from shardpress_kernels.autoencoder import Autoencoder
 from shardpress_kernels.network import Network
 from shardpress_kernels.step import TrainingStep
-from shardpress_kernels.updates import Rule
-from tests.support.networks import DECAY, random_parameters
+from tests.support.networks import random_parameters
 
 DTYPES = [np.dtype(code) for code in ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")]
 SCALINGS = ["float32", "float64", None]
@@ -89,8 +88,8 @@ def scaling_of(rows, working):
     return scaler.minimum.astype(working), scaler.scale.astype(working)
 
 
-def step_of(autoencoder, rule="momentum", dtype="f4", resident=None, weight_decay=0.0, corruption=0.0):
-    return TrainingStep(autoencoder, Rule(rule, DECAY, weight_decay), np.dtype(dtype), resident, corruption)
+def step_of(autoencoder, rule="momentum", dtype="f4", resident=None, corruption=0.0):
+    return TrainingStep(autoencoder, rule, np.dtype(dtype), resident, corruption)
 
 
 def assert_same_arrays(found, expected):

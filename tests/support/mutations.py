@@ -128,7 +128,7 @@ _REPORT = (
     ),
     Mutation(
         "classifier-is-trained-on-its-test-rows",
-        "pipeline/shardpress/report/probe.py",
+        "pipeline/shardpress/report/baselines.py",
         "fit_ridge(rows[~is_test], targets[~is_test])",
         "fit_ridge(rows, targets)",
         ("tests/report/test_judgment.py::test_baselines_equal_scikit_learn_on_the_same_split",),
@@ -136,8 +136,8 @@ _REPORT = (
     Mutation(
         "a-target-is-tested-on-rows-without-a-value",
         "pipeline/shardpress/report/measures.py",
-        "has_value = rows_with_value(name, sample.extras, choice.masks, sample.lost)",
-        "has_value = np.ones(len(values), dtype=bool)",
+        "has_value = choice.has_value(name, sample.extras, sample.lost)",
+        "has_value = np.ones(len(sample.rows), dtype=bool)",
         ("tests/report/test_judgment.py::test_a_target_is_probed_unless_labels_are_named",),
     ),
     Mutation(
@@ -1158,7 +1158,7 @@ _KERNELS = (
     Mutation(
         "nesterov-in-c-is-plain-momentum",
         "kernels/shardpress_kernels/rules.py",
-        "p[i] += fused(decay, velocity[i], -rate * g[i]);",
+        "p[i] += fused(DECAY, velocity[i], -rate * g[i]);",
         "p[i] += velocity[i];",
         ("tests/kernels/test_ops.py::test_every_rule_equals_its_numpy_reference[nesterov]",),
     ),
@@ -1199,10 +1199,10 @@ _KERNELS = (
         ("tests/kernels/test_ops.py::test_rows_outside_the_range_are_reported[]",),
     ),
     Mutation(
-        "weight-decay-grows-weights",
+        "later-blocks-replace-the-gradient-of-earlier-ones",
         "kernels/shardpress_kernels/native/step.c",
-        "values[i] *= 1 - s->shrinks;",
-        "values[i] *= 1 + s->shrinks;",
+        "sums[i] += before[i];",
+        "sums[i] += 0 * before[i];",
         ("tests/kernels/test_ops_networks.py::test_every_rule_equals_its_numpy_reference",),
     ),
     Mutation(

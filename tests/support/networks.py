@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from shardpress_kernels import reference
 from shardpress_kernels.network import Network
+from tests.support import reference
 
 DECAY = 0.9  # decay of the running averages of all rules
 
@@ -41,7 +41,6 @@ def numpy_steps(
     minibatches: Iterable[tuple[np.ndarray, np.ndarray]],
     rule: str,
     rate: float,
-    weight_decay: float = 0.0,
     more: Sequence[tuple[reference.Targets | None, np.ndarray | None]] = (),
 ) -> tuple[dict[str, np.ndarray], list[float]]:
     """Take float64 steps on scaled rows and corrupted copies. Return the parameters and the cost before each step.
@@ -57,8 +56,6 @@ def numpy_steps(
         cost, gradients = reference.gradients(network, x, corrupted, p, targets, kept)
         costs.append(cost)
         for (name, array), gradient in zip(p.items(), gradients, strict=True):
-            if array.ndim == 2:  # weight decay does not apply to biases and gains
-                array *= 1 - rate * weight_decay
             numpy_update(rule, count, rate, array, gradient, *state[name])
     return p, costs
 

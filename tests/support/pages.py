@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 
 from shardpress.hdf5.shard import Block
+from shardpress.labels import LabelChoice
 from shardpress.model import Model
 from shardpress.report.facts import input_facts
 from shardpress.report.judgment import judge
@@ -52,7 +53,7 @@ def make_parts(folder: Path, model: Model, rows: np.ndarray, part_rows: int, **e
             file["features"] = model.encode(np.asarray(flat, np.float64)).astype(np.float32)
             for name, values in extras.items():
                 file[name] = values[start : block.stop]
-        parts.append(PartSource(block, path))
+        parts.append(PartSource(block, path, 0, np.ones(len(block), dtype=bool)))
     return parts
 
 
@@ -81,7 +82,7 @@ def largest(folder: Path) -> dict[str, Any]:
     worker["stages"] = {"scan": done, "training": done, "encoding": done}
     column = {"column": 10**5, "name": "n<b>" * 99, "n_values": 10**12, "value": 1e300, "low": -1e-300, "high": 1e300}
     column |= {"excess": 1e300, "n_shards": 10**6}
-    facts = measure(sample, parts, model, {})
+    facts = measure(sample, parts, model, LabelChoice())
     return {
         "made": "now",
         "host": "h<b>" * 99,

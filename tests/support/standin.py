@@ -13,9 +13,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,16 +25,18 @@ from shardpress.output import journal
 from shardpress.output.disk import Disk
 from shardpress.records import stretches_of
 from shardpress.result import INDEX, Result
-from shardpress.run import budget, context, encoding_stage, engine, inputs, request
+from shardpress.run import budget, encoding_stage, engine, inputs
 from shardpress.run import plan as planning
 from shardpress.settings.flags import parse
 from shardpress.shards import digests
 from shardpress.shards.open import open_sources
 from shardpress.shards.sources import Source
 from shardpress.shards.vet import Selection
-from shardpress_kernels import reference
 from shardpress_kernels.backend import Device
+from shardpress_kernels.hostmath import head_outputs
 from shardpress_kernels.network import Network, TargetLoss
+from shardpress_kernels.rules import DECAY
+from tests.support import reference
 from tests.support.fields import is_size, run_with_sizes, set_fields, set_sizes
 from tests.support.helpers import write_shard
 
@@ -107,22 +106,13 @@ class Autoencoder:
         return float(self.errors(rows).mean(dtype=np.float64))
 
 
-@dataclass(frozen=True)
-class Rule:
-    """Replacement for `shardpress_kernels.updates.Rule`, whose module loads Theano."""
-
-    name: str
-    momentum: float
-    weight_decay: float
-
-
 class TrainingStep:
     """Replacement for the `TrainingStep` of the kernels: every rule is plain momentum, and no entry is corrupted."""
 
     def __init__(
         self,
         autoencoder: Autoencoder,
-        rule: Any,
+        rule: str,
         dtype: np.dtype,
         resident: np.ndarray | None = None,
         corruption: float = 0.0,
@@ -130,7 +120,6 @@ class TrainingStep:
     ) -> None:
         self._loss = loss
         self._autoencoder = autoencoder
-        self._momentum = np.float32(rule.momentum)
         self._resident = resident
         self._shapes = {f"{name}_velocity": array.shape for name, array in autoencoder.parameters().items()}
         self.set_state({name: np.zeros(shape) for name, shape in self._shapes.items()})
@@ -184,7 +173,7 @@ class TrainingStep:
             dh += of_head.pop("h") * h * (1 - h)
         gradients = {"W": x.T @ dh + dy.T @ h, "b_hidden": dh.sum(axis=0), "b_output": dy.sum(axis=0), **of_head}
         for name, gradient in gradients.items():
-            velocity = self._momentum * self._state[f"{name}_velocity"] - rate * gradient / np.float32(x.size)
+            velocity = np.float32(DECAY) * self._state[f"{name}_velocity"] - rate * gradient / np.float32(x.size)
             self._state[f"{name}_velocity"] = velocity
             parameters[name] += velocity
         self._autoencoder.set_parameters(parameters)
@@ -197,7 +186,7 @@ class TrainingStep:
         head = self._autoencoder.network.head
         if head is None or self._loss is None:
             return {}
-        z = reference.head_outputs(h, parameters, self._loss.scale)
+        z = head_outputs(h, parameters, self._loss.scale)
         errors = reference.head_errors(head, z, next(self._targets))
         errors *= self._loss.weight * self._loss.scale * n_entries / len(h)
         return {"W_head": h.T @ errors, "b_head": errors.sum(axis=0), "h": errors @ parameters["W_head"].T}
@@ -224,7 +213,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, standin in (
         ("shardpress_kernels.autoencoder", Autoencoder),
         ("shardpress_kernels.step", TrainingStep),
-        ("shardpress_kernels.updates", Rule),
     ):
         module = ModuleType(name)
         setattr(module, standin.__name__, standin)
@@ -241,8 +229,6 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding_stage, "_LEAST_FILES", 2)  # so that three files give two parts
     monkeypatch.setattr(journal, "_SECONDS", math.inf)  # so that equal runs make equal calls, however long they take
     monkeypatch.setattr(inputs, "open_sources", _remembering(open_sources))
-    for user in (context, request):
-        monkeypatch.setattr(user, "version", cache(version))  # without a cache, each call parses a metadata file
 
 
 def _remembering(vet: Callable[..., Any]) -> Callable[..., Any]:

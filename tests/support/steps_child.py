@@ -14,7 +14,6 @@ from shardpress_kernels import backend
 from shardpress_kernels.autoencoder import Autoencoder
 from shardpress_kernels.network import Network
 from shardpress_kernels.step import TrainingStep
-from shardpress_kernels.updates import Rule
 from shardpress_kernels.upload import TwoBuffers
 from tests.support import device_child as child
 from tests.support.steps import take_step
@@ -85,8 +84,7 @@ def main(place: str, log: str) -> None:
     autoencoder = Autoencoder(network, *child.make_scaler(rows).arrays(rows.dtype))
     autoencoder.set_parameters(child.start_of(network))
     resident = None if place == "streamed" else child.Pieces(rows)
-    rule = Rule("adam", child.DECAY)
-    step = TrainingStep(autoencoder, rule, rows.dtype, resident, child.CORRUPTION, child.LOSS)
+    step = TrainingStep(autoencoder, "adam", rows.dtype, resident, child.CORRUPTION, child.LOSS)
     numbers = np.concatenate([child.make_minibatches()[0]] * N_EACH)
     noise, targets, kept = make_others(network)
     piece = rows[numbers] if resident is None else numbers

@@ -81,10 +81,7 @@ def test_a_pickle_is_refused_and_never_runs(tmp_path: Path) -> None:
 
 # One network for each update rule, and one with all other options.
 RATES = {"adam": 0.05, "momentum": 1.0, "nesterov": 1.0, "rmsprop": 0.05, "deep": 0.01}
-DEEP: dict[str, Any] = {
-    **{"hidden": (8,), "activation": "leaky-relu", "decoder_gain": True},
-    **{"corruption": 0.25, "weight_decay": 0.1},
-}
+DEEP: dict[str, Any] = {"hidden": (8,), "activation": "leaky-relu", "decoder_gain": True, "corruption": 0.25}
 
 
 class Trained(NamedTuple):

@@ -45,7 +45,7 @@ CONFIG = settings_of(
     **{**ONE_LAYER, "replicas": 3},
     **{"n_features": 2, "batch_size": 8, "learning_rate": 0.01, "epochs": 5, "validation_fraction": 0.2},
 )
-DEEP = CONFIG.changed(hidden=(7,), activation="leaky-relu", decoder_gain=True, corruption=0.25, weight_decay=0.1)
+DEEP = CONFIG.changed(hidden=(7,), activation="leaky-relu", decoder_gain=True, corruption=0.25)
 SIZES = Sizes(resident=True, window_rows=1000, max_validation_rows=1000, max_sample_rows=1000, n_threads=2)
 BAD = [4, 190]
 

@@ -29,7 +29,6 @@ typedef struct {
     float *values, *state[2];
     float *before; /* the gradient over the blocks so far, without the factor c */
     long n;
-    int is_matrix;
 } Parameter;
 
 typedef struct {
@@ -40,8 +39,7 @@ typedef struct {
     float target_factor, target_scale;
     Model model;
     Parameter parameters[N_PARAMETERS];
-    float rate, decay, cost;
-    float shrinks; /* fraction by which matrices shrink before they are updated */
+    float rate, cost;
     long n_threads;
     float *x;                   /* scaled rows of the block */
     float *squares, *gain_sums; /* sums over the rows of each tile: of r^2 in LANES columns, of the gain's gradient */
@@ -351,7 +349,7 @@ static inline __attribute__((always_inline)) float fused(float a, float b, float
 /* Update n elements of a parameter and of its states, whose names are STATE_0 and STATE_1. UPDATE contains the
  * statements of the rule in kernels/shardpress_kernels/rules.py. A missing state is NULL. */
 static inline void update(float *__restrict p, float *__restrict STATE_0, float *__restrict STATE_1,
-                          const float *__restrict g, long n, float rate, float decay)
+                          const float *__restrict g, long n, float rate)
 {
     for (long i = 0; i < n; i++) {
         UPDATE
@@ -362,7 +360,7 @@ static inline void update(float *__restrict p, float *__restrict STATE_0, float 
 static void add_or_update(const Step *s, const Parameter *parameter, long at, float *sums, long n)
 {
     float c = 2.0f / ((float)s->rows.n_rows * (float)s->rows.n_inputs);
-    float *before = parameter->before + at, *values = parameter->values + at;
+    float *before = parameter->before + at;
     if (s->first > 0)
         for (long i = 0; i < n; i++)
             sums[i] += before[i];
@@ -372,10 +370,7 @@ static void add_or_update(const Step *s, const Parameter *parameter, long at, fl
     }
     for (long i = 0; i < n; i++)
         sums[i] *= c;
-    if (parameter->is_matrix && s->shrinks != 0)
-        for (long i = 0; i < n; i++)
-            values[i] *= 1 - s->shrinks;
-    update(values, parameter->state[0] + at, parameter->state[1] + at, sums, n, s->rate, s->decay);
+    update(parameter->values + at, parameter->state[0] + at, parameter->state[1] + at, sums, n, s->rate);
 }
 
 /* Tiles of rows of W, at TILE_WIDTH of its columns. */
@@ -495,7 +490,6 @@ static int take_parameter(Parameter *parameter, PyArrayObject *values, PyArrayOb
     }
     parameter->values = (float *)PyArray_DATA(values);
     parameter->n = n * m;
-    parameter->is_matrix = PyArray_NDIM(values) > 1;
     return 1;
 }
 

@@ -110,12 +110,14 @@ def unmet_requirements() -> "list[str]":
 
 def version_of(name: str) -> str:
     """Return the version of an installed package, or an empty string."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError, distribution
 
     try:
-        return version(name) or ""
+        metadata = distribution(name).read_text("METADATA") or ""
     except PackageNotFoundError:
         return ""
+    found = re.search(r"^Version: *(\S+)", metadata, re.MULTILINE)  # Python parses all fields, which takes longer
+    return found.group(1) if found else ""
 
 
 def _fits(version: str, ranges: str) -> bool:

@@ -30,13 +30,11 @@ from shardpress.output.disk import GuardedDisk, Pieces
 from shardpress.output.files import PARTS, unique_name, write_file
 from shardpress.records import Entry, Part, Range
 from shardpress.result import stored_name
+from shardpress.scan.drift import MAX_LISTED_COLUMNS
 from shardpress.scan.scaler import Cleaning
 from shardpress.shards.conversion import Conversion
 from shardpress.shards.digests import Digest, ExtrasDigest
 from shardpress.shards.rows import keep_chunks, read_extras, stream_extra
-
-MAX_LISTED_COLUMNS = 20
-"""Largest number of columns outside the range to store in a range's record. A run can have thousands of records."""
 
 _LIBC = ctypes.CDLL(None)
 

@@ -276,11 +276,11 @@ class Journal:
         except ShardpressError as error:
             log.warning("output=%s: no file is removed: %s", printable(self.directory), error)
             return
-        if not self._is_written:  # the file may name what is removed
+        unnamed = [path for path in self._paths() if is_ours(path) and path not in used]
+        if unnamed and not self._is_written:  # the file may name what is removed
             self._append([])
-        for path in self._paths():
-            if is_ours(path) and path not in used:
-                self._remove(path)
+        for path in unnamed:
+            self._remove(path)
         if self.published is not None:
             remove_earlier(self.directory, self.disk)
 

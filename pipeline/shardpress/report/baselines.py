@@ -15,9 +15,8 @@ import numpy as np
 
 from shardpress.labels import NONE, Labels, Numbers
 from shardpress.outliers import outliers
-from shardpress.report.probe import are_correct, regression_errors
 from shardpress.report.sample import Sample
-from shardpress.ridge import standardization
+from shardpress.ridge import fit_ridge, standardization
 from shardpress.training.components import Components, principal_components
 
 BASELINES = ("components", "standardized", "columns")
@@ -55,7 +54,7 @@ class Prediction:
     def losses(self, rows: np.ndarray) -> np.ndarray:
         """Return the losses (n_test,) of a linear model of rows (n_with_value, n_columns)."""
         if self.is_regression:
-            return regression_errors(rows, self.values, self.is_test) / self.test_values.var()
+            return _regression_errors(rows, self.values, self.is_test) / self.test_values.var()
         return 1.0 - are_correct(rows, self.values, self.is_test)
 
     def constant_losses(self) -> np.ndarray:
@@ -79,7 +78,7 @@ def prediction_of(wanted: Labels | Numbers, is_test: np.ndarray, is_usable: np.n
         values = wanted.codes[has_value]
     else:
         has_value = is_usable & np.isfinite(wanted.values)
-        has_value[has_value] = ~outliers(_squared_deviations(wanted.values[has_value]))
+        has_value[has_value] = ~outliers(np.square(_scaled(wanted.values[has_value])))
         values = _scaled(wanted.values[has_value])
     found = Prediction(wanted.name, score_of(wanted), has_value, values, is_test[has_value])
     if len(found.test_values) < MIN_TEST_ROWS or len(np.unique(found.train_values)) < 2:
@@ -93,14 +92,9 @@ def score_of(wanted: Labels | Numbers) -> str:
 
 
 def _scaled(numbers: np.ndarray) -> np.ndarray:
-    """Scale numbers, so that their squares neither overflow nor underflow."""
+    """Subtract the median, and scale numbers, so that their squares neither overflow nor underflow."""
     centred = numbers - np.median(numbers) if len(numbers) else numbers
     return centred / (np.abs(centred).max(initial=0) or 1)
-
-
-def _squared_deviations(numbers: np.ndarray) -> np.ndarray:
-    """Return the squared deviations of numbers from their median, up to a factor."""
-    return np.square(_scaled(numbers))
 
 
 def probe_facts(sample: Sample, components: Components, prediction: Prediction) -> dict[str, Any]:
@@ -115,7 +109,7 @@ def probe_facts(sample: Sample, components: Components, prediction: Prediction) 
     n_components = min(features.shape[1], components.components.shape[1], n_train)
     on_features = prediction.losses(features)
     others = {
-        "components": prediction.losses(_projected(rows, components, n_components)),
+        "components": prediction.losses(components.coordinates(rows, n_components)),
         "standardized": prediction.losses(_standardized_components(rows, prediction.is_test, n_components)),
         "columns": prediction.losses(rows),
         "constant": prediction.constant_losses(),
@@ -132,16 +126,12 @@ def probe_facts(sample: Sample, components: Components, prediction: Prediction) 
     }
 
 
-def _projected(rows: np.ndarray, components: Components, n_components: int) -> np.ndarray:
-    return np.asarray((rows - components.mean) @ components.components[:, :n_components])
-
-
 def _standardized_components(rows: np.ndarray, is_test: np.ndarray, n_components: int) -> np.ndarray:
     """Return rows (n_rows, n_components) as principal components of columns with mean 0 and unit variance."""
     mean, scale = standardization(rows[~is_test])
     columns = ((rows - mean) * scale).astype(np.float32)
     components = principal_components(columns[~is_test], n_components, np.random.default_rng(0))
-    return _projected(columns, components, n_components)
+    return components.coordinates(columns, n_components)
 
 
 def _margins(on_features: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -151,3 +141,34 @@ def _margins(on_features: np.ndarray, others: Mapping[str, np.ndarray]) -> dict[
         differences = losses - on_features
         margins[name] = float(_STANDARD_ERRORS * differences.std() / np.sqrt(len(differences)))
     return margins
+
+
+# -- linear models -------------------------------------------------------------------------------------------------
+
+
+def are_correct(rows: np.ndarray, codes: np.ndarray, is_test: np.ndarray) -> np.ndarray:
+    """Return a mask of the test rows that a ridge classifier assigns to the correct class, bool (n_test,).
+
+    All other rows train the classifier. The rows have shape (n_rows, n_columns), and `codes` (n_rows,) are their
+    classes, from 0 on. scikit-learn's `RidgeClassifierCV` is equally accurate, but importing it takes longer than
+    making the whole report.
+    """
+    scores = _predictions(rows, np.eye(codes.max() + 1)[codes], is_test)
+    return np.asarray(scores.argmax(axis=1) == codes[is_test])
+
+
+def _regression_errors(rows: np.ndarray, numbers: np.ndarray, is_test: np.ndarray) -> np.ndarray:
+    """Return the squared errors of a ridge regression of `numbers` (n_rows,) on the test rows, float64 (n_test,).
+
+    The rows are those of `are_correct`. Predictions are limited to the range of the training rows. Otherwise, a column
+    that hardly varies in the training rows can make a prediction arbitrarily large.
+    """
+    known = numbers[~is_test]
+    predictions = _predictions(rows, numbers[:, None], is_test)[:, 0]
+    return np.square(np.clip(predictions, known.min(), known.max()) - numbers[is_test])
+
+
+def _predictions(rows: np.ndarray, targets: np.ndarray, is_test: np.ndarray) -> np.ndarray:
+    """Return the predictions (n_test, n_targets) for the test rows of a ridge regression on the other rows."""
+    W, b = fit_ridge(rows[~is_test], targets[~is_test])
+    return np.asarray(rows[is_test] @ W + b)

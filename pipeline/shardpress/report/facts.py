@@ -5,20 +5,18 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from shardpress.columns import Columns
 from shardpress.errors import printable
 from shardpress.hdf5.shard import Shard
+from shardpress.labels import LabelChoice
 from shardpress.records import Outside, Range, ShardFacts
-from shardpress.report.measures import LabelChoice, measure
+from shardpress.report.measures import measure
 from shardpress.report.sample import PartSource, SampleSpec, draw_sample
 from shardpress.report.worst import worst_facts
 from shardpress.result import Result
-from shardpress.scan.drift import farthest
+from shardpress.scan.drift import MAX_LISTED_COLUMNS, farthest
 
 log = logging.getLogger(__name__)
 
@@ -85,18 +83,7 @@ def _bad_row(shard: ShardFacts, bad: Mapping[str, Any], columns: Columns) -> dic
 # -- drift ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class RangeDrift:
-    """Values of consecutive rows of a shard that are outside the range of a model."""
-
-    shard: int  # index
-    n_rows: int
-    n_outside: int  # good rows with values outside the range
-    outside: Sequence[Outside]  # the columns whose values are farthest outside
-    is_whole: bool  # whether `outside` lists all columns with values outside
-
-
-def drift_facts(shards: Sequence[Shard], ranges: Sequence[RangeDrift], on_drift: str) -> dict[str, Any]:
+def drift_facts(shards: Sequence[Shard], ranges: Sequence[Range], on_drift: str) -> dict[str, Any]:
     """Return facts about values outside the range of a model, by column and by shard.
 
     Only the columns with the most values outside the range and the shards with the most affected rows are listed.
@@ -114,7 +101,7 @@ def drift_facts(shards: Sequence[Shard], ranges: Sequence[RangeDrift], on_drift:
         "n_outside": n_outside.total(),
         "n_columns": len(columns),
         "n_shards": len(affected),
-        "is_whole": all(each.is_whole for each in ranges),
+        "is_whole": all(len(each.outside) < MAX_LISTED_COLUMNS for each in ranges),
         "columns": _first_columns(shards[0], columns, ranges),
         "shards": [
             {"file": shards[i].path, "n_rows": n_rows[i], "n_outside": n_outside[i]} for i in affected[:_MAX_LISTED]
@@ -122,7 +109,7 @@ def drift_facts(shards: Sequence[Shard], ranges: Sequence[RangeDrift], on_drift:
     }
 
 
-def _first_columns(shard: Shard, columns: Sequence[Outside], ranges: Sequence[RangeDrift]) -> list[dict[str, Any]]:
+def _first_columns(shard: Shard, columns: Sequence[Outside], ranges: Sequence[Range]) -> list[dict[str, Any]]:
     """Return facts about the columns with the most values outside the range, with the number of affected shards."""
     shards_and_columns = {(one.shard, each.column) for one in ranges for each in one.outside}
     n_shards = Counter(column for _, column in shards_and_columns)
@@ -147,22 +134,21 @@ def last_run_facts(base: Result | None) -> dict[str, Any] | None:
 def sample_facts(
     parts: Sequence[PartSource],
     spec: SampleSpec,
-    categories: Mapping[str, np.ndarray],
     choice: LabelChoice,
     has_errors: bool,
 ) -> dict[str, Any] | None:
     """Return measurements of a sample of rows, or None if there are too few rows or if a measurement fails.
 
-    `categories` are those of the extras that are stored as codes. If the errors of all rows are stored (`has_errors`),
-    the worst of all rows are listed. A failure is only logged as a warning, because the features are already complete.
+    If the errors of all rows are stored (`has_errors`), the worst of all rows are listed. A failure is only logged as a
+    warning, because the features are already complete.
     """
     try:
         sample = draw_sample(parts, spec)
         if sample is None:
             return None
-        facts = measure(sample, parts, spec.model, categories, choice)
+        facts = measure(sample, parts, spec.model, choice)
         if has_errors:
-            facts |= worst_facts(parts, spec, categories, choice.masks, facts["points"]["dataset"])
+            facts |= worst_facts(parts, spec, choice, facts["points"]["dataset"])
         return facts
     except Exception as error:
         reason = printable(f"{type(error).__name__}: {error}")

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shardpress.errors import printable
 from shardpress.outliers import MOST_OF_ALL, place_of
 from shardpress.report.baselines import BASELINES
+from shardpress.report.words import cut, score
 from shardpress.training.components import NOTHING
 
 _SAME = 0.02  # errors with a smaller relative difference count as equal; another seed can cause this difference
@@ -52,11 +52,7 @@ def judge(
     """
     sample = sample or {}
     errors = _errors_of(summary, sample)
-    share = _explained_share(errors)
-    explains_little = share is not None and share < _LITTLE
-    explained = ""
-    if explains_little:
-        explained = f"The features explain only {_percent(max(share or 0.0, 0.0))} of the variance."
+    explained = _explained_sentence(_usual(errors))
     probe = sample.get("probe") or {}
     better: list[str] = []
     is_useless = False
@@ -65,7 +61,7 @@ def judge(
         better = _better_baselines(probe)
         is_useless = not _is_better_than_constant("features", probe)
         classifier = _probe_sentence(probe, better, summary["n_inputs"])
-    is_good = not (explains_little or better or is_useless)
+    is_good = not (explained or better or is_useless)
     suggestion = ""
     if is_useless and not better and not _is_better_than_constant("columns", probe):
         suggestion = _no_information(probe, config)
@@ -93,12 +89,11 @@ def _usual(errors: Mapping[str, Any]) -> dict[str, Any]:
     return {**errors, **(errors["outlier"] or {})}
 
 
-def _explained_share(errors: Mapping[str, Any]) -> float | None:
-    """Return the share of the variance that the features explain, or None if it is unknown."""
-    usual = _usual(errors)
+def _explained_sentence(usual: Mapping[str, Any]) -> str:
     if usual["cost"] is None or not usual["mean"]:
-        return None
-    return float(1 - usual["cost"] / usual["mean"])
+        return ""
+    share = 1 - usual["cost"] / usual["mean"]
+    return f"The features explain only {score(max(share, 0.0))} of the variance." if share < _LITTLE else ""
 
 
 def _code_width(summary: Mapping[str, Any]) -> int:
@@ -148,7 +143,7 @@ def _probe_sentence(probe: Mapping[str, Any], better: Sequence[str], n_inputs: i
     """Return the scores on the features and on the best baseline."""
     best = max(better or BASELINES, key=lambda name: float(probe[name]))
     baseline = _baseline_in_words(best, probe, n_inputs)
-    name = _name(probe)
+    name = cut(probe["labels"], _MAX_NAME)
     n_test = f"{probe['n_test']:,}"
     if probe["score"] == "R2":
         return (
@@ -156,9 +151,9 @@ def _probe_sentence(probe: Mapping[str, Any], better: Sequence[str], n_inputs: i
             f"features, and with R2 = {probe[best]:.3f} from {baseline} (difference ± {probe['margins'][best]:.3f})."
         )
     return (
-        f"A linear classifier of {name} is right for {_percent(probe['features'])} of {n_test} held-out rows on the "
-        f"features, and for {_percent(probe[best])} on {baseline} (difference ± {_percent(probe['margins'][best])}). "
-        f"The most frequent label is right for {_percent(probe['constant'])}."
+        f"A linear classifier of {name} is right for {score(probe['features'])} of {n_test} held-out rows on the "
+        f"features, and for {score(probe[best])} on {baseline} (difference ± {score(probe['margins'][best])}). "
+        f"The most frequent label is right for {score(probe['constant'])}."
     )
 
 
@@ -169,14 +164,6 @@ def _baseline_in_words(name: str, probe: Mapping[str, Any], n_inputs: int) -> st
         "standardized": f"{components} of standardized columns",
         "columns": f"the {n_inputs:,} raw columns",
     }[name]
-
-
-def _name(probe: Mapping[str, Any]) -> str:
-    return printable(probe["labels"])[:_MAX_NAME]
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 # -- suggestions ---------------------------------------------------------------------------------------------------
@@ -220,7 +207,7 @@ def _flags(
     if better and is_narrow and has_hidden and config.get("output_layer") != "hidden":
         yield "--output-layer hidden"
     if better and not has_target:
-        yield f"--target {_name(probe)} (with --fit-on)"
+        yield f"--target {cut(probe['labels'], _MAX_NAME)} (with --fit-on)"
     width = _code_width(summary)
     n_features = min(2 * width, n_inputs - 1)
     if n_features > width and (is_narrow or not has_target):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,31 +11,21 @@ import numpy as np
 
 from shardpress.alignment import LinearMap
 from shardpress.features import reading
-from shardpress.labels import NONE, Labels, as_labels, rows_with_value
-from shardpress.report.baselines import MIN_TEST_ROWS
+from shardpress.labels import NONE, LabelChoice, Labels
+from shardpress.report.baselines import MIN_TEST_ROWS, are_correct
 from shardpress.report.commonrows import CommonRows, EncodedRows
-from shardpress.report.probe import are_correct
 from shardpress.report.sample import values_of
 from shardpress.rowfacts import in_ranges
 
 _MAX_CLASSES = 1000
 
 
-@dataclass(frozen=True)
-class LabelSource:
-    """The extra with the labels of a run, and what says which rows have one."""
-
-    name: str
-    masks: Mapping[str, str]  # extras that mark the rows with a value of another extra
-    categories: Mapping[str, np.ndarray]  # of the extras that are stored as codes
-
-    def read(self, run: EncodedRows, rows: np.ndarray) -> Labels:
-        """Read the labels of rows, given their numbers in a run."""
-        mask = self.masks.get(self.name, self.name)
-        values, mask_values = run.read(rows, partial(_values, names=(self.name, mask)))
-        extras = {mask: mask_values, self.name: values}
-        has_value = rows_with_value(self.name, extras, self.masks, {self.name: _are_lost(run, rows, self.name)})
-        return as_labels(self.name, values, self.categories.get(self.name), has_value)
+def read_labels(run: EncodedRows, rows: np.ndarray, choice: LabelChoice) -> Labels:
+    """Read the labels of rows, given their numbers in a run, from the extra that the choice names."""
+    name = str(choice.named)
+    mask = choice.masks.get(name, name)
+    values, mask_values = run.read(rows, partial(_values, names=(name, mask)))
+    return choice.as_labels(name, {mask: mask_values, name: values}, {name: _are_lost(run, rows, name)})
 
 
 def _values(path: Path, positions: np.ndarray, names: Sequence[str]) -> list[np.ndarray]:

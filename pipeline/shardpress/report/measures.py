@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from base64 import b64encode
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import takewhile
 from math import isqrt
 from typing import Any
 
@@ -14,12 +15,11 @@ import numpy as np
 
 from shardpress.errors import printable
 from shardpress.hdf5.shard import Shard
-from shardpress.labels import LABELS_IN_WORDS, Labels, Numbers, labels_in, labels_of, numbers_in, rows_with_value
+from shardpress.labels import LABELS_IN_WORDS, LabelChoice, Labels, Numbers, numbers_in
 from shardpress.model import Model
 from shardpress.outliers import largest_share, outliers
 from shardpress.report.baselines import MIN_TEST_ROWS, Prediction, prediction_of, probe_facts, score_of
 from shardpress.report.sample import PartSource, Sample
-from shardpress.report.widths import width_facts
 from shardpress.training.components import Components, principal_components
 from shardpress.training.verdict import count_units
 
@@ -35,30 +35,18 @@ _N_PAIRS = 8
 _MAX_SIDE = 32  # maximum number of pixels per side of an image
 _MAX_VALUES = 96  # maximum number of values of a row that is drawn as a line
 _MIN_PIXELS = 49  # minimum length of rows to treat as square images; shorter rows are more likely measurements
+_FIRST_WIDTH = 8  # smallest number of the first features of a nested model; it is doubled until it is that of all
 _SHOWN_RANGE = (0.001, 0.999)  # quantiles of the values in an image that are black and white
-
-
-@dataclass(frozen=True)
-class LabelChoice:
-    """Settings that determine which extra contains the labels, and which rows have one."""
-
-    include: tuple[str, ...] = ()  # paths of --include; the first ones that can be labels are preferred
-    named: str | None = None  # dataset of --labels; no other one is tried
-    masks: Mapping[str, str] = field(default_factory=dict)  # extras that mark the rows with a value of another extra
 
 
 def measure(
     sample: Sample,
     parts: Sequence[PartSource],
     model: Model,
-    categories: Mapping[str, np.ndarray],
-    choice: LabelChoice = LabelChoice(),
+    choice: LabelChoice,
 ) -> dict[str, Any]:
-    """Return all measurements. Log a warning if the dataset of ``--labels`` cannot be used.
-
-    `categories` are those of the extras that are stored as codes.
-    """
-    labels = labels_of(sample.extras, categories, choice.include, choice.named, choice.masks, sample.lost)
+    """Return all measurements. Log a warning if the dataset of ``--labels`` cannot be used."""
+    labels = choice.find(sample.extras, sample.lost)
     if labels is None and choice.named is not None:
         log.warning(
             "labels=%s: %d rows contain no usable labels, expected %s; the report does without",
@@ -74,7 +62,7 @@ def measure(
     components = principal_components(sample.scaled[is_fitted], n_components, np.random.default_rng(0))
     facts = _reconstruction_facts(Reconstruction.of(sample, parts, model, labels), components, is_usable)
     prediction = None
-    wanted = _values_to_predict(sample, model, labels, categories, choice)
+    wanted = _values_to_predict(sample, model, labels, choice)
     if wanted is not None:
         prediction = prediction_of(wanted, is_test, is_usable)
         no_test = _why_untestable(sample, model, prediction, wanted.name)
@@ -84,7 +72,7 @@ def measure(
         else:
             facts["probe"] = None if prediction is None else probe_facts(sample, components, prediction)
     if model.is_nested:
-        facts["widths"] = width_facts(sample, model, components, prediction, is_fitted)
+        facts["widths"] = _width_facts(sample, model, components, prediction, is_fitted)
     return facts
 
 
@@ -92,7 +80,6 @@ def _values_to_predict(
     sample: Sample,
     model: Model,
     labels: Labels | None,
-    categories: Mapping[str, np.ndarray],
     choice: LabelChoice,
 ) -> Labels | Numbers | None:
     """Return the values of the target that trained the features, or the labels if there is none, or for --labels."""
@@ -100,11 +87,10 @@ def _values_to_predict(
     if target is None or choice.named is not None or target["name"] not in sample.extras:
         return labels
     name = str(target["name"])
-    values = sample.extras[name]
-    has_value = rows_with_value(name, sample.extras, choice.masks, sample.lost)
     if target["kind"] == "numbers":
-        return numbers_in(name, values, has_value)
-    return labels_in(name, values, categories.get(name), _MOST_CLASSES, has_value)
+        has_value = choice.has_value(name, sample.extras, sample.lost)
+        return numbers_in(name, sample.extras[name], has_value)
+    return choice.labels_in(name, sample.extras, sample.lost, _MOST_CLASSES)
 
 
 @dataclass(frozen=True)
@@ -172,16 +158,16 @@ def _test_rows(sample: Sample, has_targets: bool) -> np.ndarray:
 
     Rows that the model was not trained on are test rows. Without such rows, about a third of all rows are. They are
     whole stretches if possible, because neighbouring rows are similar. If the model was trained with targets, no row
-    that trained it is a test row, if these are known.
+    that trained it is a test row, unless all rows have trained it.
     """
     trained = sample.trained
-    if trained is not None and 2 <= trained.sum() < len(trained):
+    if 2 <= trained.sum() < len(trained):
         return ~trained
     stretches = np.unique(sample.stretches)
     is_test = np.isin(sample.stretches, stretches[2::3])
     if len(stretches) < 3:
         is_test = np.arange(len(sample.rows)) % 3 == 2
-    if has_targets and trained is not None and not trained.all():
+    if has_targets and not trained.all():
         is_test &= ~trained
     return is_test
 
@@ -190,10 +176,10 @@ def _why_untestable(sample: Sample, model: Model, prediction: Prediction | None,
     """Return a sentence if too few rows of the sample can test a linear model honestly, otherwise an empty string."""
     if model.target is None:
         return ""
-    if sample.trained is None or sample.trained.all():
+    if sample.trained.all():
         return (
-            "The features were trained with targets of all sampled rows, or of unknown rows, so that no honest test of "
-            "a linear model is possible. --fit-on keeps rows for a test."
+            "The features were trained with targets of all sampled rows, so that no honest test of a linear model is "
+            "possible. --fit-on keeps rows for a test."
         )
     if prediction is None:
         return (
@@ -249,6 +235,48 @@ def _worst_rows(decoded: Reconstruction) -> list[dict[str, Any]]:
     return [decoded.described(i, float(decoded.errors[i])) for i in worst]
 
 
+# -- first features of a nested model ------------------------------------------------------------------------------
+
+
+def _width_facts(
+    sample: Sample, model: Model, components: Components, prediction: Prediction | None, is_fitted: np.ndarray
+) -> list[dict[str, Any]]:
+    """Return the error and the score of the first 8, 16, 32, ... features and principal components.
+
+    The components are those of the scaled rows in the mask `is_fitted` (n_rows,). Errors are measured on the same rows,
+    where no other components have a smaller error. Scores are those of a linear model on its test rows, if there are
+    values to predict.
+    """
+    n_most = min(model.n_features, components.components.shape[1])
+    powers = takewhile(lambda n: n < n_most, (_FIRST_WIDTH * 2**i for i in range(64)))
+    return [_facts_of_width(n, sample, model, components, prediction, is_fitted) for n in (*powers, n_most)]
+
+
+def _facts_of_width(
+    n: int,
+    sample: Sample,
+    model: Model,
+    components: Components,
+    prediction: Prediction | None,
+    is_fitted: np.ndarray,
+) -> dict[str, Any]:
+    features = sample.features[:, :n]
+    directions = components.components[:, :n]
+    coordinates = components.coordinates(sample.scaled, n)
+    rows = sample.scaled[is_fitted]
+    decoded = model.with_first_features(n).decode(features[is_fitted])
+    projected = coordinates[is_fitted] @ directions.T + components.mean
+    facts = {
+        "n_features": n,
+        "error": float(np.square(decoded - rows).mean()),
+        "components": float(np.square(projected - rows).mean()),
+    }
+    if prediction is not None:
+        facts["score"] = prediction.score(features[prediction.has_value])
+        facts["components_score"] = prediction.score(coordinates[prediction.has_value])
+    return facts
+
+
 # -- points --------------------------------------------------------------------------------------------------------
 
 
@@ -271,7 +299,7 @@ def _points(decoded: Reconstruction, components: Components) -> dict[str, Any]:
 
 def _projected(rows: np.ndarray, components: Components) -> list[Any]:
     """Return two coordinates of each row. The second one of rows with one column is 0."""
-    found = (rows - components.mean) @ components.components[:, :2]
+    found = components.coordinates(rows, 2)
     return _rounded(np.pad(found, ((0, 0), (0, 2 - found.shape[1]))))
 
 

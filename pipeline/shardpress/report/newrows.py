@@ -22,13 +22,12 @@ from shardpress.report.reference import (
     estimate,
     groups_of,
     measured,
-    neighbours_differ,
+    neighbours,
     squared_errors,
 )
 from shardpress.report.sample import Sample
+from shardpress.report.words import VERDICTS
 from shardpress.training.components import NOTHING
-
-_VERDICTS = ("keep", "watch", "retrain")
 
 # Limits of each difference: above the first one the verdict is "watch", above the second one "retrain".
 _ERROR_GROWTHS = (0.1, 0.5)  # relative to the error of the reference
@@ -88,7 +87,7 @@ def judge_new_rows(
     error, mean, covariance = _differences(reference, sample, errors, n_blocks)
     outside_share = n_outside / max(1, n_rows)
     is_usual = errors <= max(float(reference.most_error), float(np.median(errors)))
-    stuck = _stuck_columns(reference, sample.selected(is_usual), model.n_columns)
+    stuck = _stuck_columns(reference, sample.scaled[is_usual, : model.n_columns], sample.stretches[is_usual])
     grown = squares[is_usual].mean(axis=0) - reference.column_error
     shifts = _column_shifts(reference, sample.scaled[is_usual])
     findings = [
@@ -115,7 +114,7 @@ def judge_new_rows(
         reasons = [f"{quantity(n_sampled, 'sampled new row')}: no difference from the held-out rows was found."]
     has_directions = reference.basis.shape[1] > 0
     return Verdict(
-        verdict=_VERDICTS[max(level for level, _ in findings)],
+        verdict=list(VERDICTS)[max(level for level, _ in findings)],
         reasons=(*reasons, *_describe_outlier(sample, errors, files)),
         n_rows=n_rows,
         n_sampled=n_sampled,
@@ -189,15 +188,15 @@ def _column_shifts(reference: Reference, scaled: np.ndarray) -> np.ndarray:
     return np.abs(scaled.mean(axis=0, dtype=np.float64) - reference.column_mean) / np.maximum(deviation, least)
 
 
-def _stuck_columns(reference: Reference, sample: Sample, n_columns: int) -> list[int]:
+def _stuck_columns(reference: Reference, rows: np.ndarray, stretches: np.ndarray) -> list[int]:
     """Return the columns with one value in all sampled rows, if this is improbable for rows like the reference.
 
-    A column that rarely changes from row to row, such as a date, can have one value in all new rows.
+    The rows (n_rows, n_columns) are in `stretches` (n_rows,). A column that rarely changes from row to row, such as a
+    date, can have one value in all new rows.
     """
-    rows = sample.scaled[:, :n_columns]
+    n_columns = rows.shape[1]
     is_constant = (rows == rows[0]).all(axis=0)
-    pairs, _ = neighbours_differ(sample)
-    probability = (1 - reference.change_share[:n_columns]) ** len(pairs)
+    probability = (1 - reference.change_share[:n_columns]) ** len(neighbours(stretches))
     is_improbable = probability < _STUCK_PROBABILITY / n_columns
     return np.flatnonzero(is_constant & is_improbable).tolist()
 

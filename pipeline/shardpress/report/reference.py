@@ -173,16 +173,14 @@ def groups_of(sample: Sample) -> np.ndarray:
     return np.arange(n_rows) // max(1, n_rows // _N_GROUPS)
 
 
-def neighbours_differ(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """Return the pairs of neighbouring rows, and whether their values differ, bool (n_pairs, n_inputs).
+def neighbours(stretches: np.ndarray) -> np.ndarray:
+    """Return the pairs of neighbouring rows, each given by its first row, int64 (n_pairs,).
 
-    A pair is given by its first row, int64 (n_pairs,). Its rows are in one stretch unless most stretches have one row.
+    The rows of a pair are in one of the stretches (n_rows,) unless most stretches have one row.
     """
-    n_rows = len(sample.rows)
-    pairs = np.flatnonzero(np.diff(sample.stretches) == 0)
-    if len(pairs) < n_rows // 2:
-        pairs = np.arange(n_rows - 1)
-    return pairs, sample.scaled[pairs + 1] != sample.scaled[pairs]
+    n_rows = len(stretches)
+    pairs = np.flatnonzero(np.diff(stretches) == 0)
+    return pairs if len(pairs) >= n_rows // 2 else np.arange(n_rows - 1)
 
 
 def _firsts(groups: np.ndarray) -> np.ndarray:
@@ -218,7 +216,8 @@ def _directions(features: np.ndarray, blocks: np.ndarray) -> tuple[np.ndarray, n
 
 def _least_change(sample: Sample, blocks: np.ndarray) -> np.ndarray:
     """Return the smallest share of neighbours whose values differ in a block with enough of them, (n_inputs,)."""
-    pairs, differ = neighbours_differ(sample)
+    pairs = neighbours(sample.stretches)
+    differ = sample.scaled[pairs + 1] != sample.scaled[pairs]
     firsts = _firsts(blocks[pairs])
     n_pairs = np.diff([*firsts, len(pairs)])
     shares = np.add.reduceat(differ, firsts, axis=0, dtype=np.float64) / n_pairs[:, None]

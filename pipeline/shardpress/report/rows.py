@@ -24,7 +24,7 @@ from shardpress.result import ERROR, FEATURES, VALID
 from shardpress.scan.scaler import Cleaning, bad_entries
 from shardpress.shards.conversion import Conversion
 from shardpress_kernels.activations import ACTIVATIONS
-from shardpress_kernels.reference import activated
+from shardpress_kernels.hostmath import activated
 
 _DEFAULT_ROWS = 256  # default number of rows to check; also the maximum number of rows that are checked at once
 _BYTES = 2**27  # bytes of whole chunks to read by default, which takes a fraction of a second

@@ -36,8 +36,8 @@ class PartSource:
 
     block: Block
     file: Path  # contains the features of these rows in the same order
-    first: int = 0  # position of the first row in the file
-    trained: np.ndarray | None = None  # bool (n_rows,), the rows that trained the model; None if they are unknown
+    first: int  # position of the first row in the file
+    trained: np.ndarray  # bool (n_rows,), the rows that trained the model
     # Row ranges of the shard whose values could not be read, by the names of the extras.
     lost: Mapping[str, Sequence[Sequence[int]]] = field(default_factory=dict)
 
@@ -82,21 +82,8 @@ class Sample:
     sources: np.ndarray  # int64 (n_rows,), the index of the `PartSource` of each row
     rows: np.ndarray  # int64 (n_rows,), the number of each row in its dataset
     stretches: np.ndarray  # int64 (n_rows,), the number of the stretch of each row, ascending
-    trained: np.ndarray | None = None  # bool (n_rows,), the rows that trained the model; None if they are unknown
+    trained: np.ndarray  # bool (n_rows,), the rows that trained the model
     lost: dict[str, np.ndarray] = field(default_factory=dict)  # bool (n_rows,), values that could not be read
-
-    def selected(self, mask: np.ndarray) -> Sample:
-        """Return the rows where a mask (n_rows,) is True."""
-        return Sample(
-            scaled=self.scaled[mask],
-            features=self.features[mask],
-            extras={name: values[mask] for name, values in self.extras.items()},
-            sources=self.sources[mask],
-            rows=self.rows[mask],
-            stretches=self.stretches[mask],
-            trained=None if self.trained is None else self.trained[mask],
-            lost={name: values[mask] for name, values in self.lost.items()},
-        )
 
 
 def draw_sample(
@@ -141,7 +128,6 @@ def _joined(samples: Sequence[Sample]) -> Sample:
     """Join several samples. The result includes only the extra datasets that all samples have."""
     join = np.concatenate
     names = set.intersection(*(set(sample.extras) for sample in samples))
-    trained = [sample.trained for sample in samples if sample.trained is not None]
     return Sample(
         scaled=join([sample.scaled for sample in samples]),
         features=join([sample.features for sample in samples]),
@@ -149,7 +135,7 @@ def _joined(samples: Sequence[Sample]) -> Sample:
         sources=join([sample.sources for sample in samples]),
         rows=join([sample.rows for sample in samples]),
         stretches=join([sample.stretches for sample in samples]),
-        trained=join(trained) if len(trained) == len(samples) else None,
+        trained=join([sample.trained for sample in samples]),
         lost=_joined_losses(samples),
     )
 
@@ -269,7 +255,7 @@ def _sample_of_part(file: h5py.File, part: PartSource, places: Sequence[_Place],
         sources=np.full(len(features), places[0].part),
         rows=part.block.shard.first_row + rows,
         stretches=stretches,
-        trained=None if part.trained is None else part.trained[numbers],
+        trained=part.trained[numbers],
         lost={name: in_ranges(rows, ranges) for name, ranges in part.lost.items()},
     )
 

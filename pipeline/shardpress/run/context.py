@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 import h5py
 
 from shardpress.cluster.pool import WorkerPool
 from shardpress.device import seconds_compiling
+from shardpress.doctor.packages import version_of
 from shardpress.errors import printable
 from shardpress.output.journal import Journal
 from shardpress.run.resume import EarlierResults, checkpoint_in_words, n_rows_in
@@ -116,5 +116,5 @@ class RunContext:
 @cache
 def versions() -> dict[str, str]:
     """Return the versions of Python, HDF5 and the packages that compute. They are cached, since a lookup takes time."""
-    packages = {name: version(name) for name in _PACKAGES}
+    packages = {name: version_of(name) for name in _PACKAGES}
     return {"python": platform.python_version(), "hdf5": h5py.version.hdf5_version, **packages}

@@ -14,7 +14,7 @@ from msgspec import structs
 
 from shardpress.cluster.executor import compute
 from shardpress.encoding.bad_data import BadData
-from shardpress.encoding.encode import MAX_LISTED_COLUMNS, EncodeTask, encode_part
+from shardpress.encoding.encode import EncodeTask, encode_part
 from shardpress.encoding.parts import PartSize, Piece, plan_parts, without_overlaps
 from shardpress.encoding.storage import storage_of
 from shardpress.encoding.worker import IN_MEMORY, Encoders, EncodeSettings, serving
@@ -25,9 +25,9 @@ from shardpress.model import Model
 from shardpress.output.disk import Disk
 from shardpress.output.files import WORK
 from shardpress.output.journal import Journal, Record
-from shardpress.progress import Progress
+from shardpress.progress import Progress, activity
 from shardpress.records import Entry, Part, Range, in_order
-from shardpress.report.facts import RangeDrift, bad_shards, drift_facts
+from shardpress.report.facts import bad_shards, drift_facts
 from shardpress.run.budget import extras_bytes
 from shardpress.run.context import RunContext
 from shardpress.run.estimate import Pace, measure_tasks
@@ -146,11 +146,8 @@ class EncodingStage:
         }
         if not prepared.has_other_rows:
             return {"storage": storage}
-        drifted = []
-        for _, each in in_order(encoded.parts):
-            is_whole = len(each.outside) < MAX_LISTED_COLUMNS
-            drifted.append(RangeDrift(each.shard, each.n_rows, each.n_outside, each.outside, is_whole))
-        return {"storage": storage, "drift": drift_facts(prepared.shards, drifted, prepared.config.bad_data.on_drift)}
+        ranges = [each for _, each in in_order(encoded.parts)]
+        return {"storage": storage, "drift": drift_facts(prepared.shards, ranges, prepared.config.bad_data.on_drift)}
 
     def sample(
         self, encoder: Encoders | Autoencoder, stretches: Sequence[scan_blocks.Piece], disk: Disk
@@ -235,7 +232,8 @@ class EncodingStage:
         prepared = self.prepared
         if context.pool.is_local:
             # before the progress bar starts to count
-            _compile_encoder(encoder, prepared, prepared.config.storage.row_error)
+            with activity("encoding: loading or compiling kernels"):
+                _compile_encoder(encoder, prepared, prepared.config.storage.row_error)
         sizes = [sum(len(piece.source) for piece in pieces) for pieces in missing]
         settings = self._shared_settings(context, max(sizes))
         tasks = []

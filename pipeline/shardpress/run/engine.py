@@ -19,6 +19,7 @@ from shardpress.errors import TryAgain, printable
 from shardpress.output.disk import Disk
 from shardpress.output.journal import Journal
 from shardpress.output.lock import locked
+from shardpress.progress import activity
 from shardpress.run.base import base_of, open_readonly
 from shardpress.run.context import RunContext, RunState
 from shardpress.run.encoding_stage import EncodingStage
@@ -64,7 +65,8 @@ def run(
     with collect_warnings() as warnings, watching(n_device_calls, is_compiling) as watch:
         state = RunState(warnings, watch)
         results = config.results
-        prepared = prepare(config, open_readonly(config))
+        with activity("input: reading the structure of the files"):
+            prepared = prepare(config, open_readonly(config))
         output = Path(results.output)
         with locked(output, disk, results.restart, results.append or results.retrain) as journal:
             on_locked(journal.directory)
@@ -132,7 +134,8 @@ def _compute(
     config = prepared.config
     check_space(journal, prepared)
     # Theano takes seconds to start, and a finished run does not need it.
-    device = start_device(config.machine.require_device)
+    with activity("device: loading Theano"):
+        device = start_device(config.machine.require_device)
     output = str(journal.directory.absolute())
     inputs = (prepared.shards[0].path, prepared.shards[-1].path)
     probe = Probe(os.getcwd(), output, inputs, config.cluster.mixed_processors)

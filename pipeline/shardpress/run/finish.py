@@ -16,22 +16,23 @@ from typing import Any
 
 import numpy as np
 from msgspec import structs
+from threadpoolctl import threadpool_limits
 
 from shardpress.columns import Columns
 from shardpress.encoding.index import write_index
 from shardpress.encoding.partfile import row_shapes, stored_categories, stored_masks
 from shardpress.errors import DataError, NoInput, NotPermitted, VerificationFailed, printable, quantity
 from shardpress.hdf5.shard import UNREADABLE, Block, Shard, first_rows
+from shardpress.labels import LabelChoice
 from shardpress.model import Model
 from shardpress.output.disk import publish, remove
 from shardpress.output.files import BAD_ROWS, REPORT
 from shardpress.output.journal import Journal
+from shardpress.progress import activity
 from shardpress.records import Keys, Part, Range, Request, RunFacts, in_order, stretches_of, with_digests
 from shardpress.report.commonrows import EncodedRows
 from shardpress.report.facts import bad_data_facts, bad_shards, input_facts, last_run_facts, sample_facts
 from shardpress.report.judgment import Judgment, judge
-from shardpress.report.mapquality import LabelSource
-from shardpress.report.measures import LabelChoice
 from shardpress.report.newrows import Verdict
 from shardpress.report.page.build import is_current, page_bytes
 from shardpress.report.rows import RowCheck, check_rows
@@ -128,13 +129,18 @@ def finish(prepared: Prepared, results: StageResults, context: RunContext) -> Su
     differ from the rows of the training, and the settings do not allow that.
     """
     steps = _Finish(prepared, results, context)
-    verification = steps.verify()
-    sample = steps.sample()
-    steps.judge_new_rows()
-    steps.count_generations((sample or {}).get("probe"))
+    # BLAS threads spin while they wait for each other: small products take ten times as long on a busy machine.
+    with threadpool_limits(1, "blas"):
+        with activity("verification: recomputing features"):
+            verification = steps.verify()
+        with activity("report: measuring a sample of rows"):
+            sample = steps.sample()
+            steps.judge_new_rows()
+            steps.count_generations((sample or {}).get("probe"))
     summary, judgment = steps.summarize(sample)
     report = steps.report(judgment, sample)
-    steps.publish(summary, verification, report)
+    with activity("result: writing the index and the report"):
+        steps.publish(summary, verification, report)
     return summary
 
 
@@ -225,9 +231,9 @@ class _Finish:
             include = (config.training.target, *include)
         if prepared.keeps_model and self._base is not None:  # another extra does not change the labels
             include = (*_labels_of(self._base.facts), *include)
-        choice = LabelChoice(include, self._labels, self._masks())
+        choice = self._label_choice(self._labels, include)
         sources = self._sources(self._ranges)
-        return sample_facts(sources, self._spec, self._categories(), choice, config.storage.row_error)
+        return sample_facts(sources, self._spec, choice, config.storage.row_error)
 
     @property
     def _labels(self) -> str | None:
@@ -252,7 +258,7 @@ class _Finish:
         """Determine the generation, and fit maps from its features to those of earlier ones."""
         labels = None
         if probe is not None and probe["score"] == "accuracy":
-            labels = LabelSource(str(probe["labels"]), self._masks(), self._categories())
+            labels = self._label_choice(str(probe["labels"]))
         results = self._prepared.config.results
         rows = EncodedRows(
             self._journal.directory,
@@ -295,15 +301,11 @@ class _Finish:
             return is_left_out
         return is_validation
 
-    def _masks(self) -> dict[str, str]:
-        """Return the datasets that mark the rows with a value of another dataset, by the name of that dataset."""
-        return stored_masks(self._prepared.shards[0].extras)
-
-    def _categories(self) -> dict[str, np.ndarray]:
-        """Return the categories of the extras that are stored as codes. Earlier parts lack those of later rows."""
-        extras = self._prepared.shards[0].extras
+    def _label_choice(self, named: str | None, include: Sequence[str] = ()) -> LabelChoice:
+        extras = self._prepared.shards[0].extras  # earlier parts lack the categories of later rows
         categories = [np.array(extra.categories) for extra in extras if extra.categories is not None]
-        return dict(zip(stored_categories(extras), categories, strict=True))
+        by_name = dict(zip(stored_categories(extras), categories, strict=True))
+        return LabelChoice(tuple(include), named, stored_masks(extras), by_name)
 
     def summarize(self, sample: Mapping[str, Any] | None) -> tuple[Summary, Judgment]:
         """Return the numbers of the run, and a judgment of the features from a sample."""
@@ -375,7 +377,7 @@ class _Finish:
             storage=dict(self._facts["storage"]),
             bad_shards=prepared.bad_shards,
             left_out=self._left_out(),
-            masks=self._masks(),
+            masks=stored_masks(self._prepared.shards[0].extras),
             summary=stored,
             verification=dict(verification),
             generation=generations.number,

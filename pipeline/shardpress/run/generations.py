@@ -14,10 +14,11 @@ from typing import Any
 
 from shardpress.alignment import Alignment, LinearMap, fit_map
 from shardpress.errors import DataError, printable
+from shardpress.labels import LabelChoice
 from shardpress.output.journal import Journal
 from shardpress.records import Generation, MapFacts
 from shardpress.report.commonrows import EncodedRows, read_common_rows
-from shardpress.report.mapquality import LabelSource, kept_accuracy
+from shardpress.report.mapquality import kept_accuracy, read_labels
 from shardpress.result import Result
 from shardpress.settings.config import ResultSettings
 
@@ -36,7 +37,7 @@ class Generations:
 
 
 def count_generations(
-    journal: Journal, new: EncodedRows, results: ResultSettings, labels: LabelSource | None
+    journal: Journal, new: EncodedRows, results: ResultSettings, labels: LabelChoice | None
 ) -> Generations:
     """Determine the generation of new features, and fit maps to those of earlier ones.
 
@@ -54,7 +55,7 @@ def count_generations(
     return Generations(before.facts.generation + 1)
 
 
-def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: LabelSource | None) -> Generations:
+def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: LabelChoice | None) -> Generations:
     """Keep the finished run as an earlier generation, and fit maps from the new features to those of earlier ones.
 
     `n_kept` is the number of generations to keep, including the new one.
@@ -76,7 +77,7 @@ def _next_generation(before: Result, new: EncodedRows, n_kept: int, labels: Labe
     return replace(found, maps=tuple(facts), linear_maps=linear_maps)
 
 
-def _aligned(a: EncodedRows, b: EncodedRows, labels: LabelSource | None) -> tuple[Alignment, dict[str, Any] | None]:
+def _aligned(a: EncodedRows, b: EncodedRows, labels: LabelChoice | None) -> tuple[Alignment, dict[str, Any] | None]:
     """Return the map from the features of B to those of A, and the accuracy that a classifier keeps, if it is known.
 
     Supervised features of the rows whose targets trained them look better than those of new rows, so they test nothing.
@@ -86,7 +87,7 @@ def _aligned(a: EncodedRows, b: EncodedRows, labels: LabelSource | None) -> tupl
     log.info("map to the features of the earlier generation: %s", alignment)
     if labels is None or ((a.is_supervised or b.is_supervised) and not common.trained_neither):
         return alignment, None
-    kept = kept_accuracy(common, labels.read(b, common.rows_of_b), alignment.map)
+    kept = kept_accuracy(common, read_labels(b, common.rows_of_b, labels), alignment.map)
     if kept is not None:
         log.info(
             "map: a linear classifier of %s that was trained on the other features has an accuracy of %.1f %% on "

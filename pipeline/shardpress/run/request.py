@@ -11,12 +11,12 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from hashlib import sha256
-from importlib.metadata import version
 from typing import Any
 
 import h5py
 import numpy as np
 
+from shardpress.doctor.packages import version_of
 from shardpress.encoding.partfile import row_shapes, stored_masks
 from shardpress.hdf5.shard import Extra, Shard
 from shardpress.model import Model
@@ -73,7 +73,7 @@ def _training_request(settings: Settings) -> dict[str, Any]:
         # A run with a deadline measures how many epochs fit. A run without one must not reuse that model. A second run
         # with a deadline resumes with the number of epochs that the first one decided on.
         training["by_deadline"] = True
-    training["versions"] = {"numpy": _NUMPY, "Theano": version("Theano")}
+    training["versions"] = {"numpy": _NUMPY, "Theano": version_of("Theano")}
     training["format"] = _TRAINING
     return training
 

@@ -8,13 +8,8 @@ from typing import Any
 
 from shardpress.errors import quantity
 from shardpress.outliers import MOST_OF_ALL, place_of
+from shardpress.report.words import VERDICTS
 from shardpress.result import Result
-
-_VERDICTS = {
-    "keep": "The new rows are like the rows of the training: keep the model.",
-    "watch": "The new rows differ from the rows of the training: watch them (see the report).",
-    "retrain": "The new rows differ so much from the rows of the training that a new model is needed (see the report).",
-}
 
 
 @dataclass(frozen=True)
@@ -100,7 +95,7 @@ class Summary:
         if self.judgment:
             remarks.append(self.judgment)
         if self.verdict is not None and not self.before:
-            remarks.append(_VERDICTS[self.verdict])
+            remarks.append(f"{VERDICTS[self.verdict]} (see the report).")
         if self.n_bad:
             remarks.append(f"{quantity(self.n_bad, 'bad row')} with NaN features.")
         if self.n_bad_shards:

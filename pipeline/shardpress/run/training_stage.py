@@ -20,7 +20,7 @@ from shardpress.hdf5.shard import Shard, block_of, first_rows, rows_of
 from shardpress.model import Model
 from shardpress.output.files import LAST_GOOD, WORK, unique_name
 from shardpress.output.journal import Record
-from shardpress.progress import Progress
+from shardpress.progress import Progress, activity
 from shardpress.run.context import RunContext, versions
 from shardpress.run.deadline import DeadlinePolicy
 from shardpress.run.encoding_stage import write_model
@@ -211,7 +211,8 @@ def _trained(prepared: Prepared, context: RunContext, key: str, scan: Scan) -> M
         path = context.journal.directory / LAST_GOOD
         raise TrainingDiverged(f"{error} The last good weights are in {printable(path)}.") from error
     _log_end(training)
-    about = _facts(prepared, context, training, scan)
+    with activity("training: measuring the features"):
+        about = _facts(prepared, context, training, scan)
     if deadline is not None:
         about["training"]["deadline"] = deadline.facts(training)
     return trained_model(training, scan.scaler, prepared.columns, prepared.conversion, about)

@@ -10,6 +10,9 @@ import numpy as np
 from shardpress.records import Outside
 from shardpress.scan.scaler import Scaler
 
+MAX_LISTED_COLUMNS = 20
+"""Largest number of columns outside the range to store in a range's record. A run can have thousands of records."""
+
 
 def farthest(found: Iterable[Outside], most: int | None = None) -> list[Outside]:
     """Merge the summaries of each column, and return at most `most` summaries, the farthest first."""

@@ -244,10 +244,6 @@ class TrainingSettings:
     )
     # The learning rate does not change (constant), or increases over the first epoch and then decreases to 0 (linear).
     schedule: Literal["constant", "linear"] = _setting(default="linear")
-    # Decay rate of the optimizer's running average.
-    momentum: Annotated[float, Meta(ge=0, lt=1)] = _setting(default=0.9)
-    # Each step shrinks the weights by this factor times the learning rate.
-    weight_decay: Annotated[float, Meta(ge=0)] = _setting(default=0.0)
     # Rounded to n/256: larger values would become 1, and values from 0 to 0.004 would become 0 (see `problems`).
     corruption: Annotated[float, Meta(ge=0, le=0.998)] | None = _setting(
         "Fraction of the entries to hide from the encoder during training; they differ in each step. Default: "

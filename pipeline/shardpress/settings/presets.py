@@ -22,10 +22,8 @@ _REFERENCE = {
     "biases": "zero",
     "optimizer": "momentum",
     "learning_rate": 0.1,
-    "momentum": 0.9,
     "schedule": "constant",
     "corruption": 0.0,
-    "weight_decay": 0.0,
     "replicas": 1,
     "validation_fraction": 0.0,
 }

@@ -52,6 +52,10 @@ class Components:
     components: np.ndarray
     deviations: np.ndarray
 
+    def coordinates(self, rows: np.ndarray, n: int) -> np.ndarray:
+        """Return the coordinates of rows (n_rows, n_inputs) in the first `n` directions, float64 (n_rows, n)."""
+        return np.asarray((rows - self.mean) @ self.components[:, :n])
+
 
 def sampled(rows: Rows, order: Order, scaler: Scaler, most: int) -> np.ndarray:
     """Return scaled rows (n, n_inputs), float32, in the order of their numbers: `most` training rows, or all if fewer.

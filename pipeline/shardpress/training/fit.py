@@ -13,6 +13,7 @@ import numpy as np
 from shardpress.device import autoencoder_of, training_step_of
 from shardpress.errors import DataError, quantity
 from shardpress.hdf5.shard import Shard
+from shardpress.progress import activity
 from shardpress.scan.ranges import Scan, readable
 from shardpress.scan.scaler import Cleaning
 from shardpress.settings.defaults import TARGET_WEIGHT
@@ -90,7 +91,8 @@ def prepare_training(
     network = network_of(config.network, scan.scaler.n_inputs, None if targets is None else targets.head)
     autoencoder = autoencoder_of(scan.scaler, network, conversion.dtype(shards))
     readable_shards, readable_scan = readable(shards, scan)
-    data = _read_data(readable_shards, conversion, readable_scan, config, sizes)
+    with activity("training: reading rows"):
+        data = _read_data(readable_shards, conversion, readable_scan, config, sizes)
     log.info(
         "training: %s %s, %d for validation, minibatches of %d",
         quantity(data.order.n_rows, "row"),
@@ -101,7 +103,8 @@ def prepare_training(
     starts_from_components = parameters is None and _starts_from_components(network, settings)
     components = None
     if starts_from_components or len(data.validation):
-        components = _components(data, network.n_features, sizes.max_sample_rows)
+        with activity("training: computing principal components"):
+            components = _components(data, network.n_features, sizes.max_sample_rows)
     baseline = None
     if components is not None and len(data.validation):
         baseline = baseline_of(components, data.validation, data.scan.scaler)
@@ -111,10 +114,12 @@ def prepare_training(
     supervision = None
     if targets is not None:
         readable_targets = targets.of_shards(shards, list(scan.unreadable))
-        supervision = _supervision(autoencoder, data, readable_targets, settings, sizes.max_sample_rows)
+        with activity("training: preparing targets"):
+            supervision = _supervision(autoencoder, data, readable_targets, settings, sizes.max_sample_rows)
     loss = None if supervision is None else supervision.loss
-    step = training_step_of(autoencoder, settings, data.reader.dtype, data.rows.resident, loss)
-    autoencoder.errors(data.validation[:0])  # compile now, before the training time is measured
+    with activity("training: loading or compiling kernels"):
+        step = training_step_of(autoencoder, settings, data.reader.dtype, data.rows.resident, loss)
+        autoencoder.errors(data.validation[:0])  # compile now, before the training time is measured
     return Training(
         autoencoder=autoencoder,
         step=step,

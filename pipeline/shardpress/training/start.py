@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from shardpress_kernels.activations import ACTIVATIONS
+from shardpress_kernels.hostmath import activated
 from shardpress_kernels.network import Network
-from shardpress_kernels.reference import activated
 
 if TYPE_CHECKING:
     from shardpress.training.components import Components

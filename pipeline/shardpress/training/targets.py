@@ -15,8 +15,8 @@ from shardpress.errors import ConfigError, printable
 from shardpress.formats import digest
 from shardpress.hdf5.shard import Block, Extra, Shard, first_rows
 from shardpress.shards.rows import stream_extra
+from shardpress_kernels.hostmath import head_outputs, target_losses
 from shardpress_kernels.network import Head, TargetLoss
-from shardpress_kernels.reference import head_outputs, target_losses
 
 if TYPE_CHECKING:
     from shardpress_kernels.autoencoder import Autoencoder

@@ -202,6 +202,13 @@ def ask(function: str, descriptor: int, arguments: Sequence[Any], kind: type[T],
     return reply
 
 
+def start_early() -> None:
+    """Start a child, which loads its libraries while this process loads others."""
+    with suppress(OSError):  # the first request tries again, and reports the error
+        child = _Child()
+        _idle.put(id(child), child)
+
+
 def _answer_of_child(request: dict[str, Any], descriptor: int, where: str) -> bytearray:
     """Return the answer of a child. If it ends without one, ask a new child, because an earlier file can be the cause.
 

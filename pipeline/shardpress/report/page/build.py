@@ -5,29 +5,24 @@ from __future__ import annotations
 import html
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from shardpress.errors import printable
-from shardpress.report.page.appends import appends
-from shardpress.report.page.document import Figure, Item, Page, Table
-from shardpress.report.page.generations import generations
+from shardpress.report.page.document import Page
 from shardpress.report.page.quality import quality
-from shardpress.report.page.run import change, settings, time_spent
-from shardpress.report.page.verdict import action_needed, status, verdict
-from shardpress.report.page.words import cut, path
+from shardpress.report.page.run import change, generations, settings, time_spent
+from shardpress.report.page.verdict import action_needed, appends, status, verdict
+from shardpress.report.words import cut, path
 from shardpress.result import Result
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Environment
 
 log = logging.getLogger(__name__)
 
-_TEXT_WIDTH = 100
 _HEAD_BYTES = 2**12  # of a page; the digest is among the first lines
 _MAX_PATH = 120  # characters of a path in the title
 
@@ -72,7 +67,7 @@ def is_current(page: Path, digest: str) -> bool:
         return False
 
 
-# -- HTML ----------------------------------------------------------------------------------------------------------
+# -- templates -------------------------------------------------------------------------------------------------------
 
 
 def html_of(page: Page, digest: str) -> str:
@@ -80,62 +75,30 @@ def html_of(page: Page, digest: str) -> str:
 
     The page states the `digest` of the index from which it was made.
     """
-    return _template().render(page=page, digest=digest)
+    return _templates().get_template("page.html").render(page=page, digest=digest)
+
+
+def text_of(page: Page) -> str:
+    """Return a page as plain text, for mail and terminals. Tables with the same numbers replace the figures."""
+    return _templates().get_template("page.txt").render(page=page)
 
 
 @cache
-def _template() -> Template:
-    from jinja2 import Environment, StrictUndefined  # not needed for text
+def _templates() -> Environment:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape  # takes long
 
-    folder = files("shardpress.report.page")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(["html"]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
     environment.filters["joined"] = _joined
-    environment.globals["style"] = (folder / "page.css").read_text()
-    return environment.from_string((folder / "page.html").read_text())
+    return environment
 
 
 def _joined(words: str) -> str:
     """Return a text in which lines do not break between a number and its unit or sign."""
     return re.sub(r"(?<=\d) (?=%)|(?<=±) (?=\d)", "\N{NO-BREAK SPACE}", words)
-
-
-# -- text ----------------------------------------------------------------------------------------------------------
-
-
-def text_of(page: Page) -> str:
-    """Return a page as plain text, for mail and terminals. Tables with the same numbers replace the figures."""
-    lines = [
-        page.title,
-        page.origin,
-        "",
-        "Summary",
-        "=======",
-        "",
-        *wrap(f"{page.status}. {page.verdict}", _TEXT_WIDTH),
-    ]
-    for section in page.sections:
-        lines += ["", "", section.title, "=" * len(section.title)]
-        for item in section.items:
-            lines += ["", *_lines_of_item(item)]
-    return "\n".join(line.rstrip() for line in lines) + "\n"
-
-
-def _lines_of_item(item: Item) -> Iterator[str]:
-    if isinstance(item, Table):
-        yield from _lines_of_table(item)
-    elif isinstance(item, Figure):
-        yield from _lines_of_table(item.table)
-        yield from wrap(item.note, _TEXT_WIDTH)
-    else:
-        yield from wrap(item, _TEXT_WIDTH)
-
-
-def _lines_of_table(table: Table) -> Iterator[str]:
-    yield from wrap(table.caption, _TEXT_WIDTH)
-    columns = []
-    for i, cells in enumerate(zip(table.columns, *table.rows, strict=True)):
-        width = max(map(len, cells))
-        is_number = table.is_number(i)
-        columns.append([cell.rjust(width) if is_number else cell.ljust(width) for cell in cells])
-    for cells in zip(*columns, strict=True):
-        yield "  " + "  ".join(cells)

@@ -1,9 +1,12 @@
-"""The report as a document, before it becomes HTML or text: sections of paragraphs, tables and figures."""
+"""The report as a document: sections of paragraphs, tables and figures, from which both templates are filled."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+
+from shardpress.report.words import cell
 
 _LONGEST_NUMBER = 24  # characters of a number with its unit; a longer text is a phrase that begins with a number
 
@@ -14,22 +17,38 @@ class Table:
     columns: tuple[str, ...]  # headings
     rows: tuple[tuple[str, ...], ...]
 
-    def is_number(self, column: int) -> bool:
-        """Return whether a column holds numbers, which are right-aligned and not wrapped."""
-        cells = [row[column] for row in self.rows]
-        return bool(cells) and all(cell[:1] in "0123456789-+." and len(cell) <= _LONGEST_NUMBER for cell in cells)
-
     @classmethod
     def of(cls, caption: str, columns: str, rows: Sequence[Sequence[object]]) -> Table:
         """Return a table. `columns` contains its headings, separated by commas."""
         headings = tuple(heading.strip() for heading in columns.split(","))
-        return cls(caption, headings, tuple(tuple(map(str, row)) for row in rows))
+        return cls(caption, headings, tuple(tuple(map(cell, row)) for row in rows))
+
+    @cached_property
+    def are_numbers(self) -> list[bool]:
+        """Whether each column holds numbers, which are right-aligned and not wrapped."""
+        return [bool(self.rows) and all(map(_is_number, cells)) for cells in self._cells()]
+
+    def lines(self) -> list[str]:
+        """Return the headings and rows as lines of aligned text."""
+        aligned = []
+        for is_number, heading, cells in zip(self.are_numbers, self.columns, self._cells(), strict=True):
+            width = max(map(len, (heading, *cells)))
+            aligned.append([each.rjust(width) if is_number else each.ljust(width) for each in (heading, *cells)])
+        return ["  ".join(line).rstrip() for line in zip(*aligned, strict=True)]
+
+    def _cells(self) -> Iterator[list[str]]:
+        """Yield the cells of each column."""
+        for i in range(len(self.columns)):
+            yield [row[i] for row in self.rows]
+
+
+def _is_number(text: str) -> bool:
+    return text[:1] in "0123456789-+." and len(text) <= _LONGEST_NUMBER
 
 
 @dataclass(frozen=True)
 class Figure:
     title: str
-    description: str  # for users who cannot see the picture
     svg: str  # markup with escaped text
     table: Table  # of the numbers in the picture
     note: str = ""  # remark below the picture

@@ -5,7 +5,6 @@ from __future__ import annotations
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,16 @@ from shardpress.report.page.svg import (
     COMPARED,
     FEATURES,
     LABELS,
-    Element,
     Scale,
     axes,
     element,
+    frame,
     image,
     picture,
     polyline,
     text,
 )
-from shardpress.report.page.words import count, cut, number, path
+from shardpress.report.words import cut, number, path
 
 _WIDTH = 420.0
 _HEIGHT = 260.0
@@ -37,7 +36,6 @@ _LETTER = 7.6  # width of a letter on a phone, where text is larger
 _MAX_POINTS = 80  # points per curve
 _MAX_POINTS_IN_TABLE = 10
 _MAX_LABELS = 12  # labels with a colour and a name; all others are drawn like rows without a label
-_CAPS = ("round", "square")  # ends of lines, and so the shapes of points
 _LEGEND_COLUMNS = 3
 _LEGEND_STEP = 20.0
 
@@ -52,23 +50,6 @@ _PROFILE_STEP = _PROFILE_HEIGHT + 22
 _PROFILE_COLOURS = {"input": COMPARED, "again": FEATURES}
 
 
-def _thinned(n: int, most: int) -> list[int]:
-    """Return at most `most` of `n` positions, evenly spread, including the first and the last one."""
-    positions = np.linspace(0, n - 1, min(n, most)).round().astype(int)
-    return sorted(set(positions.tolist()))
-
-
-def _figure(
-    title: str,
-    description: str,
-    elements: Sequence[Element],
-    table: Table,
-    note: str = "",
-    size: tuple[float, float] = (_WIDTH, _HEIGHT),
-) -> Figure:
-    return Figure(title, description, picture(size, title, description, *elements), table, note)
-
-
 # -- curves --------------------------------------------------------------------------------------------------------
 
 
@@ -78,47 +59,44 @@ def curves(title: str, lines: Mapping[str, Sequence[float]], levels: Mapping[str
     The last line is the one that counts, and is drawn solid. The others are dotted, and levels are dashed.
     """
     n_epochs = max(map(len, lines.values()))
-    rows = []
-    for i in _thinned(n_epochs, _MAX_POINTS_IN_TABLE):
-        rows.append([i + 1, *(number(line[i]) for line in lines.values())])
-    table = Table.of(title, ", ".join(["epoch", *lines]), rows)
+    rows = [[i + 1, *(line[i] for line in lines.values())] for i in _thinned(n_epochs, _MAX_POINTS_IN_TABLE)]
     ends = [f"{name} from {number(line[0])} to {number(line[-1])}" for name, line in lines.items()]
     constants = [f"{name} {number(level)}" for name, level in levels.items()]
-    description = f"{count(n_epochs)} epochs: {'; '.join([*ends, *constants])}."
-    return _figure(title, description, _draw_curves(lines, levels, n_epochs), table)
+    description = f"{n_epochs:,} epochs: {'; '.join([*ends, *constants])}."
+    svg = picture((_WIDTH, _HEIGHT), title, description, *_draw_curves(lines, levels, n_epochs))
+    return Figure(title, svg, Table.of(title, ", ".join(["epoch", *lines]), rows))
 
 
-def _draw_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float], n_epochs: int) -> list[Element]:
-    values = [value for line in lines.values() for value in line]
+def _draw_curves(lines: Mapping[str, Sequence[float]], levels: Mapping[str, float], n_epochs: int) -> list[str]:
     x = Scale(0.5, n_epochs + 0.5, _LEFT, _RIGHT, is_whole=True)
-    y = Scale.over([*values, *levels.values()], _BOTTOM, _TOP, allows_log=True)
+    y = Scale.over(np.concatenate([*lines.values(), list(levels.values())]), _BOTTOM, _TOP, allows_log=True)
     elements = axes(x, y, "epoch")
     left = x.start
     for name, line in lines.items():
-        style: dict[str, Any] = {} if name == list(lines)[-1] else _DOTTED
-        elements += _curve(line, x, y, style)
-        elements += _legend(left, _TOP - 10, name, FEATURES, **style)
+        style = {} if name == list(lines)[-1] else _DOTTED
+        chosen = np.array(_thinned(len(line), _MAX_POINTS))
+        xs = x(chosen + 1)
+        ys = y(np.array(line)[chosen])
+        elements.append(polyline(xs, ys, stroke=FEATURES, stroke_width=2, **style))
+        if len(line) == 1:
+            elements.append(element("circle", cx=xs[0], cy=ys[0], r=3, fill=FEATURES))
+        elements += _legend(left, _TOP - 10, name, stroke=FEATURES, **style)
         left += 90
     for name, level in levels.items():
-        elements.append(polyline((x.start, x.end), (y(level), y(level)), COMPARED, **_DASHED))
-        elements += _legend(left, _TOP - 10, name, COMPARED, **_DASHED)
+        elements.append(polyline((x.start, x.end), (y(level), y(level)), stroke=COMPARED, **_DASHED))
+        elements += _legend(left, _TOP - 10, name, stroke=COMPARED, **_DASHED)
         left += 90
     return elements
 
 
-def _curve(line: Sequence[float], x: Scale, y: Scale, style: Mapping[str, Any]) -> list[Element]:
-    chosen = _thinned(len(line), _MAX_POINTS)
-    xs = [x(i + 1) for i in chosen]
-    ys = [y(line[i]) for i in chosen]
-    elements = [polyline(xs, ys, FEATURES, stroke_width=2, **style)]
-    if len(line) == 1:
-        elements.append(element("circle", cx=xs[0], cy=ys[0], r=3, fill=FEATURES))
-    return elements
+def _thinned(n: int, most: int) -> list[int]:
+    """Return at most `most` of `n` positions, evenly spread, including the first and the last one."""
+    return np.linspace(0, n - 1, min(n, most)).round().astype(int).tolist()
 
 
-def _legend(x: float, y: float, name: str, stroke: str, **style: Any) -> list[Element]:
+def _legend(x: float, y: float, name: str, **style: Any) -> list[str]:
     """Draw the name of a line, in the colour of other text, because not all colours of lines are readable."""
-    line = polyline((x, x + 16), (y - 4, y - 4), stroke, **{"stroke_width": 3, **style})
+    line = polyline((x, x + 16), (y - 4, y - 4), **{"stroke_width": 3, **style})
     return [line, text(x + 21, y, name)]
 
 
@@ -131,7 +109,7 @@ def bars(title: str, values: Mapping[str, float], to_text: Callable[[float], str
     description = "; ".join(f"{name}: {value}" for name, value in texts) + "."
     left = 12 + _LETTER * max(len(name) for name in values)
     x = Scale(0, max(0, *values.values()) or 1, left, _WIDTH - 76)
-    elements: list[Element] = []
+    elements = []
     for i, (name, value_text) in enumerate(texts):
         top = 8 + 30 * i
         width = max(x(values[name]) - left, 1)
@@ -139,22 +117,23 @@ def bars(title: str, values: Mapping[str, float], to_text: Callable[[float], str
         elements.append(text(left - 8, top + 16, name, "end"))
         elements.append(element("rect", x=left, y=top, width=width, height=22, fill=fill, rx=2))
         elements.append(text(left + width + 6, top + 16, value_text))
-    table = Table.of(title, "name, value", texts)
-    return _figure(title, description, elements, table, note, (_WIDTH, 16 + 30.0 * len(values)))
+    svg = picture((_WIDTH, 16 + 30.0 * len(values)), title, description, *elements)
+    return Figure(title, svg, Table.of(title, "name, value", texts), note)
 
 
 def histogram(title: str, edges: Sequence[float], counts: Sequence[int], x_name: str, table: Table) -> Figure:
     """Draw the number of values in each bin. `table` contains quantiles of the values."""
     fullest = int(np.argmax(counts))
     between = f"between {number(edges[fullest])} and {number(edges[fullest + 1])}"
-    description = f"{count(sum(counts))} rows; the most frequent values are {between}."
+    description = f"{sum(counts):,} rows; the most frequent values are {between}."
     x = Scale(edges[0], edges[-1], _LEFT, _RIGHT)
     y = Scale(0, max(counts) * 1.05 or 1, _BOTTOM, _TOP)
     elements = axes(x, y, x_name)
-    for (left, right), n in zip(pairwise(map(x, edges)), counts, strict=True):
-        width = max(right - left - 1, 0.5)
-        elements.append(element("rect", x=left + 0.5, y=y(n), width=width, height=y.start - y(n), fill=FEATURES))
-    return _figure(title, description, elements, table)
+    lefts = x(edges)
+    for left, width, top in zip(lefts, np.diff(lefts), y(counts), strict=False):
+        bar = {"x": left + 0.5, "y": top, "width": max(width - 1, 0.5), "height": y.start - top}
+        elements.append(element("rect", **bar, fill=FEATURES))
+    return Figure(title, picture((_WIDTH, _HEIGHT), title, description, *elements), table)
 
 
 # -- points --------------------------------------------------------------------------------------------------------
@@ -165,52 +144,22 @@ def scatter(title: str, points: np.ndarray, codes: np.ndarray, names: Sequence[s
 
     If the rows have no labels, `names` is empty, and the points have the given colour.
     """
-    groups = _groups(points, codes, names, colour)
-    x = Scale.over(points[:, 0].tolist(), 8, _WIDTH - 8)
-    y = Scale.over(points[:, 1].tolist(), _HEIGHT - 8, 8)
-    colours = ""
-    if names:
-        colours = f", coloured by {len(set(codes.tolist()))} labels"
+    groups = _groups(points, codes, names) if names else [_Group("all", points, colour)]
+    x = Scale.over(points[:, 0], 8, _WIDTH - 8)
+    y = Scale.over(points[:, 1], _HEIGHT - 8, 8)
+    description = f"{len(points):,} rows."
     bottom = _HEIGHT
-    elements = [
-        element("rect", x=1, y=1, width=_WIDTH - 2, height=_HEIGHT - 2, class_="axis", fill="none"),
-        *(group.dots(x, y) for group in groups),
-    ]
+    elements = [frame(1, 1, _WIDTH - 2, _HEIGHT - 2)]
+    elements += [group.dots(x(group.points[:, 0]), y(group.points[:, 1])) for group in groups]
     if names:
         elements += _legend_of_points(groups)
         bottom += 10 + _LEGEND_STEP * -(-len(groups) // _LEGEND_COLUMNS)
-    table = Table.of(f"{title}: median of each label", "label, rows, x, y", [group.table_row() for group in groups])
-    description = f"{count(len(points))} rows{colours}."
-    return _figure(title, description, elements, table, size=(_WIDTH, bottom))
-
-
-def _groups(points: np.ndarray, codes: np.ndarray, names: Sequence[str], colour: str) -> list[_Group]:
-    """Return the points of each label. Rare labels, and points without a label, are drawn first, in one group."""
-    if not names:
-        return [_Group("all", points, colour, _CAPS[0])]
-    sizes = np.bincount(codes[codes >= 0], minlength=len(names))
-    most_frequent = np.argsort(-sizes, kind="stable")[:_MAX_LABELS].tolist()
-    shown = sorted(code for code in most_frequent if sizes[code])
-    groups = []
-    others = points[~np.isin(codes, shown)]
-    if len(others):
-        name = "no label" if (sizes > 0).sum() <= len(shown) else "all others"
-        groups.append(_Group(name, others, COMPARED, _CAPS[0]))
-    for i, code in enumerate(shown):
-        cap = _CAPS[i // len(LABELS) % len(_CAPS)]
-        groups.append(_Group(names[code], points[codes == code], LABELS[i % len(LABELS)], cap))
-    return groups
-
-
-def _legend_of_points(groups: Sequence[_Group]) -> list[Element]:
-    elements = []
-    for i, group in enumerate(groups):
-        line, column = divmod(i, _LEGEND_COLUMNS)
-        left = 8 + column * (_WIDTH - 8) / _LEGEND_COLUMNS
-        top = _HEIGHT + 20 + _LEGEND_STEP * line
-        elements.append(group.path(f"M{left:.0f} {top - 4:.0f}h0", width=8))
-        elements.append(text(left + 10, top, cut(group.label, 14)))
-    return elements
+        description = f"{len(points):,} rows, coloured by {len(np.unique(codes))} labels."
+    rows = []
+    for group in groups:
+        rows.append((cut(group.label, 24), len(group.points), *np.median(group.points, axis=0).tolist()))
+    table = Table.of(f"{title}: median of each label", "label, rows, x, y", rows)
+    return Figure(title, picture((_WIDTH, bottom), title, description, *elements), table)
 
 
 @dataclass(frozen=True)
@@ -220,23 +169,42 @@ class _Group:
     label: str
     points: np.ndarray
     colour: str
-    cap: str
+    cap: str = "round"  # end of lines, and so the shape of points
 
-    def dots(self, x: Scale, y: Scale) -> Element:
-        """Draw the points as one path of lines of length 0, whose ends look like dots or squares."""
-        return self.path("".join(f"M{x(a):.0f} {y(b):.0f}h0" for a, b in self.points))
-
-    def path(self, line: str, width: float = 4.5) -> Element:
-        """Draw a path in the colour and shape of the group."""
+    def dots(self, xs: np.ndarray, ys: np.ndarray, width: float = 4.5) -> str:
+        """Draw points as one path of lines of length 0, whose ends look like dots or squares."""
+        line = "".join(f"M{x:.0f} {y:.0f}h0" for x, y in zip(xs.tolist(), ys.tolist(), strict=True))
         if self.cap == "square":
             width *= 0.9  # a square of the same width looks larger
         style: dict[str, Any] = {"stroke": self.colour, "stroke_width": width, "stroke_linecap": self.cap}
         return element("path", d=line, class_="dots", **style)
 
-    def table_row(self) -> tuple[str, str, str, str]:
-        """Return the label, the number of points and their median."""
-        a, b = np.median(self.points, axis=0).tolist()
-        return cut(self.label, 24), count(len(self.points)), number(a), number(b)
+
+def _groups(points: np.ndarray, codes: np.ndarray, names: Sequence[str]) -> list[_Group]:
+    """Return the points of each label. Rare labels, and points without a label, are drawn first, in one group."""
+    sizes = np.bincount(codes[codes >= 0], minlength=len(names))
+    most_frequent = np.argsort(-sizes, kind="stable")[:_MAX_LABELS].tolist()
+    shown = sorted(code for code in most_frequent if sizes[code])
+    groups = []
+    others = points[~np.isin(codes, shown)]
+    if len(others):
+        name = "no label" if (sizes > 0).sum() <= len(shown) else "all others"
+        groups.append(_Group(name, others, COMPARED))
+    for i, code in enumerate(shown):
+        cap = "round" if i < len(LABELS) else "square"
+        groups.append(_Group(names[code], points[codes == code], LABELS[i % len(LABELS)], cap))
+    return groups
+
+
+def _legend_of_points(groups: Sequence[_Group]) -> list[str]:
+    elements = []
+    for i, group in enumerate(groups):
+        line, column = divmod(i, _LEGEND_COLUMNS)
+        left = 8 + column * (_WIDTH - 8) / _LEGEND_COLUMNS
+        top = _HEIGHT + 20 + _LEGEND_STEP * line
+        elements.append(group.dots(np.array([left]), np.array([top - 4]), width=8))
+        elements.append(text(left + 10, top, cut(group.label, 14)))
+    return elements
 
 
 # -- rows and their reconstructions --------------------------------------------------------------------------------
@@ -244,60 +212,51 @@ class _Group:
 
 def images(title: str, pairs: Sequence[Mapping[str, Any]], shape: Sequence[int]) -> Figure:
     """Draw rows as images of a shape, above their reconstructions, with their labels or errors below."""
-    elements: list[Element] = []
+    elements = []
     for top, key, name in ((20.0, "input", "rows"), (40.0 + _TILE_STEP, "again", "reconstructions")):
         elements.append(text(0, top - 5, name, style=_LARGE))
         for i, pair in enumerate(pairs):
             pixels = np.frombuffer(b64decode(pair[key]), np.uint8).reshape(shape)
-            elements.append(image(pixels, (i * _TILE_STEP, top, _TILE, _TILE)))
+            elements.append(image(pixels, i * _TILE_STEP, top, _TILE))
     bottom = 60 + 2 * _TILE_STEP
     for i, pair in enumerate(pairs):
         label = number(pair["error"]) if pair.get("label") is None else cut(pair["label"], 7)
         elements.append(text(i * _TILE_STEP + _TILE / 2, bottom - 8, label, "middle", style=_LARGE))
     description = f"{len(pairs)} rows as images, above their reconstructions; errors in the table."
-    size = (len(pairs) * _TILE_STEP, bottom)
-    return _figure(title, description, elements, _table_of_pairs(title, pairs), size=size)
+    svg = picture((len(pairs) * _TILE_STEP, bottom), title, description, *elements)
+    return Figure(title, svg, _table_of_pairs(title, pairs))
 
 
 def profiles(title: str, pairs: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw rows as lines over their columns, and their reconstructions."""
-    elements: list[Element] = []
-    values = [value for pair in pairs for key in _PROFILE_COLOURS for value in pair[key]]
+    elements: list[str] = []
+    values = np.concatenate([pair[key] for pair in pairs for key in _PROFILE_COLOURS])
     ends = Scale.over(values, 0, 1)  # the same for all rows, so that they can be compared
     for i, pair in enumerate(pairs):
         line, side = divmod(i, 2)
         elements += _profile(pair, side * (_PROFILE_WIDTH + 20), line * _PROFILE_STEP + 14, ends)
     n_lines = -(-len(pairs) // 2)
     bottom = n_lines * _PROFILE_STEP + 20
-    elements += _legend(0, bottom - 4, "scaled row", _PROFILE_COLOURS["input"])
-    elements += _legend(140, bottom - 4, "reconstruction", _PROFILE_COLOURS["again"])
+    elements += _legend(0, bottom - 4, "scaled row", stroke=_PROFILE_COLOURS["input"])
+    elements += _legend(140, bottom - 4, "reconstruction", stroke=_PROFILE_COLOURS["again"])
     description = f"{len(pairs)} rows and their reconstructions, plotted over the columns; errors in the table."
-    size = (2 * _PROFILE_WIDTH + 20, bottom)
-    return _figure(title, description, elements, _table_of_pairs(title, pairs), size=size)
+    svg = picture((2 * _PROFILE_WIDTH + 20, bottom), title, description, *elements)
+    return Figure(title, svg, _table_of_pairs(title, pairs))
 
 
-def _profile(pair: Mapping[str, Any], left: float, top: float, ends: Scale) -> list[Element]:
+def _profile(pair: Mapping[str, Any], left: float, top: float, ends: Scale) -> list[str]:
     """Draw a row and its reconstruction, with its label and error above them."""
     words = f"error {number(pair['error'])}"
     if pair.get("label") is not None:
         words = f"{cut(pair['label'], 10)}, {words}"
-    width = _PROFILE_WIDTH
-    frame = element("rect", x=left, y=top, width=width, height=_PROFILE_HEIGHT, class_="axis", fill="none")
     y = replace(ends, start=top + _PROFILE_HEIGHT, end=top)
-    lines = [_profile_line(pair[key], left, y, stroke) for key, stroke in _PROFILE_COLOURS.items()]
-    return [frame, *lines, text(left, top - 4, words)]
-
-
-def _profile_line(values: Sequence[float], left: float, y: Scale, stroke: str) -> Element:
-    x = Scale(0, max(len(values) - 1, 1), left, left + _PROFILE_WIDTH)
-    xs = [x(column) for column in range(len(values))]
-    ys = [y(value) for value in values]
-    return polyline(xs, ys, stroke, stroke_width=1.6)
+    elements = [frame(left, top, _PROFILE_WIDTH, _PROFILE_HEIGHT)]
+    for key, stroke in _PROFILE_COLOURS.items():
+        xs = np.linspace(left, left + _PROFILE_WIDTH, len(pair[key]))
+        elements.append(polyline(xs, y(pair[key]), stroke=stroke, stroke_width=1.6))
+    return [*elements, text(left, top - 4, words)]
 
 
 def _table_of_pairs(title: str, pairs: Sequence[Mapping[str, Any]]) -> Table:
-    rows = []
-    for pair in pairs:
-        label = cut(pair["label"] or "-", 24)
-        rows.append((label, path(pair["file"], 40), count(pair["row"]), number(pair["error"])))
+    rows = [(cut(pair["label"] or "-", 24), path(pair["file"], 40), pair["row"], pair["error"]) for pair in pairs]
     return Table.of(title, "label, file, row, error", rows)

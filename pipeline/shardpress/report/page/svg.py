@@ -7,14 +7,14 @@ import re
 import struct
 import zlib
 from base64 import b64encode
-from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from shardpress.report.page.words import number
+from shardpress.report.words import number
 
 # Each colour has one meaning on the whole page.
 FEATURES = "#3b7dd8"
@@ -24,48 +24,45 @@ COMPARED = "#7d7d7d"
 LABELS = ("#d9660f", "#2b8f4a", "#9a5fd0", "#d6404c", "#8a7a10", "#c9498f", "#a5683a")
 """Colours of labels. More labels are distinguished by the shape of their points."""
 
-Element = ElementTree.Element
-
 _LIMITS = (0.01, 0.99)  # quantiles that determine the ends of an axis; usual distributions fit on it completely
 _WIDENING = 0.5  # share of the distance between these quantiles by which an axis is longer at each end
 
 
-def element(name: str, *children: Element, content: str = "", **attributes: Any) -> Element:
-    """Return an SVG element. Underscores in the names of attributes become hyphens."""
-    plain = {key.rstrip("_").replace("_", "-"): _plain_text(value) for key, value in attributes.items()}
-    found = ElementTree.Element(name, plain)
-    found.text = content or None
-    found.extend(children)
-    return found
+def element(name: str, *children: str, content: str = "", **attributes: Any) -> str:
+    """Return the markup of an SVG element. Underscores in the names of attributes become hyphens."""
+    words = [f' {key.rstrip("_").replace("_", "-")}="{escape(_rounded(value))}"' for key, value in attributes.items()]
+    inside = escape(content, quote=False) + "".join(children)
+    end = f">{inside}</{name}>" if inside else "/>"
+    return f"<{name}{''.join(words)}{end}"
 
 
-def picture(size: tuple[float, float], title: str, description: str, *children: Element) -> str:
+def picture(size: tuple[float, float], title: str, description: str, *children: str) -> str:
     """Return the markup of a picture that has a title and a description, and that scales with the page."""
     name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
     width, height = size
-    root = element(
+    return element(
         "svg",
         element("title", content=title, id=f"{name}-title"),
         element("desc", content=description, id=f"{name}-desc"),
         *children,
         role="img",
         aria_labelledby=f"{name}-title {name}-desc",
-        viewBox=f"0 0 {_plain_text(width)} {_plain_text(height)}",
+        viewBox=f"0 0 {_rounded(width)} {_rounded(height)}",
         width=width,
         height=height,
     )
-    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=True)
 
 
-def text(x: float, y: float, content: str, anchor: str = "start", **attributes: Any) -> Element:
+def text(x: float, y: float, content: str, anchor: str = "start", **attributes: Any) -> str:
     """Return a line of text."""
     return element("text", content=content, x=x, y=y, text_anchor=anchor, **attributes)
 
 
-def polyline(xs: Sequence[float], ys: Sequence[float], stroke: str, **attributes: Any) -> Element:
+def polyline(xs: ArrayLike, ys: ArrayLike, **attributes: Any) -> str:
     """Return points joined by lines."""
-    points = " ".join(f"{_plain_text(x)},{_plain_text(y)}" for x, y in zip(xs, ys, strict=True))
-    return element("polyline", points=points, fill="none", stroke=stroke, **attributes)
+    positions = np.column_stack([xs, ys]).tolist()
+    points = " ".join(f"{_rounded(x)},{_rounded(y)}" for x, y in positions)
+    return element("polyline", points=points, fill="none", **attributes)
 
 
 @dataclass(frozen=True)
@@ -80,27 +77,28 @@ class Scale:
     is_whole: bool = False  # whether all values are whole numbers
 
     @classmethod
-    def over(cls, values: Sequence[float], start: float, end: float, allows_log: bool = False) -> Scale:
+    def over(cls, values: np.ndarray, start: float, end: float, allows_log: bool = False) -> Scale:
         """Return a scale for values, with a margin. A few outliers are beyond its ends.
 
         The scale is logarithmic if `allows_log` is true and the values span more than a decade.
         """
         inner_low, inner_high = np.quantile(values, _LIMITS).tolist()
         widening = _WIDENING * (inner_high - inner_low)
-        low = max(min(values), inner_low - widening)
-        high = min(max(values), inner_high + widening)
+        low = max(float(values.min()), inner_low - widening)
+        high = min(float(values.max()), inner_high + widening)
         if allows_log and low > 0 and high / low > 10:
             return cls(low / 1.1, high * 1.1, start, end, is_log=True)
         margin = 0.04 * (high - low) or abs(high) or 1.0
         return cls(low - margin, high + margin, start, end)
 
-    def __call__(self, value: float) -> float:
-        """Return the position of a value. Values beyond the ends have the positions of the ends."""
+    def __call__(self, values: ArrayLike) -> Any:
+        """Return the positions of values. Values beyond the ends have the positions of the ends."""
+        ends = np.array([self.low, self.high])
+        inside = np.clip(values, *ends)
         if self.is_log:
-            share = _share(math.log(max(value, self.low)), math.log(self.low), math.log(self.high))
-        else:
-            share = _share(value, self.low, self.high)
-        return self.start + min(max(share, 0.0), 1.0) * (self.end - self.start)
+            ends = np.log(ends)
+            inside = np.log(inside)
+        return np.interp(inside, ends, (self.start, self.end))
 
     def ticks(self) -> list[float]:
         """Return two to six round values."""
@@ -123,17 +121,11 @@ class Scale:
         return inside[:: max(1, (last - first) // 5)]
 
 
-def _share(value: float, low: float, high: float) -> float:
-    return (value - low) / (high - low)
-
-
-def axes(x: Scale, y: Scale, x_name: str) -> list[Element]:
+def axes(x: Scale, y: Scale, x_name: str) -> list[str]:
     """Return the lines of both axes, their ticks, and the name of the horizontal axis."""
-    corner = _path((x.start, y.end), (x.start, y.start), (x.end, y.start))
-    elements = [element("path", d=corner, class_="axis", fill="none")]
+    elements = [polyline((x.start, x.start, x.end), (y.end, y.start, y.start), class_="axis")]
     for tick in y.ticks():
-        line = _path((x.start, y(tick)), (x.end, y(tick)))
-        elements.append(element("path", d=line, class_="grid"))
+        elements.append(polyline((x.start, x.end), (y(tick), y(tick)), class_="grid"))
         elements.append(text(x.start - 5, y(tick) + 4, number(tick), "end"))
     for tick in x.ticks():
         elements.append(text(x(tick), y.start + 15, number(tick), "middle"))
@@ -141,32 +133,31 @@ def axes(x: Scale, y: Scale, x_name: str) -> list[Element]:
     return elements
 
 
-def _path(*points: tuple[float, float]) -> str:
-    return "M" + "L".join(f"{_plain_text(x)} {_plain_text(y)}" for x, y in points)
+def frame(x: float, y: float, width: float, height: float) -> str:
+    """Return the frame of a plot without ticks."""
+    return element("rect", x=x, y=y, width=width, height=height, class_="axis", fill="none")
 
 
-def _plain_text(value: object) -> str:
-    if isinstance(value, (int, float, np.floating, np.integer)):
-        return f"{float(value):.1f}".removesuffix(".0")
+def _rounded(value: object) -> str:
+    if isinstance(value, (int, float)):  # includes np.float64
+        return f"{value:.1f}".removesuffix(".0")
     return str(value)
 
 
-def image(pixels: np.ndarray, place: tuple[float, float, float, float]) -> Element:
-    """Return an element with pixels (height, width) or (height, width, 3), uint8, at x, y, width and height."""
-    x, y, width, height = place
+def image(pixels: np.ndarray, x: float, y: float, side: float) -> str:
+    """Return an element with pixels (height, width) or (height, width, 3), uint8."""
     data = "data:image/png;base64," + b64encode(_png(pixels)).decode()
-    return element("image", href=data, x=x, y=y, width=width, height=height, style="image-rendering:pixelated")
+    return element("image", href=data, x=x, y=y, width=side, height=side, style="image-rendering:pixelated")
 
 
 def _png(pixels: np.ndarray) -> bytes:
     """Return Portable Network Graphics (ISO/IEC 15948) with 8 bits per channel and no filter."""
     height, width = pixels.shape[:2]
     colour_type = 2 if pixels.ndim == 3 else 0  # RGB or grey
-    no_filter = np.zeros((height, 1), np.uint8)
-    lines = np.concatenate([no_filter, pixels.reshape(height, -1)], axis=1)
+    lines = np.pad(pixels.reshape(height, -1), ((0, 0), (1, 0)))  # each line begins with the number of its filter
     header = struct.pack(">IIBBBBB", width, height, 8, colour_type, 0, 0, 0)
-    data = zlib.compress(lines.tobytes(), 9)
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", header) + _chunk(b"IDAT", data) + _chunk(b"IEND", b"")
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(lines.tobytes(), 9)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*chunk) for chunk in chunks)
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from shardpress_kernels.activations import ACTIVATIONS, Math
+from shardpress_kernels.activations import ACTIVATIONS
+from shardpress_kernels.hostmath import MATH, activated, code_of, head_outputs, threshold
 from shardpress_kernels.network import Head, Network, TargetLoss
 
 _Parameters = Mapping[str, np.ndarray] | Sequence[np.ndarray]
@@ -36,27 +37,8 @@ def scaled(rows: np.ndarray, scaling: Sequence[np.ndarray]) -> np.ndarray:
     return ((rows.astype(center.dtype) - center) * scale).astype(np.float32).astype(np.float64)
 
 
-def are_within(rows: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Return whether all values of each row are in a range: shape (n_rows,), bool. NaN is in no range.
-
-    `low` and `high` (n_inputs,) are the range of each column. Rows are compared in the dtype of `low`.
-    """
-    with np.errstate(over="ignore"):  # a value that overflows float32 becomes Inf, which is outside
-        values = rows.astype(low.dtype, copy=False)
-    return np.asarray(((values >= low) & (values <= high)).all(axis=1))
-
-
-def threshold(corruption: float) -> int:
-    """Return how many of the 256 values of a noise byte hide an entry."""
-    return round(256 * corruption)
-
-
 def masked(x: np.ndarray, noise: np.ndarray, corruption: float) -> np.ndarray:
-    """Return scaled rows in which the entries with low bytes of noise, uint8, are 0.
-
-    Source: Vincent, Larochelle, Bengio and Manzagol, "Extracting and composing robust features with denoising
-    autoencoders", 2008, section 2.3.
-    """
+    """Return scaled rows in which the entries with low bytes of noise, uint8, are 0."""
     return np.where(noise < threshold(corruption), 0, x)
 
 
@@ -105,15 +87,6 @@ def features(network: Network, x: np.ndarray, parameters: _Parameters) -> np.nda
     return a[network.output.n_layers]
 
 
-def code_of(network: Network, written: np.ndarray, parameters: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return the code (n_rows, n_features) of written features (n_rows, n_outputs)."""
-    h = written
-    layers = list(zip(network.layers, network.activations, strict=True))
-    for (W, b_hidden, _), kind in layers[network.output.n_layers :]:
-        h = activated(kind, h @ parameters[W] + parameters[b_hidden])
-    return h
-
-
 def row_errors(
     network: Network, x: np.ndarray, parameters: _Parameters, written: np.ndarray | None = None
 ) -> np.ndarray:
@@ -124,22 +97,6 @@ def row_errors(
     named = _named(network, parameters)
     h = code(network, x, named) if written is None else code_of(network, written, named)
     return np.mean((_decode(network, h, named)[0] - x) ** 2, axis=1)
-
-
-def head_outputs(h: np.ndarray, parameters: Mapping[str, np.ndarray], scale: float) -> np.ndarray:
-    """Return the outputs (n_rows, n_outputs) of the head for features (n_rows, n_features)."""
-    return scale * (h @ parameters["W_head"] + parameters["b_head"])
-
-
-def target_losses(head: Head, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Return the loss of each row for outputs `z` of the head: shape (n_rows,), 0 for rows without a target."""
-    if head.kind == "numbers":
-        return np.where(np.isnan(targets), 0, (z[:, 0] - targets) ** 2 / 2)
-    largest = z.max(axis=1)
-    log_sums = largest + np.log(np.exp(z - largest[:, None]).sum(axis=1))
-    has_target = targets >= 0
-    classes = np.where(has_target, targets, 0).astype(np.int64)
-    return np.where(has_target, log_sums - z[np.arange(len(z)), classes], 0)
 
 
 def head_errors(head: Head, z: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -242,19 +199,6 @@ def _named(network: Network, parameters: _Parameters) -> Mapping[str, np.ndarray
     if isinstance(parameters, Mapping):
         return parameters
     return dict(zip(network.shapes, parameters, strict=True))
-
-
-def _sigmoid(z: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-z))
-
-
-MATH = Math(np.where, np.exp, np.log1p, np.tanh, _sigmoid)
-
-
-def activated(kind: str, z: np.ndarray) -> np.ndarray:
-    """Return the outputs of an activation for inputs `z` of any shape, in their dtype."""
-    with np.errstate(over="ignore"):  # exp(-z) is Inf far below 0, where the sigmoid is 0
-        return np.asarray(ACTIVATIONS[kind].value(MATH, z))
 
 
 def _derivatives(kind: str, a: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Numbers and names as text of bounded length."""
+"""Verdicts, numbers and names as text of bounded length."""
 
 from __future__ import annotations
 
@@ -8,16 +8,27 @@ from typing import Any
 from shardpress.columns import with_name
 from shardpress.errors import printable
 
+VERDICTS = {
+    "keep": "The new rows are like the rows of the training: keep the model",
+    "watch": "The new rows differ from the rows of the training: watch them",
+    "retrain": "The new rows differ so much from the rows of the training that a new model is needed",
+}
+"""Sentences on the verdicts on new rows, from the best to the worst, without a full stop."""
 
-def count(n: int | float) -> str:
-    """Return a whole number with thousands separators."""
-    return f"{round(n):,}"
 
-
-def number(value: float | None) -> str:
-    """Return a number with three significant digits, or a dash for None."""
+def cell(value: object) -> str:
+    """Return a value of a table as text: a float with three significant digits, and None as a dash."""
     if value is None:
         return "-"
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return cut(value)
+
+
+def number(value: float) -> str:
+    """Return a number with three significant digits."""
     if 1000 <= abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:.3g}"
@@ -30,7 +41,7 @@ def percent(share: float) -> str:
     return f"{100 * share:.2g} %"
 
 
-def score(value: float, name: str) -> str:
+def score(value: float, name: str = "accuracy") -> str:
     """Return an accuracy as a percentage with one decimal, or R2 with three decimals."""
     if name == "R2":
         return f"{value:.3f}"
@@ -45,10 +56,10 @@ def cut(text: object, most: int = 300) -> str:
     return clean
 
 
-def column(facts: Mapping[str, Any]) -> str:
+def column(facts: Mapping[str, Any]) -> str | None:
     """Return the number of a column, with its name if the name is known."""
     if facts["column"] is None:
-        return "-"
+        return None
     name = facts.get("name")
     return with_name(facts["column"], cut(name, 24) if name else None)
 
