@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shardpress.childprocess import ChildProcess, environment_of_child, import_path
+from shardpress.childprocess import ChildProcess, _environment_of_child, import_path
 from shardpress.sourceroots import SOURCE_ROOTS
 from tests.support.interpreters import search_path
 
@@ -51,7 +51,7 @@ def test_variables_of_python_are_not_inherited() -> None:
         "HOME": "/h",
         "MYPYTHON": "1",
     }
-    assert environment_of_child(inherited) == {"HOME": "/h", "MYPYTHON": "1"}
+    assert _environment_of_child(inherited) == {"HOME": "/h", "MYPYTHON": "1"}
 
 
 # Program that starts a child and prints the process ids of the child and of a process that the child has started.

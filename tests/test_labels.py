@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from shardpress.labels import NONE, LabelChoice, candidates, extra_of
+from shardpress.labels import NONE, LabelChoice, _candidates, extra_of
 from tests.support.cases import each
 
 LABELS = {
@@ -57,7 +57,7 @@ def test_rows_without_a_value_have_no_label() -> None:
     found = LabelChoice(named="z", masks={"y": "y_present"}).find(extras, {"z": lost})
     assert found is not None
     assert found.codes.tolist() == [NONE] * 3 + [0, 1, 2] * 19
-    assert candidates(list(extras), masks=["y_present"]) == ["y", "z"]
+    assert _candidates(list(extras), masks=["y_present"]) == ["y", "z"]
 
 
 def test_included_labels_come_first_unless_they_are_batches() -> None:
@@ -72,7 +72,7 @@ def test_included_labels_come_first_unless_they_are_batches() -> None:
         found = LabelChoice(tuple(include)).find(extras, {})
         assert found is not None
         assert found.name == expected
-    assert candidates(list(extras), ["obs/cell_type"]) == ["cell_type", "y", "depth"]
+    assert _candidates(list(extras), ["obs/cell_type"]) == ["cell_type", "y", "depth"]
 
 
 def test_named_labels_are_used_even_if_they_are_a_batch_but_no_others() -> None:

@@ -106,9 +106,9 @@ def _choose_cache(config: Any) -> None:
         _check_writable(directory)
     except (OSError, ValueError) as error:
         # Theano does not allow changing this setting.
-        type(config).compiledir.val = make_temporary_cache(config.base_compiledir, _reason_of(error))
+        type(config).compiledir.val = _make_temporary_cache(config.base_compiledir, _reason_of(error))
     # libgpuarray caches machine code under names that are the same for all cards of a generation.
-    cache = os.path.join(config.compiledir, "gpuarray_kernels", fingerprint_cards())
+    cache = os.path.join(config.compiledir, "gpuarray_kernels", _fingerprint_cards())
     type(config.gpuarray).cache_path.default = cache
 
 
@@ -120,14 +120,14 @@ def _reason_of(error: Exception) -> str:
     return getattr(cause, "strerror", None) or str(cause)
 
 
-def fingerprint_cards(folder: Path = _CARDS) -> str:
+def _fingerprint_cards(folder: Path = _CARDS) -> str:
     """Return a hash of the models of this machine's cards, as NVIDIA's driver lists them in `folder`."""
     text = "".join(sorted(path.read_text() for path in folder.glob("*/information")))
     models = sorted(set(re.findall(r"^Model:\s*(.*?)\s*$", text, re.M)))
     return hashlib.sha256("\n".join(models).encode()).hexdigest()[:16]
 
 
-def make_temporary_cache(cache: str, why: str) -> str:
+def _make_temporary_cache(cache: str, why: str) -> str:
     """Create a private directory for compiled code instead of `cache`, which is removed when the process ends."""
     try:
         directory = str(private_directory("shardpress-compiled-"))

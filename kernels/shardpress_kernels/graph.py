@@ -44,7 +44,7 @@ def _forward(network: Network, x: Any, variables: _Variables, n_before: int = 0)
     return a
 
 
-def code(network: Network, x: Any, variables: _Variables) -> Any:
+def _code(network: Network, x: Any, variables: _Variables) -> Any:
     """Return the features of symbolic scaled rows."""
     return _forward(network, x, variables)[-1]
 
@@ -54,7 +54,7 @@ def features(network: Network, x: Any, variables: _Variables) -> Any:
     return _forward(network, x, variables)[network.output.n_layers]
 
 
-def reconstruction(network: Network, h: Any, variables: _Variables) -> Any:
+def _reconstruction(network: Network, h: Any, variables: _Variables) -> Any:
     """Return the scaled rows that the decoder computes from symbolic features."""
     return _decode(network, h, variables)[0]
 
@@ -64,10 +64,10 @@ def row_errors(network: Network, x: Any, variables: _Variables, written: Any = N
 
     By default, rows are reconstructed from their own features, otherwise from the symbolic features `written`.
     """
-    h = code(network, x, variables)
+    h = _code(network, x, variables)
     if written is not None:
         h = _forward(network, written, variables, network.output.n_layers)[-1]
-    return _row_means((reconstruction(network, h, variables) - x) ** 2)
+    return _row_means((_reconstruction(network, h, variables) - x) ** 2)
 
 
 def masked(x: Any, noise: Any, corruption: float) -> Any:

@@ -70,7 +70,7 @@ class ChildProcess(subprocess.Popen[bytes]):
             super().__init__(
                 [sys.executable, "-I", "-c", program, *options, *arguments],
                 bufsize=bufsize,
-                env=environment_of_child(os.environ if environment is None else environment),
+                env=_environment_of_child(os.environ if environment is None else environment),
                 pass_fds=(reader,),
                 start_new_session=True,  # Ctrl-C interrupts only this process, which then ends its children
                 stdin=stdin,
@@ -136,7 +136,7 @@ def _reports_in(output: bytes) -> dict[str, Any]:
     return found
 
 
-def environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
+def _environment_of_child(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not name.startswith("PYTHON")}
 
 

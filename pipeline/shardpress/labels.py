@@ -75,7 +75,7 @@ def extra_of(path: str, names: Sequence[str]) -> str | None:
     return None
 
 
-def candidates(names: Sequence[str], include: Sequence[str] = (), masks: Collection[str] = ()) -> list[str]:
+def _candidates(names: Sequence[str], include: Sequence[str] = (), masks: Collection[str] = ()) -> list[str]:
     """Return the names of the extras that can contain labels, in the order in which they are tried.
 
     `include` has the paths of ``--include``, and `masks` the extras that mark the rows with a value of another one.
@@ -120,7 +120,7 @@ class LabelChoice:
         if self.named is not None:
             name = extra_of(self.named, list(extras))
             return None if name is None else self.labels_in(name, extras, lost, _MAX_NAMED_LABELS)
-        names = candidates(list(extras), self.include, self.masks.values())
+        names = _candidates(list(extras), self.include, self.masks.values())
         found = (self.labels_in(name, extras, lost, _MAX_LABELS) for name in names)
         return next((labels for labels in found if labels is not None), None)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shardpress.commands.table import COMMANDS, load_command, main
+from shardpress.commands.table import COMMANDS, _load_command, main
 
 FOLDER = Path(__file__).parents[2] / "pipeline/shardpress/commands"
 
@@ -19,7 +19,7 @@ def test_every_command_has_a_file_and_a_summary(capsys: pytest.CaptureFixture[st
     files = {path.stem for path in FOLDER.glob("*.py")} - {"__init__", "table", "parsing"}
     assert files == {name.replace("-", "_") for name in COMMANDS}
     for name in COMMANDS:
-        module = load_command(name)
+        module = _load_command(name)
         assert hasattr(module, "configure") == (name not in ("run", "plan", "inspect")), name
         assert callable(module.run), name
     assert main([]) == 0

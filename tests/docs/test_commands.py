@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from shardpress.commands.table import main
-from shardpress.settings.flags import parser_of_settings
+from shardpress.settings.flags import _parser_of_settings
 from tests.support.cases import case
 from tests.support.helpers import write_shard
 from tests.support.interpreters import REPOSITORY, environment
@@ -130,7 +130,7 @@ def flags_of(name: str, capsys: pytest.CaptureFixture[str]) -> set[str]:
         main([name, "--help"])
     flags = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
     if name in ("run", "plan", "inspect"):
-        flags |= set(parser_of_settings("")._option_string_actions)
+        flags |= set(_parser_of_settings("")._option_string_actions)
     return flags
 
 

@@ -7,7 +7,7 @@ import shlex
 
 from distributed.cli import dask_scheduler, dask_worker
 
-from shardpress.settings.flags import parser_of_settings
+from shardpress.settings.flags import _parser_of_settings
 from tests.support.cases import case
 from tests.support.interpreters import REPOSITORY
 
@@ -17,7 +17,7 @@ INDENTED = re.findall(r"^    (\S.*?)(?: {4}.*)?$", PAGE, re.M)
 OPTIONS = {
     "dask scheduler": {option for each in dask_scheduler.main.params for option in each.opts},
     "dask worker": {option for each in dask_worker.main.params for option in each.opts},
-    "shardpress run": set(parser_of_settings("")._option_string_actions),
+    "shardpress run": set(_parser_of_settings("")._option_string_actions),
 }
 
 

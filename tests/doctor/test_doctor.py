@@ -178,7 +178,7 @@ def test_requested_device_is_known_without_theano(
     (tmp_path / "rc").write_text(f"[global]\n{file}\n")
     monkeypatch.setenv("THEANO_FLAGS", flags)
     monkeypatch.setenv("THEANORC", f"/nowhere:{tmp_path / 'rc'}")
-    assert devices.chosen_device() == device
+    assert devices._chosen_device() == device
 
 
 @pytest.mark.process

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from shardpress.errors import DeviceError
-from shardpress.gpu.install import build_forwarders
+from shardpress.gpu.install import _build_forwarders
 from tests.support.cards import driver
 from tests.support.cuda.stub import variables
 from tests.support.interpreters import run_python
@@ -162,7 +162,7 @@ def test_truncated_architecture_is_replaced_by_compute_90(tmp_path: Path) -> Non
     for path in Path(sysconfig.get_path("purelib"), "nvidia/cuda_nvrtc/lib").iterdir():
         (tmp_path / path.name).symlink_to(path)
     (tmp_path / "libnvrtc.so").symlink_to("libnvrtc.so.12")  # earlier versions of setup-gpu left this link
-    build_forwarders(tmp_path)
+    _build_forwarders(tmp_path)
     found = run_python(NVRTC.replace("FOLDER", str(tmp_path))).facts
     whole = {"75": [0, "sm_75"], "90": [0, "sm_90"], "100": [0, "sm_100"]}
     assert found["libnvrtc.so"] == {**whole, "10": [0, "sm_90"], "12": [0, "sm_90"]}
@@ -173,7 +173,7 @@ def test_truncated_architecture_is_replaced_by_compute_90(tmp_path: Path) -> Non
 
 
 def test_missing_driver_is_named_and_found_once_installed(tmp_path: Path) -> None:
-    build_forwarders(tmp_path)
+    _build_forwarders(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["libcuda.so"]
     code = f"import ctypes\nours = ctypes.CDLL('{tmp_path}/libcuda.so')\n"
     ended = run_python(code, LD_LIBRARY_PATH=None)
@@ -192,5 +192,5 @@ def test_failing_compiler_replaces_nothing(
     (tmp_path / "libcuda.so").write_text("an earlier one")
     monkeypatch.setenv("CXX", compiler)
     with pytest.raises(DeviceError, match=phrase):
-        build_forwarders(tmp_path)
+        _build_forwarders(tmp_path)
     assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"]

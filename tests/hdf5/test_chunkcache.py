@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from shardpress.hdf5 import chunkcache, values
-from shardpress.hdf5.chunkcache import CHUNKS, ChunkCache
+from shardpress.hdf5.chunkcache import CHUNKS, _ChunkCache
 from shardpress.hdf5.shard import Block
 from shardpress.shards.conversion import AS_STORED
 from shardpress.shards.open import open_shards
@@ -104,7 +104,7 @@ def test_changed_file_is_not_read_from_the_cache(tmp_path, decompressions):
 
 
 def test_failure_reaches_all_waiting_threads_and_is_not_cached():
-    cache = ChunkCache(100)
+    cache = _ChunkCache(100)
     is_waiting = threading.Event()
     go = threading.Event()
 
@@ -123,14 +123,14 @@ def test_failure_reaches_all_waiting_threads_and_is_not_cached():
         with pytest.raises(ValueError, match="damaged"):
             first.result()
     assert second.exception() is not None or bytes(second.result()) == b"never"  # it may have started too late to wait
-    cache = ChunkCache(100)
+    cache = _ChunkCache(100)
     with pytest.raises(ValueError, match="damaged"):
         cache.get("a", 10, fail)
     assert bytes(cache.get("a", 10, lambda: memoryview(b"right"))) == b"right"
 
 
 def test_least_recently_used_chunks_are_evicted():
-    cache = ChunkCache(20)
+    cache = _ChunkCache(20)
     calls = []
 
     def make(key):

@@ -99,7 +99,9 @@ def test_scaling_and_encoding_every_dtype_equals_numpy(rng, dtype, working):
     assert features.dtype == np.float32
     assert_close(features, h, "cpu", "float32", "features")
     symbol = theano.tensor.fmatrix()
-    decoded = theano.function([symbol], graph.reconstruction(autoencoder.network, symbol, autoencoder.shared))(features)
+    decoded = theano.function([symbol], graph._reconstruction(autoencoder.network, symbol, autoencoder.shared))(
+        features
+    )
     assert_close(decoded, y, "cpu", "float32", "reconstruction")
     assert_close(autoencoder.errors(rows), np.mean((x - y) ** 2, axis=1), "cpu", "float32", "cost")
     assert_close(

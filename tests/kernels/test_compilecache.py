@@ -23,7 +23,7 @@ def test_lack_of_space_names_both_places_and_reasons(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(compilecache.tempfile, "mkdtemp", full)
     with pytest.raises(CompileCacheUnavailable, match=r"/home/x .*Read-only .*No space"):
-        compilecache.make_temporary_cache("/home/x", "Read-only file system")
+        compilecache._make_temporary_cache("/home/x", "Read-only file system")
 
 
 def test_compile_cache_replaces_a_missing_temporary_directory():
@@ -87,14 +87,14 @@ def test_kernels_are_shared_between_machines_with_equal_cards(tmp_path: Path) ->
             card = tmp_path / machine / f"0000:{i}1:00.0"
             card.mkdir(parents=True)
             (card / "information").write_text(INFORMATION.format(model, f"{machine}-{i}"))
-        found[machine] = compilecache.fingerprint_cards(tmp_path / machine)
+        found[machine] = compilecache._fingerprint_cards(tmp_path / machine)
     assert found["one"] == found["another"]
     assert len(set(found.values())) == 3
 
 
 def test_cache_of_kernels_is_named_after_the_cards_unless_set(tmp_path: Path) -> None:
     path = Path(run_python(CACHE_PATH).facts["path"])
-    assert path.name == compilecache.fingerprint_cards()
+    assert path.name == compilecache._fingerprint_cards()
     assert run_python(CACHE_PATH, THEANO_FLAGS=f"gpuarray.cache_path={tmp_path}").facts["path"] == str(tmp_path)
 
 

@@ -27,8 +27,8 @@ def test_networks_equal_the_reference_in_float32_throughout(rng, name):
     noise = theano.tensor.TensorType("uint8", (False, False))()
     shared = autoencoder.shared
     cost, gradients = graph.error_and_gradients(network, rows, graph.masked(rows, noise, 0.3), shared)
-    h = graph.code(network, rows, shared)
-    results = [h, graph.reconstruction(network, h, shared), graph.row_errors(network, rows, shared), cost, *gradients]
+    h = graph._code(network, rows, shared)
+    results = [h, graph._reconstruction(network, h, shared), graph.row_errors(network, rows, shared), cost, *gradients]
     results.append(graph.row_errors(network, rows, shared, h[::-1]))
     types = {variable.dtype for variable in theano.gof.graph.ancestors(results) if variable.ndim}
     assert "float64" not in types
@@ -53,6 +53,6 @@ def test_networks_equal_the_reference_in_float32_throughout(rng, name):
 def test_parameters_of_stacked_layers_have_distinct_names():
     network = NETWORKS["three"]
     autoencoder = Autoencoder(network)
-    code = graph.code(network, theano.tensor.fmatrix(), autoencoder.shared)
+    code = graph._code(network, theano.tensor.fmatrix(), autoencoder.shared)
     found = [v.name for v in theano.gof.graph.inputs([code]) if isinstance(v, theano.compile.SharedVariable)]
     assert found == ["W_1", "b_hidden_1", "W_2", "b_hidden_2", "W_3", "b_hidden_3"]

@@ -18,7 +18,7 @@ from shardpress.features import open_features
 from shardpress.records import Entry, Part, Range, ShardFacts, Stat, in_order
 from shardpress.report import commonrows
 from shardpress.report.commonrows import CommonRows, EncodedRows, read_common_rows
-from shardpress.report.compare import Likeness, compare, verdict
+from shardpress.report.compare import _Likeness, _verdict, compare
 from shardpress.result import Use
 from tests.support.helpers import refused
 from tests.support.interruptions import SIZES
@@ -28,7 +28,7 @@ N_ROWS = sum(SIZES)
 
 
 def verdict_of(change: float | None, cka: float = 1.0, neighbours: float = 1.0) -> tuple[bool, str]:
-    return verdict(Likeness(100, change, cka, neighbours))
+    return _verdict(_Likeness(100, change, cka, neighbours))
 
 
 def test_verdict_says_whether_to_train_again() -> None:

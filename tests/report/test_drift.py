@@ -9,7 +9,7 @@ import numpy as np
 from shardpress.records import Range
 from shardpress.report.facts import drift_facts
 from shardpress.report.page.document import Table
-from shardpress.report.page.verdict import drift
+from shardpress.report.page.verdict import _drift
 from shardpress.scan.drift import MAX_LISTED_COLUMNS, outside_of
 from shardpress.scan.scaler import Scaler
 from tests.support.helpers import numbered_shards
@@ -48,9 +48,9 @@ def test_counts_of_drift_do_not_depend_on_the_ranges(tmp_path: Path) -> None:
         (11, 1, 1, 9, 8),
     ]
     assert [(Path(each["file"]).name, each["n_outside"]) for each in summary["shards"]] == [("1.h5", 24), ("0.h5", 4)]
-    words, columns, files = drift(summary)
+    words, columns, files = _drift(summary)
     assert "28 of 120 rows (23 %)" in str(words)
-    assert str(words) != str(next(drift(drift_facts(shards, ranges_of(rows, 7), "pass"))))
+    assert str(words) != str(next(_drift(drift_facts(shards, ranges_of(rows, 7), "pass"))))
     assert isinstance(columns, Table)
     assert columns.rows[1] == ("3", "5", "2", "0 to 1", "-4", "4")
     assert isinstance(files, Table)
@@ -63,12 +63,13 @@ def test_first_of_many_columns_are_listed_with_a_note(tmp_path: Path) -> None:
     rows[:, :, : MAX_LISTED_COLUMNS - 1] = 2.0
     summary = drift_facts(shards, ranges_of(rows, 40), "pass")
     assert (summary["n_columns"], len(summary["columns"])) == (MAX_LISTED_COLUMNS - 1, 10)
-    complete = str(next(drift(summary)))
-    shortened = str(next(drift(drift_facts(shards, ranges_of(np.full(rows.shape, 2.0), 40), "pass"))))
+    complete = str(next(_drift(summary)))
+    shortened = str(next(_drift(drift_facts(shards, ranges_of(np.full(rows.shape, 2.0), 40), "pass"))))
     assert shortened.startswith(complete)
     assert "20 farthest columns" in shortened.removeprefix(complete)
 
 
 def test_no_drift_means_no_section(tmp_path: Path) -> None:
     shards = numbered_shards(tmp_path, 40, 40, 40)
-    assert list(drift(drift_facts(shards, ranges_of(np.full((3, 40, 30), 0.5), 8), "pass"))) == list(drift(None)) == []
+    facts = drift_facts(shards, ranges_of(np.full((3, 40, 30), 0.5), 8), "pass")
+    assert list(_drift(facts)) == list(_drift(None)) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shardpress.model import Model
-from shardpress.report.rows import error_bound, rounding_bound
+from shardpress.report.rows import _error_bound, _rounding_bound
 from shardpress.scan.scaler import Scaler
 from shardpress_kernels.network import Network
 
@@ -61,7 +61,7 @@ def test_float32_in_any_order_stays_within_a_tight_bound() -> None:
         rows[0] = model.scaler.maximum
         rows[1, 1:] = model.scaler.minimum[1:]
         expected = model.encode(rows)
-        allowed = rounding_bound(model, rows)
+        allowed = _rounding_bound(model, rows)
         assert (np.abs(encode_in_one_chain(model, rows) - expected) < allowed / 2).all(), network
         assert (allowed < 1e-2 * np.maximum(1, np.abs(expected).max())).all(), network
 
@@ -75,7 +75,7 @@ def test_bound_of_errors_holds_in_any_order_and_is_tight() -> None:
         features = model.encode(rows)
         model.parameters[network.layers[0][2]][:] = 0.5  # near the middle of the rows
         expected = model.row_errors(rows, features)
-        allowed = error_bound(model, rows, features, rounding_bound(model, rows))
+        allowed = _error_bound(model, rows, features, _rounding_bound(model, rows))
         assert (np.abs(errors_in_one_chain(model, rows) - expected) < allowed / 2).all(), network
         assert (allowed < 1e-2 * expected).all(), network
 
@@ -84,7 +84,7 @@ def test_bound_of_errors_is_infinite_where_float32_overflows() -> None:
     model = model_of(Network((5, 3), code="linear"), np.random.default_rng(0))
     rows = np.array([[1.0] * 5, [1e30] * 5, [1e300] * 5])
     features = np.zeros((3, 3))
-    allowed = error_bound(model, rows, features, np.zeros((3, 3)))
+    allowed = _error_bound(model, rows, features, np.zeros((3, 3)))
     assert np.isfinite(allowed).tolist() == [True, False, False]
 
 
@@ -99,13 +99,13 @@ def test_bound_holds_for_units_with_zero_tiny_and_large_weights() -> None:
             {**model.parameters, "W_2": weights["W_2"], "b_hidden_2": weights["b_hidden_2"]},
         )
         rows = model.scaler.minimum + rng.random((20, 30))
-        allowed = rounding_bound(model, rows)
+        allowed = _rounding_bound(model, rows)
         assert (np.abs(encode_in_one_chain(model, rows) - model.encode(rows)) <= allowed / 2).all(), size
         assert (allowed <= max(2e-30, 1e-3 * size)).all(), size
 
 
 def test_bound_grows_with_the_row() -> None:
     model = model_of(Network((5, 3), code="linear"), np.random.default_rng(0))
-    near, far = (rounding_bound(model, np.full((1, 5), value)) for value in (1, 1e6))
+    near, far = (_rounding_bound(model, np.full((1, 5), value)) for value in (1, 1e6))
     assert (far > 1e5 * near).all()
-    assert not np.isfinite(rounding_bound(model, np.full((1, 5), 1e300))).any()
+    assert not np.isfinite(_rounding_bound(model, np.full((1, 5), 1e300))).any()

@@ -24,7 +24,7 @@ from msgspec import structs
 
 from shardpress.records import Entry, Part, Range, Request, ShardFacts, Stat
 from shardpress.run import difference as module
-from shardpress.run.difference import Base, Change, Matching, Place, Wanted, compacted, difference, needed_digests
+from shardpress.run.difference import Base, Change, Matching, Wanted, _Place, compacted, difference, needed_digests
 
 _SHARD = re.compile(r"(?P<path>\w+)=(?P<content>\w)(?P<marks>(?:[*?!xe]|/f8|/\d|@\d)*)")
 _TRAINING = {"seed": 0}
@@ -309,7 +309,7 @@ def change_of(row: Compaction) -> tuple[Change, set[int]]:
 
     The files of the parts are named by the words in the table.
     """
-    places: list[Place] = []
+    places: list[_Place] = []
     unreadable = set()
     parts = []
     for word in row.parts.split():
@@ -319,7 +319,7 @@ def change_of(row: Compaction) -> tuple[Change, set[int]]:
             ranges.append(Range(0, len(places), 0, int(each.removesuffix("x"))))
             if each.endswith("x"):
                 unreadable.add(len(places))
-            places.append(Place(len(places), len(places), is_same=True))
+            places.append(_Place(len(places), len(places), is_same=True))
         parts.append(Part(Entry(word, 0, ""), int(n_rows), ranges))
     gone = tuple(range(len(places), len(places) + row.n_gone))
     return Change(tuple(places), gone, trains=False, kept=tuple(parts)), unreadable

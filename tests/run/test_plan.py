@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
-from shardpress.commands.plan import plan_lines
+from shardpress.commands.plan import _plan_lines
 from shardpress.commands.table import main
 from shardpress.output.disk import AnonymousDisk, publish
 from shardpress.output.lock import locked
@@ -293,7 +293,7 @@ def test_a_plan_counts_the_epochs_that_fit(workspace: Workspace, out: Path) -> N
 
 
 def _text(found: Plan) -> str:
-    return " ".join(" ".join(plan_lines(found)).split())
+    return " ".join(" ".join(_plan_lines(found)).split())
 
 
 def test_a_plan_lists_the_errors_of_components(workspace: Workspace, out: Path) -> None:

@@ -18,7 +18,7 @@ from shardpress.model import Model
 from shardpress.records import Request, ShardFacts, Stat, from_json, to_json
 from shardpress.run import request as module
 from shardpress.run.difference import Base, Matching, Wanted, difference
-from shardpress.run.refusal import differences
+from shardpress.run.refusal import _differences
 from shardpress.run.request import categories_of, facts_of, request_of, schema_of
 from shardpress.scan.scaler import Scaler
 from shardpress.settings import replicas
@@ -71,7 +71,7 @@ def words_about(now: Request, before: Request | None = None) -> str:
     """Return the differences between two requests in words."""
     base = Base(before or request(), model="", encoder="", features="")
     wanted = Wanted(now, None, lambda model: "", Matching())
-    return differences(base, wanted, difference(base, wanted))
+    return _differences(base, wanted, difference(base, wanted))
 
 
 # -- settings ----------------------------------------------------------------------------------------------------

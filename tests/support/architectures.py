@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shardpress.gpu.install import build_forwarders
+from shardpress.gpu.install import _build_forwarders
 from tests.support.cuda import stub
 from tests.support.interpreters import REPOSITORY, environment
 
@@ -93,7 +93,7 @@ def _compile_for(wheel: Path, capabilities: Sequence[str], sources: Sequence[str
         folder = Path(scratch)
         for path in wheel.glob("nvidia/*/lib/lib*.so.*"):
             (folder / path.name).symlink_to(path.resolve())
-        build_forwarders(folder)
+        _build_forwarders(folder)
         nvrtc = ctypes.CDLL(str(folder / "libnvrtc.so"))
         return [_compile_all(nvrtc, each, sources, folder, ptxas) for each in capabilities]
 

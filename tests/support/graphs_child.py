@@ -13,7 +13,7 @@ import numpy as np
 
 from shardpress_kernels import backend
 from shardpress_kernels.autoencoder import Autoencoder
-from shardpress_kernels.graph import reconstruction
+from shardpress_kernels.graph import _reconstruction
 from shardpress_kernels.network import Network
 from shardpress_kernels.ops import DTYPES
 from shardpress_kernels.rules import RULES
@@ -41,7 +41,7 @@ def encode(autoencoder: Autoencoder, rows: np.ndarray) -> None:
     autoencoder.errors(rows)
     autoencoder.errors(rows, features)
     symbol = backend.load().tensor.fmatrix()
-    backend.compile_function([symbol], reconstruction(autoencoder.network, symbol, autoencoder.shared))(features)
+    backend.compile_function([symbol], _reconstruction(autoencoder.network, symbol, autoencoder.shared))(features)
 
 
 def train(autoencoder: Autoencoder, rows: np.ndarray, rule: str, corruption: float, is_resident: bool) -> None:

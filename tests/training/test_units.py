@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from shardpress.training import verdict
-from shardpress.training.verdict import Units, count_units
+from shardpress.training.verdict import _Units, count_units
 
 
 def random_features(n_rows: int, n_features: int) -> np.ndarray:
@@ -14,7 +14,7 @@ def random_features(n_rows: int, n_features: int) -> np.ndarray:
 
 
 def test_varying_features_are_not_counted() -> None:
-    assert count_units(random_features(200, 10), "sigmoid") == Units(200, 10, 0, 0, 0, 0.0)
+    assert count_units(random_features(200, 10), "sigmoid") == _Units(200, 10, 0, 0, 0, 0.0)
 
 
 def test_a_dead_feature_hardly_varies_compared_with_the_others() -> None:

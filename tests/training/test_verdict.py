@@ -16,13 +16,13 @@ from shardpress.training import verdict
 from shardpress.training.components import Baseline
 from shardpress.training.epochs import Training
 from shardpress.training.order import Order
-from shardpress.training.verdict import Units, complaints, measured
+from shardpress.training.verdict import _Units, complaints, measured
 from shardpress_kernels.network import Network
 from tests.support.helpers import numbered
 from tests.support.logged import mentions
 
 CONFIG = resolve(Config.of(n_features=2), 1000, 4)
-UNITS = Units(100, 20, 0, 0, 0, 0.0)
+UNITS = _Units(100, 20, 0, 0, 0, 0.0)
 BASELINE = {"n_components": 20, "components": 0.01, "mean": 0.1, "is_worse": False}
 WORSE: dict[str, Any] = {"baseline": {**BASELINE, "is_worse": True}, "units": asdict(UNITS)}
 

@@ -52,13 +52,13 @@ def run(options: argparse.Namespace) -> int:
     if own.json:
         print_json({**asdict(plan), "seconds": plan.seconds})
     else:
-        print("\n".join(plan_lines(plan)))
+        print("\n".join(_plan_lines(plan)))
     if plan.problems:
         return int(plan.problems[0]["exit_code"])
     return 0
 
 
-def plan_lines(plan: Plan) -> Iterator[str]:
+def _plan_lines(plan: Plan) -> Iterator[str]:
     """Yield the lines of a plan."""
     for label, words in plan.facts.items():
         yield from _filled(label, words)

@@ -29,7 +29,7 @@ from shardpress.signals import leave
 
 
 @dataclass(frozen=True)
-class Command:
+class _Command:
     """Entry of the table of commands."""
 
     group: str  # heading above the command in ``shardpress --help``
@@ -38,16 +38,16 @@ class Command:
 
 _SET_UP = "set up"
 COMMANDS = {
-    "run": Command("extract features", "scan shards, train an autoencoder, and encode every row"),
-    "plan": Command("before a run", "estimate time, memory and disk space, and list problems"),
-    "inspect": Command("before a run", "describe HDF5 files, and the rows that a run would read from them"),
-    "report": Command("after a run", "write its report as HTML, text or JSON"),
-    "compare": Command("after a run", "compare the features of two runs"),
-    "verify": Command("after a run", "check files against digests, and features against input rows"),
-    "export": Command("after a run", "write the encoder or the features for other programs"),
-    "doctor": Command(_SET_UP, "check this machine, and say what to fix"),
-    "setup-theano": Command(_SET_UP, "install Theano, which training and encoding need"),
-    "setup-gpu": Command(_SET_UP, "install pygpu and the CUDA libraries that fit the driver"),
+    "run": _Command("extract features", "scan shards, train an autoencoder, and encode every row"),
+    "plan": _Command("before a run", "estimate time, memory and disk space, and list problems"),
+    "inspect": _Command("before a run", "describe HDF5 files, and the rows that a run would read from them"),
+    "report": _Command("after a run", "write its report as HTML, text or JSON"),
+    "compare": _Command("after a run", "compare the features of two runs"),
+    "verify": _Command("after a run", "check files against digests, and features against input rows"),
+    "export": _Command("after a run", "write the encoder or the features for other programs"),
+    "doctor": _Command(_SET_UP, "check this machine, and say what to fix"),
+    "setup-theano": _Command(_SET_UP, "install Theano, which training and encoding need"),
+    "setup-gpu": _Command(_SET_UP, "install pygpu and the CUDA libraries that fit the driver"),
 }
 _EXAMPLES = (
     "  shardpress doctor                                   check this machine",
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         return _INTERRUPTED
 
 
-def load_command(name: str) -> ModuleType:
+def _load_command(name: str) -> ModuleType:
     return import_module(f"shardpress.commands.{name.replace('-', '_')}")
 
 
@@ -99,7 +99,7 @@ def _main(arguments: Sequence[str]) -> int:
     problem = missing_proc()
     if problem and COMMANDS[name].group != _SET_UP:
         raise SystemLimit(problem)
-    command = load_command(name)
+    command = _load_command(name)
     if not hasattr(command, "configure"):
         return int(command.run(Namespace(arguments=arguments[1:])))
     parser = Parser(f"shardpress {name}", command.DESCRIPTION)

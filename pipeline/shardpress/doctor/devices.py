@@ -31,7 +31,7 @@ def device_checks() -> Iterator[Check]:
     """Yield the checks of the CPU, of the driver and libraries for CUDA, and of the chosen device."""
     if missing_proc():  # without /proc Theano cannot read our settings; `machine_checks` reports the problem
         return
-    chosen = chosen_device()
+    chosen = _chosen_device()
     cpu = _check_device("cpu")
     yield cpu
     yield from cuda_checks(chosen.startswith("cuda"))
@@ -39,7 +39,7 @@ def device_checks() -> Iterator[Check]:
         yield _check_device(chosen)
 
 
-def chosen_device() -> str:
+def _chosen_device() -> str:
     """Return the device of THEANO_FLAGS or .theanorc, read without Theano."""
     in_flags = re.findall(r"(?:^|[,\s])device\s*=\s*([^,\s]+)", os.environ.get("THEANO_FLAGS", ""))
     if in_flags:

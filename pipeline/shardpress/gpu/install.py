@@ -136,10 +136,10 @@ def _link_all(folder: Path) -> None:
         for link in links:
             link.unlink(missing_ok=True)
             link.symlink_to(os.path.relpath(path, folder))
-    build_forwarders(folder)
+    _build_forwarders(folder)
 
 
-def build_forwarders(folder: Path) -> None:
+def _build_forwarders(folder: Path) -> None:
     """Build ``libcuda.so`` in a directory, and also ``libnvrtc.so`` if the directory contains NVRTC.
 
     The driver may be missing, because ``libcuda.so`` searches for it only when it is loaded.

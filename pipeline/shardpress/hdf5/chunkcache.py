@@ -15,7 +15,7 @@ from shardpress.hdf5.layout import Layout, grid_of
 _LEAST_BYTES = 2**20  # of all chunks that hold one row
 
 
-class ChunkCache:
+class _ChunkCache:
     """Thread-safe cache that keeps the most recently used chunks, up to a total size."""
 
     def __init__(self, max_bytes: int = 0) -> None:
@@ -88,5 +88,5 @@ def band_bytes(layout: Layout, axis: int) -> int:
     return layout.chunk_bytes * prod(grid)
 
 
-CHUNKS = ChunkCache()
+CHUNKS = _ChunkCache()
 """Cache of this process. The memory budget of a run determines the size."""

@@ -28,7 +28,7 @@ _SIMILAR_NEIGHBOURS = 0.6
 
 
 @dataclass(frozen=True)
-class Likeness:
+class _Likeness:
     """Similarity of features A and B of the same rows."""
 
     n_rows: int
@@ -43,7 +43,7 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class _Comparison:
     """Result of comparing the runs in two output directories."""
 
     a: str
@@ -51,7 +51,7 @@ class Comparison:
     n_features: tuple[int, int]
     n_common: int  # rows that have features in both runs
     n_changed: int  # input files with common rows that have changed between the runs
-    likeness: Likeness  # of a selection of the common rows
+    likeness: _Likeness  # of a selection of the common rows
     retrain: bool  # whether models trained on the features of A must be trained again on those of B
     verdict: str
     alignment: Alignment | None  # a map from the features of B to those of A, if requested
@@ -84,7 +84,7 @@ class Comparison:
         return "\n".join(lines)
 
 
-def verdict(found: Likeness) -> tuple[bool, str]:
+def _verdict(found: _Likeness) -> tuple[bool, str]:
     """Return whether downstream models must be trained again, and a text that explains the similarity measures."""
     keeps = "Models trained on A work on B unchanged."
     if found.change == 0:
@@ -99,7 +99,7 @@ def verdict(found: Likeness) -> tuple[bool, str]:
     return True, f"A and B carry different information. {retrain}, and measure their accuracy."
 
 
-def compare(a: str, b: str, n_rows: int | None = None, with_map: bool = False) -> Comparison:
+def compare(a: str, b: str, n_rows: int | None = None, with_map: bool = False) -> _Comparison:
     """Compare the features of two output directories on up to `n_rows` common rows, and fit a map with `with_map`.
 
     Rows are common if they have the same number in input files with the same rows. Raise `NoInput` if a directory
@@ -115,18 +115,18 @@ def compare(a: str, b: str, n_rows: int | None = None, with_map: bool = False) -
     alignment = None
     if with_map:
         alignment = fit_map(common.b, common.a, common.is_held_out, now.encoder, before.encoder)
-    found = likeness(common.a, common.b)
-    retrain, sentence = verdict(found)
+    found = _likeness(common.a, common.b)
+    retrain, sentence = _verdict(found)
     n_features = (before.n_features, now.n_features)
-    return Comparison(a, b, n_features, common.n_rows, common.n_changed, found, retrain, sentence, alignment)
+    return _Comparison(a, b, n_features, common.n_rows, common.n_changed, found, retrain, sentence, alignment)
 
 
 # -- similarity ----------------------------------------------------------------------------------------------------
 
 
-def likeness(a: np.ndarray, b: np.ndarray) -> Likeness:
+def _likeness(a: np.ndarray, b: np.ndarray) -> _Likeness:
     """Compare features (n_rows, n_features) and other features (n_rows, m_features) of the same rows, float64."""
-    return Likeness(len(a), _change(a, b), linear_cka(a, b), neighbour_overlap(a, b))
+    return _Likeness(len(a), _change(a, b), _linear_cka(a, b), _neighbour_overlap(a, b))
 
 
 def _change(a: np.ndarray, b: np.ndarray) -> float | None:
@@ -144,7 +144,7 @@ def _change(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(np.sqrt(np.mean(changes**2)))
 
 
-def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
+def _linear_cka(a: np.ndarray, b: np.ndarray) -> float:
     """Return the linear centered kernel alignment (CKA) of two sets of features.
 
     It is ``|B' A|^2 / (|A' A| |B' B|)`` for centered features, in Frobenius norms. If there are fewer rows than
@@ -160,7 +160,7 @@ def linear_cka(a: np.ndarray, b: np.ndarray) -> float:
     return float(common > 0)  # 0 for constant features; norms of tiny features may underflow
 
 
-def neighbour_overlap(a: np.ndarray, b: np.ndarray) -> float:
+def _neighbour_overlap(a: np.ndarray, b: np.ndarray) -> float:
     """Return `Likeness.neighbours`, measured on at most 2,048 rows."""
     n = min(len(a), _NEIGHBOUR_ROWS)
     k = min(_NEIGHBOURS, n - 1)

@@ -29,7 +29,7 @@ _N_BLOCKS = 16  # blocks of rows if there are fewer files
 _MIN_PAIRS = 8  # neighbouring rows of a block
 
 
-class Estimate(NamedTuple):
+class _Estimate(NamedTuple):
     """Mean of values (n_rows, k), and the noise of this mean.
 
     The noise (2,) is the trace and the Frobenius norm of the covariance matrix of the mean. Both are variances, and
@@ -40,7 +40,7 @@ class Estimate(NamedTuple):
     noise: np.ndarray
 
 
-def estimate(values: np.ndarray, groups: np.ndarray) -> Estimate:
+def estimate(values: np.ndarray, groups: np.ndarray) -> _Estimate:
     """Return the mean of values (n_rows, k), given the sorted number of the group of each row.
 
     Neighbouring rows resemble each other, so only rows of different groups count as independent. Source: Cochran,
@@ -52,7 +52,7 @@ def estimate(values: np.ndarray, groups: np.ndarray) -> Estimate:
     residuals = totals * (math.sqrt(n_groups / max(1, n_groups - 1)) / len(values))
     # The covariance matrix of the mean is ``residuals.T @ residuals``. This smaller one has the same trace and norm.
     matrix = residuals @ residuals.T
-    return Estimate(mean, np.array([np.trace(matrix), np.linalg.norm(matrix)]))
+    return _Estimate(mean, np.array([np.trace(matrix), np.linalg.norm(matrix)]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Reference:
     n_fitted: np.ndarray  # (), rows that determined the training range
     n_blocks: np.ndarray  # ()
     block_rows: np.ndarray  # (), rows of a block in the input; 0 if each file is a block
-    estimates: Mapping[str, Estimate]  # of each measure, see `measured`
+    estimates: Mapping[str, _Estimate]  # of each measure, see `measured`
     between: Mapping[str, np.ndarray]  # (2,), noise of the mean of one block in addition to that of its rows
 
     @classmethod
@@ -101,7 +101,7 @@ class Reference:
         for name, values in measured(sample.features, errors, most_error, center, basis).items():
             of_groups = estimate(values, groups)
             of_blocks = estimate(values, blocks)
-            estimates[name] = Estimate(of_groups.mean, np.maximum(of_groups.noise, of_blocks.noise))
+            estimates[name] = _Estimate(of_groups.mean, np.maximum(of_groups.noise, of_blocks.noise))
             between[name] = n_blocks * np.maximum(of_blocks.noise - of_groups.noise, 0)
         expected_share, outside_correlation = _outside(sample.scaled[:, : model.n_columns], blocks, n_rows)
         scaled = sample.scaled[is_usual].astype(np.float64)
@@ -138,7 +138,7 @@ class Reference:
     def of_stored(cls, arrays: Mapping[str, np.ndarray]) -> Reference:
         names = {name.split("/")[0] for name in arrays if "/" in name}
         values: dict[str, Any] = {name: arrays[name] for name in _ARRAYS}
-        values["estimates"] = {name: Estimate(arrays[f"{name}/mean"], arrays[f"{name}/noise"]) for name in names}
+        values["estimates"] = {name: _Estimate(arrays[f"{name}/mean"], arrays[f"{name}/noise"]) for name in names}
         values["between"] = {name: arrays[f"{name}/between"] for name in names}
         return cls(**values)
 

@@ -298,14 +298,14 @@ def _expected(
     filled = preprocessing.filled(Block(shard, 0, 0), rows)
     cleaned = preprocessing.clipped(filled)
     with np.errstate(over="ignore", invalid="ignore"):  # bad rows, and rows far outside the range
-        rounding = rounding_bound(model, cleaned)
+        rounding = _rounding_bound(model, cleaned)
         is_far = ~(np.abs(scaler.scaled(cleaned)).max(axis=1) < _HUGE)
         features = model.encode_cleaned(cleaned)
         values = features
         allowed = rounding + storage_error
         if has_errors:
             values = np.column_stack([features, finite_errors(model.row_errors(filled, features))])
-            allowed = np.column_stack([allowed, error_bound(model, filled, features, rounding)])
+            allowed = np.column_stack([allowed, _error_bound(model, filled, features, rounding)])
     may_be_bad = is_far | ~np.isfinite(rounding).all(axis=1)
     return _Expected(model.n_features, values, allowed, bad.any(axis=1), may_be_bad)
 
@@ -343,7 +343,7 @@ def _fault(i: int, stored: _Stored, expected: _Expected, shares: np.ndarray) -> 
     )
 
 
-def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
+def _rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
     """Return a bound on the rounding errors of features that are computed in float32, float64 (n_rows, n_features).
 
     The bound limits the difference from the float64 features of `Model.encode`. It is Inf or NaN where float32
@@ -365,7 +365,7 @@ def rounding_bound(model: Model, rows: np.ndarray) -> np.ndarray:
     return np.maximum(error, _MIN_ERROR).astype(np.float64)
 
 
-def error_bound(model: Model, rows: np.ndarray, features: np.ndarray, bound: np.ndarray) -> np.ndarray:
+def _error_bound(model: Model, rows: np.ndarray, features: np.ndarray, bound: np.ndarray) -> np.ndarray:
     """Return a bound on the rounding errors of `Model.row_errors` in float32, float64 (n_rows,).
 
     `bound` is that of the features (n_rows, n_features). The result is Inf where float32 overflows. The errors of the

@@ -26,7 +26,7 @@ _FILES = 2  # changed files that a message describes; more are only named
 _SENTENCES = {SELECTED: "fit_on selects other rows", TARGETS: "the values of target differ"}
 
 
-def differences(base: Base, wanted: Wanted, change: Change) -> str:
+def _differences(base: Base, wanted: Wanted, change: Change) -> str:
     """Return the differences in words; empty if there are none."""
     words = list(_files_in_words(base, wanted, change))
     for name, (before, now) in change.settings.items():
@@ -95,7 +95,7 @@ def _refuse(base: Base, wanted: Wanted, change: Change, config: Config, lost: Se
         return
     if not (change.has_other_rows or change.trains or change.encodes_again) or _only_adds_extras(change, lost):
         return
-    words = differences(base, wanted, change)
+    words = _differences(base, wanted, change)
     if not words and change.trains:
         words = "its model was trained on other rows"
     elif not words:
@@ -126,7 +126,7 @@ def _refuse_unfinished(before: Request, wanted: Wanted, progress: str, config: C
     base = Base(before, model="", encoder="", features="")
     change = difference(base, wanted)
     where = f"output={printable(config.results.output)}"
-    words = differences(base, wanted, change)
+    words = _differences(base, wanted, change)
     if progress and change.gone:
         raise ConfigError(
             f"{where}: contains an unfinished run of other input files ({progress}): {words}. Choose another --output, "

@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-class Stage(Protocol[Result]):
+class _Stage(Protocol[Result]):
     """One stage of a run, created with the results of the stages before it."""
 
     @property
@@ -32,7 +32,7 @@ class Stage(Protocol[Result]):
         ...
 
 
-def load_or_make(stage: Stage[Result], context: RunContext) -> Result:
+def load_or_make(stage: _Stage[Result], context: RunContext) -> Result:
     """Return the result of a stage: from an earlier run if possible, otherwise computed now."""
     result = stage.load(context.earlier)
     if result is None:

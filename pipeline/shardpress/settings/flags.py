@@ -87,7 +87,7 @@ _REMOVED = {
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str], description: str) -> Config:
     """Return the settings of a run from all sources, see `parse_with_settings`."""
-    config, _ = _parse(parser_of_settings(description), arguments, environment)
+    config, _ = _parse(_parser_of_settings(description), arguments, environment)
     return config
 
 
@@ -153,12 +153,8 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parser_of_settings(description: str) -> Parser:
-    """Return a parser of all settings. Its ``--help`` page shows the common ones, in groups."""
-    return _parser_of_settings(description, _COMMON)
-
-
-def _parser_of_settings(description: str, shown: Iterable[str]) -> Parser:
+def _parser_of_settings(description: str, shown: Iterable[str] = _COMMON) -> Parser:
+    """Return a parser of all settings. Its ``--help`` page shows some of them, in groups."""
     parser = Parser(description=description)
     _add_settings(parser, shown)
     return parser

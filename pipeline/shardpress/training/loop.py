@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _INTERVAL_PER_WRITE = 50
 
 
-class LimitPolicy(Protocol):
+class _LimitPolicy(Protocol):
     """Policy that decides whether a training run must end early, for example because of a deadline."""
 
     def after_step(self, training: Training) -> Limit | None:
@@ -70,7 +70,7 @@ class CheckpointPolicy:
 @contextmanager
 def training_loop(
     training: Training,
-    limits: LimitPolicy | None = None,
+    limits: _LimitPolicy | None = None,
     checkpoints: CheckpointPolicy | None = None,
     runner: RoundRunner | None = None,
 ) -> Iterator[Iterator[StepResult]]:
@@ -105,7 +105,7 @@ class _Loop:
     def __init__(
         self,
         training: Training,
-        limits: LimitPolicy | None,
+        limits: _LimitPolicy | None,
         checkpoints: CheckpointPolicy | None,
         runner: RoundRunner | None,
     ) -> None:

@@ -39,7 +39,7 @@ _COMPARED = 256  # features that are compared at once with all earlier ones
 
 
 @dataclass(frozen=True)
-class Units:
+class _Units:
     """Numbers of features that carry little information, found from their values for some rows."""
 
     n_rows: int
@@ -88,7 +88,7 @@ def complaints(about: Mapping[str, Any], settings: ResolvedTraining, network: Ne
             f"error by {improvement:.0%}. Raise --epochs."
         )
     if units := about.get("units"):
-        yield from _unit_warnings(Units(**units), network)
+        yield from _unit_warnings(_Units(**units), network)
 
 
 def _remedies(settings: ResolvedTraining, network: Network) -> str:
@@ -129,7 +129,7 @@ def _comparable_costs(history: Sequence[Mapping[str, Any]], settings: ResolvedTr
     return [epoch["cost"] for epoch in history]
 
 
-def _unit_warnings(units: Units, network: Network) -> Iterator[str]:
+def _unit_warnings(units: _Units, network: Network) -> Iterator[str]:
     faults = {
         "hardly vary": (units.dead, "Lower --n-features: fewer features would carry as much information"),
         "are saturated": (units.saturated, "Lower --learning-rate" if network.gain else "Omit --preset"),
@@ -143,7 +143,7 @@ def _unit_warnings(units: Units, network: Network) -> Iterator[str]:
             yield f"{n} of {units.n_features} features {problem}. {advice}."
 
 
-def _units(training: Training) -> Units:
+def _units(training: Training) -> _Units:
     """Count the units that compute the written features, from their values for some rows."""
     output = training.autoencoder.network.output
     rows = _sample(training)
@@ -164,7 +164,7 @@ def _sample(training: Training) -> np.ndarray:
     return training.rows.take(training.order.sample(most))
 
 
-def count_units(features: np.ndarray, code: str) -> Units:
+def count_units(features: np.ndarray, code: str) -> _Units:
     """Count the units that carry little information, from float32 features (n_rows, n_features) of two rows or more.
 
     Outliers are left out, because other rows hardly vary compared with them.
@@ -180,7 +180,7 @@ def count_units(features: np.ndarray, code: str) -> Units:
         ends = ((features < low + margin) | (features > high - margin)).mean(axis=0)
     deviations = features.std(axis=0, dtype=np.float64)
     is_dead = deviations <= max(_DEAD * deviations.max(), _ROUNDING)
-    return Units(
+    return _Units(
         n_rows=n_rows,
         n_features=n_features,
         dead=int(is_dead.sum()),

@@ -14,7 +14,7 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
-from shardpress.gpu.install import build_forwarders
+from shardpress.gpu.install import _build_forwarders
 from tests.support.interpreters import REPOSITORY
 
 SOURCES = Path(__file__).parent
@@ -117,7 +117,7 @@ def _build(place: Path) -> None:
         for link in (direct / name, direct / f"{name.partition('.so')[0]}.so"):
             _link(link, forwarded / name)
     _link(forwarded / "libcublas.so", forwarded / "libcublas.so.12")  # the project does not replace cuBLAS
-    build_forwarders(forwarded)
+    _build_forwarders(forwarded)
 
 
 def _libraries() -> dict[str, list[str]]:

@@ -90,7 +90,7 @@ def _from_shuffle(data: memoryview, values: Sequence[int], _: int) -> memoryview
 def _from_fletcher32(data: memoryview, _: Sequence[int], __: int) -> memoryview:
     body = data[:-_SUM_BYTES]
     stored = int.from_bytes(data[-_SUM_BYTES:], "little")
-    summed = fletcher32(body)
+    summed = _fletcher32(body)
     # HDF5 up to 1.6.2 swapped the two bytes of each half. HDF5 still accepts such files.
     older = (summed & 0x00FF00FF) << 8 | (summed >> 8) & 0x00FF00FF
     if len(data) < _SUM_BYTES or stored not in (summed, older):
@@ -98,7 +98,7 @@ def _from_fletcher32(data: memoryview, _: Sequence[int], __: int) -> memoryview:
     return body
 
 
-def fletcher32(data: memoryview) -> int:
+def _fletcher32(data: memoryview) -> int:
     """Return HDF5's Fletcher checksum of big-endian 16-bit words. The last word is padded with zeros.
 
     The lower half is the sum of the words. In the upper half, word i of n has the weight n - i. Both sums are modulo

@@ -69,7 +69,7 @@ def records_of(block: Block, layout: Layout) -> Iterator[tuple[slice, np.ndarray
         yield slice(start - block.start, stop - block.start), records
 
 
-class Numbers(NamedTuple):
+class _Numbers(NamedTuple):
     """Numbers in each record of a table. All have the same dtype."""
 
     dtype: np.dtype
@@ -78,7 +78,7 @@ class Numbers(NamedTuple):
     names: tuple[str, ...]  # field names; empty if a field is an array
 
 
-def _view_of(records: np.ndarray, numbers: Numbers) -> np.ndarray:
+def _view_of(records: np.ndarray, numbers: _Numbers) -> np.ndarray:
     """Return a view of the numbers in each record. The numbers are adjacent, and other fields may surround them."""
     return np.ndarray(
         shape=(len(records), numbers.n),
@@ -89,7 +89,7 @@ def _view_of(records: np.ndarray, numbers: Numbers) -> np.ndarray:
     )
 
 
-def numbers_of(record: np.dtype) -> Numbers | None:
+def numbers_of(record: np.dtype) -> _Numbers | None:
     """Return the numbers of a record, or None unless all fields but a leading `index` are numbers of one dtype."""
     fields = _fields_in_order(record)
     if _begins_with_index(fields):
@@ -109,7 +109,7 @@ def numbers_of(record: np.dtype) -> Numbers | None:
     names = tuple(name for _, name, _ in fields)
     if len(names) != n:  # array fields do not name single columns
         names = ()
-    return Numbers(number, start, n, names)
+    return _Numbers(number, start, n, names)
 
 
 def index_of_table(rows: Rows, layout: Layout) -> Extra | None:

@@ -63,7 +63,7 @@ def action_needed(report: Mapping[str, Any]) -> Section:
     """Return the section about warnings and problems: the number of each kind, and the first ten."""
     items = [*_warnings(report["warnings"]), *_bad_data(report.get("bad", {}))]
     if not report.get("appends"):  # the section about appended rows includes their drift
-        items += drift(report.get("drift"))
+        items += _drift(report.get("drift"))
     if not report["judgment"]["is_good"]:
         items.append(f"The features need attention, see the summary. {report['judgment']['suggestion']}")
     gave_up = report["summary"].get("gave_up")
@@ -106,7 +106,7 @@ def _first(listed: Sequence[object], n: int) -> str:
 # -- drift ---------------------------------------------------------------------------------------------------------
 
 
-def drift(facts: Mapping[str, Any] | None) -> Iterator[Item]:
+def _drift(facts: Mapping[str, Any] | None) -> Iterator[Item]:
     """Yield a sentence and tables about rows outside the range of a given model. Yield nothing if no row is outside."""
     if not facts or not facts["n_outside"]:
         return
@@ -145,7 +145,7 @@ def appends(report: Mapping[str, Any]) -> Section | None:
     rows = [_append(each) for each in reversed(found[-_MAX_APPENDS:])]
     columns = "append, time, files, rows, verdict, error ratio, outside"
     history = Table.of("Appends, the last one first", columns, rows)
-    return Section("Appended rows", (*_last_verdict(found[-1]), *drift(report.get("drift")), history))
+    return Section("Appended rows", (*_last_verdict(found[-1]), *_drift(report.get("drift")), history))
 
 
 def _last_verdict(last: Mapping[str, Any]) -> Iterator[Item]:
