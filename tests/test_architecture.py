@@ -54,7 +54,7 @@ ALLOWED_IMPORTS = {
     "cluster": ["gpu.driver"],
     "sealed": ["hdf5"],
     "result": ["alignment", "hdf5.categories", "model", "modelfile", "sealed"],
-    "shards": ["hdf5", "result"],
+    "shards": ["hdf5", "progress", "result"],
     "scan": ["hdf5.shard", "shards", "cluster"],
     "modelfile": ["model", "scan.scaler"],
     "model": ["scan.scaler", "sealed"],

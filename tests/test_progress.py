@@ -55,6 +55,14 @@ def test_progress_lines_are_neither_too_frequent_nor_too_rare(lines):
     assert len(lines()) >= 12 + 100_000 / 600 / 2, "no line for ten minutes"
 
 
+def test_a_minor_pass_is_logged_only_if_it_is_long(lines):
+    run_pass(10, 4.0, is_minor=True)
+    assert lines() == []
+    run_pass(10, 40.0, is_minor=True)
+    assert len(lines()) > 1
+    assert mentions(lines()[-1], "10/10 rows")
+
+
 def test_earlier_work_does_not_count_for_rate_and_remaining_time(lines):
     run_pass(1000, 1000.0, done=900, unit_bytes=10**6)
     assert mentions(lines()[-1], "1000/1000 rows", "100.0 s", "1 rows/s", "1 MB/s")

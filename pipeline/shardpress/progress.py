@@ -74,6 +74,7 @@ class Progress:
         unit: str,
         unit_bytes: int = 0,  # if it is not 0, the rate is also shown in MB/s
         done: int = 0,  # units that an earlier run has completed; rates do not include them
+        is_minor: bool = False,  # the end is shown only if a line was logged before, and a bar disappears
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         now = clock()
@@ -84,6 +85,7 @@ class Progress:
         self._unit_bytes = unit_bytes
         self._before = done
         self._done = done
+        self._is_minor = is_minor
         self._logged = -1
         self._notes: tuple[object, ...] = ()
         self._start = now
@@ -100,7 +102,8 @@ class Progress:
             self._draw()
             self._bar.close()
             self._bar = None  # so that the terminal also shows the last line
-        if error is None and self._logged != self._done:  # after an error, a line would look like success
+        is_wanted = self._logged >= 0 or not self._is_minor
+        if error is None and is_wanted and self._logged != self._done:  # after an error, a line would look like success
             self._line(is_last=True)
 
     @property
@@ -184,6 +187,7 @@ class Progress:
             bar_format=self._bar_format(),
             unit_scale=is_scaled,
             initial=self._before,
+            leave=not self._is_minor,
         )
 
     def _draw(self) -> None:

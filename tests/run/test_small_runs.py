@@ -59,7 +59,8 @@ def test_a_terminal_always_shows_what_a_run_is_doing(small: Small, tmp_path: Pat
     os.close(ours)
     assert process.returncode == 0, text
     assert silent == []
-    for step in ("start", "input", "device", "training", "encoding", "verification", "report", "result"):
+    assert re.search(r"\rinput: .* \d/\d files", text)
+    for step in ("start", "device", "training", "encoding", "verification", "report", "result"):
         assert re.search(rf"\r{step}: [a-zA-Z ]+ \[\d\d:\d\d\]", text), step
 
 

@@ -65,8 +65,7 @@ def run(
     with collect_warnings() as warnings, watching(n_device_calls, is_compiling) as watch:
         state = RunState(warnings, watch)
         results = config.results
-        with activity("input: reading the structure of the files"):
-            prepared = prepare(config, open_readonly(config))
+        prepared = prepare(config, open_readonly(config))
         output = Path(results.output)
         with locked(output, disk, results.restart, results.append or results.retrain) as journal:
             on_locked(journal.directory)

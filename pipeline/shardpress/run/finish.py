@@ -130,13 +130,12 @@ def finish(prepared: Prepared, results: StageResults, context: RunContext) -> Su
     """
     steps = _Finish(prepared, results, context)
     # BLAS threads spin while they wait for each other: small products take ten times as long on a busy machine.
-    with threadpool_limits(1, "blas"):
-        with activity("verification: recomputing features"):
-            verification = steps.verify()
-        with activity("report: measuring a sample of rows"):
-            sample = steps.sample()
-            steps.judge_new_rows()
-            steps.count_generations((sample or {}).get("probe"))
+    with activity("verification: recomputing features"), threadpool_limits(1, "blas"):
+        verification = steps.verify()
+    with activity("report: measuring a sample of rows"):
+        sample = steps.sample()
+        steps.judge_new_rows()
+        steps.count_generations((sample or {}).get("probe"))
     summary, judgment = steps.summarize(sample)
     report = steps.report(judgment, sample)
     with activity("result: writing the index and the report"):

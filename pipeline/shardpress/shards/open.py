@@ -20,6 +20,7 @@ from shardpress.hdf5.files import writers
 from shardpress.hdf5.names import PREFERRED
 from shardpress.hdf5.shard import Shard, rows_of
 from shardpress.hdf5.values import file_digest
+from shardpress.progress import Progress
 from shardpress.settings.kinds import sufficient_percentage
 from shardpress.shards.appending import fit_extras
 from shardpress.shards.columns import ColumnCheck
@@ -127,11 +128,15 @@ def _open_all(sources: Sequence[Source], selection: Selection) -> Generator[Shar
     """Yield each shard, or the error of its file, in order."""
     parts: dict[Path, Shard] = {}
     n_threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS, 1 + len(sources) // _FILES_PER_THREAD)
-    with ThreadPoolExecutor(n_threads, "vet") as pool:
+    with (
+        Progress("input", len(sources), "files", is_minor=True) as progress,
+        ThreadPoolExecutor(n_threads, "vet") as pool,
+    ):
         for start in range(0, len(sources), _FILES_PER_BATCH):
             batch = sources[start : start + _FILES_PER_BATCH]
             tasks = (batch[i : i + _FILES_PER_TASK] for i in range(0, len(batch), _FILES_PER_TASK))
             for shards in pool.map(partial(_open_few, selection=selection, parts=parts), tasks):
+                progress.advance(len(shards))
                 yield from shards
     retire(n_kept=1)  # each thread may have started a child process
 
