@@ -4,7 +4,7 @@
     python scripts/report_check.py features/report.html --pictures shots/
 
 Each page must log nothing, request nothing, contain no empty picture, fit the width of a phone, and pass axe-core.
-`--pictures` writes screenshots of the page on a desktop, on a phone, in dark colours and in print. The script
+`--pictures` writes screenshots of the page on a desktop, a tablet and a phone, in dark colours and in print. The script
 needs Chromium (Debian: chromium) and axe-core (npm: axe-core); `--axe` is the path of its axe.min.js.
 """
 
@@ -40,7 +40,12 @@ QUIET = (
 )
 DARK = "--blink-settings=preferredColorScheme=0"
 # Width and flags of each view.
-VIEWS: dict[str, tuple[int, list[str]]] = {"desktop": (1280, []), "phone": (390, []), "dark": (1280, [DARK])}
+VIEWS: dict[str, tuple[int, list[str]]] = {
+    "desktop": (1280, []),
+    "tablet": (768, []),
+    "phone": (390, []),
+    "dark": (1280, [DARK]),
+}
 
 # JavaScript that examines the page. It is added at the end of the body, so that it does not examine itself.
 PROBE = """
